@@ -1,0 +1,28 @@
+# make demo       set up, then JPEG files -> FFCV -> ResNet-50 with DeepSpeed -> error, log, checkpoint, curves
+# make test       set up, then the tests (at most 10 minutes on 2 cores); make test-slow runs the long ones
+# make setup      system packages and .venv only
+# make clean      removes what make demo made; make distclean also .venv
+
+PYTHON ?= python3
+
+.PHONY: setup demo test test-slow clean distclean
+
+setup: .venv/.complete
+
+.venv/.complete: tools/setup.sh setup.cfg constraints.txt
+	PYTHON=$(PYTHON) tools/setup.sh
+
+demo: setup
+	.venv/bin/python tools/demo.py
+
+test: setup
+	.venv/bin/python -m pytest -m "not slow"
+
+test-slow: setup
+	.venv/bin/python -m pytest -m slow
+
+clean:
+	rm -rf data/digits data/digits_ffcv runs/digits
+
+distclean: clean
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,25 @@
+"""What a user can get wrong: each error is one line that says what, where, and what to do."""
+
+
+class LbsgdError(ValueError):
+    """Base of the errors that are the user's to mend; the recipes print them without a traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(LbsgdError):
+    """The DeepSpeed JSON, its `lbsgd` block or a flag cannot be right."""
+
+
+class DataError(LbsgdError):
+    """The data folder, an FFCV file, its labels or its source cannot be used."""
+
+
+class CheckpointError(LbsgdError):
+    """There is no checkpoint to resume, or it belongs to another recipe or network."""
+
+
+class TrainingError(LbsgdError):
+    """Training cannot go on, such as after a loss that is not a number."""
+
+    exit_code = 3
