@@ -1,0 +1,136 @@
+"""The `lbsgd` block of a DeepSpeed JSON: what a run intends, in the paper's terms (Sec. 2, 3 and 5.1).
+
+Plain DeepSpeed ignores the block. Each key is read here once; a value that gets past this file is right by itself, and
+`check.py` compares it with the numbers in DeepSpeed's own blocks.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Optional
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class _Block(BaseModel):
+    # Strict: "90" is not 90 and true is not 1. Forbid: a misspelt key is an error, never a silent default.
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class LinearScaling(_Block):
+    """η from the global batch (Sec. 2.1): `rule` linear, sqrt or fixed, from `base_lr` at `base_batch` images."""
+
+    rule: Literal["linear", "sqrt", "fixed"] = "linear"
+    base_lr: PositiveFloat = 0.1
+    base_batch: Positive = 256
+
+
+class Warmup(_Block):
+    """The first epochs (Sec. 2.2): gradual (η0 to η), constant (η0, then η) or none, over `epochs`."""
+
+    kind: Literal["gradual", "constant", "none"]
+    epochs: NonNegativeFloat
+
+    @model_validator(mode="after")
+    def _kind_agrees_with_epochs(self):
+        if (self.kind == "none") != (self.epochs == 0):
+            raise ValueError(f"kind {self.kind} does not go with {self.epochs:g} epochs: none takes 0, others more")
+        return self
+
+
+class Decay(_Block):
+    """η times `factor` after each of `epochs` (Sec. 5.1)."""
+
+    epochs: list[PositiveFloat] = [30.0, 60.0, 80.0]
+    factor: PositiveFloat = 0.1
+
+    @model_validator(mode="after")
+    def _epochs_ascend(self):
+        if self.epochs != sorted(set(self.epochs)):
+            raise ValueError(f"epochs {self.epochs} must ascend")
+        return self
+
+
+class Momentum(_Block):
+    """Which of the two forms of Sec. 3: lr_outside is (9), lr_inside is (10), with or without Remark 2's correction."""
+
+    form: Literal["lr_outside", "lr_inside"] = "lr_outside"
+    correction: bool = True
+
+    @model_validator(mode="after")
+    def _form_9_needs_no_correction(self):
+        if self.form == "lr_outside" and not self.correction:
+            raise ValueError("correction false: lr_outside, the paper's (9), is corrected by construction; use lr_inside")
+        return self
+
+
+class WeightDecay(_Block):
+    """Sec. 5.1: λ is not applied to batch norm's γ and β. inverse_lr (for comparison): λ = base · base_lr/η."""
+
+    on_batch_norm: bool = False
+    scaling: Literal["none", "inverse_lr"] = "none"
+    base: Optional[NonNegativeFloat] = None
+
+    @model_validator(mode="after")
+    def _base_goes_with_inverse_lr(self):
+        if (self.scaling == "inverse_lr") != (self.base is not None):
+            raise ValueError("base, the weight decay at base_batch images, is needed with scaling inverse_lr, only there")
+        return self
+
+
+class BatchNorm(_Block):
+    """Sec. 2.3 and 5.1: n images a normalisation, which images' statistics serve evaluation, γ = 0 in last layers."""
+
+    per_worker_batch: Positive = 32
+    scope: Literal["worker", "all"] = "worker"
+    statistics: Literal["average", "first_worker", "recomputed"] = "average"
+    statistics_images: Optional[Positive] = None
+    zero_last_gamma: bool = True
+
+    @model_validator(mode="after")
+    def _statistics_are_possible(self):
+        if (self.statistics == "recomputed") != (self.statistics_images is not None):
+            raise ValueError("statistics_images is needed with statistics recomputed, only there")
+        if self.statistics_images is not None and self.statistics_images % self.per_worker_batch:
+            raise ValueError(f"statistics_images {self.statistics_images} is no multiple of n = {self.per_worker_batch}")
+        if self.scope == "all" and self.statistics != "average":
+            raise ValueError(f"scope all has one set of statistics for all workers: use average, not {self.statistics}")
+        return self
+
+
+class Augmentation(_Block):
+    """Random resized crop of `crop_scale` (share of the area) to `resolution`, then a flip (Sec. 5.1)."""
+
+    resolution: Positive = 224
+    crop_scale: list[PositiveFloat] = [0.08, 1.0]
+    flip: bool = True
+
+    @model_validator(mode="after")
+    def _crop_scale_is_a_range(self):
+        if len(self.crop_scale) != 2 or not self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(f"crop_scale {self.crop_scale} must be two shares of the image, the smaller first, up to 1")
+        return self
+
+
+class Recipe(_Block):
+    """The whole `lbsgd` block; every default is the paper's."""
+
+    epochs: Positive
+    num_images: Positive
+    linear_scaling: LinearScaling = LinearScaling()
+    warmup: Warmup
+    decay: Decay = Decay()
+    momentum: Momentum = Momentum()
+    weight_decay: WeightDecay = WeightDecay()
+    batch_norm: BatchNorm = BatchNorm()
+    augmentation: Augmentation = Augmentation()
+    seed: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _decay_follows_warmup(self):
+        if self.decay.epochs and self.decay.epochs[0] < self.warmup.epochs:
+            raise ValueError(f"decay at epoch {self.decay.epochs[0]:g} is inside the {self.warmup.epochs:g} of warmup")
+        return self

@@ -1,0 +1,199 @@
+"""A DeepSpeed JSON is read once: what is right resolves, what is wrong is one line with the numbers and the way out."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from lbsgd.config import Overrides, read_json
+from lbsgd.errors import ConfigError
+from lbsgd.plan import Plan
+
+CONFIGS = Path(__file__).parent.parent / "ds_configs"
+
+
+def edited(name="8k", **changes):
+    """A shipped JSON with the values at dotted paths (written with __) replaced; None deletes."""
+    config = read_json(CONFIGS / f"{name}.json")
+    for path, value in changes.items():
+        *blocks, last = path.split("__")
+        target = config
+        for block in blocks:
+            target = target[block]
+        if value is None:
+            del target[last]
+        else:
+            target[last] = value
+    return config
+
+
+def test_8k_is_the_papers_run_on_256_gpus():
+    plan = Plan.read(CONFIGS / "8k.json", world_size=256)
+    assert (plan.global_batch, plan.num_workers, plan.per_worker_batch) == (8192, 256, 32)
+    assert (plan.micro_batch, plan.accumulation_steps) == (32, 1)
+    assert plan.schedule.reference_lr == 3.2
+    assert plan.iterations_per_epoch == 156 and plan.num_iterations == 14_040
+    assert plan.schedule.warmup_iterations == 780
+    assert plan.schedule.decay_iterations == (4680, 9360, 12480)
+    assert (plan.precision, plan.zero_stage) == ("fp16", 1)
+    assert plan.changes == () and plan.warnings == ()
+
+
+@pytest.mark.parametrize("world_size, micro_batch, passes", [(256, 32, 1), (8, 256, 4), (2, 32, 128), (1, 8192, 1)])
+def test_the_number_of_gpus_and_the_micro_batch_change_only_the_passes(world_size, micro_batch, passes):
+    plan = Plan.read(CONFIGS / "8k.json", world_size, overrides=Overrides(micro_batch=micro_batch))
+    assert plan.accumulation_steps == passes
+    assert plan.identity() == Plan.read(CONFIGS / "8k.json", 256).identity()
+
+
+def test_every_shipped_json_is_free_of_findings():
+    for path in CONFIGS.glob("*.json"):
+        plan = Plan.read(path, world_size=2)
+        assert plan.changes == () and plan.warnings == (), path
+
+
+def test_other_data_derives_the_iterations_again_and_says_so():
+    plan = Plan.read(CONFIGS / "8k.json", 8, num_images=100_000)
+    assert plan.iterations_per_epoch == 12 and plan.schedule.warmup_iterations == 60
+    assert plan.config["scheduler"]["params"]["warmup_num_steps"] == 60
+    assert plan.changes == ("scheduler.params.warmup_num_steps: 780 -> 60", "lbsgd.num_images: 1281167 -> 100000")
+
+
+def test_another_global_batch_derives_every_dependent_number_again():
+    plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(global_batch=4096, resolution=160, seed=7))
+    assert plan.schedule.reference_lr == pytest.approx(1.6) and plan.schedule.warmup_iterations == 5 * 312
+    assert plan.recipe.augmentation.resolution == 160 and plan.recipe.seed == 7
+    assert "optimizer.params.lr: 3.2 -> 1.6" in plan.changes
+    assert "scheduler.params.warmup_num_steps: 780 -> 1560" in plan.changes
+
+
+def test_a_global_batch_of_base_batch_takes_no_warmup():
+    plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(global_batch=256))
+    assert plan.schedule.warmup_kind == "none" and plan.schedule.reference_lr == 0.1
+    assert 'lbsgd.warmup.kind: "gradual" -> "none"' in plan.changes
+
+
+@pytest.mark.parametrize("precision, stage, block", [
+    ("fp32", 1, None), ("bf16", 1, "torch_autocast"), ("fp16", 1, "fp16")])
+def test_precision_switches_the_blocks(precision, stage, block):
+    plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(precision=precision))
+    assert (plan.precision, plan.zero_stage) == (precision, stage)
+    assert {key for key in ("fp16", "torch_autocast") if key in plan.config} == ({block} if block else set())
+
+
+def test_fp16_raises_the_stage_to_1_because_stage_0_does_not_train():
+    plan = Plan.read(CONFIGS / "digits.json", 2, overrides=Overrides(precision="fp16"))
+    assert plan.zero_stage == 1 and plan.config["fp16"]["auto_cast"] is True
+    assert "zero_optimization.stage: 0 -> 1" in plan.changes
+
+
+def test_inverse_weight_decay_is_checked_and_derived_from_its_base():
+    block = {"on_batch_norm": False, "scaling": "inverse_lr", "base": 0.0001}
+    config = edited(lbsgd__weight_decay=block, optimizer__params__weight_decay=0.0001 / 32)
+    plan = Plan.read(config, 8, overrides=Overrides(global_batch=2048))
+    assert plan.config["optimizer"]["params"]["weight_decay"] == pytest.approx(0.0001 / 8)
+    with pytest.raises(ConfigError, match=r"optimizer.params.weight_decay: is 0.0001, .* makes it 3.125e-06"):
+        Plan.read(edited(lbsgd__weight_decay=block), 8)
+
+
+WRONG = [
+    # what stands in the JSON                                         the code, the key, and words that must be there
+    (dict(optimizer__params__lr=0.1), "R01", "optimizer.params.lr", ["is 0.1", "makes it 3.2"]),
+    (dict(scheduler__params__warmup_num_steps=1000), "R01", "scheduler.params.warmup_num_steps", ["1000", "780"]),
+    (dict(scheduler__params__warmup_min_lr=0.0), "R01", "scheduler.params.warmup_min_lr", ["is 0.0", "0.1"]),
+    (dict(train_batch_size=4096), "R01", "optimizer.params.lr", ["is 3.2", "makes it 1.6"]),
+    (dict(scheduler__params__warmup_type=None), "D10", "scheduler.params.warmup_type", ["logarithmic"]),
+    (dict(scheduler__type="WarmupDecayLR"), "D09", "scheduler.type", ["WarmupDecayLR"]),
+    (dict(gradient_clipping=None), "D08", "gradient_clipping", ["not set", "1.0"]),
+    (dict(gradient_clipping=1.0), "D08", "gradient_clipping", ["1.0"]),
+    (dict(zero_optimization__stage=0), "D11", "zero_optimization.stage", ["fp16", "never move"]),
+    (dict(zero_optimization__stage=3), "D17", "zero_optimization.stage", ["3", "0, 1 or 2"]),
+    (dict(zero_allow_untested_optimizer=None), "D18", "zero_allow_untested_optimizer", ["refuses SGD"]),
+    (dict(optimizer__type="sgd"), "D06", "optimizer.type", ["'sgd'", '"SGD"']),
+    (dict(optimizer__params__dampening=0.1), "D07", "optimizer.params", ["dampening"]),
+    (dict(elasticity={}), "D01", "elasticity", ["removed"]),
+    (dict(train_batchsize=1), "D02", "train_batchsize", ["did you mean train_batch_size"]),
+    (dict(train_batch_size="auto"), "D04", "train_batch_size", ["'auto'"]),
+    (dict(optimizer__params__lr="auto"), "D21", "optimizer.params.lr", ["Hugging Face"]),
+    (dict(gradient_allreduce_op="sum"), "D05", "gradient_allreduce_op", ["Remark 3"]),
+    (dict(bf16={"enabled": True}, fp16=None), "D13", "bf16", ["torch_autocast"]),
+    (dict(torch_autocast={"enabled": True, "dtype": "float16"}, fp16=None), "D14", "torch_autocast.dtype", ["float16"]),
+    (dict(torch_autocast={"enabled": True, "dtype": "bfloat16"}), "D15", "torch_autocast", ["choose one"]),
+    (dict(data_types={"buffer_dtype": "fp16"}), "D16", "data_types.buffer_dtype", ["running statistics"]),
+    (dict(zero_optimization__offload_optimizer={"device": "cpu"}), "D19", "zero_optimization.offload_optimizer", ["Adam"]),
+    (dict(optimizer__params__momentum=None), "R05", "optimizer.params.momentum", ["None"]),
+    (dict(lbsgd__warmup__epoch=5), "R10", "lbsgd.warmup.epoch", ["unknown key"]),
+    (dict(lbsgd__warmup__epochs=None), "R11", "lbsgd.warmup.epochs", ["missing"]),
+    (dict(lbsgd__warmup__kind="slow"), "R12", "lbsgd.warmup.kind", ["gradual", "slow"]),
+    (dict(lbsgd__warmup__epochs=0), "R12", "lbsgd.warmup", ["0 epochs"]),
+    (dict(lbsgd__epochs="90"), "R12", "lbsgd.epochs", ["'90'"]),
+    (dict(lbsgd__decay__epochs=[60, 30]), "R12", "lbsgd.decay", ["ascend"]),
+    (dict(lbsgd__decay__epochs=[3, 60]), "R12", "lbsgd", ["inside"]),
+    (dict(lbsgd__momentum={"form": "lr_outside", "correction": False}), "R12", "lbsgd.momentum", ["by construction"]),
+    (dict(lbsgd__weight_decay={"scaling": "inverse_lr"}), "R12", "lbsgd.weight_decay", ["base"]),
+    (dict(lbsgd__batch_norm={"statistics": "recomputed"}), "R12", "lbsgd.batch_norm", ["statistics_images"]),
+    (dict(lbsgd__batch_norm={"scope": "all", "statistics": "first_worker"}), "R12", "lbsgd.batch_norm", ["average"]),
+    (dict(lbsgd__augmentation={"crop_scale": [1.0, 0.5]}), "R12", "lbsgd.augmentation", ["smaller first"]),
+]
+
+
+@pytest.mark.parametrize("changes, code, key, words", WRONG, ids=[f"{row[1]}-{row[2]}" for row in WRONG])
+def test_what_cannot_be_right_is_refused_with_its_key_and_the_numbers(changes, code, key, words):
+    with pytest.raises(ConfigError) as caught:
+        Plan.read(edited(**changes), world_size=8)
+    [line] = [line for line in str(caught.value).splitlines() if f": {key}: " in line and line.endswith(f"[{code}]")]
+    assert all(word in line for word in words), line
+
+
+def test_unknown_keys_that_resemble_none_and_doubtful_numbers_are_warnings():
+    plan = Plan.read(edited(my_project={"x": 1}, zero_optimization__reduce_bucket_size=500_000_000), 8)
+    assert [line.split(":")[0] for line in plan.warnings] == ["my_project", "zero_optimization.reduce_bucket_size"]
+    config = edited(lbsgd__warmup={"kind": "none", "epochs": 0}, scheduler__params__warmup_min_lr=3.2,
+                    scheduler__params__warmup_num_steps=1)
+    assert "1.1 points" in Plan.read(config, 8).warnings[0]
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (dict(world_size=3), ["256 workers", "3 processes", "fit: 1, 2, 4, 8, 16, 32, 64, 128, 256"]),
+    (dict(world_size=2, overrides=Overrides(micro_batch=48)), ["48 is no multiple of n = 32", "fit: 32, 64, 128"]),
+    (dict(world_size=2, overrides=Overrides(micro_batch=96)), ["96", "fit: 32, 64, 128"]),
+    (dict(world_size=1, overrides=Overrides(global_batch=100)), ["100 is no multiple of n = 32", "96 or 128"]),
+    (dict(world_size=1, num_images=8191), ["8192 images", "8191 images"]),
+])
+def test_what_does_not_fit_the_processes_or_the_data_names_what_would(arguments, words):
+    with pytest.raises(ConfigError) as caught:
+        Plan.read(CONFIGS / "8k.json", **arguments)
+    assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("text, words", [
+    ('{"train_batch_size": 8192,}', ["line 1, column 27", "trailing commas"]),
+    ('{\n// kn\n"a": 1}', ["line 2, column 1", "comments"]),
+    ('{"a": 1, "a": 2}', ["'a'", "twice"]),
+    ('{"a": NaN}', ["NaN"]),
+    ("[1]", ["no JSON object"]),
+    ("{}", ["train_batch_size"]),
+])
+def test_what_is_not_strict_json_is_refused_with_its_place(tmp_path, text, words):
+    path = tmp_path / "wrong.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Plan.read(path, 1)
+    assert all(word in str(caught.value) for word in [str(path), *words])
+
+
+def test_a_missing_or_binary_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nothing.json: cannot be read"):
+        Plan.read(tmp_path / "nothing.json", 1)
+    (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="is not text"):
+        Plan.read(tmp_path / "binary.json", 1)
+
+
+def test_reading_leaves_the_callers_object_alone_and_the_plan_is_plain_data():
+    config = edited()
+    before = copy.deepcopy(config)
+    plan = Plan.read(config, 8, overrides=Overrides(global_batch=256, precision="bf16"))
+    assert config == before
+    assert json.loads(json.dumps(plan.as_dict()))["global_batch"] == 256
