@@ -1,0 +1,220 @@
+"""Remark 2: momentum when the learning rate changes. Sec. 5.1: no weight decay on batch norm."""
+
+import copy
+import io
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from lbsgd.batchnorm import convert_batch_norm
+from lbsgd.optim import MomentumCorrectedSGD, decay_groups
+
+WARMUP = [0.1, 0.1, 0.72, 1.34, 1.96, 2.58, 3.2, 3.2]  # a ramp to η = 3.2 as at 8k, in five iterations
+SCHEDULE = WARMUP + [0.32, 0.32, 0.032]
+
+
+def gradient(w, t):
+    """Of a bowl that is steeper in some directions, shaken differently at every iteration."""
+    curvature = torch.linspace(0.05, 0.5, w.numel(), dtype=w.dtype)
+    return curvature * w + torch.cos(t + torch.arange(w.numel(), dtype=w.dtype))
+
+
+def descend(optimizer_class, learning_rates, dtype=torch.float64, **options):
+    w = torch.linspace(-1, 1, 6, dtype=dtype).requires_grad_()
+    optimizer = optimizer_class([w], **{"lr": learning_rates[0], "momentum": 0.9, "weight_decay": 1e-2, **options})
+    for t, lr in enumerate(learning_rates):
+        optimizer.param_groups[0]["lr"] = lr
+        w.grad = gradient(w.detach(), t)
+        optimizer.step()
+    return w.detach()
+
+
+# --- the two forms ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options, by_hand", [
+    # g = 1 and m = 0.5 throughout, η = 0.1 and then 0.2, from w = 1
+    (dict(form="lr_outside"), [1 - 0.1 * 1, 0.9 - 0.2 * 1.5]),
+    (dict(form="lr_inside"), [1 - 0.1, 0.9 - (0.5 * 2 * 0.1 + 0.2)]),
+    (dict(form="lr_inside", correction=False), [1 - 0.1, 0.9 - (0.5 * 0.1 + 0.2)]),
+    (dict(form="lr_outside", nesterov=True), [1 - 0.1 * 1.5, 0.85 - 0.2 * (0.5 * 1.5 + 1)]),
+    (dict(form="lr_inside", nesterov=True), [1 - (0.5 * 0.1 + 0.1), 0.85 - (0.5 * 0.3 + 0.2)]),
+])
+def test_two_steps_worked_by_hand(options, by_hand):
+    w = torch.ones(1, dtype=torch.float64, requires_grad=True)
+    optimizer = MomentumCorrectedSGD([w], lr=0.1, momentum=0.5, **{"nesterov": False, **options})
+    for lr, expected in zip((0.1, 0.2), by_hand):
+        optimizer.param_groups[0]["lr"] = lr
+        w.grad = torch.ones_like(w)
+        optimizer.step()
+        assert w.item() == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("kernels", [{}, {"foreach": True}, {"foreach": False}, {"fused": True}])
+def test_the_papers_form_is_torch_sgd_bit_for_bit(kernels, nesterov):
+    options = dict(nesterov=nesterov, dtype=torch.float32, **kernels)
+    ours, torchs = (descend(kind, SCHEDULE, **options) for kind in (MomentumCorrectedSGD, torch.optim.SGD))
+    assert torch.equal(ours, torchs)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(1e-3, 4), min_size=1, max_size=12), st.booleans())
+def test_remark_2_makes_both_forms_equal_whatever_the_learning_rate_does(learning_rates, nesterov):
+    outside, inside = (descend(MomentumCorrectedSGD, learning_rates, form=form, nesterov=nesterov)
+                       for form in ("lr_outside", "lr_inside"))
+    torch.testing.assert_close(inside, outside, rtol=1e-10, atol=1e-10)
+
+
+def test_without_correction_the_forms_part_when_the_learning_rate_changes_and_only_then():
+    for learning_rates, parted in (([3.2] * 8, False), (WARMUP, True)):
+        outside, uncorrected = (descend(MomentumCorrectedSGD, learning_rates, form=form, correction=correction)
+                                for form, correction in (("lr_outside", True), ("lr_inside", False)))
+        distance = (uncorrected - outside).abs().max()
+        assert distance > 1 if parted else distance < 1e-12
+
+
+class CorrectedTwice(torch.optim.SGD):
+    """The known bug: Caffe2's correction, made for form (10), on torch's form (9)."""
+
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                state = self.state[p]
+                if "momentum_buffer" in state:
+                    state["momentum_buffer"] *= group["lr"] / state["last_lr"]
+                state["last_lr"] = group["lr"]
+        super().step()
+
+
+def test_the_correction_of_form_10_on_form_9_is_a_bug_that_shows():
+    right, wrong = (descend(kind, WARMUP, nesterov=True) for kind in (MomentumCorrectedSGD, CorrectedTwice))
+    assert (right - wrong).abs().max() > 1
+    constant = [descend(kind, [3.2] * 8, nesterov=True) for kind in (MomentumCorrectedSGD, CorrectedTwice)]
+    torch.testing.assert_close(*constant)  # and it hides while η is constant
+
+
+@pytest.mark.parametrize("correction", [True, False])
+def test_a_first_learning_rate_of_zero_divides_nothing(correction):
+    options = dict(form="lr_inside", correction=correction)
+    zero_first = descend(MomentumCorrectedSGD, [0.0, 0.1], **options)
+    assert zero_first.isfinite().all() and not torch.equal(zero_first, descend(MomentumCorrectedSGD, [0.0], **options))
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ({"form": "nesterov"}, "'nesterov' must be one of"),
+    ({"correction": False}, "corrected by construction"),
+    ({"form": "lr_inside", "fused": True}, "foreach kernels only"),
+    ({"form": "lr_inside", "foreach": False}, "foreach kernels only"),
+])
+def test_what_cannot_be_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        MomentumCorrectedSGD([torch.zeros(1, requires_grad=True)], lr=0.1, **wrong)
+
+
+# --- what DeepSpeed does to an optimizer -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["lr_outside", "lr_inside"])
+def test_zero_may_step_flat_slices_one_group_at_a_time(form):
+    """Flat slices that do not end where a parameter ends; groups may be empty, parameters without a gradient."""
+    whole = [torch.linspace(-1, 1, 6, dtype=torch.float64).requires_grad_() for _ in range(2)]
+    slices = [w.detach().clone()[part].requires_grad_() for w in whole for part in (slice(0, 2), slice(2, 6))]
+    unused = torch.ones(3, requires_grad=True)
+
+    def optimizer_of(*groups):
+        return MomentumCorrectedSGD([{"params": params} for params in groups], lr=0.1, weight_decay=1e-2, form=form)
+
+    at_once, as_zero = optimizer_of(whole), optimizer_of(slices[:2], slices[2:], [unused], [])
+    for t, lr in enumerate(SCHEDULE):
+        for w, its_slices in zip(whole, (slices[:2], slices[2:])):
+            w.grad = gradient(w.detach(), t)
+            its_slices[0].grad, its_slices[1].grad = w.grad[:2].clone(), w.grad[2:].clone()
+        at_once.param_groups[0]["lr"] = lr
+        at_once.step()
+        groups = as_zero.param_groups
+        for group in groups:
+            group["lr"] = lr
+            as_zero.param_groups = [group]
+            as_zero.step()
+        as_zero.param_groups = groups
+    torch.testing.assert_close(torch.cat(slices), torch.cat(whole), rtol=1e-14, atol=0)
+    assert unused.eq(1).all() and unused not in as_zero.state
+
+
+@pytest.mark.parametrize("form", ["lr_outside", "lr_inside"])
+@pytest.mark.parametrize("how", ["checkpoint", "deepcopy"])
+def test_momentum_survives_a_restart_in_the_middle_of_the_ramp(form, how):
+    def continued(w, optimizer, learning_rates):
+        for t, lr in learning_rates:
+            optimizer.param_groups[0]["lr"] = lr
+            w.grad = gradient(w.detach(), t)
+            optimizer.step()
+        return w.detach()
+
+    w = torch.linspace(-1, 1, 6).requires_grad_()
+    optimizer = MomentumCorrectedSGD([w], lr=0.1, form=form)
+    steps = list(enumerate(WARMUP))
+    continued(w, optimizer, steps[:4])
+    if how == "checkpoint":
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        again = w.detach().clone().requires_grad_()
+        restarted = MomentumCorrectedSGD([again], lr=0.1, form=form)
+        restarted.load_state_dict(torch.load(file))
+    else:
+        again, restarted = copy.deepcopy((w, optimizer))
+    assert torch.equal(continued(again, restarted, steps[4:]), continued(w, optimizer, steps[4:]))
+
+
+def test_the_last_learning_rate_is_a_plain_number_beside_the_momentum():
+    w = torch.ones(2, requires_grad=True)
+    optimizer = MomentumCorrectedSGD([w], lr=0.1, form="lr_inside")
+    w.grad = torch.ones(2)
+    assert optimizer.step(lambda: 7.0) == 7.0
+    assert set(optimizer.state[w]) == {"momentum_buffer", "last_lr"} and type(optimizer.state[w]["last_lr"]) is float
+
+
+# --- what decays -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_the_106_batch_norm_parameters_of_resnet50_do_not_decay(converted):
+    from torchvision.models import resnet50
+
+    model = convert_batch_norm(resnet50(), 32) if converted else resnet50()
+    decay, batch_norm = decay_groups(model, 1e-4)
+    assert (decay["name"], decay["weight_decay"], len(decay["params"])) == ("decay", 1e-4, 55)  # 53 convolutions and fc
+    assert (batch_norm["name"], batch_norm["weight_decay"], len(batch_norm["params"])) == ("batch_norm", 0.0, 2 * 53)
+    assert any(p is model.fc.bias for p in decay["params"])
+    by_name = [name for name, _ in model.named_parameters() if "bn" in name]
+    assert len(by_name) == 2 * 49  # the search for "bn" misses the four shortcuts
+
+
+def test_batch_norm_decays_when_asked_to():
+    groups = decay_groups(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), 1e-4, on_batch_norm=True)
+    assert [(group["name"], group["weight_decay"]) for group in groups] == [("decay", 1e-4), ("batch_norm", 1e-4)]
+
+
+def test_frozen_parameters_are_left_out_shared_ones_stand_once_and_no_group_is_empty():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.BatchNorm1d(2))
+    model[1].weight = model[0].weight
+    model[0].bias.requires_grad_(False)
+    model[2].requires_grad_(False)
+    (decay,) = decay_groups(model, 1e-4)
+    assert [id(p) for p in decay["params"]] == [id(model[0].weight), id(model[1].bias)]
+
+
+def test_one_step_without_a_gradient_shrinks_all_but_batch_norm():
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    before = copy.deepcopy(model)
+    optimizer = MomentumCorrectedSGD(decay_groups(model, 0.5), lr=0.1, nesterov=False)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    for (name, now), then in zip(model.named_parameters(), before.parameters()):
+        torch.testing.assert_close(now, then * (1 if name.startswith("1.") else 1 - 0.1 * 0.5))

@@ -1,0 +1,202 @@
+"""Tables and curves: the numbers of the logs, and nothing else, where a reader looks for them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+from rich.console import Console
+
+from lbsgd.errors import ConfigError
+from lbsgd.report import COLOURS, curves, figure, main, table
+from lbsgd.runlog import RunLog, read_run
+
+TOOL = Path(__file__).parents[1] / "tools" / "report.py"
+
+
+def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, finished=True, model="resnet50"):
+    """A run with the validation errors `val`, one an epoch; training errors are 1 lower, lr falls from 0.2 to 0.02."""
+    run = {"model": model, "global_batch": kn, "num_workers": kn // 32, "iterations_per_epoch": 1, "precision": "fp32",
+           "recipe": {"epochs": epochs or len(val), "seed": seed}, "schedule": {"reference_lr": lr},
+           "config": {"optimizer": {"type": "SGD"}}, "world_size": world_size}
+    with RunLog(folder, run) as log:
+        for t, error in enumerate(val):
+            log.iteration({"iteration": t, "epoch": float(t), "lr": 0.2 if t < 3 else 0.02, "train_loss": 2.3,
+                           "images_per_second": 50.0 if t == 0 else 160.0 + t, "data_wait_pct": 0.4})
+            log.epoch({"epoch": t + 1, "train_loss": 2.3, "train_top1_error_pct": error - 1,
+                       "val_top1_error_pct": error, "seconds": 8.0})
+        if finished:
+            log.result()
+    return read_run(folder)
+
+
+def rows(runs, width=80):
+    """The table's lines as they are printed, each as its words: two of header, a rule, then the rows from [3] on."""
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    console.print(table(runs))
+    lines = console.export_text().splitlines()
+    assert all(len(line) <= width for line in lines)
+    return [line.split() for line in lines if line.strip()]
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_a_row_holds_the_numbers_of_its_run(tmp_path):
+    run = write(tmp_path / "8k", val=[90.0, 24.0, 26.0, 22.0, 25.0, 23.0], kn=8192, lr=3.2)
+    above, header, _, row, caption = rows([run])
+    assert above == ["best", "images"] and header == ["run", "kn", "k", "η", "epochs", "val", "val", "train", "/s"]
+    # val: the median of 24 26 22 25 23; images/s: the median of 50 161 162 163 164 165
+    assert row == ["8k", "8192", "256", "3.2", "6", "24.00", "22.00", "23.00", "162"]
+
+
+def test_a_run_under_way_shows_how_far_it_is(tmp_path):
+    assert rows([write(tmp_path / "a", val=[50.0, 40.0], epochs=90, finished=False)])[3][4:6] == ["2/90", "45.00"]
+    assert rows([write(tmp_path / "b", val=[], epochs=90, finished=False)])[3][4:] == ["0/90", "-", "-", "-", "-"]
+
+
+def test_runs_of_one_recipe_are_summarised_as_mean_and_std_over_seeds(tmp_path):
+    runs = [write(tmp_path / f"seed{seed}", val=[90.0, error, error, error], seed=seed, world_size=seed + 1)
+            for seed, error in enumerate([6.0, 7.0, 9.5])]
+    # mean 22.5 / 3; deviations -1.5, -0.5, 2: std = sqrt((2.25 + 0.25 + 4) / 2) = 1.80. GPUs are no part of a recipe.
+    assert rows(runs)[-2] == "mean of 3 ± std 128 4 0.2 4 7.50 ± 1.80".split()
+
+
+@pytest.mark.parametrize("other", [
+    dict(seed=0),  # the same seed again is no second sample
+    dict(seed=1, kn=256),
+    dict(seed=1, model="resnet101"),
+    dict(seed=1, finished=False),
+    dict(seed=1, val=[9.0], epochs=2),  # ended early
+])
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path, other):
+    first = write(tmp_path / "a", val=[9.0, 8.0])
+    second = write(tmp_path / "b", **{"val": [9.0, 7.0], **other})
+    assert not any("mean" in row for row in rows([first, second])[:-1])
+
+
+def test_runs_of_the_same_folder_name_are_told_apart(tmp_path):
+    runs = [write(tmp_path / kn / "seed0", val=[9.0]) for kn in ("256", "8k")]
+    assert [row[0] for row in rows(runs)[3:5]] == ["256/seed0", "8k/seed0"]
+    log = runs[0].path.rename(tmp_path / "baseline.jsonl")
+    assert [row[0] for row in rows([read_run(log), runs[1]])[3:5]] == ["baseline", "seed0"]
+
+
+def test_imagenet_rows_fit_in_80_columns(tmp_path):
+    runs = [write(tmp_path / f"resnet50-64k-{seed}", val=[33.96, 34.0], kn=65536, lr=25.6, seed=seed)
+            for seed in range(2)]
+    assert [row[0] for row in rows(runs)[3:5]] == ["resnet50-64k-0", "resnet50-64k-1"]  # in one piece
+
+
+def test_a_folder_name_in_brackets_is_no_markup(tmp_path):
+    assert rows([write(tmp_path / "[bold]", val=[9.0])])[3][0] == "[bold]"
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def test_curves_are_those_of_the_log(tmp_path):
+    runs = [write(tmp_path / "a", val=[80.0, 40.0, 20.0, 10.0]), write(tmp_path / "b", val=[90.0, 60.0], seed=1)]
+    error, lr = figure(runs).axes
+    drawn = [(line.get_color(), line.get_linestyle(), list(line.get_xdata()), list(line.get_ydata()))
+             for line in error.lines if len(line.get_xdata())]
+    assert drawn == [
+        (COLOURS[0], "--", [1, 2, 3, 4], [79, 39, 19, 9]),
+        (COLOURS[0], "-", [1, 2, 3, 4], [80, 40, 20, 10]),
+        (COLOURS[1], "--", [1, 2], [89, 59]),
+        (COLOURS[1], "-", [1, 2], [90, 60])]
+    assert [list(line.get_ydata()) for line in lr.lines] == [[0.2, 0.2, 0.2, 0.02], [0.2, 0.2]]
+    assert [list(line.get_xdata()) for line in lr.lines] == [[0, 1, 2, 3], [0, 1]]
+
+
+def test_axes_and_legend_say_what_is_drawn(tmp_path):
+    picture = figure([write(tmp_path / "8k", val=[24.0, 23.74, 23.7])])
+    error, lr = picture.axes
+    assert (error.get_ylabel(), lr.get_ylabel(), lr.get_xlabel()) == ("top-1 error (%)", "learning rate", "epochs")
+    assert error.get_shared_x_axes().joined(error, lr) and error.get_ylim() == (0, 100)
+    legend, = picture.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["8k  23.74", "validation", "training"]
+
+
+def test_no_label_is_cut_off_and_the_legend_hides_no_curve(tmp_path):
+    runs = [write(tmp_path / f"resnet50-{kn}", val=[99.9] * 90, kn=kn) for kn in (256, 8192, 16384, 65536)]
+    picture = figure(runs)
+    picture.draw_without_rendering()
+    around, paper = picture.get_tightbbox(), picture.bbox_inches
+    assert 0 <= around.x0 and 0 <= around.y0 and around.x1 <= paper.x1 and around.y1 <= paper.y1
+    legend = picture.legends[0].get_window_extent()
+    assert not any(legend.overlaps(axes.get_window_extent()) for axes in picture.axes)
+
+
+def test_a_run_of_one_iteration_is_a_visible_point(tmp_path):
+    error, lr = figure([write(tmp_path, val=[90.0])]).axes
+    assert [line.get_marker() for line in (*error.lines[:2], *lr.lines)] == [".", ".", "."]
+
+
+def test_a_run_killed_before_its_first_record_is_still_drawn(tmp_path):
+    young, run = write(tmp_path / "young", val=[], epochs=2, finished=False), write(tmp_path / "run", val=[9.0, 8.0])
+    for runs in ([young], [young, run]):
+        curves(runs, tmp_path / "curves.png")
+        assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert figure([young]).legends[0].get_texts()[0].get_text() == "young  -"
+
+
+def test_the_picture_shows_every_run_in_its_colour(tmp_path):
+    runs = [write(tmp_path / str(seed), val=[90.0 - 10 * seed, 50.0, 20.0 + seed], seed=seed) for seed in range(3)]
+    curves(runs, tmp_path / "curves.png")
+    pixels = imread(tmp_path / "curves.png")[:, :, :3]
+    assert pixels.shape[:2] == (900, 1500)
+    for colour in COLOURS[:3]:
+        red, green, blue = (int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5))
+        near = (abs(pixels - [red, green, blue]) < 0.02).all(axis=2)
+        assert near.sum() > 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "curves.png"]
+
+
+def test_more_runs_than_colours_are_all_drawn(tmp_path):
+    runs = [write(tmp_path / str(seed), val=[90.0, 50.0], seed=seed) for seed in range(9)]
+    assert len(figure(runs).axes[1].lines) == 9
+
+
+@pytest.mark.parametrize("name, reason", [("curves.txt", "choose .png, .svg or .pdf"), ("curves", "choose .png"),
+                                          ("missing/curves.png", "cannot write .*missing/curves.png: No such file")])
+def test_a_picture_that_cannot_be_written_is_refused(tmp_path, name, reason):
+    run = write(tmp_path / "run", val=[9.0])
+    with pytest.raises(ConfigError, match=reason):
+        curves([run], tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_table_and_draws_the_picture(tmp_path):
+    write(tmp_path / "a", val=[9.0, 8.0])
+    write(tmp_path / "b", val=[9.0, 6.0], seed=1)
+    done = subprocess.run([sys.executable, TOOL, "a", "b/log.jsonl"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    assert "mean of 2 ± std" in done.stdout and done.stdout.endswith("curves: curves.png\n")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("content, reason", [(None, "no run log at"), ("hello\n", "line 1: not a run log: not JSON")])
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, content, reason):
+    write(tmp_path / "good", val=[9.0])
+    if content:
+        (tmp_path / "bad").write_text(content)
+    code = main([str(tmp_path / "good"), str(tmp_path / "bad"), "--output", str(tmp_path / "new.png")])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == "" and not (tmp_path / "new.png").exists()
+    assert err.startswith("error: ") and reason in err and err.count("\n") == 1
+
+
+def test_the_tool_explains_itself_with_its_command_line():
+    assert TOOL.read_text().startswith('"""python tools/report.py RUN [RUN ...] [--output curves.png]\n')
+
+
+def test_reading_logs_imports_nothing_heavy():
+    code = ("import sys, lbsgd.runlog, lbsgd.progress, lbsgd.report\n"
+            "print(*sorted({'torch', 'numpy', 'matplotlib', 'deepspeed', 'ffcv'} & sys.modules.keys()))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

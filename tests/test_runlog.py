@@ -1,0 +1,231 @@
+"""The run log: what is written can be read, whatever happens to the run."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lbsgd.errors import ConfigError, DataError
+from lbsgd.runlog import RunLog, final_error, read_run, replace_file
+
+RUN = {"model": "resnet50", "recipe": {"epochs": 4, "seed": 0}, "schedule": {"reference_lr": 0.2}, "config": {},
+       "precision": "fp32", "global_batch": 128, "num_workers": 4, "iterations_per_epoch": 2}
+
+
+def iteration(t, **more):
+    return {"iteration": t, "epoch": t / 2, "lr": 0.2, "train_loss": 2.3, "images_per_second": 160.0,
+            "data_wait_pct": 0.4, **more}
+
+
+def epoch(number, error=10.0):
+    return {"epoch": number, "train_loss": 1.0, "train_top1_error_pct": 12.0, "val_top1_error_pct": error,
+            "seconds": 8.0}
+
+
+def write(folder, *, epochs):
+    """A log of whole epochs of 2 iterations; the error after epoch e is 10 · e."""
+    with RunLog(folder, RUN) as log:
+        for e in range(epochs):
+            log.iteration(iteration(2 * e))
+            log.iteration(iteration(2 * e + 1))
+            log.epoch(epoch(e + 1, error=10.0 * (e + 1)))
+    return folder / "log.jsonl"
+
+
+def kinds(path):
+    return [json.loads(line)["kind"] for line in path.read_text().splitlines()]
+
+
+def test_a_log_reads_back_as_it_was_written(tmp_path):
+    with RunLog(tmp_path / "run", RUN) as log:
+        log.iteration(iteration(0))
+        log.epoch(epoch(1, error=7.5))
+        assert log.result({"seconds": 9}) == {"val_top1_error_pct": 7.5, "seconds": 9}
+    for path in (tmp_path / "run", tmp_path / "run" / "log.jsonl"):
+        run = read_run(path)
+        assert run.run == {"kind": "run", **RUN}
+        assert run.iterations == [{"kind": "iteration", **iteration(0)}]
+        assert run.epochs == [{"kind": "epoch", **epoch(1, error=7.5)}]
+        assert run.result == {"kind": "result", "val_top1_error_pct": 7.5, "seconds": 9}
+
+
+def test_every_line_begins_with_its_kind_and_the_first_is_the_run(tmp_path):
+    lines = write(tmp_path, epochs=1).read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        '{"kind": "run"', '{"kind": "iteration"', '{"kind": "iteration"', '{"kind": "epoch"']
+
+
+def test_the_error_of_a_run_is_the_median_of_its_last_5_epochs():
+    errors = [1.0, 2.0, 30.0, 26.0, 24.0, 90.0, 25.0]  # the last five in order: 24 25 26 30 90
+    assert final_error([epoch(e, error) for e, error in enumerate(errors, start=1)]) == 26.0
+    assert final_error([epoch(1, 8.0), epoch(2, 6.0)]) == 7.0
+    assert final_error([epoch(1)], "train_top1_error_pct") == 12.0
+    assert final_error([]) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_a_number_is_written_as_null(tmp_path, value):
+    with RunLog(tmp_path, {**RUN, "environment": {"list": (value,)}}) as log:
+        log.iteration(iteration(0, train_loss=value))
+    text = (tmp_path / "log.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    run = read_run(tmp_path)
+    assert run.iterations[0]["train_loss"] is None
+    assert run.run["environment"] == {"list": [None]}
+
+
+def test_a_record_without_what_its_readers_need_is_a_mistake_of_ours(tmp_path):
+    with RunLog(tmp_path, RUN) as log, pytest.raises(AssertionError, match="val_top1_error_pct"):
+        log.epoch({"epoch": 1, "train_loss": 1.0, "train_top1_error_pct": 12.0, "seconds": 8.0})
+
+
+# --- interrupted ------------------------------------------------------------------------------------------------------
+
+
+def test_the_incomplete_last_line_of_a_killed_run_is_left_out(tmp_path):
+    path = write(tmp_path, epochs=2)
+    whole = path.read_bytes()
+    last = whole.rindex(b"\n", 0, -1) + 1
+    for end in (last + 1, last + 20, len(whole) - 2):  # one byte of the line, a part, all but `}`
+        path.write_bytes(whole[:end])
+        assert [e["epoch"] for e in read_run(path).epochs] == [1]
+    path.write_bytes(whole[:-1])  # only the line's end is missing: an editor's doing, and the line is whole
+    assert [e["epoch"] for e in read_run(path).epochs] == [1, 2]
+
+
+def test_a_run_killed_at_any_moment_has_logged_all_it_had_done(tmp_path):
+    code = ("import itertools, test_runlog as t\n"
+            f"log = t.RunLog({str(tmp_path)!r}, t.RUN)\n"
+            "for i in itertools.count():\n"
+            "    log.iteration(t.iteration(i))\n"  # 50 of them are less than a buffer of 8 KiB
+            "    print(i, flush=True)\n")
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
+    for done in child.stdout:
+        if int(done) == 50:
+            break
+    child.send_signal(signal.SIGKILL)
+    child.communicate()
+    logged = [record["iteration"] for record in read_run(tmp_path).iterations]
+    assert len(logged) > 50 and logged == list(range(len(logged)))
+
+
+def test_a_resumed_run_drops_what_is_done_again_and_reads_as_one_run(tmp_path):
+    path = write(tmp_path, epochs=3)
+    path.write_bytes(path.read_bytes() + b'{"kind": "iterat')
+    with RunLog(tmp_path, {**RUN, "world_size": 4}, resume_iteration=4) as log:  # the checkpoint of epoch 2
+        assert [e["epoch"] for e in log.epochs] == [1, 2]
+        log.iteration(iteration(4))
+        log.iteration(iteration(5))
+        log.epoch(epoch(3, error=60.0))
+        assert log.result()["val_top1_error_pct"] == 20.0  # median of 10, 20 and 60: the epochs before count
+    run = read_run(tmp_path)
+    assert [i["iteration"] for i in run.iterations] == [0, 1, 2, 3, 4, 5]
+    assert [e["val_top1_error_pct"] for e in run.epochs] == [10.0, 20.0, 60.0]
+    assert "world_size" not in run.run
+    resume = json.loads(path.read_text().splitlines()[7])
+    assert resume == {"kind": "resume", **RUN, "world_size": 4, "iteration": 4}
+
+
+def test_resuming_in_the_middle_of_an_epoch_keeps_its_first_iterations(tmp_path):
+    path = write(tmp_path, epochs=2)
+    RunLog(tmp_path, RUN, resume_iteration=3).close()
+    assert kinds(path) == ["run", "iteration", "iteration", "epoch", "iteration", "resume"]
+    assert read_run(path).iterations[-1]["iteration"] == 2
+
+
+def test_resuming_twice_keeps_the_resumes_that_still_hold(tmp_path):
+    path = write(tmp_path, epochs=3)
+    RunLog(tmp_path, RUN, resume_iteration=2).close()
+    RunLog(tmp_path, RUN, resume_iteration=4).close()
+    RunLog(tmp_path, RUN, resume_iteration=2).close()  # the checkpoint at 4 was lost
+    assert kinds(path) == ["run", "iteration", "iteration", "epoch", "resume", "resume"]
+
+
+def test_a_finished_run_that_goes_on_has_no_result_until_it_ends_again(tmp_path):
+    write(tmp_path, epochs=1)
+    with RunLog(tmp_path, RUN, resume_iteration=2) as log:
+        log.result()
+    assert read_run(tmp_path).result["val_top1_error_pct"] == 10.0
+    RunLog(tmp_path, RUN, resume_iteration=2).close()
+    assert read_run(tmp_path).result is None
+
+
+def test_a_resumed_run_whose_log_was_lost_begins_a_new_one(tmp_path):
+    with RunLog(tmp_path, RUN, resume_iteration=4) as log:
+        log.iteration(iteration(4))
+    assert kinds(tmp_path / "log.jsonl") == ["run", "resume", "iteration"]
+
+
+def test_a_rewrite_that_fails_leaves_the_old_log(tmp_path, monkeypatch):
+    path = write(tmp_path, epochs=2)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        RunLog(tmp_path, RUN, resume_iteration=2)
+    assert path.read_bytes() == before
+
+
+# --- refused ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_run_does_not_overwrite_another_runs_log(tmp_path):
+    path = write(tmp_path, epochs=1)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="already holds a run: continue it with --resume"):
+        RunLog(tmp_path, RUN)
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write .*file/run/log.jsonl"):
+        RunLog(tmp_path / "file" / "run", RUN)
+
+
+def test_a_missing_log_is_named(tmp_path):
+    with pytest.raises(DataError, match="no run log at .*nowhere"):
+        read_run(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="no run log at .*log.jsonl"):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("number, line, reason", [
+    (1, "hello", "not JSON"),
+    (1, "[1, 2]", "not an object of kind run, iteration"),
+    (1, '{"kind": "epoch", "epoch": 1}', "the first line, and only it, is of kind run"),
+    (1, '{"kind": "run", "model": "resnet50"}', "run without config, global_batch"),
+    (3, '{"kind": "iterat', "not JSON"),
+    (3, '{"kind": ["epoch"]}', "not an object of kind"),
+    (3, json.dumps({"kind": "run", **RUN}), "the first line, and only it, is of kind run"),
+    (4, '{"kind": "epoch", "epoch": 1}', "epoch without seconds, train_loss"),
+    (7, '{"kind": "epoch", "epo', "not JSON"),  # the last line, but it is ended: nothing was killed here
+])
+def test_what_is_not_a_log_is_refused_with_file_and_line(tmp_path, number, line, reason):
+    path = write(tmp_path, epochs=2)
+    lines = path.read_text().splitlines()
+    lines[number - 1] = line
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(DataError) as error:
+        read_run(path)
+    assert str(error.value).startswith(f"{path}, line {number}: not a run log: {reason}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n\x1a\n\x00\xff", b'{"kind": "run", "mod'])
+def test_a_file_without_one_whole_line_is_refused(tmp_path, content):
+    (tmp_path / "log.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match="log.jsonl, line 1: not a run log"):
+        read_run(tmp_path)
+
+
+def test_a_replaced_file_leaves_nothing_beside_it(tmp_path):
+    replace_file(tmp_path / "a", b"old")
+    replace_file(tmp_path / "a", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]

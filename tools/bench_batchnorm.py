@@ -1,0 +1,80 @@
+"""python tools/bench_batchnorm.py [--channels 64] [--size 28] [--threads 1] [--repeats 15] [--device cuda]
+
+Time of PerWorkerBatchNorm2d, n = 32, against torch's BatchNorm2d over the whole micro batch, forward and backward.
+The two take turns within one run and the median of each counts. On the CPU it is the CPU's time, not the clock's:
+other work on the machine enters less. With one group (micro batch 32) both do the same, so that row shows the noise.
+"""
+
+import argparse
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from lbsgd.batchnorm import PerWorkerBatchNorm2d
+
+PER_WORKER_BATCH = 32
+MICRO_BATCHES = (32, 128, 256)
+MEMORY_FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+WARM_UP = 3
+
+
+def hardware(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu_info = Path("/proc/cpuinfo")
+    lines = cpu_info.read_text().splitlines() if cpu_info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"
+
+
+def seconds(layer: nn.Module, x: torch.Tensor, grad_y: torch.Tensor) -> float:
+    """One forward and backward, with the gradients of x, γ and β."""
+    clock = time.perf_counter if x.is_cuda else time.process_time
+    start = clock()
+    torch.autograd.grad(layer(x), (x, layer.weight, layer.bias), grad_y)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return clock() - start
+
+
+def in_turn(layers: list[nn.Module], x: torch.Tensor, repeats: int) -> list[float]:
+    """The layers' median times, each measured once a round."""
+    grad_y = torch.randn_like(x)
+    rounds = [[seconds(layer, x, grad_y) for layer in layers] for _ in range(WARM_UP + repeats)]
+    return [statistics.median(times) for times in zip(*rounds[WARM_UP:])]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=64)
+    parser.add_argument("--size", type=int, default=28, help="height and width of the feature maps")
+    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+
+    table = Table("precision", "layout", "micro batch", "torch, ms", "per worker, ms", "ratio",
+                  title=f"{args.channels} x {args.size} x {args.size}, n = {PER_WORKER_BATCH}\n{hardware(device)}")
+    layers = [nn.BatchNorm2d(args.channels).to(device),
+              PerWorkerBatchNorm2d(args.channels, per_worker_batch=PER_WORKER_BATCH).to(device)]
+    for dtype in [torch.float32, torch.bfloat16] + [torch.float16] * (device.type == "cuda"):
+        for layout, memory_format in MEMORY_FORMATS.items():
+            for micro_batch in MICRO_BATCHES:
+                x = torch.randn(micro_batch, args.channels, args.size, args.size, device=device)
+                x = x.to(dtype, memory_format=memory_format).requires_grad_()
+                plain, ours = in_turn(layers, x, args.repeats)
+                table.add_row(str(dtype).removeprefix("torch."), layout, str(micro_batch), f"{1000 * plain:.2f}",
+                              f"{1000 * ours:.2f}", f"{ours / plain:.2f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
