@@ -1,0 +1,229 @@
+"""The data folder: train.beton, val.beton and manifest.json, read and verified without FFCV.
+
+`import ffcv` takes four seconds, so the few facts that a plan, a check or a refusal needs are read here with NumPy: the
+header of an FFCV file (format version 2), the sizes and labels in its metadata table, and its allocation table.
+
+    header | field descriptors | metadata, a record an image | pages of JPEGs | allocations, a record an image
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lbsgd.errors import DataError
+
+FORMAT_VERSION = 2
+INT_FIELD, IMAGE_FIELD = 1, 2  # FFCV's type ids of IntField and RGBImageField
+
+HEADER = np.dtype([("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_images", "<u8"),
+                   ("allocations_at", "<u8")], align=True)
+FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "V1024")], align=True)
+IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_at", "<u8")])
+LABEL = np.dtype("<i8")
+ALLOCATION = np.dtype([("image", "<u8"), ("data_at", "<u8"), ("num_bytes", "<u8")])
+
+CONVERT = "python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir {}"
+
+
+@dataclass(frozen=True, eq=False)
+class BetonFile:
+    """What is known of an FFCV file of images and their labels without decoding one.
+
+    fingerprint identifies the images, not the file: it covers every image's label, width, height, coding and size in
+    bytes, but not its place in the file, which depends on how FFCV's writing processes took turns.
+    """
+
+    path: Path
+    num_images: int
+    labels: np.ndarray  # int64, (num_images,), read-only
+    image_field: str
+    label_field: str
+    fingerprint: str
+
+    @classmethod
+    def open(cls, path: str | os.PathLike) -> BetonFile:
+        """Reads and verifies an FFCV file. Raises DataError for one that is not whole or not of images and labels."""
+        path = Path(path)
+        try:
+            return _open(path)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _open(path: Path) -> BetonFile:
+    header = _read_header(path)
+    fields = np.fromfile(path, FIELD, header["num_fields"], offset=HEADER.itemsize)
+    images, labels = _read_metadata(path, fields, int(header["num_images"]))
+    sizes = _read_sizes(path, int(header["allocations_at"]), len(images))
+    labels = np.ascontiguousarray(labels)
+    labels.setflags(write=False)
+    names = {field["type_id"]: field["name"].decode() for field in fields}
+    return BetonFile(path, len(images), labels, image_field=names[IMAGE_FIELD], label_field=names[INT_FIELD],
+                     fingerprint=_fingerprint(labels, images["width"], images["height"], images["mode"], sizes))
+
+
+def _read_header(path: Path) -> np.void:
+    """The header, where all that it says of the file's size is true."""
+    num_bytes = path.stat().st_size
+    if num_bytes == 0:
+        raise DataError(f"{path} is empty; make it again with: {CONVERT.format(path.parent)}")
+    header = np.fromfile(path, HEADER, 1)
+    if len(header) == 0 or header[0]["version"] != FORMAT_VERSION:
+        raise DataError(f"{path} is not an FFCV file of format version {FORMAT_VERSION}")
+    header = header[0]
+    if header["num_images"] == 0:
+        raise DataError(f"{path} holds no images")
+    # The allocation table closes the file: with one record for each image, its last byte is the file's last byte.
+    # FFCV reads a file that ends before, and trains without the images that are missing.
+    expected = int(header["allocations_at"]) + ALLOCATION.itemsize * int(header["num_images"])
+    if header["allocations_at"] == 0 or num_bytes != expected:
+        raise DataError(f"{path} is truncated or damaged: it has {num_bytes:,} bytes and should have {expected:,}; "
+                        f"copy it again, or make it again with: {CONVERT.format(path.parent)}")
+    return header
+
+
+def _read_metadata(path: Path, fields: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """The table's columns of images and of labels, whichever comes first."""
+    types = fields["type_id"].tolist()
+    if sorted(types) != [INT_FIELD, IMAGE_FIELD]:
+        raise DataError(f"{path} does not hold images with labels: FFCV's types of its fields are {types[:4]}, "
+                        f"not one RGBImageField ({IMAGE_FIELD}) and one IntField ({INT_FIELD})")
+    # FFCV builds the record by the same rule, so that NumPy's alignment puts each column where FFCV's does.
+    record = np.dtype([("", IMAGE if type_id == IMAGE_FIELD else LABEL) for type_id in types], align=True)
+    table = np.fromfile(path, record, num_images, offset=HEADER.itemsize + fields.nbytes)
+    return table[f"f{types.index(IMAGE_FIELD)}"], table[f"f{types.index(INT_FIELD)}"]
+
+
+def _read_sizes(path: Path, allocations_at: int, num_images: int) -> np.ndarray:
+    """How many bytes each image has, from the allocation table, which lists them in the order of writing."""
+    table = np.fromfile(path, ALLOCATION, offset=allocations_at)
+    table = table[np.argsort(table["image"])]
+    if not (np.array_equal(table["image"], np.arange(num_images))
+            and (table["data_at"] + table["num_bytes"] <= allocations_at).all()):
+        raise DataError(f"{path} is damaged: its allocation table does not give each of its {num_images:,} images a "
+                        f"place in the file; make it again with: {CONVERT.format(path.parent)}")
+    return table["num_bytes"]
+
+
+def _fingerprint(*columns: np.ndarray) -> str:
+    digest = hashlib.sha256()
+    for column in columns:
+        digest.update(np.ascontiguousarray(column))
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Split:
+    """What the manifest says of one file."""
+
+    num_images: int
+    num_bytes: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, beton: BetonFile) -> Split:
+        return cls(beton.num_images, beton.path.stat().st_size, beton.fingerprint)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json, written last: where it stands, the two files beside it are complete, and these."""
+
+    classes: list[str]
+    train: Split
+    val: Split
+    source: str
+    settings: dict[str, int]
+    converter_version: int
+    ffcv_version: str
+
+    def write(self, path: Path) -> None:
+        """Writes the manifest so that a reader finds all of it or none, even after a power failure."""
+        partial = path.with_suffix(".partial")
+        with open(partial, "w") as file:
+            json.dump(asdict(self), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+        sync_folder(path.parent)
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        try:
+            content = json.loads(path.read_text())
+            return cls(**{**content, "train": Split(**content["train"]), "val": Split(**content["val"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path} cannot be read as a manifest ({error}); "
+                            f"make the folder again with: {CONVERT.format(path.parent)} --overwrite") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Returns when the folder's names, such as those of files just renamed, are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageNetData:
+    """A verified data folder: the two files agree with each other and with the manifest, if there is one."""
+
+    train: BetonFile
+    val: BetonFile
+    num_classes: int
+    classes: list[str] | None  # None without a manifest
+    fingerprint: str
+
+
+def data_folder(flag: str | None) -> Path:
+    """The data folder: --data_dir, else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv."""
+    return Path(flag or os.environ.get("IMAGENET_FFCV_DIR") or "data/imagenet_ffcv")
+
+
+def open_data(data_dir: str | os.PathLike) -> ImageNetData:
+    """Opens train.beton and val.beton and verifies that they belong together. Raises DataError.
+
+    With the converter's manifest, the class count, both image counts, sizes and fingerprints come from it. Files that
+    were made by other means have none: their classes are 0 ... the highest label of the training images.
+    """
+    folder = Path(data_dir)
+    missing = [name for name in ("train.beton", "val.beton") if not (folder / name).is_file()]
+    if missing:
+        raise DataError(f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "
+                        f"{CONVERT.format(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR")
+    train, val = BetonFile.open(folder / "train.beton"), BetonFile.open(folder / "val.beton")
+    classes = None
+    if (folder / "manifest.json").exists():
+        manifest = Manifest.read(folder / "manifest.json")
+        _check_manifest(manifest, train, val)
+        classes = manifest.classes
+    num_classes = len(classes) if classes else int(train.labels.max()) + 1
+    for beton in (train, val):
+        _check_labels(beton, num_classes)
+    fingerprint = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {num_classes}".encode()).hexdigest()
+    return ImageNetData(train, val, num_classes, classes, fingerprint)
+
+
+def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> None:
+    for beton, expected in ((train, manifest.train), (val, manifest.val)):
+        found = Split.of(beton)
+        if found != expected:
+            raise DataError(f"{beton.path} is not the file that manifest.json beside it was written for: it has "
+                            f"{found.num_images:,} images, {found.num_bytes:,} bytes and fingerprint "
+                            f"{found.fingerprint:.8}, the manifest says {expected.num_images:,}, "
+                            f"{expected.num_bytes:,} and {expected.fingerprint:.8}; copy all three from one folder")
+
+
+def _check_labels(beton: BetonFile, num_classes: int) -> None:
+    wrong = np.flatnonzero((beton.labels < 0) | (beton.labels >= num_classes))
+    if len(wrong):
+        raise DataError(f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, outside the "
+                        f"{num_classes} classes 0 ... {num_classes - 1} ({len(wrong):,} such images)")

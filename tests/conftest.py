@@ -1,0 +1,40 @@
+"""Data that several test files share: handwritten digits as JPEG files, and as FFCV files made from those."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+TOOLS = Path(__file__).parent.parent / "tools"
+
+settings.register_profile("shared machine", deadline=None)  # an example may wait for other processes
+settings.load_profile("shared machine")
+
+
+@pytest.fixture(scope="session")
+def render_digits():
+    """tools/render_digits.py as a module."""
+    spec = importlib.util.spec_from_file_location("render_digits", TOOLS / "render_digits.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def digits_tree(render_digits, tmp_path_factory):
+    """The 1,797 digits as tools/render_digits.py renders them: train/<class>/*.JPEG and val/<class>/*.JPEG."""
+    folder = tmp_path_factory.mktemp("digits") / "tree"
+    render_digits.render(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_data(digits_tree):
+    """A complete data folder of all digits, for tests that only read."""
+    import lbsgd.loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
+    from lbsgd.convert import convert
+
+    folder = digits_tree.with_name("ffcv")
+    convert(digits_tree, folder, max_side=500, quality=90, num_workers=2, overwrite=False)
+    return folder

@@ -1,0 +1,85 @@
+"""The random crop of training has torchvision's distribution, and is a function of (seed, epoch, image) alone."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import RandomResizedCrop
+
+from lbsgd.crops import centre_crop, crop_key, mirror, random_resized_crop, uniform
+
+NUM_CROPS = 5000
+
+
+@pytest.fixture(scope="module")
+def draw():
+    return random_resized_crop((0.08, 1.0), flip=True)
+
+
+def our_crops(draw, height, width, num_crops=NUM_CROPS):
+    return np.array([draw(crop_key(0, 0), image, height, width) for image in range(num_crops)])
+
+
+def largest_gap(ours, theirs):
+    """Between two samples' distribution functions (Kolmogorov and Smirnov's statistic)."""
+    at = np.union1d(ours, theirs)
+    return max(abs(np.searchsorted(np.sort(ours), at, "right") / len(ours)
+                   - np.searchsorted(np.sort(theirs), at, "right") / len(theirs)))
+
+
+def properties(crops, height, width):
+    top, left, h, w = crops.T
+    return {"top": top, "left": left, "height": h, "width": w, "area": h * w, "aspect ratio": w / h,
+            "place": top / (height - h + 1) + 2 * left / (width - w + 1)}
+
+
+@pytest.mark.parametrize("height, width", [(375, 500), (500, 333), (40, 40), (100, 500)])  # many tries fail in the last
+def test_crops_are_distributed_as_torchvision_s(draw, height, width):
+    torch.manual_seed(0)
+    image = torch.empty(3, height, width)
+    theirs = np.array([RandomResizedCrop.get_params(image, (0.08, 1.0), (3 / 4, 4 / 3)) for _ in range(NUM_CROPS)])
+    ours = properties(our_crops(draw, height, width)[:, :4], height, width)
+    for name, values in properties(theirs, height, width).items():
+        # By chance more than 0.04 in one of 1,500 pairs of samples; these samples are always the same.
+        assert largest_gap(ours[name], values) < 0.04, name
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (2, 2), (1, 300), (300, 1), (30, 500), (333, 500)])
+def test_crops_lie_within_the_image(draw, height, width):
+    for crop in (*our_crops(draw, height, width, 500), centre_crop(0, 0, height, width)):
+        top, left, h, w, _ = crop
+        assert h >= 1 and w >= 1 and 0 <= top <= height - h and 0 <= left <= width - w
+
+
+def test_an_image_in_which_no_try_fits_gives_torchvision_s_fallback(draw):
+    theirs = RandomResizedCrop.get_params(torch.empty(3, 10, 1000), (0.5, 1.0), (3 / 4, 4 / 3))
+    assert random_resized_crop((0.5, 1.0), flip=False)(crop_key(0, 0), 0, 10, 1000)[:4] == theirs
+    assert theirs == (0, 493, 10, 13)
+
+
+def test_half_of_the_images_are_mirrored_if_any(draw):
+    assert abs(our_crops(draw, 300, 300)[:, 4].mean() - 0.5) < 0.03
+    assert not our_crops(random_resized_crop((0.08, 1.0), flip=False), 300, 300)[:, 4].any()
+
+
+def test_crops_differ_between_images_epochs_and_seeds(draw):
+    crops = {draw(crop_key(seed, epoch), image, 5000, 5000)
+             for seed in range(5) for epoch in range(5) for image in (0, 1, 2, 1_281_166)}
+    assert len(crops) == 100
+
+
+def test_the_generator_is_splitmix64():
+    """The first numbers of its reference implementation (Steele, Lea and Flood 2014) from state 1234567."""
+    reference = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
+    assert [uniform(np.uint64(1234567), np.uint64(i)) for i in range(4)] == [(x >> 11) * 2.0**-53 for x in reference]
+
+
+def test_mirror_reverses_rows():
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    mirrored = image.copy()
+    mirror(mirrored)
+    assert np.array_equal(mirrored, image[:, ::-1])
+
+
+def test_the_test_crop_is_224_of_256():
+    assert centre_crop(0, 0, 256, 256) == (16, 16, 224, 224, False)
+    assert centre_crop(0, 0, 256, 340) == (16, 58, 224, 224, False)

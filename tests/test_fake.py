@@ -1,0 +1,61 @@
+"""Random images in place of a data set: the loaders' interface, the same data for any number of processes."""
+
+import torch
+
+from lbsgd.fake import FakeEval, FakeImages
+
+SIZES = dict(seed=3, resolution=8, device="cpu")
+
+
+def train(world_size=1, micro_batch=16, rank=0, **options):
+    return FakeImages(1000, 10, global_batch=64, world_size=world_size, rank=rank, micro_batch=micro_batch,
+                      **SIZES, **options)
+
+
+def test_an_epoch_is_the_same_for_any_world_size_and_micro_batch():
+    whole = torch.cat([images for images, _ in train().epoch(2)])
+    assert whole.shape == (960, 3, 8, 8)
+    for world_size, micro_batch in ((2, 8), (4, 16)):
+        ranks = [torch.cat([images for images, _ in train(world_size, micro_batch, rank).epoch(2)])
+                 for rank in range(world_size)]
+        iterations = torch.stack([part.view(15, 64 // world_size, 3, 8, 8) for part in ranks], dim=1)
+        assert torch.equal(iterations.view_as(whole), whole)
+
+
+def test_an_epoch_starts_anywhere():
+    assert [y.tolist() for _, y in train().epoch(2, 10)] == [y.tolist() for _, y in train().epoch(2)][40:]
+    assert [y.tolist() for _, y in train().epoch(1)] != [y.tolist() for _, y in train().epoch(2)]
+
+
+def test_equal_images_have_equal_labels():
+    """So that a network can learn them."""
+    labels = {}
+    for images, numbers in train().epoch(0):
+        for image, label in zip(images, numbers.tolist()):
+            assert labels.setdefault(image.numpy().tobytes(), label) == label
+    assert set(labels.values()) == set(range(10))
+
+
+def test_images_come_in_the_precision_and_memory_format_asked_for():
+    images, labels = next(train(dtype=torch.bfloat16, channels_last=True).epoch(0))
+    assert images.dtype is torch.bfloat16 and images.is_contiguous(memory_format=torch.channels_last)
+    assert labels.dtype is torch.int64
+
+
+def test_statistics_batches_are_whole_groups_of_the_first_images():
+    first = torch.cat([images for images, _ in train().epoch(2)])[:96].view(6, 16, 3, 8, 8)
+    for rank in range(2):
+        batches = list(train(2, 32, rank).statistics_batches(2, num_images=96, per_worker_batch=16))
+        assert [len(batch) for batch in batches] == [32, 16]
+        assert torch.equal(torch.cat(batches), first[rank::2].flatten(0, 1))
+
+
+def test_evaluation_shares_hold_every_image_once():
+    def labels(world_size, rank):
+        share = FakeEval(50, 10, world_size=world_size, rank=rank, batch=8, **SIZES)
+        assert [y.tolist() for _, y in share] == [y.tolist() for _, y in share]
+        return [label for _, y in share for label in y.tolist()]
+
+    assert [label for rank in range(3) for label in labels(3, rank)] == labels(1, 0)
+    assert len(labels(1, 0)) == 50
+    assert labels(60, 59) == []

@@ -1,0 +1,101 @@
+"""Remark 4: one shuffle an epoch, divided among all k workers, whatever processes there are."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lbsgd.shuffle import epoch_order, rank_batches, rank_groups, rank_share
+
+
+@st.composite
+def runs(draw):
+    """N images and kn = k·n of them an iteration, cut for some world size, micro batch and number of passes."""
+    n, world_size, workers_in_a_pass, passes = (draw(st.integers(1, 5)) for _ in range(4))
+    global_batch = n * workers_in_a_pass * passes * world_size
+    num_images = draw(st.integers(global_batch, 6 * global_batch))
+    return dict(n=n, world_size=world_size, micro_batch=n * workers_in_a_pass, global_batch=global_batch,
+                num_images=num_images, seed=draw(st.integers(0, 2**32)), epoch=draw(st.integers(0, 1000)))
+
+
+def cut(run, order, **changes):
+    """(iterations, world_size, passes, micro_batch): what every rank gets."""
+    sizes = {key: run[key] for key in ("global_batch", "world_size", "micro_batch")} | changes
+    return np.stack([rank_batches(order, rank=rank, **sizes) for rank in range(sizes["world_size"])], axis=1)
+
+
+@given(runs())
+def test_worker_w_of_iteration_t_holds_the_same_n_images_in_any_cut(run):
+    order = epoch_order(run["num_images"], run["seed"], run["epoch"])
+    kn, n = run["global_batch"], run["n"]
+    iterations = run["num_images"] // kn
+    by_definition = [[order[t * kn + w * n:t * kn + (w + 1) * n] for w in range(kn // n)] for t in range(iterations)]
+    assert np.array_equal(cut(run, order).reshape(iterations, kn // n, n), by_definition)
+
+
+@given(runs())
+def test_an_epoch_sees_floor_of_N_over_kn_iterations_and_no_image_twice(run):
+    seen = cut(run, epoch_order(run["num_images"], run["seed"], run["epoch"])).ravel()
+    assert len(seen) == run["num_images"] // run["global_batch"] * run["global_batch"]
+    assert len(np.unique(seen)) == len(seen)
+    assert seen.min() >= 0 and seen.max() < run["num_images"]
+
+
+@given(runs(), st.data())
+def test_any_first_iteration_gives_exactly_the_rest_of_the_epoch(run, data):
+    order = epoch_order(run["num_images"], run["seed"], run["epoch"])
+    whole = cut(run, order)
+    first = data.draw(st.integers(0, len(whole)))
+    assert np.array_equal(cut(run, order, first_iteration=first), whole[first:])
+
+
+@given(runs(), st.integers(1, 6))
+def test_statistics_groups_are_those_of_one_rank_dealt_in_turn(run, world_size):
+    order = epoch_order(run["num_images"], run["seed"], run["epoch"])
+    sizes = dict(num_images=run["num_images"] // run["n"] * run["n"], per_worker_batch=run["n"])
+    shares = [rank_groups(order, **sizes, world_size=world_size, rank=rank) for rank in range(world_size)]
+    groups = np.empty((sizes["num_images"] // run["n"], run["n"]), int)
+    for rank, share in enumerate(shares):
+        groups[rank::world_size] = share
+    assert np.array_equal(groups.ravel(), order[:sizes["num_images"]])
+
+
+@given(st.integers(0, 50), st.integers(1, 60))
+def test_evaluation_shares_hold_every_image_once(num_images, world_size):
+    shares = [rank_share(num_images, world_size=world_size, rank=rank) for rank in range(world_size)]
+    assert np.array_equal(np.concatenate(shares), np.arange(num_images))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_epochs_and_seeds_shuffle_differently_and_repeatably():
+    orders = {(seed, epoch): epoch_order(1000, seed, epoch).tobytes() for seed in range(3) for epoch in range(3)}
+    assert len(set(orders.values())) == 9
+    assert epoch_order(1000, 2, 1).tobytes() == orders[2, 1]
+
+
+def test_a_shuffle_of_each_rank_s_own_misses_images_and_repeats_others():
+    """What Remark 4 warns of: with a seed for each rank, 8 ranks see an image about Poisson(1) times an epoch."""
+    num_images, ranks = 8192, 8
+    share = num_images // ranks
+    own = np.concatenate([epoch_order(num_images, seed, 0)[:share] for seed in range(ranks)])
+    times = np.bincount(own, minlength=num_images)
+    assert 0.30 < (times == 0).mean() < 0.40 and times.max() > 2
+    order = epoch_order(num_images, 0, 0)
+    shared = cut(dict(global_batch=256, world_size=ranks, micro_batch=32), order)
+    assert (np.bincount(shared.ravel(), minlength=num_images) == 1).all()
+
+
+@pytest.mark.parametrize("sizes, message", [
+    (dict(global_batch=100, world_size=3, micro_batch=8), "100 images is not a multiple of 3 ranks x 8 images"),
+    (dict(global_batch=96, world_size=3, micro_batch=8, first_iteration=11), "iteration 11 is outside .* 10 iterations"),
+    (dict(global_batch=96, world_size=3, micro_batch=8, first_iteration=-1), "iteration -1 is outside"),
+])
+def test_what_does_not_divide_is_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        rank_batches(epoch_order(1000, 0, 0), rank=0, **sizes)
+
+
+@pytest.mark.parametrize("num_images", [0, 33, 1024])
+def test_statistics_images_must_be_whole_groups_of_what_there_is(num_images):
+    with pytest.raises(ValueError, match="not a multiple of 32 between 1 and 1000"):
+        rank_groups(epoch_order(1000, 0, 0), num_images=num_images, per_worker_batch=32, world_size=1, rank=0)
