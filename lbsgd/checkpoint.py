@@ -1,0 +1,142 @@
+"""Checkpoints that are complete or absent, free of the world size, and load without unpickling anything.
+
+    checkpoints/iteration_00001560/
+        weights.safetensors     parameters (float32 masters) and batch norm's agreed statistics, by state_dict name
+        momentum.safetensors    the optimizer's momentum, by parameter name
+        random.safetensors      each process's random states
+        state.json              counters, loss scale, totals of the epoch begun, the recipe's identity, the plan
+        manifest.json           size and SHA-256 of each of these; written last
+
+A checkpoint is written into a hidden folder, forced to the disk, and renamed; a folder with the final name is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+
+from lbsgd.errors import CheckpointError
+
+KEEP = 3  # the newest; an older one is deleted only when a newer one stands
+VERSION = 1
+
+
+def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> Path:
+    """Writes one checkpoint and deletes all but the newest three; returns its folder.
+
+    tensors: weights, momentum and random, each by name; state: plain data for state.json.
+    Raises OSError when the disk fails; the folder then holds what it held before.
+    """
+    final = folder / f"iteration_{iteration:08d}"
+    building = folder / f".{final.name}.{os.getpid()}"
+    try:
+        building.mkdir(parents=True)
+        for name, group in tensors.items():
+            (building / f"{name}.safetensors").write_bytes(serialise(group))
+        (building / "state.json").write_text(json.dumps({"version": VERSION, **state}))
+        manifest = {path.name: describe(path) for path in sorted(building.iterdir())}
+        (building / "manifest.json").write_text(json.dumps(manifest, indent=2))
+        for path in [*building.iterdir(), building]:
+            to_disk(path)
+        if final.exists():  # the same iteration, saved before a resume
+            shutil.rmtree(final)
+        building.rename(final)
+        to_disk(folder)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    for old in complete(folder)[:-KEEP]:
+        shutil.rmtree(old)
+    return final
+
+
+def complete(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, oldest first."""
+    return sorted(path for path in folder.glob("iteration_*") if (path / "manifest.json").is_file())
+
+
+def newest(folder: Path) -> Optional[Path]:
+    """The newest checkpoint, or None."""
+    return (complete(folder) or [None])[-1]
+
+
+def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Tensors and state as given to `save`. Raises CheckpointError for a file that is missing or not as written."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        for name, written in manifest.items():
+            if describe(path / name) != written:
+                raise CheckpointError(f"{path / name} is not as it was written (its checksum differs); delete {path} to "
+                                      "use the checkpoint before it")
+        state = json.loads((path / "state.json").read_text())
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "momentum", "random")}
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); delete it to use the checkpoint before it") from None
+    if state["version"] != VERSION:
+        raise CheckpointError(f"{path} has format {state['version']}, this lbsgd reads {VERSION}; use the lbsgd that wrote it")
+    return tensors, state
+
+
+def require_same(path: Path, saved: Any, now: Any, what: str) -> None:
+    """Raises CheckpointError that names the first difference between two descriptions of a run."""
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in [*saved, *(key for key in now if key not in saved)]:
+            require_same(path, saved.get(key), now.get(key), f"{what}.{key}" if what else key)
+    elif saved != now:
+        raise CheckpointError(f"{path} is of another run: {what} is {json.dumps(saved)} there and {json.dumps(now)} here; "
+                              "use the same recipe, network and data, or another --output_dir")
+
+
+def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """A plain float32 state_dict for torch.load(path) and torchvision's load_state_dict; whole or absent."""
+    building = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(weights, building)
+    to_disk(building)
+    building.rename(path)
+
+
+def describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def to_disk(path: Path) -> None:
+    """Forces a file, or the names in a folder, out of the page cache."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- random states ------------------------------------------------------------------------------------------------------
+
+
+def random_states(rank: int) -> dict[str, torch.Tensor]:
+    """This process's random states (torch on CPU and GPU, NumPy, Python) as tensors of bytes and integers."""
+    _, keys, position, _, _ = np.random.get_state()
+    states = {"torch": torch.get_rng_state(), "numpy": torch.tensor([*keys.tolist(), position]),
+              "python": torch.tensor(random.getstate()[1])}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return {f"{name}.{rank}": state for name, state in states.items()}
+
+
+def restore_random_states(states: dict[str, torch.Tensor], rank: int) -> None:
+    """Puts back what `random_states` of this rank returned."""
+    torch.set_rng_state(states[f"torch.{rank}"])
+    keys = states[f"numpy.{rank}"].tolist()
+    np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1], 0, 0.0))
+    random.setstate((3, tuple(states[f"python.{rank}"].tolist()), None))
+    if f"cuda.{rank}" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states[f"cuda.{rank}"])

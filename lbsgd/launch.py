@@ -1,0 +1,90 @@
+"""The processes of a run as their launcher started them, and how they end together."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import NoReturn, Optional
+
+import psutil
+
+from lbsgd.errors import ConfigError, LbsgdError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of how many processes this is: overall (rank of world_size) and on this host."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        """As DeepSpeed's launcher or torchrun say; one process alone where neither started us."""
+        world_size = int(os.environ.get("WORLD_SIZE", 1))
+        local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
+        return cls(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)), int(local))
+
+    @property
+    def alone(self) -> bool:
+        """Whether no launcher started this process."""
+        return "RANK" not in os.environ
+
+    def export(self, master_port: int) -> None:
+        """The variables that a launcher would have set, for a process that runs alone."""
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1",
+                          MASTER_PORT=str(master_port))
+
+
+def require_hosts(processes: Processes, expect_world_size: Optional[int]) -> None:
+    """Refuses to train on fewer hosts than were meant.
+
+    Where the launcher's --hostfile does not exist, DeepSpeed only warns and trains on this host alone: the global batch
+    would be the same, in many more passes. Raises ConfigError then, and where the world size is not --expect_world_size.
+    """
+    if expect_world_size not in (None, processes.world_size):
+        raise ConfigError(f"--expect_world_size is {expect_world_size}, but {processes.world_size} processes run; look at "
+                          "the hostfile and at what the launcher printed")
+    for launcher in psutil.Process().parents():
+        try:
+            arguments, folder = launcher.cmdline(), launcher.cwd()
+        except psutil.Error:  # another user's process is no launcher of ours
+            continue
+        hostfile = named_hostfile(arguments)
+        if hostfile and not os.path.isfile(os.path.join(folder, hostfile)):
+            raise ConfigError(f"the hostfile {hostfile} does not exist, and DeepSpeed would train on this host alone; "
+                              "write it (one line a host: NAME slots=GPUS) or leave --hostfile out")
+
+
+def named_hostfile(arguments: list[str]) -> Optional[str]:
+    """The value of --hostfile (or -H) among the launcher's own arguments, which end where the script is named."""
+    if not any(os.path.basename(argument) in ("deepspeed", "ds") for argument in arguments[:3]):
+        return None
+    for argument, value in zip(arguments, [*arguments[1:], None]):
+        if argument.endswith(".py"):
+            return None
+        if argument in ("--hostfile", "-H"):
+            return value
+        if argument.startswith("--hostfile="):
+            return argument.split("=", 1)[1]
+    return None
+
+
+def end_with_error(error: LbsgdError) -> NoReturn:
+    """Prints the error once and ends this process; the launcher then ends the others.
+
+    What one process finds, the others mostly find at the same time. The first of each host speaks; the others wait a
+    few seconds to be ended by the launcher, and speak only if they are not, since then the error was theirs alone.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    if local_rank:
+        time.sleep(5)
+    for line in str(error).splitlines():
+        print(f"error: {line}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.exit_code)  # no clean-up: that could wait for the other processes, or for a loader's threads

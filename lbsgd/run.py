@@ -1,0 +1,158 @@
+"""From a command line to a trained network: what every recipe shares.
+
+Everything that can be wrong with the flags, the JSON or the data is found before PyTorch and DeepSpeed are imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+from lbsgd.beton import ImageNetData, data_folder, open_data
+from lbsgd.config import Overrides
+from lbsgd.errors import CheckpointError, ConfigError, LbsgdError
+from lbsgd.launch import Processes, end_with_error, require_hosts
+from lbsgd.plan import Plan
+from lbsgd.runlog import LOG_NAME
+
+FAKE_CLASSES = 1000
+
+
+def main(model: str, network: Callable, description: str) -> None:
+    """Runs a recipe: `network(num_classes, plan)` builds the model. Ends the process with the documented exit codes:
+
+    0 done, 2 something given is wrong, 3 training diverged; 1 with a traceback is a bug of ours.
+    """
+    arguments = parser(model, description).parse_args()
+    try:
+        Run(model, network, arguments).start()
+    except LbsgdError as error:
+        end_with_error(error)
+
+
+def parser(model: str, description: str) -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = flags.add_argument
+    add("--deepspeed_config", required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json")
+    add("--data_dir", metavar="DIR", help="train.beton and val.beton; else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv")
+    add("--fake_data", action="store_true", help="seeded random images instead, as many as the JSON's num_images")
+    add("--output_dir", metavar="DIR", help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)")
+    add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
+    add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir")
+    ends = flags.add_argument_group("ending earlier; the schedule does not move")
+    ends.add_argument("--epochs", type=positive, metavar="N", help="stop after this epoch")
+    ends.add_argument("--max_iterations", type=positive, metavar="N", help="stop after this many iterations in all")
+    over = flags.add_argument_group("instead of the JSON's; what depends on them is derived again and printed")
+    over.add_argument("--global_batch", type=positive, metavar="KN", help="images an update (train_batch_size)")
+    over.add_argument("--micro_batch", type=positive, metavar="N", help="images a process takes in one pass")
+    over.add_argument("--resolution", type=positive, metavar="PIXELS", help="side of the images")
+    over.add_argument("--precision", choices=("fp32", "bf16", "fp16"),
+                      help="fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, ZeRO stage 1 at least")
+    over.add_argument("--seed", type=natural, metavar="N", help="of weights, shuffle and augmentation")
+    add("--loader_threads", type=positive, metavar="N", help="threads that decode, a process (default: cores / processes)")
+    add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
+    add("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
+    return flags
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+class Run:
+    """One command: its flags resolved to plan, data and folders; then engine and trainer."""
+
+    def __init__(self, model: str, network: Callable, arguments: argparse.Namespace):
+        self.model, self.network, self.arguments = model, network, arguments
+        self.processes = Processes.from_environment()
+        require_hosts(self.processes, arguments.expect_world_size)
+        overrides = Overrides(arguments.global_batch, arguments.micro_batch, arguments.resolution, arguments.precision,
+                              arguments.seed)
+        config, world_size = arguments.deepspeed_config, self.processes.world_size
+        self.plan = Plan.read(config, world_size, overrides=overrides)  # a mistake in the JSON is told before one in the data
+        self.data: Optional[ImageNetData] = None
+        if not arguments.fake_data:
+            self.data = open_data(data_folder(arguments.data_dir))
+            self.plan = Plan.read(config, world_size, self.data.train.num_images, overrides)
+        self.output_dir = Path(arguments.output_dir or Path("runs") / self.plan.name)
+        self.last_iteration = min(self.plan.num_iterations, arguments.max_iterations or self.plan.num_iterations,
+                                  (arguments.epochs or self.plan.recipe.epochs) * self.plan.iterations_per_epoch)
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this process prints and writes; one of all does."""
+        return self.processes.rank == 0
+
+    def start(self) -> None:
+        if self.speaks:
+            self.print_plan()
+            require_writable(self.output_dir)
+        resumed = self.checkpoint_to_resume() if self.speaks else None
+        self.import_and_train(resumed)
+
+    def print_plan(self) -> None:
+        for name, value in self.plan.summary().items():
+            print(f"{name:15}{value}")
+        for change in self.plan.changes:
+            print(f"{'changed':15}{change}")
+        for warning in self.plan.warnings:
+            print(f"warning: {self.plan.name}.json: {warning}")
+        print(f"{'output':15}{self.output_dir}", flush=True)
+
+    def checkpoint_to_resume(self) -> Optional[Path]:
+        """The newest checkpoint where --resume or --evaluate_only asks for one; refuses to write over a run."""
+        folder = self.output_dir / "checkpoints"
+        found = sorted(folder.glob("iteration_*/manifest.json"))
+        if self.arguments.evaluate_only and not found:
+            raise CheckpointError(f"no complete checkpoint in {folder} to evaluate; train first, or name its --output_dir")
+        if not (self.arguments.resume or self.arguments.evaluate_only):
+            if found or (self.output_dir / LOG_NAME).exists():
+                raise ConfigError(f"{self.output_dir} already holds a run: continue it with --resume or choose another "
+                                  "--output_dir")
+            return None
+        print(f"resuming from {found[-1].parent}" if found else f"no complete checkpoint in {folder}: starting anew")
+        return found[-1].parent if found else None
+
+    def import_and_train(self, resumed: Optional[Path]) -> None:
+        from lbsgd.assemble import train  # imports PyTorch, DeepSpeed and FFCV, which take seconds
+
+        train(self, resumed)
+
+    def environment(self) -> dict[str, Any]:
+        """Where and how the run ran, for the log."""
+        return {"command": sys.argv, "host": platform.node(), "python": platform.python_version(),
+                "packages": {name: installed(name) for name in ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv")},
+                "data": str(self.data.train.path.parent) if self.data else "fake", "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+
+
+def installed(package: str) -> Optional[str]:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def require_writable(folder: Path) -> None:
+    """Raises ConfigError where the output folder cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write into the output folder {folder} ({error.strerror}); choose another --output_dir") \
+            from None

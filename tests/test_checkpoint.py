@@ -1,0 +1,112 @@
+"""A checkpoint is complete or absent, says when a file is not as it was written, and names what does not match."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from lbsgd import checkpoint
+from lbsgd.errors import CheckpointError
+
+
+def saved(folder, iteration, value=1.0):
+    tensors = {"weights": {"w": torch.full((3, 2), value), "count": torch.tensor(4)}, "momentum": {"w": torch.ones(3, 2)},
+               "random": checkpoint.random_states(rank=0)}
+    return checkpoint.save(folder, iteration, tensors, {"counters": {"iteration": iteration}, "identity": {"seed": 0}})
+
+
+def test_what_was_saved_is_loaded_bit_for_bit(tmp_path):
+    path = saved(tmp_path, 12, value=1 / 3)
+    tensors, state = checkpoint.load(path)
+    assert torch.equal(tensors["weights"]["w"], torch.full((3, 2), 1 / 3))
+    assert tensors["weights"]["count"].dtype is torch.int64
+    assert state["counters"] == {"iteration": 12}
+
+
+def test_the_newest_three_are_kept_and_the_newest_is_found(tmp_path):
+    for iteration in (1, 2, 30, 4, 100):
+        saved(tmp_path, iteration)
+    assert [path.name for path in checkpoint.complete(tmp_path)] == [
+        "iteration_00000004", "iteration_00000030", "iteration_00000100"]
+    assert checkpoint.newest(tmp_path).name == "iteration_00000100"
+    assert checkpoint.newest(tmp_path / "nothing") is None
+
+
+def test_saving_the_same_iteration_again_replaces_it(tmp_path):
+    saved(tmp_path, 5, value=1.0)
+    path = saved(tmp_path, 5, value=2.0)
+    assert checkpoint.load(path)[0]["weights"]["w"][0, 0] == 2.0
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("fails", ["write_bytes", "write_text", "rename"])
+def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path, monkeypatch, fails):
+    saved(tmp_path, 1)
+
+    def disk_full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(f"pathlib.Path.{fails}", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        saved(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["iteration_00000001"]
+    checkpoint.load(checkpoint.newest(tmp_path))
+
+
+def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
+    saved(tmp_path, 1)
+    (saved(tmp_path, 2) / "manifest.json").unlink()
+    assert checkpoint.newest(tmp_path).name == "iteration_00000001"
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["flip a bit", "cut the end", "delete"])
+def test_a_damaged_file_is_named(tmp_path, name, damage):
+    path = saved(tmp_path, 1)
+    data = bytearray((path / name).read_bytes())
+    if damage == "delete":
+        (path / name).unlink()
+    else:
+        data[len(data) // 2] ^= 1
+        (path / name).write_bytes(data if damage == "flip a bit" else data[:-1])
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load(path)
+    assert name in str(caught.value) and "delete" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_another_format_is_refused(tmp_path):
+    path = saved(tmp_path, 1)
+    state = {**json.loads((path / "state.json").read_text()), "version": 99}
+    (path / "state.json").write_text(json.dumps(state))
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["state.json"] = checkpoint.describe(path / "state.json")
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match="format 99"):
+        checkpoint.load(path)
+
+
+def test_the_first_difference_between_two_runs_is_named(tmp_path):
+    here = {"recipe": {"seed": 0}, "network": {"fc.weight": [10, 512]}}
+    checkpoint.require_same(tmp_path, here, json.loads(json.dumps(here)), "")
+    for there, words in [({"recipe": {"seed": 1}, "network": here["network"]}, "recipe.seed is 1 there and 0 here"),
+                         ({"recipe": {"seed": 0}, "network": {"fc.weight": [1000, 512]}},
+                          r"network.fc.weight is \[1000, 512\] there and \[10, 512\] here"),
+                         ({"recipe": {"seed": 0}, "network": {}}, "network.fc.weight is null there")]:
+        with pytest.raises(CheckpointError, match=words):
+            checkpoint.require_same(tmp_path, there, here, "")
+
+
+def test_random_states_come_back():
+    states = checkpoint.random_states(rank=3)
+    drawn = [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()]
+    assert [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()] != drawn
+    checkpoint.restore_random_states(states, rank=3)
+    assert [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()] == drawn
+
+
+def test_the_export_loads_without_unpickling_objects(tmp_path):
+    checkpoint.export_weights(tmp_path / "weights.pt", {"w": torch.ones(2)})
+    assert torch.equal(torch.load(tmp_path / "weights.pt", weights_only=True)["w"], torch.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]

@@ -1,0 +1,58 @@
+"""The network of Sec. 5.1: torchvision's layers, the paper's initial values."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from lbsgd.model import resnet
+
+
+@pytest.fixture(scope="module")
+def network():
+    return resnet("resnet50", num_classes=1000, seed=0)
+
+
+def test_the_state_dict_is_torchvisions(network):
+    theirs = torchvision.models.resnet50().state_dict()
+    assert {name: tensor.shape for name, tensor in network.state_dict().items()} == {
+        name: tensor.shape for name, tensor in theirs.items()}
+
+
+def test_the_stride_is_on_the_3x3_convolution(network):
+    block = network.layer2[0]
+    assert (block.conv1.stride, block.conv2.stride) == ((1, 1), (2, 2))
+
+
+def test_the_last_gamma_of_each_of_the_16_blocks_is_0_and_every_other_is_1(network):
+    norms = {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    last = {name for name in norms if name.endswith("bn3")}
+    assert len(norms) == 53 and len(last) == 16
+    for name, norm in norms.items():
+        assert (norm.weight == (0 if name in last else 1)).all() and (norm.bias == 0).all(), name
+    assert all((module.weight == 1).all() for module in resnet("resnet50", 10, zero_last_gamma=False).modules()
+               if isinstance(module, nn.BatchNorm2d))
+
+
+def test_the_fully_connected_layer_is_drawn_with_a_standard_deviation_of_0_01(network):
+    assert network.fc.weight.std().item() == pytest.approx(0.01, rel=0.01)
+    assert (network.fc.bias == 0).all()
+
+
+def test_convolutions_are_drawn_as_he_et_al_do(network):
+    weight = network.layer3[0].conv2.weight
+    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+
+
+def test_every_process_builds_the_same_network_from_the_seed_and_draws_nothing_else():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, second = resnet("resnet18", 10, seed=3), resnet("resnet18", 10, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    assert not torch.equal(first.conv1.weight, resnet("resnet18", 10, seed=4).conv1.weight)
+
+
+def test_an_unknown_name_is_refused_with_those_that_exist():
+    with pytest.raises(ValueError, match="resnet101"):
+        resnet("resnet51", 10)

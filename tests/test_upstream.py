@@ -1,0 +1,135 @@
+"""What DeepSpeed 0.19.8 does otherwise than the paper needs, and lbsgd works around.
+
+Each test pins one point and fails when upstream mends it: then delete the workaround that its docstring names.
+"""
+
+import copy
+from pathlib import Path
+
+import deepspeed
+import pytest
+import torch
+from deepspeed.accelerator import get_accelerator
+from deepspeed.launcher.runner import fetch_hostfile
+from torch import nn
+
+from lbsgd.config import read_json
+from lbsgd.engine import start_processes
+
+CONFIGS = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
+
+
+@pytest.fixture(autouse=True)
+def distributed(monkeypatch):
+    start_processes()
+    # Half precision computes here, slowly, on any CPU; only DeepSpeed's question must be answered.
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+
+
+def engine_for(config, model=None):
+    """An engine of plain DeepSpeed: nothing of lbsgd in it."""
+    torch.manual_seed(0)
+    model = model or nn.Linear(4, 2)
+    return deepspeed.initialize(model=model, model_parameters=model.parameters(), config=copy.deepcopy(config))[0]
+
+
+def update(engine, images=None):
+    engine.backward(engine(torch.ones(1, 4, dtype=next(engine.parameters()).dtype) if images is None else images).sum())
+    engine.step()
+
+
+def settings(stage=0, **more):
+    return {"train_batch_size": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
+            "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True, "zero_optimization": {"stage": stage}, **more}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_json_is_valid_for_plain_deepspeed_which_climbs_linearly_to_the_reference_lr(path):
+    config = read_json(path)
+    ramp = config["scheduler"]["params"]
+    config["train_batch_size"] = config["train_micro_batch_size_per_gpu"] = 1  # the documented override for one process
+    engine = engine_for(config)
+    assert engine.gradient_clipping() == 0.0 and engine.zero_optimization_stage() == config["zero_optimization"]["stage"]
+    engine.lr_scheduler.step(ramp["warmup_num_steps"] // 2)
+    half = (ramp["warmup_num_steps"] // 2) / max(2, ramp["warmup_num_steps"])
+    expected = ramp["warmup_min_lr"] + half * (ramp["warmup_max_lr"] - ramp["warmup_min_lr"])
+    assert engine.get_lr()[0] == pytest.approx(expected)
+    engine.lr_scheduler.step(ramp["warmup_num_steps"] + 1)
+    assert engine.get_lr()[0] == config["optimizer"]["params"]["lr"]
+
+
+def test_warmup_lr_uses_its_first_lr_twice_and_its_default_ramp_is_logarithmic():
+    """LinearScalingWarmupLR positions absolutely; check.py's D10 refuses the default."""
+    ramp = {"warmup_min_lr": 0.1, "warmup_max_lr": 0.6, "warmup_num_steps": 5}
+    lrs = {}
+    for kind in ("linear", "default"):
+        params = {**ramp, "warmup_type": "linear"} if kind == "linear" else ramp
+        engine = engine_for(settings(scheduler={"type": "WarmupLR", "params": params}))
+        lrs[kind] = []
+        for _ in range(4):
+            lrs[kind].append(engine.optimizer.param_groups[0]["lr"])
+            update(engine)
+    assert lrs["linear"] == pytest.approx([0.1, 0.1, 0.2, 0.3])
+    assert lrs["default"][2] > 0.3
+
+
+def test_gradients_are_clipped_unless_the_json_says_0():
+    """check.py's D08 wants "gradient_clipping": 0.0 in every JSON."""
+    config = settings()
+    del config["gradient_clipping"]
+    assert engine_for(config).gradient_clipping() == 1.0
+
+
+def test_fp16_at_stage_0_does_not_train():
+    """check.py's D11 refuses it; --precision fp16 raises the stage to 1."""
+    engine = engine_for(settings(fp16={"enabled": True}))
+    before = engine.module.weight.detach().clone()
+    update(engine)
+    assert (engine.module.weight - before).abs().max() < 1e-4  # a gradient of 1 and a lr of 0.1 should move it by 0.1
+
+
+def test_torchs_batch_norm_fails_in_fp16():
+    """PerWorkerBatchNorm raises γ and β to float32."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    engine = engine_for(settings(stage=1, fp16={"enabled": True}), model)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        engine(torch.ones(2, 3, 4, 4, dtype=torch.half))
+
+
+def test_a_channels_last_network_crashes_initialize():
+    """engine.initialize converts after deepspeed.initialize, and at stage 0 only."""
+    with pytest.raises(RuntimeError, match="must be divisible by 1|stride|view"):
+        engine_for(settings(), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last))
+
+
+def test_zero_links_the_momentum_of_the_first_group_only():
+    """engine.link_momentum links again."""
+    model = nn.Linear(4, 2)
+    groups = [{"params": [model.weight]}, {"params": [model.bias]}]
+    engine = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(groups, lr=0.1, momentum=0.9),
+                                  config=settings(stage=1))[0]
+    update(engine)
+    assert deepspeed.utils.safe_get_full_optimizer_state(model.weight, "momentum_buffer") is not None
+    with pytest.raises(ValueError, match="momentum_buffer not found"):
+        deepspeed.utils.safe_get_full_optimizer_state(model.bias, "momentum_buffer")
+
+
+def test_overflow_advances_the_iteration_but_not_the_scheduler():
+    """LinearScalingWarmupLR is positioned by the iterations, before each training forward."""
+    ramp = {"warmup_min_lr": 0.1, "warmup_max_lr": 0.6, "warmup_num_steps": 5, "warmup_type": "linear"}
+    engine = engine_for(settings(stage=1, scheduler={"type": "WarmupLR", "params": ramp}))
+    engine.backward(engine(torch.full((1, 4), float("inf"))).sum())
+    engine.step()
+    assert (engine.global_steps, engine.skipped_steps, engine.lr_scheduler.last_batch_iteration) == (1, 1, -1)
+
+
+def test_a_missing_hostfile_is_only_a_warning(tmp_path):
+    """launch.require_hosts refuses."""
+    assert fetch_hostfile(str(tmp_path / "hosts")) is None
+
+
+def test_the_first_start_on_a_cpu_would_compile_an_operator():
+    """engine.start_processes switches it off before it joins the processes."""
+    builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
+    assert builder is not None and builder.is_compatible(verbose=False)
+    assert deepspeed.ops.__compatible_ops__[builder.NAME] is False

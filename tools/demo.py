@@ -1,0 +1,55 @@
+"""The main job on real data in minutes: handwritten digits -> JPEG files -> FFCV files -> ResNet-50 -> curves.
+
+    python tools/demo.py [--seed N] [--work_dir DIR]        (make demo)
+
+Runs the commands that it prints. Interrupted, it goes on where it was; `make clean` starts it over.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+NUM_WORKERS = 4  # k of ds_configs/digits.json
+
+
+def num_processes() -> int:
+    """With GPUs the largest number of them that divides k; 2 on a CPU."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return max(size for size in range(1, gpus + 1) if NUM_WORKERS % size == 0) if gpus else 2
+
+
+def commands(seed: int, work_dir: Path) -> list[list[str]]:
+    name = "digits" if seed == 0 else f"digits_seed{seed}"
+    python, launcher = sys.executable, str(Path(sys.executable).with_name("deepspeed"))
+    tree, ffcv = work_dir / "data/digits", work_dir / "data/digits_ffcv"
+    return [
+        [python, "tools/render_digits.py", "--output_dir", str(tree)],
+        [python, "tools/convert_imagenet_to_ffcv.py", "--source", str(tree), "--data_dir", str(ffcv)],
+        [launcher, "--quiet", "--num_accelerators", str(num_processes()), "recipes/resnet50.py",
+         "--deepspeed_config", "ds_configs/digits.json", "--data_dir", str(ffcv),
+         "--output_dir", str(work_dir / "runs" / name), "--seed", str(seed), "--resume"],
+    ]
+
+
+def main() -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--seed", type=int, default=0, help="of weights, shuffle and augmentation (default: 0)")
+    flags.add_argument("--work_dir", type=Path, default=Path("."), help="where data/ and runs/ go (default: here)")
+    arguments = flags.parse_args()
+    os.chdir(ROOT)
+    for command in commands(arguments.seed, arguments.work_dir):
+        print(f"$ {shlex.join(command)}", flush=True)
+        code = subprocess.run(command).returncode
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
