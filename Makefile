@@ -1,11 +1,12 @@
 # make demo       set up, then JPEG files -> FFCV -> ResNet-50 with DeepSpeed -> error, log, checkpoint, curves
-# make test       set up, then the tests (at most 10 minutes on 2 cores); make test-slow runs the long ones
+# make test       set up, then the tests (at most 10 minutes on 2 cores)
+# make test-slow  the long ones; make test-gpu those that need a GPU
 # make setup      system packages and .venv only
 # make clean      removes what make demo made; make distclean also .venv
 
 PYTHON ?= python3
 
-.PHONY: setup demo test test-slow clean distclean
+.PHONY: setup demo test test-slow test-gpu clean distclean
 
 setup: .venv/.complete
 
@@ -16,10 +17,13 @@ demo: setup
 	.venv/bin/python tools/demo.py
 
 test: setup
-	.venv/bin/python -m pytest -m "not slow"
+	.venv/bin/python -m pytest -m "not slow and not gpu"
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow
+
+test-gpu: setup
+	LBSGD_TEST_ON_GPU=1 .venv/bin/python -m pytest -m gpu
 
 clean:
 	rm -rf data/digits data/digits_ffcv runs/digits

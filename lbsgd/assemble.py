@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from lbsgd import checkpoint
 from lbsgd.engine import gather_state, initialize, memory_format, start_processes
+from lbsgd.errors import missing_ffcv
 from lbsgd.fake import FakeEval, FakeImages
 from lbsgd.progress import Progress
 from lbsgd.report import curves
@@ -64,8 +65,10 @@ def open_loaders(run: Run, device: torch.device, stack: ExitStack):
     if run.data is None:
         return (FakeImages(plan.num_images, FAKE_CLASSES, **part, **share),
                 FakeEval(FAKE_VAL_IMAGES, FAKE_CLASSES, seed=plan.recipe.seed, batch=plan.micro_batch, **share))
-    from lbsgd.loader import EvalLoader, TrainLoader  # imports FFCV: four seconds, and not needed for fake data
-
+    try:
+        from lbsgd.loader import EvalLoader, TrainLoader  # imports FFCV: four seconds, and not needed for fake data
+    except ImportError as error:
+        raise missing_ffcv(error) from error
     threads = run.arguments.loader_threads or max(1, os.cpu_count() // processes.local_world_size)
     augmentation = dict(crop_scale=tuple(plan.recipe.augmentation.crop_scale), flip=plan.recipe.augmentation.flip)
     return (stack.enter_context(closing(TrainLoader(run.data.train, threads=threads, **part, **augmentation, **share))),

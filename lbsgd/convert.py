@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.beton import CONVERT, BetonFile, Manifest, Split, sync_folder
-from lbsgd.errors import DataError
+from lbsgd.errors import DataError, missing_ffcv
 
 CONVERTER_VERSION = 1  # to be raised when the same source and settings would give other files
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
@@ -214,8 +214,7 @@ def _import_ffcv():
     try:
         from ffcv import fields, writer
     except ImportError as error:
-        raise DataError(f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where "
-                        f"the headers of OpenCV and libjpeg-turbo are installed") from error
+        raise missing_ffcv(error) from error
     return fields, writer
 
 

@@ -23,3 +23,9 @@ class TrainingError(LbsgdError):
     """Training cannot go on, such as after a loss that is not a number."""
 
     exit_code = 3
+
+
+def missing_ffcv(error: ImportError) -> DataError:
+    """What to say where FFCV, the one optional dependency, is needed and not there."""
+    return DataError(f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where the headers "
+                     "of OpenCV and libjpeg-turbo are installed")

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.runlog import LOG_NAME, Run, final_error, read_run, replace_file
+from lbsgd.schedule import Schedule, learning_rate
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow, too light for a thin line.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
@@ -153,7 +154,16 @@ def _draw(run: Run, name: str, colour: str, error, lr) -> None:
     final = _percent(final_error(run.epochs))
     line(error, run.epochs, "train_top1_error_pct", "--", linewidth=1, markersize=3)
     line(error, run.epochs, "val_top1_error_pct", "-", linewidth=2, label=f"{name}  {final}")
-    line(lr, run.iterations, "lr", "-")
+    line(lr, _learning_rates(run), "lr", "-")
+
+
+def _learning_rates(run: Run) -> list[dict]:
+    """Of every iteration up to the last one logged: the log holds every tenth or so, which would draw steps as slopes."""
+    settings = run.run["schedule"]
+    schedule = Schedule(**{**settings, "decay_iterations": tuple(settings["decay_iterations"])})
+    per_epoch = run.run["iterations_per_epoch"]
+    done = max([record["iteration"] + 1 for record in run.iterations] + [len(run.epochs) * per_epoch], default=0)
+    return [{"epoch": t / per_epoch, "lr": learning_rate(t, schedule)} for t in range(done)]
 
 
 def _legend(picture, error) -> None:

@@ -1,9 +1,16 @@
 """Data that several test files share: handwritten digits as JPEG files, and as FFCV files made from those."""
 
 import importlib.util
+import os
 from pathlib import Path
 
-import pytest
+# Before torch is imported: tests run on the CPU, also where there is a GPU (`make test-gpu` says otherwise), and one thread
+# each, for small tensors and two processes on two cores lose more than they gain by more.
+if "LBSGD_TEST_ON_GPU" not in os.environ:
+    os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest  # noqa: E402
 from hypothesis import settings
 
 TOOLS = Path(__file__).parent.parent / "tools"

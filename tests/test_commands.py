@@ -185,7 +185,9 @@ def small(tmp_path_factory):
     config["lbsgd"]["batch_norm"] |= {"per_worker_batch": 4}
     config["optimizer"]["params"]["lr"] = 0.04
     config["scheduler"]["params"] |= {"warmup_min_lr": 0.01, "warmup_max_lr": 0.04, "warmup_num_steps": 89}
-    path = tmp_path_factory.mktemp("config") / "small.json"
+    folder = tmp_path_factory.mktemp("config")
+    config["tensorboard"] = {"enabled": True, "output_path": str(folder), "job_name": "tensorboard"}
+    path = folder / "small.json"
     path.write_text(json.dumps(config))
     return path
 
@@ -211,6 +213,17 @@ def test_the_log_begins_with_the_plan_and_the_environment(fake_run):
     assert run["model"] == "resnet50" and run["global_batch"] == 16 and run["iterations_per_epoch"] == 89
     assert run["environment"]["packages"]["deepspeed"] == "0.19.8" and run["world_size"] == 2
     assert [record["lr"] for record in read_run(fake_run).iterations] == [pytest.approx(0.01 + 0.03 * t / 89) for t in range(3)]
+
+
+def test_tensorboard_has_the_numbers_of_the_log_when_the_json_asks(small, fake_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    [events] = [EventAccumulator(str(path)) for path in sorted((small.parent / "tensorboard").glob("events*"))[:1]]
+    events.Reload()
+    for name in ("lr", "train_loss", "images_per_second", "data_wait_pct"):
+        shown = events.Scalars(f"lbsgd/{name}")
+        assert [event.step for event in shown] == [16, 32, 48]  # images seen
+        assert [event.value for event in shown] == pytest.approx([record[name] for record in read_run(fake_run).iterations])
 
 
 def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fake_run, tmp_path):
@@ -278,3 +291,26 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
     assert (tmp_path / "run/curves.png").stat().st_size > 10_000
     again = recipe(DIGITS, "--data_dir", digits_data, "--output_dir", tmp_path / "run", "--evaluate_only")
     assert f"top-1 error {epoch['val_top1_error_pct']:.2f} %" in again.stdout, again.stderr
+
+
+@pytest.mark.slow
+def test_a_hostfile_of_two_slots_makes_one_real_update_of_8192_images(tmp_path):
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    done = command(LAUNCHER, "--hostfile", tmp_path / "hosts", RECIPE, "--deepspeed_config", "ds_configs/8k.json",
+                   "--fake_data", "--max_iterations", 1, "--precision", "fp32", "--resolution", 32, "--output_dir",
+                   tmp_path / "run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = read_run(tmp_path / "run")
+    assert (run.run["world_size"], run.run["accumulation_steps"], run.run["global_batch"]) == (2, 128, 8192)
+    assert [record["lr"] for record in run.iterations] == [0.1]
+    assert run.iterations[0]["train_loss"] == pytest.approx(6.9, abs=0.2)  # log(1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_demo_ends_below_8_percent_with_every_seed(tmp_path, seed):
+    done = command(sys.executable, "tools/demo.py", "--seed", seed, "--work_dir", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [log] = tmp_path.glob("runs/*/log.jsonl")
+    assert read_run(log).result["val_top1_error_pct"] <= 8
+    assert (log.parent / "curves.png").stat().st_size > 10_000

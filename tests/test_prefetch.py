@@ -24,8 +24,7 @@ def in_one_memory(batches):
         memory[:] = 0
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="no GPU"))])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 1e-2)])
 def test_each_colour_is_normalised_by_imagenet_s_mean_and_std(device, channels_last, dtype, tolerance):
@@ -37,7 +36,7 @@ def test_each_colour_is_normalised_by_imagenet_s_mean_and_std(device, channels_l
         assert np.abs(images.double().cpu().numpy() - by_definition(pixels)).max() < tolerance
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.gpu
 def test_batches_survive_a_reader_that_is_busy_on_its_own_stream():
     batches = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 64, 3), np.uint8)
     weights, sums = torch.randn(4096, 4096, device="cuda"), []

@@ -18,7 +18,9 @@ TOOL = Path(__file__).parents[1] / "tools" / "report.py"
 def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, finished=True, model="resnet50"):
     """A run with the validation errors `val`, one an epoch; training errors are 1 lower, lr falls from 0.2 to 0.02."""
     run = {"model": model, "global_batch": kn, "num_workers": kn // 32, "iterations_per_epoch": 1, "precision": "fp32",
-           "recipe": {"epochs": epochs or len(val), "seed": seed}, "schedule": {"reference_lr": lr},
+           "recipe": {"epochs": epochs or len(val), "seed": seed},
+           "schedule": {"base_lr": lr, "reference_lr": lr, "warmup_kind": "none", "warmup_iterations": 0,
+                        "decay_iterations": [3], "decay_factor": 0.1},
            "config": {"optimizer": {"type": "SGD"}}, "world_size": world_size}
     with RunLog(folder, run) as log:
         for t, error in enumerate(val):
@@ -106,7 +108,7 @@ def test_curves_are_those_of_the_log(tmp_path):
         (COLOURS[0], "-", [1, 2, 3, 4], [80, 40, 20, 10]),
         (COLOURS[1], "--", [1, 2], [89, 59]),
         (COLOURS[1], "-", [1, 2], [90, 60])]
-    assert [list(line.get_ydata()) for line in lr.lines] == [[0.2, 0.2, 0.2, 0.02], [0.2, 0.2]]
+    assert [list(line.get_ydata()) for line in lr.lines] == [pytest.approx([0.2, 0.2, 0.2, 0.02]), [0.2, 0.2]]
     assert [list(line.get_xdata()) for line in lr.lines] == [[0, 1, 2, 3], [0, 1]]
 
 
