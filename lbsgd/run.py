@@ -89,8 +89,7 @@ class Run:
             self.data = open_data(data_folder(arguments.data_dir))
             self.plan = Plan.read(config, world_size, self.data.train.num_images, overrides)
         self.output_dir = Path(arguments.output_dir or Path("runs") / self.plan.name)
-        self.last_iteration = min(self.plan.num_iterations, arguments.max_iterations or self.plan.num_iterations,
-                                  (arguments.epochs or self.plan.recipe.epochs) * self.plan.iterations_per_epoch)
+        self.last_iteration = last_iteration(self.plan, arguments.epochs, arguments.max_iterations)
 
     @property
     def speaks(self) -> bool:
@@ -137,6 +136,17 @@ class Run:
         return {"command": sys.argv, "host": platform.node(), "python": platform.python_version(),
                 "packages": {name: installed(name) for name in ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv")},
                 "data": str(self.data.train.path.parent) if self.data else "fake", "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+
+
+def last_iteration(plan: Plan, epochs: Optional[int], max_iterations: Optional[int]) -> int:
+    """Where the run ends: at the end of the schedule, or earlier where a flag says so; later is refused."""
+    for flag, asked, most in (("--epochs", epochs, plan.recipe.epochs),
+                              ("--max_iterations", max_iterations, plan.num_iterations)):
+        if asked and asked > most:
+            raise ConfigError(f"{flag} {asked} is more than the {most} of {plan.name}.json; it ends a run earlier, and does not "
+                              "move its schedule: for a longer one change lbsgd.epochs and lbsgd.decay there")
+    return min(plan.num_iterations, max_iterations or plan.num_iterations,
+               (epochs or plan.recipe.epochs) * plan.iterations_per_epoch)
 
 
 def installed(package: str) -> Optional[str]:

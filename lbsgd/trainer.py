@@ -249,7 +249,7 @@ class Trainer:
         [(tensors, described)] = loaded
         restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], described["counters"]))
         if dist.get_rank() == 0:
-            self.totals.sums += torch.tensor(described["epoch_totals"], device=self.engine.device)
+            self.totals.sums += torch.tensor(described["epoch_totals"], dtype=torch.float64, device=self.engine.device)
             self.start_window()
         if described["world_size"] == dist.get_world_size():
             checkpoint.restore_random_states(tensors["random"], dist.get_rank())

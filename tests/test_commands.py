@@ -161,6 +161,11 @@ def test_a_flag_that_is_no_number_is_refused():
     assert done.returncode == 2 and "'many' is not a whole number" in done.stderr
 
 
+@pytest.mark.parametrize("flag, most", [("--epochs", 8), ("--max_iterations", 88)])
+def test_a_flag_that_ends_earlier_cannot_end_later(tmp_path, flag, most):
+    refused(recipe(DIGITS, "--fake_data", flag, most + 1, "--output_dir", tmp_path), flag, most + 1, "lbsgd.epochs")
+
+
 def test_help_shows_the_command_and_every_flag():
     done = recipe(DIGITS, "--help")
     assert done.returncode == 0

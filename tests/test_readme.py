@@ -1,0 +1,53 @@
+"""The README is the first test: its code runs, its tree is the repository's, its table has every key."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from lbsgd.recipe import Recipe
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_code_for_other_projects_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        names = {}
+        exec(block, names)
+        assert names["engine"].global_steps == 2
+
+
+def test_the_tree_names_every_module_and_tool_and_nothing_else():
+    tree = re.search(r"## What is where\n\n```\n(.*?)```", README, flags=re.DOTALL).group(1)
+    named = set(re.findall(r"[a-z0-9_]+\.(?:py|sh|md)", tree))
+    present = {path.name for folder in ("lbsgd", "recipes", "tools") for path in (ROOT / folder).iterdir() if path.is_file()}
+    assert present - {"__init__.py"} <= named
+    assert named <= present | {path.name for folder in ("tests", "docs") for path in (ROOT / folder).iterdir()}
+
+
+def test_the_map_of_the_paper_names_files_and_tests_that_exist():
+    table = README.split("## From the paper to the code")[1].split("##")[0]
+    for name in re.findall(r"test_[a-z_]+\.py", table):
+        assert (ROOT / "tests" / name).is_file(), name
+    for module in re.findall(r"`([a-z]+)\.(?:py|[a-zA-Z])", table):
+        assert (ROOT / "lbsgd" / f"{module}.py").is_file() or module == "zero_optimization", module
+
+
+def keys(model, prefix=""):
+    for name, field in model.model_fields.items():
+        if hasattr(field.annotation, "model_fields"):
+            yield from keys(field.annotation, f"{name}.")
+        else:
+            yield prefix + name
+
+
+@pytest.mark.parametrize("key", list(keys(Recipe)))
+def test_the_table_has_every_key_of_the_lbsgd_block(key):
+    table = README.split("## The JSON's keys")[1].split("##")[0]
+    block, _, name = key.rpartition(".")
+    cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
+    assert any(f"`{key}`" in cell or (f"`{block}." in cell and f"`{name}`" in cell) for cell in cells), key
