@@ -26,7 +26,7 @@ test-gpu: setup
 	LBSGD_TEST_ON_GPU=1 .venv/bin/python -m pytest -m gpu
 
 clean:
-	rm -rf data/digits data/digits_ffcv runs/digits
+	rm -rf data/digits data/digits_ffcv runs/digits*
 
 distclean: clean
 	rm -rf .venv build *.egg-info

@@ -8,29 +8,29 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-import torch.distributed as dist
 
 from lbsgd import checkpoint
 from lbsgd.engine import gather_state, initialize, memory_format, start_processes
-from lbsgd.errors import missing_ffcv
+from lbsgd.errors import CheckpointError, ConfigError, missing_ffcv
 from lbsgd.fake import FakeEval, FakeImages
+from lbsgd.launch import from_rank_0
 from lbsgd.progress import Progress
 from lbsgd.report import curves
 from lbsgd.run import FAKE_CLASSES, Run
-from lbsgd.runlog import RunLog, read_run
+from lbsgd.runlog import LOG_NAME, RunLog, read_run
 from lbsgd.trainer import Reporter, Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FAKE_VAL_IMAGES = 512
 
 
-def train(run: Run, resumed: Optional[Path]) -> None:
-    """Trains, or evaluates, as the run's flags say. `resumed` is the checkpoint to go on from; rank 0 alone knows it."""
+def train(run: Run) -> None:
+    """Trains, or evaluates, as the run's flags say."""
     processes = start_processes()
+    resumed = from_rank_0(lambda: prepare_output(run))
     if "OMP_NUM_THREADS" not in os.environ:  # each process would take all cores, and they would fight for them
-        torch.set_num_threads(max(1, os.cpu_count() // processes.local_world_size))
+        torch.set_num_threads(processes.cores)
     engine, plan = initialize(run.network(num_classes(run), run.plan), run.plan)
-    resumed = from_rank_0(resumed)
     with ExitStack() as stack:
         train_data, val_data = open_loaders(run, engine.device, stack)
         trainer = Trainer(engine, plan, train_data, val_data, run.output_dir / "checkpoints", identity(run, engine))
@@ -38,21 +38,41 @@ def train(run: Run, resumed: Optional[Path]) -> None:
             trainer.restore(resumed)
         if run.arguments.evaluate_only:
             return print_evaluation(run, trainer)
-        if run.speaks:
-            trainer.reporter = stack.enter_context(open_reporter(run, trainer.iteration, resuming=run.arguments.resume))
+        from_rank_0(lambda: open_reporter(run, trainer, stack))
         trainer.train(run.last_iteration)
         finish(run, trainer)
 
 
+def prepare_output(run: Run) -> Optional[Path]:
+    """The newest checkpoint where --resume or --evaluate_only asks for one; refuses to write over a run, or where nothing
+    can be written. Rank 0 alone looks, for the other hosts may not have the folder."""
+    resume, evaluate, folder = run.arguments.resume, run.arguments.evaluate_only, run.output_dir / "checkpoints"
+    newest = checkpoint.newest(folder)
+    if evaluate and not newest:
+        raise CheckpointError(f"no complete checkpoint in {folder} to evaluate; train first, or name its --output_dir")
+    if not (resume or evaluate) and (newest or (run.output_dir / LOG_NAME).exists()):
+        raise ConfigError(f"{run.output_dir} already holds a run: continue it with --resume or choose another --output_dir")
+    if not evaluate:
+        require_writable(run.output_dir)
+    if resume or evaluate:
+        print(f"resuming from {newest}" if newest else f"no complete checkpoint in {folder}: starting anew", flush=True)
+    return newest
+
+
+def require_writable(folder: Path) -> None:
+    """Raises ConfigError where the output folder cannot be made or written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".writable.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"cannot write into the output folder {folder} ({error.strerror}); choose another --output_dir") \
+            from None
+
+
 def num_classes(run: Run) -> int:
     return run.data.num_classes if run.data else FAKE_CLASSES
-
-
-def from_rank_0(value: Any) -> Any:
-    """What rank 0 holds, on every process."""
-    box = [value]
-    dist.broadcast_object_list(box)
-    return box[0]
 
 
 def open_loaders(run: Run, device: torch.device, stack: ExitStack):
@@ -69,7 +89,7 @@ def open_loaders(run: Run, device: torch.device, stack: ExitStack):
         from lbsgd.loader import EvalLoader, TrainLoader  # imports FFCV: four seconds, and not needed for fake data
     except ImportError as error:
         raise missing_ffcv(error) from error
-    threads = run.arguments.loader_threads or max(1, os.cpu_count() // processes.local_world_size)
+    threads = run.arguments.loader_threads or processes.cores
     augmentation = dict(crop_scale=tuple(plan.recipe.augmentation.crop_scale), flip=plan.recipe.augmentation.flip)
     return (stack.enter_context(closing(TrainLoader(run.data.train, threads=threads, **part, **augmentation, **share))),
             stack.enter_context(closing(EvalLoader(run.data.val, threads=threads, batch=plan.micro_batch, **share))))
@@ -81,11 +101,13 @@ def identity(run: Run, engine) -> dict[str, Any]:
     return {**run.plan.identity(), "network": network, "data": run.data.fingerprint if run.data else "fake"}
 
 
-def open_reporter(run: Run, iteration: int, resuming: bool) -> Reporter:
+def open_reporter(run: Run, trainer: Trainer, stack: ExitStack) -> None:
+    """Gives the trainer of rank 0 its log and its screen."""
     described = {"model": run.model, **run.plan.as_dict(),
                  "environment": {**run.environment(), "device": device_name(), "threads": torch.get_num_threads()}}
-    log = RunLog(run.output_dir, described, iteration if resuming else None)
-    return Reporter(log, Progress(run.last_iteration, run.plan.iterations_per_epoch, iteration))
+    log = RunLog(run.output_dir, described, trainer.iteration if run.arguments.resume else None)
+    progress = Progress(run.last_iteration, run.plan.iterations_per_epoch, trainer.iteration)
+    trainer.reporter = stack.enter_context(Reporter(log, progress))
 
 
 def device_name() -> str:

@@ -62,6 +62,8 @@ REMOVED_KEYS = frozenset("""
     quantize_training sparse_attention sparse_gradients
 """.split())
 SGD_PARAMS = frozenset("lr momentum nesterov weight_decay foreach fused".split())
+WARMUP_PARAMS = frozenset("warmup_min_lr warmup_max_lr warmup_num_steps warmup_type last_batch_iteration".split())
+AUTOCAST_KEYS = frozenset("enabled dtype lower_precision_safe_modules".split())
 
 
 def top_level_findings(config: dict) -> Iterator[Finding]:
@@ -83,9 +85,20 @@ def batch_findings(config: dict) -> Iterator[Finding]:
         value = config.get(key)
         if type(value) is not int or value < 1:
             yield Finding("D04", key, f"is {value!r}", "give it as a positive number of images")
+    steps = config.get("steps_per_print")
+    if steps is not None and (type(steps) is not int or steps < 1):
+        yield Finding("D24", "steps_per_print", f"is {steps!r}", "give it as a positive number of iterations")
+
+
+def reduction_findings(config: dict) -> Iterator[Finding]:
+    """What would make another update out of the same gradients."""
     if get(config, "gradient_allreduce_op", "mean") != "mean":
         yield Finding("D05", "gradient_allreduce_op", "summed gradients multiply the learning rate by the number of "
                       "processes (Remark 3)", "delete it")
+    if config.get("communication_data_type") is not None and not enabled(config, "fp16"):
+        yield Finding("D22", "communication_data_type", "rounds gradients whose loss was not scaled", "delete it")
+    if config.get("managed_gradient_accumulation", True) is not True:
+        yield Finding("D23", "managed_gradient_accumulation", "is not true, so every pass would move the weights", "delete it")
 
 
 def optimizer_findings(config: dict) -> Iterator[Finding]:
@@ -96,6 +109,8 @@ def optimizer_findings(config: dict) -> Iterator[Finding]:
     unknown = sorted(set(params) - SGD_PARAMS) if isinstance(params, dict) else [params]
     if unknown:
         yield Finding("D07", "optimizer.params", f"unknown {unknown}", f"known are {sorted(SGD_PARAMS)}")
+    elif params.get("nesterov") and params.get("momentum") == 0:
+        yield Finding("D25", "optimizer.params.nesterov", "is true with momentum 0", "Nesterov needs a momentum above 0")
     clipping = config.get("gradient_clipping")
     if clipping != 0:
         said = "is not set, and DeepSpeed clips at 1.0 by default" if clipping is None else f"is {clipping!r}"
@@ -110,11 +125,21 @@ def scheduler_findings(config: dict) -> Iterator[Finding]:
     elif ramp != "linear":
         said = "is not set, and DeepSpeed's default is a logarithmic ramp" if ramp is None else f"is {ramp!r}"
         yield Finding("D10", "scheduler.params.warmup_type", said, 'set it to "linear" (Sec. 2.2)')
+    params = get(config, "scheduler.params", {})
+    if unknown := sorted(set(params) - WARMUP_PARAMS) if isinstance(params, dict) else [params]:
+        yield Finding("D26", "scheduler.params", f"unknown {unknown}", f"known are {sorted(WARMUP_PARAMS)}")
 
 
 def precision_findings(config: dict) -> Iterator[Finding]:
     """fp16 only where DeepSpeed really trains with it; bf16 as autocast over float32 parameters."""
     stage = get(config, "zero_optimization.stage", 0)
+    for block in ("fp16", "bf16", "torch_autocast"):
+        if type(get(config, f"{block}.enabled", False)) is not bool:
+            yield Finding("D27", f"{block}.enabled", f"is {get(config, f'{block}.enabled')!r}", "write true or false")
+    autocast = config.get("torch_autocast", {})
+    if unknown := sorted(set(autocast) - AUTOCAST_KEYS) if isinstance(autocast, dict) else [autocast]:
+        yield Finding("D28", "torch_autocast", f"unknown {unknown}, which DeepSpeed ignores in silence",
+                      f"known are {sorted(AUTOCAST_KEYS)}")
     if enabled(config, "fp16") and stage == 0:
         yield Finding("D11", "zero_optimization.stage", "is 0 with fp16, where DeepSpeed 0.19.8 does not scale the loss "
                       "and the weights never move", "set it to 1, or use torch_autocast with bfloat16")
@@ -160,7 +185,7 @@ def auto_findings(config: Any, path: str = "") -> Iterator[Finding]:
         yield Finding("D21", path, 'is "auto", which only Hugging Face fills in', "write the number")
 
 
-DEEPSPEED_RULES = (top_level_findings, batch_findings, optimizer_findings, scheduler_findings, precision_findings,
+DEEPSPEED_RULES = (top_level_findings, batch_findings, reduction_findings, optimizer_findings, scheduler_findings, precision_findings,
                    zero_findings, auto_findings)
 
 
@@ -210,9 +235,13 @@ def recipe_findings(config: dict, recipe: Recipe) -> Iterator[Finding]:
                           f"{kn} of {recipe.num_images} images", f"set it to {number:.10g}")
     yield from warmup_findings(config, recipe)
     for key in ("momentum", "weight_decay"):
-        if not is_number(get(config, f"optimizer.params.{key}")):
-            yield Finding("R05", f"optimizer.params.{key}", f"is {get(config, f'optimizer.params.{key}')!r}",
+        value = get(config, f"optimizer.params.{key}")
+        if not is_number(value) or value < 0:
+            yield Finding("R05", f"optimizer.params.{key}", f"is {value!r}",
                           "give it as a number (the paper's: momentum 0.9, weight_decay 0.0001)")
+    nesterov = get(config, "optimizer.params.nesterov")
+    if type(nesterov) is not bool:
+        yield Finding("R06", "optimizer.params.nesterov", f"is {nesterov!r}", "write true (the paper's) or false")
 
 
 def warmup_findings(config: dict, recipe: Recipe) -> Iterator[Finding]:
@@ -226,6 +255,15 @@ def warmup_findings(config: dict, recipe: Recipe) -> Iterator[Finding]:
 
 
 # --- the run against its processes and its data -------------------------------------------------------------------------
+
+
+def passes_findings(config: dict, world_size: int) -> Iterator[Finding]:
+    """gradient_accumulation_steps may be left to follow from the world size; where it stands it must agree."""
+    passes = config.get("gradient_accumulation_steps")
+    kn, micro_batch = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
+    if passes is not None and passes != kn / (world_size * micro_batch):
+        yield Finding("F05", "gradient_accumulation_steps", f"is {passes!r}, but {kn} images on {world_size} processes x "
+                      f"{micro_batch} are {kn / (world_size * micro_batch):g} passes", "delete it: it follows")
 
 
 def fit_findings(recipe: Recipe, global_batch: int, micro_batch: int, world_size: int) -> Iterator[Finding]:
@@ -244,6 +282,10 @@ def fit_findings(recipe: Recipe, global_batch: int, micro_batch: int, world_size
         yield Finding("F02", "train_micro_batch_size_per_gpu", f"{micro_batch} is no multiple of n = {n} that divides the "
                       f"{global_batch // world_size} images of each of {world_size} processes",
                       f"micro batches that fit: {shortened(fitting)}")
+    wanted = recipe.batch_norm.statistics_images
+    if wanted and wanted > recipe.num_images:
+        yield Finding("F04", "lbsgd.batch_norm.statistics_images", f"{wanted} is more than the {recipe.num_images} images of the "
+                      "training data", "use fewer")
     if recipe.num_images < global_batch:
         yield Finding("F03", "train_batch_size", f"one global batch of {global_batch} images is more than the "
                       f"{recipe.num_images} images of the training data", "use a smaller --global_batch or more data")

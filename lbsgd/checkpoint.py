@@ -39,6 +39,8 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
     """
     final = folder / f"iteration_{iteration:08d}"
     building = folder / f".{final.name}.{os.getpid()}"
+    for left_over in folder.glob(".iteration_*"):  # of a run that was killed while it saved or deleted
+        shutil.rmtree(left_over)
     try:
         building.mkdir(parents=True)
         for name, group in tensors.items():
@@ -49,14 +51,21 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
         for path in [*building.iterdir(), building]:
             to_disk(path)
         if final.exists():  # the same iteration, saved before a resume
-            shutil.rmtree(final)
+            delete(final)
         building.rename(final)
         to_disk(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     for old in complete(folder)[:-KEEP]:
-        shutil.rmtree(old)
+        delete(old)
     return final
+
+
+def delete(path: Path) -> None:
+    """Takes the name away first: what is left of a checkpoint half deleted is not taken for one."""
+    hidden = path.with_name(f".{path.name}.deleted")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
 
 
 def complete(folder: Path) -> list[Path]:
@@ -83,6 +92,13 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
         raise CheckpointError(f"{path} cannot be read ({error}); delete it to use the checkpoint before it") from None
     if state["version"] != VERSION:
         raise CheckpointError(f"{path} has format {state['version']}, this lbsgd reads {VERSION}; use the lbsgd that wrote it")
+    return tensors, state
+
+
+def load_same(path: Path, identity: dict[str, Any]) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """`load`, for a run of this identity only; CheckpointError names the first difference."""
+    tensors, state = load(path)
+    require_same(path, state["identity"], identity, "")
     return tensors, state
 
 

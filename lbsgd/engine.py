@@ -25,10 +25,11 @@ import deepspeed
 from deepspeed.runtime.lr_schedules import WarmupLR
 from deepspeed.utils import (safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_fp32_param,
                              safe_set_full_optimizer_state)
+from pydantic import ValidationError
 
 from lbsgd.batchnorm import convert_batch_norm
 from lbsgd.config import Overrides
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.launch import Processes
 from lbsgd.optim import MomentumCorrectedSGD, decay_groups
 from lbsgd.plan import Plan
@@ -72,7 +73,20 @@ def start_processes() -> Processes:
         if processes.alone:
             processes.export(master_port=free_port())
         deepspeed.init_distributed()
+    deepspeed.accelerator.get_accelerator().set_device(processes.local_rank)  # before the first collective call
     return processes
+
+
+def step(engine) -> None:
+    """engine.step(); where fp16's loss scale cannot fall any further, which DeepSpeed finds on all processes at once, a
+    TrainingError that names the iteration."""
+    try:
+        engine.step()
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise TrainingError(f"the gradients of iteration {engine.global_steps} overflow fp16 at the smallest loss scale; look at "
+                            "the learning rate and the data, or use bf16") from error
 
 
 def free_port() -> int:
@@ -98,9 +112,14 @@ def initialize(model: torch.nn.Module, config: Union[Plan, str, Path, dict], num
     require_precision(plan.precision)
     norm = plan.recipe.batch_norm
     convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope)
-    engine, _, _, scheduler = deepspeed.initialize(
-        model=model, optimizer=build_optimizer(model, plan), config=deepspeed_config(plan),
-        lr_scheduler=lambda optimizer: LinearScalingWarmupLR(optimizer, plan.schedule))
+    try:
+        engine, _, _, scheduler = deepspeed.initialize(
+            model=model, optimizer=build_optimizer(model, plan), config=deepspeed_config(plan),
+            lr_scheduler=lambda optimizer: LinearScalingWarmupLR(optimizer, plan.schedule))
+    except ValidationError as error:  # an unknown key or a wrong value in a block that DeepSpeed checks itself
+        [details, *_] = error.errors()
+        raise ConfigError(f"{plan.name}: DeepSpeed refuses {'.'.join(map(str, details['loc']))} in its {error.title}: "
+                          f"{details['msg']}; correct or delete it") from error
     if plan.zero_stage == 0:
         if memory_format(engine.device) is torch.channels_last:
             engine.module.to(memory_format=torch.channels_last)  # before initialize, and under ZeRO, DeepSpeed fails
@@ -115,7 +134,7 @@ def build_optimizer(model: torch.nn.Module, plan: Plan) -> MomentumCorrectedSGD:
     """SGD as the JSON's optimizer block and the `lbsgd` block have it, with batch norm in a group of its own."""
     params, recipe = dict(plan.config["optimizer"]["params"]), plan.recipe
     # One kernel for the whole update: 2.7 times as fast as torch's default on a CPU (docs/experiments.md).
-    params.setdefault("fused", recipe.momentum.form == "lr_outside")
+    params.setdefault("fused", recipe.momentum.form == "lr_outside" and not params.get("foreach"))
     groups = decay_groups(model, params.pop("weight_decay"), recipe.weight_decay.on_batch_norm)
     return MomentumCorrectedSGD(groups, **params, form=recipe.momentum.form, correction=recipe.momentum.correction)
 
@@ -198,7 +217,8 @@ def full_parameter(engine, parameter) -> torch.Tensor:
 def full_momentum(engine, parameter) -> torch.Tensor:
     if engine.zero_optimization():
         return safe_get_full_optimizer_state(parameter, MOMENTUM)
-    return engine.basic_optimizer.state[parameter][MOMENTUM]
+    momentum = engine.basic_optimizer.state[parameter].get(MOMENTUM)
+    return torch.zeros_like(parameter) if momentum is None else momentum  # none where no gradient has come yet
 
 
 def allocate_momentum(engine, last_lr: Optional[float]) -> None:

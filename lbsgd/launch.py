@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
-from typing import NoReturn, Optional
+from typing import Any, Callable, NoReturn, Optional
 
 import psutil
 
@@ -24,7 +24,14 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """As DeepSpeed's launcher or torchrun say; one process alone where neither started us."""
+        """As DeepSpeed's launcher or torchrun say; one process alone where neither started us. Raises ConfigError where
+        another launcher started several, each of which would take itself for the only one."""
+        if "RANK" not in os.environ:
+            for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+                if int(os.environ.get(name) or 1) > 1:
+                    raise ConfigError(f"{name} is {os.environ[name]}, but RANK is not set, so each process would train alone; "
+                                      "start the recipe with deepspeed or torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, "
+                                      "MASTER_ADDR and MASTER_PORT")
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
         return cls(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)), int(local))
@@ -33,6 +40,11 @@ class Processes:
     def alone(self) -> bool:
         """Whether no launcher started this process."""
         return "RANK" not in os.environ
+
+    @property
+    def cores(self) -> int:
+        """CPU cores for this process: its share of those that the host lets it use."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
     def export(self, master_port: int) -> None:
         """The variables that a launcher would have set, for a process that runs alone."""
@@ -72,6 +84,26 @@ def named_hostfile(arguments: list[str]) -> Optional[str]:
         if argument.startswith("--hostfile="):
             return argument.split("=", 1)[1]
     return None
+
+
+def from_rank_0(function: Callable[[], Any]) -> Any:
+    """What `function` returns on rank 0, on every process, or its LbsgdError; all processes must call it.
+
+    What only rank 0 can find out, such as the state of the output folder, then ends all hosts at once: the others would
+    wait for it until the collective call times out.
+    """
+    import torch  # here, for a process that only has an error to tell should not wait for it
+
+    box = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            box = [function()]
+        except LbsgdError as error:
+            box = [error]
+    torch.distributed.broadcast_object_list(box)
+    if isinstance(box[0], LbsgdError):
+        raise box[0]
+    return box[0]
 
 
 def end_with_error(error: LbsgdError) -> NoReturn:

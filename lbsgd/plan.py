@@ -51,13 +51,14 @@ class Plan:
         """
         written = copy.deepcopy(source) if isinstance(source, dict) else read_json(source)
         where = "the configuration" if isinstance(source, dict) else str(source)
-        findings = check.deepspeed_findings(written)
-        refuse(where, findings)
+        refuse(where, check.deepspeed_findings(written))
         recipe = parse_recipe(where, written)
-        findings += check.recipe_findings(written, recipe)
-        refuse(where, findings)
+        refuse(where, check.recipe_findings(written, recipe))
+        if not (overrides.global_batch or overrides.micro_batch):
+            refuse(where, check.passes_findings(written, world_size))
         config, recipe = override(written, recipe, overrides, num_images or recipe.num_images)
-        refuse(where, check.deepspeed_findings(config))
+        findings = check.deepspeed_findings(config) + list(check.recipe_findings(config, recipe))
+        refuse(where, findings)
         refuse(where, check.fit_findings(recipe, config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
                                          world_size))
         return cls._resolve(

@@ -6,7 +6,6 @@ Everything that can be wrong with the flags, the JSON or the data is found befor
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import sys
 import time
@@ -16,10 +15,9 @@ from typing import Any, Callable, Optional
 
 from lbsgd.beton import ImageNetData, data_folder, open_data
 from lbsgd.config import Overrides
-from lbsgd.errors import CheckpointError, ConfigError, LbsgdError
+from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.launch import Processes, end_with_error, require_hosts
 from lbsgd.plan import Plan
-from lbsgd.runlog import LOG_NAME
 
 FAKE_CLASSES = 1000
 
@@ -99,9 +97,9 @@ class Run:
     def start(self) -> None:
         if self.speaks:
             self.print_plan()
-            require_writable(self.output_dir)
-        resumed = self.checkpoint_to_resume() if self.speaks else None
-        self.import_and_train(resumed)
+        from lbsgd.assemble import train  # imports PyTorch and DeepSpeed, which take seconds
+
+        train(self)
 
     def print_plan(self) -> None:
         for name, value in self.plan.summary().items():
@@ -112,30 +110,12 @@ class Run:
             print(f"warning: {self.plan.name}.json: {warning}")
         print(f"{'output':15}{self.output_dir}", flush=True)
 
-    def checkpoint_to_resume(self) -> Optional[Path]:
-        """The newest checkpoint where --resume or --evaluate_only asks for one; refuses to write over a run."""
-        folder = self.output_dir / "checkpoints"
-        found = sorted(folder.glob("iteration_*/manifest.json"))
-        if self.arguments.evaluate_only and not found:
-            raise CheckpointError(f"no complete checkpoint in {folder} to evaluate; train first, or name its --output_dir")
-        if not (self.arguments.resume or self.arguments.evaluate_only):
-            if found or (self.output_dir / LOG_NAME).exists():
-                raise ConfigError(f"{self.output_dir} already holds a run: continue it with --resume or choose another "
-                                  "--output_dir")
-            return None
-        print(f"resuming from {found[-1].parent}" if found else f"no complete checkpoint in {folder}: starting anew")
-        return found[-1].parent if found else None
-
-    def import_and_train(self, resumed: Optional[Path]) -> None:
-        from lbsgd.assemble import train  # imports PyTorch, DeepSpeed and FFCV, which take seconds
-
-        train(self, resumed)
-
     def environment(self) -> dict[str, Any]:
         """Where and how the run ran, for the log."""
         return {"command": sys.argv, "host": platform.node(), "python": platform.python_version(),
                 "packages": {name: installed(name) for name in ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv")},
-                "data": str(self.data.train.path.parent) if self.data else "fake", "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+                "data": str(self.data.train.path.parent) if self.data else "fake",
+                "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
 
 
 def last_iteration(plan: Plan, epochs: Optional[int], max_iterations: Optional[int]) -> int:
@@ -154,15 +134,3 @@ def installed(package: str) -> Optional[str]:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def require_writable(folder: Path) -> None:
-    """Raises ConfigError where the output folder cannot be made or written."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(f"cannot write into the output folder {folder} ({error.strerror}); choose another --output_dir") \
-            from None

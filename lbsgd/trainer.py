@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, NoReturn, Optional, Protocol
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from lbsgd import checkpoint
 from lbsgd.batchnorm import agree_statistics, recomputing_statistics
-from lbsgd.engine import EngineState, gather_state, restore_state
+from lbsgd.engine import EngineState, gather_state, restore_state, step
 from lbsgd.errors import TrainingError
+from lbsgd.launch import from_rank_0
 from lbsgd.plan import Plan
 from lbsgd.progress import Progress
 from lbsgd.runlog import RunLog
@@ -54,9 +55,9 @@ class Totals:
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # of the losses, of the errors, of the images
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
-        errors = (logits.argmax(1) != labels).sum()
-        images = torch.tensor(float(len(labels)), dtype=torch.float64, device=labels.device)
-        self.sums += torch.stack([loss.double() * images, errors.double(), images])
+        errors = (logits.argmax(1) != labels).sum().double()
+        images = errors.new_full((), len(labels))  # filled on the device: a copy from the host would wait for all its work
+        self.sums += torch.stack([loss.double() * images, errors, images])
 
     def read(self, since: Optional[torch.Tensor] = None) -> tuple[float, float, int]:
         """Mean loss, error in %, number of images, less an earlier state of `sums`; all processes must call it."""
@@ -127,7 +128,7 @@ class Trainer:
             # passes, and aggregation takes the mean over the processes, all of which hold equally many images.
             loss = F.cross_entropy(logits.float(), labels)
             self.engine.backward(loss)
-            self.engine.step()  # moves the weights in the last pass only
+            step(self.engine)  # moves the weights in the last pass only
             self.totals.add(logits.detach(), labels, loss.detach())
             self.first_bad = torch.where(loss.isfinite(), self.first_bad, self.first_bad.clamp(max=iteration))
 
@@ -142,10 +143,12 @@ class Trainer:
         first_bad = self.first_bad.clone()
         dist.all_reduce(first_bad, op=dist.ReduceOp.MIN)
         if first_bad < NEVER:
-            kept = checkpoint.newest(self.folder)
-            raise TrainingError(f"the loss of iteration {int(first_bad)} is not a number; "
-                                + (f"the newest checkpoint is {kept}" if kept else "no checkpoint was written yet")
-                                + "; look at the learning rate and the data")
+            self.stop(f"the loss of iteration {int(first_bad)} is not a number")
+
+    def stop(self, reason: str) -> NoReturn:
+        kept = checkpoint.newest(self.folder)
+        raise TrainingError(f"{reason}; " + (f"the newest checkpoint is {kept}" if kept else "no checkpoint was written yet")
+                            + "; look at the learning rate and the data")
 
     # --- what is reported -----------------------------------------------------------------------------------------------
 
@@ -191,7 +194,7 @@ class Trainer:
             logits = self.engine(images).float()
             best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
             sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(), best[:, 0].sum().double(),
-                                 best.sum().double(), best.new_tensor(len(labels), dtype=torch.float64)])
+                                 best.sum().double(), sums.new_full((), len(labels))])
         dist.all_reduce(sums)
         loss, top1, top5, images = sums.tolist()
         return {"val_loss": loss / images, "val_top1_error_pct": 100 * (1 - top1 / images),
@@ -216,6 +219,10 @@ class Trainer:
         self.require_numbers()
         agree_statistics(self.engine.module)
         state = gather_state(self.engine)
+        # Every process holds the whole state, so all find the same. A checkpoint that cannot be trained on must not take the
+        # place of one that can.
+        if broken := [name for name, tensor in state.weights.items() if not tensor.isfinite().all()]:
+            self.stop(f"after iteration {self.iteration - 1} the weights {broken[0]} are not numbers")
         random_states: list = [None] * dist.get_world_size()
         dist.all_gather_object(random_states, checkpoint.random_states(dist.get_rank()))
         totals = self.totals.sums.clone()
@@ -225,7 +232,7 @@ class Trainer:
         tensors = {"weights": state.weights, "momentum": state.momentum,
                    "random": {name: tensor for states in random_states for name, tensor in states.items()}}
         described = {"counters": state.counters, "identity": self.identity, "epoch_totals": totals.tolist(),
-                     "world_size": dist.get_world_size(), "num_threads": torch.get_num_threads(),
+                     "epoch_seconds": time.perf_counter() - self.epoch_began, "world_size": dist.get_world_size(), "num_threads": torch.get_num_threads(),
                      "plan": self.plan.as_dict()}
         try:
             checkpoint.save(self.folder, self.iteration, tensors, described)
@@ -237,20 +244,15 @@ class Trainer:
     def restore(self, path: Path) -> None:
         """Goes on from a checkpoint, which rank 0 reads and sends to the others; all processes must call it.
 
-        World size, micro batch and passes may be others than when it was written. Raises CheckpointError on rank 0 for
-        a checkpoint of another recipe, network or data.
+        World size, micro batch and passes may be others than when it was written. Raises CheckpointError for a checkpoint of
+        another recipe, network or data.
         """
-        loaded = [None]
-        if dist.get_rank() == 0:
-            tensors, described = checkpoint.load(path)
-            checkpoint.require_same(path, described["identity"], self.identity, "")
-            loaded = [(tensors, described)]
-        dist.broadcast_object_list(loaded)
-        [(tensors, described)] = loaded
+        tensors, described = from_rank_0(lambda: checkpoint.load_same(path, self.identity))
         restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], described["counters"]))
         if dist.get_rank() == 0:
             self.totals.sums += torch.tensor(described["epoch_totals"], dtype=torch.float64, device=self.engine.device)
             self.start_window()
+            self.epoch_began -= described["epoch_seconds"]
         if described["world_size"] == dist.get_world_size():
             checkpoint.restore_random_states(tensors["random"], dist.get_rank())
 

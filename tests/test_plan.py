@@ -74,6 +74,11 @@ def test_a_global_batch_of_base_batch_takes_no_warmup():
     assert 'lbsgd.warmup.kind: "gradual" -> "none"' in plan.changes
 
 
+def test_a_global_batch_raised_above_base_batch_without_warmup_is_warned_of():
+    plan = Plan.read(CONFIGS / "256.json", 8, overrides=Overrides(global_batch=8192))
+    assert plan.schedule.warmup_kind == "none" and "1.1 points" in plan.warnings[0]
+
+
 @pytest.mark.parametrize("precision, stage, block", [
     ("fp32", 1, None), ("bf16", 1, "torch_autocast"), ("fp16", 1, "fp16")])
 def test_precision_switches_the_blocks(precision, stage, block):
@@ -123,6 +128,18 @@ WRONG = [
     (dict(data_types={"buffer_dtype": "fp16"}), "D16", "data_types.buffer_dtype", ["running statistics"]),
     (dict(zero_optimization__offload_optimizer={"device": "cpu"}), "D19", "zero_optimization.offload_optimizer", ["Adam"]),
     (dict(optimizer__params__momentum=None), "R05", "optimizer.params.momentum", ["None"]),
+    (dict(optimizer__params__weight_decay=-1), "R05", "optimizer.params.weight_decay", ["-1"]),
+    (dict(optimizer__params__nesterov=None), "R06", "optimizer.params.nesterov", ["None"]),
+    (dict(optimizer__params__momentum=0), "D25", "optimizer.params.nesterov", ["momentum 0"]),
+    (dict(communication_data_type="fp16", fp16=None), "D22", "communication_data_type", ["delete"]),
+    (dict(managed_gradient_accumulation=False), "D23", "managed_gradient_accumulation", ["every pass"]),
+    (dict(steps_per_print="10"), "D24", "steps_per_print", ["'10'"]),
+    (dict(scheduler__params__warmup_typ="linear"), "D26", "scheduler.params", ["warmup_typ"]),
+    (dict(fp16__enabled="true"), "D27", "fp16.enabled", ["'true'"]),
+    (dict(torch_autocast={"enable": True}), "D28", "torch_autocast", ["enable"]),
+    (dict(gradient_accumulation_steps=7), "F05", "gradient_accumulation_steps", ["is 7", "32 passes"]),
+    (dict(lbsgd__batch_norm={"statistics": "recomputed", "statistics_images": 3_200_000}), "F04",
+     "lbsgd.batch_norm.statistics_images", ["3200000", "1281167"]),
     (dict(lbsgd__warmup__epoch=5), "R10", "lbsgd.warmup.epoch", ["unknown key"]),
     (dict(lbsgd__warmup__epochs=None), "R11", "lbsgd.warmup.epochs", ["missing"]),
     (dict(lbsgd__warmup__kind="slow"), "R12", "lbsgd.warmup.kind", ["gradual", "slow"]),

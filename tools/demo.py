@@ -42,10 +42,11 @@ def commands(seed: int, work_dir: Path) -> list[list[str]]:
 def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--seed", type=int, default=0, help="of weights, shuffle and augmentation (default: 0)")
-    flags.add_argument("--work_dir", type=Path, default=Path("."), help="where data/ and runs/ go (default: here)")
+    flags.add_argument("--work_dir", type=Path, help="where data/ and runs/ go (default: the repository)")
     arguments = flags.parse_args()
+    work_dir = arguments.work_dir.resolve() if arguments.work_dir else Path()
     os.chdir(ROOT)
-    for command in commands(arguments.seed, arguments.work_dir):
+    for command in commands(arguments.seed, work_dir):
         print(f"$ {shlex.join(command)}", flush=True)
         code = subprocess.run(command).returncode
         if code:

@@ -1,0 +1,137 @@
+"""The loop by itself, on one process and a small network: evaluation, statistics, what stops it, what it saves."""
+
+import pytest
+import torch
+from processes import in_processes
+from test_engine import K, N, network, recipe
+
+import lbsgd
+from lbsgd import checkpoint
+from lbsgd.errors import CheckpointError, ConfigError, TrainingError
+from lbsgd.fake import FakeEval, FakeImages
+from lbsgd.launch import from_rank_0
+from lbsgd.trainer import Reporter, Trainer
+
+NUM_IMAGES = 2 * K * N
+
+
+class Records:
+    """Stands where log and screen stand; keeps what comes."""
+
+    def __init__(self):
+        self.epochs, self.iterations, self.said = [], [], []
+        self.epoch, self.iteration = self.epochs.append, self.iterations.append
+        self.say, self.advance = self.said.append, lambda: None
+
+
+def trainer(folder, val_images=50, **batch_norm):
+    engine, plan = lbsgd.initialize(network(), recipe(**batch_norm))
+    share = dict(seed=0, world_size=1, rank=0, resolution=6, device="cpu", dtype=torch.float32, channels_last=False)
+    data = FakeImages(NUM_IMAGES, 5, global_batch=K * N, micro_batch=N, **share)
+    made = Trainer(engine, plan, data, FakeEval(val_images, 5, batch=16, **share), folder, {"recipe": "small"})
+    made.reporter = Reporter(Records(), Records())
+    return made
+
+
+def test_an_evaluation_counts_every_image_once_in_whole_numbers(tmp_path):
+    ours = trainer(tmp_path)
+    record = ours.evaluate(epoch=0)
+    with torch.no_grad():
+        best = torch.cat([ours.engine.module(x).argmax(1) == y for x, y in ours.val_data])
+    assert record["val_images"] == 50 == len(best)  # the last batch has 2 of 16
+    assert record["val_correct_top1"] == int(best.sum()) and record["val_correct_top5"] == 50  # of five classes
+    assert record["val_top1_error_pct"] == pytest.approx(100 * (1 - int(best.sum()) / 50))
+
+
+def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
+    ours = trainer(tmp_path)
+    ours.train(last_iteration=3)
+    assert [record["epoch"] for record in ours.reporter.log.epochs] == [1]
+    assert ours.reporter.log.iterations[0]["iteration"] == 0
+    assert [path.name for path in checkpoint.complete(tmp_path)] == ["iteration_00000002", "iteration_00000003"]
+    again = trainer(tmp_path)
+    again.restore(checkpoint.newest(tmp_path))
+    assert again.iteration == 3
+    again.train(last_iteration=4), ours.train(last_iteration=4)
+    first, second = (t.reporter.log.epochs[-1] for t in (again, ours))
+    assert first["train_loss"] == second["train_loss"]  # the images of iteration 2 are in both totals
+    assert all(torch.equal(a, b) for a, b in zip(again.engine.module.parameters(), ours.engine.module.parameters()))
+
+
+def test_recomputed_statistics_are_the_exact_ones_of_the_training_images(tmp_path):
+    ours = trainer(tmp_path, statistics="recomputed", statistics_images=NUM_IMAGES)
+    ours.evaluate(epoch=0)
+    images = torch.cat(list(ours.train_data.statistics_batches(0, NUM_IMAGES, N)))
+    with torch.no_grad():
+        values = ours.engine.module.conv(images).double()
+    norm = ours.engine.module.bn
+    assert len(images) == NUM_IMAGES
+    torch.testing.assert_close(norm.running_mean.double(), values.mean((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(norm.running_var.double(), values.var((0, 2, 3)), rtol=1e-4, atol=1e-6)
+    assert norm.num_batches_tracked == 0
+
+
+def test_first_worker_statistics_are_those_of_the_first_n_images_of_an_iteration(tmp_path):
+    ours = trainer(tmp_path, statistics="first_worker")
+    first, _ = next(ours.train_data.epoch(0))
+    with torch.no_grad():
+        expected = 0.1 * ours.engine.module.conv(first).mean((0, 2, 3))
+    ours.train(last_iteration=1)
+    torch.testing.assert_close(ours.engine.module.bn.running_mean, expected)
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    ours = trainer(tmp_path)
+    ours.train(last_iteration=1)
+    with torch.no_grad():
+        ours.engine.module.fc.weight[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match=r"the weights fc.weight are not numbers; the newest checkpoint is .*_00000001"):
+        ours.save()
+    assert len(checkpoint.complete(tmp_path)) == 1
+
+
+def test_a_loss_scale_that_cannot_fall_ends_training_and_names_the_iteration(tmp_path, monkeypatch):
+    ours = trainer(tmp_path)
+
+    def at_minimum():
+        raise Exception("Current loss scale already at minimum - cannot decrease scale anymore. Exiting run.")
+
+    monkeypatch.setattr(ours.engine, "step", at_minimum)
+    with pytest.raises(TrainingError, match="the gradients of iteration 0 overflow fp16"):
+        ours.train(last_iteration=1)
+
+
+def test_a_full_disk_is_said_and_training_goes_on(tmp_path, monkeypatch):
+    ours = trainer(tmp_path)
+
+    def disk_full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", disk_full)
+    ours.train(last_iteration=3)
+    assert ours.iteration == 3 and "No space left on device" in ours.reporter.progress.said[0]
+
+
+def test_a_key_that_deepspeed_itself_refuses_is_one_line():
+    config = recipe()
+    config["zero_optimization"]["stge"] = 1
+    with pytest.raises(ConfigError, match="DeepSpeed refuses stge") as caught:
+        lbsgd.initialize(network(), config)
+    assert "\n" not in str(caught.value)
+
+
+def fail_on_rank_0():
+    torch.distributed.init_process_group("gloo")
+    assert from_rank_0(lambda: torch.distributed.get_rank()) == 0
+
+    def refuse():
+        raise CheckpointError("no complete checkpoint")
+
+    try:
+        from_rank_0(refuse)
+    except CheckpointError as error:
+        return str(error)
+
+
+def test_what_rank_0_finds_wrong_ends_every_process():
+    assert in_processes(2, fail_on_rank_0) == ["no complete checkpoint"] * 2
