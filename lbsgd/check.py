@@ -1,13 +1,12 @@
 """The rules that a DeepSpeed JSON must satisfy, as findings.
 
-A finding says where (key path), what, and the way out. `Plan` raises the errors; the warnings are printed. The first
-half needs only DeepSpeed's own blocks and holds what DeepSpeed 0.19.8 would get wrong in silence; the second compares
-those blocks with the intent in the `lbsgd` block; the third asks whether the run fits its processes and its data.
+A finding says where (key path), what, and the way out. `Plan` raises the errors; the warnings are printed. Here are the
+rules that compare DeepSpeed's blocks with the intent in the `lbsgd` block, and those that ask whether the run fits its
+processes and its data; traps.py has the rules for DeepSpeed's blocks by themselves.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,155 +42,6 @@ def get(config: Any, key: str, default: Any = None) -> Any:
 def enabled(config: dict, block: str) -> bool:
     """Whether a precision block such as fp16 is switched on."""
     return get(config, f"{block}.enabled", False) is True
-
-
-# --- DeepSpeed's own blocks ---------------------------------------------------------------------------------------------
-
-# Top-level keys that DeepSpeed 0.19.8 reads (runtime/config.py); it ignores any other in silence.
-TOP_LEVEL_KEYS = frozenset("""
-    activation_checkpointing aio autotuning bf16 checkpoint comet comms_logger communication_data_type compile csv_monitor
-    data_efficiency data_types dataloader_drop_last datastates disable_allgather disable_python_gc dump_state
-    expert_parallel flops_profiler fp16 gradient_accumulation_steps gradient_allreduce_op gradient_clipping
-    gradient_predivide_factor hybrid_engine lbsgd log_level managed_gradient_accumulation memory_breakdown optimizer
-    pipeline prescale_gradients scheduler seq_parallel_communication_data_type steps_per_print tensor_parallel tensorboard
-    timers torch_autocast train_batch_size train_micro_batch_size_per_gpu use_data_before_expert_parallelism wandb
-    wall_clock_breakdown weight_quantization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
-""".split())
-REMOVED_KEYS = frozenset("""
-    amp compression_training curriculum_learning eigenvalue elasticity graph_harvesting nebula progressive_layer_drop
-    quantize_training sparse_attention sparse_gradients
-""".split())
-SGD_PARAMS = frozenset("lr momentum nesterov weight_decay foreach fused".split())
-WARMUP_PARAMS = frozenset("warmup_min_lr warmup_max_lr warmup_num_steps warmup_type last_batch_iteration".split())
-AUTOCAST_KEYS = frozenset("enabled dtype lower_precision_safe_modules".split())
-
-
-def top_level_findings(config: dict) -> Iterator[Finding]:
-    """Keys that DeepSpeed would ignore in silence, or no longer knows."""
-    for key in config:
-        if key in REMOVED_KEYS:
-            yield Finding("D01", key, "this block was removed from DeepSpeed", "delete it")
-        elif key not in TOP_LEVEL_KEYS:
-            near = difflib.get_close_matches(key, TOP_LEVEL_KEYS, n=1, cutoff=0.8)
-            if near:
-                yield Finding("D02", key, "unknown key, which DeepSpeed ignores in silence", f"did you mean {near[0]}?")
-            else:
-                yield Finding("D03", key, "unknown key, which DeepSpeed ignores", "delete it unless you read it", "warning")
-
-
-def batch_findings(config: dict) -> Iterator[Finding]:
-    """kn and the micro batch must stand there as numbers; the number of passes follows from the world size."""
-    for key in ("train_batch_size", "train_micro_batch_size_per_gpu"):
-        value = config.get(key)
-        if type(value) is not int or value < 1:
-            yield Finding("D04", key, f"is {value!r}", "give it as a positive number of images")
-    steps = config.get("steps_per_print")
-    if steps is not None and (type(steps) is not int or steps < 1):
-        yield Finding("D24", "steps_per_print", f"is {steps!r}", "give it as a positive number of iterations")
-
-
-def reduction_findings(config: dict) -> Iterator[Finding]:
-    """What would make another update out of the same gradients."""
-    if get(config, "gradient_allreduce_op", "mean") != "mean":
-        yield Finding("D05", "gradient_allreduce_op", "summed gradients multiply the learning rate by the number of "
-                      "processes (Remark 3)", "delete it")
-    if config.get("communication_data_type") is not None and not enabled(config, "fp16"):
-        yield Finding("D22", "communication_data_type", "rounds gradients whose loss was not scaled", "delete it")
-    if config.get("managed_gradient_accumulation", True) is not True:
-        yield Finding("D23", "managed_gradient_accumulation", "is not true, so every pass would move the weights", "delete it")
-
-
-def optimizer_findings(config: dict) -> Iterator[Finding]:
-    """SGD as torch.optim has it, with nothing in the way of the paper's update."""
-    kind, params = get(config, "optimizer.type"), get(config, "optimizer.params", {})
-    if kind != "SGD":
-        yield Finding("D06", "optimizer.type", f"is {kind!r}", 'the paper\'s recipe is "SGD", spelt so')
-    unknown = sorted(set(params) - SGD_PARAMS) if isinstance(params, dict) else [params]
-    if unknown:
-        yield Finding("D07", "optimizer.params", f"unknown {unknown}", f"known are {sorted(SGD_PARAMS)}")
-    elif params.get("nesterov") and params.get("momentum") == 0:
-        yield Finding("D25", "optimizer.params.nesterov", "is true with momentum 0", "Nesterov needs a momentum above 0")
-    clipping = config.get("gradient_clipping")
-    if clipping != 0:
-        said = "is not set, and DeepSpeed clips at 1.0 by default" if clipping is None else f"is {clipping!r}"
-        yield Finding("D08", "gradient_clipping", said, "the paper does not clip: set it to 0.0")
-
-
-def scheduler_findings(config: dict) -> Iterator[Finding]:
-    """WarmupLR with a linear ramp, the one DeepSpeed scheduler that gradual warmup can be told to."""
-    kind, ramp = get(config, "scheduler.type"), get(config, "scheduler.params.warmup_type")
-    if kind != "WarmupLR":
-        yield Finding("D09", "scheduler.type", f"is {kind!r}", 'use "WarmupLR", which lbsgd extends')
-    elif ramp != "linear":
-        said = "is not set, and DeepSpeed's default is a logarithmic ramp" if ramp is None else f"is {ramp!r}"
-        yield Finding("D10", "scheduler.params.warmup_type", said, 'set it to "linear" (Sec. 2.2)')
-    params = get(config, "scheduler.params", {})
-    if unknown := sorted(set(params) - WARMUP_PARAMS) if isinstance(params, dict) else [params]:
-        yield Finding("D26", "scheduler.params", f"unknown {unknown}", f"known are {sorted(WARMUP_PARAMS)}")
-
-
-def precision_findings(config: dict) -> Iterator[Finding]:
-    """fp16 only where DeepSpeed really trains with it; bf16 as autocast over float32 parameters."""
-    stage = get(config, "zero_optimization.stage", 0)
-    for block in ("fp16", "bf16", "torch_autocast"):
-        if type(get(config, f"{block}.enabled", False)) is not bool:
-            yield Finding("D27", f"{block}.enabled", f"is {get(config, f'{block}.enabled')!r}", "write true or false")
-    autocast = config.get("torch_autocast", {})
-    if unknown := sorted(set(autocast) - AUTOCAST_KEYS) if isinstance(autocast, dict) else [autocast]:
-        yield Finding("D28", "torch_autocast", f"unknown {unknown}, which DeepSpeed ignores in silence",
-                      f"known are {sorted(AUTOCAST_KEYS)}")
-    if enabled(config, "fp16") and stage == 0:
-        yield Finding("D11", "zero_optimization.stage", "is 0 with fp16, where DeepSpeed 0.19.8 does not scale the loss "
-                      "and the weights never move", "set it to 1, or use torch_autocast with bfloat16")
-    if enabled(config, "fp16") and get(config, "fp16.auto_cast") is not True:
-        yield Finding("D12", "fp16.auto_cast", "is not true, so plain DeepSpeed feeds float32 images to half weights",
-                      "set it to true", "warning")
-    if enabled(config, "bf16"):
-        yield Finding("D13", "bf16", "keeps the weights themselves in bfloat16 and does not cast the images",
-                      'use {"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}')
-    dtype = str(get(config, "torch_autocast.dtype", "bfloat16"))
-    if enabled(config, "torch_autocast") and dtype not in ("bfloat16", "torch.bfloat16"):
-        yield Finding("D14", "torch_autocast.dtype", f"is {dtype}, whose loss scale DeepSpeed 0.19.8 neither saves nor "
-                      "lowers under ZeRO", "use bfloat16, or the fp16 block with ZeRO stage 1")
-    if enabled(config, "torch_autocast") and enabled(config, "fp16"):
-        yield Finding("D15", "torch_autocast", "and fp16 are both enabled", "choose one")
-    if get(config, "data_types.buffer_dtype") is not None:
-        yield Finding("D16", "data_types.buffer_dtype", "would round batch norm's running statistics", "delete it")
-
-
-def zero_findings(config: dict) -> Iterator[Finding]:
-    """ZeRO with SGD, and buckets that let aggregation overlap back-propagation (Sec. 4)."""
-    stage = get(config, "zero_optimization.stage", 0)
-    if stage not in (0, 1, 2):
-        yield Finding("D17", "zero_optimization.stage", f"is {stage!r}", "use 0, 1 or 2: ResNets fit on every GPU whole")
-    if stage in (1, 2) and config.get("zero_allow_untested_optimizer") is not True:
-        yield Finding("D18", "zero_allow_untested_optimizer", "is not true, and ZeRO then refuses SGD", "set it to true")
-    if get(config, "zero_optimization.offload_optimizer.device", "none") != "none":
-        yield Finding("D19", "zero_optimization.offload_optimizer", "works with Adam only, and SGD has 100 MB to offload",
-                      "delete it")
-    bucket = get(config, "zero_optimization.reduce_bucket_size", 5e8)
-    if stage in (1, 2) and isinstance(bucket, (int, float)) and bucket > 25e6:
-        yield Finding("D20", "zero_optimization.reduce_bucket_size", f"of {bucket:g} elements holds all gradients of "
-                      "ResNet-50 (25.6 million), so none is reduced during back-propagation (Sec. 4)", "use 6000000",
-                      "warning")
-
-
-def auto_findings(config: Any, path: str = "") -> Iterator[Finding]:
-    """Hugging Face's "auto" is unknown to DeepSpeed itself, except for data_types.keep_in_fp32_modules."""
-    if isinstance(config, dict):
-        for key, value in config.items():
-            yield from auto_findings(value, f"{path}.{key}" if path else str(key))
-    elif config == "auto" and not path.endswith("keep_in_fp32_modules"):
-        yield Finding("D21", path, 'is "auto", which only Hugging Face fills in', "write the number")
-
-
-DEEPSPEED_RULES = (top_level_findings, batch_findings, reduction_findings, optimizer_findings, scheduler_findings, precision_findings,
-                   zero_findings, auto_findings)
-
-
-def deepspeed_findings(config: dict) -> list[Finding]:
-    """Everything wrong in DeepSpeed's own blocks, with or without an `lbsgd` block beside them."""
-    return [finding for rule in DEEPSPEED_RULES for finding in rule(config)]
 
 
 # --- the explicit numbers against the intent ----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from lbsgd import check
 from lbsgd.config import Overrides, differences, override, parse_recipe, precision_of, read_json, refuse
 from lbsgd.recipe import Recipe
 from lbsgd.schedule import Schedule
+from lbsgd.traps import deepspeed_findings
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,13 @@ class Plan:
         """
         written = copy.deepcopy(source) if isinstance(source, dict) else read_json(source)
         where = "the configuration" if isinstance(source, dict) else str(source)
-        refuse(where, check.deepspeed_findings(written))
+        refuse(where, deepspeed_findings(written))
         recipe = parse_recipe(where, written)
         refuse(where, check.recipe_findings(written, recipe))
         if not (overrides.global_batch or overrides.micro_batch):
             refuse(where, check.passes_findings(written, world_size))
         config, recipe = override(written, recipe, overrides, num_images or recipe.num_images)
-        findings = check.deepspeed_findings(config) + list(check.recipe_findings(config, recipe))
+        findings = deepspeed_findings(config) + list(check.recipe_findings(config, recipe))
         refuse(where, findings)
         refuse(where, check.fit_findings(recipe, config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
                                          world_size))

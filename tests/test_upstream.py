@@ -59,7 +59,7 @@ def test_every_shipped_json_is_valid_for_plain_deepspeed_which_climbs_linearly_t
 
 
 def test_warmup_lr_uses_its_first_lr_twice_and_its_default_ramp_is_logarithmic():
-    """LinearScalingWarmupLR positions absolutely; check.py's D10 refuses the default."""
+    """LinearScalingWarmupLR positions absolutely; traps.py's D10 refuses the default."""
     ramp = {"warmup_min_lr": 0.1, "warmup_max_lr": 0.6, "warmup_num_steps": 5}
     lrs = {}
     for kind in ("linear", "default"):
@@ -74,14 +74,14 @@ def test_warmup_lr_uses_its_first_lr_twice_and_its_default_ramp_is_logarithmic()
 
 
 def test_gradients_are_clipped_unless_the_json_says_0():
-    """check.py's D08 wants "gradient_clipping": 0.0 in every JSON."""
+    """traps.py's D08 wants "gradient_clipping": 0.0 in every JSON."""
     config = settings()
     del config["gradient_clipping"]
     assert engine_for(config).gradient_clipping() == 1.0
 
 
 def test_fp16_at_stage_0_does_not_train():
-    """check.py's D11 refuses it; --precision fp16 raises the stage to 1."""
+    """traps.py's D11 refuses it; --precision fp16 raises the stage to 1."""
     engine = engine_for(settings(fp16={"enabled": True}))
     before = engine.module.weight.detach().clone()
     update(engine)
