@@ -223,7 +223,8 @@ def _watched(writer, dataset) -> Iterator[None]:
     """FFCV's writer module, with its progress bar on terminals only, and ended by the death of one of its processes.
 
     It waits for all of them, and would do so for ever if the disk is full or one is killed because memory runs out.
-    (Exceptions of the images are caught in `_Images`.) The system's signal that a process has ended ends the waiting.
+    (Exceptions of the images are caught in `_Images`.) So a timer looks after them every second. What it raises is lost
+    where it happens to interrupt a destructor, and comes again a second later.
     """
     originals = writer.Process, writer.tqdm
     processes = []
@@ -232,24 +233,26 @@ def _watched(writer, dataset) -> Iterator[None]:
         processes.append(multiprocessing.Process(target=_work, args=(target, *args)))
         return processes[-1]
 
-    def process_ended(*_) -> None:
+    def look_after(*_) -> None:
         for code in filter(None, [process.exitcode for process in processes]):
             reason = os.strerror(code) if code > 0 else f"killed by signal {-code}, as when memory runs out"
             raise DataError(f"one of FFCV's processes that write {dataset.fname} died: {reason}")
 
     writer.Process, writer.tqdm = start_process, partial(writer.tqdm, disable=None, unit=" images")
-    handler = signal.signal(signal.SIGCHLD, process_ended)
+    handler = signal.signal(signal.SIGALRM, look_after)
+    signal.setitimer(signal.ITIMER_REAL, 1, 1)
     try:
         yield
     except BaseException:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for process in processes:
             process.kill()
         with contextlib.suppress(AttributeError):  # where it has not been made yet
             dataset.metadata_sm.unlink()
         raise
     finally:
-        signal.signal(signal.SIGCHLD, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
         writer.Process, writer.tqdm = originals
 
 

@@ -72,7 +72,12 @@ def start_processes() -> Processes:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if processes.alone:
             processes.export(master_port=free_port())
-        deepspeed.init_distributed()
+        try:
+            deepspeed.init_distributed()
+        except torch.distributed.DistNetworkError as error:
+            raise ConfigError(f"cannot join the other processes at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+                              f"({str(error).splitlines()[0]}); if the port is taken, give the launcher another --master_port") \
+                from error
     deepspeed.accelerator.get_accelerator().set_device(processes.local_rank)  # before the first collective call
     return processes
 

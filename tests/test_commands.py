@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from contextlib import closing
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from processes import free_port
 
 from lbsgd import beton
 from lbsgd.config import read_json
@@ -38,7 +40,8 @@ def recipe(*arguments, **environment):
 
 
 def launched(slots, *arguments, **environment):
-    return command(LAUNCHER, "--quiet", "--num_accelerators", slots, RECIPE, "--deepspeed_config", *arguments, **environment)
+    return command(LAUNCHER, "--quiet", "--num_accelerators", slots, "--master_port", free_port(), RECIPE,
+                   "--deepspeed_config", *arguments, **environment)
 
 
 def refused(done, *words, code=2):
@@ -134,6 +137,15 @@ def test_a_json_that_disagrees_with_itself_is_refused_with_both_numbers(tmp_path
     path = tmp_path / "disagrees.json"
     path.write_text(json.dumps(config))
     refused(recipe(path, "--fake_data"), "optimizer.params.lr", "is 0.4", "makes it 0.05")
+
+
+def test_a_port_that_is_taken_is_one_line(tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = recipe(DIGITS, "--fake_data", "--output_dir", tmp_path, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(taken.getsockname()[1]))
+    refused(done, "--master_port")
 
 
 def test_fewer_images_than_one_global_batch_are_refused(digits_data):
@@ -301,8 +313,8 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
 @pytest.mark.slow
 def test_a_hostfile_of_two_slots_makes_one_real_update_of_8192_images(tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=2\n")
-    done = command(LAUNCHER, "--hostfile", tmp_path / "hosts", RECIPE, "--deepspeed_config", "ds_configs/8k.json",
-                   "--fake_data", "--max_iterations", 1, "--precision", "fp32", "--resolution", 32, "--output_dir",
+    done = command(LAUNCHER, "--hostfile", tmp_path / "hosts", "--no_ssh_check", "--master_addr", "127.0.0.1", RECIPE,
+                   "--deepspeed_config", "ds_configs/8k.json", "--fake_data", "--max_iterations", 1, "--precision", "fp32", "--resolution", 32, "--output_dir",
                    tmp_path / "run")
     assert done.returncode == 0, done.stdout + done.stderr
     run = read_run(tmp_path / "run")

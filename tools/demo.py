@@ -8,6 +8,7 @@ Runs the commands that it prints. Interrupted, it goes on where it was; `make cl
 import argparse
 import os
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,13 @@ def num_processes() -> int:
     return max(size for size in range(1, gpus + 1) if NUM_WORKERS % size == 0) if gpus else 2
 
 
+def free_port() -> int:
+    """The launcher's default, 29500, is taken where another run goes on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
 def commands(seed: int, work_dir: Path) -> list[list[str]]:
     name = "digits" if seed == 0 else f"digits_seed{seed}"
     python, launcher = sys.executable, str(Path(sys.executable).with_name("deepspeed"))
@@ -33,7 +41,7 @@ def commands(seed: int, work_dir: Path) -> list[list[str]]:
     return [
         [python, "tools/render_digits.py", "--output_dir", str(tree)],
         [python, "tools/convert_imagenet_to_ffcv.py", "--source", str(tree), "--data_dir", str(ffcv)],
-        [launcher, "--quiet", "--num_accelerators", str(processes), "recipes/resnet50.py",
+        [launcher, "--quiet", "--num_accelerators", str(processes), "--master_port", str(free_port()), "recipes/resnet50.py",
          "--deepspeed_config", "ds_configs/digits.json", "--micro_batch", str(micro_batch), "--data_dir", str(ffcv),
          "--output_dir", str(work_dir / "runs" / name), "--seed", str(seed), "--resume"],
     ]
