@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lbsgd.disk import to_disk
 from lbsgd.errors import DataError
 
 FORMAT_VERSION = 2
@@ -151,7 +152,7 @@ class Manifest:
             file.flush()
             os.fsync(file.fileno())
         partial.rename(path)
-        sync_folder(path.parent)
+        to_disk(path.parent)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -161,15 +162,6 @@ class Manifest:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read as a manifest ({error}); "
                             f"make the folder again with: {CONVERT.format(path.parent)} --overwrite") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Returns when the folder's names, such as those of files just renamed, are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
+from lbsgd.disk import to_disk
 from lbsgd.errors import CheckpointError
 
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
@@ -124,15 +125,6 @@ def describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-def to_disk(path: Path) -> None:
-    """Forces a file, or the names in a folder, out of the page cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- random states ------------------------------------------------------------------------------------------------------

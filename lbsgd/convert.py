@@ -20,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.beton import CONVERT, BetonFile, Manifest, Split, sync_folder
+from lbsgd.beton import CONVERT, BetonFile, Manifest, Split
+from lbsgd.disk import to_disk
 from lbsgd.errors import DataError, missing_ffcv
 
 CONVERTER_VERSION = 1  # to be raised when the same source and settings would give other files
@@ -150,10 +151,9 @@ def _publish(data_dir: Path, partials: list[Path], manifest: Manifest) -> None:
     """Gives complete files their final names; a reader that sees the manifest sees the files it was written for."""
     (data_dir / "manifest.json").unlink(missing_ok=True)
     for path in partials:
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        to_disk(path)
         path.rename(path.with_suffix(""))
-    sync_folder(data_dir)
+    to_disk(data_dir)
     manifest.write(data_dir / "manifest.json")
 
 

@@ -11,7 +11,6 @@ What DeepSpeed 0.19.8 does otherwise than the paper is put right here; tests/tes
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -30,7 +29,7 @@ from pydantic import ValidationError
 from lbsgd.batchnorm import convert_batch_norm
 from lbsgd.config import Overrides
 from lbsgd.errors import ConfigError, TrainingError
-from lbsgd.launch import Processes
+from lbsgd.launch import Processes, free_port
 from lbsgd.optim import MomentumCorrectedSGD, decay_groups
 from lbsgd.plan import Plan
 from lbsgd.schedule import Schedule, learning_rate
@@ -92,12 +91,6 @@ def step(engine) -> None:
             raise
         raise TrainingError(f"the gradients of iteration {engine.global_steps} overflow fp16 at the smallest loss scale; look at "
                             "the learning rate and the data, or use bf16") from error
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def initialize(model: torch.nn.Module, config: Union[Plan, str, Path, dict], num_images: Optional[int] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 from dataclasses import dataclass
@@ -84,6 +85,13 @@ def named_hostfile(arguments: list[str]) -> Optional[str]:
         if argument.startswith("--hostfile="):
             return argument.split("=", 1)[1]
     return None
+
+
+def free_port() -> int:
+    """A port that nobody listens on; a launcher's default, 29500, is taken where another run goes on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
 
 
 def from_rank_0(function: Callable[[], Any]) -> Any:

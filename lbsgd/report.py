@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, LbsgdError
-from lbsgd.runlog import LOG_NAME, Run, final_error, read_run, replace_file
+from lbsgd.runlog import LOG_NAME, Run, final_error, read_run
 from lbsgd.schedule import Schedule, learning_rate
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow, too light for a thin line.

@@ -11,11 +11,11 @@ Strict JSON, one object a line, told apart by `kind`; the keys named in `KEYS` a
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
 
 LOG_NAME = "log.jsonl"
@@ -120,16 +120,6 @@ def read_run(path: str | Path) -> Run:
     by_kind = {kind: [record for record in records if record["kind"] == kind] for kind in KEYS}
     result = by_kind["result"][-1] if by_kind["result"] else None
     return Run(path, records[0], by_kind["iteration"], by_kind["epoch"], result)
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a whole file: it holds the old bytes or the new ones, whenever the process or the machine dies."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def _line(record: dict) -> bytes:

@@ -2,18 +2,13 @@
 
 import os
 import pickle
-import socket
 import tempfile
 from pathlib import Path
 
 import torch
 import torch.multiprocessing as multiprocessing
 
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+from lbsgd.launch import free_port
 
 
 def in_processes(world_size, function, *arguments):

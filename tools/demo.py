@@ -8,10 +8,11 @@ Runs the commands that it prints. Interrupted, it goes on where it was; `make cl
 import argparse
 import os
 import shlex
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from lbsgd.launch import free_port
 
 ROOT = Path(__file__).parent.parent
 NUM_WORKERS, PER_WORKER_BATCH = 4, 32  # k and n of ds_configs/digits.json
@@ -23,13 +24,6 @@ def num_processes() -> int:
 
     gpus = torch.cuda.device_count()
     return max(size for size in range(1, gpus + 1) if NUM_WORKERS % size == 0) if gpus else 2
-
-
-def free_port() -> int:
-    """The launcher's default, 29500, is taken where another run goes on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def commands(seed: int, work_dir: Path) -> list[list[str]]:
