@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import torch
 
@@ -13,39 +13,50 @@ from lbsgd import checkpoint
 from lbsgd.engine import gather_state, initialize, memory_format, start_processes
 from lbsgd.errors import CheckpointError, ConfigError, missing_ffcv
 from lbsgd.fake import FakeEval, FakeImages
+from lbsgd.guard import Guard
 from lbsgd.launch import from_rank_0
+from lbsgd.peers import Peers
 from lbsgd.progress import Progress
 from lbsgd.report import curves
 from lbsgd.run import FAKE_CLASSES, Run
+from lbsgd.reporter import Reporter
 from lbsgd.runlog import LOG_NAME, RunLog, read_run
-from lbsgd.trainer import Reporter, Trainer
+from lbsgd.saver import Every, Saver
+from lbsgd.trainer import Trainer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FAKE_VAL_IMAGES = 512
+COLLECTIVE_SECONDS = 30  # longer than --hang_timeout a collective call may take, so that the guard speaks first
 
 
 def train(run: Run) -> None:
     """Trains, or evaluates, as the run's flags say."""
-    processes = start_processes()
-    resumed = from_rank_0(lambda: prepare_output(run))
-    if "OMP_NUM_THREADS" not in os.environ:  # each process would take all cores, and they would fight for them
-        torch.set_num_threads(processes.cores)
-    engine, plan = initialize(run.network(num_classes(run), run.plan), run.plan)
-    with ExitStack() as stack:
-        train_data, val_data = open_loaders(run, engine.device, stack)
-        trainer = Trainer(engine, plan, train_data, val_data, run.output_dir / "checkpoints", identity(run, engine))
-        if resumed:
-            trainer.restore(resumed)
-        if run.arguments.evaluate_only:
-            return print_evaluation(run, trainer)
-        from_rank_0(lambda: open_reporter(run, trainer, stack))
-        trainer.train(run.last_iteration)
-        finish(run, trainer)
+    seconds = run.arguments.hang_timeout
+    peers = None if run.processes.alone else Peers.meet(run.processes, seconds)
+    with Guard(run.processes, peers, seconds) as guard:
+        if peers:
+            peers.agree(run.fingerprints(), seconds)
+        processes = start_processes(seconds + COLLECTIVE_SECONDS)
+        from_rank_0(lambda: prepare_output(run))
+        if "OMP_NUM_THREADS" not in os.environ:  # each process would take all cores, and they would fight for them
+            torch.set_num_threads(processes.cores)
+        engine, plan = initialize(run.network(num_classes(run), run.plan), run.plan)
+        with ExitStack() as stack:
+            train_data, val_data = open_loaders(run, engine.device, stack)
+            trainer = Trainer(engine, plan, train_data, val_data, open_saver(run, engine, stack), guard)
+            resumed = run.arguments.resume or run.arguments.evaluate_only
+            if resumed and from_rank_0(lambda: bool(checkpoint.newest(trainer.saver.folder))):
+                trainer.restore()
+            if run.arguments.evaluate_only:
+                return print_evaluation(run, trainer)
+            from_rank_0(lambda: open_reporter(run, trainer, stack))
+            trainer.train(run.last_iteration)
+            finish(run, trainer)
 
 
-def prepare_output(run: Run) -> Optional[Path]:
-    """The newest checkpoint where --resume or --evaluate_only asks for one; refuses to write over a run, or where nothing
-    can be written. Rank 0 alone looks, for the other hosts may not have the folder."""
+def prepare_output(run: Run) -> None:
+    """Refuses to write over a run, or where nothing can be written, and to evaluate where there is no checkpoint. Rank 0
+    alone looks, for the other hosts may not have the folder."""
     resume, evaluate, folder = run.arguments.resume, run.arguments.evaluate_only, run.output_dir / "checkpoints"
     newest = checkpoint.newest(folder)
     if evaluate and not newest:
@@ -54,9 +65,8 @@ def prepare_output(run: Run) -> Optional[Path]:
         raise ConfigError(f"{run.output_dir} already holds a run: continue it with --resume or choose another --output_dir")
     if not evaluate:
         require_writable(run.output_dir)
-    if resume or evaluate:
-        print(f"resuming from {newest}" if newest else f"no complete checkpoint in {folder}: starting anew", flush=True)
-    return newest
+    if resume and not newest:
+        print(f"no complete checkpoint in {folder}: starting anew", flush=True)
 
 
 def require_writable(folder: Path) -> None:
@@ -101,6 +111,12 @@ def identity(run: Run, engine) -> dict[str, Any]:
     return {**run.plan.identity(), "network": network, "data": run.data.fingerprint if run.data else "fake"}
 
 
+def open_saver(run: Run, engine, stack: ExitStack) -> Saver:
+    every = Every(*run.arguments.checkpoint_every) if run.arguments.checkpoint_every else Every()
+    saver = Saver(engine, run.output_dir / "checkpoints", identity(run, engine), {"plan": run.plan.as_dict()}, every)
+    return stack.enter_context(closing(saver))
+
+
 def open_reporter(run: Run, trainer: Trainer, stack: ExitStack) -> None:
     """Gives the trainer of rank 0 its log and its screen."""
     described = {"model": run.model, **run.plan.as_dict(),
@@ -108,6 +124,7 @@ def open_reporter(run: Run, trainer: Trainer, stack: ExitStack) -> None:
     log = RunLog(run.output_dir, described, trainer.iteration if run.arguments.resume else None)
     progress = Progress(run.last_iteration, run.plan.iterations_per_epoch, trainer.iteration)
     trainer.reporter = stack.enter_context(Reporter(log, progress))
+    trainer.saver.say = progress.say
 
 
 def device_name() -> str:
@@ -124,9 +141,10 @@ def print_evaluation(run: Run, trainer: Trainer) -> None:
 
 def finish(run: Run, trainer: Trainer) -> None:
     """Exports the weights, draws the curves and says where everything is."""
-    state = gather_state(trainer.engine)
+    state = gather_state(trainer.engine, keep=run.speaks)
     if not run.speaks:
         return
+    trainer.saver.wait()
     reporter, folder = trainer.reporter, run.output_dir
     checkpoint.export_weights(folder / "weights.pt", state.weights)
     if reporter.log.epochs:
@@ -136,5 +154,5 @@ def finish(run: Run, trainer: Trainer) -> None:
                               f"{min(5, len(reporter.log.epochs))} epochs")
         reporter.progress.say(f"curves         {folder / 'curves.png'}")
     reporter.progress.say(f"log            {reporter.log.path}")
-    reporter.progress.say(f"checkpoint     {checkpoint.newest(trainer.folder)}")
+    reporter.progress.say(f"checkpoint     {checkpoint.newest(trainer.saver.folder)}")
     reporter.progress.say(f"weights        {folder / 'weights.pt'} (float32 state_dict)")

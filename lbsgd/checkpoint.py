@@ -15,12 +15,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import shutil
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
-import numpy as np
 import torch
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
@@ -44,13 +42,11 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
         shutil.rmtree(left_over)
     try:
         building.mkdir(parents=True)
-        for name, group in tensors.items():
-            (building / f"{name}.safetensors").write_bytes(serialise(group))
-        (building / "state.json").write_text(json.dumps({"version": VERSION, **state}))
-        manifest = {path.name: describe(path) for path in sorted(building.iterdir())}
-        (building / "manifest.json").write_text(json.dumps(manifest, indent=2))
-        for path in [*building.iterdir(), building]:
-            to_disk(path)
+        manifest = {f"{name}.safetensors": write(building / f"{name}.safetensors", serialise(group))
+                    for name, group in tensors.items()}
+        manifest["state.json"] = write(building / "state.json", json.dumps({"version": VERSION, **state}).encode())
+        write(building / "manifest.json", json.dumps(manifest, indent=2).encode())
+        to_disk(building)
         if final.exists():  # the same iteration, saved before a resume
             delete(final)
         building.rename(final)
@@ -60,6 +56,13 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
     for old in complete(folder)[:-KEEP]:
         delete(old)
     return final
+
+
+def write(path: Path, data: bytes) -> dict[str, Any]:
+    """Writes a file through to the disk; returns what the manifest says of it."""
+    path.write_bytes(data)
+    to_disk(path)
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def delete(path: Path) -> None:
@@ -79,27 +82,48 @@ def newest(folder: Path) -> Optional[Path]:
     return (complete(folder) or [None])[-1]
 
 
+def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], None]) \
+        -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """The newest checkpoint that is whole: tensors and state as given to `save`. `say` tells which, and what is wrong with newer.
+
+    Raises CheckpointError where it is of another run than this identity, naming the first difference, and where none is
+    whole: a run that silently began again would overwrite what somebody may still repair.
+    """
+    damaged = []
+    for path in reversed(complete(folder)):
+        try:
+            tensors, state = load(path)
+        except DamagedError as error:
+            damaged.append(error)
+            continue
+        require_same(path, state["identity"], identity, "")
+        for error in damaged:
+            say(f"warning: {error}; going on from the one before it")
+        say(f"resuming from {path}")
+        return tensors, state
+    raise CheckpointError("; ".join(map(str, damaged)) + f"; no whole checkpoint is left in {folder}: put one back, or delete "
+                          "the folder to start anew")
+
+
+class DamagedError(CheckpointError):
+    """A checkpoint with a file that is missing or not as written."""
+
+
 def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Tensors and state as given to `save`. Raises CheckpointError for a file that is missing or not as written."""
+    """Tensors and state as given to `save`. Raises DamagedError for a file that is missing or not as written."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, written in manifest.items():
             if describe(path / name) != written:
-                raise CheckpointError(f"{path / name} is not as it was written (its checksum differs); delete {path} to "
-                                      "use the checkpoint before it")
+                raise DamagedError(f"{path / name} is not as it was written (its checksum differs)")
         state = json.loads((path / "state.json").read_text())
         tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "momentum", "random")}
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); delete it to use the checkpoint before it") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(f"{path} cannot be read ({error})") from None
     if state["version"] != VERSION:
         raise CheckpointError(f"{path} has format {state['version']}, this lbsgd reads {VERSION}; use the lbsgd that wrote it")
-    return tensors, state
-
-
-def load_same(path: Path, identity: dict[str, Any]) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """`load`, for a run of this identity only; CheckpointError names the first difference."""
-    tensors, state = load(path)
-    require_same(path, state["identity"], identity, "")
     return tensors, state
 
 
@@ -125,26 +149,3 @@ def describe(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-
-
-# --- random states ------------------------------------------------------------------------------------------------------
-
-
-def random_states(rank: int) -> dict[str, torch.Tensor]:
-    """This process's random states (torch on CPU and GPU, NumPy, Python) as tensors of bytes and integers."""
-    _, keys, position, _, _ = np.random.get_state()
-    states = {"torch": torch.get_rng_state(), "numpy": torch.tensor([*keys.tolist(), position]),
-              "python": torch.tensor(random.getstate()[1])}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return {f"{name}.{rank}": state for name, state in states.items()}
-
-
-def restore_random_states(states: dict[str, torch.Tensor], rank: int) -> None:
-    """Puts back what `random_states` of this rank returned."""
-    torch.set_rng_state(states[f"torch.{rank}"])
-    keys = states[f"numpy.{rank}"].tolist()
-    np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1], 0, 0.0))
-    random.setstate((3, tuple(states[f"python.{rank}"].tolist()), None))
-    if f"cuda.{rank}" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states[f"cuda.{rank}"])

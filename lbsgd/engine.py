@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -63,8 +64,11 @@ class LinearScalingWarmupLR(WarmupLR):
         self.step(state["last_batch_iteration"])
 
 
-def start_processes() -> Processes:
-    """Joins the processes of this run (a single one where no launcher started us), compiling nothing."""
+def start_processes(timeout_seconds: float = 600) -> Processes:
+    """Joins the processes of this run (a single one where no launcher started us), compiling nothing.
+
+    A collective call that takes longer than timeout_seconds raises. Raises ConfigError where they cannot meet.
+    """
     processes = Processes.from_environment()
     if not torch.distributed.is_initialized():
         # DeepSpeed's shared-memory all-reduce serves inference only, and compiles for a minute on the first CPU start.
@@ -72,7 +76,7 @@ def start_processes() -> Processes:
         if processes.alone:
             processes.export(master_port=free_port())
         try:
-            deepspeed.init_distributed()
+            deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds))
         except torch.distributed.DistNetworkError as error:
             raise ConfigError(f"cannot join the other processes at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
                               f"({str(error).splitlines()[0]}); if the port is taken, give the launcher another --master_port") \
@@ -169,17 +173,18 @@ class EngineState:
     counters: dict[str, Any]  # iterations, updates that overflow skipped, loss scale, last lr applied
 
 
-def gather_state(engine) -> EngineState:
-    """The whole state, gathered from all processes; all of them must call it."""
-    weights = {name: to_host(tensor) for name, tensor in engine.module.state_dict().items()}
+def gather_state(engine, keep: bool = True) -> EngineState:
+    """The whole state, gathered from all processes; all of them must call it. Without `keep` only to take part."""
+    host = to_host if keep else lambda tensor: tensor
+    weights = {name: host(tensor) for name, tensor in engine.module.state_dict().items()}
     momentum = {}
     updated = engine.global_steps > engine.skipped_steps
     if updated:
         link_momentum(engine)
     for name, parameter in trainable(engine):
-        weights[name] = to_host(full_parameter(engine, parameter))
+        weights[name] = host(full_parameter(engine, parameter))
         if updated:
-            momentum[name] = to_host(full_momentum(engine, parameter))
+            momentum[name] = host(full_momentum(engine, parameter))
     return EngineState(weights, momentum, counters(engine))
 
 

@@ -1,10 +1,11 @@
-"""What a user can get wrong: each error is one line that says what, where, and what to do."""
+"""What ends a run other than its own end: each is one line that says what, where, and what to do."""
 
 
 class LbsgdError(ValueError):
-    """Base of the errors that are the user's to mend; the recipes print them without a traceback."""
+    """Base of what is the user's to mend or to know; the recipes print it without a traceback."""
 
     exit_code = 2
+    label = "error"
 
 
 class ConfigError(LbsgdError):
@@ -23,6 +24,19 @@ class TrainingError(LbsgdError):
     """Training cannot go on, such as after a loss that is not a number."""
 
     exit_code = 3
+
+
+class LostProcessError(LbsgdError):
+    """Another process, or its host, is not there any more or does not answer."""
+
+    exit_code = 4
+
+
+class Stopped(LbsgdError):
+    """The run was asked to stop, as by SIGTERM, and has saved what it had."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
+    label = "stopped"
 
 
 def missing_ffcv(error: ImportError) -> DataError:

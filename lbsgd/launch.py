@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import socket
 import sys
-import time
 from dataclasses import dataclass
 from typing import Any, Callable, NoReturn, Optional
 
@@ -53,6 +54,31 @@ class Processes:
                           MASTER_PORT=str(master_port))
 
 
+def launchers() -> list[psutil.Process]:
+    """The processes of DeepSpeed's or torch's launcher that started this one, on this host."""
+    return [process for process in psutil.Process().parents() if is_launcher(command_line(process))]
+
+
+def is_launcher(arguments: list[str]) -> bool:
+    """Whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them."""
+    return any(os.path.basename(argument) in ("deepspeed", "ds", "torchrun")
+               or argument in ("deepspeed.launcher.launch", "torch.distributed.run") for argument in arguments[:4])
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:  # another user's process is no launcher of ours
+        return []
+
+
+def end_with_launcher() -> None:
+    """Asks the kernel for SIGTERM when the launcher that started this process dies (Linux), so that nothing is orphaned."""
+    if is_launcher(command_line(psutil.Process(os.getppid()))):
+        PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
 def require_hosts(processes: Processes, expect_world_size: Optional[int]) -> None:
     """Refuses to train on fewer hosts than were meant.
 
@@ -62,13 +88,9 @@ def require_hosts(processes: Processes, expect_world_size: Optional[int]) -> Non
     if expect_world_size not in (None, processes.world_size):
         raise ConfigError(f"--expect_world_size is {expect_world_size}, but {processes.world_size} processes run; look at "
                           "the hostfile and at what the launcher printed")
-    for launcher in psutil.Process().parents():
-        try:
-            arguments, folder = launcher.cmdline(), launcher.cwd()
-        except psutil.Error:  # another user's process is no launcher of ours
-            continue
-        hostfile = named_hostfile(arguments)
-        if hostfile and not os.path.isfile(os.path.join(folder, hostfile)):
+    for launcher in launchers():
+        hostfile = named_hostfile(command_line(launcher))
+        if hostfile and not os.path.isfile(os.path.join(launcher.cwd(), hostfile)):
             raise ConfigError(f"the hostfile {hostfile} does not exist, and DeepSpeed would train on this host alone; "
                               "write it (one line a host: NAME slots=GPUS) or leave --hostfile out")
 
@@ -114,17 +136,18 @@ def from_rank_0(function: Callable[[], Any]) -> Any:
     return box[0]
 
 
-def end_with_error(error: LbsgdError) -> NoReturn:
-    """Prints the error once and ends this process; the launcher then ends the others.
+def end_with_error(error: LbsgdError, speak: bool = True) -> NoReturn:
+    """Ends this process with the error's exit code, its lines on stderr where this process is the one to speak.
 
-    What one process finds, the others mostly find at the same time. The first of each host speaks; the others wait a
-    few seconds to be ended by the launcher, and speak only if they are not, since then the error was theirs alone.
+    Nothing is cleaned up: that could wait for the other processes, or for a loader's threads.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    if local_rank:
-        time.sleep(5)
-    for line in str(error).splitlines():
-        print(f"error: {line}", file=sys.stderr)
+    if sys.stdout.isatty():
+        sys.stdout.write("\033[?25h")  # the cursor, which the progress bar hides
     sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(error.exit_code)  # no clean-up: that could wait for the other processes, or for a loader's threads
+    if speak:
+        print_error(error)
+    os._exit(error.exit_code)
+
+
+def print_error(error: LbsgdError) -> None:
+    print(*(f"{error.label}: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr, flush=True)

@@ -6,17 +6,20 @@ Everything that can be wrong with the flags, the JSON or the data is found befor
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import os
 import platform
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NoReturn, Optional
 
 from lbsgd.beton import ImageNetData, data_folder, open_data
 from lbsgd.config import Overrides
 from lbsgd.errors import ConfigError, LbsgdError
-from lbsgd.launch import Processes, end_with_error, require_hosts
+from lbsgd.launch import Processes, end_with_error, end_with_launcher, print_error, require_hosts
 from lbsgd.plan import Plan
 
 FAKE_CLASSES = 1000
@@ -25,13 +28,37 @@ FAKE_CLASSES = 1000
 def main(model: str, network: Callable, description: str) -> None:
     """Runs a recipe: `network(num_classes, plan)` builds the model. Ends the process with the documented exit codes:
 
-    0 done, 2 something given is wrong, 3 training diverged; 1 with a traceback is a bug of ours.
+    0 done, 2 something given is wrong, 3 training diverged, 4 another process was lost, 75 told to stop and saved;
+    1 with a traceback is a bug of ours.
     """
     arguments = parser(model, description).parse_args()
+    end_with_launcher()
     try:
-        Run(model, network, arguments).start()
+        run = Run(model, network, arguments)
+    except LbsgdError as error:
+        end_before_joining(error)
+    try:
+        run.start()
     except LbsgdError as error:
         end_with_error(error)
+
+
+def end_before_joining(error: LbsgdError) -> NoReturn:
+    """Ends this process before it has met the others, and all of them with it.
+
+    What one process finds, the others of its host mostly find at the same time, and the launcher ends them with the first
+    that ends: so the first one speaks, and another only if it lives on since the error was its own. The processes of other
+    hosts, which no launcher ends, are told where they wait.
+    """
+    processes = Processes.from_environment()
+    if processes.local_rank:
+        time.sleep(5)
+    print_error(error)
+    if processes.world_size > processes.local_world_size:
+        from lbsgd.peers import tell_before_joining
+
+        tell_before_joining(processes, error)
+    end_with_error(error, speak=False)
 
 
 def parser(model: str, description: str) -> argparse.ArgumentParser:
@@ -53,6 +80,10 @@ def parser(model: str, description: str) -> argparse.ArgumentParser:
     over.add_argument("--precision", choices=("fp32", "bf16", "fp16"),
                       help="fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, ZeRO stage 1 at least")
     over.add_argument("--seed", type=natural, metavar="N", help="of weights, shuffle and augmentation")
+    add("--checkpoint_every", type=interval, metavar="N|Nm", help="save every N iterations, or N minutes (as 10m), beside the "
+        "end of each epoch")
+    add("--hang_timeout", type=positive, default=600, metavar="SECONDS", help="end when nothing moves for so long (default: "
+        "600)")
     add("--loader_threads", type=positive, metavar="N", help="threads that decode, a process (default: cores / processes)")
     add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
@@ -63,6 +94,19 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
+
+
+def interval(text: str) -> tuple[Optional[int], Optional[float]]:
+    """Iterations and minutes, one of them None: `50` or `10m`."""
+    if text.isdigit() and int(text):
+        return int(text), None
+    try:
+        minutes = float(text.removesuffix("m"))
+    except ValueError:
+        minutes = 0
+    if not (text.endswith("m") and 0 < minutes < float("inf")):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of iterations, such as 50, nor of minutes, such as 10m")
+    return None, minutes
 
 
 def natural(text: str) -> int:
@@ -97,6 +141,8 @@ class Run:
     def start(self) -> None:
         if self.speaks:
             self.print_plan()
+        # PyTorch's C++ code prints stack traces when another process is gone, which bury the line that says so.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from lbsgd.assemble import train  # imports PyTorch and DeepSpeed, which take seconds
 
         train(self)
@@ -109,6 +155,15 @@ class Run:
         for warning in self.plan.warnings:
             print(f"warning: {self.plan.name}.json: {warning}")
         print(f"{'output':15}{self.output_dir}", flush=True)
+
+    def fingerprints(self) -> dict[str, str]:
+        """What all processes must have in common, whatever host they run on."""
+        package, flags = Path(__file__).parent, {**vars(self.arguments), "local_rank": None}
+        return {"configuration": digest(json.dumps([self.plan.config, self.plan.recipe.model_dump()]).encode()),
+                "code of lbsgd": digest(*(path.read_bytes() for path in sorted(package.glob("*.py")))),
+                "recipe script": digest(Path(sys.argv[0]).read_bytes()) if Path(sys.argv[0]).is_file() else "",
+                "flags": json.dumps(flags), "version of torch": installed("torch") or "",
+                "data": self.data.fingerprint if self.data else "fake"}
 
     def environment(self) -> dict[str, Any]:
         """Where and how the run ran, for the log."""
@@ -127,6 +182,10 @@ def last_iteration(plan: Plan, epochs: Optional[int], max_iterations: Optional[i
                               "move its schedule: for a longer one change lbsgd.epochs and lbsgd.decay there")
     return min(plan.num_iterations, max_iterations or plan.num_iterations,
                (epochs or plan.recipe.epochs) * plan.iterations_per_epoch)
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def installed(package: str) -> Optional[str]:

@@ -143,7 +143,7 @@ def _happened_before(iteration: int, records: list[dict]) -> list[dict]:
     over_at = {
         "run": lambda record: 0,
         "iteration": lambda record: record["iteration"] + 1,
-        "epoch": lambda record: record["epoch"] * per_epoch,
+        "epoch": lambda record: record["epoch"] * per_epoch + 1,  # a run that goes on from there evaluates again
         "resume": lambda record: record["iteration"],
         "result": lambda record: math.inf,
     }

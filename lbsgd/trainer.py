@@ -1,27 +1,27 @@
-"""The training loop: kn images -> one update; an epoch; an evaluation that counts every image once (Sec. 2, 3 and 5.1)."""
+"""The training loop: kn images -> one update; an epoch; what is reported, evaluated and saved on the way (Sec. 2, 3, 5.1)."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NoReturn, Optional, Protocol
+from typing import Any, Optional, Protocol
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from lbsgd import checkpoint
-from lbsgd.batchnorm import agree_statistics, recomputing_statistics
-from lbsgd.engine import EngineState, gather_state, restore_state, step
-from lbsgd.errors import TrainingError
-from lbsgd.launch import from_rank_0
+from lbsgd.engine import step
+from lbsgd.errors import Stopped
+from lbsgd.evaluation import evaluate, settle_statistics
 from lbsgd.plan import Plan
-from lbsgd.progress import Progress
-from lbsgd.runlog import RunLog
+from lbsgd.random_states import random_states
+from lbsgd.reporter import Reporter, Totals
+from lbsgd.saver import Saver
 
 Batch = tuple[torch.Tensor, torch.Tensor]
+
+AGREE_SECONDS = 2.0  # between two looks at what other processes were told
+FINISH_SECONDS = 10.0  # an iteration that ends sooner is finished before the run stops
 
 
 class TrainingData(Protocol):
@@ -32,69 +32,53 @@ class TrainingData(Protocol):
     def statistics_batches(self, epoch: int, num_images: int, per_worker_batch: int) -> Iterator[torch.Tensor]: ...
 
 
-@dataclass
-class Reporter:
-    """Where numbers go, on rank 0: the run log and the screen."""
+class Watcher(Protocol):
+    """What the trainer tells, and is told by; `guard.Guard` is such."""
 
-    log: RunLog
-    progress: Progress
+    stop_requested: Optional[str]
+    nothing_to_save: bool
 
-    def __enter__(self) -> Reporter:
-        self.progress.__enter__()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self.progress.__exit__(*error)
-        self.log.close()
-
-
-class Totals:
-    """Sums over training images, kept on the device until somebody reads them."""
-
-    def __init__(self, device: torch.device):
-        self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # of the losses, of the errors, of the images
-
-    def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
-        errors = (logits.argmax(1) != labels).sum().double()
-        images = errors.new_full((), len(labels))  # filled on the device: a copy from the host would wait for all its work
-        self.sums += torch.stack([loss.double() * images, errors, images])
-
-    def read(self, since: Optional[torch.Tensor] = None) -> tuple[float, float, int]:
-        """Mean loss, error in %, number of images, less an earlier state of `sums`; all processes must call it."""
-        sums = self.sums.clone() if since is None else self.sums - since
-        dist.all_reduce(sums)
-        loss, errors, images = sums.tolist()
-        return loss / images, 100 * errors / images, int(images)
+    def alive(self, position: str) -> None: ...
 
 
 class Trainer:
-    """One run: engine, plan and data, the checkpoints in `folder`, what a resumed one must agree in (`identity`).
+    """One run: engine, plan and data, the saver of its checkpoints, and the guard that watches over it.
 
     `reporter` is set on rank 0 alone, which prints and writes for all.
     """
 
-    def __init__(self, engine, plan: Plan, train_data: TrainingData, val_data: Iterable[Batch], folder: Path,
-                 identity: dict[str, Any]):
-        self.engine, self.plan, self.folder, self.identity = engine, plan, folder, identity
+    def __init__(self, engine, plan: Plan, train_data: TrainingData, val_data: Iterable[Batch], saver: Saver, guard: Watcher):
+        self.engine, self.plan, self.saver, self.guard = engine, plan, saver, guard
         self.train_data, self.val_data = train_data, val_data
         self.reporter: Optional[Reporter] = None
-        self.start_epoch()
         self.first_bad = torch.full((), NEVER, device=engine.device)  # first iteration whose loss is not a number
+        self.passes_to_agreement = 1
+        self.save_is_due = self.stopping = False
+        self.start_epoch()
 
     @property
     def iteration(self) -> int:
         """Iterations whose images were consumed; fp16 overflow may have skipped the update of some."""
         return self.engine.global_steps
 
+    @property
+    def at_epoch_end(self) -> bool:
+        return self.iteration > 0 and self.iteration % self.plan.iterations_per_epoch == 0
+
     def train(self, last_iteration: int) -> None:
-        """Trains up to `last_iteration`, evaluating and saving after each epoch, and saving where it stops within one."""
+        """Trains up to `last_iteration`, saving where it stops, and saving and then evaluating after each epoch.
+
+        A run that goes on from the end of an epoch begins with the evaluation, which may not have been finished.
+        """
         per_epoch = self.plan.iterations_per_epoch
+        if self.at_epoch_end:
+            self.report_epoch(self.iteration // per_epoch)
         while self.iteration < last_iteration:
             epoch = self.iteration // per_epoch
             self.train_epoch(epoch, min(last_iteration, (epoch + 1) * per_epoch))
-            if self.iteration % per_epoch == 0:
-                self.report_epoch(epoch + 1)
             self.save()
+            if self.at_epoch_end:
+                self.report_epoch(epoch + 1)
 
     def train_epoch(self, epoch: int, last_iteration: int) -> None:
         """The rest of an epoch: one shared permutation of the images, kn of them an iteration (Remark 4)."""
@@ -108,21 +92,27 @@ class Trainer:
                 self.reporter.progress.advance()
             if (self.iteration - 1) % self.plan.steps_per_print == 0:
                 self.report_iteration(self.iteration - 1)
+            if self.iteration < last_iteration and (self.save_is_due or self.saver.due_by_iterations()):
+                self.save()
+            self.stop_if_asked()
 
     def start_epoch(self) -> None:
-        self.totals = Totals(self.engine.device)
-        self.epoch_began = time.perf_counter()
+        self.totals, self.epoch_began = Totals(self.engine.device), time.perf_counter()
+        self.passes_since, self.agreed_at = 0, time.monotonic()
         self.start_window()
 
     def start_window(self) -> None:
         """What an iteration record tells of begins here: after the record before, or with the epoch."""
-        self.window_totals, self.window_began, self.waited = self.totals.sums.clone(), time.perf_counter(), 0.0
+        self.window_totals, self.window_began, self.waited = self.totals.sums, time.perf_counter(), 0.0
 
     def update(self, batches: Iterator[Batch]) -> None:
         """One update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
-        iteration = self.iteration
-        for _ in range(self.plan.accumulation_steps):
+        iteration, passes = self.iteration, self.plan.accumulation_steps
+        before = (self.totals.sums, random_states(dist.get_rank())) if passes > 1 else None
+        for number in range(passes):
+            self.guard.alive(f"iteration {iteration}, pass {number}")
             images, labels = self.wait_for(batches)
+            self.guard.nothing_to_save = False
             logits = self.engine(images)
             # Remark 3, normalised by kn: this is the mean over the micro batch; backward divides it by the number of
             # passes, and aggregation takes the mean over the processes, all of which hold equally many images.
@@ -131,6 +121,7 @@ class Trainer:
             step(self.engine)  # moves the weights in the last pass only
             self.totals.add(logits.detach(), labels, loss.detach())
             self.first_bad = torch.where(loss.isfinite(), self.first_bad, self.first_bad.clamp(max=iteration))
+            self.agree(before, passes - 1 - number)
 
     def wait_for(self, batches: Iterator[Batch]) -> Batch:
         began = time.perf_counter()
@@ -138,17 +129,62 @@ class Trainer:
         self.waited += time.perf_counter() - began
         return batch
 
+    # --- stopping and saving --------------------------------------------------------------------------------------------
+
+    def agree(self, before: Optional[tuple], passes_left: int) -> None:
+        """Every few seconds: what one process was told, such as by SIGTERM, all learn after the same pass.
+
+        An iteration that would go on for long is then given up, and the state before it is saved.
+        """
+        self.passes_since += 1
+        if self.passes_since < self.passes_to_agreement:
+            return
+        asked = [bool(self.guard.stop_requested), self.saver.due_by_time() and dist.get_rank() == 0,
+                 (time.monotonic() - self.agreed_at) / self.passes_since]
+        if dist.get_world_size() > 1:
+            largest = torch.tensor(asked, dtype=torch.float64, device=self.engine.device)
+            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+            asked = largest.tolist()
+        stop, self.save_is_due, pass_seconds = asked
+        self.stopping = bool(stop)
+        self.passes_to_agreement = max(1, int(AGREE_SECONDS / max(pass_seconds, 1e-3)))
+        self.passes_since, self.agreed_at = 0, time.monotonic()
+        if self.stopping and passes_left * pass_seconds > FINISH_SECONDS:
+            sums, random = before
+            self.totals.sums = sums
+            self.save(random)
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Raises Stopped on all processes, with the run saved, once they have agreed to stop."""
+        if not self.stopping:
+            return
+        if self.saver.last_iteration != self.iteration:
+            self.save()
+        written = self.saver.wait()
+        raise Stopped(f"{self.guard.stop_requested or 'another process was told to'}: " + (
+            f"saved after {self.iteration} iterations; the same command with --resume goes on" if written else
+            f"the checkpoint of iteration {self.iteration} could not be written; --resume goes on from the one before"))
+
+    def save(self, random: Optional[dict[str, torch.Tensor]] = None) -> None:
+        self.require_numbers()
+        self.saver.save(self.totals.of_all(), time.perf_counter() - self.epoch_began, random)
+        self.save_is_due = False
+
+    def restore(self) -> None:
+        """Goes on from the newest whole checkpoint; all processes must call it. Raises CheckpointError as Saver.restore."""
+        totals, epoch_seconds = self.saver.restore()
+        if dist.get_rank() == 0:
+            self.totals.sums = self.totals.sums + totals.to(self.engine.device)
+            self.epoch_began -= epoch_seconds
+        self.start_window()
+
     def require_numbers(self) -> None:
         """Raises TrainingError on all processes when the loss of an iteration was not a number on one of them."""
         first_bad = self.first_bad.clone()
         dist.all_reduce(first_bad, op=dist.ReduceOp.MIN)
         if first_bad < NEVER:
-            self.stop(f"the loss of iteration {int(first_bad)} is not a number")
-
-    def stop(self, reason: str) -> NoReturn:
-        kept = checkpoint.newest(self.folder)
-        raise TrainingError(f"{reason}; " + (f"the newest checkpoint is {kept}" if kept else "no checkpoint was written yet")
-                            + "; look at the learning rate and the data")
+            self.saver.stop(f"the loss of iteration {int(first_bad)} is not a number")
 
     # --- what is reported -----------------------------------------------------------------------------------------------
 
@@ -174,87 +210,15 @@ class Trainer:
             "images_per_second": images / seconds, "skipped_iterations": self.engine.skipped_steps})
 
     def report(self, kind: str, record: dict[str, Any]) -> None:
-        if not self.reporter:
-            return
-        getattr(self.reporter.log, kind)(record)
-        getattr(self.reporter.progress, kind)(record)
-        if self.engine.monitor.enabled:
-            self.engine.monitor.write_events([(f"lbsgd/{name}", value, self.engine.global_samples)
-                                              for name, value in record.items() if name not in ("iteration", "epoch")])
+        if self.reporter:
+            self.reporter.report(kind, record, self.engine)
 
-    # --- evaluation -----------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
     def evaluate(self, epoch: int) -> dict[str, Any]:
-        """Top-1 and top-5 error over the validation images, each counted once on one process (Sec. 5.1)."""
-        self.settle_statistics(epoch)
-        self.engine.eval()
-        sums = torch.zeros(4, dtype=torch.float64, device=self.engine.device)
-        for images, labels in self.val_data:
-            logits = self.engine(images).float()
-            best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(), best[:, 0].sum().double(),
-                                 best.sum().double(), sums.new_full((), len(labels))])
-        dist.all_reduce(sums)
-        loss, top1, top5, images = sums.tolist()
-        return {"val_loss": loss / images, "val_top1_error_pct": 100 * (1 - top1 / images),
-                "val_top5_error_pct": 100 * (1 - top5 / images), "val_correct_top1": int(top1),
-                "val_correct_top5": int(top5), "val_images": int(images)}
-
-    def settle_statistics(self, epoch: int) -> None:
-        """Gives all processes the batch norm statistics that serve evaluation, checkpoint and export (Sec. 5.2)."""
-        norm = self.plan.recipe.batch_norm
-        if norm.statistics != "recomputed":
-            agree_statistics(self.engine.module)
-            return
-        self.engine.train()
-        with recomputing_statistics(self.engine.module):
-            for images in self.train_data.statistics_batches(epoch, norm.statistics_images, norm.per_worker_batch):
-                self.engine(images)
-
-    # --- checkpoints ----------------------------------------------------------------------------------------------------
-
-    def save(self) -> None:
-        """Writes a checkpoint. A disk that fails is said and costs no more than this checkpoint."""
-        self.require_numbers()
-        agree_statistics(self.engine.module)
-        state = gather_state(self.engine)
-        # Every process holds the whole state, so all find the same. A checkpoint that cannot be trained on must not take the
-        # place of one that can.
-        if broken := [name for name, tensor in state.weights.items() if not tensor.isfinite().all()]:
-            self.stop(f"after iteration {self.iteration - 1} the weights {broken[0]} are not numbers")
-        random_states: list = [None] * dist.get_world_size()
-        dist.all_gather_object(random_states, checkpoint.random_states(dist.get_rank()))
-        totals = self.totals.sums.clone()
-        dist.all_reduce(totals)
-        if not self.reporter:
-            return
-        tensors = {"weights": state.weights, "momentum": state.momentum,
-                   "random": {name: tensor for states in random_states for name, tensor in states.items()}}
-        described = {"counters": state.counters, "identity": self.identity, "epoch_totals": totals.tolist(),
-                     "epoch_seconds": time.perf_counter() - self.epoch_began, "world_size": dist.get_world_size(), "num_threads": torch.get_num_threads(),
-                     "plan": self.plan.as_dict()}
-        try:
-            checkpoint.save(self.folder, self.iteration, tensors, described)
-        except OSError as error:
-            self.reporter.progress.say(f"warning: the checkpoint of iteration {self.iteration} could not be written "
-                                       f"({error}); the one before it stands and training goes on")
-
-
-    def restore(self, path: Path) -> None:
-        """Goes on from a checkpoint, which rank 0 reads and sends to the others; all processes must call it.
-
-        World size, micro batch and passes may be others than when it was written. Raises CheckpointError for a checkpoint of
-        another recipe, network or data.
-        """
-        tensors, described = from_rank_0(lambda: checkpoint.load_same(path, self.identity))
-        restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], described["counters"]))
-        if dist.get_rank() == 0:
-            self.totals.sums += torch.tensor(described["epoch_totals"], dtype=torch.float64, device=self.engine.device)
-            self.start_window()
-            self.epoch_began -= described["epoch_seconds"]
-        if described["world_size"] == dist.get_world_size():
-            checkpoint.restore_random_states(tensors["random"], dist.get_rank())
+        """Errors on the validation images; the guard may end the process at once meanwhile, as all is saved."""
+        self.saver.wait()
+        self.guard.nothing_to_save = True
+        settle_statistics(self.engine, self.plan.recipe.batch_norm, self.train_data, epoch, self.guard.alive)
+        return evaluate(self.engine, self.val_data, self.guard.alive)
 
 
 NEVER = 2**62  # later than any iteration

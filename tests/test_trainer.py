@@ -10,7 +10,9 @@ from lbsgd import checkpoint
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.fake import FakeEval, FakeImages
 from lbsgd.launch import from_rank_0
-from lbsgd.trainer import Reporter, Trainer
+from lbsgd.reporter import Reporter
+from lbsgd.saver import Saver
+from lbsgd.trainer import Trainer
 
 NUM_IMAGES = 2 * K * N
 
@@ -24,12 +26,23 @@ class Records:
         self.say, self.advance = self.said.append, lambda: None
 
 
+class NobodyAsks:
+    """Stands where the guard stands."""
+
+    stop_requested, nothing_to_save = None, True
+
+    def alive(self, position):
+        self.position = position
+
+
 def trainer(folder, val_images=50, **batch_norm):
     engine, plan = lbsgd.initialize(network(), recipe(**batch_norm))
     share = dict(seed=0, world_size=1, rank=0, resolution=6, device="cpu", dtype=torch.float32, channels_last=False)
     data = FakeImages(NUM_IMAGES, 5, global_batch=K * N, micro_batch=N, **share)
-    made = Trainer(engine, plan, data, FakeEval(val_images, 5, batch=16, **share), folder, {"recipe": "small"})
+    saver = Saver(engine, folder, {"recipe": "small"}, {})
+    made = Trainer(engine, plan, data, FakeEval(val_images, 5, batch=16, **share), saver, NobodyAsks())
     made.reporter = Reporter(Records(), Records())
+    saver.say = made.reporter.progress.say
     return made
 
 
@@ -45,12 +58,12 @@ def test_an_evaluation_counts_every_image_once_in_whole_numbers(tmp_path):
 
 def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
     ours = trainer(tmp_path)
-    ours.train(last_iteration=3)
+    ours.train(last_iteration=3), ours.saver.wait()
     assert [record["epoch"] for record in ours.reporter.log.epochs] == [1]
     assert ours.reporter.log.iterations[0]["iteration"] == 0
     assert [path.name for path in checkpoint.complete(tmp_path)] == ["iteration_00000002", "iteration_00000003"]
     again = trainer(tmp_path)
-    again.restore(checkpoint.newest(tmp_path))
+    again.restore()
     assert again.iteration == 3
     again.train(last_iteration=4), ours.train(last_iteration=4)
     first, second = (t.reporter.log.epochs[-1] for t in (again, ours))

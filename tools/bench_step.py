@@ -1,17 +1,19 @@
 """One iteration of lbsgd's trainer against the same network and batch in a bare PyTorch loop.
 
-    python tools/bench_step.py [--data_dir DIR] [--repeats N]
+    python tools/bench_step.py [--data_dir DIR] [--repeats N] [--checkpoint_blocks N]
 
 In turn in one run, so that only the ratio counts. The network is the same object in both: per-worker batch norm is
 measured by bench_batchnorm.py. On a CPU: ResNet-18, 64x64, micro batch 64, fp32. On a GPU also ResNet-50 at 224 in fp16
 and bf16, micro batch 256 with n = 32, against PyTorch's autocast in channels_last. With --data_dir the trainer is fed by
-the FFCV loader in a last row, which shows what waiting for data costs.
+the FFCV loader in a row of its own, which shows what waiting for data costs. A last row is what a checkpoint every 50
+iterations costs: blocks of 50 updates with a save and without, in turn.
 """
 
 import argparse
 import copy
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,9 +28,12 @@ from lbsgd.beton import open_data
 from lbsgd.config import Overrides, read_json
 from lbsgd.engine import initialize, memory_format, start_processes
 from lbsgd.fake import FakeImages
+from lbsgd.guard import Guard
+from lbsgd.launch import Processes
 from lbsgd.model import resnet
 from lbsgd.optim import decay_groups
 from lbsgd.plan import Plan
+from lbsgd.saver import Saver
 from lbsgd.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -47,10 +52,10 @@ def plan_for(micro_batch, resolution, precision, num_images):
         global_batch=micro_batch, micro_batch=micro_batch, resolution=resolution, precision=precision))
 
 
-def our_step(model, plan, open_train_data):
+def our_step(model, plan, open_train_data, folder="unused"):
     """The trainer's own `update`, with everything it does beside computing: schedule, totals, the check for NaN."""
     engine, _ = initialize(model, plan)
-    trainer = Trainer(engine, plan, None, [], Path("unused"), {})
+    trainer = Trainer(engine, plan, None, [], Saver(engine, Path(folder), {}, {}), Guard(Processes.from_environment(), None, 600))
     batches = open_train_data(engine.device).epoch(0)
     engine.train()
     return (lambda: trainer.update(batches)), trainer
@@ -88,9 +93,9 @@ def seconds_of(step, device):
     return time.perf_counter() - began
 
 
-def in_turn(steps, device, repeats):
+def in_turn(steps, device, repeats, warm_up=3):
     """Median seconds of each step; they take turns, and who begins changes with every round."""
-    for step in steps * 3:
+    for step in steps * warm_up:
         seconds_of(step, device)
     seconds = {step: [] for step in steps}
     for repeat in range(repeats):
@@ -144,10 +149,40 @@ def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, r
                   f"{count * micro_batch / seconds:.0f}", "-", f"{100 * trainer.waited / seconds:.1f} %")
 
 
+def with_checkpoints(table, name, micro_batch, resolution, precision, device, blocks):
+    """A row: 50 updates during which a checkpoint is gathered, written and forced to the disk, against 50 without."""
+    plan = plan_for(micro_batch, resolution, precision, num_images=10**6)
+
+    def fake(device):
+        return FakeImages(plan.num_images, 1000, seed=0, global_batch=micro_batch, world_size=1, rank=0,
+                          micro_batch=micro_batch, resolution=resolution, device=device, dtype=DTYPES[plan.precision],
+                          channels_last=memory_format(device) is torch.channels_last)
+
+    with tempfile.TemporaryDirectory(dir=".") as folder:
+        step, trainer = our_step(resnet(name, 1000), plan, fake, folder)
+
+        def block(save):
+            if save:
+                trainer.save()
+            for _ in range(50):
+                step()
+            if save:
+                trainer.saver.wait()
+
+        plain, saving = in_turn([lambda: block(False), lambda: block(True)], device, blocks, warm_up=1)
+        trainer.saver.close()
+    images = 50 * micro_batch
+    table.add_row(f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, a checkpoint every 50 iterations "
+                  "(lbsgd without in place of bare PyTorch)", f"{images / plain:.0f}", f"{images / saving:.0f}",
+                  f"{saving / plain:.3f}", "-")
+
+
 def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--data_dir", help="FFCV files that the loader is to feed the trainer with")
     flags.add_argument("--repeats", type=int, default=30, help="timed iterations of each (default: 30)")
+    flags.add_argument("--checkpoint_blocks", type=int, default=5, help="timed blocks of 50 iterations with a checkpoint, and "
+                       "without; 0 leaves them out (default: 5)")
     arguments = flags.parse_args()
     start_processes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -162,6 +197,8 @@ def main():
         compare(table, *case, device, arguments.repeats)
     if arguments.data_dir:
         fed_by_the_loader(table, *cases[-1], device, arguments.repeats, arguments.data_dir)
+    if arguments.checkpoint_blocks:
+        with_checkpoints(table, *cases[-1], device, arguments.checkpoint_blocks)
     Console().print(table)
 
 
