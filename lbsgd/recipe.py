@@ -127,7 +127,7 @@ class Recipe(_Block):
     weight_decay: WeightDecay = WeightDecay()
     batch_norm: BatchNorm = BatchNorm()
     augmentation: Augmentation = Augmentation()
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # NumPy splits a larger one: (2**32 + s, epoch 0) would be (s, epoch 1)
 
     @model_validator(mode="after")
     def _decay_follows_warmup(self):

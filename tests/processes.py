@@ -1,20 +1,26 @@
 """Runs a function in several processes joined by gloo, as DeepSpeed's launcher would start them."""
 
+import multiprocessing
 import os
 import pickle
 import tempfile
 from pathlib import Path
 
 import torch
-import torch.multiprocessing as multiprocessing
+import torch.multiprocessing
 
 from lbsgd.launch import free_port
+
+
+# Forked from one process that has imported what takes seconds; none of it starts threads or touches a GPU.
+multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "lbsgd.engine"])
 
 
 def in_processes(world_size, function, *arguments):
     """Results of function(*arguments) in rank order; an exception in one process is raised here."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_run, (world_size, free_port(), function, arguments, folder), world_size)
+        torch.multiprocessing.start_processes(_run, (world_size, free_port(), function, arguments, folder), world_size,
+                                              start_method="forkserver")
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(world_size)]
 
 

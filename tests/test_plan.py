@@ -177,6 +177,7 @@ def test_unknown_keys_that_resemble_none_and_doubtful_numbers_are_warnings():
     (dict(world_size=2, overrides=Overrides(micro_batch=96)), ["96", "fit: 32, 64, 128"]),
     (dict(world_size=1, overrides=Overrides(global_batch=100)), ["100 is no multiple of n = 32", "96 or 128"]),
     (dict(world_size=1, num_images=8191), ["8192 images", "8191 images"]),
+    (dict(world_size=1, overrides=Overrides(seed=2**32)), ["lbsgd.seed", "less than 4294967296"]),
 ])
 def test_what_does_not_fit_the_processes_or_the_data_names_what_would(arguments, words):
     with pytest.raises(ConfigError) as caught:

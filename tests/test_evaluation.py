@@ -1,0 +1,126 @@
+"""An evaluation counts every validation image exactly once, on any number of processes, and gives the same whole numbers."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from oracle import network
+from processes import in_processes
+from torch.utils.data import DistributedSampler
+
+import lbsgd
+from lbsgd.engine import gather_state
+from lbsgd.fake import FakeEval, FakeImages
+from lbsgd.saver import Saver
+from lbsgd.shuffle import rank_share
+from lbsgd.trainer import Trainer
+
+WORLD_SIZES = (1, 2, 3, 5)
+NUM_IMAGES, NUM_CLASSES = 53, 10  # a prime: no number of processes divides it
+
+
+def config(world_size):
+    """k = 30 workers of n = 2, which 1, 2, 3 and 5 processes can share; 20 epochs of 2 iterations."""
+    return {
+        "train_batch_size": 60, "train_micro_batch_size_per_gpu": 60 // world_size,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.2, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.1, "warmup_max_lr": 0.2, "warmup_num_steps": 10,
+                                                     "warmup_type": "linear"}},
+        "gradient_clipping": 0.0,
+        "lbsgd": {"epochs": 20, "num_images": 120, "linear_scaling": {"base_lr": 0.1, "base_batch": 30},
+                  "warmup": {"kind": "gradual", "epochs": 5}, "decay": {"epochs": [15]}, "batch_norm": {"per_worker_batch": 2}}}
+
+
+def make_trainer(engine, plan, train_data=None, val_data=None, folder=None):
+    nobody_asks = SimpleNamespace(stop_requested=None, nothing_to_save=True, alive=lambda position: None)
+    return Trainer(engine, plan, train_data, val_data, Saver(engine, folder, {}, {}), nobody_asks)
+
+
+def trained_and_evaluated(world_size):
+    """The trainer's record of each rank's own share, that of the shares of torch's DistributedSampler, and the weights."""
+    engine, plan = lbsgd.initialize(network(classes=NUM_CLASSES), config(world_size))
+    rank = torch.distributed.get_rank()
+    share = dict(seed=0, world_size=world_size, rank=rank, resolution=6, device="cpu")
+    images = FakeImages(120, NUM_CLASSES, global_batch=60, micro_batch=plan.micro_batch, **share)
+    trainer = make_trainer(engine, plan, images, FakeEval(NUM_IMAGES, NUM_CLASSES, batch=4, **share))
+    for epoch in range(20):
+        trainer.train_epoch(epoch, 2 * (epoch + 1))
+    right = trainer.evaluate(epoch=20)
+    trainer.val_data.share = np.array(list(DistributedSampler(range(NUM_IMAGES), world_size, rank, shuffle=False)))
+    return right, trainer.evaluate(epoch=20), gather_state(engine).weights
+
+
+@pytest.fixture(scope="module")
+def records():
+    """By world size: what each of its processes returns."""
+    more = {world_size: in_processes(world_size, trained_and_evaluated, world_size) for world_size in WORLD_SIZES[1:]}
+    return {1: [trained_and_evaluated(1)]} | more
+
+
+def whole_numbers(record):
+    return {name: number for name, number in record.items() if isinstance(number, int)}
+
+
+def test_1_2_3_and_5_processes_count_each_image_once_and_find_the_same_correct(records):
+    model = network(classes=NUM_CLASSES).eval()
+    model.load_state_dict(records[1][0][2])
+    [(images, labels)] = FakeEval(NUM_IMAGES, NUM_CLASSES, batch=NUM_IMAGES, seed=0, world_size=1, rank=0, resolution=6,
+                                  device="cpu")
+    with torch.no_grad():
+        hits = model(images).topk(5).indices == labels[:, None]
+    by_hand = {"val_correct_top1": int(hits[:, 0].sum()), "val_correct_top5": int(hits.sum()), "val_images": NUM_IMAGES}
+    assert 0 < by_hand["val_correct_top1"] < by_hand["val_correct_top5"] < NUM_IMAGES  # or a miscount could not show
+    for world_size in WORLD_SIZES:
+        for record, _, _ in records[world_size]:
+            assert whole_numbers(record) == by_hand
+            assert record["val_top1_error_pct"] == 100 * (1 - by_hand["val_correct_top1"] / NUM_IMAGES)
+
+
+def test_shares_padded_to_equal_lengths_count_images_twice(records):
+    """torch's DistributedSampler pads: the error in % then depends on the number of processes."""
+    wrong = [records[world_size][0][1] for world_size in WORLD_SIZES]
+    assert [record["val_images"] for record in wrong] == [53, 54, 54, 55]
+    assert len({record["val_top1_error_pct"] for record in wrong}) > 1
+
+
+# --- which images a rank takes ----------------------------------------------------------------------------------------
+
+
+def times_seen(shares):
+    return np.bincount(np.concatenate([list(share) for share in shares]), minlength=NUM_IMAGES)
+
+
+@pytest.mark.parametrize("world_size", WORLD_SIZES)
+def test_our_shares_hold_each_image_once_where_a_sampler_repeats_or_drops_some(world_size):
+    ranks, padding = range(world_size), -NUM_IMAGES % world_size
+    padded, dropped = ([DistributedSampler(range(NUM_IMAGES), world_size, rank, shuffle=False, drop_last=drop_last)
+                        for rank in ranks] for drop_last in (False, True))
+    ours = [rank_share(NUM_IMAGES, world_size=world_size, rank=rank) for rank in ranks]
+    assert (times_seen(ours) == 1).all()
+    assert (times_seen(padded) == 2).sum() == padding == {1: 0, 2: 1, 3: 1, 5: 2}[world_size]
+    assert (times_seen(dropped) == 0).sum() == NUM_IMAGES % world_size
+
+
+def test_the_real_loader_gives_the_digits_once_on_any_number_of_ranks(digits_data):
+    """The labels, and how many of them an untrained classifier has right. 360 images are no multiple of 7."""
+    from lbsgd.loader import EvalLoader
+
+    torch.manual_seed(0)
+    classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
+
+    loader = EvalLoader(digits_data / "val.beton", world_size=1, rank=0, batch=64, resolution=32, threads=1, device="cpu")
+
+    def counted(world_size):
+        batches = []
+        for rank in range(world_size):
+            of_rank = copy.copy(loader)  # spares a compilation
+            of_rank.share = rank_share(loader.beton.num_images, world_size=world_size, rank=rank)
+            batches += [(labels, classifier(images).argmax(1) == labels) for images, labels in of_rank]
+        labels, correct = (torch.cat(parts) for parts in zip(*batches))
+        return labels.tolist(), int(correct.sum())
+
+    labels, correct = counted(1)
+    assert len(labels) == 360 and 0 < correct < 360
+    assert all(counted(world_size) == (labels, correct) for world_size in (2, 3, 5, 7))
