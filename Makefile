@@ -17,6 +17,7 @@ demo: setup
 	.venv/bin/python tools/demo.py
 
 test: setup
+	tests/cluster/setup.sh
 	.venv/bin/python -m pytest -m "not slow and not gpu"
 
 test-slow: setup

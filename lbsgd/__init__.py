@@ -11,7 +11,7 @@ _HOMES = {
     "Schedule": "schedule", "learning_rate": "schedule", "scaled_lr": "schedule",
     "MomentumCorrectedSGD": "optim", "decay_groups": "optim",
     "convert_batch_norm": "batchnorm", "agree_statistics": "batchnorm",
-    "epoch_order": "shuffle", "rank_batches": "shuffle",
+    "epoch_order": "shuffle", "rank_batches": "shuffle", "SharedShuffleSampler": "sampler", "SharedShuffleOrder": "loader",
     "resnet": "model",
 }
 __all__ = sorted(_HOMES)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from lbsgd import checkpoint
+from lbsgd.beton import BetonFile
 from lbsgd.engine import gather_state, initialize, memory_format, start_processes
 from lbsgd.errors import CheckpointError, ConfigError, missing_ffcv
 from lbsgd.fake import FakeEval, FakeImages
@@ -17,6 +18,7 @@ from lbsgd.guard import Guard
 from lbsgd.launch import from_rank_0
 from lbsgd.peers import Peers
 from lbsgd.progress import Progress
+from lbsgd.readahead import Source, read_whole
 from lbsgd.report import curves
 from lbsgd.run import FAKE_CLASSES, Run
 from lbsgd.reporter import Reporter
@@ -32,11 +34,13 @@ COLLECTIVE_SECONDS = 30  # longer than --hang_timeout a collective call may take
 def train(run: Run) -> None:
     """Trains, or evaluates, as the run's flags say."""
     seconds = run.arguments.hang_timeout
-    peers = None if run.processes.alone else Peers.meet(run.processes, seconds)
-    with Guard(run.processes, peers, seconds) as guard:
+    with Guard(run.processes, seconds) as guard:
+        peers = None if run.processes.alone else Peers.meet(run.processes, seconds, guard.alive)
         if peers:
-            peers.agree(run.fingerprints(), seconds)
-        processes = start_processes(seconds + COLLECTIVE_SECONDS)
+            guard.follow(peers)
+            peers.agree(run.fingerprints())
+        # A connection of its own: who waits for another process in torch's calls would hold up those who watch.
+        processes = start_processes(seconds + COLLECTIVE_SECONDS, peers and peers.store.clone())
         from_rank_0(lambda: prepare_output(run))
         if "OMP_NUM_THREADS" not in os.environ:  # each process would take all cores, and they would fight for them
             torch.set_num_threads(processes.cores)
@@ -100,9 +104,22 @@ def open_loaders(run: Run, device: torch.device, stack: ExitStack):
     except ImportError as error:
         raise missing_ffcv(error) from error
     threads = run.arguments.loader_threads or processes.cores
+    sources = [choose_source(run, file) for file in (run.data.train, run.data.val)]
     augmentation = dict(crop_scale=tuple(plan.recipe.augmentation.crop_scale), flip=plan.recipe.augmentation.flip)
-    return (stack.enter_context(closing(TrainLoader(run.data.train, threads=threads, **part, **augmentation, **share))),
-            stack.enter_context(closing(EvalLoader(run.data.val, threads=threads, batch=plan.micro_batch, **share))))
+    return (stack.enter_context(closing(TrainLoader(run.data.train, threads=threads, from_disk=sources[0].kind == "disk",
+                                                    **part, **augmentation, **share))),
+            stack.enter_context(closing(EvalLoader(run.data.val, threads=threads, from_disk=sources[1].kind == "disk",
+                                                   batch=plan.micro_batch, **share))))
+
+
+def choose_source(run: Run, file: BetonFile) -> Source:
+    """Where the images of a file come from, printed; with --in_memory it is read once by a process of each host."""
+    source = Source.choose(file.path, run.arguments.in_memory)
+    if run.speaks:
+        print(f"{file.path.stem:15}from {source.kind}: {source.reason}", flush=True)
+    if source.kind == "memory" and run.processes.local_rank == 0:
+        read_whole(file.path)
+    return source
 
 
 def identity(run: Run, engine) -> dict[str, Any]:
@@ -123,7 +140,8 @@ def open_reporter(run: Run, trainer: Trainer, stack: ExitStack) -> None:
                  "environment": {**run.environment(), "device": device_name(), "threads": torch.get_num_threads()}}
     log = RunLog(run.output_dir, described, trainer.iteration if run.arguments.resume else None)
     progress = Progress(run.last_iteration, run.plan.iterations_per_epoch, trainer.iteration)
-    trainer.reporter = stack.enter_context(Reporter(log, progress))
+    threads = f"{run.arguments.loader_threads or run.processes.cores} loader threads a process"
+    trainer.reporter = stack.enter_context(Reporter(log, progress, threads))
     trainer.saver.say = progress.say
 
 

@@ -26,6 +26,7 @@ from deepspeed.runtime.lr_schedules import WarmupLR
 from deepspeed.utils import (safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_fp32_param,
                              safe_set_full_optimizer_state)
 from pydantic import ValidationError
+from torch.distributed import PrefixStore
 
 from lbsgd.batchnorm import convert_batch_norm
 from lbsgd.config import Overrides
@@ -64,24 +65,30 @@ class LinearScalingWarmupLR(WarmupLR):
         self.step(state["last_batch_iteration"])
 
 
-def start_processes(timeout_seconds: float = 600) -> Processes:
+def start_processes(timeout_seconds: float = 600, store: Optional[PrefixStore] = None) -> Processes:
     """Joins the processes of this run (a single one where no launcher started us), compiling nothing.
 
-    A collective call that takes longer than timeout_seconds raises. Raises ConfigError where they cannot meet.
+    store: where they have met already; else they meet at MASTER_ADDR:MASTER_PORT. A collective call that takes longer than
+    timeout_seconds raises. Raises ConfigError where they cannot meet.
     """
     processes = Processes.from_environment()
+    accelerator = deepspeed.accelerator.get_accelerator()
     if not torch.distributed.is_initialized():
         # DeepSpeed's shared-memory all-reduce serves inference only, and compiles for a minute on the first CPU start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if processes.alone:
             processes.export(master_port=free_port())
+        timeout = timedelta(seconds=timeout_seconds)
+        if store is not None:
+            torch.distributed.init_process_group(accelerator.communication_backend_name(), store=PrefixStore("torch", store),
+                                                 rank=processes.rank, world_size=processes.world_size, timeout=timeout)
         try:
-            deepspeed.init_distributed(timeout=timedelta(seconds=timeout_seconds))
+            deepspeed.init_distributed(timeout=timeout)
         except torch.distributed.DistNetworkError as error:
             raise ConfigError(f"cannot join the other processes at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
                               f"({str(error).splitlines()[0]}); if the port is taken, give the launcher another --master_port") \
                 from error
-    deepspeed.accelerator.get_accelerator().set_device(processes.local_rank)  # before the first collective call
+    accelerator.set_device(processes.local_rank)  # before the first collective call
     return processes
 
 

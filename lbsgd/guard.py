@@ -13,7 +13,8 @@ import socket
 import threading
 import time
 import traceback
-from typing import Optional
+from collections.abc import Callable
+from typing import Any, Optional
 
 import psutil
 
@@ -25,26 +26,29 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_SECONDS = 1.0  # launchers pass a signal on that the terminal has sent as well
 SAVE_SECONDS = 25.0  # DeepSpeed's launcher kills 30 s after SIGTERM
 LAST_WORDS_SECONDS = 2.0  # what rank 0's store holds goes with it
+FIRST_CAUSE_SECONDS = 8.0
 
 
 class Guard:
     """Watches over one process of a run while its main thread trains.
 
-        with Guard(processes, peers, hang_timeout) as guard:
+        with Guard(processes, hang_timeout) as guard:
+            guard.follow(peers)             if there are any
             guard.alive("iteration 12")     wherever the main thread gets on
             guard.stop_requested            why the run should save and end, if it should
             guard.nothing_to_save = True    while a checkpoint holds all there is
 
     Leaving it with an exception ends the process, with the first cause on the console and its exit code, and within
-    hang_timeout seconds all others. peers is None for a process by itself.
+    hang_timeout seconds all others.
     """
 
-    def __init__(self, processes: Processes, peers: Optional[Peers], hang_timeout: float):
-        self.processes, self.peers, self.hang_timeout = processes, peers, hang_timeout
+    def __init__(self, processes: Processes, hang_timeout: float):
+        self.processes, self.hang_timeout = processes, hang_timeout
+        self.peers: Optional[Peers] = None
         self.stop_requested: Optional[str] = None
         self.nothing_to_save = True  # so far
         self.position, self.moved = "the start", time.monotonic()
-        self.stop_began = self.peers_answered = time.monotonic()
+        self.stop_began = time.monotonic()
         self.launchers = launchers()
         self.closing, self.ending = threading.Event(), threading.Lock()
 
@@ -55,9 +59,12 @@ class Guard:
             signal.signal(number, lambda *_: None)  # its number goes to the pipe
         signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
         threading.Thread(target=self.guard, name="lbsgd guard", daemon=True).start()
-        if self.peers:
-            threading.Thread(target=self.follow_peers, name="lbsgd peers", daemon=True).start()
         return self
+
+    def follow(self, peers: Peers) -> None:
+        """From here on the other processes are told how this one ends, and this one ends when another has failed."""
+        self.peers = peers
+        threading.Thread(target=self.follow_peers, name="lbsgd peers", daemon=True).start()
 
     def __exit__(self, kind, error, _) -> None:
         if error is None:
@@ -67,8 +74,8 @@ class Guard:
             return
         if not isinstance(error, LbsgdError):
             error = self.explain(error)
-        if isinstance(error, LostProcessError):
-            error = self.first_cause() or error
+        if isinstance(error, LostProcessError) and self.peers:
+            error = ask(self.first_cause, FIRST_CAUSE_SECONDS) or error
         self.end(error)
 
     def alive(self, position: str) -> None:
@@ -85,7 +92,7 @@ class Guard:
         elif isinstance(error, OtherFailed):
             speak = error.host != socket.gethostname() and self.processes.local_rank == 0
         else:
-            speak = not self.peers or self.peers.fail(error)
+            speak = not self.peers or ask(lambda: self.peers.fail(error), LAST_WORDS_SECONDS) is not False
             if self.processes.rank == 0 and self.peers:
                 time.sleep(LAST_WORDS_SECONDS)
         end_with_error(error, speak)
@@ -146,10 +153,9 @@ class Guard:
             self.stop_requested = reason
 
     def hanging(self) -> LbsgdError:
-        """Nothing has moved for too long. The store may hang as well, so only a thread that answers is asked."""
-        if self.peers and time.monotonic() - self.peers_answered < self.hang_timeout / 2:
-            if cause := self.first_cause():
-                return cause
+        """Nothing has moved for too long: the first cause, if it can be found out."""
+        if self.peers and (cause := ask(self.first_cause, FIRST_CAUSE_SECONDS)):
+            return cause
         return LostProcessError(f"nothing has moved for {self.hang_timeout:g} s since {self.position}; another process or the "
                                 "network does not answer (--hang_timeout)")
 
@@ -166,13 +172,21 @@ class Guard:
                 elif reason := self.peers.stop_requested():
                     self.request_stop(reason)
                     told = True
-                self.peers_answered = time.monotonic()
             except RuntimeError:  # the store is gone, with rank 0: at the run's end, or before
                 if not self.closing.wait(2 * LAST_WORDS_SECONDS):
-                    self.end(self.first_cause())
+                    self.end(ask(self.first_cause, FIRST_CAUSE_SECONDS) or LostProcessError(f"rank 0 is gone since {self.position}"))
                 return
             if failure and not self.closing.is_set():
                 self.end(failure)
+
+
+def ask(function: Callable[[], Any], seconds: float) -> Any:
+    """What the function returns, or None if it takes longer: where the network is cut, the store never answers."""
+    answer: list[Any] = []
+    thread = threading.Thread(target=lambda: answer.append(function()), daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answer[0] if answer else None
 
 
 def is_of_communication(text: str) -> bool:

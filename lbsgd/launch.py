@@ -74,7 +74,8 @@ def command_line(process: psutil.Process) -> list[str]:
 
 def end_with_launcher() -> None:
     """Asks the kernel for SIGTERM when the launcher that started this process dies (Linux), so that nothing is orphaned."""
-    if is_launcher(command_line(psutil.Process(os.getppid()))):
+    parent = psutil.Process().parent()  # None in a container, where it is outside
+    if parent and is_launcher(command_line(parent)):
         PR_SET_PDEATHSIG = 1  # of linux/prctl.h
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -18,9 +18,12 @@ import numpy as np
 import torch
 
 from lbsgd.beton import BetonFile
+from lbsgd.crop_jpeg import crop_decoder, library, whole_image_decoder
 from lbsgd.crops import centre_crop, crop_key, mirror, random_resized_crop
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.prefetch import Prefetcher
+from lbsgd.readahead import ReadAhead
+from lbsgd.sampler import SharedShuffleSampler
 from lbsgd.shuffle import epoch_order, rank_batches, rank_groups, rank_share
 
 _torch_threads = torch.get_num_threads()
@@ -31,6 +34,7 @@ from ffcv.loader.epoch_iterator import EpochIterator  # noqa: E402
 from ffcv.memory_managers import OSCacheManager  # noqa: E402
 from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
+from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
 torch.set_num_threads(_torch_threads)
 
@@ -62,14 +66,20 @@ OSCacheManager.compile_reader = _compile_reader
 
 # --- FFCV's part: an operation, and the thread that runs it -----------------------------------------------------------
 
-decode_jpeg, resize = Compiler.compile(imdecode), Compiler.compile(resize_crop)
+resize = Compiler.compile(resize_crop)
+
+
+def jpeg_decoder() -> Callable:
+    compiled = library()
+    return crop_decoder(compiled) if compiled else whole_image_decoder(Compiler.compile(imdecode))
 
 
 class CropDecoder(SimpleRGBImageDecoder):
-    """Decodes an image and resizes the box that `draw` (of crops.py) chooses to resolution x resolution pixels.
+    """Decodes the box of an image that `draw` (of crops.py) chooses and resizes it to resolution x resolution pixels.
 
-    Compiled code takes what surrounds it for constants, so the epoch's key comes in by memory: FFCV gives each row of a
-    batch the memory that an operation asks for, here the row's pixels and its key.
+    Compiled code takes what surrounds it for constants, so the epoch's key comes in by memory, and what was found damaged
+    goes out by it: FFCV gives each row of a batch the memory that an operation asks for, here the row's pixels, its key, and
+    the number of its image where that is damaged, else -1.
     """
 
     def __init__(self, resolution: int, draw: Callable) -> None:
@@ -79,26 +89,27 @@ class CropDecoder(SimpleRGBImageDecoder):
     def declare_state_and_memory(self, previous_state):
         shape, dtype = (self.resolution, self.resolution, 3), np.dtype("u1")
         return (replace(previous_state, jit_mode=True, shape=shape, dtype=dtype),
-                (AllocationQuery(shape, dtype), AllocationQuery((1,), np.dtype("i8"))))
+                (AllocationQuery(shape, dtype), AllocationQuery((2,), np.dtype("i8"))))
 
     def generate_code(self) -> Callable:
-        read, draw, jpeg = self.memory_read, self.draw, IMAGE_MODES["jpg"]
+        read, draw, jpeg, decode_jpeg = self.memory_read, self.draw, IMAGE_MODES["jpg"], jpeg_decoder()
         rows = Compiler.get_iterator()  # range, or Numba's parallel prange
 
         def decode(batch, memory, metadata, file):
-            destination, keys = memory
+            destination, notes = memory
             for row in rows(len(batch)):
                 record = metadata[batch[row]]
                 height, width = np.int64(record["height"]), np.int64(record["width"])
-                pixels = read(record["data_ptr"], file)
+                top, left, h, w, mirrored = draw(notes[row, 0], batch[row], height, width)
+                data, damaged = read(record["data_ptr"], file), False
                 if record["mode"] == jpeg:
-                    data = pixels
-                    pixels = np.empty(height * width * 3, np.uint8)
-                    decode_jpeg(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-                top, left, h, w, mirrored = draw(keys[row, 0], batch[row], height, width)
-                resize(pixels.reshape(height, width, 3), top, top + h, left, left + w, destination[row])
+                    pixels, top, left, damaged = decode_jpeg(data, height, width, top, left, h, w)
+                else:
+                    pixels = data.reshape(height, width, 3)
+                resize(pixels, top, top + h, left, left + w, destination[row])
                 if mirrored:
                     mirror(destination[row])
+                notes[row, 1] = batch[row] if damaged else -1
             return destination[: len(batch)]
 
         decode.is_parallel = True
@@ -111,15 +122,17 @@ class DecodingThread(EpochIterator):
     A batch's memory is overwritten as soon as the next batch has been taken.
     """
 
-    def __init__(self, loader: Loader, images: np.ndarray, key: np.uint64) -> None:
-        self.key = key
+    def __init__(self, loader: Loader, images: np.ndarray, key: np.uint64, read_ahead: ReadAhead | None = None) -> None:
+        self.key, self.read_ahead = key, read_ahead
         self.failure = None
+        self.taken = 0
         super().__init__(loader, images)
 
     def start(self) -> None:
         """Called by FFCV's constructor once it has allocated the memory of our one operation."""
-        [(_, keys)] = self.memory_allocations["operation"].values()
-        keys[:] = self.key.astype(np.int64)
+        [(_, notes)] = self.memory_allocations["operation"].values()
+        notes[..., 0] = self.key.astype(np.int64)
+        self.damaged = notes[..., 1]
         super().start()
 
     def run(self) -> None:
@@ -139,7 +152,14 @@ class DecodingThread(EpochIterator):
                     raise DataError(f"decoding {self.loader.fname} failed: {self.failure!r}") from self.failure
         if batch is None:
             raise StopIteration
-        _slot, (images,) = batch
+        slot, (images,) = batch
+        damaged = self.damaged[slot, :len(images)]
+        if (damaged >= 0).any():
+            raise DataError(f"image {damaged.max()} of {self.loader.fname} is damaged: its JPEG data cannot be decoded; look for "
+                            "others with tools/convert_imagenet_to_ffcv.py --verify and convert again")
+        self.taken += len(images)
+        if self.read_ahead:
+            self.read_ahead.advance(self.taken)
         return images
 
     def close(self) -> None:
@@ -150,6 +170,8 @@ class DecodingThread(EpochIterator):
                 self.output_queue.get(timeout=0.1)
         super().close()
         self.closed = True
+        if self.read_ahead:
+            self.read_ahead.close()
 
 
 # --- our part: lists of images in, batches on the device out -----------------------------------------------------------
@@ -159,12 +181,13 @@ class _Loader:
     """One FFCV pipeline, compiled once, that can be run over any list of images."""
 
     def __init__(self, beton: BetonFile | str | os.PathLike, draw: Callable, *, batch: int, resolution: int,
-                 threads: int, device: torch.device | str, dtype: torch.dtype, channels_last: bool) -> None:
+                 threads: int, device: torch.device | str, dtype: torch.dtype, channels_last: bool,
+                 from_disk: bool = False) -> None:
         if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
             raise ConfigError(f"{threads} loader threads are not possible: this process can use 1 to "
                               f"{numba.config.NUMBA_NUM_THREADS}; give --loader_threads")
         self.beton = beton if isinstance(beton, BetonFile) else BetonFile.open(beton)
-        self.batch, self.device = batch, device
+        self.batch, self.device, self.from_disk = batch, device, from_disk
         self._prefetcher = Prefetcher(device, dtype, channels_last)
         self._ffcv = Loader(
             os.fspath(self.beton.path), batch, num_workers=threads, os_cache=True, order=OrderOption.SEQUENTIAL,
@@ -182,7 +205,10 @@ class _Loader:
         if len(images) == 0:
             return
         labels = torch.from_numpy(self.beton.labels[images]).to(self.device).split(self.batch)
-        thread = DecodingThread(self._ffcv, images, key)
+        read_ahead = None
+        if self.from_disk:
+            read_ahead = ReadAhead(self.beton.path, self.beton.images["data_at"][images], self.beton.sizes[images])
+        thread = DecodingThread(self._ffcv, images, key, read_ahead)
         self._threads.add(thread)
         try:
             yield from zip(self._prefetcher(thread), labels, strict=True)
@@ -201,9 +227,9 @@ class TrainLoader(_Loader):
     def __init__(self, beton: BetonFile | str | os.PathLike, *, seed: int, global_batch: int, world_size: int,
                  rank: int, micro_batch: int, resolution: int, crop_scale: tuple[float, float] = (0.08, 1.0),
                  flip: bool = True, threads: int, device: torch.device | str, dtype: torch.dtype = torch.float32,
-                 channels_last: bool = False) -> None:
+                 channels_last: bool = False, from_disk: bool = False) -> None:
         super().__init__(beton, random_resized_crop(crop_scale, flip), batch=micro_batch, resolution=resolution,
-                         threads=threads, device=device, dtype=dtype, channels_last=channels_last)
+                         threads=threads, device=device, dtype=dtype, channels_last=channels_last, from_disk=from_disk)
         self.seed, self.global_batch, self.world_size, self.rank = seed, global_batch, world_size, rank
 
     def epoch(self, epoch: int, first_iteration: int = 0) -> Batches:
@@ -233,10 +259,32 @@ class EvalLoader(_Loader):
 
     def __init__(self, beton: BetonFile | str | os.PathLike, *, world_size: int, rank: int, batch: int, resolution: int,
                  threads: int, device: torch.device | str, dtype: torch.dtype = torch.float32,
-                 channels_last: bool = False) -> None:
+                 channels_last: bool = False, from_disk: bool = False) -> None:
         super().__init__(beton, centre_crop, batch=batch, resolution=resolution, threads=threads, device=device,
-                         dtype=dtype, channels_last=channels_last)
+                         dtype=dtype, channels_last=channels_last, from_disk=from_disk)
         self.share = rank_share(self.beton.num_images, world_size=world_size, rank=rank)
 
     def __iter__(self) -> Batches:
         return self._batches(self.share, np.uint64(0))
+
+
+class SharedShuffleOrder(TraversalOrder):
+    """Remark 4 for FFCV's own Loader: the shared shuffle as its `order`.
+
+        order = SharedShuffleOrder(global_batch=256, micro_batch=32, seed=0)
+        loader = ffcv.loader.Loader(path, batch_size=32, order=order, drop_last=True, pipelines=...)
+
+    Arguments as of `sampler.SharedShuffleSampler`. FFCV counts the epochs; loader.next_epoch = 5 goes on with the sixth.
+    """
+
+    def __init__(self, **cut) -> None:
+        self.cut = cut
+
+    def __call__(self, loader: Loader) -> SharedShuffleOrder:
+        """Called by FFCV's Loader, which has the number of images."""
+        self.sampler = SharedShuffleSampler(loader.reader.num_samples, **self.cut)
+        return self
+
+    def sample_order(self, epoch: int) -> np.ndarray:
+        self.sampler.set_epoch(epoch)
+        return self.sampler.batches.reshape(-1)

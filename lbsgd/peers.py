@@ -10,10 +10,12 @@ import json
 import os
 import socket
 import time
+import uuid
+from collections.abc import Callable
 from datetime import timedelta
-from typing import Any, Optional
+from typing import Optional
 
-from torch.distributed import PrefixStore, rendezvous
+from torch.distributed import PrefixStore, TCPStore
 
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
 from lbsgd.launch import Processes
@@ -22,46 +24,33 @@ BEAT_SECONDS = 1.0
 
 
 class Peers:
-    """The processes of one run, as this one sees them."""
+    """The processes of one run, as this one sees them, once all have met at `store`."""
 
-    def __init__(self, processes: Processes, store: Any):
-        self.rank, self.world_size = processes.rank, processes.world_size
-        self.processes, self.store = processes, store
+    def __init__(self, processes: Processes, store: PrefixStore):
+        self.rank, self.world_size, self.store = processes.rank, processes.world_size, store
         self.beats = 0
 
-    # --- meeting --------------------------------------------------------------------------------------------------------
-
     @classmethod
-    def meet(cls, processes: Processes, timeout_seconds: float) -> Peers:
-        """Comes to the meeting point. Raises ConfigError where it cannot be used, or is not there after timeout_seconds."""
-        peers = cls(processes, meeting_point(processes, timeout_seconds))
+    def meet(cls, processes: Processes, timeout_seconds: float, alive: Callable[[str], None]) -> Peers:
+        """Waits until all processes are there, and tells `alive` that it waits.
+
+        Raises LostProcessError that names the missing ones after timeout_seconds, ConfigError where the meeting point cannot
+        be used, and what another process ended with before it came.
+        """
+        store = meeting_point(processes, 0.9 * timeout_seconds)  # before a guard takes the wait for a hang
+        peers = cls(processes, PrefixStore(fresh_prefix(store, processes, timeout_seconds, alive), store))
         peers.store.set(f"host/{peers.rank}", socket.gethostname())
         return peers
 
-    def agree(self, facts: dict[str, str], timeout_seconds: float) -> None:
-        """Waits until all processes are there and compares facts: name -> fingerprint, such as of the code.
-
-        Raises LostProcessError that names the missing ones after timeout_seconds, and ConfigError where the facts differ from
-        those of rank 0.
-        """
-        self.store.set(f"facts/{self.rank}", json.dumps(facts))
-        deadline = time.monotonic() + timeout_seconds
-        while missing := self.missing():
-            if time.monotonic() > deadline:
-                raise LostProcessError(f"{len(missing)} of {self.world_size} processes did not come within {timeout_seconds:g} s: "
-                                       f"rank {', '.join(map(str, missing))}; look at their hosts")
-            time.sleep(0.2)
-        first = json.loads(self.store.get("facts/0"))
+    def agree(self, facts: dict[str, str]) -> None:
+        """Compares facts, name -> fingerprint, such as of the code. Raises ConfigError where they differ from rank 0's."""
+        if self.rank == 0:
+            self.store.set("facts", json.dumps(facts))
+        first = json.loads(self.store.get("facts"))
         for name, fingerprint in facts.items():
             if first[name] != fingerprint:
                 raise ConfigError(f"{self.name(self.rank)} does not have the {name} of {self.name(0)}; make them the same on "
                                   "all hosts")
-
-    def missing(self) -> list[int]:
-        """Ranks that have not come; asked one by one only where some have not."""
-        if self.store.check([f"facts/{rank}" for rank in range(self.world_size)]):
-            return []
-        return [rank for rank in range(self.world_size) if not self.store.check([f"facts/{rank}"])]
 
     def name(self, rank: int) -> str:
         return f"rank {rank} on {self.store.get(f'host/{rank}').decode()}"
@@ -78,10 +67,8 @@ class Peers:
 
     def failure(self) -> Optional[OtherFailed]:
         """The first failure of another process, if there was one. Raises RuntimeError where the store is gone."""
-        if not self.store.check(["failure"]):
-            return None
-        found = json.loads(self.store.get("failure"))
-        return None if found["rank"] == self.rank else OtherFailed(**found)
+        found = json.loads(read(self.store, "failure") or "null")
+        return OtherFailed(**found) if found and found["rank"] != self.rank else None
 
     # --- signs of life --------------------------------------------------------------------------------------------------
 
@@ -97,9 +84,8 @@ class Peers:
         return [self.name(rank) for rank, (was, now) in enumerate(zip(before, self.all_beats()))
                 if was == now and rank != self.rank]
 
-    def all_beats(self) -> list[bytes]:
-        keys = [f"beat/{rank}" for rank in range(self.world_size)]
-        return [self.store.get(key) if self.store.check([key]) else b"" for key in keys]
+    def all_beats(self) -> list[str]:
+        return [read(self.store, f"beat/{rank}") for rank in range(self.world_size)]
 
     # --- a request to stop ----------------------------------------------------------------------------------------------
 
@@ -107,35 +93,78 @@ class Peers:
         self.store.set("stop", reason)
 
     def stop_requested(self) -> Optional[str]:
-        return self.store.get("stop").decode() if self.store.check(["stop"]) else None
+        return read(self.store, "stop") or None
 
 
 class OtherFailed(LbsgdError):
     """Another process failed first; this one ends with its exit code, and does not call it an error of its own."""
 
+    label = "ended"
+
     def __init__(self, rank: int, host: str, error: str, exit_code: int):
-        super().__init__(f"rank {rank} on {host}: {error}")
-        self.rank, self.host, self.exit_code = rank, host, exit_code
+        super().__init__(f"by rank {rank} on {host}: {error}")
+        self.host, self.exit_code = host, exit_code
 
 
-def meeting_point(processes: Processes, timeout_seconds: float) -> PrefixStore:
-    """The store at MASTER_ADDR:MASTER_PORT, with keys of our own."""
+# --- meeting ------------------------------------------------------------------------------------------------------------
+
+
+def meeting_point(processes: Processes, timeout_seconds: float) -> TCPStore:
+    """The store at MASTER_ADDR:MASTER_PORT, which rank 0 serves where torchrun's agent does not."""
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        store, _, _ = next(rendezvous("env://", processes.rank, processes.world_size,
-                                      timeout=timedelta(seconds=timeout_seconds)))
+        return TCPStore(address, port, is_master=processes.rank == 0 and not of_agent(), wait_for_workers=False,
+                        timeout=timedelta(seconds=timeout_seconds), multi_tenant=True)
     except RuntimeError as error:
-        raise ConfigError(f"cannot join the other processes at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
-                          f"({str(error).splitlines()[0]}); if the port is taken, give the launcher another --master_port") \
-            from error
-    return PrefixStore("lbsgd", store)
+        reason = str(error).splitlines()[0]
+        if processes.rank == 0:
+            raise ConfigError(f"cannot open {address}:{port} for the other processes ({reason}); if the port is taken, give the "
+                              "launcher another --master_port") from error
+        raise LostProcessError(f"cannot reach rank 0 at {address}:{port} ({reason}); look at its host, at --master_addr and "
+                               "--master_port") from error
+
+
+def of_agent() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def fresh_prefix(store: TCPStore, processes: Processes, timeout_seconds: float, alive: Callable[[str], None]) -> str:
+    """A prefix of keys that all processes of this start agree on, and none of an earlier one knows.
+
+    torchrun keeps one store over its restarts (pytorch/pytorch#135712, #167288), and its TORCHELASTIC_RESTART_COUNT is each
+    agent's own. So every process gives itself a new name. Rank 0 shows who it is and whose names it has read; who finds its
+    own new name there knows that this rank 0 is of its own start: agents end all old processes before new ones begin.
+    """
+    name, rank, others = uuid.uuid4().hex, processes.rank, range(1, processes.world_size)
+    store.set(f"name/{rank}", name)
+    deadline = time.monotonic() + timeout_seconds + (5 if rank else 0)  # so that rank 0, which knows more, speaks first
+    while time.monotonic() < deadline:
+        alive("the meeting of all processes")
+        if rank == 0:
+            if all(store.check([f"{name}/here/{other}"]) for other in others):
+                return name
+            store.set("start", json.dumps([name, *(read(store, f"name/{other}") for other in others)]))
+        elif (shown := json.loads(read(store, "start") or "[]"))[rank:rank + 1] == [name]:
+            store.set(f"{shown[0]}/here/{rank}", "1")
+            return shown[0]
+        if not of_agent() and (failure := read(store, "failure")):
+            raise OtherFailed(**json.loads(failure))
+        time.sleep(0.1)
+    missing = [other for other in others if not store.check([f"{name}/here/{other}"])] if rank == 0 else []
+    raise LostProcessError(f"of {processes.world_size} processes some did not come within {timeout_seconds:g} s"
+                           + (f": rank {', '.join(map(str, missing))}" if missing else "") + "; look at their hosts")
+
+
+def read(store, key: str) -> str:
+    """The value of a key, "" where it is not set; get alone would wait for it."""
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
     """Lets the other hosts know why this process will never come; on its own host the launcher ends the others."""
     seconds = 20
     try:
-        peers = Peers(processes, meeting_point(processes, seconds))
-        peers.fail(error)
+        Peers(processes, meeting_point(processes, seconds)).fail(error)
     except LbsgdError:
         return  # nobody to tell
     if processes.rank == 0:

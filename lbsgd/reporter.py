@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Optional
 
 import torch
@@ -10,6 +10,9 @@ import torch.distributed as dist
 
 from lbsgd.progress import Progress
 from lbsgd.runlog import RunLog
+
+
+WAITING_PCT = 5.0  # of an epoch; more is worth a word
 
 
 class Totals:
@@ -41,6 +44,8 @@ class Reporter:
 
     log: RunLog
     progress: Progress
+    threads: str = ""  # how many decode
+    advised: bool = field(default=False, init=False)
 
     def __enter__(self) -> Reporter:
         self.progress.__enter__()
@@ -57,3 +62,11 @@ class Reporter:
         if engine.monitor.enabled:
             engine.monitor.write_events([(f"lbsgd/{name}", value, engine.global_samples)
                                          for name, value in record.items() if name not in ("iteration", "epoch")])
+
+    def advise_on_waiting(self, waited_pct: float) -> None:
+        """Says once what to change where an epoch's training waited for its images."""
+        if waited_pct > WAITING_PCT and not self.advised:
+            self.advised = True
+            self.progress.say(f"warning: {waited_pct:.0f} % of the epoch's time went by waiting for data ({self.threads}): give more "
+                              "--loader_threads if cores are idle, --in_memory if the disk is slow, or convert with a smaller "
+                              "--max_side")

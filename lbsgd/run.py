@@ -85,6 +85,7 @@ def parser(model: str, description: str) -> argparse.ArgumentParser:
     add("--hang_timeout", type=positive, default=600, metavar="SECONDS", help="end when nothing moves for so long (default: "
         "600)")
     add("--loader_threads", type=positive, metavar="N", help="threads that decode, a process (default: cores / processes)")
+    add("--in_memory", action="store_true", help="read the data into memory before training begins")
     add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
     return flags

@@ -97,7 +97,7 @@ class Trainer:
             self.stop_if_asked()
 
     def start_epoch(self) -> None:
-        self.totals, self.epoch_began = Totals(self.engine.device), time.perf_counter()
+        self.totals, self.epoch_began, self.waited_before = Totals(self.engine.device), time.perf_counter(), 0.0
         self.passes_since, self.agreed_at = 0, time.monotonic()
         self.start_window()
 
@@ -197,6 +197,7 @@ class Trainer:
             "iteration": iteration, "epoch": iteration / self.plan.iterations_per_epoch,
             "lr": self.engine.lr_scheduler.lr_of(iteration), "train_loss": loss,
             "images_per_second": images / seconds, "data_wait_pct": 100 * waited / seconds})
+        self.waited_before += waited
         self.start_window()
 
     def report_epoch(self, epoch: int) -> None:
@@ -204,6 +205,8 @@ class Trainer:
         self.require_numbers()
         loss, error, images = self.totals.read()
         seconds = time.perf_counter() - self.epoch_began
+        if self.reporter:
+            self.reporter.advise_on_waiting(100 * (self.waited_before + self.waited) / seconds)
         self.report("epoch", {
             "epoch": epoch, "iteration": self.iteration, "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
             "train_loss": loss, "train_top1_error_pct": error, **self.evaluate(epoch), "seconds": seconds,

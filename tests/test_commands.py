@@ -184,7 +184,7 @@ def test_help_shows_the_command_and_every_flag():
     assert "deepspeed --hostfile hosts recipes/resnet50.py --deepspeed_config ds_configs/8k.json" in done.stdout
     for flag in ("--output_dir", "--resume", "--evaluate_only", "--epochs", "--max_iterations", "--global_batch",
                  "--micro_batch", "--resolution", "--precision", "--loader_threads", "--seed", "--fake_data",
-                 "--data_dir", "--expect_world_size"):
+                 "--data_dir", "--expect_world_size", "--checkpoint_every", "--hang_timeout", "--in_memory"):
         assert flag in done.stdout
 
 

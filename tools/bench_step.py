@@ -55,7 +55,7 @@ def plan_for(micro_batch, resolution, precision, num_images):
 def our_step(model, plan, open_train_data, folder="unused"):
     """The trainer's own `update`, with everything it does beside computing: schedule, totals, the check for NaN."""
     engine, _ = initialize(model, plan)
-    trainer = Trainer(engine, plan, None, [], Saver(engine, Path(folder), {}, {}), Guard(Processes.from_environment(), None, 600))
+    trainer = Trainer(engine, plan, None, [], Saver(engine, Path(folder), {}, {}), Guard(Processes.from_environment(), 600))
     batches = open_train_data(engine.device).epoch(0)
     engine.train()
     return (lambda: trainer.update(batches)), trainer
