@@ -1,12 +1,12 @@
 """One iteration of lbsgd's trainer against the same network and batch in a bare PyTorch loop.
 
-    python tools/bench_step.py [--data_dir DIR] [--repeats N] [--checkpoint_blocks N]
+    python tools/bench_step.py [--data_dir DIR] [--repeats N]
 
 In turn in one run, so that only the ratio counts. The network is the same object in both: per-worker batch norm is
 measured by bench_batchnorm.py. On a CPU: ResNet-18, 64x64, micro batch 64, fp32. On a GPU also ResNet-50 at 224 in fp16
 and bf16, micro batch 256 with n = 32, against PyTorch's autocast in channels_last. With --data_dir the trainer is fed by
-the FFCV loader in a row of its own, which shows what waiting for data costs. A last row is what a checkpoint every 50
-iterations costs: blocks of 50 updates with a save and without, in turn.
+the FFCV loader in a row of its own, which shows what waiting for data costs. The last row is what a checkpoint every 50
+iterations costs: gathered, written and forced to the disk.
 """
 
 import argparse
@@ -87,21 +87,27 @@ def bare_step(model, plan, train_data, device):
 def seconds_of(step, device):
     synchronise = torch.cuda.synchronize if device.type == "cuda" else (lambda: None)
     synchronise()
-    began = time.perf_counter()
+    began, cpu = time.perf_counter(), time.process_time()
     step()
     synchronise()
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - cpu
 
 
-def in_turn(steps, device, repeats, warm_up=3):
-    """Median seconds of each step; they take turns, and who begins changes with every round."""
-    for step in steps * warm_up:
+def in_turn(steps, device, repeats):
+    """Median seconds and CPU seconds of each step; they take turns, and who begins changes with every round."""
+    for step in steps * 3:
         seconds_of(step, device)
     seconds = {step: [] for step in steps}
     for repeat in range(repeats):
         for step in steps if repeat % 2 else reversed(steps):
             seconds[step].append(seconds_of(step, device))
-    return [statistics.median(seconds[step]) for step in steps]
+    return [tuple(map(statistics.median, zip(*seconds[step]))) for step in steps]
+
+
+def row(table, what, num_images, bare, ours):
+    """Images a second of both and the ratios of time; a machine that does other things spoils the first, not CPU seconds."""
+    table.add_row(what, f"{num_images / bare[0]:.0f}", f"{num_images / ours[0]:.0f}", f"{ours[0] / bare[0]:.3f}",
+                  f"{ours[1] / bare[1]:.3f}", "-")
 
 
 def compare(table, name, micro_batch, resolution, precision, device, repeats):
@@ -116,10 +122,8 @@ def compare(table, name, micro_batch, resolution, precision, device, repeats):
     model = resnet(name, 1000)
     bare = bare_step(copy.deepcopy(model), plan, fake(device, torch.float32), device)
     ours, _ = our_step(model, plan, fake)
-    bare_seconds, our_seconds = in_turn([bare, ours], device, repeats)
-    table.add_row(f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, fake data",
-                  f"{micro_batch / bare_seconds:.0f}", f"{micro_batch / our_seconds:.0f}",
-                  f"{our_seconds / bare_seconds:.3f}", "-")
+    row(table, f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, fake data", micro_batch,
+        *in_turn([bare, ours], device, repeats))
 
 
 def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, repeats, data_dir):
@@ -146,11 +150,11 @@ def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, r
     trainer.require_numbers()  # waits for the device
     seconds = time.perf_counter() - began
     table.add_row(f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, {data_dir}", "-",
-                  f"{count * micro_batch / seconds:.0f}", "-", f"{100 * trainer.waited / seconds:.1f} %")
+                  f"{count * micro_batch / seconds:.0f}", "-", "-", f"{100 * trainer.waited / seconds:.1f} %")
 
 
-def with_checkpoints(table, name, micro_batch, resolution, precision, device, blocks):
-    """A row: 50 updates during which a checkpoint is gathered, written and forced to the disk, against 50 without."""
+def with_checkpoints(table, name, micro_batch, resolution, precision, device, repeats):
+    """A row: what a checkpoint every 50 iterations adds, all of it counted as if no core were free for its thread."""
     plan = plan_for(micro_batch, resolution, precision, num_images=10**6)
 
     def fake(device):
@@ -161,28 +165,21 @@ def with_checkpoints(table, name, micro_batch, resolution, precision, device, bl
     with tempfile.TemporaryDirectory(dir=".") as folder:
         step, trainer = our_step(resnet(name, 1000), plan, fake, folder)
 
-        def block(save):
-            if save:
-                trainer.save()
-            for _ in range(50):
-                step()
-            if save:
-                trainer.saver.wait()
+        def checkpoint():
+            trainer.save()
+            trainer.saver.wait()
 
-        plain, saving = in_turn([lambda: block(False), lambda: block(True)], device, blocks, warm_up=1)
+        update, whole = in_turn([step, checkpoint], device, repeats)
         trainer.saver.close()
-    images = 50 * micro_batch
-    table.add_row(f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, a checkpoint every 50 iterations "
-                  "(lbsgd without in place of bare PyTorch)", f"{images / plain:.0f}", f"{images / saving:.0f}",
-                  f"{saving / plain:.3f}", "-")
+    plain, saving = ([50 * seconds for seconds in update], [50 * seconds + more for seconds, more in zip(update, whole)])
+    row(table, f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}: a checkpoint every 50 iterations, "
+        "against none", 50 * micro_batch, plain, saving)
 
 
 def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--data_dir", help="FFCV files that the loader is to feed the trainer with")
     flags.add_argument("--repeats", type=int, default=30, help="timed iterations of each (default: 30)")
-    flags.add_argument("--checkpoint_blocks", type=int, default=5, help="timed blocks of 50 iterations with a checkpoint, and "
-                       "without; 0 leaves them out (default: 5)")
     arguments = flags.parse_args()
     start_processes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -191,14 +188,13 @@ def main():
         cases += [("resnet50", 256, 224, "fp16"), ("resnet50", 256, 224, "bf16")]
     threads = f"{torch.get_num_threads()} threads"
     table = Table(title=f"images a second on {device_name()}, {threads}, median of {arguments.repeats}")
-    for column in ("case", "bare PyTorch", "lbsgd", "time ratio", "waiting for data"):
+    for column in ("case", "bare PyTorch", "lbsgd", "time ratio", "CPU time ratio", "waiting for data"):
         table.add_column(column, justify="left" if column == "case" else "right")
     for case in cases:
         compare(table, *case, device, arguments.repeats)
     if arguments.data_dir:
         fed_by_the_loader(table, *cases[-1], device, arguments.repeats, arguments.data_dir)
-    if arguments.checkpoint_blocks:
-        with_checkpoints(table, *cases[-1], device, arguments.checkpoint_blocks)
+    with_checkpoints(table, *cases[-1], device, arguments.repeats)
     Console().print(table)
 
 
