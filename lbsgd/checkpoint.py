@@ -13,6 +13,7 @@ A checkpoint is written into a hidden folder, forced to the disk, and renamed; a
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
@@ -36,8 +37,9 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
     tensors: weights, momentum and random, each by name; state: plain data for state.json.
     Raises OSError when the disk fails; the folder then holds what it held before.
     """
-    final = folder / f"iteration_{iteration:08d}"
-    building = folder / f".{final.name}.{os.getpid()}"
+    name = f"iteration_{iteration:08d}"
+    final = unused(folder / name)
+    building = folder / f".{name}.{os.getpid()}"
     for left_over in folder.glob(".iteration_*"):  # of a run that was killed while it saved or deleted
         shutil.rmtree(left_over)
     try:
@@ -47,13 +49,12 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
         manifest["state.json"] = write(building / "state.json", json.dumps({"version": VERSION, **state}).encode())
         write(building / "manifest.json", json.dumps(manifest, indent=2).encode())
         to_disk(building)
-        if final.exists():  # the same iteration, saved before a resume
-            delete(final)
         building.rename(final)
         to_disk(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    for old in complete(folder)[:-KEEP]:
+    by_iteration = {path.stem: path for path in complete(folder)}  # the last of each
+    for old in set(complete(folder)) - set([*by_iteration.values()][-KEEP:]):
         delete(old)
     return final
 
@@ -63,6 +64,15 @@ def write(path: Path, data: bytes) -> dict[str, Any]:
     path.write_bytes(data)
     to_disk(path)
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
+def unused(path: Path) -> Path:
+    """The path, or, where this iteration was saved before (and then resumed from an older one), the path with a number.
+
+    No portable call exchanges two folders at once, and the old one must stand until the new one does.
+    """
+    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
+    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
 
 
 def delete(path: Path) -> None:

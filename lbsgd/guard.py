@@ -131,7 +131,7 @@ class Guard:
                 for number in os.read(self.wake, 64):
                     self.signalled(signal.Signals(number))
             now = time.monotonic()
-            if not self.stop_requested and (dead := [launcher for launcher in self.launchers if not launcher.is_running()]):
+            if not self.stop_requested and (dead := [launcher for launcher in self.launchers if is_gone(launcher)]):
                 self.request_stop(f"its launcher (process {dead[0].pid}) is gone")
             if self.stop_requested and self.nothing_to_save:
                 self.end(Stopped(f"{self.stop_requested} at {self.position}; the same command with --resume goes on"))
@@ -187,6 +187,14 @@ def ask(function: Callable[[], Any], seconds: float) -> Any:
     thread.start()
     thread.join(seconds)
     return answer[0] if answer else None
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Whether a process has ended, also where nobody has asked for its exit code yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def is_of_communication(text: str) -> bool:
