@@ -1,12 +1,13 @@
 # make demo       set up, then JPEG files -> FFCV -> ResNet-50 with DeepSpeed -> error, log, checkpoint, curves
-# make test       set up, then the tests (at most 10 minutes on 2 cores)
+# make test       set up, then the tests (at most 20 minutes on 2 cores)
 # make test-slow  the long ones; make test-gpu those that need a GPU
+# make docs       the API reference in docs/api
 # make setup      system packages and .venv only
 # make clean      removes what make demo made; make distclean also .venv
 
 PYTHON ?= python3
 
-.PHONY: setup demo test test-slow test-gpu clean distclean
+.PHONY: setup demo test test-slow test-gpu docs clean distclean
 
 setup: .venv/.complete
 
@@ -18,6 +19,7 @@ demo: setup
 
 test: setup
 	tests/cluster/setup.sh
+	.venv/bin/python -m lbsgd check ds_configs
 	.venv/bin/python -m pytest -m "not slow and not gpu"
 
 test-slow: setup
@@ -25,6 +27,9 @@ test-slow: setup
 
 test-gpu: setup
 	LBSGD_TEST_ON_GPU=1 .venv/bin/python -m pytest -m gpu
+
+docs: setup
+	.venv/bin/python tools/reference.py
 
 clean:
 	rm -rf data/digits data/digits_ffcv runs/digits*

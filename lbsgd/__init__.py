@@ -9,6 +9,7 @@ _HOMES = {
     "initialize": "engine", "LinearScalingWarmupLR": "engine",
     "Plan": "plan", "Overrides": "config",
     "Schedule": "schedule", "learning_rate": "schedule", "scaled_lr": "schedule",
+    "LargeMinibatchSGD": "schedule", "LargeMinibatchLR": "torch_schedule",
     "MomentumCorrectedSGD": "optim", "decay_groups": "optim",
     "convert_batch_norm": "batchnorm", "agree_statistics": "batchnorm",
     "epoch_order": "shuffle", "rank_batches": "shuffle", "SharedShuffleSampler": "sampler", "SharedShuffleOrder": "loader",

@@ -11,6 +11,7 @@ import torch
 
 from lbsgd import checkpoint
 from lbsgd.beton import BetonFile
+from lbsgd.config import write_json
 from lbsgd.engine import gather_state, initialize, memory_format, start_processes
 from lbsgd.errors import CheckpointError, ConfigError, missing_ffcv
 from lbsgd.fake import FakeEval, FakeImages
@@ -69,6 +70,7 @@ def prepare_output(run: Run) -> None:
         raise ConfigError(f"{run.output_dir} already holds a run: continue it with --resume or choose another --output_dir")
     if not evaluate:
         require_writable(run.output_dir)
+        write_json(run.output_dir / f"{run.plan.name}.json", run.plan.config)  # with every override in it, to be fed back
     if resume and not newest:
         print(f"no complete checkpoint in {folder}: starting anew", flush=True)
 

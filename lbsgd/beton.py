@@ -3,7 +3,11 @@
 `import ffcv` takes four seconds, so the few facts that a plan, a check or a refusal needs are read here with NumPy: the
 header of an FFCV file (format version 2), the sizes and labels in its metadata table, and its allocation table.
 
-    header | field descriptors | metadata, a record an image | pages of JPEGs | allocations, a record an image
+    header | field descriptors | metadata, a record an image | JPEGs | checksums | allocations, a record an image
+
+The checksums are ours: the CRC-32 (zlib's) of each image's bytes as stored, uint32, in the images' order. FFCV sees neither
+them nor the note in the image field's 1,024 bytes of arguments, unused by FFCV, that says where they are; FFCV's own
+files have none. The manifest's fingerprint covers them, so a manifest and one pass over the images prove every bit.
 """
 
 from __future__ import annotations
@@ -11,12 +15,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass
+import zlib
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from lbsgd.disk import to_disk
+from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError
 
 FORMAT_VERSION = 2
@@ -28,6 +33,10 @@ FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "V1024")], 
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_at", "<u8")])
 LABEL = np.dtype("<i8")
 ALLOCATION = np.dtype([("image", "<u8"), ("data_at", "<u8"), ("num_bytes", "<u8")])
+NOTE = np.dtype([("magic", "S8"), ("checksums_at", "<u8")])  # at the start of the image field's arguments
+MAGIC = b"lbsgd-1"
+CHECKSUM = np.dtype("<u4")
+JPEG, RAW = 0, 1  # an image's mode: the bytes of a JPEG, or pixels, RGB, row by row
 
 CONVERT = "python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir {}"
 
@@ -36,16 +45,30 @@ CONVERT = "python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir
 class BetonFile:
     """What is known of an FFCV file of images and their labels without decoding one.
 
-    fingerprint identifies the images, not the file: it covers every image's label, width, height, coding and size in
-    bytes, but not its place in the file, which depends on how FFCV's writing processes took turns.
+    fingerprint identifies the images, not the file: it covers every image's label, width, height, coding, size in
+    bytes and, where the file has it, checksum, but not its place in the file, which in a file of FFCV's own writer depends
+    on how its processes took turns.
     """
 
     path: Path
     num_images: int
     labels: np.ndarray  # int64, (num_images,), read-only
+    images: np.ndarray  # (num_images,) of IMAGE: mode, width, height, place
+    sizes: np.ndarray  # uint64, (num_images,): how many bytes each image has
+    checksums: np.ndarray | None  # uint32, (num_images,), of those bytes; None in a file of FFCV's own writer
     image_field: str
     label_field: str
     fingerprint: str
+
+    def is_as_converted(self, image: int) -> bool:
+        """Whether an image's bytes are those that the converter wrote; False in a file without checksums.
+
+        A JPEG that decodes with warnings may have been so in the source, from where its bytes were copied.
+        """
+        with open(self.path, "rb") as file:
+            file.seek(int(self.images[image]["data_at"]))
+            data = file.read(int(self.sizes[image]))
+        return self.checksums is not None and zlib.crc32(data) == self.checksums[image]
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> BetonFile:
@@ -62,11 +85,14 @@ def _open(path: Path) -> BetonFile:
     fields = np.fromfile(path, FIELD, header["num_fields"], offset=HEADER.itemsize)
     images, labels = _read_metadata(path, fields, int(header["num_images"]))
     sizes = _read_sizes(path, int(header["allocations_at"]), len(images))
+    checksums = _read_checksums(path, fields, int(header["allocations_at"]), len(images))
     labels = np.ascontiguousarray(labels)
     labels.setflags(write=False)
-    names = {field["type_id"]: field["name"].decode() for field in fields}
-    return BetonFile(path, len(images), labels, image_field=names[IMAGE_FIELD], label_field=names[INT_FIELD],
-                     fingerprint=_fingerprint(labels, images["width"], images["height"], images["mode"], sizes))
+    names = {entry["type_id"]: entry["name"].decode() for entry in fields}
+    covered = [labels, images["width"], images["height"], images["mode"], sizes]
+    return BetonFile(path, len(images), labels, np.ascontiguousarray(images), sizes, checksums,
+                     image_field=names[IMAGE_FIELD], label_field=names[INT_FIELD],
+                     fingerprint=_fingerprint(*covered, *([] if checksums is None else [checksums])))
 
 
 def _read_header(path: Path) -> np.void:
@@ -89,15 +115,18 @@ def _read_header(path: Path) -> np.void:
     return header
 
 
+def metadata_record(types: list[int]) -> np.dtype:
+    """FFCV builds the record by the same rule, so that NumPy's alignment puts each column where FFCV's does."""
+    return np.dtype([("", IMAGE if type_id == IMAGE_FIELD else LABEL) for type_id in types], align=True)
+
+
 def _read_metadata(path: Path, fields: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
     """The table's columns of images and of labels, whichever comes first."""
     types = fields["type_id"].tolist()
     if sorted(types) != [INT_FIELD, IMAGE_FIELD]:
         raise DataError(f"{path} does not hold images with labels: FFCV's types of its fields are {types[:4]}, "
                         f"not one RGBImageField ({IMAGE_FIELD}) and one IntField ({INT_FIELD})")
-    # FFCV builds the record by the same rule, so that NumPy's alignment puts each column where FFCV's does.
-    record = np.dtype([("", IMAGE if type_id == IMAGE_FIELD else LABEL) for type_id in types], align=True)
-    table = np.fromfile(path, record, num_images, offset=HEADER.itemsize + fields.nbytes)
+    table = np.fromfile(path, metadata_record(types), num_images, offset=HEADER.itemsize + fields.nbytes)
     return table[f"f{types.index(IMAGE_FIELD)}"], table[f"f{types.index(INT_FIELD)}"]
 
 
@@ -110,6 +139,17 @@ def _read_sizes(path: Path, allocations_at: int, num_images: int) -> np.ndarray:
         raise DataError(f"{path} is damaged: its allocation table does not give each of its {num_images:,} images a "
                         f"place in the file; make it again with: {CONVERT.format(path.parent)}")
     return table["num_bytes"]
+
+
+def _read_checksums(path: Path, fields: np.ndarray, allocations_at: int, num_images: int) -> np.ndarray | None:
+    arguments = next(entry["arguments"] for entry in fields if entry["type_id"] == IMAGE_FIELD)
+    note = np.frombuffer(bytes(arguments), NOTE, 1)[0]
+    if note["magic"] != MAGIC:
+        return None
+    if int(note["checksums_at"]) + CHECKSUM.itemsize * num_images != allocations_at:
+        raise DataError(f"{path} is damaged: its checksums are not where its header says; copy it again, or make it "
+                        f"again with: {CONVERT.format(path.parent)}")
+    return np.fromfile(path, CHECKSUM, num_images, offset=int(note["checksums_at"]))
 
 
 def _fingerprint(*columns: np.ndarray) -> str:
@@ -134,31 +174,34 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json, written last: where it stands, the two files beside it are complete, and these."""
+    """manifest.json, written last: where it stands, the two files beside it are complete, and these.
+
+    settings are the converter's; libraries the versions of what decoded and encoded; skipped names the images that could
+    not be decoded, by split, where the converter was told to leave them out; stored counts how the others are kept.
+    """
 
     classes: list[str]
     train: Split
     val: Split
     source: str
-    settings: dict[str, int]
+    settings: dict[str, object]
     converter_version: int
-    ffcv_version: str
+    listing: str = ""  # digest of the source's names, labels and sizes
+    libraries: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, dict[str, int]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Writes the manifest so that a reader finds all of it or none, even after a power failure."""
-        partial = path.with_suffix(".partial")
-        with open(partial, "w") as file:
-            json.dump(asdict(self), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.rename(path)
+        replace_file(path, json.dumps(asdict(self), indent=1).encode())
         to_disk(path.parent)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
         try:
             content = json.loads(path.read_text())
-            return cls(**{**content, "train": Split(**content["train"]), "val": Split(**content["val"])})
+            known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+            return cls(**{**known, "train": Split(**content["train"]), "val": Split(**content["val"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} cannot be read as a manifest ({error}); "
                             f"make the folder again with: {CONVERT.format(path.parent)} --overwrite") from error

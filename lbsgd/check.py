@@ -2,7 +2,8 @@
 
 A finding says where (key path), what, and the way out. `Plan` raises the errors; the warnings are printed. Here are the
 rules that compare DeepSpeed's blocks with the intent in the `lbsgd` block, and those that ask whether the run fits its
-processes and its data; traps.py has the rules for DeepSpeed's blocks by themselves.
+processes and its data. traps.py has the rules for DeepSpeed's blocks by themselves, deviations.py those for intents that the
+paper measured as worse, foreign.py those for JSONs without an `lbsgd` block.
 """
 
 from __future__ import annotations
@@ -10,21 +11,28 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
+from lbsgd import paper
 from lbsgd.recipe import Recipe
 from lbsgd.schedule import scaled_lr
 
 
+class DELETE:
+    """Stands in a correction for the value of a key that should go."""
+
+
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong (severity error) or doubtful (warning) in a JSON."""
+    """One thing in a JSON that is wrong (severity error), doubtful (warning) or to know (note)."""
 
     code: str
     key: str
     message: str
     fix: str
     severity: str = "error"
+    points: Optional[float] = None  # of top-1 error that the paper lost so
+    correction: Optional[dict[str, Any]] = None  # values by key path, DELETE for none, where a program can mend it
 
     def __str__(self) -> str:
         return f"{self.key}: {self.message}; {self.fix} [{self.code}]"
@@ -71,8 +79,14 @@ def explicit_numbers(recipe: Recipe, global_batch: int, num_images: int) -> dict
     return numbers
 
 
+def tidy(number: float) -> float:
+    """A derived number as a person would write it: 4.8, not 4.800000000000001."""
+    return number if isinstance(number, int) else float(f"{number:.12g}")
+
+
 def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a JSON value is a number to calculate with: no boolean, no NaN, nothing beyond floats."""
+    return type(value) in (int, float) and -1e300 < value < 1e300
 
 
 def recipe_findings(config: dict, recipe: Recipe) -> Iterator[Finding]:
@@ -81,8 +95,11 @@ def recipe_findings(config: dict, recipe: Recipe) -> Iterator[Finding]:
     for key, number in explicit_numbers(recipe, kn, recipe.num_images).items():
         value = get(config, key)
         if not is_number(value) or not math.isclose(value, number, rel_tol=1e-6):
+            cost = paper.points_of_lr(kn, value) if key == "optimizer.params.lr" and is_number(value) else None
+            lost = f"; the paper lost {cost[0]:g} points with that (Table 2a, {cost[1]})" if cost else ""
             yield Finding("R01", key, f"is {value!r}, but the lbsgd block makes it {number:.10g} for a global batch of "
-                          f"{kn} of {recipe.num_images} images", f"set it to {number:.10g}")
+                          f"{kn} of {recipe.num_images} images{lost}", f"set it to {number:.10g}",
+                          points=cost[0] if cost else None, correction={key: tidy(number)})
     yield from warmup_findings(config, recipe)
     for key in ("momentum", "weight_decay"):
         value = get(config, f"optimizer.params.{key}")
@@ -98,10 +115,8 @@ def warmup_findings(config: dict, recipe: Recipe) -> Iterator[Finding]:
     kn, base, kind = config["train_batch_size"], recipe.linear_scaling.base_batch, recipe.warmup.kind
     if kn <= base and kind != "none":
         yield Finding("R03", "lbsgd.warmup.kind", f"is {kind} for {kn} images, but up to base_batch = {base} there is "
-                      "nothing to warm up to", 'use {"kind": "none", "epochs": 0}')
-    if kn > base and kind == "none":
-        yield Finding("R04", "lbsgd.warmup.kind", f"is none for {kn} images, {kn / base:g} times base_batch; the paper's "
-                      "8k run lost 1.1 points so (Table 1)", 'use "gradual" unless you compare', "warning")
+                      "nothing to warm up to", 'use {"kind": "none", "epochs": 0}',
+                      correction={"lbsgd.warmup": {"kind": "none", "epochs": 0}})
 
 
 # --- the run against its processes and its data -------------------------------------------------------------------------
@@ -113,7 +128,8 @@ def passes_findings(config: dict, world_size: int) -> Iterator[Finding]:
     kn, micro_batch = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
     if passes is not None and passes != kn / (world_size * micro_batch):
         yield Finding("F05", "gradient_accumulation_steps", f"is {passes!r}, but {kn} images on {world_size} processes x "
-                      f"{micro_batch} are {kn / (world_size * micro_batch):g} passes", "delete it: it follows")
+                      f"{micro_batch} are {kn / (world_size * micro_batch):g} passes", "delete it: it follows",
+                      correction={"gradient_accumulation_steps": DELETE})
 
 
 def fit_findings(recipe: Recipe, global_batch: int, micro_batch: int, world_size: int) -> Iterator[Finding]:
@@ -124,11 +140,11 @@ def fit_findings(recipe: Recipe, global_batch: int, micro_batch: int, world_size
         yield Finding("R02", "train_batch_size", f"{global_batch} is no multiple of n = {n}",
                       f"k = kn/n workers must be whole: use {max(1, k) * n} or {(k + 1) * n}")
     elif k % world_size:
-        fitting = [d for d in range(1, k + 1) if k % d == 0]
+        fitting = divisors(k)
         yield Finding("F01", "train_batch_size", f"k = {k} workers of n = {n} images cannot be divided among {world_size} "
                       f"processes", f"numbers of processes that fit: {shortened(fitting)}")
     elif micro_batch % n or global_batch % (world_size * micro_batch):
-        fitting = [n * d for d in range(1, k // world_size + 1) if k // world_size % d == 0]
+        fitting = [n * d for d in divisors(k // world_size)]
         yield Finding("F02", "train_micro_batch_size_per_gpu", f"{micro_batch} is no multiple of n = {n} that divides the "
                       f"{global_batch // world_size} images of each of {world_size} processes",
                       f"micro batches that fit: {shortened(fitting)}")
@@ -139,6 +155,12 @@ def fit_findings(recipe: Recipe, global_batch: int, micro_batch: int, world_size
     if recipe.num_images < global_batch:
         yield Finding("F03", "train_batch_size", f"one global batch of {global_batch} images is more than the "
                       f"{recipe.num_images} images of the training data", "use a smaller --global_batch or more data")
+
+
+def divisors(number: int) -> list[int]:
+    """What divides a number, ascending."""
+    small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
+    return sorted({*small, *(number // d for d in small)})
 
 
 def shortened(numbers: list[int], most: int = 12) -> str:

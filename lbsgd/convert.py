@@ -1,7 +1,8 @@
-"""ImageNet as folders of images -> train.beton, val.beton and manifest.json.
+"""ImageNet as it is held -> train.beton, val.beton and manifest.json.
 
-A data folder is complete or it is not there: the files are written under temporary names, verified, put on the disk and
-renamed, and the manifest is written last.
+A data folder is complete or it is not there. All work is done in .converting within the data folder, which remembers how
+far it is: the same command goes on from there, to the same bytes. Complete files are put on the disk and renamed, the
+manifest last.
 """
 
 from __future__ import annotations
@@ -9,256 +10,204 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
-import signal
-import sys
+import shutil
+import tempfile
+import threading
 import time
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 
-from lbsgd.beton import CONVERT, BetonFile, Manifest, Split
-from lbsgd.disk import to_disk
-from lbsgd.errors import DataError, missing_ffcv
+from lbsgd import jpeg
+from lbsgd.beton import BetonFile, Manifest, Split
+from lbsgd.errors import ConfigError, DataError
+from lbsgd.jpeg import KINDS, UNDECODABLE, Settings
+from lbsgd.meter import Meter
+from lbsgd.sources import SPLITS, Files, Images, Source, find_source
+from lbsgd.survey import check_disk, dry_run
+from lbsgd.workers import Workers
+from lbsgd.workfolder import (CONVERTER_VERSION, identity, is_complete, is_published_by_half, listing, locked, publish,
+                              start_over_if_other, stoppable, writing_to)
+from lbsgd.writer import RECORD, BetonWriter, page_size
 
-CONVERTER_VERSION = 1  # to be raised when the same source and settings would give other files
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-SPLITS = ("train", "val")
-
-
-@dataclass(frozen=True)
-class Source:
-    """The images of one split, in the order of torchvision's ImageFolder: class by class, sorted by name."""
-
-    folder: Path
-    classes: list[str]
-    paths: list[Path]
-    labels: list[int]
+CHUNK_IMAGES, CHUNK_BYTES = 32, 6 << 20  # what a process is given at a time
 
 
-def convert(source: Path, data_dir: Path, *, max_side: int, quality: int, num_workers: int, overwrite: bool) -> None:
-    """Makes the data folder from a folder that holds train/<class>/* and val/<class>/*.
+def convert(source: Path, data_dir: Path, *, max_side: int | None = None, short_side: int | None = None, quality: int = 90,
+            raw_fraction: float = 0.0, reencode: bool = False, num_workers: int | None = None, on_error: str = "fail",
+            overwrite: bool = False, commit_seconds: float = 2.0) -> None:
+    """Makes the data folder from a source that `sources.find_source` understands, or goes on where it was interrupted.
 
-    Images are decoded as PIL does, shrunk to max_side pixels on their longer side, and kept as JPEGs of this quality.
-    Raises DataError, with nothing left under the final names, where the source or one of its images cannot be used.
+    on_error: what to do, when all images have been tried, with those that cannot be decoded: "fail" or "skip".
+    commit_seconds: at most so much work is lost when the process or the machine dies.
+    Raises DataError, with nothing under the final names, where the source or one of its images cannot be used.
     """
-    train, val = read_source(source, data_dir)
-    settings = {"max_side": max_side, "quality": quality}
-    if not overwrite and _is_complete(data_dir, train, val, settings):
-        print(f"{data_dir} is complete: {len(train.paths):,} training and {len(val.paths):,} validation images, "
-              f"{len(train.classes):,} classes; --overwrite makes it again")
+    settings = Settings(max_side, short_side, quality, raw_fraction, reencode)
+    num_workers = os.cpu_count() if num_workers is None else num_workers
+    if on_error not in ("fail", "skip") or num_workers < 1:
+        raise ConfigError(f"--on_error {on_error} is fail or skip, --num_workers {num_workers} at least 1")
+    data_dir, work = Path(data_dir), Path(data_dir) / ".converting"
+    with stoppable(data_dir):
+        found = find_source(Path(source), work, data_dir)
+        wanted = identity(found, settings)
+        if not overwrite and not is_published_by_half(work, wanted) and is_complete(data_dir, found, settings):
+            shutil.rmtree(work, ignore_errors=True)
+            print(f"{data_dir} is complete: {len(found.train):,} training and {len(found.val):,} validation images, "
+                  f"{len(found.train.classes):,} classes; --overwrite makes it again")
+            return
+        with writing_to(data_dir), locked(work):
+            start_over_if_other(work, wanted)
+            if not is_published_by_half(work, wanted):
+                _write_splits(found, settings, work, num_workers, on_error, commit_seconds)
+            publish(data_dir, work)
+
+
+def look(source: Path, data_dir: Path, num_workers: int | None = None, **settings) -> str:
+    """What `convert` would do, in some lines (--dry_run). Leaves nothing behind."""
+    settings = Settings(**settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = find_source(Path(source), Path(scratch), data_dir)
+        return dry_run(found, settings, _page_size(found, settings), data_dir, num_workers or os.cpu_count())
+
+
+def _write_splits(source: Source, settings: Settings, work: Path, num_workers: int, on_error: str,
+                  commit_seconds: float) -> None:
+    """Leaves train.beton, val.beton and manifest.json in the work folder."""
+    splits = {name: getattr(source, name) for name in SPLITS}
+    page = _page_size(source, settings)
+    writers = {name: BetonWriter(work / f"{name}.beton", len(images), page) for name, images in splits.items()}
+    done = sum(int(writer.records["num_bytes"].sum()) for writer in writers.values())
+    check_disk(source, settings, page, work, done)
+    for name, images in splits.items():
+        _write_images(name, images, writers[name], settings, num_workers, commit_seconds)
+    skipped = {name: _undecodable(images, writers[name]) for name, images in splits.items()}
+    _tell_undecodable(source, skipped, on_error)
+    for name, images in splits.items():
+        writers[name].finish(images.labels)
+    Manifest(classes=source.train.classes, source=str(source.path.resolve()), settings=asdict(settings),
+             converter_version=CONVERTER_VERSION, listing=listing(source), libraries=jpeg.libraries(), skipped=skipped,
+             stored={name: {kind: int((writer.records["kind"] == code).sum()) for kind, code in KINDS.items()}
+                     for name, writer in writers.items()},
+             **{name: Split.of(BetonFile.open(work / f"{name}.beton")) for name in SPLITS}).write(work / "manifest.json")
+
+
+def _page_size(source: Source, settings: Settings) -> int:
+    return page_size(settings.side, max(int(images.sizes.max()) for images in (source.train, source.val)),
+                     raw=settings.raw_fraction > 0)
+
+
+def _write_images(name: str, images: Images, writer: BetonWriter, settings: Settings, num_workers: int,
+                  commit_seconds: float) -> None:
+    done = writer.done
+    if done == len(images):
         return
-    with _partial_files(data_dir) as partials:
-        for split, path in zip((train, val), partials):
-            _write_file(split, path, num_workers=num_workers, **settings)
-        written = {name: Split.of(BetonFile.open(path)) for name, path in zip(SPLITS, partials)}
-        _publish(data_dir, partials, Manifest(
-            classes=train.classes, **written, source=str(source.resolve()), settings=settings,
-            converter_version=CONVERTER_VERSION, ffcv_version=version("ffcv")))
+    make_job = partial(_Job, images, settings, writer.page_size, multiprocessing.get_context("fork").Lock())
+    num_workers = min(num_workers, -(-(len(images) - done) // CHUNK_IMAGES))
+    with (Workers(num_workers, make_job) as workers, _committing(writer, commit_seconds) as commit_in_time,
+          Meter(name, len(images), int(images.sizes.sum()), done=done, done_bytes=int(images.sizes[:done].sum())) as meter):
+        for (records, in_slot, rest), slot in workers.results(_chunks(images, done)):
+            writer.append(records[:in_slot], slot)
+            writer.append(records[in_slot:], memoryview(rest))
+            meter.advance(len(records), int(images.sizes[writer.done - len(records):writer.done].sum()))
+            commit_in_time()
+    print(f"{name}: {len(images) - done:,} images in {meter.seconds():.1f} s ({meter.speed()}), {writer.end / 1e6:.1f} MB",
+          flush=True)
 
 
-# --- the source -------------------------------------------------------------------------------------------------------
+def _chunks(images: Images, first: int) -> Iterator[list[tuple[int, str, int, int]]]:
+    """(number, name, offset, bytes) of images, some at a time."""
+    chunk, num_bytes = [], 0
+    for index in range(first, len(images)):
+        chunk.append((index, images.names[index], int(images.offsets[index]), int(images.sizes[index])))
+        num_bytes += chunk[-1][3]
+        if len(chunk) == CHUNK_IMAGES or num_bytes >= CHUNK_BYTES:
+            yield chunk
+            chunk, num_bytes = [], 0
+    if chunk:
+        yield chunk
 
 
-def read_source(source: Path, data_dir: Path) -> tuple[Source, Source]:
-    """The training and validation images of a source folder, which have the same classes."""
-    missing = [name for name in SPLITS if not (source / name).is_dir()]
-    if missing:
-        raise DataError(f"no images in {source}: folder {' and '.join(missing)} not found; expected train/<class>/* "
-                        f"and val/<class>/* there; name the source with: {CONVERT.format(data_dir)}")
-    train, val = (_read_split(source / name) for name in SPLITS)
-    if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes))
-        raise DataError(f"{val.folder} has other class folders than {train.folder}: {_some(differing)} in one of them "
-                        f"only; both must have the same")
-    return train, val
+def quiet_opencv() -> None:
+    """In a process of ours, OpenCV takes one core, and libjpeg's warnings are kept to itself, as with PIL."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
-def _read_split(folder: Path) -> Source:
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    files = [_image_files(folder / name) for name in classes]
-    empty = [name for name, paths in zip(classes, files) if not paths]
-    if not classes or empty:
-        raise DataError(f"no images in {folder}{' for class ' if empty else ''}{_some(empty)}; expected one folder a "
-                        f"class, with images ({' '.join(SUFFIXES)}) in each")
-    return Source(folder, classes, paths=[path for paths in files for path in paths],
-                  labels=[label for label, paths in enumerate(files) for _ in paths])
+class _Job:
+    """What a process does with a chunk: reads, converts, and puts the bytes into the slot."""
+
+    def __init__(self, images: Images, settings: Settings, page: int, big) -> None:
+        quiet_opencv()
+        self.files = Files(images.container)
+        self.store = partial(jpeg.stored_image, settings=settings, page_size=page, big=big)
+
+    def __call__(self, chunk: list, slot: memoryview) -> tuple[np.ndarray, int, bytes]:
+        """The records, how many of them have their bytes in the slot, and the bytes of the others."""
+        records, used, in_slot, rest = np.zeros(len(chunk), RECORD), 0, len(chunk), []
+        for row, (index, name, offset, num_bytes) in enumerate(chunk):
+            data = self.files.read(name, offset, num_bytes)
+            try:
+                stored = self.store(data, index)
+            except MemoryError as error:
+                raise DataError(f"{name}: not enough memory to decode it; give fewer --num_workers") from error
+            except Exception:  # PIL's decoders raise nearly anything
+                records[row]["kind"] = UNDECODABLE
+                continue
+            size = len(stored.data)
+            records[row] = (*stored[:3], size, zlib.crc32(stored.data), 0)
+            if rest or used + size > len(slot):
+                in_slot = in_slot if rest else row
+                rest.append(bytes(stored.data))
+            else:
+                slot[used:used + size] = stored.data
+                used += size
+        return records, in_slot, b"".join(rest)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """All images below a folder, in torchvision's order."""
-    return [Path(place, name) for place, _, names in sorted(os.walk(folder, followlinks=True))
-            for name in sorted(names) if name.lower().endswith(SUFFIXES)]
+def _undecodable(images: Images, writer: BetonWriter) -> list[str]:
+    return [images.where(index) for index in np.flatnonzero(writer.records["kind"] == UNDECODABLE)]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
-
-
-# --- the data folder --------------------------------------------------------------------------------------------------
-
-
-def _is_complete(data_dir: Path, train: Source, val: Source, settings: dict[str, int]) -> bool:
-    """Whether the folder already holds what this conversion would make; DataError where it holds something else."""
-    if not (data_dir / "manifest.json").exists():
-        existing = [name for name in SPLITS if (data_dir / f"{name}.beton").exists()]
-        if existing:
-            raise DataError(f"{data_dir} holds {existing[0]}.beton, but no manifest.json of a complete conversion; "
-                            f"give --overwrite to replace it, or another --data_dir")
-        return False
-    manifest = Manifest.read(data_dir / "manifest.json")
-    same = {"settings": settings == manifest.settings,
-            "converter version": CONVERTER_VERSION == manifest.converter_version,
-            "source": str(train.folder.parent.resolve()) == manifest.source,
-            "classes": train.classes == manifest.classes,
-            "training images": len(train.paths) == manifest.train.num_images,
-            "validation images": len(val.paths) == manifest.val.num_images}
-    if not all(same.values()):
-        differing = ", ".join(name for name in same if not same[name])
-        raise DataError(f"{data_dir} already holds another data set: its manifest.json differs in {differing}; "
-                        f"give --overwrite to replace it, or another --data_dir")
-    return all(_is_intact(data_dir / f"{name}.beton", getattr(manifest, name)) for name in SPLITS)
-
-
-def _is_intact(path: Path, split: Split) -> bool:
-    try:
-        return Split.of(BetonFile.open(path)) == split
-    except DataError:
-        return False
+def _tell_undecodable(source: Source, skipped: dict[str, list[str]], on_error: str) -> None:
+    names = [name for names in skipped.values() for name in names]
+    if not names:
+        return
+    for name in names:
+        print(f"cannot be decoded: {name}", flush=True)
+    total = len(source.train) + len(source.val)
+    if on_error == "fail":
+        raise DataError(f"{source.path}: {len(names):,} of {total:,} images cannot be decoded ({', '.join(names[:3])}"
+                        f"{' ...' if len(names) > 3 else ''}); replace or remove them, or leave them out with --on_error "
+                        f"skip: the others are done")
+    print(f"left out: {len(names):,} of {total:,} images", flush=True)
 
 
 @contextlib.contextmanager
-def _partial_files(data_dir: Path) -> Iterator[list[Path]]:
-    """Temporary names in the data folder, of which nothing is left afterwards."""
-    partials = [data_dir / f"{name}.beton.partial" for name in SPLITS]
-    try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        for path in partials:
-            path.write_bytes(b"")  # tells at once, not after hours, that the folder cannot be written to
-        yield partials
-    except OSError as error:
-        raise DataError(f"cannot write to {data_dir}: {error.strerror}; name another folder with --data_dir") from error
-    finally:
-        for path in partials:
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+def _committing(writer: BetonWriter, seconds: float) -> Iterator:
+    """Gives what is to be called after each chunk: every so many seconds, a thread forces what is done to the disk."""
+    state = {"thread": None, "at": time.monotonic(), "error": None}
 
-
-def _publish(data_dir: Path, partials: list[Path], manifest: Manifest) -> None:
-    """Gives complete files their final names; a reader that sees the manifest sees the files it was written for."""
-    (data_dir / "manifest.json").unlink(missing_ok=True)
-    for path in partials:
-        to_disk(path)
-        path.rename(path.with_suffix(""))
-    to_disk(data_dir)
-    manifest.write(data_dir / "manifest.json")
-
-
-# --- one file, by FFCV's writer ---------------------------------------------------------------------------------------
-
-
-def decode(path: Path) -> np.ndarray:
-    """The image as PIL sees it, uint8 (height, width, 3): its content counts, not its suffix; CMYK, grey become RGB."""
-    from PIL import Image
-
-    with Image.open(path) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-class _Images:
-    """What FFCV's writing processes index: (pixels, label).
-
-    An exception in such a process would leave FFCV's main process waiting for ever. So an image that cannot be decoded
-    is marked, in memory that the processes share, and a black pixel takes its place; the file is given up after the
-    pass, when all such images are known.
-    """
-
-    def __init__(self, source: Source) -> None:
-        self.source = source
-        self.undecodable = multiprocessing.RawArray("b", len(source.paths))
-
-    def __len__(self) -> int:
-        return len(self.source.paths)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+    def commit(done: int) -> None:
         try:
-            pixels = decode(self.source.paths[index])
-        except Exception:  # PIL's decoders raise nearly anything
-            self.undecodable[index] = 1
-            pixels = np.zeros((1, 1, 3), np.uint8)
-        return pixels, self.source.labels[index]
+            writer.commit(done)
+        except OSError as error:
+            state["error"] = error
 
+    def commit_in_time() -> None:
+        if state["error"]:
+            raise state["error"]
+        if time.monotonic() - state["at"] >= seconds and not (state["thread"] and state["thread"].is_alive()):
+            state.update(at=time.monotonic(), thread=threading.Thread(target=commit, args=(writer.done,), daemon=True))
+            state["thread"].start()
 
-def _write_file(source: Source, path: Path, *, max_side: int, quality: int, num_workers: int) -> None:
-    fields, writer = _import_ffcv()
-    images, start = _Images(source), time.monotonic()
-    dataset = writer.DatasetWriter(str(path), num_workers=num_workers, fields={
-        "image": fields.RGBImageField(write_mode="jpg", max_resolution=max_side, jpeg_quality=quality),
-        "label": fields.IntField()})
-    with _watched(writer, dataset):
-        dataset.from_indexed_dataset(images)
-    seconds = time.monotonic() - start
-
-    undecodable = [str(source.paths[index]) for index in np.flatnonzero(images.undecodable)]
-    if undecodable:
-        raise DataError(f"{source.folder}: {len(undecodable):,} of {len(images):,} images cannot be decoded; replace "
-                        f"or remove: {' '.join(undecodable)}")
-    print(f"{source.folder.name}: {len(images):,} images in {seconds:.1f} s ({len(images) / seconds:.0f} images/s), "
-          f"{path.stat().st_size / 1e6:.1f} MB", flush=True)
-
-
-def _import_ffcv():
-    try:
-        from ffcv import fields, writer
-    except ImportError as error:
-        raise missing_ffcv(error) from error
-    return fields, writer
-
-
-@contextlib.contextmanager
-def _watched(writer, dataset) -> Iterator[None]:
-    """FFCV's writer module, with its progress bar on terminals only, and ended by the death of one of its processes.
-
-    It waits for all of them, and would do so for ever if the disk is full or one is killed because memory runs out.
-    (Exceptions of the images are caught in `_Images`.) So a timer looks after them every second. What it raises is lost
-    where it happens to interrupt a destructor, and comes again a second later.
-    """
-    originals = writer.Process, writer.tqdm
-    processes = []
-
-    def start_process(target, args):
-        processes.append(multiprocessing.Process(target=_work, args=(target, *args)))
-        return processes[-1]
-
-    def look_after(*_) -> None:
-        for code in filter(None, [process.exitcode for process in processes]):
-            reason = os.strerror(code) if code > 0 else f"killed by signal {-code}, as when memory runs out"
-            raise DataError(f"one of FFCV's processes that write {dataset.fname} died: {reason}")
-
-    writer.Process, writer.tqdm = start_process, partial(writer.tqdm, disable=None, unit=" images")
-    handler = signal.signal(signal.SIGALRM, look_after)
-    signal.setitimer(signal.ITIMER_REAL, 1, 1)
-    try:
-        yield
-    except BaseException:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for process in processes:
-            process.kill()
-        with contextlib.suppress(AttributeError):  # where it has not been made yet
-            dataset.metadata_sm.unlink()
-        raise
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        writer.Process, writer.tqdm = originals
-
-
-def _work(target, *args) -> None:
-    """One of FFCV's writing processes; its exit code tells why it could not write."""
-    try:
-        target(*args)
-    except OSError as error:
-        sys.exit(error.errno)
+    yield commit_in_time
+    if state["thread"]:
+        state["thread"].join()
+    commit_in_time()
+    writer.commit(writer.done)

@@ -122,8 +122,9 @@ class DecodingThread(EpochIterator):
     A batch's memory is overwritten as soon as the next batch has been taken.
     """
 
-    def __init__(self, loader: Loader, images: np.ndarray, key: np.uint64, read_ahead: ReadAhead | None = None) -> None:
-        self.key, self.read_ahead = key, read_ahead
+    def __init__(self, loader: Loader, beton: BetonFile, images: np.ndarray, key: np.uint64,
+                 read_ahead: ReadAhead | None = None) -> None:
+        self.beton, self.key, self.read_ahead = beton, key, read_ahead
         self.failure = None
         self.taken = 0
         super().__init__(loader, images)
@@ -154,9 +155,9 @@ class DecodingThread(EpochIterator):
             raise StopIteration
         slot, (images,) = batch
         damaged = self.damaged[slot, :len(images)]
-        if (damaged >= 0).any():
-            raise DataError(f"image {damaged.max()} of {self.loader.fname} is damaged: its JPEG data cannot be decoded; look for "
-                            "others with tools/convert_imagenet_to_ffcv.py --verify and convert again")
+        if changed := [image for image in damaged[damaged >= 0].tolist() if not self.beton.is_as_converted(image)]:
+            raise DataError(f"image {changed[0]} of {self.loader.fname} is damaged; copy the file again, or find all damaged "
+                            "images with tools/convert_imagenet_to_ffcv.py --verify")
         self.taken += len(images)
         if self.read_ahead:
             self.read_ahead.advance(self.taken)
@@ -208,7 +209,7 @@ class _Loader:
         read_ahead = None
         if self.from_disk:
             read_ahead = ReadAhead(self.beton.path, self.beton.images["data_at"][images], self.beton.sizes[images])
-        thread = DecodingThread(self._ffcv, images, key, read_ahead)
+        thread = DecodingThread(self._ffcv, self.beton, images, key, read_ahead)
         self._threads.add(thread)
         try:
             yield from zip(self._prefetcher(thread), labels, strict=True)

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from lbsgd import check
-from lbsgd.config import Overrides, differences, override, parse_recipe, precision_of, read_json, refuse
+from lbsgd.config import PROSE, Overrides, differences, override, parse_recipe, precision_of, read_json, refuse
+from lbsgd.deviations import deviation_findings
 from lbsgd.recipe import Recipe
 from lbsgd.schedule import Schedule
 from lbsgd.traps import deepspeed_findings
@@ -55,10 +56,10 @@ class Plan:
         refuse(where, deepspeed_findings(written))
         recipe = parse_recipe(where, written)
         refuse(where, check.recipe_findings(written, recipe))
-        if not (overrides.global_batch or overrides.micro_batch):
+        if not overrides.divide_otherwise():
             refuse(where, check.passes_findings(written, world_size))
-        config, recipe = override(written, recipe, overrides, num_images or recipe.num_images)
-        findings = deepspeed_findings(config) + list(check.recipe_findings(config, recipe))
+        config, recipe = override(written, overrides, num_images)
+        findings = [*deepspeed_findings(config), *check.recipe_findings(config, recipe), *deviation_findings(config, recipe)]
         refuse(where, findings)
         refuse(where, check.fit_findings(recipe, config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
                                          world_size))
@@ -98,9 +99,14 @@ class Plan:
         """The numbers that a reader of the paper looks for first, as printed at start."""
         schedule = self.schedule
         warmup = f"{schedule.warmup_kind}, W = {schedule.warmup_iterations} iterations"
+        described = {} if self.recipe.purpose is None else {"purpose": self.recipe.purpose}
+        if self.recipe.paper_error_pct:
+            described["in the paper"] = "top-1 error {:.2f} ± {:.2f} %".format(*self.recipe.paper_error_pct)
         return {
+            **described,
             "global batch": f"kn = {self.global_batch:,} images = k {self.num_workers} workers x n {self.per_worker_batch}",
-            "on": f"world size {self.world_size} x micro batch {self.micro_batch} x {self.accumulation_steps} passes",
+            "on": f"world size {self.world_size} x micro batch {self.micro_batch} x {self.accumulation_steps} "
+                  f"pass{'es' * (self.accumulation_steps != 1)}",
             "learning rate": f"η = {schedule.reference_lr:g} ({self.recipe.linear_scaling.rule} rule), "
                              f"from η0 = {schedule.base_lr:g}",
             "warmup": "none" if schedule.warmup_kind == "none" else warmup,
@@ -119,4 +125,4 @@ class Plan:
         """What must not change when a run is resumed: everything but how the work is divided among processes."""
         numbers = {key: check.get(self.config, f"optimizer.params.{key}") for key in ("lr", "momentum", "nesterov",
                                                                                      "weight_decay")}
-        return {"recipe": self.recipe.model_dump(), "global_batch": self.global_batch, "optimizer": numbers}
+        return {"recipe": self.recipe.model_dump(exclude=set(PROSE)), "global_batch": self.global_batch, "optimizer": numbers}

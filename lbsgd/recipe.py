@@ -10,9 +10,10 @@ from typing import Annotated, Literal, Optional
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Bounded, so that no product of theirs is infinite or zero.
+Positive = Annotated[int, Field(gt=0, le=10**12)]
+PositiveFloat = Annotated[float, Field(ge=1e-12, le=1e9)]
+NonNegativeFloat = Annotated[float, Field(ge=0, le=1e9)]
 
 
 class _Block(BaseModel):
@@ -116,8 +117,13 @@ class Augmentation(_Block):
 
 
 class Recipe(_Block):
-    """The whole `lbsgd` block; every default is the paper's."""
+    """The whole `lbsgd` block; every default is the paper's.
 
+    purpose and paper_error_pct (mean and std of the paper's 5 runs) explain a file and change no number.
+    """
+
+    purpose: Optional[Annotated[str, Field(pattern=r"^[^\n]+$")]] = None
+    paper_error_pct: Optional[Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]] = None
     epochs: Positive
     num_images: Positive
     linear_scaling: LinearScaling = LinearScaling()

@@ -84,6 +84,8 @@ def parser(model: str, description: str) -> argparse.ArgumentParser:
         "end of each epoch")
     add("--hang_timeout", type=positive, default=600, metavar="SECONDS", help="end when nothing moves for so long (default: "
         "600)")
+    over.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
+                      help="any key of the JSON, such as lbsgd.warmup.epochs=2; null deletes it; may be repeated")
     add("--loader_threads", type=positive, metavar="N", help="threads that decode, a process (default: cores / processes)")
     add("--in_memory", action="store_true", help="read the data into memory before training begins")
     add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
@@ -124,7 +126,7 @@ class Run:
         self.processes = Processes.from_environment()
         require_hosts(self.processes, arguments.expect_world_size)
         overrides = Overrides(arguments.global_batch, arguments.micro_batch, arguments.resolution, arguments.precision,
-                              arguments.seed)
+                              arguments.seed, tuple(arguments.settings))
         config, world_size = arguments.deepspeed_config, self.processes.world_size
         self.plan = Plan.read(config, world_size, overrides=overrides)  # a mistake in the JSON is told before one in the data
         self.data: Optional[ImageNetData] = None

@@ -54,3 +54,35 @@ def learning_rate(iteration: int, schedule: Schedule) -> float:
         return schedule.base_lr + (schedule.reference_lr - schedule.base_lr) * share
     num_decays = sum(iteration >= point for point in schedule.decay_iterations)
     return schedule.reference_lr * schedule.decay_factor**num_decays
+
+
+class LargeMinibatchSGD:
+    """The learning rates of Sec. 2 and 5.1 for a training loop that counts epochs: a thin view of `learning_rate`.
+
+        rule = LargeMinibatchSGD(base_lr=0.1, base_batch_size=256, target_batch_size=8192)
+        rule.scaled_lr                                         3.2
+        rule.warmup_schedule(epoch, iteration, iters_per_epoch)   the lr of that update, both counted from 0
+
+    Up to base_batch_size images there is no warmup. Nothing here updates weights: `MomentumCorrectedSGD` does.
+    """
+
+    def __init__(self, base_lr: float = 0.1, base_batch_size: int = 256, target_batch_size: int = 8192, *,
+                 warmup_epochs: float = 5, decay_epochs: tuple[float, ...] = (30, 60, 80), decay_factor: float = 0.1):
+        self.base_lr, self.base_batch_size, self.target_batch_size = base_lr, base_batch_size, target_batch_size
+        self.warmup_epochs = warmup_epochs if target_batch_size > base_batch_size else 0
+        self.decay_epochs, self.decay_factor = decay_epochs, decay_factor
+
+    @property
+    def scaled_lr(self) -> float:
+        """η of the target batch by the linear scaling rule."""
+        return scaled_lr(self.target_batch_size, self.base_lr, self.base_batch_size)
+
+    def schedule(self, iters_per_epoch: int) -> Schedule:
+        """The numbers behind it, as `learning_rate` and `LargeMinibatchLR` take them."""
+        return Schedule(self.base_lr, self.scaled_lr, "gradual" if self.warmup_epochs else "none",
+                        round(self.warmup_epochs * iters_per_epoch),
+                        tuple(round(epoch * iters_per_epoch) for epoch in self.decay_epochs), self.decay_factor)
+
+    def warmup_schedule(self, epoch: int, iteration: int, iters_per_epoch: int) -> float:
+        """Learning rate of update `iteration` of `epoch`, both counted from 0: warmup, then η, then its decays."""
+        return learning_rate(epoch * iters_per_epoch + iteration, self.schedule(iters_per_epoch))

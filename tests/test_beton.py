@@ -38,7 +38,7 @@ def data_of(folder, train=(0, 1, 2, 2), val=(2, 0), manifest=True):
              for name, labels in (("train", train), ("val", val))]
     if manifest:
         Manifest(classes=["ant", "bee", "cat"], train=Split.of(files[0]), val=Split.of(files[1]), source="somewhere",
-                 settings={}, converter_version=1, ffcv_version="1.0.2").write(folder / "manifest.json")
+                 settings={}, converter_version=1).write(folder / "manifest.json")
     return folder
 
 

@@ -1,27 +1,38 @@
-"""The converter: folders of images in, FFCV files out that FFCV itself reads, complete or not there at all."""
+"""The converter: images in, FFCV files out that FFCV itself reads, complete or not there at all, also after a SIGKILL."""
 
+import io
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 import lbsgd.convert
+import lbsgd.jpeg
+import lbsgd.survey
+import lbsgd.workfolder
 from lbsgd.beton import BetonFile, open_data
-from lbsgd.convert import convert, read_source
-from lbsgd.errors import DataError
+from lbsgd.convert import convert, look
+from lbsgd.errors import ConfigError, DataError
+from lbsgd.jpeg import COPIED, ENCODED, PIXELS, Settings, plain_size, stored_image
+from lbsgd.sources import find_source
+from lbsgd.verify import verify
 
-TOOL = Path(__file__).parent.parent / "tools/convert_imagenet_to_ffcv.py"
+ROOT = Path(__file__).parent.parent
+TOOL = ROOT / "tools/convert_imagenet_to_ffcv.py"
 SETTINGS = dict(max_side=500, quality=90, num_workers=2, overwrite=False)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(scope="module")
 def ffcv():
     import lbsgd.loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
 
@@ -33,90 +44,248 @@ def picture(height, width, phase=0.0):
     return np.uint8(127.5 + 127.5 * np.stack(waves, axis=-1))
 
 
-def save(path, mode="RGB", size=(64, 64), file_format="JPEG"):
+def encoded(mode="RGB", size=(64, 64), file_format="JPEG", phase=0.0, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(*size, phase)).convert(mode).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def save(path, *arguments, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture(*size)).convert(mode).save(path, file_format)
+    path.write_bytes(encoded(*arguments, **options))
+
+
+def palette():
+    buffer = io.BytesIO()
+    Image.fromarray(picture(64, 64)).quantize(256).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def by_opencv(*options):
+    return cv2.imencode(".jpg", picture(64, 64), options)[1].tobytes()
 
 
 @pytest.fixture
 def tree(tmp_path):
     """A small source: two classes, three training and two validation images."""
-    for name in ("train/ant/1.JPEG", "train/ant/2.JPEG", "train/bee/1.JPEG", "val/ant/1.JPEG", "val/bee/1.JPEG"):
-        save(tmp_path / "source" / name)
+    names = ("train/ant/1.JPEG", "train/ant/2.JPEG", "train/bee/1.JPEG", "val/ant/1.JPEG", "val/bee/1.JPEG")
+    for phase, name in enumerate(names):
+        save(tmp_path / "source" / name, phase=phase)
     return tmp_path / "source"
-
-
-@pytest.fixture
-def odd_tree(tree):
-    """The suffix may lie, and the colours may be any."""
-    save(tree / "train/ant/a_png.JPEG", "RGBA", file_format="PNG")
-    save(tree / "train/ant/cmyk.JPEG", "CMYK")
-    save(tree / "train/ant/grey.jpeg", "L")
-    save(tree / "train/bee/grey_alpha.png", "LA", file_format="PNG")
-    save(tree / "train/bee/tiff.TIFF", file_format="TIFF")
-    (tree / "train/bee/notes.txt").write_text("not an image by its name, and left out")
-    return tree
 
 
 def names_in(folder):
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
+def stored(path):
+    """The bytes of each image in a file."""
+    beton, content = BetonFile.open(path), path.read_bytes()
+    return [content[int(at):int(at) + int(size)] for at, size in zip(beton.images["data_at"], beton.sizes)]
 
 
-def test_ffcv_reads_odd_images_with_the_pixels_that_pil_sees(odd_tree, tmp_path):
+def pil(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"), int)
+
+
+# --- images of every kind ---------------------------------------------------------------------------------------------
+
+JPEG = encoded()
+EXIF = b"Exif\0\0MM\0*\0\0\0\x08\0\x05\x01\x12"  # of the five entries that it tells of, the first is cut
+EXIF = b"\xff\xe1" + (len(EXIF) + 2).to_bytes(2, "big") + EXIF
+FRAME = JPEG.index(b"\xff\xc0")
+
+
+def rgb(change):
+    """A JPEG of red, green and blue, of which PIL's own says so twice: by Adobe's marker and by its components' ids."""
+    data = encoded(keep_rgb=True)
+    adobe = data.index(b"\xff\xee")
+    if change == "ids":
+        return data[:adobe] + data[adobe + 16:]
+    for red, green, blue, step in ((b"R", b"G", b"B", 3), (b"R", b"G", b"B", 2)):  # in the frame, in the scan
+        at = next(at for at in range(len(data)) if data[at:at + 2 * step + 1:step] == red + green + blue)
+        between = data[at + 1:at + step], data[at + step + 1:at + 2 * step]
+        data = data[:at] + b"\1" + between[0] + b"\2" + between[1] + b"\3" + data[at + 2 * step + 1:]
+    return data
+
+
+def odd_sampling():
+    """All components at 2x1: no subsampling, in a way that no program writes."""
+    data = bytearray(encoded(subsampling=0))
+    for at in range(3):
+        data[FRAME + 11 + 3 * at] = 0x21
+    return bytes(data)
+
+
+PLAIN = {
+    "colour": JPEG, "progressive": encoded(progressive=True), "grey": encoded("L"),
+    "restarts": encoded(restart_marker_blocks=2),
+    "4:4:4": encoded(subsampling=0), "4:2:2": encoded(subsampling=1),
+    "4:4:0": by_opencv(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
+    "4:1:1": by_opencv(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
+    "corrupt EXIF": JPEG[:2] + EXIF + JPEG[2:], "orientation": encoded(exif=Image.Exif().tobytes()),
+    "bytes after the end": JPEG + b"left by some camera",
+}
+ODD = {
+    "PNG": encoded(file_format="PNG"), "PNG with alpha": encoded("RGBA", file_format="PNG"),
+    "grey PNG with alpha": encoded("LA", file_format="PNG"), "PNG of 256 colours": palette(),
+    "CMYK": encoded("CMYK"), "RGB in a JPEG": encoded(keep_rgb=True),
+    "RGB by Adobe's marker": rgb("adobe"), "RGB by its ids": rgb("ids"), "odd sampling": odd_sampling(),
+    "TIFF": encoded(file_format="TIFF"),
+    "WebP": encoded(file_format="WEBP", lossless=True), "BMP": encoded(file_format="BMP"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_plain_jpegs_are_kept_as_they_are_and_all_others_as_pil_decodes_them():
+    for name, data in PLAIN.items():
+        assert plain_size(data) == (64, 64), name
+        kept = stored_image(data, 0, Settings(max_side=64), 1 << 23)
+        assert kept.kind == COPIED and kept.data == data
+    for name, data in ODD.items():
+        assert plain_size(data) is None, name
+        kept = stored_image(data, 0, Settings(max_side=64), 1 << 23)
+        assert kept.kind == ENCODED and plain_size(bytes(kept.data)) == (kept.width, kept.height) == (64, 64)
+        by_pil = io.BytesIO()
+        Image.fromarray(np.uint8(pil(data))).save(by_pil, "JPEG", quality=90)
+        assert np.array_equal(pil(bytes(kept.data)), pil(by_pil.getvalue())), name
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffcv):
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 
-    convert(odd_tree, tmp_path / "data", **SETTINGS)
-    train, _ = read_source(odd_tree, tmp_path)
-    loader = Loader(str(tmp_path / "data/train.beton"), len(train.paths), num_workers=1, order=OrderOption.SEQUENTIAL,
+    images = [data for name, data in (PLAIN | ODD).items() if name != "odd sampling"]  # noise, which JPEG does not keep
+    for number, data in enumerate(images):
+        path = tmp_path / "source/train" / "ab"[number % 2] / f"{number:02}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    shutil.copytree(tmp_path / "source/train", tmp_path / "source/val")
+    convert(tmp_path / "source", tmp_path / "data", raw_fraction=0.25, **SETTINGS)
+    loader = Loader(str(tmp_path / "data/train.beton"), len(images), num_workers=1, order=OrderOption.SEQUENTIAL,
                     pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]})
-    [(images, labels)] = loader
-    assert labels.ravel().tolist() == train.labels == [0] * 5 + [1] * 3
-    for image, path in zip(images, train.paths):
-        with Image.open(path) as original:
-            seen_by_pil = np.asarray(original.convert("RGB"), int)
-        assert np.abs(image - seen_by_pil).mean() < 4, path
+    [(pixels, labels)] = loader
+    expected = images[0::2] + images[1::2]
+    assert labels.ravel().tolist() == [0] * len(images[0::2]) + [1] * len(images[1::2])
+    for found, data in zip(pixels, expected):
+        assert np.abs(found - pil(data)).mean() < 4
+    modes = BetonFile.open(tmp_path / "data/train.beton").images["mode"]
+    assert modes.sum() == len(images) // 4 and (found := pixels[modes == 1]).any()
+    for raw, data in zip(found, np.array(expected, object)[modes == 1]):
+        assert np.array_equal(raw, pil(data))
 
 
-def test_images_come_in_torchvision_s_order(odd_tree, tmp_path):
-    from torchvision.datasets import ImageFolder
-
-    save(odd_tree / "train/ant/nested/0.JPEG")
-    save(odd_tree / "train/Zebra/1.JPEG")
-    save(odd_tree / "val/Zebra/1.JPEG")
-    for split, name in zip(read_source(odd_tree, tmp_path), ("train", "val")):
-        theirs = ImageFolder(odd_tree / name)
-        assert split.classes == theirs.classes
-        assert [(str(path), label) for path, label in zip(split.paths, split.labels)] == theirs.samples
+@pytest.mark.parametrize("cut", [3, 20, 300, len(JPEG) // 2, len(JPEG) - 2])
+def test_a_jpeg_without_its_end_is_pil_s_to_judge(cut):
+    assert plain_size(JPEG[:cut]) is None
+    with pytest.raises(Exception):
+        stored_image(JPEG[:cut], 0, Settings(max_side=64), 1 << 23)
 
 
-def test_large_images_are_shrunk_and_small_ones_are_not_enlarged(tree, tmp_path):
-    from ffcv.reader import Reader
+def test_random_damage_to_a_header_never_passes_for_a_plain_jpeg_that_pil_refuses():
+    rng = np.random.default_rng(0)
+    for _ in range(400):
+        data = bytearray(JPEG)
+        for at in rng.integers(2, 620, 2):
+            data[at] = rng.integers(256)
+        if (size := plain_size(bytes(data))):
+            try:
+                assert pil(bytes(data)).shape[1::-1] == size
+            except OSError:  # PIL's "broken data stream": tables whose content is damaged, which only decoding shows
+                pass
 
-    save(tree / "train/ant/3.JPEG", size=(120, 200))
-    convert(tree, tmp_path / "data", **{**SETTINGS, "max_side": 100})
-    images = Reader(str(tmp_path / "data/train.beton")).metadata["f0"]
-    assert list(zip(images["height"], images["width"])) == [(64, 64), (64, 64), (60, 100), (64, 64)]
+
+@pytest.mark.parametrize("settings, size, expected", [
+    (dict(max_side=100), (200, 120), (100, 60)), (dict(max_side=100), (100, 60), (100, 60)),
+    (dict(max_side=500), (501, 375), (500, 374)),  # FFCV rounds down
+    (dict(short_side=100), (200, 120), (166, 100)), (dict(short_side=100), (120, 201), (100, 167)),  # as torchvision
+    (dict(short_side=100), (300, 100), (300, 100)), (dict(short_side=100), (99, 3000), (99, 3000)),
+    (dict(max_side=10), (3000, 2), (10, 1)),
+])
+def test_images_are_shrunk_to_a_longer_or_a_shorter_side_and_never_enlarged(settings, size, expected):
+    assert Settings(**settings).size(*size) == expected
+    kept = stored_image(encoded(size=size[::-1]), 0, Settings(**settings), 1 << 23)
+    assert (kept.width, kept.height) == expected and plain_size(bytes(kept.data)) == expected
+    assert kept.kind == (COPIED if size == expected else ENCODED)
+
+
+@pytest.mark.parametrize("size", [(64, 64), (300, 200), (1000, 1300)])
+def test_encoding_again_gives_ffcv_s_bytes_or_nearly_so(ffcv, size):
+    """Bytes where nothing is shrunk; where JPEGs are decoded at a fraction of their size, nearly the same pixels."""
+    from ffcv.fields.rgb_image import encode_jpeg, resizer
+
+    data = encoded(size=size)
+    theirs = encode_jpeg(resizer(np.uint8(pil(data)), 200), 90).tobytes()
+    ours = bytes(stored_image(data, 0, Settings(max_side=200, reencode=True), 1 << 23).data)
+    assert ours == theirs if max(size) <= 400 else np.abs(pil(ours) - pil(theirs)).mean() < 0.5
+    assert abs(len(ours) / len(theirs) - 1) < 0.03
+
+
+def test_raw_images_are_spread_evenly():
+    raw = [Settings(max_side=9, raw_fraction=0.3).is_raw(index) for index in range(1000)]
+    assert sum(raw) == 300 and max(sum(raw[at:at + 10]) for at in range(990)) <= 4
+    assert not any(Settings(max_side=9).is_raw(index) for index in range(100))
+    assert stored_image(JPEG, 0, Settings(max_side=64, raw_fraction=1), 1 << 23).kind == PIXELS
+
+
+@pytest.mark.parametrize("settings", [dict(max_side=500, short_side=256), {}, dict(max_side=0), dict(short_side=70_000),
+                                      dict(max_side=5, quality=0), dict(max_side=5, raw_fraction=1.1)])
+def test_settings_that_cannot_be_are_refused(settings):
+    with pytest.raises(ConfigError, match="--(max_side|short_side|quality|raw_fraction)"):
+        Settings(**settings)
+
+
+def test_a_very_large_image_takes_no_memory_to_speak_of(tmp_path):
+    """36 million pixels would be 108 MB; processes have 200 MB."""
+    save(tmp_path / "large.JPEG", size=(600, 600))
+    with Image.open(tmp_path / "large.JPEG") as image:
+        image.resize((6000, 6000)).save(tmp_path / "large.JPEG")
+    code = f"""
+import lbsgd.jpeg as jpeg
+kept = jpeg.stored_image(open({str(tmp_path / 'large.JPEG')!r}, "rb").read(), 0, jpeg.Settings(max_side=500), 1 << 23)
+print(kept.width, *[line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")])
+"""
+    width, kilobytes = map(int, subprocess.check_output([sys.executable, "-c", code], cwd=ROOT).split())
+    assert width == 500 and kilobytes < 150_000
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
 
 
 def test_the_manifest_says_what_was_made(tree, tmp_path):
+    save(tree / "train/bee/2.JPEG", size=(700, 10))
     convert(tree, tmp_path / "data", **SETTINGS)
     manifest = json.loads((tmp_path / "data/manifest.json").read_text())
-    assert manifest["classes"] == ["ant", "bee"] and manifest["settings"] == {"max_side": 500, "quality": 90}
-    assert manifest["source"] == str(tree)
-    for name, num_images in (("train", 3), ("val", 2)):
+    assert manifest["classes"] == ["ant", "bee"] and manifest["source"] == str(tree) and manifest["converter_version"] == 2
+    assert manifest["settings"] == dict(max_side=500, short_side=None, quality=90, raw_fraction=0, reencode=False)
+    assert manifest["stored"]["train"] == dict(copied=3, encoded=1, raw=0)
+    assert manifest["skipped"] == dict(train=[], val=[])
+    for name, num_images in (("train", 4), ("val", 2)):
         beton = BetonFile.open(tmp_path / f"data/{name}.beton")
         assert manifest[name] == {"num_images": num_images, "num_bytes": beton.path.stat().st_size,
                                   "fingerprint": beton.fingerprint}
     assert names_in(tmp_path / "data") == ["manifest.json", "train.beton", "val.beton"]
 
 
-def test_the_fingerprint_does_not_depend_on_the_number_of_processes(digits_tree, digits_data, tmp_path):
-    convert(digits_tree, tmp_path, **{**SETTINGS, "num_workers": 3})
-    assert open_data(tmp_path).fingerprint == open_data(digits_data).fingerprint
+def test_original_bytes_are_kept_where_no_resize_is_needed(tree, tmp_path):
+    convert(tree, tmp_path / "data", **SETTINGS)
+    assert stored(tmp_path / "data/train.beton") == [path.read_bytes() for path in sorted(tree.glob("train/*/*"))]
+    convert(tree, tmp_path / "again", reencode=True, **SETTINGS)
+    assert stored(tmp_path / "again/train.beton") != stored(tmp_path / "data/train.beton")
+
+
+def test_the_files_do_not_depend_on_the_number_of_processes_or_on_chunks(tree, tmp_path, monkeypatch):
+    for number in range(20):
+        save(tree / f"train/ant/{number}.JPEG", size=(40 + number, 600))
+    contents = set()
+    for num_workers, chunk, slot_bytes in ((1, 32, 1 << 23), (3, 2, 1 << 23), (2, 5, 4096)):  # too small slots, too
+        monkeypatch.setattr(lbsgd.convert, "CHUNK_IMAGES", chunk)
+        monkeypatch.setattr("lbsgd.workers.SLOT_BYTES", slot_bytes)
+        convert(tree, tmp_path / str(num_workers), **{**SETTINGS, "num_workers": num_workers})
+        contents.add((tmp_path / str(num_workers) / "train.beton").read_bytes())
+    assert len(contents) == 1
 
 
 # --- what is there already --------------------------------------------------------------------------------------------
@@ -138,6 +307,7 @@ def test_a_complete_folder_is_left_and_a_damaged_one_made_again(tree, tmp_path, 
 @pytest.mark.parametrize("change, message", [
     (lambda tree, data: SETTINGS | {"quality": 80}, "differs in settings"),
     (lambda tree, data: (save(tree / "val/bee/new.JPEG"), SETTINGS)[1], "differs in validation images"),
+    (lambda tree, data: (save(tree / "val/bee/1.JPEG", quality=50), SETTINGS)[1], "differs in names or sizes of images"),
     (lambda tree, data: ((data / "manifest.json").unlink(), SETTINGS)[1], "holds train.beton, but no manifest.json"),
 ])
 def test_other_data_is_not_replaced_unasked(tree, tmp_path, change, message):
@@ -161,65 +331,281 @@ def test_a_conversion_that_fails_leaves_the_old_data_as_it_was(tree, tmp_path):
     with pytest.raises(DataError):
         convert(tree, data, **{**SETTINGS, "overwrite": True})
     assert open_data(data).fingerprint == fingerprint
+    assert names_in(data) == [".converting", "manifest.json", "train.beton", "val.beton"]
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
+
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+from lbsgd.convert import convert
+
+source, folder = map(Path, sys.argv[1:])
+
+def start():
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        convert(source, folder, max_side=150, num_workers=2, commit_seconds=0.01)
+        os._exit(0)
+    return child
+
+random.seed(0)
+begin = time.monotonic()
+whole = start()
+os.waitpid(whole, 0)
+seconds = time.monotonic() - begin
+reference = {path.name: path.read_bytes() for path in folder.iterdir()}
+kills, ends, resumed = 0, 0, set()
+while kills < 20:
+    for path in folder.glob("*"):
+        assert not ends or path.name in reference or path.name == ".converting", path
+    child = start()
+    time.sleep(random.uniform(0, 0.8 * seconds))
+    os.kill(child, signal.SIGKILL)
+    killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    kills += killed
+    journal = folder / ".converting/train.journal"
+    if killed and journal.exists():
+        resumed.add(journal.stat().st_size)
+    if not killed:
+        ends += 1
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == reference
+        for path in folder.iterdir():
+            path.unlink()
+_, status = os.waitpid(start(), 0)
+assert status == 0 and {path.name: path.read_bytes() for path in folder.iterdir()} == reference
+print(len(resumed), ends)
+"""
+
+
+def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    for number in range(160):
+        save(tmp_path / f"source/train/{number % 2}/{number:03}.JPEG", size=(420 + number % 7, 440), phase=number)
+        if number % 16 == 0:
+            save(tmp_path / f"source/val/{number % 32 // 16}/{number:03}.JPEG", phase=number)
+    command = [sys.executable, "-c", KILLER, tmp_path / "source", tmp_path / "data"]
+    output = subprocess.check_output(command, cwd=ROOT, text=True)
+    different_journals, _ = map(int, output.split())
+    assert different_journals >= 4  # else the moments were not where anything happens
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_killed_while_the_files_get_their_names_it_ends_with_the_same_bytes(tree, tmp_path, monkeypatch, step):
+    convert(tree, tmp_path / "whole", **SETTINGS)
+    data, steps = tmp_path / "data", iter(range(step + 1))
+
+    def killed_at_step(function):
+        def stepwise(*arguments, **options):
+            if next(steps, step) == step:
+                raise SystemExit
+            return function(*arguments, **options)
+        return stepwise
+
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "rename"):
+            patch.setattr(Path, name, killed_at_step(getattr(Path, name)))
+        patch.setattr(lbsgd.workfolder.shutil, "rmtree", killed_at_step(shutil.rmtree))
+        with pytest.raises(SystemExit):
+            convert(tree, data, **SETTINGS)
+    assert (data / "manifest.json").exists() == (step >= 4)
+    convert(tree, data, **SETTINGS)
     assert names_in(data) == ["manifest.json", "train.beton", "val.beton"]
+    for name in names_in(data):
+        assert (data / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_work_for_other_images_or_settings_is_not_taken_up(tree, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(lbsgd.convert, "publish", lambda *_: None)
+        convert(tree, tmp_path / "data", **SETTINGS)
+        save(tree / "train/ant/1.JPEG", phase=7)  # another picture, of which a journal would know nothing
+    convert(tree, tmp_path / "data", **SETTINGS)
+    assert stored(tmp_path / "data/train.beton")[0] == (tree / "train/ant/1.JPEG").read_bytes()
+
+
+def test_two_conversions_into_one_folder_are_refused(tree, tmp_path):
+    code = ("import sys, time, lbsgd.workfolder as w; from pathlib import Path\n"
+            "with w.locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)")
+    (tmp_path / "data").mkdir()
+    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "data/.converting"], stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        other.stdout.readline()
+        with pytest.raises(DataError, match="another process is converting into .*data"):
+            convert(tree, tmp_path / "data", **SETTINGS)
+    finally:
+        other.kill()
+        other.wait()
+    convert(tree, tmp_path / "data", **SETTINGS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_ends_at_once_and_says_how_to_go_on(tmp_path, number):
+    for image in range(4):
+        save(tmp_path / f"source/{'train' if image % 2 else 'val'}/a/{image}.JPEG", size=(2000, 2000), subsampling=0)
+    for image in range(800):
+        os.link(tmp_path / "source/train/a/1.JPEG", tmp_path / f"source/train/a/more{image}.JPEG")
+    process = subprocess.Popen([sys.executable, TOOL, "--source", "source", "--data_dir", "data"], cwd=tmp_path,
+                               stderr=subprocess.PIPE, text=True)
+    while not (tmp_path / "data/.converting/val.journal").exists():
+        time.sleep(0.02)
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(number)
+    asked = time.monotonic()
+    _, errors = process.communicate()
+    assert time.monotonic() - asked < 3 and process.returncode == 75
+    assert errors == (f"stopped: {number.name}; what is done is kept in data/.converting: the same command goes on from "
+                      f"there\n")
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-def test_undecodable_images_are_all_named_and_nothing_is_left(tree, tmp_path):
+@pytest.fixture
+def damaged(tree):
     content = (tree / "train/ant/1.JPEG").read_bytes()
     (tree / "train/ant/1.JPEG").write_bytes(content[:len(content) // 2])
-    (tree / "train/bee/1.JPEG").write_text("no image")
-    with pytest.raises(DataError, match="2 of 3 images cannot be decoded") as error:
-        convert(tree, tmp_path / "data", **SETTINGS)
-    assert "train/ant/1.JPEG" in str(error.value) and "train/bee/1.JPEG" in str(error.value)
-    assert names_in(tmp_path / "data") == []
+    (tree / "val/bee/1.JPEG").write_text("no image")
+    save(tree / "val/bee/2.JPEG")
+    return tree
 
 
-def test_the_death_of_a_writing_process_ends_the_conversion(tree, tmp_path, monkeypatch):
-    monkeypatch.setattr(lbsgd.convert, "decode", lambda path: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(DataError, match="train.beton.partial died: killed by signal 9, as when memory runs out"):
-        convert(tree, tmp_path / "data", **SETTINGS)
-    assert names_in(tmp_path / "data") == []
+def test_undecodable_images_are_all_listed_before_it_fails(damaged, tmp_path, capsys):
+    with pytest.raises(DataError, match="2 of 6 images cannot be decoded") as error:
+        convert(damaged, tmp_path / "data", **SETTINGS)
+    assert f"{damaged}/train/ant/1.JPEG, {damaged}/val/bee/1.JPEG" in str(error.value)
+    assert "--on_error skip" in str(error.value)
+    listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cannot be decoded: ")]
+    assert listed == [f"cannot be decoded: {damaged}/{name}" for name in ("train/ant/1.JPEG", "val/bee/1.JPEG")]
+    assert names_in(tmp_path / "data") == [".converting"]
 
 
-def test_a_full_disk_ends_the_conversion(tree, tmp_path):
+def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_others_again(damaged, tmp_path, monkeypatch):
+    with pytest.raises(DataError):
+        convert(damaged, tmp_path / "data", **SETTINGS)
+    monkeypatch.setattr(lbsgd.convert, "Workers", None)
+    convert(damaged, tmp_path / "data", on_error="skip", **SETTINGS)
+    data, manifest = open_data(tmp_path / "data"), json.loads((tmp_path / "data/manifest.json").read_text())
+    assert data.train.labels.tolist() == [0, 1] and data.val.labels.tolist() == [0, 1]
+    assert manifest["skipped"] == {"train": [f"{damaged}/train/ant/1.JPEG"], "val": [f"{damaged}/val/bee/1.JPEG"]}
+    verify(tmp_path / "data", 1, damaged)
+    convert(damaged, tmp_path / "data", on_error="skip", **SETTINGS)  # is complete
+
+
+def test_the_death_of_a_process_ends_the_conversion_which_can_go_on(tree, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(lbsgd.convert.jpeg, "stored_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(DataError, match="died: killed by signal 9, as when memory runs out; what is done is kept"):
+            convert(tree, tmp_path / "data", **SETTINGS)
+    assert names_in(tmp_path / "data") == [".converting"]
+    convert(tree, tmp_path / "data", **SETTINGS)
+
+
+def test_a_full_disk_ends_the_conversion_which_can_go_on(tree, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
     try:
-        with pytest.raises(DataError, match="train.beton.partial died: File too large"):
+        with pytest.raises(DataError, match="cannot write to .*data: File too large; what is done is kept: make room"):
             convert(tree, tmp_path / "data", **SETTINGS)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert names_in(tmp_path / "data") == []
+    assert names_in(tmp_path / "data") == [".converting"]
+    convert(tree, tmp_path / "data", **SETTINGS)
 
 
-@pytest.mark.parametrize("remove, message", [
-    (["train", "val"], "folder train and val not found"), (["val"], "folder val not found"),
-    (["val/bee"], "val has other class folders than .*train: bee in one of them only"),
-    (["train/bee/1.JPEG"], "no images in .*train for class bee"),
-    (["train/ant", "train/bee"], "no images in .*train; expected one folder a class"),
-])
-def test_an_incomplete_source_is_refused(tree, tmp_path, remove, message):
-    for name in remove:
-        (tree / name).rename(tmp_path / name.replace("/", "_"))
-    with pytest.raises(DataError, match=message):
-        convert(tree, tmp_path / "data", **SETTINGS)
-    assert not (tmp_path / "data").exists()
-
-
-def test_at_most_three_differing_classes_are_named(tree, tmp_path):
-    for name in "cdefg":
-        save(tree / f"val/{name}/1.JPEG")
-    with pytest.raises(DataError, match="c, d, e and 2 more in one of them only"):
-        read_source(tree, tmp_path)
+def test_a_disk_without_room_for_the_result_is_refused_before_anything_is_written(tree, tmp_path, monkeypatch):
+    needed = sum(path.stat().st_size for path in tree.glob("*/*/*"))
+    for free, refused in ((needed // 2, True), (2 * needed, False)):
+        monkeypatch.setattr(lbsgd.survey, "free_bytes", lambda folder: free)
+        if refused:
+            with pytest.raises(DataError, match=r"data has 0.00 GB free, and the result needs about 0.00 GB more"):
+                convert(tree, tmp_path / "data", **SETTINGS)
+        else:
+            convert(tree, tmp_path / "data", **SETTINGS)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tree, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match="cannot write to .*file/data: Not a directory"):
         convert(tree, tmp_path / "file/data", **SETTINGS)
+
+
+def test_nothing_is_left_where_there_is_no_source(tmp_path):
+    with pytest.raises(DataError, match="no images in .*nowhere"):
+        convert(tmp_path / "nowhere", tmp_path / "data", **SETTINGS)
+    assert not (tmp_path / "data").exists()
+
+
+# --- verification -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def converted(tree, tmp_path):
+    save(tree / "train/bee/large.JPEG", size=(700, 600))
+    convert(tree, tmp_path / "data", **SETTINGS)
+    return tmp_path / "data"
+
+
+def change_byte(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def test_an_intact_folder_is_verified_also_against_its_source(converted, tree, capsys):
+    verify(converted, 2)
+    verify(converted, 2, tree)
+    out = capsys.readouterr().out
+    assert "train: 4 images decode and agree with the manifest, their checksums" in out
+    assert f"val: 2 images decode and agree with the source {tree}/val, the manifest, their checksums" in out
+
+
+def test_the_first_damaged_image_is_named(converted):
+    beton = BetonFile.open(converted / "train.beton")
+    for index in (3, 2):
+        change_byte(beton.path, int(beton.images["data_at"][index]) + 300)
+        with pytest.raises(DataError, match=f"train.beton: image {index} .label 1. is damaged: its bytes have checksum"):
+            verify(converted, 2)
+
+
+def test_a_changed_checksum_is_noticed_by_the_manifest(converted):
+    beton = BetonFile.open(converted / "train.beton")
+    change_byte(beton.path, int(beton.images["data_at"][-1] + beton.sizes[-1]))
+    with pytest.raises(DataError, match="is not the file that manifest.json beside it was written for"):
+        verify(converted, 2)
+
+
+def test_an_image_that_is_not_the_source_s_is_named(converted, tree):
+    save(tree / "train/bee/large.JPEG", size=(700, 600), phase=1)
+    verify(converted, 2)
+    with pytest.raises(DataError, match="train.beton: image 3 .label 1. is not what .*large.JPEG gives with"):
+        verify(converted, 2, tree)
+    save(tree / "train/ant/more.JPEG")
+    with pytest.raises(DataError, match="it was made from another source"):
+        verify(converted, 2, tree)
+    (tree / "train/bee/1.JPEG").unlink()
+    with pytest.raises(DataError, match="image 2 has label 1, and .*more.JPEG has 0"):
+        verify(converted, 2, tree)
+
+
+def test_a_file_of_ffcv_s_own_writer_is_verified_by_decoding_it(tmp_path, ffcv, capsys):
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    for name in ("train", "val"):
+        fields = {"image": RGBImageField("jpg"), "label": IntField()}
+        DatasetWriter(str(tmp_path / f"{name}.beton"), fields, num_workers=1).from_indexed_dataset(
+            [(picture(20, 30 + i), i) for i in range(3)])
+    verify(tmp_path, 1)
+    assert "val: 3 images decode and agree with their sizes" in capsys.readouterr().out
+    beton = BetonFile.open(tmp_path / "val.beton")
+    with open(beton.path, "r+b") as file:
+        file.seek(int(beton.images["data_at"][1]))
+        file.write(bytes(100))
+    with pytest.raises(DataError, match="val.beton: image 1 .label 1. does not decode to its 31 x 20 pixels"):
+        verify(tmp_path, 1)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -237,22 +623,84 @@ def run_tool(folder, *flags, **environment):
 def test_the_command_says_what_it_looked_for(tmp_path, flags, environment, looked_for):
     result = run_tool(tmp_path, *flags, **environment)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"error: no images in {looked_for}: folder train and val not found")
+    assert result.stderr.startswith(f"error: no images in {looked_for}: no train/ and no ILSVRC2012_img_train.tar")
     assert result.stderr.count("\n") == 1
     assert "python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir data/imagenet_ffcv" in result.stderr
 
 
-def test_the_command_converts_and_prints_a_plain_line_for_each_file(tree, tmp_path):
+def test_the_command_looks_converts_and_verifies_in_plain_lines(tree, tmp_path):
+    result = run_tool(tmp_path, "--source", "source", "--dry_run", IMAGENET_FFCV_DIR="made")
+    assert (result.returncode, result.stderr) == (0, "") and not (tmp_path / "made").exists()
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("found   source/train: 3 training images") and lines[2] == "classes 2, from ant to bee"
+    assert "100% of the images untouched" in lines[3] and lines[4].startswith("time    about 0 s with")
+
     result = run_tool(tmp_path, "--source", "source", IMAGENET_FFCV_DIR="made")
     assert (result.returncode, result.stderr) == (0, "")
     assert [line.split(" in ")[0] for line in result.stdout.splitlines()] == ["train: 3 images", "val: 2 images"]
     assert open_data(tmp_path / "made").num_classes == 2
 
+    change_byte(tmp_path / "made/val.beton", int(BetonFile.open(tmp_path / "made/val.beton").images["data_at"][0]))
+    result = run_tool(tmp_path, "--verify", IMAGENET_FFCV_DIR="made")
+    assert result.returncode == 2 and result.stderr.startswith("error: made/val.beton: image 0 (label 0) is damaged")
 
-def test_without_ffcv_the_command_says_how_to_get_it(tree, tmp_path):
-    (tmp_path / "hidden/ffcv").mkdir(parents=True)
-    (tmp_path / "hidden/ffcv/__init__.py").write_text("raise ImportError('libturbojpeg.so.0 is missing')")
-    result = run_tool(tmp_path, "--source", "source", PYTHONPATH=str(tmp_path / "hidden"))
-    assert result.returncode == 2 and result.stderr.count("\n") == 1
-    assert "libturbojpeg.so.0 is missing" in result.stderr and "make setup" in result.stderr
-    assert names_in(tmp_path / "data/imagenet_ffcv") == []
+
+@pytest.mark.parametrize("flags", [["--source", "source"], ["--source", "source", "--dry_run"], ["--verify"]])
+def test_without_opencv_the_command_says_how_to_get_it(tree, tmp_path, flags):
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/cv2.py").write_text("raise ImportError('libGL.so.1 is missing')")
+    result = run_tool(tmp_path, *flags, PYTHONPATH=str(tmp_path / "hidden"))
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and not (tmp_path / "data").exists()
+    assert "libGL.so.1 is missing" in result.stderr and "make setup" in result.stderr
+
+
+@pytest.mark.parametrize("flags, message", [
+    (["--quality", "0"], "--quality 0"), (["--max_side", "9", "--short_side", "9"], "give one of the two"),
+    (["--num_workers", "0"], "--num_workers 0"),
+])
+def test_flags_that_cannot_be_are_refused_in_one_line(tree, tmp_path, flags, message):
+    result = run_tool(tmp_path, "--source", "source", *flags)
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert names_in(tmp_path) == ["source"]
+
+
+def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
+    lines = look(damaged, tmp_path / "data", 2, max_side=500).splitlines()
+    assert "33.3% cannot be decoded" in lines[3]
+    (damaged / "train/ant/1.JPEG").write_bytes(encoded())
+    save(damaged / "val/bee/1.JPEG")
+    found = find_source(damaged, tmp_path, tmp_path / "data")
+    estimate = lbsgd.survey.estimate(found, Settings(max_side=500), 1 << 23, 100)
+    convert(damaged, tmp_path / "data", **SETTINGS)
+    made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
+    assert 0.95 * made < estimate.num_bytes + 2 * 2120 < 1.05 * made
+
+
+def test_long_conversions_print_a_line_now_and_then(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lbsgd.meter.LINE_SECONDS", 0)
+    monkeypatch.setattr(lbsgd.convert, "CHUNK_IMAGES", 1)
+    convert(tree, tmp_path / "data", **SETTINGS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("train: 1 of 3 images, ") and "images/s" in lines[0] and lines[0].endswith(" left")
+
+
+def test_on_a_terminal_there_is_a_bar(tree, tmp_path):
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, TOOL, "--source", "source"], cwd=tmp_path, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    text = b""
+    try:
+        while data := os.read(ours, 4096):
+            text += data
+    except OSError:
+        pass  # how a terminal ends
+    assert process.wait() == 0
+    assert b"3 of 3" in text and "━".encode() in text and b"images/s" in text
+
+
+def test_converting_needs_neither_torch_nor_ffcv():
+    code = ("import sys, lbsgd.convert, lbsgd.verify\n"
+            "sys.exit(any(name in sys.modules for name in ('torch', 'ffcv', 'cv2', 'PIL', 'rich', 'scipy')))")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

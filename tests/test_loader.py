@@ -2,22 +2,29 @@
 
 import copy
 import io
+import os
 import subprocess
 import sys
 import threading
 import time
+import zlib
+from contextlib import closing
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lbsgd.beton import open_data
+from lbsgd.beton import BetonFile, open_data
 from lbsgd.convert import convert
 from lbsgd.crops import centre_crop, crop_key, random_resized_crop
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.loader import EvalLoader, TrainLoader
-from lbsgd.shuffle import epoch_order
+from lbsgd.loader import EvalLoader, SharedShuffleOrder, TrainLoader
+from lbsgd.readahead import ReadAhead, Source, read_whole
+from lbsgd.sampler import SharedShuffleSampler
+from lbsgd.shuffle import epoch_order, rank_batches
 
 NUM_TRAIN, NUM_VAL, GLOBAL_BATCH = 53, 21, 16
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -213,3 +220,107 @@ def test_a_loader_opens_a_file_by_its_path(photos):
     assert EvalLoader(str(photos.val.path), world_size=1, rank=0, batch=4, threads=1, **CPU).beton.num_images == NUM_VAL
     with pytest.raises(DataError, match="cannot read nowhere"):
         EvalLoader("nowhere", world_size=1, rank=0, batch=4, threads=1, **CPU)
+
+
+# --- damage ---------------------------------------------------------------------------------------------------------------
+
+
+def with_noise_in(photos, image, folder, *, converted_so=False):
+    """A copy of the training file in which the coded data of an image is noise, as the converter wrote it or as a disk may."""
+    data = bytearray(photos.train.path.read_bytes())
+    start, size = int(photos.train.images[image]["data_at"]), int(photos.train.sizes[image])
+    middle = slice(start + size * 2 // 3, start + size - 2)
+    data[middle] = bytes(np.random.default_rng(1).integers(0, 256, len(data[middle]), np.uint8))
+    path = folder / "train.beton"
+    path.write_bytes(data)
+    file = BetonFile.open(path)
+    if converted_so:
+        checksums = file.checksums.copy()
+        checksums[image] = zlib.crc32(data[start:start + size])
+        file = replace(file, checksums=checksums)
+    return file
+
+
+def load(file):
+    with closing(TrainLoader(file, seed=7, global_batch=16, world_size=1, rank=0, micro_batch=16, crop_scale=(1.0, 1.0),
+                             threads=1, **CPU)) as loader:
+        return joined(loader.epoch(0))
+
+
+def test_a_damaged_image_ends_the_epoch_and_is_named_unless_its_source_was_so(photos, tmp_path):
+    image = int(epoch_order(NUM_TRAIN, 7, 0)[20])
+    with pytest.raises(DataError, match=f"image {image} of .*train.beton is damaged"):
+        load(with_noise_in(photos, image, tmp_path))
+    whole, labels = load(photos.train)
+    other, same_labels = load(with_noise_in(photos, image, tmp_path, converted_so=True))
+    assert torch.equal(labels, same_labels)
+    assert [i for i in range(48) if not torch.equal(whole[i], other[i])] == [20]
+
+
+# --- from the disk ----------------------------------------------------------------------------------------------------------
+
+
+def test_reading_ahead_changes_no_pixel_and_leaves_no_thread(photos, loader):
+    ahead = train_loader(photos, threads=2, micro_batch=8, from_disk=True)
+    assert all(map(torch.equal, joined(ahead.epoch(3)), joined(loader.epoch(3))))
+    next(ahead.epoch(4))
+    ahead.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "lbsgd read ahead"]
+
+
+def test_images_are_asked_for_in_their_order_and_not_too_far_ahead(photos, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: asked.append((start, size)))
+    monkeypatch.setattr("lbsgd.readahead.AHEAD_BYTES", 1000)
+    starts, sizes = np.array([9000, 0, 5000, 20000]), np.array([600, 300, 800, 100])
+    reader = ReadAhead(photos.train.path, starts, sizes)
+    wait_until(lambda: len(asked) == 2)  # 900 bytes; the third image would make them 1,700
+    reader.advance(2)
+    wait_until(lambda: len(asked) == 4)
+    reader.close()
+    assert asked == [(8192, 1408), (0, 300), (4096, 1704), (16384, 3716)]
+
+
+def wait_until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        time.sleep(0.01)
+    raise AssertionError("waited for ten seconds")
+
+
+def test_a_file_that_fits_comes_from_memory_and_one_that_does_not_from_the_disk(photos, monkeypatch):
+    path, size = photos.train.path, photos.train.path.stat().st_size
+    for free, in_memory, kind in ((2 * size, False, "page cache"), (size, False, "disk"), (2 * size, True, "memory")):
+        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
+        source = Source.choose(path, in_memory)
+        assert source.kind == kind and "train.beton has" in source.reason
+    read_whole(path)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=size))
+    with pytest.raises(ConfigError, match="--in_memory: train.beton has .* GB .* are free"):
+        Source.choose(path, in_memory=True)
+
+
+# --- the shuffle for loaders of others -----------------------------------------------------------------------------------
+
+
+def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos):
+    from ffcv.loader import Loader
+
+    cut = dict(global_batch=16, micro_batch=4, seed=3, world_size=2)
+    for rank in (0, 1):
+        loader = Loader(str(photos.train.path), 4, order=SharedShuffleOrder(rank=rank, **cut), num_workers=1, drop_last=True,
+                        pipelines={photos.train.image_field: None})
+        assert len(loader) == 6  # 53 // 16 iterations of 2 passes
+        for loader.next_epoch in (0, 1, 5):
+            expected = rank_batches(epoch_order(NUM_TRAIN, 3, loader.next_epoch), rank=rank, **{
+                key: cut[key] for key in ("global_batch", "micro_batch", "world_size")})
+            assert np.array_equal(loader.next_traversal_order(), expected.ravel())
+
+
+def test_torch_s_dataloader_goes_through_the_shared_shuffle():
+    sampler = SharedShuffleSampler(100, global_batch=32, micro_batch=8, seed=5, world_size=2, rank=1)
+    loader = torch.utils.data.DataLoader(range(100), batch_sampler=sampler)
+    expected = rank_batches(epoch_order(100, 5, 2), global_batch=32, micro_batch=8, world_size=2, rank=1, first_iteration=1)
+    sampler.set_epoch(2, first_iteration=1)
+    assert len(loader) == 4 and np.array_equal(np.stack([batch.numpy() for batch in loader]), expected.reshape(4, 8))

@@ -38,7 +38,7 @@ def lbsgd_pixels(data, threads, num_images):
     loader = lbsgd_loader(data, threads)
     for epoch in itertools.count():
         order = epoch_order(loader.beton.num_images, 0, epoch)[:num_images]
-        yield sum(len(batch) for batch in DecodingThread(loader._ffcv, order, crop_key(0, epoch)))
+        yield sum(len(batch) for batch in DecodingThread(loader._ffcv, loader.beton, order, crop_key(0, epoch)))
 
 
 def lbsgd_loader(data, threads):

@@ -1,8 +1,9 @@
-"""python tools/convert_imagenet_to_ffcv.py [--source DIR] [--data_dir DIR] [--overwrite]
-                                           [--max_side 500] [--quality 90] [--num_workers N]
+"""python tools/convert_imagenet_to_ffcv.py [--source PATH] [--data_dir DIR] [--dry_run] [--verify]
 
-Makes train.beton, val.beton and manifest.json in --data_dir ($IMAGENET_FFCV_DIR, else data/imagenet_ffcv) from the
-folders train/<class>/* and val/<class>/* in --source ($IMAGENET_DIR, else data/imagenet).
+Makes train.beton, val.beton and manifest.json in --data_dir ($IMAGENET_FFCV_DIR, else data/imagenet_ffcv) from what
+--source ($IMAGENET_DIR, else data/imagenet) holds: train/<class>/* and val/<class>/*, as folders or in one tar;
+ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit's archive; or Kaggle's ILSVRC/Data/CLS-LOC with
+LOC_val_solution.csv. Archives are read where they are. Interrupted, the same command goes on from where it was.
 """
 
 import argparse
@@ -11,26 +12,58 @@ import sys
 from pathlib import Path
 
 from lbsgd.beton import data_folder
-from lbsgd.convert import convert
-from lbsgd.errors import DataError
+from lbsgd.errors import LbsgdError
+
+SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = flags.add_argument
+    add("--source", metavar="PATH", help="a folder or a tar, see above")
+    add("--data_dir", metavar="DIR", help="where the FFCV files go")
+    add("--dry_run", action="store_true", help="say what was found, the result's size and the time; write nothing")
+    add("--verify", action="store_true", help="read all images of --data_dir back; with --source, compare them with it")
+    add("--max_side", type=int, metavar="PIXELS", help="shrink images with a longer side than this (default: 500)")
+    add("--short_side", type=int, metavar="PIXELS", help="instead: shrink images whose shorter side is longer than this")
+    add("--quality", type=int, default=90, help="of JPEGs that are encoded again, 1 to 100 (default: 90)")
+    add("--raw_fraction", type=float, default=0.0, help="of the images, kept as pixels: faster to read, much larger")
+    add("--reencode", action="store_true", help="all JPEGs, also those that could be kept untouched")
+    add("--on_error", choices=("fail", "skip"), default="fail", help="what to do with images that cannot be decoded, once "
+        "all are listed (default: fail)")
+    add("--num_workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
+    add("--overwrite", action="store_true", help="replace what the data folder holds")
+    return flags
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from lbsgd.convert import convert, look
+    from lbsgd.verify import verify
+
+    data_dir, num_workers = data_folder(arguments.data_dir), arguments.num_workers
+    if arguments.verify:
+        return verify(data_dir, num_workers, arguments.source and Path(arguments.source))
+    source = Path(arguments.source or os.environ.get("IMAGENET_DIR") or "data/imagenet")
+    sizes = {name: getattr(arguments, name) for name in SIZES}
+    if sizes["max_side"] is None and sizes["short_side"] is None:
+        sizes["max_side"] = 500
+    if arguments.dry_run:
+        return print(look(source, data_dir, num_workers, **sizes))
+    return convert(source, data_dir, num_workers=num_workers, on_error=arguments.on_error, overwrite=arguments.overwrite,
+                   **sizes)
 
 
 def main() -> int:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--source", metavar="DIR", help="holds train/<class>/* and val/<class>/*")
-    flags.add_argument("--data_dir", metavar="DIR", help="where the FFCV files go")
-    flags.add_argument("--max_side", type=int, default=500, metavar="PIXELS", help="larger images are shrunk to this")
-    flags.add_argument("--quality", type=int, default=90, help="JPEG quality, 1 to 100 (default: 90)")
-    flags.add_argument("--num_workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
-    flags.add_argument("--overwrite", action="store_true", help="replace what the data folder holds")
-    arguments = flags.parse_args()
-    if not (1 <= arguments.quality <= 100 and arguments.max_side >= 1 and arguments.num_workers >= 1):
-        flags.error("--quality must be 1 to 100, --max_side and --num_workers at least 1")
-    source = Path(arguments.source or os.environ.get("IMAGENET_DIR") or "data/imagenet")
     try:
-        convert(source, data_folder(arguments.data_dir), max_side=arguments.max_side, quality=arguments.quality,
-                num_workers=arguments.num_workers, overwrite=arguments.overwrite)
-    except (DataError, OSError) as error:
+        run(parser().parse_args())
+    except LbsgdError as error:
+        print(f"{error.label}: {error}", file=sys.stderr)
+        return error.exit_code
+    except ImportError as error:
+        print(f"error: the converter needs OpenCV and Pillow ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'`",
+              file=sys.stderr)
+        return 2
+    except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -14,6 +14,7 @@ have c++ || needed+=(g++)
 have "$python" || needed+=(python3)
 [ -e /usr/include/opencv4/opencv2/imgproc.hpp ] || needed+=(libopencv-imgproc-dev)
 [ -e /usr/include/turbojpeg.h ] || needed+=(libturbojpeg0-dev)
+[ -e /usr/include/jpeglib.h ] || needed+=(libjpeg-dev)
 # opencv-python, which FFCV imports, is linked to these.
 library() { [ -n "$(/sbin/ldconfig -p | grep -F "$1")" ]; }
 library libGL.so.1 || needed+=(libgl1)

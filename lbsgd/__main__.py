@@ -1,0 +1,8 @@
+"""python -m lbsgd plan / check / config / report"""
+
+import sys
+
+from lbsgd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

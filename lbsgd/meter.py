@@ -1,0 +1,70 @@
+"""How far the converter is: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+LINE_SECONDS = 30
+
+
+class Meter:
+    """Counts images and their bytes in the source, by which it tells the time that is left."""
+
+    def __init__(self, title: str, num_images: int, num_bytes: int, *, done: int = 0, done_bytes: int = 0) -> None:
+        self.title, self.num_images, self.num_bytes = title, num_images, num_bytes
+        self.first, self.first_bytes = self.done, self.done_bytes = done, done_bytes
+        self.start = self._line_at = time.monotonic()
+        self._bar = _bar(title, num_bytes, done_bytes) if sys.stdout.isatty() else None
+        if done:
+            self.say(f"{title}: goes on after {done:,} of {num_images:,} images")
+
+    def __enter__(self) -> Meter:
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def advance(self, images: int, num_bytes: int) -> None:
+        self.done += images
+        self.done_bytes += num_bytes
+        if self._bar:
+            self._bar.update(0, completed=self.done_bytes, speed=self.speed(),
+                             images=f"{self.done:,} of {self.num_images:,}")
+        elif time.monotonic() - self._line_at >= LINE_SECONDS:
+            self._line_at = time.monotonic()
+            self.say(f"{self.title}: {self.done:,} of {self.num_images:,} images, {self.speed()}, "
+                     f"{duration(self.left())} left")
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.start, 1e-9)
+
+    def left(self) -> float:
+        """Seconds, at the speed so far."""
+        return self.seconds() * (self.num_bytes - self.done_bytes) / max(self.done_bytes - self.first_bytes, 1)
+
+    def speed(self) -> str:
+        return (f"{(self.done - self.first) / self.seconds():,.0f} images/s, "
+                f"{(self.done_bytes - self.first_bytes) / self.seconds() / 1e6:,.1f} MB/s")
+
+    def say(self, line: str) -> None:
+        (self._bar.console.print if self._bar else print)(line)
+        sys.stdout.flush()
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def _bar(title: str, num_bytes: int, done_bytes: int):
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[images]}"),
+                   TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), refresh_per_second=4)
+    bar.add_task(title, total=max(num_bytes, 1), completed=done_bytes, images="", speed="")
+    return bar

@@ -1,0 +1,45 @@
+"""The paper's errors on ImageNet with ResNet-50, as numbers to compare with (top-1, %, mean and std of 5 runs)."""
+
+from __future__ import annotations
+
+# Figures 1 and 3: linear scaling rule, gradual warmup above 256.
+ERROR_PCT = {64: None, 128: (23.49, 0.12), 256: (23.60, 0.12), 512: (23.48, 0.09), 1024: (23.53, 0.08), 2048: (23.49, 0.11),
+             4096: (23.56, 0.12), 8192: (23.74, 0.09), 16384: (24.79, 0.27), 32768: (27.55, 0.28), 65536: (33.96, 0.80)}
+
+# Tables 1, 2a and 2b: one thing changed, by the global batch at which it was measured.
+NO_WARMUP = {8192: (24.84, 0.37)}
+CONSTANT_WARMUP = {8192: (25.88, 0.56)}
+SQRT_RULE = {8192: (26.22, 0.03)}
+FIXED_LR = {8192: (41.67, 0.10)}
+HALF_LR = {256: (23.92, 0.10), 8192: (24.27, 0.08)}
+DOUBLE_LR = {256: (23.68, 0.09), 8192: (24.05, 0.18)}
+GAMMA_ONE = {256: (23.84, 0.18), 8192: (24.11, 0.07)}
+
+LARGEST_GOOD_BATCH = 8192  # beyond it the error rises (Fig. 1)
+
+
+def points_lost(measured: dict, global_batch: int) -> float | None:
+    """Points of top-1 error lost to the recipe of the same batch, at the measured batch next to this one; None unmeasured."""
+    if not measured:
+        return None
+    nearest = min(measured, key=lambda kn: abs(kn.bit_length() - global_batch.bit_length()))
+    return round(measured[nearest][0] - ERROR_PCT[nearest][0], 2)
+
+
+def points_lost_to_size(global_batch: int) -> float | None:
+    """Points lost to the baseline by a global batch beyond 8,192, as measured at the largest batch up to this one."""
+    if global_batch <= LARGEST_GOOD_BATCH:
+        return None
+    measured = [kn for kn in ERROR_PCT if LARGEST_GOOD_BATCH < kn <= global_batch]
+    return round(ERROR_PCT[max(measured)][0] - ERROR_PCT[256][0], 2) if measured else None
+
+
+def points_of_lr(global_batch: int, lr: float) -> tuple[float, str] | None:
+    """Points lost by a learning rate that the paper tried at this global batch, and what it is; None for any other."""
+    linear = 0.1 * global_batch / 256
+    tried = {"fixed": (0.1, FIXED_LR), "sqrt": ((0.1 * linear) ** 0.5, SQRT_RULE), "half": (linear / 2, HALF_LR),
+             "double": (linear * 2, DOUBLE_LR)}
+    for name, (value, measured) in tried.items():
+        if global_batch in measured and abs(lr - value) < 0.01 * value:
+            return points_lost(measured, global_batch), name
+    return None

@@ -1,0 +1,363 @@
+"""`lbsgd check`: every trap is a finding with its code, key, reason and fix; what it calls an error DeepSpeed really refuses."""
+
+import copy
+import json
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from test_plan import WRONG, edited
+
+from lbsgd import foreign, keys
+from lbsgd.check import get
+from lbsgd.cli import main
+from lbsgd.config import Overrides, differences, put, read_json
+from lbsgd.errors import ConfigError
+from lbsgd.inspection import Inspection, corrected, findings_of, inspect, print_inspections
+from lbsgd.memory import NETWORKS, memory
+from lbsgd.picture import in_terminal, stretches
+from lbsgd.plan import Plan
+from lbsgd.predict import Machines, predict, reduction_of
+
+FOREIGN = Path(__file__).parent / "fixtures" / "foreign"
+
+
+def codes(config):
+    return [finding.code for finding in findings_of(config)]
+
+
+def errors(config):
+    return [finding.code for finding in findings_of(config) if finding.severity == "error"]
+
+
+# --- with an lbsgd block ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changes, code, key, words", WRONG, ids=[f"{row[1]}-{row[2]}" for row in WRONG])
+def test_what_a_plan_refuses_is_a_finding(changes, code, key, words):
+    if code == "F05":  # needs the number of GPUs
+        return
+    found = [finding for finding in findings_of(edited(**changes)) if (finding.code, finding.key) == (code, key)]
+    assert len(found) == 1 and found[0].severity == "error" and found[0].fix
+    assert all(word in str(found[0]) for word in words)
+
+
+@pytest.mark.parametrize("lr, points", [(0.1, 17.93), (0.566, 2.48), (1.6, 0.53), (6.4, 0.31), (3.0, None)])
+def test_a_wrong_learning_rate_says_what_it_cost_the_paper(lr, points):
+    [finding] = [finding for finding in findings_of(edited(optimizer__params__lr=lr)) if finding.code == "R01"]
+    assert finding.points == points and (points is None) == ("points" not in finding.message)
+
+
+def test_corrected_files_are_as_they_should_be():
+    """Each mistake in 8k.json that has one right answer is undone; an intent in the lbsgd block stands."""
+    whole = read_json(FOREIGN.parent.parent.parent / "ds_configs/8k.json")
+    undone = 0
+    for changes, code, _, _ in WRONG:
+        mended = corrected(edited(**changes))
+        undone += mended == whole
+        if errors(mended):
+            assert errors(mended) == [error for error in errors(edited(**changes)) if error in errors(mended)], code
+    assert undone >= 9
+    sqrt = edited(lbsgd__linear_scaling={"rule": "sqrt"})
+    assert get(corrected(sqrt), "optimizer.params.lr") == pytest.approx(0.1 * 32**0.5)
+    assert get(corrected(sqrt), "lbsgd.linear_scaling.rule") == "sqrt"
+
+
+# --- other people's -----------------------------------------------------------------------------------------------------
+
+EXPECTED = {
+    "trainer_zero3_auto": [],
+    "cifar_tutorial": [],
+    "imagenet_script_passes_sgd": ["D11"],
+    "resnet_sgd_zero1": ["D18", "D37", "D46"],
+    "lowercase_sgd": ["D06", "D18", "D33", "D47"],
+    "bert_onebit_adam": ["D06"],
+    "zero_of_2020": ["D29", "D33"],
+    "elastic_cluster": ["D01", "D01", "D01", "D49"],
+    "gpt_neox_style": ["D01", "D31"],
+    "misspelt": ["D02", "D02", "D02", "D48"],
+    "both_halves": ["D15", "D31", "D31", "D34", "D49"],
+    "with_comments": [],
+    "twice": ["J01"],
+    "nothing_to_say": [],
+}
+WARNED = {
+    "trainer_zero3_auto": {"D10"}, "cifar_tutorial": {"D10", "D43"}, "imagenet_script_passes_sgd": {"D08", "D39"},
+    "resnet_sgd_zero1": {"D08", "D10", "D43"}, "gpt_neox_style": {"D32"}, "misspelt": {"D03", "D08", "D32"},
+    "both_halves": {"D30", "D32"}, "with_comments": {"J02"}, "zero_of_2020": {"D03"},
+}
+
+
+@pytest.mark.parametrize("path", sorted(FOREIGN.glob("*.json")), ids=lambda path: path.stem)
+def test_other_projects_files_have_exactly_the_findings_that_they_should(path):
+    findings = inspect(str(path)).findings
+    assert sorted(f.code for f in findings if f.severity == "error") == EXPECTED[path.stem]
+    assert {f.code for f in findings if f.severity == "warning"} == WARNED.get(path.stem, set())
+    assert all(f.key and f.message and f.fix for f in findings)
+    assert len(EXPECTED) == len(list(FOREIGN.glob("*.json"))) >= 10
+
+
+def test_a_file_with_nothing_to_say_has_no_finding_at_all():
+    assert inspect(str(FOREIGN / "nothing_to_say.json")).findings == ()
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({}, {"D54": None}),                                                    # WarmupLR alone never decays
+    ({"scheduler": None}, {"D52": 1.1}),                                    # no warmup
+    ({"optimizer.params.lr": 0.1, "scheduler": None}, {"D52": 1.1, "D53": 17.93}),
+    ({"optimizer.params.lr": 0.566}, {"D53": 2.48, "D54": None}),
+    ({"train_batch_size": 256, "optimizer.params.lr": 0.1, "scheduler": None}, {}),
+    ({"optimizer.type": "AdamW", "optimizer.params.lr": 0.1, "scheduler": None}, {}),
+])
+def test_sgd_over_large_minibatches_is_told_what_the_paper_measured(changes, expected):
+    config = with_changes({"train_batch_size": 8192, "optimizer.params.lr": 3.2, **changes})
+    notes = {finding.code: finding.points for finding in findings_of(config) if finding.severity == "note"}
+    assert {code: points for code, points in notes.items() if code in ("D52", "D53", "D54")} == expected
+
+
+SGD = {"train_batch_size": 1, "gradient_clipping": 0.0, "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
+       "zero_allow_untested_optimizer": True, "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000},
+       "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.01, "warmup_max_lr": 0.1, "warmup_type": "linear"}}}
+REFUSED = [
+    ("D01", {"elasticity": {}}), ("D01", {"nebula": {"enabled": False}}), ("D01", {"zero_optimization.mics_shard_size": 2}),
+    ("D04", {"train_batch_size": "many"}), ("D49", {"train_batch_size": None}),
+    ("D49", {"train_batch_size": 3, "train_micro_batch_size_per_gpu": 2}),
+    ("D06", {"optimizer.type": "sgd"}), ("D06", {"optimizer.type": "OneBitAdam"}), ("D06", {"optimizer.type": "LARS"}),
+    ("D15", {"fp16.enabled": True, "bf16.enabled": True}), ("D17", {"zero_optimization.stage": 4}),
+    ("D18", {"zero_allow_untested_optimizer": None}), ("D26", {"scheduler.params.warmup_typ": "linear"}),
+    ("D31", {"zero_optimization.bucket": 1}), ("D31", {"fp16.dtype": 1}), ("D31", {"compile.enabled": True}),
+    ("D33", {"optimizer.params.max_grad_norm": 1.0}),
+    ("D34", {"zero_optimization.stage": 2, "prescale_gradients": True}),
+    ("D34", {"zero_optimization.stage": 2, "gradient_predivide_factor": 2.0}),
+    ("D35", {"zero_optimization.stage": 0, "data_types.grad_accum_dtype": "bf16"}),
+    ("D36", {"fp16.fp16_master_weights_and_grads": True, "fp16.enabled": True}),
+    ("D45", {"scheduler.params": None}), ("D45", {"scheduler.type": "WarmupDecayLR"}),
+    ("D46", {"scheduler.params.warmup_num_steps": 5.0}), ("D47", {"scheduler": {"type": "StepLR", "params": {"step_size": 9}}}),
+    ("D48", {"scheduler.type": "WarmupLr"}), ("D29", {"scheduler": "WarmupLR"}),
+]
+
+
+def with_changes(changes):
+    config = copy.deepcopy(SGD)
+    for key, value in changes.items():
+        put(config, key, value)
+    return config
+
+
+@pytest.fixture
+def plain_deepspeed(monkeypatch):
+    import deepspeed
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    from lbsgd.engine import start_processes
+    start_processes()
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+
+    def initialize(config):
+        model = torch.nn.Linear(4, 2)
+        return deepspeed.initialize(model=model, model_parameters=model.parameters(), config=copy.deepcopy(config))[0]
+    return initialize
+
+
+@pytest.mark.parametrize("code, changes", REFUSED, ids=[f"{code}-{'-'.join(changes)}" for code, changes in REFUSED])
+def test_deepspeed_refuses_what_is_called_an_error(plain_deepspeed, code, changes):
+    config = with_changes(changes)
+    assert code in errors(config)
+    with pytest.raises(Exception):  # AssertionError, ValueError, TypeError, ValidationError, DeepSpeedConfigError ...
+        plain_deepspeed(config)
+    mended = corrected(config)
+    if not errors(mended) and "D30" not in codes(mended):
+        plain_deepspeed(mended)
+
+
+def test_an_elastic_checkpoint_of_sgd_fails_only_when_it_is_loaded(plain_deepspeed, tmp_path):
+    import torch
+    config = with_changes({"zero_optimization.elastic_checkpoint": True})
+    assert errors(config) == ["D37"]
+    for changes in (config, corrected(config)):
+        engine = plain_deepspeed(changes)
+        engine.backward(engine(torch.ones(1, 4)).sum())
+        engine.step()
+        engine.save_checkpoint(str(tmp_path))
+        if errors(changes):
+            with pytest.raises(AssertionError):
+                engine.load_checkpoint(str(tmp_path))
+    assert engine.load_checkpoint(str(tmp_path))[0]
+
+
+def test_deepspeed_takes_what_has_no_error(plain_deepspeed):
+    assert codes(SGD) == ["D30"]  # a note: dead where the program passes an optimizer
+    plain_deepspeed(SGD)
+    assert errors(with_changes({"data_types.zzz": 1})) == []
+    plain_deepspeed(with_changes({"data_types.zzz": 1, "optimizer.zzz": 1, "scheduler.zzz": 1, "zzz": 1}))  # D32, D03: silence
+
+
+def test_the_tables_of_keys_are_deepspeeds_own():
+    import torch
+    from deepspeed.compile.config import CompileConfig
+    from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
+    from deepspeed.runtime import config, lr_schedules
+    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    blocks = {"fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config, "zero_optimization": DeepSpeedZeroConfig,
+              "compile": CompileConfig, "tensorboard": TensorBoardConfig, "wandb": WandbConfig, "csv_monitor": CSVConfig,
+              "comet": CometConfig, "comms_logger": CommsLoggerConfig}
+    for name, model in blocks.items():
+        fields = {each for key, field in model.model_fields.items() for each in (key, field.alias) if each}
+        assert keys.STRICT_BLOCKS[name] == fields, name
+    assert keys.REMOVED_KEYS == set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    assert keys.REMOVED_ZERO_KEYS == set(config._REMOVED_ZERO_CONFIG_KEYS)
+    assert foreign.OWN_OPTIMIZERS == set(config.DEEPSPEED_OPTIMIZERS)
+    assert all(hasattr(torch.optim, name) for name in foreign.TORCH_OPTIMIZERS)
+    assert all(hasattr(torch.optim.lr_scheduler, name) for name in foreign.TORCH_SCHEDULERS)
+    for name, params in foreign.OWN_SCHEDULERS.items():
+        assert params == set(getattr(lr_schedules, name).__init__.__code__.co_varnames[2:]) & params, name
+
+
+# --- the command --------------------------------------------------------------------------------------------------------
+
+
+def test_the_exit_code_says_whether_there_are_errors(capsys):
+    assert main(["check", *map(str, sorted((FOREIGN.parent.parent.parent / "ds_configs").glob("**/*.json")))]) == 0
+    assert "0 errors" in capsys.readouterr().out
+    assert main(["check", str(FOREIGN / "lowercase_sgd.json")]) == 1
+    assert main(["check", "no/such.json"]) == 1
+    assert "no/such.json" in capsys.readouterr().out
+
+
+def test_a_folder_is_all_json_files_in_it(tmp_path, capsys):
+    assert main(["check", str(FOREIGN.parent.parent.parent / "ds_configs")]) == 0
+    assert "29 files: 0 errors, 16 warnings" in capsys.readouterr().out
+    assert main(["check", str(tmp_path)]) == 2 and "holds no .json file" in capsys.readouterr().err
+
+
+def test_findings_for_machines_are_json(capsys):
+    assert main(["check", "--json", *map(str, sorted(FOREIGN.glob("*.json")))]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["errors"] == sum(map(len, EXPECTED.values())) and len(found["files"]) == len(EXPECTED)
+    finding = next(each for file in found["files"] for each in file["findings"] if each["code"] == "D11")
+    assert finding.keys() == {"severity", "code", "key", "message", "fix", "points"}
+
+
+def test_fix_writes_the_corrected_file_and_says_what_changed(tmp_path, capsys):
+    path = tmp_path / "theirs.json"
+    path.write_text((FOREIGN / "resnet_sgd_zero1.json").read_text())
+    assert main(["check", "--fix", str(path)]) == 0
+    out = capsys.readouterr().out
+    for line in ("gradient_clipping: (none) -> 0.0", "scheduler.params.warmup_num_steps: 3125.0 -> 3125",
+                 'scheduler.params.warmup_type: (none) -> "linear"', "zero_allow_untested_optimizer: (none) -> true"):
+        assert line in out
+    assert errors(read_json(path)) == []
+    before = path.read_bytes()
+    assert main(["check", "--fix", str(path)]) == 0 and path.read_bytes() == before
+
+
+def test_fix_leaves_a_file_without_errors_as_it_was_to_the_byte(tmp_path):
+    path = tmp_path / "ours.json"
+    path.write_text(json.dumps(edited()))  # laid out otherwise than the tool would
+    before = path.read_bytes()
+    assert main(["check", "--fix", str(path)]) == 0 and path.read_bytes() == before
+
+
+def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
+    path = tmp_path / "commented.json"
+    path.write_text((FOREIGN / "with_comments.json").read_text())
+    main(["check", "--fix", str(path)])
+    assert path.read_text() == (FOREIGN / "with_comments.json").read_text()
+
+
+# --- anything at all ----------------------------------------------------------------------------------------------------
+
+words = st.sampled_from(sorted(keys.TOP_LEVEL_KEYS | keys.REMOVED_KEYS | keys.STRICT_BLOCKS["zero_optimization"]
+                               | keys.STRICT_BLOCKS["fp16"] | set(EXPECTED) | {
+    "type", "params", "lr", "stage", "enabled", "warmup_type", "warmup_num_steps", "epochs", "num_images", "warmup", "kind",
+    "linear_scaling", "base_lr", "base_batch", "rule", "batch_norm", "per_worker_batch", "device", "dtype", "SGD", "WarmupLR", "",
+    "auto", "linear", "gradual", "none", "a.b", "é\n"}))
+leaves = st.one_of(st.none(), st.booleans(), words, st.integers(), st.integers(10**300, 10**320), st.floats(), st.text(max_size=5))
+values = st.recursive(leaves, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(words, inner, max_size=4)),
+                      max_leaves=12)
+BASES = [edited(), edited("256"), edited("digits"), *(read_json(path) for path in sorted(FOREIGN.glob("*.json"))
+                                                     if path.stem not in ("twice", "with_comments"))]
+
+
+NOWHERE = Console(file=open(os.devnull, "w", encoding="utf-8"), highlight=False, width=200)
+
+
+def paths(config, prefix=""):
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from paths(value, f"{prefix}{key}.")
+
+
+@st.composite
+def broken_configs(draw):
+    """Any object, or a real file with anything at all in a few of its places."""
+    if draw(st.integers(0, 3)) == 0:
+        return draw(st.dictionaries(words, values, max_size=6))
+    config = copy.deepcopy(draw(st.sampled_from(BASES)))
+    for path in draw(st.lists(st.sampled_from(sorted(paths(config))), min_size=1, max_size=4)):
+        try:
+            put(config, path, draw(values))
+        except ConfigError:
+            pass
+    return config
+
+
+def never_a_traceback(config):
+    findings = findings_of(config)
+    print_inspections([Inspection("any.json", config, findings, differences(config, corrected(config)))], NOWHERE)
+    try:
+        plan = Plan.read(config, 1)
+        for size in NETWORKS.values():
+            predict(plan.global_batch, plan.accumulation_steps, 1000, reduction_of(plan, size), Machines(), "ring")
+            memory(plan, size, plan.zero_stage)
+        if plan.num_iterations:
+            in_terminal(plan), stretches(plan)
+        assert not [finding for finding in findings if finding.severity == "error"]
+    except ConfigError as error:
+        assert str(error)
+
+
+@settings(max_examples=300, suppress_health_check=list(HealthCheck))
+@given(broken_configs())
+def test_no_file_makes_a_traceback(config):
+    never_a_traceback(config)
+
+
+@pytest.mark.slow
+@settings(max_examples=10_000, suppress_health_check=list(HealthCheck))
+@given(broken_configs())
+def test_ten_thousand_files_make_no_traceback(config):
+    never_a_traceback(config)
+
+
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.builds("{}={}".format, st.sampled_from(sorted(paths(BASES[0]))), st.one_of(
+    values.map(lambda value: json.dumps(value, default=str)), st.text(max_size=9))), min_size=1, max_size=3))
+def test_no_setting_makes_a_traceback(texts):
+    try:
+        Plan.read(BASES[0], 1, overrides=Overrides(settings=tuple(texts)))
+    except ConfigError as error:
+        assert str(error)
+
+
+@settings(max_examples=200, suppress_health_check=list(HealthCheck))
+@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode),
+                 st.builds(lambda text, at, junk: text[:at] + junk + text[at:], st.sampled_from(
+                     [path.read_bytes() for path in sorted(FOREIGN.glob("*.json"))]), st.integers(0, 800), st.binary(max_size=9))))
+def test_no_bytes_make_a_traceback(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(data)
+    assert inspect(str(path)).file == str(path)
+
+
+def test_a_file_nested_without_end_is_one_finding(tmp_path):
+    path = tmp_path / "deep.json"
+    path.write_text('{"a":' * 100_000)
+    assert [finding.code for finding in inspect(str(path)).findings] == ["J01"]

@@ -1,0 +1,296 @@
+"""Used by other projects: the code blocks of docs/in_your_project.md run as they stand there, and train what they say."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import oracle
+import pytest
+import torch
+from oracle import BOUND, distance
+from processes import in_processes
+from test_engine import recipe
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+import lbsgd
+from lbsgd.config import write_json
+from lbsgd.engine import gather_state
+from lbsgd.schedule import Schedule, learning_rate
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "docs" / "in_your_project.md"]
+BLOCKS = {name: code for page in PAGES for name, code in re.findall(
+    r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", page.read_text(), flags=re.DOTALL)}
+CONFIGS = sorted((ROOT / "ds_configs").glob("**/*.json"))
+
+
+def images_and_labels(size=6):
+    """Two global batches of the oracle's, as a data set."""
+    images, labels = (torch.cat(parts) for parts in zip(oracle.global_batch(0), oracle.global_batch(1)))
+    return TensorDataset(F.interpolate(images, size=size) if size != 6 else images, labels)
+
+
+def run_block(name, folder, without=(), **names):
+    """Executes a block in a folder that holds its JSON; `without` replaces parts of the code, to see it fail."""
+    code = BLOCKS[name]
+    for part, other in without:
+        assert part in code
+        code = code.replace(part, other)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(code, names)
+    return names
+
+
+def with_json(folder, config):
+    """The folder, with the JSON in it under the name that the blocks read."""
+    (folder / "ds_configs").mkdir(parents=True, exist_ok=True)
+    write_json(folder / "ds_configs/8k.json", config)
+    return folder
+
+
+def test_the_pages_blocks_are_all_there():
+    assert set(BLOCKS) == {"plain", "own_loop", "without_deepspeed", "warmup_schedule", "overlay"}
+
+
+# --- 1. plain DeepSpeed -------------------------------------------------------------------------------------------------
+
+WITHOUT_LBSGD = """
+import os, sys
+sys.modules["lbsgd"] = None                             # import lbsgd raises
+os.environ["DS_ACCELERATOR"] = "cpu"
+import deepspeed, json, torch
+from deepspeed.accelerator import get_accelerator
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+get_accelerator().is_fp16_supported = lambda: True      # slow on some CPUs; DeepSpeed only asks
+deepspeed.init_distributed()
+code = {code!r}
+for path in {paths!r}:
+    model = torch.nn.Linear(4, 2)
+    exec(code.replace("ds_configs/8k.json", path))
+    ramp, lrs = config["scheduler"]["params"], []
+    for _ in range(ramp["warmup_num_steps"] + 3):       # DeepSpeed calls step() after each update
+        lrs.append(engine.get_lr()[0])
+        scheduler.step()
+    x = torch.ones(1, 4, dtype=next(engine.parameters()).dtype)
+    before = engine.module.weight.detach().clone()
+    engine.backward(engine(x).float().mean() / 4)       # a gradient that 2^16, the first loss scale, does not overflow
+    engine.step()
+    print(json.dumps({{"path": path, "lrs": lrs, "clipping": engine.gradient_clipping(), "stage": engine.zero_optimization_stage(),
+                      "moved": bool((engine.module.weight != before).any())}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def in_plain_deepspeed():
+    """What every shipped JSON does where lbsgd cannot be imported."""
+    from lbsgd.launch import free_port
+    script = WITHOUT_LBSGD.format(code=BLOCKS["plain"], paths=[str(path) for path in CONFIGS])
+    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(free_port())}
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {record["path"]: record for record in map(json.loads, re.findall(r"^\{.*\}$", done.stdout, flags=re.MULTILINE))}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_json_trains_in_plain_deepspeed_and_gradual_warmup_climbs_linearly_to_the_reference_lr(in_plain_deepspeed, path):
+    config, found = json.loads(path.read_text()), in_plain_deepspeed[str(path)]
+    lr, ramp = config["optimizer"]["params"]["lr"], config["scheduler"]["params"]
+    assert found["clipping"] == 0.0 and found["stage"] == config["zero_optimization"]["stage"] and found["moved"]
+    lrs, W = found["lrs"], ramp["warmup_num_steps"]
+    assert lrs[-1] == lr
+    if config["lbsgd"]["warmup"]["kind"] == "gradual":
+        base = config["lbsgd"]["linear_scaling"]["base_lr"]
+        assert lrs == pytest.approx([base, *(base + (lr - base) * t / W for t in range(W)), lr, lr])  # one iteration late
+        assert lrs[0] < lr
+    else:
+        assert set(lrs) == {lr}
+
+
+# --- 2. one's own loop --------------------------------------------------------------------------------------------------
+
+
+class Mixed(nn.Module):
+    """Batch norm in one, two and three dimensions, under names that say nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.flat, self.a = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.deep, self.b = nn.Conv3d(1, 4, 3, padding=1), nn.BatchNorm3d(4)
+        self.narrow, self.c = nn.Linear(32, 16), nn.BatchNorm1d(16)
+        self.out = nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = F.gelu(self.a(self.flat(x)))
+        x = F.gelu(self.b(self.deep(x.unsqueeze(1)))).mean((3, 4)).flatten(1)
+        return self.out(F.gelu(self.c(self.narrow(x))))
+
+
+def torchvision_model():
+    import torchvision
+    return torchvision.models.resnet18(num_classes=5, zero_init_residual=True)
+
+
+def timm_model():
+    import timm
+    return timm.create_model("resnet18", num_classes=5, zero_init_last=True)
+
+
+def one_epoch(**options):
+    """Two updates of 64 images, the first a warmup."""
+    config = recipe(**options)
+    config["lbsgd"] |= {"epochs": 1, "warmup": {"kind": "gradual", "epochs": 0.5}, "decay": {"epochs": []}}
+    config["scheduler"]["params"]["warmup_num_steps"] = 1
+    return config
+
+
+@pytest.mark.parametrize("build, num_norms, size", [(torchvision_model, 20, 32), (timm_model, 20, 32), (Mixed, 3, 6)])
+def test_a_loop_of_ones_own_trains_a_model_of_anybodys(tmp_path, build, num_norms, size):
+    torch.manual_seed(0)
+    model = build()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = run_block("own_loop", with_json(tmp_path, one_epoch(micro_batch=32)), model=model, dataset=images_and_labels(size))
+    engine, plan = names["engine"], names["plan"]
+    assert engine.global_steps == 2 == plan.num_iterations and plan.accumulation_steps == 2
+    norms = [module for module in engine.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert len(norms) == num_norms and {norm.per_worker_batch for norm in norms} == {8}
+    decay, no_decay = engine.basic_optimizer.param_groups
+    assert (len(no_decay["params"]), no_decay["weight_decay"], decay["weight_decay"]) == (2 * num_norms, 0.0, 0.01)
+    after = engine.module.state_dict()
+    assert all(after[name].isfinite().all() for name in after)
+    assert all(not torch.equal(after[name], before[name]) for name in after if name.endswith(("weight", "running_mean")))
+
+
+def test_batch_norm_of_any_dimension_makes_the_run_independent_of_how_it_is_divided(tmp_path):
+    def weights(micro_batch):
+        torch.manual_seed(0)
+        config = recipe(micro_batch=micro_batch)
+        names = run_block("own_loop", with_json(tmp_path, config), model=Mixed(), dataset=images_and_labels())
+        assert names["engine"].global_steps == 20
+        return gather_state(names["engine"]).weights
+    whole = {name: tensor for name, tensor in weights(64).items() if "num_batches" not in name}
+    assert distance(weights(8), whole) < BOUND
+
+
+def test_a_batch_norm_that_does_more_is_refused_with_its_name(tmp_path):
+    import timm
+    model = timm.create_model("efficientnet_b0", num_classes=5)
+    with pytest.raises(ValueError, match="bn1 is a BatchNormAct2d, not torch's own batch norm"):
+        run_block("own_loop", with_json(tmp_path, one_epoch()), model=model, dataset=images_and_labels())
+
+
+# --- 3. without DeepSpeed -----------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "batch norm over the whole pass": [("lbsgd.convert_batch_norm(", "(lambda *_, **__: None)(")],
+    "weight decay on gamma and beta": [("decay_groups(model,", "decay_groups(model, on_batch_norm=True,")],
+    "no schedule": [(", scheduler.step()", "")],
+    "a shuffle for each process": [("micro_batch=plan.micro_batch)", "micro_batch=plan.micro_batch, seed=RANK)")],
+    "a loss not divided by the passes": [("/ plan.accumulation_steps)", "/ 1)")],
+}
+
+
+def both_ways(folder):
+    """On each of two processes: the DeepSpeed run, the one without, and that one with mistakes."""
+    folder, states = Path(folder), {}
+    for micro_batch in (32, 8):
+        config = recipe(micro_batch=micro_batch)
+        place = folder / f"{micro_batch}"
+        names = run_block("own_loop", place, model=oracle.network(), dataset=images_and_labels())
+        states["deepspeed", micro_batch] = gather_state(names["engine"]).weights
+        common = dict(config=config, world_size=2, dataset=images_and_labels(), RANK=torch.distributed.get_rank())
+        # The oracle's weight decay, for a sharper test than the paper's.
+        decay = [("weight_decay=0.0001", "weight_decay=0.01")]
+        for name, changes in {"torch": [], **(BROKEN if micro_batch == 8 else {})}.items():
+            names = run_block("without_deepspeed", folder, without=[*decay, *changes], model=oracle.network(), **common)
+            states[name, micro_batch] = {key: tensor.clone() for key, tensor in names["model"].state_dict().items()}
+    return states
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("json")
+    for micro_batch in (32, 8):
+        with_json(folder / f"{micro_batch}", recipe(micro_batch=micro_batch))
+    return in_processes(2, both_ways, str(folder))
+
+
+def of_floats(weights):
+    return {name: tensor for name, tensor in weights.items() if "num_batches" not in name}
+
+
+@pytest.mark.parametrize("micro_batch", [32, 8])  # 1 and 4 passes
+def test_without_deepspeed_two_processes_train_the_same_weights(two_processes, micro_batch):
+    for states in two_processes:
+        expected = of_floats(states["deepspeed", micro_batch])
+        assert distance(states["torch", micro_batch], expected) < BOUND
+
+
+@pytest.mark.parametrize("mistake", BROKEN)
+def test_a_mistake_in_that_loop_would_be_seen(two_processes, mistake):
+    states = two_processes[0]
+    assert distance(states[mistake, 8], of_floats(states["deepspeed", 8])) > 100 * BOUND
+
+
+def test_the_parts_without_deepspeed_do_not_import_it():
+    code = ("import sys, lbsgd; lbsgd.LargeMinibatchLR, lbsgd.LargeMinibatchSGD, lbsgd.MomentumCorrectedSGD, lbsgd.decay_groups, "
+            "lbsgd.convert_batch_norm, lbsgd.SharedShuffleSampler, lbsgd.agree_statistics, lbsgd.Plan; "
+            "assert not {'deepspeed', 'ffcv', 'torchvision'} & set(sys.modules)")
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_the_seeds_interface_is_a_view_of_the_same_function(tmp_path):
+    names = run_block("warmup_schedule", tmp_path)
+    schedule = lbsgd.Plan.read(ROOT / "ds_configs/8k.json", 8).schedule
+    assert names["rule"].scaled_lr == pytest.approx(3.2)
+    assert names["lrs"] == [pytest.approx(learning_rate(t, schedule), rel=1e-12) for t in range(14_040)]
+    small = lbsgd.LargeMinibatchSGD(0.1, 256, 128)
+    assert small.warmup_schedule(0, 0, 10) == 0.05 and small.warmup_schedule(30, 0, 10) == pytest.approx(0.005)
+
+
+def test_the_scheduler_is_torchs_own_kind_and_goes_on_where_its_state_was_taken():
+    schedule = Schedule(0.1, 0.8, "gradual", 4, (6,))
+
+    def optimizer():
+        return torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))]}], lr=9.0)
+
+    sgd = optimizer()
+    scheduler = lbsgd.LargeMinibatchLR(sgd, schedule)
+    assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
+    lrs = []
+    for _ in range(8):
+        assert {group["lr"] for group in sgd.param_groups} == set(scheduler.get_last_lr())
+        lrs.append(sgd.param_groups[0]["lr"])
+        sgd.step(), scheduler.step()
+    assert lrs == [learning_rate(t, schedule) for t in range(8)]
+    resumed = optimizer()
+    other = lbsgd.LargeMinibatchLR(resumed, schedule)
+    halfway = lbsgd.LargeMinibatchLR(optimizer(), schedule)
+    for _ in range(3):
+        halfway.optimizer.step(), halfway.step()
+    other.load_state_dict(json.loads(json.dumps(halfway.state_dict())))
+    assert {group["lr"] for group in resumed.param_groups} == {learning_rate(3, schedule)}
+    resumed.step(), other.step()
+    assert resumed.param_groups[1]["lr"] == learning_rate(4, schedule)
+
+
+# --- 4. overlays --------------------------------------------------------------------------------------------------------
+
+
+def test_an_overlay_prints_every_number_that_it_changes(capsys):
+    command = shlex.split(BLOCKS["overlay"])
+    from lbsgd.cli import main
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert command[0] == "lbsgd" and main(command[1:]) == 0
+    out = capsys.readouterr().out
+    for change in ("train_batch_size: 8192 -> 4096", "optimizer.params.lr: 3.2 -> 1.6", "lbsgd.warmup.epochs: 5 -> 2",
+                   "scheduler.params.warmup_num_steps: 780 -> 624"):
+        assert change in out

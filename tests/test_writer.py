@@ -1,0 +1,262 @@
+"""The resumable writer and its processes: FFCV reads the file, interruptions leave no trace, nobody waits for the dead."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lbsgd.beton import BetonFile
+from lbsgd.errors import DataError
+from lbsgd.jpeg import COPIED, PIXELS, UNDECODABLE
+from lbsgd.workers import SLOT_BYTES, SLOTS, Workers
+from lbsgd.writer import METADATA, METADATA_AT, RECORD, BetonWriter, journal_block, page_size, read_journal
+
+PAGE = 1 << 23
+
+
+def picture(number):
+    """A JPEG of 40 x 30 pixels, colour or grey, every one another."""
+    pixels = Image.fromarray(np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)).resize((40, 30))
+    buffer = io.BytesIO()
+    pixels.convert("L" if number % 3 == 0 else "RGB").save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def blob(number):
+    """Bytes that only a writer takes for an image, of sizes that do not fit pages well."""
+    return bytes([number]) * (1_300_000 + 100_000 * number)
+
+
+def write(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, finish=True):
+    """Appends images one at a time and commits every so many of them."""
+    writer = BetonWriter(path, len(contents), PAGE)
+    assert writer.done == start
+    for number in range(start, len(contents) if stop is None else stop):
+        kind = kinds[number] if kinds else COPIED
+        data = contents[number]
+        width, height = (40, 30) if kind != UNDECODABLE else (0, 0)
+        writer.append(np.array([(kind, width, height, len(data), zlib.crc32(data), 0)], RECORD), memoryview(data))
+        if (number + 1) % commit_each == 0:
+            writer.commit(writer.done)
+    if finish:
+        writer.commit(writer.done)
+        writer.finish(np.arange(len(contents)) % 5)
+    return writer
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("os_cache", [True, False])
+def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
+    """By a memory map, and by pages. FFCV's fast inverse DCT puts its pixels some steps beside PIL's, in any file."""
+    import lbsgd.loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
+    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+
+    jpegs = [picture(number) for number in range(40)]
+    expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in jpegs]
+    kinds = [PIXELS if number % 4 == 0 else COPIED for number in range(40)]
+    contents = [pixels.tobytes() if kind == PIXELS else data for kind, pixels, data in zip(kinds, expected, jpegs)]
+    write(tmp_path / "a.beton", contents, kinds=kinds)
+    loader = Loader(str(tmp_path / "a.beton"), 40, num_workers=1, os_cache=os_cache, order=OrderOption.SEQUENTIAL,
+                    pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]})
+    [(images, labels)] = loader
+    for number, (image, pixels) in enumerate(zip(images, expected)):
+        distance = np.abs(image.astype(int) - pixels)
+        assert distance.max() <= (0 if kinds[number] == PIXELS else 8) and distance.mean() <= 1.5
+    assert labels.ravel().tolist() == [number % 5 for number in range(40)]
+
+
+def test_no_image_lies_in_two_pages(tmp_path):
+    write(tmp_path / "a.beton", [blob(number) for number in range(20)])
+    beton = BetonFile.open(tmp_path / "a.beton")
+    first, last = beton.images["data_at"], beton.images["data_at"] + beton.sizes - np.uint64(1)
+    assert (first // PAGE == last // PAGE).all() and last[-1] // PAGE >= 4
+    assert first[0] == METADATA_AT + 20 * METADATA.itemsize  # and small files are small: no empty first page
+
+
+def test_checksums_and_contents_are_those_of_the_images(tmp_path):
+    contents = [blob(number) for number in range(6)]
+    write(tmp_path / "a.beton", contents)
+    beton, data = BetonFile.open(tmp_path / "a.beton"), (tmp_path / "a.beton").read_bytes()
+    assert beton.checksums.tolist() == [zlib.crc32(content) for content in contents]
+    assert [data[at:at + size] for at, size in zip(beton.images["data_at"], beton.sizes)] == contents
+
+
+def test_the_fingerprint_covers_every_bit_of_every_image(tmp_path):
+    contents = [picture(number) for number in range(3)]
+    write(tmp_path / "a.beton", contents)
+    write(tmp_path / "b.beton", [contents[0], contents[1][:-1] + b"\0", contents[2]])
+    assert BetonFile.open(tmp_path / "a.beton").fingerprint != BetonFile.open(tmp_path / "b.beton").fingerprint
+
+
+def test_images_that_cannot_be_decoded_get_no_number(tmp_path):
+    contents = [picture(0), b"", picture(2), b"", picture(4)]
+    write(tmp_path / "a.beton", contents, kinds=[COPIED, UNDECODABLE, COPIED, UNDECODABLE, COPIED])
+    beton = BetonFile.open(tmp_path / "a.beton")
+    assert beton.labels.tolist() == [0, 2, 4]
+    assert beton.checksums.tolist() == [zlib.crc32(contents[number]) for number in (0, 2, 4)]
+    with pytest.raises(DataError, match="none of the 2 images can be decoded"):
+        write(tmp_path / "b.beton", [b"", b""], kinds=[UNDECODABLE] * 2)
+
+
+@pytest.mark.parametrize("side, largest_source, raw, expected", [
+    (500, 10**5, False, 1 << 23), (500, 10**9, True, 1 << 23), (4000, 10**7, False, 1 << 26), (4000, 10**5, True, 1 << 26),
+    (65535, 10**6, False, 1 << 23), (65535, 10**9, True, 1 << 28),
+])
+def test_a_page_holds_an_image_of_the_size_asked_for(side, largest_source, raw, expected):
+    assert page_size(side, largest_source, raw) == expected
+
+
+# --- interruptions ----------------------------------------------------------------------------------------------------
+
+CONTENTS = [blob(number) if number % 4 == 0 else picture(number) for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "a.beton"
+    write(path, CONTENTS)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("stop", range(13))
+@pytest.mark.parametrize("lost_bytes", [0, 1, 10])
+def test_an_interrupted_file_becomes_the_same_file(tmp_path, uninterrupted, stop, lost_bytes):
+    """Commits come after every second image; a power failure may take the journal's last bytes as well."""
+    path = tmp_path / "a.beton"
+    write(path, CONTENTS, stop=stop, commit_each=2, finish=False).close()
+    with open(path, "ab") as file:
+        file.write(b"half of an image that came after the last commit")
+    journal = path.with_suffix(".journal")
+    os.truncate(journal, max(0, journal.stat().st_size - lost_bytes))
+    committed = max(0, stop // 2 * 2 - (2 if lost_bytes else 0))
+    write(path, CONTENTS, start=committed)
+    assert path.read_bytes() == uninterrupted
+
+
+def test_a_finished_file_can_be_finished_again(tmp_path, uninterrupted):
+    path = tmp_path / "a.beton"
+    for start in (0, 12, 12):
+        write(path, CONTENTS, start=start)
+        assert path.read_bytes() == uninterrupted
+
+
+def test_a_journal_without_its_file_counts_for_nothing(tmp_path, uninterrupted):
+    path = tmp_path / "a.beton"
+    write(path, CONTENTS, stop=8, finish=False).close()
+    path.unlink()
+    write(path, CONTENTS, start=0)
+    assert path.read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize("damage, whole_blocks", [
+    (lambda data: data, 2), (lambda data: data[:-1], 1), (lambda data: data + bytes(50), 2),
+    (lambda data: bytes(len(data)), 0),
+    (lambda data: data[:20] + b"?" + data[21:], 0), (lambda data: data[:-5] + b"?" + data[-4:], 1), (lambda data: b"", 0),
+])
+def test_of_a_damaged_journal_only_whole_blocks_count(damage, whole_blocks):
+    records = np.zeros(5, RECORD)
+    records["num_bytes"] = range(5)
+    blocks = [journal_block(records[:2]), journal_block(records[2:])]
+    found, num_bytes = read_journal(damage(b"".join(blocks)))
+    assert found["num_bytes"].tolist() == list(range((0, 2, 5)[whole_blocks]))
+    assert num_bytes == sum(map(len, blocks[:whole_blocks]))
+
+
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+def make_job():
+    def job(chunk, slot):
+        time.sleep(0.02 * (chunk % 3 == 0))
+        slot[:4] = chunk.to_bytes(4, "little")
+        return chunk * chunk
+    return job
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 5])
+@pytest.mark.parametrize("num_chunks", [0, 1, 40])
+def test_results_come_in_order_with_their_slots(num_workers, num_chunks):
+    with Workers(num_workers, make_job) as workers:
+        found = [(result, int.from_bytes(slot[:4], "little")) for result, slot in workers.results(range(num_chunks))]
+    assert found == [(chunk * chunk, chunk) for chunk in range(num_chunks)]
+
+
+def test_no_more_chunks_are_taken_than_there_are_slots():
+    taken = []
+    with Workers(2, make_job) as workers:
+        next(workers.results(taken.append(chunk) or chunk for chunk in range(100)))
+    assert len(taken) == 2 * SLOTS and SLOT_BYTES * SLOTS < 100e6  # of the 200 MB of a process
+
+
+def failing(error):
+    def make():
+        def job(chunk, _slot):
+            if chunk == 7:
+                raise error
+            return chunk
+        return job
+    return make
+
+
+@pytest.mark.parametrize("error, kind", [(DataError("the disk of 7 is gone"), DataError), (KeyError("7"), RuntimeError)])
+def test_what_a_process_raises_is_raised_here_after_the_chunks_before(error, kind):
+    found = []
+    with pytest.raises(kind, match="7"), Workers(3, failing(error)) as workers:
+        for result, _ in workers.results(range(20)):
+            found.append(result)
+    assert found == list(range(7))
+
+
+@pytest.mark.parametrize("code", [signal.SIGKILL, 3])
+def test_the_death_of_a_process_ends_the_work_within_seconds(code):
+    def make():
+        def job(chunk, _slot):
+            if chunk == 4:
+                os.kill(os.getpid(), code) if code == signal.SIGKILL else os._exit(code)
+            time.sleep(60 * (chunk == 3))  # the others need not be waited for
+            return chunk
+        return job
+
+    start = time.monotonic()
+    reason = "killed by signal 9, as when memory runs out" if code == signal.SIGKILL else "exit code 3"
+    with pytest.raises(DataError, match=f"died: {reason}; what is done is kept"), Workers(2, make) as workers:
+        list(workers.results(range(10)))
+    assert time.monotonic() - start < 5 and all(process.exitcode is not None for process in workers.processes)
+
+
+def test_processes_end_with_their_parent():
+    code = """
+import os, sys, time
+from lbsgd.workers import Workers
+workers = Workers(2, lambda: lambda chunk, slot: chunk)
+print(*[process.pid for process in workers.processes], flush=True)
+list(workers.results(range(3)))
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2 and all(os.path.exists(f"/proc/{pid}") for pid in pids)
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 10
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def _runs(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

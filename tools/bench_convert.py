@@ -1,0 +1,191 @@
+"""python tools/bench_convert.py [--images IMAGENET_SAMPLE.tar] [--num_images 6000] [--rounds 3] [--work_dir DIR]
+
+How fast the converter is beside FFCV's own DatasetWriter, on the same images with the same settings, in turn in one run,
+each in a process of its own; and how far it is from its limit: the same decoding, shrinking and encoding by libjpeg-turbo
+and OpenCV alone, from memory to memory, one process a core. --images is a tar or a folder with JPEGs somewhere in it; they
+are repeated to --num_images files of one class.
+"""
+
+import argparse
+import io
+import multiprocessing
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+CASES = {"again": dict(max_side=500, reencode=True), "short": dict(short_side=256), "copy": dict(max_side=65535),
+         "default": dict(max_side=500)}
+FFCV_SIDE = {"again": 500, "copy": 65535, "default": 500}  # FFCV shrinks longer sides only
+
+
+def lay_out(images: Path, folder: Path, num_images: int) -> Path:
+    """train/all/*.JPEG of num_images files, and val/all/*.JPEG of one."""
+    if images.is_dir():
+        jpegs = [path.read_bytes() for path in sorted(images.rglob("*.JPEG"))]
+    else:
+        with tarfile.open(images) as tar:
+            jpegs = [tar.extractfile(info).read() for info in tar if info.isfile() and info.name.endswith(".JPEG")]
+    for split, count in (("train", num_images), ("val", 1)):
+        (folder / split / "all").mkdir(parents=True)
+        for number in range(count):
+            (folder / split / "all" / f"{number:06}.JPEG").write_bytes(jpegs[number % len(jpegs)])
+    return folder
+
+
+class Pictures:
+    """What DatasetWriter indexes: as torchvision's ImageFolder with its default loader."""
+
+    def __init__(self, folder: Path) -> None:
+        self.paths = sorted(folder.rglob("*.JPEG"))
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int):
+        from PIL import Image
+
+        with Image.open(self.paths[index]) as image:
+            return image.convert("RGB"), 0
+
+
+def by_ffcv(case: str, source: Path, folder: Path, cores: int) -> None:
+    from ffcv import writer
+    from ffcv.fields import IntField, RGBImageField
+
+    folder.mkdir()
+    for name in ("train", "val"):
+        fields = {"image": RGBImageField("jpg", max_resolution=FFCV_SIDE[case], jpeg_quality=90), "label": IntField()}
+        dataset = writer.DatasetWriter(str(folder / f"{name}.beton"), fields, num_workers=cores)
+        dataset.from_indexed_dataset(Pictures(source / name))
+
+
+def by_us(case: str, source: Path, folder: Path, cores: int) -> None:
+    from lbsgd.convert import convert
+
+    convert(source, folder, num_workers=cores, quality=90, **CASES[case])
+
+
+def timed(who: str, case: str, source: Path, folder: Path, cores: int) -> tuple[float, float]:
+    """(images a second, share of all cores used), imports and start not counted, the disk's work counted for us."""
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, __file__, "--run", who, case, str(source), str(folder), str(cores)]
+    seconds, used = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-2:])
+    return len(list((source / "train").rglob("*.JPEG"))) / seconds, used / seconds / cores
+
+
+def run_one(who: str, case: str, source: str, folder: str, cores: str) -> None:
+    if who == "ffcv":
+        import ffcv.writer  # noqa: F401
+    else:
+        import cv2  # noqa: F401
+        import lbsgd.convert  # noqa: F401
+    start, before = time.monotonic(), _cpu_seconds()
+    {"ffcv": by_ffcv, "us": by_us}[who](case, Path(source), Path(folder), int(cores))
+    print(time.monotonic() - start, _cpu_seconds() - before)
+
+
+def _cpu_seconds() -> float:
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage,
+                                                                (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def limit(case: str, source: Path, cores: int) -> float:
+    """Images a second of decoding, shrinking and encoding alone, on all cores."""
+    paths = sorted((source / "train").rglob("*.JPEG"))[:300]
+    with multiprocessing.get_context("fork").Pool(cores, _limit_start, (case, paths)) as pool:
+        pool.map(_limit_pass, range(cores), chunksize=1)
+        start = time.monotonic()
+        pool.map(_limit_pass, range(4 * cores), chunksize=1)
+        return 4 * cores * len(paths) / (time.monotonic() - start)
+
+
+def _limit_start(case: str, paths: list[Path]) -> None:
+    import cv2
+
+    from lbsgd.jpeg import Settings
+
+    cv2.setNumThreads(1)
+    _limit_start.settings, _limit_start.images = Settings(**CASES[case]), [path.read_bytes() for path in paths]
+
+
+def _limit_pass(_number: int) -> None:
+    from lbsgd.jpeg import stored_image
+
+    for data in _limit_start.images:
+        stored_image(data, 0, _limit_start.settings, 1 << 23)
+
+
+def fidelity(ours: Path, theirs: Path) -> str:
+    """Against FFCV's file, whose images PIL has decoded: pixels as PIL decodes both, and sizes in bytes."""
+    from PIL import Image
+
+    from lbsgd.beton import BetonFile
+
+    files, distances = [BetonFile.open(folder / "train.beton") for folder in (ours, theirs)], []
+    with open(files[0].path, "rb") as first, open(files[1].path, "rb") as second:
+        for index in range(min(300, files[0].num_images)):
+            pixels = []
+            for file, beton in zip((first, second), files):
+                file.seek(int(beton.images["data_at"][index]))
+                data = file.read(int(beton.sizes[index]))
+                pixels.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int))
+            distances.append(np.abs(pixels[0] - pixels[1]).mean())
+    ratio = files[0].sizes.sum() / files[1].sizes.sum()
+    return (f"pixels differ by {np.mean(distances):.3f} of 255 in the mean (at most {max(distances):.2f}), "
+            f"size x {ratio:.3f}")
+
+
+def bench(case: str, source: Path, work: Path, cores: int, rounds: int) -> None:
+    """Prints the best round of each, as others on the machine can only take time, and the ratio of every round."""
+    ours, theirs = [], []
+    for _ in range(rounds):
+        if case in FFCV_SIDE:
+            theirs.append(timed("ffcv", case, source, work / "ffcv", cores))
+        ours.append(timed("us", case, source, work / "us", cores))
+    print(f"{case:8} {CASES[case]}\n         lbsgd {_said(ours, cores)}", flush=True)
+    if theirs:
+        ratios = " ".join(f"{a[0] / b[0]:.2f}" for a, b in zip(ours, theirs))
+        print(f"         DatasetWriter {_said(theirs, cores)}: lbsgd is {max(ours)[0] / max(theirs)[0]:.2f}x as fast "
+              f"(rounds: {ratios})")
+    if case == "again":
+        print(f"         {fidelity(work / 'us', work / 'ffcv')}")
+    if case in ("again", "short"):
+        most = max(limit(case, source, cores) for _ in range(rounds))
+        print(f"         decoding, shrinking and encoding alone: {most:,.0f} images/s; lbsgd reaches "
+              f"{max(ours)[0] / most:.0%} of it")
+
+
+def _said(rounds: list[tuple[float, float]], cores: int) -> str:
+    speed, used = max(rounds)
+    return f"{speed:,.0f} images/s, {used:.0%} of {cores} cores used, {used * cores / speed * 1000:.2f} ms of them an image"
+
+
+def main() -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--images", type=Path, default=Path("/work/shared/data/imagenet_sample.tar"))
+    flags.add_argument("--num_images", type=int, default=6000)
+    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    flags.add_argument("--work_dir", type=Path, help="where the files go (default: a temporary folder)")
+    flags.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
+    arguments = flags.parse_args()
+    if arguments.run:
+        run_one(*arguments.run)
+        return 0
+    with tempfile.TemporaryDirectory(dir=arguments.work_dir) as work:
+        source = lay_out(arguments.images, Path(work) / "source", arguments.num_images)
+        for case in arguments.cases:
+            bench(case, source, Path(work), len(os.sched_getaffinity(0)), arguments.rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,11 @@
+"""python tools/check.py FILE [FILE ...] [--json] [--fix]
+
+What is wrong in DeepSpeed JSONs, with or without an lbsgd block: why it hurts, and the fix. Exit code 1 on errors. The same as `lbsgd check`.
+"""
+
+import sys
+
+from lbsgd.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["check", *sys.argv[1:]]))

@@ -1,0 +1,41 @@
+"""python tools/reference.py [docs/api]
+
+The API reference as HTML pages, made by pdoc from the docstrings; a warning ends it. docs/api/index.html is the door.
+"""
+
+import importlib
+import os
+import pkgutil
+import sys
+import typing
+import warnings
+from pathlib import Path
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import pdoc  # noqa: E402
+
+import lbsgd  # noqa: E402
+
+
+def main(folder: Path) -> None:
+    warnings.simplefilter("error", UserWarning)  # pdoc's are of this kind
+    for name in lbsgd.__all__:  # they are imported when first used, which pdoc does not do
+        setattr(lbsgd, name, getattr(lbsgd, name))
+    names = [f"lbsgd.{module.name}" for module in pkgutil.iter_modules(lbsgd.__path__) if not module.name.startswith("_")]
+    for module in map(importlib.import_module, names):
+        resolve_named_tuples(module)
+    pdoc.render.configure(docformat="markdown", footer_text="Goyal et al. 2017 on DeepSpeed", math=False)
+    pdoc.pdoc("lbsgd", *names, output_directory=folder)
+    print(f"{folder / 'index.html'}: {len(names) + 1} pages")
+
+
+def resolve_named_tuples(module) -> None:
+    """Puts types in place of the names in a named tuple's constructor, which pdoc looks up outside of its module."""
+    for thing in vars(module).values():
+        if isinstance(thing, type) and hasattr(thing, "_field_defaults") and thing.__module__ == module.__name__:
+            thing.__new__.__annotations__ = typing.get_type_hints(thing)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/api"))
