@@ -134,6 +134,7 @@ class Guard:
             if not self.stop_requested and (dead := [launcher for launcher in self.launchers if is_gone(launcher)]):
                 self.request_stop(f"its launcher (process {dead[0].pid}) is gone")
             if self.stop_requested and self.nothing_to_save:
+                self.tell_to_stop()
                 self.end(Stopped(f"{self.stop_requested} at {self.position}; the same command with --resume goes on"))
             if self.stop_requested and now - self.stop_began > SAVE_SECONDS:
                 self.end(LostProcessError(f"asked to stop, but nothing could be saved within {SAVE_SECONDS:g} s of {self.position}"))
@@ -151,6 +152,13 @@ class Guard:
         if not self.stop_requested:
             self.stop_began = time.monotonic()
             self.stop_requested = reason
+
+    def tell_to_stop(self) -> None:
+        """Before this process ends without meeting the others again; those look once a second, while rank 0 serves them."""
+        if self.peers:
+            ask(lambda: self.peers.request_stop(self.stop_requested), LAST_WORDS_SECONDS)
+            if self.processes.rank == 0:
+                time.sleep(LAST_WORDS_SECONDS)
 
     def hanging(self) -> LbsgdError:
         """Nothing has moved for too long: the first cause, if it can be found out."""

@@ -164,8 +164,9 @@ def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
     """Lets the other hosts know why this process will never come; on its own host the launcher ends the others."""
     seconds = 20
     try:
-        Peers(processes, meeting_point(processes, seconds)).fail(error)
+        peers = Peers(processes, meeting_point(processes, seconds))
+        peers.fail(error)
     except LbsgdError:
         return  # nobody to tell
     if processes.rank == 0:
-        time.sleep(seconds)  # the store is ours, and goes with us
+        time.sleep(seconds)  # the store is ours, and goes with `peers`

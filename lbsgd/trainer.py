@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from lbsgd.engine import step
 from lbsgd.errors import Stopped
 from lbsgd.evaluation import evaluate, settle_statistics
+from lbsgd.launch import from_rank_0
 from lbsgd.plan import Plan
 from lbsgd.random_states import random_states
 from lbsgd.reporter import Reporter, Totals
@@ -161,7 +162,7 @@ class Trainer:
             return
         if self.saver.last_iteration != self.iteration:
             self.save()
-        written = self.saver.wait()
+        written = from_rank_0(self.saver.wait)  # which writes; a launcher kills all when the first process ends
         raise Stopped(f"{self.guard.stop_requested or 'another process was told to'}: " + (
             f"saved after {self.iteration} iterations; the same command with --resume goes on" if written else
             f"the checkpoint of iteration {self.iteration} could not be written; --resume goes on from the one before"))
@@ -218,7 +219,7 @@ class Trainer:
 
     def evaluate(self, epoch: int) -> dict[str, Any]:
         """Errors on the validation images; the guard may end the process at once meanwhile, as all is saved."""
-        self.saver.wait()
+        from_rank_0(self.saver.wait)
         self.guard.nothing_to_save = True
         settle_statistics(self.engine, self.plan.recipe.batch_norm, self.train_data, epoch, self.guard.alive)
         return evaluate(self.engine, self.val_data, self.guard.alive)

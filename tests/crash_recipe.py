@@ -1,0 +1,20 @@
+"""The recipe of tests/cluster/small.py with dropout, whose masks differ where random states are lost on a resume.
+
+    deepspeed --num_accelerators 2 tests/crash_recipe.py --deepspeed_config JSON --fake_data
+"""
+
+from cluster import small
+
+from lbsgd.run import main
+
+
+def network(num_classes, plan):
+    from torch import nn
+
+    layers = small.network(num_classes, plan)
+    layers.insert(len(layers) - 1, nn.Dropout(0.5))
+    return layers
+
+
+if __name__ == "__main__":
+    main("crash", network, __doc__)

@@ -1,0 +1,335 @@
+"""The threads that end a process, and what processes tell each other beside collective calls."""
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import psutil
+import pytest
+from crash import forked
+from torch.distributed import HashStore, TCPStore
+
+from lbsgd import guard as guard_module
+from lbsgd import peers as peers_module
+from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
+from lbsgd.guard import Guard
+from lbsgd.launch import Processes, free_port
+from lbsgd.peers import OtherFailed, Peers
+
+ALONE = Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)
+
+
+def two_peers(store=None, hosts=("alpha", "beta")):
+    """Both of two processes on two hosts, met at a store of this process."""
+    store = store or HashStore()
+    met = []
+    for rank, host in enumerate(hosts):
+        met.append(Peers(Processes(rank, 2, 0, 1), store))
+        store.set(f"host/{rank}", host)
+    return met
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """Beats of hundredths of a second."""
+    monkeypatch.setattr(peers_module, "BEAT_SECONDS", 0.02)
+
+
+# --- peers --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_differs_between_hosts_is_named():
+    first, second = two_peers()
+    first.agree({"configuration": "1f", "data": "e0"})
+    second.agree({"configuration": "1f", "data": "e0"})
+    with pytest.raises(ConfigError, match="rank 1 on beta does not have the data of rank 0 on alpha; make them the same on all"):
+        second.agree({"configuration": "1f", "data": "e1"})
+
+
+@pytest.fixture
+def meeting_point(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+
+
+def meet_in_threads(world_size, ranks, seconds):
+    """What Peers.meet returns or raises for some ranks of a world."""
+    def meet(rank):
+        try:
+            return Peers.meet(Processes(rank, world_size, 0, 1), seconds, lambda position: None)
+        except LbsgdError as error:
+            return error
+
+    with ThreadPoolExecutor() as threads:
+        return list(threads.map(meet, ranks))
+
+
+def test_processes_that_do_not_come_are_named(meeting_point):
+    [error] = meet_in_threads(3, [0], seconds=0.5)
+    assert isinstance(error, LostProcessError)
+    assert "of 3 processes some did not come within 0.5 s: rank 1, 2; look at their hosts" in str(error)
+
+
+def test_a_meeting_point_that_nobody_serves_is_named(meeting_point):
+    [error] = meet_in_threads(2, [1], seconds=1)
+    assert isinstance(error, LostProcessError) and f"cannot reach rank 0 at 127.0.0.1:{os.environ['MASTER_PORT']}" in str(error)
+
+
+def test_a_run_that_torchrun_starts_again_hears_nothing_of_the_failure_before(meeting_point, monkeypatch):
+    """Its agent keeps the store over restarts."""
+    agent = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    first, second = meet_in_threads(2, [0, 1], seconds=30)
+    first.fail(DataError("no such file")), first.request_stop("SIGTERM")
+    assert second.failure() and second.stop_requested() == "SIGTERM"
+    for peers in meet_in_threads(2, [0, 1], seconds=30):
+        assert peers.failure() is None and peers.stop_requested() is None
+    assert agent.port
+
+
+def test_the_first_failure_counts_and_is_not_another_s_to_its_own_process():
+    first, second = two_peers()
+    assert second.failure() is None
+    assert first.fail(TrainingError("no number")) is True
+    assert second.fail(LostProcessError("lost another process")) is False
+    failure = second.failure()
+    assert isinstance(failure, OtherFailed) and failure.exit_code == TrainingError.exit_code == 3
+    assert str(failure) == f"by rank 0 on {socket.gethostname()}: no number"
+    assert first.failure() is None
+
+
+def test_a_process_that_gives_no_sign_of_life_is_named(fast):
+    store, ended = HashStore(), threading.Event()
+    ranks = [Peers(Processes(rank, 3, 0, 1), store) for rank in range(3)]
+    for rank, peers in enumerate(ranks):
+        store.set(f"host/{rank}", f"host{rank}")
+        peers.beat("iteration 7")
+
+    def lives():
+        while not ended.wait(0.005):
+            ranks[1].beat("iteration 7")  # at the same place: slow is not dead
+
+    thread = threading.Thread(target=lives)
+    thread.start()
+    try:
+        assert ranks[0].silent() == ["rank 2 on host2"]
+    finally:
+        ended.set(), thread.join()
+
+
+def test_a_request_to_stop_reaches_the_others():
+    first, second = two_peers()
+    assert first.stop_requested() is None
+    second.request_stop("SIGUSR1")
+    assert first.stop_requested() == second.stop_requested() == "SIGUSR1"
+
+
+# --- the guard: each test in a process of its own, which it ends ------------------------------------------------------------
+
+
+class Ending:
+    """How a process that ran function(*arguments) ended, and what it printed."""
+
+    def __init__(self, tmp_path, function, *arguments, signals=()):
+        path = tmp_path / "console"
+        self.process = forked(function, *arguments, output=path)
+        try:
+            if signals:
+                while "ready" not in (path.read_text() if path.exists() else ""):
+                    assert self.process.is_alive()
+                    time.sleep(0.005)
+            for number in signals:
+                os.kill(self.process.pid, number)
+            self.process.join(60)
+            self.code, self.text = self.process.exitcode, path.read_text()
+            assert self.code is not None, f"still there after 60 s\n{self.text}"
+        finally:
+            self.process.kill()
+            self.process.join()
+
+    @property
+    def lines(self):
+        return [line for line in self.text.splitlines() if line.startswith(("error: ", "stopped: ", "ended: "))]
+
+
+def wait_for_ever():
+    """As in a collective call whose other side is gone: in C++, where no signal reaches Python's handlers."""
+    print("ready")
+    HashStore().get("what nobody sets")
+
+
+def guarded(nothing_to_save=True, peers=None, processes=ALONE, hang_timeout=60, then=wait_for_ever):
+    with Guard(processes, hang_timeout) as guard:
+        if peers:
+            guard.follow(peers)
+        guard.nothing_to_save = nothing_to_save
+        guard.alive("iteration 7")
+        then()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_ends_at_once_a_process_that_has_nothing_to_save(tmp_path, number):
+    ending = Ending(tmp_path, guarded, signals=[number])
+    assert ending.code == Stopped.exit_code == 75
+    assert ending.lines == [f"stopped: {number.name} at iteration 7; the same command with --resume goes on"]
+
+
+def cannot_save():
+    guard_module.SAVE_SECONDS = 0.5
+    guarded(nothing_to_save=False)
+
+
+def test_a_process_that_cannot_save_in_time_ends(tmp_path):
+    ending = Ending(tmp_path, cannot_save, signals=[signal.SIGTERM])
+    assert ending.code == 4
+    assert ending.lines == ["error: asked to stop, but nothing could be saved within 0.5 s of iteration 7"]
+
+
+def test_a_process_that_does_not_move_ends_and_one_that_moves_does_not(tmp_path):
+    ending = Ending(tmp_path, guarded, True, None, ALONE, 1)
+    assert ending.code == 4 and ending.lines == [
+        "error: nothing has moved for 1 s since iteration 7; another process or the network does not answer (--hang_timeout)"]
+    assert Ending(tmp_path, moves).code == 0
+
+
+def moves():
+    with Guard(ALONE, 1) as guard:
+        deadline = time.monotonic() + 1.7
+        while time.monotonic() < deadline:
+            guard.alive("iteration 8")
+            time.sleep(0.01)
+
+
+def launcher_dies(reaped):
+    launcher = subprocess.Popen(["sleep", "1000"])
+    guard_module.launchers = lambda: [psutil.Process(launcher.pid)]
+
+    def then():
+        launcher.kill()
+        if reaped:
+            launcher.wait()
+        wait_for_ever()
+
+    guarded(then=then)
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_process_whose_launcher_is_gone_ends_also_where_nobody_asks_for_the_launcher_s_exit_code(tmp_path, reaped):
+    ending = Ending(tmp_path, launcher_dies, reaped)
+    assert ending.code == 75 and "is gone at iteration 7; the same command with --resume goes on" in ending.lines[0]
+
+
+def raises(error):
+    def now():
+        raise error
+
+    guarded(then=now)
+
+
+@pytest.mark.parametrize("error, code, traceback", [
+    (DataError("no such file"), 2, False), (ZeroDivisionError("division by zero"), 1, True), (Stopped("SIGTERM"), 75, False)])
+def test_an_error_ends_with_its_code_and_a_bug_with_its_traceback(tmp_path, error, code, traceback):
+    ending = Ending(tmp_path, raises, error)
+    assert ending.code == code and len(ending.lines) == 1 and str(error) in ending.lines[0]
+    assert ("Traceback" in ending.text) == traceback
+
+
+GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"
+
+
+def loses(how, local_rank=0, host="beta"):
+    """Rank 0 of two, whose collective call fails or never returns, after rank 1 has died or told of its failure."""
+    peers_module.BEAT_SECONDS, guard_module.LAST_WORDS_SECONDS = 0.05, 0.1
+    socket.gethostname = lambda: "alpha"
+    first, second = two_peers(hosts=("alpha", host))
+    second.beat("iteration 7")
+
+    def fails():
+        if how == "other failed":
+            socket.gethostname = lambda: host
+            second.fail(TrainingError("the loss is not a number"))
+            socket.gethostname = lambda: "alpha"
+        if how == "hangs":
+            wait_for_ever()
+        raise RuntimeError(GLOO)
+
+    guarded(peers=first, processes=Processes(0, 2, local_rank, 1), hang_timeout=1, then=fails)
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_the_other_process_that_died_is_named_whether_the_collective_call_fails_or_hangs(tmp_path, how):
+    ending = Ending(tmp_path, loses, how)
+    assert ending.code == 4 and ending.lines == [
+        "error: rank 1 on beta died or does not answer since iteration 7; --resume goes on from the newest checkpoint"]
+    assert "Traceback" not in ending.text
+
+
+@pytest.mark.parametrize("local_rank, host, lines", [
+    (0, "beta", ["ended: by rank 1 on beta: the loss is not a number"]), (1, "beta", []), (0, "alpha", [])])
+def test_the_first_cause_is_told_once_on_every_host_and_its_code_is_everybody_s(tmp_path, local_rank, host, lines):
+    ending = Ending(tmp_path, loses, "other failed", local_rank, host)
+    assert (ending.code, ending.lines) == (TrainingError.exit_code, lines)
+
+
+class Stuck:
+    """A store that stops answering, as where its host has stopped; or that fails once."""
+
+    def __init__(self, store, fails_once=False):
+        self.store, self.fails_once, self.stuck = store, fails_once, threading.Event()
+
+    def __getattr__(self, name):
+        if self.stuck.is_set() and self.fails_once:
+            self.stuck.clear()
+            raise RuntimeError("the store timed out")
+        if self.stuck.is_set():
+            time.sleep(1000)
+        return getattr(self.store, name)
+
+
+def store_breaks(fails_once):
+    peers_module.BEAT_SECONDS = guard_module.BEAT_SECONDS = 0.05
+    guard_module.LAST_WORDS_SECONDS = guard_module.FIRST_CAUSE_SECONDS = 0.2
+    first, second = two_peers(store := Stuck(HashStore(), fails_once))
+
+    def then():
+        threading.Thread(target=lambda: [second.beat("iteration 7") or time.sleep(0.02) for _ in iter(int, 1)], daemon=True).start()
+        store.stuck.set()
+        wait_for_ever()
+
+    guarded(peers=first, processes=Processes(0, 2, 0, 1), hang_timeout=1, then=then)
+
+
+@pytest.mark.parametrize("fails_once", [False, True])
+def test_a_store_that_hangs_or_fails_once_keeps_nobody_from_ending(tmp_path, fails_once):
+    ending = Ending(tmp_path, store_breaks, fails_once)
+    assert ending.code == 4 and len(ending.lines) == 1, ending.text
+
+
+def told_by_another(reason):
+    peers_module.BEAT_SECONDS = guard_module.BEAT_SECONDS = 0.05
+    first, second = two_peers()
+    guarded(peers=first, processes=Processes(0, 2, 0, 1), then=lambda: (second.request_stop(reason), wait_for_ever()))
+
+
+def test_what_one_process_was_told_stops_the_others(tmp_path):
+    ending = Ending(tmp_path, told_by_another, "SIGUSR1")
+    assert ending.code == 75 and ending.lines == ["stopped: SIGUSR1 at iteration 7; the same command with --resume goes on"]
+
+
+def leaves():
+    before = threading.active_count()
+    with Guard(ALONE, 60):
+        pass
+    deadline = time.monotonic() + 20
+    while threading.active_count() > before:
+        assert time.monotonic() < deadline
+    print("left")
+
+
+def test_a_run_that_ends_well_leaves_no_thread_and_prints_nothing(tmp_path):
+    ending = Ending(tmp_path, leaves)
+    assert (ending.code, ending.text) == (0, "left\n")

@@ -1,0 +1,412 @@
+"""Saving, write by write: whatever kills the process, fills the disk or flips a bit, a whole checkpoint is left and found."""
+
+import ctypes
+import errno
+import itertools
+import json
+import os
+import pickle
+import random
+import resource
+import shutil
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from test_checkpoint import saved
+from test_engine import network, recipe, train
+from test_trainer import trainer
+
+import lbsgd
+import lbsgd.trainer
+from lbsgd import checkpoint
+from lbsgd.config import set_precision
+from lbsgd.disk import replace_file
+from lbsgd.engine import EngineState, gather_state, restore_state
+from lbsgd.errors import CheckpointError
+from lbsgd.run import interval
+from lbsgd.saver import Every
+
+FILES = ("weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json", "manifest.json")
+KILLED, UNSUPPORTED = 9, 77
+
+
+def in_child(function, *arguments):
+    """Exit code of a process, forked from this one, that runs a function; its exceptions are printed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function(*arguments)
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def value(path):
+    """What `saved` was given for a checkpoint, read from it."""
+    return checkpoint.load(path)[0]["weights"]["w"][0, 0].item()
+
+
+def values(folder):
+    return {path.name[:18]: value(path) for path in checkpoint.complete(folder)}
+
+
+# --- killed between any two writes --------------------------------------------------------------------------------------
+
+
+def die_at(point):
+    """Ends this process before its point-th change to the file system; a file is written in two halves."""
+    number = itertools.count()
+
+    def change(event, arguments):
+        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "half a file") and next(number) == point:
+            os._exit(KILLED)
+
+    def in_halves(path, data):
+        with open(path, "wb", buffering=0) as file:
+            file.write(data[:len(data) // 2])
+            change("half a file", ())
+            return len(data) // 2 + file.write(data[len(data) // 2:])
+
+    def torch_in_halves(content, path):
+        write(content, path)
+        os.truncate(path, path.stat().st_size // 2)
+        change("half a file", ())
+        write(content, path)
+
+    write, torch.save, Path.write_bytes = torch.save, torch_in_halves, in_halves
+    sys.addaudithook(change)
+
+
+def killed_at_every_point(template, folder, function):
+    """Copies of the folder `template` as function(folder) leaves them, killed at one point after another, up to none."""
+    for point in itertools.count():
+        shutil.copytree(template, folder)
+        code = in_child(lambda: (die_at(point), function(folder)))
+        assert code in (0, KILLED)
+        yield code == 0
+        shutil.rmtree(folder)
+        if code == 0:
+            assert point > 1
+            return
+
+
+@pytest.mark.parametrize("before", [[], [1], [1, 2, 3], [5], [3, 4, 5], [3, 4, 5, 5]])
+def test_a_save_killed_anywhere_leaves_the_checkpoint_before_it_or_the_new_one(tmp_path, before):
+    """The first save, another, one that deletes the oldest, and the same iteration again, which replaces a checkpoint."""
+    template, folder = tmp_path / "template", tmp_path / "checkpoints"
+    template.mkdir()
+    for iteration in before:
+        saved(template, iteration, value=1.0)
+    old, new = {f"iteration_{iteration:08}": 1.0 for iteration in before}, {"iteration_00000005": 2.0}
+    points = 0
+    for done in killed_at_every_point(template, folder, lambda folder: saved(folder, 5, value=2.0)):
+        points += 1
+        found = values(folder)
+        newest = dict([*found.items()][-1:])
+        assert newest == new or newest == dict([*old.items()][-1:]) and not done
+        assert found.items() <= old.items() | new.items() and len(found) >= min(3, len(before))
+        saved(folder, 6, value=3.0)  # sweeps what was left
+        assert value(checkpoint.newest(folder)) == 3.0
+        assert sorted(path.name[:18] for path in folder.iterdir()) == sorted(values(folder))[-3:]
+    assert points > 15
+
+
+def test_the_last_save_of_an_iteration_counts_however_often_it_was_saved(tmp_path):
+    for number in range(12):
+        saved(tmp_path, 5, value=float(number))
+        assert value(checkpoint.newest(tmp_path)) == number and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("write", [
+    lambda path, value: checkpoint.export_weights(path, {"w": torch.full((100, 100), value)}),
+    lambda path, value: replace_file(path, json.dumps([value] * 1000).encode())])
+def test_a_file_replaced_by_a_process_that_is_killed_anywhere_is_the_old_or_the_new_one(tmp_path, write):
+    template, path = tmp_path / "template", tmp_path / "folder/file"
+    template.mkdir()
+    write(template / "file", 1.0)
+    old = (template / "file").read_bytes()
+    write(template / "file", 2.0)
+    new = (template / "file").read_bytes()
+    (template / "file").write_bytes(old)
+    for done in killed_at_every_point(template, path.parent, lambda folder: write(folder / "file", 2.0)):
+        assert path.read_bytes() in ((new,) if done else (old, new))
+
+
+def test_all_is_forced_to_the_disk_before_a_checkpoint_gets_its_name(tmp_path, monkeypatch):
+    """So that a machine that loses its power holds a whole checkpoint, too; the new name itself is forced there last."""
+    events = []
+
+    def noting(name, function):
+        monkeypatch.setattr(os, name, lambda *paths, **options: (events.append((name, where(paths[0]))), function(*paths, **options))[1])
+
+    def where(path):
+        return Path(os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path).name
+
+    noting("fsync", os.fsync), noting("rename", os.rename)
+    building = f".iteration_00000001.{os.getpid()}"
+    saved(tmp_path, 1)
+    assert events == [*(("fsync", name) for name in FILES), ("fsync", building), ("rename", building), ("fsync", tmp_path.name)]
+
+
+# --- a full disk --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_save_that_a_limit_on_file_sizes_ends_leaves_the_one_before_and_the_next_succeeds(tmp_path, name):
+    """The kernel ends the write of one file in its middle."""
+    def limited():
+        size = (saved(tmp_path, 1) / name).stat().st_size
+        if any((tmp_path / "iteration_00000001" / other).stat().st_size >= size for other in FILES[:FILES.index(name)]):
+            shrink_others(name)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, -1))
+        with pytest.raises(OSError) as caught:
+            saved(tmp_path, 2)
+        assert caught.value.errno == errno.EFBIG
+        assert [path.name for path in tmp_path.iterdir()] == ["iteration_00000001"]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        saved(tmp_path, 3)
+        assert list(values(tmp_path)) == ["iteration_00000001", "iteration_00000003"]
+
+    assert in_child(limited) == 0
+
+
+def shrink_others(name):
+    """Lets the limit count for one file only: the earlier, larger ones are written without it."""
+    write = checkpoint.write
+
+    def unlimited(path, data):
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if path.name != name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        try:
+            return write(path, data)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    checkpoint.write = unlimited
+
+
+def mount_small_disk(folder, size):
+    """A file system of a few bytes, which only this process sees and which goes with it; ends it where that is forbidden."""
+    CLONE_NEWNS, CLONE_NEWUSER, MS_REC, MS_PRIVATE = 0x20000, 0x10000000, 0x4000, 0x40000
+    libc = ctypes.CDLL(None, use_errno=True)
+    if (libc.unshare(CLONE_NEWNS | (CLONE_NEWUSER if os.geteuid() else 0))
+            or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+            or libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode())):
+        os._exit(UNSUPPORTED)
+
+
+def test_a_full_disk_loses_nothing_and_once_there_is_room_the_next_save_succeeds(tmp_path):
+    """From no free page to just too few: the disk is full at one file after another."""
+    def full():
+        mount_small_disk(tmp_path, size=200 * 1024)
+        ballast, page = tmp_path / "ballast", 4096
+        saved(tmp_path / "checkpoints", 1)
+        for free in itertools.count():
+            with ballast.open("wb", buffering=0) as file:
+                try:
+                    while file.write(bytes(page)) == page:
+                        pass
+                except OSError:
+                    file.truncate(file.tell() // page * page - free * page)
+            try:
+                saved(tmp_path / "checkpoints", 2, value=2.0)
+                break
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+            assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["iteration_00000001"]
+            assert values(tmp_path / "checkpoints") == {"iteration_00000001": 1.0}
+        assert free > 5 and values(tmp_path / "checkpoints") == {"iteration_00000001": 1.0, "iteration_00000002": 2.0}
+
+    code = in_child(full)
+    if code == UNSUPPORTED:
+        pytest.skip("no file system may be mounted here, not even in a namespace of our own")
+    assert code == 0
+
+
+def test_a_save_that_failed_for_another_reason_than_the_disk_is_not_kept_quiet(tmp_path, monkeypatch):
+    ours = trainer(tmp_path)
+
+    def broken(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(checkpoint, "save", broken)
+    ours.save()
+    with pytest.raises(ZeroDivisionError):
+        ours.save()
+
+
+# --- damage -------------------------------------------------------------------------------------------------------------
+
+
+DAMAGE = {"cut": lambda data: data[:-1], "emptied": lambda data: b"", "overwritten": lambda data: bytes(len(data)),
+          "flipped": lambda data: data[:20] + bytes([data[20] ^ 4]) + data[21:]}
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_file_is_named_and_the_next_older_whole_checkpoint_is_used(tmp_path, name, damage):
+    for iteration in (1, 2, 3):
+        saved(tmp_path, iteration, value=float(iteration))
+    for iteration in (2, 3):
+        path = tmp_path / f"iteration_0000000{iteration}" / name
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    said = []
+    tensors, state = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
+    assert tensors["weights"]["w"][0, 0] == 1 and state["counters"] == {"iteration": 1}
+    first, second, last = said
+    for line, iteration in ((first, 3), (second, 2)):
+        assert line.startswith("warning: ") and f"iteration_0000000{iteration}" in line
+        assert name in line or name == "manifest.json"  # a manifest that cannot be read, or that blames another file
+    assert last == f"resuming from {tmp_path / 'iteration_00000001'}"
+
+
+def test_any_damage_to_the_manifest_is_found(tmp_path):
+    """It alone has no checksum: every byte of it, with one bit flipped, and every length that it may be cut to."""
+    path, bit = saved(tmp_path, 1) / "manifest.json", random.Random(0)
+    data = path.read_bytes()
+    for at in range(len(data)):
+        for damaged in (data[:at], data[:at] + bytes([data[at] ^ 1 << bit.randrange(8)]) + data[at + 1:]):
+            path.write_bytes(damaged)
+            with pytest.raises(checkpoint.DamagedError):
+                checkpoint.load(path.parent)
+
+
+def test_with_no_whole_checkpoint_left_all_are_named(tmp_path):
+    for iteration in (1, 2):
+        (saved(tmp_path, iteration) / "state.json").write_text("{}")
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_newest(tmp_path, {"seed": 0}, print)
+    assert all(f"iteration_0000000{iteration}/state.json" in str(caught.value) for iteration in (1, 2))
+    assert f"no whole checkpoint is left in {tmp_path}" in str(caught.value)
+
+
+class Bomb:
+    def __reduce__(self):
+        return os._exit, (66,)
+
+
+def test_loading_a_checkpoint_or_an_export_unpickles_no_object(tmp_path):
+    """Python reports every class or function that unpickling looks up; torch.load of weights only has an unpickler of its own."""
+    path = saved(tmp_path, 1)
+    checkpoint.export_weights(tmp_path / "weights.pt", {"w": torch.ones(2)})
+
+    def load():
+        sys.addaudithook(lambda event, _: os._exit(66) if event == "pickle.find_class" else None)
+        checkpoint.load(path)
+        assert torch.load(tmp_path / "weights.pt", weights_only=True)["w"].sum() == 2
+
+    def load_a_bomb():
+        for name in FILES[:3]:
+            (path / name).write_bytes(pickle.dumps(Bomb()))
+            manifest = {other: checkpoint.describe(path / other) for other in FILES[:4]}
+            (path / "manifest.json").write_text(json.dumps(manifest))
+            with pytest.raises(Exception):
+                checkpoint.load(path)
+
+    assert in_child(lambda: pickle.loads(pickle.dumps(Bomb()))) == 66
+    assert in_child(load) == 0 and in_child(load_a_bomb) == 0
+
+
+# --- when, and what -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text, meant", [("50", (50, None)), ("1", (1, None)), ("10m", (None, 10)), ("0.5m", (None, 0.5))])
+def test_an_interval_is_of_iterations_or_minutes(text, meant):
+    assert interval(text) == meant
+
+
+@pytest.mark.parametrize("text", ["0", "-5", "1.5", "0m", "-1m", "m", "", "10h", "10 minutes", "nanm", "infm"])
+def test_what_is_no_interval_is_refused(text):
+    with pytest.raises(Exception, match="neither a number of iterations, such as 50, nor of minutes, such as 10m"):
+        interval(text)
+
+
+@pytest.mark.parametrize("every, names", [
+    (Every(), [2, 3]), (Every(iterations=1), [1, 2, 3]), (Every(minutes=1e-9), [1, 2, 3]), (Every(minutes=60), [2, 3])])
+def test_a_run_is_saved_at_the_intervals_and_where_an_epoch_or_the_run_ends(tmp_path, monkeypatch, every, names):
+    """Two iterations are an epoch."""
+    monkeypatch.setattr(lbsgd.trainer, "AGREE_SECONDS", 0)
+    ours = trainer(tmp_path)
+    ours.saver.every = every
+    ours.train(last_iteration=3), ours.saver.wait()
+    assert [path.name for path in checkpoint.complete(tmp_path)] == [f"iteration_0000000{name}" for name in names]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written_which_holds_what_was_when_it_was_saved(tmp_path, monkeypatch):
+    ours, proceed, write = trainer(tmp_path), threading.Event(), checkpoint.write
+    ours.train(last_iteration=1), ours.saver.wait()
+
+    def held(path, data):
+        assert proceed.wait(20)
+        return write(path, data)
+
+    monkeypatch.setattr(checkpoint, "write", held)
+    ours.engine.train()
+    batches = ours.train_data.epoch(0, 1)
+    ours.update(batches)
+    before = gather_state(ours.engine)
+    ours.save()
+    ours.update(ours.train_data.epoch(1))
+    assert ours.iteration == 3 and checkpoint.newest(tmp_path).name == "iteration_00000001"
+    proceed.set()
+    assert ours.saver.wait()
+    tensors, state = checkpoint.load(checkpoint.newest(tmp_path))
+    assert state["counters"]["iteration"] == 2
+    now = gather_state(ours.engine)
+    for kind in ("weights", "momentum"):
+        assert all(torch.equal(tensor, getattr(before, kind)[name]) for name, tensor in tensors[kind].items())
+        assert not torch.equal(tensors[kind]["fc.weight"], getattr(now, kind)["fc.weight"])
+
+
+def test_the_number_of_threads_comes_back_unless_the_processes_are_others(tmp_path, monkeypatch):
+    """Sums over another number of threads differ in their last bits."""
+    threads, load_newest = torch.get_num_threads(), checkpoint.load_newest
+    try:
+        torch.set_num_threads(2)
+        ours = trainer(tmp_path)
+        ours.train(last_iteration=1), ours.saver.wait()
+        for world_size, expected in ((1, 2), (2, 1)):
+            monkeypatch.setattr(checkpoint, "load_newest", lambda *given: with_world_size(load_newest(*given), world_size))
+            torch.set_num_threads(1)
+            trainer(tmp_path).restore()
+            assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(threads)
+
+
+def with_world_size(loaded, world_size):
+    tensors, state = loaded
+    return tensors, {**state, "world_size": world_size}
+
+
+def test_the_loss_scale_and_the_skipped_updates_come_back_from_the_disk(tmp_path, monkeypatch):
+    """fp16 from a loss scale of 2^24, at which the first updates are skipped; bit-equal to what goes on without a save."""
+    from deepspeed.accelerator import get_accelerator
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)  # any CPU computes in fp16, slowly
+    config = recipe(stage=1, micro_batch=64)
+    set_precision(config, "fp16")
+    config["fp16"] |= {"initial_scale_power": 24, "hysteresis": 1}
+    engine, plan = lbsgd.initialize(network(), config)
+    train(engine, plan, 0, 12)
+    state = gather_state(engine)
+    scale = state.counters["loss_scaler"]["cur_scale"]
+    assert state.counters["skipped_iterations"] > 0 and scale < 2**24
+    checkpoint.save(tmp_path, 12, {"weights": state.weights, "momentum": state.momentum, "random": {}}, {"counters": state.counters})
+    tensors, described = checkpoint.load(checkpoint.newest(tmp_path))
+    again, _ = lbsgd.initialize(network(seed=1), config)
+    restore_state(again, EngineState(tensors["weights"], tensors["momentum"], described["counters"]))
+    assert (again.optimizer.loss_scaler.cur_scale, again.skipped_steps) == (scale, engine.skipped_steps)
+    for one in (engine, again):
+        train(one, plan, 12, 16)
+    ours, theirs = gather_state(again), gather_state(engine)
+    assert ours.counters == theirs.counters
+    assert all(torch.equal(tensor, theirs.weights[name]) for name, tensor in ours.weights.items())
