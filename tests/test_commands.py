@@ -84,7 +84,7 @@ def test_a_file_that_is_not_ffcvs_is_refused(spoilt):
     refused(recipe(DIGITS, "--data_dir", spoilt), spoilt / "train.beton")
 
 
-@pytest.mark.parametrize("missing_bytes", [1, 1000, 10_000_000])
+@pytest.mark.parametrize("missing_bytes", [1, 1000, 500_000])
 def test_a_truncated_file_is_refused(spoilt, missing_bytes):
     path = spoilt / "train.beton"
     with path.open("r+b") as file:
@@ -277,16 +277,16 @@ def test_resume_without_a_checkpoint_says_so_and_starts_and_evaluate_only_refuse
 
 
 def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_keeps_the_checkpoint(small, fake_run, tmp_path):
-    """An lr of 1e30 from iteration 0 on: the loss of iteration 1 is not a number."""
+    """An lr of 1e9 from iteration 0 on: the loss of iteration 2 is not a number."""
     config = read_json(small)
-    config["lbsgd"] |= {"linear_scaling": {"rule": "fixed", "base_lr": 1e30, "base_batch": 4}}
-    config["optimizer"]["params"]["lr"] = 1e30
-    config["scheduler"]["params"] |= {"warmup_min_lr": 1e30, "warmup_max_lr": 1e30}
+    config["lbsgd"] |= {"linear_scaling": {"rule": "fixed", "base_lr": 1e9, "base_batch": 4}}
+    config["optimizer"]["params"]["lr"] = 1e9
+    config["scheduler"]["params"] |= {"warmup_min_lr": 1e9, "warmup_max_lr": 1e9}
     path = tmp_path / "diverges.json"
     path.write_text(json.dumps(config))
     done = launched(2, path, "--fake_data", "--max_iterations", 5, "--output_dir", tmp_path / "run")
     assert done.returncode != 0 and "Traceback" not in done.stderr
-    assert "error: the loss of iteration 1 is not a number" in done.stderr, done.stderr
+    assert "error: the loss of iteration 2 is not a number" in done.stderr, done.stderr
     assert "no checkpoint was written yet" in done.stderr
 
 

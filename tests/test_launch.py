@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from lbsgd.errors import ConfigError
-from lbsgd.launch import Processes, named_hostfile, require_hosts
+from lbsgd.launch import Processes, is_launcher, named_hostfile, require_hosts
 
 DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]
 
@@ -36,6 +36,25 @@ def test_the_launchers_variables_are_read(monkeypatch, local):
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", local: "4"}.items():
         monkeypatch.setenv(name, value)
     assert Processes.from_environment() == Processes(rank=5, world_size=8, local_rank=1, local_world_size=4)
+
+
+@pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
+def test_several_processes_that_would_each_train_alone_are_refused(monkeypatch, variable):
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setenv(variable, "4")
+    with pytest.raises(ConfigError, match=f"{variable} is 4, but RANK is not set, so each process would train alone"):
+        Processes.from_environment()
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    ([*DEEPSPEED, "recipes/resnet50.py"], True),
+    (["python", "-u", "-m", "deepspeed.launcher.launch", "--world_info=e30="], True),
+    (["/usr/bin/python3", "/venv/bin/torchrun", "--nproc_per_node", "2"], True),
+    (["python", "-m", "torch.distributed.run", "recipes/resnet50.py"], True),
+    (["python", "recipes/resnet50.py", "--deepspeed_config", "ds_configs/8k.json"], False),
+    (["bash", "-c", "deepspeed recipes/resnet50.py"], False), ([], False)])
+def test_launchers_are_known_by_their_command_lines(arguments, expected):
+    assert is_launcher(arguments) is expected
 
 
 def test_an_unexpected_world_size_is_refused():

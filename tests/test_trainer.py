@@ -148,3 +148,28 @@ def fail_on_rank_0():
 
 def test_what_rank_0_finds_wrong_ends_every_process():
     assert in_processes(2, fail_on_rank_0) == ["no complete checkpoint"] * 2
+
+
+def test_an_epoch_that_waited_for_its_data_says_once_what_to_change():
+    records = Records()
+    reporter = Reporter(Records(), records, "4 loader threads a process")
+    for waited_pct in (4.9, 31.2, 50.0):
+        reporter.advise_on_waiting(waited_pct)
+    [said] = records.said
+    assert "31 % of the epoch" in said and "4 loader threads a process" in said and "--max_side" in said
+
+
+def test_the_share_of_an_epoch_that_was_waited_is_that_of_all_its_iterations(tmp_path, monkeypatch):
+    ours, told = trainer(tmp_path), []
+    wait_for = ours.wait_for
+
+    def slowly(batches):
+        batch = wait_for(batches)
+        ours.waited += 1000.0  # of seconds, beside which the epoch's own are nothing
+        return batch
+
+    monkeypatch.setattr(ours, "wait_for", slowly)
+    monkeypatch.setattr(ours.reporter, "advise_on_waiting", told.append)
+    ours.train(last_iteration=2)
+    passes = 2 * ours.plan.accumulation_steps
+    assert told[0] * ours.reporter.log.epochs[0]["seconds"] / 100 == pytest.approx(1000.0 * passes, rel=1e-3)
