@@ -13,7 +13,6 @@ A checkpoint is written into a hidden folder, forced to the disk, and renamed; a
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -38,7 +37,7 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
     Raises OSError when the disk fails; the folder then holds what it held before.
     """
     name = f"iteration_{iteration:08d}"
-    final = unused(folder / name)
+    final = unused(folder, name)
     building = folder / f".{name}.{os.getpid()}"
     for left_over in folder.glob(".iteration_*"):  # of a run that was killed while it saved or deleted
         shutil.rmtree(left_over)
@@ -66,13 +65,16 @@ def write(path: Path, data: bytes) -> dict[str, Any]:
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def unused(path: Path) -> Path:
-    """The path, or, where this iteration was saved before (and then resumed from an older one), the path with a number.
+def unused(folder: Path, name: str) -> Path:
+    """Where to save, with a number behind the name where this iteration was saved before (and the run resumed from an older
+    one): no portable call exchanges two folders at once, and the old one must stand until the new one does."""
+    taken = [place(path)[1] for path in folder.glob(f"{name}*")]
+    return folder / (f"{name}.{max(taken) + 1}" if taken else name)
 
-    No portable call exchanges two folders at once, and the old one must stand until the new one does.
-    """
-    numbered = (path.with_name(f"{path.name}.{number}") for number in itertools.count(1))
-    return next(candidate for candidate in itertools.chain([path], numbered) if not candidate.exists())
+
+def place(path: Path) -> tuple[str, int]:
+    """What checkpoints are sorted by: the iteration, and how often it was saved before."""
+    return path.stem, int(path.suffix[1:] or 0)
 
 
 def delete(path: Path) -> None:
@@ -84,7 +86,7 @@ def delete(path: Path) -> None:
 
 def complete(folder: Path) -> list[Path]:
     """The checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("iteration_*") if (path / "manifest.json").is_file())
+    return sorted((path for path in folder.glob("iteration_*") if (path / "manifest.json").is_file()), key=place)
 
 
 def newest(folder: Path) -> Optional[Path]:

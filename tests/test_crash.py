@@ -299,50 +299,78 @@ def test_a_second_signal_ends_a_process_at_once(small, tmp_path):
 # --- the launcher -----------------------------------------------------------------------------------------------------
 
 
-def processes_of(arguments):
-    """`deepspeed`, the launch.py that it starts, and the ranks: those of this process's descendants that were given arguments."""
-    found = [process for process in psutil.Process().children(recursive=True) if arguments in " ".join(process.cmdline())]
-    return sorted(found, key=lambda process: process.create_time())
+class Launched:
+    """A long run as DeepSpeed's command starts it; its processes once they train, and none of them on leaving."""
+
+    def __init__(self, folder, *flags):
+        self.run, self.flags, self.printed = folder / "run", flags, folder / "console"
+        self.json = config(folder, iterations=5000)
+
+    def __enter__(self):
+        with self.printed.open("w") as console:
+            self.command = subprocess.Popen(
+                [Path(sys.executable).with_name("deepspeed"), "--quiet", "--num_accelerators", "2", "--master_port", str(free_port()),
+                 RECIPE, "--deepspeed_config", self.json, "--fake_data", "--output_dir", self.run, *self.flags],
+                stdout=console, stderr=console, start_new_session=True)
+        try:
+            self.wait_for_iteration(3)
+            mine = [process for process in psutil.Process().children(recursive=True) if str(self.run) in process.cmdline()]
+            self.deepspeed, self.launch, *self.ranks = sorted(mine, key=lambda process: process.create_time())
+            assert "deepspeed.launcher.launch" in self.launch.cmdline() and len(self.ranks) == 2
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        try:
+            os.killpg(self.command.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.command.wait()
+
+    def wait_for_iteration(self, number):
+        deadline, log = time.monotonic() + 120, self.run / "log.jsonl"
+        while not log.exists() or len(log.read_bytes().splitlines()) <= number:
+            assert self.command.poll() is None and time.monotonic() < deadline, self.printed.read_text()
+            time.sleep(0.01)
+
+    def errors_at_the_end(self, within=30):
+        """What launch.py's processes print when they end; fails where one is left after so many seconds."""
+        assert psutil.wait_procs([self.launch, *self.ranks], timeout=within)[1] == [], self.printed.read_text()
+        return [line for line in self.printed.read_text().splitlines() if line.startswith(("error: ", "stopped: ", "ended: "))]
 
 
 @pytest.mark.parametrize("dies", ["deepspeed", "launch.py"])
 def test_a_run_whose_launcher_was_killed_saves_and_ends(tmp_path, dies):
     """The kernel tells the ranks about the death of their parent, launch.py, and they look for `deepspeed` above it."""
-    json, folder = config(tmp_path, iterations=5000), tmp_path / "run"
-    with (tmp_path / "console").open("w") as console:
-        launcher = subprocess.Popen(
-            [Path(sys.executable).with_name("deepspeed"), "--quiet", "--num_accelerators", "2", "--master_port", str(free_port()),
-             RECIPE, "--deepspeed_config", json, "--fake_data", "--output_dir", folder],
-            stdout=console, stderr=console, start_new_session=True)
-    try:
-        [deepspeed, launch, *ranks] = wait_until(lambda: len(found := processes_of(str(folder))) == 4 and found)
-        assert "deepspeed.launcher.launch" in launch.cmdline()
-        log = folder / "log.jsonl"
-        wait_until(lambda: log.exists() and len(log.read_bytes().splitlines()) > 3)
-        (launch if dies == "launch.py" else deepspeed).kill()
-        assert psutil.wait_procs([launch, *ranks], timeout=30)[1] == []
-        reason = "SIGTERM" if dies == "launch.py" else rf"its launcher \(process {deepspeed.pid}\) is gone"
-        text = (tmp_path / "console").read_text()
-        [saved] = re.findall(rf"stopped: {reason}: saved after (\d+) iterations", text)
-        assert int(saved) == saved_iteration(folder)
-    finally:
-        kill_group(launcher)
+    with Launched(tmp_path) as run:
+        (run.launch if dies == "launch.py" else run.deepspeed).kill()
+        [error] = run.errors_at_the_end()
+    reason = "SIGTERM" if dies == "launch.py" else rf"its launcher \(process {run.deepspeed.pid}\) is gone"
+    [saved] = re.findall(rf"stopped: {reason}: saved after (\d+) iterations", error)
+    assert int(saved) == saved_iteration(run.run)
 
 
-def wait_until(condition, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    return value
+@pytest.mark.slow
+@pytest.mark.parametrize("number, to_all", [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
+def test_a_signal_to_the_launcher_or_to_all_saves_and_ends_the_run(tmp_path, number, to_all):
+    """launch.py alone passes SIGTERM on; a scheduler's SIGTERM, or Ctrl-C, reaches all processes, and launch.py adds its own."""
+    with Launched(tmp_path) as run:
+        os.killpg(run.command.pid, number) if to_all else os.kill(run.launch.pid, number)
+        [error] = run.errors_at_the_end()
+    [saved] = re.findall(r"stopped: .+: saved after (\d+) iterations", error)
+    assert int(saved) == saved_iteration(run.run)
 
 
-def kill_group(process):
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
+@pytest.mark.slow
+@pytest.mark.parametrize("number, within", [(signal.SIGKILL, 20), (signal.SIGSTOP, 70)])
+def test_under_the_launcher_a_process_that_dies_or_stops_ends_all(tmp_path, number, within):
+    """launch.py kills a process that is stopped 30 s after it has asked it to end, which it does once another has ended."""
+    with Launched(tmp_path, "--hang_timeout", "10") as run:
+        run.ranks[1].send_signal(number)
+        [error] = run.errors_at_the_end(within)
+    assert f"error: rank 1 on {HOST} died or does not answer since iteration" in error
 
 
 # --- the evaluation ---------------------------------------------------------------------------------------------------
@@ -519,6 +547,7 @@ def disk_fails_for_a_while():
     def and_limit(self, iteration):
         report(self, iteration)
         if iteration in (22, 39):
+            self.saver.wait()  # iteration 21's checkpoint may still be on its way
             resource.setrlimit(resource.RLIMIT_FSIZE, (90_000 if iteration == 22 else -1, -1))
 
     lbsgd.trainer.Trainer.report_iteration = and_limit
