@@ -315,7 +315,7 @@ class Launched:
         try:
             self.wait_for_iteration(3)
             mine = [process for process in psutil.Process().children(recursive=True) if str(self.run) in process.cmdline()]
-            self.deepspeed, self.launch, *self.ranks = sorted(mine, key=lambda process: process.create_time())
+            self.deepspeed, self.launch, *self.ranks = sorted(mine, key=lambda process: (process.create_time(), process.pid))
             assert "deepspeed.launcher.launch" in self.launch.cmdline() and len(self.ranks) == 2
         except BaseException:
             self.__exit__()
