@@ -4,7 +4,7 @@
 
 DATA holds train.beton. Random resized crop to 224 and a flip, batches of 64; each contender is a process of its own, and
 they take turns, so that the ratios count. torchvision and DALI read the same bytes from files. DALI's CPU pipeline takes
-part where it is installed (pip install 'lbsgd[bench]'). The bare decoder decodes whole images, and does nothing else.
+part where it is installed (pip install nvidia-dali-cuda120 nvidia-nvimgcodec-cu12). The bare decoder decodes whole images, and does nothing else.
 """
 
 import argparse
