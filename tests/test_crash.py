@@ -341,14 +341,15 @@ class Launched:
         return [line for line in self.printed.read_text().splitlines() if line.startswith(("error: ", "stopped: ", "ended: "))]
 
 
-@pytest.mark.parametrize("dies", ["deepspeed", "launch.py"])
+@pytest.mark.parametrize("dies", [pytest.param("deepspeed", marks=pytest.mark.slow), "launch.py"])
 def test_a_run_whose_launcher_was_killed_saves_and_ends(tmp_path, dies):
     """The kernel tells the ranks about the death of their parent, launch.py, and they look for `deepspeed` above it."""
     with Launched(tmp_path) as run:
         (run.launch if dies == "launch.py" else run.deepspeed).kill()
         [error] = run.errors_at_the_end()
     reason = "SIGTERM" if dies == "launch.py" else rf"its launcher \(process {run.deepspeed.pid}\) is gone"
-    [saved] = re.findall(rf"stopped: {reason}: saved after (\d+) iterations", error)
+    # Rank 0 speaks, and may have learnt it from the other one a moment before it found out by itself.
+    [saved] = re.findall(rf"stopped: (?:{reason}|another process was told to): saved after (\d+) iterations", error)
     assert int(saved) == saved_iteration(run.run)
 
 
