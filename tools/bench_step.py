@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -50,6 +51,13 @@ def plan_for(micro_batch, resolution, precision, num_images):
         config["zero_optimization"]["stage"] = 0
     return Plan.read(config, 1, num_images, Overrides(
         global_batch=micro_batch, micro_batch=micro_batch, resolution=resolution, precision=precision))
+
+
+def fake_images(plan, device, dtype=None):
+    """Seeded images on the device, by default in the plan's precision; one rank takes each global batch in one pass."""
+    return FakeImages(plan.num_images, 1000, seed=0, global_batch=plan.global_batch, world_size=1, rank=0,
+                      micro_batch=plan.micro_batch, resolution=plan.recipe.augmentation.resolution, device=device,
+                      dtype=dtype or DTYPES[plan.precision], channels_last=memory_format(device) is torch.channels_last)
 
 
 def our_step(model, plan, open_train_data, folder="unused"):
@@ -114,14 +122,9 @@ def compare(table, name, micro_batch, resolution, precision, device, repeats):
     """A row: the bare loop and the trainer on the same seeded images, which are on the device already."""
     plan = plan_for(micro_batch, resolution, precision, num_images=10**6)
 
-    def fake(device, dtype=DTYPES[plan.precision]):
-        return FakeImages(plan.num_images, 1000, seed=0, global_batch=micro_batch, world_size=1, rank=0,
-                          micro_batch=micro_batch, resolution=resolution, device=device, dtype=dtype,
-                          channels_last=memory_format(device) is torch.channels_last)
-
     model = resnet(name, 1000)
-    bare = bare_step(copy.deepcopy(model), plan, fake(device, torch.float32), device)
-    ours, _ = our_step(model, plan, fake)
+    bare = bare_step(copy.deepcopy(model), plan, fake_images(plan, device, torch.float32), device)
+    ours, _ = our_step(model, plan, partial(fake_images, plan))
     row(table, f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, fake data", micro_batch,
         *in_turn([bare, ours], device, repeats))
 
@@ -157,13 +160,8 @@ def with_checkpoints(table, name, micro_batch, resolution, precision, device, re
     """A row: what a checkpoint every 50 iterations adds, all of it counted as if no core were free for its thread."""
     plan = plan_for(micro_batch, resolution, precision, num_images=10**6)
 
-    def fake(device):
-        return FakeImages(plan.num_images, 1000, seed=0, global_batch=micro_batch, world_size=1, rank=0,
-                          micro_batch=micro_batch, resolution=resolution, device=device, dtype=DTYPES[plan.precision],
-                          channels_last=memory_format(device) is torch.channels_last)
-
     with tempfile.TemporaryDirectory(dir=".") as folder:
-        step, trainer = our_step(resnet(name, 1000), plan, fake, folder)
+        step, trainer = our_step(resnet(name, 1000), plan, partial(fake_images, plan), folder)
 
         def checkpoint():
             trainer.save()
