@@ -1,8 +1,10 @@
-"""The one thing that setup.cfg cannot say: a piece of C, which is optional.
+"""The one thing that setup.cfg cannot say: some C, which is optional.
 
 Without a C compiler or libjpeg-turbo's header the package installs all the same, and FFCV decodes whole images.
 """
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension("lbsgd._crop_jpeg", ["lbsgd/crop_jpeg.c"], libraries=["jpeg"], optional=True)])
+setup(ext_modules=[Extension(
+    "lbsgd._kernels", ["lbsgd/crop_jpeg.c", "lbsgd/pixels.c"], depends=["lbsgd/huffman.h"], libraries=["jpeg", "m"], optional=True,
+    extra_compile_args=["-O3", "-ffp-contract=off"])])  # no fused multiply-add: the same pixels on any machine

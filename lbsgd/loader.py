@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from lbsgd.beton import BetonFile
-from lbsgd.crop_jpeg import crop_decoder, library, whole_image_decoder
-from lbsgd.crops import centre_crop, crop_key, mirror, random_resized_crop
+from lbsgd.crops import centre_crop, crop_key, random_resized_crop
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.kernels import Crops, ffcv_crops, library, our_crops
 from lbsgd.prefetch import Prefetcher
 from lbsgd.readahead import ReadAhead
 from lbsgd.sampler import SharedShuffleSampler
@@ -66,12 +66,10 @@ OSCacheManager.compile_reader = _compile_reader
 
 # --- FFCV's part: an operation, and the thread that runs it -----------------------------------------------------------
 
-resize = Compiler.compile(resize_crop)
 
-
-def jpeg_decoder() -> Callable:
-    compiled = library()
-    return crop_decoder(compiled) if compiled else whole_image_decoder(Compiler.compile(imdecode))
+def crops() -> Crops:
+    kernels = library()
+    return our_crops(kernels) if kernels else ffcv_crops(Compiler.compile(imdecode), Compiler.compile(resize_crop))
 
 
 class CropDecoder(SimpleRGBImageDecoder):
@@ -92,7 +90,7 @@ class CropDecoder(SimpleRGBImageDecoder):
                 (AllocationQuery(shape, dtype), AllocationQuery((2,), np.dtype("i8"))))
 
     def generate_code(self) -> Callable:
-        read, draw, jpeg, decode_jpeg = self.memory_read, self.draw, IMAGE_MODES["jpg"], jpeg_decoder()
+        read, draw, jpeg, (crop_jpeg, crop_pixels) = self.memory_read, self.draw, IMAGE_MODES["jpg"], crops()
         rows = Compiler.get_iterator()  # range, or Numba's parallel prange
 
         def decode(batch, memory, metadata, file):
@@ -103,12 +101,9 @@ class CropDecoder(SimpleRGBImageDecoder):
                 top, left, h, w, mirrored = draw(notes[row, 0], batch[row], height, width)
                 data, damaged = read(record["data_ptr"], file), False
                 if record["mode"] == jpeg:
-                    pixels, top, left, damaged = decode_jpeg(data, height, width, top, left, h, w)
+                    damaged = crop_jpeg(data, height, width, top, left, h, w, mirrored, destination[row])
                 else:
-                    pixels = data.reshape(height, width, 3)
-                resize(pixels, top, top + h, left, left + w, destination[row])
-                if mirrored:
-                    mirror(destination[row])
+                    crop_pixels(data.reshape(height, width, 3), top, left, h, w, mirrored, destination[row])
                 notes[row, 1] = batch[row] if damaged else -1
             return destination[: len(batch)]
 
@@ -283,7 +278,8 @@ class SharedShuffleOrder(TraversalOrder):
 
     def __call__(self, loader: Loader) -> SharedShuffleOrder:
         """Called by FFCV's Loader, which has the number of images."""
-        self.sampler = SharedShuffleSampler(loader.reader.num_samples, **self.cut)
+        # NumPy makes a permutation of uint64, FFCV's type of it, in floating point.
+        self.sampler = SharedShuffleSampler(int(loader.reader.num_samples), **self.cut)
         return self
 
     def sample_order(self, epoch: int) -> np.ndarray:

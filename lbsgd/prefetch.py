@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
-from numba import njit
+
+from lbsgd.kernels import library
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet's colours, where 1 is full brightness
 
@@ -30,13 +32,17 @@ class Prefetcher:
         return images.sub_(self.mean).div_(self.std).to(self.dtype)
 
     def _on_cpu(self, batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
-        """One pass over the memory, in which each pixel's value is looked up among the 256 possible ones."""
-        every_value = torch.arange(256, dtype=torch.uint8).view(1, 256, 1, 1).expand(1, 256, 1, 3)
-        table = self._normalised(every_value).float()[0, :, :, 0].contiguous().numpy()  # (3, 256)
+        kernels, memory = library(), ReusedMemory()
+        mean, std = (colours.flatten() for colours in (self.mean, self.std))
         for pixels in batches:
-            images = torch.empty(len(pixels), 3, *pixels.shape[1:3], memory_format=self.memory_format)
-            look_up(pixels, table, images.numpy())
-            yield images.to(self.dtype)
+            if kernels and self.memory_format == torch.contiguous_format:
+                images = memory.take((len(pixels), 3, *pixels.shape[1:3]))
+                for image, normalised in zip(pixels, images):
+                    kernels.lbsgd_normalise(image.ctypes.data, image.size // 3, mean.data_ptr(), std.data_ptr(),
+                                            normalised.data_ptr())
+                yield images.to(self.dtype)
+            else:
+                yield self._normalised(torch.from_numpy(pixels))
 
     def _one_ahead(self, batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
         """Copies and normalises one batch ahead of the reader, on a stream of its own."""
@@ -63,11 +69,17 @@ class Prefetcher:
         return images
 
 
-@njit(nogil=True)
-def look_up(pixels, table, images):
-    """images[i, c, y, x] = table[c, pixels[i, y, x, c]]"""
-    for i in range(pixels.shape[0]):
-        for y in range(pixels.shape[1]):
-            for x in range(pixels.shape[2]):
-                for c in range(3):
-                    images[i, c, y, x] = table[c, pixels[i, y, x, c]]
+class ReusedMemory:
+    """Tensors in memory that is used again once nothing refers to its last tensor: the kernel's zeros for new memory cost more
+    than the normalisation."""
+
+    def __init__(self) -> None:
+        self.uses: list[tuple[np.ndarray, weakref.ref]] = []
+
+    def take(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """A float32 tensor of any content."""
+        free = [array for array, used in self.uses if used() is None and array.shape == shape]
+        array = free[0] if free else np.empty(shape, np.float32)
+        used = array.view()  # which the tensor's storage keeps alive, and so every view of the tensor
+        self.uses = [use for use in self.uses if use[1]() is not None] + [(array, weakref.ref(used))]
+        return torch.from_numpy(used)

@@ -53,7 +53,7 @@ class ReadAhead:
     """
 
     def __init__(self, path: Path, starts: np.ndarray, sizes: np.ndarray):
-        self.file = os.open(path, os.O_RDONLY)
+        self.file = open(path, "rb", buffering=0)
         self.starts, self.ends = starts, np.cumsum(sizes.astype(np.int64))
         self.sizes = sizes
         self.decoded, self.asked, self.changed = 0, 0, threading.Condition()
@@ -77,7 +77,7 @@ class ReadAhead:
                 self.asked = last
             for start, size in zip(self.starts[first:last].tolist(), self.sizes[first:last].tolist()):
                 begin = start - start % mmap.PAGESIZE
-                os.posix_fadvise(self.file, begin, start + size - begin, os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(self.file.fileno(), begin, start + size - begin, os.POSIX_FADV_WILLNEED)
 
     def target(self) -> int:
         """How many images of the order may have been asked for."""
@@ -85,8 +85,9 @@ class ReadAhead:
         return int(np.searchsorted(self.ends, done + AHEAD_BYTES))
 
     def close(self) -> None:
+        """Also a second time, as FFCV's iterator does when it is deleted."""
         with self.changed:
             self.closed = True
             self.changed.notify()
         self.thread.join()
-        os.close(self.file)
+        self.file.close()

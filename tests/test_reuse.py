@@ -12,6 +12,7 @@ import oracle
 import pytest
 import torch
 from oracle import BOUND, distance
+from PIL import Image
 from processes import in_processes
 from test_engine import recipe
 from torch import nn
@@ -19,9 +20,12 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import lbsgd
+from lbsgd.beton import BetonFile
 from lbsgd.config import write_json
+from lbsgd.convert import convert
 from lbsgd.engine import gather_state
 from lbsgd.schedule import Schedule, learning_rate
+from lbsgd.shuffle import epoch_order
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "in_your_project.md"]
@@ -56,7 +60,8 @@ def with_json(folder, config):
 
 
 def test_the_pages_blocks_are_all_there():
-    assert set(BLOCKS) == {"plain", "own_loop", "without_deepspeed", "warmup_schedule", "overlay"}
+    assert set(BLOCKS) == {"plain", "own_loop", "without_deepspeed", "warmup_schedule", "overlay", "shared_shuffle_sampler",
+                           "shared_shuffle_order"}
 
 
 # --- 1. plain DeepSpeed -------------------------------------------------------------------------------------------------
@@ -294,3 +299,33 @@ def test_an_overlay_prints_every_number_that_it_changes(capsys):
     for change in ("train_batch_size: 8192 -> 4096", "optimizer.params.lr: 3.2 -> 1.6", "lbsgd.warmup.epochs: 5 -> 2",
                    "scheduler.params.warmup_num_steps: 780 -> 624"):
         assert change in out
+
+
+NUM_IMAGES = 600  # two iterations of 256, and some that an epoch leaves out
+
+
+def labels_seen(name, folder, **names):
+    """The labels of each epoch of a block whose loop does nothing."""
+    seen = {0: [], 1: []}
+    run_block(name, folder, [("...", "seen[epoch] += labels.flatten().tolist()")], seen=seen, **names)
+    return seen
+
+
+def in_the_shared_order(labels):
+    return {epoch: labels[epoch_order(NUM_IMAGES, 0, epoch)[:512]].tolist() for epoch in (0, 1)}
+
+
+def test_a_plain_data_loader_takes_the_shared_shuffle(tmp_path):
+    numbers = torch.arange(NUM_IMAGES)
+    assert labels_seen("shared_shuffle_sampler", tmp_path, dataset=TensorDataset(numbers, numbers)) == in_the_shared_order(numbers)
+
+
+def test_ffcv_s_own_loader_takes_the_shared_shuffle(tmp_path):
+    for split, count in (("train", NUM_IMAGES), ("val", 10)):
+        for number in range(count):
+            path = tmp_path / "images" / split / f"class{number % 10}" / f"{number:03}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 12), (number % 256, 0, 0)).save(path)
+    convert(tmp_path / "images", tmp_path, max_side=500, num_workers=1)
+    labels = BetonFile.open(tmp_path / "train.beton").labels
+    assert labels_seen("shared_shuffle_order", tmp_path) == in_the_shared_order(labels)

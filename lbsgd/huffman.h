@@ -1,0 +1,231 @@
+/* Huffman decoding of a JPEG's scan (ITU-T T.81, annex F.2.2).
+ *
+ * An MCU is the smallest unit of a scan: the blocks of 8 x 8 coefficients of all colours of one place. Bits are taken from a
+ * buffer of 64 that is refilled without a branch. A table over the next LOOK bits gives code and value of most coefficients
+ * at once. The scan's bytes are copied without their stuffing (a 0 after each FF), some bytes of padding behind them.
+ */
+#include <endian.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <jpeglib.h>
+
+#define LOOK 11
+#define PADDING (D_MAX_BLOCKS_IN_MCU * 64 * 4 + 8) /* more than an MCU can have */
+
+/* What LOOK bits begin with: how many of them belong to a code and its value; how many zeros come before the value, END at the
+ * end of a block; the value. Where LOOK bits do not hold the value, the first is 0, the second the code's length and the third
+ * its symbol; where they do not hold the code either, all are 0. In one word, as that is what the time goes into. */
+typedef uint32_t step;
+#define END 64
+#define MOST_PLACES 16 /* that all but the last of several values passed at once go on */
+static inline step make_step(int num_bits, int run, int value) { return num_bits | run << 8 | (uint32_t)value << 16; }
+static inline int bits_of(step step) { return step & 63; }
+static inline int run_of(step step) { return step >> 8 & 255; }
+static inline int value_of(step step) { return (int32_t)step >> 16; }
+
+struct codes {
+    step steps[1 << LOOK];
+    uint16_t passes[1 << LOOK]; /* of AC: as steps, of as many values as LOOK bits hold; by how many places they go on */
+    int32_t last[17]; /* of the codes of each length, -1 where there are none */
+    int32_t shift[17]; /* from a code to the place of its symbol */
+    const uint8_t *symbols;
+};
+
+struct bits { const uint8_t *next; uint64_t bits; int num_bits; };
+
+struct scan {
+    struct codes dc_codes[NUM_HUFF_TBLS], ac_codes[NUM_HUFF_TBLS];
+    int num_blocks, colour[D_MAX_BLOCKS_IN_MCU];
+    const struct codes *dc[D_MAX_BLOCKS_IN_MCU], *ac[D_MAX_BLOCKS_IN_MCU];
+    int16_t last_dc[3];
+    struct bits in;
+    uint8_t *bytes, *end; /* without stuffing */
+    size_t capacity;
+};
+
+static const uint8_t NATURAL_ORDER[64] = {
+    0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
+    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+
+/* --- bits ------------------------------------------------------------------------------------------------------------ */
+
+/* At least 56 bits, left-aligned. */
+static inline void refill(struct bits *in)
+{
+    uint64_t word;
+    memcpy(&word, in->next, 8);
+    in->bits |= be64toh(word) >> in->num_bits;
+    in->next += (63 - in->num_bits) >> 3;
+    in->num_bits |= 56;
+}
+
+/* The number that `size` bits stand for (T.81, figure F.12). */
+static inline int number(uint64_t bits, int size)
+{
+    int value = size ? bits >> (64 - size) : 0;
+    return size && value < 1 << (size - 1) ? value - (1 << size) + 1 : value;
+}
+
+/* --- codes ------------------------------------------------------------------------------------------------------------ */
+
+/* A code of `length` bits and the value after it; a symbol is 16 * run + size of an AC value, or the size of a DC value. */
+static inline step step_of(uint64_t bits, int length, int symbol, int is_ac)
+{
+    int size = is_ac ? symbol & 15 : symbol, run = is_ac ? symbol >> 4 : 0;
+    return make_step(length + size, is_ac && size == 0 && run < 15 ? END : run, number(bits << length, size));
+}
+
+static void make_passes(struct codes *codes)
+{
+    for (int look = 0; look < 1 << LOOK; look++) {
+        int num_bits = 0, places = 0;
+        while (places <= MOST_PLACES) {
+            step step = codes->steps[look << num_bits & ((1 << LOOK) - 1)];
+            if (bits_of(step) == 0 || num_bits + bits_of(step) > LOOK)
+                break;
+            num_bits += bits_of(step);
+            places += run_of(step) == END ? END : run_of(step) + 1;
+        }
+        codes->passes[look] = make_step(num_bits, places, 0);
+    }
+}
+
+/* Makes the tables. 0: they are no Huffman codes of a JPEG of 8 bits. */
+static int make_codes(struct codes *codes, const JHUFF_TBL *table, int is_ac)
+{
+    int code = 0, place = 0;
+    memset(codes->steps, 0, sizeof codes->steps);
+    codes->symbols = table->huffval;
+    for (int length = 1; length <= 16; length++, code <<= 1) {
+        codes->shift[length] = place - code;
+        for (int i = 0; i < table->bits[length]; i++, code++, place++) {
+            if (place > 255 || code >= 1 << length)
+                return 0;
+            int symbol = table->huffval[place], size = is_ac ? symbol & 15 : symbol;
+            if (size > (is_ac ? 10 : 11))
+                return 0;
+            for (int low = 0; length <= LOOK && low < 1 << LOOK >> length; low++) {
+                uint64_t look = (code << LOOK >> length) + low;
+                codes->steps[look] = length + size <= LOOK ? step_of(look << (64 - LOOK), length, symbol, is_ac)
+                                                           : make_step(0, length, symbol);
+            }
+        }
+        codes->last[length] = table->bits[length] ? code - 1 : -1;
+    }
+    if (is_ac)
+        make_passes(codes);
+    return 1;
+}
+
+/* A code of more than LOOK bits: as its step, length and symbol; 0 for bits that begin no code. */
+static __attribute__((noinline)) step long_code(const struct codes *codes, uint64_t bits)
+{
+    int length = LOOK + 1;
+    while (length <= 16 && (int)(bits >> (64 - length)) > codes->last[length])
+        length++;
+    return length > 16 ? 0 : make_step(0, length, codes->symbols[(int)(bits >> (64 - length)) + codes->shift[length]]);
+}
+
+/* The step that LOOK bits do not tell; 0 for bits that begin no code. */
+static inline step long_step(const struct codes *codes, uint64_t bits, step known, int is_ac)
+{
+    if (known == 0 && !(known = long_code(codes, bits)))
+        return 0;
+    return step_of(bits, run_of(known), value_of(known), is_ac);
+}
+
+static inline void drop(struct bits *in, step step) { in->bits <<= step & 63; in->num_bits -= step & 63; }
+
+/* --- blocks ----------------------------------------------------------------------------------------------------------- */
+
+static inline int next_dc(struct bits *in, const struct codes *dc, int16_t *last_dc)
+{
+    refill(in);
+    step step = dc->steps[in->bits >> (64 - LOOK)];
+    if (bits_of(step) == 0 && !(step = long_step(dc, in->bits, step, 0)))
+        return 0;
+    drop(in, step);
+    *last_dc += value_of(step);
+    return 1;
+}
+
+/* Each step waits for the one before, and a refill for all of them: one of 56 bits is enough for four steps of LOOK. */
+static inline int next_ac(struct bits *in, const struct codes *ac, int *left, step *step)
+{
+    if (--*left < 0) {
+        refill(in);
+        *left = 3;
+    }
+    *step = ac->steps[in->bits >> (64 - LOOK)];
+    if (__builtin_expect(bits_of(*step) == 0, 0)) {
+        refill(in);
+        *left = 2;
+        *step = long_step(ac, in->bits, *step, 1);
+    }
+    drop(in, *step);
+    return *step != 0;
+}
+
+/* Decodes a block's 64 coefficients; block is zero. 0: no code. */
+static inline int next_block(struct bits *in, const struct codes *dc, const struct codes *ac, int16_t *last_dc, JCOEF *block)
+{
+    step step;
+    if (!next_dc(in, dc, last_dc))
+        return 0;
+    block[0] = *last_dc;
+    for (int k = 1, left = 2; k < 64; k++) {
+        if (!next_ac(in, ac, &left, &step))
+            return 0;
+        k += run_of(step);
+        if (k > 63)
+            break;
+        block[NATURAL_ORDER[k]] = value_of(step);
+    }
+    return 1;
+}
+
+/* Goes on to the next block. 0: no code. */
+static inline int pass_block(struct bits *in, const struct codes *dc, const struct codes *ac, int16_t *last_dc)
+{
+    step step;
+    int k = 1, left = 2;
+    if (!next_dc(in, dc, last_dc))
+        return 0;
+    while (k < 64 - MOST_PLACES) {
+        if (--left < 0) {
+            refill(in);
+            left = 3;
+        }
+        step = ac->passes[in->bits >> (64 - LOOK)];
+        if (bits_of(step)) {
+            drop(in, step);
+            k += run_of(step);
+        } else {
+            refill(in);
+            left = 2;
+            if (!(step = long_step(ac, in->bits, ac->steps[in->bits >> (64 - LOOK)], 1)))
+                return 0;
+            drop(in, step);
+            k += run_of(step) + 1;
+        }
+    }
+    for (; k < 64; k += run_of(step) + 1)
+        if (!next_ac(in, ac, &left, &step))
+            return 0;
+    return 1;
+}
+
+/* The next MCU into blocks, or passed where that is NULL. 0: what is there is damaged. */
+static int next_mcu(struct scan *scan, JBLOCKROW *blocks)
+{
+    struct bits in = scan->in;
+    for (int i = 0; i < scan->num_blocks; i++) {
+        int16_t *last_dc = &scan->last_dc[scan->colour[i]];
+        if (!(blocks ? next_block(&in, scan->dc[i], scan->ac[i], last_dc, blocks[i][0])
+                     : pass_block(&in, scan->dc[i], scan->ac[i], last_dc)))
+            return 0;
+    }
+    scan->in = in;
+    return (in.next - scan->end) * 8 <= in.num_bits;
+}

@@ -1,0 +1,150 @@
+/* Pixels of a box -> resolution x resolution pixels, as OpenCV's INTER_AREA, which FFCV uses: where both sides shrink, each
+ * output pixel is the mean over the area that it covers, else it lies on the line between its two neighbours.
+ *
+ * The box may begin and end within a pixel. Results are the same on any machine: no sum depends on the width of its vectors.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __x86_64__
+#define FOR_SEVERAL_CPUS __attribute__((target_clones("default", "avx2")))
+#else
+#define FOR_SEVERAL_CPUS
+#endif
+
+typedef float four __attribute__((vector_size(16)));
+
+/* Output pixel i is the sum of `count` input pixels from first[i] on with weights[i * count], ...; most of them may be 0. */
+struct axis { int count; int *first; float *weights; };
+
+static int clamped(double value, long last) { return value < 0 ? 0 : value > last ? last : (int)value; }
+
+static int most_taps(double begin, double scale, long resolution)
+{
+    int most = 0;
+    for (long place = 0; place < resolution; place++) {
+        int taps = (int)ceil(begin + (place + 1) * scale) - (int)floor(begin + place * scale);
+        most = taps > most ? taps : most;
+    }
+    return most;
+}
+
+static void area_taps(double begin, double end, long last, float *weights, int *first)
+{
+    int low = clamped(floor(begin), last), high = clamped(ceil(end) - 1, last);
+    for (int place = low; place <= high; place++) {
+        double from = place > begin ? place : begin, to = place + 1 < end ? place + 1 : end;
+        weights[place - low] = (float)((to - from) / (end - begin));
+    }
+    *first = low;
+}
+
+/* OpenCV's line between two neighbours when it is asked for areas smaller than a pixel; length pixels become `resolution`. */
+static void line_taps(long length, long resolution, long place, float *weights, int *first)
+{
+    long low = place * length / resolution, beyond = (place + 1) * length - (low + 1) * resolution;
+    double second = beyond <= 0 || low + 1 >= length ? 0 : (double)(beyond % length) / length;
+    *first = low;
+    weights[0] = (float)(1 - second);
+    weights[1] = (float)second;
+}
+
+/* How `resolution` output pixels are made of begin ... begin + length of the input. */
+static struct axis axis_of(double begin, double length, long resolution, int is_area, int mirrored)
+{
+    double scale = length / resolution;
+    struct axis axis = {.count = is_area ? most_taps(begin, scale, resolution) : 2};
+    axis.first = calloc(resolution, sizeof *axis.first);
+    axis.weights = calloc(resolution * axis.count, sizeof *axis.weights);
+    for (int place = 0; place < resolution; place++) {
+        int to = mirrored ? resolution - 1 - place : place;
+        if (is_area)
+            area_taps(begin + place * scale, begin + (place + 1) * scale, (long)ceil(begin + length) - 1,
+                      axis.weights + to * axis.count, axis.first + to);
+        else
+            line_taps((long)length, resolution, place, axis.weights + to * axis.count, axis.first + to);
+        axis.first[to] += is_area ? 0 : (int)begin;
+    }
+    return axis;
+}
+
+FOR_SEVERAL_CPUS
+static void down_columns(const uint8_t *row, long stride, const float *weights, int taps, long count, float *sums)
+{
+    for (long i = 0; i < count; i++)
+        sums[i] = weights[0] * row[i];
+    for (int tap = 1; tap < taps && weights[tap] > 0; tap++) {
+        row += stride;
+        for (long i = 0; i < count; i++)
+            sums[i] += weights[tap] * row[i];
+    }
+}
+
+/* sums: (columns, 3) and taps pixels more; row: (resolution, 3) and one number more. */
+static inline __attribute__((always_inline)) void along_row(const float *sums, const struct axis *axis, int taps, long resolution,
+                                                            float *row)
+{
+    for (long x = 0; x < resolution; x++) {
+        const float *at = sums + 3 * axis->first[x];
+        four sum = {0, 0, 0, 0}, pixel;
+        for (int tap = 0; tap < taps; tap++) {
+            memcpy(&pixel, at + 3 * tap, sizeof pixel);
+            sum += axis->weights[x * taps + tap] * pixel;
+        }
+        memcpy(row + 3 * x, &sum, sizeof sum);
+    }
+}
+
+/* A loop over a number of taps that the compiler knows takes half the time. */
+FOR_SEVERAL_CPUS
+static void along_row_of(const float *sums, const struct axis *axis, long resolution, float *row)
+{
+    switch (axis->count) {
+    case 2: return along_row(sums, axis, 2, resolution, row);
+    case 3: return along_row(sums, axis, 3, resolution, row);
+    case 4: return along_row(sums, axis, 4, resolution, row);
+    default: along_row(sums, axis, axis->count, resolution, row);
+    }
+}
+
+FOR_SEVERAL_CPUS
+static void rounded(const float *row, long count, uint8_t *destination)
+{
+    for (long i = 0; i < count; i++)
+        destination[i] = (uint8_t)(int)(row[i] + 0.5f);
+}
+
+/* Resizes the box height x width at (top, left) of pixels, whose rows are stride bytes apart, RGB, and mirrors it. */
+void lbsgd_resize(const uint8_t *pixels, long stride, double top, double left, double height, double width, long mirrored,
+                  uint8_t *destination, long resolution)
+{
+    int is_area = height >= resolution && width >= resolution;
+    long first = (long)left, columns = (long)ceil(left + width) - first;
+    struct axis vertical = axis_of(top, height, resolution, is_area, 0);
+    struct axis horizontal = axis_of(left - first, width, resolution, is_area, mirrored);
+    float *sums = calloc(3 * (columns + horizontal.count) + 3 * resolution + 2, sizeof *sums);
+    float *row = sums + 3 * (columns + horizontal.count) + 1;
+    for (long y = 0; y < resolution; y++) {
+        down_columns(pixels + vertical.first[y] * stride + 3 * first, stride, vertical.weights + y * vertical.count,
+                     vertical.count, 3 * columns, sums);
+        along_row_of(sums, &horizontal, resolution, row);
+        rounded(row, 3 * resolution, destination + 3 * resolution * y);
+    }
+    free(sums);
+    free(vertical.first), free(vertical.weights), free(horizontal.first), free(horizontal.weights);
+}
+
+/* images[c, i] = (pixels[i, c] - mean[c]) / std[c] */
+FOR_SEVERAL_CPUS
+void lbsgd_normalise(const uint8_t *restrict pixels, long count, const float *mean, const float *std, float *restrict images)
+{
+    const float m0 = mean[0], m1 = mean[1], m2 = mean[2], s0 = std[0], s1 = std[1], s2 = std[2];
+    float *restrict red = images, *restrict green = images + count, *restrict blue = images + 2 * count;
+    for (long i = 0; i < count; i++) {
+        red[i] = (pixels[3 * i] - m0) / s0;
+        green[i] = (pixels[3 * i + 1] - m1) / s1;
+        blue[i] = (pixels[3 * i + 2] - m2) / s2;
+    }
+}

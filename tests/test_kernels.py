@@ -1,0 +1,190 @@
+"""Crops by our kernels have the pixels of decoding everything with FFCV; damage is noticed; a thread's memory ends with it."""
+
+import io
+import threading
+
+import cv2
+import numpy as np
+import psutil
+import pytest
+import torch
+from ffcv.libffcv import imdecode, resize_crop
+from ffcv.pipeline.compiler import Compiler
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from lbsgd.kernels import ffcv_crops, library, our_crops
+from lbsgd.prefetch import Prefetcher, ReusedMemory
+
+
+@pytest.fixture(scope="module")
+def both():
+    """(ours, FFCV's); `make setup` compiles ours, so they must be there."""
+    return our_crops(library()), ffcv_crops(Compiler.compile(imdecode), Compiler.compile(resize_crop))
+
+
+def picture(height, width, seed=0, detail=5):
+    """Of coarse pixels of `detail` pixels each; of 1, all of a block's 64 coefficients are there, and no end of block is."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (height // detail + 1, width // detail + 1, 3), np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg(image, quality=90, **options):
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality, **options)
+    return np.frombuffer(stream.getvalue(), np.uint8)
+
+
+def crop(crops, data, size, box, resolution, mirrored=False):
+    pixels = np.full((resolution, resolution, 3), 77, np.uint8)
+    assert not crops.of_jpeg(data, *size, *box, mirrored, pixels)
+    return pixels
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 90), st.integers(1, 120), st.sampled_from([0, 1, 2, (1, 2), (4, 1)]), st.booleans(), st.booleans(),
+       st.booleans(), st.booleans(), st.sampled_from([20, 60, 90, 100]), st.sampled_from([1, 2, 5]), st.data())
+def test_a_crop_at_its_own_size_has_the_pixels_of_the_whole_image(both, height, width, subsampling, progressive, optimised, grey,
+                                                                  mirrored, quality, detail, data):
+    image = picture(height, width, detail=detail).convert("L" if grey else "RGB")
+    if subsampling in ((1, 2), (4, 1)) and not grey:
+        flag = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440 if subsampling == (1, 2) else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411
+        bytes_ = cv2.imencode(".jpg", np.asarray(image), [cv2.IMWRITE_JPEG_QUALITY, quality,
+                                                          cv2.IMWRITE_JPEG_SAMPLING_FACTOR, flag])[1].reshape(-1)
+    else:
+        bytes_ = jpeg(image, quality, progressive=progressive, optimize=optimised,
+                      **({} if grey else {"subsampling": subsampling}))
+    side = data.draw(st.integers(1, min(height, width)))
+    box = data.draw(st.integers(0, height - side)), data.draw(st.integers(0, width - side)), side, side
+    ours, theirs = (crop(crops, bytes_, (height, width), box, side, mirrored) for crops in both)
+    assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("interval", [1, 7])
+def test_restart_markers_are_left_to_libjpeg(both, interval):
+    data = cv2.imencode(".jpg", np.asarray(picture(90, 120)), [cv2.IMWRITE_JPEG_RST_INTERVAL, interval])[1].reshape(-1)
+    assert b"\xff\xd0" in data.tobytes()
+    ours, theirs = (crop(crops, data, (90, 120), (20, 30, 60, 60), 60) for crops in both)
+    assert np.array_equal(ours, theirs)
+
+
+@settings(max_examples=100)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 100), st.booleans(), st.data())
+def test_pixels_are_resized_as_by_opencv_in_exact_arithmetic(both, height, width, resolution, mirrored, data):
+    pixels = np.asarray(picture(height, width, seed=1))
+    h, w = data.draw(st.integers(1, height)), data.draw(st.integers(1, width))
+    top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
+    ours = np.empty((resolution, resolution, 3), np.uint8)
+    both[0].of_pixels(np.ascontiguousarray(pixels), top, left, h, w, mirrored, ours)
+    box = pixels[top:top + h, left:left + w].astype(np.float64)
+    is_area = h >= resolution and w >= resolution
+    expected = np.einsum("yh,hwc,xw->yxc", weights(h, resolution, is_area), box, weights(w, resolution, is_area))
+    expected = expected[:, ::-1] if mirrored else expected
+    assert np.abs(ours - expected).max() <= 0.5 + 1e-3
+
+
+def weights(length, resolution, is_area):
+    """(resolution, length): how each output pixel is made of input pixels, INTER_AREA's rule in fractions."""
+    matrix, place = np.zeros((resolution, length)), np.arange(length)
+    for i in range(resolution):
+        begin, end = i * length / resolution, (i + 1) * length / resolution
+        if is_area:
+            matrix[i] = np.clip(np.minimum(place + 1, end) - np.maximum(place, begin), 0, None) / (end - begin)
+        else:
+            low = i * length // resolution
+            beyond = (i + 1) * length - (low + 1) * resolution
+            second = beyond / length % 1 if beyond > 0 and low + 1 < length else 0
+            matrix[i, low] = 1 - second
+            if second:
+                matrix[i, low + 1] = second
+    return matrix
+
+
+@pytest.mark.parametrize("box", [(0, 0, 400, 600), (3, 5, 200, 300), (100, 77, 131, 97), (7, 300, 390, 80), (150, 150, 60, 50)])
+def test_resized_crops_are_ffcv_s_within_half_of_one_in_the_mean(both, box):
+    data = jpeg(picture(400, 600))
+    resolution = 224 if box != (0, 0, 400, 600) else 210  # larger than half the crop, so that it is decoded at full scale
+    ours, theirs = (crop(crops, data, (400, 600), box, resolution, mirrored=True).astype(int) for crops in both)
+    assert np.abs(ours - theirs).mean() < 0.5
+
+
+@pytest.mark.parametrize("resolution, mean", [(200, 1.5), (100, 1.5), (60, 1.5), (30, 1.5)])
+def test_a_crop_that_is_far_too_large_is_decoded_at_a_smaller_scale(both, resolution, mean):
+    """Half, a quarter and an eighth of 480 pixels cover 200, 100, 60 and 30; the box begins within a pixel of the smaller."""
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)).resize((750, 600), Image.Resampling.BICUBIC)
+    ours, theirs = (crop(crops, jpeg(smooth), (600, 750), (51, 67, 480, 501), resolution).astype(int) for crops in both)
+    assert np.abs(ours - theirs).mean() < mean
+    shifted = crop(both[1], jpeg(smooth), (600, 750), (51 + 8, 67, 480, 501), resolution).astype(int)
+    assert np.abs(ours - shifted).mean() > 2 * np.abs(ours - theirs).mean()
+
+
+@pytest.mark.parametrize("damage", ["cut in the middle", "noise in the middle", "another file", "empty"])
+def test_damage_within_the_crop_is_noticed(both, damage):
+    data = jpeg(picture(200, 300)).copy()
+    whole, pixels = (0, 0, 200, 200), np.empty((200, 200, 3), np.uint8)
+    assert not any(crops.of_jpeg(data, 200, 300, *whole, False, pixels) for crops in both)
+    half = len(data) // 2
+    if damage == "cut in the middle":
+        data = data[:half]
+    elif damage == "noise in the middle":
+        data[half:half + 500] = np.random.default_rng(0).integers(0, 256, 500)  # zeros would be valid codes
+    else:
+        data = np.frombuffer(b"PNG" * 100, np.uint8) if damage == "another file" else data[:0]
+    first, again = pixels.copy(), pixels.copy()
+    assert both[0].of_jpeg(data, 200, 300, *whole, False, first)
+    assert not both[0].of_jpeg(jpeg(picture(200, 300)), 200, 300, *whole, False, pixels)  # the next as if nothing had been
+    assert both[0].of_jpeg(data, 200, 300, *whole, False, again)
+    assert np.array_equal(first, again)  # what is made up does not depend on what was there before
+
+
+@settings(max_examples=300)
+@given(st.binary(min_size=1, max_size=40), st.integers(0, 2**31), st.booleans())
+def test_no_damage_reaches_beyond_the_memory_of_the_image(both, noise, place, progressive):
+    """Of any kind: it is decoded or refused, and the process lives."""
+    data = jpeg(picture(60, 80), progressive=progressive).copy()
+    at = place % len(data)
+    data[at:at + len(noise)] = np.frombuffer(noise, np.uint8)[:len(data) - at]
+    both[0].of_jpeg(data, 60, 80, 10, 10, 40, 40, False, np.empty((40, 40, 3), np.uint8))
+
+
+def test_a_size_that_is_not_the_image_s_is_noticed(both):
+    assert both[0].of_jpeg(jpeg(picture(20, 30)), 40, 60, 10, 10, 30, 50, False, np.empty((8, 8, 3), np.uint8))
+
+
+def test_the_memory_of_a_thread_ends_with_it(both):
+    """FFCV decodes each epoch in a thread of its own."""
+    data, pixels = jpeg(picture(1000, 1500)), np.empty((224, 224, 3), np.uint8)
+
+    def decode():
+        both[0].of_jpeg(data, 1000, 1500, 0, 0, 400, 400, False, pixels)
+
+    def run_threads(count):
+        for _ in range(count):
+            thread = threading.Thread(target=decode)
+            thread.start()
+            thread.join()
+        return psutil.Process().memory_info().rss
+
+    before = run_threads(20)
+    assert run_threads(100) - before < 20e6  # each has 1 MB
+
+
+def test_memory_is_used_again_only_when_nothing_refers_to_it():
+    memory = ReusedMemory()
+    first = memory.take((2, 3)).fill_(1)
+    row = first[0]
+    address = first.data_ptr()
+    del first
+    second = memory.take((2, 3)).fill_(2)
+    assert second.data_ptr() != address and row.tolist() == [1, 1, 1]
+    del row
+    assert memory.take((2, 3)).data_ptr() == address
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(channels_last):
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 37, 37, 3), np.uint8)
+    prefetcher = Prefetcher("cpu", torch.float32, channels_last)
+    [images] = prefetcher([pixels])
+    assert torch.equal(images, prefetcher._normalised(torch.from_numpy(pixels)))
