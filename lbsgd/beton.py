@@ -12,6 +12,7 @@ files have none. The manifest's fingerprint covers them, so a manifest and one p
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -110,9 +111,21 @@ def _read_header(path: Path) -> np.void:
     # FFCV reads a file that ends before, and trains without the images that are missing.
     expected = int(header["allocations_at"]) + ALLOCATION.itemsize * int(header["num_images"])
     if header["allocations_at"] == 0 or num_bytes != expected:
-        raise DataError(f"{path} is truncated or damaged: it has {num_bytes:,} bytes and should have {expected:,}; "
+        cut_off = _cut_off(path, header, num_bytes)
+        raise DataError(f"{path} is truncated or damaged: it has {num_bytes:,} bytes and should have {expected:,}{cut_off}; "
                         f"copy it again, or make it again with: {CONVERT.format(path.parent)}")
     return header
+
+
+def _cut_off(path: Path, header: np.void, num_bytes: int) -> str:
+    """Which images a file that lacks its end lacks, as far as they lie in order, as in a file of our own."""
+    fields = np.fromfile(path, FIELD, min(header["num_fields"], 2), offset=HEADER.itemsize)
+    with contextlib.suppress(DataError):
+        images, _ = _read_metadata(path, fields, int(header["num_images"]))
+        missing = np.flatnonzero(np.append(images["data_at"][1:], images["data_at"][-1:] + np.uint64(1)) > num_bytes)
+        if len(missing) and (np.diff(images["data_at"].astype(np.int64)) > 0).all():
+            return f", and its images are cut off from image {missing[0]} on"
+    return ""
 
 
 def metadata_record(types: list[int]) -> np.dtype:
@@ -187,6 +200,7 @@ class Manifest:
     settings: dict[str, object]
     converter_version: int
     listing: str = ""  # digest of the source's names, labels and sizes
+    images_per_class: dict[str, list[int]] = field(default_factory=dict)  # by split; images come class by class
     libraries: dict[str, str] = field(default_factory=dict)
     stored: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
@@ -195,6 +209,14 @@ class Manifest:
         """Writes the manifest so that a reader finds all of it or none, even after a power failure."""
         replace_file(path, json.dumps(asdict(self), indent=1).encode())
         to_disk(path.parent)
+
+    def first_wrong_label(self, beton: BetonFile) -> int | None:
+        """The first image of train.beton or val.beton whose label is not that of its place among the classes."""
+        counts = self.images_per_class.get(beton.path.stem, [])
+        if sum(counts) != beton.num_images:
+            return None
+        wrong = np.flatnonzero(np.repeat(np.arange(len(counts)), counts) != beton.labels)
+        return int(wrong[0]) if len(wrong) else None
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -251,6 +273,10 @@ def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> Non
     for beton, expected in ((train, manifest.train), (val, manifest.val)):
         found = Split.of(beton)
         if found != expected:
+            if (index := manifest.first_wrong_label(beton)) is not None:
+                raise DataError(f"{beton.path}: image {index} has label {beton.labels[index]}, and manifest.json beside it "
+                                f"says another; copy both from one folder, or make them again with: "
+                                f"{CONVERT.format(beton.path.parent)} --overwrite")
             raise DataError(f"{beton.path} is not the file that manifest.json beside it was written for: it has "
                             f"{found.num_images:,} images, {found.num_bytes:,} bytes and fingerprint "
                             f"{found.fingerprint:.8}, the manifest says {expected.num_images:,}, "

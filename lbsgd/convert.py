@@ -26,15 +26,16 @@ from lbsgd import jpeg
 from lbsgd.beton import BetonFile, Manifest, Split
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.jpeg import KINDS, UNDECODABLE, Settings
-from lbsgd.meter import Meter
+from lbsgd.meter import Meter, size
 from lbsgd.sources import SPLITS, Files, Images, Source, find_source
 from lbsgd.survey import check_disk, dry_run
-from lbsgd.workers import Workers
+from lbsgd.workers import Workers, checked_workers, with_room
 from lbsgd.workfolder import (CONVERTER_VERSION, identity, is_complete, is_published_by_half, listing, locked, publish,
                               start_over_if_other, stoppable, writing_to)
 from lbsgd.writer import RECORD, BetonWriter, page_size
 
 CHUNK_IMAGES, CHUNK_BYTES = 32, 6 << 20  # what a process is given at a time
+CHUNK_RAW_BYTES = 24 << 20  # and at most so much may come of it, where images are kept as pixels
 
 
 def convert(source: Path, data_dir: Path, *, max_side: int | None = None, short_side: int | None = None, quality: int = 90,
@@ -47,9 +48,9 @@ def convert(source: Path, data_dir: Path, *, max_side: int | None = None, short_
     Raises DataError, with nothing under the final names, where the source or one of its images cannot be used.
     """
     settings = Settings(max_side, short_side, quality, raw_fraction, reencode)
-    num_workers = os.cpu_count() if num_workers is None else num_workers
-    if on_error not in ("fail", "skip") or num_workers < 1:
-        raise ConfigError(f"--on_error {on_error} is fail or skip, --num_workers {num_workers} at least 1")
+    num_workers = checked_workers(num_workers)
+    if on_error not in ("fail", "skip"):
+        raise ConfigError(f"--on_error {on_error} is not fail or skip")
     data_dir, work = Path(data_dir), Path(data_dir) / ".converting"
     with stoppable(data_dir):
         found = find_source(Path(source), work, data_dir)
@@ -68,10 +69,10 @@ def convert(source: Path, data_dir: Path, *, max_side: int | None = None, short_
 
 def look(source: Path, data_dir: Path, num_workers: int | None = None, **settings) -> str:
     """What `convert` would do, in some lines (--dry_run). Leaves nothing behind."""
-    settings = Settings(**settings)
+    settings, num_workers = Settings(**settings), checked_workers(num_workers)
     with tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir)
-        return dry_run(found, settings, _page_size(found, settings), data_dir, num_workers or os.cpu_count())
+        return dry_run(found, settings, _page_size(found, settings), data_dir, num_workers)
 
 
 def _write_splits(source: Source, settings: Settings, work: Path, num_workers: int, on_error: str,
@@ -88,11 +89,14 @@ def _write_splits(source: Source, settings: Settings, work: Path, num_workers: i
     _tell_undecodable(source, skipped, on_error)
     for name, images in splits.items():
         writers[name].finish(images.labels)
+    files = {name: BetonFile.open(work / f"{name}.beton") for name in SPLITS}
     Manifest(classes=source.train.classes, source=str(source.path.resolve()), settings=asdict(settings),
              converter_version=CONVERTER_VERSION, listing=listing(source), libraries=jpeg.libraries(), skipped=skipped,
              stored={name: {kind: int((writer.records["kind"] == code).sum()) for kind, code in KINDS.items()}
                      for name, writer in writers.items()},
-             **{name: Split.of(BetonFile.open(work / f"{name}.beton")) for name in SPLITS}).write(work / "manifest.json")
+             images_per_class={name: np.bincount(beton.labels, minlength=len(source.train.classes)).tolist()
+                               for name, beton in files.items()},
+             **{name: Split.of(beton) for name, beton in files.items()}).write(work / "manifest.json")
 
 
 def _page_size(source: Source, settings: Settings) -> int:
@@ -105,11 +109,17 @@ def _write_images(name: str, images: Images, writer: BetonWriter, settings: Sett
     done = writer.done
     if done == len(images):
         return
-    make_job = partial(_Job, images, settings, writer.page_size, multiprocessing.get_context("fork").Lock())
-    num_workers = min(num_workers, -(-(len(images) - done) // CHUNK_IMAGES))
+    kept_bytes = 3 * settings.side ** 2 if settings.raw_fraction else int(images.sizes.max())
+    kept_bytes = max(1, min(kept_bytes, writer.page_size))  # of an image, at most
+    make_job = partial(_Job, images, settings, writer.page_size, multiprocessing.get_context("fork").RLock())
+    fewer = with_room(num_workers, kept_bytes)
+    if fewer < num_workers:
+        print(f"{name}: {fewer} of {num_workers} processes, as an image may keep {size(kept_bytes)} of memory", flush=True)
+    num_workers = min(fewer, -(-(len(images) - done) // CHUNK_IMAGES))
+    at_a_time = max(1, CHUNK_RAW_BYTES // kept_bytes) if settings.raw_fraction else CHUNK_IMAGES
     with (Workers(num_workers, make_job) as workers, _committing(writer, commit_seconds) as commit_in_time,
           Meter(name, len(images), int(images.sizes.sum()), done=done, done_bytes=int(images.sizes[:done].sum())) as meter):
-        for (records, in_slot, rest), slot in workers.results(_chunks(images, done)):
+        for (records, in_slot, rest), slot in workers.results(_chunks(images, done, min(at_a_time, CHUNK_IMAGES))):
             writer.append(records[:in_slot], slot)
             writer.append(records[in_slot:], memoryview(rest))
             meter.advance(len(records), int(images.sizes[writer.done - len(records):writer.done].sum()))
@@ -118,13 +128,13 @@ def _write_images(name: str, images: Images, writer: BetonWriter, settings: Sett
           flush=True)
 
 
-def _chunks(images: Images, first: int) -> Iterator[list[tuple[int, str, int, int]]]:
+def _chunks(images: Images, first: int, most_images: int) -> Iterator[list[tuple[int, str, int, int]]]:
     """(number, name, offset, bytes) of images, some at a time."""
     chunk, num_bytes = [], 0
     for index in range(first, len(images)):
         chunk.append((index, images.names[index], int(images.offsets[index]), int(images.sizes[index])))
         num_bytes += chunk[-1][3]
-        if len(chunk) == CHUNK_IMAGES or num_bytes >= CHUNK_BYTES:
+        if len(chunk) == most_images or num_bytes >= CHUNK_BYTES:
             yield chunk
             chunk, num_bytes = [], 0
     if chunk:
@@ -144,16 +154,18 @@ class _Job:
 
     def __init__(self, images: Images, settings: Settings, page: int, big) -> None:
         quiet_opencv()
-        self.files = Files(images.container)
+        self.files, self.big = Files(images.container), big
         self.store = partial(jpeg.stored_image, settings=settings, page_size=page, big=big)
 
     def __call__(self, chunk: list, slot: memoryview) -> tuple[np.ndarray, int, bytes]:
         """The records, how many of them have their bytes in the slot, and the bytes of the others."""
         records, used, in_slot, rest = np.zeros(len(chunk), RECORD), 0, len(chunk), []
         for row, (index, name, offset, num_bytes) in enumerate(chunk):
-            data = self.files.read(name, offset, num_bytes)
             try:
-                stored = self.store(data, index)
+                with jpeg.room(self.big, 3 * num_bytes):
+                    stored = self.store(self.files.read(name, offset, num_bytes), index)
+            except DataError:
+                raise
             except MemoryError as error:
                 raise DataError(f"{name}: not enough memory to decode it; give fewer --num_workers") from error
             except Exception:  # PIL's decoders raise nearly anything

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,7 +28,9 @@ COPIED, ENCODED, PIXELS, UNDECODABLE = 0, 1, 2, 255  # what became of an image
 KINDS = {"copied": COPIED, "encoded": ENCODED, "raw": PIXELS}
 MODES = {COPIED: JPEG, ENCODED: JPEG, PIXELS: RAW}
 MAX_SIDE = 65_535  # FFCV's sizes are uint16
-BIG = 20_000_000  # pixels; such an image is decoded by one process at a time, which bounds the memory of all
+MAX_PIXELS = 178_956_970  # PIL takes what has more for an attack
+BIG = 60_000_000  # bytes; what needs more is done by one process at a time, which bounds the memory of all
+PIL_BYTES = 12  # of memory, at most, for each pixel that PIL decodes: its own two copies, and NumPy's
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,12 @@ class Settings:
         if (self.max_side is None) == (self.short_side is None):
             raise ConfigError("images are shrunk by --max_side or by --short_side: give one of the two")
         if not 1 <= self.side <= MAX_SIDE:
-            raise ConfigError(f"--max_side or --short_side {self.side} is not 1 to {MAX_SIDE:,} pixels")
-        if not (1 <= self.quality <= 100 and 0 <= self.raw_fraction <= 1):
-            raise ConfigError(f"--quality {self.quality} must be 1 to 100 and --raw_fraction {self.raw_fraction} 0 to 1")
+            flag = "--max_side" if self.short_side is None else "--short_side"
+            raise ConfigError(f"{flag} {self.side} is not 1 to {MAX_SIDE:,} pixels")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"--quality {self.quality} is not 1 to 100")
+        if not 0 <= self.raw_fraction <= 1:
+            raise ConfigError(f"--raw_fraction {self.raw_fraction} is not 0 to 1")
 
     @property
     def side(self) -> int:
@@ -77,15 +83,16 @@ class Stored(NamedTuple):
 def stored_image(data: bytes, index: int, settings: Settings, page_size: int, big=contextlib.nullcontext()) -> Stored:
     """What is kept of an image. Raises any exception for one that cannot be decoded, as PIL's decoders do.
 
-    big is held while a big image is decoded.
+    big, a lock that may be taken again by who holds it, is held from when a big image is decoded until only its result is left.
     """
     size, raw = plain_size(data), settings.is_raw(index)
     if size and not (raw or settings.reencode) and settings.size(*size) == size and len(data) <= page_size:
         return Stored(COPIED, *size, data)
-    pixels = _decode_plain(data, size, settings.size(*size), big) if size else _decode(data, big)
-    pixels = _resized(pixels, settings.size(*(size or pixels.shape[1::-1])))
-    height, width = pixels.shape[:2]
-    kept = np.ascontiguousarray(pixels[:, :, ::-1]).reshape(-1) if raw else _encode(pixels, settings.quality)
+    with room(big, _needed_bytes(data, size, size and settings.size(*size))):
+        pixels = _decode_plain(data, size, settings.size(*size), big) if size else _decode(data, big)
+        pixels = _resized(pixels, settings.size(*(size or pixels.shape[1::-1])))  # PIL turns a TIFF while it decodes it
+        height, width = pixels.shape[:2]
+        kept = np.ascontiguousarray(pixels[:, :, ::-1]).reshape(-1) if raw else _encode(pixels, settings.quality)
     if len(kept) > page_size or max(width, height) > MAX_SIDE:
         raise ValueError(f"{width} x {height} pixels are {len(kept):,} bytes, more than a page of {page_size:,}")
     return Stored(PIXELS if raw else ENCODED, width, height, kept)
@@ -139,16 +146,41 @@ def _plain_frame(segments: dict[int, bytes]) -> tuple[int, int] | None:
     # libjpeg's rule for three components: YCbCr by JFIF, by Adobe's transform 1, or by the ids 1 2 3.
     ycbcr = (components == 3 and sampling in SUBSAMPLING and adobe in (None, 1)
              and (APP0 in segments or adobe == 1 or ids == (1, 2, 3)))
-    return (width, height) if width and height and (ycbcr or components == 1) else None
+    plain = 0 < width * height <= MAX_PIXELS and (ycbcr or components == 1)
+    return (width, height) if plain else None
 
 
 # --- pixels: uint8 (height, width, 3) in OpenCV's order, blue first, which spares two conversions ---------------------
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, big=contextlib.nullcontext()) -> np.ndarray:
     """The image as PIL sees it, in OpenCV's order: its content counts, not its name."""
     size = plain_size(data)
-    return _decode_plain(data, size, size) if size else _decode(data)
+    if not size:
+        return _decode(data, big)
+    with room(big, _needed_bytes(data, size, size)):
+        return _decode_plain(data, size, size, big)
+
+
+def room(big, num_bytes: int):
+    """The lock that bounds the memory of all processes, where one is about to take more than a little of it."""
+    return big if num_bytes > BIG else contextlib.nullcontext()
+
+
+def _needed_bytes(data: bytes, plain: tuple[int, int] | None, target: tuple[int, int] | None) -> int:
+    """Memory that decoding takes; plain is the size of a plain JPEG, which is decoded to the target or more."""
+    if not plain:
+        return PIL_BYTES * math.prod(_size_by_pil(data))
+    pixels = math.prod(plain)
+    # A progressive JPEG's coefficients, two bytes each, are all kept until its last scan, whatever it is decoded to.
+    coefficients = 6 * pixels if 6 * pixels > BIG and b"\xff\xc2" in data else 0
+    return 3 * pixels // _fraction(plain, target) ** 2 + coefficients
+
+
+def _fraction(size: tuple[int, int], target: tuple[int, int]) -> int:
+    """libjpeg can decode 1/2, 1/4 or 1/8 of each side; what leaves at least twice the target is chosen."""
+    return max((fraction for fraction in (2, 4, 8) if all(side >= 2 * fraction * wanted for side, wanted in zip(size, target))),
+               default=1)
 
 
 def _decode_plain(data: bytes, size: tuple[int, int], target: tuple[int, int], big=contextlib.nullcontext()) -> np.ndarray:
@@ -159,23 +191,35 @@ def _decode_plain(data: bytes, size: tuple[int, int], target: tuple[int, int], b
     """
     import cv2
 
-    scale, flag = 1, cv2.IMREAD_COLOR
-    for fraction in (2, 4, 8):
-        if all(side >= 2 * fraction * wanted for side, wanted in zip(size, target)):
-            scale, flag = fraction, getattr(cv2, f"IMREAD_REDUCED_COLOR_{fraction}")
-    pixels = None
-    with big if size[0] * size[1] > BIG * scale else contextlib.nullcontext(), contextlib.suppress(cv2.error):
+    fraction, pixels = _fraction(size, target), None
+    flag = cv2.IMREAD_COLOR if fraction == 1 else getattr(cv2, f"IMREAD_REDUCED_COLOR_{fraction}")
+    with contextlib.suppress(cv2.error):
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
     return _decode(data, big) if pixels is None else pixels
 
 
 def _decode(data: bytes, big=contextlib.nullcontext()) -> np.ndarray:
+    with _opened(data) as image, room(big, PIL_BYTES * image.width * image.height):
+        pixels = image.convert("RGB")
+        image.close()  # frees its pixels before there are more copies
+        pixels = np.asarray(pixels)  # and PIL's own are gone
+        return np.ascontiguousarray(pixels[:, :, ::-1])
+
+
+@contextlib.contextmanager
+def _opened(data: bytes):
+    """PIL's image, without its warnings of corrupt EXIF, many pixels and other things that do not stop it."""
     from PIL import Image
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of corrupt EXIF, many pixels, and other things that do not stop PIL
-        with Image.open(io.BytesIO(data)) as image, big if image.width * image.height > BIG else contextlib.nullcontext():
-            return np.ascontiguousarray(np.asarray(image.convert("RGB"))[:, :, ::-1])
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as image:
+            yield image
+
+
+def _size_by_pil(data: bytes) -> tuple[int, int]:
+    with _opened(data) as image:
+        return image.size
 
 
 def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -16,6 +16,8 @@ class Meter:
         self.first, self.first_bytes = self.done, self.done_bytes = done, done_bytes
         self.start = self._line_at = time.monotonic()
         self._bar = _bar(title, num_bytes, done_bytes) if sys.stdout.isatty() else None
+        if self._bar:
+            self._show()
         if done:
             self.say(f"{title}: goes on after {done:,} of {num_images:,} images")
 
@@ -32,12 +34,17 @@ class Meter:
         self.done += images
         self.done_bytes += num_bytes
         if self._bar:
-            self._bar.update(0, completed=self.done_bytes, speed=self.speed(),
-                             images=f"{self.done:,} of {self.num_images:,}")
+            self._show()
         elif time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
             self.say(f"{self.title}: {self.done:,} of {self.num_images:,} images, {self.speed()}, "
                      f"{duration(self.left())} left")
+
+    def _show(self) -> None:
+        width = len(f"{self.num_images:,}")
+        left = f"{duration(self.left()):>6} left" if self.done > self.first else ""
+        self._bar.update(0, completed=self.done_bytes, speed=self.speed() if left else "", left=left,
+                         images=f"{self.done:>{width},} of {self.num_images:,}")
 
     def seconds(self) -> float:
         return max(time.monotonic() - self.start, 1e-9)
@@ -61,10 +68,17 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
 
 
-def _bar(title: str, num_bytes: int, done_bytes: int):
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+def size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
-    bar = Progress(TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[images]}"),
-                   TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), refresh_per_second=4)
-    bar.add_task(title, total=max(num_bytes, 1), completed=done_bytes, images="", speed="")
-    return bar
+
+def _bar(title: str, num_bytes: int, done_bytes: int):
+    """None on a terminal that cannot draw. The bar makes way for the line that tells how it went."""
+    from rich.progress import BarColumn, Progress, TextColumn
+    from rich.table import Column
+
+    words = [TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=True)) for name in ("images", "speed", "left")]
+    bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None, table_column=Column(ratio=1)), *words,
+                   refresh_per_second=4, transient=True, expand=True)
+    bar.add_task(title, total=max(num_bytes, 1), completed=done_bytes, images="", speed="", left="")
+    return bar if bar.console.is_interactive else None

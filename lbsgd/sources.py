@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lbsgd.archives import Member, listing, uncompressed
+from lbsgd.archives import MAX_IMAGE_BYTES, Member, listing, uncompressed
 from lbsgd.beton import CONVERT
 from lbsgd.devkit import devkit_labels, kaggle_labels
 from lbsgd.errors import DataError
@@ -115,8 +117,8 @@ def _train_of(base: Path, scratch: Path) -> Images | None:
     tar = base / TRAIN_TAR
     if not tar.is_file():
         return None
-    found = [(member.name, member) for member in listing(tar, scratch)]
-    return _images(tar, _by_folder(found, str(tar)), tar.stat().st_mtime_ns)
+    found = listing(tar, scratch)
+    return _images(tar, _by_folder(((member.name, member) for member in found), str(tar)), tar.stat().st_mtime_ns)
 
 
 def _val_of(base: Path, path: Path, classes: list[str], scratch: Path, data_dir: Path) -> Images | None:
@@ -158,15 +160,19 @@ def _class_folders(folder: Path) -> Images:
 
 def _member(folder: Path, name: str) -> tuple[str, int, int, int]:
     info = os.stat(folder / name)
+    if not stat.S_ISREG(info.st_mode):  # a pipe would be waited for
+        raise DataError(f"{folder / name} is not a plain file; remove it")
     return name, 0, info.st_size, info.st_mtime_ns
 
 
-def _by_folder(found: list[tuple[str, Member]], what: str) -> dict[str, list[Member]]:
+def _by_folder(found: Iterable[tuple[str, Member]], what: str) -> dict[str, list[Member]]:
     """Members by the first folder of their path, in the order in which `_class_folders` would find them."""
     files: dict[str, list] = {}
-    for name, member in sorted(found, key=lambda entry: os.path.split(entry[0])):
+    for name, member in found:
         if "/" in name and name.lower().endswith(SUFFIXES):
             files.setdefault(name.split("/")[0], []).append(member)
+    for members in files.values():  # class by class, for the keys of a million take more memory than the members
+        members.sort(key=lambda member: os.path.split(member.name))
     return _not_empty(dict(sorted(files.items())), what)
 
 
@@ -180,6 +186,8 @@ def _by_label(found: list, container: Path, labels: dict[str, str], classes: lis
         if label not in files:
             raise DataError(f"{container}: {entry[0]} " + (f"has class {label}, which has no training images" if label else
                             "has no label in the devkit or in LOC_val_solution.csv") + "; use archives of one data set")
+        if files[label] and os.path.basename(files[label][-1][0]) == os.path.basename(entry[0]):
+            raise _twice(str(container), entry[0])
         files[label].append(entry)
     return _not_empty(files, str(container))
 
@@ -198,8 +206,18 @@ def _images(container: Path, files: dict[str, list], stamp: int | None = None, o
     labels = np.repeat(np.arange(len(files)), [len(entries) for entries in files.values()])
     columns = [np.array([entry[column] for entry in found], np.int64) for column in (1, 2)]
     stamps = [entry[3] for entry in found] if stamp is None else np.full(len(found), stamp)
-    return Images(container, list(files), [entry[0] for entry in found], labels, *columns, np.array(stamps, np.int64),
-                  origin or str(container))
+    names, origin = [entry[0] for entry in found], origin or str(container)
+    if twice := next((name for name, following in zip(names, names[1:]) if name == following), None):
+        raise _twice(origin, twice)
+    sizes = columns[1]
+    if sizes.max() > MAX_IMAGE_BYTES:
+        raise DataError(f"{origin}/{names[sizes.argmax()]} is larger than {MAX_IMAGE_BYTES:,} bytes, and no image; remove it")
+    return Images(container, list(files), names, labels, *columns, np.array(stamps, np.int64), origin)
+
+
+def _twice(archive: str, name: str) -> DataError:
+    return DataError(f"{archive}: member {name!r} is there twice, and only one can be meant; use another archive, or unpack "
+                     f"it yourself and name the folder with --source")
 
 
 def _nothing(path: Path, missing: list[str], data_dir: Path) -> DataError:

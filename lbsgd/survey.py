@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.errors import DataError
-from lbsgd.jpeg import COPIED, Settings, stored_image
-from lbsgd.meter import duration
+from lbsgd.jpeg import COPIED, PIXELS, Settings, stored_image
+from lbsgd.meter import duration, size
 from lbsgd.sources import Files, Images, Source
 from lbsgd.writer import METADATA
 
@@ -26,6 +26,7 @@ class Estimate:
     num_bytes: int  # of the result
     seconds: float  # of one process
     copied: float  # fraction of the images
+    raw: float
     undecodable: float
 
 
@@ -35,7 +36,7 @@ def estimate(source: Source, settings: Settings, page: int, num_images: int) -> 
     weights = np.array([len(source.train), len(source.val)]) / (len(source.train) + len(source.val))
     return Estimate(num_bytes=sum(part.num_bytes for part in parts), seconds=sum(part.seconds for part in parts),
                     **{name: float(np.dot(weights, [getattr(part, name) for part in parts]))
-                       for name in ("copied", "undecodable")})
+                       for name in ("copied", "raw", "undecodable")})
 
 
 def _sample(images: Images, settings: Settings, page: int, num_images: int) -> Estimate:
@@ -44,24 +45,37 @@ def _sample(images: Images, settings: Settings, page: int, num_images: int) -> E
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     indices = np.random.default_rng(0).permutation(np.linspace(0, len(images) - 1, min(num_images, len(images)), dtype=int))
-    files, kinds, sizes, sources, start = Files(images.container), [], [], [], time.monotonic()
+    files, kinds, kept, start = Files(images.container), [], ([], []), time.monotonic()
     for index in indices:
         data = files.read(images.names[index], int(images.offsets[index]), int(images.sizes[index]))
         try:
             stored = stored_image(data, int(index), settings, page)
             kinds.append(stored.kind)
-            sizes.append(len(stored.data))
-            sources.append(len(data))
+            kept[stored.kind == PIXELS].append((len(data), len(stored.data)))
         except Exception:  # PIL's decoders raise nearly anything
             kinds.append(None)
         if time.monotonic() - start > SAMPLE_SECONDS:
             break
     cv2.setNumThreads(threads)
-    # The ratio to the source's size varies less from image to image than the size itself.
-    ratio = sum(sizes) / max(1, sum(sources))
-    return Estimate(num_bytes=int(ratio * images.sizes.sum()) + TABLES_BYTES * len(images),
+    shares = (1 - settings.raw_fraction, settings.raw_fraction)
+    mean = sum(share * _mean_size(found or kept[0] or kept[1], images.sizes) for share, found in zip(shares, kept))
+    return Estimate(num_bytes=int(len(images) * mean) + TABLES_BYTES * len(images),
                     seconds=((time.monotonic() - start) / len(kinds) + WRITING_SECONDS) * len(images),
-                    copied=kinds.count(COPIED) / len(kinds), undecodable=kinds.count(None) / len(kinds))
+                    copied=kinds.count(COPIED) / len(kinds), raw=kinds.count(PIXELS) / len(kinds),
+                    undecodable=kinds.count(None) / len(kinds))
+
+
+def _mean_size(found: list[tuple[int, int]], sizes: np.ndarray) -> float:
+    """Mean size of all results, from (size of the source, size of the result) of some, and the sizes of all sources.
+
+    By linear regression: of images that are kept as they are, all that is known of the sources counts; of images that are
+    shrunk to one size, nothing does.
+    """
+    if not found:
+        return 0.0
+    x, y = np.array(found, float).T
+    slope = np.cov(x, y, bias=True)[0, 1] / max(1.0, x.var())
+    return max(0.0, y.mean() + slope * (sizes.mean() - x.mean()))
 
 
 def free_bytes(folder: Path) -> int:
@@ -74,19 +88,20 @@ def check_disk(source: Source, settings: Settings, page: int, work: Path, done: 
     needed = int(MARGIN * estimate(source, settings, page, num_images=24).num_bytes) - done
     free = free_bytes(work)
     if free < needed:
-        raise DataError(f"{work.parent} has {free / 1e9:,.2f} GB free, and the result needs about {needed / 1e9:,.2f} GB "
-                        f"more; make room or name another folder with --data_dir (--short_side 256 makes small files)")
+        raise DataError(f"{work.parent} has {size(free)} free, and the result needs about {size(needed)} more;"
+                        f" make room or name another folder with --data_dir (--short_side 256 makes small files)")
 
 
 def dry_run(source: Source, settings: Settings, page: int, data_dir: Path, num_workers: int) -> str:
     """What was found, the size of the result and the time it will take."""
     found = estimate(source, settings, page, num_images=200)
-    again = max(0.0, 1 - found.copied - found.undecodable)
-    lines = [f"found   {images.origin}: {len(images):,} {name} images, {images.sizes.sum() / 1e9:,.3f} GB"
+    again = max(0.0, 1 - found.copied - found.raw - found.undecodable)
+    lines = [f"found   {images.origin}: {len(images):,} {name} images, {size(images.sizes.sum())}"
              for name, images in (("training", source.train), ("validation", source.val))]
     lines += [f"classes {len(source.train.classes):,}, from {source.train.classes[0]} to {source.train.classes[-1]}",
-              f"result  about {found.num_bytes / 1e9:,.3f} GB in {data_dir} ({free_bytes(data_dir) / 1e9:,.1f} GB free): "
+              f"result  about {size(found.num_bytes)} in {data_dir} ({size(free_bytes(data_dir))} free): "
               f"{found.copied:.0%} of the images untouched, {again:.0%} encoded again"
+              + (f", {found.raw:.0%} kept as pixels" if found.raw else "")
               + (f", {found.undecodable:.1%} cannot be decoded" if found.undecodable else ""),
               f"time    about {duration(found.seconds / num_workers)} with {num_workers} processes, if the disk keeps up"]
     return "\n".join(lines)

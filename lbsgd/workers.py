@@ -18,10 +18,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import wait
 
-from lbsgd.errors import DataError, LbsgdError
+from lbsgd.errors import ConfigError, DataError, LbsgdError
 
 SLOTS = 3  # a chunk at work, one that waits for its turn, one to begin with meanwhile
 SLOT_BYTES = 1 << 23
+RESULT_BYTES = 40 << 20  # a process may have this much thrice, beside its slots, and stays below 200 MB
 
 Job = Callable[[object, memoryview], object]
 
@@ -87,6 +88,18 @@ class Workers:
         reason = f"killed by signal {-code}, as when memory runs out" if code < 0 else f"exit code {code}"
         return DataError(f"one of the processes that read the images died: {reason}; what is done is kept, and the same "
                          f"command goes on from there; --num_workers sets how many there are")
+
+
+def checked_workers(num_workers: int | None) -> int:
+    """The number of processes asked for, else one a core. Raises ConfigError."""
+    if num_workers is not None and num_workers < 1:
+        raise ConfigError(f"--num_workers {num_workers} is not at least 1")
+    return num_workers or len(os.sched_getaffinity(0))
+
+
+def with_room(num_workers: int, result_bytes: int) -> int:
+    """How many processes take no more memory than num_workers whose results are of the usual size."""
+    return max(1, min(num_workers, num_workers * RESULT_BYTES // result_bytes))
 
 
 def _work(pipe, slots: list[mmap.mmap], make_job: Callable[[], Job], parent: int) -> None:

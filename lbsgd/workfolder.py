@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import shutil
@@ -91,7 +92,6 @@ def _is_intact(path: Path, split: Split) -> bool:
     return False
 
 
-
 # --- the data folder --------------------------------------------------------------------------------------------------
 
 
@@ -125,8 +125,10 @@ def writing_to(data_dir: Path) -> Iterator[None]:
         data_dir.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise DataError(f"cannot write to {data_dir}: {error.strerror}; what is done is kept: make room and run the same "
-                        f"command, or name another folder with --data_dir") from error
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        raise DataError(f"cannot write to {data_dir}: {error.strerror}; " + (
+            "what is done is kept: make room and run the same command, or name" if full else "name") +
+            " another folder with --data_dir") from error
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ of processes, it is the same file byte for byte.
 
 from __future__ import annotations
 
+import errno
 import os
 import zlib
 from pathlib import Path
@@ -88,7 +89,9 @@ class BetonWriter:
         if done == self._committed:
             return
         os.fdatasync(self._file)
-        os.write(self._journal, journal_block(self.records[self._committed:done]))
+        block = journal_block(self.records[self._committed:done])
+        if os.write(self._journal, block) < len(block):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk takes a part
         os.fdatasync(self._journal)
         self._committed = done
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -26,6 +27,8 @@ from lbsgd.errors import ConfigError, DataError
 from lbsgd.jpeg import COPIED, ENCODED, PIXELS, Settings, plain_size, stored_image
 from lbsgd.sources import find_source
 from lbsgd.verify import verify
+from lbsgd.workers import with_room
+from lbsgd.writer import METADATA, METADATA_AT, RECORD, BetonWriter
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools/convert_imagenet_to_ffcv.py"
@@ -55,10 +58,24 @@ def save(path, *arguments, **options):
     path.write_bytes(encoded(*arguments, **options))
 
 
-def palette():
+def palette(**options):
     buffer = io.BytesIO()
-    Image.fromarray(picture(64, 64)).quantize(256).save(buffer, "PNG")
+    Image.fromarray(picture(64, 64)).quantize(256).save(buffer, "PNG", **options)
     return buffer.getvalue()
+
+
+def ycck():
+    """A CMYK JPEG whose Adobe marker says that its colours are turned into luminance and chroma."""
+    data = bytearray(encoded("CMYK"))
+    data[data.index(b"\xff\xee") + 15] = 2
+    return bytes(data)
+
+
+def turned():
+    """Half as wide as high, with the EXIF entry that asks for it to be shown lying."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(size=(64, 32), exif=exif.tobytes())
 
 
 def by_opencv(*options):
@@ -124,20 +141,23 @@ PLAIN = {
     "4:4:4": encoded(subsampling=0), "4:2:2": encoded(subsampling=1),
     "4:4:0": by_opencv(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
     "4:1:1": by_opencv(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
-    "corrupt EXIF": JPEG[:2] + EXIF + JPEG[2:], "orientation": encoded(exif=Image.Exif().tobytes()),
+    "corrupt EXIF": JPEG[:2] + EXIF + JPEG[2:],
     "bytes after the end": JPEG + b"left by some camera",
 }
 ODD = {
     "PNG": encoded(file_format="PNG"), "PNG with alpha": encoded("RGBA", file_format="PNG"),
     "grey PNG with alpha": encoded("LA", file_format="PNG"), "PNG of 256 colours": palette(),
-    "CMYK": encoded("CMYK"), "RGB in a JPEG": encoded(keep_rgb=True),
+    "PNG of 256 colours, some transparent": palette(transparency=bytes(range(256))),
+    "PNG of 16 bits, grey": cv2.imencode(".png", np.uint16(picture(64, 64)[:, :, 0]) * 257)[1].tobytes(),
+    "PNG of 16 bits": cv2.imencode(".png", np.uint16(picture(64, 64)) * 257)[1].tobytes(),
+    "CMYK": encoded("CMYK"), "YCCK": ycck(), "RGB in a JPEG": encoded(keep_rgb=True),
     "RGB by Adobe's marker": rgb("adobe"), "RGB by its ids": rgb("ids"), "odd sampling": odd_sampling(),
     "TIFF": encoded(file_format="TIFF"),
     "WebP": encoded(file_format="WEBP", lossless=True), "BMP": encoded(file_format="BMP"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Palette images with Transparency")
 def test_plain_jpegs_are_kept_as_they_are_and_all_others_as_pil_decodes_them():
     for name, data in PLAIN.items():
         assert plain_size(data) == (64, 64), name
@@ -152,7 +172,7 @@ def test_plain_jpegs_are_kept_as_they_are_and_all_others_as_pil_decodes_them():
         assert np.array_equal(pil(bytes(kept.data)), pil(by_pil.getvalue())), name
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Palette images with Transparency")
 def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffcv):
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -175,6 +195,34 @@ def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffc
     assert modes.sum() == len(images) // 4 and (found := pixels[modes == 1]).any()
     for raw, data in zip(found, np.array(expected, object)[modes == 1]):
         assert np.array_equal(raw, pil(data))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_an_exif_block_corrupt_or_not_changes_no_pixel():
+    """FFCV's decoder and torchvision's loader know nothing of orientation; the bytes are copied, or encoded as they lie."""
+    for data, size in ((turned(), (32, 64)), (PLAIN["corrupt EXIF"], (64, 64))):
+        assert stored_image(data, 0, Settings(max_side=64), 1 << 23).data is data
+        for settings in (Settings(max_side=64, reencode=True), Settings(max_side=64, raw_fraction=1), Settings(max_side=20)):
+            kept = stored_image(data, 0, settings, 1 << 23)
+            wanted = settings.size(*size)
+            assert (kept.width, kept.height) == wanted
+            pixels = pil(bytes(kept.data)) if kept.kind == ENCODED else kept.data.reshape(*wanted[::-1], 3)
+            expected = cv2.resize(np.uint8(pil(data)), wanted, interpolation=cv2.INTER_AREA)
+            assert np.abs(pixels - expected).mean() < 8  # of 20 pixels, JPEG keeps less; turned, it would be 60 and more
+
+
+def test_what_pil_takes_for_an_attack_is_not_decoded_either():
+    data = bytearray(JPEG)
+    data[FRAME + 5:FRAME + 9] = (13_400).to_bytes(2, "big") * 2
+    assert plain_size(bytes(data)) is None and 13_400 ** 2 > 2 * Image.MAX_IMAGE_PIXELS == lbsgd.jpeg.MAX_PIXELS
+    with pytest.raises(Image.DecompressionBombError):
+        stored_image(bytes(data), 0, Settings(max_side=64), 1 << 23)
+
+
+def test_an_empty_file_is_no_image():
+    assert plain_size(b"") is None
+    with pytest.raises(Image.UnidentifiedImageError):
+        stored_image(b"", 0, Settings(max_side=64), 1 << 23)
 
 
 @pytest.mark.parametrize("cut", [3, 20, 300, len(JPEG) // 2, len(JPEG) - 2])
@@ -251,6 +299,95 @@ print(kept.width, *[line.split()[1] for line in open("/proc/self/status") if lin
     assert width == 500 and kilobytes < 150_000
 
 
+PEAK = """
+import contextlib, os, sys, threading, time
+from pathlib import Path
+import lbsgd.convert, lbsgd.verify
+
+def private(pid):
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Private_")) // 1000
+
+def total(pid):
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) // 1000
+
+def watch():
+    while True:
+        with contextlib.suppress(OSError, ValueError, StopIteration):  # one has ended
+            pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            second[0] = max(second[0], sorted([0, 0, *map(private, pids)])[-2])
+            most[0] = max(most[0], sum(map(total, [os.getpid(), *pids])))
+        time.sleep(0.005)
+
+second, most = [0], [0]  # MB of the process with the second most, and of all
+threading.Thread(target=watch, daemon=True).start()
+if __name__ == "__main__":
+    work()
+    print(second[0], most[0])
+"""
+
+
+def peak_memory(work, *arguments):
+    """(MB of the process that takes the second most, MB of all) while a function's code runs."""
+    code = PEAK.replace("    work()", "    " + work)
+    output = subprocess.check_output([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, text=True)
+    return map(int, output.splitlines()[-1].split())
+
+
+def repeated(path, count, data):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    (first := path.with_stem(f"{path.stem}0")).write_bytes(data)
+    for number in range(1, count):
+        os.link(first, path.with_stem(f"{path.stem}{number}"))
+
+
+def large(*options, side=(6000, 8000), **more):
+    buffer = io.BytesIO()
+    image = Image.fromarray(picture(60, 80)).resize(side[::-1], Image.NEAREST)
+    (image.convert("CMYK") if "CMYK" in options else image).save(buffer, "PNG" if "PNG" in options else "JPEG", **more)
+    return buffer.getvalue()
+
+
+def test_only_one_process_at_a_time_decodes_a_very_large_image(tmp_path):
+    """Its coefficients alone are 6 bytes a pixel of a progressive JPEG, 150 MB here, however small it is decoded."""
+    repeated(tmp_path / "source/train/a/x.JPEG", 6, large(side=(5000, 5000), progressive=True, subsampling=0, quality=20))
+    repeated(tmp_path / "source/val/a/x.JPEG", 1, JPEG)
+    second, _ = peak_memory("lbsgd.convert.CHUNK_IMAGES = 1; lbsgd.convert.convert(*map(Path, sys.argv[1:]), max_side=500, "
+                            "num_workers=3)", tmp_path / "source", tmp_path / "data")
+    assert second < 100
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", ["max_side=500", "max_side=60_000, reencode=True", "max_side=6000, raw_fraction=0.5"])
+def test_memory_is_bounded_whatever_images_there_are(tmp_path, settings):
+    """2 GiB, and 200 MB a process: all but one process at a time stay below 200 MB."""
+    for number, data in enumerate([large(), large(progressive=True, subsampling=0), large("PNG"), large("CMYK"), JPEG]):
+        repeated(tmp_path / f"source/train/{number % 2}/{number}_.JPEG", 6 if len(data) > 1e5 else 2000, data)
+        repeated(tmp_path / f"source/val/{number % 2}/{number}_.JPEG", 1, data)
+    folders = tmp_path / "source", tmp_path / "data"
+    for work in (f"lbsgd.convert.convert(*map(Path, sys.argv[1:]), num_workers=6, {settings})",
+                 "lbsgd.verify.verify(Path(sys.argv[2]), 6)", "lbsgd.verify.verify(Path(sys.argv[2]), 6, Path(sys.argv[1]))"):
+        second, most = peak_memory(work, *folders)
+        assert second < 200 and most < 2048 + 6 * 200
+    shutil.rmtree(tmp_path / "data")
+
+
+def test_processes_whose_results_are_very_large_are_fewer(tmp_path, monkeypatch, capsys):
+    """An image of 3,300 x 3,300 pixels kept as such is 33 MB; of 6,700 x 6,700, 135 MB."""
+    assert [with_room(16, num_bytes) for num_bytes in (10, 33 << 20, 135 << 20, 1 << 40)] == [16, 16, 4, 1]
+    for number in range(4):
+        save(tmp_path / f"source/{'train' if number else 'val'}/a/{number}.JPEG")
+    taken = []
+    monkeypatch.setattr(lbsgd.convert, "_chunks", lambda *arguments: taken.append(arguments[2]) or iter(()))
+    for side in (500, 1000, 2000, 6700):
+        with pytest.raises(AssertionError):  # nothing was done
+            convert(tmp_path / "source", tmp_path / "data", max_side=side, raw_fraction=0.5, num_workers=8)
+        shutil.rmtree(tmp_path / "data")
+    assert taken[::2] == [32, 8, 2, 1]
+    assert "train: 2 of 8 processes, as an image may keep 134.7 MB of memory\n" in capsys.readouterr().out
+
+
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
@@ -262,6 +399,7 @@ def test_the_manifest_says_what_was_made(tree, tmp_path):
     assert manifest["settings"] == dict(max_side=500, short_side=None, quality=90, raw_fraction=0, reencode=False)
     assert manifest["stored"]["train"] == dict(copied=3, encoded=1, raw=0)
     assert manifest["skipped"] == dict(train=[], val=[])
+    assert manifest["images_per_class"] == dict(train=[2, 2], val=[1, 1])
     for name, num_images in (("train", 4), ("val", 2)):
         beton = BetonFile.open(tmp_path / f"data/{name}.beton")
         assert manifest[name] == {"num_images": num_images, "num_bytes": beton.path.stat().st_size,
@@ -337,46 +475,52 @@ def test_a_conversion_that_fails_leaves_the_old_data_as_it_was(tree, tmp_path):
 # --- interruptions ----------------------------------------------------------------------------------------------------
 
 KILLER = """
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from pathlib import Path
-from lbsgd.convert import convert
+import lbsgd.convert
 
 source, folder = map(Path, sys.argv[1:])
+lbsgd.convert.CHUNK_IMAGES, quick = 4, lbsgd.convert.jpeg.stored_image
+
+def slow(*arguments, **options):  # so that the moments fall into the work, however fast the machine is
+    time.sleep(0.008)
+    return quick(*arguments, **options)
 
 def start():
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        convert(source, folder, max_side=150, num_workers=2, commit_seconds=0.01)
+        lbsgd.convert.convert(source, folder, max_side=150, num_workers=2, commit_seconds=0.01)
         os._exit(0)
     return child
 
+def there():
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.name != ".converting"}
+
+os.waitpid(start(), 0)
+reference = there()
+assert len(reference) == 3
+shutil.rmtree(folder)
+lbsgd.convert.jpeg.stored_image = slow
 random.seed(0)
-begin = time.monotonic()
-whole = start()
-os.waitpid(whole, 0)
-seconds = time.monotonic() - begin
-reference = {path.name: path.read_bytes() for path in folder.iterdir()}
-kills, ends, resumed = 0, 0, set()
+kills, ends, journals = 0, 0, set()
 while kills < 20:
-    for path in folder.glob("*"):
-        assert not ends or path.name in reference or path.name == ".converting", path
     child = start()
-    time.sleep(random.uniform(0, 0.8 * seconds))
+    time.sleep(random.uniform(0.02, 0.45))
     os.kill(child, signal.SIGKILL)
     killed = os.waitpid(child, 0)[1] == signal.SIGKILL
     kills += killed
-    journal = folder / ".converting/train.journal"
-    if killed and journal.exists():
-        resumed.add(journal.stat().st_size)
+    assert all(content == reference[name] for name, content in there().items())  # complete, or not there
+    assert "manifest.json" not in there() or there() == reference
     if not killed:
+        assert there() == reference
         ends += 1
-        assert {path.name: path.read_bytes() for path in folder.iterdir()} == reference
-        for path in folder.iterdir():
-            path.unlink()
+        shutil.rmtree(folder)
+    elif (journal := folder / ".converting/train.journal").exists():
+        journals.add(journal.stat().st_size)
 _, status = os.waitpid(start(), 0)
-assert status == 0 and {path.name: path.read_bytes() for path in folder.iterdir()} == reference
-print(len(resumed), ends)
+assert status == 0 and there() == reference
+print(len(journals), ends)
 """
 
 
@@ -387,8 +531,8 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(tmp_path):
             save(tmp_path / f"source/val/{number % 32 // 16}/{number:03}.JPEG", phase=number)
     command = [sys.executable, "-c", KILLER, tmp_path / "source", tmp_path / "data"]
     output = subprocess.check_output(command, cwd=ROOT, text=True)
-    different_journals, _ = map(int, output.split())
-    assert different_journals >= 4  # else the moments were not where anything happens
+    different_journals, ends = map(int, output.split())
+    assert different_journals >= 4 and ends >= 1  # else the moments were not where anything happens
 
 
 @pytest.mark.parametrize("step", range(5))
@@ -482,6 +626,16 @@ def test_undecodable_images_are_all_listed_before_it_fails(damaged, tmp_path, ca
     assert names_in(tmp_path / "data") == [".converting"]
 
 
+def test_a_source_of_nothing_but_empty_files_is_refused(tree, tmp_path, capsys):
+    for path in tree.glob("*/*/*"):
+        path.write_bytes(b"")
+    assert "100.0% cannot be decoded" in look(tree, tmp_path / "data", 2, max_side=500)
+    with pytest.raises(DataError, match="5 of 5 images cannot be decoded"):
+        convert(tree, tmp_path / "data", **SETTINGS)
+    with pytest.raises(DataError, match="none of the 3 images can be decoded"):
+        convert(tree, tmp_path / "data", on_error="skip", **SETTINGS)
+
+
 def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_others_again(damaged, tmp_path, monkeypatch):
     with pytest.raises(DataError):
         convert(damaged, tmp_path / "data", **SETTINGS)
@@ -520,15 +674,40 @@ def test_a_disk_without_room_for_the_result_is_refused_before_anything_is_writte
     for free, refused in ((needed // 2, True), (2 * needed, False)):
         monkeypatch.setattr(lbsgd.survey, "free_bytes", lambda folder: free)
         if refused:
-            with pytest.raises(DataError, match=r"data has 0.00 GB free, and the result needs about 0.00 GB more"):
+            with pytest.raises(DataError, match=r"has [\d.]+ MB free, and the result needs about [\d.]+ MB more; make room"):
                 convert(tree, tmp_path / "data", **SETTINGS)
         else:
             convert(tree, tmp_path / "data", **SETTINGS)
 
 
+@pytest.mark.parametrize("num_bytes", [0, 5, 30, 3000])
+def test_a_disk_that_fills_up_is_one_line_and_the_same_command_goes_on(tree, tmp_path, num_bytes):
+    """The most that a file may have stands for the disk, of the identity, the listing, the journal or the images."""
+    for number in range(40):
+        save(tree / f"train/ant/{number}.JPEG", phase=number)
+    limited = ["bash", "-c", f"trap '' XFSZ; exec prlimit --fsize={num_bytes} \"$0\" \"$@\"", sys.executable, TOOL]
+    flags = ["--source", "source", "--data_dir", "data"]
+    result = subprocess.run([*limited, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and names_in(tmp_path / "data") == [".converting"]
+    assert result.stderr == ("error: cannot write to data: File too large; what is done is kept: make room and run the same "
+                             "command, or name another folder with --data_dir\n")
+    assert run_tool(tmp_path, *flags).returncode == 0
+    convert(tree, tmp_path / "whole", **SETTINGS)
+    for name in ("train.beton", "val.beton"):
+        assert (tmp_path / "data" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_journal_of_which_the_disk_takes_a_part_is_a_full_disk(tmp_path, monkeypatch):
+    writer = BetonWriter(tmp_path / "a.beton", 1, 1 << 23)
+    writer.append(np.array([(COPIED, 64, 64, len(JPEG), 0, 0)], RECORD), memoryview(JPEG))
+    monkeypatch.setattr(os, "write", lambda _file, data: len(data) - 1)
+    with pytest.raises(OSError, match="No space left"):
+        writer.commit(1)
+
+
 def test_a_folder_that_cannot_be_written_to_is_refused(tree, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write to .*file/data: Not a directory"):
+    with pytest.raises(DataError, match="cannot write to .*file/data: Not a directory; name another folder with --data_dir"):
         convert(tree, tmp_path / "file/data", **SETTINGS)
 
 
@@ -570,10 +749,49 @@ def test_the_first_damaged_image_is_named(converted):
             verify(converted, 2)
 
 
-def test_a_changed_checksum_is_noticed_by_the_manifest(converted):
-    beton = BetonFile.open(converted / "train.beton")
-    change_byte(beton.path, int(beton.images["data_at"][-1] + beton.sizes[-1]))
-    with pytest.raises(DataError, match="is not the file that manifest.json beside it was written for"):
+TABLE = METADATA_AT  # where the first image's coding, width, height, place and label are written
+
+
+@pytest.mark.parametrize("place, reason", [
+    (lambda beton: TABLE + 2 * METADATA.itemsize + 1, "does not decode to its 65 x 64 pixels"),
+    (lambda beton: TABLE + 2 * METADATA.itemsize + 3, "does not decode to its 64 x 65 pixels"),
+    (lambda beton: TABLE + 2 * METADATA.itemsize, "does not decode to its 64 x 64 pixels"),  # as a JPEG
+    (lambda beton: TABLE + 2 * METADATA.itemsize + 5, "is damaged: its bytes have checksum"),
+    (lambda beton: TABLE + 2 * METADATA.itemsize + 12, "is damaged: the file says that it lies beyond its end"),
+    (lambda beton: int(beton.images["data_at"][-1] + beton.sizes[-1]) + 4 * 2, "is damaged: its bytes have checksum"),
+    (lambda beton: beton.path.stat().st_size - 24 * 2 + 16, "is damaged: its bytes have checksum"),
+], ids=["width", "height", "coding", "place", "far place", "checksum", "size"])
+@pytest.mark.parametrize("against", ["manifest", "source"])
+def test_a_changed_byte_in_any_table_is_told_with_its_image(converted, tree, place, reason, against):
+    path = converted / "train.beton"
+    change_byte(path, place(BetonFile.open(path)))
+    with pytest.raises(DataError, match=f"train.beton: image 2 .label 1. {reason}"):
+        verify(converted, 2, tree if against == "source" else None)
+
+
+@pytest.mark.parametrize("against", ["manifest", "source"])
+def test_swapped_labels_are_told_with_the_first_of_them(converted, tree, against):
+    path = converted / "train.beton"
+    for image in (1, 2):  # of classes 0 and 1
+        change_byte(path, TABLE + image * METADATA.itemsize + METADATA.fields["f1"][1])
+    assert BetonFile.open(path).labels.tolist() == [0, 1, 0, 1]
+    with pytest.raises(DataError, match="train.beton: image 1 has label 1, and manifest.json beside it says another"):
+        verify(converted, 2, tree if against == "source" else None)
+
+
+def test_another_s_file_or_a_truncated_one_is_told(converted, tree, tmp_path):
+    content = (converted / "train.beton").read_bytes()
+    last = int(BetonFile.open(converted / "train.beton").images["data_at"][2])
+    for num_bytes, said in ((len(content) - 1, "should have [\\d,]+; copy"), (last + 1, "cut off from image 2 on"),
+                            (last - 1, "cut off from image 1 on"), (1200, "should have [\\d,]+; copy")):
+        os.truncate(converted / "train.beton", num_bytes)
+        with pytest.raises(DataError, match=f"train.beton is truncated or damaged: it has {num_bytes:,} bytes.*{said}"):
+            verify(converted, 2)
+        (converted / "train.beton").write_bytes(content)
+    save(tree / "train/bee/1.JPEG", phase=3)
+    convert(tree, tmp_path / "other", **SETTINGS)
+    shutil.copy(tmp_path / "other/train.beton", converted)  # nothing in it is wrong
+    with pytest.raises(DataError, match="train.beton is not the file that manifest.json beside it was written for"):
         verify(converted, 2)
 
 
@@ -656,12 +874,21 @@ def test_without_opencv_the_command_says_how_to_get_it(tree, tmp_path, flags):
 
 @pytest.mark.parametrize("flags, message", [
     (["--quality", "0"], "--quality 0"), (["--max_side", "9", "--short_side", "9"], "give one of the two"),
-    (["--num_workers", "0"], "--num_workers 0"),
+    (["--num_workers", "0"], "--num_workers 0 is not at least 1"), (["--num_workers", "0", "--dry_run"], "--num_workers 0"),
+    (["--num_workers", "-1", "--verify"], "--num_workers -1"), (["--num_workers", "two"], "invalid int value: 'two'"),
+    (["--max_side", "0"], "--max_side 0"), (["--short_side", "-5"], "--short_side -5"), (["--short_side", "x"], "--short_side"),
+    (["--raw_fraction", "1.5"], "--raw_fraction 1.5 is not 0 to 1"), (["--raw_fraction", "nan"], "--raw_fraction nan"),
+    (["--on_error", "ask"], "--on_error"), (["--turbo"], "--turbo"), (["more"], "more"), (["--data_dir"], "--data_dir"),
+    (["--verify", "--dry_run"], "--verify does not go with --dry_run"),
+    (["--verify", "--max_side", "9"], "--verify does not go with --max_side"),
+    (["--verify", "--quality", "9"], "--verify does not go with --quality"),
+    (["--verify", "--overwrite"], "--verify does not go with --overwrite"),
+    (["--verify", "--on_error", "skip"], "--verify does not go with --on_error"),
 ])
 def test_flags_that_cannot_be_are_refused_in_one_line(tree, tmp_path, flags, message):
     result = run_tool(tmp_path, "--source", "source", *flags)
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
-    assert names_in(tmp_path) == ["source"]
+    assert result.stderr.startswith("error: ") and names_in(tmp_path) == ["source"]
 
 
 def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
@@ -676,6 +903,61 @@ def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
     assert 0.95 * made < estimate.num_bytes + 2 * 2120 < 1.05 * made
 
 
+def photographs(folder, count=60):
+    """JPEGs whose sizes and sides differ as those of ImageNet do: 100 to 900 pixels, smooth to noisy."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        height, width = rng.integers(100, 900, 2)
+        noise = rng.normal(0, rng.uniform(1, 30), (height, width, 3))
+        Image.fromarray(np.uint8(np.clip(picture(height, width, number) + noise, 0, 255))).save(buffer := io.BytesIO(), "JPEG")
+        path = folder / ("val" if number % 5 == 0 else "train") / "a" / f"{number:03}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(buffer.getvalue())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.mark.parametrize("settings", [dict(max_side=500), dict(short_side=256), dict(max_side=300, reencode=True, quality=50),
+                                      dict(max_side=400, raw_fraction=0.5)])
+def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_path, settings):
+    found = find_source(photos, tmp_path, tmp_path / "data")
+    told = lbsgd.survey.estimate(found, Settings(**settings), 1 << 23, 40).num_bytes
+    convert(photos, tmp_path / "data", num_workers=2, **settings)
+    made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
+    assert abs(told / made - 1) < 0.1
+    [line] = [line for line in look(photos, tmp_path / "data", 2, **settings).splitlines() if line.startswith("result")]
+    assert ("kept as pixels" in line) == ("raw_fraction" in settings)
+
+
+@pytest.mark.parametrize("found, mean", [
+    ([(10, 10), (30, 30)], 100), ([(10, 5), (30, 5)], 5), ([(10, 10), (30, 20)], 55), ([(10, 7)], 7), ([], 0),
+])
+def test_sizes_are_estimated_from_the_sources_as_far_as_they_tell(found, mean):
+    assert lbsgd.survey._mean_size(found, np.array([50, 150])) == pytest.approx(mean)
+
+
+def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, capsys):
+    """Of images that take 50 ms each, by two processes: 1.5 s."""
+    quick = lbsgd.jpeg.stored_image
+
+    def slow(*arguments, **options):
+        time.sleep(0.05)
+        return quick(*arguments, **options)
+
+    monkeypatch.setattr(lbsgd.jpeg, "stored_image", slow)
+    monkeypatch.setattr(lbsgd.survey, "stored_image", slow)
+    monkeypatch.setattr(lbsgd.convert, "CHUNK_IMAGES", 4)
+    found = find_source(photos, tmp_path, tmp_path / "data")
+    told = lbsgd.survey.estimate(found, Settings(max_side=500), 1 << 23, 20).seconds / 2
+    convert(photos, tmp_path / "data", max_side=500, num_workers=2)
+    took = sum(float(line.split(" images in ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
+    assert 0.5 * took < told < 1.5 * took
+
+
 def test_long_conversions_print_a_line_now_and_then(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lbsgd.meter.LINE_SECONDS", 0)
     monkeypatch.setattr(lbsgd.convert, "CHUNK_IMAGES", 1)
@@ -684,11 +966,16 @@ def test_long_conversions_print_a_line_now_and_then(tree, tmp_path, monkeypatch,
     assert lines[0].startswith("train: 1 of 3 images, ") and "images/s" in lines[0] and lines[0].endswith(" left")
 
 
-def test_on_a_terminal_there_is_a_bar(tree, tmp_path):
+def on_a_terminal(folder, columns, **environment):
+    import fcntl
     import pty
+    import struct
+    import termios
 
     ours, theirs = pty.openpty()
-    process = subprocess.Popen([sys.executable, TOOL, "--source", "source"], cwd=tmp_path, stdout=theirs, stderr=theirs)
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen([sys.executable, TOOL, "--source", "source"], cwd=folder, stdout=theirs, stderr=theirs,
+                               env={**os.environ, "TERM": "xterm", **environment})
     os.close(theirs)
     text = b""
     try:
@@ -697,7 +984,47 @@ def test_on_a_terminal_there_is_a_bar(tree, tmp_path):
     except OSError:
         pass  # how a terminal ends
     assert process.wait() == 0
-    assert b"3 of 3" in text and "━".encode() in text and b"images/s" in text
+    return text.decode()
+
+
+def screen(text):
+    """The lines that a terminal shows in the end."""
+    lines, row = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", text):
+        row += {"\n": 1, "\x1b[1A": -1}.get(part, 0)
+        lines += [""] * (row + 1 - len(lines))
+        lines[row] = "" if part == "\x1b[2K" else lines[row] + part * (part[0] not in "\x1b\r\n")
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_on_a_terminal_there_is_a_bar_of_one_line_that_ends_as_a_line_of_text(tree, tmp_path, columns):
+    text = on_a_terminal(tmp_path, columns)
+    assert "3 of 3" in text and "━" in text and "images/s" in text and "MB/s" in text and " left" in text
+    frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()
+    assert all(len(frame) <= columns for frame in frames if "━" in frame)
+    assert [line.split(":")[0] for line in screen(text)] == ["train", "val"]
+
+
+def test_a_terminal_that_cannot_draw_gets_plain_lines(tree, tmp_path):
+    text = on_a_terminal(tmp_path, 80, TERM="dumb")
+    assert "\x1b" not in text and [line.split(":")[0] for line in text.splitlines()] == ["train", "val"]
+
+
+def test_the_bar_of_the_whole_of_imagenet_fits_a_terminal(monkeypatch):
+    from rich.console import Console
+
+    import lbsgd.meter
+
+    monkeypatch.setattr("rich.get_console", lambda: Console(width=80, force_terminal=True, file=io.StringIO()))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    meter = lbsgd.meter.Meter("train", 1_281_167, 146_000_000_000)
+    meter.start -= 3700
+    meter.advance(100_000, 11_000_000_000)
+    console = Console(width=80, file=io.StringIO())
+    console.print(meter._bar)
+    [line] = console.file.getvalue().splitlines()
+    assert line.startswith("train ━") and "  100,000 of 1,281,167" in line and "27 images/s" in line and "12.6 h left" in line
 
 
 def test_converting_needs_neither_torch_nor_ffcv():

@@ -1,7 +1,9 @@
 """What people hold is found and read in place: folders, ImageNet's archives, Kaggle's; archives are data only."""
 
 import io
+import os
 import tarfile
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image
 
 import lbsgd.archives
 from lbsgd.archives import listing, members, read_members, uncompressed
-from lbsgd.convert import convert
+from lbsgd.convert import convert, look
 from lbsgd.devkit import synsets
 from lbsgd.errors import DataError
 from lbsgd.sources import Files, find_source
@@ -168,6 +170,21 @@ def test_a_tar_is_listed_once_as_long_as_it_stays_the_same(tmp_path, monkeypatch
     assert [member.name for member in listing(path, tmp_path / "scratch")] == ["a/1.JPEG"]
 
 
+def test_a_million_images_take_less_than_a_gigabyte_to_find(tmp_path):
+    """600 bytes each, at most; ImageNet's 1.28 million were seen to take 0.53 GB, with all that Python is."""
+    folder = make_official(tmp_path / "source")
+    images = [header(f"n02102040_{number}.JPEG", 512) + bytes(512) for number in range(10_000)]
+    with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as tar:
+        for wnid in WNIDS:
+            add(tar, f"{wnid}.tar", b"".join(images[::4 if wnid != WNIDS[0] else 1]))
+    tracemalloc.start()
+    for _ in range(2):  # from the archive, and from the listing kept of it
+        source = find(folder, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] / len(source.train) < 600
+        tracemalloc.reset_peak()
+    tracemalloc.stop()
+
+
 def test_every_layout_gives_the_same_files(tmp_path):
     """Torchvision's order of class folders is the order of all: the way the images are held leaves no trace."""
     results = set()
@@ -301,6 +318,175 @@ def test_an_archive_with_a_member_that_no_data_set_has_is_refused_by_its_name(tm
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
+def spoil(layout, folder, change):
+    """A source of a real layout, in one archive of which change(files) has been at work; gives its path."""
+    place, _, layout = layout.rpartition(" of ")
+    path = LAYOUTS[layout](folder)
+    archive = {"": path, "training": folder / "ILSVRC2012_img_train.tar", "a class": folder / "ILSVRC2012_img_train.tar",
+               "validation": folder / "ILSVRC2012_img_val.tar", "devkit": folder / "ILSVRC2012_devkit_t12.tar.gz"}[place]
+    compression = ":gz" if archive.name.endswith(".gz") else ""
+    with tarfile.open(archive) as tar:
+        files = {info.name: tar.extractfile(info).read() for info in tar}
+    buffer = io.BytesIO()
+    if place == "a class":
+        with tarfile.open(fileobj=io.BytesIO(files["n02102040.tar"])) as inner, tarfile.open(fileobj=buffer, mode="w") as tar:
+            for info in inner:
+                add(tar, info.name, inner.extractfile(info).read())
+            change(tar)
+        archive.write_bytes(tar_bytes(files | {"n02102040.tar": buffer.getvalue()}))
+        return path, archive
+    with tarfile.open(fileobj=buffer, mode="w" + compression) as tar:
+        for name, data in files.items():
+            add(tar, name, data)
+        change(tar)
+    archive.write_bytes(buffer.getvalue())
+    return path, archive
+
+
+ARCHIVES = ["training of official", "a class of official", "validation of official", "devkit of official", "tar", "tar.gz"]
+
+
+def refusal(path, tmp_path):
+    """What is said of a source; nothing has been written where results go, or to where a member's name leads."""
+    with pytest.raises(DataError) as error:
+        convert(path, tmp_path / "data", max_side=500, num_workers=1)
+    assert "\n" not in str(error.value) and list((tmp_path / "data").glob("*")) in ([], [tmp_path / "data/.converting"])
+    return str(error.value)
+
+
+@pytest.mark.parametrize("layout", ARCHIVES)
+@pytest.mark.parametrize("member, message", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_members_are_refused_wherever_they_are_in_imagenet_s_archives(tmp_path, layout, member, message):
+    path, archive = spoil(layout, tmp_path / "source", lambda tar: add(tar, **member))
+    said = refusal(path, tmp_path)
+    assert message in said and archive.stem.removesuffix(".tar") in said
+
+
+@pytest.mark.parametrize("layout", ARCHIVES)
+def test_members_beyond_the_stated_sizes_are_refused_in_imagenet_s_archives(tmp_path, layout, monkeypatch):
+    name = {"devkit of official": "late/data/meta.mat"}.get(layout, "n02102040/large.JPEG")
+    path, _ = spoil(layout, tmp_path / "source", lambda tar: add(tar, name, bytes(50_000)))
+    for limit in ("MAX_IMAGE_BYTES", "MAX_DEVKIT_BYTES"):
+        monkeypatch.setattr(lbsgd.archives, limit, 40_000)
+    assert f"{name}' is larger than 40,000 bytes" in refusal(path, tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["training of official", "a class of official", "tar", "tar.gz"])
+def test_an_image_that_is_there_twice_is_refused_by_its_name(tmp_path, layout):
+    name = {"training of official": "n02102040/n02102040_1.JPEG", "a class of official": "n02102040_1.JPEG"}.get(
+        layout, "imagenet/train/n02102040/n02102040_1.JPEG")
+    path, _ = spoil(layout, tmp_path / "source", lambda tar: add(tar, name, jpeg(77)))
+    assert f"member '{name.replace('n02102040_1', 'n02102040/n02102040_1') if '/' not in name else name}' is there twice" \
+        in refusal(path, tmp_path)
+
+
+def test_a_validation_image_that_is_there_twice_is_refused_by_its_name(tmp_path):
+    for name in ("ILSVRC2012_val_00000003.JPEG", "more/ILSVRC2012_val_00000003.JPEG"):
+        path, _ = spoil("validation of official", tmp_path / name[0], lambda tar: add(tar, name, jpeg(77)))
+        assert f"{name}' is there twice" in refusal(path, tmp_path)
+
+
+@pytest.mark.parametrize("archive", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"])
+@pytest.mark.parametrize("fraction", [0.3, 0.7, 0.9])  # some of them within an image, some within a header
+def test_imagenet_s_archives_are_refused_where_they_are_truncated(tmp_path, archive, fraction):
+    path = make_official(tmp_path / "source") / archive
+    end = len(path.read_bytes().rstrip(b"\0"))  # of what is no padding
+    path.write_bytes(path.read_bytes()[:int(end * fraction)])
+    said = refusal(tmp_path / "source", tmp_path)
+    assert archive in said and "truncated" in said
+    assert archive.endswith(".gz") or " member '" in said
+
+
+def test_tars_in_tars_in_tars_are_refused(tmp_path):
+    data = tar_bytes({"1.JPEG": jpeg(1)})
+    for depth in range(2000):
+        if depth in (2, 1999):
+            (tmp_path / "a.tar").write_bytes(data)
+            with pytest.raises(DataError, match=r"member 'a/a.tar' is a tar in a tar in a tar"):
+                members(tmp_path / "a.tar")
+        data = tar_bytes({"a.tar": data}) if depth < 3 else header("a.tar", len(data)) + data
+    assert [member.name for member in members(make_official(tmp_path / "b") / "ILSVRC2012_img_train.tar")][0] == \
+        "n15075141/n15075141_10.JPEG"
+
+
+def header(name, num_bytes, kind=tarfile.REGTYPE):
+    """A header of 512 bytes that may say what tarfile would not write."""
+    info = tarfile.TarInfo(name)
+    info.size, info.type = max(0, num_bytes), kind
+    data = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    if num_bytes < 0:
+        data[124:136] = b"\xff" + num_bytes.to_bytes(11, "big", signed=True)
+    data[148:156] = b" " * 8
+    data[148:156] = b"%06o\0 " % sum(data)
+    return bytes(data)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("hostile, message", [
+    (header("train/a/back.JPEG", -512), "member 'n02102040/train/a/back.JPEG' has a size below zero"),
+    (header("train/a/back.JPEG", -5120), "back.JPEG' has a size below zero"),
+    (header("train/a/x", -1024, tarfile.XHDTYPE), "a header of -"), (header("train/a/x", -1024, tarfile.GNUTYPE_LONGNAME),
+                                                                     "a header of -"),
+    (header("x", 60 << 30, tarfile.XHDTYPE), "a header of 64,424,509,440 bytes"),
+    (header("x", 60 << 30, tarfile.GNUTYPE_LONGNAME), "a header of 64,424,509,440 bytes"),
+    (header("x", 60 << 30, tarfile.GNUTYPE_SPARSE), "x' is not a plain file or folder"),
+    (header("train/a/1.JPEG", 60 << 30), "1.JPEG' is larger than 268,435,456 bytes"),
+], ids=["back", "far back", "attributes back", "name back", "attributes", "name", "sparse", "image"])
+def test_a_header_that_would_go_in_circles_or_fill_the_memory_is_refused(tmp_path, hostile, message, nested):
+    """Python 3.11's tarfile reads such headers for ever, or all of them at once."""
+    content = header("train/a/0.JPEG", 512) + bytes(512) + hostile + bytes(20_480)
+    path = tmp_path / "a.tar"
+    path.write_bytes(tar_bytes({"n02102040.tar": content}) if nested else content)
+    if "larger than" in message:  # than the file as well: make it as large as it says, of holes
+        path.write_bytes(content)
+        os.truncate(path, 61 << 30)
+    with pytest.raises(DataError) as error:
+        members(path)
+    assert message.replace("n02102040/", "n02102040/" if nested else "") in str(error.value) and "a.tar" in str(error.value)
+
+
+def test_a_devkit_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lbsgd.archives, "MAX_DEVKIT_TAR_BYTES", 1 << 20)
+    path, _ = spoil("devkit of official", tmp_path / "source", lambda tar: add(tar, "zeros", bytes(1 << 22)))
+    assert "devkit_t12.tar.gz holds more than 1,048,576 bytes" in refusal(path, tmp_path)
+
+
+def test_what_is_no_plain_file_of_a_bounded_size_is_refused_in_folders_too(tmp_path):
+    folder = make_folders(tmp_path / "source") / "train" / WNIDS[0]
+    os.mkfifo(folder / "pipe.JPEG")
+    assert f"{folder}/pipe.JPEG is not a plain file; remove it" in refusal(tmp_path / "source", tmp_path)
+    (folder / "pipe.JPEG").unlink()
+    (folder / "large.JPEG").touch()
+    os.truncate(folder / "large.JPEG", (1 << 28) + 1)
+    assert f"{folder}/large.JPEG is larger than 268,435,456 bytes" in refusal(tmp_path / "source", tmp_path)
+
+
+def test_what_a_killed_process_had_uncompressed_is_not_left(tmp_path):
+    path, scratch = make_tar(tmp_path / "source", "w:gz", "a.tar.gz"), tmp_path / "scratch"
+    scratch.mkdir()
+    (scratch / "999999999.partial").write_bytes(bytes(100))
+    (scratch / f"{os.getppid()}.partial").write_bytes(bytes(100))  # of one that lives
+    uncompressed(path, scratch)
+    assert sorted(path.suffix for path in scratch.iterdir()) == [".partial", ".tar"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_dry_run_tells_what_was_found_in_every_layout_and_writes_nothing(tmp_path, layout, monkeypatch, capsys):
+    monkeypatch.setattr(lbsgd.archives, "LONG_BYTES", 0)
+    path = LAYOUTS[layout](tmp_path / "source")
+    before = sorted(tmp_path.rglob("*"))
+    lines = look(path, tmp_path / "data", 2, max_side=500).splitlines()
+    assert ": 12 training images, 0.0 MB" in lines[0] and ": 6 validation images, 0.0 MB" in lines[1]
+    assert str(tmp_path / "source") in lines[0] and str(tmp_path / "source") in lines[1]
+    assert lines[2] == "classes 4, from n01440764 to n15075141"
+    assert lines[3].startswith(f"result  about 0.0 MB in {tmp_path}/data (") and "100% of the images untouched" in lines[3]
+    assert lines[4].startswith("time    about 0 s with 2 processes") and len(lines) == 5
+    assert sorted(tmp_path.rglob("*")) == before
+    said = capsys.readouterr().out  # of archives that take long to go through
+    assert ("listing what " in said) == (layout in ("official", "named", "tar", "tar.gz"))
+    assert ("uncompressing " in said) == (layout == "tar.gz")
+
+
 def test_members_beyond_the_stated_sizes_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.tar"
     path.write_bytes(tar_bytes({"train/a/big.JPEG": bytes(2000)}))
@@ -319,17 +505,19 @@ def test_members_beyond_the_stated_sizes_are_refused(tmp_path, monkeypatch):
 
 def test_a_size_that_reaches_beyond_the_archive_is_refused(tmp_path):
     content = tar_bytes({"train/a/1.JPEG": bytes(1000), "train/a/2.JPEG": bytes(1000)})
-    for num_bytes in (700, 1800, 2500):  # in the first image, in the second's header, in the second
+    for num_bytes, said in ((700, "member 'train/a/1.JPEG' reaches beyond the end of the archive, which is truncated"),
+                            (1800, "ends within a header after member 'train/a/1.JPEG'.; it is truncated"),
+                            (2500, "member 'train/a/2.JPEG' reaches beyond the end of the archive, which is truncated")):
         path = tmp_path / f"{num_bytes}.tar"
         path.write_bytes(content[:num_bytes])
-        with pytest.raises(DataError, match="truncated"):
+        with pytest.raises(DataError, match=said):
             members(path)
 
 
 def test_a_compressed_archive_that_would_fill_the_disk_is_refused(tmp_path):
     path = make_tar(tmp_path / "source", "w:gz", "zeros.tar.gz")
     path.write_bytes(tar_bytes({"train/a/1.JPEG": bytes(1 << 22)}, "w:gz"))
-    with pytest.raises(DataError, match="holds more than 100 times its size"):
+    with pytest.raises(DataError, match="holds more than 1,048,576 bytes"):
         uncompressed(path, tmp_path / "scratch")
     assert list((tmp_path / "scratch").iterdir()) == []
 

@@ -12,13 +12,20 @@ import sys
 from pathlib import Path
 
 from lbsgd.beton import data_folder
-from lbsgd.errors import LbsgdError
+from lbsgd.errors import ConfigError, LbsgdError
 
+VERIFYING = ("data_dir", "source", "num_workers", "verify")  # the flags that --verify goes with
 SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One line, as of all that is refused."""
+        self.exit(2, f"error: {message}; --help lists the flags\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = flags.add_argument
     add("--source", metavar="PATH", help="a folder or a tar, see above")
     add("--data_dir", metavar="DIR", help="where the FFCV files go")
@@ -31,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     add("--reencode", action="store_true", help="all JPEGs, also those that could be kept untouched")
     add("--on_error", choices=("fail", "skip"), default="fail", help="what to do with images that cannot be decoded, once "
         "all are listed (default: fail)")
-    add("--num_workers", type=int, default=os.cpu_count(), help="processes (default: cores)")
+    add("--num_workers", type=int, help="processes (default: cores)")
     add("--overwrite", action="store_true", help="replace what the data folder holds")
     return flags
 
@@ -42,6 +49,10 @@ def run(arguments: argparse.Namespace) -> None:
 
     data_dir, num_workers = data_folder(arguments.data_dir), arguments.num_workers
     if arguments.verify:
+        if given := [name for name in vars(arguments) if name not in VERIFYING
+                     and getattr(arguments, name) != parser().get_default(name)]:
+            raise ConfigError(f"--verify does not go with --{given[0]}: it takes the settings from the folder's manifest.json, "
+                              f"and changes nothing")
         return verify(data_dir, num_workers, arguments.source and Path(arguments.source))
     source = Path(arguments.source or os.environ.get("IMAGENET_DIR") or "data/imagenet")
     sizes = {name: getattr(arguments, name) for name in SIZES}
