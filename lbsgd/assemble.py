@@ -35,7 +35,7 @@ COLLECTIVE_SECONDS = 30  # longer than --hang_timeout a collective call may take
 def train(run: Run) -> None:
     """Trains, or evaluates, as the run's flags say."""
     seconds = run.arguments.hang_timeout
-    with Guard(run.processes, seconds) as guard:
+    with Guard(run.processes, seconds, run.started_by) as guard:
         peers = None if run.processes.alone else Peers.meet(run.processes, seconds, guard.alive)
         if peers:
             guard.follow(peers)

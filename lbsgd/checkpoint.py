@@ -7,7 +7,8 @@
         state.json              counters, loss scale, totals of the epoch begun, the recipe's identity, the plan
         manifest.json           size and SHA-256 of each of these; written last
 
-A checkpoint is written into a hidden folder, forced to the disk, and renamed; a folder with the final name is complete.
+A checkpoint is written into a hidden folder, forced to the disk, and renamed; a folder with the final name is complete, or
+was damaged afterwards.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -26,6 +28,7 @@ from safetensors.torch import save as serialise
 from lbsgd.disk import to_disk
 from lbsgd.errors import CheckpointError
 
+NAME = re.compile(r"iteration_\d+(\.\d+)?")
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
 VERSION = 1
 
@@ -68,7 +71,7 @@ def write(path: Path, data: bytes) -> dict[str, Any]:
 def unused(folder: Path, name: str) -> Path:
     """Where to save, with a number behind the name where this iteration was saved before (and the run resumed from an older
     one): no portable call exchanges two folders at once, and the old one must stand until the new one does."""
-    taken = [place(path)[1] for path in folder.glob(f"{name}*")]
+    taken = [place(path)[1] for path in named(folder) if path.stem == name]
     return folder / (f"{name}.{max(taken) + 1}" if taken else name)
 
 
@@ -84,14 +87,19 @@ def delete(path: Path) -> None:
     shutil.rmtree(hidden)
 
 
+def named(folder: Path) -> list[Path]:
+    """What bears a checkpoint's name in a folder, oldest first, damaged or not."""
+    return sorted((path for path in folder.glob("iteration_*") if NAME.fullmatch(path.name)), key=place)
+
+
 def complete(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted((path for path in folder.glob("iteration_*") if (path / "manifest.json").is_file()), key=place)
+    """Those of them with a manifest, which `save` counts before it deletes an older one."""
+    return [path for path in named(folder) if (path / "manifest.json").is_file()]
 
 
 def newest(folder: Path) -> Optional[Path]:
-    """The newest checkpoint, or None."""
-    return (complete(folder) or [None])[-1]
+    """The newest checkpoint, damaged or not, or None where there never was one."""
+    return (named(folder) or [None])[-1]
 
 
 def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], None]) \
@@ -102,7 +110,7 @@ def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], Non
     whole: a run that silently began again would overwrite what somebody may still repair.
     """
     damaged = []
-    for path in reversed(complete(folder)):
+    for path in reversed(named(folder)):
         try:
             tensors, state = load(path)
         except DamagedError as error:
@@ -151,7 +159,7 @@ def require_same(path: Path, saved: Any, now: Any, what: str) -> None:
 
 def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     """A plain float32 state_dict for torch.load(path) and torchvision's load_state_dict; whole or absent."""
-    building = path.with_name(f".{path.name}.{os.getpid()}")
+    building = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed process left is written over
     torch.save(weights, building)
     to_disk(building)
     building.rename(path)

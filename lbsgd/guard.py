@@ -13,13 +13,13 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import psutil
 
 from lbsgd.errors import LbsgdError, LostProcessError, Stopped
-from lbsgd.launch import Processes, end_with_error, launchers
+from lbsgd.launch import Processes, end_with_error
 from lbsgd.peers import BEAT_SECONDS, OtherFailed, Peers
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -38,27 +38,28 @@ class Guard:
             guard.stop_requested            why the run should save and end, if it should
             guard.nothing_to_save = True    while a checkpoint holds all there is
 
-    Leaving it with an exception ends the process, with the first cause on the console and its exit code, and within
-    hang_timeout seconds all others.
+    launchers: those that started this process, which ends when one of them does. Leaving it with an exception ends the
+    process, with the first cause on the console and its exit code, and within hang_timeout seconds all others.
     """
 
-    def __init__(self, processes: Processes, hang_timeout: float):
+    def __init__(self, processes: Processes, hang_timeout: float, launchers: Sequence[psutil.Process] = ()):
         self.processes, self.hang_timeout = processes, hang_timeout
         self.peers: Optional[Peers] = None
         self.stop_requested: Optional[str] = None
         self.nothing_to_save = True  # so far
         self.position, self.moved = "the start", time.monotonic()
         self.stop_began = time.monotonic()
-        self.launchers = launchers()
+        self.launchers = launchers
         self.closing, self.ending = threading.Event(), threading.Lock()
 
     def __enter__(self) -> Guard:
-        self.wake, wake = os.pipe()
-        os.set_blocking(wake, False)
-        for number in STOP_SIGNALS:
-            signal.signal(number, lambda *_: None)  # its number goes to the pipe
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
-        threading.Thread(target=self.guard, name="lbsgd guard", daemon=True).start()
+        self.wake, self.waker = os.pipe()
+        os.set_blocking(self.waker, False)
+        # Those of Python do nothing, for a signal's number goes to the pipe.
+        self.handlers_before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        self.waker_before = signal.set_wakeup_fd(self.waker, warn_on_full_buffer=False)
+        self.thread = threading.Thread(target=self.guard, name="lbsgd guard", daemon=True)
+        self.thread.start()
         return self
 
     def follow(self, peers: Peers) -> None:
@@ -68,8 +69,7 @@ class Guard:
 
     def __exit__(self, kind, error, _) -> None:
         if error is None:
-            self.closing.set()
-            return
+            return self.close()
         if isinstance(error, SystemExit):
             return
         if not isinstance(error, LbsgdError):
@@ -77,6 +77,16 @@ class Guard:
         if isinstance(error, LostProcessError) and self.peers:
             error = ask(self.first_cause, FIRST_CAUSE_SECONDS) or error
         self.end(error)
+
+    def close(self) -> None:
+        """Ends the threads; signals mean again what they did before."""
+        signal.set_wakeup_fd(self.waker_before)
+        for number, handler in self.handlers_before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: set by others than Python
+        self.closing.set()
+        os.close(self.waker)  # which wakes the thread that reads
+        self.thread.join()
+        os.close(self.wake)
 
     def alive(self, position: str) -> None:
         self.position, self.moved = position, time.monotonic()

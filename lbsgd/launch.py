@@ -55,7 +55,7 @@ class Processes:
 
 
 def launchers() -> list[psutil.Process]:
-    """The processes of DeepSpeed's or torch's launcher that started this one, on this host."""
+    """The processes of DeepSpeed's or torch's launcher that started this one, on this host, the nearest first."""
     return [process for process in psutil.Process().parents() if is_launcher(command_line(process))]
 
 
@@ -72,10 +72,12 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def end_with_launcher() -> None:
-    """Asks the kernel for SIGTERM when the launcher that started this process dies (Linux), so that nothing is orphaned."""
-    parent = psutil.Process().parent()  # None in a container, where it is outside
-    if parent and is_launcher(command_line(parent)):
+def end_with_launcher(started_by: list[psutil.Process]) -> None:
+    """Asks the kernel for SIGTERM when the launcher that started this process dies (Linux), so that nothing is orphaned.
+
+    One that is dead already, and so not the parent any more, is left to the guard, which watches over all of them.
+    """
+    if started_by and started_by[0].pid == os.getppid():
         PR_SET_PDEATHSIG = 1  # of linux/prctl.h
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 

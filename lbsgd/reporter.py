@@ -60,8 +60,9 @@ class Reporter:
         getattr(self.log, kind)(record)
         getattr(self.progress, kind)(record)
         if engine.monitor.enabled:
+            told_by_place = ("iteration", "num_iterations", "epoch")
             engine.monitor.write_events([(f"lbsgd/{name}", value, engine.global_samples)
-                                         for name, value in record.items() if name not in ("iteration", "epoch")])
+                                         for name, value in record.items() if name not in told_by_place])
 
     def advise_on_waiting(self, waited_pct: float) -> None:
         """Says once what to change where an epoch's training waited for its images."""

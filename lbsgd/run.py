@@ -19,7 +19,7 @@ from typing import Any, Callable, NoReturn, Optional
 from lbsgd.beton import ImageNetData, data_folder, open_data
 from lbsgd.config import Overrides
 from lbsgd.errors import ConfigError, LbsgdError
-from lbsgd.launch import Processes, end_with_error, end_with_launcher, print_error, require_hosts
+from lbsgd.launch import Processes, end_with_error, end_with_launcher, launchers, print_error, require_hosts
 from lbsgd.plan import Plan
 
 FAKE_CLASSES = 1000
@@ -31,10 +31,11 @@ def main(model: str, network: Callable, description: str) -> None:
     0 done, 2 something given is wrong, 3 training diverged, 4 another process was lost, 75 told to stop and saved;
     1 with a traceback is a bug of ours.
     """
+    started_by = launchers()  # asked first: who dies while we import for seconds is nobody's parent any more
+    end_with_launcher(started_by)
     arguments = parser(model, description).parse_args()
-    end_with_launcher()
     try:
-        run = Run(model, network, arguments)
+        run = Run(model, network, arguments, started_by)
     except LbsgdError as error:
         end_before_joining(error)
     try:
@@ -121,8 +122,8 @@ def natural(text: str) -> int:
 class Run:
     """One command: its flags resolved to plan, data and folders; then engine and trainer."""
 
-    def __init__(self, model: str, network: Callable, arguments: argparse.Namespace):
-        self.model, self.network, self.arguments = model, network, arguments
+    def __init__(self, model: str, network: Callable, arguments: argparse.Namespace, started_by: list):
+        self.model, self.network, self.arguments, self.started_by = model, network, arguments, started_by
         self.processes = Processes.from_environment()
         require_hosts(self.processes, arguments.expect_world_size)
         overrides = Overrides(arguments.global_batch, arguments.micro_batch, arguments.resolution, arguments.precision,

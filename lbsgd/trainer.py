@@ -21,7 +21,7 @@ from lbsgd.saver import Saver
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-AGREE_SECONDS = 2.0  # between two looks at what other processes were told
+AGREE_SECONDS = 0.25  # between two looks at what other processes were told, at the past speed of passes
 FINISH_SECONDS = 10.0  # an iteration that ends sooner is finished before the run stops
 
 
@@ -133,9 +133,10 @@ class Trainer:
     # --- stopping and saving --------------------------------------------------------------------------------------------
 
     def agree(self, before: Optional[tuple], passes_left: int) -> None:
-        """Every few seconds: what one process was told, such as by SIGTERM, all learn after the same pass.
+        """Every quarter of a second: what one process was told, such as by SIGTERM, all learn after the same pass.
 
-        An iteration that would go on for long is then given up, and the state before it is saved.
+        An iteration that would go on for long is then given up, and the state before it is saved. The next look comes a
+        number of passes later, for clocks differ; a process alone looks after each pass, which costs nothing.
         """
         self.passes_since += 1
         if self.passes_since < self.passes_to_agreement:
@@ -146,9 +147,9 @@ class Trainer:
             largest = torch.tensor(asked, dtype=torch.float64, device=self.engine.device)
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
             asked = largest.tolist()
+            self.passes_to_agreement = max(1, int(AGREE_SECONDS / max(asked[2], 1e-3)))
         stop, self.save_is_due, pass_seconds = asked
         self.stopping = bool(stop)
-        self.passes_to_agreement = max(1, int(AGREE_SECONDS / max(pass_seconds, 1e-3)))
         self.passes_since, self.agreed_at = 0, time.monotonic()
         if self.stopping and passes_left * pass_seconds > FINISH_SECONDS:
             sums, random = before
@@ -177,7 +178,7 @@ class Trainer:
         totals, epoch_seconds = self.saver.restore()
         if dist.get_rank() == 0:
             self.totals.sums = self.totals.sums + totals.to(self.engine.device)
-            self.epoch_began -= epoch_seconds
+        self.epoch_began = time.perf_counter() - epoch_seconds
         self.start_window()
 
     def require_numbers(self) -> None:
@@ -190,14 +191,14 @@ class Trainer:
     # --- what is reported -----------------------------------------------------------------------------------------------
 
     def report_iteration(self, iteration: int) -> None:
-        """A record of the log: means over the iterations since the record before, or since the epoch began."""
+        """A record of the log: means over num_iterations, those since the record before, the epoch's begin or a resume."""
         self.require_numbers()
         loss, _, images = self.totals.read(since=self.window_totals)
         seconds, waited = time.perf_counter() - self.window_began, self.waited
         self.report("iteration", {
-            "iteration": iteration, "epoch": iteration / self.plan.iterations_per_epoch,
-            "lr": self.engine.lr_scheduler.lr_of(iteration), "train_loss": loss,
-            "images_per_second": images / seconds, "data_wait_pct": 100 * waited / seconds})
+            "iteration": iteration, "num_iterations": images // self.plan.global_batch,
+            "epoch": iteration / self.plan.iterations_per_epoch, "lr": self.engine.lr_scheduler.lr_of(iteration),
+            "train_loss": loss, "images_per_second": images / seconds, "data_wait_pct": 100 * waited / seconds})
         self.waited_before += waited
         self.start_window()
 

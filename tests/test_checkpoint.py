@@ -56,10 +56,41 @@ def test_a_save_that_fails_leaves_the_folder_as_it_was(tmp_path, monkeypatch, fa
     checkpoint.load(checkpoint.newest(tmp_path))
 
 
-def test_a_folder_without_manifest_is_no_checkpoint(tmp_path):
+def test_a_folder_without_manifest_was_damaged_and_the_one_before_it_serves(tmp_path):
     saved(tmp_path, 1)
-    (saved(tmp_path, 2) / "manifest.json").unlink()
-    assert checkpoint.newest(tmp_path).name == "iteration_00000001"
+    damaged, said = saved(tmp_path, 2), []
+    (damaged / "manifest.json").unlink()
+    _, state = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
+    assert state["counters"] == {"iteration": 1}
+    assert said[0].startswith("warning: ") and str(damaged / "manifest.json") in said[0] and "going on from the one" in said[0]
+
+
+def test_folders_that_all_lack_their_manifest_are_named_rather_than_taken_for_none(tmp_path):
+    damaged = [saved(tmp_path, iteration) for iteration in (1, 2)]
+    for path in damaged:
+        (path / "manifest.json").unlink()
+    assert checkpoint.newest(tmp_path) == damaged[1]  # so a resumed run does not start anew
+    with pytest.raises(CheckpointError) as caught:
+        checkpoint.load_newest(tmp_path, {"seed": 0}, print)
+    assert all(str(path / "manifest.json") in str(caught.value) for path in damaged) and "\n" not in str(caught.value)
+    assert f"no whole checkpoint is left in {tmp_path}" in str(caught.value)
+
+
+def test_whole_checkpoints_do_not_make_room_for_folders_without_manifest(tmp_path):
+    """However many of these are newer, a save keeps the newest three that may be whole, the one just written among them."""
+    for iteration in (6, 7, 8):
+        (saved(tmp_path, iteration) / "manifest.json").unlink()
+    for iteration in (1, 2, 3, 4):
+        saved(tmp_path, iteration)
+    assert [int(path.stem[-1]) for path in checkpoint.complete(tmp_path)] == [2, 3, 4]
+    assert [int(path.stem[-1]) for path in checkpoint.named(tmp_path)] == [2, 3, 4, 6, 7, 8]
+
+
+def test_a_copy_under_another_name_is_no_checkpoint(tmp_path):
+    path = saved(tmp_path, 1)
+    path.rename(path.with_name(path.name + ".bak"))
+    assert checkpoint.newest(tmp_path) is None
+    assert saved(tmp_path, 1) == checkpoint.newest(tmp_path) == path
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json"])

@@ -271,6 +271,33 @@ def test_a_stop_gives_up_an_iteration_of_many_passes_and_it_is_done_again(tmp_pa
     assert_same_parameters(folder, tmp_path / "whole")
 
 
+def passes_become_twenty_times_slower():
+    """From 0.02 s to 0.4 s, just when the processes have agreed to go on."""
+    wait_for, agree, pause = lbsgd.trainer.Trainer.wait_for, lbsgd.trainer.Trainer.agree, [0.02]
+
+    def slowly(self, batches):
+        time.sleep(pause[0])
+        return wait_for(self, batches)
+
+    def agree_and_slow_down(self, *arguments):
+        agree(self, *arguments)
+        if self.iteration > 50 and self.passes_since == 0 and pause[0] < 0.4:
+            pause[0] = 0.4
+            print("slower")
+
+    lbsgd.trainer.Trainer.wait_for, lbsgd.trainer.Trainer.agree = slowly, agree_and_slow_down
+
+
+def test_passes_that_become_much_slower_at_once_do_not_keep_a_run_from_saving_in_time(tmp_path):
+    """How often the processes agree follows the past speed of passes; the guard gives up after 25 seconds."""
+    json, folder = config(tmp_path, iterations=200), tmp_path / "run"
+    with Command(json, folder, fault=passes_become_twenty_times_slower) as run:
+        run.wait_for("slower")
+        run.send(signal.SIGTERM, 1)
+        assert run.exit_codes(within=30) == [75, 75], run.console
+    assert saved_iteration(folder) > 50
+
+
 def iteration_3_never_ends():
     wait_for = lbsgd.trainer.Trainer.wait_for
 
@@ -299,11 +326,37 @@ def test_a_second_signal_ends_a_process_at_once(small, tmp_path):
 # --- the launcher -----------------------------------------------------------------------------------------------------
 
 
-class Launched:
-    """A long run as DeepSpeed's command starts it; its processes once they train, and none of them on leaving."""
+class LauncherDies:
+    """The launcher that started the processes, here another one's number, has died when they have imported all they need."""
 
-    def __init__(self, folder, *flags):
-        self.run, self.flags, self.printed = folder / "run", flags, folder / "console"
+    def __init__(self, pid):
+        self.pid = pid
+
+    def __call__(self):
+        slow_iterations()
+        launcher, start = psutil.Process(self.pid), lbsgd.run.Run.start
+        lbsgd.run.launchers = lambda: [launcher] if launcher.status() != psutil.STATUS_ZOMBIE else []
+
+        def too_late(run):
+            launcher.kill()
+            start(run)
+
+        lbsgd.run.Run.start = too_late
+
+
+def test_a_launcher_that_dies_while_the_processes_start_is_missed(small, tmp_path):
+    with subprocess.Popen(["sleep", "1000"]) as launcher:
+        with Command(small, tmp_path / "run", ranks=[0], world_size=1, fault=LauncherDies(launcher.pid)) as run:
+            assert run.exit_codes(within=30) == [75], run.console
+        launcher.kill()
+    assert run.errors[0].startswith(f"stopped: its launcher (process {launcher.pid}) is gone")
+
+
+class Launched:
+    """A long run as DeepSpeed's command starts it; its processes once they train, or import, and none of them on leaving."""
+
+    def __init__(self, folder, *flags, importing=False):
+        self.run, self.flags, self.printed, self.importing = folder / "run", flags, folder / "console", importing
         self.json = config(folder, iterations=5000)
 
     def __enter__(self):
@@ -313,7 +366,7 @@ class Launched:
                  RECIPE, "--deepspeed_config", self.json, "--fake_data", "--output_dir", self.run, *self.flags],
                 stdout=console, stderr=console, start_new_session=True)
         try:
-            self.wait_for_iteration(3)
+            self.wait_for(lambda: "\noutput  " in self.printed.read_text() if self.importing else self.lines_of_log() > 3)
             mine = [process for process in psutil.Process().children(recursive=True) if str(self.run) in process.cmdline()]
             self.deepspeed, self.launch, *self.ranks = sorted(mine, key=lambda process: (process.create_time(), process.pid))
             assert "deepspeed.launcher.launch" in self.launch.cmdline() and len(self.ranks) == 2
@@ -329,9 +382,13 @@ class Launched:
             pass
         self.command.wait()
 
-    def wait_for_iteration(self, number):
-        deadline, log = time.monotonic() + 120, self.run / "log.jsonl"
-        while not log.exists() or len(log.read_bytes().splitlines()) <= number:
+    def lines_of_log(self):
+        log = self.run / "log.jsonl"
+        return len(log.read_bytes().splitlines()) if log.exists() else 0
+
+    def wait_for(self, true):
+        deadline = time.monotonic() + 120
+        while not true():
             assert self.command.poll() is None and time.monotonic() < deadline, self.printed.read_text()
             time.sleep(0.01)
 
@@ -351,6 +408,18 @@ def test_a_run_whose_launcher_was_killed_saves_and_ends(tmp_path, dies):
     # Rank 0 speaks, and may have learnt it from the other one a moment before it found out by itself.
     [saved] = re.findall(rf"stopped: (?:{reason}|another process was told to): saved after (\d+) iterations", error)
     assert int(saved) == saved_iteration(run.run)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", ["deepspeed", "launch.py"])
+def test_a_launcher_that_is_killed_during_the_imports_leaves_no_process_behind(tmp_path, dies):
+    with Launched(tmp_path, importing=True) as run:
+        time.sleep(1)  # rank 1 may have begun a little later; PyTorch takes some seconds more
+        assert not run.lines_of_log()
+        (run.launch if dies == "launch.py" else run.deepspeed).kill()
+        errors = run.errors_at_the_end()
+    if dies == "deepspeed":  # the kernel's SIGTERM for launch.py's death comes before anybody is there to tell
+        assert len(errors) == 1 and f"its launcher (process {run.deepspeed.pid}) is gone at the " in errors[0]
 
 
 @pytest.mark.slow
@@ -587,12 +656,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(small, whole
     assert_same_run(copy, whole)
 
 
-def test_with_no_whole_checkpoint_left_a_run_stops_rather_than_starts_over(small, copy):
+@pytest.mark.parametrize("damage, told", [
+    (lambda path: flip_a_bit(path / "weights.safetensors"), "weights.safetensors is not as it was written"),
+    (lambda path: (path / "manifest.json").unlink(), "manifest.json'")], ids=["a flipped bit", "no manifest"])
+def test_with_no_whole_checkpoint_left_a_run_stops_rather_than_starts_over(small, copy, damage, told):
     for path in checkpoint.complete(copy / "checkpoints"):
-        flip_a_bit(path / "weights.safetensors")
+        damage(path)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with Command(small, copy, *EVERY, "--resume") as run:
         assert run.exit_codes(within=60) == [2, 2]
     [error] = run.errors
-    assert error.count("weights.safetensors is not as it was written") == 3 and "no whole checkpoint is left" in error
+    assert error.count(told) == 3 and "no whole checkpoint is left" in error
     assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}

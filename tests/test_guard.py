@@ -162,8 +162,8 @@ def wait_for_ever():
     HashStore().get("what nobody sets")
 
 
-def guarded(nothing_to_save=True, peers=None, processes=ALONE, hang_timeout=60, then=wait_for_ever):
-    with Guard(processes, hang_timeout) as guard:
+def guarded(nothing_to_save=True, peers=None, processes=ALONE, hang_timeout=60, then=wait_for_ever, launchers=()):
+    with Guard(processes, hang_timeout, launchers) as guard:
         if peers:
             guard.follow(peers)
         guard.nothing_to_save = nothing_to_save
@@ -206,7 +206,7 @@ def moves():
 
 def launcher_dies(reaped):
     launcher = subprocess.Popen(["sleep", "1000"])
-    guard_module.launchers = lambda: [psutil.Process(launcher.pid)]
+    watched = psutil.Process(launcher.pid)
 
     def then():
         launcher.kill()
@@ -214,7 +214,7 @@ def launcher_dies(reaped):
             launcher.wait()
         wait_for_ever()
 
-    guarded(then=then)
+    guarded(then=then, launchers=[watched])
 
 
 @pytest.mark.parametrize("reaped", [True, False])
@@ -275,6 +275,20 @@ def test_the_first_cause_is_told_once_on_every_host_and_its_code_is_everybody_s(
     assert (ending.code, ending.lines) == (TrainingError.exit_code, lines)
 
 
+def fails_and_says_so_for_a_while():
+    def then():
+        threading.Timer(1, lambda: print("ready")).start()  # when nobody reads signals any more
+        raise DataError("no such file")
+
+    guarded(peers=two_peers()[0], processes=Processes(0, 2, 0, 1), then=then)
+
+
+def test_a_signal_to_a_process_that_is_ending_changes_nothing(tmp_path):
+    """A launcher sends SIGTERM to the others as soon as one has ended."""
+    ending = Ending(tmp_path, fails_and_says_so_for_a_while, signals=[signal.SIGTERM])
+    assert (ending.code, ending.text) == (2, "ready\nerror: no such file\n")
+
+
 class Stuck:
     """A store that stops answering, as where its host has stopped; or that fails once."""
 
@@ -333,3 +347,25 @@ def leaves():
 def test_a_run_that_ends_well_leaves_no_thread_and_prints_nothing(tmp_path):
     ending = Ending(tmp_path, leaves)
     assert (ending.code, ending.text) == (0, "left\n")
+
+
+def ours(*_):
+    print("our own handler")
+
+
+def signals_after_leaving():
+    signal.signal(signal.SIGUSR1, ours)
+    before = [signal.getsignal(number) for number in guard_module.STOP_SIGNALS]
+    open_before = len(os.listdir("/proc/self/fd"))
+    for _ in range(2):
+        with Guard(ALONE, 60):
+            assert signal.getsignal(signal.SIGUSR1) is not ours
+    assert [signal.getsignal(number) for number in guard_module.STOP_SIGNALS] == before
+    assert len(os.listdir("/proc/self/fd")) == open_before
+    os.kill(os.getpid(), signal.SIGUSR1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_after_the_run_signals_mean_what_they_did_before(tmp_path):
+    ending = Ending(tmp_path, signals_after_leaving)
+    assert (ending.code, ending.text) == (-signal.SIGTERM, "our own handler\n")

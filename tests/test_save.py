@@ -21,7 +21,6 @@ from test_engine import network, recipe, train
 from test_trainer import trainer
 
 import lbsgd
-import lbsgd.trainer
 from lbsgd import checkpoint
 from lbsgd.config import set_precision
 from lbsgd.disk import replace_file
@@ -109,6 +108,7 @@ def test_a_save_killed_anywhere_leaves_the_checkpoint_before_it_or_the_new_one(t
     for done in killed_at_every_point(template, folder, lambda folder: saved(folder, 5, value=2.0)):
         points += 1
         found = values(folder)
+        assert checkpoint.named(folder) == checkpoint.complete(folder)  # who has the name has all files, and had them first
         newest = dict([*found.items()][-1:])
         assert newest == new or newest == dict([*old.items()][-1:]) and not done
         assert found.items() <= old.items() | new.items() and len(found) >= min(3, len(before))
@@ -137,6 +137,8 @@ def test_a_file_replaced_by_a_process_that_is_killed_anywhere_is_the_old_or_the_
     (template / "file").write_bytes(old)
     for done in killed_at_every_point(template, path.parent, lambda folder: write(folder / "file", 2.0)):
         assert path.read_bytes() in ((new,) if done else (old, new))
+        write(path, 2.0)  # another process, which sweeps what was left
+        assert os.listdir(path.parent) == ["file"]
 
 
 def test_all_is_forced_to_the_disk_before_a_checkpoint_gets_its_name(tmp_path, monkeypatch):
@@ -331,9 +333,8 @@ def test_what_is_no_interval_is_refused(text):
 
 @pytest.mark.parametrize("every, names", [
     (Every(), [2, 3]), (Every(iterations=1), [1, 2, 3]), (Every(minutes=1e-9), [1, 2, 3]), (Every(minutes=60), [2, 3])])
-def test_a_run_is_saved_at_the_intervals_and_where_an_epoch_or_the_run_ends(tmp_path, monkeypatch, every, names):
+def test_a_run_is_saved_at_the_intervals_and_where_an_epoch_or_the_run_ends(tmp_path, every, names):
     """Two iterations are an epoch."""
-    monkeypatch.setattr(lbsgd.trainer, "AGREE_SECONDS", 0)
     ours = trainer(tmp_path)
     ours.saver.every = every
     ours.train(last_iteration=3), ours.saver.wait()

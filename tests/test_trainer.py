@@ -7,14 +7,15 @@ from test_engine import K, N, network, recipe
 
 import lbsgd
 from lbsgd import checkpoint
-from lbsgd.errors import CheckpointError, ConfigError, TrainingError
+from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from lbsgd.fake import FakeEval, FakeImages
 from lbsgd.launch import from_rank_0
 from lbsgd.reporter import Reporter
 from lbsgd.saver import Saver
 from lbsgd.trainer import Trainer
 
-NUM_IMAGES = 2 * K * N
+ITERATIONS = 2  # of an epoch
+NUM_IMAGES = ITERATIONS * K * N
 
 
 class Records:
@@ -35,10 +36,13 @@ class NobodyAsks:
         self.position = position
 
 
-def trainer(folder, val_images=50, **batch_norm):
-    engine, plan = lbsgd.initialize(network(), recipe(**batch_norm))
+def trainer(folder, val_images=50, iterations=ITERATIONS, steps_per_print=10, **batch_norm):
+    config = recipe(**batch_norm)
+    config["steps_per_print"], config["lbsgd"]["num_images"] = steps_per_print, iterations * K * N
+    config["scheduler"]["params"]["warmup_num_steps"] = 5 * iterations
+    engine, plan = lbsgd.initialize(network(), config)
     share = dict(seed=0, world_size=1, rank=0, resolution=6, device="cpu", dtype=torch.float32, channels_last=False)
-    data = FakeImages(NUM_IMAGES, 5, global_batch=K * N, micro_batch=N, **share)
+    data = FakeImages(plan.num_images, 5, global_batch=K * N, micro_batch=N, **share)
     saver = Saver(engine, folder, {"recipe": "small"}, {})
     made = Trainer(engine, plan, data, FakeEval(val_images, 5, batch=16, **share), saver, NobodyAsks())
     made.reporter = Reporter(Records(), Records())
@@ -69,6 +73,46 @@ def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
     first, second = (t.reporter.log.epochs[-1] for t in (again, ours))
     assert first["train_loss"] == second["train_loss"]  # the images of iteration 2 are in both totals
     assert all(torch.equal(a, b) for a, b in zip(again.engine.module.parameters(), ours.engine.module.parameters()))
+
+
+def test_a_record_says_how_many_iterations_it_is_the_mean_of_also_after_a_resume(tmp_path):
+    each = trainer(tmp_path / "each", iterations=8, steps_per_print=1)
+    ours, again = (trainer(tmp_path / "ours", iterations=8, steps_per_print=3) for _ in range(2))
+    each.train(last_iteration=8), ours.train(last_iteration=5), ours.saver.wait()
+    again.restore()
+    again.train(last_iteration=8)
+    records = ours.reporter.log.iterations + again.reporter.log.iterations
+    assert [(record["iteration"], record["num_iterations"]) for record in records] == [(0, 1), (3, 3), (6, 2)]
+    losses = [record["train_loss"] for record in each.reporter.log.iterations]
+    for record in records:
+        first, last = record["iteration"] - record["num_iterations"] + 1, record["iteration"]
+        assert record["train_loss"] == pytest.approx(sum(losses[first:last + 1]) / record["num_iterations"], rel=1e-5)
+
+
+def test_the_time_of_an_epoch_leaves_out_what_a_restart_took(tmp_path):
+    ours = trainer(tmp_path)
+    ours.train(last_iteration=1), ours.saver.wait()
+    again = trainer(tmp_path)
+    again.epoch_began -= 1000.0  # as if it had been made so many seconds ago
+    again.restore()
+    again.train(last_iteration=2)
+    [epoch] = again.reporter.log.epochs
+    assert epoch["seconds"] < 500
+
+
+def test_a_process_alone_is_stopped_after_the_iteration_in_which_it_was_asked(tmp_path, monkeypatch):
+    """However fast its passes were: it has nobody to agree with, and so need not wait for a moment to do so."""
+    ours = trainer(tmp_path, iterations=8)
+    step = ours.engine.step
+
+    def asked_in_iteration_3():
+        if ours.iteration == 3:
+            ours.guard.stop_requested = "SIGTERM"
+        step()
+
+    monkeypatch.setattr(ours.engine, "step", asked_in_iteration_3)
+    with pytest.raises(Stopped, match="SIGTERM: saved after 4 iterations"):
+        ours.train(last_iteration=8)
 
 
 def test_recomputed_statistics_are_the_exact_ones_of_the_training_images(tmp_path):
