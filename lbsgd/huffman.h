@@ -10,23 +10,27 @@
 #include <string.h>
 #include <jpeglib.h>
 
-#define LOOK 11
+#define LOOK 10
 #define PADDING (D_MAX_BLOCKS_IN_MCU * 64 * 4 + 8) /* more than an MCU can have */
 
-/* What LOOK bits begin with: how many of them belong to a code and its value; how many zeros come before the value, END at the
- * end of a block; the value. Where LOOK bits do not hold the value, the first is 0, the second the code's length and the third
- * its symbol; where they do not hold the code either, all are 0. In one word, as that is what the time goes into. */
+/* What LOOK bits begin with, in one word, as that is what the time goes into: how many bits a code has together with its value;
+ * how many zeros come before the value, END at the end of a block; how many bits the value has; the value. Where LOOK bits do
+ * not hold the value, the first is 0, the second the code's length and the last its symbol. Where they do not hold the code, 0. */
 typedef uint32_t step;
 #define END 64
 #define MOST_PLACES 16 /* that all but the last of several values passed at once go on */
-static inline step make_step(int num_bits, int run, int value) { return num_bits | run << 8 | (uint32_t)value << 16; }
+static inline step make_step(int num_bits, int run, int size, int value)
+{
+    return num_bits | run << 6 | size << 13 | (uint32_t)value << 20;
+}
 static inline int bits_of(step step) { return step & 63; }
-static inline int run_of(step step) { return step >> 8 & 255; }
-static inline int value_of(step step) { return (int32_t)step >> 16; }
+static inline int run_of(step step) { return step >> 6 & 127; }
+static inline int size_of(step step) { return step >> 13 & 15; }
+static inline int value_of(step step) { return (int32_t)step >> 20; }
 
 struct codes {
     step steps[1 << LOOK];
-    uint16_t passes[1 << LOOK]; /* of AC: as steps, of as many values as LOOK bits hold; by how many places they go on */
+    uint16_t passes[1 << LOOK]; /* of AC: as steps, over all values that begin in LOOK bits; by how many places they go on */
     int32_t last[17]; /* of the codes of each length, -1 where there are none */
     int32_t shift[17]; /* from a code to the place of its symbol */
     const uint8_t *symbols;
@@ -73,21 +77,23 @@ static inline int number(uint64_t bits, int size)
 static inline step step_of(uint64_t bits, int length, int symbol, int is_ac)
 {
     int size = is_ac ? symbol & 15 : symbol, run = is_ac ? symbol >> 4 : 0;
-    return make_step(length + size, is_ac && size == 0 && run < 15 ? END : run, number(bits << length, size));
+    return make_step(length + size, is_ac && size == 0 && run < 15 ? END : run, size, number(bits << length, size));
 }
 
 static void make_passes(struct codes *codes)
 {
     for (int look = 0; look < 1 << LOOK; look++) {
         int num_bits = 0, places = 0;
-        while (places <= MOST_PLACES) {
+        while (places <= MOST_PLACES && num_bits < LOOK) {
             step step = codes->steps[look << num_bits & ((1 << LOOK) - 1)];
-            if (bits_of(step) == 0 || num_bits + bits_of(step) > LOOK)
+            if (bits_of(step) == 0)
+                step = step ? step_of(0, run_of(step), value_of(step), 1) : make_step(63, 0, 0, 0);
+            if (num_bits + bits_of(step) - size_of(step) > LOOK)
                 break;
             num_bits += bits_of(step);
             places += run_of(step) == END ? END : run_of(step) + 1;
         }
-        codes->passes[look] = make_step(num_bits, places, 0);
+        codes->passes[look] = make_step(num_bits, places, 0, 0);
     }
 }
 
@@ -108,7 +114,7 @@ static int make_codes(struct codes *codes, const JHUFF_TBL *table, int is_ac)
             for (int low = 0; length <= LOOK && low < 1 << LOOK >> length; low++) {
                 uint64_t look = (code << LOOK >> length) + low;
                 codes->steps[look] = length + size <= LOOK ? step_of(look << (64 - LOOK), length, symbol, is_ac)
-                                                           : make_step(0, length, symbol);
+                                                           : make_step(0, length, 0, symbol);
             }
         }
         codes->last[length] = table->bits[length] ? code - 1 : -1;
@@ -124,7 +130,7 @@ static __attribute__((noinline)) step long_code(const struct codes *codes, uint6
     int length = LOOK + 1;
     while (length <= 16 && (int)(bits >> (64 - length)) > codes->last[length])
         length++;
-    return length > 16 ? 0 : make_step(0, length, codes->symbols[(int)(bits >> (64 - length)) + codes->shift[length]]);
+    return length > 16 ? 0 : make_step(0, length, 0, codes->symbols[(int)(bits >> (64 - length)) + codes->shift[length]]);
 }
 
 /* The step that LOOK bits do not tell; 0 for bits that begin no code. */
@@ -189,30 +195,22 @@ static inline int next_block(struct bits *in, const struct codes *dc, const stru
 static inline int pass_block(struct bits *in, const struct codes *dc, const struct codes *ac, int16_t *last_dc)
 {
     step step;
-    int k = 1, left = 2;
     if (!next_dc(in, dc, last_dc))
         return 0;
-    while (k < 64 - MOST_PLACES) {
-        if (--left < 0) {
-            refill(in);
-            left = 3;
-        }
-        step = ac->passes[in->bits >> (64 - LOOK)];
-        if (bits_of(step)) {
-            drop(in, step);
+    for (int k = 1, left = 0; k < 64;) {
+        refill(in);
+        for (int i = 0; i < 2 && k < 64; i++) { /* 56 bits are enough for two */
+            step = ac->passes[in->bits >> (64 - LOOK)];
+            if (__builtin_expect(step == 0 || k >= 64 - MOST_PLACES, 0)) {
+                if (!next_ac(in, ac, &left, &step))
+                    return 0;
+                k += run_of(step) + 1;
+                break;
+            }
             k += run_of(step);
-        } else {
-            refill(in);
-            left = 2;
-            if (!(step = long_step(ac, in->bits, ac->steps[in->bits >> (64 - LOOK)], 1)))
-                return 0;
             drop(in, step);
-            k += run_of(step) + 1;
         }
     }
-    for (; k < 64; k += run_of(step) + 1)
-        if (!next_ac(in, ac, &left, &step))
-            return 0;
     return 1;
 }
 

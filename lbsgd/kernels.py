@@ -28,7 +28,7 @@ def library() -> Optional[ctypes.CDLL]:
         kernels.lbsgd_resize.restype = None
         kernels.lbsgd_resize.argtypes = [pointer, number, *[ctypes.c_double] * 4, number, pointer, number]
         kernels.lbsgd_normalise.restype = None
-        kernels.lbsgd_normalise.argtypes = [pointer, number, *[pointer] * 3]
+        kernels.lbsgd_normalise.argtypes = [pointer, number, number, *[pointer] * 3]
         return kernels
     return None
 

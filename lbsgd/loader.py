@@ -132,6 +132,7 @@ class DecodingThread(EpochIterator):
         super().start()
 
     def run(self) -> None:
+        numba.set_parallel_chunksize(1)  # one image at a time: threads with equal shares of a batch would wait for the last
         try:
             super().run()
         except Exception as error:  # FFCV would let the thread die, and its reader wait for ever

@@ -34,12 +34,11 @@ class Prefetcher:
     def _on_cpu(self, batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
         kernels, memory = library(), ReusedMemory()
         mean, std = (colours.flatten() for colours in (self.mean, self.std))
-        for pixels in batches:
+        for pixels in map(np.ascontiguousarray, batches):
             if kernels and self.memory_format == torch.contiguous_format:
                 images = memory.take((len(pixels), 3, *pixels.shape[1:3]))
-                for image, normalised in zip(pixels, images):
-                    kernels.lbsgd_normalise(image.ctypes.data, image.size // 3, mean.data_ptr(), std.data_ptr(),
-                                            normalised.data_ptr())
+                kernels.lbsgd_normalise(pixels.ctypes.data, len(pixels), pixels[0].size // 3, mean.data_ptr(), std.data_ptr(),
+                                        images.data_ptr())
                 yield images.to(self.dtype)
             else:
                 yield self._normalised(torch.from_numpy(pixels))

@@ -162,9 +162,9 @@ class Run:
 
     def fingerprints(self) -> dict[str, str]:
         """What all processes must have in common, whatever host they run on."""
-        package, flags = Path(__file__).parent, {**vars(self.arguments), "local_rank": None}
+        flags = {**vars(self.arguments), "local_rank": None}
         return {"configuration": digest(json.dumps([self.plan.config, self.plan.recipe.model_dump()]).encode()),
-                "code of lbsgd": digest(*(path.read_bytes() for path in sorted(package.glob("*.py")))),
+                **code_of(Path(__file__).parent),
                 "recipe script": digest(Path(sys.argv[0]).read_bytes()) if Path(sys.argv[0]).is_file() else "",
                 "flags": json.dumps(flags), "version of torch": installed("torch") or "",
                 "data": self.data.fingerprint if self.data else "fake"}
@@ -175,6 +175,13 @@ class Run:
                 "packages": {name: installed(name) for name in ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv")},
                 "data": str(self.data.train.path.parent) if self.data else "fake",
                 "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+
+
+def code_of(package: Path) -> dict[str, str]:
+    """The sources, and whether the C among them is compiled, as its pixels differ a little from those of what stands in for it."""
+    sources = sorted(path for kind in ("py", "c", "h") for path in package.glob(f"*.{kind}"))
+    return {"code of lbsgd": digest(*(path.read_bytes() for path in sources)),
+            "compiled kernels of lbsgd": str(any(package.glob("_kernels*.so")))}
 
 
 def last_iteration(plan: Plan, epochs: Optional[int], max_iterations: Optional[int]) -> int:

@@ -1,5 +1,6 @@
 """Crops by our kernels have the pixels of decoding everything with FFCV; damage is noticed; a thread's memory ends with it."""
 
+import ctypes
 import io
 import threading
 
@@ -12,10 +13,13 @@ from ffcv.libffcv import imdecode, resize_crop
 from ffcv.pipeline.compiler import Compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFile
 
 from lbsgd.kernels import ffcv_crops, library, our_crops
 from lbsgd.prefetch import Prefetcher, ReusedMemory
+from lbsgd.run import code_of
+
+ImageFile.MAXBLOCK = 1 << 20  # or PIL refuses to write noise
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +41,14 @@ def jpeg(image, quality=90, **options):
 
 
 def crop(crops, data, size, box, resolution, mirrored=False):
-    pixels = np.full((resolution, resolution, 3), 77, np.uint8)
+    pixels, given_up = np.full((resolution, resolution, 3), 77, np.uint8), times_given_up()
     assert not crops.of_jpeg(data, *size, *box, mirrored, pixels)
+    assert times_given_up() == given_up  # libjpeg, which would do it as well, was not needed
     return pixels
+
+
+def times_given_up():
+    return ctypes.c_long.in_dll(library(), "lbsgd_times_given_up").value
 
 
 @settings(max_examples=200)
@@ -58,6 +67,14 @@ def test_a_crop_at_its_own_size_has_the_pixels_of_the_whole_image(both, height, 
     side = data.draw(st.integers(1, min(height, width)))
     box = data.draw(st.integers(0, height - side)), data.draw(st.integers(0, width - side)), side, side
     ours, theirs = (crop(crops, bytes_, (height, width), box, side, mirrored) for crops in both)
+    assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("quality, detail", [(100, 1), (100, 3), (30, 1)])
+def test_what_is_beside_a_crop_is_passed_over_whatever_it_holds(both, quality, detail):
+    """At quality 100 the codes and values of noise are as long as they can be, and blocks have no end but their 64th place."""
+    data = jpeg(picture(300, 300, detail=detail), quality, subsampling=0, optimize=detail == 3)
+    ours, theirs = (crop(crops, data, (300, 300), (201, 190, 60, 60), 60) for crops in both)
     assert np.array_equal(ours, theirs)
 
 
@@ -188,3 +205,13 @@ def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(channels_last):
     prefetcher = Prefetcher("cpu", torch.float32, channels_last)
     [images] = prefetcher([pixels])
     assert torch.equal(images, prefetcher._normalised(torch.from_numpy(pixels)))
+
+
+@pytest.mark.parametrize("change, differs", [(("a.py", "2"), "code of lbsgd"), (("b.c", "2"), "code of lbsgd"),
+                                             (("_kernels.so", None), "compiled kernels of lbsgd")])
+def test_hosts_with_other_kernels_are_told_apart(tmp_path, change, differs):
+    for name in ("a.py", "b.c", "c.h", "_kernels.so"):
+        (tmp_path / name).write_text("1")
+    before, (name, content) = code_of(tmp_path), change
+    (tmp_path / name).write_text(content) if content else (tmp_path / name).unlink()
+    assert [name for name, fact in code_of(tmp_path).items() if fact != before[name]] == [differs]
