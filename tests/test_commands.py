@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from processes import free_port
+from test_sources import make_official
 
 from lbsgd import beton
 from lbsgd.config import read_json
@@ -308,6 +310,29 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
     assert (tmp_path / "run/curves.png").stat().st_size > 10_000
     again = recipe(DIGITS, "--data_dir", digits_data, "--output_dir", tmp_path / "run", "--evaluate_only")
     assert f"top-1 error {epoch['val_top1_error_pct']:.2f} %" in again.stdout, again.stderr
+
+
+def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
+    """Its commands after `make setup`, with other names, on archives of the real layout with 12 training images."""
+    make_official(tmp_path / "imagenet")
+    (tmp_path / "hosts").write_text("localhost slots=2\n")
+    section = (ROOT / "README.md").read_text().split("## On ImageNet")[1]
+    setup, convert, train = [line.strip() for line in section.split("\n\n")[1].splitlines()]
+    assert setup == "make setup && . .venv/bin/activate"
+
+    def run(line, *more):
+        for name, other in (("/data/imagenet_ffcv", tmp_path / "ffcv"), ("/data/imagenet", tmp_path / "imagenet"),
+                            ("ds_configs/8k.json", small), ("hostfile hosts", f"hostfile {tmp_path / 'hosts'}")):
+            line = line.replace(name, str(other))
+        program, *arguments = shlex.split(line)
+        done = command(Path(sys.executable).with_name(program), *more[:3], *arguments, *more[3:])
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    run(convert)
+    run(train, "--no_ssh_check", "--master_addr", "127.0.0.1", "--set", "train_batch_size=8", "--max_iterations", 1,
+        "--output_dir", tmp_path / "run")
+    done = read_run(tmp_path / "run")
+    assert (done.run["world_size"], done.run["num_images"], len(done.iterations)) == (2, 12, 1)
 
 
 @pytest.mark.slow
