@@ -65,7 +65,6 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static void end_state(void *ended)
 {
     struct state *state = ended;
-    jpeg_destroy_decompress(&state->image);
     free(state->scan.bytes);
     free(state->pixels);
     free(state);
@@ -82,7 +81,6 @@ static __attribute__((noinline)) struct state *my_state(void)
         state->errors.base.error_exit = give_up;
         state->errors.base.emit_message = take_note;
         state->errors.base.output_message = say_nothing;
-        jpeg_create_decompress(&state->image);
         state->image.client_data = state;
         pthread_setspecific(key, state);
     }
@@ -114,7 +112,7 @@ static void copy_scan(struct state *state, const uint8_t *begin, const uint8_t *
         memcpy(to, begin, count);
         to += count;
         begin += count + 1; /* the byte after FF */
-        if (stop && begin <= end && begin[-1] != 0) {
+        if (stop && (begin > end || begin[-1] != 0)) {
             to--;
             break;
         }
@@ -132,12 +130,15 @@ static int take_scan(struct state *state, const uint8_t *end)
     if (image->progressive_mode || image->arith_code || image->restart_interval || image->data_precision != 8
         || image->comps_in_scan != image->num_components || (image->num_components != 1 && image->num_components != 3))
         return 0;
+    if (image->src->next_input_byte + image->src->bytes_in_buffer != end) /* libjpeg made up the header's end */
+        return 0;
     int h = 1;
     scan->num_blocks = 0;
     for (int i = 0; i < image->num_components; i++) {
         const jpeg_component_info *colour = image->cur_comp_info[i];
         int blocks = colour->h_samp_factor * colour->v_samp_factor;
-        if ((image->num_components == 1 && blocks > 1) || scan->num_blocks + blocks > D_MAX_BLOCKS_IN_MCU
+        if (colour->dc_tbl_no >= NUM_HUFF_TBLS || colour->ac_tbl_no >= NUM_HUFF_TBLS
+            || (image->num_components == 1 && blocks > 1) || scan->num_blocks + blocks > D_MAX_BLOCKS_IN_MCU
             || !image->dc_huff_tbl_ptrs[colour->dc_tbl_no] || !image->ac_huff_tbl_ptrs[colour->ac_tbl_no])
             return 0;
         h = colour->h_samp_factor > h ? colour->h_samp_factor : h;
@@ -185,13 +186,13 @@ static int smallest_scale(long height, long width, long resolution)
     return eighths;
 }
 
-/* Decodes the crop height x width at (top, left) of a JPEG of num_bytes, resizes it to resolution x resolution pixels, RGB,
- * mirrors it, and puts it into destination.
+/* Decodes the crop height x width at (top, left) of a JPEG of num_bytes that has image_height x image_width pixels, resizes it
+ * to resolution x resolution, RGB, mirrors it, and puts it into destination.
  *
- * 0: done. 1: the data is damaged, and libjpeg made up some of the pixels. 2: it is no JPEG of such a size.
+ * 0: done. 1: the data is damaged, and libjpeg made up some of the pixels. 2: it is no JPEG of such a size, or memory ran out.
  */
-long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long top, long left, long height, long width, long mirrored,
-                       uint8_t *destination, long resolution)
+long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, long image_width, long top, long left, long height,
+                       long width, long mirrored, uint8_t *destination, long resolution)
 {
     struct state *state = my_state();
     if (!state)
@@ -199,16 +200,18 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long top, long left,
     struct jpeg_decompress_struct *image = &state->image;
     volatile int ours = 1;
     if (setjmp(state->errors.back)) {
-        jpeg_abort_decompress(image);
+        jpeg_destroy_decompress(image);
         if (!ours)
             return 2;
         ours = 0; /* libjpeg goes on where our Huffman decoder gives up */
         __atomic_fetch_add(&lbsgd_times_given_up, 1, __ATOMIC_RELAXED);
     }
     state->errors.damaged = 0;
+    jpeg_create_decompress(image); /* anew, or an image without tables would get those of the one before */
     jpeg_mem_src(image, data, num_bytes);
     jpeg_read_header(image, TRUE);
-    if (top + height > (long)image->image_height || left + width > (long)image->image_width)
+    if (image->image_height != image_height || image->image_width != image_width || top + height > image_height
+        || left + width > image_width)
         give_up((j_common_ptr)image);
     ours = ours && take_scan(state, data + num_bytes);
     image->out_color_space = JCS_RGB;
@@ -239,7 +242,7 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long top, long left,
             rows[i] = state->pixels + (size_t)(y + i) * w * 3;
         y += jpeg_read_scanlines(image, rows, count);
     }
-    jpeg_abort_decompress(image); /* what is below the crop is never read */
+    jpeg_destroy_decompress(image); /* what is below the crop is never read */
     lbsgd_resize(state->pixels, 3 * w, scale * top - begin, scale * left - x, scale * height, scale * width, mirrored,
                  destination, resolution);
     return state->errors.damaged;

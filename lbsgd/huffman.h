@@ -17,7 +17,7 @@
  * how many zeros come before the value, END at the end of a block; how many bits the value has; the value. Where LOOK bits do
  * not hold the value, the first is 0, the second the code's length and the last its symbol. Where they do not hold the code, 0. */
 typedef uint32_t step;
-#define END 64
+#define END 80
 #define MOST_PLACES 16 /* that all but the last of several values passed at once go on */
 static inline step make_step(int num_bits, int run, int size, int value)
 {
@@ -48,9 +48,10 @@ struct scan {
     size_t capacity;
 };
 
-static const uint8_t NATURAL_ORDER[64] = {
+static const uint8_t NATURAL_ORDER[80] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
-    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63};
+    35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
+    63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63}; /* as libjpeg's: a run beyond the end */
 
 /* --- bits ------------------------------------------------------------------------------------------------------------ */
 
@@ -184,7 +185,7 @@ static inline int next_block(struct bits *in, const struct codes *dc, const stru
         if (!next_ac(in, ac, &left, &step))
             return 0;
         k += run_of(step);
-        if (k > 63)
+        if (k >= END)
             break;
         block[NATURAL_ORDER[k]] = value_of(step);
     }

@@ -24,7 +24,7 @@ def library() -> Optional[ctypes.CDLL]:
     for path in Path(__file__).parent.glob("_kernels*.so"):
         kernels, pointer, number = ctypes.CDLL(str(path)), ctypes.c_void_p, ctypes.c_long
         kernels.lbsgd_decode_crop.restype = number
-        kernels.lbsgd_decode_crop.argtypes = [pointer, *[number] * 6, pointer, number]
+        kernels.lbsgd_decode_crop.argtypes = [pointer, *[number] * 8, pointer, number]
         kernels.lbsgd_resize.restype = None
         kernels.lbsgd_resize.argtypes = [pointer, number, *[ctypes.c_double] * 4, number, pointer, number]
         kernels.lbsgd_normalise.restype = None
@@ -50,7 +50,8 @@ def our_crops(kernels: ctypes.CDLL) -> Crops:
 
     @njit(nogil=True)
     def of_jpeg(data, height, width, top, left, h, w, mirrored, destination):
-        status = decode_crop(data.ctypes.data, len(data), top, left, h, w, mirrored, destination.ctypes.data, len(destination))
+        status = decode_crop(data.ctypes.data, len(data), height, width, top, left, h, w, mirrored, destination.ctypes.data,
+                             len(destination))
         if status == 2:
             destination[:] = 0
         return status != 0

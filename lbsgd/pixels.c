@@ -5,6 +5,7 @@
  */
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +20,15 @@ typedef float eight __attribute__((vector_size(32)));
 
 /* Output pixel i is the sum of `count` input pixels from first[i] on with weights[i * count], ...; most of them may be 0. */
 struct axis { int count; int *first; float *weights; };
+
+static void *there(void *memory)
+{
+    if (!memory) {
+        fputs("lbsgd: no memory is left to resize an image\n", stderr);
+        abort();
+    }
+    return memory;
+}
 
 static int clamped(double value, long last) { return value < 0 ? 0 : value > last ? last : (int)value; }
 
@@ -57,8 +67,8 @@ static struct axis axis_of(double begin, double length, long resolution, int is_
 {
     double scale = length / resolution;
     struct axis axis = {.count = is_area ? most_taps(begin, scale, resolution) : 2};
-    axis.first = calloc(resolution + 1, sizeof *axis.first);
-    axis.weights = calloc((resolution + 1) * axis.count, sizeof *axis.weights);
+    axis.first = there(calloc(resolution + 1, sizeof *axis.first));
+    axis.weights = there(calloc((resolution + 1) * axis.count, sizeof *axis.weights));
     for (int place = 0; place < resolution; place++) {
         int to = mirrored ? resolution - 1 - place : place;
         if (is_area)
@@ -133,9 +143,10 @@ void lbsgd_resize(const uint8_t *pixels, long stride, double top, double left, d
     long first = (long)left, columns = (long)ceil(left + width) - first;
     struct axis vertical = axis_of(top, height, resolution, is_area, 0);
     struct axis horizontal = axis_of(left - first, width, resolution, is_area, mirrored);
-    float *sums = calloc(3 * (columns + horizontal.count) + 3 * resolution + 6, sizeof *sums);
+    float *sums = there(calloc(3 * (columns + horizontal.count) + 3 * resolution + 6, sizeof *sums));
     float *row = sums + 3 * (columns + horizontal.count) + 1;
-    eight *weights = aligned_alloc(sizeof *weights, (resolution + 1) / 2 * horizontal.count * sizeof *weights), *weight = weights;
+    eight *weights = there(aligned_alloc(sizeof *weights, (resolution + 1) / 2 * horizontal.count * sizeof *weights));
+    eight *weight = weights;
     for (long x = 0; x < resolution; x += 2)
         for (int tap = 0; tap < horizontal.count; tap++, weight++)
             for (int i = 0; i < 8; i++)

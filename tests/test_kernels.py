@@ -165,8 +165,31 @@ def test_no_damage_reaches_beyond_the_memory_of_the_image(both, noise, place, pr
     both[0].of_jpeg(data, 60, 80, 10, 10, 40, 40, False, np.empty((40, 40, 3), np.uint8))
 
 
-def test_a_size_that_is_not_the_image_s_is_noticed(both):
-    assert both[0].of_jpeg(jpeg(picture(20, 30)), 40, 60, 10, 10, 30, 50, False, np.empty((8, 8, 3), np.uint8))
+@pytest.mark.parametrize("height, width", [(20, 30), (40, 61), (41, 60), (65000, 60)])
+def test_a_size_that_is_not_the_image_s_is_noticed(both, height, width):
+    """It would be another picture, or take gigabytes."""
+    data, frame = jpeg(picture(40, 60)).tobytes(), b"\xff\xc0\x00\x11\x08"
+    at = data.index(frame) + len(frame)
+    data = np.frombuffer(data[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[at + 4:], np.uint8)
+    assert both[0].of_jpeg(data, 40, 60, 10, 10, 10, 10, False, np.empty((8, 8, 3), np.uint8))
+
+
+def test_an_image_without_tables_does_not_get_those_of_the_one_before(both):
+    pixels, data = np.empty((40, 40, 3), np.uint8), jpeg(picture(40, 60)).tobytes()
+    at = data.index(b"\xff\xdb")
+    without = np.frombuffer(data[:at] + data[at + 2 + int.from_bytes(data[at + 2:at + 4], "big"):], np.uint8)
+    assert not both[0].of_jpeg(jpeg(picture(40, 60), quality=20), 40, 60, 0, 0, 40, 40, False, pixels)
+    assert both[0].of_jpeg(without, 40, 60, 0, 0, 40, 40, False, pixels)
+
+
+@pytest.mark.parametrize("missing", [1, 2, 3])
+def test_an_image_that_ends_where_its_scan_would_begin_is_noticed(both, missing):
+    """libjpeg then makes up an end of the header in memory of its own."""
+    data = jpeg(picture(40, 60)).tobytes()
+    scan = data.index(b"\xff\xda")
+    header = data[:scan + 2 + int.from_bytes(data[scan + 2:scan + 4], "big")]
+    cut = np.frombuffer(header[:-missing], np.uint8)
+    assert both[0].of_jpeg(cut, 40, 60, 0, 0, 40, 40, False, np.empty((40, 40, 3), np.uint8))
 
 
 def test_the_memory_of_a_thread_ends_with_it(both):
