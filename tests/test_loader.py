@@ -111,8 +111,13 @@ def by_definition(image, crop):
     return ((image[:, ::-1] if mirrored else image) / 255 - MEAN).transpose(2, 0, 1) / STD.reshape(3, 1, 1)
 
 
-def test_training_images_are_the_crops_of_their_numbers(photos, loader):
-    images, labels = joined(loader.epoch(4))
+@pytest.mark.parametrize("compiled", [True, False])
+def test_training_images_are_the_crops_of_their_numbers(photos, compiled, monkeypatch):
+    if not compiled:  # as where the package was installed without a C compiler
+        for module in ("loader", "prefetch"):
+            monkeypatch.setattr(f"lbsgd.{module}.library", lambda: None)
+    with closing(train_loader(photos, threads=2, micro_batch=8)) as loader:
+        images, labels = joined(loader.epoch(4))
     originals, draw = jpegs(photos.train), random_resized_crop((0.08, 1.0), flip=True)
     for image, label, number in zip(images, labels, epoch_order(NUM_TRAIN, 7, 4)):
         assert label == photos.train.labels[number]
