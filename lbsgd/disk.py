@@ -1,7 +1,10 @@
 """Files that are whole or not there, whenever the process or the machine dies."""
 
 import os
+from io import BytesIO
 from pathlib import Path
+
+from lbsgd.errors import ConfigError
 
 
 def to_disk(path: Path) -> None:
@@ -19,3 +22,12 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary.write_bytes(data)
     to_disk(temporary)
     os.replace(temporary, path)
+
+
+def replace_picture(path: Path, figure) -> None:
+    """Writes a whole picture of a Matplotlib figure. Raises ConfigError for a name of another kind, else OSError."""
+    kind, image = path.suffix.lstrip(".").lower(), BytesIO()
+    if kind not in figure.canvas.get_supported_filetypes():
+        raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
+    figure.savefig(image, format=kind, dpi=150)
+    replace_file(path, image.getvalue())

@@ -279,8 +279,7 @@ class SharedShuffleOrder(TraversalOrder):
 
     def __call__(self, loader: Loader) -> SharedShuffleOrder:
         """Called by FFCV's Loader, which has the number of images."""
-        # NumPy makes a permutation of uint64, FFCV's type of it, in floating point.
-        self.sampler = SharedShuffleSampler(int(loader.reader.num_samples), **self.cut)
+        self.sampler = SharedShuffleSampler(loader.reader.num_samples, **self.cut)
         return self
 
     def sample_order(self, epoch: int) -> np.ndarray:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from io import BytesIO
 from pathlib import Path
 
-from lbsgd.disk import replace_file
+from lbsgd.disk import replace_picture
 from lbsgd.errors import ConfigError
 from lbsgd.plan import Plan
 from lbsgd.schedule import learning_rate
@@ -58,14 +57,9 @@ def stretches(plan: Plan) -> list[tuple[str, str, str]]:
 
 def draw(plan: Plan, path: str | Path) -> None:
     """Draws the schedule into a file, whole or not at all; ConfigError when it cannot be written."""
-    path, image = Path(path), BytesIO()
-    kind = path.suffix.lstrip(".").lower()
     picture = figure(plan)
-    if kind not in picture.canvas.get_supported_filetypes():
-        raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
-    picture.savefig(image, format=kind, dpi=150)
     try:
-        replace_file(path, image.getvalue())
+        replace_picture(Path(path), picture)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
 

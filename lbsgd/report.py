@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -13,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from lbsgd.disk import replace_file
+from lbsgd.disk import replace_picture
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.runlog import LOG_NAME, Run, final_error, read_run
 from lbsgd.schedule import Schedule, learning_rate
@@ -113,14 +112,9 @@ def _percent(value: float | None) -> str:
 
 def curves(runs: list[Run], path: str | Path) -> None:
     """Draw the runs into a file, whole or not at all; ConfigError when it cannot be written."""
-    path = Path(path)
-    picture, image = figure(runs), BytesIO()
-    kind = path.suffix.lstrip(".").lower()
-    if kind not in picture.canvas.get_supported_filetypes():
-        raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
-    picture.savefig(image, format=kind, dpi=150)
+    picture = figure(runs)
     try:
-        replace_file(path, image.getvalue())
+        replace_picture(Path(path), picture)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
 

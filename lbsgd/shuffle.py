@@ -14,7 +14,8 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
     Drawn from (seed, epoch) alone, it is the same in every process and after every restart.
     """
-    return np.random.default_rng([seed, epoch]).permutation(num_images)
+    # An int, for NumPy makes a permutation of uint64, FFCV's type of a number of images, in floating point.
+    return np.random.default_rng([seed, epoch]).permutation(int(num_images))
 
 
 def rank_batches(order: np.ndarray, *, global_batch: int, world_size: int, micro_batch: int, rank: int,

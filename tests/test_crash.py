@@ -247,15 +247,13 @@ def test_no_process_ends_before_the_checkpoint_is_written(small, tmp_path, itera
 def passes_of_iteration_2_are_slow():
     """32 passes of 0.5 s, where others take 0.01 s; the processes agree after each one or two."""
     lbsgd.trainer.AGREE_SECONDS = 0.01
-    wait_for = lbsgd.trainer.Trainer.wait_for
 
-    def slowly(self, batches):
-        if self.iteration == 2:
+    def slowly(trainer):
+        if trainer.iteration == 2:
             print("a slow pass")
             time.sleep(0.5)
-        return wait_for(self, batches)
 
-    lbsgd.trainer.Trainer.wait_for = slowly
+    before_each_pass(slowly)
 
 
 def test_a_stop_gives_up_an_iteration_of_many_passes_and_it_is_done_again(tmp_path):
@@ -273,11 +271,7 @@ def test_a_stop_gives_up_an_iteration_of_many_passes_and_it_is_done_again(tmp_pa
 
 def passes_become_twenty_times_slower():
     """From 0.02 s to 0.4 s, just when the processes have agreed to go on."""
-    wait_for, agree, pause = lbsgd.trainer.Trainer.wait_for, lbsgd.trainer.Trainer.agree, [0.02]
-
-    def slowly(self, batches):
-        time.sleep(pause[0])
-        return wait_for(self, batches)
+    agree, pause = lbsgd.trainer.Trainer.agree, [0.02]
 
     def agree_and_slow_down(self, *arguments):
         agree(self, *arguments)
@@ -285,7 +279,8 @@ def passes_become_twenty_times_slower():
             pause[0] = 0.4
             print("slower")
 
-    lbsgd.trainer.Trainer.wait_for, lbsgd.trainer.Trainer.agree = slowly, agree_and_slow_down
+    lbsgd.trainer.Trainer.agree = agree_and_slow_down
+    before_each_pass(lambda trainer: time.sleep(pause[0]))
 
 
 def test_passes_that_become_much_slower_at_once_do_not_keep_a_run_from_saving_in_time(tmp_path):
@@ -299,15 +294,12 @@ def test_passes_that_become_much_slower_at_once_do_not_keep_a_run_from_saving_in
 
 
 def iteration_3_never_ends():
-    wait_for = lbsgd.trainer.Trainer.wait_for
-
-    def never(self, batches):
-        if self.iteration == 3:
+    def never(trainer):
+        if trainer.iteration == 3:
             print("waiting for ever")
             time.sleep(1000)
-        return wait_for(self, batches)
 
-    lbsgd.trainer.Trainer.wait_for = never
+    before_each_pass(never)
 
 
 def test_a_second_signal_ends_a_process_at_once(small, tmp_path):
@@ -483,14 +475,11 @@ class Breaks:
         self.rank, self.error = rank, error
 
     def __call__(self):
-        wait_for = lbsgd.trainer.Trainer.wait_for
-
-        def breaks(trainer, batches):
+        def breaks(trainer):
             if trainer.iteration == 5 and int(os.environ["RANK"]) == self.rank:
                 raise self.error
-            return wait_for(trainer, batches)
 
-        lbsgd.trainer.Trainer.wait_for = breaks
+        before_each_pass(breaks)
 
 
 @pytest.mark.parametrize("rank, error, code, words", [(1, ZeroDivisionError("a bug"), 1, "ZeroDivisionError: a bug"),
@@ -557,13 +546,18 @@ def test_a_process_that_stops_answering_is_named_within_the_timeout(small, tmp_p
 def slow_iterations():
     """So that a run lasts until it is stopped, on any machine, and the processes agree after each few of them."""
     lbsgd.trainer.AGREE_SECONDS = 0.1
+    before_each_pass(lambda trainer: time.sleep(0.025))
+
+
+def before_each_pass(act):
+    """Calls act(trainer) before the trainer waits for a pass's images."""
     wait_for = lbsgd.trainer.Trainer.wait_for
 
-    def slowly(self, batches):
-        time.sleep(0.025)
-        return wait_for(self, batches)
+    def act_and_wait(trainer, batches):
+        act(trainer)
+        return wait_for(trainer, batches)
 
-    lbsgd.trainer.Trainer.wait_for = slowly
+    lbsgd.trainer.Trainer.wait_for = act_and_wait
 
 
 # --- before the processes have met ------------------------------------------------------------------------------------

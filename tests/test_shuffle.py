@@ -103,3 +103,9 @@ def test_what_does_not_divide_is_refused(sizes, message):
 def test_statistics_images_must_be_whole_groups_of_what_there_is(num_images):
     with pytest.raises(ValueError, match="not a multiple of 32 between 1 and 1000"):
         rank_groups(epoch_order(1000, 0, 0), num_images=num_images, per_worker_batch=32, world_size=1, rank=0)
+
+
+def test_a_number_of_images_of_ffcv_s_type_gives_the_same_order():
+    """Of which NumPy would make a permutation in floating point."""
+    order = epoch_order(np.uint64(50), 3, 4)
+    assert order.dtype == np.int64 and order.tolist() == epoch_order(50, 3, 4).tolist()
