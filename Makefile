@@ -11,7 +11,7 @@ PYTHON ?= python3
 
 setup: .venv/.complete
 
-.venv/.complete: tools/setup.sh setup.cfg setup.py constraints.txt lbsgd/crop_jpeg.c lbsgd/huffman.h lbsgd/pixels.c
+.venv/.complete: tools/setup.sh setup.cfg setup.py constraints.txt $(wildcard lbsgd/data/native/*.[ch])
 	PYTHON=$(PYTHON) tools/setup.sh
 
 demo: setup

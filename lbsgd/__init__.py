@@ -6,14 +6,16 @@ Each name below is imported with what it needs when it is first used, so `import
 import importlib
 
 _HOMES = {
-    "initialize": "engine", "LinearScalingWarmupLR": "engine",
-    "Plan": "plan", "Overrides": "config",
-    "Schedule": "schedule", "learning_rate": "schedule", "scaled_lr": "schedule",
-    "LargeMinibatchSGD": "schedule", "LargeMinibatchLR": "torch_schedule",
-    "MomentumCorrectedSGD": "optim", "decay_groups": "optim",
-    "convert_batch_norm": "batchnorm", "agree_statistics": "batchnorm",
-    "epoch_order": "shuffle", "rank_batches": "shuffle", "SharedShuffleSampler": "sampler", "SharedShuffleOrder": "loader",
-    "resnet": "model",
+    "initialize": "train.engine", "LinearScalingWarmupLR": "train.engine",
+    "Plan": "config.plan", "Overrides": "config.json_file",
+    "Schedule": "algorithm.schedule", "learning_rate": "algorithm.schedule", "scaled_lr": "algorithm.schedule",
+    "LargeMinibatchSGD": "algorithm.schedule", "LargeMinibatchLR": "algorithm.torch_scheduler",
+    "MomentumCorrectedSGD": "algorithm.sgd", "decay_groups": "algorithm.sgd",
+    "convert_batch_norm": "algorithm.batch_norm", "agree_statistics": "algorithm.batch_norm",
+    "recomputing_statistics": "algorithm.batch_norm",
+    "epoch_order": "algorithm.shuffle", "rank_batches": "algorithm.shuffle",
+    "SharedShuffleSampler": "algorithm.sampler", "SharedShuffleOrder": "data.ffcv_loader",
+    "resnet": "algorithm.resnet",
 }
 __all__ = sorted(_HOMES)
 

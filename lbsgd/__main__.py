@@ -2,7 +2,7 @@
 
 import sys
 
-from lbsgd.cli import main
+from lbsgd.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

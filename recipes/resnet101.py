@@ -7,11 +7,11 @@ with a global batch of 256 (ds_configs/256.json) and 22.36 ± 0.09 % with 8,192,
 has not yet trained on ImageNet itself.
 """
 
-from lbsgd.run import main
+from lbsgd.train.run import main
 
 
 def network(num_classes, plan):
-    from lbsgd.model import resnet  # imported here, for a mistake in a flag should not wait for PyTorch
+    from lbsgd.algorithm.resnet import resnet  # imported here, for a mistake in a flag should not wait for PyTorch
 
     return resnet("resnet101", num_classes, plan.recipe.batch_norm.zero_last_gamma, plan.recipe.seed)
 

@@ -9,11 +9,11 @@ on ImageNet itself. `make demo` runs this file on scikit-learn's digits. One GPU
     python recipes/resnet50.py --deepspeed_config ds_configs/256.json --micro_batch 256
 """
 
-from lbsgd.run import main
+from lbsgd.train.run import main
 
 
 def network(num_classes, plan):
-    from lbsgd.model import resnet  # imported here, for a mistake in a flag should not wait for PyTorch
+    from lbsgd.algorithm.resnet import resnet  # imported here, for a mistake in a flag should not wait for PyTorch
 
     return resnet("resnet50", num_classes, plan.recipe.batch_norm.zero_last_gamma, plan.recipe.seed)
 

@@ -39,8 +39,8 @@ def digits_tree(render_digits, tmp_path_factory):
 @pytest.fixture(scope="session")
 def digits_data(digits_tree):
     """A complete data folder of all digits, for tests that only read."""
-    import lbsgd.loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
-    from lbsgd.convert import convert
+    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
+    from lbsgd.convert.convert import convert
 
     folder = digits_tree.with_name("ffcv")
     convert(digits_tree, folder, max_side=500, quality=90, num_workers=2, overwrite=False)

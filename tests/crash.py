@@ -21,8 +21,8 @@ from pathlib import Path
 
 import processes  # noqa: F401  for what it preloads is less than what is preloaded here
 
-from lbsgd.config import read_json
-from lbsgd.launch import free_port
+from lbsgd.config.json_file import read_json
+from lbsgd.processes.launcher import free_port
 
 TESTS = Path(__file__).parent
 RECIPE, SMALL = str(TESTS / "crash_recipe.py"), str(TESTS / "cluster/small.py")
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 120  # for what surely comes, also on a machine that others u
 
 forking = multiprocessing.get_context("forkserver")
 # All that a run imports, also what torch and lbsgd import only when they need it. No thread runs after these.
-forking.set_forkserver_preload(["lbsgd.assemble", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure", "pytest"])
+forking.set_forkserver_preload(["lbsgd.train.session", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure", "pytest"])
 
 
 def config(folder, *, stage=0, global_batch=16, iterations=40, epochs=2):

@@ -5,7 +5,7 @@
 
 from cluster import small
 
-from lbsgd.run import main
+from lbsgd.train.run import main
 
 
 def network(num_classes, plan):

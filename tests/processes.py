@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
-from lbsgd.launch import free_port
+from lbsgd.processes.launcher import free_port
 
 
 # Forked from one process that has imported what takes seconds; none of it starts threads or touches a GPU.
-multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "lbsgd.engine"])
+multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "lbsgd.train.engine"])
 
 
 def in_processes(world_size, function, *arguments):

@@ -9,7 +9,7 @@ import torch.multiprocessing
 from torch import nn
 from torch.nn import functional as F
 
-from lbsgd.batchnorm import (PerWorkerBatchNorm, PerWorkerBatchNorm1d, PerWorkerBatchNorm2d, PerWorkerBatchNorm3d,
+from lbsgd.algorithm.batch_norm import (PerWorkerBatchNorm, PerWorkerBatchNorm1d, PerWorkerBatchNorm2d, PerWorkerBatchNorm3d,
                              agree_statistics, convert_batch_norm, recomputing_statistics)
 
 N = 8  # images of one worker

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from lbsgd.beton import (ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, LABEL, BetonFile, Manifest, Split,
+from lbsgd.data.beton import (ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, LABEL, BetonFile, Manifest, Split,
                          data_folder, open_data)
 from lbsgd.errors import DataError
 
@@ -189,5 +189,5 @@ def test_the_data_folder_is_the_flag_else_the_environment_else_the_default(monke
 
 
 def test_reading_a_data_folder_imports_neither_torch_nor_ffcv():
-    code = "import sys, lbsgd.beton, lbsgd.shuffle; sys.exit(any(name in sys.modules for name in ('torch', 'ffcv')))"
+    code = "import sys, lbsgd.data.beton, lbsgd.algorithm.shuffle; sys.exit(any(name in sys.modules for name in ('torch', 'ffcv')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

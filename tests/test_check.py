@@ -11,16 +11,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_plan import WRONG, edited
 
-from lbsgd import foreign, keys
-from lbsgd.check import get
-from lbsgd.cli import main
-from lbsgd.config import Overrides, differences, put, read_json
+from lbsgd.config.checks import plain_deepspeed as foreign
+from lbsgd.config.checks import deepspeed_keys as keys
+from lbsgd.config.checks.consistency import get
+from lbsgd.commands.main import main
+from lbsgd.config.json_file import Overrides, differences, put, read_json
 from lbsgd.errors import ConfigError
-from lbsgd.inspection import Inspection, corrected, findings_of, inspect, print_inspections
-from lbsgd.memory import NETWORKS, memory
-from lbsgd.picture import in_terminal, stretches
-from lbsgd.plan import Plan
-from lbsgd.predict import Machines, predict, reduction_of
+from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect, print_inspections
+from lbsgd.commands.plan_memory import NETWORKS, memory
+from lbsgd.commands.plan_figure import in_terminal, stretches
+from lbsgd.config.plan import Plan
+from lbsgd.commands.plan_time import Machines, predict, reduction_of
 
 FOREIGN = Path(__file__).parent / "fixtures" / "foreign"
 
@@ -153,7 +154,7 @@ def plain_deepspeed(monkeypatch):
     import torch
     from deepspeed.accelerator import get_accelerator
 
-    from lbsgd.engine import start_processes
+    from lbsgd.train.engine import start_processes
     start_processes()
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
 

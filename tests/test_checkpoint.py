@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from lbsgd import checkpoint
+from lbsgd.train import checkpoint
 from lbsgd.errors import CheckpointError
-from lbsgd.random_states import random_states, restore_random_states
+from lbsgd.train.random_states import random_states, restore_random_states
 
 
 def saved(folder, iteration, value=1.0):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.cli import main
+from lbsgd.commands.main import main
 
 ROOT = Path(__file__).parent.parent
 EIGHT_K = str(ROOT / "ds_configs/8k.json")
@@ -127,9 +127,9 @@ def test_check_starts_in_half_a_second(command):
 
 def test_import_takes_no_time_and_loads_nothing_heavy():
     assert cpu_seconds("-c", "import lbsgd") < 0.3
-    loaded = run("-c", "import lbsgd, lbsgd.cli, sys; lbsgd.cli.main(['plan', 'ds_configs/8k.json', '--json']); "
+    loaded = run("-c", "import lbsgd, lbsgd.commands.main, sys; lbsgd.commands.main.main(['plan', 'ds_configs/8k.json', '--json']); "
                  "lbsgd.Plan, lbsgd.LargeMinibatchSGD; print(*sys.modules)").stdout.split()
-    assert "lbsgd.plan" in loaded
+    assert "lbsgd.config.plan" in loaded
     assert not {"torch", "deepspeed", "torchvision", "ffcv", "matplotlib", "numpy", "psutil"} & set(loaded)
     assert "torch" in run("-c", "import lbsgd, sys; lbsgd.decay_groups; print(*sys.modules)").stdout.split()
 
@@ -150,7 +150,7 @@ def test_the_console_command_is_this_one():
     from configparser import ConfigParser
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert setup["options.entry_points"]["console_scripts"].strip() == "lbsgd = lbsgd.cli:main"
+    assert setup["options.entry_points"]["console_scripts"].strip() == "lbsgd = lbsgd.commands.main:main"
 
 
 def test_resnet101_is_a_recipe_like_resnet50():
@@ -160,8 +160,8 @@ def test_resnet101_is_a_recipe_like_resnet50():
     exec((ROOT / "recipes/resnet101.py").read_text(), names)
     import torch
 
-    from lbsgd.memory import NETWORKS
-    from lbsgd.plan import Plan
+    from lbsgd.commands.plan_memory import NETWORKS
+    from lbsgd.config.plan import Plan
     with torch.device("meta"):
         model = names["network"](1000, Plan.read(EIGHT_K, 8))
     assert sum(p.numel() for p in model.parameters()) == NETWORKS["resnet101"].num_parameters
@@ -174,4 +174,4 @@ def test_the_reference_pages_build_without_a_warning(tmp_path):
     assert done.returncode == 0 and "Warn" not in done.stderr, done.stderr
     page = (tmp_path / "api/lbsgd.html").read_text()
     assert all(name in page for name in ("MomentumCorrectedSGD", "LargeMinibatchLR", "Remark 2"))
-    assert (tmp_path / "api/lbsgd/predict.html").is_file() and (tmp_path / "api/index.html").is_file()
+    assert (tmp_path / "api/lbsgd/commands/plan_time.html").is_file() and (tmp_path / "api/index.html").is_file()

@@ -16,10 +16,10 @@ import torchvision
 from processes import free_port
 from test_sources import make_official
 
-from lbsgd import beton
-from lbsgd.config import read_json
-from lbsgd.loader import EvalLoader
-from lbsgd.runlog import read_run
+from lbsgd.data import beton
+from lbsgd.config.json_file import read_json
+from lbsgd.data.ffcv_loader import EvalLoader
+from lbsgd.report.run_log import read_run
 
 ROOT = Path(__file__).parent.parent
 RECIPE = "recipes/resnet50.py"
@@ -266,7 +266,7 @@ def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fa
 
 def test_a_checkpoint_of_another_network_is_refused(small, fake_run):
     """The same recipe as a ResNet-18: the first layer that differs is named."""
-    code = ("import sys; from lbsgd.run import main; from lbsgd.model import resnet; sys.argv = ['r18', *sys.argv[1:]]; "
+    code = ("import sys; from lbsgd.train.run import main; from lbsgd.algorithm.resnet import resnet; sys.argv = ['r18', *sys.argv[1:]]; "
             "main('resnet18', lambda classes, plan: resnet('resnet18', classes), '')")
     done = command(sys.executable, "-c", code, "--deepspeed_config", small, "--fake_data", "--resume", "--output_dir", fake_run)
     refused(done, "network.", "there", "here")

@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import lbsgd.convert
-import lbsgd.jpeg
-import lbsgd.survey
-import lbsgd.workfolder
-from lbsgd.beton import BetonFile, open_data
-from lbsgd.convert import convert, look
+import lbsgd.convert.convert
+import lbsgd.convert.image
+import lbsgd.convert.estimate
+import lbsgd.convert.work_folder
+from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.convert.convert import convert, look
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.jpeg import COPIED, ENCODED, PIXELS, Settings, plain_size, stored_image
-from lbsgd.sources import find_source
-from lbsgd.verify import verify
-from lbsgd.workers import with_room
-from lbsgd.writer import METADATA, METADATA_AT, RECORD, BetonWriter
+from lbsgd.convert.image import COPIED, ENCODED, PIXELS, Settings, plain_size, stored_image
+from lbsgd.convert.sources import find_source
+from lbsgd.convert.verify import verify
+from lbsgd.convert.process_pool import with_room
+from lbsgd.convert.beton_writer import METADATA, METADATA_AT, RECORD, BetonWriter
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools/convert_imagenet_to_ffcv.py"
@@ -37,7 +37,7 @@ SETTINGS = dict(max_side=500, quality=90, num_workers=2, overwrite=False)
 
 @pytest.fixture(scope="module")
 def ffcv():
-    import lbsgd.loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
+    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
 
 
 def picture(height, width, phase=0.0):
@@ -214,7 +214,7 @@ def test_an_exif_block_corrupt_or_not_changes_no_pixel():
 def test_what_pil_takes_for_an_attack_is_not_decoded_either():
     data = bytearray(JPEG)
     data[FRAME + 5:FRAME + 9] = (13_400).to_bytes(2, "big") * 2
-    assert plain_size(bytes(data)) is None and 13_400 ** 2 > 2 * Image.MAX_IMAGE_PIXELS == lbsgd.jpeg.MAX_PIXELS
+    assert plain_size(bytes(data)) is None and 13_400 ** 2 > 2 * Image.MAX_IMAGE_PIXELS == lbsgd.convert.image.MAX_PIXELS
     with pytest.raises(Image.DecompressionBombError):
         stored_image(bytes(data), 0, Settings(max_side=64), 1 << 23)
 
@@ -291,7 +291,7 @@ def test_a_very_large_image_takes_no_memory_to_speak_of(tmp_path):
     with Image.open(tmp_path / "large.JPEG") as image:
         image.resize((6000, 6000)).save(tmp_path / "large.JPEG")
     code = f"""
-import lbsgd.jpeg as jpeg
+import lbsgd.convert.image as jpeg
 kept = jpeg.stored_image(open({str(tmp_path / 'large.JPEG')!r}, "rb").read(), 0, jpeg.Settings(max_side=500), 1 << 23)
 print(kept.width, *[line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")])
 """
@@ -302,7 +302,7 @@ print(kept.width, *[line.split()[1] for line in open("/proc/self/status") if lin
 PEAK = """
 import contextlib, os, sys, threading, time
 from pathlib import Path
-import lbsgd.convert, lbsgd.verify
+import lbsgd.convert.convert, lbsgd.convert.verify
 
 def private(pid):
     with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -353,7 +353,7 @@ def test_only_one_process_at_a_time_decodes_a_very_large_image(tmp_path):
     """Its coefficients alone are 6 bytes a pixel of a progressive JPEG, 150 MB here, however small it is decoded."""
     repeated(tmp_path / "source/train/a/x.JPEG", 6, large(side=(5000, 5000), progressive=True, subsampling=0, quality=20))
     repeated(tmp_path / "source/val/a/x.JPEG", 1, JPEG)
-    second, _ = peak_memory("lbsgd.convert.CHUNK_IMAGES = 1; lbsgd.convert.convert(*map(Path, sys.argv[1:]), max_side=500, "
+    second, _ = peak_memory("lbsgd.convert.convert.CHUNK_IMAGES = 1; lbsgd.convert.convert.convert(*map(Path, sys.argv[1:]), max_side=500, "
                             "num_workers=3)", tmp_path / "source", tmp_path / "data")
     assert second < 100
 
@@ -366,8 +366,8 @@ def test_memory_is_bounded_whatever_images_there_are(tmp_path, settings):
         repeated(tmp_path / f"source/train/{number % 2}/{number}_.JPEG", 6 if len(data) > 1e5 else 2000, data)
         repeated(tmp_path / f"source/val/{number % 2}/{number}_.JPEG", 1, data)
     folders = tmp_path / "source", tmp_path / "data"
-    for work in (f"lbsgd.convert.convert(*map(Path, sys.argv[1:]), num_workers=6, {settings})",
-                 "lbsgd.verify.verify(Path(sys.argv[2]), 6)", "lbsgd.verify.verify(Path(sys.argv[2]), 6, Path(sys.argv[1]))"):
+    for work in (f"lbsgd.convert.convert.convert(*map(Path, sys.argv[1:]), num_workers=6, {settings})",
+                 "lbsgd.convert.verify.verify(Path(sys.argv[2]), 6)", "lbsgd.convert.verify.verify(Path(sys.argv[2]), 6, Path(sys.argv[1]))"):
         second, most = peak_memory(work, *folders)
         assert second < 200 and most < 2048 + 6 * 200
     shutil.rmtree(tmp_path / "data")
@@ -379,7 +379,7 @@ def test_processes_whose_results_are_very_large_are_fewer(tmp_path, monkeypatch,
     for number in range(4):
         save(tmp_path / f"source/{'train' if number else 'val'}/a/{number}.JPEG")
     taken = []
-    monkeypatch.setattr(lbsgd.convert, "_chunks", lambda *arguments: taken.append(arguments[2]) or iter(()))
+    monkeypatch.setattr(lbsgd.convert.convert, "_chunks", lambda *arguments: taken.append(arguments[2]) or iter(()))
     for side in (500, 1000, 2000, 6700):
         with pytest.raises(AssertionError):  # nothing was done
             convert(tmp_path / "source", tmp_path / "data", max_side=side, raw_fraction=0.5, num_workers=8)
@@ -419,8 +419,8 @@ def test_the_files_do_not_depend_on_the_number_of_processes_or_on_chunks(tree, t
         save(tree / f"train/ant/{number}.JPEG", size=(40 + number, 600))
     contents = set()
     for num_workers, chunk, slot_bytes in ((1, 32, 1 << 23), (3, 2, 1 << 23), (2, 5, 4096)):  # too small slots, too
-        monkeypatch.setattr(lbsgd.convert, "CHUNK_IMAGES", chunk)
-        monkeypatch.setattr("lbsgd.workers.SLOT_BYTES", slot_bytes)
+        monkeypatch.setattr(lbsgd.convert.convert, "CHUNK_IMAGES", chunk)
+        monkeypatch.setattr("lbsgd.convert.process_pool.SLOT_BYTES", slot_bytes)
         convert(tree, tmp_path / str(num_workers), **{**SETTINGS, "num_workers": num_workers})
         contents.add((tmp_path / str(num_workers) / "train.beton").read_bytes())
     assert len(contents) == 1
@@ -477,10 +477,10 @@ def test_a_conversion_that_fails_leaves_the_old_data_as_it_was(tree, tmp_path):
 KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
-import lbsgd.convert
+import lbsgd.convert.convert
 
 source, folder = map(Path, sys.argv[1:])
-lbsgd.convert.CHUNK_IMAGES, quick = 4, lbsgd.convert.jpeg.stored_image
+lbsgd.convert.convert.CHUNK_IMAGES, quick = 4, lbsgd.convert.convert.jpeg.stored_image
 
 def slow(*arguments, **options):  # so that the moments fall into the work, however fast the machine is
     time.sleep(0.008)
@@ -490,7 +490,7 @@ def start():
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        lbsgd.convert.convert(source, folder, max_side=150, num_workers=2, commit_seconds=0.01)
+        lbsgd.convert.convert.convert(source, folder, max_side=150, num_workers=2, commit_seconds=0.01)
         os._exit(0)
     return child
 
@@ -501,7 +501,7 @@ os.waitpid(start(), 0)
 reference = there()
 assert len(reference) == 3
 shutil.rmtree(folder)
-lbsgd.convert.jpeg.stored_image = slow
+lbsgd.convert.convert.jpeg.stored_image = slow
 random.seed(0)
 kills, ends, journals = 0, 0, set()
 while kills < 20:
@@ -550,7 +550,7 @@ def test_killed_while_the_files_get_their_names_it_ends_with_the_same_bytes(tree
     with monkeypatch.context() as patch:
         for name in ("unlink", "rename"):
             patch.setattr(Path, name, killed_at_step(getattr(Path, name)))
-        patch.setattr(lbsgd.workfolder.shutil, "rmtree", killed_at_step(shutil.rmtree))
+        patch.setattr(lbsgd.convert.work_folder.shutil, "rmtree", killed_at_step(shutil.rmtree))
         with pytest.raises(SystemExit):
             convert(tree, data, **SETTINGS)
     assert (data / "manifest.json").exists() == (step >= 4)
@@ -562,7 +562,7 @@ def test_killed_while_the_files_get_their_names_it_ends_with_the_same_bytes(tree
 
 def test_work_for_other_images_or_settings_is_not_taken_up(tree, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(lbsgd.convert, "publish", lambda *_: None)
+        patch.setattr(lbsgd.convert.convert, "publish", lambda *_: None)
         convert(tree, tmp_path / "data", **SETTINGS)
         save(tree / "train/ant/1.JPEG", phase=7)  # another picture, of which a journal would know nothing
     convert(tree, tmp_path / "data", **SETTINGS)
@@ -570,7 +570,7 @@ def test_work_for_other_images_or_settings_is_not_taken_up(tree, tmp_path, monke
 
 
 def test_two_conversions_into_one_folder_are_refused(tree, tmp_path):
-    code = ("import sys, time, lbsgd.workfolder as w; from pathlib import Path\n"
+    code = ("import sys, time, lbsgd.convert.work_folder as w; from pathlib import Path\n"
             "with w.locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)")
     (tmp_path / "data").mkdir()
     other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "data/.converting"], stdout=subprocess.PIPE, cwd=ROOT)
@@ -639,7 +639,7 @@ def test_a_source_of_nothing_but_empty_files_is_refused(tree, tmp_path, capsys):
 def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_others_again(damaged, tmp_path, monkeypatch):
     with pytest.raises(DataError):
         convert(damaged, tmp_path / "data", **SETTINGS)
-    monkeypatch.setattr(lbsgd.convert, "Workers", None)
+    monkeypatch.setattr(lbsgd.convert.convert, "Workers", None)
     convert(damaged, tmp_path / "data", on_error="skip", **SETTINGS)
     data, manifest = open_data(tmp_path / "data"), json.loads((tmp_path / "data/manifest.json").read_text())
     assert data.train.labels.tolist() == [0, 1] and data.val.labels.tolist() == [0, 1]
@@ -650,7 +650,7 @@ def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_othe
 
 def test_the_death_of_a_process_ends_the_conversion_which_can_go_on(tree, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(lbsgd.convert.jpeg, "stored_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(lbsgd.convert.convert.jpeg, "stored_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
         with pytest.raises(DataError, match="died: killed by signal 9, as when memory runs out; what is done is kept"):
             convert(tree, tmp_path / "data", **SETTINGS)
     assert names_in(tmp_path / "data") == [".converting"]
@@ -672,7 +672,7 @@ def test_a_full_disk_ends_the_conversion_which_can_go_on(tree, tmp_path):
 def test_a_disk_without_room_for_the_result_is_refused_before_anything_is_written(tree, tmp_path, monkeypatch):
     needed = sum(path.stat().st_size for path in tree.glob("*/*/*"))
     for free, refused in ((needed // 2, True), (2 * needed, False)):
-        monkeypatch.setattr(lbsgd.survey, "free_bytes", lambda folder: free)
+        monkeypatch.setattr(lbsgd.convert.estimate, "free_bytes", lambda folder: free)
         if refused:
             with pytest.raises(DataError, match=r"has [\d.]+ MB free, and the result needs about [\d.]+ MB more; make room"):
                 convert(tree, tmp_path / "data", **SETTINGS)
@@ -897,7 +897,7 @@ def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
     (damaged / "train/ant/1.JPEG").write_bytes(encoded())
     save(damaged / "val/bee/1.JPEG")
     found = find_source(damaged, tmp_path, tmp_path / "data")
-    estimate = lbsgd.survey.estimate(found, Settings(max_side=500), 1 << 23, 100)
+    estimate = lbsgd.convert.estimate.estimate(found, Settings(max_side=500), 1 << 23, 100)
     convert(damaged, tmp_path / "data", **SETTINGS)
     made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
     assert 0.95 * made < estimate.num_bytes + 2 * 2120 < 1.05 * made
@@ -925,7 +925,7 @@ def photos(tmp_path_factory):
                                       dict(max_side=400, raw_fraction=0.5)])
 def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_path, settings):
     found = find_source(photos, tmp_path, tmp_path / "data")
-    told = lbsgd.survey.estimate(found, Settings(**settings), 1 << 23, 40).num_bytes
+    told = lbsgd.convert.estimate.estimate(found, Settings(**settings), 1 << 23, 40).num_bytes
     convert(photos, tmp_path / "data", num_workers=2, **settings)
     made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
     assert abs(told / made - 1) < 0.1
@@ -937,30 +937,30 @@ def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_p
     ([(10, 10), (30, 30)], 100), ([(10, 5), (30, 5)], 5), ([(10, 10), (30, 20)], 55), ([(10, 7)], 7), ([], 0),
 ])
 def test_sizes_are_estimated_from_the_sources_as_far_as_they_tell(found, mean):
-    assert lbsgd.survey._mean_size(found, np.array([50, 150])) == pytest.approx(mean)
+    assert lbsgd.convert.estimate._mean_size(found, np.array([50, 150])) == pytest.approx(mean)
 
 
 def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, capsys):
     """Of images that take 50 ms each, by two processes: 1.5 s."""
-    quick = lbsgd.jpeg.stored_image
+    quick = lbsgd.convert.image.stored_image
 
     def slow(*arguments, **options):
         time.sleep(0.05)
         return quick(*arguments, **options)
 
-    monkeypatch.setattr(lbsgd.jpeg, "stored_image", slow)
-    monkeypatch.setattr(lbsgd.survey, "stored_image", slow)
-    monkeypatch.setattr(lbsgd.convert, "CHUNK_IMAGES", 4)
+    monkeypatch.setattr(lbsgd.convert.image, "stored_image", slow)
+    monkeypatch.setattr(lbsgd.convert.estimate, "stored_image", slow)
+    monkeypatch.setattr(lbsgd.convert.convert, "CHUNK_IMAGES", 4)
     found = find_source(photos, tmp_path, tmp_path / "data")
-    told = lbsgd.survey.estimate(found, Settings(max_side=500), 1 << 23, 20).seconds / 2
+    told = lbsgd.convert.estimate.estimate(found, Settings(max_side=500), 1 << 23, 20).seconds / 2
     convert(photos, tmp_path / "data", max_side=500, num_workers=2)
     took = sum(float(line.split(" images in ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
     assert 0.5 * took < told < 1.5 * took
 
 
 def test_long_conversions_print_a_line_now_and_then(tree, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("lbsgd.meter.LINE_SECONDS", 0)
-    monkeypatch.setattr(lbsgd.convert, "CHUNK_IMAGES", 1)
+    monkeypatch.setattr("lbsgd.convert.progress.LINE_SECONDS", 0)
+    monkeypatch.setattr(lbsgd.convert.convert, "CHUNK_IMAGES", 1)
     convert(tree, tmp_path / "data", **SETTINGS)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("train: 1 of 3 images, ") and "images/s" in lines[0] and lines[0].endswith(" left")
@@ -1014,11 +1014,11 @@ def test_a_terminal_that_cannot_draw_gets_plain_lines(tree, tmp_path):
 def test_the_bar_of_the_whole_of_imagenet_fits_a_terminal(monkeypatch):
     from rich.console import Console
 
-    import lbsgd.meter
+    import lbsgd.convert.progress
 
     monkeypatch.setattr("rich.get_console", lambda: Console(width=80, force_terminal=True, file=io.StringIO()))
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    meter = lbsgd.meter.Meter("train", 1_281_167, 146_000_000_000)
+    meter = lbsgd.convert.progress.Meter("train", 1_281_167, 146_000_000_000)
     meter.start -= 3700
     meter.advance(100_000, 11_000_000_000)
     console = Console(width=80, file=io.StringIO())
@@ -1028,6 +1028,6 @@ def test_the_bar_of_the_whole_of_imagenet_fits_a_terminal(monkeypatch):
 
 
 def test_converting_needs_neither_torch_nor_ffcv():
-    code = ("import sys, lbsgd.convert, lbsgd.verify\n"
+    code = ("import sys, lbsgd.convert.convert, lbsgd.convert.verify\n"
             "sys.exit(any(name in sys.modules for name in ('torch', 'ffcv', 'cv2', 'PIL', 'rich', 'scipy')))")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

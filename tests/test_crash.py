@@ -21,14 +21,14 @@ import torch
 from crash import RECIPE, SMALL, Command, completed, config
 from oracle import BOUND, distance
 
-import lbsgd.fake
-import lbsgd.guard
-import lbsgd.peers
-import lbsgd.trainer
-from lbsgd import checkpoint
+import lbsgd.data.fake
+import lbsgd.processes.guard
+import lbsgd.processes.peers
+import lbsgd.train.trainer
+from lbsgd.train import checkpoint
 from lbsgd.errors import DataError
-from lbsgd.launch import free_port
-from lbsgd.runlog import read_run
+from lbsgd.processes.launcher import free_port
+from lbsgd.report.run_log import read_run
 
 SEED = int(os.environ.get("LBSGD_CRASH_SEED") or random.SystemRandom().randrange(10_000))
 EVERY = ("--checkpoint_every", 7)
@@ -246,7 +246,7 @@ def test_no_process_ends_before_the_checkpoint_is_written(small, tmp_path, itera
 
 def passes_of_iteration_2_are_slow():
     """32 passes of 0.5 s, where others take 0.01 s; the processes agree after each one or two."""
-    lbsgd.trainer.AGREE_SECONDS = 0.01
+    lbsgd.train.trainer.AGREE_SECONDS = 0.01
 
     def slowly(trainer):
         if trainer.iteration == 2:
@@ -271,7 +271,7 @@ def test_a_stop_gives_up_an_iteration_of_many_passes_and_it_is_done_again(tmp_pa
 
 def passes_become_twenty_times_slower():
     """From 0.02 s to 0.4 s, just when the processes have agreed to go on."""
-    agree, pause = lbsgd.trainer.Trainer.agree, [0.02]
+    agree, pause = lbsgd.train.trainer.Trainer.agree, [0.02]
 
     def agree_and_slow_down(self, *arguments):
         agree(self, *arguments)
@@ -279,7 +279,7 @@ def passes_become_twenty_times_slower():
             pause[0] = 0.4
             print("slower")
 
-    lbsgd.trainer.Trainer.agree = agree_and_slow_down
+    lbsgd.train.trainer.Trainer.agree = agree_and_slow_down
     before_each_pass(lambda trainer: time.sleep(pause[0]))
 
 
@@ -326,14 +326,14 @@ class LauncherDies:
 
     def __call__(self):
         slow_iterations()
-        launcher, start = psutil.Process(self.pid), lbsgd.run.Run.start
-        lbsgd.run.launchers = lambda: [launcher] if launcher.status() != psutil.STATUS_ZOMBIE else []
+        launcher, start = psutil.Process(self.pid), lbsgd.train.run.Run.start
+        lbsgd.train.run.launchers = lambda: [launcher] if launcher.status() != psutil.STATUS_ZOMBIE else []
 
         def too_late(run):
             launcher.kill()
             start(run)
 
-        lbsgd.run.Run.start = too_late
+        lbsgd.train.run.Run.start = too_late
 
 
 def test_a_launcher_that_dies_while_the_processes_start_is_missed(small, tmp_path):
@@ -439,14 +439,14 @@ def test_under_the_launcher_a_process_that_dies_or_stops_ends_all(tmp_path, numb
 
 
 def evaluation_never_ends():
-    batches = lbsgd.fake.FakeEval.__iter__
+    batches = lbsgd.data.fake.FakeEval.__iter__
 
     def some(self):
         yield next(batches(self))
         print("evaluating")
         time.sleep(1000)
 
-    lbsgd.fake.FakeEval.__iter__ = some
+    lbsgd.data.fake.FakeEval.__iter__ = some
 
 
 @pytest.mark.parametrize("number, ranks", [(signal.SIGKILL, (0, 1)), (signal.SIGTERM, (0,)), (signal.SIGTERM, (1,))])
@@ -495,16 +495,16 @@ def ffcv_thread_breaks():
     """The thread that decodes, of rank 1, raises after the first batches."""
     if os.environ["RANK"] != "1":
         return
-    import lbsgd.loader
+    import lbsgd.data.ffcv_loader
 
-    real = lbsgd.loader.EpochIterator.run_pipeline
+    real = lbsgd.data.ffcv_loader.EpochIterator.run_pipeline
 
     def breaks(self, batch_slot, *arguments):
         if batch_slot == 2:
             raise OSError("the disk is gone")
         return real(self, batch_slot, *arguments)
 
-    lbsgd.loader.EpochIterator.run_pipeline = breaks
+    lbsgd.data.ffcv_loader.EpochIterator.run_pipeline = breaks
 
 
 @pytest.mark.slow
@@ -520,8 +520,8 @@ PATIENT = 120  # Numba compiles first
 def impatient():
     """The guard's own times, all of them shorter."""
     slow_iterations()
-    lbsgd.guard.BEAT_SECONDS = lbsgd.peers.BEAT_SECONDS = lbsgd.guard.LAST_WORDS_SECONDS = 0.5
-    lbsgd.guard.FIRST_CAUSE_SECONDS = 4.5
+    lbsgd.processes.guard.BEAT_SECONDS = lbsgd.processes.peers.BEAT_SECONDS = lbsgd.processes.guard.LAST_WORDS_SECONDS = 0.5
+    lbsgd.processes.guard.FIRST_CAUSE_SECONDS = 4.5
 
 
 def test_a_process_that_stops_answering_is_named_within_the_timeout(small, tmp_path):
@@ -545,19 +545,19 @@ def test_a_process_that_stops_answering_is_named_within_the_timeout(small, tmp_p
 
 def slow_iterations():
     """So that a run lasts until it is stopped, on any machine, and the processes agree after each few of them."""
-    lbsgd.trainer.AGREE_SECONDS = 0.1
+    lbsgd.train.trainer.AGREE_SECONDS = 0.1
     before_each_pass(lambda trainer: time.sleep(0.025))
 
 
 def before_each_pass(act):
     """Calls act(trainer) before the trainer waits for a pass's images."""
-    wait_for = lbsgd.trainer.Trainer.wait_for
+    wait_for = lbsgd.train.trainer.Trainer.wait_for
 
     def act_and_wait(trainer, batches):
         act(trainer)
         return wait_for(trainer, batches)
 
-    lbsgd.trainer.Trainer.wait_for = act_and_wait
+    lbsgd.train.trainer.Trainer.wait_for = act_and_wait
 
 
 # --- before the processes have met ------------------------------------------------------------------------------------
@@ -606,7 +606,7 @@ def disk_fails_for_a_while():
     """No file of more than 90 kB can be written from iteration 22 to 39, such as weights.safetensors; the log is smaller."""
     if os.environ["RANK"] != "0":
         return
-    report = lbsgd.trainer.Trainer.report_iteration
+    report = lbsgd.train.trainer.Trainer.report_iteration
 
     def and_limit(self, iteration):
         report(self, iteration)
@@ -614,7 +614,7 @@ def disk_fails_for_a_while():
             self.saver.wait()  # iteration 21's checkpoint may still be on its way
             resource.setrlimit(resource.RLIMIT_FSIZE, (90_000 if iteration == 22 else -1, -1))
 
-    lbsgd.trainer.Trainer.report_iteration = and_limit
+    lbsgd.train.trainer.Trainer.report_iteration = and_limit
 
 
 def test_a_disk_that_fails_for_a_while_loses_nothing(small, whole, tmp_path):

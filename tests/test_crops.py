@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.transforms import RandomResizedCrop
 
-from lbsgd.crops import centre_crop, crop_key, mirror, random_resized_crop, uniform
+from lbsgd.data.crops import centre_crop, crop_key, mirror, random_resized_crop, uniform
 
 NUM_CROPS = 5000
 

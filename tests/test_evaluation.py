@@ -11,11 +11,11 @@ from processes import in_processes
 from torch.utils.data import DistributedSampler
 
 import lbsgd
-from lbsgd.engine import gather_state
-from lbsgd.fake import FakeEval, FakeImages
-from lbsgd.saver import Saver
-from lbsgd.shuffle import rank_share
-from lbsgd.trainer import Trainer
+from lbsgd.train.engine import gather_state
+from lbsgd.data.fake import FakeEval, FakeImages
+from lbsgd.train.saver import Saver
+from lbsgd.algorithm.shuffle import rank_share
+from lbsgd.train.trainer import Trainer
 
 WORLD_SIZES = (1, 2, 3, 5)
 NUM_IMAGES, NUM_CLASSES = 53, 10  # a prime: no number of processes divides it
@@ -105,7 +105,7 @@ def test_our_shares_hold_each_image_once_where_a_sampler_repeats_or_drops_some(w
 
 def test_the_real_loader_gives_the_digits_once_on_any_number_of_ranks(digits_data):
     """The labels, and how many of them an untrained classifier has right. 360 images are no multiple of 7."""
-    from lbsgd.loader import EvalLoader
+    from lbsgd.data.ffcv_loader import EvalLoader
 
     torch.manual_seed(0)
     classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))

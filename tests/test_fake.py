@@ -2,7 +2,7 @@
 
 import torch
 
-from lbsgd.fake import FakeEval, FakeImages
+from lbsgd.data.fake import FakeEval, FakeImages
 
 SIZES = dict(seed=3, resolution=8, device="cpu")
 

@@ -13,12 +13,12 @@ import pytest
 from crash import forked
 from torch.distributed import HashStore, TCPStore
 
-from lbsgd import guard as guard_module
-from lbsgd import peers as peers_module
+from lbsgd.processes import guard as guard_module
+from lbsgd.processes import peers as peers_module
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
-from lbsgd.guard import Guard
-from lbsgd.launch import Processes, free_port
-from lbsgd.peers import OtherFailed, Peers
+from lbsgd.processes.guard import Guard
+from lbsgd.processes.launcher import Processes, free_port
+from lbsgd.processes.peers import OtherFailed, Peers
 
 ALONE = Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)
 

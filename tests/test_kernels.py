@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from lbsgd.kernels import ffcv_crops, library, our_crops
-from lbsgd.prefetch import Prefetcher, ReusedMemory
-from lbsgd.run import code_of
+from lbsgd.data.native.kernels import ffcv_crops, library, our_crops
+from lbsgd.data.to_device import Prefetcher, ReusedMemory
+from lbsgd.train.run import code_of
 
 ImageFile.MAXBLOCK = 1 << 20  # or PIL refuses to write noise
 
@@ -231,9 +231,13 @@ def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(channels_last):
 
 
 @pytest.mark.parametrize("change, differs", [(("a.py", "2"), "code of lbsgd"), (("b.c", "2"), "code of lbsgd"),
-                                             (("_kernels.so", None), "compiled kernels of lbsgd")])
+                                             (("_kernels.so", None), "compiled kernels of lbsgd"),
+                                             (("below/d.py", "2"), "code of lbsgd"), (("below/e.h", "2"), "code of lbsgd"),
+                                             (("below/_kernels.so", None), "compiled kernels of lbsgd")])
 def test_hosts_with_other_kernels_are_told_apart(tmp_path, change, differs):
-    for name in ("a.py", "b.c", "c.h", "_kernels.so"):
+    (tmp_path / "below").mkdir()
+    other_kernels = {"_kernels.so", "below/_kernels.so"} - {change[0]} if change[1] is None else set()
+    for name in {"a.py", "b.c", "c.h", "_kernels.so", "below/d.py", "below/e.h", "below/_kernels.so"} - other_kernels:
         (tmp_path / name).write_text("1")
     before, (name, content) = code_of(tmp_path), change
     (tmp_path / name).write_text(content) if content else (tmp_path / name).unlink()

@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lbsgd.beton import BetonFile, open_data
-from lbsgd.convert import convert
-from lbsgd.crops import centre_crop, crop_key, random_resized_crop
+from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.convert.convert import convert
+from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.loader import EvalLoader, SharedShuffleOrder, TrainLoader
-from lbsgd.readahead import ReadAhead, Source, read_whole
-from lbsgd.sampler import SharedShuffleSampler
-from lbsgd.shuffle import epoch_order, rank_batches
+from lbsgd.data.ffcv_loader import EvalLoader, SharedShuffleOrder, TrainLoader
+from lbsgd.data.read_ahead import ReadAhead, Source, read_whole
+from lbsgd.algorithm.sampler import SharedShuffleSampler
+from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 
 NUM_TRAIN, NUM_VAL, GLOBAL_BATCH = 53, 21, 16
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -211,7 +211,7 @@ def test_torch_s_threads_and_numpy_s_generator_are_left_alone(photos):
 
 
 def test_importing_the_loader_leaves_torch_s_threads_alone():
-    code = "import torch; torch.set_num_threads(3); import lbsgd.loader; print(torch.get_num_threads())"
+    code = "import torch; torch.set_num_threads(3); import lbsgd.data.ffcv_loader; print(torch.get_num_threads())"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "3\n"
 
 
@@ -276,7 +276,7 @@ def test_reading_ahead_changes_no_pixel_and_leaves_no_thread(photos, loader):
 def test_images_are_asked_for_in_their_order_and_not_too_far_ahead(photos, monkeypatch):
     asked = []
     monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: asked.append((start, size)))
-    monkeypatch.setattr("lbsgd.readahead.AHEAD_BYTES", 1000)
+    monkeypatch.setattr("lbsgd.data.read_ahead.AHEAD_BYTES", 1000)
     starts, sizes = np.array([9000, 0, 5000, 20000]), np.array([600, 300, 800, 100])
     reader = ReadAhead(photos.train.path, starts, sizes)
     wait_until(lambda: len(asked) == 2)  # 900 bytes; the third image would make them 1,700

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from lbsgd.model import resnet
+from lbsgd.algorithm.resnet import resnet
 
 
 @pytest.fixture(scope="module")

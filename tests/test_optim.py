@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lbsgd.batchnorm import convert_batch_norm
-from lbsgd.optim import MomentumCorrectedSGD, decay_groups
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 
 WARMUP = [0.1, 0.1, 0.72, 1.34, 1.96, 2.58, 3.2, 3.2]  # a ramp to η = 3.2 as at 8k, in five iterations
 SCHEDULE = WARMUP + [0.32, 0.32, 0.032]

@@ -17,12 +17,12 @@ from torch import nn
 from torchvision.models import resnet50
 
 import lbsgd
-from lbsgd import batchnorm
-from lbsgd.engine import LinearScalingWarmupLR, build_optimizer, deepspeed_config, gather_state
-from lbsgd.optim import MomentumCorrectedSGD, decay_groups
-from lbsgd.plan import Plan
-from lbsgd.schedule import learning_rate
-from lbsgd.shuffle import epoch_order, rank_batches
+from lbsgd.algorithm import batch_norm as batchnorm
+from lbsgd.train.engine import LinearScalingWarmupLR, build_optimizer, deepspeed_config, gather_state
+from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
+from lbsgd.config.plan import Plan
+from lbsgd.algorithm.schedule import learning_rate
+from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 
 SCHEDULE = Plan.read(recipe(), 1).schedule
 
@@ -66,7 +66,7 @@ def test_a_loss_k_times_as_large_is_no_learning_rate_k_times_as_large(monkeypatc
     without_decay["optimizer"]["params"]["weight_decay"] = 0.0
     assert distance(weights(right), expected) < BOUND
     undecayed = {name: tensor for part in split(weights(without_decay)) for name, tensor in part.items()}
-    monkeypatch.setattr("lbsgd.engine.learning_rate", lambda t, schedule: learning_rate(t, schedule) / K)
+    monkeypatch.setattr("lbsgd.train.engine.learning_rate", lambda t, schedule: learning_rate(t, schedule) / K)
     assert distance(weights(right, backward=backward), expected) > 100 * BOUND
     assert distance(weights(without_decay, backward=backward), undecayed) < BOUND
 
@@ -102,7 +102,7 @@ class CorrectedTwice(MomentumCorrectedSGD):
 
 def test_remark_2_form_9_has_its_correction_built_in(monkeypatch, expected):
     assert distance(weights(recipe()), expected) < BOUND
-    monkeypatch.setattr("lbsgd.engine.MomentumCorrectedSGD", CorrectedTwice)
+    monkeypatch.setattr("lbsgd.train.engine.MomentumCorrectedSGD", CorrectedTwice)
     assert distance(weights(recipe()), expected) > 100 * BOUND
 
 
@@ -138,7 +138,7 @@ def test_batch_norm_found_by_its_name_decays_in_the_shortcuts(monkeypatch, expec
     assert [sum(norm.weight in those and norm.bias in those for norm in norms) for those in decaying] == [0, 4]
     assert len(norms) == 53
     assert distance(weights(recipe()), expected) < BOUND
-    monkeypatch.setattr("lbsgd.engine.decay_groups", groups_by_name)
+    monkeypatch.setattr("lbsgd.train.engine.decay_groups", groups_by_name)
     assert distance(weights(recipe()), expected) > 100 * BOUND
 
 
@@ -157,7 +157,7 @@ def test_gamma_and_beta_do_not_decay_and_everything_else_does(expected):
 def test_statistics_across_workers_are_another_network(monkeypatch, expected):
     assert distance(weights(recipe(micro_batch=K * N)), expected) < BOUND
     assert distance(weights(recipe(micro_batch=K * N, scope="all")), expected) > 100 * BOUND
-    monkeypatch.setattr("lbsgd.engine.convert_batch_norm", lambda model, *_: model)  # torch's, over the micro batch
+    monkeypatch.setattr("lbsgd.train.engine.convert_batch_norm", lambda model, *_: model)  # torch's, over the micro batch
     assert distance(weights(recipe(micro_batch=K * N)), expected) > 100 * BOUND
 
 
@@ -186,7 +186,7 @@ def torchs_own(model, *_):
 def test_statistics_move_once_an_iteration(monkeypatch, expected, micro_batch, mistake):
     """Moved more often, they forget faster. No weight tells, for training does not use them: only evaluation suffers."""
     assert distance(weights(recipe(micro_batch=micro_batch)), expected) < BOUND
-    monkeypatch.setattr("lbsgd.engine.convert_batch_norm", mistake)
+    monkeypatch.setattr("lbsgd.train.engine.convert_batch_norm", mistake)
     wrong = weights(recipe(micro_batch=micro_batch))
     (same, moved), (right_weights, right_statistics) = split(wrong), split(expected)
     assert distance(same, right_weights) < BOUND

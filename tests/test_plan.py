@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.config import Overrides, read_json, write_json
+from lbsgd.config.json_file import Overrides, read_json, write_json
 from lbsgd.errors import ConfigError
-from lbsgd.plan import Plan
+from lbsgd.config.plan import Plan
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
 

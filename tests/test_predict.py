@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.config import Overrides
+from lbsgd.config.json_file import Overrides
 from lbsgd.errors import ConfigError
-from lbsgd.memory import NETWORKS, memory, network
-from lbsgd.plan import Plan
-from lbsgd.predict import (BACKWARD_SHARE, PAPER_IMAGES_PER_SECOND, Machines, Reduction, bytes_an_iteration, gradient_seconds,
+from lbsgd.commands.plan_memory import NETWORKS, memory, network
+from lbsgd.config.plan import Plan
+from lbsgd.commands.plan_time import (BACKWARD_SHARE, PAPER_IMAGES_PER_SECOND, Machines, Reduction, bytes_an_iteration, gradient_seconds,
                            overlaps, predict, reduction_of, steps, weight_seconds)
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
@@ -130,7 +130,7 @@ def test_the_activations_are_what_autograd_keeps(name):
     import torch
     import torchvision
 
-    from lbsgd.batchnorm import convert_batch_norm
+    from lbsgd.algorithm.batch_norm import convert_batch_norm
     model = convert_batch_norm(torchvision.models.get_model(name), 2)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 

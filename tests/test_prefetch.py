@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lbsgd.prefetch import Prefetcher
+from lbsgd.data.to_device import Prefetcher
 
 BATCHES = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 6, 3), np.uint8)
 

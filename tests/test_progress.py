@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from lbsgd import progress as module
-from lbsgd.progress import Progress
+from lbsgd.train import progress as module
+from lbsgd.train.progress import Progress
 
 
 def iteration(t, **more):

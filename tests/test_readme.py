@@ -1,11 +1,12 @@
 """The README is the first test: its code runs, its tree is the repository's, its table has every key."""
 
+import importlib
 import re
 from pathlib import Path
 
 import pytest
 
-from lbsgd.recipe import Recipe
+from lbsgd.config.schema import Recipe
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,7 +25,8 @@ def test_the_code_for_other_projects_runs(monkeypatch):
 def test_the_tree_names_every_module_and_tool_and_nothing_else():
     tree = re.search(r"## What is where\n\n```\n(.*?)```", README, flags=re.DOTALL).group(1)
     named = set(re.findall(r"[a-z0-9_]+\.(?:py|sh|md|c|h)\b", tree))
-    present = {path.name for folder in ("lbsgd", "recipes", "tools") for path in (ROOT / folder).iterdir() if path.is_file() and path.suffix != ".so"}
+    present = {path.name for folder in ("lbsgd", "recipes", "tools") for path in (ROOT / folder).rglob("*")
+               if path.suffix in (".py", ".sh", ".c", ".h")}
     assert present - {"__init__.py"} <= named
     assert named <= present | {path.name for folder in ("tests", "docs") for path in (ROOT / folder).iterdir()}
 
@@ -33,8 +35,13 @@ def test_the_map_of_the_paper_names_files_and_tests_that_exist():
     table = README.split("## From the paper to the code")[1].split("##")[0]
     for name in re.findall(r"test_[a-z_]+\.py", table):
         assert (ROOT / "tests" / name).is_file(), name
-    for module in re.findall(r"`([a-z]+)\.(?:py|[a-zA-Z])", table):
-        assert (ROOT / "lbsgd" / f"{module}.py").is_file() or module == "zero_optimization", module
+    for dotted in re.findall(r"`((?:algorithm|train|report)\.[\w.]+)`", table):
+        module, *names = re.fullmatch(r"(\w+\.\w+)\.(\w+)(?:\.(\w+))?", dotted).groups()
+        found = importlib.import_module(f"lbsgd.{module}")
+        for name in filter(None, names):
+            found = getattr(found, name)
+    for path in re.findall(r"`(algorithm/\w+\.py)`", table):
+        assert (ROOT / "lbsgd" / path).is_file(), path
 
 
 def keys(model, prefix=""):

@@ -9,8 +9,8 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from lbsgd.errors import ConfigError
-from lbsgd.report import COLOURS, curves, figure, main, table
-from lbsgd.runlog import RunLog, read_run
+from lbsgd.report.curves import COLOURS, curves, figure, main, table
+from lbsgd.report.run_log import RunLog, read_run
 
 TOOL = Path(__file__).parents[1] / "tools" / "report.py"
 
@@ -198,7 +198,7 @@ def test_the_tool_explains_itself_with_its_command_line():
 
 
 def test_reading_logs_imports_nothing_heavy():
-    code = ("import sys, lbsgd.runlog, lbsgd.progress, lbsgd.report\n"
+    code = ("import sys, lbsgd.report.run_log, lbsgd.train.progress, lbsgd.report.curves\n"
             "print(*sorted({'torch', 'numpy', 'matplotlib', 'deepspeed', 'ffcv'} & sys.modules.keys()))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -20,12 +20,12 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 import lbsgd
-from lbsgd.beton import BetonFile
-from lbsgd.config import write_json
-from lbsgd.convert import convert
-from lbsgd.engine import gather_state
-from lbsgd.schedule import Schedule, learning_rate
-from lbsgd.shuffle import epoch_order
+from lbsgd.data.beton import BetonFile
+from lbsgd.config.json_file import write_json
+from lbsgd.convert.convert import convert
+from lbsgd.train.engine import gather_state
+from lbsgd.algorithm.schedule import Schedule, learning_rate
+from lbsgd.algorithm.shuffle import epoch_order
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "in_your_project.md"]
@@ -95,7 +95,7 @@ for path in {paths!r}:
 @pytest.fixture(scope="module")
 def in_plain_deepspeed():
     """What every shipped JSON does where lbsgd cannot be imported."""
-    from lbsgd.launch import free_port
+    from lbsgd.processes.launcher import free_port
     script = WITHOUT_LBSGD.format(code=BLOCKS["plain"], paths=[str(path) for path in CONFIGS])
     environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(free_port())}
@@ -291,7 +291,7 @@ def test_the_scheduler_is_torchs_own_kind_and_goes_on_where_its_state_was_taken(
 
 def test_an_overlay_prints_every_number_that_it_changes(capsys):
     command = shlex.split(BLOCKS["overlay"])
-    from lbsgd.cli import main
+    from lbsgd.commands.main import main
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         assert command[0] == "lbsgd" and main(command[1:]) == 0

@@ -10,7 +10,7 @@ import pytest
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.runlog import RunLog, final_error, read_run
+from lbsgd.report.run_log import RunLog, final_error, read_run
 
 RUN = {"model": "resnet50", "recipe": {"epochs": 4, "seed": 0}, "schedule": {"reference_lr": 0.2}, "config": {},
        "precision": "fp32", "global_batch": 128, "num_workers": 4, "iterations_per_epoch": 2}

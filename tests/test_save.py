@@ -21,13 +21,13 @@ from test_engine import network, recipe, train
 from test_trainer import trainer
 
 import lbsgd
-from lbsgd import checkpoint
-from lbsgd.config import set_precision
+from lbsgd.train import checkpoint
+from lbsgd.config.json_file import set_precision
 from lbsgd.disk import replace_file
-from lbsgd.engine import EngineState, gather_state, restore_state
+from lbsgd.train.engine import EngineState, gather_state, restore_state
 from lbsgd.errors import CheckpointError
-from lbsgd.run import interval
-from lbsgd.saver import Every
+from lbsgd.train.run import interval
+from lbsgd.train.saver import Every
 
 FILES = ("weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json", "manifest.json")
 KILLED, UNSUPPORTED = 9, 77

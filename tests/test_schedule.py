@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbsgd.schedule import Schedule, learning_rate, scaled_lr
+from lbsgd.algorithm.schedule import Schedule, learning_rate, scaled_lr
 
 EIGHT_K = Schedule(base_lr=0.1, reference_lr=3.2, warmup_kind="gradual", warmup_iterations=780,
                    decay_iterations=(4680, 9360, 12480))

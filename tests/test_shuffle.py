@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from lbsgd.shuffle import epoch_order, rank_batches, rank_groups, rank_share
+from lbsgd.algorithm.shuffle import epoch_order, rank_batches, rank_groups, rank_share
 
 SEEDS, EPOCHS = st.integers(0, 2**32 - 1), st.integers(0, 1000)
 

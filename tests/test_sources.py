@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import lbsgd.archives
-from lbsgd.archives import listing, members, read_members, uncompressed
-from lbsgd.convert import convert, look
-from lbsgd.devkit import synsets
+import lbsgd.convert.archives
+from lbsgd.convert.archives import listing, members, read_members, uncompressed
+from lbsgd.convert.convert import convert, look
+from lbsgd.convert.imagenet_labels import synsets
 from lbsgd.errors import DataError
-from lbsgd.sources import Files, find_source
+from lbsgd.convert.sources import Files, find_source
 
 # In the order of their WordNet ids; the devkit numbers them 1, 2, 3, 4 in another one.
 WNIDS = ["n01440764", "n01443537", "n02102040", "n15075141"]
@@ -164,7 +164,7 @@ def test_a_tar_is_listed_once_as_long_as_it_stays_the_same(tmp_path, monkeypatch
     path = make_official(tmp_path / "source") / "ILSVRC2012_img_train.tar"
     found = listing(path, tmp_path / "scratch")
     with monkeypatch.context() as patch:
-        patch.setattr(lbsgd.archives, "members", None)
+        patch.setattr(lbsgd.convert.archives, "members", None)
         assert listing(path, tmp_path / "scratch") == found == members(path)
     path.write_bytes(tar_bytes({"a.tar": tar_bytes({"1.JPEG": jpeg(1)})}))
     assert [member.name for member in listing(path, tmp_path / "scratch")] == ["a/1.JPEG"]
@@ -367,7 +367,7 @@ def test_members_beyond_the_stated_sizes_are_refused_in_imagenet_s_archives(tmp_
     name = {"devkit of official": "late/data/meta.mat"}.get(layout, "n02102040/large.JPEG")
     path, _ = spoil(layout, tmp_path / "source", lambda tar: add(tar, name, bytes(50_000)))
     for limit in ("MAX_IMAGE_BYTES", "MAX_DEVKIT_BYTES"):
-        monkeypatch.setattr(lbsgd.archives, limit, 40_000)
+        monkeypatch.setattr(lbsgd.convert.archives, limit, 40_000)
     assert f"{name}' is larger than 40,000 bytes" in refusal(path, tmp_path)
 
 
@@ -446,7 +446,7 @@ def test_a_header_that_would_go_in_circles_or_fill_the_memory_is_refused(tmp_pat
 
 
 def test_a_devkit_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(lbsgd.archives, "MAX_DEVKIT_TAR_BYTES", 1 << 20)
+    monkeypatch.setattr(lbsgd.convert.archives, "MAX_DEVKIT_TAR_BYTES", 1 << 20)
     path, _ = spoil("devkit of official", tmp_path / "source", lambda tar: add(tar, "zeros", bytes(1 << 22)))
     assert "devkit_t12.tar.gz holds more than 1,048,576 bytes" in refusal(path, tmp_path)
 
@@ -472,7 +472,7 @@ def test_what_a_killed_process_had_uncompressed_is_not_left(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_dry_run_tells_what_was_found_in_every_layout_and_writes_nothing(tmp_path, layout, monkeypatch, capsys):
-    monkeypatch.setattr(lbsgd.archives, "LONG_BYTES", 0)
+    monkeypatch.setattr(lbsgd.convert.archives, "LONG_BYTES", 0)
     path = LAYOUTS[layout](tmp_path / "source")
     before = sorted(tmp_path.rglob("*"))
     lines = look(path, tmp_path / "data", 2, max_side=500).splitlines()
@@ -491,14 +491,14 @@ def test_members_beyond_the_stated_sizes_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.tar"
     path.write_bytes(tar_bytes({"train/a/big.JPEG": bytes(2000)}))
     members(path)
-    monkeypatch.setattr(lbsgd.archives, "MAX_IMAGE_BYTES", 1999)
+    monkeypatch.setattr(lbsgd.convert.archives, "MAX_IMAGE_BYTES", 1999)
     with pytest.raises(DataError, match="member 'train/a/big.JPEG' is larger than 1,999 bytes"):
         members(path)
-    monkeypatch.setattr(lbsgd.archives, "MAX_CLASS_BYTES", 100)
+    monkeypatch.setattr(lbsgd.convert.archives, "MAX_CLASS_BYTES", 100)
     with pytest.raises(DataError, match="member 'train/a/big.JPEG' is larger than 100 bytes"):
         members(path)
-    monkeypatch.setattr(lbsgd.archives, "MAX_DEVKIT_BYTES", 10)
-    monkeypatch.setattr(lbsgd.archives, "MAX_CLASS_BYTES", 1 << 30)
+    monkeypatch.setattr(lbsgd.convert.archives, "MAX_DEVKIT_BYTES", 10)
+    monkeypatch.setattr(lbsgd.convert.archives, "MAX_CLASS_BYTES", 1 << 30)
     with pytest.raises(DataError, match="big.JPEG' is larger than 10 bytes"):
         read_members(path, ["big.JPEG"])
 

@@ -6,13 +6,13 @@ from processes import in_processes
 from test_engine import K, N, network, recipe
 
 import lbsgd
-from lbsgd import checkpoint
+from lbsgd.train import checkpoint
 from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
-from lbsgd.fake import FakeEval, FakeImages
-from lbsgd.launch import from_rank_0
-from lbsgd.reporter import Reporter
-from lbsgd.saver import Saver
-from lbsgd.trainer import Trainer
+from lbsgd.data.fake import FakeEval, FakeImages
+from lbsgd.processes.launcher import from_rank_0
+from lbsgd.train.reporter import Reporter
+from lbsgd.train.saver import Saver
+from lbsgd.train.trainer import Trainer
 
 ITERATIONS = 2  # of an epoch
 NUM_IMAGES = ITERATIONS * K * N

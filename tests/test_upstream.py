@@ -13,8 +13,8 @@ from deepspeed.accelerator import get_accelerator
 from deepspeed.launcher.runner import fetch_hostfile
 from torch import nn
 
-from lbsgd.config import read_json
-from lbsgd.engine import start_processes
+from lbsgd.config.json_file import read_json
+from lbsgd.train.engine import start_processes
 
 CONFIGS = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbsgd.beton import BetonFile
+from lbsgd.data.beton import BetonFile
 from lbsgd.errors import DataError
-from lbsgd.jpeg import COPIED, PIXELS, UNDECODABLE
-from lbsgd.workers import SLOT_BYTES, SLOTS, Workers
-from lbsgd.writer import METADATA, METADATA_AT, RECORD, BetonWriter, journal_block, page_size, read_journal
+from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE
+from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, Workers
+from lbsgd.convert.beton_writer import METADATA, METADATA_AT, RECORD, BetonWriter, journal_block, page_size, read_journal
 
 PAGE = 1 << 23
 
@@ -57,7 +57,7 @@ def write(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, fini
 @pytest.mark.parametrize("os_cache", [True, False])
 def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
     """By a memory map, and by pages. FFCV's fast inverse DCT puts its pixels some steps beside PIL's, in any file."""
-    import lbsgd.loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
+    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 
@@ -237,7 +237,7 @@ def test_the_death_of_a_process_ends_the_work_within_seconds(code):
 def test_processes_end_with_their_parent():
     code = """
 import os, sys, time
-from lbsgd.workers import Workers
+from lbsgd.convert.process_pool import Workers
 workers = Workers(2, lambda: lambda chunk, slot: chunk)
 print(*[process.pid for process in workers.processes], flush=True)
 list(workers.results(range(3)))

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lbsgd.batchnorm import PerWorkerBatchNorm2d
+from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
 
 PER_WORKER_BATCH = 32
 MICRO_BATCHES = (32, 128, 256)

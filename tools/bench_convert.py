@@ -68,7 +68,7 @@ def by_ffcv(case: str, source: Path, folder: Path, cores: int) -> None:
 
 
 def by_us(case: str, source: Path, folder: Path, cores: int) -> None:
-    from lbsgd.convert import convert
+    from lbsgd.convert.convert import convert
 
     convert(source, folder, num_workers=cores, quality=90, **CASES[case])
 
@@ -86,7 +86,7 @@ def run_one(who: str, case: str, source: str, folder: str, cores: str) -> None:
         import ffcv.writer  # noqa: F401
     else:
         import cv2  # noqa: F401
-        import lbsgd.convert  # noqa: F401
+        import lbsgd.convert.convert  # noqa: F401
     start, before = time.monotonic(), _cpu_seconds()
     {"ffcv": by_ffcv, "us": by_us}[who](case, Path(source), Path(folder), int(cores))
     print(time.monotonic() - start, _cpu_seconds() - before)
@@ -110,14 +110,14 @@ def limit(case: str, source: Path, cores: int) -> float:
 def _limit_start(case: str, paths: list[Path]) -> None:
     import cv2
 
-    from lbsgd.jpeg import Settings
+    from lbsgd.convert.image import Settings
 
     cv2.setNumThreads(1)
     _limit_start.settings, _limit_start.images = Settings(**CASES[case]), [path.read_bytes() for path in paths]
 
 
 def _limit_pass(_number: int) -> None:
-    from lbsgd.jpeg import stored_image
+    from lbsgd.convert.image import stored_image
 
     for data in _limit_start.images:
         stored_image(data, 0, _limit_start.settings, 1 << 23)
@@ -127,7 +127,7 @@ def fidelity(ours: Path, theirs: Path) -> str:
     """Against FFCV's file, whose images PIL has decoded: pixels as PIL decodes both, and sizes in bytes."""
     from PIL import Image
 
-    from lbsgd.beton import BetonFile
+    from lbsgd.data.beton import BetonFile
 
     files, distances = [BetonFile.open(folder / "train.beton") for folder in (ours, theirs)], []
     with open(files[0].path, "rb") as first, open(files[1].path, "rb") as second:

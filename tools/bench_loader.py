@@ -31,9 +31,9 @@ RESOLUTION, BATCH = 224, 64
 
 def lbsgd_pixels(data, threads, num_images):
     """lbsgd's pipeline up to uint8 pixels, where stock FFCV's ends."""
-    from lbsgd.crops import crop_key
-    from lbsgd.loader import DecodingThread
-    from lbsgd.shuffle import epoch_order
+    from lbsgd.data.crops import crop_key
+    from lbsgd.data.ffcv_loader import DecodingThread
+    from lbsgd.algorithm.shuffle import epoch_order
 
     loader = lbsgd_loader(data, threads)
     for epoch in itertools.count():
@@ -42,7 +42,7 @@ def lbsgd_pixels(data, threads, num_images):
 
 
 def lbsgd_loader(data, threads):
-    from lbsgd.loader import TrainLoader
+    from lbsgd.data.ffcv_loader import TrainLoader
 
     return TrainLoader(Path(data) / "train.beton", seed=0, global_batch=BATCH, world_size=1, rank=0, micro_batch=BATCH,
                        resolution=RESOLUTION, threads=threads, device="cpu")
@@ -61,7 +61,7 @@ def stock_pixels(data, threads, num_images, normalised=False):
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
 
-    from lbsgd.prefetch import MEAN, STD
+    from lbsgd.data.to_device import MEAN, STD
 
     image = [RandomResizedCropRGBImageDecoder((RESOLUTION, RESOLUTION)), RandomHorizontalFlip()]
     if normalised:
@@ -84,7 +84,7 @@ def torchvision_images(data, threads, num_images):
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
 
-    from lbsgd.prefetch import MEAN, STD
+    from lbsgd.data.to_device import MEAN, STD
 
     with tempfile.TemporaryDirectory() as folder:
         write_files(data, folder, num_images)
@@ -101,7 +101,7 @@ def dali_images(data, threads, num_images):
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator
 
-    from lbsgd.prefetch import MEAN, STD
+    from lbsgd.data.to_device import MEAN, STD
 
     @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=None)
     def pipeline(folder):
@@ -134,7 +134,7 @@ def bare_decoder(data, threads, num_images):
 
 def jpegs(data, num_images):
     """(bytes, height, width) of the first images."""
-    from lbsgd.beton import BetonFile
+    from lbsgd.data.beton import BetonFile
 
     beton = BetonFile.open(Path(data) / "train.beton")
     file = np.memmap(beton.path, np.uint8, "r")

@@ -23,19 +23,19 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from lbsgd.assemble import DTYPES, device_name
-from lbsgd.batchnorm import convert_batch_norm
-from lbsgd.beton import open_data
-from lbsgd.config import Overrides, read_json
-from lbsgd.engine import initialize, memory_format, start_processes
-from lbsgd.fake import FakeImages
-from lbsgd.guard import Guard
-from lbsgd.launch import Processes
-from lbsgd.model import resnet
-from lbsgd.optim import decay_groups
-from lbsgd.plan import Plan
-from lbsgd.saver import Saver
-from lbsgd.trainer import Trainer
+from lbsgd.train.session import DTYPES, device_name
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.data.beton import open_data
+from lbsgd.config.json_file import Overrides, read_json
+from lbsgd.train.engine import initialize, memory_format, start_processes
+from lbsgd.data.fake import FakeImages
+from lbsgd.processes.guard import Guard
+from lbsgd.processes.launcher import Processes
+from lbsgd.algorithm.resnet import resnet
+from lbsgd.algorithm.sgd import decay_groups
+from lbsgd.config.plan import Plan
+from lbsgd.train.saver import Saver
+from lbsgd.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
 
@@ -131,7 +131,7 @@ def compare(table, name, micro_batch, resolution, precision, device, repeats):
 
 def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, repeats, data_dir):
     """A row: the trainer fed with real JPEGs by the FFCV loader, and the share of the time it waited."""
-    from lbsgd.loader import TrainLoader
+    from lbsgd.data.ffcv_loader import TrainLoader
 
     data = open_data(data_dir)
     plan = plan_for(micro_batch, resolution, precision, data.train.num_images)

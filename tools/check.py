@@ -5,7 +5,7 @@ What is wrong in DeepSpeed JSONs, with or without an lbsgd block: why it hurts, 
 
 import sys
 
-from lbsgd.cli import main
+from lbsgd.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["check", *sys.argv[1:]]))

@@ -5,7 +5,7 @@ A complete, checked DeepSpeed JSON. `--all ds_configs` writes the paper's whole 
 
 import sys
 
-from lbsgd.cli import main
+from lbsgd.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["config", *sys.argv[1:]]))

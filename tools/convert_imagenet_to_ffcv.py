@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from lbsgd.beton import data_folder
+from lbsgd.data.beton import data_folder
 from lbsgd.errors import ConfigError, LbsgdError
 
 VERIFYING = ("data_dir", "source", "num_workers", "verify")  # the flags that --verify goes with
@@ -44,8 +44,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from lbsgd.convert import convert, look
-    from lbsgd.verify import verify
+    from lbsgd.convert.convert import convert, look
+    from lbsgd.convert.verify import verify
 
     data_dir, num_workers = data_folder(arguments.data_dir), arguments.num_workers
     if arguments.verify:

@@ -5,7 +5,7 @@ What a JSON means on so many GPUs: batch, schedule, memory, bytes, predicted tim
 
 import sys
 
-from lbsgd.cli import main
+from lbsgd.commands.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["plan", *sys.argv[1:]]))

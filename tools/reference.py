@@ -22,11 +22,12 @@ def main(folder: Path) -> None:
     warnings.simplefilter("error", UserWarning)  # pdoc's are of this kind
     for name in lbsgd.__all__:  # they are imported when first used, which pdoc does not do
         setattr(lbsgd, name, getattr(lbsgd, name))
-    names = [f"lbsgd.{module.name}" for module in pkgutil.iter_modules(lbsgd.__path__) if not module.name.startswith("_")]
+    names = [module.name for module in pkgutil.walk_packages(lbsgd.__path__, "lbsgd.") if "._" not in module.name]
     for module in map(importlib.import_module, names):
         resolve_named_tuples(module)
+    rooms = [name for name in names if name.count(".") == 1]  # pdoc walks through what is inside them
     pdoc.render.configure(docformat="markdown", footer_text="Goyal et al. 2017 on DeepSpeed", math=False)
-    pdoc.pdoc("lbsgd", *names, output_directory=folder)
+    pdoc.pdoc("lbsgd", *rooms, "!lbsgd.data.native._kernels", output_directory=folder)
     print(f"{folder / 'index.html'}: {len(names) + 1} pages")
 
 

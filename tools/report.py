@@ -5,7 +5,7 @@ Lays runs over each other: a table on the screen and their curves in a picture. 
 
 import sys
 
-from lbsgd.report import main
+from lbsgd.report.curves import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,7 +6,7 @@ GELU in place of ReLU: the kinks of ReLU amplify rounding until two runs that di
 could tell that from a mistake.
 """
 
-from lbsgd.run import main
+from lbsgd.train.run import main
 
 
 def network(num_classes, plan):

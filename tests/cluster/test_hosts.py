@@ -13,8 +13,8 @@ import pytest
 import torch
 from oracle import BOUND, distance
 
-from lbsgd import beton
-from lbsgd.runlog import read_run
+from lbsgd.data import beton
+from lbsgd.report.run_log import read_run
 
 if reason := hosts.why_not():
     pytest.skip(reason, allow_module_level=True)
@@ -164,7 +164,7 @@ def refused(alpha, beta, command):
     return the_error(*jobs)
 
 
-@pytest.mark.parametrize("path, what", [("lbsgd/schedule.py", "code of lbsgd"),
+@pytest.mark.parametrize("path, what", [("lbsgd/algorithm/schedule.py", "code of lbsgd"),
                                         ("tests/cluster/small.json", "configuration")])
 def test_hosts_with_different_files_are_refused_in_one_line(two_hosts, tmp_path, path, what):
     alpha, beta = two_hosts

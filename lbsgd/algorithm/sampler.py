@@ -1,0 +1,47 @@
+"""Remark 4 for data loaders of others: the shared shuffle as a sampler of torch's DataLoader."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Optional
+
+import torch.distributed as dist
+from torch.utils.data import Sampler
+
+from lbsgd.algorithm.shuffle import epoch_order, rank_batches
+
+
+class SharedShuffleSampler(Sampler[list[int]]):
+    """This process's micro batches of each epoch, for a DataLoader's batch_sampler (Remark 4).
+
+        sampler = SharedShuffleSampler(len(dataset), global_batch=256, micro_batch=32, seed=0)
+        loader = DataLoader(dataset, batch_sampler=sampler)
+        for epoch in range(90):
+            sampler.set_epoch(epoch)            # else every epoch is the same; first_iteration goes on in its middle
+            for images, labels in loader: ...   # accumulation_steps batches of micro_batch images an iteration
+
+    All processes cut one permutation of (seed, epoch). Iteration t takes its images t·kn ... (t+1)·kn, the same set on any
+    number of processes; no image comes twice in an epoch, and none is padded. world_size and rank: by default those of
+    torch.distributed, or a single process. Raises ValueError where global_batch is no multiple of world_size · micro_batch.
+    """
+
+    def __init__(self, num_images: int, *, global_batch: int, micro_batch: int, seed: int = 0,
+                 world_size: Optional[int] = None, rank: Optional[int] = None) -> None:
+        joined = dist.is_initialized()
+        self.num_images, self.seed = num_images, seed
+        self.cut = dict(global_batch=global_batch, micro_batch=micro_batch,
+                        world_size=world_size or (dist.get_world_size() if joined else 1),
+                        rank=rank if rank is not None else (dist.get_rank() if joined else 0))
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int, first_iteration: int = 0) -> None:
+        """The epoch to go through next, from first_iteration on."""
+        order = epoch_order(self.num_images, self.seed, epoch)
+        batches = rank_batches(order, first_iteration=first_iteration, **self.cut)
+        self.batches = batches.reshape(-1, self.cut["micro_batch"])
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self.batches.tolist())
+
+    def __len__(self) -> int:
+        return len(self.batches)

@@ -1,0 +1,132 @@
+"""How long an iteration takes on many GPUs, from the speed of one and that of the network between servers (Sec. 4).
+
+No constant here is fitted. The defaults are the paper's own figures, and its 256-GPU iteration lies between the predictions
+with and without overlap (tests/test_predict.py prints all three).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lbsgd.config.checks.consistency import get
+from lbsgd.commands.plan_memory import Network, bytes_a_weight
+from lbsgd.config.plan import Plan
+
+# 90 epochs of 1,281,167 images in 29 hours on one server of 8 P100: a GPU's speed there, aggregation inside the server included.
+PAPER_IMAGES_PER_SECOND = 1_281_167 * 90 / (29 * 3600) / 8
+# Back-propagation takes 120 ms of that server's iteration of 8 x 32 images (Sec. 4).
+BACKWARD_SHARE = 0.120 / (32 / PAPER_IMAGES_PER_SECOND)
+
+
+@dataclass(frozen=True)
+class Machines:
+    """Servers of some GPUs with one link each; latency of one message between servers is an assumption, not the paper's."""
+
+    images_per_second: float = PAPER_IMAGES_PER_SECOND  # one GPU, as measured inside its server
+    gpus_per_server: int = 8
+    link_gbit: float = 50.0
+    latency_seconds: float = 20e-6
+
+    def servers(self, gpus: int) -> int:
+        return math.ceil(gpus / self.gpus_per_server)
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """What one aggregation moves: bytes of gradients in some buckets, and bytes of updated weights gathered afterwards."""
+
+    gradient_bytes: float
+    num_buckets: int = 1
+    weight_bytes: float = 0.0
+    times: int = 1  # an iteration
+
+
+ALGORITHMS = ("ring", "halving/doubling")
+
+
+def steps(algorithm: str, servers: int) -> int:
+    """Messages after one another of a reduce-scatter, or of an all-gather: p − 1 around a ring, ⌈log2 p⌉ by halving."""
+    return servers - 1 if algorithm == "ring" else math.ceil(math.log2(servers))
+
+
+def gradient_seconds(reduction: Reduction, machines: Machines, servers: int, algorithm: str) -> float:
+    """Time of one all-reduce between p servers (Sec. 4): 2·(p−1)/p · bytes / link + 2 · steps · latency a bucket."""
+    moved = 2 * (servers - 1) / servers * reduction.gradient_bytes
+    waits = 2 * steps(algorithm, servers) * machines.latency_seconds * reduction.num_buckets
+    return moved * 8 / (machines.link_gbit * 1e9) + waits
+
+
+def weight_seconds(reduction: Reduction, machines: Machines, servers: int, algorithm: str) -> float:
+    """Time in which ZeRO gathers the updated weights: half an all-reduce, after the update, never overlapped."""
+    if not reduction.weight_bytes:
+        return 0.0
+    moved = (servers - 1) / servers * reduction.weight_bytes
+    return moved * 8 / (machines.link_gbit * 1e9) + steps(algorithm, servers) * machines.latency_seconds
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Seconds of one iteration by one algorithm."""
+
+    algorithm: str
+    compute_seconds: float
+    gradient_seconds: float  # all aggregations of an iteration
+    weight_seconds: float
+    exposed_seconds: float  # what of the aggregation cannot hide behind back-propagation
+
+    @property
+    def without_overlap(self) -> float:
+        return self.compute_seconds + self.gradient_seconds + self.weight_seconds
+
+    @property
+    def with_overlap(self) -> float:
+        return self.compute_seconds + self.exposed_seconds + self.weight_seconds
+
+    def efficiency(self, overlap: bool) -> float:
+        """Speed of a GPU against its speed in a server of its own."""
+        return self.compute_seconds / (self.with_overlap if overlap else self.without_overlap)
+
+
+def predict(images_a_gpu: int, passes: int, gpus: int, reduction: Reduction, machines: Machines, algorithm: str) -> Prediction:
+    """One iteration of images_a_gpu images in some passes.
+
+    Aggregation overlaps the back-propagation of the pass it belongs to, except for the last bucket, which is full only when
+    back-propagation is over: what shows is max(aggregation − back-propagation, one bucket).
+    """
+    servers = machines.servers(gpus)
+    compute = images_a_gpu / machines.images_per_second
+    if servers == 1:  # aggregation inside a server is part of the GPU's speed
+        return Prediction(algorithm, compute, 0.0, 0.0, 0.0)
+    one = gradient_seconds(reduction, machines, servers, algorithm)
+    backward = compute / passes * BACKWARD_SHARE
+    exposed = max(one - backward, one / reduction.num_buckets)
+    return Prediction(algorithm, compute, one * reduction.times, weight_seconds(reduction, machines, servers, algorithm),
+                      exposed * reduction.times)
+
+
+def reduction_of(plan: Plan, size: Network) -> Reduction:
+    """What a plan's ZeRO stage and precision make of a network's gradients.
+
+    Stage 2 aggregates in every pass, 0 and 1 once an iteration; 1 and 2 gather the weights afterwards.
+    """
+    P, w = size.num_parameters, bytes_a_weight(plan.precision)
+    bucket = get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)
+    return Reduction(w * P, max(1, math.ceil(P / bucket)), w * P if plan.zero_stage else 0.0,
+                     plan.accumulation_steps if plan.zero_stage == 2 else 1)
+
+
+def bytes_an_iteration(reduction: Reduction, gpus: int) -> float:
+    """What each GPU sends in an iteration, were there no hierarchy: 2·(W−1)/W of the gradients, (W−1)/W of the weights."""
+    return (gpus - 1) / gpus * (2 * reduction.gradient_bytes * reduction.times + reduction.weight_bytes)
+
+
+def overlaps(plan: Plan, reduction: Reduction) -> str:
+    """Whether this JSON lets aggregation overlap back-propagation in DeepSpeed 0.19.8, and why not."""
+    if plan.zero_stage == 0:
+        return "no: at stage 0 DeepSpeed aggregates after back-propagation"
+    if get(plan.config, "zero_optimization.overlap_comm") is not True:
+        return "no: zero_optimization.overlap_comm is not true"
+    if reduction.num_buckets == 1:
+        return "no: one bucket holds all gradients"
+    return f"yes: ZeRO-{plan.zero_stage} with overlap_comm and {reduction.num_buckets} buckets"

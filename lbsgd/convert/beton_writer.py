@@ -1,0 +1,165 @@
+"""A .beton file that is written from its beginning to its end, and goes on where it was after an interruption.
+
+Images come in order, so all that a restart must know is how far they are on the disk. That is in a journal beside the
+file: blocks of records, each written after the images it tells of have been forced to the disk. On restart the file is
+cut to the end of the last image in the journal. The result depends on the images alone: interrupted or not, on any number
+of processes, it is the same file byte for byte.
+
+    header | field descriptors | room for metadata | images | checksums | allocations
+    written by finish()                            | append() | finish()
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from lbsgd.data.beton import (ALLOCATION, CHECKSUM, FIELD, FORMAT_VERSION, HEADER, IMAGE_FIELD, INT_FIELD, MAGIC, NOTE,
+                         metadata_record)
+from lbsgd.disk import to_disk
+from lbsgd.errors import DataError
+from lbsgd.convert.image import MODES, UNDECODABLE
+
+RECORD = np.dtype([("kind", "<u1"), ("width", "<u2"), ("height", "<u2"), ("num_bytes", "<u4"), ("checksum", "<u4"),
+                   ("data_at", "<u8")])  # of one image
+BLOCK = np.dtype([("magic", "S4"), ("num_records", "<u4"), ("checksum", "<u4")])  # before each block of records
+TYPES = [IMAGE_FIELD, INT_FIELD]
+METADATA = metadata_record(TYPES)
+METADATA_AT = HEADER.itemsize + len(TYPES) * FIELD.itemsize
+MIN_PAGE, MAX_PAGE = 1 << 23, 1 << 28  # FFCV's own default, and as much as one read of FFCV's should be
+
+
+class BetonWriter:
+    """Writes path, with the journal beside it. num_images is the number of records that room is kept for."""
+
+    def __init__(self, path: Path, num_images: int, page_size: int) -> None:
+        self.path, self.page_size = path, page_size
+        self.journal_path = path.with_suffix(".journal")
+        self.records = np.zeros(num_images, RECORD)
+        self.done = 0  # images in the file, those among them that cannot be decoded included
+        self.end = METADATA_AT + num_images * METADATA.itemsize
+        self._journal = os.open(self.journal_path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._go_on()
+        self._committed = self.done
+
+    def _go_on(self) -> None:
+        """Takes up what the journal tells of, and drops what came after it."""
+        content = os.pread(self._journal, os.fstat(self._journal).st_size, 0)
+        records, num_bytes = read_journal(content)
+        stored = records[records["kind"] != UNDECODABLE]
+        end = int(stored["data_at"][-1]) + int(stored["num_bytes"][-1]) if len(stored) else self.end
+        if len(records) > len(self.records) or os.fstat(self._file).st_size < end and len(stored):
+            records, num_bytes, end = records[:0], 0, self.end  # not the journal of this file
+        self.records[:len(records)] = records
+        self.done, self.end = len(records), end
+        os.ftruncate(self._journal, num_bytes)
+        os.lseek(self._journal, num_bytes, os.SEEK_SET)
+        os.ftruncate(self._file, self.end)
+
+    def append(self, records: np.ndarray, data: memoryview) -> None:
+        """Writes images one after the other: records of RECORD without places, and the bytes of all of them."""
+        start, position, run_at = 0, 0, self.end
+        for record in records:
+            num_bytes = int(record["num_bytes"])
+            if record["kind"] == UNDECODABLE:
+                continue
+            if self.end % self.page_size + num_bytes > self.page_size:  # FFCV reads pages: no image lies in two
+                self._write(data[start:position], run_at)
+                self.end += -self.end % self.page_size
+                start, run_at = position, self.end
+            record["data_at"] = self.end
+            self.end += num_bytes
+            position += num_bytes
+        self._write(data[start:position], run_at)
+        self.records[self.done:self.done + len(records)] = records
+        self.done += len(records)
+
+    def _write(self, data: memoryview, at: int) -> None:
+        while data:  # a disk that is nearly full takes a part, and tells with the next call
+            written = os.pwrite(self._file, data, at)
+            data, at = data[written:], at + written
+
+    def commit(self, done: int) -> None:
+        """Forces the first `done` images to the disk, then says so in the journal. May run in another thread."""
+        if done == self._committed:
+            return
+        os.fdatasync(self._file)
+        block = journal_block(self.records[self._committed:done])
+        if os.write(self._journal, block) < len(block):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk takes a part
+        os.fdatasync(self._journal)
+        self._committed = done
+
+    def finish(self, labels: np.ndarray) -> None:
+        """Writes what stands around the images. Images that could not be decoded get no number."""
+        assert self.done == len(self.records) == len(labels)
+        kept = self.records["kind"] != UNDECODABLE
+        stored = self.records[kept]
+        if len(stored) == 0:
+            raise DataError(f"{self.path.stem}: none of the {len(self.records):,} images can be decoded")
+        allocations = np.zeros(len(stored), ALLOCATION)
+        allocations["image"] = np.arange(len(stored))
+        allocations["data_at"], allocations["num_bytes"] = stored["data_at"], stored["num_bytes"]
+        checksums = stored["checksum"].astype(CHECKSUM)
+        tables_at = self.end + checksums.nbytes
+        os.ftruncate(self._file, self.end)
+        self._write(memoryview(checksums.tobytes() + allocations.tobytes()), self.end)
+        self._write(memoryview(self._header(len(stored), tables_at) + _metadata(stored, labels[kept]).tobytes()), 0)
+        self.close()
+        to_disk(self.path)
+
+    def _header(self, num_images: int, allocations_at: int) -> bytes:
+        note = np.array((MAGIC, self.end), NOTE).tobytes()
+        fields = np.zeros(len(TYPES), FIELD)
+        fields["type_id"], fields["name"] = TYPES, ("image", "label")
+        fields["arguments"][0] = np.frombuffer(note.ljust(FIELD["arguments"].itemsize, b"\0"), FIELD["arguments"])[0]
+        header = np.array((FORMAT_VERSION, len(TYPES), self.page_size, num_images, allocations_at), HEADER)
+        return header.tobytes() + fields.tobytes()
+
+    def close(self) -> None:
+        for descriptor in (self._file, self._journal):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._file = self._journal = None
+
+
+def _metadata(stored: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    table = np.zeros(len(stored), METADATA)
+    for name in ("width", "height", "data_at"):
+        table["f0"][name] = stored[name]
+    for kind, mode in MODES.items():
+        table["f0"]["mode"][stored["kind"] == kind] = mode
+    table["f1"] = labels
+    return table
+
+
+def page_size(side: int, largest_source: int, raw: bool) -> int:
+    """A power of two that holds any image: all pixels of side x side, if less four times the largest source file."""
+    needed = 3 * side * side if raw else min(3 * side * side, 4 * largest_source)
+    return min(MAX_PAGE, max(MIN_PAGE, 1 << (needed - 1).bit_length()))
+
+
+# --- the journal ------------------------------------------------------------------------------------------------------
+
+
+def journal_block(records: np.ndarray) -> bytes:
+    content = records.tobytes()
+    return np.array((b"lbsg", len(records), zlib.crc32(content)), BLOCK).tobytes() + content
+
+
+def read_journal(content: bytes) -> tuple[np.ndarray, int]:
+    """The records of all whole blocks, and how many bytes these take; what a power failure left of another is dropped."""
+    at, blocks = 0, [np.zeros(0, RECORD)]
+    while at + BLOCK.itemsize <= len(content):
+        [block] = np.frombuffer(content, BLOCK, 1, at)
+        records = content[at + BLOCK.itemsize:at + BLOCK.itemsize + int(block["num_records"]) * RECORD.itemsize]
+        if block["magic"] != b"lbsg" or zlib.crc32(records) != block["checksum"] or not records:
+            break
+        blocks.append(np.frombuffer(records, RECORD))
+        at += BLOCK.itemsize + len(records)
+    return np.concatenate(blocks), at

@@ -1,0 +1,120 @@
+"""When a run is saved, and what of it: the whole state in a checkpoint, written while training goes on."""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, NoReturn, Optional
+
+import torch
+import torch.distributed as dist
+
+from lbsgd.train import checkpoint
+from lbsgd.algorithm.batch_norm import agree_statistics
+from lbsgd.train.engine import EngineState, gather_state, restore_state
+from lbsgd.errors import TrainingError
+from lbsgd.processes.launcher import from_rank_0
+from lbsgd.train.random_states import random_states, restore_random_states
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often to save, beside the end of each epoch: after so many iterations, or minutes, or neither."""
+
+    iterations: Optional[int] = None
+    minutes: Optional[float] = None
+
+
+class Saver:
+    """The checkpoints of one run; every process has one, rank 0's writes.
+
+    identity: what a run that goes on from them must agree in. described: more plain data for state.json.
+    say: prints a line, on rank 0.
+    """
+
+    def __init__(self, engine, folder: Path, identity: dict[str, Any], described: dict[str, Any], every: Every = Every(),
+                 say: Callable[[str], None] = partial(print, flush=True)):
+        self.engine, self.folder, self.identity, self.described = engine, folder, identity, described
+        self.every, self.say = every, say
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbsgd checkpoint")
+        self.writing: Optional[Future] = None
+        self.last_iteration, self.last_time = engine.global_steps, time.monotonic()
+
+    def due_by_iterations(self) -> bool:
+        return self.every.iterations is not None and self.engine.global_steps - self.last_iteration >= self.every.iterations
+
+    def due_by_time(self) -> bool:
+        """By this process's clock; the processes must agree before they act on it."""
+        return self.every.minutes is not None and time.monotonic() - self.last_time >= 60 * self.every.minutes
+
+    def save(self, totals: torch.Tensor, epoch_seconds: float, random: Optional[dict[str, torch.Tensor]] = None) -> None:
+        """Copies the state and lets a thread of rank 0 write it; all processes must call it.
+
+        totals: the epoch's sums so far of all processes. random: this process's random states, by default those of now.
+        Raises TrainingError for weights that are not numbers: such a checkpoint must not take the place of a good one.
+        """
+        agree_statistics(self.engine.module)
+        self.require_finite_weights()
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        state = gather_state(self.engine, keep=rank == 0)
+        states = [None] * world_size if rank == 0 else None
+        dist.gather_object(random or random_states(rank), states)
+        self.last_iteration, self.last_time = self.engine.global_steps, time.monotonic()
+        if rank > 0:
+            return
+        tensors = {"weights": state.weights, "momentum": state.momentum,
+                   "random": {name: tensor for process in states for name, tensor in process.items()}}
+        described = {"counters": state.counters, "identity": self.identity, "epoch_totals": totals.tolist(),
+                     "epoch_seconds": epoch_seconds, "world_size": world_size, "num_threads": torch.get_num_threads(),
+                     **self.described}
+        self.wait()  # one at a time: a disk that cannot follow holds training up, and no memory fills
+        self.writing = self.thread.submit(self.write, self.engine.global_steps, tensors, described)
+
+    def write(self, iteration: int, tensors: dict, described: dict[str, Any]) -> bool:
+        try:
+            checkpoint.save(self.folder, iteration, tensors, described)
+        except OSError as error:
+            self.say(f"warning: the checkpoint of iteration {iteration} could not be written ({error}); the one before it "
+                     "stands, training goes on, and the next one is tried")
+            return False
+        return True
+
+    def wait(self) -> bool:
+        """Until what was saved is on the disk; False where that failed, which was told."""
+        return self.writing.result() if self.writing else True
+
+    def close(self) -> None:
+        self.wait()
+        self.thread.shutdown()
+
+    def require_finite_weights(self) -> None:
+        """Every process holds all weights that the network computes with, so all find the same."""
+        named = [(name, tensor) for name, tensor in self.engine.module.state_dict().items() if tensor.is_floating_point()]
+        finite = torch.stack([tensor.isfinite().all() for _, tensor in named])
+        if not finite.all():  # the only wait for the device
+            broken = named[int(finite.int().argmin())][0]
+            self.stop(f"after iteration {self.engine.global_steps - 1} the weights {broken} are not numbers")
+
+    def stop(self, reason: str) -> NoReturn:
+        self.wait()
+        kept = checkpoint.newest(self.folder)
+        raise TrainingError(f"{reason}; " + (f"the newest checkpoint is {kept}" if kept else "no checkpoint was written yet")
+                            + "; look at the learning rate and the data")
+
+    def restore(self) -> tuple[torch.Tensor, float]:
+        """Goes on from the newest checkpoint that is whole; all processes must call it. Returns its totals and epoch_seconds.
+
+        Rank 0 reads it and sends it to the others. World size, micro batch and passes may be others than when it was
+        written; with the same world size, random states and the number of threads come back, too, and so does every bit.
+        Raises CheckpointError for a checkpoint of another recipe, network or data, and where none is whole.
+        """
+        tensors, found = from_rank_0(lambda: checkpoint.load_newest(self.folder, self.identity, self.say))
+        restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], found["counters"]))
+        if found["world_size"] == dist.get_world_size():
+            restore_random_states(tensors["random"], dist.get_rank())
+            torch.set_num_threads(found["num_threads"])  # sums over another number of threads differ in their last bits
+        self.last_iteration = self.engine.global_steps
+        return torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"]
