@@ -5,6 +5,15 @@ Without a C compiler or libjpeg-turbo's header the package installs all the same
 
 from setuptools import Extension, setup
 
-setup(ext_modules=[Extension(
-    "lbsgd.data.native._kernels", ["lbsgd/data/native/crop_jpeg.c", "lbsgd/data/native/pixels.c"], depends=["lbsgd/data/native/huffman.h"], libraries=["jpeg", "m"], optional=True,
-    extra_compile_args=["-O3", "-ffp-contract=off"])])  # no fused multiply-add: the same pixels on any machine
+setup(
+    ext_modules=[
+        Extension(
+            "lbsgd.data.native._kernels",
+            ["lbsgd/data/native/crop_jpeg.c", "lbsgd/data/native/pixels.c"],
+            depends=["lbsgd/data/native/huffman.h"],
+            libraries=["jpeg", "m"],
+            optional=True,
+            extra_compile_args=["-O3", "-ffp-contract=off"],
+        )
+    ]
+)  # no fused multiply-add: the same pixels on any machine

@@ -6,15 +6,24 @@ Each name below is imported with what it needs when it is first used, so `import
 import importlib
 
 _HOMES = {
-    "initialize": "train.engine", "LinearScalingWarmupLR": "train.engine",
-    "Plan": "config.plan", "Overrides": "config.json_file",
-    "Schedule": "algorithm.schedule", "learning_rate": "algorithm.schedule", "scaled_lr": "algorithm.schedule",
-    "LargeMinibatchSGD": "algorithm.schedule", "LargeMinibatchLR": "algorithm.torch_scheduler",
-    "MomentumCorrectedSGD": "algorithm.sgd", "decay_groups": "algorithm.sgd",
-    "convert_batch_norm": "algorithm.batch_norm", "agree_statistics": "algorithm.batch_norm",
+    "initialize": "train.engine",
+    "LinearScalingWarmupLR": "train.engine",
+    "Plan": "config.plan",
+    "Overrides": "config.json_file",
+    "Schedule": "algorithm.schedule",
+    "learning_rate": "algorithm.schedule",
+    "scaled_lr": "algorithm.schedule",
+    "LargeMinibatchSGD": "algorithm.schedule",
+    "LargeMinibatchLR": "algorithm.torch_scheduler",
+    "MomentumCorrectedSGD": "algorithm.sgd",
+    "decay_groups": "algorithm.sgd",
+    "convert_batch_norm": "algorithm.batch_norm",
+    "agree_statistics": "algorithm.batch_norm",
     "recomputing_statistics": "algorithm.batch_norm",
-    "epoch_order": "algorithm.shuffle", "rank_batches": "algorithm.shuffle",
-    "SharedShuffleSampler": "algorithm.sampler", "SharedShuffleOrder": "data.ffcv_loader",
+    "epoch_order": "algorithm.shuffle",
+    "rank_batches": "algorithm.shuffle",
+    "SharedShuffleSampler": "algorithm.sampler",
+    "SharedShuffleOrder": "data.ffcv_loader",
     "resnet": "algorithm.resnet",
 }
 __all__ = sorted(_HOMES)

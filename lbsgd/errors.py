@@ -41,5 +41,7 @@ class Stopped(LbsgdError):
 
 def missing_ffcv(error: ImportError) -> DataError:
     """What to say where FFCV, the one optional dependency, is needed and not there."""
-    return DataError(f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where the headers "
-                     "of OpenCV and libjpeg-turbo are installed")
+    return DataError(
+        f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where the headers "
+        "of OpenCV and libjpeg-turbo are installed"
+    )

@@ -30,7 +30,9 @@ PATIENCE_SECONDS = 120  # for what surely comes, also on a machine that others u
 
 forking = multiprocessing.get_context("forkserver")
 # All that a run imports, also what torch and lbsgd import only when they need it. No thread runs after these.
-forking.set_forkserver_preload(["lbsgd.train.session", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure", "pytest"])
+forking.set_forkserver_preload(
+    ["lbsgd.train.session", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure", "pytest"]
+)
 
 
 def config(folder, *, stage=0, global_batch=16, iterations=40, epochs=2):
@@ -41,8 +43,13 @@ def config(folder, *, stage=0, global_batch=16, iterations=40, epochs=2):
     values["zero_optimization"]["stage"] = stage
     values["optimizer"]["params"]["lr"] = values["scheduler"]["params"]["warmup_max_lr"] = lr
     values["scheduler"]["params"] |= {"warmup_min_lr": 0.0125, "warmup_num_steps": iterations}
-    values["lbsgd"] |= {"epochs": epochs, "num_images": global_batch * iterations, "warmup": {"kind": "gradual", "epochs": 1},
-                        "linear_scaling": {"rule": "linear", "base_lr": 0.0125, "base_batch": 4}, "decay": {"epochs": []}}
+    values["lbsgd"] |= {
+        "epochs": epochs,
+        "num_images": global_batch * iterations,
+        "warmup": {"kind": "gradual", "epochs": 1},
+        "linear_scaling": {"rule": "linear", "base_lr": 0.0125, "base_batch": 4},
+        "decay": {"epochs": []},
+    }
     path = Path(folder) / f"crash_{stage}_{global_batch}_{iterations}_{epochs}.json"
     path.write_text(json.dumps(values))
     return path
@@ -75,8 +82,13 @@ class Command:
         arguments += [] if "--data_dir" in flags else ["--fake_data"]
         self.start = recipe, list(map(str, arguments)), fault
         self.ranks = range(world_size) if ranks is None else ranks
-        self.environment = {"WORLD_SIZE": world_size, "LOCAL_SIZE": world_size, "MASTER_ADDR": "127.0.0.1",
-                            "MASTER_PORT": free_port(), **environment}
+        self.environment = {
+            "WORLD_SIZE": world_size,
+            "LOCAL_SIZE": world_size,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": free_port(),
+            **environment,
+        }
         self.folder = Path(tempfile.mkdtemp(prefix="console_", dir=Path(output_dir).parent))
 
     def __enter__(self):

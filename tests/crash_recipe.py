@@ -1,6 +1,6 @@
 """The recipe of tests/cluster/small.py with dropout, whose masks differ where random states are lost on a resume.
 
-    deepspeed --num_accelerators 2 tests/crash_recipe.py --deepspeed_config JSON --fake_data
+deepspeed --num_accelerators 2 tests/crash_recipe.py --deepspeed_config JSON --fake_data
 """
 
 from cluster import small

@@ -84,8 +84,8 @@ def gradient(model, weights, statistics, images, labels):
 def update(w, u, g, t, form, correction):
     """Nesterov's SGD (Sec. 5.1) in the two forms of Sec. 3.
 
-        (9)    u ← m·u + g                       w ← w − η_t·(m·u + g)
-        (10)   v ← m·(η_t/η_{t−1})·v + η_t·g     w ← w − (m·v + η_t·g)       without correction  v ← m·v + η_t·g
+    (9)    u ← m·u + g                       w ← w − η_t·(m·u + g)
+    (10)   v ← m·(η_t/η_{t−1})·v + η_t·g     w ← w − (m·v + η_t·g)       without correction  v ← m·v + η_t·g
     """
     lr, last_lr = learning_rate(t), learning_rate(max(0, t - 1))
     if form == 9:
@@ -97,10 +97,18 @@ def update(w, u, g, t, form, correction):
 
 def distance(weights, expected):
     """max |Δ| / max |expected| of the weights, the running means and the running variances, each by itself: the largest."""
+
     def flat(tensors, names):
         return torch.cat([tensors[name].double().cpu().flatten() for name in names])
 
     means, variances = ([name for name in expected if name.endswith(end)] for end in ("running_mean", "running_var"))
     kinds = [[name for name in expected if name not in means + variances], means, variances]
-    return float(torch.stack([(flat(weights, names) - flat(expected, names)).abs().max() / flat(expected, names).abs().max()
-                              for names in kinds if names]).max())
+    return float(
+        torch.stack(
+            [
+                (flat(weights, names) - flat(expected, names)).abs().max() / flat(expected, names).abs().max()
+                for names in kinds
+                if names
+            ]
+        ).max()
+    )

@@ -19,14 +19,21 @@ multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo
 def in_processes(world_size, function, *arguments):
     """Results of function(*arguments) in rank order; an exception in one process is raised here."""
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(_run, (world_size, free_port(), function, arguments, folder), world_size,
-                                              start_method="forkserver")
+        torch.multiprocessing.start_processes(
+            _run, (world_size, free_port(), function, arguments, folder), world_size, start_method="forkserver"
+        )
         return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(world_size)]
 
 
 def _run(rank, world_size, port, function, arguments, folder):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_SIZE=str(world_size),
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE=str(world_size),
+        LOCAL_SIZE=str(world_size),
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
     torch.set_num_threads(1)
     # By value: a queue would hand tensors over as shared memory that ends with this process.
     Path(folder, str(rank)).write_bytes(pickle.dumps(function(*arguments)))

@@ -9,8 +9,15 @@ import torch.multiprocessing
 from torch import nn
 from torch.nn import functional as F
 
-from lbsgd.algorithm.batch_norm import (PerWorkerBatchNorm, PerWorkerBatchNorm1d, PerWorkerBatchNorm2d, PerWorkerBatchNorm3d,
-                             agree_statistics, convert_batch_norm, recomputing_statistics)
+from lbsgd.algorithm.batch_norm import (
+    PerWorkerBatchNorm,
+    PerWorkerBatchNorm1d,
+    PerWorkerBatchNorm2d,
+    PerWorkerBatchNorm3d,
+    agree_statistics,
+    convert_batch_norm,
+    recomputing_statistics,
+)
 
 N = 8  # images of one worker
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
@@ -51,10 +58,16 @@ def batch_norm_in_float64(x, weight, bias, n, eps=1e-5):
 # --- the normalisation -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind, shape", [
-    (PerWorkerBatchNorm1d, (6,)), (PerWorkerBatchNorm1d, (6, 5)), (PerWorkerBatchNorm2d, (6, 4, 3)),
-    (PerWorkerBatchNorm3d, (6, 2, 4, 3)), (PerWorkerBatchNorm, (6, 4)),
-])
+@pytest.mark.parametrize(
+    "kind, shape",
+    [
+        (PerWorkerBatchNorm1d, (6,)),
+        (PerWorkerBatchNorm1d, (6, 5)),
+        (PerWorkerBatchNorm2d, (6, 4, 3)),
+        (PerWorkerBatchNorm3d, (6, 2, 4, 3)),
+        (PerWorkerBatchNorm, (6, 4)),
+    ],
+)
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_worker_normalises_its_own_n_images(kind, shape, workers):
     layer, x = randomised(kind(6, per_worker_batch=N)), images(workers * N, *shape)
@@ -92,8 +105,16 @@ def test_output_and_gradient_are_bit_equal_to_torch_on_each_worker(dtype, memory
 
 
 def test_a_micro_batch_of_several_workers_has_the_mean_gradient_of_the_workers_apart():
-    network = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.BatchNorm2d(4),
-                            nn.ReLU(), nn.Flatten(), nn.Linear(16, 10)).double()
+    network = nn.Sequential(
+        nn.Conv2d(3, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16, 10),
+    ).double()
     ours = convert_batch_norm(copy.deepcopy(network), N)
     x, labels = images(4 * N, 3, 6, 6, dtype=torch.float64), torch.arange(4 * N) % 10
     F.cross_entropy(ours(x), labels).backward()
@@ -161,8 +182,10 @@ def moved_once(x, momentum=0.1):
 
 def test_running_statistics_do_not_know_how_many_passes_an_iteration_took():
     x = images(64)
-    layers = [train(PerWorkerBatchNorm2d(5, per_worker_batch=N, passes=passes), x, micro_batch)
-              for micro_batch, passes in ((64, 1), (8, 8), (16, 4))]
+    layers = [
+        train(PerWorkerBatchNorm2d(5, per_worker_batch=N, passes=passes), x, micro_batch)
+        for micro_batch, passes in ((64, 1), (8, 8), (16, 4))
+    ]
     mean, var = moved_once(x)
     for layer in layers:
         torch.testing.assert_close(layer.running_mean.double(), mean, rtol=1e-6, atol=1e-6)
@@ -292,10 +315,15 @@ def test_all_53_batch_norms_of_resnet50_are_converted_and_four_have_no_bn_in_the
     assert all(tensor.data_ptr() == state[name].data_ptr() for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("plain, kind, shape", [
-    (nn.BatchNorm1d, PerWorkerBatchNorm1d, (5,)), (nn.BatchNorm2d, PerWorkerBatchNorm2d, (5, 4, 4)),
-    (nn.BatchNorm3d, PerWorkerBatchNorm3d, (5, 2, 4, 4)), (nn.SyncBatchNorm, PerWorkerBatchNorm, (5, 4)),
-])
+@pytest.mark.parametrize(
+    "plain, kind, shape",
+    [
+        (nn.BatchNorm1d, PerWorkerBatchNorm1d, (5,)),
+        (nn.BatchNorm2d, PerWorkerBatchNorm2d, (5, 4, 4)),
+        (nn.BatchNorm3d, PerWorkerBatchNorm3d, (5, 2, 4, 4)),
+        (nn.SyncBatchNorm, PerWorkerBatchNorm, (5, 4)),
+    ],
+)
 def test_the_root_itself_is_converted_and_keeps_all_it_has(plain, kind, shape):
     root = plain(5, eps=1e-3, momentum=0.2).eval()
     root.weight.requires_grad_(False)
@@ -380,7 +408,7 @@ def recomputed(rank, share):
     mine = images(32)[:share] if rank == 0 else images(32)[share:]
     with torch.no_grad(), recomputing_statistics(layer):
         for start in range(0, len(mine), N):
-            layer(mine[start:start + N])
+            layer(mine[start : start + N])
     return layer.state_dict()
 
 
@@ -393,8 +421,14 @@ def normalised_together(rank):
     moved = layer.running_mean.clone(), layer.running_var.clone()
     with torch.no_grad(), recomputing_statistics(layer):
         layer(x)
-    return {"y": y.detach(), "x.grad": x.grad, "weight.grad": layer.weight.grad, "bias.grad": layer.bias.grad,
-            "moved": moved, "recomputed": (layer.running_mean, layer.running_var)}
+    return {
+        "y": y.detach(),
+        "x.grad": x.grad,
+        "weight.grad": layer.weight.grad,
+        "bias.grad": layer.bias.grad,
+        "moved": moved,
+        "recomputed": (layer.running_mean, layer.running_var),
+    }
 
 
 def variance_far_from_zero(rank):
@@ -406,9 +440,14 @@ def variance_far_from_zero(rank):
 def one_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    results = {"average": agreed(rank, "average"), "first_worker": agreed(rank, "first_worker"),
-               "shared": recomputed(rank, share=8), "all by one": recomputed(rank, share=0),
-               "together": normalised_together(rank), "far from zero": variance_far_from_zero(rank)}
+    results = {
+        "average": agreed(rank, "average"),
+        "first_worker": agreed(rank, "first_worker"),
+        "shared": recomputed(rank, share=8),
+        "all by one": recomputed(rank, share=0),
+        "together": normalised_together(rank),
+        "far from zero": variance_far_from_zero(rank),
+    }
     dist.destroy_process_group()
     torch.save(results, f"{folder}/{rank}.pt")
 

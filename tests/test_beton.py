@@ -7,8 +7,20 @@ import sys
 import numpy as np
 import pytest
 
-from lbsgd.data.beton import (ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, LABEL, BetonFile, Manifest, Split,
-                         data_folder, open_data)
+from lbsgd.data.beton import (
+    ALLOCATION,
+    FIELD,
+    HEADER,
+    IMAGE,
+    IMAGE_FIELD,
+    INT_FIELD,
+    LABEL,
+    BetonFile,
+    Manifest,
+    Split,
+    data_folder,
+    open_data,
+)
 from lbsgd.errors import DataError
 
 
@@ -34,21 +46,32 @@ def write_beton(path, labels, *, names=("image", "label"), types=(IMAGE_FIELD, I
 
 def data_of(folder, train=(0, 1, 2, 2), val=(2, 0), manifest=True):
     folder.mkdir(exist_ok=True)
-    files = [BetonFile.open(write_beton(folder / f"{name}.beton", labels))
-             for name, labels in (("train", train), ("val", val))]
+    files = [
+        BetonFile.open(write_beton(folder / f"{name}.beton", labels))
+        for name, labels in (("train", train), ("val", val))
+    ]
     if manifest:
-        Manifest(classes=["ant", "bee", "cat"], train=Split.of(files[0]), val=Split.of(files[1]), source="somewhere",
-                 settings={}, converter_version=1).write(folder / "manifest.json")
+        Manifest(
+            classes=["ant", "bee", "cat"],
+            train=Split.of(files[0]),
+            val=Split.of(files[1]),
+            source="somewhere",
+            settings={},
+            converter_version=1,
+        ).write(folder / "manifest.json")
     return folder
 
 
 # --- one file ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names, types", [
-    (("image", "label"), (IMAGE_FIELD, INT_FIELD)),
-    (("class", "picture"), (INT_FIELD, IMAGE_FIELD)),
-])
+@pytest.mark.parametrize(
+    "names, types",
+    [
+        (("image", "label"), (IMAGE_FIELD, INT_FIELD)),
+        (("class", "picture"), (INT_FIELD, IMAGE_FIELD)),
+    ],
+)
 def test_fields_are_found_by_type(tmp_path, names, types):
     beton = BetonFile.open(write_beton(tmp_path / "a.beton", [5, 6, 7], names=names, types=types))
     assert beton.num_images == 3 and beton.labels.tolist() == [5, 6, 7]
@@ -91,23 +114,26 @@ def test_a_truncated_file_is_refused_even_for_its_last_byte(tmp_path, missing_by
 def test_a_file_that_ffcv_never_finished_is_refused(tmp_path):
     path = write_beton(tmp_path / "a.beton", range(10))
     content = bytearray(path.read_bytes())
-    content[HEADER.fields["allocations_at"][1]:HEADER.itemsize] = bytes(8)  # FFCV writes the table's place at the end
+    content[HEADER.fields["allocations_at"][1] : HEADER.itemsize] = bytes(8)  # FFCV writes the table's place at the end
     path.write_bytes(content)
     with pytest.raises(DataError, match="truncated or damaged"):
         BetonFile.open(path)
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda path: path.write_bytes(b""), "is empty"),
-    (lambda path: path.write_bytes(b"PK\3\4 something else"), "not an FFCV file of format version 2"),
-    (lambda path: path.write_bytes(b"\2\0"), "not an FFCV file of format version 2"),
-    (lambda path: write_beton(path, [0], version=3), "not an FFCV file of format version 2"),
-    (lambda path: write_beton(path, []), "holds no images"),
-    (lambda path: write_beton(path, [0], types=(IMAGE_FIELD, IMAGE_FIELD)), "does not hold images with labels"),
-    (lambda path: write_beton(path, [0], types=(IMAGE_FIELD, 0)), "does not hold images with labels"),
-    (lambda path: path.unlink(), "cannot read .*No such file"),
-    (lambda path: (path.unlink(), path.mkdir()), "cannot read"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda path: path.write_bytes(b""), "is empty"),
+        (lambda path: path.write_bytes(b"PK\3\4 something else"), "not an FFCV file of format version 2"),
+        (lambda path: path.write_bytes(b"\2\0"), "not an FFCV file of format version 2"),
+        (lambda path: write_beton(path, [0], version=3), "not an FFCV file of format version 2"),
+        (lambda path: write_beton(path, []), "holds no images"),
+        (lambda path: write_beton(path, [0], types=(IMAGE_FIELD, IMAGE_FIELD)), "does not hold images with labels"),
+        (lambda path: write_beton(path, [0], types=(IMAGE_FIELD, 0)), "does not hold images with labels"),
+        (lambda path: path.unlink(), "cannot read .*No such file"),
+        (lambda path: (path.unlink(), path.mkdir()), "cannot read"),
+    ],
+)
 def test_what_is_no_ffcv_file_of_labelled_images_is_refused(tmp_path, change, message):
     path = write_beton(tmp_path / "a.beton", [0, 1])
     change(path)
@@ -166,10 +192,14 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, content):
         open_data(folder)
 
 
-@pytest.mark.parametrize("present, missing", [
-    ([], "train.beton and val.beton not found"), (["train.beton"], "val.beton not found"),
-    (["manifest.json", "val.beton"], "train.beton not found"),
-])
+@pytest.mark.parametrize(
+    "present, missing",
+    [
+        ([], "train.beton and val.beton not found"),
+        (["train.beton"], "val.beton not found"),
+        (["manifest.json", "val.beton"], "train.beton not found"),
+    ],
+)
 def test_a_folder_without_data_says_what_to_run(tmp_path, present, missing):
     folder = data_of(tmp_path / "data")
     for path in folder.iterdir():

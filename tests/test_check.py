@@ -86,9 +86,15 @@ EXPECTED = {
     "nothing_to_say": [],
 }
 WARNED = {
-    "trainer_zero3_auto": {"D10"}, "cifar_tutorial": {"D10", "D43"}, "imagenet_script_passes_sgd": {"D08", "D39"},
-    "resnet_sgd_zero1": {"D08", "D10", "D43"}, "gpt_neox_style": {"D32"}, "misspelt": {"D03", "D08", "D32"},
-    "both_halves": {"D30", "D32"}, "with_comments": {"J02"}, "zero_of_2020": {"D03"},
+    "trainer_zero3_auto": {"D10"},
+    "cifar_tutorial": {"D10", "D43"},
+    "imagenet_script_passes_sgd": {"D08", "D39"},
+    "resnet_sgd_zero1": {"D08", "D10", "D43"},
+    "gpt_neox_style": {"D32"},
+    "misspelt": {"D03", "D08", "D32"},
+    "both_halves": {"D30", "D32"},
+    "with_comments": {"J02"},
+    "zero_of_2020": {"D03"},
 }
 
 
@@ -105,39 +111,59 @@ def test_a_file_with_nothing_to_say_has_no_finding_at_all():
     assert inspect(str(FOREIGN / "nothing_to_say.json")).findings == ()
 
 
-@pytest.mark.parametrize("changes, expected", [
-    ({}, {"D54": None}),                                                    # WarmupLR alone never decays
-    ({"scheduler": None}, {"D52": 1.1}),                                    # no warmup
-    ({"optimizer.params.lr": 0.1, "scheduler": None}, {"D52": 1.1, "D53": 17.93}),
-    ({"optimizer.params.lr": 0.566}, {"D53": 2.48, "D54": None}),
-    ({"train_batch_size": 256, "optimizer.params.lr": 0.1, "scheduler": None}, {}),
-    ({"optimizer.type": "AdamW", "optimizer.params.lr": 0.1, "scheduler": None}, {}),
-])
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({}, {"D54": None}),  # WarmupLR alone never decays
+        ({"scheduler": None}, {"D52": 1.1}),  # no warmup
+        ({"optimizer.params.lr": 0.1, "scheduler": None}, {"D52": 1.1, "D53": 17.93}),
+        ({"optimizer.params.lr": 0.566}, {"D53": 2.48, "D54": None}),
+        ({"train_batch_size": 256, "optimizer.params.lr": 0.1, "scheduler": None}, {}),
+        ({"optimizer.type": "AdamW", "optimizer.params.lr": 0.1, "scheduler": None}, {}),
+    ],
+)
 def test_sgd_over_large_minibatches_is_told_what_the_paper_measured(changes, expected):
     config = with_changes({"train_batch_size": 8192, "optimizer.params.lr": 3.2, **changes})
     notes = {finding.code: finding.points for finding in findings_of(config) if finding.severity == "note"}
     assert {code: points for code, points in notes.items() if code in ("D52", "D53", "D54")} == expected
 
 
-SGD = {"train_batch_size": 1, "gradient_clipping": 0.0, "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
-       "zero_allow_untested_optimizer": True, "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000},
-       "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.01, "warmup_max_lr": 0.1, "warmup_type": "linear"}}}
+SGD = {
+    "train_batch_size": 1,
+    "gradient_clipping": 0.0,
+    "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
+    "zero_allow_untested_optimizer": True,
+    "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000},
+    "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.01, "warmup_max_lr": 0.1, "warmup_type": "linear"}},
+}
 REFUSED = [
-    ("D01", {"elasticity": {}}), ("D01", {"nebula": {"enabled": False}}), ("D01", {"zero_optimization.mics_shard_size": 2}),
-    ("D04", {"train_batch_size": "many"}), ("D49", {"train_batch_size": None}),
+    ("D01", {"elasticity": {}}),
+    ("D01", {"nebula": {"enabled": False}}),
+    ("D01", {"zero_optimization.mics_shard_size": 2}),
+    ("D04", {"train_batch_size": "many"}),
+    ("D49", {"train_batch_size": None}),
     ("D49", {"train_batch_size": 3, "train_micro_batch_size_per_gpu": 2}),
-    ("D06", {"optimizer.type": "sgd"}), ("D06", {"optimizer.type": "OneBitAdam"}), ("D06", {"optimizer.type": "LARS"}),
-    ("D15", {"fp16.enabled": True, "bf16.enabled": True}), ("D17", {"zero_optimization.stage": 4}),
-    ("D18", {"zero_allow_untested_optimizer": None}), ("D26", {"scheduler.params.warmup_typ": "linear"}),
-    ("D31", {"zero_optimization.bucket": 1}), ("D31", {"fp16.dtype": 1}), ("D31", {"compile.enabled": True}),
+    ("D06", {"optimizer.type": "sgd"}),
+    ("D06", {"optimizer.type": "OneBitAdam"}),
+    ("D06", {"optimizer.type": "LARS"}),
+    ("D15", {"fp16.enabled": True, "bf16.enabled": True}),
+    ("D17", {"zero_optimization.stage": 4}),
+    ("D18", {"zero_allow_untested_optimizer": None}),
+    ("D26", {"scheduler.params.warmup_typ": "linear"}),
+    ("D31", {"zero_optimization.bucket": 1}),
+    ("D31", {"fp16.dtype": 1}),
+    ("D31", {"compile.enabled": True}),
     ("D33", {"optimizer.params.max_grad_norm": 1.0}),
     ("D34", {"zero_optimization.stage": 2, "prescale_gradients": True}),
     ("D34", {"zero_optimization.stage": 2, "gradient_predivide_factor": 2.0}),
     ("D35", {"zero_optimization.stage": 0, "data_types.grad_accum_dtype": "bf16"}),
     ("D36", {"fp16.fp16_master_weights_and_grads": True, "fp16.enabled": True}),
-    ("D45", {"scheduler.params": None}), ("D45", {"scheduler.type": "WarmupDecayLR"}),
-    ("D46", {"scheduler.params.warmup_num_steps": 5.0}), ("D47", {"scheduler": {"type": "StepLR", "params": {"step_size": 9}}}),
-    ("D48", {"scheduler.type": "WarmupLr"}), ("D29", {"scheduler": "WarmupLR"}),
+    ("D45", {"scheduler.params": None}),
+    ("D45", {"scheduler.type": "WarmupDecayLR"}),
+    ("D46", {"scheduler.params.warmup_num_steps": 5.0}),
+    ("D47", {"scheduler": {"type": "StepLR", "params": {"step_size": 9}}}),
+    ("D48", {"scheduler.type": "WarmupLr"}),
+    ("D29", {"scheduler": "WarmupLR"}),
 ]
 
 
@@ -155,12 +181,14 @@ def plain_deepspeed(monkeypatch):
     from deepspeed.accelerator import get_accelerator
 
     from lbsgd.train.engine import start_processes
+
     start_processes()
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
 
     def initialize(config):
         model = torch.nn.Linear(4, 2)
         return deepspeed.initialize(model=model, model_parameters=model.parameters(), config=copy.deepcopy(config))[0]
+
     return initialize
 
 
@@ -177,6 +205,7 @@ def test_deepspeed_refuses_what_is_called_an_error(plain_deepspeed, code, change
 
 def test_an_elastic_checkpoint_of_sgd_fails_only_when_it_is_loaded(plain_deepspeed, tmp_path):
     import torch
+
     config = with_changes({"zero_optimization.elastic_checkpoint": True})
     assert errors(config) == ["D37"]
     for changes in (config, corrected(config)):
@@ -194,7 +223,9 @@ def test_deepspeed_takes_what_has_no_error(plain_deepspeed):
     assert codes(SGD) == ["D30"]  # a note: dead where the program passes an optimizer
     plain_deepspeed(SGD)
     assert errors(with_changes({"data_types.zzz": 1})) == []
-    plain_deepspeed(with_changes({"data_types.zzz": 1, "optimizer.zzz": 1, "scheduler.zzz": 1, "zzz": 1}))  # D32, D03: silence
+    plain_deepspeed(
+        with_changes({"data_types.zzz": 1, "optimizer.zzz": 1, "scheduler.zzz": 1, "zzz": 1})
+    )  # D32, D03: silence
 
 
 def test_the_tables_of_keys_are_deepspeeds_own():
@@ -205,9 +236,18 @@ def test_the_tables_of_keys_are_deepspeeds_own():
     from deepspeed.runtime import config, lr_schedules
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    blocks = {"fp16": DeepSpeedFP16Config, "bf16": DeepSpeedBF16Config, "zero_optimization": DeepSpeedZeroConfig,
-              "compile": CompileConfig, "tensorboard": TensorBoardConfig, "wandb": WandbConfig, "csv_monitor": CSVConfig,
-              "comet": CometConfig, "comms_logger": CommsLoggerConfig}
+
+    blocks = {
+        "fp16": DeepSpeedFP16Config,
+        "bf16": DeepSpeedBF16Config,
+        "zero_optimization": DeepSpeedZeroConfig,
+        "compile": CompileConfig,
+        "tensorboard": TensorBoardConfig,
+        "wandb": WandbConfig,
+        "csv_monitor": CSVConfig,
+        "comet": CometConfig,
+        "comms_logger": CommsLoggerConfig,
+    }
     for name, model in blocks.items():
         fields = {each for key, field in model.model_fields.items() for each in (key, field.alias) if each}
         assert keys.STRICT_BLOCKS[name] == fields, name
@@ -250,8 +290,12 @@ def test_fix_writes_the_corrected_file_and_says_what_changed(tmp_path, capsys):
     path.write_text((FOREIGN / "resnet_sgd_zero1.json").read_text())
     assert main(["check", "--fix", str(path)]) == 0
     out = capsys.readouterr().out
-    for line in ("gradient_clipping: (none) -> 0.0", "scheduler.params.warmup_num_steps: 3125.0 -> 3125",
-                 'scheduler.params.warmup_type: (none) -> "linear"', "zero_allow_untested_optimizer: (none) -> true"):
+    for line in (
+        "gradient_clipping: (none) -> 0.0",
+        "scheduler.params.warmup_num_steps: 3125.0 -> 3125",
+        'scheduler.params.warmup_type: (none) -> "linear"',
+        "zero_allow_untested_optimizer: (none) -> true",
+    ):
         assert line in out
     assert errors(read_json(path)) == []
     before = path.read_bytes()
@@ -274,16 +318,59 @@ def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
 
 # --- anything at all ----------------------------------------------------------------------------------------------------
 
-words = st.sampled_from(sorted(keys.TOP_LEVEL_KEYS | keys.REMOVED_KEYS | keys.STRICT_BLOCKS["zero_optimization"]
-                               | keys.STRICT_BLOCKS["fp16"] | set(EXPECTED) | {
-    "type", "params", "lr", "stage", "enabled", "warmup_type", "warmup_num_steps", "epochs", "num_images", "warmup", "kind",
-    "linear_scaling", "base_lr", "base_batch", "rule", "batch_norm", "per_worker_batch", "device", "dtype", "SGD", "WarmupLR", "",
-    "auto", "linear", "gradual", "none", "a.b", "é\n"}))
-leaves = st.one_of(st.none(), st.booleans(), words, st.integers(), st.integers(10**300, 10**320), st.floats(), st.text(max_size=5))
-values = st.recursive(leaves, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(words, inner, max_size=4)),
-                      max_leaves=12)
-BASES = [edited(), edited("256"), edited("digits"), *(read_json(path) for path in sorted(FOREIGN.glob("*.json"))
-                                                     if path.stem not in ("twice", "with_comments"))]
+words = st.sampled_from(
+    sorted(
+        keys.TOP_LEVEL_KEYS
+        | keys.REMOVED_KEYS
+        | keys.STRICT_BLOCKS["zero_optimization"]
+        | keys.STRICT_BLOCKS["fp16"]
+        | set(EXPECTED)
+        | {
+            "type",
+            "params",
+            "lr",
+            "stage",
+            "enabled",
+            "warmup_type",
+            "warmup_num_steps",
+            "epochs",
+            "num_images",
+            "warmup",
+            "kind",
+            "linear_scaling",
+            "base_lr",
+            "base_batch",
+            "rule",
+            "batch_norm",
+            "per_worker_batch",
+            "device",
+            "dtype",
+            "SGD",
+            "WarmupLR",
+            "",
+            "auto",
+            "linear",
+            "gradual",
+            "none",
+            "a.b",
+            "é\n",
+        }
+    )
+)
+leaves = st.one_of(
+    st.none(), st.booleans(), words, st.integers(), st.integers(10**300, 10**320), st.floats(), st.text(max_size=5)
+)
+values = st.recursive(
+    leaves,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(words, inner, max_size=4)),
+    max_leaves=12,
+)
+BASES = [
+    edited(),
+    edited("256"),
+    edited("digits"),
+    *(read_json(path) for path in sorted(FOREIGN.glob("*.json")) if path.stem not in ("twice", "with_comments")),
+]
 
 
 NOWHERE = Console(file=open(os.devnull, "w", encoding="utf-8"), highlight=False, width=200)
@@ -339,8 +426,17 @@ def test_ten_thousand_files_make_no_traceback(config):
 
 
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
-@given(st.lists(st.builds("{}={}".format, st.sampled_from(sorted(paths(BASES[0]))), st.one_of(
-    values.map(lambda value: json.dumps(value, default=str)), st.text(max_size=9))), min_size=1, max_size=3))
+@given(
+    st.lists(
+        st.builds(
+            "{}={}".format,
+            st.sampled_from(sorted(paths(BASES[0]))),
+            st.one_of(values.map(lambda value: json.dumps(value, default=str)), st.text(max_size=9)),
+        ),
+        min_size=1,
+        max_size=3,
+    )
+)
 def test_no_setting_makes_a_traceback(texts):
     try:
         Plan.read(BASES[0], 1, overrides=Overrides(settings=tuple(texts)))
@@ -349,9 +445,18 @@ def test_no_setting_makes_a_traceback(texts):
 
 
 @settings(max_examples=200, suppress_health_check=list(HealthCheck))
-@given(st.one_of(st.binary(max_size=200), st.text(max_size=200).map(str.encode),
-                 st.builds(lambda text, at, junk: text[:at] + junk + text[at:], st.sampled_from(
-                     [path.read_bytes() for path in sorted(FOREIGN.glob("*.json"))]), st.integers(0, 800), st.binary(max_size=9))))
+@given(
+    st.one_of(
+        st.binary(max_size=200),
+        st.text(max_size=200).map(str.encode),
+        st.builds(
+            lambda text, at, junk: text[:at] + junk + text[at:],
+            st.sampled_from([path.read_bytes() for path in sorted(FOREIGN.glob("*.json"))]),
+            st.integers(0, 800),
+            st.binary(max_size=9),
+        ),
+    )
+)
 def test_no_bytes_make_a_traceback(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_bytes(data)

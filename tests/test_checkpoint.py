@@ -13,8 +13,11 @@ from lbsgd.train.random_states import random_states, restore_random_states
 
 
 def saved(folder, iteration, value=1.0):
-    tensors = {"weights": {"w": torch.full((3, 2), value), "count": torch.tensor(4)}, "momentum": {"w": torch.ones(3, 2)},
-               "random": random_states(rank=0)}
+    tensors = {
+        "weights": {"w": torch.full((3, 2), value), "count": torch.tensor(4)},
+        "momentum": {"w": torch.ones(3, 2)},
+        "random": random_states(rank=0),
+    }
     return checkpoint.save(folder, iteration, tensors, {"counters": {"iteration": iteration}, "identity": {"seed": 0}})
 
 
@@ -30,7 +33,10 @@ def test_the_newest_three_are_kept_and_the_newest_is_found(tmp_path):
     for iteration in (1, 2, 30, 4, 100):
         saved(tmp_path, iteration)
     assert [path.name for path in checkpoint.complete(tmp_path)] == [
-        "iteration_00000004", "iteration_00000030", "iteration_00000100"]
+        "iteration_00000004",
+        "iteration_00000030",
+        "iteration_00000100",
+    ]
     assert checkpoint.newest(tmp_path).name == "iteration_00000100"
     assert checkpoint.newest(tmp_path / "nothing") is None
 
@@ -62,7 +68,11 @@ def test_a_folder_without_manifest_was_damaged_and_the_one_before_it_serves(tmp_
     (damaged / "manifest.json").unlink()
     _, state = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
     assert state["counters"] == {"iteration": 1}
-    assert said[0].startswith("warning: ") and str(damaged / "manifest.json") in said[0] and "going on from the one" in said[0]
+    assert (
+        said[0].startswith("warning: ")
+        and str(damaged / "manifest.json") in said[0]
+        and "going on from the one" in said[0]
+    )
 
 
 def test_folders_that_all_lack_their_manifest_are_named_rather_than_taken_for_none(tmp_path):
@@ -122,10 +132,14 @@ def test_another_format_is_refused(tmp_path):
 def test_the_first_difference_between_two_runs_is_named(tmp_path):
     here = {"recipe": {"seed": 0}, "network": {"fc.weight": [10, 512]}}
     checkpoint.require_same(tmp_path, here, json.loads(json.dumps(here)), "")
-    for there, words in [({"recipe": {"seed": 1}, "network": here["network"]}, "recipe.seed is 1 there and 0 here"),
-                         ({"recipe": {"seed": 0}, "network": {"fc.weight": [1000, 512]}},
-                          r"network.fc.weight is \[1000, 512\] there and \[10, 512\] here"),
-                         ({"recipe": {"seed": 0}, "network": {}}, "network.fc.weight is null there")]:
+    for there, words in [
+        ({"recipe": {"seed": 1}, "network": here["network"]}, "recipe.seed is 1 there and 0 here"),
+        (
+            {"recipe": {"seed": 0}, "network": {"fc.weight": [1000, 512]}},
+            r"network.fc.weight is \[1000, 512\] there and \[10, 512\] here",
+        ),
+        ({"recipe": {"seed": 0}, "network": {}}, "network.fc.weight is null there"),
+    ]:
         with pytest.raises(CheckpointError, match=words):
             checkpoint.require_same(tmp_path, there, here, "")
 

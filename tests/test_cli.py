@@ -16,15 +16,22 @@ EIGHT_K = str(ROOT / "ds_configs/8k.json")
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, "COLUMNS": "140"})
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "140"},
+    )
 
 
 def cpu_seconds(*arguments):
     """CPU time of a command, the least of three: machines are shared."""
+
     def children():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
+
     times = []
     for _ in range(3):
         before = children()
@@ -39,10 +46,25 @@ def cpu_seconds(*arguments):
 def test_plan_says_what_the_papers_run_is(capsys):
     assert main(["plan", EIGHT_K, "--gpus", "256"]) == 0
     out = capsys.readouterr().out
-    for words in ("kn = 8,192 images = k 256 workers x n 32", "η = 3.2", "156 an epoch of 1,281,167 images, 14,040 in 90 epochs",
-                  "world size 256 x micro batch 32 x 1 pass\n", "0 to 780", "by 0.00397 an iteration", "30 to 60",
-                  "12,480 to 14,040", "0.0032", "23.74 ± 0.09 %", "estimated", "> ZeRO-1", "51 MB of gradients in 5 buckets", "ring",
-                  "halving/doubling", "without overlap", "32 servers of 8 GPUs, 50 Gbit/s"):
+    for words in (
+        "kn = 8,192 images = k 256 workers x n 32",
+        "η = 3.2",
+        "156 an epoch of 1,281,167 images, 14,040 in 90 epochs",
+        "world size 256 x micro batch 32 x 1 pass\n",
+        "0 to 780",
+        "by 0.00397 an iteration",
+        "30 to 60",
+        "12,480 to 14,040",
+        "0.0032",
+        "23.74 ± 0.09 %",
+        "estimated",
+        "> ZeRO-1",
+        "51 MB of gradients in 5 buckets",
+        "ring",
+        "halving/doubling",
+        "without overlap",
+        "32 servers of 8 GPUs, 50 Gbit/s",
+    ):
         assert words in out, words
 
 
@@ -51,25 +73,34 @@ def test_the_picture_in_the_terminal_rises_holds_and_falls_by_tens(capsys):
     rows = [line.split("┤")[1] for line in capsys.readouterr().out.splitlines() if "┤" in line]
     assert len(rows) == 9 and all(len(row) == 72 for row in rows)
     heights = [sum(" ▁▂▃▄▅▆▇█".index(row[column]) for row in rows) for column in range(72)]
-    assert heights[:4] == sorted(heights[:4]) and heights[3] < heights[10] == max(heights)   # 5 of 90 epochs are 4 columns
+    assert heights[:4] == sorted(heights[:4]) and heights[3] < heights[10] == max(
+        heights
+    )  # 5 of 90 epochs are 4 columns
     drops = [column for column in range(5, 72) if heights[column] < heights[column - 1]]
-    assert drops == [24, 48, 64]                                                             # epochs 30, 60 and 80
+    assert drops == [24, 48, 64]  # epochs 30, 60 and 80
     steps = [heights[column - 1] - heights[column] for column in drops]
-    assert max(steps) - min(steps) <= 1 < min(steps)                                         # each a tenth, on a logarithmic axis
+    assert max(steps) - min(steps) <= 1 < min(steps)  # each a tenth, on a logarithmic axis
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["ablations/8k_constant_warmup.json"], ["0.1 ", "2.14 points"]),
-    (["ablations/8k_fixed_lr.json"], ["η = 0.1", "17.93 points"]),
-    (["digits.json", "--gpus", "2", "--model", "resnet18"], ["11 an epoch of 1,437", "resnet18"]),
-    (["64.json"], ["on 2 GPUs"]),
-    (["8k_fp32.json", "--gpus", "8"], ["no: at stage 0", "1 server"]),
-    (["8k.json", "--gpus", "8", "--set", "train_batch_size=4096", "--set", "lbsgd.warmup.epochs=2"],
-     ["optimizer.params.lr: 3.2 -> 1.6", "warmup_num_steps: 780 -> 624"]),
-    (["8k.json", "--gpus", "4", "--images", "100000"], ["12 an epoch of 100,000"]),
-    (["8k.json", "--images_per_second", "2500", "--link_gbit", "400", "--gpus_per_server", "4"],
-     ["2500 images/s, as given", "64 servers"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["ablations/8k_constant_warmup.json"], ["0.1 ", "2.14 points"]),
+        (["ablations/8k_fixed_lr.json"], ["η = 0.1", "17.93 points"]),
+        (["digits.json", "--gpus", "2", "--model", "resnet18"], ["11 an epoch of 1,437", "resnet18"]),
+        (["64.json"], ["on 2 GPUs"]),
+        (["8k_fp32.json", "--gpus", "8"], ["no: at stage 0", "1 server"]),
+        (
+            ["8k.json", "--gpus", "8", "--set", "train_batch_size=4096", "--set", "lbsgd.warmup.epochs=2"],
+            ["optimizer.params.lr: 3.2 -> 1.6", "warmup_num_steps: 780 -> 624"],
+        ),
+        (["8k.json", "--gpus", "4", "--images", "100000"], ["12 an epoch of 100,000"]),
+        (
+            ["8k.json", "--images_per_second", "2500", "--link_gbit", "400", "--gpus_per_server", "4"],
+            ["2500 images/s, as given", "64 servers"],
+        ),
+    ],
+)
 def test_plan_shows_any_shipped_file_on_any_machine(capsys, arguments, words):
     assert main(["plan", str(ROOT / "ds_configs" / arguments[0]), *arguments[1:]]) == 0
     out = " ".join(capsys.readouterr().out.split(" "))
@@ -87,29 +118,36 @@ def test_plan_for_machines_is_json(capsys):
 def test_plan_draws_the_schedule(tmp_path, capsys):
     for name, form in (("8k.png", b"\x89PNG"), ("8k.pdf", b"%PDF")):
         assert main(["plan", EIGHT_K, "--png", str(tmp_path / name)]) == 0
-        assert (tmp_path / name).read_bytes().startswith(form) and str(tmp_path / name) in capsys.readouterr().out.replace("\n", "")
+        assert (tmp_path / name).read_bytes().startswith(form) and str(
+            tmp_path / name
+        ) in capsys.readouterr().out.replace("\n", "")
     assert main(["plan", str(ROOT / "ds_configs/256.json"), "--png", str(tmp_path / "256.png")]) == 0
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (["plan", "nothing.json"], ["nothing.json", "cannot be read"]),
-    (["plan", EIGHT_K, "--gpus", "3"], ["256 workers", "fit: 1, 2, 4"]),
-    (["plan", EIGHT_K, "--set", "optimizer.params.lr=1"], ["follows"]),
-    (["plan", EIGHT_K, "--set", "lbsgd.epochs"], ["lbsgd.warmup.epochs=2"]),
-    (["plan", EIGHT_K, "--set", "train_batch_size=many"], ["train_batch_size", "'many'"]),
-    (["plan", EIGHT_K, "--model", "vit"], ["vit", "resnet50"]),
-    (["plan", EIGHT_K, "--png", "schedule.txt"], ["schedule.txt", ".png"]),
-    (["plan", EIGHT_K, "--png", "/no/such/folder/a.png"], ["/no/such/folder/a.png", "cannot be written"]),
-    (["plan", str(ROOT / "tests/fixtures/foreign/lowercase_sgd.json")], ["optimizer.type", "SGD"]),
-    (["plan", str(ROOT / "tests/fixtures/foreign/nothing_to_say.json")], ["lbsgd"]),
-    (["config"], ["--global_batch 8192"]),
-    (["config", "--global_batch", "100"], ["96 or 128"]),
-    (["config", "--global_batch", "256", "--output", "/no/such/folder/a.json"], ["/no/such/folder/a.json"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["plan", "nothing.json"], ["nothing.json", "cannot be read"]),
+        (["plan", EIGHT_K, "--gpus", "3"], ["256 workers", "fit: 1, 2, 4"]),
+        (["plan", EIGHT_K, "--set", "optimizer.params.lr=1"], ["follows"]),
+        (["plan", EIGHT_K, "--set", "lbsgd.epochs"], ["lbsgd.warmup.epochs=2"]),
+        (["plan", EIGHT_K, "--set", "train_batch_size=many"], ["train_batch_size", "'many'"]),
+        (["plan", EIGHT_K, "--model", "vit"], ["vit", "resnet50"]),
+        (["plan", EIGHT_K, "--png", "schedule.txt"], ["schedule.txt", ".png"]),
+        (["plan", EIGHT_K, "--png", "/no/such/folder/a.png"], ["/no/such/folder/a.png", "cannot be written"]),
+        (["plan", str(ROOT / "tests/fixtures/foreign/lowercase_sgd.json")], ["optimizer.type", "SGD"]),
+        (["plan", str(ROOT / "tests/fixtures/foreign/nothing_to_say.json")], ["lbsgd"]),
+        (["config"], ["--global_batch 8192"]),
+        (["config", "--global_batch", "100"], ["96 or 128"]),
+        (["config", "--global_batch", "256", "--output", "/no/such/folder/a.json"], ["/no/such/folder/a.json"]),
+    ],
+)
 def test_what_cannot_be_is_one_line_each_and_exit_code_2(capsys, arguments, words):
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert all(line.startswith("error: ") for line in error.splitlines()) and all(word in error for word in words), error
+    assert all(line.startswith("error: ") for line in error.splitlines()) and all(word in error for word in words), (
+        error
+    )
 
 
 # --- the command itself -------------------------------------------------------------------------------------------------
@@ -127,8 +165,11 @@ def test_check_starts_in_half_a_second(command):
 
 def test_import_takes_no_time_and_loads_nothing_heavy():
     assert cpu_seconds("-c", "import lbsgd") < 0.3
-    loaded = run("-c", "import lbsgd, lbsgd.commands.main, sys; lbsgd.commands.main.main(['plan', 'ds_configs/8k.json', '--json']); "
-                 "lbsgd.Plan, lbsgd.LargeMinibatchSGD; print(*sys.modules)").stdout.split()
+    loaded = run(
+        "-c",
+        "import lbsgd, lbsgd.commands.main, sys; lbsgd.commands.main.main(['plan', 'ds_configs/8k.json', '--json']); "
+        "lbsgd.Plan, lbsgd.LargeMinibatchSGD; print(*sys.modules)",
+    ).stdout.split()
     assert "lbsgd.config.plan" in loaded
     assert not {"torch", "deepspeed", "torchvision", "ffcv", "matplotlib", "numpy", "psutil"} & set(loaded)
     assert "torch" in run("-c", "import lbsgd, sys; lbsgd.decay_groups; print(*sys.modules)").stdout.split()
@@ -136,8 +177,11 @@ def test_import_takes_no_time_and_loads_nothing_heavy():
 
 def test_the_thin_files_and_the_module_are_one_command():
     for command in (["-m", "lbsgd", "config"], ["tools/config.py"]):
-        assert run(*command, "--global_batch", 512, "--precision", "bf16").stdout == run(
-            "-m", "lbsgd", "config", "--global_batch", 512, "--precision", "bf16").stdout != ""
+        assert (
+            run(*command, "--global_batch", 512, "--precision", "bf16").stdout
+            == run("-m", "lbsgd", "config", "--global_batch", 512, "--precision", "bf16").stdout
+            != ""
+        )
 
 
 def test_help_names_every_command():
@@ -148,6 +192,7 @@ def test_help_names_every_command():
 
 def test_the_console_command_is_this_one():
     from configparser import ConfigParser
+
     setup = ConfigParser()
     setup.read(ROOT / "setup.cfg")
     assert setup["options.entry_points"]["console_scripts"].strip() == "lbsgd = lbsgd.commands.main:main"
@@ -162,6 +207,7 @@ def test_resnet101_is_a_recipe_like_resnet50():
 
     from lbsgd.commands.plan_memory import NETWORKS
     from lbsgd.config.plan import Plan
+
     with torch.device("meta"):
         model = names["network"](1000, Plan.read(EIGHT_K, 8))
     assert sum(p.numel() for p in model.parameters()) == NETWORKS["resnet101"].num_parameters

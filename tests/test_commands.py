@@ -29,11 +29,30 @@ DIGITS = str(ROOT / "ds_configs/digits.json")
 
 def command(*arguments, **environment):
     """Runs a command in the repository's folder, on the CPU."""
-    kept = {name: value for name, value in os.environ.items()
-            if name not in ("IMAGENET_DIR", "IMAGENET_FFCV_DIR", "RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR",
-                            "LOCAL_RANK", "LOCAL_SIZE", "CUDA_VISIBLE_DEVICES")}
-    return subprocess.run([str(argument) for argument in arguments], cwd=ROOT, capture_output=True, text=True, timeout=400,
-                          env={**kept, **environment})
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name
+        not in (
+            "IMAGENET_DIR",
+            "IMAGENET_FFCV_DIR",
+            "RANK",
+            "WORLD_SIZE",
+            "MASTER_PORT",
+            "MASTER_ADDR",
+            "LOCAL_RANK",
+            "LOCAL_SIZE",
+            "CUDA_VISIBLE_DEVICES",
+        )
+    }
+    return subprocess.run(
+        [str(argument) for argument in arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**kept, **environment},
+    )
 
 
 def recipe(*arguments, **environment):
@@ -42,8 +61,18 @@ def recipe(*arguments, **environment):
 
 
 def launched(slots, *arguments, **environment):
-    return command(LAUNCHER, "--quiet", "--num_accelerators", slots, "--master_port", free_port(), RECIPE,
-                   "--deepspeed_config", *arguments, **environment)
+    return command(
+        LAUNCHER,
+        "--quiet",
+        "--num_accelerators",
+        slots,
+        "--master_port",
+        free_port(),
+        RECIPE,
+        "--deepspeed_config",
+        *arguments,
+        **environment,
+    )
 
 
 def refused(done, *words, code=2):
@@ -67,7 +96,9 @@ def test_without_data_one_line_says_what_was_looked_for_and_what_to_run(tmp_path
 
 def test_the_converter_without_a_source_says_what_was_looked_for(tmp_path):
     converter = [sys.executable, "tools/convert_imagenet_to_ffcv.py"]
-    refused(command(*converter, "--data_dir", tmp_path / "out", IMAGENET_DIR=str(tmp_path / "jpegs")), tmp_path / "jpegs")
+    refused(
+        command(*converter, "--data_dir", tmp_path / "out", IMAGENET_DIR=str(tmp_path / "jpegs")), tmp_path / "jpegs"
+    )
     assert not (tmp_path / "out").exists()
 
 
@@ -99,8 +130,13 @@ def with_labels(path, change):
     labels = beton.BetonFile.open(path).labels
     header = np.fromfile(path, dtype=beton.HEADER, count=1)[0]
     record = np.dtype([("image", beton.IMAGE), ("label", beton.LABEL)], align=True)
-    table = np.memmap(path, dtype=record, mode="r+", shape=(int(header["num_images"]),),
-                      offset=beton.HEADER.itemsize + 2 * beton.FIELD.itemsize)
+    table = np.memmap(
+        path,
+        dtype=record,
+        mode="r+",
+        shape=(int(header["num_images"]),),
+        offset=beton.HEADER.itemsize + 2 * beton.FIELD.itemsize,
+    )
     assert (table["label"] == labels).all()
     table["label"] = change(labels.copy())
     table.flush()
@@ -121,10 +157,13 @@ def test_a_validation_set_of_another_data_set_is_refused(spoilt):
     refused(recipe(DIGITS, "--data_dir", spoilt), "val.beton", "manifest.json")
 
 
-@pytest.mark.parametrize("text, words", [
-    ('{"train_batch_size": 128,}', ["line 1"]),
-    (None, ["train_batch_sise", "did you mean train_batch_size"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"train_batch_size": 128,}', ["line 1"]),
+        (None, ["train_batch_sise", "did you mean train_batch_size"]),
+    ],
+)
 def test_a_json_that_does_not_parse_or_has_a_typo_is_refused(tmp_path, text, words):
     config = read_json(DIGITS)
     config["train_batch_sise"] = 128
@@ -145,8 +184,17 @@ def test_a_port_that_is_taken_is_one_line(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = recipe(DIGITS, "--fake_data", "--output_dir", tmp_path, RANK="0", WORLD_SIZE="1", LOCAL_RANK="0",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=str(taken.getsockname()[1]))
+        done = recipe(
+            DIGITS,
+            "--fake_data",
+            "--output_dir",
+            tmp_path,
+            RANK="0",
+            WORLD_SIZE="1",
+            LOCAL_RANK="0",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(taken.getsockname()[1]),
+        )
     refused(done, "--master_port")
 
 
@@ -165,8 +213,17 @@ def test_an_unexpected_number_of_processes_is_refused():
 
 def test_a_missing_hostfile_is_refused_and_no_rank_hangs(tmp_path):
     """DeepSpeed itself only warns and would train on one host."""
-    done = command(LAUNCHER, "--hostfile", tmp_path / "hosts", "--num_accelerators", 2, RECIPE, "--deepspeed_config",
-                   ROOT / "ds_configs/8k.json", "--fake_data")
+    done = command(
+        LAUNCHER,
+        "--hostfile",
+        tmp_path / "hosts",
+        "--num_accelerators",
+        2,
+        RECIPE,
+        "--deepspeed_config",
+        ROOT / "ds_configs/8k.json",
+        "--fake_data",
+    )
     refused(done, tmp_path / "hosts", "does not exist")
 
 
@@ -184,9 +241,25 @@ def test_help_shows_the_command_and_every_flag():
     done = recipe(DIGITS, "--help")
     assert done.returncode == 0
     assert "deepspeed --hostfile hosts recipes/resnet50.py --deepspeed_config ds_configs/8k.json" in done.stdout
-    for flag in ("--output_dir", "--resume", "--evaluate_only", "--epochs", "--max_iterations", "--global_batch",
-                 "--micro_batch", "--resolution", "--precision", "--loader_threads", "--seed", "--fake_data",
-                 "--data_dir", "--expect_world_size", "--checkpoint_every", "--hang_timeout", "--in_memory"):
+    for flag in (
+        "--output_dir",
+        "--resume",
+        "--evaluate_only",
+        "--epochs",
+        "--max_iterations",
+        "--global_batch",
+        "--micro_batch",
+        "--resolution",
+        "--precision",
+        "--loader_threads",
+        "--seed",
+        "--fake_data",
+        "--data_dir",
+        "--expect_world_size",
+        "--checkpoint_every",
+        "--hang_timeout",
+        "--in_memory",
+    ):
         assert flag in done.stdout
 
 
@@ -199,8 +272,11 @@ SMALL = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}
 def small(tmp_path_factory):
     """The digits' recipe with k = 4 workers of 4 images: iterations of a tenth of a second, 89 an epoch."""
     config = {**read_json(DIGITS), **SMALL, "steps_per_print": 1}
-    config["lbsgd"] |= {"epochs": 2, "linear_scaling": {"rule": "linear", "base_lr": 0.01, "base_batch": 4},
-                        "decay": {"epochs": [], "factor": 0.1}}
+    config["lbsgd"] |= {
+        "epochs": 2,
+        "linear_scaling": {"rule": "linear", "base_lr": 0.01, "base_batch": 4},
+        "decay": {"epochs": [], "factor": 0.1},
+    }
     config["lbsgd"]["batch_norm"] |= {"per_worker_batch": 4}
     config["optimizer"]["params"]["lr"] = 0.04
     config["scheduler"]["params"] |= {"warmup_min_lr": 0.01, "warmup_max_lr": 0.04, "warmup_num_steps": 89}
@@ -223,7 +299,9 @@ def fake_run(small, tmp_path_factory):
 def test_two_runs_with_the_same_seed_log_identical_losses(small, fake_run, tmp_path):
     done = launched(2, small, "--fake_data", "--max_iterations", 3, "--output_dir", tmp_path / "again")
     assert done.returncode == 0, done.stderr
-    losses = [[record["train_loss"] for record in read_run(folder).iterations] for folder in (fake_run, tmp_path / "again")]
+    losses = [
+        [record["train_loss"] for record in read_run(folder).iterations] for folder in (fake_run, tmp_path / "again")
+    ]
     assert len(losses[0]) == 3 and losses[0] == losses[1]
 
 
@@ -231,7 +309,9 @@ def test_the_log_begins_with_the_plan_and_the_environment(fake_run):
     run = read_run(fake_run).run
     assert run["model"] == "resnet50" and run["global_batch"] == 16 and run["iterations_per_epoch"] == 89
     assert run["environment"]["packages"]["deepspeed"] == "0.19.8" and run["world_size"] == 2
-    assert [record["lr"] for record in read_run(fake_run).iterations] == [pytest.approx(0.01 + 0.03 * t / 89) for t in range(3)]
+    assert [record["lr"] for record in read_run(fake_run).iterations] == [
+        pytest.approx(0.01 + 0.03 * t / 89) for t in range(3)
+    ]
 
 
 def test_tensorboard_has_the_numbers_of_the_log_when_the_json_asks(small, fake_run):
@@ -242,7 +322,9 @@ def test_tensorboard_has_the_numbers_of_the_log_when_the_json_asks(small, fake_r
     for name in ("lr", "train_loss", "images_per_second", "data_wait_pct"):
         shown = events.Scalars(f"lbsgd/{name}")
         assert [event.step for event in shown] == [16, 32, 48]  # images seen
-        assert [event.value for event in shown] == pytest.approx([record[name] for record in read_run(fake_run).iterations])
+        assert [event.value for event in shown] == pytest.approx(
+            [record[name] for record in read_run(fake_run).iterations]
+        )
 
 
 def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fake_run, tmp_path):
@@ -266,9 +348,13 @@ def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fa
 
 def test_a_checkpoint_of_another_network_is_refused(small, fake_run):
     """The same recipe as a ResNet-18: the first layer that differs is named."""
-    code = ("import sys; from lbsgd.train.run import main; from lbsgd.algorithm.resnet import resnet; sys.argv = ['r18', *sys.argv[1:]]; "
-            "main('resnet18', lambda classes, plan: resnet('resnet18', classes), '')")
-    done = command(sys.executable, "-c", code, "--deepspeed_config", small, "--fake_data", "--resume", "--output_dir", fake_run)
+    code = (
+        "import sys; from lbsgd.train.run import main; from lbsgd.algorithm.resnet import resnet; sys.argv = ['r18', *sys.argv[1:]]; "
+        "main('resnet18', lambda classes, plan: resnet('resnet18', classes), '')"
+    )
+    done = command(
+        sys.executable, "-c", code, "--deepspeed_config", small, "--fake_data", "--resume", "--output_dir", fake_run
+    )
     refused(done, "network.", "there", "here")
 
 
@@ -278,7 +364,9 @@ def test_resume_without_a_checkpoint_says_so_and_starts_and_evaluate_only_refuse
     assert done.returncode == 0 and "no complete checkpoint" in done.stdout and "starting anew" in done.stdout
 
 
-def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_keeps_the_checkpoint(small, fake_run, tmp_path):
+def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_keeps_the_checkpoint(
+    small, fake_run, tmp_path
+):
     """An lr of 1e9 from iteration 0 on: the loss of iteration 2 is not a number."""
     config = read_json(small)
     config["lbsgd"] |= {"linear_scaling": {"rule": "fixed", "base_lr": 1e9, "base_batch": 4}}
@@ -301,8 +389,15 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
     network = torchvision.models.resnet50(num_classes=10)
     network.load_state_dict(torch.load(tmp_path / "run/weights.pt"))
     network.eval()
-    images = EvalLoader(beton.BetonFile.open(Path(digits_data) / "val.beton"), world_size=1, rank=0, batch=60, resolution=32,
-                        threads=1, device="cpu")
+    images = EvalLoader(
+        beton.BetonFile.open(Path(digits_data) / "val.beton"),
+        world_size=1,
+        rank=0,
+        batch=60,
+        resolution=32,
+        threads=1,
+        device="cpu",
+    )
     with torch.no_grad(), closing(images):
         correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in images)
     assert correct == epoch["val_correct_top1"]
@@ -321,16 +416,30 @@ def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
     assert setup == "make setup && . .venv/bin/activate"
 
     def run(line, *more):
-        for name, other in (("/data/imagenet_ffcv", tmp_path / "ffcv"), ("/data/imagenet", tmp_path / "imagenet"),
-                            ("ds_configs/8k.json", small), ("hostfile hosts", f"hostfile {tmp_path / 'hosts'}")):
+        for name, other in (
+            ("/data/imagenet_ffcv", tmp_path / "ffcv"),
+            ("/data/imagenet", tmp_path / "imagenet"),
+            ("ds_configs/8k.json", small),
+            ("hostfile hosts", f"hostfile {tmp_path / 'hosts'}"),
+        ):
             line = line.replace(name, str(other))
         program, *arguments = shlex.split(line)
         done = command(Path(sys.executable).with_name(program), *more[:3], *arguments, *more[3:])
         assert done.returncode == 0, done.stdout + done.stderr
 
     run(convert)
-    run(train, "--no_ssh_check", "--master_addr", "127.0.0.1", "--set", "train_batch_size=8", "--max_iterations", 1,
-        "--output_dir", tmp_path / "run")
+    run(
+        train,
+        "--no_ssh_check",
+        "--master_addr",
+        "127.0.0.1",
+        "--set",
+        "train_batch_size=8",
+        "--max_iterations",
+        1,
+        "--output_dir",
+        tmp_path / "run",
+    )
     done = read_run(tmp_path / "run")
     assert (done.run["world_size"], done.run["num_images"], len(done.iterations)) == (2, 12, 1)
 
@@ -338,9 +447,26 @@ def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
 @pytest.mark.slow
 def test_a_hostfile_of_two_slots_makes_one_real_update_of_8192_images(tmp_path):
     (tmp_path / "hosts").write_text("localhost slots=2\n")
-    done = command(LAUNCHER, "--hostfile", tmp_path / "hosts", "--no_ssh_check", "--master_addr", "127.0.0.1", RECIPE,
-                   "--deepspeed_config", "ds_configs/8k.json", "--fake_data", "--max_iterations", 1, "--precision", "fp32", "--resolution", 32, "--output_dir",
-                   tmp_path / "run")
+    done = command(
+        LAUNCHER,
+        "--hostfile",
+        tmp_path / "hosts",
+        "--no_ssh_check",
+        "--master_addr",
+        "127.0.0.1",
+        RECIPE,
+        "--deepspeed_config",
+        "ds_configs/8k.json",
+        "--fake_data",
+        "--max_iterations",
+        1,
+        "--precision",
+        "fp32",
+        "--resolution",
+        32,
+        "--output_dir",
+        tmp_path / "run",
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     run = read_run(tmp_path / "run")
     assert (run.run["world_size"], run.run["accumulation_steps"], run.run["global_batch"]) == (2, 128, 8192)

@@ -23,10 +23,21 @@ def text(name):
 def test_the_grid_is_the_folder():
     assert sorted(shipped.name for shipped in GRID) == FILES
     powers = {"64", "128", "256", "512", "1k", "2k", "4k", "8k", "16k", "32k", "64k"}
-    ablations = {f"ablations/8k_{name}" for name in (
-        "no_warmup", "constant_warmup", "sqrt_lr", "fixed_lr", "half_lr", "double_lr", "gamma_one", "sync_bn",
-        "inverse_weight_decay", "no_momentum_correction")} | {f"ablations/256_{name}" for name in (
-            "half_lr", "double_lr", "gamma_one")}
+    ablations = {
+        f"ablations/8k_{name}"
+        for name in (
+            "no_warmup",
+            "constant_warmup",
+            "sqrt_lr",
+            "fixed_lr",
+            "half_lr",
+            "double_lr",
+            "gamma_one",
+            "sync_bn",
+            "inverse_weight_decay",
+            "no_momentum_correction",
+        )
+    } | {f"ablations/256_{name}" for name in ("half_lr", "double_lr", "gamma_one")}
     assert set(FILES) == powers | ablations | {"8k_bf16", "8k_fp32", "8k_zero2", "8k_8gpu", "digits"}
 
 
@@ -48,11 +59,22 @@ def test_the_files_are_strict_ascii_json_that_every_tool_reads_alike():
         assert text(name).isascii() and json.loads(text(name)) == read_json(CONFIGS / f"{name}.json")
 
 
-@pytest.mark.parametrize("name, lr, warmup_iterations, error", [
-    ("64", 0.025, 0, None), ("128", 0.05, 0, [23.49, 0.12]), ("256", 0.1, 0, [23.60, 0.12]),
-    ("512", 0.2, 12510, [23.48, 0.09]), ("1k", 0.4, 6255, [23.53, 0.08]), ("2k", 0.8, 3125, [23.49, 0.11]),
-    ("4k", 1.6, 1560, [23.56, 0.12]), ("8k", 3.2, 780, [23.74, 0.09]), ("16k", 6.4, 390, [24.79, 0.27]),
-    ("32k", 12.8, 195, [27.55, 0.28]), ("64k", 25.6, 95, [33.96, 0.80])])
+@pytest.mark.parametrize(
+    "name, lr, warmup_iterations, error",
+    [
+        ("64", 0.025, 0, None),
+        ("128", 0.05, 0, [23.49, 0.12]),
+        ("256", 0.1, 0, [23.60, 0.12]),
+        ("512", 0.2, 12510, [23.48, 0.09]),
+        ("1k", 0.4, 6255, [23.53, 0.08]),
+        ("2k", 0.8, 3125, [23.49, 0.11]),
+        ("4k", 1.6, 1560, [23.56, 0.12]),
+        ("8k", 3.2, 780, [23.74, 0.09]),
+        ("16k", 6.4, 390, [24.79, 0.27]),
+        ("32k", 12.8, 195, [27.55, 0.28]),
+        ("64k", 25.6, 95, [33.96, 0.80]),
+    ],
+)
 def test_figure_1(name, lr, warmup_iterations, error):
     plan = Plan.read(CONFIGS / f"{name}.json", 1)
     assert plan.schedule.reference_lr == lr and plan.config["optimizer"]["params"]["lr"] == lr
@@ -61,11 +83,24 @@ def test_figure_1(name, lr, warmup_iterations, error):
     assert plan.recipe.paper_error_pct == error
 
 
-@pytest.mark.parametrize("name, code, points", [
-    ("8k_no_warmup", "R04", 1.10), ("8k_constant_warmup", "R07", 2.14), ("8k_sqrt_lr", "R08", 2.48), ("8k_fixed_lr", "R08", 17.93),
-    ("8k_half_lr", "R09", 0.53), ("8k_double_lr", "R09", 0.31), ("256_half_lr", "R09", 0.32), ("256_double_lr", "R09", 0.08),
-    ("8k_gamma_one", "R13", 0.37), ("256_gamma_one", "R13", 0.24), ("8k_sync_bn", "R14", None),
-    ("8k_no_momentum_correction", "R15", None), ("8k_inverse_weight_decay", "R16", None)])
+@pytest.mark.parametrize(
+    "name, code, points",
+    [
+        ("8k_no_warmup", "R04", 1.10),
+        ("8k_constant_warmup", "R07", 2.14),
+        ("8k_sqrt_lr", "R08", 2.48),
+        ("8k_fixed_lr", "R08", 17.93),
+        ("8k_half_lr", "R09", 0.53),
+        ("8k_double_lr", "R09", 0.31),
+        ("256_half_lr", "R09", 0.32),
+        ("256_double_lr", "R09", 0.08),
+        ("8k_gamma_one", "R13", 0.37),
+        ("256_gamma_one", "R13", 0.24),
+        ("8k_sync_bn", "R14", None),
+        ("8k_no_momentum_correction", "R15", None),
+        ("8k_inverse_weight_decay", "R16", None),
+    ],
+)
 def test_an_ablation_has_one_finding_with_the_points_that_the_paper_lost(name, code, points):
     config = read_json(CONFIGS / f"ablations/{name}.json")
     [finding] = findings_of(config)
@@ -76,10 +111,18 @@ def test_an_ablation_has_one_finding_with_the_points_that_the_paper_lost(name, c
 
 
 def test_tables_1_and_2_have_their_learning_rates_in_deepspeeds_own_blocks():
-    lrs = {name: read_json(CONFIGS / f"ablations/{name}.json")["optimizer"]["params"]["lr"] for name in (
-        "8k_sqrt_lr", "8k_fixed_lr", "8k_half_lr", "8k_double_lr", "256_half_lr", "256_double_lr")}
-    assert lrs == {"8k_sqrt_lr": pytest.approx(0.1 * 32**0.5), "8k_fixed_lr": 0.1, "8k_half_lr": 1.6, "8k_double_lr": 6.4,
-                   "256_half_lr": 0.05, "256_double_lr": 0.2}
+    lrs = {
+        name: read_json(CONFIGS / f"ablations/{name}.json")["optimizer"]["params"]["lr"]
+        for name in ("8k_sqrt_lr", "8k_fixed_lr", "8k_half_lr", "8k_double_lr", "256_half_lr", "256_double_lr")
+    }
+    assert lrs == {
+        "8k_sqrt_lr": pytest.approx(0.1 * 32**0.5),
+        "8k_fixed_lr": 0.1,
+        "8k_half_lr": 1.6,
+        "8k_double_lr": 6.4,
+        "256_half_lr": 0.05,
+        "256_double_lr": 0.2,
+    }
     block = read_json(CONFIGS / "ablations/8k_inverse_weight_decay.json")
     assert block["optimizer"]["params"]["weight_decay"] == pytest.approx(1e-4 / 32)
 
@@ -88,7 +131,12 @@ def test_the_variants_of_8k_are_the_same_run():
     whole = Plan.read(CONFIGS / "8k.json", 8)
     variants = {name: Plan.read(CONFIGS / f"{name}.json", 8) for name in ("8k_bf16", "8k_fp32", "8k_zero2", "8k_8gpu")}
     assert all(plan.identity() == whole.identity() and plan.schedule == whole.schedule for plan in variants.values())
-    assert [(plan.precision, plan.zero_stage) for plan in variants.values()] == [("bf16", 0), ("fp32", 0), ("fp16", 2), ("fp16", 1)]
+    assert [(plan.precision, plan.zero_stage) for plan in variants.values()] == [
+        ("bf16", 0),
+        ("fp32", 0),
+        ("fp16", 2),
+        ("fp16", 1),
+    ]
     today = variants["8k_8gpu"]
     assert (today.micro_batch, today.accumulation_steps, today.per_worker_batch) == (256, 4, 32)
 
@@ -103,14 +151,17 @@ def test_a_configuration_of_ones_own_is_complete_and_checked(tmp_path, capsys):
     assert [finding.code for finding in findings_of(config)] == []  # the paper measured 8k and 16k, nothing between
 
 
-@pytest.mark.parametrize("arguments, words", [
-    ("--global_batch 100", ["100", "96 or 128"]),
-    ("--global_batch 8192 --gpus 96", ["256 workers", "96 processes", "fit: 1, 2, 4"]),
-    ("--global_batch 8192 --micro_batch 48 --gpus 2", ["48", "fit: 32, 64"]),
-    ("--global_batch 8192 --precision fp16 --zero_stage 0", ["fp16", "never move"]),
-    ("--global_batch 8192 --num_images 8000", ["8192", "8000"]),
-    ("--global_batch 8192 --set lbsgd.warmup.kind=slow", ["slow"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("--global_batch 100", ["100", "96 or 128"]),
+        ("--global_batch 8192 --gpus 96", ["256 workers", "96 processes", "fit: 1, 2, 4"]),
+        ("--global_batch 8192 --micro_batch 48 --gpus 2", ["48", "fit: 32, 64"]),
+        ("--global_batch 8192 --precision fp16 --zero_stage 0", ["fp16", "never move"]),
+        ("--global_batch 8192 --num_images 8000", ["8192", "8000"]),
+        ("--global_batch 8192 --set lbsgd.warmup.kind=slow", ["slow"]),
+    ],
+)
 def test_numbers_that_cannot_go_together_are_refused(arguments, words):
     with pytest.raises(ConfigError) as caught:
         generated(arguments.split())
@@ -120,6 +171,7 @@ def test_numbers_that_cannot_go_together_are_refused(arguments, words):
 def test_the_micro_batch_is_the_largest_of_whole_workers_up_to_256():
     def micro(arguments):
         return generated(arguments.split())["train_micro_batch_size_per_gpu"]
+
     assert [micro(f"--global_batch 8192 --gpus {gpus}") for gpus in (1, 8, 32, 64, 256)] == [256, 256, 256, 128, 32]
     assert micro("--global_batch 768 --gpus 2") == 192  # 12 workers a GPU: 6 x 32, two passes
-    assert micro("--global_batch 352 --gpus 1") == 32   # 11 workers: one at a time
+    assert micro("--global_batch 352 --gpus 1") == 32  # 11 workers: one at a time

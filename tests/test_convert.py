@@ -98,7 +98,7 @@ def names_in(folder):
 def stored(path):
     """The bytes of each image in a file."""
     beton, content = BetonFile.open(path), path.read_bytes()
-    return [content[int(at):int(at) + int(size)] for at, size in zip(beton.images["data_at"], beton.sizes)]
+    return [content[int(at) : int(at) + int(size)] for at, size in zip(beton.images["data_at"], beton.sizes)]
 
 
 def pil(data):
@@ -119,11 +119,11 @@ def rgb(change):
     data = encoded(keep_rgb=True)
     adobe = data.index(b"\xff\xee")
     if change == "ids":
-        return data[:adobe] + data[adobe + 16:]
+        return data[:adobe] + data[adobe + 16 :]
     for red, green, blue, step in ((b"R", b"G", b"B", 3), (b"R", b"G", b"B", 2)):  # in the frame, in the scan
-        at = next(at for at in range(len(data)) if data[at:at + 2 * step + 1:step] == red + green + blue)
-        between = data[at + 1:at + step], data[at + step + 1:at + 2 * step]
-        data = data[:at] + b"\1" + between[0] + b"\2" + between[1] + b"\3" + data[at + 2 * step + 1:]
+        at = next(at for at in range(len(data)) if data[at : at + 2 * step + 1 : step] == red + green + blue)
+        between = data[at + 1 : at + step], data[at + step + 1 : at + 2 * step]
+        data = data[:at] + b"\1" + between[0] + b"\2" + between[1] + b"\3" + data[at + 2 * step + 1 :]
     return data
 
 
@@ -136,24 +136,34 @@ def odd_sampling():
 
 
 PLAIN = {
-    "colour": JPEG, "progressive": encoded(progressive=True), "grey": encoded("L"),
+    "colour": JPEG,
+    "progressive": encoded(progressive=True),
+    "grey": encoded("L"),
     "restarts": encoded(restart_marker_blocks=2),
-    "4:4:4": encoded(subsampling=0), "4:2:2": encoded(subsampling=1),
+    "4:4:4": encoded(subsampling=0),
+    "4:2:2": encoded(subsampling=1),
     "4:4:0": by_opencv(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440),
     "4:1:1": by_opencv(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411),
     "corrupt EXIF": JPEG[:2] + EXIF + JPEG[2:],
     "bytes after the end": JPEG + b"left by some camera",
 }
 ODD = {
-    "PNG": encoded(file_format="PNG"), "PNG with alpha": encoded("RGBA", file_format="PNG"),
-    "grey PNG with alpha": encoded("LA", file_format="PNG"), "PNG of 256 colours": palette(),
+    "PNG": encoded(file_format="PNG"),
+    "PNG with alpha": encoded("RGBA", file_format="PNG"),
+    "grey PNG with alpha": encoded("LA", file_format="PNG"),
+    "PNG of 256 colours": palette(),
     "PNG of 256 colours, some transparent": palette(transparency=bytes(range(256))),
     "PNG of 16 bits, grey": cv2.imencode(".png", np.uint16(picture(64, 64)[:, :, 0]) * 257)[1].tobytes(),
     "PNG of 16 bits": cv2.imencode(".png", np.uint16(picture(64, 64)) * 257)[1].tobytes(),
-    "CMYK": encoded("CMYK"), "YCCK": ycck(), "RGB in a JPEG": encoded(keep_rgb=True),
-    "RGB by Adobe's marker": rgb("adobe"), "RGB by its ids": rgb("ids"), "odd sampling": odd_sampling(),
+    "CMYK": encoded("CMYK"),
+    "YCCK": ycck(),
+    "RGB in a JPEG": encoded(keep_rgb=True),
+    "RGB by Adobe's marker": rgb("adobe"),
+    "RGB by its ids": rgb("ids"),
+    "odd sampling": odd_sampling(),
     "TIFF": encoded(file_format="TIFF"),
-    "WebP": encoded(file_format="WEBP", lossless=True), "BMP": encoded(file_format="BMP"),
+    "WebP": encoded(file_format="WEBP", lossless=True),
+    "BMP": encoded(file_format="BMP"),
 }
 
 
@@ -184,8 +194,13 @@ def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffc
         path.write_bytes(data)
     shutil.copytree(tmp_path / "source/train", tmp_path / "source/val")
     convert(tmp_path / "source", tmp_path / "data", raw_fraction=0.25, **SETTINGS)
-    loader = Loader(str(tmp_path / "data/train.beton"), len(images), num_workers=1, order=OrderOption.SEQUENTIAL,
-                    pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]})
+    loader = Loader(
+        str(tmp_path / "data/train.beton"),
+        len(images),
+        num_workers=1,
+        order=OrderOption.SEQUENTIAL,
+        pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+    )
     [(pixels, labels)] = loader
     expected = images[0::2] + images[1::2]
     assert labels.ravel().tolist() == [0] * len(images[0::2]) + [1] * len(images[1::2])
@@ -202,19 +217,25 @@ def test_an_exif_block_corrupt_or_not_changes_no_pixel():
     """FFCV's decoder and torchvision's loader know nothing of orientation; the bytes are copied, or encoded as they lie."""
     for data, size in ((turned(), (32, 64)), (PLAIN["corrupt EXIF"], (64, 64))):
         assert stored_image(data, 0, Settings(max_side=64), 1 << 23).data is data
-        for settings in (Settings(max_side=64, reencode=True), Settings(max_side=64, raw_fraction=1), Settings(max_side=20)):
+        for settings in (
+            Settings(max_side=64, reencode=True),
+            Settings(max_side=64, raw_fraction=1),
+            Settings(max_side=20),
+        ):
             kept = stored_image(data, 0, settings, 1 << 23)
             wanted = settings.size(*size)
             assert (kept.width, kept.height) == wanted
             pixels = pil(bytes(kept.data)) if kept.kind == ENCODED else kept.data.reshape(*wanted[::-1], 3)
             expected = cv2.resize(np.uint8(pil(data)), wanted, interpolation=cv2.INTER_AREA)
-            assert np.abs(pixels - expected).mean() < 8  # of 20 pixels, JPEG keeps less; turned, it would be 60 and more
+            assert (
+                np.abs(pixels - expected).mean() < 8
+            )  # of 20 pixels, JPEG keeps less; turned, it would be 60 and more
 
 
 def test_what_pil_takes_for_an_attack_is_not_decoded_either():
     data = bytearray(JPEG)
-    data[FRAME + 5:FRAME + 9] = (13_400).to_bytes(2, "big") * 2
-    assert plain_size(bytes(data)) is None and 13_400 ** 2 > 2 * Image.MAX_IMAGE_PIXELS == lbsgd.convert.image.MAX_PIXELS
+    data[FRAME + 5 : FRAME + 9] = (13_400).to_bytes(2, "big") * 2
+    assert plain_size(bytes(data)) is None and 13_400**2 > 2 * Image.MAX_IMAGE_PIXELS == lbsgd.convert.image.MAX_PIXELS
     with pytest.raises(Image.DecompressionBombError):
         stored_image(bytes(data), 0, Settings(max_side=64), 1 << 23)
 
@@ -238,20 +259,26 @@ def test_random_damage_to_a_header_never_passes_for_a_plain_jpeg_that_pil_refuse
         data = bytearray(JPEG)
         for at in rng.integers(2, 620, 2):
             data[at] = rng.integers(256)
-        if (size := plain_size(bytes(data))):
+        if size := plain_size(bytes(data)):
             try:
                 assert pil(bytes(data)).shape[1::-1] == size
             except OSError:  # PIL's "broken data stream": tables whose content is damaged, which only decoding shows
                 pass
 
 
-@pytest.mark.parametrize("settings, size, expected", [
-    (dict(max_side=100), (200, 120), (100, 60)), (dict(max_side=100), (100, 60), (100, 60)),
-    (dict(max_side=500), (501, 375), (500, 374)),  # FFCV rounds down
-    (dict(short_side=100), (200, 120), (166, 100)), (dict(short_side=100), (120, 201), (100, 167)),  # as torchvision
-    (dict(short_side=100), (300, 100), (300, 100)), (dict(short_side=100), (99, 3000), (99, 3000)),
-    (dict(max_side=10), (3000, 2), (10, 1)),
-])
+@pytest.mark.parametrize(
+    "settings, size, expected",
+    [
+        (dict(max_side=100), (200, 120), (100, 60)),
+        (dict(max_side=100), (100, 60), (100, 60)),
+        (dict(max_side=500), (501, 375), (500, 374)),  # FFCV rounds down
+        (dict(short_side=100), (200, 120), (166, 100)),
+        (dict(short_side=100), (120, 201), (100, 167)),  # as torchvision
+        (dict(short_side=100), (300, 100), (300, 100)),
+        (dict(short_side=100), (99, 3000), (99, 3000)),
+        (dict(max_side=10), (3000, 2), (10, 1)),
+    ],
+)
 def test_images_are_shrunk_to_a_longer_or_a_shorter_side_and_never_enlarged(settings, size, expected):
     assert Settings(**settings).size(*size) == expected
     kept = stored_image(encoded(size=size[::-1]), 0, Settings(**settings), 1 << 23)
@@ -273,13 +300,22 @@ def test_encoding_again_gives_ffcv_s_bytes_or_nearly_so(ffcv, size):
 
 def test_raw_images_are_spread_evenly():
     raw = [Settings(max_side=9, raw_fraction=0.3).is_raw(index) for index in range(1000)]
-    assert sum(raw) == 300 and max(sum(raw[at:at + 10]) for at in range(990)) <= 4
+    assert sum(raw) == 300 and max(sum(raw[at : at + 10]) for at in range(990)) <= 4
     assert not any(Settings(max_side=9).is_raw(index) for index in range(100))
     assert stored_image(JPEG, 0, Settings(max_side=64, raw_fraction=1), 1 << 23).kind == PIXELS
 
 
-@pytest.mark.parametrize("settings", [dict(max_side=500, short_side=256), {}, dict(max_side=0), dict(short_side=70_000),
-                                      dict(max_side=5, quality=0), dict(max_side=5, raw_fraction=1.1)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(max_side=500, short_side=256),
+        {},
+        dict(max_side=0),
+        dict(short_side=70_000),
+        dict(max_side=5, quality=0),
+        dict(max_side=5, raw_fraction=1.1),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(ConfigError, match="--(max_side|short_side|quality|raw_fraction)"):
         Settings(**settings)
@@ -292,7 +328,7 @@ def test_a_very_large_image_takes_no_memory_to_speak_of(tmp_path):
         image.resize((6000, 6000)).save(tmp_path / "large.JPEG")
     code = f"""
 import lbsgd.convert.image as jpeg
-kept = jpeg.stored_image(open({str(tmp_path / 'large.JPEG')!r}, "rb").read(), 0, jpeg.Settings(max_side=500), 1 << 23)
+kept = jpeg.stored_image(open({str(tmp_path / "large.JPEG")!r}, "rb").read(), 0, jpeg.Settings(max_side=500), 1 << 23)
 print(kept.width, *[line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")])
 """
     width, kilobytes = map(int, subprocess.check_output([sys.executable, "-c", code], cwd=ROOT).split())
@@ -351,23 +387,34 @@ def large(*options, side=(6000, 8000), **more):
 
 def test_only_one_process_at_a_time_decodes_a_very_large_image(tmp_path):
     """Its coefficients alone are 6 bytes a pixel of a progressive JPEG, 150 MB here, however small it is decoded."""
-    repeated(tmp_path / "source/train/a/x.JPEG", 6, large(side=(5000, 5000), progressive=True, subsampling=0, quality=20))
+    repeated(
+        tmp_path / "source/train/a/x.JPEG", 6, large(side=(5000, 5000), progressive=True, subsampling=0, quality=20)
+    )
     repeated(tmp_path / "source/val/a/x.JPEG", 1, JPEG)
-    second, _ = peak_memory("lbsgd.convert.convert.CHUNK_IMAGES = 1; lbsgd.convert.convert.convert(*map(Path, sys.argv[1:]), max_side=500, "
-                            "num_workers=3)", tmp_path / "source", tmp_path / "data")
+    second, _ = peak_memory(
+        "lbsgd.convert.convert.CHUNK_IMAGES = 1; lbsgd.convert.convert.convert(*map(Path, sys.argv[1:]), max_side=500, "
+        "num_workers=3)",
+        tmp_path / "source",
+        tmp_path / "data",
+    )
     assert second < 100
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", ["max_side=500", "max_side=60_000, reencode=True", "max_side=6000, raw_fraction=0.5"])
+@pytest.mark.parametrize(
+    "settings", ["max_side=500", "max_side=60_000, reencode=True", "max_side=6000, raw_fraction=0.5"]
+)
 def test_memory_is_bounded_whatever_images_there_are(tmp_path, settings):
     """2 GiB, and 200 MB a process: all but one process at a time stay below 200 MB."""
     for number, data in enumerate([large(), large(progressive=True, subsampling=0), large("PNG"), large("CMYK"), JPEG]):
         repeated(tmp_path / f"source/train/{number % 2}/{number}_.JPEG", 6 if len(data) > 1e5 else 2000, data)
         repeated(tmp_path / f"source/val/{number % 2}/{number}_.JPEG", 1, data)
     folders = tmp_path / "source", tmp_path / "data"
-    for work in (f"lbsgd.convert.convert.convert(*map(Path, sys.argv[1:]), num_workers=6, {settings})",
-                 "lbsgd.convert.verify.verify(Path(sys.argv[2]), 6)", "lbsgd.convert.verify.verify(Path(sys.argv[2]), 6, Path(sys.argv[1]))"):
+    for work in (
+        f"lbsgd.convert.convert.convert(*map(Path, sys.argv[1:]), num_workers=6, {settings})",
+        "lbsgd.convert.verify.verify(Path(sys.argv[2]), 6)",
+        "lbsgd.convert.verify.verify(Path(sys.argv[2]), 6, Path(sys.argv[1]))",
+    ):
         second, most = peak_memory(work, *folders)
         assert second < 200 and most < 2048 + 6 * 200
     shutil.rmtree(tmp_path / "data")
@@ -395,15 +442,20 @@ def test_the_manifest_says_what_was_made(tree, tmp_path):
     save(tree / "train/bee/2.JPEG", size=(700, 10))
     convert(tree, tmp_path / "data", **SETTINGS)
     manifest = json.loads((tmp_path / "data/manifest.json").read_text())
-    assert manifest["classes"] == ["ant", "bee"] and manifest["source"] == str(tree) and manifest["converter_version"] == 2
+    assert (
+        manifest["classes"] == ["ant", "bee"] and manifest["source"] == str(tree) and manifest["converter_version"] == 2
+    )
     assert manifest["settings"] == dict(max_side=500, short_side=None, quality=90, raw_fraction=0, reencode=False)
     assert manifest["stored"]["train"] == dict(copied=3, encoded=1, raw=0)
     assert manifest["skipped"] == dict(train=[], val=[])
     assert manifest["images_per_class"] == dict(train=[2, 2], val=[1, 1])
     for name, num_images in (("train", 4), ("val", 2)):
         beton = BetonFile.open(tmp_path / f"data/{name}.beton")
-        assert manifest[name] == {"num_images": num_images, "num_bytes": beton.path.stat().st_size,
-                                  "fingerprint": beton.fingerprint}
+        assert manifest[name] == {
+            "num_images": num_images,
+            "num_bytes": beton.path.stat().st_size,
+            "fingerprint": beton.fingerprint,
+        }
     assert names_in(tmp_path / "data") == ["manifest.json", "train.beton", "val.beton"]
 
 
@@ -442,12 +494,21 @@ def test_a_complete_folder_is_left_and_a_damaged_one_made_again(tree, tmp_path, 
     assert open_data(data).train.num_images == 3
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda tree, data: SETTINGS | {"quality": 80}, "differs in settings"),
-    (lambda tree, data: (save(tree / "val/bee/new.JPEG"), SETTINGS)[1], "differs in validation images"),
-    (lambda tree, data: (save(tree / "val/bee/1.JPEG", quality=50), SETTINGS)[1], "differs in names or sizes of images"),
-    (lambda tree, data: ((data / "manifest.json").unlink(), SETTINGS)[1], "holds train.beton, but no manifest.json"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda tree, data: SETTINGS | {"quality": 80}, "differs in settings"),
+        (lambda tree, data: (save(tree / "val/bee/new.JPEG"), SETTINGS)[1], "differs in validation images"),
+        (
+            lambda tree, data: (save(tree / "val/bee/1.JPEG", quality=50), SETTINGS)[1],
+            "differs in names or sizes of images",
+        ),
+        (
+            lambda tree, data: ((data / "manifest.json").unlink(), SETTINGS)[1],
+            "holds train.beton, but no manifest.json",
+        ),
+    ],
+)
 def test_other_data_is_not_replaced_unasked(tree, tmp_path, change, message):
     data = tmp_path / "data"
     convert(tree, data, **SETTINGS)
@@ -545,6 +606,7 @@ def test_killed_while_the_files_get_their_names_it_ends_with_the_same_bytes(tree
             if next(steps, step) == step:
                 raise SystemExit
             return function(*arguments, **options)
+
         return stepwise
 
     with monkeypatch.context() as patch:
@@ -570,10 +632,14 @@ def test_work_for_other_images_or_settings_is_not_taken_up(tree, tmp_path, monke
 
 
 def test_two_conversions_into_one_folder_are_refused(tree, tmp_path):
-    code = ("import sys, time, lbsgd.convert.work_folder as w; from pathlib import Path\n"
-            "with w.locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)")
+    code = (
+        "import sys, time, lbsgd.convert.work_folder as w; from pathlib import Path\n"
+        "with w.locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    )
     (tmp_path / "data").mkdir()
-    other = subprocess.Popen([sys.executable, "-c", code, tmp_path / "data/.converting"], stdout=subprocess.PIPE, cwd=ROOT)
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "data/.converting"], stdout=subprocess.PIPE, cwd=ROOT
+    )
     try:
         other.stdout.readline()
         with pytest.raises(DataError, match="another process is converting into .*data"):
@@ -590,8 +656,12 @@ def test_asked_to_stop_it_ends_at_once_and_says_how_to_go_on(tmp_path, number):
         save(tmp_path / f"source/{'train' if image % 2 else 'val'}/a/{image}.JPEG", size=(2000, 2000), subsampling=0)
     for image in range(800):
         os.link(tmp_path / "source/train/a/1.JPEG", tmp_path / f"source/train/a/more{image}.JPEG")
-    process = subprocess.Popen([sys.executable, TOOL, "--source", "source", "--data_dir", "data"], cwd=tmp_path,
-                               stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, TOOL, "--source", "source", "--data_dir", "data"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not (tmp_path / "data/.converting/val.journal").exists():
         time.sleep(0.02)
         assert process.poll() is None
@@ -600,8 +670,9 @@ def test_asked_to_stop_it_ends_at_once_and_says_how_to_go_on(tmp_path, number):
     asked = time.monotonic()
     _, errors = process.communicate()
     assert time.monotonic() - asked < 3 and process.returncode == 75
-    assert errors == (f"stopped: {number.name}; what is done is kept in data/.converting: the same command goes on from "
-                      f"there\n")
+    assert errors == (
+        f"stopped: {number.name}; what is done is kept in data/.converting: the same command goes on from there\n"
+    )
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -610,7 +681,7 @@ def test_asked_to_stop_it_ends_at_once_and_says_how_to_go_on(tmp_path, number):
 @pytest.fixture
 def damaged(tree):
     content = (tree / "train/ant/1.JPEG").read_bytes()
-    (tree / "train/ant/1.JPEG").write_bytes(content[:len(content) // 2])
+    (tree / "train/ant/1.JPEG").write_bytes(content[: len(content) // 2])
     (tree / "val/bee/1.JPEG").write_text("no image")
     save(tree / "val/bee/2.JPEG")
     return tree
@@ -636,7 +707,9 @@ def test_a_source_of_nothing_but_empty_files_is_refused(tree, tmp_path, capsys):
         convert(tree, tmp_path / "data", on_error="skip", **SETTINGS)
 
 
-def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_others_again(damaged, tmp_path, monkeypatch):
+def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_others_again(
+    damaged, tmp_path, monkeypatch
+):
     with pytest.raises(DataError):
         convert(damaged, tmp_path / "data", **SETTINGS)
     monkeypatch.setattr(lbsgd.convert.convert, "Workers", None)
@@ -674,7 +747,9 @@ def test_a_disk_without_room_for_the_result_is_refused_before_anything_is_writte
     for free, refused in ((needed // 2, True), (2 * needed, False)):
         monkeypatch.setattr(lbsgd.convert.estimate, "free_bytes", lambda folder: free)
         if refused:
-            with pytest.raises(DataError, match=r"has [\d.]+ MB free, and the result needs about [\d.]+ MB more; make room"):
+            with pytest.raises(
+                DataError, match=r"has [\d.]+ MB free, and the result needs about [\d.]+ MB more; make room"
+            ):
                 convert(tree, tmp_path / "data", **SETTINGS)
         else:
             convert(tree, tmp_path / "data", **SETTINGS)
@@ -685,12 +760,14 @@ def test_a_disk_that_fills_up_is_one_line_and_the_same_command_goes_on(tree, tmp
     """The most that a file may have stands for the disk, of the identity, the listing, the journal or the images."""
     for number in range(40):
         save(tree / f"train/ant/{number}.JPEG", phase=number)
-    limited = ["bash", "-c", f"trap '' XFSZ; exec prlimit --fsize={num_bytes} \"$0\" \"$@\"", sys.executable, TOOL]
+    limited = ["bash", "-c", f'trap \'\' XFSZ; exec prlimit --fsize={num_bytes} "$0" "$@"', sys.executable, TOOL]
     flags = ["--source", "source", "--data_dir", "data"]
     result = subprocess.run([*limited, *flags], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 2 and names_in(tmp_path / "data") == [".converting"]
-    assert result.stderr == ("error: cannot write to data: File too large; what is done is kept: make room and run the same "
-                             "command, or name another folder with --data_dir\n")
+    assert result.stderr == (
+        "error: cannot write to data: File too large; what is done is kept: make room and run the same "
+        "command, or name another folder with --data_dir\n"
+    )
     assert run_tool(tmp_path, *flags).returncode == 0
     convert(tree, tmp_path / "whole", **SETTINGS)
     for name in ("train.beton", "val.beton"):
@@ -707,7 +784,9 @@ def test_a_journal_of_which_the_disk_takes_a_part_is_a_full_disk(tmp_path, monke
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tree, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot write to .*file/data: Not a directory; name another folder with --data_dir"):
+    with pytest.raises(
+        DataError, match="cannot write to .*file/data: Not a directory; name another folder with --data_dir"
+    ):
         convert(tree, tmp_path / "file/data", **SETTINGS)
 
 
@@ -745,22 +824,31 @@ def test_the_first_damaged_image_is_named(converted):
     beton = BetonFile.open(converted / "train.beton")
     for index in (3, 2):
         change_byte(beton.path, int(beton.images["data_at"][index]) + 300)
-        with pytest.raises(DataError, match=f"train.beton: image {index} .label 1. is damaged: its bytes have checksum"):
+        with pytest.raises(
+            DataError, match=f"train.beton: image {index} .label 1. is damaged: its bytes have checksum"
+        ):
             verify(converted, 2)
 
 
 TABLE = METADATA_AT  # where the first image's coding, width, height, place and label are written
 
 
-@pytest.mark.parametrize("place, reason", [
-    (lambda beton: TABLE + 2 * METADATA.itemsize + 1, "does not decode to its 65 x 64 pixels"),
-    (lambda beton: TABLE + 2 * METADATA.itemsize + 3, "does not decode to its 64 x 65 pixels"),
-    (lambda beton: TABLE + 2 * METADATA.itemsize, "does not decode to its 64 x 64 pixels"),  # as a JPEG
-    (lambda beton: TABLE + 2 * METADATA.itemsize + 5, "is damaged: its bytes have checksum"),
-    (lambda beton: TABLE + 2 * METADATA.itemsize + 12, "is damaged: the file says that it lies beyond its end"),
-    (lambda beton: int(beton.images["data_at"][-1] + beton.sizes[-1]) + 4 * 2, "is damaged: its bytes have checksum"),
-    (lambda beton: beton.path.stat().st_size - 24 * 2 + 16, "is damaged: its bytes have checksum"),
-], ids=["width", "height", "coding", "place", "far place", "checksum", "size"])
+@pytest.mark.parametrize(
+    "place, reason",
+    [
+        (lambda beton: TABLE + 2 * METADATA.itemsize + 1, "does not decode to its 65 x 64 pixels"),
+        (lambda beton: TABLE + 2 * METADATA.itemsize + 3, "does not decode to its 64 x 65 pixels"),
+        (lambda beton: TABLE + 2 * METADATA.itemsize, "does not decode to its 64 x 64 pixels"),  # as a JPEG
+        (lambda beton: TABLE + 2 * METADATA.itemsize + 5, "is damaged: its bytes have checksum"),
+        (lambda beton: TABLE + 2 * METADATA.itemsize + 12, "is damaged: the file says that it lies beyond its end"),
+        (
+            lambda beton: int(beton.images["data_at"][-1] + beton.sizes[-1]) + 4 * 2,
+            "is damaged: its bytes have checksum",
+        ),
+        (lambda beton: beton.path.stat().st_size - 24 * 2 + 16, "is damaged: its bytes have checksum"),
+    ],
+    ids=["width", "height", "coding", "place", "far place", "checksum", "size"],
+)
 @pytest.mark.parametrize("against", ["manifest", "source"])
 def test_a_changed_byte_in_any_table_is_told_with_its_image(converted, tree, place, reason, against):
     path = converted / "train.beton"
@@ -782,8 +870,12 @@ def test_swapped_labels_are_told_with_the_first_of_them(converted, tree, against
 def test_another_s_file_or_a_truncated_one_is_told(converted, tree, tmp_path):
     content = (converted / "train.beton").read_bytes()
     last = int(BetonFile.open(converted / "train.beton").images["data_at"][2])
-    for num_bytes, said in ((len(content) - 1, "should have [\\d,]+; copy"), (last + 1, "cut off from image 2 on"),
-                            (last - 1, "cut off from image 1 on"), (1200, "should have [\\d,]+; copy")):
+    for num_bytes, said in (
+        (len(content) - 1, "should have [\\d,]+; copy"),
+        (last + 1, "cut off from image 2 on"),
+        (last - 1, "cut off from image 1 on"),
+        (1200, "should have [\\d,]+; copy"),
+    ):
         os.truncate(converted / "train.beton", num_bytes)
         with pytest.raises(DataError, match=f"train.beton is truncated or damaged: it has {num_bytes:,} bytes.*{said}"):
             verify(converted, 2)
@@ -815,7 +907,8 @@ def test_a_file_of_ffcv_s_own_writer_is_verified_by_decoding_it(tmp_path, ffcv, 
     for name in ("train", "val"):
         fields = {"image": RGBImageField("jpg"), "label": IntField()}
         DatasetWriter(str(tmp_path / f"{name}.beton"), fields, num_workers=1).from_indexed_dataset(
-            [(picture(20, 30 + i), i) for i in range(3)])
+            [(picture(20, 30 + i), i) for i in range(3)]
+        )
     verify(tmp_path, 1)
     assert "val: 3 images decode and agree with their sizes" in capsys.readouterr().out
     beton = BetonFile.open(tmp_path / "val.beton")
@@ -830,14 +923,19 @@ def test_a_file_of_ffcv_s_own_writer_is_verified_by_decoding_it(tmp_path, ffcv, 
 
 
 def run_tool(folder, *flags, **environment):
-    return subprocess.run([sys.executable, TOOL, *flags], cwd=folder, capture_output=True, text=True,
-                          env={**os.environ, **environment})
+    return subprocess.run(
+        [sys.executable, TOOL, *flags], cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}
+    )
 
 
-@pytest.mark.parametrize("flags, environment, looked_for", [
-    ([], {}, "data/imagenet"), ([], {"IMAGENET_DIR": "elsewhere"}, "elsewhere"),
-    (["--source", "here"], {"IMAGENET_DIR": "elsewhere"}, "here"),
-])
+@pytest.mark.parametrize(
+    "flags, environment, looked_for",
+    [
+        ([], {}, "data/imagenet"),
+        ([], {"IMAGENET_DIR": "elsewhere"}, "elsewhere"),
+        (["--source", "here"], {"IMAGENET_DIR": "elsewhere"}, "here"),
+    ],
+)
 def test_the_command_says_what_it_looked_for(tmp_path, flags, environment, looked_for):
     result = run_tool(tmp_path, *flags, **environment)
     assert result.returncode == 2
@@ -872,19 +970,31 @@ def test_without_opencv_the_command_says_how_to_get_it(tree, tmp_path, flags):
     assert "libGL.so.1 is missing" in result.stderr and "make setup" in result.stderr
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--quality", "0"], "--quality 0"), (["--max_side", "9", "--short_side", "9"], "give one of the two"),
-    (["--num_workers", "0"], "--num_workers 0 is not at least 1"), (["--num_workers", "0", "--dry_run"], "--num_workers 0"),
-    (["--num_workers", "-1", "--verify"], "--num_workers -1"), (["--num_workers", "two"], "invalid int value: 'two'"),
-    (["--max_side", "0"], "--max_side 0"), (["--short_side", "-5"], "--short_side -5"), (["--short_side", "x"], "--short_side"),
-    (["--raw_fraction", "1.5"], "--raw_fraction 1.5 is not 0 to 1"), (["--raw_fraction", "nan"], "--raw_fraction nan"),
-    (["--on_error", "ask"], "--on_error"), (["--turbo"], "--turbo"), (["more"], "more"), (["--data_dir"], "--data_dir"),
-    (["--verify", "--dry_run"], "--verify does not go with --dry_run"),
-    (["--verify", "--max_side", "9"], "--verify does not go with --max_side"),
-    (["--verify", "--quality", "9"], "--verify does not go with --quality"),
-    (["--verify", "--overwrite"], "--verify does not go with --overwrite"),
-    (["--verify", "--on_error", "skip"], "--verify does not go with --on_error"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--quality", "0"], "--quality 0"),
+        (["--max_side", "9", "--short_side", "9"], "give one of the two"),
+        (["--num_workers", "0"], "--num_workers 0 is not at least 1"),
+        (["--num_workers", "0", "--dry_run"], "--num_workers 0"),
+        (["--num_workers", "-1", "--verify"], "--num_workers -1"),
+        (["--num_workers", "two"], "invalid int value: 'two'"),
+        (["--max_side", "0"], "--max_side 0"),
+        (["--short_side", "-5"], "--short_side -5"),
+        (["--short_side", "x"], "--short_side"),
+        (["--raw_fraction", "1.5"], "--raw_fraction 1.5 is not 0 to 1"),
+        (["--raw_fraction", "nan"], "--raw_fraction nan"),
+        (["--on_error", "ask"], "--on_error"),
+        (["--turbo"], "--turbo"),
+        (["more"], "more"),
+        (["--data_dir"], "--data_dir"),
+        (["--verify", "--dry_run"], "--verify does not go with --dry_run"),
+        (["--verify", "--max_side", "9"], "--verify does not go with --max_side"),
+        (["--verify", "--quality", "9"], "--verify does not go with --quality"),
+        (["--verify", "--overwrite"], "--verify does not go with --overwrite"),
+        (["--verify", "--on_error", "skip"], "--verify does not go with --on_error"),
+    ],
+)
 def test_flags_that_cannot_be_are_refused_in_one_line(tree, tmp_path, flags, message):
     result = run_tool(tmp_path, "--source", "source", *flags)
     assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
@@ -909,7 +1019,9 @@ def photographs(folder, count=60):
     for number in range(count):
         height, width = rng.integers(100, 900, 2)
         noise = rng.normal(0, rng.uniform(1, 30), (height, width, 3))
-        Image.fromarray(np.uint8(np.clip(picture(height, width, number) + noise, 0, 255))).save(buffer := io.BytesIO(), "JPEG")
+        Image.fromarray(np.uint8(np.clip(picture(height, width, number) + noise, 0, 255))).save(
+            buffer := io.BytesIO(), "JPEG"
+        )
         path = folder / ("val" if number % 5 == 0 else "train") / "a" / f"{number:03}.JPEG"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(buffer.getvalue())
@@ -921,8 +1033,15 @@ def photos(tmp_path_factory):
     return photographs(tmp_path_factory.mktemp("photographs"))
 
 
-@pytest.mark.parametrize("settings", [dict(max_side=500), dict(short_side=256), dict(max_side=300, reencode=True, quality=50),
-                                      dict(max_side=400, raw_fraction=0.5)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(max_side=500),
+        dict(short_side=256),
+        dict(max_side=300, reencode=True, quality=50),
+        dict(max_side=400, raw_fraction=0.5),
+    ],
+)
 def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_path, settings):
     found = find_source(photos, tmp_path, tmp_path / "data")
     told = lbsgd.convert.estimate.estimate(found, Settings(**settings), 1 << 23, 40).num_bytes
@@ -933,9 +1052,16 @@ def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_p
     assert ("kept as pixels" in line) == ("raw_fraction" in settings)
 
 
-@pytest.mark.parametrize("found, mean", [
-    ([(10, 10), (30, 30)], 100), ([(10, 5), (30, 5)], 5), ([(10, 10), (30, 20)], 55), ([(10, 7)], 7), ([], 0),
-])
+@pytest.mark.parametrize(
+    "found, mean",
+    [
+        ([(10, 10), (30, 30)], 100),
+        ([(10, 5), (30, 5)], 5),
+        ([(10, 10), (30, 20)], 55),
+        ([(10, 7)], 7),
+        ([], 0),
+    ],
+)
 def test_sizes_are_estimated_from_the_sources_as_far_as_they_tell(found, mean):
     assert lbsgd.convert.estimate._mean_size(found, np.array([50, 150])) == pytest.approx(mean)
 
@@ -974,8 +1100,13 @@ def on_a_terminal(folder, columns, **environment):
 
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    process = subprocess.Popen([sys.executable, TOOL, "--source", "source"], cwd=folder, stdout=theirs, stderr=theirs,
-                               env={**os.environ, "TERM": "xterm", **environment})
+    process = subprocess.Popen(
+        [sys.executable, TOOL, "--source", "source"],
+        cwd=folder,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", **environment},
+    )
     os.close(theirs)
     text = b""
     try:
@@ -1024,10 +1155,17 @@ def test_the_bar_of_the_whole_of_imagenet_fits_a_terminal(monkeypatch):
     console = Console(width=80, file=io.StringIO())
     console.print(meter._bar)
     [line] = console.file.getvalue().splitlines()
-    assert line.startswith("train ━") and "  100,000 of 1,281,167" in line and "27 images/s" in line and "12.6 h left" in line
+    assert (
+        line.startswith("train ━")
+        and "  100,000 of 1,281,167" in line
+        and "27 images/s" in line
+        and "12.6 h left" in line
+    )
 
 
 def test_converting_needs_neither_torch_nor_ffcv():
-    code = ("import sys, lbsgd.convert.convert, lbsgd.convert.verify\n"
-            "sys.exit(any(name in sys.modules for name in ('torch', 'ffcv', 'cv2', 'PIL', 'rich', 'scipy')))")
+    code = (
+        "import sys, lbsgd.convert.convert, lbsgd.convert.verify\n"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'ffcv', 'cv2', 'PIL', 'rich', 'scipy')))"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -87,8 +87,11 @@ def assert_same_run(folder, whole):
 
 def assert_same_log(folder, whole, statistics=True):
     """One run to read: each iteration and each epoch once, with the numbers of the other run, all but times."""
-    keys = {"iterations": ("iteration", "epoch", "lr", "train_loss"),
-            "epochs": ("epoch", "iteration", "train_loss", "train_top1_error_pct") + statistics * ("val_loss", "val_correct_top1")}
+    keys = {
+        "iterations": ("iteration", "epoch", "lr", "train_loss"),
+        "epochs": ("epoch", "iteration", "train_loss", "train_top1_error_pct")
+        + statistics * ("val_loss", "val_correct_top1"),
+    }
     log, expected = read_run(folder), read_run(whole)
     for kind, names in keys.items():
         ours, theirs = ([[record[name] for name in names] for record in getattr(run, kind)] for run in (log, expected))
@@ -198,10 +201,14 @@ def test_a_run_goes_on_on_another_number_of_processes_with_the_same_images(eight
     json, folder = config(tmp_path, stage=stage, iterations=ITERATIONS), tmp_path / "run"
     for world_size, last in ((2, 6), (1, 12), (2, 18)):
         completed(json, folder, "--resume", "--max_iterations", last, world_size=world_size, recipe=SMALL)
-    ours, theirs = ({name: tensor for name, tensor in weights(run).items() if "num_batches_tracked" not in name}
-                    for run in (folder, eighteen_iterations))
+    ours, theirs = (
+        {name: tensor for name, tensor in weights(run).items() if "num_batches_tracked" not in name}
+        for run in (folder, eighteen_iterations)
+    )
     assert distance(ours, theirs) < BOUND
-    ours, theirs = ([record["train_loss"] for record in read_run(run).iterations] for run in (folder, eighteen_iterations))
+    ours, theirs = (
+        [record["train_loss"] for record in read_run(run).iterations] for run in (folder, eighteen_iterations)
+    )
     assert len(ours) == 18 and ours == pytest.approx(theirs, rel=BOUND)
 
 
@@ -215,9 +222,12 @@ def test_a_signal_to_one_process_saves_the_run_and_ends_all(small, whole, tmp_pa
         run.send(number, rank)
         assert run.exit_codes(within=30) == [75, 75], run.console
     [said] = run.errors
-    reason, iterations = re.fullmatch(r"stopped: (.+): saved after (\d+) iterations; the same command with --resume goes on",
-                                      said).groups()
-    assert reason in (number.name, "another process was told to") and int(iterations) == saved_iteration(tmp_path / "run")
+    reason, iterations = re.fullmatch(
+        r"stopped: (.+): saved after (\d+) iterations; the same command with --resume goes on", said
+    ).groups()
+    assert reason in (number.name, "another process was told to") and int(iterations) == saved_iteration(
+        tmp_path / "run"
+    )
     completed(small, tmp_path / "run", *EVERY, "--resume")
     assert_same_parameters(tmp_path / "run", whole)
 
@@ -308,7 +318,9 @@ def test_a_second_signal_ends_a_process_at_once(small, tmp_path):
             run.wait_for("waiting for ever", rank)
         began = time.monotonic()
         while alive := run.alive():
-            run.send(signal.SIGTERM, *alive)  # those within a second count as one: a launcher passes on what a terminal sends
+            run.send(
+                signal.SIGTERM, *alive
+            )  # those within a second count as one: a launcher passes on what a terminal sends
             time.sleep(0.2)
             assert time.monotonic() - began < 10, run.console
         assert time.monotonic() - began > 1
@@ -354,13 +366,35 @@ class Launched:
     def __enter__(self):
         with self.printed.open("w") as console:
             self.command = subprocess.Popen(
-                [Path(sys.executable).with_name("deepspeed"), "--quiet", "--num_accelerators", "2", "--master_port", str(free_port()),
-                 RECIPE, "--deepspeed_config", self.json, "--fake_data", "--output_dir", self.run, *self.flags],
-                stdout=console, stderr=console, start_new_session=True)
+                [
+                    Path(sys.executable).with_name("deepspeed"),
+                    "--quiet",
+                    "--num_accelerators",
+                    "2",
+                    "--master_port",
+                    str(free_port()),
+                    RECIPE,
+                    "--deepspeed_config",
+                    self.json,
+                    "--fake_data",
+                    "--output_dir",
+                    self.run,
+                    *self.flags,
+                ],
+                stdout=console,
+                stderr=console,
+                start_new_session=True,
+            )
         try:
-            self.wait_for(lambda: "\noutput  " in self.printed.read_text() if self.importing else self.lines_of_log() > 3)
-            mine = [process for process in psutil.Process().children(recursive=True) if str(self.run) in process.cmdline()]
-            self.deepspeed, self.launch, *self.ranks = sorted(mine, key=lambda process: (process.create_time(), process.pid))
+            self.wait_for(
+                lambda: "\noutput  " in self.printed.read_text() if self.importing else self.lines_of_log() > 3
+            )
+            mine = [
+                process for process in psutil.Process().children(recursive=True) if str(self.run) in process.cmdline()
+            ]
+            self.deepspeed, self.launch, *self.ranks = sorted(
+                mine, key=lambda process: (process.create_time(), process.pid)
+            )
             assert "deepspeed.launcher.launch" in self.launch.cmdline() and len(self.ranks) == 2
         except BaseException:
             self.__exit__()
@@ -387,7 +421,11 @@ class Launched:
     def errors_at_the_end(self, within=30):
         """What launch.py's processes print when they end; fails where one is left after so many seconds."""
         assert psutil.wait_procs([self.launch, *self.ranks], timeout=within)[1] == [], self.printed.read_text()
-        return [line for line in self.printed.read_text().splitlines() if line.startswith(("error: ", "stopped: ", "ended: "))]
+        return [
+            line
+            for line in self.printed.read_text().splitlines()
+            if line.startswith(("error: ", "stopped: ", "ended: "))
+        ]
 
 
 @pytest.mark.parametrize("dies", [pytest.param("deepspeed", marks=pytest.mark.slow), "launch.py"])
@@ -482,8 +520,13 @@ class Breaks:
         before_each_pass(breaks)
 
 
-@pytest.mark.parametrize("rank, error, code, words", [(1, ZeroDivisionError("a bug"), 1, "ZeroDivisionError: a bug"),
-                                                      (0, DataError("cannot decode"), 2, "cannot decode")])
+@pytest.mark.parametrize(
+    "rank, error, code, words",
+    [
+        (1, ZeroDivisionError("a bug"), 1, "ZeroDivisionError: a bug"),
+        (0, DataError("cannot decode"), 2, "cannot decode"),
+    ],
+)
 def test_what_one_process_raises_ends_all_with_its_code_and_is_told_once(small, tmp_path, rank, error, code, words):
     with Command(small, tmp_path / "run", fault=Breaks(rank, error)) as run:
         assert run.exit_codes(within=30) == [code, code], run.console
@@ -509,7 +552,9 @@ def ffcv_thread_breaks():
 
 @pytest.mark.slow
 def test_a_loader_thread_that_raises_ends_all(digits_data, tmp_path):
-    with Command(config(tmp_path, iterations=89), tmp_path / "run", "--data_dir", digits_data, fault=ffcv_thread_breaks) as run:
+    with Command(
+        config(tmp_path, iterations=89), tmp_path / "run", "--data_dir", digits_data, fault=ffcv_thread_breaks
+    ) as run:
         assert run.exit_codes(within=PATIENT) == [2, 2], run.console
     assert "the disk is gone" in run.errors[0] and len(run.errors) == 1
 
@@ -520,14 +565,19 @@ PATIENT = 120  # Numba compiles first
 def impatient():
     """The guard's own times, all of them shorter."""
     slow_iterations()
-    lbsgd.processes.guard.BEAT_SECONDS = lbsgd.processes.peers.BEAT_SECONDS = lbsgd.processes.guard.LAST_WORDS_SECONDS = 0.5
+    lbsgd.processes.guard.BEAT_SECONDS = lbsgd.processes.peers.BEAT_SECONDS = (
+        lbsgd.processes.guard.LAST_WORDS_SECONDS
+    ) = 0.5
     lbsgd.processes.guard.FIRST_CAUSE_SECONDS = 4.5
 
 
 def test_a_process_that_stops_answering_is_named_within_the_timeout(small, tmp_path):
     """SIGSTOP to rank 1 in one run, and to rank 0, which serves the store, in another."""
     flags = ("--hang_timeout", 5)
-    with (Command(small, tmp_path / "a", *flags, fault=impatient) as one, Command(small, tmp_path / "b", *flags, fault=impatient) as two):
+    with (
+        Command(small, tmp_path / "a", *flags, fault=impatient) as one,
+        Command(small, tmp_path / "b", *flags, fault=impatient) as two,
+    ):
         for run, stopped in ((one, 1), (two, 0)):
             run.wait_for_iteration(5)
             run.send(signal.SIGSTOP, stopped)
@@ -623,8 +673,11 @@ def test_a_disk_that_fails_for_a_while_loses_nothing(small, whole, tmp_path):
         held = checkpoint.newest(tmp_path / "run/checkpoints")
         run.finish()
     assert held.name == "iteration_00000021"
-    failed = re.findall(r"warning: the checkpoint of iteration (\d+) could not be written \(.*File too large\); the one before it "
-                        r"stands, training goes on, and the next one is tried", run.console)
+    failed = re.findall(
+        r"warning: the checkpoint of iteration (\d+) could not be written \(.*File too large\); the one before it "
+        r"stands, training goes on, and the next one is tried",
+        run.console,
+    )
     assert failed == ["28", "35"]
     assert_same_run(tmp_path / "run", whole)
 
@@ -650,9 +703,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(small, whole
     assert_same_run(copy, whole)
 
 
-@pytest.mark.parametrize("damage, told", [
-    (lambda path: flip_a_bit(path / "weights.safetensors"), "weights.safetensors is not as it was written"),
-    (lambda path: (path / "manifest.json").unlink(), "manifest.json'")], ids=["a flipped bit", "no manifest"])
+@pytest.mark.parametrize(
+    "damage, told",
+    [
+        (lambda path: flip_a_bit(path / "weights.safetensors"), "weights.safetensors is not as it was written"),
+        (lambda path: (path / "manifest.json").unlink(), "manifest.json'"),
+    ],
+    ids=["a flipped bit", "no manifest"],
+)
 def test_with_no_whole_checkpoint_left_a_run_stops_rather_than_starts_over(small, copy, damage, told):
     for path in checkpoint.complete(copy / "checkpoints"):
         damage(path)

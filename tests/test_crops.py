@@ -22,14 +22,25 @@ def our_crops(draw, height, width, num_crops=NUM_CROPS):
 def largest_gap(ours, theirs):
     """Between two samples' distribution functions (Kolmogorov and Smirnov's statistic)."""
     at = np.union1d(ours, theirs)
-    return max(abs(np.searchsorted(np.sort(ours), at, "right") / len(ours)
-                   - np.searchsorted(np.sort(theirs), at, "right") / len(theirs)))
+    return max(
+        abs(
+            np.searchsorted(np.sort(ours), at, "right") / len(ours)
+            - np.searchsorted(np.sort(theirs), at, "right") / len(theirs)
+        )
+    )
 
 
 def properties(crops, height, width):
     top, left, h, w = crops.T
-    return {"top": top, "left": left, "height": h, "width": w, "area": h * w, "aspect ratio": w / h,
-            "place": top / (height - h + 1) + 2 * left / (width - w + 1)}
+    return {
+        "top": top,
+        "left": left,
+        "height": h,
+        "width": w,
+        "area": h * w,
+        "aspect ratio": w / h,
+        "place": top / (height - h + 1) + 2 * left / (width - w + 1),
+    }
 
 
 @pytest.mark.parametrize("height, width", [(375, 500), (500, 333), (40, 40), (100, 500)])  # many tries fail in the last
@@ -62,8 +73,12 @@ def test_half_of_the_images_are_mirrored_if_any(draw):
 
 
 def test_crops_differ_between_images_epochs_and_seeds(draw):
-    crops = {draw(crop_key(seed, epoch), image, 5000, 5000)
-             for seed in range(5) for epoch in range(5) for image in (0, 1, 2, 1_281_166)}
+    crops = {
+        draw(crop_key(seed, epoch), image, 5000, 5000)
+        for seed in range(5)
+        for epoch in range(5)
+        for image in (0, 1, 2, 1_281_166)
+    }
     assert len(crops) == 100
 
 

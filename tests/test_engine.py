@@ -21,15 +21,26 @@ from lbsgd.algorithm.schedule import learning_rate
 def recipe(stage=0, momentum=None, micro_batch=N, **batch_norm):
     """What oracle.py computes: 64 images an update, lr 0.05 -> 0.4 over 10 iterations, a decay at iteration 15."""
     return {
-        "train_batch_size": K * N, "train_micro_batch_size_per_gpu": micro_batch,
+        "train_batch_size": K * N,
+        "train_micro_batch_size_per_gpu": micro_batch,
         "optimizer": {"type": "SGD", "params": {"lr": 0.4, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}},
-        "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.05, "warmup_max_lr": 0.4, "warmup_num_steps": 10,
-                                                     "warmup_type": "linear"}},
-        "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True,
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": 0.05, "warmup_max_lr": 0.4, "warmup_num_steps": 10, "warmup_type": "linear"},
+        },
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
         "zero_optimization": {"stage": stage, "reduce_bucket_size": 6_000_000},
-        "lbsgd": {"epochs": 10, "num_images": 2 * K * N, "linear_scaling": {"base_lr": 0.05, "base_batch": N},
-                  "warmup": {"kind": "gradual", "epochs": 5}, "decay": {"epochs": [7.5], "factor": 0.1},
-                  "momentum": momentum or {}, "batch_norm": {"per_worker_batch": N, **batch_norm}}}
+        "lbsgd": {
+            "epochs": 10,
+            "num_images": 2 * K * N,
+            "linear_scaling": {"base_lr": 0.05, "base_batch": N},
+            "warmup": {"kind": "gradual", "epochs": 5},
+            "decay": {"epochs": [7.5], "factor": 0.1},
+            "momentum": momentum or {},
+            "batch_norm": {"per_worker_batch": N, **batch_norm},
+        },
+    }
 
 
 def train(engine, plan, first=0, last=ITERATIONS, backward=lambda engine, loss: engine.backward(loss)):
@@ -71,8 +82,11 @@ def test_every_update_takes_the_lr_of_its_iteration_in_every_group(stage):
 def test_an_update_that_overflow_skips_shifts_no_later_learning_rate():
     engine, plan = lbsgd.initialize(network(), recipe(stage=1, micro_batch=K * N))
     infinite = float("inf")
-    lrs = train(engine, plan, backward=lambda engine, loss: engine.backward(
-        loss * infinite if engine.global_steps in (0, 3) else loss))
+    lrs = train(
+        engine,
+        plan,
+        backward=lambda engine, loss: engine.backward(loss * infinite if engine.global_steps in (0, 3) else loss),
+    )
     assert engine.skipped_steps == 2
     assert lrs == [[learning_rate(t, plan.schedule)] * 2 for t in range(ITERATIONS)]
 
@@ -124,6 +138,7 @@ def test_one_process_reduces_nothing():
 
 def test_a_device_without_fp16_names_the_choices(monkeypatch):
     from deepspeed.accelerator import get_accelerator
+
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: False)
     with pytest.raises(ConfigError, match="cannot compute in fp16; use --precision bf16 or --precision fp32"):
         lbsgd.initialize(network(), recipe(), overrides=Overrides(precision="fp16"))

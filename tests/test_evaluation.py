@@ -24,13 +24,23 @@ NUM_IMAGES, NUM_CLASSES = 53, 10  # a prime: no number of processes divides it
 def config(world_size):
     """k = 30 workers of n = 2, which 1, 2, 3 and 5 processes can share; 20 epochs of 2 iterations."""
     return {
-        "train_batch_size": 60, "train_micro_batch_size_per_gpu": 60 // world_size,
+        "train_batch_size": 60,
+        "train_micro_batch_size_per_gpu": 60 // world_size,
         "optimizer": {"type": "SGD", "params": {"lr": 0.2, "momentum": 0.9, "nesterov": True, "weight_decay": 1e-4}},
-        "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.1, "warmup_max_lr": 0.2, "warmup_num_steps": 10,
-                                                     "warmup_type": "linear"}},
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": 0.1, "warmup_max_lr": 0.2, "warmup_num_steps": 10, "warmup_type": "linear"},
+        },
         "gradient_clipping": 0.0,
-        "lbsgd": {"epochs": 20, "num_images": 120, "linear_scaling": {"base_lr": 0.1, "base_batch": 30},
-                  "warmup": {"kind": "gradual", "epochs": 5}, "decay": {"epochs": [15]}, "batch_norm": {"per_worker_batch": 2}}}
+        "lbsgd": {
+            "epochs": 20,
+            "num_images": 120,
+            "linear_scaling": {"base_lr": 0.1, "base_batch": 30},
+            "warmup": {"kind": "gradual", "epochs": 5},
+            "decay": {"epochs": [15]},
+            "batch_norm": {"per_worker_batch": 2},
+        },
+    }
 
 
 def make_trainer(engine, plan, train_data=None, val_data=None, folder=None):
@@ -66,8 +76,9 @@ def whole_numbers(record):
 def test_1_2_3_and_5_processes_count_each_image_once_and_find_the_same_correct(records):
     model = network(classes=NUM_CLASSES).eval()
     model.load_state_dict(records[1][0][2])
-    [(images, labels)] = FakeEval(NUM_IMAGES, NUM_CLASSES, batch=NUM_IMAGES, seed=0, world_size=1, rank=0, resolution=6,
-                                  device="cpu")
+    [(images, labels)] = FakeEval(
+        NUM_IMAGES, NUM_CLASSES, batch=NUM_IMAGES, seed=0, world_size=1, rank=0, resolution=6, device="cpu"
+    )
     with torch.no_grad():
         hits = model(images).topk(5).indices == labels[:, None]
     by_hand = {"val_correct_top1": int(hits[:, 0].sum()), "val_correct_top5": int(hits.sum()), "val_images": NUM_IMAGES}
@@ -95,8 +106,10 @@ def times_seen(shares):
 @pytest.mark.parametrize("world_size", WORLD_SIZES)
 def test_our_shares_hold_each_image_once_where_a_sampler_repeats_or_drops_some(world_size):
     ranks, padding = range(world_size), -NUM_IMAGES % world_size
-    padded, dropped = ([DistributedSampler(range(NUM_IMAGES), world_size, rank, shuffle=False, drop_last=drop_last)
-                        for rank in ranks] for drop_last in (False, True))
+    padded, dropped = (
+        [DistributedSampler(range(NUM_IMAGES), world_size, rank, shuffle=False, drop_last=drop_last) for rank in ranks]
+        for drop_last in (False, True)
+    )
     ours = [rank_share(NUM_IMAGES, world_size=world_size, rank=rank) for rank in ranks]
     assert (times_seen(ours) == 1).all()
     assert (times_seen(padded) == 2).sum() == padding == {1: 0, 2: 1, 3: 1, 5: 2}[world_size]
@@ -110,7 +123,9 @@ def test_the_real_loader_gives_the_digits_once_on_any_number_of_ranks(digits_dat
     torch.manual_seed(0)
     classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
 
-    loader = EvalLoader(digits_data / "val.beton", world_size=1, rank=0, batch=64, resolution=32, threads=1, device="cpu")
+    loader = EvalLoader(
+        digits_data / "val.beton", world_size=1, rank=0, batch=64, resolution=32, threads=1, device="cpu"
+    )
 
     def counted(world_size):
         batches = []

@@ -8,16 +8,19 @@ SIZES = dict(seed=3, resolution=8, device="cpu")
 
 
 def train(world_size=1, micro_batch=16, rank=0, **options):
-    return FakeImages(1000, 10, global_batch=64, world_size=world_size, rank=rank, micro_batch=micro_batch,
-                      **SIZES, **options)
+    return FakeImages(
+        1000, 10, global_batch=64, world_size=world_size, rank=rank, micro_batch=micro_batch, **SIZES, **options
+    )
 
 
 def test_an_epoch_is_the_same_for_any_world_size_and_micro_batch():
     whole = torch.cat([images for images, _ in train().epoch(2)])
     assert whole.shape == (960, 3, 8, 8)
     for world_size, micro_batch in ((2, 8), (4, 16)):
-        ranks = [torch.cat([images for images, _ in train(world_size, micro_batch, rank).epoch(2)])
-                 for rank in range(world_size)]
+        ranks = [
+            torch.cat([images for images, _ in train(world_size, micro_batch, rank).epoch(2)])
+            for rank in range(world_size)
+        ]
         iterations = torch.stack([part.view(15, 64 // world_size, 3, 8, 8) for part in ranks], dim=1)
         assert torch.equal(iterations.view_as(whole), whole)
 

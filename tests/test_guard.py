@@ -46,7 +46,9 @@ def test_what_differs_between_hosts_is_named():
     first, second = two_peers()
     first.agree({"configuration": "1f", "data": "e0"})
     second.agree({"configuration": "1f", "data": "e0"})
-    with pytest.raises(ConfigError, match="rank 1 on beta does not have the data of rank 0 on alpha; make them the same on all"):
+    with pytest.raises(
+        ConfigError, match="rank 1 on beta does not have the data of rank 0 on alpha; make them the same on all"
+    ):
         second.agree({"configuration": "1f", "data": "e1"})
 
 
@@ -58,6 +60,7 @@ def meeting_point(monkeypatch):
 
 def meet_in_threads(world_size, ranks, seconds):
     """What Peers.meet returns or raises for some ranks of a world."""
+
     def meet(rank):
         try:
             return Peers.meet(Processes(rank, world_size, 0, 1), seconds, lambda position: None)
@@ -76,7 +79,9 @@ def test_processes_that_do_not_come_are_named(meeting_point):
 
 def test_a_meeting_point_that_nobody_serves_is_named(meeting_point):
     [error] = meet_in_threads(2, [1], seconds=1)
-    assert isinstance(error, LostProcessError) and f"cannot reach rank 0 at 127.0.0.1:{os.environ['MASTER_PORT']}" in str(error)
+    assert isinstance(
+        error, LostProcessError
+    ) and f"cannot reach rank 0 at 127.0.0.1:{os.environ['MASTER_PORT']}" in str(error)
 
 
 def test_a_run_that_torchrun_starts_again_hears_nothing_of_the_failure_before(meeting_point, monkeypatch):
@@ -192,7 +197,8 @@ def test_a_process_that_cannot_save_in_time_ends(tmp_path):
 def test_a_process_that_does_not_move_ends_and_one_that_moves_does_not(tmp_path):
     ending = Ending(tmp_path, guarded, True, None, ALONE, 1)
     assert ending.code == 4 and ending.lines == [
-        "error: nothing has moved for 1 s since iteration 7; another process or the network does not answer (--hang_timeout)"]
+        "error: nothing has moved for 1 s since iteration 7; another process or the network does not answer (--hang_timeout)"
+    ]
     assert Ending(tmp_path, moves).code == 0
 
 
@@ -230,8 +236,14 @@ def raises(error):
     guarded(then=now)
 
 
-@pytest.mark.parametrize("error, code, traceback", [
-    (DataError("no such file"), 2, False), (ZeroDivisionError("division by zero"), 1, True), (Stopped("SIGTERM"), 75, False)])
+@pytest.mark.parametrize(
+    "error, code, traceback",
+    [
+        (DataError("no such file"), 2, False),
+        (ZeroDivisionError("division by zero"), 1, True),
+        (Stopped("SIGTERM"), 75, False),
+    ],
+)
 def test_an_error_ends_with_its_code_and_a_bug_with_its_traceback(tmp_path, error, code, traceback):
     ending = Ending(tmp_path, raises, error)
     assert ending.code == code and len(ending.lines) == 1 and str(error) in ending.lines[0]
@@ -264,12 +276,15 @@ def loses(how, local_rank=0, host="beta"):
 def test_the_other_process_that_died_is_named_whether_the_collective_call_fails_or_hangs(tmp_path, how):
     ending = Ending(tmp_path, loses, how)
     assert ending.code == 4 and ending.lines == [
-        "error: rank 1 on beta died or does not answer since iteration 7; --resume goes on from the newest checkpoint"]
+        "error: rank 1 on beta died or does not answer since iteration 7; --resume goes on from the newest checkpoint"
+    ]
     assert "Traceback" not in ending.text
 
 
-@pytest.mark.parametrize("local_rank, host, lines", [
-    (0, "beta", ["ended: by rank 1 on beta: the loss is not a number"]), (1, "beta", []), (0, "alpha", [])])
+@pytest.mark.parametrize(
+    "local_rank, host, lines",
+    [(0, "beta", ["ended: by rank 1 on beta: the loss is not a number"]), (1, "beta", []), (0, "alpha", [])],
+)
 def test_the_first_cause_is_told_once_on_every_host_and_its_code_is_everybody_s(tmp_path, local_rank, host, lines):
     ending = Ending(tmp_path, loses, "other failed", local_rank, host)
     assert (ending.code, ending.lines) == (TrainingError.exit_code, lines)
@@ -310,7 +325,9 @@ def store_breaks(fails_once):
     first, second = two_peers(store := Stuck(HashStore(), fails_once))
 
     def then():
-        threading.Thread(target=lambda: [second.beat("iteration 7") or time.sleep(0.02) for _ in iter(int, 1)], daemon=True).start()
+        threading.Thread(
+            target=lambda: [second.beat("iteration 7") or time.sleep(0.02) for _ in iter(int, 1)], daemon=True
+        ).start()
         store.stuck.set()
         wait_for_ever()
 
@@ -331,7 +348,9 @@ def told_by_another(reason):
 
 def test_what_one_process_was_told_stops_the_others(tmp_path):
     ending = Ending(tmp_path, told_by_another, "SIGUSR1")
-    assert ending.code == 75 and ending.lines == ["stopped: SIGUSR1 at iteration 7; the same command with --resume goes on"]
+    assert ending.code == 75 and ending.lines == [
+        "stopped: SIGUSR1 at iteration 7; the same command with --resume goes on"
+    ]
 
 
 def leaves():

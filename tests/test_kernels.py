@@ -52,18 +52,35 @@ def times_given_up():
 
 
 @settings(max_examples=200)
-@given(st.integers(1, 90), st.integers(1, 120), st.sampled_from([0, 1, 2, (1, 2), (4, 1)]), st.booleans(), st.booleans(),
-       st.booleans(), st.booleans(), st.sampled_from([20, 60, 90, 100]), st.sampled_from([1, 2, 5]), st.data())
-def test_a_crop_at_its_own_size_has_the_pixels_of_the_whole_image(both, height, width, subsampling, progressive, optimised, grey,
-                                                                  mirrored, quality, detail, data):
+@given(
+    st.integers(1, 90),
+    st.integers(1, 120),
+    st.sampled_from([0, 1, 2, (1, 2), (4, 1)]),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([20, 60, 90, 100]),
+    st.sampled_from([1, 2, 5]),
+    st.data(),
+)
+def test_a_crop_at_its_own_size_has_the_pixels_of_the_whole_image(
+    both, height, width, subsampling, progressive, optimised, grey, mirrored, quality, detail, data
+):
     image = picture(height, width, detail=detail).convert("L" if grey else "RGB")
     if subsampling in ((1, 2), (4, 1)) and not grey:
         flag = cv2.IMWRITE_JPEG_SAMPLING_FACTOR_440 if subsampling == (1, 2) else cv2.IMWRITE_JPEG_SAMPLING_FACTOR_411
-        bytes_ = cv2.imencode(".jpg", np.asarray(image), [cv2.IMWRITE_JPEG_QUALITY, quality,
-                                                          cv2.IMWRITE_JPEG_SAMPLING_FACTOR, flag])[1].reshape(-1)
+        bytes_ = cv2.imencode(
+            ".jpg", np.asarray(image), [cv2.IMWRITE_JPEG_QUALITY, quality, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, flag]
+        )[1].reshape(-1)
     else:
-        bytes_ = jpeg(image, quality, progressive=progressive, optimize=optimised,
-                      **({} if grey else {"subsampling": subsampling}))
+        bytes_ = jpeg(
+            image,
+            quality,
+            progressive=progressive,
+            optimize=optimised,
+            **({} if grey else {"subsampling": subsampling}),
+        )
     side = data.draw(st.integers(1, min(height, width)))
     box = data.draw(st.integers(0, height - side)), data.draw(st.integers(0, width - side)), side, side
     ours, theirs = (crop(crops, bytes_, (height, width), box, side, mirrored) for crops in both)
@@ -94,7 +111,7 @@ def test_pixels_are_resized_as_by_opencv_in_exact_arithmetic(both, height, width
     top, left = data.draw(st.integers(0, height - h)), data.draw(st.integers(0, width - w))
     ours = np.empty((resolution, resolution, 3), np.uint8)
     both[0].of_pixels(np.ascontiguousarray(pixels), top, left, h, w, mirrored, ours)
-    box = pixels[top:top + h, left:left + w].astype(np.float64)
+    box = pixels[top : top + h, left : left + w].astype(np.float64)
     is_area = h >= resolution and w >= resolution
     expected = np.einsum("yh,hwc,xw->yxc", weights(h, resolution, is_area), box, weights(w, resolution, is_area))
     expected = expected[:, ::-1] if mirrored else expected
@@ -118,10 +135,14 @@ def weights(length, resolution, is_area):
     return matrix
 
 
-@pytest.mark.parametrize("box", [(0, 0, 400, 600), (3, 5, 200, 300), (100, 77, 131, 97), (7, 300, 390, 80), (150, 150, 60, 50)])
+@pytest.mark.parametrize(
+    "box", [(0, 0, 400, 600), (3, 5, 200, 300), (100, 77, 131, 97), (7, 300, 390, 80), (150, 150, 60, 50)]
+)
 def test_resized_crops_are_ffcv_s_within_half_of_one_in_the_mean(both, box):
     data = jpeg(picture(400, 600))
-    resolution = 224 if box != (0, 0, 400, 600) else 210  # larger than half the crop, so that it is decoded at full scale
+    resolution = (
+        224 if box != (0, 0, 400, 600) else 210
+    )  # larger than half the crop, so that it is decoded at full scale
     ours, theirs = (crop(crops, data, (400, 600), box, resolution, mirrored=True).astype(int) for crops in both)
     assert np.abs(ours - theirs).mean() < 0.5
 
@@ -129,7 +150,9 @@ def test_resized_crops_are_ffcv_s_within_half_of_one_in_the_mean(both, box):
 @pytest.mark.parametrize("resolution, mean", [(200, 1.5), (100, 1.5), (60, 1.5), (30, 1.5)])
 def test_a_crop_that_is_far_too_large_is_decoded_at_a_smaller_scale(both, resolution, mean):
     """Half, a quarter and an eighth of 480 pixels cover 200, 100, 60 and 30; the box begins within a pixel of the smaller."""
-    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)).resize((750, 600), Image.Resampling.BICUBIC)
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)).resize(
+        (750, 600), Image.Resampling.BICUBIC
+    )
     ours, theirs = (crop(crops, jpeg(smooth), (600, 750), (51, 67, 480, 501), resolution).astype(int) for crops in both)
     assert np.abs(ours - theirs).mean() < mean
     shifted = crop(both[1], jpeg(smooth), (600, 750), (51 + 8, 67, 480, 501), resolution).astype(int)
@@ -145,12 +168,14 @@ def test_damage_within_the_crop_is_noticed(both, damage):
     if damage == "cut in the middle":
         data = data[:half]
     elif damage == "noise in the middle":
-        data[half:half + 500] = np.random.default_rng(0).integers(0, 256, 500)  # zeros would be valid codes
+        data[half : half + 500] = np.random.default_rng(0).integers(0, 256, 500)  # zeros would be valid codes
     else:
         data = np.frombuffer(b"PNG" * 100, np.uint8) if damage == "another file" else data[:0]
     first, again = pixels.copy(), pixels.copy()
     assert both[0].of_jpeg(data, 200, 300, *whole, False, first)
-    assert not both[0].of_jpeg(jpeg(picture(200, 300)), 200, 300, *whole, False, pixels)  # the next as if nothing had been
+    assert not both[0].of_jpeg(
+        jpeg(picture(200, 300)), 200, 300, *whole, False, pixels
+    )  # the next as if nothing had been
     assert both[0].of_jpeg(data, 200, 300, *whole, False, again)
     assert np.array_equal(first, again)  # what is made up does not depend on what was there before
 
@@ -161,7 +186,7 @@ def test_no_damage_reaches_beyond_the_memory_of_the_image(both, noise, place, pr
     """Of any kind: it is decoded or refused, and the process lives."""
     data = jpeg(picture(60, 80), progressive=progressive).copy()
     at = place % len(data)
-    data[at:at + len(noise)] = np.frombuffer(noise, np.uint8)[:len(data) - at]
+    data[at : at + len(noise)] = np.frombuffer(noise, np.uint8)[: len(data) - at]
     both[0].of_jpeg(data, 60, 80, 10, 10, 40, 40, False, np.empty((40, 40, 3), np.uint8))
 
 
@@ -170,14 +195,14 @@ def test_a_size_that_is_not_the_image_s_is_noticed(both, height, width):
     """It would be another picture, or take gigabytes."""
     data, frame = jpeg(picture(40, 60)).tobytes(), b"\xff\xc0\x00\x11\x08"
     at = data.index(frame) + len(frame)
-    data = np.frombuffer(data[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[at + 4:], np.uint8)
+    data = np.frombuffer(data[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[at + 4 :], np.uint8)
     assert both[0].of_jpeg(data, 40, 60, 10, 10, 10, 10, False, np.empty((8, 8, 3), np.uint8))
 
 
 def test_an_image_without_tables_does_not_get_those_of_the_one_before(both):
     pixels, data = np.empty((40, 40, 3), np.uint8), jpeg(picture(40, 60)).tobytes()
     at = data.index(b"\xff\xdb")
-    without = np.frombuffer(data[:at] + data[at + 2 + int.from_bytes(data[at + 2:at + 4], "big"):], np.uint8)
+    without = np.frombuffer(data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4], "big") :], np.uint8)
     assert not both[0].of_jpeg(jpeg(picture(40, 60), quality=20), 40, 60, 0, 0, 40, 40, False, pixels)
     assert both[0].of_jpeg(without, 40, 60, 0, 0, 40, 40, False, pixels)
 
@@ -187,7 +212,7 @@ def test_an_image_that_ends_where_its_scan_would_begin_is_noticed(both, missing)
     """libjpeg then makes up an end of the header in memory of its own."""
     data = jpeg(picture(40, 60)).tobytes()
     scan = data.index(b"\xff\xda")
-    header = data[:scan + 2 + int.from_bytes(data[scan + 2:scan + 4], "big")]
+    header = data[: scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")]
     cut = np.frombuffer(header[:-missing], np.uint8)
     assert both[0].of_jpeg(cut, 40, 60, 0, 0, 40, 40, False, np.empty((40, 40, 3), np.uint8))
 
@@ -230,10 +255,17 @@ def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(channels_last):
     assert torch.equal(images, prefetcher._normalised(torch.from_numpy(pixels)))
 
 
-@pytest.mark.parametrize("change, differs", [(("a.py", "2"), "code of lbsgd"), (("b.c", "2"), "code of lbsgd"),
-                                             (("_kernels.so", None), "compiled kernels of lbsgd"),
-                                             (("below/d.py", "2"), "code of lbsgd"), (("below/e.h", "2"), "code of lbsgd"),
-                                             (("below/_kernels.so", None), "compiled kernels of lbsgd")])
+@pytest.mark.parametrize(
+    "change, differs",
+    [
+        (("a.py", "2"), "code of lbsgd"),
+        (("b.c", "2"), "code of lbsgd"),
+        (("_kernels.so", None), "compiled kernels of lbsgd"),
+        (("below/d.py", "2"), "code of lbsgd"),
+        (("below/e.h", "2"), "code of lbsgd"),
+        (("below/_kernels.so", None), "compiled kernels of lbsgd"),
+    ],
+)
 def test_hosts_with_other_kernels_are_told_apart(tmp_path, change, differs):
     (tmp_path / "below").mkdir()
     other_kernels = {"_kernels.so", "below/_kernels.so"} - {change[0]} if change[1] is None else set()

@@ -11,14 +11,17 @@ from lbsgd.processes.launcher import Processes, is_launcher, named_hostfile, req
 DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]
 
 
-@pytest.mark.parametrize("arguments, hostfile", [
-    ([*DEEPSPEED, "--hostfile", "hosts", "recipes/resnet50.py"], "hosts"),
-    ([*DEEPSPEED, "--hostfile=hosts", "recipes/resnet50.py"], "hosts"),
-    ([*DEEPSPEED, "-H", "hosts", "recipes/resnet50.py"], "hosts"),
-    ([*DEEPSPEED, "--num_gpus", "2", "recipes/resnet50.py"], None),
-    ([*DEEPSPEED, "recipes/resnet50.py", "--hostfile", "hosts"], None),  # the script's own flag
-    (["vim", "--hostfile", "hosts"], None),
-])
+@pytest.mark.parametrize(
+    "arguments, hostfile",
+    [
+        ([*DEEPSPEED, "--hostfile", "hosts", "recipes/resnet50.py"], "hosts"),
+        ([*DEEPSPEED, "--hostfile=hosts", "recipes/resnet50.py"], "hosts"),
+        ([*DEEPSPEED, "-H", "hosts", "recipes/resnet50.py"], "hosts"),
+        ([*DEEPSPEED, "--num_gpus", "2", "recipes/resnet50.py"], None),
+        ([*DEEPSPEED, "recipes/resnet50.py", "--hostfile", "hosts"], None),  # the script's own flag
+        (["vim", "--hostfile", "hosts"], None),
+    ],
+)
 def test_the_launchers_hostfile_is_found_among_its_own_arguments(arguments, hostfile):
     assert named_hostfile(arguments) == hostfile
 
@@ -46,13 +49,18 @@ def test_several_processes_that_would_each_train_alone_are_refused(monkeypatch, 
         Processes.from_environment()
 
 
-@pytest.mark.parametrize("arguments, expected", [
-    ([*DEEPSPEED, "recipes/resnet50.py"], True),
-    (["python", "-u", "-m", "deepspeed.launcher.launch", "--world_info=e30="], True),
-    (["/usr/bin/python3", "/venv/bin/torchrun", "--nproc_per_node", "2"], True),
-    (["python", "-m", "torch.distributed.run", "recipes/resnet50.py"], True),
-    (["python", "recipes/resnet50.py", "--deepspeed_config", "ds_configs/8k.json"], False),
-    (["bash", "-c", "deepspeed recipes/resnet50.py"], False), ([], False)])
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ([*DEEPSPEED, "recipes/resnet50.py"], True),
+        (["python", "-u", "-m", "deepspeed.launcher.launch", "--world_info=e30="], True),
+        (["/usr/bin/python3", "/venv/bin/torchrun", "--nproc_per_node", "2"], True),
+        (["python", "-m", "torch.distributed.run", "recipes/resnet50.py"], True),
+        (["python", "recipes/resnet50.py", "--deepspeed_config", "ds_configs/8k.json"], False),
+        (["bash", "-c", "deepspeed recipes/resnet50.py"], False),
+        ([], False),
+    ],
+)
 def test_launchers_are_known_by_their_command_lines(arguments, expected):
     assert is_launcher(arguments) is expected
 

@@ -46,8 +46,17 @@ def photos(tmp_path_factory):
 
 
 def train_loader(photos, *, threads, micro_batch, world_size=1, rank=0, **options):
-    return TrainLoader(photos.train, seed=7, global_batch=GLOBAL_BATCH, world_size=world_size, rank=rank,
-                       micro_batch=micro_batch, threads=threads, **CPU, **options)
+    return TrainLoader(
+        photos.train,
+        seed=7,
+        global_batch=GLOBAL_BATCH,
+        world_size=world_size,
+        rank=rank,
+        micro_batch=micro_batch,
+        threads=threads,
+        **CPU,
+        **options,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +79,10 @@ def joined(batches):
 def test_pixels_do_not_depend_on_threads_batches_processes_and_passes(photos, loader, threads, micro_batch, world_size):
     images, labels = joined(loader.epoch(2))
     assert images.shape == (48, 3, 24, 24)  # 53 // 16 iterations of 16 images
-    ranks = [train_loader(photos, threads=threads, micro_batch=micro_batch, world_size=world_size, rank=rank)
-             for rank in range(world_size)]
+    ranks = [
+        train_loader(photos, threads=threads, micro_batch=micro_batch, world_size=world_size, rank=rank)
+        for rank in range(world_size)
+    ]
     parts = [joined(other.epoch(2)) for other in ranks]
     for whole, cut in zip((images, labels), zip(*parts)):
         iterations = torch.stack([part.view(3, 16 // world_size, *whole.shape[1:]) for part in cut], dim=1)
@@ -83,7 +94,7 @@ def test_any_first_iteration_gives_exactly_the_rest_of_the_epoch(loader, first_i
     whole = list(loader.epoch(1))
     rest = list(loader.epoch(1, first_iteration))
     assert len(rest) == len(whole) - 2 * first_iteration
-    for (images, labels), (same_images, same_labels) in zip(rest, whole[2 * first_iteration:]):
+    for (images, labels), (same_images, same_labels) in zip(rest, whole[2 * first_iteration :]):
         assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
 
 
@@ -99,7 +110,7 @@ def jpegs(beton):
 
     allocations = np.sort(Reader(str(beton.path)).alloc_table, order="sample_id")
     content = beton.path.read_bytes()
-    return [np.asarray(Image.open(io.BytesIO(content[int(at):int(at) + int(size)]))) for _, at, size in allocations]
+    return [np.asarray(Image.open(io.BytesIO(content[int(at) : int(at) + int(size)]))) for _, at, size in allocations]
 
 
 def by_definition(image, crop):
@@ -107,7 +118,7 @@ def by_definition(image, crop):
     import cv2
 
     top, left, h, w, mirrored = crop
-    image = cv2.resize(image[top:top + h, left:left + w], (24, 24), interpolation=cv2.INTER_AREA)
+    image = cv2.resize(image[top : top + h, left : left + w], (24, 24), interpolation=cv2.INTER_AREA)
     return ((image[:, ::-1] if mirrored else image) / 255 - MEAN).transpose(2, 0, 1) / STD.reshape(3, 1, 1)
 
 
@@ -241,14 +252,17 @@ def with_noise_in(photos, image, folder, *, converted_so=False):
     file = BetonFile.open(path)
     if converted_so:
         checksums = file.checksums.copy()
-        checksums[image] = zlib.crc32(data[start:start + size])
+        checksums[image] = zlib.crc32(data[start : start + size])
         file = replace(file, checksums=checksums)
     return file
 
 
 def load(file):
-    with closing(TrainLoader(file, seed=7, global_batch=16, world_size=1, rank=0, micro_batch=16, crop_scale=(1.0, 1.0),
-                             threads=1, **CPU)) as loader:
+    with closing(
+        TrainLoader(
+            file, seed=7, global_batch=16, world_size=1, rank=0, micro_batch=16, crop_scale=(1.0, 1.0), threads=1, **CPU
+        )
+    ) as loader:
         return joined(loader.epoch(0))
 
 
@@ -317,18 +331,29 @@ def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos):
 
     cut = dict(global_batch=16, micro_batch=4, seed=3, world_size=2)
     for rank in (0, 1):
-        loader = Loader(str(photos.train.path), 4, order=SharedShuffleOrder(rank=rank, **cut), num_workers=1, drop_last=True,
-                        pipelines={photos.train.image_field: None})
+        loader = Loader(
+            str(photos.train.path),
+            4,
+            order=SharedShuffleOrder(rank=rank, **cut),
+            num_workers=1,
+            drop_last=True,
+            pipelines={photos.train.image_field: None},
+        )
         assert len(loader) == 6  # 53 // 16 iterations of 2 passes
         for loader.next_epoch in (0, 1, 5):
-            expected = rank_batches(epoch_order(NUM_TRAIN, 3, loader.next_epoch), rank=rank, **{
-                key: cut[key] for key in ("global_batch", "micro_batch", "world_size")})
+            expected = rank_batches(
+                epoch_order(NUM_TRAIN, 3, loader.next_epoch),
+                rank=rank,
+                **{key: cut[key] for key in ("global_batch", "micro_batch", "world_size")},
+            )
             assert np.array_equal(loader.next_traversal_order(), expected.ravel())
 
 
 def test_torch_s_dataloader_goes_through_the_shared_shuffle():
     sampler = SharedShuffleSampler(100, global_batch=32, micro_batch=8, seed=5, world_size=2, rank=1)
     loader = torch.utils.data.DataLoader(range(100), batch_sampler=sampler)
-    expected = rank_batches(epoch_order(100, 5, 2), global_batch=32, micro_batch=8, world_size=2, rank=1, first_iteration=1)
+    expected = rank_batches(
+        epoch_order(100, 5, 2), global_batch=32, micro_batch=8, world_size=2, rank=1, first_iteration=1
+    )
     sampler.set_epoch(2, first_iteration=1)
     assert len(loader) == 4 and np.array_equal(np.stack([batch.numpy() for batch in loader]), expected.reshape(4, 8))

@@ -16,7 +16,8 @@ def network():
 def test_the_state_dict_is_torchvisions(network):
     theirs = torchvision.models.resnet50().state_dict()
     assert {name: tensor.shape for name, tensor in network.state_dict().items()} == {
-        name: tensor.shape for name, tensor in theirs.items()}
+        name: tensor.shape for name, tensor in theirs.items()
+    }
 
 
 def test_the_stride_is_on_the_3x3_convolution(network):
@@ -30,8 +31,11 @@ def test_the_last_gamma_of_each_of_the_16_blocks_is_0_and_every_other_is_1(netwo
     assert len(norms) == 53 and len(last) == 16
     for name, norm in norms.items():
         assert (norm.weight == (0 if name in last else 1)).all() and (norm.bias == 0).all(), name
-    assert all((module.weight == 1).all() for module in resnet("resnet50", 10, zero_last_gamma=False).modules()
-               if isinstance(module, nn.BatchNorm2d))
+    assert all(
+        (module.weight == 1).all()
+        for module in resnet("resnet50", 10, zero_last_gamma=False).modules()
+        if isinstance(module, nn.BatchNorm2d)
+    )
 
 
 def test_the_fully_connected_layer_is_drawn_with_a_standard_deviation_of_0_01(network):

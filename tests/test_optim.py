@@ -35,14 +35,17 @@ def descend(optimizer_class, learning_rates, dtype=torch.float64, **options):
 # --- the two forms ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options, by_hand", [
-    # g = 1 and m = 0.5 throughout, η = 0.1 and then 0.2, from w = 1
-    (dict(form="lr_outside"), [1 - 0.1 * 1, 0.9 - 0.2 * 1.5]),
-    (dict(form="lr_inside"), [1 - 0.1, 0.9 - (0.5 * 2 * 0.1 + 0.2)]),
-    (dict(form="lr_inside", correction=False), [1 - 0.1, 0.9 - (0.5 * 0.1 + 0.2)]),
-    (dict(form="lr_outside", nesterov=True), [1 - 0.1 * 1.5, 0.85 - 0.2 * (0.5 * 1.5 + 1)]),
-    (dict(form="lr_inside", nesterov=True), [1 - (0.5 * 0.1 + 0.1), 0.85 - (0.5 * 0.3 + 0.2)]),
-])
+@pytest.mark.parametrize(
+    "options, by_hand",
+    [
+        # g = 1 and m = 0.5 throughout, η = 0.1 and then 0.2, from w = 1
+        (dict(form="lr_outside"), [1 - 0.1 * 1, 0.9 - 0.2 * 1.5]),
+        (dict(form="lr_inside"), [1 - 0.1, 0.9 - (0.5 * 2 * 0.1 + 0.2)]),
+        (dict(form="lr_inside", correction=False), [1 - 0.1, 0.9 - (0.5 * 0.1 + 0.2)]),
+        (dict(form="lr_outside", nesterov=True), [1 - 0.1 * 1.5, 0.85 - 0.2 * (0.5 * 1.5 + 1)]),
+        (dict(form="lr_inside", nesterov=True), [1 - (0.5 * 0.1 + 0.1), 0.85 - (0.5 * 0.3 + 0.2)]),
+    ],
+)
 def test_two_steps_worked_by_hand(options, by_hand):
     w = torch.ones(1, dtype=torch.float64, requires_grad=True)
     optimizer = MomentumCorrectedSGD([w], lr=0.1, momentum=0.5, **{"nesterov": False, **options})
@@ -64,15 +67,19 @@ def test_the_papers_form_is_torch_sgd_bit_for_bit(kernels, nesterov):
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(1e-3, 4), min_size=1, max_size=12), st.booleans())
 def test_remark_2_makes_both_forms_equal_whatever_the_learning_rate_does(learning_rates, nesterov):
-    outside, inside = (descend(MomentumCorrectedSGD, learning_rates, form=form, nesterov=nesterov)
-                       for form in ("lr_outside", "lr_inside"))
+    outside, inside = (
+        descend(MomentumCorrectedSGD, learning_rates, form=form, nesterov=nesterov)
+        for form in ("lr_outside", "lr_inside")
+    )
     torch.testing.assert_close(inside, outside, rtol=1e-10, atol=1e-10)
 
 
 def test_without_correction_the_forms_part_when_the_learning_rate_changes_and_only_then():
     for learning_rates, parted in (([3.2] * 8, False), (WARMUP, True)):
-        outside, uncorrected = (descend(MomentumCorrectedSGD, learning_rates, form=form, correction=correction)
-                                for form, correction in (("lr_outside", True), ("lr_inside", False)))
+        outside, uncorrected = (
+            descend(MomentumCorrectedSGD, learning_rates, form=form, correction=correction)
+            for form, correction in (("lr_outside", True), ("lr_inside", False))
+        )
         distance = (uncorrected - outside).abs().max()
         assert distance > 1 if parted else distance < 1e-12
 
@@ -104,12 +111,15 @@ def test_a_first_learning_rate_of_zero_divides_nothing(correction):
     assert zero_first.isfinite().all() and not torch.equal(zero_first, descend(MomentumCorrectedSGD, [0.0], **options))
 
 
-@pytest.mark.parametrize("wrong, message", [
-    ({"form": "nesterov"}, "'nesterov' must be one of"),
-    ({"correction": False}, "corrected by construction"),
-    ({"form": "lr_inside", "fused": True}, "foreach kernels only"),
-    ({"form": "lr_inside", "foreach": False}, "foreach kernels only"),
-])
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"form": "nesterov"}, "'nesterov' must be one of"),
+        ({"correction": False}, "corrected by construction"),
+        ({"form": "lr_inside", "fused": True}, "foreach kernels only"),
+        ({"form": "lr_inside", "foreach": False}, "foreach kernels only"),
+    ],
+)
 def test_what_cannot_be_is_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         MomentumCorrectedSGD([torch.zeros(1, requires_grad=True)], lr=0.1, **wrong)

@@ -48,16 +48,31 @@ def by_the_trainer(stage, micro_batch):
 
 
 def relu_distances(micro_batch):
-    return [distance(trained(recipe(micro_batch=micro_batch), seed=seed, **KINKED)[0].weights,
-                     oracle.train(network(seed, activation=F.relu), 10)[0]) for seed in NETWORKS]
+    return [
+        distance(
+            trained(recipe(micro_batch=micro_batch), seed=seed, **KINKED)[0].weights,
+            oracle.train(network(seed, activation=F.relu), 10)[0],
+        )
+        for seed in NETWORKS
+    ]
 
 
 def runs_of_two_processes():
-    get_accelerator().is_fp16_supported = lambda: True  # half precision computes on any CPU, slowly; DeepSpeed only asks
-    return ({arrangement: trained(recipe(arrangement[0], micro_batch=arrangement[1]))[0] for arrangement in ON_TWO_PROCESSES}
-            | {("trainer", micro_batch): by_the_trainer(0, micro_batch) for micro_batch in (8, 32)}
-            | {(precision, stage): trained(in_precision(precision, stage))[0] for precision, stage in
-               [("bf16", 0), ("bf16", 1), ("fp16", 1), ("fp16", 2)]} | {"relu": relu_distances(16)})
+    get_accelerator().is_fp16_supported = lambda: (
+        True
+    )  # half precision computes on any CPU, slowly; DeepSpeed only asks
+    return (
+        {
+            arrangement: trained(recipe(arrangement[0], micro_batch=arrangement[1]))[0]
+            for arrangement in ON_TWO_PROCESSES
+        }
+        | {("trainer", micro_batch): by_the_trainer(0, micro_batch) for micro_batch in (8, 32)}
+        | {
+            (precision, stage): trained(in_precision(precision, stage))[0]
+            for precision, stage in [("bf16", 0), ("bf16", 1), ("fp16", 1), ("fp16", 2)]
+        }
+        | {"relu": relu_distances(16)}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -96,8 +111,9 @@ def test_with_one_worker_the_oracle_is_torchs_own_sgd_and_batch_norm():
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     gammas_and_betas = [p for norm in norms for p in norm.parameters()]
     others = [p for p in model.parameters() if not any(p is own for own in gammas_and_betas)]
-    sgd = torch.optim.SGD([{"params": others, "weight_decay": 0.01}, {"params": gammas_and_betas}], lr=0.05, momentum=0.9,
-                          nesterov=True)
+    sgd = torch.optim.SGD(
+        [{"params": others, "weight_decay": 0.01}, {"params": gammas_and_betas}], lr=0.05, momentum=0.9, nesterov=True
+    )
     for t in range(ITERATIONS):
         images, labels = oracle.global_batch(t)
         for group in sgd.param_groups:
@@ -141,8 +157,10 @@ def test_the_trainers_update_is_the_oracles(two_processes, expected):
 
 def test_with_relu_runs_are_as_far_from_the_oracle_as_plain_pytorch_is(two_processes):
     """Of seven networks the median: in about one of 25 runs, ours or PyTorch's, a unit falls on the other side of its kink."""
-    own = median(distance(oracle.train(model, 10, dtype=torch.float32)[0], oracle.train(model, 10)[0])
-                 for model in (network(seed, activation=F.relu) for seed in NETWORKS))
+    own = median(
+        distance(oracle.train(model, 10, dtype=torch.float32)[0], oracle.train(model, 10)[0])
+        for model in (network(seed, activation=F.relu) for seed in NETWORKS)
+    )
     for distances in (relu_distances(64), relu_distances(8), two_processes[0]["relu"]):
         assert median(distances) < 3 * own
 
@@ -150,9 +168,12 @@ def test_with_relu_runs_are_as_far_from_the_oracle_as_plain_pytorch_is(two_proce
 # --- half precision ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision, stage, micro_batch", [
-    ("bf16", 0, 64), ("bf16", 0, 8), ("fp16", 1, 64), ("fp16", 1, 8)])
-def test_half_precision_is_about_as_far_from_the_oracle_as_plain_autocast(device, precision, stage, micro_batch, expected):
+@pytest.mark.parametrize(
+    "precision, stage, micro_batch", [("bf16", 0, 64), ("bf16", 0, 8), ("fp16", 1, 64), ("fp16", 1, 8)]
+)
+def test_half_precision_is_about_as_far_from_the_oracle_as_plain_autocast(
+    device, precision, stage, micro_batch, expected
+):
     state, _ = trained(in_precision(precision, stage, micro_batch))
     assert state.counters["skipped_iterations"] == 0
     assert distance(state.weights, expected[0]) < MULTIPLE * own_distance(precision, device, expected[0])
@@ -167,7 +188,9 @@ def test_so_it_is_on_two_processes(two_processes, precision, stage, expected):
 @pytest.mark.parametrize("stage, micro_batch", [(1, 64), (1, 8), (2, 8)])
 def test_fp16_overflows_shift_no_learning_rate(device, stage, micro_batch):
     """A loss scale of 2^24 is too large for the first iterations, whose updates are skipped."""
-    engine, plan = lbsgd.initialize(network(), in_precision("fp16", stage, micro_batch, initial_scale_power=24, hysteresis=1))
+    engine, plan = lbsgd.initialize(
+        network(), in_precision("fp16", stage, micro_batch, initial_scale_power=24, hysteresis=1)
+    )
     lrs = train(engine, plan)
     assert 0 < engine.skipped_steps < 10 < engine.global_steps == ITERATIONS
     assert lrs == trained(in_precision("fp16", stage, micro_batch))[1]

@@ -41,8 +41,10 @@ def weights(config, **loop):
 
 def split(tensors):
     """Weights, and running statistics, which only evaluation uses."""
-    return ({name: tensor for name, tensor in tensors.items() if ("running" in name) is running and "batches" not in name}
-            for running in (False, True))
+    return (
+        {name: tensor for name, tensor in tensors.items() if ("running" in name) is running and "batches" not in name}
+        for running in (False, True)
+    )
 
 
 # --- Remark 1 and Remark 3: what the loss is divided by ---------------------------------------------------------------
@@ -57,8 +59,11 @@ def normalised_by_n(engine, loss):
     engine.backward(loss, scale_wrt_gas=False)
 
 
-@pytest.mark.parametrize("micro_batch, backward", [(K * N, k_times_the_loss), (N, normalised_by_n)], ids=[
-    "Remark 1, the loss scaled by k", "Remark 3, k cancelled"])
+@pytest.mark.parametrize(
+    "micro_batch, backward",
+    [(K * N, k_times_the_loss), (N, normalised_by_n)],
+    ids=["Remark 1, the loss scaled by k", "Remark 3, k cancelled"],
+)
 def test_a_loss_k_times_as_large_is_no_learning_rate_k_times_as_large(monkeypatch, expected, micro_batch, backward):
     """η/k · (k·∇L + λ·w) is not η · (∇L + λ·w): the weights decay k times too slowly. Without λ nobody would see it."""
     right = recipe(micro_batch=micro_batch)
@@ -84,7 +89,9 @@ def test_remark_2_form_10_needs_its_correction_across_the_ramp(expected):
     wrong = weights(recipe(momentum=uncorrected))
     assert distance(weights(recipe(momentum=corrected)), expected) < BOUND
     assert distance(wrong, expected) > 100 * BOUND
-    assert distance(wrong, oracle.train(network(), form=10, correction=False)[0]) < BOUND  # for comparison it is exact, too
+    assert (
+        distance(wrong, oracle.train(network(), form=10, correction=False)[0]) < BOUND
+    )  # for comparison it is exact, too
 
 
 class CorrectedTwice(MomentumCorrectedSGD):
@@ -117,7 +124,7 @@ def test_remark_4_a_seed_for_each_rank_misses_images_and_repeats_others():
     own = [rank_batches(epoch_order(num_images, seed, 0), rank=seed, **sizes) for seed in range(ranks)]
     right, wrong = (np.bincount(np.ravel(images), minlength=num_images) for images in (shared, own))
     assert (right == 1).all()
-    assert (wrong == 0).mean() == pytest.approx((7 / 8)**8, abs=0.02) and wrong.max() > 3
+    assert (wrong == 0).mean() == pytest.approx((7 / 8) ** 8, abs=0.02) and wrong.max() > 3
 
 
 # --- Sec. 5.1: no weight decay on batch norm --------------------------------------------------------------------------
@@ -126,14 +133,18 @@ def test_remark_4_a_seed_for_each_rank_misses_images_and_repeats_others():
 def groups_by_name(model, weight_decay, on_batch_norm=False):
     """The usual search, which misses torchvision's shortcuts: their batch norms are called downsample.1."""
     named = dict(model.named_parameters())
-    return [{"params": [p for name, p in named.items() if "bn" not in name], "weight_decay": weight_decay},
-            {"params": [p for name, p in named.items() if "bn" in name], "weight_decay": 0.0}]
+    return [
+        {"params": [p for name, p in named.items() if "bn" not in name], "weight_decay": weight_decay},
+        {"params": [p for name, p in named.items() if "bn" in name], "weight_decay": 0.0},
+    ]
 
 
 def test_batch_norm_found_by_its_name_decays_in_the_shortcuts(monkeypatch, expected):
     model = resnet50()
-    decaying = [{p for group in groups(model, 1e-4) if group["weight_decay"] for p in group["params"]}
-                for groups in (decay_groups, groups_by_name)]
+    decaying = [
+        {p for group in groups(model, 1e-4) if group["weight_decay"] for p in group["params"]}
+        for groups in (decay_groups, groups_by_name)
+    ]
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     assert [sum(norm.weight in those and norm.bias in those for norm in norms) for those in decaying] == [0, 4]
     assert len(norms) == 53
@@ -157,7 +168,9 @@ def test_gamma_and_beta_do_not_decay_and_everything_else_does(expected):
 def test_statistics_across_workers_are_another_network(monkeypatch, expected):
     assert distance(weights(recipe(micro_batch=K * N)), expected) < BOUND
     assert distance(weights(recipe(micro_batch=K * N, scope="all")), expected) > 100 * BOUND
-    monkeypatch.setattr("lbsgd.train.engine.convert_batch_norm", lambda model, *_: model)  # torch's, over the micro batch
+    monkeypatch.setattr(
+        "lbsgd.train.engine.convert_batch_norm", lambda model, *_: model
+    )  # torch's, over the micro batch
     assert distance(weights(recipe(micro_batch=K * N)), expected) > 100 * BOUND
 
 
@@ -181,8 +194,9 @@ def torchs_own(model, *_):
     return model
 
 
-@pytest.mark.parametrize("micro_batch, mistake", [
-    (2 * N, moving_at_every_pass), (K * N, moving_at_every_group), (N, torchs_own)])
+@pytest.mark.parametrize(
+    "micro_batch, mistake", [(2 * N, moving_at_every_pass), (K * N, moving_at_every_group), (N, torchs_own)]
+)
 def test_statistics_move_once_an_iteration(monkeypatch, expected, micro_batch, mistake):
     """Moved more often, they forget faster. No weight tells, for training does not use them: only evaluation suffers."""
     assert distance(weights(recipe(micro_batch=micro_batch)), expected) < BOUND
@@ -202,8 +216,9 @@ def in_plain_deepspeed(stage=0, lr_scheduler=None, **ramp):
     model = batchnorm.convert_batch_norm(network(), N, plan.accumulation_steps)
     config = deepspeed_config(plan)
     config["scheduler"] = {"type": "WarmupLR", "params": config["scheduler"]["params"] | ramp}
-    return deepspeed.initialize(model=model, optimizer=build_optimizer(model, plan), config=config,
-                                lr_scheduler=lr_scheduler)[0], plan
+    return deepspeed.initialize(
+        model=model, optimizer=build_optimizer(model, plan), config=config, lr_scheduler=lr_scheduler
+    )[0], plan
 
 
 def test_warmup_lr_is_one_iteration_late_and_by_default_logarithmic():
@@ -226,12 +241,18 @@ def test_warmup_lr_is_one_iteration_late_and_by_default_logarithmic():
 
 def test_overflow_makes_a_scheduler_that_is_stepped_after_updates_fall_behind():
     """Two skipped updates, and everything after them, the decay as well, comes two iterations late."""
-    def overflow(engine, loss):
-        engine.backward(loss * float("inf") if engine.global_steps in (2, 5) and engine.is_gradient_accumulation_boundary()
-                        else loss)
 
-    engines = [lbsgd.initialize(network(), recipe(stage=1)),
-               in_plain_deepspeed(stage=1, lr_scheduler=lambda optimizer: LinearScalingWarmupLR(optimizer, SCHEDULE))]
+    def overflow(engine, loss):
+        engine.backward(
+            loss * float("inf")
+            if engine.global_steps in (2, 5) and engine.is_gradient_accumulation_boundary()
+            else loss
+        )
+
+    engines = [
+        lbsgd.initialize(network(), recipe(stage=1)),
+        in_plain_deepspeed(stage=1, lr_scheduler=lambda optimizer: LinearScalingWarmupLR(optimizer, SCHEDULE)),
+    ]
     right, wrong = ([lr for lr, _ in train(engine, plan, backward=overflow)] for engine, plan in engines)
     assert [engine.skipped_steps for engine, _ in engines] == [2, 2]
     assert right == [learning_rate(t, SCHEDULE) for t in range(ITERATIONS)]

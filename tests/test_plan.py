@@ -80,8 +80,9 @@ def test_a_global_batch_raised_above_base_batch_without_warmup_is_warned_of():
     assert plan.schedule.warmup_kind == "none" and "1.1 points" in plan.warnings[0]
 
 
-@pytest.mark.parametrize("precision, stage, block", [
-    ("fp32", 1, None), ("bf16", 1, "torch_autocast"), ("fp16", 1, "fp16")])
+@pytest.mark.parametrize(
+    "precision, stage, block", [("fp32", 1, None), ("bf16", 1, "torch_autocast"), ("fp16", 1, "fp16")]
+)
 def test_precision_switches_the_blocks(precision, stage, block):
     plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(precision=precision))
     assert (plan.precision, plan.zero_stage) == (precision, stage)
@@ -127,7 +128,12 @@ WRONG = [
     (dict(torch_autocast={"enabled": True, "dtype": "float16"}, fp16=None), "D14", "torch_autocast.dtype", ["float16"]),
     (dict(torch_autocast={"enabled": True, "dtype": "bfloat16"}), "D15", "torch_autocast", ["choose one"]),
     (dict(data_types={"buffer_dtype": "fp16"}), "D16", "data_types.buffer_dtype", ["running statistics"]),
-    (dict(zero_optimization__offload_optimizer={"device": "cpu"}), "D19", "zero_optimization.offload_optimizer", ["Adam"]),
+    (
+        dict(zero_optimization__offload_optimizer={"device": "cpu"}),
+        "D19",
+        "zero_optimization.offload_optimizer",
+        ["Adam"],
+    ),
     (dict(optimizer__params__momentum=None), "R05", "optimizer.params.momentum", ["None"]),
     (dict(optimizer__params__weight_decay=-1), "R05", "optimizer.params.weight_decay", ["-1"]),
     (dict(optimizer__params__nesterov=None), "R06", "optimizer.params.nesterov", ["None"]),
@@ -139,8 +145,12 @@ WRONG = [
     (dict(fp16__enabled="true"), "D27", "fp16.enabled", ["'true'"]),
     (dict(torch_autocast={"enable": True}), "D28", "torch_autocast", ["enable"]),
     (dict(gradient_accumulation_steps=7), "F05", "gradient_accumulation_steps", ["is 7", "32 passes"]),
-    (dict(lbsgd__batch_norm={"statistics": "recomputed", "statistics_images": 3_200_000}), "F04",
-     "lbsgd.batch_norm.statistics_images", ["3200000", "1281167"]),
+    (
+        dict(lbsgd__batch_norm={"statistics": "recomputed", "statistics_images": 3_200_000}),
+        "F04",
+        "lbsgd.batch_norm.statistics_images",
+        ["3200000", "1281167"],
+    ),
     (dict(lbsgd__warmup__epoch=5), "R10", "lbsgd.warmup.epoch", ["unknown key"]),
     (dict(lbsgd__warmup__epochs=None), "R11", "lbsgd.warmup.epochs", ["missing"]),
     (dict(lbsgd__warmup__kind="slow"), "R12", "lbsgd.warmup.kind", ["gradual", "slow"]),
@@ -167,33 +177,42 @@ def test_what_cannot_be_right_is_refused_with_its_key_and_the_numbers(changes, c
 def test_unknown_keys_that_resemble_none_and_doubtful_numbers_are_warnings():
     plan = Plan.read(edited(my_project={"x": 1}, zero_optimization__reduce_bucket_size=500_000_000), 8)
     assert [line.split(":")[0] for line in plan.warnings] == ["my_project", "zero_optimization.reduce_bucket_size"]
-    config = edited(lbsgd__warmup={"kind": "none", "epochs": 0}, scheduler__params__warmup_min_lr=3.2,
-                    scheduler__params__warmup_num_steps=1)
+    config = edited(
+        lbsgd__warmup={"kind": "none", "epochs": 0},
+        scheduler__params__warmup_min_lr=3.2,
+        scheduler__params__warmup_num_steps=1,
+    )
     assert "1.1 points" in Plan.read(config, 8).warnings[0]
 
 
-@pytest.mark.parametrize("arguments, words", [
-    (dict(world_size=3), ["256 workers", "3 processes", "fit: 1, 2, 4, 8, 16, 32, 64, 128, 256"]),
-    (dict(world_size=2, overrides=Overrides(micro_batch=48)), ["48 is no multiple of n = 32", "fit: 32, 64, 128"]),
-    (dict(world_size=2, overrides=Overrides(micro_batch=96)), ["96", "fit: 32, 64, 128"]),
-    (dict(world_size=1, overrides=Overrides(global_batch=100)), ["100 is no multiple of n = 32", "96 or 128"]),
-    (dict(world_size=1, num_images=8191), ["8192 images", "8191 images"]),
-    (dict(world_size=1, overrides=Overrides(seed=2**32)), ["lbsgd.seed", "less than 4294967296"]),
-])
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (dict(world_size=3), ["256 workers", "3 processes", "fit: 1, 2, 4, 8, 16, 32, 64, 128, 256"]),
+        (dict(world_size=2, overrides=Overrides(micro_batch=48)), ["48 is no multiple of n = 32", "fit: 32, 64, 128"]),
+        (dict(world_size=2, overrides=Overrides(micro_batch=96)), ["96", "fit: 32, 64, 128"]),
+        (dict(world_size=1, overrides=Overrides(global_batch=100)), ["100 is no multiple of n = 32", "96 or 128"]),
+        (dict(world_size=1, num_images=8191), ["8192 images", "8191 images"]),
+        (dict(world_size=1, overrides=Overrides(seed=2**32)), ["lbsgd.seed", "less than 4294967296"]),
+    ],
+)
 def test_what_does_not_fit_the_processes_or_the_data_names_what_would(arguments, words):
     with pytest.raises(ConfigError) as caught:
         Plan.read(CONFIGS / "8k.json", **arguments)
     assert "\n" not in str(caught.value) and all(word in str(caught.value) for word in words), caught.value
 
 
-@pytest.mark.parametrize("text, words", [
-    ('{"train_batch_size": 8192,}', ["line 1, column 27", "trailing commas"]),
-    ('{\n// kn\n"a": 1}', ["line 2, column 1", "comments"]),
-    ('{"a": 1, "a": 2}', ["'a'", "twice"]),
-    ('{"a": NaN}', ["NaN"]),
-    ("[1]", ["no JSON object"]),
-    ("{}", ["train_batch_size"]),
-])
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ('{"train_batch_size": 8192,}', ["line 1, column 27", "trailing commas"]),
+        ('{\n// kn\n"a": 1}', ["line 2, column 1", "comments"]),
+        ('{"a": 1, "a": 2}', ["'a'", "twice"]),
+        ('{"a": NaN}', ["NaN"]),
+        ("[1]", ["no JSON object"]),
+        ("{}", ["train_batch_size"]),
+    ],
+)
 def test_what_is_not_strict_json_is_refused_with_its_place(tmp_path, text, words):
     path = tmp_path / "wrong.json"
     path.write_text(text)
@@ -222,11 +241,19 @@ def test_reading_leaves_the_callers_object_alone_and_the_plan_is_plain_data():
 
 
 def test_settings_put_values_at_key_paths_and_derive_what_depends_on_them():
-    plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("lbsgd.warmup.epochs=2", "train_batch_size=4096")))
-    assert plan.global_batch == 4096 and plan.schedule.reference_lr == 1.6 and plan.schedule.warmup_iterations == 2 * 312
+    plan = Plan.read(
+        CONFIGS / "8k.json", 8, overrides=Overrides(settings=("lbsgd.warmup.epochs=2", "train_batch_size=4096"))
+    )
+    assert (
+        plan.global_batch == 4096 and plan.schedule.reference_lr == 1.6 and plan.schedule.warmup_iterations == 2 * 312
+    )
     assert set(plan.changes) == {
-        "train_batch_size: 8192 -> 4096", "optimizer.params.lr: 3.2 -> 1.6", "scheduler.params.warmup_max_lr: 3.2 -> 1.6",
-        "scheduler.params.warmup_num_steps: 780 -> 624", "lbsgd.warmup.epochs: 5 -> 2"}
+        "train_batch_size: 8192 -> 4096",
+        "optimizer.params.lr: 3.2 -> 1.6",
+        "scheduler.params.warmup_max_lr: 3.2 -> 1.6",
+        "scheduler.params.warmup_num_steps: 780 -> 624",
+        "lbsgd.warmup.epochs: 5 -> 2",
+    }
 
 
 def test_the_resulting_json_can_be_fed_back(tmp_path):
@@ -240,28 +267,35 @@ def test_the_resulting_json_can_be_fed_back(tmp_path):
 
 def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
     same = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(seed=3, precision="bf16", micro_batch=256))
-    assert same.recipe.purpose.startswith("the paper's run") and same.summary()["in the paper"].endswith("23.74 ± 0.09 %")
+    assert same.recipe.purpose.startswith("the paper's run") and same.summary()["in the paper"].endswith(
+        "23.74 ± 0.09 %"
+    )
     other = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("lbsgd.warmup.epochs=2",)))
-    assert other.recipe.purpose is None and other.recipe.paper_error_pct is None and "in the paper" not in other.summary()
+    assert (
+        other.recipe.purpose is None and other.recipe.paper_error_pct is None and "in the paper" not in other.summary()
+    )
     assert same.identity()["recipe"].keys() == other.identity()["recipe"].keys()  # a purpose is no reason not to resume
     assert same.identity() == Plan.read(edited(lbsgd__purpose=None, lbsgd__seed=3), 8).identity()
 
 
-@pytest.mark.parametrize("setting, words", [
-    ("optimizer.params.lr=1.0", ["optimizer.params.lr", "follows", "3.2", "lbsgd.linear_scaling.base_lr"]),
-    ("scheduler.params.warmup_num_steps=5", ["warmup_num_steps", "follows", "780"]),
-    ("gradient_accumulation_steps=4", ["gradient_accumulation_steps", "follows"]),
-    ("train_batch_size=64", ["lbsgd.warmup.epochs=5", "make it 0"]),
-    ("lbsgd.warmup.epoch=2", ["lbsgd.warmup.epoch", "unknown key"]),
-    ("lbsgd.warmup.kind=none", ["lbsgd.warmup", "5 epochs"]),
-    ("train_batchsize=64", ["did you mean train_batch_size"]),
-    ("optimizer.type=Adam", ["'Adam'", "SGD"]),
-    ("optimizer=null", ["optimizer.type", "None"]),
-    ("optimizer.type.name=SGD", ["optimizer.type is no block"]),
-    ("train_batch_size", ["train_batch_size", "lbsgd.warmup.epochs=2"]),
-    ("a..b=1", ["a..b"]),
-    ("lbsgd.seed=NaN", ["NaN", "strict JSON"]),
-])
+@pytest.mark.parametrize(
+    "setting, words",
+    [
+        ("optimizer.params.lr=1.0", ["optimizer.params.lr", "follows", "3.2", "lbsgd.linear_scaling.base_lr"]),
+        ("scheduler.params.warmup_num_steps=5", ["warmup_num_steps", "follows", "780"]),
+        ("gradient_accumulation_steps=4", ["gradient_accumulation_steps", "follows"]),
+        ("train_batch_size=64", ["lbsgd.warmup.epochs=5", "make it 0"]),
+        ("lbsgd.warmup.epoch=2", ["lbsgd.warmup.epoch", "unknown key"]),
+        ("lbsgd.warmup.kind=none", ["lbsgd.warmup", "5 epochs"]),
+        ("train_batchsize=64", ["did you mean train_batch_size"]),
+        ("optimizer.type=Adam", ["'Adam'", "SGD"]),
+        ("optimizer=null", ["optimizer.type", "None"]),
+        ("optimizer.type.name=SGD", ["optimizer.type is no block"]),
+        ("train_batch_size", ["train_batch_size", "lbsgd.warmup.epochs=2"]),
+        ("a..b=1", ["a..b"]),
+        ("lbsgd.seed=NaN", ["NaN", "strict JSON"]),
+    ],
+)
 def test_a_setting_that_cannot_be_is_refused_and_one_that_follows_from_others_is_not_ignored(setting, words):
     with pytest.raises(ConfigError) as caught:
         Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=(setting, "lbsgd.warmup.epochs=5")))

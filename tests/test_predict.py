@@ -9,8 +9,19 @@ from lbsgd.config.json_file import Overrides
 from lbsgd.errors import ConfigError
 from lbsgd.commands.plan_memory import NETWORKS, memory, network
 from lbsgd.config.plan import Plan
-from lbsgd.commands.plan_time import (BACKWARD_SHARE, PAPER_IMAGES_PER_SECOND, Machines, Reduction, bytes_an_iteration, gradient_seconds,
-                           overlaps, predict, reduction_of, steps, weight_seconds)
+from lbsgd.commands.plan_time import (
+    BACKWARD_SHARE,
+    PAPER_IMAGES_PER_SECOND,
+    Machines,
+    Reduction,
+    bytes_an_iteration,
+    gradient_seconds,
+    overlaps,
+    predict,
+    reduction_of,
+    steps,
+    weight_seconds,
+)
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
 NO_LATENCY = Machines(latency_seconds=0.0)
@@ -32,15 +43,22 @@ def test_the_speed_of_a_p100_is_that_of_29_hours_on_eight():
     assert BACKWARD_SHARE * 32 / PAPER_IMAGES_PER_SECOND == pytest.approx(0.120)
 
 
-@pytest.mark.parametrize("algorithm, latency_seconds", [
-    ("ring", 0.0), ("halving/doubling", 0.0),  # the paper's figures alone
-    ("halving/doubling", 20e-6)])              # its algorithm, at the latency that `lbsgd plan` assumes
+@pytest.mark.parametrize(
+    "algorithm, latency_seconds",
+    [
+        ("ring", 0.0),
+        ("halving/doubling", 0.0),  # the paper's figures alone
+        ("halving/doubling", 20e-6),
+    ],
+)  # its algorithm, at the latency that `lbsgd plan` assumes
 def test_the_papers_iteration_on_256_gpus_lies_between_the_predictions(algorithm, latency_seconds, capsys):
     machines = Machines(latency_seconds=latency_seconds)
     it = predict(32, 1, 256, Reduction(PAPER_GRADIENTS, num_buckets=161), machines, algorithm)
     with capsys.disabled():
-        print(f"\n{algorithm}, {latency_seconds * 1e6:g} us: with overlap {it.with_overlap * 1e3:.1f} ms < the paper "
-              f"{PAPER_SECONDS * 1e3:.1f} ms < without overlap {it.without_overlap * 1e3:.1f} ms")
+        print(
+            f"\n{algorithm}, {latency_seconds * 1e6:g} us: with overlap {it.with_overlap * 1e3:.1f} ms < the paper "
+            f"{PAPER_SECONDS * 1e3:.1f} ms < without overlap {it.without_overlap * 1e3:.1f} ms"
+        )
     assert it.with_overlap < PAPER_SECONDS < it.without_overlap
 
 
@@ -78,9 +96,9 @@ def test_an_all_reduce_moves_twice_all_but_a_share_and_waits_for_every_step():
 
 def test_aggregation_hides_behind_the_back_propagation_but_for_its_last_bucket():
     machines = Machines(images_per_second=100, link_gbit=8.0, latency_seconds=0.0, gpus_per_server=1)
-    quick = predict(100, 1, 2, Reduction(1e8, num_buckets=10), machines, "ring")     # 0.1 s behind 0.518 s
+    quick = predict(100, 1, 2, Reduction(1e8, num_buckets=10), machines, "ring")  # 0.1 s behind 0.518 s
     assert quick.with_overlap == pytest.approx(1 + 0.01) and quick.without_overlap == pytest.approx(1.1)
-    slow = predict(100, 1, 2, Reduction(1e9, num_buckets=10), machines, "ring")      # 1 s behind 0.518 s
+    slow = predict(100, 1, 2, Reduction(1e9, num_buckets=10), machines, "ring")  # 1 s behind 0.518 s
     assert slow.with_overlap == pytest.approx(2 - BACKWARD_SHARE)
     one_bucket = predict(100, 1, 2, Reduction(1e8), machines, "ring")
     assert one_bucket.with_overlap == one_bucket.without_overlap
@@ -90,7 +108,10 @@ def test_aggregation_hides_behind_the_back_propagation_but_for_its_last_bucket()
 
 def test_inside_one_server_nothing_is_added():
     it = predict(1024, 4, 8, Reduction(1e8), Machines(), "ring")
-    assert it.without_overlap == it.with_overlap == pytest.approx(1024 / PAPER_IMAGES_PER_SECOND) and it.efficiency(True) == 1
+    assert (
+        it.without_overlap == it.with_overlap == pytest.approx(1024 / PAPER_IMAGES_PER_SECOND)
+        and it.efficiency(True) == 1
+    )
 
 
 def test_stage_and_precision_decide_what_is_reduced():
@@ -104,8 +125,11 @@ def test_stage_and_precision_decide_what_is_reduced():
 
 def test_whether_deepspeed_can_overlap_is_said_with_the_reason():
     size = network("resnet50")
-    for settings, words in [((), "yes: ZeRO-1"), (("zero_optimization.overlap_comm=false",), "overlap_comm is not true"),
-                            (("zero_optimization.reduce_bucket_size=500000000",), "one bucket")]:
+    for settings, words in [
+        ((), "yes: ZeRO-1"),
+        (("zero_optimization.overlap_comm=false",), "overlap_comm is not true"),
+        (("zero_optimization.reduce_bucket_size=500000000",), "one bucket"),
+    ]:
         it = plan("8k", 8, settings=settings)
         assert words in overlaps(it, reduction_of(it, size))
     it = plan("8k_bf16", 8)
@@ -119,9 +143,13 @@ def test_whether_deepspeed_can_overlap_is_said_with_the_reason():
 def test_the_networks_sizes_are_torchvisions(name):
     import torch
     import torchvision
+
     with torch.device("meta"):
         parameters = [*torchvision.models.get_model(name).parameters()]
-    assert (sum(p.numel() for p in parameters), len(parameters)) == (NETWORKS[name].num_parameters, NETWORKS[name].num_tensors)
+    assert (sum(p.numel() for p in parameters), len(parameters)) == (
+        NETWORKS[name].num_parameters,
+        NETWORKS[name].num_tensors,
+    )
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
@@ -131,14 +159,17 @@ def test_the_activations_are_what_autograd_keeps(name):
     import torchvision
 
     from lbsgd.algorithm.batch_norm import convert_batch_norm
+
     model = convert_batch_norm(torchvision.models.get_model(name), 2)
     own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
 
     def kept_bytes(images):
         kept = {}
+
         def keep(tensor):
             kept[tensor.untyped_storage().data_ptr()] = tensor  # kept alive, so that no address comes twice
             return tensor
+
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             model(torch.zeros(images, 3, 64, 64)).sum()
         return sum(tensor.untyped_storage().nbytes() for pointer, tensor in kept.items() if pointer not in own)

@@ -10,8 +10,10 @@ BATCHES = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 6, 3), np.uint8)
 
 
 def by_definition(pixels):
-    colours = [(pixels[..., c] / 255 - mean) / std
-               for c, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225)))]
+    colours = [
+        (pixels[..., c] / 255 - mean) / std
+        for c, (mean, std) in enumerate(((0.485, 0.229), (0.456, 0.224), (0.406, 0.225)))
+    ]
     return np.stack(colours, axis=1)
 
 

@@ -10,8 +10,15 @@ from lbsgd.train.progress import Progress
 
 
 def iteration(t, **more):
-    return {"iteration": t, "epoch": t / 11, "lr": 0.2, "train_loss": 0.5123, "images_per_second": 163.4,
-            "data_wait_pct": 0.4, **more}
+    return {
+        "iteration": t,
+        "epoch": t / 11,
+        "lr": 0.2,
+        "train_loss": 0.5123,
+        "images_per_second": 163.4,
+        "data_wait_pct": 0.4,
+        **more,
+    }
 
 
 EPOCH = {"epoch": 3, "train_loss": 0.4567, "train_top1_error_pct": 12.345, "val_top1_error_pct": 9.8, "seconds": 8.1}
@@ -47,7 +54,8 @@ def test_a_file_gets_one_line_for_each_record(capsys, clock):
         # 143 iterations are left, at 2 s each
         "epoch  2/15  iteration  22/165  lr 0.20000  loss 0.5123    163 images/s  waiting  0.4 %  left 4:46",
         "epoch  3/15  error: train 12.35 %  val  9.80 %  loss 0.4567  took 0:08",
-        "done: [runs/digits]"]
+        "done: [runs/digits]",
+    ]
 
 
 def test_a_file_stays_plain_though_force_color_is_set(capsys, monkeypatch):
@@ -124,7 +132,7 @@ def test_the_bar_is_as_long_as_the_share_that_is_done(done):
     progress = Progress(100, 10, console=terminal(160))
     progress.advance(done)
     line = screen(progress)[0]
-    bar = line[line.index("━"):line.rindex("━") + 1]
+    bar = line[line.index("━") : line.rindex("━") + 1]
     joint = min(bar.index(mark) for mark in "╺╸" if mark in bar)
     assert joint / len(bar) == pytest.approx(done / 100, abs=0.01)
 
@@ -143,10 +151,15 @@ def test_on_a_terminal_epochs_and_words_stay_above_the_bar():
 
 def test_the_longest_epoch_line_fits_on_a_terminal():
     console = terminal()
-    slow = {"epoch": 90, "train_loss": 6.9078, "train_top1_error_pct": 100.0, "val_top1_error_pct": 100.0,
-            "seconds": 99_999}
+    slow = {
+        "epoch": 90,
+        "train_loss": 6.9078,
+        "train_top1_error_pct": 100.0,
+        "val_top1_error_pct": 100.0,
+        "seconds": 99_999,
+    }
     Progress(14040, 156, console=console).epoch(slow)
-    line, = console.export_text().splitlines()
+    (line,) = console.export_text().splitlines()
     assert line == "epoch 90/90  error: train 100.00 %  val 100.00 %  loss 6.9078  took 27:46:39" and len(line) <= 80
 
 

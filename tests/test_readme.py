@@ -25,8 +25,12 @@ def test_the_code_for_other_projects_runs(monkeypatch):
 def test_the_tree_names_every_module_and_tool_and_nothing_else():
     tree = re.search(r"## What is where\n\n```\n(.*?)```", README, flags=re.DOTALL).group(1)
     named = set(re.findall(r"[a-z0-9_]+\.(?:py|sh|md|c|h)\b", tree))
-    present = {path.name for folder in ("lbsgd", "recipes", "tools") for path in (ROOT / folder).rglob("*")
-               if path.suffix in (".py", ".sh", ".c", ".h")}
+    present = {
+        path.name
+        for folder in ("lbsgd", "recipes", "tools")
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".sh", ".c", ".h")
+    }
     assert present - {"__init__.py"} <= named
     assert named <= present | {path.name for folder in ("tests", "docs") for path in (ROOT / folder).iterdir()}
 

@@ -6,8 +6,10 @@ from PIL import Image
 
 
 def test_the_split_is_fixed_and_has_each_digit_s_share(digits_tree):
-    counts = {split: [len(list((digits_tree / split / str(digit)).iterdir())) for digit in range(10)]
-              for split in ("train", "val")}
+    counts = {
+        split: [len(list((digits_tree / split / str(digit)).iterdir())) for digit in range(10)]
+        for split in ("train", "val")
+    }
     assert {split: sum(count) for split, count in counts.items()} == {"train": 1437, "val": 360}
     assert all(35 <= count <= 37 for count in counts["val"])
     train, val = ({path.name for path in digits_tree.glob(f"{split}/*/*")} for split in ("train", "val"))

@@ -17,17 +17,45 @@ TOOL = Path(__file__).parents[1] / "tools" / "report.py"
 
 def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, finished=True, model="resnet50"):
     """A run with the validation errors `val`, one an epoch; training errors are 1 lower, lr falls from 0.2 to 0.02."""
-    run = {"model": model, "global_batch": kn, "num_workers": kn // 32, "iterations_per_epoch": 1, "precision": "fp32",
-           "recipe": {"epochs": epochs or len(val), "seed": seed},
-           "schedule": {"base_lr": lr, "reference_lr": lr, "warmup_kind": "none", "warmup_iterations": 0,
-                        "decay_iterations": [3], "decay_factor": 0.1},
-           "config": {"optimizer": {"type": "SGD"}}, "world_size": world_size}
+    run = {
+        "model": model,
+        "global_batch": kn,
+        "num_workers": kn // 32,
+        "iterations_per_epoch": 1,
+        "precision": "fp32",
+        "recipe": {"epochs": epochs or len(val), "seed": seed},
+        "schedule": {
+            "base_lr": lr,
+            "reference_lr": lr,
+            "warmup_kind": "none",
+            "warmup_iterations": 0,
+            "decay_iterations": [3],
+            "decay_factor": 0.1,
+        },
+        "config": {"optimizer": {"type": "SGD"}},
+        "world_size": world_size,
+    }
     with RunLog(folder, run) as log:
         for t, error in enumerate(val):
-            log.iteration({"iteration": t, "epoch": float(t), "lr": 0.2 if t < 3 else 0.02, "train_loss": 2.3,
-                           "images_per_second": 50.0 if t == 0 else 160.0 + t, "data_wait_pct": 0.4})
-            log.epoch({"epoch": t + 1, "train_loss": 2.3, "train_top1_error_pct": error - 1,
-                       "val_top1_error_pct": error, "seconds": 8.0})
+            log.iteration(
+                {
+                    "iteration": t,
+                    "epoch": float(t),
+                    "lr": 0.2 if t < 3 else 0.02,
+                    "train_loss": 2.3,
+                    "images_per_second": 50.0 if t == 0 else 160.0 + t,
+                    "data_wait_pct": 0.4,
+                }
+            )
+            log.epoch(
+                {
+                    "epoch": t + 1,
+                    "train_loss": 2.3,
+                    "train_top1_error_pct": error - 1,
+                    "val_top1_error_pct": error,
+                    "seconds": 8.0,
+                }
+            )
         if finished:
             log.result()
     return read_run(folder)
@@ -59,19 +87,24 @@ def test_a_run_under_way_shows_how_far_it_is(tmp_path):
 
 
 def test_runs_of_one_recipe_are_summarised_as_mean_and_std_over_seeds(tmp_path):
-    runs = [write(tmp_path / f"seed{seed}", val=[90.0, error, error, error], seed=seed, world_size=seed + 1)
-            for seed, error in enumerate([6.0, 7.0, 9.5])]
+    runs = [
+        write(tmp_path / f"seed{seed}", val=[90.0, error, error, error], seed=seed, world_size=seed + 1)
+        for seed, error in enumerate([6.0, 7.0, 9.5])
+    ]
     # mean 22.5 / 3; deviations -1.5, -0.5, 2: std = sqrt((2.25 + 0.25 + 4) / 2) = 1.80. GPUs are no part of a recipe.
     assert rows(runs)[-2] == "mean of 3 ± std 128 4 0.2 4 7.50 ± 1.80".split()
 
 
-@pytest.mark.parametrize("other", [
-    dict(seed=0),  # the same seed again is no second sample
-    dict(seed=1, kn=256),
-    dict(seed=1, model="resnet101"),
-    dict(seed=1, finished=False),
-    dict(seed=1, val=[9.0], epochs=2),  # ended early
-])
+@pytest.mark.parametrize(
+    "other",
+    [
+        dict(seed=0),  # the same seed again is no second sample
+        dict(seed=1, kn=256),
+        dict(seed=1, model="resnet101"),
+        dict(seed=1, finished=False),
+        dict(seed=1, val=[9.0], epochs=2),  # ended early
+    ],
+)
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path, other):
     first = write(tmp_path / "a", val=[9.0, 8.0])
     second = write(tmp_path / "b", **{"val": [9.0, 7.0], **other})
@@ -86,8 +119,9 @@ def test_runs_of_the_same_folder_name_are_told_apart(tmp_path):
 
 
 def test_imagenet_rows_fit_in_80_columns(tmp_path):
-    runs = [write(tmp_path / f"resnet50-64k-{seed}", val=[33.96, 34.0], kn=65536, lr=25.6, seed=seed)
-            for seed in range(2)]
+    runs = [
+        write(tmp_path / f"resnet50-64k-{seed}", val=[33.96, 34.0], kn=65536, lr=25.6, seed=seed) for seed in range(2)
+    ]
     assert [row[0] for row in rows(runs)[3:5]] == ["resnet50-64k-0", "resnet50-64k-1"]  # in one piece
 
 
@@ -101,13 +135,17 @@ def test_a_folder_name_in_brackets_is_no_markup(tmp_path):
 def test_curves_are_those_of_the_log(tmp_path):
     runs = [write(tmp_path / "a", val=[80.0, 40.0, 20.0, 10.0]), write(tmp_path / "b", val=[90.0, 60.0], seed=1)]
     error, lr = figure(runs).axes
-    drawn = [(line.get_color(), line.get_linestyle(), list(line.get_xdata()), list(line.get_ydata()))
-             for line in error.lines if len(line.get_xdata())]
+    drawn = [
+        (line.get_color(), line.get_linestyle(), list(line.get_xdata()), list(line.get_ydata()))
+        for line in error.lines
+        if len(line.get_xdata())
+    ]
     assert drawn == [
         (COLOURS[0], "--", [1, 2, 3, 4], [79, 39, 19, 9]),
         (COLOURS[0], "-", [1, 2, 3, 4], [80, 40, 20, 10]),
         (COLOURS[1], "--", [1, 2], [89, 59]),
-        (COLOURS[1], "-", [1, 2], [90, 60])]
+        (COLOURS[1], "-", [1, 2], [90, 60]),
+    ]
     assert [list(line.get_ydata()) for line in lr.lines] == [pytest.approx([0.2, 0.2, 0.2, 0.02]), [0.2, 0.2]]
     assert [list(line.get_xdata()) for line in lr.lines] == [[0, 1, 2, 3], [0, 1]]
 
@@ -117,7 +155,7 @@ def test_axes_and_legend_say_what_is_drawn(tmp_path):
     error, lr = picture.axes
     assert (error.get_ylabel(), lr.get_ylabel(), lr.get_xlabel()) == ("top-1 error (%)", "learning rate", "epochs")
     assert error.get_shared_x_axes().joined(error, lr) and error.get_ylim() == (0, 100)
-    legend, = picture.legends
+    (legend,) = picture.legends
     assert [text.get_text() for text in legend.get_texts()] == ["8k  23.74", "validation", "training"]
 
 
@@ -150,7 +188,7 @@ def test_the_picture_shows_every_run_in_its_colour(tmp_path):
     pixels = imread(tmp_path / "curves.png")[:, :, :3]
     assert pixels.shape[:2] == (900, 1500)
     for colour in COLOURS[:3]:
-        red, green, blue = (int(colour[i:i + 2], 16) / 255 for i in (1, 3, 5))
+        red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
         near = (abs(pixels - [red, green, blue]) < 0.02).all(axis=2)
         assert near.sum() > 1000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "curves.png"]
@@ -161,8 +199,14 @@ def test_more_runs_than_colours_are_all_drawn(tmp_path):
     assert len(figure(runs).axes[1].lines) == 9
 
 
-@pytest.mark.parametrize("name, reason", [("curves.txt", "choose .png, .svg or .pdf"), ("curves", "choose .png"),
-                                          ("missing/curves.png", "cannot write .*missing/curves.png: No such file")])
+@pytest.mark.parametrize(
+    "name, reason",
+    [
+        ("curves.txt", "choose .png, .svg or .pdf"),
+        ("curves", "choose .png"),
+        ("missing/curves.png", "cannot write .*missing/curves.png: No such file"),
+    ],
+)
 def test_a_picture_that_cannot_be_written_is_refused(tmp_path, name, reason):
     run = write(tmp_path / "run", val=[9.0])
     with pytest.raises(ConfigError, match=reason):
@@ -198,7 +242,9 @@ def test_the_tool_explains_itself_with_its_command_line():
 
 
 def test_reading_logs_imports_nothing_heavy():
-    code = ("import sys, lbsgd.report.run_log, lbsgd.train.progress, lbsgd.report.curves\n"
-            "print(*sorted({'torch', 'numpy', 'matplotlib', 'deepspeed', 'ffcv'} & sys.modules.keys()))")
+    code = (
+        "import sys, lbsgd.report.run_log, lbsgd.train.progress, lbsgd.report.curves\n"
+        "print(*sorted({'torch', 'numpy', 'matplotlib', 'deepspeed', 'ffcv'} & sys.modules.keys()))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -29,8 +29,11 @@ from lbsgd.algorithm.shuffle import epoch_order
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "in_your_project.md"]
-BLOCKS = {name: code for page in PAGES for name, code in re.findall(
-    r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", page.read_text(), flags=re.DOTALL)}
+BLOCKS = {
+    name: code
+    for page in PAGES
+    for name, code in re.findall(r"<!-- test: (\w+) -->\n```\w+\n(.*?)```", page.read_text(), flags=re.DOTALL)
+}
 CONFIGS = sorted((ROOT / "ds_configs").glob("**/*.json"))
 
 
@@ -60,8 +63,15 @@ def with_json(folder, config):
 
 
 def test_the_pages_blocks_are_all_there():
-    assert set(BLOCKS) == {"plain", "own_loop", "without_deepspeed", "warmup_schedule", "overlay", "shared_shuffle_sampler",
-                           "shared_shuffle_order"}
+    assert set(BLOCKS) == {
+        "plain",
+        "own_loop",
+        "without_deepspeed",
+        "warmup_schedule",
+        "overlay",
+        "shared_shuffle_sampler",
+        "shared_shuffle_order",
+    }
 
 
 # --- 1. plain DeepSpeed -------------------------------------------------------------------------------------------------
@@ -96,16 +106,27 @@ for path in {paths!r}:
 def in_plain_deepspeed():
     """What every shipped JSON does where lbsgd cannot be imported."""
     from lbsgd.processes.launcher import free_port
+
     script = WITHOUT_LBSGD.format(code=BLOCKS["plain"], paths=[str(path) for path in CONFIGS])
-    environment = {**os.environ, "RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-                   "MASTER_PORT": str(free_port())}
+    environment = {
+        **os.environ,
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    return {record["path"]: record for record in map(json.loads, re.findall(r"^\{.*\}$", done.stdout, flags=re.MULTILINE))}
+    return {
+        record["path"]: record for record in map(json.loads, re.findall(r"^\{.*\}$", done.stdout, flags=re.MULTILINE))
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_every_json_trains_in_plain_deepspeed_and_gradual_warmup_climbs_linearly_to_the_reference_lr(in_plain_deepspeed, path):
+def test_every_json_trains_in_plain_deepspeed_and_gradual_warmup_climbs_linearly_to_the_reference_lr(
+    in_plain_deepspeed, path
+):
     config, found = json.loads(path.read_text()), in_plain_deepspeed[str(path)]
     lr, ramp = config["optimizer"]["params"]["lr"], config["scheduler"]["params"]
     assert found["clipping"] == 0.0 and found["stage"] == config["zero_optimization"]["stage"] and found["moved"]
@@ -113,7 +134,9 @@ def test_every_json_trains_in_plain_deepspeed_and_gradual_warmup_climbs_linearly
     assert lrs[-1] == lr
     if config["lbsgd"]["warmup"]["kind"] == "gradual":
         base = config["lbsgd"]["linear_scaling"]["base_lr"]
-        assert lrs == pytest.approx([base, *(base + (lr - base) * t / W for t in range(W)), lr, lr])  # one iteration late
+        assert lrs == pytest.approx(
+            [base, *(base + (lr - base) * t / W for t in range(W)), lr, lr]
+        )  # one iteration late
         assert lrs[0] < lr
     else:
         assert set(lrs) == {lr}
@@ -140,11 +163,13 @@ class Mixed(nn.Module):
 
 def torchvision_model():
     import torchvision
+
     return torchvision.models.resnet18(num_classes=5, zero_init_residual=True)
 
 
 def timm_model():
     import timm
+
     return timm.create_model("resnet18", num_classes=5, zero_init_last=True)
 
 
@@ -161,7 +186,9 @@ def test_a_loop_of_ones_own_trains_a_model_of_anybodys(tmp_path, build, num_norm
     torch.manual_seed(0)
     model = build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    names = run_block("own_loop", with_json(tmp_path, one_epoch(micro_batch=32)), model=model, dataset=images_and_labels(size))
+    names = run_block(
+        "own_loop", with_json(tmp_path, one_epoch(micro_batch=32)), model=model, dataset=images_and_labels(size)
+    )
     engine, plan = names["engine"], names["plan"]
     assert engine.global_steps == 2 == plan.num_iterations and plan.accumulation_steps == 2
     norms = [module for module in engine.module.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -170,7 +197,9 @@ def test_a_loop_of_ones_own_trains_a_model_of_anybodys(tmp_path, build, num_norm
     assert (len(no_decay["params"]), no_decay["weight_decay"], decay["weight_decay"]) == (2 * num_norms, 0.0, 0.01)
     after = engine.module.state_dict()
     assert all(after[name].isfinite().all() for name in after)
-    assert all(not torch.equal(after[name], before[name]) for name in after if name.endswith(("weight", "running_mean")))
+    assert all(
+        not torch.equal(after[name], before[name]) for name in after if name.endswith(("weight", "running_mean"))
+    )
 
 
 def test_batch_norm_of_any_dimension_makes_the_run_independent_of_how_it_is_divided(tmp_path):
@@ -180,12 +209,14 @@ def test_batch_norm_of_any_dimension_makes_the_run_independent_of_how_it_is_divi
         names = run_block("own_loop", with_json(tmp_path, config), model=Mixed(), dataset=images_and_labels())
         assert names["engine"].global_steps == 20
         return gather_state(names["engine"]).weights
+
     whole = {name: tensor for name, tensor in weights(64).items() if "num_batches" not in name}
     assert distance(weights(8), whole) < BOUND
 
 
 def test_a_batch_norm_that_does_more_is_refused_with_its_name(tmp_path):
     import timm
+
     model = timm.create_model("efficientnet_b0", num_classes=5)
     with pytest.raises(ValueError, match="bn1 is a BatchNormAct2d, not torch's own batch norm"):
         run_block("own_loop", with_json(tmp_path, one_epoch()), model=model, dataset=images_and_labels())
@@ -245,9 +276,11 @@ def test_a_mistake_in_that_loop_would_be_seen(two_processes, mistake):
 
 
 def test_the_parts_without_deepspeed_do_not_import_it():
-    code = ("import sys, lbsgd; lbsgd.LargeMinibatchLR, lbsgd.LargeMinibatchSGD, lbsgd.MomentumCorrectedSGD, lbsgd.decay_groups, "
-            "lbsgd.convert_batch_norm, lbsgd.SharedShuffleSampler, lbsgd.agree_statistics, lbsgd.Plan; "
-            "assert not {'deepspeed', 'ffcv', 'torchvision'} & set(sys.modules)")
+    code = (
+        "import sys, lbsgd; lbsgd.LargeMinibatchLR, lbsgd.LargeMinibatchSGD, lbsgd.MomentumCorrectedSGD, lbsgd.decay_groups, "
+        "lbsgd.convert_batch_norm, lbsgd.SharedShuffleSampler, lbsgd.agree_statistics, lbsgd.Plan; "
+        "assert not {'deepspeed', 'ffcv', 'torchvision'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
@@ -264,7 +297,9 @@ def test_the_scheduler_is_torchs_own_kind_and_goes_on_where_its_state_was_taken(
     schedule = Schedule(0.1, 0.8, "gradual", 4, (6,))
 
     def optimizer():
-        return torch.optim.SGD([{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))]}], lr=9.0)
+        return torch.optim.SGD(
+            [{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))]}], lr=9.0
+        )
 
     sgd = optimizer()
     scheduler = lbsgd.LargeMinibatchLR(sgd, schedule)
@@ -292,12 +327,17 @@ def test_the_scheduler_is_torchs_own_kind_and_goes_on_where_its_state_was_taken(
 def test_an_overlay_prints_every_number_that_it_changes(capsys):
     command = shlex.split(BLOCKS["overlay"])
     from lbsgd.commands.main import main
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         assert command[0] == "lbsgd" and main(command[1:]) == 0
     out = capsys.readouterr().out
-    for change in ("train_batch_size: 8192 -> 4096", "optimizer.params.lr: 3.2 -> 1.6", "lbsgd.warmup.epochs: 5 -> 2",
-                   "scheduler.params.warmup_num_steps: 780 -> 624"):
+    for change in (
+        "train_batch_size: 8192 -> 4096",
+        "optimizer.params.lr: 3.2 -> 1.6",
+        "lbsgd.warmup.epochs: 5 -> 2",
+        "scheduler.params.warmup_num_steps: 780 -> 624",
+    ):
         assert change in out
 
 
@@ -317,7 +357,9 @@ def in_the_shared_order(labels):
 
 def test_a_plain_data_loader_takes_the_shared_shuffle(tmp_path):
     numbers = torch.arange(NUM_IMAGES)
-    assert labels_seen("shared_shuffle_sampler", tmp_path, dataset=TensorDataset(numbers, numbers)) == in_the_shared_order(numbers)
+    assert labels_seen(
+        "shared_shuffle_sampler", tmp_path, dataset=TensorDataset(numbers, numbers)
+    ) == in_the_shared_order(numbers)
 
 
 def test_ffcv_s_own_loader_takes_the_shared_shuffle(tmp_path):

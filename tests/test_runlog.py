@@ -12,18 +12,38 @@ from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.run_log import RunLog, final_error, read_run
 
-RUN = {"model": "resnet50", "recipe": {"epochs": 4, "seed": 0}, "schedule": {"reference_lr": 0.2}, "config": {},
-       "precision": "fp32", "global_batch": 128, "num_workers": 4, "iterations_per_epoch": 2}
+RUN = {
+    "model": "resnet50",
+    "recipe": {"epochs": 4, "seed": 0},
+    "schedule": {"reference_lr": 0.2},
+    "config": {},
+    "precision": "fp32",
+    "global_batch": 128,
+    "num_workers": 4,
+    "iterations_per_epoch": 2,
+}
 
 
 def iteration(t, **more):
-    return {"iteration": t, "epoch": t / 2, "lr": 0.2, "train_loss": 2.3, "images_per_second": 160.0,
-            "data_wait_pct": 0.4, **more}
+    return {
+        "iteration": t,
+        "epoch": t / 2,
+        "lr": 0.2,
+        "train_loss": 2.3,
+        "images_per_second": 160.0,
+        "data_wait_pct": 0.4,
+        **more,
+    }
 
 
 def epoch(number, error=10.0):
-    return {"epoch": number, "train_loss": 1.0, "train_top1_error_pct": 12.0, "val_top1_error_pct": error,
-            "seconds": 8.0}
+    return {
+        "epoch": number,
+        "train_loss": 1.0,
+        "train_top1_error_pct": 12.0,
+        "val_top1_error_pct": error,
+        "seconds": 8.0,
+    }
 
 
 def write(folder, *, epochs):
@@ -56,7 +76,11 @@ def test_a_log_reads_back_as_it_was_written(tmp_path):
 def test_every_line_begins_with_its_kind_and_the_first_is_the_run(tmp_path):
     lines = write(tmp_path, epochs=1).read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == [
-        '{"kind": "run"', '{"kind": "iteration"', '{"kind": "iteration"', '{"kind": "epoch"']
+        '{"kind": "run"',
+        '{"kind": "iteration"',
+        '{"kind": "iteration"',
+        '{"kind": "epoch"',
+    ]
 
 
 def test_the_error_of_a_run_is_the_median_of_its_last_5_epochs():
@@ -98,11 +122,13 @@ def test_the_incomplete_last_line_of_a_killed_run_is_left_out(tmp_path):
 
 
 def test_a_run_killed_at_any_moment_has_logged_all_it_had_done(tmp_path):
-    code = ("import itertools, test_runlog as t\n"
-            f"log = t.RunLog({str(tmp_path)!r}, t.RUN)\n"
-            "for i in itertools.count():\n"
-            "    log.iteration(t.iteration(i))\n"  # 50 of them are less than a buffer of 8 KiB
-            "    print(i, flush=True)\n")
+    code = (
+        "import itertools, test_runlog as t\n"
+        f"log = t.RunLog({str(tmp_path)!r}, t.RUN)\n"
+        "for i in itertools.count():\n"
+        "    log.iteration(t.iteration(i))\n"  # 50 of them are less than a buffer of 8 KiB
+        "    print(i, flush=True)\n"
+    )
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent)
     for done in child.stdout:
         if int(done) == 50:
@@ -199,17 +225,20 @@ def test_a_missing_log_is_named(tmp_path):
         read_run(tmp_path)
 
 
-@pytest.mark.parametrize("number, line, reason", [
-    (1, "hello", "not JSON"),
-    (1, "[1, 2]", "not an object of kind run, iteration"),
-    (1, '{"kind": "epoch", "epoch": 1}', "the first line, and only it, is of kind run"),
-    (1, '{"kind": "run", "model": "resnet50"}', "run without config, global_batch"),
-    (3, '{"kind": "iterat', "not JSON"),
-    (3, '{"kind": ["epoch"]}', "not an object of kind"),
-    (3, json.dumps({"kind": "run", **RUN}), "the first line, and only it, is of kind run"),
-    (4, '{"kind": "epoch", "epoch": 1}', "epoch without seconds, train_loss"),
-    (7, '{"kind": "epoch", "epo', "not JSON"),  # the last line, but it is ended: nothing was killed here
-])
+@pytest.mark.parametrize(
+    "number, line, reason",
+    [
+        (1, "hello", "not JSON"),
+        (1, "[1, 2]", "not an object of kind run, iteration"),
+        (1, '{"kind": "epoch", "epoch": 1}', "the first line, and only it, is of kind run"),
+        (1, '{"kind": "run", "model": "resnet50"}', "run without config, global_batch"),
+        (3, '{"kind": "iterat', "not JSON"),
+        (3, '{"kind": ["epoch"]}', "not an object of kind"),
+        (3, json.dumps({"kind": "run", **RUN}), "the first line, and only it, is of kind run"),
+        (4, '{"kind": "epoch", "epoch": 1}', "epoch without seconds, train_loss"),
+        (7, '{"kind": "epoch", "epo', "not JSON"),  # the last line, but it is ended: nothing was killed here
+    ],
+)
 def test_what_is_not_a_log_is_refused_with_file_and_line(tmp_path, number, line, reason):
     path = write(tmp_path, epochs=2)
     lines = path.read_text().splitlines()

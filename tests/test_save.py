@@ -69,9 +69,9 @@ def die_at(point):
 
     def in_halves(path, data):
         with open(path, "wb", buffering=0) as file:
-            file.write(data[:len(data) // 2])
+            file.write(data[: len(data) // 2])
             change("half a file", ())
-            return len(data) // 2 + file.write(data[len(data) // 2:])
+            return len(data) // 2 + file.write(data[len(data) // 2 :])
 
     def torch_in_halves(content, path):
         write(content, path)
@@ -108,7 +108,9 @@ def test_a_save_killed_anywhere_leaves_the_checkpoint_before_it_or_the_new_one(t
     for done in killed_at_every_point(template, folder, lambda folder: saved(folder, 5, value=2.0)):
         points += 1
         found = values(folder)
-        assert checkpoint.named(folder) == checkpoint.complete(folder)  # who has the name has all files, and had them first
+        assert checkpoint.named(folder) == checkpoint.complete(
+            folder
+        )  # who has the name has all files, and had them first
         newest = dict([*found.items()][-1:])
         assert newest == new or newest == dict([*old.items()][-1:]) and not done
         assert found.items() <= old.items() | new.items() and len(found) >= min(3, len(before))
@@ -124,9 +126,13 @@ def test_the_last_save_of_an_iteration_counts_however_often_it_was_saved(tmp_pat
         assert value(checkpoint.newest(tmp_path)) == number and len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("write", [
-    lambda path, value: checkpoint.export_weights(path, {"w": torch.full((100, 100), value)}),
-    lambda path, value: replace_file(path, json.dumps([value] * 1000).encode())])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path, value: checkpoint.export_weights(path, {"w": torch.full((100, 100), value)}),
+        lambda path, value: replace_file(path, json.dumps([value] * 1000).encode()),
+    ],
+)
 def test_a_file_replaced_by_a_process_that_is_killed_anywhere_is_the_old_or_the_new_one(tmp_path, write):
     template, path = tmp_path / "template", tmp_path / "folder/file"
     template.mkdir()
@@ -146,7 +152,9 @@ def test_all_is_forced_to_the_disk_before_a_checkpoint_gets_its_name(tmp_path, m
     events = []
 
     def noting(name, function):
-        monkeypatch.setattr(os, name, lambda *paths, **options: (events.append((name, where(paths[0]))), function(*paths, **options))[1])
+        monkeypatch.setattr(
+            os, name, lambda *paths, **options: (events.append((name, where(paths[0]))), function(*paths, **options))[1]
+        )
 
     def where(path):
         return Path(os.readlink(f"/proc/self/fd/{path}") if isinstance(path, int) else path).name
@@ -154,7 +162,12 @@ def test_all_is_forced_to_the_disk_before_a_checkpoint_gets_its_name(tmp_path, m
     noting("fsync", os.fsync), noting("rename", os.rename)
     building = f".iteration_00000001.{os.getpid()}"
     saved(tmp_path, 1)
-    assert events == [*(("fsync", name) for name in FILES), ("fsync", building), ("rename", building), ("fsync", tmp_path.name)]
+    assert events == [
+        *(("fsync", name) for name in FILES),
+        ("fsync", building),
+        ("rename", building),
+        ("fsync", tmp_path.name),
+    ]
 
 
 # --- a full disk --------------------------------------------------------------------------------------------------------
@@ -163,9 +176,12 @@ def test_all_is_forced_to_the_disk_before_a_checkpoint_gets_its_name(tmp_path, m
 @pytest.mark.parametrize("name", FILES)
 def test_a_save_that_a_limit_on_file_sizes_ends_leaves_the_one_before_and_the_next_succeeds(tmp_path, name):
     """The kernel ends the write of one file in its middle."""
+
     def limited():
         size = (saved(tmp_path, 1) / name).stat().st_size
-        if any((tmp_path / "iteration_00000001" / other).stat().st_size >= size for other in FILES[:FILES.index(name)]):
+        if any(
+            (tmp_path / "iteration_00000001" / other).stat().st_size >= size for other in FILES[: FILES.index(name)]
+        ):
             shrink_others(name)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, -1))
         with pytest.raises(OSError) as caught:
@@ -199,14 +215,17 @@ def mount_small_disk(folder, size):
     """A file system of a few bytes, which only this process sees and which goes with it; ends it where that is forbidden."""
     CLONE_NEWNS, CLONE_NEWUSER, MS_REC, MS_PRIVATE = 0x20000, 0x10000000, 0x4000, 0x40000
     libc = ctypes.CDLL(None, use_errno=True)
-    if (libc.unshare(CLONE_NEWNS | (CLONE_NEWUSER if os.geteuid() else 0))
-            or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
-            or libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode())):
+    if (
+        libc.unshare(CLONE_NEWNS | (CLONE_NEWUSER if os.geteuid() else 0))
+        or libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+        or libc.mount(b"none", os.fsencode(folder), b"tmpfs", 0, f"size={size}".encode())
+    ):
         os._exit(UNSUPPORTED)
 
 
 def test_a_full_disk_loses_nothing_and_once_there_is_room_the_next_save_succeeds(tmp_path):
     """From no free page to just too few: the disk is full at one file after another."""
+
     def full():
         mount_small_disk(tmp_path, size=200 * 1024)
         ballast, page = tmp_path / "ballast", 4096
@@ -248,8 +267,12 @@ def test_a_save_that_failed_for_another_reason_than_the_disk_is_not_kept_quiet(t
 # --- damage -------------------------------------------------------------------------------------------------------------
 
 
-DAMAGE = {"cut": lambda data: data[:-1], "emptied": lambda data: b"", "overwritten": lambda data: bytes(len(data)),
-          "flipped": lambda data: data[:20] + bytes([data[20] ^ 4]) + data[21:]}
+DAMAGE = {
+    "cut": lambda data: data[:-1],
+    "emptied": lambda data: b"",
+    "overwritten": lambda data: bytes(len(data)),
+    "flipped": lambda data: data[:20] + bytes([data[20] ^ 4]) + data[21:],
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -275,7 +298,7 @@ def test_any_damage_to_the_manifest_is_found(tmp_path):
     path, bit = saved(tmp_path, 1) / "manifest.json", random.Random(0)
     data = path.read_bytes()
     for at in range(len(data)):
-        for damaged in (data[:at], data[:at] + bytes([data[at] ^ 1 << bit.randrange(8)]) + data[at + 1:]):
+        for damaged in (data[:at], data[:at] + bytes([data[at] ^ 1 << bit.randrange(8)]) + data[at + 1 :]):
             path.write_bytes(damaged)
             with pytest.raises(checkpoint.DamagedError):
                 checkpoint.load(path.parent)
@@ -320,7 +343,9 @@ def test_loading_a_checkpoint_or_an_export_unpickles_no_object(tmp_path):
 # --- when, and what -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text, meant", [("50", (50, None)), ("1", (1, None)), ("10m", (None, 10)), ("0.5m", (None, 0.5))])
+@pytest.mark.parametrize(
+    "text, meant", [("50", (50, None)), ("1", (1, None)), ("10m", (None, 10)), ("0.5m", (None, 0.5))]
+)
 def test_an_interval_is_of_iterations_or_minutes(text, meant):
     assert interval(text) == meant
 
@@ -331,8 +356,15 @@ def test_what_is_no_interval_is_refused(text):
         interval(text)
 
 
-@pytest.mark.parametrize("every, names", [
-    (Every(), [2, 3]), (Every(iterations=1), [1, 2, 3]), (Every(minutes=1e-9), [1, 2, 3]), (Every(minutes=60), [2, 3])])
+@pytest.mark.parametrize(
+    "every, names",
+    [
+        (Every(), [2, 3]),
+        (Every(iterations=1), [1, 2, 3]),
+        (Every(minutes=1e-9), [1, 2, 3]),
+        (Every(minutes=60), [2, 3]),
+    ],
+)
 def test_a_run_is_saved_at_the_intervals_and_where_an_epoch_or_the_run_ends(tmp_path, every, names):
     """Two iterations are an epoch."""
     ours = trainer(tmp_path)
@@ -375,7 +407,9 @@ def test_the_number_of_threads_comes_back_unless_the_processes_are_others(tmp_pa
         ours = trainer(tmp_path)
         ours.train(last_iteration=1), ours.saver.wait()
         for world_size, expected in ((1, 2), (2, 1)):
-            monkeypatch.setattr(checkpoint, "load_newest", lambda *given: with_world_size(load_newest(*given), world_size))
+            monkeypatch.setattr(
+                checkpoint, "load_newest", lambda *given: with_world_size(load_newest(*given), world_size)
+            )
             torch.set_num_threads(1)
             trainer(tmp_path).restore()
             assert torch.get_num_threads() == expected
@@ -401,7 +435,9 @@ def test_the_loss_scale_and_the_skipped_updates_come_back_from_the_disk(tmp_path
     state = gather_state(engine)
     scale = state.counters["loss_scaler"]["cur_scale"]
     assert state.counters["skipped_iterations"] > 0 and scale < 2**24
-    checkpoint.save(tmp_path, 12, {"weights": state.weights, "momentum": state.momentum, "random": {}}, {"counters": state.counters})
+    checkpoint.save(
+        tmp_path, 12, {"weights": state.weights, "momentum": state.momentum, "random": {}}, {"counters": state.counters}
+    )
     tensors, described = checkpoint.load(checkpoint.newest(tmp_path))
     again, _ = lbsgd.initialize(network(seed=1), config)
     restore_state(again, EngineState(tensors["weights"], tensors["momentum"], described["counters"]))

@@ -4,8 +4,9 @@ import pytest
 
 from lbsgd.algorithm.schedule import Schedule, learning_rate, scaled_lr
 
-EIGHT_K = Schedule(base_lr=0.1, reference_lr=3.2, warmup_kind="gradual", warmup_iterations=780,
-                   decay_iterations=(4680, 9360, 12480))
+EIGHT_K = Schedule(
+    base_lr=0.1, reference_lr=3.2, warmup_kind="gradual", warmup_iterations=780, decay_iterations=(4680, 9360, 12480)
+)
 
 
 def test_linear_rule_multiplies_the_lr_by_kn_over_256():
@@ -21,10 +22,23 @@ def test_table_2a_rules_give_the_papers_learning_rates():
         scaled_lr(8192, 0.1, 256, "cubic")
 
 
-@pytest.mark.parametrize("iteration, expected", [
-    (0, 0.1), (1, 0.1 + 3.1 / 780), (390, 1.65), (779, 3.2 - 3.1 / 780), (780, 3.2), (4679, 3.2),
-    (4680, 0.32), (9359, 0.32), (9360, 0.032), (12479, 0.032), (12480, 0.0032), (14039, 0.0032),
-])
+@pytest.mark.parametrize(
+    "iteration, expected",
+    [
+        (0, 0.1),
+        (1, 0.1 + 3.1 / 780),
+        (390, 1.65),
+        (779, 3.2 - 3.1 / 780),
+        (780, 3.2),
+        (4679, 3.2),
+        (4680, 0.32),
+        (9359, 0.32),
+        (9360, 0.032),
+        (12479, 0.032),
+        (12480, 0.0032),
+        (14039, 0.0032),
+    ],
+)
 def test_8k_schedule_follows_section_5_1(iteration, expected):
     assert learning_rate(iteration, EIGHT_K) == pytest.approx(expected, rel=1e-12)
 

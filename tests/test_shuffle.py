@@ -19,8 +19,15 @@ def runs(draw):
     n, world_size, workers_in_a_pass, passes = (draw(st.integers(1, 5)) for _ in range(4))
     global_batch = n * workers_in_a_pass * passes * world_size
     num_images = draw(st.integers(global_batch, 6 * global_batch))
-    return dict(n=n, world_size=world_size, micro_batch=n * workers_in_a_pass, global_batch=global_batch,
-                num_images=num_images, seed=draw(SEEDS), epoch=draw(EPOCHS))
+    return dict(
+        n=n,
+        world_size=world_size,
+        micro_batch=n * workers_in_a_pass,
+        global_batch=global_batch,
+        num_images=num_images,
+        seed=draw(SEEDS),
+        epoch=draw(EPOCHS),
+    )
 
 
 def cut(run, order, **changes):
@@ -34,7 +41,7 @@ def test_worker_w_of_iteration_t_holds_the_same_n_images_in_any_cut(run):
     order = epoch_order(run["num_images"], run["seed"], run["epoch"])
     kn, n = run["global_batch"], run["n"]
     iterations = run["num_images"] // kn
-    by_definition = [[order[t * kn + w * n:t * kn + (w + 1) * n] for w in range(kn // n)] for t in range(iterations)]
+    by_definition = [[order[t * kn + w * n : t * kn + (w + 1) * n] for w in range(kn // n)] for t in range(iterations)]
     assert np.array_equal(cut(run, order).reshape(iterations, kn // n, n), by_definition)
 
 
@@ -62,7 +69,7 @@ def test_statistics_groups_are_those_of_one_rank_dealt_in_turn(run, world_size):
     groups = np.empty((sizes["num_images"] // run["n"], run["n"]), int)
     for rank, share in enumerate(shares):
         groups[rank::world_size] = share
-    assert np.array_equal(groups.ravel(), order[:sizes["num_images"]])
+    assert np.array_equal(groups.ravel(), order[: sizes["num_images"]])
 
 
 @given(st.integers(0, 50), st.integers(1, 60))
@@ -89,11 +96,17 @@ def test_epochs_and_seeds_shuffle_differently_and_repeatably():
     assert epoch_order(1000, 2, 1).tobytes() == orders[2, 1]
 
 
-@pytest.mark.parametrize("sizes, message", [
-    (dict(global_batch=100, world_size=3, micro_batch=8), "100 images is not a multiple of 3 ranks x 8 images"),
-    (dict(global_batch=96, world_size=3, micro_batch=8, first_iteration=11), "iteration 11 is outside .* 10 iterations"),
-    (dict(global_batch=96, world_size=3, micro_batch=8, first_iteration=-1), "iteration -1 is outside"),
-])
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        (dict(global_batch=100, world_size=3, micro_batch=8), "100 images is not a multiple of 3 ranks x 8 images"),
+        (
+            dict(global_batch=96, world_size=3, micro_batch=8, first_iteration=11),
+            "iteration 11 is outside .* 10 iterations",
+        ),
+        (dict(global_batch=96, world_size=3, micro_batch=8, first_iteration=-1), "iteration -1 is outside"),
+    ],
+)
 def test_what_does_not_divide_is_refused(sizes, message):
     with pytest.raises(ValueError, match=message):
         rank_batches(epoch_order(1000, 0, 0), rank=0, **sizes)

@@ -70,13 +70,29 @@ def devkit_files(order=DEVKIT_ORDER):
     from scipy.io import savemat
 
     ids = {wnid: number for number, wnid in enumerate(order, 1)}
-    fields = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O"),
-              ("children", "O"), ("wordnet_height", "O"), ("num_train_images", "O")]
+    fields = [
+        ("ILSVRC2012_ID", "O"),
+        ("WNID", "O"),
+        ("words", "O"),
+        ("gloss", "O"),
+        ("num_children", "O"),
+        ("children", "O"),
+        ("wordnet_height", "O"),
+        ("num_train_images", "O"),
+    ]
     table = np.zeros((len(order) + 1, 1), fields)
     for row, wnid in enumerate([*order, "n00001740"]):
         leaf = wnid in ids
-        table[row, 0] = (float(ids.get(wnid, len(order) + 1)), wnid, "tench, Tinca tinca", "a fish, née “cyprinid”",
-                         0.0 if leaf else 2.0, np.zeros((1, 0)) if leaf else np.array([[1.0, 2.0]]), 0.0, 1300.0)
+        table[row, 0] = (
+            float(ids.get(wnid, len(order) + 1)),
+            wnid,
+            "tench, Tinca tinca",
+            "a fish, née “cyprinid”",
+            0.0 if leaf else 2.0,
+            np.zeros((1, 0)) if leaf else np.array([[1.0, 2.0]]),
+            0.0,
+            1300.0,
+        )
     buffer = io.BytesIO()
     savemat(buffer, {"synsets": table}, do_compression=True)
     truth = "".join(f"{ids[WNIDS[label]]}\n" for label in VAL_CLASSES)
@@ -86,7 +102,8 @@ def devkit_files(order=DEVKIT_ORDER):
 def devkit(folder, order=DEVKIT_ORDER):
     files = {f"ILSVRC2012_devkit_t12/{name}": data for name, data in devkit_files(order).items()}
     (folder / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(
-        tar_bytes({"ILSVRC2012_devkit_t12/readme.txt": b"read me", **files}, "w:gz"))
+        tar_bytes({"ILSVRC2012_devkit_t12/readme.txt": b"read me", **files}, "w:gz")
+    )
 
 
 def make_folders(folder):
@@ -112,8 +129,10 @@ def make_kaggle(folder):
     write_files(base / "train", train_files())
     write_files(base / "val", val_files())
     write_files(base / "test", {"ILSVRC2012_test_00000001.JPEG": jpeg(0)})
-    lines = [f"{name.removesuffix('.JPEG')},{WNIDS[label]} 10 20 30 40 {WNIDS[0]} 1 2 3 4"
-             for label, name in zip(VAL_CLASSES, val_files())]
+    lines = [
+        f"{name.removesuffix('.JPEG')},{WNIDS[label]} 10 20 30 40 {WNIDS[0]} 1 2 3 4"
+        for label, name in zip(VAL_CLASSES, val_files())
+    ]
     (folder / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n")
     return folder
 
@@ -134,10 +153,16 @@ def make_tar(folder, mode="w", name="imagenet.tar"):
     return folder / name
 
 
-LAYOUTS = {"folders": make_folders, "official": make_official, "kaggle": make_kaggle, "unpacked": make_unpacked,
-           "tar": make_tar, "tar.gz": lambda folder: make_tar(folder, "w:gz", "imagenet.tar.gz"),
-           "kaggle from within": lambda folder: make_kaggle(folder) / "ILSVRC/Data/CLS-LOC",
-           "named": lambda folder: make_official(folder) / "ILSVRC2012_img_train.tar"}
+LAYOUTS = {
+    "folders": make_folders,
+    "official": make_official,
+    "kaggle": make_kaggle,
+    "unpacked": make_unpacked,
+    "tar": make_tar,
+    "tar.gz": lambda folder: make_tar(folder, "w:gz", "imagenet.tar.gz"),
+    "kaggle from within": lambda folder: make_kaggle(folder) / "ILSVRC/Data/CLS-LOC",
+    "named": lambda folder: make_official(folder) / "ILSVRC2012_img_train.tar",
+}
 
 
 def find(path, tmp_path):
@@ -155,8 +180,10 @@ def test_every_layout_gives_the_same_images_with_the_same_labels(tmp_path, layou
         expected = sorted(files, key=lambda name: tuple(name.split("/")))
         assert [WNIDS[label] for label in images.labels] == [name.split("/")[0] for name in expected]
         reader = Files(images.container)
-        read = [reader.read(name, int(offset), int(size)) for name, offset, size in
-                zip(images.names, images.offsets, images.sizes)]
+        read = [
+            reader.read(name, int(offset), int(size))
+            for name, offset, size in zip(images.names, images.offsets, images.sizes)
+        ]
         assert read == [files[name] for name in expected]
 
 
@@ -176,7 +203,7 @@ def test_a_million_images_take_less_than_a_gigabyte_to_find(tmp_path):
     images = [header(f"n02102040_{number}.JPEG", 512) + bytes(512) for number in range(10_000)]
     with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as tar:
         for wnid in WNIDS:
-            add(tar, f"{wnid}.tar", b"".join(images[::4 if wnid != WNIDS[0] else 1]))
+            add(tar, f"{wnid}.tar", b"".join(images[:: 4 if wnid != WNIDS[0] else 1]))
     tracemalloc.start()
     for _ in range(2):  # from the archive, and from the listing kept of it
         source = find(folder, tmp_path)
@@ -230,13 +257,16 @@ def test_the_devkit_s_table_is_read_as_scipy_reads_it(tmp_path):
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("remove, message", [
-    (["train", "val"], "no train/ and no ILSVRC2012_img_train.tar, no val/ and no ILSVRC2012_img_val.tar found"),
-    (["val"], "no images in .*: no val/ and no ILSVRC2012_img_val.tar found"),
-    (["val/n01443537"], "val has other classes than .*train: n01443537 in one of them only"),
-    ([f"train/n01443537/n01443537_{i}.JPEG" for i in (1, 2, 10)], "no images in .*train for class n01443537"),
-    ([f"train/{wnid}" for wnid in WNIDS], "no images in .*train; expected one folder a class"),
-])
+@pytest.mark.parametrize(
+    "remove, message",
+    [
+        (["train", "val"], "no train/ and no ILSVRC2012_img_train.tar, no val/ and no ILSVRC2012_img_val.tar found"),
+        (["val"], "no images in .*: no val/ and no ILSVRC2012_img_val.tar found"),
+        (["val/n01443537"], "val has other classes than .*train: n01443537 in one of them only"),
+        ([f"train/n01443537/n01443537_{i}.JPEG" for i in (1, 2, 10)], "no images in .*train for class n01443537"),
+        ([f"train/{wnid}" for wnid in WNIDS], "no images in .*train; expected one folder a class"),
+    ],
+)
 def test_incomplete_folders_are_refused(tmp_path, remove, message):
     make_folders(tmp_path / "source")
     for number, name in enumerate(remove):
@@ -257,15 +287,27 @@ def change_labels(folder, name, old, new):
     path.write_text(path.read_text().replace(old, new))
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda folder: (folder / "LOC_val_solution.csv").unlink(), "without labels: neither ILSVRC2012_devkit_t12.tar.gz"),
-    (lambda folder: change_labels(folder, "LOC_val_solution.csv", "ILSVRC2012_val_00000003", "x"),
-     "00000003.JPEG has no label in the devkit or in LOC_val_solution.csv"),
-    (lambda folder: change_labels(folder, "LOC_val_solution.csv", "n15075141 10", "n99999999 10"),
-     "00000003.JPEG has class n99999999, which has no training images"),
-    (lambda folder: change_labels(folder, "LOC_val_solution.csv", "ImageId", "Image"),
-     "is not Kaggle's LOC_val_solution.csv"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda folder: (folder / "LOC_val_solution.csv").unlink(),
+            "without labels: neither ILSVRC2012_devkit_t12.tar.gz",
+        ),
+        (
+            lambda folder: change_labels(folder, "LOC_val_solution.csv", "ILSVRC2012_val_00000003", "x"),
+            "00000003.JPEG has no label in the devkit or in LOC_val_solution.csv",
+        ),
+        (
+            lambda folder: change_labels(folder, "LOC_val_solution.csv", "n15075141 10", "n99999999 10"),
+            "00000003.JPEG has class n99999999, which has no training images",
+        ),
+        (
+            lambda folder: change_labels(folder, "LOC_val_solution.csv", "ImageId", "Image"),
+            "is not Kaggle's LOC_val_solution.csv",
+        ),
+    ],
+)
 def test_validation_images_without_good_labels_are_refused(tmp_path, change, message):
     folder = make_kaggle(tmp_path / "source")
     change(folder)
@@ -273,12 +315,16 @@ def test_validation_images_without_good_labels_are_refused(tmp_path, change, mes
         find(folder, tmp_path)
 
 
-@pytest.mark.parametrize("name, content", [
-    ("data/meta.mat", b"MATLAB 5.0 MAT-file".ljust(126) + b"IM" + bytes(40)), ("data/meta.mat", b""),
-    ("data/meta.mat", devkit_files()["data/meta.mat"][:300]),
-    ("data/ILSVRC2012_validation_ground_truth.txt", b"1\n2\n999\n"),
-    ("data/ILSVRC2012_validation_ground_truth.txt", b"one\n"),
-])
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("data/meta.mat", b"MATLAB 5.0 MAT-file".ljust(126) + b"IM" + bytes(40)),
+        ("data/meta.mat", b""),
+        ("data/meta.mat", devkit_files()["data/meta.mat"][:300]),
+        ("data/ILSVRC2012_validation_ground_truth.txt", b"1\n2\n999\n"),
+        ("data/ILSVRC2012_validation_ground_truth.txt", b"one\n"),
+    ],
+)
 def test_a_damaged_devkit_is_refused(tmp_path, name, content):
     folder = make_unpacked(tmp_path / "source")
     (folder / "ILSVRC2012_devkit_t12" / name).write_bytes(content)
@@ -294,12 +340,17 @@ def test_a_devkit_without_its_files_is_refused(tmp_path):
 
 
 HOSTILE = {
-    "a path upwards": (dict(name="train/../../etc/passwd", data=b"x"), "train/../../etc/passwd' is a path that leads out"),
+    "a path upwards": (
+        dict(name="train/../../etc/passwd", data=b"x"),
+        "train/../../etc/passwd' is a path that leads out",
+    ),
     "an absolute path": (dict(name="/etc/passwd", data=b"x"), "/etc/passwd' is a path that leads out of the archive"),
     "a symbolic link": (dict(name="train/a/1.JPEG", type=tarfile.SYMTYPE, linkname="/etc/passwd"), "1.JPEG' is a link"),
     "a hard link": (dict(name="train/a/1.JPEG", type=tarfile.LNKTYPE, linkname="other"), "1.JPEG' is a link"),
-    "a device": (dict(name="train/a/null.JPEG", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
-                 "not a plain file or folder"),
+    "a device": (
+        dict(name="train/a/null.JPEG", type=tarfile.CHRTYPE, devmajor=1, devminor=3),
+        "not a plain file or folder",
+    ),
     "a pipe": (dict(name="train/a/1.JPEG", type=tarfile.FIFOTYPE), "1.JPEG' is not a plain file or folder"),
 }
 
@@ -322,14 +373,22 @@ def spoil(layout, folder, change):
     """A source of a real layout, in one archive of which change(files) has been at work; gives its path."""
     place, _, layout = layout.rpartition(" of ")
     path = LAYOUTS[layout](folder)
-    archive = {"": path, "training": folder / "ILSVRC2012_img_train.tar", "a class": folder / "ILSVRC2012_img_train.tar",
-               "validation": folder / "ILSVRC2012_img_val.tar", "devkit": folder / "ILSVRC2012_devkit_t12.tar.gz"}[place]
+    archive = {
+        "": path,
+        "training": folder / "ILSVRC2012_img_train.tar",
+        "a class": folder / "ILSVRC2012_img_train.tar",
+        "validation": folder / "ILSVRC2012_img_val.tar",
+        "devkit": folder / "ILSVRC2012_devkit_t12.tar.gz",
+    }[place]
     compression = ":gz" if archive.name.endswith(".gz") else ""
     with tarfile.open(archive) as tar:
         files = {info.name: tar.extractfile(info).read() for info in tar}
     buffer = io.BytesIO()
     if place == "a class":
-        with tarfile.open(fileobj=io.BytesIO(files["n02102040.tar"])) as inner, tarfile.open(fileobj=buffer, mode="w") as tar:
+        with (
+            tarfile.open(fileobj=io.BytesIO(files["n02102040.tar"])) as inner,
+            tarfile.open(fileobj=buffer, mode="w") as tar,
+        ):
             for info in inner:
                 add(tar, info.name, inner.extractfile(info).read())
             change(tar)
@@ -343,7 +402,14 @@ def spoil(layout, folder, change):
     return path, archive
 
 
-ARCHIVES = ["training of official", "a class of official", "validation of official", "devkit of official", "tar", "tar.gz"]
+ARCHIVES = [
+    "training of official",
+    "a class of official",
+    "validation of official",
+    "devkit of official",
+    "tar",
+    "tar.gz",
+]
 
 
 def refusal(path, tmp_path):
@@ -374,10 +440,13 @@ def test_members_beyond_the_stated_sizes_are_refused_in_imagenet_s_archives(tmp_
 @pytest.mark.parametrize("layout", ["training of official", "a class of official", "tar", "tar.gz"])
 def test_an_image_that_is_there_twice_is_refused_by_its_name(tmp_path, layout):
     name = {"training of official": "n02102040/n02102040_1.JPEG", "a class of official": "n02102040_1.JPEG"}.get(
-        layout, "imagenet/train/n02102040/n02102040_1.JPEG")
+        layout, "imagenet/train/n02102040/n02102040_1.JPEG"
+    )
     path, _ = spoil(layout, tmp_path / "source", lambda tar: add(tar, name, jpeg(77)))
-    assert f"member '{name.replace('n02102040_1', 'n02102040/n02102040_1') if '/' not in name else name}' is there twice" \
+    assert (
+        f"member '{name.replace('n02102040_1', 'n02102040/n02102040_1') if '/' not in name else name}' is there twice"
         in refusal(path, tmp_path)
+    )
 
 
 def test_a_validation_image_that_is_there_twice_is_refused_by_its_name(tmp_path):
@@ -386,12 +455,14 @@ def test_a_validation_image_that_is_there_twice_is_refused_by_its_name(tmp_path)
         assert f"{name}' is there twice" in refusal(path, tmp_path)
 
 
-@pytest.mark.parametrize("archive", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"])
+@pytest.mark.parametrize(
+    "archive", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar", "ILSVRC2012_devkit_t12.tar.gz"]
+)
 @pytest.mark.parametrize("fraction", [0.3, 0.7, 0.9])  # some of them within an image, some within a header
 def test_imagenet_s_archives_are_refused_where_they_are_truncated(tmp_path, archive, fraction):
     path = make_official(tmp_path / "source") / archive
     end = len(path.read_bytes().rstrip(b"\0"))  # of what is no padding
-    path.write_bytes(path.read_bytes()[:int(end * fraction)])
+    path.write_bytes(path.read_bytes()[: int(end * fraction)])
     said = refusal(tmp_path / "source", tmp_path)
     assert archive in said and "truncated" in said
     assert archive.endswith(".gz") or " member '" in said
@@ -405,8 +476,9 @@ def test_tars_in_tars_in_tars_are_refused(tmp_path):
             with pytest.raises(DataError, match=r"member 'a/a.tar' is a tar in a tar in a tar"):
                 members(tmp_path / "a.tar")
         data = tar_bytes({"a.tar": data}) if depth < 3 else header("a.tar", len(data)) + data
-    assert [member.name for member in members(make_official(tmp_path / "b") / "ILSVRC2012_img_train.tar")][0] == \
-        "n15075141/n15075141_10.JPEG"
+    assert [member.name for member in members(make_official(tmp_path / "b") / "ILSVRC2012_img_train.tar")][
+        0
+    ] == "n15075141/n15075141_10.JPEG"
 
 
 def header(name, num_bytes, kind=tarfile.REGTYPE):
@@ -422,16 +494,20 @@ def header(name, num_bytes, kind=tarfile.REGTYPE):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("hostile, message", [
-    (header("train/a/back.JPEG", -512), "member 'n02102040/train/a/back.JPEG' has a size below zero"),
-    (header("train/a/back.JPEG", -5120), "back.JPEG' has a size below zero"),
-    (header("train/a/x", -1024, tarfile.XHDTYPE), "a header of -"), (header("train/a/x", -1024, tarfile.GNUTYPE_LONGNAME),
-                                                                     "a header of -"),
-    (header("x", 60 << 30, tarfile.XHDTYPE), "a header of 64,424,509,440 bytes"),
-    (header("x", 60 << 30, tarfile.GNUTYPE_LONGNAME), "a header of 64,424,509,440 bytes"),
-    (header("x", 60 << 30, tarfile.GNUTYPE_SPARSE), "x' is not a plain file or folder"),
-    (header("train/a/1.JPEG", 60 << 30), "1.JPEG' is larger than 268,435,456 bytes"),
-], ids=["back", "far back", "attributes back", "name back", "attributes", "name", "sparse", "image"])
+@pytest.mark.parametrize(
+    "hostile, message",
+    [
+        (header("train/a/back.JPEG", -512), "member 'n02102040/train/a/back.JPEG' has a size below zero"),
+        (header("train/a/back.JPEG", -5120), "back.JPEG' has a size below zero"),
+        (header("train/a/x", -1024, tarfile.XHDTYPE), "a header of -"),
+        (header("train/a/x", -1024, tarfile.GNUTYPE_LONGNAME), "a header of -"),
+        (header("x", 60 << 30, tarfile.XHDTYPE), "a header of 64,424,509,440 bytes"),
+        (header("x", 60 << 30, tarfile.GNUTYPE_LONGNAME), "a header of 64,424,509,440 bytes"),
+        (header("x", 60 << 30, tarfile.GNUTYPE_SPARSE), "x' is not a plain file or folder"),
+        (header("train/a/1.JPEG", 60 << 30), "1.JPEG' is larger than 268,435,456 bytes"),
+    ],
+    ids=["back", "far back", "attributes back", "name back", "attributes", "name", "sparse", "image"],
+)
 def test_a_header_that_would_go_in_circles_or_fill_the_memory_is_refused(tmp_path, hostile, message, nested):
     """Python 3.11's tarfile reads such headers for ever, or all of them at once."""
     content = header("train/a/0.JPEG", 512) + bytes(512) + hostile + bytes(20_480)
@@ -442,7 +518,9 @@ def test_a_header_that_would_go_in_circles_or_fill_the_memory_is_refused(tmp_pat
         os.truncate(path, 61 << 30)
     with pytest.raises(DataError) as error:
         members(path)
-    assert message.replace("n02102040/", "n02102040/" if nested else "") in str(error.value) and "a.tar" in str(error.value)
+    assert message.replace("n02102040/", "n02102040/" if nested else "") in str(error.value) and "a.tar" in str(
+        error.value
+    )
 
 
 def test_a_devkit_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):
@@ -479,7 +557,9 @@ def test_a_dry_run_tells_what_was_found_in_every_layout_and_writes_nothing(tmp_p
     assert ": 12 training images, 0.0 MB" in lines[0] and ": 6 validation images, 0.0 MB" in lines[1]
     assert str(tmp_path / "source") in lines[0] and str(tmp_path / "source") in lines[1]
     assert lines[2] == "classes 4, from n01440764 to n15075141"
-    assert lines[3].startswith(f"result  about 0.0 MB in {tmp_path}/data (") and "100% of the images untouched" in lines[3]
+    assert (
+        lines[3].startswith(f"result  about 0.0 MB in {tmp_path}/data (") and "100% of the images untouched" in lines[3]
+    )
     assert lines[4].startswith("time    about 0 s with 2 processes") and len(lines) == 5
     assert sorted(tmp_path.rglob("*")) == before
     said = capsys.readouterr().out  # of archives that take long to go through
@@ -505,9 +585,11 @@ def test_members_beyond_the_stated_sizes_are_refused(tmp_path, monkeypatch):
 
 def test_a_size_that_reaches_beyond_the_archive_is_refused(tmp_path):
     content = tar_bytes({"train/a/1.JPEG": bytes(1000), "train/a/2.JPEG": bytes(1000)})
-    for num_bytes, said in ((700, "member 'train/a/1.JPEG' reaches beyond the end of the archive, which is truncated"),
-                            (1800, "ends within a header after member 'train/a/1.JPEG'.; it is truncated"),
-                            (2500, "member 'train/a/2.JPEG' reaches beyond the end of the archive, which is truncated")):
+    for num_bytes, said in (
+        (700, "member 'train/a/1.JPEG' reaches beyond the end of the archive, which is truncated"),
+        (1800, "ends within a header after member 'train/a/1.JPEG'.; it is truncated"),
+        (2500, "member 'train/a/2.JPEG' reaches beyond the end of the archive, which is truncated"),
+    ):
         path = tmp_path / f"{num_bytes}.tar"
         path.write_bytes(content[:num_bytes])
         with pytest.raises(DataError, match=said):

@@ -86,7 +86,7 @@ def test_a_record_says_how_many_iterations_it_is_the_mean_of_also_after_a_resume
     losses = [record["train_loss"] for record in each.reporter.log.iterations]
     for record in records:
         first, last = record["iteration"] - record["num_iterations"] + 1, record["iteration"]
-        assert record["train_loss"] == pytest.approx(sum(losses[first:last + 1]) / record["num_iterations"], rel=1e-5)
+        assert record["train_loss"] == pytest.approx(sum(losses[first : last + 1]) / record["num_iterations"], rel=1e-5)
 
 
 def test_the_time_of_an_epoch_leaves_out_what_a_restart_took(tmp_path):
@@ -142,7 +142,9 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     ours.train(last_iteration=1)
     with torch.no_grad():
         ours.engine.module.fc.weight[0, 0] = float("nan")
-    with pytest.raises(TrainingError, match=r"the weights fc.weight are not numbers; the newest checkpoint is .*_00000001"):
+    with pytest.raises(
+        TrainingError, match=r"the weights fc.weight are not numbers; the newest checkpoint is .*_00000001"
+    ):
         ours.save()
     assert len(checkpoint.complete(tmp_path)) == 1
 
@@ -172,7 +174,9 @@ def test_a_full_disk_is_said_and_training_goes_on(tmp_path, monkeypatch):
 def test_a_key_that_deepspeed_itself_refuses_is_one_line():
     config = recipe()
     config["zero_optimization"]["stge"] = 1
-    with pytest.raises(ConfigError, match="zero_optimization.stge: is an unknown key, which DeepSpeed refuses") as caught:
+    with pytest.raises(
+        ConfigError, match="zero_optimization.stge: is an unknown key, which DeepSpeed refuses"
+    ) as caught:
         lbsgd.initialize(network(), config)
     assert "\n" not in str(caught.value)
 

@@ -39,8 +39,14 @@ def update(engine, images=None):
 
 
 def settings(stage=0, **more):
-    return {"train_batch_size": 1, "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
-            "gradient_clipping": 0.0, "zero_allow_untested_optimizer": True, "zero_optimization": {"stage": stage}, **more}
+    return {
+        "train_batch_size": 1,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
+        "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage},
+        **more,
+    }
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -49,7 +55,9 @@ def test_every_shipped_json_is_valid_for_plain_deepspeed_which_climbs_linearly_t
     ramp = config["scheduler"]["params"]
     config["train_batch_size"] = config["train_micro_batch_size_per_gpu"] = 1  # the documented override for one process
     engine = engine_for(config)
-    assert engine.gradient_clipping() == 0.0 and engine.zero_optimization_stage() == config["zero_optimization"]["stage"]
+    assert (
+        engine.gradient_clipping() == 0.0 and engine.zero_optimization_stage() == config["zero_optimization"]["stage"]
+    )
     engine.lr_scheduler.step(ramp["warmup_num_steps"] // 2)
     half = (ramp["warmup_num_steps"] // 2) / max(2, ramp["warmup_num_steps"])
     expected = ramp["warmup_min_lr"] + half * (ramp["warmup_max_lr"] - ramp["warmup_min_lr"])
@@ -106,8 +114,9 @@ def test_zero_links_the_momentum_of_the_first_group_only():
     """engine.link_momentum links again."""
     model = nn.Linear(4, 2)
     groups = [{"params": [model.weight]}, {"params": [model.bias]}]
-    engine = deepspeed.initialize(model=model, optimizer=torch.optim.SGD(groups, lr=0.1, momentum=0.9),
-                                  config=settings(stage=1))[0]
+    engine = deepspeed.initialize(
+        model=model, optimizer=torch.optim.SGD(groups, lr=0.1, momentum=0.9), config=settings(stage=1)
+    )[0]
     update(engine)
     assert deepspeed.utils.safe_get_full_optimizer_state(model.weight, "momentum_buffer") is not None
     with pytest.raises(ValueError, match="momentum_buffer not found"):

@@ -16,7 +16,15 @@ from lbsgd.data.beton import BetonFile
 from lbsgd.errors import DataError
 from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE
 from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, Workers
-from lbsgd.convert.beton_writer import METADATA, METADATA_AT, RECORD, BetonWriter, journal_block, page_size, read_journal
+from lbsgd.convert.beton_writer import (
+    METADATA,
+    METADATA_AT,
+    RECORD,
+    BetonWriter,
+    journal_block,
+    page_size,
+    read_journal,
+)
 
 PAGE = 1 << 23
 
@@ -66,8 +74,14 @@ def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
     kinds = [PIXELS if number % 4 == 0 else COPIED for number in range(40)]
     contents = [pixels.tobytes() if kind == PIXELS else data for kind, pixels, data in zip(kinds, expected, jpegs)]
     write(tmp_path / "a.beton", contents, kinds=kinds)
-    loader = Loader(str(tmp_path / "a.beton"), 40, num_workers=1, os_cache=os_cache, order=OrderOption.SEQUENTIAL,
-                    pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]})
+    loader = Loader(
+        str(tmp_path / "a.beton"),
+        40,
+        num_workers=1,
+        os_cache=os_cache,
+        order=OrderOption.SEQUENTIAL,
+        pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
+    )
     [(images, labels)] = loader
     for number, (image, pixels) in enumerate(zip(images, expected)):
         distance = np.abs(image.astype(int) - pixels)
@@ -88,7 +102,7 @@ def test_checksums_and_contents_are_those_of_the_images(tmp_path):
     write(tmp_path / "a.beton", contents)
     beton, data = BetonFile.open(tmp_path / "a.beton"), (tmp_path / "a.beton").read_bytes()
     assert beton.checksums.tolist() == [zlib.crc32(content) for content in contents]
-    assert [data[at:at + size] for at, size in zip(beton.images["data_at"], beton.sizes)] == contents
+    assert [data[at : at + size] for at, size in zip(beton.images["data_at"], beton.sizes)] == contents
 
 
 def test_the_fingerprint_covers_every_bit_of_every_image(tmp_path):
@@ -108,10 +122,17 @@ def test_images_that_cannot_be_decoded_get_no_number(tmp_path):
         write(tmp_path / "b.beton", [b"", b""], kinds=[UNDECODABLE] * 2)
 
 
-@pytest.mark.parametrize("side, largest_source, raw, expected", [
-    (500, 10**5, False, 1 << 23), (500, 10**9, True, 1 << 23), (4000, 10**7, False, 1 << 26), (4000, 10**5, True, 1 << 26),
-    (65535, 10**6, False, 1 << 23), (65535, 10**9, True, 1 << 28),
-])
+@pytest.mark.parametrize(
+    "side, largest_source, raw, expected",
+    [
+        (500, 10**5, False, 1 << 23),
+        (500, 10**9, True, 1 << 23),
+        (4000, 10**7, False, 1 << 26),
+        (4000, 10**5, True, 1 << 26),
+        (65535, 10**6, False, 1 << 23),
+        (65535, 10**9, True, 1 << 28),
+    ],
+)
 def test_a_page_holds_an_image_of_the_size_asked_for(side, largest_source, raw, expected):
     assert page_size(side, largest_source, raw) == expected
 
@@ -158,11 +179,18 @@ def test_a_journal_without_its_file_counts_for_nothing(tmp_path, uninterrupted):
     assert path.read_bytes() == uninterrupted
 
 
-@pytest.mark.parametrize("damage, whole_blocks", [
-    (lambda data: data, 2), (lambda data: data[:-1], 1), (lambda data: data + bytes(50), 2),
-    (lambda data: bytes(len(data)), 0),
-    (lambda data: data[:20] + b"?" + data[21:], 0), (lambda data: data[:-5] + b"?" + data[-4:], 1), (lambda data: b"", 0),
-])
+@pytest.mark.parametrize(
+    "damage, whole_blocks",
+    [
+        (lambda data: data, 2),
+        (lambda data: data[:-1], 1),
+        (lambda data: data + bytes(50), 2),
+        (lambda data: bytes(len(data)), 0),
+        (lambda data: data[:20] + b"?" + data[21:], 0),
+        (lambda data: data[:-5] + b"?" + data[-4:], 1),
+        (lambda data: b"", 0),
+    ],
+)
 def test_of_a_damaged_journal_only_whole_blocks_count(damage, whole_blocks):
     records = np.zeros(5, RECORD)
     records["num_bytes"] = range(5)
@@ -180,6 +208,7 @@ def make_job():
         time.sleep(0.02 * (chunk % 3 == 0))
         slot[:4] = chunk.to_bytes(4, "little")
         return chunk * chunk
+
     return job
 
 
@@ -204,11 +233,15 @@ def failing(error):
             if chunk == 7:
                 raise error
             return chunk
+
         return job
+
     return make
 
 
-@pytest.mark.parametrize("error, kind", [(DataError("the disk of 7 is gone"), DataError), (KeyError("7"), RuntimeError)])
+@pytest.mark.parametrize(
+    "error, kind", [(DataError("the disk of 7 is gone"), DataError), (KeyError("7"), RuntimeError)]
+)
 def test_what_a_process_raises_is_raised_here_after_the_chunks_before(error, kind):
     found = []
     with pytest.raises(kind, match="7"), Workers(3, failing(error)) as workers:
@@ -225,6 +258,7 @@ def test_the_death_of_a_process_ends_the_work_within_seconds(code):
                 os.kill(os.getpid(), code) if code == signal.SIGKILL else os._exit(code)
             time.sleep(60 * (chunk == 3))  # the others need not be waited for
             return chunk
+
         return job
 
     start = time.monotonic()

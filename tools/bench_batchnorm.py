@@ -61,18 +61,33 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
 
-    table = Table("precision", "layout", "micro batch", "torch, ms", "per worker, ms", "ratio",
-                  title=f"{args.channels} x {args.size} x {args.size}, n = {PER_WORKER_BATCH}\n{hardware(device)}")
-    layers = [nn.BatchNorm2d(args.channels).to(device),
-              PerWorkerBatchNorm2d(args.channels, per_worker_batch=PER_WORKER_BATCH).to(device)]
+    table = Table(
+        "precision",
+        "layout",
+        "micro batch",
+        "torch, ms",
+        "per worker, ms",
+        "ratio",
+        title=f"{args.channels} x {args.size} x {args.size}, n = {PER_WORKER_BATCH}\n{hardware(device)}",
+    )
+    layers = [
+        nn.BatchNorm2d(args.channels).to(device),
+        PerWorkerBatchNorm2d(args.channels, per_worker_batch=PER_WORKER_BATCH).to(device),
+    ]
     for dtype in [torch.float32, torch.bfloat16] + [torch.float16] * (device.type == "cuda"):
         for layout, memory_format in MEMORY_FORMATS.items():
             for micro_batch in MICRO_BATCHES:
                 x = torch.randn(micro_batch, args.channels, args.size, args.size, device=device)
                 x = x.to(dtype, memory_format=memory_format).requires_grad_()
                 plain, ours = in_turn(layers, x, args.repeats)
-                table.add_row(str(dtype).removeprefix("torch."), layout, str(micro_batch), f"{1000 * plain:.2f}",
-                              f"{1000 * ours:.2f}", f"{ours / plain:.2f}")
+                table.add_row(
+                    str(dtype).removeprefix("torch."),
+                    layout,
+                    str(micro_batch),
+                    f"{1000 * plain:.2f}",
+                    f"{1000 * ours:.2f}",
+                    f"{ours / plain:.2f}",
+                )
     Console().print(table)
 
 

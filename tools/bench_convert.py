@@ -21,8 +21,12 @@ from pathlib import Path
 
 import numpy as np
 
-CASES = {"again": dict(max_side=500, reencode=True), "short": dict(short_side=256), "copy": dict(max_side=65535),
-         "default": dict(max_side=500)}
+CASES = {
+    "again": dict(max_side=500, reencode=True),
+    "short": dict(short_side=256),
+    "copy": dict(max_side=65535),
+    "default": dict(max_side=500),
+}
 FFCV_SIDE = {"again": 500, "copy": 65535, "default": 500}  # FFCV shrinks longer sides only
 
 
@@ -93,8 +97,10 @@ def run_one(who: str, case: str, source: str, folder: str, cores: str) -> None:
 
 
 def _cpu_seconds() -> float:
-    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage,
-                                                                (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        usage.ru_utime + usage.ru_stime
+        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def limit(case: str, source: Path, cores: int) -> float:
@@ -139,8 +145,10 @@ def fidelity(ours: Path, theirs: Path) -> str:
                 pixels.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int))
             distances.append(np.abs(pixels[0] - pixels[1]).mean())
     ratio = files[0].sizes.sum() / files[1].sizes.sum()
-    return (f"pixels differ by {np.mean(distances):.3f} of 255 in the mean (at most {max(distances):.2f}), "
-            f"size x {ratio:.3f}")
+    return (
+        f"pixels differ by {np.mean(distances):.3f} of 255 in the mean (at most {max(distances):.2f}), "
+        f"size x {ratio:.3f}"
+    )
 
 
 def bench(case: str, source: Path, work: Path, cores: int, rounds: int) -> None:
@@ -153,14 +161,18 @@ def bench(case: str, source: Path, work: Path, cores: int, rounds: int) -> None:
     print(f"{case:8} {CASES[case]}\n         lbsgd {_said(ours, cores)}", flush=True)
     if theirs:
         ratios = " ".join(f"{a[0] / b[0]:.2f}" for a, b in zip(ours, theirs))
-        print(f"         DatasetWriter {_said(theirs, cores)}: lbsgd is {max(ours)[0] / max(theirs)[0]:.2f}x as fast "
-              f"(rounds: {ratios})")
+        print(
+            f"         DatasetWriter {_said(theirs, cores)}: lbsgd is {max(ours)[0] / max(theirs)[0]:.2f}x as fast "
+            f"(rounds: {ratios})"
+        )
     if case == "again":
         print(f"         {fidelity(work / 'us', work / 'ffcv')}")
     if case in ("again", "short"):
         most = max(limit(case, source, cores) for _ in range(rounds))
-        print(f"         decoding, shrinking and encoding alone: {most:,.0f} images/s; lbsgd reaches "
-              f"{max(ours)[0] / most:.0%} of it")
+        print(
+            f"         decoding, shrinking and encoding alone: {most:,.0f} images/s; lbsgd reaches "
+            f"{max(ours)[0] / most:.0%} of it"
+        )
 
 
 def _said(rounds: list[tuple[float, float]], cores: int) -> str:

@@ -44,8 +44,17 @@ def lbsgd_pixels(data, threads, num_images):
 def lbsgd_loader(data, threads):
     from lbsgd.data.ffcv_loader import TrainLoader
 
-    return TrainLoader(Path(data) / "train.beton", seed=0, global_batch=BATCH, world_size=1, rank=0, micro_batch=BATCH,
-                       resolution=RESOLUTION, threads=threads, device="cpu")
+    return TrainLoader(
+        Path(data) / "train.beton",
+        seed=0,
+        global_batch=BATCH,
+        world_size=1,
+        rank=0,
+        micro_batch=BATCH,
+        resolution=RESOLUTION,
+        threads=threads,
+        device="cpu",
+    )
 
 
 def lbsgd_images(data, threads, num_images):
@@ -66,9 +75,16 @@ def stock_pixels(data, threads, num_images, normalised=False):
     image = [RandomResizedCropRGBImageDecoder((RESOLUTION, RESOLUTION)), RandomHorizontalFlip()]
     if normalised:
         image += [NormalizeImage(255 * np.array(MEAN), 255 * np.array(STD), np.float32)]
-    loader = Loader(f"{data}/train.beton", BATCH, num_workers=threads, os_cache=True, order=OrderOption.RANDOM,
-                    indices=range(num_images), drop_last=False,
-                    pipelines={"image": [*image, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor()]})
+    loader = Loader(
+        f"{data}/train.beton",
+        BATCH,
+        num_workers=threads,
+        os_cache=True,
+        order=OrderOption.RANDOM,
+        indices=range(num_images),
+        drop_last=False,
+        pipelines={"image": [*image, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor()]},
+    )
     while True:
         yield sum(len(labels) for _, labels in loader)
 
@@ -88,9 +104,17 @@ def torchvision_images(data, threads, num_images):
 
     with tempfile.TemporaryDirectory() as folder:
         write_files(data, folder, num_images)
-        images = ImageFolder(folder, transforms.Compose([
-            transforms.RandomResizedCrop(RESOLUTION), transforms.RandomHorizontalFlip(), transforms.ToTensor(),
-            transforms.Normalize(MEAN, STD)]))
+        images = ImageFolder(
+            folder,
+            transforms.Compose(
+                [
+                    transforms.RandomResizedCrop(RESOLUTION),
+                    transforms.RandomHorizontalFlip(),
+                    transforms.ToTensor(),
+                    transforms.Normalize(MEAN, STD),
+                ]
+            ),
+        )
         loader = DataLoader(images, BATCH, shuffle=True, num_workers=threads)
         while True:
             yield sum(len(labels) for _, labels in loader)
@@ -108,8 +132,9 @@ def dali_images(data, threads, num_images):
         jpegs, labels = fn.readers.file(file_root=folder, random_shuffle=True, name="reader")
         images = fn.decoders.image_random_crop(jpegs, device="cpu", output_type=types.RGB)
         images = fn.resize(images, resize_x=RESOLUTION, resize_y=RESOLUTION)
-        return fn.crop_mirror_normalize(images, mean=[255 * m for m in MEAN], std=[255 * s for s in STD],
-                                        mirror=fn.random.coin_flip()), labels
+        return fn.crop_mirror_normalize(
+            images, mean=[255 * m for m in MEAN], std=[255 * s for s in STD], mirror=fn.random.coin_flip()
+        ), labels
 
     with tempfile.TemporaryDirectory() as folder:
         write_files(data, folder, num_images)
@@ -140,7 +165,7 @@ def jpegs(data, num_images):
     file = np.memmap(beton.path, np.uint8, "r")
     for record, size in zip(beton.images[:num_images], beton.sizes):
         start = int(record["data_at"])
-        yield np.array(file[start:start + int(size)]), int(record["height"]), int(record["width"])
+        yield np.array(file[start : start + int(size)]), int(record["height"]), int(record["width"])
 
 
 def write_files(data, folder, num_images):
@@ -151,9 +176,15 @@ def write_files(data, folder, num_images):
         path.write_bytes(encoded)
 
 
-CONTENDERS = {"FFCV, to pixels": stock_pixels, "lbsgd, to pixels": lbsgd_pixels, "FFCV, normalised": stock_images,
-              "lbsgd, normalised": lbsgd_images, "torchvision": torchvision_images, "DALI, CPU": dali_images,
-              "bare decoder, 1 core": bare_decoder}
+CONTENDERS = {
+    "FFCV, to pixels": stock_pixels,
+    "lbsgd, to pixels": lbsgd_pixels,
+    "FFCV, normalised": stock_images,
+    "lbsgd, normalised": lbsgd_images,
+    "torchvision": torchvision_images,
+    "DALI, CPU": dali_images,
+    "bare decoder, 1 core": bare_decoder,
+}
 
 
 # --- turns ----------------------------------------------------------------------------------------------------------------------
@@ -172,7 +203,10 @@ def contend(pipe, contender, arguments):
 
 
 def cpu_seconds():
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def peak_memory():
@@ -201,9 +235,13 @@ def main():
     flags.add_argument("--threads", type=int, default=os.cpu_count(), help="threads or workers (default: all cores)")
     flags.add_argument("--rounds", type=int, default=5, help="epochs of each contender (default: 5)")
     arguments = flags.parse_args()
-    contenders = {name: contender for name, contender in CONTENDERS.items() if name != "DALI, CPU" or find_spec("nvidia.dali")}
-    pipes = {name: start(contender, (arguments.data, arguments.threads, arguments.images // BATCH * BATCH))
-             for name, contender in contenders.items()}
+    contenders = {
+        name: contender for name, contender in CONTENDERS.items() if name != "DALI, CPU" or find_spec("nvidia.dali")
+    }
+    pipes = {
+        name: start(contender, (arguments.data, arguments.threads, arguments.images // BATCH * BATCH))
+        for name, contender in contenders.items()
+    }
     rounds = {name: [] for name in pipes}
     for _ in range(arguments.rounds):
         for name, pipe in pipes.items():
@@ -214,15 +252,25 @@ def main():
 
 
 def results(rounds, threads):
-    table = Table(title=f"random resized crop to {RESOLUTION}, flip; {threads} threads; median of {len(rounds['torchvision'])} epochs")
+    table = Table(
+        title=f"random resized crop to {RESOLUTION}, flip; {threads} threads; median of {len(rounds['torchvision'])} epochs"
+    )
     for column in ("", "images/s", "to FFCV", "images/CPU second", "to FFCV", "peak memory"):
         table.add_column(column, justify="right" if column else "left")
-    speed, per_cpu_second = ({name: statistics.median(images / used[place] for images, *used in turns)
-                              for name, turns in rounds.items()} for place in (0, 1))
+    speed, per_cpu_second = (
+        {name: statistics.median(images / used[place] for images, *used in turns) for name, turns in rounds.items()}
+        for place in (0, 1)
+    )
     for name, turns in rounds.items():
         rival = "FFCV, to pixels" if name.endswith("to pixels") else "FFCV, normalised"
-        table.add_row(name, f"{speed[name]:.0f}", f"{speed[name] / speed[rival]:.2f}", f"{per_cpu_second[name]:.0f}",
-                      f"{per_cpu_second[name] / per_cpu_second[rival]:.2f}", f"{turns[-1][3] / 1e6:.0f} MB")
+        table.add_row(
+            name,
+            f"{speed[name]:.0f}",
+            f"{speed[name] / speed[rival]:.2f}",
+            f"{per_cpu_second[name]:.0f}",
+            f"{per_cpu_second[name] / per_cpu_second[rival]:.2f}",
+            f"{turns[-1][3] / 1e6:.0f} MB",
+        )
     return table
 
 

@@ -49,21 +49,37 @@ def plan_for(micro_batch, resolution, precision, num_images):
     if precision != "fp16":
         del config["fp16"]
         config["zero_optimization"]["stage"] = 0
-    return Plan.read(config, 1, num_images, Overrides(
-        global_batch=micro_batch, micro_batch=micro_batch, resolution=resolution, precision=precision))
+    return Plan.read(
+        config,
+        1,
+        num_images,
+        Overrides(global_batch=micro_batch, micro_batch=micro_batch, resolution=resolution, precision=precision),
+    )
 
 
 def fake_images(plan, device, dtype=None):
     """Seeded images on the device, by default in the plan's precision; one rank takes each global batch in one pass."""
-    return FakeImages(plan.num_images, 1000, seed=0, global_batch=plan.global_batch, world_size=1, rank=0,
-                      micro_batch=plan.micro_batch, resolution=plan.recipe.augmentation.resolution, device=device,
-                      dtype=dtype or DTYPES[plan.precision], channels_last=memory_format(device) is torch.channels_last)
+    return FakeImages(
+        plan.num_images,
+        1000,
+        seed=0,
+        global_batch=plan.global_batch,
+        world_size=1,
+        rank=0,
+        micro_batch=plan.micro_batch,
+        resolution=plan.recipe.augmentation.resolution,
+        device=device,
+        dtype=dtype or DTYPES[plan.precision],
+        channels_last=memory_format(device) is torch.channels_last,
+    )
 
 
 def our_step(model, plan, open_train_data, folder="unused"):
     """The trainer's own `update`, with everything it does beside computing: schedule, totals, the check for NaN."""
     engine, _ = initialize(model, plan)
-    trainer = Trainer(engine, plan, None, [], Saver(engine, Path(folder), {}, {}), Guard(Processes.from_environment(), 600))
+    trainer = Trainer(
+        engine, plan, None, [], Saver(engine, Path(folder), {}, {}), Guard(Processes.from_environment(), 600)
+    )
     batches = open_train_data(engine.device).epoch(0)
     engine.train()
     return (lambda: trainer.update(batches)), trainer
@@ -74,8 +90,12 @@ def bare_step(model, plan, train_data, device):
     model = model.to(device, memory_format=memory_format(device))
     convert_batch_norm(model, plan.per_worker_batch)
     params = plan.config["optimizer"]["params"]
-    optimizer = torch.optim.SGD(decay_groups(model, params["weight_decay"]), lr=params["lr"], momentum=params["momentum"],
-                                nesterov=params["nesterov"])
+    optimizer = torch.optim.SGD(
+        decay_groups(model, params["weight_decay"]),
+        lr=params["lr"],
+        momentum=params["momentum"],
+        nesterov=params["nesterov"],
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     batches = train_data.epoch(0)
     model.train()
@@ -114,8 +134,14 @@ def in_turn(steps, device, repeats):
 
 def row(table, what, num_images, bare, ours):
     """Images a second of both and the ratios of time; a machine that does other things spoils the first, not CPU seconds."""
-    table.add_row(what, f"{num_images / bare[0]:.0f}", f"{num_images / ours[0]:.0f}", f"{ours[0] / bare[0]:.3f}",
-                  f"{ours[1] / bare[1]:.3f}", "-")
+    table.add_row(
+        what,
+        f"{num_images / bare[0]:.0f}",
+        f"{num_images / ours[0]:.0f}",
+        f"{ours[0] / bare[0]:.3f}",
+        f"{ours[1] / bare[1]:.3f}",
+        "-",
+    )
 
 
 def compare(table, name, micro_batch, resolution, precision, device, repeats):
@@ -125,8 +151,12 @@ def compare(table, name, micro_batch, resolution, precision, device, repeats):
     model = resnet(name, 1000)
     bare = bare_step(copy.deepcopy(model), plan, fake_images(plan, device, torch.float32), device)
     ours, _ = our_step(model, plan, partial(fake_images, plan))
-    row(table, f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, fake data", micro_batch,
-        *in_turn([bare, ours], device, repeats))
+    row(
+        table,
+        f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, fake data",
+        micro_batch,
+        *in_turn([bare, ours], device, repeats),
+    )
 
 
 def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, repeats, data_dir):
@@ -137,9 +167,19 @@ def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, r
     plan = plan_for(micro_batch, resolution, precision, data.train.num_images)
 
     def load(device):
-        return TrainLoader(data.train, seed=0, global_batch=micro_batch, world_size=1, rank=0, micro_batch=micro_batch,
-                           resolution=resolution, threads=torch.get_num_threads(), device=device,
-                           dtype=DTYPES[plan.precision], channels_last=memory_format(device) is torch.channels_last)
+        return TrainLoader(
+            data.train,
+            seed=0,
+            global_batch=micro_batch,
+            world_size=1,
+            rank=0,
+            micro_batch=micro_batch,
+            resolution=resolution,
+            threads=torch.get_num_threads(),
+            device=device,
+            dtype=DTYPES[plan.precision],
+            channels_last=memory_format(device) is torch.channels_last,
+        )
 
     step, trainer = our_step(resnet(name, data.num_classes), plan, load)
     warm_up = min(3, plan.iterations_per_epoch // 2)
@@ -152,8 +192,14 @@ def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, r
         step()
     trainer.require_numbers()  # waits for the device
     seconds = time.perf_counter() - began
-    table.add_row(f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, {data_dir}", "-",
-                  f"{count * micro_batch / seconds:.0f}", "-", "-", f"{100 * trainer.waited / seconds:.1f} %")
+    table.add_row(
+        f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, {data_dir}",
+        "-",
+        f"{count * micro_batch / seconds:.0f}",
+        "-",
+        "-",
+        f"{100 * trainer.waited / seconds:.1f} %",
+    )
 
 
 def with_checkpoints(table, name, micro_batch, resolution, precision, device, repeats):
@@ -169,9 +215,18 @@ def with_checkpoints(table, name, micro_batch, resolution, precision, device, re
 
         update, whole = in_turn([step, checkpoint], device, repeats)
         trainer.saver.close()
-    plain, saving = ([50 * seconds for seconds in update], [50 * seconds + more for seconds, more in zip(update, whole)])
-    row(table, f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}: a checkpoint every 50 iterations, "
-        "against none", 50 * micro_batch, plain, saving)
+    plain, saving = (
+        [50 * seconds for seconds in update],
+        [50 * seconds + more for seconds, more in zip(update, whole)],
+    )
+    row(
+        table,
+        f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}: a checkpoint every 50 iterations, "
+        "against none",
+        50 * micro_batch,
+        plain,
+        saving,
+    )
 
 
 def main():

@@ -32,12 +32,18 @@ def parser() -> argparse.ArgumentParser:
     add("--dry_run", action="store_true", help="say what was found, the result's size and the time; write nothing")
     add("--verify", action="store_true", help="read all images of --data_dir back; with --source, compare them with it")
     add("--max_side", type=int, metavar="PIXELS", help="shrink images with a longer side than this (default: 500)")
-    add("--short_side", type=int, metavar="PIXELS", help="instead: shrink images whose shorter side is longer than this")
+    add(
+        "--short_side", type=int, metavar="PIXELS", help="instead: shrink images whose shorter side is longer than this"
+    )
     add("--quality", type=int, default=90, help="of JPEGs that are encoded again, 1 to 100 (default: 90)")
     add("--raw_fraction", type=float, default=0.0, help="of the images, kept as pixels: faster to read, much larger")
     add("--reencode", action="store_true", help="all JPEGs, also those that could be kept untouched")
-    add("--on_error", choices=("fail", "skip"), default="fail", help="what to do with images that cannot be decoded, once "
-        "all are listed (default: fail)")
+    add(
+        "--on_error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="what to do with images that cannot be decoded, once all are listed (default: fail)",
+    )
     add("--num_workers", type=int, help="processes (default: cores)")
     add("--overwrite", action="store_true", help="replace what the data folder holds")
     return flags
@@ -49,10 +55,15 @@ def run(arguments: argparse.Namespace) -> None:
 
     data_dir, num_workers = data_folder(arguments.data_dir), arguments.num_workers
     if arguments.verify:
-        if given := [name for name in vars(arguments) if name not in VERIFYING
-                     and getattr(arguments, name) != parser().get_default(name)]:
-            raise ConfigError(f"--verify does not go with --{given[0]}: it takes the settings from the folder's manifest.json, "
-                              f"and changes nothing")
+        if given := [
+            name
+            for name in vars(arguments)
+            if name not in VERIFYING and getattr(arguments, name) != parser().get_default(name)
+        ]:
+            raise ConfigError(
+                f"--verify does not go with --{given[0]}: it takes the settings from the folder's manifest.json, "
+                f"and changes nothing"
+            )
         return verify(data_dir, num_workers, arguments.source and Path(arguments.source))
     source = Path(arguments.source or os.environ.get("IMAGENET_DIR") or "data/imagenet")
     sizes = {name: getattr(arguments, name) for name in SIZES}
@@ -60,8 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
         sizes["max_side"] = 500
     if arguments.dry_run:
         return print(look(source, data_dir, num_workers, **sizes))
-    return convert(source, data_dir, num_workers=num_workers, on_error=arguments.on_error, overwrite=arguments.overwrite,
-                   **sizes)
+    return convert(
+        source, data_dir, num_workers=num_workers, on_error=arguments.on_error, overwrite=arguments.overwrite, **sizes
+    )
 
 
 def main() -> int:
@@ -71,8 +83,10 @@ def main() -> int:
         print(f"{error.label}: {error}", file=sys.stderr)
         return error.exit_code
     except ImportError as error:
-        print(f"error: the converter needs OpenCV and Pillow ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'`",
-              file=sys.stderr)
+        print(
+            f"error: the converter needs OpenCV and Pillow ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'`",
+            file=sys.stderr,
+        )
         return 2
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

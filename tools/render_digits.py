@@ -21,8 +21,10 @@ def render(output_dir: Path) -> None:
     if output_dir.exists():
         found = {split: len(list(output_dir.glob(f"{split}/*/*.JPEG"))) for split in NUM_IMAGES}
         if found != NUM_IMAGES:
-            sys.exit(f"error: {output_dir} exists and is not the complete tree of digits; remove it or name another "
-                     f"--output_dir")
+            sys.exit(
+                f"error: {output_dir} exists and is not the complete tree of digits; remove it or name another "
+                f"--output_dir"
+            )
         return
     from sklearn.datasets import load_digits  # takes a second, which a complete tree need not wait for
 

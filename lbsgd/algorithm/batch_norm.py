@@ -132,8 +132,12 @@ class PerWorkerBatchNorm3d(PerWorkerBatchNorm, nn.BatchNorm3d):
     _check_input_dim = nn.BatchNorm3d._check_input_dim
 
 
-_KINDS = {nn.BatchNorm1d: PerWorkerBatchNorm1d, nn.BatchNorm2d: PerWorkerBatchNorm2d,
-          nn.BatchNorm3d: PerWorkerBatchNorm3d, nn.SyncBatchNorm: PerWorkerBatchNorm}
+_KINDS = {
+    nn.BatchNorm1d: PerWorkerBatchNorm1d,
+    nn.BatchNorm2d: PerWorkerBatchNorm2d,
+    nn.BatchNorm3d: PerWorkerBatchNorm3d,
+    nn.SyncBatchNorm: PerWorkerBatchNorm,
+}
 
 
 def convert_batch_norm(model, per_worker_batch, passes=1, statistics="average", scope="worker"):
@@ -147,8 +151,10 @@ def convert_batch_norm(model, per_worker_batch, passes=1, statistics="average", 
         if isinstance(module, _BatchNorm):
             kind = _KINDS.get(type(module), type(module))
             if not issubclass(kind, PerWorkerBatchNorm):
-                raise ValueError(f"{name or 'the model'} is a {kind.__name__}, not torch's own batch norm; put one of"
-                                 f" {', '.join(plain.__name__ for plain in _KINDS)} in its place before converting")
+                raise ValueError(
+                    f"{name or 'the model'} is a {kind.__name__}, not torch's own batch norm; put one of"
+                    f" {', '.join(plain.__name__ for plain in _KINDS)} in its place before converting"
+                )
             module.__class__ = kind
             module._configure(per_worker_batch, passes, statistics, scope)
     return model

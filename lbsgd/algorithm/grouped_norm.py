@@ -53,10 +53,11 @@ class _GroupedBatchNorm(torch.autograd.Function):
         for g, (x_g, grad_y_g) in enumerate(zip(x.split(ctx.n), grad_y.split(ctx.n))):
             # Not its overload with out=: that one copies just so, and cannot leave a gradient out.
             grad_x_g, *grad_affine = torch.ops.aten.native_batch_norm_backward(
-                grad_y_g, x_g, weight, None, None, *saved[:, g], True, ctx.eps, needed)
+                grad_y_g, x_g, weight, None, None, *saved[:, g], True, ctx.eps, needed
+            )
             grads_affine.append(grad_affine)
             if needed[0]:
-                grad_x[g * ctx.n:(g + 1) * ctx.n] = grad_x_g
+                grad_x[g * ctx.n : (g + 1) * ctx.n] = grad_x_g
         sums = (torch.stack(grads).sum(0) if wanted else None for grads, wanted in zip(zip(*grads_affine), needed[1:]))
         return grad_x, *sums, None, None, None
 

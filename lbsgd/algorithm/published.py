@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 # Figures 1 and 3: linear scaling rule, gradual warmup above 256.
-ERROR_PCT = {64: None, 128: (23.49, 0.12), 256: (23.60, 0.12), 512: (23.48, 0.09), 1024: (23.53, 0.08), 2048: (23.49, 0.11),
-             4096: (23.56, 0.12), 8192: (23.74, 0.09), 16384: (24.79, 0.27), 32768: (27.55, 0.28), 65536: (33.96, 0.80)}
+ERROR_PCT = {
+    64: None,
+    128: (23.49, 0.12),
+    256: (23.60, 0.12),
+    512: (23.48, 0.09),
+    1024: (23.53, 0.08),
+    2048: (23.49, 0.11),
+    4096: (23.56, 0.12),
+    8192: (23.74, 0.09),
+    16384: (24.79, 0.27),
+    32768: (27.55, 0.28),
+    65536: (33.96, 0.80),
+}
 
 # Tables 1, 2a and 2b: one thing changed, by the global batch at which it was measured.
 NO_WARMUP = {8192: (24.84, 0.37)}
@@ -37,8 +48,12 @@ def points_lost_to_size(global_batch: int) -> float | None:
 def points_of_lr(global_batch: int, lr: float) -> tuple[float, str] | None:
     """Points lost by a learning rate that the paper tried at this global batch, and what it is; None for any other."""
     linear = 0.1 * global_batch / 256
-    tried = {"fixed": (0.1, FIXED_LR), "sqrt": ((0.1 * linear) ** 0.5, SQRT_RULE), "half": (linear / 2, HALF_LR),
-             "double": (linear * 2, DOUBLE_LR)}
+    tried = {
+        "fixed": (0.1, FIXED_LR),
+        "sqrt": ((0.1 * linear) ** 0.5, SQRT_RULE),
+        "half": (linear / 2, HALF_LR),
+        "double": (linear * 2, DOUBLE_LR),
+    }
     for name, (value, measured) in tried.items():
         if global_batch in measured and abs(lr - value) < 0.01 * value:
             return points_lost(measured, global_batch), name

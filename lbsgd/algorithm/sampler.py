@@ -25,13 +25,24 @@ class SharedShuffleSampler(Sampler[list[int]]):
     torch.distributed, or a single process. Raises ValueError where global_batch is no multiple of world_size · micro_batch.
     """
 
-    def __init__(self, num_images: int, *, global_batch: int, micro_batch: int, seed: int = 0,
-                 world_size: Optional[int] = None, rank: Optional[int] = None) -> None:
+    def __init__(
+        self,
+        num_images: int,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        seed: int = 0,
+        world_size: Optional[int] = None,
+        rank: Optional[int] = None,
+    ) -> None:
         joined = dist.is_initialized()
         self.num_images, self.seed = num_images, seed
-        self.cut = dict(global_batch=global_batch, micro_batch=micro_batch,
-                        world_size=world_size or (dist.get_world_size() if joined else 1),
-                        rank=rank if rank is not None else (dist.get_rank() if joined else 0))
+        self.cut = dict(
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            world_size=world_size or (dist.get_world_size() if joined else 1),
+            rank=rank if rank is not None else (dist.get_rank() if joined else 0),
+        )
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, first_iteration: int = 0) -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 def scaled_lr(global_batch: int, base_lr: float, base_batch: int, rule: str = "linear") -> float:
     """Reference learning rate η of a global batch of kn images (Sec. 2.1; Table 2a for the other rules).
 
-        linear   η = base_lr · kn/base_batch        the paper's rule: 3.2 for 8,192 images
-        sqrt     η = base_lr · √(kn/base_batch)     26.22 % error at 8,192 images, for comparison
-        fixed    η = base_lr                        41.67 % error at 8,192 images, for comparison
+    linear   η = base_lr · kn/base_batch        the paper's rule: 3.2 for 8,192 images
+    sqrt     η = base_lr · √(kn/base_batch)     26.22 % error at 8,192 images, for comparison
+    fixed    η = base_lr                        41.67 % error at 8,192 images, for comparison
     """
     if rule == "linear":
         return base_lr * global_batch / base_batch
@@ -66,8 +66,16 @@ class LargeMinibatchSGD:
     Up to base_batch_size images there is no warmup. Nothing here updates weights: `MomentumCorrectedSGD` does.
     """
 
-    def __init__(self, base_lr: float = 0.1, base_batch_size: int = 256, target_batch_size: int = 8192, *,
-                 warmup_epochs: float = 5, decay_epochs: tuple[float, ...] = (30, 60, 80), decay_factor: float = 0.1):
+    def __init__(
+        self,
+        base_lr: float = 0.1,
+        base_batch_size: int = 256,
+        target_batch_size: int = 8192,
+        *,
+        warmup_epochs: float = 5,
+        decay_epochs: tuple[float, ...] = (30, 60, 80),
+        decay_factor: float = 0.1,
+    ):
         self.base_lr, self.base_batch_size, self.target_batch_size = base_lr, base_batch_size, target_batch_size
         self.warmup_epochs = warmup_epochs if target_batch_size > base_batch_size else 0
         self.decay_epochs, self.decay_factor = decay_epochs, decay_factor
@@ -79,9 +87,14 @@ class LargeMinibatchSGD:
 
     def schedule(self, iters_per_epoch: int) -> Schedule:
         """The numbers behind it, as `learning_rate` and `LargeMinibatchLR` take them."""
-        return Schedule(self.base_lr, self.scaled_lr, "gradual" if self.warmup_epochs else "none",
-                        round(self.warmup_epochs * iters_per_epoch),
-                        tuple(round(epoch * iters_per_epoch) for epoch in self.decay_epochs), self.decay_factor)
+        return Schedule(
+            self.base_lr,
+            self.scaled_lr,
+            "gradual" if self.warmup_epochs else "none",
+            round(self.warmup_epochs * iters_per_epoch),
+            tuple(round(epoch * iters_per_epoch) for epoch in self.decay_epochs),
+            self.decay_factor,
+        )
 
     def warmup_schedule(self, epoch: int, iteration: int, iters_per_epoch: int) -> float:
         """Learning rate of update `iteration` of `epoch`, both counted from 0: warmup, then η, then its decays."""

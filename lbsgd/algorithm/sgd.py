@@ -20,17 +20,30 @@ class MomentumCorrectedSGD(torch.optim.SGD):
     is kept beside each parameter's momentum, in state[p]["last_lr"], and nothing here counts calls or looks at shapes.
     """
 
-    def __init__(self, params, lr, momentum=0.9, weight_decay=0.0, nesterov=True, form="lr_outside", correction=True,
-                 foreach=None, fused=None):
+    def __init__(
+        self,
+        params,
+        lr,
+        momentum=0.9,
+        weight_decay=0.0,
+        nesterov=True,
+        form="lr_outside",
+        correction=True,
+        foreach=None,
+        fused=None,
+    ):
         if form not in FORMS:
             raise ValueError(f"momentum form {form!r} must be one of {FORMS}")
         if form == "lr_outside" and not correction:
-            raise ValueError("momentum form 'lr_outside' is corrected by construction (Remark 2): correction cannot be"
-                             " False; form 'lr_inside' can do without it")
+            raise ValueError(
+                "momentum form 'lr_outside' is corrected by construction (Remark 2): correction cannot be"
+                " False; form 'lr_inside' can do without it"
+            )
         if form == "lr_inside" and (fused or foreach is False):
             raise ValueError("momentum form 'lr_inside' runs on foreach kernels only: leave fused and foreach unset")
-        super().__init__(params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, foreach=foreach,
-                         fused=fused)
+        super().__init__(
+            params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, foreach=foreach, fused=fused
+        )
         self.form, self.correction = form, correction
 
     def __getstate__(self):
@@ -93,7 +106,10 @@ def decay_groups(model, weight_decay, on_batch_norm=False):
     trainable = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trainable if p not in gamma_beta], "weight_decay": weight_decay, "name": "decay"},
-        {"params": [p for p in trainable if p in gamma_beta], "weight_decay": weight_decay if on_batch_norm else 0.0,
-         "name": "batch_norm"},
+        {
+            "params": [p for p in trainable if p in gamma_beta],
+            "weight_decay": weight_decay if on_batch_norm else 0.0,
+            "name": "batch_norm",
+        },
     ]
     return [group for group in groups if group["params"]]

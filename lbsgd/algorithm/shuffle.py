@@ -18,8 +18,9 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng([seed, epoch]).permutation(int(num_images))
 
 
-def rank_batches(order: np.ndarray, *, global_batch: int, world_size: int, micro_batch: int, rank: int,
-                 first_iteration: int = 0) -> np.ndarray:
+def rank_batches(
+    order: np.ndarray, *, global_batch: int, world_size: int, micro_batch: int, rank: int, first_iteration: int = 0
+) -> np.ndarray:
     """The images of one rank, an array of shape (iterations, accumulation_steps, micro_batch) (Remark 4).
 
     Iteration t takes order[t·kn : (t+1)·kn]; each rank takes one contiguous part of it, each pass one contiguous part
@@ -35,8 +36,9 @@ def rank_batches(order: np.ndarray, *, global_batch: int, world_size: int, micro
     Raises ValueError where kn is not a multiple of world_size · micro_batch.
     """
     if global_batch % (world_size * micro_batch):
-        raise ValueError(f"a global batch of {global_batch} images is not a multiple of "
-                         f"{world_size} ranks x {micro_batch} images")
+        raise ValueError(
+            f"a global batch of {global_batch} images is not a multiple of {world_size} ranks x {micro_batch} images"
+        )
     iterations = len(order) // global_batch
     if not 0 <= first_iteration <= iterations:
         raise ValueError(f"iteration {first_iteration} is outside an epoch of {iterations} iterations")

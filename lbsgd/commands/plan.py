@@ -11,8 +11,18 @@ from lbsgd.commands import plan_figure as picture
 from lbsgd.config.json_file import Overrides, parse_recipe, read_json, refuse
 from lbsgd.commands.plan_memory import bytes_an_activation, memory, network
 from lbsgd.config.plan import Plan
-from lbsgd.commands.plan_time import (ALGORITHMS, BACKWARD_SHARE, PAPER_IMAGES_PER_SECOND, Machines, Prediction, Reduction,
-                           bytes_an_iteration, overlaps, predict, reduction_of)
+from lbsgd.commands.plan_time import (
+    ALGORITHMS,
+    BACKWARD_SHARE,
+    PAPER_IMAGES_PER_SECOND,
+    Machines,
+    Prediction,
+    Reduction,
+    bytes_an_iteration,
+    overlaps,
+    predict,
+    reduction_of,
+)
 from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 
 
@@ -20,12 +30,18 @@ def show(given: argparse.Namespace) -> int:
     """The command: prints the plan, or its JSON, and draws the picture that was asked for."""
     plan = read_plan(given)
     size = network(given.model)
-    machines = Machines(given.images_per_second or PAPER_IMAGES_PER_SECOND, given.gpus_per_server, given.link_gbit,
-                        given.latency_us * 1e-6)
+    machines = Machines(
+        given.images_per_second or PAPER_IMAGES_PER_SECOND,
+        given.gpus_per_server,
+        given.link_gbit,
+        given.latency_us * 1e-6,
+    )
     reduction = reduction_of(plan, size)
     images_a_gpu = plan.global_batch // plan.world_size
-    predictions = [predict(images_a_gpu, plan.accumulation_steps, plan.world_size, reduction, machines, algorithm)
-                   for algorithm in ALGORITHMS]
+    predictions = [
+        predict(images_a_gpu, plan.accumulation_steps, plan.world_size, reduction, machines, algorithm)
+        for algorithm in ALGORITHMS
+    ]
     memories = [memory(plan, size, stage) for stage in (0, 1, 2)]
     if given.png:
         picture.draw(plan, given.png)
@@ -60,10 +76,16 @@ def as_dict(plan: Plan, memories, reduction: Reduction, predictions: list[Predic
         "learning_rates": [dict(zip(("epochs", "iterations", "lr"), row)) for row in picture.stretches(plan)],
         "memory_bytes": {f"stage_{each.stage}": {**asdict(each), "total": each.total} for each in memories},
         "bytes_an_iteration": bytes_an_iteration(reduction, plan.world_size),
-        "prediction": {each.algorithm: {
-            **asdict(each), "without_overlap_seconds": each.without_overlap, "with_overlap_seconds": each.with_overlap,
-            "efficiency_without_overlap": each.efficiency(False), "efficiency_with_overlap": each.efficiency(True),
-        } for each in predictions},
+        "prediction": {
+            each.algorithm: {
+                **asdict(each),
+                "without_overlap_seconds": each.without_overlap,
+                "with_overlap_seconds": each.with_overlap,
+                "efficiency_without_overlap": each.efficiency(False),
+                "efficiency_with_overlap": each.efficiency(True),
+            }
+            for each in predictions
+        },
     }
 
 
@@ -111,32 +133,55 @@ class Screen:
         self.title("learning rate", "(Sec. 2.2, 5.1)")
         for line in picture.in_terminal(self.plan):
             self.console.print(f"[blue]{line}[/]" if "┤" in line else line, soft_wrap=True)
-        self.table(["epochs", "iterations", "learning rate"], [list(row) for row in picture.stretches(self.plan)], left=3)
+        self.table(
+            ["epochs", "iterations", "learning rate"], [list(row) for row in picture.stretches(self.plan)], left=3
+        )
 
     def memory(self, memories) -> None:
         plan = self.plan
-        self.title("memory of a GPU in MB", f"({self.model}, {plan.micro_batch} images of {plan.recipe.augmentation.resolution} pixels "
-                   f"a pass; estimated, activations of {bytes_an_activation(plan.precision)} bytes counted; "
-                   "momentum+: with float32 masters where DeepSpeed keeps them)")
+        self.title(
+            "memory of a GPU in MB",
+            f"({self.model}, {plan.micro_batch} images of {plan.recipe.augmentation.resolution} pixels "
+            f"a pass; estimated, activations of {bytes_an_activation(plan.precision)} bytes counted; "
+            "momentum+: with float32 masters where DeepSpeed keeps them)",
+        )
         rows = []
         for each in memories[1:] if plan.precision == "fp16" else memories:  # fp16 does not train at stage 0
             parts = (each.weights, each.gradients, each.optimizer, each.buckets, each.activations)
             name = f"ZeRO-{each.stage}" if each.stage else "stage 0"
-            rows.append([f"{'>' if each.stage == plan.zero_stage else ' '} {name}", *(f"{part / 1e6:,.0f}" for part in parts),
-                         f"[bold]{each.total / 1e6:,.0f}[/]"])
+            rows.append(
+                [
+                    f"{'>' if each.stage == plan.zero_stage else ' '} {name}",
+                    *(f"{part / 1e6:,.0f}" for part in parts),
+                    f"[bold]{each.total / 1e6:,.0f}[/]",
+                ]
+            )
         self.table(["", "weights", "gradients", "momentum+", "buckets", "activations", "total"], rows)
 
     def prediction(self, reduction: Reduction, machines: Machines, predictions: list[Prediction]) -> None:
         plan, [ring, halving] = self.plan, predictions
         self.title("iteration, predicted", f"({described(machines, plan.world_size)})")
         backward = ring.compute_seconds / plan.accumulation_steps * BACKWARD_SHARE
-        self.say(f"reduced: {moved(reduction)}; {bytes_an_iteration(reduction, plan.world_size) / 1e6:.0f} MB leave each GPU")
-        self.say(f"compute: {milliseconds(ring.compute_seconds)}, of which {milliseconds(backward)} are the last back-propagation")
+        self.say(
+            f"reduced: {moved(reduction)}; {bytes_an_iteration(reduction, plan.world_size) / 1e6:.0f} MB leave each GPU"
+        )
+        self.say(
+            f"compute: {milliseconds(ring.compute_seconds)}, of which {milliseconds(backward)} are the last back-propagation"
+        )
         if machines.servers(plan.world_size) > 1:
-            self.table(["", "aggregation", "without overlap", "with overlap", "efficiency"], [
-                [f"  {each.algorithm}", milliseconds(each.gradient_seconds + each.weight_seconds),
-                 milliseconds(each.without_overlap), milliseconds(each.with_overlap),
-                 f"{each.efficiency(False):.1%} to {each.efficiency(True):.1%}"] for each in predictions])
+            self.table(
+                ["", "aggregation", "without overlap", "with overlap", "efficiency"],
+                [
+                    [
+                        f"  {each.algorithm}",
+                        milliseconds(each.gradient_seconds + each.weight_seconds),
+                        milliseconds(each.without_overlap),
+                        milliseconds(each.with_overlap),
+                        f"{each.efficiency(False):.1%} to {each.efficiency(True):.1%}",
+                    ]
+                    for each in predictions
+                ],
+            )
         self.say(f"overlap in this JSON: {overlaps(plan, reduction)}")
         least, most = (hours(seconds * plan.num_iterations) for seconds in (halving.with_overlap, ring.without_overlap))
         run = least if least == most else f"{least} to {most}"
@@ -150,9 +195,11 @@ def described(machines: Machines, gpus: int) -> str:
     """The machines of a prediction, in words."""
     servers = machines.servers(gpus)
     source = "as the paper's P100" if machines.images_per_second == PAPER_IMAGES_PER_SECOND else "as given"
-    return (f"a GPU makes {machines.images_per_second:.0f} images/s, {source}; {servers} server{'s' * (servers > 1)} of "
-            f"{min(machines.gpus_per_server, gpus)} GPUs, {machines.link_gbit:g} Gbit/s and "
-            f"{machines.latency_seconds * 1e6:g} µs a message between them")
+    return (
+        f"a GPU makes {machines.images_per_second:.0f} images/s, {source}; {servers} server{'s' * (servers > 1)} of "
+        f"{min(machines.gpus_per_server, gpus)} GPUs, {machines.link_gbit:g} Gbit/s and "
+        f"{machines.latency_seconds * 1e6:g} µs a message between them"
+    )
 
 
 def moved(reduction: Reduction) -> str:

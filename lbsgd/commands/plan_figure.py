@@ -35,7 +35,7 @@ def axis(epochs: int, columns: int) -> str:
     line = [" "] * (columns + 16)
     for epoch in range(0, epochs + 1, step):
         at = round(columns * epoch / epochs)
-        line[at:at + len(str(epoch))] = str(epoch)
+        line[at : at + len(str(epoch))] = str(epoch)
     return "".join(line).rstrip() + " epochs"
 
 
@@ -77,13 +77,20 @@ def figure(plan: Plan):
     panels[0].yaxis.set_major_formatter("{x:g}")
     for point in schedule.decay_iterations:
         if point < plan.num_iterations:
-            panels[0].annotate(f"{learning_rate(point, schedule):.3g}", (point / per_epoch, learning_rate(point, schedule)),
-                               textcoords="offset points", xytext=(4, 5), fontsize=9)
+            panels[0].annotate(
+                f"{learning_rate(point, schedule):.3g}",
+                (point / per_epoch, learning_rate(point, schedule)),
+                textcoords="offset points",
+                xytext=(4, 5),
+                fontsize=9,
+            )
     if warm:
         curve(panels[1], plan, min(plan.num_iterations, round(1.6 * schedule.warmup_iterations)))
         eta = schedule.reference_lr
-        panels[1].set(ylim=(-0.07 * eta, 1.1 * eta),
-                      title=f"{schedule.warmup_kind} warmup, {schedule.warmup_iterations:,} iterations")
+        panels[1].set(
+            ylim=(-0.07 * eta, 1.1 * eta),
+            title=f"{schedule.warmup_kind} warmup, {schedule.warmup_iterations:,} iterations",
+        )
         for x, y, place, side in ((0, schedule.base_lr, (8, -11), "left"), (warm, eta, (-7, 4), "right")):
             panels[1].plot([x], [y], "o", color="#D55E00", markersize=5)
             panels[1].annotate(f"{y:.4g}", (x, y), textcoords="offset points", xytext=place, ha=side, fontsize=9)
@@ -94,8 +101,13 @@ def curve(axes, plan: Plan, last: int) -> None:
     """The learning rate of the iterations up to the last one, held while each lasts."""
     every = max(1, last // 20_000)
     iterations = range(0, last, every)
-    axes.plot([t / plan.iterations_per_epoch for t in iterations], [learning_rate(t, plan.schedule) for t in iterations],
-              color="#0072B2", linewidth=2, drawstyle="steps-post")
+    axes.plot(
+        [t / plan.iterations_per_epoch for t in iterations],
+        [learning_rate(t, plan.schedule) for t in iterations],
+        color="#0072B2",
+        linewidth=2,
+        drawstyle="steps-post",
+    )
     axes.set(xlabel="epochs", ylabel="learning rate")
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)

@@ -80,7 +80,10 @@ def memory(plan: Plan, size: Network, stage: int) -> Memory:
     overlaps = get(plan.config, "zero_optimization.overlap_comm") is True
     values = size.kept_values * plan.micro_batch * (plan.recipe.augmentation.resolution / 224) ** 2
     return Memory(
-        stage=stage, weights=w * P, gradients=w * (share if stage == 2 else P),
+        stage=stage,
+        weights=w * P,
+        gradients=w * (share if stage == 2 else P),
         optimizer=8 * share if stage else (8 if w == 2 else 4) * P,
         buckets=w * (bucket * (1 + overlaps) if stage else P if W > 1 else 0),
-        activations=round(values * bytes_an_activation(plan.precision)))
+        activations=round(values * bytes_an_activation(plan.precision)),
+    )

@@ -88,7 +88,9 @@ class Prediction:
         return self.compute_seconds / (self.with_overlap if overlap else self.without_overlap)
 
 
-def predict(images_a_gpu: int, passes: int, gpus: int, reduction: Reduction, machines: Machines, algorithm: str) -> Prediction:
+def predict(
+    images_a_gpu: int, passes: int, gpus: int, reduction: Reduction, machines: Machines, algorithm: str
+) -> Prediction:
     """One iteration of images_a_gpu images in some passes.
 
     Aggregation overlaps the back-propagation of the pass it belongs to, except for the last bucket, which is full only when
@@ -101,8 +103,13 @@ def predict(images_a_gpu: int, passes: int, gpus: int, reduction: Reduction, mac
     one = gradient_seconds(reduction, machines, servers, algorithm)
     backward = compute / passes * BACKWARD_SHARE
     exposed = max(one - backward, one / reduction.num_buckets)
-    return Prediction(algorithm, compute, one * reduction.times, weight_seconds(reduction, machines, servers, algorithm),
-                      exposed * reduction.times)
+    return Prediction(
+        algorithm,
+        compute,
+        one * reduction.times,
+        weight_seconds(reduction, machines, servers, algorithm),
+        exposed * reduction.times,
+    )
 
 
 def reduction_of(plan: Plan, size: Network) -> Reduction:
@@ -112,8 +119,12 @@ def reduction_of(plan: Plan, size: Network) -> Reduction:
     """
     P, w = size.num_parameters, bytes_a_weight(plan.precision)
     bucket = get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)
-    return Reduction(w * P, max(1, math.ceil(P / bucket)), w * P if plan.zero_stage else 0.0,
-                     plan.accumulation_steps if plan.zero_stage == 2 else 1)
+    return Reduction(
+        w * P,
+        max(1, math.ceil(P / bucket)),
+        w * P if plan.zero_stage else 0.0,
+        plan.accumulation_steps if plan.zero_stage == 2 else 1,
+    )
 
 
 def bytes_an_iteration(reduction: Reduction, gpus: int) -> float:

@@ -10,7 +10,9 @@ from lbsgd.config.schema import Recipe
 from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 
 IMAGENET_IMAGES = 1_281_167
-MOST_IMAGES_A_PASS = 256  # of ResNet-50 at 224 pixels: 11 GB of activations in half precision, 22 in float32 (memory.py)
+MOST_IMAGES_A_PASS = (
+    256  # of ResNet-50 at 224 pixels: 11 GB of activations in half precision, 22 in float32 (memory.py)
+)
 
 
 def template(global_batch: int, micro_batch: int, num_images: int, epochs: int) -> dict[str, Any]:
@@ -19,14 +21,27 @@ def template(global_batch: int, micro_batch: int, num_images: int, epochs: int) 
         "train_batch_size": global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
         "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0001}},
-        "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.1, "warmup_max_lr": 0.1, "warmup_num_steps": 1,
-                                                     "warmup_type": "linear"}},
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": 0.1, "warmup_max_lr": 0.1, "warmup_num_steps": 1, "warmup_type": "linear"},
+        },
         "gradient_clipping": 0.0,
         "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 6_000_000,
-                              "allgather_bucket_size": 30_000_000},
-        "fp16": {"enabled": True, "auto_cast": True, "loss_scale": 0, "initial_scale_power": 16, "loss_scale_window": 1000,
-                 "hysteresis": 2, "min_loss_scale": 1},
+        "zero_optimization": {
+            "stage": 1,
+            "overlap_comm": True,
+            "reduce_bucket_size": 6_000_000,
+            "allgather_bucket_size": 30_000_000,
+        },
+        "fp16": {
+            "enabled": True,
+            "auto_cast": True,
+            "loss_scale": 0,
+            "initial_scale_power": 16,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+            "min_loss_scale": 1,
+        },
         "data_types": {"keep_in_fp32_modules": ["running_mean", "running_var"]},
         "timers": {"throughput": {"enabled": False}},
         "steps_per_print": 10,
@@ -45,9 +60,17 @@ def template(global_batch: int, micro_batch: int, num_images: int, epochs: int) 
     }
 
 
-def generate(global_batch: int, *, gpus: Optional[int] = None, micro_batch: Optional[int] = None, precision: str = "fp16",
-             zero_stage: Optional[int] = None, num_images: int = IMAGENET_IMAGES, epochs: int = 90,
-             settings: tuple[str, ...] = ()) -> dict[str, Any]:
+def generate(
+    global_batch: int,
+    *,
+    gpus: Optional[int] = None,
+    micro_batch: Optional[int] = None,
+    precision: str = "fp16",
+    zero_stage: Optional[int] = None,
+    num_images: int = IMAGENET_IMAGES,
+    epochs: int = 90,
+    settings: tuple[str, ...] = (),
+) -> dict[str, Any]:
     """A checked JSON for kn images an update.
 
     gpus: for whom the micro batch is chosen, the largest of at most 256 images that divides their share; by default k of

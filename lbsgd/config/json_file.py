@@ -22,6 +22,7 @@ from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 
 def read_json(path: Union[str, Path]) -> dict:
     """A strict JSON object from a file; ConfigError names the line of what is not one, and repeated keys."""
+
     def unique(pairs):
         repeated = {key for key, _ in pairs if [other for other, _ in pairs].count(key) > 1}
         if repeated:
@@ -34,15 +35,20 @@ def read_json(path: Union[str, Path]) -> dict:
     try:
         config = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique, parse_constant=constant)
     except RecursionError:
-        raise ConfigError(f"{path}: is nested too deeply to be a DeepSpeed JSON; give one such as ds_configs/8k.json") from None
+        raise ConfigError(
+            f"{path}: is nested too deeply to be a DeepSpeed JSON; give one such as ds_configs/8k.json"
+        ) from None
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a DeepSpeed JSON such as "
-                          "ds_configs/8k.json") from None
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}); give a DeepSpeed JSON such as ds_configs/8k.json"
+        ) from None
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: is not text; give a DeepSpeed JSON such as ds_configs/8k.json") from None
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path}, line {error.lineno}, column {error.colno}: not strict JSON ({error.msg}); "
-                          "comments and trailing commas are not allowed") from None
+        raise ConfigError(
+            f"{path}, line {error.lineno}, column {error.colno}: not strict JSON ({error.msg}); "
+            "comments and trailing commas are not allowed"
+        ) from None
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: holds no JSON object; give a DeepSpeed JSON such as ds_configs/8k.json")
     return config
@@ -51,8 +57,9 @@ def read_json(path: Union[str, Path]) -> dict:
 def parse_recipe(where: str, config: dict) -> Recipe:
     """The `lbsgd` block; ConfigError names each key that cannot be right."""
     if "lbsgd" not in config:
-        raise ConfigError(f"{where}: has no lbsgd block, which says epochs, num_images and warmup; take one from "
-                          "ds_configs/8k.json")
+        raise ConfigError(
+            f"{where}: has no lbsgd block, which says epochs, num_images and warmup; take one from ds_configs/8k.json"
+        )
     recipe, findings = recipe_or_findings(config)
     refuse(where, findings)
     return recipe
@@ -117,7 +124,7 @@ def put(config: dict, key: str, value: Any) -> None:
             return
         config = config.setdefault(name, {})
         if not isinstance(config, dict):
-            raise ConfigError(f"{key}: {'.'.join(blocks[:depth + 1])} is no block of keys; see the JSON for its place")
+            raise ConfigError(f"{key}: {'.'.join(blocks[: depth + 1])} is no block of keys; see the JSON for its place")
     if value is None:
         config.pop(last, None)
     else:
@@ -140,9 +147,16 @@ class Overrides:
 
     def values(self) -> dict[str, Any]:
         """What they put where, by key path; None deletes."""
-        flags = {"train_batch_size": self.global_batch, "train_micro_batch_size_per_gpu": self.micro_batch,
-                 "lbsgd.augmentation.resolution": self.resolution, "lbsgd.seed": self.seed}
-        return {**{key: value for key, value in flags.items() if value is not None}, **dict(map(setting, self.settings))}
+        flags = {
+            "train_batch_size": self.global_batch,
+            "train_micro_batch_size_per_gpu": self.micro_batch,
+            "lbsgd.augmentation.resolution": self.resolution,
+            "lbsgd.seed": self.seed,
+        }
+        return {
+            **{key: value for key, value in flags.items() if value is not None},
+            **dict(map(setting, self.settings)),
+        }
 
     def divide_otherwise(self) -> bool:
         """Whether the number of passes in the JSON does not hold any more."""
@@ -214,8 +228,10 @@ def require_kept(config: dict, values: dict[str, Any]) -> None:
         found = check.get(config, key)
         same = check.is_number(value) and check.is_number(found) and math.isclose(value, found, rel_tol=1e-6)
         if found != value and not same:
-            raise ConfigError(f"--set {key}={json.dumps(value)}: this number follows from the others, which make it "
-                              f"{json.dumps(found)}; set those instead, such as lbsgd.linear_scaling.base_lr")
+            raise ConfigError(
+                f"--set {key}={json.dumps(value)}: this number follows from the others, which make it "
+                f"{json.dumps(found)}; set those instead, such as lbsgd.linear_scaling.base_lr"
+            )
 
 
 def meaning(config: dict) -> Any:
@@ -250,8 +266,11 @@ def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:
     """Lines `key: old -> new` for every leaf in which two JSON values differ, for printing."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
-        return tuple(line for key in keys for line in differences(
-            before.get(key), after.get(key), f"{path}.{key}" if path else key))
+        return tuple(
+            line
+            for key in keys
+            for line in differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+        )
     said = ["(none)" if value is None else json.dumps(value) for value in (before, after)]  # 5 is not 5.0, nor true 1
     if said[0] == said[1] or path.removeprefix("lbsgd.") in PROSE:
         return ()

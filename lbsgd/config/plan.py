@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from lbsgd.config.checks import consistency as check
-from lbsgd.config.json_file import PROSE, Overrides, differences, override, parse_recipe, precision_of, read_json, refuse
+from lbsgd.config.json_file import (
+    PROSE,
+    Overrides,
+    differences,
+    override,
+    parse_recipe,
+    precision_of,
+    read_json,
+    refuse,
+)
 from lbsgd.config.checks.deviations import deviation_findings
 from lbsgd.config.schema import Recipe
 from lbsgd.algorithm.schedule import Schedule
@@ -42,8 +51,13 @@ class Plan:
     warnings: tuple[str, ...] = field(default=(), compare=False)
 
     @classmethod
-    def read(cls, source: Union[str, Path, dict], world_size: int, num_images: Optional[int] = None,
-             overrides: Overrides = Overrides()) -> Plan:
+    def read(
+        cls,
+        source: Union[str, Path, dict],
+        world_size: int,
+        num_images: Optional[int] = None,
+        overrides: Overrides = Overrides(),
+    ) -> Plan:
         """Reads, checks and resolves a DeepSpeed JSON (its path, or the parsed object).
 
         num_images is the size of the training data at hand, by default the `lbsgd` block's own; on other data, and
@@ -59,14 +73,26 @@ class Plan:
         if not overrides.divide_otherwise():
             refuse(where, check.passes_findings(written, world_size))
         config, recipe = override(written, overrides, num_images)
-        findings = [*deepspeed_findings(config), *check.recipe_findings(config, recipe), *deviation_findings(config, recipe)]
+        findings = [
+            *deepspeed_findings(config),
+            *check.recipe_findings(config, recipe),
+            *deviation_findings(config, recipe),
+        ]
         refuse(where, findings)
-        refuse(where, check.fit_findings(recipe, config["train_batch_size"], config["train_micro_batch_size_per_gpu"],
-                                         world_size))
+        refuse(
+            where,
+            check.fit_findings(
+                recipe, config["train_batch_size"], config["train_micro_batch_size_per_gpu"], world_size
+            ),
+        )
         return cls._resolve(
-            config, recipe, world_size, name="config" if isinstance(source, dict) else Path(source).stem,
+            config,
+            recipe,
+            world_size,
+            name="config" if isinstance(source, dict) else Path(source).stem,
             changes=differences(written, config),
-            warnings=tuple(str(finding) for finding in findings if finding.severity == "warning"))
+            warnings=tuple(str(finding) for finding in findings if finding.severity == "warning"),
+        )
 
     @classmethod
     def _resolve(cls, config, recipe, world_size, **described) -> Plan:
@@ -74,7 +100,10 @@ class Plan:
         n = recipe.batch_norm.per_worker_batch
         per_epoch = check.iterations_per_epoch(recipe.num_images, kn)
         return cls(
-            config=config, recipe=recipe, world_size=world_size, num_images=recipe.num_images,
+            config=config,
+            recipe=recipe,
+            world_size=world_size,
+            num_images=recipe.num_images,
             schedule=Schedule(
                 base_lr=recipe.linear_scaling.base_lr,
                 reference_lr=config["optimizer"]["params"]["lr"],
@@ -83,10 +112,15 @@ class Plan:
                 decay_iterations=tuple(round(epoch * per_epoch) for epoch in recipe.decay.epochs),
                 decay_factor=recipe.decay.factor,
             ),
-            global_batch=kn, num_workers=kn // n, per_worker_batch=n, micro_batch=micro,
+            global_batch=kn,
+            num_workers=kn // n,
+            per_worker_batch=n,
+            micro_batch=micro,
             accumulation_steps=kn // (world_size * micro),
-            iterations_per_epoch=per_epoch, num_iterations=recipe.epochs * per_epoch,
-            precision=precision_of(config), zero_stage=check.get(config, "zero_optimization.stage", 0),
+            iterations_per_epoch=per_epoch,
+            num_iterations=recipe.epochs * per_epoch,
+            precision=precision_of(config),
+            zero_stage=check.get(config, "zero_optimization.stage", 0),
             **described,
         )
 
@@ -106,12 +140,12 @@ class Plan:
             **described,
             "global batch": f"kn = {self.global_batch:,} images = k {self.num_workers} workers x n {self.per_worker_batch}",
             "on": f"world size {self.world_size} x micro batch {self.micro_batch} x {self.accumulation_steps} "
-                  f"pass{'es' * (self.accumulation_steps != 1)}",
+            f"pass{'es' * (self.accumulation_steps != 1)}",
             "learning rate": f"η = {schedule.reference_lr:g} ({self.recipe.linear_scaling.rule} rule), "
-                             f"from η0 = {schedule.base_lr:g}",
+            f"from η0 = {schedule.base_lr:g}",
             "warmup": "none" if schedule.warmup_kind == "none" else warmup,
             "iterations": f"{self.iterations_per_epoch:,} an epoch of {self.num_images:,} images, "
-                          f"{self.num_iterations:,} in {self.recipe.epochs} epochs",
+            f"{self.num_iterations:,} in {self.recipe.epochs} epochs",
             "precision": f"{self.precision}, ZeRO stage {self.zero_stage}",
         }
 
@@ -123,6 +157,12 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What must not change when a run is resumed: everything but how the work is divided among processes."""
-        numbers = {key: check.get(self.config, f"optimizer.params.{key}") for key in ("lr", "momentum", "nesterov",
-                                                                                     "weight_decay")}
-        return {"recipe": self.recipe.model_dump(exclude=set(PROSE)), "global_batch": self.global_batch, "optimizer": numbers}
+        numbers = {
+            key: check.get(self.config, f"optimizer.params.{key}")
+            for key in ("lr", "momentum", "nesterov", "weight_decay")
+        }
+        return {
+            "recipe": self.recipe.model_dump(exclude=set(PROSE)),
+            "global_batch": self.global_batch,
+            "optimizer": numbers,
+        }

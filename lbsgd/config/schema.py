@@ -64,7 +64,9 @@ class Momentum(_Block):
     @model_validator(mode="after")
     def _form_9_needs_no_correction(self):
         if self.form == "lr_outside" and not self.correction:
-            raise ValueError("correction false: lr_outside, the paper's (9), is corrected by construction; use lr_inside")
+            raise ValueError(
+                "correction false: lr_outside, the paper's (9), is corrected by construction; use lr_inside"
+            )
         return self
 
 
@@ -78,7 +80,9 @@ class WeightDecay(_Block):
     @model_validator(mode="after")
     def _base_goes_with_inverse_lr(self):
         if (self.scaling == "inverse_lr") != (self.base is not None):
-            raise ValueError("base, the weight decay at base_batch images, is needed with scaling inverse_lr, only there")
+            raise ValueError(
+                "base, the weight decay at base_batch images, is needed with scaling inverse_lr, only there"
+            )
         return self
 
 
@@ -96,7 +100,9 @@ class BatchNorm(_Block):
         if (self.statistics == "recomputed") != (self.statistics_images is not None):
             raise ValueError("statistics_images is needed with statistics recomputed, only there")
         if self.statistics_images is not None and self.statistics_images % self.per_worker_batch:
-            raise ValueError(f"statistics_images {self.statistics_images} is no multiple of n = {self.per_worker_batch}")
+            raise ValueError(
+                f"statistics_images {self.statistics_images} is no multiple of n = {self.per_worker_batch}"
+            )
         if self.scope == "all" and self.statistics != "average":
             raise ValueError(f"scope all has one set of statistics for all workers: use average, not {self.statistics}")
         return self
@@ -112,7 +118,9 @@ class Augmentation(_Block):
     @model_validator(mode="after")
     def _crop_scale_is_a_range(self):
         if len(self.crop_scale) != 2 or not self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(f"crop_scale {self.crop_scale} must be two shares of the image, the smaller first, up to 1")
+            raise ValueError(
+                f"crop_scale {self.crop_scale} must be two shares of the image, the smaller first, up to 1"
+            )
         return self
 
 
@@ -133,7 +141,9 @@ class Recipe(_Block):
     weight_decay: WeightDecay = WeightDecay()
     batch_norm: BatchNorm = BatchNorm()
     augmentation: Augmentation = Augmentation()
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # NumPy splits a larger one: (2**32 + s, epoch 0) would be (s, epoch 1)
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = (
+        0  # NumPy splits a larger one: (2**32 + s, epoch 0) would be (s, epoch 1)
+    )
 
     @model_validator(mode="after")
     def _decay_follows_warmup(self):

@@ -33,54 +33,102 @@ class Shipped:
 def of_figure_1(global_batch: int, gpus: str = "") -> Shipped:
     """The linear scaling rule, with gradual warmup above 256 images."""
     name = str(global_batch) if global_batch < 1000 else f"{global_batch // 1024}k"
-    purposes = {256: "the baseline: one server of 8 GPUs, lr 0.1, no warmup (Table 1)",
-                8192: "the paper's run: linear scaling rule and gradual warmup match the baseline in 1 hour (Table 1)"}
+    purposes = {
+        256: "the baseline: one server of 8 GPUs, lr 0.1, no warmup (Table 1)",
+        8192: "the paper's run: linear scaling rule and gradual warmup match the baseline in 1 hour (Table 1)",
+    }
     below = "the linear scaling rule below the baseline's batch (Fig. 1)"
     above = "the linear scaling rule and gradual warmup match the baseline (Fig. 1)"
     beyond = "where the linear scaling rule ends: the error rises (Fig. 1)"
     kind = below if global_batch < 256 else above if global_batch <= paper.LARGEST_GOOD_BATCH else beyond
-    return Shipped(name, f"--global_batch {global_batch}", paper.ERROR_PCT[global_batch], purposes.get(global_batch, kind))
+    return Shipped(
+        name, f"--global_batch {global_batch}", paper.ERROR_PCT[global_batch], purposes.get(global_batch, kind)
+    )
 
 
 def ablation(name: str, setting: str, measured: dict, purpose: str) -> Shipped:
     """One thing changed in 256.json or 8k.json."""
     kn = 8192 if name.startswith("8k") else 256
     settings = "".join(f" --set {part}" for part in setting.split())
-    return Shipped(f"ablations/{name}", f"--global_batch {kn}{settings}", measured.get(kn), f"for comparison: {purpose}")
+    return Shipped(
+        f"ablations/{name}", f"--global_batch {kn}{settings}", measured.get(kn), f"for comparison: {purpose}"
+    )
 
 
 EIGHT_K = paper.ERROR_PCT[8192]
 GRID = (
     *map(of_figure_1, paper.ERROR_PCT),
-    Shipped("8k_8gpu", "--global_batch 8192 --gpus 8", EIGHT_K, "8k.json on one server of 8 GPUs, in 4 passes of 256 images"),
-    Shipped("8k_bf16", "--global_batch 8192 --precision bf16", EIGHT_K, "8k.json in bfloat16 autocast, weights in float32"),
+    Shipped(
+        "8k_8gpu", "--global_batch 8192 --gpus 8", EIGHT_K, "8k.json on one server of 8 GPUs, in 4 passes of 256 images"
+    ),
+    Shipped(
+        "8k_bf16", "--global_batch 8192 --precision bf16", EIGHT_K, "8k.json in bfloat16 autocast, weights in float32"
+    ),
     Shipped("8k_fp32", "--global_batch 8192 --precision fp32", EIGHT_K, "8k.json in float32, as the paper computed"),
-    Shipped("8k_zero2", "--global_batch 8192 --zero_stage 2", EIGHT_K, "8k.json with gradients divided among GPUs (ZeRO-2)"),
-    Shipped("digits", "--global_batch 128 --micro_batch 32 --precision fp32 --num_images 1437 --epochs 8"
-            " --set lbsgd.linear_scaling.base_lr=0.0125 --set lbsgd.linear_scaling.base_batch=32"
-            " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[5,7] --set lbsgd.augmentation.resolution=32"
-            " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false",
-            None, "make demo: scikit-learn's 1,797 digits in minutes on a CPU"),
-    ablation("8k_no_warmup", "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0", paper.NO_WARMUP,
-             "lr 3.2 from the first iteration on (Table 1)"),
-    ablation("8k_constant_warmup", "lbsgd.warmup.kind=constant", paper.CONSTANT_WARMUP,
-             "lr 0.1 for 5 epochs, then a jump to 3.2 (Table 1)"),
-    ablation("8k_sqrt_lr", "lbsgd.linear_scaling.rule=sqrt", paper.SQRT_RULE, "lr 0.1 times the square root of 32 (Table 2a)"),
-    ablation("8k_fixed_lr", "lbsgd.linear_scaling.rule=fixed lbsgd.warmup.kind=none lbsgd.warmup.epochs=0", paper.FIXED_LR,
-             "lr 0.1, not scaled (Table 2a)"),
+    Shipped(
+        "8k_zero2", "--global_batch 8192 --zero_stage 2", EIGHT_K, "8k.json with gradients divided among GPUs (ZeRO-2)"
+    ),
+    Shipped(
+        "digits",
+        "--global_batch 128 --micro_batch 32 --precision fp32 --num_images 1437 --epochs 8"
+        " --set lbsgd.linear_scaling.base_lr=0.0125 --set lbsgd.linear_scaling.base_batch=32"
+        " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[5,7] --set lbsgd.augmentation.resolution=32"
+        " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false",
+        None,
+        "make demo: scikit-learn's 1,797 digits in minutes on a CPU",
+    ),
+    ablation(
+        "8k_no_warmup",
+        "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0",
+        paper.NO_WARMUP,
+        "lr 3.2 from the first iteration on (Table 1)",
+    ),
+    ablation(
+        "8k_constant_warmup",
+        "lbsgd.warmup.kind=constant",
+        paper.CONSTANT_WARMUP,
+        "lr 0.1 for 5 epochs, then a jump to 3.2 (Table 1)",
+    ),
+    ablation(
+        "8k_sqrt_lr", "lbsgd.linear_scaling.rule=sqrt", paper.SQRT_RULE, "lr 0.1 times the square root of 32 (Table 2a)"
+    ),
+    ablation(
+        "8k_fixed_lr",
+        "lbsgd.linear_scaling.rule=fixed lbsgd.warmup.kind=none lbsgd.warmup.epochs=0",
+        paper.FIXED_LR,
+        "lr 0.1, not scaled (Table 2a)",
+    ),
     ablation("8k_half_lr", "lbsgd.linear_scaling.base_lr=0.05", paper.HALF_LR, "lr 0.05 times 32 (Table 2a)"),
     ablation("8k_double_lr", "lbsgd.linear_scaling.base_lr=0.2", paper.DOUBLE_LR, "lr 0.2 times 32 (Table 2a)"),
     ablation("256_half_lr", "lbsgd.linear_scaling.base_lr=0.05", paper.HALF_LR, "lr 0.05 (Table 2a)"),
     ablation("256_double_lr", "lbsgd.linear_scaling.base_lr=0.2", paper.DOUBLE_LR, "lr 0.2 (Table 2a)"),
-    ablation("8k_gamma_one", "lbsgd.batch_norm.zero_last_gamma=false", paper.GAMMA_ONE,
-             "gamma 1 in each block's last batch norm (Table 2b)"),
-    ablation("256_gamma_one", "lbsgd.batch_norm.zero_last_gamma=false", paper.GAMMA_ONE,
-             "gamma 1 in each block's last batch norm (Table 2b)"),
-    ablation("8k_sync_bn", "lbsgd.batch_norm.scope=all", {}, "batch norm across all GPUs, another loss function (Sec. 2.3)"),
-    ablation("8k_inverse_weight_decay", "lbsgd.weight_decay.scaling=inverse_lr lbsgd.weight_decay.base=0.0001", {},
-             "weight decay / 32: what scaling the loss in place of the lr amounts to (Remark 1)"),
-    ablation("8k_no_momentum_correction", "lbsgd.momentum.form=lr_inside lbsgd.momentum.correction=false", {},
-             "momentum of form (10) without its correction (Remark 2)"),
+    ablation(
+        "8k_gamma_one",
+        "lbsgd.batch_norm.zero_last_gamma=false",
+        paper.GAMMA_ONE,
+        "gamma 1 in each block's last batch norm (Table 2b)",
+    ),
+    ablation(
+        "256_gamma_one",
+        "lbsgd.batch_norm.zero_last_gamma=false",
+        paper.GAMMA_ONE,
+        "gamma 1 in each block's last batch norm (Table 2b)",
+    ),
+    ablation(
+        "8k_sync_bn", "lbsgd.batch_norm.scope=all", {}, "batch norm across all GPUs, another loss function (Sec. 2.3)"
+    ),
+    ablation(
+        "8k_inverse_weight_decay",
+        "lbsgd.weight_decay.scaling=inverse_lr lbsgd.weight_decay.base=0.0001",
+        {},
+        "weight decay / 32: what scaling the loss in place of the lr amounts to (Remark 1)",
+    ),
+    ablation(
+        "8k_no_momentum_correction",
+        "lbsgd.momentum.form=lr_inside lbsgd.momentum.correction=false",
+        {},
+        "momentum of form (10) without its correction (Remark 2)",
+    ),
 )
 
 
@@ -99,9 +147,14 @@ def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> No
 def readme(folder: Path) -> str:
     """ds_configs/README.md, generated from the files."""
     files = [(shipped, read_json(folder / f"{shipped.name}.json")) for shipped in GRID]
-    rows = [(shipped, [f"[{Path(shipped.name).name}]({shipped.name}.json)", *described(config)]) for shipped, config in files]
-    tables = {place: table(row for shipped, row in rows if shipped.name.startswith("ablations/") == place)
-              for place in (False, True)}
+    rows = [
+        (shipped, [f"[{Path(shipped.name).name}]({shipped.name}.json)", *described(config)])
+        for shipped, config in files
+    ]
+    tables = {
+        place: table(row for shipped, row in rows if shipped.name.startswith("ablations/") == place)
+        for place in (False, True)
+    }
     commands = "\n".join(f"{shipped.name + '.json':42}{shipped.arguments}" for shipped in GRID)
     return README.format(grid=tables[False], ablations=tables[True], commands=commands)
 
@@ -116,10 +169,20 @@ def described(config: dict) -> list[str]:
     """A file's row: kn, k × n, η, warmup, precision, error in the paper, purpose."""
     block, kn = config["lbsgd"], config["train_batch_size"]
     n, warmup, error = block["batch_norm"]["per_worker_batch"], block["warmup"], block.get("paper_error_pct")
-    ramp = "-" if warmup["kind"] == "none" else f"{warmup['kind']}, {warmup['epochs']:g} epoch{'s' * (warmup['epochs'] != 1)}"
-    return [f"{kn:,}", f"{kn // n:,} × {n}", f"{config['optimizer']['params']['lr']:.4g}", ramp,
-            f"{precision_of(config)}, {config['zero_optimization']['stage']}",
-            "{:.2f} ± {:.2f}".format(*error) if error else "-", block["purpose"].removeprefix("for comparison: ")]
+    ramp = (
+        "-"
+        if warmup["kind"] == "none"
+        else f"{warmup['kind']}, {warmup['epochs']:g} epoch{'s' * (warmup['epochs'] != 1)}"
+    )
+    return [
+        f"{kn:,}",
+        f"{kn // n:,} × {n}",
+        f"{config['optimizer']['params']['lr']:.4g}",
+        ramp,
+        f"{precision_of(config)}, {config['zero_optimization']['stage']}",
+        "{:.2f} ± {:.2f}".format(*error) if error else "-",
+        block["purpose"].removeprefix("for comparison: "),
+    ]
 
 
 README = """\

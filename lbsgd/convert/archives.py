@@ -91,7 +91,9 @@ def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
             for info in tar:
                 _check(info, path, within)
                 if info.offset_data + info.size > part.num_bytes:
-                    raise _refused(path, within + info.name, "reaches beyond the end of the archive, which is truncated")
+                    raise _refused(
+                        path, within + info.name, "reaches beyond the end of the archive, which is truncated"
+                    )
                 if info.isfile():
                     yield info
                 after = f" after member {within + info.name!r}"
@@ -100,8 +102,9 @@ def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
             if part.read(tarfile.BLOCKSIZE) not in (b"", bytes(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError("it ends within a header")
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{path} cannot be read as a tar ({error}{after}); it is truncated or "
-                        f"damaged: fetch it again") from error
+        raise DataError(
+            f"{path} cannot be read as a tar ({error}{after}); it is truncated or damaged: fetch it again"
+        ) from error
 
 
 def _check(info: tarfile.TarInfo, path: Path, within: str) -> None:
@@ -119,8 +122,10 @@ def _check(info: tarfile.TarInfo, path: Path, within: str) -> None:
 
 
 def _refused(path: Path, name: str, reason: str) -> DataError:
-    return DataError(f"{path}: member {name!r} {reason}; an archive of images has no such member: use another one, or "
-                     f"unpack it yourself and name the folder with --source")
+    return DataError(
+        f"{path}: member {name!r} {reason}; an archive of images has no such member: use another one, or "
+        f"unpack it yourself and name the folder with --source"
+    )
 
 
 class _Part(io.RawIOBase):
@@ -179,8 +184,10 @@ def _decompress(path: Path, decompress, file: io.BufferedWriter, limit: int) -> 
             while data := source.read(1 << 20):
                 file.write(data)
                 if file.tell() > min(limit, shutil.disk_usage(file.name).free):
-                    raise DataError(f"{path} holds more than {limit:,} bytes, which no data set would, or more than "
-                                    f"the disk has room for; unpack it yourself and name the folder with --source")
+                    raise DataError(
+                        f"{path} holds more than {limit:,} bytes, which no data set would, or more than "
+                        f"the disk has room for; unpack it yourself and name the folder with --source"
+                    )
             file.flush()
     except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno:

@@ -18,14 +18,32 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.data.beton import (ALLOCATION, CHECKSUM, FIELD, FORMAT_VERSION, HEADER, IMAGE_FIELD, INT_FIELD, MAGIC, NOTE,
-                         metadata_record)
+from lbsgd.data.beton import (
+    ALLOCATION,
+    CHECKSUM,
+    FIELD,
+    FORMAT_VERSION,
+    HEADER,
+    IMAGE_FIELD,
+    INT_FIELD,
+    MAGIC,
+    NOTE,
+    metadata_record,
+)
 from lbsgd.disk import to_disk
 from lbsgd.errors import DataError
 from lbsgd.convert.image import MODES, UNDECODABLE
 
-RECORD = np.dtype([("kind", "<u1"), ("width", "<u2"), ("height", "<u2"), ("num_bytes", "<u4"), ("checksum", "<u4"),
-                   ("data_at", "<u8")])  # of one image
+RECORD = np.dtype(
+    [
+        ("kind", "<u1"),
+        ("width", "<u2"),
+        ("height", "<u2"),
+        ("num_bytes", "<u4"),
+        ("checksum", "<u4"),
+        ("data_at", "<u8"),
+    ]
+)  # of one image
 BLOCK = np.dtype([("magic", "S4"), ("num_records", "<u4"), ("checksum", "<u4")])  # before each block of records
 TYPES = [IMAGE_FIELD, INT_FIELD]
 METADATA = metadata_record(TYPES)
@@ -55,7 +73,7 @@ class BetonWriter:
         end = int(stored["data_at"][-1]) + int(stored["num_bytes"][-1]) if len(stored) else self.end
         if len(records) > len(self.records) or os.fstat(self._file).st_size < end and len(stored):
             records, num_bytes, end = records[:0], 0, self.end  # not the journal of this file
-        self.records[:len(records)] = records
+        self.records[: len(records)] = records
         self.done, self.end = len(records), end
         os.ftruncate(self._journal, num_bytes)
         os.lseek(self._journal, num_bytes, os.SEEK_SET)
@@ -76,7 +94,7 @@ class BetonWriter:
             self.end += num_bytes
             position += num_bytes
         self._write(data[start:position], run_at)
-        self.records[self.done:self.done + len(records)] = records
+        self.records[self.done : self.done + len(records)] = records
         self.done += len(records)
 
     def _write(self, data: memoryview, at: int) -> None:
@@ -89,7 +107,7 @@ class BetonWriter:
         if done == self._committed:
             return
         os.fdatasync(self._file)
-        block = journal_block(self.records[self._committed:done])
+        block = journal_block(self.records[self._committed : done])
         if os.write(self._journal, block) < len(block):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # a full disk takes a part
         os.fdatasync(self._journal)
@@ -157,7 +175,7 @@ def read_journal(content: bytes) -> tuple[np.ndarray, int]:
     at, blocks = 0, [np.zeros(0, RECORD)]
     while at + BLOCK.itemsize <= len(content):
         [block] = np.frombuffer(content, BLOCK, 1, at)
-        records = content[at + BLOCK.itemsize:at + BLOCK.itemsize + int(block["num_records"]) * RECORD.itemsize]
+        records = content[at + BLOCK.itemsize : at + BLOCK.itemsize + int(block["num_records"]) * RECORD.itemsize]
         if block["magic"] != b"lbsg" or zlib.crc32(records) != block["checksum"] or not records:
             break
         blocks.append(np.frombuffer(records, RECORD))

@@ -30,17 +30,38 @@ from lbsgd.convert.progress import Meter, size
 from lbsgd.convert.sources import SPLITS, Files, Images, Source, find_source
 from lbsgd.convert.estimate import check_disk, dry_run
 from lbsgd.convert.process_pool import Workers, checked_workers, with_room
-from lbsgd.convert.work_folder import (CONVERTER_VERSION, identity, is_complete, is_published_by_half, listing, locked, publish,
-                              start_over_if_other, stoppable, writing_to)
+from lbsgd.convert.work_folder import (
+    CONVERTER_VERSION,
+    identity,
+    is_complete,
+    is_published_by_half,
+    listing,
+    locked,
+    publish,
+    start_over_if_other,
+    stoppable,
+    writing_to,
+)
 from lbsgd.convert.beton_writer import RECORD, BetonWriter, page_size
 
 CHUNK_IMAGES, CHUNK_BYTES = 32, 6 << 20  # what a process is given at a time
 CHUNK_RAW_BYTES = 24 << 20  # and at most so much may come of it, where images are kept as pixels
 
 
-def convert(source: Path, data_dir: Path, *, max_side: int | None = None, short_side: int | None = None, quality: int = 90,
-            raw_fraction: float = 0.0, reencode: bool = False, num_workers: int | None = None, on_error: str = "fail",
-            overwrite: bool = False, commit_seconds: float = 2.0) -> None:
+def convert(
+    source: Path,
+    data_dir: Path,
+    *,
+    max_side: int | None = None,
+    short_side: int | None = None,
+    quality: int = 90,
+    raw_fraction: float = 0.0,
+    reencode: bool = False,
+    num_workers: int | None = None,
+    on_error: str = "fail",
+    overwrite: bool = False,
+    commit_seconds: float = 2.0,
+) -> None:
     """Makes the data folder from a source that `sources.find_source` understands, or goes on where it was interrupted.
 
     on_error: what to do, when all images have been tried, with those that cannot be decoded: "fail" or "skip".
@@ -57,8 +78,10 @@ def convert(source: Path, data_dir: Path, *, max_side: int | None = None, short_
         wanted = identity(found, settings)
         if not overwrite and not is_published_by_half(work, wanted) and is_complete(data_dir, found, settings):
             shutil.rmtree(work, ignore_errors=True)
-            print(f"{data_dir} is complete: {len(found.train):,} training and {len(found.val):,} validation images, "
-                  f"{len(found.train.classes):,} classes; --overwrite makes it again")
+            print(
+                f"{data_dir} is complete: {len(found.train):,} training and {len(found.val):,} validation images, "
+                f"{len(found.train.classes):,} classes; --overwrite makes it again"
+            )
             return
         with writing_to(data_dir), locked(work):
             start_over_if_other(work, wanted)
@@ -75,8 +98,9 @@ def look(source: Path, data_dir: Path, num_workers: int | None = None, **setting
         return dry_run(found, settings, _page_size(found, settings), data_dir, num_workers)
 
 
-def _write_splits(source: Source, settings: Settings, work: Path, num_workers: int, on_error: str,
-                  commit_seconds: float) -> None:
+def _write_splits(
+    source: Source, settings: Settings, work: Path, num_workers: int, on_error: str, commit_seconds: float
+) -> None:
     """Leaves train.beton, val.beton and manifest.json in the work folder."""
     splits = {name: getattr(source, name) for name in SPLITS}
     page = _page_size(source, settings)
@@ -90,42 +114,66 @@ def _write_splits(source: Source, settings: Settings, work: Path, num_workers: i
     for name, images in splits.items():
         writers[name].finish(images.labels)
     files = {name: BetonFile.open(work / f"{name}.beton") for name in SPLITS}
-    Manifest(classes=source.train.classes, source=str(source.path.resolve()), settings=asdict(settings),
-             converter_version=CONVERTER_VERSION, listing=listing(source), libraries=jpeg.libraries(), skipped=skipped,
-             stored={name: {kind: int((writer.records["kind"] == code).sum()) for kind, code in KINDS.items()}
-                     for name, writer in writers.items()},
-             images_per_class={name: np.bincount(beton.labels, minlength=len(source.train.classes)).tolist()
-                               for name, beton in files.items()},
-             **{name: Split.of(beton) for name, beton in files.items()}).write(work / "manifest.json")
+    Manifest(
+        classes=source.train.classes,
+        source=str(source.path.resolve()),
+        settings=asdict(settings),
+        converter_version=CONVERTER_VERSION,
+        listing=listing(source),
+        libraries=jpeg.libraries(),
+        skipped=skipped,
+        stored={
+            name: {kind: int((writer.records["kind"] == code).sum()) for kind, code in KINDS.items()}
+            for name, writer in writers.items()
+        },
+        images_per_class={
+            name: np.bincount(beton.labels, minlength=len(source.train.classes)).tolist()
+            for name, beton in files.items()
+        },
+        **{name: Split.of(beton) for name, beton in files.items()},
+    ).write(work / "manifest.json")
 
 
 def _page_size(source: Source, settings: Settings) -> int:
-    return page_size(settings.side, max(int(images.sizes.max()) for images in (source.train, source.val)),
-                     raw=settings.raw_fraction > 0)
+    return page_size(
+        settings.side,
+        max(int(images.sizes.max()) for images in (source.train, source.val)),
+        raw=settings.raw_fraction > 0,
+    )
 
 
-def _write_images(name: str, images: Images, writer: BetonWriter, settings: Settings, num_workers: int,
-                  commit_seconds: float) -> None:
+def _write_images(
+    name: str, images: Images, writer: BetonWriter, settings: Settings, num_workers: int, commit_seconds: float
+) -> None:
     done = writer.done
     if done == len(images):
         return
-    kept_bytes = 3 * settings.side ** 2 if settings.raw_fraction else int(images.sizes.max())
+    kept_bytes = 3 * settings.side**2 if settings.raw_fraction else int(images.sizes.max())
     kept_bytes = max(1, min(kept_bytes, writer.page_size))  # of an image, at most
     make_job = partial(_Job, images, settings, writer.page_size, multiprocessing.get_context("fork").RLock())
     fewer = with_room(num_workers, kept_bytes)
     if fewer < num_workers:
-        print(f"{name}: {fewer} of {num_workers} processes, as an image may keep {size(kept_bytes)} of memory", flush=True)
+        print(
+            f"{name}: {fewer} of {num_workers} processes, as an image may keep {size(kept_bytes)} of memory", flush=True
+        )
     num_workers = min(fewer, -(-(len(images) - done) // CHUNK_IMAGES))
     at_a_time = max(1, CHUNK_RAW_BYTES // kept_bytes) if settings.raw_fraction else CHUNK_IMAGES
-    with (Workers(num_workers, make_job) as workers, _committing(writer, commit_seconds) as commit_in_time,
-          Meter(name, len(images), int(images.sizes.sum()), done=done, done_bytes=int(images.sizes[:done].sum())) as meter):
+    with (
+        Workers(num_workers, make_job) as workers,
+        _committing(writer, commit_seconds) as commit_in_time,
+        Meter(
+            name, len(images), int(images.sizes.sum()), done=done, done_bytes=int(images.sizes[:done].sum())
+        ) as meter,
+    ):
         for (records, in_slot, rest), slot in workers.results(_chunks(images, done, min(at_a_time, CHUNK_IMAGES))):
             writer.append(records[:in_slot], slot)
             writer.append(records[in_slot:], memoryview(rest))
-            meter.advance(len(records), int(images.sizes[writer.done - len(records):writer.done].sum()))
+            meter.advance(len(records), int(images.sizes[writer.done - len(records) : writer.done].sum()))
             commit_in_time()
-    print(f"{name}: {len(images) - done:,} images in {meter.seconds():.1f} s ({meter.speed()}), {writer.end / 1e6:.1f} MB",
-          flush=True)
+    print(
+        f"{name}: {len(images) - done:,} images in {meter.seconds():.1f} s ({meter.speed()}), {writer.end / 1e6:.1f} MB",
+        flush=True,
+    )
 
 
 def _chunks(images: Images, first: int, most_images: int) -> Iterator[list[tuple[int, str, int, int]]]:
@@ -177,7 +225,7 @@ class _Job:
                 in_slot = in_slot if rest else row
                 rest.append(bytes(stored.data))
             else:
-                slot[used:used + size] = stored.data
+                slot[used : used + size] = stored.data
                 used += size
         return records, in_slot, b"".join(rest)
 
@@ -194,9 +242,11 @@ def _tell_undecodable(source: Source, skipped: dict[str, list[str]], on_error: s
         print(f"cannot be decoded: {name}", flush=True)
     total = len(source.train) + len(source.val)
     if on_error == "fail":
-        raise DataError(f"{source.path}: {len(names):,} of {total:,} images cannot be decoded ({', '.join(names[:3])}"
-                        f"{' ...' if len(names) > 3 else ''}); replace or remove them, or leave them out with --on_error "
-                        f"skip: the others are done")
+        raise DataError(
+            f"{source.path}: {len(names):,} of {total:,} images cannot be decoded ({', '.join(names[:3])}"
+            f"{' ...' if len(names) > 3 else ''}); replace or remove them, or leave them out with --on_error "
+            f"skip: the others are done"
+        )
     print(f"left out: {len(names):,} of {total:,} images", flush=True)
 
 

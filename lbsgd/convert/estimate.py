@@ -34,9 +34,14 @@ def estimate(source: Source, settings: Settings, page: int, num_images: int) -> 
     """Converts num_images images of each split, or as many as SAMPLE_SECONDS allow, to nowhere."""
     parts = [_sample(images, settings, page, num_images) for images in (source.train, source.val)]
     weights = np.array([len(source.train), len(source.val)]) / (len(source.train) + len(source.val))
-    return Estimate(num_bytes=sum(part.num_bytes for part in parts), seconds=sum(part.seconds for part in parts),
-                    **{name: float(np.dot(weights, [getattr(part, name) for part in parts]))
-                       for name in ("copied", "raw", "undecodable")})
+    return Estimate(
+        num_bytes=sum(part.num_bytes for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        **{
+            name: float(np.dot(weights, [getattr(part, name) for part in parts]))
+            for name in ("copied", "raw", "undecodable")
+        },
+    )
 
 
 def _sample(images: Images, settings: Settings, page: int, num_images: int) -> Estimate:
@@ -44,7 +49,9 @@ def _sample(images: Images, settings: Settings, page: int, num_images: int) -> E
 
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    indices = np.random.default_rng(0).permutation(np.linspace(0, len(images) - 1, min(num_images, len(images)), dtype=int))
+    indices = np.random.default_rng(0).permutation(
+        np.linspace(0, len(images) - 1, min(num_images, len(images)), dtype=int)
+    )
     files, kinds, kept, start = Files(images.container), [], ([], []), time.monotonic()
     for index in indices:
         data = files.read(images.names[index], int(images.offsets[index]), int(images.sizes[index]))
@@ -59,10 +66,13 @@ def _sample(images: Images, settings: Settings, page: int, num_images: int) -> E
     cv2.setNumThreads(threads)
     shares = (1 - settings.raw_fraction, settings.raw_fraction)
     mean = sum(share * _mean_size(found or kept[0] or kept[1], images.sizes) for share, found in zip(shares, kept))
-    return Estimate(num_bytes=int(len(images) * mean) + TABLES_BYTES * len(images),
-                    seconds=((time.monotonic() - start) / len(kinds) + WRITING_SECONDS) * len(images),
-                    copied=kinds.count(COPIED) / len(kinds), raw=kinds.count(PIXELS) / len(kinds),
-                    undecodable=kinds.count(None) / len(kinds))
+    return Estimate(
+        num_bytes=int(len(images) * mean) + TABLES_BYTES * len(images),
+        seconds=((time.monotonic() - start) / len(kinds) + WRITING_SECONDS) * len(images),
+        copied=kinds.count(COPIED) / len(kinds),
+        raw=kinds.count(PIXELS) / len(kinds),
+        undecodable=kinds.count(None) / len(kinds),
+    )
 
 
 def _mean_size(found: list[tuple[int, int]], sizes: np.ndarray) -> float:
@@ -88,20 +98,26 @@ def check_disk(source: Source, settings: Settings, page: int, work: Path, done: 
     needed = int(MARGIN * estimate(source, settings, page, num_images=24).num_bytes) - done
     free = free_bytes(work)
     if free < needed:
-        raise DataError(f"{work.parent} has {size(free)} free, and the result needs about {size(needed)} more;"
-                        f" make room or name another folder with --data_dir (--short_side 256 makes small files)")
+        raise DataError(
+            f"{work.parent} has {size(free)} free, and the result needs about {size(needed)} more;"
+            f" make room or name another folder with --data_dir (--short_side 256 makes small files)"
+        )
 
 
 def dry_run(source: Source, settings: Settings, page: int, data_dir: Path, num_workers: int) -> str:
     """What was found, the size of the result and the time it will take."""
     found = estimate(source, settings, page, num_images=200)
     again = max(0.0, 1 - found.copied - found.raw - found.undecodable)
-    lines = [f"found   {images.origin}: {len(images):,} {name} images, {size(images.sizes.sum())}"
-             for name, images in (("training", source.train), ("validation", source.val))]
-    lines += [f"classes {len(source.train.classes):,}, from {source.train.classes[0]} to {source.train.classes[-1]}",
-              f"result  about {size(found.num_bytes)} in {data_dir} ({size(free_bytes(data_dir))} free): "
-              f"{found.copied:.0%} of the images untouched, {again:.0%} encoded again"
-              + (f", {found.raw:.0%} kept as pixels" if found.raw else "")
-              + (f", {found.undecodable:.1%} cannot be decoded" if found.undecodable else ""),
-              f"time    about {duration(found.seconds / num_workers)} with {num_workers} processes, if the disk keeps up"]
+    lines = [
+        f"found   {images.origin}: {len(images):,} {name} images, {size(images.sizes.sum())}"
+        for name, images in (("training", source.train), ("validation", source.val))
+    ]
+    lines += [
+        f"classes {len(source.train.classes):,}, from {source.train.classes[0]} to {source.train.classes[-1]}",
+        f"result  about {size(found.num_bytes)} in {data_dir} ({size(free_bytes(data_dir))} free): "
+        f"{found.copied:.0%} of the images untouched, {again:.0%} encoded again"
+        + (f", {found.raw:.0%} kept as pixels" if found.raw else "")
+        + (f", {found.undecodable:.1%} cannot be decoded" if found.undecodable else ""),
+        f"time    about {duration(found.seconds / num_workers)} with {num_workers} processes, if the disk keeps up",
+    ]
     return "\n".join(lines)

@@ -127,9 +127,9 @@ def _segments(data: bytes) -> tuple[dict[int, bytes], int]:
             return segments, at
         if not (marker in (*HUFFMAN_FRAMES, DQT, DHT, DRI, COM) or APP0 <= marker < APP0 + 16):
             break
-        name = data[at + 4:at + 9]
+        name = data[at + 4 : at + 9]
         if not APP0 <= marker < APP0 + 16 or (marker, name) in ((APP0, b"JFIF\0"), (APP14, b"Adobe")):
-            segments[marker] = data[at + 4:end]
+            segments[marker] = data[at + 4 : end]
         at = end
     return segments, 0
 
@@ -140,12 +140,16 @@ def _plain_frame(segments: dict[int, bytes]) -> tuple[int, int] | None:
         return None
     [frame] = frames
     height, width, components = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4], frame[5]
-    ids = tuple(frame[6:6 + 3 * components:3])
-    sampling = tuple(value for packed in frame[7:7 + 3 * components:3] for value in (packed >> 4, packed & 15))
+    ids = tuple(frame[6 : 6 + 3 * components : 3])
+    sampling = tuple(value for packed in frame[7 : 7 + 3 * components : 3] for value in (packed >> 4, packed & 15))
     adobe = segments[APP14][11] if APP14 in segments else None
     # libjpeg's rule for three components: YCbCr by JFIF, by Adobe's transform 1, or by the ids 1 2 3.
-    ycbcr = (components == 3 and sampling in SUBSAMPLING and adobe in (None, 1)
-             and (APP0 in segments or adobe == 1 or ids == (1, 2, 3)))
+    ycbcr = (
+        components == 3
+        and sampling in SUBSAMPLING
+        and adobe in (None, 1)
+        and (APP0 in segments or adobe == 1 or ids == (1, 2, 3))
+    )
     plain = 0 < width * height <= MAX_PIXELS and (ycbcr or components == 1)
     return (width, height) if plain else None
 
@@ -179,11 +183,19 @@ def _needed_bytes(data: bytes, plain: tuple[int, int] | None, target: tuple[int,
 
 def _fraction(size: tuple[int, int], target: tuple[int, int]) -> int:
     """libjpeg can decode 1/2, 1/4 or 1/8 of each side; what leaves at least twice the target is chosen."""
-    return max((fraction for fraction in (2, 4, 8) if all(side >= 2 * fraction * wanted for side, wanted in zip(size, target))),
-               default=1)
+    return max(
+        (
+            fraction
+            for fraction in (2, 4, 8)
+            if all(side >= 2 * fraction * wanted for side, wanted in zip(size, target))
+        ),
+        default=1,
+    )
 
 
-def _decode_plain(data: bytes, size: tuple[int, int], target: tuple[int, int], big=contextlib.nullcontext()) -> np.ndarray:
+def _decode_plain(
+    data: bytes, size: tuple[int, int], target: tuple[int, int], big=contextlib.nullcontext()
+) -> np.ndarray:
     """libjpeg-turbo's pixels by way of OpenCV, in two thirds of PIL's time.
 
     Decoding 1/2, 1/4 or 1/8 of each side is cheaper still. Done where at least twice the target remains to be shrunk, it

@@ -24,14 +24,19 @@ VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 def devkit_labels(path: Path) -> dict[str, str]:
     """WordNet ids of the validation images, by their names without suffix. path is the devkit's archive or folder."""
-    meta, truth = ([(path / name).read_bytes() for name in (META, GROUND_TRUTH)] if path.is_dir()
-                   else read_members(path, [META, GROUND_TRUTH]))
+    meta, truth = (
+        [(path / name).read_bytes() for name in (META, GROUND_TRUTH)]
+        if path.is_dir()
+        else read_members(path, [META, GROUND_TRUTH])
+    )
     try:
         wnids = synsets(meta)
         return {f"ILSVRC2012_val_{image:08}": wnids[int(number)] for image, number in enumerate(truth.split(), 1)}
     except (ValueError, KeyError, IndexError, TypeError, StopIteration, struct.error, zlib.error) as error:
-        raise DataError(f"{path}: {META} and {GROUND_TRUTH} do not give the classes of the validation images ({error!r}); "
-                        f"fetch the devkit again") from error
+        raise DataError(
+            f"{path}: {META} and {GROUND_TRUTH} do not give the classes of the validation images ({error!r}); "
+            f"fetch the devkit again"
+        ) from error
 
 
 def kaggle_labels(path: Path) -> dict[str, str]:
@@ -40,16 +45,29 @@ def kaggle_labels(path: Path) -> dict[str, str]:
         with open(path, newline="") as file:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
     except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is not Kaggle's LOC_val_solution.csv with ImageId and PredictionString in each line "
-                        f"({error!r})") from error
+        raise DataError(
+            f"{path} is not Kaggle's LOC_val_solution.csv with ImageId and PredictionString in each line ({error!r})"
+        ) from error
 
 
 # --- MATLAB 5 files, as much as meta.mat has: a struct array of numbers and strings ------------------------------------
 
 STRUCT, CHARACTERS = 2, 4  # classes of an array
 MATRIX, COMPRESSED = 14, 15  # types of an element; the others are numbers
-NUMBERS = {1: "<i1", 2: "<u1", 3: "<i2", 4: "<u2", 5: "<i4", 6: "<u4", 7: "<f4", 9: "<f8", 12: "<i8", 13: "<u8", 16: "<u1",
-           17: "<u2"}
+NUMBERS = {
+    1: "<i1",
+    2: "<u1",
+    3: "<i2",
+    4: "<u2",
+    5: "<i4",
+    6: "<u4",
+    7: "<f4",
+    9: "<f8",
+    12: "<i8",
+    13: "<u8",
+    16: "<u1",
+    17: "<u2",
+}
 
 
 def synsets(data: bytes) -> dict[int, str]:
@@ -69,10 +87,10 @@ def _elements(data: bytes):
     while at + 8 <= len(data):
         kind, num_bytes = struct.unpack_from("<II", data, at)
         if kind >> 16:
-            yield kind & 0xFFFF, data[at + 4:at + 4 + (kind >> 16)]
+            yield kind & 0xFFFF, data[at + 4 : at + 4 + (kind >> 16)]
             at += 8
         else:
-            content = data[at + 8:at + 8 + num_bytes]
+            content = data[at + 8 : at + 8 + num_bytes]
             at += 8 + num_bytes + (0 if kind == COMPRESSED else -num_bytes % 8)
             if kind == COMPRESSED:
                 content = zlib.decompressobj().decompress(content, MAX_DEVKIT_BYTES)
@@ -89,10 +107,10 @@ def _array(data: bytes):
     if kind == STRUCT:
         [length] = np.frombuffer(next(elements)[1], "<i4")
         text = next(elements)[1]
-        names = [text[at:at + length].split(b"\0")[0].decode() for at in range(0, len(text), length)]
+        names = [text[at : at + length].split(b"\0")[0].decode() for at in range(0, len(text), length)]
         values = [_array(content) if content else None for _, content in elements]
         count = len(names)
-        return [dict(zip(names, values[at:at + count])) for at in range(0, int(dimensions.prod()) * count, count)]
+        return [dict(zip(names, values[at : at + count])) for at in range(0, int(dimensions.prod()) * count, count)]
     number_type, content = next(elements, (0, b""))
     numbers = np.frombuffer(content, NUMBERS[number_type]) if number_type in NUMBERS else ()
     if kind == CHARACTERS:

@@ -86,8 +86,10 @@ class Workers:
         process.join()  # its code is there a moment after its death
         code = process.exitcode
         reason = f"killed by signal {-code}, as when memory runs out" if code < 0 else f"exit code {code}"
-        return DataError(f"one of the processes that read the images died: {reason}; what is done is kept, and the same "
-                         f"command goes on from there; --num_workers sets how many there are")
+        return DataError(
+            f"one of the processes that read the images died: {reason}; what is done is kept, and the same "
+            f"command goes on from there; --num_workers sets how many there are"
+        )
 
 
 def checked_workers(num_workers: int | None) -> int:

@@ -37,14 +37,21 @@ class Meter:
             self._show()
         elif time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
-            self.say(f"{self.title}: {self.done:,} of {self.num_images:,} images, {self.speed()}, "
-                     f"{duration(self.left())} left")
+            self.say(
+                f"{self.title}: {self.done:,} of {self.num_images:,} images, {self.speed()}, "
+                f"{duration(self.left())} left"
+            )
 
     def _show(self) -> None:
         width = len(f"{self.num_images:,}")
         left = f"{duration(self.left()):>6} left" if self.done > self.first else ""
-        self._bar.update(0, completed=self.done_bytes, speed=self.speed() if left else "", left=left,
-                         images=f"{self.done:>{width},} of {self.num_images:,}")
+        self._bar.update(
+            0,
+            completed=self.done_bytes,
+            speed=self.speed() if left else "",
+            left=left,
+            images=f"{self.done:>{width},} of {self.num_images:,}",
+        )
 
     def seconds(self) -> float:
         return max(time.monotonic() - self.start, 1e-9)
@@ -54,8 +61,10 @@ class Meter:
         return self.seconds() * (self.num_bytes - self.done_bytes) / max(self.done_bytes - self.first_bytes, 1)
 
     def speed(self) -> str:
-        return (f"{(self.done - self.first) / self.seconds():,.0f} images/s, "
-                f"{(self.done_bytes - self.first_bytes) / self.seconds() / 1e6:,.1f} MB/s")
+        return (
+            f"{(self.done - self.first) / self.seconds():,.0f} images/s, "
+            f"{(self.done_bytes - self.first_bytes) / self.seconds() / 1e6:,.1f} MB/s"
+        )
 
     def say(self, line: str) -> None:
         (self._bar.console.print if self._bar else print)(line)
@@ -77,8 +86,17 @@ def _bar(title: str, num_bytes: int, done_bytes: int):
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
-    words = [TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=True)) for name in ("images", "speed", "left")]
-    bar = Progress(TextColumn("{task.description}"), BarColumn(bar_width=None, table_column=Column(ratio=1)), *words,
-                   refresh_per_second=4, transient=True, expand=True)
+    words = [
+        TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=True))
+        for name in ("images", "speed", "left")
+    ]
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
+        *words,
+        refresh_per_second=4,
+        transient=True,
+        expand=True,
+    )
     bar.add_task(title, total=max(num_bytes, 1), completed=done_bytes, images="", speed="", left="")
     return bar if bar.console.is_interactive else None

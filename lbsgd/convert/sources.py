@@ -76,8 +76,10 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
         raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
-        raise DataError(f"{val.container} has other classes than {train.container}: {_some(differing)} in one of them "
-                        f"only; both must have the same")
+        raise DataError(
+            f"{val.container} has other classes than {train.container}: {_some(differing)} in one of them "
+            f"only; both must have the same"
+        )
     return Source(path, train, val)
 
 
@@ -90,14 +92,15 @@ def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Im
     if missing:
         raise _nothing(path, missing, data_dir)
     stamp = path.stat().st_mtime_ns
-    return tuple(_images(tar, _by_folder(below, f"{path}, {name}"), stamp, str(path))
-                 for name, below in zip(SPLITS, splits))
+    return tuple(
+        _images(tar, _by_folder(below, f"{path}, {name}"), stamp, str(path)) for name, below in zip(SPLITS, splits)
+    )
 
 
 def _below(found: list[Member], folder: str) -> list[tuple[str, Member]]:
     """(path below `folder`, member) of all members for which it is the first or the second folder."""
     parts = ((member.name.split("/"), member) for member in found)
-    return [("/".join(path[path.index(folder) + 1:]), member) for path, member in parts if folder in path[:2]]
+    return [("/".join(path[path.index(folder) + 1 :]), member) for path, member in parts if folder in path[:2]]
 
 
 def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
@@ -143,8 +146,10 @@ def _labels_for(images: Path, base: Path, path: Path, data_dir: Path) -> dict[st
         for name in DEVKITS:
             if (folder / name).exists():
                 return devkit_labels(folder / name)
-    raise DataError(f"{images} holds validation images without labels: neither {DEVKITS[0]} nor {KAGGLE_LABELS} found in "
-                    f"{path}; put one of them there and run: {CONVERT.format(data_dir)}")
+    raise DataError(
+        f"{images} holds validation images without labels: neither {DEVKITS[0]} nor {KAGGLE_LABELS} found in "
+        f"{path}; put one of them there and run: {CONVERT.format(data_dir)}"
+    )
 
 
 # --- from files to images ---------------------------------------------------------------------------------------------
@@ -152,9 +157,15 @@ def _labels_for(images: Path, base: Path, path: Path, data_dir: Path) -> dict[st
 
 def _class_folders(folder: Path) -> Images:
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    files = {name: [_member(folder, os.path.relpath(os.path.join(place, file), folder))
-                    for place, _, names in sorted(os.walk(folder / name, followlinks=True)) for file in sorted(names)
-                    if file.lower().endswith(SUFFIXES)] for name in classes}
+    files = {
+        name: [
+            _member(folder, os.path.relpath(os.path.join(place, file), folder))
+            for place, _, names in sorted(os.walk(folder / name, followlinks=True))
+            for file in sorted(names)
+            if file.lower().endswith(SUFFIXES)
+        ]
+        for name in classes
+    }
     return _images(folder, _not_empty(files, str(folder)))
 
 
@@ -184,8 +195,15 @@ def _by_label(found: list, container: Path, labels: dict[str, str], classes: lis
             continue
         label = labels.get(Path(entry[0]).stem)
         if label not in files:
-            raise DataError(f"{container}: {entry[0]} " + (f"has class {label}, which has no training images" if label else
-                            "has no label in the devkit or in LOC_val_solution.csv") + "; use archives of one data set")
+            raise DataError(
+                f"{container}: {entry[0]} "
+                + (
+                    f"has class {label}, which has no training images"
+                    if label
+                    else "has no label in the devkit or in LOC_val_solution.csv"
+                )
+                + "; use archives of one data set"
+            )
         if files[label] and os.path.basename(files[label][-1][0]) == os.path.basename(entry[0]):
             raise _twice(str(container), entry[0])
         files[label].append(entry)
@@ -195,8 +213,10 @@ def _by_label(found: list, container: Path, labels: dict[str, str], classes: lis
 def _not_empty(files: dict[str, list], what: str) -> dict[str, list]:
     empty = [name for name, found in files.items() if not found]
     if not files or empty:
-        raise DataError(f"no images in {what}{' for class ' if empty else ''}{_some(empty)}; expected one folder a "
-                        f"class, with images ({' '.join(SUFFIXES)}) in each")
+        raise DataError(
+            f"no images in {what}{' for class ' if empty else ''}{_some(empty)}; expected one folder a "
+            f"class, with images ({' '.join(SUFFIXES)}) in each"
+        )
     return files
 
 
@@ -211,18 +231,24 @@ def _images(container: Path, files: dict[str, list], stamp: int | None = None, o
         raise _twice(origin, twice)
     sizes = columns[1]
     if sizes.max() > MAX_IMAGE_BYTES:
-        raise DataError(f"{origin}/{names[sizes.argmax()]} is larger than {MAX_IMAGE_BYTES:,} bytes, and no image; remove it")
+        raise DataError(
+            f"{origin}/{names[sizes.argmax()]} is larger than {MAX_IMAGE_BYTES:,} bytes, and no image; remove it"
+        )
     return Images(container, list(files), names, labels, *columns, np.array(stamps, np.int64), origin)
 
 
 def _twice(archive: str, name: str) -> DataError:
-    return DataError(f"{archive}: member {name!r} is there twice, and only one can be meant; use another archive, or unpack "
-                     f"it yourself and name the folder with --source")
+    return DataError(
+        f"{archive}: member {name!r} is there twice, and only one can be meant; use another archive, or unpack "
+        f"it yourself and name the folder with --source"
+    )
 
 
 def _nothing(path: Path, missing: list[str], data_dir: Path) -> DataError:
-    return DataError(f"no images in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
-                     f"there, or ImageNet's archives or Kaggle's folders; name the source with: {CONVERT.format(data_dir)}")
+    return DataError(
+        f"no images in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
+        f"there, or ImageNet's archives or Kaggle's folders; name the source with: {CONVERT.format(data_dir)}"
+    )
 
 
 def _some(names: list[str]) -> str:
@@ -249,6 +275,8 @@ class Files:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         if len(data) != num_bytes:
             what = path if self.tar is None else f"{path}: {name}"
-            raise DataError(f"{what} has changed while it was read: {len(data):,} bytes, not {num_bytes:,}; run the same "
-                            f"command again")
+            raise DataError(
+                f"{what} has changed while it was read: {len(data):,} bytes, not {num_bytes:,}; run the same "
+                f"command again"
+            )
         return data

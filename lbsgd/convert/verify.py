@@ -67,31 +67,41 @@ def _other_files(data_dir: Path) -> list[tuple[BetonFile, Manifest]]:
     return []
 
 
-def _verify_split(name: str, beton: BetonFile, images: Images | None, manifest: Manifest | None, num_workers: int) -> None:
+def _verify_split(
+    name: str, beton: BetonFile, images: Images | None, manifest: Manifest | None, num_workers: int
+) -> None:
     entries = _entries(name, beton, images, manifest)
     meter = _compare_images(beton, entries, images, manifest, num_workers)
     against = [f"the source {images.origin}"] if images else []
     against += ["the manifest"] if manifest else []
     against += ["their checksums"] if beton.checksums is not None else []
-    print(f"{name}: {beton.num_images:,} images decode and agree with {', '.join(against) or 'their sizes'}; "
-          f"{meter.seconds():.1f} s ({meter.speed()})", flush=True)
+    print(
+        f"{name}: {beton.num_images:,} images decode and agree with {', '.join(against) or 'their sizes'}; "
+        f"{meter.seconds():.1f} s ({meter.speed()})",
+        flush=True,
+    )
 
 
-def _compare_images(beton: BetonFile, entries: np.ndarray, images: Images | None, manifest: Manifest | None,
-                    num_workers: int) -> Meter:
+def _compare_images(
+    beton: BetonFile, entries: np.ndarray, images: Images | None, manifest: Manifest | None, num_workers: int
+) -> Meter:
     """Raises DataError for the first image that is not what it should be."""
     settings = Settings(**manifest.settings) if images else None
     sizes = beton.sizes.astype(np.int64)
     num_workers = min(with_room(num_workers, int(sizes.max())), -(-beton.num_images // CHUNK_IMAGES))
     big = multiprocessing.get_context("fork").RLock()
-    with (Workers(num_workers, partial(_Job, beton, images, settings, big)) as workers,
-          Meter(beton.path.stem, beton.num_images, int(sizes.sum())) as meter):
+    with (
+        Workers(num_workers, partial(_Job, beton, images, settings, big)) as workers,
+        Meter(beton.path.stem, beton.num_images, int(sizes.sum())) as meter,
+    ):
         for (wrong, images_read), _ in workers.results(_chunks(entries)):
             if wrong:
                 index, reason = wrong
-                raise DataError(f"{beton.path}: image {index} (label {beton.labels[index]}) {reason}; copy the file "
-                                f"again, or make it again with: {CONVERT.format(beton.path.parent)} --overwrite")
-            meter.advance(images_read, int(sizes[meter.done:meter.done + images_read].sum()))
+                raise DataError(
+                    f"{beton.path}: image {index} (label {beton.labels[index]}) {reason}; copy the file "
+                    f"again, or make it again with: {CONVERT.format(beton.path.parent)} --overwrite"
+                )
+            meter.advance(images_read, int(sizes[meter.done : meter.done + images_read].sum()))
     return meter
 
 
@@ -102,18 +112,22 @@ def _entries(name: str, beton: BetonFile, images: Images | None, manifest: Manif
     skipped = {path.removeprefix(f"{images.origin}/") for path in manifest.skipped.get(name, ())}
     kept = np.array([number for number, path in enumerate(images.names) if path not in skipped], np.int64)
     if len(kept) != beton.num_images or images.classes != manifest.classes:
-        raise DataError(f"{images.origin} holds {len(kept):,} images of {len(images.classes):,} classes, {beton.path} "
-                        f"{beton.num_images:,} of {len(manifest.classes):,}: it was made from another source; name "
-                        f"that one with --source")
+        raise DataError(
+            f"{images.origin} holds {len(kept):,} images of {len(images.classes):,} classes, {beton.path} "
+            f"{beton.num_images:,} of {len(manifest.classes):,}: it was made from another source; name "
+            f"that one with --source"
+        )
     wrong = np.flatnonzero(images.labels[kept] != beton.labels)
     if len(wrong):
-        raise DataError(f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, and "
-                        f"{images.where(kept[wrong[0]])} has {images.labels[kept[wrong[0]]]}")
+        raise DataError(
+            f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, and "
+            f"{images.where(kept[wrong[0]])} has {images.labels[kept[wrong[0]]]}"
+        )
     return np.stack([np.arange(len(kept)), kept], axis=1)
 
 
 def _chunks(entries: np.ndarray) -> Iterator[np.ndarray]:
-    return (entries[at:at + CHUNK_IMAGES] for at in range(0, len(entries), CHUNK_IMAGES))
+    return (entries[at : at + CHUNK_IMAGES] for at in range(0, len(entries), CHUNK_IMAGES))
 
 
 class _Job:
@@ -141,7 +155,7 @@ class _Job:
         checksum = zlib.crc32(data)
         if self.beton.checksums is not None and checksum != self.beton.checksums[index]:
             return f"is damaged: its bytes have checksum {checksum:08x}, not {self.beton.checksums[index]:08x}"
-        if (_decoded_size(data, self.big) != (width, height) if mode == JPEG else len(data) != 3 * width * height):
+        if _decoded_size(data, self.big) != (width, height) if mode == JPEG else len(data) != 3 * width * height:
             return f"does not decode to its {width} x {height} pixels"
         if self.images is None:
             return None

@@ -1,9 +1,9 @@
 """The folder that a conversion works in, and the data folder that its result appears in: complete, or not there.
 
-    data folder/.converting/    identity.json  what the work in it is for; work for anything else is dropped
-                                train.beton, val.beton with a .journal each (see writer.py)
-                                manifest.json  once all files are finished: from then on only their names are missing
-                                *.tar          what a compressed source holds; *.listing  what lies where in a tar
+data folder/.converting/    identity.json  what the work in it is for; work for anything else is dropped
+                            train.beton, val.beton with a .journal each (see writer.py)
+                            manifest.json  once all files are finished: from then on only their names are missing
+                            *.tar          what a compressed source holds; *.listing  what lies where in a tar
 """
 
 from __future__ import annotations
@@ -35,8 +35,12 @@ CONVERTER_VERSION = 2  # to be raised when the same source and settings would gi
 def identity(source: Source, settings: Settings) -> dict[str, object]:
     """All that the bytes of the result depend on; work that was done for another one is of no use."""
     splits = [getattr(source, name) for name in SPLITS]
-    return {"settings": asdict(settings), "converter_version": CONVERTER_VERSION, "libraries": jpeg.libraries(),
-            "images": [images.listing(images.offsets, images.stamps) for images in splits]}
+    return {
+        "settings": asdict(settings),
+        "converter_version": CONVERTER_VERSION,
+        "libraries": jpeg.libraries(),
+        "images": [images.listing(images.offsets, images.stamps) for images in splits],
+    }
 
 
 def is_published_by_half(work: Path, wanted: dict) -> bool:
@@ -67,22 +71,28 @@ def is_complete(data_dir: Path, source: Source, settings: Settings) -> bool:
     if not (data_dir / "manifest.json").exists():
         existing = [name for name in SPLITS if (data_dir / f"{name}.beton").exists()]
         if existing:
-            raise DataError(f"{data_dir} holds {existing[0]}.beton, but no manifest.json of a complete conversion; "
-                            f"give --overwrite to replace it, or another --data_dir")
+            raise DataError(
+                f"{data_dir} holds {existing[0]}.beton, but no manifest.json of a complete conversion; "
+                f"give --overwrite to replace it, or another --data_dir"
+            )
         return False
     manifest = Manifest.read(data_dir / "manifest.json")
     skipped = {name: len(manifest.skipped.get(name, ())) for name in SPLITS}
-    same = {"settings": asdict(settings) == manifest.settings,
-            "converter version": CONVERTER_VERSION == manifest.converter_version,
-            "source": str(source.path.resolve()) == manifest.source,
-            "classes": source.train.classes == manifest.classes,
-            "training images": len(source.train) == manifest.train.num_images + skipped["train"],
-            "validation images": len(source.val) == manifest.val.num_images + skipped["val"],
-            "names or sizes of images": listing(source) == manifest.listing}
+    same = {
+        "settings": asdict(settings) == manifest.settings,
+        "converter version": CONVERTER_VERSION == manifest.converter_version,
+        "source": str(source.path.resolve()) == manifest.source,
+        "classes": source.train.classes == manifest.classes,
+        "training images": len(source.train) == manifest.train.num_images + skipped["train"],
+        "validation images": len(source.val) == manifest.val.num_images + skipped["val"],
+        "names or sizes of images": listing(source) == manifest.listing,
+    }
     if not all(same.values()):
         differing = ", ".join(name for name in same if not same[name])
-        raise DataError(f"{data_dir} already holds another data set: its manifest.json differs in {differing}; "
-                        f"give --overwrite to replace it, or another --data_dir")
+        raise DataError(
+            f"{data_dir} already holds another data set: its manifest.json differs in {differing}; "
+            f"give --overwrite to replace it, or another --data_dir"
+        )
     return all(_is_intact(data_dir / f"{name}.beton", getattr(manifest, name)) for name in SPLITS)
 
 
@@ -102,6 +112,7 @@ class _Stop(BaseException):
 @contextlib.contextmanager
 def stoppable(data_dir: Path) -> Iterator[None]:
     """SIGINT and SIGTERM end the conversion at once, with a line that says how to go on."""
+
     def stop(number, _frame) -> None:
         raise _Stop(signal.Signals(number).name)
 
@@ -112,8 +123,9 @@ def stoppable(data_dir: Path) -> Iterator[None]:
     try:
         yield
     except _Stop as stopped:
-        raise Stopped(f"{stopped}; what is done is kept in {data_dir / '.converting'}: the same command goes on from "
-                      f"there") from None
+        raise Stopped(
+            f"{stopped}; what is done is kept in {data_dir / '.converting'}: the same command goes on from there"
+        ) from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -126,9 +138,11 @@ def writing_to(data_dir: Path) -> Iterator[None]:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        raise DataError(f"cannot write to {data_dir}: {error.strerror}; " + (
-            "what is done is kept: make room and run the same command, or name" if full else "name") +
-            " another folder with --data_dir") from error
+        raise DataError(
+            f"cannot write to {data_dir}: {error.strerror}; "
+            + ("what is done is kept: make room and run the same command, or name" if full else "name")
+            + " another folder with --data_dir"
+        ) from error
 
 
 @contextlib.contextmanager

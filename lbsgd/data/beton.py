@@ -28,8 +28,10 @@ from lbsgd.errors import DataError
 FORMAT_VERSION = 2
 INT_FIELD, IMAGE_FIELD = 1, 2  # FFCV's type ids of IntField and RGBImageField
 
-HEADER = np.dtype([("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_images", "<u8"),
-                   ("allocations_at", "<u8")], align=True)
+HEADER = np.dtype(
+    [("version", "<u2"), ("num_fields", "<u2"), ("page_size", "<u4"), ("num_images", "<u8"), ("allocations_at", "<u8")],
+    align=True,
+)
 FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "V1024")], align=True)
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_at", "<u8")])
 LABEL = np.dtype("<i8")
@@ -91,9 +93,17 @@ def _open(path: Path) -> BetonFile:
     labels.setflags(write=False)
     names = {entry["type_id"]: entry["name"].decode() for entry in fields}
     covered = [labels, images["width"], images["height"], images["mode"], sizes]
-    return BetonFile(path, len(images), labels, np.ascontiguousarray(images), sizes, checksums,
-                     image_field=names[IMAGE_FIELD], label_field=names[INT_FIELD],
-                     fingerprint=_fingerprint(*covered, *([] if checksums is None else [checksums])))
+    return BetonFile(
+        path,
+        len(images),
+        labels,
+        np.ascontiguousarray(images),
+        sizes,
+        checksums,
+        image_field=names[IMAGE_FIELD],
+        label_field=names[INT_FIELD],
+        fingerprint=_fingerprint(*covered, *([] if checksums is None else [checksums])),
+    )
 
 
 def _read_header(path: Path) -> np.void:
@@ -112,8 +122,10 @@ def _read_header(path: Path) -> np.void:
     expected = int(header["allocations_at"]) + ALLOCATION.itemsize * int(header["num_images"])
     if header["allocations_at"] == 0 or num_bytes != expected:
         cut_off = _cut_off(path, header, num_bytes)
-        raise DataError(f"{path} is truncated or damaged: it has {num_bytes:,} bytes and should have {expected:,}{cut_off}; "
-                        f"copy it again, or make it again with: {CONVERT.format(path.parent)}")
+        raise DataError(
+            f"{path} is truncated or damaged: it has {num_bytes:,} bytes and should have {expected:,}{cut_off}; "
+            f"copy it again, or make it again with: {CONVERT.format(path.parent)}"
+        )
     return header
 
 
@@ -137,8 +149,10 @@ def _read_metadata(path: Path, fields: np.ndarray, num_images: int) -> tuple[np.
     """The table's columns of images and of labels, whichever comes first."""
     types = fields["type_id"].tolist()
     if sorted(types) != [INT_FIELD, IMAGE_FIELD]:
-        raise DataError(f"{path} does not hold images with labels: FFCV's types of its fields are {types[:4]}, "
-                        f"not one RGBImageField ({IMAGE_FIELD}) and one IntField ({INT_FIELD})")
+        raise DataError(
+            f"{path} does not hold images with labels: FFCV's types of its fields are {types[:4]}, "
+            f"not one RGBImageField ({IMAGE_FIELD}) and one IntField ({INT_FIELD})"
+        )
     table = np.fromfile(path, metadata_record(types), num_images, offset=HEADER.itemsize + fields.nbytes)
     return table[f"f{types.index(IMAGE_FIELD)}"], table[f"f{types.index(INT_FIELD)}"]
 
@@ -147,10 +161,14 @@ def _read_sizes(path: Path, allocations_at: int, num_images: int) -> np.ndarray:
     """How many bytes each image has, from the allocation table, which lists them in the order of writing."""
     table = np.fromfile(path, ALLOCATION, offset=allocations_at)
     table = table[np.argsort(table["image"])]
-    if not (np.array_equal(table["image"], np.arange(num_images))
-            and (table["data_at"] + table["num_bytes"] <= allocations_at).all()):
-        raise DataError(f"{path} is damaged: its allocation table does not give each of its {num_images:,} images a "
-                        f"place in the file; make it again with: {CONVERT.format(path.parent)}")
+    if not (
+        np.array_equal(table["image"], np.arange(num_images))
+        and (table["data_at"] + table["num_bytes"] <= allocations_at).all()
+    ):
+        raise DataError(
+            f"{path} is damaged: its allocation table does not give each of its {num_images:,} images a "
+            f"place in the file; make it again with: {CONVERT.format(path.parent)}"
+        )
     return table["num_bytes"]
 
 
@@ -160,8 +178,10 @@ def _read_checksums(path: Path, fields: np.ndarray, allocations_at: int, num_ima
     if note["magic"] != MAGIC:
         return None
     if int(note["checksums_at"]) + CHECKSUM.itemsize * num_images != allocations_at:
-        raise DataError(f"{path} is damaged: its checksums are not where its header says; copy it again, or make it "
-                        f"again with: {CONVERT.format(path.parent)}")
+        raise DataError(
+            f"{path} is damaged: its checksums are not where its header says; copy it again, or make it "
+            f"again with: {CONVERT.format(path.parent)}"
+        )
     return np.fromfile(path, CHECKSUM, num_images, offset=int(note["checksums_at"]))
 
 
@@ -225,8 +245,10 @@ class Manifest:
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
             return cls(**{**known, "train": Split(**content["train"]), "val": Split(**content["val"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path} cannot be read as a manifest ({error}); "
-                            f"make the folder again with: {CONVERT.format(path.parent)} --overwrite") from error
+            raise DataError(
+                f"{path} cannot be read as a manifest ({error}); "
+                f"make the folder again with: {CONVERT.format(path.parent)} --overwrite"
+            ) from error
 
 
 @dataclass(frozen=True, eq=False)
@@ -254,8 +276,10 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
     folder = Path(data_dir)
     missing = [name for name in ("train.beton", "val.beton") if not (folder / name).is_file()]
     if missing:
-        raise DataError(f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "
-                        f"{CONVERT.format(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR")
+        raise DataError(
+            f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "
+            f"{CONVERT.format(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR"
+        )
     train, val = BetonFile.open(folder / "train.beton"), BetonFile.open(folder / "val.beton")
     classes = None
     if (folder / "manifest.json").exists():
@@ -274,17 +298,23 @@ def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> Non
         found = Split.of(beton)
         if found != expected:
             if (index := manifest.first_wrong_label(beton)) is not None:
-                raise DataError(f"{beton.path}: image {index} has label {beton.labels[index]}, and manifest.json beside it "
-                                f"says another; copy both from one folder, or make them again with: "
-                                f"{CONVERT.format(beton.path.parent)} --overwrite")
-            raise DataError(f"{beton.path} is not the file that manifest.json beside it was written for: it has "
-                            f"{found.num_images:,} images, {found.num_bytes:,} bytes and fingerprint "
-                            f"{found.fingerprint:.8}, the manifest says {expected.num_images:,}, "
-                            f"{expected.num_bytes:,} and {expected.fingerprint:.8}; copy all three from one folder")
+                raise DataError(
+                    f"{beton.path}: image {index} has label {beton.labels[index]}, and manifest.json beside it "
+                    f"says another; copy both from one folder, or make them again with: "
+                    f"{CONVERT.format(beton.path.parent)} --overwrite"
+                )
+            raise DataError(
+                f"{beton.path} is not the file that manifest.json beside it was written for: it has "
+                f"{found.num_images:,} images, {found.num_bytes:,} bytes and fingerprint "
+                f"{found.fingerprint:.8}, the manifest says {expected.num_images:,}, "
+                f"{expected.num_bytes:,} and {expected.fingerprint:.8}; copy all three from one folder"
+            )
 
 
 def _check_labels(beton: BetonFile, num_classes: int) -> None:
     wrong = np.flatnonzero((beton.labels < 0) | (beton.labels >= num_classes))
     if len(wrong):
-        raise DataError(f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, outside the "
-                        f"{num_classes} classes 0 ... {num_classes - 1} ({len(wrong):,} such images)")
+        raise DataError(
+            f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, outside the "
+            f"{num_classes} classes 0 ... {num_classes - 1} ({len(wrong):,} such images)"
+        )

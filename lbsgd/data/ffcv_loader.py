@@ -54,9 +54,10 @@ def _set_num_threads(threads: int) -> None:
 
 def _compile_reader(self: OSCacheManager) -> Callable:
     """FFCV's own makes Numba's type of byte arrays read-only, and so breaks what is compiled for that type already."""
+
     def read(address, file):
         content, addresses, sizes = file
-        return content[address:address + sizes[np.searchsorted(addresses, address)]]
+        return content[address : address + sizes[np.searchsorted(addresses, address)]]
 
     return Compiler.compile(read)
 
@@ -86,8 +87,10 @@ class CropDecoder(SimpleRGBImageDecoder):
 
     def declare_state_and_memory(self, previous_state):
         shape, dtype = (self.resolution, self.resolution, 3), np.dtype("u1")
-        return (replace(previous_state, jit_mode=True, shape=shape, dtype=dtype),
-                (AllocationQuery(shape, dtype), AllocationQuery((2,), np.dtype("i8"))))
+        return (
+            replace(previous_state, jit_mode=True, shape=shape, dtype=dtype),
+            (AllocationQuery(shape, dtype), AllocationQuery((2,), np.dtype("i8"))),
+        )
 
     def generate_code(self) -> Callable:
         read, draw, jpeg, (crop_jpeg, crop_pixels) = self.memory_read, self.draw, IMAGE_MODES["jpg"], crops()
@@ -117,8 +120,9 @@ class DecodingThread(EpochIterator):
     A batch's memory is overwritten as soon as the next batch has been taken.
     """
 
-    def __init__(self, loader: Loader, beton: BetonFile, images: np.ndarray, key: np.uint64,
-                 read_ahead: ReadAhead | None = None) -> None:
+    def __init__(
+        self, loader: Loader, beton: BetonFile, images: np.ndarray, key: np.uint64, read_ahead: ReadAhead | None = None
+    ) -> None:
         self.beton, self.key, self.read_ahead = beton, key, read_ahead
         self.failure = None
         self.taken = 0
@@ -132,7 +136,9 @@ class DecodingThread(EpochIterator):
         super().start()
 
     def run(self) -> None:
-        numba.set_parallel_chunksize(1)  # one image at a time: threads with equal shares of a batch would wait for the last
+        numba.set_parallel_chunksize(
+            1
+        )  # one image at a time: threads with equal shares of a batch would wait for the last
         try:
             super().run()
         except Exception as error:  # FFCV would let the thread die, and its reader wait for ever
@@ -150,10 +156,12 @@ class DecodingThread(EpochIterator):
         if batch is None:
             raise StopIteration
         slot, (images,) = batch
-        damaged = self.damaged[slot, :len(images)]
+        damaged = self.damaged[slot, : len(images)]
         if changed := [image for image in damaged[damaged >= 0].tolist() if not self.beton.is_as_converted(image)]:
-            raise DataError(f"image {changed[0]} of {self.loader.fname} is damaged; copy the file again, or find all damaged "
-                            "images with tools/convert_imagenet_to_ffcv.py --verify")
+            raise DataError(
+                f"image {changed[0]} of {self.loader.fname} is damaged; copy the file again, or find all damaged "
+                "images with tools/convert_imagenet_to_ffcv.py --verify"
+            )
         self.taken += len(images)
         if self.read_ahead:
             self.read_ahead.advance(self.taken)
@@ -177,20 +185,36 @@ class DecodingThread(EpochIterator):
 class _Loader:
     """One FFCV pipeline, compiled once, that can be run over any list of images."""
 
-    def __init__(self, beton: BetonFile | str | os.PathLike, draw: Callable, *, batch: int, resolution: int,
-                 threads: int, device: torch.device | str, dtype: torch.dtype, channels_last: bool,
-                 from_disk: bool = False) -> None:
+    def __init__(
+        self,
+        beton: BetonFile | str | os.PathLike,
+        draw: Callable,
+        *,
+        batch: int,
+        resolution: int,
+        threads: int,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        channels_last: bool,
+        from_disk: bool = False,
+    ) -> None:
         if not 1 <= threads <= numba.config.NUMBA_NUM_THREADS:
-            raise ConfigError(f"{threads} loader threads are not possible: this process can use 1 to "
-                              f"{numba.config.NUMBA_NUM_THREADS}; give --loader_threads")
+            raise ConfigError(
+                f"{threads} loader threads are not possible: this process can use 1 to "
+                f"{numba.config.NUMBA_NUM_THREADS}; give --loader_threads"
+            )
         self.beton = beton if isinstance(beton, BetonFile) else BetonFile.open(beton)
         self.batch, self.device, self.from_disk = batch, device, from_disk
         self._prefetcher = Prefetcher(device, dtype, channels_last)
         self._ffcv = Loader(
-            os.fspath(self.beton.path), batch, num_workers=threads, os_cache=True, order=OrderOption.SEQUENTIAL,
+            os.fspath(self.beton.path),
+            batch,
+            num_workers=threads,
+            os_cache=True,
+            order=OrderOption.SEQUENTIAL,
             seed=0,  # not used; without it, FFCV draws one from NumPy's global generator
-            pipelines={self.beton.image_field: [CropDecoder(resolution, draw)],
-                       self.beton.label_field: None})  # BetonFile has read the labels
+            pipelines={self.beton.image_field: [CropDecoder(resolution, draw)], self.beton.label_field: None},
+        )  # BetonFile has read the labels
         self._threads: set[DecodingThread] = set()
 
     def close(self) -> None:
@@ -221,19 +245,47 @@ class TrainLoader(_Loader):
     and how they are cut, depends on seed and epoch alone: not on threads, world size, micro batch, or where one starts.
     """
 
-    def __init__(self, beton: BetonFile | str | os.PathLike, *, seed: int, global_batch: int, world_size: int,
-                 rank: int, micro_batch: int, resolution: int, crop_scale: tuple[float, float] = (0.08, 1.0),
-                 flip: bool = True, threads: int, device: torch.device | str, dtype: torch.dtype = torch.float32,
-                 channels_last: bool = False, from_disk: bool = False) -> None:
-        super().__init__(beton, random_resized_crop(crop_scale, flip), batch=micro_batch, resolution=resolution,
-                         threads=threads, device=device, dtype=dtype, channels_last=channels_last, from_disk=from_disk)
+    def __init__(
+        self,
+        beton: BetonFile | str | os.PathLike,
+        *,
+        seed: int,
+        global_batch: int,
+        world_size: int,
+        rank: int,
+        micro_batch: int,
+        resolution: int,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        flip: bool = True,
+        threads: int,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        from_disk: bool = False,
+    ) -> None:
+        super().__init__(
+            beton,
+            random_resized_crop(crop_scale, flip),
+            batch=micro_batch,
+            resolution=resolution,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+            channels_last=channels_last,
+            from_disk=from_disk,
+        )
         self.seed, self.global_batch, self.world_size, self.rank = seed, global_batch, world_size, rank
 
     def epoch(self, epoch: int, first_iteration: int = 0) -> Batches:
         """This rank's passes, accumulation_steps of them an iteration, from first_iteration to the end of the epoch."""
-        images = rank_batches(epoch_order(self.beton.num_images, self.seed, epoch), global_batch=self.global_batch,
-                              world_size=self.world_size, micro_batch=self.batch, rank=self.rank,
-                              first_iteration=first_iteration)
+        images = rank_batches(
+            epoch_order(self.beton.num_images, self.seed, epoch),
+            global_batch=self.global_batch,
+            world_size=self.world_size,
+            micro_batch=self.batch,
+            rank=self.rank,
+            first_iteration=first_iteration,
+        )
         return self._batches(images.reshape(-1), crop_key(self.seed, epoch))
 
     def statistics_batches(self, epoch: int, num_images: int, per_worker_batch: int) -> Iterator[torch.Tensor]:
@@ -243,8 +295,13 @@ class TrainLoader(_Loader):
         same for any world size; each rank gets its share of them.
         """
         assert self.batch % per_worker_batch == 0
-        groups = rank_groups(epoch_order(self.beton.num_images, self.seed, epoch), num_images=num_images,
-                             per_worker_batch=per_worker_batch, world_size=self.world_size, rank=self.rank)
+        groups = rank_groups(
+            epoch_order(self.beton.num_images, self.seed, epoch),
+            num_images=num_images,
+            per_worker_batch=per_worker_batch,
+            world_size=self.world_size,
+            rank=self.rank,
+        )
         return (images for images, _ in self._batches(groups.reshape(-1), crop_key(self.seed, epoch)))
 
 
@@ -254,11 +311,31 @@ class EvalLoader(_Loader):
     Every iteration over it yields (images, labels) in batches, the last one smaller; on a rank without images, nothing.
     """
 
-    def __init__(self, beton: BetonFile | str | os.PathLike, *, world_size: int, rank: int, batch: int, resolution: int,
-                 threads: int, device: torch.device | str, dtype: torch.dtype = torch.float32,
-                 channels_last: bool = False, from_disk: bool = False) -> None:
-        super().__init__(beton, centre_crop, batch=batch, resolution=resolution, threads=threads, device=device,
-                         dtype=dtype, channels_last=channels_last, from_disk=from_disk)
+    def __init__(
+        self,
+        beton: BetonFile | str | os.PathLike,
+        *,
+        world_size: int,
+        rank: int,
+        batch: int,
+        resolution: int,
+        threads: int,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        from_disk: bool = False,
+    ) -> None:
+        super().__init__(
+            beton,
+            centre_crop,
+            batch=batch,
+            resolution=resolution,
+            threads=threads,
+            device=device,
+            dtype=dtype,
+            channels_last=channels_last,
+            from_disk=from_disk,
+        )
         self.share = rank_share(self.beton.num_images, world_size=world_size, rank=rank)
 
     def __iter__(self) -> Batches:

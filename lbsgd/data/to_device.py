@@ -37,8 +37,14 @@ class Prefetcher:
         for pixels in map(np.ascontiguousarray, batches):
             if kernels and self.memory_format == torch.contiguous_format:
                 images = memory.take((len(pixels), 3, *pixels.shape[1:3]))
-                kernels.lbsgd_normalise(pixels.ctypes.data, len(pixels), pixels[0].size // 3, mean.data_ptr(), std.data_ptr(),
-                                        images.data_ptr())
+                kernels.lbsgd_normalise(
+                    pixels.ctypes.data,
+                    len(pixels),
+                    pixels[0].size // 3,
+                    mean.data_ptr(),
+                    std.data_ptr(),
+                    images.data_ptr(),
+                )
                 yield images.to(self.dtype)
             else:
                 yield self._normalised(torch.from_numpy(pixels))

@@ -125,11 +125,15 @@ class Guard:
                     return failure
                 time.sleep(0.2)
             if silent := self.peers.silent():
-                return LostProcessError(f"{', '.join(silent)} died or does not answer since {self.position}; --resume goes on "
-                                        "from the newest checkpoint")
+                return LostProcessError(
+                    f"{', '.join(silent)} died or does not answer since {self.position}; --resume goes on "
+                    "from the newest checkpoint"
+                )
         except RuntimeError:
-            return LostProcessError(f"rank 0, or the way to its host, is gone since {self.position}; --resume goes on from the "
-                                    "newest checkpoint")
+            return LostProcessError(
+                f"rank 0, or the way to its host, is gone since {self.position}; --resume goes on from the "
+                "newest checkpoint"
+            )
         return None
 
     # --- the threads ----------------------------------------------------------------------------------------------------
@@ -147,7 +151,11 @@ class Guard:
                 self.tell_to_stop()
                 self.end(Stopped(f"{self.stop_requested} at {self.position}; the same command with --resume goes on"))
             if self.stop_requested and now - self.stop_began > SAVE_SECONDS:
-                self.end(LostProcessError(f"asked to stop, but nothing could be saved within {SAVE_SECONDS:g} s of {self.position}"))
+                self.end(
+                    LostProcessError(
+                        f"asked to stop, but nothing could be saved within {SAVE_SECONDS:g} s of {self.position}"
+                    )
+                )
             if now - self.moved > self.hang_timeout:
                 self.end(self.hanging())
 
@@ -174,8 +182,10 @@ class Guard:
         """Nothing has moved for too long: the first cause, if it can be found out."""
         if self.peers and (cause := ask(self.first_cause, FIRST_CAUSE_SECONDS)):
             return cause
-        return LostProcessError(f"nothing has moved for {self.hang_timeout:g} s since {self.position}; another process or the "
-                                "network does not answer (--hang_timeout)")
+        return LostProcessError(
+            f"nothing has moved for {self.hang_timeout:g} s since {self.position}; another process or the "
+            "network does not answer (--hang_timeout)"
+        )
 
     def follow_peers(self) -> None:
         """Gives signs of life, and looks for the first failure and for a request to stop."""
@@ -192,7 +202,10 @@ class Guard:
                     told = True
             except RuntimeError:  # the store is gone, with rank 0: at the run's end, or before
                 if not self.closing.wait(2 * LAST_WORDS_SECONDS):
-                    self.end(ask(self.first_cause, FIRST_CAUSE_SECONDS) or LostProcessError(f"rank 0 is gone since {self.position}"))
+                    self.end(
+                        ask(self.first_cause, FIRST_CAUSE_SECONDS)
+                        or LostProcessError(f"rank 0 is gone since {self.position}")
+                    )
                 return
             if failure and not self.closing.is_set():
                 self.end(failure)
@@ -216,4 +229,6 @@ def is_gone(process: psutil.Process) -> bool:
 
 
 def is_of_communication(text: str) -> bool:
-    return any(word in text for word in ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe"))
+    return any(
+        word in text for word in ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
+    )

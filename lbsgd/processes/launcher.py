@@ -31,9 +31,11 @@ class Processes:
         if "RANK" not in os.environ:
             for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
                 if int(os.environ.get(name) or 1) > 1:
-                    raise ConfigError(f"{name} is {os.environ[name]}, but RANK is not set, so each process would train alone; "
-                                      "start the recipe with deepspeed or torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, "
-                                      "MASTER_ADDR and MASTER_PORT")
+                    raise ConfigError(
+                        f"{name} is {os.environ[name]}, but RANK is not set, so each process would train alone; "
+                        "start the recipe with deepspeed or torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, "
+                        "MASTER_ADDR and MASTER_PORT"
+                    )
         world_size = int(os.environ.get("WORLD_SIZE", 1))
         local = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or world_size
         return cls(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)), int(local))
@@ -50,8 +52,14 @@ class Processes:
 
     def export(self, master_port: int) -> None:
         """The variables that a launcher would have set, for a process that runs alone."""
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1",
-                          MASTER_PORT=str(master_port))
+        os.environ.update(
+            RANK="0",
+            WORLD_SIZE="1",
+            LOCAL_RANK="0",
+            LOCAL_SIZE="1",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(master_port),
+        )
 
 
 def launchers() -> list[psutil.Process]:
@@ -61,8 +69,11 @@ def launchers() -> list[psutil.Process]:
 
 def is_launcher(arguments: list[str]) -> bool:
     """Whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them."""
-    return any(os.path.basename(argument) in ("deepspeed", "ds", "torchrun")
-               or argument in ("deepspeed.launcher.launch", "torch.distributed.run") for argument in arguments[:4])
+    return any(
+        os.path.basename(argument) in ("deepspeed", "ds", "torchrun")
+        or argument in ("deepspeed.launcher.launch", "torch.distributed.run")
+        for argument in arguments[:4]
+    )
 
 
 def command_line(process: psutil.Process) -> list[str]:
@@ -89,13 +100,17 @@ def require_hosts(processes: Processes, expect_world_size: Optional[int]) -> Non
     would be the same, in many more passes. Raises ConfigError then, and where the world size is not --expect_world_size.
     """
     if expect_world_size not in (None, processes.world_size):
-        raise ConfigError(f"--expect_world_size is {expect_world_size}, but {processes.world_size} processes run; look at "
-                          "the hostfile and at what the launcher printed")
+        raise ConfigError(
+            f"--expect_world_size is {expect_world_size}, but {processes.world_size} processes run; look at "
+            "the hostfile and at what the launcher printed"
+        )
     for launcher in launchers():
         hostfile = named_hostfile(command_line(launcher))
         if hostfile and not os.path.isfile(os.path.join(launcher.cwd(), hostfile)):
-            raise ConfigError(f"the hostfile {hostfile} does not exist, and DeepSpeed would train on this host alone; "
-                              "write it (one line a host: NAME slots=GPUS) or leave --hostfile out")
+            raise ConfigError(
+                f"the hostfile {hostfile} does not exist, and DeepSpeed would train on this host alone; "
+                "write it (one line a host: NAME slots=GPUS) or leave --hostfile out"
+            )
 
 
 def named_hostfile(arguments: list[str]) -> Optional[str]:

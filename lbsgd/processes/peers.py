@@ -49,8 +49,10 @@ class Peers:
         first = json.loads(self.store.get("facts"))
         for name, fingerprint in facts.items():
             if first[name] != fingerprint:
-                raise ConfigError(f"{self.name(self.rank)} does not have the {name} of {self.name(0)}; make them the same on "
-                                  "all hosts")
+                raise ConfigError(
+                    f"{self.name(self.rank)} does not have the {name} of {self.name(0)}; make them the same on "
+                    "all hosts"
+                )
 
     def name(self, rank: int) -> str:
         return f"rank {rank} on {self.store.get(f'host/{rank}').decode()}"
@@ -59,7 +61,9 @@ class Peers:
 
     def fail(self, error: LbsgdError) -> bool:
         """Tells the others what ends this process; False where another one failed before, or cannot be told any more."""
-        mine = json.dumps({"rank": self.rank, "host": socket.gethostname(), "error": str(error), "exit_code": error.exit_code})
+        mine = json.dumps(
+            {"rank": self.rank, "host": socket.gethostname(), "error": str(error), "exit_code": error.exit_code}
+        )
         try:
             return json.loads(self.store.compare_set("failure", "", mine))["rank"] == self.rank
         except RuntimeError:  # the store went with the process that served it
@@ -81,8 +85,11 @@ class Peers:
         """Names of the processes that give no sign of life; takes three beats, and compares no clocks of different hosts."""
         before = self.all_beats()
         time.sleep(3 * BEAT_SECONDS)
-        return [self.name(rank) for rank, (was, now) in enumerate(zip(before, self.all_beats()))
-                if was == now and rank != self.rank]
+        return [
+            self.name(rank)
+            for rank, (was, now) in enumerate(zip(before, self.all_beats()))
+            if was == now and rank != self.rank
+        ]
 
     def all_beats(self) -> list[str]:
         return [read(self.store, f"beat/{rank}") for rank in range(self.world_size)]
@@ -113,15 +120,24 @@ def meeting_point(processes: Processes, timeout_seconds: float) -> TCPStore:
     """The store at MASTER_ADDR:MASTER_PORT, which rank 0 serves where torchrun's agent does not."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        return TCPStore(address, port, is_master=processes.rank == 0 and not of_agent(), wait_for_workers=False,
-                        timeout=timedelta(seconds=timeout_seconds), multi_tenant=True)
+        return TCPStore(
+            address,
+            port,
+            is_master=processes.rank == 0 and not of_agent(),
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_seconds),
+            multi_tenant=True,
+        )
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         if processes.rank == 0:
-            raise ConfigError(f"cannot open {address}:{port} for the other processes ({reason}); if the port is taken, give the "
-                              "launcher another --master_port") from error
-        raise LostProcessError(f"cannot reach rank 0 at {address}:{port} ({reason}); look at its host, at --master_addr and "
-                               "--master_port") from error
+            raise ConfigError(
+                f"cannot open {address}:{port} for the other processes ({reason}); if the port is taken, give the "
+                "launcher another --master_port"
+            ) from error
+        raise LostProcessError(
+            f"cannot reach rank 0 at {address}:{port} ({reason}); look at its host, at --master_addr and --master_port"
+        ) from error
 
 
 def of_agent() -> bool:
@@ -144,15 +160,18 @@ def fresh_prefix(store: TCPStore, processes: Processes, timeout_seconds: float, 
             if all(store.check([f"{name}/here/{other}"]) for other in others):
                 return name
             store.set("start", json.dumps([name, *(read(store, f"name/{other}") for other in others)]))
-        elif (shown := json.loads(read(store, "start") or "[]"))[rank:rank + 1] == [name]:
+        elif (shown := json.loads(read(store, "start") or "[]"))[rank : rank + 1] == [name]:
             store.set(f"{shown[0]}/here/{rank}", "1")
             return shown[0]
         if not of_agent() and (failure := read(store, "failure")):
             raise OtherFailed(**json.loads(failure))
         time.sleep(0.1)
     missing = [other for other in others if not store.check([f"{name}/here/{other}"])] if rank == 0 else []
-    raise LostProcessError(f"of {processes.world_size} processes some did not come within {timeout_seconds:g} s"
-                           + (f": rank {', '.join(map(str, missing))}" if missing else "") + "; look at their hosts")
+    raise LostProcessError(
+        f"of {processes.world_size} processes some did not come within {timeout_seconds:g} s"
+        + (f": rank {', '.join(map(str, missing))}" if missing else "")
+        + "; look at their hosts"
+    )
 
 
 def read(store, key: str) -> str:

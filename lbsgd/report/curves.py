@@ -43,8 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def table(runs: list[Run]) -> Table:
     """A row for each run and, as in the paper's tables, mean ± std of the runs that differ only in their seed."""
-    rows = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=(0, 1, 0, 0), caption_justify="left",
-                 caption="\ntop-1 errors in %; val, train: median of last 5 epochs")
+    rows = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        caption_justify="left",
+        caption="\ntop-1 errors in %; val, train: median of last 5 epochs",
+    )
     rows.add_column("run", overflow="fold")
     for name in ("kn", "k", "η", "epochs", "val", "best\nval", "train", "images\n/s"):
         rows.add_column(name, justify="right", no_wrap=True)
@@ -71,8 +76,12 @@ def _names(runs: list[Run]) -> list[str]:
 
 def _recipe_cells(run: Run) -> list[str]:
     done, planned = len(run.epochs), run.run["recipe"]["epochs"]
-    return [str(run.run["global_batch"]), str(run.run["num_workers"]), f"{run.run['schedule']['reference_lr']:g}",
-            str(done) if done == planned else f"{done}/{planned}"]
+    return [
+        str(run.run["global_batch"]),
+        str(run.run["num_workers"]),
+        f"{run.run['schedule']['reference_lr']:g}",
+        str(done) if done == planned else f"{done}/{planned}",
+    ]
 
 
 def _errors(run: Run) -> tuple[float | None, float | None, float | None]:
@@ -143,8 +152,13 @@ def _draw(run: Run, name: str, colour: str, error, lr) -> None:
     def line(axes, records, key, style, **look):
         # A few points are marked, for one alone makes no line; many would hide the dashes.
         marker = "." if len(records) < 30 else ""
-        axes.plot([record["epoch"] for record in records], [record[key] for record in records], marker + style,
-                  color=colour, **look)
+        axes.plot(
+            [record["epoch"] for record in records],
+            [record[key] for record in records],
+            marker + style,
+            color=colour,
+            **look,
+        )
 
     final = _percent(final_error(run.epochs))
     line(error, run.epochs, "train_top1_error_pct", "--", linewidth=1, markersize=3)

@@ -22,8 +22,16 @@ LOG_NAME = "log.jsonl"
 
 # What the readers of a log rely on: the report, the progress display and a resumed run.
 KEYS = {
-    "run": {"model", "precision", "global_batch", "num_workers", "iterations_per_epoch", "recipe", "schedule",
-            "config"},
+    "run": {
+        "model",
+        "precision",
+        "global_batch",
+        "num_workers",
+        "iterations_per_epoch",
+        "recipe",
+        "schedule",
+        "config",
+    },
     "iteration": {"iteration", "epoch", "lr", "train_loss", "images_per_second", "data_wait_pct"},
     "epoch": {"epoch", "train_loss", "train_top1_error_pct", "val_top1_error_pct", "seconds"},
     "resume": {"iteration"},
@@ -177,9 +185,9 @@ def _record(line: bytes, is_first: bool) -> dict:
     except ValueError:
         raise ValueError("not JSON") from None
     if not isinstance(record, dict) or record.get("kind") not in list(KEYS):
-        raise ValueError(f'not an object of kind {", ".join(KEYS)}')
+        raise ValueError(f"not an object of kind {', '.join(KEYS)}")
     if is_first != (record["kind"] == "run"):
         raise ValueError("the first line, and only it, is of kind run")
     if missing := KEYS[record["kind"]] - record.keys():
-        raise ValueError(f'{record["kind"]} without {", ".join(sorted(missing))}')
+        raise ValueError(f"{record['kind']} without {', '.join(sorted(missing))}")
     return record

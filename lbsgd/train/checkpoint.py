@@ -46,8 +46,10 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
         shutil.rmtree(left_over)
     try:
         building.mkdir(parents=True)
-        manifest = {f"{name}.safetensors": write(building / f"{name}.safetensors", serialise(group))
-                    for name, group in tensors.items()}
+        manifest = {
+            f"{name}.safetensors": write(building / f"{name}.safetensors", serialise(group))
+            for name, group in tensors.items()
+        }
         manifest["state.json"] = write(building / "state.json", json.dumps({"version": VERSION, **state}).encode())
         write(building / "manifest.json", json.dumps(manifest, indent=2).encode())
         to_disk(building)
@@ -102,8 +104,9 @@ def newest(folder: Path) -> Optional[Path]:
     return (named(folder) or [None])[-1]
 
 
-def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], None]) \
-        -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+def load_newest(
+    folder: Path, identity: dict[str, Any], say: Callable[[str], None]
+) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """The newest checkpoint that is whole: tensors and state as given to `save`. `say` tells which, and what is wrong with newer.
 
     Raises CheckpointError where it is of another run than this identity, naming the first difference, and where none is
@@ -121,8 +124,10 @@ def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], Non
             say(f"warning: {error}; going on from the one before it")
         say(f"resuming from {path}")
         return tensors, state
-    raise CheckpointError("; ".join(map(str, damaged)) + f"; no whole checkpoint is left in {folder}: put one back, or delete "
-                          "the folder to start anew")
+    raise CheckpointError(
+        "; ".join(map(str, damaged)) + f"; no whole checkpoint is left in {folder}: put one back, or delete "
+        "the folder to start anew"
+    )
 
 
 class DamagedError(CheckpointError):
@@ -143,7 +148,9 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
             raise
         raise DamagedError(f"{path} cannot be read ({error})") from None
     if state["version"] != VERSION:
-        raise CheckpointError(f"{path} has format {state['version']}, this lbsgd reads {VERSION}; use the lbsgd that wrote it")
+        raise CheckpointError(
+            f"{path} has format {state['version']}, this lbsgd reads {VERSION}; use the lbsgd that wrote it"
+        )
     return tensors, state
 
 
@@ -153,8 +160,10 @@ def require_same(path: Path, saved: Any, now: Any, what: str) -> None:
         for key in [*saved, *(key for key in now if key not in saved)]:
             require_same(path, saved.get(key), now.get(key), f"{what}.{key}" if what else key)
     elif saved != now:
-        raise CheckpointError(f"{path} is of another run: {what} is {json.dumps(saved)} there and {json.dumps(now)} here; "
-                              "use the same recipe, network and data, or another --output_dir")
+        raise CheckpointError(
+            f"{path} is of another run: {what} is {json.dumps(saved)} there and {json.dumps(now)} here; "
+            "use the same recipe, network and data, or another --output_dir"
+        )
 
 
 def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:

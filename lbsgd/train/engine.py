@@ -23,8 +23,12 @@ if not torch.accelerator.is_available():
 
 import deepspeed
 from deepspeed.runtime.lr_schedules import WarmupLR
-from deepspeed.utils import (safe_get_full_fp32_param, safe_get_full_optimizer_state, safe_set_full_fp32_param,
-                             safe_set_full_optimizer_state)
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
 from pydantic import ValidationError
 from torch.distributed import PrefixStore
 
@@ -49,9 +53,14 @@ class LinearScalingWarmupLR(WarmupLR):
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule):
         self.schedule = schedule
-        super().__init__(optimizer, warmup_min_lr=learning_rate(0, schedule), warmup_max_lr=schedule.reference_lr,
-                         warmup_num_steps=max(1, schedule.warmup_iterations), warmup_type="linear",
-                         last_batch_iteration=0)
+        super().__init__(
+            optimizer,
+            warmup_min_lr=learning_rate(0, schedule),
+            warmup_max_lr=schedule.reference_lr,
+            warmup_num_steps=max(1, schedule.warmup_iterations),
+            warmup_type="linear",
+            last_batch_iteration=0,
+        )
         self.step(0)
 
     def get_lr(self) -> list[float]:
@@ -80,14 +89,20 @@ def start_processes(timeout_seconds: float = 600, store: Optional[PrefixStore] =
             processes.export(master_port=free_port())
         timeout = timedelta(seconds=timeout_seconds)
         if store is not None:
-            torch.distributed.init_process_group(accelerator.communication_backend_name(), store=PrefixStore("torch", store),
-                                                 rank=processes.rank, world_size=processes.world_size, timeout=timeout)
+            torch.distributed.init_process_group(
+                accelerator.communication_backend_name(),
+                store=PrefixStore("torch", store),
+                rank=processes.rank,
+                world_size=processes.world_size,
+                timeout=timeout,
+            )
         try:
             deepspeed.init_distributed(timeout=timeout)
         except torch.distributed.DistNetworkError as error:
-            raise ConfigError(f"cannot join the other processes at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
-                              f"({str(error).splitlines()[0]}); if the port is taken, give the launcher another --master_port") \
-                from error
+            raise ConfigError(
+                f"cannot join the other processes at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
+                f"({str(error).splitlines()[0]}); if the port is taken, give the launcher another --master_port"
+            ) from error
     accelerator.set_device(processes.local_rank)  # before the first collective call
     return processes
 
@@ -100,12 +115,18 @@ def step(engine) -> None:
     except Exception as error:
         if "loss scale already at minimum" not in str(error):
             raise
-        raise TrainingError(f"the gradients of iteration {engine.global_steps} overflow fp16 at the smallest loss scale; look at "
-                            "the learning rate and the data, or use bf16") from error
+        raise TrainingError(
+            f"the gradients of iteration {engine.global_steps} overflow fp16 at the smallest loss scale; look at "
+            "the learning rate and the data, or use bf16"
+        ) from error
 
 
-def initialize(model: torch.nn.Module, config: Union[Plan, str, Path, dict], num_images: Optional[int] = None,
-               overrides: Overrides = Overrides()) -> tuple[deepspeed.DeepSpeedEngine, Plan]:
+def initialize(
+    model: torch.nn.Module,
+    config: Union[Plan, str, Path, dict],
+    num_images: Optional[int] = None,
+    overrides: Overrides = Overrides(),
+) -> tuple[deepspeed.DeepSpeedEngine, Plan]:
     """A DeepSpeed engine that trains `model` by the paper's algorithm, and the plan that it follows.
 
     model: any network; its batch norms, found by type, become per-worker ones (Sec. 2.3), and their γ and β are left out
@@ -117,25 +138,33 @@ def initialize(model: torch.nn.Module, config: Union[Plan, str, Path, dict], num
     world_size = torch.distributed.get_world_size()
     plan = config if isinstance(config, Plan) else Plan.read(config, world_size, num_images, overrides)
     if plan.world_size != world_size:
-        raise ConfigError(f"the plan is for {plan.world_size} processes, but {world_size} run; read it for {world_size}")
+        raise ConfigError(
+            f"the plan is for {plan.world_size} processes, but {world_size} run; read it for {world_size}"
+        )
     require_precision(plan.precision)
     norm = plan.recipe.batch_norm
     convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope)
     try:
         engine, _, _, scheduler = deepspeed.initialize(
-            model=model, optimizer=build_optimizer(model, plan), config=deepspeed_config(plan),
-            lr_scheduler=lambda optimizer: LinearScalingWarmupLR(optimizer, plan.schedule))
+            model=model,
+            optimizer=build_optimizer(model, plan),
+            config=deepspeed_config(plan),
+            lr_scheduler=lambda optimizer: LinearScalingWarmupLR(optimizer, plan.schedule),
+        )
     except ValidationError as error:  # an unknown key or a wrong value in a block that DeepSpeed checks itself
         [details, *_] = error.errors()
-        raise ConfigError(f"{plan.name}: DeepSpeed refuses {'.'.join(map(str, details['loc']))} in its {error.title}: "
-                          f"{details['msg']}; correct or delete it") from error
+        raise ConfigError(
+            f"{plan.name}: DeepSpeed refuses {'.'.join(map(str, details['loc']))} in its {error.title}: "
+            f"{details['msg']}; correct or delete it"
+        ) from error
     if plan.zero_stage == 0:
         if memory_format(engine.device) is torch.channels_last:
             engine.module.to(memory_format=torch.channels_last)  # before initialize, and under ZeRO, DeepSpeed fails
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.
         engine.enable_backward_allreduce = world_size > 1
     engine.module.register_forward_pre_hook(
-        lambda module, _: scheduler.step(engine.global_steps) if module.training else None)
+        lambda module, _: scheduler.step(engine.global_steps) if module.training else None
+    )
     return engine, plan
 
 
@@ -159,8 +188,10 @@ def require_precision(precision: str) -> None:
     """Raises ConfigError where the device cannot compute in fp16, naming what it can."""
     accelerator = deepspeed.accelerator.get_accelerator()
     if precision == "fp16" and not accelerator.is_fp16_supported():
-        raise ConfigError(f"this device ({accelerator.device_name()}) cannot compute in fp16; use --precision bf16 or "
-                          "--precision fp32")
+        raise ConfigError(
+            f"this device ({accelerator.device_name()}) cannot compute in fp16; use --precision bf16 or "
+            "--precision fp32"
+        )
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
@@ -262,8 +293,11 @@ SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 
 def counters(engine) -> dict[str, Any]:
     states = engine.basic_optimizer.state.values()
-    found = {"iteration": engine.global_steps, "skipped_iterations": engine.skipped_steps,
-             "last_lr": next((state["last_lr"] for state in states if "last_lr" in state), None)}
+    found = {
+        "iteration": engine.global_steps,
+        "skipped_iterations": engine.skipped_steps,
+        "last_lr": next((state["last_lr"] for state in states if "last_lr" in state), None),
+    }
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if engine.fp16_enabled() and scaler.dynamic:
         found["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER_FIELDS}

@@ -14,7 +14,9 @@ from lbsgd.config.schema import BatchNorm
 
 
 @torch.no_grad()
-def evaluate(engine, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], alive: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(
+    engine, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], alive: Callable[[str], None]
+) -> dict[str, Any]:
     """Loss, top-1 and top-5 error in % and the whole numbers they come from; all processes must call it.
 
     batches: this process's share of the images. alive: told of each batch.
@@ -25,13 +27,24 @@ def evaluate(engine, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], alive
         alive(f"evaluation, batch {number}")
         logits = engine(images).float()
         best = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-        sums += torch.stack([F.cross_entropy(logits, labels, reduction="sum").double(), best[:, 0].sum().double(),
-                             best.sum().double(), sums.new_full((), len(labels))])
+        sums += torch.stack(
+            [
+                F.cross_entropy(logits, labels, reduction="sum").double(),
+                best[:, 0].sum().double(),
+                best.sum().double(),
+                sums.new_full((), len(labels)),
+            ]
+        )
     dist.all_reduce(sums)
     loss, top1, top5, images = sums.tolist()
-    return {"val_loss": loss / images, "val_top1_error_pct": 100 * (1 - top1 / images),
-            "val_top5_error_pct": 100 * (1 - top5 / images), "val_correct_top1": int(top1),
-            "val_correct_top5": int(top5), "val_images": int(images)}
+    return {
+        "val_loss": loss / images,
+        "val_top1_error_pct": 100 * (1 - top1 / images),
+        "val_top5_error_pct": 100 * (1 - top5 / images),
+        "val_correct_top1": int(top1),
+        "val_correct_top5": int(top5),
+        "val_images": int(images),
+    }
 
 
 @torch.no_grad()

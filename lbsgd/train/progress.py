@@ -23,8 +23,9 @@ class Progress:
     A resumed run begins at first_iteration. `console` tells whether there is a terminal; by default it is stdout's.
     """
 
-    def __init__(self, total_iterations: int, iterations_per_epoch: int, first_iteration: int = 0,
-                 console: Console | None = None):
+    def __init__(
+        self, total_iterations: int, iterations_per_epoch: int, first_iteration: int = 0, console: Console | None = None
+    ):
         self.total, self.per_epoch, self.done = total_iterations, iterations_per_epoch, first_iteration
         # Said outright, for FORCE_COLOR, which build servers set, makes rich take a file for a terminal.
         self.console = console or Console(force_terminal=sys.stdout.isatty())
@@ -48,17 +49,21 @@ class Progress:
         self._ticks = (*self._ticks[:1], (self.done, perf_counter()))  # the first and the last
 
     def iteration(self, record: dict) -> None:
-        self._numbers = (f"lr {record['lr']:.5f}  loss {_number(record['train_loss'], '.4f')}  "
-                         f"{_number(record['images_per_second'], '5.0f')} images/s  "
-                         f"waiting {_number(record['data_wait_pct'], '4.1f')} %")
+        self._numbers = (
+            f"lr {record['lr']:.5f}  loss {_number(record['train_loss'], '.4f')}  "
+            f"{_number(record['images_per_second'], '5.0f')} images/s  "
+            f"waiting {_number(record['data_wait_pct'], '4.1f')} %"
+        )
         if not self._live:
             position = self._position(record["iteration"], record["iteration"] + 1)
             self.say("  ".join([*position, self._numbers, self._left()]))
 
     def epoch(self, record: dict) -> None:
-        self.say(f"{self._epoch(record['epoch'])}  error: train {record['train_top1_error_pct']:5.2f} %  "
-                 f"val {record['val_top1_error_pct']:5.2f} %  loss {_number(record['train_loss'], '.4f')}  "
-                 f"took {_duration(record['seconds'])}")
+        self.say(
+            f"{self._epoch(record['epoch'])}  error: train {record['train_top1_error_pct']:5.2f} %  "
+            f"val {record['val_top1_error_pct']:5.2f} %  loss {_number(record['train_loss'], '.4f')}  "
+            f"took {_duration(record['seconds'])}"
+        )
 
     def say(self, text: str) -> None:
         # soft_wrap: a file has no width, so a line there is never broken.

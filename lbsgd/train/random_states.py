@@ -11,8 +11,11 @@ import torch
 def random_states(rank: int) -> dict[str, torch.Tensor]:
     """This process's random states (torch on CPU and GPU, NumPy, Python) as tensors of bytes and integers."""
     _, keys, position, _, _ = np.random.get_state()
-    states = {"torch": torch.get_rng_state(), "numpy": torch.tensor([*keys.tolist(), position]),
-              "python": torch.tensor(random.getstate()[1])}
+    states = {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.tensor([*keys.tolist(), position]),
+        "python": torch.tensor(random.getstate()[1]),
+    }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
     return {f"{name}.{rank}": state for name, state in states.items()}

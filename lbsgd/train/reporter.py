@@ -23,7 +23,9 @@ class Totals:
 
     def add(self, logits: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
         errors = (logits.argmax(1) != labels).sum().double()
-        images = errors.new_full((), len(labels))  # filled on the device: a copy from the host would wait for all its work
+        images = errors.new_full(
+            (), len(labels)
+        )  # filled on the device: a copy from the host would wait for all its work
         self.sums = self.sums + torch.stack([loss.double() * images, errors, images])
 
     def of_all(self, since: Optional[torch.Tensor] = None) -> torch.Tensor:
@@ -61,13 +63,20 @@ class Reporter:
         getattr(self.progress, kind)(record)
         if engine.monitor.enabled:
             told_by_place = ("iteration", "num_iterations", "epoch")
-            engine.monitor.write_events([(f"lbsgd/{name}", value, engine.global_samples)
-                                         for name, value in record.items() if name not in told_by_place])
+            engine.monitor.write_events(
+                [
+                    (f"lbsgd/{name}", value, engine.global_samples)
+                    for name, value in record.items()
+                    if name not in told_by_place
+                ]
+            )
 
     def advise_on_waiting(self, waited_pct: float) -> None:
         """Says once what to change where an epoch's training waited for its images."""
         if waited_pct > WAITING_PCT and not self.advised:
             self.advised = True
-            self.progress.say(f"warning: {waited_pct:.0f} % of the epoch's time went by waiting for data ({self.threads}): give more "
-                              "--loader_threads if cores are idle, --in_memory if the disk is slow, or convert with a smaller "
-                              "--max_side")
+            self.progress.say(
+                f"warning: {waited_pct:.0f} % of the epoch's time went by waiting for data ({self.threads}): give more "
+                "--loader_threads if cores are idle, --in_memory if the disk is slow, or convert with a smaller "
+                "--max_side"
+            )

@@ -78,16 +78,39 @@ def parser(model: str, description: str) -> argparse.ArgumentParser:
     over.add_argument("--global_batch", type=positive, metavar="KN", help="images an update (train_batch_size)")
     over.add_argument("--micro_batch", type=positive, metavar="N", help="images a process takes in one pass")
     over.add_argument("--resolution", type=positive, metavar="PIXELS", help="side of the images")
-    over.add_argument("--precision", choices=("fp32", "bf16", "fp16"),
-                      help="fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, ZeRO stage 1 at least")
+    over.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, ZeRO stage 1 at least",
+    )
     over.add_argument("--seed", type=natural, metavar="N", help="of weights, shuffle and augmentation")
-    add("--checkpoint_every", type=interval, metavar="N|Nm", help="save every N iterations, or N minutes (as 10m), beside the "
-        "end of each epoch")
-    add("--hang_timeout", type=positive, default=600, metavar="SECONDS", help="end when nothing moves for so long (default: "
-        "600)")
-    over.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE",
-                      help="any key of the JSON, such as lbsgd.warmup.epochs=2; null deletes it; may be repeated")
-    add("--loader_threads", type=positive, metavar="N", help="threads that decode, a process (default: cores / processes)")
+    add(
+        "--checkpoint_every",
+        type=interval,
+        metavar="N|Nm",
+        help="save every N iterations, or N minutes (as 10m), beside the end of each epoch",
+    )
+    add(
+        "--hang_timeout",
+        type=positive,
+        default=600,
+        metavar="SECONDS",
+        help="end when nothing moves for so long (default: 600)",
+    )
+    over.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="any key of the JSON, such as lbsgd.warmup.epochs=2; null deletes it; may be repeated",
+    )
+    add(
+        "--loader_threads",
+        type=positive,
+        metavar="N",
+        help="threads that decode, a process (default: cores / processes)",
+    )
     add("--in_memory", action="store_true", help="read the data into memory before training begins")
     add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
@@ -109,7 +132,9 @@ def interval(text: str) -> tuple[Optional[int], Optional[float]]:
     except ValueError:
         minutes = 0
     if not (text.endswith("m") and 0 < minutes < float("inf")):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of iterations, such as 50, nor of minutes, such as 10m")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of iterations, such as 50, nor of minutes, such as 10m"
+        )
     return None, minutes
 
 
@@ -126,10 +151,18 @@ class Run:
         self.model, self.network, self.arguments, self.started_by = model, network, arguments, started_by
         self.processes = Processes.from_environment()
         require_hosts(self.processes, arguments.expect_world_size)
-        overrides = Overrides(arguments.global_batch, arguments.micro_batch, arguments.resolution, arguments.precision,
-                              arguments.seed, tuple(arguments.settings))
+        overrides = Overrides(
+            arguments.global_batch,
+            arguments.micro_batch,
+            arguments.resolution,
+            arguments.precision,
+            arguments.seed,
+            tuple(arguments.settings),
+        )
         config, world_size = arguments.deepspeed_config, self.processes.world_size
-        self.plan = Plan.read(config, world_size, overrides=overrides)  # a mistake in the JSON is told before one in the data
+        self.plan = Plan.read(
+            config, world_size, overrides=overrides
+        )  # a mistake in the JSON is told before one in the data
         self.data: Optional[ImageNetData] = None
         if not arguments.fake_data:
             self.data = open_data(data_folder(arguments.data_dir))
@@ -163,36 +196,52 @@ class Run:
     def fingerprints(self) -> dict[str, str]:
         """What all processes must have in common, whatever host they run on."""
         flags = {**vars(self.arguments), "local_rank": None}
-        return {"configuration": digest(json.dumps([self.plan.config, self.plan.recipe.model_dump()]).encode()),
-                **code_of(Path(__file__).parent.parent),
-                "recipe script": digest(Path(sys.argv[0]).read_bytes()) if Path(sys.argv[0]).is_file() else "",
-                "flags": json.dumps(flags), "version of torch": installed("torch") or "",
-                "data": self.data.fingerprint if self.data else "fake"}
+        return {
+            "configuration": digest(json.dumps([self.plan.config, self.plan.recipe.model_dump()]).encode()),
+            **code_of(Path(__file__).parent.parent),
+            "recipe script": digest(Path(sys.argv[0]).read_bytes()) if Path(sys.argv[0]).is_file() else "",
+            "flags": json.dumps(flags),
+            "version of torch": installed("torch") or "",
+            "data": self.data.fingerprint if self.data else "fake",
+        }
 
     def environment(self) -> dict[str, Any]:
         """Where and how the run ran, for the log."""
-        return {"command": sys.argv, "host": platform.node(), "python": platform.python_version(),
-                "packages": {name: installed(name) for name in ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv")},
-                "data": str(self.data.train.path.parent) if self.data else "fake",
-                "started": time.strftime("%Y-%m-%d %H:%M:%S %z")}
+        return {
+            "command": sys.argv,
+            "host": platform.node(),
+            "python": platform.python_version(),
+            "packages": {name: installed(name) for name in ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv")},
+            "data": str(self.data.train.path.parent) if self.data else "fake",
+            "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        }
 
 
 def code_of(package: Path) -> dict[str, str]:
     """The sources, and whether the C among them is compiled, as its pixels differ a little from those of what stands in for it."""
     sources = sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}"))
-    return {"code of lbsgd": digest(*(path.read_bytes() for path in sources)),
-            "compiled kernels of lbsgd": str(any(package.rglob("_kernels*.so")))}
+    return {
+        "code of lbsgd": digest(*(path.read_bytes() for path in sources)),
+        "compiled kernels of lbsgd": str(any(package.rglob("_kernels*.so"))),
+    }
 
 
 def last_iteration(plan: Plan, epochs: Optional[int], max_iterations: Optional[int]) -> int:
     """Where the run ends: at the end of the schedule, or earlier where a flag says so; later is refused."""
-    for flag, asked, most in (("--epochs", epochs, plan.recipe.epochs),
-                              ("--max_iterations", max_iterations, plan.num_iterations)):
+    for flag, asked, most in (
+        ("--epochs", epochs, plan.recipe.epochs),
+        ("--max_iterations", max_iterations, plan.num_iterations),
+    ):
         if asked and asked > most:
-            raise ConfigError(f"{flag} {asked} is more than the {most} of {plan.name}.json; it ends a run earlier, and does not "
-                              "move its schedule: for a longer one change lbsgd.epochs and lbsgd.decay there")
-    return min(plan.num_iterations, max_iterations or plan.num_iterations,
-               (epochs or plan.recipe.epochs) * plan.iterations_per_epoch)
+            raise ConfigError(
+                f"{flag} {asked} is more than the {most} of {plan.name}.json; it ends a run earlier, and does not "
+                "move its schedule: for a longer one change lbsgd.epochs and lbsgd.decay there"
+            )
+    return min(
+        plan.num_iterations,
+        max_iterations or plan.num_iterations,
+        (epochs or plan.recipe.epochs) * plan.iterations_per_epoch,
+    )
 
 
 def digest(*parts: bytes) -> str:

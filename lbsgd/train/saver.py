@@ -35,8 +35,15 @@ class Saver:
     say: prints a line, on rank 0.
     """
 
-    def __init__(self, engine, folder: Path, identity: dict[str, Any], described: dict[str, Any], every: Every = Every(),
-                 say: Callable[[str], None] = partial(print, flush=True)):
+    def __init__(
+        self,
+        engine,
+        folder: Path,
+        identity: dict[str, Any],
+        described: dict[str, Any],
+        every: Every = Every(),
+        say: Callable[[str], None] = partial(print, flush=True),
+    ):
         self.engine, self.folder, self.identity, self.described = engine, folder, identity, described
         self.every, self.say = every, say
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbsgd checkpoint")
@@ -44,13 +51,18 @@ class Saver:
         self.last_iteration, self.last_time = engine.global_steps, time.monotonic()
 
     def due_by_iterations(self) -> bool:
-        return self.every.iterations is not None and self.engine.global_steps - self.last_iteration >= self.every.iterations
+        return (
+            self.every.iterations is not None
+            and self.engine.global_steps - self.last_iteration >= self.every.iterations
+        )
 
     def due_by_time(self) -> bool:
         """By this process's clock; the processes must agree before they act on it."""
         return self.every.minutes is not None and time.monotonic() - self.last_time >= 60 * self.every.minutes
 
-    def save(self, totals: torch.Tensor, epoch_seconds: float, random: Optional[dict[str, torch.Tensor]] = None) -> None:
+    def save(
+        self, totals: torch.Tensor, epoch_seconds: float, random: Optional[dict[str, torch.Tensor]] = None
+    ) -> None:
         """Copies the state and lets a thread of rank 0 write it; all processes must call it.
 
         totals: the epoch's sums so far of all processes. random: this process's random states, by default those of now.
@@ -65,11 +77,20 @@ class Saver:
         self.last_iteration, self.last_time = self.engine.global_steps, time.monotonic()
         if rank > 0:
             return
-        tensors = {"weights": state.weights, "momentum": state.momentum,
-                   "random": {name: tensor for process in states for name, tensor in process.items()}}
-        described = {"counters": state.counters, "identity": self.identity, "epoch_totals": totals.tolist(),
-                     "epoch_seconds": epoch_seconds, "world_size": world_size, "num_threads": torch.get_num_threads(),
-                     **self.described}
+        tensors = {
+            "weights": state.weights,
+            "momentum": state.momentum,
+            "random": {name: tensor for process in states for name, tensor in process.items()},
+        }
+        described = {
+            "counters": state.counters,
+            "identity": self.identity,
+            "epoch_totals": totals.tolist(),
+            "epoch_seconds": epoch_seconds,
+            "world_size": world_size,
+            "num_threads": torch.get_num_threads(),
+            **self.described,
+        }
         self.wait()  # one at a time: a disk that cannot follow holds training up, and no memory fills
         self.writing = self.thread.submit(self.write, self.engine.global_steps, tensors, described)
 
@@ -77,8 +98,10 @@ class Saver:
         try:
             checkpoint.save(self.folder, iteration, tensors, described)
         except OSError as error:
-            self.say(f"warning: the checkpoint of iteration {iteration} could not be written ({error}); the one before it "
-                     "stands, training goes on, and the next one is tried")
+            self.say(
+                f"warning: the checkpoint of iteration {iteration} could not be written ({error}); the one before it "
+                "stands, training goes on, and the next one is tried"
+            )
             return False
         return True
 
@@ -92,7 +115,9 @@ class Saver:
 
     def require_finite_weights(self) -> None:
         """Every process holds all weights that the network computes with, so all find the same."""
-        named = [(name, tensor) for name, tensor in self.engine.module.state_dict().items() if tensor.is_floating_point()]
+        named = [
+            (name, tensor) for name, tensor in self.engine.module.state_dict().items() if tensor.is_floating_point()
+        ]
         finite = torch.stack([tensor.isfinite().all() for _, tensor in named])
         if not finite.all():  # the only wait for the device
             broken = named[int(finite.int().argmin())][0]
@@ -101,8 +126,11 @@ class Saver:
     def stop(self, reason: str) -> NoReturn:
         self.wait()
         kept = checkpoint.newest(self.folder)
-        raise TrainingError(f"{reason}; " + (f"the newest checkpoint is {kept}" if kept else "no checkpoint was written yet")
-                            + "; look at the learning rate and the data")
+        raise TrainingError(
+            f"{reason}; "
+            + (f"the newest checkpoint is {kept}" if kept else "no checkpoint was written yet")
+            + "; look at the learning rate and the data"
+        )
 
     def restore(self) -> tuple[torch.Tensor, float]:
         """Goes on from the newest checkpoint that is whole; all processes must call it. Returns its totals and epoch_seconds.

@@ -67,10 +67,14 @@ def prepare_output(run: Run) -> None:
     if evaluate and not newest:
         raise CheckpointError(f"no complete checkpoint in {folder} to evaluate; train first, or name its --output_dir")
     if not (resume or evaluate) and (newest or (run.output_dir / LOG_NAME).exists()):
-        raise ConfigError(f"{run.output_dir} already holds a run: continue it with --resume or choose another --output_dir")
+        raise ConfigError(
+            f"{run.output_dir} already holds a run: continue it with --resume or choose another --output_dir"
+        )
     if not evaluate:
         require_writable(run.output_dir)
-        write_json(run.output_dir / f"{run.plan.name}.json", run.plan.config)  # with every override in it, to be fed back
+        write_json(
+            run.output_dir / f"{run.plan.name}.json", run.plan.config
+        )  # with every override in it, to be fed back
     if resume and not newest:
         print(f"no complete checkpoint in {folder}: starting anew", flush=True)
 
@@ -83,8 +87,9 @@ def require_writable(folder: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise ConfigError(f"cannot write into the output folder {folder} ({error.strerror}); choose another --output_dir") \
-            from None
+        raise ConfigError(
+            f"cannot write into the output folder {folder} ({error.strerror}); choose another --output_dir"
+        ) from None
 
 
 def num_classes(run: Run) -> int:
@@ -94,24 +99,51 @@ def num_classes(run: Run) -> int:
 def open_loaders(run: Run, device: torch.device, stack: ExitStack):
     """Training and validation images for this process, on its device, in the model's precision and memory format."""
     plan, processes = run.plan, run.processes
-    share = dict(world_size=plan.world_size, rank=processes.rank, resolution=plan.recipe.augmentation.resolution,
-                 device=device, dtype=DTYPES[plan.precision],
-                 channels_last=memory_format(device) is torch.channels_last)
+    share = dict(
+        world_size=plan.world_size,
+        rank=processes.rank,
+        resolution=plan.recipe.augmentation.resolution,
+        device=device,
+        dtype=DTYPES[plan.precision],
+        channels_last=memory_format(device) is torch.channels_last,
+    )
     part = dict(seed=plan.recipe.seed, global_batch=plan.global_batch, micro_batch=plan.micro_batch)
     if run.data is None:
-        return (FakeImages(plan.num_images, FAKE_CLASSES, **part, **share),
-                FakeEval(FAKE_VAL_IMAGES, FAKE_CLASSES, seed=plan.recipe.seed, batch=plan.micro_batch, **share))
+        return (
+            FakeImages(plan.num_images, FAKE_CLASSES, **part, **share),
+            FakeEval(FAKE_VAL_IMAGES, FAKE_CLASSES, seed=plan.recipe.seed, batch=plan.micro_batch, **share),
+        )
     try:
-        from lbsgd.data.ffcv_loader import EvalLoader, TrainLoader  # imports FFCV: four seconds, and not needed for fake data
+        from lbsgd.data.ffcv_loader import (
+            EvalLoader,
+            TrainLoader,
+        )  # imports FFCV: four seconds, and not needed for fake data
     except ImportError as error:
         raise missing_ffcv(error) from error
     threads = run.arguments.loader_threads or processes.cores
     sources = [choose_source(run, file) for file in (run.data.train, run.data.val)]
     augmentation = dict(crop_scale=tuple(plan.recipe.augmentation.crop_scale), flip=plan.recipe.augmentation.flip)
-    return (stack.enter_context(closing(TrainLoader(run.data.train, threads=threads, from_disk=sources[0].kind == "disk",
-                                                    **part, **augmentation, **share))),
-            stack.enter_context(closing(EvalLoader(run.data.val, threads=threads, from_disk=sources[1].kind == "disk",
-                                                   batch=plan.micro_batch, **share))))
+    return (
+        stack.enter_context(
+            closing(
+                TrainLoader(
+                    run.data.train,
+                    threads=threads,
+                    from_disk=sources[0].kind == "disk",
+                    **part,
+                    **augmentation,
+                    **share,
+                )
+            )
+        ),
+        stack.enter_context(
+            closing(
+                EvalLoader(
+                    run.data.val, threads=threads, from_disk=sources[1].kind == "disk", batch=plan.micro_batch, **share
+                )
+            )
+        ),
+    )
 
 
 def choose_source(run: Run, file: BetonFile) -> Source:
@@ -138,8 +170,11 @@ def open_saver(run: Run, engine, stack: ExitStack) -> Saver:
 
 def open_reporter(run: Run, trainer: Trainer, stack: ExitStack) -> None:
     """Gives the trainer of rank 0 its log and its screen."""
-    described = {"model": run.model, **run.plan.as_dict(),
-                 "environment": {**run.environment(), "device": device_name(), "threads": torch.get_num_threads()}}
+    described = {
+        "model": run.model,
+        **run.plan.as_dict(),
+        "environment": {**run.environment(), "device": device_name(), "threads": torch.get_num_threads()},
+    }
     log = RunLog(run.output_dir, described, trainer.iteration if run.arguments.resume else None)
     progress = Progress(run.last_iteration, run.plan.iterations_per_epoch, trainer.iteration)
     threads = f"{run.arguments.loader_threads or run.processes.cores} loader threads a process"
@@ -155,8 +190,10 @@ def print_evaluation(run: Run, trainer: Trainer) -> None:
     epoch = trainer.iteration // run.plan.iterations_per_epoch
     record = trainer.evaluate(epoch)
     if run.speaks:
-        print(f"iteration {trainer.iteration}: top-1 error {record['val_top1_error_pct']:.2f} %, top-5 error "
-              f"{record['val_top5_error_pct']:.2f} % on {record['val_images']} images")
+        print(
+            f"iteration {trainer.iteration}: top-1 error {record['val_top1_error_pct']:.2f} %, top-5 error "
+            f"{record['val_top5_error_pct']:.2f} % on {record['val_images']} images"
+        )
 
 
 def finish(run: Run, trainer: Trainer) -> None:
@@ -170,8 +207,10 @@ def finish(run: Run, trainer: Trainer) -> None:
     if reporter.log.epochs:
         result = reporter.log.result()
         curves([read_run(folder)], folder / "curves.png")
-        reporter.progress.say(f"top-1 error    {result['val_top1_error_pct']:.2f} %, median of the last "
-                              f"{min(5, len(reporter.log.epochs))} epochs")
+        reporter.progress.say(
+            f"top-1 error    {result['val_top1_error_pct']:.2f} %, median of the last "
+            f"{min(5, len(reporter.log.epochs))} epochs"
+        )
         reporter.progress.say(f"curves         {folder / 'curves.png'}")
     reporter.progress.say(f"log            {reporter.log.path}")
     reporter.progress.say(f"checkpoint     {checkpoint.newest(trainer.saver.folder)}")

@@ -48,7 +48,9 @@ class Trainer:
     `reporter` is set on rank 0 alone, which prints and writes for all.
     """
 
-    def __init__(self, engine, plan: Plan, train_data: TrainingData, val_data: Iterable[Batch], saver: Saver, guard: Watcher):
+    def __init__(
+        self, engine, plan: Plan, train_data: TrainingData, val_data: Iterable[Batch], saver: Saver, guard: Watcher
+    ):
         self.engine, self.plan, self.saver, self.guard = engine, plan, saver, guard
         self.train_data, self.val_data = train_data, val_data
         self.reporter: Optional[Reporter] = None
@@ -141,8 +143,11 @@ class Trainer:
         self.passes_since += 1
         if self.passes_since < self.passes_to_agreement:
             return
-        asked = [bool(self.guard.stop_requested), self.saver.due_by_time() and dist.get_rank() == 0,
-                 (time.monotonic() - self.agreed_at) / self.passes_since]
+        asked = [
+            bool(self.guard.stop_requested),
+            self.saver.due_by_time() and dist.get_rank() == 0,
+            (time.monotonic() - self.agreed_at) / self.passes_since,
+        ]
         if dist.get_world_size() > 1:
             largest = torch.tensor(asked, dtype=torch.float64, device=self.engine.device)
             dist.all_reduce(largest, op=dist.ReduceOp.MAX)
@@ -164,9 +169,14 @@ class Trainer:
         if self.saver.last_iteration != self.iteration:
             self.save()
         written = from_rank_0(self.saver.wait)  # which writes; a launcher kills all when the first process ends
-        raise Stopped(f"{self.guard.stop_requested or 'another process was told to'}: " + (
-            f"saved after {self.iteration} iterations; the same command with --resume goes on" if written else
-            f"the checkpoint of iteration {self.iteration} could not be written; --resume goes on from the one before"))
+        raise Stopped(
+            f"{self.guard.stop_requested or 'another process was told to'}: "
+            + (
+                f"saved after {self.iteration} iterations; the same command with --resume goes on"
+                if written
+                else f"the checkpoint of iteration {self.iteration} could not be written; --resume goes on from the one before"
+            )
+        )
 
     def save(self, random: Optional[dict[str, torch.Tensor]] = None) -> None:
         self.require_numbers()
@@ -195,10 +205,18 @@ class Trainer:
         self.require_numbers()
         loss, _, images = self.totals.read(since=self.window_totals)
         seconds, waited = time.perf_counter() - self.window_began, self.waited
-        self.report("iteration", {
-            "iteration": iteration, "num_iterations": images // self.plan.global_batch,
-            "epoch": iteration / self.plan.iterations_per_epoch, "lr": self.engine.lr_scheduler.lr_of(iteration),
-            "train_loss": loss, "images_per_second": images / seconds, "data_wait_pct": 100 * waited / seconds})
+        self.report(
+            "iteration",
+            {
+                "iteration": iteration,
+                "num_iterations": images // self.plan.global_batch,
+                "epoch": iteration / self.plan.iterations_per_epoch,
+                "lr": self.engine.lr_scheduler.lr_of(iteration),
+                "train_loss": loss,
+                "images_per_second": images / seconds,
+                "data_wait_pct": 100 * waited / seconds,
+            },
+        )
         self.waited_before += waited
         self.start_window()
 
@@ -209,10 +227,20 @@ class Trainer:
         seconds = time.perf_counter() - self.epoch_began
         if self.reporter:
             self.reporter.advise_on_waiting(100 * (self.waited_before + self.waited) / seconds)
-        self.report("epoch", {
-            "epoch": epoch, "iteration": self.iteration, "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
-            "train_loss": loss, "train_top1_error_pct": error, **self.evaluate(epoch), "seconds": seconds,
-            "images_per_second": images / seconds, "skipped_iterations": self.engine.skipped_steps})
+        self.report(
+            "epoch",
+            {
+                "epoch": epoch,
+                "iteration": self.iteration,
+                "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
+                "train_loss": loss,
+                "train_top1_error_pct": error,
+                **self.evaluate(epoch),
+                "seconds": seconds,
+                "images_per_second": images / seconds,
+                "skipped_iterations": self.engine.skipped_steps,
+            },
+        )
 
     def report(self, kind: str, record: dict[str, Any]) -> None:
         if self.reporter:

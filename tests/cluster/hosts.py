@@ -34,12 +34,29 @@ def why_not() -> Optional[str]:
     """What keeps this machine from playing hosts, or None."""
     if os.geteuid():
         return "hosts are played by namespaces, which need root"
-    programs = {"ip": "iproute2", "pdsh": "pdsh", "sshd": "openssh-server", "ssh": "openssh-client", "unshare": "util-linux"}
+    programs = {
+        "ip": "iproute2",
+        "pdsh": "pdsh",
+        "sshd": "openssh-server",
+        "ssh": "openssh-client",
+        "unshare": "util-linux",
+    }
     if missing := sorted(package for program, package in programs.items() if not shutil.which(program, path=PATH)):
         return f"not installed: {', '.join(missing)} (tests/cluster/setup.sh)"
     # The second one may be allowed to own a network, and not to build one: a container without CAP_NET_ADMIN.
-    tried = subprocess.run(["unshare", *NAMESPACES, "--fork", "--mount-proc", "sh", "-c", "mount -t tmpfs none /run && "
-                            "ip link add name one type veth peer name two"], capture_output=True, text=True)
+    tried = subprocess.run(
+        [
+            "unshare",
+            *NAMESPACES,
+            "--fork",
+            "--mount-proc",
+            "sh",
+            "-c",
+            "mount -t tmpfs none /run && ip link add name one type veth peer name two",
+        ],
+        capture_output=True,
+        text=True,
+    )
     return f"no namespaces may be made here ({tried.stderr.strip()})" if tried.returncode else None
 
 
@@ -49,8 +66,9 @@ class Job:
     def __init__(self, command: list[str], log: Path, environment: dict[str, str]):
         self.command, self.log, self.began = command, log, time.monotonic()
         with log.open("w") as output:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output,
-                                            stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+            )
 
     @property
     def output(self) -> str:
@@ -65,7 +83,9 @@ class Job:
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running after {timeout} s: {shlex.join(self.command)}\n{self.output}") from None
+            raise AssertionError(
+                f"still running after {timeout} s: {shlex.join(self.command)}\n{self.output}"
+            ) from None
 
     def wait_until(self, happened, timeout: float = 120) -> None:
         """Returns when happened() is true; the job must still be running then."""
@@ -82,8 +102,19 @@ class Host:
     def __init__(self, name: str, address: str, folder: Path, boot: list[str]):
         self.name, self.address, self.folder = name, address, folder
         # --pdeathsig and --kill-child: if this process dies, even by SIGKILL, the kernel ends the host.
-        command = ["setpriv", "--pdeathsig", "KILL", "unshare", *NAMESPACES, "--fork", "--kill-child", "--mount-proc",
-                   "sh", "-euc", "\n".join(boot)]
+        command = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            *NAMESPACES,
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+            "sh",
+            "-euc",
+            "\n".join(boot),
+        ]
         self.job = Job(command, folder / f"{name}.log", {"PATH": PATH})
         self.jobs = 0
         self.job.wait_until(lambda: f"{name} is up" in self.job.output, timeout=10)
@@ -94,8 +125,11 @@ class Host:
         """Starts a command here, in the repository's folder, as somebody who has just logged in."""
         self.jobs += 1
         enter = ["nsenter", "--target", str(self.first_process.pid), *NAMESPACES, f"--wdns={ROOT}", "--"]
-        return Job([*enter, *map(str, command)], self.folder / f"{self.name}.{self.jobs}.log",
-                   {"PATH": PATH, "HOME": str(self.folder), "LANG": "C.UTF-8", **TRAINING, **environment})
+        return Job(
+            [*enter, *map(str, command)],
+            self.folder / f"{self.name}.{self.jobs}.log",
+            {"PATH": PATH, "HOME": str(self.folder), "LANG": "C.UTF-8", **TRAINING, **environment},
+        )
 
     def run(self, *command: object, timeout: float = 120, **environment: str) -> str:
         """What the command prints; it must succeed."""
@@ -106,8 +140,11 @@ class Host:
 
     def processes(self, word: str) -> list[psutil.Process]:
         """The processes here that have the word in their command lines."""
-        return [process for process in psutil.process_iter() if self.holds(process) and any(
-            word in argument for argument in cmdline(process))]
+        return [
+            process
+            for process in psutil.process_iter()
+            if self.holds(process) and any(word in argument for argument in cmdline(process))
+        ]
 
     def holds(self, process: psutil.Process) -> bool:
         try:
@@ -148,8 +185,25 @@ def cluster(folder: Path, names: list[str]):
             hosts.append(Host(name, address, folder, boot_script(folder, name, address)))
             stack.callback(hosts[-1].power_off)
         first, second = hosts
-        subprocess.run(["ip", "link", "add", INTERFACE, "netns", str(first.first_process.pid), "type", "veth", "peer", "name",
-                        INTERFACE, "netns", str(second.first_process.pid)], check=True, env={"PATH": PATH})
+        subprocess.run(
+            [
+                "ip",
+                "link",
+                "add",
+                INTERFACE,
+                "netns",
+                str(first.first_process.pid),
+                "type",
+                "veth",
+                "peer",
+                "name",
+                INTERFACE,
+                "netns",
+                str(second.first_process.pid),
+            ],
+            check=True,
+            env={"PATH": PATH},
+        )
         for host in hosts:
             host.run("sh", "-ec", f"ip address add {host.address}/24 dev {INTERFACE}; ip link set {INTERFACE} up")
         yield hosts
@@ -158,13 +212,19 @@ def cluster(folder: Path, names: list[str]):
 def write_configuration(folder: Path, addresses: dict[str, str]) -> None:
     """What an administrator would have written on each host, with one key for all hosts and users."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
-    (folder / "hosts").write_text("127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items()))
+    (folder / "hosts").write_text(
+        "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
+    )
     (folder / "shadow").write_text("root:*:1::::::\n")  # sshd refuses an account that is locked, as root's may be here
     # Without ServerAliveInterval ssh, and pdsh with it, waits for ever for a host that is gone.
-    (folder / "ssh_config").write_text(f"IdentityFile {folder}/key\nUserKnownHostsFile /dev/null\nStrictHostKeyChecking no\n"
-                                       "LogLevel ERROR\nConnectTimeout 5\nServerAliveInterval 2\nServerAliveCountMax 2\n")
-    (folder / "sshd_config").write_text(f"HostKey {folder}/key\nAuthorizedKeysFile {folder}/key.pub\nStrictModes no\n"
-                                        "PermitRootLogin yes\nPidFile none\nMaxStartups 100\n")
+    (folder / "ssh_config").write_text(
+        f"IdentityFile {folder}/key\nUserKnownHostsFile /dev/null\nStrictHostKeyChecking no\n"
+        "LogLevel ERROR\nConnectTimeout 5\nServerAliveInterval 2\nServerAliveCountMax 2\n"
+    )
+    (folder / "sshd_config").write_text(
+        f"HostKey {folder}/key\nAuthorizedKeysFile {folder}/key.pub\nStrictModes no\n"
+        "PermitRootLogin yes\nPidFile none\nMaxStartups 100\n"
+    )
     # Read by DeepSpeed's launcher, whose $HOME this folder is.
     (folder / ".deepspeed_env").write_text("".join(f"{name}={value}\n" for name, value in TRAINING.items()))
     (folder / "hostfile").write_text("".join(f"{name} slots=1\n" for name in addresses))
@@ -174,13 +234,15 @@ def boot_script(folder: Path, name: str, address: str) -> list[str]:
     """Lays the configuration over the machine's own, in this host's mounts alone, and becomes the ssh server."""
     users_ssh = shlex.quote(str(Path(pwd.getpwuid(0).pw_dir) / ".ssh"))
     here = shlex.quote(str(folder))
-    return [f"hostname {name}",
-            "mount -t tmpfs none /run",
-            "mkdir /run/sshd",
-            f"mount --bind {here}/hosts /etc/hosts",
-            f"mount --bind {here}/shadow /etc/shadow",
-            f"mount --bind {here}/ssh_config /etc/ssh/ssh_config",
-            f"[ ! -d {users_ssh} ] || mount -t tmpfs none {users_ssh}",
-            "ip link set lo up",
-            f"echo {name} is up",
-            f"exec $(command -v sshd) -D -e -f {here}/sshd_config"]
+    return [
+        f"hostname {name}",
+        "mount -t tmpfs none /run",
+        "mkdir /run/sshd",
+        f"mount --bind {here}/hosts /etc/hosts",
+        f"mount --bind {here}/shadow /etc/shadow",
+        f"mount --bind {here}/ssh_config /etc/ssh/ssh_config",
+        f"[ ! -d {users_ssh} ] || mount -t tmpfs none {users_ssh}",
+        "ip link set lo up",
+        f"echo {name} is up",
+        f"exec $(command -v sshd) -D -e -f {here}/sshd_config",
+    ]

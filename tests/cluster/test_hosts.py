@@ -25,7 +25,15 @@ NUM_ITERATIONS, MID_EPOCH = 100, 55  # small.json: 2 epochs of 50 iterations
 
 
 def small(output_dir, *flags, data=("--fake_data",)):
-    return ["tests/cluster/small.py", "--deepspeed_config", "tests/cluster/small.json", *data, "--output_dir", output_dir, *flags]
+    return [
+        "tests/cluster/small.py",
+        "--deepspeed_config",
+        "tests/cluster/small.json",
+        *data,
+        "--output_dir",
+        output_dir,
+        *flags,
+    ]
 
 
 def on_both(host):
@@ -51,9 +59,13 @@ def is_the_same_run(run, uninterrupted):
     """Every iteration once, each with the images of the uninterrupted run, and in the end its weights, but for rounding."""
     ours, theirs = read_run(run).iterations, read_run(uninterrupted).iterations
     assert [record["iteration"] for record in ours] == list(range(NUM_ITERATIONS))
-    assert [record["train_loss"] for record in ours] == pytest.approx([record["train_loss"] for record in theirs], rel=1e-5)
-    found, expected = ({name: tensor for name, tensor in weights(path).items() if tensor.is_floating_point()}
-                       for path in (run, uninterrupted))
+    assert [record["train_loss"] for record in ours] == pytest.approx(
+        [record["train_loss"] for record in theirs], rel=1e-5
+    )
+    found, expected = (
+        {name: tensor for name, tensor in weights(path).items() if tensor.is_floating_point()}
+        for path in (run, uninterrupted)
+    )
     assert distance(found, expected) < BOUND
 
 
@@ -83,10 +95,26 @@ def test_two_hosts_give_the_weights_of_one_host_with_two_processes_bit_for_bit(t
 
 def test_the_recipe_of_the_paper_trains_on_two_hosts(two_hosts, tmp_path):
     alpha, _ = two_hosts
-    alpha.run(*on_both(alpha), "recipes/resnet50.py", "--deepspeed_config", "ds_configs/digits.json", "--fake_data",
-              "--max_iterations", 1, "--output_dir", tmp_path / "run", "--expect_world_size", 2)
+    alpha.run(
+        *on_both(alpha),
+        "recipes/resnet50.py",
+        "--deepspeed_config",
+        "ds_configs/digits.json",
+        "--fake_data",
+        "--max_iterations",
+        1,
+        "--output_dir",
+        tmp_path / "run",
+        "--expect_world_size",
+        2,
+    )
     run = read_run(tmp_path / "run")
-    assert (run.run["model"], run.run["world_size"], run.run["accumulation_steps"], len(run.iterations)) == ("resnet50", 2, 2, 1)
+    assert (run.run["model"], run.run["world_size"], run.run["accumulation_steps"], len(run.iterations)) == (
+        "resnet50",
+        2,
+        2,
+        1,
+    )
     assert weights(tmp_path / "run")["layer4.2.bn3.weight"].abs().max() > 0  # gamma has moved from 0
 
 
@@ -94,7 +122,8 @@ def test_the_recipe_of_the_paper_trains_on_two_hosts(two_hosts, tmp_path):
 
 
 def test_a_run_whose_host_is_cut_off_ends_soon_and_goes_on_at_the_same_image_on_the_host_that_is_left(
-        two_hosts, uninterrupted, tmp_path):
+    two_hosts, uninterrupted, tmp_path
+):
     alpha, beta = two_hosts
     job = alpha.start(*on_both(alpha), *small(tmp_path / "run", "--checkpoint_every", 5, *HANG_TIMEOUT))
     job.wait_until(lambda: last_iteration(tmp_path / "run") >= MID_EPOCH)
@@ -115,13 +144,32 @@ def test_a_run_whose_host_is_cut_off_ends_soon_and_goes_on_at_the_same_image_on_
     is_the_same_run(tmp_path / "run", uninterrupted)
 
 
-def test_under_torchrun_a_run_restarts_itself_after_a_death_and_goes_on_when_a_host_is_lost(two_hosts, uninterrupted, tmp_path):
+def test_under_torchrun_a_run_restarts_itself_after_a_death_and_goes_on_when_a_host_is_lost(
+    two_hosts, uninterrupted, tmp_path
+):
     alpha, beta = two_hosts
     # Timeouts as short as this network.
-    command = ["torchrun", "--nnodes", "1:2", "--nproc_per_node", 1, "--max-restarts", 3, "--rdzv-id", "run",
-               "--rdzv-backend", "c10d", "--rdzv-endpoint", "alpha:29400", "--rdzv-conf",
-               "last_call_timeout=1,keep_alive_interval=1,read_timeout=10", *small(tmp_path / "run", "--resume"),
-               "--checkpoint_every", 5, *HANG_TIMEOUT]
+    command = [
+        "torchrun",
+        "--nnodes",
+        "1:2",
+        "--nproc_per_node",
+        1,
+        "--max-restarts",
+        3,
+        "--rdzv-id",
+        "run",
+        "--rdzv-backend",
+        "c10d",
+        "--rdzv-endpoint",
+        "alpha:29400",
+        "--rdzv-conf",
+        "last_call_timeout=1,keep_alive_interval=1,read_timeout=10",
+        *small(tmp_path / "run", "--resume"),
+        "--checkpoint_every",
+        5,
+        *HANG_TIMEOUT,
+    ]
     first, second = (host.start(*command) for host in two_hosts)
 
     first.wait_until(lambda: last_iteration(tmp_path / "run") >= 20)
@@ -157,20 +205,29 @@ def test_a_host_that_cannot_be_reached_is_one_line(two_hosts, tmp_path):
 
 def refused(alpha, beta, command):
     """What both hosts say, with exit code 2. Started by hand, as a cluster's own tools would, which takes half the time."""
-    common = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "1", "MASTER_ADDR": alpha.name, "MASTER_PORT": "29500"}
+    common = {
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": "0",
+        "LOCAL_SIZE": "1",
+        "MASTER_ADDR": alpha.name,
+        "MASTER_PORT": "29500",
+    }
     jobs = [host.start("python", *command, RANK=str(rank), **common) for rank, host in enumerate((alpha, beta))]
     codes = [job.wait() for job in jobs]
     assert codes == [2, 2], [job.output for job in jobs]
     return the_error(*jobs)
 
 
-@pytest.mark.parametrize("path, what", [("lbsgd/algorithm/schedule.py", "code of lbsgd"),
-                                        ("tests/cluster/small.json", "configuration")])
+@pytest.mark.parametrize(
+    "path, what", [("lbsgd/algorithm/schedule.py", "code of lbsgd"), ("tests/cluster/small.json", "configuration")]
+)
 def test_hosts_with_different_files_are_refused_in_one_line(two_hosts, tmp_path, path, what):
     alpha, beta = two_hosts
     (tmp_path / "other").write_text((hosts.ROOT / path).read_text().replace("0.9", "0.8") + "\n")
     beta.replace(hosts.ROOT / path, tmp_path / "other")
-    assert f"rank 1 on beta does not have the {what} of rank 0 on alpha" in refused(alpha, beta, small(tmp_path / "run"))
+    assert f"rank 1 on beta does not have the {what} of rank 0 on alpha" in refused(
+        alpha, beta, small(tmp_path / "run")
+    )
 
 
 def test_hosts_with_different_data_are_refused_in_one_line(two_hosts, digits_data, tmp_path):
@@ -189,8 +246,13 @@ def exchange_labels(path):
     """Gives the first image of an FFCV file the label of the last, and the other way round."""
     header = np.fromfile(path, dtype=beton.HEADER, count=1)[0]
     record = np.dtype([("image", beton.IMAGE), ("label", beton.LABEL)], align=True)
-    table = np.memmap(path, dtype=record, mode="r+", shape=(int(header["num_images"]),),
-                      offset=beton.HEADER.itemsize + 2 * beton.FIELD.itemsize)
+    table = np.memmap(
+        path,
+        dtype=record,
+        mode="r+",
+        shape=(int(header["num_images"]),),
+        offset=beton.HEADER.itemsize + 2 * beton.FIELD.itemsize,
+    )
     labels = table["label"]
     assert labels[0] != labels[-1]
     labels[0], labels[-1] = labels[-1], labels[0]

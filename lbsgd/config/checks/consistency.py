@@ -97,15 +97,25 @@ def recipe_findings(config: dict, recipe: Recipe) -> Iterator[Finding]:
         if not is_number(value) or not math.isclose(value, number, rel_tol=1e-6):
             cost = paper.points_of_lr(kn, value) if key == "optimizer.params.lr" and is_number(value) else None
             lost = f"; the paper lost {cost[0]:g} points with that (Table 2a, {cost[1]})" if cost else ""
-            yield Finding("R01", key, f"is {value!r}, but the lbsgd block makes it {number:.10g} for a global batch of "
-                          f"{kn} of {recipe.num_images} images{lost}", f"set it to {number:.10g}",
-                          points=cost[0] if cost else None, correction={key: tidy(number)})
+            yield Finding(
+                "R01",
+                key,
+                f"is {value!r}, but the lbsgd block makes it {number:.10g} for a global batch of "
+                f"{kn} of {recipe.num_images} images{lost}",
+                f"set it to {number:.10g}",
+                points=cost[0] if cost else None,
+                correction={key: tidy(number)},
+            )
     yield from warmup_findings(config, recipe)
     for key in ("momentum", "weight_decay"):
         value = get(config, f"optimizer.params.{key}")
         if not is_number(value) or value < 0:
-            yield Finding("R05", f"optimizer.params.{key}", f"is {value!r}",
-                          "give it as a number (the paper's: momentum 0.9, weight_decay 0.0001)")
+            yield Finding(
+                "R05",
+                f"optimizer.params.{key}",
+                f"is {value!r}",
+                "give it as a number (the paper's: momentum 0.9, weight_decay 0.0001)",
+            )
     nesterov = get(config, "optimizer.params.nesterov")
     if type(nesterov) is not bool:
         yield Finding("R06", "optimizer.params.nesterov", f"is {nesterov!r}", "write true (the paper's) or false")
@@ -114,9 +124,13 @@ def recipe_findings(config: dict, recipe: Recipe) -> Iterator[Finding]:
 def warmup_findings(config: dict, recipe: Recipe) -> Iterator[Finding]:
     kn, base, kind = config["train_batch_size"], recipe.linear_scaling.base_batch, recipe.warmup.kind
     if kn <= base and kind != "none":
-        yield Finding("R03", "lbsgd.warmup.kind", f"is {kind} for {kn} images, but up to base_batch = {base} there is "
-                      "nothing to warm up to", 'use {"kind": "none", "epochs": 0}',
-                      correction={"lbsgd.warmup": {"kind": "none", "epochs": 0}})
+        yield Finding(
+            "R03",
+            "lbsgd.warmup.kind",
+            f"is {kind} for {kn} images, but up to base_batch = {base} there is nothing to warm up to",
+            'use {"kind": "none", "epochs": 0}',
+            correction={"lbsgd.warmup": {"kind": "none", "epochs": 0}},
+        )
 
 
 # --- the run against its processes and its data -------------------------------------------------------------------------
@@ -127,9 +141,14 @@ def passes_findings(config: dict, world_size: int) -> Iterator[Finding]:
     passes = config.get("gradient_accumulation_steps")
     kn, micro_batch = config["train_batch_size"], config["train_micro_batch_size_per_gpu"]
     if passes is not None and passes != kn / (world_size * micro_batch):
-        yield Finding("F05", "gradient_accumulation_steps", f"is {passes!r}, but {kn} images on {world_size} processes x "
-                      f"{micro_batch} are {kn / (world_size * micro_batch):g} passes", "delete it: it follows",
-                      correction={"gradient_accumulation_steps": DELETE})
+        yield Finding(
+            "F05",
+            "gradient_accumulation_steps",
+            f"is {passes!r}, but {kn} images on {world_size} processes x "
+            f"{micro_batch} are {kn / (world_size * micro_batch):g} passes",
+            "delete it: it follows",
+            correction={"gradient_accumulation_steps": DELETE},
+        )
 
 
 def fit_findings(recipe: Recipe, global_batch: int, micro_batch: int, world_size: int) -> Iterator[Finding]:
@@ -137,24 +156,45 @@ def fit_findings(recipe: Recipe, global_batch: int, micro_batch: int, world_size
     n = recipe.batch_norm.per_worker_batch
     k = global_batch // n
     if global_batch % n:
-        yield Finding("R02", "train_batch_size", f"{global_batch} is no multiple of n = {n}",
-                      f"k = kn/n workers must be whole: use {max(1, k) * n} or {(k + 1) * n}")
+        yield Finding(
+            "R02",
+            "train_batch_size",
+            f"{global_batch} is no multiple of n = {n}",
+            f"k = kn/n workers must be whole: use {max(1, k) * n} or {(k + 1) * n}",
+        )
     elif k % world_size:
         fitting = divisors(k)
-        yield Finding("F01", "train_batch_size", f"k = {k} workers of n = {n} images cannot be divided among {world_size} "
-                      f"processes", f"numbers of processes that fit: {shortened(fitting)}")
+        yield Finding(
+            "F01",
+            "train_batch_size",
+            f"k = {k} workers of n = {n} images cannot be divided among {world_size} processes",
+            f"numbers of processes that fit: {shortened(fitting)}",
+        )
     elif micro_batch % n or global_batch % (world_size * micro_batch):
         fitting = [n * d for d in divisors(k // world_size)]
-        yield Finding("F02", "train_micro_batch_size_per_gpu", f"{micro_batch} is no multiple of n = {n} that divides the "
-                      f"{global_batch // world_size} images of each of {world_size} processes",
-                      f"micro batches that fit: {shortened(fitting)}")
+        yield Finding(
+            "F02",
+            "train_micro_batch_size_per_gpu",
+            f"{micro_batch} is no multiple of n = {n} that divides the "
+            f"{global_batch // world_size} images of each of {world_size} processes",
+            f"micro batches that fit: {shortened(fitting)}",
+        )
     wanted = recipe.batch_norm.statistics_images
     if wanted and wanted > recipe.num_images:
-        yield Finding("F04", "lbsgd.batch_norm.statistics_images", f"{wanted} is more than the {recipe.num_images} images of the "
-                      "training data", "use fewer")
+        yield Finding(
+            "F04",
+            "lbsgd.batch_norm.statistics_images",
+            f"{wanted} is more than the {recipe.num_images} images of the training data",
+            "use fewer",
+        )
     if recipe.num_images < global_batch:
-        yield Finding("F03", "train_batch_size", f"one global batch of {global_batch} images is more than the "
-                      f"{recipe.num_images} images of the training data", "use a smaller --global_batch or more data")
+        yield Finding(
+            "F03",
+            "train_batch_size",
+            f"one global batch of {global_batch} images is more than the "
+            f"{recipe.num_images} images of the training data",
+            "use a smaller --global_batch or more data",
+        )
 
 
 def divisors(number: int) -> list[int]:

@@ -12,7 +12,8 @@ from typing import Any
 from lbsgd.config.checks.consistency import DELETE, Finding, get
 
 # Read at the top level (runtime/config.py); any other key is ignored in silence.
-TOP_LEVEL_KEYS = frozenset("""
+TOP_LEVEL_KEYS = frozenset(
+    """
     activation_checkpointing aio autotuning bf16 bfloat16 checkpoint comet comms_logger communication_data_type compile
     csv_monitor data_efficiency data_types dataloader_drop_last datastates disable_allgather disable_python_gc dump_state
     expert_parallel flops_profiler fp16 gradient_accumulation_steps gradient_allreduce_op gradient_clipping
@@ -21,11 +22,14 @@ TOP_LEVEL_KEYS = frozenset("""
     tensor_parallel tensorboard timers torch_autocast train_batch_size train_micro_batch_size_per_gpu
     use_data_before_expert_parallelism vocabulary_size wandb wall_clock_breakdown weight_quantization
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
-""".split())
-REMOVED_KEYS = frozenset("""
+""".split()
+)
+REMOVED_KEYS = frozenset(
+    """
     amp compression_training curriculum_learning eigenvalue elasticity graph_harvesting nebula progressive_layer_drop
     quantize_training sparse_attention sparse_gradients
-""".split())
+""".split()
+)
 REMOVED_ZERO_KEYS = frozenset("mics_shard_size mics_hierarchical_params_gather zeropp_loco_param".split())
 
 # Blocks that refuse an unknown key at the start (pydantic, extra="forbid").
@@ -72,23 +76,36 @@ def key_findings(config: dict) -> Iterator[Finding]:
     """Keys that DeepSpeed would ignore in silence, refuse, or no longer knows."""
     for key in config:
         if key in REMOVED_KEYS:
-            yield Finding("D01", key, "was removed from DeepSpeed, which refuses it", "delete it",
-                          correction={key: DELETE})
+            yield Finding(
+                "D01", key, "was removed from DeepSpeed, which refuses it", "delete it", correction={key: DELETE}
+            )
         elif key not in TOP_LEVEL_KEYS:
             yield unknown_key(config, key)
     for key in REMOVED_ZERO_KEYS & set(block_of(config, "zero_optimization")):
-        yield Finding("D01", f"zero_optimization.{key}", "was removed from DeepSpeed, which refuses it", "delete it",
-                      correction={f"zero_optimization.{key}": DELETE})
+        yield Finding(
+            "D01",
+            f"zero_optimization.{key}",
+            "was removed from DeepSpeed, which refuses it",
+            "delete it",
+            correction={f"zero_optimization.{key}": DELETE},
+        )
     yield from block_findings(config)
 
 
 def unknown_key(config: dict, key: str) -> Finding:
     near = difflib.get_close_matches(key, TOP_LEVEL_KEYS, n=1, cutoff=0.8)
     if not near:
-        return Finding("D03", key, "is an unknown key, which DeepSpeed ignores", "delete it unless you read it", "warning")
+        return Finding(
+            "D03", key, "is an unknown key, which DeepSpeed ignores", "delete it unless you read it", "warning"
+        )
     correction = None if near[0] in config or "." in key else {key: DELETE, near[0]: config[key]}
-    return Finding("D02", key, "is an unknown key, which DeepSpeed ignores in silence", f"did you mean {near[0]}?",
-                   correction=correction)
+    return Finding(
+        "D02",
+        key,
+        "is an unknown key, which DeepSpeed ignores in silence",
+        f"did you mean {near[0]}?",
+        correction=correction,
+    )
 
 
 def block_of(config: dict, name: str) -> dict:
@@ -104,12 +121,22 @@ def block_findings(config: dict) -> Iterator[Finding]:
             yield Finding("D29", name, f"is {shown(config[name])}", "give it as a block of keys: {...}")
     for name, known in STRICT_BLOCKS.items():
         for key in sorted(set(block_of(config, name)) - known - REMOVED_ZERO_KEYS):
-            yield Finding("D31", f"{name}.{key}", "is an unknown key, which DeepSpeed refuses when it starts",
-                          nearest(key, known), correction={f"{name}.{key}": DELETE} if "." not in key else None)
+            yield Finding(
+                "D31",
+                f"{name}.{key}",
+                "is an unknown key, which DeepSpeed refuses when it starts",
+                nearest(key, known),
+                correction={f"{name}.{key}": DELETE} if "." not in key else None,
+            )
     for name, known in LAX_BLOCKS.items():
         for key in sorted(set(block_of(config, name)) - known):
-            yield Finding("D32", f"{name}.{key}", "is an unknown key, which DeepSpeed ignores in silence",
-                          nearest(key, known), "warning")
+            yield Finding(
+                "D32",
+                f"{name}.{key}",
+                "is an unknown key, which DeepSpeed ignores in silence",
+                nearest(key, known),
+                "warning",
+            )
 
 
 def nearest(key: str, known: frozenset[str]) -> str:

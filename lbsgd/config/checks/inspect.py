@@ -36,9 +36,22 @@ class Inspection:
         return sum(finding.severity == severity for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        return {"file": self.file, "lbsgd_block": self.ours, "fixed": list(self.fixed), "findings": [
-            {"severity": f.severity, "code": f.code, "key": f.key, "message": f.message, "fix": f.fix, "points": f.points}
-            for f in self.findings]}
+        return {
+            "file": self.file,
+            "lbsgd_block": self.ours,
+            "fixed": list(self.fixed),
+            "findings": [
+                {
+                    "severity": f.severity,
+                    "code": f.code,
+                    "key": f.key,
+                    "message": f.message,
+                    "fix": f.fix,
+                    "points": f.points,
+                }
+                for f in self.findings
+            ],
+        }
 
 
 def findings_of(config: dict) -> tuple[Finding, ...]:
@@ -54,7 +67,9 @@ def our_findings(config: dict) -> list[Finding]:
     if recipe is None or any(finding.code == "D04" for finding in found):
         return found
     found += [*check.recipe_findings(config, recipe), *deviation_findings(config, recipe)]
-    return found + list(check.fit_findings(recipe, config["train_batch_size"], config["train_micro_batch_size_per_gpu"], 1))
+    return found + list(
+        check.fit_findings(recipe, config["train_batch_size"], config["train_micro_batch_size_per_gpu"], 1)
+    )
 
 
 def inspect(file: str, fix: bool = False) -> Inspection:
@@ -78,14 +93,20 @@ def inspect_unstrict(file: str, reason: str) -> Inspection:
     strictness = Finding("J01", "file", f"is no strict JSON: {said}", "correct it")
     try:
         import hjson
+
         config = hjson.loads(Path(file).read_text(encoding="utf-8"))
         config = json.loads(json.dumps(config, allow_nan=False))
     except (ImportError, OSError, ValueError, RecursionError):
         return Inspection(file, None, (strictness,))
     if not isinstance(config, dict) or "lbsgd" in config or "twice" in reason:
         return Inspection(file, None, (strictness,))
-    finding = Finding("J02", "file", f"is no strict JSON, which DeepSpeed reads and most other tools do not: {said}",
-                      "correct it", "warning")
+    finding = Finding(
+        "J02",
+        "file",
+        f"is no strict JSON, which DeepSpeed reads and most other tools do not: {said}",
+        "correct it",
+        "warning",
+    )
     return Inspection(file, config, (*findings_of(config), finding))
 
 
@@ -118,8 +139,16 @@ def check_files(files: list[str], as_json: bool = False, fix: bool = False) -> i
     inspections = [inspect(file, fix) for given in files for file in in_folder(given)]
     num_errors = sum(inspection.count("error") for inspection in inspections)
     if as_json:
-        print(json.dumps({"errors": num_errors, "warnings": sum(each.count("warning") for each in inspections),
-                          "files": [each.as_dict() for each in inspections]}, indent=2))
+        print(
+            json.dumps(
+                {
+                    "errors": num_errors,
+                    "warnings": sum(each.count("warning") for each in inspections),
+                    "files": [each.as_dict() for each in inspections],
+                },
+                indent=2,
+            )
+        )
     else:
         print_inspections(inspections)
     return int(num_errors > 0)
@@ -148,7 +177,9 @@ def print_inspections(inspections: list[Inspection], console=None) -> None:
         if each.findings:
             console.print(table(each.findings))
     if len(inspections) > 1:
-        totals = ", ".join(counted(sum(each.count(severity) for each in inspections), severity) for severity in SEVERITIES)
+        totals = ", ".join(
+            counted(sum(each.count(severity) for each in inspections), severity) for severity in SEVERITIES
+        )
         console.print(f"{len(inspections)} files: {totals}")
 
 
@@ -175,6 +206,10 @@ def table(findings: tuple[Finding, ...]):
     for width in (2, 7, 3, None):
         grid.add_column(width=width)
     for f in findings:
-        grid.add_row("", Text(f.severity, SEVERITIES[f.severity]), f.code, Text.assemble(
-            (plain(f.key), "bold"), f" {plain(f.message)}\n", ("-> ", "green"), plain(f.fix)))
+        grid.add_row(
+            "",
+            Text(f.severity, SEVERITIES[f.severity]),
+            f.code,
+            Text.assemble((plain(f.key), "bold"), f" {plain(f.message)}\n", ("-> ", "green"), plain(f.fix)),
+        )
     return grid

@@ -27,32 +27,59 @@ def batch_findings(config: dict) -> Iterator[Finding]:
 def reduction_findings(config: dict) -> Iterator[Finding]:
     """What would make another update out of the same gradients."""
     if get(config, "gradient_allreduce_op", "mean") != "mean":
-        yield Finding("D05", "gradient_allreduce_op", "summed gradients multiply the learning rate by the number of "
-                      "processes (Remark 3)", "delete it", correction={"gradient_allreduce_op": DELETE})
+        yield Finding(
+            "D05",
+            "gradient_allreduce_op",
+            "summed gradients multiply the learning rate by the number of processes (Remark 3)",
+            "delete it",
+            correction={"gradient_allreduce_op": DELETE},
+        )
     if config.get("communication_data_type") is not None and not enabled(config, "fp16"):
-        yield Finding("D22", "communication_data_type", "rounds gradients whose loss was not scaled", "delete it",
-                      correction={"communication_data_type": DELETE})
+        yield Finding(
+            "D22",
+            "communication_data_type",
+            "rounds gradients whose loss was not scaled",
+            "delete it",
+            correction={"communication_data_type": DELETE},
+        )
     if config.get("managed_gradient_accumulation", True) is not True:
-        yield Finding("D23", "managed_gradient_accumulation", "is not true, so every pass would move the weights", "delete it",
-                      correction={"managed_gradient_accumulation": DELETE})
+        yield Finding(
+            "D23",
+            "managed_gradient_accumulation",
+            "is not true, so every pass would move the weights",
+            "delete it",
+            correction={"managed_gradient_accumulation": DELETE},
+        )
 
 
 def optimizer_findings(config: dict) -> Iterator[Finding]:
     """SGD as torch.optim has it, with nothing in the way of the paper's update."""
     kind, params = get(config, "optimizer.type"), get(config, "optimizer.params", {})
     if kind != "SGD":
-        yield Finding("D06", "optimizer.type", f"is {kind!r}", 'the paper\'s recipe is "SGD", spelt so',
-                      correction={"optimizer.type": "SGD"} if str(kind).lower() == "sgd" else None)
+        yield Finding(
+            "D06",
+            "optimizer.type",
+            f"is {kind!r}",
+            'the paper\'s recipe is "SGD", spelt so',
+            correction={"optimizer.type": "SGD"} if str(kind).lower() == "sgd" else None,
+        )
     unknown = sorted(set(params) - SGD_PARAMS) if isinstance(params, dict) else [params]
     if unknown:
         yield Finding("D07", "optimizer.params", f"unknown {unknown}", f"known are {sorted(SGD_PARAMS)}")
     elif params.get("nesterov") and params.get("momentum") == 0:
-        yield Finding("D25", "optimizer.params.nesterov", "is true with momentum 0", "Nesterov needs a momentum above 0")
+        yield Finding(
+            "D25", "optimizer.params.nesterov", "is true with momentum 0", "Nesterov needs a momentum above 0"
+        )
     clipping = config.get("gradient_clipping")
     if clipping != 0:
         said = "is not set, and DeepSpeed clips at 1.0 by default" if clipping is None else f"is {clipping!r}"
-        yield Finding("D08", "gradient_clipping", said, "the paper does not clip: set it to 0.0",
-                      correction={"gradient_clipping": 0.0})
+        yield Finding(
+            "D08",
+            "gradient_clipping",
+            said,
+            "the paper does not clip: set it to 0.0",
+            correction={"gradient_clipping": 0.0},
+        )
 
 
 def scheduler_findings(config: dict) -> Iterator[Finding]:
@@ -62,8 +89,13 @@ def scheduler_findings(config: dict) -> Iterator[Finding]:
         yield Finding("D09", "scheduler.type", f"is {kind!r}", 'use "WarmupLR", which lbsgd extends')
     elif ramp != "linear":
         said = "is not set, and DeepSpeed's default is a logarithmic ramp" if ramp is None else f"is {ramp!r}"
-        yield Finding("D10", "scheduler.params.warmup_type", said, 'set it to "linear" (Sec. 2.2)',
-                      correction={"scheduler.params.warmup_type": "linear"})
+        yield Finding(
+            "D10",
+            "scheduler.params.warmup_type",
+            said,
+            'set it to "linear" (Sec. 2.2)',
+            correction={"scheduler.params.warmup_type": "linear"},
+        )
     params = get(config, "scheduler.params", {})
     if unknown := sorted(set(params) - WARMUP_PARAMS) if isinstance(params, dict) else [params]:
         yield Finding("D26", "scheduler.params", f"unknown {unknown}", f"known are {sorted(WARMUP_PARAMS)}")
@@ -77,49 +109,99 @@ def precision_findings(config: dict) -> Iterator[Finding]:
             yield Finding("D27", f"{block}.enabled", f"is {get(config, f'{block}.enabled')!r}", "write true or false")
     autocast = config.get("torch_autocast", {})
     if unknown := sorted(set(autocast) - AUTOCAST_KEYS) if isinstance(autocast, dict) else [autocast]:
-        yield Finding("D28", "torch_autocast", f"unknown {unknown}, which DeepSpeed ignores in silence",
-                      f"known are {sorted(AUTOCAST_KEYS)}")
+        yield Finding(
+            "D28",
+            "torch_autocast",
+            f"unknown {unknown}, which DeepSpeed ignores in silence",
+            f"known are {sorted(AUTOCAST_KEYS)}",
+        )
     if enabled(config, "fp16") and stage == 0:
-        yield Finding("D11", "zero_optimization.stage", "is 0 with fp16, where DeepSpeed 0.19.8 does not scale the loss "
-                      "and the weights never move", "set it to 1, or use torch_autocast with bfloat16",
-                      correction={"zero_optimization.stage": 1, "zero_allow_untested_optimizer": True})
+        yield Finding(
+            "D11",
+            "zero_optimization.stage",
+            "is 0 with fp16, where DeepSpeed 0.19.8 does not scale the loss and the weights never move",
+            "set it to 1, or use torch_autocast with bfloat16",
+            correction={"zero_optimization.stage": 1, "zero_allow_untested_optimizer": True},
+        )
     if enabled(config, "fp16") and get(config, "fp16.auto_cast") is not True:
-        yield Finding("D12", "fp16.auto_cast", "is not true, so plain DeepSpeed feeds float32 images to half weights",
-                      "set it to true", "warning", correction={"fp16.auto_cast": True})
+        yield Finding(
+            "D12",
+            "fp16.auto_cast",
+            "is not true, so plain DeepSpeed feeds float32 images to half weights",
+            "set it to true",
+            "warning",
+            correction={"fp16.auto_cast": True},
+        )
     if enabled(config, "bf16"):
-        yield Finding("D13", "bf16", "keeps the weights themselves in bfloat16 and does not cast the images",
-                      'use {"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}',
-                      correction={"bf16": DELETE, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}})
+        yield Finding(
+            "D13",
+            "bf16",
+            "keeps the weights themselves in bfloat16 and does not cast the images",
+            'use {"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}',
+            correction={"bf16": DELETE, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+        )
     dtype = str(get(config, "torch_autocast.dtype", "bfloat16"))
     if enabled(config, "torch_autocast") and dtype not in ("bfloat16", "torch.bfloat16"):
-        yield Finding("D14", "torch_autocast.dtype", f"is {dtype}, whose loss scale DeepSpeed 0.19.8 neither saves nor "
-                      "lowers under ZeRO", "use bfloat16, or the fp16 block with ZeRO stage 1")
+        yield Finding(
+            "D14",
+            "torch_autocast.dtype",
+            f"is {dtype}, whose loss scale DeepSpeed 0.19.8 neither saves nor lowers under ZeRO",
+            "use bfloat16, or the fp16 block with ZeRO stage 1",
+        )
     if enabled(config, "torch_autocast") and enabled(config, "fp16"):
         yield Finding("D15", "torch_autocast", "and fp16 are both enabled", "choose one")
     if get(config, "data_types.buffer_dtype") is not None:
-        yield Finding("D16", "data_types.buffer_dtype", "would round batch norm's running statistics", "delete it",
-                      correction={"data_types.buffer_dtype": DELETE})
+        yield Finding(
+            "D16",
+            "data_types.buffer_dtype",
+            "would round batch norm's running statistics",
+            "delete it",
+            correction={"data_types.buffer_dtype": DELETE},
+        )
 
 
 def zero_findings(config: dict) -> Iterator[Finding]:
     """ZeRO with SGD, and buckets that let aggregation overlap back-propagation (Sec. 4)."""
     stage = get(config, "zero_optimization.stage", 0)
     if stage not in (0, 1, 2):
-        yield Finding("D17", "zero_optimization.stage", f"is {stage!r}", "use 0, 1 or 2: ResNets fit on every GPU whole")
+        yield Finding(
+            "D17", "zero_optimization.stage", f"is {stage!r}", "use 0, 1 or 2: ResNets fit on every GPU whole"
+        )
     if stage in (1, 2) and config.get("zero_allow_untested_optimizer") is not True:
-        yield Finding("D18", "zero_allow_untested_optimizer", "is not true, and ZeRO then refuses SGD", "set it to true",
-                      correction={"zero_allow_untested_optimizer": True})
+        yield Finding(
+            "D18",
+            "zero_allow_untested_optimizer",
+            "is not true, and ZeRO then refuses SGD",
+            "set it to true",
+            correction={"zero_allow_untested_optimizer": True},
+        )
     if get(config, "zero_optimization.offload_optimizer.device", "none") != "none":
-        yield Finding("D19", "zero_optimization.offload_optimizer", "works with Adam only, and SGD has 100 MB to offload",
-                      "delete it", correction={"zero_optimization.offload_optimizer": DELETE})
+        yield Finding(
+            "D19",
+            "zero_optimization.offload_optimizer",
+            "works with Adam only, and SGD has 100 MB to offload",
+            "delete it",
+            correction={"zero_optimization.offload_optimizer": DELETE},
+        )
     bucket = get(config, "zero_optimization.reduce_bucket_size", 5e8)
     if not is_number(bucket) or bucket < 1:
-        yield Finding("D51", "zero_optimization.reduce_bucket_size", f"is {shown(bucket)}", "give it as a number of elements",
-                      correction={"zero_optimization.reduce_bucket_size": 6_000_000})
+        yield Finding(
+            "D51",
+            "zero_optimization.reduce_bucket_size",
+            f"is {shown(bucket)}",
+            "give it as a number of elements",
+            correction={"zero_optimization.reduce_bucket_size": 6_000_000},
+        )
     elif stage in (1, 2) and bucket > 25e6:
-        yield Finding("D20", "zero_optimization.reduce_bucket_size", f"of {bucket:g} elements holds all gradients of "
-                      "ResNet-50 (25.6 million), so none is reduced during back-propagation (Sec. 4)", "use 6000000",
-                      "warning", correction={"zero_optimization.reduce_bucket_size": 6_000_000})
+        yield Finding(
+            "D20",
+            "zero_optimization.reduce_bucket_size",
+            f"of {bucket:g} elements holds all gradients of "
+            "ResNet-50 (25.6 million), so none is reduced during back-propagation (Sec. 4)",
+            "use 6000000",
+            "warning",
+            correction={"zero_optimization.reduce_bucket_size": 6_000_000},
+        )
 
 
 def combination_findings(config: dict) -> Iterator[Finding]:
@@ -128,33 +210,69 @@ def combination_findings(config: dict) -> Iterator[Finding]:
     if stage in (2, 3) and get(config, "zero_optimization.reduce_scatter", True) is True:
         for key, neutral in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
             if config.get(key, neutral) != neutral:
-                yield Finding("D34", key, f"is {shown(config[key])}, which ZeRO-{stage} refuses with reduce_scatter", "delete it",
-                              correction={key: DELETE})
+                yield Finding(
+                    "D34",
+                    key,
+                    f"is {shown(config[key])}, which ZeRO-{stage} refuses with reduce_scatter",
+                    "delete it",
+                    correction={key: DELETE},
+                )
     weights = "fp16" if enabled(config, "fp16") else "bf16" if enabled(config, "bf16") else "fp32"
     if stage == 0 and get(config, "data_types.grad_accum_dtype") not in (None, weights):
-        yield Finding("D35", "data_types.grad_accum_dtype", f"is not {weights}, and stage 0 knows one type for both",
-                      "delete it, or use ZeRO stage 1", correction={"data_types.grad_accum_dtype": DELETE})
+        yield Finding(
+            "D35",
+            "data_types.grad_accum_dtype",
+            f"is not {weights}, and stage 0 knows one type for both",
+            "delete it, or use ZeRO stage 1",
+            correction={"data_types.grad_accum_dtype": DELETE},
+        )
     for key in ("fp16.fp16_master_weights_and_grads", "bf16.bf16_master_weights_and_grads"):
         if get(config, key, False) is not False:
-            yield Finding("D36", key, "works with Adam on the CPU under offload only", "delete it", correction={key: DELETE})
+            yield Finding(
+                "D36", key, "works with Adam on the CPU under offload only", "delete it", correction={key: DELETE}
+            )
     for key in ("zero_optimization.elastic_checkpoint", "checkpoint.load_universal"):
         if sgd and get(config, key, False) is not False:
-            yield Finding("D37", key, "expects Adam's state: with SGD it fails when a checkpoint is loaded", "delete it",
-                          correction={key: DELETE})
+            yield Finding(
+                "D37",
+                key,
+                "expects Adam's state: with SGD it fails when a checkpoint is loaded",
+                "delete it",
+                correction={key: DELETE},
+            )
 
 
 def cost_findings(config: dict) -> Iterator[Finding]:
     """What makes every iteration wait, or never lets training begin."""
     for key in ("wall_clock_breakdown", "flops_profiler.enabled", "memory_breakdown"):
         if get(config, key, False) is True:
-            yield Finding("D39", key, "makes the host wait for the GPU in every pass", "delete it when you have measured",
-                          "warning", correction={key: DELETE})
+            yield Finding(
+                "D39",
+                key,
+                "makes the host wait for the GPU in every pass",
+                "delete it when you have measured",
+                "warning",
+                correction={key: DELETE},
+            )
     if get(config, "autotuning.enabled", False) is True:
-        yield Finding("D40", "autotuning", "changes the batch sizes, measures and exits", "delete it to train",
-                      correction={"autotuning": DELETE})
-    if get(config, "zero_optimization.stage", 0) in (1, 2) and get(config, "zero_optimization.overlap_comm") is not True:
-        yield Finding("D41", "zero_optimization.overlap_comm", "is not true, so gradients are reduced after back-propagation, "
-                      "not during it (Sec. 4)", "set it to true, with a small reduce_bucket_size", "note")
+        yield Finding(
+            "D40",
+            "autotuning",
+            "changes the batch sizes, measures and exits",
+            "delete it to train",
+            correction={"autotuning": DELETE},
+        )
+    if (
+        get(config, "zero_optimization.stage", 0) in (1, 2)
+        and get(config, "zero_optimization.overlap_comm") is not True
+    ):
+        yield Finding(
+            "D41",
+            "zero_optimization.overlap_comm",
+            "is not true, so gradients are reduced after back-propagation, not during it (Sec. 4)",
+            "set it to true, with a small reduce_bucket_size",
+            "note",
+        )
 
 
 def auto_findings(config: Any, path: str = "") -> Iterator[Finding]:
@@ -166,8 +284,18 @@ def auto_findings(config: Any, path: str = "") -> Iterator[Finding]:
         yield Finding("D21", path, 'is "auto", which only Hugging Face fills in', "write the number")
 
 
-DEEPSPEED_RULES = (key_findings, batch_findings, reduction_findings, optimizer_findings, scheduler_findings, precision_findings,
-                   zero_findings, combination_findings, cost_findings, auto_findings)
+DEEPSPEED_RULES = (
+    key_findings,
+    batch_findings,
+    reduction_findings,
+    optimizer_findings,
+    scheduler_findings,
+    precision_findings,
+    zero_findings,
+    combination_findings,
+    cost_findings,
+    auto_findings,
+)
 
 
 def deepspeed_findings(config: dict) -> list[Finding]:

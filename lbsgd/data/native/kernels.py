@@ -50,15 +50,36 @@ def our_crops(kernels: ctypes.CDLL) -> Crops:
 
     @njit(nogil=True)
     def of_jpeg(data, height, width, top, left, h, w, mirrored, destination):
-        status = decode_crop(data.ctypes.data, len(data), height, width, top, left, h, w, mirrored, destination.ctypes.data,
-                             len(destination))
+        status = decode_crop(
+            data.ctypes.data,
+            len(data),
+            height,
+            width,
+            top,
+            left,
+            h,
+            w,
+            mirrored,
+            destination.ctypes.data,
+            len(destination),
+        )
         if status == 2:
             destination[:] = 0
         return status != 0
 
     @njit(nogil=True)
     def of_pixels(pixels, top, left, h, w, mirrored, destination):
-        resize(pixels.ctypes.data, 3 * pixels.shape[1], top, left, h, w, mirrored, destination.ctypes.data, len(destination))
+        resize(
+            pixels.ctypes.data,
+            3 * pixels.shape[1],
+            top,
+            left,
+            h,
+            w,
+            mirrored,
+            destination.ctypes.data,
+            len(destination),
+        )
 
     return Crops(of_jpeg, of_pixels)
 
