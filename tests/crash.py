@@ -13,7 +13,6 @@ import multiprocessing
 import os
 import re
 import runpy
-import signal
 import sys
 import tempfile
 import time

@@ -11,17 +11,17 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_plan import WRONG, edited
 
-from lbsgd.config.checks import plain_deepspeed as foreign
-from lbsgd.config.checks import deepspeed_keys as keys
-from lbsgd.config.checks.consistency import get
 from lbsgd.commands.main import main
-from lbsgd.config.json_file import Overrides, differences, put, read_json
-from lbsgd.errors import ConfigError
-from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect, print_inspections
-from lbsgd.commands.plan_memory import NETWORKS, memory
 from lbsgd.commands.plan_figure import in_terminal, stretches
-from lbsgd.config.plan import Plan
+from lbsgd.commands.plan_memory import NETWORKS, memory
 from lbsgd.commands.plan_time import Machines, predict, reduction_of
+from lbsgd.config.checks import deepspeed_keys as keys
+from lbsgd.config.checks import plain_deepspeed as foreign
+from lbsgd.config.checks.consistency import get
+from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect, print_inspections
+from lbsgd.config.json_file import Overrides, differences, put, read_json
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
 
 FOREIGN = Path(__file__).parent / "fixtures" / "foreign"
 
@@ -230,8 +230,8 @@ def test_deepspeed_takes_what_has_no_error(plain_deepspeed):
 
 def test_the_tables_of_keys_are_deepspeeds_own():
     import torch
-    from deepspeed.compile.config import CompileConfig
     from deepspeed.comm.config import CommsLoggerConfig
+    from deepspeed.compile.config import CompileConfig
     from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
     from deepspeed.runtime import config, lr_schedules
     from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config

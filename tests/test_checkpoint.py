@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from lbsgd.train import checkpoint
 from lbsgd.errors import CheckpointError
+from lbsgd.train import checkpoint
 from lbsgd.train.random_states import random_states, restore_random_states
 
 

@@ -16,8 +16,8 @@ import torchvision
 from processes import free_port
 from test_sources import make_official
 
-from lbsgd.data import beton
 from lbsgd.config.json_file import read_json
+from lbsgd.data import beton
 from lbsgd.data.ffcv_loader import EvalLoader
 from lbsgd.report.run_log import read_run
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from lbsgd.commands.main import generated, main
-from lbsgd.config.json_file import format_json, read_json
-from lbsgd.errors import ConfigError
-from lbsgd.config.shipped import GRID, readme
 from lbsgd.config.checks.inspect import findings_of
+from lbsgd.config.json_file import format_json, read_json
 from lbsgd.config.plan import Plan
+from lbsgd.config.shipped import GRID, readme
+from lbsgd.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.glob("**/*.json"))

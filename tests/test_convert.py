@@ -18,17 +18,17 @@ import pytest
 from PIL import Image
 
 import lbsgd.convert.convert
-import lbsgd.convert.image
 import lbsgd.convert.estimate
+import lbsgd.convert.image
 import lbsgd.convert.work_folder
-from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.convert.beton_writer import METADATA, METADATA_AT, RECORD, BetonWriter
 from lbsgd.convert.convert import convert, look
-from lbsgd.errors import ConfigError, DataError
 from lbsgd.convert.image import COPIED, ENCODED, PIXELS, Settings, plain_size, stored_image
+from lbsgd.convert.process_pool import with_room
 from lbsgd.convert.sources import find_source
 from lbsgd.convert.verify import verify
-from lbsgd.convert.process_pool import with_room
-from lbsgd.convert.beton_writer import METADATA, METADATA_AT, RECORD, BetonWriter
+from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools/convert_imagenet_to_ffcv.py"

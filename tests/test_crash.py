@@ -25,10 +25,10 @@ import lbsgd.data.fake
 import lbsgd.processes.guard
 import lbsgd.processes.peers
 import lbsgd.train.trainer
-from lbsgd.train import checkpoint
 from lbsgd.errors import DataError
 from lbsgd.processes.launcher import free_port
 from lbsgd.report.run_log import read_run
+from lbsgd.train import checkpoint
 
 SEED = int(os.environ.get("LBSGD_CRASH_SEED") or random.SystemRandom().randrange(10_000))
 EVERY = ("--checkpoint_every", 7)

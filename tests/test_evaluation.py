@@ -11,10 +11,10 @@ from processes import in_processes
 from torch.utils.data import DistributedSampler
 
 import lbsgd
-from lbsgd.train.engine import gather_state
-from lbsgd.data.fake import FakeEval, FakeImages
-from lbsgd.train.saver import Saver
 from lbsgd.algorithm.shuffle import rank_share
+from lbsgd.data.fake import FakeEval, FakeImages
+from lbsgd.train.engine import gather_state
+from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
 
 WORLD_SIZES = (1, 2, 3, 5)

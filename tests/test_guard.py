@@ -13,9 +13,9 @@ import pytest
 from crash import forked
 from torch.distributed import HashStore, TCPStore
 
+from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
 from lbsgd.processes import guard as guard_module
 from lbsgd.processes import peers as peers_module
-from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.launcher import Processes, free_port
 from lbsgd.processes.peers import OtherFailed, Peers

@@ -17,14 +17,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lbsgd.data.beton import BetonFile, open_data
-from lbsgd.convert.convert import convert
-from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
-from lbsgd.errors import ConfigError, DataError
-from lbsgd.data.ffcv_loader import EvalLoader, SharedShuffleOrder, TrainLoader
-from lbsgd.data.read_ahead import ReadAhead, Source, read_whole
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
+from lbsgd.convert.convert import convert
+from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
+from lbsgd.data.ffcv_loader import EvalLoader, SharedShuffleOrder, TrainLoader
+from lbsgd.data.read_ahead import ReadAhead, Source, read_whole
+from lbsgd.errors import ConfigError, DataError
 
 NUM_TRAIN, NUM_VAL, GLOBAL_BATCH = 53, 21, 16
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])

@@ -7,7 +7,7 @@ import oracle
 import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
-from oracle import BOUND, ITERATIONS, K, N, distance, network
+from oracle import BOUND, ITERATIONS, N, distance, network
 from processes import in_processes
 from test_engine import recipe, train, trained
 from test_evaluation import make_trainer

@@ -12,17 +12,17 @@ import pytest
 import torch
 from deepspeed.runtime.lr_schedules import WarmupLR
 from oracle import BOUND, ITERATIONS, K, N, distance, network
-from test_engine import recipe, train, trained
+from test_engine import recipe, train
 from torch import nn
 from torchvision.models import resnet50
 
 import lbsgd
 from lbsgd.algorithm import batch_norm as batchnorm
-from lbsgd.train.engine import LinearScalingWarmupLR, build_optimizer, deepspeed_config, gather_state
-from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
-from lbsgd.config.plan import Plan
 from lbsgd.algorithm.schedule import learning_rate
+from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
+from lbsgd.config.plan import Plan
+from lbsgd.train.engine import LinearScalingWarmupLR, build_optimizer, deepspeed_config, gather_state
 
 SCHEDULE = Plan.read(recipe(), 1).schedule
 

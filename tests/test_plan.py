@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from lbsgd.config.json_file import Overrides, read_json, write_json
-from lbsgd.errors import ConfigError
 from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
 

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.config.json_file import Overrides
-from lbsgd.errors import ConfigError
 from lbsgd.commands.plan_memory import NETWORKS, memory, network
-from lbsgd.config.plan import Plan
 from lbsgd.commands.plan_time import (
     BACKWARD_SHARE,
     PAPER_IMAGES_PER_SECOND,
@@ -22,6 +19,9 @@ from lbsgd.commands.plan_time import (
     steps,
     weight_seconds,
 )
+from lbsgd.config.json_file import Overrides
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
 NO_LATENCY = Machines(latency_seconds=0.0)

@@ -21,11 +21,11 @@ from test_engine import network, recipe, train
 from test_trainer import trainer
 
 import lbsgd
-from lbsgd.train import checkpoint
 from lbsgd.config.json_file import set_precision
 from lbsgd.disk import replace_file
-from lbsgd.train.engine import EngineState, gather_state, restore_state
 from lbsgd.errors import CheckpointError
+from lbsgd.train import checkpoint
+from lbsgd.train.engine import EngineState, gather_state, restore_state
 from lbsgd.train.run import interval
 from lbsgd.train.saver import Every
 

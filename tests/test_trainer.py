@@ -6,10 +6,10 @@ from processes import in_processes
 from test_engine import K, N, network, recipe
 
 import lbsgd
-from lbsgd.train import checkpoint
-from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from lbsgd.data.fake import FakeEval, FakeImages
+from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from lbsgd.processes.launcher import from_rank_0
+from lbsgd.train import checkpoint
 from lbsgd.train.reporter import Reporter
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer

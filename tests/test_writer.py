@@ -12,10 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lbsgd.data.beton import BetonFile
-from lbsgd.errors import DataError
-from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE
-from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, Workers
 from lbsgd.convert.beton_writer import (
     METADATA,
     METADATA_AT,
@@ -25,6 +21,10 @@ from lbsgd.convert.beton_writer import (
     page_size,
     read_journal,
 )
+from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE
+from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, Workers
+from lbsgd.data.beton import BetonFile
+from lbsgd.errors import DataError
 
 PAGE = 1 << 23
 
@@ -65,9 +65,10 @@ def write(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, fini
 @pytest.mark.parametrize("os_cache", [True, False])
 def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
     """By a memory map, and by pages. FFCV's fast inverse DCT puts its pixels some steps beside PIL's, in any file."""
-    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
+
+    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
 
     jpegs = [picture(number) for number in range(40)]
     expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in jpegs]

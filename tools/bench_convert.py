@@ -90,6 +90,7 @@ def run_one(who: str, case: str, source: str, folder: str, cores: str) -> None:
         import ffcv.writer  # noqa: F401
     else:
         import cv2  # noqa: F401
+
         import lbsgd.convert.convert  # noqa: F401
     start, before = time.monotonic(), _cpu_seconds()
     {"ffcv": by_ffcv, "us": by_us}[who](case, Path(source), Path(folder), int(cores))

@@ -31,9 +31,9 @@ RESOLUTION, BATCH = 224, 64
 
 def lbsgd_pixels(data, threads, num_images):
     """lbsgd's pipeline up to uint8 pixels, where stock FFCV's ends."""
+    from lbsgd.algorithm.shuffle import epoch_order
     from lbsgd.data.crops import crop_key
     from lbsgd.data.ffcv_loader import DecodingThread
-    from lbsgd.algorithm.shuffle import epoch_order
 
     loader = lbsgd_loader(data, threads)
     for epoch in itertools.count():

@@ -23,18 +23,18 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional as F
 
-from lbsgd.train.session import DTYPES, device_name
 from lbsgd.algorithm.batch_norm import convert_batch_norm
-from lbsgd.data.beton import open_data
+from lbsgd.algorithm.resnet import resnet
+from lbsgd.algorithm.sgd import decay_groups
 from lbsgd.config.json_file import Overrides, read_json
-from lbsgd.train.engine import initialize, memory_format, start_processes
+from lbsgd.config.plan import Plan
+from lbsgd.data.beton import open_data
 from lbsgd.data.fake import FakeImages
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.launcher import Processes
-from lbsgd.algorithm.resnet import resnet
-from lbsgd.algorithm.sgd import decay_groups
-from lbsgd.config.plan import Plan
+from lbsgd.train.engine import initialize, memory_format, start_processes
 from lbsgd.train.saver import Saver
+from lbsgd.train.session import DTYPES, device_name
 from lbsgd.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent

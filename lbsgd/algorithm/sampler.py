@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Optional
 
 import torch.distributed as dist
 from torch.utils.data import Sampler
@@ -32,8 +31,8 @@ class SharedShuffleSampler(Sampler[list[int]]):
         global_batch: int,
         micro_batch: int,
         seed: int = 0,
-        world_size: Optional[int] = None,
-        rank: Optional[int] = None,
+        world_size: int | None = None,
+        rank: int | None = None,
     ) -> None:
         joined = dist.is_initialized()
         self.num_images, self.seed = num_images, seed

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from lbsgd.errors import ConfigError, LbsgdError
 
 
-def main(arguments: Optional[list[str]] = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Runs a command; its exit code: 0 done, 1 `check` found errors, 2 something given is wrong (one line says what)."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["report"]:  # it has a parser of its own

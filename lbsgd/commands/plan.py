@@ -8,9 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lbsgd.commands import plan_figure as picture
-from lbsgd.config.json_file import Overrides, parse_recipe, read_json, refuse
 from lbsgd.commands.plan_memory import bytes_an_activation, memory, network
-from lbsgd.config.plan import Plan
 from lbsgd.commands.plan_time import (
     ALGORITHMS,
     BACKWARD_SHARE,
@@ -24,6 +22,8 @@ from lbsgd.commands.plan_time import (
     reduction_of,
 )
 from lbsgd.config.checks.lbsgd_json import deepspeed_findings
+from lbsgd.config.json_file import Overrides, parse_recipe, read_json, refuse
+from lbsgd.config.plan import Plan
 
 
 def show(given: argparse.Namespace) -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+from lbsgd.algorithm.schedule import learning_rate
+from lbsgd.config.plan import Plan
 from lbsgd.disk import replace_picture
 from lbsgd.errors import ConfigError
-from lbsgd.config.plan import Plan
-from lbsgd.algorithm.schedule import learning_rate
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDTH, HEIGHT = 72, 9

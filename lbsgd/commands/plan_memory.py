@@ -11,8 +11,8 @@ import math
 from dataclasses import dataclass
 
 from lbsgd.config.checks.consistency import get
-from lbsgd.errors import ConfigError
 from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import Any
 
 from lbsgd.config.checks import consistency as check
+from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 from lbsgd.config.json_file import Overrides, override, refuse, set_precision
 from lbsgd.config.schema import Recipe
-from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 
 IMAGENET_IMAGES = 1_281_167
 MOST_IMAGES_A_PASS = (
@@ -63,10 +63,10 @@ def template(global_batch: int, micro_batch: int, num_images: int, epochs: int) 
 def generate(
     global_batch: int,
     *,
-    gpus: Optional[int] = None,
-    micro_batch: Optional[int] = None,
+    gpus: int | None = None,
+    micro_batch: int | None = None,
     precision: str = "fp16",
-    zero_stage: Optional[int] = None,
+    zero_stage: int | None = None,
     num_images: int = IMAGENET_IMAGES,
     epochs: int = 90,
     settings: tuple[str, ...] = (),

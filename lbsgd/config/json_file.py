@@ -8,19 +8,19 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 from pydantic import ValidationError
 
 from lbsgd.config.checks import consistency as check
+from lbsgd.config.checks.deepspeed_keys import shown
+from lbsgd.config.checks.lbsgd_json import deepspeed_findings
+from lbsgd.config.schema import Recipe
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
-from lbsgd.config.checks.deepspeed_keys import shown
-from lbsgd.config.schema import Recipe
-from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 
 
-def read_json(path: Union[str, Path]) -> dict:
+def read_json(path: str | Path) -> dict:
     """A strict JSON object from a file; ConfigError names the line of what is not one, and repeated keys."""
 
     def unique(pairs):
@@ -65,7 +65,7 @@ def parse_recipe(where: str, config: dict) -> Recipe:
     return recipe
 
 
-def recipe_or_findings(config: dict) -> tuple[Optional[Recipe], list[check.Finding]]:
+def recipe_or_findings(config: dict) -> tuple[Recipe | None, list[check.Finding]]:
     """The `lbsgd` block, or what is wrong in it."""
     try:
         return Recipe.model_validate(config["lbsgd"]), []
@@ -108,7 +108,7 @@ def format_json(value: Any, indent: str = "", used: int = 0) -> str:
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
-def write_json(path: Union[str, Path], config: dict) -> None:
+def write_json(path: str | Path, config: dict) -> None:
     """A JSON as a file that is whole or as it was; ConfigError where it cannot be written."""
     try:
         replace_file(Path(path), (format_json(config) + "\n").encode())
@@ -138,11 +138,11 @@ def put(config: dict, key: str, value: Any) -> None:
 class Overrides:
     """Flags that replace numbers of the JSON; every number that depends on them is derived again."""
 
-    global_batch: Optional[int] = None
-    micro_batch: Optional[int] = None
-    resolution: Optional[int] = None
-    precision: Optional[str] = None  # fp32, bf16 or fp16
-    seed: Optional[int] = None
+    global_batch: int | None = None
+    micro_batch: int | None = None
+    resolution: int | None = None
+    precision: str | None = None  # fp32, bf16 or fp16
+    seed: int | None = None
     settings: tuple[str, ...] = ()  # of --set: "lbsgd.warmup.epochs=2"
 
     def values(self) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def strict(value: Any) -> bool:
 PROSE = ("purpose", "paper_error_pct")
 
 
-def override(config: dict, overrides: Overrides, num_images: Optional[int] = None) -> tuple[dict, Recipe]:
+def override(config: dict, overrides: Overrides, num_images: int | None = None) -> tuple[dict, Recipe]:
     """Config and recipe with the overrides in them and every dependent number derived again.
 
     A file's purpose and the paper's error are left out where the run is not the file's any more.

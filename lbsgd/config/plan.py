@@ -9,9 +9,12 @@ from __future__ import annotations
 import copy
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
+from lbsgd.algorithm.schedule import Schedule
 from lbsgd.config.checks import consistency as check
+from lbsgd.config.checks.deviations import deviation_findings
+from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 from lbsgd.config.json_file import (
     PROSE,
     Overrides,
@@ -22,10 +25,7 @@ from lbsgd.config.json_file import (
     read_json,
     refuse,
 )
-from lbsgd.config.checks.deviations import deviation_findings
 from lbsgd.config.schema import Recipe
-from lbsgd.algorithm.schedule import Schedule
-from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Plan:
     @classmethod
     def read(
         cls,
-        source: Union[str, Path, dict],
+        source: str | Path | dict,
         world_size: int,
-        num_images: Optional[int] = None,
+        num_images: int | None = None,
         overrides: Overrides = Overrides(),
     ) -> Plan:
         """Reads, checks and resolves a DeepSpeed JSON (its path, or the parsed object).

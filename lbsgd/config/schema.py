@@ -6,7 +6,7 @@ Plain DeepSpeed ignores the block. Each key is read here once; a value that gets
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Optional
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -75,7 +75,7 @@ class WeightDecay(_Block):
 
     on_batch_norm: bool = False
     scaling: Literal["none", "inverse_lr"] = "none"
-    base: Optional[NonNegativeFloat] = None
+    base: NonNegativeFloat | None = None
 
     @model_validator(mode="after")
     def _base_goes_with_inverse_lr(self):
@@ -92,7 +92,7 @@ class BatchNorm(_Block):
     per_worker_batch: Positive = 32
     scope: Literal["worker", "all"] = "worker"
     statistics: Literal["average", "first_worker", "recomputed"] = "average"
-    statistics_images: Optional[Positive] = None
+    statistics_images: Positive | None = None
     zero_last_gamma: bool = True
 
     @model_validator(mode="after")
@@ -130,8 +130,8 @@ class Recipe(_Block):
     purpose and paper_error_pct (mean and std of the paper's 5 runs) explain a file and change no number.
     """
 
-    purpose: Optional[Annotated[str, Field(pattern=r"^[^\n]+$")]] = None
-    paper_error_pct: Optional[Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)]] = None
+    purpose: Annotated[str, Field(pattern=r"^[^\n]+$")] | None = None
+    paper_error_pct: Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)] | None = None
     epochs: Positive
     num_images: Positive
     linear_scaling: LinearScaling = LinearScaling()

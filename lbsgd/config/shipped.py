@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from lbsgd.algorithm import published as paper
 from lbsgd.config.json_file import precision_of, read_json, write_json
@@ -21,7 +21,7 @@ class Shipped:
 
     name: str
     arguments: str
-    error: Optional[tuple[float, float]]
+    error: tuple[float, float] | None
     purpose: str
 
     def command(self) -> list[str]:

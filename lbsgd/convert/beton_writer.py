@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lbsgd.convert.image import MODES, UNDECODABLE
 from lbsgd.data.beton import (
     ALLOCATION,
     CHECKSUM,
@@ -32,7 +33,6 @@ from lbsgd.data.beton import (
 )
 from lbsgd.disk import to_disk
 from lbsgd.errors import DataError
-from lbsgd.convert.image import MODES, UNDECODABLE
 
 RECORD = np.dtype(
     [

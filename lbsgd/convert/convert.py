@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.convert import image as jpeg
-from lbsgd.data.beton import BetonFile, Manifest, Split
-from lbsgd.errors import ConfigError, DataError
+from lbsgd.convert.beton_writer import RECORD, BetonWriter, page_size
+from lbsgd.convert.estimate import check_disk, dry_run
 from lbsgd.convert.image import KINDS, UNDECODABLE, Settings
+from lbsgd.convert.process_pool import Workers, checked_workers, with_room
 from lbsgd.convert.progress import Meter, size
 from lbsgd.convert.sources import SPLITS, Files, Images, Source, find_source
-from lbsgd.convert.estimate import check_disk, dry_run
-from lbsgd.convert.process_pool import Workers, checked_workers, with_room
 from lbsgd.convert.work_folder import (
     CONVERTER_VERSION,
     identity,
@@ -42,7 +41,8 @@ from lbsgd.convert.work_folder import (
     stoppable,
     writing_to,
 )
-from lbsgd.convert.beton_writer import RECORD, BetonWriter, page_size
+from lbsgd.data.beton import BetonFile, Manifest, Split
+from lbsgd.errors import ConfigError, DataError
 
 CHUNK_IMAGES, CHUNK_BYTES = 32, 6 << 20  # what a process is given at a time
 CHUNK_RAW_BYTES = 24 << 20  # and at most so much may come of it, where images are kept as pixels

@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.convert.archives import MAX_IMAGE_BYTES, Member, listing, uncompressed
-from lbsgd.data.beton import CONVERT
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
+from lbsgd.data.beton import CONVERT
 from lbsgd.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's

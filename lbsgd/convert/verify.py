@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.convert import image as jpeg
-from lbsgd.data.beton import CONVERT, JPEG, BetonFile, ImageNetData, Manifest, Split, open_data
 from lbsgd.convert.convert import CHUNK_IMAGES, quiet_opencv
-from lbsgd.errors import DataError
 from lbsgd.convert.image import Settings, stored_image
+from lbsgd.convert.process_pool import Workers, checked_workers, with_room
 from lbsgd.convert.progress import Meter
 from lbsgd.convert.sources import SPLITS, Files, Images, find_source
-from lbsgd.convert.process_pool import Workers, checked_workers, with_room
+from lbsgd.data.beton import CONVERT, JPEG, BetonFile, ImageNetData, Manifest, Split, open_data
+from lbsgd.errors import DataError
 
 
 def verify(data_dir: Path, num_workers: int | None = None, source: Path | None = None) -> None:

@@ -20,11 +20,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lbsgd.convert import image as jpeg
+from lbsgd.convert.image import Settings
+from lbsgd.convert.sources import SPLITS, Source
 from lbsgd.data.beton import BetonFile, Manifest, Split
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError, Stopped
-from lbsgd.convert.image import Settings
-from lbsgd.convert.sources import SPLITS, Source
 
 CONVERTER_VERSION = 2  # to be raised when the same source and settings would give other files
 

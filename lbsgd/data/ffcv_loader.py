@@ -17,14 +17,14 @@ import numba
 import numpy as np
 import torch
 
-from lbsgd.data.beton import BetonFile
-from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
-from lbsgd.errors import ConfigError, DataError
-from lbsgd.data.native.kernels import Crops, ffcv_crops, library, our_crops
-from lbsgd.data.to_device import Prefetcher
-from lbsgd.data.read_ahead import ReadAhead
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches, rank_groups, rank_share
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
+from lbsgd.data.native.kernels import Crops, ffcv_crops, library, our_crops
+from lbsgd.data.read_ahead import ReadAhead
+from lbsgd.data.to_device import Prefetcher
+from lbsgd.errors import ConfigError, DataError
 
 _torch_threads = torch.get_num_threads()
 from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder  # noqa: E402

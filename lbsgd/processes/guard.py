@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, Optional
+from typing import Any
 
 import psutil
 
@@ -44,8 +44,8 @@ class Guard:
 
     def __init__(self, processes: Processes, hang_timeout: float, launchers: Sequence[psutil.Process] = ()):
         self.processes, self.hang_timeout = processes, hang_timeout
-        self.peers: Optional[Peers] = None
-        self.stop_requested: Optional[str] = None
+        self.peers: Peers | None = None
+        self.stop_requested: str | None = None
         self.nothing_to_save = True  # so far
         self.position, self.moved = "the start", time.monotonic()
         self.stop_began = time.monotonic()
@@ -117,7 +117,7 @@ class Guard:
         bug.exit_code = 1
         return bug
 
-    def first_cause(self) -> Optional[LbsgdError]:
+    def first_cause(self) -> LbsgdError | None:
         """Why the other process is gone, if it has told, or which one does not answer."""
         try:
             for _ in range(10):

@@ -7,8 +7,9 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, NoReturn
 
 import psutil
 
@@ -93,7 +94,7 @@ def end_with_launcher(started_by: list[psutil.Process]) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def require_hosts(processes: Processes, expect_world_size: Optional[int]) -> None:
+def require_hosts(processes: Processes, expect_world_size: int | None) -> None:
     """Refuses to train on fewer hosts than were meant.
 
     Where the launcher's --hostfile does not exist, DeepSpeed only warns and trains on this host alone: the global batch
@@ -113,7 +114,7 @@ def require_hosts(processes: Processes, expect_world_size: Optional[int]) -> Non
             )
 
 
-def named_hostfile(arguments: list[str]) -> Optional[str]:
+def named_hostfile(arguments: list[str]) -> str | None:
     """The value of --hostfile (or -H) among the launcher's own arguments, which end where the script is named."""
     if not any(os.path.basename(argument) in ("deepspeed", "ds") for argument in arguments[:3]):
         return None

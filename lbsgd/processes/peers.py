@@ -13,7 +13,6 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Optional
 
 from torch.distributed import PrefixStore, TCPStore
 
@@ -69,7 +68,7 @@ class Peers:
         except RuntimeError:  # the store went with the process that served it
             return True
 
-    def failure(self) -> Optional[OtherFailed]:
+    def failure(self) -> OtherFailed | None:
         """The first failure of another process, if there was one. Raises RuntimeError where the store is gone."""
         found = json.loads(read(self.store, "failure") or "null")
         return OtherFailed(**found) if found and found["rank"] != self.rank else None
@@ -99,7 +98,7 @@ class Peers:
     def request_stop(self, reason: str) -> None:
         self.store.set("stop", reason)
 
-    def stop_requested(self) -> Optional[str]:
+    def stop_requested(self) -> str | None:
         return read(self.store, "stop") or None
 
 

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.disk import replace_picture
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.report.run_log import LOG_NAME, Run, final_error, read_run
-from lbsgd.algorithm.schedule import Schedule, learning_rate
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow, too light for a thin line.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]

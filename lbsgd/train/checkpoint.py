@@ -18,8 +18,9 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -99,7 +100,7 @@ def complete(folder: Path) -> list[Path]:
     return [path for path in named(folder) if (path / "manifest.json").is_file()]
 
 
-def newest(folder: Path) -> Optional[Path]:
+def newest(folder: Path) -> Path | None:
     """The newest checkpoint, damaged or not, or None where there never was one."""
     return (named(folder) or [None])[-1]
 

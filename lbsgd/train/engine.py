@@ -14,7 +14,7 @@ import os
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 
 import torch
 
@@ -33,12 +33,12 @@ from pydantic import ValidationError
 from torch.distributed import PrefixStore
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.schedule import Schedule, learning_rate
+from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.config.json_file import Overrides
+from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.launcher import Processes, free_port
-from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
-from lbsgd.config.plan import Plan
-from lbsgd.algorithm.schedule import Schedule, learning_rate
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 
@@ -74,7 +74,7 @@ class LinearScalingWarmupLR(WarmupLR):
         self.step(state["last_batch_iteration"])
 
 
-def start_processes(timeout_seconds: float = 600, store: Optional[PrefixStore] = None) -> Processes:
+def start_processes(timeout_seconds: float = 600, store: PrefixStore | None = None) -> Processes:
     """Joins the processes of this run (a single one where no launcher started us), compiling nothing.
 
     store: where they have met already; else they meet at MASTER_ADDR:MASTER_PORT. A collective call that takes longer than
@@ -123,8 +123,8 @@ def step(engine) -> None:
 
 def initialize(
     model: torch.nn.Module,
-    config: Union[Plan, str, Path, dict],
-    num_images: Optional[int] = None,
+    config: Plan | str | Path | dict,
+    num_images: int | None = None,
     overrides: Overrides = Overrides(),
 ) -> tuple[deepspeed.DeepSpeedEngine, Plan]:
     """A DeepSpeed engine that trains `model` by the paper's algorithm, and the plan that it follows.
@@ -262,7 +262,7 @@ def full_momentum(engine, parameter) -> torch.Tensor:
     return torch.zeros_like(parameter) if momentum is None else momentum  # none where no gradient has come yet
 
 
-def allocate_momentum(engine, last_lr: Optional[float]) -> None:
+def allocate_momentum(engine, last_lr: float | None) -> None:
     """The optimizer's state as after its first step, with zeros in it: ZeRO has none to write into before."""
     sgd = engine.basic_optimizer
     for group in sgd.param_groups:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from lbsgd.train.progress import Progress
 from lbsgd.report.run_log import RunLog
-
+from lbsgd.train.progress import Progress
 
 WAITING_PCT = 5.0  # of an epoch; more is worth a word
 
@@ -28,13 +27,13 @@ class Totals:
         )  # filled on the device: a copy from the host would wait for all its work
         self.sums = self.sums + torch.stack([loss.double() * images, errors, images])
 
-    def of_all(self, since: Optional[torch.Tensor] = None) -> torch.Tensor:
+    def of_all(self, since: torch.Tensor | None = None) -> torch.Tensor:
         """Sums over all processes, less an earlier state of `sums`; all processes must call it."""
         sums = self.sums.clone() if since is None else self.sums - since
         dist.all_reduce(sums)
         return sums
 
-    def read(self, since: Optional[torch.Tensor] = None) -> tuple[float, float, int]:
+    def read(self, since: torch.Tensor | None = None) -> tuple[float, float, int]:
         """Mean loss, error in %, number of images, less an earlier state of `sums`; all processes must call it."""
         loss, errors, images = self.of_all(since).tolist()
         return loss / images, 100 * errors / images, int(images)

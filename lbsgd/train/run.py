@@ -12,15 +12,16 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, NoReturn
 
-from lbsgd.data.beton import ImageNetData, data_folder, open_data
 from lbsgd.config.json_file import Overrides
+from lbsgd.config.plan import Plan
+from lbsgd.data.beton import ImageNetData, data_folder, open_data
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.launcher import Processes, end_with_error, end_with_launcher, launchers, print_error, require_hosts
-from lbsgd.config.plan import Plan
 
 FAKE_CLASSES = 1000
 
@@ -123,7 +124,7 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def interval(text: str) -> tuple[Optional[int], Optional[float]]:
+def interval(text: str) -> tuple[int | None, float | None]:
     """Iterations and minutes, one of them None: `50` or `10m`."""
     if text.isdigit() and int(text):
         return int(text), None
@@ -163,7 +164,7 @@ class Run:
         self.plan = Plan.read(
             config, world_size, overrides=overrides
         )  # a mistake in the JSON is told before one in the data
-        self.data: Optional[ImageNetData] = None
+        self.data: ImageNetData | None = None
         if not arguments.fake_data:
             self.data = open_data(data_folder(arguments.data_dir))
             self.plan = Plan.read(config, world_size, self.data.train.num_images, overrides)
@@ -226,7 +227,7 @@ def code_of(package: Path) -> dict[str, str]:
     }
 
 
-def last_iteration(plan: Plan, epochs: Optional[int], max_iterations: Optional[int]) -> int:
+def last_iteration(plan: Plan, epochs: int | None, max_iterations: int | None) -> int:
     """Where the run ends: at the end of the schedule, or earlier where a flag says so; later is refused."""
     for flag, asked, most in (
         ("--epochs", epochs, plan.recipe.epochs),
@@ -248,7 +249,7 @@ def digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def installed(package: str) -> Optional[str]:
+def installed(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, NoReturn, Optional
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 
-from lbsgd.train import checkpoint
 from lbsgd.algorithm.batch_norm import agree_statistics
-from lbsgd.train.engine import EngineState, gather_state, restore_state
 from lbsgd.errors import TrainingError
 from lbsgd.processes.launcher import from_rank_0
+from lbsgd.train import checkpoint
+from lbsgd.train.engine import EngineState, gather_state, restore_state
 from lbsgd.train.random_states import random_states, restore_random_states
 
 
@@ -24,8 +25,8 @@ from lbsgd.train.random_states import random_states, restore_random_states
 class Every:
     """How often to save, beside the end of each epoch: after so many iterations, or minutes, or neither."""
 
-    iterations: Optional[int] = None
-    minutes: Optional[float] = None
+    iterations: int | None = None
+    minutes: float | None = None
 
 
 class Saver:
@@ -47,7 +48,7 @@ class Saver:
         self.engine, self.folder, self.identity, self.described = engine, folder, identity, described
         self.every, self.say = every, say
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbsgd checkpoint")
-        self.writing: Optional[Future] = None
+        self.writing: Future | None = None
         self.last_iteration, self.last_time = engine.global_steps, time.monotonic()
 
     def due_by_iterations(self) -> bool:
@@ -60,9 +61,7 @@ class Saver:
         """By this process's clock; the processes must agree before they act on it."""
         return self.every.minutes is not None and time.monotonic() - self.last_time >= 60 * self.every.minutes
 
-    def save(
-        self, totals: torch.Tensor, epoch_seconds: float, random: Optional[dict[str, torch.Tensor]] = None
-    ) -> None:
+    def save(self, totals: torch.Tensor, epoch_seconds: float, random: dict[str, torch.Tensor] | None = None) -> None:
         """Copies the state and lets a thread of rank 0 write it; all processes must call it.
 
         totals: the epoch's sums so far of all processes. random: this process's random states, by default those of now.

@@ -9,21 +9,21 @@ from typing import Any
 
 import torch
 
-from lbsgd.train import checkpoint
-from lbsgd.data.beton import BetonFile
 from lbsgd.config.json_file import write_json
-from lbsgd.train.engine import gather_state, initialize, memory_format, start_processes
-from lbsgd.errors import CheckpointError, ConfigError, missing_ffcv
+from lbsgd.data.beton import BetonFile
 from lbsgd.data.fake import FakeEval, FakeImages
+from lbsgd.data.read_ahead import Source, read_whole
+from lbsgd.errors import CheckpointError, ConfigError, missing_ffcv
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.launcher import from_rank_0
 from lbsgd.processes.peers import Peers
-from lbsgd.train.progress import Progress
-from lbsgd.data.read_ahead import Source, read_whole
 from lbsgd.report.curves import curves
-from lbsgd.train.run import FAKE_CLASSES, Run
-from lbsgd.train.reporter import Reporter
 from lbsgd.report.run_log import LOG_NAME, RunLog, read_run
+from lbsgd.train import checkpoint
+from lbsgd.train.engine import gather_state, initialize, memory_format, start_processes
+from lbsgd.train.progress import Progress
+from lbsgd.train.reporter import Reporter
+from lbsgd.train.run import FAKE_CLASSES, Run
 from lbsgd.train.saver import Every, Saver
 from lbsgd.train.trainer import Trainer
 

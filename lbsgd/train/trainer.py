@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Optional, Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch.nn import functional as F
 
-from lbsgd.train.engine import step
-from lbsgd.errors import Stopped
-from lbsgd.train.evaluation import evaluate, settle_statistics
-from lbsgd.processes.launcher import from_rank_0
 from lbsgd.config.plan import Plan
+from lbsgd.errors import Stopped
+from lbsgd.processes.launcher import from_rank_0
+from lbsgd.train.engine import step
+from lbsgd.train.evaluation import evaluate, settle_statistics
 from lbsgd.train.random_states import random_states
 from lbsgd.train.reporter import Reporter, Totals
 from lbsgd.train.saver import Saver
@@ -36,7 +36,7 @@ class TrainingData(Protocol):
 class Watcher(Protocol):
     """What the trainer tells, and is told by; `guard.Guard` is such."""
 
-    stop_requested: Optional[str]
+    stop_requested: str | None
     nothing_to_save: bool
 
     def alive(self, position: str) -> None: ...
@@ -53,7 +53,7 @@ class Trainer:
     ):
         self.engine, self.plan, self.saver, self.guard = engine, plan, saver, guard
         self.train_data, self.val_data = train_data, val_data
-        self.reporter: Optional[Reporter] = None
+        self.reporter: Reporter | None = None
         self.first_bad = torch.full((), NEVER, device=engine.device)  # first iteration whose loss is not a number
         self.passes_to_agreement = 1
         self.save_is_due = self.stopping = False
@@ -134,7 +134,7 @@ class Trainer:
 
     # --- stopping and saving --------------------------------------------------------------------------------------------
 
-    def agree(self, before: Optional[tuple], passes_left: int) -> None:
+    def agree(self, before: tuple | None, passes_left: int) -> None:
         """Every quarter of a second: what one process was told, such as by SIGTERM, all learn after the same pass.
 
         An iteration that would go on for long is then given up, and the state before it is saved. The next look comes a
@@ -178,7 +178,7 @@ class Trainer:
             )
         )
 
-    def save(self, random: Optional[dict[str, torch.Tensor]] = None) -> None:
+    def save(self, random: dict[str, torch.Tensor] | None = None) -> None:
         self.require_numbers()
         self.saver.save(self.totals.of_all(), time.perf_counter() - self.epoch_began, random)
         self.save_is_due = False

@@ -17,7 +17,6 @@ import sys
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Optional
 
 import psutil
 
@@ -30,7 +29,7 @@ SUBNET = "10.83.0"
 TRAINING = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": INTERFACE}
 
 
-def why_not() -> Optional[str]:
+def why_not() -> str | None:
     """What keeps this machine from playing hosts, or None."""
     if os.geteuid():
         return "hosts are played by namespaces, which need root"

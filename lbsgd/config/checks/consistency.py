@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any
 
 from lbsgd.algorithm import published as paper
-from lbsgd.config.schema import Recipe
 from lbsgd.algorithm.schedule import scaled_lr
+from lbsgd.config.schema import Recipe
 
 
 class DELETE:
@@ -31,8 +31,8 @@ class Finding:
     message: str
     fix: str
     severity: str = "error"
-    points: Optional[float] = None  # of top-1 error that the paper lost so
-    correction: Optional[dict[str, Any]] = None  # values by key path, DELETE for none, where a program can mend it
+    points: float | None = None  # of top-1 error that the paper lost so
+    correction: dict[str, Any] | None = None  # values by key path, DELETE for none, where a program can mend it
 
     def __str__(self) -> str:
         return f"{self.key}: {self.message}; {self.fix} [{self.code}]"

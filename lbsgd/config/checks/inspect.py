@@ -6,15 +6,15 @@ import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from lbsgd.config.checks import consistency as check
 from lbsgd.config.checks.consistency import DELETE, Finding
-from lbsgd.config.json_file import differences, put, read_json, recipe_or_findings, write_json
 from lbsgd.config.checks.deviations import deviation_findings
-from lbsgd.errors import ConfigError
-from lbsgd.config.checks.plain_deepspeed import foreign_findings
 from lbsgd.config.checks.lbsgd_json import deepspeed_findings
+from lbsgd.config.checks.plain_deepspeed import foreign_findings
+from lbsgd.config.json_file import differences, put, read_json, recipe_or_findings, write_json
+from lbsgd.errors import ConfigError
 
 SEVERITIES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -24,7 +24,7 @@ class Inspection:
     """A file with its findings, the worst first; config is None where it could not be read."""
 
     file: str
-    config: Optional[dict[str, Any]]
+    config: dict[str, Any] | None
     findings: tuple[Finding, ...]
     fixed: tuple[str, ...] = ()
 

@@ -10,7 +10,7 @@ import ctypes
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
@@ -19,7 +19,7 @@ from lbsgd.data.crops import mirror
 
 
 @cache
-def library() -> Optional[ctypes.CDLL]:
+def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where the package was installed without a C compiler."""
     for path in Path(__file__).parent.glob("_kernels*.so"):
         kernels, pointer, number = ctypes.CDLL(str(path)), ctypes.c_void_p, ctypes.c_long
