@@ -1,5 +1,9 @@
 """What ends a run other than its own end: each is one line that says what, where, and what to do."""
 
+from __future__ import annotations
+
+import sys
+
 
 class LbsgdError(ValueError):
     """Base of what is the user's to mend or to know; the recipes print it without a traceback."""
@@ -45,3 +49,8 @@ def missing_ffcv(error: ImportError) -> DataError:
         f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where the headers "
         "of OpenCV and libjpeg-turbo are installed"
     )
+
+
+def print_error(error: LbsgdError) -> None:
+    """Prints each line of an error on stderr, after its label: `error: FILE: what is wrong; what to do`."""
+    print(*(f"{error.label}: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr, flush=True)

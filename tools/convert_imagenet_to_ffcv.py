@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from lbsgd.data.beton import data_folder
-from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.errors import ConfigError, LbsgdError, print_error
 
 VERIFYING = ("data_dir", "source", "num_workers", "verify")  # the flags that --verify goes with
 SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
@@ -80,7 +80,7 @@ def main() -> int:
     try:
         run(parser().parse_args())
     except LbsgdError as error:
-        print(f"{error.label}: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     except ImportError as error:
         print(

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.errors import ConfigError, LbsgdError, print_error
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,8 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return given.run(given)
     except LbsgdError as error:
-        for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     except BrokenPipeError:  # `lbsgd plan ... | head`
         sys.stderr.close()

@@ -27,7 +27,7 @@ from lbsgd.convert.beton_writer import RECORD, BetonWriter, page_size
 from lbsgd.convert.estimate import check_disk, dry_run
 from lbsgd.convert.image import KINDS, UNDECODABLE, Settings
 from lbsgd.convert.process_pool import Workers, checked_workers, with_room
-from lbsgd.convert.progress import Meter, size
+from lbsgd.convert.progress import Meter
 from lbsgd.convert.sources import SPLITS, Files, Images, Source, find_source
 from lbsgd.convert.work_folder import (
     CONVERTER_VERSION,
@@ -43,6 +43,7 @@ from lbsgd.convert.work_folder import (
 )
 from lbsgd.data.beton import BetonFile, Manifest, Split
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.units import size
 
 CHUNK_IMAGES, CHUNK_BYTES = 32, 6 << 20  # what a process is given at a time
 CHUNK_RAW_BYTES = 24 << 20  # and at most so much may come of it, where images are kept as pixels

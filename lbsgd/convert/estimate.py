@@ -11,9 +11,9 @@ import numpy as np
 
 from lbsgd.convert.beton_writer import METADATA
 from lbsgd.convert.image import COPIED, PIXELS, Settings, stored_image
-from lbsgd.convert.progress import duration, size
 from lbsgd.convert.sources import Files, Images, Source
 from lbsgd.errors import DataError
+from lbsgd.units import duration, size
 
 TABLES_BYTES = METADATA.itemsize + 24 + 4  # of an image: metadata, allocation, checksum
 MARGIN = 1.05  # of an estimate, when the disk is checked

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import time
 
+from lbsgd.units import duration
+
 LINE_SECONDS = 30
 
 
@@ -69,16 +71,6 @@ class Meter:
     def say(self, line: str) -> None:
         (self._bar.console.print if self._bar else print)(line)
         sys.stdout.flush()
-
-
-def duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
-
-
-def size(num_bytes: float) -> str:
-    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _bar(title: str, num_bytes: int, done_bytes: int):

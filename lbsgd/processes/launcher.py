@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.errors import ConfigError, LbsgdError, print_error
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,3 @@ def end_with_error(error: LbsgdError, speak: bool = True) -> NoReturn:
     if speak:
         print_error(error)
     os._exit(error.exit_code)
-
-
-def print_error(error: LbsgdError) -> None:
-    print(*(f"{error.label}: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr, flush=True)

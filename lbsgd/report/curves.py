@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from itertools import cycle
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.disk import replace_picture
-from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.errors import ConfigError, LbsgdError, print_error
 from lbsgd.report.run_log import LOG_NAME, Run, final_error, read_run
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow, too light for a thin line.
@@ -32,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         Console().print(table(runs))
         curves(runs, options.output)
     except LbsgdError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print_error(error)
         return error.exit_code
     print(f"curves: {options.output}")
     return 0

@@ -10,6 +10,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lbsgd.units import clock
+
 
 class Progress:
     """Shows epoch, iteration, lr, loss, images a second, the share of time spent waiting for data, and time left.
@@ -62,7 +64,7 @@ class Progress:
         self.say(
             f"{self._epoch(record['epoch'])}  error: train {record['train_top1_error_pct']:5.2f} %  "
             f"val {record['val_top1_error_pct']:5.2f} %  loss {_number(record['train_loss'], '.4f')}  "
-            f"took {_duration(record['seconds'])}"
+            f"took {clock(record['seconds'])}"
         )
 
     def say(self, text: str) -> None:
@@ -89,7 +91,7 @@ class Progress:
         if len(self._ticks) < 2:  # The first iteration, which also warms everything up, tells nothing.
             return "left -"
         (first, start), (last, now) = self._ticks
-        return f"left {_duration((now - start) / (last - first) * (self.total - last))}"
+        return f"left {clock((now - start) / (last - first) * (self.total - last))}"
 
 
 def _of(position: int, total: int) -> str:
@@ -99,9 +101,3 @@ def _of(position: int, total: int) -> str:
 def _number(value: float | None, form: str) -> str:
     """A number that the log may hold as null."""
     return "-" if value is None else format(value, form)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -20,8 +20,8 @@ from typing import Any, NoReturn
 from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import ImageNetData, data_folder, open_data
-from lbsgd.errors import ConfigError, LbsgdError
-from lbsgd.processes.launcher import Processes, end_with_error, end_with_launcher, launchers, print_error, require_hosts
+from lbsgd.errors import ConfigError, LbsgdError, print_error
+from lbsgd.processes.launcher import Processes, end_with_error, end_with_launcher, launchers, require_hosts
 
 FAKE_CLASSES = 1000
 

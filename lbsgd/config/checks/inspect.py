@@ -15,6 +15,7 @@ from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 from lbsgd.config.checks.plain_deepspeed import foreign_findings
 from lbsgd.config.json_file import differences, put, read_json, recipe_or_findings, write_json
 from lbsgd.errors import ConfigError
+from lbsgd.units import counted
 
 SEVERITIES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
@@ -186,10 +187,6 @@ def print_inspections(inspections: list[Inspection], console=None) -> None:
 def verdict(inspection: Inspection) -> tuple[str, str]:
     counts = [counted(inspection.count(severity), severity) for severity in SEVERITIES if inspection.count(severity)]
     return (", ".join(counts), "") if counts else ("nothing found", "green")
-
-
-def counted(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def plain(text: str) -> str:

@@ -1,0 +1,27 @@
+"""Durations, sizes and counts in the words that people read."""
+
+from __future__ import annotations
+
+
+def clock(seconds: float) -> str:
+    """`2:05` or `1:02:05`, to the second, as a counter shows it."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min` or `3.2 h`, as an estimate is told."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 3600 else f"{seconds / 3600:.1f} h"
+
+
+def size(num_bytes: float) -> str:
+    """`12.3 MB` or `1.2 GB`, in powers of 1,000."""
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 error`, `2 errors`."""
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,0 +1,104 @@
+"""The house: which folder may import which, read from the code itself; nothing points upwards, and nothing goes in a circle."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in (ROOT / "lbsgd").rglob("*.py")}
+ANYWHERE = {"errors", "disk", "units"}
+MAY_IMPORT = {
+    "algorithm": set(),
+    "config": {"algorithm"},
+    "data": {"algorithm"},
+    "convert": {"data"},
+    "processes": set(),
+    "train": {"algorithm", "config", "data", "processes", "report"},
+    "report": {"config", "algorithm.schedule"},
+    "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report"},
+    # the files beside the folders
+    "errors": set(),
+    "disk": {"errors"},
+    "units": set(),
+    "loader": {"data"},
+    "__main__": {"commands"},
+}
+ONE_DOOR = {"deepspeed": "lbsgd.train.engine", "ffcv": "lbsgd.data.ffcv_loader"}
+
+
+def imported(source, package=""):
+    """Full names of what a source imports, at the top or inside functions, and of the modules that strings name."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{package}: relative import"
+            for name in node.names:
+                whole = f"{node.module}.{name.name}"
+                yield whole if whole in ROOMS else node.module
+        elif isinstance(node, ast.Constant) and node.value in ROOMS:
+            yield node.value
+
+
+ARROWS = {name: set(imported(path.read_text(), name)) for name, path in ROOMS.items()}
+
+
+def folder_of(module):
+    return module.split(".")[1]
+
+
+def allowed(importer, target):
+    """Whether one module of ours may import another."""
+    folder, inside = folder_of(importer), target.removeprefix("lbsgd.")
+    if folder == folder_of(target) or folder_of(target) in ANYWHERE & {inside}:
+        return folder not in ANYWHERE or inside in MAY_IMPORT[folder]
+    return any(inside == place or inside.startswith(f"{place}.") for place in MAY_IMPORT[folder])
+
+
+def of_ours(names):
+    return {name for name in names if name.startswith("lbsgd.")}
+
+
+def test_every_folder_imports_only_what_the_plan_of_the_house_allows():
+    assert {folder_of(name) for name in ROOMS if name != "lbsgd.__init__"} == set(MAY_IMPORT)
+    wrong = [
+        f"{importer} -> {target}"
+        for importer, targets in ARROWS.items()
+        if importer != "lbsgd.__init__"  # it offers names of every folder, each loaded when it is first used
+        for target in of_ours(targets)
+        if not allowed(importer, target)
+    ]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "importer, target, verdict",
+    [
+        ("lbsgd.algorithm.sgd", "lbsgd.train.engine", False),
+        ("lbsgd.algorithm.sgd", "lbsgd.algorithm.schedule", True),
+        ("lbsgd.report.curves", "lbsgd.algorithm.schedule", True),
+        ("lbsgd.report.curves", "lbsgd.algorithm.sgd", False),
+        ("lbsgd.data.beton", "lbsgd.disk", True),
+        ("lbsgd.errors", "lbsgd.disk", False),
+        ("lbsgd.disk", "lbsgd.errors", True),
+        ("lbsgd.processes.peers", "lbsgd.config.plan", False),
+    ],
+)
+def test_an_arrow_that_points_upwards_is_noticed(importer, target, verdict):
+    assert allowed(importer, target) is verdict
+
+
+def test_imports_inside_functions_and_names_in_strings_are_seen():
+    source = 'def f():\n    from lbsgd.train import engine\n    import_module("lbsgd.config.plan")\n'
+    assert set(imported(source)) == {"lbsgd.train.engine", "lbsgd.config.plan"}
+
+
+@pytest.mark.parametrize("library, door", ONE_DOOR.items())
+def test_one_module_imports_deepspeed_and_one_ffcv(library, door):
+    doors = {name for name, targets in ARROWS.items() if any(t.split(".")[0] == library for t in targets)}
+    assert doors == {door}
+
+
+def test_at_most_six_files_lie_beside_the_folders():
+    assert len([name for name in ROOMS if name.count(".") == 1]) <= 6
