@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 # Before torch is imported: tests run on the CPU, also where there is a GPU (`make test-gpu` says otherwise), and one thread
@@ -14,6 +15,7 @@ import pytest  # noqa: E402
 from hypothesis import settings
 
 TOOLS = Path(__file__).parent.parent / "tools"
+sys.path.insert(0, str(TOOLS.parent / "recipes"))  # tests train with the recipes' own tasks
 
 settings.register_profile("shared machine", deadline=None)  # an example may wait for other processes
 settings.load_profile("shared machine")

@@ -3,18 +3,21 @@
 deepspeed --num_accelerators 2 tests/crash_recipe.py --deepspeed_config JSON --fake_data
 """
 
-from cluster import small
+from cluster.small import Small
 
-from lbsgd.train.run import main
+from lbsgd.commands.train import main
 
 
-def network(num_classes, plan):
-    from torch import nn
+class Crash(Small):
+    name = "crash"
 
-    layers = small.network(num_classes, plan)
-    layers.insert(len(layers) - 1, nn.Dropout(0.5))
-    return layers
+    def network(self, num_classes, plan):
+        from torch import nn
+
+        layers = super().network(num_classes, plan)
+        layers.insert(len(layers) - 1, nn.Dropout(0.5))
+        return layers
 
 
 if __name__ == "__main__":
-    main("crash", network, __doc__)
+    main(Crash(), __doc__)

@@ -349,8 +349,10 @@ def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fa
 def test_a_checkpoint_of_another_network_is_refused(small, fake_run):
     """The same recipe as a ResNet-18: the first layer that differs is named."""
     code = (
-        "import sys; from lbsgd.train.run import main; from lbsgd.algorithm.resnet import resnet; sys.argv = ['r18', *sys.argv[1:]]; "
-        "main('resnet18', lambda classes, plan: resnet('resnet18', classes), '')"
+        "import sys; sys.path.insert(0, 'recipes'); sys.argv = ['r18', *sys.argv[1:]]\n"
+        "from resnet50 import ResNet50; from lbsgd.commands.train import main\n"
+        "class ResNet18(ResNet50): name = 'resnet18'\n"
+        "main(ResNet18(), '')"
     )
     done = command(
         sys.executable, "-c", code, "--deepspeed_config", small, "--fake_data", "--resume", "--output_dir", fake_run

@@ -15,7 +15,7 @@ from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
-from lbsgd.train.engine import gather_state, restore_state
+from lbsgd.train.engine_state import gather_state, restore_state
 
 
 def recipe(stage=0, momentum=None, micro_batch=N, **batch_norm):

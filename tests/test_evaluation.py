@@ -8,12 +8,15 @@ import pytest
 import torch
 from oracle import network
 from processes import in_processes
+from resnet50 import ResNet50
 from torch.utils.data import DistributedSampler
 
 import lbsgd
 from lbsgd.algorithm.shuffle import rank_share
 from lbsgd.data.fake import FakeEval, FakeImages
-from lbsgd.train.engine import gather_state
+from lbsgd.train.engine_state import gather_state
+from lbsgd.train.images import Images
+from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
 
@@ -45,7 +48,8 @@ def config(world_size):
 
 def make_trainer(engine, plan, train_data=None, val_data=None, folder=None):
     nobody_asks = SimpleNamespace(stop_requested=None, nothing_to_save=True, alive=lambda position: None)
-    return Trainer(engine, plan, train_data, val_data, Saver(engine, folder, {}, {}), nobody_asks)
+    images, saver = Images(train_data, val_data), Saver(engine, folder, {}, {})
+    return Trainer(engine, plan, ResNet50(), images, saver, nobody_asks, Silence())
 
 
 def trained_and_evaluated(world_size):
@@ -58,7 +62,7 @@ def trained_and_evaluated(world_size):
     for epoch in range(20):
         trainer.train_epoch(epoch, 2 * (epoch + 1))
     right = trainer.evaluate(epoch=20)
-    trainer.val_data.share = np.array(list(DistributedSampler(range(NUM_IMAGES), world_size, rank, shuffle=False)))
+    trainer.images.val.share = np.array(list(DistributedSampler(range(NUM_IMAGES), world_size, rank, shuffle=False)))
     return right, trainer.evaluate(epoch=20), gather_state(engine).weights
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageFile
 
 from lbsgd.data.native.kernels import ffcv_crops, library, our_crops
 from lbsgd.data.to_device import Prefetcher, ReusedMemory
-from lbsgd.train.run import code_of
+from lbsgd.train.facts import code_of
 
 ImageFile.MAXBLOCK = 1 << 20  # or PIL refuses to write noise
 

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 import lbsgd
 from lbsgd.config.json_file import set_precision
-from lbsgd.train.engine import gather_state
+from lbsgd.train.engine_state import gather_state
 
 ON_ONE_PROCESS = [(stage, micro_batch) for stage in (0, 1, 2) for micro_batch in (64, 8)]  # 1 and 8 passes
 ON_TWO_PROCESSES = [(stage, micro_batch) for stage in (0, 1, 2) for micro_batch in (8, 16, 32)]  # 4, 2 and 1 passes

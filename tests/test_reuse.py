@@ -25,7 +25,7 @@ from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.config.json_file import write_json
 from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
-from lbsgd.train.engine import gather_state
+from lbsgd.train.engine_state import gather_state
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "in_your_project.md"]

@@ -25,8 +25,8 @@ from lbsgd.config.json_file import set_precision
 from lbsgd.disk import replace_file
 from lbsgd.errors import CheckpointError
 from lbsgd.train import checkpoint
-from lbsgd.train.engine import EngineState, gather_state, restore_state
-from lbsgd.train.run import interval
+from lbsgd.train.engine_state import EngineState, gather_state, restore_state
+from lbsgd.commands.train import interval
 from lbsgd.train.saver import Every
 
 FILES = ("weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json", "manifest.json")

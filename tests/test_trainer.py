@@ -1,8 +1,11 @@
 """The loop by itself, on one process and a small network: evaluation, statistics, what stops it, what it saves."""
 
+import time
+
 import pytest
 import torch
 from processes import in_processes
+from resnet50 import ResNet50
 from test_engine import K, N, network, recipe
 
 import lbsgd
@@ -10,6 +13,8 @@ from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from lbsgd.processes.launcher import from_rank_0
 from lbsgd.train import checkpoint
+from lbsgd.train.clock import Clock
+from lbsgd.train.images import Images
 from lbsgd.train.reporter import Reporter
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
@@ -36,25 +41,25 @@ class NobodyAsks:
         self.position = position
 
 
-def trainer(folder, val_images=50, iterations=ITERATIONS, steps_per_print=10, **batch_norm):
+def trainer(folder, val_images=50, iterations=ITERATIONS, steps_per_print=10, resume=False, **batch_norm):
     config = recipe(**batch_norm)
     config["steps_per_print"], config["lbsgd"]["num_images"] = steps_per_print, iterations * K * N
     config["scheduler"]["params"]["warmup_num_steps"] = 5 * iterations
     engine, plan = lbsgd.initialize(network(), config)
     share = dict(seed=0, world_size=1, rank=0, resolution=6, device="cpu", dtype=torch.float32, channels_last=False)
     data = FakeImages(plan.num_images, 5, global_batch=K * N, micro_batch=N, **share)
-    saver = Saver(engine, folder, {"recipe": "small"}, {})
-    made = Trainer(engine, plan, data, FakeEval(val_images, 5, batch=16, **share), saver, NobodyAsks())
-    made.reporter = Reporter(Records(), Records())
-    saver.say = made.reporter.progress.say
-    return made
+    images = Images(data, FakeEval(val_images, 5, batch=16, **share))
+    reporter = Reporter(Records(), Records(), engine)
+    saver = Saver(engine, folder, {"recipe": "small"}, {}, say=reporter.progress.say)
+    reached = saver.restore() if resume else None
+    return Trainer(engine, plan, ResNet50(), images, saver, NobodyAsks(), reporter, reached)
 
 
 def test_an_evaluation_counts_every_image_once_in_whole_numbers(tmp_path):
     ours = trainer(tmp_path)
     record = ours.evaluate(epoch=0)
     with torch.no_grad():
-        best = torch.cat([ours.engine.module(x).argmax(1) == y for x, y in ours.val_data])
+        best = torch.cat([ours.engine.module(x).argmax(1) == y for x, y in ours.images.val])
     assert record["val_images"] == 50 == len(best)  # the last batch has 2 of 16
     assert record["val_correct_top1"] == int(best.sum()) and record["val_correct_top5"] == 50  # of five classes
     assert record["val_top1_error_pct"] == pytest.approx(100 * (1 - int(best.sum()) / 50))
@@ -66,8 +71,7 @@ def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
     assert [record["epoch"] for record in ours.reporter.log.epochs] == [1]
     assert ours.reporter.log.iterations[0]["iteration"] == 0
     assert [path.name for path in checkpoint.complete(tmp_path)] == ["iteration_00000002", "iteration_00000003"]
-    again = trainer(tmp_path)
-    again.restore()
+    again = trainer(tmp_path, resume=True)
     assert again.iteration == 3
     again.train(last_iteration=4), ours.train(last_iteration=4)
     first, second = (t.reporter.log.epochs[-1] for t in (again, ours))
@@ -77,9 +81,9 @@ def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
 
 def test_a_record_says_how_many_iterations_it_is_the_mean_of_also_after_a_resume(tmp_path):
     each = trainer(tmp_path / "each", iterations=8, steps_per_print=1)
-    ours, again = (trainer(tmp_path / "ours", iterations=8, steps_per_print=3) for _ in range(2))
+    ours = trainer(tmp_path / "ours", iterations=8, steps_per_print=3)
     each.train(last_iteration=8), ours.train(last_iteration=5), ours.saver.wait()
-    again.restore()
+    again = trainer(tmp_path / "ours", iterations=8, steps_per_print=3, resume=True)
     again.train(last_iteration=8)
     records = ours.reporter.log.iterations + again.reporter.log.iterations
     assert [(record["iteration"], record["num_iterations"]) for record in records] == [(0, 1), (3, 3), (6, 2)]
@@ -93,8 +97,8 @@ def test_the_time_of_an_epoch_leaves_out_what_a_restart_took(tmp_path):
     ours = trainer(tmp_path)
     ours.train(last_iteration=1), ours.saver.wait()
     again = trainer(tmp_path)
-    again.epoch_began -= 1000.0  # as if it had been made so many seconds ago
-    again.restore()
+    again.clock.epoch_began -= 1000.0  # as if it had been made so many seconds ago
+    again.go_on(again.saver.restore())
     again.train(last_iteration=2)
     [epoch] = again.reporter.log.epochs
     assert epoch["seconds"] < 500
@@ -118,7 +122,7 @@ def test_a_process_alone_is_stopped_after_the_iteration_in_which_it_was_asked(tm
 def test_recomputed_statistics_are_the_exact_ones_of_the_training_images(tmp_path):
     ours = trainer(tmp_path, statistics="recomputed", statistics_images=NUM_IMAGES)
     ours.evaluate(epoch=0)
-    images = torch.cat(list(ours.train_data.statistics_batches(0, NUM_IMAGES, N)))
+    images = torch.cat(list(ours.images.train.statistics_batches(0, NUM_IMAGES, N)))
     with torch.no_grad():
         values = ours.engine.module.conv(images).double()
     norm = ours.engine.module.bn
@@ -130,7 +134,7 @@ def test_recomputed_statistics_are_the_exact_ones_of_the_training_images(tmp_pat
 
 def test_first_worker_statistics_are_those_of_the_first_n_images_of_an_iteration(tmp_path):
     ours = trainer(tmp_path, statistics="first_worker")
-    first, _ = next(ours.train_data.epoch(0))
+    first, _ = next(ours.images.train.epoch(0))
     with torch.no_grad():
         expected = 0.1 * ours.engine.module.conv(first).mean((0, 2, 3))
     ours.train(last_iteration=1)
@@ -200,7 +204,7 @@ def test_what_rank_0_finds_wrong_ends_every_process():
 
 def test_an_epoch_that_waited_for_its_data_says_once_what_to_change():
     records = Records()
-    reporter = Reporter(Records(), records, "4 loader threads a process")
+    reporter = Reporter(Records(), records, None, "4 loader threads a process")
     for waited_pct in (4.9, 31.2, 50.0):
         reporter.advise_on_waiting(waited_pct)
     [said] = records.said
@@ -209,15 +213,32 @@ def test_an_epoch_that_waited_for_its_data_says_once_what_to_change():
 
 def test_the_share_of_an_epoch_that_was_waited_is_that_of_all_its_iterations(tmp_path, monkeypatch):
     ours, told = trainer(tmp_path), []
-    wait_for = ours.wait_for
+    next_of = ours.clock.next_of
 
     def slowly(batches):
-        batch = wait_for(batches)
-        ours.waited += 1000.0  # of seconds, beside which the epoch's own are nothing
+        batch = next_of(batches)
+        ours.clock.add_wait(1000.0)  # of seconds, beside which the epoch's own are nothing
         return batch
 
-    monkeypatch.setattr(ours, "wait_for", slowly)
+    monkeypatch.setattr(ours.clock, "next_of", slowly)
     monkeypatch.setattr(ours.reporter, "advise_on_waiting", told.append)
     ours.train(last_iteration=2)
     passes = 2 * ours.plan.accumulation_steps
     assert told[0] * ours.reporter.log.epochs[0]["seconds"] / 100 == pytest.approx(1000.0 * passes, rel=1e-3)
+
+
+def test_the_wait_for_the_first_batch_of_a_run_is_no_advice():
+    """The loader starts and compiles meanwhile; more threads or a faster disk would not shorten it."""
+    clock = Clock()
+
+    def slow_batches():
+        while True:
+            time.sleep(0.02)
+            yield "a batch"
+
+    batches = slow_batches()
+    assert clock.next_of(batches) == "a batch" and clock.epoch_waited == clock.window_waited == 0.0
+    clock.start_window(), clock.next_of(batches)
+    assert 0.02 <= clock.window_waited == clock.epoch_waited <= clock.epoch_seconds
+    clock.start_epoch(), clock.next_of(batches)
+    assert clock.epoch_waited >= 0.02  # a later epoch's first batch counts: nothing is compiled for it

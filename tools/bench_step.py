@@ -77,9 +77,8 @@ def fake_images(plan, device, dtype=None):
 def our_step(model, plan, open_train_data, folder="unused"):
     """The trainer's own `update`, with everything it does beside computing: schedule, totals, the check for NaN."""
     engine, _ = initialize(model, plan)
-    trainer = Trainer(
-        engine, plan, None, [], Saver(engine, Path(folder), {}, {}), Guard(Processes.from_environment(), 600)
-    )
+    guard, saver = Guard(Processes.from_environment(), 600), Saver(engine, Path(folder), {}, {})
+    trainer = Trainer(engine, plan, ResNet50(), Images(None, []), saver, guard, Silence())
     batches = open_train_data(engine.device).epoch(0)
     engine.train()
     return (lambda: trainer.update(batches)), trainer

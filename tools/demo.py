@@ -55,7 +55,7 @@ def commands(seed: int, work_dir: Path) -> list[list[str]]:
             str(work_dir / "runs" / name),
             "--seed",
             str(seed),
-            "--resume",
+            *(["--resume"] if (work_dir / "runs" / name).exists() else []),
         ],
     ]
 

@@ -11,7 +11,6 @@ What DeepSpeed 0.19.8 does otherwise than the paper is put right here; tests/tes
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -199,71 +198,36 @@ def memory_format(device: torch.device) -> torch.memory_format:
     return torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
 
 
-# --- the access to ZeRO's state that checkpoints need -------------------------------------------------------------------
-
-
-@dataclass
-class EngineState:
-    """Weights and momentum of a run in float32 on the CPU, whole, whatever the world size and ZeRO stage."""
-
-    weights: dict[str, torch.Tensor]  # parameters (the float32 masters under fp16) and buffers, by state_dict name
-    momentum: dict[str, torch.Tensor]  # u of (9) or v of (10), by parameter name; empty before the first update
-    counters: dict[str, Any]  # iterations, updates that overflow skipped, loss scale, last lr applied
-
-
-def gather_state(engine, keep: bool = True) -> EngineState:
-    """The whole state, gathered from all processes; all of them must call it. Without `keep` only to take part."""
-    host = to_host if keep else lambda tensor: tensor
-    weights = {name: host(tensor) for name, tensor in engine.module.state_dict().items()}
-    momentum = {}
-    updated = engine.global_steps > engine.skipped_steps
-    if updated:
-        link_momentum(engine)
-    for name, parameter in trainable(engine):
-        weights[name] = host(full_parameter(engine, parameter))
-        if updated:
-            momentum[name] = host(full_momentum(engine, parameter))
-    return EngineState(weights, momentum, counters(engine))
-
-
-def restore_state(engine, state: EngineState) -> None:
-    """Puts a gathered state into an engine of any world size and ZeRO stage; all processes must call it."""
-    engine.module.load_state_dict(state.weights)
-    if state.momentum:
-        allocate_momentum(engine, state.counters["last_lr"])
-    for name, parameter in trainable(engine):
-        if engine.zero_optimization():
-            safe_set_full_fp32_param(parameter, state.weights[name].to(parameter.device))
-        if state.momentum:
-            set_momentum(engine, parameter, state.momentum[name].to(parameter.device))
-    if engine.zero_optimization():
-        engine.optimizer.update_lp_params()  # masters -> the weights that the network computes with, on all processes
-    restore_counters(engine, state.counters)
-
-
-def trainable(engine) -> list[tuple[str, torch.nn.Parameter]]:
-    return [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
-
-
-def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy on the CPU, contiguous, in float32 (integers stay integers)."""
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
-    return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+# --- access to ZeRO's state, for engine_state.py ----------------------------------------------------------------------
 
 
 def full_parameter(engine, parameter) -> torch.Tensor:
+    """Return a parameter whole, in float32; collective under ZeRO."""
     return safe_get_full_fp32_param(parameter) if engine.zero_optimization() else parameter
 
 
+def set_parameter(engine, parameter, value: torch.Tensor) -> None:
+    """Set ZeRO's float32 master of a parameter; at stage 0 the module's state_dict holds all there is."""
+    if engine.zero_optimization():
+        safe_set_full_fp32_param(parameter, value.to(parameter.device))
+
+
+def spread_parameters(engine) -> None:
+    """Copy ZeRO's masters into the weights that the network computes with, on all processes."""
+    if engine.zero_optimization():
+        engine.optimizer.update_lp_params()
+
+
 def full_momentum(engine, parameter) -> torch.Tensor:
+    """Return a parameter's momentum whole; zeros where no gradient has come yet. Collective under ZeRO."""
     if engine.zero_optimization():
         return safe_get_full_optimizer_state(parameter, MOMENTUM)
     momentum = engine.basic_optimizer.state[parameter].get(MOMENTUM)
-    return torch.zeros_like(parameter) if momentum is None else momentum  # none where no gradient has come yet
+    return torch.zeros_like(parameter) if momentum is None else momentum
 
 
 def allocate_momentum(engine, last_lr: float | None) -> None:
-    """The optimizer's state as after its first step, with zeros in it: ZeRO has none to write into before."""
+    """Give the optimizer the state it has after its first step, with zeros: ZeRO has none to write into before."""
     sgd = engine.basic_optimizer
     for group in sgd.param_groups:
         for parameter in group["params"]:
@@ -274,42 +238,18 @@ def allocate_momentum(engine, last_lr: float | None) -> None:
 
 
 def link_momentum(engine) -> None:
-    """Lets DeepSpeed's accessors find the momentum of every group: it links all groups after the first group's first
-    step, when the others have none yet."""
+    """Let DeepSpeed's accessors find the momentum of every group.
+
+    DeepSpeed links all groups after the first group's first step, when the others have no momentum yet.
+    """
     if engine.zero_optimization():
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def set_momentum(engine, parameter, value: torch.Tensor) -> None:
+    """Set a parameter's momentum, which `allocate_momentum` has made room for."""
     if engine.zero_optimization():
-        safe_set_full_optimizer_state(parameter, value, MOMENTUM)
+        safe_set_full_optimizer_state(parameter, value.to(parameter.device), MOMENTUM)
     else:
         engine.basic_optimizer.state[parameter][MOMENTUM].copy_(value)
-
-
-SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-
-
-def counters(engine) -> dict[str, Any]:
-    states = engine.basic_optimizer.state.values()
-    found = {
-        "iteration": engine.global_steps,
-        "skipped_iterations": engine.skipped_steps,
-        "last_lr": next((state["last_lr"] for state in states if "last_lr" in state), None),
-    }
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    if engine.fp16_enabled() and scaler.dynamic:
-        found["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER_FIELDS}
-    return found
-
-
-def restore_counters(engine, state: dict[str, Any]) -> None:
-    engine.global_steps = state["iteration"]
-    engine.skipped_steps = state["skipped_iterations"]
-    engine.micro_steps = state["iteration"] * engine.gradient_accumulation_steps()
-    engine.global_samples = state["iteration"] * engine.train_batch_size()
-    engine.lr_scheduler.step(state["iteration"])
-    if engine.fp16_enabled() and "loss_scaler" in state:
-        for name, value in state["loss_scaler"].items():
-            setattr(engine.optimizer.loss_scaler, name, value)

@@ -1,6 +1,7 @@
-"""What a person watches while a run goes on: a bar on a terminal, plain lines anywhere else (rank 0 only)."""
+"""Shows a person how a run goes on: a bar on a terminal, plain lines anywhere else (rank 0 only)."""
 
 import sys
+from collections import deque
 from math import ceil
 from time import perf_counter
 
@@ -12,28 +13,39 @@ from rich.text import Text
 
 from lbsgd.units import clock
 
+RECENT_ITERATIONS = 20
+
 
 class Progress:
-    """Shows epoch, iteration, lr, loss, images a second, the share of time spent waiting for data, and time left.
+    """Shows epoch, iteration, lr, loss, images per second, the share of time spent waiting for data, and time left.
 
         with Progress(plan.num_iterations, plan.iterations_per_epoch) as progress:
-            progress.advance()            after every iteration; an addition and a look at the clock
+            progress.advance()            after every iteration; costs an addition and a look at the clock
             progress.iteration(record)    an iteration record of the run log
             progress.epoch(record)        an epoch record: a line that stays
             progress.say(text)            any other line that stays
 
-    A resumed run begins at first_iteration. `console` tells whether there is a terminal; by default it is stdout's.
+    A resumed run begins at first_iteration, or where `begin` says. With images_per_iteration, a terminal shows the speed
+    of the last iterations, which moves with each of them, in place of the last record's. `console` tells whether there is
+    a terminal; by default it is stdout's.
     """
 
     def __init__(
-        self, total_iterations: int, iterations_per_epoch: int, first_iteration: int = 0, console: Console | None = None
+        self,
+        total_iterations: int,
+        iterations_per_epoch: int,
+        first_iteration: int = 0,
+        console: Console | None = None,
+        images_per_iteration: int | None = None,
     ):
         self.total, self.per_epoch, self.done = total_iterations, iterations_per_epoch, first_iteration
-        # Said outright, for FORCE_COLOR, which build servers set, makes rich take a file for a terminal.
+        self.images_per_iteration = images_per_iteration
+        # Decided here, because FORCE_COLOR, which build servers set, makes rich take a file for a terminal.
         self.console = console or Console(force_terminal=sys.stdout.isatty())
-        self._numbers = ""
-        self._ticks: tuple[tuple[int, float], ...] = ()
-        self._live = None
+        self._record: dict = {}
+        self._first_tick: tuple[int, float] | None = None
+        self._ticks: deque[tuple[int, float]] = deque(maxlen=RECENT_ITERATIONS + 1)
+        self._live: Live | None = None
         if self.console.is_interactive:
             self._live = Live(get_renderable=self._screen, console=self.console, transient=True)
 
@@ -46,19 +58,21 @@ class Progress:
         if self._live:
             self._live.stop()
 
+    def begin(self, iteration: int) -> None:
+        """Say at which iteration the run goes on."""
+        self.done = iteration
+
     def advance(self, n: int = 1) -> None:
         self.done += n
-        self._ticks = (*self._ticks[:1], (self.done, perf_counter()))  # the first and the last
+        tick = (self.done, perf_counter())
+        self._first_tick = self._first_tick or tick
+        self._ticks.append(tick)
 
     def iteration(self, record: dict) -> None:
-        self._numbers = (
-            f"lr {record['lr']:.5f}  loss {_number(record['train_loss'], '.4f')}  "
-            f"{_number(record['images_per_second'], '5.0f')} images/s  "
-            f"waiting {_number(record['data_wait_pct'], '4.1f')} %"
-        )
+        self._record = record
         if not self._live:
             position = self._position(record["iteration"], record["iteration"] + 1)
-            self.say("  ".join([*position, self._numbers, self._left()]))
+            self.say("  ".join([*position, self._numbers(record["images_per_second"]), self._left()]))
 
     def epoch(self, record: dict) -> None:
         self.say(
@@ -72,13 +86,28 @@ class Progress:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _screen(self) -> Group:
-        """The two lines at the foot of a terminal, drawn a few times a second; at most 80 columns."""
+        """Draw the two lines at the foot of a terminal, a few times per second; at most 80 columns."""
         epoch, iteration = self._position(min(self.done, self.total - 1), self.done)
         bar = Table.grid(padding=(0, 2), expand=True)
         for ratio in (None, 1, None, None):  # The bar takes the columns that the words leave.
             bar.add_column(ratio=ratio, no_wrap=True)
         bar.add_row(epoch, ProgressBar(total=self.total, completed=self.done), iteration, self._left())
-        return Group(bar, Text(self._numbers, no_wrap=True, overflow="ellipsis"))
+        numbers = self._numbers(self._speed()) if self._record else ""
+        return Group(bar, Text(numbers, no_wrap=True, overflow="ellipsis"))
+
+    def _numbers(self, images_per_second: float | None) -> str:
+        record = self._record
+        return (
+            f"lr {record['lr']:.5f}  loss {_number(record['train_loss'], '.4f')}  "
+            f"{_number(images_per_second, '5.0f')} images/s  waiting {_number(record['data_wait_pct'], '4.1f')} %"
+        )
+
+    def _speed(self) -> float | None:
+        """Return the images per second of the last iterations, or those of the last record."""
+        if self.images_per_iteration is None or len(self._ticks) < 2:
+            return self._record["images_per_second"]
+        (first, start), (last, now) = self._ticks[0], self._ticks[-1]
+        return self.images_per_iteration * (last - first) / max(now - start, 1e-9)
 
     def _position(self, iteration: int, done: int) -> tuple[str, str]:
         return self._epoch(iteration // self.per_epoch + 1), f"iteration {_of(done, self.total)}"
@@ -87,10 +116,10 @@ class Progress:
         return f"epoch {_of(epoch, ceil(self.total / self.per_epoch))}"
 
     def _left(self) -> str:
-        """Time left of the whole run at this process's pace so far, evaluations included."""
-        if len(self._ticks) < 2:  # The first iteration, which also warms everything up, tells nothing.
-            return "left -"
-        (first, start), (last, now) = self._ticks
+        """Return the time left of the whole run at this process's pace so far, evaluations included."""
+        if self._first_tick is None or self._ticks[-1] == self._first_tick:
+            return "left -"  # the first iteration, which also warms everything up, tells nothing
+        (first, start), (last, now) = self._first_tick, self._ticks[-1]
         return f"left {clock((now - start) / (last - first) * (self.total - last))}"
 
 
@@ -99,5 +128,5 @@ def _of(position: int, total: int) -> str:
 
 
 def _number(value: float | None, form: str) -> str:
-    """A number that the log may hold as null."""
+    """Format a number that the log may hold as null."""
     return "-" if value is None else format(value, form)

@@ -1,14 +1,13 @@
-"""When a run is saved, and what of it: the whole state in a checkpoint, written while training goes on."""
+"""Saves the whole state of a run in a checkpoint, which a thread writes while training goes on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -17,23 +16,25 @@ from lbsgd.algorithm.batch_norm import agree_statistics
 from lbsgd.errors import TrainingError
 from lbsgd.processes.launcher import from_rank_0
 from lbsgd.train import checkpoint
-from lbsgd.train.engine import EngineState, gather_state, restore_state
+from lbsgd.train.engine_state import EngineState, gather_state, restore_state
 from lbsgd.train.random_states import random_states, restore_random_states
+from lbsgd.train.run import Every
 
 
-@dataclass(frozen=True)
-class Every:
-    """How often to save, beside the end of each epoch: after so many iterations, or minutes, or neither."""
+class Reached(NamedTuple):
+    """How far the epoch had got: its totals over all processes, and the seconds that it took."""
 
-    iterations: int | None = None
-    minutes: float | None = None
+    totals: torch.Tensor
+    epoch_seconds: float
 
 
 class Saver:
-    """The checkpoints of one run; every process has one, rank 0's writes.
+    """The checkpoints of one run; every process has one, and rank 0's writes.
 
-    identity: what a run that goes on from them must agree in. described: more plain data for state.json.
-    say: prints a line, on rank 0.
+    identity     what a run that goes on from them must agree in
+    described    more plain data for state.json
+    every        how often to save beside the end of each epoch
+    say          prints a line, on rank 0
     """
 
     def __init__(
@@ -42,11 +43,11 @@ class Saver:
         folder: Path,
         identity: dict[str, Any],
         described: dict[str, Any],
-        every: Every = Every(),
+        every: Every | None = None,
         say: Callable[[str], None] = partial(print, flush=True),
     ):
         self.engine, self.folder, self.identity, self.described = engine, folder, identity, described
-        self.every, self.say = every, say
+        self.every, self.say = every or Every(), say
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbsgd checkpoint")
         self.writing: Future | None = None
         self.last_iteration, self.last_time = engine.global_steps, time.monotonic()
@@ -58,13 +59,13 @@ class Saver:
         )
 
     def due_by_time(self) -> bool:
-        """By this process's clock; the processes must agree before they act on it."""
+        """Tell by this process's clock; the processes must agree before they act on it."""
         return self.every.minutes is not None and time.monotonic() - self.last_time >= 60 * self.every.minutes
 
-    def save(self, totals: torch.Tensor, epoch_seconds: float, random: dict[str, torch.Tensor] | None = None) -> None:
-        """Copies the state and lets a thread of rank 0 write it; all processes must call it.
+    def save(self, reached: Reached, random: dict[str, torch.Tensor] | None = None) -> None:
+        """Copy the state and let a thread of rank 0 write it; all processes must call it.
 
-        totals: the epoch's sums so far of all processes. random: this process's random states, by default those of now.
+        random: this process's random states, by default those of now.
         Raises TrainingError for weights that are not numbers: such a checkpoint must not take the place of a good one.
         """
         agree_statistics(self.engine.module)
@@ -84,8 +85,8 @@ class Saver:
         described = {
             "counters": state.counters,
             "identity": self.identity,
-            "epoch_totals": totals.tolist(),
-            "epoch_seconds": epoch_seconds,
+            "epoch_totals": reached.totals.tolist(),
+            "epoch_seconds": reached.epoch_seconds,
             "world_size": world_size,
             "num_threads": torch.get_num_threads(),
             **self.described,
@@ -94,6 +95,7 @@ class Saver:
         self.writing = self.thread.submit(self.write, self.engine.global_steps, tensors, described)
 
     def write(self, iteration: int, tensors: dict, described: dict[str, Any]) -> bool:
+        """Write a checkpoint; False, and a line on the screen, where the disk fails."""
         try:
             checkpoint.save(self.folder, iteration, tensors, described)
         except OSError as error:
@@ -105,7 +107,7 @@ class Saver:
         return True
 
     def wait(self) -> bool:
-        """Until what was saved is on the disk; False where that failed, which was told."""
+        """Wait until what was saved is on the disk; False if that failed, which was told."""
         return self.writing.result() if self.writing else True
 
     def close(self) -> None:
@@ -113,7 +115,7 @@ class Saver:
         self.thread.shutdown()
 
     def require_finite_weights(self) -> None:
-        """Every process holds all weights that the network computes with, so all find the same."""
+        """Raise TrainingError if a weight is not a number; every process holds all weights and so finds the same."""
         named = [
             (name, tensor) for name, tensor in self.engine.module.state_dict().items() if tensor.is_floating_point()
         ]
@@ -123,6 +125,7 @@ class Saver:
             self.stop(f"after iteration {self.engine.global_steps - 1} the weights {broken} are not numbers")
 
     def stop(self, reason: str) -> NoReturn:
+        """Raise TrainingError with the reason and the checkpoint that stands."""
         self.wait()
         kept = checkpoint.newest(self.folder)
         raise TrainingError(
@@ -131,12 +134,12 @@ class Saver:
             + "; look at the learning rate and the data"
         )
 
-    def restore(self) -> tuple[torch.Tensor, float]:
-        """Goes on from the newest checkpoint that is whole; all processes must call it. Returns its totals and epoch_seconds.
+    def restore(self) -> Reached:
+        """Put the newest whole checkpoint into the engine; all processes must call it.
 
-        Rank 0 reads it and sends it to the others. World size, micro batch and passes may be others than when it was
-        written; with the same world size, random states and the number of threads come back, too, and so does every bit.
-        Raises CheckpointError for a checkpoint of another recipe, network or data, and where none is whole.
+        Rank 0 reads it and sends it to the others. World size, micro batch and passes may differ from those that it was
+        written with. At the same world size, random states and the number of threads come back too, and so every bit.
+        Raises CheckpointError for a checkpoint of another recipe, network or data, and if none is whole.
         """
         tensors, found = from_rank_0(lambda: checkpoint.load_newest(self.folder, self.identity, self.say))
         restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], found["counters"]))
@@ -144,4 +147,4 @@ class Saver:
             restore_random_states(tensors["random"], dist.get_rank())
             torch.set_num_threads(found["num_threads"])  # sums over another number of threads differ in their last bits
         self.last_iteration = self.engine.global_steps
-        return torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"]
+        return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])

@@ -1,40 +1,34 @@
-"""The training loop: kn images -> one update; an epoch; what is reported, evaluated and saved on the way (Sec. 2, 3, 5.1)."""
+"""The training loop: kn images -> one update; an epoch; when it reports, evaluates, saves and stops (Sec. 2, 3, 5.1)."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.nn import functional as F
 
 from lbsgd.config.plan import Plan
 from lbsgd.errors import Stopped
 from lbsgd.processes.launcher import from_rank_0
+from lbsgd.train.agreement import Agreement, Decision
+from lbsgd.train.clock import Clock
 from lbsgd.train.engine import step
-from lbsgd.train.evaluation import evaluate, settle_statistics
+from lbsgd.train.evaluation import evaluate, sync_batch_norm_statistics
+from lbsgd.train.images import Images
 from lbsgd.train.random_states import random_states
-from lbsgd.train.reporter import Reporter, Totals
-from lbsgd.train.saver import Saver
+from lbsgd.train.reporter import Reporter, Silence
+from lbsgd.train.saver import Reached, Saver
+from lbsgd.train.task import Batch, Task
+from lbsgd.train.totals import Totals
 
-Batch = tuple[torch.Tensor, torch.Tensor]
-
-AGREE_SECONDS = 0.25  # between two looks at what other processes were told, at the past speed of passes
 FINISH_SECONDS = 10.0  # an iteration that ends sooner is finished before the run stops
-
-
-class TrainingData(Protocol):
-    """What the trainer asks of its data; `loader.TrainLoader` and `fake.FakeImages` are such."""
-
-    def epoch(self, epoch: int, first_iteration: int = 0) -> Iterator[Batch]: ...
-
-    def statistics_batches(self, epoch: int, num_images: int, per_worker_batch: int) -> Iterator[torch.Tensor]: ...
+NEVER = 2**62  # later than any iteration
 
 
 class Watcher(Protocol):
-    """What the trainer tells, and is told by; `guard.Guard` is such."""
+    """What the trainer tells its position to, and is told to stop by; `processes.guard.Guard` is such."""
 
     stop_requested: str | None
     nothing_to_save: bool
@@ -42,22 +36,38 @@ class Watcher(Protocol):
     def alive(self, position: str) -> None: ...
 
 
-class Trainer:
-    """One run: engine, plan and data, the saver of its checkpoints, and the guard that watches over it.
+@dataclass(frozen=True)
+class BeforeUpdate:
+    """What a checkpoint needs of the moment before an iteration that is given up in its middle."""
 
-    `reporter` is set on rank 0 alone, which prints and writes for all.
+    sums: torch.Tensor
+    random: dict[str, torch.Tensor]
+
+
+class Trainer:
+    """One run: engine, plan, task and images; the saver of its checkpoints, the guard that watches it, the reporter.
+
+    reached: what a checkpoint says of the epoch that the run goes on in.
     """
 
     def __init__(
-        self, engine, plan: Plan, train_data: TrainingData, val_data: Iterable[Batch], saver: Saver, guard: Watcher
+        self,
+        engine,
+        plan: Plan,
+        task: Task,
+        images: Images,
+        saver: Saver,
+        guard: Watcher,
+        reporter: Reporter | Silence,
+        reached: Reached | None = None,
     ):
-        self.engine, self.plan, self.saver, self.guard = engine, plan, saver, guard
-        self.train_data, self.val_data = train_data, val_data
-        self.reporter: Reporter | None = None
+        self.engine, self.plan, self.task, self.images = engine, plan, task, images
+        self.saver, self.guard, self.reporter = saver, guard, reporter
         self.first_bad = torch.full((), NEVER, device=engine.device)  # first iteration whose loss is not a number
-        self.passes_to_agreement = 1
-        self.save_is_due = self.stopping = False
-        self.start_epoch()
+        self.agreement, self.decision = Agreement(engine.device), Decision()
+        self.totals, self.clock = Totals(engine.device, len(task.counts)), Clock()
+        if reached:
+            self.go_on(reached)
 
     @property
     def iteration(self) -> int:
@@ -68,8 +78,10 @@ class Trainer:
     def at_epoch_end(self) -> bool:
         return self.iteration > 0 and self.iteration % self.plan.iterations_per_epoch == 0
 
+    # --- the algorithm ------------------------------------------------------------------------------------------------
+
     def train(self, last_iteration: int) -> None:
-        """Trains up to `last_iteration`, saving where it stops, and saving and then evaluating after each epoch.
+        """Train up to `last_iteration`; save where it stops, and after each epoch save, then evaluate.
 
         A run that goes on from the end of an epoch begins with the evaluation, which may not have been finished.
         """
@@ -84,174 +96,150 @@ class Trainer:
                 self.report_epoch(epoch + 1)
 
     def train_epoch(self, epoch: int, last_iteration: int) -> None:
-        """The rest of an epoch: one shared permutation of the images, kn of them an iteration (Remark 4)."""
-        if self.iteration % self.plan.iterations_per_epoch == 0:
+        """Train the rest of an epoch: one shared permutation of the images, kn of them per iteration (Remark 4)."""
+        first_iteration = self.iteration % self.plan.iterations_per_epoch
+        if first_iteration == 0:
             self.start_epoch()
         self.engine.train()
-        batches = self.train_data.epoch(epoch, self.iteration % self.plan.iterations_per_epoch)
+        batches = self.images.train.epoch(epoch, first_iteration)
         while self.iteration < last_iteration:
             self.update(batches)
-            if self.reporter:
-                self.reporter.progress.advance()
-            if (self.iteration - 1) % self.plan.steps_per_print == 0:
-                self.report_iteration(self.iteration - 1)
-            if self.iteration < last_iteration and (self.save_is_due or self.saver.due_by_iterations()):
-                self.save()
-            self.stop_if_asked()
-
-    def start_epoch(self) -> None:
-        self.totals, self.epoch_began, self.waited_before = Totals(self.engine.device), time.perf_counter(), 0.0
-        self.passes_since, self.agreed_at = 0, time.monotonic()
-        self.start_window()
-
-    def start_window(self) -> None:
-        """What an iteration record tells of begins here: after the record before, or with the epoch."""
-        self.window_totals, self.window_began, self.waited = self.totals.sums, time.perf_counter(), 0.0
+            self.after_update(last_iteration)
 
     def update(self, batches: Iterator[Batch]) -> None:
-        """One update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
-        iteration, passes = self.iteration, self.plan.accumulation_steps
-        before = (self.totals.sums, random_states(dist.get_rank())) if passes > 1 else None
-        for number in range(passes):
-            self.guard.alive(f"iteration {iteration}, pass {number}")
-            images, labels = self.wait_for(batches)
+        """Make one update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
+        before = self.before_update()
+        for number in range(self.plan.accumulation_steps):
+            self.guard.alive(f"iteration {self.iteration}, pass {number}")
+            batch = self.clock.next_of(batches)
             self.guard.nothing_to_save = False
-            logits = self.engine(images)
-            # Remark 3, normalised by kn: this is the mean over the micro batch; backward divides it by the number of
-            # passes, and aggregation takes the mean over the processes, all of which hold equally many images.
-            loss = F.cross_entropy(logits.float(), labels)
+            # Remark 3, normalised by kn: the loss is a mean over the micro batch; backward divides it by the number of
+            # passes, and aggregation takes the mean over the processes, which all hold equally many images.
+            loss, counts = self.task.loss(self.engine, batch)
             self.engine.backward(loss)
+            self.note(loss.detach(), counts)
             step(self.engine)  # moves the weights in the last pass only
-            self.totals.add(logits.detach(), labels, loss.detach())
-            self.first_bad = torch.where(loss.isfinite(), self.first_bad, self.first_bad.clamp(max=iteration))
-            self.agree(before, passes - 1 - number)
+            self.after_pass(self.plan.accumulation_steps - 1 - number, before)
 
-    def wait_for(self, batches: Iterator[Batch]) -> Batch:
-        began = time.perf_counter()
-        batch = next(batches)
-        self.waited += time.perf_counter() - began
-        return batch
+    def note(self, loss: torch.Tensor, counts) -> None:
+        """Add one pass to the totals, and remember the first iteration whose loss is not a number."""
+        self.totals.add(loss, counts, self.plan.micro_batch)
+        self.first_bad = torch.where(loss.isfinite(), self.first_bad, self.first_bad.clamp(max=self.iteration))
 
-    # --- stopping and saving --------------------------------------------------------------------------------------------
+    # --- what stands beside it: stopping and saving -------------------------------------------------------------------
 
-    def agree(self, before: tuple | None, passes_left: int) -> None:
-        """Every quarter of a second: what one process was told, such as by SIGTERM, all learn after the same pass.
+    def start_epoch(self) -> None:
+        self.totals = Totals(self.engine.device, len(self.task.counts))
+        self.clock.start_epoch()
+        self.agreement.restart()
 
-        An iteration that would go on for long is then given up, and the state before it is saved. The next look comes a
-        number of passes later, for clocks differ; a process alone looks after each pass, which costs nothing.
-        """
-        self.passes_since += 1
-        if self.passes_since < self.passes_to_agreement:
+    def go_on(self, reached: Reached) -> None:
+        """Take up the totals and the time of the epoch that the checkpoint was saved in."""
+        if dist.get_rank() == 0:
+            self.totals.sums = self.totals.sums + reached.totals.to(self.engine.device)
+        self.totals.mark()
+        self.clock.start_epoch(reached.epoch_seconds)
+
+    def after_update(self, last_iteration: int) -> None:
+        """Report, save and stop between two iterations, where one of these is due."""
+        self.reporter.advance()
+        if (self.iteration - 1) % self.plan.steps_per_print == 0:
+            self.report_iteration(self.iteration - 1)
+        if self.iteration < last_iteration and (self.decision.save or self.saver.due_by_iterations()):
+            self.save()
+        self.stop_if_agreed()
+
+    def before_update(self) -> BeforeUpdate | None:
+        """Return what giving up the iteration needs; a single pass is never given up."""
+        if self.plan.accumulation_steps == 1:
+            return None
+        return BeforeUpdate(self.totals.sums, random_states(dist.get_rank()))
+
+    def after_pass(self, passes_left: int, before: BeforeUpdate | None) -> None:
+        """Learn what the processes agree on; give the iteration up if they stop and it would go on for long."""
+        save = dist.get_rank() == 0 and self.saver.due_by_time()
+        decision = self.agreement.after_pass(bool(self.guard.stop_requested), save)
+        if decision is None:
             return
-        asked = [
-            bool(self.guard.stop_requested),
-            self.saver.due_by_time() and dist.get_rank() == 0,
-            (time.monotonic() - self.agreed_at) / self.passes_since,
-        ]
-        if dist.get_world_size() > 1:
-            largest = torch.tensor(asked, dtype=torch.float64, device=self.engine.device)
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-            asked = largest.tolist()
-            self.passes_to_agreement = max(1, int(AGREE_SECONDS / max(asked[2], 1e-3)))
-        stop, self.save_is_due, pass_seconds = asked
-        self.stopping = bool(stop)
-        self.passes_since, self.agreed_at = 0, time.monotonic()
-        if self.stopping and passes_left * pass_seconds > FINISH_SECONDS:
-            sums, random = before
-            self.totals.sums = sums
-            self.save(random)
-            self.stop_if_asked()
+        self.decision = decision
+        if before and decision.stop and passes_left * decision.pass_seconds > FINISH_SECONDS:
+            self.totals.sums = before.sums
+            self.save(before.random)
+            self.stop_if_agreed()
 
-    def stop_if_asked(self) -> None:
-        """Raises Stopped on all processes, with the run saved, once they have agreed to stop."""
-        if not self.stopping:
+    def stop_if_agreed(self) -> None:
+        """Raise Stopped on all processes, with the run saved, once they have agreed to stop."""
+        if not self.decision.stop:
             return
         if self.saver.last_iteration != self.iteration:
             self.save()
-        written = from_rank_0(self.saver.wait)  # which writes; a launcher kills all when the first process ends
-        raise Stopped(
-            f"{self.guard.stop_requested or 'another process was told to'}: "
-            + (
-                f"saved after {self.iteration} iterations; the same command with --resume goes on"
-                if written
-                else f"the checkpoint of iteration {self.iteration} could not be written; --resume goes on from the one before"
-            )
+        # Rank 0 writes, and a launcher kills all processes when the first one ends.
+        written = from_rank_0(self.saver.wait)
+        outcome = (
+            f"saved after {self.iteration} iterations; the same command with --resume goes on"
+            if written
+            else f"the checkpoint of iteration {self.iteration} could not be written; --resume goes on from the one before"
         )
+        raise Stopped(f"{self.guard.stop_requested or 'another process was told to'}: {outcome}")
 
     def save(self, random: dict[str, torch.Tensor] | None = None) -> None:
         self.require_numbers()
-        self.saver.save(self.totals.of_all(), time.perf_counter() - self.epoch_began, random)
-        self.save_is_due = False
-
-    def restore(self) -> None:
-        """Goes on from the newest whole checkpoint; all processes must call it. Raises CheckpointError as Saver.restore."""
-        totals, epoch_seconds = self.saver.restore()
-        if dist.get_rank() == 0:
-            self.totals.sums = self.totals.sums + totals.to(self.engine.device)
-        self.epoch_began = time.perf_counter() - epoch_seconds
-        self.start_window()
+        self.saver.save(Reached(self.totals.of_all(), self.clock.epoch_seconds), random)
+        self.decision = replace(self.decision, save=False)
 
     def require_numbers(self) -> None:
-        """Raises TrainingError on all processes when the loss of an iteration was not a number on one of them."""
+        """Raise TrainingError on all processes if the loss of an iteration was not a number on one of them."""
         first_bad = self.first_bad.clone()
         dist.all_reduce(first_bad, op=dist.ReduceOp.MIN)
         if first_bad < NEVER:
             self.saver.stop(f"the loss of iteration {int(first_bad)} is not a number")
 
-    # --- what is reported -----------------------------------------------------------------------------------------------
+    # --- what is reported ---------------------------------------------------------------------------------------------
 
     def report_iteration(self, iteration: int) -> None:
-        """A record of the log: means over num_iterations, those since the record before, the epoch's begin or a resume."""
+        """Write a record of the log: means over the iterations since the record before, the epoch's start or a resume."""
         self.require_numbers()
-        loss, _, images = self.totals.read(since=self.window_totals)
-        seconds, waited = time.perf_counter() - self.window_began, self.waited
-        self.report(
+        means, seconds = self.totals.read(since_mark=True), self.clock.window_seconds
+        self.reporter.report(
             "iteration",
             {
                 "iteration": iteration,
-                "num_iterations": images // self.plan.global_batch,
+                "num_iterations": means.num_images // self.plan.global_batch,
                 "epoch": iteration / self.plan.iterations_per_epoch,
                 "lr": self.engine.lr_scheduler.lr_of(iteration),
-                "train_loss": loss,
-                "images_per_second": images / seconds,
-                "data_wait_pct": 100 * waited / seconds,
+                "train_loss": means.loss,
+                "images_per_second": means.num_images / seconds,
+                "data_wait_pct": 100 * self.clock.window_waited / seconds,
             },
         )
-        self.waited_before += waited
-        self.start_window()
+        self.totals.mark()
+        self.clock.start_window()
 
     def report_epoch(self, epoch: int) -> None:
-        """Errors on the training images as they were augmented, and on the whole validation set."""
+        """Write a record of the log: errors on the training images as augmented, and on the whole validation set."""
         self.require_numbers()
-        loss, error, images = self.totals.read()
-        seconds = time.perf_counter() - self.epoch_began
-        if self.reporter:
-            self.reporter.advise_on_waiting(100 * (self.waited_before + self.waited) / seconds)
-        self.report(
+        means, seconds = self.totals.read(), self.clock.epoch_seconds
+        self.reporter.advise_on_waiting(100 * self.clock.epoch_waited / seconds)
+        counted = zip(self.task.counts, means.counts_pct, strict=True)
+        self.reporter.report(
             "epoch",
             {
                 "epoch": epoch,
                 "iteration": self.iteration,
                 "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
-                "train_loss": loss,
-                "train_top1_error_pct": error,
+                "train_loss": means.loss,
+                **{f"train_{name}_pct": pct for name, pct in counted},
                 **self.evaluate(epoch),
                 "seconds": seconds,
-                "images_per_second": images / seconds,
+                "images_per_second": means.num_images / seconds,
                 "skipped_iterations": self.engine.skipped_steps,
             },
         )
 
-    def report(self, kind: str, record: dict[str, Any]) -> None:
-        if self.reporter:
-            self.reporter.report(kind, record, self.engine)
-
     def evaluate(self, epoch: int) -> dict[str, Any]:
-        """Errors on the validation images; the guard may end the process at once meanwhile, as all is saved."""
+        """Return the errors on the validation images; the guard may end the process at any time, as all is saved."""
         from_rank_0(self.saver.wait)
         self.guard.nothing_to_save = True
-        settle_statistics(self.engine, self.plan.recipe.batch_norm, self.train_data, epoch, self.guard.alive)
-        return evaluate(self.engine, self.val_data, self.guard.alive)
-
-
-NEVER = 2**62  # later than any iteration
+        norm = self.plan.recipe.batch_norm
+        sync_batch_norm_statistics(self.engine, norm, self.images.train, epoch, self.guard.alive)
+        return evaluate(self.engine, self.task, self.images.val, self.guard.alive)

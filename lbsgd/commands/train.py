@@ -1,0 +1,208 @@
+"""The command behind every recipe: from its flags to a trained network.
+
+Everything that can be wrong with the flags, the JSON or the data is found before PyTorch and DeepSpeed are imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+import psutil
+
+from lbsgd.config.json_file import Overrides
+from lbsgd.config.plan import Plan
+from lbsgd.data.beton import ImageNetData, data_folder, open_data
+from lbsgd.errors import LbsgdError, print_error
+from lbsgd.processes.launcher import Processes, end_with_error, end_with_launcher, launchers, require_hosts
+from lbsgd.train.facts import fingerprints
+from lbsgd.train.run import Every, Run, last_iteration
+
+if TYPE_CHECKING:
+    from lbsgd.train.task import Task
+
+
+def main(task: Task, description: str) -> None:
+    """Run a recipe. Ends the process with the documented exit codes:
+
+    0 done, 2 something given is wrong, 3 training diverged, 4 another process was lost, 75 told to stop and saved;
+    1 with a traceback is a bug of ours.
+    """
+    started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
+    end_with_launcher(started_by)
+    flags = parser(description).parse_args()
+    try:
+        request = Request(flags)
+    except LbsgdError as error:
+        end_before_joining(error)
+    try:
+        start(task, request, started_by)
+    except LbsgdError as error:
+        end_with_error(error)
+
+
+class Request:
+    """The flags, resolved to plan, data and folder before anything heavy is imported.
+
+    Raises LbsgdError for flags, a JSON or data that cannot be right.
+    """
+
+    def __init__(self, flags: argparse.Namespace):
+        self.flags, self.processes = flags, Processes.from_environment()
+        require_hosts(self.processes, flags.expect_world_size)
+        config, world_size, overrides = flags.deepspeed_config, self.processes.world_size, overrides_of(flags)
+        self.plan = Plan.read(config, world_size, overrides=overrides)  # a mistake in the JSON is told first
+        self.data: ImageNetData | None = None
+        if not flags.fake_data:
+            self.data = open_data(data_folder(flags.data_dir))
+            self.plan = Plan.read(config, world_size, self.data.train.num_images, overrides)
+        self.output_dir = Path(flags.output_dir or Path("runs") / self.plan.name)
+        self.last_iteration = last_iteration(self.plan, flags.epochs, flags.max_iterations)
+
+
+def overrides_of(flags: argparse.Namespace) -> Overrides:
+    """Return what the flags lay over the JSON."""
+    return Overrides(
+        flags.global_batch, flags.micro_batch, flags.resolution, flags.precision, flags.seed, tuple(flags.settings)
+    )
+
+
+def start(task: Task, request: Request, started_by: list[psutil.Process]) -> None:
+    """Print the plan, import what takes seconds, and train."""
+    if request.processes.rank == 0:
+        print_plan(request.plan, request.output_dir)
+    # PyTorch's C++ code prints stack traces when another process is gone, which bury the line that says so.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from lbsgd.train.images import FakeImageSource, FfcvFiles
+    from lbsgd.train.session import Launch, train
+
+    flags, processes = request.flags, request.processes
+    images = FakeImageSource()
+    if request.data:
+        images = FfcvFiles(request.data, flags.loader_threads or processes.cores, flags.in_memory)
+    every = Every(*flags.checkpoint_every) if flags.checkpoint_every else Every()
+    run = Run(
+        task,
+        request.plan,
+        images,
+        request.output_dir,
+        request.last_iteration,
+        resume=flags.resume,
+        evaluate_only=flags.evaluate_only,
+        every=every,
+    )
+    facts = fingerprints(request.plan, task, {**vars(flags), "local_rank": None}, images.fingerprint)
+    train(run, Launch(processes, started_by, flags.hang_timeout, facts))
+
+
+def print_plan(plan: Plan, output_dir: Path) -> None:
+    for name, value in plan.summary().items():
+        print(f"{name:15}{value}")
+    for change in plan.changes:
+        print(f"{'changed':15}{change}")
+    for warning in plan.warnings:
+        print(f"warning: {plan.name}.json: {warning}")
+    print(f"{'output':15}{output_dir}", flush=True)
+
+
+def end_before_joining(error: LbsgdError) -> NoReturn:
+    """End this process before it has met the others, and all of them with it.
+
+    Most errors that one process finds, the others of its host find at the same time, and the launcher ends them with the
+    first that ends. So the first one prints; another prints only if it is still alive, because then the error was its
+    own. No launcher ends the processes of other hosts: they are told where they wait.
+    """
+    processes = Processes.from_environment()
+    if processes.local_rank:
+        time.sleep(5)
+    print_error(error)
+    if processes.world_size > processes.local_world_size:
+        from lbsgd.processes.peers import tell_before_joining
+
+        tell_before_joining(processes, error)
+    end_with_error(error, speak=False)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = flags.add_argument
+    add("--deepspeed_config", required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json")
+    add("--data_dir", metavar="DIR", help="train.beton and val.beton; else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv")
+    add("--fake_data", action="store_true", help="seeded random images instead, as many as the JSON's num_images")
+    add("--output_dir", metavar="DIR", help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)")
+    add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
+    add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir")
+    ends = flags.add_argument_group("ending earlier; the schedule does not move")
+    ends.add_argument("--epochs", type=positive, metavar="N", help="stop after this epoch")
+    ends.add_argument("--max_iterations", type=positive, metavar="N", help="stop after this many iterations in all")
+    over = flags.add_argument_group("instead of the JSON's; what depends on them is derived again and printed")
+    over.add_argument("--global_batch", type=positive, metavar="KN", help="images an update (train_batch_size)")
+    over.add_argument("--micro_batch", type=positive, metavar="N", help="images a process takes in one pass")
+    over.add_argument("--resolution", type=positive, metavar="PIXELS", help="side of the images")
+    over.add_argument(
+        "--precision",
+        choices=("fp32", "bf16", "fp16"),
+        help="fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, ZeRO stage 1 at least",
+    )
+    over.add_argument("--seed", type=natural, metavar="N", help="of weights, shuffle and augmentation")
+    add(
+        "--checkpoint_every",
+        type=interval,
+        metavar="N|Nm",
+        help="save every N iterations, or N minutes (as 10m), beside the end of each epoch",
+    )
+    add(
+        "--hang_timeout",
+        type=positive,
+        default=600,
+        metavar="SECONDS",
+        help="end when nothing moves for so long (default: 600)",
+    )
+    over.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="settings",
+        metavar="KEY=VALUE",
+        help="any key of the JSON, such as lbsgd.warmup.epochs=2; null deletes it; may be repeated",
+    )
+    add(
+        "--loader_threads",
+        type=positive,
+        metavar="N",
+        help="threads that decode, a process (default: cores / processes)",
+    )
+    add("--in_memory", action="store_true", help="read the data into memory before training begins")
+    add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
+    add("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
+    return flags
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def interval(text: str) -> tuple[int | None, float | None]:
+    """Iterations and minutes, one of them None: `50` or `10m`."""
+    if text.isdigit() and int(text):
+        return int(text), None
+    try:
+        minutes = float(text.removesuffix("m"))
+    except ValueError:
+        minutes = 0
+    if not (text.endswith("m") and 0 < minutes < float("inf")):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is neither a number of iterations, such as 50, nor of minutes, such as 10m"
+        )
+    return None, minutes
+
+
+def natural(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)

@@ -1,0 +1,95 @@
+"""The state of an engine that checkpoints need: whole, in float32 on the CPU, whatever the world size and ZeRO stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lbsgd.train.engine import (
+    allocate_momentum,
+    full_momentum,
+    full_parameter,
+    link_momentum,
+    set_momentum,
+    set_parameter,
+    spread_parameters,
+)
+
+
+@dataclass
+class EngineState:
+    """Weights and momentum of a run in float32 on the CPU, whole, whatever the world size and ZeRO stage."""
+
+    weights: dict[str, torch.Tensor]  # parameters (the float32 masters under fp16) and buffers, by state_dict name
+    momentum: dict[str, torch.Tensor]  # u of (9) or v of (10), by parameter name; empty before the first update
+    counters: dict[str, Any]  # iterations, updates that overflow skipped, loss scale, last lr applied
+
+
+def gather_state(engine, keep: bool = True) -> EngineState:
+    """Gather the whole state from all processes; all of them must call it. Without `keep` a process only takes part."""
+    host = to_host if keep else lambda tensor: tensor
+    weights = {name: host(tensor) for name, tensor in engine.module.state_dict().items()}
+    momentum = {}
+    updated = engine.global_steps > engine.skipped_steps
+    if updated:
+        link_momentum(engine)
+    for name, parameter in trainable(engine):
+        weights[name] = host(full_parameter(engine, parameter))
+        if updated:
+            momentum[name] = host(full_momentum(engine, parameter))
+    return EngineState(weights, momentum, counters(engine))
+
+
+def restore_state(engine, state: EngineState) -> None:
+    """Put a gathered state into an engine of any world size and ZeRO stage; all processes must call it."""
+    engine.module.load_state_dict(state.weights)
+    if state.momentum:
+        allocate_momentum(engine, state.counters["last_lr"])
+    for name, parameter in trainable(engine):
+        set_parameter(engine, parameter, state.weights[name])
+        if state.momentum:
+            set_momentum(engine, parameter, state.momentum[name])
+    spread_parameters(engine)
+    restore_counters(engine, state.counters)
+
+
+def trainable(engine) -> list[tuple[str, torch.nn.Parameter]]:
+    """Return the parameters that training moves, with their names."""
+    return [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
+
+
+def to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """Copy to the CPU, contiguous, in float32 (integers stay integers)."""
+    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+
+
+SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+
+
+def counters(engine) -> dict[str, Any]:
+    """Return how far the engine is: iterations, skipped updates, the last lr applied, and the state of fp16's loss scale."""
+    states = engine.basic_optimizer.state.values()
+    found = {
+        "iteration": engine.global_steps,
+        "skipped_iterations": engine.skipped_steps,
+        "last_lr": next((state["last_lr"] for state in states if "last_lr" in state), None),
+    }
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    if engine.fp16_enabled() and scaler.dynamic:
+        found["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER_FIELDS}
+    return found
+
+
+def restore_counters(engine, state: dict[str, Any]) -> None:
+    """Set the engine's counters and its schedule to what `counters` returned, for this world size's number of passes."""
+    engine.global_steps = state["iteration"]
+    engine.skipped_steps = state["skipped_iterations"]
+    engine.micro_steps = state["iteration"] * engine.gradient_accumulation_steps()
+    engine.global_samples = state["iteration"] * engine.train_batch_size()
+    engine.lr_scheduler.step(state["iteration"])
+    if engine.fp16_enabled() and "loss_scaler" in state:
+        for name, value in state["loss_scaler"].items():
+            setattr(engine.optimizer.loss_scaler, name, value)

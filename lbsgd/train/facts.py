@@ -1,0 +1,72 @@
+"""Facts about a process and its host: what all hosts must have in common, and what the log tells of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import sys
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lbsgd.config.plan import Plan
+
+PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv")
+
+
+def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) -> dict[str, str]:
+    """Return what all processes must have in common, whatever host they run on, by the name that an error gives it."""
+    return {
+        "configuration": digest(json.dumps([plan.config, plan.recipe.model_dump()]).encode()),
+        **code_of(Path(__file__).parent.parent),
+        "recipe script": digest(*(path.read_bytes() for path in files_of(task))),
+        "flags": json.dumps(dict(flags)),
+        "version of torch": installed("torch") or "",
+        "data": data,
+    }
+
+
+def code_of(package: Path) -> dict[str, str]:
+    """Return the sources' digest, and whether the C among them is compiled.
+
+    The pixels of the compiled kernels differ a little from those of what stands in for them.
+    """
+    sources = sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}"))
+    return {
+        "code of lbsgd": digest(*(path.read_bytes() for path in sources)),
+        "compiled kernels of lbsgd": str(any(package.rglob("_kernels*.so"))),
+    }
+
+
+def files_of(task: object) -> list[Path]:
+    """Return the script and the files that define the task's class and its bases."""
+    classes = [each for each in type(task).__mro__ if each is not object]
+    modules = [sys.modules.get(each.__module__) for each in classes]
+    files = {getattr(module, "__file__", None) for module in modules} | {sys.argv[0]}
+    return sorted(path for path in map(Path, filter(None, files)) if path.is_file())
+
+
+def environment(data: str) -> dict[str, Any]:
+    """Return where and how the run runs, for the log."""
+    return {
+        "command": sys.argv,
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "packages": {name: installed(name) for name in PACKAGES},
+        "data": data,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+    }
+
+
+def digest(*parts: bytes) -> str:
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def installed(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

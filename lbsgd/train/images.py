@@ -1,0 +1,147 @@
+"""Where a run's images come from: FFCV files, or seeded random images in their place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import torch
+
+from lbsgd.config.plan import Plan
+from lbsgd.data.beton import BetonFile, ImageNetData
+from lbsgd.data.fake import FakeEval, FakeImages
+from lbsgd.data.read_ahead import Source, read_whole
+from lbsgd.errors import missing_ffcv
+from lbsgd.processes.launcher import Processes
+from lbsgd.train.task import Batch
+
+FAKE_CLASSES, FAKE_VAL_IMAGES = 1000, 512
+
+
+class TrainingImages(Protocol):
+    """The training images of one process."""
+
+    def epoch(self, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
+        """Yield the batches of this process's passes, from first_iteration of the epoch on."""
+        ...
+
+    def statistics_batches(self, epoch: int, num_images: int, per_worker_batch: int) -> Iterator[torch.Tensor]:
+        """Yield this process's share of the images that batch norm's statistics are recomputed from."""
+        ...
+
+
+class Images(NamedTuple):
+    """This process's share of the images to train on and to evaluate on."""
+
+    train: TrainingImages
+    val: Iterable[Batch]
+
+
+class ImageSource(Protocol):
+    """The images of a run, whatever they are: `FfcvFiles` and `FakeImageSource` are such.
+
+    num_classes    how many labels there are
+    fingerprint    the same for the same images, and only for them
+    place          where they are, for the log
+    threads_in_words    for the advice on waiting for data
+    """
+
+    @property
+    def num_classes(self) -> int: ...
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def place(self) -> str: ...
+
+    @property
+    def threads_in_words(self) -> str: ...
+
+    def open(self, plan: Plan, processes: Processes, pixels: dict[str, Any], stack: ExitStack) -> Images:
+        """Open this process's share of the training and validation images; `stack` closes them.
+
+        pixels: device, dtype, memory format and resolution of the batches.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class FfcvFiles:
+    """train.beton and val.beton, decoded by `threads` threads; in_memory reads them whole before training begins."""
+
+    data: ImageNetData
+    threads: int
+    in_memory: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return self.data.num_classes
+
+    @property
+    def fingerprint(self) -> str:
+        return self.data.fingerprint
+
+    @property
+    def place(self) -> str:
+        return str(self.data.train.path.parent)
+
+    @property
+    def threads_in_words(self) -> str:
+        return f"{self.threads} loader threads per process"
+
+    def open(self, plan: Plan, processes: Processes, pixels: dict[str, Any], stack: ExitStack) -> Images:
+        """Raise DataError if FFCV is missing, ConfigError if in_memory is asked for and a file does not fit."""
+        try:
+            from lbsgd.data.ffcv_loader import (  # four seconds, which fake data need not wait for
+                EvalLoader,
+                TrainLoader,
+            )
+        except ImportError as error:
+            raise missing_ffcv(error) from error
+        common = dict(threads=self.threads, world_size=plan.world_size, rank=processes.rank, **pixels)
+        augmentation = plan.recipe.augmentation
+        train = TrainLoader(
+            self.data.train,
+            from_disk=self.is_read_from_disk(self.data.train, processes),
+            seed=plan.recipe.seed,
+            global_batch=plan.global_batch,
+            micro_batch=plan.micro_batch,
+            crop_scale=tuple(augmentation.crop_scale),
+            flip=augmentation.flip,
+            **common,
+        )
+        stack.enter_context(closing(train))
+        from_disk = self.is_read_from_disk(self.data.val, processes)
+        val = EvalLoader(self.data.val, from_disk=from_disk, batch=plan.micro_batch, **common)
+        stack.enter_context(closing(val))
+        return Images(train, val)
+
+    def is_read_from_disk(self, file: BetonFile, processes: Processes) -> bool:
+        """Choose where the file is read from and print it; with in_memory one process of each host reads it whole."""
+        source = Source.choose(file.path, self.in_memory)
+        if processes.rank == 0:
+            print(f"{file.path.stem:15}from {source.kind}: {source.reason}", flush=True)
+        if source.kind == "memory" and processes.local_rank == 0:
+            read_whole(file.path)
+        return source.kind == "disk"
+
+
+@dataclass(frozen=True)
+class FakeImageSource:
+    """Seeded random images, as many as the plan says (`--fake_data`)."""
+
+    num_classes: int = FAKE_CLASSES
+    fingerprint: str = "fake"
+    place: str = "fake"
+    threads_in_words: str = "no loader threads"
+
+    def open(self, plan: Plan, processes: Processes, pixels: dict[str, Any], stack: ExitStack) -> Images:
+        common = dict(seed=plan.recipe.seed, world_size=plan.world_size, rank=processes.rank, **pixels)
+        cut = dict(global_batch=plan.global_batch, micro_batch=plan.micro_batch)
+        return Images(
+            FakeImages(plan.num_images, self.num_classes, **cut, **common),
+            FakeEval(FAKE_VAL_IMAGES, self.num_classes, batch=plan.micro_batch, **common),
+        )

@@ -1,0 +1,42 @@
+"""What a recipe gives the trainer: a network, the loss of one pass, and how it is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+import torch
+
+from lbsgd.config.plan import Plan
+
+Batch = tuple[torch.Tensor, torch.Tensor]  # images and labels
+
+
+class Task(Protocol):
+    """What is trained. recipes/resnet50.py is the example; every method is called on all processes.
+
+    name      of the network, for the log
+    counts    names of what `loss` counts; "top1_error" becomes train_top1_error_pct in the log
+    """
+
+    name: str
+    counts: tuple[str, ...]
+
+    def network(self, num_classes: int, plan: Plan) -> torch.nn.Module:
+        """Build the network, the same one on every process."""
+        ...
+
+    def loss(self, network: Any, batch: Batch) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        """Return the mean loss of the pass's images and, for each of `counts`, the number of images that it is true of.
+
+        The trainer divides by the number of passes and takes the mean over the processes, so the loss of an update is
+        normalised by kn (Remark 3).
+        """
+        ...
+
+    def evaluate(self, network: Any, batches: Iterable[Batch]) -> dict[str, Any]:
+        """Return the numbers of an evaluation for the log; `batches` are this process's share of the images.
+
+        Runs in evaluation mode and without gradients. `val_top1_error_pct` is the number that a run is judged by.
+        """
+        ...

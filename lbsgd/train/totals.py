@@ -1,0 +1,51 @@
+"""Sums over the training images of an epoch, kept on the device until somebody reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+
+class Means(NamedTuple):
+    """What the sums say: the mean loss, the share of images in % for each count, and the number of images."""
+
+    loss: float
+    counts_pct: tuple[float, ...]
+    num_images: int
+
+
+class Totals:
+    """Sums of the losses, of each count and of the images.
+
+    `sums` has the shape (2 + counts,), in float64: losses first, images last. `mark` begins a second, shorter sum, which
+    `read(since_mark=True)` returns.
+    """
+
+    def __init__(self, device: torch.device, num_counts: int):
+        self.sums = torch.zeros(2 + num_counts, dtype=torch.float64, device=device)
+        self.marked = self.sums
+
+    def add(self, loss: torch.Tensor, counts: Sequence[torch.Tensor], num_images: int) -> None:
+        """Add one pass: the mean loss of its images and what was counted among them."""
+        images = self.sums.new_full(
+            (), num_images
+        )  # filled on the device: a copy from the host would wait for its work
+        self.sums = self.sums + torch.stack([loss.double() * images, *(count.double() for count in counts), images])
+
+    def mark(self) -> None:
+        """Begin the shorter sum here."""
+        self.marked = self.sums
+
+    def of_all(self, since_mark: bool = False) -> torch.Tensor:
+        """Return the sums over all processes; all of them must call it."""
+        sums = self.sums - self.marked if since_mark else self.sums.clone()
+        dist.all_reduce(sums)
+        return sums
+
+    def read(self, since_mark: bool = False) -> Means:
+        """Return the means over all processes' images; all processes must call it."""
+        loss, *counts, images = self.of_all(since_mark).tolist()
+        return Means(loss / images, tuple(100 * count / images for count in counts), int(images))
