@@ -110,7 +110,7 @@ class CorrectedTwice(MomentumCorrectedSGD):
 
 def test_remark_2_form_9_has_its_correction_built_in(monkeypatch, expected):
     assert distance(weights(recipe()), expected) < BOUND
-    monkeypatch.setattr("lbsgd.train.engine.MomentumCorrectedSGD", CorrectedTwice)
+    monkeypatch.setattr("lbsgd.train.optimizer.MomentumCorrectedSGD", CorrectedTwice)
     assert distance(weights(recipe()), expected) > 100 * BOUND
 
 
@@ -150,7 +150,7 @@ def test_batch_norm_found_by_its_name_decays_in_the_shortcuts(monkeypatch, expec
     assert [sum(norm.weight in those and norm.bias in those for norm in norms) for those in decaying] == [0, 4]
     assert len(norms) == 53
     assert distance(weights(recipe()), expected) < BOUND
-    monkeypatch.setattr("lbsgd.train.engine.decay_groups", groups_by_name)
+    monkeypatch.setattr("lbsgd.train.optimizer.decay_groups", groups_by_name)
     assert distance(weights(recipe()), expected) > 100 * BOUND
 
 

@@ -33,11 +33,16 @@ from lbsgd.data.fake import FakeImages
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.launcher import Processes
 from lbsgd.train.engine import initialize, memory_format, start_processes
+from lbsgd.train.images import Images
+from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import DTYPES, device_name
 from lbsgd.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "recipes"))
+
+from resnet50 import ResNet50  # noqa: E402  beside the path above
 
 
 def plan_for(micro_batch, resolution, precision, num_images):

@@ -22,6 +22,7 @@ from lbsgd.train.facts import fingerprints
 from lbsgd.train.run import Every, Run, last_iteration
 
 if TYPE_CHECKING:
+    from lbsgd.train.images import ImageSource
     from lbsgd.train.task import Task
 
 
@@ -80,7 +81,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process]) -> Non
     from lbsgd.train.session import Launch, train
 
     flags, processes = request.flags, request.processes
-    images = FakeImageSource()
+    images: ImageSource = FakeImageSource()
     if request.data:
         images = FfcvFiles(request.data, flags.loader_threads or processes.cores, flags.in_memory)
     every = Every(*flags.checkpoint_every) if flags.checkpoint_every else Every()
@@ -111,9 +112,9 @@ def print_plan(plan: Plan, output_dir: Path) -> None:
 def end_before_joining(error: LbsgdError) -> NoReturn:
     """End this process before it has met the others, and all of them with it.
 
-    Most errors that one process finds, the others of its host find at the same time, and the launcher ends them with the
-    first that ends. So the first one prints; another prints only if it is still alive, because then the error was its
-    own. No launcher ends the processes of other hosts: they are told where they wait.
+    Most errors that one process finds, the others of its host find at the same time, and the launcher ends them with
+    the first that ends. So the first one prints; another prints only if it is still alive, because then the error was
+    its own. No launcher ends the processes of other hosts: they are told where they wait.
     """
     processes = Processes.from_environment()
     if processes.local_rank:

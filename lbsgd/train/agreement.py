@@ -23,8 +23,8 @@ class Decision:
 class Agreement:
     """Collects the wishes of all processes every quarter of a second.
 
-    Clocks differ between processes, so the next agreement comes a number of passes later, which all of them count alike.
-    A process alone looks after each pass, which costs nothing.
+    Clocks differ between processes, so the next agreement comes a number of passes later, which all of them count
+    alike. A process alone looks after each pass, which costs nothing.
     """
 
     def __init__(self, device: torch.device):

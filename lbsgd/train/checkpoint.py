@@ -4,11 +4,11 @@
         weights.safetensors     parameters (float32 masters) and batch norm's agreed statistics, by state_dict name
         momentum.safetensors    the optimizer's momentum, by parameter name
         random.safetensors      each process's random states
-        state.json              counters, loss scale, totals of the epoch begun, the recipe's identity, the plan
+        state.json              counters, loss scale, the epoch's totals so far, the recipe's identity, the plan
         manifest.json           size and SHA-256 of each of these; written last
 
-A checkpoint is written into a hidden folder, forced to the disk, and renamed; a folder with the final name is complete, or
-was damaged afterwards.
+A checkpoint is written into a hidden folder, forced to the disk, and renamed. So a folder with the final name is
+complete, or was damaged afterwards.
 """
 
 from __future__ import annotations
@@ -35,15 +35,17 @@ VERSION = 1
 
 
 def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> Path:
-    """Writes one checkpoint and deletes all but the newest three; returns its folder.
+    """Write one checkpoint, delete all but the newest three, and return its folder.
 
-    tensors: weights, momentum and random, each by name; state: plain data for state.json.
+    tensors    weights, momentum and random, each by name
+    state      plain data for state.json
+
     Raises OSError when the disk fails; the folder then holds what it held before.
     """
     name = f"iteration_{iteration:08d}"
     final = unused(folder, name)
     building = folder / f".{name}.{os.getpid()}"
-    for left_over in folder.glob(".iteration_*"):  # of a run that was killed while it saved or deleted
+    for left_over in folder.glob(".iteration_*"):  # by a run that was killed while it saved or deleted
         shutil.rmtree(left_over)
     try:
         building.mkdir(parents=True)
@@ -58,71 +60,75 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
         to_disk(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    by_iteration = {path.stem: path for path in complete(folder)}  # the last of each
+    by_iteration = {path.stem: path for path in complete(folder)}  # the last one of each iteration
     for old in set(complete(folder)) - set([*by_iteration.values()][-KEEP:]):
         delete(old)
     return final
 
 
 def write(path: Path, data: bytes) -> dict[str, Any]:
-    """Writes a file through to the disk; returns what the manifest says of it."""
+    """Write a file through to the disk and return its entry in the manifest."""
     path.write_bytes(data)
     to_disk(path)
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def unused(folder: Path, name: str) -> Path:
-    """Where to save, with a number behind the name where this iteration was saved before (and the run resumed from an older
-    one): no portable call exchanges two folders at once, and the old one must stand until the new one does."""
+    """Return a free name for a checkpoint, numbered if this iteration was saved before.
+
+    A run that resumed from an older checkpoint saves an iteration again. No portable call exchanges two folders at
+    once, and the old checkpoint must stand until the new one does.
+    """
     taken = [place(path)[1] for path in named(folder) if path.stem == name]
     return folder / (f"{name}.{max(taken) + 1}" if taken else name)
 
 
 def place(path: Path) -> tuple[str, int]:
-    """What checkpoints are sorted by: the iteration, and how often it was saved before."""
+    """Return what checkpoints are sorted by: the iteration, and how often it was saved before."""
     return path.stem, int(path.suffix[1:] or 0)
 
 
 def delete(path: Path) -> None:
-    """Takes the name away first: what is left of a checkpoint half deleted is not taken for one."""
+    """Delete a checkpoint, its name first, so that nothing takes the remains of one for a checkpoint."""
     hidden = path.with_name(f".{path.name}.deleted")
     path.rename(hidden)
     shutil.rmtree(hidden)
 
 
 def named(folder: Path) -> list[Path]:
-    """What bears a checkpoint's name in a folder, oldest first, damaged or not."""
+    """Return what bears a checkpoint's name in a folder, oldest first, damaged or not."""
     return sorted((path for path in folder.glob("iteration_*") if NAME.fullmatch(path.name)), key=place)
 
 
 def complete(folder: Path) -> list[Path]:
-    """Those of them with a manifest, which `save` counts before it deletes an older one."""
+    """Return the checkpoints with a manifest, which `save` counts before it deletes an older one."""
     return [path for path in named(folder) if (path / "manifest.json").is_file()]
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint, damaged or not, or None where there never was one."""
-    return (named(folder) or [None])[-1]
+    """Return the newest checkpoint, damaged or not, or None if there never was one."""
+    return max(named(folder), key=place, default=None)
 
 
 def load_newest(
     folder: Path, identity: dict[str, Any], say: Callable[[str], None]
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """The newest checkpoint that is whole: tensors and state as given to `save`. `say` tells which, and what is wrong with newer.
+    """Return tensors and state of the newest whole checkpoint, as they were given to `save`.
 
-    Raises CheckpointError where it is of another run than this identity, naming the first difference, and where none is
-    whole: a run that silently began again would overwrite what somebody may still repair.
+    say: told which one it is, and what is wrong with newer ones. Raises CheckpointError that names the first
+    difference if the checkpoint is of another run than this identity, and if none is whole: a run that silently began
+    again would overwrite what somebody may still repair.
     """
     damaged = []
     for path in reversed(named(folder)):
         try:
             tensors, state = load(path)
-        except DamagedError as error:
-            damaged.append(error)
+        except DamagedError as damage:
+            damaged.append(damage)
             continue
         require_same(path, state["identity"], identity, "")
-        for error in damaged:
-            say(f"warning: {error}; going on from the one before it")
+        for each in damaged:
+            say(f"warning: {each}; going on from the one before it")
         say(f"resuming from {path}")
         return tensors, state
     raise CheckpointError(
@@ -136,7 +142,7 @@ class DamagedError(CheckpointError):
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Tensors and state as given to `save`. Raises DamagedError for a file that is missing or not as written."""
+    """Return tensors and state as given to `save`. Raises DamagedError if a file is missing or not as written."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         for name, written in manifest.items():
@@ -156,7 +162,7 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
 
 
 def require_same(path: Path, saved: Any, now: Any, what: str) -> None:
-    """Raises CheckpointError that names the first difference between two descriptions of a run."""
+    """Raise CheckpointError that names the first difference between two descriptions of a run."""
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in [*saved, *(key for key in now if key not in saved)]:
             require_same(path, saved.get(key), now.get(key), f"{what}.{key}" if what else key)
@@ -168,14 +174,15 @@ def require_same(path: Path, saved: Any, now: Any, what: str) -> None:
 
 
 def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """A plain float32 state_dict for torch.load(path) and torchvision's load_state_dict; whole or absent."""
-    building = path.with_name(f".{path.name}.tmp")  # one name, so that what a killed process left is written over
+    """Write a float32 state_dict for torch.load(path) and torchvision's load_state_dict; whole or absent."""
+    building = path.with_name(f".{path.name}.tmp")  # one name, so that a later call overwrites what a killed one left
     torch.save(weights, building)
     to_disk(building)
     building.rename(path)
 
 
 def describe(path: Path) -> dict[str, Any]:
+    """Return a file's entry in the manifest, from what is on the disk."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
     return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}

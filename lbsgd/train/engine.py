@@ -1,11 +1,11 @@
-"""Our mathematics inside DeepSpeed: the one door for recipes and for other projects, and the only file to import it.
+"""Puts the paper's mathematics into DeepSpeed; the only file that imports it, for recipes and for other projects.
 
     engine, plan = lbsgd.initialize(model, "ds_configs/8k.json", num_images=1281167)
-    loss = cross_entropy(engine(images).float(), labels)      # once a pass, each of plan.micro_batch images
+    loss = cross_entropy(engine(images).float(), labels)      # one pass of plan.micro_batch images
     engine.backward(loss)
-    engine.step()                                             # moves the weights at the last of accumulation_steps passes
+    engine.step()                                             # the last of accumulation_steps passes moves the weights
 
-What DeepSpeed 0.19.8 does otherwise than the paper is put right here; tests/test_upstream.py pins each point.
+Where DeepSpeed 0.19.8 differs from the paper, this file puts it right; tests/test_upstream.py pins each point.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 if not torch.accelerator.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # what DeepSpeed would find by itself, with a warning
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find that by itself, with a warning
 
 import deepspeed
 from deepspeed.runtime.lr_schedules import WarmupLR
@@ -33,21 +33,21 @@ from torch.distributed import PrefixStore
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.schedule import Schedule, learning_rate
-from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.launcher import Processes, free_port
+from lbsgd.train.optimizer import build_optimizer
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 
 
 class LinearScalingWarmupLR(WarmupLR):
-    """DeepSpeed's WarmupLR extended by the paper's whole schedule (Sec. 2.2, 5.1), positioned absolutely.
+    """Extends DeepSpeed's WarmupLR to the paper's whole schedule (Sec. 2.2, 5.1), positioned absolutely.
 
     step(t) sets the lr of update t. DeepSpeed calls step() after each applied update, and not after one that fp16
-    overflow skipped; `initialize` therefore positions it before each training forward by the number of iterations whose
-    images were consumed, so that a skipped update shifts nothing. WarmupLR alone lags by one iteration.
+    overflow skipped. So `initialize` positions it before each training forward by the number of iterations whose images
+    were consumed, and a skipped update shifts nothing. WarmupLR alone lags by one iteration.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule):
@@ -66,7 +66,7 @@ class LinearScalingWarmupLR(WarmupLR):
         return [self.lr_of(self.last_batch_iteration)] * len(self.optimizer.param_groups)
 
     def lr_of(self, iteration: int) -> float:
-        """Learning rate of any update of the run."""
+        """Return the learning rate of any update of the run."""
         return learning_rate(iteration, self.schedule)
 
     def load_state_dict(self, state: dict) -> None:
@@ -74,10 +74,12 @@ class LinearScalingWarmupLR(WarmupLR):
 
 
 def start_processes(timeout_seconds: float = 600, store: PrefixStore | None = None) -> Processes:
-    """Joins the processes of this run (a single one where no launcher started us), compiling nothing.
+    """Join the processes of this run, a single one if no launcher started us, without compiling anything.
 
-    store: where they have met already; else they meet at MASTER_ADDR:MASTER_PORT. A collective call that takes longer than
-    timeout_seconds raises. Raises ConfigError where they cannot meet.
+    store              where the processes have met already; by default they meet at MASTER_ADDR:MASTER_PORT
+    timeout_seconds    a collective call that takes longer raises
+
+    Raises ConfigError if they cannot meet.
     """
     processes = Processes.from_environment()
     accelerator = deepspeed.accelerator.get_accelerator()
@@ -107,8 +109,10 @@ def start_processes(timeout_seconds: float = 600, store: PrefixStore | None = No
 
 
 def step(engine) -> None:
-    """engine.step(); where fp16's loss scale cannot fall any further, which DeepSpeed finds on all processes at once, a
-    TrainingError that names the iteration."""
+    """Call engine.step(). Raises TrainingError that names the iteration if fp16's loss scale cannot fall any further.
+
+    DeepSpeed finds that on all processes at once.
+    """
     try:
         engine.step()
     except Exception as error:
@@ -124,18 +128,21 @@ def initialize(
     model: torch.nn.Module,
     config: Plan | str | Path | dict,
     num_images: int | None = None,
-    overrides: Overrides = Overrides(),
+    overrides: Overrides | None = None,
 ) -> tuple[deepspeed.DeepSpeedEngine, Plan]:
-    """A DeepSpeed engine that trains `model` by the paper's algorithm, and the plan that it follows.
+    """Return a DeepSpeed engine that trains `model` by the paper's algorithm, and the plan that it follows.
 
-    model: any network; its batch norms, found by type, become per-worker ones (Sec. 2.3), and their γ and β are left out
-    of weight decay (Sec. 5.1). config: a DeepSpeed JSON with an `lbsgd` block (its path, or parsed), or a `Plan`.
-    num_images: size of the training data; iterations are derived from it.
-    Raises ConfigError where JSON, processes, data or device cannot go together.
+    model         any network; its batch norms, found by type, become per-worker ones (Sec. 2.3), and their γ and β are
+                  left out of weight decay (Sec. 5.1)
+    config        a DeepSpeed JSON with an `lbsgd` block (its path, or parsed), or a `Plan`
+    num_images    size of the training data, from which iterations are derived
+    overrides     values to lay over the JSON
+
+    Raises ConfigError if JSON, processes, data or device cannot go together.
     """
     start_processes()
     world_size = torch.distributed.get_world_size()
-    plan = config if isinstance(config, Plan) else Plan.read(config, world_size, num_images, overrides)
+    plan = config if isinstance(config, Plan) else Plan.read(config, world_size, num_images, overrides or Overrides())
     if plan.world_size != world_size:
         raise ConfigError(
             f"the plan is for {plan.world_size} processes, but {world_size} run; read it for {world_size}"
@@ -143,6 +150,15 @@ def initialize(
     require_precision(plan.precision)
     norm = plan.recipe.batch_norm
     convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope)
+    engine, scheduler = deepspeed_engine(model, plan)
+    engine.module.register_forward_pre_hook(
+        lambda module, _: scheduler.step(engine.global_steps) if module.training else None
+    )
+    return engine, plan
+
+
+def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.DeepSpeedEngine, LinearScalingWarmupLR]:
+    """Return DeepSpeed's engine and its scheduler for a plan. Raises ConfigError for what DeepSpeed refuses."""
     try:
         engine, _, _, scheduler = deepspeed.initialize(
             model=model,
@@ -160,31 +176,19 @@ def initialize(
         if memory_format(engine.device) is torch.channels_last:
             engine.module.to(memory_format=torch.channels_last)  # before initialize, and under ZeRO, DeepSpeed fails
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.
-        engine.enable_backward_allreduce = world_size > 1
-    engine.module.register_forward_pre_hook(
-        lambda module, _: scheduler.step(engine.global_steps) if module.training else None
-    )
-    return engine, plan
-
-
-def build_optimizer(model: torch.nn.Module, plan: Plan) -> MomentumCorrectedSGD:
-    """SGD as the JSON's optimizer block and the `lbsgd` block have it, with batch norm in a group of its own."""
-    params, recipe = dict(plan.config["optimizer"]["params"]), plan.recipe
-    # One kernel for the whole update: 2.7 times as fast as torch's default on a CPU (docs/experiments.md).
-    params.setdefault("fused", recipe.momentum.form == "lr_outside" and not params.get("foreach"))
-    groups = decay_groups(model, params.pop("weight_decay"), recipe.weight_decay.on_batch_norm)
-    return MomentumCorrectedSGD(groups, **params, form=recipe.momentum.form, correction=recipe.momentum.correction)
+        engine.enable_backward_allreduce = plan.world_size > 1
+    return engine, scheduler
 
 
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
-    """What DeepSpeed is given: the JSON, less the block that is ours and the lines that lbsgd prints itself."""
+    """Return the JSON for DeepSpeed: without our block, and without the lines that lbsgd prints itself."""
     config = {key: value for key, value in plan.config.items() if key not in ("lbsgd", "steps_per_print")}
     # Its throughput timer waits for the GPU at every pass.
     return {"timers": {"throughput": {"enabled": False}}, **config}
 
 
 def require_precision(precision: str) -> None:
-    """Raises ConfigError where the device cannot compute in fp16, naming what it can."""
+    """Raise ConfigError, naming what the device can do, if fp16 is asked for and it cannot compute in it."""
     accelerator = deepspeed.accelerator.get_accelerator()
     if precision == "fp16" and not accelerator.is_fp16_supported():
         raise ConfigError(
@@ -194,7 +198,7 @@ def require_precision(precision: str) -> None:
 
 
 def memory_format(device: torch.device) -> torch.memory_format:
-    """Tensor cores want channels_last; on CPU our batch norm is faster without (docs/experiments.md)."""
+    """Return channels_last for tensor cores; on a CPU our batch norm is faster without (docs/experiments.md)."""
     return torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
 
 

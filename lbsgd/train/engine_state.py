@@ -1,4 +1,4 @@
-"""The state of an engine that checkpoints need: whole, in float32 on the CPU, whatever the world size and ZeRO stage."""
+"""The state of an engine, whole, in float32 on the CPU, whatever the world size and ZeRO stage."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 
 
 def counters(engine) -> dict[str, Any]:
-    """Return how far the engine is: iterations, skipped updates, the last lr applied, and the state of fp16's loss scale."""
+    """Return how far the engine is: iterations, skipped updates, the last lr applied, fp16's loss scale."""
     states = engine.basic_optimizer.state.values()
     found = {
         "iteration": engine.global_steps,
@@ -78,13 +78,13 @@ def counters(engine) -> dict[str, Any]:
         "last_lr": next((state["last_lr"] for state in states if "last_lr" in state), None),
     }
     scaler = getattr(engine.optimizer, "loss_scaler", None)
-    if engine.fp16_enabled() and scaler.dynamic:
+    if engine.fp16_enabled() and scaler is not None and scaler.dynamic:
         found["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER_FIELDS}
     return found
 
 
 def restore_counters(engine, state: dict[str, Any]) -> None:
-    """Set the engine's counters and its schedule to what `counters` returned, for this world size's number of passes."""
+    """Set the engine's counters and its schedule to what `counters` returned, at this world size's number of passes."""
     engine.global_steps = state["iteration"]
     engine.skipped_steps = state["skipped_iterations"]
     engine.micro_steps = state["iteration"] * engine.gradient_accumulation_steps()

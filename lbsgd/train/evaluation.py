@@ -1,4 +1,4 @@
-"""Errors on the validation images, each counted once on one process (Sec. 5.1), with the statistics for it (Sec. 5.2)."""
+"""Errors on the validation images, each counted once (Sec. 5.1), and the statistics for them (Sec. 5.2)."""
 
 from __future__ import annotations
 

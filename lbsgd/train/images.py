@@ -101,7 +101,7 @@ class FfcvFiles:
             )
         except ImportError as error:
             raise missing_ffcv(error) from error
-        common = dict(threads=self.threads, world_size=plan.world_size, rank=processes.rank, **pixels)
+        common: dict[str, Any] = dict(threads=self.threads, world_size=plan.world_size, rank=processes.rank, **pixels)
         augmentation = plan.recipe.augmentation
         train = TrainLoader(
             self.data.train,
@@ -109,7 +109,7 @@ class FfcvFiles:
             seed=plan.recipe.seed,
             global_batch=plan.global_batch,
             micro_batch=plan.micro_batch,
-            crop_scale=tuple(augmentation.crop_scale),
+            crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
             flip=augmentation.flip,
             **common,
         )
@@ -139,7 +139,7 @@ class FakeImageSource:
     threads_in_words: str = "no loader threads"
 
     def open(self, plan: Plan, processes: Processes, pixels: dict[str, Any], stack: ExitStack) -> Images:
-        common = dict(seed=plan.recipe.seed, world_size=plan.world_size, rank=processes.rank, **pixels)
+        common: dict[str, Any] = dict(seed=plan.recipe.seed, world_size=plan.world_size, rank=processes.rank, **pixels)
         cut = dict(global_batch=plan.global_batch, micro_batch=plan.micro_batch)
         return Images(
             FakeImages(plan.num_images, self.num_classes, **cut, **common),

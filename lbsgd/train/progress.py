@@ -25,9 +25,9 @@ class Progress:
             progress.epoch(record)        an epoch record: a line that stays
             progress.say(text)            any other line that stays
 
-    A resumed run begins at first_iteration, or where `begin` says. With images_per_iteration, a terminal shows the speed
-    of the last iterations, which moves with each of them, in place of the last record's. `console` tells whether there is
-    a terminal; by default it is stdout's.
+    A resumed run begins at first_iteration, or where `begin` says. With images_per_iteration, a terminal shows the
+    speed of the last iterations, which moves with each of them, in place of the last record's. `console` tells
+    whether there is a terminal; by default it is stdout's.
     """
 
     def __init__(

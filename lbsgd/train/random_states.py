@@ -1,4 +1,4 @@
-"""The random states of a process as tensors, so that a resumed run draws what an uninterrupted one would have drawn."""
+"""Random states as tensors, so that a resumed run draws what an uninterrupted one would have drawn."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import torch
 
 
 def random_states(rank: int) -> dict[str, torch.Tensor]:
-    """This process's random states (torch on CPU and GPU, NumPy, Python) as tensors of bytes and integers."""
-    _, keys, position, _, _ = np.random.get_state()
-    states = {
+    """Return this process's random states (torch on CPU and GPU, NumPy, Python) as tensors of bytes and integers."""
+    state = np.random.get_state(legacy=False)["state"]
+    keys, position = state["key"], state["pos"]
+    states: dict[str, torch.Tensor] = {
         "torch": torch.get_rng_state(),
         "numpy": torch.tensor([*keys.tolist(), position]),
         "python": torch.tensor(random.getstate()[1]),
@@ -22,7 +23,7 @@ def random_states(rank: int) -> dict[str, torch.Tensor]:
 
 
 def restore_random_states(states: dict[str, torch.Tensor], rank: int) -> None:
-    """Puts back what `random_states` of this rank returned."""
+    """Put back what `random_states` of this rank returned."""
     torch.set_rng_state(states[f"torch.{rank}"])
     keys = states[f"numpy.{rank}"].tolist()
     np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1], 0, 0.0))

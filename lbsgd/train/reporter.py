@@ -55,9 +55,9 @@ class Reporter:
         if waited_pct > WAITING_PCT and not self.advised:
             self.advised = True
             self.progress.say(
-                f"warning: {waited_pct:.0f} % of the epoch's time was spent waiting for data ({self.threads}): give more "
-                "--loader_threads if cores are idle, --in_memory if the disk is slow, or convert with a smaller "
-                "--max_side"
+                f"warning: {waited_pct:.0f} % of the epoch's time was spent waiting for data ({self.threads}): "
+                "give more --loader_threads if cores are idle, --in_memory if the disk is slow, or convert with a "
+                "smaller --max_side"
             )
 
 

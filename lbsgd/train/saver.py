@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -44,7 +43,7 @@ class Saver:
         identity: dict[str, Any],
         described: dict[str, Any],
         every: Every | None = None,
-        say: Callable[[str], None] = partial(print, flush=True),
+        say: Callable[[str], None] = print,
     ):
         self.engine, self.folder, self.identity, self.described = engine, folder, identity, described
         self.every, self.say = every or Every(), say
@@ -72,8 +71,8 @@ class Saver:
         self.require_finite_weights()
         rank, world_size = dist.get_rank(), dist.get_world_size()
         state = gather_state(self.engine, keep=rank == 0)
-        states = [None] * world_size if rank == 0 else None
-        dist.gather_object(random or random_states(rank), states)
+        states: list[dict[str, torch.Tensor]] = [{}] * (world_size if rank == 0 else 0)
+        dist.gather_object(random or random_states(rank), states or None)
         self.last_iteration, self.last_time = self.engine.global_steps, time.monotonic()
         if rank > 0:
             return

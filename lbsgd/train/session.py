@@ -62,7 +62,8 @@ def train(run: Run, launch: Launch) -> None:
         if run.evaluate_only:
             print_evaluation(Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached))
             return
-        reporter = stack.enter_context(open_reporter(run, engine, progress))
+        reporter = open_reporter(run, engine, progress)
+        stack.enter_context(reporter)
         Trainer(engine, plan, run.task, images, saver, guard, reporter, reached).train(run.last_iteration)
         export(run, engine, saver, reporter)
 
@@ -75,7 +76,9 @@ def meet(launch: Launch, guard: Guard) -> Processes:
         guard.follow(peers)
         peers.agree(dict(launch.facts))
     # A connection of its own: a wait for another process in torch's calls would hold up the threads that watch.
-    return start_processes(launch.hang_timeout + COLLECTIVE_SECONDS, peers and peers.store.clone())
+    # torch's stubs leave `clone` out.
+    store = peers.store.clone() if peers else None  # type: ignore[attr-defined]
+    return start_processes(launch.hang_timeout + COLLECTIVE_SECONDS, store)
 
 
 def limit_threads(processes: Processes) -> None:

@@ -20,8 +20,8 @@ class Means(NamedTuple):
 class Totals:
     """Sums of the losses, of each count and of the images.
 
-    `sums` has the shape (2 + counts,), in float64: losses first, images last. `mark` begins a second, shorter sum, which
-    `read(since_mark=True)` returns.
+    `sums` has the shape (2 + counts,), in float64: losses first, images last. `mark` begins a second, shorter sum,
+    which `read(since_mark=True)` returns.
     """
 
     def __init__(self, device: torch.device, num_counts: int):

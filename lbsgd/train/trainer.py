@@ -1,4 +1,4 @@
-"""The training loop: kn images -> one update; an epoch; when it reports, evaluates, saves and stops (Sec. 2, 3, 5.1)."""
+"""The training loop: updates of kn images, epochs, and when to report, evaluate, save and stop (Sec. 2, 3, 5.1)."""
 
 from __future__ import annotations
 
@@ -175,11 +175,9 @@ class Trainer:
             self.save()
         # Rank 0 writes, and a launcher kills all processes when the first one ends.
         written = from_rank_0(self.saver.wait)
-        outcome = (
-            f"saved after {self.iteration} iterations; the same command with --resume goes on"
-            if written
-            else f"the checkpoint of iteration {self.iteration} could not be written; --resume goes on from the one before"
-        )
+        outcome = f"saved after {self.iteration} iterations; the same command with --resume goes on"
+        if not written:
+            outcome = f"the checkpoint of iteration {self.iteration} could not be written; --resume uses the one before"
         raise Stopped(f"{self.guard.stop_requested or 'another process was told to'}: {outcome}")
 
     def save(self, random: dict[str, torch.Tensor] | None = None) -> None:
@@ -197,7 +195,7 @@ class Trainer:
     # --- what is reported ---------------------------------------------------------------------------------------------
 
     def report_iteration(self, iteration: int) -> None:
-        """Write a record of the log: means over the iterations since the record before, the epoch's start or a resume."""
+        """Write a record of the log: means since the record before, the start of the epoch or a resume."""
         self.require_numbers()
         means, seconds = self.totals.read(since_mark=True), self.clock.window_seconds
         self.reporter.report(
