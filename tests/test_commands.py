@@ -415,7 +415,7 @@ def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
     """Its commands after `make setup`, with other names, on archives of the real layout with 12 training images."""
     make_official(tmp_path / "imagenet")
     (tmp_path / "hosts").write_text("localhost slots=2\n")
-    section = (ROOT / "README.md").read_text().split("## On ImageNet")[1]
+    section = (ROOT / "README.md").read_text().split("### 1. Train ImageNet")[1]
     setup, convert, train = [line.strip() for line in section.split("\n\n")[1].splitlines()]
     assert setup == "make setup && . .venv/bin/activate"
 
