@@ -154,7 +154,7 @@ def test_a_micro_batch_that_cuts_a_worker_is_refused_with_the_numbers(micro_batc
 
 
 def test_a_single_value_a_channel_has_no_variance():
-    with pytest.raises(ValueError, match="one value a channel"):
+    with pytest.raises(ValueError, match="one value per channel"):
         PerWorkerBatchNorm1d(5, per_worker_batch=1)(images(4, 5))
 
 
