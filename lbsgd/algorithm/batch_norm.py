@@ -73,7 +73,7 @@ class PerWorkerBatchNorm(RunningStatistics):
         self._start_statistics()
 
     def extra_repr(self) -> str:
-        torchs = super().extra_repr()  # type: ignore[no-untyped-call]  # torch's
+        torchs = super().extra_repr()  # type: ignore[no-untyped-call]  # torch's has no types
         ours = ("per_worker_batch", "passes", "statistics", "scope")
         return ", ".join([torchs, *(f"{name}={getattr(self, name)}" for name in ours)])
 

@@ -67,7 +67,7 @@ class RunningStatistics(_BatchNorm):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:
         """Move or cast as every module does, but keep a cast to half away from the running statistics."""
         before = {name: self._buffers[name] for name in ("running_mean", "running_var")}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
         for name, buffer in before.items():
             cast = self._buffers[name]
             if buffer is not None and cast is not None and at_least_float32(cast) is not cast:

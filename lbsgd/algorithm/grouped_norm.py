@@ -35,7 +35,7 @@ def normalise_groups(
     if len(x) == n:
         mean, var = moments[:, 0]
         return F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps), moments, count
-    y = _GroupedBatchNorm.apply(x, weight, bias, moments, n, eps)  # type: ignore[no-untyped-call]  # torch's apply
+    y = _GroupedBatchNorm.apply(x, weight, bias, moments, n, eps)  # type: ignore[no-untyped-call]  # torch's has no types
     return y, moments, count
 
 

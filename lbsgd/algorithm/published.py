@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-Error = tuple[float, float]  # mean and standard deviation
+MeanAndStd = tuple[float, float]
 
 # Figures 1 and 3: linear scaling rule, gradual warmup above 256. None: no number to compare with.
-ERROR_PCT: dict[int, Error | None] = {
+ERROR_PCT: dict[int, MeanAndStd | None] = {
     64: None,
     128: (23.49, 0.12),
     256: (23.60, 0.12),
@@ -33,7 +33,7 @@ GAMMA_ONE = {256: (23.84, 0.18), 8192: (24.11, 0.07)}
 LARGEST_GOOD_BATCH = 8192  # beyond it the error rises (Fig. 1)
 
 
-def points_lost(measured: Mapping[int, Error], global_batch: int) -> float | None:
+def points_lost(measured: Mapping[int, MeanAndStd], global_batch: int) -> float | None:
     """Return the points of top-1 error that a change cost, at the measured batch nearest to this one.
 
     measured: errors with the change, by global batch. They are compared with the recipe at the same batch.
@@ -74,6 +74,6 @@ def points_of_lr(global_batch: int, lr: float) -> tuple[float, str] | None:
     return None
 
 
-def _points_between(error: Error | None, reference: Error | None) -> float:
+def _points_between(error: MeanAndStd | None, reference: MeanAndStd | None) -> float:
     assert error is not None and reference is not None
     return round(error[0] - reference[0], 2)
