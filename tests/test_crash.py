@@ -26,7 +26,7 @@ import lbsgd.processes.guard
 import lbsgd.processes.peers
 import lbsgd.train.trainer
 from lbsgd.errors import DataError
-from lbsgd.processes.launcher import free_port
+from lbsgd.processes.environment import free_port
 from lbsgd.report.run_log import read_run
 from lbsgd.train import checkpoint
 

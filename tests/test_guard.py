@@ -16,8 +16,8 @@ from torch.distributed import HashStore, TCPStore
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
 from lbsgd.processes import guard as guard_module
 from lbsgd.processes import peers as peers_module
+from lbsgd.processes.environment import Processes, free_port
 from lbsgd.processes.guard import Guard
-from lbsgd.processes.launcher import Processes, free_port
 from lbsgd.processes.peers import OtherFailed, Peers
 
 ALONE = Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from lbsgd.errors import ConfigError
-from lbsgd.processes.launcher import Processes, is_launcher, named_hostfile, require_hosts
+from lbsgd.processes.environment import Processes
+from lbsgd.processes.launcher import is_launcher, named_hostfile, require_hosts
 
 DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]
 
@@ -73,7 +74,7 @@ def test_an_unexpected_world_size_is_refused():
 
 SPEAKER = """
 import os, time
-from lbsgd.processes.launcher import end_with_error
+from lbsgd.processes.ending import end_with_error
 from lbsgd.errors import DataError
 end_with_error(DataError("first line\\nsecond line"))
 """

@@ -19,7 +19,8 @@ from typing import Any
 import psutil
 
 from lbsgd.errors import LbsgdError, LostProcessError, Stopped
-from lbsgd.processes.launcher import Processes, end_with_error
+from lbsgd.processes.ending import end_with_error
+from lbsgd.processes.environment import Processes
 from lbsgd.processes.peers import BEAT_SECONDS, OtherFailed, Peers
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)

@@ -9,8 +9,7 @@ import signal
 import psutil
 
 from lbsgd.errors import ConfigError
-from lbsgd.processes.ending import end_with_error, from_rank_0  # noqa: F401  until all import them from there
-from lbsgd.processes.environment import Processes, free_port  # noqa: F401  until all import them from there
+from lbsgd.processes.environment import Processes
 
 
 def launchers() -> list[psutil.Process]:

@@ -17,7 +17,7 @@ from datetime import timedelta
 from torch.distributed import PrefixStore, TCPStore
 
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
-from lbsgd.processes.launcher import Processes
+from lbsgd.processes.environment import Processes
 
 BEAT_SECONDS = 1.0
 

@@ -38,7 +38,7 @@ from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
-from lbsgd.processes.launcher import Processes, free_port
+from lbsgd.processes.environment import Processes, free_port
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 

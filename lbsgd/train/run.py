@@ -21,7 +21,9 @@ from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import ImageNetData, data_folder, open_data
 from lbsgd.errors import ConfigError, LbsgdError, print_error
-from lbsgd.processes.launcher import Processes, end_with_error, end_with_launcher, launchers, require_hosts
+from lbsgd.processes.ending import end_with_error
+from lbsgd.processes.environment import Processes
+from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts
 
 FAKE_CLASSES = 1000
 

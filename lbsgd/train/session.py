@@ -14,8 +14,8 @@ from lbsgd.data.beton import BetonFile
 from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.data.read_ahead import Source, read_whole
 from lbsgd.errors import CheckpointError, ConfigError, missing_ffcv
+from lbsgd.processes.ending import from_rank_0
 from lbsgd.processes.guard import Guard
-from lbsgd.processes.launcher import from_rank_0
 from lbsgd.processes.peers import Peers
 from lbsgd.report.curves import curves
 from lbsgd.report.run_log import LOG_NAME, RunLog, read_run

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lbsgd.config.plan import Plan
 from lbsgd.errors import Stopped
-from lbsgd.processes.launcher import from_rank_0
+from lbsgd.processes.ending import from_rank_0
 from lbsgd.train.engine import step
 from lbsgd.train.evaluation import evaluate, settle_statistics
 from lbsgd.train.random_states import random_states
