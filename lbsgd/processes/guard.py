@@ -106,7 +106,7 @@ class Guard:
             speak = not self.peers or ask(lambda: self.peers.fail(error), LAST_WORDS_SECONDS) is not False
             if self.processes.rank == 0 and self.peers:
                 time.sleep(LAST_WORDS_SECONDS)
-        end_with_error(error, speak)
+        end_with_error(error, quiet=not speak)
 
     def explain(self, error: BaseException) -> LbsgdError:
         """What an exception that is not ours means: another process that is gone, or a bug, whose traceback is printed."""
@@ -164,7 +164,7 @@ class Guard:
         if number not in STOP_SIGNALS:
             return
         if self.stop_requested and time.monotonic() - self.stop_began > SAME_REQUEST_SECONDS:
-            end_with_error(Stopped(f"by a second signal, {number.name}; nothing was saved"), speak=True)
+            end_with_error(Stopped(f"by a second signal, {number.name}; nothing was saved"))
         self.request_stop(number.name)
 
     def request_stop(self, reason: str) -> None:

@@ -1,29 +1,41 @@
-"""The launcher that started the processes: DeepSpeed's or torch's, found by its command line."""
+"""Find the launcher that started this process, DeepSpeed's or torch's, by its command line, and end with it."""
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import os
 import signal
+from collections.abc import Sequence
 
 import psutil
 
 from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import Processes
 
+DEEPSPEED = ("deepspeed", "ds")  # two names of one command
+
 
 def launchers() -> list[psutil.Process]:
-    """The processes of DeepSpeed's or torch's launcher that started this one, on this host, the nearest first."""
+    """Return the processes on this host of DeepSpeed's or torch's launcher that started this one, nearest first."""
     return [process for process in psutil.Process().parents() if is_launcher(command_line(process))]
 
 
-def is_launcher(arguments: list[str]) -> bool:
-    """Whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them."""
+def is_launcher(arguments: Sequence[str]) -> bool:
+    """Return whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them."""
     return any(
-        os.path.basename(argument) in ("deepspeed", "ds", "torchrun")
+        os.path.basename(argument) in (*DEEPSPEED, "torchrun")
         or argument in ("deepspeed.launcher.launch", "torch.distributed.run")
         for argument in arguments[:4]
     )
+
+
+def is_gone(process: psutil.Process) -> bool:
+    """Return whether a process has ended, even if nobody has asked for its exit code yet."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def command_line(process: psutil.Process) -> list[str]:
@@ -33,21 +45,25 @@ def command_line(process: psutil.Process) -> list[str]:
         return []
 
 
-def end_with_launcher(started_by: list[psutil.Process]) -> None:
-    """Asks the kernel for SIGTERM when the launcher that started this process dies (Linux), so that nothing is orphaned.
+def end_with_launcher(started_by: Sequence[psutil.Process]) -> None:
+    """Ask the kernel for SIGTERM when the launcher that started this process dies (Linux), so that nothing is orphaned.
 
-    One that is dead already, and so not the parent any more, is left to the guard, which watches over all of them.
+    A launcher that is dead already is no longer the parent. The guard, which watches all launchers, notices that.
     """
     if started_by and started_by[0].pid == os.getppid():
         PR_SET_PDEATHSIG = 1  # of linux/prctl.h
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
+# --- the hosts -------------------------------------------------------------------------------------------------------
+
+
 def require_hosts(processes: Processes, expect_world_size: int | None) -> None:
-    """Refuses to train on fewer hosts than were meant.
+    """Refuse to train on fewer hosts than were meant.
 
     Where the launcher's --hostfile does not exist, DeepSpeed only warns and trains on this host alone: the global batch
-    would be the same, in many more passes. Raises ConfigError then, and where the world size is not --expect_world_size.
+    would be the same, in many more passes. Raises ConfigError then, for a hostfile whose first name DeepSpeed misreads,
+    and where the world size is not --expect_world_size.
     """
     if expect_world_size not in (None, processes.world_size):
         raise ConfigError(
@@ -55,23 +71,56 @@ def require_hosts(processes: Processes, expect_world_size: int | None) -> None:
             "the hostfile and at what the launcher printed"
         )
     for launcher in launchers():
-        hostfile = named_hostfile(command_line(launcher))
-        if hostfile and not os.path.isfile(os.path.join(launcher.cwd(), hostfile)):
+        if hostfile := named_hostfile(command_line(launcher)):
+            require_readable(hostfile, folder_of(launcher))
+
+
+def require_readable(hostfile: str, folder: str) -> None:
+    """Raise ConfigError where DeepSpeed finds no hostfile (relative to a folder), or another first host in it."""
+    path = os.path.join(folder, hostfile)
+    if not os.path.isfile(path):
+        raise ConfigError(
+            f"the hostfile {hostfile} does not exist, and DeepSpeed would train on this host alone; "
+            "write it (one line per host: NAME slots=GPUS) or leave --hostfile out"
+        )
+    with open(path, "rb") as file:
+        if file.read(3) == codecs.BOM_UTF8:
             raise ConfigError(
-                f"the hostfile {hostfile} does not exist, and DeepSpeed would train on this host alone; "
-                "write it (one line a host: NAME slots=GPUS) or leave --hostfile out"
+                f"the hostfile {hostfile} begins with a byte order mark (BOM), which DeepSpeed reads as part of the "
+                "first host's name; save it as UTF-8 without BOM"
             )
 
 
-def named_hostfile(arguments: list[str]) -> str | None:
-    """The value of --hostfile (or -H) among the launcher's own arguments, which end where the script is named."""
-    if not any(os.path.basename(argument) in ("deepspeed", "ds") for argument in arguments[:3]):
+def folder_of(process: psutil.Process) -> str:
+    try:
+        return process.cwd()
+    except psutil.Error:  # it has just ended, which the guard will notice
+        return os.getcwd()
+
+
+def named_hostfile(arguments: Sequence[str]) -> str | None:
+    """Return the value of --hostfile (or -H) among the launcher's own arguments, which end at the script's name."""
+    if not any(os.path.basename(argument) in DEEPSPEED for argument in arguments[:3]):
         return None
-    for argument, value in zip(arguments, [*arguments[1:], None]):
-        if argument.endswith(".py"):
-            return None
+    script = next((i for i, argument in enumerate(arguments) if argument.endswith(".py")), len(arguments))
+    return hostfile_among(arguments[:script])
+
+
+def require_no_hostfile(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for a --hostfile among a recipe's own arguments (`sys.argv`): the launcher has not seen it."""
+    script, *flags = arguments
+    if hostfile := hostfile_among(flags):
+        raise ConfigError(
+            f"--hostfile {hostfile} stands after {script}, so the launcher does not read it and would train on "
+            f"this host alone; put it before the script: deepspeed --hostfile {hostfile} {script} ..."
+        )
+
+
+def hostfile_among(arguments: Sequence[str]) -> str | None:
+    """Return the value of --hostfile or -H."""
+    for position, argument in enumerate(arguments):
         if argument in ("--hostfile", "-H"):
-            return value
+            return next(iter(arguments[position + 1 :]), None)
         if argument.startswith("--hostfile="):
             return argument.split("=", 1)[1]
     return None

@@ -15,15 +15,15 @@ import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import ImageNetData, data_folder, open_data
-from lbsgd.errors import ConfigError, LbsgdError, print_error
-from lbsgd.processes.ending import end_with_error
+from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.processes.ending import end_before_joining, end_with_error
 from lbsgd.processes.environment import Processes
-from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts
+from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 
 FAKE_CLASSES = 1000
 
@@ -36,8 +36,9 @@ def main(model: str, network: Callable, description: str) -> None:
     """
     started_by = launchers()  # asked first: who dies while we import for seconds is nobody's parent any more
     end_with_launcher(started_by)
-    arguments = parser(model, description).parse_args()
     try:
+        require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
+        arguments = parser(model, description).parse_args()
         run = Run(model, network, arguments, started_by)
     except LbsgdError as error:
         end_before_joining(error)
@@ -45,24 +46,6 @@ def main(model: str, network: Callable, description: str) -> None:
         run.start()
     except LbsgdError as error:
         end_with_error(error)
-
-
-def end_before_joining(error: LbsgdError) -> NoReturn:
-    """Ends this process before it has met the others, and all of them with it.
-
-    What one process finds, the others of its host mostly find at the same time, and the launcher ends them with the first
-    that ends: so the first one speaks, and another only if it lives on since the error was its own. The processes of other
-    hosts, which no launcher ends, are told where they wait.
-    """
-    processes = Processes.from_environment()
-    if processes.local_rank:
-        time.sleep(5)
-    print_error(error)
-    if processes.world_size > processes.local_world_size:
-        from lbsgd.processes.peers import tell_before_joining
-
-        tell_before_joining(processes, error)
-    end_with_error(error, speak=False)
 
 
 def parser(model: str, description: str) -> argparse.ArgumentParser:
