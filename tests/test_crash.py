@@ -22,6 +22,7 @@ from crash import RECIPE, SMALL, Command, completed, config
 from oracle import BOUND, distance
 
 import lbsgd.data.fake
+import lbsgd.processes.first_cause
 import lbsgd.processes.guard
 import lbsgd.processes.peers
 import lbsgd.train.trainer
@@ -565,10 +566,8 @@ PATIENT = 120  # Numba compiles first
 def impatient():
     """The guard's own times, all of them shorter."""
     slow_iterations()
-    lbsgd.processes.guard.BEAT_SECONDS = lbsgd.processes.peers.BEAT_SECONDS = (
-        lbsgd.processes.guard.LAST_WORDS_SECONDS
-    ) = 0.5
-    lbsgd.processes.guard.FIRST_CAUSE_SECONDS = 4.5
+    lbsgd.processes.peers.Peers.BEAT_SECONDS = lbsgd.processes.guard.LAST_WORDS_SECONDS = 0.5
+    lbsgd.processes.first_cause.FIRST_CAUSE_SECONDS = 4.5
 
 
 def test_a_process_that_stops_answering_is_named_within_the_timeout(small, tmp_path):
