@@ -47,7 +47,7 @@ def look_for_cause(peers: Peers, position: str) -> LbsgdError | None:
 
 
 def ask(function: Callable[[], Any], seconds: float) -> Any:
-    """Return what a question to the store returns; None if the store is gone or, as over a cut network, takes longer."""
+    """Return what a question to the store returns; None if it is gone or, as over a cut network, takes longer."""
     answer: list[Any] = []
 
     def wait() -> None:
