@@ -30,9 +30,9 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says that they are public
-    from lbsgd.algorithm.batch_norm import agree_statistics as agree_statistics
     from lbsgd.algorithm.batch_norm import convert_batch_norm as convert_batch_norm
-    from lbsgd.algorithm.batch_norm import recomputing_statistics as recomputing_statistics
+    from lbsgd.algorithm.batch_norm_statistics import agree_statistics as agree_statistics
+    from lbsgd.algorithm.batch_norm_statistics import recomputing_statistics as recomputing_statistics
     from lbsgd.algorithm.resnet import resnet as resnet
     from lbsgd.algorithm.sampler import SharedShuffleSampler as SharedShuffleSampler
     from lbsgd.algorithm.schedule import LargeMinibatchSGD as LargeMinibatchSGD

@@ -14,10 +14,9 @@ from lbsgd.algorithm.batch_norm import (
     PerWorkerBatchNorm1d,
     PerWorkerBatchNorm2d,
     PerWorkerBatchNorm3d,
-    agree_statistics,
     convert_batch_norm,
-    recomputing_statistics,
 )
+from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 
 N = 8  # images of one worker
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}

@@ -22,8 +22,9 @@ from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 from lbsgd.config.plan import Plan
-from lbsgd.train.engine import LinearScalingWarmupLR, build_optimizer, deepspeed_config
+from lbsgd.train.engine import LinearScalingWarmupLR, deepspeed_config
 from lbsgd.train.engine_state import gather_state
+from lbsgd.train.optimizer import build_optimizer
 
 SCHEDULE = Plan.read(recipe(), 1).schedule
 

@@ -27,7 +27,7 @@ from lbsgd.disk import replace_file
 from lbsgd.errors import CheckpointError
 from lbsgd.train import checkpoint
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
-from lbsgd.train.saver import Every
+from lbsgd.train.run import Every
 
 FILES = ("weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json", "manifest.json")
 KILLED, UNSUPPORTED = 9, 77

@@ -11,7 +11,7 @@ from test_engine import K, N, network, recipe
 import lbsgd
 from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
-from lbsgd.processes.launcher import from_rank_0
+from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
 from lbsgd.train.clock import Clock
 from lbsgd.train.images import Images

@@ -30,8 +30,8 @@ from lbsgd.config.json_file import Overrides, read_json
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import open_data
 from lbsgd.data.fake import FakeImages
+from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
-from lbsgd.processes.launcher import Processes
 from lbsgd.train.engine import initialize, memory_format, start_processes
 from lbsgd.train.images import Images
 from lbsgd.train.reporter import Silence
