@@ -11,7 +11,7 @@ from lbsgd.commands.plan_time import (
     PAPER_IMAGES_PER_SECOND,
     Machines,
     Reduction,
-    bytes_an_iteration,
+    bytes_per_iteration,
     gradient_seconds,
     overlaps,
     predict,
@@ -34,7 +34,7 @@ def plan(name, gpus, **overrides):
     return Plan.read(CONFIGS / f"{name}.json", gpus, overrides=Overrides(**overrides))
 
 
-# --- the paper ----------------------------------------------------------------------------------------------------------
+# --- the paper --------------------------------------------------------------------------------------------------------
 
 
 def test_the_speed_of_a_p100_is_that_of_29_hours_on_eight():
@@ -82,7 +82,7 @@ def test_the_papers_efficiency_of_about_90_percent_lies_between_the_predictions(
     assert it.efficiency(overlap=False) < 0.9 < it.efficiency(overlap=True)
 
 
-# --- by hand ------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_all_reduce_moves_twice_all_but_a_share_and_waits_for_every_step():
@@ -120,7 +120,7 @@ def test_stage_and_precision_decide_what_is_reduced():
     assert reduction_of(plan("8k", 256), size) == Reduction(2 * P, 5, 2 * P, 1)
     assert reduction_of(plan("8k_fp32", 256), size) == Reduction(4 * P, 5, 0.0, 1)
     assert reduction_of(plan("8k_zero2", 8), size) == Reduction(2 * P, 5, 2 * P, 32)  # in every pass
-    assert bytes_an_iteration(Reduction(100, 1, 60, 3), 4) == 3 / 4 * (2 * 100 * 3 + 60)
+    assert bytes_per_iteration(Reduction(100, 1, 60, 3), 4) == 3 / 4 * (2 * 100 * 3 + 60)
 
 
 def test_whether_deepspeed_can_overlap_is_said_with_the_reason():
@@ -136,7 +136,7 @@ def test_whether_deepspeed_can_overlap_is_said_with_the_reason():
     assert "stage 0" in overlaps(it, reduction_of(it, size))
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101"])

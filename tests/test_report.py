@@ -8,9 +8,11 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from lbsgd.commands.main import main
 from lbsgd.errors import ConfigError
-from lbsgd.report.curves import COLOURS, curves, figure, main, table
+from lbsgd.report.curves import COLOURS, curves, figure
 from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.report.tables import error_table
 
 TOOL = Path(__file__).parents[1] / "tools" / "report.py"
 
@@ -64,7 +66,7 @@ def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, fin
 def rows(runs, width=80):
     """The table's lines as they are printed, each as its words: two of header, a rule, then the rows from [3] on."""
     console = Console(width=width, record=True, file=open("/dev/null", "w"))
-    console.print(table(runs))
+    console.print(error_table(runs))
     lines = console.export_text().splitlines()
     assert all(len(line) <= width for line in lines)
     return [line.split() for line in lines if line.strip()]
@@ -231,7 +233,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, content, reason
     write(tmp_path / "good", val=[9.0])
     if content:
         (tmp_path / "bad").write_text(content)
-    code = main([str(tmp_path / "good"), str(tmp_path / "bad"), "--output", str(tmp_path / "new.png")])
+    code = main(["report", str(tmp_path / "good"), str(tmp_path / "bad"), "--output", str(tmp_path / "new.png")])
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and not (tmp_path / "new.png").exists()
     assert err.startswith("error: ") and reason in err and err.count("\n") == 1

@@ -67,7 +67,7 @@ def test_a_log_reads_back_as_it_was_written(tmp_path):
         assert log.result({"seconds": 9}) == {"val_top1_error_pct": 7.5, "seconds": 9}
     for path in (tmp_path / "run", tmp_path / "run" / "log.jsonl"):
         run = read_run(path)
-        assert run.run == {"kind": "run", **RUN}
+        assert run.header == {"kind": "run", **RUN}
         assert run.iterations == [{"kind": "iteration", **iteration(0)}]
         assert run.epochs == [{"kind": "epoch", **epoch(1, error=7.5)}]
         assert run.result == {"kind": "result", "val_top1_error_pct": 7.5, "seconds": 9}
@@ -99,7 +99,7 @@ def test_what_is_not_a_number_is_written_as_null(tmp_path, value):
     assert "NaN" not in text and "Infinity" not in text
     run = read_run(tmp_path)
     assert run.iterations[0]["train_loss"] is None
-    assert run.run["environment"] == {"list": [None]}
+    assert run.header["environment"] == {"list": [None]}
 
 
 def test_a_record_without_what_its_readers_need_is_a_mistake_of_ours(tmp_path):
@@ -152,7 +152,7 @@ def test_a_resumed_run_drops_what_is_done_again_and_reads_as_one_run(tmp_path):
     run = read_run(tmp_path)
     assert [i["iteration"] for i in run.iterations] == [0, 1, 2, 3, 4, 5]
     assert [e["val_top1_error_pct"] for e in run.epochs] == [10.0, 20.0, 60.0]
-    assert "world_size" not in run.run
+    assert "world_size" not in run.header
     resume = json.loads(path.read_text().splitlines()[6])
     assert resume == {"kind": "resume", **RUN, "world_size": 4, "iteration": 4}
 
