@@ -154,7 +154,7 @@ def test_the_networks_sizes_are_torchvisions(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_activations_are_what_autograd_keeps(name):
-    """Counted at 64 pixels, where a forward pass takes no second; the share of 224 pixels is exact for multiples of 32."""
+    """Counted at 64 pixels, where a forward pass is quick; the share of 224 pixels is exact for multiples of 32."""
     import torch
     import torchvision
 

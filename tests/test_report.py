@@ -150,6 +150,13 @@ def test_curves_are_those_of_the_log(tmp_path):
     ]
     assert [list(line.get_ydata()) for line in lr.lines] == [pytest.approx([0.2, 0.2, 0.2, 0.02]), [0.2, 0.2]]
     assert [list(line.get_xdata()) for line in lr.lines] == [[0, 1, 2, 3], [0, 1]]
+    assert {line.get_drawstyle() for line in lr.lines} == {"steps-post"}  # a decay is a drop, not a slope
+
+
+def test_every_line_of_the_picture_is_a_curve_of_a_run(tmp_path):
+    picture = figure([write(tmp_path / "a", val=[80.0, 40.0])])
+    assert all(len(line.get_xdata()) for axes in picture.axes for line in axes.lines)
+    assert [handle.get_color() for handle in picture.legends[0].legend_handles] == [COLOURS[0]]
 
 
 def test_axes_and_legend_say_what_is_drawn(tmp_path):
@@ -158,7 +165,8 @@ def test_axes_and_legend_say_what_is_drawn(tmp_path):
     assert (error.get_ylabel(), lr.get_ylabel(), lr.get_xlabel()) == ("top-1 error (%)", "learning rate", "epochs")
     assert error.get_shared_x_axes().joined(error, lr) and error.get_ylim() == (0, 100)
     (legend,) = picture.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["8k  23.74", "validation", "training"]
+    assert [text.get_text() for text in legend.get_texts()] == ["8k  23.74"]
+    assert error.get_title("left") == "solid: validation   dashed: training"
 
 
 def test_no_label_is_cut_off_and_the_legend_hides_no_curve(tmp_path):

@@ -64,7 +64,7 @@ def draw_learning_rate(axes: Axes, run: LoggedRun, colour: str) -> None:
     """Draw the learning rate of every iteration, held while the iteration lasts."""
     lrs = learning_rates(run)
     epochs = [t / run.header["iterations_per_epoch"] for t in range(len(lrs))]
-    axes.plot(epochs, lrs, marker(epochs) + "-", color=colour)
+    axes.plot(epochs, lrs, marker(epochs) + "-", color=colour, drawstyle="steps-post")
 
 
 def marker(points: Sequence[Any]) -> str:
@@ -85,8 +85,10 @@ def learning_rates(run: LoggedRun) -> list[float]:
 
 
 def explain(picture: Figure, error: Axes) -> None:
-    """Explain colours and dashes beside the axes, where the legend hides no curve. The dashes are explained in grey."""
+    """Name the runs beside the axes, where the legend hides no curve, and the two kinds of line above them.
+
+    Samples of the lines in the legend would look like two more runs.
+    """
+    error.set_title("solid: validation   dashed: training", loc="left", fontsize="medium", color="dimgrey")
     runs, _ = error.get_legend_handles_labels()
-    validation = error.plot([], [], color="grey", linewidth=2, label="validation")
-    training = error.plot([], [], "--", color="grey", linewidth=1, label="training")
-    picture.legend(handles=runs + validation + training, title="final validation error (%)", loc="outside right upper")
+    picture.legend(handles=runs, title="final validation error (%)", loc="outside right upper")
