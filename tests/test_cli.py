@@ -1,14 +1,16 @@
-"""The command `lbsgd`: what it prints, what it refuses, and that it starts at once."""
+"""The command `lbsgd`: its output, its refusals, and its start within half a second."""
 
 import json
 import os
 import resource
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 
+from lbsgd.commands.flag_types import interval, natural, positive, quantity
 from lbsgd.commands.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +28,7 @@ def run(*arguments):
 
 
 def cpu_seconds(*arguments):
-    """CPU time of a command, the least of three: machines are shared."""
+    """Measure the CPU time of a command, the least of three runs, because machines are shared."""
 
     def children():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -140,11 +142,46 @@ def test_plan_draws_the_schedule(tmp_path, capsys):
         (["config", "--global_batch", "256", "--output", "/no/such/folder/a.json"], ["/no/such/folder/a.json"]),
     ],
 )
-def test_what_cannot_be_is_one_line_each_and_exit_code_2(capsys, arguments, words):
+def test_impossible_input_is_one_line_each_and_exit_code_2(capsys, arguments, words):
     assert main(arguments) == 2
     error = capsys.readouterr().err
     assert all(line.startswith("error: ") for line in error.splitlines()), error
     assert all(word in error for word in words), error
+
+
+# --- types of flags ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, text, value",
+    [
+        (positive, "1", 1),
+        (positive, "8192", 8192),
+        (natural, "0", 0),
+        (quantity, "2.5e3", 2500.0),
+        (interval, "50", (50, None)),
+        (interval, "10m", (None, 10.0)),
+        (interval, "0.5m", (None, 0.5)),
+    ],
+)
+def test_a_flag_takes_what_its_type_says(kind, text, value):
+    assert kind(text) == value
+
+
+@pytest.mark.parametrize(
+    "kind, refused, reason",
+    [
+        (positive, ["0", "-1", "+1", "1.0", "1_000", "²", "٣", "many", "", "9" * 31], "whole number of at least 1"),
+        (positive, ["1000000000000"], "too large"),
+        (natural, ["-1", "1.5", "²", ""], "whole number of at least 0"),
+        (quantity, ["0", "-2", "nan", "inf", "fast"], "number above 0"),
+        (interval, ["0", "m", "0m", "infm", "10h", "-5"], "neither a number of iterations"),
+    ],
+)
+def test_a_flag_refuses_anything_else(kind, refused, reason):
+    for text in refused:
+        with pytest.raises(ArgumentTypeError, match=reason):
+            kind(text)
 
 
 # --- the command itself -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The prediction of time and memory: worked by hand, and against the paper's own 256-GPU iteration."""
+"""Predictions of time and memory, worked by hand and against the paper's own iteration on 256 GPUs."""
 
 import math
 from pathlib import Path
@@ -48,9 +48,9 @@ def test_the_speed_of_a_p100_is_that_of_29_hours_on_eight():
     [
         ("ring", 0.0),
         ("halving/doubling", 0.0),  # the paper's figures alone
-        ("halving/doubling", 20e-6),
+        ("halving/doubling", 20e-6),  # its algorithm, at the latency that `lbsgd plan` assumes
     ],
-)  # its algorithm, at the latency that `lbsgd plan` assumes
+)
 def test_the_papers_iteration_on_256_gpus_lies_between_the_predictions(algorithm, latency_seconds, capsys):
     machines = Machines(latency_seconds=latency_seconds)
     it = predict(32, 1, 256, Reduction(PAPER_GRADIENTS, num_buckets=161), machines, algorithm)
@@ -63,7 +63,7 @@ def test_the_papers_iteration_on_256_gpus_lies_between_the_predictions(algorithm
 
 
 def test_halving_doubling_is_several_times_as_fast_as_a_ring_among_32_servers():
-    """Sec. 4 says 3 times; ours is the time of the aggregation alone, at an assumed latency."""
+    """Sec. 4 says 3 times; we compute the aggregation alone, at an assumed latency."""
     reduction = Reduction(PAPER_GRADIENTS, num_buckets=161)
     ring, halving = (gradient_seconds(reduction, Machines(), 32, name) for name in ("ring", "halving/doubling"))
     assert 2 < ring / halving < 5
@@ -108,10 +108,8 @@ def test_aggregation_hides_behind_the_back_propagation_but_for_its_last_bucket()
 
 def test_inside_one_server_nothing_is_added():
     it = predict(1024, 4, 8, Reduction(1e8), Machines(), "ring")
-    assert (
-        it.without_overlap == it.with_overlap == pytest.approx(1024 / PAPER_IMAGES_PER_SECOND)
-        and it.efficiency(True) == 1
-    )
+    assert it.without_overlap == it.with_overlap == pytest.approx(1024 / PAPER_IMAGES_PER_SECOND)
+    assert it.efficiency(True) == 1
 
 
 def test_stage_and_precision_decide_what_is_reduced():
@@ -123,7 +121,7 @@ def test_stage_and_precision_decide_what_is_reduced():
     assert bytes_per_iteration(Reduction(100, 1, 60, 3), 4) == 3 / 4 * (2 * 100 * 3 + 60)
 
 
-def test_whether_deepspeed_can_overlap_is_said_with_the_reason():
+def test_plan_says_whether_deepspeed_can_overlap_and_why_not():
     size = network("resnet50")
     for settings, words in [
         ((), "yes: ZeRO-1"),

@@ -1,4 +1,4 @@
-"""Tables and curves: the numbers of the logs, and nothing else, where a reader looks for them."""
+"""Tables and curves show the numbers of the logs, and nothing else, where a reader looks for them."""
 
 import subprocess
 import sys
@@ -18,7 +18,7 @@ TOOL = Path(__file__).parents[1] / "tools" / "report.py"
 
 
 def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, finished=True, model="resnet50"):
-    """A run with the validation errors `val`, one an epoch; training errors are 1 lower, lr falls from 0.2 to 0.02."""
+    """Write a run with the validation errors `val` per epoch; training errors are 1 lower, lr falls from 0.2 to 0.02."""
     run = {
         "model": model,
         "global_batch": kn,
@@ -64,7 +64,7 @@ def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, fin
 
 
 def rows(runs, width=80):
-    """The table's lines as they are printed, each as its words: two of header, a rule, then the rows from [3] on."""
+    """Print the table and split each line into words: two lines of header, a rule, then the rows from [3] on."""
     console = Console(width=width, record=True, file=open("/dev/null", "w"))
     console.print(error_table(runs))
     lines = console.export_text().splitlines()
@@ -100,7 +100,7 @@ def test_runs_of_one_recipe_are_summarised_as_mean_and_std_over_seeds(tmp_path):
 @pytest.mark.parametrize(
     "other",
     [
-        dict(seed=0),  # the same seed again is no second sample
+        dict(seed=0),  # the same seed is not a second sample
         dict(seed=1, kn=256),
         dict(seed=1, model="resnet101"),
         dict(seed=1, finished=False),

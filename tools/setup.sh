@@ -10,7 +10,7 @@ python=${PYTHON:-python3}
 log=.venv/setup.log
 mkdir -p .venv
 : > "$log"
-export PIP_CONSTRAINT=$PWD/constraints.txt
+export PIP_CONSTRAINT=$PWD/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 
 step() {  # step WHAT COMMAND...: run a command silently, and show the end of the log if it fails
   local what=$1 began=$SECONDS code=0
@@ -20,11 +20,11 @@ step() {  # step WHAT COMMAND...: run a command silently, and show the end of th
   "$@" >> "$log" 2>&1 || code=$?
   [ "$code" = 0 ] && { echo "$((SECONDS - began)) s"; return; }
   echo "failed after $((SECONDS - began)) s"
-  { grep -v '^WARNING:' "$log" | tail -n 20
+  { tac "$log" | sed '/^== /q' | tac | grep -v '^WARNING:' | tail -n 20  # this step's lines alone
     echo "setup: $what failed (exit code $code); the whole output is in $PWD/$log"; } >&2
   exit 2
 }
-pip() { .venv/bin/python -m pip --disable-pip-version-check --progress-bar off "$@"; }
+pip() { .venv/bin/python -m pip "$@"; }
 have() { command -v "$1" > /dev/null 2>&1; }
 can() { have "$python" && "$python" -c "$1" 2> /dev/null; }
 library() { [ -n "$(/sbin/ldconfig -p | grep -F "$1")" ]; }
