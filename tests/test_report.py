@@ -18,7 +18,7 @@ TOOL = Path(__file__).parents[1] / "tools" / "report.py"
 
 
 def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, finished=True, model="resnet50"):
-    """Write a run with the validation errors `val` per epoch; training errors are 1 lower, lr falls from 0.2 to 0.02."""
+    """Write a run with the validation errors `val` per epoch; training errors are 1 lower, lr falls 0.2 to 0.02."""
     run = {
         "model": model,
         "global_batch": kn,
