@@ -93,7 +93,7 @@ def test_the_recipe_of_the_paper_trains_on_two_hosts(two_hosts, tmp_path):
     alpha.run(*on_both(alpha), *recipe, *flags)
     run = read_run(tmp_path / "run")
     described = {"model": "resnet50", "world_size": 2, "accumulation_steps": 2}
-    assert {key: run.run[key] for key in described} == described and len(run.iterations) == 1
+    assert {key: run.header[key] for key in described} == described and len(run.iterations) == 1
     assert weights(tmp_path / "run")["layer4.2.bn3.weight"].abs().max() > 0  # gamma has moved from 0
 
 
