@@ -20,11 +20,14 @@ from PIL import Image
 import lbsgd.convert.convert
 import lbsgd.convert.estimate
 import lbsgd.convert.image
+import lbsgd.convert.jpeg_header
 import lbsgd.convert.work_folder
 from lbsgd.convert.beton_writer import METADATA, METADATA_AT, RECORD, BetonWriter
 from lbsgd.convert.convert import convert, look
-from lbsgd.convert.image import COPIED, ENCODED, PIXELS, Settings, plain_size, stored_image
+from lbsgd.convert.image import COPIED, ENCODED, PIXELS, stored_image
+from lbsgd.convert.jpeg_header import plain_size
 from lbsgd.convert.process_pool import with_room
+from lbsgd.convert.settings import Settings
 from lbsgd.convert.sources import find_source
 from lbsgd.convert.verify import verify
 from lbsgd.data.beton import BetonFile, open_data
@@ -235,7 +238,10 @@ def test_an_exif_block_corrupt_or_not_changes_no_pixel():
 def test_what_pil_takes_for_an_attack_is_not_decoded_either():
     data = bytearray(JPEG)
     data[FRAME + 5 : FRAME + 9] = (13_400).to_bytes(2, "big") * 2
-    assert plain_size(bytes(data)) is None and 13_400**2 > 2 * Image.MAX_IMAGE_PIXELS == lbsgd.convert.image.MAX_PIXELS
+    assert (
+        plain_size(bytes(data)) is None
+        and 13_400**2 > 2 * Image.MAX_IMAGE_PIXELS == lbsgd.convert.jpeg_header.MAX_PIXELS
+    )
     with pytest.raises(Image.DecompressionBombError):
         stored_image(bytes(data), 0, Settings(max_side=64), 1 << 23)
 

@@ -14,7 +14,8 @@ import lbsgd.convert.archives
 from lbsgd.convert.archives import listing, members, read_members, uncompressed
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.imagenet_labels import synsets
-from lbsgd.convert.sources import Files, find_source
+from lbsgd.convert.source_images import Files
+from lbsgd.convert.sources import find_source
 from lbsgd.errors import DataError
 
 # In the order of their WordNet ids; the devkit numbers them 1, 2, 3, 4 in another one.

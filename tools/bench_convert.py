@@ -117,7 +117,7 @@ def limit(case: str, source: Path, cores: int) -> float:
 def _limit_start(case: str, paths: list[Path]) -> None:
     import cv2
 
-    from lbsgd.convert.image import Settings
+    from lbsgd.convert.settings import Settings
 
     cv2.setNumThreads(1)
     _limit_start.settings, _limit_start.images = Settings(**CASES[case]), [path.read_bytes() for path in paths]

@@ -25,10 +25,12 @@ import numpy as np
 from lbsgd.convert import image as jpeg
 from lbsgd.convert.beton_writer import RECORD, BetonWriter, page_size
 from lbsgd.convert.estimate import check_disk, dry_run
-from lbsgd.convert.image import KINDS, UNDECODABLE, Settings
+from lbsgd.convert.image import KINDS, UNDECODABLE
 from lbsgd.convert.process_pool import Workers, checked_workers, with_room
 from lbsgd.convert.progress import Meter
-from lbsgd.convert.sources import SPLITS, Files, Images, Source, find_source
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import SPLITS, Files, Images, Source
+from lbsgd.convert.sources import find_source
 from lbsgd.convert.work_folder import (
     CONVERTER_VERSION,
     identity,

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.convert.beton_writer import METADATA
-from lbsgd.convert.image import COPIED, PIXELS, Settings, stored_image
-from lbsgd.convert.sources import Files, Images, Source
+from lbsgd.convert.image import COPIED, PIXELS, stored_image
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import Files, Images, Source
 from lbsgd.errors import DataError
 from lbsgd.units import duration, size
 

@@ -16,61 +16,19 @@ import contextlib
 import io
 import math
 import warnings
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from lbsgd.convert.jpeg_header import plain_size
+from lbsgd.convert.settings import MAX_SIDE, Settings
 from lbsgd.data.beton import JPEG, RAW
-from lbsgd.errors import ConfigError
 
 COPIED, ENCODED, PIXELS, UNDECODABLE = 0, 1, 2, 255  # what became of an image
 KINDS = {"copied": COPIED, "encoded": ENCODED, "raw": PIXELS}
 MODES = {COPIED: JPEG, ENCODED: JPEG, PIXELS: RAW}
-MAX_SIDE = 65_535  # FFCV's sizes are uint16
-MAX_PIXELS = 178_956_970  # PIL takes what has more for an attack
 BIG = 60_000_000  # bytes; what needs more is done by one process at a time, which bounds the memory of all
 PIL_BYTES = 12  # of memory, at most, for each pixel that PIL decodes: its own two copies, and NumPy's
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the result depends on, besides the source: how images are shrunk, and which are kept as what."""
-
-    max_side: int | None = None  # pixels of the longer side, FFCV's convention
-    short_side: int | None = None  # pixels of the shorter side, torchvision's Resize
-    quality: int = 90
-    raw_fraction: float = 0.0  # of the images, kept as pixels (FFCV's proportion mode)
-    reencode: bool = False  # every JPEG, also one that could be kept untouched
-
-    def __post_init__(self) -> None:
-        if (self.max_side is None) == (self.short_side is None):
-            raise ConfigError("images are shrunk by --max_side or by --short_side: give one of the two")
-        if not 1 <= self.side <= MAX_SIDE:
-            flag = "--max_side" if self.short_side is None else "--short_side"
-            raise ConfigError(f"{flag} {self.side} is not 1 to {MAX_SIDE:,} pixels")
-        if not 1 <= self.quality <= 100:
-            raise ConfigError(f"--quality {self.quality} is not 1 to 100")
-        if not 0 <= self.raw_fraction <= 1:
-            raise ConfigError(f"--raw_fraction {self.raw_fraction} is not 0 to 1")
-
-    @property
-    def side(self) -> int:
-        return self.short_side if self.max_side is None else self.max_side
-
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        """The size that an image is kept in; it is never enlarged, and never less than one pixel."""
-        now = max(width, height) if self.short_side is None else min(width, height)
-        if now <= self.side:
-            return width, height
-        ratio = self.side / now  # FFCV's arithmetic, so that sizes are FFCV's, and rounded down as torchvision does
-        if self.short_side is None:
-            return max(1, int(ratio * width)), max(1, int(ratio * height))
-        return tuple(max(1, self.side * side // now) for side in (width, height))
-
-    def is_raw(self, index: int) -> bool:
-        """Whether image `index` is kept as pixels: evenly spread, so that each class has its share of them."""
-        return int((index + 1) * self.raw_fraction) > int(index * self.raw_fraction)
 
 
 class Stored(NamedTuple):
@@ -96,62 +54,6 @@ def stored_image(data: bytes, index: int, settings: Settings, page_size: int, bi
     if len(kept) > page_size or max(width, height) > MAX_SIDE:
         raise ValueError(f"{width} x {height} pixels are {len(kept):,} bytes, more than a page of {page_size:,}")
     return Stored(PIXELS if raw else ENCODED, width, height, kept)
-
-
-# --- the header of a JPEG ---------------------------------------------------------------------------------------------
-
-HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
-DQT, DHT, SOS, DRI, APP0, APP14, COM = 0xDB, 0xC4, 0xDA, 0xDD, 0xE0, 0xEE, 0xFE
-SUBSAMPLING = {(h, v, 1, 1, 1, 1) for h, v in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))}
-
-
-def plain_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a plain JPEG, None for everything else."""
-    if data[:2] != b"\xff\xd8":
-        return None
-    with contextlib.suppress(IndexError):
-        segments, scan = _segments(data)
-        # In coded data FF is followed by 00 or a restart marker, so that FF D9 after its start is the image's end.
-        complete = scan and (data.endswith(b"\xff\xd9") or data.find(b"\xff\xd9", scan) > 0)
-        if complete and DQT in segments and DHT in segments:
-            return _plain_frame(segments)
-    return None
-
-
-def _segments(data: bytes) -> tuple[dict[int, bytes], int]:
-    """The header's segments by their markers, and where the first scan begins; 0 where something unusual comes before."""
-    segments, at = {}, 2
-    while data[at] == 0xFF:
-        marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if marker == SOS:
-            return segments, at
-        if not (marker in (*HUFFMAN_FRAMES, DQT, DHT, DRI, COM) or APP0 <= marker < APP0 + 16):
-            break
-        name = data[at + 4 : at + 9]
-        if not APP0 <= marker < APP0 + 16 or (marker, name) in ((APP0, b"JFIF\0"), (APP14, b"Adobe")):
-            segments[marker] = data[at + 4 : end]
-        at = end
-    return segments, 0
-
-
-def _plain_frame(segments: dict[int, bytes]) -> tuple[int, int] | None:
-    frames = [segments[marker] for marker in HUFFMAN_FRAMES if marker in segments]
-    if len(frames) != 1 or frames[0][0] != 8:
-        return None
-    [frame] = frames
-    height, width, components = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4], frame[5]
-    ids = tuple(frame[6 : 6 + 3 * components : 3])
-    sampling = tuple(value for packed in frame[7 : 7 + 3 * components : 3] for value in (packed >> 4, packed & 15))
-    adobe = segments[APP14][11] if APP14 in segments else None
-    # libjpeg's rule for three components: YCbCr by JFIF, by Adobe's transform 1, or by the ids 1 2 3.
-    ycbcr = (
-        components == 3
-        and sampling in SUBSAMPLING
-        and adobe in (None, 1)
-        and (APP0 in segments or adobe == 1 or ids == (1, 2, 3))
-    )
-    plain = 0 < width * height <= MAX_PIXELS and (ycbcr or components == 1)
-    return (width, height) if plain else None
 
 
 # --- pixels: uint8 (height, width, 3) in OpenCV's order, blue first, which spares two conversions ---------------------

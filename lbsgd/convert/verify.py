@@ -20,10 +20,12 @@ import numpy as np
 
 from lbsgd.convert import image as jpeg
 from lbsgd.convert.convert import CHUNK_IMAGES, quiet_opencv
-from lbsgd.convert.image import Settings, stored_image
+from lbsgd.convert.image import stored_image
 from lbsgd.convert.process_pool import Workers, checked_workers, with_room
 from lbsgd.convert.progress import Meter
-from lbsgd.convert.sources import SPLITS, Files, Images, find_source
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import SPLITS, Files, Images
+from lbsgd.convert.sources import find_source
 from lbsgd.data.beton import CONVERT, JPEG, BetonFile, ImageNetData, Manifest, Split, open_data
 from lbsgd.errors import DataError
 

@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lbsgd.convert import image as jpeg
-from lbsgd.convert.image import Settings
-from lbsgd.convert.sources import SPLITS, Source
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.data.beton import BetonFile, Manifest, Split
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError, Stopped
