@@ -18,13 +18,14 @@ import pytest
 from PIL import Image
 
 import lbsgd.convert.convert
+import lbsgd.convert.convert_split
 import lbsgd.convert.estimate
 import lbsgd.convert.image
 import lbsgd.convert.jpeg_header
 import lbsgd.convert.work_folder
 from lbsgd.convert.beton_writer import METADATA, METADATA_AT, RECORD, BetonWriter
 from lbsgd.convert.convert import convert, look
-from lbsgd.convert.image import COPIED, ENCODED, PIXELS, stored_image
+from lbsgd.convert.image import COPIED, ENCODED, PIXELS, ImageError, stored_image
 from lbsgd.convert.jpeg_header import plain_size
 from lbsgd.convert.process_pool import with_room
 from lbsgd.convert.settings import Settings
@@ -242,20 +243,22 @@ def test_what_pil_takes_for_an_attack_is_not_decoded_either():
         plain_size(bytes(data)) is None
         and 13_400**2 > 2 * Image.MAX_IMAGE_PIXELS == lbsgd.convert.jpeg_header.MAX_PIXELS
     )
-    with pytest.raises(Image.DecompressionBombError):
+    with pytest.raises(ImageError) as error:
         stored_image(bytes(data), 0, Settings(max_side=64), 1 << 23)
+    assert isinstance(error.value.__cause__, Image.DecompressionBombError)
 
 
 def test_an_empty_file_is_no_image():
     assert plain_size(b"") is None
-    with pytest.raises(Image.UnidentifiedImageError):
+    with pytest.raises(ImageError) as error:
         stored_image(b"", 0, Settings(max_side=64), 1 << 23)
+    assert isinstance(error.value.__cause__, Image.UnidentifiedImageError)
 
 
 @pytest.mark.parametrize("cut", [3, 20, 300, len(JPEG) // 2, len(JPEG) - 2])
 def test_a_jpeg_without_its_end_is_pil_s_to_judge(cut):
     assert plain_size(JPEG[:cut]) is None
-    with pytest.raises(Exception):
+    with pytest.raises(ImageError):
         stored_image(JPEG[:cut], 0, Settings(max_side=64), 1 << 23)
 
 
@@ -333,8 +336,8 @@ def test_a_very_large_image_takes_no_memory_to_speak_of(tmp_path):
     with Image.open(tmp_path / "large.JPEG") as image:
         image.resize((6000, 6000)).save(tmp_path / "large.JPEG")
     code = f"""
-import lbsgd.convert.image as jpeg
-kept = jpeg.stored_image(open({str(tmp_path / "large.JPEG")!r}, "rb").read(), 0, jpeg.Settings(max_side=500), 1 << 23)
+import lbsgd.convert.image as image
+kept = image.stored_image(open({str(tmp_path / "large.JPEG")!r}, "rb").read(), 0, image.Settings(max_side=500), 1 << 23)
 print(kept.width, *[line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")])
 """
     width, kilobytes = map(int, subprocess.check_output([sys.executable, "-c", code], cwd=ROOT).split())
@@ -344,7 +347,7 @@ print(kept.width, *[line.split()[1] for line in open("/proc/self/status") if lin
 PEAK = """
 import contextlib, os, sys, threading, time
 from pathlib import Path
-import lbsgd.convert.convert, lbsgd.convert.verify
+import lbsgd.convert.convert, lbsgd.convert.convert_split, lbsgd.convert.verify
 
 def private(pid):
     with open(f"/proc/{pid}/smaps_rollup") as file:
@@ -398,7 +401,7 @@ def test_only_one_process_at_a_time_decodes_a_very_large_image(tmp_path):
     )
     repeated(tmp_path / "source/val/a/x.JPEG", 1, JPEG)
     second, _ = peak_memory(
-        "lbsgd.convert.convert.CHUNK_IMAGES = 1; lbsgd.convert.convert.convert(*map(Path, sys.argv[1:]), max_side=500, "
+        "lbsgd.convert.convert_split.CHUNK_IMAGES = 1; lbsgd.convert.convert.convert(*map(Path, sys.argv[1:]), max_side=500, "
         "num_workers=3)",
         tmp_path / "source",
         tmp_path / "data",
@@ -432,7 +435,9 @@ def test_processes_whose_results_are_very_large_are_fewer(tmp_path, monkeypatch,
     for number in range(4):
         save(tmp_path / f"source/{'train' if number else 'val'}/a/{number}.JPEG")
     taken = []
-    monkeypatch.setattr(lbsgd.convert.convert, "_chunks", lambda *arguments: taken.append(arguments[2]) or iter(()))
+    monkeypatch.setattr(
+        lbsgd.convert.convert_split, "_chunks", lambda *arguments: taken.append(arguments[2]) or iter(())
+    )
     for side in (500, 1000, 2000, 6700):
         with pytest.raises(AssertionError):  # nothing was done
             convert(tmp_path / "source", tmp_path / "data", max_side=side, raw_fraction=0.5, num_workers=8)
@@ -477,7 +482,7 @@ def test_the_files_do_not_depend_on_the_number_of_processes_or_on_chunks(tree, t
         save(tree / f"train/ant/{number}.JPEG", size=(40 + number, 600))
     contents = set()
     for num_workers, chunk, slot_bytes in ((1, 32, 1 << 23), (3, 2, 1 << 23), (2, 5, 4096)):  # too small slots, too
-        monkeypatch.setattr(lbsgd.convert.convert, "CHUNK_IMAGES", chunk)
+        monkeypatch.setattr(lbsgd.convert.convert_split, "CHUNK_IMAGES", chunk)
         monkeypatch.setattr("lbsgd.convert.process_pool.SLOT_BYTES", slot_bytes)
         convert(tree, tmp_path / str(num_workers), **{**SETTINGS, "num_workers": num_workers})
         contents.add((tmp_path / str(num_workers) / "train.beton").read_bytes())
@@ -545,9 +550,10 @@ KILLER = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 import lbsgd.convert.convert
+import lbsgd.convert.convert_split
 
 source, folder = map(Path, sys.argv[1:])
-lbsgd.convert.convert.CHUNK_IMAGES, quick = 4, lbsgd.convert.convert.jpeg.stored_image
+lbsgd.convert.convert_split.CHUNK_IMAGES, quick = 4, lbsgd.convert.convert_split.stored_image
 
 def slow(*arguments, **options):  # so that the moments fall into the work, however fast the machine is
     time.sleep(0.008)
@@ -568,7 +574,7 @@ os.waitpid(start(), 0)
 reference = there()
 assert len(reference) == 3
 shutil.rmtree(folder)
-lbsgd.convert.convert.jpeg.stored_image = slow
+lbsgd.convert.convert_split.stored_image = slow
 random.seed(0)
 kills, ends, journals = 0, 0, set()
 while kills < 20:
@@ -718,7 +724,7 @@ def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_othe
 ):
     with pytest.raises(DataError):
         convert(damaged, tmp_path / "data", **SETTINGS)
-    monkeypatch.setattr(lbsgd.convert.convert, "Workers", None)
+    monkeypatch.setattr(lbsgd.convert.convert_split, "ProcessPool", None)
     convert(damaged, tmp_path / "data", on_error="skip", **SETTINGS)
     data, manifest = open_data(tmp_path / "data"), json.loads((tmp_path / "data/manifest.json").read_text())
     assert data.train.labels.tolist() == [0, 1] and data.val.labels.tolist() == [0, 1]
@@ -729,7 +735,9 @@ def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_othe
 
 def test_the_death_of_a_process_ends_the_conversion_which_can_go_on(tree, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(lbsgd.convert.convert.jpeg, "stored_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        patch.setattr(
+            lbsgd.convert.convert_split, "stored_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)
+        )
         with pytest.raises(DataError, match="died: killed by signal 9, as when memory runs out; what is done is kept"):
             convert(tree, tmp_path / "data", **SETTINGS)
     assert names_in(tmp_path / "data") == [".converting"]
@@ -1080,9 +1088,9 @@ def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, c
         time.sleep(0.05)
         return quick(*arguments, **options)
 
-    monkeypatch.setattr(lbsgd.convert.image, "stored_image", slow)
+    monkeypatch.setattr(lbsgd.convert.convert_split, "stored_image", slow)
     monkeypatch.setattr(lbsgd.convert.estimate, "stored_image", slow)
-    monkeypatch.setattr(lbsgd.convert.convert, "CHUNK_IMAGES", 4)
+    monkeypatch.setattr(lbsgd.convert.convert_split, "CHUNK_IMAGES", 4)
     found = find_source(photos, tmp_path, tmp_path / "data")
     told = lbsgd.convert.estimate.estimate(found, Settings(max_side=500), 1 << 23, 20).seconds / 2
     convert(photos, tmp_path / "data", max_side=500, num_workers=2)
@@ -1092,7 +1100,7 @@ def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, c
 
 def test_long_conversions_print_a_line_now_and_then(tree, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("lbsgd.convert.progress.LINE_SECONDS", 0)
-    monkeypatch.setattr(lbsgd.convert.convert, "CHUNK_IMAGES", 1)
+    monkeypatch.setattr(lbsgd.convert.convert_split, "CHUNK_IMAGES", 1)
     convert(tree, tmp_path / "data", **SETTINGS)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("train: 1 of 3 images, ") and "images/s" in lines[0] and lines[0].endswith(" left")

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 import lbsgd.convert.archives
-from lbsgd.convert.archives import listing, members, read_members, uncompressed
+from lbsgd.convert.archives import cached_members, members, read_members, uncompressed
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.imagenet_labels import synsets
-from lbsgd.convert.source_images import Files
+from lbsgd.convert.source_images import ImageReader
 from lbsgd.convert.sources import find_source
 from lbsgd.errors import DataError
 
@@ -180,22 +180,19 @@ def test_every_layout_gives_the_same_images_with_the_same_labels(tmp_path, layou
     for images, files in ((source.train, train_files()), (source.val, labelled(val_files()))):
         expected = sorted(files, key=lambda name: tuple(name.split("/")))
         assert [WNIDS[label] for label in images.labels] == [name.split("/")[0] for name in expected]
-        reader = Files(images.container)
-        read = [
-            reader.read(name, int(offset), int(size))
-            for name, offset, size in zip(images.names, images.offsets, images.sizes)
-        ]
+        reader = ImageReader(images.container)
+        read = [reader.read(images.member(index)) for index in range(len(images))]
         assert read == [files[name] for name in expected]
 
 
 def test_a_tar_is_listed_once_as_long_as_it_stays_the_same(tmp_path, monkeypatch):
     path = make_official(tmp_path / "source") / "ILSVRC2012_img_train.tar"
-    found = listing(path, tmp_path / "scratch")
+    found = cached_members(path, tmp_path / "scratch")
     with monkeypatch.context() as patch:
         patch.setattr(lbsgd.convert.archives, "members", None)
-        assert listing(path, tmp_path / "scratch") == found == members(path)
+        assert cached_members(path, tmp_path / "scratch") == found == members(path)
     path.write_bytes(tar_bytes({"a.tar": tar_bytes({"1.JPEG": jpeg(1)})}))
-    assert [member.name for member in listing(path, tmp_path / "scratch")] == ["a/1.JPEG"]
+    assert [member.name for member in cached_members(path, tmp_path / "scratch")] == ["a/1.JPEG"]
 
 
 def test_a_million_images_take_less_than_a_gigabyte_to_find(tmp_path):
@@ -265,7 +262,7 @@ def test_the_devkit_s_table_is_read_as_scipy_reads_it(tmp_path):
         (["val"], "no images in .*: no val/ and no ILSVRC2012_img_val.tar found"),
         (["val/n01443537"], "val has other classes than .*train: n01443537 in one of them only"),
         ([f"train/n01443537/n01443537_{i}.JPEG" for i in (1, 2, 10)], "no images in .*train for class n01443537"),
-        ([f"train/{wnid}" for wnid in WNIDS], "no images in .*train; expected one folder a class"),
+        ([f"train/{wnid}" for wnid in WNIDS], "no images in .*train; expected one folder per class"),
     ],
 )
 def test_incomplete_folders_are_refused(tmp_path, remove, message):
@@ -629,4 +626,4 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
     source = find(make_folders(tmp_path / "source"), tmp_path)
     (Path(source.train.container) / source.train.names[0]).write_bytes(b"shorter")
     with pytest.raises(DataError, match="n01440764_1.JPEG has changed while it was read: 7 bytes, not"):
-        Files(source.train.container).read(source.train.names[0], 0, int(source.train.sizes[0]))
+        ImageReader(source.train.container).read(source.train.member(0))

@@ -22,7 +22,7 @@ from lbsgd.convert.beton_writer import (
     read_journal,
 )
 from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE
-from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, Workers
+from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, ProcessPool
 from lbsgd.data.beton import BetonFile
 from lbsgd.errors import DataError
 
@@ -213,18 +213,18 @@ def make_job():
     return job
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 5])
+@pytest.mark.parametrize("num_processes", [1, 2, 5])
 @pytest.mark.parametrize("num_chunks", [0, 1, 40])
-def test_results_come_in_order_with_their_slots(num_workers, num_chunks):
-    with Workers(num_workers, make_job) as workers:
-        found = [(result, int.from_bytes(slot[:4], "little")) for result, slot in workers.results(range(num_chunks))]
+def test_results_come_in_order_with_their_slots(num_processes, num_chunks):
+    with ProcessPool(num_processes, make_job) as pool:
+        found = [(result, int.from_bytes(slot[:4], "little")) for result, slot in pool.results(range(num_chunks))]
     assert found == [(chunk * chunk, chunk) for chunk in range(num_chunks)]
 
 
 def test_no_more_chunks_are_taken_than_there_are_slots():
     taken = []
-    with Workers(2, make_job) as workers:
-        next(workers.results(taken.append(chunk) or chunk for chunk in range(100)))
+    with ProcessPool(2, make_job) as pool:
+        next(pool.results(taken.append(chunk) or chunk for chunk in range(100)))
     assert len(taken) == 2 * SLOTS and SLOT_BYTES * SLOTS < 100e6  # of the 200 MB of a process
 
 
@@ -245,8 +245,8 @@ def failing(error):
 )
 def test_what_a_process_raises_is_raised_here_after_the_chunks_before(error, kind):
     found = []
-    with pytest.raises(kind, match="7"), Workers(3, failing(error)) as workers:
-        for result, _ in workers.results(range(20)):
+    with pytest.raises(kind, match="7"), ProcessPool(3, failing(error)) as pool:
+        for result, _ in pool.results(range(20)):
             found.append(result)
     assert found == list(range(7))
 
@@ -264,18 +264,18 @@ def test_the_death_of_a_process_ends_the_work_within_seconds(code):
 
     start = time.monotonic()
     reason = "killed by signal 9, as when memory runs out" if code == signal.SIGKILL else "exit code 3"
-    with pytest.raises(DataError, match=f"died: {reason}; what is done is kept"), Workers(2, make) as workers:
-        list(workers.results(range(10)))
-    assert time.monotonic() - start < 5 and all(process.exitcode is not None for process in workers.processes)
+    with pytest.raises(DataError, match=f"died: {reason}; what is done is kept"), ProcessPool(2, make) as pool:
+        list(pool.results(range(10)))
+    assert time.monotonic() - start < 5 and all(process.exitcode is not None for process in pool.processes)
 
 
 def test_processes_end_with_their_parent():
     code = """
 import os, sys, time
-from lbsgd.convert.process_pool import Workers
-workers = Workers(2, lambda: lambda chunk, slot: chunk)
-print(*[process.pid for process in workers.processes], flush=True)
-list(workers.results(range(3)))
+from lbsgd.convert.process_pool import ProcessPool
+pool = ProcessPool(2, lambda: lambda chunk, slot: chunk)
+print(*[process.pid for process in pool.processes], flush=True)
+list(pool.results(range(3)))
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

@@ -1,4 +1,4 @@
-"""The settings that a conversion depends on, besides its source."""
+"""The settings that the result of a conversion depends on, besides its source."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 from lbsgd.errors import ConfigError
 
-MAX_SIDE = 65_535  # FFCV's sizes are uint16
+MAX_SIDE = 65_535  # FFCV stores sizes as uint16
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the result depends on, besides the source: how images are shrunk, and which are kept as what."""
+    """How images are shrunk and encoded. Raises ConfigError for settings that cannot be right."""
 
     max_side: int | None = None  # pixels of the longer side, FFCV's convention
-    short_side: int | None = None  # pixels of the shorter side, torchvision's Resize
+    short_side: int | None = None  # pixels of the shorter side, as torchvision's Resize
     quality: int = 90
     raw_fraction: float = 0.0  # of the images, kept as pixels (FFCV's proportion mode)
-    reencode: bool = False  # every JPEG, also one that could be kept untouched
+    reencode: bool = False  # every JPEG, even one that could be kept untouched
 
     def __post_init__(self) -> None:
         if (self.max_side is None) == (self.short_side is None):
@@ -32,18 +32,19 @@ class Settings:
 
     @property
     def side(self) -> int:
-        return self.short_side if self.max_side is None else self.max_side
+        """The one of max_side and short_side that is given."""
+        return self.max_side or self.short_side or 0
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """The size that an image is kept in; it is never enlarged, and never less than one pixel."""
+        """Return the (width, height) that an image is kept at: never enlarged, and at least one pixel each way."""
         now = max(width, height) if self.short_side is None else min(width, height)
         if now <= self.side:
             return width, height
-        ratio = self.side / now  # FFCV's arithmetic, so that sizes are FFCV's, and rounded down as torchvision does
         if self.short_side is None:
+            ratio = self.side / now  # FFCV's arithmetic, so that the sizes are FFCV's
             return max(1, int(ratio * width)), max(1, int(ratio * height))
-        return tuple(max(1, self.side * side // now) for side in (width, height))
+        return max(1, self.side * width // now), max(1, self.side * height // now)  # rounded down, as torchvision does
 
     def is_raw(self, index: int) -> bool:
-        """Whether image `index` is kept as pixels: evenly spread, so that each class has its share of them."""
+        """Return whether image `index` is kept as pixels: evenly spread, so that each class has its share of them."""
         return int((index + 1) * self.raw_fraction) > int(index * self.raw_fraction)

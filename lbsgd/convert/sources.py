@@ -1,11 +1,11 @@
-"""What is found where: ImageNet, or any data set of a folder for each class, as people hold it, read in place.
+"""Finds ImageNet, or any data set with one folder per class, in the forms people hold it, to be read in place.
 
-    train/<class>/*, val/<class>/*                       folders, or a tar of them, also compressed
-    ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar     the official archives, beside the devkit's ..._devkit_t12.tar.gz
-    ILSVRC/Data/CLS-LOC/train/<class>/*, val/*           Kaggle's folders, with LOC_val_solution.csv above them
+    train/<class>/*, val/<class>/*                      folders, or a tar of them, compressed or not
+    ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar    the official archives, beside the devkit's
+    ILSVRC/Data/CLS-LOC/train/<class>/*, val/*          Kaggle's folders, with LOC_val_solution.csv above them
 
 The parts may be mixed, such as training folders and a validation archive. Images come class by class and sorted by name
-(torchvision's order), whichever way they are held.
+(torchvision's order), in whichever form they are held.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lbsgd.convert.archives import Member, listing, uncompressed
+from lbsgd.convert.archives import Member, cached_members, uncompressed
 from lbsgd.convert.by_class import as_images, by_folder, by_label, class_folders, plain_file, shortened
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
 from lbsgd.convert.source_images import SPLITS, Images, Source
@@ -26,7 +26,11 @@ KAGGLE, KAGGLE_LABELS = "ILSVRC/Data/CLS-LOC", "LOC_val_solution.csv"
 
 
 def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
-    """Finds the images. scratch is a folder for what a compressed archive holds. Raises DataError."""
+    """Find the images of a folder or a tar.
+
+    scratch: a folder for the content of a compressed archive. data_dir: the data folder, for the commands in messages.
+    Raises DataError if there are none, or if the splits have different classes.
+    """
     if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS):
         path = path.parent
     try:
@@ -43,21 +47,19 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
 
 
 def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
-    """A tar of train/<class>/* and val/<class>/*, whatever stands before these."""
+    """Return the images of a tar of train/<class>/* and val/<class>/*, whatever stands before these."""
     tar = uncompressed(path, scratch)
-    found = listing(tar, scratch)
-    splits = [_below(found, name) for name in SPLITS]
-    missing = [f"{name}/" for name, below in zip(SPLITS, splits) if not below]
-    if missing:
-        raise _nothing(path, missing, data_dir)
+    found = cached_members(tar, scratch)
+    below = {name: _below(found, name) for name in SPLITS}
+    if missing := [f"{name}/" for name in SPLITS if not below[name]]:
+        raise _nothing_found(path, missing, data_dir)
     stamp = path.stat().st_mtime_ns
-    return tuple(
-        as_images(tar, by_folder(below, f"{path}, {name}"), stamp, str(path)) for name, below in zip(SPLITS, splits)
-    )
+    train, val = (as_images(tar, by_folder(below[name], f"{path}, {name}"), stamp, str(path)) for name in SPLITS)
+    return train, val
 
 
 def _below(found: list[Member], folder: str) -> list[tuple[str, Member]]:
-    """(path below `folder`, member) of all members for which it is the first or the second folder."""
+    """Return (path below `folder`, member) of all members for which it is the first or the second folder."""
     parts = ((member.name.split("/"), member) for member in found)
     return [("/".join(path[path.index(folder) + 1 :]), member) for path, member in parts if folder in path[:2]]
 
@@ -65,12 +67,12 @@ def _below(found: list[Member], folder: str) -> list[tuple[str, Member]]:
 def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
     base = next((path / inner for inner in (KAGGLE, "Data/CLS-LOC") if (path / inner).is_dir()), path)
     train = _train_of(base, scratch)
-    val = train and _val_of(base, path, train.classes, scratch, data_dir)
-    if not (train and val):
-        missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
-        missing += [] if (base / "val").is_dir() or (base / VAL_TAR).is_file() else [f"val/ and no {VAL_TAR}"]
-        raise _nothing(path, missing, data_dir)
-    return train, val
+    val = _val_of(base, path, train.classes, scratch, data_dir) if train else None
+    if train and val:
+        return train, val
+    missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
+    missing += [] if (base / "val").is_dir() or (base / VAL_TAR).is_file() else [f"val/ and no {VAL_TAR}"]
+    raise _nothing_found(path, missing, data_dir)
 
 
 def _train_of(base: Path, scratch: Path) -> Images | None:
@@ -79,25 +81,26 @@ def _train_of(base: Path, scratch: Path) -> Images | None:
     tar = base / TRAIN_TAR
     if not tar.is_file():
         return None
-    found = listing(tar, scratch)
-    return as_images(tar, by_folder(((member.name, member) for member in found), str(tar)), tar.stat().st_mtime_ns)
+    found = ((member.name, member) for member in cached_members(tar, scratch))
+    return as_images(tar, by_folder(found, str(tar)), tar.stat().st_mtime_ns)
 
 
 def _val_of(base: Path, path: Path, classes: list[str], scratch: Path, data_dir: Path) -> Images | None:
-    """Validation images by their class folders or, where they have none, with labels from the devkit or Kaggle's table."""
+    """Return the validation images by their class folders or, without any, by the devkit's or Kaggle's labels."""
     folder, tar = base / "val", base / VAL_TAR
     if folder.is_dir() and any(entry.is_dir() for entry in os.scandir(folder)):
         return class_folders(folder)
     if folder.is_dir():
-        found = [plain_file(folder, name) for name in sorted(os.listdir(folder))]
-        return as_images(folder, by_label(found, folder, _labels_for(folder, base, path, data_dir), classes))
+        files = [plain_file(folder, name) for name in sorted(os.listdir(folder))]
+        return as_images(folder, by_label(files, folder, _labels_for(folder, base, path, data_dir), classes))
     if tar.is_file():
         labels = _labels_for(tar, base, path, data_dir)
-        return as_images(tar, by_label(listing(tar, scratch), tar, labels, classes), tar.stat().st_mtime_ns)
+        return as_images(tar, by_label(cached_members(tar, scratch), tar, labels, classes), tar.stat().st_mtime_ns)
     return None
 
 
 def _labels_for(images: Path, base: Path, path: Path, data_dir: Path) -> dict[str, str]:
+    """Return the class of each validation image, from the table beside or above them."""
     above = [base.absolute().parents[2]] if base.name == "CLS-LOC" else []
     for folder in (base, path, *above):
         if (folder / KAGGLE_LABELS).is_file():
@@ -111,7 +114,7 @@ def _labels_for(images: Path, base: Path, path: Path, data_dir: Path) -> dict[st
     )
 
 
-def _nothing(path: Path, missing: list[str], data_dir: Path) -> DataError:
+def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
     return DataError(
         f"no images in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
         f"there, or ImageNet's archives or Kaggle's folders; name the source with: {CONVERT.format(data_dir)}"
