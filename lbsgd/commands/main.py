@@ -1,8 +1,9 @@
-"""The command `lbsgd`, also `python -m lbsgd`: plan, check, config and report. Imports neither torch nor deepspeed.
+"""The command `lbsgd`, also `python -m lbsgd`: plan, check, config, convert and report. Imports neither torch nor deepspeed.
 
 lbsgd plan FILE --gpus 256          what a JSON means on so many GPUs, and how long it would take
 lbsgd check FILE [FILE ...]         what is wrong in a DeepSpeed JSON, why it hurts, and the fix
 lbsgd config --global_batch KN      a complete JSON for a global batch
+lbsgd convert --source IMAGENET     your copy of ImageNet -> the FFCV files that training reads
 lbsgd report RUN [RUN ...]          table and curves of runs
 """
 
@@ -23,6 +24,10 @@ def main(arguments: list[str] | None = None) -> int:
         from lbsgd.report.curves import main as report
 
         return report(arguments[1:])
+    if arguments[:1] == ["convert"]:  # likewise
+        from lbsgd.commands.convert import main as convert
+
+        return convert(arguments[1:])
     given = parser().parse_args(arguments)
     try:
         return given.run(given)
@@ -43,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         ("plan", plan_arguments, run_plan, "what a JSON means on so many GPUs, and how long it would take"),
         ("check", check_arguments, run_check, "what is wrong in DeepSpeed JSONs, why it hurts, and the fix"),
         ("config", config_arguments, run_config, "a complete JSON for a global batch"),
+        ("convert", lambda command: None, None, "your copy of ImageNet -> the FFCV files that training reads"),
         ("report", lambda command: None, None, "table and curves of runs"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
