@@ -1,4 +1,4 @@
-"""What people hold is found and read in place: folders, ImageNet's archives, Kaggle's; archives are data only."""
+"""Sources are found and read in place: folders, ImageNet's archives, Kaggle's folders. Archives are data only."""
 
 import io
 import os
@@ -25,7 +25,7 @@ VAL_CLASSES = [2, 0, 3, 1, 2, 0]  # of validation images 1, 2, ...: positions in
 
 
 def jpeg(number, size=(24, 16)):
-    """Another small JPEG for each number."""
+    """Return a small JPEG, another for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (2, 3, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size).save(buffer, "JPEG", quality=95)
@@ -41,7 +41,7 @@ def val_files():
 
 
 def labelled(files):
-    return {f"{WNIDS[label]}/{name}": data for label, (name, data) in zip(VAL_CLASSES, files.items())}
+    return {f"{WNIDS[label]}/{name}": data for label, (name, data) in zip(VAL_CLASSES, files.items(), strict=True)}
 
 
 def write_files(folder, files):
@@ -67,7 +67,7 @@ def add(tar, name, data=b"", **attributes):
 
 
 def devkit_files(order=DEVKIT_ORDER):
-    """The devkit's two files: a real meta.mat as MATLAB would write it, also with synsets that are no leaves."""
+    """Return the devkit's two files: meta.mat as MATLAB would write it, also with synsets that are not leaves."""
     from scipy.io import savemat
 
     ids = {wnid: number for number, wnid in enumerate(order, 1)}
@@ -132,7 +132,7 @@ def make_kaggle(folder):
     write_files(base / "test", {"ILSVRC2012_test_00000001.JPEG": jpeg(0)})
     lines = [
         f"{name.removesuffix('.JPEG')},{WNIDS[label]} 10 20 30 40 {WNIDS[0]} 1 2 3 4"
-        for label, name in zip(VAL_CLASSES, val_files())
+        for label, name in zip(VAL_CLASSES, val_files(), strict=True)
     ]
     (folder / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n")
     return folder
@@ -368,7 +368,7 @@ def test_an_archive_with_a_member_that_no_data_set_has_is_refused_by_its_name(tm
 
 
 def spoil(layout, folder, change):
-    """A source of a real layout, in one archive of which change(files) has been at work; gives its path."""
+    """Make a source of a real layout and change(tar) one of its archives. Return the paths of both."""
     place, _, layout = layout.rpartition(" of ")
     path = LAYOUTS[layout](folder)
     archive = {
@@ -411,7 +411,7 @@ ARCHIVES = [
 
 
 def refusal(path, tmp_path):
-    """What is said of a source; nothing has been written where results go, or to where a member's name leads."""
+    """Return what is said of a source. Nothing is written where results go, or where a member's name leads."""
     with pytest.raises(DataError) as error:
         convert(path, tmp_path / "data", max_side=500, num_workers=1)
     assert "\n" not in str(error.value) and list((tmp_path / "data").glob("*")) in ([], [tmp_path / "data/.converting"])
@@ -441,15 +441,13 @@ def test_an_image_that_is_there_twice_is_refused_by_its_name(tmp_path, layout):
         layout, "imagenet/train/n02102040/n02102040_1.JPEG"
     )
     path, _ = spoil(layout, tmp_path / "source", lambda tar: add(tar, name, jpeg(77)))
-    assert (
-        f"member '{name.replace('n02102040_1', 'n02102040/n02102040_1') if '/' not in name else name}' is there twice"
-        in refusal(path, tmp_path)
-    )
+    told = name if "/" in name else f"n02102040/{name}"
+    assert f"member '{told}' is there twice" in refusal(path, tmp_path)
 
 
 def test_a_validation_image_that_is_there_twice_is_refused_by_its_name(tmp_path):
     for name in ("ILSVRC2012_val_00000003.JPEG", "more/ILSVRC2012_val_00000003.JPEG"):
-        path, _ = spoil("validation of official", tmp_path / name[0], lambda tar: add(tar, name, jpeg(77)))
+        path, _ = spoil("validation of official", tmp_path / name[0], lambda tar, name=name: add(tar, name, jpeg(77)))
         assert f"{name}' is there twice" in refusal(path, tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""The resumable writer and its processes: FFCV reads the file, interruptions leave no trace, nobody waits for the dead."""
+"""The resumable writer and the process pool: FFCV reads the file, interruptions leave no trace, a death is noticed."""
 
 import io
 import os
@@ -30,7 +30,7 @@ PAGE = 1 << 23
 
 
 def picture(number):
-    """A JPEG of 40 x 30 pixels, colour or grey, every one another."""
+    """Return a JPEG of 40 x 30 pixels, colour or grey, another for each number."""
     pixels = Image.fromarray(np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)).resize((40, 30))
     buffer = io.BytesIO()
     pixels.convert("L" if number % 3 == 0 else "RGB").save(buffer, "JPEG", quality=90)
@@ -38,12 +38,12 @@ def picture(number):
 
 
 def blob(number):
-    """Bytes that only a writer takes for an image, of sizes that do not fit pages well."""
+    """Return bytes that only a writer takes for an image, of sizes that do not fit pages well."""
     return bytes([number]) * (1_300_000 + 100_000 * number)
 
 
 def write(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, finish=True):
-    """Appends images one at a time and commits every so many of them."""
+    """Append images one at a time and commit every so many of them."""
     writer = BetonWriter(path, len(contents), PAGE)
     assert writer.done == start
     for number in range(start, len(contents) if stop is None else stop):
@@ -73,7 +73,8 @@ def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
     jpegs = [picture(number) for number in range(40)]
     expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in jpegs]
     kinds = [PIXELS if number % 4 == 0 else COPIED for number in range(40)]
-    contents = [pixels.tobytes() if kind == PIXELS else data for kind, pixels, data in zip(kinds, expected, jpegs)]
+    columns = kinds, expected, jpegs
+    contents = [pixels.tobytes() if kind == PIXELS else data for kind, pixels, data in zip(*columns, strict=True)]
     write(tmp_path / "a.beton", contents, kinds=kinds)
     loader = Loader(
         str(tmp_path / "a.beton"),
@@ -84,7 +85,7 @@ def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
         pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
     )
     [(images, labels)] = loader
-    for number, (image, pixels) in enumerate(zip(images, expected)):
+    for number, (image, pixels) in enumerate(zip(images, expected, strict=True)):
         distance = np.abs(image.astype(int) - pixels)
         assert distance.max() <= (0 if kinds[number] == PIXELS else 8) and distance.mean() <= 1.5
     assert labels.ravel().tolist() == [number % 5 for number in range(40)]
@@ -103,7 +104,7 @@ def test_checksums_and_contents_are_those_of_the_images(tmp_path):
     write(tmp_path / "a.beton", contents)
     beton, data = BetonFile.open(tmp_path / "a.beton"), (tmp_path / "a.beton").read_bytes()
     assert beton.checksums.tolist() == [zlib.crc32(content) for content in contents]
-    assert [data[at : at + size] for at, size in zip(beton.images["data_at"], beton.sizes)] == contents
+    assert [data[at : at + size] for at, size in zip(beton.images["data_at"], beton.sizes, strict=True)] == contents
 
 
 def test_the_fingerprint_covers_every_bit_of_every_image(tmp_path):
