@@ -84,7 +84,7 @@ random.seed(0)
 whole = 170 * RECORD.itemsize  # bytes of both journals, at least
 kills, ends, journals = 0, 0, set()
 while kills < 20 or not ends:
-    child, target = start(), journal_bytes() + random.uniform(0, 0.4) * whole
+    child, target = start(), journal_bytes() + random.uniform(0, 0.2) * whole
     latest = time.monotonic() + random.choice((0.05, 60, 60))  # some before anything is in a journal
     while journal_bytes() < target and time.monotonic() < latest and not has_ended(child):
         time.sleep(0.001)
@@ -109,7 +109,7 @@ print(len(journals), ends)
 def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(tmp_path):
     """The moments count what is done, not seconds, so that they fall into the work on a busy machine, too."""
     for number in range(160):
-        save(tmp_path / f"source/train/{number % 2}/{number:03}.JPEG", size=(420 + number % 7, 440), phase=number)
+        save(tmp_path / f"source/train/{number % 2}/{number:03}.JPEG", size=(160 + number % 7, 170), phase=number)
         if number % 16 == 0:
             save(tmp_path / f"source/val/{number % 32 // 16}/{number:03}.JPEG", phase=number)
     command = [sys.executable, "-c", KILLER, tmp_path / "source", tmp_path / "data"]
@@ -172,7 +172,7 @@ def test_two_conversions_into_one_folder_are_refused(tree, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_asked_to_stop_it_ends_at_once_and_says_how_to_go_on(tmp_path, number):
     for image in range(4):
-        save(tmp_path / f"source/{'train' if image % 2 else 'val'}/a/{image}.JPEG", size=(2000, 2000), subsampling=0)
+        save(tmp_path / f"source/{'train' if image % 2 else 'val'}/a/{image}.JPEG", size=(1200, 1200), subsampling=0)
     for image in range(800):
         os.link(tmp_path / "source/train/a/1.JPEG", tmp_path / f"source/train/a/more{image}.JPEG")
     process = subprocess.Popen(
