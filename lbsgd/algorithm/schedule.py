@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
+
+ScalingRule = Literal["linear", "sqrt", "fixed"]
+WarmupKind = Literal["gradual", "constant", "none"]
 
 
 def scaled_lr(global_batch: int, base_lr: float, base_batch: int, rule: str = "linear") -> float:
