@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_plan import WRONG, edited
 
+from lbsgd.commands.check import print_inspections
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
 from lbsgd.commands.plan_memory import NETWORKS, memory
 from lbsgd.commands.plan_time import Machines, predict, reduction_of
-from lbsgd.config.checks import deepspeed_keys as keys
-from lbsgd.config.checks import plain_deepspeed as foreign
-from lbsgd.config.checks.consistency import get
-from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect, print_inspections
-from lbsgd.config.json_file import Overrides, differences, put, read_json
+from lbsgd.config.checks import deepspeed_tables
+from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect
+from lbsgd.config.json_file import read_json
+from lbsgd.config.keypath import differences, get, put
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
@@ -220,7 +221,7 @@ def test_an_elastic_checkpoint_of_sgd_fails_only_when_it_is_loaded(plain_deepspe
 
 
 def test_deepspeed_takes_what_has_no_error(plain_deepspeed):
-    assert codes(SGD) == ["D30"]  # a note: dead where the program passes an optimizer
+    assert codes(SGD) == ["D55"]  # a note: dead where the program passes an optimizer
     plain_deepspeed(SGD)
     assert errors(with_changes({"data_types.zzz": 1})) == []
     plain_deepspeed(
@@ -250,13 +251,13 @@ def test_the_tables_of_keys_are_deepspeeds_own():
     }
     for name, model in blocks.items():
         fields = {each for key, field in model.model_fields.items() for each in (key, field.alias) if each}
-        assert keys.STRICT_BLOCKS[name] == fields, name
-    assert keys.REMOVED_KEYS == set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
-    assert keys.REMOVED_ZERO_KEYS == set(config._REMOVED_ZERO_CONFIG_KEYS)
-    assert foreign.OWN_OPTIMIZERS == set(config.DEEPSPEED_OPTIMIZERS)
-    assert all(hasattr(torch.optim, name) for name in foreign.TORCH_OPTIMIZERS)
-    assert all(hasattr(torch.optim.lr_scheduler, name) for name in foreign.TORCH_SCHEDULERS)
-    for name, params in foreign.OWN_SCHEDULERS.items():
+        assert deepspeed_tables.STRICT_BLOCKS[name] == fields, name
+    assert deepspeed_tables.REMOVED_KEYS == set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    assert deepspeed_tables.REMOVED_ZERO_KEYS == set(config._REMOVED_ZERO_CONFIG_KEYS)
+    assert deepspeed_tables.OWN_OPTIMIZERS == set(config.DEEPSPEED_OPTIMIZERS)
+    assert all(hasattr(torch.optim, name) for name in deepspeed_tables.TORCH_OPTIMIZERS)
+    assert all(hasattr(torch.optim.lr_scheduler, name) for name in deepspeed_tables.TORCH_SCHEDULERS)
+    for name, params in deepspeed_tables.OWN_SCHEDULERS.items():
         assert params == set(getattr(lr_schedules, name).__init__.__code__.co_varnames[2:]) & params, name
 
 
@@ -320,10 +321,10 @@ def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
 
 words = st.sampled_from(
     sorted(
-        keys.TOP_LEVEL_KEYS
-        | keys.REMOVED_KEYS
-        | keys.STRICT_BLOCKS["zero_optimization"]
-        | keys.STRICT_BLOCKS["fp16"]
+        deepspeed_tables.TOP_LEVEL_KEYS
+        | deepspeed_tables.REMOVED_KEYS
+        | deepspeed_tables.STRICT_BLOCKS["zero_optimization"]
+        | deepspeed_tables.STRICT_BLOCKS["fp16"]
         | set(EXPECTED)
         | {
             "type",

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.config.json_file import Overrides, read_json, write_json
+from lbsgd.config.json_file import read_json, write_json
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
