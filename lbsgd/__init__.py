@@ -9,7 +9,7 @@ _HOMES = {
     "initialize": "train.engine",
     "LinearScalingWarmupLR": "train.engine",
     "Plan": "config.plan",
-    "Overrides": "config.json_file",
+    "Overrides": "config.overrides",
     "Schedule": "algorithm.schedule",
     "learning_rate": "algorithm.schedule",
     "scaled_lr": "algorithm.schedule",
