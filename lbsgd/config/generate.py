@@ -76,9 +76,9 @@ def generate(
 ) -> dict[str, Any]:
     """Return a checked JSON for kn images per update.
 
-    gpus: the number of GPUs that the micro batch is chosen for, by default k with one worker each. The micro batch is the
-    largest of at most 256 images that divides a GPU's share. zero_stage: by default 1 in fp16, else 0. settings: those of
-    --set. Raises ConfigError where the numbers cannot go together.
+    gpus: the number of GPUs that the micro batch is chosen for, by default k with one worker each. The micro batch is
+    the largest of at most 256 images that divides a GPU's share. zero_stage: by default 1 in fp16, else 0. settings:
+    those of --set. Raises ConfigError where the numbers cannot go together.
     """
     config, recipe = override(template(global_batch, 1, num_images, epochs), Overrides(settings=settings))
     n, kn = recipe.batch_norm.per_worker_batch, config["train_batch_size"]
@@ -102,7 +102,7 @@ def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int) -> int:
 
 
 def in_order(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON whose keys stand as in the template, other precisions at fp16's place, and the block's as in `Recipe`."""
+    """Return a JSON with its keys in the template's order, other precisions in fp16's place, and the block in `Recipe`'s."""
     order, fields = list(template(1, 1, 1, 1)), list(Recipe.model_fields)
     config["lbsgd"] = dict(sorted(config["lbsgd"].items(), key=lambda item: fields.index(item[0])))
     return dict(sorted(config.items(), key=lambda item: order.index(item[0] if item[0] in order else "fp16")))

@@ -1,7 +1,7 @@
 """The `lbsgd` block of a DeepSpeed JSON: the intent of a run, in the paper's terms (Sec. 2, 3 and 5.1).
 
-Plain DeepSpeed ignores the block. A value that this schema accepts is right by itself; checks/consistency.py compares it
-with the numbers in DeepSpeed's own blocks.
+Plain DeepSpeed ignores the block. A value that this schema accepts is right by itself; checks/consistency.py compares
+it with the numbers in DeepSpeed's own blocks.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Momentum(_Block):
 
 
 class WeightDecay(_Block):
-    """λ, which spares batch norm's γ and β (Sec. 5.1). With scaling inverse_lr, for comparison, λ = base · base_lr/η."""
+    """λ, which spares batch norm's γ and β (Sec. 5.1). Scaling inverse_lr, for comparison: λ = base · base_lr/η."""
 
     on_batch_norm: bool = False
     scaling: Literal["none", "inverse_lr"] = "none"
@@ -94,7 +94,7 @@ class WeightDecay(_Block):
 
 
 class BatchNorm(_Block):
-    """Batch norm over n images (Sec. 2.3), the statistics that serve evaluation, and γ = 0 in last layers (Sec. 5.1)."""
+    """Batch norm over n images (Sec. 2.3), the statistics for evaluation, and γ = 0 in last layers (Sec. 5.1)."""
 
     per_worker_batch: Positive = 32
     scope: Scope = "worker"

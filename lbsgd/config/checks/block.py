@@ -74,8 +74,8 @@ def missing_block_key(complaints: Complaints) -> Iterator[Hit]:
     "R12",
     "a value in the lbsgd block that cannot be right",
     lbsgd="error",
-    why='The block is read strictly: "90" is not 90, and true is not 1. Some values also exclude each other, such as a '
-    "warmup of kind none that takes epochs, or a decay inside the warmup.",
+    why='The block is read strictly: "90" is not 90, and true is not 1. Some values also exclude each other, such '
+    "as a warmup of kind none that takes epochs, or a decay inside the warmup.",
     fix="correct it",
     example={"lbsgd": {"epochs": "90"}},
 )

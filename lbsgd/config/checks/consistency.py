@@ -17,9 +17,9 @@ LR = "optimizer.params.lr"
     "R01",
     "a number that contradicts the lbsgd block",
     lbsgd="error",
-    why="The lbsgd block states the intent, such as 0.1 for 256 images by the linear rule. The numbers in DeepSpeed's "
-    "blocks follow from it, so that plain DeepSpeed trains alike with the same file. Where they differ, nobody can say "
-    "which was meant.",
+    why="The lbsgd block states the intent, such as 0.1 for 256 images by the linear rule. The numbers in "
+    "DeepSpeed's blocks follow from it, so that plain DeepSpeed trains alike with the same file. Where they "
+    "differ, nobody can say which was meant.",
     fix="set it to the number that follows",
     example={"optimizer": {"params": {"lr": 0.1}}},
 )
@@ -79,7 +79,8 @@ def momentum_and_decay(planned: Planned) -> Iterator[Hit]:
     "R06",
     "no choice between momentum and Nesterov momentum",
     lbsgd="error",
-    why="The paper uses Nesterov momentum (Sec. 5.1). torch's default is plain momentum, so the choice must be written.",
+    why="The paper uses Nesterov momentum (Sec. 5.1). torch's default is plain momentum, so the choice must be "
+    "written.",
     fix="write true (the paper's) or false",
     example={"optimizer": {"params": {"nesterov": None}}},
 )

@@ -18,9 +18,9 @@ BATCH, MICRO, PASSES = "train_batch_size", "train_micro_batch_size_per_gpu", "gr
     "a batch size that is no number of images",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed divides with these numbers and fails on anything but positive whole ones. Beside an lbsgd block both "
-    "the global batch and the micro batch must be there, because the learning rate follows from the first and batch norm "
-    "from the second.",
+    why="DeepSpeed divides with these numbers and fails on anything but positive whole ones. Beside an lbsgd "
+    "block both the global batch and the micro batch must be there, because the learning rate follows from "
+    "the first and batch norm from the second.",
     fix="give it as a positive whole number",
     example={"train_batch_size": "many"},
 )
@@ -35,8 +35,8 @@ def batch_size(json: Document) -> Iterator[Hit]:
     "D49",
     "batch sizes that DeepSpeed cannot resolve",
     plain="error",
-    why="DeepSpeed needs the global batch or the micro batch, and the global batch must be micro batch x passes x GPUs in "
-    "whole numbers. Otherwise an assertion fails at the start.",
+    why="DeepSpeed needs the global batch or the micro batch, and the global batch must be micro batch x passes x "
+    "GPUs in whole numbers. Otherwise an assertion fails at the start.",
     fix="give train_batch_size as a multiple of micro batch x passes",
     example={"train_batch_size": 100, "train_micro_batch_size_per_gpu": 32},
 )
@@ -68,8 +68,8 @@ def report_interval(json: Document) -> Iterator[Hit]:
     "D05",
     "gradients summed over processes",
     lbsgd="error",
-    why="The paper averages gradients over all kn images. A sum over processes multiplies the learning rate by their "
-    "number (Remark 3).",
+    why="The paper averages gradients over all kn images. A sum over processes multiplies the learning rate by "
+    "their number (Remark 3).",
     fix="delete it",
     example={"gradient_allreduce_op": "sum"},
 )
@@ -83,8 +83,8 @@ def summed_gradients(json: Document) -> Iterator[Hit]:
     "D22",
     "gradients rounded for communication",
     lbsgd="error",
-    why="A 16-bit type for communication rounds every gradient. Without fp16 the loss is not scaled, so small gradients "
-    "are rounded to zero.",
+    why="A 16-bit type for communication rounds every gradient. Without fp16 the loss is not scaled, so small "
+    "gradients are rounded to zero.",
     fix="delete it",
     example={"communication_data_type": "fp16", "fp16": None},
 )
@@ -98,8 +98,8 @@ def rounded_communication(json: Document) -> Iterator[Hit]:
     "D23",
     "an update after every pass",
     lbsgd="error",
-    why="DeepSpeed then leaves accumulation to the program, so every pass moves the weights and kn is the images of a "
-    "single pass.",
+    why="DeepSpeed then leaves accumulation to the program, so every pass moves the weights and kn is the images "
+    "of a single pass.",
     fix="delete it",
     example={"managed_gradient_accumulation": False},
 )
@@ -114,8 +114,8 @@ def update_after_every_pass(json: Document) -> Iterator[Hit]:
     "a gradient scale that ZeRO refuses",
     lbsgd="error",
     plain="error",
-    why="ZeRO stages 2 and 3 reduce and scatter gradients in one step and have no place for a scale before it. DeepSpeed "
-    "refuses the pair at the start.",
+    why="ZeRO stages 2 and 3 reduce and scatter gradients in one step and have no place for a scale before it. "
+    "DeepSpeed refuses the pair at the start.",
     fix="delete it",
     example={"zero_optimization": {"stage": 2}, "prescale_gradients": True},
 )

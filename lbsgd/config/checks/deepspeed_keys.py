@@ -36,8 +36,8 @@ def nearest(key: str, known: Iterable[str]) -> str:
     "a key that was removed from DeepSpeed",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed 0.19 dropped whole features, such as elasticity, curriculum learning and MiCS. It refuses the keys of "
-    "a dropped feature when it starts, even where they switch it off.",
+    why="DeepSpeed 0.19 dropped whole features, such as elasticity, curriculum learning and MiCS. It refuses the "
+    "keys of a dropped feature when it starts, even where they switch it off.",
     fix="delete it",
     example={"elasticity": {}},
 )
@@ -53,8 +53,8 @@ def removed_key(json: Document) -> Iterator[Hit]:
     "a misspelt key",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed ignores an unknown key at the top level without a word, so a typing error means that the default is "
-    "used. This key is one or two letters away from a known one.",
+    why="DeepSpeed ignores an unknown key at the top level without a word, so a typing error means that the "
+    "default is used. This key is one or two letters away from a known one.",
     fix="correct its spelling",
     example={"train_batchsize": 8192},
 )
@@ -76,8 +76,8 @@ def misspelt_key(json: Document) -> Iterator[Hit]:
     "an unknown key",
     lbsgd="warning",
     plain="warning",
-    why="DeepSpeed ignores an unknown key at the top level without a word. It may be read by your own program; if it is "
-    "not, what it asks for does not happen.",
+    why="DeepSpeed ignores an unknown key at the top level without a word. It may be read by your own program; if "
+    "it is not, what it asks for does not happen.",
     fix="delete it unless you read it",
     example={"my_project": {"name": "a"}},
 )
@@ -92,8 +92,8 @@ def unknown_key(json: Document) -> Iterator[Hit]:
     "a block that is no block",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed reads keys inside this block. A plain value in its place ends in a traceback, or is taken for an empty "
-    "block.",
+    why="DeepSpeed reads keys inside this block. A plain value in its place ends in a traceback, or is taken for "
+    "an empty block.",
     fix="give it as a block of keys: {...}",
     example={"csv_monitor": "yes"},
 )
@@ -125,8 +125,8 @@ def unknown_key_in_strict_block(json: Document) -> Iterator[Hit]:
     "an unknown key in a block that ignores it",
     lbsgd="warning",
     plain="warning",
-    why="DeepSpeed looks up single keys of these blocks and never looks at the others, so a typing error means that the "
-    "default is used.",
+    why="DeepSpeed looks up single keys of these blocks and never looks at the others, so a typing error means "
+    "that the default is used.",
     fix="correct its spelling, or delete it",
     example={"checkpoint": {"async_save": True}},
 )
@@ -142,8 +142,8 @@ def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
     'a value "auto"',
     lbsgd="error",
     plain="note",
-    why='"auto" belongs to Hugging Face\'s Trainer and Accelerate, which replace it before DeepSpeed sees the file. For '
-    "DeepSpeed itself it is a string in the place of a number; only data_types.keep_in_fp32_modules knows the word.",
+    why='Hugging Face\'s Trainer and Accelerate fill in a value "auto" before DeepSpeed sees the file. For DeepSpeed '
+    "itself it is a string in the place of a number; only data_types.keep_in_fp32_modules knows the word.",
     fix="write the number",
     example={"zero_optimization": {"allgather_bucket_size": "auto"}},
 )

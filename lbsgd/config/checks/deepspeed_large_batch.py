@@ -1,4 +1,4 @@
-"""Rules for SGD over large minibatches in a plain JSON: learning rate, warmup and decay, as far as it shows the intent."""
+"""Rules for SGD over large minibatches in a plain JSON, whose intent only its numbers show (Sec. 2.1, 2.2, 5.1)."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def large_batch(json: Document) -> int | None:
     "D53",
     "a learning rate too small for a large minibatch",
     plain="note",
-    why="The linear scaling rule multiplies the learning rate by the same factor as the minibatch: 0.1 for 256 images, 3.2 "
-    "for 8192 (Sec. 2.1). With ResNet-50 on ImageNet the paper lost 17.93 points with a fixed learning rate and 2.48 "
-    "with the square root rule (Table 2a).",
+    why="The linear scaling rule multiplies the learning rate by the same factor as the minibatch: 0.1 for 256 "
+    "images, 3.2 for 8192 (Sec. 2.1). With ResNet-50 on ImageNet the paper lost 17.93 points with a fixed "
+    "learning rate and 2.48 with the square root rule (Table 2a).",
     fix="scale it with the batch (Sec. 2.1)",
     example={
         "train_batch_size": 8192,
@@ -45,8 +45,8 @@ def unscaled_learning_rate(json: Document) -> Iterator[Hit]:
     "D52",
     "a large minibatch without warmup",
     plain="note",
-    why="The full learning rate of a large minibatch diverges or harms in the first epochs, while the network changes "
-    "fast. Without warmup the paper lost 1.1 points at 8192 images (Table 1).",
+    why="The full learning rate of a large minibatch diverges or harms in the first epochs, while the network "
+    "changes fast. Without warmup the paper lost 1.1 points at 8192 images (Table 1).",
     fix="WarmupLR, linear, over 5 epochs, unless your program has a schedule",
     example={"train_batch_size": 8192, "optimizer": {"type": "SGD", "params": {"lr": 3.2}}},
 )

@@ -31,8 +31,8 @@ def is_known(kind: Any) -> bool:
     "an optimizer that DeepSpeed does not know",
     lbsgd="error",
     plain="error",
-    why='DeepSpeed takes its own optimizers in any case and those of torch.optim letter for letter: "sgd" is refused. '
-    "The 1-bit optimizers were removed.",
+    why='DeepSpeed takes its own optimizers in any case and those of torch.optim letter for letter: "sgd" is '
+    "refused. The 1-bit optimizers were removed.",
     fix="name one that DeepSpeed knows",
     example={"optimizer": {"type": "sgd"}},
 )
@@ -55,8 +55,8 @@ def unknown_optimizer(json: Document) -> Iterator[Hit]:
     "D56",
     "an optimizer that is not SGD",
     lbsgd="error",
-    why="An lbsgd block describes the paper's recipe, which is SGD with momentum. Its learning rates, warmup and momentum "
-    "correction are for SGD alone.",
+    why="An lbsgd block describes the paper's recipe, which is SGD with momentum. Its learning rates, warmup and "
+    "momentum correction are for SGD alone.",
     fix='use "SGD", or delete the lbsgd block',
     example={"optimizer": {"type": "Adam"}},
 )
@@ -70,8 +70,8 @@ def other_optimizer(json: Document) -> Iterator[Hit]:
     "D07",
     "a parameter that SGD does not have",
     lbsgd="error",
-    why="torch.optim.SGD raises a TypeError for an unknown parameter. Dampening and maximize, which it knows, are no part "
-    "of the paper's update.",
+    why="torch.optim.SGD raises a TypeError for an unknown parameter. Dampening and maximize, which it knows, are "
+    "no part of the paper's update.",
     fix=f"known are {sorted(SGD_PARAMS)}",
     example={"optimizer": {"params": {"dampening": 0.1}}},
 )
@@ -101,8 +101,8 @@ def nesterov_without_momentum(json: Document) -> Iterator[Hit]:
     "gradients that are clipped",
     lbsgd="error",
     plain="warning",
-    why="DeepSpeed 0.19 clips the norm of the gradients at 1.0 where the JSON says nothing; earlier versions did not. The "
-    "paper does not clip.",
+    why="DeepSpeed 0.19 clips the norm of the gradients at 1.0 where the JSON says nothing; earlier versions did "
+    "not. The paper does not clip.",
     fix="write 0.0 for no clipping, as in the paper, or in plain DeepSpeed the norm you mean",
     example={"gradient_clipping": None},
 )
@@ -119,8 +119,8 @@ def clipped_gradients(json: Document) -> Iterator[Hit]:
     "D30",
     "a block without a type",
     plain="warning",
-    why="DeepSpeed builds an optimizer or a scheduler only from a block that names its type. Without one the block's "
-    "numbers have no effect.",
+    why="DeepSpeed builds an optimizer or a scheduler only from a block that names its type. Without one the "
+    "block's numbers have no effect.",
     fix="give its type, or delete it where your program passes the object itself",
     example={"optimizer": {"params": {"lr": 0.1}}},
 )
@@ -134,8 +134,8 @@ def block_without_type(json: Document) -> Iterator[Hit]:
     "D55",
     "an optimizer block that a program may override",
     plain="note",
-    why="deepspeed.initialize(optimizer=...) wins over the JSON without a word, and the numbers in this block then have "
-    "no effect.",
+    why="deepspeed.initialize(optimizer=...) wins over the JSON without a word, and the numbers in this block "
+    "then have no effect.",
     fix="keep the two the same, or delete it",
     example={"optimizer": {"type": "AdamW", "params": {"lr": 0.001}}},
 )
@@ -164,8 +164,8 @@ def misplaced_clipping(json: Document) -> Iterator[Hit]:
     "an optimizer that ZeRO has not been tested with",
     lbsgd="error",
     plain="error",
-    why="ZeRO refuses every optimizer outside a short list, SGD among them, unless it is told to take it. SGD with "
-    "momentum works.",
+    why="ZeRO refuses every optimizer outside a short list, SGD among them, unless it is told to take it. SGD "
+    "with momentum works.",
     fix="set it to true",
     example={"zero_allow_untested_optimizer": None},
 )

@@ -20,7 +20,8 @@ BFLOAT16 = ("bfloat16", "torch.bfloat16")
     "a switch that is neither true nor false",
     lbsgd="error",
     plain="warning",
-    why='DeepSpeed takes torch_autocast.enabled as Python does, so "false" is on, and reads the word in the other blocks.',
+    why='DeepSpeed takes torch_autocast.enabled as Python does, so "false" is on, and reads the word in the other '
+    "blocks.",
     fix="write true or false",
     example={"fp16": {"enabled": "true"}},
 )
@@ -35,8 +36,8 @@ def ambiguous_switch(json: Document) -> Iterator[Hit]:
     "D28",
     "an unknown key in torch_autocast",
     lbsgd="error",
-    why="DeepSpeed looks up single keys of this block and ignores the others, so a misspelt key leaves the run in float32 "
-    "or in the default type.",
+    why="DeepSpeed looks up single keys of this block and ignores the others, so a misspelt key leaves the run in "
+    "float32 or in the default type.",
     fix=f"known are {sorted(AUTOCAST_KEYS)}",
     example={"torch_autocast": {"enable": True}},
 )
@@ -50,8 +51,8 @@ def unknown_autocast_key(json: Document) -> Iterator[Hit]:
     "fp16 at ZeRO stage 0",
     lbsgd="error",
     plain="error",
-    why="At stage 0 DeepSpeed 0.19.8 does not scale the loss but still divides the gradients by the loss scale of 65536, "
-    "so the weights never move. The loss looks like that of a network that does not learn.",
+    why="At stage 0 DeepSpeed 0.19.8 does not scale the loss but still divides the gradients by the loss scale of "
+    "65536, so the weights never move. The loss looks like that of a network that does not learn.",
     fix="set it to 1, or use torch_autocast with bfloat16",
     example={"zero_optimization": {"stage": 0}},
 )
@@ -70,8 +71,8 @@ def fp16_at_stage_0(json: Document) -> Iterator[Hit]:
     "D12",
     "fp16 that does not cast the images",
     lbsgd="warning",
-    why="The weights are float16, and without auto_cast DeepSpeed passes the images on as they are: float32 images meet "
-    "float16 weights, and the first convolution fails.",
+    why="The weights are float16, and without auto_cast DeepSpeed passes the images on as they are: float32 "
+    "images meet float16 weights, and the first convolution fails.",
     fix="set it to true",
     example={"fp16": {"auto_cast": False}},
 )
@@ -85,8 +86,8 @@ def images_not_cast(json: Document) -> Iterator[Hit]:
     "D57",
     "torch's batch norm with half-precision weights",
     plain="note",
-    why="fp16 and bf16 convert every weight, those of batch norm too. torch's BatchNorm then raises a RuntimeError on a "
-    "CPU and on contiguous GPU tensors.",
+    why="fp16 and bf16 convert every weight, those of batch norm too. torch's BatchNorm then raises a "
+    "RuntimeError on a CPU and on contiguous GPU tensors.",
     fix="lbsgd.convert_batch_norm, or torch_autocast",
     example={
         "train_batch_size": 256,
@@ -105,8 +106,8 @@ def half_batch_norm(json: Document) -> Iterator[Hit]:
     "D13",
     "weights in bfloat16",
     lbsgd="error",
-    why="DeepSpeed's bf16 block rounds the weights themselves to 8 bits and does not cast the images. Autocast keeps "
-    "weights and momentum in float32 and computes in bfloat16.",
+    why="DeepSpeed's bf16 block rounds the weights themselves to 8 bits and does not cast the images. Autocast "
+    "keeps weights and momentum in float32 and computes in bfloat16.",
     fix='use {"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}',
     example={"bf16": {"enabled": True}, "fp16": None},
 )
@@ -122,8 +123,8 @@ def bfloat16_weights(json: Document) -> Iterator[Hit]:
     "autocast to float16",
     lbsgd="error",
     plain="error",
-    why="float16 needs a loss scale. The one that DeepSpeed 0.19.8 uses for autocast never falls under ZeRO and is saved "
-    "in no checkpoint, so one overflow may stop the training for good.",
+    why="float16 needs a loss scale. The one that DeepSpeed 0.19.8 uses for autocast never falls under ZeRO and "
+    "is saved in no checkpoint, so one overflow may stop the training for good.",
     fix="use bfloat16, or the fp16 block with ZeRO stage 1",
     example={"torch_autocast": {"enabled": True, "dtype": "float16"}, "fp16": None},
 )
@@ -141,8 +142,8 @@ def float16_autocast(json: Document) -> Iterator[Hit]:
     "two precisions at once",
     lbsgd="error",
     plain="error",
-    why="fp16, bf16 and torch_autocast exclude each other. DeepSpeed refuses some pairs, and for the others it is not "
-    "defined which one wins.",
+    why="fp16, bf16 and torch_autocast exclude each other. DeepSpeed refuses some pairs, and for the others it is "
+    "not defined which one wins.",
     fix="choose one",
     example={"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
 )
@@ -156,8 +157,8 @@ def two_precisions(json: Document) -> Iterator[Hit]:
     "D16",
     "buffers rounded to half precision",
     lbsgd="error",
-    why="The running mean and variance of batch norm are buffers. They move by a tenth of a small difference in each "
-    "iteration, which half precision rounds away.",
+    why="The running mean and variance of batch norm are buffers. They move by a tenth of a small difference in "
+    "each iteration, which half precision rounds away.",
     fix="delete it",
     example={"data_types": {"buffer_dtype": "fp16"}},
 )
@@ -172,8 +173,8 @@ def rounded_buffers(json: Document) -> Iterator[Hit]:
     "master weights in half precision",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed keeps master weights in half precision for its own Adam on the CPU only, under offload. With any other "
-    "optimizer an assertion fails at the start.",
+    why="DeepSpeed keeps master weights in half precision for its own Adam on the CPU only, under offload. With "
+    "any other optimizer an assertion fails at the start.",
     fix="delete it",
     example={"fp16": {"fp16_master_weights_and_grads": True}},
 )
@@ -187,8 +188,8 @@ def half_master_weights(json: Document) -> Iterator[Hit]:
     "D42",
     "skipped updates that nobody sees",
     plain="note",
-    why="fp16 skips every update whose gradients overflow. DeepSpeed says so only in the lines that steps_per_print asks "
-    "for.",
+    why="fp16 skips every update whose gradients overflow. DeepSpeed says so only in the lines that "
+    "steps_per_print asks for.",
     fix="set it to 10",
     example={
         "fp16": {"enabled": True},

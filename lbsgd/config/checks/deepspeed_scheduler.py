@@ -24,8 +24,8 @@ def warmup_of(json: Document) -> str | None:
     "D09",
     "a scheduler other than WarmupLR",
     lbsgd="error",
-    why="WarmupLR is the one scheduler of DeepSpeed that can say gradual warmup (Sec. 2.2). lbsgd extends it by the decay "
-    "of Sec. 5.1; plain DeepSpeed still warms up with the same file.",
+    why="WarmupLR is the one scheduler of DeepSpeed that can say gradual warmup (Sec. 2.2). lbsgd extends it by "
+    "the decay of Sec. 5.1; plain DeepSpeed still warms up with the same file.",
     fix='use "WarmupLR", which lbsgd extends',
     example={"scheduler": {"type": "WarmupDecayLR"}},
 )
@@ -38,8 +38,8 @@ def other_scheduler(json: Document) -> Iterator[Hit]:
     "D48",
     "a scheduler that DeepSpeed does not know",
     plain="error",
-    why="DeepSpeed looks the type up among its own five schedulers, then in torch.optim.lr_scheduler, letter for letter. "
-    "Anything else fails at the start.",
+    why="DeepSpeed looks the type up among its own five schedulers, then in torch.optim.lr_scheduler, letter for "
+    "letter. Anything else fails at the start.",
     fix="name one that DeepSpeed knows",
     example={"scheduler": {"type": "WarmupLr", "params": {}}},
 )
@@ -54,7 +54,8 @@ def unknown_scheduler(json: Document) -> Iterator[Hit]:
     "D47",
     "torch's scheduler on a wrapped optimizer",
     plain="error",
-    why="ZeRO, fp16 and bf16 wrap the optimizer in a class that torch's schedulers do not accept: they raise a TypeError.",
+    why="ZeRO, fp16 and bf16 wrap the optimizer in a class that torch's schedulers do not accept: they raise a "
+    "TypeError.",
     fix="build it in your program, from a callable: lr_scheduler=lambda optimizer: ...",
     example={"bf16": {"enabled": True}, "scheduler": {"type": "StepLR", "params": {"step_size": 30}}},
 )
@@ -68,8 +69,8 @@ def torch_scheduler_on_wrapped_optimizer(json: Document) -> Iterator[Hit]:
     "D45",
     "a scheduler without its parameters",
     plain="error",
-    why="DeepSpeed passes scheduler.params to the scheduler's constructor. Without the block, or without total_num_steps "
-    "for a warmup that decays, the start ends in a TypeError.",
+    why="DeepSpeed passes scheduler.params to the scheduler's constructor. Without the block, or without "
+    "total_num_steps for a warmup that decays, the start ends in a TypeError.",
     fix="give the parameters that the scheduler needs",
     example={"scheduler": {"type": "OneCycle"}},
 )
@@ -87,7 +88,8 @@ def missing_parameters(json: Document) -> Iterator[Hit]:
     "a parameter that the scheduler does not have",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed passes scheduler.params to the scheduler's constructor, which raises a TypeError for an unknown name.",
+    why="DeepSpeed passes scheduler.params to the scheduler's constructor, which raises a TypeError for an "
+    "unknown name.",
     fix="correct its spelling, or delete it",
     example={"scheduler": {"params": {"warmup_typ": "linear"}}},
 )
@@ -106,8 +108,8 @@ def unknown_parameter(json: Document) -> Iterator[Hit]:
     "a warmup that is not linear",
     lbsgd="error",
     plain="warning",
-    why="Gradual warmup raises the learning rate by the same amount in every iteration (Sec. 2.2). DeepSpeed's default is "
-    "logarithmic: it reaches half of the rise after the square root of the steps, 32 of 1000.",
+    why="Gradual warmup raises the learning rate by the same amount in every iteration (Sec. 2.2). DeepSpeed's "
+    "default is logarithmic: it reaches half of the rise after the square root of the steps, 32 of 1000.",
     fix='set it to "linear" (Sec. 2.2)',
     example={"scheduler": {"params": {"warmup_type": None}}},
 )
@@ -133,8 +135,8 @@ def halfway(steps: Any) -> str:
     "D43",
     "a warmup that starts at 0",
     plain="warning",
-    why="DeepSpeed's warmups use their first value twice. Where it is 0, which is the default, the first two updates move "
-    "nothing.",
+    why="DeepSpeed's warmups use their first value twice. Where it is 0, which is the default, the first two "
+    "updates move nothing.",
     fix="give the learning rate of a small batch (Sec. 2.2)",
     example={"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "linear", "warmup_max_lr": 0.1}}},
 )
@@ -172,8 +174,8 @@ def warmup_steps(json: Document) -> Iterator[Hit]:
     "D44",
     "a learning rate that the scheduler replaces",
     plain="warning",
-    why="A warmup of DeepSpeed sets the learning rate in every iteration and ends at warmup_max_lr. The optimizer's own lr "
-    "is read by people only.",
+    why="A warmup of DeepSpeed sets the learning rate in every iteration and ends at warmup_max_lr. The "
+    "optimizer's own lr is read by people only.",
     fix="make the two the same",
     example={
         "optimizer": {"type": "AdamW", "params": {"lr": 0.1}},

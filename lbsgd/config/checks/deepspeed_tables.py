@@ -9,8 +9,8 @@ from __future__ import annotations
 TOP_LEVEL_KEYS = frozenset(
     """
     activation_checkpointing aio autotuning bf16 bfloat16 checkpoint comet comms_logger communication_data_type compile
-    csv_monitor data_efficiency data_types dataloader_drop_last datastates disable_allgather disable_python_gc dump_state
-    expert_parallel flops_profiler fp16 gradient_accumulation_steps gradient_allreduce_op gradient_clipping
+    csv_monitor data_efficiency data_types dataloader_drop_last datastates disable_allgather disable_python_gc
+    dump_state expert_parallel flops_profiler fp16 gradient_accumulation_steps gradient_allreduce_op gradient_clipping
     gradient_predivide_factor hybrid_engine lbsgd log_level managed_gradient_accumulation memory_breakdown optimizer
     pipeline prescale_gradients scheduler seq_parallel_communication_data_type sequence_parallel_size steps_per_print
     tensor_parallel tensorboard timers torch_autocast train_batch_size train_micro_batch_size_per_gpu
@@ -32,8 +32,8 @@ _STRICT = {
         min_loss_scale fp16_master_weights_and_grads""",
     "bf16": "enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads bf16_optimizer_states",
     "zero_optimization": """stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce
-        allgather_partitions allgather_bucket_size overlap_comm compute_grad_norm load_from_fp32_weights elastic_checkpoint
-        offload_param offload_optimizer zenflow sub_group_size cpu_offload_param cpu_offload_use_pin_memory cpu_offload
+        allgather_partitions allgather_bucket_size overlap_comm compute_grad_norm load_from_fp32_weights
+        elastic_checkpoint offload_param offload_optimizer zenflow sub_group_size cpu_offload_param cpu_offload_use_pin_memory cpu_offload
         prefetch_bucket_size stage3_prefetch_bucket_size param_persistence_threshold stage3_param_persistence_threshold
         model_persistence_threshold stage3_model_persistence_threshold max_live_parameters stage3_max_live_parameters
         max_reuse_distance stage3_max_reuse_distance gather_16bit_weights_on_model_save
@@ -42,7 +42,8 @@ _STRICT = {
         stage3_allgather_sequential stage3_gather_fp16_weights_on_model_save ignore_unused_parameters legacy_stage1
         round_robin_gradients parameter_alignment zero_hpz_partition_size zero_quantized_weights
         zero_quantized_nontrainable_weights zero_quantized_gradients memory_efficient_linear pipeline_loading_checkpoint
-        override_module_apply log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory leaf_module""",
+        override_module_apply log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory
+        leaf_module""",
     "compile": """deepcompile autoep_non_moe free_activation free_activation_threshold offload_activation
         offload_activation_pin_memory offload_opt_states double_buffer symmetric_memory debug_log offload_parameters
         sync_before_reduce sync_after_reduce sync_before_allgather sync_after_allgather keep_int_input_tensors
@@ -74,8 +75,9 @@ REMOVED_OPTIMIZERS = frozenset("onebitadam zerooneadam onebitlamb".split())
 WARMUPS = frozenset("WarmupLR WarmupDecayLR WarmupCosineLR".split())
 _SCHEDULERS = {
     "LRRangeTest": "lr_range_test_min_lr lr_range_test_step_size lr_range_test_step_rate lr_range_test_staircase",
-    "OneCycle": "cycle_min_lr cycle_max_lr decay_lr_rate cycle_first_step_size cycle_second_step_size cycle_first_stair_count "
-    "cycle_second_stair_count decay_step_size cycle_momentum cycle_min_mom cycle_max_mom decay_mom_rate",
+    "OneCycle": """cycle_min_lr cycle_max_lr decay_lr_rate cycle_first_step_size cycle_second_step_size
+        cycle_first_stair_count cycle_second_stair_count decay_step_size cycle_momentum cycle_min_mom cycle_max_mom
+        decay_mom_rate""",
     "WarmupLR": "warmup_min_lr warmup_max_lr warmup_num_steps warmup_type",
     "WarmupDecayLR": "total_num_steps warmup_min_lr warmup_max_lr warmup_num_steps warmup_type",
     "WarmupCosineLR": "total_num_steps warmup_min_ratio warmup_num_steps cos_min_ratio warmup_type",

@@ -20,8 +20,8 @@ LARGEST_BUCKET = 25_000_000
     "a ZeRO stage that cannot be used",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed knows the stages 0 to 3. Stage 3 divides the weights themselves among GPUs; lbsgd does not support it, "
-    "because a ResNet fits on every GPU whole.",
+    why="DeepSpeed knows the stages 0 to 3. Stage 3 divides the weights themselves among GPUs; lbsgd does not "
+    "support it, because a ResNet fits on every GPU whole.",
     fix="use 0, 1 or 2: ResNets fit on every GPU whole",
     example={"zero_optimization": {"stage": 3}},
 )
@@ -60,8 +60,8 @@ def idle_keys(json: Document) -> Iterator[Hit]:
     "SGD's state moved to the CPU",
     lbsgd="error",
     plain="warning",
-    why="Offload runs DeepSpeed's Adam on the CPU. SGD has one number per weight to move, 100 MB for ResNet-50, and every "
-    "iteration would wait for the CPU.",
+    why="Offload runs DeepSpeed's Adam on the CPU. SGD has one number per weight to move, 100 MB for ResNet-50, "
+    "and every iteration would wait for the CPU.",
     fix="delete it",
     example={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
 )
@@ -89,9 +89,9 @@ def bucket_size(json: Document) -> Iterator[Hit]:
     "a bucket larger than the network",
     lbsgd="warning",
     plain="note",
-    why="Gradients are reduced bucket by bucket while back-propagation still computes others (Sec. 4). A bucket of 25 "
-    "million elements holds nearly all of ResNet-50, so nothing is reduced before back-propagation ends. DeepSpeed's "
-    "default is 500 million.",
+    why="Gradients are reduced bucket by bucket while back-propagation still computes others (Sec. 4). A bucket "
+    "of 25 million elements holds nearly all of ResNet-50, so nothing is reduced before back-propagation "
+    "ends. DeepSpeed's default is 500 million.",
     fix="use a fourth of the network's parameters or less (6000000 for ResNet-50)",
     example={"zero_optimization": {"reduce_bucket_size": 500_000_000}},
 )
@@ -110,8 +110,8 @@ def large_bucket(json: Document) -> Iterator[Hit]:
     "gradients that are reduced after back-propagation",
     lbsgd="note",
     plain="note",
-    why="With overlap_comm DeepSpeed reduces a full bucket while the GPU computes the gradients of earlier layers; the "
-    "paper hides most of the communication so (Sec. 4).",
+    why="With overlap_comm DeepSpeed reduces a full bucket while the GPU computes the gradients of earlier "
+    "layers; the paper hides most of the communication so (Sec. 4).",
     fix="set it to true, with a small reduce_bucket_size",
     example={"zero_optimization": {"overlap_comm": False}},
 )
@@ -126,8 +126,8 @@ def no_overlap(json: Document) -> Iterator[Hit]:
     "a checkpoint that expects Adam's state",
     lbsgd="error",
     plain="error",
-    why="Elastic and universal checkpoints look for Adam's two moments. With SGD the checkpoint is written and fails only "
-    "when it is loaded, after the time to repeat the run is lost.",
+    why="Elastic and universal checkpoints look for Adam's two moments. With SGD the checkpoint is written and "
+    "fails only when it is loaded, after the time to repeat the run is lost.",
     fix="delete it",
     example={"zero_optimization": {"elastic_checkpoint": True}},
 )
@@ -158,8 +158,8 @@ def measurement(json: Document) -> Iterator[Hit]:
     "autotuning instead of training",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed's autotuner changes the batch sizes, runs short experiments and exits. It never trains the network, and "
-    "it knows nothing of the learning rate that belongs to a batch.",
+    why="DeepSpeed's autotuner changes the batch sizes, runs short experiments and exits. It never trains the "
+    "network, and it knows nothing of the learning rate that belongs to a batch.",
     fix="delete it to train",
     example={"autotuning": {"enabled": True}},
 )

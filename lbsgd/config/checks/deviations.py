@@ -34,8 +34,8 @@ def is_scaled_up(planned: Planned) -> bool:
     "R04",
     "a large minibatch without warmup",
     lbsgd="warning",
-    why="Early in training the network changes fast, and the linear scaling rule does not hold yet (Sec. 2.2). Without "
-    "warmup the paper lost 1.1 points at 8192 images (Table 1).",
+    why="Early in training the network changes fast, and the linear scaling rule does not hold yet (Sec. 2.2). "
+    "Without warmup the paper lost 1.1 points at 8192 images (Table 1).",
     fix='use "gradual" unless you compare',
     example={
         "lbsgd": {"warmup": {"kind": "none", "epochs": 0}},
@@ -54,8 +54,9 @@ def no_warmup(planned: Planned) -> Iterator[Hit]:
     "R07",
     "a constant warmup",
     lbsgd="warning",
-    why="After a few epochs at the small learning rate comes a jump to the full one, which undoes what the warmup is for "
-    "(Sec. 2.2). The paper lost 2.14 points with it at 8192 images, more than without any warmup (Table 1).",
+    why="After a few epochs at the small learning rate comes a jump to the full one, which undoes what the warmup "
+    "is for (Sec. 2.2). The paper lost 2.14 points with it at 8192 images, more than without any warmup "
+    "(Table 1).",
     fix='use "gradual" unless you compare',
     example={"lbsgd": {"warmup": {"kind": "constant"}}, "scheduler": {"params": {"warmup_min_lr": 3.2}}},
 )
@@ -69,9 +70,9 @@ def constant_warmup(planned: Planned) -> Iterator[Hit]:
     "R08",
     "another scaling rule than the linear one",
     lbsgd="warning",
-    why="k updates with a small minibatch come close to one update with a k times larger minibatch and a k times larger "
-    "learning rate (Sec. 2.1). At 8192 images the square root rule lost 2.48 points, a fixed learning rate 17.93 "
-    "(Table 2a).",
+    why="k updates with a small minibatch come close to one update with a k times larger minibatch and a k times "
+    "larger learning rate (Sec. 2.1). At 8192 images the square root rule lost 2.48 points, a fixed learning "
+    "rate 17.93 (Table 2a).",
     fix='use "linear" unless you compare',
     example={
         "lbsgd": {"linear_scaling": {"rule": "fixed"}},
@@ -91,8 +92,8 @@ def other_scaling(planned: Planned) -> Iterator[Hit]:
     "R09",
     "another base learning rate than the paper's",
     lbsgd="warning",
-    why="0.1 for 256 images was the best on ImageNet; half and double of it lost 0.08 to 0.53 points (Table 2a). On "
-    "smaller data another one may well be right, so this is asked of more than a million images only.",
+    why="0.1 for 256 images was the best on ImageNet; half and double of it lost 0.08 to 0.53 points (Table 2a). "
+    "On smaller data another one may well be right, so this is asked of more than a million images only.",
     fix="use 0.1 for 256 images unless you compare",
     example={
         "lbsgd": {"linear_scaling": {"base_lr": 0.05}},
@@ -113,8 +114,8 @@ def other_base_lr(planned: Planned) -> Iterator[Hit]:
     "R20",
     "a global batch beyond the end of the linear rule",
     lbsgd="warning",
-    why="Up to 8192 images the error is that of the baseline; beyond, it rises: 1.19 points at 16384, 3.95 at 32768, 10.36 "
-    "at 65536 (Fig. 1).",
+    why="Up to 8192 images the error is that of the baseline; beyond, it rises: 1.19 points at 16384, 3.95 at "
+    "32768, 10.36 at 65536 (Fig. 1).",
     fix="use 8192 or fewer unless you compare",
     example={
         "train_batch_size": 16384,
@@ -133,8 +134,8 @@ def too_large_batch(planned: Planned) -> Iterator[Hit]:
     "R13",
     "residual blocks that do not begin as the identity",
     lbsgd="warning",
-    why="With γ = 0 in the last batch norm of each residual block the network begins shallow, which helps early training "
-    "(Sec. 5.1). γ = 1 lost 0.24 points at 256 images and 0.37 at 8192 (Table 2b).",
+    why="With γ = 0 in the last batch norm of each residual block the network begins shallow, which helps early "
+    "training (Sec. 5.1). γ = 1 lost 0.24 points at 256 images and 0.37 at 8192 (Table 2b).",
     fix="use true unless you compare",
     example={"lbsgd": {"batch_norm": {"zero_last_gamma": False}}},
 )
@@ -148,8 +149,8 @@ def gamma_one(planned: Planned) -> Iterator[Hit]:
     "R14",
     "batch norm over all processes",
     lbsgd="warning",
-    why="The images that batch norm sees together are part of the loss function (Sec. 2.3). Over all processes they depend "
-    "on the hardware, and the linear rule compares another function at every size.",
+    why="The images that batch norm sees together are part of the loss function (Sec. 2.3). Over all processes "
+    "they depend on the hardware, and the linear rule compares another function at every size.",
     fix='use "worker" unless you compare',
     example={"lbsgd": {"batch_norm": {"scope": "all"}}},
 )
@@ -163,8 +164,8 @@ def statistics_of_all(planned: Planned) -> Iterator[Hit]:
     "R15",
     "momentum without its correction",
     lbsgd="warning",
-    why="Form (10) of momentum holds the learning rate inside, so what it remembers must be scaled by η_t/η_last whenever "
-    "the learning rate changes (Remark 2).",
+    why="Form (10) of momentum holds the learning rate inside, so what it remembers must be scaled by η_t/η_last "
+    "whenever the learning rate changes (Remark 2).",
     fix="use true unless you compare",
     example={"lbsgd": {"momentum": {"form": "lr_inside", "correction": False}}},
 )
@@ -178,8 +179,8 @@ def uncorrected_momentum(planned: Planned) -> Iterator[Hit]:
     "R16",
     "a weight decay that falls with the learning rate",
     lbsgd="warning",
-    why="Scaling the loss instead of the learning rate leaves the weight decay unscaled: it is then too small by the same "
-    "factor (Remark 1).",
+    why="Scaling the loss instead of the learning rate leaves the weight decay unscaled: it is then too small by "
+    "the same factor (Remark 1).",
     fix='use "none" unless you compare',
     example={
         "lbsgd": {"weight_decay": {"scaling": "inverse_lr", "base": 0.0001}},
@@ -197,8 +198,8 @@ def scaled_weight_decay(planned: Planned) -> Iterator[Hit]:
     "R17",
     "weight decay on batch norm",
     lbsgd="warning",
-    why="The paper decays all weights but batch norm's γ and β (Sec. 5.1). Decay would pull them to 0, and γ to a network "
-    "that passes nothing on.",
+    why="The paper decays all weights but batch norm's γ and β (Sec. 5.1). Decay would pull them to 0, and γ to a "
+    "network that passes nothing on.",
     fix="use false unless you compare",
     example={"lbsgd": {"weight_decay": {"on_batch_norm": True}}},
 )

@@ -50,9 +50,9 @@ HEAD = """\
 <!-- Written by `lbsgd check --explain all --markdown` from the rules in lbsgd/config/checks; a test compares. -->
 # The codes of `lbsgd check`
 
-Each code is one rule. Its severity depends on the file: with an `lbsgd` block, which states the intent, or without one, in
-plain DeepSpeed. An error is refused by DeepSpeed 0.19.8 or by lbsgd, or does not train; a warning is probably not meant; a
-note is good to know. A dash means that the rule does not apply.
+Each code is one rule. Its severity depends on the file: with an `lbsgd` block, which states the intent, or without
+one, in plain DeepSpeed. An error is refused by DeepSpeed 0.19.8 or by lbsgd, or does not train; a warning is probably
+not meant; a note is good to know. A dash means that the rule does not apply.
 
 `lbsgd check --explain CODE` prints one entry, and `lbsgd check --fix FILE` corrects what has one right answer.
 

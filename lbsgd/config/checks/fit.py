@@ -50,8 +50,8 @@ def dividable_workers(planned: Planned) -> Iterator[Hit]:
     "F02",
     "a micro batch that does not fit",
     lbsgd="error",
-    why="One pass takes whole workers, because batch norm sees a worker's n images together, and a process takes its share "
-    "of kn in whole passes.",
+    why="One pass takes whole workers, because batch norm sees a worker's n images together, and a process takes "
+    "its share of kn in whole passes.",
     fix="use a multiple of n that divides the images of a process",
     example={"train_micro_batch_size_per_gpu": 48},
 )
@@ -98,8 +98,8 @@ def statistics_images(planned: Planned) -> Iterator[Hit]:
     "F05",
     "a number of passes that does not fit",
     lbsgd="error",
-    why="The number of passes follows from the batches and the number of processes, which a JSON does not know. Where it is "
-    "written it must agree.",
+    why="The number of passes follows from the batches and the number of processes, which a JSON does not know. "
+    "Where it is written it must agree.",
     fix="delete it: it follows",
     example={"gradient_accumulation_steps": 7},
     processes=8,

@@ -1,4 +1,4 @@
-"""DeepSpeed JSONs inspected, ours and other people's: all findings of a file, and the file with what can be corrected."""
+"""Inspect DeepSpeed JSONs, ours and other people's: find all that is wrong in a file, and correct what can be."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from lbsgd.errors import ConfigError
 
 @dataclass(frozen=True)
 class Inspection:
-    """A file with its findings, the worst first, and the lines that --fix changed; config is None for an unreadable one."""
+    """A file with its findings, the worst first, and the lines that --fix changed; config is None where unreadable."""
 
     file: str
     config: Mapping[str, Any] | None
@@ -96,7 +96,7 @@ def inspect_unstrict(file: str, error: ConfigError) -> Inspection:
 
 
 def read_hjson(file: str) -> dict[str, Any] | None:
-    """Return the object in an Hjson file, None where there is none, or hjson, which DeepSpeed brings, is not installed."""
+    """Return the object in an Hjson file, None where there is none or where hjson, which DeepSpeed brings, is missing."""
     try:
         import hjson
 

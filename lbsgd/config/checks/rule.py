@@ -14,7 +14,7 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True)
 class Hit:
-    """One place where a rule is broken; its rule adds code and severity, and its fix where the hit has none of its own."""
+    """One place where a rule is broken. The rule adds code and severity, and its fix where the hit has none of its own."""
 
     key: str
     message: str
@@ -27,9 +27,9 @@ class Hit:
 class Rule(Generic[Subject]):
     """One rule: its code, its severity in either kind of JSON (None: it does not apply), and why it is there.
 
-    example triggers this rule and no other: a JSON merge patch (null deletes) over ds_configs/8k.json where the rule applies
-    to JSONs with an lbsgd block, else over a plain JSON without findings; or the text of a whole file. processes is the
-    number of processes on which it does.
+    example triggers this rule and no other: a JSON merge patch (null deletes) over ds_configs/8k.json where the rule
+    applies to JSONs with an lbsgd block, else over a plain JSON without findings; or the text of a whole file.
+    processes is the number of processes on which it does.
     """
 
     code: str

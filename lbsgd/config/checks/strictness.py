@@ -21,8 +21,8 @@ class UnstrictFile:
     "a file that cannot be read",
     lbsgd="error",
     plain="error",
-    why="The file is missing, or it is no JSON object, or a key stands there twice, so nobody can say which value counts. "
-    "A file with an lbsgd block must be strict JSON: its numbers are written back by program.",
+    why="The file is missing, or it is no JSON object, or a key stands there twice, so nobody can say which value "
+    "counts. A file with an lbsgd block must be strict JSON: its numbers are written back by program.",
     fix="correct it",
     example='{"train_batch_size": 256, "train_batch_size": 512}',
 )
@@ -35,8 +35,8 @@ def unreadable(file: UnstrictFile) -> Iterator[Hit]:
     "J02",
     "a file that only DeepSpeed reads",
     plain="warning",
-    why="DeepSpeed reads Hjson, with comments and without commas. Most other tools, Hugging Face's among them, read strict "
-    "JSON only.",
+    why="DeepSpeed reads Hjson, with comments and without commas. Most other tools, Hugging Face's among them, "
+    "read strict JSON only.",
     fix="correct it",
     example='{"train_batch_size": 256, # images\n "gradient_clipping": 0.0}',
 )
