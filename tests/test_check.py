@@ -1,4 +1,4 @@
-"""`lbsgd check`: every trap is a finding with its code, key, reason and fix; what it calls an error DeepSpeed really refuses."""
+"""`lbsgd check`: every trap is a finding with code, key, reason and fix; DeepSpeed really refuses what is an error."""
 
 import copy
 import json
@@ -35,7 +35,7 @@ def errors(config):
     return [finding.code for finding in findings_of(config) if finding.severity == "error"]
 
 
-# --- with an lbsgd block ------------------------------------------------------------------------------------------------
+# --- with an lbsgd block ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("changes, code, key, words", WRONG, ids=[f"{row[1]}-{row[2]}" for row in WRONG])
@@ -68,7 +68,7 @@ def test_corrected_files_are_as_they_should_be():
     assert get(corrected(sqrt), "lbsgd.linear_scaling.rule") == "sqrt"
 
 
-# --- other people's -----------------------------------------------------------------------------------------------------
+# --- other people's ---------------------------------------------------------------------------------------------------
 
 EXPECTED = {
     "trainer_zero3_auto": [],
@@ -197,7 +197,8 @@ def plain_deepspeed(monkeypatch):
 def test_deepspeed_refuses_what_is_called_an_error(plain_deepspeed, code, changes):
     config = with_changes(changes)
     assert code in errors(config)
-    with pytest.raises(Exception):  # AssertionError, ValueError, TypeError, ValidationError, DeepSpeedConfigError ...
+    # AssertionError, ValueError, TypeError, ValidationError, DeepSpeedConfigError ...
+    with pytest.raises(Exception):  # noqa: B017  DeepSpeed has no base class for them
         plain_deepspeed(config)
     mended = corrected(config)
     if not errors(mended) and "D30" not in codes(mended):
@@ -261,7 +262,7 @@ def test_the_tables_of_keys_are_deepspeeds_own():
         assert params == set(getattr(lr_schedules, name).__init__.__code__.co_varnames[2:]) & params, name
 
 
-# --- the command --------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def test_the_exit_code_says_whether_there_are_errors(capsys):
@@ -317,7 +318,7 @@ def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
     assert path.read_text() == (FOREIGN / "with_comments.json").read_text()
 
 
-# --- anything at all ----------------------------------------------------------------------------------------------------
+# --- anything at all --------------------------------------------------------------------------------------------------
 
 words = st.sampled_from(
     sorted(
@@ -374,7 +375,7 @@ BASES = [
 ]
 
 
-NOWHERE = Console(file=open(os.devnull, "w", encoding="utf-8"), highlight=False, width=200)
+NOWHERE = Console(file=open(os.devnull, "w", encoding="utf-8"), highlight=False, width=100, force_terminal=True)
 
 
 def paths(config, prefix=""):
@@ -384,13 +385,18 @@ def paths(config, prefix=""):
             yield from paths(value, f"{prefix}{key}.")
 
 
+PLACES = [st.lists(st.sampled_from(sorted(paths(base))), min_size=1, max_size=4) for base in BASES]
+WHICH = st.integers(0, len(BASES) - 1)
+
+
 @st.composite
 def broken_configs(draw):
     """Any object, or a real file with anything at all in a few of its places."""
     if draw(st.integers(0, 3)) == 0:
         return draw(st.dictionaries(words, values, max_size=6))
-    config = copy.deepcopy(draw(st.sampled_from(BASES)))
-    for path in draw(st.lists(st.sampled_from(sorted(paths(config))), min_size=1, max_size=4)):
+    which = draw(WHICH)
+    config = copy.deepcopy(BASES[which])
+    for path in draw(PLACES[which]):
         try:
             put(config, path, draw(values))
         except ConfigError:

@@ -238,7 +238,7 @@ def test_reading_leaves_the_callers_object_alone_and_the_plan_is_plain_data():
     assert json.loads(json.dumps(plan.as_dict()))["global_batch"] == 256
 
 
-# --- --set --------------------------------------------------------------------------------------------------------------
+# --- --set ------------------------------------------------------------------------------------------------------------
 
 
 def test_settings_put_values_at_key_paths_and_derive_what_depends_on_them():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,8 +15,9 @@ from lbsgd.units import counted
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table
+    from rich.text import Text
 
+INDENT = 2
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -84,8 +86,8 @@ def print_inspection(inspection: Inspection, console: Console) -> None:
     console.print(Text.assemble(*heading), soft_wrap=True)
     for change in inspection.fixed:
         console.print(Text.assemble("    ", ("fixed    ", "green"), plain(change)), soft_wrap=True)
-    if inspection.findings:
-        console.print(table(inspection.findings))
+    for finding in inspection.findings:
+        console.print(lines_of(finding, console.width if console.is_terminal else None), soft_wrap=True)
 
 
 def verdict(inspection: Inspection) -> tuple[str, str]:
@@ -99,20 +101,27 @@ def plain(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def table(findings: Sequence[Finding]) -> Table:
-    """Return a table: severity and code on the left; key, message and fix on the right.
+def lines_of(finding: Finding, width: int | None) -> Text:
+    """Return a finding as lines: severity and code on the left; key, message and fix on the right.
 
-    Every cell is a Text, because a file's words may look like rich's markup.
+    They are wrapped at a terminal's width, and not at all for a file or a pipe (None). Everything is a Text, because a
+    file's words may look like rich's markup.
     """
-    from rich.table import Table
     from rich.text import Text
 
-    grid = Table.grid(padding=(0, 2))
-    for width in (2, 7, 3, None):
-        grid.add_column(width=width)
-    for finding in findings:
-        words = Text.assemble(
-            (plain(finding.key), "bold"), f" {plain(finding.message)}\n", ("-> ", "green"), plain(finding.fix)
-        )
-        grid.add_row(Text(), Text(finding.severity, STYLES[finding.severity]), Text(finding.code), words)
-    return grid
+    severity, code, key = f"{finding.severity:7}  ", f"{finding.code}  ", plain(finding.key)
+    indent = " " * (INDENT + len(severity) + len(code))
+    words = hanging(f"{key} {plain(finding.message)}", indent, width)
+    fix = hanging(f"-> {plain(finding.fix)}", indent, width)
+    text = Text.assemble(" " * INDENT, (severity, STYLES[finding.severity]), code, words, f"\n{indent}", fix)
+    text.stylize("bold", len(indent), len(indent) + len(key))
+    start = len(text) - len(fix)
+    text.stylize("green", start, start + len("->"))
+    return text
+
+
+def hanging(text: str, indent: str, width: int | None) -> str:
+    """Return a text whose lines after the first begin with the indent, none longer than the width."""
+    if width is None:
+        return text
+    return f"\n{indent}".join(textwrap.wrap(text, max(20, width - len(indent))))

@@ -102,7 +102,7 @@ def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int) -> int:
 
 
 def in_order(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON with its keys in the template's order, other precisions in fp16's place, and the block in `Recipe`'s."""
+    """Return a JSON with its keys in the order of the template, and those of the block in the order of `Recipe`."""
     order, fields = list(template(1, 1, 1, 1)), list(Recipe.model_fields)
     config["lbsgd"] = dict(sorted(config["lbsgd"].items(), key=lambda item: fields.index(item[0])))
     return dict(sorted(config.items(), key=lambda item: order.index(item[0] if item[0] in order else "fp16")))

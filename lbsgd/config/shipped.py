@@ -123,7 +123,7 @@ GRID = (
 
 
 def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> None:
-    """Write every file of the grid, as `write` makes it from arguments of `lbsgd config`, and the README beside them."""
+    """Write every file of the grid, as `write` makes it from arguments of `lbsgd config`, and the README."""
     for shipped in GRID:
         path = folder / f"{shipped.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,8 +175,8 @@ README = """\
 Every file is a complete DeepSpeed JSON. The explicit numbers stand in DeepSpeed's own blocks, the intent in an `lbsgd`
 block that plain DeepSpeed ignores. The files are for ResNet-50 on ImageNet's 1,281,167 images; on other data, and with
 flags such as `--global_batch` or `--set`, lbsgd derives the numbers again and prints the changes. The error is the
-paper's: mean ± standard deviation of 5 runs, each the median of its last 5 epochs. Nobody has trained ImageNet with this
-repository yet.
+paper's: mean ± standard deviation of 5 runs, each the median of its last 5 epochs. Nobody has trained ImageNet with
+this repository yet.
 
 k is the number of workers, each of which normalises n = 32 images, whatever the number of GPUs: any divisor of k will
 do. In fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast over float32 weights.

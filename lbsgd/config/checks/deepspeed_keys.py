@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import lru_cache
 
 from lbsgd.config.checks.deepspeed_tables import (
     LAX_BLOCKS,
@@ -20,12 +21,13 @@ from lbsgd.config.keypath import shown
 BLOCKS = (*STRICT_BLOCKS, *LAX_BLOCKS, "torch_autocast", "lbsgd")
 
 
-def similar(key: str, known: Iterable[str]) -> str | None:
+@lru_cache(maxsize=1024)
+def similar(key: str, known: frozenset[str]) -> str | None:
     """Return the known word that resembles a key most, if any does."""
     return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.8)), None)
 
 
-def nearest(key: str, known: Iterable[str]) -> str:
+def nearest(key: str, known: frozenset[str]) -> str:
     """Return the fix for an unknown word."""
     near = similar(key, known)
     return f"did you mean {near}?" if near else "delete it"

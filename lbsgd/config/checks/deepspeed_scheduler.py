@@ -47,7 +47,9 @@ def unknown_scheduler(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
     known = isinstance(kind, str) and kind in OWN_SCHEDULERS.keys() | TORCH_SCHEDULERS | {"auto"}
     if kind is not None and not known:
-        yield Hit(TYPE, f"is {shown(kind)}, which DeepSpeed does not know", nearest(str(kind), OWN_SCHEDULERS))
+        yield Hit(
+            TYPE, f"is {shown(kind)}, which DeepSpeed does not know", nearest(str(kind), frozenset(OWN_SCHEDULERS))
+        )
 
 
 @rule(
@@ -56,7 +58,7 @@ def unknown_scheduler(json: Document) -> Iterator[Hit]:
     plain="error",
     why="ZeRO, fp16 and bf16 wrap the optimizer in a class that torch's schedulers do not accept: they raise a "
     "TypeError.",
-    fix="build it in your program, from a callable: lr_scheduler=lambda optimizer: ...",
+    fix="build it in your program from a callable, such as lr_scheduler=lambda optimizer: StepLR(optimizer, 30)",
     example={"bf16": {"enabled": True}, "scheduler": {"type": "StepLR", "params": {"step_size": 30}}},
 )
 def torch_scheduler_on_wrapped_optimizer(json: Document) -> Iterator[Hit]:

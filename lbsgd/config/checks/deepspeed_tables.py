@@ -33,8 +33,9 @@ _STRICT = {
     "bf16": "enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads bf16_optimizer_states",
     "zero_optimization": """stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce
         allgather_partitions allgather_bucket_size overlap_comm compute_grad_norm load_from_fp32_weights
-        elastic_checkpoint offload_param offload_optimizer zenflow sub_group_size cpu_offload_param cpu_offload_use_pin_memory cpu_offload
-        prefetch_bucket_size stage3_prefetch_bucket_size param_persistence_threshold stage3_param_persistence_threshold
+        elastic_checkpoint offload_param offload_optimizer zenflow sub_group_size cpu_offload_param
+        cpu_offload_use_pin_memory cpu_offload prefetch_bucket_size
+        stage3_prefetch_bucket_size param_persistence_threshold stage3_param_persistence_threshold
         model_persistence_threshold stage3_model_persistence_threshold max_live_parameters stage3_max_live_parameters
         max_reuse_distance stage3_max_reuse_distance gather_16bit_weights_on_model_save
         stage3_gather_16bit_weights_on_model_save module_granularity_threshold stage3_module_granularity_threshold

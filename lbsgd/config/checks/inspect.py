@@ -96,7 +96,7 @@ def inspect_unstrict(file: str, error: ConfigError) -> Inspection:
 
 
 def read_hjson(file: str) -> dict[str, Any] | None:
-    """Return the object in an Hjson file, None where there is none or where hjson, which DeepSpeed brings, is missing."""
+    """Return the object in an Hjson file; None where there is none, or hjson, which DeepSpeed brings, is missing."""
     try:
         import hjson
 

@@ -14,7 +14,7 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True)
 class Hit:
-    """One place where a rule is broken. The rule adds code and severity, and its fix where the hit has none of its own."""
+    """One place where a rule is broken; the rule adds code and severity, and its own fix where the hit has none."""
 
     key: str
     message: str
