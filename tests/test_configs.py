@@ -1,4 +1,4 @@
-"""ds_configs as a product: every file is what `lbsgd config` writes, says the paper's numbers, and costs what the paper says."""
+"""ds_configs: every file is what `lbsgd config` writes, has the paper's numbers, and costs what the paper says."""
 
 import json
 from pathlib import Path

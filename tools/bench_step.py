@@ -26,7 +26,8 @@ from torch.nn import functional as F
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.resnet import resnet
 from lbsgd.algorithm.sgd import decay_groups
-from lbsgd.config.json_file import Overrides, read_json
+from lbsgd.config.json_file import read_json
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import open_data
 from lbsgd.data.fake import FakeImages

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lbsgd.config.json_file import Overrides
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import ImageNetData, data_folder, open_data
 from lbsgd.errors import LbsgdError

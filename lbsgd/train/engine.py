@@ -33,7 +33,7 @@ from torch.distributed import PrefixStore
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.schedule import Schedule, learning_rate
-from lbsgd.config.json_file import Overrides
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.environment import Processes, free_port
