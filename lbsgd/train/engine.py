@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -37,7 +36,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.environment import Processes, free_port
-from lbsgd.train.optimizer import build_optimizer
+from lbsgd.train.inputs import build_optimizer, deepspeed_config
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 
@@ -178,13 +177,6 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.
         engine.enable_backward_allreduce = plan.world_size > 1
     return engine, scheduler
-
-
-def deepspeed_config(plan: Plan) -> dict[str, Any]:
-    """Return the JSON for DeepSpeed: without our block, and without the lines that lbsgd prints itself."""
-    config = {key: value for key, value in plan.config.items() if key not in ("lbsgd", "steps_per_print")}
-    # Its throughput timer waits for the GPU at every pass.
-    return {"timers": {"throughput": {"enabled": False}}, **config}
 
 
 def require_precision(precision: str) -> None:
