@@ -222,27 +222,6 @@ def full_momentum(engine, parameter) -> torch.Tensor:
     return torch.zeros_like(parameter) if momentum is None else momentum
 
 
-def allocate_momentum(engine, last_lr: float | None) -> None:
-    """Give the optimizer the state it has after its first step, with zeros: ZeRO has none to write into before."""
-    sgd = engine.basic_optimizer
-    for group in sgd.param_groups:
-        for parameter in group["params"]:
-            sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            if last_lr is not None:
-                sgd.state[parameter]["last_lr"] = last_lr
-    link_momentum(engine)
-
-
-def link_momentum(engine) -> None:
-    """Let DeepSpeed's accessors find the momentum of every group.
-
-    DeepSpeed links all groups after the first group's first step, when the others have no momentum yet.
-    """
-    if engine.zero_optimization():
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
 def set_momentum(engine, parameter, value: torch.Tensor) -> None:
     """Set a parameter's momentum, which `allocate_momentum` has made room for."""
     if engine.zero_optimization():
