@@ -16,11 +16,8 @@ from lbsgd.data.beton import (
     INT_FIELD,
     LABEL,
     BetonFile,
-    Manifest,
-    Split,
-    data_folder,
-    open_data,
 )
+from lbsgd.data.folder import Manifest, Split, data_folder, open_data
 from lbsgd.errors import DataError
 
 
@@ -219,5 +216,5 @@ def test_the_data_folder_is_the_flag_else_the_environment_else_the_default(monke
 
 
 def test_reading_a_data_folder_imports_neither_torch_nor_ffcv():
-    code = "import sys, lbsgd.data.beton, lbsgd.algorithm.shuffle; sys.exit(any(name in sys.modules for name in ('torch', 'ffcv')))"
+    code = "import sys, lbsgd.data.folder, lbsgd.algorithm.shuffle; sys.exit(any(name in sys.modules for name in ('torch', 'ffcv')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

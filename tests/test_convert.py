@@ -27,7 +27,8 @@ from lbsgd.convert.image import COPIED, ENCODED, PIXELS, Settings, plain_size, s
 from lbsgd.convert.process_pool import with_room
 from lbsgd.convert.sources import find_source
 from lbsgd.convert.verify import verify
-from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.folder import open_data
 from lbsgd.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent

@@ -20,9 +20,10 @@ from PIL import Image
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 from lbsgd.convert.convert import convert
-from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.data.beton import BetonFile
 from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
 from lbsgd.data.ffcv_loader import EvalLoader, SharedShuffleOrder, TrainLoader
+from lbsgd.data.folder import open_data
 from lbsgd.data.read_ahead import ReadAhead, Source, read_whole
 from lbsgd.errors import ConfigError, DataError
 

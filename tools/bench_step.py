@@ -28,8 +28,8 @@ from lbsgd.algorithm.resnet import resnet
 from lbsgd.algorithm.sgd import decay_groups
 from lbsgd.config.json_file import Overrides, read_json
 from lbsgd.config.plan import Plan
-from lbsgd.data.beton import open_data
 from lbsgd.data.fake import FakeImages
+from lbsgd.data.folder import open_data
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.launcher import Processes
 from lbsgd.train.engine import initialize, memory_format, start_processes

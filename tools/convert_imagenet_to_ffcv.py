@@ -11,7 +11,7 @@ import os
 import sys
 from pathlib import Path
 
-from lbsgd.data.beton import data_folder
+from lbsgd.data.folder import data_folder
 from lbsgd.errors import ConfigError, LbsgdError, print_error
 
 VERIFYING = ("data_dir", "source", "num_workers", "verify")  # the flags that --verify goes with

@@ -24,7 +24,8 @@ from lbsgd.convert.image import Settings, stored_image
 from lbsgd.convert.process_pool import Workers, checked_workers, with_room
 from lbsgd.convert.progress import Meter
 from lbsgd.convert.sources import SPLITS, Files, Images, find_source
-from lbsgd.data.beton import CONVERT, JPEG, BetonFile, ImageNetData, Manifest, Split, open_data
+from lbsgd.data.beton import CONVERT, JPEG, BetonFile
+from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
 from lbsgd.errors import DataError
 
 

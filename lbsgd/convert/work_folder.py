@@ -22,7 +22,8 @@ from pathlib import Path
 from lbsgd.convert import image as jpeg
 from lbsgd.convert.image import Settings
 from lbsgd.convert.sources import SPLITS, Source
-from lbsgd.data.beton import BetonFile, Manifest, Split
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.folder import Manifest, Split
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError, Stopped
 

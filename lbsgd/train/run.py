@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.data.beton import ImageNetData, data_folder, open_data
+from lbsgd.data.folder import ImageNetData, data_folder, open_data
 from lbsgd.errors import ConfigError, LbsgdError, print_error
 from lbsgd.processes.launcher import Processes, end_with_error, end_with_launcher, launchers, require_hosts
 
