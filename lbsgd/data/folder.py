@@ -17,7 +17,7 @@ from lbsgd.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """What the manifest says of one file."""
+    """The manifest's description of one file."""
 
     num_images: int
     num_bytes: int
@@ -30,10 +30,11 @@ class Split:
 
 @dataclass(frozen=True)
 class Manifest:
-    """manifest.json, written last: where it stands, the two files beside it are complete, and these.
+    """manifest.json. The converter writes it last, so the two files that it describes are complete.
 
-    settings are the converter's; libraries the versions of what decoded and encoded; skipped names the images that could
-    not be decoded, by split, where the converter was told to leave them out; stored counts how the others are kept.
+    settings are the converter's, libraries the versions of the libraries that decoded and encoded. stored counts the
+    images of each split by the way they are kept; skipped names those that could not be decoded, if the converter was
+    told to leave them out.
     """
 
     classes: list[str]
@@ -42,19 +43,19 @@ class Manifest:
     source: str
     settings: dict[str, object]
     converter_version: int
-    listing: str = ""  # digest of the source's names, labels and sizes
-    images_per_class: dict[str, list[int]] = field(default_factory=dict)  # by split; images come class by class
+    listing: str = ""  # digest of names, labels and sizes of the source
+    images_per_class: dict[str, list[int]] = field(default_factory=dict)  # by split; images lie class by class
     libraries: dict[str, str] = field(default_factory=dict)
     stored: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Writes the manifest so that a reader finds all of it or none, even after a power failure."""
+        """Write the manifest so that a reader finds all of it or nothing, even after a power failure."""
         replace_file(path, json.dumps(asdict(self), indent=1).encode())
         to_disk(path.parent)
 
     def first_wrong_label(self, beton: BetonFile) -> int | None:
-        """The first image of train.beton or val.beton whose label is not that of its place among the classes."""
+        """Return the first image of train.beton or val.beton whose label contradicts images_per_class."""
         counts = self.images_per_class.get(beton.path.stem, [])
         if sum(counts) != beton.num_images:
             return None
@@ -63,6 +64,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
+        """Read a manifest. Raise DataError for a file that is none."""
         try:
             content = json.loads(path.read_text())
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
@@ -76,7 +78,7 @@ class Manifest:
 
 @dataclass(frozen=True, eq=False)
 class ImageNetData:
-    """A verified data folder: the two files agree with each other and with the manifest, if there is one."""
+    """A verified data folder: both files agree with each other, and with the manifest if there is one."""
 
     train: BetonFile
     val: BetonFile
@@ -86,15 +88,15 @@ class ImageNetData:
 
 
 def data_folder(flag: str | None) -> Path:
-    """The data folder: --data_dir, else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv."""
+    """Return the data folder: --data_dir, else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv."""
     return Path(flag or os.environ.get("IMAGENET_FFCV_DIR") or "data/imagenet_ffcv")
 
 
 def open_data(data_dir: str | os.PathLike) -> ImageNetData:
-    """Opens train.beton and val.beton and verifies that they belong together. Raises DataError.
+    """Open train.beton and val.beton and verify that they belong together. Raise DataError if they do not.
 
-    With the converter's manifest, the class count, both image counts, sizes and fingerprints come from it. Files that
-    were made by other means have none: their classes are 0 ... the highest label of the training images.
+    The converter's manifest names the classes, and the number of images, the size and the fingerprint of both files.
+    Files from elsewhere have no manifest: their classes are 0 ... the highest label of the training images.
     """
     folder = Path(data_dir)
     missing = [name for name in ("train.beton", "val.beton") if not (folder / name).is_file()]
@@ -119,19 +121,22 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
 def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> None:
     for beton, expected in ((train, manifest.train), (val, manifest.val)):
         found = Split.of(beton)
-        if found != expected:
-            if (index := manifest.first_wrong_label(beton)) is not None:
-                raise DataError(
-                    f"{beton.path}: image {index} has label {beton.labels[index]}, and manifest.json beside it "
-                    f"says another; copy both from one folder, or make them again with: "
-                    f"{CONVERT.format(beton.path.parent)} --overwrite"
-                )
+        if found == expected:
+            continue
+        if (index := manifest.first_wrong_label(beton)) is not None:
             raise DataError(
-                f"{beton.path} is not the file that manifest.json beside it was written for: it has "
-                f"{found.num_images:,} images, {found.num_bytes:,} bytes and fingerprint "
-                f"{found.fingerprint:.8}, the manifest says {expected.num_images:,}, "
-                f"{expected.num_bytes:,} and {expected.fingerprint:.8}; copy all three from one folder"
+                f"{beton.path}: image {index} has label {beton.labels[index]}, and manifest.json beside it says "
+                "another; copy both from one folder, or make them again with: "
+                f"{CONVERT.format(beton.path.parent)} --overwrite"
             )
+        raise DataError(
+            f"{beton.path} is not the file that manifest.json beside it was written for: it has {_described(found)}, "
+            f"the manifest says {_described(expected)}; copy all three from one folder"
+        )
+
+
+def _described(split: Split) -> str:
+    return f"{split.num_images:,} images, {split.num_bytes:,} bytes and fingerprint {split.fingerprint:.8}"
 
 
 def _check_labels(beton: BetonFile, num_classes: int) -> None:
