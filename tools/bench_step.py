@@ -30,6 +30,7 @@ from lbsgd.config.json_file import Overrides, read_json
 from lbsgd.config.plan import Plan
 from lbsgd.data.fake import FakeImages
 from lbsgd.data.folder import open_data
+from lbsgd.data.share import Pixels, Share
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.launcher import Processes
 from lbsgd.train.engine import initialize, memory_format, start_processes
@@ -57,6 +58,15 @@ def plan_for(micro_batch, resolution, precision, num_images):
     )
 
 
+def pixels_of(plan, device, dtype=None):
+    return Pixels(
+        resolution=plan.recipe.augmentation.resolution,
+        device=device,
+        dtype=dtype or DTYPES[plan.precision],
+        channels_last=memory_format(device) is torch.channels_last,
+    )
+
+
 def fake_images(plan, device, dtype=None):
     """Seeded images on the device, by default in the plan's precision; one rank takes each global batch in one pass."""
     return FakeImages(
@@ -64,13 +74,9 @@ def fake_images(plan, device, dtype=None):
         1000,
         seed=0,
         global_batch=plan.global_batch,
-        world_size=1,
-        rank=0,
         micro_batch=plan.micro_batch,
-        resolution=plan.recipe.augmentation.resolution,
-        device=device,
-        dtype=dtype or DTYPES[plan.precision],
-        channels_last=memory_format(device) is torch.channels_last,
+        share=Share(),
+        pixels=pixels_of(plan, device, dtype),
     )
 
 
@@ -161,7 +167,7 @@ def compare(table, name, micro_batch, resolution, precision, device, repeats):
 
 def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, repeats, data_dir):
     """A row: the trainer fed with real JPEGs by the FFCV loader, and the share of the time it waited."""
-    from lbsgd.data.ffcv_loader import TrainLoader
+    from lbsgd.data.loaders import TrainLoader
 
     data = open_data(data_dir)
     plan = plan_for(micro_batch, resolution, precision, data.train.num_images)
@@ -171,14 +177,10 @@ def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, r
             data.train,
             seed=0,
             global_batch=micro_batch,
-            world_size=1,
-            rank=0,
             micro_batch=micro_batch,
-            resolution=resolution,
+            share=Share(),
+            pixels=pixels_of(plan, device),
             threads=torch.get_num_threads(),
-            device=device,
-            dtype=DTYPES[plan.precision],
-            channels_last=memory_format(device) is torch.channels_last,
         )
 
     step, trainer = our_step(resnet(name, data.num_classes), plan, load)

@@ -12,7 +12,8 @@ import torch
 from lbsgd.config.json_file import write_json
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.fake import FakeEval, FakeImages
-from lbsgd.data.read_ahead import Source, read_whole
+from lbsgd.data.read_ahead import ReadFrom, read_whole
+from lbsgd.data.share import Pixels, Share
 from lbsgd.errors import CheckpointError, ConfigError, missing_ffcv
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.launcher import from_rank_0
@@ -99,14 +100,13 @@ def num_classes(run: Run) -> int:
 def open_loaders(run: Run, device: torch.device, stack: ExitStack):
     """Training and validation images for this process, on its device, in the model's precision and memory format."""
     plan, processes = run.plan, run.processes
-    share = dict(
-        world_size=plan.world_size,
-        rank=processes.rank,
+    pixels = Pixels(
         resolution=plan.recipe.augmentation.resolution,
         device=device,
         dtype=DTYPES[plan.precision],
         channels_last=memory_format(device) is torch.channels_last,
     )
+    share = dict(share=Share(processes.rank, plan.world_size), pixels=pixels)
     part = dict(seed=plan.recipe.seed, global_batch=plan.global_batch, micro_batch=plan.micro_batch)
     if run.data is None:
         return (
@@ -114,10 +114,7 @@ def open_loaders(run: Run, device: torch.device, stack: ExitStack):
             FakeEval(FAKE_VAL_IMAGES, FAKE_CLASSES, seed=plan.recipe.seed, batch=plan.micro_batch, **share),
         )
     try:
-        from lbsgd.data.ffcv_loader import (
-            EvalLoader,
-            TrainLoader,
-        )  # imports FFCV: four seconds, and not needed for fake data
+        from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: four seconds, not needed for fake data
     except ImportError as error:
         raise missing_ffcv(error) from error
     threads = run.arguments.loader_threads or processes.cores
@@ -146,9 +143,9 @@ def open_loaders(run: Run, device: torch.device, stack: ExitStack):
     )
 
 
-def choose_source(run: Run, file: BetonFile) -> Source:
+def choose_source(run: Run, file: BetonFile) -> ReadFrom:
     """Where the images of a file come from, printed; with --in_memory it is read once by a process of each host."""
-    source = Source.choose(file.path, run.arguments.in_memory)
+    source = ReadFrom.choose(file.path, run.arguments.in_memory)
     if run.speaks:
         print(f"{file.path.stem:15}from {source.kind}: {source.reason}", flush=True)
     if source.kind == "memory" and run.processes.local_rank == 0:
