@@ -337,9 +337,9 @@ def test_the_public_shuffle_leaves_ffcv_and_all_threads_as_they_are():
     """In a process of its own, which has imported nothing of ours before."""
     code = """
 import cv2, numba, torch
-torch.set_num_threads(3), numba.set_num_threads(1), cv2.setNumThreads(5)
+torch.set_num_threads(3), numba.set_num_threads(2), cv2.setNumThreads(5)
 from lbsgd.loader import SharedShuffleOrder
-assert (torch.get_num_threads(), numba.get_num_threads(), cv2.getNumThreads()) == (3, 1, 5)
+assert (torch.get_num_threads(), numba.get_num_threads(), cv2.getNumThreads()) == (3, 2, 5)
 import importlib, inspect
 for module in ("pipeline.compiler", "memory_managers.os_cache", "loader.loader", "loader.epoch_iterator"):
     module = importlib.import_module(f"ffcv.{module}")
@@ -347,9 +347,9 @@ for module in ("pipeline.compiler", "memory_managers.os_cache", "loader.loader",
         if inspect.isclass(owner) and owner.__module__.startswith("ffcv"):
             for name, member in vars(owner).items():
                 member = getattr(member, "__func__", member)
-                assert not inspect.isfunction(member) or member.__module__ == owner.__module__, (owner, name)
+                assert not getattr(member, "__module__", "").startswith("lbsgd"), (owner, name)
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "NUMBA_NUM_THREADS": "4"})
 
 
 def stock_loader(photos, threads):
@@ -361,6 +361,8 @@ def stock_loader(photos, threads):
     return Loader(str(photos.val.path), 7, num_workers=threads, pipelines=pipelines)
 
 
+# A stock Loader changes the hash of a type that Numba has as a key, so Numba cannot tidy up behind it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_stock_loader_beside_ours_behaves_as_stock_and_ours_as_ours(photos, loader):
     with keeping_threads():
         before = np.concatenate([images.copy() for (images,) in stock_loader(photos, threads=1)])

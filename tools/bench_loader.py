@@ -2,8 +2,8 @@
 
     python tools/bench_loader.py DATA [--images N] [--threads N] [--rounds N]
 
-DATA holds train.beton. All contenders crop at random, resize to 224 and flip, in batches of 64. Each is a process of its
-own, and they take turns, so that the ratios count. torchvision and DALI read the same bytes from files. DALI's CPU
+DATA holds train.beton. All contenders crop at random, resize to 224 and flip, in batches of 64. Each is a process of
+its own, and they take turns, so that the ratios count. torchvision and DALI read the same bytes from files. DALI's CPU
 pipeline takes part if it is installed (pip install nvidia-dali-cuda120 nvidia-nvimgcodec-cu12). The bare decoder only
 decodes whole images.
 """
@@ -31,7 +31,7 @@ RESOLUTION, BATCH = 224, 64
 WIDE = 160  # columns, more than the table has
 
 
-# --- the contenders: each opens the data and yields the number of images of one epoch after another --------------------
+# --- the contenders: each opens the data and yields the number of images of each epoch ------------------------------
 
 
 def lbsgd_pixels(data, threads, num_images):
@@ -187,7 +187,7 @@ CONTENDERS = {
 
 
 def contend(pipe, contender, arguments):
-    """Run an epoch whenever asked, in a process of its own; send (images, seconds, CPU seconds, peak memory in bytes)."""
+    """Run an epoch whenever asked, and send (images, seconds, CPU seconds, peak memory in bytes)."""
     epochs = contender(*arguments)
     next(epochs)  # compiles, starts, fills the page cache
     pipe.send("ready")

@@ -39,9 +39,9 @@ def uniform(key, position):
 def random_resized_crop(scale: tuple[float, float], flip: bool) -> Callable:
     """Return the training crop, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip.
 
-    The box covers scale[0] to scale[1] of the area. The logarithm of its aspect ratio is uniform from log 3/4 to log 4/3.
-    If ten tries do not fit into the image, it is the largest central box of such a ratio. With flip, half of the
-    images are mirrored.
+    The box covers scale[0] to scale[1] of the area. The logarithm of its aspect ratio is uniform from log 3/4 to
+    log 4/3. If ten tries do not fit into the image, it is the largest central box of such a ratio. With flip, half of
+    the images are mirrored.
     """
     smallest, area_range = scale[0], scale[1] - scale[0]
     narrowest, log_range = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1] / ASPECT_RATIO[0])
