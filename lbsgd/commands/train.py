@@ -16,7 +16,7 @@ import psutil
 from lbsgd.commands.flag_types import interval, natural, positive
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.data.beton import ImageNetData, data_folder, open_data
+from lbsgd.data.folder import ImageNetData, data_folder, open_data
 from lbsgd.errors import LbsgdError
 from lbsgd.processes.ending import end_before_joining, end_with_error
 from lbsgd.processes.environment import Processes
