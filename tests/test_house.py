@@ -1,4 +1,4 @@
-"""The house: which folder may import which, read from the code itself; nothing points upwards, and nothing goes in a circle."""
+"""The house: which folder may import which, read from the code itself; no import points upwards or goes in a circle."""
 
 import ast
 from pathlib import Path

@@ -123,7 +123,7 @@ class FakeImageSource:
 
     def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
         common: dict[str, Any] = dict(seed=plan.recipe.seed, share=share_of(plan, processes), pixels=pixels)
-        cut = dict(global_batch=plan.global_batch, micro_batch=plan.micro_batch)
+        cut: dict[str, Any] = dict(global_batch=plan.global_batch, micro_batch=plan.micro_batch)
         return Images(
             FakeImages(plan.num_images, self.num_classes, **cut, **common),
             FakeEval(FAKE_VAL_IMAGES, self.num_classes, batch=plan.micro_batch, **common),
