@@ -28,7 +28,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 from pydantic import ValidationError
-from torch.distributed import PrefixStore
+from torch.distributed import PrefixStore, Store
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.schedule import Schedule, learning_rate
@@ -72,7 +72,7 @@ class LinearScalingWarmupLR(WarmupLR):
         self.step(state["last_batch_iteration"])
 
 
-def start_processes(timeout_seconds: float = 600, store: PrefixStore | None = None) -> Processes:
+def start_processes(timeout_seconds: float = 600, store: Store | None = None) -> Processes:
     """Join the processes of this run, a single one if no launcher started us, without compiling anything.
 
     store              where the processes have met already; by default they meet at MASTER_ADDR:MASTER_PORT

@@ -77,9 +77,7 @@ def meet(launch: Launch, guard: Guard) -> Processes:
         guard.follow(peers)
         peers.agree(dict(launch.facts))
     # A connection of its own: a wait for another process in torch's calls would hold up the threads that watch.
-    # torch's stubs leave `clone` out.
-    store = peers.store.clone() if peers else None  # type: ignore[attr-defined]
-    return start_processes(launch.hang_timeout + COLLECTIVE_SECONDS, store)
+    return start_processes(launch.hang_timeout + COLLECTIVE_SECONDS, peers.own_connection() if peers else None)
 
 
 def limit_threads(processes: Processes) -> None:
