@@ -321,7 +321,8 @@ def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
 # --- anything at all --------------------------------------------------------------------------------------------------
 
 OTHER_WORDS = """type params lr stage enabled warmup_type warmup_num_steps epochs num_images warmup kind
-    linear_scaling base_lr base_batch rule batch_norm per_worker_batch device dtype SGD WarmupLR auto linear gradual none a.b""".split()
+    linear_scaling base_lr base_batch rule batch_norm per_worker_batch device dtype SGD WarmupLR auto linear
+    gradual none a.b""".split()
 words = st.sampled_from(
     sorted(
         deepspeed_tables.TOP_LEVEL_KEYS
