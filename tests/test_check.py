@@ -201,7 +201,7 @@ def test_deepspeed_refuses_what_is_called_an_error(plain_deepspeed, code, change
     with pytest.raises(Exception):  # noqa: B017  DeepSpeed has no base class for them
         plain_deepspeed(config)
     mended = corrected(config)
-    if not errors(mended) and "D30" not in codes(mended):
+    if not errors(mended) and get(mended, "optimizer.type") == "SGD":  # DeepSpeed would compile its own Adam
         plain_deepspeed(mended)
 
 
@@ -320,6 +320,9 @@ def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
 
 # --- anything at all --------------------------------------------------------------------------------------------------
 
+OTHER_WORDS = """type params lr stage enabled warmup_type warmup_num_steps epochs num_images warmup kind
+    linear_scaling base_lr base_batch rule batch_norm per_worker_batch device dtype SGD WarmupLR auto linear
+    gradual none a.b""".split()
 words = st.sampled_from(
     sorted(
         deepspeed_tables.TOP_LEVEL_KEYS
@@ -327,36 +330,7 @@ words = st.sampled_from(
         | deepspeed_tables.STRICT_BLOCKS["zero_optimization"]
         | deepspeed_tables.STRICT_BLOCKS["fp16"]
         | set(EXPECTED)
-        | {
-            "type",
-            "params",
-            "lr",
-            "stage",
-            "enabled",
-            "warmup_type",
-            "warmup_num_steps",
-            "epochs",
-            "num_images",
-            "warmup",
-            "kind",
-            "linear_scaling",
-            "base_lr",
-            "base_batch",
-            "rule",
-            "batch_norm",
-            "per_worker_batch",
-            "device",
-            "dtype",
-            "SGD",
-            "WarmupLR",
-            "",
-            "auto",
-            "linear",
-            "gradual",
-            "none",
-            "a.b",
-            "é\n",
-        }
+        | {*OTHER_WORDS, "", "é\n"}
     )
 )
 leaves = st.one_of(

@@ -47,7 +47,7 @@ def key_of(complaint: Mapping[str, Any]) -> str:
     "an unknown key in the lbsgd block",
     lbsgd="error",
     why="A misspelt key would otherwise leave its default in place without a word.",
-    fix="see the README for the keys of the lbsgd block",
+    fix="see the documentation for the keys of the lbsgd block",
     example={"lbsgd": {"warmup": {"epoch": 5}}},
 )
 def unknown_block_key(complaints: Complaints) -> Iterator[Hit]:

@@ -45,7 +45,7 @@ def unscaled_learning_rate(json: Document) -> Iterator[Hit]:
     "D52",
     "a large minibatch without warmup",
     plain="note",
-    why="The full learning rate of a large minibatch diverges or harms in the first epochs, while the network "
+    why="The full learning rate of a large minibatch is too large for the first epochs, in which the network "
     "changes fast. Without warmup the paper lost 1.1 points at 8192 images (Table 1).",
     fix="WarmupLR, linear, over 5 epochs, unless your program has a schedule",
     example={"train_batch_size": 8192, "optimizer": {"type": "SGD", "params": {"lr": 3.2}}},

@@ -111,7 +111,7 @@ def large_bucket(json: Document) -> Iterator[Hit]:
     lbsgd="note",
     plain="note",
     why="With overlap_comm DeepSpeed reduces a full bucket while the GPU computes the gradients of earlier "
-    "layers; the paper hides most of the communication so (Sec. 4).",
+    "layers; this is how the paper hides most of its communication (Sec. 4).",
     fix="set it to true, with a small reduce_bucket_size",
     example={"zero_optimization": {"overlap_comm": False}},
 )

@@ -150,7 +150,7 @@ def gamma_one(planned: Planned) -> Iterator[Hit]:
     "batch norm over all processes",
     lbsgd="warning",
     why="The images that batch norm sees together are part of the loss function (Sec. 2.3). Over all processes "
-    "they depend on the hardware, and the linear rule compares another function at every size.",
+    "they depend on the hardware, so runs on different numbers of GPUs minimise different functions.",
     fix='use "worker" unless you compare',
     example={"lbsgd": {"batch_norm": {"scope": "all"}}},
 )

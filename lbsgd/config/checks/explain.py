@@ -78,7 +78,7 @@ def entry(rule: Rule[Any]) -> str:
     """Return the entry of one rule: what it finds, why it hurts, an example, the fix."""
     on = f" On {rule.processes} processes:" if rule.processes > 1 else ""
     text = rule.example if isinstance(rule.example, str) else json.dumps(rule.example)
-    said = f"{rule.title[0].upper()}{rule.title[1:]}: {severities(rule)}."
+    said = f"*{rule.title}* ({severities(rule)})"
     return "\n".join(
         [f"### {rule.code}", "", said, "", rule.why + on, "", "```json", text, "```", "", f"Fix: {rule.fix}.", ""]
     )
