@@ -6,10 +6,9 @@ it with the numbers in DeepSpeed's own blocks.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from typing_extensions import Self
 
 from lbsgd.algorithm.choices import MomentumForm, Scope, Statistics
 from lbsgd.algorithm.schedule import ScalingRule, WarmupKind
