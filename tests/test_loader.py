@@ -347,7 +347,7 @@ for module in ("pipeline.compiler", "memory_managers.os_cache", "loader.loader",
         if inspect.isclass(owner) and owner.__module__.startswith("ffcv"):
             for name, member in vars(owner).items():
                 member = getattr(member, "__func__", member)
-                assert not getattr(member, "__module__", "").startswith("lbsgd"), (owner, name)
+                assert not (getattr(member, "__module__", "") or "").startswith("lbsgd"), (owner, name)
 """
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "NUMBA_NUM_THREADS": "4"})
 
