@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from lbsgd.commands.config import add_settings
-from lbsgd.commands.flag_types import positive, quantity
+from lbsgd.commands.flag_types import add_settings, positive, quantity
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

@@ -185,5 +185,5 @@ def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
 def describe(path: Path) -> dict[str, Any]:
     """Return a file's entry in the manifest, from what is on the disk."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

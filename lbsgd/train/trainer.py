@@ -28,7 +28,7 @@ NEVER = 2**62  # later than any iteration
 
 
 class Watcher(Protocol):
-    """What the trainer tells its position to, and is told to stop by; `processes.guard.Guard` is such."""
+    """Receives the trainer's position and asks it to stop; `processes.guard.Guard` implements it."""
 
     stop_requested: str | None
     nothing_to_save: bool
@@ -38,7 +38,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class BeforeUpdate:
-    """What a checkpoint needs of the moment before an iteration that is given up in its middle."""
+    """The state before an iteration, for a checkpoint if the iteration is given up in its middle."""
 
     sums: torch.Tensor
     random: dict[str, torch.Tensor]
@@ -108,18 +108,13 @@ class Trainer:
 
     def update(self, batches: Iterator[Batch]) -> None:
         """Make one update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
-        before = self.before_update()
-        for number in range(self.plan.accumulation_steps):
-            self.guard.alive(f"iteration {self.iteration}, pass {number}")
-            batch = self.clock.next_of(batches)
-            self.guard.nothing_to_save = False
+        for batch in self.passes(batches):
             # Remark 3, normalised by kn: the loss is a mean over the micro batch; backward divides it by the number of
             # passes, and aggregation takes the mean over the processes, which all hold equally many images.
             loss, counts = self.task.loss(self.engine, batch)
             self.engine.backward(loss)
             self.note(loss.detach(), counts)
             step(self.engine)  # moves the weights in the last pass only
-            self.after_pass(self.plan.accumulation_steps - 1 - number, before)
 
     def note(self, loss: torch.Tensor, counts) -> None:
         """Add one pass to the totals, and remember the first iteration whose loss is not a number."""
@@ -127,6 +122,16 @@ class Trainer:
         self.first_bad = torch.where(loss.isfinite(), self.first_bad, self.first_bad.clamp(max=self.iteration))
 
     # --- what stands beside it: stopping and saving -------------------------------------------------------------------
+
+    def passes(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches of one update; after each pass see whether the processes agree to stop or to save."""
+        before = self.before_update()
+        for number in range(self.plan.accumulation_steps):
+            self.guard.alive(f"iteration {self.iteration}, pass {number}")
+            batch = self.clock.next_of(batches)
+            self.guard.nothing_to_save = False
+            yield batch
+            self.after_pass(self.plan.accumulation_steps - 1 - number, before)
 
     def start_epoch(self) -> None:
         self.totals = Totals(self.engine.device, len(self.task.counts))
