@@ -236,7 +236,7 @@ def require_kept(config: dict, values: dict[str, Any]) -> None:
 
 def meaning(config: dict) -> Any:
     """What a file's purpose speaks of: the update and its schedule, not the data's order nor the hardware."""
-    block = {key: value for key, value in config["lbsgd"].items() if key not in (*PROSE, "seed")}
+    block = {key: value for key, value in config["lbsgd"].items() if key not in (*PROSE, "seed", "aggregation")}
     return block, config["train_batch_size"], config["optimizer"]
 
 

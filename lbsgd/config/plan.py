@@ -15,6 +15,7 @@ from lbsgd.algorithm.schedule import Schedule
 from lbsgd.config.checks import consistency as check
 from lbsgd.config.checks.deviations import deviation_findings
 from lbsgd.config.checks.lbsgd_json import deepspeed_findings
+from lbsgd.config.checks.rerouted import rerouted_findings
 from lbsgd.config.json_file import (
     PROSE,
     Overrides,
@@ -77,6 +78,7 @@ class Plan:
             *deepspeed_findings(config),
             *check.recipe_findings(config, recipe),
             *deviation_findings(config, recipe),
+            *rerouted_findings(config, recipe),
         ]
         refuse(where, findings)
         refuse(
@@ -162,7 +164,7 @@ class Plan:
             for key in ("lr", "momentum", "nesterov", "weight_decay")
         }
         return {
-            "recipe": self.recipe.model_dump(exclude=set(PROSE)),
+            "recipe": self.recipe.model_dump(exclude={*PROSE, "aggregation"}),
             "global_batch": self.global_batch,
             "optimizer": numbers,
         }

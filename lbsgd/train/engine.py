@@ -37,6 +37,7 @@ from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.launcher import Processes, free_port
+from lbsgd.train.aggregation import aggregates, attach
 from lbsgd.train.optimizer import build_optimizer
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
@@ -151,6 +152,7 @@ def initialize(
     norm = plan.recipe.batch_norm
     convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope)
     engine, scheduler = deepspeed_engine(model, plan)
+    attach(engine, plan)
     engine.module.register_forward_pre_hook(
         lambda module, _: scheduler.step(engine.global_steps) if module.training else None
     )
@@ -183,6 +185,8 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
     """Return the JSON for DeepSpeed: without our block, and without the lines that lbsgd prints itself."""
     config = {key: value for key, value in plan.config.items() if key not in ("lbsgd", "steps_per_print")}
+    if aggregates(plan):  # ZeRO would reduce in its own hooks, before ours
+        config["zero_optimization"] = {**config.get("zero_optimization", {}), "overlap_comm": False}
     # Its throughput timer waits for the GPU at every pass.
     return {"timers": {"throughput": {"enabled": False}}, **config}
 

@@ -13,6 +13,7 @@ from lbsgd.config.checks.consistency import DELETE, Finding
 from lbsgd.config.checks.deviations import deviation_findings
 from lbsgd.config.checks.lbsgd_json import deepspeed_findings
 from lbsgd.config.checks.plain_deepspeed import foreign_findings
+from lbsgd.config.checks.rerouted import rerouted_findings
 from lbsgd.config.json_file import differences, put, read_json, recipe_or_findings, write_json
 from lbsgd.errors import ConfigError
 from lbsgd.units import counted
@@ -68,6 +69,7 @@ def our_findings(config: dict) -> list[Finding]:
     if recipe is None or any(finding.code == "D04" for finding in found):
         return found
     found += [*check.recipe_findings(config, recipe), *deviation_findings(config, recipe)]
+    found += rerouted_findings(config, recipe)
     return found + list(
         check.fit_findings(recipe, config["train_batch_size"], config["train_micro_batch_size_per_gpu"], 1)
     )
