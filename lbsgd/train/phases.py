@@ -52,9 +52,7 @@ def phases_of(choice: Choice, placement: Placement, device: torch.device, diviso
     middle = ALGORITHMS[choice.between](between, groups(columns, rank, timeout), rank)
     if len(inside) == 1:
         return [between_servers(middle, divisor)]
-    first, last = (
-        ALGORITHMS[choice.inside](inside, groups(placement.servers, rank, timeout), rank) for _ in range(2)
-    )
+    first, last = (ALGORITHMS[choice.inside](inside, groups(placement.servers, rank, timeout), rank) for _ in range(2))
 
     def scatter(job: Job) -> None:
         job.share = first.reduce_scatter(job.buffer)

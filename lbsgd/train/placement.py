@@ -23,7 +23,9 @@ class Placement:
         """Learn from all processes where they run; all of them must call it."""
         names: list[str] = [""] * dist.get_world_size()
         dist.all_gather_object(names, host_name())
-        ranks = {name: tuple(rank for rank, other in enumerate(names) if other == name) for name in dict.fromkeys(names)}
+        ranks = {
+            name: tuple(rank for rank, other in enumerate(names) if other == name) for name in dict.fromkeys(names)
+        }
         return cls(tuple(ranks.values()))
 
     @property

@@ -27,7 +27,10 @@ def rerouted_findings(config: dict[str, Any], recipe: Recipe) -> Iterator[Findin
     own = OWN_TYPES["fp16" if get(config, "fp16.enabled", False) is True else "fp32"]
     yield from of_another_type(config, "data_types.grad_accum_dtype", own, "D60", "adds gradients up in another place")
     yield from of_another_type(config, "communication_data_type", own, "D61", "sends gradients in another precision")
-    if get(config, "zero_optimization.stage", 0) == 1 and get(config, "zero_optimization.contiguous_gradients") is False:
+    if (
+        get(config, "zero_optimization.stage", 0) == 1
+        and get(config, "zero_optimization.contiguous_gradients") is False
+    ):
         yield finding("D62", "zero_optimization.contiguous_gradients", "is false, and ZeRO-1 then reduces by itself")
     factor = config.get("gradient_predivide_factor", 1.0)
     if not is_number(factor) or factor <= 0:
