@@ -9,7 +9,7 @@ from test_engine import recipe
 from torch.nn import functional as F
 
 import lbsgd
-from lbsgd.config.json_file import set_precision
+from lbsgd.config.precision import set_precision
 from lbsgd.train import placement
 from lbsgd.train.engine_state import gather_state
 

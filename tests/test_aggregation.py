@@ -6,7 +6,17 @@ import oracle
 import pytest
 import torch
 import torch.distributed as dist
-from aggregating import ONE_BUCKET, OURS, config, one_iteration, parameters, play_cyclic_hosts, play_hosts, run, same_bits
+from aggregating import (
+    ONE_BUCKET,
+    OURS,
+    config,
+    one_iteration,
+    parameters,
+    play_cyclic_hosts,
+    play_hosts,
+    run,
+    same_bits,
+)
 from oracle import BOUND, ITERATIONS, distance, network
 from processes import in_processes
 from test_engine import recipe, train
@@ -65,7 +75,11 @@ def pair(do, **settings):
 def two():
     lbsgd_engine.deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
     play_hosts(1, 1)
-    pairs = {f"stage {stage}, {passes} passes": pair(run, stage=stage, passes=passes) for stage in (0, 1) for passes in (1, 3)}
+    pairs = {
+        f"stage {stage}, {passes} passes": pair(run, stage=stage, passes=passes)
+        for stage in (0, 1)
+        for passes in (1, 3)
+    }
     pairs["channels_last"] = pair(in_channels_last)
     pairs["fp16"] = pair(lambda values: run(values, backward=overflow, iterations=6), stage=1, precision="fp16")
     pairs["unused"] = pair(lambda values: run(values, model=Branched()))

@@ -25,7 +25,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation as Wanted
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
-from lbsgd.processes.launcher import free_port
+from lbsgd.processes.environment import free_port
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation import Aggregation, Settings
 from lbsgd.train.aggregation_advice import AggregationAdvice
@@ -68,7 +68,9 @@ def test_buckets_start_in_one_order_however_gradients_come(seed):
     for number, parameter in enumerate(parameters, start=1):
         parameter.grad = torch.full_like(parameter, number)
         aggregation.arrived(parameter)
-        complete = itertools.takewhile(lambda bucket: set(bucket.parameters) <= set(parameters[:number]), aggregation.buckets)
+        complete = itertools.takewhile(
+            lambda bucket: set(bucket.parameters) <= set(parameters[:number]), aggregation.buckets
+        )
         assert len(started) == len([*complete])
     assert started == [bucket.buffer.data_ptr() for bucket in aggregation.buckets] and len(started) > 4
     aggregation.finish()
@@ -148,7 +150,12 @@ def test_no_sync_is_honoured_and_coalescing_refused():
 
 def with_a_peer(rank, port, folder, fate):
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
     )
     start_processes(timeout_seconds=5)
     engine = run(config(2, block=OURS), iterations=1)
@@ -213,7 +220,11 @@ def test_a_key_that_an_older_checkpoint_lacks_has_its_neutral_default(tmp_path):
     del saved["augmentation"]["flip"], saved["decay"], saved["seed"]
     found = completed(saved)
     assert (found["augmentation"]["flip"], found["seed"], found["decay"]["factor"]) == (True, 0, 0.1)
-    tensors = {"weights": {"w": torch.zeros(1)}, "momentum": {"w": torch.zeros(1)}, "random": {"torch.0": torch.zeros(1)}}
+    tensors = {
+        "weights": {"w": torch.zeros(1)},
+        "momentum": {"w": torch.zeros(1)},
+        "random": {"torch.0": torch.zeros(1)},
+    }
     now = Plan.read(recipe(), 1).identity()
     older = {**now, "recipe": {**now["recipe"], "augmentation": {"resolution": 224, "crop_scale": [0.08, 1.0]}}}
     checkpoint.save(tmp_path, 1, tensors, {"counters": {}, "identity": older})

@@ -6,7 +6,7 @@ import pytest
 from test_engine import recipe
 
 from lbsgd.config.aggregation import Choice, choose, own_reduction
-from lbsgd.config.json_file import Overrides
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation
 from lbsgd.errors import ConfigError

@@ -18,7 +18,8 @@ from test_sources import make_official
 
 from lbsgd.config.json_file import read_json
 from lbsgd.data import beton
-from lbsgd.data.ffcv_loader import EvalLoader
+from lbsgd.data.loaders import EvalLoader
+from lbsgd.data.share import Pixels, Share
 from lbsgd.report.run_log import read_run
 
 ROOT = Path(__file__).parent.parent
@@ -83,7 +84,8 @@ def refused(done, *words, code=2):
     assert all(str(word) in errors[0] for word in words), errors[0]
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------
+# --- bad input
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_without_data_one_line_says_what_was_looked_for_and_what_to_run(tmp_path):
@@ -263,7 +265,8 @@ def test_help_shows_the_command_and_every_flag():
         assert flag in done.stdout
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------------
+# --- runs
+# ---------------------------------------------------------------------------------------------------------------
 
 SMALL = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}
 
@@ -383,7 +386,7 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_kee
 
 
 def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_reported(digits_data, tmp_path):
-    """One epoch on the digits through FFCV; torchvision's own network with the exported file errs on the same images."""
+    """One epoch on the digits through FFCV: torchvision's network with the exported file errs on the same images."""
     done = launched(2, DIGITS, "--data_dir", digits_data, "--epochs", 1, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stdout + done.stderr
     [epoch] = read_run(tmp_path / "run").epochs
@@ -393,12 +396,10 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
     network.eval()
     images = EvalLoader(
         beton.BetonFile.open(Path(digits_data) / "val.beton"),
-        world_size=1,
-        rank=0,
         batch=60,
-        resolution=32,
+        share=Share(),
+        pixels=Pixels(resolution=32, device="cpu"),
         threads=1,
-        device="cpu",
     )
     with torch.no_grad(), closing(images):
         correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in images)
@@ -413,7 +414,7 @@ def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
     """Its commands after `make setup`, with other names, on archives of the real layout with 12 training images."""
     make_official(tmp_path / "imagenet")
     (tmp_path / "hosts").write_text("localhost slots=2\n")
-    section = (ROOT / "README.md").read_text().split("## On ImageNet")[1]
+    section = (ROOT / "README.md").read_text().split("### 1. Train ImageNet")[1]
     setup, convert, train = [line.strip() for line in section.split("\n\n")[1].splitlines()]
     assert setup == "make setup && . .venv/bin/activate"
 
@@ -443,7 +444,7 @@ def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
         tmp_path / "run",
     )
     done = read_run(tmp_path / "run")
-    assert (done.run["world_size"], done.run["num_images"], len(done.iterations)) == (2, 12, 1)
+    assert (done.header["world_size"], done.header["num_images"], len(done.iterations)) == (2, 12, 1)
 
 
 @pytest.mark.slow
@@ -471,7 +472,7 @@ def test_a_hostfile_of_two_slots_makes_one_real_update_of_8192_images(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     run = read_run(tmp_path / "run")
-    assert (run.run["world_size"], run.run["accumulation_steps"], run.run["global_batch"]) == (2, 128, 8192)
+    assert (run.header["world_size"], run.header["accumulation_steps"], run.header["global_batch"]) == (2, 128, 8192)
     assert [record["lr"] for record in run.iterations] == [0.1]
     assert run.iterations[0]["train_loss"] == pytest.approx(6.9, abs=0.2)  # log(1000)
 

@@ -1,11 +1,12 @@
-"""ds_configs as a product: every file is what `lbsgd config` writes, says the paper's numbers, and costs what the paper says."""
+"""ds_configs: every file is what `lbsgd config` writes, has the paper's numbers, and costs what the paper says."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from lbsgd.commands.main import generated, main
+from lbsgd.commands.config import generated
+from lbsgd.commands.main import main
 from lbsgd.config.checks.inspect import findings_of
 from lbsgd.config.json_file import format_json, read_json
 from lbsgd.config.plan import Plan

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import psutil
 
-from lbsgd.config.json_file import Overrides
+from lbsgd.commands.flag_types import interval, natural, positive
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.data.beton import ImageNetData, data_folder, open_data
-from lbsgd.errors import LbsgdError, print_error
-from lbsgd.processes.launcher import Processes, end_with_error, end_with_launcher, launchers, require_hosts
+from lbsgd.data.folder import ImageNetData, data_folder, open_data
+from lbsgd.errors import LbsgdError
+from lbsgd.processes.ending import end_before_joining, end_with_error
+from lbsgd.processes.environment import Processes
+from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.train.facts import fingerprints
 from lbsgd.train.run import Every, Run, last_iteration
 
@@ -34,9 +37,9 @@ def main(task: Task, description: str) -> None:
     """
     started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
     end_with_launcher(started_by)
-    flags = parser(description).parse_args()
     try:
-        request = Request(flags)
+        require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
+        request = Request(parser(description).parse_args())
     except LbsgdError as error:
         end_before_joining(error)
     try:
@@ -109,24 +112,6 @@ def print_plan(plan: Plan, output_dir: Path) -> None:
     print(f"{'output':15}{output_dir}", flush=True)
 
 
-def end_before_joining(error: LbsgdError) -> NoReturn:
-    """End this process before it has met the others, and all of them with it.
-
-    Most errors that one process finds, the others of its host find at the same time, and the launcher ends them with
-    the first that ends. So the first one prints; another prints only if it is still alive, because then the error was
-    its own. No launcher ends the processes of other hosts: they are told where they wait.
-    """
-    processes = Processes.from_environment()
-    if processes.local_rank:
-        time.sleep(5)
-    print_error(error)
-    if processes.world_size > processes.local_world_size:
-        from lbsgd.processes.peers import tell_before_joining
-
-        tell_before_joining(processes, error)
-    end_with_error(error, speak=False)
-
-
 def parser(description: str) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = flags.add_argument
@@ -180,30 +165,3 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
     return flags
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def interval(text: str) -> tuple[int | None, float | None]:
-    """Iterations and minutes, one of them None: `50` or `10m`."""
-    if text.isdigit() and int(text):
-        return int(text), None
-    try:
-        minutes = float(text.removesuffix("m"))
-    except ValueError:
-        minutes = 0
-    if not (text.endswith("m") and 0 < minutes < float("inf")):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a number of iterations, such as 50, nor of minutes, such as 10m"
-        )
-    return None, minutes
-
-
-def natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lbsgd.config.checks.consistency import enabled, get
+from lbsgd.config.keypath import enabled, get
 from lbsgd.config.schema import Aggregation, Recipe
 from lbsgd.errors import ConfigError
 
@@ -50,7 +50,7 @@ def own_reduction(config: Mapping[str, Any], recipe: Recipe) -> str | None:
         return "the JSON has no lbsgd.aggregation"
     if stage >= 2:
         return f"ZeRO-{stage} reduces in every pass by itself"
-    if stage == 1 and enabled(dict(config), "torch_autocast"):
+    if stage == 1 and enabled(config, "torch_autocast"):
         return "ZeRO-1 under torch_autocast reduces in the autocast's precision"
     return None
 

@@ -11,11 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from lbsgd.config.aggregation import Choice, choose, own_reduction
-from lbsgd.config.checks.consistency import get
+from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation as Wanted
 from lbsgd.errors import ConfigError, TrainingError
