@@ -43,10 +43,10 @@ def sh(command: str, check: bool = True) -> subprocess.CompletedProcess:
 
 
 class Network:
-    """Hosts 0, 1, ... with `mbit` each way between them and a switch."""
+    """Hosts 0, 1, ... with `mbit` each way between them and a switch; a packet takes latency_ms from host to host."""
 
-    def __init__(self, hosts: int, mbit: float):
-        self.hosts, self.mbit = hosts, mbit
+    def __init__(self, hosts: int, mbit: float, latency_ms: float = 0.0):
+        self.hosts, self.mbit, self.latency_ms = hosts, mbit, latency_ms
         self.namespaces: list[subprocess.Popen] = []
 
     def __enter__(self) -> "Network":
@@ -78,6 +78,8 @@ class Network:
         sh(f"ip link add {INTERFACE} netns {host.pid} type veth peer name {port} netns {switch.pid}")
         limit = f"root tbf rate {self.mbit}mbit burst 64kb latency 400ms"
         within(switch, f"ip link set {port} master sw up && tc qdisc add dev {port} {limit}")
+        if self.latency_ms:  # instead of the limit on this side: the switch still limits what goes to each host
+            limit = f"root netem delay {self.latency_ms}ms limit 100000"
         address = f"ip address add {SUBNET}.{number + 1}/24 dev {INTERFACE}"
         within(host, f"{address}; ip link set lo up; ip link set {INTERFACE} up; tc qdisc add dev {INTERFACE} {limit}")
 
