@@ -1,6 +1,7 @@
 """Predictions of time and memory, worked by hand and against the paper's own iteration on 256 GPUs."""
 
 import math
+import runpy
 from pathlib import Path
 
 import pytest
@@ -234,3 +235,13 @@ def test_memory_follows_micro_batch_resolution_and_precision():
 def test_an_unknown_network_names_the_known_ones():
     with pytest.raises(ConfigError, match="resnet18, .* resnet152"):
         network("vit")
+
+
+# --- docs/scaling.md ----------------------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_the_scaling_page_are_what_the_tool_predicts():
+    page = CONFIGS.parent / "docs/scaling.md"
+    tool = runpy.run_path(str(CONFIGS.parent / "tools/scaling.py"))
+    assert tool["page"](page.read_text()) == page.read_text()
+    assert page.read_text().count("| 2,048 |") == 3

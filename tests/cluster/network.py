@@ -43,7 +43,10 @@ def sh(command: str, check: bool = True) -> subprocess.CompletedProcess:
 
 
 class Network:
-    """Hosts 0, 1, ... with `mbit` each way between them and a switch; a packet takes latency_ms from host to host."""
+    """Hosts 0, 1, ... with `mbit` each way between them and a switch.
+
+    With latency_ms, packets take that long from host to host instead, at no limited rate (delay_line.py).
+    """
 
     def __init__(self, hosts: int, mbit: float, latency_ms: float = 0.0):
         self.hosts, self.mbit, self.latency_ms = hosts, mbit, latency_ms
@@ -52,6 +55,9 @@ class Network:
     def __enter__(self) -> "Network":
         try:
             switch, *hosts = [self.namespace() for _ in range(self.hosts + 1)]
+            if self.latency_ms:
+                self.connect_late(hosts)
+                return self
             within(switch, "ip link add sw type bridge && ip link set sw up")
             for number, host in enumerate(hosts):
                 self.connect(switch, host, number)
@@ -78,14 +84,25 @@ class Network:
         sh(f"ip link add {INTERFACE} netns {host.pid} type veth peer name {port} netns {switch.pid}")
         limit = f"root tbf rate {self.mbit}mbit burst 64kb latency 400ms"
         within(switch, f"ip link set {port} master sw up && tc qdisc add dev {port} {limit}")
-        if self.latency_ms:  # instead of the limit on this side: the switch still limits what goes to each host
-            limit = f"root netem delay {self.latency_ms}ms limit 100000"
         address = f"ip address add {SUBNET}.{number + 1}/24 dev {INTERFACE}"
         within(host, f"{address}; ip link set lo up; ip link set {INTERFACE} up; tc qdisc add dev {INTERFACE} {limit}")
 
+    def connect_late(self, hosts: list[subprocess.Popen]) -> None:
+        words = [
+            sys.executable,
+            Path(__file__).with_name("delay_line.py"),
+            self.latency_ms,
+            *(host.pid for host in hosts),
+        ]
+        line = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *map(str, words)], env={"PATH": PATH}, stdout=subprocess.PIPE
+        )
+        self.namespaces.append(line)
+        assert line.stdout.readline() == b"up\n"
+
     def run(self, function, *arguments, per_host: int = 1) -> list:
         """Return the results of function(*arguments) in each process, as `processes.in_processes` does."""
-        pids = [process.pid for process in self.namespaces[1:]]
+        pids = [process.pid for process in self.namespaces[1 : self.hosts + 1]]
         return processes.in_processes(self.hosts * per_host, _on_host, pids, per_host, function, arguments)
 
 
