@@ -1,4 +1,4 @@
-"""Aggregation inside DeepSpeed: the bits of its own reduction, the same bits wherever processes run, and after a restart."""
+"""Aggregation inside DeepSpeed: the bits of its own reduction, the same wherever processes run, and after a restart."""
 
 import time
 
@@ -199,7 +199,7 @@ def of_oracle():
 
 
 def resumed():
-    """A run by the ring, stopped after 2 of 4 iterations; it goes on where the JSON says auto, then flat, then nothing."""
+    """A run by the ring, stopped after 2 of 4 iterations; it goes on under three JSONs."""
     whole = run(config(4, block=RING))
     half = run(config(4, block=RING), iterations=2)
     state, saved = gather_state(half), saved_choice(half)

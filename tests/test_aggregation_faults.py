@@ -65,12 +65,12 @@ def test_buckets_start_in_one_order_however_gradients_come(seed):
     aggregation, started = alone(model)
     parameters = [*model.parameters()]
     random.Random(seed).shuffle(parameters)
+    come = set()
     for number, parameter in enumerate(parameters, start=1):
+        come.add(parameter)
         parameter.grad = torch.full_like(parameter, number)
         aggregation.arrived(parameter)
-        complete = itertools.takewhile(
-            lambda bucket: set(bucket.parameters) <= set(parameters[:number]), aggregation.buckets
-        )
+        complete = itertools.takewhile(come.issuperset, (bucket.parameters for bucket in aggregation.buckets))
         assert len(started) == len([*complete])
     assert started == [bucket.buffer.data_ptr() for bucket in aggregation.buckets] and len(started) > 4
     aggregation.finish()

@@ -1,4 +1,4 @@
-"""Known ways to get aggregation wrong, right and wrong side by side: right is within BOUND, wrong beyond 100 times that.
+"""Known ways to get aggregation wrong, side by side: right is within BOUND, wrong beyond 100 times that.
 
 Each wrong version is a part of lbsgd replaced by the usual mistake.
 """
@@ -14,11 +14,11 @@ import lbsgd
 from lbsgd.train.aggregation import Settings
 from lbsgd.train.buckets import Bucket, fill
 
-# --- an order observed at run time, which processes and resumed runs need not share ------------------------------------
+# --- an order observed at run time, which processes and resumed runs need not share ---------------------------------
 
 
 def in_observed_order(monkeypatch):
-    """Buckets in the order in which this process saw its gradients come; on rank 1 two branches came in another order."""
+    """Buckets in the order in which this process saw its gradients come; on rank 1 two of them changed places."""
     observed = fill
 
     def wrong(parameters, bucket_elements, multiple):

@@ -1,4 +1,4 @@
-"""What `auto` chooses, by one fixed rule, and which keys of DeepSpeed are honoured, refused, or mean its own reduction."""
+"""What `auto` chooses, by one fixed rule, and which of DeepSpeed's keys are honoured or refused."""
 
 import copy
 

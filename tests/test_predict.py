@@ -139,7 +139,7 @@ def test_plan_says_whether_deepspeed_can_overlap_and_why_not():
     assert overlaps(it, reduction_of(it, size)) == "yes: 5 buckets"
 
 
-# --- which algorithm runs, on which machines ---------------------------------------------------------------------------
+# --- which algorithm runs, on which machines --------------------------------------------------------------------------
 
 
 def test_what_leaves_a_server_depends_on_the_phases():
@@ -237,7 +237,7 @@ def test_an_unknown_network_names_the_known_ones():
         network("vit")
 
 
-# --- docs/scaling.md ----------------------------------------------------------------------------------------------------
+# --- docs/scaling.md --------------------------------------------------------------------------------------------------
 
 
 def test_the_tables_of_the_scaling_page_are_what_the_tool_predicts():

@@ -1,8 +1,8 @@
 """What an aggregation moves over each server's link, by the algorithm that runs, and machines to predict for (Sec. 4).
 
-Ranks run through the servers in blocks, so a ring of all W processes leaves each server once, and all that a ring moves,
-2·(W−1)/W of the gradients, goes over each link. Three phases move 2·(p−1)/p between p servers: as much for many GPUs, 1.875
-times less for two servers of eight.
+Ranks run through the servers in blocks, so a ring of all W processes leaves each server once, and all that a ring
+moves, 2·(W−1)/W of the gradients, goes over each link. Three phases move 2·(p−1)/p between p servers: as much for many
+servers, 1.875 times less for two servers of eight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FLAT_RING, RING, HALVING = "flat ring", "ring", "halving/doubling"
 
 @dataclass(frozen=True)
 class Preset:
-    """Machines of a kind: one GPU's speed, GPUs per server, Gbit/s of all of a server's links, and where that stands."""
+    """Machines of a kind: a GPU's speed, GPUs per server, Gbit/s of a server's links together, and sources."""
 
     images_per_second: float
     gpus_per_server: int
@@ -37,8 +37,8 @@ PRESETS = {
         16_621 / 8,
         8,
         8 * 200.0,
-        "speed: 16,621 images/s on 8 GPUs in mixed precision (NVIDIA, DeepLearningExamples, ResNet50 v1.5 for PyTorch); "
-        "link: 8 x 200 Gbit/s InfiniBand (NVIDIA, DGX A100 datasheet)",
+        "speed: 16,621 images/s on 8 GPUs in mixed precision (NVIDIA, DeepLearningExamples, ResNet50 v1.5 for "
+        "PyTorch); link: 8 x 200 Gbit/s InfiniBand (NVIDIA, DGX A100 datasheet)",
     ),
     "dgx-h100": Preset(
         2 * 16_621 / 8,
@@ -78,7 +78,7 @@ def all_reduce_seconds(
 
 
 def algorithm_of(choice: Choice) -> str:
-    """Return the name under which an algorithm is predicted. Halving in blocks moves what the phases move, flat or not."""
+    """Return the name under which an algorithm is predicted; halving in blocks moves what phases move, flat or not."""
     if choice.between == "halving_doubling":
         return HALVING
     return RING if choice.hierarchy == "servers" else FLAT_RING

@@ -87,7 +87,7 @@ class Screen:
         self.say(f"the run: {self.run_time()} for {plan.num_iterations:,} iterations, without data and evaluation")
 
     def run_time(self) -> str:
-        """Return the least and the most: all hidden that can be, or nothing; NCCL may take its tree instead of a ring."""
+        """Return the least and the most: all hidden that can be, or nothing. NCCL may take its tree, not a ring."""
         by_name = {each.algorithm: each for each in self.outlook.predictions}
         most = by_name[self.outlook.running[0]]
         least = by_name[HALVING] if most.algorithm == FLAT_RING else most

@@ -15,8 +15,8 @@ from lbsgd.errors import ConfigError
 class Choice:
     """A resolved algorithm.
 
-    hierarchy    "servers": sum inside each server, all-reduce between servers, gather inside; "flat": all processes alike
-    between      how servers (flat: processes) all-reduce: "halving_doubling", or "backend", gloo's ring or NCCL's choice
+    hierarchy    "servers": sum inside each server, all-reduce between them, gather inside; "flat": all processes alike
+    between      how servers (flat: processes) all-reduce: "halving_doubling", or "backend": gloo's ring, NCCL's choice
     inside       how the processes of a server reduce-scatter and gather: the same two words
     reason       why it is not something faster, or why it is this; for the reader
     """
@@ -28,7 +28,7 @@ class Choice:
 
     @property
     def is_tree(self) -> bool:
-        """Whether every element is summed as ((g0+g1)+(g2+g3))+..., whatever the buckets, and whichever host has which rank."""
+        """Whether every element is summed as ((g0+g1)+(g2+g3))+..., whatever the buckets and the hosts."""
         return self.between == "halving_doubling" and (self.hierarchy == "flat" or self.inside == "halving_doubling")
 
     def as_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the `lbsgd` block of an older checkpoint leaves out: keys that came later, with the value that changes nothing."""
+"""Keys that came later than a checkpoint, with the value that changes nothing: their defaults."""
 
 from __future__ import annotations
 

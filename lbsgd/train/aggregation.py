@@ -1,8 +1,8 @@
 """Aggregation of gradients during back-propagation (Sec. 4), in place of DeepSpeed's own at ZeRO stages 0 and 1.
 
 In the last pass of an iteration a bucket starts as soon as its last gradient has come and all buckets before it have
-started; so they start in one order on all processes. `engine.backward` ends by waiting for them. In earlier passes gradients
-only add up. At stage 1 ZeRO then copies its share from gradients that are means already.
+started; so they start in one order on all processes. `engine.backward` ends by waiting for them. In earlier passes
+gradients only add up. At stage 1 ZeRO then copies its share from gradients that are means already.
 """
 
 from __future__ import annotations
@@ -118,8 +118,9 @@ class Aggregation:
         """Raise TrainingError for a gradient that comes when its mean is already made, or being made."""
         if came_before or self.done_in_pass == self.engine.micro_steps:
             raise TrainingError(
-                f"in iteration {self.engine.global_steps} a gradient came twice in the last pass, the second time after "
-                "its aggregation had begun; call engine.backward once per pass, or delete lbsgd.aggregation from the JSON"
+                f"in iteration {self.engine.global_steps} a gradient came twice in the last pass, the second time "
+                "after its aggregation had begun; call engine.backward once per pass, or delete lbsgd.aggregation from "
+                "the JSON"
             )
 
 

@@ -1,9 +1,10 @@
-"""Recursive halving and doubling, the paper's all-reduce between servers (Sec. 4): 2·log2(p) steps, 2·(p−1)/p of the bytes.
+"""Recursive halving and doubling (Sec. 4), the paper's all-reduce: 2·log2(p) steps, 2·(p−1)/p of the bytes.
 
-Step d of halving: processes whose positions differ in bit d exchange one half of what they are left with and add; so each
-ends with 1/p of the sum. Doubling goes the same way back. Low bits come first: where ranks of a server are neighbours, the
-sum inside the server is over before a byte leaves it. Every element is summed in one order, ((g0+g1)+(g2+g3))+..., which
-depends neither on the size of the buffer nor on which process ends up with it. A ring's order depends on both.
+Step d of halving: processes whose positions differ in bit d exchange one half of what they are left with, and add. So
+each ends with 1/p of the sum. Doubling goes the same way back. Low bits come first: where the ranks of a server are
+neighbours, the sum inside the server is over before a byte leaves it. Every element is summed in one order,
+((g0+g1)+(g2+g3))+..., which depends neither on the size of the buffer nor on the process that ends up with it. A ring's
+order depends on both.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class HalvingDoubling:
             self.exchange(bit, kept, other)
 
     def halves(self, buffer: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Yield, for each bit of the position from the lowest, the half that this process keeps and the one it gives."""
+        """Yield each bit from the lowest, with the half that this process keeps and the one that it gives."""
         bit = 1
         while bit < len(self.ranks):
             low, high = buffer.chunk(2)

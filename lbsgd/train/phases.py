@@ -4,8 +4,8 @@
     2  all-reduce of these shares between the servers, then the division
     3  all-gather inside each server
 
-Flat, there is phase 2 alone. gloo's calls block, so a thread runs each phase; on a GPU a stream does. Every phase has groups
-of its own: calls of two phases never meet.
+Flat, there is phase 2 alone. gloo's calls block, so a thread runs each phase; on a GPU a stream does. Every phase has
+groups of its own: calls of two phases never meet.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lbsgd.train.collectives import Backend, Collective
 from lbsgd.train.halving_doubling import HalvingDoubling
 from lbsgd.train.placement import Placement
 
-ALGORITHMS: dict[str, type[Collective]] = {"backend": Backend, "halving_doubling": HalvingDoubling}
+ALGORITHMS: dict[str, Callable[..., Collective]] = {"backend": Backend, "halving_doubling": HalvingDoubling}
 
 
 class Job:
@@ -43,6 +43,7 @@ def phases_of(choice: Choice, placement: Placement, device: torch.device, diviso
     """Return the phases of this process; all processes must call it, because it makes groups."""
     rank, timeout = dist.get_rank(), timeout_of(device)
     everybody = tuple(range(dist.get_world_size()))
+    inside: tuple[int, ...]
     if choice.hierarchy == "flat":
         inside, between = (rank,), everybody
         columns = [everybody]

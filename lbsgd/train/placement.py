@@ -34,7 +34,7 @@ class Placement:
 
     @property
     def in_blocks(self) -> bool:
-        """Whether ranks run through the servers one after another, as all launchers but Slurm's cyclic order place them."""
+        """Whether ranks run through the servers one after another, as with all launchers but Slurm's cyclic order."""
         return [rank for ranks in self.servers for rank in ranks] == list(range(sum(self.sizes)))
 
     def of(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

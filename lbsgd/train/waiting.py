@@ -13,7 +13,7 @@ import torch
 class Waiting:
     """Seconds between the end of back-propagation and that of aggregation, since they were last taken.
 
-    On a GPU two events per pass measure it on the device, where the host does not wait; they are read when it is asked for.
+    On a GPU two events per pass measure it on the device, where the host does not wait; they are read when asked for.
     """
 
     def __init__(self, device: torch.device):

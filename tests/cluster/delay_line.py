@@ -2,8 +2,9 @@
 
     python tests/cluster/delay_line.py MILLISECONDS PID [PID ...]
 
-Gives the network of each process an interface eth0 (a tap device, 10.84.0.1, .2, ...) and carries frames between them, each
-as many milliseconds after it came. Frames of 60 kB keep Python's share of the time small. Prints "up" when all are connected.
+Gives the network of each process an interface eth0 (a tap device, 10.84.0.1, .2, ...) and carries frames between them,
+each as many milliseconds after it came. Frames of 60 kB keep Python's share of the time small. Prints "up" when all are
+connected.
 """
 
 import ctypes

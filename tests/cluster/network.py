@@ -1,11 +1,11 @@
 """Many hosts' network without the hosts: namespaces on one switch, each behind a link of limited speed.
 
     with Network(hosts=4, mbit=100) as network:
-        results = network.run(function, 1, 2, per_host=2)     # in the order of ranks; ranks run through the hosts in blocks
+        results = network.run(function, 1, 2, per_host=2)     # by rank; ranks run through the hosts in blocks
 
-Functions run in processes of this machine that see one host's network each, and meet through it as any launcher's do. There
-is no ssh and no other root directory: what only networks decide (bytes, time) can be measured on more hosts than `hosts.py`
-could start. Links are limited in both directions by `tbf`; everything ends with this process, however it ends.
+Functions run in processes of this machine that see one host's network each, and meet through it as any launcher's do.
+There is no ssh and no other root directory: what only networks decide (bytes, time) can be measured on more hosts than
+`hosts.py` could start. Links are limited in both directions by `tbf`; all of it ends with this process.
 """
 
 import ctypes

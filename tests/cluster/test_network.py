@@ -1,7 +1,7 @@
 """Aggregation between hosts: the bytes that leave each, and the prediction of `lbsgd plan` against an emulated network.
 
-Bytes are counted on the wire: headers included, so those of gradients are HEADERS times as many. At 100 Mbit and less the
-link is the limit and not the CPU; the fastest of three runs counts.
+Bytes are counted on the wire, headers included, so those of gradients are HEADERS times as many. At 100 Mbit and less
+the link is the limit and not the CPU; the fastest of three runs counts.
 """
 
 import time
@@ -36,7 +36,7 @@ BYTES = 4_000_000  # of gradients
 
 
 def seconds_and_bytes(per_host):
-    """By algorithm: seconds of the fastest of three aggregations, and the bytes that each host sent per byte of data."""
+    """By algorithm: seconds of the fastest of three aggregations, and bytes that each host sent per byte of data."""
     start_processes()
     placement, found = Placement.gather(), {}
     for name, choice in CHOICES.items():

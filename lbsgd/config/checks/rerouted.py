@@ -39,8 +39,8 @@ def has_another_type(planned: Planned, key: str) -> bool:
     "D60",
     "gradients added up in another precision",
     lbsgd="error",
-    why="DeepSpeed then keeps gradients in a second place, grad_accum, and reduces those. lbsgd aggregates the gradients "
-    "themselves.",
+    why="DeepSpeed then keeps gradients in a second place, grad_accum, and reduces those. lbsgd aggregates the "
+    "gradients themselves.",
     fix=WAY_OUT,
     example={"data_types": {"grad_accum_dtype": "fp32"}},
 )
@@ -93,8 +93,8 @@ def bad_divisor(planned: Planned) -> Iterator[Hit]:
     "D64",
     "a network divided among processes",
     lbsgd="error",
-    why="lbsgd takes the mean over all processes. Where several of them share one network or one sequence, that mean is "
-    "another one.",
+    why="lbsgd takes the mean over all processes. Where several of them share one network or one sequence, that mean "
+    "is another one.",
     fix="delete it: a ResNet fits on every GPU whole",
     example={"sequence_parallel_size": 2},
 )
@@ -108,8 +108,8 @@ def divided_network(planned: Planned) -> Iterator[Hit]:
     "D65",
     "an algorithm for gradients that DeepSpeed reduces",
     lbsgd="error",
-    why='At ZeRO stage 2, and under torch_autocast with ZeRO-1, DeepSpeed reduces by itself. "auto" lets it; an algorithm '
-    "asked for by name would not run.",
+    why='At ZeRO stage 2, and under torch_autocast with ZeRO-1, DeepSpeed reduces by itself. "auto" lets it; an '
+    "algorithm asked for by name would not run.",
     fix='use "auto", ZeRO stage 1 in fp16, or stage 0',
     example={"zero_optimization": {"stage": 2}, "lbsgd": {"aggregation": {"between": "halving_doubling"}}},
 )
