@@ -1,10 +1,10 @@
 """tools/bench_aggregation.py --mbit 500: aggregation between two emulated hosts, by all algorithms in turn (Sec. 4).
 
-Hosts are network namespaces of this machine with a limited link (tests/cluster/network.py); needs root, and nothing else
-may run. Each block is a few iterations of one variant, and the variants follow each other in every round, so that what
-disturbs one disturbs all; rounds in which other programs took more than a tenth of the CPU are left out. Prints the
-ratio of DeepSpeed's time to each variant's, with a 95 % interval over the rounds, the share of the communication that is
-hidden, and the bytes that a host sends.
+Hosts are network namespaces of this machine with a limited link (tests/cluster/network.py). Needs root, and nothing
+else may run. Each block is a few iterations of one variant, and the variants follow each other in every round, so that
+what disturbs one disturbs all. Rounds in which other programs took more than a tenth of the CPU are left out. Prints
+the ratio of DeepSpeed's time to each variant's, with a 95 % interval over the rounds, the share of the communication
+that is hidden, and the bytes that a host sends.
 
     --halving      instead: halving/doubling against gloo's ring over 2 to 16 processes, for small buffers
 """

@@ -148,6 +148,11 @@ class Saver:
             restore_random_states(tensors["random"], dist.get_rank())
             torch.set_num_threads(found["num_threads"])  # sums over another number of threads differ in their last bits
         worlds = (found["world_size"], dist.get_world_size())
-        resume_choice(self.engine, found.get("aggregation"), worlds, self.say)
+        say = self.say if dist.get_rank() == 0 else silence
+        resume_choice(self.engine, found.get("aggregation"), worlds, say)
         self.last_iteration = self.engine.global_steps
         return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
+
+
+def silence(line: str) -> None:
+    """Say nothing, on every process but rank 0."""
