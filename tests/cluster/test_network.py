@@ -35,6 +35,12 @@ BYTES = 4_000_000  # of gradients
 # --- one aggregation alone --------------------------------------------------------------------------------------------
 
 
+def aggregate(phases, buckets):
+    """As after back-propagation: all buckets at once, each in one phase while the next is in the one before."""
+    for job in [phases.start(bucket) for bucket in buckets]:
+        phases.wait(job)
+
+
 def seconds_and_bytes(per_host):
     """By algorithm: seconds of the fastest of three aggregations, and bytes that each host sent per byte of data."""
     start_processes()
@@ -43,13 +49,14 @@ def seconds_and_bytes(per_host):
         if choice.hierarchy == "servers" and per_host == 1:
             choice = Choice("flat", choice.between, choice.inside)
         phases = runner(phases_of(choice, placement, CPU, 1.0), CPU)
-        buffer = torch.ones(BYTES // 4)
-        phases.wait(phases.start(buffer))  # connects
+        buckets = torch.ones(BYTES // 4).chunk(8)
+        aggregate(phases, buckets)  # connects
         times, sent = [], []
         for _ in range(3):
-            dist.barrier()
-            before, began = network.sent_bytes(), time.perf_counter()
-            phases.wait(phases.start(buffer))
+            before = network.sent_bytes()
+            dist.barrier()  # after the reading: another process of this host may send as soon as it is over
+            began = time.perf_counter()
+            aggregate(phases, buckets)
             dist.barrier()
             times.append(time.perf_counter() - began)
             sent.append(max(network.bytes_of_hosts(before, per_host)) / BYTES / network.HEADERS)
@@ -59,7 +66,7 @@ def seconds_and_bytes(per_host):
 
 @pytest.mark.parametrize(
     "hosts, per_host, mbit",
-    [(2, 2, 100), pytest.param(4, 1, 50, marks=pytest.mark.slow), pytest.param(8, 1, 20, marks=pytest.mark.slow)],
+    [(2, 2, 50), pytest.param(4, 1, 50, marks=pytest.mark.slow), pytest.param(8, 1, 20, marks=pytest.mark.slow)],
 )
 def test_an_aggregation_takes_the_time_and_the_bytes_that_plan_predicts(hosts, per_host, mbit):
     with network.Network(hosts, mbit) as emulated:
@@ -76,27 +83,29 @@ def test_an_aggregation_takes_the_time_and_the_bytes_that_plan_predicts(hosts, p
 
 
 class Wide(torch.nn.Module):
-    """Two million parameters with next to no computation: only their gradients matter here."""
+    """A million parameters with next to no computation: only their gradients matter here."""
 
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
-        self.layers = torch.nn.Sequential(*(torch.nn.Linear(700, 700) for _ in range(4)), torch.nn.Linear(700, 5))
+        self.layers = torch.nn.Sequential(*(torch.nn.Linear(500, 500) for _ in range(4)), torch.nn.Linear(500, 5))
 
     def forward(self, images):
-        return self.layers(images.flatten(1).repeat(1, 7)[:, :700])
+        return self.layers(images.flatten(1).repeat(1, 5)[:, :500])
 
 
 def bytes_of_an_iteration(stage, block):
-    """What each host sends per byte of gradients in one iteration."""
-    engine = run(config(4, stage=stage, bucket=500_000, overlap=block is not None, block=block), 1, Wide())
-    dist.barrier()
-    before = network.sent_bytes()
-    images, labels = noise(1, 0)
-    engine.backward(F.cross_entropy(engine(images).float(), labels))
-    engine.step()
-    gradients = 4 * sum(parameter.numel() for parameter in engine.module.parameters())
-    return max(network.bytes_of_hosts(before, 2)) / gradients / network.HEADERS
+    """What each host sends per byte of gradients in one iteration: the least of three, as TCP may send data twice."""
+    engine = run(config(4, stage=stage, bucket=300_000, overlap=block is not None, block=block), 1, Wide())
+    gradients, sent = 4 * sum(parameter.numel() for parameter in engine.module.parameters()), []
+    for _ in range(3):
+        before = network.sent_bytes()
+        dist.barrier()
+        images, labels = noise(1, 0)
+        engine.backward(F.cross_entropy(engine(images).float(), labels))
+        engine.step()
+        sent.append(max(network.bytes_of_hosts(before, 2)) / gradients / network.HEADERS)
+    return min(sent)
 
 
 def all_bytes():
@@ -111,7 +120,7 @@ def all_bytes():
 
 def test_phases_send_a_third_less_between_two_hosts_of_two_processes():
     """Of the gradients' bytes: stage 0 2·(p−1)/p = 1.00 against 2·(W−1)/W = 1.50, stage 1 with its weights 1.75."""
-    with network.Network(2, 1000) as emulated:
+    with network.Network(2, 100) as emulated:
         sent = emulated.run(all_bytes, per_host=2)[0]
     assert sent["stage 0, own"] == pytest.approx(1.50, rel=0.02)
     assert sent["stage 0, phases"] == pytest.approx(1.00, rel=0.02)
