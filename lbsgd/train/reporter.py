@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lbsgd.report.run_log import RunLog
+from lbsgd.train.aggregation_advice import AggregationAdvice
 from lbsgd.train.progress import Progress
 
 WAITING_PCT = 5.0  # of an epoch; more deserves a word
@@ -24,6 +25,7 @@ class Reporter:
     engine: Any
     threads: str = ""
     advised: bool = field(default=False, init=False)
+    aggregating: AggregationAdvice = field(default_factory=AggregationAdvice, init=False)
 
     def __enter__(self) -> Reporter:
         self.progress.__enter__()
@@ -40,6 +42,7 @@ class Reporter:
     def report(self, kind: str, record: dict[str, Any]) -> None:
         """Write a record of the log, of kind iteration or epoch."""
         getattr(self.log, kind)(record)
+        self.aggregating.note(record)
         getattr(self.progress, kind)(record)
         if self.engine.monitor.enabled:
             self.engine.monitor.write_events(
@@ -60,6 +63,11 @@ class Reporter:
                 "smaller --max_side"
             )
 
+    def advise_on_aggregation(self) -> None:
+        """Say once what to change if an epoch's training waited for aggregation."""
+        if advice := self.aggregating.of_epoch():
+            self.progress.say(advice)
+
 
 class Silence:
     """Stands where the reporter stands, on every process but rank 0."""
@@ -77,4 +85,7 @@ class Silence:
         pass
 
     def advise_on_waiting(self, waited_pct: float) -> None:
+        pass
+
+    def advise_on_aggregation(self) -> None:
         pass

@@ -213,16 +213,23 @@ class Trainer:
                 "train_loss": means.loss,
                 "images_per_second": means.num_images / seconds,
                 "data_wait_pct": 100 * self.clock.window_waited / seconds,
+                **self.aggregation_share(seconds),
             },
         )
         self.totals.mark()
         self.clock.start_window()
+
+    def aggregation_share(self, seconds: float) -> dict[str, float]:
+        """Return for the log how much of the time was spent waiting for aggregation; nothing on one process."""
+        waited = self.engine.waiting.take()
+        return {"aggregation_wait_pct": 100 * waited / seconds} if self.plan.world_size > 1 else {}
 
     def report_epoch(self, epoch: int) -> None:
         """Write a record of the log: errors on the training images as augmented, and on the whole validation set."""
         self.require_numbers()
         means, seconds = self.totals.read(), self.clock.epoch_seconds
         self.reporter.advise_on_waiting(100 * self.clock.epoch_waited / seconds)
+        self.reporter.advise_on_aggregation()
         counted = zip(self.task.counts, means.counts_pct, strict=True)
         self.reporter.report(
             "epoch",
