@@ -16,7 +16,8 @@ MAY_IMPORT = {
     "processes": set(),
     "train": {"algorithm", "config", "data", "processes", "report"},
     "report": {"config", "algorithm.schedule"},
-    "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report"},
+    "experiments": {"config", "report", "algorithm"},
+    "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments"},
     # the files beside the folders
     "errors": set(),
     "disk": {"errors"},

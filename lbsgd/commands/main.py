@@ -4,6 +4,7 @@ lbsgd plan FILE --gpus 256          what a JSON means on so many GPUs, and how l
 lbsgd check FILE [FILE ...]         what is wrong in a DeepSpeed JSON, why it hurts, and the fix
 lbsgd config --global_batch KN      a complete JSON for a global batch
 lbsgd report RUN [RUN ...]          table and curves of runs
+lbsgd reproduce EXPERIMENT DATA     runs a table or figure of the paper, and reports it
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from lbsgd.commands.reproduce import reproduce_arguments, run_reproduce
 from lbsgd.errors import ConfigError, LbsgdError, print_error
 
 
@@ -44,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
         ("check", check_arguments, run_check, "what is wrong in DeepSpeed JSONs, why it hurts, and the fix"),
         ("config", config_arguments, run_config, "a complete JSON for a global batch"),
         ("report", lambda command: None, None, "table and curves of runs"),
+        ("reproduce", reproduce_arguments, run_reproduce, "runs a table or figure of the paper, and reports it"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
         arguments(command)

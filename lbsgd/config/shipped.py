@@ -77,6 +77,24 @@ GRID = (
         None,
         "make demo: scikit-learn's 1,797 digits in minutes on a CPU",
     ),
+    Shipped(
+        "digits/256",
+        "--global_batch 256 --gpus 1 --precision fp32 --num_images 1536 --epochs 30"
+        " --set lbsgd.linear_scaling.base_lr=0.05 --set lbsgd.linear_scaling.base_batch=32"
+        " --set lbsgd.warmup.epochs=2 --set lbsgd.decay.epochs=[10,20,27] --set lbsgd.augmentation.resolution=32"
+        " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false",
+        None,
+        "lbsgd reproduce ... digits: the large batch of Tables 1 and 2 on scikit-learn's digits",
+    ),
+    Shipped(
+        "cifar10/1k",
+        "--global_batch 1024 --gpus 1 --precision fp32 --num_images 50000 --epochs 18"
+        " --set lbsgd.linear_scaling.base_lr=0.1 --set lbsgd.linear_scaling.base_batch=128"
+        " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[6,12,16] --set lbsgd.augmentation.resolution=32"
+        " --set lbsgd.augmentation.crop_scale=[0.5,1.0]",
+        None,
+        "lbsgd reproduce ... cifar10: the large batch of Tables 1 and 2 on CIFAR-10",
+    ),
     ablation(
         "8k_no_warmup",
         "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0",
