@@ -66,5 +66,5 @@ if __name__ == "__main__":
     parser.add_argument("--num_val", type=int, default=NUM_VAL, metavar="N", help="validation images (default: 360)")
     flags = parser.parse_args()
     if not 0 < flags.num_val < NUM_IMAGES - 1:
-        parser.error(f"--num_val {flags.num_val}: there are {NUM_IMAGES} images; leave some to each side")
+        parser.error(f"--num_val {flags.num_val}: there are {NUM_IMAGES} images; leave some for training")
     render(flags.output_dir, flags.num_val)

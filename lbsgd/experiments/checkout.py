@@ -14,6 +14,7 @@ from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
 
 ROOT = Path(lbsgd.__file__).parent.parent
+CODE_FOLDER = "code"  # in a grid's folder
 CODE = ("lbsgd", "recipes", "ds_configs", "tools")  # what a run's numbers depend on
 
 
@@ -34,7 +35,7 @@ def open_checkout(grid_folder: Path, root: Path = ROOT) -> Checkout:
 
     Raises ConfigError where there is no git repository, or the checkout's files are not those of its commit.
     """
-    folder, note = grid_folder / "code", grid_folder / "grid.json"
+    folder, note = grid_folder / CODE_FOLDER, grid_folder / "grid.json"
     grid_folder.mkdir(parents=True, exist_ok=True)
     if note.exists():
         checkout = Checkout(folder, json.loads(note.read_text())["commit"])
@@ -61,9 +62,9 @@ def require_untouched(checkout: Checkout) -> None:
             else f"has changed files ({changed.splitlines()[0].strip()})"
         )
         raise ConfigError(
-            f"{checkout.folder}: {what}, but the grid's runs are of commit {checkout.commit[:10]}, and the rows of a table "
-            f"must not differ in code; restore it with `git -C {checkout.folder} checkout -f {checkout.commit[:10]}`, or "
-            "begin another grid with --work_dir"
+            f"{checkout.folder}: {what}, but the grid's runs are of commit {checkout.commit[:10]}, and the rows of a "
+            f"table must not differ in code; restore it with `git -C {checkout.folder} checkout -f "
+            f"{checkout.commit[:10]}`, or begin another grid with --work_dir"
         )
 
 

@@ -1,4 +1,4 @@
-"""The logs behind the published numbers: copied to results/, with iteration records thinned and nothing else changed."""
+"""The logs behind the published numbers: copied to results/ with their iteration records thinned, else unchanged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def collect(folder: Path, destination: Path) -> None:
 
 
 def thinned(lines: list[bytes]) -> list[bytes]:
-    """Return the lines of a log with the first iteration record of each epoch, or of fewer epochs where they are many."""
+    """Return the lines of a log, of the iterations the first of each epoch, or of fewer epochs where they are many."""
     kinds = [json.loads(line) for line in lines]
     others = sum(len(line) for line, record in zip(lines, kinds, strict=True) if record["kind"] != "iteration")
     if others > MOST_BYTES:

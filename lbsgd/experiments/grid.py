@@ -57,8 +57,8 @@ class Row:
 class Claim:
     """A claim of the paper, stated before the runs: row `row` against row `against`.
 
-    kind    "same": the 95 % interval of the difference lies within ± the data set's margin;
-            "worse": the whole interval lies above zero
+    kind    "same": the 95 % interval of the difference (row - against) lies within ± the data set's margin;
+            "no worse": the interval lies below the margin; "worse": it lies above zero
     """
 
     text: str
@@ -94,11 +94,11 @@ class Job:
 
 
 def jobs_of(rows: tuple[Row, ...], seeds: tuple[int, ...]) -> list[Job]:
-    """Return the runs of a grid: every row with the first seed, then with the second, so that a stopped grid compares."""
+    """Return the runs of a grid: every row with the first seed, then with the second, to compare early."""
     return [Job(row, seed) for seed in seeds for row in rows]
 
 
-# --- the rows that several studies share --------------------------------------------------------------------------------
+# --- the rows that several studies share ------------------------------------------------------------------------------
 
 
 def baseline(data: DataSet) -> Row:

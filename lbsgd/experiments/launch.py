@@ -16,7 +16,7 @@ from typing import IO
 
 from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.experiments.checkout import Checkout
+from lbsgd.experiments.checkout import CODE_FOLDER, Checkout
 from lbsgd.experiments.grid import DataSet, Job
 from lbsgd.report.run_log import LOG_NAME, read_run
 
@@ -77,7 +77,8 @@ def images_per_pass(global_batch: int, data: DataSet, processes: int) -> int:
 
 
 def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machine, epochs: int | None) -> list[str]:
-    """Return the command of a run, to be started in the checkout."""
+    """Return the command of a run, to be started in the grid's code folder; the log keeps it, with relative paths."""
+    code = runs / CODE_FOLDER
     global_batch = job.row.factor * data.base_batch
     gpus = machine.gpus if data.gpus_per_run == 0 else data.gpus_per_run
     processes = max(p for p in range(1, max(1, gpus) + 1) if global_batch // 32 % p == 0)
@@ -91,8 +92,8 @@ def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machin
         *("--deepspeed_config", data.config),
         *settings_of(job, data),
         *("--micro_batch", str(images_per_pass(global_batch, data, processes))),
-        *("--data_dir", data.data_dir.format(work_dir=work_dir)),
-        *("--output_dir", str(job.folder(runs))),
+        *("--data_dir", os.path.relpath(data.data_dir.format(work_dir=work_dir), code)),
+        *("--output_dir", os.path.relpath(job.folder(runs), code)),
         *("--loader_threads", str(max(1, machine.threads // processes))),
         *(("--epochs", str(epochs)) if epochs else ()),
         "--resume",
@@ -150,12 +151,15 @@ def start(
 
 
 def end_with_grid() -> None:
-    """Ask the kernel for SIGTERM when the grid dies (Linux), so that its runs save and end; on Ctrl-C the grid tells them."""
+    """Ask the kernel for SIGTERM when the grid dies (Linux), so that its runs save and end.
+
+    Ctrl-C reaches the grid, which tells them.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-# --- how it ended -------------------------------------------------------------------------------------------------------
+# --- how it ended -----------------------------------------------------------------------------------------------------
 
 
 def is_done(folder: Path) -> bool:

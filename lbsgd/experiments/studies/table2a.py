@@ -24,10 +24,10 @@ def rows(data: DataSet) -> tuple[Row, ...]:
 def claims(data: DataSet) -> tuple[Claim, ...]:
     large = f"x{data.large}"
     return (
-        Claim("the linear rule needs no other lr: half of it is not better", large, "same", f"{large}_half_lr"),
-        Claim("the linear rule needs no other lr: twice of it is not better", large, "same", f"{large}_double_lr"),
-        Claim("the baseline's lr does not matter much: half", "x1_half_lr", "same", "x1"),
-        Claim("the baseline's lr does not matter much: twice", "x1_double_lr", "same", "x1"),
+        Claim("the linear rule's lr is no worse than half of it", large, "no worse", f"{large}_half_lr"),
+        Claim("the linear rule's lr is no worse than twice of it", large, "no worse", f"{large}_double_lr"),
+        Claim("the baseline's lr is no worse than half of it", "x1", "no worse", "x1_half_lr"),
+        Claim("the baseline's lr is no worse than twice of it", "x1", "no worse", "x1_double_lr"),
         Claim("an lr that is not scaled is worse than the linear rule", f"{large}_fixed_lr", "worse", large),
         Claim("the square-root rule is worse than the linear rule", f"{large}_sqrt_lr", "worse", large),
     )
