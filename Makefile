@@ -1,13 +1,14 @@
 # make demo       set up, then JPEG files -> FFCV -> ResNet-50 with DeepSpeed -> error, log, checkpoint, curves
-# make test       set up, then the tests (at most 20 minutes on 2 cores)
-# make test-slow  the long ones; make test-gpu those that need a GPU
+# make test       set up, lint, then the tests (at most 20 minutes on 2 cores)
+# make test-slow  the tests that take minutes each; make test-gpu those that need a GPU
+# make lint       ruff and mypy, as set in pyproject.toml; make format lets ruff rewrite what it can
 # make docs       the API reference in docs/api
 # make setup      system packages and .venv only
-# make clean      removes what make demo made; make distclean also .venv
+# make clean      remove what make demo made; make distclean also .venv
 
 PYTHON ?= python3
 
-.PHONY: setup demo test test-slow test-gpu docs clean distclean
+.PHONY: setup demo lint format test test-slow test-gpu docs clean distclean
 
 setup: .venv/.complete
 
@@ -17,7 +18,16 @@ setup: .venv/.complete
 demo: setup
 	.venv/bin/python tools/demo.py
 
-test: setup
+lint: setup
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+format: setup
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+test: lint
 	tests/cluster/setup.sh
 	.venv/bin/python -m lbsgd check ds_configs
 	.venv/bin/python -m pytest -m "not slow and not gpu"

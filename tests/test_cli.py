@@ -1,14 +1,16 @@
-"""The command `lbsgd`: what it prints, what it refuses, and that it starts at once."""
+"""The command `lbsgd`: its output, its refusals, and its start within half a second."""
 
 import json
 import os
 import resource
 import subprocess
 import sys
+from argparse import ArgumentTypeError
 from pathlib import Path
 
 import pytest
 
+from lbsgd.commands.flag_types import interval, natural, positive, quantity
 from lbsgd.commands.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -26,7 +28,7 @@ def run(*arguments):
 
 
 def cpu_seconds(*arguments):
-    """CPU time of a command, the least of three: machines are shared."""
+    """Measure the CPU time of a command, the least of three runs, because machines are shared."""
 
     def children():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -40,7 +42,7 @@ def cpu_seconds(*arguments):
     return min(times)
 
 
-# --- plan ---------------------------------------------------------------------------------------------------------------
+# --- plan -------------------------------------------------------------------------------------------------------------
 
 
 def test_plan_says_what_the_papers_run_is(capsys):
@@ -52,7 +54,7 @@ def test_plan_says_what_the_papers_run_is(capsys):
         "156 an epoch of 1,281,167 images, 14,040 in 90 epochs",
         "world size 256 x micro batch 32 x 1 pass\n",
         "0 to 780",
-        "by 0.00397 an iteration",
+        "by 0.00397 per iteration",
         "30 to 60",
         "12,480 to 14,040",
         "0.0032",
@@ -73,9 +75,8 @@ def test_the_picture_in_the_terminal_rises_holds_and_falls_by_tens(capsys):
     rows = [line.split("┤")[1] for line in capsys.readouterr().out.splitlines() if "┤" in line]
     assert len(rows) == 9 and all(len(row) == 72 for row in rows)
     heights = [sum(" ▁▂▃▄▅▆▇█".index(row[column]) for row in rows) for column in range(72)]
-    assert heights[:4] == sorted(heights[:4]) and heights[3] < heights[10] == max(
-        heights
-    )  # 5 of 90 epochs are 4 columns
+    assert heights[:4] == sorted(heights[:4])  # 5 of 90 epochs are 4 columns
+    assert heights[3] < heights[10] == max(heights)
     drops = [column for column in range(5, 72) if heights[column] < heights[column - 1]]
     assert drops == [24, 48, 64]  # epochs 30, 60 and 80
     steps = [heights[column - 1] - heights[column] for column in drops]
@@ -118,9 +119,8 @@ def test_plan_for_machines_is_json(capsys):
 def test_plan_draws_the_schedule(tmp_path, capsys):
     for name, form in (("8k.png", b"\x89PNG"), ("8k.pdf", b"%PDF")):
         assert main(["plan", EIGHT_K, "--png", str(tmp_path / name)]) == 0
-        assert (tmp_path / name).read_bytes().startswith(form) and str(
-            tmp_path / name
-        ) in capsys.readouterr().out.replace("\n", "")
+        assert (tmp_path / name).read_bytes().startswith(form)
+        assert str(tmp_path / name) in capsys.readouterr().out.replace("\n", "")
     assert main(["plan", str(ROOT / "ds_configs/256.json"), "--png", str(tmp_path / "256.png")]) == 0
 
 
@@ -142,15 +142,49 @@ def test_plan_draws_the_schedule(tmp_path, capsys):
         (["config", "--global_batch", "256", "--output", "/no/such/folder/a.json"], ["/no/such/folder/a.json"]),
     ],
 )
-def test_what_cannot_be_is_one_line_each_and_exit_code_2(capsys, arguments, words):
+def test_impossible_input_is_one_line_each_and_exit_code_2(capsys, arguments, words):
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert all(line.startswith("error: ") for line in error.splitlines()) and all(word in error for word in words), (
-        error
-    )
+    assert all(line.startswith("error: ") for line in error.splitlines()), error
+    assert all(word in error for word in words), error
 
 
-# --- the command itself -------------------------------------------------------------------------------------------------
+# --- types of flags ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "kind, text, value",
+    [
+        (positive, "1", 1),
+        (positive, "8192", 8192),
+        (natural, "0", 0),
+        (quantity, "2.5e3", 2500.0),
+        (interval, "50", (50, None)),
+        (interval, "10m", (None, 10.0)),
+        (interval, "0.5m", (None, 0.5)),
+    ],
+)
+def test_a_flag_takes_what_its_type_says(kind, text, value):
+    assert kind(text) == value
+
+
+@pytest.mark.parametrize(
+    "kind, refused, reason",
+    [
+        (positive, ["0", "-1", "+1", "1.0", "1_000", "²", "٣", "many", "", "9" * 31], "whole number of at least 1"),
+        (positive, ["1000000000000"], "too large"),
+        (natural, ["-1", "1.5", "²", ""], "whole number of at least 0"),
+        (quantity, ["0", "-2", "nan", "inf", "fast"], "number above 0"),
+        (interval, ["0", "m", "0m", "infm", "10h", "-5"], "neither a number of iterations"),
+    ],
+)
+def test_a_flag_refuses_anything_else(kind, refused, reason):
+    for text in refused:
+        with pytest.raises(ArgumentTypeError, match=reason):
+            kind(text)
+
+
+# --- the command itself -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", [["-m", "lbsgd", "plan"], ["tools/plan.py"]])
@@ -176,12 +210,11 @@ def test_import_takes_no_time_and_loads_nothing_heavy():
 
 
 def test_the_thin_files_and_the_module_are_one_command():
-    for command in (["-m", "lbsgd", "config"], ["tools/config.py"]):
-        assert (
-            run(*command, "--global_batch", 512, "--precision", "bf16").stdout
-            == run("-m", "lbsgd", "config", "--global_batch", 512, "--precision", "bf16").stdout
-            != ""
-        )
+    printed = {
+        run(*command, "--global_batch", 512, "--precision", "bf16").stdout
+        for command in (["-m", "lbsgd", "config"], ["tools/config.py"])
+    }
+    assert len(printed) == 1 and printed != {""}
 
 
 def test_help_names_every_command():

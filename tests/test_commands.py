@@ -443,7 +443,7 @@ def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
         tmp_path / "run",
     )
     done = read_run(tmp_path / "run")
-    assert (done.run["world_size"], done.run["num_images"], len(done.iterations)) == (2, 12, 1)
+    assert (done.header["world_size"], done.header["num_images"], len(done.iterations)) == (2, 12, 1)
 
 
 @pytest.mark.slow
@@ -471,7 +471,7 @@ def test_a_hostfile_of_two_slots_makes_one_real_update_of_8192_images(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     run = read_run(tmp_path / "run")
-    assert (run.run["world_size"], run.run["accumulation_steps"], run.run["global_batch"]) == (2, 128, 8192)
+    assert (run.header["world_size"], run.header["accumulation_steps"], run.header["global_batch"]) == (2, 128, 8192)
     assert [record["lr"] for record in run.iterations] == [0.1]
     assert run.iterations[0]["train_loss"] == pytest.approx(6.9, abs=0.2)  # log(1000)
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.commands.main import generated, main
+from lbsgd.commands.config import generated
+from lbsgd.commands.main import main
 from lbsgd.config.checks.inspect import findings_of
 from lbsgd.config.json_file import format_json, read_json
 from lbsgd.config.plan import Plan

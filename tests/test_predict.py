@@ -1,4 +1,4 @@
-"""The prediction of time and memory: worked by hand, and against the paper's own 256-GPU iteration."""
+"""Predictions of time and memory, worked by hand and against the paper's own iteration on 256 GPUs."""
 
 import math
 from pathlib import Path
@@ -11,7 +11,7 @@ from lbsgd.commands.plan_time import (
     PAPER_IMAGES_PER_SECOND,
     Machines,
     Reduction,
-    bytes_an_iteration,
+    bytes_per_iteration,
     gradient_seconds,
     overlaps,
     predict,
@@ -34,7 +34,7 @@ def plan(name, gpus, **overrides):
     return Plan.read(CONFIGS / f"{name}.json", gpus, overrides=Overrides(**overrides))
 
 
-# --- the paper ----------------------------------------------------------------------------------------------------------
+# --- the paper --------------------------------------------------------------------------------------------------------
 
 
 def test_the_speed_of_a_p100_is_that_of_29_hours_on_eight():
@@ -48,9 +48,9 @@ def test_the_speed_of_a_p100_is_that_of_29_hours_on_eight():
     [
         ("ring", 0.0),
         ("halving/doubling", 0.0),  # the paper's figures alone
-        ("halving/doubling", 20e-6),
+        ("halving/doubling", 20e-6),  # its algorithm, at the latency that `lbsgd plan` assumes
     ],
-)  # its algorithm, at the latency that `lbsgd plan` assumes
+)
 def test_the_papers_iteration_on_256_gpus_lies_between_the_predictions(algorithm, latency_seconds, capsys):
     machines = Machines(latency_seconds=latency_seconds)
     it = predict(32, 1, 256, Reduction(PAPER_GRADIENTS, num_buckets=161), machines, algorithm)
@@ -63,7 +63,7 @@ def test_the_papers_iteration_on_256_gpus_lies_between_the_predictions(algorithm
 
 
 def test_halving_doubling_is_several_times_as_fast_as_a_ring_among_32_servers():
-    """Sec. 4 says 3 times; ours is the time of the aggregation alone, at an assumed latency."""
+    """Sec. 4 says 3 times; we compute the aggregation alone, at an assumed latency."""
     reduction = Reduction(PAPER_GRADIENTS, num_buckets=161)
     ring, halving = (gradient_seconds(reduction, Machines(), 32, name) for name in ("ring", "halving/doubling"))
     assert 2 < ring / halving < 5
@@ -82,7 +82,7 @@ def test_the_papers_efficiency_of_about_90_percent_lies_between_the_predictions(
     assert it.efficiency(overlap=False) < 0.9 < it.efficiency(overlap=True)
 
 
-# --- by hand ------------------------------------------------------------------------------------------------------------
+# --- by hand ----------------------------------------------------------------------------------------------------------
 
 
 def test_an_all_reduce_moves_twice_all_but_a_share_and_waits_for_every_step():
@@ -108,10 +108,8 @@ def test_aggregation_hides_behind_the_back_propagation_but_for_its_last_bucket()
 
 def test_inside_one_server_nothing_is_added():
     it = predict(1024, 4, 8, Reduction(1e8), Machines(), "ring")
-    assert (
-        it.without_overlap == it.with_overlap == pytest.approx(1024 / PAPER_IMAGES_PER_SECOND)
-        and it.efficiency(True) == 1
-    )
+    assert it.without_overlap == it.with_overlap == pytest.approx(1024 / PAPER_IMAGES_PER_SECOND)
+    assert it.efficiency(True) == 1
 
 
 def test_stage_and_precision_decide_what_is_reduced():
@@ -120,10 +118,10 @@ def test_stage_and_precision_decide_what_is_reduced():
     assert reduction_of(plan("8k", 256), size) == Reduction(2 * P, 5, 2 * P, 1)
     assert reduction_of(plan("8k_fp32", 256), size) == Reduction(4 * P, 5, 0.0, 1)
     assert reduction_of(plan("8k_zero2", 8), size) == Reduction(2 * P, 5, 2 * P, 32)  # in every pass
-    assert bytes_an_iteration(Reduction(100, 1, 60, 3), 4) == 3 / 4 * (2 * 100 * 3 + 60)
+    assert bytes_per_iteration(Reduction(100, 1, 60, 3), 4) == 3 / 4 * (2 * 100 * 3 + 60)
 
 
-def test_whether_deepspeed_can_overlap_is_said_with_the_reason():
+def test_plan_says_whether_deepspeed_can_overlap_and_why_not():
     size = network("resnet50")
     for settings, words in [
         ((), "yes: ZeRO-1"),
@@ -136,7 +134,7 @@ def test_whether_deepspeed_can_overlap_is_said_with_the_reason():
     assert "stage 0" in overlaps(it, reduction_of(it, size))
 
 
-# --- memory -------------------------------------------------------------------------------------------------------------
+# --- memory -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101"])
@@ -154,7 +152,7 @@ def test_the_networks_sizes_are_torchvisions(name):
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_the_activations_are_what_autograd_keeps(name):
-    """Counted at 64 pixels, where a forward pass takes no second; the share of 224 pixels is exact for multiples of 32."""
+    """Counted at 64 pixels, where a forward pass is quick; the share of 224 pixels is exact for multiples of 32."""
     import torch
     import torchvision
 

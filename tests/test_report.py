@@ -1,4 +1,4 @@
-"""Tables and curves: the numbers of the logs, and nothing else, where a reader looks for them."""
+"""Tables and curves show the numbers of the logs, and nothing else, where a reader looks for them."""
 
 import subprocess
 import sys
@@ -8,15 +8,17 @@ import pytest
 from matplotlib.image import imread
 from rich.console import Console
 
+from lbsgd.commands.main import main
 from lbsgd.errors import ConfigError
-from lbsgd.report.curves import COLOURS, curves, figure, main, table
+from lbsgd.report.curves import COLOURS, curves, figure
 from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.report.tables import error_table
 
 TOOL = Path(__file__).parents[1] / "tools" / "report.py"
 
 
 def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, finished=True, model="resnet50"):
-    """A run with the validation errors `val`, one an epoch; training errors are 1 lower, lr falls from 0.2 to 0.02."""
+    """Write a run with the validation errors `val` per epoch; training errors are 1 lower, lr falls 0.2 to 0.02."""
     run = {
         "model": model,
         "global_batch": kn,
@@ -62,9 +64,9 @@ def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, fin
 
 
 def rows(runs, width=80):
-    """The table's lines as they are printed, each as its words: two of header, a rule, then the rows from [3] on."""
+    """Print the table and split each line into words: two lines of header, a rule, then the rows from [3] on."""
     console = Console(width=width, record=True, file=open("/dev/null", "w"))
-    console.print(table(runs))
+    console.print(error_table(runs))
     lines = console.export_text().splitlines()
     assert all(len(line) <= width for line in lines)
     return [line.split() for line in lines if line.strip()]
@@ -98,7 +100,7 @@ def test_runs_of_one_recipe_are_summarised_as_mean_and_std_over_seeds(tmp_path):
 @pytest.mark.parametrize(
     "other",
     [
-        dict(seed=0),  # the same seed again is no second sample
+        dict(seed=0),  # the same seed is not a second sample
         dict(seed=1, kn=256),
         dict(seed=1, model="resnet101"),
         dict(seed=1, finished=False),
@@ -148,6 +150,13 @@ def test_curves_are_those_of_the_log(tmp_path):
     ]
     assert [list(line.get_ydata()) for line in lr.lines] == [pytest.approx([0.2, 0.2, 0.2, 0.02]), [0.2, 0.2]]
     assert [list(line.get_xdata()) for line in lr.lines] == [[0, 1, 2, 3], [0, 1]]
+    assert {line.get_drawstyle() for line in lr.lines} == {"steps-post"}  # a decay is a drop, not a slope
+
+
+def test_every_line_of_the_picture_is_a_curve_of_a_run(tmp_path):
+    picture = figure([write(tmp_path / "a", val=[80.0, 40.0])])
+    assert all(len(line.get_xdata()) for axes in picture.axes for line in axes.lines)
+    assert [handle.get_color() for handle in picture.legends[0].legend_handles] == [COLOURS[0]]
 
 
 def test_axes_and_legend_say_what_is_drawn(tmp_path):
@@ -156,7 +165,8 @@ def test_axes_and_legend_say_what_is_drawn(tmp_path):
     assert (error.get_ylabel(), lr.get_ylabel(), lr.get_xlabel()) == ("top-1 error (%)", "learning rate", "epochs")
     assert error.get_shared_x_axes().joined(error, lr) and error.get_ylim() == (0, 100)
     (legend,) = picture.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["8k  23.74", "validation", "training"]
+    assert [text.get_text() for text in legend.get_texts()] == ["8k  23.74"]
+    assert error.get_title("left") == "solid: validation   dashed: training"
 
 
 def test_no_label_is_cut_off_and_the_legend_hides_no_curve(tmp_path):
@@ -231,7 +241,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, content, reason
     write(tmp_path / "good", val=[9.0])
     if content:
         (tmp_path / "bad").write_text(content)
-    code = main([str(tmp_path / "good"), str(tmp_path / "bad"), "--output", str(tmp_path / "new.png")])
+    code = main(["report", str(tmp_path / "good"), str(tmp_path / "bad"), "--output", str(tmp_path / "new.png")])
     out, err = capsys.readouterr()
     assert code == 2 and out == "" and not (tmp_path / "new.png").exists()
     assert err.startswith("error: ") and reason in err and err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""The run log: what is written can be read, whatever happens to the run."""
+"""A written run log can be read, whatever happens to the run."""
 
 import json
 import signal
@@ -47,7 +47,7 @@ def epoch(number, error=10.0):
 
 
 def write(folder, *, epochs):
-    """A log of whole epochs of 2 iterations; the error after epoch e is 10 · e."""
+    """Write a log of whole epochs of 2 iterations; the error after epoch e is 10 · e."""
     with RunLog(folder, RUN) as log:
         for e in range(epochs):
             log.iteration(iteration(2 * e))
@@ -67,7 +67,7 @@ def test_a_log_reads_back_as_it_was_written(tmp_path):
         assert log.result({"seconds": 9}) == {"val_top1_error_pct": 7.5, "seconds": 9}
     for path in (tmp_path / "run", tmp_path / "run" / "log.jsonl"):
         run = read_run(path)
-        assert run.run == {"kind": "run", **RUN}
+        assert run.header == {"kind": "run", **RUN}
         assert run.iterations == [{"kind": "iteration", **iteration(0)}]
         assert run.epochs == [{"kind": "epoch", **epoch(1, error=7.5)}]
         assert run.result == {"kind": "result", "val_top1_error_pct": 7.5, "seconds": 9}
@@ -92,17 +92,17 @@ def test_the_error_of_a_run_is_the_median_of_its_last_5_epochs():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_a_number_is_written_as_null(tmp_path, value):
+def test_nan_and_infinity_are_written_as_null(tmp_path, value):
     with RunLog(tmp_path, {**RUN, "environment": {"list": (value,)}}) as log:
         log.iteration(iteration(0, train_loss=value))
     text = (tmp_path / "log.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
     run = read_run(tmp_path)
     assert run.iterations[0]["train_loss"] is None
-    assert run.run["environment"] == {"list": [None]}
+    assert run.header["environment"] == {"list": [None]}
 
 
-def test_a_record_without_what_its_readers_need_is_a_mistake_of_ours(tmp_path):
+def test_a_record_that_lacks_a_key_of_its_readers_is_a_bug(tmp_path):
     with RunLog(tmp_path, RUN) as log, pytest.raises(AssertionError, match="val_top1_error_pct"):
         log.epoch({"epoch": 1, "train_loss": 1.0, "train_top1_error_pct": 12.0, "seconds": 8.0})
 
@@ -117,7 +117,7 @@ def test_the_incomplete_last_line_of_a_killed_run_is_left_out(tmp_path):
     for end in (last + 1, last + 20, len(whole) - 2):  # one byte of the line, a part, all but `}`
         path.write_bytes(whole[:end])
         assert [e["epoch"] for e in read_run(path).epochs] == [1]
-    path.write_bytes(whole[:-1])  # only the line's end is missing: an editor's doing, and the line is whole
+    path.write_bytes(whole[:-1])  # only the newline is missing, as some editors leave it: the line is whole
     assert [e["epoch"] for e in read_run(path).epochs] == [1, 2]
 
 
@@ -144,7 +144,7 @@ def test_a_resumed_run_drops_what_is_done_again_and_reads_as_one_run(tmp_path):
     path.write_bytes(path.read_bytes() + b'{"kind": "iterat')
     with RunLog(tmp_path, {**RUN, "world_size": 4}, resume_iteration=4) as log:  # the checkpoint of epoch 2
         assert [e["epoch"] for e in log.epochs] == [1]
-        log.epoch(epoch(2, error=20.0))  # evaluated again: whether that was over when the run ended, nobody knows
+        log.epoch(epoch(2, error=20.0))  # evaluated again: the log cannot tell whether that was over
         log.iteration(iteration(4))
         log.iteration(iteration(5))
         log.epoch(epoch(3, error=60.0))
@@ -152,7 +152,7 @@ def test_a_resumed_run_drops_what_is_done_again_and_reads_as_one_run(tmp_path):
     run = read_run(tmp_path)
     assert [i["iteration"] for i in run.iterations] == [0, 1, 2, 3, 4, 5]
     assert [e["val_top1_error_pct"] for e in run.epochs] == [10.0, 20.0, 60.0]
-    assert "world_size" not in run.run
+    assert "world_size" not in run.header
     resume = json.loads(path.read_text().splitlines()[6])
     assert resume == {"kind": "resume", **RUN, "world_size": 4, "iteration": 4}
 
@@ -236,10 +236,10 @@ def test_a_missing_log_is_named(tmp_path):
         (3, '{"kind": ["epoch"]}', "not an object of kind"),
         (3, json.dumps({"kind": "run", **RUN}), "the first line, and only it, is of kind run"),
         (4, '{"kind": "epoch", "epoch": 1}', "epoch without seconds, train_loss"),
-        (7, '{"kind": "epoch", "epo', "not JSON"),  # the last line, but it is ended: nothing was killed here
+        (7, '{"kind": "epoch", "epo', "not JSON"),  # the last line, but with its newline: no kill cut it short
     ],
 )
-def test_what_is_not_a_log_is_refused_with_file_and_line(tmp_path, number, line, reason):
+def test_a_file_that_is_no_log_is_refused_with_file_and_line(tmp_path, number, line, reason):
     path = write(tmp_path, epochs=2)
     lines = path.read_text().splitlines()
     lines[number - 1] = line

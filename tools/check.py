@@ -1,6 +1,7 @@
 """python tools/check.py FILE [FILE ...] [--json] [--fix]
 
-What is wrong in DeepSpeed JSONs, with or without an lbsgd block: why it hurts, and the fix. Exit code 1 on errors. The same as `lbsgd check`.
+Say what is wrong in DeepSpeed JSONs, with or without an lbsgd block, why it hurts, and how to fix it. Exit code 1 on
+errors. The same as `lbsgd check`.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """python tools/config.py --global_batch 12288 --gpus 96 --precision fp16
 
-A complete, checked DeepSpeed JSON. `--all ds_configs` writes the paper's whole grid. The same as `lbsgd config`.
+Write a complete, checked DeepSpeed JSON; `--all ds_configs` writes the paper's whole grid. The same as `lbsgd config`.
 """
 
 import sys

@@ -1,6 +1,7 @@
 """python tools/plan.py FILE --gpus 256 [--png schedule.png]
 
-What a JSON means on so many GPUs: batch, schedule, memory, bytes, predicted time. Needs no data, no GPU, no torch. The same as `lbsgd plan`.
+Show what a JSON means on N GPUs: batch, schedule, memory, bytes, predicted time. It needs no data, no GPU and no torch.
+The same as `lbsgd plan`.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """python tools/reference.py [docs/api]
 
-The API reference as HTML pages, made by pdoc from the docstrings; a warning ends it. docs/api/index.html is the door.
+Make the API reference from the docstrings, as HTML pages by pdoc. A warning ends it. Start at docs/api/index.html.
 """
 
 import importlib
@@ -10,29 +10,30 @@ import sys
 import typing
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
-import pdoc  # noqa: E402
+import pdoc  # noqa: E402  after the line above, because importing lbsgd's modules imports DeepSpeed
 
 import lbsgd  # noqa: E402
 
 
 def main(folder: Path) -> None:
-    warnings.simplefilter("error", UserWarning)  # pdoc's are of this kind
-    for name in lbsgd.__all__:  # they are imported when first used, which pdoc does not do
+    warnings.simplefilter("error", UserWarning)  # the kind that pdoc gives
+    for name in lbsgd.__all__:  # they load when first used, and pdoc does not use them
         setattr(lbsgd, name, getattr(lbsgd, name))
     names = [module.name for module in pkgutil.walk_packages(lbsgd.__path__, "lbsgd.") if "._" not in module.name]
     for module in map(importlib.import_module, names):
         resolve_named_tuples(module)
-    rooms = [name for name in names if name.count(".") == 1]  # pdoc walks through what is inside them
+    rooms = [name for name in names if name.count(".") == 1]  # pdoc finds the modules inside them
     pdoc.render.configure(docformat="markdown", footer_text="Goyal et al. 2017 on DeepSpeed", math=False)
     pdoc.pdoc("lbsgd", *rooms, "!lbsgd.data.native._kernels", output_directory=folder)
     print(f"{folder / 'index.html'}: {len(names) + 1} pages")
 
 
-def resolve_named_tuples(module) -> None:
-    """Puts types in place of the names in a named tuple's constructor, which pdoc looks up outside of its module."""
+def resolve_named_tuples(module: ModuleType) -> None:
+    """Replace names of types in a named tuple's constructor by the types; pdoc would look them up in another module."""
     for thing in vars(module).values():
         if isinstance(thing, type) and hasattr(thing, "_field_defaults") and thing.__module__ == module.__name__:
             thing.__new__.__annotations__ = typing.get_type_hints(thing)

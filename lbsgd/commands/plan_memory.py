@@ -1,8 +1,8 @@
-"""What a GPU needs to hold, by ZeRO stage: an estimate from counts, no measurement on a GPU.
+"""Estimate a GPU's memory by ZeRO stage from counts; nothing here was measured on a GPU.
 
-Activations are counted, not guessed: the values that autograd keeps for the backward pass of torchvision's networks, seen
-through torch.autograd.graph.saved_tensors_hooks (tests/test_predict.py counts again). What a GPU's allocator and cuDNN's
-workspaces add is not in it.
+Activations are counted: they are the values that autograd keeps for the backward pass of torchvision's networks, seen
+through torch.autograd.graph.saved_tensors_hooks (tests/test_predict.py counts them again). The estimate leaves out
+what a GPU's allocator and cuDNN's workspaces add.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lbsgd.errors import ConfigError
 
 @dataclass(frozen=True)
 class Network:
-    """Parameters, the tensors they are in, and the values kept for the backward pass of one image of 224 x 224."""
+    """Counts of parameters, of their tensors, and of values kept for the backward pass of one image of 224 x 224."""
 
     num_parameters: int
     num_tensors: int
@@ -34,8 +34,9 @@ NETWORKS = {
 
 
 def network(name: str) -> Network:
+    """Return the counts of a network. Raises ConfigError for a name that is not in NETWORKS."""
     if name not in NETWORKS:
-        raise ConfigError(f"--model {name}: nothing is known of its size; choose of {', '.join(NETWORKS)}")
+        raise ConfigError(f"--model {name}: nothing is known of its size; choose one of {', '.join(NETWORKS)}")
     return NETWORKS[name]
 
 
@@ -46,7 +47,7 @@ class Memory:
     stage: int
     weights: int
     gradients: int
-    optimizer: int  # momentum, and the float32 masters of half weights or of ZeRO's share
+    optimizer: int  # momentum and, for half weights or under ZeRO, float32 masters
     buckets: int
     activations: int
 
@@ -55,26 +56,26 @@ class Memory:
         return self.weights + self.gradients + self.optimizer + self.buckets + self.activations
 
 
-def bytes_a_weight(precision: str) -> int:
-    """fp16 keeps half weights; bf16 is autocast over float32 weights."""
+def bytes_per_weight(precision: str) -> int:
+    """Return 2 for fp16, which keeps half weights, else 4: bf16 is autocast over float32 weights."""
     return 2 if precision == "fp16" else 4
 
 
-def bytes_an_activation(precision: str) -> int:
+def bytes_per_activation(precision: str) -> int:
     return 4 if precision == "fp32" else 2
 
 
 def memory(plan: Plan, size: Network, stage: int) -> Memory:
-    """Estimate for P parameters on W GPUs, with w bytes a weight and 4 bytes a master and a momentum:
+    """Estimate the memory for P parameters on W GPUs, with w bytes per weight and 4 per master and per momentum:
 
         stage 0      weights w·P   gradients w·P     momentum 4·P (and masters 4·P where w = 2)
         stage 1      weights w·P   gradients w·P     masters and momentum 8·P/W
         stage 2      weights w·P   gradients w·P/W   masters and momentum 8·P/W
 
-    DeepSpeed keeps masters also of float32 weights under ZeRO. Buckets: two of reduce_bucket_size where aggregation overlaps,
-    else one; at stage 0 all gradients are copied into one buffer.
+    Under ZeRO, DeepSpeed keeps masters of float32 weights, too. Buckets: two of reduce_bucket_size where aggregation
+    overlaps back-propagation, else one; at stage 0 DeepSpeed copies all gradients into one buffer.
     """
-    P, W, w = size.num_parameters, plan.world_size, bytes_a_weight(plan.precision)
+    P, W, w = size.num_parameters, plan.world_size, bytes_per_weight(plan.precision)
     share = math.ceil(P / W)
     bucket = min(P, int(get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)))
     overlaps = get(plan.config, "zero_optimization.overlap_comm") is True
@@ -85,5 +86,5 @@ def memory(plan: Plan, size: Network, stage: int) -> Memory:
         gradients=w * (share if stage == 2 else P),
         optimizer=8 * share if stage else (8 if w == 2 else 4) * P,
         buckets=w * (bucket * (1 + overlaps) if stage else P if W > 1 else 0),
-        activations=round(values * bytes_an_activation(plan.precision)),
+        activations=round(values * bytes_per_activation(plan.precision)),
     )

@@ -1,7 +1,7 @@
-"""How long an iteration takes on many GPUs, from the speed of one and that of the network between servers (Sec. 4).
+"""Predict the time of an iteration on many GPUs from the speeds of one GPU and of the links between servers (Sec. 4).
 
-No constant here is fitted. The defaults are the paper's own figures, and its 256-GPU iteration lies between the predictions
-with and without overlap (tests/test_predict.py prints all three).
+No constant here is fitted. The defaults are the paper's own figures, and its iteration on 256 GPUs lies between the
+predictions with and without overlap (tests/test_predict.py prints all three).
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lbsgd.commands.plan_memory import Network, bytes_a_weight
+from lbsgd.commands.plan_memory import Network, bytes_per_weight
 from lbsgd.config.checks.consistency import get
 from lbsgd.config.plan import Plan
 
-# 90 epochs of 1,281,167 images in 29 hours on one server of 8 P100: a GPU's speed there, aggregation inside the server included.
+# A GPU's speed in the paper: 90 epochs of 1,281,167 images in 29 hours on one server of 8 P100. It includes aggregation
+# inside the server.
 PAPER_IMAGES_PER_SECOND = 1_281_167 * 90 / (29 * 3600) / 8
 # Back-propagation takes 120 ms of that server's iteration of 8 x 32 images (Sec. 4).
 BACKWARD_SHARE = 0.120 / (32 / PAPER_IMAGES_PER_SECOND)
@@ -21,7 +22,10 @@ BACKWARD_SHARE = 0.120 / (32 / PAPER_IMAGES_PER_SECOND)
 
 @dataclass(frozen=True)
 class Machines:
-    """Servers of some GPUs with one link each; latency of one message between servers is an assumption, not the paper's."""
+    """Servers with some GPUs and one link each.
+
+    The latency of one message between servers is an assumption; the paper does not tell it.
+    """
 
     images_per_second: float = PAPER_IMAGES_PER_SECOND  # one GPU, as measured inside its server
     gpus_per_server: int = 8
@@ -29,36 +33,37 @@ class Machines:
     latency_seconds: float = 20e-6
 
     def servers(self, gpus: int) -> int:
+        """Return how many servers hold so many GPUs."""
         return math.ceil(gpus / self.gpus_per_server)
 
 
 @dataclass(frozen=True)
 class Reduction:
-    """What one aggregation moves: bytes of gradients in some buckets, and bytes of updated weights gathered afterwards."""
+    """Traffic of one aggregation: bytes of gradients in buckets, and bytes of updated weights gathered afterwards."""
 
     gradient_bytes: float
     num_buckets: int = 1
     weight_bytes: float = 0.0
-    times: int = 1  # an iteration
+    times: int = 1  # aggregations per iteration
 
 
 ALGORITHMS = ("ring", "halving/doubling")
 
 
 def steps(algorithm: str, servers: int) -> int:
-    """Messages after one another of a reduce-scatter, or of an all-gather: p − 1 around a ring, ⌈log2 p⌉ by halving."""
+    """Count the consecutive messages of a reduce-scatter or all-gather: p − 1 around a ring, ⌈log2 p⌉ by halving."""
     return servers - 1 if algorithm == "ring" else math.ceil(math.log2(servers))
 
 
 def gradient_seconds(reduction: Reduction, machines: Machines, servers: int, algorithm: str) -> float:
-    """Time of one all-reduce between p servers (Sec. 4): 2·(p−1)/p · bytes / link + 2 · steps · latency a bucket."""
+    """Time one all-reduce between p servers (Sec. 4): 2·(p−1)/p · bytes / link + 2 · steps · latency · buckets."""
     moved = 2 * (servers - 1) / servers * reduction.gradient_bytes
     waits = 2 * steps(algorithm, servers) * machines.latency_seconds * reduction.num_buckets
     return moved * 8 / (machines.link_gbit * 1e9) + waits
 
 
 def weight_seconds(reduction: Reduction, machines: Machines, servers: int, algorithm: str) -> float:
-    """Time in which ZeRO gathers the updated weights: half an all-reduce, after the update, never overlapped."""
+    """Time ZeRO's gathering of updated weights: half an all-reduce, after the update, never overlapped."""
     if not reduction.weight_bytes:
         return 0.0
     moved = (servers - 1) / servers * reduction.weight_bytes
@@ -67,13 +72,13 @@ def weight_seconds(reduction: Reduction, machines: Machines, servers: int, algor
 
 @dataclass(frozen=True)
 class Prediction:
-    """Seconds of one iteration by one algorithm."""
+    """Seconds of one iteration with one all-reduce algorithm."""
 
     algorithm: str
     compute_seconds: float
     gradient_seconds: float  # all aggregations of an iteration
     weight_seconds: float
-    exposed_seconds: float  # what of the aggregation cannot hide behind back-propagation
+    exposed_seconds: float  # the part of it that back-propagation cannot hide
 
     @property
     def without_overlap(self) -> float:
@@ -84,20 +89,20 @@ class Prediction:
         return self.compute_seconds + self.exposed_seconds + self.weight_seconds
 
     def efficiency(self, overlap: bool) -> float:
-        """Speed of a GPU against its speed in a server of its own."""
+        """Return a GPU's speed relative to its speed inside a single server."""
         return self.compute_seconds / (self.with_overlap if overlap else self.without_overlap)
 
 
 def predict(
-    images_a_gpu: int, passes: int, gpus: int, reduction: Reduction, machines: Machines, algorithm: str
+    images_per_gpu: int, passes: int, gpus: int, reduction: Reduction, machines: Machines, algorithm: str
 ) -> Prediction:
-    """One iteration of images_a_gpu images in some passes.
+    """Predict one iteration in which each GPU takes images_per_gpu images in some passes.
 
-    Aggregation overlaps the back-propagation of the pass it belongs to, except for the last bucket, which is full only when
-    back-propagation is over: what shows is max(aggregation − back-propagation, one bucket).
+    Aggregation overlaps the back-propagation of its own pass, except for the last bucket, which is full only once
+    back-propagation is over. So max(aggregation − back-propagation, one bucket) shows.
     """
     servers = machines.servers(gpus)
-    compute = images_a_gpu / machines.images_per_second
+    compute = images_per_gpu / machines.images_per_second
     if servers == 1:  # aggregation inside a server is part of the GPU's speed
         return Prediction(algorithm, compute, 0.0, 0.0, 0.0)
     one = gradient_seconds(reduction, machines, servers, algorithm)
@@ -113,11 +118,11 @@ def predict(
 
 
 def reduction_of(plan: Plan, size: Network) -> Reduction:
-    """What a plan's ZeRO stage and precision make of a network's gradients.
+    """Return the traffic of a network's gradients at a plan's ZeRO stage and precision.
 
-    Stage 2 aggregates in every pass, 0 and 1 once an iteration; 1 and 2 gather the weights afterwards.
+    Stage 2 aggregates in every pass, stages 0 and 1 once per iteration; 1 and 2 gather the weights afterwards.
     """
-    P, w = size.num_parameters, bytes_a_weight(plan.precision)
+    P, w = size.num_parameters, bytes_per_weight(plan.precision)
     bucket = get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)
     return Reduction(
         w * P,
@@ -127,13 +132,16 @@ def reduction_of(plan: Plan, size: Network) -> Reduction:
     )
 
 
-def bytes_an_iteration(reduction: Reduction, gpus: int) -> float:
-    """What each GPU sends in an iteration, were there no hierarchy: 2·(W−1)/W of the gradients, (W−1)/W of the weights."""
+def bytes_per_iteration(reduction: Reduction, gpus: int) -> float:
+    """Return the bytes that each of W GPUs would send per iteration in a network without hierarchy.
+
+    They are 2·(W−1)/W of the gradients and (W−1)/W of the weights.
+    """
     return (gpus - 1) / gpus * (2 * reduction.gradient_bytes * reduction.times + reduction.weight_bytes)
 
 
 def overlaps(plan: Plan, reduction: Reduction) -> str:
-    """Whether this JSON lets aggregation overlap back-propagation in DeepSpeed 0.19.8, and why not."""
+    """Tell whether this JSON lets aggregation overlap back-propagation in DeepSpeed 0.19.8, and if not, why."""
     if plan.zero_stage == 0:
         return "no: at stage 0 DeepSpeed aggregates after back-propagation"
     if get(plan.config, "zero_optimization.overlap_comm") is not True:

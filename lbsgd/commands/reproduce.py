@@ -13,7 +13,7 @@ lbsgd reproduce table1 table2a table2b figure1 digits       all four; rows that 
 Interrupted in any way, the same command goes on. A grid runs the code of the commit that it began with."""
 
 
-def reproduce_arguments(command: argparse.ArgumentParser) -> None:
+def add_arguments(command: argparse.ArgumentParser) -> None:
     from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 
     command.description, command.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
@@ -38,7 +38,7 @@ def seeds(text: str) -> tuple[int, ...]:
     return chosen
 
 
-def run_reproduce(given: argparse.Namespace) -> int:
+def run(given: argparse.Namespace) -> int:
     from lbsgd.experiments.catalogue import find_data_set, find_study
     from lbsgd.experiments.checkout import ROOT
     from lbsgd.experiments.reproduce import Request, listed, reproduce

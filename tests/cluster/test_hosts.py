@@ -109,7 +109,7 @@ def test_the_recipe_of_the_paper_trains_on_two_hosts(two_hosts, tmp_path):
         2,
     )
     run = read_run(tmp_path / "run")
-    assert (run.run["model"], run.run["world_size"], run.run["accumulation_steps"], len(run.iterations)) == (
+    assert (run.header["model"], run.header["world_size"], run.header["accumulation_steps"], len(run.iterations)) == (
         "resnet50",
         2,
         2,

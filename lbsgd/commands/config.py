@@ -1,0 +1,73 @@
+"""`lbsgd config`: write a complete, checked DeepSpeed JSON for a global batch, or the paper's whole grid of them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from lbsgd.commands.flag_types import positive
+from lbsgd.errors import ConfigError
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    add("--global_batch", type=positive, metavar="KN", help="images per update, kn")
+    add("--gpus", type=positive, metavar="N", help="choose the micro batch for N GPUs (default: one GPU per worker, k)")
+    add("--micro_batch", type=positive, metavar="N", help="images per GPU and pass (default: its share, at most 256)")
+    add("--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="(default: %(default)s)")
+    add("--zero_stage", type=int, choices=(0, 1, 2), help="(default: 1 in fp16, else 0)")
+    images = "training images (default: ImageNet's %(default)s)"
+    add("--num_images", type=positive, default=1_281_167, metavar="N", help=images)
+    add("--epochs", type=positive, default=90, metavar="N", help="(default: %(default)s)")
+    add_settings(command)
+    add("--output", metavar="FILE", help="write the JSON into this file (default: print it)")
+    add("--all", metavar="DIR", help="instead, write the paper's whole grid and its README into a folder")
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    """Add `--set KEY=VALUE`, which several commands take; the values arrive as `settings`."""
+    text = "set the value at a key path, such as lbsgd.warmup.epochs=2; values that depend on it are derived again"
+    command.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help=text)
+
+
+def run(given: argparse.Namespace) -> int:
+    from lbsgd.config.json_file import format_json, write_json  # late: a wrong flag is reported before pydantic loads
+
+    if given.all:
+        from lbsgd.config.shipped import write_grid
+
+        write_grid(Path(given.all), generated)
+        print(f"{given.all}: the paper's grid and its README.md")
+        return 0
+    if not given.global_batch:
+        raise ConfigError("lbsgd config: say how many images an update takes, such as --global_batch 8192")
+    config = config_of(given)
+    if given.output:
+        write_json(given.output, config)
+        print(f"{given.output}: see what it means with `lbsgd plan {given.output} --gpus N`")
+    else:
+        print(format_json(config))
+    return 0
+
+
+def generated(arguments: list[str]) -> dict[str, Any]:
+    """Return the JSON that `lbsgd config` makes of these arguments."""
+    command = argparse.ArgumentParser(prog="lbsgd config")
+    add_arguments(command)
+    return config_of(command.parse_args(arguments))
+
+
+def config_of(given: argparse.Namespace) -> dict[str, Any]:
+    from lbsgd.config.generate import generate
+
+    return generate(
+        given.global_batch,
+        gpus=given.gpus,
+        micro_batch=given.micro_batch,
+        precision=given.precision,
+        zero_stage=given.zero_stage,
+        num_images=given.num_images,
+        epochs=given.epochs,
+        settings=tuple(given.settings),
+    )

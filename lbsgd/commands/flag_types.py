@@ -1,0 +1,59 @@
+"""Types of flags: each turns the text of one flag into its value, or says what the flag takes instead.
+
+Every command and recipe uses these, so that a number means the same everywhere.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentTypeError
+
+TOO_LARGE = 10**12  # above any count of images, iterations or seconds; such a number is a slip of the finger
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, below 10^12, in decimal digits."""
+    number = whole_number(text)
+    if number is None or number < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    if number >= TOO_LARGE:
+        raise ArgumentTypeError(f"{text!r} is too large: give a whole number below 10^12")
+    return number
+
+
+def natural(text: str) -> int:
+    """A whole number of at least 0, in decimal digits."""
+    number = whole_number(text)
+    if number is None:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return number
+
+
+def quantity(text: str) -> float:
+    """A finite number above 0."""
+    number = above_zero(text)
+    if number is None:
+        raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    return number
+
+
+def interval(text: str) -> tuple[int | None, float | None]:
+    """Iterations and minutes, one of them None: `50` means 50 iterations, `10m` means 10 minutes."""
+    if iterations := whole_number(text):
+        return iterations, None
+    minutes = above_zero(text.removesuffix("m")) if text.endswith("m") else None
+    if minutes is None:
+        raise ArgumentTypeError(f"{text!r} is neither a number of iterations, such as 50, nor of minutes, such as 10m")
+    return None, minutes
+
+
+def whole_number(text: str) -> int | None:
+    """The number that decimal digits write, None for any other text; `+1`, `1_000` and `²` are such other texts."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 30 else None
+
+
+def above_zero(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 < number < float("inf") else None

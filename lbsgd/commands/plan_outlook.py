@@ -1,0 +1,90 @@
+"""Everything that `lbsgd plan` knows: the plan on N GPUs, the memory it takes and the time it is predicted to take."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lbsgd.commands.plan_figure import stretches
+from lbsgd.commands.plan_memory import Memory, memory, network
+from lbsgd.commands.plan_time import (
+    ALGORITHMS,
+    PAPER_IMAGES_PER_SECOND,
+    Machines,
+    Prediction,
+    Reduction,
+    bytes_per_iteration,
+    predict,
+    reduction_of,
+)
+from lbsgd.config.checks.lbsgd_json import deepspeed_findings
+from lbsgd.config.json_file import Overrides, parse_recipe, read_json, refuse
+from lbsgd.config.plan import Plan
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan for one network, with its memory at each ZeRO stage and a prediction for each all-reduce algorithm."""
+
+    plan: Plan
+    model: str
+    machines: Machines
+    reduction: Reduction
+    memories: tuple[Memory, ...]
+    predictions: tuple[Prediction, ...]
+
+    @classmethod
+    def of(cls, given: argparse.Namespace) -> Outlook:
+        """Compute it from the flags of `lbsgd plan`. Raises ConfigError where JSON and flags cannot go together."""
+        plan, size, machines = read_plan(given), network(given.model), machines_of(given)
+        reduction, images = reduction_of(plan, size), plan.global_batch // plan.world_size
+
+        def prediction(algorithm: str) -> Prediction:
+            return predict(images, plan.accumulation_steps, plan.world_size, reduction, machines, algorithm)
+
+        memories = tuple(memory(plan, size, stage) for stage in (0, 1, 2))
+        return cls(plan, given.model, machines, reduction, memories, tuple(map(prediction, ALGORITHMS)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything on the screen for machines, in seconds and bytes."""
+        keys = ("epochs", "iterations", "lr")
+        return {
+            **self.plan.as_dict(),
+            "learning_rates": [dict(zip(keys, row, strict=True)) for row in stretches(self.plan)],
+            "memory_bytes": {f"stage_{each.stage}": {**asdict(each), "total": each.total} for each in self.memories},
+            "bytes_an_iteration": bytes_per_iteration(self.reduction, self.plan.world_size),
+            "prediction": {each.algorithm: prediction_as_dict(each) for each in self.predictions},
+        }
+
+
+def prediction_as_dict(prediction: Prediction) -> dict[str, Any]:
+    return {
+        **asdict(prediction),
+        "without_overlap_seconds": prediction.without_overlap,
+        "with_overlap_seconds": prediction.with_overlap,
+        "efficiency_without_overlap": prediction.efficiency(False),
+        "efficiency_with_overlap": prediction.efficiency(True),
+    }
+
+
+def machines_of(given: argparse.Namespace) -> Machines:
+    speed = given.images_per_second or PAPER_IMAGES_PER_SECOND
+    return Machines(speed, given.gpus_per_server, given.link_gbit, given.latency_us * 1e-6)
+
+
+def read_plan(given: argparse.Namespace) -> Plan:
+    """Read the plan for the GPUs asked for, by default as many as take the global batch in one pass."""
+    overrides = Overrides(given.global_batch, given.micro_batch, settings=tuple(given.settings))
+    gpus = default_gpus(given.file, overrides) if given.gpus is None else given.gpus
+    return Plan.read(given.file, gpus, given.images, overrides)
+
+
+def default_gpus(file: str, overrides: Overrides) -> int:
+    """Return kn / max(n, micro batch), at least 1; Plan.read refuses numbers of a wrong type and names their keys."""
+    config = read_json(file)
+    refuse(file, deepspeed_findings(config))
+    values = {**config, **overrides.values()}
+    kn, micro_batch = values["train_batch_size"], values["train_micro_batch_size_per_gpu"]
+    n = parse_recipe(file, config).batch_norm.per_worker_batch
+    return max(1, kn // max(n, micro_batch)) if type(kn) is int and type(micro_batch) is int and micro_batch else 1

@@ -1,0 +1,97 @@
+"""A table of runs from their logs, with the paper's numbers (Sec. 5.1)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from statistics import mean, median, stdev
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from lbsgd.report.run_log import LOG_NAME, LoggedRun, final_error
+
+
+def error_table(runs: Sequence[LoggedRun]) -> Table:
+    """Return a row per run and, as in the paper's tables, mean ± std of runs that differ only in their seed."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=(0, 1, 0, 0),
+        caption_justify="left",
+        caption="\ntop-1 errors in %; val, train: median of last 5 epochs",
+    )
+    table.add_column("run", overflow="fold")
+    for name in ("kn", "k", "η", "epochs", "val", "best\nval", "train", "images\n/s"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name, run in zip(names_of(runs), runs, strict=True):
+        table.add_row(escape(name), *recipe_cells(run), *map(percent, errors_of(run)), speed_cell(run))
+    table.add_section()
+    for seeds in seed_groups(runs):
+        table.add_row(f"mean of {len(seeds)} ± std", *recipe_cells(seeds[0]), spread(seeds))
+    return table
+
+
+def names_of(runs: Sequence[LoggedRun]) -> list[str]:
+    """Name each run by its folder, with only as much of the path as tells the runs apart."""
+    paths = [run.path.resolve() for run in runs]
+    places = [path.parent if path.name == LOG_NAME else path.with_suffix("") for path in paths]
+    names: list[str] = []
+    for depth in range(1, max(len(place.parts) for place in places) + 1):
+        names = ["/".join(place.parts[-depth:]) for place in places]
+        if len(set(names)) == len(set(places)):
+            break
+    return names
+
+
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+def recipe_cells(run: LoggedRun) -> list[str]:
+    header, done = run.header, len(run.epochs)
+    planned = header["recipe"]["epochs"]
+    return [
+        str(header["global_batch"]),
+        str(header["num_workers"]),
+        f"{header['schedule']['reference_lr']:g}",
+        str(done) if done == planned else f"{done}/{planned}",
+    ]
+
+
+def errors_of(run: LoggedRun) -> tuple[float | None, float | None, float | None]:
+    """Return the final validation error, the best of any epoch, and the final training error."""
+    best = min((epoch["val_top1_error_pct"] for epoch in run.epochs), default=None)
+    return final_error(run.epochs), best, final_error(run.epochs, "train_top1_error_pct")
+
+
+def speed_cell(run: LoggedRun) -> str:
+    # The median, because the first iterations and those after an evaluation are slow.
+    speeds = [record["images_per_second"] for record in run.iterations if record["images_per_second"] is not None]
+    return f"{median(speeds):.0f}" if speeds else "-"
+
+
+def spread(runs: Sequence[LoggedRun]) -> str:
+    errors = [error for run in runs if (error := final_error(run.epochs)) is not None]
+    return f"{mean(errors):.2f} ± {stdev(errors):.2f}"
+
+
+def seed_groups(runs: Sequence[LoggedRun]) -> list[list[LoggedRun]]:
+    """Return the complete runs of each recipe that ran with several seeds, each seed once."""
+    groups: dict[str, list[LoggedRun]] = {}
+    for run in runs:
+        if run.result and run.epochs:
+            groups.setdefault(all_but_seed(run), []).append(run)
+    return [group for group in groups.values() if len({seed_of(run) for run in group}) == len(group) > 1]
+
+
+def seed_of(run: LoggedRun) -> int:
+    return run.header["recipe"]["seed"]
+
+
+def all_but_seed(run: LoggedRun) -> str:
+    """Return what runs of one mean share; how processes divided the work is not part of it."""
+    numbers = {key: run.header[key] for key in ("model", "global_batch", "precision", "schedule")}
+    recipe = {**run.header["recipe"], "seed": None}
+    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], len(run.epochs)], sort_keys=True)
