@@ -12,7 +12,7 @@ from lbsgd.report.run_log import LoggedRun
 POINTS = 0.5  # the band is never narrower
 SEEDS = 3  # of the baseline, for a band that a running job is held against
 
-CAUSES = "usual causes: no warmup, a global batch beyond the elbow of the linear rule (Fig. 1), or weight decay on batch norm"
+CAUSES = "no warmup, a global batch beyond the elbow of the linear rule (Fig. 1), or weight decay on batch norm"
 
 
 @dataclass(frozen=True)
