@@ -1,9 +1,10 @@
-"""Large-batch SGD for image networks (Goyal et al. 2017) on DeepSpeed. `initialize` is the door; see the README.
+"""Large-batch SGD for image networks (Goyal et al. 2017) on DeepSpeed. Start with `initialize`; see the README.
 
-Each name below is imported with what it needs when it is first used, so `import lbsgd` itself costs nothing.
+Each name is imported on first use, together with what it needs, so `import lbsgd` itself costs nothing.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 _HOMES = {
     "initialize": "train.engine",
@@ -18,8 +19,8 @@ _HOMES = {
     "MomentumCorrectedSGD": "algorithm.sgd",
     "decay_groups": "algorithm.sgd",
     "convert_batch_norm": "algorithm.batch_norm",
-    "agree_statistics": "algorithm.batch_norm",
-    "recomputing_statistics": "algorithm.batch_norm",
+    "agree_statistics": "algorithm.batch_norm_statistics",
+    "recomputing_statistics": "algorithm.batch_norm_statistics",
     "epoch_order": "algorithm.shuffle",
     "rank_batches": "algorithm.shuffle",
     "SharedShuffleSampler": "algorithm.sampler",
@@ -28,12 +29,33 @@ _HOMES = {
 }
 __all__ = sorted(_HOMES)
 
+if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says that they are public
+    from lbsgd.algorithm.batch_norm import convert_batch_norm as convert_batch_norm
+    from lbsgd.algorithm.batch_norm_statistics import agree_statistics as agree_statistics
+    from lbsgd.algorithm.batch_norm_statistics import recomputing_statistics as recomputing_statistics
+    from lbsgd.algorithm.resnet import resnet as resnet
+    from lbsgd.algorithm.sampler import SharedShuffleSampler as SharedShuffleSampler
+    from lbsgd.algorithm.schedule import LargeMinibatchSGD as LargeMinibatchSGD
+    from lbsgd.algorithm.schedule import Schedule as Schedule
+    from lbsgd.algorithm.schedule import learning_rate as learning_rate
+    from lbsgd.algorithm.schedule import scaled_lr as scaled_lr
+    from lbsgd.algorithm.sgd import MomentumCorrectedSGD as MomentumCorrectedSGD
+    from lbsgd.algorithm.sgd import decay_groups as decay_groups
+    from lbsgd.algorithm.shuffle import epoch_order as epoch_order
+    from lbsgd.algorithm.shuffle import rank_batches as rank_batches
+    from lbsgd.algorithm.torch_scheduler import LargeMinibatchLR as LargeMinibatchLR
+    from lbsgd.config.json_file import Overrides as Overrides
+    from lbsgd.config.plan import Plan as Plan
+    from lbsgd.data.ffcv_loader import SharedShuffleOrder as SharedShuffleOrder
+    from lbsgd.train.engine import LinearScalingWarmupLR as LinearScalingWarmupLR
+    from lbsgd.train.engine import initialize as initialize
+else:  # hidden from type checkers, which would let any misspelt name pass
 
-def __getattr__(name):
-    if name not in _HOMES:
-        raise AttributeError(f"module 'lbsgd' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"lbsgd.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module 'lbsgd' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"lbsgd.{_HOMES[name]}"), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])

@@ -21,7 +21,7 @@ from pathlib import Path
 import processes  # noqa: F401  for what it preloads is less than what is preloaded here
 
 from lbsgd.config.json_file import read_json
-from lbsgd.processes.launcher import free_port
+from lbsgd.processes.environment import free_port
 
 TESTS = Path(__file__).parent
 RECIPE, SMALL = str(TESTS / "crash_recipe.py"), str(TESTS / "cluster/small.py")

@@ -1,8 +1,8 @@
-"""The paper's algorithm in plain float64 PyTorch, one worker after another: what every run through DeepSpeed is compared with.
+"""The paper's algorithm in plain float64 PyTorch, one worker after another: the reference for runs through DeepSpeed.
 
-k workers normalise n images each, by themselves, and keep running statistics of their own (Sec. 2.3); the loss is normalised by
-kn (Remark 3); momentum has form (9), or form (10) with or without its correction (Remark 2); γ and β do not decay (Sec. 5.1).
-Nothing here knows lbsgd or DeepSpeed.
+k workers normalise n images each, by themselves, and keep running statistics of their own (Sec. 2.3). The loss is
+normalised by kn (Remark 3). Momentum has form (9), or form (10) with or without its correction (Remark 2). γ and β do
+not decay (Sec. 5.1). Nothing here knows lbsgd or DeepSpeed.
 """
 
 import torch
@@ -12,18 +12,21 @@ from torch.nn import functional as F
 
 K, N, ITERATIONS = 8, 8, 20  # workers of N images
 MOMENTUM, WEIGHT_DECAY = 0.9, 0.01
-BOUND = 1e-5  # correct fp32 runs stay within 6e-7, and the mistakes in test_pitfalls.py are beyond 100 times this
+BOUND = 1e-5  # correct fp32 runs stay within 6e-7; the mistakes in test_pitfalls.py exceed 100 times this
 
 
 def learning_rate(t):
-    """Sec. 2.1, 2.2, 5.1: in equal steps from 0.05 to 0.05 · kn/n = 0.4 over 10 iterations, a tenth of it from the 15th on."""
+    """Rise in equal steps from 0.05 to 0.05 · kn/n = 0.4 over 10 iterations; a tenth of it from the 15th on.
+
+    Sec. 2.1, 2.2 and 5.1.
+    """
     return 0.05 + 0.35 * t / 10 if t < 10 else 0.4 if t < 15 else 0.04
 
 
 class Residual(nn.Module):
-    """γ = 0 ends the block (Sec. 5.1) and the shortcut's batch norm has no "bn" in its name.
+    """A residual block that ends in γ = 0 (Sec. 5.1); the shortcut's batch norm has no "bn" in its name.
 
-    GELU stands for ReLU, whose kink amplifies rounding: in some runs 3e-7 becomes 2e-4 within 10 iterations.
+    GELU replaces ReLU, whose kink amplifies rounding: in some runs 3e-7 becomes 2e-4 within 10 iterations.
     """
 
     def __init__(self, classes=5, activation=F.gelu):
@@ -48,7 +51,10 @@ def network(seed=0, **options):
 
 
 def global_batch(t):
-    """The kn images and labels of iteration t, those of worker w from w·n to (w+1)·n. Colours tell the label: it is learnt."""
+    """Return the kn images and labels of iteration t, those of worker w from w·n to (w+1)·n.
+
+    The colours tell the label, so that there is something to learn.
+    """
     generator = torch.Generator().manual_seed(t)
     colours = torch.randn(5, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     labels = torch.randint(0, 5, (K * N,), generator=generator)
@@ -56,14 +62,17 @@ def global_batch(t):
 
 
 def train(model, iterations=ITERATIONS, k=K, form=9, correction=True, dtype=torch.float64):
-    """Weights with running statistics, the mean of the workers' own, and momentum: both by name, after some iterations."""
+    """Return weights and momentum by name after some iterations.
+
+    The weights include running statistics, the mean of the workers' own.
+    """
     weights = {name: w.detach().to(dtype) for name, w in model.named_parameters()}
     statistics = [{name: buffer.to(dtype, copy=True) for name, buffer in model.named_buffers()} for _ in range(k)]
     momentum = {name: torch.zeros_like(w) for name, w in weights.items()}
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     for t in range(iterations):
         workers = [worker.chunk(k) for worker in global_batch(t)]
-        gradients = [gradient(model, weights, *worker) for worker in zip(statistics, *workers)]
+        gradients = [gradient(model, weights, *worker) for worker in zip(statistics, *workers, strict=True)]
         for name, w in weights.items():
             decay = 0 if name.rpartition(".")[0] in norms else WEIGHT_DECAY
             g = sum(part[name] for part in gradients) + decay * w
@@ -73,16 +82,16 @@ def train(model, iterations=ITERATIONS, k=K, form=9, correction=True, dtype=torc
 
 
 def gradient(model, weights, statistics, images, labels):
-    """∇ Σ loss/kn over one worker's images (Remark 3), which move this worker's running statistics."""
+    """Return ∇ Σ loss/kn over one worker's images (Remark 3); they move this worker's running statistics."""
     weights = {name: w.detach().requires_grad_() for name, w in weights.items()}
     device, dtype = next(iter(weights.values())).device, next(iter(weights.values())).dtype
     logits = functional_call(model.train(), (weights, statistics), images.to(device, dtype))
     loss = F.cross_entropy(logits.to(dtype), labels.to(device), reduction="sum") / (K * N)
-    return dict(zip(weights, torch.autograd.grad(loss, weights.values())))
+    return dict(zip(weights, torch.autograd.grad(loss, weights.values()), strict=True))
 
 
 def update(w, u, g, t, form, correction):
-    """Nesterov's SGD (Sec. 5.1) in the two forms of Sec. 3.
+    """Make one step of Nesterov's SGD (Sec. 5.1) in one of the two forms of Sec. 3.
 
     (9)    u ← m·u + g                       w ← w − η_t·(m·u + g)
     (10)   v ← m·(η_t/η_{t−1})·v + η_t·g     w ← w − (m·v + η_t·g)       without correction  v ← m·v + η_t·g
@@ -96,19 +105,15 @@ def update(w, u, g, t, form, correction):
 
 
 def distance(weights, expected):
-    """max |Δ| / max |expected| of the weights, the running means and the running variances, each by itself: the largest."""
+    """Return the largest max |Δ| / max |expected| among weights, running means and running variances."""
 
     def flat(tensors, names):
         return torch.cat([tensors[name].double().cpu().flatten() for name in names])
 
     means, variances = ([name for name in expected if name.endswith(end)] for end in ("running_mean", "running_var"))
     kinds = [[name for name in expected if name not in means + variances], means, variances]
-    return float(
-        torch.stack(
-            [
-                (flat(weights, names) - flat(expected, names)).abs().max() / flat(expected, names).abs().max()
-                for names in kinds
-                if names
-            ]
-        ).max()
-    )
+
+    def relative(names):
+        return (flat(weights, names) - flat(expected, names)).abs().max() / flat(expected, names).abs().max()
+
+    return float(torch.stack([relative(names) for names in kinds if names]).max())

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
-from lbsgd.processes.launcher import free_port
+from lbsgd.processes.environment import free_port
 
 # Forked from one process that has imported what takes seconds; none of it starts threads or touches a GPU.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "lbsgd.train.engine"])

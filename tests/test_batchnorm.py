@@ -1,4 +1,4 @@
-"""Sec. 2.3: every worker normalises its own n images, whatever the hardware. Sec. 5.2: the statistics of evaluation."""
+"""Sec. 2.3: every worker normalises its own n images on any hardware. Sec. 5.2: the statistics for evaluation."""
 
 import copy
 
@@ -14,17 +14,16 @@ from lbsgd.algorithm.batch_norm import (
     PerWorkerBatchNorm1d,
     PerWorkerBatchNorm2d,
     PerWorkerBatchNorm3d,
-    agree_statistics,
     convert_batch_norm,
-    recomputing_statistics,
 )
+from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 
 N = 8  # images of one worker
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 
 
 def images(num, *shape, seed=0, dtype=torch.float32, memory_format=torch.contiguous_format):
-    """Images whose mean and variance drift from one to the next: no two workers' statistics are alike."""
+    """Return images whose mean and variance drift from one to the next: no two workers' statistics are alike."""
     shape = shape or (5, 4, 4)
     generator = torch.Generator().manual_seed(seed)
     drift = torch.linspace(1, 3, num, dtype=torch.float64).view(-1, *[1] * len(shape))
@@ -33,7 +32,7 @@ def images(num, *shape, seed=0, dtype=torch.float32, memory_format=torch.contigu
 
 
 def randomised(layer, seed=0):
-    """The layer with γ and β that are not 1 and 0."""
+    """Give the layer γ and β other than 1 and 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         layer.weight.copy_(torch.rand(layer.num_features, generator=generator) + 0.5)
@@ -42,7 +41,7 @@ def randomised(layer, seed=0):
 
 
 def batch_norm_in_float64(x, weight, bias, n, eps=1e-5):
-    """The definition, one worker at a time; with each worker's mean and unbiased variance."""
+    """Apply the definition, one worker at a time; return y and each worker's mean and unbiased variance."""
     dims = [0, *range(2, x.dim())]
     per_channel = [1, -1] + [1] * (x.dim() - 2)
     outputs, means, variances = [], [], []
@@ -118,7 +117,7 @@ def test_a_micro_batch_of_several_workers_has_the_mean_gradient_of_the_workers_a
     ours = convert_batch_norm(copy.deepcopy(network), N)
     x, labels = images(4 * N, 3, 6, 6, dtype=torch.float64), torch.arange(4 * N) % 10
     F.cross_entropy(ours(x), labels).backward()
-    for x_g, labels_g in zip(x.split(N), labels.split(N)):
+    for x_g, labels_g in zip(x.split(N), labels.split(N), strict=True):
         (F.cross_entropy(network(x_g), labels_g) / 4).backward()
     for name, expected in network.named_parameters():
         torch.testing.assert_close(ours.get_parameter(name).grad, expected.grad, rtol=1e-9, atol=1e-12, msg=name)
@@ -131,7 +130,7 @@ def test_gradients_are_those_of_finite_differences(affine):
     parameters = dict(randomised(layer).named_parameters()) if affine else {}
 
     def normalise(x, *tensors):
-        return torch.func.functional_call(layer, dict(zip(parameters, tensors)), (x,))
+        return torch.func.functional_call(layer, dict(zip(parameters, tensors, strict=True)), (x,))
 
     assert torch.autograd.gradcheck(normalise, (x, *parameters.values()))
 
@@ -154,7 +153,7 @@ def test_a_micro_batch_that_cuts_a_worker_is_refused_with_the_numbers(micro_batc
 
 
 def test_a_single_value_a_channel_has_no_variance():
-    with pytest.raises(ValueError, match="one value a channel"):
+    with pytest.raises(ValueError, match="one value per channel"):
         PerWorkerBatchNorm1d(5, per_worker_batch=1)(images(4, 5))
 
 
@@ -175,7 +174,7 @@ def train(layer, x, micro_batch):
 
 
 def moved_once(x, momentum=0.1):
-    """Running statistics after one iteration, from 0 and 1: the mean over workers, in float64."""
+    """Return the running statistics after one iteration from 0 and 1: the mean over workers, in float64."""
     _, means, variances = batch_norm_in_float64(x, torch.ones(5), torch.zeros(5), N)
     return momentum * means.mean(0), 1 - momentum + momentum * variances.mean(0)
 
@@ -221,7 +220,7 @@ def test_one_worker_and_one_pass_are_torch_batch_norm(momentum):
         torch.testing.assert_close(ours.state_dict()[name], expected, rtol=2e-7, atol=0)
     x = images(3)
     ours.load_state_dict(torchs.state_dict())
-    assert torch.equal(ours.eval()(x), torchs.eval()(x))  # in evaluation any number of images will do
+    assert torch.equal(ours.eval()(x), torchs.eval()(x))  # evaluation takes any number of images
 
 
 def test_first_worker_alone_moves_the_statistics():
@@ -265,7 +264,7 @@ def test_a_cast_to_half_passes_the_running_statistics_by(dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_half_parameters_act_in_float32(dtype, workers):
-    """DeepSpeed's fp16 and bf16 blocks halve γ and β and leave the buffers, at which torch's batch norm raises."""
+    """DeepSpeed's fp16 and bf16 blocks halve γ and β but not the buffers; torch's batch norm raises at the mixture."""
     layer, plain = randomised(PerWorkerBatchNorm2d(5, per_worker_batch=N)), nn.BatchNorm2d(5)
     for module in (layer, plain):
         for p in module.parameters():
@@ -333,7 +332,7 @@ def test_the_root_itself_is_converted_and_keeps_all_it_has(plain, kind, shape):
     layer = convert_batch_norm(root, N)
     assert type(layer) is kind and (layer.eps, layer.momentum, layer.training) == (1e-3, 0.2, False)
     now = (layer.weight, layer.bias, layer.running_mean, layer.running_var, layer.num_batches_tracked)
-    assert all(a is b for a, b in zip(now, kept)) and not layer.weight.requires_grad
+    assert all(a is b for a, b in zip(now, kept, strict=True)) and not layer.weight.requires_grad
     assert torch.equal(layer(x), expected)
 
 
@@ -393,7 +392,7 @@ def of_process(x, rank):
 
 
 def agreed(rank, statistics):
-    """Three iterations of 8 workers, 4 a process in 2 passes, agreed after the second and the third."""
+    """Train three iterations of 8 workers, 4 per process in 2 passes, and agree after the second and the third."""
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N, passes=2, statistics=statistics)
     for iteration in range(3):
         train(layer, of_process(images(64, seed=iteration), rank), 2 * N)
@@ -403,7 +402,7 @@ def agreed(rank, statistics):
 
 
 def recomputed(rank, share):
-    """Process 0 has the first `share` of 32 images, process 1 the others."""
+    """Recompute over 32 images: process 0 has the first `share` of them, process 1 the others."""
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N)
     mine = images(32)[:share] if rank == 0 else images(32)[share:]
     with torch.no_grad(), recomputing_statistics(layer):
@@ -413,7 +412,7 @@ def recomputed(rank, share):
 
 
 def normalised_together(rank):
-    """All processes' images of one pass as one group: output, gradients and statistics, moved and recomputed."""
+    """Normalise all processes' images of one pass as one group; return output, gradients and both statistics."""
     layer = randomised(PerWorkerBatchNorm2d(5, per_worker_batch=N, scope="all"))
     x, grad_y = (of_process(images(32, seed=seed), rank) for seed in (0, 1))
     y = layer(x.requires_grad_())
@@ -454,7 +453,7 @@ def one_process(rank, folder):
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory):
-    """What each of two gloo processes got; started once for all tests."""
+    """The results of each of two gloo processes, started once for all tests."""
     folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.spawn(one_process, (folder,), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
@@ -488,13 +487,16 @@ def test_scope_all_is_batch_norm_over_all_processes_images(two_processes):
     together = [results["together"] for results in two_processes]
     for name, expected in (("y", y.detach()), ("x.grad", x.grad)):
         torch.testing.assert_close(torch.cat([t[name] for t in together]).double(), expected, rtol=1e-5, atol=1e-5)
-    for name, parameter in layer.named_parameters():  # each process has its own images' part; the engine adds them
+    for (
+        name,
+        parameter,
+    ) in layer.named_parameters():  # each process holds the part of its own images; the engine adds them
         total = sum(t[f"{name}.grad"] for t in together)
         torch.testing.assert_close(total.double(), parameter.grad, rtol=1e-5, atol=1e-4)
     for t in together:
-        for moved, expected in zip(t["moved"], (layer.running_mean, layer.running_var)):
+        for moved, expected in zip(t["moved"], (layer.running_mean, layer.running_var), strict=True):
             torch.testing.assert_close(moved.double(), expected, rtol=1e-6, atol=1e-6)
-        for pooled, expected in zip(t["recomputed"], exact(x.detach())):
+        for pooled, expected in zip(t["recomputed"], exact(x.detach()), strict=True):
             torch.testing.assert_close(pooled.double(), expected, rtol=1e-6, atol=1e-6)
 
 

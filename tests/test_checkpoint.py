@@ -87,7 +87,7 @@ def test_folders_that_all_lack_their_manifest_are_named_rather_than_taken_for_no
 
 
 def test_whole_checkpoints_do_not_make_room_for_folders_without_manifest(tmp_path):
-    """However many of these are newer, a save keeps the newest three that may be whole, the one just written among them."""
+    """A save keeps the newest three that may be whole, its own among them, however many of these are newer."""
     for iteration in (6, 7, 8):
         (saved(tmp_path, iteration) / "manifest.json").unlink()
     for iteration in (1, 2, 3, 4):

@@ -83,7 +83,8 @@ def refused(done, *words, code=2):
     assert all(str(word) in errors[0] for word in words), errors[0]
 
 
-# --- bad input ----------------------------------------------------------------------------------------------------------
+# --- bad input
+# ----------------------------------------------------------------------------------------------------------
 
 
 def test_without_data_one_line_says_what_was_looked_for_and_what_to_run(tmp_path):
@@ -263,7 +264,8 @@ def test_help_shows_the_command_and_every_flag():
         assert flag in done.stdout
 
 
-# --- runs ---------------------------------------------------------------------------------------------------------------
+# --- runs
+# ---------------------------------------------------------------------------------------------------------------
 
 SMALL = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}
 
@@ -383,7 +385,7 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_kee
 
 
 def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_reported(digits_data, tmp_path):
-    """One epoch on the digits through FFCV; torchvision's own network with the exported file errs on the same images."""
+    """One epoch on the digits through FFCV: torchvision's network with the exported file errs on the same images."""
     done = launched(2, DIGITS, "--data_dir", digits_data, "--epochs", 1, "--output_dir", tmp_path / "run")
     assert done.returncode == 0, done.stdout + done.stderr
     [epoch] = read_run(tmp_path / "run").epochs
@@ -413,7 +415,7 @@ def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):
     """Its commands after `make setup`, with other names, on archives of the real layout with 12 training images."""
     make_official(tmp_path / "imagenet")
     (tmp_path / "hosts").write_text("localhost slots=2\n")
-    section = (ROOT / "README.md").read_text().split("## On ImageNet")[1]
+    section = (ROOT / "README.md").read_text().split("### 1. Train ImageNet")[1]
     setup, convert, train = [line.strip() for line in section.split("\n\n")[1].splitlines()]
     assert setup == "make setup && . .venv/bin/activate"
 

@@ -1,5 +1,4 @@
-"""lbsgd inside DeepSpeed: the learning rates that updates really take, and a state that moves between world sizes and ZeRO
-stages. That the weights are the paper's is in test_oracle.py."""
+"""lbsgd inside DeepSpeed: the learning rates of its updates; a state that moves between world sizes and ZeRO stages."""
 
 import copy
 
@@ -48,7 +47,7 @@ def train(engine, plan, first=0, last=ITERATIONS, backward=lambda engine, loss: 
     rank, lrs = torch.distributed.get_rank(), []
     for iteration in range(first, last):
         images, labels = (part.chunk(plan.world_size)[rank].to(engine.device) for part in global_batch(iteration))
-        for x, y in zip(images.split(plan.micro_batch), labels.split(plan.micro_batch)):
+        for x, y in zip(images.split(plan.micro_batch), labels.split(plan.micro_batch), strict=True):
             backward(engine, F.cross_entropy(engine(x).float(), y))
             lrs_before_step = [group["lr"] for group in engine.basic_optimizer.param_groups]
             engine.step()

@@ -1,4 +1,4 @@
-"""An evaluation counts every validation image exactly once, on any number of processes, and gives the same whole numbers."""
+"""An evaluation counts every validation image exactly once, on any number of processes, in the same whole numbers."""
 
 import copy
 from types import SimpleNamespace
@@ -53,7 +53,7 @@ def make_trainer(engine, plan, train_data=None, val_data=None, folder=None):
 
 
 def trained_and_evaluated(world_size):
-    """The trainer's record of each rank's own share, that of the shares of torch's DistributedSampler, and the weights."""
+    """Return the trainer's record of its own shares, that of torch's DistributedSampler's shares, and the weights."""
     engine, plan = lbsgd.initialize(network(classes=NUM_CLASSES), config(world_size))
     rank = torch.distributed.get_rank()
     share = dict(seed=0, world_size=world_size, rank=rank, resolution=6, device="cpu")
@@ -137,7 +137,7 @@ def test_the_real_loader_gives_the_digits_once_on_any_number_of_ranks(digits_dat
             of_rank = copy.copy(loader)  # spares a compilation
             of_rank.share = rank_share(loader.beton.num_images, world_size=world_size, rank=rank)
             batches += [(labels, classifier(images).argmax(1) == labels) for images, labels in of_rank]
-        labels, correct = (torch.cat(parts) for parts in zip(*batches))
+        labels, correct = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return labels.tolist(), int(correct.sum())
 
     labels, correct = counted(1)

@@ -1,30 +1,34 @@
 """The threads that end a process, and what processes tell each other beside collective calls."""
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import psutil
 import pytest
-from crash import forked
+from crash import PATIENCE_SECONDS, forked
 from torch.distributed import HashStore, TCPStore
 
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
+from lbsgd.processes import first_cause as first_cause_module
 from lbsgd.processes import guard as guard_module
 from lbsgd.processes import peers as peers_module
+from lbsgd.processes.environment import Processes, free_port
 from lbsgd.processes.guard import Guard
-from lbsgd.processes.launcher import Processes, free_port
 from lbsgd.processes.peers import OtherFailed, Peers
+from lbsgd.processes.signals import STOP_SIGNALS
 
 ALONE = Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)
 
 
 def two_peers(store=None, hosts=("alpha", "beta")):
-    """Both of two processes on two hosts, met at a store of this process."""
+    """Returns both of two processes on two hosts, which have met at a store of this process."""
     store = store or HashStore()
     met = []
     for rank, host in enumerate(hosts):
@@ -33,13 +37,7 @@ def two_peers(store=None, hosts=("alpha", "beta")):
     return met
 
 
-@pytest.fixture
-def fast(monkeypatch):
-    """Beats of hundredths of a second."""
-    monkeypatch.setattr(peers_module, "BEAT_SECONDS", 0.02)
-
-
-# --- peers --------------------------------------------------------------------------------------------------------------
+# --- peers -----------------------------------------------------------------------------------------------------------
 
 
 def test_what_differs_between_hosts_is_named():
@@ -59,7 +57,7 @@ def meeting_point(monkeypatch):
 
 
 def meet_in_threads(world_size, ranks, seconds):
-    """What Peers.meet returns or raises for some ranks of a world."""
+    """Returns what Peers.meet returns or raises for some ranks of a world."""
 
     def meet(rank):
         try:
@@ -107,23 +105,19 @@ def test_the_first_failure_counts_and_is_not_another_s_to_its_own_process():
     assert first.failure() is None
 
 
-def test_a_process_that_gives_no_sign_of_life_is_named(fast):
-    store, ended = HashStore(), threading.Event()
+def test_a_process_that_gives_no_sign_of_life_within_three_beats_is_named(monkeypatch):
+    store, slept = HashStore(), []
     ranks = [Peers(Processes(rank, 3, 0, 1), store) for rank in range(3)]
     for rank, peers in enumerate(ranks):
         store.set(f"host/{rank}", f"host{rank}")
         peers.beat("iteration 7")
 
-    def lives():
-        while not ended.wait(0.005):
-            ranks[1].beat("iteration 7")  # at the same place: slow is not dead
+    def one_lives(seconds):
+        slept.append(seconds)
+        ranks[1].beat("iteration 7")  # at the same place: slow is not dead
 
-    thread = threading.Thread(target=lives)
-    thread.start()
-    try:
-        assert ranks[0].silent() == ["rank 2 on host2"]
-    finally:
-        ended.set(), thread.join()
+    monkeypatch.setattr(peers_module, "time", SimpleNamespace(sleep=one_lives))
+    assert ranks[0].silent() == ["rank 2 on host2"] and slept == [3 * Peers.BEAT_SECONDS]
 
 
 def test_a_request_to_stop_reaches_the_others():
@@ -133,11 +127,11 @@ def test_a_request_to_stop_reaches_the_others():
     assert first.stop_requested() == second.stop_requested() == "SIGUSR1"
 
 
-# --- the guard: each test in a process of its own, which it ends ------------------------------------------------------------
+# --- the guard: each test in a process of its own, which it ends -----------------------------------------------------
 
 
 class Ending:
-    """How a process that ran function(*arguments) ended, and what it printed."""
+    """A process that ran function(*arguments): its exit code, and the text that it printed."""
 
     def __init__(self, tmp_path, function, *arguments, signals=()):
         path = tmp_path / "console"
@@ -149,9 +143,9 @@ class Ending:
                     time.sleep(0.005)
             for number in signals:
                 os.kill(self.process.pid, number)
-            self.process.join(60)
+            self.process.join(PATIENCE_SECONDS)
             self.code, self.text = self.process.exitcode, path.read_text()
-            assert self.code is not None, f"still there after 60 s\n{self.text}"
+            assert self.code is not None, f"still there after {PATIENCE_SECONDS} s\n{self.text}"
         finally:
             self.process.kill()
             self.process.join()
@@ -162,7 +156,7 @@ class Ending:
 
 
 def wait_for_ever():
-    """As in a collective call whose other side is gone: in C++, where no signal reaches Python's handlers."""
+    """Waits as in a collective call whose other side is gone: in C++, where no signal reaches Python's handlers."""
     print("ready")
     HashStore().get("what nobody sets")
 
@@ -197,17 +191,32 @@ def test_a_process_that_cannot_save_in_time_ends(tmp_path):
 def test_a_process_that_does_not_move_ends_and_one_that_moves_does_not(tmp_path):
     ending = Ending(tmp_path, guarded, True, None, ALONE, 1)
     assert ending.code == 4 and ending.lines == [
-        "error: nothing has moved for 1 s since iteration 7; another process or the network does not answer (--hang_timeout)"
+        "error: nothing has moved for 1 s since iteration 7; another process or the network does not answer "
+        "(--hang_timeout)"
     ]
     assert Ending(tmp_path, moves).code == 0
 
 
+class Clock:
+    """A clock that a test sets; looks: how often it was read."""
+
+    now, looks = 0.0, 0
+
+    def monotonic(self):
+        self.looks += 1
+        return self.now
+
+
 def moves():
+    """Three times the timeout by the guard's clock, never more than 0.9 of it at one place."""
+    clock = guard_module.time = Clock()
     with Guard(ALONE, 1) as guard:
-        deadline = time.monotonic() + 1.7
-        while time.monotonic() < deadline:
+        for _ in range(4):
+            clock.now += 0.9
             guard.alive("iteration 8")
-            time.sleep(0.01)
+            looks = clock.looks
+            while clock.looks < looks + 1:
+                time.sleep(0.01)
 
 
 def launcher_dies(reaped):
@@ -227,6 +236,26 @@ def launcher_dies(reaped):
 def test_a_process_whose_launcher_is_gone_ends_also_where_nobody_asks_for_the_launcher_s_exit_code(tmp_path, reaped):
     ending = Ending(tmp_path, launcher_dies, reaped)
     assert ending.code == 75 and "is gone at iteration 7; the same command with --resume goes on" in ending.lines[0]
+
+
+def launcher_dies_and_a_signal_says_so():
+    """As the kernel, or DeepSpeed's launcher, sends SIGTERM to the processes of a launcher that has died."""
+    launcher = subprocess.Popen(["sleep", "1000"])
+    watched = psutil.Process(launcher.pid)
+
+    def then():
+        launcher.kill()
+        launcher.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for_ever()
+
+    guarded(then=then, launchers=[watched])
+
+
+def test_a_sigterm_that_comes_with_the_launcher_s_death_is_told_as_that(tmp_path):
+    ending = Ending(tmp_path, launcher_dies_and_a_signal_says_so)
+    assert ending.code == 75 and len(ending.lines) == 1
+    assert ending.lines[0].startswith("stopped: its launcher (process ")
 
 
 def raises(error):
@@ -255,7 +284,7 @@ GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed b
 
 def loses(how, local_rank=0, host="beta"):
     """Rank 0 of two, whose collective call fails or never returns, after rank 1 has died or told of its failure."""
-    peers_module.BEAT_SECONDS, guard_module.LAST_WORDS_SECONDS = 0.05, 0.1
+    Peers.BEAT_SECONDS, guard_module.LAST_WORDS_SECONDS = 0.05, 0.1
     socket.gethostname = lambda: "alpha"
     first, second = two_peers(hosts=("alpha", host))
     second.beat("iteration 7")
@@ -290,22 +319,27 @@ def test_the_first_cause_is_told_once_on_every_host_and_its_code_is_everybody_s(
     assert (ending.code, ending.lines) == (TrainingError.exit_code, lines)
 
 
-def fails_and_says_so_for_a_while():
-    def then():
-        threading.Timer(1, lambda: print("ready")).start()  # when nobody reads signals any more
-        raise DataError("no such file")
+def fails_and_ends_after_a_signal():
+    with Guard(Processes(0, 2, 0, 1), 60) as guard:
 
-    guarded(peers=two_peers()[0], processes=Processes(0, 2, 0, 1), then=then)
+        def signalled(seconds):
+            guard.thread.join()  # now nobody reads signals any more
+            print("ready")
+            select.select([guard.signals.reader], [], [], PATIENCE_SECONDS)
+
+        guard_module.time = SimpleNamespace(monotonic=time.monotonic, sleep=signalled)  # while rank 0's words are read
+        guard.follow(two_peers()[0])
+        raise DataError("no such file")
 
 
 def test_a_signal_to_a_process_that_is_ending_changes_nothing(tmp_path):
     """A launcher sends SIGTERM to the others as soon as one has ended."""
-    ending = Ending(tmp_path, fails_and_says_so_for_a_while, signals=[signal.SIGTERM])
+    ending = Ending(tmp_path, fails_and_ends_after_a_signal, signals=[signal.SIGTERM])
     assert (ending.code, ending.text) == (2, "ready\nerror: no such file\n")
 
 
 class Stuck:
-    """A store that stops answering, as where its host has stopped; or that fails once."""
+    """A store that stops answering, as one whose host has stopped, or that fails once."""
 
     def __init__(self, store, fails_once=False):
         self.store, self.fails_once, self.stuck = store, fails_once, threading.Event()
@@ -320,8 +354,8 @@ class Stuck:
 
 
 def store_breaks(fails_once):
-    peers_module.BEAT_SECONDS = guard_module.BEAT_SECONDS = 0.05
-    guard_module.LAST_WORDS_SECONDS = guard_module.FIRST_CAUSE_SECONDS = 0.2
+    Peers.BEAT_SECONDS = 0.05
+    guard_module.LAST_WORDS_SECONDS = first_cause_module.FIRST_CAUSE_SECONDS = 0.2
     first, second = two_peers(store := Stuck(HashStore(), fails_once))
 
     def then():
@@ -340,8 +374,26 @@ def test_a_store_that_hangs_or_fails_once_keeps_nobody_from_ending(tmp_path, fai
     assert ending.code == 4 and len(ending.lines) == 1, ending.text
 
 
+def store_is_gone_at_a_stop():
+    Peers.BEAT_SECONDS, guard_module.LAST_WORDS_SECONDS = 1000, 0.05
+    first, _ = two_peers(store := Stuck(HashStore(), fails_once=True))
+
+    def then():
+        store.stuck.set()
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait_for_ever()
+
+    guarded(peers=first, processes=Processes(0, 2, 0, 1), then=then)
+
+
+def test_a_stop_is_one_line_also_where_the_store_is_gone(tmp_path):
+    ending = Ending(tmp_path, store_is_gone_at_a_stop)
+    told = "stopped: SIGTERM at iteration 7; the same command with --resume goes on"
+    assert (ending.code, ending.lines) == (75, [told]) and "Traceback" not in ending.text
+
+
 def told_by_another(reason):
-    peers_module.BEAT_SECONDS = guard_module.BEAT_SECONDS = 0.05
+    Peers.BEAT_SECONDS = guard_module.LAST_WORDS_SECONDS = 0.05
     first, second = two_peers()
     guarded(peers=first, processes=Processes(0, 2, 0, 1), then=lambda: (second.request_stop(reason), wait_for_ever()))
 
@@ -357,7 +409,7 @@ def leaves():
     before = threading.active_count()
     with Guard(ALONE, 60):
         pass
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while threading.active_count() > before:
         assert time.monotonic() < deadline
     print("left")
@@ -374,12 +426,12 @@ def ours(*_):
 
 def signals_after_leaving():
     signal.signal(signal.SIGUSR1, ours)
-    before = [signal.getsignal(number) for number in guard_module.STOP_SIGNALS]
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
     open_before = len(os.listdir("/proc/self/fd"))
     for _ in range(2):
         with Guard(ALONE, 60):
             assert signal.getsignal(signal.SIGUSR1) is not ours
-    assert [signal.getsignal(number) for number in guard_module.STOP_SIGNALS] == before
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
     assert len(os.listdir("/proc/self/fd")) == open_before
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGTERM)

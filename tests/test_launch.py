@@ -1,13 +1,20 @@
-"""Which processes run, what the launcher was told, and one line for an error."""
+"""The environment's variables, the launcher's own arguments, and one line for an error."""
 
+import os
+import re
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 
 from lbsgd.errors import ConfigError
-from lbsgd.processes.launcher import Processes, is_launcher, named_hostfile, require_hosts
+from lbsgd.processes import launcher as launcher_module
+from lbsgd.processes.environment import Processes, master
+from lbsgd.processes.launcher import is_launcher, named_hostfile, require_hosts, require_no_hostfile
 
+ROOT = Path(__file__).parent.parent
 DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]
 
 
@@ -26,27 +33,102 @@ def test_the_launchers_hostfile_is_found_among_its_own_arguments(arguments, host
     assert named_hostfile(arguments) == hostfile
 
 
-def test_a_process_alone_is_rank_0_of_1(monkeypatch):
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture
+def environment(monkeypatch):
+    """Sets a launcher's variables, and no others of any launcher."""
+
+    def set_to(variables):
+        for name in list(os.environ):
+            if re.match("(SLURM|OMPI|PMI|MASTER)_|(LOCAL_)?(RANK|SIZE)$|(LOCAL_)?WORLD_SIZE$", name):
+                monkeypatch.delenv(name)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+
+    return set_to
+
+
+def test_a_process_alone_is_rank_0_of_1(environment):
+    environment({})
     processes = Processes.from_environment()
     assert processes == Processes(rank=0, world_size=1, local_rank=0, local_world_size=1) and processes.alone
 
 
 @pytest.mark.parametrize("local", ["LOCAL_SIZE", "LOCAL_WORLD_SIZE"])  # DeepSpeed's launcher, torchrun
-def test_the_launchers_variables_are_read(monkeypatch, local):
-    monkeypatch.delenv("LOCAL_SIZE", raising=False)
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", local: "4"}.items():
-        monkeypatch.setenv(name, value)
+def test_the_launchers_variables_are_read(environment, local):
+    environment({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", local: "4"})
     assert Processes.from_environment() == Processes(rank=5, world_size=8, local_rank=1, local_world_size=4)
 
 
-@pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"])
-def test_several_processes_that_would_each_train_alone_are_refused(monkeypatch, variable):
-    monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setenv(variable, "4")
+@pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
+def test_several_processes_that_would_each_train_alone_are_refused(environment, variable):
+    environment({"SLURM_PROCID": "0", variable: "4"})
     with pytest.raises(ConfigError, match=f"{variable} is 4, but RANK is not set, so each process would train alone"):
         Processes.from_environment()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"SLURM_NTASKS": "4"},  # salloc -n 4, and sbatch
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_SIZE": "1"},  # srun -n 1 in there
+        {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
+        {"WORLD_SIZE": "1"},
+        {"RANK": "", "WORLD_SIZE": ""},
+    ],
+)
+def test_a_single_process_in_an_allocation_of_several_tasks_runs(environment, variables):
+    environment(variables)
+    assert Processes.from_environment() == Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)
+
+
+def test_a_step_of_several_tasks_is_refused_by_its_own_number(environment):
+    environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"})
+    with pytest.raises(ConfigError, match="SLURM_STEP_NUM_TASKS is 4, but RANK is not set"):
+        Processes.from_environment()
+
+
+FOUR = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    "variables, told",
+    [
+        ({"SLURM_NTASKS": "4(x2)"}, "SLURM_NTASKS is '4(x2)', not a whole number of at least 1; unset or correct it"),
+        ({"PMI_SIZE": "two"}, "PMI_SIZE is 'two', not a whole number"),
+        (
+            {"RANK": "0"},
+            "WORLD_SIZE is not set, but RANK is 0; start the recipe with deepspeed or torchrun, or set RANK",
+        ),
+        (FOUR | {"RANK": "zero"}, "RANK is 'zero', not a whole number of at least 0"),
+        (FOUR | {"RANK": "-1"}, "RANK is '-1', not a whole number of at least 0"),
+        (FOUR | {"RANK": "4"}, "RANK is 4, but WORLD_SIZE is 4, so it can be 3 at most"),
+        (FOUR | {"WORLD_SIZE": "0"}, "WORLD_SIZE is '0', not a whole number of at least 1"),
+        (FOUR | {"WORLD_SIZE": "4.0"}, "WORLD_SIZE is '4.0', not a whole number"),
+        (FOUR | {"LOCAL_RANK": ""}, "LOCAL_RANK is not set, but RANK is 1; start the recipe with"),
+        (FOUR | {"LOCAL_RANK": "2"}, "LOCAL_RANK is 2, but this host has 2 processes, so it can be 1 at most"),
+        (FOUR | {"LOCAL_SIZE": "many"}, "LOCAL_SIZE is 'many', not a whole number"),
+    ],
+)
+def test_variables_that_make_no_sense_are_named_with_their_value(environment, variables, told):
+    environment(variables)
+    with pytest.raises(ConfigError) as refused:
+        Processes.from_environment()
+    assert str(refused.value).startswith(told) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "variables, told",
+    [
+        ({"MASTER_PORT": "29500"}, "MASTER_ADDR is not set, but RANK is 1"),
+        ({"MASTER_ADDR": "localhost"}, "MASTER_PORT is not set, but RANK is 1"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "http"}, "MASTER_PORT is 'http', not a whole number"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "MASTER_PORT is 70000, but a port has 16 bits"),
+    ],
+)
+def test_a_meeting_point_that_makes_no_sense_is_named(environment, variables, told):
+    environment(FOUR | variables)
+    with pytest.raises(ConfigError, match=told):
+        master()
 
 
 @pytest.mark.parametrize(
@@ -71,14 +153,86 @@ def test_an_unexpected_world_size_is_refused():
         require_hosts(Processes(0, 4, 0, 4), expect_world_size=256)
 
 
-SPEAKER = """
+class Launcher:
+    """DeepSpeed's command, started in a folder with `--hostfile hosts`."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def cmdline(self):
+        return [*DEEPSPEED, "--hostfile", "hosts", "recipes/resnet50.py"]
+
+    def cwd(self):
+        return str(self.folder)
+
+
+@pytest.mark.parametrize(
+    "hostfile, told",
+    [
+        (b"alpha slots=1\n", None),
+        (None, "the hostfile hosts does not exist, and DeepSpeed would train on this host alone"),
+        (
+            b"\xef\xbb\xbfalpha slots=1\n",
+            "the hostfile hosts begins with a byte order mark (BOM), which DeepSpeed reads as",
+        ),
+    ],
+)
+def test_a_hostfile_that_names_other_hosts_than_it_seems_to_is_refused(monkeypatch, tmp_path, hostfile, told):
+    if hostfile:
+        (tmp_path / "hosts").write_bytes(hostfile)
+    monkeypatch.setattr(launcher_module, "launchers", lambda: [Launcher(tmp_path)])
+    with pytest.raises(ConfigError, match=re.escape(told)) if told else nullcontext():
+        require_hosts(Processes(0, 1, 0, 1), None)
+
+
+@pytest.mark.parametrize("flags", [["--hostfile", "hosts"], ["--hostfile=hosts"], ["--fake_data", "-H", "hosts"]])
+def test_a_hostfile_among_the_recipe_s_flags_is_refused(flags):
+    with pytest.raises(ConfigError, match="--hostfile hosts stands after my.py"):
+        require_no_hostfile(["my.py", *flags])
+    require_no_hostfile(["my.py", "--fake_data"])
+
+
+# --- as a user meets it ----------------------------------------------------------------------------------------------
+
+
+def recipe(*arguments, **variables):
+    """Runs a recipe that would train."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI_"))}
+    command = ["recipes/resnet50.py", "--deepspeed_config", "ds_configs/64.json", "--fake_data", *arguments]
+    return subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=kept | variables, capture_output=True, text=True, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "variables, told",
+    [
+        ({"PMI_SIZE": "2"}, "PMI_SIZE is 2, but RANK is not set"),
+        ({"SLURM_NTASKS": "4(x2)"}, "SLURM_NTASKS is '4(x2)'"),
+        ({"RANK": "0"}, "WORLD_SIZE is not set"),
+    ],
+)
+def test_what_is_wrong_with_the_environment_is_one_line(variables, told):
+    done = recipe(**variables)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: {told}") and done.stderr.count("\n") == 1
+
+
+def test_a_hostfile_after_the_script_is_pointed_out_in_one_line():
+    done = recipe("--hostfile", "hosts")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: --hostfile hosts stands after recipes/resnet50.py, so the launcher does not")
+    assert done.stderr.endswith("put it before the script: deepspeed --hostfile hosts recipes/resnet50.py ...\n")
+
+
+ENDS_WITH_TWO_LINES = """
 import os, time
-from lbsgd.processes.launcher import end_with_error
+from lbsgd.processes.ending import end_with_error
 from lbsgd.errors import DataError
 end_with_error(DataError("first line\\nsecond line"))
 """
 
 
 def test_an_error_is_its_lines_on_stderr_and_the_exit_code():
-    done = subprocess.run([sys.executable, "-c", SPEAKER], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", ENDS_WITH_TWO_LINES], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: first line\nerror: second line\n")

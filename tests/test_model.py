@@ -53,7 +53,9 @@ def test_every_process_builds_the_same_network_from_the_seed_and_draws_nothing_e
     before = torch.get_rng_state()
     first, second = resnet("resnet18", 10, seed=3), resnet("resnet18", 10, seed=3)
     assert torch.equal(torch.get_rng_state(), before)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     assert not torch.equal(first.conv1.weight, resnet("resnet18", 10, seed=4).conv1.weight)
 
 

@@ -17,7 +17,7 @@ SCHEDULE = WARMUP + [0.32, 0.32, 0.032]
 
 
 def gradient(w, t):
-    """Of a bowl that is steeper in some directions, shaken differently at every iteration."""
+    """Return the gradient of a bowl that is steeper in some directions and shaken differently at every iteration."""
     curvature = torch.linspace(0.05, 0.5, w.numel(), dtype=w.dtype)
     return curvature * w + torch.cos(t + torch.arange(w.numel(), dtype=w.dtype))
 
@@ -49,7 +49,7 @@ def descend(optimizer_class, learning_rates, dtype=torch.float64, **options):
 def test_two_steps_worked_by_hand(options, by_hand):
     w = torch.ones(1, dtype=torch.float64, requires_grad=True)
     optimizer = MomentumCorrectedSGD([w], lr=0.1, momentum=0.5, **{"nesterov": False, **options})
-    for lr, expected in zip((0.1, 0.2), by_hand):
+    for lr, expected in zip((0.1, 0.2), by_hand, strict=True):
         optimizer.param_groups[0]["lr"] = lr
         w.grad = torch.ones_like(w)
         optimizer.step()
@@ -101,7 +101,7 @@ def test_the_correction_of_form_10_on_form_9_is_a_bug_that_shows():
     right, wrong = (descend(kind, WARMUP, nesterov=True) for kind in (MomentumCorrectedSGD, CorrectedTwice))
     assert (right - wrong).abs().max() > 1
     constant = [descend(kind, [3.2] * 8, nesterov=True) for kind in (MomentumCorrectedSGD, CorrectedTwice)]
-    torch.testing.assert_close(*constant)  # and it hides while η is constant
+    torch.testing.assert_close(*constant)  # it hides while η is constant
 
 
 @pytest.mark.parametrize("correction", [True, False])
@@ -130,7 +130,7 @@ def test_what_cannot_be_is_refused(wrong, message):
 
 @pytest.mark.parametrize("form", ["lr_outside", "lr_inside"])
 def test_zero_may_step_flat_slices_one_group_at_a_time(form):
-    """Flat slices that do not end where a parameter ends; groups may be empty, parameters without a gradient."""
+    """Slices need not end where a parameter ends; groups may be empty, and parameters without a gradient."""
     whole = [torch.linspace(-1, 1, 6, dtype=torch.float64).requires_grad_() for _ in range(2)]
     slices = [w.detach().clone()[part].requires_grad_() for w in whole for part in (slice(0, 2), slice(2, 6))]
     unused = torch.ones(3, requires_grad=True)
@@ -140,7 +140,7 @@ def test_zero_may_step_flat_slices_one_group_at_a_time(form):
 
     at_once, as_zero = optimizer_of(whole), optimizer_of(slices[:2], slices[2:], [unused], [])
     for t, lr in enumerate(SCHEDULE):
-        for w, its_slices in zip(whole, (slices[:2], slices[2:])):
+        for w, its_slices in zip(whole, (slices[:2], slices[2:]), strict=True):
             w.grad = gradient(w.detach(), t)
             its_slices[0].grad, its_slices[1].grad = w.grad[:2].clone(), w.grad[2:].clone()
         at_once.param_groups[0]["lr"] = lr
@@ -226,5 +226,5 @@ def test_one_step_without_a_gradient_shrinks_all_but_batch_norm():
     for p in model.parameters():
         p.grad = torch.zeros_like(p)
     optimizer.step()
-    for (name, now), then in zip(model.named_parameters(), before.parameters()):
+    for (name, now), then in zip(model.named_parameters(), before.parameters(), strict=True):
         torch.testing.assert_close(now, then * (1 if name.startswith("1.") else 1 - 0.1 * 0.5))

@@ -1,8 +1,8 @@
-"""The paper's four remarks and the other known pitfalls, each as right and wrong side by side.
+"""The paper's four remarks and the other known pitfalls, each with right and wrong side by side.
 
-Right is within BOUND of oracle.py, wrong beyond 100 times that; what is about data or counting is compared as sets and whole
-numbers. Each wrong version is written here: a user's loop, a configuration, or a part of lbsgd replaced by the usual mistake.
-Padded evaluation, which counts images twice, is in test_evaluation.py.
+The right version stays within BOUND of oracle.py, the wrong one exceeds 100 times that. Data and counts are compared as
+sets and whole numbers. Each wrong version is written here: a user's loop, a configuration, or a part of lbsgd replaced
+by the usual mistake. Padded evaluation, which counts images twice, is in test_evaluation.py.
 """
 
 import deepspeed
@@ -17,13 +17,14 @@ from torch import nn
 from torchvision.models import resnet50
 
 import lbsgd
-from lbsgd.algorithm import batch_norm as batchnorm
+from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm, convert_batch_norm
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 from lbsgd.config.plan import Plan
-from lbsgd.train.engine import LinearScalingWarmupLR, build_optimizer, deepspeed_config
+from lbsgd.train.engine import LinearScalingWarmupLR, deepspeed_config
 from lbsgd.train.engine_state import gather_state
+from lbsgd.train.optimizer import build_optimizer
 
 SCHEDULE = Plan.read(recipe(), 1).schedule
 
@@ -34,14 +35,14 @@ def expected():
 
 
 def weights(config, **loop):
-    """Weights and statistics after a user's loop through the engine."""
+    """Return weights and statistics after a user's loop through the engine."""
     engine, plan = lbsgd.initialize(network(), config)
     train(engine, plan, **loop)
     return gather_state(engine).weights
 
 
 def split(tensors):
-    """Weights, and running statistics, which only evaluation uses."""
+    """Separate the weights from the running statistics, which only evaluation uses."""
     return (
         {name: tensor for name, tensor in tensors.items() if ("running" in name) is running and "batches" not in name}
         for running in (False, True)
@@ -56,7 +57,7 @@ def k_times_the_loss(engine, loss):
 
 
 def normalised_by_n(engine, loss):
-    """Each pass is one worker, whose loss is a mean over n; the k gradients are summed, and nothing divides by k."""
+    """Sum the k gradients without dividing by k; each pass is one worker, whose loss is a mean over n."""
     engine.backward(loss, scale_wrt_gas=False)
 
 
@@ -66,7 +67,7 @@ def normalised_by_n(engine, loss):
     ids=["Remark 1, the loss scaled by k", "Remark 3, k cancelled"],
 )
 def test_a_loss_k_times_as_large_is_no_learning_rate_k_times_as_large(monkeypatch, expected, micro_batch, backward):
-    """η/k · (k·∇L + λ·w) is not η · (∇L + λ·w): the weights decay k times too slowly. Without λ nobody would see it."""
+    """η/k · (k·∇L + λ·w) is not η · (∇L + λ·w): the weights decay k times too slowly. Without λ it would not show."""
     right = recipe(micro_batch=micro_batch)
     without_decay = recipe(micro_batch=micro_batch)
     without_decay["optimizer"]["params"]["weight_decay"] = 0.0
@@ -90,9 +91,8 @@ def test_remark_2_form_10_needs_its_correction_across_the_ramp(expected):
     wrong = weights(recipe(momentum=uncorrected))
     assert distance(weights(recipe(momentum=corrected)), expected) < BOUND
     assert distance(wrong, expected) > 100 * BOUND
-    assert (
-        distance(wrong, oracle.train(network(), form=10, correction=False)[0]) < BOUND
-    )  # for comparison it is exact, too
+    uncorrected_oracle, _ = oracle.train(network(), form=10, correction=False)
+    assert distance(wrong, uncorrected_oracle) < BOUND  # what is kept for comparison is exact, too
 
 
 class CorrectedTwice(MomentumCorrectedSGD):
@@ -118,7 +118,7 @@ def test_remark_2_form_9_has_its_correction_built_in(monkeypatch, expected):
 
 
 def test_remark_4_a_seed_for_each_rank_misses_images_and_repeats_others():
-    """With shuffles of their own, 8 ranks never see (7/8)⁸ = 34 % of the images in an epoch, and others several times."""
+    """With shuffles of their own, 8 ranks miss (7/8)⁸ = 34 % of the images of an epoch and repeat others."""
     num_images, ranks = 8192, 8
     sizes = dict(global_batch=256, world_size=ranks, micro_batch=32)
     shared = [rank_batches(epoch_order(num_images, 0, 0), rank=rank, **sizes) for rank in range(ranks)]
@@ -132,7 +132,7 @@ def test_remark_4_a_seed_for_each_rank_misses_images_and_repeats_others():
 
 
 def groups_by_name(model, weight_decay, on_batch_norm=False):
-    """The usual search, which misses torchvision's shortcuts: their batch norms are called downsample.1."""
+    """Search as usual, and miss torchvision's shortcuts: their batch norms are called downsample.1."""
     named = dict(model.named_parameters())
     return [
         {"params": [p for name, p in named.items() if "bn" not in name], "weight_decay": weight_decay},
@@ -163,20 +163,18 @@ def test_gamma_and_beta_do_not_decay_and_everything_else_does(expected):
     assert distance(weights(undecayed), expected) > 100 * BOUND
 
 
-# --- Sec. 2.3: n images a worker, and statistics that move once an iteration ------------------------------------------
+# --- Sec. 2.3: n images per worker, and statistics that move once per iteration ---------------------------------------
 
 
 def test_statistics_across_workers_are_another_network(monkeypatch, expected):
     assert distance(weights(recipe(micro_batch=K * N)), expected) < BOUND
     assert distance(weights(recipe(micro_batch=K * N, scope="all")), expected) > 100 * BOUND
-    monkeypatch.setattr(
-        "lbsgd.train.engine.convert_batch_norm", lambda model, *_: model
-    )  # torch's, over the micro batch
+    monkeypatch.setattr("lbsgd.train.engine.convert_batch_norm", torchs_own)  # over the whole micro batch
     assert distance(weights(recipe(micro_batch=K * N)), expected) > 100 * BOUND
 
 
 def moving_at_every_pass(model, per_worker_batch, passes, *options):
-    return batchnorm.convert_batch_norm(model, per_worker_batch, 1, *options)
+    return convert_batch_norm(model, per_worker_batch, 1, *options)
 
 
 def moving_at_every_group(model, *options):
@@ -185,8 +183,8 @@ def moving_at_every_group(model, *options):
             norm.running_mean.lerp_(mean, norm.momentum)
             norm.running_var.lerp_(var, norm.momentum)
 
-    for module in batchnorm.convert_batch_norm(model, *options).modules():
-        if isinstance(module, batchnorm.PerWorkerBatchNorm):
+    for module in convert_batch_norm(model, *options).modules():
+        if isinstance(module, PerWorkerBatchNorm):
             module._record = record.__get__(module)
     return model
 
@@ -199,7 +197,7 @@ def torchs_own(model, *_):
     "micro_batch, mistake", [(2 * N, moving_at_every_pass), (K * N, moving_at_every_group), (N, torchs_own)]
 )
 def test_statistics_move_once_an_iteration(monkeypatch, expected, micro_batch, mistake):
-    """Moved more often, they forget faster. No weight tells, for training does not use them: only evaluation suffers."""
+    """Moved more often, they forget faster. Training does not use them, so no weight tells: only evaluation suffers."""
     assert distance(weights(recipe(micro_batch=micro_batch)), expected) < BOUND
     monkeypatch.setattr("lbsgd.train.engine.convert_batch_norm", mistake)
     wrong = weights(recipe(micro_batch=micro_batch))
@@ -212,9 +210,9 @@ def test_statistics_move_once_an_iteration(monkeypatch, expected, micro_batch, m
 
 
 def in_plain_deepspeed(stage=0, lr_scheduler=None, **ramp):
-    """An engine with lbsgd's batch norm and optimizer, and DeepSpeed's handling of its scheduler, by default the JSON's."""
+    """Return an engine with lbsgd's batch norm and optimizer; DeepSpeed steps its scheduler, by default the JSON's."""
     plan = Plan.read(recipe(stage), 1)
-    model = batchnorm.convert_batch_norm(network(), N, plan.accumulation_steps)
+    model = convert_batch_norm(network(), N, plan.accumulation_steps)
     config = deepspeed_config(plan)
     config["scheduler"] = {"type": "WarmupLR", "params": config["scheduler"]["params"] | ramp}
     return deepspeed.initialize(
@@ -223,7 +221,7 @@ def in_plain_deepspeed(stage=0, lr_scheduler=None, **ramp):
 
 
 def test_warmup_lr_is_one_iteration_late_and_by_default_logarithmic():
-    """Over the first 15 iterations, after which WarmupLR would also miss the decay."""
+    """The first 15 iterations are compared; after them WarmupLR would also miss the decay."""
     expected, _ = oracle.train(network(), iterations=15)
     engine, plan = lbsgd.initialize(network(), recipe())
     right = [lr for lr, _ in train(engine, plan, last=15)]
@@ -236,19 +234,16 @@ def test_warmup_lr_is_one_iteration_late_and_by_default_logarithmic():
         if kind == "linear":
             assert wrong[1:] == pytest.approx(right[:-1])
         else:
-            assert wrong[2] - wrong[1] > 3 * (right[2] - right[1])  # the first step of a logarithm is its largest
+            assert wrong[2] - wrong[1] > 3 * (right[2] - right[1])  # a logarithm's first step is its largest
     assert WarmupLR(torch.optim.SGD([torch.zeros(1)], lr=1)).warmup_type == "log"
 
 
 def test_overflow_makes_a_scheduler_that_is_stepped_after_updates_fall_behind():
-    """Two skipped updates, and everything after them, the decay as well, comes two iterations late."""
+    """After two skipped updates everything, the decay as well, comes two iterations late."""
 
     def overflow(engine, loss):
-        engine.backward(
-            loss * float("inf")
-            if engine.global_steps in (2, 5) and engine.is_gradient_accumulation_boundary()
-            else loss
-        )
+        overflows = engine.global_steps in (2, 5) and engine.is_gradient_accumulation_boundary()
+        engine.backward(loss * float("inf") if overflows else loss)
 
     engines = [
         lbsgd.initialize(network(), recipe(stage=1)),

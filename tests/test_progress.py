@@ -44,7 +44,7 @@ def screen(progress):
 
 def test_a_file_gets_one_line_for_each_record(capsys, clock):
     with Progress(165, 11) as progress:
-        for t in range(22):
+        for _ in range(22):
             clock[0] += 2.0
             progress.advance()
         progress.iteration(iteration(21))

@@ -1,4 +1,4 @@
-"""The README is the first test: its code runs, its tree is the repository's, its table has every key."""
+"""The README is the first test: its code runs, its folders are the repository's; docs/ has every key and every link."""
 
 import importlib
 import re
@@ -22,21 +22,24 @@ def test_the_code_for_other_projects_runs(monkeypatch):
         assert names["engine"].global_steps == 2
 
 
-def test_the_tree_names_every_module_and_tool_and_nothing_else():
-    tree = re.search(r"## What is where\n\n```\n(.*?)```", README, flags=re.DOTALL).group(1)
-    named = set(re.findall(r"[a-z0-9_]+\.(?:py|sh|md|c|h)\b", tree))
-    present = {
-        path.name
-        for folder in ("lbsgd", "recipes", "tools")
-        for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".sh", ".c", ".h")
-    }
-    assert present - {"__init__.py"} <= named
-    assert named <= present | {path.name for folder in ("tests", "docs") for path in (ROOT / folder).iterdir()}
+def test_the_readme_fits_on_a_few_screens():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_folders_are_those_of_the_repository():
+    named = set(re.findall(r"^\| `([a-z_/]+)/` \|", README.split("## Folders")[1], flags=re.MULTILINE))
+    folders = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("lbsgd/*/__init__.py")}
+    assert named == folders | {"recipes", "ds_configs", "tools", "tests", "docs"}
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page):
+    links = re.findall(r"\]\(([^)#]+)\)", page.read_text())
+    assert not [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
 
 
 def test_the_map_of_the_paper_names_files_and_tests_that_exist():
-    table = README.split("## From the paper to the code")[1].split("##")[0]
+    table = (ROOT / "docs/paper_to_code.md").read_text()
     for name in re.findall(r"test_[a-z_]+\.py", table):
         assert (ROOT / "tests" / name).is_file(), name
     for dotted in re.findall(r"`((?:algorithm|train|report)\.[\w.]+)`", table):
@@ -58,7 +61,7 @@ def keys(model, prefix=""):
 
 @pytest.mark.parametrize("key", list(keys(Recipe)))
 def test_the_table_has_every_key_of_the_lbsgd_block(key):
-    table = README.split("## The JSON's keys")[1].split("##")[0]
+    table = (ROOT / "docs/json.md").read_text()
     block, _, name = key.rpartition(".")
     cells = [row.split("|")[1] for row in table.splitlines() if row.startswith("| `")]
     assert any(f"`{key}`" in cell or (f"`{block}." in cell and f"`{name}`" in cell) for cell in cells), key

@@ -1,4 +1,4 @@
-"""Used by other projects: the code blocks of docs/in_your_project.md run as they stand there, and train what they say."""
+"""The code blocks of docs/in_your_project.md run as they stand there, and train what they say."""
 
 import json
 import os
@@ -39,7 +39,7 @@ CONFIGS = sorted((ROOT / "ds_configs").glob("**/*.json"))
 
 def images_and_labels(size=6):
     """Two global batches of the oracle's, as a data set."""
-    images, labels = (torch.cat(parts) for parts in zip(oracle.global_batch(0), oracle.global_batch(1)))
+    images, labels = (torch.cat(parts) for parts in zip(oracle.global_batch(0), oracle.global_batch(1), strict=True))
     return TensorDataset(F.interpolate(images, size=size) if size != 6 else images, labels)
 
 
@@ -74,7 +74,8 @@ def test_the_pages_blocks_are_all_there():
     }
 
 
-# --- 1. plain DeepSpeed -------------------------------------------------------------------------------------------------
+# --- 1. plain DeepSpeed
+# -------------------------------------------------------------------------------------------------
 
 WITHOUT_LBSGD = """
 import os, sys
@@ -97,7 +98,8 @@ for path in {paths!r}:
     before = engine.module.weight.detach().clone()
     engine.backward(engine(x).float().mean() / 4)       # a gradient that 2^16, the first loss scale, does not overflow
     engine.step()
-    print(json.dumps({{"path": path, "lrs": lrs, "clipping": engine.gradient_clipping(), "stage": engine.zero_optimization_stage(),
+    print(json.dumps({{"path": path, "lrs": lrs, "clipping": engine.gradient_clipping(),
+                      "stage": engine.zero_optimization_stage(),
                       "moved": bool((engine.module.weight != before).any())}}))
 """
 
@@ -105,7 +107,7 @@ for path in {paths!r}:
 @pytest.fixture(scope="module")
 def in_plain_deepspeed():
     """What every shipped JSON does where lbsgd cannot be imported."""
-    from lbsgd.processes.launcher import free_port
+    from lbsgd.processes.environment import free_port
 
     script = WITHOUT_LBSGD.format(code=BLOCKS["plain"], paths=[str(path) for path in CONFIGS])
     environment = {
@@ -142,7 +144,8 @@ def test_every_json_trains_in_plain_deepspeed_and_gradual_warmup_climbs_linearly
         assert set(lrs) == {lr}
 
 
-# --- 2. one's own loop --------------------------------------------------------------------------------------------------
+# --- 2. one's own loop
+# --------------------------------------------------------------------------------------------------
 
 
 class Mixed(nn.Module):
@@ -222,7 +225,8 @@ def test_a_batch_norm_that_does_more_is_refused_with_its_name(tmp_path):
         run_block("own_loop", with_json(tmp_path, one_epoch()), model=model, dataset=images_and_labels())
 
 
-# --- 3. without DeepSpeed -----------------------------------------------------------------------------------------------
+# --- 3. without DeepSpeed
+# -----------------------------------------------------------------------------------------------
 
 BROKEN = {
     "batch norm over the whole pass": [("lbsgd.convert_batch_norm(", "(lambda *_, **__: None)(")],
@@ -277,7 +281,8 @@ def test_a_mistake_in_that_loop_would_be_seen(two_processes, mistake):
 
 def test_the_parts_without_deepspeed_do_not_import_it():
     code = (
-        "import sys, lbsgd; lbsgd.LargeMinibatchLR, lbsgd.LargeMinibatchSGD, lbsgd.MomentumCorrectedSGD, lbsgd.decay_groups, "
+        "import sys, lbsgd; lbsgd.LargeMinibatchLR, lbsgd.LargeMinibatchSGD, lbsgd.MomentumCorrectedSGD, "
+        "lbsgd.decay_groups, "
         "lbsgd.convert_batch_norm, lbsgd.SharedShuffleSampler, lbsgd.agree_statistics, lbsgd.Plan; "
         "assert not {'deepspeed', 'ffcv', 'torchvision'} & set(sys.modules)"
     )
@@ -321,7 +326,8 @@ def test_the_scheduler_is_torchs_own_kind_and_goes_on_where_its_state_was_taken(
     assert resumed.param_groups[1]["lr"] == learning_rate(4, schedule)
 
 
-# --- 4. overlays --------------------------------------------------------------------------------------------------------
+# --- 4. overlays
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_an_overlay_prints_every_number_that_it_changes(capsys):

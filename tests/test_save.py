@@ -1,4 +1,4 @@
-"""Saving, write by write: whatever kills the process, fills the disk or flips a bit, a whole checkpoint is left and found."""
+"""Saving, write by write: kills, full disks and flipped bits leave a whole checkpoint, and it is found."""
 
 import ctypes
 import errno
@@ -21,13 +21,13 @@ from test_engine import network, recipe, train
 from test_trainer import trainer
 
 import lbsgd
+from lbsgd.commands.train import interval
 from lbsgd.config.json_file import set_precision
 from lbsgd.disk import replace_file
 from lbsgd.errors import CheckpointError
 from lbsgd.train import checkpoint
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
-from lbsgd.commands.train import interval
-from lbsgd.train.saver import Every
+from lbsgd.train.run import Every
 
 FILES = ("weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json", "manifest.json")
 KILLED, UNSUPPORTED = 9, 77
@@ -40,7 +40,7 @@ def in_child(function, *arguments):
         try:
             function(*arguments)
             os._exit(0)
-        except BaseException:
+        except BaseException:  # noqa: BLE001  a child process that ends without a word would hang its parent
             traceback.print_exc()
         finally:
             os._exit(1)
@@ -56,7 +56,8 @@ def values(folder):
     return {path.name[:18]: value(path) for path in checkpoint.complete(folder)}
 
 
-# --- killed between any two writes --------------------------------------------------------------------------------------
+# --- killed between any two writes
+# --------------------------------------------------------------------------------------
 
 
 def die_at(point):
@@ -84,10 +85,10 @@ def die_at(point):
 
 
 def killed_at_every_point(template, folder, function):
-    """Copies of the folder `template` as function(folder) leaves them, killed at one point after another, up to none."""
+    """Yield copies of the folder `template` as function(folder) leaves them, killed at each point, then at none."""
     for point in itertools.count():
         shutil.copytree(template, folder)
-        code = in_child(lambda: (die_at(point), function(folder)))
+        code = in_child(lambda point=point, folder=folder: (die_at(point), function(folder)))
         assert code in (0, KILLED)
         yield code == 0
         shutil.rmtree(folder)
@@ -98,7 +99,7 @@ def killed_at_every_point(template, folder, function):
 
 @pytest.mark.parametrize("before", [[], [1], [1, 2, 3], [5], [3, 4, 5], [3, 4, 5, 5]])
 def test_a_save_killed_anywhere_leaves_the_checkpoint_before_it_or_the_new_one(tmp_path, before):
-    """The first save, another, one that deletes the oldest, and the same iteration again, which replaces a checkpoint."""
+    """Save first, then again, then so that the oldest is deleted, then the same iteration, replacing a checkpoint."""
     template, folder = tmp_path / "template", tmp_path / "checkpoints"
     template.mkdir()
     for iteration in before:
@@ -148,7 +149,7 @@ def test_a_file_replaced_by_a_process_that_is_killed_anywhere_is_the_old_or_the_
 
 
 def test_all_is_forced_to_the_disk_before_a_checkpoint_gets_its_name(tmp_path, monkeypatch):
-    """So that a machine that loses its power holds a whole checkpoint, too; the new name itself is forced there last."""
+    """A machine that loses its power then holds a whole checkpoint, too; the new name itself is forced there last."""
     events = []
 
     def noting(name, function):
@@ -170,7 +171,8 @@ def test_all_is_forced_to_the_disk_before_a_checkpoint_gets_its_name(tmp_path, m
     ]
 
 
-# --- a full disk --------------------------------------------------------------------------------------------------------
+# --- a full disk
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -212,7 +214,7 @@ def shrink_others(name):
 
 
 def mount_small_disk(folder, size):
-    """A file system of a few bytes, which only this process sees and which goes with it; ends it where that is forbidden."""
+    """Mount a file system of a few bytes that only this process sees; end the process where that is forbidden."""
     CLONE_NEWNS, CLONE_NEWUSER, MS_REC, MS_PRIVATE = 0x20000, 0x10000000, 0x4000, 0x40000
     libc = ctypes.CDLL(None, use_errno=True)
     if (
@@ -264,7 +266,8 @@ def test_a_save_that_failed_for_another_reason_than_the_disk_is_not_kept_quiet(t
         ours.save()
 
 
-# --- damage -------------------------------------------------------------------------------------------------------------
+# --- damage
+# -------------------------------------------------------------------------------------------------------------
 
 
 DAMAGE = {
@@ -319,7 +322,7 @@ class Bomb:
 
 
 def test_loading_a_checkpoint_or_an_export_unpickles_no_object(tmp_path):
-    """Python reports every class or function that unpickling looks up; torch.load of weights only has an unpickler of its own."""
+    """Python reports each class or function that unpickling looks up; weights-only torch.load has its own unpickler."""
     path = saved(tmp_path, 1)
     checkpoint.export_weights(tmp_path / "weights.pt", {"w": torch.ones(2)})
 
@@ -333,14 +336,15 @@ def test_loading_a_checkpoint_or_an_export_unpickles_no_object(tmp_path):
             (path / name).write_bytes(pickle.dumps(Bomb()))
             manifest = {other: checkpoint.describe(path / other) for other in FILES[:4]}
             (path / "manifest.json").write_text(json.dumps(manifest))
-            with pytest.raises(Exception):
+            with pytest.raises(checkpoint.DamagedError):
                 checkpoint.load(path)
 
     assert in_child(lambda: pickle.loads(pickle.dumps(Bomb()))) == 66
     assert in_child(load) == 0 and in_child(load_a_bomb) == 0
 
 
-# --- when, and what -------------------------------------------------------------------------------------------------------
+# --- when, and what
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -383,11 +387,11 @@ def test_training_goes_on_while_a_checkpoint_is_written_which_holds_what_was_whe
 
     monkeypatch.setattr(checkpoint, "write", held)
     ours.engine.train()
-    batches = ours.train_data.epoch(0, 1)
+    batches = ours.images.train.epoch(0, 1)
     ours.update(batches)
     before = gather_state(ours.engine)
     ours.save()
-    ours.update(ours.train_data.epoch(1))
+    ours.update(ours.images.train.epoch(1))
     assert ours.iteration == 3 and checkpoint.newest(tmp_path).name == "iteration_00000001"
     proceed.set()
     assert ours.saver.wait()
@@ -408,10 +412,10 @@ def test_the_number_of_threads_comes_back_unless_the_processes_are_others(tmp_pa
         ours.train(last_iteration=1), ours.saver.wait()
         for world_size, expected in ((1, 2), (2, 1)):
             monkeypatch.setattr(
-                checkpoint, "load_newest", lambda *given: with_world_size(load_newest(*given), world_size)
+                checkpoint, "load_newest", lambda *given, size=world_size: with_world_size(load_newest(*given), size)
             )
             torch.set_num_threads(1)
-            trainer(tmp_path).restore()
+            trainer(tmp_path, resume=True)
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(threads)
@@ -423,7 +427,7 @@ def with_world_size(loaded, world_size):
 
 
 def test_the_loss_scale_and_the_skipped_updates_come_back_from_the_disk(tmp_path, monkeypatch):
-    """fp16 from a loss scale of 2^24, at which the first updates are skipped; bit-equal to what goes on without a save."""
+    """fp16 from a loss scale of 2^24, which skips the first updates; bit-equal to a run that goes on without a save."""
     from deepspeed.accelerator import get_accelerator
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)  # any CPU computes in fp16, slowly

@@ -18,7 +18,7 @@ def test_linear_rule_multiplies_the_lr_by_kn_over_256():
 def test_table_2a_rules_give_the_papers_learning_rates():
     assert scaled_lr(8192, 0.1, 256, "sqrt") == pytest.approx(0.1 * 32**0.5)
     assert scaled_lr(8192, 0.1, 256, "fixed") == 0.1
-    with pytest.raises(ValueError, match="linear, sqrt and fixed"):
+    with pytest.raises(ValueError, match="linear, sqrt, fixed"):
         scaled_lr(8192, 0.1, 256, "cubic")
 
 
@@ -61,3 +61,11 @@ def test_constant_warmup_holds_base_lr_and_then_jumps():
 
 def test_without_warmup_the_first_update_takes_the_reference_lr():
     assert learning_rate(0, Schedule(0.1, 3.2)) == 3.2
+
+
+@pytest.mark.parametrize(
+    "kind, message", [("linear", "must be one of gradual, constant, none"), ("none", "use gradual")]
+)
+def test_a_warmup_that_would_silently_be_another_is_refused(kind, message):
+    with pytest.raises(ValueError, match=message):
+        Schedule(0.1, 3.2, kind, 780)

@@ -1,6 +1,6 @@
-"""Remark 4: one shuffle an epoch, divided among all k workers, whatever processes there are.
+"""Remark 4: one shuffle per epoch, divided among all k workers, whatever processes there are.
 
-What a shuffle of each rank's own does instead is in test_pitfalls.py.
+test_pitfalls.py shows what happens when each rank shuffles for itself.
 """
 
 import numpy as np
@@ -8,6 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches, rank_groups, rank_share
 
 SEEDS, EPOCHS = st.integers(0, 2**32 - 1), st.integers(0, 1000)
@@ -15,7 +16,7 @@ SEEDS, EPOCHS = st.integers(0, 2**32 - 1), st.integers(0, 1000)
 
 @st.composite
 def runs(draw):
-    """N images and kn = k·n of them an iteration, cut for some world size, micro batch and number of passes."""
+    """N images and kn = k·n of them per iteration, cut for some world size, micro batch and number of passes."""
     n, world_size, workers_in_a_pass, passes = (draw(st.integers(1, 5)) for _ in range(4))
     global_batch = n * workers_in_a_pass * passes * world_size
     num_images = draw(st.integers(global_batch, 6 * global_batch))
@@ -31,7 +32,7 @@ def runs(draw):
 
 
 def cut(run, order, **changes):
-    """(iterations, world_size, passes, micro_batch): what every rank gets."""
+    """Return the images of all ranks: (iterations, world_size, passes, micro_batch)."""
     sizes = {key: run[key] for key in ("global_batch", "world_size", "micro_batch")} | changes
     return np.stack([rank_batches(order, rank=rank, **sizes) for rank in range(sizes["world_size"])], axis=1)
 
@@ -81,7 +82,7 @@ def test_evaluation_shares_hold_every_image_once(num_images, world_size):
 
 @given(st.integers(50, 5000), SEEDS, EPOCHS, SEEDS, EPOCHS)
 def test_another_epoch_or_seed_is_another_shuffle(num_images, seed, epoch, other_seed, other_epoch):
-    """Of 50 images there are 50! = 3e64 orders: none comes twice by chance."""
+    """50 images have 50! = 3e64 orders, so none comes twice by chance."""
     assume((seed, epoch) != (other_seed, other_epoch))
     order = epoch_order(num_images, seed, epoch)
     assert not np.array_equal(order, epoch_order(num_images, other_seed, other_epoch))
@@ -99,17 +100,23 @@ def test_epochs_and_seeds_shuffle_differently_and_repeatably():
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        (dict(global_batch=100, world_size=3, micro_batch=8), "100 images is not a multiple of 3 ranks x 8 images"),
-        (
-            dict(global_batch=96, world_size=3, micro_batch=8, first_iteration=11),
-            "iteration 11 is outside .* 10 iterations",
-        ),
-        (dict(global_batch=96, world_size=3, micro_batch=8, first_iteration=-1), "iteration -1 is outside"),
+        (dict(global_batch=100), "100 images is not a multiple of 3 ranks x 8 images"),
+        (dict(first_iteration=11), "iteration 11 is outside .* 10 iterations"),
+        (dict(first_iteration=-1), "iteration -1 is outside"),
+        (dict(rank=3), "rank 3 is not one of the 3"),
+        (dict(world_size=0), "rank 0 is not one of the 0"),
     ],
 )
 def test_what_does_not_divide_is_refused(sizes, message):
+    fitting = dict(global_batch=96, world_size=3, micro_batch=8, rank=0)
     with pytest.raises(ValueError, match=message):
-        rank_batches(epoch_order(1000, 0, 0), rank=0, **sizes)
+        rank_batches(epoch_order(1000, 0, 0), **{**fitting, **sizes})
+
+
+@pytest.mark.parametrize("cut", [dict(world_size=0), dict(world_size=2, rank=2)])
+def test_the_sampler_takes_no_world_size_for_another(cut):
+    with pytest.raises(ValueError, match="is not one of the"):
+        SharedShuffleSampler(1000, global_batch=96, micro_batch=8, **cut)
 
 
 @pytest.mark.parametrize("num_images", [0, 33, 1024])
@@ -119,6 +126,6 @@ def test_statistics_images_must_be_whole_groups_of_what_there_is(num_images):
 
 
 def test_a_number_of_images_of_ffcv_s_type_gives_the_same_order():
-    """Of which NumPy would make a permutation in floating point."""
+    """NumPy alone would permute it in floating point."""
     order = epoch_order(np.uint64(50), 3, 4)
     assert order.dtype == np.int64 and order.tolist() == epoch_order(50, 3, 4).tolist()

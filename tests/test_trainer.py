@@ -11,7 +11,7 @@ from test_engine import K, N, network, recipe
 import lbsgd
 from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
-from lbsgd.processes.launcher import from_rank_0
+from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
 from lbsgd.train.clock import Clock
 from lbsgd.train.images import Images
@@ -76,7 +76,10 @@ def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
     again.train(last_iteration=4), ours.train(last_iteration=4)
     first, second = (t.reporter.log.epochs[-1] for t in (again, ours))
     assert first["train_loss"] == second["train_loss"]  # the images of iteration 2 are in both totals
-    assert all(torch.equal(a, b) for a, b in zip(again.engine.module.parameters(), ours.engine.module.parameters()))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.engine.module.parameters(), ours.engine.module.parameters(), strict=True)
+    )
 
 
 def test_a_record_says_how_many_iterations_it_is_the_mean_of_also_after_a_resume(tmp_path):

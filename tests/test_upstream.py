@@ -1,6 +1,6 @@
-"""What DeepSpeed 0.19.8 does otherwise than the paper needs, and lbsgd works around.
+"""DeepSpeed 0.19.8 differs from what the paper needs in these points, and lbsgd works around them.
 
-Each test pins one point and fails when upstream mends it: then delete the workaround that its docstring names.
+Each test pins one point and fails when upstream mends it. Then delete the workaround that its docstring names.
 """
 
 import copy
@@ -22,12 +22,12 @@ CONFIGS = sorted((Path(__file__).parent.parent / "ds_configs").glob("*.json"))
 @pytest.fixture(autouse=True)
 def distributed(monkeypatch):
     start_processes()
-    # Half precision computes here, slowly, on any CPU; only DeepSpeed's question must be answered.
+    # Half precision computes on any CPU, slowly; DeepSpeed only asks.
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
 
 
 def engine_for(config, model=None):
-    """An engine of plain DeepSpeed: nothing of lbsgd in it."""
+    """Return an engine of plain DeepSpeed, without anything of lbsgd."""
     torch.manual_seed(0)
     model = model or nn.Linear(4, 2)
     return deepspeed.initialize(model=model, model_parameters=model.parameters(), config=copy.deepcopy(config))[0]
@@ -55,9 +55,8 @@ def test_every_shipped_json_is_valid_for_plain_deepspeed_which_climbs_linearly_t
     ramp = config["scheduler"]["params"]
     config["train_batch_size"] = config["train_micro_batch_size_per_gpu"] = 1  # the documented override for one process
     engine = engine_for(config)
-    assert (
-        engine.gradient_clipping() == 0.0 and engine.zero_optimization_stage() == config["zero_optimization"]["stage"]
-    )
+    assert engine.gradient_clipping() == 0.0
+    assert engine.zero_optimization_stage() == config["zero_optimization"]["stage"]
     engine.lr_scheduler.step(ramp["warmup_num_steps"] // 2)
     half = (ramp["warmup_num_steps"] // 2) / max(2, ramp["warmup_num_steps"])
     expected = ramp["warmup_min_lr"] + half * (ramp["warmup_max_lr"] - ramp["warmup_min_lr"])
@@ -67,7 +66,7 @@ def test_every_shipped_json_is_valid_for_plain_deepspeed_which_climbs_linearly_t
 
 
 def test_warmup_lr_uses_its_first_lr_twice_and_its_default_ramp_is_logarithmic():
-    """LinearScalingWarmupLR positions absolutely; traps.py's D10 refuses the default."""
+    """LinearScalingWarmupLR is positioned absolutely; `lbsgd check` refuses the default (D10)."""
     ramp = {"warmup_min_lr": 0.1, "warmup_max_lr": 0.6, "warmup_num_steps": 5}
     lrs = {}
     for kind in ("linear", "default"):
@@ -82,14 +81,14 @@ def test_warmup_lr_uses_its_first_lr_twice_and_its_default_ramp_is_logarithmic()
 
 
 def test_gradients_are_clipped_unless_the_json_says_0():
-    """traps.py's D08 wants "gradient_clipping": 0.0 in every JSON."""
+    """`lbsgd check` wants "gradient_clipping": 0.0 in every JSON (D08)."""
     config = settings()
     del config["gradient_clipping"]
     assert engine_for(config).gradient_clipping() == 1.0
 
 
 def test_fp16_at_stage_0_does_not_train():
-    """traps.py's D11 refuses it; --precision fp16 raises the stage to 1."""
+    """`lbsgd check` refuses it (D11); --precision fp16 raises the stage to 1."""
     engine = engine_for(settings(fp16={"enabled": True}))
     before = engine.module.weight.detach().clone()
     update(engine)
@@ -133,12 +132,12 @@ def test_overflow_advances_the_iteration_but_not_the_scheduler():
 
 
 def test_a_missing_hostfile_is_only_a_warning(tmp_path):
-    """launch.require_hosts refuses."""
+    """The launcher's require_hosts refuses it."""
     assert fetch_hostfile(str(tmp_path / "hosts")) is None
 
 
 def test_the_first_start_on_a_cpu_would_compile_an_operator():
-    """engine.start_processes switches it off before it joins the processes."""
+    """start_processes switches it off before it joins the processes."""
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     assert builder is not None and builder.is_compatible(verbose=False)
     assert deepspeed.ops.__compatible_ops__[builder.NAME] is False

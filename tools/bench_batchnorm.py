@@ -1,13 +1,16 @@
 """python tools/bench_batchnorm.py [--channels 64] [--size 28] [--threads 1] [--repeats 15] [--device cuda]
 
-Time of PerWorkerBatchNorm2d, n = 32, against torch's BatchNorm2d over the whole micro batch, forward and backward.
-The two take turns within one run and the median of each counts. On the CPU it is the CPU's time, not the clock's:
-other work on the machine enters less. With one group (micro batch 32) both do the same, so that row shows the noise.
+Time PerWorkerBatchNorm2d, n = 32, against torch's BatchNorm2d over the whole micro batch, forward and backward.
+The two take turns within one run, and the median of each counts. A CPU is timed by its process time and not by the
+clock, so that other work on the machine matters less. With one group (micro batch 32) both do the same, so that row
+shows the noise.
 """
 
 import argparse
+import itertools
 import platform
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -34,7 +37,7 @@ def hardware(device: torch.device) -> str:
 
 
 def seconds(layer: nn.Module, x: torch.Tensor, grad_y: torch.Tensor) -> float:
-    """One forward and backward, with the gradients of x, γ and β."""
+    """Time one forward and backward, with the gradients of x, γ and β."""
     clock = time.perf_counter if x.is_cuda else time.process_time
     start = clock()
     torch.autograd.grad(layer(x), (x, layer.weight, layer.bias), grad_y)
@@ -44,51 +47,43 @@ def seconds(layer: nn.Module, x: torch.Tensor, grad_y: torch.Tensor) -> float:
 
 
 def in_turn(layers: list[nn.Module], x: torch.Tensor, repeats: int) -> list[float]:
-    """The layers' median times, each measured once a round."""
+    """Return the layers' median times, each measured once per round."""
     grad_y = torch.randn_like(x)
     rounds = [[seconds(layer, x, grad_y) for layer in layers] for _ in range(WARM_UP + repeats)]
-    return [statistics.median(times) for times in zip(*rounds[WARM_UP:])]
+    return [statistics.median(times) for times in zip(*rounds[WARM_UP:], strict=True)]
+
+
+def measured(layers: list[nn.Module], shape: tuple[int, int, int], device: torch.device, repeats: int) -> Table:
+    """Time torch's layer and ours, in this order, for every precision, layout and micro batch."""
+    table = Table("precision", "layout", "micro batch", "torch, ms", "per worker, ms", "ratio")
+    table.title = f"{' x '.join(map(str, shape))}, n = {PER_WORKER_BATCH}\n{hardware(device)}"
+    dtypes = [torch.float32, torch.bfloat16] + [torch.float16] * (device.type == "cuda")
+    for dtype, layout, micro_batch in itertools.product(dtypes, MEMORY_FORMATS, MICRO_BATCHES):
+        x = torch.randn(micro_batch, *shape, device=device)
+        x = x.to(dtype, memory_format=MEMORY_FORMATS[layout]).requires_grad_()
+        plain, ours = (1000 * median for median in in_turn(layers, x, repeats))
+        precision = str(dtype).removeprefix("torch.")
+        table.add_row(precision, layout, str(micro_batch), f"{plain:.2f}", f"{ours:.2f}", f"{ours / plain:.2f}")
+    return table
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--channels", type=int, default=64)
     parser.add_argument("--size", type=int, default=28, help="height and width of the feature maps")
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
-
-    table = Table(
-        "precision",
-        "layout",
-        "micro batch",
-        "torch, ms",
-        "per worker, ms",
-        "ratio",
-        title=f"{args.channels} x {args.size} x {args.size}, n = {PER_WORKER_BATCH}\n{hardware(device)}",
-    )
     layers = [
         nn.BatchNorm2d(args.channels).to(device),
         PerWorkerBatchNorm2d(args.channels, per_worker_batch=PER_WORKER_BATCH).to(device),
     ]
-    for dtype in [torch.float32, torch.bfloat16] + [torch.float16] * (device.type == "cuda"):
-        for layout, memory_format in MEMORY_FORMATS.items():
-            for micro_batch in MICRO_BATCHES:
-                x = torch.randn(micro_batch, args.channels, args.size, args.size, device=device)
-                x = x.to(dtype, memory_format=memory_format).requires_grad_()
-                plain, ours = in_turn(layers, x, args.repeats)
-                table.add_row(
-                    str(dtype).removeprefix("torch."),
-                    layout,
-                    str(micro_batch),
-                    f"{1000 * plain:.2f}",
-                    f"{1000 * ours:.2f}",
-                    f"{ours / plain:.2f}",
-                )
-    Console().print(table)
+    # Without a terminal, rich would take 80 columns, or COLUMNS, and wrap words.
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(measured(layers, (args.channels, args.size, args.size), device, args.repeats))
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python tools/bench_step.py [--data_dir DIR] [--repeats N]
 
 In turn in one run, so that only the ratio counts. The network is the same object in both: per-worker batch norm is
-measured by bench_batchnorm.py. On a CPU: ResNet-18, 64x64, micro batch 64, fp32. On a GPU also ResNet-50 at 224 in fp16
-and bf16, micro batch 256 with n = 32, against PyTorch's autocast in channels_last. With --data_dir the trainer is fed by
-the FFCV loader in a row of its own, which shows what waiting for data costs. The last row is what a checkpoint every 50
-iterations costs: gathered, written and forced to the disk.
+measured by bench_batchnorm.py. On a CPU: ResNet-18, 64x64, micro batch 64, fp32. On a GPU also ResNet-50 at 224 in
+fp16 and bf16, micro batch 256 with n = 32, against PyTorch's autocast in channels_last. With --data_dir the trainer
+is fed by the FFCV loader in a row of its own, which shows what waiting for data costs. The last row is what a
+checkpoint every 50 iterations costs: gathered, written and forced to the disk.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from lbsgd.config.json_file import Overrides, read_json
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import open_data
 from lbsgd.data.fake import FakeImages
+from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
-from lbsgd.processes.launcher import Processes
 from lbsgd.train.engine import initialize, memory_format, start_processes
 from lbsgd.train.images import Images
 from lbsgd.train.reporter import Silence
@@ -133,11 +133,11 @@ def in_turn(steps, device, repeats):
     for repeat in range(repeats):
         for step in steps if repeat % 2 else reversed(steps):
             seconds[step].append(seconds_of(step, device))
-    return [tuple(map(statistics.median, zip(*seconds[step]))) for step in steps]
+    return [tuple(map(statistics.median, zip(*seconds[step], strict=True))) for step in steps]
 
 
 def row(table, what, num_images, bare, ours):
-    """Images a second of both and the ratios of time; a machine that does other things spoils the first, not CPU seconds."""
+    """Add a row: images per second of both, and the ratios of time and of CPU time, which other load spoils less."""
     table.add_row(
         what,
         f"{num_images / bare[0]:.0f}",
@@ -221,12 +221,12 @@ def with_checkpoints(table, name, micro_batch, resolution, precision, device, re
         trainer.saver.close()
     plain, saving = (
         [50 * seconds for seconds in update],
-        [50 * seconds + more for seconds, more in zip(update, whole)],
+        [50 * seconds + more for seconds, more in zip(update, whole, strict=True)],
     )
     row(
         table,
-        f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}: a checkpoint every 50 iterations, "
-        "against none",
+        f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}: "
+        "a checkpoint every 50 iterations, against none",
         50 * micro_batch,
         plain,
         saving,
@@ -252,7 +252,8 @@ def main():
     if arguments.data_dir:
         fed_by_the_loader(table, *cases[-1], device, arguments.repeats, arguments.data_dir)
     with_checkpoints(table, *cases[-1], device, arguments.repeats)
-    Console().print(table)
+    # Where output is no terminal, rich takes 80 columns and breaks words.
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lbsgd.processes.launcher import free_port
+from lbsgd.processes.environment import free_port
 
 ROOT = Path(__file__).parent.parent
 NUM_WORKERS, PER_WORKER_BATCH = 4, 32  # k and n of ds_configs/digits.json

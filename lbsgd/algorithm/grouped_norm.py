@@ -1,85 +1,114 @@
-"""The arithmetic of batchnorm.py, as functions of tensors (Sec. 2.3).
+"""Batch normalisation of groups of images, as functions of tensors (Sec. 2.3).
 
         y = γ · (x − mean(x)) / √(var(x) + ε) + β
 
-over groups of images, each by itself. Both functions take x (N, C, ...) and γ, β (C) or None, and return y, the groups'
-means and unbiased variances as one tensor (2, G, C), and the number of values a channel behind each of them.
+Each group is normalised by itself. Both functions take x (N, C, ...) and γ, β (C) or None. They return y, the G groups'
+means and unbiased variances as one tensor (2, G, C), and the number of values per channel in each group.
 """
+
+from __future__ import annotations
+
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 
-def normalise_groups(x, weight, bias, n, eps):
-    """Normalises every n images by themselves. Raises ValueError where that cannot be done."""
+def normalise_groups(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float
+) -> tuple[Tensor, Tensor, int]:
+    """Normalise every n images by themselves.
+
+    Raises ValueError if N is no multiple of n, or if n images hold a single value per channel.
+    """
     if len(x) == 0 or len(x) % n:
         raise ValueError(f"a micro batch of {len(x)} images is no multiple of the {n} that one worker normalises")
     count = x[:n, 0].numel()
     if count < 2:
-        raise ValueError(f"{n} images of shape {tuple(x.shape[1:])} have one value a channel and so no variance")
-    # With momentum 1 batch norm leaves the batch's own moments in what it takes for its running statistics.
+        raise ValueError(f"{n} images of shape {tuple(x.shape[1:])} have one value per channel and so no variance")
+    # With momentum 1, batch norm leaves the batch's own moments in the tensors given as its running statistics.
     moments = torch.zeros(2, len(x) // n, x.size(1), dtype=at_least_float32(x[:0]).dtype, device=x.device)
     if len(x) == n:
-        return F.batch_norm(x, *moments[:, 0], weight, bias, True, 1.0, eps), moments, count
-    return _GroupedBatchNorm.apply(x, weight, bias, moments, n, eps), moments, count
+        mean, var = moments[:, 0]
+        return F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps), moments, count
+    y = _GroupedBatchNorm.apply(x, weight, bias, moments, n, eps)  # type: ignore[no-untyped-call]  # torch's has no types
+    return y, moments, count
 
 
 class _GroupedBatchNorm(torch.autograd.Function):
     """Batch norm of every n images, written side by side into one output: a loop and a cat would write it twice.
 
-    aten's native kernels: on the CPU those of F.batch_norm, bit for bit. They exist on CUDA as well, where F.batch_norm
-    prefers cuDNN's; which is faster there is unmeasured (tools/bench_batchnorm.py measures it).
+    These are aten's native kernels: on the CPU those of F.batch_norm, bit for bit. They exist on CUDA as well, where
+    F.batch_norm prefers cuDNN's. Which is faster there is unmeasured (tools/bench_batchnorm.py measures it).
     """
 
     @staticmethod
-    def forward(ctx, x, weight, bias, moments, n, eps):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, moments: Tensor, n: int, eps: float
+    ) -> Tensor:
         y, saved = torch.empty_like(x), torch.empty_like(moments)
-        for g, (x_g, y_g) in enumerate(zip(x.split(n), y.split(n))):
-            torch.native_batch_norm(x_g, weight, bias, *moments[:, g], True, 1.0, eps, out=(y_g, *saved[:, g]))
+        for g, (x_g, y_g) in enumerate(zip(x.split(n), y.split(n), strict=True)):
+            mean, var = moments[:, g]
+            torch.native_batch_norm(x_g, weight, bias, mean, var, True, 1.0, eps, out=(y_g, *saved[:, g]))
         ctx.save_for_backward(x, weight, saved)
         ctx.n, ctx.eps = n, eps
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_y):
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
         grad_x = torch.empty_like(x) if needed[0] else None
         grads_affine = []
-        for g, (x_g, grad_y_g) in enumerate(zip(x.split(ctx.n), grad_y.split(ctx.n))):
-            # Not its overload with out=: that one copies just so, and cannot leave a gradient out.
+        for g, (x_g, grad_y_g) in enumerate(zip(x.split(ctx.n), grad_y.split(ctx.n), strict=True)):
+            # Not the overload with out=: it copies just the same, and it cannot leave a gradient out.
             grad_x_g, *grad_affine = torch.ops.aten.native_batch_norm_backward(
                 grad_y_g, x_g, weight, None, None, *saved[:, g], True, ctx.eps, needed
             )
             grads_affine.append(grad_affine)
-            if needed[0]:
+            if grad_x is not None:
                 grad_x[g * ctx.n : (g + 1) * ctx.n] = grad_x_g
-        sums = (torch.stack(grads).sum(0) if wanted else None for grads, wanted in zip(zip(*grads_affine), needed[1:]))
-        return grad_x, *sums, None, None, None
+        grad_weight, grad_bias = (
+            torch.stack(grads).sum(0) if wanted else None
+            for grads, wanted in zip(zip(*grads_affine, strict=True), needed[1:], strict=True)
+        )
+        return grad_x, grad_weight, grad_bias, None, None, None
 
 
-def normalise_over_processes(x, weight, bias, eps):
-    """Normalises the images of all processes, equally many each, as one group; differentiable, collective.
+def normalise_over_processes(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, int]:
+    """Normalise the images of all processes as one group; differentiable; a collective call.
 
-    The mean first, then the squared deviations from it: nothing cancels as in E[x²] − E[x]². Against
-    torch.nn.SyncBatchNorm it runs on the CPU too.
+    Every process must hold equally many images. The mean comes first, then the squared deviations from it, so that
+    nothing cancels as in E[x²] − E[x]². Unlike torch.nn.SyncBatchNorm it runs on the CPU too.
     """
     dims = [dim for dim in range(x.dim()) if dim != 1]
-    count = x[:, 0].numel() * dist.get_world_size()
+    count = x[:, 0].numel() * world_size()
     wide = at_least_float32(x)
     mean = all_reduce(wide.sum(dims, keepdim=True)) / count
     var = all_reduce((wide - mean).square().sum(dims, keepdim=True)) / count
     y = (wide - mean) * (var + eps).rsqrt()
-    if weight is not None:
+    if weight is not None and bias is not None:
         y = y * weight.view_as(mean) + bias.view_as(mean)
     moments = torch.stack([mean, var * count / (count - 1)]).detach().view(2, 1, -1)
     return y.to(x.dtype), moments, count
 
 
-def at_least_float32(tensor):
-    """The tensor, in float32 if it was in half precision; None stays None."""
+def world_size() -> int:
+    """Return the number of processes; 1 if torch.distributed has joined none."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@overload
+def at_least_float32(tensor: Tensor) -> Tensor: ...
+@overload
+def at_least_float32(tensor: Tensor | None) -> Tensor | None: ...
+def at_least_float32(tensor: Tensor | None) -> Tensor | None:
+    """Return the tensor, in float32 if it was in half precision; None stays None."""
     return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor

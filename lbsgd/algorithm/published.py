@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-# Figures 1 and 3: linear scaling rule, gradual warmup above 256.
-ERROR_PCT = {
+from collections.abc import Mapping
+
+MeanAndStd = tuple[float, float]
+
+# Figures 1 and 3: linear scaling rule, gradual warmup above 256. None: no number to compare with.
+ERROR_PCT: dict[int, MeanAndStd | None] = {
     64: None,
     128: (23.49, 0.12),
     256: (23.60, 0.12),
@@ -29,24 +33,34 @@ GAMMA_ONE = {256: (23.84, 0.18), 8192: (24.11, 0.07)}
 LARGEST_GOOD_BATCH = 8192  # beyond it the error rises (Fig. 1)
 
 
-def points_lost(measured: dict, global_batch: int) -> float | None:
-    """Points of top-1 error lost to the recipe of the same batch, at the measured batch next to this one; None unmeasured."""
+def points_lost(measured: Mapping[int, MeanAndStd], global_batch: int) -> float | None:
+    """Return the points of top-1 error that a change cost, at the measured batch nearest to this one.
+
+    measured: errors with the change, by global batch. They are compared with the recipe at the same batch.
+    None if nothing was measured.
+    """
     if not measured:
         return None
     nearest = min(measured, key=lambda kn: abs(kn.bit_length() - global_batch.bit_length()))
-    return round(measured[nearest][0] - ERROR_PCT[nearest][0], 2)
+    return _points_between(measured[nearest], ERROR_PCT[nearest])
 
 
 def points_lost_to_size(global_batch: int) -> float | None:
-    """Points lost to the baseline by a global batch beyond 8,192, as measured at the largest batch up to this one."""
+    """Return the points that a global batch beyond 8,192 loses to the baseline, 256 images.
+
+    They are those of the largest measured batch up to this one. None up to 8,192 images, and if none was measured.
+    """
     if global_batch <= LARGEST_GOOD_BATCH:
         return None
     measured = [kn for kn in ERROR_PCT if LARGEST_GOOD_BATCH < kn <= global_batch]
-    return round(ERROR_PCT[max(measured)][0] - ERROR_PCT[256][0], 2) if measured else None
+    return _points_between(ERROR_PCT[max(measured)], ERROR_PCT[256]) if measured else None
 
 
 def points_of_lr(global_batch: int, lr: float) -> tuple[float, str] | None:
-    """Points lost by a learning rate that the paper tried at this global batch, and what it is; None for any other."""
+    """Return the points lost by a learning rate that the paper tried at this global batch, and its name.
+
+    The names are fixed, sqrt, half and double (Table 2a). None for any other learning rate or batch.
+    """
     linear = 0.1 * global_batch / 256
     tried = {
         "fixed": (0.1, FIXED_LR),
@@ -56,5 +70,10 @@ def points_of_lr(global_batch: int, lr: float) -> tuple[float, str] | None:
     }
     for name, (value, measured) in tried.items():
         if global_batch in measured and abs(lr - value) < 0.01 * value:
-            return points_lost(measured, global_batch), name
+            return _points_between(measured[global_batch], ERROR_PCT[global_batch]), name
     return None
+
+
+def _points_between(error: MeanAndStd | None, reference: MeanAndStd | None) -> float:
+    assert error is not None and reference is not None
+    return round(error[0] - reference[0], 2)

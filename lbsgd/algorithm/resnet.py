@@ -7,21 +7,23 @@ import torchvision
 
 
 def resnet(name: str, num_classes: int, zero_last_gamma: bool = True, seed: int = 0) -> torch.nn.Module:
-    """torchvision's resnet18 ... resnet152 with stride 2 on the 3x3 convolution, initialised as in Sec. 5.1:
+    """Return torchvision's resnet18 ... resnet152, with stride 2 on the 3x3 convolution, initialised as in Sec. 5.1.
 
         convolutions             He et al.: N(0, 2 / fan_out)
         fully connected layer    N(0, 0.01²), bias 0
         batch norm               γ = 1, β = 0; γ = 0 in the last one of each residual block if zero_last_gamma
 
-    Drawn from `seed` alone, so every process builds the same network; the caller's random state is left as it was.
-    Raises ValueError for a name that torchvision does not have.
+    The weights are drawn from `seed` alone, so every process builds the same network. The caller's random state stays
+    as it was. Raises ValueError for a name that torchvision does not have.
     """
     known = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith("resnet")]
     if name not in known:
         raise ValueError(f"no network {name!r}; torchvision has {', '.join(known)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = torchvision.models.get_model(name, num_classes=num_classes, zero_init_residual=zero_last_gamma)
-        torch.nn.init.normal_(network.fc.weight, std=0.01)
-        torch.nn.init.zeros_(network.fc.bias)
+        network: torch.nn.Module = torchvision.models.get_model(
+            name, num_classes=num_classes, zero_init_residual=zero_last_gamma
+        )
+        torch.nn.init.normal_(network.get_parameter("fc.weight"), std=0.01)
+        torch.nn.init.zeros_(network.get_parameter("fc.bias"))
     return network

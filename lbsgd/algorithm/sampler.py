@@ -1,4 +1,4 @@
-"""Remark 4 for data loaders of others: the shared shuffle as a sampler of torch's DataLoader."""
+"""The shared shuffle of Remark 4 as a sampler of torch's DataLoader, for any data set."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ class SharedShuffleSampler(Sampler[list[int]]):
         sampler = SharedShuffleSampler(len(dataset), global_batch=256, micro_batch=32, seed=0)
         loader = DataLoader(dataset, batch_sampler=sampler)
         for epoch in range(90):
-            sampler.set_epoch(epoch)            # else every epoch is the same; first_iteration goes on in its middle
-            for images, labels in loader: ...   # accumulation_steps batches of micro_batch images an iteration
+            sampler.set_epoch(epoch)            # or every epoch is the same; first_iteration starts in its middle
+            for images, labels in loader: ...   # accumulation_steps batches of micro_batch images per iteration
 
-    All processes cut one permutation of (seed, epoch). Iteration t takes its images t·kn ... (t+1)·kn, the same set on any
-    number of processes; no image comes twice in an epoch, and none is padded. world_size and rank: by default those of
-    torch.distributed, or a single process. Raises ValueError where global_batch is no multiple of world_size · micro_batch.
+    All processes cut one permutation of (seed, epoch). Iteration t takes its images t·kn ... (t+1)·kn, the same set for
+    any number of processes. No image comes twice in an epoch, and none is padded. world_size and rank are by default
+    those of torch.distributed, or a single process. Raises ValueError if global_batch is no multiple of
+    world_size · micro_batch, or if rank is not below world_size.
     """
 
     def __init__(
@@ -39,13 +40,13 @@ class SharedShuffleSampler(Sampler[list[int]]):
         self.cut = dict(
             global_batch=global_batch,
             micro_batch=micro_batch,
-            world_size=world_size or (dist.get_world_size() if joined else 1),
+            world_size=world_size if world_size is not None else (dist.get_world_size() if joined else 1),
             rank=rank if rank is not None else (dist.get_rank() if joined else 0),
         )
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, first_iteration: int = 0) -> None:
-        """The epoch to go through next, from first_iteration on."""
+        """Choose the epoch to go through next, from first_iteration on."""
         order = epoch_order(self.num_images, self.seed, epoch)
         batches = rank_batches(order, first_iteration=first_iteration, **self.cut)
         self.batches = batches.reshape(-1, self.cut["micro_batch"])

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
+
+ScalingRule = Literal["linear", "sqrt", "fixed"]
+WarmupKind = Literal["gradual", "constant", "none"]
 
 
-def scaled_lr(global_batch: int, base_lr: float, base_batch: int, rule: str = "linear") -> float:
-    """Reference learning rate η of a global batch of kn images (Sec. 2.1; Table 2a for the other rules).
+def scaled_lr(global_batch: int, base_lr: float, base_batch: int, rule: ScalingRule = "linear") -> float:
+    """Return the reference learning rate η of a global batch of kn images (Sec. 2.1; Table 2a for the other rules).
 
-    linear   η = base_lr · kn/base_batch        the paper's rule: 3.2 for 8,192 images
-    sqrt     η = base_lr · √(kn/base_batch)     26.22 % error at 8,192 images, for comparison
-    fixed    η = base_lr                        41.67 % error at 8,192 images, for comparison
+        linear   η = base_lr · kn/base_batch        the paper's rule: 3.2 for 8,192 images
+        sqrt     η = base_lr · √(kn/base_batch)     26.22 % error at 8,192 images, for comparison
+        fixed    η = base_lr                        41.67 % error at 8,192 images, for comparison
+
+    Raises ValueError for any other rule.
     """
     if rule == "linear":
         return base_lr * global_batch / base_batch
@@ -19,33 +25,44 @@ def scaled_lr(global_batch: int, base_lr: float, base_batch: int, rule: str = "l
         return base_lr * math.sqrt(global_batch / base_batch)
     if rule == "fixed":
         return base_lr
-    raise ValueError(f"unknown scaling rule {rule!r}: linear, sqrt and fixed exist")
+    raise ValueError(f"unknown scaling rule {rule!r}: must be one of {', '.join(get_args(ScalingRule))}")
 
 
 @dataclass(frozen=True)
 class Schedule:
     """The numbers that decide every learning rate of a run; `Plan.schedule` holds those of a JSON.
 
-    base_lr is η0, where warmup starts; reference_lr is η, where it ends. Warmup takes warmup_iterations updates (W),
-    0 for none; each of decay_iterations multiplies η by decay_factor once that many updates are done.
+    Warmup goes from base_lr (η0) to reference_lr (η) and takes warmup_iterations updates (W), 0 for none. Each of
+    decay_iterations multiplies η by decay_factor once that many updates are done.
+
+    Raises ValueError for an unknown warmup_kind, and for "none" with a warmup that takes updates.
     """
 
     base_lr: float
     reference_lr: float
-    warmup_kind: str = "none"  # gradual, constant or none
+    warmup_kind: WarmupKind = "none"
     warmup_iterations: int = 0
     decay_iterations: tuple[int, ...] = ()
     decay_factor: float = 0.1
 
+    def __post_init__(self) -> None:
+        if self.warmup_kind not in get_args(WarmupKind):
+            kinds = ", ".join(get_args(WarmupKind))
+            raise ValueError(f"unknown warmup_kind {self.warmup_kind!r}: must be one of {kinds}")
+        if self.warmup_kind == "none" and self.warmup_iterations:
+            raise ValueError(
+                f"warmup_kind none does not go with {self.warmup_iterations} warmup_iterations: use gradual"
+            )
+
 
 def learning_rate(iteration: int, schedule: Schedule) -> float:
-    """Learning rate of update `iteration`, counted from 0 (Sec. 2.2 and 5.1).
+    """Return the learning rate of update `iteration`, counted from 0 (Sec. 2.2 and 5.1).
 
-        t < W    η0 + (η − η0) · t/W      gradual warmup: by a constant amount every iteration, η0 at t = 0
+        t < W    η0 + (η − η0) · t/W      gradual warmup: by a constant amount per iteration, η0 at t = 0
                  η0                       constant warmup
         t ≥ W    η · factor^d             d = how many of the decay points have been reached
 
-    Every global batch follows the same curve over epochs: the decay points are not shifted by the warmup.
+    Every global batch follows the same curve over epochs: the warmup does not shift the decay points.
     """
     if iteration < schedule.warmup_iterations:
         if schedule.warmup_kind == "constant":
@@ -60,10 +77,10 @@ class LargeMinibatchSGD:
     """The learning rates of Sec. 2 and 5.1 for a training loop that counts epochs: a thin view of `learning_rate`.
 
         rule = LargeMinibatchSGD(base_lr=0.1, base_batch_size=256, target_batch_size=8192)
-        rule.scaled_lr                                         3.2
-        rule.warmup_schedule(epoch, iteration, iters_per_epoch)   the lr of that update, both counted from 0
+        rule.scaled_lr                                            # 3.2
+        rule.warmup_schedule(epoch, iteration, iters_per_epoch)   # the lr of that update, both counted from 0
 
-    Up to base_batch_size images there is no warmup. Nothing here updates weights: `MomentumCorrectedSGD` does.
+    Up to base_batch_size images there is no warmup. This class updates no weights; `MomentumCorrectedSGD` does.
     """
 
     def __init__(
@@ -75,7 +92,7 @@ class LargeMinibatchSGD:
         warmup_epochs: float = 5,
         decay_epochs: tuple[float, ...] = (30, 60, 80),
         decay_factor: float = 0.1,
-    ):
+    ) -> None:
         self.base_lr, self.base_batch_size, self.target_batch_size = base_lr, base_batch_size, target_batch_size
         self.warmup_epochs = warmup_epochs if target_batch_size > base_batch_size else 0
         self.decay_epochs, self.decay_factor = decay_epochs, decay_factor
@@ -86,7 +103,7 @@ class LargeMinibatchSGD:
         return scaled_lr(self.target_batch_size, self.base_lr, self.base_batch_size)
 
     def schedule(self, iters_per_epoch: int) -> Schedule:
-        """The numbers behind it, as `learning_rate` and `LargeMinibatchLR` take them."""
+        """Return the same numbers in iterations, as `learning_rate` and `LargeMinibatchLR` take them."""
         return Schedule(
             self.base_lr,
             self.scaled_lr,
@@ -97,5 +114,5 @@ class LargeMinibatchSGD:
         )
 
     def warmup_schedule(self, epoch: int, iteration: int, iters_per_epoch: int) -> float:
-        """Learning rate of update `iteration` of `epoch`, both counted from 0: warmup, then η, then its decays."""
+        """Return the lr of update `iteration` of `epoch`, both counted from 0: warmup, then η, then its decays."""
         return learning_rate(epoch * iters_per_epoch + iteration, self.schedule(iters_per_epoch))

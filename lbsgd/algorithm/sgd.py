@@ -1,9 +1,16 @@
-"""SGD with momentum that survives a changing learning rate (Remark 2), and what decays (Sec. 5.1)."""
+"""SGD with momentum that survives a changing learning rate (Remark 2), and the parameters that decay (Sec. 5.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, get_args
 
 import torch
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.optimizer import ParamsT
 
-FORMS = ("lr_outside", "lr_inside")
+from lbsgd.algorithm.choices import MomentumForm as MomentumForm
 
 
 class MomentumCorrectedSGD(torch.optim.SGD):
@@ -12,32 +19,34 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         lr_outside  (9)   u ← m·u + g                       w ← w − η_t·u           Nesterov: w ← w − η_t·(m·u + g)
         lr_inside  (10)   v ← m·(η_t/η_last)·v + η_t·g      w ← w − v               Nesterov: w ← w − (m·v + η_t·g)
 
-    They are the same, v = η·u, as long as (10) has the factor η_t/η_last, the momentum correction of Remark 2.
-    (9) never needs one and is torch.optim.SGD, with its fused or foreach kernels; to put (10)'s factor on it is a
-    well-known bug, and `correction=False` is refused with it. With (10) it leaves the factor out, for comparison.
+    Both are the same, v = η·u, as long as (10) has the factor η_t/η_last, the momentum correction of Remark 2.
+    `correction=False` leaves the factor out of (10), for comparison. (9) never needs it and is torch.optim.SGD, with
+    its fused or foreach kernels. Putting the factor on (9) is a well-known bug.
 
-    Under ZeRO each step sees one parameter group of flat slices and `step` runs several times an iteration: so η_last
-    is kept beside each parameter's momentum, in state[p]["last_lr"], and nothing here counts calls or looks at shapes.
+    Raises ValueError for an unknown form, for (9) with correction=False, and for (10) with fused or foreach=False.
     """
+
+    # Under ZeRO, `step` runs several times per iteration, each time on one group of flat slices. So η_last is kept
+    # beside each parameter's momentum, in state[p]["last_lr"], and nothing here counts calls or looks at shapes.
 
     def __init__(
         self,
-        params,
-        lr,
-        momentum=0.9,
-        weight_decay=0.0,
-        nesterov=True,
-        form="lr_outside",
-        correction=True,
-        foreach=None,
-        fused=None,
-    ):
-        if form not in FORMS:
-            raise ValueError(f"momentum form {form!r} must be one of {FORMS}")
+        params: ParamsT,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        nesterov: bool = True,
+        form: MomentumForm = "lr_outside",
+        correction: bool = True,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        if form not in get_args(MomentumForm):
+            raise ValueError(f"momentum form {form!r} must be one of {get_args(MomentumForm)}")
         if form == "lr_outside" and not correction:
             raise ValueError(
-                "momentum form 'lr_outside' is corrected by construction (Remark 2): correction cannot be"
-                " False; form 'lr_inside' can do without it"
+                "momentum form 'lr_outside' is corrected by construction (Remark 2): correction cannot be False;"
+                " form 'lr_inside' can do without it"
             )
         if form == "lr_inside" and (fused or foreach is False):
             raise ValueError("momentum form 'lr_inside' runs on foreach kernels only: leave fused and foreach unset")
@@ -46,14 +55,17 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         )
         self.form, self.correction = form, correction
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"form": self.form, "correction": self.correction}
 
     @torch.no_grad()
-    def step(self, closure=None):
-        """Updates every parameter that has a gradient; returns the closure's loss, if there is a closure."""
+    def step(  # type: ignore[override]  # one signature says what the supertype's two overloads say
+        self, closure: Callable[[], float] | None = None
+    ) -> float | None:
+        """Update every parameter that has a gradient; return the closure's loss, if there is a closure."""
         if self.form == "lr_outside":
-            return super().step(closure)
+            loss: float | None = super().step(closure)
+            return loss
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -62,14 +74,14 @@ class MomentumCorrectedSGD(torch.optim.SGD):
             self._step_lr_inside(group)
         return loss
 
-    def _step_lr_inside(self, group):
+    def _step_lr_inside(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]
         if not params:
             return
         lr, momentum = float(group["lr"]), group["momentum"]
         gradients = [p.grad for p in params]
         if group["weight_decay"]:
-            gradients = torch._foreach_add(gradients, params, alpha=group["weight_decay"])
+            gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         velocities = [self._velocity(p) for p in params]
         torch._foreach_mul_(velocities, [momentum * self._lr_ratio(p, lr) for p in params])
         torch._foreach_add_(velocities, gradients, alpha=lr)
@@ -81,35 +93,34 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         for p in params:
             self.state[p]["last_lr"] = lr
 
-    def _velocity(self, p):
+    def _velocity(self, p: torch.Tensor) -> torch.Tensor:
         state = self.state[p]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(p)
-        return state["momentum_buffer"]
+        velocity: torch.Tensor = state["momentum_buffer"]
+        return velocity
 
-    def _lr_ratio(self, p, lr):
-        """η_t/η_last of Remark 2; 1 before the first step and after an η of 0, when v = 0 and nothing is to correct."""
-        last_lr = self.state[p].get("last_lr", 0.0)
+    def _lr_ratio(self, p: torch.Tensor, lr: float) -> float:
+        """η_t/η_last of Remark 2; 1 before the first step and after an η of 0, when v = 0 and needs no correction."""
+        last_lr: float = self.state[p].get("last_lr", 0.0)
         return lr / last_lr if self.correction and last_lr else 1.0
 
 
-def decay_groups(model, weight_decay, on_batch_norm=False):
-    """Parameter groups for an optimizer: λ on all but batch norm's γ and β (Sec. 5.1), or on those as well.
+def decay_groups(model: nn.Module, weight_decay: float, on_batch_norm: bool = False) -> list[dict[str, Any]]:
+    """Return parameter groups for an optimizer: λ on all but batch norm's γ and β (Sec. 5.1), or on those as well.
 
-    [{"params": [...], "weight_decay": λ, "name": "decay"}, {..., "weight_decay": 0.0, "name": "batch_norm"}]
+        [{"params": [...], "weight_decay": λ, "name": "decay"}, {..., "weight_decay": 0.0, "name": "batch_norm"}]
 
-    The fully connected bias decays, as the paper exempts batch norm only. Frozen parameters and empty groups are left
-    out, shared parameters stand once. Batch norm is found by its type, in any depth and under any name.
+    The fully connected bias decays, because the paper exempts batch norm only. Frozen parameters and empty groups are
+    left out, and a shared parameter stands once. Batch norm is found by its type, at any depth and under any name.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     gamma_beta = {p for module in norms for p in module.parameters(recurse=False)}
     trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p not in gamma_beta], "weight_decay": weight_decay, "name": "decay"},
-        {
-            "params": [p for p in trainable if p in gamma_beta],
-            "weight_decay": weight_decay if on_batch_norm else 0.0,
-            "name": "batch_norm",
-        },
+    kinds = {
+        "decay": ([p for p in trainable if p not in gamma_beta], weight_decay),
+        "batch_norm": ([p for p in trainable if p in gamma_beta], weight_decay if on_batch_norm else 0.0),
+    }
+    return [
+        {"params": params, "weight_decay": decay, "name": name} for name, (params, decay) in kinds.items() if params
     ]
-    return [group for group in groups if group["params"]]

@@ -1,7 +1,7 @@
-"""Remark 4: one random shuffle of the training images an epoch, divided among all k workers.
+"""Remark 4: one random shuffle of the training images per epoch, divided among all k workers.
 
-Everything about which images a process sees is here, and it depends on nothing but its arguments: no state, no random
-generator that lives on, nothing that a restart could lose.
+This module alone decides which images a process sees. It depends on nothing but its arguments: there is no state and
+no lasting random generator, so a restart can lose nothing.
 """
 
 from __future__ import annotations
@@ -10,31 +10,32 @@ import numpy as np
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of all images that every worker shares in this epoch (Remark 4).
+    """Return the permutation of all images that every worker shares in this epoch (Remark 4).
 
-    Drawn from (seed, epoch) alone, it is the same in every process and after every restart.
+    It is drawn from (seed, epoch) alone, so it is the same in every process and after every restart.
     """
-    # An int, for NumPy makes a permutation of uint64, FFCV's type of a number of images, in floating point.
+    # An int, because NumPy permutes uint64, FFCV's type for a number of images, in floating point.
     return np.random.default_rng([seed, epoch]).permutation(int(num_images))
 
 
 def rank_batches(
     order: np.ndarray, *, global_batch: int, world_size: int, micro_batch: int, rank: int, first_iteration: int = 0
 ) -> np.ndarray:
-    """The images of one rank, an array of shape (iterations, accumulation_steps, micro_batch) (Remark 4).
+    """Return the images of one rank, an array of shape (iterations, accumulation_steps, micro_batch) (Remark 4).
 
-    Iteration t takes order[t·kn : (t+1)·kn]; each rank takes one contiguous part of it, each pass one contiguous part
+    Iteration t takes order[t·kn : (t+1)·kn]. Each rank takes one contiguous part of it, each pass one contiguous part
     of that. The epoch has floor(N/kn) iterations; the rest of the permutation is left out.
 
     Since a micro batch is a multiple of n, the paper's worker w of iteration t always normalises the same n images,
 
         order[t·kn + w·n : t·kn + (w+1)·n],
 
-    whatever the world size, the micro batch and the number of passes: these only say where worker w lives.
+    for any world size, micro batch and number of passes: these only say where worker w lives.
 
-    first_iteration leaves out the iterations before it, to go on in the middle of an epoch.
-    Raises ValueError where kn is not a multiple of world_size · micro_batch.
+    first_iteration leaves out the iterations before it, to continue in the middle of an epoch.
+    Raises ValueError if kn is not a multiple of world_size · micro_batch, or if there is no such iteration or rank.
     """
+    _require_rank(rank, world_size)
     if global_batch % (world_size * micro_batch):
         raise ValueError(
             f"a global batch of {global_batch} images is not a multiple of {world_size} ranks x {micro_batch} images"
@@ -42,29 +43,34 @@ def rank_batches(
     iterations = len(order) // global_batch
     if not 0 <= first_iteration <= iterations:
         raise ValueError(f"iteration {first_iteration} is outside an epoch of {iterations} iterations")
-    assert 0 <= rank < world_size
     passes = global_batch // (world_size * micro_batch)
     workers = order[: iterations * global_batch].reshape(iterations, world_size, passes, micro_batch)
     return workers[first_iteration:, rank]
 
 
 def rank_groups(order: np.ndarray, *, num_images: int, per_worker_batch: int, world_size: int, rank: int) -> np.ndarray:
-    """The first num_images of the order in groups of n, dealt to the ranks in turn: an array of shape (groups, n).
+    """Deal the first num_images of the order to the ranks in groups of n: an array of shape (groups, n).
 
-    Rank r takes groups r, r + world_size, ...; together the ranks see each of these images once, in the groups that
-    one rank alone would see. The ranks' shares differ by at most one group.
-    Raises ValueError where num_images is no multiple of n or more than there are.
+    Rank r takes groups r, r + world_size, ... Together the ranks see each of these images once, in the groups that a
+    single rank would see. The ranks' shares differ by at most one group.
+    Raises ValueError if num_images is no multiple of n or more than there are, or if there is no such rank.
     """
+    _require_rank(rank, world_size)
     if num_images % per_worker_batch or not 0 < num_images <= len(order):
         raise ValueError(f"{num_images} images are not a multiple of {per_worker_batch} between 1 and {len(order)}")
-    assert 0 <= rank < world_size
     return order[:num_images].reshape(-1, per_worker_batch)[rank::world_size]
 
 
 def rank_share(num_images: int, *, world_size: int, rank: int) -> np.ndarray:
-    """This rank's contiguous share of images 0 ... num_images - 1; all shares together hold each image exactly once.
+    """Return this rank's contiguous share of images 0 ... num_images - 1; all shares together hold each exactly once.
 
-    The shares differ by at most one image, and are empty where there are more ranks than images.
+    The shares differ by at most one image, and are empty for some ranks if there are fewer images than ranks.
+    Raises ValueError if there is no such rank.
     """
-    assert 0 <= rank < world_size
+    _require_rank(rank, world_size)
     return np.array_split(np.arange(num_images), world_size)[rank]
+
+
+def _require_rank(rank: int, world_size: int) -> None:
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} is not one of the {world_size} ranks, counted from 0")

@@ -1,6 +1,8 @@
-"""The paper's schedule for training loops without DeepSpeed: a learning rate scheduler of torch's own kind."""
+"""The paper's schedule as a torch learning rate scheduler, for training loops without DeepSpeed."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LRScheduler
@@ -9,7 +11,7 @@ from lbsgd.algorithm.schedule import Schedule, learning_rate
 
 
 class LargeMinibatchLR(LRScheduler):
-    """Warmup and decay of Sec. 2.2 and 5.1, stepped after every update, not every epoch.
+    """Warmup and decay of Sec. 2.2 and 5.1, stepped after every update instead of every epoch.
 
         scheduler = LargeMinibatchLR(optimizer, lbsgd.Plan.read("8k.json", world_size).schedule)
         for images, labels in loader:
@@ -17,22 +19,22 @@ class LargeMinibatchLR(LRScheduler):
             optimizer.step()
             scheduler.step()                # after the last pass of an update, as optimizer.step()
 
-    Update t takes learning_rate(t, schedule), in every parameter group; update 0 that of construction. last_epoch, in torch's
-    words, counts updates; a state_dict goes on where it was taken.
+    Every parameter group takes learning_rate(t, schedule) in update t; construction sets that of update 0. torch's
+    last_epoch counts updates here. Loading a state_dict continues where it was taken.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, last_epoch: int = -1):
+    def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
         self.schedule = schedule
         super().__init__(optimizer, last_epoch)
 
-    def get_lr(self) -> list[float]:
-        return [learning_rate(self.last_epoch, self.schedule)] * len(self.optimizer.param_groups)
+    def get_lr(self) -> list[float | torch.Tensor]:
+        return [learning_rate(self.last_epoch, self.schedule) for _ in self.optimizer.param_groups]
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {"last_epoch": self.last_epoch}
 
-    def load_state_dict(self, state_dict: dict) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.last_epoch = state_dict["last_epoch"]
         self._last_lr = self.get_lr()
-        for group, lr in zip(self.optimizer.param_groups, self._last_lr):
+        for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import time
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import psutil
 
 from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import ImageNetData, data_folder, open_data
-from lbsgd.errors import LbsgdError, print_error
-from lbsgd.processes.launcher import Processes, end_with_error, end_with_launcher, launchers, require_hosts
+from lbsgd.errors import LbsgdError
+from lbsgd.processes.ending import end_before_joining, end_with_error
+from lbsgd.processes.environment import Processes
+from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.train.facts import fingerprints
 from lbsgd.train.run import Every, Run, last_iteration
 
@@ -34,9 +36,9 @@ def main(task: Task, description: str) -> None:
     """
     started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
     end_with_launcher(started_by)
-    flags = parser(description).parse_args()
     try:
-        request = Request(flags)
+        require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
+        request = Request(parser(description).parse_args())
     except LbsgdError as error:
         end_before_joining(error)
     try:
@@ -107,24 +109,6 @@ def print_plan(plan: Plan, output_dir: Path) -> None:
     for warning in plan.warnings:
         print(f"warning: {plan.name}.json: {warning}")
     print(f"{'output':15}{output_dir}", flush=True)
-
-
-def end_before_joining(error: LbsgdError) -> NoReturn:
-    """End this process before it has met the others, and all of them with it.
-
-    Most errors that one process finds, the others of its host find at the same time, and the launcher ends them with
-    the first that ends. So the first one prints; another prints only if it is still alive, because then the error was
-    its own. No launcher ends the processes of other hosts: they are told where they wait.
-    """
-    processes = Processes.from_environment()
-    if processes.local_rank:
-        time.sleep(5)
-    print_error(error)
-    if processes.world_size > processes.local_world_size:
-        from lbsgd.processes.peers import tell_before_joining
-
-        tell_before_joining(processes, error)
-    end_with_error(error, speak=False)
 
 
 def parser(description: str) -> argparse.ArgumentParser:

@@ -1,32 +1,32 @@
-"""Threads that end this process when it should not go on: it was told to stop, another one failed, or nothing moves.
+"""End this process when it should not go on: it was told to stop, another one failed, or nothing moves.
 
-The main thread may be held in a collective call that will never return, so nothing here waits for it. Python runs its
-signal handlers in that thread, too; the number of a signal therefore comes through a pipe, which C code fills at once.
+The main thread may be stuck in a collective call that never returns. So all of this happens in threads of their own,
+and none of them waits for the main thread.
 """
 
 from __future__ import annotations
 
-import os
-import select
 import signal
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
+from types import TracebackType
 from typing import Any
 
 import psutil
 
 from lbsgd.errors import LbsgdError, LostProcessError, Stopped
-from lbsgd.processes.launcher import Processes, end_with_error
-from lbsgd.processes.peers import BEAT_SECONDS, OtherFailed, Peers
+from lbsgd.processes.ending import end_with_error
+from lbsgd.processes.environment import Processes
+from lbsgd.processes.first_cause import ask, explained, first_cause
+from lbsgd.processes.launcher import is_gone
+from lbsgd.processes.peers import OtherFailed, Peers
+from lbsgd.processes.signals import StopSignals
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_SECONDS = 1.0  # launchers pass a signal on that the terminal has sent as well
 SAVE_SECONDS = 25.0  # DeepSpeed's launcher kills 30 s after SIGTERM
-LAST_WORDS_SECONDS = 2.0  # what rank 0's store holds goes with it
-FIRST_CAUSE_SECONDS = 8.0
+LAST_WORDS_SECONDS = 2.0  # rank 0's store ends with it, and the others look once a second
 
 
 class Guard:
@@ -38,197 +38,150 @@ class Guard:
             guard.stop_requested            why the run should save and end, if it should
             guard.nothing_to_save = True    while a checkpoint holds all there is
 
-    launchers: those that started this process, which ends when one of them does. Leaving it with an exception ends the
-    process, with the first cause on the console and its exit code, and within hang_timeout seconds all others.
+    launchers: the launchers of this process, which ends when one of them does. An exception that leaves the `with`
+    block ends the process, with the first cause on the console and its exit code, and within hang_timeout seconds all
+    other processes.
     """
 
+    signals: StopSignals  # inside the `with` block
+    thread: threading.Thread
+
     def __init__(self, processes: Processes, hang_timeout: float, launchers: Sequence[psutil.Process] = ()):
-        self.processes, self.hang_timeout = processes, hang_timeout
+        self.processes, self.hang_timeout, self.launchers = processes, hang_timeout, launchers
         self.peers: Peers | None = None
         self.stop_requested: str | None = None
         self.nothing_to_save = True  # so far
         self.position, self.moved = "the start", time.monotonic()
         self.stop_began = time.monotonic()
-        self.launchers = launchers
         self.closing, self.ending = threading.Event(), threading.Lock()
 
     def __enter__(self) -> Guard:
-        self.wake, self.waker = os.pipe()
-        os.set_blocking(self.waker, False)
-        # Those of Python do nothing, for a signal's number goes to the pipe.
-        self.handlers_before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
-        self.waker_before = signal.set_wakeup_fd(self.waker, warn_on_full_buffer=False)
-        self.thread = threading.Thread(target=self.guard, name="lbsgd guard", daemon=True)
+        self.signals = StopSignals()
+        self.thread = threading.Thread(target=self.watch, name="lbsgd guard", daemon=True)
         self.thread.start()
         return self
 
     def follow(self, peers: Peers) -> None:
-        """From here on the other processes are told how this one ends, and this one ends when another has failed."""
+        """Tell the other processes from now on how this one ends, and end this one when another has failed."""
         self.peers = peers
-        threading.Thread(target=self.follow_peers, name="lbsgd peers", daemon=True).start()
+        threading.Thread(target=self.follow_peers, args=(peers,), name="lbsgd peers", daemon=True).start()
 
-    def __exit__(self, kind, error, _) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if error is None:
             return self.close()
         if isinstance(error, SystemExit):
             return
         if not isinstance(error, LbsgdError):
-            error = self.explain(error)
-        if isinstance(error, LostProcessError) and self.peers:
-            error = ask(self.first_cause, FIRST_CAUSE_SECONDS) or error
+            error = explained(error, self.position, self.peers)
+        if isinstance(error, LostProcessError):
+            error = self.first_cause() or error
         self.end(error)
 
     def close(self) -> None:
-        """Ends the threads; signals mean again what they did before."""
-        signal.set_wakeup_fd(self.waker_before)
-        for number, handler in self.handlers_before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: set by others than Python
+        """End the threads; signals mean again what they did before."""
+        self.signals.restore()
         self.closing.set()
-        os.close(self.waker)  # which wakes the thread that reads
+        self.signals.wake()
         self.thread.join()
-        os.close(self.wake)
+        self.signals.close()
 
     def alive(self, position: str) -> None:
+        """Note how far the main thread has got; nothing hangs while this is called."""
         self.position, self.moved = position, time.monotonic()
 
-    # --- how it ends ----------------------------------------------------------------------------------------------------
+    # --- what can end the process ------------------------------------------------------------------------------------
 
-    def end(self, error: LbsgdError) -> None:
-        """Ends this process. One process of all says why, and one of each other host whose failure ended it."""
-        self.ending.acquire()  # and never released: the first thread that comes has the word
-        self.closing.set()
-        if isinstance(error, Stopped):
-            speak = self.processes.rank == 0
-        elif isinstance(error, OtherFailed):
-            speak = error.host != socket.gethostname() and self.processes.local_rank == 0
-        else:
-            speak = not self.peers or ask(lambda: self.peers.fail(error), LAST_WORDS_SECONDS) is not False
-            if self.processes.rank == 0 and self.peers:
-                time.sleep(LAST_WORDS_SECONDS)
-        end_with_error(error, speak)
-
-    def explain(self, error: BaseException) -> LbsgdError:
-        """What an exception that is not ours means: another process that is gone, or a bug, whose traceback is printed."""
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if self.peers and isinstance(error, RuntimeError) and is_of_communication(str(error)):
-            return LostProcessError(f"lost another process at {self.position} ({text})")
-        traceback.print_exception(error)
-        bug = LbsgdError(f"{type(error).__name__}: {text}")
-        bug.exit_code = 1
-        return bug
-
-    def first_cause(self) -> LbsgdError | None:
-        """Why the other process is gone, if it has told, or which one does not answer."""
-        try:
-            for _ in range(10):
-                if failure := self.peers.failure():
-                    return failure
-                time.sleep(0.2)
-            if silent := self.peers.silent():
-                return LostProcessError(
-                    f"{', '.join(silent)} died or does not answer since {self.position}; --resume goes on "
-                    "from the newest checkpoint"
-                )
-        except RuntimeError:
-            return LostProcessError(
-                f"rank 0, or the way to its host, is gone since {self.position}; --resume goes on from the "
-                "newest checkpoint"
-            )
-        return None
-
-    # --- the threads ----------------------------------------------------------------------------------------------------
-
-    def guard(self) -> None:
-        """Signals, the launcher's death, and time that runs out."""
+    def watch(self) -> None:
+        """Look twice a second for signals, for the launchers' death, and for time that runs out."""
         while not self.closing.is_set():
-            if select.select([self.wake], [], [], 0.5)[0]:
-                for number in os.read(self.wake, 64):
-                    self.signalled(signal.Signals(number))
-            now = time.monotonic()
-            if not self.stop_requested and (dead := [launcher for launcher in self.launchers if is_gone(launcher)]):
-                self.request_stop(f"its launcher (process {dead[0].pid}) is gone")
-            if self.stop_requested and self.nothing_to_save:
-                self.tell_to_stop()
-                self.end(Stopped(f"{self.stop_requested} at {self.position}; the same command with --resume goes on"))
-            if self.stop_requested and now - self.stop_began > SAVE_SECONDS:
-                self.end(
-                    LostProcessError(
-                        f"asked to stop, but nothing could be saved within {SAVE_SECONDS:g} s of {self.position}"
-                    )
-                )
-            if now - self.moved > self.hang_timeout:
-                self.end(self.hanging())
+            for number in self.signals.wait(0.5):
+                self.signalled(number)
+            if not self.stop_requested and (reason := self.lost_launcher()):
+                self.request_stop(reason)
+            if self.stop_requested:
+                self.stop(self.stop_requested)
+            if time.monotonic() - self.moved > self.hang_timeout:
+                self.end(self.first_cause() or self.hanging())
 
     def signalled(self, number: signal.Signals) -> None:
-        if number not in STOP_SIGNALS:
-            return
         if self.stop_requested and time.monotonic() - self.stop_began > SAME_REQUEST_SECONDS:
-            end_with_error(Stopped(f"by a second signal, {number.name}; nothing was saved"), speak=True)
-        self.request_stop(number.name)
+            end_with_error(Stopped(f"by a second signal, {number.name}; nothing was saved"))
+        # The kernel and DeepSpeed's launcher answer a launcher's death with SIGTERM, which may come before we look.
+        lost_launcher = self.lost_launcher() if number == signal.SIGTERM else None
+        self.request_stop(lost_launcher or number.name)
+
+    def lost_launcher(self) -> str | None:
+        dead = next(filter(is_gone, self.launchers), None)
+        return f"its launcher (process {dead.pid}) is gone" if dead else None
 
     def request_stop(self, reason: str) -> None:
+        """Ask the main thread to save and end; only the first request counts."""
         if not self.stop_requested:
             self.stop_began = time.monotonic()
             self.stop_requested = reason
 
-    def tell_to_stop(self) -> None:
-        """Before this process ends without meeting the others again; those look once a second, while rank 0 serves them."""
-        if self.peers:
-            ask(lambda: self.peers.request_stop(self.stop_requested), LAST_WORDS_SECONDS)
-            if self.processes.rank == 0:
-                time.sleep(LAST_WORDS_SECONDS)
+    def stop(self, reason: str) -> None:
+        """End the process if there is nothing to save, or if the main thread has not saved in time."""
+        if self.nothing_to_save:
+            self.last_words(lambda peers: peers.request_stop(reason))  # the others will not meet this process again
+            self.end(Stopped(f"{reason} at {self.position}; the same command with --resume goes on"))
+        if time.monotonic() - self.stop_began > SAVE_SECONDS:
+            late = f"asked to stop, but nothing could be saved within {SAVE_SECONDS:g} s of {self.position}"
+            self.end(LostProcessError(late))
 
-    def hanging(self) -> LbsgdError:
-        """Nothing has moved for too long: the first cause, if it can be found out."""
-        if self.peers and (cause := ask(self.first_cause, FIRST_CAUSE_SECONDS)):
-            return cause
-        return LostProcessError(
-            f"nothing has moved for {self.hang_timeout:g} s since {self.position}; another process or the "
-            "network does not answer (--hang_timeout)"
-        )
-
-    def follow_peers(self) -> None:
-        """Gives signs of life, and looks for the first failure and for a request to stop."""
+    def follow_peers(self, peers: Peers) -> None:
+        """Give signs of life, and look for the first failure and for a request to stop."""
         told = False
-        while not self.closing.wait(BEAT_SECONDS):
+        while not self.closing.wait(peers.BEAT_SECONDS):
             try:
-                self.peers.beat(self.position)
-                failure = self.peers.failure()
+                peers.beat(self.position)
+                failure = peers.failure()
                 if self.stop_requested and not told:
-                    self.peers.request_stop(self.stop_requested)
+                    peers.request_stop(self.stop_requested)
                     told = True
-                elif reason := self.peers.stop_requested():
+                elif reason := peers.stop_requested():
                     self.request_stop(reason)
                     told = True
-            except RuntimeError:  # the store is gone, with rank 0: at the run's end, or before
+            except RuntimeError:  # the store ended with rank 0: at the run's end, or before
                 if not self.closing.wait(2 * LAST_WORDS_SECONDS):
-                    self.end(
-                        ask(self.first_cause, FIRST_CAUSE_SECONDS)
-                        or LostProcessError(f"rank 0 is gone since {self.position}")
-                    )
+                    self.end(self.first_cause() or LostProcessError(f"rank 0 is gone since {self.position}"))
                 return
             if failure and not self.closing.is_set():
                 self.end(failure)
 
+    # --- the end -----------------------------------------------------------------------------------------------------
 
-def ask(function: Callable[[], Any], seconds: float) -> Any:
-    """What the function returns, or None if it takes longer: where the network is cut, the store never answers."""
-    answer: list[Any] = []
-    thread = threading.Thread(target=lambda: answer.append(function()), daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answer[0] if answer else None
+    def end(self, error: LbsgdError) -> None:
+        """End this process. One process of all prints why, and one of each other host that ends because of it."""
+        self.ending.acquire()  # never released, so that only the first thread to come prints
+        self.closing.set()
+        if isinstance(error, Stopped):
+            quiet = not self.processes.is_rank_0
+        elif isinstance(error, OtherFailed):
+            quiet = error.host == socket.gethostname() or self.processes.local_rank != 0
+        else:
+            quiet = self.last_words(lambda peers: peers.fail(error)) is False
+        end_with_error(error, quiet)
 
+    def last_words(self, tell: Callable[[Peers], Any]) -> Any:
+        """Return the answer to what this process tells the others before it ends, None without peers or an answer.
 
-def is_gone(process: psutil.Process) -> bool:
-    """Whether a process has ended, also where nobody has asked for its exit code yet."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
+        Rank 0, whose store ends with it, waits until the others have read it.
+        """
+        if not (peers := self.peers):
+            return None
+        answer = ask(lambda: tell(peers), LAST_WORDS_SECONDS)
+        if self.processes.is_rank_0:
+            time.sleep(LAST_WORDS_SECONDS)
+        return answer
 
+    def first_cause(self) -> LbsgdError | None:
+        return first_cause(self.peers, self.position) if self.peers else None
 
-def is_of_communication(text: str) -> bool:
-    return any(
-        word in text for word in ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
-    )
+    def hanging(self) -> LbsgdError:
+        return LostProcessError(
+            f"nothing has moved for {self.hang_timeout:g} s since {self.position}; another process or the network does "
+            "not answer (--hang_timeout)"
+        )

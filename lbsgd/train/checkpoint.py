@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
@@ -150,7 +151,7 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
                 raise DamagedError(f"{path / name} is not as it was written (its checksum differs)")
         state = json.loads((path / "state.json").read_text())
         tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "momentum", "random")}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, DamagedError):
             raise
         raise DamagedError(f"{path} cannot be read ({error})") from None

@@ -36,7 +36,7 @@ from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.config.json_file import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
-from lbsgd.processes.launcher import Processes, free_port
+from lbsgd.processes.environment import Processes, free_port
 from lbsgd.train.optimizer import build_optimizer
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u

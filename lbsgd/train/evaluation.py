@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from lbsgd.algorithm.batch_norm import agree_statistics, recomputing_statistics
+from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 from lbsgd.config.schema import BatchNorm
 from lbsgd.train.task import Batch, Task
 

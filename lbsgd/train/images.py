@@ -14,7 +14,7 @@ from lbsgd.data.beton import BetonFile, ImageNetData
 from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.data.read_ahead import Source, read_whole
 from lbsgd.errors import missing_ffcv
-from lbsgd.processes.launcher import Processes
+from lbsgd.processes.environment import Processes
 from lbsgd.train.task import Batch
 
 FAKE_CLASSES, FAKE_VAL_IMAGES = 1000, 512

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 import torch.distributed as dist
 
-from lbsgd.algorithm.batch_norm import agree_statistics
+from lbsgd.algorithm.batch_norm_statistics import agree_statistics
 from lbsgd.errors import TrainingError
-from lbsgd.processes.launcher import from_rank_0
+from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
 from lbsgd.train.random_states import random_states, restore_random_states

@@ -12,8 +12,9 @@ import psutil
 import torch
 
 from lbsgd.config.plan import Plan
+from lbsgd.processes.ending import from_rank_0
+from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
-from lbsgd.processes.launcher import Processes, from_rank_0
 from lbsgd.processes.peers import Peers
 from lbsgd.report.curves import curves
 from lbsgd.report.run_log import RunLog, read_run

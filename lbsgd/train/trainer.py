@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from lbsgd.config.plan import Plan
 from lbsgd.errors import Stopped
-from lbsgd.processes.launcher import from_rank_0
+from lbsgd.processes.ending import from_rank_0
 from lbsgd.train.agreement import Agreement, Decision
 from lbsgd.train.clock import Clock
 from lbsgd.train.engine import step

@@ -1,11 +1,12 @@
-"""Hosts that are really namespaces of this machine: processes in one see a network, a hostname and process ids of their own.
+"""Play hosts with namespaces of this machine: processes in one see a network, hostname and process ids of their own.
 
     with cluster(folder, ["alpha", "beta"]) as (alpha, beta):
         done = alpha.run("ssh", "beta", "hostname")
 
-Every host has an ssh server, knows the others by name, and logs in to them without a password; disk and cores are shared.
-Nothing outside the namespaces changes, no name is taken that another test run could want, and everything ends with this
-process, however it ends: the kernel kills the first process of each host, and with it all others and the network.
+Every host has an ssh server, knows the others by name, and logs in to them without a password; disk and cores are
+shared. Nothing outside the namespaces changes, and no name is taken that another test run could want. Everything ends
+with this process, however it ends: the kernel kills the first process of each host, and with it all others and the
+network.
 """
 
 import os
@@ -23,44 +24,34 @@ import psutil
 ROOT = Path(__file__).parents[2]
 PATH = f"{Path(sys.executable).parent}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NAMESPACES = ("--net", "--mount", "--pid", "--uts", "--ipc")
+UNSHARE = ("unshare", *NAMESPACES, "--fork", "--mount-proc")
+PACKAGES = {  # program -> Debian package
+    "ip": "iproute2",
+    "pdsh": "pdsh",
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "unshare": "util-linux",
+}
 INTERFACE = "eth0"
 SUBNET = "10.83.0"
-# What processes that train need on each host; also in .deepspeed_env, for those that pdsh starts.
+# Variables that processes need on each host to train; also in .deepspeed_env, for those that pdsh starts.
 TRAINING = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": INTERFACE}
 
 
 def why_not() -> str | None:
-    """What keeps this machine from playing hosts, or None."""
+    """Return what keeps this machine from playing hosts, or None."""
     if os.geteuid():
         return "hosts are played by namespaces, which need root"
-    programs = {
-        "ip": "iproute2",
-        "pdsh": "pdsh",
-        "sshd": "openssh-server",
-        "ssh": "openssh-client",
-        "unshare": "util-linux",
-    }
-    if missing := sorted(package for program, package in programs.items() if not shutil.which(program, path=PATH)):
+    if missing := sorted(package for program, package in PACKAGES.items() if not shutil.which(program, path=PATH)):
         return f"not installed: {', '.join(missing)} (tests/cluster/setup.sh)"
-    # The second one may be allowed to own a network, and not to build one: a container without CAP_NET_ADMIN.
-    tried = subprocess.run(
-        [
-            "unshare",
-            *NAMESPACES,
-            "--fork",
-            "--mount-proc",
-            "sh",
-            "-c",
-            "mount -t tmpfs none /run && ip link add name one type veth peer name two",
-        ],
-        capture_output=True,
-        text=True,
-    )
+    # A container without CAP_NET_ADMIN may own a network, but not build one.
+    attempt = "mount -t tmpfs none /run && ip link add name one type veth peer name two"
+    tried = subprocess.run([*UNSHARE, "sh", "-c", attempt], capture_output=True, text=True)
     return f"no namespaces may be made here ({tried.stderr.strip()})" if tried.returncode else None
 
 
 class Job:
-    """A command on a host. What it prints goes into a file, so that it can be read while it runs."""
+    """A command on a host. It prints into a file, so that its output can be read while it runs."""
 
     def __init__(self, command: list[str], log: Path, environment: dict[str, str]):
         self.command, self.log, self.began = command, log, time.monotonic()
@@ -78,7 +69,7 @@ class Job:
         return time.monotonic() - self.began
 
     def wait(self, timeout: float = 120) -> int:
-        """The exit code."""
+        """Return the exit code."""
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -87,7 +78,7 @@ class Job:
             ) from None
 
     def wait_until(self, happened, timeout: float = 120) -> None:
-        """Returns when happened() is true; the job must still be running then."""
+        """Wait until happened() is true; the job must still be running then."""
         end = time.monotonic() + timeout
         while not happened():
             assert self.process.poll() is None, f"ended with {self.process.returncode} too early\n{self.output}"
@@ -96,32 +87,21 @@ class Job:
 
 
 class Host:
-    """One host: an `unshare` process, whose child is process 1 of the namespaces and an ssh server."""
+    """One host: an `unshare` process, and its child, which is process 1 of the namespaces and an ssh server."""
 
     def __init__(self, name: str, address: str, folder: Path, boot: list[str]):
         self.name, self.address, self.folder = name, address, folder
         # --pdeathsig and --kill-child: if this process dies, even by SIGKILL, the kernel ends the host.
-        command = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "unshare",
-            *NAMESPACES,
-            "--fork",
-            "--kill-child",
-            "--mount-proc",
-            "sh",
-            "-euc",
-            "\n".join(boot),
-        ]
+        dies_with_us = ("setpriv", "--pdeathsig", "KILL", *UNSHARE, "--kill-child")
+        command = [*dies_with_us, "sh", "-euc", "\n".join(boot)]
         self.job = Job(command, folder / f"{name}.log", {"PATH": PATH})
         self.jobs = 0
-        self.job.wait_until(lambda: f"{name} is up" in self.job.output, timeout=10)
+        self.job.wait_until(lambda: f"{name} is up" in self.job.output)
         [self.first_process] = psutil.Process(self.job.process.pid).children()
         self.namespace = os.readlink(f"/proc/{self.first_process.pid}/ns/pid")
 
     def start(self, *command: object, **environment: str) -> Job:
-        """Starts a command here, in the repository's folder, as somebody who has just logged in."""
+        """Start a command here, in the repository's folder, as a user who has just logged in."""
         self.jobs += 1
         enter = ["nsenter", "--target", str(self.first_process.pid), *NAMESPACES, f"--wdns={ROOT}", "--"]
         return Job(
@@ -131,14 +111,14 @@ class Host:
         )
 
     def run(self, *command: object, timeout: float = 120, **environment: str) -> str:
-        """What the command prints; it must succeed."""
+        """Return what the command prints; it must succeed."""
         job = self.start(*command, **environment)
         code = job.wait(timeout)
         assert code == 0, f"exit code {code}: {shlex.join(map(str, command))}\n{job.output}"
         return job.output
 
     def processes(self, word: str) -> list[psutil.Process]:
-        """The processes here that have the word in their command lines."""
+        """Return the processes here that have the word in their command lines."""
         return [
             process
             for process in psutil.process_iter()
@@ -152,18 +132,18 @@ class Host:
             return False
 
     def replace(self, path: Path, other: Path) -> None:
-        """Shows another file or folder at this path, on this host alone."""
+        """Show another file or folder at this path, on this host alone."""
         self.run("mount", "--bind", other, path)
 
     def cut_off(self) -> None:
-        """Takes the cable out: everything here runs on, and nobody else hears of it again."""
+        """Take the cable out: everything here runs on, and no other host hears of it again."""
         self.run("ip", "link", "set", INTERFACE, "down")
 
     def power_off(self) -> None:
-        """The kernel kills all processes here and then takes the network away."""
+        """Let the kernel kill all processes here and then take the network away."""
         if self.job.process.poll() is None:
             self.first_process.kill()
-            self.job.wait(10)
+            self.job.wait()
 
 
 def cmdline(process: psutil.Process) -> list[str]:
@@ -175,7 +155,7 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 @contextmanager
 def cluster(folder: Path, names: list[str]):
-    """Two hosts joined by a cable. `folder` receives keys, configuration and what everything printed."""
+    """Play two hosts joined by a cable. `folder` receives keys, configuration and all output."""
     addresses = {name: f"{SUBNET}.{number}" for number, name in enumerate(names, start=1)}
     write_configuration(folder, addresses)
     with ExitStack() as stack:
@@ -183,39 +163,22 @@ def cluster(folder: Path, names: list[str]):
         for name, address in addresses.items():
             hosts.append(Host(name, address, folder, boot_script(folder, name, address)))
             stack.callback(hosts[-1].power_off)
-        first, second = hosts
-        subprocess.run(
-            [
-                "ip",
-                "link",
-                "add",
-                INTERFACE,
-                "netns",
-                str(first.first_process.pid),
-                "type",
-                "veth",
-                "peer",
-                "name",
-                INTERFACE,
-                "netns",
-                str(second.first_process.pid),
-            ],
-            check=True,
-            env={"PATH": PATH},
-        )
+        first, second = (f"netns {host.first_process.pid}" for host in hosts)
+        cable = f"ip link add {INTERFACE} {first} type veth peer name {INTERFACE} {second}"
+        subprocess.run(cable.split(), check=True, env={"PATH": PATH})
         for host in hosts:
             host.run("sh", "-ec", f"ip address add {host.address}/24 dev {INTERFACE}; ip link set {INTERFACE} up")
         yield hosts
 
 
 def write_configuration(folder: Path, addresses: dict[str, str]) -> None:
-    """What an administrator would have written on each host, with one key for all hosts and users."""
+    """Write what an administrator would have written on each host, with one key for all hosts and users."""
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / "key")], check=True)
     (folder / "hosts").write_text(
         "127.0.0.1 localhost\n" + "".join(f"{address} {name}\n" for name, address in addresses.items())
     )
     (folder / "shadow").write_text("root:*:1::::::\n")  # sshd refuses an account that is locked, as root's may be here
-    # Without ServerAliveInterval ssh, and pdsh with it, waits for ever for a host that is gone.
+    # Without ServerAliveInterval, ssh (and so pdsh) waits for ever for a host that is gone.
     (folder / "ssh_config").write_text(
         f"IdentityFile {folder}/key\nUserKnownHostsFile /dev/null\nStrictHostKeyChecking no\n"
         "LogLevel ERROR\nConnectTimeout 5\nServerAliveInterval 2\nServerAliveCountMax 2\n"
@@ -224,13 +187,13 @@ def write_configuration(folder: Path, addresses: dict[str, str]) -> None:
         f"HostKey {folder}/key\nAuthorizedKeysFile {folder}/key.pub\nStrictModes no\n"
         "PermitRootLogin yes\nPidFile none\nMaxStartups 100\n"
     )
-    # Read by DeepSpeed's launcher, whose $HOME this folder is.
+    # DeepSpeed's launcher reads this in its $HOME, which is this folder.
     (folder / ".deepspeed_env").write_text("".join(f"{name}={value}\n" for name, value in TRAINING.items()))
     (folder / "hostfile").write_text("".join(f"{name} slots=1\n" for name in addresses))
 
 
 def boot_script(folder: Path, name: str, address: str) -> list[str]:
-    """Lays the configuration over the machine's own, in this host's mounts alone, and becomes the ssh server."""
+    """Lay the configuration over the machine's own, in this host's mounts alone, and become the ssh server."""
     users_ssh = shlex.quote(str(Path(pwd.getpwuid(0).pw_dir) / ".ssh"))
     here = shlex.quote(str(folder))
     return [

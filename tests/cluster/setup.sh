@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# tests/cluster/setup.sh: the programs with which two hosts are played on one machine; called by `make test`.
+# tests/cluster/setup.sh: installs the programs that play two hosts on one machine; called by `make test`.
 #
-# Installs nothing where the tests would skip anyway: without root, or where the kernel allows no namespaces. Whatever goes
-# wrong here ends no build, for the tests then skip and say what is missing.
+# Installs nothing where the tests would skip anyway: without root, or where the kernel allows no namespaces. A failure
+# here ends no build, because the tests then skip and say what is missing.
 set -euo pipefail
 export PATH=$PATH:/usr/sbin:/sbin
 
@@ -13,7 +13,7 @@ have pdsh || needed+=(pdsh)
 have sshd || needed+=(openssh-server)
 [ ${#needed[@]} -gt 0 ] && [ "$(id -u)" = 0 ] && have apt-get && unshare --net --mount --pid --fork true 2>/dev/null || exit 0
 
-# The tests start an sshd of their own; Debian's package would start one for all the world, now and at each boot.
+# The tests start their own sshd. Debian's package would start one open to the network, now and at each boot.
 if [ ! -e /usr/sbin/policy-rc.d ]; then
   trap 'rm -f /usr/sbin/policy-rc.d' EXIT
   printf '#!/bin/sh\nexit 101\n' > /usr/sbin/policy-rc.d

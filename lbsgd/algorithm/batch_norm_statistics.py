@@ -1,0 +1,157 @@
+"""The running statistics of `PerWorkerBatchNorm`: moved in training, agreed on, recomputed (Sec. 2.3 and 5.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lbsgd.algorithm.choices import Scope, Statistics
+from lbsgd.algorithm.grouped_norm import at_least_float32, world_size
+
+
+class RunningStatistics(_BatchNorm):
+    """The part of `PerWorkerBatchNorm` that keeps running_mean and running_var, in float32 at least.
+
+    `_record` takes the moments of each training forward. The running statistics move once every `passes` forwards.
+    """
+
+    passes: int
+    statistics: Statistics
+    scope: Scope
+
+    def _start_statistics(self) -> None:
+        # Plain attributes, because they outlive no iteration and no recomputation: not in the state_dict, never cast.
+        self._iteration_moments: list[Tensor] = []  # each forward's (2, G, C); ResNet-50: 0.2 MB per worker
+        self._pool: Tensor | None = None  # while recomputing: count, mean and squared deviations so far (3, C)
+        for name in ("running_mean", "running_var"):
+            self._buffers[name] = at_least_float32(self._buffers[name])
+
+    def _running(self) -> tuple[Tensor, Tensor]:
+        assert self.running_mean is not None and self.running_var is not None
+        return self.running_mean, self.running_var
+
+    def _record(self, moments: Tensor, count: int) -> None:
+        """Take in the groups' means and unbiased variances (2, G, C), each over `count` values per channel."""
+        if self._pool is not None:
+            self._pool = self._pooled(self._pool, moments.double(), count)
+            return
+        self._iteration_moments.append(moments)
+        if len(self._iteration_moments) >= self.passes:
+            self._move()
+
+    def _pooled(self, pool: Tensor, moments: Tensor, count: int) -> Tensor:
+        if self.scope == "all" and world_size() > 1 and dist.get_rank() > 0:
+            return pool  # all processes hold the moments of the same images, which count once
+        mean, var = moments
+        groups = torch.stack([torch.full_like(mean, count), mean, var * (count - 1)])
+        return _combine(torch.cat([pool[:, None], groups], dim=1))
+
+    def _move(self) -> None:
+        moments = torch.cat(self._iteration_moments, dim=1)
+        self._iteration_moments = []
+        if self.statistics == "first_worker":
+            moments = moments[:, :1]
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        # momentum None is torch's cumulative average
+        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        # One mean over all the iteration's groups: the split into passes leaves no trace, not even a bit.
+        for running, average in zip(self._running(), moments.mean(1), strict=True):
+            running.lerp_(average, momentum)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:
+        """Move or cast as every module does, but keep a cast to half away from the running statistics."""
+        before = {name: self._buffers[name] for name in ("running_mean", "running_var")}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
+        for name, buffer in before.items():
+            cast = self._buffers[name]
+            if buffer is not None and cast is not None and at_least_float32(cast) is not cast:
+                self._buffers[name] = buffer.to(cast.device)  # the values before the cast: no round trip through half
+        return self
+
+
+@torch.no_grad()
+def agree_statistics(model: nn.Module) -> None:
+    """Make the running statistics r of all processes equal, before evaluation or a checkpoint; a collective call.
+
+    "first_worker" takes process 0's. Otherwise r becomes the mean over the processes p. Averaging this late loses
+    nothing: r_p ← (1 − m)·r_p + m·s_p is linear, so mean_p(r_p) moves by mean_p(s_p). That is the mean over all k
+    workers, because every process holds equally many. One process with all k workers would hold the same.
+    """
+    if world_size() == 1:
+        return
+    layers = _tracking_layers(model)
+    if first := [layer for layer in layers if layer.statistics == "first_worker"]:
+        flat = _running_statistics(first)
+        dist.broadcast(flat, src=0)
+        _set_running_statistics(first, flat)
+    if averaged := [layer for layer in layers if layer.statistics != "first_worker"]:
+        flat = _running_statistics(averaged)
+        dist.all_reduce(flat)
+        _set_running_statistics(averaged, flat / world_size())
+
+
+@contextmanager
+def recomputing_statistics(model: nn.Module) -> Iterator[None]:
+    """Replace the running statistics by the exact ones of the images seen inside (Sec. 5.2, Fig. 4).
+
+        with torch.no_grad(), recomputing_statistics(model.train()):
+            for images in training_images:
+                model(images)
+
+    The forwards normalise per worker, as in training. Leaving is a collective call: running_mean and running_var become
+    the mean and unbiased variance of all values in all processes' forwards. A process may have made none.
+    num_batches_tracked and an iteration under way stay as they are. Raises ValueError if a layer saw nothing at all.
+    """
+    layers = _tracking_layers(model)
+    for layer in layers:
+        mean, _ = layer._running()
+        layer._pool = torch.zeros(3, layer.num_features, dtype=torch.float64, device=mean.device)
+    try:
+        yield
+        pools = [layer._pool for layer in layers if layer._pool is not None]
+        count, mean, m2 = _combine(_of_all_processes(torch.cat(pools, dim=1)))
+    finally:
+        for layer in layers:
+            layer._pool = None
+    if not count.all():
+        raise ValueError("statistics cannot be recomputed: a batch norm made no forward in training mode")
+    _set_running_statistics(layers, torch.stack([mean, m2 / (count - 1)]))
+
+
+def _combine(parts: Tensor) -> Tensor:
+    """Pool the exact count, mean and sum of squared deviations of K sets of values: (3, K, C) -> (3, C)."""
+    count, mean, m2 = parts
+    total = count.sum(0)
+    pooled_mean = (count * mean).sum(0) / total
+    return torch.stack([total, pooled_mean, (m2 + count * (mean - pooled_mean).square()).sum(0)])
+
+
+def _of_all_processes(part: Tensor) -> Tensor:
+    """Gather (3, C) of every process: (3, world_size, C)."""
+    parts = [torch.empty_like(part) for _ in range(world_size())]
+    if len(parts) == 1:
+        return part[:, None]
+    dist.all_gather(parts, part)
+    return torch.stack(parts, dim=1)
+
+
+def _tracking_layers(model: nn.Module) -> list[RunningStatistics]:
+    return [m for m in model.modules() if isinstance(m, RunningStatistics) and m.running_mean is not None]
+
+
+def _running_statistics(layers: Sequence[RunningStatistics]) -> Tensor:
+    """Put all layers' running means and variances side by side (2, ΣC), so that one collective call serves them all."""
+    return torch.cat([torch.stack(layer._running()) for layer in layers], dim=1)
+
+
+def _set_running_statistics(layers: Sequence[RunningStatistics], flat: Tensor) -> None:
+    parts = flat.split([layer.num_features for layer in layers], dim=1)
+    for layer, moments in zip(layers, parts, strict=True):
+        for running, moment in zip(layer._running(), moments, strict=True):
+            running.copy_(moment)

@@ -1,0 +1,67 @@
+"""End the processes of a run together: with one error message, and with its exit code on all of them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from lbsgd.errors import ConfigError, LbsgdError, print_error
+from lbsgd.processes.environment import Processes
+
+
+def from_rank_0(function: Callable[[], Any]) -> Any:
+    """Return on every process what `function` returns on rank 0, or raise its LbsgdError; all processes must call it.
+
+    An error that only rank 0 can find, such as one of the output folder, then ends all hosts at once. Otherwise they
+    would wait for rank 0 until the collective call times out.
+    """
+    import torch  # late, so that a process that only has an error to print does not load it
+
+    box: list[Any] = [None]
+    if torch.distributed.get_rank() == 0:
+        try:
+            box = [function()]
+        except LbsgdError as error:
+            box = [error]
+    torch.distributed.broadcast_object_list(box)
+    if isinstance(box[0], LbsgdError):
+        raise box[0]
+    return box[0]
+
+
+def end_before_joining(error: LbsgdError) -> NoReturn:
+    """End this process before it has met the others, and all of them with it.
+
+    Most errors that one process finds, the others of its host find at the same time, and the launcher ends them when
+    the first one ends. So the process with local rank 0 prints its error at once, and the others only if they are still
+    alive after a while because the error was theirs alone. No launcher ends the processes of other hosts, so they are
+    told where they wait.
+    """
+    try:
+        processes = Processes.from_environment()
+    except ConfigError:  # then this is the error, and nobody can say where the others wait
+        end_with_error(error)
+    if processes.local_rank:
+        time.sleep(5)
+    print_error(error)
+    if processes.world_size > processes.local_world_size:
+        from lbsgd.processes.peers import tell_before_joining  # late, because it loads PyTorch
+
+        tell_before_joining(processes, error)
+    end_with_error(error, quiet=True)
+
+
+def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
+    """End this process with the error's exit code; unless quiet, print the error's lines on stderr.
+
+    Nothing is cleaned up, because that could wait for the other processes or for a loader's threads.
+    """
+    if sys.stdout.isatty():
+        sys.stdout.write("\033[?25h")  # show the cursor, which the progress bar hides
+    sys.stdout.flush()
+    if not quiet:
+        print_error(error)
+    os._exit(error.exit_code)

@@ -1,0 +1,133 @@
+"""Read from the environment which of how many processes this one is."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+
+from lbsgd.errors import ConfigError
+
+WAY_OUT = (
+    "start the recipe with deepspeed or torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT"
+)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among all of a run (rank of world_size) and among those of its host."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+
+    @classmethod
+    def from_environment(cls) -> Processes:
+        """Read what DeepSpeed's launcher or torchrun has set; without either, this is a single process.
+
+        Raises ConfigError, which names the variable, for values that make no sense, and where another launcher has
+        started several processes that would each take itself for the only one.
+        """
+        if not os.environ.get("RANK"):
+            require_single_process()
+            return cls(rank=0, world_size=1, local_rank=0, local_world_size=1)
+        world_size = required_number("WORLD_SIZE", at_least=1)
+        by_torchrun, by_deepspeed = number("LOCAL_WORLD_SIZE", at_least=1), number("LOCAL_SIZE", at_least=1)
+        local_world_size = by_torchrun or by_deepspeed or world_size
+        return cls(
+            rank=required_number("RANK", at_most=(world_size - 1, f"WORLD_SIZE is {world_size}")),
+            world_size=world_size,
+            local_rank=required_number(
+                "LOCAL_RANK", at_most=(local_world_size - 1, f"this host has {local_world_size} processes")
+            ),
+            local_world_size=local_world_size,
+        )
+
+    @property
+    def is_rank_0(self) -> bool:
+        """Whether this process prints and writes for all."""
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        """Whether no launcher started this process."""
+        return not os.environ.get("RANK")
+
+    @property
+    def cores(self) -> int:
+        """Number of CPU cores for this process: its share of those that the host lets it use."""
+        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+
+    def export(self, master_port: int) -> None:
+        """Set the variables that a launcher would have set, for a process that runs alone."""
+        os.environ.update(
+            RANK="0",
+            WORLD_SIZE="1",
+            LOCAL_RANK="0",
+            LOCAL_SIZE="1",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(master_port),
+        )
+
+
+def master() -> tuple[str, int]:
+    """Return address and port of rank 0, where the processes of a run meet. Raises ConfigError without them."""
+    return required("MASTER_ADDR"), required_number("MASTER_PORT", at_most=(65535, "a port has 16 bits"))
+
+
+def require_single_process() -> None:
+    """Raise ConfigError where RANK is not set although several processes run."""
+    for name in ("WORLD_SIZE", slurm_variable(), "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+        if name and (number(name, at_least=1) or 1) > 1:
+            raise ConfigError(
+                f"{name} is {os.environ[name]}, but RANK is not set, so each process would train alone; {WAY_OUT}; "
+                f"for a single process, unset {name}"
+            )
+
+
+def slurm_variable() -> str | None:
+    """Return the name of the variable with the number of processes that srun has started, if it has.
+
+    `salloc` and `sbatch` set SLURM_NTASKS for the whole allocation, also for the one shell or script that runs in it.
+    srun adds SLURM_PROCID and the number of tasks of its own step, which may be fewer than the allocation's.
+    """
+    number("SLURM_NTASKS", at_least=1)  # refused where it is no number, whether or not it counts
+    if os.environ.get("SLURM_STEP_NUM_TASKS"):
+        return "SLURM_STEP_NUM_TASKS"
+    return "SLURM_NTASKS" if os.environ.get("SLURM_PROCID") else None
+
+
+def required_number(name: str, at_least: int = 0, at_most: tuple[int, str] | None = None) -> int:
+    """Return the whole number in a variable that a launcher always sets beside RANK.
+
+    at_most: the largest value that makes sense, and why. Raises ConfigError for any other value and for none.
+    """
+    required(name)
+    value = number(name, at_least) or 0
+    if at_most is not None and value > at_most[0]:
+        raise ConfigError(f"{name} is {value}, but {at_most[1]}, so it can be {at_most[0]} at most; {WAY_OUT}")
+    return value
+
+
+def required(name: str) -> str:
+    """Return the text in a variable that a launcher always sets beside RANK. Raises ConfigError where it is not set."""
+    if text := os.environ.get(name):
+        return text
+    raise ConfigError(f"{name} is not set, but RANK is {os.environ['RANK']}; {WAY_OUT}; or unset RANK to run alone")
+
+
+def number(name: str, at_least: int = 0) -> int | None:
+    """Return the whole number in an environment variable, None where it is not set or empty."""
+    if not (text := os.environ.get(name)):
+        return None
+    if not (text.isascii() and text.isdigit()) or int(text) < at_least:
+        raise ConfigError(f"{name} is {text!r}, not a whole number of at least {at_least}; unset or correct it")
+    return int(text)
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on; a launcher's default, 29500, is taken where another run goes on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

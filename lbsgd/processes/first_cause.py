@@ -1,0 +1,60 @@
+"""Find out why a run cannot go on: a bug, or another process that failed, died or does not answer."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from lbsgd.errors import LbsgdError, LostProcessError
+from lbsgd.processes.peers import Peers
+
+FIRST_CAUSE_SECONDS = 8.0
+FROM_CHECKPOINT = "--resume goes on from the newest checkpoint"
+WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
+
+
+def explained(error: BaseException, position: str, peers: Peers | None) -> LbsgdError:
+    """Return an exception that is not ours as one of ours: a lost process, or a bug, whose traceback is printed."""
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):
+        return LostProcessError(f"lost another process at {position} ({text})")
+    traceback.print_exception(error)
+    bug = LbsgdError(f"{type(error).__name__}: {text}")
+    bug.exit_code = 1
+    return bug
+
+
+def first_cause(peers: Peers, position: str) -> LbsgdError | None:
+    """Return the first failure that another process told, or which one does not answer; None where neither is found."""
+    return ask(lambda: look_for_cause(peers, position), FIRST_CAUSE_SECONDS)
+
+
+def look_for_cause(peers: Peers, position: str) -> LbsgdError | None:
+    try:
+        for _ in range(10):
+            if failure := peers.failure():
+                return failure
+            time.sleep(0.2)
+        if silent := peers.silent():
+            return LostProcessError(f"{', '.join(silent)} died or does not answer since {position}; {FROM_CHECKPOINT}")
+    except RuntimeError:
+        return LostProcessError(f"rank 0, or the way to its host, is gone since {position}; {FROM_CHECKPOINT}")
+    return None
+
+
+def ask(function: Callable[[], Any], seconds: float) -> Any:
+    """Return what a question to the store returns; None if it is gone or, as over a cut network, takes longer."""
+    answer: list[Any] = []
+
+    def wait() -> None:
+        with suppress(RuntimeError):
+            answer.append(function())
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answer[0] if answer else None

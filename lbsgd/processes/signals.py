@@ -1,0 +1,47 @@
+"""Receive the signals that ask a run to stop, in a thread of one's own."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class StopSignals:
+    """Catches the stop signals from its creation on, and hands them to the thread that waits for them.
+
+        signals = StopSignals()         in the main thread
+        signals.wait(seconds)           in the other thread, again and again
+        signals.restore()               signals mean again what they did before
+        signals.wake(); thread.join(); signals.close()
+
+    Python runs its signal handlers in the main thread only, which may be stuck in a collective call. So the handlers do
+    nothing: C code writes the signal's number into a pipe at once, and any thread can read it there.
+    """
+
+    def __init__(self) -> None:
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        self.handlers_before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        self.writer_before = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
+
+    def wait(self, seconds: float) -> list[signal.Signals]:
+        """Return the stop signals that have arrived, at the latest after so many seconds."""
+        if not select.select([self.reader], [], [], seconds)[0]:
+            return []
+        return [signal.Signals(number) for number in os.read(self.reader, 64) if number in STOP_SIGNALS]
+
+    def restore(self) -> None:
+        """Give the signals back to their former handlers; to be called in the main thread."""
+        signal.set_wakeup_fd(self.writer_before)
+        for number, handler in self.handlers_before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: set by others than Python
+
+    def wake(self) -> None:
+        """Let the thread that waits return at once."""
+        os.close(self.writer)
+
+    def close(self) -> None:
+        os.close(self.reader)

@@ -1,0 +1,89 @@
+"""Runs that several files of tests compare with: their configuration, one that nothing happens to, and what is the same."""
+
+import os
+import random
+import socket
+
+import pytest
+import torch
+from crash import completed, config
+
+from lbsgd.report.run_log import read_run
+from lbsgd.train import checkpoint
+
+SEED = int(os.environ.get("LBSGD_CRASH_SEED") or random.SystemRandom().randrange(10_000))
+EVERY = ("--checkpoint_every", 7)
+ITERATIONS = 40  # an epoch; there are two
+HOST = socket.gethostname()
+
+
+@pytest.fixture
+def rng():
+    print(f"LBSGD_CRASH_SEED={SEED}")
+    return random.Random(SEED)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return config(tmp_path_factory.mktemp("config"), iterations=ITERATIONS)
+
+
+@pytest.fixture(scope="module")
+def whole(small, tmp_path_factory):
+    """A run that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    completed(small, folder, *EVERY)
+    return folder
+
+
+def weights(folder):
+    return torch.load(folder / "weights.pt", weights_only=True)
+
+
+def newest(folder):
+    """Tensors and state of the newest checkpoint."""
+    return checkpoint.load(checkpoint.newest(folder / "checkpoints"))
+
+
+def saved_iteration(folder):
+    return newest(folder)[1]["counters"]["iteration"]
+
+
+def assert_same_bits(tensors, others, names=None):
+    assert tensors.keys() == others.keys()
+    assert [name for name in names or tensors if not torch.equal(tensors[name], others[name])] == []
+
+
+def assert_same_run(folder, whole):
+    """The same weights, statistics, momentum, random states, counters and log, to the last bit."""
+    assert_same_bits(weights(folder), weights(whole))
+    (tensors, state), (expected, expected_state) = newest(folder), newest(whole)
+    for kind in ("weights", "momentum"):
+        assert_same_bits(tensors[kind], expected[kind])
+    assert_same_bits(tensors["random"], expected["random"], ["torch.0", "torch.1"])  # nobody seeds NumPy's and Python's
+    for key in ("counters", "identity", "epoch_totals", "num_threads"):
+        assert state[key] == expected_state[key]
+    assert_same_log(folder, whole)
+
+
+def assert_same_log(folder, whole, statistics=True):
+    """One run to read: each iteration and each epoch once, with the numbers of the other run, all but times."""
+    keys = {
+        "iterations": ("iteration", "epoch", "lr", "train_loss"),
+        "epochs": ("epoch", "iteration", "train_loss", "train_top1_error_pct")
+        + statistics * ("val_loss", "val_correct_top1"),
+    }
+    log, expected = read_run(folder), read_run(whole)
+    for kind, names in keys.items():
+        ours, theirs = ([[record[name] for name in names] for record in getattr(run, kind)] for run in (log, expected))
+        assert ours == theirs
+    assert log.result and (not statistics or log.result["val_top1_error_pct"] == expected.result["val_top1_error_pct"])
+
+
+def assert_same_parameters(folder, whole):
+    """Where one run has saved more often: batch norm's statistics are averaged at each save, which moves their last bits."""
+    parameters = newest(whole)[0]["momentum"].keys()
+    assert len(parameters) > 10
+    assert_same_bits(weights(folder), weights(whole), parameters)
+    assert_same_bits(newest(folder)[0]["momentum"], newest(whole)[0]["momentum"])
+    assert_same_log(folder, whole, statistics=False)
