@@ -65,6 +65,7 @@ class PaperTable:
     title: str
     ours: str
     rows: tuple[tuple[str, ...], ...]
+    groups: tuple[Group, ...] = ()
 
     def markdown(self) -> str:
         heads = [f"paper: {head}" if 1 <= number < 4 else head for number, head in enumerate(HEADS)]
@@ -132,12 +133,11 @@ def papers(wanted: Wanted) -> tuple[int, tuple[float, float] | None]:
 
 def filled(family: Family, name: str, title: str, rows: Iterable[tuple[Group | None, tuple]]) -> PaperTable:
     """Fill in the cells; rows that nobody ran are left out."""
+    there = [(row, *known) for row, known in rows if row is not None]
     cells = tuple(
-        (family.label(row), *paper_cells(kn, error, row, family), *our_cells(family, row))
-        for row, (kn, error) in rows
-        if row is not None
+        (family.label(row), *paper_cells(kn, error, row, family), *our_cells(family, row)) for row, kn, error in there
     )
-    return PaperTable(name, title, place_of(family), cells)
+    return PaperTable(name, title, place_of(family), cells, tuple(row for row, *_ in there))
 
 
 def paper_cells(kn: int, error: tuple[float, float] | None, row: Group, family: Family) -> tuple[str, str, str]:

@@ -1,0 +1,126 @@
+"""The page of one run, which a person can leave open while it trains."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from lbsgd.config.generate import template as paper_recipe
+from lbsgd.report.curves import learning_rates
+from lbsgd.report.page import Chart, Fact, Page, Section, Series
+from lbsgd.report.run_log import LoggedRun, final_error
+from lbsgd.units import duration
+
+ERRORS = (("validation", "val_top1_error_pct"), ("training", "train_top1_error_pct"))
+NOT_COMPARED = (
+    "epochs",
+    "num_images",
+    "seed",
+    "purpose",
+    "paper_error_pct",
+)  # of the recipe: each data set has its own
+
+
+def run_page(run: LoggedRun, warnings: Sequence[str] = ()) -> Page:
+    """Return the page of a run: its curves, what of its configuration is not the paper's, and how to repeat it."""
+    header, environment = run.header, run.header.get("environment", {})
+    place = Path(environment.get("data", "")).name
+    return Page(
+        title=f"{header['model']}, kn = {header['global_batch']:,}" + (f", {place}" if place else ""),
+        status=status(run),
+        sections=(
+            *(Section(note=f"warning: {warning}") for warning in warnings),
+            Section(charts=charts_of(run)),
+            Section("Configuration", "marked: not the paper's (Sec. 5.1)", facts=configuration(header)),
+            Section("Environment", facts=described(environment), command=command_of(environment)),
+        ),
+        finished=run.result is not None,
+    )
+
+
+def status(run: LoggedRun) -> str:
+    """Return how far the run is, its error so far, and the time left."""
+    done, planned, error = len(run.epochs), run.header["recipe"]["epochs"], final_error(run.epochs)
+    said = "no epoch is finished yet" if error is None else f"top-1 error {error:.2f} %, median of last 5 epochs"
+    if run.result is not None:
+        return f"finished after {done} epochs: {said}"
+    seconds = [record["seconds"] for record in run.epochs[-5:]]
+    left = f", about {duration(mean(seconds) * (planned - done))} left" if seconds and done < planned else ""
+    return f"epoch {done} of {planned}{left}: {said}"
+
+
+def charts_of(run: LoggedRun) -> list[Chart]:
+    epochs, planned = [record["epoch"] for record in run.epochs], run.header["recipe"]["epochs"]
+    errors = [Series(name, epochs, [record[key] for record in run.epochs]) for name, key in ERRORS]
+    losses = [
+        Series(name, epochs, [record.get(key) for record in run.epochs])
+        for name, key in (("validation", "val_loss"), ("training", "train_loss"))
+    ]
+    return [
+        Chart("top-1 error", errors, unit=" %", xmax=planned),
+        Chart("loss", losses, xmax=planned),
+        lr_chart([("learning rate", run)], planned),
+    ]
+
+
+def lr_chart(runs: Sequence[tuple[str, LoggedRun]], planned: float) -> Chart:
+    """Return the learning rates of runs, with no more points than it takes to draw them."""
+    series = []
+    for name, run in runs:
+        lrs = learning_rates(run)
+        stride = max(1, len(lrs) // 500)
+        kept = [t for t in range(len(lrs)) if t % stride == 0 or t + 1 == len(lrs) or lrs[t] < 0.5 * lrs[t - 1]]
+        per_epoch = run.header["iterations_per_epoch"]
+        series.append(Series(name, [t / per_epoch for t in kept], [lrs[t] for t in kept]))
+    return Chart("learning rate", series, log=True, step=True, xmax=planned)
+
+
+def configuration(header: dict[str, Any]) -> list[Fact]:
+    """Return the numbers of the run, and the paper's where they are others."""
+    paper = flat(paper_recipe(256, 32, 1, 90)["lbsgd"])
+    if header["global_batch"] <= header["recipe"]["linear_scaling"]["base_batch"]:
+        paper |= {"warmup.kind": "none", "warmup.epochs": 0}  # Sec. 5.1: above 256 images only
+    facts = [
+        Fact("global batch", f"kn = {header['global_batch']:,} = k {header['num_workers']} x n {per_worker(header)}"),
+        Fact("learning rate", f"η = {header['schedule']['reference_lr']:g}"),
+        Fact("precision", str(header["precision"])),
+    ]
+    for key, value in flat({**header["recipe"]}).items():
+        if value is None:
+            continue
+        other = key in paper and key not in NOT_COMPARED and paper[key] != value
+        facts.append(Fact(key, shown(value), shown(paper[key]) if other else None))
+    return facts
+
+
+def per_worker(header: dict[str, Any]) -> int:
+    return header["recipe"]["batch_norm"]["per_worker_batch"]
+
+
+def flat(block: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the leaves of a block by their key paths."""
+    leaves: dict[str, Any] = {}
+    for key, value in block.items():
+        name = f"{path}.{key}" if path else key
+        leaves.update(flat(value, name) if isinstance(value, dict) else {name: value})
+    return leaves
+
+
+def shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def described(environment: dict[str, Any]) -> list[Fact]:
+    packages = environment.get("packages", {})
+    facts = {key: value for key, value in environment.items() if key not in ("command", "packages")}
+    facts["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    return [Fact(name, str(value)) for name, value in facts.items() if value]
+
+
+def command_of(environment: dict[str, Any]) -> str:
+    command = environment.get("command", [])
+    return shlex.join(["python", *map(str, command)]) if command else ""
