@@ -7,16 +7,19 @@ from collections.abc import Sequence
 from lbsgd.report.groups import Family, Group
 from lbsgd.report.match import mean_curve, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
-from lbsgd.report.paper_tables import HEADS, PaperTable, paper_tables, place_of
+from lbsgd.report.paper_tables import HEADS, PaperTable, paper_tables, place_of, wanted
 from lbsgd.report.run_page import configuration, described, lr_chart
 
 
-def group_page(title: str, families: Sequence[Family], answers: Sequence[Section] = ()) -> Page:
+def group_page(
+    title: str, families: Sequence[Family], tables: Sequence[str] = (), answers: Sequence[Section] = ()
+) -> Page:
     """Return the page of all families, those with the most rows first.
 
+    tables: names of those wanted, all by default
     answers: sections that go before the environment, such as the claims that an experiment was run for
     """
-    sections = [section for family in families for section in sections_of(family)]
+    sections = [section for family in families for section in sections_of(family, tables)]
     runs = [run for family in families for row in family.rows for run in row.runs]
     finished = sum(run.result is not None for run in runs)
     return Page(
@@ -27,10 +30,10 @@ def group_page(title: str, families: Sequence[Family], answers: Sequence[Section
     )
 
 
-def sections_of(family: Family) -> list[Section]:
-    sections = [table_section(family, table) for table in paper_tables(family)]
-    if sections:
-        return sections
+def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:
+    found = paper_tables(family)
+    if found:
+        return [table_section(family, table) for table in wanted(found, tables)]
     return [Section(place_of(family), charts=curve_charts(family, family.rows))]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from lbsgd.report.statistics import difference
 BASE, LARGE = 256, 8192  # the paper's global batches
 RESNET_101 = {256: (22.08, 0.06), 8192: (22.36, 0.09)}  # Table 2c
 HEADS = ("", "kn", "η", "error %", "kn", "η", "error %", "seeds", "difference [95 %]", "curves match")
+WIDE, NARROW_COLUMNS = 112, (0, 3, 4, 6, 8)  # columns of a terminal, and what fits into 80 of them
 PAPERS, OURS = slice(1, 4), slice(4, 10)
 IMAGENET_IMAGES = 1_281_167
 
@@ -82,14 +83,17 @@ class PaperTable:
         writer.writerows([self.name, *row] for row in self.rows)
         return text.getvalue()
 
-    def rich(self) -> RichTable:
+    def rich(self, width: int = 120) -> RichTable:
+        """Return the table for a terminal; one narrower than WIDE gets the columns that matter most."""
+        shown = range(len(HEADS)) if width >= WIDE else NARROW_COLUMNS
         title = f"\n{self.title}\npaper: ResNet-50 on ImageNet, ours: {self.ours}"
         table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        for number, head in enumerate(HEADS):
+        for number in shown:
+            head = HEADS[number]
             side = "paper\n" if number in (1, 2, 3) else "ours\n" if number in (4, 5, 6) else ""
             table.add_column(side + head, justify="right" if number else "left", overflow="fold")
         for row in self.rows:
-            table.add_row(*row)
+            table.add_row(*(row[number] for number in shown))
         return table
 
 
@@ -100,10 +104,10 @@ def paper_tables(family: Family) -> list[PaperTable]:
         changes = {row.change for row in layout if row.large and row.change}
         factors: list[float | None] = [*family.factors(*changes)] or [None]
         for factor in factors:
-            rows = [(find(family, wanted, factor), wanted) for wanted in layout]
+            rows = [(find(family, cell, factor), cell) for cell in layout]
             own = f"{name}_x{factor:g}" if len(factors) > 1 and factor else name
-            if any(wanted.change and row for row, wanted in rows):
-                tables.append(filled(family, own, title, [(row, papers(wanted)) for row, wanted in rows]))
+            if any(cell.change and row for row, cell in rows):
+                tables.append(filled(family, own, title, [(row, papers(cell)) for row, cell in rows]))
     plain = [row for row in family.rows if not family.changes_of(row)]
     if family.rows[0].header["model"] == "resnet101":
         known = [(row, (kn_of(row), RESNET_101.get(kn_of(row)))) for row in plain]
@@ -114,10 +118,15 @@ def paper_tables(family: Family) -> list[PaperTable]:
     return [table for table in tables if len(table.rows) > 1]
 
 
-def find(family: Family, wanted: Wanted, factor: float | None) -> Group | None:
-    if wanted.large and factor is None:
+def wanted(tables: Iterable[PaperTable], names: Sequence[str]) -> list[PaperTable]:
+    """Return the tables of these names, or all; a table per large batch has the name of all of them."""
+    return [table for table in tables if not names or table.name.split("_x")[0] in names]
+
+
+def find(family: Family, cell: Wanted, factor: float | None) -> Group | None:
+    if cell.large and factor is None:
         return None
-    return family.find(factor if wanted.large and factor else 1, *filter(None, [wanted.change]))
+    return family.find(factor if cell.large and factor else 1, *filter(None, [cell.change]))
 
 
 def kn_of(row: Group) -> int:
@@ -125,10 +134,10 @@ def kn_of(row: Group) -> int:
     return round(BASE * row.factor)
 
 
-def papers(wanted: Wanted) -> tuple[int, tuple[float, float] | None]:
+def papers(cell: Wanted) -> tuple[int, tuple[float, float] | None]:
     """Return the paper's global batch and error of a row."""
-    kn = LARGE if wanted.large else BASE
-    return kn, MEASURED.get(wanted.change, paper.ERROR_PCT).get(kn)
+    kn = LARGE if cell.large else BASE
+    return kn, MEASURED.get(cell.change, paper.ERROR_PCT).get(kn)
 
 
 def filled(family: Family, name: str, title: str, rows: Iterable[tuple[Group | None, tuple]]) -> PaperTable:
