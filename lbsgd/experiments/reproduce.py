@@ -9,13 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lbsgd.disk import replace_file
 from lbsgd.errors import DataError
 from lbsgd.experiments import launch
+from lbsgd.experiments.answers import HEADS, answers, markdown
 from lbsgd.experiments.checkout import ROOT, Checkout, open_checkout, unsaved_changes
 from lbsgd.experiments.collect import collect
 from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
 from lbsgd.experiments.launch import Machine
 from lbsgd.experiments.runner import Runner
+from lbsgd.report.page import PAGE_NAME, Section
+from lbsgd.report.paper_tables import paper_tables, wanted
+from lbsgd.report.write import families_at, rows_by_name, write_report
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,11 @@ class Request:
         return (
             self.work_dir / "runs" / "reproduce" / (self.data.name + (f"_{self.epochs}_epochs" if self.epochs else ""))
         )
+
+    @property
+    def logs(self) -> Path:
+        """Where the thinned logs lie, those of a trial in the grid itself."""
+        return self.grid if self.epochs else self.results / self.data.name / "runs"
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -80,9 +90,29 @@ def reproduce(request: Request) -> None:
 
     def publish(job: Job) -> None:
         if not request.epochs:
-            collect(job.folder(request.grid), job.folder(request.results / request.data.name))
+            collect(job.folder(request.grid), job.folder(request.logs))
 
     Runner(request.data, checkout, request.work_dir, request.grid, machine, publish, request.epochs).run(request.jobs)
+    report(request, checkout.commit)
+
+
+def report(request: Request, commit: str) -> None:
+    """Write tables, curves, page and answers of each study beside its logs, and print the tables."""
+    for study in request.studies:
+        rows = study.rows(request.data)
+        places = [request.logs / row.name for row in rows if (request.logs / row.name).exists()]
+        families = families_at(places)
+        found = answers(study, request.data, rows_by_name(families), len(request.seeds))
+        sections = (
+            [Section("Claims", "stated before the runs", HEADS, [answer.cells for answer in found])] if found else []
+        )
+        folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
+        title = f"{study.source}: {study.title} ({request.data.place})"
+        write_report(families, folder, title, (study.name,), sections)
+        replace_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
+        for table in (table for family in families for table in wanted(paper_tables(family), (study.name,))):
+            print(table.markdown())
+        print(markdown(found) if found else "", f"page           {folder / PAGE_NAME}", sep="\n", flush=True)
 
 
 def prepare(request: Request, checkout: Checkout) -> None:

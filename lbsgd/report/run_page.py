@@ -9,13 +9,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.generate import template as paper_recipe
-from lbsgd.report.curves import learning_rates
+from lbsgd.report.curves import schedule_of
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.run_log import LoggedRun, final_error
 from lbsgd.units import duration
 
 ERRORS = (("validation", "val_top1_error_pct"), ("training", "train_top1_error_pct"))
+POINTS = 300  # of a learning-rate curve
 NOT_COMPARED = (
     "epochs",
     "num_images",
@@ -68,15 +70,22 @@ def charts_of(run: LoggedRun) -> list[Chart]:
 
 
 def lr_chart(runs: Sequence[tuple[str, LoggedRun]], planned: float) -> Chart:
-    """Return the learning rates of runs, with no more points than it takes to draw them."""
-    series = []
-    for name, run in runs:
-        lrs = learning_rates(run)
-        stride = max(1, len(lrs) // 500)
-        kept = [t for t in range(len(lrs)) if t % stride == 0 or t + 1 == len(lrs) or lrs[t] < 0.5 * lrs[t - 1]]
-        per_epoch = run.header["iterations_per_epoch"]
-        series.append(Series(name, [t / per_epoch for t in kept], [lrs[t] for t in kept]))
+    """Return the learning rates of runs."""
+    series = [Series(name, *lr_points(run)) for name, run in runs]
     return Chart("learning rate", series, log=True, step=True, xmax=planned)
+
+
+def lr_points(run: LoggedRun) -> tuple[list[float], list[float]]:
+    """Return epochs and learning rates: some hundreds of the iterations done, among them both sides of each jump.
+
+    A run of ImageNet has half a million iterations, too many for a page that training waits for.
+    """
+    schedule, per_epoch = schedule_of(run), run.header["iterations_per_epoch"]
+    done = max([len(run.epochs) * per_epoch, *(record["iteration"] + 1 for record in run.iterations[-1:])])
+    jumps = (schedule.warmup_iterations, *schedule.decay_iterations)
+    chosen = {*range(0, done, max(1, done // POINTS)), done - 1, *(t for jump in jumps for t in (jump - 1, jump))}
+    shown = sorted(t for t in chosen if 0 <= t < done)
+    return [t / per_epoch for t in shown], [learning_rate(t, schedule) for t in shown]
 
 
 def configuration(header: dict[str, Any]) -> list[Fact]:

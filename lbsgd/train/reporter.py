@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lbsgd.report.run_log import RunLog
+from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 
 WAITING_PCT = 5.0  # of an epoch; more deserves a word
@@ -14,7 +15,7 @@ POSITION = ("iteration", "num_iterations", "epoch")  # monitors have an axis of 
 
 @dataclass
 class Reporter:
-    """Writes each record to the log, to the screen and, where the JSON asks for them, to DeepSpeed's monitors.
+    """Writes each record to the log, the screen, the page and, where the JSON asks for them, to DeepSpeed's monitors.
 
     threads: says how many threads decode, for the advice on waiting.
     """
@@ -23,6 +24,7 @@ class Reporter:
     progress: Progress
     engine: Any
     threads: str = ""
+    page: LivePage | None = None
     advised: bool = field(default=False, init=False)
 
     def __enter__(self) -> Reporter:
@@ -41,6 +43,9 @@ class Reporter:
         """Write a record of the log, of kind iteration or epoch."""
         getattr(self.log, kind)(record)
         getattr(self.progress, kind)(record)
+        if kind == "epoch" and self.page:
+            for warning in self.page.write(self.log.epochs):
+                self.progress.say(f"warning: {warning}")
         if self.engine.monitor.enabled:
             self.engine.monitor.write_events(
                 [
