@@ -1,4 +1,4 @@
-"""What people hold is found and read in place: folders, ImageNet's archives, Kaggle's; archives are data only."""
+"""Sources are found and read in place: folders, ImageNet's archives, Kaggle's folders. Archives are data only."""
 
 import io
 import os
@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 import lbsgd.convert.archives
-from lbsgd.convert.archives import listing, members, read_members, uncompressed
+from lbsgd.convert.archives import cached_members, members, read_members, uncompressed
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.imagenet_labels import synsets
-from lbsgd.convert.sources import Files, find_source
+from lbsgd.convert.source_images import ImageReader
+from lbsgd.convert.sources import find_source
 from lbsgd.errors import DataError
 
 # In the order of their WordNet ids; the devkit numbers them 1, 2, 3, 4 in another one.
@@ -24,7 +25,7 @@ VAL_CLASSES = [2, 0, 3, 1, 2, 0]  # of validation images 1, 2, ...: positions in
 
 
 def jpeg(number, size=(24, 16)):
-    """Another small JPEG for each number."""
+    """Return a small JPEG, another for each number."""
     pixels = np.random.default_rng(number).integers(0, 256, (2, 3, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).resize(size).save(buffer, "JPEG", quality=95)
@@ -40,7 +41,7 @@ def val_files():
 
 
 def labelled(files):
-    return {f"{WNIDS[label]}/{name}": data for label, (name, data) in zip(VAL_CLASSES, files.items())}
+    return {f"{WNIDS[label]}/{name}": data for label, (name, data) in zip(VAL_CLASSES, files.items(), strict=True)}
 
 
 def write_files(folder, files):
@@ -66,7 +67,7 @@ def add(tar, name, data=b"", **attributes):
 
 
 def devkit_files(order=DEVKIT_ORDER):
-    """The devkit's two files: a real meta.mat as MATLAB would write it, also with synsets that are no leaves."""
+    """Return the devkit's two files: meta.mat as MATLAB would write it, also with synsets that are not leaves."""
     from scipy.io import savemat
 
     ids = {wnid: number for number, wnid in enumerate(order, 1)}
@@ -131,7 +132,7 @@ def make_kaggle(folder):
     write_files(base / "test", {"ILSVRC2012_test_00000001.JPEG": jpeg(0)})
     lines = [
         f"{name.removesuffix('.JPEG')},{WNIDS[label]} 10 20 30 40 {WNIDS[0]} 1 2 3 4"
-        for label, name in zip(VAL_CLASSES, val_files())
+        for label, name in zip(VAL_CLASSES, val_files(), strict=True)
     ]
     (folder / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *reversed(lines)]) + "\n")
     return folder
@@ -179,22 +180,19 @@ def test_every_layout_gives_the_same_images_with_the_same_labels(tmp_path, layou
     for images, files in ((source.train, train_files()), (source.val, labelled(val_files()))):
         expected = sorted(files, key=lambda name: tuple(name.split("/")))
         assert [WNIDS[label] for label in images.labels] == [name.split("/")[0] for name in expected]
-        reader = Files(images.container)
-        read = [
-            reader.read(name, int(offset), int(size))
-            for name, offset, size in zip(images.names, images.offsets, images.sizes)
-        ]
+        reader = ImageReader(images.container)
+        read = [reader.read(images.member(index)) for index in range(len(images))]
         assert read == [files[name] for name in expected]
 
 
 def test_a_tar_is_listed_once_as_long_as_it_stays_the_same(tmp_path, monkeypatch):
     path = make_official(tmp_path / "source") / "ILSVRC2012_img_train.tar"
-    found = listing(path, tmp_path / "scratch")
+    found = cached_members(path, tmp_path / "scratch")
     with monkeypatch.context() as patch:
         patch.setattr(lbsgd.convert.archives, "members", None)
-        assert listing(path, tmp_path / "scratch") == found == members(path)
+        assert cached_members(path, tmp_path / "scratch") == found == members(path)
     path.write_bytes(tar_bytes({"a.tar": tar_bytes({"1.JPEG": jpeg(1)})}))
-    assert [member.name for member in listing(path, tmp_path / "scratch")] == ["a/1.JPEG"]
+    assert [member.name for member in cached_members(path, tmp_path / "scratch")] == ["a/1.JPEG"]
 
 
 def test_a_million_images_take_less_than_a_gigabyte_to_find(tmp_path):
@@ -264,7 +262,7 @@ def test_the_devkit_s_table_is_read_as_scipy_reads_it(tmp_path):
         (["val"], "no images in .*: no val/ and no ILSVRC2012_img_val.tar found"),
         (["val/n01443537"], "val has other classes than .*train: n01443537 in one of them only"),
         ([f"train/n01443537/n01443537_{i}.JPEG" for i in (1, 2, 10)], "no images in .*train for class n01443537"),
-        ([f"train/{wnid}" for wnid in WNIDS], "no images in .*train; expected one folder a class"),
+        ([f"train/{wnid}" for wnid in WNIDS], "no images in .*train; expected one folder per class"),
     ],
 )
 def test_incomplete_folders_are_refused(tmp_path, remove, message):
@@ -370,7 +368,7 @@ def test_an_archive_with_a_member_that_no_data_set_has_is_refused_by_its_name(tm
 
 
 def spoil(layout, folder, change):
-    """A source of a real layout, in one archive of which change(files) has been at work; gives its path."""
+    """Make a source of a real layout and change(tar) one of its archives. Return the paths of both."""
     place, _, layout = layout.rpartition(" of ")
     path = LAYOUTS[layout](folder)
     archive = {
@@ -413,7 +411,7 @@ ARCHIVES = [
 
 
 def refusal(path, tmp_path):
-    """What is said of a source; nothing has been written where results go, or to where a member's name leads."""
+    """Return what is said of a source. Nothing is written where results go, or where a member's name leads."""
     with pytest.raises(DataError) as error:
         convert(path, tmp_path / "data", max_side=500, num_workers=1)
     assert "\n" not in str(error.value) and list((tmp_path / "data").glob("*")) in ([], [tmp_path / "data/.converting"])
@@ -443,15 +441,13 @@ def test_an_image_that_is_there_twice_is_refused_by_its_name(tmp_path, layout):
         layout, "imagenet/train/n02102040/n02102040_1.JPEG"
     )
     path, _ = spoil(layout, tmp_path / "source", lambda tar: add(tar, name, jpeg(77)))
-    assert (
-        f"member '{name.replace('n02102040_1', 'n02102040/n02102040_1') if '/' not in name else name}' is there twice"
-        in refusal(path, tmp_path)
-    )
+    told = name if "/" in name else f"n02102040/{name}"
+    assert f"member '{told}' is there twice" in refusal(path, tmp_path)
 
 
 def test_a_validation_image_that_is_there_twice_is_refused_by_its_name(tmp_path):
     for name in ("ILSVRC2012_val_00000003.JPEG", "more/ILSVRC2012_val_00000003.JPEG"):
-        path, _ = spoil("validation of official", tmp_path / name[0], lambda tar: add(tar, name, jpeg(77)))
+        path, _ = spoil("validation of official", tmp_path / name[0], lambda tar, name=name: add(tar, name, jpeg(77)))
         assert f"{name}' is there twice" in refusal(path, tmp_path)
 
 
@@ -628,4 +624,4 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
     source = find(make_folders(tmp_path / "source"), tmp_path)
     (Path(source.train.container) / source.train.names[0]).write_bytes(b"shorter")
     with pytest.raises(DataError, match="n01440764_1.JPEG has changed while it was read: 7 bytes, not"):
-        Files(source.train.container).read(source.train.names[0], 0, int(source.train.sizes[0]))
+        ImageReader(source.train.container).read(source.train.member(0))

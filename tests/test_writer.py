@@ -1,4 +1,4 @@
-"""The resumable writer and its processes: FFCV reads the file, interruptions leave no trace, nobody waits for the dead."""
+"""The resumable writer and the process pool: FFCV reads the file, interruptions leave no trace, a death is noticed."""
 
 import io
 import os
@@ -22,7 +22,7 @@ from lbsgd.convert.beton_writer import (
     read_journal,
 )
 from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE
-from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, Workers
+from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, ProcessPool
 from lbsgd.data.beton import BetonFile
 from lbsgd.errors import DataError
 
@@ -30,7 +30,7 @@ PAGE = 1 << 23
 
 
 def picture(number):
-    """A JPEG of 40 x 30 pixels, colour or grey, every one another."""
+    """Return a JPEG of 40 x 30 pixels, colour or grey, another for each number."""
     pixels = Image.fromarray(np.random.default_rng(number).integers(0, 256, (3, 4, 3), np.uint8)).resize((40, 30))
     buffer = io.BytesIO()
     pixels.convert("L" if number % 3 == 0 else "RGB").save(buffer, "JPEG", quality=90)
@@ -38,12 +38,12 @@ def picture(number):
 
 
 def blob(number):
-    """Bytes that only a writer takes for an image, of sizes that do not fit pages well."""
+    """Return bytes that only a writer takes for an image, of sizes that do not fit pages well."""
     return bytes([number]) * (1_300_000 + 100_000 * number)
 
 
 def write(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, finish=True):
-    """Appends images one at a time and commits every so many of them."""
+    """Append images one at a time and commit every so many of them."""
     writer = BetonWriter(path, len(contents), PAGE)
     assert writer.done == start
     for number in range(start, len(contents) if stop is None else stop):
@@ -73,7 +73,8 @@ def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
     jpegs = [picture(number) for number in range(40)]
     expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in jpegs]
     kinds = [PIXELS if number % 4 == 0 else COPIED for number in range(40)]
-    contents = [pixels.tobytes() if kind == PIXELS else data for kind, pixels, data in zip(kinds, expected, jpegs)]
+    columns = kinds, expected, jpegs
+    contents = [pixels.tobytes() if kind == PIXELS else data for kind, pixels, data in zip(*columns, strict=True)]
     write(tmp_path / "a.beton", contents, kinds=kinds)
     loader = Loader(
         str(tmp_path / "a.beton"),
@@ -84,7 +85,7 @@ def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
         pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
     )
     [(images, labels)] = loader
-    for number, (image, pixels) in enumerate(zip(images, expected)):
+    for number, (image, pixels) in enumerate(zip(images, expected, strict=True)):
         distance = np.abs(image.astype(int) - pixels)
         assert distance.max() <= (0 if kinds[number] == PIXELS else 8) and distance.mean() <= 1.5
     assert labels.ravel().tolist() == [number % 5 for number in range(40)]
@@ -103,7 +104,7 @@ def test_checksums_and_contents_are_those_of_the_images(tmp_path):
     write(tmp_path / "a.beton", contents)
     beton, data = BetonFile.open(tmp_path / "a.beton"), (tmp_path / "a.beton").read_bytes()
     assert beton.checksums.tolist() == [zlib.crc32(content) for content in contents]
-    assert [data[at : at + size] for at, size in zip(beton.images["data_at"], beton.sizes)] == contents
+    assert [data[at : at + size] for at, size in zip(beton.images["data_at"], beton.sizes, strict=True)] == contents
 
 
 def test_the_fingerprint_covers_every_bit_of_every_image(tmp_path):
@@ -213,18 +214,18 @@ def make_job():
     return job
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, 5])
+@pytest.mark.parametrize("num_processes", [1, 2, 5])
 @pytest.mark.parametrize("num_chunks", [0, 1, 40])
-def test_results_come_in_order_with_their_slots(num_workers, num_chunks):
-    with Workers(num_workers, make_job) as workers:
-        found = [(result, int.from_bytes(slot[:4], "little")) for result, slot in workers.results(range(num_chunks))]
+def test_results_come_in_order_with_their_slots(num_processes, num_chunks):
+    with ProcessPool(num_processes, make_job) as pool:
+        found = [(result, int.from_bytes(slot[:4], "little")) for result, slot in pool.results(range(num_chunks))]
     assert found == [(chunk * chunk, chunk) for chunk in range(num_chunks)]
 
 
 def test_no_more_chunks_are_taken_than_there_are_slots():
     taken = []
-    with Workers(2, make_job) as workers:
-        next(workers.results(taken.append(chunk) or chunk for chunk in range(100)))
+    with ProcessPool(2, make_job) as pool:
+        next(pool.results(taken.append(chunk) or chunk for chunk in range(100)))
     assert len(taken) == 2 * SLOTS and SLOT_BYTES * SLOTS < 100e6  # of the 200 MB of a process
 
 
@@ -245,8 +246,8 @@ def failing(error):
 )
 def test_what_a_process_raises_is_raised_here_after_the_chunks_before(error, kind):
     found = []
-    with pytest.raises(kind, match="7"), Workers(3, failing(error)) as workers:
-        for result, _ in workers.results(range(20)):
+    with pytest.raises(kind, match="7"), ProcessPool(3, failing(error)) as pool:
+        for result, _ in pool.results(range(20)):
             found.append(result)
     assert found == list(range(7))
 
@@ -264,18 +265,18 @@ def test_the_death_of_a_process_ends_the_work_within_seconds(code):
 
     start = time.monotonic()
     reason = "killed by signal 9, as when memory runs out" if code == signal.SIGKILL else "exit code 3"
-    with pytest.raises(DataError, match=f"died: {reason}; what is done is kept"), Workers(2, make) as workers:
-        list(workers.results(range(10)))
-    assert time.monotonic() - start < 5 and all(process.exitcode is not None for process in workers.processes)
+    with pytest.raises(DataError, match=f"died: {reason}; what is done is kept"), ProcessPool(2, make) as pool:
+        list(pool.results(range(10)))
+    assert time.monotonic() - start < 5 and all(process.exitcode is not None for process in pool.processes)
 
 
 def test_processes_end_with_their_parent():
     code = """
 import os, sys, time
-from lbsgd.convert.process_pool import Workers
-workers = Workers(2, lambda: lambda chunk, slot: chunk)
-print(*[process.pid for process in workers.processes], flush=True)
-list(workers.results(range(3)))
+from lbsgd.convert.process_pool import ProcessPool
+pool = ProcessPool(2, lambda: lambda chunk, slot: chunk)
+print(*[process.pid for process in pool.processes], flush=True)
+list(pool.results(range(3)))
 time.sleep(60)
 """
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

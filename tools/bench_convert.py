@@ -1,9 +1,9 @@
 """python tools/bench_convert.py [--images IMAGENET_SAMPLE.tar] [--num_images 6000] [--rounds 3] [--work_dir DIR]
 
-How fast the converter is beside FFCV's own DatasetWriter, on the same images with the same settings, in turn in one run,
-each in a process of its own; and how far it is from its limit: the same decoding, shrinking and encoding by libjpeg-turbo
-and OpenCV alone, from memory to memory, one process a core. --images is a tar or a folder with JPEGs somewhere in it; they
-are repeated to --num_images files of one class.
+Compares the converter's speed with FFCV's own DatasetWriter, on the same images with the same settings, in turn in one
+run, each in a process of its own. Also compares it with its limit: the same decoding, shrinking and encoding by
+libjpeg-turbo and OpenCV alone, from memory to memory, one process per core. --images is a tar or a folder with JPEGs
+anywhere in it; they are repeated to --num_images files of one class.
 """
 
 import argparse
@@ -31,7 +31,7 @@ FFCV_SIDE = {"again": 500, "copy": 65535, "default": 500}  # FFCV shrinks longer
 
 
 def lay_out(images: Path, folder: Path, num_images: int) -> Path:
-    """train/all/*.JPEG of num_images files, and val/all/*.JPEG of one."""
+    """Write train/all/*.JPEG, num_images files, and val/all/*.JPEG, one file."""
     if images.is_dir():
         jpegs = [path.read_bytes() for path in sorted(images.rglob("*.JPEG"))]
     else:
@@ -45,7 +45,7 @@ def lay_out(images: Path, folder: Path, num_images: int) -> Path:
 
 
 class Pictures:
-    """What DatasetWriter indexes: as torchvision's ImageFolder with its default loader."""
+    """The images as torchvision's ImageFolder gives them with its default loader, for DatasetWriter to index."""
 
     def __init__(self, folder: Path) -> None:
         self.paths = sorted(folder.rglob("*.JPEG"))
@@ -78,7 +78,7 @@ def by_us(case: str, source: Path, folder: Path, cores: int) -> None:
 
 
 def timed(who: str, case: str, source: Path, folder: Path, cores: int) -> tuple[float, float]:
-    """(images a second, share of all cores used), imports and start not counted, the disk's work counted for us."""
+    """Return (images per second, share of all cores used), without imports and start; our time includes the disk's."""
     shutil.rmtree(folder, ignore_errors=True)
     command = [sys.executable, __file__, "--run", who, case, str(source), str(folder), str(cores)]
     seconds, used = map(float, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-2:])
@@ -105,7 +105,7 @@ def _cpu_seconds() -> float:
 
 
 def limit(case: str, source: Path, cores: int) -> float:
-    """Images a second of decoding, shrinking and encoding alone, on all cores."""
+    """Return the images per second of decoding, shrinking and encoding alone, on all cores."""
     paths = sorted((source / "train").rglob("*.JPEG"))[:300]
     with multiprocessing.get_context("fork").Pool(cores, _limit_start, (case, paths)) as pool:
         pool.map(_limit_pass, range(cores), chunksize=1)
@@ -117,7 +117,7 @@ def limit(case: str, source: Path, cores: int) -> float:
 def _limit_start(case: str, paths: list[Path]) -> None:
     import cv2
 
-    from lbsgd.convert.image import Settings
+    from lbsgd.convert.settings import Settings
 
     cv2.setNumThreads(1)
     _limit_start.settings, _limit_start.images = Settings(**CASES[case]), [path.read_bytes() for path in paths]
@@ -131,7 +131,7 @@ def _limit_pass(_number: int) -> None:
 
 
 def fidelity(ours: Path, theirs: Path) -> str:
-    """Against FFCV's file, whose images PIL has decoded: pixels as PIL decodes both, and sizes in bytes."""
+    """Compare our file with FFCV's, whose images PIL has decoded: pixels as PIL decodes both, and sizes in bytes."""
     from PIL import Image
 
     from lbsgd.data.beton import BetonFile
@@ -140,20 +140,19 @@ def fidelity(ours: Path, theirs: Path) -> str:
     with open(files[0].path, "rb") as first, open(files[1].path, "rb") as second:
         for index in range(min(300, files[0].num_images)):
             pixels = []
-            for file, beton in zip((first, second), files):
+            for file, beton in zip((first, second), files, strict=True):
                 file.seek(int(beton.images["data_at"][index]))
                 data = file.read(int(beton.sizes[index]))
                 pixels.append(np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int))
             distances.append(np.abs(pixels[0] - pixels[1]).mean())
     ratio = files[0].sizes.sum() / files[1].sizes.sum()
     return (
-        f"pixels differ by {np.mean(distances):.3f} of 255 in the mean (at most {max(distances):.2f}), "
-        f"size x {ratio:.3f}"
+        f"pixels differ by {np.mean(distances):.3f}/255 on average (at most {max(distances):.2f}), size x {ratio:.3f}"
     )
 
 
 def bench(case: str, source: Path, work: Path, cores: int, rounds: int) -> None:
-    """Prints the best round of each, as others on the machine can only take time, and the ratio of every round."""
+    """Print the best round of each, because others on the machine can only take time, and the ratio of every round."""
     ours, theirs = [], []
     for _ in range(rounds):
         if case in FFCV_SIDE:
@@ -161,7 +160,7 @@ def bench(case: str, source: Path, work: Path, cores: int, rounds: int) -> None:
         ours.append(timed("us", case, source, work / "us", cores))
     print(f"{case:8} {CASES[case]}\n         lbsgd {_said(ours, cores)}", flush=True)
     if theirs:
-        ratios = " ".join(f"{a[0] / b[0]:.2f}" for a, b in zip(ours, theirs))
+        ratios = " ".join(f"{a[0] / b[0]:.2f}" for a, b in zip(ours, theirs, strict=True))
         print(
             f"         DatasetWriter {_said(theirs, cores)}: lbsgd is {max(ours)[0] / max(theirs)[0]:.2f}x as fast "
             f"(rounds: {ratios})"
@@ -178,7 +177,8 @@ def bench(case: str, source: Path, work: Path, cores: int, rounds: int) -> None:
 
 def _said(rounds: list[tuple[float, float]], cores: int) -> str:
     speed, used = max(rounds)
-    return f"{speed:,.0f} images/s, {used:.0%} of {cores} cores used, {used * cores / speed * 1000:.2f} ms of them an image"
+    milliseconds = used * cores / speed * 1000
+    return f"{speed:,.0f} images/s, {used:.0%} of {cores} cores used, {milliseconds:.2f} ms of CPU time per image"
 
 
 def main() -> int:
@@ -187,7 +187,7 @@ def main() -> int:
     flags.add_argument("--num_images", type=int, default=6000)
     flags.add_argument("--rounds", type=int, default=3)
     flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    flags.add_argument("--work_dir", type=Path, help="where the files go (default: a temporary folder)")
+    flags.add_argument("--work_dir", type=Path, help="folder for the files (default: a temporary one)")
     flags.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     arguments = flags.parse_args()
     if arguments.run:

@@ -1,7 +1,7 @@
 """python tools/render_digits.py [--output_dir data/digits] [--num_val 360]
 
-Renders scikit-learn's bundled handwritten digits, 1,797 grey images of 8x8 pixels, as an ImageNet-shaped tree of JPEGs:
-train/<0..9>/*.JPEG with 1,437 images and val/<0..9>/*.JPEG with 360. Real data, without a download.
+Renders the handwritten digits that come with scikit-learn, 1,797 grey images of 8x8 pixels, as a tree of JPEGs in
+ImageNet's shape: train/<0..9>/*.JPEG with 1,437 images and val/<0..9>/*.JPEG with 360. Real data, without a download.
 `lbsgd reproduce ... digits` uses 1,536 and 261, so that global batches up to 24 x 32 leave no image of an epoch out.
 """
 
@@ -25,12 +25,10 @@ def render(output_dir: Path, num_val: int = NUM_VAL) -> None:
     if output_dir.exists():
         found = {split: len(list(output_dir.glob(f"{split}/*/*.JPEG"))) for split in ("train", "val")}
         if found != {"train": NUM_IMAGES - num_val, "val": num_val}:
-            sys.exit(
-                f"error: {output_dir} exists and is not the complete tree of digits; remove it or name another "
-                f"--output_dir"
-            )
+            wrong = f"{output_dir} exists and is not the complete tree of digits"
+            sys.exit(f"error: {wrong}; remove it or name another --output_dir")
         return
-    from sklearn.datasets import load_digits  # takes a second, which a complete tree need not wait for
+    from sklearn.datasets import load_digits  # takes a second; a complete tree does not wait for it
 
     digits = load_digits()
     # At equal distances among the images sorted by class: the same share of each class, no random numbers involved.
@@ -51,7 +49,7 @@ def validation_positions(num_val: int) -> set[int]:
 
 
 def _save(digit: np.ndarray, path: Path) -> None:
-    """An 8x8 image with values 0 ... 16 as a JPEG of SIDE x SIDE pixels in RGB."""
+    """Write an 8x8 image with values 0 ... 16 as a JPEG of SIDE x SIDE pixels in RGB."""
     from PIL import Image, ImageOps
 
     grey = Image.fromarray(np.uint8(digit * (255 / 16)))

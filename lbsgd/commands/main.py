@@ -3,6 +3,7 @@
 lbsgd plan FILE --gpus 256          what a JSON means on N GPUs, and how long it would take
 lbsgd check FILE [FILE ...]         what is wrong in a DeepSpeed JSON, why it hurts, and the fix
 lbsgd config --global_batch KN      a complete JSON for a global batch
+lbsgd convert --source IMAGENET     your copy of ImageNet -> the FFCV files that training reads
 lbsgd report RUN [RUN ...]          table and curves of runs
 lbsgd reproduce EXPERIMENT DATA     runs a table or figure of the paper, and reports it
 """
@@ -22,6 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 done, 1 `check` found errors, 2 something given is wrong (one line says what).
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["convert"]:  # its own parser refuses a flag in one line
+        from lbsgd.commands.convert import main as convert
+
+        return convert(arguments[1:])
     given = parser().parse_args(arguments)
     try:
         return given.run(given)
@@ -43,6 +49,7 @@ def parser() -> argparse.ArgumentParser:
         ("plan", plan.add_arguments, plan.run, "what a JSON means on N GPUs, and how long it would take"),
         ("check", check_arguments, run_check, "what is wrong in DeepSpeed JSONs, why it hurts, and the fix"),
         ("config", config.add_arguments, config.run, "a complete JSON for a global batch"),
+        ("convert", lambda command: None, None, "your copy of ImageNet -> the FFCV files that training reads"),
         ("report", report.add_arguments, report.run, "table and curves of runs"),
         ("reproduce", reproduce.add_arguments, reproduce.run, "runs a table or figure of the paper, and reports it"),
     ):

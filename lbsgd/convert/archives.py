@@ -1,7 +1,7 @@
-"""Archives as data: what lies where in a tar, read in place; nothing is ever unpacked to a name from an archive.
+"""Archives as data: the places of a tar's members, to be read there. Nothing is unpacked to a name from an archive.
 
-A member is refused by its name if it is not a plain file or folder, if its path leaves the archive, or if it is larger
-than anything that belongs in a data set of images.
+A member is refused, by its name, if it is not a plain file or folder, if its path leaves the archive, or if it is too
+large for anything that belongs in a data set of images.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import IO, Any, NamedTuple
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import DataError
 
 MAX_IMAGE_BYTES = 1 << 28  # 256 MiB; ImageNet's largest file has 15 MB
-MAX_CLASS_BYTES = 1 << 36  # 64 GiB, a tar of one class within a tar
-MAX_DEVKIT_BYTES = 1 << 26  # 64 MiB, a file of the devkit
+MAX_CLASS_BYTES = 1 << 36  # 64 GiB, the tar of one class within a tar
+MAX_DEVKIT_BYTES = 1 << 26  # 64 MiB, one file of the devkit
 MAX_DEVKIT_TAR_BYTES = 1 << 28  # 256 MiB, the devkit's archive, uncompressed
-MAX_HEADER_BYTES = 1 << 20  # 1 MiB, what tarfile reads of an archive in one piece: names and attributes
-MAX_EXPANSION = 100  # a compressed tar may be this many times its size: gzip's utmost is 1,000, an image's share near 1
-MIN_TAR_BYTES = 1 << 20  # and a small one may have this many bytes: mostly padding
-LONG_BYTES = 1 << 30  # of an archive that takes so long to go through that a person should be told
-COMPRESSIONS = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+MAX_HEADER_BYTES = 1 << 20  # 1 MiB, the most that tarfile reads in one piece: names and attributes
+MAX_EXPANSION = 100  # times its size that a compressed tar may hold: gzip reaches 1,000, images hardly more than 1
+MIN_TAR_BYTES = 1 << 20  # that a small one may hold in any case: mostly padding
+LONG_BYTES = 1 << 30  # of an archive that takes so long to go through that we say so
+Opener = Callable[..., IO[bytes]]
+TRUNCATED = "reaches beyond the end of the archive, which is truncated"
+COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
 class Member(NamedTuple):
-    name: str  # in the archive; class/name for what is in a tar in a tar
+    name: str  # in the archive; class/name for a member of a tar in the tar
     offset: int  # of its first byte, in the outermost file
     num_bytes: int
 
 
-def listing(path: Path, scratch: Path) -> list[Member]:
-    """members(), remembered in the folder scratch: a million headers are read in a minute, from a slow disk in hours."""
+def cached_members(path: Path, scratch: Path) -> list[Member]:
+    """Return members(), kept in the folder scratch: reading a million headers takes a minute, on a slow disk hours."""
     cache = scratch / f"{_version(path)}.listing"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return [Member(*entry) for entry in json.loads(cache.read_bytes())]
@@ -64,7 +66,7 @@ def _version(path: Path) -> str:
 
 
 def members(path: Path) -> list[Member]:
-    """All plain files of a tar, in its order; those of tars within it in their places. Raises DataError."""
+    """Return all plain files of a tar, in its order; those of tars within it in their places. Raises DataError."""
     with open(path, "rb") as file:
         return list(_members(_Part(file, 0, path.stat().st_size), path, ""))
 
@@ -72,7 +74,7 @@ def members(path: Path) -> list[Member]:
 def _members(part: _Part, path: Path, within: str) -> Iterator[Member]:
     for info in _checked(part, path, within):
         name = within + info.name.removeprefix("./")
-        if name.endswith(".tar"):  # of ImageNet's training images: n01440764.tar holds n01440764_18.JPEG and others
+        if name.endswith(".tar"):  # as of ImageNet's training images: n01440764.tar holds n01440764_18.JPEG and others
             if within:
                 raise _refused(path, name, "is a tar in a tar in a tar")
             inner = _Part(part.file, part.start + info.offset_data, info.size)
@@ -84,21 +86,19 @@ def _members(part: _Part, path: Path, within: str) -> Iterator[Member]:
 
 
 def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
-    """The plain files of one tar."""
+    """Yield the plain files of one tar."""
     after = f" in {within}" if within else ""
     try:
         with tarfile.open(fileobj=part, mode="r:") as tar:
             for info in tar:
                 _check(info, path, within)
                 if info.offset_data + info.size > part.num_bytes:
-                    raise _refused(
-                        path, within + info.name, "reaches beyond the end of the archive, which is truncated"
-                    )
+                    raise _refused(path, within + info.name, TRUNCATED)
                 if info.isfile():
                     yield info
                 after = f" after member {within + info.name!r}"
-                tar.members = []  # which tarfile would keep, a kilobyte each
-            part.seek(tar.offset)  # where tarfile saw the end: it takes half a header for one as well
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all, a kilobyte each
+            part.seek(tar.offset)  # where tarfile saw the end: it takes half a header for an end, too
             if part.read(tarfile.BLOCKSIZE) not in (b"", bytes(tarfile.BLOCKSIZE)):
                 raise tarfile.ReadError("it ends within a header")
     except (tarfile.TarError, EOFError) as error:
@@ -115,7 +115,7 @@ def _check(info: tarfile.TarInfo, path: Path, within: str) -> None:
         raise _refused(path, within + info.name, "is a link")
     if not (info.isfile() or info.isdir()) or info.issparse():
         raise _refused(path, within + info.name, "is not a plain file or folder")
-    if info.size < 0:  # which tarfile would go round in circles with
+    if info.size < 0:  # with which tarfile would go round in circles
         raise _refused(path, within + info.name, "has a size below zero")
     if info.size > MAX_CLASS_BYTES:
         raise _refused(path, within + info.name, f"is larger than {MAX_CLASS_BYTES:,} bytes")
@@ -129,9 +129,9 @@ def _refused(path: Path, name: str, reason: str) -> DataError:
 
 
 class _Part(io.RawIOBase):
-    """A stretch of a file as a file of its own, of which tarfile reads the headers."""
+    """A stretch of a file as a file of its own, from which tarfile reads the headers and nothing else."""
 
-    def __init__(self, file: io.BufferedReader, start: int, num_bytes: int) -> None:
+    def __init__(self, file: IO[bytes], start: int, num_bytes: int) -> None:
         self.file, self.start, self.num_bytes, self.position = file, start, num_bytes, 0
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -151,14 +151,17 @@ class _Part(io.RawIOBase):
 
 
 def uncompressed(path: Path, scratch: Path) -> Path:
-    """The archive itself or, as a compressed one cannot be read in place, what it holds as a tar in the folder scratch."""
+    """Return the archive or, if it is compressed, its content as a tar in the folder scratch, to be read in place.
+
+    Raises DataError for a damaged archive, and for one that holds more than a data set would.
+    """
     decompress = _decompressor(path)
     if decompress is None:
         return path
     tar = scratch / f"{_version(path)}.tar"
     if not tar.exists():
         scratch.mkdir(parents=True, exist_ok=True)
-        for left in scratch.glob("*.partial"):  # by a process that was killed
+        for left in scratch.glob("*.partial"):  # behind by a process that was killed
             if not Path("/proc", left.stem).exists():
                 left.unlink(missing_ok=True)
         partial = scratch / f"{os.getpid()}.partial"
@@ -172,13 +175,13 @@ def uncompressed(path: Path, scratch: Path) -> Path:
     return tar
 
 
-def _decompressor(path: Path):
+def _decompressor(path: Path) -> Opener | None:
     with open(path, "rb") as file:
         start = file.read(6)
     return next((opened for magic, opened in COMPRESSIONS.items() if start.startswith(magic)), None)
 
 
-def _decompress(path: Path, decompress, file: io.BufferedWriter, limit: int) -> None:
+def _decompress(path: Path, decompress: Opener, file: IO[bytes], limit: int) -> None:
     try:
         with decompress(path, "rb") as source:
             while data := source.read(1 << 20):
@@ -196,8 +199,8 @@ def _decompress(path: Path, decompress, file: io.BufferedWriter, limit: int) -> 
 
 
 def read_members(path: Path, endings: list[str]) -> list[bytes]:
-    """The first small member with each ending of a compressed or plain tar, such as ImageNet's devkit."""
-    found = {}
+    """Return the first member with each ending of a small tar, compressed or not, such as ImageNet's devkit."""
+    found: dict[str, bytes] = {}
     with tempfile.TemporaryFile() as file:
         _decompress(path, _decompressor(path) or open, file, limit=MAX_DEVKIT_TAR_BYTES)
         for info in _checked(_Part(file, 0, file.tell()), path, ""):

@@ -1,9 +1,9 @@
-"""A .beton file that is written from its beginning to its end, and goes on where it was after an interruption.
+"""Writes a .beton file from its beginning to its end, and goes on after an interruption.
 
-Images come in order, so all that a restart must know is how far they are on the disk. That is in a journal beside the
-file: blocks of records, each written after the images it tells of have been forced to the disk. On restart the file is
-cut to the end of the last image in the journal. The result depends on the images alone: interrupted or not, on any number
-of processes, it is the same file byte for byte.
+Images come in order, so a restart needs to know only how many are on the disk. A journal beside the file says so:
+blocks of records, each written after its images have been forced to the disk. On restart the file is cut to the end of
+the last image in the journal. The result depends on the images alone: interrupted or not, with any number of processes,
+it is the same file, byte for byte.
 
     header | field descriptors | room for metadata | images | checksums | allocations
     written by finish()                            | append() | finish()
@@ -34,39 +34,32 @@ from lbsgd.data.beton import (
 from lbsgd.disk import to_disk
 from lbsgd.errors import DataError
 
-RECORD = np.dtype(
-    [
-        ("kind", "<u1"),
-        ("width", "<u2"),
-        ("height", "<u2"),
-        ("num_bytes", "<u4"),
-        ("checksum", "<u4"),
-        ("data_at", "<u8"),
-    ]
-)  # of one image
-BLOCK = np.dtype([("magic", "S4"), ("num_records", "<u4"), ("checksum", "<u4")])  # before each block of records
+SIZES = [("width", "<u2"), ("height", "<u2"), ("num_bytes", "<u4")]
+RECORD = np.dtype([("kind", "<u1"), *SIZES, ("checksum", "<u4"), ("data_at", "<u8")])  # of one image
+BLOCK = np.dtype([("magic", "S4"), ("num_records", "<u4"), ("checksum", "<u4")])  # precedes each block of records
 TYPES = [IMAGE_FIELD, INT_FIELD]
 METADATA = metadata_record(TYPES)
 METADATA_AT = HEADER.itemsize + len(TYPES) * FIELD.itemsize
-MIN_PAGE, MAX_PAGE = 1 << 23, 1 << 28  # FFCV's own default, and as much as one read of FFCV's should be
+MIN_PAGE, MAX_PAGE = 1 << 23, 1 << 28  # FFCV's own default, and the most that one read of FFCV's should be
 
 
 class BetonWriter:
-    """Writes path, with the journal beside it. num_images is the number of records that room is kept for."""
+    """The file at `path` and the journal beside it, with room for the metadata of num_images."""
 
     def __init__(self, path: Path, num_images: int, page_size: int) -> None:
         self.path, self.page_size = path, page_size
         self.journal_path = path.with_suffix(".journal")
         self.records = np.zeros(num_images, RECORD)
-        self.done = 0  # images in the file, those among them that cannot be decoded included
+        self.done = 0  # images so far, including those that cannot be decoded
         self.end = METADATA_AT + num_images * METADATA.itemsize
         self._journal = os.open(self.journal_path, os.O_RDWR | os.O_CREAT, 0o666)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self._go_on()
+        self._resume()
         self._committed = self.done
+        self._closed = False
 
-    def _go_on(self) -> None:
-        """Takes up what the journal tells of, and drops what came after it."""
+    def _resume(self) -> None:
+        """Take up the images that the journal lists, and drop what came after them."""
         content = os.pread(self._journal, os.fstat(self._journal).st_size, 0)
         records, num_bytes = read_journal(content)
         stored = records[records["kind"] != UNDECODABLE]
@@ -80,7 +73,7 @@ class BetonWriter:
         os.ftruncate(self._file, self.end)
 
     def append(self, records: np.ndarray, data: memoryview) -> None:
-        """Writes images one after the other: records of RECORD without places, and the bytes of all of them."""
+        """Write images one after the other: records of RECORD, whose places are set here, and the bytes of all."""
         start, position, run_at = 0, 0, self.end
         for record in records:
             num_bytes = int(record["num_bytes"])
@@ -98,12 +91,12 @@ class BetonWriter:
         self.done += len(records)
 
     def _write(self, data: memoryview, at: int) -> None:
-        while data:  # a disk that is nearly full takes a part, and tells with the next call
+        while data:  # a nearly full disk takes a part, and says so at the next call
             written = os.pwrite(self._file, data, at)
             data, at = data[written:], at + written
 
     def commit(self, done: int) -> None:
-        """Forces the first `done` images to the disk, then says so in the journal. May run in another thread."""
+        """Force the first `done` images to the disk, then say so in the journal. May run in another thread."""
         if done == self._committed:
             return
         os.fdatasync(self._file)
@@ -114,7 +107,10 @@ class BetonWriter:
         self._committed = done
 
     def finish(self, labels: np.ndarray) -> None:
-        """Writes what stands around the images. Images that could not be decoded get no number."""
+        """Write the tables around the images; one that cannot be decoded gets no number.
+
+        labels: int64, of all images. Raises DataError if none can be decoded.
+        """
         assert self.done == len(self.records) == len(labels)
         kept = self.records["kind"] != UNDECODABLE
         stored = self.records[kept]
@@ -140,10 +136,10 @@ class BetonWriter:
         return header.tobytes() + fields.tobytes()
 
     def close(self) -> None:
-        for descriptor in (self._file, self._journal):
-            if descriptor is not None:
-                os.close(descriptor)
-        self._file = self._journal = None
+        if not self._closed:
+            os.close(self._file)
+            os.close(self._journal)
+        self._closed = True
 
 
 def _metadata(stored: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -157,7 +153,10 @@ def _metadata(stored: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 def page_size(side: int, largest_source: int, raw: bool) -> int:
-    """A power of two that holds any image: all pixels of side x side, if less four times the largest source file."""
+    """Return a power of two that holds any image: all pixels of side x side, or less if the source files are small.
+
+    JPEGs are taken to become at most four times the largest source file.
+    """
     needed = 3 * side * side if raw else min(3 * side * side, 4 * largest_source)
     return min(MAX_PAGE, max(MIN_PAGE, 1 << (needed - 1).bit_length()))
 
@@ -171,7 +170,7 @@ def journal_block(records: np.ndarray) -> bytes:
 
 
 def read_journal(content: bytes) -> tuple[np.ndarray, int]:
-    """The records of all whole blocks, and how many bytes these take; what a power failure left of another is dropped."""
+    """Return the records of all whole blocks and their bytes; a block that a power failure has cut does not count."""
     at, blocks = 0, [np.zeros(0, RECORD)]
     while at + BLOCK.itemsize <= len(content):
         [block] = np.frombuffer(content, BLOCK, 1, at)

@@ -1,24 +1,26 @@
-"""What a conversion will take, before it begins: estimated from some images, evenly spread over the source."""
+"""What a conversion will take, before it begins, estimated from some images that are evenly spread over the source."""
 
 from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from lbsgd.convert.beton_writer import METADATA
-from lbsgd.convert.image import COPIED, PIXELS, Settings, stored_image
-from lbsgd.convert.sources import Files, Images, Source
+from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE, ImageError, Stored, out_of_memory_is_told, stored_image
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import ImageReader, Images, Source
 from lbsgd.errors import DataError
 from lbsgd.units import duration, size
 
-TABLES_BYTES = METADATA.itemsize + 24 + 4  # of an image: metadata, allocation, checksum
+TABLES_BYTES = METADATA.itemsize + 24 + 4  # per image: metadata, allocation, checksum
 MARGIN = 1.05  # of an estimate, when the disk is checked
 SAMPLE_SECONDS = 3
-WRITING_SECONDS = 1e-4  # of an image, on its way from a process to the file
+WRITING_SECONDS = 1e-4  # per image, on its way from a process to the file
 
 
 @dataclass(frozen=True)
@@ -30,56 +32,62 @@ class Estimate:
     undecodable: float
 
 
-def estimate(source: Source, settings: Settings, page: int, num_images: int) -> Estimate:
-    """Converts num_images images of each split, or as many as SAMPLE_SECONDS allow, to nowhere."""
-    parts = [_sample(images, settings, page, num_images) for images in (source.train, source.val)]
-    weights = np.array([len(source.train), len(source.val)]) / (len(source.train) + len(source.val))
+def estimate(source: Source, settings: Settings, page_size: int, num_images: int) -> Estimate:
+    """Convert num_images images of each split, or as many as SAMPLE_SECONDS allow, and keep none."""
+    parts = [_sample(images, settings, page_size, num_images) for images in source.splits.values()]
+    weights = np.array([len(images) for images in source.splits.values()]) / len(source)
     return Estimate(
         num_bytes=sum(part.num_bytes for part in parts),
         seconds=sum(part.seconds for part in parts),
-        **{
-            name: float(np.dot(weights, [getattr(part, name) for part in parts]))
-            for name in ("copied", "raw", "undecodable")
-        },
+        copied=float(weights @ [part.copied for part in parts]),
+        raw=float(weights @ [part.raw for part in parts]),
+        undecodable=float(weights @ [part.undecodable for part in parts]),
     )
 
 
-def _sample(images: Images, settings: Settings, page: int, num_images: int) -> Estimate:
-    import cv2  # not part of the time that the images take
+def _sample(images: Images, settings: Settings, page_size: int, num_images: int) -> Estimate:
+    import cv2  # now, because the images' time does not include it
 
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
-    indices = np.random.default_rng(0).permutation(
-        np.linspace(0, len(images) - 1, min(num_images, len(images)), dtype=int)
-    )
-    files, kinds, kept, start = Files(images.container), [], ([], []), time.monotonic()
-    for index in indices:
-        data = files.read(images.names[index], int(images.offsets[index]), int(images.sizes[index]))
-        try:
-            stored = stored_image(data, int(index), settings, page)
-            kinds.append(stored.kind)
-            kept[stored.kind == PIXELS].append((len(data), len(stored.data)))
-        except Exception:  # PIL's decoders raise nearly anything
-            kinds.append(None)
+    spread = np.linspace(0, len(images) - 1, min(num_images, len(images)), dtype=int)
+    reader, start = ImageReader(images.container), time.monotonic()
+    kinds: list[int] = []
+    sizes: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # of JPEGs and of pixels: (in the source, kept)
+    for index in np.random.default_rng(0).permutation(spread).tolist():
+        stored = _stored(images, index, reader, settings, page_size)
+        kinds.append(stored.kind if stored else UNDECODABLE)
+        if stored:
+            sizes[stored.kind == PIXELS].append((int(images.sizes[index]), len(stored.data)))
         if time.monotonic() - start > SAMPLE_SECONDS:
             break
     cv2.setNumThreads(threads)
-    shares = (1 - settings.raw_fraction, settings.raw_fraction)
-    mean = sum(share * _mean_size(found or kept[0] or kept[1], images.sizes) for share, found in zip(shares, kept))
+    jpegs, pixels = (_mean_size(sizes[raw] or sizes[not raw], images.sizes) for raw in (False, True))
+    mean = (1 - settings.raw_fraction) * jpegs + settings.raw_fraction * pixels
     return Estimate(
         num_bytes=int(len(images) * mean) + TABLES_BYTES * len(images),
         seconds=((time.monotonic() - start) / len(kinds) + WRITING_SECONDS) * len(images),
         copied=kinds.count(COPIED) / len(kinds),
         raw=kinds.count(PIXELS) / len(kinds),
-        undecodable=kinds.count(None) / len(kinds),
+        undecodable=kinds.count(UNDECODABLE) / len(kinds),
     )
 
 
-def _mean_size(found: list[tuple[int, int]], sizes: np.ndarray) -> float:
-    """Mean size of all results, from (size of the source, size of the result) of some, and the sizes of all sources.
+def _stored(images: Images, index: int, reader: ImageReader, settings: Settings, page_size: int) -> Stored | None:
+    data = reader.read(images.member(index))
+    try:
+        with out_of_memory_is_told(images.where(index)):
+            return stored_image(data, index, settings, page_size)
+    except ImageError:
+        return None
 
-    By linear regression: of images that are kept as they are, all that is known of the sources counts; of images that are
-    shrunk to one size, nothing does.
+
+def _mean_size(found: Sequence[tuple[int, int]], sizes: np.ndarray) -> float:
+    """Return the mean size of all results.
+
+    found: (size in the source, size of the result) of some. sizes: in the source, of all.
+    By linear regression: for images that are kept as they are, the sizes in the source tell everything; for images
+    that are shrunk to one size, nothing.
     """
     if not found:
         return 0.0
@@ -89,13 +97,13 @@ def _mean_size(found: list[tuple[int, int]], sizes: np.ndarray) -> float:
 
 
 def free_bytes(folder: Path) -> int:
-    """Of the disk that the folder is on, or will be."""
+    """Return the free bytes of the disk that the folder is on, or will be."""
     return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
 
 
-def check_disk(source: Source, settings: Settings, page: int, work: Path, done: int) -> None:
-    """Raises DataError where the result will not fit on the disk; `done` bytes of it are there already."""
-    needed = int(MARGIN * estimate(source, settings, page, num_images=24).num_bytes) - done
+def check_disk(source: Source, settings: Settings, page_size: int, work: Path, done: int) -> None:
+    """Raises DataError if the result will not fit on the disk, where `done` bytes of it are already."""
+    needed = int(MARGIN * estimate(source, settings, page_size, num_images=24).num_bytes) - done
     free = free_bytes(work)
     if free < needed:
         raise DataError(
@@ -104,20 +112,27 @@ def check_disk(source: Source, settings: Settings, page: int, work: Path, done: 
         )
 
 
-def dry_run(source: Source, settings: Settings, page: int, data_dir: Path, num_workers: int) -> str:
-    """What was found, the size of the result and the time it will take."""
-    found = estimate(source, settings, page, num_images=200)
-    again = max(0.0, 1 - found.copied - found.raw - found.undecodable)
-    lines = [
-        f"found   {images.origin}: {len(images):,} {name} images, {size(images.sizes.sum())}"
-        for name, images in (("training", source.train), ("validation", source.val))
-    ]
-    lines += [
-        f"classes {len(source.train.classes):,}, from {source.train.classes[0]} to {source.train.classes[-1]}",
-        f"result  about {size(found.num_bytes)} in {data_dir} ({size(free_bytes(data_dir))} free): "
-        f"{found.copied:.0%} of the images untouched, {again:.0%} encoded again"
-        + (f", {found.raw:.0%} kept as pixels" if found.raw else "")
-        + (f", {found.undecodable:.1%} cannot be decoded" if found.undecodable else ""),
-        f"time    about {duration(found.seconds / num_workers)} with {num_workers} processes, if the disk keeps up",
-    ]
-    return "\n".join(lines)
+def dry_run(source: Source, settings: Settings, page_size: int, data_dir: Path, num_processes: int) -> str:
+    """Return, in some lines, what was found, the size of the result and the time it will take."""
+    found, classes = estimate(source, settings, page_size, num_images=200), source.train.classes
+    seconds, free = duration(found.seconds / num_processes), size(free_bytes(data_dir))
+    return "\n".join(
+        [
+            *(_found(images, name) for name, images in (("training", source.train), ("validation", source.val))),
+            f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
+            f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",
+            f"time    about {seconds} with {num_processes} processes, if the disk keeps up",
+        ]
+    )
+
+
+def _found(images: Images, name: str) -> str:
+    return f"found   {images.origin}: {len(images):,} {name} images, {size(images.sizes.sum())}"
+
+
+def _shares(found: Estimate) -> str:
+    encoded = max(0.0, 1 - found.copied - found.raw - found.undecodable)
+    words = [f"{found.copied:.0%} of the images untouched", f"{encoded:.0%} encoded again"]
+    words += [f"{found.raw:.0%} kept as pixels"] if found.raw else []
+    words += [f"{found.undecodable:.1%} cannot be decoded"] if found.undecodable else []
+    return ", ".join(words)

@@ -2,12 +2,13 @@
 
     plain JPEG, no resize needed    its own bytes, untouched: no generation loss, and no time
     plain JPEG                      decoded (very large ones at 1/2, 1/4 or 1/8), shrunk, encoded again
-    anything else                   the same, decoded by PIL: CMYK, PNG, a JPEG that is not complete, ...
+    anything else                   the same, decoded by PIL: CMYK, PNG, an incomplete JPEG, ...
 
-A JPEG is plain where every libjpeg-turbo takes it for the same pixels without being told anything: YCbCr or grey, eight
-bits, Huffman coding, usual subsampling, all tables, and its end. PIL's and OpenCV's are then equal bit by bit. FFCV's
-differ from them by 1.2 of 255 in the mean, whoever wrote the file, as it asks for libjpeg's fast inverse DCT. EXIF
-orientation is ignored, as FFCV and torchvision's loaders do.
+`jpeg_header` says which JPEGs are plain. FFCV's pixels differ from PIL's by 1.2/255 on average, whoever wrote the file,
+because FFCV asks for libjpeg's fast inverse DCT. EXIF orientation is ignored, as FFCV and torchvision's loaders do.
+
+PIL's decoders raise nearly anything for a damaged file. `_library_errors` turns all of it into ImageError, around calls
+of PIL and OpenCV only, so that a bug in our own code stays a traceback and never passes for a damaged image.
 """
 
 from __future__ import annotations
@@ -15,62 +16,36 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+import os
 import warnings
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lbsgd.convert.jpeg_header import plain_size
+from lbsgd.convert.settings import MAX_SIDE, Settings
 from lbsgd.data.beton import JPEG, RAW
-from lbsgd.errors import ConfigError
+from lbsgd.errors import DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Size = tuple[int, int]  # (width, height)
+Lock = AbstractContextManager[Any]
 
 COPIED, ENCODED, PIXELS, UNDECODABLE = 0, 1, 2, 255  # what became of an image
 KINDS = {"copied": COPIED, "encoded": ENCODED, "raw": PIXELS}
 MODES = {COPIED: JPEG, ENCODED: JPEG, PIXELS: RAW}
-MAX_SIDE = 65_535  # FFCV's sizes are uint16
-MAX_PIXELS = 178_956_970  # PIL takes what has more for an attack
-BIG = 60_000_000  # bytes; what needs more is done by one process at a time, which bounds the memory of all
-PIL_BYTES = 12  # of memory, at most, for each pixel that PIL decodes: its own two copies, and NumPy's
+BIG = 60_000_000  # bytes; one process at a time does what needs more, which bounds the memory of all
+PIL_BYTES = 12  # per pixel that PIL decodes, at most: its own two copies, and NumPy's
+OPENCV_OUT_OF_MEMORY = -4  # cv2.Error.StsNoMem
+NO_LOCK: Lock = contextlib.nullcontext()
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What the result depends on, besides the source: how images are shrunk, and which are kept as what."""
-
-    max_side: int | None = None  # pixels of the longer side, FFCV's convention
-    short_side: int | None = None  # pixels of the shorter side, torchvision's Resize
-    quality: int = 90
-    raw_fraction: float = 0.0  # of the images, kept as pixels (FFCV's proportion mode)
-    reencode: bool = False  # every JPEG, also one that could be kept untouched
-
-    def __post_init__(self) -> None:
-        if (self.max_side is None) == (self.short_side is None):
-            raise ConfigError("images are shrunk by --max_side or by --short_side: give one of the two")
-        if not 1 <= self.side <= MAX_SIDE:
-            flag = "--max_side" if self.short_side is None else "--short_side"
-            raise ConfigError(f"{flag} {self.side} is not 1 to {MAX_SIDE:,} pixels")
-        if not 1 <= self.quality <= 100:
-            raise ConfigError(f"--quality {self.quality} is not 1 to 100")
-        if not 0 <= self.raw_fraction <= 1:
-            raise ConfigError(f"--raw_fraction {self.raw_fraction} is not 0 to 1")
-
-    @property
-    def side(self) -> int:
-        return self.short_side if self.max_side is None else self.max_side
-
-    def size(self, width: int, height: int) -> tuple[int, int]:
-        """The size that an image is kept in; it is never enlarged, and never less than one pixel."""
-        now = max(width, height) if self.short_side is None else min(width, height)
-        if now <= self.side:
-            return width, height
-        ratio = self.side / now  # FFCV's arithmetic, so that sizes are FFCV's, and rounded down as torchvision does
-        if self.short_side is None:
-            return max(1, int(ratio * width)), max(1, int(ratio * height))
-        return tuple(max(1, self.side * side // now) for side in (width, height))
-
-    def is_raw(self, index: int) -> bool:
-        """Whether image `index` is kept as pixels: evenly spread, so that each class has its share of them."""
-        return int((index + 1) * self.raw_fraction) > int(index * self.raw_fraction)
+class ImageError(ValueError):
+    """An image that cannot be decoded, or whose result cannot be kept."""
 
 
 class Stored(NamedTuple):
@@ -79,179 +54,171 @@ class Stored(NamedTuple):
     height: int
     data: bytes | np.ndarray
 
+    @property
+    def view(self) -> memoryview:
+        """The bytes, not copied."""
+        return memoryview(self.data) if isinstance(self.data, bytes) else self.data.data
 
-def stored_image(data: bytes, index: int, settings: Settings, page_size: int, big=contextlib.nullcontext()) -> Stored:
-    """What is kept of an image. Raises any exception for one that cannot be decoded, as PIL's decoders do.
 
-    big, a lock that may be taken again by who holds it, is held from when a big image is decoded until only its result is left.
+def stored_image(data: bytes, index: int, settings: Settings, page_size: int, memory_lock: Lock = NO_LOCK) -> Stored:
+    """Return what is kept of image `index` with these bytes. Raises ImageError.
+
+    memory_lock: shared by all processes; its holder may take it again. It is held while a big image is decoded, until
+    only the result is left.
     """
     size, raw = plain_size(data), settings.is_raw(index)
-    if size and not (raw or settings.reencode) and settings.size(*size) == size and len(data) <= page_size:
+    target = settings.size(*size) if size else None
+    if size and size == target and not (raw or settings.reencode) and len(data) <= page_size:
         return Stored(COPIED, *size, data)
-    with room(big, _needed_bytes(data, size, size and settings.size(*size))):
-        pixels = _decode_plain(data, size, settings.size(*size), big) if size else _decode(data, big)
-        pixels = _resized(pixels, settings.size(*(size or pixels.shape[1::-1])))  # PIL turns a TIFF while it decodes it
+    with lock_if_big(memory_lock, _needed_bytes(data, size, target)):
+        pixels = _decoded(data, size, target, memory_lock)
+        # Only the pixels tell the size of what PIL decodes: it turns a TIFF meanwhile.
+        pixels = _resized(pixels, target or settings.size(*pixels.shape[1::-1]))
         height, width = pixels.shape[:2]
-        kept = np.ascontiguousarray(pixels[:, :, ::-1]).reshape(-1) if raw else _encode(pixels, settings.quality)
+        kept = np.ascontiguousarray(pixels[:, :, ::-1]).reshape(-1) if raw else _encoded(pixels, settings.quality)
     if len(kept) > page_size or max(width, height) > MAX_SIDE:
-        raise ValueError(f"{width} x {height} pixels are {len(kept):,} bytes, more than a page of {page_size:,}")
+        raise ImageError(f"{width} x {height} pixels are {len(kept):,} bytes, more than a page of {page_size:,}")
     return Stored(PIXELS if raw else ENCODED, width, height, kept)
 
 
-# --- the header of a JPEG ---------------------------------------------------------------------------------------------
-
-HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
-DQT, DHT, SOS, DRI, APP0, APP14, COM = 0xDB, 0xC4, 0xDA, 0xDD, 0xE0, 0xEE, 0xFE
-SUBSAMPLING = {(h, v, 1, 1, 1, 1) for h, v in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))}
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def plain_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of a plain JPEG, None for everything else."""
-    if data[:2] != b"\xff\xd8":
-        return None
-    with contextlib.suppress(IndexError):
-        segments, scan = _segments(data)
-        # In coded data FF is followed by 00 or a restart marker, so that FF D9 after its start is the image's end.
-        complete = scan and (data.endswith(b"\xff\xd9") or data.find(b"\xff\xd9", scan) > 0)
-        if complete and DQT in segments and DHT in segments:
-            return _plain_frame(segments)
-    return None
+@contextlib.contextmanager
+def _library_errors() -> Iterator[None]:
+    """Turn what PIL and OpenCV raise into ImageError, and drop PIL's warnings, such as of corrupt EXIF or many pixels.
+
+    Wrap calls of theirs and nothing else: an exception of our own code is a bug, and must not pass for a damaged image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if getattr(error, "code", None) == OPENCV_OUT_OF_MEMORY:
+            raise MemoryError(str(error)) from error
+        raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
-def _segments(data: bytes) -> tuple[dict[int, bytes], int]:
-    """The header's segments by their markers, and where the first scan begins; 0 where something unusual comes before."""
-    segments, at = {}, 2
-    while data[at] == 0xFF:
-        marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
-        if marker == SOS:
-            return segments, at
-        if not (marker in (*HUFFMAN_FRAMES, DQT, DHT, DRI, COM) or APP0 <= marker < APP0 + 16):
-            break
-        name = data[at + 4 : at + 9]
-        if not APP0 <= marker < APP0 + 16 or (marker, name) in ((APP0, b"JFIF\0"), (APP14, b"Adobe")):
-            segments[marker] = data[at + 4 : end]
-        at = end
-    return segments, 0
+@contextlib.contextmanager
+def out_of_memory_is_told(image: str) -> Iterator[None]:
+    """Name the image whose decoding ran out of memory: it is not damaged, so it is not left out either."""
+    try:
+        yield
+    except MemoryError as error:
+        raise DataError(f"{image}: not enough memory to decode it; give fewer --num_workers") from error
 
 
-def _plain_frame(segments: dict[int, bytes]) -> tuple[int, int] | None:
-    frames = [segments[marker] for marker in HUFFMAN_FRAMES if marker in segments]
-    if len(frames) != 1 or frames[0][0] != 8:
-        return None
-    [frame] = frames
-    height, width, components = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4], frame[5]
-    ids = tuple(frame[6 : 6 + 3 * components : 3])
-    sampling = tuple(value for packed in frame[7 : 7 + 3 * components : 3] for value in (packed >> 4, packed & 15))
-    adobe = segments[APP14][11] if APP14 in segments else None
-    # libjpeg's rule for three components: YCbCr by JFIF, by Adobe's transform 1, or by the ids 1 2 3.
-    ycbcr = (
-        components == 3
-        and sampling in SUBSAMPLING
-        and adobe in (None, 1)
-        and (APP0 in segments or adobe == 1 or ids == (1, 2, 3))
-    )
-    plain = 0 < width * height <= MAX_PIXELS and (ycbcr or components == 1)
-    return (width, height) if plain else None
+def quiet_opencv() -> None:
+    """Give OpenCV one core of this process, and send libjpeg's warnings nowhere, as PIL does."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def libraries() -> dict[str, str]:
+    """Return the versions of the libraries that decode and encode; others may give other bytes."""
+    import cv2
+    import PIL
+
+    return {"opencv": cv2.__version__, "pillow": PIL.__version__}
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+def lock_if_big(memory_lock: Lock, num_bytes: int) -> Lock:
+    """Return the lock that bounds the memory of all processes if so many bytes are more than a little, else none."""
+    return memory_lock if num_bytes > BIG else NO_LOCK
+
+
+def _needed_bytes(data: bytes, plain: Size | None, target: Size | None) -> int:
+    """Return the memory that decoding takes. plain is the size of a plain JPEG, decoded to the target or more."""
+    if plain is None or target is None:
+        image = _opened(data)
+        return PIL_BYTES * image.width * image.height
+    num_pixels = math.prod(plain)
+    # A progressive JPEG's coefficients, two bytes each, are all kept until its last scan, whatever it is decoded to.
+    coefficients = 6 * num_pixels if 6 * num_pixels > BIG and b"\xff\xc2" in data else 0
+    return 3 * num_pixels // _fraction(plain, target) ** 2 + coefficients
+
+
+def _fraction(size: Size, target: Size) -> int:
+    """Return 2, 4 or 8 if decoding 1/2, 1/4 or 1/8 of each side, as libjpeg can, leaves twice the target; else 1."""
+    fits = (f for f in (8, 4, 2) if size[0] >= 2 * f * target[0] and size[1] >= 2 * f * target[1])
+    return next(fits, 1)
 
 
 # --- pixels: uint8 (height, width, 3) in OpenCV's order, blue first, which spares two conversions ---------------------
 
 
-def decode(data: bytes, big=contextlib.nullcontext()) -> np.ndarray:
-    """The image as PIL sees it, in OpenCV's order: its content counts, not its name."""
+def decode(data: bytes, memory_lock: Lock = NO_LOCK) -> np.ndarray:
+    """Return the pixels as PIL sees them, in OpenCV's order; the content counts, not the name. Raises ImageError."""
     size = plain_size(data)
-    if not size:
-        return _decode(data, big)
-    with room(big, _needed_bytes(data, size, size)):
-        return _decode_plain(data, size, size, big)
+    with lock_if_big(memory_lock, _needed_bytes(data, size, size)):
+        return _decoded(data, size, size, memory_lock)
 
 
-def room(big, num_bytes: int):
-    """The lock that bounds the memory of all processes, where one is about to take more than a little of it."""
-    return big if num_bytes > BIG else contextlib.nullcontext()
+def _decoded(data: bytes, plain: Size | None, target: Size | None, memory_lock: Lock) -> np.ndarray:
+    pixels = _decode_plain(data, plain, target) if plain and target else None
+    return _decode_by_pil(data, memory_lock) if pixels is None else pixels
 
 
-def _needed_bytes(data: bytes, plain: tuple[int, int] | None, target: tuple[int, int] | None) -> int:
-    """Memory that decoding takes; plain is the size of a plain JPEG, which is decoded to the target or more."""
-    if not plain:
-        return PIL_BYTES * math.prod(_size_by_pil(data))
-    pixels = math.prod(plain)
-    # A progressive JPEG's coefficients, two bytes each, are all kept until its last scan, whatever it is decoded to.
-    coefficients = 6 * pixels if 6 * pixels > BIG and b"\xff\xc2" in data else 0
-    return 3 * pixels // _fraction(plain, target) ** 2 + coefficients
+def _decode_plain(data: bytes, size: Size, target: Size) -> np.ndarray | None:
+    """Return libjpeg-turbo's pixels by way of OpenCV, in two thirds of PIL's time; None if it refuses the file.
 
-
-def _fraction(size: tuple[int, int], target: tuple[int, int]) -> int:
-    """libjpeg can decode 1/2, 1/4 or 1/8 of each side; what leaves at least twice the target is chosen."""
-    return max(
-        (
-            fraction
-            for fraction in (2, 4, 8)
-            if all(side >= 2 * fraction * wanted for side, wanted in zip(size, target))
-        ),
-        default=1,
-    )
-
-
-def _decode_plain(
-    data: bytes, size: tuple[int, int], target: tuple[int, int], big=contextlib.nullcontext()
-) -> np.ndarray:
-    """libjpeg-turbo's pixels by way of OpenCV, in two thirds of PIL's time.
-
-    Decoding 1/2, 1/4 or 1/8 of each side is cheaper still. Done where at least twice the target remains to be shrunk, it
-    moves pixels by 0.04 of 255 in the mean at max_side 500, and by 0.006 at short_side 256 (300 images of ImageNet).
+    Decoding 1/2, 1/4 or 1/8 of each side is cheaper still. It is done if at least twice the target remains to be
+    shrunk, and moves pixels by 0.04/255 on average at max_side 500 and by 0.006/255 at short_side 256 (300 images of
+    ImageNet).
     """
     import cv2
 
-    fraction, pixels = _fraction(size, target), None
+    fraction = _fraction(size, target)
     flag = cv2.IMREAD_COLOR if fraction == 1 else getattr(cv2, f"IMREAD_REDUCED_COLOR_{fraction}")
     with contextlib.suppress(cv2.error):
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
-    return _decode(data, big) if pixels is None else pixels
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flag | cv2.IMREAD_IGNORE_ORIENTATION)
+    return None
 
 
-def _decode(data: bytes, big=contextlib.nullcontext()) -> np.ndarray:
-    with _opened(data) as image, room(big, PIL_BYTES * image.width * image.height):
-        pixels = image.convert("RGB")
-        image.close()  # frees its pixels before there are more copies
-        pixels = np.asarray(pixels)  # and PIL's own are gone
+def _decode_by_pil(data: bytes, memory_lock: Lock) -> np.ndarray:
+    image = _opened(data)
+    with lock_if_big(memory_lock, PIL_BYTES * image.width * image.height):
+        pixels = np.asarray(_rgb(image))  # PIL's copy is gone after this line
         return np.ascontiguousarray(pixels[:, :, ::-1])
 
 
-@contextlib.contextmanager
-def _opened(data: bytes):
-    """PIL's image, without its warnings of corrupt EXIF, many pixels and other things that do not stop it."""
+def _opened(data: bytes) -> Image.Image:
+    """Return PIL's image, whose header has been read and nothing else."""
     from PIL import Image
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
-            yield image
+    with _library_errors():
+        return Image.open(io.BytesIO(data))
 
 
-def _size_by_pil(data: bytes) -> tuple[int, int]:
-    with _opened(data) as image:
-        return image.size
+def _rgb(image: Image.Image) -> Image.Image:
+    with _library_errors():
+        pixels = image.convert("RGB")
+        image.close()  # frees its pixels before there are more copies
+        return pixels
 
 
-def _resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def _resized(pixels: np.ndarray, size: Size) -> np.ndarray:
     import cv2
 
-    return pixels if pixels.shape[1::-1] == size else cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    if pixels.shape[1::-1] == size:
+        return pixels
+    with _library_errors():
+        return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
-def _encode(pixels: np.ndarray, quality: int) -> np.ndarray:
+def _encoded(pixels: np.ndarray, quality: int) -> np.ndarray:
     import cv2
 
-    written, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])  # 4:2:0, FFCV's choice as well
+    with _library_errors():
+        written, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])  # 4:2:0, as FFCV chooses
     if not written:
-        raise ValueError("OpenCV cannot encode it as a JPEG")
+        raise ImageError("OpenCV cannot encode it as a JPEG")
     return data.reshape(-1)
-
-
-def libraries() -> dict[str, str]:
-    """The versions of what decodes and encodes; others may give other bytes."""
-    import cv2
-    import PIL
-
-    return {"opencv": cv2.__version__, "pillow": PIL.__version__}

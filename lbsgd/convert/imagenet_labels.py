@@ -1,4 +1,4 @@
-"""The labels of ImageNet's validation images, which lie in one folder or tar without them.
+"""The labels of ImageNet's validation images, which come without class folders.
 
 The official devkit numbers the classes in an order of its own: line i of its ground truth is the ILSVRC2012_ID, 1 to
 1,000, of validation image i, and data/meta.mat says which WordNet id that is. Kaggle's LOC_val_solution.csv gives the
@@ -11,7 +11,9 @@ import csv
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +25,10 @@ VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 def devkit_labels(path: Path) -> dict[str, str]:
-    """WordNet ids of the validation images, by their names without suffix. path is the devkit's archive or folder."""
+    """Return the WordNet ids of the validation images by their names without suffix.
+
+    path: the devkit's archive or folder. Raises DataError.
+    """
     meta, truth = (
         [(path / name).read_bytes() for name in (META, GROUND_TRUTH)]
         if path.is_dir()
@@ -40,7 +45,7 @@ def devkit_labels(path: Path) -> dict[str, str]:
 
 
 def kaggle_labels(path: Path) -> dict[str, str]:
-    """The same from LOC_val_solution.csv: ImageId,PredictionString, where the string begins with the WordNet id."""
+    """Return the same from LOC_val_solution.csv: ImageId,PredictionString, whose string begins with the WordNet id."""
     try:
         with open(path, newline="") as file:
             return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
@@ -50,28 +55,15 @@ def kaggle_labels(path: Path) -> dict[str, str]:
         ) from error
 
 
-# --- MATLAB 5 files, as much as meta.mat has: a struct array of numbers and strings ------------------------------------
+# --- MATLAB 5 files, as far as meta.mat needs them: a struct array of numbers and strings -----------------------------
 
 STRUCT, CHARACTERS = 2, 4  # classes of an array
 MATRIX, COMPRESSED = 14, 15  # types of an element; the others are numbers
-NUMBERS = {
-    1: "<i1",
-    2: "<u1",
-    3: "<i2",
-    4: "<u2",
-    5: "<i4",
-    6: "<u4",
-    7: "<f4",
-    9: "<f8",
-    12: "<i8",
-    13: "<u8",
-    16: "<u1",
-    17: "<u2",
-}
+NUMBERS = dict(enumerate("<i1 <u1 <i2 <u2 <i4 <u4 <f4".split(), 1)) | {9: "<f8", 12: "<i8", 13: "<u8", 16: "<u1"}
 
 
 def synsets(data: bytes) -> dict[int, str]:
-    """WordNet ids by ILSVRC2012_ID."""
+    """Return the WordNet ids by ILSVRC2012_ID. Raises ValueError, KeyError and their like for a damaged file."""
     if data[126:128] != b"IM":
         raise ValueError("not a MATLAB 5 file of little endian numbers")
     for _, element in _elements(data[128:]):
@@ -81,8 +73,8 @@ def synsets(data: bytes) -> dict[int, str]:
     raise ValueError("no struct array")
 
 
-def _elements(data: bytes):
-    """(type, content) of each element: a tag of 8 bytes and the content, padded to 8; or both within 8 bytes."""
+def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield (type, content) of each element: a tag of 8 bytes and the content, padded to 8; or both within 8 bytes."""
     at = 0
     while at + 8 <= len(data):
         kind, num_bytes = struct.unpack_from("<II", data, at)
@@ -98,8 +90,8 @@ def _elements(data: bytes):
             yield kind, content
 
 
-def _array(data: bytes):
-    """A list of dictionaries, a string or a number (the first of several); None for what is not needed."""
+def _array(data: bytes) -> Any:
+    """Return a list of dictionaries, a string or a number, the first of several; None for what is not needed."""
     elements = _elements(data)
     kind = next(elements)[1][0]
     dimensions = np.frombuffer(next(elements)[1], "<i4")
@@ -110,9 +102,10 @@ def _array(data: bytes):
         names = [text[at : at + length].split(b"\0")[0].decode() for at in range(0, len(text), length)]
         values = [_array(content) if content else None for _, content in elements]
         count = len(names)
-        return [dict(zip(names, values[at : at + count])) for at in range(0, int(dimensions.prod()) * count, count)]
+        starts = range(0, int(dimensions.prod()) * count, count)
+        return [dict(zip(names, values[at : at + count], strict=True)) for at in starts]
     number_type, content = next(elements, (0, b""))
-    numbers = np.frombuffer(content, NUMBERS[number_type]) if number_type in NUMBERS else ()
+    numbers = np.frombuffer(content, NUMBERS[number_type]).tolist() if number_type in NUMBERS else []
     if kind == CHARACTERS:
         return "".join(map(chr, numbers))
-    return numbers[0] if len(numbers) else None
+    return numbers[0] if numbers else None

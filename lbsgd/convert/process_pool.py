@@ -1,8 +1,8 @@
-"""Processes that do a job on chunks of work, whose results come in the chunks' order; nobody waits for the dead.
+"""Processes that do a job on chunks of work. Results come in the chunks' order, and nobody waits for a dead process.
 
-Each process has a few slots, memory that it shares with its parent, and results that are many bytes lie there instead of
-being sent. Chunk c goes to process c mod N: results are awaited in turn, and a process works ahead as far as its slots
-reach. A process whose parent is gone ends within a second.
+Each process shares a few slots of memory with its parent, and results of many bytes lie there instead of being sent.
+Chunk c goes to process c mod N: results are awaited in turn, and a process works ahead as far as its slots reach. A
+process whose parent is gone ends within a second.
 """
 
 from __future__ import annotations
@@ -16,62 +16,67 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
+from typing import Generic, TypeVar
 
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 
+CHUNK_IMAGES = 32  # what a process is given at a time
 SLOTS = 3  # a chunk at work, one that waits for its turn, one to begin with meanwhile
 SLOT_BYTES = 1 << 23
-RESULT_BYTES = 40 << 20  # a process may have this much thrice, beside its slots, and stays below 200 MB
+RESULT_BYTES = 40 << 20  # a process may hold three results of this size, beside its slots, and stays below 200 MB
 
-Job = Callable[[object, memoryview], object]
+Chunk = TypeVar("Chunk")
+Result = TypeVar("Result")
+Job = Callable[[Chunk, memoryview], Result]  # a chunk, and a slot for its many bytes -> the result
 
 
-class Workers:
-    """N processes; make_job() is called once in each, and gives what does one chunk: job(chunk, slot) -> result."""
+class ProcessPool(Generic[Chunk, Result]):
+    """N processes, each of which calls make_job() once and the job that this returns for each of its chunks."""
 
-    def __init__(self, num_workers: int, make_job: Callable[[], Job]) -> None:
+    def __init__(self, num_processes: int, make_job: Callable[[], Job[Chunk, Result]]) -> None:
         context = multiprocessing.get_context("fork")
-        self.slots = [[mmap.mmap(-1, SLOT_BYTES) for _ in range(SLOTS)] for _ in range(num_workers)]
+        self.slots = [[mmap.mmap(-1, SLOT_BYTES) for _ in range(SLOTS)] for _ in range(num_processes)]
         self.pipes, self.processes = [], []
         for slots in self.slots:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, slots, make_job, os.getpid()), daemon=True)
+            process = context.Process(target=_live, args=(theirs, slots, make_job, os.getpid()), daemon=True)
             process.start()
             theirs.close()
             self.pipes.append(ours)
             self.processes.append(process)
 
-    def __enter__(self) -> Workers:
+    def __enter__(self) -> ProcessPool[Chunk, Result]:
         return self
 
     def __exit__(self, *_) -> None:
         for process in self.processes:
             process.kill()
-        for process, pipe in zip(self.processes, self.pipes):
+        for process, pipe in zip(self.processes, self.pipes, strict=True):
             process.join()
             pipe.close()
 
-    def results(self, chunks: Iterable) -> Iterator[tuple[object, memoryview]]:
-        """(result, slot) of each chunk, in order; a slot's content lasts until the next one is asked for."""
-        turns, chunks, running = self._turns(), iter(chunks), deque()
-        places = [next(turns) for _ in range(SLOTS * len(self.processes))]
+    def results(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Result, memoryview]]:
+        """Yield (result, slot) of each chunk, in order. A slot keeps its content until the next result is asked for.
+
+        Raises the LbsgdError that a job raised, RuntimeError with the traceback of any other exception, and DataError
+        if a process has died.
+        """
+        waiting, running = iter(chunks), deque[tuple[int, int]]()
+        free = deque((process, slot) for slot in range(SLOTS) for process in range(len(self.processes)))
         while True:
-            while places and (chunk := next(chunks, None)) is not None:
-                worker, slot = places.pop(0)
-                self.pipes[worker].send((slot, chunk))
-                running.append((worker, slot))
+            while free and (chunk := next(waiting, None)) is not None:
+                process, slot = free.popleft()
+                self.pipes[process].send((slot, chunk))
+                running.append((process, slot))
             if not running:
                 return
-            worker, slot = running.popleft()
-            yield self._receive(worker), memoryview(self.slots[worker][slot])
-            places.append((worker, slot))
+            process, slot = running.popleft()
+            yield self._receive(process), memoryview(self.slots[process][slot])
+            free.append((process, slot))
 
-    def _turns(self) -> Iterator[tuple[int, int]]:
-        return ((worker, slot) for slot in range(SLOTS) for worker in range(len(self.processes)))
-
-    def _receive(self, worker: int) -> object:
-        pipe = self.pipes[worker]
+    def _receive(self, process: int) -> Result:
+        pipe = self.pipes[process]
         with contextlib.suppress(EOFError):
             if pipe in wait([pipe, *(process.sentinel for process in self.processes)]):
                 result = pipe.recv()
@@ -84,7 +89,7 @@ class Workers:
         [dead, *_] = wait([process.sentinel for process in self.processes])
         process = next(process for process in self.processes if process.sentinel == dead)
         process.join()  # its code is there a moment after its death
-        code = process.exitcode
+        code = process.exitcode or 0
         reason = f"killed by signal {-code}, as when memory runs out" if code < 0 else f"exit code {code}"
         return DataError(
             f"one of the processes that read the images died: {reason}; what is done is kept, and the same "
@@ -92,21 +97,21 @@ class Workers:
         )
 
 
-def checked_workers(num_workers: int | None) -> int:
-    """The number of processes asked for, else one a core. Raises ConfigError."""
+def checked_num_processes(num_workers: int | None) -> int:
+    """Return the number of processes that --num_workers asks for, by default one per core. Raises ConfigError."""
     if num_workers is not None and num_workers < 1:
         raise ConfigError(f"--num_workers {num_workers} is not at least 1")
     return num_workers or len(os.sched_getaffinity(0))
 
 
-def with_room(num_workers: int, result_bytes: int) -> int:
-    """How many processes take no more memory than num_workers whose results are of the usual size."""
-    return max(1, min(num_workers, num_workers * RESULT_BYTES // result_bytes))
+def with_room(num_processes: int, result_bytes: int) -> int:
+    """Return how many processes take no more memory than num_processes with results of the usual size."""
+    return max(1, min(num_processes, num_processes * RESULT_BYTES // result_bytes))
 
 
-def _work(pipe, slots: list[mmap.mmap], make_job: Callable[[], Job], parent: int) -> None:
-    """The life of one process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, which sends it to all; the parent ends them
+def _live(pipe: Connection, slots: list[mmap.mmap], make_job: Callable[[], Job], parent: int) -> None:
+    """Do the job for every chunk that the pipe brings, as long as the parent lives."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:
         job = make_job()
@@ -121,7 +126,7 @@ def _work(pipe, slots: list[mmap.mmap], make_job: Callable[[], Job], parent: int
         return
     except LbsgdError as error:
         pipe.send(error)
-    except Exception:
+    except Exception:  # noqa: BLE001  a bug: the parent raises it, with the traceback from here
         pipe.send(RuntimeError(traceback.format_exc()))
-    while os.getppid() == parent:  # which would take our end for the failure, before it comes to read what failed
+    while os.getppid() == parent:  # which would take our end for the failure before it reads what failed
         time.sleep(1)

@@ -1,17 +1,21 @@
-"""How far the converter is: a bar on a terminal, plain lines elsewhere."""
+"""The converter's progress: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from lbsgd.units import duration
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 LINE_SECONDS = 30
 
 
 class Meter:
-    """Counts images and their bytes in the source, by which it tells the time that is left."""
+    """Counts images and their bytes in the source, and tells the time that is left by the bytes."""
 
     def __init__(self, title: str, num_images: int, num_bytes: int, *, done: int = 0, done_bytes: int = 0) -> None:
         self.title, self.num_images, self.num_bytes = title, num_images, num_bytes
@@ -19,7 +23,7 @@ class Meter:
         self.start = self._line_at = time.monotonic()
         self._bar = _bar(title, num_bytes, done_bytes) if sys.stdout.isatty() else None
         if self._bar:
-            self._show()
+            self._show(self._bar)
         if done:
             self.say(f"{title}: goes on after {done:,} of {num_images:,} images")
 
@@ -36,59 +40,45 @@ class Meter:
         self.done += images
         self.done_bytes += num_bytes
         if self._bar:
-            self._show()
+            self._show(self._bar)
         elif time.monotonic() - self._line_at >= LINE_SECONDS:
             self._line_at = time.monotonic()
-            self.say(
-                f"{self.title}: {self.done:,} of {self.num_images:,} images, {self.speed()}, "
-                f"{duration(self.left())} left"
-            )
+            images_done = f"{self.done:,} of {self.num_images:,} images"
+            self.say(f"{self.title}: {images_done}, {self.speed()}, {duration(self.left())} left")
 
-    def _show(self) -> None:
+    def _show(self, bar: Progress) -> None:
         width = len(f"{self.num_images:,}")
         left = f"{duration(self.left()):>6} left" if self.done > self.first else ""
-        self._bar.update(
-            0,
-            completed=self.done_bytes,
-            speed=self.speed() if left else "",
-            left=left,
-            images=f"{self.done:>{width},} of {self.num_images:,}",
+        images = f"{self.done:>{width},} of {self.num_images:,}"
+        bar.update(
+            bar.task_ids[0], completed=self.done_bytes, speed=self.speed() if left else "", left=left, images=images
         )
 
     def seconds(self) -> float:
         return max(time.monotonic() - self.start, 1e-9)
 
     def left(self) -> float:
-        """Seconds, at the speed so far."""
+        """Return the seconds that are left at the speed so far."""
         return self.seconds() * (self.num_bytes - self.done_bytes) / max(self.done_bytes - self.first_bytes, 1)
 
     def speed(self) -> str:
-        return (
-            f"{(self.done - self.first) / self.seconds():,.0f} images/s, "
-            f"{(self.done_bytes - self.first_bytes) / self.seconds() / 1e6:,.1f} MB/s"
-        )
+        images_per_second = (self.done - self.first) / self.seconds()
+        megabytes_per_second = (self.done_bytes - self.first_bytes) / self.seconds() / 1e6
+        return f"{images_per_second:,.0f} images/s, {megabytes_per_second:,.1f} MB/s"
 
     def say(self, line: str) -> None:
         (self._bar.console.print if self._bar else print)(line)
         sys.stdout.flush()
 
 
-def _bar(title: str, num_bytes: int, done_bytes: int):
-    """None on a terminal that cannot draw. The bar makes way for the line that tells how it went."""
+def _bar(title: str, num_bytes: int, done_bytes: int) -> Progress | None:
+    """Return a bar that makes way for the line of the result when it stops; None on a terminal that cannot draw."""
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
 
-    words = [
-        TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=True))
-        for name in ("images", "speed", "left")
-    ]
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=None, table_column=Column(ratio=1)),
-        *words,
-        refresh_per_second=4,
-        transient=True,
-        expand=True,
-    )
+    names = ("images", "speed", "left")
+    words = [TextColumn(f"{{task.fields[{name}]}}", table_column=Column(no_wrap=True)) for name in names]
+    wide = BarColumn(bar_width=None, table_column=Column(ratio=1))
+    bar = Progress(TextColumn("{task.description}"), wide, *words, refresh_per_second=4, transient=True, expand=True)
     bar.add_task(title, total=max(num_bytes, 1), completed=done_bytes, images="", speed="", left="")
     return bar if bar.console.is_interactive else None

@@ -1,8 +1,8 @@
-"""Reads a data folder back, image by image, and names the first that is not what it was when it was made.
+"""Reads a data folder back, image by image, and names the first that is not as it was made.
 
-open_data has compared sizes, labels and checksums with the manifest, whose fingerprints cover them. What is left is that
-each image's bytes have the checksum that was kept of them, and decode to the size that is kept of them. With the source
-at hand, each image is made from it once more, and its label looked up there.
+open_data has compared sizes, labels and checksums with the manifest, whose fingerprints cover them. It remains to check
+that each image's bytes have the checksum that the file keeps, and decode to the size that it keeps. With the source at
+hand, each image is also made from it once more, and its label compared.
 """
 
 from __future__ import annotations
@@ -13,53 +13,65 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
-from lbsgd.convert import image as jpeg
-from lbsgd.convert.convert import CHUNK_IMAGES, quiet_opencv
-from lbsgd.convert.image import Settings, stored_image
-from lbsgd.convert.process_pool import Workers, checked_workers, with_room
+from lbsgd.convert.image import (
+    ImageError,
+    Lock,
+    decode,
+    libraries,
+    out_of_memory_is_told,
+    quiet_opencv,
+    stored_image,
+)
+from lbsgd.convert.process_pool import CHUNK_IMAGES, ProcessPool, checked_num_processes, with_room
 from lbsgd.convert.progress import Meter
-from lbsgd.convert.sources import SPLITS, Files, Images, find_source
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import SPLITS, ImageReader, Images
+from lbsgd.convert.sources import find_source
 from lbsgd.data.beton import CONVERT, JPEG, BetonFile, ImageNetData, Manifest, Split, open_data
 from lbsgd.errors import DataError
 
 
 def verify(data_dir: Path, num_workers: int | None = None, source: Path | None = None) -> None:
-    """Verifies all images of a data folder. Raises DataError for the first damaged one.
+    """Verify all images of a data folder. Raises DataError for the first damaged one.
 
-    source: the images must also be what this source gives with the manifest's settings.
+    num_workers: processes, by default one per core.
+    source: the images must also be those that this source gives with the manifest's settings.
     """
-    jpeg.libraries()  # tells that there are none before any process does
-    data_dir = Path(data_dir)
-    num_workers = checked_workers(num_workers)
-    data = _opened(data_dir, num_workers)
+    libraries()  # raises ImportError here, before any process does
+    data_dir, num_processes = Path(data_dir), checked_num_processes(num_workers)
+    data = _opened(data_dir, num_processes)
     manifest = Manifest.read(data_dir / "manifest.json") if (data_dir / "manifest.json").exists() else None
     if source and not manifest:
         raise DataError(f"{data_dir} has no manifest.json to say how it was made; verify it without --source")
     with tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir) if source else None
         for name in SPLITS:
-            images = getattr(found, name) if found else None
-            _verify_split(name, getattr(data, name), images, manifest, num_workers)
+            beton = getattr(data, name)
+            origin = Origin.of(beton, found.splits[name], manifest) if found and manifest else None
+            meter = _check_images(beton, origin, num_processes)
+            _print_agreement(beton, origin, manifest, meter)
 
 
-def _opened(data_dir: Path, num_workers: int) -> ImageNetData:
-    """open_data; where a file is not the manifest's, what is wrong may be an image that can be named."""
+def _opened(data_dir: Path, num_processes: int) -> ImageNetData:
+    """Return open_data's result. If a file is not the manifest's, try to name the image that is wrong."""
     try:
         return open_data(data_dir)
     except DataError:
         for beton, manifest in _other_files(data_dir):
-            if manifest.first_wrong_label(beton) is None:  # which open_data has told
-                _compare_images(beton, _entries(beton.path.stem, beton, None, manifest), None, manifest, num_workers)
+            if manifest.first_wrong_label(beton) is None:  # else open_data's message names the image
+                _check_images(beton, None, num_processes)
         raise
 
 
 def _other_files(data_dir: Path) -> list[tuple[BetonFile, Manifest]]:
-    """Files that can be read and differ from the manifest."""
+    """Return the files that can be read and differ from the manifest."""
     with contextlib.suppress(DataError):
         manifest = Manifest.read(data_dir / "manifest.json")
         files = [BetonFile.open(data_dir / f"{name}.beton") for name in SPLITS]
@@ -67,34 +79,52 @@ def _other_files(data_dir: Path) -> list[tuple[BetonFile, Manifest]]:
     return []
 
 
-def _verify_split(
-    name: str, beton: BetonFile, images: Images | None, manifest: Manifest | None, num_workers: int
-) -> None:
-    entries = _entries(name, beton, images, manifest)
-    meter = _compare_images(beton, entries, images, manifest, num_workers)
-    against = [f"the source {images.origin}"] if images else []
+def _print_agreement(beton: BetonFile, origin: Origin | None, manifest: Manifest | None, meter: Meter) -> None:
+    against = [f"the source {origin.images.origin}"] if origin else []
     against += ["the manifest"] if manifest else []
     against += ["their checksums"] if beton.checksums is not None else []
-    print(
-        f"{name}: {beton.num_images:,} images decode and agree with {', '.join(against) or 'their sizes'}; "
-        f"{meter.seconds():.1f} s ({meter.speed()})",
-        flush=True,
-    )
+    agree = f"{beton.num_images:,} images decode and agree with {', '.join(against) or 'their sizes'}"
+    print(f"{beton.path.stem}: {agree}; {meter.seconds():.1f} s ({meter.speed()})", flush=True)
 
 
-def _compare_images(
-    beton: BetonFile, entries: np.ndarray, images: Images | None, manifest: Manifest | None, num_workers: int
-) -> Meter:
-    """Raises DataError for the first image that is not what it should be."""
-    settings = Settings(**manifest.settings) if images else None
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """The images of the source that a file's images were made from."""
+
+    images: Images
+    numbers: np.ndarray  # of the file's images among those of the source
+    settings: Settings
+
+    @classmethod
+    def of(cls, beton: BetonFile, images: Images, manifest: Manifest) -> Origin:
+        """Match the file's images with the source's. Raises DataError if their number, classes or labels differ."""
+        skipped = {path.removeprefix(f"{images.origin}/") for path in manifest.skipped.get(beton.path.stem, ())}
+        numbers = np.array([number for number, name in enumerate(images.names) if name not in skipped], np.int64)
+        if len(numbers) != beton.num_images or images.classes != manifest.classes:
+            raise DataError(
+                f"{images.origin} holds {len(numbers):,} images of {len(images.classes):,} classes, {beton.path} "
+                f"{beton.num_images:,} of {len(manifest.classes):,}: it was made from another source; name "
+                f"that one with --source"
+            )
+        if wrong := np.flatnonzero(images.labels[numbers] != beton.labels).tolist():
+            index, number = wrong[0], int(numbers[wrong[0]])
+            raise DataError(
+                f"{beton.path}: image {index} has label {beton.labels[index]}, and {images.where(number)} has "
+                f"{images.labels[number]}"
+            )
+        return cls(images, numbers, Settings(**cast(dict[str, Any], manifest.settings)))
+
+
+def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -> Meter:
+    """Check all images of a file. Raises DataError for the first that is wrong."""
     sizes = beton.sizes.astype(np.int64)
-    num_workers = min(with_room(num_workers, int(sizes.max())), -(-beton.num_images // CHUNK_IMAGES))
-    big = multiprocessing.get_context("fork").RLock()
+    num_processes = min(with_room(num_processes, int(sizes.max())), -(-beton.num_images // CHUNK_IMAGES))
+    make_job = partial(ChunkVerifier, beton, origin, multiprocessing.get_context("fork").RLock())
     with (
-        Workers(num_workers, partial(_Job, beton, images, settings, big)) as workers,
+        ProcessPool(num_processes, make_job) as pool,
         Meter(beton.path.stem, beton.num_images, int(sizes.sum())) as meter,
     ):
-        for (wrong, images_read), _ in workers.results(_chunks(entries)):
+        for (wrong, images_read), _ in pool.results(_chunks(beton.num_images)):
             if wrong:
                 index, reason = wrong
                 raise DataError(
@@ -105,48 +135,30 @@ def _compare_images(
     return meter
 
 
-def _entries(name: str, beton: BetonFile, images: Images | None, manifest: Manifest | None) -> np.ndarray:
-    """(image, its number in the source) of each image."""
-    if images is None:
-        return np.stack([np.arange(beton.num_images)] * 2, axis=1)
-    skipped = {path.removeprefix(f"{images.origin}/") for path in manifest.skipped.get(name, ())}
-    kept = np.array([number for number, path in enumerate(images.names) if path not in skipped], np.int64)
-    if len(kept) != beton.num_images or images.classes != manifest.classes:
-        raise DataError(
-            f"{images.origin} holds {len(kept):,} images of {len(images.classes):,} classes, {beton.path} "
-            f"{beton.num_images:,} of {len(manifest.classes):,}: it was made from another source; name "
-            f"that one with --source"
-        )
-    wrong = np.flatnonzero(images.labels[kept] != beton.labels)
-    if len(wrong):
-        raise DataError(
-            f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, and "
-            f"{images.where(kept[wrong[0]])} has {images.labels[kept[wrong[0]]]}"
-        )
-    return np.stack([np.arange(len(kept)), kept], axis=1)
+def _chunks(num_images: int) -> Iterator[range]:
+    return (range(at, min(at + CHUNK_IMAGES, num_images)) for at in range(0, num_images, CHUNK_IMAGES))
 
 
-def _chunks(entries: np.ndarray) -> Iterator[np.ndarray]:
-    return (entries[at : at + CHUNK_IMAGES] for at in range(0, len(entries), CHUNK_IMAGES))
+class ChunkVerifier:
+    """The job of a process: checks the images of a chunk."""
 
-
-class _Job:
-    """What a process does with a chunk of entries; gives (image, what is wrong with it) or None, and how many it read."""
-
-    def __init__(self, beton: BetonFile, images: Images | None, settings: Settings | None, big) -> None:
+    def __init__(self, beton: BetonFile, origin: Origin | None, memory_lock: Lock) -> None:
         quiet_opencv()
-        self.beton, self.images, self.settings, self.big = beton, images, settings, big
+        self.beton, self.origin, self.memory_lock = beton, origin, memory_lock
         self.file_bytes = beton.path.stat().st_size
-        self.file, self.source = os.open(beton.path, os.O_RDONLY), Files(images.container) if images else None
+        self.file = os.open(beton.path, os.O_RDONLY)
+        self.reader = ImageReader(origin.images.container) if origin else None
 
-    def __call__(self, chunk: np.ndarray, _slot: memoryview) -> tuple[tuple[int, str] | None, int]:
-        for index, number in chunk:
-            reason = self.wrong(int(index), int(number))
-            if reason:
-                return (int(index), reason), len(chunk)
+    def __call__(self, chunk: range, _slot: memoryview) -> tuple[tuple[int, str] | None, int]:
+        """Return (image, what is wrong with it), or None, and the number of images read."""
+        for index in chunk:
+            with out_of_memory_is_told(f"{self.beton.path}: image {index}"):
+                if reason := self.wrong(index):
+                    return (index, reason), len(chunk)
         return None, len(chunk)
 
-    def wrong(self, index: int, number: int) -> str | None:
+    def wrong(self, index: int) -> str | None:
+        """Return what is wrong with an image, None if nothing is."""
         mode, width, height, data_at = self.beton.images[index].tolist()
         num_bytes = int(self.beton.sizes[index])
         if data_at + num_bytes > self.file_bytes:
@@ -155,25 +167,24 @@ class _Job:
         checksum = zlib.crc32(data)
         if self.beton.checksums is not None and checksum != self.beton.checksums[index]:
             return f"is damaged: its bytes have checksum {checksum:08x}, not {self.beton.checksums[index]:08x}"
-        if _decoded_size(data, self.big) != (width, height) if mode == JPEG else len(data) != 3 * width * height:
+        if self._decoded_size(data) != (width, height) if mode == JPEG else len(data) != 3 * width * height:
             return f"does not decode to its {width} x {height} pixels"
-        if self.images is None:
-            return None
-        if self._checksum_from_source(number, len(data)) != checksum:
-            return f"is not what {self.images.where(number)} gives with the manifest's settings and {jpeg.libraries()}"
+        if self.origin and self.reader:
+            return self._differs(self.origin, self.reader, index, checksum)
         return None
 
-    def _checksum_from_source(self, number: int, most_bytes: int) -> int | None:
-        place = (int(column[number]) for column in (self.images.offsets, self.images.sizes))
-        data = self.source.read(self.images.names[number], *place)
+    def _decoded_size(self, data: bytes) -> tuple[int, ...] | None:
         try:
-            return zlib.crc32(stored_image(data, number, self.settings, most_bytes, self.big).data)
-        except Exception:  # PIL's decoders raise nearly anything
+            return decode(data, self.memory_lock).shape[1::-1]
+        except ImageError:
             return None
 
-
-def _decoded_size(data: bytes, big) -> tuple[int, int] | None:
-    try:
-        return jpeg.decode(data, big).shape[1::-1]
-    except Exception:  # PIL's decoders raise nearly anything
-        return None
+    def _differs(self, origin: Origin, reader: ImageReader, index: int, checksum: int) -> str | None:
+        """Return how an image differs from what the source gives."""
+        number = int(origin.numbers[index])
+        data = reader.read(origin.images.member(number))
+        with contextlib.suppress(ImageError):
+            stored = stored_image(data, number, origin.settings, int(self.beton.sizes[index]), self.memory_lock)
+            if zlib.crc32(stored.view) == checksum:
+                return None
+        return f"is not what {origin.images.where(number)} gives with the manifest's settings and {libraries()}"

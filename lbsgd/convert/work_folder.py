@@ -1,9 +1,9 @@
-"""The folder that a conversion works in, and the data folder that its result appears in: complete, or not there.
+"""A conversion's work folder, and the data folder in which its result appears complete or not at all.
 
-data folder/.converting/    identity.json  what the work in it is for; work for anything else is dropped
-                            train.beton, val.beton with a .journal each (see writer.py)
+data folder/.converting/    identity.json  the conversion that the work is for; work for any other is dropped
+                            train.beton, val.beton with a .journal each (see beton_writer.py)
                             manifest.json  once all files are finished: from then on only their names are missing
-                            *.tar          what a compressed source holds; *.listing  what lies where in a tar
+                            *.tar          the content of a compressed source; *.listing  the members of a tar
 """
 
 from __future__ import annotations
@@ -15,59 +15,57 @@ import json
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from lbsgd.convert import image as jpeg
-from lbsgd.convert.image import Settings
-from lbsgd.convert.sources import SPLITS, Source
+from lbsgd.convert.image import libraries
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.data.beton import BetonFile, Manifest, Split
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError, Stopped
 
-CONVERTER_VERSION = 2  # to be raised when the same source and settings would give other files
+CONVERTER_VERSION = 2  # raise it when the same source and settings would give other files
 
 
 # --- what is there already --------------------------------------------------------------------------------------------
 
 
-def identity(source: Source, settings: Settings) -> dict[str, object]:
-    """All that the bytes of the result depend on; work that was done for another one is of no use."""
-    splits = [getattr(source, name) for name in SPLITS]
+def conversion_identity(source: Source, settings: Settings) -> dict[str, object]:
+    """Return all that the bytes of the result depend on; work that was done for another identity is of no use."""
     return {
         "settings": asdict(settings),
         "converter_version": CONVERTER_VERSION,
-        "libraries": jpeg.libraries(),
-        "images": [images.listing(images.offsets, images.stamps) for images in splits],
+        "libraries": libraries(),
+        "images": [images.digest(images.offsets, images.stamps) for images in source.splits.values()],
     }
 
 
-def is_published_by_half(work: Path, wanted: dict) -> bool:
-    """Whether an earlier run had finished all files and was interrupted while it gave them their names."""
-    return (work / "manifest.json").exists() and _read_identity(work) == wanted
-
-
-def _read_identity(work: Path) -> dict | None:
+def _read_identity(work: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError):
         return json.loads((work / "identity.json").read_bytes())
+    return None
 
 
-def start_over_if_other(work: Path, wanted: dict) -> None:
-    if _read_identity(work) == wanted:
+def is_partly_published(work: Path, identity: Mapping[str, object]) -> bool:
+    """Return whether an earlier run had finished all files and was interrupted while it gave them their names."""
+    return (work / "manifest.json").exists() and _read_identity(work) == identity
+
+
+def start_over_if_other(work: Path, identity: Mapping[str, object]) -> None:
+    """Drop the work of another conversion; what was learned of its archives stays."""
+    if _read_identity(work) == identity:
         return
     for path in work.iterdir():
         if path.name != "lock" and path.suffix not in (".tar", ".listing"):
             path.unlink()
-    replace_file(work / "identity.json", json.dumps(wanted).encode())
-
-
-def listing(source: Source) -> str:
-    return f"{source.train.listing():.32}{source.val.listing():.32}"
+    replace_file(work / "identity.json", json.dumps(identity).encode())
 
 
 def is_complete(data_dir: Path, source: Source, settings: Settings) -> bool:
-    """Whether the folder already holds what this conversion would make; DataError where it holds something else."""
+    """Return whether the folder already holds what this conversion would make. Raises DataError for other data."""
     if not (data_dir / "manifest.json").exists():
         existing = [name for name in SPLITS if (data_dir / f"{name}.beton").exists()]
         if existing:
@@ -85,7 +83,7 @@ def is_complete(data_dir: Path, source: Source, settings: Settings) -> bool:
         "classes": source.train.classes == manifest.classes,
         "training images": len(source.train) == manifest.train.num_images + skipped["train"],
         "validation images": len(source.val) == manifest.val.num_images + skipped["val"],
-        "names or sizes of images": listing(source) == manifest.listing,
+        "names or sizes of images": source.digest() == manifest.listing,
     }
     if not all(same.values()):
         differing = ", ".join(name for name in same if not same[name])
@@ -106,12 +104,12 @@ def _is_intact(path: Path, split: Split) -> bool:
 
 
 class _Stop(BaseException):
-    """No Exception, which those who expect anything of PIL's decoders would catch."""
+    """Not an Exception, so that nothing between the signal and `stoppable` catches it."""
 
 
 @contextlib.contextmanager
 def stoppable(data_dir: Path) -> Iterator[None]:
-    """SIGINT and SIGTERM end the conversion at once, with a line that says how to go on."""
+    """End the conversion at once on SIGINT or SIGTERM, with a line that says how to go on. Raises Stopped."""
 
     def stop(number, _frame) -> None:
         raise _Stop(signal.Signals(number).name)
@@ -133,6 +131,7 @@ def stoppable(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing_to(data_dir: Path) -> Iterator[None]:
+    """Make the data folder. Raises DataError if it, or something in it, cannot be written."""
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         yield
@@ -147,7 +146,7 @@ def writing_to(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """Two conversions into one folder would spoil each other's work. The lock ends with the process that holds it."""
+    """Keep a second conversion out of the folder. The lock ends with the process that holds it. Raises DataError."""
     work.mkdir(exist_ok=True)
     with open(work / "lock", "w") as lock:
         try:
@@ -158,9 +157,9 @@ def locked(work: Path) -> Iterator[None]:
 
 
 def publish(data_dir: Path, work: Path) -> None:
-    """Gives complete files their final names; a reader that sees the manifest sees the files it was written for.
+    """Give complete files their final names, the manifest last, so that a reader who sees it sees its files.
 
-    From here on the work folder's own manifest says that all is done, and an interrupted run only finishes this.
+    The work folder's own manifest says that all is done: after an interruption, the next run only finishes this.
     """
     (data_dir / "manifest.json").unlink(missing_ok=True)
     for name in SPLITS:

@@ -23,6 +23,7 @@ from lbsgd.report.run_log import LOG_NAME, read_run
 DIVERGED = "diverged.txt"  # in a run's folder: the line that ended it
 DIVERGED_CODE = 3  # exit code of a recipe whose loss is not a number
 STOPPED_CODE = 75
+PATIENCE_SECONDS = 24 * 3600  # a run at low priority may stand still for long on a busy machine
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,7 @@ def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machin
         *("--data_dir", os.path.relpath(data.data_dir.format(work_dir=work_dir), code)),
         *("--output_dir", os.path.relpath(job.folder(runs), code)),
         *("--loader_threads", str(max(1, machine.threads // processes))),
+        *("--hang_timeout", str(PATIENCE_SECONDS)),
         *(("--epochs", str(epochs)) if epochs else ()),
         "--resume",
     ]

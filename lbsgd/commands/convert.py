@@ -1,0 +1,96 @@
+"""lbsgd convert [--source PATH] [--data_dir DIR] [--dry_run] [--verify]
+
+Makes train.beton, val.beton and manifest.json in --data_dir ($IMAGENET_FFCV_DIR, else data/imagenet_ffcv) from your
+copy of ImageNet in --source ($IMAGENET_DIR, else data/imagenet): train/<class>/* and val/<class>/*, as folders or in
+one tar; ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit's archive; or Kaggle's ILSVRC/Data/CLS-LOC with
+LOC_val_solution.csv. Archives are read in place. After an interruption, the same command goes on from where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from lbsgd.errors import ConfigError, LbsgdError, print_error
+
+VERIFYING = ("data_dir", "source", "num_workers", "verify")  # the flags that go with --verify
+SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse a flag in one line, as everything else is refused."""
+        self.exit(2, f"error: {message}; --help lists the flags\n")
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = OneLineParser(
+        prog="lbsgd convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = flags.add_argument
+    add("--source", metavar="PATH", help="a folder or a tar, see above")
+    add("--data_dir", metavar="DIR", help="where the FFCV files go")
+    add("--dry_run", action="store_true", help="say what was found, the result's size and the time; write nothing")
+    add("--verify", action="store_true", help="read all images of --data_dir back; with --source, compare them with it")
+    add("--max_side", type=int, metavar="PIXELS", help="shrink images whose longer side is longer (default: 500)")
+    add("--short_side", type=int, metavar="PIXELS", help="instead: shrink images whose shorter side is longer")
+    add("--quality", type=int, default=90, help="of JPEGs that are encoded again, 1 to 100 (default: 90)")
+    add("--raw_fraction", type=float, default=0.0, help="of the images, kept as pixels: faster to read, much larger")
+    add("--reencode", action="store_true", help="encode all JPEGs, even those that could be kept untouched")
+    on_error = "what to do about images that cannot be decoded, once all are listed (default: fail)"
+    add("--on_error", choices=("fail", "skip"), default="fail", help=on_error)
+    add("--num_workers", type=int, help="processes (default: cores)")
+    add("--overwrite", action="store_true", help="replace the content of the data folder")
+    return flags
+
+
+def run(given: argparse.Namespace) -> None:
+    """Convert, look or verify. Raises LbsgdError; ImportError without OpenCV or Pillow."""
+    from lbsgd.convert.convert import convert, look  # imported late, so that --help does not wait for NumPy
+    from lbsgd.convert.verify import verify
+    from lbsgd.data.beton import data_folder
+
+    data_dir, num_workers = data_folder(given.data_dir), given.num_workers
+    if given.verify:
+        refuse_beside_verify(given)
+        return verify(data_dir, num_workers, given.source and Path(given.source))
+    source = Path(given.source or os.environ.get("IMAGENET_DIR") or "data/imagenet")
+    sizes = {name: getattr(given, name) for name in SIZES}
+    if sizes["max_side"] is None and sizes["short_side"] is None:
+        sizes["max_side"] = 500
+    if given.dry_run:
+        return print(look(source, data_dir, num_workers, **sizes))
+    return convert(
+        source, data_dir, num_workers=num_workers, on_error=given.on_error, overwrite=given.overwrite, **sizes
+    )
+
+
+def refuse_beside_verify(given: argparse.Namespace) -> None:
+    """Raises ConfigError for the first flag that --verify does not go with."""
+    defaults = parser()
+    for name, value in vars(given).items():
+        if name not in VERIFYING and value != defaults.get_default(name):
+            raise ConfigError(
+                f"--verify does not go with --{name}: it takes the settings from the folder's manifest.json, "
+                f"and changes nothing"
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Return its exit code: 0 done, 2 something is wrong (one line says what), 75 after a signal."""
+    try:
+        run(parser().parse_args(arguments))
+    except LbsgdError as error:
+        print_error(error)
+        return error.exit_code
+    except ImportError as error:
+        hint = "run `make setup`, or `pip install 'lbsgd[ffcv]'`"
+        print(f"error: the converter needs OpenCV and Pillow ({error}); {hint}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

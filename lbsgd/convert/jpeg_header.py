@@ -1,0 +1,61 @@
+"""The header of a JPEG: whether the file is plain, and its size.
+
+A JPEG is plain if every libjpeg-turbo takes it for the same pixels without being told anything: YCbCr or grey, eight
+bits, Huffman coding, usual subsampling, all tables, and its end. PIL and OpenCV then decode it to equal pixels, bit for
+bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+MAX_PIXELS = 178_956_970  # PIL takes an image of more pixels for an attack
+HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
+DQT, DHT, SOS, DRI, APP0, APP14, COM = 0xDB, 0xC4, 0xDA, 0xDD, 0xE0, 0xEE, 0xFE
+SUBSAMPLING = {(h, v, 1, 1, 1, 1) for h, v in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))}
+
+
+def plain_size(data: bytes) -> tuple[int, int] | None:
+    """Return the (width, height) of a plain JPEG, and None for everything else."""
+    if data[:2] != b"\xff\xd8":
+        return None
+    with contextlib.suppress(IndexError):  # the data end within the header
+        segments, scan = _segments(data)
+        # In coded data, 00 or a restart marker follows FF, so FF D9 after the start of the scan ends the image.
+        complete = scan and (data.endswith(b"\xff\xd9") or data.find(b"\xff\xd9", scan) > 0)
+        if complete and DQT in segments and DHT in segments:
+            return _plain_frame(segments)
+    return None
+
+
+def _segments(data: bytes) -> tuple[dict[int, bytes], int]:
+    """Return the header's segments by marker and the first scan's start, 0 if something unusual comes before it."""
+    segments: dict[int, bytes] = {}
+    at = 2
+    while data[at] == 0xFF:
+        marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
+        if marker == SOS:
+            return segments, at
+        if not (marker in (*HUFFMAN_FRAMES, DQT, DHT, DRI, COM) or APP0 <= marker < APP0 + 16):
+            break
+        name = data[at + 4 : at + 9]
+        if not APP0 <= marker < APP0 + 16 or (marker, name) in ((APP0, b"JFIF\0"), (APP14, b"Adobe")):
+            segments[marker] = data[at + 4 : end]
+        at = end
+    return segments, 0
+
+
+def _plain_frame(segments: dict[int, bytes]) -> tuple[int, int] | None:
+    frames = [segments[marker] for marker in HUFFMAN_FRAMES if marker in segments]
+    if len(frames) != 1 or frames[0][0] != 8:  # bits per sample
+        return None
+    [frame] = frames
+    height, width, components = frame[1] << 8 | frame[2], frame[3] << 8 | frame[4], frame[5]
+    ids = tuple(frame[6 : 6 + 3 * components : 3])
+    sampling = tuple(value for packed in frame[7 : 7 + 3 * components : 3] for value in (packed >> 4, packed & 15))
+    adobe = segments[APP14][11] if APP14 in segments else None
+    # libjpeg's rule for three components: YCbCr by JFIF, by Adobe's transform 1, or by the ids 1 2 3.
+    declared_ycbcr = adobe in (None, 1) and (APP0 in segments or adobe == 1 or ids == (1, 2, 3))
+    ycbcr = components == 3 and sampling in SUBSAMPLING and declared_ycbcr
+    plain = 0 < width * height <= MAX_PIXELS and (ycbcr or components == 1)
+    return (width, height) if plain else None

@@ -1,0 +1,78 @@
+"""Pictures, sources and commands that the tests of the converter share."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from lbsgd.data.beton import BetonFile
+
+ROOT = Path(__file__).parent.parent
+TOOL = ROOT / "tools/convert_imagenet_to_ffcv.py"
+SETTINGS = dict(max_side=500, quality=90, num_workers=2, overwrite=False)
+
+
+def picture(height, width, phase=0.0):
+    """Return a smooth picture, which JPEG keeps well: (height, width, 3)."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(phase + x / width * a + y / height * b) for a, b in ((3, 1), (-2, 4), (1, -5))]
+    return np.uint8(127.5 + 127.5 * np.stack(waves, axis=-1))
+
+
+def encoded(mode="RGB", size=(64, 64), file_format="JPEG", phase=0.0, **options):
+    buffer = io.BytesIO()
+    Image.fromarray(picture(*size, phase)).convert(mode).save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+def save(path, *arguments, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(*arguments, **options))
+
+
+JPEG = encoded()
+
+
+def make_tree(folder):
+    """Make a small source: two classes, three training and two validation images."""
+    names = ("train/ant/1.JPEG", "train/ant/2.JPEG", "train/bee/1.JPEG", "val/ant/1.JPEG", "val/bee/1.JPEG")
+    for phase, name in enumerate(names):
+        save(folder / name, phase=phase)
+    return folder
+
+
+def damage(tree):
+    """Cut one image of the tree, replace another by text, and add one so that each class keeps an image."""
+    content = (tree / "train/ant/1.JPEG").read_bytes()
+    (tree / "train/ant/1.JPEG").write_bytes(content[: len(content) // 2])
+    (tree / "val/bee/1.JPEG").write_text("no image")
+    save(tree / "val/bee/2.JPEG")
+    return tree
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def stored(path):
+    """Return the bytes of each image in a file."""
+    beton, content = BetonFile.open(path), path.read_bytes()
+    return [
+        content[int(at) : int(at) + int(size)] for at, size in zip(beton.images["data_at"], beton.sizes, strict=True)
+    ]
+
+
+def change_byte(path, at):
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def run_tool(folder, *flags, **environment):
+    return subprocess.run(
+        [sys.executable, TOOL, *flags], cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}
+    )

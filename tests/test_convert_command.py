@@ -1,0 +1,199 @@
+"""The command `lbsgd convert`, also as tools/convert_imagenet_to_ffcv.py: its flags, its lines and its bar."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from converter import ROOT, SETTINGS, TOOL, change_byte, make_tree, names_in, run_tool
+
+from lbsgd.commands.main import main
+from lbsgd.convert.convert import convert
+from lbsgd.convert.progress import Meter
+from lbsgd.data.beton import BetonFile, open_data
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return make_tree(tmp_path / "source")
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Return a function that runs `lbsgd convert` in tmp_path, in this process: starting Python takes a second."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*flags):
+        try:
+            code = main(["convert", *flags])
+        except SystemExit as exit:
+            code = exit.code
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(flags, code, out, err)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "flags, environment, looked_for",
+    [
+        ([], {}, "data/imagenet"),
+        ([], {"IMAGENET_DIR": "elsewhere"}, "elsewhere"),
+        (["--source", "here"], {"IMAGENET_DIR": "elsewhere"}, "here"),
+    ],
+)
+def test_the_command_says_what_it_looked_for(command, monkeypatch, flags, environment, looked_for):
+    monkeypatch.delenv("IMAGENET_DIR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    result = command(*flags)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"error: no images in {looked_for}: no train/ and no ILSVRC2012_img_train.tar")
+    assert result.stderr.count("\n") == 1
+    assert "python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir data/imagenet_ffcv" in result.stderr
+
+
+def test_the_command_looks_converts_and_verifies_in_plain_lines(tree, tmp_path):
+    result = run_tool(tmp_path, "--source", "source", "--dry_run", IMAGENET_FFCV_DIR="made")
+    assert (result.returncode, result.stderr) == (0, "") and not (tmp_path / "made").exists()
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("found   source/train: 3 training images") and lines[2] == "classes 2, from ant to bee"
+    assert "100% of the images untouched" in lines[3] and lines[4].startswith("time    about 0 s with")
+
+    result = run_tool(tmp_path, "--source", "source", IMAGENET_FFCV_DIR="made")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert [line.split(" in ")[0] for line in result.stdout.splitlines()] == ["train: 3 images", "val: 2 images"]
+    assert open_data(tmp_path / "made").num_classes == 2
+
+    change_byte(tmp_path / "made/val.beton", int(BetonFile.open(tmp_path / "made/val.beton").images["data_at"][0]))
+    result = run_tool(tmp_path, "--verify", IMAGENET_FFCV_DIR="made")
+    assert result.returncode == 2 and result.stderr.startswith("error: made/val.beton: image 0 (label 0) is damaged")
+
+
+def test_the_tool_is_the_command(tmp_path, command):
+    """Same output, same exit code; --help needs neither NumPy nor what the converter is made of."""
+    for flags in (["--help"], ["--source", "nowhere"], ["--turbo"]):
+        tool, ours = run_tool(tmp_path, *flags, COLUMNS="80"), command(*flags)
+        assert (tool.returncode, tool.stdout, tool.stderr) == (ours.returncode, ours.stdout, ours.stderr)
+    code = (
+        "import sys; from lbsgd.commands.convert import parser; parser()\n"
+        "sys.exit(any(name in sys.modules for name in ('numpy', 'lbsgd.convert.convert')))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize("flags", [["--source", "source"], ["--source", "source", "--dry_run"], ["--verify"]])
+def test_without_opencv_the_command_says_how_to_get_it(tree, tmp_path, command, monkeypatch, flags):
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/cv2.py").write_text("raise ImportError('libGL.so.1 is missing')")
+    monkeypatch.syspath_prepend(tmp_path / "hidden")
+    monkeypatch.delitem(sys.modules, "cv2", raising=False)
+    result = command(*flags)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and not (tmp_path / "data").exists()
+    assert "libGL.so.1 is missing" in result.stderr and "make setup" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--quality", "0"], "--quality 0"),
+        (["--max_side", "9", "--short_side", "9"], "give one of the two"),
+        (["--num_workers", "0"], "--num_workers 0 is not at least 1"),
+        (["--num_workers", "0", "--dry_run"], "--num_workers 0"),
+        (["--num_workers", "-1", "--verify"], "--num_workers -1"),
+        (["--num_workers", "two"], "invalid int value: 'two'"),
+        (["--max_side", "0"], "--max_side 0"),
+        (["--short_side", "-5"], "--short_side -5"),
+        (["--short_side", "x"], "--short_side"),
+        (["--raw_fraction", "1.5"], "--raw_fraction 1.5 is not 0 to 1"),
+        (["--raw_fraction", "nan"], "--raw_fraction nan"),
+        (["--on_error", "ask"], "--on_error"),
+        (["--turbo"], "--turbo"),
+        (["more"], "more"),
+        (["--data_dir"], "--data_dir"),
+        (["--verify", "--dry_run"], "--verify does not go with --dry_run"),
+        (["--verify", "--max_side", "9"], "--verify does not go with --max_side"),
+        (["--verify", "--quality", "9"], "--verify does not go with --quality"),
+        (["--verify", "--overwrite"], "--verify does not go with --overwrite"),
+        (["--verify", "--on_error", "skip"], "--verify does not go with --on_error"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused_in_one_line(tree, tmp_path, command, flags, message):
+    result = command("--source", "source", *flags)
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and names_in(tmp_path) == ["source"]
+
+
+def test_long_conversions_print_a_line_now_and_then(tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lbsgd.convert.progress.LINE_SECONDS", 0)
+    monkeypatch.setattr("lbsgd.convert.convert_split.CHUNK_IMAGES", 1)
+    convert(tree, tmp_path / "data", **SETTINGS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("train: 1 of 3 images, ") and "images/s" in lines[0] and lines[0].endswith(" left")
+
+
+def on_a_terminal(folder, columns, **environment):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    process = subprocess.Popen(
+        [sys.executable, TOOL, "--source", "source"],
+        cwd=folder,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", **environment},
+    )
+    os.close(theirs)
+    text = b""
+    try:
+        while data := os.read(ours, 4096):
+            text += data
+    except OSError:
+        pass  # how a terminal ends
+    assert process.wait() == 0
+    return text.decode()
+
+
+def screen(text):
+    """Return the lines that a terminal shows in the end."""
+    lines, row = [""], 0
+    for part in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|[\r\n]|[^\x1b\r\n]+", text):
+        row += {"\n": 1, "\x1b[1A": -1}.get(part, 0)
+        lines += [""] * (row + 1 - len(lines))
+        lines[row] = "" if part == "\x1b[2K" else lines[row] + part * (part[0] not in "\x1b\r\n")
+    return [line for line in lines if line]
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_on_a_terminal_there_is_a_bar_of_one_line_that_ends_as_a_line_of_text(tree, tmp_path, columns):
+    text = on_a_terminal(tmp_path, columns)
+    assert "3 of 3" in text and "━" in text and "images/s" in text and "MB/s" in text and " left" in text
+    frames = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "\n").splitlines()
+    assert all(len(frame) <= columns for frame in frames if "━" in frame)
+    assert [line.split(":")[0] for line in screen(text)] == ["train", "val"]
+
+
+def test_a_terminal_that_cannot_draw_gets_plain_lines(tree, tmp_path):
+    text = on_a_terminal(tmp_path, 80, TERM="dumb")
+    assert "\x1b" not in text and [line.split(":")[0] for line in text.splitlines()] == ["train", "val"]
+
+
+def test_the_bar_of_the_whole_of_imagenet_fits_a_terminal(monkeypatch):
+    from rich.console import Console
+
+    monkeypatch.setattr("rich.get_console", lambda: Console(width=80, force_terminal=True, file=io.StringIO()))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    meter = Meter("train", 1_281_167, 146_000_000_000)
+    meter.start -= 3700
+    meter.advance(100_000, 11_000_000_000)
+    console = Console(width=80, file=io.StringIO())
+    console.print(meter._bar)
+    [line] = console.file.getvalue().splitlines()
+    assert line.startswith("train ━") and "  100,000 of 1,281,167" in line
+    assert "27 images/s" in line and "12.6 h left" in line

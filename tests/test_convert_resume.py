@@ -1,0 +1,260 @@
+"""Interrupted by a signal, a death or a full disk, the same command goes on, and ends with the same bytes."""
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from converter import JPEG, ROOT, SETTINGS, TOOL, make_tree, names_in, run_tool, save, stored
+
+from lbsgd.convert import convert_split, work_folder
+from lbsgd.convert.beton_writer import RECORD, BetonWriter, read_journal
+from lbsgd.convert.convert import convert
+from lbsgd.convert.image import COPIED
+from lbsgd.errors import DataError
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return make_tree(tmp_path / "source")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A source of many images, and the data folder that it becomes: (source, folder)."""
+    folder = tmp_path_factory.mktemp("whole")
+    make_tree(folder / "source")
+    for number in range(40):
+        save(folder / f"source/train/ant/{number}.JPEG", phase=number)
+    convert(folder / "source", folder / "data", **SETTINGS)
+    return folder / "source", folder / "data"
+
+
+def assert_same_files(data, expected):
+    assert names_in(data) == ["manifest.json", "train.beton", "val.beton"]
+    for name in names_in(data):
+        assert (data / name).read_bytes() == (expected / name).read_bytes()
+
+
+KILLER = """
+import contextlib, os, random, shutil, signal, sys, time
+from pathlib import Path
+from lbsgd.convert import convert_split
+from lbsgd.convert.beton_writer import RECORD
+from lbsgd.convert.convert import convert
+
+source, folder = map(Path, sys.argv[1:])
+convert_split.CHUNK_IMAGES, quick = 4, convert_split.stored_image
+
+def slow(*arguments, **options):  # so that a moment can fall anywhere into the work
+    time.sleep(0.008)
+    return quick(*arguments, **options)
+
+def start():
+    child = os.fork()
+    if not child:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        convert(source, folder, max_side=150, num_workers=2, commit_seconds=0.01)
+        os._exit(0)
+    return child
+
+def has_ended(child):
+    return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+def journal_bytes():
+    with contextlib.suppress(OSError):  # renamed or removed meanwhile
+        return sum(path.stat().st_size for path in (folder / ".converting").glob("*.journal"))
+    return 0
+
+def there():
+    return {path.name: path.read_bytes() for path in folder.glob("*") if path.name != ".converting"}
+
+os.waitpid(start(), 0)
+reference = there()
+assert len(reference) == 3
+shutil.rmtree(folder)
+convert_split.stored_image = slow
+random.seed(0)
+whole = 170 * RECORD.itemsize  # bytes of both journals, at least
+kills, ends, journals = 0, 0, set()
+while kills < 20 or not ends:
+    child, target = start(), journal_bytes() + random.uniform(0, 0.2) * whole
+    latest = time.monotonic() + random.choice((0.05, 60, 60))  # some before anything is in a journal
+    while journal_bytes() < target and time.monotonic() < latest and not has_ended(child):
+        time.sleep(0.001)
+    time.sleep(random.uniform(0, 0.01))
+    os.kill(child, signal.SIGKILL)
+    killed = os.waitpid(child, 0)[1] == signal.SIGKILL
+    kills += killed
+    assert all(content == reference[name] for name, content in there().items())  # complete, or not there
+    assert "manifest.json" not in there() or there() == reference
+    if not killed:
+        assert there() == reference
+        ends += 1
+        shutil.rmtree(folder)
+    elif (journal := folder / ".converting/train.journal").exists():
+        journals.add(journal.stat().st_size)
+_, status = os.waitpid(start(), 0)
+assert status == 0 and there() == reference
+print(len(journals), ends)
+"""
+
+
+def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(tmp_path):
+    """The moments count what is done, not seconds, so that they fall into the work on a busy machine, too."""
+    for number in range(160):
+        save(tmp_path / f"source/train/{number % 2}/{number:03}.JPEG", size=(160 + number % 7, 170), phase=number)
+        if number % 16 == 0:
+            save(tmp_path / f"source/val/{number % 32 // 16}/{number:03}.JPEG", phase=number)
+    command = [sys.executable, "-c", KILLER, tmp_path / "source", tmp_path / "data"]
+    output = subprocess.check_output(command, cwd=ROOT, text=True)
+    different_journals, ends = map(int, output.split())
+    assert different_journals >= 4 and ends >= 1  # else the moments were not where anything happens
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_killed_while_the_files_get_their_names_it_ends_with_the_same_bytes(whole, tmp_path, monkeypatch, step):
+    (source, expected), data, steps = whole, tmp_path / "data", iter(range(step + 1))
+
+    def killed_at_step(function):
+        def stepwise(*arguments, **options):
+            if next(steps, step) == step:
+                raise SystemExit
+            return function(*arguments, **options)
+
+        return stepwise
+
+    with monkeypatch.context() as patch:
+        for name in ("unlink", "rename"):
+            patch.setattr(Path, name, killed_at_step(getattr(Path, name)))
+        patch.setattr(work_folder.shutil, "rmtree", killed_at_step(shutil.rmtree))
+        with pytest.raises(SystemExit):
+            convert(source, data, **SETTINGS)
+    assert (data / "manifest.json").exists() == (step >= 4)
+    convert(source, data, **SETTINGS)
+    assert_same_files(data, expected)
+
+
+def test_work_for_other_images_or_settings_is_not_taken_up(tree, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("lbsgd.convert.convert.publish", lambda *_: None)
+        convert(tree, tmp_path / "data", **SETTINGS)
+        save(tree / "train/ant/1.JPEG", phase=7)  # another picture, of which a journal would know nothing
+    convert(tree, tmp_path / "data", **SETTINGS)
+    assert stored(tmp_path / "data/train.beton")[0] == (tree / "train/ant/1.JPEG").read_bytes()
+
+
+def test_two_conversions_into_one_folder_are_refused(tree, tmp_path):
+    code = (
+        "import sys, time, lbsgd.convert.work_folder as w; from pathlib import Path\n"
+        "with w.locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+    )
+    (tmp_path / "data").mkdir()
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "data/.converting"], stdout=subprocess.PIPE, cwd=ROOT
+    )
+    try:
+        other.stdout.readline()
+        with pytest.raises(DataError, match="another process is converting into .*data"):
+            convert(tree, tmp_path / "data", **SETTINGS)
+    finally:
+        other.kill()
+        other.wait()
+    convert(tree, tmp_path / "data", **SETTINGS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_ends_at_once_and_says_how_to_go_on(tmp_path, number):
+    for image in range(4):
+        save(tmp_path / f"source/{'train' if image % 2 else 'val'}/a/{image}.JPEG", size=(1200, 1200), subsampling=0)
+    for image in range(800):
+        os.link(tmp_path / "source/train/a/1.JPEG", tmp_path / f"source/train/a/more{image}.JPEG")
+    process = subprocess.Popen(
+        [sys.executable, TOOL, "--source", "source", "--data_dir", "data"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "data/.converting/val.journal").exists():
+        time.sleep(0.02)
+        assert process.poll() is None
+    time.sleep(0.5)
+    process.send_signal(number)
+    asked = time.monotonic()
+    _, errors = process.communicate()
+    assert time.monotonic() - asked < 3 and process.returncode == 75
+    assert errors == (
+        f"stopped: {number.name}; what is done is kept in data/.converting: the same command goes on from there\n"
+    )
+
+
+def test_the_death_of_a_process_ends_the_conversion_which_can_go_on(tree, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(convert_split, "stored_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+        with pytest.raises(DataError, match="died: killed by signal 9, as when memory runs out; what is done is kept"):
+            convert(tree, tmp_path / "data", **SETTINGS)
+    assert names_in(tmp_path / "data") == [".converting"]
+    convert(tree, tmp_path / "data", **SETTINGS)
+
+
+def test_a_full_disk_ends_the_conversion_which_can_go_on(tree, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(DataError, match="cannot write to .*data: File too large; what is done is kept: make room"):
+            convert(tree, tmp_path / "data", **SETTINGS)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert names_in(tmp_path / "data") == [".converting"]
+    convert(tree, tmp_path / "data", **SETTINGS)
+
+
+@pytest.mark.parametrize("num_bytes", [0, 5, 30, 3000])
+def test_a_disk_that_fills_up_is_one_line_and_the_same_command_goes_on(whole, tmp_path, num_bytes):
+    """The most that a file may have stands for the full disk, at the identity, the journal or the images."""
+    source, expected = whole
+    limited = ["bash", "-c", f'trap \'\' XFSZ; exec prlimit --fsize={num_bytes} "$0" "$@"', sys.executable, TOOL]
+    flags = ["--source", str(source), "--data_dir", "data"]
+    result = subprocess.run([*limited, *flags], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2 and names_in(tmp_path / "data") == [".converting"]
+    assert result.stderr == (
+        "error: cannot write to data: File too large; what is done is kept: make room and run the same "
+        "command, or name another folder with --data_dir\n"
+    )
+    assert run_tool(tmp_path, *flags).returncode == 0
+    assert_same_files(tmp_path / "data", expected)
+
+
+def test_a_journal_of_which_the_disk_takes_a_part_is_a_full_disk(tmp_path, monkeypatch):
+    writer = BetonWriter(tmp_path / "a.beton", 1, 1 << 23)
+    writer.append(np.array([(COPIED, 64, 64, len(JPEG), 0, 0)], RECORD), memoryview(JPEG))
+    monkeypatch.setattr(os, "write", lambda _file, data: len(data) - 1)
+    with pytest.raises(OSError, match="No space left"):
+        writer.commit(1)
+
+
+def test_commits_write_each_image_once_however_often_they_come(tmp_path):
+    """Also when the last one is due at the very end, which was once written twice."""
+    writer = BetonWriter(tmp_path / "a.beton", 50, 1 << 23)
+    with convert_split.Commits(writer, 0) as commits:
+        for _ in range(50):
+            writer.append(np.array([(COPIED, 64, 64, len(JPEG), 0, 0)], RECORD), memoryview(JPEG))
+            commits.start_if_due()
+    records, _ = read_journal((tmp_path / "a.journal").read_bytes())
+    assert len(records) == 50 and len(set(records["data_at"].tolist())) == 50
+
+
+def test_an_error_of_a_commit_is_raised_where_the_images_are_written(tmp_path, monkeypatch):
+    writer = BetonWriter(tmp_path / "a.beton", 1, 1 << 23)
+    writer.append(np.array([(COPIED, 64, 64, len(JPEG), 0, 0)], RECORD), memoryview(JPEG))
+    monkeypatch.setattr(os, "write", lambda _file, data: len(data) - 1)
+    with pytest.raises(OSError, match="No space left"), convert_split.Commits(writer, 0) as commits:
+        commits.start_if_due()
+        commits.thread.join()
+        commits.start_if_due()

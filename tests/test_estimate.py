@@ -1,0 +1,99 @@
+"""`--dry_run` tells the size and the time of a conversion from a few images."""
+
+import time
+
+import numpy as np
+import pytest
+from converter import SETTINGS, damage, encoded, make_tree, picture, save
+from PIL import Image
+
+import lbsgd.convert.image
+from lbsgd.convert.convert import convert, look
+from lbsgd.convert.estimate import _mean_size, estimate
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.sources import find_source
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    return damage(make_tree(tmp_path / "source"))
+
+
+def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
+    lines = look(damaged, tmp_path / "data", 2, max_side=500).splitlines()
+    assert "33.3% cannot be decoded" in lines[3]
+    (damaged / "train/ant/1.JPEG").write_bytes(encoded())
+    save(damaged / "val/bee/1.JPEG")
+    found = find_source(damaged, tmp_path, tmp_path / "data")
+    told = estimate(found, Settings(max_side=500), 1 << 23, 100)
+    convert(damaged, tmp_path / "data", **SETTINGS)
+    made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
+    assert 0.95 * made < told.num_bytes + 2 * 2120 < 1.05 * made
+
+
+def photographs(folder, count=60):
+    """Make JPEGs whose sizes and sides differ as those of ImageNet do: 100 to 900 pixels, smooth to noisy."""
+    rng = np.random.default_rng(0)
+    for number in range(count):
+        height, width = rng.integers(100, 900, 2)
+        noise = rng.normal(0, rng.uniform(1, 30), (height, width, 3))
+        path = folder / ("val" if number % 5 == 0 else "train") / "a" / f"{number:03}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.uint8(np.clip(picture(height, width, number) + noise, 0, 255))).save(path, "JPEG")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    return photographs(tmp_path_factory.mktemp("photographs"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        dict(max_side=500),
+        dict(short_side=256),
+        dict(max_side=300, reencode=True, quality=50),
+        dict(max_side=400, raw_fraction=0.5),
+    ],
+)
+def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_path, settings):
+    found = find_source(photos, tmp_path, tmp_path / "data")
+    told = estimate(found, Settings(**settings), 1 << 23, 40).num_bytes
+    convert(photos, tmp_path / "data", num_workers=2, **settings)
+    made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
+    assert abs(told / made - 1) < 0.1
+    [line] = [line for line in look(photos, tmp_path / "data", 2, **settings).splitlines() if line.startswith("result")]
+    assert ("kept as pixels" in line) == ("raw_fraction" in settings)
+
+
+@pytest.mark.parametrize(
+    "found, mean",
+    [
+        ([(10, 10), (30, 30)], 100),
+        ([(10, 5), (30, 5)], 5),
+        ([(10, 10), (30, 20)], 55),
+        ([(10, 7)], 7),
+        ([], 0),
+    ],
+)
+def test_sizes_are_estimated_from_the_sources_as_far_as_they_tell(found, mean):
+    assert _mean_size(found, np.array([50, 150])) == pytest.approx(mean)
+
+
+def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, capsys):
+    """Of images that take 50 ms each, by two processes: 1.5 s."""
+    quick = lbsgd.convert.image.stored_image
+
+    def slow(*arguments, **options):
+        time.sleep(0.05)
+        return quick(*arguments, **options)
+
+    monkeypatch.setattr("lbsgd.convert.convert_split.stored_image", slow)
+    monkeypatch.setattr("lbsgd.convert.estimate.stored_image", slow)
+    monkeypatch.setattr("lbsgd.convert.convert_split.CHUNK_IMAGES", 4)
+    found = find_source(photos, tmp_path, tmp_path / "data")
+    told = estimate(found, Settings(max_side=500), 1 << 23, 20).seconds / 2
+    convert(photos, tmp_path / "data", max_side=500, num_workers=2)
+    took = sum(float(line.split(" images in ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
+    assert 0.5 * took < told < 1.5 * took
