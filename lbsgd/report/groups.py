@@ -97,10 +97,8 @@ def row_key(run: LoggedRun) -> str:
     """Return what the runs of one row share. How processes divided the work is not part of it."""
     numbers = {key: run.header[key] for key in ("model", "global_batch", "precision", "schedule")}
     recipe = {key: value for key, value in run.header["recipe"].items() if key not in NOT_A_ROW}
-    ended = len(run.epochs) if run.result else None
-    return json.dumps(
-        [numbers, recipe, run.header["config"]["optimizer"], ended and ended < recipe["epochs"] and ended]
-    )
+    ended_early = run.result is not None and len(run.epochs) < recipe["epochs"]
+    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], len(run.epochs) if ended_early else None])
 
 
 def require_one_code(runs: Sequence[LoggedRun]) -> None:
