@@ -7,6 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from lbsgd.report.groups import Group
+from lbsgd.report.page import Section
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -45,12 +48,15 @@ class Row:
     """A row of a table: a global batch of `factor` times the baseline's, and what is set otherwise in the JSON.
 
     The name is that of its folder. Two experiments that share a row give it the same name, and it runs once.
+    script, flags    what runs in place of the data set's recipe, and its own flags
     """
 
     name: str
     label: str
     factor: int
     settings: tuple[str, ...] = ()
+    script: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,13 +75,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Study:
-    """One experiment: its rows and its claims for a data set, and the place in the paper that it repeats."""
+    """One experiment: its rows and its claims for a data set, and the place in the paper that it repeats.
+
+    sections    what its page shows of the rows, by their names; by default the paper's table and its curves
+    """
 
     name: str
     title: str
     source: str
     rows: Callable[[DataSet], tuple[Row, ...]]
     claims: Callable[[DataSet], tuple[Claim, ...]]
+    sections: Callable[[dict[str, Group]], list[Section]] | None = None
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machin
         launcher = [deepspeed, "--num_accelerators", str(processes), "--master_port", str(free_port())]
     return [
         *launcher,
-        data.recipe,
+        job.row.script or data.recipe,
+        *job.row.flags,
         *("--deepspeed_config", data.config),
         *settings_of(job, data),
         *("--micro_batch", str(images_per_pass(global_batch, data, processes))),

@@ -108,6 +108,8 @@ def report(request: Request, commit: str) -> None:
         )
         folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
         title = f"{study.source}: {study.title} ({request.data.place})"
+        if study.sections:
+            sections = [*study.sections(rows_by_name(families)), *sections]
         write_report(families, folder, title, (study.name,), sections)
         replace_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
         for table in (table for family in families for table in wanted(paper_tables(family), (study.name,))):

@@ -8,6 +8,7 @@ from lbsgd.report.groups import Family, Group
 from lbsgd.report.match import mean_curve, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.paper_tables import HEADS, PaperTable, paper_tables, place_of, wanted
+from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import configuration, described, lr_chart
 
 
@@ -65,14 +66,18 @@ def name_of(family: Family, row: Group) -> str:
 
 
 def band(family: Family, row: Group, key: str) -> Series:
-    runs = row.finished or row.runs
+    return band_of(name_of(family, row), row.finished or row.runs, key)
+
+
+def band_of(name: str, runs: Sequence[LoggedRun], key: str) -> Series:
+    """Return the mean over runs per epoch, and ± 2 std where there are several."""
     means, stds = mean_curve(runs, key), std_curve(runs, key)
     epochs = list(range(1, len(means) + 1))
     if len(runs) < 2:
-        return Series(name_of(family, row), epochs, means)
+        return Series(name, epochs, means)
     low = [value - 2 * std for value, std in zip(means, stds, strict=True)]
     high = [value + 2 * std for value, std in zip(means, stds, strict=True)]
-    return Series(name_of(family, row), epochs, means, low, high)
+    return Series(name, epochs, means, low, high)
 
 
 def batch_chart(family: Family, rows: Sequence[Group]) -> Chart:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from lbsgd.experiments.grid import DataSet
 
 ARCHIVE, FFCV = "{work_dir}/data/cifar-10-python.tar.gz", "{work_dir}/data/cifar10_ffcv"
+CONVERT = ("tools/convert_imagenet_to_ffcv.py", "--raw_fraction", "1", "--max_side", "32")  # the very pixels
 
 DATA_SET = DataSet(
     name="cifar10",
@@ -24,6 +25,6 @@ DATA_SET = DataSet(
     factors=(1, 2, 4, 8, 16, 32),
     micro_batch=256,
     margin_pct=1.0,
-    prepare=(("tools/convert_imagenet_to_ffcv.py", "--source", ARCHIVE, "--data_dir", FFCV),),
+    prepare=((*CONVERT, "--source", ARCHIVE, "--data_dir", FFCV),),
     data_dir=FFCV,
 )
