@@ -10,7 +10,7 @@ _HOMES = {
     "initialize": "train.engine",
     "LinearScalingWarmupLR": "train.engine",
     "Plan": "config.plan",
-    "Overrides": "config.json_file",
+    "Overrides": "config.overrides",
     "Schedule": "algorithm.schedule",
     "learning_rate": "algorithm.schedule",
     "scaled_lr": "algorithm.schedule",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says tha
     from lbsgd.algorithm.shuffle import epoch_order as epoch_order
     from lbsgd.algorithm.shuffle import rank_batches as rank_batches
     from lbsgd.algorithm.torch_scheduler import LargeMinibatchLR as LargeMinibatchLR
-    from lbsgd.config.json_file import Overrides as Overrides
+    from lbsgd.config.overrides import Overrides as Overrides
     from lbsgd.config.plan import Plan as Plan
     from lbsgd.data.ffcv_loader import SharedShuffleOrder as SharedShuffleOrder
     from lbsgd.train.engine import LinearScalingWarmupLR as LinearScalingWarmupLR

@@ -1,4 +1,4 @@
-"""The public home of `SharedShuffleOrder`, the one shuffle of all workers in FFCV's own loader (Remark 4)."""
+"""The public home of `SharedShuffleOrder`: one shuffle of all workers for FFCV's own Loader (Remark 4)."""
 
 from lbsgd.data.ffcv_loader import SharedShuffleOrder
 

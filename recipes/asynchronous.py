@@ -126,7 +126,7 @@ class Server:
         return learning_rate(self.gradients // self.workers, self.plan.schedule)
 
     def asynchronously(self, batch):
-        """Compute the gradient of the worker that is ready first, at the weights that it holds, and move the weights."""
+        """Compute the gradient of the worker that is ready first, at the weights it holds, and move the server's."""
         import torch
 
         self.time, worker = heapq.heappop(self.ready)

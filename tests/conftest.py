@@ -5,8 +5,8 @@ import os
 import sys
 from pathlib import Path
 
-# Before torch is imported: tests run on the CPU, also where there is a GPU (`make test-gpu` says otherwise), and one thread
-# each, for small tensors and two processes on two cores lose more than they gain by more.
+# Set before torch is imported: tests run on the CPU even where there is a GPU (`make test-gpu` says otherwise). They
+# have one thread each, because small tensors and two processes on two cores lose more than they gain by more threads.
 if "LBSGD_TEST_ON_GPU" not in os.environ:
     os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")

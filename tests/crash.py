@@ -5,7 +5,7 @@
         run.send(signal.SIGKILL, 0, 1)
         assert run.exit_codes() == [-9, -9]
 
-Each is forked from a server that has imported PyTorch and DeepSpeed, and done nothing else: it is spared seven seconds.
+Each is forked from a server that has imported PyTorch and DeepSpeed and done nothing else, which saves seven seconds.
 """
 
 import json
@@ -18,24 +18,27 @@ import tempfile
 import time
 from pathlib import Path
 
-import processes  # noqa: F401  for what it preloads is less than what is preloaded here
+import processes  # noqa: F401  imported first, because it preloads less than this module, and the last one counts
+import pytest
 
 from lbsgd.config.json_file import read_json
 from lbsgd.processes.environment import free_port
 
+pytest.register_assert_rewrite("crash_runs")  # so that its failures show what differs
+
 TESTS = Path(__file__).parent
 RECIPE, SMALL = str(TESTS / "crash_recipe.py"), str(TESTS / "cluster/small.py")
-PATIENCE_SECONDS = 120  # for what surely comes, also on a machine that others use
+PATIENCE_SECONDS = 120  # enough for whatever surely comes, also on a busy machine
 
 forking = multiprocessing.get_context("forkserver")
-# All that a run imports, also what torch and lbsgd import only when they need it. No thread runs after these.
+# All that a run imports, also what torch and lbsgd import late. No thread runs after these.
 forking.set_forkserver_preload(
     ["lbsgd.train.session", "torch._dynamo", "torch.distributed.fsdp", "matplotlib.figure", "pytest"]
 )
 
 
 def config(folder, *, stage=0, global_batch=16, iterations=40, epochs=2):
-    """A JSON in `folder`, made from tests/cluster/small.json; iterations: of an epoch."""
+    """Write a JSON into `folder`, made from tests/cluster/small.json; iterations: per epoch."""
     values = read_json(TESTS / "cluster/small.json")
     lr = 0.0125 * global_batch / 4
     values |= {"train_batch_size": global_batch, "train_micro_batch_size_per_gpu": 4, "steps_per_print": 1}
@@ -55,7 +58,7 @@ def config(folder, *, stage=0, global_batch=16, iterations=40, epochs=2):
 
 
 def forked(function, *arguments, output, **environment):
-    """A process that runs function(*arguments) and prints into the file `output`."""
+    """Start a process that runs function(*arguments) and prints into the file `output`."""
     process = forking.Process(target=_run, args=(str(output), environment, function, arguments))
     process.start()
     return process
@@ -69,17 +72,34 @@ def _run(output, environment, function, arguments):
     function(*arguments)
 
 
+def lines_that_end(text):
+    """Return those lines of a console that say why a run has ended."""
+    return [line for line in text.splitlines() if line.startswith(("error: ", "stopped: ", "ended: "))]
+
+
 class Command:
     """The processes of one command, with --fake_data, as a launcher would start them; on leaving, none is left.
 
     fault: called in each process before the recipe, to break something; RANK tells it where it is.
-    ranks: those that are started, by default all. environment: more of it.
+    ranks: those that are started, by default all. environment: more variables.
+    draws: whether a run that ends well draws its curves, which takes a third of a short run's time.
     """
 
-    def __init__(self, config, output_dir, *flags, world_size=2, ranks=None, recipe=RECIPE, fault=None, **environment):
+    def __init__(
+        self,
+        config,
+        output_dir,
+        *flags,
+        world_size=2,
+        ranks=None,
+        recipe=RECIPE,
+        fault=None,
+        draws=False,
+        **environment,
+    ):
         arguments = ["--deepspeed_config", config, "--output_dir", output_dir, *flags]
         arguments += [] if "--data_dir" in flags else ["--fake_data"]
-        self.start = recipe, list(map(str, arguments)), fault
+        self.start = recipe, list(map(str, arguments)), fault, draws
         self.ranks = range(world_size) if ranks is None else ranks
         self.environment = {
             "WORLD_SIZE": world_size,
@@ -113,13 +133,13 @@ class Command:
 
     @property
     def errors(self):
-        """The lines that end a run, of all processes."""
-        return [line for line in self.console.splitlines() if line.startswith(("error: ", "stopped: ", "ended: "))]
+        return lines_that_end(self.console)
 
     def alive(self):
         return [rank for rank, process in self.processes.items() if process.is_alive()]
 
     def wait_until(self, true, what):
+        """Wait until true(); fail where all processes end before."""
         deadline = time.monotonic() + PATIENCE_SECONDS
         while not true():
             assert self.alive() or true(), f"ended before {what}:\n{self.console}"
@@ -130,7 +150,7 @@ class Command:
         self.wait_until(lambda: text in self.printed(rank), text)
 
     def wait_for_iteration(self, number):
-        """Until so many iterations are done, and printed."""
+        """Wait until so many iterations are done, and printed."""
         self.wait_until(lambda: self.iterations() >= number, f"iteration {number}")
 
     def iterations(self):
@@ -141,7 +161,7 @@ class Command:
             os.kill(self.processes[rank].pid, number)
 
     def exit_codes(self, within=PATIENCE_SECONDS):
-        """In rank order, those killed by a signal negative. Fails where a process is still there after so many seconds."""
+        """Return the exit codes in rank order, negative for a signal; fail where a process runs on after that."""
         deadline = time.monotonic() + within
         for rank, process in self.processes.items():
             process.join(max(0, deadline - time.monotonic()))
@@ -149,19 +169,23 @@ class Command:
         return [process.exitcode for process in self.processes.values()]
 
     def finish(self):
-        """Lets the run come to its end."""
+        """Wait for the run's end, which must be a good one."""
         assert set(self.exit_codes()) == {0}, self.console
         return self
 
 
-def _recipe(script, arguments, fault):
+def _recipe(script, arguments, fault, draws):
     sys.argv = [script, *arguments]
+    if not draws:
+        from matplotlib.figure import Figure
+
+        Figure.savefig = lambda *_, **__: None
     if fault:
         fault()
     runpy.run_path(script, run_name="__main__")
 
 
 def completed(*arguments, **options):
-    """A command that comes to its end; what it printed is still there."""
+    """Run a command to its end; what it printed is still there afterwards."""
     with Command(*arguments, **options) as run:
         return run.finish()

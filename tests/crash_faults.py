@@ -1,21 +1,21 @@
-"""Faults that several tests bring into a run's processes."""
+"""Faults that tests bring into a run's processes. All that these tests know of the trainer's inside is in this file."""
 
+import os
 import time
 
 import lbsgd.data.fake
 import lbsgd.train.agreement
-import lbsgd.train.trainer
+from lbsgd.train.trainer import Trainer
 
 
-def slow_iterations():
-    """So that a run lasts until it is stopped, on any machine, and the processes agree after each few of them."""
-    lbsgd.train.agreement.AGREE_SECONDS = 0.1
-    before_each_pass(lambda trainer: time.sleep(0.025))
+def agree_every(seconds):
+    """Let the processes tell each other so often what they were told."""
+    lbsgd.train.agreement.AGREE_SECONDS = seconds
 
 
 def before_each_pass(act):
     """Call act(trainer) before the trainer takes the images of a pass."""
-    update = lbsgd.train.trainer.Trainer.update
+    update = Trainer.update
 
     def act_and_take(trainer, batches):
         while True:
@@ -25,7 +25,56 @@ def before_each_pass(act):
     def update_acting(trainer, batches):
         update(trainer, act_and_take(trainer, batches))
 
-    lbsgd.train.trainer.Trainer.update = update_acting
+    Trainer.update = update_acting
+
+
+def after_each_agreement(act):
+    """Call act(trainer) when the processes have just told each other what they were told."""
+    after_pass = Trainer.after_pass
+
+    def agree_and_act(trainer, *arguments):
+        after_pass(trainer, *arguments)
+        if trainer.agreement.passes == 0:
+            act(trainer)
+
+    Trainer.after_pass = agree_and_act
+
+
+def after_each_report(act):
+    """Call act(trainer, iteration) when an iteration has been reported."""
+    report = Trainer.report_iteration
+
+    def report_and_act(trainer, iteration):
+        report(trainer, iteration)
+        act(trainer, iteration)
+
+    Trainer.report_iteration = report_and_act
+
+
+def hang_timeout_once_it_trains(seconds):
+    """Set the guard's timeout when training has begun; to begin may take long on a busy machine."""
+    before_each_pass(lambda trainer: setattr(trainer.guard, "hang_timeout", seconds))
+
+
+def is_rank(rank):
+    """Return whether this process is the one with that rank."""
+    return int(os.environ["RANK"]) == rank
+
+
+class Lingers:
+    """From this iteration on each pass takes a second, so that no run ends before a test has done its part to it."""
+
+    def __init__(self, iteration, usual_seconds=0.0):
+        self.iteration, self.usual_seconds = iteration, usual_seconds
+
+    def __call__(self):
+        before_each_pass(lambda trainer: time.sleep(1 if trainer.iteration >= self.iteration else self.usual_seconds))
+
+
+def slow_iterations():
+    """Let a run last until it is stopped, and its processes agree every few passes."""
+    agree_every(0.1)
+    Lingers(60, usual_seconds=0.025)()
 
 
 def evaluation_never_ends():

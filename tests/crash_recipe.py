@@ -1,4 +1,4 @@
-"""The recipe of tests/cluster/small.py with dropout, whose masks differ where random states are lost on a resume.
+"""The recipe of tests/cluster/small.py with dropout, whose masks differ if random states are lost on a resume.
 
 deepspeed --num_accelerators 2 tests/crash_recipe.py --deepspeed_config JSON --fake_data
 """

@@ -1,39 +1,15 @@
-"""Runs that several files of tests compare with: their configuration, one that nothing happens to, and what is the same."""
+"""Comparisons of two runs, by their weights, checkpoints and logs, that the tests of crashes share."""
 
-import os
-import random
 import socket
 
-import pytest
 import torch
-from crash import completed, config
 
 from lbsgd.report.run_log import read_run
 from lbsgd.train import checkpoint
 
-SEED = int(os.environ.get("LBSGD_CRASH_SEED") or random.SystemRandom().randrange(10_000))
 EVERY = ("--checkpoint_every", 7)
-ITERATIONS = 40  # an epoch; there are two
+ITERATIONS = 40  # per epoch, of which there are two
 HOST = socket.gethostname()
-
-
-@pytest.fixture
-def rng():
-    print(f"LBSGD_CRASH_SEED={SEED}")
-    return random.Random(SEED)
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    return config(tmp_path_factory.mktemp("config"), iterations=ITERATIONS)
-
-
-@pytest.fixture(scope="module")
-def whole(small, tmp_path_factory):
-    """A run that nothing happens to."""
-    folder = tmp_path_factory.mktemp("whole") / "run"
-    completed(small, folder, *EVERY)
-    return folder
 
 
 def weights(folder):
@@ -41,7 +17,7 @@ def weights(folder):
 
 
 def newest(folder):
-    """Tensors and state of the newest checkpoint."""
+    """Return tensors and state of the newest checkpoint."""
     return checkpoint.load(checkpoint.newest(folder / "checkpoints"))
 
 
@@ -55,7 +31,7 @@ def assert_same_bits(tensors, others, names=None):
 
 
 def assert_same_run(folder, whole):
-    """The same weights, statistics, momentum, random states, counters and log, to the last bit."""
+    """Compare weights, statistics, momentum, random states, counters and log, to the last bit."""
     assert_same_bits(weights(folder), weights(whole))
     (tensors, state), (expected, expected_state) = newest(folder), newest(whole)
     for kind in ("weights", "momentum"):
@@ -67,7 +43,7 @@ def assert_same_run(folder, whole):
 
 
 def assert_same_log(folder, whole, statistics=True):
-    """One run to read: each iteration and each epoch once, with the numbers of the other run, all but times."""
+    """Compare logs: each iteration and epoch stands there once, with all numbers of the other run but times."""
     keys = {
         "iterations": ("iteration", "epoch", "lr", "train_loss"),
         "epochs": ("epoch", "iteration", "train_loss", "train_top1_error_pct")
@@ -81,7 +57,7 @@ def assert_same_log(folder, whole, statistics=True):
 
 
 def assert_same_parameters(folder, whole):
-    """Where one run has saved more often: batch norm's statistics are averaged at each save, which moves their last bits."""
+    """Compare all but batch norm's statistics, whose last bits move with each save, as a save averages them."""
     parameters = newest(whole)[0]["momentum"].keys()
     assert len(parameters) > 10
     assert_same_bits(weights(folder), weights(whole), parameters)

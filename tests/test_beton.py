@@ -1,4 +1,4 @@
-"""Data folders: what is read from FFCV's files without FFCV, and what is refused."""
+"""Data folders are read and verified without FFCV; a damaged or foreign one is refused."""
 
 import json
 import subprocess
@@ -16,16 +16,13 @@ from lbsgd.data.beton import (
     INT_FIELD,
     LABEL,
     BetonFile,
-    Manifest,
-    Split,
-    data_folder,
-    open_data,
 )
+from lbsgd.data.folder import Manifest, Split, data_folder, open_data
 from lbsgd.errors import DataError
 
 
 def write_beton(path, labels, *, names=("image", "label"), types=(IMAGE_FIELD, INT_FIELD), version=2, jpegs=None):
-    """A file as FFCV lays it out, with images of width 20 + i and height 30 + i; the bytes of a JPEG are made up."""
+    """Write a file in FFCV's layout, with images of width 20 + i and height 30 + i and made-up bytes of JPEGs."""
     jpegs = jpegs or [bytes([i % 256]) * (50 + i) for i in range(len(labels))]
     fields = np.zeros(len(types), FIELD)
     fields["type_id"], fields["name"] = types, names
@@ -35,7 +32,7 @@ def write_beton(path, labels, *, names=("image", "label"), types=(IMAGE_FIELD, I
     allocations = np.zeros(len(labels), ALLOCATION)
     for i, jpeg in enumerate(jpegs):
         allocations[i] = i, data_at, len(jpeg)
-        for column, type_id in zip(record.names, types):
+        for column, type_id in zip(record.names, types, strict=True):
             table[column][i] = (0, 20 + i, 30 + i, data_at) if type_id == IMAGE_FIELD else labels[i]
         data_at += len(jpeg)
     header = np.array((version, len(types), 1 << 21, len(labels), data_at), HEADER)
@@ -219,5 +216,6 @@ def test_the_data_folder_is_the_flag_else_the_environment_else_the_default(monke
 
 
 def test_reading_a_data_folder_imports_neither_torch_nor_ffcv():
-    code = "import sys, lbsgd.data.beton, lbsgd.algorithm.shuffle; sys.exit(any(name in sys.modules for name in ('torch', 'ffcv')))"
+    imports = "import sys, lbsgd.data.folder, lbsgd.algorithm.shuffle"
+    code = f"{imports}; sys.exit(any(name in sys.modules for name in ('torch', 'ffcv')))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

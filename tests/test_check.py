@@ -1,4 +1,4 @@
-"""`lbsgd check`: every trap is a finding with its code, key, reason and fix; what it calls an error DeepSpeed really refuses."""
+"""`lbsgd check`: every trap is a finding with code, key, reason and fix; DeepSpeed really refuses what is an error."""
 
 import copy
 import json
@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_plan import WRONG, edited
 
+from lbsgd.commands.check import print_inspections
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
 from lbsgd.commands.plan_memory import NETWORKS, memory
 from lbsgd.commands.plan_time import Machines, predict, reduction_of
-from lbsgd.config.checks import deepspeed_keys as keys
-from lbsgd.config.checks import plain_deepspeed as foreign
-from lbsgd.config.checks.consistency import get
-from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect, print_inspections
-from lbsgd.config.json_file import Overrides, differences, put, read_json
+from lbsgd.config.checks import deepspeed_tables
+from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect
+from lbsgd.config.json_file import read_json
+from lbsgd.config.keypath import differences, get, put
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
@@ -34,7 +35,7 @@ def errors(config):
     return [finding.code for finding in findings_of(config) if finding.severity == "error"]
 
 
-# --- with an lbsgd block ------------------------------------------------------------------------------------------------
+# --- with an lbsgd block ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("changes, code, key, words", WRONG, ids=[f"{row[1]}-{row[2]}" for row in WRONG])
@@ -67,7 +68,7 @@ def test_corrected_files_are_as_they_should_be():
     assert get(corrected(sqrt), "lbsgd.linear_scaling.rule") == "sqrt"
 
 
-# --- other people's -----------------------------------------------------------------------------------------------------
+# --- other people's ---------------------------------------------------------------------------------------------------
 
 EXPECTED = {
     "trainer_zero3_auto": [],
@@ -196,10 +197,11 @@ def plain_deepspeed(monkeypatch):
 def test_deepspeed_refuses_what_is_called_an_error(plain_deepspeed, code, changes):
     config = with_changes(changes)
     assert code in errors(config)
-    with pytest.raises(Exception):  # AssertionError, ValueError, TypeError, ValidationError, DeepSpeedConfigError ...
+    # AssertionError, ValueError, TypeError, ValidationError, DeepSpeedConfigError ...
+    with pytest.raises(Exception):  # noqa: B017  DeepSpeed has no base class for them
         plain_deepspeed(config)
     mended = corrected(config)
-    if not errors(mended) and "D30" not in codes(mended):
+    if not errors(mended) and get(mended, "optimizer.type") == "SGD":  # DeepSpeed would compile its own Adam
         plain_deepspeed(mended)
 
 
@@ -220,7 +222,7 @@ def test_an_elastic_checkpoint_of_sgd_fails_only_when_it_is_loaded(plain_deepspe
 
 
 def test_deepspeed_takes_what_has_no_error(plain_deepspeed):
-    assert codes(SGD) == ["D30"]  # a note: dead where the program passes an optimizer
+    assert codes(SGD) == ["D55"]  # a note: dead where the program passes an optimizer
     plain_deepspeed(SGD)
     assert errors(with_changes({"data_types.zzz": 1})) == []
     plain_deepspeed(
@@ -250,17 +252,17 @@ def test_the_tables_of_keys_are_deepspeeds_own():
     }
     for name, model in blocks.items():
         fields = {each for key, field in model.model_fields.items() for each in (key, field.alias) if each}
-        assert keys.STRICT_BLOCKS[name] == fields, name
-    assert keys.REMOVED_KEYS == set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
-    assert keys.REMOVED_ZERO_KEYS == set(config._REMOVED_ZERO_CONFIG_KEYS)
-    assert foreign.OWN_OPTIMIZERS == set(config.DEEPSPEED_OPTIMIZERS)
-    assert all(hasattr(torch.optim, name) for name in foreign.TORCH_OPTIMIZERS)
-    assert all(hasattr(torch.optim.lr_scheduler, name) for name in foreign.TORCH_SCHEDULERS)
-    for name, params in foreign.OWN_SCHEDULERS.items():
+        assert deepspeed_tables.STRICT_BLOCKS[name] == fields, name
+    assert deepspeed_tables.REMOVED_KEYS == set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
+    assert deepspeed_tables.REMOVED_ZERO_KEYS == set(config._REMOVED_ZERO_CONFIG_KEYS)
+    assert deepspeed_tables.OWN_OPTIMIZERS == set(config.DEEPSPEED_OPTIMIZERS)
+    assert all(hasattr(torch.optim, name) for name in deepspeed_tables.TORCH_OPTIMIZERS)
+    assert all(hasattr(torch.optim.lr_scheduler, name) for name in deepspeed_tables.TORCH_SCHEDULERS)
+    for name, params in deepspeed_tables.OWN_SCHEDULERS.items():
         assert params == set(getattr(lr_schedules, name).__init__.__code__.co_varnames[2:]) & params, name
 
 
-# --- the command --------------------------------------------------------------------------------------------------------
+# --- the command ------------------------------------------------------------------------------------------------------
 
 
 def test_the_exit_code_says_whether_there_are_errors(capsys):
@@ -316,45 +318,19 @@ def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
     assert path.read_text() == (FOREIGN / "with_comments.json").read_text()
 
 
-# --- anything at all ----------------------------------------------------------------------------------------------------
+# --- anything at all --------------------------------------------------------------------------------------------------
 
+OTHER_WORDS = """type params lr stage enabled warmup_type warmup_num_steps epochs num_images warmup kind
+    linear_scaling base_lr base_batch rule batch_norm per_worker_batch device dtype SGD WarmupLR auto linear
+    gradual none a.b""".split()
 words = st.sampled_from(
     sorted(
-        keys.TOP_LEVEL_KEYS
-        | keys.REMOVED_KEYS
-        | keys.STRICT_BLOCKS["zero_optimization"]
-        | keys.STRICT_BLOCKS["fp16"]
+        deepspeed_tables.TOP_LEVEL_KEYS
+        | deepspeed_tables.REMOVED_KEYS
+        | deepspeed_tables.STRICT_BLOCKS["zero_optimization"]
+        | deepspeed_tables.STRICT_BLOCKS["fp16"]
         | set(EXPECTED)
-        | {
-            "type",
-            "params",
-            "lr",
-            "stage",
-            "enabled",
-            "warmup_type",
-            "warmup_num_steps",
-            "epochs",
-            "num_images",
-            "warmup",
-            "kind",
-            "linear_scaling",
-            "base_lr",
-            "base_batch",
-            "rule",
-            "batch_norm",
-            "per_worker_batch",
-            "device",
-            "dtype",
-            "SGD",
-            "WarmupLR",
-            "",
-            "auto",
-            "linear",
-            "gradual",
-            "none",
-            "a.b",
-            "é\n",
-        }
+        | {*OTHER_WORDS, "", "é\n"}
     )
 )
 leaves = st.one_of(
@@ -373,7 +349,7 @@ BASES = [
 ]
 
 
-NOWHERE = Console(file=open(os.devnull, "w", encoding="utf-8"), highlight=False, width=200)
+NOWHERE = Console(file=open(os.devnull, "w", encoding="utf-8"), highlight=False, width=100, force_terminal=True)
 
 
 def paths(config, prefix=""):
@@ -383,13 +359,18 @@ def paths(config, prefix=""):
             yield from paths(value, f"{prefix}{key}.")
 
 
+PLACES = [st.lists(st.sampled_from(sorted(paths(base))), min_size=1, max_size=4) for base in BASES]
+WHICH = st.integers(0, len(BASES) - 1)
+
+
 @st.composite
 def broken_configs(draw):
     """Any object, or a real file with anything at all in a few of its places."""
     if draw(st.integers(0, 3)) == 0:
         return draw(st.dictionaries(words, values, max_size=6))
-    config = copy.deepcopy(draw(st.sampled_from(BASES)))
-    for path in draw(st.lists(st.sampled_from(sorted(paths(config))), min_size=1, max_size=4)):
+    which = draw(WHICH)
+    config = copy.deepcopy(BASES[which])
+    for path in draw(PLACES[which]):
         try:
             put(config, path, draw(values))
         except ConfigError:

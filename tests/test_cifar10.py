@@ -11,7 +11,7 @@ from PIL import Image
 from lbsgd.convert.cifar10 import BATCHES, FOLDER, as_tar
 from lbsgd.convert.convert import convert
 from lbsgd.convert.sources import find_source
-from lbsgd.data.beton import open_data
+from lbsgd.data.folder import open_data
 from lbsgd.errors import DataError
 
 NAMES = [b"airplane", b"automobile", b"bird"]

@@ -18,7 +18,8 @@ from test_sources import make_official
 
 from lbsgd.config.json_file import read_json
 from lbsgd.data import beton
-from lbsgd.data.ffcv_loader import EvalLoader
+from lbsgd.data.loaders import EvalLoader
+from lbsgd.data.share import Pixels, Share
 from lbsgd.report.run_log import read_run
 
 ROOT = Path(__file__).parent.parent
@@ -395,12 +396,10 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
     network.eval()
     images = EvalLoader(
         beton.BetonFile.open(Path(digits_data) / "val.beton"),
-        world_size=1,
-        rank=0,
         batch=60,
-        resolution=32,
+        share=Share(),
+        pixels=Pixels(resolution=32, device="cpu"),
         threads=1,
-        device="cpu",
     )
     with torch.no_grad(), closing(images):
         correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in images)

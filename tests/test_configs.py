@@ -1,4 +1,4 @@
-"""ds_configs as a product: every file is what `lbsgd config` writes, says the paper's numbers, and costs what the paper says."""
+"""ds_configs: every file is what `lbsgd config` writes, has the paper's numbers, and costs what the paper says."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_the_grid_is_the_folder():
             "no_momentum_correction",
         )
     } | {f"ablations/256_{name}" for name in ("half_lr", "double_lr", "gamma_one")}
-    assert set(FILES) == powers | ablations | {"8k_bf16", "8k_fp32", "8k_zero2", "8k_8gpu", "digits"}
+    assert set(FILES) == powers | ablations | {"8k_bf16", "8k_fp32", "8k_zero2", "8k_8gpu", "digits", "digits/256", "cifar10/1k"}
 
 
 @pytest.mark.parametrize("shipped", GRID, ids=lambda shipped: shipped.name)

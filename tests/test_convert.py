@@ -12,7 +12,8 @@ from lbsgd.convert import convert_split, estimate
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.verify import verify
-from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.folder import open_data
 from lbsgd.errors import DataError
 
 

@@ -12,7 +12,8 @@ from converter import ROOT, SETTINGS, TOOL, change_byte, make_tree, names_in, ru
 from lbsgd.commands.main import main
 from lbsgd.convert.convert import convert
 from lbsgd.convert.progress import Meter
-from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.folder import open_data
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import time
 
 import pytest
 from crash import SMALL, Command, completed, config
-from crash_faults import evaluation_never_ends
+from crash_faults import Lingers, after_each_report, evaluation_never_ends, is_rank
 from crash_runs import (
     EVERY,
     HOST,
@@ -24,34 +24,34 @@ from crash_runs import (
 )
 from oracle import BOUND, distance
 
-import lbsgd.train.trainer
 from lbsgd.report.run_log import read_run
 from lbsgd.train import checkpoint
 
-pytest_plugins = ("crash_runs",)
+pytest_plugins = ("crash_fixtures",)
 
 
 # --- SIGKILL ---------------------------------------------------------------------------------------------------------
 
 
 def killed_run(json, folder, kills, rng, last, *flags):
-    """A run killed so many times and resumed: both processes, or one of the two."""
+    """Kill a run so many times, both processes or one of the two, and resume it to its end."""
     victims = [(0, 1), (0,), (1,)] * kills
     for number, ranks in enumerate(rng.sample(victims[:kills], kills)):
         done = checkpoint.newest(folder / "checkpoints")
         done = int(done.name[10:18]) if done else 0
         share = (last - done) / (kills - number + 1)
-        kill(json, folder, done, min(last - 20, done + rng.randint(1, max(1, int(2 * share)))), ranks, rng, *flags)
+        iteration = min(last - 20, done + rng.randint(1, max(1, int(2 * share))))
+        kill(json, folder, done, iteration, ranks, rng, *flags, fault=Lingers(last - 10))
     completed(json, folder, "--resume", *flags)
 
 
-def kill(json, folder, done, iteration, ranks, rng, *flags):
-    """Goes on with a run and kills some of its processes a moment after an iteration; the others must end by themselves."""
-    with Command(json, folder, "--resume", *flags) as run:
+def kill(json, folder, done, iteration, ranks, rng, *flags, fault):
+    """Resume a run and kill some of its processes a moment after an iteration; the others must end by themselves."""
+    with Command(json, folder, "--resume", *flags, fault=fault) as run:
         run.wait_for_iteration(iteration) if iteration > done else run.wait_for("resuming from")
         time.sleep(rng.uniform(0, 0.03))  # an iteration takes 0.02 s: in the middle of a pass, of a save, ...
         run.send(signal.SIGKILL, *ranks)
-        codes = run.exit_codes(within=30)
+        codes = run.exit_codes()
     assert codes == [-signal.SIGKILL if rank in ranks else 4 for rank in run.ranks], run.console
     dead = "rank 0, or the way to its host, is gone" if 0 in ranks else f"rank 1 on {HOST} died or does not answer"
     assert len(run.errors) == (len(ranks) < 2) and all(dead in error for error in run.errors), run.errors
@@ -73,7 +73,7 @@ def test_a_run_killed_twenty_times_ends_in_the_same_bits(tmp_path, rng, stage):
 
 @pytest.mark.slow
 def test_runs_killed_at_any_time_for_minutes_end_in_the_same_bits(tmp_path, rng):
-    """Also while they start, resume, evaluate and export; saving each iteration, or by the clock."""
+    """Kill also while runs start, resume, evaluate and export; they save each iteration, or by the clock."""
     json, began, kills, runs = config(tmp_path, iterations=150), time.monotonic(), 0, 0
     completed(json, tmp_path / "whole", "--checkpoint_every", 1)
     while time.monotonic() - began < float(os.environ.get("LBSGD_SOAK_SECONDS") or 300):
@@ -86,15 +86,15 @@ def test_runs_killed_at_any_time_for_minutes_end_in_the_same_bits(tmp_path, rng)
 
 
 def killed_at_any_time(json, folder, rng, *flags):
-    """Goes on with a run and kills processes of it within seconds; False where it had come to its end before."""
-    with Command(json, folder, "--resume", *flags) as run:
+    """Resume a run and kill processes of it within seconds; return False if it had come to its end before."""
+    with Command(json, folder, "--resume", *flags, draws=True) as run:
         deadline = time.monotonic() + rng.uniform(0, 5)
         while (alive := run.alive()) and time.monotonic() < deadline:
             time.sleep(0.001)
         # Without a launcher nobody knows of a process that dies before it has met the others.
         victims = [rank for rank in alive if rng.random() < 0.7 or not run.iterations()]
         run.send(signal.SIGKILL, *victims)
-        codes = dict(zip(run.ranks, run.exit_codes(within=60)))
+        codes = dict(zip(run.ranks, run.exit_codes(), strict=True))
     assert all(codes[rank] in ((-signal.SIGKILL,) if rank in victims else (0, 4)) for rank in codes), run.console
     return bool(victims)
 
@@ -114,7 +114,7 @@ def test_a_run_that_ended_in_an_evaluation_evaluates_again(small, whole, tmp_pat
         for rank in (0, 1):
             run.wait_for("evaluating", rank)
         run.send(number, *ranks)
-        codes = run.exit_codes(within=10)
+        codes = run.exit_codes()
     if number == signal.SIGTERM:
         assert codes == [75, 75], run.console
         assert run.errors == ["stopped: SIGTERM at evaluation, batch 0; the same command with --resume goes on"]
@@ -136,7 +136,10 @@ def eighteen_iterations(small, tmp_path_factory):
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
 def test_a_run_goes_on_on_another_number_of_processes_with_the_same_images(eighteen_iterations, tmp_path, stage):
-    """Two processes, then one, then two; without dropout, whose masks belong to processes. DeepSpeed alone refuses stages 1, 2."""
+    """Two processes, then one, then two; without dropout, whose masks belong to processes.
+
+    DeepSpeed alone refuses this for stages 1 and 2.
+    """
     json, folder = config(tmp_path, stage=stage, iterations=ITERATIONS), tmp_path / "run"
     for world_size, last in ((2, 6), (1, 12), (2, 18)):
         completed(json, folder, "--resume", "--max_iterations", last, world_size=world_size, recipe=SMALL)
@@ -155,26 +158,21 @@ def test_a_run_goes_on_on_another_number_of_processes_with_the_same_images(eight
 
 
 def disk_fails_for_a_while():
-    """No file of more than 90 kB can be written from iteration 22 to 39, such as weights.safetensors; the log is smaller."""
-    if os.environ["RANK"] != "0":
-        return
-    report = lbsgd.train.trainer.Trainer.report_iteration
+    """Let no file be larger than 90 kB from iteration 22 to 39: weights.safetensors is, the log is not."""
 
-    def and_limit(self, iteration):
-        report(self, iteration)
+    def limit(trainer, iteration):
         if iteration in (22, 39):
-            self.saver.wait()  # iteration 21's checkpoint may still be on its way
+            trainer.saver.wait()  # iteration 21's checkpoint may still be on its way
+            print(f"after iteration {iteration} the newest is {checkpoint.newest(trainer.saver.folder).name}")
             resource.setrlimit(resource.RLIMIT_FSIZE, (90_000 if iteration == 22 else -1, -1))
 
-    lbsgd.train.trainer.Trainer.report_iteration = and_limit
+    if is_rank(0):
+        after_each_report(limit)
 
 
 def test_a_disk_that_fails_for_a_while_loses_nothing(small, whole, tmp_path):
-    with Command(small, tmp_path / "run", *EVERY, fault=disk_fails_for_a_while) as run:
-        run.wait_for("iteration 28 could not be written")
-        held = checkpoint.newest(tmp_path / "run/checkpoints")
-        run.finish()
-    assert held.name == "iteration_00000021"
+    run = completed(small, tmp_path / "run", *EVERY, fault=disk_fails_for_a_while)
+    assert "after iteration 39 the newest is iteration_00000021" in run.console
     failed = re.findall(
         r"warning: the checkpoint of iteration (\d+) could not be written \(.*File too large\); the one before it "
         r"stands, training goes on, and the next one is tried",
@@ -218,7 +216,7 @@ def test_with_no_whole_checkpoint_left_a_run_stops_rather_than_starts_over(small
         damage(path)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with Command(small, copy, *EVERY, "--resume") as run:
-        assert run.exit_codes(within=60) == [2, 2]
+        assert run.exit_codes() == [2, 2]
     [error] = run.errors
     assert error.count(told) == 3 and "no whole checkpoint is left" in error
     assert before == {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from crash import RECIPE, Command, config
+from crash import PATIENCE_SECONDS, RECIPE, Command, config, lines_that_end
 from crash_faults import slow_iterations
 from crash_runs import (
     HOST,
@@ -20,11 +20,11 @@ from crash_runs import (
 import lbsgd.commands.train
 from lbsgd.processes.environment import free_port
 
-pytest_plugins = ("crash_runs",)
+pytest_plugins = ("crash_fixtures",)
 
 
 class LauncherDies:
-    """The launcher that started the processes, here another one's number, has died when they have imported all they need."""
+    """Lets the launcher die while the processes import; some other process plays the launcher."""
 
     def __init__(self, pid):
         self.pid = pid
@@ -44,13 +44,13 @@ class LauncherDies:
 def test_a_launcher_that_dies_while_the_processes_start_is_missed(small, tmp_path):
     with subprocess.Popen(["sleep", "1000"]) as launcher:
         with Command(small, tmp_path / "run", ranks=[0], world_size=1, fault=LauncherDies(launcher.pid)) as run:
-            assert run.exit_codes(within=30) == [75], run.console
+            assert run.exit_codes() == [75], run.console
         launcher.kill()
     assert run.errors[0].startswith(f"stopped: its launcher (process {launcher.pid}) is gone")
 
 
 class Launched:
-    """A long run as DeepSpeed's command starts it; its processes once they train, or import, and none of them on leaving."""
+    """A long run that DeepSpeed's command starts, once its processes train, or import; on leaving, none is left."""
 
     def __init__(self, folder, *flags, importing=False):
         self.run, self.flags, self.printed, self.importing = folder / "run", flags, folder / "console", importing
@@ -59,40 +59,27 @@ class Launched:
     def __enter__(self):
         with self.printed.open("w") as console:
             self.command = subprocess.Popen(
-                [
-                    Path(sys.executable).with_name("deepspeed"),
-                    "--quiet",
-                    "--num_accelerators",
-                    "2",
-                    "--master_port",
-                    str(free_port()),
-                    RECIPE,
-                    "--deepspeed_config",
-                    self.json,
-                    "--fake_data",
-                    "--output_dir",
-                    self.run,
-                    *self.flags,
-                ],
-                stdout=console,
-                stderr=console,
-                start_new_session=True,
+                [*self.launcher(), *self.recipe()], stdout=console, stderr=console, start_new_session=True
             )
         try:
-            self.wait_for(
-                lambda: "\noutput  " in self.printed.read_text() if self.importing else self.lines_of_log() > 3
-            )
-            mine = [
-                process for process in psutil.Process().children(recursive=True) if str(self.run) in process.cmdline()
-            ]
-            self.deepspeed, self.launch, *self.ranks = sorted(
-                mine, key=lambda process: (process.create_time(), process.pid)
-            )
+            self.wait_for(lambda: "\noutput  " in self.printed.read_text())
+            children = psutil.Process().children(recursive=True)
+            mine = [process for process in children if str(self.run) in process.cmdline()]
+            mine.sort(key=lambda process: (process.create_time(), process.pid))
+            self.deepspeed, self.launch, *self.ranks = mine
             assert "deepspeed.launcher.launch" in self.launch.cmdline() and len(self.ranks) == 2
+            self.wait_for(self.all_import if self.importing else lambda: self.lines_of_log() > 3)
         except BaseException:
             self.__exit__()
             raise
         return self
+
+    def launcher(self):
+        deepspeed = Path(sys.executable).with_name("deepspeed")
+        return [deepspeed, "--quiet", "--num_accelerators", "2", "--master_port", str(free_port())]
+
+    def recipe(self):
+        return [RECIPE, "--deepspeed_config", self.json, "--fake_data", "--output_dir", self.run, *self.flags]
 
     def __exit__(self, *_):
         try:
@@ -101,24 +88,25 @@ class Launched:
             pass
         self.command.wait()
 
+    def all_import(self):
+        """Return whether all ranks have begun to import PyTorch, which takes some seconds."""
+        return all("libtorch" in Path(f"/proc/{process.pid}/maps").read_text() for process in self.ranks)
+
     def lines_of_log(self):
         log = self.run / "log.jsonl"
         return len(log.read_bytes().splitlines()) if log.exists() else 0
 
     def wait_for(self, true):
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + PATIENCE_SECONDS
         while not true():
             assert self.command.poll() is None and time.monotonic() < deadline, self.printed.read_text()
             time.sleep(0.01)
 
-    def errors_at_the_end(self, within=30):
-        """What launch.py's processes print when they end; fails where one is left after so many seconds."""
-        assert psutil.wait_procs([self.launch, *self.ranks], timeout=within)[1] == [], self.printed.read_text()
-        return [
-            line
-            for line in self.printed.read_text().splitlines()
-            if line.startswith(("error: ", "stopped: ", "ended: "))
-        ]
+    def errors_at_the_end(self):
+        """Return the lines with which the ranks end; fail where launch.py or one of them does not."""
+        left = psutil.wait_procs([self.launch, *self.ranks], timeout=PATIENCE_SECONDS)[1]
+        assert left == [], self.printed.read_text()
+        return lines_that_end(self.printed.read_text())
 
 
 @pytest.mark.parametrize("dies", [pytest.param("deepspeed", marks=pytest.mark.slow), "launch.py"])
@@ -127,8 +115,11 @@ def test_a_run_whose_launcher_was_killed_saves_and_ends(tmp_path, dies):
     with Launched(tmp_path) as run:
         (run.launch if dies == "launch.py" else run.deepspeed).kill()
         [error] = run.errors_at_the_end()
-    reason = "SIGTERM" if dies == "launch.py" else rf"its launcher \(process {run.deepspeed.pid}\) is gone"
-    # Rank 0 speaks, and may have learnt it from the other one a moment before it found out by itself.
+    dead = run.launch if dies == "launch.py" else run.deepspeed
+    reason = rf"its launcher \(process {dead.pid}\) is gone"
+    if dies == "launch.py":
+        reason += "|SIGTERM"  # the kernel sends it a moment before others can see that launch.py has ended
+    # Rank 0 prints, and the other one may have told it a moment before it found out by itself.
     [saved] = re.findall(rf"stopped: (?:{reason}|another process was told to): saved after (\d+) iterations", error)
     assert int(saved) == saved_iteration(run.run)
 
@@ -137,18 +128,19 @@ def test_a_run_whose_launcher_was_killed_saves_and_ends(tmp_path, dies):
 @pytest.mark.parametrize("dies", ["deepspeed", "launch.py"])
 def test_a_launcher_that_is_killed_during_the_imports_leaves_no_process_behind(tmp_path, dies):
     with Launched(tmp_path, importing=True) as run:
-        time.sleep(1)  # rank 1 may have begun a little later; PyTorch takes some seconds more
         assert not run.lines_of_log()
         (run.launch if dies == "launch.py" else run.deepspeed).kill()
         errors = run.errors_at_the_end()
-    if dies == "deepspeed":  # the kernel's SIGTERM for launch.py's death comes before anybody is there to tell
-        assert len(errors) == 1 and f"its launcher (process {run.deepspeed.pid}) is gone at the " in errors[0]
+    # The kernel's SIGTERM for launch.py's death ends ranks that import; no guard is there yet to say why.
+    # launch.py's SIGTERM does the same to a rank 0, which prints for all, that still imports when rank 1 ends.
+    assert len(errors) <= (dies == "deepspeed")
+    assert all(f"its launcher (process {run.deepspeed.pid}) is gone at the " in error for error in errors)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number, to_all", [(signal.SIGTERM, False), (signal.SIGTERM, True), (signal.SIGINT, True)])
 def test_a_signal_to_the_launcher_or_to_all_saves_and_ends_the_run(tmp_path, number, to_all):
-    """launch.py alone passes SIGTERM on; a scheduler's SIGTERM, or Ctrl-C, reaches all processes, and launch.py adds its own."""
+    """launch.py passes SIGTERM on; a scheduler's SIGTERM, or Ctrl-C, reaches all, and launch.py's comes on top."""
     with Launched(tmp_path) as run:
         os.killpg(run.command.pid, number) if to_all else os.kill(run.launch.pid, number)
         [error] = run.errors_at_the_end()
@@ -157,10 +149,10 @@ def test_a_signal_to_the_launcher_or_to_all_saves_and_ends_the_run(tmp_path, num
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number, within", [(signal.SIGKILL, 20), (signal.SIGSTOP, 70)])
-def test_under_the_launcher_a_process_that_dies_or_stops_ends_all(tmp_path, number, within):
-    """launch.py kills a process that is stopped 30 s after it has asked it to end, which it does once another has ended."""
-    with Launched(tmp_path, "--hang_timeout", "10") as run:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_under_the_launcher_a_process_that_dies_or_stops_ends_all(tmp_path, number):
+    """Once another process has ended, launch.py asks a stopped one to end, too, and kills it 30 s later."""
+    with Launched(tmp_path, "--hang_timeout", "30") as run:
         run.ranks[1].send_signal(number)
-        [error] = run.errors_at_the_end(within)
+        [error] = run.errors_at_the_end()
     assert f"error: rank 1 on {HOST} died or does not answer since iteration" in error

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import lbsgd
 from lbsgd.algorithm.schedule import learning_rate
-from lbsgd.config.json_file import Overrides
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 from lbsgd.train.engine_state import gather_state, restore_state

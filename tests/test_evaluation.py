@@ -14,6 +14,7 @@ from torch.utils.data import DistributedSampler
 import lbsgd
 from lbsgd.algorithm.shuffle import rank_share
 from lbsgd.data.fake import FakeEval, FakeImages
+from lbsgd.data.share import Pixels, Share
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.images import Images
 from lbsgd.train.reporter import Silence
@@ -22,6 +23,7 @@ from lbsgd.train.trainer import Trainer
 
 WORLD_SIZES = (1, 2, 3, 5)
 NUM_IMAGES, NUM_CLASSES = 53, 10  # a prime: no number of processes divides it
+PIXELS = Pixels(resolution=6, device="cpu")
 
 
 def config(world_size):
@@ -56,13 +58,13 @@ def trained_and_evaluated(world_size):
     """Return the trainer's record of its own shares, that of torch's DistributedSampler's shares, and the weights."""
     engine, plan = lbsgd.initialize(network(classes=NUM_CLASSES), config(world_size))
     rank = torch.distributed.get_rank()
-    share = dict(seed=0, world_size=world_size, rank=rank, resolution=6, device="cpu")
+    share = dict(seed=0, share=Share(rank, world_size), pixels=PIXELS)
     images = FakeImages(120, NUM_CLASSES, global_batch=60, micro_batch=plan.micro_batch, **share)
     trainer = make_trainer(engine, plan, images, FakeEval(NUM_IMAGES, NUM_CLASSES, batch=4, **share))
     for epoch in range(20):
         trainer.train_epoch(epoch, 2 * (epoch + 1))
     right = trainer.evaluate(epoch=20)
-    trainer.images.val.share = np.array(list(DistributedSampler(range(NUM_IMAGES), world_size, rank, shuffle=False)))
+    trainer.images.val.numbers = np.array(list(DistributedSampler(range(NUM_IMAGES), world_size, rank, shuffle=False)))
     return right, trainer.evaluate(epoch=20), gather_state(engine).weights
 
 
@@ -80,9 +82,7 @@ def whole_numbers(record):
 def test_1_2_3_and_5_processes_count_each_image_once_and_find_the_same_correct(records):
     model = network(classes=NUM_CLASSES).eval()
     model.load_state_dict(records[1][0][2])
-    [(images, labels)] = FakeEval(
-        NUM_IMAGES, NUM_CLASSES, batch=NUM_IMAGES, seed=0, world_size=1, rank=0, resolution=6, device="cpu"
-    )
+    [(images, labels)] = FakeEval(NUM_IMAGES, NUM_CLASSES, batch=NUM_IMAGES, seed=0, share=Share(), pixels=PIXELS)
     with torch.no_grad():
         hits = model(images).topk(5).indices == labels[:, None]
     by_hand = {"val_correct_top1": int(hits[:, 0].sum()), "val_correct_top5": int(hits.sum()), "val_images": NUM_IMAGES}
@@ -122,20 +122,19 @@ def test_our_shares_hold_each_image_once_where_a_sampler_repeats_or_drops_some(w
 
 def test_the_real_loader_gives_the_digits_once_on_any_number_of_ranks(digits_data):
     """The labels, and how many of them an untrained classifier has right. 360 images are no multiple of 7."""
-    from lbsgd.data.ffcv_loader import EvalLoader
+    from lbsgd.data.loaders import EvalLoader
 
     torch.manual_seed(0)
     classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10))
 
-    loader = EvalLoader(
-        digits_data / "val.beton", world_size=1, rank=0, batch=64, resolution=32, threads=1, device="cpu"
-    )
+    pixels = Pixels(resolution=32, device="cpu")
+    loader = EvalLoader(digits_data / "val.beton", batch=64, share=Share(), pixels=pixels, threads=1)
 
     def counted(world_size):
         batches = []
         for rank in range(world_size):
             of_rank = copy.copy(loader)  # spares a compilation
-            of_rank.share = rank_share(loader.beton.num_images, world_size=world_size, rank=rank)
+            of_rank.numbers = rank_share(len(loader.numbers), world_size=world_size, rank=rank)
             batches += [(labels, classifier(images).argmax(1) == labels) for images, labels in of_rank]
         labels, correct = (torch.cat(parts) for parts in zip(*batches, strict=True))
         return labels.tolist(), int(correct.sum())

@@ -1,16 +1,18 @@
-"""Random images in place of a data set: the loaders' interface, the same data for any number of processes."""
+"""Random images in place of a data set come through the loaders' interface, the same for any number of processes."""
+
+from dataclasses import replace
 
 import torch
 
 from lbsgd.data.fake import FakeEval, FakeImages
+from lbsgd.data.share import Pixels, Share
 
-SIZES = dict(seed=3, resolution=8, device="cpu")
+PIXELS = Pixels(resolution=8, device="cpu")
 
 
-def train(world_size=1, micro_batch=16, rank=0, **options):
-    return FakeImages(
-        1000, 10, global_batch=64, world_size=world_size, rank=rank, micro_batch=micro_batch, **SIZES, **options
-    )
+def train(world_size=1, micro_batch=16, rank=0, pixels=PIXELS):
+    share = Share(rank, world_size)
+    return FakeImages(1000, 10, seed=3, global_batch=64, micro_batch=micro_batch, share=share, pixels=pixels)
 
 
 def test_an_epoch_is_the_same_for_any_world_size_and_micro_batch():
@@ -34,13 +36,13 @@ def test_equal_images_have_equal_labels():
     """So that a network can learn them."""
     labels = {}
     for images, numbers in train().epoch(0):
-        for image, label in zip(images, numbers.tolist()):
+        for image, label in zip(images, numbers.tolist(), strict=True):
             assert labels.setdefault(image.numpy().tobytes(), label) == label
     assert set(labels.values()) == set(range(10))
 
 
 def test_images_come_in_the_precision_and_memory_format_asked_for():
-    images, labels = next(train(dtype=torch.bfloat16, channels_last=True).epoch(0))
+    images, labels = next(train(pixels=replace(PIXELS, dtype=torch.bfloat16, channels_last=True)).epoch(0))
     assert images.dtype is torch.bfloat16 and images.is_contiguous(memory_format=torch.channels_last)
     assert labels.dtype is torch.int64
 
@@ -55,7 +57,7 @@ def test_statistics_batches_are_whole_groups_of_the_first_images():
 
 def test_evaluation_shares_hold_every_image_once():
     def labels(world_size, rank):
-        share = FakeEval(50, 10, world_size=world_size, rank=rank, batch=8, **SIZES)
+        share = FakeEval(50, 10, seed=3, batch=8, share=Share(rank, world_size), pixels=PIXELS)
         assert [y.tolist() for _, y in share] == [y.tolist() for _, y in share]
         return [label for _, y in share for label in y.tolist()]
 

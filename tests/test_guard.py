@@ -12,7 +12,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
-from crash import PATIENCE_SECONDS, forked
+from crash import PATIENCE_SECONDS, forked, lines_that_end
 from torch.distributed import HashStore, TCPStore
 
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
@@ -28,7 +28,7 @@ ALONE = Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)
 
 
 def two_peers(store=None, hosts=("alpha", "beta")):
-    """Returns both of two processes on two hosts, which have met at a store of this process."""
+    """Return both of two processes on two hosts, which have met at a store of this process."""
     store = store or HashStore()
     met = []
     for rank, host in enumerate(hosts):
@@ -57,7 +57,7 @@ def meeting_point(monkeypatch):
 
 
 def meet_in_threads(world_size, ranks, seconds):
-    """Returns what Peers.meet returns or raises for some ranks of a world."""
+    """Return what Peers.meet returns or raises for some ranks of a world."""
 
     def meet(rank):
         try:
@@ -152,11 +152,11 @@ class Ending:
 
     @property
     def lines(self):
-        return [line for line in self.text.splitlines() if line.startswith(("error: ", "stopped: ", "ended: "))]
+        return lines_that_end(self.text)
 
 
 def wait_for_ever():
-    """Waits as in a collective call whose other side is gone: in C++, where no signal reaches Python's handlers."""
+    """Wait as in a collective call whose other side is gone: in C++, where no signal reaches Python's handlers."""
     print("ready")
     HashStore().get("what nobody sets")
 

@@ -1,8 +1,11 @@
-"""Crops by our kernels have the pixels of decoding everything with FFCV; damage is noticed; a thread's memory ends with it."""
+"""Our crops have the pixels of FFCV's whole images; damage is noticed; the memory of a thread ends with it."""
 
 import ctypes
 import io
+import runpy
+import sysconfig
 import threading
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,22 +17,26 @@ from ffcv.pipeline.compiler import Compiler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from setuptools import find_packages
 
-from lbsgd.data.native.kernels import ffcv_crops, library, our_crops
+from lbsgd.data.native import kernels
+from lbsgd.data.native.kernels import DONE, LIBRARY, NO_MEMORY, NOT_DECODED, ffcv_crops, library, our_crops
+from lbsgd.data.share import Pixels
 from lbsgd.data.to_device import Prefetcher, ReusedMemory
 from lbsgd.train.facts import code_of
 
+ROOT = Path(__file__).parent.parent
 ImageFile.MAXBLOCK = 1 << 20  # or PIL refuses to write noise
 
 
 @pytest.fixture(scope="module")
 def both():
-    """(ours, FFCV's); `make setup` compiles ours, so they must be there."""
+    """Return our crops and FFCV's; `make setup` compiles ours, so they must be there."""
     return our_crops(library()), ffcv_crops(Compiler.compile(imdecode), Compiler.compile(resize_crop))
 
 
 def picture(height, width, seed=0, detail=5):
-    """Of coarse pixels of `detail` pixels each; of 1, all of a block's 64 coefficients are there, and no end of block is."""
+    """Draw coarse pixels of `detail` pixels each; with detail 1, a block has all 64 coefficients and no end code."""
     coarse = np.random.default_rng(seed).integers(0, 256, (height // detail + 1, width // detail + 1, 3), np.uint8)
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
@@ -43,7 +50,7 @@ def jpeg(image, quality=90, **options):
 def crop(crops, data, size, box, resolution, mirrored=False):
     pixels, given_up = np.full((resolution, resolution, 3), 77, np.uint8), times_given_up()
     assert not crops.of_jpeg(data, *size, *box, mirrored, pixels)
-    assert times_given_up() == given_up  # libjpeg, which would do it as well, was not needed
+    assert times_given_up() == given_up  # libjpeg, which could do it too, was not needed
     return pixels
 
 
@@ -89,7 +96,7 @@ def test_a_crop_at_its_own_size_has_the_pixels_of_the_whole_image(
 
 @pytest.mark.parametrize("quality, detail", [(100, 1), (100, 3), (30, 1)])
 def test_what_is_beside_a_crop_is_passed_over_whatever_it_holds(both, quality, detail):
-    """At quality 100 the codes and values of noise are as long as they can be, and blocks have no end but their 64th place."""
+    """At quality 100, codes and values of noise are as long as they can be, and blocks end only at their 64th place."""
     data = jpeg(picture(300, 300, detail=detail), quality, subsampling=0, optimize=detail == 3)
     ours, theirs = (crop(crops, data, (300, 300), (201, 190, 60, 60), 60) for crops in both)
     assert np.array_equal(ours, theirs)
@@ -119,7 +126,7 @@ def test_pixels_are_resized_as_by_opencv_in_exact_arithmetic(both, height, width
 
 
 def weights(length, resolution, is_area):
-    """(resolution, length): how each output pixel is made of input pixels, INTER_AREA's rule in fractions."""
+    """Return the weights of all input pixels in each output pixel, (resolution, length), by INTER_AREA's exact rule."""
     matrix, place = np.zeros((resolution, length)), np.arange(length)
     for i in range(resolution):
         begin, end = i * length / resolution, (i + 1) * length / resolution
@@ -140,19 +147,16 @@ def weights(length, resolution, is_area):
 )
 def test_resized_crops_are_ffcv_s_within_half_of_one_in_the_mean(both, box):
     data = jpeg(picture(400, 600))
-    resolution = (
-        224 if box != (0, 0, 400, 600) else 210
-    )  # larger than half the crop, so that it is decoded at full scale
+    resolution = 210 if box == (0, 0, 400, 600) else 224  # more than half of the crop, so it is decoded at full scale
     ours, theirs = (crop(crops, data, (400, 600), box, resolution, mirrored=True).astype(int) for crops in both)
     assert np.abs(ours - theirs).mean() < 0.5
 
 
 @pytest.mark.parametrize("resolution, mean", [(200, 1.5), (100, 1.5), (60, 1.5), (30, 1.5)])
 def test_a_crop_that_is_far_too_large_is_decoded_at_a_smaller_scale(both, resolution, mean):
-    """Half, a quarter and an eighth of 480 pixels cover 200, 100, 60 and 30; the box begins within a pixel of the smaller."""
-    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8)).resize(
-        (750, 600), Image.Resampling.BICUBIC
-    )
+    """Half, a quarter and an eighth of 480 pixels cover 200, 100, 60 and 30. The box begins within a smaller pixel."""
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8))
+    smooth = coarse.resize((750, 600), Image.Resampling.BICUBIC)
     ours, theirs = (crop(crops, jpeg(smooth), (600, 750), (51, 67, 480, 501), resolution).astype(int) for crops in both)
     assert np.abs(ours - theirs).mean() < mean
     shifted = crop(both[1], jpeg(smooth), (600, 750), (51 + 8, 67, 480, 501), resolution).astype(int)
@@ -173,17 +177,32 @@ def test_damage_within_the_crop_is_noticed(both, damage):
         data = np.frombuffer(b"PNG" * 100, np.uint8) if damage == "another file" else data[:0]
     first, again = pixels.copy(), pixels.copy()
     assert both[0].of_jpeg(data, 200, 300, *whole, False, first)
-    assert not both[0].of_jpeg(
-        jpeg(picture(200, 300)), 200, 300, *whole, False, pixels
-    )  # the next as if nothing had been
+    undamaged = jpeg(picture(200, 300))
+    assert both[0].of_jpeg(undamaged, 200, 300, *whole, False, pixels) == DONE  # the damage leaves no trace
     assert both[0].of_jpeg(data, 200, 300, *whole, False, again)
-    assert np.array_equal(first, again)  # what is made up does not depend on what was there before
+    assert np.array_equal(first, again)  # made-up pixels do not depend on what was there before
+
+
+def test_an_image_that_is_none_is_black(both):
+    pixels = np.full((20, 20, 3), 77, np.uint8)
+    assert both[0].of_jpeg(np.frombuffer(b"PNG" * 100, np.uint8), 40, 60, 0, 0, 40, 40, False, pixels) == NOT_DECODED
+    assert not pixels.any()
+
+
+def test_missing_memory_is_returned_and_does_not_abort_the_process():
+    """No machine has the memory for this many output pixels."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    box = 0.0, 0.0, 8.0, 8.0
+    assert library().lbsgd_resize(pixels.ctypes.data, 24, *box, False, pixels.ctypes.data, 1 << 50) == NO_MEMORY
+    data = jpeg(picture(40, 60))
+    decode_crop = library().lbsgd_decode_crop
+    assert decode_crop(data.ctypes.data, len(data), 40, 60, 0, 0, 40, 40, 0, pixels.ctypes.data, 1 << 50) == NO_MEMORY
 
 
 @settings(max_examples=300)
 @given(st.binary(min_size=1, max_size=40), st.integers(0, 2**31), st.booleans())
 def test_no_damage_reaches_beyond_the_memory_of_the_image(both, noise, place, progressive):
-    """Of any kind: it is decoded or refused, and the process lives."""
+    """Any damage is decoded or refused, and the process lives."""
     data = jpeg(picture(60, 80), progressive=progressive).copy()
     at = place % len(data)
     data[at : at + len(noise)] = np.frombuffer(noise, np.uint8)[: len(data) - at]
@@ -192,7 +211,7 @@ def test_no_damage_reaches_beyond_the_memory_of_the_image(both, noise, place, pr
 
 @pytest.mark.parametrize("height, width", [(20, 30), (40, 61), (41, 60), (65000, 60)])
 def test_a_size_that_is_not_the_image_s_is_noticed(both, height, width):
-    """It would be another picture, or take gigabytes."""
+    """The image would be another picture, or take gigabytes."""
     data, frame = jpeg(picture(40, 60)).tobytes(), b"\xff\xc0\x00\x11\x08"
     at = data.index(frame) + len(frame)
     data = np.frombuffer(data[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + data[at + 4 :], np.uint8)
@@ -209,7 +228,7 @@ def test_an_image_without_tables_does_not_get_those_of_the_one_before(both):
 
 @pytest.mark.parametrize("missing", [1, 2, 3])
 def test_an_image_that_ends_where_its_scan_would_begin_is_noticed(both, missing):
-    """libjpeg then makes up an end of the header in memory of its own."""
+    """libjpeg then makes up the end of the header in memory of its own."""
     data = jpeg(picture(40, 60)).tobytes()
     scan = data.index(b"\xff\xda")
     header = data[: scan + 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")]
@@ -218,7 +237,7 @@ def test_an_image_that_ends_where_its_scan_would_begin_is_noticed(both, missing)
 
 
 def test_the_memory_of_a_thread_ends_with_it(both):
-    """FFCV decodes each epoch in a thread of its own."""
+    """FFCV decodes each epoch in a new thread."""
     data, pixels = jpeg(picture(1000, 1500)), np.empty((224, 224, 3), np.uint8)
 
     def decode():
@@ -233,6 +252,19 @@ def test_the_memory_of_a_thread_ends_with_it(both):
 
     before = run_threads(20)
     assert run_threads(100) - before < 20e6  # each has 1 MB
+
+
+def test_the_kernels_are_found_where_an_installation_puts_them_and_may_be_missing(tmp_path, monkeypatch):
+    """setup.py compiles into the package of kernels.py. Without a compiler nothing is there, and FFCV decodes."""
+    given = {}
+    monkeypatch.setattr("setuptools.setup", given.update)
+    runpy.run_path(str(ROOT / "setup.py"))
+    [extension] = given["ext_modules"]
+    assert extension.optional and all((ROOT / source).is_file() for source in (*extension.sources, *extension.depends))
+    compiled = ROOT / (extension.name.replace(".", "/") + sysconfig.get_config_var("EXT_SUFFIX"))
+    assert compiled.parent == Path(kernels.__file__).parent and compiled.match(LIBRARY)
+    assert extension.name.rpartition(".")[0] in find_packages(str(ROOT))
+    assert library(tmp_path) is None
 
 
 def test_memory_is_used_again_only_when_nothing_refers_to_it():
@@ -250,7 +282,7 @@ def test_memory_is_used_again_only_when_nothing_refers_to_it():
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(channels_last):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 37, 37, 3), np.uint8)
-    prefetcher = Prefetcher("cpu", torch.float32, channels_last)
+    prefetcher = Prefetcher(Pixels(resolution=37, device="cpu", channels_last=channels_last))
     [images] = prefetcher([pixels])
     assert torch.equal(images, prefetcher._normalised(torch.from_numpy(pixels)))
 

@@ -35,7 +35,7 @@ def test_the_launchers_hostfile_is_found_among_its_own_arguments(arguments, host
 
 @pytest.fixture
 def environment(monkeypatch):
-    """Sets a launcher's variables, and no others of any launcher."""
+    """Set a launcher's variables, and no others of any launcher."""
 
     def set_to(variables):
         for name in list(os.environ):
@@ -196,7 +196,7 @@ def test_a_hostfile_among_the_recipe_s_flags_is_refused(flags):
 
 
 def recipe(*arguments, **variables):
-    """Runs a recipe that would train."""
+    """Run a recipe that would train."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI_"))}
     command = ["recipes/resnet50.py", "--deepspeed_config", "ds_configs/64.json", "--fake_data", *arguments]
     return subprocess.run(

@@ -10,8 +10,10 @@ import time
 import zlib
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
+import numba
 import numpy as np
 import pytest
 import torch
@@ -20,20 +22,24 @@ from PIL import Image
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 from lbsgd.convert.convert import convert
-from lbsgd.data.beton import BetonFile, open_data
+from lbsgd.data.beton import BetonFile
 from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
-from lbsgd.data.ffcv_loader import EvalLoader, SharedShuffleOrder, TrainLoader
-from lbsgd.data.read_ahead import ReadAhead, Source, read_whole
+from lbsgd.data.ffcv_loader import SharedShuffleOrder, keeping_threads
+from lbsgd.data.folder import open_data
+from lbsgd.data.loaders import EvalLoader, TrainLoader
+from lbsgd.data.native.kernels import NO_MEMORY, Crops
+from lbsgd.data.read_ahead import ReadAhead, ReadFrom, read_whole
+from lbsgd.data.share import Pixels, Share
 from lbsgd.errors import ConfigError, DataError
 
 NUM_TRAIN, NUM_VAL, GLOBAL_BATCH = 53, 21, 16
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-CPU = dict(resolution=24, device="cpu")
+PIXELS, ALONE = Pixels(resolution=24, device="cpu"), Share()
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    """Smooth pictures of many sizes and shapes, each another one, as a data folder."""
+    """A data folder of smooth pictures, all different, of many sizes and shapes."""
     folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for split, number in (("train", NUM_TRAIN), ("val", NUM_VAL)):
         for i in range(number):
@@ -45,30 +51,21 @@ def photos(tmp_path_factory):
     return open_data(folder / "data")
 
 
-def train_loader(photos, *, threads, micro_batch, world_size=1, rank=0, **options):
-    return TrainLoader(
-        photos.train,
-        seed=7,
-        global_batch=GLOBAL_BATCH,
-        world_size=world_size,
-        rank=rank,
-        micro_batch=micro_batch,
-        threads=threads,
-        **CPU,
-        **options,
-    )
+def train_loader(photos, *, threads, micro_batch, share=ALONE, pixels=PIXELS, **options):
+    cut = dict(seed=7, global_batch=GLOBAL_BATCH, micro_batch=micro_batch)
+    return TrainLoader(photos.train, **cut, share=share, pixels=pixels, threads=threads, **options)
 
 
 @pytest.fixture(scope="module")
 def loader(photos):
-    """One process with one thread: what every other cut of the work must agree with."""
+    """One process with one thread. Every other cut of the work must agree with it."""
     loader = train_loader(photos, threads=1, micro_batch=8)
     yield loader
     loader.close()
 
 
 def joined(batches):
-    images, labels = zip(*batches)
+    images, labels = zip(*batches, strict=True)
     return torch.cat(images), torch.cat(labels)
 
 
@@ -80,11 +77,11 @@ def test_pixels_do_not_depend_on_threads_batches_processes_and_passes(photos, lo
     images, labels = joined(loader.epoch(2))
     assert images.shape == (48, 3, 24, 24)  # 53 // 16 iterations of 16 images
     ranks = [
-        train_loader(photos, threads=threads, micro_batch=micro_batch, world_size=world_size, rank=rank)
+        train_loader(photos, threads=threads, micro_batch=micro_batch, share=Share(rank, world_size))
         for rank in range(world_size)
     ]
     parts = [joined(other.epoch(2)) for other in ranks]
-    for whole, cut in zip((images, labels), zip(*parts)):
+    for whole, cut in zip((images, labels), zip(*parts, strict=True), strict=True):
         iterations = torch.stack([part.view(3, 16 // world_size, *whole.shape[1:]) for part in cut], dim=1)
         assert torch.equal(iterations.view_as(whole), whole)
 
@@ -94,18 +91,18 @@ def test_any_first_iteration_gives_exactly_the_rest_of_the_epoch(loader, first_i
     whole = list(loader.epoch(1))
     rest = list(loader.epoch(1, first_iteration))
     assert len(rest) == len(whole) - 2 * first_iteration
-    for (images, labels), (same_images, same_labels) in zip(rest, whole[2 * first_iteration :]):
+    for (images, labels), (same_images, same_labels) in zip(rest, whole[2 * first_iteration :], strict=True):
         assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
 
 
 def test_several_epochs_may_be_read_at_once(loader):
-    together = list(zip(loader.epoch(0), loader.epoch(1)))
-    for epoch, batches in enumerate(zip(*together)):
+    together = list(zip(loader.epoch(0), loader.epoch(1), strict=True))
+    for epoch, batches in enumerate(zip(*together, strict=True)):
         assert torch.equal(joined(batches)[0], joined(loader.epoch(epoch))[0])
 
 
 def jpegs(beton):
-    """The images of a file as PIL decodes them, in order: uint8 (height, width, 3)."""
+    """Return the images of a file in order, as PIL decodes them: uint8 (height, width, 3)."""
     from ffcv.reader import Reader
 
     allocations = np.sort(Reader(str(beton.path)).alloc_table, order="sample_id")
@@ -114,7 +111,7 @@ def jpegs(beton):
 
 
 def by_definition(image, crop):
-    """Cut, resized, mirrored and normalised, by OpenCV and NumPy."""
+    """Cut, resize, mirror and normalise with OpenCV and NumPy."""
     import cv2
 
     top, left, h, w, mirrored = crop
@@ -125,12 +122,12 @@ def by_definition(image, crop):
 @pytest.mark.parametrize("compiled", [True, False])
 def test_training_images_are_the_crops_of_their_numbers(photos, compiled, monkeypatch):
     if not compiled:  # as where the package was installed without a C compiler
-        for module in ("loader", "prefetch"):
-            monkeypatch.setattr(f"lbsgd.{module}.library", lambda: None)
+        for module in ("ffcv_loader", "to_device"):
+            monkeypatch.setattr(f"lbsgd.data.{module}.library", lambda: None)
     with closing(train_loader(photos, threads=2, micro_batch=8)) as loader:
         images, labels = joined(loader.epoch(4))
     originals, draw = jpegs(photos.train), random_resized_crop((0.08, 1.0), flip=True)
-    for image, label, number in zip(images, labels, epoch_order(NUM_TRAIN, 7, 4)):
+    for image, label, number in zip(images, labels, epoch_order(NUM_TRAIN, 7, 4)[:48], strict=True):
         assert label == photos.train.labels[number]
         expected = by_definition(originals[number], draw(crop_key(7, 4), number, *originals[number].shape[:2]))
         assert np.abs(image.numpy() - expected).mean() < 0.05  # one of 255 steps is 0.017
@@ -140,14 +137,15 @@ def test_batch_norm_statistics_are_taken_from_the_epoch_s_first_images(photos, l
     first = joined(loader.epoch(5))[0][:32].view(8, 4, 3, 24, 24)
     for rank in range(2):
         one_of_two = copy.copy(loader)  # spares a compilation
-        one_of_two.world_size, one_of_two.rank = 2, rank
+        one_of_two.share = Share(rank, 2)
         batches = list(one_of_two.statistics_batches(5, num_images=32, per_worker_batch=4))
         assert [len(images) for images in batches] == [8, 8]
         assert torch.equal(torch.cat(batches), first[rank::2].flatten(0, 1))
 
 
 def test_images_come_in_the_precision_and_memory_format_asked_for(photos):
-    loader = train_loader(photos, threads=1, micro_batch=8, dtype=torch.bfloat16, channels_last=True, flip=False)
+    pixels = replace(PIXELS, dtype=torch.bfloat16, channels_last=True)
+    loader = train_loader(photos, threads=1, micro_batch=8, pixels=pixels, flip=False)
     images, labels = next(loader.epoch(0))
     assert images.dtype is torch.bfloat16 and images.is_contiguous(memory_format=torch.channels_last)
     assert labels.dtype is torch.int64 and labels.shape == (8,)
@@ -157,17 +155,19 @@ def test_images_come_in_the_precision_and_memory_format_asked_for(photos):
 
 
 def test_every_validation_image_comes_once_by_its_centre_crop(photos):
-    shares = [EvalLoader(photos.val, world_size=2, rank=rank, batch=4, threads=rank + 1, **CPU) for rank in range(2)]
+    shares = [
+        EvalLoader(photos.val, batch=4, share=Share(rank, 2), pixels=PIXELS, threads=rank + 1) for rank in range(2)
+    ]
     assert [[len(labels) for _, labels in share] for share in shares] == [[4, 4, 3], [4, 4, 2]]
-    images, labels = map(torch.cat, zip(*(joined(share) for share in shares)))
+    images, labels = map(torch.cat, zip(*(joined(share) for share in shares), strict=True))
     assert labels.tolist() == photos.val.labels.tolist()
-    for image, original in zip(images, jpegs(photos.val)):
+    for image, original in zip(images, jpegs(photos.val), strict=True):
         expected = by_definition(original, centre_crop(0, 0, *original.shape[:2]))
         assert np.abs(image.numpy() - expected).mean() < 0.05
 
 
 def test_a_rank_without_images_yields_nothing(photos):
-    assert list(EvalLoader(photos.val, world_size=30, rank=29, batch=4, threads=1, **CPU)) == []
+    assert list(EvalLoader(photos.val, batch=4, share=Share(29, 30), pixels=PIXELS, threads=1)) == []
 
 
 # --- threads ----------------------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ def test_a_failure_in_ffcv_s_thread_ends_the_training_within_seconds(loader, mon
     def fails(**_):
         raise RuntimeError("the disk is gone")
 
-    stages, outputs = loader._ffcv.code
-    monkeypatch.setattr(loader._ffcv, "code", ([(fails, stages[0][1])], outputs))
+    stages, outputs = loader.images.pipeline.code
+    monkeypatch.setattr(loader.images.pipeline, "code", ([(fails, stages[0][1])], outputs))
     start = time.monotonic()
     with pytest.raises(DataError, match="decoding .*train.beton failed: RuntimeError.*the disk is gone"):
         next(loader.epoch(0))
@@ -233,16 +233,17 @@ def test_threads_that_this_process_cannot_have_are_refused(photos, threads):
 
 
 def test_a_loader_opens_a_file_by_its_path(photos):
-    assert EvalLoader(str(photos.val.path), world_size=1, rank=0, batch=4, threads=1, **CPU).beton.num_images == NUM_VAL
+    options = dict(batch=4, share=ALONE, pixels=PIXELS, threads=1)
+    assert len(EvalLoader(str(photos.val.path), **options).numbers) == NUM_VAL
     with pytest.raises(DataError, match="cannot read nowhere"):
-        EvalLoader("nowhere", world_size=1, rank=0, batch=4, threads=1, **CPU)
+        EvalLoader("nowhere", **options)
 
 
-# --- damage ---------------------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------------------
 
 
 def with_noise_in(photos, image, folder, *, converted_so=False):
-    """A copy of the training file in which the coded data of an image is noise, as the converter wrote it or as a disk may."""
+    """Copy the training file with noise in the data of an image: from a bad disk, or as the converter wrote it."""
     data = bytearray(photos.train.path.read_bytes())
     start, size = int(photos.train.images[image]["data_at"]), int(photos.train.sizes[image])
     middle = slice(start + size * 2 // 3, start + size - 2)
@@ -258,11 +259,8 @@ def with_noise_in(photos, image, folder, *, converted_so=False):
 
 
 def load(file):
-    with closing(
-        TrainLoader(
-            file, seed=7, global_batch=16, world_size=1, rank=0, micro_batch=16, crop_scale=(1.0, 1.0), threads=1, **CPU
-        )
-    ) as loader:
+    cut = dict(seed=7, global_batch=16, micro_batch=16, share=ALONE)
+    with closing(TrainLoader(file, **cut, pixels=PIXELS, crop_scale=(1.0, 1.0), threads=1)) as loader:
         return joined(loader.epoch(0))
 
 
@@ -276,7 +274,16 @@ def test_a_damaged_image_ends_the_epoch_and_is_named_unless_its_source_was_so(ph
     assert [i for i in range(48) if not torch.equal(whole[i], other[i])] == [20]
 
 
-# --- from the disk ----------------------------------------------------------------------------------------------------------
+def test_an_image_for_which_no_memory_is_left_ends_the_epoch_and_is_not_taken_for_a_black_one(photos, monkeypatch):
+    of_jpeg = numba.njit(lambda data, height, width, top, left, h, w, mirrored, destination: NO_MEMORY)
+    of_pixels = numba.njit(lambda pixels, top, left, h, w, mirrored, destination: NO_MEMORY)
+    monkeypatch.setattr("lbsgd.data.ffcv_loader.crops", lambda: Crops(of_jpeg, of_pixels))
+    first = int(epoch_order(NUM_TRAIN, 7, 0)[0])
+    with pytest.raises(DataError, match=f"no memory is left to decode image {first} of .*train.beton"):
+        load(photos.train)
+
+
+# --- from the disk ----------------------------------------------------------------------------------------------------
 
 
 def test_reading_ahead_changes_no_pixel_and_leaves_no_thread(photos, loader):
@@ -297,7 +304,7 @@ def test_images_are_asked_for_in_their_order_and_not_too_far_ahead(photos, monke
     reader.advance(2)
     wait_until(lambda: len(asked) == 4)
     reader.close()
-    other = os.open(os.devnull, os.O_RDONLY)  # takes the number of the file that is closed now
+    other = os.open(os.devnull, os.O_RDONLY)  # gets the number of the file that is closed now
     reader.close()  # FFCV does
     os.close(other)
     assert asked == [(8192, 1408), (0, 300), (4096, 1704), (16384, 3716)]
@@ -314,16 +321,58 @@ def wait_until(condition):
 def test_a_file_that_fits_comes_from_memory_and_one_that_does_not_from_the_disk(photos, monkeypatch):
     path, size = photos.train.path, photos.train.path.stat().st_size
     for free, in_memory, kind in ((2 * size, False, "page cache"), (size, False, "disk"), (2 * size, True, "memory")):
-        monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=free))
-        source = Source.choose(path, in_memory)
-        assert source.kind == kind and "train.beton has" in source.reason
+        monkeypatch.setattr("psutil.virtual_memory", partial(SimpleNamespace, available=free))
+        read_from = ReadFrom.choose(path, in_memory)
+        assert read_from.kind == kind and f"train.beton has {size / 1e6:.1f} MB" in read_from.reason
     read_whole(path)
-    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=size))
-    with pytest.raises(ConfigError, match="--in_memory: train.beton has .* GB .* are free"):
-        Source.choose(path, in_memory=True)
+    monkeypatch.setattr("psutil.virtual_memory", partial(SimpleNamespace, available=size))
+    with pytest.raises(ConfigError, match="--in_memory: train.beton has .* MB, .* are free"):
+        ReadFrom.choose(path, in_memory=True)
 
 
-# --- the shuffle for loaders of others -----------------------------------------------------------------------------------
+# --- FFCV's own Loader and torch's ------------------------------------------------------------------------------------
+
+
+def test_the_public_shuffle_leaves_ffcv_and_all_threads_as_they_are():
+    """In a process of its own, which has imported nothing of ours before."""
+    code = """
+import cv2, numba, torch
+torch.set_num_threads(3), numba.set_num_threads(2), cv2.setNumThreads(5)
+from lbsgd.data.ffcv_loader import SharedShuffleOrder
+assert (torch.get_num_threads(), numba.get_num_threads(), cv2.getNumThreads()) == (3, 2, 5)
+import importlib, inspect
+for module in ("pipeline.compiler", "memory_managers.os_cache", "loader.loader", "loader.epoch_iterator"):
+    module = importlib.import_module(f"ffcv.{module}")
+    for owner in vars(module).values():
+        if inspect.isclass(owner) and owner.__module__.startswith("ffcv"):
+            for name, member in vars(owner).items():
+                member = getattr(member, "__func__", member)
+                assert not (getattr(member, "__module__", "") or "").startswith("lbsgd"), (owner, name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "NUMBA_NUM_THREADS": "4"})
+
+
+def stock_loader(photos, threads):
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder
+    from ffcv.loader import Loader
+
+    image = [CenterCropRGBImageDecoder((24, 24), 224 / 256)]
+    pipelines = {photos.val.image_field: image, photos.val.label_field: None}
+    return Loader(str(photos.val.path), 7, num_workers=threads, pipelines=pipelines)
+
+
+# A stock Loader changes the hash of a type that Numba has as a key, so Numba cannot tidy up behind it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_stock_loader_beside_ours_behaves_as_stock_and_ours_as_ours(photos, loader):
+    with keeping_threads():
+        before = np.concatenate([images.copy() for (images,) in stock_loader(photos, threads=1)])
+        ours = joined(loader.epoch(0))
+        with closing(train_loader(photos, threads=2, micro_batch=8)) as second:  # built after a stock one
+            assert all(map(torch.equal, joined(second.epoch(0)), ours))
+        stock = stock_loader(photos, threads=2)
+        assert torch.get_num_threads() == 2  # FFCV sets it in each Loader, and we do not keep it from doing so
+        assert np.array_equal(np.concatenate([images.copy() for (images,) in stock]), before)
+        assert all(map(torch.equal, joined(loader.epoch(0)), ours))
 
 
 def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos):

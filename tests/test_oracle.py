@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import lbsgd
-from lbsgd.config.json_file import set_precision
+from lbsgd.config.precision import set_precision
 from lbsgd.train.engine_state import gather_state
 
 ON_ONE_PROCESS = [(stage, micro_batch) for stage in (0, 1, 2) for micro_batch in (64, 8)]  # 1 and 8 passes

@@ -22,9 +22,9 @@ from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 from lbsgd.config.plan import Plan
-from lbsgd.train.engine import LinearScalingWarmupLR, deepspeed_config
+from lbsgd.train.engine import LinearScalingWarmupLR
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.optimizer import build_optimizer
+from lbsgd.train.inputs import build_optimizer, deepspeed_config
 
 SCHEDULE = Plan.read(recipe(), 1).schedule
 
@@ -110,7 +110,7 @@ class CorrectedTwice(MomentumCorrectedSGD):
 
 def test_remark_2_form_9_has_its_correction_built_in(monkeypatch, expected):
     assert distance(weights(recipe()), expected) < BOUND
-    monkeypatch.setattr("lbsgd.train.optimizer.MomentumCorrectedSGD", CorrectedTwice)
+    monkeypatch.setattr("lbsgd.train.inputs.MomentumCorrectedSGD", CorrectedTwice)
     assert distance(weights(recipe()), expected) > 100 * BOUND
 
 
@@ -150,7 +150,7 @@ def test_batch_norm_found_by_its_name_decays_in_the_shortcuts(monkeypatch, expec
     assert [sum(norm.weight in those and norm.bias in those for norm in norms) for those in decaying] == [0, 4]
     assert len(norms) == 53
     assert distance(weights(recipe()), expected) < BOUND
-    monkeypatch.setattr("lbsgd.train.optimizer.decay_groups", groups_by_name)
+    monkeypatch.setattr("lbsgd.train.inputs.decay_groups", groups_by_name)
     assert distance(weights(recipe()), expected) > 100 * BOUND
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.config.json_file import Overrides, read_json, write_json
+from lbsgd.config.json_file import read_json, write_json
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
@@ -237,7 +238,7 @@ def test_reading_leaves_the_callers_object_alone_and_the_plan_is_plain_data():
     assert json.loads(json.dumps(plan.as_dict()))["global_batch"] == 256
 
 
-# --- --set --------------------------------------------------------------------------------------------------------------
+# --- --set ------------------------------------------------------------------------------------------------------------
 
 
 def test_settings_put_values_at_key_paths_and_derive_what_depends_on_them():

@@ -19,7 +19,7 @@ from lbsgd.commands.plan_time import (
     steps,
     weight_seconds,
 )
-from lbsgd.config.json_file import Overrides
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 

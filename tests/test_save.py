@@ -21,8 +21,8 @@ from test_engine import network, recipe, train
 from test_trainer import trainer
 
 import lbsgd
-from lbsgd.commands.train import interval
-from lbsgd.config.json_file import set_precision
+from lbsgd.commands.flag_types import interval
+from lbsgd.config.precision import set_precision
 from lbsgd.disk import replace_file
 from lbsgd.errors import CheckpointError
 from lbsgd.train import checkpoint

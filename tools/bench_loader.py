@@ -1,10 +1,11 @@
-"""lbsgd's loader against stock FFCV, torchvision and DALI on the same JPEG bytes, and the bare decoder.
+"""lbsgd's loader against stock FFCV, torchvision and DALI on the same JPEG bytes, and against the bare decoder.
 
     python tools/bench_loader.py DATA [--images N] [--threads N] [--rounds N]
 
-DATA holds train.beton. Random resized crop to 224 and a flip, batches of 64; each contender is a process of its own, and
-they take turns, so that the ratios count. torchvision and DALI read the same bytes from files. DALI's CPU pipeline takes
-part where it is installed (pip install nvidia-dali-cuda120 nvidia-nvimgcodec-cu12). The bare decoder decodes whole images, and does nothing else.
+DATA holds train.beton. All contenders crop at random, resize to 224 and flip, in batches of 64. Each is a process of
+its own, and they take turns, so that the ratios count. torchvision and DALI read the same bytes from files. DALI's CPU
+pipeline takes part if it is installed (pip install nvidia-dali-cuda120 nvidia-nvimgcodec-cu12). The bare decoder only
+decodes whole images.
 """
 
 import argparse
@@ -23,38 +24,35 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from lbsgd.data.beton import BetonFile
+from lbsgd.errors import ConfigError, LbsgdError, print_error
+
 RESOLUTION, BATCH = 224, 64
+WIDE = 160  # columns, more than the table has
 
 
-# --- the contenders: a function that opens the data and returns an iterator of epochs, each the number of its images ---------
+# --- the contenders: each opens the data and yields the number of images of each epoch ------------------------------
 
 
 def lbsgd_pixels(data, threads, num_images):
-    """lbsgd's pipeline up to uint8 pixels, where stock FFCV's ends."""
+    """lbsgd's pipeline up to uint8 pixels, as far as stock FFCV's goes."""
     from lbsgd.algorithm.shuffle import epoch_order
     from lbsgd.data.crops import crop_key
     from lbsgd.data.ffcv_loader import DecodingThread
 
     loader = lbsgd_loader(data, threads)
     for epoch in itertools.count():
-        order = epoch_order(loader.beton.num_images, 0, epoch)[:num_images]
-        yield sum(len(batch) for batch in DecodingThread(loader._ffcv, loader.beton, order, crop_key(0, epoch)))
+        order = epoch_order(loader.num_images, 0, epoch)[:num_images]
+        yield sum(len(batch) for batch in DecodingThread(loader.images.pipeline, order, crop_key(0, epoch)))
 
 
 def lbsgd_loader(data, threads):
-    from lbsgd.data.ffcv_loader import TrainLoader
+    from lbsgd.data.loaders import TrainLoader
+    from lbsgd.data.share import Pixels, Share
 
-    return TrainLoader(
-        Path(data) / "train.beton",
-        seed=0,
-        global_batch=BATCH,
-        world_size=1,
-        rank=0,
-        micro_batch=BATCH,
-        resolution=RESOLUTION,
-        threads=threads,
-        device="cpu",
-    )
+    cut = dict(seed=0, global_batch=BATCH, micro_batch=BATCH, share=Share())
+    pixels = Pixels(resolution=RESOLUTION, device="cpu")
+    return TrainLoader(Path(data) / "train.beton", **cut, pixels=pixels, threads=threads)
 
 
 def lbsgd_images(data, threads, num_images):
@@ -65,7 +63,7 @@ def lbsgd_images(data, threads, num_images):
 
 
 def stock_pixels(data, threads, num_images, normalised=False):
-    """FFCV as its documentation has it, up to uint8 pixels."""
+    """FFCV as in its documentation, up to uint8 pixels."""
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
@@ -90,12 +88,12 @@ def stock_pixels(data, threads, num_images, normalised=False):
 
 
 def stock_images(data, threads, num_images):
-    """... and normalised to float32 by FFCV's own operation."""
+    """FFCV as in its documentation, normalised to float32 by its own operation."""
     return stock_pixels(data, threads, num_images, normalised=True)
 
 
 def torchvision_images(data, threads, num_images):
-    """Image files, a DataLoader and torchvision's usual transforms."""
+    """Image files through a DataLoader and torchvision's usual transforms."""
     from torch.utils.data import DataLoader
     from torchvision import transforms
     from torchvision.datasets import ImageFolder
@@ -121,7 +119,7 @@ def torchvision_images(data, threads, num_images):
 
 
 def dali_images(data, threads, num_images):
-    """NVIDIA DALI's CPU pipeline, which decodes only the crop, too."""
+    """NVIDIA DALI's CPU pipeline, which decodes only the crop as well."""
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch import DALIClassificationIterator
 
@@ -146,7 +144,7 @@ def dali_images(data, threads, num_images):
 
 
 def bare_decoder(data, threads, num_images):
-    """libjpeg-turbo on whole images, on one core: what remains of FFCV without everything else."""
+    """libjpeg-turbo alone on whole images, on one core."""
     from ffcv.libffcv import imdecode
 
     images = list(jpegs(data, num_images))
@@ -158,18 +156,16 @@ def bare_decoder(data, threads, num_images):
 
 
 def jpegs(data, num_images):
-    """(bytes, height, width) of the first images."""
-    from lbsgd.data.beton import BetonFile
-
+    """Yield (bytes, height, width) of the first images."""
     beton = BetonFile.open(Path(data) / "train.beton")
     file = np.memmap(beton.path, np.uint8, "r")
-    for record, size in zip(beton.images[:num_images], beton.sizes):
+    for record, size in zip(beton.images[:num_images], beton.sizes[:num_images], strict=True):
         start = int(record["data_at"])
         yield np.array(file[start : start + int(size)]), int(record["height"]), int(record["width"])
 
 
 def write_files(data, folder, num_images):
-    """The same bytes as files in 10 folders."""
+    """Write the same bytes as files in 10 folders."""
     for number, (encoded, _, _) in enumerate(jpegs(data, num_images)):
         path = Path(folder) / str(number % 10) / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
@@ -187,11 +183,11 @@ CONTENDERS = {
 }
 
 
-# --- turns ----------------------------------------------------------------------------------------------------------------------
+# --- turns ------------------------------------------------------------------------------------------------------------
 
 
 def contend(pipe, contender, arguments):
-    """In a process of its own: an epoch whenever asked; (images, seconds, CPU seconds, peak memory in bytes)."""
+    """Run an epoch whenever asked, and send (images, seconds, CPU seconds, peak memory in bytes)."""
     epochs = contender(*arguments)
     next(epochs)  # compiles, starts, fills the page cache
     pipe.send("ready")
@@ -210,7 +206,7 @@ def cpu_seconds():
 
 
 def peak_memory():
-    """Of this process and the largest of its children."""
+    """Return the bytes of this process and of the largest of its children."""
     return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
@@ -231,15 +227,20 @@ def turn(pipe):
 def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("data", metavar="DATA", help="a data folder of the converter, with train.beton")
-    flags.add_argument("--images", type=int, default=3000, help="images an epoch (default: 3000)")
+    flags.add_argument("--images", type=int, default=3000, help="images per epoch (default: 3000)")
     flags.add_argument("--threads", type=int, default=os.cpu_count(), help="threads or workers (default: all cores)")
     flags.add_argument("--rounds", type=int, default=5, help="epochs of each contender (default: 5)")
     arguments = flags.parse_args()
+    try:
+        num_images = whole_batches(arguments.data, arguments.images)
+    except LbsgdError as error:
+        print_error(error)
+        return error.exit_code
     contenders = {
         name: contender for name, contender in CONTENDERS.items() if name != "DALI, CPU" or find_spec("nvidia.dali")
     }
     pipes = {
-        name: start(contender, (arguments.data, arguments.threads, arguments.images // BATCH * BATCH))
+        name: start(contender, (arguments.data, arguments.threads, num_images))
         for name, contender in contenders.items()
     }
     rounds = {name: [] for name in pipes}
@@ -248,13 +249,26 @@ def main():
             rounds[name].append(turn(pipe))
     for pipe in pipes.values():
         pipe.send(False)
-    Console().print(results(rounds, arguments.threads))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDE)  # a file has no width, and Rich's guess of 80 would break the columns into words
+    console.print(results(rounds, arguments.threads))
+    return 0
+
+
+def whole_batches(data, num_images):
+    """Return num_images rounded down to whole batches. Raise LbsgdError if train.beton has not as many."""
+    found = BetonFile.open(Path(data) / "train.beton").num_images
+    if not BATCH <= num_images <= found:
+        raise ConfigError(
+            f"--images {num_images}: {data}/train.beton has {found:,} images; choose {BATCH} (a batch) to {found:,}"
+        )
+    return num_images // BATCH * BATCH
 
 
 def results(rounds, threads):
-    table = Table(
-        title=f"random resized crop to {RESOLUTION}, flip; {threads} threads; median of {len(rounds['torchvision'])} epochs"
-    )
+    num_rounds = len(rounds["torchvision"])
+    table = Table(title=f"random resized crop to {RESOLUTION}, flip; {threads} threads; median of {num_rounds} epochs")
     for column in ("", "images/s", "to FFCV", "images/CPU second", "to FFCV", "peak memory"):
         table.add_column(column, justify="right" if column else "left")
     speed, per_cpu_second = (

@@ -15,6 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -26,17 +27,19 @@ from torch.nn import functional as F
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.resnet import resnet
 from lbsgd.algorithm.sgd import decay_groups
-from lbsgd.config.json_file import Overrides, read_json
+from lbsgd.config.json_file import read_json
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.data.beton import open_data
 from lbsgd.data.fake import FakeImages
+from lbsgd.data.folder import open_data
+from lbsgd.data.share import Share
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.train.engine import initialize, memory_format, start_processes
 from lbsgd.train.images import Images
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
-from lbsgd.train.session import DTYPES, device_name
+from lbsgd.train.session import DTYPES, device_name, pixels_of
 from lbsgd.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -64,18 +67,15 @@ def plan_for(micro_batch, resolution, precision, num_images):
 
 def fake_images(plan, device, dtype=None):
     """Seeded images on the device, by default in the plan's precision; one rank takes each global batch in one pass."""
+    pixels = pixels_of(plan, device)
     return FakeImages(
         plan.num_images,
         1000,
         seed=0,
         global_batch=plan.global_batch,
-        world_size=1,
-        rank=0,
         micro_batch=plan.micro_batch,
-        resolution=plan.recipe.augmentation.resolution,
-        device=device,
-        dtype=dtype or DTYPES[plan.precision],
-        channels_last=memory_format(device) is torch.channels_last,
+        share=Share(),
+        pixels=replace(pixels, dtype=dtype) if dtype else pixels,
     )
 
 
@@ -165,7 +165,7 @@ def compare(table, name, micro_batch, resolution, precision, device, repeats):
 
 def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, repeats, data_dir):
     """A row: the trainer fed with real JPEGs by the FFCV loader, and the share of the time it waited."""
-    from lbsgd.data.ffcv_loader import TrainLoader
+    from lbsgd.data.loaders import TrainLoader
 
     data = open_data(data_dir)
     plan = plan_for(micro_batch, resolution, precision, data.train.num_images)
@@ -175,14 +175,10 @@ def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, r
             data.train,
             seed=0,
             global_batch=micro_batch,
-            world_size=1,
-            rank=0,
             micro_batch=micro_batch,
-            resolution=resolution,
             threads=torch.get_num_threads(),
-            device=device,
-            dtype=DTYPES[plan.precision],
-            channels_last=memory_format(device) is torch.channels_last,
+            share=Share(),
+            pixels=pixels_of(plan, device),
         )
 
     step, trainer = our_step(resnet(name, data.num_classes), plan, load)

@@ -51,7 +51,7 @@ def run(given: argparse.Namespace) -> None:
     """Convert, look or verify. Raises LbsgdError; ImportError without OpenCV or Pillow."""
     from lbsgd.convert.convert import convert, look  # imported late, so that --help does not wait for NumPy
     from lbsgd.convert.verify import verify
-    from lbsgd.data.beton import data_folder
+    from lbsgd.data.folder import data_folder
 
     data_dir, num_workers = data_folder(given.data_dir), given.num_workers
     if given.verify:

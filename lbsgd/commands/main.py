@@ -64,13 +64,19 @@ def parser() -> argparse.ArgumentParser:
 
 def check_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    command.epilog = "Exit code 0: no errors (warnings may be there); 1: errors; 2: something given is wrong."
-    add("files", nargs="+", metavar="FILE", help="DeepSpeed JSONs, with or without an lbsgd block, or folders of them")
-    add("--json", action="store_true", help="findings as JSON, for machines")
+    command.epilog = "Exit code 0: no errors (there may be warnings); 1: errors; 2: something given is wrong."
+    add("files", nargs="*", metavar="FILE", help="DeepSpeed JSONs, with or without an lbsgd block, or folders of them")
+    add("--json", action="store_true", help="print the findings as JSON, for machines")
     add("--fix", action="store_true", help="write what can be corrected back into the file, and say what changed")
+    add(
+        "--explain", metavar="CODE", help="print why a code such as D12 hurts, an example and the fix; `all` prints all"
+    )
+    add("--markdown", action="store_true", help="with --explain all: print docs/checks.md")
 
 
 def run_check(given: argparse.Namespace) -> int:
-    from lbsgd.config.checks.inspect import check_files
+    from lbsgd.commands.check import check_files, print_explanation
 
+    if given.explain:
+        return print_explanation(given.explain, as_markdown=given.markdown)
     return check_files(given.files, as_json=given.json, fix=given.fix)

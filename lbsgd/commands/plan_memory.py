@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lbsgd.config.checks.consistency import get
+from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 

@@ -18,8 +18,11 @@ from lbsgd.commands.plan_time import (
     predict,
     reduction_of,
 )
-from lbsgd.config.checks.lbsgd_json import deepspeed_findings
-from lbsgd.config.json_file import Overrides, parse_recipe, read_json, refuse
+from lbsgd.config.checks.block import parse_recipe
+from lbsgd.config.checks.finding import refuse
+from lbsgd.config.checks.registry import deepspeed_findings
+from lbsgd.config.json_file import read_json
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from lbsgd.commands.plan_memory import Network, bytes_per_weight
-from lbsgd.config.checks.consistency import get
+from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 
 # A GPU's speed in the paper: 90 epochs of 1,281,167 images in 29 hours on one server of 8 P100. It includes aggregation

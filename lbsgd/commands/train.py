@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lbsgd.config.json_file import Overrides
+from lbsgd.commands.flag_types import interval, natural, positive
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.data.beton import ImageNetData, data_folder, open_data
+from lbsgd.data.folder import ImageNetData, data_folder, open_data
 from lbsgd.errors import LbsgdError
 from lbsgd.processes.ending import end_before_joining, end_with_error
 from lbsgd.processes.environment import Processes
@@ -168,30 +169,3 @@ def parser(description: str) -> argparse.ArgumentParser:
     add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
     add("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
     return flags
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return int(text)
-
-
-def interval(text: str) -> tuple[int | None, float | None]:
-    """Iterations and minutes, one of them None: `50` or `10m`."""
-    if text.isdigit() and int(text):
-        return int(text), None
-    try:
-        minutes = float(text.removesuffix("m"))
-    except ValueError:
-        minutes = 0
-    if not (text.endswith("m") and 0 < minutes < float("inf")):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is neither a number of iterations, such as 50, nor of minutes, such as 10m"
-        )
-    return None, minutes
-
-
-def natural(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from lbsgd.config.checks import consistency as check
-from lbsgd.config.checks.lbsgd_json import deepspeed_findings
-from lbsgd.config.json_file import Overrides, override, refuse, set_precision
+from lbsgd.config.checks.finding import refuse
+from lbsgd.config.checks.registry import consistency_findings, deepspeed_findings, fit_findings
+from lbsgd.config.checks.subject import Planned
+from lbsgd.config.derive import divisors
+from lbsgd.config.overrides import Overrides, override
+from lbsgd.config.precision import set_precision
 from lbsgd.config.schema import Recipe
 
+WHERE = "lbsgd config"
 IMAGENET_IMAGES = 1_281_167
-MOST_IMAGES_A_PASS = (
-    256  # of ResNet-50 at 224 pixels: 11 GB of activations in half precision, 22 in float32 (memory.py)
-)
+# ResNet-50 at 224 pixels then has 11 GB of activations in half precision, 22 in float32 (commands/plan_memory.py).
+MOST_IMAGES_PER_PASS = 256
 
 
 def template(global_batch: int, micro_batch: int, num_images: int, epochs: int) -> dict[str, Any]:
-    """The paper's recipe (Sec. 5.1) in fp16; the numbers that follow from kn are put in by `override`."""
+    """Return the paper's recipe (Sec. 5.1) in fp16; `override` puts in the numbers that follow from kn."""
     return {
         "train_batch_size": global_batch,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -71,34 +74,35 @@ def generate(
     epochs: int = 90,
     settings: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """A checked JSON for kn images an update.
+    """Return a checked JSON for kn images per update.
 
-    gpus: for whom the micro batch is chosen, the largest of at most 256 images that divides their share; by default k of
-    them, one worker each. zero_stage: by default 1 in fp16, else 0. settings: as of --set.
-    Raises ConfigError where the numbers cannot go together.
+    gpus: the number of GPUs that the micro batch is chosen for, by default k with one worker each. The micro batch is
+    the largest of at most 256 images that divides a GPU's share. zero_stage: by default 1 in fp16, else 0. settings:
+    those of --set. Raises ConfigError where the numbers cannot go together.
     """
     config, recipe = override(template(global_batch, 1, num_images, epochs), Overrides(settings=settings))
     n, kn = recipe.batch_norm.per_worker_batch, config["train_batch_size"]
     gpus = gpus or max(1, kn // n)
-    config["train_micro_batch_size_per_gpu"] = micro_batch or images_a_pass(kn, n, gpus)
+    config["train_micro_batch_size_per_gpu"] = micro_batch or images_per_pass(kn, n, gpus)
     set_precision(config, precision)
     config["zero_optimization"]["stage"] = int(precision == "fp16") if zero_stage is None else zero_stage
-    config["steps_per_print"] = 100 if recipe.num_images // kn >= 1000 else 10  # 8 to 60 lines an epoch
-    refuse("lbsgd config", deepspeed_findings(config))
-    refuse("lbsgd config", check.recipe_findings(config, recipe))
-    refuse("lbsgd config", check.fit_findings(recipe, kn, config["train_micro_batch_size_per_gpu"], gpus))
+    config["steps_per_print"] = 100 if recipe.num_images // kn >= 1000 else 10  # 8 to 60 lines per epoch
+    planned = Planned(config, recipe, gpus)
+    refuse(WHERE, deepspeed_findings(config))
+    refuse(WHERE, consistency_findings(planned))
+    refuse(WHERE, fit_findings(planned))
     return in_order(config)
 
 
-def images_a_pass(global_batch: int, per_worker_batch: int, gpus: int) -> int:
-    """The largest micro batch of whole workers that divides a GPU's share of kn and is not too many images."""
+def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int) -> int:
+    """Return the largest micro batch of whole workers that divides a GPU's share of kn, at most 256 images."""
     workers = global_batch // (gpus * per_worker_batch)
-    fitting = [d for d in check.divisors(workers) if d * per_worker_batch <= MOST_IMAGES_A_PASS]
+    fitting = [d for d in divisors(workers) if d * per_worker_batch <= MOST_IMAGES_PER_PASS]
     return per_worker_batch * max(fitting, default=1)
 
 
-def in_order(config: dict) -> dict:
-    """DeepSpeed's keys as in the template, with those of other precisions before data_types; the block's as in `Recipe`."""
+def in_order(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON with its keys in the order of the template, and those of the block in the order of `Recipe`."""
     order, fields = list(template(1, 1, 1, 1)), list(Recipe.model_fields)
     config["lbsgd"] = dict(sorted(config["lbsgd"].items(), key=lambda item: fields.index(item[0])))
     return dict(sorted(config.items(), key=lambda item: order.index(item[0] if item[0] in order else "fp16")))

@@ -1,23 +1,25 @@
-"""The paper's grid of configurations (Fig. 1 and 3, Tables 1 and 2): every file in ds_configs as a line, and their table.
+"""The paper's grid of configurations (Fig. 1 and 3, Tables 1 and 2): one entry per file in ds_configs, and their table.
 
-A line holds the arguments with which `lbsgd config` writes the file, the paper's error, and what the file is for.
+An entry holds the arguments with which `lbsgd config` writes the file, the paper's error, and the file's purpose.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lbsgd.algorithm import published as paper
-from lbsgd.config.json_file import precision_of, read_json, write_json
+from lbsgd.algorithm import published
+from lbsgd.config.json_file import read_json, write_json
+from lbsgd.config.precision import precision_of
+from lbsgd.units import counted
 
 
 @dataclass(frozen=True)
 class Shipped:
-    """A shipped file: its name in ds_configs, without .json, the arguments of `lbsgd config`, error and purpose."""
+    """A shipped file: its name in ds_configs without .json, the arguments of `lbsgd config`, error and purpose."""
 
     name: str
     arguments: str
@@ -25,136 +27,117 @@ class Shipped:
     purpose: str
 
     def command(self) -> list[str]:
-        """The arguments with which `lbsgd config` prints the file."""
+        """Return all arguments with which `lbsgd config` prints the file."""
         error = [] if self.error is None else ["--set", f"lbsgd.paper_error_pct={list(self.error)}"]
         return [*shlex.split(self.arguments), "--set", f"lbsgd.purpose={self.purpose}", *error]
 
 
-def of_figure_1(global_batch: int, gpus: str = "") -> Shipped:
-    """The linear scaling rule, with gradual warmup above 256 images."""
+def of_figure_1(global_batch: int) -> Shipped:
+    """Return the entry for a global batch of Fig. 1: the linear scaling rule, with gradual warmup above 256 images."""
     name = str(global_batch) if global_batch < 1000 else f"{global_batch // 1024}k"
-    purposes = {
-        256: "the baseline: one server of 8 GPUs, lr 0.1, no warmup (Table 1)",
-        8192: "the paper's run: linear scaling rule and gradual warmup match the baseline in 1 hour (Table 1)",
-    }
-    below = "the linear scaling rule below the baseline's batch (Fig. 1)"
-    above = "the linear scaling rule and gradual warmup match the baseline (Fig. 1)"
-    beyond = "where the linear scaling rule ends: the error rises (Fig. 1)"
-    kind = below if global_batch < 256 else above if global_batch <= paper.LARGEST_GOOD_BATCH else beyond
-    return Shipped(
-        name, f"--global_batch {global_batch}", paper.ERROR_PCT[global_batch], purposes.get(global_batch, kind)
-    )
+    error = published.ERROR_PCT[global_batch]
+    return Shipped(name, f"--global_batch {global_batch}", error, purpose_in_figure_1(global_batch))
 
 
-def ablation(name: str, setting: str, measured: dict, purpose: str) -> Shipped:
-    """One thing changed in 256.json or 8k.json."""
+def purpose_in_figure_1(global_batch: int) -> str:
+    """Return what a file of Fig. 1 shows."""
+    if global_batch == 256:
+        return "the baseline: one server of 8 GPUs, lr 0.1, no warmup (Table 1)"
+    if global_batch == published.LARGEST_GOOD_BATCH:
+        return "the paper's run: linear scaling rule and gradual warmup match the baseline in 1 hour (Table 1)"
+    if global_batch < 256:
+        return "the linear scaling rule below the baseline's batch (Fig. 1)"
+    if global_batch < published.LARGEST_GOOD_BATCH:
+        return "the linear scaling rule and gradual warmup match the baseline (Fig. 1)"
+    return "where the linear scaling rule ends: the error rises (Fig. 1)"
+
+
+def variant_of_8k(name: str, arguments: str, purpose: str) -> Shipped:
+    """Return the entry for the run of 8k.json on other hardware or in another precision."""
+    return Shipped(name, f"--global_batch 8192 {arguments}", published.ERROR_PCT[8192], purpose)
+
+
+def ablation(name: str, setting: str, measured: Mapping[int, tuple[float, float]], purpose: str) -> Shipped:
+    """Return the entry for a file in which one thing of 256.json or 8k.json is changed."""
     kn = 8192 if name.startswith("8k") else 256
     settings = "".join(f" --set {part}" for part in setting.split())
-    return Shipped(
-        f"ablations/{name}", f"--global_batch {kn}{settings}", measured.get(kn), f"for comparison: {purpose}"
-    )
+    arguments = f"--global_batch {kn}{settings}"
+    return Shipped(f"ablations/{name}", arguments, measured.get(kn), f"for comparison: {purpose}")
 
 
-EIGHT_K = paper.ERROR_PCT[8192]
+DIGITS = (
+    "--global_batch 128 --micro_batch 32 --precision fp32 --num_images 1437 --epochs 8"
+    " --set lbsgd.linear_scaling.base_lr=0.0125 --set lbsgd.linear_scaling.base_batch=32"
+    " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[5,7] --set lbsgd.augmentation.resolution=32"
+    " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
+)
+DIGITS_GRID = (
+    "--global_batch 256 --gpus 1 --precision fp32 --num_images 1536 --epochs 30"
+    " --set lbsgd.linear_scaling.base_lr=0.05 --set lbsgd.linear_scaling.base_batch=32"
+    " --set lbsgd.warmup.epochs=2 --set lbsgd.decay.epochs=[10,20,27] --set lbsgd.augmentation.resolution=32"
+    " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
+)
+CIFAR10 = (
+    "--global_batch 1024 --gpus 1 --precision fp32 --num_images 50000 --epochs 18"
+    " --set lbsgd.linear_scaling.base_lr=0.1 --set lbsgd.linear_scaling.base_batch=128"
+    " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[6,12,16] --set lbsgd.augmentation.resolution=32"
+    " --set lbsgd.augmentation.crop_scale=[0.5,1.0]"
+)
+NO_WARMUP = "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0"
+HALF_LR, DOUBLE_LR = "lbsgd.linear_scaling.base_lr=0.05", "lbsgd.linear_scaling.base_lr=0.2"
+GAMMA_ONE = "lbsgd.batch_norm.zero_last_gamma=false"
+INVERSE_DECAY = "lbsgd.weight_decay.scaling=inverse_lr lbsgd.weight_decay.base=0.0001"
+UNCORRECTED = "lbsgd.momentum.form=lr_inside lbsgd.momentum.correction=false"
+
 GRID = (
-    *map(of_figure_1, paper.ERROR_PCT),
-    Shipped(
-        "8k_8gpu", "--global_batch 8192 --gpus 8", EIGHT_K, "8k.json on one server of 8 GPUs, in 4 passes of 256 images"
-    ),
-    Shipped(
-        "8k_bf16", "--global_batch 8192 --precision bf16", EIGHT_K, "8k.json in bfloat16 autocast, weights in float32"
-    ),
-    Shipped("8k_fp32", "--global_batch 8192 --precision fp32", EIGHT_K, "8k.json in float32, as the paper computed"),
-    Shipped(
-        "8k_zero2", "--global_batch 8192 --zero_stage 2", EIGHT_K, "8k.json with gradients divided among GPUs (ZeRO-2)"
-    ),
-    Shipped(
-        "digits",
-        "--global_batch 128 --micro_batch 32 --precision fp32 --num_images 1437 --epochs 8"
-        " --set lbsgd.linear_scaling.base_lr=0.0125 --set lbsgd.linear_scaling.base_batch=32"
-        " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[5,7] --set lbsgd.augmentation.resolution=32"
-        " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false",
-        None,
-        "make demo: scikit-learn's 1,797 digits in minutes on a CPU",
-    ),
-    Shipped(
-        "digits/256",
-        "--global_batch 256 --gpus 1 --precision fp32 --num_images 1536 --epochs 30"
-        " --set lbsgd.linear_scaling.base_lr=0.05 --set lbsgd.linear_scaling.base_batch=32"
-        " --set lbsgd.warmup.epochs=2 --set lbsgd.decay.epochs=[10,20,27] --set lbsgd.augmentation.resolution=32"
-        " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false",
-        None,
-        "lbsgd reproduce ... digits: the large batch of Tables 1 and 2 on scikit-learn's digits",
-    ),
-    Shipped(
-        "cifar10/1k",
-        "--global_batch 1024 --gpus 1 --precision fp32 --num_images 50000 --epochs 18"
-        " --set lbsgd.linear_scaling.base_lr=0.1 --set lbsgd.linear_scaling.base_batch=128"
-        " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[6,12,16] --set lbsgd.augmentation.resolution=32"
-        " --set lbsgd.augmentation.crop_scale=[0.5,1.0]",
-        None,
-        "lbsgd reproduce ... cifar10: the large batch of Tables 1 and 2 on CIFAR-10",
-    ),
-    ablation(
-        "8k_no_warmup",
-        "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0",
-        paper.NO_WARMUP,
-        "lr 3.2 from the first iteration on (Table 1)",
-    ),
+    *map(of_figure_1, published.ERROR_PCT),
+    variant_of_8k("8k_8gpu", "--gpus 8", "8k.json on one server of 8 GPUs, in 4 passes of 256 images"),
+    variant_of_8k("8k_bf16", "--precision bf16", "8k.json in bfloat16 autocast, weights in float32"),
+    variant_of_8k("8k_fp32", "--precision fp32", "8k.json in float32, as the paper computed"),
+    variant_of_8k("8k_zero2", "--zero_stage 2", "8k.json with gradients divided among GPUs (ZeRO-2)"),
+    Shipped("digits", DIGITS, None, "make demo: scikit-learn's 1,797 digits in minutes on a CPU"),
+    Shipped("digits/256", DIGITS_GRID, None, "lbsgd reproduce ... digits: the large batch of Tables 1 and 2 on digits"),
+    Shipped("cifar10/1k", CIFAR10, None, "lbsgd reproduce ... cifar10: the large batch of Tables 1 and 2 on CIFAR-10"),
+    ablation("8k_no_warmup", NO_WARMUP, published.NO_WARMUP, "lr 3.2 from the first iteration on (Table 1)"),
     ablation(
         "8k_constant_warmup",
         "lbsgd.warmup.kind=constant",
-        paper.CONSTANT_WARMUP,
+        published.CONSTANT_WARMUP,
         "lr 0.1 for 5 epochs, then a jump to 3.2 (Table 1)",
     ),
     ablation(
-        "8k_sqrt_lr", "lbsgd.linear_scaling.rule=sqrt", paper.SQRT_RULE, "lr 0.1 times the square root of 32 (Table 2a)"
+        "8k_sqrt_lr",
+        "lbsgd.linear_scaling.rule=sqrt",
+        published.SQRT_RULE,
+        "lr 0.1 times the square root of 32 (Table 2a)",
     ),
     ablation(
         "8k_fixed_lr",
-        "lbsgd.linear_scaling.rule=fixed lbsgd.warmup.kind=none lbsgd.warmup.epochs=0",
-        paper.FIXED_LR,
+        f"lbsgd.linear_scaling.rule=fixed {NO_WARMUP}",
+        published.FIXED_LR,
         "lr 0.1, not scaled (Table 2a)",
     ),
-    ablation("8k_half_lr", "lbsgd.linear_scaling.base_lr=0.05", paper.HALF_LR, "lr 0.05 times 32 (Table 2a)"),
-    ablation("8k_double_lr", "lbsgd.linear_scaling.base_lr=0.2", paper.DOUBLE_LR, "lr 0.2 times 32 (Table 2a)"),
-    ablation("256_half_lr", "lbsgd.linear_scaling.base_lr=0.05", paper.HALF_LR, "lr 0.05 (Table 2a)"),
-    ablation("256_double_lr", "lbsgd.linear_scaling.base_lr=0.2", paper.DOUBLE_LR, "lr 0.2 (Table 2a)"),
-    ablation(
-        "8k_gamma_one",
-        "lbsgd.batch_norm.zero_last_gamma=false",
-        paper.GAMMA_ONE,
-        "gamma 1 in each block's last batch norm (Table 2b)",
-    ),
-    ablation(
-        "256_gamma_one",
-        "lbsgd.batch_norm.zero_last_gamma=false",
-        paper.GAMMA_ONE,
-        "gamma 1 in each block's last batch norm (Table 2b)",
-    ),
+    ablation("8k_half_lr", HALF_LR, published.HALF_LR, "lr 0.05 times 32 (Table 2a)"),
+    ablation("8k_double_lr", DOUBLE_LR, published.DOUBLE_LR, "lr 0.2 times 32 (Table 2a)"),
+    ablation("256_half_lr", HALF_LR, published.HALF_LR, "lr 0.05 (Table 2a)"),
+    ablation("256_double_lr", DOUBLE_LR, published.DOUBLE_LR, "lr 0.2 (Table 2a)"),
+    ablation("8k_gamma_one", GAMMA_ONE, published.GAMMA_ONE, "gamma 1 in each block's last batch norm (Table 2b)"),
+    ablation("256_gamma_one", GAMMA_ONE, published.GAMMA_ONE, "gamma 1 in each block's last batch norm (Table 2b)"),
     ablation(
         "8k_sync_bn", "lbsgd.batch_norm.scope=all", {}, "batch norm across all GPUs, another loss function (Sec. 2.3)"
     ),
     ablation(
         "8k_inverse_weight_decay",
-        "lbsgd.weight_decay.scaling=inverse_lr lbsgd.weight_decay.base=0.0001",
+        INVERSE_DECAY,
         {},
         "weight decay / 32: what scaling the loss in place of the lr amounts to (Remark 1)",
     ),
-    ablation(
-        "8k_no_momentum_correction",
-        "lbsgd.momentum.form=lr_inside lbsgd.momentum.correction=false",
-        {},
-        "momentum of form (10) without its correction (Remark 2)",
-    ),
+    ablation("8k_no_momentum_correction", UNCORRECTED, {}, "momentum of form (10) without its correction (Remark 2)"),
 )
 
 
-# --- the files and their table ------------------------------------------------------------------------------------------
-
-
 def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> None:
-    """Every file of the grid as write(arguments of `lbsgd config`) has it, and the README that explains them."""
+    """Write every file of the grid, as `write` makes it from arguments of `lbsgd config`, and the README."""
     for shipped in GRID:
         path = folder / f"{shipped.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +146,7 @@ def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> No
 
 
 def readme(folder: Path) -> str:
-    """ds_configs/README.md, generated from the files."""
+    """Return ds_configs/README.md, generated from the files."""
     files = [(shipped, read_json(folder / f"{shipped.name}.json")) for shipped in GRID]
     rows = [
         (shipped, [f"[{Path(shipped.name).name}]({shipped.name}.json)", *described(config)])
@@ -177,26 +160,22 @@ def readme(folder: Path) -> str:
     return README.format(grid=tables[False], ablations=tables[True], commands=commands)
 
 
-def table(rows) -> str:
-    """Markdown of the files' rows."""
+def table(rows: Iterable[Sequence[str]]) -> str:
+    """Return the files' rows as Markdown."""
     heads = ["file", "kn", "k × n", "η", "warmup", "precision, ZeRO stage", "paper, top-1 error %", "what for"]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
 
 
-def described(config: dict) -> list[str]:
-    """A file's row: kn, k × n, η, warmup, precision, error in the paper, purpose."""
+def described(config: Mapping[str, Any]) -> list[str]:
+    """Return a file's row: kn, k × n, η, warmup, precision, error in the paper, purpose."""
     block, kn = config["lbsgd"], config["train_batch_size"]
     n, warmup, error = block["batch_norm"]["per_worker_batch"], block["warmup"], block.get("paper_error_pct")
-    ramp = (
-        "-"
-        if warmup["kind"] == "none"
-        else f"{warmup['kind']}, {warmup['epochs']:g} epoch{'s' * (warmup['epochs'] != 1)}"
-    )
+    ramp = f"{warmup['kind']}, {counted(warmup['epochs'], 'epoch')}"
     return [
         f"{kn:,}",
         f"{kn // n:,} × {n}",
         f"{config['optimizer']['params']['lr']:.4g}",
-        ramp,
+        "-" if warmup["kind"] == "none" else ramp,
         f"{precision_of(config)}, {config['zero_optimization']['stage']}",
         "{:.2f} ± {:.2f}".format(*error) if error else "-",
         block["purpose"].removeprefix("for comparison: "),
@@ -207,13 +186,14 @@ README = """\
 <!-- Written by `python -m lbsgd config --all ds_configs` from the files; a test compares. -->
 # Configurations
 
-Every file is a complete DeepSpeed JSON with the explicit numbers in DeepSpeed's own blocks, and the intent in an `lbsgd`
-block that plain DeepSpeed ignores. They are for ResNet-50 on ImageNet's 1,281,167 images; on other data, and with flags such
-as `--global_batch` or `--set`, lbsgd derives the numbers again and prints them. The error is the paper's: mean ± standard
-deviation of 5 runs, each the median of its last 5 epochs. Nobody has trained ImageNet with this repository yet.
+Every file is a complete DeepSpeed JSON. The explicit numbers stand in DeepSpeed's own blocks, the intent in an `lbsgd`
+block that plain DeepSpeed ignores. The files are for ResNet-50 on ImageNet's 1,281,167 images; on other data, and with
+flags such as `--global_batch` or `--set`, lbsgd derives the numbers again and prints the changes. The error is the
+paper's: mean ± standard deviation of 5 runs, each the median of its last 5 epochs. Nobody has trained ImageNet with
+this repository yet.
 
-k is the number of workers, each normalising n = 32 images, whatever the number of GPUs: any divisor of k will do. In fp16 all
-GPUs hold the momentum together (ZeRO-1); bf16 is autocast over float32 weights.
+k is the number of workers, each of which normalises n = 32 images, whatever the number of GPUs: any divisor of k will
+do. In fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast over float32 weights.
 
 {grid}
 
@@ -225,8 +205,8 @@ Each changes one thing in 256.json or 8k.json; `lbsgd check` says what it costs.
 
 ## How they were written
 
-`python -m lbsgd config` with these arguments (and purpose and error, by `--set`) prints each file; `--all ds_configs` writes
-all of them, and this page. `python -m lbsgd plan FILE --gpus 8` shows what a file means on 8 GPUs.
+`python -m lbsgd config` with these arguments prints each file (purpose and error come by `--set`); `--all ds_configs`
+writes all of them, and this page. `python -m lbsgd plan FILE --gpus 8` shows what a file means on 8 GPUs.
 
 ```
 {commands}

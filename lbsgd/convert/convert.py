@@ -34,7 +34,8 @@ from lbsgd.convert.work_folder import (
     stoppable,
     writing_to,
 )
-from lbsgd.data.beton import BetonFile, Manifest, Split
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.folder import Manifest, Split
 from lbsgd.errors import ConfigError, DataError
 
 

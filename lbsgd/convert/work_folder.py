@@ -23,7 +23,8 @@ from typing import Any
 from lbsgd.convert.image import libraries
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
-from lbsgd.data.beton import BetonFile, Manifest, Split
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.folder import Manifest, Split
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError, Stopped
 

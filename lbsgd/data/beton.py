@@ -1,28 +1,28 @@
-"""The data folder: train.beton, val.beton and manifest.json, read and verified without FFCV.
+"""The format of one FFCV file of images and labels, read and verified without FFCV.
 
-`import ffcv` takes four seconds, so the few facts that a plan, a check or a refusal needs are read here with NumPy: the
-header of an FFCV file (format version 2), the sizes and labels in its metadata table, and its allocation table.
+`import ffcv` takes four seconds. A plan, a check or a refusal needs only a few facts, so this module reads them with
+NumPy: the header of an FFCV file (format version 2), the sizes and labels in its metadata table, and its allocation
+table.
 
-    header | field descriptors | metadata, a record an image | JPEGs | checksums | allocations, a record an image
+    header | field descriptors | metadata, a record per image | images | checksums | allocations, a record per image
 
-The checksums are ours: the CRC-32 (zlib's) of each image's bytes as stored, uint32, in the images' order. FFCV sees neither
-them nor the note in the image field's 1,024 bytes of arguments, unused by FFCV, that says where they are; FFCV's own
-files have none. The manifest's fingerprint covers them, so a manifest and one pass over the images prove every bit.
+The checksums are an addition of ours: the CRC-32 (zlib's) of each image's bytes as stored, uint32, in the order of the
+images. A note says where they are. It lies in the image field's 1,024 bytes of arguments, which FFCV does not use, so
+FFCV sees neither. Files of FFCV's own writer have no checksums. The manifest's fingerprint covers them, so the manifest
+and one pass over the images prove every bit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError
 
 FORMAT_VERSION = 2
@@ -36,37 +36,37 @@ FIELD = np.dtype([("type_id", "<u1"), ("name", "S16"), ("arguments", "V1024")], 
 IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_at", "<u8")])
 LABEL = np.dtype("<i8")
 ALLOCATION = np.dtype([("image", "<u8"), ("data_at", "<u8"), ("num_bytes", "<u8")])
-NOTE = np.dtype([("magic", "S8"), ("checksums_at", "<u8")])  # at the start of the image field's arguments
+NOTE = np.dtype([("magic", "S8"), ("checksums_at", "<u8")])  # the image field's arguments begin with it
 MAGIC = b"lbsgd-1"
 CHECKSUM = np.dtype("<u4")
-JPEG, RAW = 0, 1  # an image's mode: the bytes of a JPEG, or pixels, RGB, row by row
+JPEG, RAW = 0, 1  # modes of an image: the bytes of a JPEG, or its RGB pixels, row by row
 
 CONVERT = "python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir {}"
 
 
 @dataclass(frozen=True, eq=False)
 class BetonFile:
-    """What is known of an FFCV file of images and their labels without decoding one.
+    """All that an FFCV file of labelled images tells without decoding one.
 
-    fingerprint identifies the images, not the file: it covers every image's label, width, height, coding, size in
-    bytes and, where the file has it, checksum, but not its place in the file, which in a file of FFCV's own writer depends
-    on how its processes took turns.
+    fingerprint identifies the images and not the file. It covers the label, width, height, coding, size in bytes and
+    checksum (if the file has them) of every image. It leaves out the image's place in the file, because FFCV's own
+    writer chooses it by the order in which its processes happen to finish.
     """
 
     path: Path
     num_images: int
     labels: np.ndarray  # int64, (num_images,), read-only
-    images: np.ndarray  # (num_images,) of IMAGE: mode, width, height, place
-    sizes: np.ndarray  # uint64, (num_images,): how many bytes each image has
-    checksums: np.ndarray | None  # uint32, (num_images,), of those bytes; None in a file of FFCV's own writer
+    images: np.ndarray  # IMAGE, (num_images,): mode, width, height, place
+    sizes: np.ndarray  # uint64, (num_images,): bytes of each image
+    checksums: np.ndarray | None  # uint32, (num_images,); None if FFCV's own writer made the file
     image_field: str
     label_field: str
     fingerprint: str
 
     def is_as_converted(self, image: int) -> bool:
-        """Whether an image's bytes are those that the converter wrote; False in a file without checksums.
+        """Return whether the bytes of an image are those that the converter wrote; False without checksums.
 
-        A JPEG that decodes with warnings may have been so in the source, from where its bytes were copied.
+        The converter copies JPEGs, so one that decodes with warnings may have been damaged in the source already.
         """
         with open(self.path, "rb") as file:
             file.seek(int(self.images[image]["data_at"]))
@@ -75,7 +75,7 @@ class BetonFile:
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> BetonFile:
-        """Reads and verifies an FFCV file. Raises DataError for one that is not whole or not of images and labels."""
+        """Read and verify an FFCV file. Raise DataError unless it is complete and holds images and labels."""
         path = Path(path)
         try:
             return _open(path)
@@ -93,21 +93,14 @@ def _open(path: Path) -> BetonFile:
     labels.setflags(write=False)
     names = {entry["type_id"]: entry["name"].decode() for entry in fields}
     covered = [labels, images["width"], images["height"], images["mode"], sizes]
-    return BetonFile(
-        path,
-        len(images),
-        labels,
-        np.ascontiguousarray(images),
-        sizes,
-        checksums,
-        image_field=names[IMAGE_FIELD],
-        label_field=names[INT_FIELD],
-        fingerprint=_fingerprint(*covered, *([] if checksums is None else [checksums])),
-    )
+    fingerprint = _fingerprint(*covered, *([] if checksums is None else [checksums]))
+    images = np.ascontiguousarray(images)
+    fields_found = dict(image_field=names[IMAGE_FIELD], label_field=names[INT_FIELD])
+    return BetonFile(path, len(images), labels, images, sizes, checksums, **fields_found, fingerprint=fingerprint)
 
 
 def _read_header(path: Path) -> np.void:
-    """The header, where all that it says of the file's size is true."""
+    """Read the header, and refuse the file unless it has exactly the size that the header implies."""
     num_bytes = path.stat().st_size
     if num_bytes == 0:
         raise DataError(f"{path} is empty; make it again with: {CONVERT.format(path.parent)}")
@@ -117,8 +110,8 @@ def _read_header(path: Path) -> np.void:
     header = header[0]
     if header["num_images"] == 0:
         raise DataError(f"{path} holds no images")
-    # The allocation table closes the file: with one record for each image, its last byte is the file's last byte.
-    # FFCV reads a file that ends before, and trains without the images that are missing.
+    # The allocation table ends the file and has one record per image, so its last byte is the file's last byte.
+    # FFCV accepts a file that ends earlier, and trains without the missing images.
     expected = int(header["allocations_at"]) + ALLOCATION.itemsize * int(header["num_images"])
     if header["allocations_at"] == 0 or num_bytes != expected:
         cut_off = _cut_off(path, header, num_bytes)
@@ -130,7 +123,7 @@ def _read_header(path: Path) -> np.void:
 
 
 def _cut_off(path: Path, header: np.void, num_bytes: int) -> str:
-    """Which images a file that lacks its end lacks, as far as they lie in order, as in a file of our own."""
+    """Name the first image that a truncated file lacks, if its images lie in order, as our converter writes them."""
     fields = np.fromfile(path, FIELD, min(header["num_fields"], 2), offset=HEADER.itemsize)
     with contextlib.suppress(DataError):
         images, _ = _read_metadata(path, fields, int(header["num_images"]))
@@ -141,16 +134,16 @@ def _cut_off(path: Path, header: np.void, num_bytes: int) -> str:
 
 
 def metadata_record(types: list[int]) -> np.dtype:
-    """FFCV builds the record by the same rule, so that NumPy's alignment puts each column where FFCV's does."""
+    """Return the record of the metadata table. FFCV builds it by the same rule, so NumPy aligns the columns equally."""
     return np.dtype([("", IMAGE if type_id == IMAGE_FIELD else LABEL) for type_id in types], align=True)
 
 
 def _read_metadata(path: Path, fields: np.ndarray, num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """The table's columns of images and of labels, whichever comes first."""
+    """Return the columns of images and of labels; either may come first in the file."""
     types = fields["type_id"].tolist()
     if sorted(types) != [INT_FIELD, IMAGE_FIELD]:
         raise DataError(
-            f"{path} does not hold images with labels: FFCV's types of its fields are {types[:4]}, "
+            f"{path} does not hold images with labels: its fields have FFCV's types {types[:4]}, "
             f"not one RGBImageField ({IMAGE_FIELD}) and one IntField ({INT_FIELD})"
         )
     table = np.fromfile(path, metadata_record(types), num_images, offset=HEADER.itemsize + fields.nbytes)
@@ -158,13 +151,11 @@ def _read_metadata(path: Path, fields: np.ndarray, num_images: int) -> tuple[np.
 
 
 def _read_sizes(path: Path, allocations_at: int, num_images: int) -> np.ndarray:
-    """How many bytes each image has, from the allocation table, which lists them in the order of writing."""
+    """Return the bytes of each image. The allocation table lists the images in the order of writing."""
     table = np.fromfile(path, ALLOCATION, offset=allocations_at)
     table = table[np.argsort(table["image"])]
-    if not (
-        np.array_equal(table["image"], np.arange(num_images))
-        and (table["data_at"] + table["num_bytes"] <= allocations_at).all()
-    ):
+    lists_each_image_once = np.array_equal(table["image"], np.arange(num_images))
+    if not lists_each_image_once or (table["data_at"] + table["num_bytes"] > allocations_at).any():
         raise DataError(
             f"{path} is damaged: its allocation table does not give each of its {num_images:,} images a "
             f"place in the file; make it again with: {CONVERT.format(path.parent)}"
@@ -188,133 +179,5 @@ def _read_checksums(path: Path, fields: np.ndarray, allocations_at: int, num_ima
 def _fingerprint(*columns: np.ndarray) -> str:
     digest = hashlib.sha256()
     for column in columns:
-        digest.update(np.ascontiguousarray(column))
+        digest.update(np.ascontiguousarray(column).data)
     return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Split:
-    """What the manifest says of one file."""
-
-    num_images: int
-    num_bytes: int
-    fingerprint: str
-
-    @classmethod
-    def of(cls, beton: BetonFile) -> Split:
-        return cls(beton.num_images, beton.path.stat().st_size, beton.fingerprint)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """manifest.json, written last: where it stands, the two files beside it are complete, and these.
-
-    settings are the converter's; libraries the versions of what decoded and encoded; skipped names the images that could
-    not be decoded, by split, where the converter was told to leave them out; stored counts how the others are kept.
-    """
-
-    classes: list[str]
-    train: Split
-    val: Split
-    source: str
-    settings: dict[str, object]
-    converter_version: int
-    listing: str = ""  # digest of the source's names, labels and sizes
-    images_per_class: dict[str, list[int]] = field(default_factory=dict)  # by split; images come class by class
-    libraries: dict[str, str] = field(default_factory=dict)
-    stored: dict[str, dict[str, int]] = field(default_factory=dict)
-    skipped: dict[str, list[str]] = field(default_factory=dict)
-
-    def write(self, path: Path) -> None:
-        """Writes the manifest so that a reader finds all of it or none, even after a power failure."""
-        replace_file(path, json.dumps(asdict(self), indent=1).encode())
-        to_disk(path.parent)
-
-    def first_wrong_label(self, beton: BetonFile) -> int | None:
-        """The first image of train.beton or val.beton whose label is not that of its place among the classes."""
-        counts = self.images_per_class.get(beton.path.stem, [])
-        if sum(counts) != beton.num_images:
-            return None
-        wrong = np.flatnonzero(np.repeat(np.arange(len(counts)), counts) != beton.labels)
-        return int(wrong[0]) if len(wrong) else None
-
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
-        try:
-            content = json.loads(path.read_text())
-            known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-            return cls(**{**known, "train": Split(**content["train"]), "val": Split(**content["val"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path} cannot be read as a manifest ({error}); "
-                f"make the folder again with: {CONVERT.format(path.parent)} --overwrite"
-            ) from error
-
-
-@dataclass(frozen=True, eq=False)
-class ImageNetData:
-    """A verified data folder: the two files agree with each other and with the manifest, if there is one."""
-
-    train: BetonFile
-    val: BetonFile
-    num_classes: int
-    classes: list[str] | None  # None without a manifest
-    fingerprint: str
-
-
-def data_folder(flag: str | None) -> Path:
-    """The data folder: --data_dir, else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv."""
-    return Path(flag or os.environ.get("IMAGENET_FFCV_DIR") or "data/imagenet_ffcv")
-
-
-def open_data(data_dir: str | os.PathLike) -> ImageNetData:
-    """Opens train.beton and val.beton and verifies that they belong together. Raises DataError.
-
-    With the converter's manifest, the class count, both image counts, sizes and fingerprints come from it. Files that
-    were made by other means have none: their classes are 0 ... the highest label of the training images.
-    """
-    folder = Path(data_dir)
-    missing = [name for name in ("train.beton", "val.beton") if not (folder / name).is_file()]
-    if missing:
-        raise DataError(
-            f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "
-            f"{CONVERT.format(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR"
-        )
-    train, val = BetonFile.open(folder / "train.beton"), BetonFile.open(folder / "val.beton")
-    classes = None
-    if (folder / "manifest.json").exists():
-        manifest = Manifest.read(folder / "manifest.json")
-        _check_manifest(manifest, train, val)
-        classes = manifest.classes
-    num_classes = len(classes) if classes else int(train.labels.max()) + 1
-    for beton in (train, val):
-        _check_labels(beton, num_classes)
-    fingerprint = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {num_classes}".encode()).hexdigest()
-    return ImageNetData(train, val, num_classes, classes, fingerprint)
-
-
-def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> None:
-    for beton, expected in ((train, manifest.train), (val, manifest.val)):
-        found = Split.of(beton)
-        if found != expected:
-            if (index := manifest.first_wrong_label(beton)) is not None:
-                raise DataError(
-                    f"{beton.path}: image {index} has label {beton.labels[index]}, and manifest.json beside it "
-                    f"says another; copy both from one folder, or make them again with: "
-                    f"{CONVERT.format(beton.path.parent)} --overwrite"
-                )
-            raise DataError(
-                f"{beton.path} is not the file that manifest.json beside it was written for: it has "
-                f"{found.num_images:,} images, {found.num_bytes:,} bytes and fingerprint "
-                f"{found.fingerprint:.8}, the manifest says {expected.num_images:,}, "
-                f"{expected.num_bytes:,} and {expected.fingerprint:.8}; copy all three from one folder"
-            )
-
-
-def _check_labels(beton: BetonFile, num_classes: int) -> None:
-    wrong = np.flatnonzero((beton.labels < 0) | (beton.labels >= num_classes))
-    if len(wrong):
-        raise DataError(
-            f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, outside the "
-            f"{num_classes} classes 0 ... {num_classes - 1} ({len(wrong):,} such images)"
-        )

@@ -1,8 +1,8 @@
-"""Which part of an image is used: the random crops and flips of training, the centre crop of the test (Sec. 5.1).
+"""The part of an image that is used: random crops and flips for training, the centre crop for the test (Sec. 5.1).
 
 A crop is a compiled function of (key, image, height, width) that returns (top, left, height, width, mirrored). It keeps
-no state: the random numbers are those of splitmix64 at a position that depends on the image, under a key that depends
-on seed and epoch. So the crop of an image is the same on any thread, in any batch and process, and after any restart.
+no state. Its random numbers are those of splitmix64 under a key that depends on seed and epoch, at a position that
+depends on the image. So the crop of an image is the same on any thread, in any batch and process, and after a restart.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ NUM_TRIES = 10
 
 
 def crop_key(seed: int, epoch: int) -> np.uint64:
-    """The key under which the crops and flips of one epoch are drawn."""
+    """Return the key under which the crops and flips of one epoch are drawn."""
     return np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
 
 
 @njit(nogil=True)
 def uniform(key, position):
-    """The number at this position of the splitmix64 sequence that starts at key, a float64 in [0, 1).
+    """Return the number at this position of the splitmix64 sequence that starts at key, a float64 in [0, 1).
 
-    Every constant is a uint64: with an int64 among them, Numba would compute in float64.
+    Every constant is a uint64, because Numba computes in float64 as soon as an int64 is among them.
     """
     z = np.uint64(key) + np.uint64(0x9E3779B97F4A7C15) * (position + np.uint64(1))
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -37,15 +37,16 @@ def uniform(key, position):
 
 
 def random_resized_crop(scale: tuple[float, float], flip: bool) -> Callable:
-    """The training crop, with the distribution of torchvision's RandomResizedCrop and RandomHorizontalFlip.
+    """Return the training crop, distributed as torchvision's RandomResizedCrop and RandomHorizontalFlip.
 
-    A box of scale[0] to scale[1] of the area, its logarithmic aspect ratio uniform from 3/4 to 4/3; after ten tries
-    that do not fit into the image, the largest central box of such a ratio. With flip, half of the images are mirrored.
+    The box covers scale[0] to scale[1] of the area. The logarithm of its aspect ratio is uniform from log 3/4 to
+    log 4/3. If ten tries do not fit into the image, it is the largest central box of such a ratio. With flip, half of
+    the images are mirrored.
     """
     smallest, area_range = scale[0], scale[1] - scale[0]
     narrowest, log_range = math.log(ASPECT_RATIO[0]), math.log(ASPECT_RATIO[1] / ASPECT_RATIO[0])
 
-    # Compiled here, not by FFCV: its relaxed floating-point arithmetic may round differently in other surroundings.
+    # Compiled here and not by FFCV, whose relaxed floating-point arithmetic may round differently elsewhere.
     @njit(nogil=True)
     def draw(key, image, height, width):
         first = np.uint64(image) * np.uint64(1 + 4 * NUM_TRIES)
@@ -68,14 +69,14 @@ def random_resized_crop(scale: tuple[float, float], flip: bool) -> Callable:
 
 @njit(nogil=True)
 def centre_crop(key, image, height, width):
-    """The test crop: the central square of 224/256 of the shorter side."""
+    """Return the test crop, the central square with 224/256 of the shorter side."""
     side = max(1, int(CENTRE_FRACTION * min(height, width)))
     return (height - side) // 2, (width - side) // 2, side, side, False
 
 
 @njit(nogil=True)
 def mirror(image):
-    """Reverses the rows of an image (height, width, colours) in place."""
+    """Reverse the rows of an image (height, width, colours) in place."""
     last = image.shape[1] - 1
     for y in range(image.shape[0]):
         for x in range(image.shape[1] // 2):

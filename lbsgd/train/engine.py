@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,15 +28,15 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 from pydantic import ValidationError
-from torch.distributed import PrefixStore
+from torch.distributed import PrefixStore, Store
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.schedule import Schedule, learning_rate
-from lbsgd.config.json_file import Overrides
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.environment import Processes, free_port
-from lbsgd.train.optimizer import build_optimizer
+from lbsgd.train.inputs import build_optimizer, deepspeed_config
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 
@@ -73,7 +72,7 @@ class LinearScalingWarmupLR(WarmupLR):
         self.step(state["last_batch_iteration"])
 
 
-def start_processes(timeout_seconds: float = 600, store: PrefixStore | None = None) -> Processes:
+def start_processes(timeout_seconds: float = 600, store: Store | None = None) -> Processes:
     """Join the processes of this run, a single one if no launcher started us, without compiling anything.
 
     store              where the processes have met already; by default they meet at MASTER_ADDR:MASTER_PORT
@@ -180,13 +179,6 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
     return engine, scheduler
 
 
-def deepspeed_config(plan: Plan) -> dict[str, Any]:
-    """Return the JSON for DeepSpeed: without our block, and without the lines that lbsgd prints itself."""
-    config = {key: value for key, value in plan.config.items() if key not in ("lbsgd", "steps_per_print")}
-    # Its throughput timer waits for the GPU at every pass.
-    return {"timers": {"throughput": {"enabled": False}}, **config}
-
-
 def require_precision(precision: str) -> None:
     """Raise ConfigError, naming what the device can do, if fp16 is asked for and it cannot compute in it."""
     accelerator = deepspeed.accelerator.get_accelerator()
@@ -228,27 +220,6 @@ def full_momentum(engine, parameter) -> torch.Tensor:
         return safe_get_full_optimizer_state(parameter, MOMENTUM)
     momentum = engine.basic_optimizer.state[parameter].get(MOMENTUM)
     return torch.zeros_like(parameter) if momentum is None else momentum
-
-
-def allocate_momentum(engine, last_lr: float | None) -> None:
-    """Give the optimizer the state it has after its first step, with zeros: ZeRO has none to write into before."""
-    sgd = engine.basic_optimizer
-    for group in sgd.param_groups:
-        for parameter in group["params"]:
-            sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-            if last_lr is not None:
-                sgd.state[parameter]["last_lr"] = last_lr
-    link_momentum(engine)
-
-
-def link_momentum(engine) -> None:
-    """Let DeepSpeed's accessors find the momentum of every group.
-
-    DeepSpeed links all groups after the first group's first step, when the others have no momentum yet.
-    """
-    if engine.zero_optimization():
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def set_momentum(engine, parameter, value: torch.Tensor) -> None:

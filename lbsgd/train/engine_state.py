@@ -8,10 +8,9 @@ from typing import Any
 import torch
 
 from lbsgd.train.engine import (
-    allocate_momentum,
+    MOMENTUM,
     full_momentum,
     full_parameter,
-    link_momentum,
     set_momentum,
     set_parameter,
     spread_parameters,
@@ -53,6 +52,27 @@ def restore_state(engine, state: EngineState) -> None:
             set_momentum(engine, parameter, state.momentum[name])
     spread_parameters(engine)
     restore_counters(engine, state.counters)
+
+
+def allocate_momentum(engine, last_lr: float | None) -> None:
+    """Give the optimizer the state it has after its first step, with zeros: ZeRO has none to write into before."""
+    sgd = engine.basic_optimizer
+    for group in sgd.param_groups:
+        for parameter in group["params"]:
+            sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            if last_lr is not None:
+                sgd.state[parameter]["last_lr"] = last_lr
+    link_momentum(engine)
+
+
+def link_momentum(engine) -> None:
+    """Let DeepSpeed's accessors find the momentum of every group.
+
+    DeepSpeed links all groups after the first group's first step, when the others have no momentum yet.
+    """
+    if engine.zero_optimization():
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def trainable(engine) -> list[tuple[str, torch.nn.Parameter]]:

@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-import torch
-
 from lbsgd.config.plan import Plan
-from lbsgd.data.beton import BetonFile, ImageNetData
+from lbsgd.data.beton import BetonFile
 from lbsgd.data.fake import FakeEval, FakeImages
-from lbsgd.data.read_ahead import Source, read_whole
+from lbsgd.data.folder import ImageNetData
+from lbsgd.data.read_ahead import ReadFrom, read_whole
+from lbsgd.data.share import EvalData, Pixels, Share, TrainData
 from lbsgd.errors import missing_ffcv
 from lbsgd.processes.environment import Processes
-from lbsgd.train.task import Batch
 
 FAKE_CLASSES, FAKE_VAL_IMAGES = 1000, 512
-
-
-class TrainingImages(Protocol):
-    """The training images of one process."""
-
-    def epoch(self, epoch: int, first_iteration: int = 0) -> Iterator[Batch]:
-        """Yield the batches of this process's passes, from first_iteration of the epoch on."""
-        ...
-
-    def statistics_batches(self, epoch: int, num_images: int, per_worker_batch: int) -> Iterator[torch.Tensor]:
-        """Yield this process's share of the images that batch norm's statistics are recomputed from."""
-        ...
 
 
 class Images(NamedTuple):
     """This process's share of the images to train on and to evaluate on."""
 
-    train: TrainingImages
-    val: Iterable[Batch]
+    train: TrainData
+    val: EvalData
 
 
 class ImageSource(Protocol):
@@ -60,10 +46,10 @@ class ImageSource(Protocol):
     @property
     def threads_in_words(self) -> str: ...
 
-    def open(self, plan: Plan, processes: Processes, pixels: dict[str, Any], stack: ExitStack) -> Images:
+    def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
         """Open this process's share of the training and validation images; `stack` closes them.
 
-        pixels: device, dtype, memory format and resolution of the batches.
+        pixels: the form of the batches.
         """
         ...
 
@@ -92,16 +78,13 @@ class FfcvFiles:
     def threads_in_words(self) -> str:
         return f"{self.threads} loader threads per process"
 
-    def open(self, plan: Plan, processes: Processes, pixels: dict[str, Any], stack: ExitStack) -> Images:
+    def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
         """Raise DataError if FFCV is missing, ConfigError if in_memory is asked for and a file does not fit."""
         try:
-            from lbsgd.data.ffcv_loader import (  # four seconds, which fake data need not wait for
-                EvalLoader,
-                TrainLoader,
-            )
+            from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
         except ImportError as error:
             raise missing_ffcv(error) from error
-        common: dict[str, Any] = dict(threads=self.threads, world_size=plan.world_size, rank=processes.rank, **pixels)
+        common: dict[str, Any] = dict(threads=self.threads, share=share_of(plan, processes), pixels=pixels)
         augmentation = plan.recipe.augmentation
         train = TrainLoader(
             self.data.train,
@@ -121,7 +104,7 @@ class FfcvFiles:
 
     def is_read_from_disk(self, file: BetonFile, processes: Processes) -> bool:
         """Choose where the file is read from and print it; with in_memory one process of each host reads it whole."""
-        source = Source.choose(file.path, self.in_memory)
+        source = ReadFrom.choose(file.path, self.in_memory)
         if processes.rank == 0:
             print(f"{file.path.stem:15}from {source.kind}: {source.reason}", flush=True)
         if source.kind == "memory" and processes.local_rank == 0:
@@ -138,10 +121,14 @@ class FakeImageSource:
     place: str = "fake"
     threads_in_words: str = "no loader threads"
 
-    def open(self, plan: Plan, processes: Processes, pixels: dict[str, Any], stack: ExitStack) -> Images:
-        common: dict[str, Any] = dict(seed=plan.recipe.seed, world_size=plan.world_size, rank=processes.rank, **pixels)
-        cut = dict(global_batch=plan.global_batch, micro_batch=plan.micro_batch)
+    def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
+        common: dict[str, Any] = dict(seed=plan.recipe.seed, share=share_of(plan, processes), pixels=pixels)
+        cut: dict[str, Any] = dict(global_batch=plan.global_batch, micro_batch=plan.micro_batch)
         return Images(
             FakeImages(plan.num_images, self.num_classes, **cut, **common),
             FakeEval(FAKE_VAL_IMAGES, self.num_classes, batch=plan.micro_batch, **common),
         )
+
+
+def share_of(plan: Plan, processes: Processes) -> Share:
+    return Share(processes.rank, plan.world_size)

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any
 
 import psutil
 import torch
 
 from lbsgd.config.plan import Plan
+from lbsgd.data.share import Pixels
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
@@ -56,7 +56,7 @@ def train(run: Run, launch: Launch) -> None:
         from_rank_0(lambda: prepare_output(run, checkpoint.newest(run.checkpoints)))
         limit_threads(processes)
         engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
-        images = run.images.open(plan, processes, pixels(plan, engine.device), stack)
+        images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
         progress = Progress(run.last_iteration, plan.iterations_per_epoch, images_per_iteration=plan.global_batch)
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
         reached = None
@@ -79,9 +79,7 @@ def meet(launch: Launch, guard: Guard) -> Processes:
         guard.follow(peers)
         peers.agree(dict(launch.facts))
     # A connection of its own: a wait for another process in torch's calls would hold up the threads that watch.
-    # torch's stubs leave `clone` out.
-    store = peers.store.clone() if peers else None  # type: ignore[attr-defined]
-    return start_processes(launch.hang_timeout + COLLECTIVE_SECONDS, store)
+    return start_processes(launch.hang_timeout + COLLECTIVE_SECONDS, peers.own_connection() if peers else None)
 
 
 def limit_threads(processes: Processes) -> None:
@@ -90,9 +88,9 @@ def limit_threads(processes: Processes) -> None:
         torch.set_num_threads(processes.cores)
 
 
-def pixels(plan: Plan, device: torch.device) -> dict[str, Any]:
-    """Return how the network takes its images: their device, precision, memory format and size."""
-    return dict(
+def pixels_of(plan: Plan, device: torch.device) -> Pixels:
+    """Return the form in which the network takes its images."""
+    return Pixels(
         resolution=plan.recipe.augmentation.resolution,
         device=device,
         dtype=DTYPES[plan.precision],

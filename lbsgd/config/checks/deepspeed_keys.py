@@ -1,151 +1,177 @@
-"""The keys that DeepSpeed 0.19.8 reads, and what becomes of others: an error at the start, or silence.
-
-tests/test_check.py compares the tables with DeepSpeed's own classes, so an upgrade announces itself.
-"""
+"""Rules about keys: those that DeepSpeed 0.19.8 refuses at the start, and those that it ignores in silence."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from typing import Any
+from functools import lru_cache
 
-from lbsgd.config.checks.consistency import DELETE, Finding, get
-
-# Read at the top level (runtime/config.py); any other key is ignored in silence.
-TOP_LEVEL_KEYS = frozenset(
-    """
-    activation_checkpointing aio autotuning bf16 bfloat16 checkpoint comet comms_logger communication_data_type compile
-    csv_monitor data_efficiency data_types dataloader_drop_last datastates disable_allgather disable_python_gc dump_state
-    expert_parallel flops_profiler fp16 gradient_accumulation_steps gradient_allreduce_op gradient_clipping
-    gradient_predivide_factor hybrid_engine lbsgd log_level managed_gradient_accumulation memory_breakdown optimizer
-    pipeline prescale_gradients scheduler seq_parallel_communication_data_type sequence_parallel_size steps_per_print
-    tensor_parallel tensorboard timers torch_autocast train_batch_size train_micro_batch_size_per_gpu
-    use_data_before_expert_parallelism vocabulary_size wandb wall_clock_breakdown weight_quantization
-    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
-""".split()
+from lbsgd.config.checks.deepspeed_tables import (
+    LAX_BLOCKS,
+    REMOVED_KEYS,
+    REMOVED_ZERO_KEYS,
+    STRICT_BLOCKS,
+    TOP_LEVEL_KEYS,
 )
-REMOVED_KEYS = frozenset(
-    """
-    amp compression_training curriculum_learning eigenvalue elasticity graph_harvesting nebula progressive_layer_drop
-    quantize_training sparse_attention sparse_gradients
-""".split()
-)
-REMOVED_ZERO_KEYS = frozenset("mics_shard_size mics_hierarchical_params_gather zeropp_loco_param".split())
+from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import shown
 
-# Blocks that refuse an unknown key at the start (pydantic, extra="forbid").
-STRICT_BLOCKS = {
-    "fp16": """enabled auto_cast loss_scale initial_scale_power loss_scale_window hysteresis consecutive_hysteresis
-        min_loss_scale fp16_master_weights_and_grads""",
-    "bf16": "enabled immediate_grad_update check_grad_overflow bf16_master_weights_and_grads bf16_optimizer_states",
-    "zero_optimization": """stage contiguous_gradients reduce_scatter reduce_bucket_size use_multi_rank_bucket_allreduce
-        allgather_partitions allgather_bucket_size overlap_comm compute_grad_norm load_from_fp32_weights elastic_checkpoint
-        offload_param offload_optimizer zenflow sub_group_size cpu_offload_param cpu_offload_use_pin_memory cpu_offload
-        prefetch_bucket_size stage3_prefetch_bucket_size param_persistence_threshold stage3_param_persistence_threshold
-        model_persistence_threshold stage3_model_persistence_threshold max_live_parameters stage3_max_live_parameters
-        max_reuse_distance stage3_max_reuse_distance gather_16bit_weights_on_model_save
-        stage3_gather_16bit_weights_on_model_save module_granularity_threshold stage3_module_granularity_threshold
-        use_all_reduce_for_fetch_params stage3_use_all_reduce_for_fetch_params allgather_sequential
-        stage3_allgather_sequential stage3_gather_fp16_weights_on_model_save ignore_unused_parameters legacy_stage1
-        round_robin_gradients parameter_alignment zero_hpz_partition_size zero_quantized_weights
-        zero_quantized_nontrainable_weights zero_quantized_gradients memory_efficient_linear pipeline_loading_checkpoint
-        override_module_apply log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory leaf_module""",
-    "compile": """deepcompile autoep_non_moe free_activation free_activation_threshold offload_activation
-        offload_activation_pin_memory offload_opt_states double_buffer symmetric_memory debug_log offload_parameters
-        sync_before_reduce sync_after_reduce sync_before_allgather sync_after_allgather keep_int_input_tensors
-        keep_all_input_tensors passes""",
-    "tensorboard": "enabled output_path job_name",
-    "wandb": "enabled group team project",
-    "csv_monitor": "enabled output_path job_name",
-    "comet": "enabled samples_log_interval project workspace api_key experiment_name experiment_key online mode",
-    "comms_logger": "enabled prof_all prof_ops verbose debug",
-}
-STRICT_BLOCKS = {block: frozenset(keys.split()) for block, keys in STRICT_BLOCKS.items()}
-
-# Blocks that ignore an unknown key in silence (plain reads).
-LAX_BLOCKS = {
-    "optimizer": "type params legacy_fusion",
-    "scheduler": "type params",
-    "data_types": "grad_accum_dtype param_dtype buffer_dtype keep_in_fp32_modules",
-    "checkpoint": "tag_validation load_universal use_node_local_storage parallel_write checkpoint_serialization writer",
-    "flops_profiler": "enabled recompute_fwd_factor profile_step module_depth top_modules detailed output_file",
-}
-LAX_BLOCKS = {block: frozenset(keys.split()) for block, keys in LAX_BLOCKS.items()}
+BLOCKS = (*STRICT_BLOCKS, *LAX_BLOCKS, "torch_autocast", "lbsgd")
 
 
-def key_findings(config: dict) -> Iterator[Finding]:
-    """Keys that DeepSpeed would ignore in silence, refuse, or no longer knows."""
-    for key in config:
-        if key in REMOVED_KEYS:
-            yield Finding(
-                "D01", key, "was removed from DeepSpeed, which refuses it", "delete it", correction={key: DELETE}
-            )
-        elif key not in TOP_LEVEL_KEYS:
-            yield unknown_key(config, key)
-    for key in REMOVED_ZERO_KEYS & set(block_of(config, "zero_optimization")):
-        yield Finding(
-            "D01",
-            f"zero_optimization.{key}",
-            "was removed from DeepSpeed, which refuses it",
-            "delete it",
-            correction={f"zero_optimization.{key}": DELETE},
-        )
-    yield from block_findings(config)
-
-
-def unknown_key(config: dict, key: str) -> Finding:
-    near = difflib.get_close_matches(key, TOP_LEVEL_KEYS, n=1, cutoff=0.8)
-    if not near:
-        return Finding(
-            "D03", key, "is an unknown key, which DeepSpeed ignores", "delete it unless you read it", "warning"
-        )
-    correction = None if near[0] in config or "." in key else {key: DELETE, near[0]: config[key]}
-    return Finding(
-        "D02",
-        key,
-        "is an unknown key, which DeepSpeed ignores in silence",
-        f"did you mean {near[0]}?",
-        correction=correction,
-    )
-
-
-def block_of(config: dict, name: str) -> dict:
-    """A block, empty where it is absent or no block."""
-    block = get(config, name)
-    return block if isinstance(block, dict) else {}
-
-
-def block_findings(config: dict) -> Iterator[Finding]:
-    """Unknown keys inside blocks, and blocks that are none."""
-    for name in [*STRICT_BLOCKS, *LAX_BLOCKS, "torch_autocast", "lbsgd"]:
-        if name in config and not isinstance(config[name], dict):
-            yield Finding("D29", name, f"is {shown(config[name])}", "give it as a block of keys: {...}")
-    for name, known in STRICT_BLOCKS.items():
-        for key in sorted(set(block_of(config, name)) - known - REMOVED_ZERO_KEYS):
-            yield Finding(
-                "D31",
-                f"{name}.{key}",
-                "is an unknown key, which DeepSpeed refuses when it starts",
-                nearest(key, known),
-                correction={f"{name}.{key}": DELETE} if "." not in key else None,
-            )
-    for name, known in LAX_BLOCKS.items():
-        for key in sorted(set(block_of(config, name)) - known):
-            yield Finding(
-                "D32",
-                f"{name}.{key}",
-                "is an unknown key, which DeepSpeed ignores in silence",
-                nearest(key, known),
-                "warning",
-            )
+@lru_cache(maxsize=1024)
+def similar(key: str, known: frozenset[str]) -> str | None:
+    """Return the known word that resembles a key most, if any does."""
+    return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.8)), None)
 
 
 def nearest(key: str, known: frozenset[str]) -> str:
-    """The fix for an unknown key."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.8)
-    return f"did you mean {near[0]}?" if near else "delete it"
+    """Return the fix for an unknown word."""
+    near = similar(key, known)
+    return f"did you mean {near}?" if near else "delete it"
 
 
-def shown(value: Any) -> str:
-    """A value in a message, short."""
-    text = repr(value)
-    return text if len(text) < 40 else text[:36] + " ..."
+@rule(
+    "D01",
+    "a key that was removed from DeepSpeed",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed 0.19 dropped whole features, such as elasticity, curriculum learning and MiCS. It refuses the "
+    "keys of a dropped feature when it starts, even where they switch it off.",
+    fix="delete it",
+    example={"elasticity": {}},
+)
+def removed_key(json: Document) -> Iterator[Hit]:
+    removed = [key for key in json.config if key in REMOVED_KEYS]
+    removed += [f"zero_optimization.{key}" for key in sorted(REMOVED_ZERO_KEYS & set(json.block("zero_optimization")))]
+    for key in removed:
+        yield Hit(key, "was removed from DeepSpeed, which refuses it", correction={key: DELETE})
+
+
+@rule(
+    "D02",
+    "a misspelt key",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed ignores an unknown key at the top level without a word, so a typing error means that the "
+    "default is used. This key is one or two letters away from a known one.",
+    fix="correct its spelling",
+    example={"train_batchsize": 8192},
+)
+def misspelt_key(json: Document) -> Iterator[Hit]:
+    for key in json.config:
+        near = similar(key, TOP_LEVEL_KEYS) if key not in TOP_LEVEL_KEYS | REMOVED_KEYS else None
+        if near:
+            taken = near in json.config or "." in key
+            yield Hit(
+                key,
+                "is an unknown key, which DeepSpeed ignores in silence",
+                f"did you mean {near}?",
+                None if taken else {key: DELETE, near: json.config[key]},
+            )
+
+
+@rule(
+    "D03",
+    "an unknown key",
+    lbsgd="warning",
+    plain="warning",
+    why="DeepSpeed ignores an unknown key at the top level without a word. It may be read by your own program; if "
+    "it is not, what it asks for does not happen.",
+    fix="delete it unless you read it",
+    example={"my_project": {"name": "a"}},
+)
+def unknown_key(json: Document) -> Iterator[Hit]:
+    for key in json.config:
+        if key not in TOP_LEVEL_KEYS | REMOVED_KEYS and not similar(key, TOP_LEVEL_KEYS):
+            yield Hit(key, "is an unknown key, which DeepSpeed ignores")
+
+
+@rule(
+    "D29",
+    "a block that is no block",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed reads keys inside this block. A plain value in its place ends in a traceback, or is taken for "
+    "an empty block.",
+    fix="give it as a block of keys: {...}",
+    example={"csv_monitor": "yes"},
+)
+def no_block(json: Document) -> Iterator[Hit]:
+    for name in BLOCKS:
+        if name in json.config and not isinstance(json.config[name], dict):
+            yield Hit(name, f"is {shown(json.config[name])}")
+
+
+@rule(
+    "D31",
+    "an unknown key in a block that refuses it",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed parses these blocks strictly (pydantic, extra=forbid): it raises a ValidationError when it starts.",
+    fix="correct its spelling, or delete it",
+    example={"fp16": {"dtype": "float16"}},
+)
+def unknown_key_in_strict_block(json: Document) -> Iterator[Hit]:
+    for name, known in STRICT_BLOCKS.items():
+        for key in sorted(set(json.block(name)) - known - REMOVED_ZERO_KEYS):
+            correction = {f"{name}.{key}": DELETE} if "." not in key else None
+            message = "is an unknown key, which DeepSpeed refuses when it starts"
+            yield Hit(f"{name}.{key}", message, nearest(key, known), correction)
+
+
+@rule(
+    "D32",
+    "an unknown key in a block that ignores it",
+    lbsgd="warning",
+    plain="warning",
+    why="DeepSpeed looks up single keys of these blocks and never looks at the others, so a typing error means "
+    "that the default is used.",
+    fix="correct its spelling, or delete it",
+    example={"checkpoint": {"async_save": True}},
+)
+def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
+    for name, known in LAX_BLOCKS.items():
+        for key in sorted(set(json.block(name)) - known):
+            message = "is an unknown key, which DeepSpeed ignores in silence"
+            yield Hit(f"{name}.{key}", message, nearest(key, known))
+
+
+@rule(
+    "D21",
+    'a value "auto"',
+    lbsgd="error",
+    plain="note",
+    why='Hugging Face\'s Trainer and Accelerate fill in a value "auto" before DeepSpeed sees the file. For DeepSpeed '
+    "itself it is a string in the place of a number; only data_types.keep_in_fp32_modules knows the word.",
+    fix="write the number",
+    example={"zero_optimization": {"allgather_bucket_size": "auto"}},
+)
+def automatic_value(json: Document) -> Iterator[Hit]:
+    found = sorted(path for path in automatic_paths(json.config) if not path.endswith("keep_in_fp32_modules"))
+    if found:
+        others = [*found[1:4], "..."] if len(found) > 4 else found[1:]
+        also = f" (as {'are' if len(found) > 2 else 'is'} {', '.join(others)})" if others else ""
+        yield Hit(found[0], f'is "auto"{also}, which only Hugging Face\'s Trainer and Accelerate fill in')
+
+
+def automatic_paths(config: object, path: str = "") -> Iterator[str]:
+    """Yield the key paths of all values "auto"."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from automatic_paths(value, f"{path}.{key}" if path else key)
+    elif config == "auto":
+        yield path
+
+
+RULES = (
+    removed_key,
+    misspelt_key,
+    unknown_key,
+    no_block,
+    unknown_key_in_strict_block,
+    unknown_key_in_lax_block,
+    automatic_value,
+)

@@ -1,12 +1,12 @@
-/* Decodes the part of a JPEG that a crop needs, and no more; FFCV decodes whole images.
+/* Decodes only the part of a JPEG that a crop needs. FFCV decodes whole images.
  *
- * libjpeg-turbo transforms, upsamples and converts the crop's blocks only (jpeg_crop_scanline, jpeg_skip_scanlines), at the
- * smallest scale that still covers the output. Three quarters of its time remain, for it decodes the Huffman codes of all that
- * is not below the crop. So that is done by huffman.h in the place of its own decoder: in half the time, and without keeping
- * what is beside the crop. Coefficients are the same, and so the pixels at full scale are those of FFCV's decoder, bit for bit
- * (tests/test_kernels.py). Progressive JPEGs and others that are not of the common kind are left to libjpeg-turbo alone.
+ * libjpeg-turbo transforms, upsamples and converts only the blocks of the crop (jpeg_crop_scanline, jpeg_skip_scanlines), at
+ * the smallest scale that still covers the output. That leaves three quarters of its time, because it decodes the Huffman
+ * codes of everything above and beside the crop. huffman.h takes the place of its Huffman decoder: it needs half the time and
+ * does not keep what is beside the crop. The coefficients are the same, so at full scale the pixels are those of FFCV's
+ * decoder, bit for bit (tests/test_kernels.py). Progressive and other less common JPEGs are left to libjpeg-turbo alone.
  *
- * Called from Numba through ctypes; each thread has a state of its own, which ends with it.
+ * Numba calls it through ctypes. Each thread has a state of its own, which is freed when the thread ends.
  */
 #include <pthread.h>
 #include <setjmp.h>
@@ -29,12 +29,12 @@ struct state {
     struct jpeg_decompress_struct image;
     struct errors errors;
     struct scan scan;
-    long num_mcus, first, last, next; /* of a row of MCUs: how many there are, which are wanted, and where we are */
+    long num_mcus, first, last, next; /* of a row of MCUs: their number, the wanted ones, and the next */
     uint8_t *pixels;
     size_t capacity;
 };
 
-void lbsgd_resize(const uint8_t *pixels, long stride, double top, double left, double height, double width, long mirrored,
+long lbsgd_resize(const uint8_t *pixels, long stride, double top, double left, double height, double width, long mirrored,
                   uint8_t *destination, long resolution);
 
 /* --- a thread's state --------------------------------------------------------------------------------------------------- */
@@ -44,7 +44,7 @@ static void give_up(j_common_ptr image)
     longjmp(((struct errors *)image->err)->back, 1);
 }
 
-/* libjpeg calls it a warning when it makes up pixels for data that is missing or no code of any kind. */
+/* libjpeg only warns when it makes up pixels because data is missing or is no code of any kind. */
 static void take_note(j_common_ptr image, int level)
 {
     struct errors *found = (struct errors *)image->err;
@@ -57,7 +57,7 @@ static void take_note(j_common_ptr image, int level)
 
 static void say_nothing(j_common_ptr image) { (void)image; }
 
-long lbsgd_times_given_up = 0; /* for the tests: how often libjpeg had to do what ours could not */
+long lbsgd_times_given_up = 0; /* read by the tests: how often our decoder gave up and libjpeg took over */
 
 static pthread_key_t key;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -94,13 +94,15 @@ static void make_room(struct state *state, uint8_t **memory, size_t *capacity, s
     free(*memory);
     *memory = malloc(wanted + wanted / 2);
     *capacity = *memory ? wanted + wanted / 2 : 0;
-    if (!*memory)
+    if (!*memory) {
+        state->errors.base.msg_code = JERR_OUT_OF_MEMORY; /* as libjpeg's own */
         give_up((j_common_ptr)&state->image);
+    }
 }
 
-/* --- our Huffman decoder in the place of libjpeg's ----------------------------------------------------------------------- */
+/* --- our Huffman decoder in place of libjpeg's -------------------------------------------------------------------------- */
 
-/* Copies the bytes of the scan without their stuffing, up to a marker, and begins with them. */
+/* Copies the bytes of the scan without their stuffing, up to a marker, and goes to their beginning. */
 static void copy_scan(struct state *state, const uint8_t *begin, const uint8_t *end)
 {
     struct scan *scan = &state->scan;
@@ -122,7 +124,7 @@ static void copy_scan(struct state *state, const uint8_t *begin, const uint8_t *
     scan->in = (struct bits){scan->bytes, 0, 0};
 }
 
-/* Makes the scan ready of an image whose header is read. 0: it is of a kind that is left to libjpeg. */
+/* Prepares the scan of an image whose header has been read. 0: it is of a kind that is left to libjpeg. */
 static int take_scan(struct state *state, const uint8_t *end)
 {
     struct jpeg_decompress_struct *image = &state->image;
@@ -159,7 +161,7 @@ static int take_scan(struct state *state, const uint8_t *end)
     return 1;
 }
 
-/* libjpeg asks for all MCUs in turn; blocks are zero. It wants nothing of an MCU where blocks is NULL. */
+/* libjpeg asks for all MCUs in turn, with blocks of zeros. Where blocks is NULL, it does not want the MCU. */
 static boolean decode_mcu(j_decompress_ptr image, JBLOCKROW *blocks)
 {
     struct state *state = image->client_data;
@@ -177,7 +179,7 @@ static long at_least(long bound, double value) { return value > bound ? value : 
 
 static long at_most(long bound, double value) { return value < bound ? value : bound; }
 
-/* In eighths. libjpeg has SIMD code for these; at others, decoding takes longer than at full scale. */
+/* Returns 1, 2, 4 or 8 eighths. libjpeg has SIMD code for these; at other scales, decoding takes longer than at full scale. */
 static int smallest_scale(long height, long width, long resolution)
 {
     int eighths = 8;
@@ -186,28 +188,31 @@ static int smallest_scale(long height, long width, long resolution)
     return eighths;
 }
 
-/* Decodes the crop height x width at (top, left) of a JPEG of num_bytes that has image_height x image_width pixels, resizes it
- * to resolution x resolution, RGB, mirrors it, and puts it into destination.
+/* Decodes the crop height x width at (top, left) of a JPEG of num_bytes with image_height x image_width pixels, resizes it to
+ * resolution x resolution RGB pixels, mirrors it, and writes it to destination.
  *
- * 0: done. 1: the data is damaged, and libjpeg made up some of the pixels. 2: it is no JPEG of such a size, or memory ran out.
+ * 0: done. 1: the data is damaged, and libjpeg made up some of the pixels. 2: it is no JPEG of this size. 3: no memory is left.
+ * After 2 and 3, destination is unchanged. kernels.py names these numbers.
  */
-long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, long image_width, long top, long left, long height,
-                       long width, long mirrored, uint8_t *destination, long resolution)
+long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, long image_width, long top, long left,
+                       long height, long width, long mirrored, uint8_t *destination, long resolution)
 {
     struct state *state = my_state();
     if (!state)
-        return 2;
+        return 3;
     struct jpeg_decompress_struct *image = &state->image;
     volatile int ours = 1;
     if (setjmp(state->errors.back)) {
         jpeg_destroy_decompress(image);
+        if (state->errors.base.msg_code == JERR_OUT_OF_MEMORY)
+            return 3;
         if (!ours)
             return 2;
-        ours = 0; /* libjpeg goes on where our Huffman decoder gives up */
+        ours = 0; /* libjpeg takes over where our Huffman decoder gives up */
         __atomic_fetch_add(&lbsgd_times_given_up, 1, __ATOMIC_RELAXED);
     }
-    state->errors.damaged = 0;
-    jpeg_create_decompress(image); /* anew, or an image without tables would get those of the one before */
+    state->errors.damaged = state->errors.base.msg_code = 0;
+    jpeg_create_decompress(image); /* anew, else an image without tables would get those of the one before */
     jpeg_mem_src(image, data, num_bytes);
     jpeg_read_header(image, TRUE);
     if (image->image_height != image_height || image->image_width != image_width || top + height > image_height
@@ -220,12 +225,12 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, l
     image->scale_denom = 8;
     jpeg_start_decompress(image);
 
-    /* Colours are interpolated with those of the next pixels: two more on each side. */
+    /* Colours are interpolated from neighbouring pixels, so decode two more on each side. */
     double scale = image->scale_num / 8.0;
     long begin = at_least(0, scale * top - 2), end = at_most(image->output_height, scale * (top + height) + 3);
     JDIMENSION x = at_least(0, scale * left - 2), w = at_most(image->output_width, scale * (left + width) + 3) - x;
     if (w < image->output_width)
-        jpeg_crop_scanline(image, &x, &w); /* to whole MCUs, and so more columns than asked for */
+        jpeg_crop_scanline(image, &x, &w); /* to whole MCUs, so it may be more columns than asked for */
     if (ours) {
         long mcu_width = image->scale_num * image->max_h_samp_factor;
         state->first = x / mcu_width;
@@ -242,8 +247,8 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, l
             rows[i] = state->pixels + (size_t)(y + i) * w * 3;
         y += jpeg_read_scanlines(image, rows, count);
     }
-    jpeg_destroy_decompress(image); /* what is below the crop is never read */
-    lbsgd_resize(state->pixels, 3 * w, scale * top - begin, scale * left - x, scale * height, scale * width, mirrored,
-                 destination, resolution);
-    return state->errors.damaged;
+    jpeg_destroy_decompress(image); /* without reading what is below the crop */
+    long status = lbsgd_resize(state->pixels, 3 * w, scale * top - begin, scale * left - x, scale * height, scale * width,
+                               mirrored, destination, resolution);
+    return status ? status : state->errors.damaged;
 }

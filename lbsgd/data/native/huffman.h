@@ -1,8 +1,8 @@
-/* Huffman decoding of a JPEG's scan (ITU-T T.81, annex F.2.2).
+/* Huffman decoding of the scan of a JPEG (ITU-T T.81, annex F.2.2).
  *
- * An MCU is the smallest unit of a scan: the blocks of 8 x 8 coefficients of all colours of one place. Bits are taken from a
- * buffer of 64 that is refilled without a branch. A table over the next LOOK bits gives code and value of most coefficients
- * at once. The scan's bytes are copied without their stuffing (a 0 after each FF), some bytes of padding behind them.
+ * An MCU is the smallest unit of a scan: the blocks of 8 x 8 coefficients of all colours at one place. Bits come from a buffer
+ * of 64, which is refilled without a branch. A table over the next LOOK bits gives code and value of most coefficients at once.
+ * The bytes of the scan are copied without their stuffing (a 0 after each FF), and some bytes of padding follow them.
  */
 #include <endian.h>
 #include <stdint.h>
@@ -11,14 +11,15 @@
 #include <jpeglib.h>
 
 #define LOOK 10
-#define PADDING (D_MAX_BLOCKS_IN_MCU * 64 * 4 + 8) /* more than an MCU can have */
+#define PADDING (D_MAX_BLOCKS_IN_MCU * 64 * 4 + 8) /* more bytes than an MCU can have */
 
-/* What LOOK bits begin with, in one word, as that is what the time goes into: how many bits a code has together with its value;
- * how many zeros come before the value, END at the end of a block; how many bits the value has; the value. Where LOOK bits do
- * not hold the value, the first is 0, the second the code's length and the last its symbol. Where they do not hold the code, 0. */
+/* The code and value that LOOK bits begin with. They are packed into one word, because looking them up takes most of the time:
+ * the number of bits of code and value together; the number of zeros before the value, or END at the end of a block; the number
+ * of bits of the value; the value. If LOOK bits do not hold the whole value, the first is 0, the second the length of the code
+ * and the last its symbol. If they do not hold the whole code, all is 0. */
 typedef uint32_t step;
 #define END 80
-#define MOST_PLACES 16 /* that all but the last of several values passed at once go on */
+#define MOST_PLACES 16 /* several values passed at once go on by at most this much before the last of them */
 static inline step make_step(int num_bits, int run, int size, int value)
 {
     return num_bits | run << 6 | size << 13 | (uint32_t)value << 20;
@@ -30,8 +31,8 @@ static inline int value_of(step step) { return (int32_t)step >> 20; }
 
 struct codes {
     step steps[1 << LOOK];
-    uint16_t passes[1 << LOOK]; /* of AC: as steps, over all values that begin in LOOK bits; by how many places they go on */
-    int32_t last[17]; /* of the codes of each length, -1 where there are none */
+    uint16_t passes[1 << LOOK]; /* AC only: like steps, over all values that begin in LOOK bits; the places that they go on by */
+    int32_t last[17]; /* the last code of each length, -1 if there is none */
     int32_t shift[17]; /* from a code to the place of its symbol */
     const uint8_t *symbols;
 };
@@ -44,18 +45,18 @@ struct scan {
     const struct codes *dc[D_MAX_BLOCKS_IN_MCU], *ac[D_MAX_BLOCKS_IN_MCU];
     int16_t last_dc[3];
     struct bits in;
-    uint8_t *bytes, *end; /* without stuffing */
+    uint8_t *bytes, *end; /* without the stuffing */
     size_t capacity;
 };
 
 static const uint8_t NATURAL_ORDER[80] = {
     0,  1,  8,  16, 9,  2,  3,  10, 17, 24, 32, 25, 18, 11, 4,  5,  12, 19, 26, 33, 40, 48, 41, 34, 27, 20, 13, 6,  7,  14, 21, 28,
     35, 42, 49, 56, 57, 50, 43, 36, 29, 22, 15, 23, 30, 37, 44, 51, 58, 59, 52, 45, 38, 31, 39, 46, 53, 60, 61, 54, 47, 55, 62, 63,
-    63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63}; /* as libjpeg's: a run beyond the end */
+    63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63, 63}; /* as in libjpeg: for a run beyond the end */
 
 /* --- bits ------------------------------------------------------------------------------------------------------------ */
 
-/* At least 56 bits, left-aligned. */
+/* Fills the buffer to at least 56 bits, left-aligned. */
 static inline void refill(struct bits *in)
 {
     uint64_t word;
@@ -65,7 +66,7 @@ static inline void refill(struct bits *in)
     in->num_bits |= 56;
 }
 
-/* The number that `size` bits stand for (T.81, figure F.12). */
+/* Returns the number that `size` bits stand for (T.81, figure F.12). */
 static inline int number(uint64_t bits, int size)
 {
     int value = size ? bits >> (64 - size) : 0;
@@ -74,7 +75,7 @@ static inline int number(uint64_t bits, int size)
 
 /* --- codes ------------------------------------------------------------------------------------------------------------ */
 
-/* A code of `length` bits and the value after it; a symbol is 16 * run + size of an AC value, or the size of a DC value. */
+/* Returns a code of `length` bits and the value after it. A symbol is 16 * run + size of an AC value, or the size of a DC value. */
 static inline step step_of(uint64_t bits, int length, int symbol, int is_ac)
 {
     int size = is_ac ? symbol & 15 : symbol, run = is_ac ? symbol >> 4 : 0;
@@ -98,7 +99,7 @@ static void make_passes(struct codes *codes)
     }
 }
 
-/* Makes the tables. 0: they are no Huffman codes of a JPEG of 8 bits. */
+/* Makes the tables. 0: these are no Huffman codes of an 8-bit JPEG. */
 static int make_codes(struct codes *codes, const JHUFF_TBL *table, int is_ac)
 {
     int code = 0, place = 0;
@@ -125,7 +126,7 @@ static int make_codes(struct codes *codes, const JHUFF_TBL *table, int is_ac)
     return 1;
 }
 
-/* A code of more than LOOK bits: as its step, length and symbol; 0 for bits that begin no code. */
+/* Returns length and symbol of a code of more than LOOK bits, in a step; 0 if the bits begin no code. */
 static __attribute__((noinline)) step long_code(const struct codes *codes, uint64_t bits)
 {
     int length = LOOK + 1;
@@ -134,7 +135,7 @@ static __attribute__((noinline)) step long_code(const struct codes *codes, uint6
     return length > 16 ? 0 : make_step(0, length, 0, codes->symbols[(int)(bits >> (64 - length)) + codes->shift[length]]);
 }
 
-/* The step that LOOK bits do not tell; 0 for bits that begin no code. */
+/* Returns the step that LOOK bits do not hold; 0 if the bits begin no code. */
 static inline step long_step(const struct codes *codes, uint64_t bits, step known, int is_ac)
 {
     if (known == 0 && !(known = long_code(codes, bits)))
@@ -157,7 +158,7 @@ static inline int next_dc(struct bits *in, const struct codes *dc, int16_t *last
     return 1;
 }
 
-/* Each step waits for the one before, and a refill for all of them: one of 56 bits is enough for four steps of LOOK. */
+/* Each step waits for the one before, and a refill waits for all of them, so refill seldom: 56 bits last for four steps of LOOK. */
 static inline int next_ac(struct bits *in, const struct codes *ac, int *left, step *step)
 {
     if (--*left < 0) {
@@ -174,7 +175,7 @@ static inline int next_ac(struct bits *in, const struct codes *ac, int *left, st
     return *step != 0;
 }
 
-/* Decodes a block's 64 coefficients; block is zero. 0: no code. */
+/* Decodes the 64 coefficients of a block into zeros. 0: the bits begin no code. */
 static inline int next_block(struct bits *in, const struct codes *dc, const struct codes *ac, int16_t *last_dc, JCOEF *block)
 {
     step step;
@@ -192,7 +193,7 @@ static inline int next_block(struct bits *in, const struct codes *dc, const stru
     return 1;
 }
 
-/* Goes on to the next block. 0: no code. */
+/* Skips to the next block. 0: the bits begin no code. */
 static inline int pass_block(struct bits *in, const struct codes *dc, const struct codes *ac, int16_t *last_dc)
 {
     step step;
@@ -200,7 +201,7 @@ static inline int pass_block(struct bits *in, const struct codes *dc, const stru
         return 0;
     for (int k = 1, left = 0; k < 64;) {
         refill(in);
-        for (int i = 0; i < 2 && k < 64; i++) { /* 56 bits are enough for two */
+        for (int i = 0; i < 2 && k < 64; i++) { /* 56 bits last for two */
             step = ac->passes[in->bits >> (64 - LOOK)];
             if (__builtin_expect(step == 0 || k >= 64 - MOST_PLACES, 0)) {
                 if (!next_ac(in, ac, &left, &step))
@@ -215,7 +216,7 @@ static inline int pass_block(struct bits *in, const struct codes *dc, const stru
     return 1;
 }
 
-/* The next MCU into blocks, or passed where that is NULL. 0: what is there is damaged. */
+/* Decodes the next MCU into blocks, or skips it if that is NULL. 0: the data is damaged. */
 static int next_mcu(struct scan *scan, JBLOCKROW *blocks)
 {
     struct bits in = scan->in;

@@ -1,7 +1,7 @@
-"""What runs for every image of an epoch: crop_jpeg.c and pixels.c where they were compiled, else FFCV's own functions.
+"""The code that runs per image: crop_jpeg.c and pixels.c where they were compiled, else FFCV's own functions.
 
-The crops of both are the same boxes. Their pixels differ a little: a compiled crop is decoded at a smaller scale where that
-covers the output, and resized without OpenCV's rounding of places.
+Both crop the same boxes. Their pixels differ a little: ours decodes a crop at a smaller scale if that still covers the
+output, and resizes without OpenCV's rounding of places.
 """
 
 from __future__ import annotations
@@ -17,15 +17,20 @@ from numba import njit
 
 from lbsgd.data.crops import mirror
 
+LIBRARY = "_kernels*.so"  # beside this file; setup.py names it
+
+# What became of an image. The C files return these numbers.
+DONE, DAMAGED, NOT_DECODED, NO_MEMORY = range(4)
+
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where the package was installed without a C compiler."""
-    for path in Path(__file__).parent.glob("_kernels*.so"):
+def library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
+    """Load the compiled kernels. Return None if the package was installed without a C compiler."""
+    for path in folder.glob(LIBRARY):
         kernels, pointer, number = ctypes.CDLL(str(path)), ctypes.c_void_p, ctypes.c_long
         kernels.lbsgd_decode_crop.restype = number
         kernels.lbsgd_decode_crop.argtypes = [pointer, *[number] * 8, pointer, number]
-        kernels.lbsgd_resize.restype = None
+        kernels.lbsgd_resize.restype = number
         kernels.lbsgd_resize.argtypes = [pointer, number, *[ctypes.c_double] * 4, number, pointer, number]
         kernels.lbsgd_normalise.restype = None
         kernels.lbsgd_normalise.argtypes = [pointer, number, number, *[pointer] * 3]
@@ -34,11 +39,13 @@ def library() -> ctypes.CDLL | None:
 
 
 class Crops(NamedTuple):
-    """Two compiled functions; destination is uint8 (R, R, 3), to which the crop of h x w at (top, left) is resized.
+    """Two compiled functions that resize the crop of h x w at (top, left) to destination, uint8 (R, R, 3).
 
-    of_jpeg(data, height, width, top, left, h, w, mirrored, destination) -> damaged: data are the bytes of a JPEG of
-    height x width; damaged where they are not what an encoder wrote.
-    of_pixels(pixels, top, left, h, w, mirrored, destination): pixels are uint8 (height, width, 3).
+    of_jpeg(data, height, width, top, left, h, w, mirrored, destination) -> status: data are the bytes of a JPEG of
+    height x width pixels.
+    of_pixels(pixels, top, left, h, w, mirrored, destination) -> status: pixels are uint8 (height, width, 3).
+
+    The status is DONE, DAMAGED (the decoder made up some pixels), NOT_DECODED (all pixels are 0) or NO_MEMORY.
     """
 
     of_jpeg: Callable
@@ -50,54 +57,61 @@ def our_crops(kernels: ctypes.CDLL) -> Crops:
 
     @njit(nogil=True)
     def of_jpeg(data, height, width, top, left, h, w, mirrored, destination):
-        status = decode_crop(
-            data.ctypes.data,
-            len(data),
-            height,
-            width,
-            top,
-            left,
-            h,
-            w,
-            mirrored,
-            destination.ctypes.data,
-            len(destination),
-        )
-        if status == 2:
+        source, output, side = data.ctypes.data, destination.ctypes.data, len(destination)
+        status = decode_crop(source, len(data), height, width, top, left, h, w, mirrored, output, side)
+        if status == NOT_DECODED:
             destination[:] = 0
-        return status != 0
+        return status
 
     @njit(nogil=True)
     def of_pixels(pixels, top, left, h, w, mirrored, destination):
-        resize(
-            pixels.ctypes.data,
-            3 * pixels.shape[1],
-            top,
-            left,
-            h,
-            w,
-            mirrored,
-            destination.ctypes.data,
-            len(destination),
-        )
+        stride, output = 3 * pixels.shape[1], destination.ctypes.data
+        return resize(pixels.ctypes.data, stride, top, left, h, w, mirrored, output, len(destination))
 
     return Crops(of_jpeg, of_pixels)
 
 
 def ffcv_crops(decode_jpeg: Callable, resize: Callable) -> Crops:
-    """FFCV's compiled imdecode and resize_crop, the first of which decodes whole images."""
+    """Make crops of FFCV's compiled imdecode and resize_crop. imdecode decodes whole images."""
 
     @njit(nogil=True)
     def of_pixels(pixels, top, left, h, w, mirrored, destination):
         resize(pixels, top, top + h, left, left + w, destination)
         if mirrored:
             mirror(destination)
+        return DONE
 
     @njit(nogil=True)
     def of_jpeg(data, height, width, top, left, h, w, mirrored, destination):
         pixels = np.zeros(height * width * 3, np.uint8)
         status = decode_jpeg(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
         of_pixels(pixels.reshape(height, width, 3), top, left, h, w, mirrored, destination)
-        return status != 0
+        return DONE if status == 0 else DAMAGED
 
     return Crops(of_jpeg, of_pixels)
+
+
+def crop_batch(crops: Crops, draw: Callable, read: Callable, jpeg_mode: int, rows: Callable) -> Callable:
+    """Return the function that crops a batch of images, for FFCV to compile.
+
+    draw chooses the box of an image (see crops.py), read(address, file) finds its bytes, and rows is range or Numba's
+    parallel prange. Compiled code takes its surroundings for constants, so it needs memory to talk through: the epoch's
+    key comes in by notes[:, 0], the status of each image goes out by notes[:, 1].
+    """
+    crop_jpeg, crop_pixels = crops
+
+    def crop(batch, memory, metadata, file):
+        destination, notes = memory
+        for row in rows(len(batch)):
+            record = metadata[batch[row]]
+            height, width = np.int64(record["height"]), np.int64(record["width"])
+            top, left, h, w, mirrored = draw(notes[row, 0], batch[row], height, width)
+            data, output = read(record["data_ptr"], file), destination[row]
+            if record["mode"] == jpeg_mode:
+                notes[row, 1] = crop_jpeg(data, height, width, top, left, h, w, mirrored, output)
+            else:
+                notes[row, 1] = crop_pixels(data.reshape(height, width, 3), top, left, h, w, mirrored, output)
+        return destination[: len(batch)]
+
+    crop.is_parallel = True  # type: ignore[attr-defined]  # FFCV reads it
+    return crop

@@ -1,11 +1,11 @@
-/* Pixels of a box -> resolution x resolution pixels, as OpenCV's INTER_AREA, which FFCV uses: where both sides shrink, each
- * output pixel is the mean over the area that it covers, else it lies on the line between its two neighbours.
+/* Resizes a box of pixels to resolution x resolution pixels as OpenCV's INTER_AREA does, which FFCV uses. If both sides shrink,
+ * an output pixel is the mean over the area that it covers, else it lies on the line between its two neighbours.
  *
- * The box may begin and end within a pixel. Results are the same on any machine: no sum depends on the width of its vectors.
+ * The box may begin and end within a pixel. Results are the same on any machine, because no sum depends on the width of the
+ * machine's vectors.
  */
 #include <math.h>
 #include <stdint.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -18,17 +18,8 @@
 typedef float four __attribute__((vector_size(16)));
 typedef float eight __attribute__((vector_size(32)));
 
-/* Output pixel i is the sum of `count` input pixels from first[i] on with weights[i * count], ...; most of them may be 0. */
+/* Output pixel i is the sum of `count` input pixels from first[i] on, with weights[i * count], ... Most weights may be 0. */
 struct axis { int count; int *first; float *weights; };
-
-static void *there(void *memory)
-{
-    if (!memory) {
-        fputs("lbsgd: no memory is left to resize an image\n", stderr);
-        abort();
-    }
-    return memory;
-}
 
 static int clamped(double value, long last) { return value < 0 ? 0 : value > last ? last : (int)value; }
 
@@ -52,7 +43,7 @@ static void area_taps(double begin, double end, long last, float *weights, int *
     *first = low;
 }
 
-/* OpenCV's line between two neighbours when it is asked for areas smaller than a pixel; length pixels become `resolution`. */
+/* The line between two neighbours that OpenCV takes for areas smaller than a pixel. `length` pixels become `resolution`. */
 static void line_taps(long length, long resolution, long place, float *weights, int *first)
 {
     long low = place * length / resolution, beyond = (place + 1) * length - (low + 1) * resolution;
@@ -62,13 +53,18 @@ static void line_taps(long length, long resolution, long place, float *weights, 
     weights[1] = (float)second;
 }
 
-/* How `resolution` output pixels are made of begin ... begin + length of the input. */
+/* Makes `resolution` output pixels of begin ... begin + length of the input. first is NULL if no memory is left. */
 static struct axis axis_of(double begin, double length, long resolution, int is_area, int mirrored)
 {
     double scale = length / resolution;
     struct axis axis = {.count = is_area ? most_taps(begin, scale, resolution) : 2};
-    axis.first = there(calloc(resolution + 1, sizeof *axis.first));
-    axis.weights = there(calloc((resolution + 1) * axis.count, sizeof *axis.weights));
+    axis.first = calloc(resolution + 1, sizeof *axis.first);
+    axis.weights = axis.first ? calloc((resolution + 1) * axis.count, sizeof *axis.weights) : NULL;
+    if (!axis.weights) {
+        free(axis.first);
+        axis.first = NULL;
+        return axis;
+    }
     for (int place = 0; place < resolution; place++) {
         int to = mirrored ? resolution - 1 - place : place;
         if (is_area)
@@ -98,7 +94,8 @@ static void down_columns(const uint8_t *row, long stride, const float *weights, 
     }
 }
 
-/* sums: (columns, 3) and taps pixels more; row: (resolution, 3) and some numbers more; weights: of two pixels, each 4 times. */
+/* sums: (columns, 3) and `taps` pixels more. row: (resolution, 3) and some numbers more. weights: those of two pixels, each
+ * 4 times. */
 static inline __attribute__((always_inline)) void along_row(const float *sums, const struct axis *axis, const eight *weights,
                                                             int taps, long resolution, float *row)
 {
@@ -116,7 +113,7 @@ static inline __attribute__((always_inline)) void along_row(const float *sums, c
     }
 }
 
-/* A loop over a number of taps that the compiler knows takes half the time. */
+/* A loop takes half the time if the compiler knows its number of taps. */
 FOR_SEVERAL_CPUS
 static void along_row_of(const float *sums, const struct axis *axis, const eight *weights, long resolution, float *row)
 {
@@ -135,33 +132,61 @@ static void rounded(const float *row, long count, uint8_t *destination)
         destination[i] = (uint8_t)(int)(row[i] + 0.5f);
 }
 
-/* Resizes the box height x width at (top, left) of pixels, whose rows are stride bytes apart, RGB, and mirrors it. */
-void lbsgd_resize(const uint8_t *pixels, long stride, double top, double left, double height, double width, long mirrored,
+/* Memory for one image. */
+struct work { struct axis vertical, horizontal; float *sums, *row; eight *weights; };
+
+static void end_work(struct work *work)
+{
+    free(work->vertical.first), free(work->vertical.weights);
+    free(work->horizontal.first), free(work->horizontal.weights);
+    free(work->sums), free(work->weights);
+}
+
+/* Takes the memory that goes with the two axes. 0: none is left. */
+static int make_work(struct work *work, long columns, long resolution)
+{
+    int taps = work->horizontal.count;
+    if (!work->vertical.first || !work->horizontal.first)
+        return 0;
+    work->sums = calloc(3 * (columns + taps) + 3 * resolution + 6, sizeof *work->sums);
+    work->weights = aligned_alloc(sizeof *work->weights, (resolution + 1) / 2 * taps * sizeof *work->weights);
+    if (!work->sums || !work->weights)
+        return 0;
+    work->row = work->sums + 3 * (columns + taps) + 1;
+    eight *weight = work->weights;
+    for (long x = 0; x < resolution; x += 2)
+        for (int tap = 0; tap < taps; tap++, weight++)
+            for (int i = 0; i < 8; i++)
+                (*weight)[i] = work->horizontal.weights[(x + i / 4) * taps + tap];
+    return 1;
+}
+
+/* Resizes the box height x width at (top, left) of RGB pixels, whose rows are stride bytes apart, and mirrors it.
+ *
+ * 0: done. 3: no memory is left, and destination is unchanged. The numbers are those of lbsgd_decode_crop.
+ */
+long lbsgd_resize(const uint8_t *pixels, long stride, double top, double left, double height, double width, long mirrored,
                   uint8_t *destination, long resolution)
 {
     int is_area = height >= resolution && width >= resolution;
     long first = (long)left, columns = (long)ceil(left + width) - first;
-    struct axis vertical = axis_of(top, height, resolution, is_area, 0);
-    struct axis horizontal = axis_of(left - first, width, resolution, is_area, mirrored);
-    float *sums = there(calloc(3 * (columns + horizontal.count) + 3 * resolution + 6, sizeof *sums));
-    float *row = sums + 3 * (columns + horizontal.count) + 1;
-    eight *weights = there(aligned_alloc(sizeof *weights, (resolution + 1) / 2 * horizontal.count * sizeof *weights));
-    eight *weight = weights;
-    for (long x = 0; x < resolution; x += 2)
-        for (int tap = 0; tap < horizontal.count; tap++, weight++)
-            for (int i = 0; i < 8; i++)
-                (*weight)[i] = horizontal.weights[(x + i / 4) * horizontal.count + tap];
-    for (long y = 0; y < resolution; y++) {
-        down_columns(pixels + vertical.first[y] * stride + 3 * first, stride, vertical.weights + y * vertical.count,
-                     vertical.count, 3 * columns, sums);
-        along_row_of(sums, &horizontal, weights, resolution, row);
-        rounded(row, 3 * resolution, destination + 3 * resolution * y);
+    struct work work = {
+        .vertical = axis_of(top, height, resolution, is_area, 0),
+        .horizontal = axis_of(left - first, width, resolution, is_area, mirrored),
+    };
+    int ready = make_work(&work, columns, resolution);
+    const struct axis *vertical = &work.vertical;
+    for (long y = 0; ready && y < resolution; y++) {
+        down_columns(pixels + vertical->first[y] * stride + 3 * first, stride, vertical->weights + y * vertical->count,
+                     vertical->count, 3 * columns, work.sums);
+        along_row_of(work.sums, &work.horizontal, work.weights, resolution, work.row);
+        rounded(work.row, 3 * resolution, destination + 3 * resolution * y);
     }
-    free(sums), free(weights);
-    free(vertical.first), free(vertical.weights), free(horizontal.first), free(horizontal.weights);
+    end_work(&work);
+    return ready ? 0 : 3;
 }
 
-/* images[n, c, i] = (pixels[n, i, c] - mean[c]) / std[c], for `count` pixels i of each image. */
+/* images[n, c, i] = (pixels[n, i, c] - mean[c]) / std[c] for the `count` pixels i of each image. */
 FOR_SEVERAL_CPUS
 void lbsgd_normalise(const uint8_t *restrict pixels, long num_images, long count, const float *mean, const float *std,
                      float *restrict images)

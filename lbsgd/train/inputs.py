@@ -1,6 +1,8 @@
-"""The optimizer that a plan asks for."""
+"""What DeepSpeed is given for a plan: the optimizer and the JSON."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 
@@ -15,3 +17,10 @@ def build_optimizer(model: torch.nn.Module, plan: Plan) -> MomentumCorrectedSGD:
     params.setdefault("fused", recipe.momentum.form == "lr_outside" and not params.get("foreach"))
     groups = decay_groups(model, params.pop("weight_decay"), recipe.weight_decay.on_batch_norm)
     return MomentumCorrectedSGD(groups, **params, form=recipe.momentum.form, correction=recipe.momentum.correction)
+
+
+def deepspeed_config(plan: Plan) -> dict[str, Any]:
+    """Return the JSON for DeepSpeed: without our block, and without the lines that lbsgd prints itself."""
+    config = {key: value for key, value in plan.config.items() if key not in ("lbsgd", "steps_per_print")}
+    # Its throughput timer waits for the GPU at every pass.
+    return {"timers": {"throughput": {"enabled": False}}, **config}

@@ -1,0 +1,89 @@
+"""The `lbsgd` block: parsed into a recipe, or into findings that name each key that cannot be right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from lbsgd.config.checks.finding import Finding, refuse
+from lbsgd.config.checks.rule import Hit, findings_by, rule
+from lbsgd.config.keypath import shown
+from lbsgd.config.schema import Recipe
+from lbsgd.errors import ConfigError
+
+Complaints = Sequence[Mapping[str, Any]]  # pydantic's, of one ValidationError
+
+
+def parse_recipe(where: str, config: Mapping[str, Any]) -> Recipe:
+    """Return the recipe in the `lbsgd` block; ConfigError names each key that cannot be right."""
+    if "lbsgd" not in config:
+        raise ConfigError(
+            f"{where}: has no lbsgd block, which says epochs, num_images and warmup; take one from ds_configs/8k.json"
+        )
+    parsed = recipe_or_findings(config)
+    if isinstance(parsed, Recipe):
+        return parsed
+    refuse(where, parsed)
+    raise AssertionError("every finding about the block is an error")
+
+
+def recipe_or_findings(config: Mapping[str, Any]) -> Recipe | list[Finding]:
+    """Return the recipe in the `lbsgd` block, or what is wrong with it."""
+    try:
+        return Recipe.model_validate(config["lbsgd"])
+    except ValidationError as error:
+        return findings_by(RULES, error.errors(include_url=False))
+
+
+def key_of(complaint: Mapping[str, Any]) -> str:
+    """Return the key path that one of pydantic's complaints is about."""
+    return ".".join(["lbsgd", *map(str, complaint["loc"])])
+
+
+@rule(
+    "R10",
+    "an unknown key in the lbsgd block",
+    lbsgd="error",
+    why="A misspelt key would otherwise leave its default in place without a word.",
+    fix="see the documentation for the keys of the lbsgd block",
+    example={"lbsgd": {"warmup": {"epoch": 5}}},
+)
+def unknown_block_key(complaints: Complaints) -> Iterator[Hit]:
+    for complaint in complaints:
+        if complaint["type"] == "extra_forbidden":
+            yield Hit(key_of(complaint), "unknown key")
+
+
+@rule(
+    "R11",
+    "a key that is missing in the lbsgd block",
+    lbsgd="error",
+    why="Epochs, num_images and warmup have no default, because nobody can guess them for other data.",
+    fix="give it",
+    example={"lbsgd": {"warmup": {"epochs": None}}},
+)
+def missing_block_key(complaints: Complaints) -> Iterator[Hit]:
+    for complaint in complaints:
+        if complaint["type"] == "missing":
+            yield Hit(key_of(complaint), "is missing")
+
+
+@rule(
+    "R12",
+    "a value in the lbsgd block that cannot be right",
+    lbsgd="error",
+    why='The block is read strictly: "90" is not 90, and true is not 1. Some values also exclude each other, such '
+    "as a warmup of kind none that takes epochs, or a decay inside the warmup.",
+    fix="correct it",
+    example={"lbsgd": {"epochs": "90"}},
+)
+def impossible_block_value(complaints: Complaints) -> Iterator[Hit]:
+    for complaint in complaints:
+        if complaint["type"] not in ("extra_forbidden", "missing"):
+            message = complaint["msg"].removeprefix("Value error, ")
+            yield Hit(key_of(complaint), f"{message} (is {shown(complaint['input'])})")
+
+
+RULES = (unknown_block_key, missing_block_key, impossible_block_value)

@@ -1,0 +1,216 @@
+"""Rules about half precision: where it does not train, is ambiguous, or rounds what must not be rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import shown
+
+BLOCKS = ("torch_autocast", "fp16", "bf16")
+AUTOCAST_KEYS = frozenset("enabled dtype lower_precision_safe_modules".split())
+FLOAT16 = ("float16", "torch.float16", "fp16", "half")
+BFLOAT16 = ("bfloat16", "torch.bfloat16")
+
+
+@rule(
+    "D27",
+    "a switch that is neither true nor false",
+    lbsgd="error",
+    plain="warning",
+    why='DeepSpeed takes torch_autocast.enabled as Python does, so "false" is on, and reads the word in the other '
+    "blocks.",
+    fix="write true or false",
+    example={"fp16": {"enabled": "true"}},
+)
+def ambiguous_switch(json: Document) -> Iterator[Hit]:
+    for block in (*BLOCKS, "bfloat16"):
+        value = json.get(f"{block}.enabled", False)
+        if type(value) is not bool and not (json.plain and value == "auto"):
+            yield Hit(f"{block}.enabled", f"is {shown(value)}")
+
+
+@rule(
+    "D28",
+    "an unknown key in torch_autocast",
+    lbsgd="error",
+    why="DeepSpeed looks up single keys of this block and ignores the others, so a misspelt key leaves the run in "
+    "float32 or in the default type.",
+    fix=f"known are {sorted(AUTOCAST_KEYS)}",
+    example={"torch_autocast": {"enable": True}},
+)
+def unknown_autocast_key(json: Document) -> Iterator[Hit]:
+    if unknown := sorted(set(json.block("torch_autocast")) - AUTOCAST_KEYS):
+        yield Hit("torch_autocast", f"unknown {unknown}, which DeepSpeed ignores in silence")
+
+
+@rule(
+    "D11",
+    "fp16 at ZeRO stage 0",
+    lbsgd="error",
+    plain="error",
+    why="At stage 0 DeepSpeed 0.19.8 does not scale the loss but still divides the gradients by the loss scale of "
+    "65536, so the weights never move. The loss looks like that of a network that does not learn.",
+    fix="set it to 1, or use torch_autocast with bfloat16",
+    example={"zero_optimization": {"stage": 0}},
+)
+def fp16_at_stage_0(json: Document) -> Iterator[Hit]:
+    unscaled = json.plain and json.get("fp16.loss_scale", 0) == 1  # nothing is divided then
+    if json.enabled("fp16") and json.stage == 0 and not unscaled:
+        yield Hit(
+            "zero_optimization.stage",
+            "is 0 with fp16, where DeepSpeed 0.19.8 does not scale the loss, yet divides the gradients by its scale: "
+            "the weights never move",
+            correction={"zero_optimization.stage": 1},
+        )
+
+
+@rule(
+    "D12",
+    "fp16 that does not cast the images",
+    lbsgd="warning",
+    why="The weights are float16, and without auto_cast DeepSpeed passes the images on as they are: float32 "
+    "images meet float16 weights, and the first convolution fails.",
+    fix="set it to true",
+    example={"fp16": {"auto_cast": False}},
+)
+def images_not_cast(json: Document) -> Iterator[Hit]:
+    if json.enabled("fp16") and json.get("fp16.auto_cast") is not True:
+        said = "is not true, so plain DeepSpeed feeds float32 images to half weights"
+        yield Hit("fp16.auto_cast", said, correction={"fp16.auto_cast": True})
+
+
+@rule(
+    "D57",
+    "torch's batch norm with half-precision weights",
+    plain="note",
+    why="fp16 and bf16 convert every weight, those of batch norm too. torch's BatchNorm then raises a "
+    "RuntimeError on a CPU and on contiguous GPU tensors.",
+    fix="lbsgd.convert_batch_norm, or torch_autocast",
+    example={
+        "train_batch_size": 256,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.1}},
+        "bf16": {"enabled": True},
+    },
+)
+def half_batch_norm(json: Document) -> Iterator[Hit]:
+    on = [block for block in ("fp16", "bf16") if json.enabled(block)]
+    if on and json.is_sgd:
+        said = "makes weights half precision, and torch's BatchNorm then fails on a CPU and on contiguous GPU tensors"
+        yield Hit(on[0], said)
+
+
+@rule(
+    "D13",
+    "weights in bfloat16",
+    lbsgd="error",
+    why="DeepSpeed's bf16 block rounds the weights themselves to 8 bits and does not cast the images. Autocast "
+    "keeps weights and momentum in float32 and computes in bfloat16.",
+    fix='use {"torch_autocast": {"enabled": true, "dtype": "bfloat16"}}',
+    example={"bf16": {"enabled": True}, "fp16": None},
+)
+def bfloat16_weights(json: Document) -> Iterator[Hit]:
+    if json.enabled("bf16"):
+        autocast = {"enabled": True, "dtype": "bfloat16"}
+        said = "keeps the weights themselves in bfloat16 and does not cast the images"
+        yield Hit("bf16", said, correction={"bf16": DELETE, "torch_autocast": autocast})
+
+
+@rule(
+    "D14",
+    "autocast to float16",
+    lbsgd="error",
+    plain="error",
+    why="float16 needs a loss scale. The one that DeepSpeed 0.19.8 uses for autocast never falls under ZeRO and "
+    "is saved in no checkpoint, so one overflow may stop the training for good.",
+    fix="use bfloat16, or the fp16 block with ZeRO stage 1",
+    example={"torch_autocast": {"enabled": True, "dtype": "float16"}, "fp16": None},
+)
+def float16_autocast(json: Document) -> Iterator[Hit]:
+    dtype = str(json.get("torch_autocast.dtype", "bfloat16"))
+    wrong = (dtype in FLOAT16 and json.stage) if json.plain else dtype not in BFLOAT16
+    if json.enabled("torch_autocast") and wrong:
+        said = f"is {dtype}, whose loss scale DeepSpeed 0.19.8 neither saves nor lowers under ZeRO"
+        correction = {"torch_autocast.dtype": "bfloat16"} if json.plain else None
+        yield Hit("torch_autocast.dtype", said, correction=correction)
+
+
+@rule(
+    "D15",
+    "two precisions at once",
+    lbsgd="error",
+    plain="error",
+    why="fp16, bf16 and torch_autocast exclude each other. DeepSpeed refuses some pairs, and for the others it is "
+    "not defined which one wins.",
+    fix="choose one",
+    example={"torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+)
+def two_precisions(json: Document) -> Iterator[Hit]:
+    on = [block for block in BLOCKS if json.enabled(block)]
+    if len(on) > 1:
+        yield Hit(on[0], f"and {' and '.join(on[1:])} are enabled together")
+
+
+@rule(
+    "D16",
+    "buffers rounded to half precision",
+    lbsgd="error",
+    why="The running mean and variance of batch norm are buffers. They move by a tenth of a small difference in "
+    "each iteration, which half precision rounds away.",
+    fix="delete it",
+    example={"data_types": {"buffer_dtype": "fp16"}},
+)
+def rounded_buffers(json: Document) -> Iterator[Hit]:
+    if json.get("data_types.buffer_dtype") is not None:
+        said = "would round batch norm's running statistics"
+        yield Hit("data_types.buffer_dtype", said, correction={"data_types.buffer_dtype": DELETE})
+
+
+@rule(
+    "D36",
+    "master weights in half precision",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed keeps master weights in half precision for its own Adam on the CPU only, under offload. With "
+    "any other optimizer an assertion fails at the start.",
+    fix="delete it",
+    example={"fp16": {"fp16_master_weights_and_grads": True}},
+)
+def half_master_weights(json: Document) -> Iterator[Hit]:
+    for key in ("fp16.fp16_master_weights_and_grads", "bf16.bf16_master_weights_and_grads"):
+        if json.get(key, False) is not False:
+            yield Hit(key, "works with Adam on the CPU under offload only", correction={key: DELETE})
+
+
+@rule(
+    "D42",
+    "skipped updates that nobody sees",
+    plain="note",
+    why="fp16 skips every update whose gradients overflow. DeepSpeed says so only in the lines that "
+    "steps_per_print asks for.",
+    fix="set it to 10",
+    example={
+        "fp16": {"enabled": True},
+        "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000},
+    },
+)
+def unseen_overflow(json: Document) -> Iterator[Hit]:
+    if json.enabled("fp16") and json.get("steps_per_print") is None:
+        yield Hit("steps_per_print", "is not set, and updates that overflow skips then go unseen")
+
+
+RULES = (
+    ambiguous_switch,
+    unknown_autocast_key,
+    fp16_at_stage_0,
+    images_not_cast,
+    half_batch_norm,
+    bfloat16_weights,
+    float16_autocast,
+    two_precisions,
+    rounded_buffers,
+    half_master_weights,
+    unseen_overflow,
+)

@@ -1,0 +1,207 @@
+"""Rules about the scheduler block: which scheduler it names, and what its warmup really does (Sec. 2.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lbsgd.config.checks.deepspeed_keys import nearest
+from lbsgd.config.checks.deepspeed_tables import OWN_SCHEDULERS, TORCH_SCHEDULERS, WARMUPS
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import is_count, is_number, shown
+
+TYPE, PARAMS = "scheduler.type", "scheduler.params"
+
+
+def warmup_of(json: Document) -> str | None:
+    """Return the scheduler's type where it is one of DeepSpeed's warmups."""
+    kind = json.get(TYPE)
+    return kind if isinstance(kind, str) and kind in WARMUPS else None
+
+
+@rule(
+    "D09",
+    "a scheduler other than WarmupLR",
+    lbsgd="error",
+    why="WarmupLR is the one scheduler of DeepSpeed that can say gradual warmup (Sec. 2.2). lbsgd extends it by "
+    "the decay of Sec. 5.1; plain DeepSpeed still warms up with the same file.",
+    fix='use "WarmupLR", which lbsgd extends',
+    example={"scheduler": {"type": "WarmupDecayLR"}},
+)
+def other_scheduler(json: Document) -> Iterator[Hit]:
+    if json.get(TYPE) != "WarmupLR":
+        yield Hit(TYPE, f"is {json.get(TYPE)!r}")
+
+
+@rule(
+    "D48",
+    "a scheduler that DeepSpeed does not know",
+    plain="error",
+    why="DeepSpeed looks the type up among its own five schedulers, then in torch.optim.lr_scheduler, letter for "
+    "letter. Anything else fails at the start.",
+    fix="name one that DeepSpeed knows",
+    example={"scheduler": {"type": "WarmupLr", "params": {}}},
+)
+def unknown_scheduler(json: Document) -> Iterator[Hit]:
+    kind = json.get(TYPE)
+    known = isinstance(kind, str) and kind in OWN_SCHEDULERS.keys() | TORCH_SCHEDULERS | {"auto"}
+    if kind is not None and not known:
+        yield Hit(
+            TYPE, f"is {shown(kind)}, which DeepSpeed does not know", nearest(str(kind), frozenset(OWN_SCHEDULERS))
+        )
+
+
+@rule(
+    "D47",
+    "torch's scheduler on a wrapped optimizer",
+    plain="error",
+    why="ZeRO, fp16 and bf16 wrap the optimizer in a class that torch's schedulers do not accept: they raise a "
+    "TypeError.",
+    fix="build it in your program from a callable, such as lr_scheduler=lambda optimizer: StepLR(optimizer, 30)",
+    example={"bf16": {"enabled": True}, "scheduler": {"type": "StepLR", "params": {"step_size": 30}}},
+)
+def torch_scheduler_on_wrapped_optimizer(json: Document) -> Iterator[Hit]:
+    kind, wrapped = json.get(TYPE), json.stage or json.enabled("fp16") or json.enabled("bf16")
+    if wrapped and isinstance(kind, str) and kind in TORCH_SCHEDULERS:
+        yield Hit(TYPE, f"{kind} is torch's, which fails on the optimizer that ZeRO, fp16 and bf16 wrap")
+
+
+@rule(
+    "D45",
+    "a scheduler without its parameters",
+    plain="error",
+    why="DeepSpeed passes scheduler.params to the scheduler's constructor. Without the block, or without "
+    "total_num_steps for a warmup that decays, the start ends in a TypeError.",
+    fix="give the parameters that the scheduler needs",
+    example={"scheduler": {"type": "OneCycle"}},
+)
+def missing_parameters(json: Document) -> Iterator[Hit]:
+    kind = json.get(TYPE)
+    if kind is not None and not isinstance(json.get(PARAMS), dict):
+        yield Hit(PARAMS, "is missing, which ends in a TypeError", "give {} at least", {PARAMS: {}})
+    if warmup_of(json) not in (None, "WarmupLR") and "total_num_steps" not in json.block(PARAMS):
+        said = f"is missing, and {kind} needs it"
+        yield Hit(f"{PARAMS}.total_num_steps", said, "give the iterations of the run")
+
+
+@rule(
+    "D26",
+    "a parameter that the scheduler does not have",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed passes scheduler.params to the scheduler's constructor, which raises a TypeError for an "
+    "unknown name.",
+    fix="correct its spelling, or delete it",
+    example={"scheduler": {"params": {"warmup_typ": "linear"}}},
+)
+def unknown_parameter(json: Document) -> Iterator[Hit]:
+    kind, params = json.get(TYPE), json.block(PARAMS)
+    if not isinstance(kind, str) or kind not in OWN_SCHEDULERS:
+        return
+    known = OWN_SCHEDULERS[kind]
+    if unknown := sorted(set(params) - known):
+        said = f"unknown to {kind}: {', '.join(map(shown, unknown))}"
+        yield Hit(PARAMS, said, nearest(unknown[0], known) if len(unknown) == 1 else f"known are {sorted(known)}")
+
+
+@rule(
+    "D10",
+    "a warmup that is not linear",
+    lbsgd="error",
+    plain="warning",
+    why="Gradual warmup raises the learning rate by the same amount in every iteration (Sec. 2.2). DeepSpeed's "
+    "default is logarithmic: it reaches half of the rise after the square root of the steps, 32 of 1000.",
+    fix='set it to "linear" (Sec. 2.2)',
+    example={"scheduler": {"params": {"warmup_type": None}}},
+)
+def other_ramp(json: Document) -> Iterator[Hit]:
+    params = json.block(PARAMS)
+    ramp, steps = params.get("warmup_type"), params.get("warmup_num_steps", 1000)
+    if not warmup_of(json) or ramp == "linear" or (json.plain and ramp in ("log", "auto")):
+        return
+    if json.plain and ramp is not None:
+        said = f"is {shown(ramp)}, and DeepSpeed takes log"
+    else:
+        said = "is not set, and DeepSpeed's default is logarithmic" if ramp is None else f"is {shown(ramp)}"
+    said += f": half of the ramp after {halfway(steps)} steps"
+    yield Hit(f"{PARAMS}.warmup_type", said, correction={f"{PARAMS}.warmup_type": "linear"})
+
+
+def halfway(steps: Any) -> str:
+    """Return after how many steps log(t+1)/log(W) is a half: √W, as 32 of 1000."""
+    return f"{round(steps**0.5)} of {steps}" if is_count(steps) else "a few"
+
+
+@rule(
+    "D43",
+    "a warmup that starts at 0",
+    plain="warning",
+    why="DeepSpeed's warmups use their first value twice. Where it is 0, which is the default, the first two "
+    "updates move nothing.",
+    fix="give the learning rate of a small batch (Sec. 2.2)",
+    example={"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "linear", "warmup_max_lr": 0.1}}},
+)
+def warmup_from_zero(json: Document) -> Iterator[Hit]:
+    params = json.block(PARAMS)
+    if warmup_of(json) and params.get("warmup_min_lr", 0) == 0 and "warmup_min_ratio" not in params:
+        yield Hit(
+            f"{PARAMS}.warmup_min_lr",
+            "is 0, and DeepSpeed takes the first value twice: the first two updates move nothing",
+        )
+
+
+@rule(
+    "D46",
+    "a warmup of no whole number of steps",
+    plain="error",
+    why="DeepSpeed raises a ValueError for anything but a positive whole number, 5.0 included.",
+    fix="give a whole number, or delete the scheduler",
+    example={
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": 0.01, "warmup_num_steps": 5.0, "warmup_type": "linear"},
+        }
+    },
+)
+def warmup_steps(json: Document) -> Iterator[Hit]:
+    key = f"{PARAMS}.warmup_num_steps"
+    steps = json.get(key, 1000)
+    if warmup_of(json) and steps != "auto" and not is_count(steps):
+        whole = {key: int(steps)} if is_number(steps) and steps >= 1 else None
+        yield Hit(key, f"is {shown(steps)}, and DeepSpeed wants a whole number", correction=whole)
+
+
+@rule(
+    "D44",
+    "a learning rate that the scheduler replaces",
+    plain="warning",
+    why="A warmup of DeepSpeed sets the learning rate in every iteration and ends at warmup_max_lr. The "
+    "optimizer's own lr is read by people only.",
+    fix="make the two the same",
+    example={
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.1}},
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": 0.01, "warmup_max_lr": 0.4, "warmup_type": "linear"},
+        },
+    },
+)
+def replaced_learning_rate(json: Document) -> Iterator[Hit]:
+    key, kind = "optimizer.params.lr", warmup_of(json)
+    lr, most = json.get(key), json.get(f"{PARAMS}.warmup_max_lr")
+    if kind and kind != "WarmupCosineLR" and is_number(most) and is_number(lr) and most != lr:
+        yield Hit(key, f"{lr:g} is a dead number: the scheduler goes to {most:g}", correction={key: most})
+
+
+RULES = (
+    other_scheduler,
+    unknown_scheduler,
+    torch_scheduler_on_wrapped_optimizer,
+    missing_parameters,
+    unknown_parameter,
+    other_ramp,
+    warmup_from_zero,
+    warmup_steps,
+    replaced_learning_rate,
+)

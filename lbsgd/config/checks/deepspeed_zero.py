@@ -1,0 +1,181 @@
+"""Rules about ZeRO, and about what makes every iteration wait (Sec. 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import is_number, shown
+
+STAGE, BUCKET, OFFLOAD = (f"zero_optimization.{key}" for key in ("stage", "reduce_bucket_size", "offload_optimizer"))
+DEFAULT_BUCKET = 5e8  # of DeepSpeed, in elements
+RESNET50_BUCKET = 6_000_000  # a fourth of its 25.6 million parameters
+LARGEST_BUCKET = 25_000_000
+
+
+@rule(
+    "D17",
+    "a ZeRO stage that cannot be used",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed knows the stages 0 to 3. Stage 3 divides the weights themselves among GPUs; lbsgd does not "
+    "support it, because a ResNet fits on every GPU whole.",
+    fix="use 0, 1 or 2: ResNets fit on every GPU whole",
+    example={"zero_optimization": {"stage": 3}},
+)
+def unusable_stage(json: Document) -> Iterator[Hit]:
+    given = json.get(STAGE, 0)
+    if json.plain and json.stage is None and given != "auto":
+        yield Hit(STAGE, f"is {shown(given)}", "use 0, 1, 2 or 3")
+    elif not json.plain and json.stage not in (0, 1, 2):
+        yield Hit(STAGE, f"is {shown(given)}")
+
+
+@rule(
+    "D50",
+    "keys without effect at this ZeRO stage",
+    plain="note",
+    why="The keys stage3_* and offload_param act at stage 3 only. At any other stage DeepSpeed ignores them.",
+    fix="delete it, or use stage 3",
+    example={
+        "zero_optimization": {
+            "stage": 1,
+            "overlap_comm": True,
+            "reduce_bucket_size": 1000,
+            "stage3_max_live_parameters": 1000,
+        }
+    },
+)
+def idle_keys(json: Document) -> Iterator[Hit]:
+    idle = sorted(key for key in json.block("zero_optimization") if key.startswith("stage3_") or key == "offload_param")
+    if idle and json.stage in (0, 1, 2):
+        others = f", nor have {len(idle) - 1} more keys" if len(idle) > 1 else ""
+        yield Hit(f"zero_optimization.{idle[0]}", f"has no effect at stage {json.stage}{others}")
+
+
+@rule(
+    "D19",
+    "SGD's state moved to the CPU",
+    lbsgd="error",
+    plain="warning",
+    why="Offload runs DeepSpeed's Adam on the CPU. SGD has one number per weight to move, 100 MB for ResNet-50, "
+    "and every iteration would wait for the CPU.",
+    fix="delete it",
+    example={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+)
+def offloaded_sgd(json: Document) -> Iterator[Hit]:
+    if json.is_sgd and json.get(f"{OFFLOAD}.device", "none") not in ("none", None):
+        yield Hit(OFFLOAD, "is made for Adam on the CPU; SGD's one state is small", correction={OFFLOAD: DELETE})
+
+
+@rule(
+    "D51",
+    "a bucket size that is no number",
+    lbsgd="error",
+    why="The size of a bucket decides how many gradients DeepSpeed reduces at a time, and `lbsgd plan` counts with it.",
+    fix="give it as a number of elements",
+    example={"zero_optimization": {"reduce_bucket_size": "large"}},
+)
+def bucket_size(json: Document) -> Iterator[Hit]:
+    bucket = json.get(BUCKET, DEFAULT_BUCKET)
+    if not is_number(bucket) or bucket < 1:
+        yield Hit(BUCKET, f"is {shown(bucket)}", correction={BUCKET: RESNET50_BUCKET})
+
+
+@rule(
+    "D20",
+    "a bucket larger than the network",
+    lbsgd="warning",
+    plain="note",
+    why="Gradients are reduced bucket by bucket while back-propagation still computes others (Sec. 4). A bucket "
+    "of 25 million elements holds nearly all of ResNet-50, so nothing is reduced before back-propagation "
+    "ends. DeepSpeed's default is 500 million.",
+    fix="use a fourth of the network's parameters or less (6000000 for ResNet-50)",
+    example={"zero_optimization": {"reduce_bucket_size": 500_000_000}},
+)
+def large_bucket(json: Document) -> Iterator[Hit]:
+    bucket = json.get(BUCKET, DEFAULT_BUCKET)
+    if json.stage in (1, 2) and is_number(bucket) and bucket > LARGEST_BUCKET:
+        said = (
+            f"of {bucket:g} elements holds all gradients of a smaller network (ResNet-50 has 25.6 million), so none is "
+            "reduced during back-propagation (Sec. 4)"
+        )
+        yield Hit(BUCKET, said, correction={BUCKET: RESNET50_BUCKET})
+
+
+@rule(
+    "D41",
+    "gradients that are reduced after back-propagation",
+    lbsgd="note",
+    plain="note",
+    why="With overlap_comm DeepSpeed reduces a full bucket while the GPU computes the gradients of earlier "
+    "layers; this is how the paper hides most of its communication (Sec. 4).",
+    fix="set it to true, with a small reduce_bucket_size",
+    example={"zero_optimization": {"overlap_comm": False}},
+)
+def no_overlap(json: Document) -> Iterator[Hit]:
+    key = "zero_optimization.overlap_comm"
+    if json.stage in (1, 2) and json.get(key) is not True:
+        yield Hit(key, "is not true, so gradients are reduced after back-propagation, not during it (Sec. 4)")
+
+
+@rule(
+    "D37",
+    "a checkpoint that expects Adam's state",
+    lbsgd="error",
+    plain="error",
+    why="Elastic and universal checkpoints look for Adam's two moments. With SGD the checkpoint is written and "
+    "fails only when it is loaded, after the time to repeat the run is lost.",
+    fix="delete it",
+    example={"zero_optimization": {"elastic_checkpoint": True}},
+)
+def checkpoint_of_adam(json: Document) -> Iterator[Hit]:
+    for key in ("zero_optimization.elastic_checkpoint", "checkpoint.load_universal"):
+        if json.is_sgd and json.get(key, False) is not False:
+            said = "expects Adam's state: with SGD it fails when a checkpoint is loaded"
+            yield Hit(key, said, correction={key: DELETE})
+
+
+@rule(
+    "D39",
+    "a measurement left switched on",
+    lbsgd="warning",
+    plain="warning",
+    why="These keys synchronise host and GPU in every pass, so the host can no longer queue work ahead.",
+    fix="delete it when you have measured",
+    example={"wall_clock_breakdown": True},
+)
+def measurement(json: Document) -> Iterator[Hit]:
+    for key in ("wall_clock_breakdown", "flops_profiler.enabled", "memory_breakdown"):
+        if json.get(key, False) is True:
+            yield Hit(key, "makes the host wait for the GPU in every pass", correction={key: DELETE})
+
+
+@rule(
+    "D40",
+    "autotuning instead of training",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed's autotuner changes the batch sizes, runs short experiments and exits. It never trains the "
+    "network, and it knows nothing of the learning rate that belongs to a batch.",
+    fix="delete it to train",
+    example={"autotuning": {"enabled": True}},
+)
+def autotuning(json: Document) -> Iterator[Hit]:
+    if json.get("autotuning.enabled", False) is True:
+        yield Hit("autotuning", "changes the batch sizes, measures and exits", correction={"autotuning": DELETE})
+
+
+RULES = (
+    unusable_stage,
+    idle_keys,
+    offloaded_sgd,
+    bucket_size,
+    large_bucket,
+    no_overlap,
+    checkpoint_of_adam,
+    measurement,
+    autotuning,
+)

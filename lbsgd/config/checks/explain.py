@@ -1,0 +1,84 @@
+"""The codes of `lbsgd check` explained: one on the screen, all of them as docs/checks.md."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import textwrap
+from typing import Any
+
+from lbsgd.config.checks.registry import CODES, GROUPS
+from lbsgd.config.checks.rule import Rule
+from lbsgd.errors import ConfigError
+
+WIDTH = 100
+
+
+def explain(code: str) -> str:
+    """Return the entry of one code for the screen; ConfigError names near codes where there is no such one."""
+    rule = CODES.get(code.upper())
+    if rule is None:
+        near = difflib.get_close_matches(code.upper(), CODES, n=4, cutoff=0.5)
+        instead = f"near it are {', '.join(sorted(near))}" if near else "say `--explain all` for the whole list"
+        raise ConfigError(f"--explain {code}: there is no such code; {instead}")
+    lines = [f"{rule.code}  {rule.title}", f"      {severities(rule)}", ""]
+    for name, text in (("why", rule.why), ("example", example(rule)), ("fix", rule.fix)):
+        lines += textwrap.wrap(text, WIDTH, initial_indent=f"{name:9}", subsequent_indent=" " * 9)
+    return "\n".join(lines)
+
+
+def explain_all() -> str:
+    """Return the entries of all codes for the screen."""
+    return "\n\n".join(map(explain, CODES))
+
+
+def severities(rule: Rule[Any]) -> str:
+    """Return a rule's severity in either kind of JSON, in words."""
+    said = ((rule.lbsgd, "with an lbsgd block"), (rule.plain, "in plain DeepSpeed"))
+    if rule.lbsgd == rule.plain:
+        return f"{rule.lbsgd} in every JSON"
+    return ", ".join(f"{severity} {where}" for severity, where in said if severity)
+
+
+def example(rule: Rule[Any]) -> str:
+    """Return a rule's example as one text."""
+    text = rule.example if isinstance(rule.example, str) else json.dumps(rule.example)
+    return text + (f" on {rule.processes} processes" if rule.processes > 1 else "")
+
+
+HEAD = """\
+<!-- Written by `lbsgd check --explain all --markdown` from the rules in lbsgd/config/checks; a test compares. -->
+# The codes of `lbsgd check`
+
+Each code is one rule. Its severity depends on the file: with an `lbsgd` block, which states the intent, or without
+one, in plain DeepSpeed. An error is refused by DeepSpeed 0.19.8 or by lbsgd, or does not train; a warning is probably
+not meant; a note is good to know. A dash means that the rule does not apply.
+
+`lbsgd check --explain CODE` prints one entry, and `lbsgd check --fix FILE` corrects what has one right answer.
+
+Every example triggers its own code and no other. It is laid over a file in the manner of a JSON merge patch: blocks are
+merged, `null` deletes a key. The file is `ds_configs/8k.json` where the rule applies beside an `lbsgd` block, else
+`{"train_batch_size": 256, "gradient_clipping": 0.0}`. (A plain optimizer block always brings the note D55 as well.)
+"""
+
+
+def markdown() -> str:
+    """Return docs/checks.md."""
+    return "\n".join([HEAD, *(group(title, rules) for title, rules in GROUPS.items())])
+
+
+def group(title: str, rules: tuple[Rule[Any], ...]) -> str:
+    """Return the section of one group: a table of its codes, then their entries."""
+    rows = [f"| [{r.code}](#{r.code.lower()}) | {r.title} | {r.lbsgd or '-'} | {r.plain or '-'} |" for r in rules]
+    table = ["| code | finds | with an lbsgd block | plain DeepSpeed |", "| --- | --- | --- | --- |", *rows]
+    return "\n".join([f"## {title}", "", *table, "", *map(entry, rules)])
+
+
+def entry(rule: Rule[Any]) -> str:
+    """Return the entry of one rule: what it finds, why it hurts, an example, the fix."""
+    on = f" On {rule.processes} processes:" if rule.processes > 1 else ""
+    text = rule.example if isinstance(rule.example, str) else json.dumps(rule.example)
+    said = f"*{rule.title}* ({severities(rule)})"
+    return "\n".join(
+        [f"### {rule.code}", "", said, "", rule.why + on, "", "```json", text, "```", "", f"Fix: {rule.fix}.", ""]
+    )

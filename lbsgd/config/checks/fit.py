@@ -1,0 +1,124 @@
+"""Rules that ask whether a run fits its processes and its data: kn = k·n = world_size · micro_batch · passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Planned
+from lbsgd.config.derive import divisors
+
+
+@rule(
+    "R02",
+    "a global batch that is no whole number of workers",
+    lbsgd="error",
+    why="Each of the paper's k workers normalises n = 32 images, so kn must be a multiple of n (Sec. 2.3).",
+    fix="use a multiple of n",
+    example={
+        "train_batch_size": 8184,
+        "optimizer": {"params": {"lr": 3.196875}},
+        "scheduler": {"params": {"warmup_max_lr": 3.196875}},
+    },
+)
+def whole_workers(planned: Planned) -> Iterator[Hit]:
+    kn, n = planned.global_batch, planned.per_worker_batch
+    if kn % n:
+        fix = f"k = kn/n workers must be whole: use {max(1, kn // n) * n} or {(kn // n + 1) * n}"
+        yield Hit("train_batch_size", f"{kn} is no multiple of n = {n}", fix)
+
+
+@rule(
+    "F01",
+    "workers that cannot be divided among the processes",
+    lbsgd="error",
+    why="Every process takes the same number of the k workers, so the number of processes must divide k.",
+    fix="use a number of processes that divides k",
+    example={"train_batch_size": 8192},
+    processes=3,
+)
+def dividable_workers(planned: Planned) -> Iterator[Hit]:
+    kn, n, world_size = planned.global_batch, planned.per_worker_batch, planned.world_size
+    k = kn // n
+    if kn % n == 0 and k % world_size:
+        said = f"k = {k} workers of n = {n} images cannot be divided among {world_size} processes"
+        yield Hit("train_batch_size", said, f"numbers of processes that fit: {shortened(divisors(k))}")
+
+
+@rule(
+    "F02",
+    "a micro batch that does not fit",
+    lbsgd="error",
+    why="One pass takes whole workers, because batch norm sees a worker's n images together, and a process takes "
+    "its share of kn in whole passes.",
+    fix="use a multiple of n that divides the images of a process",
+    example={"train_micro_batch_size_per_gpu": 48},
+)
+def micro_batch(planned: Planned) -> Iterator[Hit]:
+    kn, n, micro, world_size = planned.global_batch, planned.per_worker_batch, planned.micro_batch, planned.world_size
+    share = kn // world_size
+    if kn % (n * world_size) == 0 and (micro % n or share % micro):
+        said = f"{micro} is no multiple of n = {n} that divides the {share} images of each of {world_size} processes"
+        fitting = [n * d for d in divisors(share // n)]
+        yield Hit("train_micro_batch_size_per_gpu", said, f"micro batches that fit: {shortened(fitting)}")
+
+
+@rule(
+    "F03",
+    "a global batch larger than the data",
+    lbsgd="error",
+    why="An epoch is ⌊N/kn⌋ iterations. With more images in a batch than in the data it has none.",
+    fix="use a smaller --global_batch or more data",
+    example={"lbsgd": {"num_images": 8000}, "scheduler": {"params": {"warmup_num_steps": 1}}},
+)
+def an_iteration(planned: Planned) -> Iterator[Hit]:
+    kn, num_images = planned.global_batch, planned.recipe.num_images
+    if num_images < kn:
+        said = f"one global batch of {kn} images is more than the {num_images} images of the training data"
+        yield Hit("train_batch_size", said)
+
+
+@rule(
+    "F04",
+    "statistics of more images than there are",
+    lbsgd="error",
+    why="With statistics recomputed, so many training images pass through the network before an evaluation (Sec. 5.2).",
+    fix="use fewer",
+    example={"lbsgd": {"batch_norm": {"statistics": "recomputed", "statistics_images": 3_200_000}}},
+)
+def statistics_images(planned: Planned) -> Iterator[Hit]:
+    wanted, num_images = planned.recipe.batch_norm.statistics_images, planned.recipe.num_images
+    if wanted and wanted > num_images:
+        said = f"{wanted} is more than the {num_images} images of the training data"
+        yield Hit("lbsgd.batch_norm.statistics_images", said)
+
+
+@rule(
+    "F05",
+    "a number of passes that does not fit",
+    lbsgd="error",
+    why="The number of passes follows from the batches and the number of processes, which a JSON does not know. "
+    "Where it is written it must agree.",
+    fix="delete it: it follows",
+    example={"gradient_accumulation_steps": 7},
+    processes=8,
+)
+def passes(planned: Planned) -> Iterator[Hit]:
+    key = "gradient_accumulation_steps"
+    written, kn, micro, world_size = planned.get(key), planned.global_batch, planned.micro_batch, planned.world_size
+    following = kn / (world_size * micro)
+    if written is not None and written != following:
+        said = f"is {written!r}, but {kn} images on {world_size} processes x {micro} are {following:g} passes"
+        yield Hit(key, said, correction={key: DELETE})
+
+
+def shortened(numbers: list[int], most: int = 12) -> str:
+    """Return numbers as a list that stays on one line."""
+    if len(numbers) <= most:
+        return ", ".join(map(str, numbers))
+    return ", ".join(map(str, numbers[: most - 1])) + f", ... {numbers[-1]}"
+
+
+RULES = (whole_workers, dividable_workers, micro_batch, statistics_images, an_iteration)
+PASSES_RULES = (passes,)  # apart, because flags that divide kn otherwise make the written number void

@@ -1,0 +1,75 @@
+"""All rules, in the order in which their findings are printed, and the table of their codes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lbsgd.config.checks import (
+    block,
+    consistency,
+    deepspeed_batch,
+    deepspeed_keys,
+    deepspeed_large_batch,
+    deepspeed_optimizer,
+    deepspeed_precision,
+    deepspeed_scheduler,
+    deepspeed_zero,
+    deviations,
+    fit,
+    strictness,
+)
+from lbsgd.config.checks.finding import Finding
+from lbsgd.config.checks.rule import Kind, Rule, findings_by
+from lbsgd.config.checks.subject import Document, Planned
+
+GROUPS: dict[str, tuple[Rule[Any], ...]] = {
+    "The file": strictness.RULES,
+    "Keys": deepspeed_keys.RULES,
+    "Batch and gradients": deepspeed_batch.RULES,
+    "Optimizer": deepspeed_optimizer.RULES,
+    "Scheduler": deepspeed_scheduler.RULES,
+    "Large minibatches in plain DeepSpeed": deepspeed_large_batch.RULES,
+    "Precision": deepspeed_precision.RULES,
+    "ZeRO and speed": deepspeed_zero.RULES,
+    "The lbsgd block by itself": block.RULES,
+    "DeepSpeed's blocks against the lbsgd block": consistency.RULES,
+    "Intents that the paper measured as worse": deviations.RULES,
+    "Processes and data": (*fit.RULES, *fit.PASSES_RULES),
+}
+CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for rule in rules}
+
+DEEPSPEED_RULES: tuple[Rule[Document], ...] = (
+    *deepspeed_keys.RULES,
+    *deepspeed_batch.RULES,
+    *deepspeed_optimizer.RULES,
+    *deepspeed_scheduler.RULES,
+    *deepspeed_large_batch.RULES,
+    *deepspeed_precision.RULES,
+    *deepspeed_zero.RULES,
+)
+
+
+def deepspeed_findings(config: Mapping[str, Any], kind: Kind = "lbsgd") -> list[Finding]:
+    """Return everything to say about DeepSpeed's own blocks; the severity depends on the kind of the JSON."""
+    return findings_by(DEEPSPEED_RULES, Document(config, kind), kind)
+
+
+def consistency_findings(planned: Planned) -> list[Finding]:
+    """Return where DeepSpeed's blocks contradict the lbsgd block."""
+    return findings_by(consistency.RULES, planned)
+
+
+def deviation_findings(planned: Planned) -> list[Finding]:
+    """Return the intents that are not the paper's."""
+    return findings_by(deviations.RULES, planned)
+
+
+def fit_findings(planned: Planned) -> list[Finding]:
+    """Return why the run does not fit its processes and its data."""
+    return findings_by(fit.RULES, planned)
+
+
+def passes_findings(planned: Planned) -> list[Finding]:
+    """Return whether a written number of passes contradicts the batches and the number of processes."""
+    return findings_by(fit.PASSES_RULES, planned)

@@ -1,0 +1,79 @@
+"""Rules: each has one code, one function that looks for one fault, and the page that `lbsgd check --explain` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, Literal, TypeVar
+
+from lbsgd.config.checks.finding import Finding, Severity
+
+Kind = Literal["lbsgd", "plain"]  # of a JSON: with an lbsgd block beside DeepSpeed's own, or without
+Subject = TypeVar("Subject")
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One place where a rule is broken; the rule adds code and severity, and its own fix where the hit has none."""
+
+    key: str
+    message: str
+    fix: str | None = None
+    correction: Mapping[str, Any] | None = None
+    points: float | None = None
+
+
+@dataclass(frozen=True)
+class Rule(Generic[Subject]):
+    """One rule: its code, its severity in either kind of JSON (None: it does not apply), and why it is there.
+
+    example triggers this rule and no other: a JSON merge patch (null deletes) over ds_configs/8k.json where the rule
+    applies to JSONs with an lbsgd block, else over a plain JSON without findings; or the text of a whole file.
+    processes is the number of processes on which it does.
+    """
+
+    code: str
+    title: str
+    lbsgd: Severity | None
+    plain: Severity | None
+    why: str
+    fix: str
+    example: Mapping[str, Any] | str
+    processes: int
+    look: Callable[[Subject], Iterable[Hit]]
+
+    def severity(self, kind: Kind) -> Severity | None:
+        return self.lbsgd if kind == "lbsgd" else self.plain
+
+    def findings(self, subject: Subject, kind: Kind) -> Iterable[Finding]:
+        """Yield a finding for every hit, none where the rule does not apply to this kind of JSON."""
+        severity = self.severity(kind)
+        if severity is None:
+            return
+        for hit in self.look(subject):
+            fix = self.fix if hit.fix is None else hit.fix
+            yield Finding(self.code, hit.key, hit.message, fix, severity, hit.points, hit.correction)
+
+
+def rule(
+    code: str,
+    title: str,
+    *,
+    lbsgd: Severity | None = None,
+    plain: Severity | None = None,
+    why: str,
+    fix: str,
+    example: Mapping[str, Any] | str,
+    processes: int = 1,
+) -> Callable[[Callable[[Subject], Iterable[Hit]]], Rule[Subject]]:
+    """Make a rule of the function below, which yields a hit for each place where it is broken."""
+
+    def declare(look: Callable[[Subject], Iterable[Hit]]) -> Rule[Subject]:
+        return Rule(code, title, lbsgd, plain, why, fix, example, processes, look)
+
+    return declare
+
+
+def findings_by(rules: Iterable[Rule[Subject]], subject: Subject, kind: Kind = "lbsgd") -> list[Finding]:
+    """Return all findings of some rules about one subject."""
+    return [finding for each in rules for finding in each.findings(subject, kind)]

@@ -1,0 +1,76 @@
+"""Dotted key paths into a JSON, such as `optimizer.params.lr`: read, write, compare, and show the values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, TypeGuard
+
+from lbsgd.errors import ConfigError
+
+
+def get(config: Any, key: str, default: Any = None) -> Any:
+    """Return the value at a key path, or the default where the path breaks off."""
+    for part in key.split("."):
+        if not isinstance(config, dict) or part not in config:
+            return default
+        config = config[part]
+    return config
+
+
+def block_of(config: Any, name: str) -> Mapping[str, Any]:
+    """Return the block at a key path, or an empty one where there is none."""
+    block = get(config, name)
+    return block if isinstance(block, dict) else {}
+
+
+def enabled(config: Any, block: str) -> bool:
+    """Whether a precision block such as fp16 is switched on."""
+    return get(config, f"{block}.enabled", False) is True
+
+
+def put(config: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value at a key path and make the blocks on the way; None deletes the key.
+
+    Raises ConfigError where the path runs through a value that is no block.
+    """
+    *blocks, last = key.split(".")
+    for depth, name in enumerate(blocks):
+        if value is None and name not in config:
+            return
+        config = config.setdefault(name, {})
+        if not isinstance(config, dict):
+            raise ConfigError(f"{key}: {'.'.join(blocks[: depth + 1])} is no block of keys; see the JSON for its place")
+    if value is None:
+        config.pop(last, None)
+    else:
+        config[last] = value
+
+
+def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:
+    """Return a line `key: old -> new` for every leaf in which two JSON values differ."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*before, *(key for key in after if key not in before)]
+        return tuple(
+            line
+            for key in keys
+            for line in differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+        )
+    old, new = ("(none)" if value is None else json.dumps(value) for value in (before, after))
+    return () if old == new else (f"{path}: {old} -> {new}",)  # as text, because 5 == 5.0 and True == 1
+
+
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether a JSON value is a number to calculate with: no boolean, no NaN, nothing beyond floats."""
+    return type(value) in (int, float) and -1e300 < value < 1e300
+
+
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a JSON value is a whole number from 1 to 10^12."""
+    return type(value) is int and 1 <= value <= 10**12
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it, at most 40 characters long."""
+    text = repr(value)
+    return text if len(text) < 40 else text[:36] + " ..."

@@ -1,0 +1,30 @@
+"""The precision of a run, which DeepSpeed spreads over several blocks: fp32, bf16 (autocast) or fp16."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lbsgd.config.keypath import enabled
+
+
+def precision_of(config: Mapping[str, Any]) -> str:
+    """Return fp32, bf16 or fp16, as the JSON's blocks say."""
+    if enabled(config, "fp16"):
+        return "fp16"
+    return "bf16" if enabled(config, "torch_autocast") else "fp32"
+
+
+def set_precision(config: dict[str, Any], precision: str) -> None:
+    """Switch a JSON's blocks to fp32, bf16 or fp16; fp16 raises the ZeRO stage to 1, because stage 0 does not train."""
+    if precision_of(config) == precision:
+        return
+    for block in ("fp16", "bf16", "torch_autocast"):
+        config.pop(block, None)
+    if precision == "bf16":
+        config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    if precision == "fp16":
+        config["fp16"] = {"enabled": True, "auto_cast": True}
+        zero = config.setdefault("zero_optimization", {})
+        zero["stage"] = max(1, zero.get("stage", 0))
+        config["zero_allow_untested_optimizer"] = True

@@ -1,0 +1,148 @@
+"""The data folder: train.beton, val.beton and manifest.json, which must belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from lbsgd.data.beton import CONVERT, BetonFile
+from lbsgd.disk import replace_file, to_disk
+from lbsgd.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """The manifest's description of one file."""
+
+    num_images: int
+    num_bytes: int
+    fingerprint: str
+
+    @classmethod
+    def of(cls, beton: BetonFile) -> Split:
+        return cls(beton.num_images, beton.path.stat().st_size, beton.fingerprint)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """manifest.json. The converter writes it last, so the two files that it describes are complete.
+
+    settings are the converter's, libraries the versions of the libraries that decoded and encoded. stored counts the
+    images of each split by the way they are kept; skipped names those that could not be decoded, if the converter was
+    told to leave them out.
+    """
+
+    classes: list[str]
+    train: Split
+    val: Split
+    source: str
+    settings: dict[str, object]
+    converter_version: int
+    listing: str = ""  # digest of names, labels and sizes of the source
+    images_per_class: dict[str, list[int]] = field(default_factory=dict)  # by split; images lie class by class
+    libraries: dict[str, str] = field(default_factory=dict)
+    stored: dict[str, dict[str, int]] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
+
+    def write(self, path: Path) -> None:
+        """Write the manifest so that a reader finds all of it or nothing, even after a power failure."""
+        replace_file(path, json.dumps(asdict(self), indent=1).encode())
+        to_disk(path.parent)
+
+    def first_wrong_label(self, beton: BetonFile) -> int | None:
+        """Return the first image of train.beton or val.beton whose label contradicts images_per_class."""
+        counts = self.images_per_class.get(beton.path.stem, [])
+        if sum(counts) != beton.num_images:
+            return None
+        wrong = np.flatnonzero(np.repeat(np.arange(len(counts)), counts) != beton.labels)
+        return int(wrong[0]) if len(wrong) else None
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """Read a manifest. Raise DataError for a file that is none."""
+        try:
+            content = json.loads(path.read_text())
+            known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
+            return cls(**{**known, "train": Split(**content["train"]), "val": Split(**content["val"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path} cannot be read as a manifest ({error}); "
+                f"make the folder again with: {CONVERT.format(path.parent)} --overwrite"
+            ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class ImageNetData:
+    """A verified data folder: both files agree with each other, and with the manifest if there is one."""
+
+    train: BetonFile
+    val: BetonFile
+    num_classes: int
+    classes: list[str] | None  # None without a manifest
+    fingerprint: str
+
+
+def data_folder(flag: str | None) -> Path:
+    """Return the data folder: --data_dir, else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv."""
+    return Path(flag or os.environ.get("IMAGENET_FFCV_DIR") or "data/imagenet_ffcv")
+
+
+def open_data(data_dir: str | os.PathLike) -> ImageNetData:
+    """Open train.beton and val.beton and verify that they belong together. Raise DataError if they do not.
+
+    The converter's manifest names the classes, and the number of images, the size and the fingerprint of both files.
+    Files from elsewhere have no manifest: their classes are 0 ... the highest label of the training images.
+    """
+    folder = Path(data_dir)
+    missing = [name for name in ("train.beton", "val.beton") if not (folder / name).is_file()]
+    if missing:
+        raise DataError(
+            f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "
+            f"{CONVERT.format(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR"
+        )
+    train, val = BetonFile.open(folder / "train.beton"), BetonFile.open(folder / "val.beton")
+    classes = None
+    if (folder / "manifest.json").exists():
+        manifest = Manifest.read(folder / "manifest.json")
+        _check_manifest(manifest, train, val)
+        classes = manifest.classes
+    num_classes = len(classes) if classes else int(train.labels.max()) + 1
+    for beton in (train, val):
+        _check_labels(beton, num_classes)
+    fingerprint = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {num_classes}".encode()).hexdigest()
+    return ImageNetData(train, val, num_classes, classes, fingerprint)
+
+
+def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> None:
+    for beton, expected in ((train, manifest.train), (val, manifest.val)):
+        found = Split.of(beton)
+        if found == expected:
+            continue
+        if (index := manifest.first_wrong_label(beton)) is not None:
+            raise DataError(
+                f"{beton.path}: image {index} has label {beton.labels[index]}, and manifest.json beside it says "
+                "another; copy both from one folder, or make them again with: "
+                f"{CONVERT.format(beton.path.parent)} --overwrite"
+            )
+        raise DataError(
+            f"{beton.path} is not the file that manifest.json beside it was written for: it has {_described(found)}, "
+            f"the manifest says {_described(expected)}; copy all three from one folder"
+        )
+
+
+def _described(split: Split) -> str:
+    return f"{split.num_images:,} images, {split.num_bytes:,} bytes and fingerprint {split.fingerprint:.8}"
+
+
+def _check_labels(beton: BetonFile, num_classes: int) -> None:
+    wrong = np.flatnonzero((beton.labels < 0) | (beton.labels >= num_classes))
+    if len(wrong):
+        raise DataError(
+            f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, outside the "
+            f"{num_classes} classes 0 ... {num_classes - 1} ({len(wrong):,} such images)"
+        )

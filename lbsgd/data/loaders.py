@@ -1,0 +1,125 @@
+"""Images by number from an FFCV file: normalised batches on the device, for training and evaluation (Sec. 5.1)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+import numba
+import numpy as np
+import torch
+
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
+from lbsgd.data.ffcv_loader import CropDecoder, CropPipeline, DecodingThread
+from lbsgd.data.read_ahead import ReadAhead
+from lbsgd.data.share import Batches, EvalData, Pixels, Share, TrainData
+from lbsgd.data.to_device import Prefetcher
+from lbsgd.errors import ConfigError
+
+
+class DecodedImages:
+    """The images of one file, cropped by `draw` (see crops.py) and put on the device in batches.
+
+    threads decode; from_disk asks the disk for the images ahead of them, where memory cannot hold the file.
+    Raises ConfigError for a number of threads that this process cannot have, DataError for an unusable file.
+    """
+
+    def __init__(
+        self,
+        beton: BetonFile | str | os.PathLike,
+        draw: Callable,
+        *,
+        batch: int,
+        pixels: Pixels,
+        threads: int,
+        from_disk: bool,
+    ) -> None:
+        most = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]  # set when Numba is imported
+        if not 1 <= threads <= most:
+            raise ConfigError(
+                f"{threads} loader threads are not possible: this process can use 1 to {most}; give --loader_threads"
+            )
+        self.beton = beton if isinstance(beton, BetonFile) else BetonFile.open(beton)
+        self.batch, self.device, self.from_disk = batch, pixels.device, from_disk
+        self._prefetcher = Prefetcher(pixels)
+        self.pipeline = CropPipeline(self.beton, CropDecoder(pixels.resolution, draw), batch=batch, threads=threads)
+        self._threads: set[DecodingThread] = set()
+
+    def batches(self, numbers: np.ndarray, key: np.uint64) -> Batches:
+        """Yield the images of these numbers, whose crops are drawn under the key."""
+        if len(numbers) == 0:
+            return
+        labels = torch.from_numpy(self.beton.labels[numbers]).to(self.device).split(self.batch)
+        read_ahead = None
+        if self.from_disk:
+            read_ahead = ReadAhead(self.beton.path, self.beton.images["data_at"][numbers], self.beton.sizes[numbers])
+        thread = DecodingThread(self.pipeline, numbers, key, read_ahead)
+        self._threads.add(thread)
+        try:
+            yield from zip(self._prefetcher(thread), labels, strict=True)
+        finally:
+            thread.close()
+            self._threads.discard(thread)
+
+    def close(self) -> None:
+        for thread in list(self._threads):
+            thread.close()
+
+
+class TrainLoader(TrainData):
+    """One rank's share of the training images, augmented (Sec. 5.1).
+
+    Images come as (micro_batch, 3, resolution, resolution) in the pixels' dtype, labels as int64, both on the device.
+    Crops depend on (seed, epoch, image) alone, so threads, world size, micro batch and a restart change no pixel.
+    """
+
+    def __init__(
+        self,
+        beton: BetonFile | str | os.PathLike,
+        *,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        share: Share,
+        pixels: Pixels,
+        threads: int,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
+        flip: bool = True,
+        from_disk: bool = False,
+    ) -> None:
+        draw = random_resized_crop(crop_scale, flip)
+        self.images = DecodedImages(beton, draw, batch=micro_batch, pixels=pixels, threads=threads, from_disk=from_disk)
+        num_images = self.images.beton.num_images
+        super().__init__(num_images, seed=seed, global_batch=global_batch, micro_batch=micro_batch, share=share)
+
+    def batches(self, numbers: np.ndarray, epoch: int) -> Batches:
+        return self.images.batches(numbers, crop_key(self.seed, epoch))
+
+    def close(self) -> None:
+        self.images.close()
+
+
+class EvalLoader(EvalData):
+    """One rank's share of the validation images by their centre crop, in batches of `batch`."""
+
+    def __init__(
+        self,
+        beton: BetonFile | str | os.PathLike,
+        *,
+        batch: int,
+        share: Share,
+        pixels: Pixels,
+        threads: int,
+        from_disk: bool = False,
+    ) -> None:
+        self.images = DecodedImages(
+            beton, centre_crop, batch=batch, pixels=pixels, threads=threads, from_disk=from_disk
+        )
+        super().__init__(self.images.beton.num_images, share)
+
+    def __iter__(self) -> Batches:
+        return self.images.batches(self.numbers, np.uint64(0))
+
+    def close(self) -> None:
+        self.images.close()

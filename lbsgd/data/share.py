@@ -1,0 +1,104 @@
+"""Which images a process takes and in which form: the one place that cuts an epoch for a rank (Remark 4).
+
+`TrainData` and `EvalData` say which images come, by their numbers. Their subclasses turn numbers into batches:
+`loaders.py` from FFCV files, `fake.py` from random images.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lbsgd.algorithm.shuffle import epoch_order, rank_batches, rank_groups, rank_share
+
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # images (batch, 3, R, R) and labels int64 (batch,)
+
+
+@dataclass(frozen=True)
+class Share:
+    """The images of one process among world_size processes."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """The form of a batch of images: resolution x resolution pixels of dtype on the device, in a memory format."""
+
+    resolution: int
+    device: torch.device | str
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    @property
+    def memory_format(self) -> torch.memory_format:
+        return torch.channels_last if self.channels_last else torch.contiguous_format
+
+
+class TrainData(ABC):
+    """One process's share of the training images, epoch by epoch.
+
+    Which images come, and in which order, depends on seed and epoch alone. World size and micro batch only cut them.
+    An epoch may start at any iteration.
+    """
+
+    def __init__(self, num_images: int, *, seed: int, global_batch: int, micro_batch: int, share: Share) -> None:
+        self.num_images, self.seed, self.share = num_images, seed, share
+        self.global_batch, self.micro_batch = global_batch, micro_batch
+
+    @abstractmethod
+    def batches(self, numbers: np.ndarray, epoch: int) -> Batches:
+        """Yield the images of these numbers, as they are in this epoch, in batches of micro_batch."""
+
+    def close(self) -> None:  # noqa: B027  empty on purpose: only loaders have threads to end
+        """End the threads of all iterators that have not reached their end."""
+
+    def epoch(self, epoch: int, first_iteration: int = 0) -> Batches:
+        """Yield the passes of this rank, accumulation_steps per iteration, from first_iteration to the epoch's end."""
+        numbers = rank_batches(
+            epoch_order(self.num_images, self.seed, epoch),
+            global_batch=self.global_batch,
+            world_size=self.share.world_size,
+            micro_batch=self.micro_batch,
+            rank=self.share.rank,
+            first_iteration=first_iteration,
+        )
+        return self.batches(numbers.reshape(-1), epoch)
+
+    def statistics_batches(self, epoch: int, num_images: int, per_worker_batch: int) -> Iterator[torch.Tensor]:
+        """Yield the first num_images of the epoch, without labels, to recompute batch norm's statistics (Sec. 5.2).
+
+        They come in whole groups of n = per_worker_batch, as many at once as a micro batch holds. The groups are the
+        same for any world size; each rank gets its share of them.
+        """
+        assert self.micro_batch % per_worker_batch == 0
+        groups = rank_groups(
+            epoch_order(self.num_images, self.seed, epoch),
+            num_images=num_images,
+            per_worker_batch=per_worker_batch,
+            world_size=self.share.world_size,
+            rank=self.share.rank,
+        )
+        return (images for images, _ in self.batches(groups.reshape(-1), epoch))
+
+
+class EvalData(ABC):
+    """One process's share of the validation images; all shares together hold each image exactly once.
+
+    Each iteration over it yields (images, labels) in batches, the last of which may be smaller. A process without
+    images yields nothing.
+    """
+
+    def __init__(self, num_images: int, share: Share) -> None:
+        self.numbers = rank_share(num_images, world_size=share.world_size, rank=share.rank)
+
+    @abstractmethod
+    def __iter__(self) -> Batches: ...
+
+    def close(self) -> None:  # noqa: B027  empty on purpose: only loaders have threads to end
+        """End the threads of all iterators that have not reached their end."""
