@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from lbsgd.config.json_file import Overrides
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.experiments.checkout import CODE_FOLDER, Checkout
 from lbsgd.experiments.grid import DataSet, Job
