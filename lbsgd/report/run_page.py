@@ -37,6 +37,7 @@ def run_page(run: LoggedRun, warnings: Sequence[str] = ()) -> Page:
         sections=(
             *(Section(note=f"warning: {warning}") for warning in warnings),
             Section(charts=charts_of(run)),
+            *noise_sections(run),
             Section("Configuration", "marked: not the paper's (Sec. 5.1)", facts=configuration(header)),
             Section("Environment", facts=described(environment), command=command_of(environment)),
         ),
@@ -67,6 +68,20 @@ def charts_of(run: LoggedRun) -> list[Chart]:
         Chart("loss", losses, xmax=planned),
         lr_chart([("learning rate", run)], planned),
     ]
+
+
+def noise_sections(run: LoggedRun) -> list[Section]:
+    """Return the noise scale beside the batch in use, where the run measured it."""
+    found = [record for record in run.iterations if record.get("noise_scale") is not None]
+    if not found:
+        return []
+    epochs, batch = [record["epoch"] for record in found], run.header["global_batch"]
+    scale = Series("noise scale tr Σ / |G|²", epochs, [record["noise_scale"] for record in found])
+    used = Series("global batch in use", [epochs[0], epochs[-1]], [batch, batch])
+    note = (
+        "far beyond the noise scale a larger batch, and the linear rule with it, hardly pays (McCandlish et al. 2018)"
+    )
+    return [Section("Gradient noise", note, charts=[Chart("noise scale, images", [scale, used], log=True)])]
 
 
 def lr_chart(runs: Sequence[tuple[str, LoggedRun]], planned: float) -> Chart:

@@ -12,6 +12,7 @@ from lbsgd.report.match import CAUSES, SEEDS, band
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import run_page
 
+Records = Sequence[dict[str, Any]]
 Band = Sequence[tuple[float, float]]
 
 
@@ -41,15 +42,17 @@ class LivePage:
     def __init__(self, folder: Path, header: dict[str, Any], baseline: Band = ()):
         self.folder, self.header, self.baseline = folder, header, baseline
         self.warnings: list[str] = []
+        self.measured: list[dict[str, Any]] = []  # iteration records with diagnostics
         self.outside = False
         self.cannot_write = False
 
-    def write(self, epochs: Sequence[dict[str, Any]], result: dict[str, Any] | None = None) -> list[str]:
+    def write(self, epochs: Records, result: dict[str, Any] | None = None) -> list[str]:
         """Write the page with these epochs; return what is to be said of the last one."""
         said = self.compare(epochs[-1]) if epochs and result is None else []
         self.warnings += said
         try:
-            run_page(LoggedRun(self.folder, self.header, [], list(epochs), result), self.warnings).write(self.folder)
+            run = LoggedRun(self.folder, self.header, self.measured, list(epochs), result)
+            run_page(run, self.warnings).write(self.folder)
         except ConfigError as error:
             said += [] if self.cannot_write else [f"{error}; training goes on without the page"]
             self.cannot_write = True

@@ -43,7 +43,9 @@ class Reporter:
         """Write a record of the log, of kind iteration or epoch."""
         getattr(self.log, kind)(record)
         getattr(self.progress, kind)(record)
-        if kind == "epoch" and self.page:
+        if self.page and "noise_scale" in record:
+            self.page.measured.append(record)
+        if self.page and kind == "epoch":
             for warning in self.page.write(self.log.epochs):
                 self.progress.say(f"warning: {warning}")
         if self.engine.monitor.enabled:

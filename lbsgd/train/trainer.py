@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -16,6 +17,7 @@ from lbsgd.train.agreement import Agreement, Decision
 from lbsgd.train.clock import Clock
 from lbsgd.train.engine import step
 from lbsgd.train.evaluation import evaluate, sync_batch_norm_statistics
+from lbsgd.train.gradient_noise import gradient_noise
 from lbsgd.train.images import Images
 from lbsgd.train.random_states import random_states
 from lbsgd.train.reporter import Reporter, Silence
@@ -66,6 +68,7 @@ class Trainer:
         self.first_bad = torch.full((), NEVER, device=engine.device)  # first iteration whose loss is not a number
         self.agreement, self.decision = Agreement(engine.device), Decision()
         self.totals, self.clock = Totals(engine.device, len(task.counts)), Clock()
+        self.noise = gradient_noise(engine, plan)
         if reached:
             self.go_on(reached)
 
@@ -116,7 +119,8 @@ class Trainer:
             # Remark 3, normalised by kn: the loss is a mean over the micro batch; backward divides it by the number of
             # passes, and aggregation takes the mean over the processes, which all hold equally many images.
             loss, counts = self.task.loss(self.engine, batch)
-            self.engine.backward(loss)
+            with self.noise.watching(self.iteration, number) if self.noise else nullcontext():
+                self.engine.backward(loss)
             self.note(loss.detach(), counts)
             step(self.engine)  # moves the weights in the last pass only
             self.after_pass(self.plan.accumulation_steps - 1 - number, before)
@@ -208,6 +212,7 @@ class Trainer:
                 "train_loss": means.loss,
                 "images_per_second": means.num_images / seconds,
                 "data_wait_pct": 100 * self.clock.window_waited / seconds,
+                **(self.noise.take() if self.noise else {}),
             },
         )
         self.totals.mark()
