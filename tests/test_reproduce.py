@@ -200,3 +200,25 @@ def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):
     assert main(["reproduce", "table1", "mnist"]) == 2
     assert "no data set 'mnist'; there are digits" in capsys.readouterr().err
     assert seeds("3") == (0, 1, 2) and seeds("5-7") == (5, 6, 7)
+
+
+@pytest.mark.slow
+def test_table_1_of_digits_runs_and_is_reported(tmp_path, capsys):
+    command = ["reproduce", "table1", "digits", "--seeds", "1", "--epochs", "1", "--work_dir", str(tmp_path)]
+    assert main([*command, "--results", str(tmp_path / "results")]) == 0
+    grid = tmp_path / "runs" / "reproduce" / "digits_1_epochs"
+    assert len(list(grid.glob("*/seed0/log.jsonl"))) == 4 and not list(grid.glob("*/seed0/weights.pt"))
+    said = capsys.readouterr().out
+    assert "| gradual warmup | 8,192 | 3.2 | 23.74 ± 0.09 | 256 | 0.4 |" in said and "not known yet" in said
+    assert (grid / "table1" / "index.html").exists() and not (tmp_path / "results").exists()
+    git(ROOT, "worktree", "remove", "--force", str(grid / "code"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["async", "update-magnitude"])
+def test_simulated_studies_run_and_are_reported(tmp_path, study):
+    command = ["reproduce", study, "digits", "--seeds", "1", "--epochs", "1", "--work_dir", str(tmp_path)]
+    assert main([*command, "--results", str(tmp_path / "results")]) == 0
+    grid = tmp_path / "runs" / "reproduce" / "digits_1_epochs"
+    assert (grid / study / "index.html").read_text().count("<figure") >= 2
+    git(ROOT, "worktree", "remove", "--force", str(grid / "code"))
