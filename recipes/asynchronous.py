@@ -65,9 +65,9 @@ class Server:
     def __init__(self, network, plan, flags):
         import numpy as np
         import torch
-        from lbsgd.train.optimizer import build_optimizer
 
         from lbsgd.algorithm.batch_norm import convert_batch_norm
+        from lbsgd.train.inputs import build_optimizer
 
         self.network, self.plan, self.updates = convert_batch_norm(network, plan.per_worker_batch), plan, flags.updates
         self.optimizer, self.weights = build_optimizer(network, plan), list(network.parameters())
