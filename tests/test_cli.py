@@ -242,7 +242,7 @@ def test_resnet101_is_a_recipe_like_resnet50():
     from lbsgd.config.plan import Plan
 
     with torch.device("meta"):
-        model = names["network"](1000, Plan.read(EIGHT_K, 8))
+        model = names["ResNet101"]().network(1000, Plan.read(EIGHT_K, 8))
     assert sum(p.numel() for p in model.parameters()) == NETWORKS["resnet101"].num_parameters
     assert "22.36 ± 0.09" in names["__doc__"] and len((ROOT / "recipes/resnet101.py").read_text().splitlines()) < 60
 

@@ -309,7 +309,7 @@ def test_two_runs_with_the_same_seed_log_identical_losses(small, fake_run, tmp_p
 
 
 def test_the_log_begins_with_the_plan_and_the_environment(fake_run):
-    run = read_run(fake_run).run
+    run = read_run(fake_run).header
     assert run["model"] == "resnet50" and run["global_batch"] == 16 and run["iterations_per_epoch"] == 89
     assert run["environment"]["packages"]["deepspeed"] == "0.19.8" and run["world_size"] == 2
     assert [record["lr"] for record in read_run(fake_run).iterations] == [
