@@ -193,3 +193,12 @@ def test_rows_of_other_data_are_no_family(tmp_path):
     header["recipe"]["num_images"] = 50_000
     log.write_text(json.dumps(header) + "\n" + "".join(rest))
     assert len(families_of(group_runs(find_runs([tmp_path])))) == 2
+
+
+def test_rows_of_no_table_have_a_table_of_their_own_and_curves(tmp_path):
+    rows = STUDIES["baseline_lr"].rows(DIGITS)
+    write_rows(tmp_path / "runs", rows, {row.name: [1.0, 2.0] for row in rows})
+    written = write_report(families_at([tmp_path / "runs"]), tmp_path / "report", "lr", ["baseline_lr"])
+    assert {path.name for path in written} == {"tables.md", "tables.csv", "curves.png", "curves.svg", "index.html"}
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<td>1.50 ± 0.71</td>") == 4 and page.count('<figure class="chart"') == 3

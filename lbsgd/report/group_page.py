@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from lbsgd.report.groups import Family, Group
 from lbsgd.report.match import mean_curve, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
-from lbsgd.report.paper_tables import HEADS, PaperTable, paper_tables, place_of, wanted
+from lbsgd.report.paper_tables import HEADS, OURS, PaperTable, our_cells, paper_tables, place_of, wanted
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import configuration, described, lr_chart
 
@@ -32,10 +32,11 @@ def group_page(
 
 
 def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:
-    found = paper_tables(family)
+    found = wanted(paper_tables(family), tables)
     if found:
-        return [table_section(family, table) for table in wanted(found, tables)]
-    return [Section(place_of(family), charts=curve_charts(family, family.rows))]
+        return [table_section(family, table) for table in found]
+    rows = [[family.label(row), *our_cells(family, row)] for row in family.rows]
+    return [Section(place_of(family), "", ("", *HEADS[OURS]), rows, curve_charts(family, family.rows))]
 
 
 def table_section(family: Family, table: PaperTable) -> Section:

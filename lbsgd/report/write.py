@@ -40,7 +40,7 @@ def write_report(
         if table.name.startswith("figure1"):
             written += save(batch_figure(family, table.groups), folder / "error_over_batch")
     for number, family in enumerate(families):
-        if not paper_tables(family):
+        if not wanted(paper_tables(family), tables):
             written += save(band_figure(family, family.rows), folder / f"curves{number or ''}")
     written.append(group_page(title, families, tables, answers).write(folder))
     return written
