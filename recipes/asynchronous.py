@@ -35,28 +35,34 @@ def main():
 
 def simulate(request):
     """Train one network and log an epoch's errors, simulated time and mean staleness."""
-    import torch
-
-    from lbsgd.report.run_log import RunLog
-    from lbsgd.train.facts import environment
-    from lbsgd.train.images import FfcvFiles
-
-    plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
-    task, flags = ResNet18(), request.flags
-    source = FfcvFiles(request.data, flags.loader_threads or 1)
-    header = {"model": f"resnet18, {flags.updates}", **plan.as_dict(), "environment": environment(source.place)}
-    header["simulated"] = {"updates": flags.updates, "spread": flags.spread}
-    request.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        pixels = dict(resolution=plan.recipe.augmentation.resolution, dtype=torch.float32, channels_last=False)
-        images = source.open(plan, request.processes, {**pixels, "device": torch.device("cpu")}, stack)
-        log = stack.enter_context(RunLog(request.output_dir, header, 0 if flags.resume else None))
-        torch.set_num_threads(flags.loader_threads or 1)
-        server = Server(task.network(source.num_classes, plan), plan, flags)
-        for epoch in range(flags.epochs or plan.recipe.epochs):
+        simulated = {"updates": request.flags.updates, "spread": request.flags.spread}
+        server, images, log = opened(request, f"resnet18, {request.flags.updates}", {"simulated": simulated}, stack)
+        for epoch in range(request.flags.epochs or request.plan.recipe.epochs):
             training = server.train(images.train.epoch(epoch))
             log.epoch({"epoch": epoch + 1, **training, **server.evaluate(images.val)})
         log.result()
+
+
+def opened(request, name, described, stack):
+    """Return server, images and log; `stack` closes them. A run that was interrupted begins anew."""
+    import torch
+
+    from lbsgd.data.share import Pixels
+    from lbsgd.report.run_log import RunLog
+    from lbsgd.train.facts import environment
+    from lbsgd.train.images import FakeImageSource, FfcvFiles
+
+    plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
+    threads = request.flags.loader_threads or 1
+    source = FfcvFiles(request.data, threads) if request.data else FakeImageSource()
+    request.output_dir.mkdir(parents=True, exist_ok=True)
+    pixels = Pixels(resolution=plan.recipe.augmentation.resolution, device=torch.device("cpu"))
+    images = source.open(plan, request.processes, pixels, stack)
+    header = {"model": name, **plan.as_dict(), **described, "environment": environment(source.place)}
+    log = stack.enter_context(RunLog(request.output_dir, header, 0 if request.flags.resume else None))
+    torch.set_num_threads(threads)  # FFCV has changed it
+    return Server(ResNet18().network(source.num_classes, plan), plan, request.flags), images, log
 
 
 class Server:

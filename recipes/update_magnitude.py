@@ -13,11 +13,9 @@ the paper's update, with momentum. Warmup is needed where Δ and Δ' are far apa
 """
 
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import islice
 
-from asynchronous import Server
-from resnet18 import ResNet18
+from asynchronous import opened
 
 from lbsgd.commands.train import Request, parser
 from lbsgd.errors import LbsgdError
@@ -35,44 +33,34 @@ def main():
 
 def compare(request):
     """Train, and log the two steps before each update."""
-    import torch
-
-    from lbsgd.report.run_log import RunLog
-    from lbsgd.train.facts import environment
-    from lbsgd.train.images import FfcvFiles
-
-    plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # n images in a batch
-    flags = request.flags
-    source = FfcvFiles(request.data, flags.loader_threads or 1)
-    header = {"model": "resnet18, one large step", **plan.as_dict(), "environment": environment(source.place)}
-    request.output_dir.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        pixels = dict(resolution=plan.recipe.augmentation.resolution, dtype=torch.float32, channels_last=False)
-        images = source.open(plan, request.processes, {**pixels, "device": torch.device("cpu")}, stack)
-        log = stack.enter_context(RunLog(request.output_dir, header, 0 if flags.resume else None))
-        torch.set_num_threads(flags.loader_threads or 1)
-        server = Server(ResNet18().network(source.num_classes, plan), plan, flags)
-        for epoch in range(flags.epochs or plan.recipe.epochs):
-            batches, totals = iter(images.train.epoch(epoch)), []
-            while chunk := list(islice(copied(batches), plan.num_workers)):
-                server.network.train()
-                position = {"iteration": server.moves, "epoch": server.moves / plan.iterations_per_epoch}
-                found = steps(server, chunk)
-                trained = [server.synchronously(batch)[:2] for batch in chunk]
-                totals += trained
-                loss = sum(loss for loss, _ in trained) / len(trained)
-                speed = {"images_per_second": None, "data_wait_pct": None}
-                log.iteration({**position, "lr": found.pop("lr"), "train_loss": loss, **speed, **found})
-            error = 100 * sum(wrong for _, wrong in totals) / (len(totals) * plan.per_worker_batch)
-            epoch_record = {"train_loss": loss, "train_top1_error_pct": error, "seconds": 0.0}
-            log.epoch({"epoch": epoch + 1, **epoch_record, **server.evaluate(images.val)})
+        server, images, log = opened(request, "resnet18, one large step", {}, stack)
+        for epoch in range(request.flags.epochs or request.plan.recipe.epochs):
+            trained = [one_update(server, chunk, log) for chunk in chunks(images.train.epoch(epoch), server.workers)]
+            num_images = len(trained) * server.plan.global_batch
+            error = {"train_top1_error_pct": 100 * sum(wrong for _, wrong in trained) / num_images}
+            loss = {"train_loss": sum(loss for loss, _ in trained) / len(trained)}
+            log.epoch({"epoch": epoch + 1, **loss, **error, "seconds": 0.0, **server.evaluate(images.val)})
         log.result()
 
 
-def copied(batches):
-    """Yield the batches as copies, because the loader's memory is used again."""
-    for images, labels in batches:
-        yield images.clone(), labels.clone()
+def one_update(server, chunk, log):
+    """Log the two steps and make the paper's update; return mean loss and number of wrong answers."""
+    server.network.train()
+    position = {"iteration": server.moves, "epoch": server.moves / server.plan.iterations_per_epoch}
+    found = steps(server, chunk)
+    trained = [server.synchronously(batch)[:2] for batch in chunk]
+    loss = sum(loss for loss, _ in trained) / len(trained)
+    speed = {"images_per_second": None, "data_wait_pct": None}
+    log.iteration({**position, "train_loss": loss, **speed, **found})
+    return loss, sum(wrong for _, wrong in trained)
+
+
+def chunks(batches, size):
+    """Yield `size` batches at a time, as copies, because the loader uses its memory again."""
+    batches = ((images.clone(), labels.clone()) for images, labels in batches)
+    while chunk := list(islice(batches, size)):
+        yield chunk
 
 
 def steps(server, chunk):

@@ -72,7 +72,7 @@ def measured(stage):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
     images, labels = torch.randn(16, 3, 2, 2), torch.arange(16) % 5
-    chunks = []
+    chunks, initial = [], model[1].weight.detach().norm().item()
     for part in range(4):
         loss = torch.nn.functional.cross_entropy(
             model(images[4 * part : 4 * part + 4]), labels[4 * part : 4 * part + 4]
@@ -92,7 +92,10 @@ def measured(stage):
         with diagnostic.watching(0, number):
             engine.backward(loss)
         engine.step()
-    return diagnostic.take(), expected
+    found = diagnostic.take()
+    gradient = torch.stack(chunks).mean(0)[:60]  # the weights come before the biases
+    assert found.pop("weight_to_gradient") == pytest.approx({"1.weight": initial / gradient.norm().item()}, rel=1e-4)
+    return found, expected
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

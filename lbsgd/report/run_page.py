@@ -81,7 +81,15 @@ def noise_sections(run: LoggedRun) -> list[Section]:
     note = (
         "far beyond the noise scale a larger batch, and the linear rule with it, hardly pays (McCandlish et al. 2018)"
     )
-    return [Section("Gradient noise", note, charts=[Chart("noise scale, images", [scale, used], log=True)])]
+    charts = [Chart("noise scale, images", [scale, used], log=True)]
+    ratios = [sorted(record["weight_to_gradient"].values()) for record in found if record.get("weight_to_gradient")]
+    if len(ratios) == len(found):
+        picks = (("largest", -1), ("median", None), ("smallest", 0))
+        lines = [
+            Series(name, epochs, [row[len(row) // 2 if at is None else at] for row in ratios]) for name, at in picks
+        ]
+        charts.append(Chart("|w| / |g| over the layers", lines, log=True))
+    return [Section("Gradient noise", note, charts=charts)]
 
 
 def lr_chart(runs: Sequence[tuple[str, LoggedRun]], planned: float) -> Chart:

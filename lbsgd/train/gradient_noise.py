@@ -6,11 +6,14 @@ With B = kn images in all, and |g_b|² the mean of the chunks' squared norms,
     |G|²  = (B·|g_B|² - b·|g_b|²) / (B - b)         of the true gradient, unbiased
     tr Σ  = (|g_b|² - |g_B|²) / (1/b - 1/B)         of the covariance of one image's gradient, unbiased
     noise scale = tr Σ / |G|²                       images; far above it a larger batch hardly helps
+
+At the same iterations |w|/|g| of each layer's weights: with one learning rate, the layer where it is smallest moves
+farthest relative to its size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +23,10 @@ import torch.distributed as dist
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 from lbsgd.train.engine import full_gradient
+
+
+def square(tensor: torch.Tensor) -> float:
+    return float(tensor.double().square().sum())
 
 
 def noise(chunk_sq: float, total_sq: float, chunk_images: int, total_images: int) -> dict[str, float]:
@@ -51,7 +58,7 @@ class GradientNoise:
                 "lbsgd.diagnostics.gradient_noise: gradients in fp16 are scaled and may overflow; use --precision bf16"
             )
         self.chunk_sq = torch.zeros((), dtype=torch.float64, device=engine.device)
-        self.found: dict[str, float] = {}
+        self.found: dict[str, Any] = {}
 
     @contextmanager
     def watching(self, iteration: int, pass_number: int) -> Iterator[None]:
@@ -61,8 +68,8 @@ class GradientNoise:
             return
         if pass_number == 0:
             self.chunk_sq.zero_()
-        parameters = [parameter for parameter in self.engine.module.parameters() if parameter.requires_grad]
-        handles = [parameter.register_hook(self.add) for parameter in parameters]
+        parameters = {name: p for name, p in self.engine.module.named_parameters() if p.requires_grad}
+        handles = [parameter.register_hook(self.add) for parameter in parameters.values()]
         try:
             yield
         finally:
@@ -74,16 +81,22 @@ class GradientNoise:
     def add(self, gradient: torch.Tensor) -> None:
         self.chunk_sq += gradient.detach().double().square().sum()
 
-    def measure(self, parameters: list[torch.nn.Parameter]) -> None:
+    def measure(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
         """Take the chunks of all processes together with the reduced gradient; all processes must call it."""
         if self.plan.world_size > 1:
             dist.all_reduce(self.chunk_sq)
         # DeepSpeed divides the loss of a pass by the number of passes, and the chunks here are of whole losses.
         chunk_sq = float(self.chunk_sq) * self.plan.accumulation_steps**2 / self.chunks
-        total_sq = sum(float(full_gradient(self.engine, p).double().square().sum()) for p in parameters)
-        self.found = noise(chunk_sq, total_sq, self.plan.micro_batch, self.plan.global_batch)
+        squares = {name: square(full_gradient(self.engine, p)) for name, p in parameters.items()}
+        ratios = {
+            name: (square(p.detach()) / squares[name]) ** 0.5
+            for name, p in parameters.items()
+            if p.ndim > 1 and squares[name] > 0
+        }
+        found = noise(chunk_sq, sum(squares.values()), self.plan.micro_batch, self.plan.global_batch)
+        self.found = {**found, "weight_to_gradient": ratios}
 
-    def take(self) -> dict[str, float]:
+    def take(self) -> dict[str, Any]:
         """Return the numbers since the last call, once."""
         found, self.found = self.found, {}
         return found
