@@ -29,6 +29,7 @@ format: setup
 
 test: lint
 	tests/cluster/setup.sh
+	tests/browser/setup.sh
 	.venv/bin/python -m lbsgd check ds_configs
 	.venv/bin/python -m pytest -m "not slow and not gpu"
 

@@ -16,8 +16,9 @@ MAY_IMPORT = {
     "convert": {"data"},
     "processes": set(),
     "train": {"algorithm", "config", "data", "processes", "report"},
-    "report": {"config", "algorithm.schedule"},
-    "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report"},
+    "report": {"config", "algorithm.schedule", "algorithm.published"},
+    "experiments": {"config", "report", "algorithm"},
+    "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments"},
     # the files beside the folders
     "errors": set(),
     "disk": {"errors"},

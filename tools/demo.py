@@ -26,8 +26,12 @@ def num_processes() -> int:
     return max(size for size in range(1, gpus + 1) if NUM_WORKERS % size == 0) if gpus else 2
 
 
+def run_name(seed: int) -> str:
+    return "digits" if seed == 0 else f"digits_seed{seed}"
+
+
 def commands(seed: int, work_dir: Path) -> list[list[str]]:
-    name = "digits" if seed == 0 else f"digits_seed{seed}"
+    name = run_name(seed)
     python, launcher = sys.executable, str(Path(sys.executable).with_name("deepspeed"))
     tree, ffcv = work_dir / "data/digits", work_dir / "data/digits_ffcv"
     processes = num_processes()
@@ -70,6 +74,8 @@ def main() -> int:
         code = subprocess.run(command).returncode
         if code:
             return code
+    page = (work_dir / "runs" / run_name(arguments.seed) / "index.html").resolve()
+    print(f"open {page.as_uri()} in a browser: curves, configuration, environment", flush=True)
     return 0
 
 

@@ -1,6 +1,6 @@
-"""python tools/report.py RUN [RUN ...] [--output curves.png]
+"""python tools/report.py RUN [RUN ...] [--output_dir DIR]
 
-Lay runs over each other: a table on the screen and their curves in a picture. RUN is a run's folder or its log.jsonl.
+Lay runs over each other: tables on the screen, and files in --output_dir. RUN is a run's folder or its log.jsonl.
 The same as `lbsgd report`.
 """
 

@@ -5,6 +5,7 @@ lbsgd check FILE [FILE ...]         what is wrong in a DeepSpeed JSON, why it hu
 lbsgd config --global_batch KN      a complete JSON for a global batch
 lbsgd convert --source IMAGENET     your copy of ImageNet -> the FFCV files that training reads
 lbsgd report RUN [RUN ...]          table and curves of runs
+lbsgd reproduce EXPERIMENT DATA     runs a table or figure of the paper, and reports it
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import argparse
 import sys
 
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
-from lbsgd.commands import config, plan, report
+from lbsgd.commands import config, plan, report, reproduce
 from lbsgd.errors import LbsgdError, print_error
 
 
@@ -50,6 +51,7 @@ def parser() -> argparse.ArgumentParser:
         ("config", config.add_arguments, config.run, "a complete JSON for a global batch"),
         ("convert", lambda command: None, None, "your copy of ImageNet -> the FFCV files that training reads"),
         ("report", report.add_arguments, report.run, "table and curves of runs"),
+        ("reproduce", reproduce.add_arguments, reproduce.run, "runs a table or figure of the paper, and reports it"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
         arguments(command)

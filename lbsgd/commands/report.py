@@ -1,24 +1,50 @@
-"""`lbsgd report`: lay runs over each other in a table and a picture."""
+"""`lbsgd report`: the paper's tables beside ours, curves and a page, from run logs alone."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+EPILOG = """
+--output_dir DIR writes tables.md, tables.csv, pictures (PNG, SVG) and index.html there.
+--update FILE writes the marked regions of a Markdown file again; no RUN is needed then."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("runs", metavar="RUN", nargs="+", help="folder of a run, or its log.jsonl")
-    command.add_argument("--output", metavar="FILE", default="curves.png", help="the picture (default: %(default)s)")
+    command.epilog, command.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    add = command.add_argument
+    add("runs", metavar="RUN", nargs="*", help="folder of a run, its log.jsonl, or a folder with runs below it")
+    add("--output_dir", type=Path, metavar="DIR", help="where the files go (default: only print)")
+    add("--table", action="append", default=[], metavar="NAME", help="such as table1; may be repeated (default: all)")
+    add("--update", type=Path, action="append", default=[], metavar="FILE", help="write the regions of FILE again")
 
 
 def run(given: argparse.Namespace) -> int:
     from rich.console import Console  # late, like the report: `lbsgd --help` needs neither
 
-    from lbsgd.report.curves import curves
-    from lbsgd.report.run_log import read_run
+    from lbsgd.errors import ConfigError
+    from lbsgd.report.groups import families_of, find_runs, group_runs
+    from lbsgd.report.paper_tables import paper_tables, wanted
+    from lbsgd.report.regions import update
     from lbsgd.report.tables import error_table
+    from lbsgd.report.write import write_report
 
-    runs = [read_run(path) for path in given.runs]
-    Console().print(error_table(runs))
-    curves(runs, given.output)
-    print(f"curves: {given.output}")
+    if not given.runs and not given.update:
+        raise ConfigError("lbsgd report: name a RUN, or a file with --update; `lbsgd report --help` says more")
+    for file in given.update:
+        print(f"{file}: {'written again' if update(file) else 'as the logs have it'}")
+    if not given.runs:
+        return 0
+    runs = find_runs(given.runs)
+    families = families_of(group_runs(runs))
+    tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
+    console = Console()
+    if not tables or len(runs) <= 20:
+        console.print(error_table(runs))
+    for table in tables:
+        console.print(table.rich(console.width))
+    if given.output_dir:
+        title = ", ".join(Path(place).resolve().name for place in given.runs)
+        for path in write_report(families, given.output_dir, title, given.table):
+            print(path)
     return 0

@@ -22,6 +22,7 @@ from lbsgd.processes.ending import end_before_joining, end_with_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.train.facts import fingerprints
+from lbsgd.train.live_page import Band, baseline_band
 from lbsgd.train.run import Every, Run, last_iteration
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Request:
             self.data = open_data(data_folder(flags.data_dir))
             self.plan = Plan.read(config, world_size, self.data.train.num_images, overrides)
         self.output_dir = Path(flags.output_dir or Path("runs") / self.plan.name)
+        self.baseline: Band = baseline_band(flags.baseline) if flags.baseline and self.processes.rank == 0 else ()
         self.last_iteration = last_iteration(self.plan, flags.epochs, flags.max_iterations)
 
 
@@ -97,6 +99,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process]) -> Non
         resume=flags.resume,
         evaluate_only=flags.evaluate_only,
         every=every,
+        baseline=request.baseline,
     )
     facts = fingerprints(request.plan, task, {**vars(flags), "local_rank": None}, images.fingerprint)
     train(run, Launch(processes, started_by, flags.hang_timeout, facts))
@@ -141,6 +144,7 @@ def add_output(flags: argparse.ArgumentParser) -> None:
     add("--output_dir", metavar="DIR", help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
     add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir")
+    add("--baseline", nargs="+", metavar="RUN", help="warn when training leaves the curve of these, at least 3 seeds")
     often = "save every N iterations, or N minutes (as 10m), in addition to the end of each epoch"
     add("--checkpoint_every", type=interval, metavar="N|Nm", help=often)
 

@@ -141,6 +141,15 @@ class Aggregation(_Block):
     between: Literal["backend", "halving_doubling", "auto"] = "auto"
 
 
+class Diagnostics(_Block):
+    """What is measured while training, every so many iterations; changes no number of the run.
+
+    gradient_noise    the gradient's variance over chunks, and the noise scale (`train.gradient_noise`)
+    """
+
+    gradient_noise: Positive | None = None
+
+
 class Recipe(_Block):
     """The whole `lbsgd` block; every default is the paper's.
 
@@ -159,6 +168,7 @@ class Recipe(_Block):
     batch_norm: BatchNorm = BatchNorm()
     augmentation: Augmentation = Augmentation()
     aggregation: Aggregation | None = None
+    diagnostics: Diagnostics = Diagnostics()
     # NumPy splits a larger seed: (2**32 + s, epoch 0) would be (s, epoch 1).
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 

@@ -71,6 +71,18 @@ DIGITS = (
     " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[5,7] --set lbsgd.augmentation.resolution=32"
     " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
 )
+DIGITS_GRID = (
+    "--global_batch 256 --gpus 1 --precision fp32 --num_images 1536 --epochs 30"
+    " --set lbsgd.linear_scaling.base_lr=0.05 --set lbsgd.linear_scaling.base_batch=32"
+    " --set lbsgd.warmup.epochs=2 --set lbsgd.decay.epochs=[10,20,27] --set lbsgd.augmentation.resolution=32"
+    " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
+)
+CIFAR10 = (
+    "--global_batch 1024 --gpus 1 --precision fp32 --num_images 50000 --epochs 18"
+    " --set lbsgd.linear_scaling.base_lr=0.1 --set lbsgd.linear_scaling.base_batch=128"
+    " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[6,12,16] --set lbsgd.augmentation.resolution=32"
+    " --set lbsgd.augmentation.crop_scale=[0.5,1.0]"
+)
 NO_WARMUP = "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0"
 HALF_LR, DOUBLE_LR = "lbsgd.linear_scaling.base_lr=0.05", "lbsgd.linear_scaling.base_lr=0.2"
 GAMMA_ONE = "lbsgd.batch_norm.zero_last_gamma=false"
@@ -84,6 +96,8 @@ GRID = (
     variant_of_8k("8k_fp32", "--precision fp32", "8k.json in float32, as the paper computed"),
     variant_of_8k("8k_zero2", "--zero_stage 2", "8k.json with gradients divided among GPUs (ZeRO-2)"),
     Shipped("digits", DIGITS, None, "make demo: scikit-learn's 1,797 digits in minutes on a CPU"),
+    Shipped("digits/256", DIGITS_GRID, None, "lbsgd reproduce ... digits: the large batch of Tables 1 and 2 on digits"),
+    Shipped("cifar10/1k", CIFAR10, None, "lbsgd reproduce ... cifar10: the large batch of Tables 1 and 2 on CIFAR-10"),
     ablation("8k_no_warmup", NO_WARMUP, published.NO_WARMUP, "lr 3.2 from the first iteration on (Table 1)"),
     ablation(
         "8k_constant_warmup",

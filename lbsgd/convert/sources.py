@@ -3,6 +3,7 @@
     train/<class>/*, val/<class>/*                      folders, or a tar of them, compressed or not
     ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar    the official archives, beside the devkit's
     ILSVRC/Data/CLS-LOC/train/<class>/*, val/*          Kaggle's folders, with LOC_val_solution.csv above them
+    cifar-10-python.tar.gz                              CIFAR-10 as its authors publish it
 
 The parts may be mixed, such as training folders and a validation archive. Images come class by class and sorted by name
 (torchvision's order), in whichever form they are held.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from lbsgd.convert import cifar10
 from lbsgd.convert.archives import Member, cached_members, uncompressed
 from lbsgd.convert.by_class import as_images, by_folder, by_label, class_folders, plain_file, shortened
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
@@ -48,7 +50,7 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
 
 def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
     """Return the images of a tar of train/<class>/* and val/<class>/*, whatever stands before these."""
-    tar = uncompressed(path, scratch)
+    tar = cifar10.as_tar(path, scratch) if cifar10.is_cifar10(path) else uncompressed(path, scratch)
     found = cached_members(tar, scratch)
     below = {name: _below(found, name) for name in SPLITS}
     if missing := [f"{name}/" for name in SPLITS if not below[name]]:

@@ -77,11 +77,15 @@ def learning_rates(run: LoggedRun) -> list[float]:
 
     The log itself holds about every tenth iteration, which would put a decay up to ten iterations off.
     """
-    numbers = run.header["schedule"]
-    schedule = Schedule(**{**numbers, "decay_iterations": tuple(numbers["decay_iterations"])})
+    schedule = schedule_of(run)
     ends = [record["iteration"] + 1 for record in run.iterations]
     ends.append(len(run.epochs) * run.header["iterations_per_epoch"])
     return [learning_rate(t, schedule) for t in range(max(ends))]
+
+
+def schedule_of(run: LoggedRun) -> Schedule:
+    numbers = run.header["schedule"]
+    return Schedule(**{**numbers, "decay_iterations": tuple(numbers["decay_iterations"])})
 
 
 def explain(picture: Figure, error: Axes) -> None:

@@ -23,6 +23,7 @@ import deepspeed
 from deepspeed.runtime.lr_schedules import WarmupLR
 from deepspeed.utils import (
     safe_get_full_fp32_param,
+    safe_get_full_grad,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
@@ -202,6 +203,11 @@ def memory_format(device: torch.device) -> torch.memory_format:
 def full_parameter(engine, parameter) -> torch.Tensor:
     """Return a parameter whole, in float32; collective under ZeRO."""
     return safe_get_full_fp32_param(parameter) if engine.zero_optimization() else parameter
+
+
+def full_gradient(engine, parameter) -> torch.Tensor:
+    """Return a parameter's reduced gradient whole, between the last backward and the step; collective under ZeRO."""
+    return safe_get_full_grad(parameter) if engine.zero_optimization() else parameter.grad
 
 
 def set_parameter(engine, parameter, value: torch.Tensor) -> None:

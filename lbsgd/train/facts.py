@@ -56,6 +56,7 @@ def environment(data: str) -> dict[str, Any]:
         "host": platform.node(),
         "python": platform.python_version(),
         "packages": {name: installed(name) for name in PACKAGES},
+        "code": code_of(Path(__file__).parent.parent)["code of lbsgd"],  # two rows of a table must not differ in it
         "data": data,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }

@@ -7,6 +7,7 @@ from typing import Any
 
 from lbsgd.report.run_log import RunLog
 from lbsgd.train.aggregation_advice import AggregationAdvice
+from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 
 WAITING_PCT = 5.0  # of an epoch; more deserves a word
@@ -15,7 +16,7 @@ POSITION = ("iteration", "num_iterations", "epoch")  # monitors have an axis of 
 
 @dataclass
 class Reporter:
-    """Writes each record to the log, to the screen and, where the JSON asks for them, to DeepSpeed's monitors.
+    """Writes each record to the log, the screen, the page and, where the JSON asks for them, to DeepSpeed's monitors.
 
     threads: says how many threads decode, for the advice on waiting.
     """
@@ -24,6 +25,7 @@ class Reporter:
     progress: Progress
     engine: Any
     threads: str = ""
+    page: LivePage | None = None
     advised: bool = field(default=False, init=False)
     aggregating: AggregationAdvice = field(default_factory=AggregationAdvice, init=False)
 
@@ -44,6 +46,11 @@ class Reporter:
         getattr(self.log, kind)(record)
         self.aggregating.note(record)
         getattr(self.progress, kind)(record)
+        if self.page and "noise_scale" in record:
+            self.page.measured.append(record)
+        if self.page and kind == "epoch":
+            for warning in self.page.write(self.log.epochs):
+                self.progress.say(f"warning: {warning}")
         if self.engine.monitor.enabled:
             self.engine.monitor.write_events(
                 [

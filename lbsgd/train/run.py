@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ class Run:
     last_iteration    where the run ends: with the schedule, or earlier
     resume            go on from the newest checkpoint in output_dir
     evaluate_only     evaluate that checkpoint and train nothing
+    baseline          training errors of each epoch that the run is held against (`live_page.baseline_band`)
     """
 
     task: Task
@@ -42,6 +44,7 @@ class Run:
     resume: bool = False
     evaluate_only: bool = False
     every: Every = field(default_factory=Every)
+    baseline: Sequence[tuple[float, float]] = ()
 
     @property
     def checkpoints(self) -> Path:

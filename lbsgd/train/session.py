@@ -17,12 +17,14 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
 from lbsgd.report.curves import curves
+from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation import described
 from lbsgd.train.engine import initialize, memory_format, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
+from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 from lbsgd.train.reporter import Reporter, Silence
 from lbsgd.train.run import Run, prepare_output
@@ -114,8 +116,10 @@ def open_reporter(run: Run, engine, progress: Progress) -> Reporter | Silence:
         about = {"model": run.task.name, **run.plan.as_dict(), "aggregation": aggregation, "environment": host}
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
         progress.begin(engine.global_steps)
+        page = LivePage(run.output_dir, about, run.baseline)
+        page.write(log.epochs)
         progress.say(f"aggregation    {aggregation}")
-        opened.append(Reporter(log, progress, engine, run.images.threads_in_words))
+        opened.append(Reporter(log, progress, engine, run.images.threads_in_words, page))
 
     from_rank_0(open_log)
     return opened[0] if opened else Silence()
@@ -144,7 +148,11 @@ def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None
     folder, say, log = run.output_dir, reporter.progress.say, reporter.log
     checkpoint.export_weights(folder / "weights.pt", state.weights)
     if log.epochs:
-        error = log.result()["val_top1_error_pct"]
+        result = log.result()
+        error = result["val_top1_error_pct"]
+        if reporter.page:
+            reporter.page.write(log.epochs, result)
+            say(f"page           {folder / PAGE_NAME}")
         curves([read_run(folder)], folder / "curves.png")
         say(f"top-1 error    {error:.2f} %, median of the last {min(5, len(log.epochs))} epochs")
         say(f"curves         {folder / 'curves.png'}")

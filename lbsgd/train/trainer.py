@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,32 +17,17 @@ from lbsgd.train.agreement import Agreement, Decision
 from lbsgd.train.clock import Clock
 from lbsgd.train.engine import step
 from lbsgd.train.evaluation import evaluate, sync_batch_norm_statistics
+from lbsgd.train.gradient_noise import gradient_noise
 from lbsgd.train.images import Images
 from lbsgd.train.random_states import random_states
 from lbsgd.train.reporter import Reporter, Silence
-from lbsgd.train.saver import Reached, Saver
+from lbsgd.train.saver import BeforeUpdate, Reached, Saver
 from lbsgd.train.task import Batch, Task
 from lbsgd.train.totals import Totals
+from lbsgd.train.watcher import Watcher
 
 FINISH_SECONDS = 10.0  # an iteration that ends sooner is finished before the run stops
 NEVER = 2**62  # later than any iteration
-
-
-class Watcher(Protocol):
-    """Receives the trainer's position and asks it to stop; `processes.guard.Guard` implements it."""
-
-    stop_requested: str | None
-    nothing_to_save: bool
-
-    def alive(self, position: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class BeforeUpdate:
-    """The state before an iteration, for a checkpoint if the iteration is given up in its middle."""
-
-    sums: torch.Tensor
-    random: dict[str, torch.Tensor]
 
 
 class Trainer:
@@ -66,6 +52,7 @@ class Trainer:
         self.first_bad = torch.full((), NEVER, device=engine.device)  # first iteration whose loss is not a number
         self.agreement, self.decision = Agreement(engine.device), Decision()
         self.totals, self.clock = Totals(engine.device, len(task.counts)), Clock()
+        self.noise = gradient_noise(engine, plan)
         if reached:
             self.go_on(reached)
 
@@ -108,11 +95,12 @@ class Trainer:
 
     def update(self, batches: Iterator[Batch]) -> None:
         """Make one update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
-        for batch in self.passes(batches):
+        for number, batch in enumerate(self.passes(batches)):
             # Remark 3, normalised by kn: the loss is a mean over the micro batch; backward divides it by the number of
             # passes, and aggregation takes the mean over the processes, which all hold equally many images.
             loss, counts = self.task.loss(self.engine, batch)
-            self.engine.backward(loss)
+            with self.noise.watching(self.iteration, number) if self.noise else nullcontext():
+                self.engine.backward(loss)
             self.note(loss.detach(), counts)
             step(self.engine)  # moves the weights in the last pass only
 
@@ -214,6 +202,7 @@ class Trainer:
                 "images_per_second": means.num_images / seconds,
                 "data_wait_pct": 100 * self.clock.window_waited / seconds,
                 **self.aggregation_share(seconds),
+                **(self.noise.take() if self.noise else {}),
             },
         )
         self.totals.mark()

@@ -1,0 +1,59 @@
+"""`lbsgd reproduce`: runs a table or figure of the paper on your machine, and reports it."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DESCRIPTION = """runs a table or figure of the paper on your machine, and reports it
+
+lbsgd reproduce table1 digits            warmup: none, constant, gradual; 20 runs, about 45 minutes on 2 cores
+lbsgd reproduce table1 table2a table2b figure1 digits       all four; rows that they share run once
+
+Interrupted in any way, the same command goes on. A grid runs the code of the commit that it began with."""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
+
+    command.description, command.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
+    add = command.add_argument
+    add("studies", nargs="+", metavar="EXPERIMENT", help=", ".join(STUDIES))
+    add("data_set", metavar="DATA_SET", help=", ".join(DATA_SETS))
+    add("--seeds", type=seeds, default=tuple(range(5)), metavar="N|A-B", help="as many, or from A to B (default: 5)")
+    add("--side_by_side", type=int, metavar="N", help="runs at a time (default: one per GPU, else per core)")
+    add("--epochs", type=int, metavar="N", help="stop every run after N epochs, to try a grid out")
+    add("--work_dir", type=Path, metavar="DIR", help="where data/ and runs/ go (default: the repository)")
+    add("--results", type=Path, metavar="DIR", help="where logs and pages go (default: results/ of the repository)")
+    add("--list", action="store_true", help="print the commands of all runs, and run nothing")
+
+
+def seeds(text: str) -> tuple[int, ...]:
+    first, dash, last = text.partition("-")
+    if not first.isdecimal() or (dash and not last.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds, such as 5, nor a range, such as 5-9")
+    chosen = tuple(range(int(first), int(last) + 1) if dash else range(int(first)))
+    if not chosen:
+        raise argparse.ArgumentTypeError(f"{text!r} are no seeds; give at least 1")
+    return chosen
+
+
+def run(given: argparse.Namespace) -> int:
+    from lbsgd.experiments.catalogue import find_data_set, find_study
+    from lbsgd.experiments.checkout import ROOT
+    from lbsgd.experiments.reproduce import Request, listed, reproduce
+
+    request = Request(
+        studies=tuple(find_study(name) for name in given.studies),
+        data=find_data_set(given.data_set),
+        seeds=given.seeds,
+        work_dir=(given.work_dir or ROOT).resolve(),
+        results=(given.results or ROOT / "results").resolve(),
+        side_by_side=given.side_by_side,
+        epochs=given.epochs,
+    )
+    if given.list:
+        print(listed(request))
+        return 0
+    reproduce(request)
+    return 0

@@ -1,0 +1,109 @@
+"""CIFAR-10 as its authors publish it: cifar-10-python.tar.gz, pickled arrays of 32x32 pixels.
+
+Its images become PNG files, which lose nothing, in a tar of train/<class>/* and val/<class>/*: a source as any other.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from lbsgd.errors import DataError
+
+FOLDER = "cifar-10-batches-py"
+BATCHES = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "val"}
+SIDE = 32
+
+
+def is_cifar10(path: Path) -> bool:
+    """Return whether a file is the archive, by the name of its first member."""
+    try:
+        with tarfile.open(path) as archive:
+            first = archive.next()
+    except (tarfile.TarError, OSError, EOFError):
+        return False  # whatever it is, the reader of tars says what is wrong with it
+    return first is not None and first.name.split("/")[0] == FOLDER
+
+
+def as_tar(path: Path, scratch: Path) -> Path:
+    """Write the archive's images as a tar into `scratch`, the same bytes each time; one that is there is kept.
+
+    Raises DataError for an archive that is not complete or not the one that its name says.
+    """
+    target = scratch / "cifar10.tar"
+    if target.exists() and target.stat().st_mtime_ns == path.stat().st_mtime_ns:
+        return target
+    scratch.mkdir(parents=True, exist_ok=True)
+    partial = target.with_suffix(".partial")
+    try:
+        with tarfile.open(path) as archive, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for name, data in images_of(archive):
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    except (tarfile.TarError, EOFError, KeyError, IndexError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path}: is not the whole cifar-10-python.tar.gz ({error}); download it again") from error
+    os.utime(partial, ns=(path.stat().st_mtime_ns,) * 2)
+    partial.replace(target)
+    return target
+
+
+def images_of(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and the PNG of every image: train/cat/01234.png, numbered within its split as the batches are."""
+    names = [name.decode() for name in unpickled(archive, "batches.meta")[b"label_names"]]
+    numbers = {"train": 0, "val": 0}
+    for batch, split in BATCHES.items():
+        content = unpickled(archive, batch)
+        pixels = np.asarray(content[b"data"], np.uint8).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+        if len(pixels) != len(content[b"labels"]):
+            raise ValueError(f"{batch} has {len(pixels)} images and {len(content[b'labels'])} labels")
+        for image, label in zip(pixels, content[b"labels"], strict=True):
+            yield f"{split}/{names[label]}/{numbers[split]:05}.png", png(image)
+            numbers[split] += 1
+
+
+def png(pixels: np.ndarray) -> bytes:
+    from PIL import Image
+
+    data = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(data, "PNG", compress_level=1)
+    return data.getvalue()
+
+
+def unpickled(archive: tarfile.TarFile, name: str) -> dict[bytes, Any]:
+    """Return the content of one of the archive's pickles."""
+    file = archive.extractfile(f"{FOLDER}/{name}")
+    assert file is not None  # a member that is no file raises KeyError or is a directory, which the archive has not
+    return ArraysOnly(file, encoding="bytes").load()
+
+
+class ArraysOnly(pickle.Unpickler):
+    """Builds NumPy arrays and nothing else: a pickle may otherwise run any code."""
+
+    ALLOWED = {"_reconstruct": "numpy.core.multiarray", "ndarray": "numpy", "dtype": "numpy", "encode": "_codecs"}
+
+    def __init__(self, file: BinaryIO | Any, encoding: str):
+        super().__init__(file, encoding=encoding)
+
+    def find_class(self, module: str, name: str) -> Any:
+        home = self.ALLOWED.get(name)
+        if home is None or module.replace("numpy._core", "numpy.core") != home:
+            raise pickle.UnpicklingError(f"it would call {module}.{name}")
+        if name == "encode":
+            return latin1  # in which Python 3 writes bytes for Python 2
+        if name == "_reconstruct":
+            return np.array(0).__reduce__()[0]  # wherever this version of NumPy keeps it
+        return getattr(np, name)
+
+
+def latin1(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it would encode text as {encoding}")
+    return text.encode("latin1")

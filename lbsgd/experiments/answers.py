@@ -1,0 +1,52 @@
+"""The claims of the paper that were stated beforehand, answered with the numbers, also where they fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lbsgd.experiments.grid import Claim, DataSet, Study
+from lbsgd.report.groups import Group
+from lbsgd.report.statistics import Difference, difference, verdict
+
+TESTS = {
+    "same": "the interval lies within ±{margin:g}",
+    "no worse": "the interval lies below {margin:g}",
+    "worse": "the interval lies above 0",
+}
+WORDS = {True: "yes", False: "no", None: "not known yet"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A claim with the difference that was measured, and whether it holds; None while runs are missing."""
+
+    claim: Claim
+    apart: Difference | None
+    holds: bool | None
+    test: str
+
+    @property
+    def cells(self) -> tuple[str, str, str, str, str]:
+        pair = f"{self.claim.row} - {self.claim.against}"
+        return self.claim.text, pair, self.test, str(self.apart or "-"), WORDS[self.holds]
+
+
+HEADS = ("claim", "rows", "test", "difference [95 %]", "holds")
+
+
+def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int) -> list[Answer]:
+    """Answer a study's claims; rows are by their names, and a row with fewer than num_seeds runs answers nothing."""
+    found = []
+    for claim in study.claims(data):
+        pair = [rows.get(claim.row), rows.get(claim.against)]
+        errors = [row.errors for row in pair if row and len(row.errors) >= num_seeds]
+        apart = difference(*errors) if len(errors) == 2 else None
+        test = TESTS[claim.kind].format(margin=data.margin_pct)
+        found.append(Answer(claim, apart, verdict(claim.kind, apart, data.margin_pct), test))
+    return found
+
+
+def markdown(found: Sequence[Answer]) -> str:
+    lines = [HEADS, ("---",) * len(HEADS), *(answer.cells for answer in found)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"

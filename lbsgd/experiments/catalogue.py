@@ -1,0 +1,26 @@
+"""Every study and every data set by its name; a new one is one small file and one line here."""
+
+from __future__ import annotations
+
+from lbsgd.errors import ConfigError
+from lbsgd.experiments.data_sets import cifar10, digits, imagenet
+from lbsgd.experiments.grid import DataSet, Study
+from lbsgd.experiments.studies import asynchronous, baseline_lr, figure1, table1, table2a, table2b, update_magnitude
+
+STUDIES = {
+    module.STUDY.name: module.STUDY
+    for module in (table1, table2a, table2b, figure1, baseline_lr, asynchronous, update_magnitude)
+}
+DATA_SETS = {module.DATA_SET.name: module.DATA_SET for module in (digits, cifar10, imagenet)}
+
+
+def find_study(name: str) -> Study:
+    if name not in STUDIES:
+        raise ConfigError(f"reproduce: there is no experiment {name!r}; there are {', '.join(STUDIES)}")
+    return STUDIES[name]
+
+
+def find_data_set(name: str) -> DataSet:
+    if name not in DATA_SETS:
+        raise ConfigError(f"reproduce: there is no data set {name!r}; there are {', '.join(DATA_SETS)}")
+    return DATA_SETS[name]

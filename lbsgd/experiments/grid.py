@@ -1,0 +1,126 @@
+"""The words of an experiment: a data set, the rows of a table, and what is claimed of them beforehand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbsgd.report.groups import Group
+from lbsgd.report.page import Section
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A data set, its network, and the numbers of its baseline, which were chosen on the baseline alone.
+
+    recipe, config    the recipe's script and the JSON of the large batch, from the repository's root
+    base_batch        images per update of the baseline; base_lr is its learning rate
+    large             the factor at which Tables 1 and 2 compare; factors are those of Figure 1
+    micro_batch       most images of one pass
+    margin_pct        two rows differ by less than this many points, or the claim of "no difference" fails
+    prepare           commands that make data_dir, each a list of arguments after `python`; {work_dir} is filled in
+    data_dir          folder of the .beton files; {work_dir} is filled in
+    gpus_per_run      GPUs that a run takes where there are any; 0 for all of the machine
+    place             what `ours` is measured on, for the headings of tables
+    """
+
+    name: str
+    place: str
+    recipe: str
+    config: str
+    base_batch: int
+    base_lr: float
+    warmup_epochs: float
+    epochs: int
+    large: int
+    factors: tuple[int, ...]
+    micro_batch: int
+    margin_pct: float
+    prepare: tuple[tuple[str, ...], ...]
+    data_dir: str
+    gpus_per_run: int = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table: a global batch of `factor` times the baseline's, and what is set otherwise in the JSON.
+
+    The name is that of its folder. Two experiments that share a row give it the same name, and it runs once.
+    script, flags    what runs in place of the data set's recipe, and its own flags
+    """
+
+    name: str
+    label: str
+    factor: int
+    settings: tuple[str, ...] = ()
+    script: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, stated before the runs: row `row` against row `against`.
+
+    kind    "same": the 95 % interval of the difference (row - against) lies within ± the data set's margin;
+            "no worse": the interval lies below the margin; "worse": it lies above zero
+    """
+
+    text: str
+    row: str
+    kind: str
+    against: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """One experiment: its rows and its claims for a data set, and the place in the paper that it repeats.
+
+    sections    what its page shows of the rows, by their names; by default the paper's table and its curves
+    """
+
+    name: str
+    title: str
+    source: str
+    rows: Callable[[DataSet], tuple[Row, ...]]
+    claims: Callable[[DataSet], tuple[Claim, ...]]
+    sections: Callable[[dict[str, Group]], list[Section]] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a grid."""
+
+    row: Row
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}/seed{self.seed}"
+
+    def folder(self, runs: Path) -> Path:
+        return runs / self.row.name / f"seed{self.seed}"
+
+
+def jobs_of(rows: tuple[Row, ...], seeds: tuple[int, ...]) -> list[Job]:
+    """Return the runs of a grid: every row with the first seed, then with the second, to compare early."""
+    return [Job(row, seed) for seed in seeds for row in rows]
+
+
+# --- the rows that several studies share ------------------------------------------------------------------------------
+
+
+def baseline(data: DataSet) -> Row:
+    """Return the small batch without warmup, which everything is compared with."""
+    return Row("x1", "baseline", 1)
+
+
+def gradual(data: DataSet, factor: int) -> Row:
+    """Return a batch of `factor` times the baseline's by the linear rule, with gradual warmup where it is larger."""
+    return baseline(data) if factor == 1 else Row(f"x{factor}", "gradual warmup", factor)
+
+
+def setting(key: str, value: object) -> str:
+    """Return the --set of a value of the `lbsgd` block."""
+    return f"lbsgd.{key}={json.dumps(value)}"

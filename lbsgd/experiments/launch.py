@@ -1,0 +1,191 @@
+"""One run of a grid as a process of its recipe: its command, its place among the others, and how it ended."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from lbsgd.config.overrides import Overrides
+from lbsgd.config.plan import Plan
+from lbsgd.experiments.checkout import CODE_FOLDER, Checkout
+from lbsgd.experiments.grid import DataSet, Job
+from lbsgd.report.run_log import LOG_NAME, read_run
+
+DIVERGED = "diverged.txt"  # in a run's folder: the line that ended it
+DIVERGED_CODE = 3  # exit code of a recipe whose loss is not a number
+STOPPED_CODE = 75
+PATIENCE_SECONDS = 24 * 3600  # a run at low priority may stand still for long on a busy machine
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a grid may use: runs side by side, threads and GPUs of each."""
+
+    side_by_side: int
+    threads: int
+    gpus: int
+
+    @classmethod
+    def here(cls, data: DataSet, side_by_side: int | None) -> Machine:
+        cores, gpus = len(os.sched_getaffinity(0)), num_gpus()
+        fitting = cores if not gpus else 1 if data.gpus_per_run == 0 else gpus // data.gpus_per_run
+        count = side_by_side or max(1, fitting)
+        return cls(count, max(1, cores // count), gpus)
+
+
+def num_gpus() -> int:
+    """Return the GPUs that the runs may use, without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([device for device in visible.split(",") if device.strip()])
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    except OSError:
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.splitlines())
+
+
+def settings_of(job: Job, data: DataSet) -> list[str]:
+    """Return the recipe's flags that make the row: global batch, seed and what is set otherwise."""
+    flags = ["--global_batch", str(job.row.factor * data.base_batch), "--seed", str(job.seed)]
+    return [*flags, *(part for setting in job.row.settings for part in ("--set", setting))]
+
+
+def plan_of(job: Job, data: DataSet, folder: Path) -> Plan:
+    """Return the plan of a run on one process; ConfigError where the row cannot be."""
+    overrides = Overrides(
+        global_batch=job.row.factor * data.base_batch,
+        micro_batch=images_per_pass(job.row.factor * data.base_batch, data, 1),
+        seed=job.seed,
+        settings=job.row.settings,
+    )
+    return Plan.read(folder / data.config, 1, overrides=overrides)
+
+
+def images_per_pass(global_batch: int, data: DataSet, processes: int) -> int:
+    """Return the largest micro batch that divides a process's share and is no more than the data set's."""
+    share, n = global_batch // processes, 32
+    return max(n * k for k in range(1, share // n + 1) if share % (n * k) == 0 and n * k <= max(n, data.micro_batch))
+
+
+def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machine, epochs: int | None) -> list[str]:
+    """Return the command of a run, to be started in the grid's code folder; the log keeps it, with relative paths."""
+    code = runs / CODE_FOLDER
+    global_batch = job.row.factor * data.base_batch
+    gpus = machine.gpus if data.gpus_per_run == 0 else data.gpus_per_run
+    processes = max(p for p in range(1, max(1, gpus) + 1) if global_batch // 32 % p == 0)
+    launcher = [sys.executable]
+    if processes > 1:
+        deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+        launcher = [deepspeed, "--num_accelerators", str(processes), "--master_port", str(free_port())]
+    return [
+        *launcher,
+        job.row.script or data.recipe,
+        *job.row.flags,
+        *("--deepspeed_config", data.config),
+        *settings_of(job, data),
+        *("--micro_batch", str(images_per_pass(global_batch, data, processes))),
+        *("--data_dir", os.path.relpath(data.data_dir.format(work_dir=work_dir), code)),
+        *("--output_dir", os.path.relpath(job.folder(runs), code)),
+        *("--loader_threads", str(max(1, machine.threads // processes))),
+        *("--hang_timeout", str(PATIENCE_SECONDS)),
+        *(("--epochs", str(epochs)) if epochs else ()),
+        "--resume",
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@dataclass
+class Started:
+    """A run that is going on. Its process holds the lock of its folder, also when the grid that started it is gone."""
+
+    job: Job
+    slot: int
+    process: subprocess.Popen
+    lock: IO
+
+    def ended(self) -> int | None:
+        """Return the exit code, and give the lock back, once the run is over."""
+        code = self.process.poll()
+        if code is not None:
+            self.lock.close()
+        return code
+
+
+def start(
+    job: Job, arguments: list[str], checkout: Checkout, folder: Path, slot: int, machine: Machine
+) -> Started | None:
+    """Start a run; None where another process is at it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = open(folder / "lock", "w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        return None
+    one_gpu = {"CUDA_VISIBLE_DEVICES": str(slot)} if machine.gpus > 1 and machine.side_by_side > 1 else {}
+    environment = checkout.environment(OMP_NUM_THREADS=str(machine.threads), **one_gpu)
+    with open(folder / "output.txt", "ab") as output:
+        process = subprocess.Popen(
+            arguments,
+            cwd=checkout.folder,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=(lock.fileno(),),
+            preexec_fn=end_with_grid,
+        )
+    return Started(job, slot, process, lock)
+
+
+def end_with_grid() -> None:
+    """Ask the kernel for SIGTERM when the grid dies (Linux), so that its runs save and end.
+
+    Ctrl-C reaches the grid, which tells them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+# --- how it ended -----------------------------------------------------------------------------------------------------
+
+
+def is_done(folder: Path) -> bool:
+    """Whether a run has reached its end, or has diverged and so has none."""
+    if (folder / DIVERGED).exists():
+        return True
+    return (folder / LOG_NAME).exists() and read_run(folder).result is not None
+
+
+def epochs_done(folder: Path) -> int:
+    """Return the epochs of a run so far."""
+    return len(read_run(folder).epochs) if (folder / LOG_NAME).exists() else 0
+
+
+def clear_up(folder: Path) -> None:
+    """Delete what a finished run does not need any more: 150 MB of checkpoints and weights of a ResNet-18."""
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for name in ("weights.pt", "lock"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def last_words(folder: Path) -> str:
+    """Return the error line of a run's output, or its last line."""
+    lines = (folder / "output.txt").read_text(errors="replace").splitlines() or ["(no output)"]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or [line for line in lines if line.strip()] or lines)[-1]

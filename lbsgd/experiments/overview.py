@@ -1,0 +1,71 @@
+"""Progress over a whole grid: finished runs, epochs of those that go on, and the time that is left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from lbsgd.experiments import launch
+from lbsgd.experiments.grid import Job
+from lbsgd.report.run_log import LOG_NAME, final_error, read_run
+from lbsgd.units import duration
+
+
+class Overview:
+    """One line that stays, where the output is a terminal, and one line for each run that ends."""
+
+    def __init__(self, jobs: Sequence[Job], runs: Path, epochs: int):
+        self.runs, self.epochs = runs, epochs
+        self.console = Console(highlight=False, soft_wrap=True)
+        self.live = Live("", console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        self.done = {job.name: launch.is_done(job.folder(runs)) for job in jobs}
+        self.reached = {job.name: self.epochs_of(job) for job in jobs}
+        self.reached_before, self.began = sum(self.reached.values()), time.monotonic()
+
+    def __enter__(self) -> Overview:
+        if self.live:
+            self.live.__enter__()
+        if any(self.done.values()):
+            self.say(f"{sum(self.done.values())} of {len(self.done)} runs were done before")
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self.live:
+            self.live.__exit__(*error)
+
+    def say(self, line: str) -> None:
+        self.console.print(Text(line))
+
+    def epochs_of(self, job: Job) -> int:
+        folder = job.folder(self.runs)
+        return self.epochs if launch.is_done(folder) else min(self.epochs, launch.epochs_done(folder))
+
+    def update(self, running: Sequence[Job]) -> None:
+        for job in running:
+            self.reached[job.name] = self.epochs_of(job)
+        if self.live:
+            names = ", ".join(f"{job.name} {self.reached[job.name]}/{self.epochs}" for job in running)
+            self.live.update(Text(f"{self.standing()}   now {names}", overflow="ellipsis", no_wrap=True))
+
+    def ended(self, job: Job) -> None:
+        self.done[job.name], self.reached[job.name] = True, self.epochs
+        self.say(f"{self.standing()}   {job.name}: {self.outcome(job)}")
+
+    def outcome(self, job: Job) -> str:
+        folder = job.folder(self.runs)
+        if (folder / launch.DIVERGED).exists():
+            return "diverged"
+        error = final_error(read_run(folder / LOG_NAME).epochs)
+        return "no epoch" if error is None else f"error {error:.2f} %"
+
+    def standing(self) -> str:
+        """`3 of 20 runs, 17 %, 12 min left`; the time left is that of the epochs run since this start."""
+        total, reached = self.epochs * len(self.done), sum(self.reached.values())
+        since, elapsed = reached - self.reached_before, time.monotonic() - self.began
+        left = f", {duration(elapsed / since * (total - reached))} left" if since and reached < total else ""
+        return f"{sum(self.done.values())} of {len(self.done)} runs, {100 * reached / max(1, total):.0f} %{left}"

@@ -1,0 +1,137 @@
+"""`lbsgd reproduce STUDY DATA_SET`: the data, the code, the runs, their logs in results/, and the report."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbsgd.disk import replace_file
+from lbsgd.errors import DataError
+from lbsgd.experiments import launch
+from lbsgd.experiments.answers import HEADS, answers, markdown
+from lbsgd.experiments.checkout import ROOT, Checkout, open_checkout, unsaved_changes
+from lbsgd.experiments.collect import collect
+from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
+from lbsgd.experiments.launch import Machine
+from lbsgd.experiments.runner import Runner
+from lbsgd.report.page import PAGE_NAME, Section
+from lbsgd.report.paper_tables import paper_tables, wanted
+from lbsgd.report.write import families_at, rows_by_name, write_report
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command asks for.
+
+    work_dir    where data/ and runs/ lie; results    where the thinned logs go
+    epochs      end every run earlier, to try a grid out; such logs are not collected
+    """
+
+    studies: tuple[Study, ...]
+    data: DataSet
+    seeds: tuple[int, ...]
+    work_dir: Path
+    results: Path
+    side_by_side: int | None = None
+    epochs: int | None = None
+
+    @property
+    def grid(self) -> Path:
+        return (
+            self.work_dir / "runs" / "reproduce" / (self.data.name + (f"_{self.epochs}_epochs" if self.epochs else ""))
+        )
+
+    @property
+    def logs(self) -> Path:
+        """Where the thinned logs lie, those of a trial in the grid itself."""
+        return self.grid if self.epochs else self.results / self.data.name / "runs"
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of all studies, each once."""
+        return tuple({row.name: row for study in self.studies for row in study.rows(self.data)}.values())
+
+    @property
+    def jobs(self) -> list[Job]:
+        return jobs_of(self.rows, self.seeds)
+
+
+def listed(request: Request) -> str:
+    """Return the commands of all runs, a line each."""
+    machine = Machine.here(request.data, request.side_by_side)
+    commands = (
+        launch.command(job, request.data, request.work_dir, request.grid, machine, request.epochs)
+        for job in request.jobs
+    )
+    return "\n".join(shlex.join(command) for command in commands)
+
+
+def reproduce(request: Request) -> None:
+    """Run a grid to its end. Raises Stopped when told to stop; the same command goes on."""
+    for job in request.jobs:
+        launch.plan_of(job, request.data, ROOT)  # a row that cannot be is told before anything runs
+    begins = not (request.grid / "grid.json").exists()
+    if begins and (changed := unsaved_changes()):
+        print(f"warning: the grid runs the last commit, without {len(changed.splitlines())} changed files", flush=True)
+    checkout = open_checkout(request.grid)
+    print(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
+    prepare(request, checkout)
+    machine = Machine.here(request.data, request.side_by_side)
+    seeds = len(request.seeds)
+    print(
+        f"grid           {len(request.rows)} rows x {seeds} seeds, {machine.side_by_side} side by side, "
+        f"{machine.threads} threads each",
+        flush=True,
+    )
+
+    def publish(job: Job) -> None:
+        if not request.epochs:
+            collect(job.folder(request.grid), job.folder(request.logs))
+
+    Runner(request.data, checkout, request.work_dir, request.grid, machine, publish, request.epochs).run(request.jobs)
+    report(request, checkout.commit)
+
+
+def report(request: Request, commit: str) -> None:
+    """Write tables, curves, page and answers of each study beside its logs, and print the tables."""
+    for study in request.studies:
+        rows = study.rows(request.data)
+        places = [request.logs / row.name for row in rows if (request.logs / row.name).exists()]
+        families = families_at(places)
+        found = answers(study, request.data, rows_by_name(families), len(request.seeds))
+        sections = (
+            [Section("Claims", "stated before the runs", HEADS, [answer.cells for answer in found])] if found else []
+        )
+        folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
+        title = f"{study.source}: {study.title} ({request.data.place})"
+        if study.sections:
+            sections = [*study.sections(rows_by_name(families)), *sections]
+        write_report(families, folder, title, (study.name,), sections)
+        replace_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
+        for table in (table for family in families for table in wanted(paper_tables(family), (study.name,))):
+            print(table.markdown())
+        print(markdown(found) if found else "", f"page           {folder / PAGE_NAME}", sep="\n", flush=True)
+
+
+def prepare(request: Request, checkout: Checkout) -> None:
+    """Make the data folder by the repository's own tools; complete, they leave it as it is."""
+    places = {"work_dir": request.work_dir}
+    for arguments in request.data.prepare:
+        run_tool([sys.executable, *(part.format(**places) for part in arguments)], checkout)
+    folder = Path(request.data.data_dir.format(**places))
+    if not (folder / "manifest.json").exists():
+        raise DataError(
+            f"{folder} holds no converted data; make it with "
+            f"`python tools/convert_imagenet_to_ffcv.py --source YOUR_COPY --data_dir {folder}`"
+        )
+
+
+def run_tool(command: Sequence[str], checkout: Checkout) -> None:
+    done = subprocess.run(command, cwd=checkout.folder, env=checkout.environment(), capture_output=True, text=True)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
+        raise DataError(f"{shlex.join(command[1:])}: {said.removeprefix('error: ')}")

@@ -1,0 +1,126 @@
+"""Runs a grid: as many runs side by side as the machine has room for, each once, going on where it was interrupted."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lbsgd.errors import LbsgdError, Stopped, TrainingError
+from lbsgd.experiments import launch
+from lbsgd.experiments.checkout import Checkout
+from lbsgd.experiments.grid import DataSet, Job
+from lbsgd.experiments.launch import Machine, Started
+from lbsgd.experiments.overview import Overview
+
+LOOK_SECONDS = 1.0  # between two looks at the runs
+
+
+class Runner:
+    """The runs of a grid, those of other grids that share rows with it left to run once.
+
+    finished    called with each job that has ended, also before this start
+    """
+
+    def __init__(
+        self,
+        data: DataSet,
+        checkout: Checkout,
+        work_dir: Path,
+        runs: Path,
+        machine: Machine,
+        finished: Callable[[Job], None] = lambda job: None,
+        epochs: int | None = None,
+    ):
+        self.data, self.checkout, self.work_dir, self.runs, self.machine = data, checkout, work_dir, runs, machine
+        self.finished, self.epochs = finished, epochs
+        self.running: list[Started] = []
+        self.failed: dict[str, str] = {}
+        self.stop_requested: str | None = None
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run what is not done yet. Raises Stopped after SIGTERM or Ctrl-C, TrainingError where runs failed."""
+        waiting = []
+        for job in jobs:
+            if launch.is_done(job.folder(self.runs)):
+                self.finished(job)
+            else:
+                waiting.append(job)
+        before = {number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            with Overview(jobs, self.runs, self.epochs or self.data.epochs) as overview:
+                self.work_off(waiting, overview)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        if self.failed:
+            raise TrainingError("\n".join(f"{name}: {words}" for name, words in self.failed.items()))
+
+    def request_stop(self, number: int, frame: object) -> None:
+        self.stop_requested = signal.Signals(number).name
+
+    def work_off(self, waiting: list[Job], overview: Overview) -> None:
+        """Start runs where there is room, and look at them until all have ended."""
+        while waiting or self.running:
+            if self.stop_requested:
+                self.stop()
+            for started in list(self.running):
+                self.take_leave(started, overview)
+            for slot in self.free_slots():
+                self.start_next(waiting, slot)
+            waiting[:] = [job for job in waiting if not self.done_elsewhere(job, overview)]
+            overview.update([started.job for started in self.running])
+            time.sleep(LOOK_SECONDS)
+
+    def free_slots(self) -> list[int]:
+        taken = {started.slot for started in self.running}
+        return [slot for slot in range(self.machine.side_by_side) if slot not in taken]
+
+    def start_next(self, waiting: list[Job], slot: int) -> None:
+        """Start the first run that no other process is at."""
+        for job in waiting:
+            folder = job.folder(self.runs)
+            arguments = launch.command(job, self.data, self.work_dir, self.runs, self.machine, self.epochs)
+            started = launch.start(job, arguments, self.checkout, folder, slot, self.machine)
+            if started:
+                self.running.append(started)
+                waiting.remove(job)
+                return
+
+    def take_leave(self, started: Started, overview: Overview) -> None:
+        """See whether a run has ended, and how."""
+        code, folder = started.ended(), started.job.folder(self.runs)
+        if code is None:
+            return
+        self.running.remove(started)
+        if code == launch.DIVERGED_CODE:
+            (folder / launch.DIVERGED).write_text(launch.last_words(folder) + "\n")
+        if launch.is_done(folder):
+            self.end(started.job, overview)
+        elif code != launch.STOPPED_CODE or not self.stop_requested:
+            self.failed[started.job.name] = f"{launch.last_words(folder)} [{folder / 'output.txt'}]"
+            overview.say(f"{started.job.name}: ended with exit code {code}: {launch.last_words(folder)}")
+
+    def done_elsewhere(self, job: Job, overview: Overview) -> bool:
+        """Whether another grid has finished a run that waits here."""
+        if not launch.is_done(job.folder(self.runs)):
+            return False
+        self.end(job, overview)
+        return True
+
+    def end(self, job: Job, overview: Overview) -> None:
+        launch.clear_up(job.folder(self.runs))
+        overview.ended(job)
+        try:
+            self.finished(job)
+        except LbsgdError as error:  # a full disk, say: the run itself is not lost
+            overview.say(f"{job.name}: {error}")
+
+    def stop(self) -> None:
+        """Let the runs save and end, then raise Stopped."""
+        for started in self.running:
+            started.process.terminate()
+        for started in self.running:
+            started.process.wait()
+        raise Stopped(f"{self.stop_requested}: the runs have saved what they had; the same command goes on")

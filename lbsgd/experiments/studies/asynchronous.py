@@ -1,0 +1,60 @@
+"""Synchronous against asynchronous updates, simulated: at equal images, and at equal simulated time.
+
+Worker times are log-normal with a spread of 0.3 (`recipes/asynchronous.py`). The claim: at equal images, gradients at
+old weights are worse.
+"""
+
+from __future__ import annotations
+
+from lbsgd.experiments.grid import Claim, DataSet, Row, Study
+from lbsgd.report.group_page import band_of
+from lbsgd.report.groups import Group
+from lbsgd.report.page import Chart, Section, Series
+
+SCRIPT = "recipes/asynchronous.py"
+NAMES = {"async": "asynchronous", "sync": "synchronous"}
+
+
+def rows(data: DataSet) -> tuple[Row, ...]:
+    return tuple(
+        Row(f"x{data.large}_simulated_{kind}", name, data.large, script=SCRIPT, flags=("--updates", kind))
+        for kind, name in NAMES.items()
+    )
+
+
+def claims(data: DataSet) -> tuple[Claim, ...]:
+    names = [row.name for row in rows(data)]
+    return (Claim("at equal images asynchronous updates are worse than synchronous ones", names[0], "worse", names[1]),)
+
+
+def sections(groups: dict[str, Group]) -> list[Section]:
+    """Return both curves over epochs and over simulated time."""
+    found = {name: group for name, group in groups.items() if group.finished}
+    labels = {name: NAMES[name.rsplit("_", 1)[1]] for name in found}
+    over_epochs = [band_of(labels[name], group.finished, "val_top1_error_pct") for name, group in found.items()]
+    over_time = [in_time(series, found[name]) for name, series in zip(found, over_epochs, strict=True)]
+    heads = ("updates", "error %", "seeds", "mean staleness", "simulated time")
+    cells = [[labels[name], *described(group)] for name, group in found.items()]
+    charts = [
+        Chart("validation error at equal images, mean ± std (band: 2 std)", over_epochs, " %"),
+        Chart("validation error at equal simulated time", over_time, " %", "mean times of one gradient"),
+    ]
+    return [Section("Synchronous and asynchronous updates", "simulated workers, see the recipe", heads, cells, charts)]
+
+
+def last(group: Group, key: str) -> float:
+    """Return the mean over seeds of a number of the last epoch."""
+    return sum(run.epochs[-1][key] for run in group.finished) / len(group.finished)
+
+
+def described(group: Group) -> list[str]:
+    numbers = f"{last(group, 'staleness'):.1f}", f"{last(group, 'simulated_time'):,.0f}"
+    return [str(group.spread), str(len(group.finished)), *numbers]
+
+
+def in_time(series: Series, group: Group) -> Series:
+    times = zip(*([record["simulated_time"] for record in run.epochs] for run in group.finished), strict=False)
+    return Series(series.name, [sum(column) / len(column) for column in times], series.y, series.low, series.high)
+
+
+STUDY = Study("async", "synchronous and asynchronous updates", "Sec. 6", rows, claims, sections)

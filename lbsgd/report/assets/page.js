@@ -1,0 +1,141 @@
+"use strict";
+// Draws every chart from the numbers in the page, shows the values under the pointer, and reloads an unfinished run.
+const charts = JSON.parse(document.getElementById("charts").textContent);
+const SVG = "http://www.w3.org/2000/svg";
+const DASHES = ["", "7 3", "8 3 2 3", "2 3"];
+const margin = {left: 52, right: 12, top: 8, bottom: 34}, height = 260;
+
+function element(name, attributes, parent, text) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (text !== undefined) made.textContent = text;
+  if (parent) parent.append(made);
+  return made;
+}
+
+function ticks(low, high, count) {  // round numbers between low and high
+  const raw = (high - low) / count || 1, power = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map(m => m * power).find(s => s >= raw), found = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + step / 1e6; at += step) found.push(+at.toPrecision(10));
+  return found;
+}
+
+function decades(low, high) {
+  const found = [];
+  for (let power = Math.ceil(Math.log10(low) - 1e-9); power <= Math.log10(high) + 1e-9; power++) found.push(10 ** power);
+  return found.length > 1 ? found : [low, high];
+}
+
+const words = value => value === null || value === undefined ? "–" : String(+(+value).toPrecision(4));
+
+function scales(chart, width) {
+  const xs = chart.series.flatMap(s => s.x);
+  const ys = chart.series.flatMap(s => [...s.y, ...(s.low || []), ...(s.high || [])])
+    .filter(y => y !== null && (!chart.log || y > 0));
+  const positive = chart.logx ? xs.filter(x => x > 0) : xs;
+  const x0 = chart.logx ? Math.min(...positive) / 1.2 : 0, x1 = Math.max(...positive, chart.xmax || 0) * (chart.logx ? 1.2 : 1) || 1;
+  const y0 = chart.log ? Math.min(...ys) : 0, y1 = Math.max(...ys, chart.log ? 0 : 1e-9) * (chart.log ? 1 : 1.04);
+  const f = (log, v) => log ? Math.log10(v) : v;
+  const X = v => margin.left + (f(chart.logx, v) - f(chart.logx, x0)) / (f(chart.logx, x1) - f(chart.logx, x0) || 1)
+    * (width - margin.left - margin.right);
+  const Y = v => height - margin.bottom - (f(chart.log, chart.log ? Math.max(v, y0) : Math.max(v, 0)) - f(chart.log, y0))
+    / (f(chart.log, y1) - f(chart.log, y0) || 1) * (height - margin.top - margin.bottom);
+  return {X, Y, x0, x1, y0, y1};
+}
+
+function path(series, X, Y, values, step) {
+  let drawn = "", pen = "M", before = null;
+  values.forEach((y, i) => {
+    if (y === null) { pen = "M"; return; }
+    if (step && before !== null) drawn += `L${X(series.x[i]).toFixed(1)} ${Y(before).toFixed(1)}`;
+    drawn += `${pen}${X(series.x[i]).toFixed(1)} ${Y(y).toFixed(1)}`;
+    pen = "L"; before = y;
+  });
+  return drawn;
+}
+
+function draw(figure) {
+  const chart = charts[figure.dataset.chart], width = Math.max(260, figure.clientWidth);
+  figure.replaceChildren();
+  const caption = document.createElement("figcaption");
+  caption.textContent = chart.title;
+  const svg = element("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": chart.title});
+  const legend = document.createElement("ul");
+  legend.className = "legend";
+  figure.append(caption, svg, legend);
+  if (!chart.series.some(s => s.y.some(y => y !== null))) {
+    element("text", {x: margin.left, y: height / 2}, svg, "no epoch is finished yet");
+    return;
+  }
+  const {X, Y, x0, x1, y0, y1} = scales(chart, width);
+  const xticks = chart.logx ? [...new Set(chart.series.flatMap(s => s.x))].sort((a, b) => a - b) : ticks(x0, x1, Math.min(10, width / 70));
+  for (const y of chart.log ? decades(y0, y1) : ticks(y0, y1, 5)) {
+    element("line", {class: "grid", x1: margin.left, x2: width - margin.right, y1: Y(y), y2: Y(y)}, svg);
+    element("text", {x: margin.left - 6, y: Y(y) + 4, "text-anchor": "end"}, svg, words(y));
+  }
+  for (const x of xticks) element("text", {x: X(x), y: height - 16, "text-anchor": "middle"}, svg, words(x));
+  element("text", {x: width - margin.right, y: height - 2, "text-anchor": "end"}, svg, chart.xname);
+  const rows = chart.series.map((series, number) => {
+    const group = element("g", {class: `s${number % 7}`}, svg), dash = DASHES[number % 4];
+    if (series.low) {
+      const there = series.x.map((_, i) => i).filter(i => series.low[i] !== null);
+      const up = there.map(i => `${X(series.x[i]).toFixed(1)} ${Y(series.high[i]).toFixed(1)}`);
+      const down = there.reverse().map(i => `${X(series.x[i]).toFixed(1)} ${Y(series.low[i]).toFixed(1)}`);
+      if (up.length) element("path", {d: `M${[...up, ...down].join("L")}Z`, fill: "currentColor", opacity: .18}, group);
+    }
+    element("path", {d: path(series, X, Y, series.y, chart.step), fill: "none", stroke: "currentColor", "stroke-width": 2,
+      "stroke-dasharray": dash, "stroke-linejoin": "round"}, group);
+    if (series.x.length < 40 && !chart.step) series.y.forEach((y, i) => y === null ||
+      element("circle", {cx: X(series.x[i]), cy: Y(y), r: series.x.length < 3 || chart.logx ? 3.5 : 2, fill: "currentColor"}, group));
+    const item = document.createElement("li"), key = element("svg", {viewBox: "0 0 28 10", class: `s${number % 7}`});
+    element("line", {x1: 0, x2: 28, y1: 5, y2: 5, stroke: "currentColor", "stroke-width": 2.5, "stroke-dasharray": dash}, key);
+    const value = document.createElement("b");
+    item.append(key, `${series.name} `, value);
+    legend.append(item);
+    return {series, value};
+  });
+  const pointer = element("line", {class: "pointer", y1: margin.top, y2: height - margin.bottom, visibility: "hidden"}, svg);
+  const at = element("text", {y: margin.top + 10, "text-anchor": "middle"}, svg, "");
+  function show(x) {
+    for (const {series, value} of rows) {
+      let best = -1;
+      series.x.forEach((place, i) => {
+        if (series.y[i] === null) return;
+        const nearer = chart.step ? place <= x : best < 0 || Math.abs(place - x) < Math.abs(series.x[best] - x);
+        if (nearer) best = i;
+      });
+      if (best >= 0) value.textContent = words(series.y[best]) + (series.low && series.low[best] !== null
+        ? ` ± ${words((series.high[best] - series.low[best]) / 4)}` : "") + (chart.unit || "");
+    }
+  }
+  show(x1);
+  svg.addEventListener("pointermove", event => {
+    const box = svg.getBoundingClientRect(), place = (event.clientX - box.left) / box.width * width;
+    const all = [...new Set(rows.flatMap(r => r.series.x))];
+    const x = all.reduce((a, b) => Math.abs(X(b) - place) < Math.abs(X(a) - place) ? b : a);
+    pointer.setAttribute("x1", X(x)); pointer.setAttribute("x2", X(x)); pointer.setAttribute("visibility", "visible");
+    at.setAttribute("x", Math.min(Math.max(X(x), margin.left + 30), width - 40)); at.textContent = `${chart.xname} ${words(x)}`;
+    show(x);
+  });
+  svg.addEventListener("pointerleave", () => {
+    pointer.setAttribute("visibility", "hidden"); at.textContent = ""; show(x1);
+  });
+}
+
+const figures = [...document.querySelectorAll("figure.chart")];
+let drawnWidth = 0;
+function drawAll() {
+  if (document.body.clientWidth === drawnWidth) return;
+  drawnWidth = document.body.clientWidth;
+  figures.forEach(draw);
+}
+drawAll();
+addEventListener("resize", drawAll);
+
+// The page of an unfinished run reloads itself and stays where it was scrolled to.
+const key = `scroll of ${location.pathname}`, seconds = +document.body.dataset.reloadSeconds;
+try { scrollTo(0, +sessionStorage.getItem(key) || 0); sessionStorage.removeItem(key); } catch { /* a private window */ }
+if (seconds) setTimeout(() => {
+  try { sessionStorage.setItem(key, scrollY); } catch { /* it reloads to the top */ }
+  location.reload();
+}, 1000 * seconds);

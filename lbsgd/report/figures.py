@@ -1,0 +1,94 @@
+"""The paper's figures from groups of runs: curves with bands over seeds, and error over the global batch (Fig. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from io import BytesIO
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbsgd.disk import replace_file
+from lbsgd.errors import ConfigError
+from lbsgd.report.curves import COLOURS, learning_rates
+from lbsgd.report.groups import Family, Group
+from lbsgd.report.match import mean_curve, std_curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+STYLES = ("-", "--", "-.", ":")  # a second way to tell rows apart, for print and for the colour-blind
+SALT = "lbsgd"  # of the names inside an SVG, which else are random
+
+
+def band_figure(family: Family, rows: Sequence[Group]) -> Figure:
+    """Draw rows over each other: training and validation error, mean and ± 2 std over seeds, and the learning rate."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(10, 8), layout="constrained")
+    validation, training, lr = picture.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
+    for row, colour, style in zip(rows, cycle(COLOURS), cycle(STYLES), strict=False):
+        runs = row.finished or row.runs
+        label = f"{family.label(row)}, kn {row.global_batch:,}" + (f": {row.spread} %" if row.spread else "")
+        for axes, key in ((validation, "val_top1_error_pct"), (training, "train_top1_error_pct")):
+            means, stds = mean_curve(runs, key), std_curve(runs, key)
+            draw_band(axes, means, stds, colour, style, label if axes is validation else None)
+        lrs = learning_rates(runs[0])
+        per_epoch = row.header["iterations_per_epoch"]
+        lr.plot([t / per_epoch for t in range(len(lrs))], lrs, style, color=colour, drawstyle="steps-post")
+    validation.set(ylabel="validation error (%)", ylim=(0, None))
+    training.set(ylabel="training error (%)", ylim=(0, None))
+    lr.set(xlabel="epochs", ylabel="learning rate", yscale="log")
+    lr.yaxis.set_major_formatter("{x:g}")
+    for axes in (validation, training, lr):
+        axes.grid(alpha=0.3)
+    picture.legend(title="mean, band: ± 2 std over seeds", loc="outside upper center", ncols=2)
+    return picture
+
+
+def draw_band(
+    axes: Axes, means: Sequence[float], stds: Sequence[float], colour: str, style: str, label: str | None
+) -> None:
+    epochs = range(1, len(means) + 1)
+    low = [value - 2 * std for value, std in zip(means, stds, strict=True)]
+    high = [value + 2 * std for value, std in zip(means, stds, strict=True)]
+    axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(epochs, means, ("." if len(means) == 1 else "") + style, color=colour, linewidth=1.5, label=label)
+
+
+def batch_figure(family: Family, rows: Sequence[Group]) -> Figure:
+    """Draw the error over the global batch, with ± 2 std, as in Fig. 1: a plateau, then an elbow."""
+    from matplotlib.figure import Figure
+
+    picture = Figure(figsize=(7, 4), layout="constrained")
+    axes = picture.subplots()
+    spreads = [(row.global_batch, row.spread) for row in rows if row.spread]
+    batches, means = [kn for kn, _ in spreads], [spread.mean for _, spread in spreads]
+    errors = [2 * (spread.std or 0) for _, spread in spreads]
+    axes.errorbar(batches, means, yerr=errors, fmt="o-", color=COLOURS[0], capsize=4)
+    if family.baseline and family.baseline.spread:
+        axes.axhline(family.baseline.spread.mean, color="grey", linestyle=":", linewidth=1, label="baseline")
+        axes.legend()
+    axes.set(xlabel="global batch kn (images per update)", ylabel="validation error (%)", xscale="log", ylim=(0, None))
+    axes.set_xticks(batches, [f"{kn:,}" for kn in batches])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    return picture
+
+
+def save(picture: Figure, stem: Path) -> list[Path]:
+    """Write a picture as PNG and as SVG, the same bytes each time. Raises ConfigError where it cannot be written."""
+    import matplotlib
+
+    paths = []
+    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+        data, path = BytesIO(), stem.with_suffix(f".{kind}")
+        with matplotlib.rc_context({"svg.hashsalt": SALT}):
+            picture.savefig(data, format=kind, dpi=110, metadata=metadata)
+        try:
+            replace_file(path, data.getvalue())
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from error
+        paths.append(path)
+    return paths

@@ -1,0 +1,204 @@
+"""Rows out of runs: the seeds of one recipe are a row, and what the row is follows from the plan in its log."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from lbsgd.errors import DataError
+from lbsgd.report.run_log import LOG_NAME, LoggedRun, final_error, read_run
+from lbsgd.report.statistics import Spread, spread
+from lbsgd.report.tables import seed_of
+
+DIVERGED = "diverged.txt"  # beside the log of a run whose loss was not a number
+NOT_A_ROW = ("seed", "purpose", "paper_error_pct")  # keys of the recipe in which the runs of one row may differ
+
+
+def find_runs(places: Sequence[str | Path]) -> list[LoggedRun]:
+    """Read the runs at these places: a log, a run's folder, or a folder with runs at any depth below it.
+
+    Raises DataError where there is none.
+    """
+    runs: dict[Path, LoggedRun] = {}
+    for place in map(Path, places):
+        logs = [place] if place.is_file() or (place / LOG_NAME).exists() else sorted(place.rglob(LOG_NAME))
+        for log in logs or [place]:  # nothing there: read_run says so
+            run = read_run(log)
+            runs.setdefault(run.path.resolve(), run)
+    return list(runs.values())
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one recipe, a seed each, in the order of their seeds."""
+
+    runs: tuple[LoggedRun, ...]
+
+    @property
+    def header(self) -> dict[str, Any]:
+        return self.runs[0].header
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        return self.header["recipe"]
+
+    @property
+    def global_batch(self) -> int:
+        return self.header["global_batch"]
+
+    @property
+    def factor(self) -> float:
+        """Times the batch that the learning rate is given for."""
+        return self.global_batch / scaling_of(self.recipe)["base_batch"]
+
+    @property
+    def lr(self) -> float:
+        return self.header["schedule"]["reference_lr"]
+
+    @cached_property
+    def finished(self) -> tuple[LoggedRun, ...]:
+        return tuple(run for run in self.runs if run.result and run.epochs)
+
+    @cached_property
+    def errors(self) -> list[float]:
+        """The errors of the finished runs in %, each the median of its last 5 epochs."""
+        return [error for run in self.finished if (error := final_error(run.epochs)) is not None]
+
+    @property
+    def spread(self) -> Spread | None:
+        return spread(self.errors)
+
+    @property
+    def num_diverged(self) -> int:
+        return sum((run.path.parent / DIVERGED).exists() for run in self.runs)
+
+
+def group_runs(runs: Sequence[LoggedRun]) -> list[Group]:
+    """Return the rows that the runs make: those that differ only in their seed are one.
+
+    A run ended early (by --epochs) is a row of its own, since its last epochs are others; so is a copy of a seed: only
+    the first counts. Raises DataError where the runs of a row differ in code.
+    """
+    groups: dict[str, dict[int, LoggedRun]] = {}
+    for run in runs:
+        groups.setdefault(row_key(run), {}).setdefault(seed_of(run), run)
+    rows = [Group(tuple(seeds[seed] for seed in sorted(seeds))) for seeds in groups.values()]
+    for row in rows:
+        require_one_code(row.runs)
+    return sorted(rows, key=lambda row: (row.header["model"], row.global_batch))
+
+
+def row_key(run: LoggedRun) -> str:
+    """Return what the runs of one row share. How processes divided the work is not part of it."""
+    numbers = {key: run.header[key] for key in ("model", "global_batch", "precision", "schedule")}
+    recipe = {key: value for key, value in run.header["recipe"].items() if key not in NOT_A_ROW}
+    ended_early = run.result is not None and len(run.epochs) < recipe["epochs"]
+    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], len(run.epochs) if ended_early else None])
+
+
+def require_one_code(runs: Sequence[LoggedRun]) -> None:
+    """Raise DataError if the logs say that two runs differ in the code of lbsgd."""
+    codes = {code_of(run): run for run in runs if code_of(run)}
+    if len(codes) > 1:
+        first, second, *_ = codes.values()
+        raise DataError(
+            f"{first.path} and {second.path} were run by different code of lbsgd, and the rows of a table must not "
+            "differ in it; report them apart, or run one again"
+        )
+
+
+def code_of(run: LoggedRun) -> str | None:
+    return run.header.get("environment", {}).get("code")
+
+
+# --- families: rows that are compared with each other -----------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Family:
+    """Rows of one network on one data set over the same epochs; base_lr is the learning rate of most of them."""
+
+    rows: tuple[Group, ...]
+    base_lr: float
+
+    @cached_property
+    def baseline(self) -> Group | None:
+        """The row that others are compared with: base_batch images, nothing changed."""
+        return self.find(1)
+
+    def find(self, factor: float, *changes: str) -> Group | None:
+        """Return the row with this factor and exactly these changes (`changes_of`)."""
+        return next((row for row in self.rows if row.factor == factor and self.changes_of(row) == set(changes)), None)
+
+    def factors(self, *changes: str) -> list[float]:
+        """Return the factors above 1 of the rows with one of these changes."""
+        wanted = [{change} if change else set() for change in changes]
+        return sorted({row.factor for row in self.rows if row.factor > 1 and self.changes_of(row) in wanted})
+
+    def changes_of(self, row: Group) -> set[str]:
+        """Return what is not the paper's recipe in a row, in the words of the tables."""
+        recipe, scaling = row.recipe, scaling_of(row.recipe)
+        warmup, rule, changes = recipe["warmup"]["kind"], scaling["rule"], set()
+        if rule != "linear":
+            changes.add({"fixed": "lr not scaled", "sqrt": "square-root rule"}[rule])
+        if row.factor > 1 and warmup != "gradual" and rule != "fixed":
+            changes.add({"none": "no warmup", "constant": "constant warmup"}[warmup])
+        times = scaling["base_lr"] / self.base_lr
+        if not 0.999 < times < 1.001:
+            changes.add({0.5: "half the lr", 2.0: "twice the lr"}.get(round(times, 3), f"lr x {times:g}"))
+        if not recipe["batch_norm"]["zero_last_gamma"]:
+            changes.add("γ = 1")
+        changes |= {f"{key} {value}" for key, value in other_changes(recipe).items()}
+        return changes
+
+    def label(self, row: Group) -> str:
+        """Return a row's name in the tables."""
+        changes = sorted(self.changes_of(row))
+        plain = "baseline" if row.factor == 1 else "gradual warmup"
+        return ", ".join(changes) if changes else plain
+
+
+def scaling_of(recipe: dict[str, Any]) -> dict[str, Any]:
+    return recipe["linear_scaling"]
+
+
+def other_changes(recipe: dict[str, Any]) -> dict[str, str]:
+    """Return further keys that are not the paper's, as words."""
+    norm, momentum, decay = recipe["batch_norm"], recipe["momentum"], recipe["weight_decay"]
+    found = {
+        "batch norm": norm["scope"] if norm["scope"] != "worker" else "",
+        "statistics": norm["statistics"] if norm["statistics"] != "average" else "",
+        "momentum": "" if momentum["correction"] else "not corrected",
+        "weight decay": decay["scaling"] if decay["scaling"] != "none" else "",
+        "decay on batch norm": "yes" if decay["on_batch_norm"] else "",
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def families_of(groups: Sequence[Group]) -> list[Family]:
+    """Return the rows that may be compared, most rows first."""
+    families: dict[str, list[Group]] = {}
+    for group in groups:
+        families.setdefault(family_key(group), []).append(group)
+    found = [Family(tuple(rows), most_common_lr(rows)) for rows in families.values()]
+    return sorted(found, key=lambda family: -len(family.rows))
+
+
+def family_key(group: Group) -> str:
+    recipe = group.recipe
+    shared = {key: recipe[key] for key in ("epochs", "num_images", "decay", "augmentation")}
+    n, base = recipe["batch_norm"]["per_worker_batch"], scaling_of(recipe)["base_batch"]
+    return json.dumps([group.header["model"], shared, n, base], sort_keys=True)
+
+
+def most_common_lr(rows: Sequence[Group]) -> float:
+    """Return the base_lr that most rows have; of several the middle one, which is the reference of a table of lrs."""
+    counts = Counter(scaling_of(row.recipe)["base_lr"] for row in rows)
+    most = max(counts.values())
+    common = sorted(lr for lr, count in counts.items() if count == most)
+    return common[len(common) // 2]

@@ -1,0 +1,64 @@
+"""Curve match, the paper's early proxy for the final error (Sec. 5.2): does training follow the baseline?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+
+from lbsgd.report.groups import Group
+from lbsgd.report.run_log import LoggedRun
+
+POINTS = 0.5  # the band is never narrower
+SEEDS = 3  # of the baseline, for a band that a running job is held against
+
+CAUSES = "no warmup, a global batch beyond the elbow of the linear rule (Fig. 1), or weight decay on batch norm"
+
+
+@dataclass(frozen=True)
+class Match:
+    """From which epoch on training stays in the baseline's band: None for never; not known without whole runs."""
+
+    epoch: int | None
+    known: bool = True
+
+    @property
+    def words(self) -> str:
+        if not self.known:
+            return "-"
+        return "never" if self.epoch is None else f"from epoch {self.epoch}"
+
+
+def mean_curve(runs: Sequence[LoggedRun], key: str = "train_top1_error_pct") -> list[float]:
+    """Return the mean over runs of each epoch that all of them have reached."""
+    return [mean(values) for values in of_epochs(runs, key)]
+
+
+def std_curve(runs: Sequence[LoggedRun], key: str = "train_top1_error_pct") -> list[float]:
+    """Return the standard deviation over runs of each epoch; 0 for a single run."""
+    return [stdev(values) if len(values) > 1 else 0.0 for values in of_epochs(runs, key)]
+
+
+def of_epochs(runs: Sequence[LoggedRun], key: str) -> list[tuple[float, ...]]:
+    columns = [[record[key] for record in run.epochs] for run in runs]
+    return list(zip(*columns, strict=False)) if columns else []  # as far as the shortest run
+
+
+def band(baseline: Sequence[LoggedRun]) -> list[tuple[float, float]]:
+    """Return the lowest and highest training error of each epoch: the mean ± max(2 std, 0.5 points)."""
+    widths = [max(2 * std, POINTS) for std in std_curve(baseline)]
+    return [(value - w, value + w) for value, w in zip(mean_curve(baseline), widths, strict=True)]
+
+
+def matched_from(row: Group, baseline: Group) -> Match:
+    """Return the epoch from which the row's mean training curve stays inside the baseline's band to the end."""
+    curve, borders = mean_curve(row.finished), band(baseline.finished)
+    if not curve or len(curve) != len(borders):
+        return Match(None, known=False)
+    outside = [
+        epoch
+        for epoch, (error, (low, high)) in enumerate(zip(curve, borders, strict=True), 1)
+        if not low <= error <= high
+    ]
+    first = outside[-1] + 1 if outside else 1
+    return Match(first if first <= len(curve) else None)

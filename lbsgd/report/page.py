@@ -1,0 +1,131 @@
+"""A page for a run or a group of runs: one HTML file with its numbers, script and style in it, and nothing to fetch."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lbsgd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+PAGE_NAME = "index.html"
+RELOAD_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line of a chart; low and high are the borders of its band."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float] | None = None
+    high: Sequence[float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        values = {"x": self.x, "y": self.y, "low": self.low, "high": self.high}
+        return {"name": self.name, **{key: rounded(column) for key, column in values.items() if column is not None}}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart of the page. `step` holds each value until the next one; `log` and `logx` are for its axes."""
+
+    title: str
+    series: Sequence[Series]
+    unit: str = ""
+    xname: str = "epoch"
+    log: bool = False
+    logx: bool = False
+    step: bool = False
+    xmax: float | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**vars(self), "series": [series.as_dict() for series in self.series]}
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A line of a list of facts; `paper` is the paper's value where it is another one."""
+
+    name: str
+    value: str
+    paper: str | None = None
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a table, charts, facts and a command, each if there is one."""
+
+    title: str = ""
+    note: str = ""
+    heads: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    charts: Sequence[Chart] = ()
+    facts: Sequence[Fact] = ()
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page says; one that is unfinished reloads itself."""
+
+    title: str
+    status: str
+    sections: Sequence[Section] = field(default_factory=tuple)
+    finished: bool = True
+
+    def html(self) -> str:
+        charts = [chart.as_dict() for section in self.sections for chart in section.charts]
+        numbered = iter(range(len(charts)))
+        sections = [{**vars(section), "charts": [next(numbered) for _ in section.charts]} for section in self.sections]
+        page = {
+            "title": self.title,
+            "status": self.status,
+            "sections": sections,
+            "reload_seconds": None if self.finished else RELOAD_SECONDS,
+        }
+        from markupsafe import Markup
+
+        embedded = Markup(json.dumps(charts, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
+        return template().render(page=page, charts=embedded, css=Markup(asset("page.css")), js=Markup(asset("page.js")))
+
+    def write(self, folder: Path) -> Path:
+        """Write index.html: the old page or the new one, never half. Raises ConfigError where it cannot be written.
+
+        It is made again from the log at any time, so it is not forced to the disk, for which training would wait.
+        """
+        path = folder / PAGE_NAME
+        temporary = folder / f"{PAGE_NAME}.tmp"
+        try:
+            temporary.write_text(self.html(), encoding="utf-8")
+            os.replace(temporary, path)
+        except OSError as error:
+            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from error
+        return path
+
+
+def rounded(values: Sequence[float | None]) -> list[float | None]:
+    """Return the values to five digits, which is more than a screen shows."""
+    return [None if value is None else float(f"{value:.5g}") for value in values]
+
+
+@cache
+def template() -> Template:
+    from jinja2 import Environment, StrictUndefined  # late: only where a page is written
+
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, keep_trailing_newline=True)
+    return environment.from_string(asset("page.html.j2"))
+
+
+@cache
+def asset(name: str) -> str:
+    return (files("lbsgd.report") / "assets" / name).read_text(encoding="utf-8")

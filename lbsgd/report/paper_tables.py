@@ -1,0 +1,191 @@
+"""Tables 1, 2a, 2b, 2c and the numbers of Figures 1 and 3 in the paper's layout: the paper's errors beside ours."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rich import box
+from rich.table import Table as RichTable
+
+from lbsgd.algorithm import published as paper
+from lbsgd.report.groups import Family, Group
+from lbsgd.report.match import matched_from
+from lbsgd.report.statistics import difference
+
+BASE, LARGE = 256, 8192  # the paper's global batches
+RESNET_101 = {256: (22.08, 0.06), 8192: (22.36, 0.09)}  # Table 2c
+HEADS = ("", "kn", "η", "error %", "kn", "η", "error %", "seeds", "difference [95 %]", "curves match")
+WIDE, NARROW_COLUMNS = 112, (0, 3, 4, 6, 8)  # columns of a terminal, and what fits into 80 of them
+PAPERS, OURS = slice(1, 4), slice(4, 10)
+IMAGENET_IMAGES = 1_281_167
+
+MEASURED = {
+    "no warmup": paper.NO_WARMUP,
+    "constant warmup": paper.CONSTANT_WARMUP,
+    "half the lr": paper.HALF_LR,
+    "twice the lr": paper.DOUBLE_LR,
+    "lr not scaled": paper.FIXED_LR,
+    "square-root rule": paper.SQRT_RULE,
+    "γ = 1": paper.GAMMA_ONE,
+}
+
+
+class Wanted(NamedTuple):
+    """A row of a table of the paper: at the small or the large batch, with one change or none."""
+
+    large: bool
+    change: str = ""
+
+
+LAYOUTS = {
+    "table1": ("Table 1, warmup", (Wanted(False), *(Wanted(True, c) for c in ("no warmup", "constant warmup", "")))),
+    "table2a": (
+        "Table 2a, learning-rate rules",
+        (
+            *(Wanted(False, change) for change in ("half the lr", "", "twice the lr")),
+            *(Wanted(True, c) for c in ("half the lr", "", "twice the lr", "lr not scaled", "square-root rule")),
+        ),
+    ),
+    "table2b": (
+        "Table 2b, γ of each block's last batch norm",
+        tuple(Wanted(large, change) for large in (False, True) for change in ("γ = 1", "")),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of cells; `name` is for files and regions, `title` says what ours was measured on."""
+
+    name: str
+    title: str
+    ours: str
+    rows: tuple[tuple[str, ...], ...]
+    groups: tuple[Group, ...] = ()
+
+    def markdown(self) -> str:
+        heads = [f"paper: {head}" if 1 <= number < 4 else head for number, head in enumerate(HEADS)]
+        heads[4] = f"ours: {HEADS[4]}"
+        lines = [heads, ["---"] * len(HEADS), *self.rows]
+        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return f"**{self.title}.** Paper: ResNet-50 on ImageNet, ours: {self.ours}.\n\n{body}\n"
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        heads = [HEADS[0], *(f"paper {head}" for head in HEADS[PAPERS]), *(f"ours {head}" for head in HEADS[OURS])]
+        writer.writerow(["table", *heads])
+        writer.writerows([self.name, *row] for row in self.rows)
+        return text.getvalue()
+
+    def rich(self, width: int = 120) -> RichTable:
+        """Return the table for a terminal; one narrower than WIDE gets the columns that matter most."""
+        shown = range(len(HEADS)) if width >= WIDE else NARROW_COLUMNS
+        title = f"\n{self.title}\npaper: ResNet-50 on ImageNet, ours: {self.ours}"
+        table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for number in shown:
+            head = HEADS[number]
+            side = "paper\n" if number in (1, 2, 3) else "ours\n" if number in (4, 5, 6) else ""
+            table.add_column(side + head, justify="right" if number else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(row[number] for number in shown))
+        return table
+
+
+def paper_tables(family: Family) -> list[PaperTable]:
+    """Return the tables for which a family has at least two rows; one per large batch where there are several."""
+    tables: list[PaperTable] = []
+    for name, (title, layout) in LAYOUTS.items():
+        changes = {row.change for row in layout if row.large and row.change}
+        factors: list[float | None] = [*family.factors(*changes)] or [None]
+        for factor in factors:
+            rows = [(find(family, cell, factor), cell) for cell in layout]
+            own = f"{name}_x{factor:g}" if len(factors) > 1 and factor else name
+            if any(cell.change and row for row, cell in rows):
+                tables.append(filled(family, own, title, [(row, papers(cell)) for row, cell in rows]))
+    plain = [row for row in family.rows if not family.changes_of(row)]
+    if family.rows[0].header["model"] == "resnet101":
+        known = [(row, (kn_of(row), RESNET_101.get(kn_of(row)))) for row in plain]
+        tables.append(filled(family, "table2c", "Table 2c, ResNet-101", known))
+    else:
+        known = [(row, (kn_of(row), paper.ERROR_PCT.get(kn_of(row)))) for row in plain]
+        tables.append(filled(family, "figure1", "Figures 1 and 3, error over the global batch", known))
+    return [table for table in tables if len(table.rows) > 1]
+
+
+def wanted(tables: Iterable[PaperTable], names: Sequence[str]) -> list[PaperTable]:
+    """Return the tables of these names, or all; a table per large batch has the name of all of them."""
+    return [table for table in tables if not names or table.name.split("_x")[0] in names]
+
+
+def find(family: Family, cell: Wanted, factor: float | None) -> Group | None:
+    if cell.large and factor is None:
+        return None
+    return family.find(factor if cell.large and factor else 1, *filter(None, [cell.change]))
+
+
+def kn_of(row: Group) -> int:
+    """Return the paper's global batch of the same factor."""
+    return round(BASE * row.factor)
+
+
+def papers(cell: Wanted) -> tuple[int, tuple[float, float] | None]:
+    """Return the paper's global batch and error of a row."""
+    kn = LARGE if cell.large else BASE
+    return kn, MEASURED.get(cell.change, paper.ERROR_PCT).get(kn)
+
+
+def filled(family: Family, name: str, title: str, rows: Iterable[tuple[Group | None, tuple]]) -> PaperTable:
+    """Fill in the cells; rows that nobody ran are left out."""
+    there = [(row, *known) for row, known in rows if row is not None]
+    cells = tuple(
+        (family.label(row), *paper_cells(kn, error, row, family), *our_cells(family, row)) for row, kn, error in there
+    )
+    return PaperTable(name, title, place_of(family), cells, tuple(row for row, *_ in there))
+
+
+def paper_cells(kn: int, error: tuple[float, float] | None, row: Group, family: Family) -> tuple[str, str, str]:
+    """Return the paper's kn, η (by the same rule as ours) and error."""
+    if error is None:
+        return "-", "-", "-"
+    times = row.lr / (family.base_lr * row.factor)
+    rule = {"lr not scaled": 0.1, "square-root rule": 0.1 * (kn / BASE) ** 0.5}
+    lr = next((rule[change] for change in family.changes_of(row) if change in rule), 0.1 * kn / BASE * times)
+    return f"{kn:,}", f"{lr:.3g}", "{:.2f} ± {:.2f}".format(*error)
+
+
+def our_cells(family: Family, row: Group) -> tuple[str, ...]:
+    baseline = family.baseline
+    apart = None if baseline is None or row is baseline else difference(row.errors, baseline.errors)
+    matched = "" if baseline is None or row is baseline else matched_from(row, baseline).words
+    return (
+        f"{row.global_batch:,}",
+        f"{row.lr:.3g}",
+        error_cell(row),
+        str(len(row.runs)),
+        str(apart) if apart else "",
+        matched,
+    )
+
+
+def error_cell(row: Group) -> str:
+    """Return mean ± std of the finished runs, with the number of those that diverged or go on."""
+    said = [str(row.spread)] if row.spread else []
+    going = len(row.runs) - len(row.finished) - row.num_diverged
+    said += [f"{row.num_diverged} diverged"] if row.num_diverged else []
+    said += [f"{going} going on"] if going else []
+    return ", ".join(said)
+
+
+def place_of(family: Family) -> str:
+    """Return what ours was measured on, as the heading says it."""
+    header = family.rows[0].header
+    data = Path(header.get("environment", {}).get("data", "")).name or "unknown data"
+    images = family.rows[0].recipe["num_images"]
+    where = "ImageNet" if images == IMAGENET_IMAGES else f"{images:,} images of {data.removesuffix('_ffcv')}"
+    return f"{header['model']} on {where}, {family.rows[0].recipe['epochs']} epochs"

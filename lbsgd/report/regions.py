@@ -1,0 +1,78 @@
+"""Marked regions of a Markdown file, written again from logs: no number in a README is typed.
+
+    <!-- report results/digits --table table1 -->
+    ... this is replaced ...
+    <!-- end of report -->
+
+The marker holds the arguments: places of runs, relative to the file's folder, and `--table NAME` for one table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+from pathlib import Path
+
+from lbsgd.disk import replace_file
+from lbsgd.errors import ConfigError
+from lbsgd.report.paper_tables import paper_tables, wanted
+from lbsgd.report.write import families_at
+
+REGION = re.compile(r"(<!-- report (?P<arguments>[^\n]*?) -->\n)(?P<body>.*?)(<!-- end of report -->)", re.DOTALL)
+BEGIN = re.compile(r"<!-- report [^\n]*-->")
+
+
+def update(file: Path) -> bool:
+    """Write the regions of a file again; whether anything changed.
+
+    Raises ConfigError for a file that cannot be read or has no region, or a region without its end.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: cannot be read ({error}); give a Markdown file with marked regions") from None
+    new = updated(text, file)
+    if new == text:
+        return False
+    replace_file(file, new.encode())
+    return True
+
+
+def updated(text: str, file: Path) -> str:
+    """Return the text with its regions as the logs have them now."""
+    begins, regions = len(BEGIN.findall(text)), len(REGION.findall(text))
+    if not begins or begins != regions:
+        raise ConfigError(
+            f"{file}: {begins} regions begin and {regions} are complete; write `<!-- report results/digits --table "
+            "table1 -->` before a region and `<!-- end of report -->` after it"
+        )
+    return REGION.sub(lambda match: f"{match[1]}{body(match['arguments'], file)}{match[4]}", text)
+
+
+def body(arguments: str, file: Path) -> str:
+    """Return what a region says, between blank lines."""
+    given = parser(file).parse_args(shlex.split(arguments))
+    families = families_at([file.parent / run for run in given.runs])
+    tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
+    if not tables:
+        raise ConfigError(f"{file}: no table {' or '.join(given.table)} can be made of {' '.join(given.runs)}")
+    return "\n" + "\n".join(table.markdown() for table in tables) + "\n"
+
+
+class MarkerParser(argparse.ArgumentParser):
+    """Turns a mistake in a marker into an error that names the file."""
+
+    def __init__(self, file: Path):
+        super().__init__(add_help=False)
+        self.file = file
+
+    def error(self, message: str):
+        raise ConfigError(f"{self.file}: a report's marker is wrong: {message}")
+
+
+def parser(file: Path) -> MarkerParser:
+    flags = MarkerParser(file)
+    flags.add_argument("runs", nargs="+")
+    flags.add_argument("--table", action="append", default=[])
+    return flags

@@ -1,0 +1,158 @@
+"""The page of one run, which a person can leave open while it trains."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from lbsgd.algorithm.schedule import learning_rate
+from lbsgd.config.generate import template as paper_recipe
+from lbsgd.report.curves import schedule_of
+from lbsgd.report.page import Chart, Fact, Page, Section, Series
+from lbsgd.report.run_log import LoggedRun, final_error
+from lbsgd.units import duration
+
+ERRORS = (("validation", "val_top1_error_pct"), ("training", "train_top1_error_pct"))
+POINTS = 300  # of a learning-rate curve
+NOT_COMPARED = (
+    "epochs",
+    "num_images",
+    "seed",
+    "purpose",
+    "paper_error_pct",
+)  # of the recipe: each data set has its own
+
+
+def run_page(run: LoggedRun, warnings: Sequence[str] = ()) -> Page:
+    """Return the page of a run: its curves, what of its configuration is not the paper's, and how to repeat it."""
+    header, environment = run.header, run.header.get("environment", {})
+    place = Path(environment.get("data", "")).name
+    return Page(
+        title=f"{header['model']}, kn = {header['global_batch']:,}" + (f", {place}" if place else ""),
+        status=status(run),
+        sections=(
+            *(Section(note=f"warning: {warning}") for warning in warnings),
+            Section(charts=charts_of(run)),
+            *noise_sections(run),
+            Section("Configuration", "marked: not the paper's (Sec. 5.1)", facts=configuration(header)),
+            Section("Environment", facts=described(environment), command=command_of(environment)),
+        ),
+        finished=run.result is not None,
+    )
+
+
+def status(run: LoggedRun) -> str:
+    """Return how far the run is, its error so far, and the time left."""
+    done, planned, error = len(run.epochs), run.header["recipe"]["epochs"], final_error(run.epochs)
+    said = "no epoch is finished yet" if error is None else f"top-1 error {error:.2f} %, median of last 5 epochs"
+    if run.result is not None:
+        return f"finished after {done} epochs: {said}"
+    seconds = [record["seconds"] for record in run.epochs[-5:]]
+    left = f", about {duration(mean(seconds) * (planned - done))} left" if seconds and done < planned else ""
+    return f"epoch {done} of {planned}{left}: {said}"
+
+
+def charts_of(run: LoggedRun) -> list[Chart]:
+    epochs, planned = [record["epoch"] for record in run.epochs], run.header["recipe"]["epochs"]
+    errors = [Series(name, epochs, [record[key] for record in run.epochs]) for name, key in ERRORS]
+    losses = [
+        Series(name, epochs, [record.get(key) for record in run.epochs])
+        for name, key in (("validation", "val_loss"), ("training", "train_loss"))
+    ]
+    return [
+        Chart("top-1 error", errors, unit=" %", xmax=planned),
+        Chart("loss", losses, xmax=planned),
+        lr_chart([("learning rate", run)], planned),
+    ]
+
+
+def noise_sections(run: LoggedRun) -> list[Section]:
+    """Return the noise scale beside the batch in use, where the run measured it."""
+    found = [record for record in run.iterations if record.get("noise_scale") is not None]
+    if not found:
+        return []
+    epochs, batch = [record["epoch"] for record in found], run.header["global_batch"]
+    scale = Series("noise scale tr Σ / |G|²", epochs, [record["noise_scale"] for record in found])
+    used = Series("global batch in use", [epochs[0], epochs[-1]], [batch, batch])
+    note = (
+        "far beyond the noise scale a larger batch, and the linear rule with it, hardly pays (McCandlish et al. 2018)"
+    )
+    charts = [Chart("noise scale, images", [scale, used], log=True)]
+    ratios = [sorted(record["weight_to_gradient"].values()) for record in found if record.get("weight_to_gradient")]
+    if len(ratios) == len(found):
+        picks = (("largest", -1), ("median", None), ("smallest", 0))
+        lines = [
+            Series(name, epochs, [row[len(row) // 2 if at is None else at] for row in ratios]) for name, at in picks
+        ]
+        charts.append(Chart("|w| / |g| over the layers", lines, log=True))
+    return [Section("Gradient noise", note, charts=charts)]
+
+
+def lr_chart(runs: Sequence[tuple[str, LoggedRun]], planned: float) -> Chart:
+    """Return the learning rates of runs."""
+    series = [Series(name, *lr_points(run)) for name, run in runs]
+    return Chart("learning rate", series, log=True, step=True, xmax=planned)
+
+
+def lr_points(run: LoggedRun) -> tuple[list[float], list[float]]:
+    """Return epochs and learning rates: some hundreds of the iterations done, among them both sides of each jump.
+
+    A run of ImageNet has half a million iterations, too many for a page that training waits for.
+    """
+    schedule, per_epoch = schedule_of(run), run.header["iterations_per_epoch"]
+    done = max([len(run.epochs) * per_epoch, *(record["iteration"] + 1 for record in run.iterations[-1:])])
+    jumps = (schedule.warmup_iterations, *schedule.decay_iterations)
+    chosen = {*range(0, done, max(1, done // POINTS)), done - 1, *(t for jump in jumps for t in (jump - 1, jump))}
+    shown = sorted(t for t in chosen if 0 <= t < done)
+    return [t / per_epoch for t in shown], [learning_rate(t, schedule) for t in shown]
+
+
+def configuration(header: dict[str, Any]) -> list[Fact]:
+    """Return the numbers of the run, and the paper's where they are others."""
+    paper = flat(paper_recipe(256, 32, 1, 90)["lbsgd"])
+    if header["global_batch"] <= header["recipe"]["linear_scaling"]["base_batch"]:
+        paper |= {"warmup.kind": "none", "warmup.epochs": 0}  # Sec. 5.1: above 256 images only
+    facts = [
+        Fact("global batch", f"kn = {header['global_batch']:,} = k {header['num_workers']} x n {per_worker(header)}"),
+        Fact("learning rate", f"η = {header['schedule']['reference_lr']:g}"),
+        Fact("precision", str(header["precision"])),
+    ]
+    for key, value in flat({**header["recipe"]}).items():
+        if value is None:
+            continue
+        other = key in paper and key not in NOT_COMPARED and paper[key] != value
+        facts.append(Fact(key, shown(value), shown(paper[key]) if other else None))
+    return facts
+
+
+def per_worker(header: dict[str, Any]) -> int:
+    return header["recipe"]["batch_norm"]["per_worker_batch"]
+
+
+def flat(block: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the leaves of a block by their key paths."""
+    leaves: dict[str, Any] = {}
+    for key, value in block.items():
+        name = f"{path}.{key}" if path else key
+        leaves.update(flat(value, name) if isinstance(value, dict) else {name: value})
+    return leaves
+
+
+def shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def described(environment: dict[str, Any]) -> list[Fact]:
+    packages = environment.get("packages", {})
+    facts = {key: value for key, value in environment.items() if key not in ("command", "packages")}
+    facts["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+    return [Fact(name, str(value)) for name, value in facts.items() if value]
+
+
+def command_of(environment: dict[str, Any]) -> str:
+    command = environment.get("command", [])
+    return shlex.join(["python", *map(str, command)]) if command else ""

@@ -1,0 +1,76 @@
+"""The paper's statistic (Sec. 5.1), and how far two rows of a table may lie apart.
+
+A run's error is the median of its last 5 epochs (`run_log.final_error`), a row's the mean ± standard deviation.
+"No difference" is never read off a large p-value: an interval must lie inside a margin that was fixed before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+from typing import NamedTuple
+
+
+class Spread(NamedTuple):
+    """Mean and sample standard deviation (n - 1) of a row's errors; one seed has no deviation."""
+
+    mean: float
+    std: float | None
+    num_seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
+
+
+def spread(errors: Sequence[float]) -> Spread | None:
+    """Return mean and standard deviation over seeds; None without any."""
+    if not errors:
+        return None
+    return Spread(mean(errors), stdev(errors) if len(errors) > 1 else None, len(errors))
+
+
+class Difference(NamedTuple):
+    """A difference of two means in points, with its 95 % confidence interval; the interval needs two seeds of each."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+    def __str__(self) -> str:
+        value = f"{self.value:+.2f}"
+        return value if self.low is None else f"{value} [{self.low:+.2f}, {self.high:+.2f}]"
+
+
+def difference(errors: Sequence[float], baseline: Sequence[float]) -> Difference | None:
+    """Return mean(errors) - mean(baseline) with Welch's 95 % interval (variances may differ); None without errors.
+
+    d ± t(0.975, ν) · √(s₁²/n₁ + s₂²/n₂)        ν by Welch and Satterthwaite, as scipy computes it
+    """
+    if not errors or not baseline:
+        return None
+    value = mean(errors) - mean(baseline)
+    if len(errors) < 2 or len(baseline) < 2:
+        return Difference(value, None, None)
+    if stdev(errors) == stdev(baseline) == 0:
+        return Difference(value, value, value)
+    from scipy.stats import ttest_ind  # late: a second, which a run's own report need not wait for
+
+    interval = ttest_ind(errors, baseline, equal_var=False).confidence_interval(0.95)
+    return Difference(value, float(interval.low), float(interval.high))
+
+
+def verdict(kind: str, apart: Difference | None, margin: float) -> bool | None:
+    """Whether a claim holds: its interval against the margin; None where no interval could be computed.
+
+    same        -margin < low and high < margin
+    no worse    high < margin
+    worse       low > 0
+    """
+    if apart is None or apart.low is None or apart.high is None:
+        return None
+    if kind == "worse":
+        return apart.low > 0
+    if kind == "no worse":
+        return apart.high < margin
+    assert kind == "same", kind
+    return -margin < apart.low and apart.high < margin

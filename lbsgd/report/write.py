@@ -1,0 +1,51 @@
+"""A report of runs as files: tables, pictures and the page, the same bytes each time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lbsgd.disk import replace_file
+from lbsgd.errors import ConfigError
+from lbsgd.report.figures import band_figure, batch_figure, save
+from lbsgd.report.group_page import group_page
+from lbsgd.report.groups import Family, Group, families_of, find_runs, group_runs
+from lbsgd.report.page import Section
+from lbsgd.report.paper_tables import paper_tables, wanted
+
+
+def families_at(places: Sequence[str | Path]) -> list[Family]:
+    """Return the families of the runs at some places. Raises DataError where there is none."""
+    return families_of(group_runs(find_runs(places)))
+
+
+def write_report(
+    families: Sequence[Family], folder: Path, title: str, tables: Sequence[str] = (), answers: Sequence[Section] = ()
+) -> list[Path]:
+    """Write tables.md, tables.csv, a picture per table and index.html into a folder; return what was written.
+
+    tables: names of those wanted, such as table1; all by default.
+    Raises ConfigError where the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = [(family, table) for family in families for table in wanted(paper_tables(family), tables)]
+        written = [folder / "tables.md", folder / "tables.csv"]
+        replace_file(written[0], "\n".join(table.markdown() for _, table in found).encode())
+        replace_file(written[1], "".join(table.csv() for _, table in found).encode())
+    except OSError as error:
+        raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --output_dir") from error
+    for family, table in found:
+        written += save(band_figure(family, table.groups), folder / table.name)
+        if table.name.startswith("figure1"):
+            written += save(batch_figure(family, table.groups), folder / "error_over_batch")
+    for number, family in enumerate(families):
+        if not wanted(paper_tables(family), tables):
+            written += save(band_figure(family, family.rows), folder / f"curves{number or ''}")
+    written.append(group_page(title, families, tables, answers).write(folder))
+    return written
+
+
+def rows_by_name(families: Sequence[Family]) -> dict[str, Group]:
+    """Return the rows by the folders that their runs lie in: .../NAME/seed0/log.jsonl."""
+    return {row.runs[0].path.parent.parent.name: row for family in families for row in family.rows}

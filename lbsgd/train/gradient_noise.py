@@ -1,0 +1,108 @@
+"""How noisy the gradient is, and up to which batch the linear rule can pay (McCandlish et al. 2018, Sec. 2 and A.1).
+
+Before its reduction an update's gradient exists in chunks: one per process and pass, of b = micro_batch images each.
+With B = kn images in all, and |g_b|² the mean of the chunks' squared norms,
+
+    |G|²  = (B·|g_B|² - b·|g_b|²) / (B - b)         of the true gradient, unbiased
+    tr Σ  = (|g_b|² - |g_B|²) / (1/b - 1/B)         of the covariance of one image's gradient, unbiased
+    noise scale = tr Σ / |G|²                       images; far above it a larger batch hardly helps
+
+At the same iterations |w|/|g| of each layer's weights: with one learning rate, the layer where it is smallest moves
+farthest relative to its size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
+from lbsgd.train.engine import full_gradient
+
+
+def square(tensor: torch.Tensor) -> float:
+    return float(tensor.double().square().sum())
+
+
+def noise(chunk_sq: float, total_sq: float, chunk_images: int, total_images: int) -> dict[str, float]:
+    """Return |G|², tr Σ and the noise scale from squared norms; the scale is infinite where |G|² is not positive."""
+    b, total = chunk_images, total_images
+    gradient_sq = (total * total_sq - b * chunk_sq) / (total - b)
+    variance = (chunk_sq - total_sq) / (1 / b - 1 / total)
+    scale = variance / gradient_sq if gradient_sq > 0 else float("inf")
+    return {"gradient_sq": gradient_sq, "gradient_variance": variance, "noise_scale": scale}
+
+
+class GradientNoise:
+    """Measures the noise every `every` iterations; the numbers go into the next record of an iteration.
+
+    Raises ConfigError for a plan whose updates have a single chunk, and for fp16.
+    """
+
+    def __init__(self, engine: Any, plan: Plan, every: int):
+        self.engine, self.plan, self.every = engine, plan, every
+        self.chunks = plan.world_size * plan.accumulation_steps
+        if self.chunks < 2:
+            half = max(plan.per_worker_batch, plan.micro_batch // 2)
+            raise ConfigError(
+                f"lbsgd.diagnostics.gradient_noise: an update of {plan.global_batch} images is one chunk on 1 process, "
+                f"and noise needs two; use --micro_batch {half} or more processes"
+            )
+        if plan.precision == "fp16":
+            raise ConfigError(
+                "lbsgd.diagnostics.gradient_noise: gradients in fp16 are scaled and may overflow; use --precision bf16"
+            )
+        self.chunk_sq = torch.zeros((), dtype=torch.float64, device=engine.device)
+        self.found: dict[str, Any] = {}
+
+    @contextmanager
+    def watching(self, iteration: int, pass_number: int) -> Iterator[None]:
+        """Around a backward of one pass: add up its squared gradients, and measure after the last one."""
+        if iteration % self.every:
+            yield
+            return
+        if pass_number == 0:
+            self.chunk_sq.zero_()
+        parameters = {name: p for name, p in self.engine.module.named_parameters() if p.requires_grad}
+        handles = [parameter.register_hook(self.add) for parameter in parameters.values()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        if pass_number == self.plan.accumulation_steps - 1:
+            self.measure(parameters)
+
+    def add(self, gradient: torch.Tensor) -> None:
+        self.chunk_sq += gradient.detach().double().square().sum()
+
+    def measure(self, parameters: Mapping[str, torch.nn.Parameter]) -> None:
+        """Take the chunks of all processes together with the reduced gradient; all processes must call it."""
+        if self.plan.world_size > 1:
+            dist.all_reduce(self.chunk_sq)
+        # DeepSpeed divides the loss of a pass by the number of passes, and the chunks here are of whole losses.
+        chunk_sq = float(self.chunk_sq) * self.plan.accumulation_steps**2 / self.chunks
+        squares = {name: square(full_gradient(self.engine, p)) for name, p in parameters.items()}
+        ratios = {
+            name: (square(p.detach()) / squares[name]) ** 0.5
+            for name, p in parameters.items()
+            if p.ndim > 1 and squares[name] > 0
+        }
+        found = noise(chunk_sq, sum(squares.values()), self.plan.micro_batch, self.plan.global_batch)
+        self.found = {**found, "weight_to_gradient": ratios}
+
+    def take(self) -> dict[str, Any]:
+        """Return the numbers since the last call, once."""
+        found, self.found = self.found, {}
+        return found
+
+
+def gradient_noise(engine: Any, plan: Plan) -> GradientNoise | None:
+    """Return the diagnostic if the plan asks for it."""
+    every = plan.recipe.diagnostics.gradient_noise
+    return GradientNoise(engine, plan, every) if every else None

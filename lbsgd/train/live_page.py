@@ -1,0 +1,73 @@
+"""The page of a run while it trains, and the warning when its training curve leaves the baseline's band."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lbsgd.errors import ConfigError
+from lbsgd.report.groups import find_runs, group_runs
+from lbsgd.report.match import CAUSES, SEEDS, band
+from lbsgd.report.run_log import LoggedRun
+from lbsgd.report.run_page import run_page
+
+Records = Sequence[dict[str, Any]]
+Band = Sequence[tuple[float, float]]
+
+
+def baseline_band(runs: Sequence[str | Path]) -> Band:
+    """Return the training errors between which a run follows the baseline, per epoch (`report.match.band`).
+
+    Raises ConfigError if they are not at least 3 finished runs of one recipe with different seeds, DataError for a log
+    that cannot be read.
+    """
+    groups = group_runs(find_runs(runs))
+    if len(groups) != 1 or len(groups[0].finished) < SEEDS:
+        finished = sum(len(group.finished) for group in groups)
+        raise ConfigError(
+            f"--baseline {' '.join(map(str, runs))}: {finished} finished runs of {len(groups)} recipes; give at least "
+            f"{SEEDS} finished runs of one recipe that differ in their seed"
+        )
+    return band(groups[0].finished)
+
+
+class LivePage:
+    """Writes index.html after each epoch and at the end. A page that cannot be written ends no training.
+
+    folder, header    the run's folder, and the first line of its log
+    baseline          training errors (lowest, highest) of each epoch; training outside is told, after the warmup
+    """
+
+    def __init__(self, folder: Path, header: dict[str, Any], baseline: Band = ()):
+        self.folder, self.header, self.baseline = folder, header, baseline
+        self.warnings: list[str] = []
+        self.measured: list[dict[str, Any]] = []  # iteration records with diagnostics
+        self.outside = False
+        self.cannot_write = False
+
+    def write(self, epochs: Records, result: dict[str, Any] | None = None) -> list[str]:
+        """Write the page with these epochs; return what is to be said of the last one."""
+        said = self.compare(epochs[-1]) if epochs and result is None else []
+        self.warnings += said
+        try:
+            run = LoggedRun(self.folder, self.header, self.measured, list(epochs), result)
+            run_page(run, self.warnings).write(self.folder)
+        except ConfigError as error:
+            said += [] if self.cannot_write else [f"{error}; training goes on without the page"]
+            self.cannot_write = True
+        return said
+
+    def compare(self, record: dict[str, Any]) -> list[str]:
+        """Return a warning if the epoch leaves the baseline's band; another one only after it has come back."""
+        epoch, error = record["epoch"], record["train_top1_error_pct"]
+        if epoch > len(self.baseline) or epoch <= 2 * self.header["recipe"]["warmup"]["epochs"]:
+            return []
+        low, high = self.baseline[epoch - 1]
+        before, self.outside = self.outside, not low <= error <= high
+        if before or not self.outside:
+            return []
+        return [
+            f"epoch {epoch}: training error {error:.2f} % is outside the baseline's {max(low, 0):.2f} to {high:.2f} %; "
+            f"a curve that does not follow it ends at a higher error (Sec. 5.2), usual causes: {CAUSES}"
+        ]

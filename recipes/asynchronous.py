@@ -1,0 +1,178 @@
+"""Asynchronous against synchronous updates, simulated on one process (the paper's Sec. 6 on related work).
+
+    python recipes/asynchronous.py --updates async --deepspeed_config ds_configs/digits/256.json --data_dir ... \
+        --output_dir runs/async
+
+k workers take n images at a time. Asynchronous: as soon as a worker is ready, the server moves the weights by its
+gradient, computed at weights τ updates old, and hands it the new ones. Synchronous: one update per k gradients, when
+the slowest is ready. Each gradient moves the weights by η/k in both, and the images are the same. How long a worker
+takes is drawn per gradient, log-normal with mean 1 and the given spread.
+"""
+
+import heapq
+from contextlib import ExitStack
+from dataclasses import replace
+
+from resnet18 import ResNet18
+
+from lbsgd.commands.train import Request, parser
+from lbsgd.errors import LbsgdError
+from lbsgd.processes.ending import end_with_error
+
+
+def main():
+    flags = parser(__doc__)
+    flags.add_argument(
+        "--updates", choices=("sync", "async"), required=True, help="how the workers' gradients are used"
+    )
+    flags.add_argument("--spread", type=float, default=0.3, metavar="S", help="of the workers' times (default: 0.3)")
+    try:
+        request = Request(flags.parse_args())
+        simulate(request)
+    except LbsgdError as error:
+        end_with_error(error)
+
+
+def simulate(request):
+    """Train one network and log an epoch's errors, simulated time and mean staleness."""
+    with ExitStack() as stack:
+        simulated = {"updates": request.flags.updates, "spread": request.flags.spread}
+        server, images, log = opened(request, f"resnet18, {request.flags.updates}", {"simulated": simulated}, stack)
+        for epoch in range(request.flags.epochs or request.plan.recipe.epochs):
+            training = server.train(images.train.epoch(epoch))
+            log.epoch({"epoch": epoch + 1, **training, **server.evaluate(images.val)})
+        log.result()
+
+
+def opened(request, name, described, stack):
+    """Return server, images and log; `stack` closes them. A run that was interrupted begins anew."""
+    import torch
+
+    from lbsgd.data.share import Pixels
+    from lbsgd.report.run_log import RunLog
+    from lbsgd.train.facts import environment
+    from lbsgd.train.images import FakeImageSource, FfcvFiles
+
+    plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
+    threads = request.flags.loader_threads or 1
+    source = FfcvFiles(request.data, threads) if request.data else FakeImageSource()
+    request.output_dir.mkdir(parents=True, exist_ok=True)
+    pixels = Pixels(resolution=plan.recipe.augmentation.resolution, device=torch.device("cpu"))
+    images = source.open(plan, request.processes, pixels, stack)
+    header = {"model": name, **plan.as_dict(), **described, "environment": environment(source.place)}
+    log = stack.enter_context(RunLog(request.output_dir, header, 0 if request.flags.resume else None))
+    torch.set_num_threads(threads)  # FFCV has changed it
+    return Server(ResNet18().network(source.num_classes, plan), plan, request.flags), images, log
+
+
+class Server:
+    """Weights, momentum and the workers that take them: which gradient comes next, and how old its weights are."""
+
+    def __init__(self, network, plan, flags):
+        import numpy as np
+        import torch
+
+        from lbsgd.algorithm.batch_norm import convert_batch_norm
+        from lbsgd.train.inputs import build_optimizer
+
+        self.network, self.plan, self.updates = convert_batch_norm(network, plan.per_worker_batch), plan, flags.updates
+        self.optimizer, self.weights = build_optimizer(network, plan), list(network.parameters())
+        self.random, self.spread = np.random.default_rng([plan.recipe.seed, 1]), flags.spread
+        self.workers, self.time, self.gradients, self.moves = plan.num_workers, 0.0, 0, 0
+        self.copy = torch._foreach_copy_
+        held = [weight.detach().clone() for weight in self.weights]
+        self.ready = [(self.draw(), worker) for worker in range(self.workers)]
+        heapq.heapify(self.ready)
+        worker_copies = self.workers if self.asynchronous else 0
+        self.held = {worker: ([weight.clone() for weight in held], 0) for worker in range(worker_copies)}
+
+    @property
+    def asynchronous(self):
+        return self.updates == "async"
+
+    def draw(self):
+        """Return how long a worker takes for its next gradient: 1 on average."""
+        return float(self.random.lognormal(-(self.spread**2) / 2, self.spread))
+
+    def train(self, batches):
+        """Take an epoch's batches of n images, one worker each."""
+        losses, wrong, seen, ages = 0.0, 0, 0, []
+        self.network.train()
+        for batch in batches:
+            loss, hits, age = self.asynchronously(batch) if self.asynchronous else self.synchronously(batch)
+            losses, wrong, seen = losses + loss * len(batch[1]), wrong + hits, seen + len(batch[1])
+            ages.append(age)
+        return {
+            "train_loss": losses / seen,
+            "train_top1_error_pct": 100 * wrong / seen,
+            "seconds": self.time,
+            "simulated_time": self.time,
+            "staleness": sum(ages) / len(ages),
+        }
+
+    def gradient(self, batch, share):
+        from torch.nn.functional import cross_entropy
+
+        images, labels = batch
+        logits = self.network(images)
+        loss = cross_entropy(logits, labels)
+        (loss * share).backward()
+        return loss.item(), int((logits.argmax(1) != labels).sum())
+
+    def move(self, lr):
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.moves += 1
+
+    def lr(self):
+        from lbsgd.algorithm.schedule import learning_rate
+
+        return learning_rate(self.gradients // self.workers, self.plan.schedule)
+
+    def asynchronously(self, batch):
+        """Compute the gradient of the worker that is ready first, at the weights it holds, and move the server's."""
+        import torch
+
+        self.time, worker = heapq.heappop(self.ready)
+        held, version = self.held[worker]
+        with torch.no_grad():
+            now = [weight.detach().clone() for weight in self.weights]
+            self.copy(self.weights, held)
+        loss, wrong = self.gradient(batch, 1.0)
+        with torch.no_grad():
+            self.copy(self.weights, now)
+        age = self.moves - version
+        self.move(self.lr() / self.workers)
+        self.gradients += 1
+        with torch.no_grad():
+            self.copy(held, self.weights)
+        self.held[worker] = (held, self.moves)
+        heapq.heappush(self.ready, (self.time + self.draw(), worker))
+        return loss, wrong, age
+
+    def synchronously(self, batch):
+        """Add one worker's gradient; after the last one the weights move, when the slowest is ready."""
+        loss, wrong = self.gradient(batch, 1 / self.workers)
+        lr = self.lr()
+        self.gradients += 1
+        if self.gradients % self.workers == 0:
+            self.time += max(self.draw() for _ in range(self.workers))
+            self.move(lr)
+        return loss, wrong, 0
+
+    def evaluate(self, batches):
+        import torch
+
+        self.network.eval()
+        wrong = seen = 0
+        with torch.no_grad():
+            for images, labels in batches:
+                wrong += int((self.network(images).argmax(1) != labels).sum())
+                seen += len(labels)
+        return {"val_top1_error_pct": 100 * wrong / seen, "val_images": seen}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""A residual network of 8 layers for CIFAR-10, small enough for two CPU cores, with the paper's recipe.
+
+    lbsgd convert --source cifar-10-python.tar.gz --data_dir data/cifar10_ffcv --raw_fraction 1 --max_side 32
+    python recipes/cifar10.py --deepspeed_config ds_configs/cifar10/1k.json --data_dir data/cifar10_ffcv
+
+`lbsgd reproduce table1 cifar10` runs it for every row of the paper's Table 1.
+"""
+
+from resnet50 import ResNet50
+
+from lbsgd.commands.train import main
+
+WIDTHS = (24, 48, 96)  # channels at 32x32, 16x16 and 8x8
+
+
+class SmallResNet(ResNet50):
+    """A 3x3 stem and one basic block per resolution; everything else is recipes/resnet50.py's."""
+
+    name = "resnet8"
+
+    def network(self, num_classes, plan):
+        import torch
+
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(plan.recipe.seed)
+            return small_resnet(num_classes, plan.recipe.batch_norm.zero_last_gamma)
+
+
+def small_resnet(num_classes, zero_last_gamma):
+    """Return the network with the initialisation of Sec. 5.1."""
+    from torch import nn
+    from torchvision.models.resnet import BasicBlock
+
+    first = WIDTHS[0]
+    layers = [nn.Conv2d(3, first, 3, padding=1, bias=False), nn.BatchNorm2d(first), nn.ReLU(inplace=True)]
+    for before, width in zip((first, *WIDTHS), WIDTHS, strict=False):  # WIDTHS ends it
+        stride = 1 if before == width else 2
+        shortcut = [nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width)] if stride == 2 else None
+        layers.append(BasicBlock(before, width, stride, nn.Sequential(*shortcut) if shortcut else None))
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], num_classes))
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if isinstance(module, BasicBlock) and zero_last_gamma:
+            nn.init.zeros_(module.bn2.weight)
+    nn.init.normal_(network[-1].weight, std=0.01)
+    nn.init.zeros_(network[-1].bias)
+    return network
+
+
+if __name__ == "__main__":
+    main(SmallResNet(), __doc__)

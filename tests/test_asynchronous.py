@@ -1,0 +1,90 @@
+"""The simulated workers: whose gradient comes when, how old its weights are, and the two steps that are compared."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from asynchronous import Server
+from update_magnitude import steps
+
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.config.generate import generate
+from lbsgd.config.plan import Plan
+from lbsgd.train.inputs import build_optimizer
+
+
+def plan(workers, base_lr=0.1):
+    """A plan of `workers` workers of 4 images each, by the linear rule without warmup."""
+    settings = ("lbsgd.batch_norm.per_worker_batch=4", "lbsgd.linear_scaling.base_batch=4", "lbsgd.decay.epochs=[]")
+    settings += (f"lbsgd.linear_scaling.base_lr={base_lr}", 'lbsgd.warmup={"kind": "none", "epochs": 0}')
+    config = generate(4 * workers, gpus=1, micro_batch=4, precision="fp32", num_images=96, epochs=2, settings=settings)
+    return Plan.read(config, 1)
+
+
+def network():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.GELU(), torch.nn.Linear(8, 3))
+
+
+def server(workers, updates, spread=0.0, base_lr=0.1):
+    return Server(network(), plan(workers, base_lr), SimpleNamespace(updates=updates, spread=spread))
+
+
+def batches(count):
+    random = torch.Generator().manual_seed(1)
+    return [(torch.randn(4, 6, generator=random), torch.randint(3, (4,), generator=random)) for _ in range(count)]
+
+
+def weights(server):
+    return torch.cat([weight.detach().flatten() for weight in server.weights])
+
+
+def test_one_worker_is_never_late():
+    found = [server(1, updates) for updates in ("sync", "async")]
+    records = [each.train(batches(10)) for each in found]
+    assert torch.equal(weights(found[0]), weights(found[1]))
+    assert records[0] == pytest.approx(records[1]) and records[1]["staleness"] == 0
+
+
+def test_workers_of_one_speed_are_k_minus_1_updates_late():
+    found = server(4, "async")
+    assert [found.asynchronously(batch)[2] for batch in batches(12)] == [0, 1, 2, *[3] * 9]
+    assert found.time == 3  # 12 gradients of 4 workers that take 1 each
+
+
+def test_the_synchronous_update_waits_for_the_slowest_worker():
+    found = server(4, "sync", spread=0.5)
+    found.train(batches(400))
+    assert found.moves == 100 and found.time / found.moves == pytest.approx(1.58, abs=0.15)  # the mean of 4's maximum
+    other = server(4, "async", spread=0.5)
+    other.train(batches(400))
+    assert other.moves == 400 and other.time == pytest.approx(100, rel=0.1)  # nobody waits
+
+
+def test_the_synchronous_update_is_one_of_kn_images():
+    found, plain = server(4, "sync"), network()
+    images = batches(4)
+    found.train(images)
+    convert_batch_norm(plain, 4)
+    optimizer = build_optimizer(plain, found.plan)
+    inputs, labels = torch.cat([x for x, _ in images]), torch.cat([y for _, y in images])
+    torch.nn.functional.cross_entropy(plain(inputs), labels).backward()
+    optimizer.step()
+    assert torch.allclose(weights(found), torch.cat([p.detach().flatten() for p in plain.parameters()]), atol=1e-6)
+
+
+def test_small_steps_go_where_the_large_one_goes_while_the_learning_rate_is_small():
+    apart = []
+    for base_lr in (1e-3, 1e-1):
+        each = server(4, "sync", base_lr=base_lr)
+        before, buffers = weights(each).clone(), [buffer.clone() for buffer in each.network.buffers()]
+        found = steps(each, batches(4))
+        apart.append(found["apart_sq"] / found["small_sq"])
+        assert torch.equal(weights(each), before)
+        assert all(torch.equal(a, b) for a, b in zip(each.network.buffers(), buffers, strict=True))
+        large, small = found["large_sq"], found["small_sq"]
+        # |Δ - Δ'|² = |Δ|² + |Δ'|² - 2·cos·|Δ||Δ'|
+        assert found["apart_sq"] == pytest.approx(
+            large + small - 2 * found["cosine"] * (large * small) ** 0.5, rel=1e-2
+        )
+    assert 1000 * apart[0] < apart[1] < 0.1  # the distance grows with the square of the learning rate, 10,000 times

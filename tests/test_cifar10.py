@@ -1,0 +1,76 @@
+"""CIFAR-10's own archive, made small: pickles as its authors wrote them become the very pixels and labels."""
+
+import io
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lbsgd.convert.cifar10 import BATCHES, FOLDER, as_tar
+from lbsgd.convert.convert import convert
+from lbsgd.convert.sources import find_source
+from lbsgd.data.folder import open_data
+from lbsgd.errors import DataError
+
+NAMES = [b"airplane", b"automobile", b"bird"]
+
+
+def archive(path, batches, meta=None):
+    """cifar-10-python.tar.gz with some images a batch; the pickles are of protocol 2, as Python 2 wrote them."""
+    with tarfile.open(path, "w:gz") as tar:
+        folder = tarfile.TarInfo(FOLDER)
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, content in {"batches.meta": meta or {b"label_names": NAMES}, **batches}.items():
+            data = content if isinstance(content, bytes) else pickle.dumps(content, protocol=2)
+            member = tarfile.TarInfo(f"{FOLDER}/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def small_batches(seed=0):
+    random = np.random.default_rng(seed)
+    return {name: {b"data": random.integers(0, 256, (3, 3072), np.uint8), b"labels": [0, 1, 2]} for name in BATCHES}
+
+
+def test_every_image_is_a_png_of_its_pixels_in_its_class(tmp_path):
+    batches = small_batches()
+    source = find_source(archive(tmp_path / "cifar-10-python.tar.gz", batches), tmp_path / "work", tmp_path / "data")
+    assert (len(source.train), len(source.val)) == (15, 3)
+    assert source.train.classes == ["airplane", "automobile", "bird"] and source.val.labels.tolist() == [0, 1, 2]
+    with tarfile.open(source.train.container) as tar:
+        pixels = np.asarray(Image.open(tar.extractfile("train/automobile/00004.png")))  # the second of the second batch
+    red, green, blue = batches["data_batch_2"][b"data"][1].reshape(3, 32, 32)
+    assert (pixels == np.stack([red, green, blue], axis=-1)).all()
+
+
+def test_the_same_archive_gives_the_same_tar(tmp_path):
+    path = archive(tmp_path / "cifar-10-python.tar.gz", small_batches())
+    first, second = as_tar(path, tmp_path / "a"), as_tar(path, tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda batches: batches.pop("test_batch"), "test_batch"),
+        (lambda batches: batches["data_batch_1"].pop(b"labels"), "labels"),
+        (lambda batches: batches["data_batch_1"].update({b"labels": [0, 1]}), "3 images and 2 labels"),
+        (lambda batches: batches.update(data_batch_3=pickle.dumps(print)), "it would call builtins.print"),
+    ],
+)
+def test_a_damaged_or_hostile_archive_is_refused(tmp_path, change, reason):
+    batches = small_batches()
+    change(batches)
+    with pytest.raises(DataError, match=reason):
+        as_tar(archive(tmp_path / "cifar-10-python.tar.gz", batches), tmp_path / "work")
+
+
+def test_it_converts_to_the_very_pixels(tmp_path):
+    path = archive(tmp_path / "cifar-10-python.tar.gz", small_batches())
+    convert(path, tmp_path / "data", max_side=32, raw_fraction=1.0, num_workers=1)
+    data = open_data(tmp_path / "data")
+    assert (data.train.num_images, data.val.num_images, data.num_classes) == (15, 3, 3)

@@ -1,0 +1,110 @@
+"""The gradient's noise: the formulas on numbers worked by hand, and Var(∇L_k) = Var(∇L_1)/k on real digits."""
+
+import numpy as np
+import pytest
+import torch
+from processes import in_processes
+from sklearn.datasets import load_digits
+
+from lbsgd.config.generate import generate
+from lbsgd.config.overrides import Overrides
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
+from lbsgd.train.gradient_noise import GradientNoise, noise
+
+
+def test_the_formulas_on_numbers_worked_by_hand():
+    # |G|² = 4 and tr Σ = 60: a mean over b images has 4 + 60/b. b = 10: 10; b = 30: 6
+    found = noise(chunk_sq=10.0, total_sq=6.0, chunk_images=10, total_images=30)
+    assert found == pytest.approx({"gradient_sq": 4.0, "gradient_variance": 60.0, "noise_scale": 15.0})
+
+
+def gradients_of_digits():
+    """Each digit's gradient (1797, 650) of a linear classifier's cross-entropy, at weights that are not zero."""
+    digits = load_digits()
+    images, labels = torch.tensor(digits.data / 16), torch.tensor(digits.target)
+    weights = 0.1 * torch.randn(10, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    errors = torch.softmax(images @ weights.T, 1) - torch.nn.functional.one_hot(labels, 10)
+    return torch.cat([(errors[:, :, None] * images[:, None, :]).flatten(1), errors], 1)
+
+
+@pytest.mark.parametrize("k", [2, 4, 8])
+def test_the_variance_of_the_mean_over_k_times_n_images_is_the_variance_over_n_by_k(k):
+    gradients, random, n, draws = gradients_of_digits(), np.random.default_rng(k), 8, 2000
+    true = gradients.mean(0)
+    squares = {}
+    for size in (n, k * n):
+        chosen = torch.tensor(random.integers(0, len(gradients), (draws, size)))
+        squares[size] = np.array([((gradients[indices].mean(0) - true) ** 2).sum().item() for indices in chosen])
+    ratio = squares[n].mean() / squares[k * n].mean()
+    relative = [values.std(ddof=1) / values.mean() / draws**0.5 for values in squares.values()]
+    half_width = 1.96 * ratio * (relative[0] ** 2 + relative[1] ** 2) ** 0.5
+    assert abs(ratio - k) < 2 * half_width and half_width < 0.05 * k  # inside twice the 95 % interval, which is narrow
+
+
+def test_the_estimate_from_two_batch_sizes_is_the_true_noise_scale():
+    gradients, random = gradients_of_digits(), np.random.default_rng(0)
+    true = noise_of(gradients)
+    chunk_sq, total_sq = [], []
+    for _ in range(3000):
+        chunks = gradients[torch.tensor(random.integers(0, len(gradients), (4, 16)))].mean(1)
+        chunk_sq.append((chunks**2).sum(1).mean().item())
+        total_sq.append((chunks.mean(0) ** 2).sum().item())
+    found = noise(float(np.mean(chunk_sq)), float(np.mean(total_sq)), 16, 64)
+    assert found["noise_scale"] == pytest.approx(true, rel=0.05)
+
+
+def noise_of(gradients):
+    mean = gradients.mean(0)
+    return (((gradients - mean) ** 2).sum(1).mean() / (mean**2).sum()).item()
+
+
+def config(stage):
+    settings = ("lbsgd.augmentation.resolution=32", "lbsgd.batch_norm.per_worker_batch=4", "steps_per_print=1")
+    settings += ("lbsgd.linear_scaling.base_batch=16", "lbsgd.warmup=" + '{"kind": "none", "epochs": 0}')
+    return generate(16, gpus=2, micro_batch=4, precision="fp32", zero_stage=stage, num_images=64, settings=settings)
+
+
+def measured(stage):
+    """What a process finds in one update of a linear network, and what follows from its images' own gradients."""
+    import lbsgd
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
+    images, labels = torch.randn(16, 3, 2, 2), torch.arange(16) % 5
+    chunks, initial = [], model[1].weight.detach().norm().item()
+    for part in range(4):
+        loss = torch.nn.functional.cross_entropy(
+            model(images[4 * part : 4 * part + 4]), labels[4 * part : 4 * part + 4]
+        )
+        chunks.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).double())
+    expected = noise(
+        torch.stack([(chunk**2).sum() for chunk in chunks]).mean().item(),
+        (torch.stack(chunks).mean(0) ** 2).sum().item(),
+        4,
+        16,
+    )
+    engine, plan = lbsgd.initialize(model, config(stage))
+    diagnostic, rank = GradientNoise(engine, plan, every=1), torch.distributed.get_rank()
+    for number in range(2):
+        first = 8 * rank + 4 * number
+        loss = torch.nn.functional.cross_entropy(engine(images[first : first + 4]), labels[first : first + 4])
+        with diagnostic.watching(0, number):
+            engine.backward(loss)
+        engine.step()
+    found = diagnostic.take()
+    gradient = torch.stack(chunks).mean(0)[:60]  # the weights come before the biases
+    assert found.pop("weight_to_gradient") == pytest.approx({"1.weight": initial / gradient.norm().item()}, rel=1e-4)
+    return found, expected
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_an_engine_s_chunks_give_the_same_numbers_on_two_processes(stage):
+    for found, expected in in_processes(2, measured, stage):
+        assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_single_chunk_is_refused():
+    plan = Plan.read(config(0), 1, overrides=Overrides(micro_batch=16))
+    with pytest.raises(ConfigError, match="16 images is one chunk on 1 process"):
+        GradientNoise(None, plan, 50)

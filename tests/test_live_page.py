@@ -1,0 +1,58 @@
+"""The page that a run writes while it trains, and the warning when it leaves the baseline's curve."""
+
+import pytest
+from grid_logs import DIGITS, write_log
+
+from lbsgd.errors import ConfigError
+from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.report.run_log import read_run
+from lbsgd.train.live_page import LivePage, baseline_band
+
+BASELINE, NO_WARMUP, _, GRADUAL = STUDIES["table1"].rows(DIGITS)
+CURVE = [90.0, 50.0, 20.0, 10.0, 8.0, 6.0]
+
+
+@pytest.fixture
+def baseline(tmp_path):
+    """Three seeds whose training errors are CURVE and 1 point around it: a band of ± 2 points."""
+    errors = [[error + by for error in CURVE] for by in (-1, 0, 1)]
+    return [write_log(tmp_path / "runs", BASELINE, seed, CURVE, train) for seed, train in enumerate(errors)]
+
+
+def epochs(errors):
+    rest = {"train_loss": 1.0, "val_top1_error_pct": 5.0, "seconds": 1.0}
+    return [{"epoch": number, "train_top1_error_pct": error, **rest} for number, error in enumerate(errors, 1)]
+
+
+def warnings_of(folder, row, errors, band):
+    header = read_run(write_log(folder / "header", row, 0, [5.0])).header
+    page = LivePage(folder, header, band)
+    done = epochs(errors)
+    return [page.write(done[: number + 1]) for number in range(len(done))], page
+
+
+def test_leaving_the_baseline_s_curve_is_told_once_until_it_has_come_back(tmp_path, baseline):
+    errors = [70.0, 53.0, 20.5, 13.0, 10.5, 5.0]  # outside at epochs 1, 2, 4 and 5
+    said, page = warnings_of(tmp_path, NO_WARMUP, errors, baseline_band(baseline))
+    assert [len(warnings) for warnings in said] == [1, 0, 0, 1, 0, 0]
+    assert said[3][0].startswith("epoch 4: training error 13.00 % is outside the baseline's 8.00 to 12.00 %")
+    assert "usual causes: no warmup, a global batch beyond the elbow" in said[3][0]
+    assert (tmp_path / "index.html").read_text().count("warning: epoch") == 2
+
+
+def test_the_warmup_may_leave_it(tmp_path, baseline):
+    said, _ = warnings_of(tmp_path, GRADUAL, [95.0, 80.0, 50.0, 30.0, 8.0, 6.0], baseline_band(baseline))
+    assert not any(said)  # two epochs of warmup, and as many to come back
+
+
+def test_a_baseline_is_three_finished_seeds_of_one_recipe(tmp_path, baseline):
+    assert len(baseline_band(baseline)) == 6
+    for runs in (baseline[:2], [*baseline[:2], write_log(tmp_path / "other", GRADUAL, 2, CURVE)]):
+        with pytest.raises(ConfigError, match="give at least 3 finished runs of one recipe"):
+            baseline_band(runs)
+
+
+def test_a_page_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
+    said, page = warnings_of(tmp_path, BASELINE, [50.0], ())
+    page.folder = tmp_path / "missing"
+    assert "cannot write" in page.write(epochs([50.0]))[0] and page.write(epochs([50.0, 40.0])) == []

@@ -1,0 +1,117 @@
+"""The page in a real browser: Debian's headless Chromium, which tests/browser/setup.sh installs."""
+
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+from grid_logs import DIGITS, write_log, write_rows
+from PIL import Image
+
+from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.report.page import Page
+from lbsgd.report.run_log import read_run
+from lbsgd.report.run_page import run_page
+from lbsgd.report.write import families_at, write_report
+
+ROWS = STUDIES["table1"].rows(DIGITS)
+PROBE = "<script>document.title = `${document.documentElement.scrollWidth} of ${innerWidth}`</script></body>"
+
+
+def chromium(page, *flags, width=1000, height=1400):
+    """Chromium's standard output for a page; what it says of the machine goes to the standard error."""
+    browser = shutil.which("chromium-headless-shell")
+    assert browser, "tests/browser/setup.sh installs chromium-headless-shell; `make test` runs it"
+    sandbox = ["--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--force-color-profile=srgb"]
+    size = f"--window-size={width},{height}"
+    command = [browser, *sandbox, size, "--virtual-time-budget=2000", *flags, page.resolve().as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("group")
+    errors = {row.name: [10.0 * number + seed for seed in range(3)] for number, row in enumerate(ROWS)}
+    write_rows(folder / "runs", ROWS, errors)
+    write_report(families_at([folder / "runs"]), folder, "digits", ["table1"])
+    return folder / "index.html"
+
+
+def test_a_group_s_page_draws_every_row_with_its_values(group):
+    dom = chromium(group, "--dump-dom")
+    assert re.findall(r"<td>(\d+\.\d+ ± \d+\.\d+)</td>", dom)[1::2] == [
+        f"{number}1.00 ± 1.00"[number == 0 :] for number in range(4)
+    ]
+    legend = re.findall(r"</svg>([a-z ]+, \d+ )<b>([^<]*)</b>", dom)[:4]
+    assert legend == [
+        ("baseline, 32 ", "1 ± 1 %"),
+        ("no warmup, 256 ", "11 ± 1 %"),
+        ("constant warmup, 256 ", "21 ± 1 %"),
+        ("gradual warmup, 256 ", "31 ± 1 %"),
+    ]
+    assert dom.count("<path") >= 4 * 2 * 2 + 4  # lines and bands of two charts, and the learning rates
+
+
+def test_the_page_fetches_nothing_and_is_small(group):
+    html = group.read_text()
+    assert len(html) < 1_000_000
+    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:,)\w+:", html)
+
+
+@pytest.mark.parametrize("width", [320, 1000])
+def test_the_page_fits_a_narrow_screen(group, tmp_path, width):
+    probed = tmp_path / "index.html"
+    probed.write_text(group.read_text().replace("</body>", PROBE))
+    title = re.search(r"<title>(\d+) of (\d+)</title>", chromium(probed, "--dump-dom", width=width))
+    assert int(title[1]) <= int(title[2])  # the tables scroll by themselves
+
+
+def test_the_page_is_dark_in_dark_mode(group, tmp_path):
+    corners = []
+    for number, scheme in enumerate((1, 0)):  # Chromium's light and dark
+        picture = tmp_path / f"{number}.png"
+        chromium(group, f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={picture}")
+        with Image.open(picture) as image:
+            corners.append(sum(image.convert("RGB").getpixel((2, 2))))
+    assert corners[0] == 3 * 255 and corners[1] < 150
+
+
+def test_an_unfinished_run_s_page_reloads_itself_and_a_finished_one_does_not(tmp_path):
+    going = read_run(write_log(tmp_path / "going", ROWS[0], 0, [50.0, 40.0], planned=4))
+    done = read_run(write_log(tmp_path / "done", ROWS[0], 0, [50.0, 40.0]))
+    pages = [run_page(run).write(run.path.parent) for run in (going, done)]
+    assert 'data-reload-seconds="15"' in pages[0].read_text() and 'data-reload-seconds=""' in pages[1].read_text()
+    assert "epoch 2 of 4, about 2 min left: top-1 error 45.00 %" in pages[0].read_text()  # 60 s an epoch
+    # made to reload at once, and once, it comes back to where it was scrolled to
+    quick = pages[0].read_text().replace('data-reload-seconds="15"', 'data-reload-seconds="0.05"')
+    once = "<header><script>if (sessionStorage.n) document.body.dataset.reloadSeconds = '';</script>"
+    scroll = "<script>if (sessionStorage.n) document.title = scrollY; else { sessionStorage.n = 1; scrollTo(0, 123); }"
+    quick = quick.replace("<header>", once).replace("</body>", f"{scroll}</script></body>")
+    (tmp_path / "quick.html").write_text(quick)
+    assert "<title>123</title>" in chromium(tmp_path / "quick.html", "--dump-dom", height=400)
+
+
+def test_configuration_that_is_not_the_paper_s_is_marked(tmp_path):
+    html = run_page(read_run(write_log(tmp_path, ROWS[1], 0, [50.0]))).html()
+    marked = re.findall(r'<tr class="other"><th>([^<]*)</th>\s*<td>(.*?)</td>', html, re.DOTALL)
+    assert ("warmup.kind", 'none <span class="paper">paper: gradual</span>') in marked
+    assert "batch_norm.per_worker_batch" not in dict(marked)
+    baseline = run_page(read_run(write_log(tmp_path / "x1", ROWS[0], 0, [50.0]))).html()
+    assert "paper: gradual" not in baseline  # up to base_batch the paper has no warmup
+
+
+def test_training_waits_less_than_50_ms_for_the_page(tmp_path):
+    run = read_run(write_log(tmp_path, ROWS[0], 0, [50.0] * 90))
+    run.header["iterations_per_epoch"] = 5004  # ImageNet at 256 images: 450,000 iterations
+    seconds = []
+    for _ in range(5):
+        begun = time.process_time()
+        run_page(run).write(tmp_path)
+        seconds.append(time.process_time() - begun)
+    assert min(seconds) < 0.05
+
+
+def test_names_are_text_and_no_markup(tmp_path):
+    html = Page("<script>alert(1)</script>", "a & b").html()
+    assert "<script>alert" not in html and "a &amp; b" in html

@@ -1,0 +1,204 @@
+"""Rows find themselves by the plans in their logs, the paper's numbers stand beside ours; files are the same bytes."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from grid_logs import DIGITS, write_log, write_rows
+
+from lbsgd.errors import ConfigError, DataError
+from lbsgd.experiments.answers import answers
+from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.experiments.grid import Claim
+from lbsgd.report.groups import families_of, find_runs, group_runs
+from lbsgd.report.match import band, matched_from
+from lbsgd.report.paper_tables import paper_tables
+from lbsgd.report.regions import update
+from lbsgd.report.write import families_at, rows_by_name, write_report
+
+TABLE_1 = STUDIES["table1"].rows(DIGITS)
+ERRORS = {
+    "x1": [1.0, 1.2, 1.4],
+    "x8_no_warmup": [3.0, 3.5, 2.5],
+    "x8_constant_warmup": [2.0, 2.5, 3.0],
+    "x8": [1.1, 1.3, 1.5],
+}
+
+
+@pytest.fixture(scope="module")
+def table_1_runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("table1")
+    write_rows(folder, TABLE_1, ERRORS)
+    return folder
+
+
+def table(runs, name):
+    [family] = families_at([runs])
+    return next(table for table in paper_tables(family) if table.name == name)
+
+
+def test_table_1_has_the_paper_s_errors_beside_ours(table_1_runs):
+    found = table(table_1_runs, "table1")
+    assert [row[:7] for row in found.rows] == [
+        ("baseline", "256", "0.1", "23.60 ± 0.12", "32", "0.05", "1.20 ± 0.20"),
+        ("no warmup", "8,192", "3.2", "24.84 ± 0.37", "256", "0.4", "3.00 ± 0.50"),
+        ("constant warmup", "8,192", "3.2", "25.88 ± 0.56", "256", "0.4", "2.50 ± 0.50"),
+        ("gradual warmup", "8,192", "3.2", "23.74 ± 0.09", "256", "0.4", "1.30 ± 0.20"),
+    ]
+    # 0.1 ± t(0.975, 4) · √(0.04/3 + 0.04/3) = 0.1 ± 2.776 · 0.1633
+    assert [row[7:9] for row in found.rows][::3] == [("3", ""), ("3", "+0.10 [-0.35, +0.55]")]
+    assert "ours: resnet18 on 1,536 images of digits_1536" in found.markdown()
+
+
+def test_ungrouped_seeds_would_be_noticed(table_1_runs):
+    [family] = families_at([table_1_runs])
+    assert [len(row.runs) for row in family.rows] == [3, 3, 3, 3]
+
+
+@pytest.mark.parametrize("name", ["table2a", "table2b", "figure1"])
+def test_every_row_of_a_study_is_a_row_of_its_table(tmp_path, name):
+    rows = STUDIES[name].rows(DIGITS)
+    write_rows(tmp_path, rows, {row.name: [1.0 + number, 1.5 + number] for number, row in enumerate(rows)}, epochs=1)
+    found = table(tmp_path, name)
+    assert len(found.rows) == len(rows)
+    assert [row[6][:4] for row in found.rows] == [f"{1.25 + number:.2f}" for number in range(len(rows))]
+
+
+def test_csv_holds_the_same_cells(table_1_runs):
+    lines = list(csv.reader(io.StringIO(table(table_1_runs, "table1").csv())))
+    assert lines[0][:5] == ["table", "", "paper kn", "paper η", "paper error %"] and lines[0][5] == "ours kn"
+    assert lines[1][:8] == ["table1", "baseline", "256", "0.1", "23.60 ± 0.12", "32", "0.05", "1.20 ± 0.20"]
+
+
+def test_runs_of_other_code_are_refused(tmp_path):
+    write_log(tmp_path, TABLE_1[0], 0, [1.0])
+    write_log(tmp_path, TABLE_1[0], 1, [1.0], code="another code")
+    with pytest.raises(DataError, match="were run by different code of lbsgd"):
+        group_runs(find_runs([tmp_path]))
+
+
+def test_a_copy_of_a_run_is_no_second_seed(tmp_path):
+    for place in ("a", "b"):
+        write_log(tmp_path / place, TABLE_1[0], 0, [1.0])
+    assert [len(row.runs) for row in group_runs(find_runs([tmp_path]))] == [1]
+
+
+def test_a_diverged_run_and_one_under_way_are_told(tmp_path):
+    for seed, error in enumerate([1.0, 2.0]):
+        write_log(tmp_path, TABLE_1[0], seed, [90.0, error])
+        write_log(tmp_path, TABLE_1[3], seed, [90.0, error])
+    diverged = write_log(tmp_path, TABLE_1[0], 2, [90.0], planned=2)
+    (diverged / "diverged.txt").write_text("error: the loss of iteration 5 is not a number\n")
+    write_log(tmp_path, TABLE_1[0], 3, [50.0], planned=2)
+    baseline, _ = table(tmp_path, "figure1").rows
+    # medians of (90, 1) and (90, 2)
+    assert baseline[6:8] == ("45.75 ± 0.35, 1 diverged, 1 going on", "4")
+
+
+def test_a_run_ended_early_is_a_row_of_its_own(tmp_path):
+    folder = write_log(tmp_path, TABLE_1[0], 0, [1.0], planned=2)
+    with open(folder / "log.jsonl", "a") as log:
+        log.write('{"kind": "result", "val_top1_error_pct": 1.0}\n')
+    write_log(tmp_path, TABLE_1[0], 1, [1.0, 1.0])
+    assert [len(row.runs) for row in group_runs(find_runs([tmp_path]))] == [1, 1]
+
+
+# --- curve match ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "curve, words",
+    [
+        ([50.0, 30.9, 20.9, 10.9], "from epoch 2"),  # the band is mean ± 2 std = ± 2 at epoch 2, ± 1 after it
+        ([50.0, 30.0, 22.0, 10.0], "from epoch 4"),
+        ([40.0, 30.0, 20.0, 12.0], "never"),
+        ([40.0, 30.0, 20.0, 10.0], "from epoch 1"),
+    ],
+)
+def test_the_epoch_from_which_training_follows_the_baseline(tmp_path, curve, words):
+    for seed, by in enumerate([-1.0, 0.0, 1.0]):
+        train = [40.0 + by, 30.0 + by, 20.0 + by / 2, 10.0 + by / 2]
+        write_log(tmp_path, TABLE_1[0], seed, [5.0] * 4, train)
+    write_log(tmp_path, TABLE_1[3], 0, [5.0] * 4, curve)
+    [family] = families_at([tmp_path])
+    baseline = family.baseline
+    assert band(baseline.finished)[2] == (19.0, 21.0)
+    assert matched_from(family.find(8), baseline).words == words
+
+
+def test_the_band_is_never_narrower_than_half_a_point(tmp_path):
+    for seed in range(3):
+        write_log(tmp_path, TABLE_1[0], seed, [5.0], [10.0])
+    [group] = group_runs(find_runs([tmp_path]))
+    assert band(group.runs) == [(9.5, 10.5)]
+
+
+# --- claims -----------------------------------------------------------------------------------------------------------
+
+
+def test_claims_are_answered_also_where_they_fail(table_1_runs):
+    rows = rows_by_name(families_at([table_1_runs]))
+    found = answers(STUDIES["table1"], DIGITS, rows, num_seeds=3)
+    # constant against gradual warmup: 1.2 ± t(0.975, 2.63) · √(0.25/3 + 0.04/3) = 1.2 ± 3.45 · 0.311, above 0.12
+    assert [answer.holds for answer in found] == [True, True, True, True, True]
+    worse = Claim("gradual warmup is worse than none", "x8", "worse", "x8_no_warmup")
+    other = replace(STUDIES["table1"], claims=lambda data: (worse,))
+    assert [answer.cells[-1] for answer in answers(other, DIGITS, rows, num_seeds=3)] == ["no"]
+    assert [answer.holds for answer in answers(STUDIES["table1"], DIGITS, rows, num_seeds=5)] == [None] * 5
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_the_same_bytes_each_time(table_1_runs, tmp_path):
+    for place in ("a", "b"):
+        write_report(families_at([table_1_runs]), tmp_path / place, "digits", ["table1"])
+    names = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert names == ["index.html", "table1.png", "table1.svg", "tables.csv", "tables.md"]
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+
+def test_a_region_of_a_file_is_written_again(table_1_runs, tmp_path):
+    file = tmp_path / "README.md"
+    marker = f"<!-- report {table_1_runs} --table table1 -->\n"
+    file.write_text(f"before\n{marker}old numbers\n<!-- end of report -->\nafter\n")
+    assert update(file) and not update(file)
+    text = file.read_text()
+    assert text.startswith(f"before\n{marker}\n**Table 1") and text.endswith("|\n\n<!-- end of report -->\nafter\n")
+    assert "old numbers" not in text and "| 24.84 ± 0.37 | 256 | 0.4 | 3.00 ± 0.50 |" in text
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("nothing", "0 regions begin"),
+        ("<!-- report a -->\nno end", "1 regions begin and 0 are complete"),
+        ("<!-- report --table table1 -->\n<!-- end of report -->", "marker is wrong: .*runs"),
+    ],
+)
+def test_a_file_without_a_whole_region_is_refused(tmp_path, text, reason):
+    (tmp_path / "a.md").write_text(text)
+    with pytest.raises(ConfigError, match=reason):
+        update(tmp_path / "a.md")
+
+
+def test_rows_of_other_data_are_no_family(tmp_path):
+    folder = write_log(tmp_path, TABLE_1[0], 0, [1.0])
+    write_log(tmp_path, TABLE_1[3], 0, [1.0])
+    log = folder / "log.jsonl"
+    first, *rest = log.read_text().splitlines(keepends=True)
+    header = json.loads(first)
+    header["recipe"]["num_images"] = 50_000
+    log.write_text(json.dumps(header) + "\n" + "".join(rest))
+    assert len(families_of(group_runs(find_runs([tmp_path])))) == 2
+
+
+def test_rows_of_no_table_have_a_table_of_their_own_and_curves(tmp_path):
+    rows = STUDIES["baseline_lr"].rows(DIGITS)
+    write_rows(tmp_path / "runs", rows, {row.name: [1.0, 2.0] for row in rows})
+    written = write_report(families_at([tmp_path / "runs"]), tmp_path / "report", "lr", ["baseline_lr"])
+    assert {path.name for path in written} == {"tables.md", "tables.csv", "curves.png", "curves.svg", "index.html"}
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert page.count("<td>1.50 ± 0.71</td>") == 4 and page.count('<figure class="chart"') == 3

@@ -1,0 +1,224 @@
+"""A grid of runs: each once, side by side, going on after SIGKILL, of one code; with a recipe that takes no time."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from grid_logs import DIGITS, write_log
+
+from lbsgd.commands.main import main
+from lbsgd.commands.reproduce import seeds
+from lbsgd.errors import ConfigError, DataError, TrainingError
+from lbsgd.experiments import launch
+from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
+from lbsgd.experiments.checkout import ROOT, Checkout, git, open_checkout
+from lbsgd.experiments.collect import MOST_BYTES, collect
+from lbsgd.experiments.grid import Job, Row, jobs_of
+from lbsgd.experiments.launch import Machine
+from lbsgd.experiments.reproduce import Request
+from lbsgd.experiments.runner import Runner
+from lbsgd.report.run_log import read_run
+
+RECIPE = """
+import json, os, sys, time
+from pathlib import Path
+sys.path.insert(0, os.environ["TESTS"])
+flags = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+folder = Path(flags["--output_dir"])
+with open("starts.txt", "a") as starts:
+    starts.write(f"{folder.parent.name}/{folder.name}\\n")
+behaviour = os.environ.get("BEHAVIOUR", "")
+if behaviour == "sleep" and folder.name == "seed1":
+    time.sleep(600)
+if behaviour == "fail" and folder.name == "seed1":
+    sys.exit("error: cannot read the data; mend it")
+if behaviour == "diverge" and folder.name == "seed1":
+    print("error: the loss of iteration 5 is not a number", file=sys.stderr)
+    sys.exit(3)
+header = {key: {} for key in ("model", "precision", "global_batch", "num_workers", "schedule", "config")}
+header = {"kind": "run", **header, "iterations_per_epoch": 1, "recipe": {"epochs": 1}}
+epoch = {"kind": "epoch", "epoch": 1, "train_loss": 1, "train_top1_error_pct": 5, "val_top1_error_pct": 5, "seconds": 1}
+records = [header, epoch, {"kind": "result", "val_top1_error_pct": 5}]
+(folder / "log.jsonl").write_text("".join(json.dumps(record) + "\\n" for record in records))
+(folder / "weights.pt").write_bytes(b"many")
+"""
+ROWS = (Row("a", "a", 1), Row("b", "b", 8))
+DATA = replace(DIGITS, recipe="recipe.py", data_dir="{work_dir}")
+
+
+def runner(folder, side_by_side=2, **changes):
+    """A runner of the recipe above, in folder/code."""
+    (folder / "code").mkdir(exist_ok=True)
+    (folder / "code" / "recipe.py").write_text(RECIPE)
+    checkout = Checkout(folder / "code", "abc")
+    return Runner(DATA, checkout, folder, folder, Machine(side_by_side, 1, 0), **changes)
+
+
+def starts(folder):
+    return sorted((folder / "code" / "starts.txt").read_text().split())
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    monkeypatch.setenv("TESTS", str(ROOT / "tests"))
+    monkeypatch.setattr("lbsgd.experiments.runner.LOOK_SECONDS", 0.05)
+
+
+def test_every_run_runs_once_and_a_second_start_runs_nothing(tmp_path, capsys):
+    finished = []
+    for _ in range(2):
+        runner(tmp_path, finished=lambda job: finished.append(job.name)).run(jobs_of(ROWS, (0, 1)))
+    assert starts(tmp_path) == ["a/seed0", "a/seed1", "b/seed0", "b/seed1"]
+    assert sorted(finished) == sorted(2 * ["a/seed0", "a/seed1", "b/seed0", "b/seed1"])
+    assert not list(tmp_path.glob("*/*/weights.pt"))  # what a finished run needs no more
+    said = capsys.readouterr().out
+    assert "4 of 4 runs, 100 %" in said and "a/seed0: error 5.00 %" in said and "4 of 4 runs were done before" in said
+
+
+def test_rows_that_studies_share_run_once(tmp_path):
+    studies = tuple(STUDIES[name] for name in ("table1", "table2a", "table2b", "figure1"))
+    request = Request(studies, DIGITS, (0, 1, 2, 3, 4), tmp_path, tmp_path)
+    assert len(request.rows) == 16 and len(request.jobs) == 80
+    assert len({job.name for job in request.jobs}) == 80
+    assert [job.seed for job in request.jobs[:16]] == [0] * 16  # all rows with one seed first
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet"])
+def test_every_row_of_every_data_set_is_a_plan(name):
+    data = DATA_SETS[name]
+    for study in STUDIES.values():
+        for row in study.rows(data):
+            plan = launch.plan_of(Job(row, 3), data, ROOT)
+            assert plan.global_batch == row.factor * data.base_batch and plan.recipe.seed == 3
+            left_out = plan.num_images % plan.global_batch
+            assert left_out / plan.num_images <= 0.05
+
+
+GRID = """
+import sys
+sys.path.insert(0, {tests!r})
+from pathlib import Path
+import lbsgd.experiments.runner
+from test_reproduce import ROWS, jobs_of, runner
+lbsgd.experiments.runner.LOOK_SECONDS = 0.05
+runner(Path({folder!r})).run(jobs_of(ROWS, (0, 1)))
+"""
+
+
+def start_grid(folder, behaviour):
+    code = GRID.format(tests=str(ROOT / "tests"), folder=str(folder))
+    environment = {**os.environ, "BEHAVIOUR": behaviour}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not (folder / "code" / "starts.txt").exists() or "seed1" not in (folder / "code" / "starts.txt").read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    return process
+
+
+def test_a_killed_grid_goes_on_and_its_runs_end_with_it(tmp_path):
+    grid = start_grid(tmp_path, "sleep")
+    grid.kill()
+    grid.wait()
+    runner(tmp_path).run(jobs_of(ROWS, (0, 1)))  # waits for a run that still holds its lock
+    assert set(starts(tmp_path)) == {"a/seed0", "a/seed1", "b/seed0", "b/seed1"}
+    assert starts(tmp_path).count("a/seed0") == starts(tmp_path).count("b/seed0") == 1
+    assert all(read_run(folder).result for folder in tmp_path.glob("*/seed*"))
+
+
+def test_a_grid_told_to_stop_lets_its_runs_end_first(tmp_path):
+    grid = start_grid(tmp_path, "sleep")
+    grid.send_signal(signal.SIGTERM)
+    assert grid.wait(120) != 0
+    for folder in tmp_path.glob("*/seed1"):
+        with open(folder / "lock", "w") as lock:
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is at it
+
+
+def test_failed_runs_are_named_with_their_error_and_the_others_finish(tmp_path, monkeypatch):
+    monkeypatch.setenv("BEHAVIOUR", "fail")
+    with pytest.raises(TrainingError, match="a/seed1: error: cannot read the data; mend it .*output.txt"):
+        runner(tmp_path).run(jobs_of(ROWS[:1], (0, 1, 2)))
+    assert read_run(tmp_path / "a/seed2").result
+
+
+def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
+    monkeypatch.setenv("BEHAVIOUR", "diverge")
+    runner(tmp_path).run(jobs_of(ROWS[:1], (0, 1)))
+    assert (tmp_path / "a/seed1/diverged.txt").read_text() == "error: the loss of iteration 5 is not a number\n"
+
+
+def test_a_changed_checkout_is_refused(tmp_path):
+    repository = tmp_path / "repository"
+    (repository / "recipes").mkdir(parents=True)
+    (repository / "recipes" / "a.py").write_text("a = 1\n")
+    git(tmp_path, "init", "-q", str(repository))
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
+    git(repository, "add", ".")
+    git(repository, *identity, "commit", "-qm", "first")
+    checkout = open_checkout(tmp_path / "grid", repository)
+    (repository / "recipes" / "a.py").write_text("a = 2\n")
+    git(repository, *identity, "commit", "-qam", "second")
+    assert open_checkout(tmp_path / "grid", repository) == checkout  # work goes on beside it
+    assert (checkout.folder / "recipes" / "a.py").read_text() == "a = 1\n"
+    (checkout.folder / "recipes" / "a.py").write_text("a = 3\n")
+    with pytest.raises(ConfigError, match="has changed files .*recipes/a.py.* must not differ in code"):
+        open_checkout(tmp_path / "grid", repository)
+
+
+def test_published_logs_are_thinned_and_nothing_else_changes(tmp_path):
+    folder = write_log(tmp_path, STUDIES["table1"].rows(DIGITS)[0], 0, [5.0] * 30)
+    log = folder / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    iteration = json.loads(lines[1])
+    more = [json.dumps({**iteration, "iteration": t, "epoch": t / 48}) + "\n" for t in range(48 * 30)]
+    log.write_text("".join([lines[0], *more, *(line for line in lines[1:] if '"iteration"' not in line[:22])]))
+    collect(folder, tmp_path / "published")
+    published = tmp_path / "published" / "log.jsonl"
+    assert log.stat().st_size > 3 * MOST_BYTES > 3 * published.stat().st_size
+    before, after = read_run(folder), read_run(tmp_path / "published")
+    assert (after.header, after.epochs, after.result) == (before.header, before.epochs, before.result)
+    assert [record["epoch"] for record in after.iterations] == [float(epoch) for epoch in range(30)]
+    log.write_text(lines[0] + "".join(lines[2::2]) * 20)
+    with pytest.raises(DataError, match="publish it elsewhere"):
+        collect(folder, tmp_path / "other")
+
+
+def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):
+    assert main(["reproduce", "table1", "digits", "--list", "--seeds", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 8 and all("recipes/resnet18.py" in line for line in lines)
+    assert main(["reproduce", "table9", "digits"]) == 2
+    assert "no experiment 'table9'; there are table1" in capsys.readouterr().err
+    assert main(["reproduce", "table1", "mnist"]) == 2
+    assert "no data set 'mnist'; there are digits" in capsys.readouterr().err
+    assert seeds("3") == (0, 1, 2) and seeds("5-7") == (5, 6, 7)
+
+
+@pytest.mark.slow
+def test_table_1_of_digits_runs_and_is_reported(tmp_path, capsys):
+    command = ["reproduce", "table1", "digits", "--seeds", "1", "--epochs", "1", "--work_dir", str(tmp_path)]
+    assert main([*command, "--results", str(tmp_path / "results")]) == 0
+    grid = tmp_path / "runs" / "reproduce" / "digits_1_epochs"
+    assert len(list(grid.glob("*/seed0/log.jsonl"))) == 4 and not list(grid.glob("*/seed0/weights.pt"))
+    said = capsys.readouterr().out
+    assert "| gradual warmup | 8,192 | 3.2 | 23.74 ± 0.09 | 256 | 0.4 |" in said and "not known yet" in said
+    assert (grid / "table1" / "index.html").exists() and not (tmp_path / "results").exists()
+    git(ROOT, "worktree", "remove", "--force", str(grid / "code"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", ["async", "update-magnitude"])
+def test_simulated_studies_run_and_are_reported(tmp_path, study):
+    command = ["reproduce", study, "digits", "--seeds", "1", "--epochs", "1", "--work_dir", str(tmp_path)]
+    assert main([*command, "--results", str(tmp_path / "results")]) == 0
+    grid = tmp_path / "runs" / "reproduce" / "digits_1_epochs"
+    assert (grid / study / "index.html").read_text().count("<figure") >= 2
+    git(ROOT, "worktree", "remove", "--force", str(grid / "code"))

@@ -1,0 +1,56 @@
+"""The paper's statistic against numbers worked by hand; a wrong version of each gives others."""
+
+from math import sqrt
+from statistics import mean, pstdev
+
+import pytest
+
+from lbsgd.report.run_log import final_error
+from lbsgd.report.statistics import Difference, difference, spread, verdict
+
+
+def test_a_run_s_error_is_the_median_of_its_last_five_epochs():
+    errors = [90.0, 24.0, 26.0, 22.0, 25.0, 30.0]
+    assert final_error([{"val_top1_error_pct": error} for error in errors]) == 25.0
+    assert mean(errors[-5:]) == 25.4  # the mean is another number, and the last epoch's 30
+
+
+def test_a_row_is_the_mean_and_the_sample_standard_deviation_over_seeds():
+    found = spread(
+        [6.0, 7.0, 9.5]
+    )  # mean 22.5 / 3; deviations -1.5, -0.5, 2: squares 2.25 + 0.25 + 4 = 6.5, over n - 1
+    assert found.mean == 7.5 and found.std == pytest.approx(sqrt(6.5 / 2)) and str(found) == "7.50 ± 1.80"
+    assert found.std != pytest.approx(pstdev([6.0, 7.0, 9.5]))  # of a whole population it would be 1.47
+    assert str(spread([6.0])) == "6.00" and spread([]) is None
+
+
+def test_the_interval_is_welch_s():
+    # s² = 1 and 4, so se² = 1/3 + 4/3 = 5/3; ν = (5/3)² / ((1/3)²/2 + (4/3)²/2) = 50/17 = 2.941
+    # t(0.975, 2.941) = 3.219, between the tables' 3.182 at 3 and 4.303 at 2; half width 3.219 · 1.2910 = 4.156
+    found = difference([1.0, 2.0, 3.0], [2.0, 4.0, 6.0])
+    assert found.value == -2 and (found.low, found.high) == pytest.approx((-6.156, 2.156), abs=2e-3)
+    # equal variances (Student, ν = 4, t = 2.776) would be narrower: ± 3.584
+    assert found.high != pytest.approx(-2 + 2.776 * sqrt(5 / 3), abs=0.1)
+
+
+def test_a_difference_without_two_seeds_of_each_has_no_interval():
+    assert difference([1.0], [2.0, 3.0]) == Difference(-1.5, None, None)
+    assert difference([], [2.0]) is None
+    assert difference([3.0, 3.0], [1.0, 1.0]) == Difference(2.0, 2.0, 2.0)  # both without spread
+
+
+@pytest.mark.parametrize(
+    "kind, low, high, holds",
+    [
+        ("same", -0.9, 0.9, True),
+        ("same", -0.2, 1.2, False),  # the difference may be 1.2: too little evidence, whatever the p-value
+        ("same", 0.2, 0.4, True),  # significant, and small
+        ("no worse", -5.0, 0.9, True),
+        ("no worse", -5.0, 1.1, False),
+        ("worse", 0.1, 3.0, True),
+        ("worse", -0.1, 3.0, False),
+    ],
+)
+def test_a_claim_holds_where_the_interval_lies(kind, low, high, holds):
+    assert verdict(kind, Difference((low + high) / 2, low, high), margin=1.0) is holds
+    assert verdict(kind, Difference(0.0, None, None), margin=1.0) is None
