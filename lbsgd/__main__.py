@@ -1,4 +1,4 @@
-"""python -m lbsgd plan / check / config / report"""
+"""python -m lbsgd COMMAND: the command `lbsgd`"""
 
 import sys
 

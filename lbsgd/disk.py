@@ -8,7 +8,7 @@ from lbsgd.errors import ConfigError
 
 
 def to_disk(path: Path) -> None:
-    """Forces a file, or the names in a folder such as those just given by a rename, out of the page cache."""
+    """Force a file, or the names in a folder such as one that a rename has just given, out of the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -25,7 +25,7 @@ def replace_file(path: Path, data: bytes) -> None:
 
 
 def replace_picture(path: Path, figure) -> None:
-    """Writes a whole picture of a Matplotlib figure. Raises ConfigError for a name of another kind, else OSError."""
+    """Write a whole picture of a Matplotlib figure. Raises ConfigError for a name of another kind, else OSError."""
     kind, image = path.suffix.lstrip(".").lower(), BytesIO()
     if kind not in figure.canvas.get_supported_filetypes():
         raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")

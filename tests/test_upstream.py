@@ -11,7 +11,9 @@ import pytest
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.launcher.runner import fetch_hostfile
+from processes import in_processes
 from torch import nn
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from lbsgd.config.json_file import read_json
 from lbsgd.train.engine import start_processes
@@ -141,3 +143,39 @@ def test_the_first_start_on_a_cpu_would_compile_an_operator():
     builder = get_accelerator().create_op_builder("ShareMemCommBuilder")
     assert builder is not None and builder.is_compatible(verbose=False)
     assert deepspeed.ops.__compatible_ops__[builder.NAME] is False
+
+
+class OnlyOnRank0(nn.Module):
+    """A layer that one process of two does not use, as a branch of a network may be."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.extra = nn.Linear(4, 2), nn.Linear(2, 2)
+
+    def forward(self, images):
+        found = self.first(images)
+        return self.extra(found) if torch.distributed.get_rank() == 0 else found
+
+
+def weights_with_an_unused_layer(stage):
+    start_processes(timeout_seconds=10)
+    config = settings(stage, train_batch_size=2)
+    config["zero_optimization"] |= {"overlap_comm": True}
+    engine = engine_for(config, OnlyOnRank0())
+    for _ in range(3):
+        update(engine, torch.ones(1, 4) * (1 + torch.distributed.get_rank()))
+    return {name: tensor.clone() for name, tensor in engine.module.state_dict().items()}
+
+
+def test_zero_1_goes_wrong_when_one_process_does_not_use_a_parameter():
+    """train/aggregation.py, which replaces the reduction, counts a missing gradient as zeros, as stage 0 does.
+
+    ZeRO-1 reduces what each process has. Where gloo notices that sizes differ, it aborts; where it does not, with other
+    sizes, weights are silently off by some percent.
+    """
+    right = in_processes(2, weights_with_an_unused_layer, 0)[0]
+    try:
+        wrong = in_processes(2, weights_with_an_unused_layer, 1)[0]
+    except (ProcessExitedException, ProcessRaisedException):
+        return
+    assert max(((right[name] - wrong[name]).abs().max() / right[name].abs().max()).item() for name in right) > 0.01

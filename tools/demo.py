@@ -35,9 +35,7 @@ def commands(seed: int, work_dir: Path) -> list[list[str]]:
     python, launcher = sys.executable, str(Path(sys.executable).with_name("deepspeed"))
     tree, ffcv = work_dir / "data/digits", work_dir / "data/digits_ffcv"
     processes = num_processes()
-    micro_batch = (
-        NUM_WORKERS * PER_WORKER_BATCH // processes
-    )  # one pass an iteration: a CPU likes it, the recipe does not mind
+    micro_batch = NUM_WORKERS * PER_WORKER_BATCH // processes
     return [
         [python, "tools/render_digits.py", "--output_dir", str(tree)],
         [python, "tools/convert_imagenet_to_ffcv.py", "--source", str(tree), "--data_dir", str(ffcv)],

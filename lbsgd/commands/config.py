@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lbsgd.commands.flag_types import positive
+from lbsgd.commands.flag_types import PRECISIONS, add_settings, positive
 from lbsgd.errors import ConfigError
 
 
@@ -15,7 +15,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--global_batch", type=positive, metavar="KN", help="images per update, kn")
     add("--gpus", type=positive, metavar="N", help="choose the micro batch for N GPUs (default: one GPU per worker, k)")
     add("--micro_batch", type=positive, metavar="N", help="images per GPU and pass (default: its share, at most 256)")
-    add("--precision", choices=("fp16", "bf16", "fp32"), default="fp16", help="(default: %(default)s)")
+    add("--precision", choices=PRECISIONS, default="fp16", help="(default: %(default)s)")
     add("--zero_stage", type=int, choices=(0, 1, 2), help="(default: 1 in fp16, else 0)")
     images = "training images (default: ImageNet's %(default)s)"
     add("--num_images", type=positive, default=1_281_167, metavar="N", help=images)
@@ -23,12 +23,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add_settings(command)
     add("--output", metavar="FILE", help="write the JSON into this file (default: print it)")
     add("--all", metavar="DIR", help="instead, write the paper's whole grid and its README into a folder")
-
-
-def add_settings(command: argparse.ArgumentParser) -> None:
-    """Add `--set KEY=VALUE`, which several commands take; the values arrive as `settings`."""
-    text = "set the value at a key path, such as lbsgd.warmup.epochs=2; values that depend on it are derived again"
-    command.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help=text)
 
 
 def run(given: argparse.Namespace) -> int:

@@ -5,8 +5,10 @@ Every command and recipe uses these, so that a number means the same everywhere.
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
 
+Group = ArgumentParser | _ArgumentGroup  # what takes flags
+PRECISIONS = ("fp16", "bf16", "fp32")
 TOO_LARGE = 10**12  # above any count of images, iterations or seconds; such a number is a slip of the finger
 
 
@@ -57,3 +59,9 @@ def above_zero(text: str) -> float | None:
     except ValueError:
         return None
     return number if 0 < number < float("inf") else None
+
+
+def add_settings(flags: Group) -> None:
+    """Add `--set KEY=VALUE`, which several commands take; the values arrive as `settings`."""
+    text = "any key of the JSON, such as lbsgd.warmup.epochs=2; null deletes it; what depends on it is derived again"
+    flags.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help=text)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from lbsgd.commands.config import add_settings
-from lbsgd.commands.flag_types import positive, quantity
+from lbsgd.commands.flag_types import add_settings, positive, quantity
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -26,9 +25,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def add_machines(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     speed = "images per second of one GPU inside its server (default: a P100's 138, from 29 h on 8)"
+    kinds = "machines whose figures stand in for the next three, each with its source (default: %(default)s)"
+    add("--machine", choices=("p100-2017", "dgx-a100", "dgx-h100"), default="p100-2017", help=kinds)
     add("--images_per_second", type=quantity, metavar="X", help=speed)
-    add("--gpus_per_server", type=positive, default=8, metavar="N", help="(default: %(default)s)")
-    add("--link_gbit", type=quantity, default=50.0, metavar="X", help="Gbit/s between servers (default: %(default)g)")
+    add("--gpus_per_server", type=positive, metavar="N", help="(default: 8)")
+    add("--link_gbit", type=quantity, metavar="X", help="Gbit/s of a server's links together (default: a P100's 50)")
     latency = "microseconds per message between servers, an assumption (default: %(default)g)"
     add("--latency_us", type=quantity, default=20.0, metavar="X", help=latency)
 

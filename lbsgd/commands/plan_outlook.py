@@ -8,9 +8,9 @@ from typing import Any
 
 from lbsgd.commands.plan_figure import stretches
 from lbsgd.commands.plan_memory import Memory, memory, network
+from lbsgd.commands.plan_network import PRESETS, running
 from lbsgd.commands.plan_time import (
     ALGORITHMS,
-    PAPER_IMAGES_PER_SECOND,
     Machines,
     Prediction,
     Reduction,
@@ -49,6 +49,11 @@ class Outlook:
         memories = tuple(memory(plan, size, stage) for stage in (0, 1, 2))
         return cls(plan, given.model, machines, reduction, memories, tuple(map(prediction, ALGORITHMS)))
 
+    @property
+    def running(self) -> tuple[str, str]:
+        """The algorithm that runs on such machines with NCCL, and why."""
+        return running(self.plan, self.machines.gpus_per_server)
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything on the screen for machines, in seconds and bytes."""
         keys = ("epochs", "iterations", "lr")
@@ -56,6 +61,7 @@ class Outlook:
             **self.plan.as_dict(),
             "learning_rates": [dict(zip(keys, row, strict=True)) for row in stretches(self.plan)],
             "memory_bytes": {f"stage_{each.stage}": {**asdict(each), "total": each.total} for each in self.memories},
+            "algorithm": self.running[0],
             "bytes_an_iteration": bytes_per_iteration(self.reduction, self.plan.world_size),
             "prediction": {each.algorithm: prediction_as_dict(each) for each in self.predictions},
         }
@@ -72,8 +78,14 @@ def prediction_as_dict(prediction: Prediction) -> dict[str, Any]:
 
 
 def machines_of(given: argparse.Namespace) -> Machines:
-    speed = given.images_per_second or PAPER_IMAGES_PER_SECOND
-    return Machines(speed, given.gpus_per_server, given.link_gbit, given.latency_us * 1e-6)
+    preset = PRESETS[given.machine]
+    return Machines(
+        given.images_per_second or preset.images_per_second,
+        given.gpus_per_server or preset.gpus_per_server,
+        given.link_gbit or preset.link_gbit,
+        given.latency_us * 1e-6,
+        preset.source,
+    )
 
 
 def read_plan(given: argparse.Namespace) -> Plan:

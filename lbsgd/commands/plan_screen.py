@@ -10,6 +10,7 @@ from rich.table import Table
 
 from lbsgd.commands import plan_figure
 from lbsgd.commands.plan_memory import Memory, bytes_per_activation
+from lbsgd.commands.plan_network import FLAT_RING, HALVING
 from lbsgd.commands.plan_outlook import Outlook
 from lbsgd.commands.plan_time import (
     BACKWARD_SHARE,
@@ -72,21 +73,29 @@ class Screen:
         backward = compute / plan.accumulation_steps * BACKWARD_SHARE
         sent = bytes_per_iteration(reduction, plan.world_size)
         self.title("iteration, predicted", f"({described(machines, plan.world_size)})")
+        if machines.source:
+            self.say(f"machines: {machines.source}")
         self.say(f"reduced: {moved(reduction)}; {sent / 1e6:.0f} MB leave each GPU")
         self.say(f"compute: {milliseconds(compute)}, of which the last back-propagation takes {milliseconds(backward)}")
         if machines.servers(plan.world_size) > 1:
             heads = ["", "aggregation", "without overlap", "with overlap", "efficiency"]
-            self.columns(heads, map(prediction_row, self.outlook.predictions))
+            algorithm, reason = self.outlook.running
+            rows = [prediction_row(each, each.algorithm == algorithm) for each in self.outlook.predictions]
+            self.columns(heads, rows)
+            self.say(f"> runs: {reason}")
         self.say(f"overlap in this JSON: {overlaps(plan, reduction)}")
         self.say(f"the run: {self.run_time()} for {plan.num_iterations:,} iterations, without data and evaluation")
 
     def run_time(self) -> str:
-        ring, halving = self.outlook.predictions
-        least, most = (
+        """Return the least and the most: all hidden that can be, or nothing. NCCL may take its tree, not a ring."""
+        by_name = {each.algorithm: each for each in self.outlook.predictions}
+        most = by_name[self.outlook.running[0]]
+        least = by_name[HALVING] if most.algorithm == FLAT_RING else most
+        shortest, longest = (
             duration(seconds * self.plan.num_iterations, more_digits=1)
-            for seconds in (halving.with_overlap, ring.without_overlap)
+            for seconds in (least.with_overlap, most.without_overlap)
         )
-        return least if least == most else f"{least} to {most}"
+        return shortest if shortest == longest else f"{shortest} to {longest}"
 
     # --- lines ------------------------------------------------------------------------------------------------------
 
@@ -116,9 +125,9 @@ def memory_row(memory: Memory, is_chosen: bool) -> list[str]:
     return [f"{'>' if is_chosen else ' '} {name}", *(f"{part / 1e6:,.0f}" for part in parts), total]
 
 
-def prediction_row(prediction: Prediction) -> list[str]:
+def prediction_row(prediction: Prediction, is_running: bool) -> list[str]:
     return [
-        f"  {prediction.algorithm}",
+        f"{'>' if is_running else ' '} {prediction.algorithm}",
         milliseconds(prediction.gradient_seconds + prediction.weight_seconds),
         milliseconds(prediction.without_overlap),
         milliseconds(prediction.with_overlap),

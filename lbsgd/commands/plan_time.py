@@ -10,6 +10,8 @@ import math
 from dataclasses import dataclass
 
 from lbsgd.commands.plan_memory import Network, bytes_per_weight
+from lbsgd.commands.plan_network import FLAT_RING, HALVING, RING, all_reduce_seconds
+from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 
@@ -31,6 +33,7 @@ class Machines:
     gpus_per_server: int = 8
     link_gbit: float = 50.0
     latency_seconds: float = 20e-6
+    source: str = ""  # of the defaults; a flag stands above it
 
     def servers(self, gpus: int) -> int:
         """Return how many servers hold so many GPUs."""
@@ -47,27 +50,28 @@ class Reduction:
     times: int = 1  # aggregations per iteration
 
 
-ALGORITHMS = ("ring", "halving/doubling")
+ALGORITHMS = (RING, HALVING, FLAT_RING)  # three phases with a ring or halving/doubling between servers; no phases
 
 
-def steps(algorithm: str, servers: int) -> int:
-    """Count the consecutive messages of a reduce-scatter or all-gather: p − 1 around a ring, ⌈log2 p⌉ by halving."""
-    return servers - 1 if algorithm == "ring" else math.ceil(math.log2(servers))
+def gradient_seconds(reduction: Reduction, machines: Machines, gpus: int, algorithm: str) -> float:
+    """Time one all-reduce over the servers' links (Sec. 4; plan_network.py)."""
+    return all_reduce_seconds(
+        algorithm,
+        reduction.gradient_bytes,
+        machines.servers(gpus),
+        gpus,
+        machines.link_gbit,
+        machines.latency_seconds,
+        reduction.num_buckets,
+    )
 
 
-def gradient_seconds(reduction: Reduction, machines: Machines, servers: int, algorithm: str) -> float:
-    """Time one all-reduce between p servers (Sec. 4): 2·(p−1)/p · bytes / link + 2 · steps · latency · buckets."""
-    moved = 2 * (servers - 1) / servers * reduction.gradient_bytes
-    waits = 2 * steps(algorithm, servers) * machines.latency_seconds * reduction.num_buckets
-    return moved * 8 / (machines.link_gbit * 1e9) + waits
-
-
-def weight_seconds(reduction: Reduction, machines: Machines, servers: int, algorithm: str) -> float:
-    """Time ZeRO's gathering of updated weights: half an all-reduce, after the update, never overlapped."""
+def weight_seconds(reduction: Reduction, machines: Machines, gpus: int) -> float:
+    """Time ZeRO's gathering of updated weights by the backend, (W−1)/W of them over each link; never overlapped."""
     if not reduction.weight_bytes:
         return 0.0
-    moved = (servers - 1) / servers * reduction.weight_bytes
-    return moved * 8 / (machines.link_gbit * 1e9) + steps(algorithm, servers) * machines.latency_seconds
+    moved = (gpus - 1) / gpus * reduction.weight_bytes
+    return moved * 8 / (machines.link_gbit * 1e9) + (gpus - 1) * machines.latency_seconds
 
 
 @dataclass(frozen=True)
@@ -105,14 +109,14 @@ def predict(
     compute = images_per_gpu / machines.images_per_second
     if servers == 1:  # aggregation inside a server is part of the GPU's speed
         return Prediction(algorithm, compute, 0.0, 0.0, 0.0)
-    one = gradient_seconds(reduction, machines, servers, algorithm)
+    one = gradient_seconds(reduction, machines, gpus, algorithm)
     backward = compute / passes * BACKWARD_SHARE
     exposed = max(one - backward, one / reduction.num_buckets)
     return Prediction(
         algorithm,
         compute,
         one * reduction.times,
-        weight_seconds(reduction, machines, servers, algorithm),
+        weight_seconds(reduction, machines, gpus),
         exposed * reduction.times,
     )
 
@@ -142,10 +146,13 @@ def bytes_per_iteration(reduction: Reduction, gpus: int) -> float:
 
 def overlaps(plan: Plan, reduction: Reduction) -> str:
     """Tell whether this JSON lets aggregation overlap back-propagation in DeepSpeed 0.19.8, and if not, why."""
-    if plan.zero_stage == 0:
+    own = own_reduction(plan.config, plan.recipe) is not None
+    if own and plan.zero_stage == 0:
         return "no: at stage 0 DeepSpeed aggregates after back-propagation"
     if get(plan.config, "zero_optimization.overlap_comm") is not True:
         return "no: zero_optimization.overlap_comm is not true"
     if reduction.num_buckets == 1:
         return "no: one bucket holds all gradients"
+    if not own:
+        return f"yes: {reduction.num_buckets} buckets"
     return f"yes: ZeRO-{plan.zero_stage} with overlap_comm and {reduction.num_buckets} buckets"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from lbsgd.commands.flag_types import interval, natural, positive
+from lbsgd.commands.flag_types import PRECISIONS, Group, add_settings, interval, natural, positive
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ImageNetData, data_folder, open_data
@@ -78,7 +78,7 @@ def overrides_of(flags: argparse.Namespace) -> Overrides:
 
 def start(task: Task, request: Request, started_by: list[psutil.Process]) -> None:
     """Print the plan, import what takes seconds, and train."""
-    if request.processes.rank == 0:
+    if request.processes.is_rank_0:
         print_plan(request.plan, request.output_dir)
     # PyTorch's C++ code prints stack traces when another process is gone, which bury the line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
@@ -116,56 +116,58 @@ def print_plan(plan: Plan, output_dir: Path) -> None:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of every recipe's flags."""
     flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument(
+        "--deepspeed_config", required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json"
+    )
+    flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it, as LOCAL_RANK
+    add_data(flags)
+    add_output(flags)
+    add_ends(flags.add_argument_group("ending earlier; the schedule does not move"))
+    add_overrides(flags.add_argument_group("instead of the JSON's; what depends on them is derived again and printed"))
+    add_processes(flags)
+    return flags
+
+
+def add_data(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument
-    add("--deepspeed_config", required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json")
     add("--data_dir", metavar="DIR", help="train.beton and val.beton; else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv")
     add("--fake_data", action="store_true", help="seeded random images instead, as many as the JSON's num_images")
+    threads = "decoding threads per process (default: cores / processes)"
+    add("--loader_threads", type=positive, metavar="N", help=threads)
+    add("--in_memory", action="store_true", help="read the data into memory before training begins")
+
+
+def add_output(flags: argparse.ArgumentParser) -> None:
+    add = flags.add_argument
     add("--output_dir", metavar="DIR", help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
     add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir")
-    add("--baseline", nargs="+", metavar="RUN", help="warn when training leaves the curve of these, at least 3 seeds")
-    ends = flags.add_argument_group("ending earlier; the schedule does not move")
-    ends.add_argument("--epochs", type=positive, metavar="N", help="stop after this epoch")
-    ends.add_argument("--max_iterations", type=positive, metavar="N", help="stop after this many iterations in all")
-    over = flags.add_argument_group("instead of the JSON's; what depends on them is derived again and printed")
-    over.add_argument("--global_batch", type=positive, metavar="KN", help="images an update (train_batch_size)")
-    over.add_argument("--micro_batch", type=positive, metavar="N", help="images a process takes in one pass")
-    over.add_argument("--resolution", type=positive, metavar="PIXELS", help="side of the images")
-    over.add_argument(
-        "--precision",
-        choices=("fp32", "bf16", "fp16"),
-        help="fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, ZeRO stage 1 at least",
-    )
-    over.add_argument("--seed", type=natural, metavar="N", help="of weights, shuffle and augmentation")
-    add(
-        "--checkpoint_every",
-        type=interval,
-        metavar="N|Nm",
-        help="save every N iterations, or N minutes (as 10m), beside the end of each epoch",
-    )
-    add(
-        "--hang_timeout",
-        type=positive,
-        default=600,
-        metavar="SECONDS",
-        help="end when nothing moves for so long (default: 600)",
-    )
-    over.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        dest="settings",
-        metavar="KEY=VALUE",
-        help="any key of the JSON, such as lbsgd.warmup.epochs=2; null deletes it; may be repeated",
-    )
-    add(
-        "--loader_threads",
-        type=positive,
-        metavar="N",
-        help="threads that decode, a process (default: cores / processes)",
-    )
-    add("--in_memory", action="store_true", help="read the data into memory before training begins")
+    against = "warn when training leaves the curve of these runs, at least 3 seeds of one recipe"
+    add("--baseline", nargs="+", metavar="RUN", help=against)
+    often = "save every N iterations, or N minutes (as 10m), in addition to the end of each epoch"
+    add("--checkpoint_every", type=interval, metavar="N|Nm", help=often)
+
+
+def add_ends(group: Group) -> None:
+    group.add_argument("--epochs", type=positive, metavar="N", help="stop after this epoch")
+    group.add_argument("--max_iterations", type=positive, metavar="N", help="stop after this many iterations in all")
+
+
+def add_overrides(group: Group) -> None:
+    add = group.add_argument
+    add("--global_batch", type=positive, metavar="KN", help="images per update (train_batch_size)")
+    add("--micro_batch", type=positive, metavar="N", help="images that a process takes in one pass")
+    add("--resolution", type=positive, metavar="PIXELS", help="side of the images")
+    precision = "fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, ZeRO stage 1 at least"
+    add("--precision", choices=PRECISIONS, help=precision)
+    add("--seed", type=natural, metavar="N", help="of weights, shuffle and augmentation")
+    add_settings(group)
+
+
+def add_processes(flags: argparse.ArgumentParser) -> None:
+    add = flags.add_argument
     add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
-    add("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it; LOCAL_RANK says the same
-    return flags
+    hang = "end if nothing moves for this long (default: %(default)s)"
+    add("--hang_timeout", type=positive, default=600, metavar="SECONDS", help=hang)

@@ -58,6 +58,7 @@ def template(global_batch: int, micro_batch: int, num_images: int, epochs: int) 
             "weight_decay": {"on_batch_norm": False, "scaling": "none"},
             "batch_norm": {"per_worker_batch": 32, "scope": "worker", "statistics": "average", "zero_last_gamma": True},
             "augmentation": {"resolution": 224, "crop_scale": [0.08, 1.0], "flip": True},
+            "aggregation": {"hierarchy": "auto", "between": "auto"},
             "seed": 0,
         },
     }
@@ -86,6 +87,8 @@ def generate(
     config["train_micro_batch_size_per_gpu"] = micro_batch or images_per_pass(kn, n, gpus)
     set_precision(config, precision)
     config["zero_optimization"]["stage"] = int(precision == "fp16") if zero_stage is None else zero_stage
+    if config["zero_optimization"]["stage"] > 1:
+        config["lbsgd"].pop("aggregation", None)  # ZeRO-2 reduces in every pass by itself
     config["steps_per_print"] = 100 if recipe.num_images // kn >= 1000 else 10  # 8 to 60 lines per epoch
     planned = Planned(config, recipe, gpus)
     refuse(WHERE, deepspeed_findings(config))

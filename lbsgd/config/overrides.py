@@ -121,7 +121,7 @@ def require_kept(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 
 def meaning(config: Mapping[str, Any]) -> Any:
     """Return the part of a JSON that its purpose describes: update and schedule, not data order or hardware."""
-    block = {key: value for key, value in config["lbsgd"].items() if key not in (*PROSE, "seed")}
+    block = {key: value for key, value in config["lbsgd"].items() if key not in (*PROSE, "seed", "aggregation")}
     return block, config["train_batch_size"], config["optimizer"]
 
 

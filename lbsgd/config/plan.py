@@ -125,7 +125,7 @@ class Plan:
         """Return everything that must not change when a run is resumed: all but the division among processes."""
         params = ("lr", "momentum", "nesterov", "weight_decay")
         return {
-            "recipe": self.recipe.model_dump(exclude={*PROSE, "diagnostics"}),
+            "recipe": self.recipe.model_dump(exclude={*PROSE, "aggregation", "diagnostics"}),
             "global_batch": self.global_batch,
             "optimizer": {key: get(self.config, f"optimizer.params.{key}") for key in params},
         }

@@ -139,6 +139,17 @@ class Diagnostics(_Block):
     gradient_noise: Positive | None = None
 
 
+class Aggregation(_Block):
+    """How gradients become means over all processes at ZeRO stages 0 and 1 (Sec. 4); part of no run's identity.
+
+    hierarchy: phases inside and between servers, or all processes alike. between: the all-reduce between servers. The
+    rule that "auto" follows is in config/aggregation.py. A JSON without the block keeps DeepSpeed's own reduction.
+    """
+
+    hierarchy: Literal["servers", "flat", "auto"] = "auto"
+    between: Literal["backend", "halving_doubling", "auto"] = "auto"
+
+
 class Recipe(_Block):
     """The whole `lbsgd` block; every default is the paper's.
 
@@ -156,6 +167,7 @@ class Recipe(_Block):
     weight_decay: WeightDecay = WeightDecay()
     batch_norm: BatchNorm = BatchNorm()
     augmentation: Augmentation = Augmentation()
+    aggregation: Aggregation | None = None
     diagnostics: Diagnostics = Diagnostics()
     # NumPy splits a larger seed: (2**32 + s, epoch 0) would be (s, epoch 1).
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -48,7 +48,7 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A data set as a person holds it: where it is, and the images of its two splits."""
+    """The user's data set: its path and the images of both splits: where it is, and the images of its two splits."""
 
     path: Path
     train: Images

@@ -40,9 +40,9 @@ def look_for_cause(peers: Peers, position: str) -> LbsgdError | None:
                 return failure
             time.sleep(0.2)
         if silent := peers.silent():
-            return LostProcessError(f"{', '.join(silent)} died or does not answer since {position}; {FROM_CHECKPOINT}")
+            return LostProcessError(f"{', '.join(silent)} died or has not answered since {position}; {FROM_CHECKPOINT}")
     except RuntimeError:
-        return LostProcessError(f"rank 0, or the way to its host, is gone since {position}; {FROM_CHECKPOINT}")
+        return LostProcessError(f"rank 0, or the way to its host, has been gone since {position}; {FROM_CHECKPOINT}")
     return None
 
 

@@ -146,7 +146,7 @@ class Guard:
                     told = True
             except RuntimeError:  # the store ended with rank 0: at the run's end, or before
                 if not self.closing.wait(2 * LAST_WORDS_SECONDS):
-                    self.end(self.first_cause() or LostProcessError(f"rank 0 is gone since {self.position}"))
+                    self.end(self.first_cause() or LostProcessError(f"rank 0 has been gone since {self.position}"))
                 return
             if failure and not self.closing.is_set():
                 self.end(failure)

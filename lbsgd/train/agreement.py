@@ -1,4 +1,4 @@
-"""How all processes learn after the same pass what one of them was told, such as by SIGTERM."""
+"""Spreads a request to one process, such as SIGTERM, to all of them after the same pass."""
 
 from __future__ import annotations
 

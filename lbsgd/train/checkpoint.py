@@ -27,6 +27,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
+from lbsgd.config.neutral import completed
 from lbsgd.disk import to_disk
 from lbsgd.errors import CheckpointError
 
@@ -127,7 +128,10 @@ def load_newest(
         except DamagedError as damage:
             damaged.append(damage)
             continue
-        require_same(path, state["identity"], identity, "")
+        saved = state["identity"]
+        if "recipe" in saved:  # keys that came later change nothing by default
+            saved = {**saved, "recipe": completed(saved["recipe"])}
+        require_same(path, saved, identity, "")
         for each in damaged:
             say(f"warning: {each}; going on from the one before it")
         say(f"resuming from {path}")
@@ -185,5 +189,5 @@ def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
 def describe(path: Path) -> dict[str, Any]:
     """Return a file's entry in the manifest, from what is on the disk."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else hashlib.sha256(file.read())
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}

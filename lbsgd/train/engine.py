@@ -37,6 +37,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.environment import Processes, free_port
+from lbsgd.train.aggregation import attach
 from lbsgd.train.inputs import build_optimizer, deepspeed_config
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
@@ -151,6 +152,7 @@ def initialize(
     norm = plan.recipe.batch_norm
     convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope)
     engine, scheduler = deepspeed_engine(model, plan)
+    attach(engine, plan)
     engine.module.register_forward_pre_hook(
         lambda module, _: scheduler.step(engine.global_steps) if module.training else None
     )

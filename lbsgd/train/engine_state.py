@@ -108,6 +108,8 @@ def restore_counters(engine, state: dict[str, Any]) -> None:
     engine.global_steps = state["iteration"]
     engine.skipped_steps = state["skipped_iterations"]
     engine.micro_steps = state["iteration"] * engine.gradient_accumulation_steps()
+    if engine.aggregation:
+        engine.aggregation.begin()
     engine.global_samples = state["iteration"] * engine.train_batch_size()
     engine.lr_scheduler.step(state["iteration"])
     if engine.fp16_enabled() and "loss_scaler" in state:

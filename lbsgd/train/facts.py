@@ -43,8 +43,8 @@ def code_of(package: Path) -> dict[str, str]:
 
 def files_of(task: object) -> list[Path]:
     """Return the script and the files that define the task's class and its bases."""
-    classes = [each for each in type(task).__mro__ if each is not object]
-    modules = [sys.modules.get(each.__module__) for each in classes]
+    names = {each.__module__ for each in type(task).__mro__}
+    modules = [sys.modules.get(name) for name in names if name.split(".")[0] not in sys.stdlib_module_names]
     files = {getattr(module, "__file__", None) for module in modules} | {sys.argv[0]}
     return sorted(path for path in map(Path, filter(None, files)) if path.is_file())
 

@@ -105,7 +105,7 @@ class FfcvFiles:
     def is_read_from_disk(self, file: BetonFile, processes: Processes) -> bool:
         """Choose where the file is read from and print it; with in_memory one process of each host reads it whole."""
         source = ReadFrom.choose(file.path, self.in_memory)
-        if processes.rank == 0:
+        if processes.is_rank_0:
             print(f"{file.path.stem:15}from {source.kind}: {source.reason}", flush=True)
         if source.kind == "memory" and processes.local_rank == 0:
             read_whole(file.path)

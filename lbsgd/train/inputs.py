@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
+from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.plan import Plan
 
 
@@ -22,5 +23,7 @@ def build_optimizer(model: torch.nn.Module, plan: Plan) -> MomentumCorrectedSGD:
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
     """Return the JSON for DeepSpeed: without our block, and without the lines that lbsgd prints itself."""
     config = {key: value for key, value in plan.config.items() if key not in ("lbsgd", "steps_per_print")}
+    if own_reduction(plan.config, plan.recipe) is None:  # ZeRO would reduce in its own hooks, before ours
+        config["zero_optimization"] = {**config.get("zero_optimization", {}), "overlap_comm": False}
     # Its throughput timer waits for the GPU at every pass.
     return {"timers": {"throughput": {"enabled": False}}, **config}

@@ -100,6 +100,7 @@ class Progress:
         return (
             f"lr {record['lr']:.5f}  loss {_number(record['train_loss'], '.4f')}  "
             f"{_number(images_per_second, '5.0f')} images/s  waiting {_number(record['data_wait_pct'], '4.1f')} %"
+            + (f"  aggregating {record['aggregation_wait_pct']:4.1f} %" if "aggregation_wait_pct" in record else "")
         )
 
     def _speed(self) -> float | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lbsgd.report.run_log import RunLog
+from lbsgd.train.aggregation_advice import AggregationAdvice
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 
@@ -26,6 +27,7 @@ class Reporter:
     threads: str = ""
     page: LivePage | None = None
     advised: bool = field(default=False, init=False)
+    aggregating: AggregationAdvice = field(default_factory=AggregationAdvice, init=False)
 
     def __enter__(self) -> Reporter:
         self.progress.__enter__()
@@ -42,6 +44,7 @@ class Reporter:
     def report(self, kind: str, record: dict[str, Any]) -> None:
         """Write a record of the log, of kind iteration or epoch."""
         getattr(self.log, kind)(record)
+        self.aggregating.note(record)
         getattr(self.progress, kind)(record)
         if self.page and "noise_scale" in record:
             self.page.measured.append(record)
@@ -53,7 +56,7 @@ class Reporter:
                 [
                     (f"lbsgd/{name}", value, self.engine.global_samples)
                     for name, value in record.items()
-                    if name not in POSITION
+                    if name not in POSITION and not isinstance(value, dict)  # such as a number per layer
                 ]
             )
 
@@ -66,6 +69,11 @@ class Reporter:
                 "give more --loader_threads if cores are idle, --in_memory if the disk is slow, or convert with a "
                 "smaller --max_side"
             )
+
+    def advise_on_aggregation(self) -> None:
+        """Say once what to change if an epoch's training waited for aggregation."""
+        if advice := self.aggregating.of_epoch():
+            self.progress.say(advice)
 
 
 class Silence:
@@ -84,4 +92,7 @@ class Silence:
         pass
 
     def advise_on_waiting(self, waited_pct: float) -> None:
+        pass
+
+    def advise_on_aggregation(self) -> None:
         pass

@@ -15,6 +15,7 @@ from lbsgd.algorithm.batch_norm_statistics import agree_statistics
 from lbsgd.errors import TrainingError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
+from lbsgd.train.aggregation_resume import resume_choice, saved_choice
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
 from lbsgd.train.random_states import random_states, restore_random_states
 from lbsgd.train.run import Every
@@ -88,6 +89,7 @@ class Saver:
             "epoch_seconds": reached.epoch_seconds,
             "world_size": world_size,
             "num_threads": torch.get_num_threads(),
+            "aggregation": saved_choice(self.engine),
             **self.described,
         }
         self.wait()  # one at a time: a disk that cannot follow holds training up, and no memory fills
@@ -145,5 +147,12 @@ class Saver:
         if found["world_size"] == dist.get_world_size():
             restore_random_states(tensors["random"], dist.get_rank())
             torch.set_num_threads(found["num_threads"])  # sums over another number of threads differ in their last bits
+        worlds = (found["world_size"], dist.get_world_size())
+        say = self.say if dist.get_rank() == 0 else silence
+        resume_choice(self.engine, found.get("aggregation"), worlds, say)
         self.last_iteration = self.engine.global_steps
         return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
+
+
+def silence(line: str) -> None:
+    """Say nothing, on every process but rank 0."""

@@ -20,6 +20,7 @@ from lbsgd.report.curves import curves
 from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
+from lbsgd.train.aggregation import described
 from lbsgd.train.engine import initialize, memory_format, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
@@ -111,10 +112,12 @@ def open_reporter(run: Run, engine, progress: Progress) -> Reporter | Silence:
 
     def open_log() -> None:
         host = {**environment(run.images.place), "device": device_name(), "threads": torch.get_num_threads()}
-        described = {"model": run.task.name, **run.plan.as_dict(), "environment": host}
-        log = RunLog(run.output_dir, described, engine.global_steps if run.resume else None)
+        aggregation = described(run.plan, engine)
+        about = {"model": run.task.name, **run.plan.as_dict(), "aggregation": aggregation, "environment": host}
+        log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
         progress.begin(engine.global_steps)
-        page = LivePage(run.output_dir, described, run.baseline)
+        progress.say(f"aggregation    {aggregation}")
+        page = LivePage(run.output_dir, about, run.baseline)
         page.write(log.epochs)
         opened.append(Reporter(log, progress, engine, run.images.threads_in_words, page))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -30,7 +29,7 @@ NEVER = 2**62  # later than any iteration
 
 
 class Watcher(Protocol):
-    """What the trainer tells its position to, and is told to stop by; `processes.guard.Guard` is such."""
+    """Receives the trainer's position and asks it to stop; `processes.guard.Guard` implements it."""
 
     stop_requested: str | None
     nothing_to_save: bool
@@ -40,7 +39,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class BeforeUpdate:
-    """What a checkpoint needs of the moment before an iteration that is given up in its middle."""
+    """The state before an iteration, for a checkpoint if the iteration is given up in its middle."""
 
     sums: torch.Tensor
     random: dict[str, torch.Tensor]
@@ -111,19 +110,14 @@ class Trainer:
 
     def update(self, batches: Iterator[Batch]) -> None:
         """Make one update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
-        before = self.before_update()
-        for number in range(self.plan.accumulation_steps):
-            self.guard.alive(f"iteration {self.iteration}, pass {number}")
-            batch = self.clock.next_of(batches)
-            self.guard.nothing_to_save = False
+        for batch in self.passes(batches):
             # Remark 3, normalised by kn: the loss is a mean over the micro batch; backward divides it by the number of
             # passes, and aggregation takes the mean over the processes, which all hold equally many images.
             loss, counts = self.task.loss(self.engine, batch)
-            with self.noise.watching(self.iteration, number) if self.noise else nullcontext():
+            with self.noise.watching(self.iteration):
                 self.engine.backward(loss)
             self.note(loss.detach(), counts)
             step(self.engine)  # moves the weights in the last pass only
-            self.after_pass(self.plan.accumulation_steps - 1 - number, before)
 
     def note(self, loss: torch.Tensor, counts) -> None:
         """Add one pass to the totals, and remember the first iteration whose loss is not a number."""
@@ -131,6 +125,16 @@ class Trainer:
         self.first_bad = torch.where(loss.isfinite(), self.first_bad, self.first_bad.clamp(max=self.iteration))
 
     # --- what stands beside it: stopping and saving -------------------------------------------------------------------
+
+    def passes(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """Yield the batches of one update; after each pass see whether the processes agree to stop or to save."""
+        before = self.before_update()
+        for number in range(self.plan.accumulation_steps):
+            self.guard.alive(f"iteration {self.iteration}, pass {number}")
+            batch = self.clock.next_of(batches)
+            self.guard.nothing_to_save = False
+            yield batch
+            self.after_pass(self.plan.accumulation_steps - 1 - number, before)
 
     def start_epoch(self) -> None:
         self.totals = Totals(self.engine.device, len(self.task.counts))
@@ -212,17 +216,24 @@ class Trainer:
                 "train_loss": means.loss,
                 "images_per_second": means.num_images / seconds,
                 "data_wait_pct": 100 * self.clock.window_waited / seconds,
-                **(self.noise.take() if self.noise else {}),
+                **self.aggregation_share(seconds),
+                **self.noise.take(),
             },
         )
         self.totals.mark()
         self.clock.start_window()
+
+    def aggregation_share(self, seconds: float) -> dict[str, float]:
+        """Return for the log how much of the time was spent waiting for aggregation; nothing on one process."""
+        waited = self.engine.waiting.take()
+        return {"aggregation_wait_pct": 100 * waited / seconds} if self.plan.world_size > 1 else {}
 
     def report_epoch(self, epoch: int) -> None:
         """Write a record of the log: errors on the training images as augmented, and on the whole validation set."""
         self.require_numbers()
         means, seconds = self.totals.read(), self.clock.epoch_seconds
         self.reporter.advise_on_waiting(100 * self.clock.epoch_waited / seconds)
+        self.reporter.advise_on_aggregation()
         counted = zip(self.task.counts, means.counts_pct, strict=True)
         self.reporter.report(
             "epoch",

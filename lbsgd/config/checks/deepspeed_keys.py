@@ -162,7 +162,7 @@ def automatic_paths(config: object, path: str = "") -> Iterator[str]:
     if isinstance(config, dict):
         for key, value in config.items():
             yield from automatic_paths(value, f"{path}.{key}" if path else key)
-    elif config == "auto":
+    elif config == "auto" and not path.startswith("lbsgd.aggregation."):
         yield path
 
 

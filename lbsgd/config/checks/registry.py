@@ -17,6 +17,7 @@ from lbsgd.config.checks import (
     deepspeed_zero,
     deviations,
     fit,
+    rerouted,
     strictness,
 )
 from lbsgd.config.checks.finding import Finding
@@ -34,6 +35,7 @@ GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "ZeRO and speed": deepspeed_zero.RULES,
     "The lbsgd block by itself": block.RULES,
     "DeepSpeed's blocks against the lbsgd block": consistency.RULES,
+    "Keys that reroute gradients": rerouted.RULES,
     "Intents that the paper measured as worse": deviations.RULES,
     "Processes and data": (*fit.RULES, *fit.PASSES_RULES),
 }
@@ -57,7 +59,7 @@ def deepspeed_findings(config: Mapping[str, Any], kind: Kind = "lbsgd") -> list[
 
 def consistency_findings(planned: Planned) -> list[Finding]:
     """Return where DeepSpeed's blocks contradict the lbsgd block."""
-    return findings_by(consistency.RULES, planned)
+    return findings_by((*consistency.RULES, *rerouted.RULES), planned)
 
 
 def deviation_findings(planned: Planned) -> list[Finding]:

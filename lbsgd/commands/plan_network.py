@@ -1,0 +1,98 @@
+"""What an aggregation moves over each server's link, by the algorithm that runs, and machines to predict for (Sec. 4).
+
+Ranks run through the servers in blocks, so a ring of all W processes leaves each server once, and all that a ring
+moves, 2·(W−1)/W of the gradients, goes over each link. Three phases move 2·(p−1)/p between p servers: as much for many
+servers, 1.875 times less for two servers of eight.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from lbsgd.config.aggregation import Choice, choose, own_reduction
+from lbsgd.config.plan import Plan
+
+FLAT_RING, RING, HALVING = "flat ring", "ring", "halving/doubling"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Machines of a kind: a GPU's speed, GPUs per server, Gbit/s of a server's links together, and sources."""
+
+    images_per_second: float
+    gpus_per_server: int
+    link_gbit: float
+    source: str
+
+
+PRESETS = {
+    "p100-2017": Preset(
+        1_281_167 * 90 / (29 * 3600) / 8,
+        8,
+        50.0,
+        "speed: 90 epochs in 29 h on a server of 8 P100; link: 50 Gbit/s Ethernet (the paper, Sec. 4 and abstract)",
+    ),
+    "dgx-a100": Preset(
+        16_621 / 8,
+        8,
+        8 * 200.0,
+        "speed: 16,621 images/s on 8 GPUs in mixed precision (NVIDIA, DeepLearningExamples, ResNet50 v1.5 for "
+        "PyTorch); link: 8 x 200 Gbit/s InfiniBand (NVIDIA, DGX A100 datasheet)",
+    ),
+    "dgx-h100": Preset(
+        2 * 16_621 / 8,
+        8,
+        8 * 400.0,
+        "speed: twice the A100's, an assumption, because NVIDIA publishes none for this network; link: 8 x 400 Gbit/s "
+        "InfiniBand (NVIDIA, DGX H100 datasheet)",
+    ),
+}
+
+
+def share_over_a_link(algorithm: str, servers: int, gpus: int) -> float:
+    """Return the bytes that leave each server in one all-reduce, per byte of gradients."""
+    parties = gpus if algorithm == FLAT_RING else servers
+    return 2 * (parties - 1) / parties
+
+
+def steps(algorithm: str, servers: int, gpus: int) -> int:
+    """Count the consecutive messages between servers of one all-reduce: 2·(W−1), 2·(p−1) or 2·⌈log2 p⌉."""
+    if algorithm == HALVING:
+        return 2 * math.ceil(math.log2(servers))
+    return 2 * ((gpus if algorithm == FLAT_RING else servers) - 1)
+
+
+def all_reduce_seconds(
+    algorithm: str,
+    num_bytes: float,
+    servers: int,
+    gpus: int,
+    link_gbit: float,
+    latency_seconds: float,
+    buckets: int = 1,
+) -> float:
+    """Time one all-reduce over the links: bytes that leave a server / link + messages · latency · buckets."""
+    moved = share_over_a_link(algorithm, servers, gpus) * num_bytes
+    return moved * 8 / (link_gbit * 1e9) + steps(algorithm, servers, gpus) * latency_seconds * buckets
+
+
+def algorithm_of(choice: Choice) -> str:
+    """Return the name under which an algorithm is predicted; halving in blocks moves what phases move, flat or not."""
+    if choice.between == "halving_doubling":
+        return HALVING
+    return RING if choice.hierarchy == "servers" else FLAT_RING
+
+
+def running(plan: Plan, gpus_per_server: int, backend: str = "nccl") -> tuple[str, str]:
+    """Return the algorithm that runs with a plan on such servers, and why.
+
+    Raises ConfigError if the JSON demands one that cannot run there.
+    """
+    reason = own_reduction(plan.config, plan.recipe)
+    if reason is not None or plan.recipe.aggregation is None:
+        return FLAT_RING, f"DeepSpeed's own: {reason}"
+    full, rest = divmod(plan.world_size, gpus_per_server)
+    sizes = [gpus_per_server] * full + ([rest] if rest else [])
+    choice = choose(plan.recipe.aggregation, sizes, backend)
+    return algorithm_of(choice), str(choice)

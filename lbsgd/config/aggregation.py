@@ -1,0 +1,106 @@
+"""Which aggregation runs (Sec. 4): one fixed rule from the JSON, the servers' sizes and the backend; needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lbsgd.config.keypath import enabled, get
+from lbsgd.config.schema import Aggregation, Recipe
+from lbsgd.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A resolved algorithm.
+
+    hierarchy    "servers": sum inside each server, all-reduce between them, gather inside; "flat": all processes alike
+    between      how servers (flat: processes) all-reduce: "halving_doubling", or "backend": gloo's ring, NCCL's choice
+    inside       how the processes of a server reduce-scatter and gather: the same two words
+    reason       why it is not something faster, or why it is this; for the reader
+    """
+
+    hierarchy: str
+    between: str
+    inside: str
+    reason: str = ""
+
+    @property
+    def is_tree(self) -> bool:
+        """Whether every element is summed as ((g0+g1)+(g2+g3))+..., whatever the buckets and the hosts."""
+        return self.between == "halving_doubling" and (self.hierarchy == "flat" or self.inside == "halving_doubling")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the choice as plain data, without the words."""
+        return {key: value for key, value in asdict(self).items() if key != "reason"}
+
+    def __str__(self) -> str:
+        how = "halving/doubling" if self.between == "halving_doubling" else "the backend's all-reduce"
+        if self.hierarchy == "flat":
+            return f"{how} between all processes ({self.reason})"
+        inside = "halving/doubling" if self.inside == "halving_doubling" else "exchange"
+        return f"three phases: {inside} inside each server, {how} between servers ({self.reason})"
+
+
+def own_reduction(config: Mapping[str, Any], recipe: Recipe) -> str | None:
+    """Return why DeepSpeed's own reduction runs with this JSON, or None where lbsgd aggregates."""
+    stage = get(config, "zero_optimization.stage", 0)
+    if recipe.aggregation is None:
+        return "the JSON has no lbsgd.aggregation"
+    if stage >= 2:
+        return f"ZeRO-{stage} reduces in every pass by itself"
+    if stage == 1 and enabled(config, "torch_autocast"):
+        return "ZeRO-1 under torch_autocast reduces in the autocast's precision"
+    return None
+
+
+def choose(wanted: Aggregation, sizes: Sequence[int], backend: str) -> Choice:
+    """Return the algorithm for servers with so many processes each.
+
+        gloo, 2^m processes on equal servers    halving/doubling over all bits of the rank, inside servers too
+        gloo, other equal servers               phases, the backend's ring between servers
+        nccl                                    one all-reduce per bucket: NCCL chooses ring or tree
+        unequal servers, one server             flat
+
+    wanted: what the JSON says; "auto" leaves the decision to this rule. backend: torch's, "gloo" or "nccl".
+    Raises ConfigError if the JSON demands halving/doubling between a number that is no power of two.
+    """
+    flat, reason = is_flat(wanted, sizes, backend)
+    parties, local = (sum(sizes), 1) if flat else (len(sizes), sizes[0])
+    if wanted.between == "halving_doubling" and not power_of_two(parties):
+        raise ConfigError(
+            f"lbsgd.aggregation.between: halving_doubling needs a power of two, and {parties} "
+            f"{'processes' if flat else 'servers'} take part; use backend or auto, or another number"
+        )
+    tree = power_of_two(parties) and power_of_two(local)
+    if wanted.between == "auto" and backend == "gloo" and tree and len(set(sizes)) == 1:
+        between, reason = "halving_doubling", f"{reason}; bits do not depend on how ranks are placed in blocks"
+    elif wanted.between == "halving_doubling":
+        between = wanted.between
+    else:
+        between = "backend"
+        if backend == "gloo" and sum(sizes) > 2:
+            reason = f"{reason}; bits depend on placement and buckets"
+    inside = "halving_doubling" if between == "halving_doubling" and power_of_two(local) else "backend"
+    return Choice("flat" if flat else "servers", between, inside, reason)
+
+
+def is_flat(wanted: Aggregation, sizes: Sequence[int], backend: str) -> tuple[bool, str]:
+    """Return whether the phases inside servers are left out, and why."""
+    shape = f"{len(sizes)} servers x {sizes[0]} processes"
+    if len(sizes) == 1:
+        return True, f"one server of {sizes[0]} processes"
+    if len(set(sizes)) > 1:
+        return True, f"servers of unequal size: {', '.join(map(str, sizes))} processes"
+    if sizes[0] == 1:
+        return True, f"{len(sizes)} servers of one process"
+    if wanted.hierarchy == "flat":
+        return True, f"{shape}, flat as the JSON says"
+    if wanted.hierarchy == "auto" and backend != "gloo":
+        return True, f"{shape}; NCCL finds its own way between them"
+    return False, shape
+
+
+def power_of_two(number: int) -> bool:
+    return number > 0 and number & (number - 1) == 0

@@ -1,0 +1,125 @@
+"""Rules about keys that send DeepSpeed's gradients another way than through lbsgd's aggregation (Sec. 4).
+
+prescale_gradients and gradient_predivide_factor are honoured instead (train/aggregation.py); gradient_allreduce_op and
+managed_gradient_accumulation are refused with or without it (D05, D23).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbsgd.config.aggregation import own_reduction
+from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Planned
+from lbsgd.config.keypath import enabled, is_number, shown
+
+WAY_OUT = "delete it, or delete lbsgd.aggregation, and DeepSpeed reduces by itself"
+OWN_TYPES = {True: ("fp16", "float16", "torch.float16"), False: ("fp32", "float32", "torch.float32")}  # by fp16
+GRAD_ACCUM, COMMUNICATION = "data_types.grad_accum_dtype", "communication_data_type"
+CONTIGUOUS, PREDIVIDE = "zero_optimization.contiguous_gradients", "gradient_predivide_factor"
+ONE_EACH = ("sequence_parallel_size", "tensor_parallel.autotp_size")
+
+
+def aggregates(planned: Planned) -> bool:
+    return own_reduction(planned.config, planned.recipe) is None
+
+
+def hit(key: str, message: str) -> Hit:
+    return Hit(key, message, correction={key: DELETE})
+
+
+def has_another_type(planned: Planned, key: str) -> bool:
+    """Whether a type other than the gradients' own stands at a key, and lbsgd aggregates."""
+    value = planned.get(key)
+    return aggregates(planned) and value is not None and value not in OWN_TYPES[enabled(planned.config, "fp16")]
+
+
+@rule(
+    "D60",
+    "gradients added up in another precision",
+    lbsgd="error",
+    why="DeepSpeed then keeps gradients in a second place, grad_accum, and reduces those. lbsgd aggregates the "
+    "gradients themselves.",
+    fix=WAY_OUT,
+    example={"data_types": {"grad_accum_dtype": "fp32"}},
+)
+def another_accumulation(planned: Planned) -> Iterator[Hit]:
+    if has_another_type(planned, GRAD_ACCUM):
+        yield hit(GRAD_ACCUM, f"is {shown(planned.get(GRAD_ACCUM))}, which adds gradients up in another place")
+
+
+@rule(
+    "D61",
+    "gradients sent in another precision",
+    lbsgd="error",
+    why="lbsgd sends gradients in their own precision: fp16 with fp16 weights, float32 otherwise.",
+    fix=WAY_OUT,
+    example={"communication_data_type": "fp32"},
+)
+def another_precision(planned: Planned) -> Iterator[Hit]:
+    if has_another_type(planned, COMMUNICATION):
+        yield hit(COMMUNICATION, f"is {shown(planned.get(COMMUNICATION))}, and lbsgd sends gradients in their own")
+
+
+@rule(
+    "D62",
+    "gradients that ZeRO-1 reduces by itself",
+    lbsgd="error",
+    why="Without contiguous gradients ZeRO-1 reduces in a place that lbsgd does not reach, a second time.",
+    fix=WAY_OUT,
+    example={"zero_optimization": {"contiguous_gradients": False}},
+)
+def scattered_gradients(planned: Planned) -> Iterator[Hit]:
+    if aggregates(planned) and planned.get("zero_optimization.stage") == 1 and planned.get(CONTIGUOUS) is False:
+        yield hit(CONTIGUOUS, "is false, and ZeRO-1 then reduces by itself")
+
+
+@rule(
+    "D63",
+    "a divisor that is none",
+    lbsgd="error",
+    why="Gradients are divided by it before they are summed, and by the rest of the world size afterwards.",
+    fix="give a number above 0, or delete it",
+    example={"gradient_predivide_factor": 0},
+)
+def bad_divisor(planned: Planned) -> Iterator[Hit]:
+    factor = planned.get(PREDIVIDE)
+    if aggregates(planned) and factor is not None and (not is_number(factor) or factor <= 0):
+        yield hit(PREDIVIDE, f"is {shown(factor)}")
+
+
+@rule(
+    "D64",
+    "a network divided among processes",
+    lbsgd="error",
+    why="lbsgd takes the mean over all processes. Where several of them share one network or one sequence, that mean "
+    "is another one.",
+    fix="delete it: a ResNet fits on every GPU whole",
+    example={"sequence_parallel_size": 2},
+)
+def divided_network(planned: Planned) -> Iterator[Hit]:
+    for key in ONE_EACH:
+        if aggregates(planned) and planned.get(key) not in (None, 0, 1):
+            yield hit(key, f"is {shown(planned.get(key))}, and lbsgd aggregates over all processes alike")
+
+
+@rule(
+    "D65",
+    "an algorithm for gradients that DeepSpeed reduces",
+    lbsgd="error",
+    why='At ZeRO stage 2, and under torch_autocast with ZeRO-1, DeepSpeed reduces by itself. "auto" lets it; an '
+    "algorithm asked for by name would not run.",
+    fix='use "auto", ZeRO stage 1 in fp16, or stage 0',
+    example={"zero_optimization": {"stage": 2}, "lbsgd": {"aggregation": {"between": "halving_doubling"}}},
+)
+def idle_algorithm(planned: Planned) -> Iterator[Hit]:
+    wanted, reason = planned.recipe.aggregation, own_reduction(planned.config, planned.recipe)
+    if wanted is None or reason is None:
+        return
+    for key, value in wanted.model_dump().items():
+        if value != "auto":
+            yield Hit(f"lbsgd.aggregation.{key}", f"is {value}, but {reason}")
+
+
+RULES = (another_accumulation, another_precision, scattered_gradients, bad_divisor, divided_network, idle_algorithm)

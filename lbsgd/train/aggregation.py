@@ -1,0 +1,185 @@
+"""Aggregation of gradients during back-propagation (Sec. 4), in place of DeepSpeed's own at ZeRO stages 0 and 1.
+
+In the last pass of an iteration a bucket starts as soon as its last gradient has come and all buckets before it have
+started; so they start in one order on all processes. `engine.backward` ends by waiting for them. In earlier passes
+gradients only add up. At stage 1 ZeRO then copies its share from gradients that are means already.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from lbsgd.config.aggregation import Choice, choose, own_reduction
+from lbsgd.config.keypath import get
+from lbsgd.config.plan import Plan
+from lbsgd.config.schema import Aggregation as Wanted
+from lbsgd.errors import ConfigError, TrainingError
+from lbsgd.train.buckets import Bucket, Parameter, fill
+from lbsgd.train.phases import Job, phases_of, runner
+from lbsgd.train.placement import Placement
+from lbsgd.train.waiting import Waiting
+
+
+@dataclass(frozen=True)
+class Settings:
+    """DeepSpeed's own keys, with the meaning that they have there.
+
+    bucket_elements    zero_optimization.reduce_bucket_size
+    overlap            zero_optimization.overlap_comm
+    before, after      what gradients are divided by before and after the sum; the product is the world size
+    """
+
+    bucket_elements: int
+    overlap: bool
+    before: float
+    after: float
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], world_size: int, half: bool) -> Settings:
+        """Read them. half: gradients are fp16, whose sum of many would overflow, so all division comes before it."""
+        before = get(config, "gradient_predivide_factor", 1.0)
+        if half or get(config, "prescale_gradients", False):
+            before = world_size
+        return cls(
+            bucket_elements=int(get(config, "zero_optimization.reduce_bucket_size", 5e8)),
+            overlap=get(config, "zero_optimization.overlap_comm") is True,
+            before=before,
+            after=world_size / before,
+        )
+
+
+class Aggregation:
+    """The gradients of one engine.
+
+    choice    the algorithm that runs
+    """
+
+    def __init__(self, engine, settings: Settings, wanted: Wanted, placement: Placement, choice: Choice):
+        self.engine, self.settings, self.wanted, self.placement = engine, settings, wanted, placement
+        parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
+        self.buckets = fill(parameters, settings.bucket_elements, dist.get_world_size())
+        self.bucket_of = {parameter: bucket for bucket in self.buckets for parameter in bucket.parameters}
+        self.jobs: list[Job] = []
+        self.done_in_pass: int | None = None
+        self.use(choice)
+        if settings.overlap:
+            for parameter in parameters:
+                parameter.register_post_accumulate_grad_hook(self.arrived)
+
+    def use(self, choice: Choice) -> None:
+        """Aggregate by this algorithm from now on; all processes must call it."""
+        self.choice, device = choice, self.buckets[0].buffer.device
+        self.runner = runner(phases_of(choice, self.placement, device, self.settings.after), device)
+
+    def arrived(self, parameter: Parameter) -> None:
+        """Take a gradient of the last pass; called by autograd once it has added up."""
+        if self.engine.inside_no_sync_ctxt or not self.engine.is_gradient_accumulation_boundary():
+            return
+        bucket = self.bucket_of[parameter]
+        self.require_new(parameter not in bucket.missing)
+        bucket.take(parameter)
+        self.start_complete()
+
+    def start_complete(self) -> None:
+        """Start the buckets that are complete, up to the first that is not."""
+        for bucket in self.buckets[len(self.jobs) :]:
+            if bucket.missing:
+                return
+            self.jobs.append(self.start(bucket))
+
+    def start(self, bucket: Bucket) -> Job:
+        if self.settings.before != 1:
+            bucket.buffer.div_(self.settings.before)
+        return self.runner.start(bucket.buffer)
+
+    def finish(self) -> None:
+        """Take what has not come by itself, and wait until every gradient is the mean over the processes."""
+        self.require_new(False)
+        for bucket in self.buckets:
+            for parameter in [each for each in bucket.parameters if each in bucket.missing]:
+                bucket.take(parameter)
+        self.start_complete()
+        for job in self.jobs:
+            self.runner.wait(job)
+        self.begin()
+        self.done_in_pass = self.engine.micro_steps
+
+    def begin(self) -> None:
+        """Expect the gradients of another iteration."""
+        self.jobs, self.done_in_pass = [], None
+        for bucket in self.buckets:
+            bucket.empty()
+
+    def require_new(self, came_before: bool) -> None:
+        """Raise TrainingError for a gradient that comes when its mean is already made, or being made."""
+        if came_before or self.done_in_pass == self.engine.micro_steps:
+            raise TrainingError(
+                f"in iteration {self.engine.global_steps} a gradient came twice in the last pass, the second time "
+                "after its aggregation had begun; call engine.backward once per pass, or delete lbsgd.aggregation from "
+                "the JSON"
+            )
+
+
+# --- how it gets into the engine --------------------------------------------------------------------------------------
+
+
+def attach(engine, plan: Plan) -> None:
+    """Let the engine aggregate as the plan says, and count what it waits; all processes must call it.
+
+    engine.aggregation    an `Aggregation`, or None where DeepSpeed's own reduction runs
+    engine.waiting        a `Waiting`
+    """
+    engine.aggregation, engine.waiting = None, Waiting(engine.device)
+    reduce = engine.allreduce_gradients
+    if aggregates(plan) and plan.world_size > 1:
+        placement, wanted = Placement.gather(), plan.recipe.aggregation or Wanted()
+        settings = Settings.of(plan.config, plan.world_size, plan.precision == "fp16")
+        choice = choose(wanted, placement.sizes, dist.get_backend())
+        engine.aggregation = Aggregation(engine, settings, wanted, placement, choice)
+        engine.coalesce_grad_reduction = refuse_coalescing
+        reduce = instead_of(engine, reduce)
+    engine.allreduce_gradients = engine.waiting.timed(reduce)
+
+
+def aggregates(plan: Plan) -> bool:
+    """Whether lbsgd aggregates; otherwise DeepSpeed does."""
+    return own_reduction(plan.config, plan.recipe) is None
+
+
+def instead_of(engine, reduce):
+    """Return what stands for engine.allreduce_gradients, which DeepSpeed calls after each backward."""
+    if engine.zero_optimization():
+        engine.optimizer.average_tensor = lambda *_: None  # the gradients that ZeRO distributes are means already
+
+    def allreduce_gradients(*arguments, **options):
+        if engine.is_gradient_accumulation_boundary():
+            engine.aggregation.finish()
+            if not engine.zero_optimization():
+                return
+        reduce(*arguments, **options)
+
+    return allreduce_gradients
+
+
+def refuse_coalescing(*_):
+    raise ConfigError(
+        "engine.coalesce_grad_reduction goes past lbsgd's aggregation; accumulate by passes (smaller "
+        "train_micro_batch_size_per_gpu), or delete lbsgd.aggregation from the JSON"
+    )
+
+
+def described(plan: Plan, engine) -> str:
+    """Return in words how the gradients of this run are aggregated, for the screen and the log."""
+    if plan.world_size == 1:
+        return "none: one process"
+    if engine.aggregation is None:
+        return f"DeepSpeed's own: {own_reduction(plan.config, plan.recipe)}"
+    aggregation, order = engine.aggregation, ""
+    if not aggregation.placement.in_blocks:
+        order = "; ranks are not in blocks, and grouped by host"
+    when = "during" if aggregation.settings.overlap else "after"
+    return f"{aggregation.choice}{order}; {len(aggregation.buckets)} buckets, {when} back-propagation"

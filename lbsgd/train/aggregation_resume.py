@@ -1,0 +1,75 @@
+"""Aggregation after a restart: the order of every sum, and so every bit, as before where that can be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from lbsgd.config.aggregation import Choice
+from lbsgd.train.aggregation import Aggregation
+
+Saved = dict[str, Any]  # a choice as plain data, with the servers and the size of buckets
+
+
+def saved_choice(engine) -> Saved | None:
+    """Return what a checkpoint keeps of the aggregation; None for DeepSpeed's own reduction."""
+    aggregation = engine.aggregation
+    if aggregation is None:
+        return None
+    return {
+        **aggregation.choice.as_dict(),
+        "servers": [list(ranks) for ranks in aggregation.placement.servers],
+        "bucket_elements": aggregation.settings.bucket_elements,
+    }
+
+
+def resume_choice(engine, saved: Saved | None, worlds: tuple[int, int], say: Callable[[str], None]) -> None:
+    """Aggregate as before the restart, or say in one line that last bits may differ; all processes must call it.
+
+    saved     what `saved_choice` returned then; None also for a checkpoint that is older than aggregation
+    worlds    world size then and now
+
+    What the JSON demands by name comes before what was saved.
+    """
+    before, now = worlds
+    if before != now:
+        say(f"resuming on {now} process{'es' * (now > 1)} instead of {before}: last bits may differ")
+    elif now > 2 and saved != saved_choice(engine):  # the sum of two has one order
+        if not same_order(saved, saved_choice(engine)) and not go_back(engine.aggregation, saved):
+            say("gradients are aggregated otherwise than before the restart: last bits may differ")
+
+
+def same_order(one: Saved | None, other: Saved | None) -> bool:
+    """Whether both sum every element in the same order."""
+    if one is None or other is None:
+        return one is other
+    if choice_of(one).is_tree and choice_of(other).is_tree:
+        return order_of(one) == order_of(other)
+    return one == other
+
+
+def go_back(aggregation: Aggregation | None, saved: Saved | None) -> bool:
+    """Aggregate by the saved choice, if JSON, servers and buckets allow it."""
+    if aggregation is None or saved is None:
+        return False
+    demanded = {key: value for key, value in aggregation.wanted.model_dump().items() if value != "auto"}
+    choice = choice_of(saved)
+    if any(getattr(choice, key) != value for key, value in demanded.items()):
+        return False
+    servers = [list(ranks) for ranks in aggregation.placement.servers]
+    if choice.hierarchy == "servers" and saved["servers"] != servers:
+        return False
+    if not choice.is_tree and saved["bucket_elements"] != aggregation.settings.bucket_elements:
+        return False
+    aggregation.use(choice)
+    return True
+
+
+def choice_of(saved: Saved) -> Choice:
+    return Choice(saved["hierarchy"], saved["between"], saved["inside"], "as before the restart")
+
+
+def order_of(saved: Saved) -> list[int]:
+    """Return the ranks by their position in the tree."""
+    ranks = [rank for server in saved["servers"] for rank in server]
+    return sorted(ranks) if saved["hierarchy"] == "flat" else ranks

@@ -1,0 +1,78 @@
+"""Gradients in flat buffers: which lie together, in which order they go, and how they get in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import torch
+
+Parameter = torch.nn.Parameter
+
+
+class Bucket:
+    """Some parameters' gradients in one flat buffer, which stays for the whole run.
+
+    multiple: the buffer's length is padded to it with zeros, so that shares of all processes are equally long.
+    """
+
+    def __init__(self, parameters: list[Parameter], multiple: int):
+        self.parameters = parameters
+        length = sum(parameter.numel() for parameter in parameters)
+        first = parameters[0]
+        self.buffer = torch.zeros(length + -length % multiple, dtype=first.dtype, device=first.device)
+        self.views: dict[Parameter, torch.Tensor] = {}
+        offset = 0
+        for parameter in parameters:
+            self.views[parameter] = self.buffer.as_strided(parameter.shape, strides(parameter), offset)
+            offset += parameter.numel()
+        self.missing = set(parameters)
+
+    def take(self, parameter: Parameter) -> None:
+        """Copy a gradient into the buffer, zeros if this process has none, and let the parameter's be a view of it.
+
+        Each time a new view: ZeRO points the old one at a buffer of its own, and writes would go there.
+        """
+        view = self.views[parameter]
+        if parameter.grad is None:
+            view.zero_()
+        else:
+            view.copy_(parameter.grad)
+        parameter.grad = view.detach()
+        self.missing.discard(parameter)
+
+    def empty(self) -> None:
+        """Expect all gradients anew."""
+        self.missing = set(self.parameters)
+
+
+def strides(parameter: Parameter) -> tuple[int, ...]:
+    """Return the parameter's own strides, channels_last included; plain ones for a layout with holes."""
+    dense = parameter.is_contiguous() or (
+        parameter.dim() == 4 and parameter.is_contiguous(memory_format=torch.channels_last)
+    )
+    return parameter.stride() if dense else torch.empty(parameter.shape, device="meta").stride()
+
+
+def fill(parameters: Iterable[Parameter], bucket_elements: int, multiple: int) -> list[Bucket]:
+    """Return buckets of at most so many elements, a larger parameter in one of its own.
+
+    They follow the order in which the parameters were registered, from the last: about that in which back-propagation
+    makes gradients, and the same on every process and after every resume. An order observed at run time is neither.
+    """
+    return [Bucket(together, multiple) for together in cut([*parameters][::-1], bucket_elements)]
+
+
+def cut(parameters: list[Parameter], bucket_elements: int) -> Iterator[list[Parameter]]:
+    """Yield neighbours of one precision and device, at most so many elements at once."""
+    together: list[Parameter] = []
+    for parameter in parameters:
+        kind = (parameter.dtype, parameter.device)
+        length = sum(other.numel() for other in together)
+        if together and (
+            (together[0].dtype, together[0].device) != kind or length + parameter.numel() > bucket_elements
+        ):
+            yield together
+            together = []
+        together.append(parameter)
+    if together:
+        yield together

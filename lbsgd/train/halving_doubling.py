@@ -1,0 +1,79 @@
+"""Recursive halving and doubling (Sec. 4), the paper's all-reduce: 2·log2(p) steps, 2·(p−1)/p of the bytes.
+
+Step d of halving: processes whose positions differ in bit d exchange one half of what they are left with, and add. So
+each ends with 1/p of the sum. Doubling goes the same way back. Low bits come first: where the ranks of a server are
+neighbours, the sum inside the server is over before a byte leaves it. Every element is summed in one order,
+((g0+g1)+(g2+g3))+..., which depends neither on the size of the buffer nor on the process that ends up with it. A ring's
+order depends on both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+
+
+class HalvingDoubling:
+    """The algorithm between p = 2^m processes.
+
+    ranks: the processes in the order of their positions. group: one that nobody else uses at the same time.
+    Buffers are flat and contiguous, their length a multiple of p.
+    """
+
+    def __init__(self, ranks: Sequence[int], group: dist.ProcessGroup | None, rank: int):
+        self.ranks, self.group, self.position = ranks, group, ranks.index(rank)
+        self.scratch: dict[torch.dtype, torch.Tensor] = {}
+
+    def all_reduce(self, buffer: torch.Tensor) -> None:
+        """Put the sum over the processes into the buffer of each."""
+        self.reduce_scatter(buffer)
+        self.all_gather(buffer)
+
+    def reduce_scatter(self, buffer: torch.Tensor) -> torch.Tensor:
+        """Return this process's share of the sum: a view of its buffer, whose rest is left as it happens to be."""
+        share = buffer
+        for bit, kept, sent in self.halves(buffer):
+            received = self.room(kept)
+            self.exchange(bit, sent, received)
+            kept.add_(received)
+            share = kept
+        return share
+
+    def all_gather(self, buffer: torch.Tensor) -> None:
+        """Fill the buffer from all processes' shares, which lie where `reduce_scatter` left them."""
+        for bit, kept, other in reversed([*self.halves(buffer)]):
+            self.exchange(bit, kept, other)
+
+    def halves(self, buffer: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Yield each bit from the lowest, with the half that this process keeps and the one that it gives."""
+        bit = 1
+        while bit < len(self.ranks):
+            low, high = buffer.chunk(2)
+            buffer, given = (high, low) if self.position & bit else (low, high)
+            yield bit, buffer, given
+            bit *= 2
+
+    def exchange(self, bit: int, sent: torch.Tensor, received: torch.Tensor) -> None:
+        partner = self.ranks[self.position ^ bit]
+        exchange([(partner, sent)], [(partner, received)], self.group)
+
+    def room(self, like: torch.Tensor) -> torch.Tensor:
+        """Return memory for a half, which is kept for the next time."""
+        room = self.scratch.get(like.dtype)
+        if room is None or room.numel() < like.numel():
+            room = self.scratch[like.dtype] = torch.empty_like(like)
+        return room[: like.numel()]
+
+
+def exchange(
+    sent: Sequence[tuple[int, torch.Tensor]],
+    received: Sequence[tuple[int, torch.Tensor]],
+    group: dist.ProcessGroup | None,
+) -> None:
+    """Send to and receive from other ranks at the same time; return when all of it is done."""
+    messages = [dist.P2POp(dist.isend, tensor, rank, group) for rank, tensor in sent]
+    messages += [dist.P2POp(dist.irecv, tensor, rank, group) for rank, tensor in received]
+    for work in dist.batch_isend_irecv(messages) if messages else []:
+        work.wait()

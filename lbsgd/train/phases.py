@@ -1,0 +1,159 @@
+"""The three phases of an aggregation (Sec. 4), each bucket in one while the next bucket is in the one before.
+
+    1  reduce-scatter inside each server: every process has 1/L of the server's sum
+    2  all-reduce of these shares between the servers, then the division
+    3  all-gather inside each server
+
+Flat, there is phase 2 alone. gloo's calls block, so a thread runs each phase; on a GPU a stream does. Every phase has
+groups of its own: calls of two phases never meet.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from lbsgd.config.aggregation import Choice
+from lbsgd.train.collectives import Backend, Collective
+from lbsgd.train.halving_doubling import HalvingDoubling
+from lbsgd.train.placement import Placement
+
+ALGORITHMS: dict[str, Callable[..., Collective]] = {"backend": Backend, "halving_doubling": HalvingDoubling}
+
+
+class Job:
+    """One bucket on its way; `share` is the part that this process sums between the servers."""
+
+    def __init__(self, buffer: torch.Tensor):
+        self.buffer = self.share = buffer
+        self.done = threading.Event()
+        self.error: BaseException | None = None
+
+
+Phase = Callable[[Job], None]
+
+
+def phases_of(choice: Choice, placement: Placement, device: torch.device, divisor: float) -> list[Phase]:
+    """Return the phases of this process; all processes must call it, because it makes groups."""
+    rank, timeout = dist.get_rank(), timeout_of(device)
+    everybody = tuple(range(dist.get_world_size()))
+    inside: tuple[int, ...]
+    if choice.hierarchy == "flat":
+        inside, between = (rank,), everybody
+        columns = [everybody]
+    else:
+        inside, between = placement.of(rank)
+        columns = [*zip(*placement.servers, strict=True)]
+    middle = ALGORITHMS[choice.between](between, groups(columns, rank, timeout), rank)
+    if len(inside) == 1:
+        return [between_servers(middle, divisor)]
+    first, last = (ALGORITHMS[choice.inside](inside, groups(placement.servers, rank, timeout), rank) for _ in range(2))
+
+    def scatter(job: Job) -> None:
+        job.share = first.reduce_scatter(job.buffer)
+
+    def gather(job: Job) -> None:
+        last.all_gather(job.buffer)
+
+    return [scatter, between_servers(middle, divisor), gather]
+
+
+def between_servers(collective: Collective, divisor: float) -> Phase:
+    """Return phase 2; divisor: what the sum is divided by."""
+
+    def phase(job: Job) -> None:
+        collective.all_reduce(job.share)
+        if divisor != 1:
+            job.share.mul_(1 / divisor)
+
+    return phase
+
+
+def groups(lists: Sequence[Sequence[int]], rank: int, timeout: timedelta) -> dist.ProcessGroup | None:
+    """Make a group of each list of ranks, as all processes must in the same order, and return this process's."""
+    mine = None
+    for ranks in lists:
+        group = dist.new_group(list(ranks), timeout=timeout)
+        if rank in ranks:
+            mine = group
+    return mine
+
+
+def timeout_of(device: torch.device) -> timedelta:
+    """Return the timeout that the processes joined with; torch would give new groups its own, 30 minutes."""
+    return dist.distributed_c10d._get_default_group()._get_backend(device).options._timeout
+
+
+# --- who runs them ----------------------------------------------------------------------------------------------------
+
+
+class Threads:
+    """Runs phases of buffers in the host's memory, a daemon thread each, which ends with this object."""
+
+    def __init__(self, phases: Sequence[Phase]):
+        self.queues = [queue.SimpleQueue[Job | None]() for _ in phases]
+        for number, phase in enumerate(phases):
+            rest = self.queues[number + 1 : number + 2]
+            arguments = (phase, self.queues[number], rest[0] if rest else None)
+            threading.Thread(target=work, args=arguments, name=f"lbsgd phase {number + 1}", daemon=True).start()
+        weakref.finalize(self, self.queues[0].put, None)
+
+    def start(self, buffer: torch.Tensor) -> Job:
+        job = Job(buffer)
+        self.queues[0].put(job)
+        return job
+
+    def wait(self, job: Job) -> None:
+        """Return when the buffer holds the mean. Raises what a phase raised."""
+        job.done.wait()
+        if job.error:
+            raise job.error
+
+
+def work(phase: Phase, jobs: queue.SimpleQueue[Job | None], rest: queue.SimpleQueue[Job | None] | None) -> None:
+    """Run one phase of each job, and hand it on; the error of one ends the thread, whose group is broken then."""
+    error: BaseException | None = None
+    while job := jobs.get():
+        try:
+            if job.error is None and error is None:
+                phase(job)
+        except BaseException as raised:  # noqa: BLE001  raised again where the main thread waits
+            error = raised
+        job.error = job.error or error
+        if rest:
+            rest.put(job)
+        if job.error or not rest:
+            job.done.set()
+    if rest:
+        rest.put(None)
+
+
+class Streams:
+    """Runs phases of buffers on a GPU, a stream each; no call blocks the host."""
+
+    def __init__(self, phases: Sequence[Phase]):
+        self.phases = phases
+        self.streams = [torch.cuda.Stream() for _ in phases]
+
+    def start(self, buffer: torch.Tensor) -> Job:
+        job, before = Job(buffer), torch.cuda.current_stream()
+        for phase, stream in zip(self.phases, self.streams, strict=True):
+            stream.wait_stream(before)
+            with torch.cuda.stream(stream):
+                phase(job)
+            before = stream
+        return job
+
+    def wait(self, job: Job) -> None:
+        """Let the current stream wait for the phases."""
+        torch.cuda.current_stream().wait_stream(self.streams[-1])
+
+
+def runner(phases: Sequence[Phase], device: torch.device) -> Threads | Streams:
+    return Streams(phases) if device.type == "cuda" else Threads(phases)

@@ -1,0 +1,44 @@
+"""Which processes share a server (Sec. 4), learnt from the names of their hosts."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+
+def host_name() -> str:
+    return platform.node()
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The ranks on each server, in ascending order; servers by their lowest rank. Any order of ranks will do."""
+
+    servers: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def gather(cls) -> Placement:
+        """Learn from all processes where they run; all of them must call it."""
+        names: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(names, host_name())
+        ranks = {
+            name: tuple(rank for rank, other in enumerate(names) if other == name) for name in dict.fromkeys(names)
+        }
+        return cls(tuple(ranks.values()))
+
+    @property
+    def sizes(self) -> list[int]:
+        return [len(ranks) for ranks in self.servers]
+
+    @property
+    def in_blocks(self) -> bool:
+        """Whether ranks run through the servers one after another, as with all launchers but Slurm's cyclic order."""
+        return [rank for ranks in self.servers for rank in ranks] == list(range(sum(self.sizes)))
+
+    def of(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the ranks of this one's server, and those at its place in all servers (of equal size)."""
+        inside = next(ranks for ranks in self.servers if rank in ranks)
+        place = inside.index(rank)
+        return inside, tuple(ranks[place] for ranks in self.servers)

@@ -1,0 +1,146 @@
+"""Many hosts' network without the hosts: namespaces on one switch, each behind a link of limited speed.
+
+    with Network(hosts=4, mbit=100) as network:
+        results = network.run(function, 1, 2, per_host=2)     # by rank; ranks run through the hosts in blocks
+
+Functions run in processes of this machine that see one host's network each, and meet through it as any launcher's do.
+There is no ssh and no other root directory: what only networks decide (bytes, time) can be measured on more hosts than
+`hosts.py` could start. Links are limited in both directions by `tbf`; all of it ends with this process.
+"""
+
+import ctypes
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch.distributed
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import processes  # noqa: E402  beside the path above
+
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+INTERFACE, SUBNET = "eth0", "10.84.0"
+HEADERS = 1.045  # bytes on the wire per byte of data: 1,514 for 1,448 in a full packet
+CLONE_NEWNET = 0x40000000
+
+
+def why_not() -> str | None:
+    """Return what keeps this machine from playing networks, or None."""
+    if os.geteuid():
+        return "networks are played by namespaces, which need root"
+    script = (
+        "ip link add e0 type veth peer name e1 && ip link add sw type bridge && ip link set e0 up && "
+        "tc qdisc add dev e0 root tbf rate 100mbit burst 64kb latency 400ms"
+    )
+    tried = sh(f"unshare --net sh -ec '{script}'", check=False)
+    return f"no network may be made here ({tried.stderr.strip()})" if tried.returncode else None
+
+
+def sh(command: str, check: bool = True) -> subprocess.CompletedProcess:
+    return subprocess.run(["sh", "-ec", command], check=check, capture_output=True, text=True, env={"PATH": PATH})
+
+
+class Network:
+    """Hosts 0, 1, ... with `mbit` each way between them and a switch.
+
+    With latency_ms, packets take that long from host to host instead, at no limited rate (delay_line.py).
+    """
+
+    def __init__(self, hosts: int, mbit: float, latency_ms: float = 0.0):
+        self.hosts, self.mbit, self.latency_ms = hosts, mbit, latency_ms
+        self.namespaces: list[subprocess.Popen] = []
+
+    def __enter__(self) -> "Network":
+        try:
+            switch, *hosts = [self.namespace() for _ in range(self.hosts + 1)]
+            if self.latency_ms:
+                self.connect_late(hosts)
+                return self
+            within(switch, "ip link add sw type bridge && ip link set sw up")
+            for number, host in enumerate(hosts):
+                self.connect(switch, host, number)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process in self.namespaces:
+            process.kill()
+            process.wait()
+
+    def namespace(self) -> subprocess.Popen:
+        """Start a process in a network of its own, which lasts as long as it and dies with us."""
+        words = ["setpriv", "--pdeathsig", "KILL", "unshare", "--net", "sh", "-c", "echo up; exec sleep infinity"]
+        process = subprocess.Popen(words, env={"PATH": PATH}, stdout=subprocess.PIPE)
+        self.namespaces.append(process)
+        assert process.stdout.readline() == b"up\n"
+        return process
+
+    def connect(self, switch: subprocess.Popen, host: subprocess.Popen, number: int) -> None:
+        port = f"port{number}"
+        sh(f"ip link add {INTERFACE} netns {host.pid} type veth peer name {port} netns {switch.pid}")
+        limit = f"root tbf rate {self.mbit}mbit burst 64kb latency 400ms"
+        within(switch, f"ip link set {port} master sw up && tc qdisc add dev {port} {limit}")
+        address = f"ip address add {SUBNET}.{number + 1}/24 dev {INTERFACE}"
+        within(host, f"{address}; ip link set lo up; ip link set {INTERFACE} up; tc qdisc add dev {INTERFACE} {limit}")
+
+    def connect_late(self, hosts: list[subprocess.Popen]) -> None:
+        words = [
+            sys.executable,
+            Path(__file__).with_name("delay_line.py"),
+            self.latency_ms,
+            *(host.pid for host in hosts),
+        ]
+        line = subprocess.Popen(
+            ["setpriv", "--pdeathsig", "KILL", *map(str, words)], env={"PATH": PATH}, stdout=subprocess.PIPE
+        )
+        self.namespaces.append(line)
+        assert line.stdout.readline() == b"up\n"
+
+    def run(self, function, *arguments, per_host: int = 1) -> list:
+        """Return the results of function(*arguments) in each process, as `processes.in_processes` does."""
+        pids = [process.pid for process in self.namespaces[1 : self.hosts + 1]]
+        return processes.in_processes(self.hosts * per_host, _on_host, pids, per_host, function, arguments)
+
+
+def within(process: subprocess.Popen, command: str) -> None:
+    subprocess.run(
+        ["nsenter", "--target", str(process.pid), "--net", "sh", "-ec", command], check=True, env={"PATH": PATH}
+    )
+
+
+def _on_host(pids: list[int], per_host: int, function, arguments):
+    from lbsgd.train import placement
+
+    rank = int(os.environ["RANK"])
+    number = rank // per_host
+    with open(f"/proc/{pids[number]}/ns/net") as namespace:
+        if ctypes.CDLL(None, use_errno=True).setns(namespace.fileno(), CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), "setns")
+    os.environ.update(
+        MASTER_ADDR=f"{SUBNET}.1",
+        MASTER_PORT="29500",
+        GLOO_SOCKET_IFNAME=INTERFACE,
+        LOCAL_RANK=str(rank % per_host),
+        LOCAL_SIZE=str(per_host),
+    )
+    placement.host_name = lambda: f"host{number}"
+    return function(*arguments)
+
+
+def sent_bytes() -> int:
+    """Return the bytes that this process's host has sent."""
+    line = next(line for line in Path("/proc/self/net/dev").read_text().splitlines() if INTERFACE in line)
+    return int(line.split(":")[1].split()[8])
+
+
+def bytes_of_hosts(before: int, per_host: int) -> list[int]:
+    """Return what each host has sent since; all processes must call it."""
+    torch.distributed.barrier()
+    mine = sent_bytes() - before
+    found = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(found, mine)
+    return found[::per_host]

@@ -1,0 +1,296 @@
+"""Aggregation when something is wrong, in what order it starts, and checkpoints that are older than it."""
+
+import itertools
+import os
+import pickle
+import random
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.multiprocessing
+from aggregating import OURS, config, noise, run
+from oracle import network
+from processes import in_processes
+from test_engine import recipe, train
+from torch.nn import functional as F
+
+import lbsgd
+from lbsgd.config.aggregation import Choice
+from lbsgd.config.neutral import completed
+from lbsgd.config.plan import Plan
+from lbsgd.config.schema import Aggregation as Wanted
+from lbsgd.config.schema import Recipe
+from lbsgd.errors import CheckpointError, ConfigError, TrainingError
+from lbsgd.processes.environment import free_port
+from lbsgd.train import checkpoint
+from lbsgd.train.aggregation import Aggregation, Settings
+from lbsgd.train.aggregation_advice import AggregationAdvice
+from lbsgd.train.aggregation_resume import resume_choice, same_order
+from lbsgd.train.engine import start_processes
+from lbsgd.train.engine_state import gather_state
+from lbsgd.train.placement import Placement
+from lbsgd.train.saver import Saver
+
+ALONE, FLAT = Placement(((0,),)), Choice("flat", "backend", "backend")
+OLD = Path(__file__).parent / "fixtures/before_aggregation"
+
+
+# --- order, without clocks --------------------------------------------------------------------------------------------
+
+
+def alone(model, bucket=500, boundary=True):
+    """Aggregation of one process, and the buckets that it starts."""
+    start_processes()
+    engine = SimpleNamespace(
+        module=model,
+        inside_no_sync_ctxt=False,
+        micro_steps=0,
+        global_steps=7,
+        is_gradient_accumulation_boundary=lambda: boundary,
+    )
+    aggregation = Aggregation(engine, Settings(bucket, True, 1.0, 1.0), Wanted(), ALONE, FLAT)
+    started = []
+    start = aggregation.runner.start
+    aggregation.runner.start = lambda buffer: (started.append(buffer.data_ptr()), start(buffer))[1]
+    return aggregation, started
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_buckets_start_in_one_order_however_gradients_come(seed):
+    model = network()
+    aggregation, started = alone(model)
+    parameters = [*model.parameters()]
+    random.Random(seed).shuffle(parameters)
+    come = set()
+    for number, parameter in enumerate(parameters, start=1):
+        come.add(parameter)
+        parameter.grad = torch.full_like(parameter, number)
+        aggregation.arrived(parameter)
+        complete = itertools.takewhile(come.issuperset, (bucket.parameters for bucket in aggregation.buckets))
+        assert len(started) == len([*complete])
+    assert started == [bucket.buffer.data_ptr() for bucket in aggregation.buckets] and len(started) > 4
+    aggregation.finish()
+    assert [float(parameter.grad.mean()) for parameter in parameters] == pytest.approx(range(1, len(parameters) + 1))
+
+
+def test_the_order_is_that_of_registration_from_the_last():
+    model = network()
+    aggregation, _ = alone(model)
+    in_buckets = [parameter for bucket in aggregation.buckets for parameter in bucket.parameters]
+    assert [id(each) for each in in_buckets] == [id(each) for each in reversed([*model.parameters()])]
+    assert all(bucket.buffer.numel() <= 500 or len(bucket.parameters) == 1 for bucket in aggregation.buckets)
+
+
+def test_before_the_last_pass_nothing_starts():
+    model = network()
+    aggregation, started = alone(model, boundary=False)
+    for parameter in model.parameters():
+        aggregation.arrived(parameter)
+    assert started == []
+
+
+# --- gradients that come twice, calls that go past --------------------------------------------------------------------
+
+
+def test_a_gradient_that_comes_twice_raises():
+    model = network()
+    aggregation, _ = alone(model)
+    aggregation.arrived(model.fc.weight)
+    with pytest.raises(TrainingError, match="in iteration 7 a gradient came twice.*engine.backward once per pass"):
+        aggregation.arrived(model.fc.weight)
+
+
+def test_a_second_backward_in_the_last_pass_raises():
+    model = network()
+    aggregation, _ = alone(model)
+    aggregation.finish()
+    with pytest.raises(TrainingError, match="came twice"):
+        aggregation.arrived(model.fc.weight)
+    aggregation, _ = alone(network())
+    aggregation.finish()
+    with pytest.raises(TrainingError, match="came twice"):
+        aggregation.finish()
+    aggregation.engine.micro_steps += 1  # as after engine.step
+    aggregation.finish()
+
+
+def refusals():
+    engine = run(config(2, stage=1, block=OURS), iterations=1)
+    with pytest.raises(ConfigError, match="coalesce_grad_reduction goes past"):
+        engine.coalesce_grad_reduction()
+    with engine.no_sync():
+        images, labels = noise(1, 0)
+        engine.backward(F.cross_entropy(engine(images).float(), labels))
+        assert engine.aggregation.jobs == []
+    return dropped()
+
+
+def dropped():
+    """A pass under no_sync at the boundary, then the last pass: gradients add up, and are reduced once."""
+    engine, _ = lbsgd.initialize(network(), config(2, block=OURS))
+    images, labels = noise(0, 0)
+    with engine.no_sync():
+        engine.backward(F.cross_entropy(engine(images).float(), labels))
+    once = {name: parameter.grad.clone() for name, parameter in engine.module.named_parameters()}
+    engine.backward(F.cross_entropy(engine(images).float(), labels))
+    torch.distributed.all_reduce(once["conv.weight"])
+    return torch.allclose(engine.module.conv.weight.grad, once["conv.weight"], rtol=1e-4, atol=1e-6)
+
+
+def test_no_sync_is_honoured_and_coalescing_refused():
+    assert in_processes(2, refusals) == [True, True]
+
+
+# --- peers that die or fall silent ------------------------------------------------------------------------------------
+
+
+def with_a_peer(rank, port, folder, fate):
+    os.environ.update(
+        RANK=str(rank),
+        LOCAL_RANK=str(rank),
+        WORLD_SIZE="2",
+        LOCAL_SIZE="2",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+    start_processes(timeout_seconds=5)
+    engine = run(config(2, block=OURS), iterations=1)
+    if rank == 1:
+        if fate == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(60)
+    images, labels = noise(1, 0)
+    began = time.monotonic()
+    try:
+        engine.backward(F.cross_entropy(engine(images).float(), labels))
+        said = "nothing"
+    except RuntimeError as error:
+        said = type(error).__name__
+    Path(folder, fate).write_bytes(pickle.dumps((said, time.monotonic() - began)))
+    os._exit(0)
+
+
+@pytest.mark.parametrize("fate, least, most", [("killed", 0, 4), ("silent", 3, 40)])
+def test_a_peer_that_is_killed_is_noticed_at_once_and_a_silent_one_after_the_timeout(tmp_path, fate, least, most):
+    """The timeout is that of start_processes, not torch's half an hour for new groups."""
+    arguments = (free_port(), str(tmp_path), fate)
+    context = torch.multiprocessing.start_processes(with_a_peer, arguments, 2, join=False, start_method="forkserver")
+    first, second = context.processes
+    first.join(120)
+    second.kill()
+    said, seconds = pickle.loads((tmp_path / fate).read_bytes())
+    assert said.endswith("Error") and least <= seconds < most, (said, seconds)
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def old_saver(engine, plan, say=lambda _: None):
+    network_ = {name: list(tensor.shape) for name, tensor in engine.module.state_dict().items()}
+    return Saver(engine, OLD, {**plan.identity(), "network": network_, "data": "fake"}, {}, say=say)
+
+
+@pytest.mark.parametrize("block", [None, OURS, {"between": "backend"}])
+def test_a_checkpoint_from_before_aggregation_resumes_in_the_same_bits(block):
+    """Written by the code of that time after 3 iterations (fixtures/before_aggregation)."""
+    values = recipe()
+    if block is not None:
+        values["lbsgd"]["aggregation"] = block
+    engine, plan = lbsgd.initialize(network(seed=1), values)
+    old_saver(engine, plan).restore()
+    train(engine, plan, first=3, last=5)
+    whole, plan = lbsgd.initialize(network(), recipe())
+    train(whole, plan, last=5)
+    theirs = gather_state(whole).weights
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in gather_state(engine).weights.items())
+
+
+def test_aggregation_is_no_part_of_a_runs_identity():
+    values = recipe()
+    values["lbsgd"]["aggregation"] = {"between": "backend"}
+    assert Plan.read(values, 1).identity() == Plan.read(recipe(), 1).identity()
+
+
+def test_a_key_that_an_older_checkpoint_lacks_has_its_neutral_default(tmp_path):
+    saved = Recipe.model_validate(recipe()["lbsgd"]).model_dump()
+    del saved["augmentation"]["flip"], saved["decay"], saved["seed"]
+    found = completed(saved)
+    assert (found["augmentation"]["flip"], found["seed"], found["decay"]["factor"]) == (True, 0, 0.1)
+    tensors = {
+        "weights": {"w": torch.zeros(1)},
+        "momentum": {"w": torch.zeros(1)},
+        "random": {"torch.0": torch.zeros(1)},
+    }
+    now = Plan.read(recipe(), 1).identity()
+    older = {**now, "recipe": {**now["recipe"], "augmentation": {"resolution": 224, "crop_scale": [0.08, 1.0]}}}
+    checkpoint.save(tmp_path, 1, tensors, {"counters": {}, "identity": older})
+    checkpoint.load_newest(tmp_path, now, print)
+    changed = recipe()
+    changed["lbsgd"]["augmentation"] = {"flip": False}
+    with pytest.raises(CheckpointError, match="recipe.augmentation.flip is true there and false here"):
+        checkpoint.load_newest(tmp_path, Plan.read(changed, 1).identity(), print)
+
+
+def test_a_required_key_is_not_made_up():
+    assert "epochs" not in completed({"num_images": 1, "warmup": {"kind": "none", "epochs": 0}})
+
+
+def saved(hierarchy="flat", between="halving_doubling", inside="halving_doubling", servers=((0, 1, 2, 3),), bucket=500):
+    return {
+        "hierarchy": hierarchy,
+        "between": between,
+        "inside": inside,
+        "servers": [list(ranks) for ranks in servers],
+        "bucket_elements": bucket,
+    }
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        (saved(), saved("servers", servers=((0, 1), (2, 3))), True),
+        (saved(), saved(bucket=9), True),
+        (saved(), saved("servers", servers=((0, 2), (1, 3))), False),  # cyclic: another tree
+        (saved(between="backend"), saved(between="backend"), True),
+        (saved(between="backend"), saved(between="backend", bucket=9), False),
+        (saved(), saved(between="backend"), False),
+        (None, saved(), False),
+        (None, None, True),
+    ],
+)
+def test_what_decides_the_order_of_a_sum(one, other, same):
+    assert same_order(one, other) is same
+
+
+def test_another_number_of_processes_is_said():
+    said = []
+    resume_choice(SimpleNamespace(aggregation=None), None, (4, 2), said.append)
+    resume_choice(SimpleNamespace(aggregation=None), None, (2, 2), said.append)
+    assert said == ["resuming on 2 processes instead of 4: last bits may differ"]
+
+
+# --- advice -----------------------------------------------------------------------------------------------------------
+
+
+def record(share, iterations=10, speed=100.0):
+    return {"aggregation_wait_pct": share, "num_iterations": iterations, "images_per_second": speed}
+
+
+def test_above_20_percent_of_an_epoch_one_line_says_what_to_change_once():
+    advice = AggregationAdvice()
+    for share in (10, 28):
+        advice.note(record(share))
+    assert advice.of_epoch() is None  # 19 %
+    advice.note({"data_wait_pct": 1.0})  # one process: no share
+    assert advice.of_epoch() is None
+    advice.note(record(10))
+    advice.note(record(40, iterations=30))
+    said = advice.of_epoch()
+    assert said.startswith("warning: 32 %") and "\n" not in said
+    assert all(word in said for word in ("reduce_bucket_size", "hierarchy", "micro batch"))
+    advice.note(record(90))
+    assert advice.of_epoch() is None

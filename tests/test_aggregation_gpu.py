@@ -1,0 +1,50 @@
+"""Aggregation on a GPU, as far as one GPU with one process goes: streams in place of threads, NCCL in place of gloo."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from oracle import network
+
+from lbsgd.config.aggregation import Choice
+from lbsgd.config.schema import Aggregation as Wanted
+from lbsgd.train.aggregation import Aggregation, Settings
+from lbsgd.train.engine import start_processes
+from lbsgd.train.phases import Streams
+from lbsgd.train.placement import Placement
+from lbsgd.train.waiting import Waiting
+
+pytestmark = pytest.mark.gpu
+ALONE = Placement(((0,),))
+
+
+@pytest.mark.parametrize("hierarchy", ["flat", "servers"])
+@pytest.mark.parametrize("between", ["backend", "halving_doubling"])
+def test_gradients_of_one_process_come_back_as_they_went(hierarchy, between):
+    start_processes()
+    model = network().cuda().to(memory_format=torch.channels_last)
+    engine = SimpleNamespace(
+        module=model,
+        inside_no_sync_ctxt=False,
+        micro_steps=0,
+        global_steps=0,
+        is_gradient_accumulation_boundary=lambda: True,
+    )
+    choice = Choice(hierarchy, between, between)
+    aggregation = Aggregation(engine, Settings(500, True, 1.0, 1.0), Wanted(), ALONE, choice)
+    assert isinstance(aggregation.runner, Streams) and len(aggregation.buckets) > 4
+    images = torch.randn(8, 3, 6, 6, device="cuda")
+    torch.manual_seed(0)
+    model(images).square().sum().backward()  # the hooks start buckets
+    aggregation.finish()
+    found = [parameter.grad.clone() for parameter in model.parameters()]
+    plain = network().cuda().to(memory_format=torch.channels_last)
+    plain(images).square().sum().backward()
+    for ours, theirs in zip(found, (parameter.grad for parameter in plain.parameters()), strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_waiting_is_measured_on_the_device():
+    waiting = Waiting(torch.device("cuda"))
+    waiting.timed(lambda: torch.cuda._sleep(10_000_000))()
+    assert waiting.take() > 1e-4 and waiting.take() == 0

@@ -1,0 +1,105 @@
+"""Known ways to get aggregation wrong, side by side: right is within BOUND, wrong beyond 100 times that.
+
+Each wrong version is a part of lbsgd replaced by the usual mistake.
+"""
+
+import pytest
+import torch
+import torch.distributed as dist
+from aggregating import OURS, config, parameters, run
+from oracle import BOUND, distance
+from processes import in_processes
+
+import lbsgd
+from lbsgd.train.aggregation import Settings
+from lbsgd.train.buckets import Bucket, fill
+
+# --- an order observed at run time, which processes and resumed runs need not share ---------------------------------
+
+
+def in_observed_order(monkeypatch):
+    """Buckets in the order in which this process saw its gradients come; on rank 1 two of them changed places."""
+    observed = fill
+
+    def wrong(parameters, bucket_elements, multiple):
+        seen = [*parameters]
+        if dist.get_rank() == 1:
+            seen[0], seen[-2] = seen[-2], seen[0]
+        return observed(seen, bucket_elements, multiple)
+
+    monkeypatch.setattr("lbsgd.train.aggregation.fill", wrong)
+
+
+def kept_view(monkeypatch):
+    """The gradient is the bucket's own view, handed out again and again: ZeRO points it at a buffer of its own."""
+
+    def take(self, parameter):
+        view = self.views[parameter]
+        view.copy_(parameter.grad)
+        parameter.grad = view  # no new view of it
+        self.missing.discard(parameter)
+
+    monkeypatch.setattr(Bucket, "take", take)
+
+
+def divided_after(monkeypatch):
+    """fp16: the sum first, which overflows where the mean does not."""
+    original = Settings.of.__func__
+    monkeypatch.setattr(
+        Settings, "of", classmethod(lambda cls, config, world_size, half: original(cls, config, world_size, False))
+    )
+
+
+def mean_of_large_gradients(values):
+    """The gradient of one weight whose fp16 value is large, but fits: 40,000 on both processes."""
+    engine, _ = lbsgd.initialize(torch.nn.Linear(1, 1, bias=False), values)
+    images = torch.full((8, 1), 40_000.0).half()
+    seen = []
+    zero = engine.optimizer.reduce_ready_partitions_and_remove_grads
+    engine.optimizer.reduce_ready_partitions_and_remove_grads = lambda parameter, group: (
+        seen.append(float(parameter.grad)),
+        zero(parameter, group),
+    )
+    engine.optimizer.loss_scaler.cur_scale = 1.0
+    engine.backward(engine(images).mean(dtype=torch.float16))
+    return seen
+
+
+def all_versions():
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: True
+    found = {}
+    for name, stage, mistake in [
+        ("right 0", 0, None),
+        ("right 1", 1, None),
+        ("order", 0, in_observed_order),
+        ("view", 1, kept_view),
+    ]:
+        with pytest.MonkeyPatch.context() as patch:
+            if mistake:
+                mistake(patch)
+            found[name] = parameters(run(config(2, stage=stage, bucket=500_000_000, block=OURS), iterations=3))
+    found["expected"] = parameters(run(config(2), iterations=3))
+    halves = config(2, stage=1, precision="fp16", block=OURS)
+    found["fp16"] = mean_of_large_gradients(halves)
+    with pytest.MonkeyPatch.context() as patch:
+        divided_after(patch)
+        found["fp16 wrong"] = mean_of_large_gradients(halves)
+    return found
+
+
+@pytest.fixture(scope="module")
+def versions():
+    return in_processes(2, all_versions)[0]
+
+
+@pytest.mark.parametrize("right, wrong", [("right 0", "order"), ("right 1", "view")])
+def test_a_bucket_order_of_ones_own_and_a_view_that_zero_moved_are_wrong(versions, right, wrong):
+    assert distance(versions[right], versions["expected"]) < BOUND
+    assert distance(versions[wrong], versions["expected"]) > 100 * BOUND
+
+
+def test_in_fp16_the_division_comes_before_the_sum(versions):
+    assert versions["fp16"] == [40_000.0]
+    assert versions["fp16 wrong"] == [float("inf")]

@@ -1,0 +1,128 @@
+"""What `auto` chooses, by one fixed rule, and which of DeepSpeed's keys are honoured or refused."""
+
+import copy
+
+import pytest
+from test_engine import recipe
+
+from lbsgd.config.aggregation import Choice, choose, own_reduction
+from lbsgd.config.overrides import Overrides
+from lbsgd.config.plan import Plan
+from lbsgd.config.schema import Aggregation
+from lbsgd.errors import ConfigError
+from lbsgd.train.aggregation import Settings
+
+TREE, RING = "halving_doubling", "backend"
+
+
+@pytest.mark.parametrize(
+    "sizes, backend, hierarchy, between, inside",
+    [
+        ([2, 2], "gloo", "servers", TREE, TREE),
+        ([4], "gloo", "flat", TREE, TREE),
+        ([1, 1, 1, 1], "gloo", "flat", TREE, TREE),
+        ([3], "gloo", "flat", RING, RING),
+        ([3, 3], "gloo", "servers", RING, RING),  # halving inside is not possible, so the order is no tree anyway
+        ([2, 2, 2], "gloo", "servers", RING, RING),
+        ([2, 1], "gloo", "flat", RING, RING),
+        ([3, 1], "gloo", "flat", RING, RING),  # four processes, but not on equal servers
+        ([8, 8], "nccl", "flat", RING, RING),
+    ],
+)
+def test_auto_follows_a_fixed_rule(sizes, backend, hierarchy, between, inside):
+    choice = choose(Aggregation(), sizes, backend)
+    assert (choice.hierarchy, choice.between, choice.inside) == (hierarchy, between, inside)
+    assert choice.is_tree == (between == TREE)
+    assert ("bits depend on placement" in choice.reason) == (backend == "gloo" and between == RING)
+
+
+def test_what_is_asked_for_comes_first():
+    asked = Aggregation(hierarchy="servers", between="halving_doubling")
+    assert choose(asked, [8, 8], "nccl") == Choice("servers", TREE, TREE, "2 servers x 8 processes")
+    assert choose(asked, [3, 3], "gloo").inside == RING and not choose(asked, [3, 3], "gloo").is_tree
+    assert choose(Aggregation(hierarchy="flat"), [2, 2], "gloo").hierarchy == "flat"
+    assert choose(Aggregation(between="backend"), [2, 2], "gloo").between == RING
+    assert choose(Aggregation(hierarchy="servers"), [2, 1], "gloo").hierarchy == "flat"  # unequal
+
+
+@pytest.mark.parametrize("sizes, words", [([3], "3 processes"), ([2, 2, 2], "3 servers"), ([2, 1], "3 processes")])
+def test_what_cannot_be_is_refused_in_one_line(sizes, words):
+    with pytest.raises(ConfigError, match=words) as refused:
+        choose(Aggregation(between="halving_doubling"), sizes, "gloo")
+    assert "\n" not in str(refused.value) and "use backend or auto" in str(refused.value)
+
+
+# --- keys that reroute DeepSpeed's reduction --------------------------------------------------------------------------
+
+
+def with_keys(stage=0, block=None, **keys):
+    config = copy.deepcopy(recipe(stage))
+    config["lbsgd"]["aggregation"] = {} if block is None else block
+    return config, Overrides(settings=tuple(f"{key.replace('__', '.')}={value}" for key, value in keys.items()))
+
+
+def refusal(stage=0, **keys):
+    with pytest.raises(ConfigError) as refused:
+        Plan.read(with_keys(stage)[0], 2, overrides=with_keys(stage, **keys)[1])
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "stage, key, value, code",
+    [
+        (1, "data_types.grad_accum_dtype", "bf16", "D60"),
+        (0, "data_types.grad_accum_dtype", "bf16", "D35"),  # DeepSpeed itself cannot
+        (0, "communication_data_type", "fp16", "D22"),
+        (1, "zero_optimization.contiguous_gradients", "false", "D62"),
+        (0, "gradient_predivide_factor", "0", "D63"),
+        (0, "sequence_parallel_size", "2", "D64"),
+        (0, "gradient_allreduce_op", "sum", "D05"),
+        (0, "managed_gradient_accumulation", "false", "D23"),
+    ],
+)
+def test_a_key_that_reroutes_the_reduction_is_refused_by_name(stage, key, value, code):
+    error = refusal(stage, **{key.replace(".", "__"): value})
+    assert key in error and code in error
+
+
+def test_another_type_on_the_wire_is_refused_in_fp16_too():
+    config, overrides = with_keys(1, communication_data_type="fp32")
+    config |= {"fp16": {"enabled": True, "auto_cast": True}}
+    with pytest.raises(ConfigError, match="communication_data_type.*D61"):
+        Plan.read(config, 2, overrides=overrides)
+    Plan.read(config, 2, overrides=Overrides(settings=("communication_data_type=fp16",)))
+
+
+def test_without_the_block_these_keys_are_deepspeeds_business():
+    config, overrides = with_keys(1, zero_optimization__contiguous_gradients="false", lbsgd__aggregation="null")
+    assert Plan.read(config, 2, overrides=overrides).recipe.aggregation is None
+
+
+def test_the_divisors_of_deepspeed_are_honoured():
+    of = Settings.of
+    assert (of({}, 4, False).before, of({}, 4, False).after) == (1.0, 4.0)
+    assert (of({}, 4, True).before, of({}, 4, True).after) == (4, 1.0)  # fp16: before the sum
+    prescaled, predivided = of({"prescale_gradients": True}, 4, False), of({"gradient_predivide_factor": 2.0}, 4, False)
+    assert (prescaled.before, prescaled.after, predivided.before, predivided.after) == (4, 1.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "stage, extra, words",
+    [
+        (2, {}, "ZeRO-2 reduces in every pass"),
+        (1, {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}, "autocast's precision"),
+    ],
+)
+def test_where_deepspeed_must_reduce_auto_lets_it_and_a_demand_is_refused(stage, extra, words):
+    config = with_keys(stage)[0] | extra
+    plan = Plan.read(config, 2)
+    assert words in own_reduction(plan.config, plan.recipe)
+    config["lbsgd"]["aggregation"] = {"between": "halving_doubling"}
+    with pytest.raises(ConfigError, match=f"lbsgd.aggregation.between: is halving_doubling, but .*{words}.*D65"):
+        Plan.read(config, 2)
+
+
+def test_a_file_without_the_block_keeps_deepspeeds_own_reduction():
+    plan = Plan.read(recipe(), 2)
+    assert "no lbsgd.aggregation" in own_reduction(plan.config, plan.recipe)

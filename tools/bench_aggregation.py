@@ -1,0 +1,233 @@
+"""tools/bench_aggregation.py --mbit 500: aggregation between two emulated hosts, by all algorithms in turn (Sec. 4).
+
+Hosts are network namespaces of this machine with a limited link (tests/cluster/network.py). Needs root, and nothing
+else may run. Each block is a few iterations of one variant, and the variants follow each other in every round, so that
+what disturbs one disturbs all. Rounds in which other programs took more than a tenth of the CPU are left out. Prints
+the ratio of DeepSpeed's time to each variant's, with a 95 % interval over the rounds, the share of the communication
+that is hidden, and the bytes that a host sends.
+
+    --halving      instead: halving/doubling against gloo's ring over 2 to 16 processes, for small buffers
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/cluster")]
+
+import network  # noqa: E402  beside the path above
+
+PHASES = {"hierarchy": "servers", "between": "backend"}
+VARIANTS = {
+    "stage 0": (0, None),
+    "ZeRO-1": (1, None),
+    "DDP": (None, None),
+    "flat": (0, {"hierarchy": "flat", "between": "backend"}),
+    "three phases": (0, PHASES),
+    "halving/doubling": (0, {"hierarchy": "servers", "between": "halving_doubling"}),
+    "ZeRO-1, three phases": (1, PHASES),
+}
+OTHERS = 0.1  # of the CPU's time, above which a round is left out
+
+
+def configuration(world_size: int, micro_batch: int, stage: int, block: dict | None) -> dict:
+    from lbsgd.config.generate import generate
+    from lbsgd.config.keypath import put
+
+    config = generate(
+        world_size * micro_batch,
+        gpus=world_size,
+        micro_batch=micro_batch,
+        precision="fp32",
+        zero_stage=stage,
+        num_images=100 * world_size * micro_batch,
+        settings=(f"lbsgd.batch_norm.per_worker_batch={micro_batch}", "lbsgd.augmentation.resolution=32"),
+    )
+    put(config, "lbsgd.aggregation", block)
+    put(config, "zero_allow_untested_optimizer", True)
+    return config
+
+
+class Variant:
+    """One way to train ResNet-50 on noise; `iterations` returns the seconds of some."""
+
+    def __init__(self, stage: int | None, block: dict | None, micro_batch: int):
+        import torch
+        import torch.distributed as dist
+
+        import lbsgd
+        from lbsgd.algorithm.resnet import resnet
+
+        world_size = dist.get_world_size()
+        model = resnet("resnet50", 1000)
+        self.images = torch.randn(micro_batch, 3, 32, 32)
+        self.labels = torch.randint(0, 1000, (micro_batch,))
+        self.engine = None
+        if stage is None:
+            self.model = torch.nn.parallel.DistributedDataParallel(model)
+            self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
+        else:
+            self.engine, _ = lbsgd.initialize(model, configuration(world_size, micro_batch, stage, block))
+            self.model = self.engine
+        self.gradient_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
+
+    def iteration(self) -> None:
+        from torch.nn import functional as F
+
+        loss = F.cross_entropy(self.model(self.images), self.labels)
+        if self.engine:
+            self.engine.backward(loss)
+            self.engine.step()
+        else:
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+
+    def iterations(self, count: int) -> float:
+        import torch.distributed as dist
+
+        dist.barrier()
+        began = time.perf_counter()
+        for _ in range(count):
+            self.iteration()
+        dist.barrier()
+        return (time.perf_counter() - began) / count
+
+
+def busy_of_others(before: tuple[float, float]) -> tuple[float, tuple[float, float]]:
+    """Return the share of the CPU's time that other programs took, and the new counts."""
+    import psutil
+
+    times = psutil.cpu_times()
+    busy = times.user + times.system + times.nice + times.irq + times.softirq
+    here = sum(sum(process.cpu_times()[:2]) for process in psutil.Process().parent().children(recursive=True))
+    spent, ours = busy - before[0], here - before[1]
+    return max(0.0, spent - ours) / max(spent, 1e-9), (busy, here)
+
+
+def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
+    """Return, by variant, the seconds of an iteration in each undisturbed round, and the bytes that a host sends."""
+    import torch.distributed as dist
+
+    from lbsgd.train.engine import start_processes
+
+    start_processes()
+    variants = {name: Variant(*how, micro_batch) for name, how in VARIANTS.items()}
+    found: dict[str, dict] = {name: {"seconds": []} for name in variants}
+    for name, variant in variants.items():
+        variant.iterations(2)
+        before = network.sent_bytes()
+        variant.iterations(1)
+        sent = max(network.bytes_of_hosts(before, per_host))
+        found[name]["bytes"] = sent / variant.gradient_bytes / network.HEADERS
+    alone = variants["stage 0"].engine
+    compute, others = [], 0.0
+    _, counts = busy_of_others((0.0, 0.0))
+    for _ in range(rounds):
+        times = {name: variant.iterations(block) for name, variant in variants.items()}
+        alone.enable_backward_allreduce = False  # computation alone, the same arithmetic without its aggregation
+        compute_now = variants["stage 0"].iterations(block)
+        alone.enable_backward_allreduce = True
+        others, counts = busy_of_others(counts)
+        verdict = [others < OTHERS]
+        dist.broadcast_object_list(verdict, 0)
+        if verdict[0]:
+            compute.append(compute_now)
+            for name, seconds in times.items():
+                found[name]["seconds"].append(seconds)
+    return {"variants": found, "compute": compute, "rounds": rounds}
+
+
+def interval(values: list[float]) -> tuple[float, float]:
+    """Return the mean and half the width of its 95 % interval (normal; rounds are independent)."""
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan
+    return statistics.mean(values), 1.96 * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def show(found: dict) -> None:
+    base, compute = found["variants"]["stage 0"]["seconds"], found["compute"]
+    print(f"{len(base)} of {found['rounds']} rounds undisturbed")
+    print(f"{'variant':24} {'s':>7} {'stage 0 / it':>15} {'hidden':>8} {'bytes':>6}")
+    for name, variant in found["variants"].items():
+        seconds = variant["seconds"]
+        ratio, half = interval([first / second for first, second in zip(base, seconds, strict=True)])
+        alone = [first - only for first, only in zip(base, compute, strict=True)]
+        hidden = [1 - (s - c) / a for s, c, a in zip(seconds, compute, alone, strict=True) if a > 0]
+        median = statistics.median(seconds) if seconds else math.nan
+        share = statistics.median(hidden) if hidden else math.nan
+        print(f"{name:24} {median:7.3f} {ratio:7.2f} ± {half:5.2f} {share:8.0%} {variant['bytes']:6.2f}")
+
+
+def halving(sizes: list[int]) -> dict:
+    """Seconds of one all-reduce by either algorithm, the fastest of 5, by bytes."""
+    import torch
+    import torch.distributed as dist
+
+    from lbsgd.config.aggregation import Choice
+    from lbsgd.train.engine import start_processes
+    from lbsgd.train.phases import phases_of, runner
+    from lbsgd.train.placement import Placement
+
+    start_processes()
+    placement, found = Placement.gather(), {}
+    for name in ("backend", "halving_doubling"):
+        run = runner(phases_of(Choice("flat", name, name), placement, torch.device("cpu"), 1.0), torch.device("cpu"))
+        for size in sizes:
+            buffer, times = torch.ones(size // 4), []
+            for _ in range(6):
+                dist.barrier()
+                began = time.perf_counter()
+                run.wait(run.start(buffer))
+                times.append(time.perf_counter() - began)
+            found[f"{name} {size}"] = min(times[1:])
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--mbit", type=float, default=500.0, help="of each host's link (default: %(default)g)")
+    add("--hosts", type=int, default=2, help="(default: %(default)s)")
+    add("--per_host", type=int, default=2, help="processes on each host (default: %(default)s)")
+    add("--micro_batch", type=int, default=16, help="images of 32 pixels per process (default: %(default)s)")
+    add("--rounds", type=int, default=12, help="(default: %(default)s)")
+    add("--block", type=int, default=3, help="iterations of one variant in a round (default: %(default)s)")
+    add("--latency_ms", type=float, default=5.0, help="one way, with --halving (default: %(default)g)")
+    add("--halving", action="store_true", help="compare halving/doubling with a ring instead")
+    add("--json", help="write what was measured there")
+    given = parser.parse_args()
+    if reason := network.why_not():
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    if given.halving:
+        found = {}
+        sizes = [4_096, 65_536, 524_288]
+        for hosts in (2, 4, 8, 16):
+            with network.Network(hosts, given.mbit, given.latency_ms) as emulated:
+                found[hosts] = emulated.run(halving, sizes)[0]
+            for size in sizes:
+                ring, tree = (found[hosts][f"{name} {size}"] for name in ("backend", "halving_doubling"))
+                print(
+                    f"{hosts:3} processes {size:8,} bytes: ring {ring * 1e3:7.1f} ms, halving/doubling "
+                    f"{tree * 1e3:7.1f} ms, {ring / tree:.2f} times as fast"
+                )
+    else:
+        with network.Network(given.hosts, given.mbit) as emulated:
+            arguments = (given.per_host, given.micro_batch, given.rounds, given.block)
+            found = emulated.run(measure, *arguments, per_host=given.per_host)[0]
+        show(found)
+    if given.json:
+        Path(given.json).write_text(json.dumps(found, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
