@@ -89,7 +89,7 @@ def measured(stage):
     for number in range(2):
         first = 8 * rank + 4 * number
         loss = torch.nn.functional.cross_entropy(engine(images[first : first + 4]), labels[first : first + 4])
-        with diagnostic.watching(0, number):
+        with diagnostic.watching(0):
             engine.backward(loss)
         engine.step()
     found = diagnostic.take()

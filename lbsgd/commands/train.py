@@ -144,7 +144,8 @@ def add_output(flags: argparse.ArgumentParser) -> None:
     add("--output_dir", metavar="DIR", help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
     add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir")
-    add("--baseline", nargs="+", metavar="RUN", help="warn when training leaves the curve of these, at least 3 seeds")
+    against = "warn when training leaves the curve of these runs, at least 3 seeds of one recipe"
+    add("--baseline", nargs="+", metavar="RUN", help=against)
     often = "save every N iterations, or N minutes (as 10m), in addition to the end of each epoch"
     add("--checkpoint_every", type=interval, metavar="N|Nm", help=often)
 

@@ -130,6 +130,15 @@ class Augmentation(_Block):
         return self
 
 
+class Diagnostics(_Block):
+    """What is measured while training, every so many iterations; changes no number of the run.
+
+    gradient_noise    the gradient's variance over chunks, and the noise scale (`train.gradient_noise`)
+    """
+
+    gradient_noise: Positive | None = None
+
+
 class Aggregation(_Block):
     """How gradients become means over all processes at ZeRO stages 0 and 1 (Sec. 4); part of no run's identity.
 
@@ -139,15 +148,6 @@ class Aggregation(_Block):
 
     hierarchy: Literal["servers", "flat", "auto"] = "auto"
     between: Literal["backend", "halving_doubling", "auto"] = "auto"
-
-
-class Diagnostics(_Block):
-    """What is measured while training, every so many iterations; changes no number of the run.
-
-    gradient_noise    the gradient's variance over chunks, and the noise scale (`train.gradient_noise`)
-    """
-
-    gradient_noise: Positive | None = None
 
 
 class Recipe(_Block):

@@ -59,14 +59,16 @@ class GradientNoise:
             )
         self.chunk_sq = torch.zeros((), dtype=torch.float64, device=engine.device)
         self.found: dict[str, Any] = {}
+        self.iteration, self.passes = -1, 0
 
     @contextmanager
-    def watching(self, iteration: int, pass_number: int) -> Iterator[None]:
+    def watching(self, iteration: int) -> Iterator[None]:
         """Around a backward of one pass: add up its squared gradients, and measure after the last one."""
         if iteration % self.every:
             yield
             return
-        if pass_number == 0:
+        if iteration != self.iteration:
+            self.iteration, self.passes = iteration, 0
             self.chunk_sq.zero_()
         parameters = {name: p for name, p in self.engine.module.named_parameters() if p.requires_grad}
         handles = [parameter.register_hook(self.add) for parameter in parameters.values()]
@@ -75,7 +77,8 @@ class GradientNoise:
         finally:
             for handle in handles:
                 handle.remove()
-        if pass_number == self.plan.accumulation_steps - 1:
+        self.passes += 1
+        if self.passes == self.plan.accumulation_steps:
             self.measure(parameters)
 
     def add(self, gradient: torch.Tensor) -> None:
@@ -102,7 +105,18 @@ class GradientNoise:
         return found
 
 
-def gradient_noise(engine: Any, plan: Plan) -> GradientNoise | None:
+class NotMeasured:
+    """Stands where the diagnostic stands, in a run that does not ask for it."""
+
+    @contextmanager
+    def watching(self, iteration: int) -> Iterator[None]:
+        yield
+
+    def take(self) -> dict[str, Any]:
+        return {}
+
+
+def gradient_noise(engine: Any, plan: Plan) -> GradientNoise | NotMeasured:
     """Return the diagnostic if the plan asks for it."""
     every = plan.recipe.diagnostics.gradient_noise
-    return GradientNoise(engine, plan, every) if every else None
+    return GradientNoise(engine, plan, every) if every else NotMeasured()

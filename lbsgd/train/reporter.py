@@ -56,7 +56,7 @@ class Reporter:
                 [
                     (f"lbsgd/{name}", value, self.engine.global_samples)
                     for name, value in record.items()
-                    if name not in POSITION
+                    if name not in POSITION and not isinstance(value, dict)  # such as a number per layer
                 ]
             )
 

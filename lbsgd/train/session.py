@@ -116,9 +116,9 @@ def open_reporter(run: Run, engine, progress: Progress) -> Reporter | Silence:
         about = {"model": run.task.name, **run.plan.as_dict(), "aggregation": aggregation, "environment": host}
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
         progress.begin(engine.global_steps)
+        progress.say(f"aggregation    {aggregation}")
         page = LivePage(run.output_dir, about, run.baseline)
         page.write(log.epochs)
-        progress.say(f"aggregation    {aggregation}")
         opened.append(Reporter(log, progress, engine, run.images.threads_in_words, page))
 
     from_rank_0(open_log)

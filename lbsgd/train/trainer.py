@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -95,11 +94,11 @@ class Trainer:
 
     def update(self, batches: Iterator[Batch]) -> None:
         """Make one update from kn images: `accumulation_steps` passes of `micro_batch` images on each process."""
-        for number, batch in enumerate(self.passes(batches)):
+        for batch in self.passes(batches):
             # Remark 3, normalised by kn: the loss is a mean over the micro batch; backward divides it by the number of
             # passes, and aggregation takes the mean over the processes, which all hold equally many images.
             loss, counts = self.task.loss(self.engine, batch)
-            with self.noise.watching(self.iteration, number) if self.noise else nullcontext():
+            with self.noise.watching(self.iteration):
                 self.engine.backward(loss)
             self.note(loss.detach(), counts)
             step(self.engine)  # moves the weights in the last pass only
@@ -202,7 +201,7 @@ class Trainer:
                 "images_per_second": means.num_images / seconds,
                 "data_wait_pct": 100 * self.clock.window_waited / seconds,
                 **self.aggregation_share(seconds),
-                **(self.noise.take() if self.noise else {}),
+                **self.noise.take(),
             },
         )
         self.totals.mark()
