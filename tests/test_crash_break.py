@@ -89,7 +89,7 @@ def test_a_process_that_stops_answering_is_named_within_the_timeout(small, tmp_p
         for run, stopped in ((one, 1), (two, 0)):
             run.processes[1 - stopped].join(PATIENCE_SECONDS)  # a fifth of --hang_timeout
             assert run.processes[1 - stopped].exitcode == 4, run.console
-        assert f"error: rank 1 on {HOST} died or does not answer since iteration" in one.console
+        assert f"error: rank 1 on {HOST} died or has not answered since iteration" in one.console
         assert "error: nothing has moved for 5 s since iteration" in two.console and len(two.errors) == 1
         for run, stopped in ((one, 1), (two, 0)):
             run.send(signal.SIGCONT, stopped)  # one that wakes up too late finds the others gone, and ends, too

@@ -155,4 +155,4 @@ def test_under_the_launcher_a_process_that_dies_or_stops_ends_all(tmp_path, numb
     with Launched(tmp_path, "--hang_timeout", "30") as run:
         run.ranks[1].send_signal(number)
         [error] = run.errors_at_the_end()
-    assert f"error: rank 1 on {HOST} died or does not answer since iteration" in error
+    assert f"error: rank 1 on {HOST} died or has not answered since iteration" in error

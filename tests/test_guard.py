@@ -305,7 +305,7 @@ def loses(how, local_rank=0, host="beta"):
 def test_the_other_process_that_died_is_named_whether_the_collective_call_fails_or_hangs(tmp_path, how):
     ending = Ending(tmp_path, loses, how)
     assert ending.code == 4 and ending.lines == [
-        "error: rank 1 on beta died or does not answer since iteration 7; --resume goes on from the newest checkpoint"
+        "error: rank 1 on beta died or has not answered since iteration 7; --resume goes on from the newest checkpoint"
     ]
     assert "Traceback" not in ending.text
 

@@ -87,7 +87,7 @@ class Guard:
         self.closing.set()
         self.signals.wake()
         self.thread.join()
-        # Python aborts if it ends while a thread is in the store's C++ code; a store that never answers is not waited for.
+        # Python aborts if it ends while a thread is in the store's C++ code. A store may never answer, hence the limit.
         if self.peers_thread:
             self.peers_thread.join(LAST_WORDS_SECONDS)
         self.signals.close()
