@@ -108,6 +108,10 @@ class Aggregation:
         self.begin()
         self.done_in_pass = self.engine.micro_steps
 
+    def close(self) -> None:
+        """End what runs the phases; nothing is aggregated afterwards."""
+        self.runner.close()
+
     def begin(self) -> None:
         """Expect the gradients of another iteration."""
         self.jobs, self.done_in_pass = [], None

@@ -93,15 +93,21 @@ def timeout_of(device: torch.device) -> timedelta:
 # --- who runs them ----------------------------------------------------------------------------------------------------
 
 
+CLOSE_SECONDS = 5.0  # for threads that wait for nothing
+
+
 class Threads:
     """Runs phases of buffers in the host's memory, a daemon thread each, which ends with this object."""
 
     def __init__(self, phases: Sequence[Phase]):
         self.queues = [queue.SimpleQueue[Job | None]() for _ in phases]
+        self.threads = []
         for number, phase in enumerate(phases):
             rest = self.queues[number + 1 : number + 2]
             arguments = (phase, self.queues[number], rest[0] if rest else None)
-            threading.Thread(target=work, args=arguments, name=f"lbsgd phase {number + 1}", daemon=True).start()
+            name = f"lbsgd phase {number + 1}"
+            self.threads.append(threading.Thread(target=work, args=arguments, name=name, daemon=True))
+            self.threads[-1].start()
         # At the interpreter's end they stay where they wait: a thread that it ends inside torch's C++ code aborts.
         weakref.finalize(self, self.queues[0].put, None).atexit = False
 
@@ -109,6 +115,12 @@ class Threads:
         job = Job(buffer)
         self.queues[0].put(job)
         return job
+
+    def close(self) -> None:
+        """End the threads, which have nothing to do any more."""
+        self.queues[0].put(None)
+        for thread in self.threads:
+            thread.join(CLOSE_SECONDS)
 
     def wait(self, job: Job) -> None:
         """Return when the buffer holds the mean. Raises what a phase raised."""
@@ -150,6 +162,9 @@ class Streams:
                 phase(job)
             before = stream
         return job
+
+    def close(self) -> None:
+        """Streams need no end."""
 
     def wait(self, job: Job) -> None:
         """Let the current stream wait for the phases."""

@@ -70,6 +70,8 @@ def train(run: Run, launch: Launch) -> None:
         stack.enter_context(reporter)
         Trainer(engine, plan, run.task, images, saver, guard, reporter, reached).train(run.last_iteration)
         export(run, engine, saver, reporter)
+        if engine.aggregation:
+            engine.aggregation.close()  # Python aborts if it ends while a thread is in torch's C++ code
 
 
 def meet(launch: Launch, guard: Guard) -> Processes:
