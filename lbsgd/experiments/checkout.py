@@ -9,11 +9,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import lbsgd
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
 
-ROOT = Path(lbsgd.__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CODE_FOLDER = "code"  # in a grid's folder
 CODE = ("lbsgd", "recipes", "ds_configs", "tools")  # what a run's numbers depend on
 
