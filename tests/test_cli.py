@@ -90,7 +90,7 @@ def test_the_picture_in_the_terminal_rises_holds_and_falls_by_tens(capsys):
         (["ablations/8k_fixed_lr.json"], ["η = 0.1", "17.93 points"]),
         (["digits.json", "--gpus", "2", "--model", "resnet18"], ["11 an epoch of 1,437", "resnet18"]),
         (["64.json"], ["on 2 GPUs"]),
-        (["8k_fp32.json", "--gpus", "8"], ["no: at stage 0", "1 server"]),
+        (["8k_fp32.json", "--gpus", "8"], ["yes: 5 buckets", "1 server"]),
         (
             ["8k.json", "--gpus", "8", "--set", "train_batch_size=4096", "--set", "lbsgd.warmup.epochs=2"],
             ["optimizer.params.lr: 3.2 -> 1.6", "warmup_num_steps: 780 -> 624"],

@@ -48,7 +48,7 @@ def own_reduction(config: Mapping[str, Any], recipe: Recipe) -> str | None:
     stage = get(config, "zero_optimization.stage", 0)
     if recipe.aggregation is None:
         return "the JSON has no lbsgd.aggregation"
-    if stage >= 2:
+    if stage not in (0, 1):
         return f"ZeRO-{stage} reduces in every pass by itself"
     if stage == 1 and enabled(config, "torch_autocast"):
         return "ZeRO-1 under torch_autocast reduces in the autocast's precision"

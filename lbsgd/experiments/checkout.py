@@ -12,7 +12,7 @@ from pathlib import Path
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parent.parent.parent
 CODE_FOLDER = "code"  # in a grid's folder
 CODE = ("lbsgd", "recipes", "ds_configs", "tools")  # what a run's numbers depend on
 

@@ -49,6 +49,7 @@ class Guard:
     def __init__(self, processes: Processes, hang_timeout: float, launchers: Sequence[psutil.Process] = ()):
         self.processes, self.hang_timeout, self.launchers = processes, hang_timeout, launchers
         self.peers: Peers | None = None
+        self.peers_thread: threading.Thread | None = None
         self.stop_requested: str | None = None
         self.nothing_to_save = True  # so far
         self.position, self.moved = "the start", time.monotonic()
@@ -64,7 +65,8 @@ class Guard:
     def follow(self, peers: Peers) -> None:
         """Tell the other processes from now on how this one ends, and end this one when another has failed."""
         self.peers = peers
-        threading.Thread(target=self.follow_peers, args=(peers,), name="lbsgd peers", daemon=True).start()
+        self.peers_thread = threading.Thread(target=self.follow_peers, args=(peers,), name="lbsgd peers", daemon=True)
+        self.peers_thread.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -85,6 +87,9 @@ class Guard:
         self.closing.set()
         self.signals.wake()
         self.thread.join()
+        # Python aborts if it ends while a thread is in the store's C++ code; a store that never answers is not waited for.
+        if self.peers_thread:
+            self.peers_thread.join(LAST_WORDS_SECONDS)
         self.signals.close()
 
     def alive(self, position: str) -> None:

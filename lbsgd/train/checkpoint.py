@@ -128,10 +128,7 @@ def load_newest(
         except DamagedError as damage:
             damaged.append(damage)
             continue
-        saved = state["identity"]
-        if "recipe" in saved:  # keys that came later change nothing by default
-            saved = {**saved, "recipe": completed(saved["recipe"])}
-        require_same(path, saved, identity, "")
+        require_same(path, with_defaults(state["identity"]), with_defaults(identity), "")
         for each in damaged:
             say(f"warning: {each}; going on from the one before it")
         say(f"resuming from {path}")
@@ -140,6 +137,13 @@ def load_newest(
         "; ".join(map(str, damaged)) + f"; no whole checkpoint is left in {folder}: put one back, or delete "
         "the folder to start anew"
     )
+
+
+def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity with every key of the recipe, because keys that came later change nothing by default."""
+    if "recipe" not in identity:
+        return identity
+    return {**identity, "recipe": completed(identity["recipe"])}
 
 
 class DamagedError(CheckpointError):

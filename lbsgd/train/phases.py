@@ -102,7 +102,8 @@ class Threads:
             rest = self.queues[number + 1 : number + 2]
             arguments = (phase, self.queues[number], rest[0] if rest else None)
             threading.Thread(target=work, args=arguments, name=f"lbsgd phase {number + 1}", daemon=True).start()
-        weakref.finalize(self, self.queues[0].put, None)
+        # At the interpreter's end they stay where they wait: a thread that it ends inside torch's C++ code aborts.
+        weakref.finalize(self, self.queues[0].put, None).atexit = False
 
     def start(self, buffer: torch.Tensor) -> Job:
         job = Job(buffer)

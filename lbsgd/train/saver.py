@@ -28,6 +28,13 @@ class Reached(NamedTuple):
     epoch_seconds: float
 
 
+class BeforeUpdate(NamedTuple):
+    """The state before an iteration, for a checkpoint if the iteration is given up in its middle."""
+
+    sums: torch.Tensor
+    random: dict[str, torch.Tensor]
+
+
 class Saver:
     """The checkpoints of one run; every process has one, and rank 0's writes.
 

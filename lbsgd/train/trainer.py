@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,29 +20,13 @@ from lbsgd.train.gradient_noise import gradient_noise
 from lbsgd.train.images import Images
 from lbsgd.train.random_states import random_states
 from lbsgd.train.reporter import Reporter, Silence
-from lbsgd.train.saver import Reached, Saver
+from lbsgd.train.saver import BeforeUpdate, Reached, Saver
 from lbsgd.train.task import Batch, Task
 from lbsgd.train.totals import Totals
+from lbsgd.train.watcher import Watcher
 
 FINISH_SECONDS = 10.0  # an iteration that ends sooner is finished before the run stops
 NEVER = 2**62  # later than any iteration
-
-
-class Watcher(Protocol):
-    """Receives the trainer's position and asks it to stop; `processes.guard.Guard` implements it."""
-
-    stop_requested: str | None
-    nothing_to_save: bool
-
-    def alive(self, position: str) -> None: ...
-
-
-@dataclass(frozen=True)
-class BeforeUpdate:
-    """The state before an iteration, for a checkpoint if the iteration is given up in its middle."""
-
-    sums: torch.Tensor
-    random: dict[str, torch.Tensor]
 
 
 class Trainer:

@@ -86,7 +86,7 @@ def summed_gradients(json: Document) -> Iterator[Hit]:
     why="A 16-bit type for communication rounds every gradient. Without fp16 the loss is not scaled, so small "
     "gradients are rounded to zero.",
     fix="delete it",
-    example={"communication_data_type": "fp16", "fp16": None},
+    example={"communication_data_type": "fp16", "fp16": None, "lbsgd": {"aggregation": None}},
 )
 def rounded_communication(json: Document) -> Iterator[Hit]:
     if json.get("communication_data_type") is not None and not json.enabled("fp16"):
@@ -135,7 +135,12 @@ def scaled_before_reduction(json: Document) -> Iterator[Hit]:
     plain="error",
     why="Without ZeRO the gradients have the type of the weights; DeepSpeed refuses any other type at the start.",
     fix="delete it, or use ZeRO stage 1",
-    example={"fp16": None, "zero_optimization": {"stage": 0}, "data_types": {"grad_accum_dtype": "bf16"}},
+    example={
+        "fp16": None,
+        "zero_optimization": {"stage": 0},
+        "data_types": {"grad_accum_dtype": "bf16"},
+        "lbsgd": {"aggregation": None},
+    },
 )
 def gradient_type(json: Document) -> Iterator[Hit]:
     weights = "fp16" if json.enabled("fp16") else "bf16" if json.enabled("bf16") else "fp32"
