@@ -24,7 +24,7 @@ from torch import nn
 
 import lbsgd
 from lbsgd.train import engine as lbsgd_engine
-from lbsgd.train.aggregation_resume import resume_choice, saved_choice
+from lbsgd.train.aggregation.resume import resume_choice, saved_choice
 from lbsgd.train.engine_state import gather_state, restore_state
 
 TREE = {"between": "halving_doubling"}

@@ -27,12 +27,12 @@ from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.processes.environment import free_port
 from lbsgd.train import checkpoint
-from lbsgd.train.aggregation import Aggregation, Settings
-from lbsgd.train.aggregation_advice import AggregationAdvice
-from lbsgd.train.aggregation_resume import resume_choice, same_order
+from lbsgd.train.aggregation.advice import AggregationAdvice
+from lbsgd.train.aggregation.aggregation import Aggregation, Settings
+from lbsgd.train.aggregation.placement import Placement
+from lbsgd.train.aggregation.resume import resume_choice, same_order
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.placement import Placement
 from lbsgd.train.saver import Saver
 
 ALONE, FLAT = Placement(((0,),)), Choice("flat", "backend", "backend")

@@ -8,11 +8,11 @@ from oracle import network
 
 from lbsgd.config.aggregation import Choice
 from lbsgd.config.schema import Aggregation as Wanted
-from lbsgd.train.aggregation import Aggregation, Settings
+from lbsgd.train.aggregation.aggregation import Aggregation, Settings
+from lbsgd.train.aggregation.phases import Streams
+from lbsgd.train.aggregation.placement import Placement
+from lbsgd.train.aggregation.waiting import Waiting
 from lbsgd.train.engine import start_processes
-from lbsgd.train.phases import Streams
-from lbsgd.train.placement import Placement
-from lbsgd.train.waiting import Waiting
 
 pytestmark = pytest.mark.gpu
 ALONE = Placement(((0,),))

@@ -11,8 +11,8 @@ from oracle import BOUND, distance
 from processes import in_processes
 
 import lbsgd
-from lbsgd.train.aggregation import Settings
-from lbsgd.train.buckets import Bucket, fill
+from lbsgd.train.aggregation.aggregation import Settings
+from lbsgd.train.aggregation.buckets import Bucket, fill
 
 # --- an order observed at run time, which processes and resumed runs need not share ---------------------------------
 
@@ -27,7 +27,7 @@ def in_observed_order(monkeypatch):
             seen[0], seen[-2] = seen[-2], seen[0]
         return observed(seen, bucket_elements, multiple)
 
-    monkeypatch.setattr("lbsgd.train.aggregation.fill", wrong)
+    monkeypatch.setattr("lbsgd.train.aggregation.aggregation.fill", wrong)
 
 
 def kept_view(monkeypatch):

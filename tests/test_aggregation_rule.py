@@ -10,7 +10,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation
 from lbsgd.errors import ConfigError
-from lbsgd.train.aggregation import Settings
+from lbsgd.train.aggregation.aggregation import Settings
 
 TREE, RING = "halving_doubling", "backend"
 

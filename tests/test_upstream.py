@@ -168,7 +168,7 @@ def weights_with_an_unused_layer(stage):
 
 
 def test_zero_1_goes_wrong_when_one_process_does_not_use_a_parameter():
-    """train/aggregation.py, which replaces the reduction, counts a missing gradient as zeros, as stage 0 does.
+    """train/aggregation/, which replaces the reduction, counts a missing gradient as zeros, as stage 0 does.
 
     ZeRO-1 reduces what each process has. Where gloo notices that sizes differ, it aborts; where it does not, with other
     sizes, weights are silently off by some percent.

@@ -172,9 +172,9 @@ def halving(sizes: list[int]) -> dict:
     import torch.distributed as dist
 
     from lbsgd.config.aggregation import Choice
+    from lbsgd.train.aggregation.phases import phases_of, runner
+    from lbsgd.train.aggregation.placement import Placement
     from lbsgd.train.engine import start_processes
-    from lbsgd.train.phases import phases_of, runner
-    from lbsgd.train.placement import Placement
 
     start_processes()
     placement, found = Placement.gather(), {}

@@ -37,7 +37,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.environment import Processes, free_port
-from lbsgd.train.aggregation import attach
+from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.inputs import build_optimizer, deepspeed_config
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u

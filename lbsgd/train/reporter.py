@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lbsgd.report.run_log import RunLog
-from lbsgd.train.aggregation_advice import AggregationAdvice
+from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 

@@ -15,7 +15,7 @@ from lbsgd.algorithm.batch_norm_statistics import agree_statistics
 from lbsgd.errors import TrainingError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
-from lbsgd.train.aggregation_resume import resume_choice, saved_choice
+from lbsgd.train.aggregation.resume import resume_choice, saved_choice
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
 from lbsgd.train.random_states import random_states, restore_random_states
 from lbsgd.train.run import Every

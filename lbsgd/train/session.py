@@ -20,7 +20,7 @@ from lbsgd.report.curves import curves
 from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
-from lbsgd.train.aggregation import described
+from lbsgd.train.aggregation.aggregation import described
 from lbsgd.train.engine import initialize, memory_format, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment

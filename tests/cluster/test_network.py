@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, RING, all_reduce_seconds, share_over_a_link
 from lbsgd.config.aggregation import Choice
+from lbsgd.train.aggregation.phases import phases_of, runner
+from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.engine import start_processes
-from lbsgd.train.phases import phases_of, runner
-from lbsgd.train.placement import Placement
 
 if reason := network.why_not():
     pytest.skip(reason, allow_module_level=True)

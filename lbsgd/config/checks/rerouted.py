@@ -1,6 +1,6 @@
 """Rules about keys that send DeepSpeed's gradients another way than through lbsgd's aggregation (Sec. 4).
 
-prescale_gradients and gradient_predivide_factor are honoured instead (train/aggregation.py); gradient_allreduce_op and
+prescale_gradients and gradient_predivide_factor are honoured instead (train/aggregation/); gradient_allreduce_op and
 managed_gradient_accumulation are refused with or without it (D05, D23).
 """
 

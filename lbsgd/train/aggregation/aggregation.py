@@ -18,10 +18,10 @@ from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation as Wanted
 from lbsgd.errors import ConfigError, TrainingError
-from lbsgd.train.buckets import Bucket, Parameter, fill
-from lbsgd.train.phases import Job, phases_of, runner
-from lbsgd.train.placement import Placement
-from lbsgd.train.waiting import Waiting
+from lbsgd.train.aggregation.buckets import Bucket, Parameter, fill
+from lbsgd.train.aggregation.phases import Job, phases_of, runner
+from lbsgd.train.aggregation.placement import Placement
+from lbsgd.train.aggregation.waiting import Waiting
 
 
 @dataclass(frozen=True)

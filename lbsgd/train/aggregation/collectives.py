@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 import torch.distributed as dist
 
-from lbsgd.train.halving_doubling import exchange
+from lbsgd.train.aggregation.halving_doubling import exchange
 
 
 class Collective(Protocol):

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 
 from lbsgd.config.aggregation import Choice
-from lbsgd.train.collectives import Backend, Collective
-from lbsgd.train.halving_doubling import HalvingDoubling
-from lbsgd.train.placement import Placement
+from lbsgd.train.aggregation.collectives import Backend, Collective
+from lbsgd.train.aggregation.halving_doubling import HalvingDoubling
+from lbsgd.train.aggregation.placement import Placement
 
 ALGORITHMS: dict[str, Callable[..., Collective]] = {"backend": Backend, "halving_doubling": HalvingDoubling}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lbsgd.config.aggregation import Choice
-from lbsgd.train.aggregation import Aggregation
+from lbsgd.train.aggregation.aggregation import Aggregation
 
 Saved = dict[str, Any]  # a choice as plain data, with the servers and the size of buckets
 
