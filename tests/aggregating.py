@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import lbsgd
 from lbsgd.config.precision import set_precision
-from lbsgd.train import placement
+from lbsgd.train.aggregation import placement
 from lbsgd.train.engine_state import gather_state
 
 SMALL_BUCKETS = 500  # elements; the oracle's network makes six of them
