@@ -115,7 +115,7 @@ def within(process: subprocess.Popen, command: str) -> None:
 
 
 def _on_host(pids: list[int], per_host: int, function, arguments):
-    from lbsgd.train import placement
+    from lbsgd.train.aggregation import placement
 
     rank = int(os.environ["RANK"])
     number = rank // per_host
