@@ -1,8 +1,10 @@
 """The command `lbsgd convert`, also as tools/convert_imagenet_to_ffcv.py: its flags, its lines and its bar."""
 
+import contextlib
 import io
 import os
 import re
+import select
 import subprocess
 import sys
 
@@ -152,11 +154,11 @@ def on_a_terminal(folder, columns, **environment):
     )
     os.close(theirs)
     text = b""
-    try:
-        while data := os.read(ours, 4096):
-            text += data
-    except OSError:
-        pass  # how a terminal ends
+    with contextlib.suppress(OSError):  # how a terminal ends
+        # Some kernels do not wake a reader when the last writer goes.
+        while select.select([ours], [], [], 0.5)[0] or process.poll() is None:
+            text += os.read(ours, 4096) if select.select([ours], [], [], 0)[0] else b""
+    os.close(ours)
     assert process.wait() == 0
     return text.decode()
 
