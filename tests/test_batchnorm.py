@@ -233,10 +233,14 @@ def test_first_worker_alone_moves_the_statistics():
     assert layer.num_batches_tracked == 1
 
 
-def test_without_running_statistics_evaluation_normalises_per_worker_too():
+def test_without_running_statistics_training_is_per_worker_and_evaluation_is_torch_s():
     layer = PerWorkerBatchNorm2d(5, track_running_stats=False, affine=False, per_worker_batch=N)
-    x = images(2 * N)
-    assert list(layer.state_dict()) == [] and torch.equal(layer.eval()(x), layer.train()(x))
+    x, ones, zeros = images(2 * N), torch.ones(5), torch.zeros(5)
+    torch.testing.assert_close(layer(x).double(), batch_norm_in_float64(x, ones, zeros, N)[0], rtol=0, atol=5e-6)
+    plain = nn.BatchNorm2d(5, track_running_stats=False, affine=False).eval()
+    for num in (2 * N, N - 3):  # evaluation takes any number of images
+        assert torch.equal(layer.eval()(x[:num]), plain(x[:num]))
+    assert list(layer.state_dict()) == []
 
 
 def test_state_dict_is_that_of_torch():

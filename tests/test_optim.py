@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
@@ -190,6 +191,20 @@ def test_the_last_learning_rate_is_a_plain_number_beside_the_momentum():
 
 
 # --- what decays -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["lr_outside", "lr_inside"])
+def test_step_hooks_run_once_per_step_whoever_built_a_plain_sgd_before(form):
+    torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)  # from now on SGD.step itself runs hooks
+    w, called = nn.Parameter(torch.ones(1)), []
+    optimizer = MomentumCorrectedSGD([w], lr=0.1, form=form)
+    optimizer.register_step_pre_hook(lambda *_: called.append("before"))
+    optimizer.register_step_post_hook(lambda *_: called.append("after"))
+    everywhere = register_optimizer_step_post_hook(lambda *_: called.append("of all optimizers"))
+    w.grad = torch.ones(1)
+    optimizer.step()
+    everywhere.remove()
+    assert called == ["before", "after", "of all optimizers"]
 
 
 @pytest.mark.parametrize("converted", [False, True])

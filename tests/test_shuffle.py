@@ -119,6 +119,22 @@ def test_the_sampler_takes_no_world_size_for_another(cut):
         SharedShuffleSampler(1000, global_batch=96, micro_batch=8, **cut)
 
 
+@pytest.mark.parametrize("num_images", [0, 100, 255])
+def test_a_sampler_that_could_give_nothing_is_refused_with_the_numbers(num_images):
+    with pytest.raises(ValueError, match=f"{num_images} images do not fill one global batch of 256"):
+        SharedShuffleSampler(num_images, global_batch=256, micro_batch=32)
+    assert len(SharedShuffleSampler(256, global_batch=256, micro_batch=32)) == 8
+
+
+def test_the_end_of_an_epoch_is_no_mistake():
+    """A run that saved after an epoch's last iteration goes on there: nothing of it is left, the next one is whole."""
+    sampler = SharedShuffleSampler(600, global_batch=256, micro_batch=32)
+    sampler.set_epoch(3, first_iteration=2)
+    assert list(sampler) == []
+    sampler.set_epoch(4)
+    assert len(sampler) == 16
+
+
 @pytest.mark.parametrize("num_images", [0, 33, 1024])
 def test_statistics_images_must_be_whole_groups_of_what_there_is(num_images):
     with pytest.raises(ValueError, match="not a multiple of 32 between 1 and 1000"):

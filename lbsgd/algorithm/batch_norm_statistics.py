@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,13 +12,15 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbsgd.algorithm.choices import Scope, Statistics
+from lbsgd.algorithm.compiled_record import exporting, numbered, record_moments
 from lbsgd.algorithm.grouped_norm import at_least_float32, world_size
+from lbsgd.algorithm.network_forwards import NetworkForwards
 
 
 class RunningStatistics(_BatchNorm):
     """The part of `PerWorkerBatchNorm` that keeps running_mean and running_var, in float32 at least.
 
-    `_record` takes the moments of each training forward. The running statistics move once every `passes` forwards.
+    `_record` has the moments of each training forward. The running statistics move once every `passes` forwards.
     """
 
     passes: int
@@ -26,10 +29,18 @@ class RunningStatistics(_BatchNorm):
 
     def _start_statistics(self) -> None:
         # Plain attributes, because they outlive no iteration and no recomputation: not in the state_dict, never cast.
-        self._iteration_moments: list[Tensor] = []  # each forward's (2, G, C); ResNet-50: 0.2 MB per worker
+        self._pending: dict[int, list[Tensor]] = {}  # by use within a forward: each pass's (2, G, C) of the iteration
         self._pool: Tensor | None = None  # while recomputing: count, mean and squared deviations so far (3, C)
+        self._last_use: tuple[int | None, int] = (None, 0)  # number of the network's forward, and use in it
+        self._built_with = self.momentum
+        self._forwards = NetworkForwards()
+        self._number = numbered(self)
         for name in ("running_mean", "running_var"):
             self._buffers[name] = at_least_float32(self._buffers[name])
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's has no types
+        self._number = numbered(self)  # a copy is another layer
 
     def _running(self) -> tuple[Tensor, Tensor]:
         assert self.running_mean is not None and self.running_var is not None
@@ -37,12 +48,44 @@ class RunningStatistics(_BatchNorm):
 
     def _record(self, moments: Tensor, count: int) -> None:
         """Take in the groups' means and unbiased variances (2, G, C), each over `count` values per channel."""
+        assert self.num_batches_tracked is not None
+        running, tracked = self._running(), self.num_batches_tracked
+        if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
+            self.take_in(moments, count, running, tracked)
+        elif not exporting():
+            record_moments(self._number, self._forwards.number, moments, count, *running, tracked)
+        elif self.passes == 1:
+            self._move(moments, running, tracked)
+        else:
+            raise ValueError(
+                f"an exported graph cannot count the {self.passes} passes of an iteration: export model.eval(), or"
+                " convert with passes=1"
+            )
+
+    def take_in(self, moments: Tensor, count: int, running: tuple[Tensor, Tensor], tracked: Tensor) -> None:
+        """Do the work of `_record` on these statistics, which are the layer's own or a compiler's stand-ins."""
+        if torch._C._current_graph_task_id() != -1:
+            return  # inside backward, where gradient checkpointing repeats a forward that is recorded already
         if self._pool is not None:
             self._pool = self._pooled(self._pool, moments.double(), count)
             return
-        self._iteration_moments.append(moments)
-        if len(self._iteration_moments) >= self.passes:
-            self._move()
+        # Somebody re-estimates the statistics, as update_bn does, and each forward counts.
+        if self.momentum in (None, 1.0) and self.momentum != self._built_with:
+            self._move(moments, running, tracked)
+            return
+        pending = self._pending.setdefault(self._use(), [])
+        pending.append(moments)
+        if len(pending) >= self.passes:
+            self._move(torch.cat(pending, dim=1), running, tracked)
+            pending.clear()
+
+    def _use(self) -> int:
+        """Return which use of this layer in the network's forward under way this is, from 0; 0 outside of any."""
+        forward = self._forwards.current
+        last_forward, last_use = self._last_use
+        use = last_use + 1 if forward is not None and forward == last_forward else 0
+        self._last_use = forward, use
+        return use
 
     def _pooled(self, pool: Tensor, moments: Tensor, count: int) -> Tensor:
         if self.scope == "all" and world_size() > 1 and dist.get_rank() > 0:
@@ -51,18 +94,15 @@ class RunningStatistics(_BatchNorm):
         groups = torch.stack([torch.full_like(mean, count), mean, var * (count - 1)])
         return _combine(torch.cat([pool[:, None], groups], dim=1))
 
-    def _move(self) -> None:
-        moments = torch.cat(self._iteration_moments, dim=1)
-        self._iteration_moments = []
+    def _move(self, moments: Tensor, running: tuple[Tensor, Tensor], tracked: Tensor) -> None:
         if self.statistics == "first_worker":
             moments = moments[:, :1]
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
+        tracked.add_(1)
         # momentum None is torch's cumulative average
-        momentum = 1 / self.num_batches_tracked.item() if self.momentum is None else self.momentum
+        momentum = 1 / tracked.item() if self.momentum is None else self.momentum
         # One mean over all the iteration's groups: the split into passes leaves no trace, not even a bit.
-        for running, average in zip(self._running(), moments.mean(1), strict=True):
-            running.lerp_(average, momentum)
+        for statistic, average in zip(running, moments.mean(1), strict=True):
+            statistic.lerp_(average, momentum)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:
         """Move or cast as every module does, but keep a cast to half away from the running statistics."""
@@ -106,22 +146,31 @@ def recomputing_statistics(model: nn.Module) -> Iterator[None]:
 
     The forwards normalise per worker, as in training. Leaving is a collective call: running_mean and running_var become
     the mean and unbiased variance of all values in all processes' forwards. A process may have made none.
-    num_batches_tracked and an iteration under way stay as they are. Raises ValueError if a layer saw nothing at all.
+    num_batches_tracked and an iteration under way stay as they are, and so do frozen layers, those in eval mode.
+    Raises ValueError if no layer saw anything, or a layer in training mode did not.
     """
-    layers = _tracking_layers(model)
+    layers = [layer for layer in _tracking_layers(model) if layer.track_running_stats]
     for layer in layers:
         mean, _ = layer._running()
         layer._pool = torch.zeros(3, layer.num_features, dtype=torch.float64, device=mean.device)
     try:
         yield
         pools = [layer._pool for layer in layers if layer._pool is not None]
-        count, mean, m2 = _combine(_of_all_processes(torch.cat(pools, dim=1)))
     finally:
         for layer in layers:
             layer._pool = None
-    if not count.all():
+    if layers:
+        _take_over(layers, _combine(_of_all_processes(torch.cat(pools, dim=1))))
+
+
+def _take_over(layers: Sequence[RunningStatistics], pooled: Tensor) -> None:
+    """Set the statistics of the layers that saw values to those of the values, (3, ΣC) side by side."""
+    parts = pooled.split([layer.num_features for layer in layers], dim=1)
+    seen = {layer: part for layer, part in zip(layers, parts, strict=True) if part[0].all()}
+    if not seen or any(layer.training and layer not in seen for layer in layers):
         raise ValueError("statistics cannot be recomputed: a batch norm made no forward in training mode")
-    _set_running_statistics(layers, torch.stack([mean, m2 / (count - 1)]))
+    count, mean, m2 = torch.cat(list(seen.values()), dim=1)
+    _set_running_statistics(list(seen), torch.stack([mean, m2 / (count - 1)]))
 
 
 def _combine(parts: Tensor) -> Tensor:

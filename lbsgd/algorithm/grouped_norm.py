@@ -13,7 +13,6 @@ from typing import Any, overload
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
@@ -30,6 +29,8 @@ def normalise_groups(
     count = x[:n, 0].numel()
     if count < 2:
         raise ValueError(f"{n} images of shape {tuple(x.shape[1:])} have one value per channel and so no variance")
+    if len(x) != n if torch.compiler.is_compiling() else torch._C._are_functorch_transforms_active():
+        return _normalise_by_formula(x, weight, bias, n, eps)
     # With momentum 1, batch norm leaves the batch's own moments in the tensors given as its running statistics.
     moments = torch.zeros(2, len(x) // n, x.size(1), dtype=at_least_float32(x[:0]).dtype, device=x.device)
     if len(x) == n:
@@ -44,6 +45,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
 
     These are aten's native kernels: on the CPU those of F.batch_norm, bit for bit. They exist on CUDA as well, where
     F.batch_norm prefers cuDNN's. Which is faster there is unmeasured (tools/bench_batchnorm.py measures it).
+    The backward is made of differentiable operators, so gradients of gradients are right too.
     """
 
     @staticmethod
@@ -59,7 +61,6 @@ class _GroupedBatchNorm(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, saved = ctx.saved_tensors
         needed = ctx.needs_input_grad[:3]
@@ -80,6 +81,29 @@ class _GroupedBatchNorm(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None, None, None
 
 
+def _normalise_by_formula(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float
+) -> tuple[Tensor, Tensor, int]:
+    """Do the same in plain operators, for torch.compile, which fuses them, and torch.func, which transforms them.
+
+    All groups are normalised at once, so that a graph is as small for many workers as for one.
+    """
+    groups = at_least_float32(x).unflatten(0, (len(x) // n, n))  # (G, n, C, ...)
+    dims = [dim for dim in range(groups.dim()) if dim not in (0, 2)]
+    count = x[:n, 0].numel()
+    var, mean = torch.var_mean(groups, dims, correction=0, keepdim=True)
+    y = ((groups - mean) * (var + eps).rsqrt()).flatten(0, 1)
+    moments = torch.stack([mean, var * count / (count - 1)]).detach().view(2, len(x) // n, x.size(1))
+    return _scale_and_shift(y, weight, bias).to(x.dtype), moments, count
+
+
+def _scale_and_shift(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is None or bias is None:
+        return y
+    per_channel = [-1 if dim == 1 else 1 for dim in range(y.dim())]
+    return y * weight.view(per_channel) + bias.view(per_channel)
+
+
 def normalise_over_processes(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, int]:
@@ -93,9 +117,7 @@ def normalise_over_processes(
     wide = at_least_float32(x)
     mean = all_reduce(wide.sum(dims, keepdim=True)) / count
     var = all_reduce((wide - mean).square().sum(dims, keepdim=True)) / count
-    y = (wide - mean) * (var + eps).rsqrt()
-    if weight is not None and bias is not None:
-        y = y * weight.view_as(mean) + bias.view_as(mean)
+    y = _scale_and_shift((wide - mean) * (var + eps).rsqrt(), weight, bias)
     moments = torch.stack([mean, var * count / (count - 1)]).detach().view(2, 1, -1)
     return y.to(x.dtype), moments, count
 

@@ -22,7 +22,7 @@ class SharedShuffleSampler(Sampler[list[int]]):
     All processes cut one permutation of (seed, epoch). Iteration t takes its images t·kn ... (t+1)·kn, the same set for
     any number of processes. No image comes twice in an epoch, and none is padded. world_size and rank are by default
     those of torch.distributed, or a single process. Raises ValueError if global_batch is no multiple of
-    world_size · micro_batch, or if rank is not below world_size.
+    world_size · micro_batch, if rank is not below world_size, or if the images do not fill one global batch.
     """
 
     def __init__(
@@ -35,6 +35,11 @@ class SharedShuffleSampler(Sampler[list[int]]):
         world_size: int | None = None,
         rank: int | None = None,
     ) -> None:
+        if num_images < global_batch:
+            raise ValueError(
+                f"{num_images} images do not fill one global batch of {global_batch}, so no epoch has an iteration;"
+                " give more images or a smaller global_batch"
+            )
         joined = dist.is_initialized()
         self.num_images, self.seed = num_images, seed
         self.cut = dict(

@@ -64,7 +64,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
     ) -> float | None:
         """Update every parameter that has a gradient; return the closure's loss, if there is a closure."""
         if self.form == "lr_outside":
-            loss: float | None = super().step(closure)
+            loss: float | None = _torch_step()(self, closure)
             return loss
         loss = None
         if closure is not None:
@@ -104,6 +104,17 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         """η_t/η_last of Remark 2; 1 before the first step and after an η of 0, when v = 0 and needs no correction."""
         last_lr: float = self.state[p].get("last_lr", 0.0)
         return lr / last_lr if self.correction and last_lr else 1.0
+
+
+def _torch_step() -> Callable[..., Any]:
+    """Return torch.optim.SGD.step without the step hooks, which run around `MomentumCorrectedSGD.step` already.
+
+    torch puts the hooks around a class's step when it first builds that very class. So SGD.step has them as soon as
+    anyone has built a plain SGD, and they would run twice per step.
+    """
+    step: Any = torch.optim.SGD.step
+    unhooked: Callable[..., Any] = step.__wrapped__ if getattr(step, "hooked", False) else step
+    return unhooked
 
 
 def decay_groups(model: nn.Module, weight_decay: float, on_batch_norm: bool = False) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ import sys
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
 from lbsgd.commands import config, plan, report, reproduce
 from lbsgd.errors import LbsgdError, print_error
+from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     0 done, 1 `check` found errors, 2 something given is wrong (one line says what).
     """
+    print_plain_letters_where_needed()
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["convert"]:  # its own parser refuses a flag in one line
         from lbsgd.commands.convert import main as convert

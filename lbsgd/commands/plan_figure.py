@@ -53,10 +53,11 @@ def stretches(plan: Plan) -> list[tuple[str, str, str]]:
     rows = []
     if W and schedule.warmup_kind == "gradual":
         step = (schedule.reference_lr - schedule.base_lr) / schedule.warmup_iterations
-        rows.append((0, W, f"{schedule.base_lr:.4g} -> {schedule.reference_lr:.4g}, by {step:.3g} per iteration"))
+        reached = schedule.base_lr + step * W  # less than η where the run ends during its warmup
+        rows.append((0, W, f"{schedule.base_lr:.4g} -> {reached:.4g}, by {step:.3g} per iteration"))
     elif W:
         rows.append((0, W, f"{schedule.base_lr:.4g}"))
-    rows += [(first, end, f"{learning_rate(first, schedule):.4g}") for first, end in pairwise(points)]
+    rows += [(first, end, f"{learning_rate(first, schedule):.4g}") for first, end in pairwise(points) if first < end]
     per_epoch = plan.iterations_per_epoch
     return [(f"{first / per_epoch:g} to {end / per_epoch:g}", f"{first:,} to {end:,}", lr) for first, end, lr in rows]
 

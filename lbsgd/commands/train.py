@@ -21,6 +21,7 @@ from lbsgd.errors import LbsgdError
 from lbsgd.processes.ending import end_before_joining, end_with_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
+from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 from lbsgd.train.facts import fingerprints
 from lbsgd.train.live_page import Band, baseline_band
 from lbsgd.train.run import Every, Run, last_iteration
@@ -36,6 +37,7 @@ def main(task: Task, description: str) -> None:
     0 done, 2 something given is wrong, 3 training diverged, 4 another process was lost, 75 told to stop and saved;
     1 with a traceback is a bug of ours.
     """
+    print_plain_letters_where_needed()
     started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
     end_with_launcher(started_by)
     try:

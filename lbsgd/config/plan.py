@@ -81,12 +81,13 @@ class Plan:
         planned = Planned(config, recipe, world_size)
         findings = deepspeed_findings(config) + consistency_findings(planned) + deviation_findings(planned)
         refuse(where, findings)
-        refuse(where, fit_findings(planned))
+        fit = fit_findings(planned)
+        refuse(where, fit)
         return resolve(
             planned,
             name="config" if isinstance(source, Mapping) else Path(source).stem,
             changes=differences(without_prose(written), without_prose(config)),
-            warnings=tuple(str(finding) for finding in findings if finding.severity == "warning"),
+            warnings=tuple(str(finding) for finding in findings + fit if finding.severity == "warning"),
         )
 
     @property

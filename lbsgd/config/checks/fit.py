@@ -113,6 +113,25 @@ def passes(planned: Planned) -> Iterator[Hit]:
         yield Hit(key, said, correction={key: DELETE})
 
 
+@rule(
+    "F06",
+    "a schedule that reaches beyond its run",
+    lbsgd="warning",
+    why="Warmup and decay points are epochs of their own and do not follow lbsgd.epochs. In a run of 4 epochs the "
+    "paper's warmup of 5 never reaches the learning rate, and none of its decays at 30, 60 and 80 comes.",
+    fix="choose lbsgd.warmup.epochs and lbsgd.decay.epochs for the run's length",
+    example={"lbsgd": {"epochs": 70}},
+)
+def schedule_within_run(planned: Planned) -> Iterator[Hit]:
+    recipe = planned.recipe
+    if recipe.warmup.kind != "none" and recipe.warmup.epochs >= recipe.epochs:
+        said = f"is {recipe.warmup.epochs:g}, but the run has {recipe.epochs}: no update has the full learning rate"
+        yield Hit("lbsgd.warmup.epochs", said)
+    missed = [f"{epoch:g}" for epoch in recipe.decay.epochs if epoch >= recipe.epochs]
+    if missed:
+        yield Hit("lbsgd.decay.epochs", f"has {', '.join(missed)}, but the run of {recipe.epochs} epochs ends before")
+
+
 def shortened(numbers: list[int], most: int = 12) -> str:
     """Return numbers as a list that stays on one line."""
     if len(numbers) <= most:
@@ -120,5 +139,5 @@ def shortened(numbers: list[int], most: int = 12) -> str:
     return ", ".join(map(str, numbers[: most - 1])) + f", ... {numbers[-1]}"
 
 
-RULES = (whole_workers, dividable_workers, micro_batch, statistics_images, an_iteration)
+RULES = (whole_workers, dividable_workers, micro_batch, statistics_images, an_iteration, schedule_within_run)
 PASSES_RULES = (passes,)  # apart, because flags that divide kn otherwise make the written number void

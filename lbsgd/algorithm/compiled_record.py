@@ -1,0 +1,81 @@
+"""What a graph of torch.compile calls to move running statistics: operators that the compiler does not look into.
+
+A graph reads and writes tensors. The moments of the passes so far and the forward under way are Python's. Read inside
+the graph they would become its guards, and every pass would be compiled anew. So each object that keeps them has a
+number, a tensor that the graph takes as an input, and the operators find the object by its number.
+
+torch.func calls them too: an operator sees the tensors beneath its transforms, so statistics can move there as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+_by_number: WeakValueDictionary[int, Any] = WeakValueDictionary()
+_numbers = itertools.count()
+
+# The operators run Python, which a CUDA graph would not replay. Older versions of torch have no such tag.
+_TAGS = [getattr(torch.Tag, name) for name in ("cudagraph_unsafe",) if hasattr(torch.Tag, name)]
+
+
+def numbered(thing: object) -> Tensor:
+    """Give an object a number of its own; a copy of it needs another."""
+    number = next(_numbers)
+    _by_number[number] = thing
+    return torch.tensor(number, device="cpu")
+
+
+def exporting() -> bool:
+    """Whether torch.export looks at what runs. Versions of torch before 2.7 cannot tell."""
+    # Not torch.compiler.is_exporting(): Dynamo takes it for true wherever it finds it, in torch.compile too.
+    return bool(getattr(torch.compiler, "_is_exporting_flag", False))
+
+
+# `_disable_dynamo` keeps the compiler from what they run as well; torch.compiler.disable would load it for everyone.
+# Both write to `forwards`, in name only, so that no compiler leaves one out or puts one before the other.
+
+
+@torch.library.custom_op(
+    "lbsgd::mark_forward", mutates_args=("forwards",), schema="(Tensor(a!) forwards, bool begins) -> ()", tags=_TAGS
+)
+@torch._disable_dynamo
+def mark_forward(forwards: Tensor, begins: bool) -> None:
+    """Tell a network's `NetworkForwards` that a forward begins or ends."""
+    _by_number[int(forwards)].mark(begins)
+
+
+@torch.library.custom_op(
+    "lbsgd::record_moments",
+    mutates_args=("forwards", "running_mean", "running_var", "num_batches_tracked"),
+    schema="(Tensor layer, Tensor(a!) forwards, Tensor moments, SymInt count, Tensor(b!) running_mean,"
+    " Tensor(c!) running_var, Tensor(d!) num_batches_tracked) -> ()",
+    tags=_TAGS,
+)
+@torch._disable_dynamo
+def record_moments(
+    layer: Tensor,
+    forwards: Tensor,
+    moments: Tensor,
+    count: int,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor,
+) -> None:
+    """Have a layer take in the moments of one training forward; the tensors may stand in for the layer's own."""
+    # A copy, because the memory of the graph's own tensors goes to others after the call.
+    _by_number[int(layer)].take_in(moments.clone(), count, (running_mean, running_var), num_batches_tracked)
+
+
+@mark_forward.register_fake
+def _(forwards: Tensor, begins: bool) -> None:
+    """Do nothing to tensors, which is all that a compiler needs to know."""
+
+
+@record_moments.register_fake
+def _(*tensors: Any) -> None:
+    """Do nothing that a compiler needs to know, but to write to the tensors that the schema names."""

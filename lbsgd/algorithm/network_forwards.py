@@ -1,0 +1,56 @@
+"""Which forward of a network is under way: it tells a module's second use in one pass from its use in the next pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from lbsgd.algorithm.compiled_record import exporting, mark_forward, numbered
+
+
+class NetworkForwards:
+    """The training forwards of one network, counted by hooks on it; the network's batch norms share it.
+
+    current: the number of the forward under way. None between forwards, and where nobody runs the network as a whole,
+    as in a graph of torch.fx or when a user calls its parts.
+    """
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.current: int | None = None
+        self.number = numbered(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.number = numbered(self)
+
+    @classmethod
+    def of(cls, network: nn.Module) -> NetworkForwards:
+        """Return the counter of this network. There is one for each, however often the network is converted."""
+        for hook in network._forward_pre_hooks.values():
+            if isinstance(counter := getattr(hook, "__self__", None), cls):
+                return counter
+        counter = cls()
+        network.register_forward_pre_hook(counter.before)
+        network.register_forward_hook(counter.after, always_call=True)
+        return counter
+
+    def mark(self, begins: bool) -> None:
+        self.begun += begins
+        self.current = self.begun if begins else None
+
+    def before(self, network: nn.Module, inputs: Any) -> None:
+        self._mark_training(network, begins=True)
+
+    def after(self, network: nn.Module, inputs: Any, output: Any) -> None:
+        self._mark_training(network, begins=False)
+
+    def _mark_training(self, network: nn.Module, begins: bool) -> None:
+        if not network.training:
+            return
+        if not torch.compiler.is_compiling():
+            self.mark(begins)
+        elif not exporting():
+            mark_forward(self.number, begins)

@@ -1,0 +1,111 @@
+"""Batch normalisation over one worker's n images, whatever the hardware (Sec. 2.3).
+
+The paper's loss of an image depends on the n - 1 other images that its worker normalises with it. So n = 32 is a
+hyper-parameter of the network and no property of a GPU. Here a process may hold several of the k workers in one micro
+batch and take several passes per iteration. Neither shows in the outputs, the gradients or the running statistics.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn import functional as F
+
+from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
+from lbsgd.algorithm.choices import Scope, Statistics
+from lbsgd.algorithm.grouped_norm import at_least_float32, normalise_groups, normalise_over_processes, world_size
+
+
+class PerWorkerBatchNorm(RunningStatistics):
+    """Batch norm of every n images by themselves; parameters, buffers and state_dict are torch's.
+
+        y = γ · (x − mean(x)) / √(var(x) + ε) + β     over images g·n .. (g+1)·n of the micro batch, those of worker g
+
+    x is (N, C, ...) with N a multiple of n, in fp16, bf16, fp32 or fp64; γ, β and statistics act in float32 at least.
+    In eval mode the running statistics normalise; without any, all N images at once, as torch's batch norm does. They
+    move once every `passes` training forwards, once per iteration:
+
+        running ← (1 − momentum) · running + momentum · average over the iteration's workers of mean(x), unbiased var(x)
+
+    A module that one forward uses twice moves them twice per iteration, first by all passes' first uses. A forward that
+    gradient checkpointing repeats inside backward does not count. Where momentum has become None or 1 since the layer
+    was built, somebody re-estimates them, as torch.optim.swa_utils.update_bn does: then every forward moves them.
+
+    Arguments beside those of torch's batch norm:
+        per_worker_batch: n.
+        passes: training forwards per iteration, the accumulation_steps.
+        statistics: "average" over workers as above; "first_worker": process 0's first worker of each iteration alone;
+            "recomputed": as average, to be replaced by `recomputing_statistics`.
+        scope: "worker" (the paper); "all" (for comparison) normalises over all processes' images of one pass.
+
+    Raises ValueError for arguments that are none of these, and in forward if N is no multiple of n or n images hold a
+    single value per channel.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        per_worker_batch: int,
+        passes: int = 1,
+        statistics: Statistics = "average",
+        scope: Scope = "worker",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._configure(per_worker_batch, passes, statistics, scope)
+
+    def _configure(self, per_worker_batch: int, passes: int, statistics: Statistics, scope: Scope) -> None:
+        if per_worker_batch < 1 or passes < 1:
+            raise ValueError(f"per_worker_batch ({per_worker_batch}) and passes ({passes}) must be at least 1")
+        for name, value, choices in (("statistics", statistics, Statistics), ("scope", scope, Scope)):
+            if value not in get_args(choices):
+                raise ValueError(f"{name} {value!r} must be one of {get_args(choices)}")
+        self.per_worker_batch, self.passes, self.statistics, self.scope = per_worker_batch, passes, statistics, scope
+        self._start_statistics()
+
+    def extra_repr(self) -> str:
+        torchs = super().extra_repr()  # type: ignore[no-untyped-call]  # torch's has no types
+        ours = ("per_worker_batch", "passes", "statistics", "scope")
+        return ", ".join([torchs, *(f"{name}={getattr(self, name)}" for name in ours)])
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.dim() < 2:
+            raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+
+    def forward(self, input: Tensor) -> Tensor:
+        if isinstance(input, Proxy):
+            return as_leaf(self, input)
+        self._check_input_dim(input)
+        weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
+        if not self.training:
+            mean, var = self.running_mean, self.running_var
+            return F.batch_norm(input, mean, var, weight, bias, mean is None, 0.0, self.eps)
+        if self.scope == "all" and world_size() > 1:
+            output, moments, count = normalise_over_processes(input, weight, bias, self.eps)
+        else:
+            n = self.per_worker_batch if self.scope == "worker" else len(input)
+            output, moments, count = normalise_groups(input, weight, bias, n, self.eps)
+        if self.track_running_stats and self.running_mean is not None:
+            self._record(moments, count)
+        return output
+
+
+def as_leaf(module: nn.Module, input: Proxy) -> Tensor:
+    """Have torch.fx note a call of the whole module, as it does for torch's own layers."""
+    tracer: Any = input.tracer
+    output: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
+    return output
+
+
+class PerWorkerBatchNorm1d(nn.BatchNorm1d, PerWorkerBatchNorm):
+    """`PerWorkerBatchNorm` of (N, C) or (N, C, L)."""
+
+
+class PerWorkerBatchNorm2d(nn.BatchNorm2d, PerWorkerBatchNorm):
+    """`PerWorkerBatchNorm` of (N, C, H, W)."""
+
+
+class PerWorkerBatchNorm3d(nn.BatchNorm3d, PerWorkerBatchNorm):
+    """`PerWorkerBatchNorm` of (N, C, D, H, W)."""

@@ -1,0 +1,54 @@
+"""Output for terminals and files that are not UTF-8: plain letters instead of a UnicodeEncodeError."""
+
+from __future__ import annotations
+
+import codecs
+import re
+import sys
+import unicodedata
+
+NAME = "lbsgd.plain_letters"  # of the error handler, as codecs knows it
+
+WORDS = {
+    **dict(zip("ελµ√∑∏∇", "eps lambda u sqrt sum prod grad".split(), strict=True)),
+    **dict(zip("·×−–—±≈≤≥→←", "* x - - - +- ~ <= >= -> <-".split(), strict=True)),
+    **dict(zip("§…‘’“”⌊⌋⌈⌉", ["Sec.", "...", *"''", *'""', *"[][]"], strict=True)),
+    **dict(zip("▁▂▃▄▅▆▇█", "12345678", strict=True)),  # the bars of a small plot, by height
+    **dict(zip("─│┤├└┌┐┘", "-|||++++", strict=True)),
+}
+GREEK = re.compile(r"GREEK (SMALL|CAPITAL) LETTER (\w+)")  # Unicode's names
+
+
+def plain(text: str) -> str:
+    """Return the text in ASCII: letters of other alphabets by name, accents left out, and ? for the rest."""
+    return "".join(char if char.isascii() else WORDS.get(char) or _spelled(char) for char in text)
+
+
+def _spelled(char: str) -> str:
+    if greek := GREEK.match(unicodedata.name(char, "")):
+        size, name = greek.groups()
+        return name.lower() if size == "SMALL" else name.capitalize()
+    return _without_accents(char)
+
+
+def _without_accents(char: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", char)
+    if unicodedata.combining(decomposed[0]):
+        return ""
+    letters = "".join(WORDS.get(part, part) for part in decomposed)
+    return letters.encode("ascii", "ignore").decode() or "?"
+
+
+def print_plain_letters_where_needed() -> None:
+    """Have stdout and stderr write what their encoding lacks in plain letters; UTF-8 streams stay as they are."""
+    codecs.register_error(NAME, _replace)
+    for stream in (sys.stdout, sys.stderr):
+        # Others, as in a notebook, take any text.
+        if hasattr(stream, "reconfigure") and not (stream.encoding or "").lower().startswith("utf"):
+            stream.reconfigure(errors=NAME)
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return plain(error.object[error.start : error.end]), error.end

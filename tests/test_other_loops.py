@@ -1,0 +1,450 @@
+"""Batch norm in loops, libraries and tools of other people: as torch's own classes there, whatever they do with it."""
+
+import copy
+import pickle
+
+import pytest
+import timm
+import torch
+import torch._dynamo
+import torchvision
+from torch import nn
+from torch.nn import functional as F
+from torch.optim import swa_utils
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+import lbsgd
+from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm, convert_batch_norm
+
+N = 4  # images of one worker
+
+
+def images(num, seed=0, size=8):
+    return 3 * torch.randn(num, 3, size, size, generator=torch.Generator().manual_seed(seed)) + 1
+
+
+def small(**options):
+    torch.manual_seed(0)
+    first, second = nn.BatchNorm2d(6, **options), nn.BatchNorm2d(4, **options)
+    return nn.Sequential(nn.Conv2d(3, 6, 3), first, nn.ReLU(), nn.Conv2d(6, 4, 3), second)
+
+
+def ours(passes=1, **options):
+    return convert_batch_norm(small(**options), N, passes=passes)
+
+
+def backward(model, x):
+    model(x).square().mean().backward()
+
+
+def gradient(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def statistics(model):
+    return torch.cat([buffer.flatten().double() for buffer in model.buffers()])
+
+
+def assert_same(model, other, **tolerance):
+    """Their gradients and their statistics."""
+    torch.testing.assert_close(gradient(model), gradient(other), **tolerance)
+    torch.testing.assert_close(statistics(model), statistics(other), **tolerance)
+
+
+# --- networks of torchvision and timm --------------------------------------------------------------------------------
+
+NETWORKS = {
+    "torchvision's ResNet-18": lambda: torchvision.models.resnet18(num_classes=10),
+    "torchvision's MobileNetV3": lambda: torchvision.models.mobilenet_v3_small(num_classes=10, dropout=0.0),
+    "timm's ResNet-10": lambda: timm.create_model("resnet10t", num_classes=10),
+    "timm's RegNetX, norms with activation": lambda: timm.create_model("regnetx_002", num_classes=10),
+    "timm's MobileNetV3, norms with activation": lambda: timm.create_model("mobilenetv3_small_050", num_classes=10),
+}
+
+
+@pytest.fixture(params=NETWORKS.values(), ids=NETWORKS.keys())
+def network(request):
+    torch.manual_seed(0)
+    return request.param()
+
+
+def norms(model):
+    return {name: m for name, m in model.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+
+
+def test_one_worker_is_torch_bit_for_bit_and_two_are_the_mean_of_torch_on_each(network):
+    x, labels = images(2 * N, size=32), torch.arange(2 * N)
+    alone, pair = (convert_batch_norm(copy.deepcopy(network), N) for _ in range(2))
+    assert norms(pair) and all(isinstance(norm, PerWorkerBatchNorm) for norm in norms(pair).values())
+    assert list(pair.state_dict()) == list(network.state_dict())
+    workers = [copy.deepcopy(network) for _ in range(2)]
+    losses = [F.cross_entropy(w(x_w), y) for w, x_w, y in zip(workers, x.split(N), labels.split(N), strict=True)]
+    F.cross_entropy(alone(x[:N]), labels[:N]).backward()
+    F.cross_entropy(pair(x), labels).backward()
+    for loss in losses:
+        loss.backward()
+    assert torch.equal(gradient(alone), gradient(workers[0]))
+    torch.testing.assert_close(statistics(alone), statistics(workers[0]), rtol=1e-6, atol=1e-6)
+    mean = sum(map(gradient, workers)) / 2
+    assert (gradient(pair) - mean).abs().max() < 1e-3 * mean.abs().max()
+    torch.testing.assert_close(statistics(pair), sum(map(statistics, workers)) / 2, rtol=1e-4, atol=1e-4)
+    network.load_state_dict(pair.state_dict())
+    assert torch.equal(pair.eval()(x[:3]), network.eval()(x[:3]))
+
+
+def test_a_batch_norm_of_timm_keeps_its_drop_and_activation_and_is_still_timms():
+    layer = timm.layers.BatchNormAct2d(3, act_layer=nn.Hardswish, drop_layer=lambda: nn.Dropout(0.5))
+    plain, kept = nn.BatchNorm2d(3), (layer.act, layer.drop, layer.weight, layer.running_var)
+    convert_batch_norm(layer, N)
+    assert all(a is b for a, b in zip((layer.act, layer.drop, layer.weight, layer.running_var), kept, strict=True))
+    x = images(2 * N)
+    torch.manual_seed(1)
+    y = layer(x)
+    torch.manual_seed(1)
+    expected = F.hardswish(F.dropout(torch.cat([plain(part) for part in x.split(N)]), 0.5))
+    assert torch.equal(y, expected) and "per_worker_batch=4" in repr(layer)
+    assert isinstance(pickle.loads(pickle.dumps(layer)), timm.layers.BatchNormAct2d)
+    assert isinstance(timm.utils.model.freeze_batch_norm_2d(layer), timm.layers.FrozenBatchNormAct2d)
+
+
+def test_timms_synchronised_batch_norm_is_converted_with_its_activation():
+    layer = timm.layers.convert_sync_batchnorm(timm.layers.BatchNormAct2d(3))
+    x = images(2 * N)
+    assert torch.equal(convert_batch_norm(layer, N)(x), convert_batch_norm(nn.BatchNorm2d(3), N)(x).relu())
+
+
+def test_a_refused_model_is_left_as_it_was():
+    class Own(nn.BatchNorm2d):
+        pass
+
+    model = nn.Sequential(nn.BatchNorm2d(3), Own(3))
+    with pytest.raises(ValueError, match="1 is a Own, neither torch's own batch norm nor timm's"):
+        convert_batch_norm(model, N)
+    assert type(model[0]) is nn.BatchNorm2d and not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize("make", [torchvision.models.resnet18, lambda: timm.create_model("regnetx_002")])
+def test_features_are_extracted_at_the_nodes_that_torchs_batch_norms_have(make):
+    torch.manual_seed(0)
+    plain = make()
+    model = convert_batch_norm(copy.deepcopy(plain), N)
+    if not isinstance(plain, timm.models.RegNet):  # timm's own layers are no leaves outside timm
+        assert get_graph_node_names(model) == get_graph_node_names(plain)
+    node = [name for name in get_graph_node_names(model)[0] if name in norms(plain)][3]
+    x = images(2 * N, size=32)
+    extract, seen = create_feature_extractor(model, [node]), []
+    norms(plain)[node].register_forward_hook(lambda *call: seen.append(call[-1].clone()))
+    for part in x.split(N):
+        plain(part)
+    torch.testing.assert_close(extract(x)[node], torch.cat(seen), rtol=1e-4, atol=1e-4)
+
+
+# --- torch.compile ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiler():
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters
+    torch._dynamo.reset()
+
+
+class Checkpointed(nn.Module):
+    """Runs a body under gradient checkpointing, as two segments."""
+
+    def __init__(self, body, use_reentrant=False):
+        super().__init__()
+        self.body, self.use_reentrant = body, use_reentrant
+
+    def forward(self, x):
+        for part in (self.body[:3], self.body[3:]):
+            x = checkpoint(part, x, use_reentrant=self.use_reentrant)
+        return x
+
+
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("passes, workers", [(1, 1), (10, 2)])
+def test_a_compiled_network_is_one_graph_and_the_same_network(compiler, backend, passes, workers):
+    model, eager = ours(passes), ours(passes)
+    compiled = torch.compile(model, backend=backend, fullgraph=True)
+    for seed in range(2 * passes):
+        for each in (compiled, eager):
+            backward(each, images(workers * N, seed))
+    assert_same(model, eager, rtol=1e-4, atol=1e-6)
+    assert model[1].num_batches_tracked == 2 and compiler["stats"]["unique_graphs"] == 1
+
+
+def test_an_iteration_may_begin_compiled_and_end_as_it_is(compiler):
+    model, eager = ours(passes=2), ours(passes=2)
+    backward(torch.compile(model, backend="aot_eager"), images(N))
+    backward(model, images(N, 1))
+    for seed in range(2):
+        backward(eager, images(N, seed))
+    assert_same(model, eager)
+
+
+def test_compiled_blocks_of_one_class_share_their_graphs(compiler):
+    model, eager = (
+        nn.Sequential(*(nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)) for _ in range(10))) for _ in "12"
+    )
+    eager.load_state_dict(model.state_dict())
+    for each in (model, eager):
+        convert_batch_norm(each, N, passes=2)
+    for block in model:
+        block.compile(backend="aot_eager")
+    for seed in range(4):
+        for each in (model, eager):
+            backward(each, images(2 * N, seed))
+    assert_same(model, eager, rtol=1e-3, atol=1e-5)
+    assert compiler["stats"]["unique_graphs"] <= 2
+
+
+def test_statistics_are_recomputed_from_compiled_forwards(compiler):
+    model, eager = ours(passes=3), ours(passes=3)
+    for each, run in ((model, torch.compile(model, backend="aot_eager")), (eager, eager)):
+        with torch.no_grad(), lbsgd.recomputing_statistics(each):
+            run(images(2 * N))
+    torch.testing.assert_close(statistics(model), statistics(eager))
+
+
+# --- gradient checkpointing ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("passes", [1, 2])
+def test_gradient_checkpointing_moves_statistics_once(use_reentrant, passes):
+    model, plain = ours(passes), ours(passes)
+    checkpointed = Checkpointed(model, use_reentrant)
+    for seed in range(2 * passes):
+        backward(checkpointed, images(2 * N, seed).requires_grad_())
+        backward(plain, images(2 * N, seed))
+    assert_same(model, plain)
+    assert model[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gradient_checkpointing_inside_a_compiled_network_too(compiler, backend):
+    model, plain = ours(passes=2), ours(passes=2)
+    compiled = torch.compile(Checkpointed(model), backend=backend)
+    for seed in range(4):
+        backward(compiled, images(2 * N, seed))
+        backward(plain, images(2 * N, seed))
+    assert_same(model, plain, rtol=1e-4, atol=1e-6)
+    assert model[1].num_batches_tracked == 2
+
+
+def test_a_compiled_segment_under_gradient_checkpointing_too(compiler):
+    model, plain = ours(passes=2), ours(passes=2)
+    segment = torch.compile(model, backend="aot_eager")
+    for seed in range(4):
+        checkpoint(segment, images(2 * N, seed), use_reentrant=False).square().mean().backward()
+        backward(plain, images(2 * N, seed))
+    assert_same(model, plain, rtol=1e-4, atol=1e-6)
+
+
+# --- who else moves statistics ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("passes", [1, 3, 32])
+def test_update_bn_takes_in_every_batch_as_with_torchs(passes):
+    model, plain = ours(passes), small()
+    batches = [images(N, seed) for seed in range(5)]
+    for each in (model, plain):
+        swa_utils.update_bn(batches, each)
+    torch.testing.assert_close(statistics(model), statistics(plain), rtol=1e-5, atol=1e-5)
+    assert model[1].momentum == 0.1
+
+
+def test_update_bn_between_two_passes_leaves_the_iteration_alone():
+    model, undisturbed = ours(passes=2), ours(passes=2)
+    for each in (model, undisturbed):
+        each(images(N))
+    swa_utils.update_bn([images(N, seed) for seed in range(3)], model)
+    model.load_state_dict(undisturbed.state_dict())
+    for each in (model, undisturbed):
+        each(images(N, 1))
+    assert torch.equal(statistics(model), statistics(undisturbed)) and model[1].num_batches_tracked == 1
+
+
+def test_a_momentum_of_1_shows_each_forward_by_itself_as_precise_batch_norms_want_it():
+    model, plain = ours(passes=4), small()
+    for each in (model, plain):
+        for norm in norms(each).values():
+            norm.momentum = 1.0
+        each(images(N))
+    torch.testing.assert_close(statistics(model), statistics(plain), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_buffers", [False, True])
+def test_an_averaged_model_lives_by_itself(use_buffers):
+    models, averages = [ours(passes=2), small()], []
+    for model in models:
+        average = swa_utils.AveragedModel(model, use_buffers=use_buffers)
+        for seed in range(2):
+            for part in images(2 * N, seed).split(N) if model is models[0] else [images(2 * N, seed)]:
+                model(part)
+            average.update_parameters(model)
+        averages.append(average)
+    before = statistics(models[0])
+    averages[0](images(N))
+    averages[0](images(N))
+    assert averages[0].module[1].num_batches_tracked == 3 or use_buffers
+    assert torch.equal(statistics(models[0]), before)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("options", [dict(track_running_stats=False), dict(affine=False), dict(momentum=None)])
+def test_options_of_torchs_batch_norm_mean_what_they_mean_there(options, training):
+    model, plain = ours(**options).train(training), small(**options).train(training)
+    for seed in range(3):
+        assert torch.equal(model(images(N, seed)), plain(images(N, seed)))
+    if list(plain.buffers()):
+        torch.testing.assert_close(statistics(model), statistics(plain))
+
+
+def test_switching_tracking_off_keeps_the_statistics_that_there_are():
+    model, plain = ours(), small()
+    for each in (model, plain):
+        each(images(N))
+        for norm in norms(each).values():
+            norm.track_running_stats = False
+        each(images(N, 1))
+    torch.testing.assert_close(statistics(model), statistics(plain))
+    torch.testing.assert_close(model.eval()(images(3)), plain.eval()(images(3)))
+
+
+def test_frozen_batch_norms_stay_and_the_others_are_recomputed():
+    model = ours().train()
+    model[1].eval()
+    frozen, moving = (model[i].running_mean.clone() for i in (1, 4))
+    with torch.no_grad(), lbsgd.recomputing_statistics(model):
+        model(images(2 * N))
+    assert torch.equal(model[1].running_mean, frozen) and not torch.equal(model[4].running_mean, moving)
+
+
+def test_a_network_without_batch_norm_has_nothing_to_do():
+    model = convert_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 1), nn.GroupNorm(2, 4)), N)
+    with torch.no_grad(), lbsgd.recomputing_statistics(model):
+        model(images(N))
+    lbsgd.agree_statistics(model)
+    assert not model._forward_pre_hooks and not model._forward_hooks
+
+
+class Siamese(nn.Module):
+    """Uses its batch norm twice in one forward, on different images."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)) + self.norm(self.conv(2 * x - 1))
+
+
+@pytest.mark.parametrize("passes, compiled", [(1, False), (2, False), (4, False), (2, True)])
+def test_a_module_used_twice_in_one_forward_has_the_same_statistics_for_any_number_of_passes(
+    compiler, passes, compiled
+):
+    model, plain = convert_batch_norm(Siamese(), N, passes=passes), convert_batch_norm(Siamese(), N)
+    run = torch.compile(model, backend="aot_eager") if compiled else model
+    for seed in range(2):
+        x = images(4 * N, seed)
+        plain(x)
+        for part in x.split(4 * N // passes):
+            run(part)
+    torch.testing.assert_close(statistics(model), statistics(plain))
+    assert model.norm.num_batches_tracked == 4
+    assert torch.equal(statistics(model), statistics(plain)) or compiled
+
+
+def test_one_use_alone_is_torchs_order_of_two_moves():
+    model, plain = convert_batch_norm(Siamese(), N), Siamese()
+    for each in (model, plain):
+        each(images(N))
+    torch.testing.assert_close(statistics(model), statistics(plain))
+
+
+# --- copies, files and graphs ----------------------------------------------------------------------------------------
+
+
+def reloaded(model):
+    return pickle.loads(pickle.dumps(model))
+
+
+@pytest.mark.parametrize("duplicate, compiled", [(copy.deepcopy, False), (reloaded, False), (copy.deepcopy, True)])
+def test_a_copy_in_the_middle_of_an_iteration_goes_on_by_itself(compiler, duplicate, compiled):
+    model = ours(passes=2)
+    model(images(N))
+    twin = duplicate(model)
+    run = torch.compile(twin, backend="aot_eager") if compiled else twin
+    run(images(N, 1))
+    assert twin[1].num_batches_tracked == 1 and model[1].num_batches_tracked == 0
+    model(images(N, 1))
+    torch.testing.assert_close(statistics(twin), statistics(model))
+    for norm in norms(twin).values():
+        assert norm._forwards is twin[1]._forwards is not model[1]._forwards
+
+
+@pytest.mark.parametrize("strict", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_an_exported_network_is_the_network(strict):
+    model = ours()
+    model(images(N))
+    evaluated = torch.export.export(model.eval(), (images(3),), strict=strict).module()
+    torch.testing.assert_close(evaluated(images(3)), model(images(3)))
+    twin = copy.deepcopy(model).train()
+    trained = torch.export.export(twin, (images(2 * N),), strict=strict)
+    assert not any("lbsgd" in str(node.target) for node in trained.graph.nodes)
+    torch.testing.assert_close(trained.module()(images(2 * N)), model.train()(images(2 * N)))
+
+
+def test_an_exported_graph_that_would_have_to_count_passes_is_refused_in_one_line():
+    with pytest.raises(ValueError, match=r"^an exported graph cannot count the 2 passes of an iteration[^\n]*$"):
+        torch.export.export(ours(passes=2), (images(N),), strict=False)
+
+
+# --- derivatives -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_gradients_of_gradients_are_those_of_finite_differences(workers):
+    layer = convert_batch_norm(nn.BatchNorm2d(2).double(), N)
+    x = images(workers * N, size=1)[:, :2].double().requires_grad_()
+    assert torch.autograd.gradgradcheck(layer, (x,))
+
+
+def test_a_gradient_penalty_is_the_sum_of_torchs_on_each_worker():
+    model, plain, x = ours().double(), small().double(), images(2 * N).double()
+
+    def penalty(network, x):
+        x = x.detach().requires_grad_()
+        (grad_x,) = torch.autograd.grad(network(x).square().sum(), x, create_graph=True)
+        grad_x.square().sum().backward()
+
+    penalty(model, x)
+    for part in x.split(N):
+        penalty(plain, part)
+    torch.testing.assert_close(gradient(model), gradient(plain))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_torch_func_gives_the_same_gradient_and_moves_the_statistics(workers):
+    model, plain, x = ours(passes=2), ours(passes=2), images(workers * N)
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+
+    def loss(parameters):
+        return torch.func.functional_call(model, parameters, (x,)).square().mean()
+
+    for _ in range(2):
+        gradients = torch.func.grad(loss)(parameters)
+        plain.zero_grad()
+        backward(plain, x)
+    for name, p in plain.named_parameters():
+        torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(statistics(model), statistics(plain), rtol=1e-5, atol=1e-6)
+    assert model[1].num_batches_tracked == 1
