@@ -53,7 +53,9 @@ def kill(json, folder, done, iteration, ranks, rng, *flags, fault):
         run.send(signal.SIGKILL, *ranks)
         codes = run.exit_codes()
     assert codes == [-signal.SIGKILL if rank in ranks else 4 for rank in run.ranks], run.console
-    dead = "rank 0, or the way to its host, is gone" if 0 in ranks else f"rank 1 on {HOST} died or does not answer"
+    dead = (
+        "rank 0, or the way to its host, has been gone" if 0 in ranks else f"rank 1 on {HOST} died or has not answered"
+    )
     assert len(run.errors) == (len(ranks) < 2) and all(dead in error for error in run.errors), run.errors
 
 
