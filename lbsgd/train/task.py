@@ -17,6 +17,8 @@ class Task(Protocol):
 
     name      of the network, for the log
     counts    names of what `loss` counts; "top1_error" becomes train_top1_error_pct in the log
+
+    Log, screen and tables judge a run by train_top1_error_pct and val_top1_error_pct, so a task gives both.
     """
 
     name: str
