@@ -16,6 +16,8 @@ from lbsgd.processes.launcher import is_launcher, named_hostfile, require_hosts,
 
 ROOT = Path(__file__).parent.parent
 DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]
+# Variables that launchers set, or that an earlier test has set in this process.
+LAUNCHERS = ("SLURM_", "OMPI_", "PMI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
 
 
 @pytest.mark.parametrize(
@@ -197,7 +199,7 @@ def test_a_hostfile_among_the_recipe_s_flags_is_refused(flags):
 
 def recipe(*arguments, **variables):
     """Run a recipe that would train."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
     command = ["recipes/resnet50.py", "--deepspeed_config", "ds_configs/64.json", "--fake_data", *arguments]
     return subprocess.run(
         [sys.executable, *command], cwd=ROOT, env=kept | variables, capture_output=True, text=True, timeout=120

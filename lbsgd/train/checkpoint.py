@@ -141,7 +141,7 @@ def load_newest(
 
 def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
     """Return an identity with every key of the recipe, because keys that came later change nothing by default."""
-    if "recipe" not in identity:
+    if not isinstance(identity.get("recipe"), dict):
         return identity
     return {**identity, "recipe": completed(identity["recipe"])}
 
