@@ -183,7 +183,7 @@ def _said(rounds: list[tuple[float, float]], cores: int) -> str:
 
 def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    flags.add_argument("--images", type=Path, default=Path("/work/shared/data/imagenet_sample.tar"))
+    flags.add_argument("--images", type=Path, required=True, help="a tar or a folder of JPEGs")
     flags.add_argument("--num_images", type=int, default=6000)
     flags.add_argument("--rounds", type=int, default=3)
     flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
