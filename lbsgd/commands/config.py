@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from lbsgd.algorithm.published import EPOCHS, IMAGENET_IMAGES
 from lbsgd.commands.flag_types import PRECISIONS, add_settings, positive
 from lbsgd.errors import ConfigError
 
@@ -18,8 +19,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--precision", choices=PRECISIONS, default="fp16", help="(default: %(default)s)")
     add("--zero_stage", type=int, choices=(0, 1, 2), help="(default: 1 in fp16, else 0)")
     images = "training images (default: ImageNet's %(default)s)"
-    add("--num_images", type=positive, default=1_281_167, metavar="N", help=images)
-    add("--epochs", type=positive, default=90, metavar="N", help="(default: %(default)s)")
+    add("--num_images", type=positive, default=IMAGENET_IMAGES, metavar="N", help=images)
+    add("--epochs", type=positive, default=EPOCHS, metavar="N", help="(default: %(default)s)")
     add_settings(command)
     add("--output", metavar="FILE", help="write the JSON into this file (default: print it)")
     add("--all", metavar="DIR", help="instead, write the paper's whole grid and its README into a folder")

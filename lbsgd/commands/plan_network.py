@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lbsgd.algorithm import published
 from lbsgd.config.aggregation import Choice, choose, own_reduction
 from lbsgd.config.plan import Plan
 
@@ -28,7 +29,7 @@ class Preset:
 
 PRESETS = {
     "p100-2017": Preset(
-        1_281_167 * 90 / (29 * 3600) / 8,
+        published.IMAGES_PER_SECOND,
         8,
         50.0,
         "speed: 90 epochs in 29 h on a server of 8 P100; link: 50 Gbit/s Ethernet (the paper, Sec. 4 and abstract)",

@@ -9,15 +9,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lbsgd.algorithm.published import IMAGES_PER_SECOND as PAPER_IMAGES_PER_SECOND
 from lbsgd.commands.plan_memory import Network, bytes_per_weight
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, RING, all_reduce_seconds
 from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 
-# A GPU's speed in the paper: 90 epochs of 1,281,167 images in 29 hours on one server of 8 P100. It includes aggregation
-# inside the server.
-PAPER_IMAGES_PER_SECOND = 1_281_167 * 90 / (29 * 3600) / 8
 # Back-propagation takes 120 ms of that server's iteration of 8 x 32 images (Sec. 4).
 BACKWARD_SHARE = 0.120 / (32 / PAPER_IMAGES_PER_SECOND)
 

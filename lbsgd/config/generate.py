@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lbsgd.algorithm.published import EPOCHS, IMAGENET_IMAGES
 from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import consistency_findings, deepspeed_findings, fit_findings
 from lbsgd.config.checks.subject import Planned
@@ -13,7 +14,6 @@ from lbsgd.config.precision import set_precision
 from lbsgd.config.schema import Recipe
 
 WHERE = "lbsgd config"
-IMAGENET_IMAGES = 1_281_167
 # ResNet-50 at 224 pixels then has 11 GB of activations in half precision, 22 in float32 (commands/plan_memory.py).
 MOST_IMAGES_PER_PASS = 256
 
@@ -72,7 +72,7 @@ def generate(
     precision: str = "fp16",
     zero_stage: int | None = None,
     num_images: int = IMAGENET_IMAGES,
-    epochs: int = 90,
+    epochs: int = EPOCHS,
     settings: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """Return a checked JSON for kn images per update.

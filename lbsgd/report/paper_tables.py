@@ -22,7 +22,6 @@ RESNET_101 = {256: (22.08, 0.06), 8192: (22.36, 0.09)}  # Table 2c
 HEADS = ("", "kn", "η", "error %", "kn", "η", "error %", "seeds", "difference [95 %]", "curves match")
 WIDE, NARROW_COLUMNS = 112, (0, 3, 4, 6, 8)  # columns of a terminal, and what fits into 80 of them
 PAPERS, OURS = slice(1, 4), slice(4, 10)
-IMAGENET_IMAGES = 1_281_167
 
 MEASURED = {
     "no warmup": paper.NO_WARMUP,
@@ -187,5 +186,5 @@ def place_of(family: Family) -> str:
     header = family.rows[0].header
     data = Path(header.get("environment", {}).get("data", "")).name or "unknown data"
     images = family.rows[0].recipe["num_images"]
-    where = "ImageNet" if images == IMAGENET_IMAGES else f"{images:,} images of {data.removesuffix('_ffcv')}"
+    where = "ImageNet" if images == paper.IMAGENET_IMAGES else f"{images:,} images of {data.removesuffix('_ffcv')}"
     return f"{header['model']} on {where}, {family.rows[0].recipe['epochs']} epochs"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import BetonFile
@@ -84,8 +84,7 @@ class FfcvFiles:
             from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
         except ImportError as error:
             raise missing_ffcv(error) from error
-        common: dict[str, Any] = dict(threads=self.threads, share=share_of(plan, processes), pixels=pixels)
-        augmentation = plan.recipe.augmentation
+        augmentation, share = plan.recipe.augmentation, Share(processes.rank, plan.world_size)
         train = TrainLoader(
             self.data.train,
             from_disk=self.is_read_from_disk(self.data.train, processes),
@@ -94,11 +93,19 @@ class FfcvFiles:
             micro_batch=plan.micro_batch,
             crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
             flip=augmentation.flip,
-            **common,
+            threads=self.threads,
+            share=share,
+            pixels=pixels,
         )
         stack.enter_context(closing(train))
-        from_disk = self.is_read_from_disk(self.data.val, processes)
-        val = EvalLoader(self.data.val, from_disk=from_disk, batch=plan.micro_batch, **common)
+        val = EvalLoader(
+            self.data.val,
+            from_disk=self.is_read_from_disk(self.data.val, processes),
+            batch=plan.micro_batch,
+            threads=self.threads,
+            share=share,
+            pixels=pixels,
+        )
         stack.enter_context(closing(val))
         return Images(train, val)
 
@@ -122,13 +129,15 @@ class FakeImageSource:
     threads_in_words: str = "no loader threads"
 
     def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
-        common: dict[str, Any] = dict(seed=plan.recipe.seed, share=share_of(plan, processes), pixels=pixels)
-        cut: dict[str, Any] = dict(global_batch=plan.global_batch, micro_batch=plan.micro_batch)
-        return Images(
-            FakeImages(plan.num_images, self.num_classes, **cut, **common),
-            FakeEval(FAKE_VAL_IMAGES, self.num_classes, batch=plan.micro_batch, **common),
+        seed, share = plan.recipe.seed, Share(processes.rank, plan.world_size)
+        train = FakeImages(
+            plan.num_images,
+            self.num_classes,
+            seed=seed,
+            global_batch=plan.global_batch,
+            micro_batch=plan.micro_batch,
+            share=share,
+            pixels=pixels,
         )
-
-
-def share_of(plan: Plan, processes: Processes) -> Share:
-    return Share(processes.rank, plan.world_size)
+        val = FakeEval(FAKE_VAL_IMAGES, self.num_classes, seed=seed, batch=plan.micro_batch, share=share, pixels=pixels)
+        return Images(train, val)
