@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "processes": set(),
     "train": {"algorithm", "config", "data", "processes", "report"},
     "report": {"config", "algorithm.schedule", "algorithm.published"},
-    "experiments": {"config", "report", "algorithm"},
+    "experiments": {"config", "processes", "report", "algorithm"},
     "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments"},
     # the files beside the folders
     "errors": set(),

@@ -238,3 +238,20 @@ end_with_error(DataError("first line\\nsecond line"))
 def test_an_error_is_its_lines_on_stderr_and_the_exit_code():
     done = subprocess.run([sys.executable, "-c", ENDS_WITH_TWO_LINES], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: first line\nerror: second line\n")
+
+
+ALONE_AND_ITS_CHILD = """
+import os, subprocess, sys
+from lbsgd.train.engine import start_processes
+assert start_processes().alone
+child = "from lbsgd.processes.environment import Processes; print(Processes.from_environment().alone)"
+subprocess.run([sys.executable, "-c", child], check=True)
+assert start_processes().alone
+"""
+
+
+def test_the_children_of_a_process_alone_are_alone_too(environment):
+    """What a notebook sets in its environment, a recipe that it starts would take for a launcher's."""
+    environment({})
+    done = subprocess.run([sys.executable, "-c", ALONE_AND_ITS_CHILD], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["True"]), done.stderr

@@ -7,7 +7,6 @@ import fcntl
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.experiments.checkout import CODE_FOLDER, Checkout
 from lbsgd.experiments.grid import DataSet, Job
+from lbsgd.processes.environment import free_port
 from lbsgd.report.run_log import LOG_NAME, read_run
 
 DIVERGED = "diverged.txt"  # in a run's folder: the line that ended it
@@ -101,12 +101,6 @@ def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machin
         *(("--epochs", str(epochs)) if epochs else ()),
         "--resume",
     ]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @dataclass

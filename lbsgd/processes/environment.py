@@ -59,17 +59,6 @@ class Processes:
         """Number of CPU cores for this process: its share of those that the host lets it use."""
         return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
 
-    def export(self, master_port: int) -> None:
-        """Set the variables that a launcher would have set, for a process that runs alone."""
-        os.environ.update(
-            RANK="0",
-            WORLD_SIZE="1",
-            LOCAL_RANK="0",
-            LOCAL_SIZE="1",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(master_port),
-        )
-
 
 def master() -> tuple[str, int]:
     """Return address and port of rank 0, where the processes of a run meet. Raises ConfigError without them."""

@@ -29,14 +29,14 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 from pydantic import ValidationError
-from torch.distributed import PrefixStore, Store
+from torch.distributed import HashStore, PrefixStore, Store
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
-from lbsgd.processes.environment import Processes, free_port
+from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.inputs import build_optimizer, deepspeed_config
 
@@ -88,7 +88,8 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
         # DeepSpeed's shared-memory all-reduce serves inference only, and compiles for a minute on the first CPU start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if processes.alone:
-            processes.export(master_port=free_port())
+            store = HashStore()  # no port: what we set in the environment, our children would take for a launcher's
+            os.environ["LOCAL_RANK"] = "0"  # DeepSpeed's engine wants it
         timeout = timedelta(seconds=timeout_seconds)
         if store is not None:
             torch.distributed.init_process_group(
