@@ -13,7 +13,7 @@ import heapq
 from contextlib import ExitStack
 from dataclasses import replace
 
-from resnet18 import ResNet18
+from cifar10 import SmallResNet
 
 from lbsgd.commands.train import Request, parser
 from lbsgd.errors import LbsgdError
@@ -37,7 +37,7 @@ def simulate(request):
     """Train one network and log an epoch's errors, simulated time and mean staleness."""
     with ExitStack() as stack:
         simulated = {"updates": request.flags.updates, "spread": request.flags.spread}
-        server, images, log = opened(request, f"resnet18, {request.flags.updates}", {"simulated": simulated}, stack)
+        server, images, log = opened(request, f"resnet8, {request.flags.updates}", {"simulated": simulated}, stack)
         for epoch in range(request.flags.epochs or request.plan.recipe.epochs):
             training = server.train(images.train.epoch(epoch))
             log.epoch({"epoch": epoch + 1, **training, **server.evaluate(images.val)})
@@ -62,7 +62,7 @@ def opened(request, name, described, stack):
     header = {"model": name, **plan.as_dict(), **described, "environment": environment(source.place)}
     log = stack.enter_context(RunLog(request.output_dir, header, 0 if request.flags.resume else None))
     torch.set_num_threads(threads)  # FFCV has changed it
-    return Server(ResNet18().network(source.num_classes, plan), plan, request.flags), images, log
+    return Server(SmallResNet().network(source.num_classes, plan), plan, request.flags), images, log
 
 
 class Server:

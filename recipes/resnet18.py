@@ -1,6 +1,6 @@
 """ResNet-18 with the paper's recipe: recipes/resnet50.py with a network for small images and small machines.
 
-    python recipes/resnet18.py --deepspeed_config ds_configs/digits/256.json --data_dir data/digits_1536_ffcv
+    python recipes/resnet18.py --deepspeed_config ds_configs/digits.json --data_dir data/digits_ffcv
 
 `lbsgd reproduce table1 digits` runs it for every row of the paper's Table 1 (docs/results.md).
 """

@@ -34,7 +34,7 @@ def main():
 def compare(request):
     """Train, and log the two steps before each update."""
     with ExitStack() as stack:
-        server, images, log = opened(request, "resnet18, one large step", {}, stack)
+        server, images, log = opened(request, "resnet8, one large step", {}, stack)
         for epoch in range(request.flags.epochs or request.plan.recipe.epochs):
             trained = [one_update(server, chunk, log) for chunk in chunks(images.train.epoch(epoch), server.workers)]
             num_images = len(trained) * server.plan.global_batch

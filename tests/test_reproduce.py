@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from lbsgd.errors import ConfigError, DataError, TrainingError
 from lbsgd.experiments import launch
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import ROOT, Checkout, git, open_checkout
-from lbsgd.experiments.collect import MOST_BYTES, collect
+from lbsgd.experiments.collect import MOST_BYTES, bring_back, collect
 from lbsgd.experiments.grid import Job, Row, jobs_of
 from lbsgd.experiments.launch import Machine
 from lbsgd.experiments.reproduce import Request
@@ -46,6 +47,7 @@ epoch = {"kind": "epoch", "epoch": 1, "train_loss": 1, "train_top1_error_pct": 5
 records = [header, epoch, {"kind": "result", "val_top1_error_pct": 5}]
 (folder / "log.jsonl").write_text("".join(json.dumps(record) + "\\n" for record in records))
 (folder / "weights.pt").write_bytes(b"many")
+(folder / "checkpoints").mkdir()
 """
 ROWS = (Row("a", "a", 1), Row("b", "b", 8))
 DATA = replace(DIGITS, recipe="recipe.py", data_dir="{work_dir}")
@@ -75,7 +77,7 @@ def test_every_run_runs_once_and_a_second_start_runs_nothing(tmp_path, capsys):
         runner(tmp_path, finished=lambda job: finished.append(job.name)).run(jobs_of(ROWS, (0, 1)))
     assert starts(tmp_path) == ["a/seed0", "a/seed1", "b/seed0", "b/seed1"]
     assert sorted(finished) == sorted(2 * ["a/seed0", "a/seed1", "b/seed0", "b/seed1"])
-    assert not list(tmp_path.glob("*/*/weights.pt"))  # what a finished run needs no more
+    assert len(list(tmp_path.glob("*/*/weights.pt"))) == 4 and not list(tmp_path.glob("*/*/checkpoints"))
     said = capsys.readouterr().out
     assert "4 of 4 runs, 100 %" in said and "a/seed0: error 5.00 %" in said and "4 of 4 runs were done before" in said
 
@@ -155,22 +157,60 @@ def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
     assert (tmp_path / "a/seed1/diverged.txt").read_text() == "error: the loss of iteration 5 is not a number\n"
 
 
-def test_a_changed_checkout_is_refused(tmp_path):
-    repository = tmp_path / "repository"
-    (repository / "recipes").mkdir(parents=True)
-    (repository / "recipes" / "a.py").write_text("a = 1\n")
-    git(tmp_path, "init", "-q", str(repository))
-    identity = ("-c", "user.name=a", "-c", "user.email=a@b")
-    git(repository, "add", ".")
-    git(repository, *identity, "commit", "-qm", "first")
-    checkout = open_checkout(tmp_path / "grid", repository)
+IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b")
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A git repository of two commits, the first with a = 1 in its recipe; and a function that makes the second."""
+    folder = tmp_path / "repository"
+    (folder / "recipes").mkdir(parents=True)
+    (folder / "recipes" / "a.py").write_text("a = 1\n")
+    git(tmp_path, "init", "-q", str(folder))
+    git(folder, "add", ".")
+    git(folder, *IDENTITY, "commit", "-qm", "first")
+    return folder
+
+
+def change(repository):
     (repository / "recipes" / "a.py").write_text("a = 2\n")
-    git(repository, *identity, "commit", "-qam", "second")
-    assert open_checkout(tmp_path / "grid", repository) == checkout  # work goes on beside it
+    git(repository, *IDENTITY, "commit", "-qam", "second")
+
+
+def test_a_changed_checkout_is_refused(tmp_path, repository):
+    checkout = open_checkout(tmp_path / "grid", root=repository)
+    change(repository)
+    assert open_checkout(tmp_path / "grid", root=repository) == checkout  # work goes on beside it
     assert (checkout.folder / "recipes" / "a.py").read_text() == "a = 1\n"
     (checkout.folder / "recipes" / "a.py").write_text("a = 3\n")
     with pytest.raises(ConfigError, match="has changed files .*recipes/a.py.* must not differ in code"):
-        open_checkout(tmp_path / "grid", repository)
+        open_checkout(tmp_path / "grid", root=repository)
+
+
+def test_a_grid_goes_on_from_its_published_runs_with_their_code(tmp_path, repository):
+    """On another machine, which has the repository and nothing in runs/."""
+    results, grid = tmp_path / "results", tmp_path / "grid"
+    first = open_checkout(grid, results, repository).commit
+    change(repository)
+    there = open_checkout(tmp_path / "there", results, repository)
+    assert there.commit == first and (there.folder / "recipes" / "a.py").read_text() == "a = 1\n"
+    (results / "grid.json").unlink()
+    elsewhere = tmp_path / "elsewhere"
+    assert open_checkout(elsewhere, results, repository).commit != first
+    with pytest.raises(ConfigError, match="grid runs commit .* but the runs in .*results are of commit"):
+        open_checkout(grid, results, repository)
+    (results / "grid.json").write_text(json.dumps({"commit": 40 * "0"}))
+    with pytest.raises(ConfigError, match="this clone lacks commit 0000000000, .*fetch --unshallow"):
+        open_checkout(tmp_path / "anew", results, repository)
+
+
+def test_a_run_that_is_published_does_not_run_again(tmp_path):
+    published, here = tmp_path / "results" / "a" / "seed0", tmp_path / "a" / "seed0"
+    runner(tmp_path, finished=lambda job: collect(here, published)).run(jobs_of(ROWS[:1], (0,)))
+    shutil.rmtree(here)
+    bring_back(published, here)
+    runner(tmp_path).run(jobs_of(ROWS[:1], (0, 1)))
+    assert starts(tmp_path) == ["a/seed0", "a/seed1"]
 
 
 def test_published_logs_are_thinned_and_nothing_else_changes(tmp_path):
@@ -194,7 +234,7 @@ def test_published_logs_are_thinned_and_nothing_else_changes(tmp_path):
 def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):
     assert main(["reproduce", "table1", "digits", "--list", "--seeds", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8 and all("recipes/resnet18.py" in line for line in lines)
+    assert len(lines) == 8 and all("recipes/digits.py" in line for line in lines)
     assert main(["reproduce", "table9", "digits"]) == 2
     assert "no experiment 'table9'; there are table1" in capsys.readouterr().err
     assert main(["reproduce", "table1", "mnist"]) == 2
@@ -207,7 +247,7 @@ def test_table_1_of_digits_runs_and_is_reported(tmp_path, capsys):
     command = ["reproduce", "table1", "digits", "--seeds", "1", "--epochs", "1", "--work_dir", str(tmp_path)]
     assert main([*command, "--results", str(tmp_path / "results")]) == 0
     grid = tmp_path / "runs" / "reproduce" / "digits_1_epochs"
-    assert len(list(grid.glob("*/seed0/log.jsonl"))) == 4 and not list(grid.glob("*/seed0/weights.pt"))
+    assert len(list(grid.glob("*/seed0/log.jsonl"))) == len(list(grid.glob("*/seed0/weights.pt"))) == 4
     said = capsys.readouterr().out
     assert "| gradual warmup | 8,192 | 3.2 | 23.74 ± 0.09 | 256 | 0.4 |" in said and "not known yet" in said
     assert (grid / "table1" / "index.html").exists() and not (tmp_path / "results").exists()

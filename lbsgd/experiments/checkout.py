@@ -14,6 +14,7 @@ from lbsgd.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
 CODE_FOLDER = "code"  # in a grid's folder
+NOTE = "grid.json"  # there, and beside the published logs: the commit
 CODE = ("lbsgd", "recipes", "ds_configs", "tools")  # what a run's numbers depend on
 
 
@@ -29,25 +30,51 @@ class Checkout:
         return {**os.environ, "PYTHONPATH": str(self.folder), **more}
 
 
-def open_checkout(grid_folder: Path, root: Path = ROOT) -> Checkout:
+def open_checkout(grid_folder: Path, published: Path | None = None, root: Path = ROOT) -> Checkout:
     """Return the checkout of a grid, made at HEAD when the grid begins and the same one ever after.
 
-    Raises ConfigError where there is no git repository, or the checkout's files are not those of its commit.
+    published: where the grid's finished runs are published; a grid that goes on from them, on another machine say, has
+    their commit. Raises ConfigError where there is no git repository, it lacks that commit, or the checkout's files are
+    not those of its commit.
     """
-    folder, note = grid_folder / CODE_FOLDER, grid_folder / "grid.json"
+    folder, note = grid_folder / CODE_FOLDER, grid_folder / NOTE
     grid_folder.mkdir(parents=True, exist_ok=True)
-    if note.exists():
-        checkout = Checkout(folder, json.loads(note.read_text())["commit"])
-        if folder.exists():
-            require_untouched(checkout)
-            return checkout
+    commits = [commit for place in (grid_folder, published) if place and (commit := noted_commit(place))]
+    if len(set(commits)) > 1:
+        raise ConfigError(
+            f"{grid_folder} runs commit {commits[0][:10]}, but the runs in {published} are of commit {commits[1][:10]}; "
+            "the rows of a table must not differ in code; give one of them another place with --work_dir or --results"
+        )
+    checkout = Checkout(folder, commits[0] if commits else git(root, "rev-parse", "HEAD"))
+    if folder.exists() and note.exists():
+        require_untouched(checkout)
     else:
-        checkout = Checkout(folder, git(root, "rev-parse", "HEAD"))
-    git(root, "worktree", "prune")
-    git(root, "worktree", "add", "--force", "--detach", str(folder), checkout.commit)
-    build_kernels(checkout)
-    replace_file(note, json.dumps({"commit": checkout.commit}).encode() + b"\n")
+        add_worktree(checkout, root)
+    for place in (grid_folder, published):
+        if place:
+            place.mkdir(parents=True, exist_ok=True)
+            replace_file(place / NOTE, json.dumps({"commit": checkout.commit}).encode() + b"\n")
     return checkout
+
+
+def noted_commit(place: Path) -> str | None:
+    """Return the commit of the runs in a folder, None where it holds no note of it."""
+    note = place / NOTE
+    return json.loads(note.read_text())["commit"] if note.exists() else None
+
+
+def add_worktree(checkout: Checkout, root: Path) -> None:
+    """Check the commit out, and compile its kernels."""
+    try:
+        git(root, "cat-file", "-e", checkout.commit + "^{commit}")
+    except ConfigError:
+        raise ConfigError(
+            f"this clone lacks commit {checkout.commit[:10]}, which the grid's runs are of; fetch it (`git fetch "
+            "--unshallow` in a shallow clone), or begin another grid with --work_dir and --results"
+        ) from None
+    git(root, "worktree", "prune")
+    git(root, "worktree", "add", "--force", "--detach", str(checkout.folder), checkout.commit)
+    build_kernels(checkout)
 
 
 def require_untouched(checkout: Checkout) -> None:

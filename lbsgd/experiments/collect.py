@@ -26,6 +26,16 @@ def collect(folder: Path, destination: Path) -> None:
         replace_file(destination / DIVERGED, (folder / DIVERGED).read_bytes())
 
 
+def bring_back(published: Path, folder: Path) -> None:
+    """Copy a run's published log to where the grid looks for it, so that what ended on another machine is done here."""
+    if (folder / LOG_NAME).exists():
+        return  # the whole log of this machine
+    for name in (LOG_NAME, DIVERGED):
+        if (published / name).exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            replace_file(folder / name, (published / name).read_bytes())
+
+
 def thinned(lines: list[bytes]) -> list[bytes]:
     """Return the lines of a log, of the iterations the first of each epoch, or of fewer epochs where they are many."""
     kinds = [json.loads(line) for line in lines]

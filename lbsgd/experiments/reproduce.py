@@ -13,8 +13,8 @@ from lbsgd.disk import replace_file
 from lbsgd.errors import DataError
 from lbsgd.experiments import launch
 from lbsgd.experiments.answers import HEADS, answers, markdown
-from lbsgd.experiments.checkout import ROOT, Checkout, open_checkout, unsaved_changes
-from lbsgd.experiments.collect import collect
+from lbsgd.experiments.checkout import NOTE, ROOT, Checkout, open_checkout, unsaved_changes
+from lbsgd.experiments.collect import bring_back, collect
 from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
 from lbsgd.experiments.launch import Machine
 from lbsgd.experiments.runner import Runner
@@ -74,10 +74,12 @@ def reproduce(request: Request) -> None:
     """Run a grid to its end. Raises Stopped when told to stop; the same command goes on."""
     for job in request.jobs:
         launch.plan_of(job, request.data, ROOT)  # a row that cannot be is told before anything runs
-    begins = not (request.grid / "grid.json").exists()
+    begins = not (request.grid / NOTE).exists()
     if begins and (changed := unsaved_changes()):
         print(f"warning: the grid runs the last commit, without {len(changed.splitlines())} changed files", flush=True)
-    checkout = open_checkout(request.grid)
+    checkout = open_checkout(request.grid, None if request.epochs else request.logs.parent)
+    for job in request.jobs:
+        bring_back(job.folder(request.logs), job.folder(request.grid))
     print(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
     prepare(request, checkout)
     machine = Machine.here(request.data, request.side_by_side)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
 
-TIMES = (0.25, 0.5, 1, 2)  # the data set's base_lr
+TIMES = (0.5, 1, 2, 4)  # the data set's base_lr
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
