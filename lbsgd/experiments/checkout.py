@@ -41,8 +41,9 @@ def open_checkout(grid_folder: Path, published: Path | None = None, root: Path =
     grid_folder.mkdir(parents=True, exist_ok=True)
     commits = [commit for place in (grid_folder, published) if place and (commit := noted_commit(place))]
     if len(set(commits)) > 1:
+        here, there = (commit[:10] for commit in commits)
         raise ConfigError(
-            f"{grid_folder} runs commit {commits[0][:10]}, but the runs in {published} are of commit {commits[1][:10]}; "
+            f"{grid_folder} runs commit {here}, but the runs in {published} are of commit {there}; "
             "the rows of a table must not differ in code; give one of them another place with --work_dir or --results"
         )
     checkout = Checkout(folder, commits[0] if commits else git(root, "rev-parse", "HEAD"))
