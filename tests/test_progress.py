@@ -179,3 +179,16 @@ def test_advance_is_cheap():
     for _ in range(10_000):
         progress.advance()
     assert (module.perf_counter() - start) / 10_000 < 20e-6  # measured: 0.3 µs; an iteration takes milliseconds
+
+
+def test_the_speed_on_a_terminal_leaves_the_evaluation_out(clock):
+    progress = Progress(100, 4, images_per_iteration=10, console=terminal())
+    progress.iteration(iteration(0, images_per_second=33.0))
+    speeds = []
+    for seconds in (1, 1, 1, 1000, 1):  # an evaluation before the fourth
+        if seconds == 1000:
+            progress.epoch(EPOCH)
+        clock[0] += seconds
+        progress.advance()
+        speeds.append(screen(progress)[-1].split("images/s")[0].split()[-1])
+    assert speeds == ["33", "10", "10", "33", "10"]  # the last record's, until two iterations tell

@@ -155,8 +155,8 @@ def test_curves_are_those_of_the_log(tmp_path):
         (COLOURS[1], "--", [1, 2], [89, 59]),
         (COLOURS[1], "-", [1, 2], [90, 60]),
     ]
-    assert [list(line.get_ydata()) for line in lr.lines] == [pytest.approx([0.2, 0.2, 0.2, 0.02]), [0.2, 0.2]]
-    assert [list(line.get_xdata()) for line in lr.lines] == [[0, 1, 2, 3], [0, 1]]
+    assert [list(line.get_ydata()) for line in lr.lines] == [pytest.approx([0.2, 0.2, 0.2, 0.02, 0.02]), 3 * [0.2]]
+    assert [list(line.get_xdata()) for line in lr.lines] == [[0, 1, 2, 3, 4], [0, 1, 2]]
     assert {line.get_drawstyle() for line in lr.lines} == {"steps-post"}  # a decay is a drop, not a slope
 
 

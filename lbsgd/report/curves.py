@@ -63,6 +63,7 @@ def draw_errors(axes: Axes, run: LoggedRun, name: str, colour: str) -> None:
 def draw_learning_rate(axes: Axes, run: LoggedRun, colour: str) -> None:
     """Draw the learning rate of every iteration, held while the iteration lasts."""
     lrs = learning_rates(run)
+    lrs += lrs[-1:]  # where the last iteration ends
     epochs = [t / run.header["iterations_per_epoch"] for t in range(len(lrs))]
     axes.plot(epochs, lrs, marker(epochs) + "-", color=colour, drawstyle="steps-post")
 

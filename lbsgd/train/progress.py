@@ -44,6 +44,7 @@ class Progress:
         self.console = console or Console(force_terminal=sys.stdout.isatty())
         self._record: dict = {}
         self._first_tick: tuple[int, float] | None = None
+        self._last_tick: tuple[int, float] | None = None
         self._ticks: deque[tuple[int, float]] = deque(maxlen=RECENT_ITERATIONS + 1)
         self._live: Live | None = None
         if self.console.is_interactive:
@@ -65,7 +66,7 @@ class Progress:
     def advance(self, n: int = 1) -> None:
         self.done += n
         tick = (self.done, perf_counter())
-        self._first_tick = self._first_tick or tick
+        self._first_tick, self._last_tick = self._first_tick or tick, tick
         self._ticks.append(tick)
 
     def iteration(self, record: dict) -> None:
@@ -75,6 +76,7 @@ class Progress:
             self.say("  ".join([*position, self._numbers(record["images_per_second"]), self._left()]))
 
     def epoch(self, record: dict) -> None:
+        self._ticks.clear()  # the evaluation is no part of the speed
         self.say(
             f"{self._epoch(record['epoch'])}  error: train {record['train_top1_error_pct']:5.2f} %  "
             f"val {record['val_top1_error_pct']:5.2f} %  loss {_number(record['train_loss'], '.4f')}  "
@@ -118,9 +120,9 @@ class Progress:
 
     def _left(self) -> str:
         """Return the time left of the whole run at this process's pace so far, evaluations included."""
-        if self._first_tick is None or self._ticks[-1] == self._first_tick:
+        if self._first_tick is None or self._last_tick is None or self._last_tick == self._first_tick:
             return "left -"  # the first iteration, which also warms everything up, tells nothing
-        (first, start), (last, now) = self._first_tick, self._ticks[-1]
+        (first, start), (last, now) = self._first_tick, self._last_tick
         return f"left {clock((now - start) / (last - first) * (self.total - last))}"
 
 
