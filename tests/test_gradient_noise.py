@@ -6,10 +6,13 @@ import torch
 from processes import in_processes
 from sklearn.datasets import load_digits
 
+import lbsgd
+from lbsgd.algorithm.batch_norm_spread import batch_norm_spread
 from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
+from lbsgd.train.engine import start_processes
 from lbsgd.train.gradient_noise import GradientNoise, noise
 
 
@@ -67,8 +70,6 @@ def config(stage):
 
 def measured(stage):
     """What a process finds in one update of a linear network, and what follows from its images' own gradients."""
-    import lbsgd
-
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 5))
     images, labels = torch.randn(16, 3, 2, 2), torch.arange(16) % 5
@@ -94,6 +95,7 @@ def measured(stage):
         engine.step()
     found = diagnostic.take()
     gradient = torch.stack(chunks).mean(0)[:60]  # the weights come before the biases
+    assert found.pop("batch_norm_spread") == {}
     assert found.pop("weight_to_gradient") == pytest.approx({"1.weight": initial / gradient.norm().item()}, rel=1e-4)
     return found, expected
 
@@ -102,6 +104,30 @@ def measured(stage):
 def test_an_engine_s_chunks_give_the_same_numbers_on_two_processes(stage):
     for found, expected in in_processes(2, measured, stage):
         assert found == pytest.approx(expected, rel=1e-4)
+
+
+def spread_of(first, last):
+    """The spread after 2 passes that hold images first ... last, in workers of 4."""
+    layer = lbsgd.convert_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm2d(3)), 4, passes=2)
+    images = (
+        torch.randn(16, 3, 2, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 2, 3])[:, None, None]
+    )
+    assert batch_norm_spread(layer) == {}
+    for half in images[first:last].chunk(2):
+        layer(half)
+    workers = images.reshape(4, 4, 3, 4).transpose(1, 2).flatten(2).double().numpy()  # worker, channel, value
+    between, within = workers.mean(2).var(0, ddof=1).mean(), workers.var(2, ddof=1).mean()
+    return batch_norm_spread(layer), {"0": pytest.approx((between / within) ** 0.5, rel=1e-5)}
+
+
+def spread_of_this_process():
+    start_processes()
+    return spread_of(8 * torch.distributed.get_rank(), 8 * torch.distributed.get_rank() + 8)
+
+
+def test_the_spread_of_batch_norm_over_workers_whatever_the_processes():
+    for found, expected in (spread_of(0, 16), *in_processes(2, spread_of_this_process)):
+        assert found == expected
 
 
 def test_a_single_chunk_is_refused():

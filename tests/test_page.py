@@ -115,3 +115,12 @@ def test_training_waits_less_than_50_ms_for_the_page(tmp_path):
 def test_names_are_text_and_no_markup(tmp_path):
     html = Page("<script>alert(1)</script>", "a & b").html()
     assert "<script>alert" not in html and "a &amp; b" in html
+
+
+def test_the_share_of_skipped_updates_is_drawn_where_there_are_any(tmp_path):
+    run = read_run(write_log(tmp_path, ROWS[0], 0, [50.0, 40.0]))
+    assert "skipped" not in run_page(run).html()
+    for record, skipped in zip(run.epochs, (12, 12), strict=True):
+        record["skipped_iterations"] = skipped
+    (section,) = [found for found in run_page(run).sections if found.title == "Updates skipped for overflow"]
+    assert section.charts[0].series[0].y == [25.0, 12.5]  # of 48 iterations per epoch

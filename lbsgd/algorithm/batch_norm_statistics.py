@@ -26,11 +26,13 @@ class RunningStatistics(_BatchNorm):
     passes: int
     statistics: Statistics
     scope: Scope
+    last: Tensor | None  # the groups' means and variances (2, G, C) that moved the statistics last
 
     def _start_statistics(self) -> None:
         # Plain attributes, because they outlive no iteration and no recomputation: not in the state_dict, never cast.
         self._pending: dict[int, list[Tensor]] = {}  # by use within a forward: each pass's (2, G, C) of the iteration
         self._pool: Tensor | None = None  # while recomputing: count, mean and squared deviations so far (3, C)
+        self.last = None
         self._last_use: tuple[int | None, int] = (None, 0)  # number of the network's forward, and use in it
         self._built_with = self.momentum
         self._forwards = NetworkForwards()
@@ -76,7 +78,8 @@ class RunningStatistics(_BatchNorm):
         pending = self._pending.setdefault(self._use(), [])
         pending.append(moments)
         if len(pending) >= self.passes:
-            self._move(torch.cat(pending, dim=1), running, tracked)
+            self.last = torch.cat(pending, dim=1)
+            self._move(self.last, running, tracked)
             pending.clear()
 
     def _use(self) -> int:

@@ -133,7 +133,8 @@ class Augmentation(_Block):
 class Diagnostics(_Block):
     """What is measured while training, every so many iterations; changes no number of the run.
 
-    gradient_noise    the gradient's variance over chunks, and the noise scale (`train.gradient_noise`)
+    gradient_noise    the gradient's variance over chunks, the noise scale, |w|/|g| and the spread of batch-norm
+                      statistics over workers (`train.gradient_noise`)
     """
 
     gradient_noise: Positive | None = None

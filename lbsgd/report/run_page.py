@@ -17,6 +17,7 @@ from lbsgd.report.run_log import LoggedRun, final_error
 from lbsgd.units import duration
 
 ERRORS = (("validation", "val_top1_error_pct"), ("training", "train_top1_error_pct"))
+SPREAD = "spread of batch-norm means over workers, of the standard deviation"
 POINTS = 300  # of a learning-rate curve
 NOT_COMPARED = (
     "epochs",
@@ -38,6 +39,7 @@ def run_page(run: LoggedRun, warnings: Sequence[str] = ()) -> Page:
             *(Section(note=f"warning: {warning}") for warning in warnings),
             Section(charts=charts_of(run)),
             *noise_sections(run),
+            *skipped_sections(run),
             Section("Configuration", "marked: not the paper's (Sec. 5.1)", facts=configuration(header)),
             Section("Environment", facts=described(environment), command=command_of(environment)),
         ),
@@ -82,14 +84,31 @@ def noise_sections(run: LoggedRun) -> list[Section]:
         "far beyond the noise scale a larger batch, and the linear rule with it, hardly pays (McCandlish et al. 2018)"
     )
     charts = [Chart("noise scale, images", [scale, used], log=True)]
-    ratios = [sorted(record["weight_to_gradient"].values()) for record in found if record.get("weight_to_gradient")]
-    if len(ratios) == len(found):
-        picks = (("largest", -1), ("median", None), ("smallest", 0))
-        lines = [
-            Series(name, epochs, [row[len(row) // 2 if at is None else at] for row in ratios]) for name, at in picks
-        ]
-        charts.append(Chart("|w| / |g| over the layers", lines, log=True))
+    for title, key in (("|w| / |g| over the layers", "weight_to_gradient"), (SPREAD, "batch_norm_spread")):
+        charts += layer_charts(title, [(record["epoch"], record.get(key)) for record in found])
     return [Section("Gradient noise", note, charts=charts)]
+
+
+def layer_charts(title: str, measured: Sequence[tuple[float, dict[str, float] | None]]) -> list[Chart]:
+    """Return a chart of the largest, the median and the smallest of the layers' numbers, where there are any."""
+    known = [(epoch, sorted(by_layer.values())) for epoch, by_layer in measured if by_layer]
+    if not known:
+        return []
+    epochs = [epoch for epoch, _ in known]
+    picks = (("largest", -1), ("median", None), ("smallest", 0))
+    lines = [Series(name, epochs, [row[len(row) // 2 if at is None else at] for _, row in known]) for name, at in picks]
+    return [Chart(title, lines, log=True)]
+
+
+def skipped_sections(run: LoggedRun) -> list[Section]:
+    """Return the share of updates that fp16's overflow skipped, where there were any."""
+    skipped = [(record["epoch"], record.get("skipped_iterations", 0)) for record in run.epochs]
+    if not any(count for _, count in skipped):
+        return []
+    shares = [100 * count / (epoch * run.header["iterations_per_epoch"]) for epoch, count in skipped]
+    line = Series("skipped so far", [epoch for epoch, _ in skipped], shares)
+    note = "a few at the start are fp16's search for its loss scale; a share that keeps growing is a run that diverges"
+    return [Section("Updates skipped for overflow", note, charts=[Chart("share of the iterations", [line], unit=" %")])]
 
 
 def lr_chart(runs: Sequence[tuple[str, LoggedRun]], planned: float) -> Chart:

@@ -8,7 +8,7 @@ With B = kn images in all, and |g_b|² the mean of the chunks' squared norms,
     noise scale = tr Σ / |G|²                       images; far above it a larger batch hardly helps
 
 At the same iterations |w|/|g| of each layer's weights: with one learning rate, the layer where it is smallest moves
-farthest relative to its size.
+farthest relative to its size. And how far the workers' batch-norm statistics lie apart, per layer.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lbsgd.algorithm.batch_norm_spread import batch_norm_spread
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 from lbsgd.train.engine import full_gradient
@@ -97,7 +98,8 @@ class GradientNoise:
             if p.ndim > 1 and squares[name] > 0
         }
         found = noise(chunk_sq, sum(squares.values()), self.plan.micro_batch, self.plan.global_batch)
-        self.found = {**found, "weight_to_gradient": ratios}
+        spread = batch_norm_spread(self.engine.module)
+        self.found = {**found, "weight_to_gradient": ratios, "batch_norm_spread": spread}
 
     def take(self) -> dict[str, Any]:
         """Return the numbers since the last call, once."""

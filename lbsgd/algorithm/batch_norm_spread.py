@@ -1,0 +1,44 @@
+"""How far the workers' batch-norm statistics lie apart, the price of normalising over n images (Sec. 2.3)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
+from lbsgd.algorithm.grouped_norm import world_size
+
+
+@torch.no_grad()
+def batch_norm_spread(model: nn.Module) -> dict[str, float]:
+    """Return for each layer how far its workers' means lay apart in the last iteration; a collective call.
+
+        √ mean_c(s²_c) / √ mean_c(v_c)     s²_c the unbiased variance over the k workers of channel c's mean,
+                                           v_c the mean over them of its variance
+
+    Without unit. For n independent values per channel it is about 1/√n; the values of one image are not independent, so
+    n images count for more than n and for less than n·H·W. Layers that no iteration has moved, and those whose k is 1,
+    are left out.
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, RunningStatistics) and m.last is not None}
+    if not layers:
+        return {}
+    sums = {name: sums_over_workers(layer.last) for name, layer in layers.items() if layer.last is not None}
+    flat = torch.cat(list(sums.values()), dim=1)
+    if world_size() > 1:
+        dist.all_reduce(flat)
+    parts = flat.split([part.shape[1] for part in sums.values()], dim=1)
+    return {name: spread(part) for name, part in zip(sums, parts, strict=True) if part[0, 0] > 1}
+
+
+def sums_over_workers(moments: Tensor) -> Tensor:
+    """Sum (2, G, C) means and variances over the G workers of a process: (4, C) of 1, mean, mean², variance."""
+    mean, var = moments.double()
+    return torch.stack([torch.ones_like(mean), mean, mean.square(), var]).sum(1)
+
+
+def spread(sums: Tensor) -> float:
+    k, mean, square, var = sums
+    between = ((square - mean.square() / k) / (k - 1)).clamp(min=0)
+    return float((between.mean() / (var / k).mean()).sqrt())
