@@ -42,10 +42,10 @@ def table(runs, name):
 def test_table_1_has_the_paper_s_errors_beside_ours(table_1_runs):
     found = table(table_1_runs, "table1")
     assert [row[:7] for row in found.rows] == [
-        ("baseline", "256", "0.1", "23.60 ± 0.12", "32", "0.05", "1.20 ± 0.20"),
-        ("no warmup", "8,192", "3.2", "24.84 ± 0.37", "256", "0.4", "3.00 ± 0.50"),
-        ("constant warmup", "8,192", "3.2", "25.88 ± 0.56", "256", "0.4", "2.50 ± 0.50"),
-        ("gradual warmup", "8,192", "3.2", "23.74 ± 0.09", "256", "0.4", "1.30 ± 0.20"),
+        ("baseline", "256", "0.1", "23.60 ± 0.12", "32", "0.2", "1.20 ± 0.20"),
+        ("no warmup", "8,192", "3.2", "24.84 ± 0.37", "256", "1.6", "3.00 ± 0.50"),
+        ("constant warmup", "8,192", "3.2", "25.88 ± 0.56", "256", "1.6", "2.50 ± 0.50"),
+        ("gradual warmup", "8,192", "3.2", "23.74 ± 0.09", "256", "1.6", "1.30 ± 0.20"),
     ]
     # 0.1 ± t(0.975, 4) · √(0.04/3 + 0.04/3) = 0.1 ± 2.776 · 0.1633
     assert [row[7:9] for row in found.rows][::3] == [("3", ""), ("3", "+0.10 [-0.35, +0.55]")]
@@ -69,7 +69,7 @@ def test_every_row_of_a_study_is_a_row_of_its_table(tmp_path, name):
 def test_csv_holds_the_same_cells(table_1_runs):
     lines = list(csv.reader(io.StringIO(table(table_1_runs, "table1").csv())))
     assert lines[0][:5] == ["table", "", "paper kn", "paper η", "paper error %"] and lines[0][5] == "ours kn"
-    assert lines[1][:8] == ["table1", "baseline", "256", "0.1", "23.60 ± 0.12", "32", "0.05", "1.20 ± 0.20"]
+    assert lines[1][:8] == ["table1", "baseline", "256", "0.1", "23.60 ± 0.12", "32", "0.2", "1.20 ± 0.20"]
 
 
 def test_runs_of_other_code_are_refused(tmp_path):
@@ -167,7 +167,7 @@ def test_a_region_of_a_file_is_written_again(table_1_runs, tmp_path):
     assert update(file) and not update(file)
     text = file.read_text()
     assert text.startswith(f"before\n{marker}\n**Table 1") and text.endswith("|\n\n<!-- end of report -->\nafter\n")
-    assert "old numbers" not in text and "| 24.84 ± 0.37 | 256 | 0.4 | 3.00 ± 0.50 |" in text
+    assert "old numbers" not in text and "| 24.84 ± 0.37 | 256 | 1.6 | 3.00 ± 0.50 |" in text
 
 
 @pytest.mark.parametrize(

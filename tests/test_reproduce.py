@@ -239,6 +239,8 @@ def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):
     assert "no experiment 'table9'; there are table1" in capsys.readouterr().err
     assert main(["reproduce", "table1", "mnist"]) == 2
     assert "no data set 'mnist'; there are digits" in capsys.readouterr().err
+    assert main(["reproduce", "baseline_lr", "table1", "digits"]) == 2
+    assert "baseline_lr runs by itself" in capsys.readouterr().err
     assert seeds("3") == (0, 1, 2) and seeds("5-7") == (5, 6, 7)
 
 
@@ -249,7 +251,7 @@ def test_table_1_of_digits_runs_and_is_reported(tmp_path, capsys):
     grid = tmp_path / "runs" / "reproduce" / "digits_1_epochs"
     assert len(list(grid.glob("*/seed0/log.jsonl"))) == len(list(grid.glob("*/seed0/weights.pt"))) == 4
     said = capsys.readouterr().out
-    assert "| gradual warmup | 8,192 | 3.2 | 23.74 ± 0.09 | 256 | 0.4 |" in said and "not known yet" in said
+    assert "| gradual warmup | 8,192 | 3.2 | 23.74 ± 0.09 | 256 | 1.6 |" in said and "not known yet" in said
     assert (grid / "table1" / "index.html").exists() and not (tmp_path / "results").exists()
     git(ROOT, "worktree", "remove", "--force", str(grid / "code"))
 

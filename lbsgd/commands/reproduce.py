@@ -39,12 +39,17 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 def run(given: argparse.Namespace) -> int:
+    from lbsgd.errors import ConfigError
     from lbsgd.experiments.catalogue import find_data_set, find_study
     from lbsgd.experiments.checkout import ROOT
     from lbsgd.experiments.reproduce import Request, listed, reproduce
 
+    studies = tuple(find_study(name) for name in given.studies)
+    for study in studies:
+        if study.apart and len(studies) > 1:
+            raise ConfigError(f"reproduce: {study.name} runs by itself, because the others depend on what it decides")
     request = Request(
-        studies=tuple(find_study(name) for name in given.studies),
+        studies=studies,
         data=find_data_set(given.data_set),
         seeds=given.seeds,
         work_dir=(given.work_dir or ROOT).resolve(),

@@ -73,7 +73,7 @@ DIGITS = (
 )
 DIGITS_GRID = (
     "--global_batch 256 --gpus 2 --precision fp32 --num_images 1536 --epochs 30"
-    " --set lbsgd.linear_scaling.base_lr=0.05 --set lbsgd.linear_scaling.base_batch=32"
+    " --set lbsgd.linear_scaling.base_lr=0.2 --set lbsgd.linear_scaling.base_batch=32"
     " --set lbsgd.warmup.epochs=2 --set lbsgd.decay.epochs=[10,20,27] --set lbsgd.augmentation.resolution=16"
     " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
 )

@@ -16,7 +16,7 @@ class DataSet:
     """A data set, its network, and the numbers of its baseline, which were chosen on the baseline alone.
 
     recipe, config    the recipe's script and the JSON of the large batch, from the repository's root
-    base_batch        images per update of the baseline; base_lr is its learning rate
+    base_batch        images per update of the baseline; base_lr is its learning rate, chosen among candidate_lrs
     large             the factor at which Tables 1 and 2 compare; factors are those of Figure 1
     micro_batch       most images of one pass
     margin_pct        two rows differ by less than this many points, or the claim of "no difference" fails
@@ -32,6 +32,7 @@ class DataSet:
     config: str
     base_batch: int
     base_lr: float
+    candidate_lrs: tuple[float, ...]
     warmup_epochs: float
     epochs: int
     large: int
@@ -78,6 +79,7 @@ class Study:
     """One experiment: its rows and its claims for a data set, and the place in the paper that it repeats.
 
     sections    what its page shows of the rows, by their names; by default the paper's table and its curves
+    apart       whether its runs are a grid of their own, because what they decide changes the code of the others
     """
 
     name: str
@@ -86,6 +88,7 @@ class Study:
     rows: Callable[[DataSet], tuple[Row, ...]]
     claims: Callable[[DataSet], tuple[Claim, ...]]
     sections: Callable[[dict[str, Group]], list[Section]] | None = None
+    apart: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,14 +41,24 @@ class Request:
 
     @property
     def grid(self) -> Path:
-        return (
-            self.work_dir / "runs" / "reproduce" / (self.data.name + (f"_{self.epochs}_epochs" if self.epochs else ""))
-        )
+        """Where the runs lie."""
+        name = "_".join([self.data.name, *self.apart, *([f"{self.epochs}_epochs"] if self.epochs else [])])
+        return self.work_dir / "runs" / "reproduce" / name
+
+    @property
+    def apart(self) -> list[str]:
+        """The name of a study whose runs are a grid of their own; it is the only one then."""
+        return [study.name for study in self.studies if study.apart]
+
+    @property
+    def published(self) -> Path:
+        """Where runs/ with the thinned logs lies, and the note of their commit."""
+        return Path(self.results, self.data.name, *self.apart)
 
     @property
     def logs(self) -> Path:
         """Where the thinned logs lie, those of a trial in the grid itself."""
-        return self.grid if self.epochs else self.results / self.data.name / "runs"
+        return self.grid if self.epochs else self.published / "runs"
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -77,7 +87,7 @@ def reproduce(request: Request) -> None:
     begins = not (request.grid / NOTE).exists()
     if begins and (changed := unsaved_changes()):
         print(f"warning: the grid runs the last commit, without {len(changed.splitlines())} changed files", flush=True)
-    checkout = open_checkout(request.grid, None if request.epochs else request.logs.parent)
+    checkout = open_checkout(request.grid, None if request.epochs else request.published)
     for job in request.jobs:
         bring_back(job.folder(request.logs), job.folder(request.grid))
     print(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")

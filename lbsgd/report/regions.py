@@ -19,8 +19,10 @@ from lbsgd.errors import ConfigError
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at
 
-REGION = re.compile(r"(<!-- report (?P<arguments>[^\n]*?) -->\n)(?P<body>.*?)(<!-- end of report -->)", re.DOTALL)
-BEGIN = re.compile(r"<!-- report [^\n]*-->")
+REGION = re.compile(
+    r"^(<!-- report (?P<arguments>[^\n]*?) -->\n)(?P<body>.*?)(<!-- end of report -->)", re.DOTALL | re.MULTILINE
+)
+BEGIN = re.compile(r"^<!-- report [^\n]*-->", re.MULTILINE)
 
 
 def update(file: Path) -> bool:

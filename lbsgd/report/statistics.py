@@ -6,6 +6,7 @@ A run's error is the median of its last 5 epochs (`run_log.final_error`), a row'
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -51,11 +52,13 @@ def difference(errors: Sequence[float], baseline: Sequence[float]) -> Difference
     value = mean(errors) - mean(baseline)
     if len(errors) < 2 or len(baseline) < 2:
         return Difference(value, None, None)
-    if stdev(errors) == stdev(baseline) == 0:
+    if max(stdev(errors), stdev(baseline)) < 1e-9:  # equal but for rounding
         return Difference(value, value, value)
     from scipy.stats import ttest_ind  # late: a second, which a run's own report need not wait for
 
-    interval = ttest_ind(errors, baseline, equal_var=False).confidence_interval(0.95)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns where one row's errors are all equal
+        interval = ttest_ind(errors, baseline, equal_var=False).confidence_interval(0.95)
     return Difference(value, float(interval.low), float(interval.high))
 
 

@@ -19,6 +19,7 @@ DATA_SET = DataSet(
     config="ds_configs/cifar10/1k.json",
     base_batch=128,
     base_lr=0.1,
+    candidate_lrs=(0.05, 0.1, 0.2, 0.4),
     warmup_epochs=1,
     epochs=18,
     large=8,

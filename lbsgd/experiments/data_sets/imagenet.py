@@ -14,6 +14,7 @@ DATA_SET = DataSet(
     config="ds_configs/8k.json",
     base_batch=256,
     base_lr=0.1,
+    candidate_lrs=(0.05, 0.1, 0.2),
     warmup_epochs=5,
     epochs=90,
     large=32,

@@ -7,21 +7,15 @@ from __future__ import annotations
 
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
 
-TIMES = (0.5, 1, 2, 4)  # the data set's base_lr
-
 
 def rows(data: DataSet) -> tuple[Row, ...]:
     return tuple(
-        Row(f"x1_lr_{data.base_lr * times:g}", f"lr {data.base_lr * times:g}", 1, lr_of(data, times)) for times in TIMES
+        Row(f"x1_lr_{lr:g}", f"lr {lr:g}", 1, (setting("linear_scaling.base_lr", lr),)) for lr in data.candidate_lrs
     )
-
-
-def lr_of(data: DataSet, times: float) -> tuple[str, ...]:
-    return (setting("linear_scaling.base_lr", data.base_lr * times),)
 
 
 def claims(data: DataSet) -> tuple[Claim, ...]:
     return ()  # a choice, no claim
 
 
-STUDY = Study("baseline_lr", "the choice of the baseline's lr", "Sec. 5.1", rows, claims)
+STUDY = Study("baseline_lr", "the choice of the baseline's lr", "Sec. 5.1", rows, claims, apart=True)
