@@ -200,5 +200,7 @@ def test_rows_of_no_table_have_a_table_of_their_own_and_curves(tmp_path):
     write_rows(tmp_path / "runs", rows, {row.name: [1.0, 2.0] for row in rows})
     written = write_report(families_at([tmp_path / "runs"]), tmp_path / "report", "lr", ["baseline_lr"])
     assert {path.name for path in written} == {"tables.md", "tables.csv", "curves.png", "curves.svg", "index.html"}
+    assert "| x1_lr_0.05 | 32 | 0.05 | 1.50 ± 0.71 | 2 |" in written[0].read_text()
+    assert "x1_lr_0.05,32,0.05,1.50 ± 0.71,2" in written[1].read_text()
     page = (tmp_path / "report" / "index.html").read_text()
     assert page.count("<td>1.50 ± 0.71</td>") == 4 and page.count('<figure class="chart"') == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from lbsgd.report.figures import band_figure, batch_figure, save
 from lbsgd.report.group_page import group_page
 from lbsgd.report.groups import Family, Group, families_of, find_runs, group_runs
 from lbsgd.report.page import Section
-from lbsgd.report.paper_tables import paper_tables, wanted
+from lbsgd.report.paper_tables import error_cell, paper_tables, wanted
 
 
 def families_at(places: Sequence[str | Path]) -> list[Family]:
@@ -31,8 +33,10 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
         found = [(family, table) for family in families for table in wanted(paper_tables(family), tables)]
         written = [folder / "tables.md", folder / "tables.csv"]
-        replace_file(written[0], "\n".join(table.markdown() for _, table in found).encode())
-        replace_file(written[1], "".join(table.csv() for _, table in found).encode())
+        replace_file(
+            written[0], ("\n".join(table.markdown() for _, table in found) or rows_markdown(families)).encode()
+        )
+        replace_file(written[1], ("".join(table.csv() for _, table in found) or rows_csv(families)).encode())
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --output_dir") from error
     for family, table in found:
@@ -44,6 +48,28 @@ def write_report(
             written += save(band_figure(family, family.rows), folder / f"curves{number or ''}")
     written.append(group_page(title, families, tables, answers).write(folder))
     return written
+
+
+ROW_HEADS = ("row", "kn", "η", "error %", "seeds")
+
+
+def row_cells(families: Sequence[Family]) -> list[tuple[str, ...]]:
+    """Return the rows of runs that make no table of the paper."""
+    return [
+        (name, f"{row.global_batch:,}", f"{row.lr:.3g}", error_cell(row), str(len(row.runs)))
+        for name, row in rows_by_name(families).items()
+    ]
+
+
+def rows_markdown(families: Sequence[Family]) -> str:
+    lines = [ROW_HEADS, ("---",) * len(ROW_HEADS), *row_cells(families)]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+
+
+def rows_csv(families: Sequence[Family]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([ROW_HEADS, *row_cells(families)])
+    return text.getvalue()
 
 
 def rows_by_name(families: Sequence[Family]) -> dict[str, Group]:
