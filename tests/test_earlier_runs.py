@@ -4,11 +4,10 @@ fixtures/earlier_run holds three iterations of tests/cluster/small.py. That code
 """
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import script
 
 from lbsgd.report.run_log import read_run
 
@@ -25,9 +24,8 @@ def test_an_earlier_log_is_read():
 
 def test_an_earlier_checkpoint_goes_on(tmp_path):
     folder = shutil.copytree(TESTS / "fixtures/earlier_run", tmp_path / "run")
-    script = (TESTS / "cluster/small.py", "--deepspeed_config", TESTS / "cluster/small.json", "--fake_data")
-    flags = ("--max_iterations", 5, "--resume", "--output_dir", folder)
-    done = subprocess.run([sys.executable, *map(str, script + flags)], capture_output=True, text=True)
+    recipe = (TESTS / "cluster/small.py", "--deepspeed_config", TESTS / "cluster/small.json", "--fake_data")
+    done = script(*recipe, "--max_iterations", 5, "--resume", "--output_dir", folder)
     assert done.returncode == 0, done.stderr
     losses = [record["train_loss"] for record in read_run(folder).iterations]
     assert losses == pytest.approx(LOSSES + LOSSES_AFTER_RESUMING, rel=1e-5)

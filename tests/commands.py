@@ -1,0 +1,80 @@
+"""The literal commands, as processes of their own or forked from one that has imported what takes seven seconds."""
+
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from crash import forking
+from processes import free_port
+
+ROOT = Path(__file__).parent.parent
+RECIPE = "recipes/resnet50.py"
+LAUNCHER = str(Path(sys.executable).with_name("deepspeed"))
+DIGITS = str(ROOT / "ds_configs/digits.json")
+LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR", "LOCAL_RANK", "LOCAL_SIZE")
+NOT_KEPT = ("IMAGENET_DIR", "IMAGENET_FFCV_DIR", "CUDA_VISIBLE_DEVICES", *LAUNCHERS)
+PATIENCE_SECONDS = 400
+
+
+def environment_with(variables):
+    return {**{name: value for name, value in os.environ.items() if name not in NOT_KEPT}, **variables}
+
+
+def command(*arguments, **environment):
+    """Run a command in the repository's folder, on the CPU."""
+    return subprocess.run(
+        [str(argument) for argument in arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_SECONDS,
+        env=environment_with(environment),
+    )
+
+
+def launched(slots, *arguments, **environment):
+    """Run the recipe by DeepSpeed's launcher."""
+    launcher = (LAUNCHER, "--quiet", "--num_accelerators", slots, "--master_port", free_port())
+    return command(*launcher, RECIPE, "--deepspeed_config", *arguments, **environment)
+
+
+def recipe(*arguments, **environment):
+    """Run the recipe as one process, without the launcher."""
+    return script(RECIPE, "--deepspeed_config", *arguments, **environment)
+
+
+def script(path, *arguments, **environment):
+    """Do what `python path arguments` does in the repository's folder, in a process that need not import much."""
+    arguments = [str(path), *map(str, arguments)]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [f"{folder}/out", f"{folder}/err"]
+        process = forking.Process(target=_script, args=(arguments, environment_with(environment), outputs))
+        process.start()
+        process.join(PATIENCE_SECONDS)
+        if process.exitcode is None:
+            process.kill()
+        said = [Path(output).read_text() for output in outputs]
+        assert process.exitcode is not None, f"{arguments} still runs after {PATIENCE_SECONDS} s: {said}"
+    return subprocess.CompletedProcess(arguments, process.exitcode, *said)
+
+
+def _script(arguments, environment, outputs):
+    for number, output in enumerate(outputs, 1):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.chdir(ROOT)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = arguments
+    sys.path.insert(0, str(Path(arguments[0]).parent))
+    runpy.run_path(arguments[0], run_name="__main__")
+
+
+def refused(done, *words, code=2):
+    """Assert one line on stderr that holds the words; no traceback."""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == code, done.stdout + done.stderr
+    assert len(errors) == 1 and "Traceback" not in done.stderr, done.stderr
+    assert all(str(word) in errors[0] for word in words), errors[0]
