@@ -52,6 +52,15 @@ def purpose_in_figure_1(global_batch: int) -> str:
     return "where the linear scaling rule ends: the error rises (Fig. 1)"
 
 
+def of_table_3b(global_batch: int) -> Shipped:
+    """Return the entry for a detector's global batch: those of Table 3b, and up to where the rule is known to hold."""
+    name, arguments = f"detection/mask_rcnn_{global_batch}", f"--detection --global_batch {global_batch}"
+    ap = published.DETECTOR_AP.get(global_batch)
+    if ap is None:
+        return Shipped(name, arguments, None, "the linear scaling rule beyond the paper's table")
+    return Shipped(name, arguments, None, f"Table 3b: box AP {ap[0]}, mask AP {ap[1]} in the paper")
+
+
 def variant_of_8k(name: str, arguments: str, purpose: str) -> Shipped:
     """Return the entry for the run of 8k.json on other hardware or in another precision."""
     return Shipped(name, f"--global_batch 8192 {arguments}", published.ERROR_PCT[8192], purpose)
@@ -83,6 +92,12 @@ CIFAR10 = (
     " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[6,12,16] --set lbsgd.augmentation.resolution=32"
     " --set lbsgd.augmentation.crop_scale=[0.5,1.0]"
 )
+SCENES = (
+    "--detection --global_batch 16 --num_images 1024 --set lbsgd.iterations=2048"
+    " --set lbsgd.linear_scaling.base_lr=0.005 --set lbsgd.linear_scaling.base_batch=2"
+    " --set lbsgd.warmup.iterations=200 --set lbsgd.warmup.scaled=true --set lbsgd.decay.iterations=[1536]"
+    " --set lbsgd.detection.shorter_side=112 --set lbsgd.detection.longer_side=128 --set lbsgd.augmentation.flip=false"
+)
 NO_WARMUP = "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0"
 HALF_LR, DOUBLE_LR = "lbsgd.linear_scaling.base_lr=0.05", "lbsgd.linear_scaling.base_lr=0.2"
 GAMMA_ONE = "lbsgd.batch_norm.zero_last_gamma=false"
@@ -98,6 +113,8 @@ GRID = (
     Shipped("digits", DIGITS, None, "make demo: scikit-learn's 1,797 digits in minutes on a CPU"),
     Shipped("digits/256", DIGITS_GRID, None, "lbsgd reproduce ... digits: the large batch of Tables 1 and 2 on digits"),
     Shipped("cifar10/1k", CIFAR10, None, "lbsgd reproduce ... cifar10: the large batch of Tables 1 and 2 on CIFAR-10"),
+    *map(of_table_3b, (2, 4, 8, 16, 32, 64, 128)),
+    Shipped("detection/scenes", SCENES, None, "lbsgd reproduce table3a table3b scenes: a small detector on digits"),
     ablation("8k_no_warmup", NO_WARMUP, published.NO_WARMUP, "lr 3.2 from the first iteration on (Table 1)"),
     ablation(
         "8k_constant_warmup",
@@ -153,11 +170,19 @@ def readme(folder: Path) -> str:
         for shipped, config in files
     ]
     tables = {
-        place: table(row for shipped, row in rows if shipped.name.startswith("ablations/") == place)
-        for place in (False, True)
+        folder: table(row for shipped, row in rows if folder_of(shipped) == folder)
+        for folder in ("", "ablations", "detection")
     }
     commands = "\n".join(f"{shipped.name + '.json':42}{shipped.arguments}" for shipped in GRID)
-    return README.format(grid=tables[False], ablations=tables[True], commands=commands)
+    return README.format(
+        grid=tables[""], ablations=tables["ablations"], detection=tables["detection"], commands=commands
+    )
+
+
+def folder_of(shipped: Shipped) -> str:
+    """Return the table that a file belongs to."""
+    folder = shipped.name.rpartition("/")[0]
+    return folder if folder in ("ablations", "detection") else ""
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
@@ -170,7 +195,8 @@ def described(config: Mapping[str, Any]) -> list[str]:
     """Return a file's row: kn, k × n, η, warmup, precision, error in the paper, purpose."""
     block, kn = config["lbsgd"], config["train_batch_size"]
     n, warmup, error = block["batch_norm"]["per_worker_batch"], block["warmup"], block.get("paper_error_pct")
-    ramp = f"{warmup['kind']}, {counted(warmup['epochs'], 'epoch')}"
+    length = counted(warmup["epochs"], "epoch") if "epochs" in warmup else counted(warmup["iterations"], "iteration")
+    ramp = f"{warmup['kind']}, {length}"
     return [
         f"{kn:,}",
         f"{kn // n:,} × {n}",
@@ -196,6 +222,14 @@ k is the number of workers, each of which normalises n = 32 images, whatever the
 do. In fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast over float32 weights.
 
 {grid}
+
+## Detectors
+
+Mask R-CNN on COCO (Sec. 5.4, [docs/detection.md](../docs/detection.md)): Detectron's schedule of 160,000 iterations for
+16 images, counted in images, so that an update of kn images makes it 16/kn as long. n = 2 is the number of images of a
+forward. The warmup has 500 iterations at any kn; `lbsgd.warmup.scaled` would shorten it as the run.
+
+{detection}
 
 ## For comparison
 

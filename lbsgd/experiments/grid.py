@@ -23,6 +23,9 @@ class DataSet:
     prepare           commands that make data_dir, each a list of arguments after `python`; {work_dir} is filled in
     data_dir          folder of the .beton files; {work_dir} is filled in
     gpus_per_run      GPUs that a run takes where there are any; 0 for all of the machine
+    per_worker_batch  n, of which every micro batch is a multiple
+    complete          the file in data_dir that is there once the data is complete
+    is_detection      whether it trains a detector
     place             what `ours` is measured on, for the headings of tables
     """
 
@@ -41,6 +44,9 @@ class DataSet:
     prepare: tuple[tuple[str, ...], ...]
     data_dir: str
     gpus_per_run: int = 1
+    per_worker_batch: int = 32
+    complete: str = "manifest.json"
+    is_detection: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,9 @@ class Row:
     """A row of a table: a global batch of `factor` times the baseline's, and what is set otherwise in the JSON.
 
     The name is that of its folder. Two experiments that share a row give it the same name, and it runs once.
-    script, flags    what runs in place of the data set's recipe, and its own flags
+    script, flags    what runs in place of the data set's recipe, and its own flags; {seed} is filled in
+    inputs           flags with files that other runs made, such as ("--backbone_weights", "{work_dir}/.../weights.pt")
+    made_by          the command that makes these files
     """
 
     name: str
@@ -57,6 +65,8 @@ class Row:
     settings: tuple[str, ...] = ()
     script: str | None = None
     flags: tuple[str, ...] = ()
+    inputs: tuple[tuple[str, str], ...] = ()
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ class Claim:
     """A claim of the paper, stated before the runs: row `row` against row `against`.
 
     kind    "same": the 95 % interval of the difference (row - against) lies within ± the data set's margin;
-            "no worse": the interval lies below the margin; "worse": it lies above zero
+            "no worse": the interval lies below the margin; "worse": it lies above zero. Where more is better, as with
+            average precision, "below" and "above" change places
     """
 
     text: str
@@ -78,6 +89,7 @@ class Study:
     """One experiment: its rows and its claims for a data set, and the place in the paper that it repeats.
 
     sections    what its page shows of the rows, by their names; by default the paper's table and its curves
+    is_detection    whether it compares detectors, which have data sets of their own
     """
 
     name: str
@@ -86,6 +98,7 @@ class Study:
     rows: Callable[[DataSet], tuple[Row, ...]]
     claims: Callable[[DataSet], tuple[Claim, ...]]
     sections: Callable[[dict[str, Group]], list[Section]] | None = None
+    is_detection: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,10 @@ class Job:
 
     def folder(self, runs: Path) -> Path:
         return runs / self.row.name / f"seed{self.seed}"
+
+    def inputs(self, work_dir: Path) -> dict[str, Path]:
+        """Return the files that the run needs of other runs, by their flags."""
+        return {flag: Path(file.format(work_dir=work_dir, seed=self.seed)) for flag, file in self.row.inputs}
 
 
 def jobs_of(rows: tuple[Row, ...], seeds: tuple[int, ...]) -> list[Job]:
