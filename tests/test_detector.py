@@ -15,6 +15,7 @@ from lbsgd.algorithm.mask_rcnn import DrawnSampler, load_backbone, mask_rcnn
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
+from lbsgd.train.engine import start_processes
 
 BOUND = 1e-5
 
@@ -124,10 +125,10 @@ def plan(world_size, micro_batch):
 
 def gradient_of_an_update(seed, micro_batch):
     """The reduced gradient of the first update of 8 images, on this group of processes."""
-    group = torch.distributed
-    engine, ours = lbsgd.initialize(detector(seed), plan(int(group.get_world_size()), micro_batch))
+    processes = start_processes()
+    engine, ours = lbsgd.initialize(detector(seed), plan(processes.world_size, micro_batch))
     engine.train()
-    share = torch.arange(8).chunk(ours.world_size)[group.get_rank()]
+    share = torch.arange(8).chunk(ours.world_size)[processes.rank]
     batch = examples(8, seed=seed)
     for part in share.split(ours.micro_batch):
         loss = engine([batch[i].pixels for i in part], [batch[i].target for i in part])
@@ -158,9 +159,10 @@ def test_two_processes_have_the_gradient_of_one_from_equal_weights():
 
 def trained(seed, micro_batch, iterations=20):
     """The weights after some updates of 8 images by the recipe, on this group of processes."""
-    engine, ours = lbsgd.initialize(detector(seed), plan(int(torch.distributed.get_world_size()), micro_batch))
+    processes = start_processes()
+    engine, ours = lbsgd.initialize(detector(seed), plan(processes.world_size, micro_batch))
     engine.train()
-    share = torch.arange(8).chunk(ours.world_size)[torch.distributed.get_rank()]
+    share = torch.arange(8).chunk(ours.world_size)[processes.rank]
     for iteration in range(iterations):
         batch = examples(8, seed=100 * seed + iteration)
         for part in share.split(ours.micro_batch):

@@ -51,13 +51,13 @@ def test_every_world_size_and_every_global_batch_sees_the_same_pairs(tall, seed)
 
 def test_pairs_formed_within_a_ranks_share_would_depend_on_the_number_of_ranks():
     """The mistake that the order before prevents: Remark 4 for pairs."""
-    tall, order = np.arange(24) % 3 == 0, epoch_order(24, 0, 0)
+    tall = np.arange(24) % 3 == 0
 
-    def pairs(world_size):
-        shares = order.reshape(world_size, -1)
+    def pairs(world_size, seed):
+        shares = epoch_order(24, seed, 0).reshape(world_size, -1)
         return {tuple(pair) for share in shares for pair in grouped_order(share, tall, 2).reshape(-1, 2).tolist()}
 
-    assert pairs(1) != pairs(2)
+    assert any(pairs(1, seed) != pairs(2, seed) for seed in range(5))  # equal where both halves have even numbers
 
 
 def test_a_forward_of_no_image_is_refused():

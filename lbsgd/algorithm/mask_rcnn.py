@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision
 from torch import nn
@@ -66,21 +67,23 @@ class DrawnSampler:
         return [positive for positive, _ in masks], [negative for _, negative in masks]
 
     def sample(self, matches: torch.Tensor, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
-        generator = torch.Generator().manual_seed((draw ^ (self.purpose << 40)) & (2**63 - 1))
+        # NumPy's, because torch's generator takes 32 bits of a seed, which anchors and regions would have in common.
+        generator = np.random.default_rng([self.purpose, draw])
         positive, negative = torch.where(matches >= 1)[0], torch.where(matches == 0)[0]
         wanted = min(len(positive), int(self.num_samples * self.positive_fraction))
         chosen = self.chosen(matches, positive, wanted, generator)
         return chosen, self.chosen(matches, negative, self.num_samples - wanted, generator)
 
     @staticmethod
-    def chosen(like: torch.Tensor, places: torch.Tensor, number: int, generator: torch.Generator) -> torch.Tensor:
+    def chosen(like: torch.Tensor, places: torch.Tensor, number: int, generator: np.random.Generator) -> torch.Tensor:
         mask = torch.zeros_like(like, dtype=torch.uint8)
-        order = torch.randperm(len(places), generator=generator)[:number]
-        mask[places[order.to(places.device)]] = 1
+        if len(places):
+            drawn = generator.choice(len(places), min(number, len(places)), replace=False)
+            mask[places[torch.from_numpy(drawn).to(places.device)]] = 1
         return mask
 
 
-class PerForwardMaskRCNN(MaskRCNN):
+class PerForwardMaskRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no types
     """Mask R-CNN that trains on any number of images as forwards of n, each with losses of its own.
 
     In training it takes images and targets (with `draw`, the key of an image's samples) and returns the loss: the sum

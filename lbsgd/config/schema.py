@@ -28,12 +28,11 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def one_length(cls: type, epochs: Any, info: ValidationInfo) -> Any:
-    """Check that a length is in epochs or in iterations, not in both.
+def one_length(epochs: float | None, iterations: int | None) -> float | None:
+    """Return the epochs, checked: a length is in epochs or in iterations, not in both.
 
     Iterations are those of base_batch images; a run of kn images takes base_batch/kn as many, the same images.
     """
-    iterations = info.data.get("iterations")
     if epochs is None and iterations is None:
         raise PydanticCustomError("missing", "is missing")
     if epochs is not None and iterations is not None:
@@ -62,7 +61,10 @@ class Warmup(_Block):
     start_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     scaled: bool = False
 
-    _one_length = field_validator("epochs")(classmethod(one_length))
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, epochs: Any, info: ValidationInfo) -> Any:
+        return one_length(epochs, info.data.get("iterations"))
 
     @model_validator(mode="after")
     def _kind_agrees_with_length(self) -> Self:
@@ -223,7 +225,10 @@ class Recipe(_Block):
     # NumPy splits a larger seed: (2**32 + s, epoch 0) would be (s, epoch 1).
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
-    _one_length = field_validator("epochs")(classmethod(one_length))
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, epochs: Any, info: ValidationInfo) -> Any:
+        return one_length(epochs, info.data.get("iterations"))
 
     @model_validator(mode="after")
     def _lengths_are_of_one_kind(self) -> Self:

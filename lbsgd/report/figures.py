@@ -53,9 +53,9 @@ def band_figure(family: Family, rows: Sequence[Group]) -> Figure:
 
 
 def draw_band(axes: Axes, band: Series, colour: str, style: str, label: str | None) -> None:
-    low, high = band.low or band.y, band.high or band.y
-    axes.fill_between(band.x, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(band.x, band.y, ("." if len(band.x) == 1 else "") + style, color=colour, linewidth=1.5, label=label)
+    y = [float("nan") if value is None else value for value in band.y]
+    axes.fill_between(band.x, band.low or y, band.high or y, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(band.x, y, ("." if len(band.x) == 1 else "") + style, color=colour, linewidth=1.5, label=label)
 
 
 def batch_figure(family: Family, rows: Sequence[Group]) -> Figure:

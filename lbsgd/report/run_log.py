@@ -198,7 +198,7 @@ def _read(path: Path) -> list[Record]:
         raise DataError(f"no run log at {path}: give the folder of a run, which holds {LOG_NAME}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    records = []
+    records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
             records.append(_record(line, records[0] if records else None))

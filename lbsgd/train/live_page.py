@@ -67,7 +67,7 @@ class LivePage:
 
     def compare(self, record: dict[str, Any]) -> list[str]:
         """Return a warning if the epoch leaves the baseline's band; another one only after it has come back."""
-        epoch, error = record["epoch"], record.get(TOP1.training)
+        epoch, error = record["epoch"], record.get("train_top1_error_pct")
         warmup = self.header["schedule"]["warmup_iterations"] / self.header["iterations_per_epoch"]
         if error is None or epoch != int(epoch) or epoch > len(self.baseline) or epoch <= 2 * warmup:
             return []
