@@ -2,7 +2,7 @@
 
     python tools/render_scenes.py
     python recipes/mask_rcnn_digits.py --deepspeed_config ds_configs/detection/scenes.json --data_dir data/scenes \
-        --backbone_weights runs/digits/weights.pt
+        --backbone_weights runs/reproduce/digits18/x1/seed0/weights.pt
 
 The backbone is a ResNet-18 of recipes/resnet18.py. `lbsgd reproduce table3a table3b scenes` runs it for every row of
 the paper's Table 3.

@@ -54,11 +54,9 @@ def purpose_in_figure_1(global_batch: int) -> str:
 
 def of_table_3b(global_batch: int) -> Shipped:
     """Return the entry for a detector's global batch: those of Table 3b, and up to where the rule is known to hold."""
-    name, arguments = f"detection/mask_rcnn_{global_batch}", f"--detection --global_batch {global_batch}"
     ap = published.DETECTOR_AP.get(global_batch)
-    if ap is None:
-        return Shipped(name, arguments, None, "the linear scaling rule beyond the paper's table")
-    return Shipped(name, arguments, None, f"Table 3b: box AP {ap[0]}, mask AP {ap[1]} in the paper")
+    purpose = "Table 3b: box AP {}, mask AP {} in the paper".format(*ap) if ap else "beyond the paper's Table 3b"
+    return Shipped(f"detection/mask_rcnn_{global_batch}", f"--detection --global_batch {global_batch}", None, purpose)
 
 
 def variant_of_8k(name: str, arguments: str, purpose: str) -> Shipped:
@@ -86,6 +84,12 @@ DIGITS_GRID = (
     " --set lbsgd.warmup.epochs=2 --set lbsgd.decay.epochs=[10,20,27] --set lbsgd.augmentation.resolution=32"
     " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
 )
+DIGITS_18 = (
+    "--global_batch 256 --gpus 2 --precision fp32 --num_images 1536 --epochs 15"
+    " --set lbsgd.linear_scaling.base_lr=0.05 --set lbsgd.linear_scaling.base_batch=32 --set lbsgd.warmup.epochs=1"
+    " --set lbsgd.decay.epochs=[5,10,13.5] --set lbsgd.augmentation.resolution=32"
+    " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
+)
 CIFAR10 = (
     "--global_batch 1024 --gpus 1 --precision fp32 --num_images 50000 --epochs 18"
     " --set lbsgd.linear_scaling.base_lr=0.1 --set lbsgd.linear_scaling.base_batch=128"
@@ -93,10 +97,10 @@ CIFAR10 = (
     " --set lbsgd.augmentation.crop_scale=[0.5,1.0]"
 )
 SCENES = (
-    "--detection --global_batch 16 --num_images 1024 --set lbsgd.iterations=2048"
-    " --set lbsgd.linear_scaling.base_lr=0.005 --set lbsgd.linear_scaling.base_batch=2"
-    " --set lbsgd.warmup.iterations=200 --set lbsgd.warmup.scaled=true --set lbsgd.decay.iterations=[1536]"
-    " --set lbsgd.detection.shorter_side=112 --set lbsgd.detection.longer_side=128 --set lbsgd.augmentation.flip=false"
+    "--detection --global_batch 16 --num_images 1024 --set lbsgd.linear_scaling.base_lr=0.005"
+    " --set lbsgd.linear_scaling.base_batch=2 --set lbsgd.iterations=2048 --set lbsgd.decay.iterations=[1536]"
+    " --set lbsgd.warmup.iterations=200 --set lbsgd.warmup.scaled=true --set lbsgd.augmentation.flip=false"
+    " --set lbsgd.detection.shorter_side=112 --set lbsgd.detection.longer_side=128"
 )
 NO_WARMUP = "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0"
 HALF_LR, DOUBLE_LR = "lbsgd.linear_scaling.base_lr=0.05", "lbsgd.linear_scaling.base_lr=0.2"
@@ -112,6 +116,7 @@ GRID = (
     variant_of_8k("8k_zero2", "--zero_stage 2", "8k.json with gradients divided among GPUs (ZeRO-2)"),
     Shipped("digits", DIGITS, None, "make demo: scikit-learn's 1,797 digits in minutes on a CPU"),
     Shipped("digits/256", DIGITS_GRID, None, "lbsgd reproduce ... digits: the large batch of Tables 1 and 2 on digits"),
+    Shipped("digits/resnet18", DIGITS_18, None, "lbsgd reproduce figure1 digits18: the backbones of Table 3 on digits"),
     Shipped("cifar10/1k", CIFAR10, None, "lbsgd reproduce ... cifar10: the large batch of Tables 1 and 2 on CIFAR-10"),
     *map(of_table_3b, (2, 4, 8, 16, 32, 64, 128)),
     Shipped("detection/scenes", SCENES, None, "lbsgd reproduce table3a table3b scenes: a small detector on digits"),
@@ -153,6 +158,9 @@ GRID = (
 )
 
 
+FOLDERS = ("ablations", "detection")  # with tables of their own in the README
+
+
 def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> None:
     """Write every file of the grid, as `write` makes it from arguments of `lbsgd config`, and the README."""
     for shipped in GRID:
@@ -169,20 +177,15 @@ def readme(folder: Path) -> str:
         (shipped, [f"[{Path(shipped.name).name}]({shipped.name}.json)", *described(config)])
         for shipped, config in files
     ]
-    tables = {
-        folder: table(row for shipped, row in rows if folder_of(shipped) == folder)
-        for folder in ("", "ablations", "detection")
-    }
+    tables = {name: table(row for shipped, row in rows if folder_of(shipped) == name) for name in ("", *FOLDERS)}
     commands = "\n".join(f"{shipped.name + '.json':42}{shipped.arguments}" for shipped in GRID)
-    return README.format(
-        grid=tables[""], ablations=tables["ablations"], detection=tables["detection"], commands=commands
-    )
+    return README.format(grid=tables[""], **{name: tables[name] for name in FOLDERS}, commands=commands)
 
 
 def folder_of(shipped: Shipped) -> str:
     """Return the table that a file belongs to."""
     folder = shipped.name.rpartition("/")[0]
-    return folder if folder in ("ablations", "detection") else ""
+    return folder if folder in FOLDERS else ""
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
@@ -225,9 +228,8 @@ do. In fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast o
 
 ## Detectors
 
-Mask R-CNN on COCO (Sec. 5.4, [docs/detection.md](../docs/detection.md)): Detectron's schedule of 160,000 iterations for
-16 images, counted in images, so that an update of kn images makes it 16/kn as long. n = 2 is the number of images of a
-forward. The warmup has 500 iterations at any kn; `lbsgd.warmup.scaled` would shorten it as the run.
+Mask R-CNN on COCO ([docs/detection.md](../docs/detection.md)) in forwards of n = 2 images. 160,000 iterations of 16 images
+are 16/kn as many of kn; the warmup of 500 keeps its length.
 
 {detection}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lbsgd.errors import ConfigError
-from lbsgd.experiments.data_sets import cifar10, digits, imagenet, scenes
+from lbsgd.experiments.data_sets import cifar10, digits, digits18, imagenet, scenes
 from lbsgd.experiments.grid import DataSet, Study
 from lbsgd.experiments.studies import (
     asynchronous,
@@ -21,7 +21,7 @@ STUDIES = {
     module.STUDY.name: module.STUDY
     for module in (table1, table2a, table2b, table3a, table3b, figure1, baseline_lr, asynchronous, update_magnitude)
 }
-DATA_SETS = {module.DATA_SET.name: module.DATA_SET for module in (digits, cifar10, imagenet, scenes)}
+DATA_SETS = {module.DATA_SET.name: module.DATA_SET for module in (digits, cifar10, imagenet, digits18, scenes)}
 
 
 def find_study(name: str) -> Study:

@@ -8,23 +8,23 @@ from lbsgd.report.detection_tables import ap_section
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Section
 
-FACTORS = (1, 8, 16, 24)  # of the digits' base batch; in the paper 256 to 16k
+FACTORS = (1, 8, 16, 24)  # of the base batch of digits18; in the paper 1 to 64 times 256
 DETECTORS_FACTOR = 4  # of the scenes' base batch: 8 images an update
 PAPERS = {1: 256, 8: 2048, 16: 4096, 24: 8192}
 
 
 def row_from(backbone: int, factor: int = DETECTORS_FACTOR) -> Row:
-    """Return a detector's row at so many times the base batch, from the digits' run of a factor and of the row's seed.
+    """Return a detector's row at so many times the base batch, from digits18's run of a factor and of the row's seed.
 
     Table 3b begins with the same backbone as the first row here, so the two tables share a row.
     """
-    weights = f"{{work_dir}}/runs/reproduce/digits/x{backbone}/seed{{seed}}/weights.pt"
+    weights = f"{{work_dir}}/runs/reproduce/digits18/x{backbone}/seed{{seed}}/weights.pt"
     return Row(
         name_of(backbone, factor),
         f"pre-trained at x{backbone}",
         factor,
         inputs=(("--backbone_weights", weights),),
-        made_by="lbsgd reproduce figure1 digits",
+        made_by="lbsgd reproduce figure1 digits18",
     )
 
 

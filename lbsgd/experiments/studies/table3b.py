@@ -11,7 +11,7 @@ from lbsgd.report.detection_tables import ap_section
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Section
 
-BACKBONE = 1  # the factor of the digits' run that all rows start from
+BACKBONE = 1  # the factor of digits18's run that all rows start from
 NOT_SCALED = "lr_not_scaled"
 
 
