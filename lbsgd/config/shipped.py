@@ -228,8 +228,8 @@ do. In fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast o
 
 ## Detectors
 
-Mask R-CNN on COCO ([docs/detection.md](../docs/detection.md)) in forwards of n = 2 images. 160,000 iterations of 16 images
-are 16/kn as many of kn; the warmup of 500 keeps its length.
+Mask R-CNN on COCO ([docs/detection.md](../docs/detection.md)) in forwards of n = 2 images. A schedule of 160,000
+iterations of 16 images has 16/kn as many of kn images, except for the 500 of its warmup.
 
 {detection}
 
