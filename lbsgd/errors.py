@@ -17,7 +17,7 @@ class ConfigError(LbsgdError):
 
 
 class DataError(LbsgdError):
-    """The data folder, an FFCV file, its labels or its source cannot be used."""
+    """The data folder, an FFCV file, annotations, labels or their source cannot be used."""
 
 
 class CheckpointError(LbsgdError):
@@ -44,11 +44,16 @@ class Stopped(LbsgdError):
 
 
 def missing_ffcv(error: ImportError) -> DataError:
-    """Return the error for a missing FFCV, the one optional dependency."""
+    """Return the error for a missing FFCV, which classifiers need."""
     return DataError(
         f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where the headers "
         "of OpenCV and libjpeg-turbo are installed"
     )
+
+
+def missing_pycocotools(error: ImportError) -> DataError:
+    """Return the error for a missing pycocotools, which detectors need."""
+    return DataError(f"pycocotools cannot be imported ({error}); `pip install 'lbsgd[detection]'` brings it")
 
 
 def print_error(error: LbsgdError) -> None:

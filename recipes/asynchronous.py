@@ -38,7 +38,7 @@ def simulate(request):
     with ExitStack() as stack:
         simulated = {"updates": request.flags.updates, "spread": request.flags.spread}
         server, images, log = opened(request, f"resnet8, {request.flags.updates}", {"simulated": simulated}, stack)
-        for epoch in range(request.flags.epochs or request.plan.recipe.epochs):
+        for epoch in range(request.flags.epochs or int(request.plan.num_epochs)):
             training = server.train(images.train.epoch(epoch))
             log.epoch({"epoch": epoch + 1, **training, **server.evaluate(images.val)})
         log.result()

@@ -10,6 +10,7 @@ not yet trained on ImageNet itself. `make demo` runs this file on scikit-learn's
 """
 
 from lbsgd.commands.train import main
+from lbsgd.report.measure import CLASSIFIER
 
 
 class ResNet50:
@@ -20,6 +21,7 @@ class ResNet50:
 
     name = "resnet50"
     counts = ("top1_error",)  # what `loss` counts among the images of a pass
+    judged_by = CLASSIFIER
 
     def network(self, num_classes, plan):
         from lbsgd.algorithm.resnet import resnet

@@ -35,7 +35,7 @@ def compare(request):
     """Train, and log the two steps before each update."""
     with ExitStack() as stack:
         server, images, log = opened(request, "resnet8, one large step", {}, stack)
-        for epoch in range(request.flags.epochs or request.plan.recipe.epochs):
+        for epoch in range(request.flags.epochs or int(request.plan.num_epochs)):
             trained = [one_update(server, chunk, log) for chunk in chunks(images.train.epoch(epoch), server.workers)]
             num_images = len(trained) * server.plan.global_batch
             error = {"train_top1_error_pct": 100 * sum(wrong for _, wrong in trained) / num_images}

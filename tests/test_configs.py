@@ -39,8 +39,9 @@ def test_the_grid_is_the_folder():
             "no_momentum_correction",
         )
     } | {f"ablations/256_{name}" for name in ("half_lr", "double_lr", "gamma_one")}
-    others = {"8k_bf16", "8k_fp32", "8k_zero2", "8k_8gpu", "digits", "digits/256", "cifar10/1k"}
-    assert set(FILES) == powers | ablations | others
+    detectors = {f"detection/mask_rcnn_{kn}" for kn in (2, 4, 8, 16, 32, 64, 128)} | {"detection/scenes"}
+    others = {"8k_bf16", "8k_fp32", "8k_zero2", "8k_8gpu", "digits", "digits/256", "digits/resnet18", "cifar10/1k"}
+    assert set(FILES) == powers | ablations | others | detectors
 
 
 @pytest.mark.parametrize("shipped", GRID, ids=lambda shipped: shipped.name)

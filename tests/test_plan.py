@@ -50,7 +50,7 @@ def test_the_number_of_gpus_and_the_micro_batch_change_only_the_passes(world_siz
 
 def test_every_shipped_json_is_read_without_a_change_and_up_to_8k_images_without_a_warning():
     for path in CONFIGS.glob("**/*.json"):
-        plan = Plan.read(path, world_size=2)
+        plan = Plan.read(path, world_size=1 if path.stem == "mask_rcnn_2" else 2)  # it has one worker
         assert plan.changes == (), path
         assert bool(plan.warnings) == (plan.global_batch > 8192 or path.parent.name == "ablations"), path
 

@@ -75,6 +75,6 @@ if ! pip show -q ffcv > /dev/null 2>&1; then
   trap 'rm -rf "$opencv"' EXIT
   step "ffcv, compiled here" install_ffcv "$opencv"
 fi
-step "lbsgd with its kernels, deepspeed, and what the tests need" pip install -e '.[ffcv,test]'
+step "lbsgd with its kernels, deepspeed, and what the tests need" pip install -e '.[ffcv,detection,test]'
 touch .venv/.complete
 echo "setup: done in $SECONDS s"

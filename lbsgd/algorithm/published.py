@@ -7,6 +7,7 @@ from collections.abc import Mapping
 MeanAndStd = tuple[float, float]
 
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
+COCO_IMAGES = 117_266  # of train2017 that have an object (Sec. 5.4)
 # A GPU's speed: those epochs in 29 hours on one server of 8 P100. It includes aggregation inside the server.
 IMAGES_PER_SECOND = IMAGENET_IMAGES * EPOCHS / (29 * 3600) / 8
 
@@ -33,6 +34,18 @@ FIXED_LR = {8192: (41.67, 0.10)}
 HALF_LR = {256: (23.92, 0.10), 8192: (24.27, 0.08)}
 DOUBLE_LR = {256: (23.68, 0.09), 8192: (24.05, 0.18)}
 GAMMA_ONE = {256: (23.84, 0.18), 8192: (24.11, 0.07)}
+
+# Table 3, box AP and mask AP: by the global batch of the pre-training (a), and by that of the detector itself (b).
+PRE_TRAINING_AP = {
+    256: (35.9, 33.9),
+    512: (35.8, 33.8),
+    1024: (35.9, 33.9),
+    2048: (35.9, 33.9),
+    4096: (35.8, 33.8),
+    8192: (35.8, 33.9),
+    16384: (35.1, 33.2),
+}
+DETECTOR_AP = {2: (35.7, 33.6), 4: (35.7, 33.7), 8: (35.7, 33.5), 16: (35.6, 33.6)}
 
 LARGEST_GOOD_BATCH = 8192  # beyond it the error rises (Fig. 1)
 

@@ -117,21 +117,48 @@ def _torch_step() -> Callable[..., Any]:
     return unhooked
 
 
-def decay_groups(model: nn.Module, weight_decay: float, on_batch_norm: bool = False) -> list[dict[str, Any]]:
+def decay_groups(
+    model: nn.Module,
+    weight_decay: float,
+    on_batch_norm: bool = False,
+    on_biases: bool = True,
+    bias_lr_factor: float = 1.0,
+) -> list[dict[str, Any]]:
     """Return parameter groups for an optimizer: λ on all but batch norm's γ and β (Sec. 5.1), or on those as well.
 
         [{"params": [...], "weight_decay": λ, "name": "decay"}, {..., "weight_decay": 0.0, "name": "batch_norm"}]
 
     The fully connected bias decays, because the paper exempts batch norm only. Frozen parameters and empty groups are
     left out, and a shared parameter stands once. Batch norm is found by its type, at any depth and under any name.
+
+    Detectors (Sec. 5.4) leave biases out of decay and train them at twice the learning rate: with on_biases=False or
+    another bias_lr_factor, biases outside batch norm are a third group, {..., "name": "biases", "lr_factor": 2.0}. The
+    schedule multiplies the learning rate of a group by its lr_factor, 1 where it has none.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     gamma_beta = {p for module in norms for p in module.parameters(recurse=False)}
     trainable = [p for p in model.parameters() if p.requires_grad]
+    apart = not on_biases or bias_lr_factor != 1.0
+    biases = {p for module in model.modules() for p in bias_of(module)} - gamma_beta if apart else set()
     kinds = {
-        "decay": ([p for p in trainable if p not in gamma_beta], weight_decay),
+        "decay": ([p for p in trainable if p not in gamma_beta | biases], weight_decay),
         "batch_norm": ([p for p in trainable if p in gamma_beta], weight_decay if on_batch_norm else 0.0),
+        "biases": ([p for p in trainable if p in biases], weight_decay if on_biases else 0.0),
     }
+    factors = {"biases": {"lr_factor": bias_lr_factor}}
     return [
-        {"params": params, "weight_decay": decay, "name": name} for name, (params, decay) in kinds.items() if params
+        {"params": params, "weight_decay": decay, "name": name, **factors.get(name, {})}
+        for name, (params, decay) in kinds.items()
+        if params
     ]
+
+
+def bias_of(module: nn.Module) -> list[nn.Parameter]:
+    """Return a layer's own bias, if it has one."""
+    return [p for name, p in module.named_parameters(recurse=False) if name == "bias"]
+
+
+def lr_factor(group: dict[str, Any]) -> float:
+    """Return what the learning rate of a parameter group is multiplied by."""
+    factor: float = group.get("lr_factor", 1.0)
+    return factor

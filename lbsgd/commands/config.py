@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from lbsgd.algorithm.published import EPOCHS, IMAGENET_IMAGES
+from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
 from lbsgd.commands.flag_types import PRECISIONS, add_settings, positive
 from lbsgd.errors import ConfigError
 
@@ -16,11 +16,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--global_batch", type=positive, metavar="KN", help="images per update, kn")
     add("--gpus", type=positive, metavar="N", help="choose the micro batch for N GPUs (default: one GPU per worker, k)")
     add("--micro_batch", type=positive, metavar="N", help="images per GPU and pass (default: its share, at most 256)")
-    add("--precision", choices=PRECISIONS, default="fp16", help="(default: %(default)s)")
+    add("--precision", choices=PRECISIONS, help="(default: fp16, of a detector fp32)")
     add("--zero_stage", type=int, choices=(0, 1, 2), help="(default: 1 in fp16, else 0)")
-    images = "training images (default: ImageNet's %(default)s)"
-    add("--num_images", type=positive, default=IMAGENET_IMAGES, metavar="N", help=images)
-    add("--epochs", type=positive, default=EPOCHS, metavar="N", help="(default: %(default)s)")
+    add("--detection", action="store_true", help="Mask R-CNN on COCO, in place of a classifier on ImageNet")
+    images = f"training images (default: ImageNet's {IMAGENET_IMAGES}, of a detector COCO's {COCO_IMAGES})"
+    add("--num_images", type=positive, metavar="N", help=images)
+    add("--epochs", type=positive, metavar="N", help=f"(default: {EPOCHS}; detectors are counted in iterations)")
     add_settings(command)
     add("--output", metavar="FILE", help="write the JSON into this file (default: print it)")
     add("--all", metavar="DIR", help="instead, write the paper's whole grid and its README into a folder")
@@ -65,4 +66,5 @@ def config_of(given: argparse.Namespace) -> dict[str, Any]:
         num_images=given.num_images,
         epochs=given.epochs,
         settings=tuple(given.settings),
+        detection=given.detection,
     )

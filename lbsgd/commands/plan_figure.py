@@ -32,14 +32,15 @@ def in_terminal(plan: Plan, width: int = WIDTH, height: int = HEIGHT) -> list[st
         label = f"{10 ** (low + (high - low) * (row + 1) / height):.2g}"
         bars = "".join(BLOCKS[min(8, max(0, level - 8 * row))] for level in levels)
         lines.append(f"{label:>8} ┤{bars}")
-    return [*lines, " " * 9 + "└" + "─" * columns, " " * 10 + axis(plan.recipe.epochs, columns)]
+    return [*lines, " " * 9 + "└" + "─" * columns, " " * 10 + axis(plan.num_epochs, columns)]
 
 
-def axis(epochs: int, columns: int) -> str:
+def axis(epochs: float, columns: int) -> str:
     """Write epochs under the columns where they begin."""
-    step = next((step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if columns * step / epochs >= 6), epochs)
+    steps = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+    step = next((step for step in steps if columns * step / epochs >= 6), max(1, int(epochs)))
     line = [" "] * (columns + 16)
-    for epoch in range(0, epochs + 1, step):
+    for epoch in range(0, int(epochs) + 1, step):
         at = round(columns * epoch / epochs)
         line[at : at + len(str(epoch))] = str(epoch)
     return "".join(line).rstrip() + " epochs"

@@ -54,12 +54,20 @@ class Outlook:
         """The algorithm that runs on such machines with NCCL, and why."""
         return running(self.plan, self.machines.gpus_per_server)
 
+    @property
+    def is_estimated(self) -> bool:
+        """Whether memory and time are known: of classifiers, whose layers and speeds the estimates are made of."""
+        return self.plan.recipe.detection is None
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything on the screen for machines, in seconds and bytes."""
         keys = ("epochs", "iterations", "lr")
+        rates = [dict(zip(keys, row, strict=True)) for row in stretches(self.plan)]
+        if not self.is_estimated:
+            return {**self.plan.as_dict(), "learning_rates": rates}
         return {
             **self.plan.as_dict(),
-            "learning_rates": [dict(zip(keys, row, strict=True)) for row in stretches(self.plan)],
+            "learning_rates": rates,
             "memory_bytes": {f"stage_{each.stage}": {**asdict(each), "total": each.total} for each in self.memories},
             "algorithm": self.running[0],
             "bytes_an_iteration": bytes_per_iteration(self.reduction, self.plan.world_size),

@@ -33,6 +33,9 @@ class Screen:
     def show(self) -> None:
         self.run()
         self.schedule()
+        if not self.outlook.is_estimated:
+            self.title("memory and time", "are estimated for classifiers only")
+            return
         self.memory()
         self.prediction()
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
@@ -17,7 +18,7 @@ from lbsgd.commands.flag_types import PRECISIONS, Group, add_settings, interval,
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ImageNetData, data_folder, open_data
-from lbsgd.errors import LbsgdError
+from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_before_joining, end_with_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
@@ -32,17 +33,25 @@ if TYPE_CHECKING:
 
 
 def main(task: Task, description: str) -> None:
+    """Run a recipe of a classifier (`run_recipe`)."""
+    run_recipe(parser(description), Request, lambda request: task)
+
+
+def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Callable[[R], Task]) -> None:
     """Run a recipe. Ends the process with the documented exit codes:
 
     0 done, 2 something given is wrong, 3 training diverged, 4 another process was lost, 75 told to stop and saved;
     1 with a traceback is a bug of ours.
+
+    request_of    resolves the flags; task_of makes the task of what it has found, before anything heavy is imported
     """
     print_plain_letters_where_needed()
     started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
     end_with_launcher(started_by)
     try:
         require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
-        request = Request(parser(description).parse_args())
+        request = request_of(flags.parse_args())
+        task = task_of(request)
     except LbsgdError as error:
         end_before_joining(error)
     try:
@@ -57,18 +66,43 @@ class Request:
     Raises LbsgdError for flags, a JSON or data that cannot be right.
     """
 
+    started_from: str | None = None  # what the first weights were trained as; a classifier begins with random ones
+
     def __init__(self, flags: argparse.Namespace):
         self.flags, self.processes = flags, Processes.from_environment()
         require_hosts(self.processes, flags.expect_world_size)
         config, world_size, overrides = flags.deepspeed_config, self.processes.world_size, overrides_of(flags)
         self.plan = Plan.read(config, world_size, overrides=overrides)  # a mistake in the JSON is told first
-        self.data: ImageNetData | None = None
-        if not flags.fake_data:
-            self.data = open_data(data_folder(flags.data_dir))
-            self.plan = Plan.read(config, world_size, self.data.train.num_images, overrides)
+        num_images = self.open_data()
+        if num_images is not None:
+            self.plan = Plan.read(config, world_size, num_images, overrides)
         self.output_dir = Path(flags.output_dir or Path("runs") / self.plan.name)
         self.baseline: Band = baseline_band(flags.baseline) if flags.baseline and self.processes.rank == 0 else ()
         self.last_iteration = last_iteration(self.plan, flags.epochs, flags.max_iterations)
+
+    def open_data(self) -> int | None:
+        """Open the data and return the number of training images; None where there is no data but fake data."""
+        self.data: ImageNetData | None = None
+        if self.plan.recipe.detection:
+            raise ConfigError(
+                f"{self.plan.name}.json is of a detector (lbsgd.detection), and this recipe trains a classifier: "
+                "use recipes/mask_rcnn.py"
+            )
+        if self.flags.fake_data:
+            return None
+        self.data = open_data(data_folder(self.flags.data_dir))
+        return self.data.train.num_images
+
+    def images(self) -> ImageSource:
+        """Return where the images of the run come from; imports PyTorch."""
+        from lbsgd.train.images import FakeImageSource, FfcvFiles
+
+        if not self.data:
+            return FakeImageSource()
+        return FfcvFiles(self.data, self.flags.loader_threads or self.processes.cores, self.flags.in_memory)
+
+
+R = TypeVar("R", bound=Request)
 
 
 def overrides_of(flags: argparse.Namespace) -> Overrides:
@@ -84,13 +118,9 @@ def start(task: Task, request: Request, started_by: list[psutil.Process]) -> Non
         print_plan(request.plan, request.output_dir)
     # PyTorch's C++ code prints stack traces when another process is gone, which bury the line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from lbsgd.train.images import FakeImageSource, FfcvFiles
     from lbsgd.train.session import Launch, train
 
-    flags, processes = request.flags, request.processes
-    images: ImageSource = FakeImageSource()
-    if request.data:
-        images = FfcvFiles(request.data, flags.loader_threads or processes.cores, flags.in_memory)
+    flags, processes, images = request.flags, request.processes, request.images()
     every = Every(*flags.checkpoint_every) if flags.checkpoint_every else Every()
     run = Run(
         task,
@@ -102,6 +132,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process]) -> Non
         evaluate_only=flags.evaluate_only,
         every=every,
         baseline=request.baseline,
+        started_from=request.started_from,
     )
     facts = fingerprints(request.plan, task, {**vars(flags), "local_rank": None}, images.fingerprint)
     train(run, Launch(processes, started_by, flags.hang_timeout, facts))
@@ -118,7 +149,12 @@ def print_plan(plan: Plan, output_dir: Path) -> None:
 
 
 def parser(description: str) -> argparse.ArgumentParser:
-    """Return the parser of every recipe's flags."""
+    """Return the parser of a classifier's flags."""
+    return with_flags(description, add_data)
+
+
+def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
+    """Return the parser of every recipe's flags, with those of its data."""
     flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument(
         "--deepspeed_config", required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json"

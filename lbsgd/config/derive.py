@@ -12,6 +12,47 @@ from lbsgd.config.schema import Recipe, Warmup
 NO_WARMUP = {"kind": "none", "epochs": 0}
 
 
+def length_in_iterations(recipe: Recipe, global_batch: int) -> int:
+    """Return the iterations of a run: those of whole epochs, or as many as make the recipe's number of images."""
+    if recipe.epochs is not None:
+        return recipe.epochs * iterations_per_epoch(recipe.num_images, global_batch)
+    assert recipe.iterations is not None
+    return max(1, of_batch(recipe.iterations, recipe, global_batch))
+
+
+def warmup_in_iterations(recipe: Recipe, global_batch: int) -> int:
+    """Return W. Iterations are of any global batch, unless the recipe says that they are scaled as the run's are."""
+    warmup = recipe.warmup
+    if warmup.iterations is not None:
+        return of_batch(warmup.iterations, recipe, global_batch) if warmup.scaled else warmup.iterations
+    return round((warmup.epochs or 0) * iterations_per_epoch(recipe.num_images, global_batch))
+
+
+def decay_in_iterations(recipe: Recipe, global_batch: int) -> tuple[int, ...]:
+    """Return the updates before which η is divided."""
+    if recipe.decay.iterations is not None:
+        return tuple(of_batch(point, recipe, global_batch) for point in recipe.decay.iterations)
+    per_epoch = iterations_per_epoch(recipe.num_images, global_batch)
+    return tuple(round(epoch * per_epoch) for epoch in recipe.decay.epochs)
+
+
+def of_batch(iterations: int, recipe: Recipe, global_batch: int) -> int:
+    """Return iterations of base_batch images as those of kn images: the same number of images."""
+    return round(iterations * recipe.linear_scaling.base_batch / global_batch)
+
+
+def start_lr(recipe: Recipe, reference_lr: float) -> float:
+    """Return η0, the learning rate that a warmup begins with."""
+    fraction = recipe.warmup.start_fraction
+    return recipe.linear_scaling.base_lr if fraction is None else fraction * reference_lr
+
+
+def is_needless(recipe: Recipe, global_batch: int) -> bool:
+    """Whether there is a warmup from base_lr to a learning rate that is no larger."""
+    begins_at_base = recipe.warmup.kind != "none" and recipe.warmup.start_fraction is None
+    return begins_at_base and global_batch <= recipe.linear_scaling.base_batch
+
+
 def iterations_per_epoch(num_images: int, global_batch: int) -> int:
     """Return ⌊N/kn⌋; the remainder of each epoch's permutation is left out."""
     return num_images // global_batch
@@ -29,13 +70,13 @@ def explicit_numbers(recipe: Recipe, global_batch: int) -> dict[str, float]:
     WarmupLR can say gradual warmup in full. It cannot say constant or no warmup; plain DeepSpeed then holds η.
     """
     scaling, decay = recipe.linear_scaling, recipe.weight_decay
+    gradual = recipe.warmup.kind == "gradual"
     reference = scaled_lr(global_batch, scaling.base_lr, scaling.base_batch, scaling.rule)
-    warmup = round(recipe.warmup.epochs * iterations_per_epoch(recipe.num_images, global_batch))
     numbers = {
         "optimizer.params.lr": reference,
-        "scheduler.params.warmup_min_lr": scaling.base_lr if recipe.warmup.kind == "gradual" else reference,
+        "scheduler.params.warmup_min_lr": start_lr(recipe, reference) if gradual else reference,
         "scheduler.params.warmup_max_lr": reference,
-        "scheduler.params.warmup_num_steps": max(1, warmup),
+        "scheduler.params.warmup_num_steps": max(1, warmup_in_iterations(recipe, global_batch)),
     }
     if decay.base is not None:  # the schema allows a base with inverse_lr only
         numbers["optimizer.params.weight_decay"] = decay.base * scaling.base_lr / reference
@@ -48,7 +89,7 @@ def derive(config: dict[str, Any], recipe: Recipe) -> Recipe:
     Up to base_batch images there is nothing to warm up to, so the warmup goes.
     """
     kn = config["train_batch_size"]
-    if kn <= recipe.linear_scaling.base_batch and recipe.warmup.kind != "none":
+    if is_needless(recipe, kn):
         config["lbsgd"]["warmup"] = dict(NO_WARMUP)
         recipe = recipe.model_copy(update={"warmup": Warmup.model_validate(NO_WARMUP)})
     for key, number in explicit_numbers(recipe, kn).items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lbsgd.algorithm.published import EPOCHS, IMAGENET_IMAGES
+from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
 from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import consistency_findings, deepspeed_findings, fit_findings
 from lbsgd.config.checks.subject import Planned
@@ -12,6 +12,7 @@ from lbsgd.config.derive import divisors
 from lbsgd.config.overrides import Overrides, override
 from lbsgd.config.precision import set_precision
 from lbsgd.config.schema import Recipe
+from lbsgd.errors import ConfigError
 
 WHERE = "lbsgd config"
 # ResNet-50 at 224 pixels then has 11 GB of activations in half precision, 22 in float32 (commands/plan_memory.py).
@@ -64,27 +65,67 @@ def template(global_batch: int, micro_batch: int, num_images: int, epochs: int) 
     }
 
 
+def detection_template(global_batch: int, micro_batch: int, num_images: int) -> dict[str, Any]:
+    """Return Mask R-CNN's recipe (Sec. 5.4, Table 3b) in fp32: Detectron's 2x schedule for 16 images an update."""
+    paper = template(global_batch, micro_batch, num_images, 1)
+    kept = ("gradient_clipping", "zero_allow_untested_optimizer", "zero_optimization", "timers", "steps_per_print")
+    return {
+        "train_batch_size": global_batch,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "optimizer": {
+            "type": "SGD",
+            "params": {"lr": 0.02, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0001},
+        },
+        "scheduler": paper["scheduler"],
+        **{key: paper[key] for key in kept},
+        "lbsgd": {
+            "iterations": 160_000,
+            "num_images": num_images,
+            "linear_scaling": {"rule": "linear", "base_lr": 0.02, "base_batch": 16},
+            "warmup": {"kind": "gradual", "iterations": 500, "start_fraction": 1 / 3, "scaled": False},
+            "decay": {"iterations": [120_000], "factor": 0.1},
+            "momentum": {"form": "lr_outside", "correction": True},
+            "biases": {"lr_factor": 2.0, "weight_decay": False},
+            "batch_norm": {"per_worker_batch": 2},
+            "augmentation": {"flip": True},
+            "detection": {"shorter_side": 800, "longer_side": 1333},
+            "aggregation": {"hierarchy": "auto", "between": "auto"},
+            "seed": 0,
+        },
+    }
+
+
 def generate(
     global_batch: int,
     *,
     gpus: int | None = None,
     micro_batch: int | None = None,
-    precision: str = "fp16",
+    precision: str | None = None,
     zero_stage: int | None = None,
-    num_images: int = IMAGENET_IMAGES,
-    epochs: int = EPOCHS,
+    num_images: int | None = None,
+    epochs: int | None = None,
     settings: tuple[str, ...] = (),
+    detection: bool = False,
 ) -> dict[str, Any]:
     """Return a checked JSON for kn images per update.
 
     gpus: the number of GPUs that the micro batch is chosen for, by default k with one worker each. The micro batch is
     the largest of at most 256 images that divides a GPU's share. zero_stage: by default 1 in fp16, else 0. settings:
-    those of --set. Raises ConfigError where the numbers cannot go together.
+    those of --set. detection: Mask R-CNN on COCO in fp32 and forwards of 2, in place of a classifier on ImageNet in
+    fp16. Raises ConfigError where the numbers cannot go together.
     """
-    config, recipe = override(template(global_batch, 1, num_images, epochs), Overrides(settings=settings))
+    if detection and epochs:
+        raise ConfigError(f"{WHERE}: a detector's run is counted in iterations: use --set lbsgd.iterations=N")
+    if detection:
+        written, most = detection_template(global_batch, 1, num_images or COCO_IMAGES), 1
+    else:
+        written = template(global_batch, 1, num_images or IMAGENET_IMAGES, epochs or EPOCHS)
+        most = MOST_IMAGES_PER_PASS
+    config, recipe = override(written, Overrides(settings=settings))
+    precision = precision or ("fp32" if detection else "fp16")
     n, kn = recipe.batch_norm.per_worker_batch, config["train_batch_size"]
     gpus = gpus or max(1, kn // n)
-    config["train_micro_batch_size_per_gpu"] = micro_batch or images_per_pass(kn, n, gpus)
+    config["train_micro_batch_size_per_gpu"] = micro_batch or images_per_pass(kn, n, gpus, most)
     set_precision(config, precision)
     config["zero_optimization"]["stage"] = int(precision == "fp16") if zero_stage is None else zero_stage
     if config["zero_optimization"]["stage"] > 1:
@@ -97,10 +138,10 @@ def generate(
     return in_order(config)
 
 
-def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int) -> int:
-    """Return the largest micro batch of whole workers that divides a GPU's share of kn, at most 256 images."""
+def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int, most: int) -> int:
+    """Return the largest micro batch of whole workers that divides a GPU's share of kn, of at most so many images."""
     workers = global_batch // (gpus * per_worker_batch)
-    fitting = [d for d in divisors(workers) if d * per_worker_batch <= MOST_IMAGES_PER_PASS]
+    fitting = [d for d in divisors(workers) if d * per_worker_batch <= most]
     return per_worker_batch * max(fitting, default=1)
 
 

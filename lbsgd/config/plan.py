@@ -23,7 +23,13 @@ from lbsgd.config.checks.registry import (
     passes_findings,
 )
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.derive import iterations_per_epoch
+from lbsgd.config.derive import (
+    decay_in_iterations,
+    iterations_per_epoch,
+    length_in_iterations,
+    start_lr,
+    warmup_in_iterations,
+)
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import differences, get
 from lbsgd.config.overrides import Overrides, override
@@ -91,6 +97,11 @@ class Plan:
         )
 
     @property
+    def num_epochs(self) -> float:
+        """The epochs of the run; one that is counted in iterations may end inside an epoch."""
+        return self.recipe.epochs or self.num_iterations / self.iterations_per_epoch
+
+    @property
     def steps_per_print(self) -> int:
         """Iterations between two lines of the log; only then do numbers come to the host."""
         return int(self.config.get("steps_per_print") or 10)
@@ -112,7 +123,7 @@ class Plan:
             f"from η0 = {schedule.base_lr:g}",
             "warmup": "none" if schedule.warmup_kind == "none" else warmup,
             "iterations": f"{self.iterations_per_epoch:,} an epoch of {self.num_images:,} images, "
-            f"{self.num_iterations:,} in {recipe.epochs} epochs",
+            f"{self.num_iterations:,} in {self.num_epochs:.4g} epochs",
             "precision": f"{self.precision}, ZeRO stage {self.zero_stage}",
         }
 
@@ -155,7 +166,7 @@ def resolve(planned: Planned, *, name: str, changes: tuple[str, ...], warnings: 
         name=name,
         config=config,
         recipe=recipe,
-        schedule=schedule_of(recipe, config["optimizer"]["params"]["lr"], per_epoch),
+        schedule=schedule_of(recipe, config["optimizer"]["params"]["lr"], kn),
         world_size=world_size,
         num_images=recipe.num_images,
         global_batch=kn,
@@ -164,7 +175,7 @@ def resolve(planned: Planned, *, name: str, changes: tuple[str, ...], warnings: 
         micro_batch=micro_batch,
         accumulation_steps=kn // (world_size * micro_batch),
         iterations_per_epoch=per_epoch,
-        num_iterations=recipe.epochs * per_epoch,
+        num_iterations=length_in_iterations(recipe, kn),
         precision=precision_of(config),
         zero_stage=get(config, "zero_optimization.stage", 0),
         changes=changes,
@@ -172,13 +183,13 @@ def resolve(planned: Planned, *, name: str, changes: tuple[str, ...], warnings: 
     )
 
 
-def schedule_of(recipe: Recipe, reference_lr: float, per_epoch: int) -> Schedule:
-    """Return the learning rates of a recipe: its epochs counted in iterations, and η as DeepSpeed's blocks have it."""
+def schedule_of(recipe: Recipe, reference_lr: float, global_batch: int) -> Schedule:
+    """Return the learning rates of a recipe: its lengths in iterations, and η as DeepSpeed's blocks have it."""
     return Schedule(
-        base_lr=recipe.linear_scaling.base_lr,
+        base_lr=start_lr(recipe, reference_lr),
         reference_lr=reference_lr,
         warmup_kind=recipe.warmup.kind,
-        warmup_iterations=round(recipe.warmup.epochs * per_epoch),
-        decay_iterations=tuple(round(epoch * per_epoch) for epoch in recipe.decay.epochs),
+        warmup_iterations=warmup_in_iterations(recipe, global_batch),
+        decay_iterations=decay_in_iterations(recipe, global_batch),
         decay_factor=recipe.decay.factor,
     )

@@ -6,9 +6,10 @@ it with the numbers in DeepSpeed's own blocks.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from lbsgd.algorithm.choices import MomentumForm, Scope, Statistics
 from lbsgd.algorithm.schedule import ScalingRule, WarmupKind
@@ -27,6 +28,18 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def one_length(epochs: float | None, iterations: int | None) -> float | None:
+    """Return the epochs, checked: a length is in epochs or in iterations, not in both.
+
+    Iterations are those of base_batch images; a run of kn images takes base_batch/kn as many, the same images.
+    """
+    if epochs is None and iterations is None:
+        raise PydanticCustomError("missing", "is missing")
+    if epochs is not None and iterations is not None:
+        raise ValueError(f"epochs {epochs:g} and iterations {iterations} are two lengths: give one")
+    return epochs
+
+
 class LinearScaling(_Block):
     """Where η comes from (Sec. 2.1): scaled by `rule` from `base_lr`, which belongs to `base_batch` images."""
 
@@ -36,28 +49,47 @@ class LinearScaling(_Block):
 
 
 class Warmup(_Block):
-    """The first `epochs` epochs (Sec. 2.2): gradual (from η0 to η), constant (η0, then η) or none."""
+    """The first epochs or iterations (Sec. 2.2): gradual (from η0 to η), constant (η0, then η) or none.
+
+    start_fraction    η0 = start_fraction · η; by default η0 is base_lr, and up to base_batch images there is no warmup
+    scaled            whether iterations are those of base_batch images, as the run's are, or of any global batch
+    """
 
     kind: WarmupKind
-    epochs: NonNegativeFloat
+    iterations: Positive | None = None
+    epochs: NonNegativeFloat | None = Field(None, validate_default=True)
+    start_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    scaled: bool = False
+
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, epochs: Any, info: ValidationInfo) -> Any:
+        return one_length(epochs, info.data.get("iterations"))
 
     @model_validator(mode="after")
-    def _kind_agrees_with_epochs(self) -> Self:
-        if (self.kind == "none") != (self.epochs == 0):
-            raise ValueError(f"kind {self.kind} does not go with {self.epochs:g} epochs: none takes 0, others more")
+    def _kind_agrees_with_length(self) -> Self:
+        if (self.kind == "none") != (not (self.epochs or self.iterations)):
+            length = f"{self.iterations} iterations" if self.iterations else f"{self.epochs or 0:g} epochs"
+            raise ValueError(f"kind {self.kind} does not go with {length}: none takes 0, others more")
+        if self.scaled and self.iterations is None:
+            raise ValueError("scaled is about iterations: epochs are those of any global batch")
         return self
 
 
 class Decay(_Block):
-    """η is multiplied by `factor` after each of `epochs` (Sec. 5.1)."""
+    """η is multiplied by `factor` after each of `epochs` (Sec. 5.1), or of `iterations` of base_batch images."""
 
+    iterations: list[Positive] | None = None
     epochs: list[PositiveFloat] = [30.0, 60.0, 80.0]
     factor: PositiveFloat = 0.1
 
     @model_validator(mode="after")
-    def _epochs_ascend(self) -> Self:
-        if self.epochs != sorted(set(self.epochs)):
-            raise ValueError(f"epochs {self.epochs} must ascend")
+    def _points_ascend(self) -> Self:
+        if self.iterations is not None and "epochs" in self.model_fields_set:
+            raise ValueError("epochs and iterations are two lists of decay points: give one")
+        for name, points in (("epochs", self.epochs), ("iterations", self.iterations or [])):
+            if points != sorted(set(points)):
+                raise ValueError(f"{name} {points} must ascend")
         return self
 
 
@@ -90,6 +122,13 @@ class WeightDecay(_Block):
                 "base, the weight decay at base_batch images, is needed with scaling inverse_lr, only there"
             )
         return self
+
+
+class Biases(_Block):
+    """Biases, which Detectron trains at twice the learning rate and without decay; by default as all other weights."""
+
+    lr_factor: PositiveFloat = 1.0
+    weight_decay: bool = True
 
 
 class BatchNorm(_Block):
@@ -130,6 +169,17 @@ class Augmentation(_Block):
         return self
 
 
+class Detection(_Block):
+    """Mask R-CNN (Sec. 5.4): pixels of an image's sides. A JSON with this block trains a detector.
+
+    batch_norm.per_worker_batch is then the number of images of a forward, whose losses are means over it. Batch norm
+    itself is frozen.
+    """
+
+    shorter_side: Positive = 800
+    longer_side: Positive = 1333
+
+
 class Diagnostics(_Block):
     """What is measured while training, every so many iterations; changes no number of the run.
 
@@ -152,29 +202,46 @@ class Aggregation(_Block):
 
 
 class Recipe(_Block):
-    """The whole `lbsgd` block; every default is the paper's.
+    """The whole `lbsgd` block; every default is the paper's. A recipe counts in epochs or in iterations, not in both.
 
     purpose and paper_error_pct (mean and std of the paper's 5 runs) explain a file and change no number.
     """
 
     purpose: Annotated[str, Field(pattern=r"^[^\n]+$")] | None = None
     paper_error_pct: Annotated[list[NonNegativeFloat], Field(min_length=2, max_length=2)] | None = None
-    epochs: Positive
+    iterations: Positive | None = None
+    epochs: Positive | None = Field(None, validate_default=True)
     num_images: Positive
     linear_scaling: LinearScaling = LinearScaling()
     warmup: Warmup
     decay: Decay = Decay()
     momentum: Momentum = Momentum()
     weight_decay: WeightDecay = WeightDecay()
+    biases: Biases = Biases()
     batch_norm: BatchNorm = BatchNorm()
     augmentation: Augmentation = Augmentation()
+    detection: Detection | None = None
     aggregation: Aggregation | None = None
     diagnostics: Diagnostics = Diagnostics()
     # NumPy splits a larger seed: (2**32 + s, epoch 0) would be (s, epoch 1).
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
+    @field_validator("epochs")
+    @classmethod
+    def _one_length(cls, epochs: Any, info: ValidationInfo) -> Any:
+        return one_length(epochs, info.data.get("iterations"))
+
+    @model_validator(mode="after")
+    def _lengths_are_of_one_kind(self) -> Self:
+        counted, warmup, decay = self.iterations is not None, self.warmup, self.decay
+        if warmup.kind != "none" and counted != (warmup.iterations is not None):
+            raise ValueError("a run counted in iterations has its warmup in iterations, others in epochs")
+        if counted != (decay.iterations is not None):
+            raise ValueError("a run counted in iterations has its decay in iterations, others in epochs")
+        return self
+
     @model_validator(mode="after")
     def _decay_follows_warmup(self) -> Self:
-        if self.decay.epochs and self.decay.epochs[0] < self.warmup.epochs:
+        if self.iterations is None and self.decay.epochs and self.decay.epochs[0] < (self.warmup.epochs or 0):
             raise ValueError(f"decay at epoch {self.decay.epochs[0]:g} is inside the {self.warmup.epochs:g} of warmup")
         return self

@@ -52,6 +52,13 @@ def purpose_in_figure_1(global_batch: int) -> str:
     return "where the linear scaling rule ends: the error rises (Fig. 1)"
 
 
+def of_table_3b(global_batch: int) -> Shipped:
+    """Return the entry for a detector's global batch: those of Table 3b, and up to where the rule is known to hold."""
+    ap = published.DETECTOR_AP.get(global_batch)
+    purpose = "Table 3b: box AP {}, mask AP {} in the paper".format(*ap) if ap else "beyond the paper's Table 3b"
+    return Shipped(f"detection/mask_rcnn_{global_batch}", f"--detection --global_batch {global_batch}", None, purpose)
+
+
 def variant_of_8k(name: str, arguments: str, purpose: str) -> Shipped:
     """Return the entry for the run of 8k.json on other hardware or in another precision."""
     return Shipped(name, f"--global_batch 8192 {arguments}", published.ERROR_PCT[8192], purpose)
@@ -77,11 +84,23 @@ DIGITS_GRID = (
     " --set lbsgd.warmup.epochs=2 --set lbsgd.decay.epochs=[10,20,27] --set lbsgd.augmentation.resolution=16"
     " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
 )
+DIGITS_18 = (
+    "--global_batch 256 --gpus 2 --precision fp32 --num_images 1536 --epochs 15"
+    " --set lbsgd.linear_scaling.base_lr=0.05 --set lbsgd.linear_scaling.base_batch=32 --set lbsgd.warmup.epochs=1"
+    " --set lbsgd.decay.epochs=[5,10,13.5] --set lbsgd.augmentation.resolution=32"
+    " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
+)
 CIFAR10 = (
     "--global_batch 1024 --gpus 1 --precision fp32 --num_images 50000 --epochs 18"
     " --set lbsgd.linear_scaling.base_lr=0.1 --set lbsgd.linear_scaling.base_batch=128"
     " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[6,12,16] --set lbsgd.augmentation.resolution=32"
     " --set lbsgd.augmentation.crop_scale=[0.5,1.0]"
+)
+SCENES = (
+    "--detection --global_batch 16 --num_images 1024 --set lbsgd.linear_scaling.base_lr=0.005"
+    " --set lbsgd.linear_scaling.base_batch=2 --set lbsgd.iterations=2048 --set lbsgd.decay.iterations=[1536]"
+    " --set lbsgd.warmup.iterations=200 --set lbsgd.warmup.scaled=true --set lbsgd.augmentation.flip=false"
+    " --set lbsgd.detection.shorter_side=112 --set lbsgd.detection.longer_side=128"
 )
 NO_WARMUP = "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0"
 HALF_LR, DOUBLE_LR = "lbsgd.linear_scaling.base_lr=0.05", "lbsgd.linear_scaling.base_lr=0.2"
@@ -97,7 +116,10 @@ GRID = (
     variant_of_8k("8k_zero2", "--zero_stage 2", "8k.json with gradients divided among GPUs (ZeRO-2)"),
     Shipped("digits", DIGITS, None, "make demo: scikit-learn's 1,797 digits in minutes on a CPU"),
     Shipped("digits/256", DIGITS_GRID, None, "lbsgd reproduce ... digits: the large batch of Tables 1 and 2 on digits"),
+    Shipped("digits/resnet18", DIGITS_18, None, "lbsgd reproduce figure1 digits18: the backbones of Table 3 on digits"),
     Shipped("cifar10/1k", CIFAR10, None, "lbsgd reproduce ... cifar10: the large batch of Tables 1 and 2 on CIFAR-10"),
+    *map(of_table_3b, (2, 4, 8, 16, 32, 64, 128)),
+    Shipped("detection/scenes", SCENES, None, "lbsgd reproduce table3a table3b scenes: a small detector on digits"),
     ablation("8k_no_warmup", NO_WARMUP, published.NO_WARMUP, "lr 3.2 from the first iteration on (Table 1)"),
     ablation(
         "8k_constant_warmup",
@@ -136,6 +158,9 @@ GRID = (
 )
 
 
+FOLDERS = ("ablations", "detection")  # with tables of their own in the README
+
+
 def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> None:
     """Write every file of the grid, as `write` makes it from arguments of `lbsgd config`, and the README."""
     for shipped in GRID:
@@ -152,12 +177,15 @@ def readme(folder: Path) -> str:
         (shipped, [f"[{Path(shipped.name).name}]({shipped.name}.json)", *described(config)])
         for shipped, config in files
     ]
-    tables = {
-        place: table(row for shipped, row in rows if shipped.name.startswith("ablations/") == place)
-        for place in (False, True)
-    }
+    tables = {name: table(row for shipped, row in rows if folder_of(shipped) == name) for name in ("", *FOLDERS)}
     commands = "\n".join(f"{shipped.name + '.json':42}{shipped.arguments}" for shipped in GRID)
-    return README.format(grid=tables[False], ablations=tables[True], commands=commands)
+    return README.format(grid=tables[""], **{name: tables[name] for name in FOLDERS}, commands=commands)
+
+
+def folder_of(shipped: Shipped) -> str:
+    """Return the table that a file belongs to."""
+    folder = shipped.name.rpartition("/")[0]
+    return folder if folder in FOLDERS else ""
 
 
 def table(rows: Iterable[Sequence[str]]) -> str:
@@ -170,7 +198,8 @@ def described(config: Mapping[str, Any]) -> list[str]:
     """Return a file's row: kn, k × n, η, warmup, precision, error in the paper, purpose."""
     block, kn = config["lbsgd"], config["train_batch_size"]
     n, warmup, error = block["batch_norm"]["per_worker_batch"], block["warmup"], block.get("paper_error_pct")
-    ramp = f"{warmup['kind']}, {counted(warmup['epochs'], 'epoch')}"
+    length = counted(warmup["epochs"], "epoch") if "epochs" in warmup else counted(warmup["iterations"], "iteration")
+    ramp = f"{warmup['kind']}, {length}"
     return [
         f"{kn:,}",
         f"{kn // n:,} × {n}",
@@ -196,6 +225,13 @@ k is the number of workers, each of which normalises n = 32 images, whatever the
 do. In fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast over float32 weights.
 
 {grid}
+
+## Detectors
+
+Mask R-CNN on COCO ([docs/detection.md](../docs/detection.md)) in forwards of n = 2 images. A schedule of 160,000
+iterations of 16 images has 16/kn as many of kn images, except for the 500 of its warmup.
+
+{detection}
 
 ## For comparison
 

@@ -51,6 +51,10 @@ class TrainData(ABC):
         self.num_images, self.seed, self.share = num_images, seed, share
         self.global_batch, self.micro_batch = global_batch, micro_batch
 
+    def order(self, epoch: int) -> np.ndarray:
+        """Return the images in the order that all ranks cut: the epoch's one shuffle."""
+        return epoch_order(self.num_images, self.seed, epoch)
+
     @abstractmethod
     def batches(self, numbers: np.ndarray, epoch: int) -> Batches:
         """Yield the images of these numbers, as they are in this epoch, in batches of micro_batch."""
@@ -61,7 +65,7 @@ class TrainData(ABC):
     def epoch(self, epoch: int, first_iteration: int = 0) -> Batches:
         """Yield the passes of this rank, accumulation_steps per iteration, from first_iteration to the epoch's end."""
         numbers = rank_batches(
-            epoch_order(self.num_images, self.seed, epoch),
+            self.order(epoch),
             global_batch=self.global_batch,
             world_size=self.share.world_size,
             micro_batch=self.micro_batch,
@@ -78,7 +82,7 @@ class TrainData(ABC):
         """
         assert self.micro_batch % per_worker_batch == 0
         groups = rank_groups(
-            epoch_order(self.num_images, self.seed, epoch),
+            self.order(epoch),
             num_images=num_images,
             per_worker_batch=per_worker_batch,
             world_size=self.share.world_size,

@@ -14,6 +14,11 @@ TESTS = {
     "no worse": "the interval lies below {margin:g}",
     "worse": "the interval lies above 0",
 }
+MORE_IS_BETTER = {
+    **TESTS,
+    "no worse": "the interval lies above -{margin:g}",
+    "worse": "the interval lies below 0",
+}
 WORDS = {True: "yes", False: "no", None: "not known yet"}
 
 
@@ -40,10 +45,12 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
     found = []
     for claim in study.claims(data):
         pair = [rows.get(claim.row), rows.get(claim.against)]
-        errors = [row.errors for row in pair if row and len(row.errors) >= num_seeds]
-        apart = difference(*errors) if len(errors) == 2 else None
-        test = TESTS[claim.kind].format(margin=data.margin_pct)
-        found.append(Answer(claim, apart, verdict(claim.kind, apart, data.margin_pct), test))
+        values = [row.values for row in pair if row and len(row.values) >= num_seeds]
+        apart = difference(*values) if len(values) == 2 else None
+        higher = any(row.measure.higher for row in pair if row)
+        test = (MORE_IS_BETTER if higher else TESTS)[claim.kind].format(margin=data.margin_pct)
+        judged = apart.opposite() if apart and higher else apart
+        found.append(Answer(claim, apart, verdict(claim.kind, judged, data.margin_pct), test))
     return found
 
 

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from lbsgd.errors import ConfigError
-from lbsgd.experiments.data_sets import cifar10, digits, imagenet
+from lbsgd.experiments.data_sets import cifar10, digits, digits18, imagenet, scenes
 from lbsgd.experiments.grid import DataSet, Study
-from lbsgd.experiments.studies import asynchronous, baseline_lr, figure1, table1, table2a, table2b, update_magnitude
+from lbsgd.experiments.studies import (
+    asynchronous,
+    baseline_lr,
+    figure1,
+    table1,
+    table2a,
+    table2b,
+    table3a,
+    table3b,
+    update_magnitude,
+)
 
 STUDIES = {
     module.STUDY.name: module.STUDY
-    for module in (table1, table2a, table2b, figure1, baseline_lr, asynchronous, update_magnitude)
+    for module in (table1, table2a, table2b, table3a, table3b, figure1, baseline_lr, asynchronous, update_magnitude)
 }
-DATA_SETS = {module.DATA_SET.name: module.DATA_SET for module in (digits, cifar10, imagenet)}
+DATA_SETS = {module.DATA_SET.name: module.DATA_SET for module in (digits, cifar10, imagenet, digits18, scenes)}
 
 
 def find_study(name: str) -> Study:

@@ -16,13 +16,16 @@ class DataSet:
     """A data set, its network, and the numbers of its baseline, which were chosen on the baseline alone.
 
     recipe, config    the recipe's script and the JSON of the large batch, from the repository's root
-    base_batch        images per update of the baseline; base_lr is its learning rate, chosen among candidate_lrs
+    base_batch        images per update of the baseline; base_lr is its learning rate, chosen among candidate_lrs if any
     large             the factor at which Tables 1 and 2 compare; factors are those of Figure 1
     micro_batch       most images of one pass
     margin_pct        two rows differ by less than this many points, or the claim of "no difference" fails
     prepare           commands that make data_dir, each a list of arguments after `python`; {work_dir} is filled in
     data_dir          folder of the .beton files; {work_dir} is filled in
     gpus_per_run      GPUs that a run takes where there are any; 0 for all of the machine
+    per_worker_batch  n, of which every micro batch is a multiple
+    complete          the file in data_dir that is there once the data is complete
+    is_detection      whether it trains a detector
     place             what `ours` is measured on, for the headings of tables
     """
 
@@ -32,7 +35,6 @@ class DataSet:
     config: str
     base_batch: int
     base_lr: float
-    candidate_lrs: tuple[float, ...]
     warmup_epochs: float
     epochs: int
     large: int
@@ -42,6 +44,10 @@ class DataSet:
     prepare: tuple[tuple[str, ...], ...]
     data_dir: str
     gpus_per_run: int = 1
+    candidate_lrs: tuple[float, ...] = ()
+    per_worker_batch: int = 32
+    complete: str = "manifest.json"
+    is_detection: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,9 @@ class Row:
     """A row of a table: a global batch of `factor` times the baseline's, and what is set otherwise in the JSON.
 
     The name is that of its folder. Two experiments that share a row give it the same name, and it runs once.
-    script, flags    what runs in place of the data set's recipe, and its own flags
+    script, flags    what runs in place of the data set's recipe, and its own flags; {seed} is filled in
+    inputs           flags with files that other runs made, such as ("--backbone_weights", "{work_dir}/.../weights.pt")
+    made_by          the command that makes these files
     """
 
     name: str
@@ -58,6 +66,8 @@ class Row:
     settings: tuple[str, ...] = ()
     script: str | None = None
     flags: tuple[str, ...] = ()
+    inputs: tuple[tuple[str, str], ...] = ()
+    made_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,8 @@ class Claim:
     """A claim of the paper, stated before the runs: row `row` against row `against`.
 
     kind    "same": the 95 % interval of the difference (row - against) lies within ± the data set's margin;
-            "no worse": the interval lies below the margin; "worse": it lies above zero
+            "no worse": the interval lies below the margin; "worse": it lies above zero. Where more is better, as with
+            average precision, "below" and "above" change places
     """
 
     text: str
@@ -80,6 +91,7 @@ class Study:
 
     sections    what its page shows of the rows, by their names; by default the paper's table and its curves
     apart       whether its runs are a grid of their own, because what they decide changes the code of the others
+    is_detection    whether it compares detectors, which have data sets of their own
     """
 
     name: str
@@ -89,6 +101,7 @@ class Study:
     claims: Callable[[DataSet], tuple[Claim, ...]]
     sections: Callable[[dict[str, Group]], list[Section]] | None = None
     apart: bool = False
+    is_detection: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +117,10 @@ class Job:
 
     def folder(self, runs: Path) -> Path:
         return runs / self.row.name / f"seed{self.seed}"
+
+    def inputs(self, work_dir: Path) -> dict[str, Path]:
+        """Return the files that the run needs of other runs, by their flags."""
+        return {flag: Path(file.format(work_dir=work_dir, seed=self.seed)) for flag, file in self.row.inputs}
 
 
 def jobs_of(rows: tuple[Row, ...], seeds: tuple[int, ...]) -> list[Job]:

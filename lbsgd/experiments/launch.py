@@ -73,16 +73,16 @@ def plan_of(job: Job, data: DataSet, folder: Path) -> Plan:
 
 def images_per_pass(global_batch: int, data: DataSet, processes: int) -> int:
     """Return the largest micro batch that divides a process's share and is no more than the data set's."""
-    share, n = global_batch // processes, 32
+    share, n = global_batch // processes, data.per_worker_batch
     return max(n * k for k in range(1, share // n + 1) if share % (n * k) == 0 and n * k <= max(n, data.micro_batch))
 
 
 def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machine, epochs: int | None) -> list[str]:
     """Return the command of a run, to be started in the grid's code folder; the log keeps it, with relative paths."""
-    code = runs / CODE_FOLDER
+    code, inputs = runs / CODE_FOLDER, job.inputs(work_dir)
     global_batch = job.row.factor * data.base_batch
     gpus = machine.gpus if data.gpus_per_run == 0 else data.gpus_per_run
-    processes = max(p for p in range(1, max(1, gpus) + 1) if global_batch // 32 % p == 0)
+    processes = max(p for p in range(1, max(1, gpus) + 1) if global_batch // data.per_worker_batch % p == 0)
     launcher = [sys.executable]
     if processes > 1:
         deepspeed = str(Path(sys.executable).with_name("deepspeed"))
@@ -90,7 +90,8 @@ def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machin
     return [
         *launcher,
         job.row.script or data.recipe,
-        *job.row.flags,
+        *(flag.format(seed=job.seed) for flag in job.row.flags),
+        *(part for flag, file in inputs.items() for part in (flag, os.path.relpath(file, code))),
         *("--deepspeed_config", data.config),
         *settings_of(job, data),
         *("--micro_batch", str(images_per_pass(global_batch, data, processes))),

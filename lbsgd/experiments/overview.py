@@ -12,7 +12,7 @@ from rich.text import Text
 
 from lbsgd.experiments import launch
 from lbsgd.experiments.grid import Job
-from lbsgd.report.run_log import LOG_NAME, final_error, read_run
+from lbsgd.report.run_log import LOG_NAME, read_run
 from lbsgd.units import duration
 
 
@@ -60,8 +60,8 @@ class Overview:
         folder = job.folder(self.runs)
         if (folder / launch.DIVERGED).exists():
             return "diverged"
-        error = final_error(read_run(folder / LOG_NAME).epochs)
-        return "no epoch" if error is None else f"error {error:.2f} %"
+        run = read_run(folder / LOG_NAME)
+        return "no epoch" if run.value is None else f"{run.measures[0].short} {run.measures[0].words(run.value)}"
 
     def standing(self) -> str:
         """`3 of 20 runs, 17 %, 12 min left`; the time left is that of the epochs run since this start."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lbsgd.disk import replace_file
-from lbsgd.errors import DataError
+from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments import launch
 from lbsgd.experiments.answers import HEADS, answers, markdown
 from lbsgd.experiments.checkout import NOTE, ROOT, Checkout, open_checkout, unsaved_changes
@@ -18,6 +18,7 @@ from lbsgd.experiments.collect import bring_back, collect
 from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
 from lbsgd.experiments.launch import Machine
 from lbsgd.experiments.runner import Runner
+from lbsgd.report.detection_tables import markdown as section_in_markdown
 from lbsgd.report.page import PAGE_NAME, Section
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at, rows_by_name, write_report
@@ -82,6 +83,8 @@ def listed(request: Request) -> str:
 
 def reproduce(request: Request) -> None:
     """Run a grid to its end. Raises Stopped when told to stop; the same command goes on."""
+    for study in request.studies:
+        require_together(study, request.data)
     for job in request.jobs:
         launch.plan_of(job, request.data, ROOT)  # a row that cannot be is told before anything runs
     begins = not (request.grid / NOTE).exists()
@@ -91,6 +94,7 @@ def reproduce(request: Request) -> None:
     for job in request.jobs:
         bring_back(job.folder(request.logs), job.folder(request.grid))
     print(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
+    require_inputs(request)
     prepare(request, checkout)
     machine = Machine.here(request.data, request.side_by_side)
     seeds = len(request.seeds)
@@ -120,13 +124,33 @@ def report(request: Request, commit: str) -> None:
         )
         folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
         title = f"{study.source}: {study.title} ({request.data.place})"
-        if study.sections:
-            sections = [*study.sections(rows_by_name(families)), *sections]
-        write_report(families, folder, title, (study.name,), sections)
+        own = study.sections(rows_by_name(families)) if study.sections else []
+        write_report(families, folder, title, (study.name,), [*own, *sections])
+        if study.is_detection:
+            tables = "\n".join(map(section_in_markdown, own))
+            replace_file(folder / "tables.md", tables.encode())
+            print(tables)
         replace_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
         for table in (table for family in families for table in wanted(paper_tables(family), (study.name,))):
             print(table.markdown())
         print(markdown(found) if found else "", f"page           {folder / PAGE_NAME}", sep="\n", flush=True)
+
+
+def require_together(study: Study, data: DataSet) -> None:
+    """Raise ConfigError for a study that is not of this data set."""
+    if data.is_detection != study.is_detection:
+        kind = "detectors" if study.is_detection else "classifiers"
+        raise ConfigError(f"reproduce: {study.name} compares {kind}, and {data.name} is no data set of theirs")
+    if not study.rows(data):
+        raise ConfigError(f"reproduce: {study.name} has nothing to run on {data.name}")
+
+
+def require_inputs(request: Request) -> None:
+    """Raise DataError for a file of another run that a row needs and that is not there."""
+    for job in request.jobs:
+        for file in job.inputs(request.work_dir).values():
+            if not file.exists():
+                raise DataError(f"{file} is not there, and {job.name} needs it; make it with `{job.row.made_by}`")
 
 
 def prepare(request: Request, checkout: Checkout) -> None:
@@ -135,7 +159,7 @@ def prepare(request: Request, checkout: Checkout) -> None:
     for arguments in request.data.prepare:
         run_tool([sys.executable, *(part.format(**places) for part in arguments)], checkout)
     folder = Path(request.data.data_dir.format(**places))
-    if not (folder / "manifest.json").exists():
+    if not (folder / request.data.complete).exists():
         raise DataError(
             f"{folder} holds no converted data; make it with "
             f"`python tools/convert_imagenet_to_ffcv.py --source YOUR_COPY --data_dir {folder}`"

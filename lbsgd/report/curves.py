@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.disk import replace_picture
 from lbsgd.errors import ConfigError
-from lbsgd.report.run_log import LoggedRun, final_error
+from lbsgd.report.measure import TOP1, Measure
+from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.tables import names_of, percent
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def curves(runs: Sequence[LoggedRun], path: str | Path) -> None:
 
 
 def figure(runs: Sequence[LoggedRun]) -> Figure:
-    """Return a Matplotlib figure: top-1 errors over epochs, and the learning rate below them."""
+    """Return a Matplotlib figure: what the runs are judged by over epochs, and the learning rate below it."""
     from matplotlib.figure import Figure  # late: it takes half a second, and tables alone do not need it
 
     picture = Figure(figsize=(10, 6), layout="constrained")
@@ -39,7 +40,8 @@ def figure(runs: Sequence[LoggedRun]) -> Figure:
     for name, run, colour in zip(names_of(runs), runs, cycle(COLOURS), strict=False):  # the colours never end
         draw_errors(error, run, name, colour)
         draw_learning_rate(lr, run, colour)
-    error.set(ylabel="top-1 error (%)", ylim=(0, 100))
+    measures = dict.fromkeys(run.measures[0] for run in runs)
+    error.set(ylabel=" and ".join(map(axis_name, measures)), ylim=(0, 100))
     lr.set(xlabel="epochs", ylabel="learning rate")
     lr.set_xlim(left=0)
     if any(run.iterations for run in runs):  # matplotlib refuses a logarithmic axis of nothing
@@ -47,16 +49,22 @@ def figure(runs: Sequence[LoggedRun]) -> Figure:
         lr.yaxis.set_major_formatter("{x:g}")
     for axes in (error, lr):
         axes.grid(alpha=0.3)
-    explain(picture, error)
+    explain(picture, error, list(measures))
     return picture
+
+
+def axis_name(measure: Measure) -> str:
+    return f"{measure.name} ({measure.unit})" if measure.unit else measure.name
 
 
 def draw_errors(axes: Axes, run: LoggedRun, name: str, colour: str) -> None:
     epochs = [record["epoch"] for record in run.epochs]
-    training = [record["train_top1_error_pct"] for record in run.epochs]
-    validation = [record["val_top1_error_pct"] for record in run.epochs]
-    label = f"{name}  {percent(final_error(run.epochs))}"
-    axes.plot(epochs, training, marker(epochs) + "--", color=colour, linewidth=1, markersize=3)
+    measure = run.measures[0]
+    validation = [record[measure.key] for record in run.epochs]
+    label = f"{name}  {percent(run.value)}"
+    if measure.training:
+        training = [record[measure.training] for record in run.epochs]
+        axes.plot(epochs, training, marker(epochs) + "--", color=colour, linewidth=1, markersize=3)
     axes.plot(epochs, validation, marker(epochs) + "-", color=colour, linewidth=2, label=label)
 
 
@@ -80,7 +88,7 @@ def learning_rates(run: LoggedRun) -> list[float]:
     """
     schedule = schedule_of(run)
     ends = [record["iteration"] + 1 for record in run.iterations]
-    ends.append(len(run.epochs) * run.header["iterations_per_epoch"])
+    ends.append(round(run.epochs_done * run.header["iterations_per_epoch"]))
     return [learning_rate(t, schedule) for t in range(max(ends))]
 
 
@@ -89,11 +97,14 @@ def schedule_of(run: LoggedRun) -> Schedule:
     return Schedule(**{**numbers, "decay_iterations": tuple(numbers["decay_iterations"])})
 
 
-def explain(picture: Figure, error: Axes) -> None:
+def explain(picture: Figure, error: Axes, measures: Sequence[Measure]) -> None:
     """Name the runs beside the axes, where the legend hides no curve, and the two kinds of line above them.
 
     Samples of the lines in the legend would look like two more runs.
     """
-    error.set_title("solid: validation   dashed: training", loc="left", fontsize="medium", color="dimgrey")
+    lines = "solid: validation" + ("   dashed: training" if any(measure.training for measure in measures) else "")
+    error.set_title(lines, loc="left", fontsize="medium", color="dimgrey")
     runs, _ = error.get_legend_handles_labels()
-    picture.legend(handles=runs, title="final validation error (%)", loc="outside right upper")
+    is_error = len(measures) == 1 and measures[0].key == TOP1.key
+    title = "final validation error (%)" if is_error else "final number on validation images"
+    picture.legend(handles=runs, title=title, loc="outside right upper")

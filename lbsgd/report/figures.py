@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.curves import COLOURS, learning_rates
+from lbsgd.report.group_page import band_of, curve_keys
 from lbsgd.report.groups import Family, Group
-from lbsgd.report.match import mean_curve, std_curve
+from lbsgd.report.page import Series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,38 +24,38 @@ SALT = "lbsgd"  # of the names inside an SVG, which else are random
 
 
 def band_figure(family: Family, rows: Sequence[Group]) -> Figure:
-    """Draw rows over each other: training and validation error, mean and ± 2 std over seeds, and the learning rate."""
+    """Draw rows over each other, mean and ± 2 std over seeds: what they are judged by, and the learning rate.
+
+    Of a classifier these are its validation and training error.
+    """
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(10, 8), layout="constrained")
-    validation, training, lr = picture.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1])
+    shown = curve_keys(rows[0].runs[0])
+    *panels, lr = picture.subplots(len(shown) + 1, 1, sharex=True, height_ratios=[3] * len(shown) + [1])
     for row, colour, style in zip(rows, cycle(COLOURS), cycle(STYLES), strict=False):
         runs = row.finished or row.runs
-        label = f"{family.label(row)}, kn {row.global_batch:,}" + (f": {row.spread} %" if row.spread else "")
-        for axes, key in ((validation, "val_top1_error_pct"), (training, "train_top1_error_pct")):
-            means, stds = mean_curve(runs, key), std_curve(runs, key)
-            draw_band(axes, means, stds, colour, style, label if axes is validation else None)
+        number = f": {row.spread} {row.measure.unit}".rstrip() if row.spread else ""
+        label = f"{family.label(row)}, kn {row.global_batch:,}{number}"
+        for axes, (_, key, _) in zip(panels, shown, strict=True):
+            draw_band(axes, band_of(label, runs, key), colour, style, label if axes is panels[0] else None)
         lrs = learning_rates(runs[0])
         per_epoch = row.header["iterations_per_epoch"]
         lr.plot([t / per_epoch for t in range(len(lrs))], lrs, style, color=colour, drawstyle="steps-post")
-    validation.set(ylabel="validation error (%)", ylim=(0, None))
-    training.set(ylabel="training error (%)", ylim=(0, None))
+    for axes, (name, _, unit) in zip(panels, shown, strict=True):
+        axes.set(ylabel=f"{name} ({unit.strip()})" if unit else name, ylim=(0, None))
     lr.set(xlabel="epochs", ylabel="learning rate", yscale="log")
     lr.yaxis.set_major_formatter("{x:g}")
-    for axes in (validation, training, lr):
+    for axes in (*panels, lr):
         axes.grid(alpha=0.3)
     picture.legend(title="mean, band: ± 2 std over seeds", loc="outside upper center", ncols=2)
     return picture
 
 
-def draw_band(
-    axes: Axes, means: Sequence[float], stds: Sequence[float], colour: str, style: str, label: str | None
-) -> None:
-    epochs = range(1, len(means) + 1)
-    low = [value - 2 * std for value, std in zip(means, stds, strict=True)]
-    high = [value + 2 * std for value, std in zip(means, stds, strict=True)]
-    axes.fill_between(epochs, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(epochs, means, ("." if len(means) == 1 else "") + style, color=colour, linewidth=1.5, label=label)
+def draw_band(axes: Axes, band: Series, colour: str, style: str, label: str | None) -> None:
+    y = [float("nan") if value is None else value for value in band.y]
+    axes.fill_between(band.x, band.low or y, band.high or y, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(band.x, y, ("." if len(band.x) == 1 else "") + style, color=colour, linewidth=1.5, label=label)
 
 
 def batch_figure(family: Family, rows: Sequence[Group]) -> Figure:
@@ -70,7 +71,8 @@ def batch_figure(family: Family, rows: Sequence[Group]) -> Figure:
     if family.baseline and family.baseline.spread:
         axes.axhline(family.baseline.spread.mean, color="grey", linestyle=":", linewidth=1, label="baseline")
         axes.legend()
-    axes.set(xlabel="global batch kn (images per update)", ylabel="validation error (%)", xscale="log", ylim=(0, None))
+    name = f"validation {rows[0].measure.short} ({rows[0].measure.unit})"
+    axes.set(xlabel="global batch kn (images per update)", ylabel=name, xscale="log", ylim=(0, None))
     axes.set_xticks(batches, [f"{kn:,}" for kn in batches])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

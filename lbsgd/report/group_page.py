@@ -36,7 +36,10 @@ def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:
     if found:
         return [table_section(family, table) for table in found]
     rows = [[family.label(row), *our_cells(family, row)] for row in family.rows]
-    return [Section(place_of(family), "", ("", *HEADS[OURS]), rows, curve_charts(family, family.rows))]
+    measure = family.rows[0].measure
+    heads = ["", *HEADS[OURS]]
+    heads[3] = f"{measure.short} {measure.unit}".rstrip()
+    return [Section(place_of(family), "", heads, rows, curve_charts(family, family.rows))]
 
 
 def table_section(family: Family, table: PaperTable) -> Section:
@@ -45,21 +48,29 @@ def table_section(family: Family, table: PaperTable) -> Section:
     charts = curve_charts(family, table.groups)
     if table.name.startswith("figure1"):
         charts = [batch_chart(family, table.groups), *charts]
-    note = f"Paper: ResNet-50 on ImageNet, ours: {table.ours}. A run's error is the median of its last 5 epochs."
+    measure = table.groups[0].measure
+    judged = f"A run's {measure.short} is the {measure.how.replace('of last', 'of its last')}."
+    note = f"Paper: ResNet-50 on ImageNet, ours: {table.ours}. {judged}"
     return Section(table.title, note, heads, table.rows, charts)
 
 
 def curve_charts(family: Family, rows: Sequence[Group]) -> list[Chart]:
-    planned = max(row.recipe["epochs"] for row in rows)
+    planned = max(run.planned_epochs for row in rows for run in row.runs)
     charts = [
-        Chart(
-            f"{kind} error, mean ± std (band: 2 std)",
-            [band(family, row, f"{key}_top1_error_pct") for row in rows],
-            " %",
-        )
-        for kind, key in (("validation", "val"), ("training", "train"))
+        Chart(f"{name}, mean ± std (band: 2 std)", [band(family, row, key) for row in rows], unit)
+        for name, key, unit in curve_keys(rows[0].runs[0])
     ]
     return [*charts, lr_chart([(name_of(family, row), row.runs[0]) for row in rows], planned)]
+
+
+def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:
+    """Return name, key in the log and unit of the curves over epochs that a run has."""
+    found = []
+    for measure in (measure for measure in run.measures if measure.headline):
+        unit = measure.unit and f" {measure.unit}"
+        found.append((f"validation {measure.short}", measure.key, unit))
+        found += [(f"training {measure.short}", measure.training, unit)] if measure.training else []
+    return found
 
 
 def name_of(family: Family, row: Group) -> str:
@@ -73,7 +84,7 @@ def band(family: Family, row: Group, key: str) -> Series:
 def band_of(name: str, runs: Sequence[LoggedRun], key: str) -> Series:
     """Return the mean over runs per epoch, and ± 2 std where there are several."""
     means, stds = mean_curve(runs, key), std_curve(runs, key)
-    epochs = list(range(1, len(means) + 1))
+    epochs = [record["epoch"] for record in min((run.epochs for run in runs), key=len, default=[])]
     if len(runs) < 2:
         return Series(name, epochs, means)
     low = [value - 2 * std for value, std in zip(means, stds, strict=True)]
@@ -88,7 +99,9 @@ def batch_chart(family: Family, rows: Sequence[Group]) -> Chart:
     low = [value - 2 * std for value, std in zip(means, stds, strict=True)]
     high = [value + 2 * std for value, std in zip(means, stds, strict=True)]
     series = Series("linear rule, gradual warmup", [kn for kn, _ in known], means, low, high)
-    return Chart("validation error over the global batch", [series], " %", "images per update", logx=True)
+    measure = rows[0].measure
+    name, unit = f"validation {measure.short} over the global batch", measure.unit and f" {measure.unit}"
+    return Chart(name, [series], unit, "images per update", logx=True)
 
 
 def origin(families: Sequence[Family]) -> list[Section]:

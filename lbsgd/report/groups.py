@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from lbsgd.errors import DataError
-from lbsgd.report.run_log import LOG_NAME, LoggedRun, final_error, read_run
+from lbsgd.report.measure import Measure
+from lbsgd.report.run_log import LOG_NAME, LoggedRun, read_run
 from lbsgd.report.statistics import Spread, spread
 from lbsgd.report.tables import seed_of
 
 DIVERGED = "diverged.txt"  # beside the log of a run whose loss was not a number
+SAME_IN_A_ROW = ("model", "global_batch", "precision", "schedule")
 NOT_A_ROW = ("seed", "purpose", "paper_error_pct")  # keys of the recipe in which the runs of one row may differ
 
 
@@ -64,14 +66,22 @@ class Group:
     def finished(self) -> tuple[LoggedRun, ...]:
         return tuple(run for run in self.runs if run.result and run.epochs)
 
+    @property
+    def measure(self) -> Measure:
+        """What the rows of a table are compared by: a classifier's error."""
+        return self.runs[0].measures[0]
+
     @cached_property
-    def errors(self) -> list[float]:
-        """The errors of the finished runs in %, each the median of its last 5 epochs."""
-        return [error for run in self.finished if (error := final_error(run.epochs)) is not None]
+    def values(self) -> list[float]:
+        """The numbers of the finished runs: of a classifier the errors in %, each the median of its last 5 epochs."""
+        return self.values_of(self.measure)
+
+    def values_of(self, measure: Measure) -> list[float]:
+        return [value for run in self.finished if (value := measure.of(run.epochs)) is not None]
 
     @property
     def spread(self) -> Spread | None:
-        return spread(self.errors)
+        return spread(self.values)
 
     @property
     def num_diverged(self) -> int:
@@ -95,9 +105,9 @@ def group_runs(runs: Sequence[LoggedRun]) -> list[Group]:
 
 def row_key(run: LoggedRun) -> str:
     """Return what the runs of one row share. How processes divided the work is not part of it."""
-    numbers = {key: run.header[key] for key in ("model", "global_batch", "precision", "schedule")}
+    numbers = {key: run.header.get(key) for key in (*SAME_IN_A_ROW, "started_from")}
     recipe = {key: value for key, value in run.header["recipe"].items() if key not in NOT_A_ROW}
-    ended_early = run.result is not None and len(run.epochs) < recipe["epochs"]
+    ended_early = run.result is not None and run.epochs_done < run.planned_epochs
     return json.dumps([numbers, recipe, run.header["config"]["optimizer"], len(run.epochs) if ended_early else None])
 
 
@@ -154,6 +164,8 @@ class Family:
         if not recipe["batch_norm"]["zero_last_gamma"]:
             changes.add("γ = 1")
         changes |= {f"{key} {value}" for key, value in other_changes(recipe).items()}
+        if len({other.header.get("started_from") for other in self.rows}) > 1:
+            changes.add(f"from {row.header.get('started_from') or 'random weights'}")
         return changes
 
     def label(self, row: Group) -> str:
@@ -191,7 +203,7 @@ def families_of(groups: Sequence[Group]) -> list[Family]:
 
 def family_key(group: Group) -> str:
     recipe = group.recipe
-    shared = {key: recipe[key] for key in ("epochs", "num_images", "decay", "augmentation")}
+    shared = {key: recipe.get(key) for key in ("epochs", "iterations", "num_images", "decay", "augmentation")}
     n, base = recipe["batch_norm"]["per_worker_batch"], scaling_of(recipe)["base_batch"]
     return json.dumps([group.header["model"], shared, n, base], sort_keys=True)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from lbsgd.report.groups import Group
+from lbsgd.report.measure import TOP1
 from lbsgd.report.run_log import LoggedRun
 
 POINTS = 0.5  # the band is never narrower
@@ -51,7 +52,12 @@ def band(baseline: Sequence[LoggedRun]) -> list[tuple[float, float]]:
 
 
 def matched_from(row: Group, baseline: Group) -> Match:
-    """Return the epoch from which the row's mean training curve stays inside the baseline's band to the end."""
+    """Return the epoch from which the row's mean training curve stays inside the baseline's band to the end.
+
+    Not known of runs that are judged by something else than a classifier's error, because none is counted in training.
+    """
+    if {row.measure.training, baseline.measure.training} != {TOP1.training}:
+        return Match(None, known=False)
     curve, borders = mean_curve(row.finished), band(baseline.finished)
     if not curve or len(curve) != len(borders):
         return Match(None, known=False)

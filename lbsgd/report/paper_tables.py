@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from lbsgd.algorithm import published as paper
 from lbsgd.report.groups import Family, Group
 from lbsgd.report.match import matched_from
+from lbsgd.report.measure import TOP1
 from lbsgd.report.statistics import difference
 
 BASE, LARGE = 256, 8192  # the paper's global batches
@@ -97,7 +98,12 @@ class PaperTable:
 
 
 def paper_tables(family: Family) -> list[PaperTable]:
-    """Return the tables for which a family has at least two rows; one per large batch where there are several."""
+    """Return the tables for which a family has at least two rows; one per large batch where there are several.
+
+    They are tables of top-1 errors; a family that is judged by other numbers has none of them.
+    """
+    if family.rows[0].measure.key != TOP1.key:
+        return []
     tables: list[PaperTable] = []
     for name, (title, layout) in LAYOUTS.items():
         changes = {row.change for row in layout if row.large and row.change}
@@ -160,7 +166,7 @@ def paper_cells(kn: int, error: tuple[float, float] | None, row: Group, family: 
 
 def our_cells(family: Family, row: Group) -> tuple[str, ...]:
     baseline = family.baseline
-    apart = None if baseline is None or row is baseline else difference(row.errors, baseline.errors)
+    apart = None if baseline is None or row is baseline else difference(row.values, baseline.values)
     matched = "" if baseline is None or row is baseline else matched_from(row, baseline).words
     return (
         f"{row.global_batch:,}",
@@ -187,4 +193,4 @@ def place_of(family: Family) -> str:
     data = Path(header.get("environment", {}).get("data", "")).name or "unknown data"
     images = family.rows[0].recipe["num_images"]
     where = "ImageNet" if images == paper.IMAGENET_IMAGES else f"{images:,} images of {data.removesuffix('_ffcv')}"
-    return f"{header['model']} on {where}, {family.rows[0].recipe['epochs']} epochs"
+    return f"{header['model']} on {where}, {family.rows[0].runs[0].planned_epochs:.4g} epochs"

@@ -1,7 +1,8 @@
 """Write and read the run log, `log.jsonl` in the run's folder; tables and curves are made from it.
 
 The log is strict JSON, one object per line. `kind` tells the lines apart; the keys in `KEYS` are always there, and
-others may be:
+others may be. `judged_by` in the first line names the numbers that the run is judged by (`report.measure`), here those
+of a classifier; every record of an evaluation has them:
 
     {"kind": "run", "model": "resnet50", "global_batch": 8192, ..., "environment": {...}}    the first line, and only it
     {"kind": "iteration", "iteration": 0, "epoch": 0.0, "lr": 0.1, "train_loss": 6.91, ...}
@@ -15,13 +16,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any, BinaryIO
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.report.measure import TOP1, Measure, measures_of
 
 LOG_NAME = "log.jsonl"
 
@@ -31,10 +32,18 @@ Record = dict[str, Any]
 KEYS = {
     "run": set("model precision global_batch num_workers iterations_per_epoch recipe schedule config".split()),
     "iteration": {"iteration", "epoch", "lr", "train_loss", "images_per_second", "data_wait_pct"},
-    "epoch": {"epoch", "train_loss", "train_top1_error_pct", "val_top1_error_pct", "seconds"},
+    "epoch": {"epoch", "train_loss", "seconds"},
     "resume": {"iteration"},
-    "result": {"val_top1_error_pct"},
+    "result": set(),
 }
+
+
+def keys_of(kind: str, header: Record) -> set[str]:
+    """Return the keys that a record must have in a log with this first line."""
+    measures = measures_of(header)
+    training = {measure.training for measure in measures if measure.training} if kind == "epoch" else set()
+    judged = {measure.key for measure in measures} if kind in ("epoch", "result") else set()
+    return KEYS[kind] | judged | training
 
 
 def final_error(epochs: Sequence[Record], key: str = "val_top1_error_pct") -> float | None:
@@ -42,7 +51,7 @@ def final_error(epochs: Sequence[Record], key: str = "val_top1_error_pct") -> fl
 
     Without any epoch the error is None.
     """
-    return median(epoch[key] for epoch in epochs[-5:]) if epochs else None
+    return replace(TOP1, key=key).of(epochs)
 
 
 class RunLog:
@@ -60,6 +69,7 @@ class RunLog:
     def __init__(self, folder: str | Path, header: Record, resume_iteration: int | None = None):
         self.path = Path(folder) / LOG_NAME
         self.epochs: list[Record] = []
+        self.header = header
         if resume_iteration is None and self.path.exists():
             raise ConfigError(f"{folder} already holds a run: continue it with --resume or choose another --output_dir")
         try:
@@ -77,8 +87,9 @@ class RunLog:
         self._write("epoch", record)
 
     def result(self, record: Record | None = None) -> Record:
-        """Write the last line, the run's final error with whatever `record` adds, and return it."""
-        result = {"val_top1_error_pct": final_error(self.epochs), **(record or {})}
+        """Write the last line, the numbers that the run is judged by and whatever `record` adds, and return it."""
+        judged = {measure.key: measure.of(self.epochs) for measure in measures_of(self.header)}
+        result = {**judged, **(record or {})}
         self._write("result", result)
         return result
 
@@ -100,11 +111,11 @@ class RunLog:
                 records = _happened_before(resume_iteration, _read(self.path))
             self.epochs = [record for record in records if record["kind"] == "epoch"]
             records.append({"kind": "resume", **header, "iteration": resume_iteration})
-        replace_file(self.path, b"".join(map(_line, records)))
+        replace_file(self.path, b"".join(_line(record, records[0]) for record in records))
 
     def _write(self, kind: str, record: Record) -> None:
         # A whole line and a flush make one write(), so that a killed run leaves at most its last line incomplete.
-        self._file.write(_line({"kind": kind, **record}))
+        self._file.write(_line({"kind": kind, **record}, self.header))
         self._file.flush()
 
 
@@ -117,6 +128,25 @@ class LoggedRun:
     iterations: list[Record]
     epochs: list[Record]
     result: Record | None
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What the run is judged by, the most important first."""
+        return measures_of(self.header)
+
+    @property
+    def value(self) -> float | None:
+        """The run's number of its first measure: a classifier's error."""
+        return self.measures[0].of(self.epochs)
+
+    @property
+    def epochs_done(self) -> float:
+        return self.epochs[-1]["epoch"] if self.epochs else 0
+
+    @property
+    def planned_epochs(self) -> float:
+        """The epochs of the whole run; one that is counted in iterations may end inside an epoch."""
+        return self.header["recipe"]["epochs"] or self.header["num_iterations"] / self.header["iterations_per_epoch"]
 
 
 def read_run(path: str | Path) -> LoggedRun:
@@ -132,8 +162,8 @@ def read_run(path: str | Path) -> LoggedRun:
     return LoggedRun(path, records[0], by_kind["iteration"], by_kind["epoch"], result)
 
 
-def _line(record: Record) -> bytes:
-    missing = KEYS[record["kind"]] - record.keys()
+def _line(record: Record, header: Record) -> bytes:
+    missing = keys_of(record["kind"], header) - record.keys()
     assert not missing, f"{record['kind']} record without {sorted(missing)}"
     return json.dumps(_strict(record), allow_nan=False).encode() + b"\n"
 
@@ -153,7 +183,7 @@ def _happened_before(iteration: int, records: Sequence[Record]) -> list[Record]:
     over_at: dict[str, Callable[[Record], float]] = {
         "run": lambda record: 0,
         "iteration": lambda record: record["iteration"] + 1,
-        "epoch": lambda record: record["epoch"] * per_epoch + 1,  # a run resumed there evaluates again
+        "epoch": lambda record: round(record["epoch"] * per_epoch) + 1,  # a run resumed there evaluates again
         "resume": lambda record: record["iteration"],
         "result": lambda record: math.inf,
     }
@@ -168,10 +198,10 @@ def _read(path: Path) -> list[Record]:
         raise DataError(f"no run log at {path}: give the folder of a run, which holds {LOG_NAME}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
-    records = []
+    records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         try:
-            records.append(_record(line, is_first=number == 1))
+            records.append(_record(line, records[0] if records else None))
         except ValueError as error:
             if not line.endswith(b"\n"):  # the last line, cut short by a kill
                 break
@@ -181,15 +211,16 @@ def _read(path: Path) -> list[Record]:
     return records
 
 
-def _record(line: bytes, is_first: bool) -> Record:
+def _record(line: bytes, header: Record | None) -> Record:
+    """Return one line's record; the first line has no header before it."""
     try:
         record = json.loads(line)
     except ValueError:
         raise ValueError("not JSON") from None
     if not isinstance(record, dict) or record.get("kind") not in list(KEYS):
         raise ValueError(f"not an object of kind {', '.join(KEYS)}")
-    if is_first != (record["kind"] == "run"):
+    if (header is None) != (record["kind"] == "run"):
         raise ValueError("the first line, and only it, is of kind run")
-    if missing := KEYS[record["kind"]] - record.keys():
+    if missing := keys_of(record["kind"], header or record) - record.keys():
         raise ValueError(f"{record['kind']} without {', '.join(sorted(missing))}")
     return record

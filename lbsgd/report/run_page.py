@@ -12,11 +12,11 @@ from typing import Any
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.generate import template as paper_recipe
 from lbsgd.report.curves import schedule_of
+from lbsgd.report.measure import Measure
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
-from lbsgd.report.run_log import LoggedRun, final_error
+from lbsgd.report.run_log import LoggedRun
 from lbsgd.units import duration
 
-ERRORS = (("validation", "val_top1_error_pct"), ("training", "train_top1_error_pct"))
 SPREAD = "spread of batch-norm means over workers, of the standard deviation"
 POINTS = 300  # of a learning-rate curve
 NOT_COMPARED = (
@@ -49,27 +49,36 @@ def run_page(run: LoggedRun, warnings: Sequence[str] = ()) -> Page:
 
 def status(run: LoggedRun) -> str:
     """Return how far the run is, its error so far, and the time left."""
-    done, planned, error = len(run.epochs), run.header["recipe"]["epochs"], final_error(run.epochs)
-    said = "no epoch is finished yet" if error is None else f"top-1 error {error:.2f} %, median of last 5 epochs"
+    done, planned, measure = run.epochs_done, run.planned_epochs, run.measures[0]
+    said = "no epoch is finished yet"
+    if run.value is not None:
+        said = f"{measure.name} {measure.words(run.value)}, {measure.how}"
     if run.result is not None:
-        return f"finished after {done} epochs: {said}"
+        return f"finished after {done:.4g} epochs: {said}"
     seconds = [record["seconds"] for record in run.epochs[-5:]]
     left = f", about {duration(mean(seconds) * (planned - done))} left" if seconds and done < planned else ""
-    return f"epoch {done} of {planned}{left}: {said}"
+    return f"epoch {done:.4g} of {planned:.4g}{left}: {said}"
 
 
 def charts_of(run: LoggedRun) -> list[Chart]:
-    epochs, planned = [record["epoch"] for record in run.epochs], run.header["recipe"]["epochs"]
-    errors = [Series(name, epochs, [record[key] for record in run.epochs]) for name, key in ERRORS]
+    epochs, planned = [record["epoch"] for record in run.epochs], run.planned_epochs
     losses = [
         Series(name, epochs, [record.get(key) for record in run.epochs])
         for name, key in (("validation", "val_loss"), ("training", "train_loss"))
     ]
     return [
-        Chart("top-1 error", errors, unit=" %", xmax=planned),
+        *(judged_chart(run, measure) for measure in run.measures if measure.headline),
         Chart("loss", losses, xmax=planned),
         lr_chart([("learning rate", run)], planned),
     ]
+
+
+def judged_chart(run: LoggedRun, measure: Measure) -> Chart:
+    """Return a measure over epochs, on the training images too where the task counts it there."""
+    keys = [("validation", measure.key), *([("training", measure.training)] if measure.training else [])]
+    epochs = [record["epoch"] for record in run.epochs]
+    lines = [Series(name, epochs, [record[key] for record in run.epochs]) for name, key in keys]
+    return Chart(measure.name, lines, unit=measure.unit and f" {measure.unit}", xmax=run.planned_epochs)
 
 
 def noise_sections(run: LoggedRun) -> list[Section]:
@@ -123,7 +132,7 @@ def lr_points(run: LoggedRun) -> tuple[list[float], list[float]]:
     A run of ImageNet has half a million iterations, too many for a page that training waits for.
     """
     schedule, per_epoch = schedule_of(run), run.header["iterations_per_epoch"]
-    done = max([len(run.epochs) * per_epoch, *(record["iteration"] + 1 for record in run.iterations[-1:])])
+    done = max([round(run.epochs_done * per_epoch), *(record["iteration"] + 1 for record in run.iterations[-1:])])
     jumps = (schedule.warmup_iterations, *schedule.decay_iterations)
     chosen = {*range(0, done, max(1, done // POINTS)), done - 1, *(t for jump in jumps for t in (jump - 1, jump))}
     shown = sorted(t for t in chosen if 0 <= t < done)
@@ -132,8 +141,8 @@ def lr_points(run: LoggedRun) -> tuple[list[float], list[float]]:
 
 def configuration(header: dict[str, Any]) -> list[Fact]:
     """Return the numbers of the run, and the paper's where they are others."""
-    paper = flat(paper_recipe(256, 32, 1, 90)["lbsgd"])
-    if header["global_batch"] <= header["recipe"]["linear_scaling"]["base_batch"]:
+    paper = {} if header["recipe"].get("detection") else flat(paper_recipe(256, 32, 1, 90)["lbsgd"])
+    if paper and header["global_batch"] <= header["recipe"]["linear_scaling"]["base_batch"]:
         paper |= {"warmup.kind": "none", "warmup.epochs": 0}  # Sec. 5.1: above 256 images only
     facts = [
         Fact("global batch", f"kn = {header['global_batch']:,} = k {header['num_workers']} x n {per_worker(header)}"),

@@ -37,6 +37,12 @@ class Difference(NamedTuple):
     low: float | None
     high: float | None
 
+    def opposite(self) -> Difference:
+        """Return the difference the other way round."""
+        if self.low is None or self.high is None:
+            return Difference(-self.value, None, None)
+        return Difference(-self.value, -self.high, -self.low)
+
     def __str__(self) -> str:
         value = f"{self.value:+.2f}"
         return value if self.low is None else f"{value} [{self.low:+.2f}, {self.high:+.2f}]"

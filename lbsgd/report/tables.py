@@ -4,33 +4,51 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from statistics import mean, median, stdev
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lbsgd.report.run_log import LOG_NAME, LoggedRun, final_error
+from lbsgd.report.measure import Measure
+from lbsgd.report.run_log import LOG_NAME, LoggedRun
 
 
 def error_table(runs: Sequence[LoggedRun]) -> Table:
-    """Return a row per run and, as in the paper's tables, mean ± std of runs that differ only in their seed."""
+    """Return a row per run and, as in the paper's tables, mean ± std of runs that differ only in their seed.
+
+    The numbers are those of each run's first measure; other headlines, such as mask AP, have columns of their own.
+    """
+    further = list(dict.fromkeys(measure for run in runs for measure in headlines(run)[1:]))
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
         padding=(0, 1, 0, 0),
         caption_justify="left",
-        caption="\ntop-1 errors in %; val, train: median of last 5 epochs",
+        caption="\n" + "; ".join(dict.fromkeys(caption(run.measures[0]) for run in runs)),
     )
     table.add_column("run", overflow="fold")
-    for name in ("kn", "k", "η", "epochs", "val", "best\nval", "train", "images\n/s"):
+    shorts = [measure.short.replace(" ", "\n") for measure in further]
+    for name in ("kn", "k", "η", "epochs", "val", "best\nval", "train", *shorts, "images\n/s"):
         table.add_column(name, justify="right", no_wrap=True)
     for name, run in zip(names_of(runs), runs, strict=True):
-        table.add_row(escape(name), *recipe_cells(run), *map(percent, errors_of(run)), speed_cell(run))
+        numbers = [*numbers_of(run), *(measure.of(run.epochs) for measure in further)]
+        table.add_row(escape(name), *recipe_cells(run), *map(percent, numbers), speed_cell(run))
     table.add_section()
     for seeds in seed_groups(runs):
-        table.add_row(f"mean of {len(seeds)} ± std", *recipe_cells(seeds[0]), spread(seeds))
+        table.add_row(f"mean of {len(seeds)} ± std", *recipe_cells(seeds[0]), spread(seeds, seeds[0].measures[0]))
     return table
+
+
+def headlines(run: LoggedRun) -> list[Measure]:
+    return [measure for measure in run.measures if measure.headline]
+
+
+def caption(measure: Measure) -> str:
+    """Return `top-1 errors in %; val, train: median of last 5 epochs`."""
+    unit = f"s in {measure.unit}" if measure.unit else ""
+    return f"{measure.name}{unit}; val{', train' if measure.training else ''}: {measure.how}"
 
 
 def names_of(runs: Sequence[LoggedRun]) -> list[str]:
@@ -50,20 +68,20 @@ def percent(value: float | None) -> str:
 
 
 def recipe_cells(run: LoggedRun) -> list[str]:
-    header, done = run.header, len(run.epochs)
-    planned = header["recipe"]["epochs"]
+    header, done, planned = run.header, run.epochs_done, run.planned_epochs
     return [
         str(header["global_batch"]),
         str(header["num_workers"]),
         f"{header['schedule']['reference_lr']:g}",
-        str(done) if done == planned else f"{done}/{planned}",
+        f"{done:.4g}" if done == planned else f"{done:.4g}/{planned:.4g}",
     ]
 
 
-def errors_of(run: LoggedRun) -> tuple[float | None, float | None, float | None]:
-    """Return the final validation error, the best of any epoch, and the final training error."""
-    best = min((epoch["val_top1_error_pct"] for epoch in run.epochs), default=None)
-    return final_error(run.epochs), best, final_error(run.epochs, "train_top1_error_pct")
+def numbers_of(run: LoggedRun) -> tuple[float | None, float | None, float | None]:
+    """Return the number that the run is judged by, the best of any evaluation, and that on the training images."""
+    measure = run.measures[0]
+    training = replace(measure, key=measure.training).of(run.epochs) if measure.training else None
+    return measure.of(run.epochs), measure.best(run.epochs), training
 
 
 def speed_cell(run: LoggedRun) -> str:
@@ -72,9 +90,9 @@ def speed_cell(run: LoggedRun) -> str:
     return f"{median(speeds):.0f}" if speeds else "-"
 
 
-def spread(runs: Sequence[LoggedRun]) -> str:
-    errors = [error for run in runs if (error := final_error(run.epochs)) is not None]
-    return f"{mean(errors):.2f} ± {stdev(errors):.2f}"
+def spread(runs: Sequence[LoggedRun], measure: Measure) -> str:
+    numbers = [number for run in runs if (number := measure.of(run.epochs)) is not None]
+    return f"{mean(numbers):.2f} ± {stdev(numbers):.2f}"
 
 
 def seed_groups(runs: Sequence[LoggedRun]) -> list[list[LoggedRun]]:
@@ -92,6 +110,6 @@ def seed_of(run: LoggedRun) -> int:
 
 def all_but_seed(run: LoggedRun) -> str:
     """Return what runs of one mean share; how processes divided the work is not part of it."""
-    numbers = {key: run.header[key] for key in ("model", "global_batch", "precision", "schedule")}
+    numbers = {key: run.header.get(key) for key in ("model", "global_batch", "precision", "schedule", "started_from")}
     recipe = {**run.header["recipe"], "seed": None}
     return json.dumps([numbers, recipe, run.header["config"]["optimizer"], len(run.epochs)], sort_keys=True)

@@ -33,6 +33,7 @@ from torch.distributed import HashStore, PrefixStore, Store
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.schedule import Schedule, learning_rate
+from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
@@ -64,10 +65,11 @@ class LinearScalingWarmupLR(WarmupLR):
         self.step(0)
 
     def get_lr(self) -> list[float]:
-        return [self.lr_of(self.last_batch_iteration)] * len(self.optimizer.param_groups)
+        lr = self.lr_of(self.last_batch_iteration)
+        return [lr * lr_factor(group) for group in self.optimizer.param_groups]
 
     def lr_of(self, iteration: int) -> float:
-        """Return the learning rate of any update of the run."""
+        """Return the learning rate of any update of the run, of groups without a factor of their own."""
         return learning_rate(iteration, self.schedule)
 
     def load_state_dict(self, state: dict) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.train.engine import (
     MOMENTUM,
     full_momentum,
@@ -61,7 +62,7 @@ def allocate_momentum(engine, last_lr: float | None) -> None:
         for parameter in group["params"]:
             sgd.state[parameter][MOMENTUM] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             if last_lr is not None:
-                sgd.state[parameter]["last_lr"] = last_lr
+                sgd.state[parameter]["last_lr"] = last_lr * lr_factor(group)
     link_momentum(engine)
 
 
@@ -91,16 +92,21 @@ SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis"
 
 def counters(engine) -> dict[str, Any]:
     """Return how far the engine is: iterations, skipped updates, the last lr applied, fp16's loss scale."""
-    states = engine.basic_optimizer.state.values()
     found = {
         "iteration": engine.global_steps,
         "skipped_iterations": engine.skipped_steps,
-        "last_lr": next((state["last_lr"] for state in states if "last_lr" in state), None),
+        "last_lr": last_lr(engine.basic_optimizer),
     }
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if engine.fp16_enabled() and scaler is not None and scaler.dynamic:
         found["loss_scaler"] = {name: getattr(scaler, name) for name in SCALER_FIELDS}
     return found
+
+
+def last_lr(sgd) -> float | None:
+    """Return the learning rate that form (10) applied last, without the factors of groups; None before and in (9)."""
+    known = ((group, sgd.state.get(parameter, {})) for group in sgd.param_groups for parameter in group["params"])
+    return next((state["last_lr"] / lr_factor(group) for group, state in known if "last_lr" in state), None)
 
 
 def restore_counters(engine, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from lbsgd.errors import ConfigError
 from lbsgd.report.groups import find_runs, group_runs
 from lbsgd.report.match import CAUSES, SEEDS, band
+from lbsgd.report.measure import TOP1
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import run_page
 
@@ -23,6 +24,12 @@ def baseline_band(runs: Sequence[str | Path]) -> Band:
     that cannot be read.
     """
     groups = group_runs(find_runs(runs))
+    for group in groups:
+        if group.measure != TOP1:
+            raise ConfigError(
+                f"--baseline {' '.join(map(str, runs))}: {group.header['model']} counts no training error to be held "
+                "against; leave the flag out"
+            )
     if len(groups) != 1 or len(groups[0].finished) < SEEDS:
         finished = sum(len(group.finished) for group in groups)
         raise ConfigError(
@@ -60,8 +67,9 @@ class LivePage:
 
     def compare(self, record: dict[str, Any]) -> list[str]:
         """Return a warning if the epoch leaves the baseline's band; another one only after it has come back."""
-        epoch, error = record["epoch"], record["train_top1_error_pct"]
-        if epoch > len(self.baseline) or epoch <= 2 * self.header["recipe"]["warmup"]["epochs"]:
+        epoch, error = record["epoch"], record.get("train_top1_error_pct")
+        warmup = self.header["schedule"]["warmup_iterations"] / self.header["iterations_per_epoch"]
+        if error is None or epoch != int(epoch) or epoch > len(self.baseline) or epoch <= 2 * warmup:
             return []
         low, high = self.baseline[epoch - 1]
         before, self.outside = self.outside, not low <= error <= high

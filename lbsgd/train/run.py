@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ class Run:
     resume            go on from the newest checkpoint in output_dir
     evaluate_only     evaluate that checkpoint and train nothing
     baseline          training errors of each epoch that the run is held against (`live_page.baseline_band`)
+    started_from      what the weights that the run begins with were trained as, for the log; None without any
     """
 
     task: Task
@@ -45,6 +47,7 @@ class Run:
     evaluate_only: bool = False
     every: Every = field(default_factory=Every)
     baseline: Sequence[tuple[float, float]] = ()
+    started_from: str | None = None
 
     @property
     def checkpoints(self) -> Path:
@@ -57,15 +60,15 @@ def last_iteration(plan: Plan, epochs: int | None, max_iterations: int | None) -
     Raises ConfigError for a flag beyond the schedule's end.
     """
     for flag, asked, most in (
-        ("--epochs", epochs, plan.recipe.epochs),
+        ("--epochs", epochs, ceil(plan.num_epochs)),
         ("--max_iterations", max_iterations, plan.num_iterations),
     ):
         if asked and asked > most:
             raise ConfigError(
                 f"{flag} {asked} is more than the {most} of {plan.name}.json; it ends a run earlier, and does not "
-                "move its schedule: for a longer one change lbsgd.epochs and lbsgd.decay there"
+                "move its schedule: for a longer one change its length and lbsgd.decay there"
             )
-    by_epochs = (epochs or plan.recipe.epochs) * plan.iterations_per_epoch
+    by_epochs = epochs * plan.iterations_per_epoch if epochs else plan.num_iterations
     return min(plan.num_iterations, max_iterations or plan.num_iterations, by_epochs)
 
 

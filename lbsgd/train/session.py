@@ -17,6 +17,7 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
 from lbsgd.report.curves import curves
+from lbsgd.report.measure import described as measures_described
 from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
@@ -58,7 +59,12 @@ def train(run: Run, launch: Launch) -> None:
         limit_threads(processes)
         engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
         images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
-        progress = Progress(run.last_iteration, plan.iterations_per_epoch, images_per_iteration=plan.global_batch)
+        progress = Progress(
+            run.last_iteration,
+            plan.iterations_per_epoch,
+            images_per_iteration=plan.global_batch,
+            judged_by=run.task.judged_by,
+        )
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
         reached = None
         if (run.resume or run.evaluate_only) and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints))):
@@ -115,7 +121,13 @@ def open_reporter(run: Run, engine, progress: Progress) -> Reporter | Silence:
     def open_log() -> None:
         host = {**environment(run.images.place), "device": device_name(), "threads": torch.get_num_threads()}
         aggregation = described(run.plan, engine)
-        about = {"model": run.task.name, **run.plan.as_dict(), "aggregation": aggregation, "environment": host}
+        judged_by = measures_described(run.task.judged_by)
+        started = {"started_from": run.started_from} if run.started_from else {}
+        about = {
+            **started,
+            **{"model": run.task.name, "judged_by": judged_by, **run.plan.as_dict()},
+            **{"aggregation": aggregation, "environment": host},
+        }
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
         progress.begin(engine.global_steps)
         progress.say(f"aggregation    {aggregation}")
@@ -132,13 +144,11 @@ def device_name() -> str:
 
 
 def print_evaluation(trainer: Trainer) -> None:
-    """Evaluate the checkpoint that the trainer has reached, and print the errors on rank 0."""
+    """Evaluate the checkpoint that the trainer has reached, and print what it is judged by on rank 0."""
     record = trainer.evaluate(trainer.iteration // trainer.plan.iterations_per_epoch)
     if torch.distributed.get_rank() == 0:
-        print(
-            f"iteration {trainer.iteration}: top-1 error {record['val_top1_error_pct']:.2f} %, top-5 error "
-            f"{record['val_top5_error_pct']:.2f} % on {record['val_images']} images"
-        )
+        judged = (f"{measure.name} {measure.words(record[measure.key])}" for measure in trainer.task.judged_by)
+        print(f"iteration {trainer.iteration}: {', '.join(judged)} on {record['val_images']} images")
 
 
 def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None:
@@ -151,12 +161,12 @@ def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None
     checkpoint.export_weights(folder / "weights.pt", state.weights)
     if log.epochs:
         result = log.result()
-        error = result["val_top1_error_pct"]
         if reporter.page:
             reporter.page.write(log.epochs, result)
             say(f"page           {folder / PAGE_NAME}")
         curves([read_run(folder)], folder / "curves.png")
-        say(f"top-1 error    {error:.2f} %, median of the last {min(5, len(log.epochs))} epochs")
+        for measure in (measure for measure in run.task.judged_by if measure.headline):
+            say(f"{measure.name:15}{measure.words(result[measure.key])}, {measure.how}")
         say(f"curves         {folder / 'curves.png'}")
     say(f"log            {log.path}")
     say(f"checkpoint     {checkpoint.newest(run.checkpoints)}")

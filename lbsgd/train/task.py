@@ -8,21 +8,22 @@ from typing import Any, Protocol
 import torch
 
 from lbsgd.config.plan import Plan
+from lbsgd.report.measure import Measure
 
-Batch = tuple[torch.Tensor, torch.Tensor]  # images and labels
+Batch = Any  # what the run's images yield: images and labels for a classifier
 
 
 class Task(Protocol):
     """What is trained. recipes/resnet50.py is the example; every method is called on all processes.
 
-    name      of the network, for the log
-    counts    names of what `loss` counts; "top1_error" becomes train_top1_error_pct in the log
-
-    Log, screen and tables judge a run by train_top1_error_pct and val_top1_error_pct, so a task gives both.
+    name         of the network, for the log
+    counts       names of what `loss` counts; "top1_error" becomes train_top1_error_pct in the log. May be empty
+    judged_by    the numbers of an evaluation that log, screen and tables judge a run by, the most important first
     """
 
     name: str
     counts: tuple[str, ...]
+    judged_by: tuple[Measure, ...]
 
     def network(self, num_classes: int, plan: Plan) -> torch.nn.Module:
         """Build the network, the same one on every process."""
@@ -39,6 +40,6 @@ class Task(Protocol):
     def evaluate(self, network: Any, batches: Iterable[Batch]) -> dict[str, Any]:
         """Return the numbers of an evaluation for the log; `batches` are this process's share of the images.
 
-        Runs in evaluation mode and without gradients. `val_top1_error_pct` is the number that a run is judged by.
+        Runs in evaluation mode and without gradients. The key of each of `judged_by` is among them.
         """
         ...

@@ -61,25 +61,32 @@ class Trainer:
         return self.engine.global_steps
 
     @property
-    def at_epoch_end(self) -> bool:
-        return self.iteration > 0 and self.iteration % self.plan.iterations_per_epoch == 0
+    def epochs_done(self) -> float:
+        """Whole epochs as an int, as the log has them; a run whose length is in iterations may end inside one."""
+        whole, rest = divmod(self.iteration, self.plan.iterations_per_epoch)
+        return whole + rest / self.plan.iterations_per_epoch if rest else whole
+
+    @property
+    def at_evaluation(self) -> bool:
+        """Whether an epoch has ended, or the run."""
+        return self.iteration > 0 and (isinstance(self.epochs_done, int) or self.iteration == self.plan.num_iterations)
 
     # --- the algorithm ------------------------------------------------------------------------------------------------
 
     def train(self, last_iteration: int) -> None:
         """Train up to `last_iteration`; save where it stops, and after each epoch save, then evaluate.
 
-        A run that goes on from the end of an epoch begins with the evaluation, which may not have been finished.
+        A run that goes on from an evaluation begins with it, because it may not have been finished.
         """
         per_epoch = self.plan.iterations_per_epoch
-        if self.at_epoch_end:
-            self.report_epoch(self.iteration // per_epoch)
+        if self.at_evaluation:
+            self.report_epoch(self.epochs_done)
         while self.iteration < last_iteration:
             epoch = self.iteration // per_epoch
             self.train_epoch(epoch, min(last_iteration, (epoch + 1) * per_epoch))
             self.save()
-            if self.at_epoch_end:
-                self.report_epoch(epoch + 1)
+            if self.at_evaluation:
+                self.report_epoch(self.epochs_done)
 
     def train_epoch(self, epoch: int, last_iteration: int) -> None:
         """Train the rest of an epoch: one shared permutation of the images, kn of them per iteration (Remark 4)."""
@@ -212,7 +219,7 @@ class Trainer:
         waited = self.engine.waiting.take()
         return {"aggregation_wait_pct": 100 * waited / seconds} if self.plan.world_size > 1 else {}
 
-    def report_epoch(self, epoch: int) -> None:
+    def report_epoch(self, epoch: float) -> None:
         """Write a record of the log: errors on the training images as augmented, and on the whole validation set."""
         self.require_numbers()
         means, seconds = self.totals.read(), self.clock.epoch_seconds
@@ -227,7 +234,7 @@ class Trainer:
                 "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
                 "train_loss": means.loss,
                 **{f"train_{name}_pct": pct for name, pct in counted},
-                **self.evaluate(epoch),
+                **self.evaluate(int(epoch)),
                 "seconds": seconds,
                 "images_per_second": means.num_images / seconds,
                 "skipped_iterations": self.engine.skipped_steps,

@@ -60,7 +60,7 @@ def unknown_block_key(complaints: Complaints) -> Iterator[Hit]:
     "R11",
     "a key that is missing in the lbsgd block",
     lbsgd="error",
-    why="Epochs, num_images and warmup have no default, because nobody can guess them for other data.",
+    why="Epochs (or iterations), num_images and warmup have no default, because nobody can guess them for other data.",
     fix="give it",
     example={"lbsgd": {"warmup": {"epochs": None}}},
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from lbsgd.algorithm import published
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.derive import NO_WARMUP, explicit_numbers, is_close, tidy
+from lbsgd.config.derive import NO_WARMUP, explicit_numbers, is_close, is_needless, tidy
 from lbsgd.config.keypath import is_number
 
 LR = "optimizer.params.lr"
@@ -55,7 +55,7 @@ def contradicted_number(planned: Planned) -> Iterator[Hit]:
 )
 def needless_warmup(planned: Planned) -> Iterator[Hit]:
     kn, base, kind = planned.global_batch, planned.recipe.linear_scaling.base_batch, planned.recipe.warmup.kind
-    if kn <= base and kind != "none":
+    if is_needless(planned.recipe, kn):
         said = f"is {kind} for {kn} images, but up to base_batch = {base} there is nothing to warm up to"
         yield Hit("lbsgd.warmup.kind", said, correction={"lbsgd.warmup": NO_WARMUP})
 

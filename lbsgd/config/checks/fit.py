@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.derive import divisors
+from lbsgd.config.derive import decay_in_iterations, divisors, length_in_iterations, warmup_in_iterations
+from lbsgd.config.schema import Recipe
 
 
 @rule(
@@ -124,12 +125,34 @@ def passes(planned: Planned) -> Iterator[Hit]:
 )
 def schedule_within_run(planned: Planned) -> Iterator[Hit]:
     recipe = planned.recipe
-    if recipe.warmup.kind != "none" and recipe.warmup.epochs >= recipe.epochs:
-        said = f"is {recipe.warmup.epochs:g}, but the run has {recipe.epochs}: no update has the full learning rate"
-        yield Hit("lbsgd.warmup.epochs", said)
-    missed = [f"{epoch:g}" for epoch in recipe.decay.epochs if epoch >= recipe.epochs]
+    if recipe.iterations is not None:
+        yield from iterations_within_run(planned)
+    elif recipe.epochs is not None:
+        yield from epochs_within_run(recipe, recipe.epochs)
+
+
+def epochs_within_run(recipe: Recipe, length: int) -> Iterator[Hit]:
+    warmup = recipe.warmup.epochs or 0
+    if warmup >= length:
+        yield Hit(
+            "lbsgd.warmup.epochs", f"is {warmup:g}, but the run has {length}: no update has the full learning rate"
+        )
+    missed = [f"{epoch:g}" for epoch in recipe.decay.epochs if epoch >= length]
     if missed:
-        yield Hit("lbsgd.decay.epochs", f"has {', '.join(missed)}, but the run of {recipe.epochs} epochs ends before")
+        yield Hit("lbsgd.decay.epochs", f"has {', '.join(missed)}, but the run of {length} epochs ends before")
+
+
+def iterations_within_run(planned: Planned) -> Iterator[Hit]:
+    recipe, kn = planned.recipe, planned.global_batch
+    length, warmup = length_in_iterations(recipe, kn), warmup_in_iterations(recipe, kn)
+    first, *_ = (*decay_in_iterations(recipe, kn), length)
+    if warmup >= min(first, length):
+        said = f"takes {warmup} iterations at {kn} images, but the run has {length} and its first decay is at {first}"
+        yield Hit("lbsgd.warmup.iterations", said)
+    missed = [point for point in recipe.decay.iterations or [] if point >= (recipe.iterations or 0)]
+    if missed:
+        said = f"has {', '.join(map(str, missed))}, but the run of {recipe.iterations} iterations ends before"
+        yield Hit("lbsgd.decay.iterations", said)
 
 
 def shortened(numbers: list[int], most: int = 12) -> str:

@@ -15,6 +15,7 @@ from lbsgd.config.checks import (
     deepspeed_precision,
     deepspeed_scheduler,
     deepspeed_zero,
+    detection,
     deviations,
     fit,
     rerouted,
@@ -37,6 +38,7 @@ GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "DeepSpeed's blocks against the lbsgd block": consistency.RULES,
     "Keys that reroute gradients": rerouted.RULES,
     "Intents that the paper measured as worse": deviations.RULES,
+    "Detectors": detection.RULES,
     "Processes and data": (*fit.RULES, *fit.PASSES_RULES),
 }
 CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for rule in rules}
@@ -64,7 +66,7 @@ def consistency_findings(planned: Planned) -> list[Finding]:
 
 def deviation_findings(planned: Planned) -> list[Finding]:
     """Return the intents that are not the paper's."""
-    return findings_by(deviations.RULES, planned)
+    return findings_by((*deviations.RULES, *detection.RULES), planned)
 
 
 def fit_findings(planned: Planned) -> list[Finding]:

@@ -1,0 +1,179 @@
+"""Mask R-CNN with a feature pyramid, as the paper's Sec. 5.4 trains it, out of torchvision's parts.
+
+A forward takes n images (n = 2): the losses are means over the regions sampled in one forward, and a forward pads its
+images to the largest. So n is a hyper-parameter, as batch norm's n is (Sec. 2.3), and never the size of a GPU's share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.ops import FrozenBatchNorm2d
+
+FROZEN = ("conv1", "bn1", "layer1")  # Detectron's FREEZE_AT 2: the stem and the first stage keep their weights
+CLASSIFIER = {"fc.weight", "fc.bias"}  # of a pre-trained backbone; a detector has none
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a detector; the defaults are the paper's.
+
+    shorter_side, longer_side    pixels: an image is resized to the one, or less if it would exceed the other
+    anchors                      sides of the anchors in pixels, one per level of the pyramid
+    proposals                    kept per image; before suppression twice as many per level in training
+    regions                      sampled per image, a quarter of them objects
+    """
+
+    backbone: str = "resnet50"
+    shorter_side: int = 800
+    longer_side: int = 1333
+    channels: int = 256
+    anchors: tuple[int, ...] = (32, 64, 128, 256, 512)
+    proposals: int = 1000
+    regions: int = 512
+    box_width: int = 1024
+    mask_layers: int = 4
+
+
+class DrawnSampler:
+    """torchvision's sampler of positives and negatives, drawn per image in place of from torch's one generator.
+
+    The global generator would give an image other samples on another number of processes. `begin` says which images
+    the next call is about. Numbers are drawn on the host, so that every device takes the same samples.
+    """
+
+    def __init__(self, num_samples: int, positive_fraction: float, purpose: int):
+        self.num_samples, self.positive_fraction, self.purpose = num_samples, positive_fraction, purpose
+        self.draws: Sequence[int] = ()
+
+    def begin(self, draws: Sequence[int]) -> None:
+        self.draws = draws
+
+    def __call__(self, matched: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Return a mask of the positives and one of the negatives for each image's list of matches (0: background)."""
+        assert len(matched) == len(self.draws), "begin() must name the images of this forward"
+        masks = [self.sample(matches, draw) for matches, draw in zip(matched, self.draws, strict=True)]
+        return [positive for positive, _ in masks], [negative for _, negative in masks]
+
+    def sample(self, matches: torch.Tensor, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
+        # NumPy's, because torch's generator takes 32 bits of a seed, which anchors and regions would have in common.
+        generator = np.random.default_rng([self.purpose, draw])
+        positive, negative = torch.where(matches >= 1)[0], torch.where(matches == 0)[0]
+        wanted = min(len(positive), int(self.num_samples * self.positive_fraction))
+        chosen = self.chosen(matches, positive, wanted, generator)
+        return chosen, self.chosen(matches, negative, self.num_samples - wanted, generator)
+
+    @staticmethod
+    def chosen(like: torch.Tensor, places: torch.Tensor, number: int, generator: np.random.Generator) -> torch.Tensor:
+        mask = torch.zeros_like(like, dtype=torch.uint8)
+        if len(places):
+            drawn = generator.choice(len(places), min(number, len(places)), replace=False)
+            mask[places[torch.from_numpy(drawn).to(places.device)]] = 1
+        return mask
+
+
+class PerForwardMaskRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no types
+    """Mask R-CNN that trains on any number of images as forwards of n, each with losses of its own.
+
+    In training it takes images and targets (with `draw`, the key of an image's samples) and returns the loss: the sum
+    of torchvision's five, the mean over the forwards. In evaluation it takes any images, as torchvision's does.
+    """
+
+    def __init__(self, *arguments: Any, per_forward: int, **options: Any):
+        super().__init__(*arguments, **options)
+        self.per_forward = per_forward
+        rpn, heads = self.rpn, self.roi_heads
+        rpn.fg_bg_sampler = DrawnSampler(rpn.fg_bg_sampler.batch_size_per_image, 0.5, purpose=1)
+        heads.fg_bg_sampler = DrawnSampler(heads.fg_bg_sampler.batch_size_per_image, 0.25, purpose=2)
+
+    def forward(self, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]] | None = None) -> Any:
+        if not self.training:
+            return super().forward(images)
+        assert targets is not None and len(images) % self.per_forward == 0
+        parts = range(0, len(images), self.per_forward)
+        losses = [self.loss_of(images[i : i + self.per_forward], targets[i : i + self.per_forward]) for i in parts]
+        return torch.stack(losses).mean()
+
+    def loss_of(self, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]]) -> torch.Tensor:
+        """Return the sum of the losses of one forward."""
+        draws = [int(target["draw"]) for target in targets]
+        self.rpn.fg_bg_sampler.begin(draws)
+        self.roi_heads.fg_bg_sampler.begin(draws)
+        known = [{name: value for name, value in target.items() if name != "draw"} for target in targets]
+        losses: dict[str, torch.Tensor] = super().forward(images, known)
+        return torch.stack([loss.float() for loss in losses.values()]).sum()
+
+
+def mask_rcnn(num_classes: int, per_forward: int, sizes: Sizes, seed: int) -> PerForwardMaskRCNN:
+    """Return a detector of num_classes and the background, with frozen batch norm and a backbone without weights.
+
+    Initialised as Detectron's: the pyramid, the boxes' hidden layers by Xavier (uniform), the boxes' outputs normal
+    with 0.01 and 0.001, everything else as torchvision does.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        backbone = pyramid(sizes.backbone, sizes.channels)
+        width = sizes.channels
+        anchors = AnchorGenerator(tuple((side,) for side in sizes.anchors), ((0.5, 1.0, 2.0),) * len(sizes.anchors))
+        head, predictor = TwoMLPHead(width * 7**2, sizes.box_width), FastRCNNPredictor(sizes.box_width, num_classes + 1)
+        for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        for layer in (head.fc6, head.fc7):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        return PerForwardMaskRCNN(
+            backbone,
+            per_forward=per_forward,
+            min_size=sizes.shorter_side,
+            max_size=sizes.longer_side,
+            rpn_anchor_generator=anchors,
+            rpn_pre_nms_top_n_train=2 * sizes.proposals,
+            rpn_pre_nms_top_n_test=sizes.proposals,
+            rpn_post_nms_top_n_train=2 * sizes.proposals,
+            rpn_post_nms_top_n_test=sizes.proposals,
+            box_head=head,
+            box_predictor=predictor,
+            box_batch_size_per_image=sizes.regions,
+            mask_head=MaskRCNNHeads(width, (width,) * sizes.mask_layers, 1),
+            mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
+        )
+
+
+def pyramid(name: str, channels: int) -> BackboneWithFPN:
+    """Return a ResNet with a feature pyramid; batch norm is frozen, and so are the stem and the first stage."""
+    resnet = getattr(torchvision.models, name)(weights=None, norm_layer=FrozenBatchNorm2d)
+    for part, parameter in resnet.named_parameters():
+        parameter.requires_grad_(part.split(".")[0] not in FROZEN)
+    stages = {f"layer{stage}": str(stage - 1) for stage in (1, 2, 3, 4)}
+    widths = [resnet.inplanes // 8 * 2**stage for stage in range(4)]
+    return BackboneWithFPN(resnet, stages, widths, channels)
+
+
+def load_backbone(detector: PerForwardMaskRCNN, weights: dict[str, torch.Tensor], where: str) -> None:
+    """Load a classifier's weights into the ResNet below the pyramid; only its classifier may be left over.
+
+    Raises ValueError that names what is missing or does not fit: a backbone that is partly random would train, badly.
+    """
+    body = detector.backbone.body
+    own = body.state_dict()
+    missing = sorted(own.keys() - weights.keys())
+    counters = {name for name in weights if name.endswith("num_batches_tracked")}  # frozen batch norm counts nothing
+    unexpected = sorted(weights.keys() - own.keys() - CLASSIFIER - counters)
+    wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
+    for what, names in (("lacks", missing), ("has in addition", unexpected), ("has in another shape", sorted(wrong))):
+        if names:
+            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+            raise ValueError(f"{where} {what} {', '.join(names[:3])}{more}: not a backbone of this detector")
+    body.load_state_dict({name: weights[name] for name in own})

@@ -1,0 +1,38 @@
+"""Which images share a forward: n of one orientation, out of the epoch's one shuffle (Sec. 5.4, Remark 4).
+
+A forward of a detector pads its images to the largest, so images of one orientation waste less. The groups must not
+depend on how the work is divided, so they are formed from the shared permutation before iterations are cut from it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def grouped_order(order: np.ndarray, kinds: np.ndarray, n: int) -> np.ndarray:
+    """Return the same images so that each n in a row, from a multiple of n on, are of one kind.
+
+    order    a permutation of the images; kinds has the kind of each image, by its number
+    n        images of a forward
+
+    The images of a kind keep their order, and the groups stand in the order in which `order` completes them, so a
+    random permutation stays one. Images left over, fewer than n of each kind, stand at the end in their order: only
+    there a group can have several kinds.
+
+    Raises ValueError if n is not positive.
+    """
+    if n < 1:
+        raise ValueError(f"a forward of {n} images: use 1 at least")
+    kind_of = kinds[order]
+    groups, completed, left = [], [], []
+    for kind in np.unique(kind_of):
+        places = np.flatnonzero(kind_of == kind)
+        whole = len(places) // n * n
+        groups.append(places[:whole].reshape(-1, n))
+        completed.append(groups[-1][:, -1])
+        left.append(places[whole:])
+    if not groups:
+        return order
+    by_completion = np.argsort(np.concatenate(completed), kind="stable")
+    places = np.concatenate([np.concatenate(groups)[by_completion].reshape(-1), np.sort(np.concatenate(left))])
+    return order[places]

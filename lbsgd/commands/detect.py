@@ -1,0 +1,122 @@
+"""The command behind a detector's recipe: data in COCO's format, and the classifier whose weights it starts from."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbsgd.commands.flag_types import natural
+from lbsgd.commands.train import Request, run_recipe, with_flags
+from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories
+from lbsgd.errors import ConfigError, DataError
+from lbsgd.report.run_log import LOG_NAME, read_run
+
+if TYPE_CHECKING:
+    from lbsgd.train.images import ImageSource
+    from lbsgd.train.task import Task
+
+
+def main(task_of: Callable[[DetectionRequest], Task], description: str) -> None:
+    """Run a detector's recipe; `task_of` makes its task of the flags and the data (`commands.train.run_recipe`)."""
+    run_recipe(with_flags(description, add_data), DetectionRequest, task_of)
+
+
+class DetectionRequest(Request):
+    """The flags of a detector, resolved to plan, data and backbone.
+
+    Raises LbsgdError for flags, a JSON or data that cannot be right.
+    """
+
+    train: Split
+    val: Split
+
+    def open_data(self) -> int:
+        flags = self.flags
+        if not self.plan.recipe.detection:
+            raise ConfigError(f"{self.plan.name}.json is no detector's: it has no lbsgd.detection block")
+        if flags.resolution:
+            raise ConfigError("--resolution is a classifier's: use --set lbsgd.detection.shorter_side=PIXELS")
+        self.require_backbone()
+        self.folder = Path(flags.data_dir or os.environ.get("COCO_DIR") or "data/coco")
+        self.train = read_split(self.folder, flags.train_split or self.only("train"), flags.on_error)
+        val = flags.val_split or self.only("val")
+        self.val = read_split(self.folder, val, flags.on_error, training=False)
+        require_same_categories(self.train, self.val)
+        if self.processes.is_rank_0:
+            print_split(self.train)
+            print_split(self.val)
+        return len(self.train)
+
+    def require_backbone(self) -> None:
+        """Raise ConfigError if a run would begin from random weights, DataError if its backbone is not there."""
+        weights = self.flags.backbone_weights
+        if weights is None and not self.flags.evaluate_only:
+            raise ConfigError(
+                "--backbone_weights is missing: a detector starts from a classifier, such as runs/8k/weights.pt"
+            )
+        if weights is not None and not Path(weights).is_file():
+            raise DataError(f"--backbone_weights {weights}: no such file; it is the weights.pt of a run")
+        self.started_from = trained_as(Path(weights)) if weights else None
+
+    def only(self, kind: str) -> str:
+        """Return the name of the one split of a kind. Raises DataError where there is none, or several."""
+        prefix = "instances_"
+        found = sorted(path.stem for path in (self.folder / "annotations").glob(f"{prefix}{kind}*.json"))
+        if len(found) != 1:
+            several = f"{', '.join(found)}: name one by --{kind}_split" if found else f"is not there; {DOWNLOAD}"
+            raise DataError(f"{self.folder}/annotations/{prefix}{kind}*.json {several}")
+        return found[0].removeprefix(prefix)
+
+    def images(self) -> ImageSource:
+        from lbsgd.train.coco_source import CocoSource
+
+        workers = self.flags.loader_workers
+        workers = max(1, self.processes.cores - 1) if workers is None else workers
+        return CocoSource(str(self.folder), self.train, self.val, workers)
+
+    def backbone(self) -> dict | None:
+        """Return the classifier's weights; imports PyTorch. Raises DataError for a file that holds none."""
+        import torch
+
+        path = self.flags.backbone_weights
+        if path is None:
+            return None
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001  torch raises whatever the bytes make it raise
+            raise DataError(f"{path} cannot be read as weights ({error}); give the weights.pt of a run") from None
+        if not isinstance(weights, dict):
+            raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
+        return weights
+
+
+def trained_as(weights: Path) -> str:
+    """Return what a run's log beside its weights says of them, the same for every seed; else the file's name."""
+    if not (weights.parent / LOG_NAME).exists():
+        return weights.name
+    run = read_run(weights.parent)
+    lr = run.header["schedule"]["reference_lr"]
+    return f"{run.header['model']}, kn = {run.header['global_batch']}, lr {lr:g}, {run.epochs_done:g} epochs"
+
+
+def print_split(split: Split) -> None:
+    left_out = "; ".join(f"{number:,} {what} left out" for what, number in split.left_out.items())
+    print(
+        f"{split.name:15}{len(split):,} images, {len(split.names)} categories{left_out and f'; {left_out}'}", flush=True
+    )
+
+
+def add_data(flags: argparse.ArgumentParser) -> None:
+    add = flags.add_argument
+    add("--data_dir", metavar="DIR", help="annotations/ and the images' folders; else $COCO_DIR, else data/coco")
+    add("--train_split", metavar="NAME", help="such as train2017 (default: the one that annotations/ has)")
+    add("--val_split", metavar="NAME", help="such as val2017 (default: the one that annotations/ has)")
+    on_error: tuple[OnError, ...] = ("raise", "skip")
+    help_text = "for an image without its file or a broken annotation (default: %(default)s)"
+    add("--on_error", choices=on_error, default="raise", help=help_text)
+    add("--backbone_weights", metavar="FILE", help="weights.pt of the classifier that the backbone comes from")
+    workers = "loader processes per process, 0 for none (default: cores / processes - 1)"
+    add("--loader_workers", "--loader_threads", type=natural, metavar="N", help=workers)

@@ -1,0 +1,234 @@
+"""COCO's annotations: read once, checked, and kept as bytes that processes share instead of millions of objects.
+
+    DIR/train2017/*.jpg  DIR/val2017/*.jpg  DIR/annotations/instances_train2017.json, instances_val2017.json
+
+Each split is a pair of a folder of images and a file of annotations of the same name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import pickle
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from lbsgd.errors import DataError
+
+OnError = Literal["raise", "skip"]
+DOWNLOAD = "docs/detection.md says how to download COCO"
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image of a split, and its annotations as COCO has them."""
+
+    id: int
+    path: Path
+    height: int
+    width: int
+    annotations: list[dict[str, Any]]
+
+    @property
+    def is_tall(self) -> bool:
+        """Whether it is higher than wide; images of one orientation share a forward."""
+        return self.height > self.width
+
+    def objects(self) -> list[dict[str, Any]]:
+        """Return what is trained on: no crowds, and no boxes without an area inside the image."""
+        return [each for each in self.annotations if not each.get("iscrowd") and self.box_of(each) is not None]
+
+    def box_of(self, annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
+        """Return left, top, right and bottom inside the image; None for a box without an area there."""
+        x, y, width, height = map(float, annotation["bbox"])
+        left, top = max(0.0, x), max(0.0, y)
+        right, bottom = min(float(self.width), x + width), min(float(self.height), y + height)
+        return (left, top, right, bottom) if right > left and bottom > top else None
+
+
+class Packed(Sequence[Image]):
+    """Images in one buffer of bytes: forked loaders share it, where counting references would copy every object."""
+
+    def __init__(self, images: Sequence[Image]):
+        pickled = [pickle.dumps(image, protocol=5) for image in images]
+        self._ends = np.cumsum([0, *map(len, pickled)])
+        self._bytes = np.frombuffer(b"".join(pickled), dtype=np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, number: Any) -> Any:
+        if not -len(self) <= number < len(self):
+            raise IndexError(number)
+        number %= len(self)
+        image: Image = pickle.loads(self._bytes[self._ends[number] : self._ends[number + 1]].tobytes())
+        return image
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The images of a split that can be used.
+
+    names       of the categories, by their ids; the k-th of them, counted from 1, is label k
+    left_out    how many images, annotations or objects were left out, by the reason
+    """
+
+    name: str
+    images: Packed
+    names: dict[int, str]
+    is_tall: np.ndarray
+    fingerprint: str
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def label_of(self) -> dict[int, int]:
+        """Labels 1, 2, ... by COCO's category ids, which have gaps; 0 is the background."""
+        return {category: label for label, category in enumerate(sorted(self.names), start=1)}
+
+    @property
+    def category_of(self) -> dict[int, int]:
+        return {label: category for category, label in self.label_of.items()}
+
+
+def read_split(folder: Path, name: str, on_error: OnError = "raise", training: bool = True) -> Split:
+    """Read DIR/annotations/instances_NAME.json and look for its images in DIR/NAME.
+
+    training    leave images without objects out, and count them; evaluation keeps every image
+    on_error    raise, or leave out and count: an image without its file, a broken annotation
+
+    Raises DataError that names the file, and the image or annotation in it.
+    """
+    path = folder / "annotations" / f"instances_{name}.json"
+    content, fingerprint = read_annotations(path)
+    names = {each["id"]: str(each["name"]) for each in content["categories"]}
+    reader = _Reader(path, folder / name, on_error, names)
+    images = list(reader.images(content))
+    if training:
+        with_objects = [image for image in images if image.objects()]
+        reader.left_out["images without objects"] += len(images) - len(with_objects)
+        images = with_objects
+    if not images:
+        raise DataError(f"{path}: no image of it can be used; {DOWNLOAD}")
+    tall = np.array([image.is_tall for image in images])
+    return Split(name, Packed(images), names, tall, fingerprint, +reader.left_out)
+
+
+def read_annotations(path: Path) -> tuple[dict[str, Any], str]:
+    """Return a file's content and its digest. Raises DataError for one that is not in COCO's format."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); {DOWNLOAD}") from None
+    try:
+        content = json.loads(data)
+        lists = ("images", "annotations", "categories")
+        missing = [key for key in lists if not isinstance(content, dict) or not isinstance(content.get(key), list)]
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}); {DOWNLOAD}") from None
+    if missing:
+        raise DataError(f"{path} has no list of {', '.join(missing)}: not a file of COCO's instances; {DOWNLOAD}")
+    return content, hashlib.sha256(data).hexdigest()
+
+
+class _Reader:
+    """Turns the lists of a file into images; what cannot be used is an error, or is counted and left out."""
+
+    def __init__(self, path: Path, folder: Path, on_error: OnError, names: Mapping[int, str]):
+        self.path, self.folder, self.on_error, self.names = path, folder, on_error, names
+        self.left_out: Counter[str] = Counter()
+        try:
+            self.files = {entry.name for entry in folder.iterdir()}
+        except OSError as error:
+            raise DataError(f"{folder} cannot be read ({error.strerror}); {DOWNLOAD}") from None
+
+    def images(self, content: Mapping[str, Any]) -> Iterator[Image]:
+        """Yield the images in the order of their ids."""
+        by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in content["annotations"]:
+            by_image[annotation.get("image_id")].append(annotation)
+        try:
+            listed = sorted(content["images"], key=lambda each: each["id"])
+            found = [(each["id"], each["file_name"], int(each["height"]), int(each["width"])) for each in listed]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self.path}: an image has no id, file_name, height or width ({error!r})") from None
+        self.require_images_of(by_image, {number for number, *_ in found})
+        for number, file_name, height, width in found:
+            if file_name not in self.files:
+                self.leave_out(f"image {number}: {self.folder / file_name} does not exist", "images without a file")
+                continue
+            image = Image(number, self.folder / file_name, height, width, [])
+            image.annotations.extend(each for each in by_image[number] if self.is_sound(each, image))
+            boxes = sum(image.box_of(each) is None for each in image.annotations)
+            self.left_out["boxes without an area"] += boxes
+            yield image
+
+    def require_images_of(self, by_image: Mapping[Any, list[dict[str, Any]]], numbers: set[Any]) -> None:
+        for number, of_image in by_image.items():
+            if number not in numbers:
+                said = f"annotation {of_image[0].get('id')} belongs to image {number}, which is not listed"
+                self.leave_out(said, "annotations of unknown images", len(of_image))
+
+    def is_sound(self, annotation: dict[str, Any], image: Image) -> bool:
+        """Whether an annotation can be used; what is wrong with it goes to `leave_out`."""
+        wrong = self.fault_of(annotation, image)
+        if wrong:
+            said = f"annotation {annotation.get('id')} of image {image.id} ({image.path.name}): {wrong}"
+            self.leave_out(said, "broken annotations")
+        return not wrong
+
+    def fault_of(self, annotation: dict[str, Any], image: Image) -> str:
+        box = annotation.get("bbox")
+        if annotation.get("category_id") not in self.names:
+            return f"category {annotation.get('category_id')} is not listed"
+        if not isinstance(box, list) or len(box) != 4 or not all(is_finite(value) for value in box):
+            return f"its box {box} is not four numbers"
+        return fault_of_outline(annotation.get("segmentation"), image)
+
+    def leave_out(self, said: str, what: str, number: int = 1) -> None:
+        if self.on_error == "raise":
+            raise DataError(f"{self.path}: {said}; mend it, or leave such out with --on_error skip")
+        self.left_out[what] += number
+
+
+def fault_of_outline(outline: Any, image: Image) -> str:
+    """Return what is wrong with a segmentation: a list of polygons, or run lengths (RLE) of the whole image."""
+    if isinstance(outline, dict):
+        size = outline.get("size")
+        if size != [image.height, image.width]:
+            return f"its run lengths are of {size}, the image of {[image.height, image.width]} pixels"
+        counts = outline.get("counts")
+        if isinstance(counts, list) and sum(counts) != image.height * image.width:
+            return f"its run lengths make {sum(counts)} pixels, the image has {image.height * image.width}"
+        return "" if isinstance(counts, (list, str)) else "its run lengths have no counts"
+    if not isinstance(outline, list) or not outline:
+        return "it has no polygon"
+    for polygon in outline:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(is_finite, polygon)):
+            return (
+                f"a polygon of {len(polygon) if isinstance(polygon, list) else 'no'} numbers, not of 3 points or more"
+            )
+    return ""
+
+
+def is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def require_same_categories(train: Split, val: Split) -> None:
+    """Raise DataError with the first category that two splits do not have in common."""
+    for category in sorted({*train.names, *val.names}):
+        first, second = train.names.get(category, "not there"), val.names.get(category, "not there")
+        if first != second:
+            raise DataError(
+                f"category {category} is {first} in instances_{train.name}.json and {second} in "
+                f"instances_{val.name}.json: the two files are of different data sets"
+            )

@@ -1,0 +1,175 @@
+"""Images and objects of COCO as batches on the device, through torch's DataLoader (Sec. 5.4).
+
+What is random, the flip of an image here and the sampling of its anchors and regions in the network, is drawn per
+(seed, epoch, image): the same on any number of processes and loader workers, and after a restart.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from lbsgd.algorithm.pairs import grouped_order
+from lbsgd.data.coco_annotations import Image, Split
+from lbsgd.data.share import EvalData, Share, TrainData
+from lbsgd.errors import DataError, missing_pycocotools
+
+Target = dict[str, torch.Tensor]
+
+
+class Example(NamedTuple):
+    """A training image: pixels float32 (3, H, W) in 0 ... 1, and its objects as torchvision's detectors take them.
+
+    target: boxes float32 (N, 4), labels int64 (N,), masks uint8 (N, H, W), and `draw`, the key of its samples
+    """
+
+    pixels: torch.Tensor
+    target: Target
+
+    def to(self, device: torch.device | str) -> Example:
+        moved = {name: value.to(device) for name, value in self.target.items() if name != "draw"}
+        return Example(self.pixels.to(device), {**moved, "draw": self.target["draw"]})  # a key stays on the host
+
+
+class TestImage(NamedTuple):
+    """A validation image and what is known of it."""
+
+    pixels: torch.Tensor
+    image: Image
+
+
+def draw_of(seed: int, epoch: int, number: int) -> int:
+    """Return 63 random bits for an image of an epoch; the lowest one is its flip."""
+    return int(np.random.SeedSequence([seed, epoch, number]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def pixels_of(image: Image) -> torch.Tensor:
+    """Return an image's pixels. Raises DataError for a file that is none, or of another size than is listed."""
+    from PIL import Image as PILImage
+
+    try:
+        with PILImage.open(image.path) as opened:
+            array = np.array(opened.convert("RGB"))
+    except OSError as error:
+        raise DataError(f"{image.path} cannot be decoded ({error}); fetch it again") from None
+    if array.shape[:2] != (image.height, image.width):
+        raise DataError(
+            f"{image.path} has {array.shape[1]}x{array.shape[0]} pixels, its annotations say "
+            f"{image.width}x{image.height}; the file belongs to other annotations"
+        )
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255
+
+
+def mask_of(outline: Any, image: Image) -> np.ndarray:
+    """Return the pixels of a segmentation, polygons or run lengths, as uint8 (H, W)."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise missing_pycocotools(error) from error
+    if isinstance(outline, dict) and not isinstance(outline["counts"], list):
+        encoded = outline
+    else:
+        parts = mask.frPyObjects(outline, image.height, image.width)
+        encoded = mask.merge(parts) if isinstance(parts, list) else parts
+    decoded: np.ndarray = mask.decode(encoded)
+    return decoded
+
+
+def example_of(image: Image, label_of: dict[int, int], draw: int, flip: bool) -> Example:
+    """Return a training image with its objects, mirrored if flips are on and its draw says so."""
+    objects = image.objects()
+    pixels, boxes = pixels_of(image), torch.tensor([image.box_of(each) for each in objects], dtype=torch.float32)
+    masks = torch.from_numpy(np.stack([mask_of(each["segmentation"], image) for each in objects]))
+    if flip and draw & 1:
+        pixels, masks = pixels.flip(-1), masks.flip(-1)
+        boxes = torch.stack([image.width - boxes[:, 2], boxes[:, 1], image.width - boxes[:, 0], boxes[:, 3]], dim=1)
+    labels = torch.tensor([label_of[each["category_id"]] for each in objects])
+    target = {"boxes": boxes, "labels": labels, "masks": masks, "draw": torch.tensor(draw)}
+    return Example(pixels, target)
+
+
+class _Examples(Dataset):
+    """The training images of one epoch by their numbers, for DataLoader's workers."""
+
+    def __init__(self, split: Split, seed: int, epoch: int, flip: bool):
+        self.images, self.label_of = split.images, split.label_of
+        self.seed, self.epoch, self.flip = seed, epoch, flip
+
+    def __getitem__(self, number: int) -> Example:
+        draw = draw_of(self.seed, self.epoch, number)
+        return example_of(self.images[number], self.label_of, draw, self.flip)
+
+
+class _TestImages(Dataset):
+    def __init__(self, split: Split):
+        self.images = split.images
+
+    def __getitem__(self, number: int) -> TestImage:
+        image = self.images[number]
+        return TestImage(pixels_of(image), image)
+
+
+def loaded(data: Dataset, batches: Sequence[Sequence[int]], workers: int) -> Iterator[list[Any]]:
+    """Yield lists of images, loaded by as many worker processes (in this process with 0)."""
+    loader: DataLoader = DataLoader(
+        data,
+        batch_sampler=[list(map(int, batch)) for batch in batches],
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=as_worker,
+        generator=torch.Generator(),  # else every epoch would move torch's own, and a resumed one once more
+    )
+    yield from loader
+
+
+def as_worker(number: int) -> None:
+    """Let signals end a loader worker; a fork would pass them on to the pipe by which the guard of the run listens."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the run itself decides
+
+
+class CocoTrain(TrainData):
+    """The training images in batches of micro_batch, each n in a row of one orientation."""
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        per_forward: int,
+        flip: bool,
+        workers: int,
+        device: torch.device | str,
+        share: Share,
+    ):
+        super().__init__(len(split), seed=seed, global_batch=global_batch, micro_batch=micro_batch, share=share)
+        self.split, self.per_forward, self.flip = split, per_forward, flip
+        self.workers, self.device = workers, device
+
+    def order(self, epoch: int) -> np.ndarray:
+        return grouped_order(super().order(epoch), self.split.is_tall, self.per_forward)
+
+    def batches(self, numbers: np.ndarray, epoch: int) -> Iterator[Any]:
+        examples = _Examples(self.split, self.seed, epoch, self.flip)
+        for batch in loaded(examples, numbers.reshape(-1, self.micro_batch).tolist(), self.workers):
+            yield [example.to(self.device) for example in batch]
+
+
+class CocoEval(EvalData):
+    """The validation images, one a batch, so that no image is padded to another's size."""
+
+    def __init__(self, split: Split, *, workers: int, device: torch.device | str, share: Share):
+        super().__init__(len(split), share)
+        self.split, self.workers, self.device = split, workers, device
+
+    def __iter__(self) -> Iterator[Any]:
+        for [image] in loaded(_TestImages(self.split), [[number] for number in self.numbers.tolist()], self.workers):
+            yield image._replace(pixels=image.pixels.to(self.device))

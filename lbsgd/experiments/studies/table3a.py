@@ -1,0 +1,53 @@
+"""Table 3a: pre-training at a large batch, and the detector that starts from it (Sec. 5.4)."""
+
+from __future__ import annotations
+
+from lbsgd.algorithm import published
+from lbsgd.experiments.grid import Claim, DataSet, Row, Study
+from lbsgd.report.detection_tables import ap_section
+from lbsgd.report.groups import Group
+from lbsgd.report.page import Section
+
+FACTORS = (1, 8, 16, 24)  # of the base batch of digits18; in the paper 1 to 64 times 256
+DETECTORS_FACTOR = 4  # of the scenes' base batch: 8 images an update
+PAPERS = {1: 256, 8: 2048, 16: 4096, 24: 8192}
+
+
+def row_from(backbone: int, factor: int = DETECTORS_FACTOR) -> Row:
+    """Return a detector's row at so many times the base batch, from digits18's run of a factor and of the row's seed.
+
+    Table 3b begins with the same backbone as the first row here, so the two tables share a row.
+    """
+    weights = f"{{work_dir}}/runs/reproduce/digits18/x{backbone}/seed{{seed}}/weights.pt"
+    return Row(
+        name_of(backbone, factor),
+        f"pre-trained at x{backbone}",
+        factor,
+        inputs=(("--backbone_weights", weights),),
+        made_by="lbsgd reproduce figure1 digits18",
+    )
+
+
+def name_of(backbone: int, factor: int = DETECTORS_FACTOR) -> str:
+    return f"x{factor}_from_x{backbone}"
+
+
+def rows(data: DataSet) -> tuple[Row, ...]:
+    return tuple(map(row_from, FACTORS))
+
+
+def claims(data: DataSet) -> tuple[Claim, ...]:
+    return tuple(
+        Claim(f"pre-training at {factor} times the batch leaves box AP level", row.name, "same", name_of(1))
+        for factor, row in zip(FACTORS[1:], rows(data)[1:], strict=True)
+    )
+
+
+def sections(groups: dict[str, Group]) -> list[Section]:
+    """Return the paper's table with ours beside it."""
+    known = {name_of(factor): published.PRE_TRAINING_AP[PAPERS[factor]] for factor in FACTORS}
+    labels = {name_of(factor): f"{32 * factor} (paper: {PAPERS[factor]:,})" for factor in FACTORS}
+    return [ap_section("Table 3a, pre-training", "the backbone's kn", groups, labels, known)]
+
+
+STUDY = Study("table3a", "pre-training and detection", "Table 3a", rows, claims, sections, is_detection=True)

@@ -1,0 +1,52 @@
+"""Table 3b: the linear scaling rule in the detector itself, and without it (Sec. 5.4)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lbsgd.algorithm import published
+from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
+from lbsgd.experiments.studies.table3a import name_of, row_from
+from lbsgd.report.detection_tables import ap_section
+from lbsgd.report.groups import Group
+from lbsgd.report.page import Section
+
+BACKBONE = 1  # the factor of digits18's run that all rows start from
+NOT_SCALED = "lr_not_scaled"
+
+
+def rows(data: DataSet) -> tuple[Row, ...]:
+    fixed = replace(
+        row_from(BACKBONE, data.large),
+        name=f"{name_of(BACKBONE, data.large)}_{NOT_SCALED}",
+        label="lr not scaled",
+        settings=(setting("linear_scaling.rule", "fixed"),),
+    )
+    return (*(row_from(BACKBONE, factor) for factor in data.factors), fixed)
+
+
+def claims(data: DataSet) -> tuple[Claim, ...]:
+    names = {factor: name_of(BACKBONE, factor) for factor in data.factors}
+    large = names[data.large]
+    return (
+        *(
+            Claim(f"{factor} times the batch by the linear rule leaves box AP level", names[factor], "same", names[1])
+            for factor in data.factors[1:]
+        ),
+        Claim("without scaling the learning rate the large batch is worse", f"{large}_{NOT_SCALED}", "worse", large),
+    )
+
+
+def sections(groups: dict[str, Group]) -> list[Section]:
+    """Return the paper's table with ours beside it; its kn are those of ours."""
+    labels = {
+        name: f"kn = {group.global_batch}" + (", lr not scaled" if name.endswith(NOT_SCALED) else "")
+        for name, group in groups.items()
+    }
+    known = {
+        name: published.DETECTOR_AP[group.global_batch] for name, group in groups.items() if "," not in labels[name]
+    }
+    return [ap_section("Table 3b, the linear rule", "the detector's kn", groups, labels, known)]
+
+
+STUDY = Study("table3b", "the linear rule in detection", "Table 3b", rows, claims, sections, is_detection=True)

@@ -1,0 +1,75 @@
+"""The numbers that a run is judged by: their keys in the log, their names for people, and what a run's own is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any, Literal
+
+LAST_EPOCHS = 5  # Sec. 5.1: the median over them is a run's error
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One number of an evaluation. A task names its own (`train.task`), the most important first.
+
+    key         in the records of the log: of each evaluation, and of the result
+    name        for tables and pages; short is for the screen
+    unit        stands after the number
+    training    key of the same number on the training images, where the task counts it
+    of_run      which evaluation a run is judged by: the median of the last 5 (Sec. 5.1), or the last one
+    headline    whether screen and tables show it
+    higher      whether more is better
+    """
+
+    key: str
+    name: str
+    short: str
+    unit: str = ""
+    training: str | None = None
+    of_run: Literal["median", "last"] = "median"
+    headline: bool = True
+    higher: bool = False
+
+    def of(self, epochs: Sequence[Record]) -> float | None:
+        """Return the run's number; None without any evaluation that gave one."""
+        found = [epoch[self.key] for epoch in epochs if epoch.get(self.key) is not None]
+        if not found:
+            return None
+        return median(found[-LAST_EPOCHS:]) if self.of_run == "median" else found[-1]
+
+    def best(self, epochs: Sequence[Record]) -> float | None:
+        """Return the best number of any evaluation."""
+        found = [epoch[self.key] for epoch in epochs if epoch.get(self.key) is not None]
+        return (max if self.higher else min)(found) if found else None
+
+    @property
+    def how(self) -> str:
+        """Say which evaluation a run is judged by."""
+        return f"median of last {LAST_EPOCHS} epochs" if self.of_run == "median" else "last evaluation"
+
+    def words(self, value: float | None) -> str:
+        """Return `23.74 %`, or `-` where there is no number."""
+        return "-" if value is None else f"{value:.2f}{self.unit and ' ' + self.unit}"
+
+
+TOP1 = Measure("val_top1_error_pct", "top-1 error", "error", "%", training="train_top1_error_pct")
+TOP5 = Measure("val_top5_error_pct", "top-5 error", "top-5", "%", headline=False)
+CLASSIFIER = (TOP1, TOP5)
+BOX_AP = Measure("val_box_ap", "box AP", "box AP", of_run="last", higher=True)
+MASK_AP = Measure("val_mask_ap", "mask AP", "mask AP", of_run="last", higher=True)
+DETECTOR = (BOX_AP, MASK_AP)
+
+
+def described(measures: Sequence[Measure]) -> list[dict[str, Any]]:
+    """Return measures as plain data, for the first line of a log."""
+    return [asdict(measure) for measure in measures]
+
+
+def measures_of(header: Record) -> tuple[Measure, ...]:
+    """Return the measures that the first line of a log names; earlier logs, which name none, are a classifier's."""
+    named = header.get("judged_by")
+    return (TOP1,) if named is None else tuple(Measure(**each) for each in named)

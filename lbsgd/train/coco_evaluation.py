@@ -1,0 +1,102 @@
+"""COCO's average precision of boxes and masks, every image evaluated once on any number of processes (Sec. 5.4)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from lbsgd.data.coco_annotations import Image
+from lbsgd.data.coco_images import TestImage
+from lbsgd.errors import missing_pycocotools
+from lbsgd.processes.ending import from_rank_0
+
+NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first six of COCO's numbers
+
+Found = list[dict[str, Any]]
+
+
+@torch.no_grad()
+def coco_numbers(network: Any, batches: Iterable[TestImage], names: dict[int, str]) -> dict[str, Any]:
+    """Return AP, AP50, AP75 and AP by size of boxes and masks in %; all processes must call it.
+
+    names: of the categories by id; label k of the network is the k-th id. An image is a forward by itself, so its
+    detections depend on nothing else. Rank 0 compares those of all processes, in the order of the images' ids. Where
+    no object of a size is known, the number is None.
+    """
+    category_of = dict(enumerate(sorted(names), start=1))
+    images, found = [], []
+    for pixels, image in batches:
+        [detected] = network([pixels])
+        images.append(image)
+        found += detections(image, detected, category_of)
+    gathered: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
+    dist.gather_object((images, found), gathered or None)
+    return from_rank_0(lambda: compared(gathered, names))
+
+
+def detections(image: Image, detected: dict[str, torch.Tensor], category_of: dict[int, int]) -> Found:
+    """Return an image's detections as COCO's results: boxes, run lengths of the masks (probability above 1/2)."""
+    try:
+        from pycocotools import mask
+    except ImportError as error:
+        raise missing_pycocotools(error) from error
+    boxes = detected["boxes"].float().cpu().numpy().astype(np.float64)
+    boxes[:, 2:] -= boxes[:, :2]
+    masks = (detected["masks"][:, 0] > 0.5).to(torch.uint8).cpu().numpy()
+    encoded = mask.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
+    rows = zip(detected["labels"].tolist(), detected["scores"].tolist(), boxes.tolist(), encoded, strict=True)
+    return [
+        {"image_id": image.id, "category_id": category_of[label], "score": score, "bbox": box, "segmentation": outline}
+        for label, score, box, outline in rows
+    ]
+
+
+def compared(gathered: list[tuple[list[Image], Found]], names: dict[int, str]) -> dict[str, Any]:
+    """Return the numbers of all processes' detections; pycocotools prints as it goes, which nobody needs."""
+    from pycocotools.coco import COCO
+
+    images = sorted((image for part, _ in gathered for image in part), key=lambda image: image.id)
+    found = sorted((each for _, part in gathered for each in part), key=lambda each: each["image_id"])
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = {
+            "images": [{"id": image.id, "height": image.height, "width": image.width} for image in images],
+            "categories": [{"id": number, "name": name} for number, name in names.items()],
+            "annotations": [
+                {**each, "iscrowd": each.get("iscrowd", 0), "area": area_of(each)}
+                for image in images
+                for each in image.annotations
+            ],
+        }
+        truth.createIndex()
+        numbers = {**precision(truth, found, "bbox", "box"), **precision(truth, found, "segm", "mask")}
+    return {**numbers, "val_images": len(images)}
+
+
+def area_of(annotation: dict[str, Any]) -> float:
+    """Return an object's area, of its box where the file has none."""
+    return annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3]
+
+
+def precision(truth: Any, found: Found, kind: str, name: str) -> dict[str, float | None]:
+    """Return COCO's six average precisions in %; 0 without any detection, None where nothing is to be found."""
+    from pycocotools.cocoeval import COCOeval
+
+    keys = [f"val_{name}_{key}" for key in NAMES]
+    if not found:
+        return dict.fromkeys(keys, 0.0)
+    # Each kind gets its own copies: loadRes writes areas and boxes into the detections.
+    copies = [{key: value for key, value in each.items() if key != "bbox" or kind == "bbox"} for each in found]
+    if kind == "bbox":
+        copies = [{key: value for key, value in each.items() if key != "segmentation"} for each in copies]
+    evaluation = COCOeval(truth, truth.loadRes(copies), kind)
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    return {key: None if value < 0 else 100 * float(value) for key, value in zip(keys, evaluation.stats, strict=False)}

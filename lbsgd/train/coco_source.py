@@ -1,0 +1,56 @@
+"""A run's images from a COCO data set: what a detector's recipe hands to the session in place of FFCV files."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from lbsgd.config.plan import Plan
+from lbsgd.data.coco_annotations import Split
+from lbsgd.data.share import Pixels, Share
+from lbsgd.processes.environment import Processes
+from lbsgd.train.images import Images
+
+
+@dataclass(frozen=True)
+class CocoSource:
+    """The training and the validation split of a folder, loaded by `workers` processes (in this one with 0)."""
+
+    folder: str
+    train: Split
+    val: Split
+    workers: int
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.train.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """Depends on both files of annotations and on how many images could be used."""
+        return f"{self.train.fingerprint} {len(self.train)} {self.val.fingerprint} {len(self.val)}"
+
+    @property
+    def place(self) -> str:
+        return self.folder
+
+    @property
+    def threads_in_words(self) -> str:
+        return f"{self.workers} loader workers per process"
+
+    def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
+        from lbsgd.data.coco_images import CocoEval, CocoTrain
+
+        share = Share(processes.rank, plan.world_size)
+        train = CocoTrain(
+            self.train,
+            seed=plan.recipe.seed,
+            global_batch=plan.global_batch,
+            micro_batch=plan.micro_batch,
+            per_forward=plan.per_worker_batch,
+            flip=plan.recipe.augmentation.flip,
+            workers=self.workers,
+            device=pixels.device,
+            share=share,
+        )
+        return Images(train, CocoEval(self.val, workers=self.workers, device=pixels.device, share=share))

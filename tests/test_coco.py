@@ -1,0 +1,182 @@
+"""COCO's annotations as people have them: what is used, what is left out, and every error in one line with the name."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from coco_scenes import load_tool
+
+from lbsgd.data.coco_annotations import read_split, require_same_categories
+from lbsgd.data.coco_images import draw_of, example_of, mask_of
+from lbsgd.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """12 training and 5 validation scenes of digits."""
+    folder = tmp_path_factory.mktemp("coco") / "scenes"
+    load_tool("render_scenes").render(folder, 12, 5)
+    return folder
+
+
+@pytest.fixture
+def changed(scenes, tmp_path):
+    """A copy whose training annotations a test changes: changed(function of the parsed file)."""
+    shutil.copytree(scenes, tmp_path / "copy")
+    path = tmp_path / "copy" / "annotations" / "instances_train.json"
+
+    def change(edit):
+        content = json.loads(path.read_text())
+        edit(content)
+        path.write_text(json.dumps(content))
+        return tmp_path / "copy"
+
+    return change
+
+
+def test_masks_boxes_and_areas_agree(scenes):
+    split = read_split(scenes, "train")
+    assert len(split) == 12 and split.is_tall.sum() == 6 and not split.left_out
+    for image in split.images:
+        for each in image.annotations:
+            mask = mask_of(each["segmentation"], image)
+            rows, columns = mask.nonzero()
+            x, y = columns.min(), rows.min()
+            assert each["area"] == mask.sum() and each["bbox"] == [x, y, np.ptp(columns) + 1, np.ptp(rows) + 1]
+        masks = [mask_of(each["segmentation"], image) for each in image.annotations]
+        assert sum(masks).max() == 1  # no pixel belongs to two digits
+
+
+def test_a_category_s_label_is_its_place_among_the_ids(changed):
+    def gaps(content):
+        for each in content["categories"]:
+            each["id"] = 3 * each["id"]
+        for each in content["annotations"]:
+            each["category_id"] = 3 * each["category_id"]
+
+    split = read_split(changed(gaps), "train")
+    assert split.label_of == {3 * digit: digit for digit in range(1, 11)}
+    assert all(split.category_of[label] == category for category, label in split.label_of.items())
+
+
+def test_crowds_and_boxes_without_an_area_are_not_trained_on_but_kept(changed):
+    def crowd(content):
+        first = content["annotations"][0]["image_id"]
+        of_first = [each for each in content["annotations"] if each["image_id"] == first]
+        of_first[0]["iscrowd"], of_first[1]["bbox"][2] = 1, 0
+
+    split = read_split(changed(crowd), "train")
+    image = split.images[0]
+    assert len(image.objects()) == len(image.annotations) - 2 and split.left_out == {"boxes without an area": 1}
+
+
+def test_images_without_objects_are_left_out_of_training_and_evaluated(changed):
+    def empty(content):
+        content["annotations"] = [each for each in content["annotations"] if each["image_id"] > 2]
+
+    folder = changed(empty)
+    assert read_split(folder, "train").left_out == {"images without objects": 2}
+    assert (len(read_split(folder, "train")), len(read_split(folder, "train", training=False))) == (10, 12)
+
+
+def polygon(values):
+    def edit(content):
+        content["annotations"][3]["segmentation"] = values
+
+    return edit
+
+
+def rle(**changes):
+    def edit(content):
+        content["annotations"][3]["segmentation"].update(changes)
+
+    return edit
+
+
+def other(key, value):
+    def edit(content):
+        content["annotations"][3][key] = value
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (polygon([[1, 2, 3, 4]]), "a polygon of 4 numbers"),
+        (polygon([[1, 2, 3, 4, 5, None]]), "a polygon of 6 numbers"),
+        (polygon([]), "no polygon"),
+        (rle(size=[5, 5]), r"run lengths are of \[5, 5\]"),
+        (rle(counts=[7]), "run lengths make 7 pixels"),
+        (other("category_id", 77), "category 77 is not listed"),
+        (other("bbox", [1, 2, 3]), "not four numbers"),
+    ],
+)
+def test_a_broken_annotation_is_named_or_left_out(changed, edit, words):
+    folder = changed(edit)
+    with pytest.raises(DataError, match=f"annotation 4 of image .*scene_.*{words}.*--on_error skip") as caught:
+        read_split(folder, "train")
+    assert "\n" not in str(caught.value)
+    assert read_split(folder, "train", "skip").left_out["broken annotations"] == 1
+
+
+def test_an_image_without_its_file_is_named_or_left_out(changed):
+    folder = changed(lambda content: None)
+    (folder / "train" / "scene_00004.png").unlink()
+    with pytest.raises(DataError, match="image 5: .*scene_00004.png does not exist; mend it"):
+        read_split(folder, "train")
+    split = read_split(folder, "train", "skip")
+    assert len(split) == 11 and split.left_out == {"images without a file": 1}
+
+
+def test_an_annotation_of_an_unknown_image_is_named(changed):
+    with pytest.raises(DataError, match="annotation 4 belongs to image 99, which is not listed"):
+        read_split(changed(other("image_id", 99)), "train")
+
+
+def test_files_that_are_not_there_or_not_cocos(changed, tmp_path):
+    folder = changed(lambda content: None)
+    with pytest.raises(DataError, match="instances_test.json cannot be read .No such file.*docs/detection.md"):
+        read_split(folder, "test")
+    shutil.rmtree(folder / "val")
+    with pytest.raises(DataError, match="val cannot be read"):
+        read_split(folder, "val")
+    path = folder / "annotations" / "instances_train.json"
+    path.write_text("{")
+    with pytest.raises(DataError, match="instances_train.json is not JSON"):
+        read_split(folder, "train")
+    path.write_text('{"images": [], "annotations": 5}')
+    with pytest.raises(DataError, match="has no list of annotations, categories"):
+        read_split(folder, "train")
+    path.write_text('{"images": [], "annotations": [], "categories": []}')
+    with pytest.raises(DataError, match="no image of it can be used"):
+        read_split(folder, "train")
+
+
+def test_splits_of_different_data_sets_are_told_apart(changed):
+    def renamed(content):
+        content["categories"][7]["name"] = "seven?"
+
+    folder = changed(renamed)
+    with pytest.raises(DataError, match="category 8 is seven.* in instances_train.json and 7 in instances_val.json"):
+        require_same_categories(read_split(folder, "train"), read_split(folder, "val"))
+
+
+def test_a_flip_mirrors_pixels_boxes_and_masks_alike(scenes):
+    image = read_split(scenes, "train").images[0]
+    labels = {digit: digit for digit in range(1, 11)}
+    plain, flipped = (example_of(image, labels, draw, flip=True) for draw in (2, 3))
+    assert plain.pixels.flip(-1).equal(flipped.pixels) and not plain.pixels.equal(flipped.pixels)
+    assert plain.target["masks"].flip(-1).equal(flipped.target["masks"])
+    for mask, (left, top, right, bottom) in zip(flipped.target["masks"], flipped.target["boxes"].tolist(), strict=True):
+        rows, columns = mask.nonzero(as_tuple=True)
+        assert [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1] == [left, top, right, bottom]
+    assert example_of(image, labels, 3, flip=False).pixels.equal(plain.pixels)
+
+
+def test_draws_are_of_seed_epoch_and_image():
+    draws = {draw_of(seed, epoch, number) for seed in (0, 1) for epoch in (0, 1) for number in range(500)}
+    assert len(draws) == 2000 and all(0 <= draw < 2**63 for draw in draws)
+    assert 0.45 < sum(draw & 1 for draw in draws) / len(draws) < 0.55
+    assert draw_of(1, 2, 3) == draw_of(1, 2, 3)

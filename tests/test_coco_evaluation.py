@@ -1,0 +1,103 @@
+"""COCO's numbers: those of pycocotools on the files themselves, the same on any number of processes."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from coco_scenes import load_tool
+from processes import in_processes
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+import lbsgd.train.engine as engine
+from lbsgd.data.coco_annotations import read_split
+from lbsgd.data.coco_images import CocoEval, mask_of
+from lbsgd.data.share import Share
+from lbsgd.train.coco_evaluation import NAMES, coco_numbers, detections
+
+NUM_IMAGES = 7
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coco") / "scenes"
+    load_tool("render_scenes").render(folder, 2, NUM_IMAGES)
+    return folder
+
+
+class Jittered:
+    """Finds most of an image's objects a few pixels off, as a detector would; knows images by their pixels."""
+
+    def __init__(self, split):
+        self.label_of = split.label_of
+        self.images = {
+            float(pixels.double().sum()): image
+            for pixels, image in CocoEval(split, workers=0, device="cpu", share=Share())
+        }
+
+    def __call__(self, pixels):
+        image = self.images[float(pixels[0].double().sum())]
+        random, boxes, labels, masks, scores = np.random.default_rng(image.id), [], [], [], []
+        for each in image.annotations:
+            if random.random() < 0.2:
+                continue
+            shift = int(random.integers(0, 3))
+            x, y, width, height = each["bbox"]
+            boxes.append([x + shift, y, x + width + shift, y + height])
+            labels.append(self.label_of[each["category_id"]])
+            masks.append(np.roll(mask_of(each["segmentation"], image), shift, axis=1))
+            scores.append(random.random())
+        tensor = torch.tensor(np.array(masks, dtype=np.float32).reshape(-1, 1, image.height, image.width))
+        boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+        return [{"boxes": boxes, "labels": torch.tensor(labels), "masks": tensor, "scores": torch.tensor(scores)}]
+
+
+def evaluated(folder):
+    """The numbers on this group of processes."""
+    processes = engine.start_processes()
+    split = read_split(folder, "val", training=False)
+    share = Share(processes.rank, processes.world_size)
+    return coco_numbers(Jittered(split), CocoEval(split, workers=0, device="cpu", share=share), split.names)
+
+
+def by_the_files(folder):
+    """The same, by pycocotools from the annotations' file and the detections in one list."""
+    split = read_split(folder, "val", training=False)
+    network, found, numbers = Jittered(split), [], {}
+    for pixels, image in CocoEval(split, workers=0, device="cpu", share=Share()):
+        found += detections(image, network([pixels])[0], split.category_of)
+    for kind, name in (("bbox", "box"), ("segm", "mask")):
+        kept = {"bbox": "segmentation", "segm": "bbox"}[kind]
+        with contextlib.redirect_stdout(io.StringIO()):
+            truth = COCO(str(folder / "annotations" / "instances_val.json"))
+            results = truth.loadRes([{key: value for key, value in each.items() if key != kept} for each in found])
+            judge = COCOeval(truth, results, kind)
+            judge.evaluate(), judge.accumulate(), judge.summarize()
+        numbers |= {f"val_{name}_{key}": 100 * value for key, value in zip(NAMES, judge.stats, strict=False)}
+    return numbers
+
+
+def test_the_numbers_are_pycocotools_and_the_same_on_1_2_and_3_processes(scenes, capfd):
+    one, two, three = (in_processes(count, evaluated, scenes) for count in (1, 2, 3))
+    assert len({json.dumps(numbers) for numbers in one + two + three}) == 1
+    expected = by_the_files(scenes)
+    known = {key: value for key, value in one[0].items() if key != "val_images"}
+    assert known == {key: None if value < 0 else pytest.approx(value) for key, value in expected.items()}
+    assert one[0]["val_images"] == NUM_IMAGES and 20 < known["val_box_ap"] < 80 and 10 < known["val_mask_ap"] < 80
+    assert "Average Precision" not in capfd.readouterr().out
+
+
+def nothing_found(folder):
+    engine.start_processes()
+    split = read_split(folder, "val", training=False)
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
+    batches = CocoEval(split, workers=0, device="cpu", share=Share())
+    return coco_numbers(lambda images: [{**empty, "masks": torch.zeros(0, 1, 8, 8)}], batches, split.names)
+
+
+def test_finding_nothing_is_an_average_precision_of_0(scenes):
+    [numbers] = in_processes(1, nothing_found, scenes)
+    assert numbers["val_box_ap"] == numbers["val_mask_ap"] == 0.0 and numbers["val_images"] == NUM_IMAGES

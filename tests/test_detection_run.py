@@ -1,0 +1,158 @@
+"""A detector's run: on to the bit after a stop inside an epoch, on other numbers of processes, and by its command."""
+
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from coco_scenes import load_tool
+from detecting import SIZES
+from mask_rcnn import MaskRCNN
+from processes import in_processes
+from test_trainer import NobodyAsks, Records
+from torchvision.models import resnet18
+
+import lbsgd
+from lbsgd.config.generate import generate
+from lbsgd.config.plan import Plan
+from lbsgd.data.coco_annotations import read_split
+from lbsgd.data.share import Pixels
+from lbsgd.processes.environment import Processes
+from lbsgd.report.run_log import read_run
+from lbsgd.train.coco_source import CocoSource
+from lbsgd.train.reporter import Reporter, Silence
+from lbsgd.train.saver import Saver
+from lbsgd.train.trainer import Trainer
+
+ROOT = Path(__file__).parent.parent
+LENGTHS = ("lbsgd.iterations=4", "lbsgd.decay.iterations=[3]", "lbsgd.warmup.iterations=1")  # of 16: 5 of 12 images
+SIDES = ("lbsgd.detection.shorter_side=64", "lbsgd.detection.longer_side=128")
+
+
+class Small(MaskRCNN):
+    name = "small"
+    sizes = {name: getattr(SIZES, name) for name in SIZES.__dataclass_fields__ if "side" not in name}
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coco") / "scenes"
+    load_tool("render_scenes").render(folder, 24, 3)
+    return folder
+
+
+def trainer(stack, scenes, folder, resume=False, workers=0):
+    """12 images an update, 2 updates an epoch, on this group of processes."""
+    lbsgd.train.engine.start_processes()
+    processes = Processes.from_environment()
+    world_size = torch.distributed.get_world_size()
+    train, val = (read_split(scenes, name, training=name == "train") for name in ("train", "val"))
+    config = generate(12, num_images=24, detection=True, gpus=world_size, settings=(*LENGTHS, *SIDES), micro_batch=4)
+    config["steps_per_print"] = 1
+    plan = Plan.read(config, world_size)
+    task = Small(SimpleNamespace(val=val, backbone=lambda: None))
+    torch.manual_seed(5)
+    engine, plan = lbsgd.initialize(task.network(10, plan), plan)
+    source = CocoSource(str(scenes), train, val, workers)
+    images = source.open(plan, processes, Pixels(resolution=0, device=engine.device), stack)
+    first = torch.distributed.get_rank() == 0
+    reporter = Reporter(Records(), Records(), engine) if first else Silence()
+    saver = Saver(engine, folder, {"detector": "small"}, {})
+    return Trainer(engine, plan, task, images, saver, NobodyAsks(), reporter, saver.restore() if resume else None)
+
+
+def run(scenes, folder, last, resume=False, workers=0):
+    """Train up to an iteration; the weights, the losses of the iterations and the records of the evaluations."""
+    with ExitStack() as stack:
+        ours = trainer(stack, scenes, folder, resume, workers)
+        ours.train(last)
+        ours.saver.wait()
+        weights = {name: value.clone() for name, value in ours.engine.module.state_dict().items()}
+        if isinstance(ours.reporter, Silence):
+            return None
+        losses = {record["iteration"]: record["train_loss"] for record in ours.reporter.log.iterations}
+        return weights, losses, ours.reporter.log.epochs
+
+
+@pytest.fixture(scope="module")
+def whole(scenes, tmp_path_factory):
+    """A run without a stop, its images from two loader workers."""
+    return in_processes(1, run, scenes, tmp_path_factory.mktemp("whole"), 5, False, 2)[0]
+
+
+@pytest.fixture(scope="module")
+def stopped(scenes, tmp_path_factory):
+    """The checkpoints of a run that ended after 3 iterations, in the middle of its second epoch."""
+    folder = tmp_path_factory.mktemp("stopped")
+    in_processes(1, run, scenes, folder, 3)
+    return folder
+
+
+def test_a_run_is_evaluated_after_each_epoch_and_at_its_end(whole):
+    weights, losses, epochs = whole
+    assert sorted(losses) == [0, 1, 2, 3, 4] and [record["epoch"] for record in epochs] == [1, 2, 2.5]
+    assert all({"val_box_ap", "val_mask_ap", "val_box_ap50"} <= record.keys() for record in epochs)
+    assert all(record["val_images"] == 3 for record in epochs)
+
+
+def copied(folder, to):
+    import shutil
+
+    return shutil.copytree(folder, to / "copy")
+
+
+def test_a_run_that_goes_on_inside_an_epoch_ends_with_the_same_bits(whole, stopped, scenes, tmp_path):
+    weights, losses, epochs = in_processes(1, run, scenes, copied(stopped, tmp_path), 5, True)[0]
+    assert losses == {t: whole[1][t] for t in (3, 4)}
+    assert all(torch.equal(value, whole[0][name]) for name, value in weights.items())
+    timeless = [{k: v for k, v in record.items() if "second" not in k} for record in (epochs[-1], whole[2][-1])]
+    assert timeless[0] == timeless[1]
+
+
+def test_it_goes_on_with_the_same_images_on_other_numbers_of_processes(whole, stopped, scenes, tmp_path):
+    """Losses of the next iteration are those of one process; after it, kinks of ReLU and NMS part the runs."""
+    result = in_processes(3, run, scenes, copied(stopped, tmp_path), 4, True)[0]
+    assert result[1][3] == pytest.approx(whole[1][3], rel=1e-4)
+
+
+def test_the_command_trains_evaluates_and_exports(scenes, tmp_path):
+    torch.save(resnet18(num_classes=10).state_dict(), tmp_path / "weights.pt")
+    output = tmp_path / "run"
+    settings = [part for setting in (*LENGTHS, *SIDES) for part in ("--set", setting)]
+    command = [sys.executable, "recipes/mask_rcnn_digits.py", "--deepspeed_config", "ds_configs/detection/scenes.json"]
+    base = ("--set", "lbsgd.linear_scaling.base_batch=12", "--global_batch", "24", "--micro_batch", "4")
+    data = ("--data_dir", scenes, "--backbone_weights", tmp_path / "weights.pt", "--loader_workers", "0")
+    done = subprocess.run(
+        [*map(str, (*command, *base, *settings, *data, "--output_dir", output))],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    log = read_run(output)
+    assert log.header["started_from"] == "weights.pt" and log.epochs_done == 2 == log.planned_epochs
+    assert "train          24 images, 10 categories" in done.stdout and "mask AP" in done.stdout
+    assert log.result.keys() == {"kind", "val_box_ap", "val_mask_ap"}
+    assert "backbone.body.layer2.0.conv1.weight" in torch.load(output / "weights.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ((), "--backbone_weights is missing: a detector starts from a classifier"),
+        (("--backbone_weights", "no.pt"), "--backbone_weights no.pt: no such file"),
+        (("--evaluate_only", "--resolution", "64"), "--resolution is a classifier's"),
+        (("--evaluate_only", "--data_dir", "nowhere"), "nowhere/annotations/instances_train.*json is not there; docs"),
+        (("--evaluate_only", "--precision", "fp16"), "box coordinates do not survive it.*M01"),
+    ],
+)
+def test_flags_that_cannot_be_right_are_one_line(flags, words, scenes):
+    import re
+
+    command = [sys.executable, "recipes/mask_rcnn_digits.py", "--deepspeed_config", "ds_configs/detection/scenes.json"]
+    data = () if "--data_dir" in flags else ("--data_dir", str(scenes))
+    done = subprocess.run([*command, *data, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and re.search(words, done.stderr), done.stderr
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines())

@@ -1,0 +1,128 @@
+"""Table 3 on scenes of digits: its rows, what they need, and how its claims are answered where more is better."""
+
+from dataclasses import replace
+
+import pytest
+
+from lbsgd.commands.main import main
+from lbsgd.errors import ConfigError, DataError
+from lbsgd.experiments import launch
+from lbsgd.experiments.answers import answers
+from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
+from lbsgd.experiments.checkout import ROOT
+from lbsgd.experiments.grid import Job
+from lbsgd.experiments.launch import Machine, plan_of
+from lbsgd.experiments.reproduce import Request, require_inputs, require_together
+from lbsgd.report.measure import DETECTOR, described
+from lbsgd.report.run_log import RunLog
+from lbsgd.report.statistics import Difference
+from lbsgd.report.write import families_at, rows_by_name, write_report
+
+SCENES, A, B = DATA_SETS["scenes"], STUDIES["table3a"], STUDIES["table3b"]
+ROWS_A, ROWS_B = A.rows(SCENES), B.rows(SCENES)
+
+
+def test_the_rows_are_those_of_the_paper_s_table():
+    assert [row.name for row in ROWS_A] == ["x4_from_x1", "x4_from_x8", "x4_from_x16", "x4_from_x24"]
+    kn = [row.factor * SCENES.base_batch for row in ROWS_B]
+    plans = [plan_of(Job(row, 0), SCENES, ROOT) for row in ROWS_B]
+    assert kn == [2, 4, 8, 16, 16] == [plan.global_batch for plan in plans]
+    assert [plan.schedule.reference_lr for plan in plans] == pytest.approx([0.005, 0.01, 0.02, 0.04, 0.005])
+    assert {plan.num_iterations * plan.global_batch for plan in plans} == {4096}  # equal images a row
+    assert {plan.schedule.warmup_iterations * plan.global_batch for plan in plans} == {400}
+    assert {plan.per_worker_batch for plan in plans} == {2} == {plan.micro_batch for plan in plans}
+    assert ROWS_B[2] == ROWS_A[0]  # the tables share a row, which runs once
+
+
+def test_a_run_starts_from_the_backbone_of_its_seed(tmp_path):
+    runs = tmp_path / "runs" / "reproduce" / "scenes"
+    command = launch.command(Job(ROWS_A[1], 2), SCENES, tmp_path, runs, Machine(1, 1, 0), None)
+    place = command.index("--backbone_weights") + 1
+    assert command[place] == "../../digits18/x8/seed2/weights.pt"  # from the code's folder, so that logs can move
+    assert command[command.index("--micro_batch") + 1] == "2"
+
+
+def request(folder, *studies):
+    return Request(studies, SCENES, (0, 1), folder, folder / "results")
+
+
+def test_a_backbone_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path):
+    with pytest.raises(
+        DataError, match="digits18/x1/seed0/weights.pt is not there.*`lbsgd reproduce figure1 digits18`"
+    ):
+        require_inputs(request(tmp_path, A))
+    for job in request(tmp_path, A).jobs:
+        for file in job.inputs(tmp_path).values():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+    require_inputs(request(tmp_path, A))
+
+
+def test_detectors_and_classifiers_have_experiments_of_their_own(capsys):
+    with pytest.raises(ConfigError, match="table1 compares classifiers, and scenes"):
+        require_together(STUDIES["table1"], SCENES)
+    with pytest.raises(ConfigError, match="table3a compares detectors, and digits"):
+        require_together(A, DATA_SETS["digits"])
+    assert main("reproduce table3b scenes --list --seeds 2".split()) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 10
+
+
+def write_runs(folder, rows, ap):
+    """Logs of some rows: ap[name] has a box AP per seed; mask AP is 9 less, and the AP before the last is higher."""
+    for row in rows:
+        for seed, box in enumerate(ap[row.name]):
+            plan = plan_of(Job(row, seed), SCENES, ROOT)
+            started = f"resnet18, kn = {32 * int(row.name.rpartition('x')[2].split('_')[0])}"
+            header = {"model": "small", "judged_by": described(DETECTOR), "started_from": started, **plan.as_dict()}
+            with RunLog(Job(row, seed).folder(folder), header) as log:
+                for epoch, value in ((1, box + 10), (4, box)):
+                    ap_of = {"val_box_ap": value, "val_mask_ap": value - 9}
+                    log.epoch({"epoch": epoch, "train_loss": 1.0, "seconds": 1.0, **ap_of})
+                log.result()
+
+
+NAMES = [row.name for row in {*ROWS_A, *ROWS_B}]
+LEVEL = {name: [50.0, 50.5, 51.0] for name in NAMES}
+FALLEN = {"x4_from_x24": [40.0, 41.0, 42.0], "x8_from_x1_lr_not_scaled": [30.0, 31.0, 33.0]}
+
+
+def answered(study, folder, ap):
+    rows = study.rows(SCENES)
+    write_runs(folder, rows, ap)
+    families = families_at([folder])
+    assert len(families) == 1
+    return answers(study, SCENES, rows_by_name(families), 3), families
+
+
+def test_rows_that_differ_in_their_backbone_alone_stay_apart(tmp_path):
+    found, [family] = answered(A, tmp_path, LEVEL | FALLEN)
+    assert [answer.holds for answer in found] == [True, True, False]
+    assert found[2].apart.value == pytest.approx(41 - 50.5)
+    assert sorted(family.label(row) for row in family.rows)[0] == "from resnet18, kn = 256"
+
+
+def test_worse_is_lower_where_more_is_better(tmp_path):
+    found, _ = answered(B, tmp_path / "fallen", LEVEL | FALLEN)
+    assert [answer.holds for answer in found] == [True, True, True, True]
+    assert found[-1].test == "the interval lies below 0"
+    found, _ = answered(B, tmp_path / "level", LEVEL)
+    assert [answer.holds for answer in found] == [True, True, True, False]
+    assert Difference(-2.0, -3.0, -1.0).opposite() == Difference(2.0, 1.0, 3.0)
+
+
+def test_the_page_and_the_table_have_the_papers_numbers_beside_ours(tmp_path):
+    _, families = answered(B, tmp_path, LEVEL | FALLEN)
+    [section] = B.sections(rows_by_name(families))
+    rows = {row[0]: row[1:] for row in section.rows}
+    assert list(rows) == ["kn = 2", "kn = 4", "kn = 8", "kn = 16", "kn = 16, lr not scaled"]
+    assert rows["kn = 2"] == ["35.7", "33.6", "0.005", "2,048", "50.50 ± 0.50", "41.50 ± 0.50", "3", ""]
+    assert rows["kn = 16, lr not scaled"][:5] == ["-", "-", "0.005", "256", "31.33 ± 1.53"]
+    written = write_report(families, tmp_path / "report", "Table 3b", ("table3b",), [section])
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "validation box AP" in page and "top-1" not in page and (tmp_path / "report" / "curves.png") in written
+
+
+def test_a_row_with_fewer_seeds_answers_nothing(tmp_path):
+    two = {name: values[:2] for name, values in LEVEL.items()}
+    found, _ = answered(replace(B), tmp_path, two)
+    assert {answer.holds for answer in found} == {None}

@@ -1,0 +1,105 @@
+"""python tools/draw_detections.py RUN --data_dir data/scenes [--output RUN/detections.png] [--num_images 12]
+
+Draws what a detector finds on the first validation images: the known objects of each above, below the detections with a
+score of at least 0.5, their boxes, masks, classes and scores.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from lbsgd.config.plan import Plan
+from lbsgd.data.coco_annotations import read_split
+from lbsgd.data.coco_images import example_of, pixels_of
+from lbsgd.disk import replace_picture
+from lbsgd.errors import LbsgdError, print_error
+from lbsgd.report.run_log import read_run
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
+COLUMNS, LEAST_SCORE = 6, 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of a run that has ended: log.jsonl and weights.pt")
+    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("--val_split", default="val")
+    parser.add_argument("--num_images", type=int, default=12)
+    parser.add_argument("--output", type=Path, help="default: RUN/detections.png")
+    flags = parser.parse_args()
+    try:
+        split = read_split(flags.data_dir, flags.val_split, training=False)
+        detector = detector_of(flags.run, split)
+    except LbsgdError as error:
+        print_error(error)
+        sys.exit(error.exit_code)
+    path = flags.output or flags.run / "detections.png"
+    replace_picture(path, picture(detector, split, min(flags.num_images, len(split))))
+    print(path)
+
+
+def detector_of(run: Path, split):
+    """Return the network of a run with its weights, for evaluation."""
+    from mask_rcnn import MaskRCNN
+    from mask_rcnn_digits import SmallMaskRCNN
+
+    header = read_run(run).header
+    tasks = {task.name: task for task in (MaskRCNN, SmallMaskRCNN)}
+    plan = Plan.read(header["config"], 1, header["num_images"])
+    task = tasks[header["model"]](SimpleNamespace(val=split, backbone=lambda: None))
+    network = task.network(len(split.names), plan)
+    network.load_state_dict(torch.load(run / "weights.pt", weights_only=True))
+    return network.eval()
+
+
+def picture(detector, split, number: int):
+    from matplotlib.figure import Figure
+
+    rows = 2 * -(-number // COLUMNS)
+    drawn = Figure(figsize=(2.2 * COLUMNS, 2.2 * rows), layout="constrained")
+    axes = drawn.subplots(rows, COLUMNS, squeeze=False)
+    for each in axes.flat:
+        each.set_axis_off()
+    names = {label: split.names[category] for label, category in split.category_of.items()}
+    for position in range(number):
+        image = split.images[position]
+        pixels, target = pixels_of(image), example_of(image, split.label_of, 0, flip=False).target
+        above, column = 2 * (position // COLUMNS), position % COLUMNS
+        known = zip(target["boxes"], target["masks"], (names[int(label)] for label in target["labels"]), strict=True)
+        show(axes[above][column], pixels, known, "known")
+        show(axes[above + 1][column], pixels, found_in(detector, pixels, names), "found")
+    return drawn
+
+
+@torch.no_grad()
+def found_in(detector, pixels: torch.Tensor, names: dict[int, str]):
+    [found] = detector([pixels])
+    for box, mask, label, score in zip(*(found[key] for key in ("boxes", "masks", "labels", "scores")), strict=True):
+        if score >= LEAST_SCORE:
+            yield box, mask[0] > 0.5, f"{names[int(label)]} {100 * float(score):.0f}"
+
+
+def show(axes, pixels: torch.Tensor, objects, title: str) -> None:
+    from lbsgd.report.curves import COLOURS
+
+    axes.imshow(pixels.permute(1, 2, 0))
+    axes.set_title(title, fontsize="x-small", loc="left", color="dimgrey")
+    for number, (box, mask, words) in enumerate(objects):
+        colour = COLOURS[number % len(COLOURS)]
+        left, top, right, bottom = box.tolist()
+        axes.add_patch(rectangle(left, top, right - left, bottom - top, colour))
+        axes.contour(mask.float(), levels=[0.5], colors=colour, linewidths=0.8)
+        axes.text(left, top - 1, words, color=colour, fontsize="x-small")
+
+
+def rectangle(left: float, top: float, width: float, height: float, colour: str):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""python tools/render_scenes.py [--output_dir data/scenes] [--num_train 1024] [--num_val 200]
+
+Renders scenes of scikit-learn's handwritten digits as a data set in COCO's format, for detectors on small machines: 2
+to 5 digits of 20 to 56 pixels on a noisy ground, over each other, with exact masks of what is seen of each. Half of the
+scenes are wide, half tall. Training scenes show the digits that `tools/render_digits.py --num_val 261` trains on,
+validation scenes its validation digits, so that a classifier trained on those has seen none of the test.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from render_digits import NUM_IMAGES, validation_positions
+
+SIDES = ((112, 128), (128, 112))  # height and width
+NUM_VAL_DIGITS = 261  # of lbsgd/experiments/data_sets/digits.py
+SMALLEST, LARGEST = 20, 56  # pixels of a digit's side
+FEWEST, MOST = 2, 5  # digits of a scene
+INK = 96  # of 255; pixels this bright belong to a digit
+SEEN = 0.5  # of a digit's ink that later digits leave, at least
+TRIES = 20
+
+
+def render(output_dir: Path, num_train: int, num_val: int) -> None:
+    """Write the data set; it appears complete or not at all, and a complete one of this size is left as it is."""
+    if output_dir.exists():
+        found = {split: len(list(output_dir.glob(f"{split}/*.png"))) for split in ("train", "val")}
+        if found != {"train": num_train, "val": num_val}:
+            wrong = f"{output_dir} exists and does not hold {num_train} and {num_val} scenes"
+            sys.exit(f"error: {wrong}; remove it or name another --output_dir")
+        return
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    by_class, validation = np.argsort(digits.target, kind="stable"), validation_positions(NUM_VAL_DIGITS)
+    pools = {
+        "train": [index for position, index in enumerate(by_class) if position not in validation],
+        "val": [index for position, index in enumerate(by_class) if position in validation],
+    }
+    assert len(pools["train"]) + len(pools["val"]) == NUM_IMAGES
+    partial = output_dir.with_name(output_dir.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "annotations").mkdir(parents=True)
+    for split, number in (("train", num_train), ("val", num_val)):
+        write_split(partial, split, number, digits, pools[split])
+    partial.rename(output_dir)
+
+
+def write_split(folder: Path, split: str, number: int, digits, pool: list[int]) -> None:
+    from PIL import Image
+
+    (folder / split).mkdir()
+    images, annotations = [], []
+    for scene in range(number):
+        random = np.random.default_rng([split == "val", scene])
+        height, width = SIDES[scene % 2]
+        pixels, seen = draw(random, height, width, digits, pool)
+        name = f"scene_{scene:05}.png"
+        Image.fromarray(pixels).convert("RGB").save(folder / split / name)
+        images.append({"id": scene + 1, "file_name": name, "height": height, "width": width})
+        for label, mask in seen:
+            number_of = len(annotations) + 1
+            annotations.append({"id": number_of, "image_id": scene + 1, "category_id": label + 1, **described(mask)})
+    content = {
+        "info": {"description": "scenes of scikit-learn's digits, for lbsgd"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": digit + 1, "name": str(digit)} for digit in range(10)],
+    }
+    (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+
+
+def draw(random: np.random.Generator, height: int, width: int, digits, pool: list[int]):
+    """Return a scene, uint8 (height, width), and for each digit its label and the mask of what is seen of it."""
+    canvas = random.normal(24, 8, (height, width))
+    seen: list[tuple[int, np.ndarray, int]] = []  # label, what is seen of the digit, all its ink
+    for _ in range(random.integers(FEWEST, MOST + 1)):
+        for _ in range(TRIES):
+            index = int(random.choice(pool))
+            ink = placed(digits.images[index], random, height, width)
+            mask = ink > INK
+            if mask.any() and all((old & ~mask).sum() >= SEEN * whole for _, old, whole in seen):
+                seen = [(label, old & ~mask, whole) for label, old, whole in seen]
+                seen.append((int(digits.target[index]), mask, int(mask.sum())))
+                canvas = np.where(mask, ink, np.maximum(canvas, ink * ~mask))
+                break
+    return np.clip(canvas, 0, 255).astype(np.uint8), [(label, mask) for label, mask, _ in seen]
+
+
+def placed(digit: np.ndarray, random: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Return an 8x8 digit enlarged and put somewhere on an empty scene, values 0 ... 255."""
+    from PIL import Image
+
+    side = int(random.integers(SMALLEST, LARGEST + 1))
+    grey = Image.fromarray(np.uint8(digit * (255 / 16))).resize((side, side), Image.Resampling.BICUBIC)
+    top, left = random.integers(0, height - side + 1), random.integers(0, width - side + 1)
+    scene = np.zeros((height, width))
+    scene[top : top + side, left : left + side] = np.asarray(grey)
+    return scene
+
+
+def described(mask: np.ndarray) -> dict:
+    """Return COCO's box, area and run lengths (column by column, background first) of a mask."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]
+    flat = np.concatenate([[False], mask.ravel(order="F"), [False]])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    counts = np.diff([0, *changes])
+    rest = mask.size - counts.sum()
+    lengths = [*map(int, counts), *([int(rest)] if rest else [])]
+    outline = {"size": list(mask.shape), "counts": lengths}
+    return {"bbox": [int(value) for value in box], "area": int(mask.sum()), "iscrowd": 0, "segmentation": outline}
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("data/scenes"), help="default: data/scenes")
+    parser.add_argument("--num_train", type=int, default=1024, metavar="N", help="training scenes (default: 1024)")
+    parser.add_argument("--num_val", type=int, default=200, metavar="N", help="validation scenes (default: 200)")
+    flags = parser.parse_args()
+    render(flags.output_dir, flags.num_train, flags.num_val)
