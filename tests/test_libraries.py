@@ -1,0 +1,249 @@
+"""The blocks of docs/in_your_project.md in the real libraries: two processes train what lbsgd.initialize trains."""
+
+import oracle
+import pytest
+import torch
+from oracle import BOUND, distance
+from processes import in_processes
+from test_engine import recipe
+from test_reuse import images_and_labels, run_block, with_json
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.data import Dataset
+
+from lbsgd.train.engine import start_processes
+from lbsgd.train.engine_state import gather_state
+
+UPDATES = 6
+
+
+def config_of(stage=0):
+    """Six updates of two passes on two processes, a pass of two workers: four of warmup, then η, then a tenth of it."""
+    config = recipe(stage=stage, micro_batch=16)
+    config["lbsgd"] |= {"epochs": 3, "warmup": {"kind": "gradual", "epochs": 2}, "decay": {"epochs": [2.5]}}
+    config["scheduler"]["params"]["warmup_num_steps"] = 4
+    return config
+
+
+class Recorder:
+    """The learning rates that an optimizer really took, whoever called it."""
+
+    def __enter__(self):
+        self.lrs = []
+        self.hook = register_optimizer_step_pre_hook(self.note)
+        return self
+
+    def note(self, optimizer, arguments, keywords):
+        if isinstance(optimizer, torch.optim.SGD):
+            self.lrs.append([group["lr"] for group in optimizer.param_groups])
+
+    def __exit__(self, *error):
+        self.hook.remove()
+
+
+def trained(block, folder, without=(), **names):
+    """Run a block; return its model's state and the learning rates of its updates."""
+    with Recorder() as recorder:
+        names = run_block(block, folder, without, **names)
+    state = gather_state(names["engine"]).weights if block == "own_loop" else names["model"].state_dict()
+    return {name: tensor.clone() for name, tensor in state.items()}, recorder.lrs
+
+
+def reference(folder, build=oracle.network, size=6):
+    return trained("own_loop", folder, model=build(), dataset=images_and_labels(size))
+
+
+def floats(state, prefix=""):
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if "num_batches" not in name}
+
+
+def assert_same(results, prefix=""):
+    """On each process: learning rates, statistics and weights of the library's run are those of lbsgd.initialize."""
+    for ours, (state, lrs) in ((each["lbsgd"], each["library"]) for each in results):
+        assert len(lrs) == UPDATES and lrs == ours[1]
+        assert distance(floats(state, prefix), floats(ours[0])) < BOUND
+
+
+def assert_other(results, variants, prefix=""):
+    """A mistake would be seen."""
+    for variant in variants:
+        state, lrs = results[0][variant]
+        differs = distance(floats(state, prefix), floats(results[0]["lbsgd"][0]))
+        assert differs > 100 * BOUND or lrs != results[0]["lbsgd"][1], variant
+
+
+# --- transformers ----------------------------------------------------------------------------------------------------
+
+
+class WithLoss(nn.Module):
+    """A network as the Trainer wants it: the loss is the first of what its forward returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = oracle.network()
+
+    def forward(self, images, labels):
+        logits = self.network(images)
+        return {"loss": F.cross_entropy(logits.float(), labels), "logits": logits}
+
+
+class Named(Dataset):
+    """Images and labels under the names of that forward's arguments."""
+
+    def __init__(self):
+        self.pairs = images_and_labels()
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        return dict(zip(("images", "labels"), self.pairs[index], strict=True))
+
+
+QUIET = ("**needs.arguments)", "**needs.arguments, save_strategy='no', report_to=[], disable_tqdm=True, use_cpu=True)")
+OWN_LOADER = {  # the Trainer's, which deals a random permutation of its own
+    "a plain Trainer": [("(lbsgd.LargeMinibatchTrainer, transformers.Trainer)", "(PlainTrainer)")],
+}
+
+
+def in_transformers(folder):
+    import transformers
+    from safetensors.torch import load_file
+
+    start_processes()
+    results = {"lbsgd": reference(folder)}
+    names = dict(world_size=2, dataset=Named())
+    results["library"] = trained("transformers", folder, [QUIET], model=WithLoss(), **names)
+    results["saved"] = load_file(f"{folder}/runs/mine/model.safetensors")
+
+    class PlainTrainer(transformers.Trainer):
+        def __init__(self, plan, **arguments):
+            super().__init__(**arguments)
+
+    alone = [QUIET, *OWN_LOADER["a plain Trainer"], (", parts=True", "")]
+    results["JSON alone"] = trained("transformers", folder, alone, model=WithLoss(), PlainTrainer=PlainTrainer, **names)
+    results["refused"] = refusals(folder, **names)
+    return results
+
+
+def refusals(folder, **names):
+    """What the Trainer, or the mixin before it, says to arguments that are not the plan's."""
+    said = {}
+    for name, change in {
+        "passes": ("**needs.arguments", "**needs.arguments | {'gradient_accumulation_steps': 1}"),
+        "batch": ("**needs.arguments", "**needs.arguments | {'per_device_train_batch_size': 8}"),
+        "data": ("num_images=len(dataset)", "num_images=192"),
+    }.items():
+        with pytest.raises(ValueError) as caught:
+            run_block("transformers", folder, [QUIET, change], model=WithLoss(), **names)
+        said[name] = str(caught.value)
+    return said
+
+
+def test_transformers_trainer_trains_the_same(tmp_path):
+    results = in_processes(2, in_transformers, str(with_json(tmp_path, config_of())))
+    assert_same(results, "network.")
+    saved, (state, _) = results[0]["saved"], results[0]["library"]
+    assert all(torch.equal(saved[name], tensor) for name, tensor in state.items())
+    ours, (state, lrs) = results[0]["lbsgd"], results[0]["JSON alone"]
+    assert [lr for (lr,) in lrs] == pytest.approx([0.05, 0.05, 0.1375, 0.225, 0.3125, 0.4])  # one late, and no decay
+    assert distance(floats(state, "network."), floats(ours[0])) > 100 * BOUND
+    assert "train_micro_batch_size_per_gpu=16 vs hf" in results[0]["refused"]["batch"]
+    assert "gradient_accumulation_steps=2 vs hf" in results[0]["refused"]["passes"]
+    assert "train_dataset has 128 images and the plan 192" in results[0]["refused"]["data"]
+
+
+# --- Accelerate ------------------------------------------------------------------------------------------------------
+
+ACCELERATE_MISTAKES = {
+    "a prepared scheduler": [
+        ("engine, sgd = accelerator.prepare(model, parts.optimizer)",
+         "engine, sgd, parts_scheduler = accelerator.prepare(model, parts.optimizer, parts.scheduler)"),
+        ("parts.scheduler.step()", "parts_scheduler.step()"),
+    ],
+    "a prepared loader": [
+        ("in DataLoader(dataset, batch_sampler=parts.sampler)",
+         "in accelerator.prepare(DataLoader(dataset, batch_sampler=parts.sampler))"),
+    ],
+}  # fmt: skip
+
+
+def in_accelerate(folder):
+    from accelerate.state import AcceleratorState
+
+    start_processes()
+    results = {"lbsgd": reference(folder)}
+    for name, changes in {"library": [], **ACCELERATE_MISTAKES}.items():
+        results[name] = trained(
+            "accelerate", folder, changes, model=oracle.network(), world_size=2, dataset=images_and_labels()
+        )
+        AcceleratorState._reset_state(reset_partial_state=True)
+    return results
+
+
+def test_accelerate_trains_the_same(tmp_path):
+    results = in_processes(2, in_accelerate, str(with_json(tmp_path, config_of())))
+    assert_same(results)
+    assert_other(results, ACCELERATE_MISTAKES)
+
+
+# --- Lightning -------------------------------------------------------------------------------------------------------
+
+SILENT = ("logger=False", "logger=False, enable_checkpointing=False, enable_progress_bar=False")
+LIGHTNING_MISTAKES = {
+    "a loss divided twice": [(" * plan.accumulation_steps", "")],
+    "statistics of each process": [("    lbsgd.agree_statistics(self.network)", "    pass")],
+}
+
+
+def in_lightning(folder):
+    import lightning.pytorch.strategies.deepspeed as module
+    from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+
+    # Lightning lets DeepSpeed run on CUDA only, though nothing else in its strategy asks for a GPU.
+    DeepSpeedStrategy.setup_environment = DDPStrategy.setup_environment
+    module._validate_device_index_selection = lambda devices: None
+    start_processes()
+    results = {"lbsgd": reference(folder)}
+    for name, changes in {"library": [], **LIGHTNING_MISTAKES}.items():
+        names = dict(model=oracle.network(), world_size=2, dataset=images_and_labels())
+        results[name] = trained("lightning", folder, [SILENT, *changes], **names)
+    return results
+
+
+def test_lightning_trains_the_same(tmp_path):
+    results = in_processes(2, in_lightning, str(with_json(tmp_path, config_of())))
+    assert_same(results)
+    assert_other(results, LIGHTNING_MISTAKES)
+
+
+# --- timm ------------------------------------------------------------------------------------------------------------
+
+TIMM_MISTAKES = {
+    "buffers broadcast": [("broadcast_buffers=False", "broadcast_buffers=True")],
+    "the first process's statistics": [("reduce=True", "reduce=False")],
+}
+
+
+def efficientnet():
+    """A small network whose batch norms hold their activation."""
+    import timm
+
+    torch.manual_seed(0)
+    return timm.create_model("test_efficientnet", num_classes=5)
+
+
+def in_timm(folder):
+    start_processes()
+    results = {"lbsgd": reference(folder, efficientnet, size=32)}
+    for name, changes in {"library": [], **TIMM_MISTAKES}.items():
+        names = dict(model=efficientnet(), world_size=2, dataset=images_and_labels(32))
+        results[name] = trained("timm", folder, changes, **names)
+    return results
+
+
+def test_the_loop_of_timms_script_trains_the_same(tmp_path):
+    results = in_processes(2, in_timm, str(with_json(tmp_path, config_of())))
+    assert_same(results)
+    assert_other(results, TIMM_MISTAKES)
