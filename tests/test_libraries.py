@@ -1,5 +1,7 @@
 """The blocks of docs/in_your_project.md in the real libraries: two processes train what lbsgd.initialize trains."""
 
+from types import SimpleNamespace
+
 import oracle
 import pytest
 import torch
@@ -10,8 +12,10 @@ from test_reuse import images_and_labels, run_block, with_json
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
+from lbsgd.config.keypath import get, put
+from lbsgd.config.libraries.automatic import FILLED, automatic_keys
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
 
@@ -73,6 +77,56 @@ def assert_other(results, variants, prefix=""):
         assert differs > 100 * BOUND or lrs != results[0]["lbsgd"][1], variant
 
 
+# --- what Hugging Face's libraries hand to DeepSpeed ------------------------------------------------------------------
+
+UNFILLED = ("zero_optimization.allgather_bucket_size", "scheduler.params.warmup_type", "optimizer.params.momentum")
+
+
+class HandedOver(Exception):
+    """Carries the JSON that DeepSpeed would have been given."""
+
+
+def handed_over(run):
+    """The JSON that a library gives to deepspeed.initialize, or what it says instead."""
+    import deepspeed
+
+    def initialize(**keywords):
+        raise HandedOver(keywords["config_params"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deepspeed, "initialize", initialize)
+        try:
+            run()
+        except HandedOver as handed:
+            return handed.args[0]
+        except ValueError as error:
+            return str(error)
+
+
+def automatic(keys):
+    """A JSON in which these keys are "auto"."""
+    config = {"optimizer": {"type": "AdamW", "params": {}}, "scheduler": {"type": "WarmupDecayLR", "params": {}}}
+    config["zero_optimization"] = {"stage": 2}
+    for key in keys:
+        put(config, key, "auto")
+    return config
+
+
+def fillings(library, run):
+    """What becomes of every key that should be filled in, all on "auto" together, and of others one by one."""
+    handed = handed_over(lambda: run(automatic(FILLED[library])))
+    return handed, {key: handed_over(lambda key=key: run(automatic([key]))) for key in UNFILLED}
+
+
+def assert_fillings(found):
+    filled, unfilled = found
+    assert isinstance(filled, dict), filled
+    assert list(automatic_keys(filled)) == []
+    assert get(filled, "gradient_clipping") == 1.0 and get(filled, "scheduler.params.warmup_min_lr") == 0
+    for key, said in unfilled.items():
+        assert f"`{key}` not found in kwargs" in said
+
+
 # --- transformers ----------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +178,21 @@ def in_transformers(folder):
     alone = [QUIET, *OWN_LOADER["a plain Trainer"], (", parts=True", "")]
     results["JSON alone"] = trained("transformers", folder, alone, model=WithLoss(), PlainTrainer=PlainTrainer, **names)
     results["refused"] = refusals(folder, **names)
+    results["fillings"] = fillings("transformers", lambda config: hand_to_trainer(transformers, folder, config))
     return results
+
+
+def hand_to_trainer(transformers, folder, config):
+    """Train by transformers' own Trainer as far as DeepSpeed."""
+    model = WithLoss()
+    model.config = SimpleNamespace(hidden_size=8)
+    options = dict(report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True, max_steps=10)
+    args = transformers.TrainingArguments(folder, deepspeed=config, **options)
+    transformers.Trainer(model=model, args=args, train_dataset=Named()).train()
+
+
+def without(key):
+    return "deepspeed=needs.config", f"deepspeed={{k: v for k, v in needs.config.items() if k != '{key}'}}"
 
 
 def refusals(folder, **names):
@@ -134,8 +202,10 @@ def refusals(folder, **names):
         "passes": ("**needs.arguments", "**needs.arguments | {'gradient_accumulation_steps': 1}"),
         "batch": ("**needs.arguments", "**needs.arguments | {'per_device_train_batch_size': 8}"),
         "data": ("num_images=len(dataset)", "num_images=192"),
+        "passes left out": without("gradient_accumulation_steps"),
+        "no ZeRO block": without("zero_optimization"),
     }.items():
-        with pytest.raises(ValueError) as caught:
+        with pytest.raises((ValueError, AssertionError)) as caught:
             run_block("transformers", folder, [QUIET, change], model=WithLoss(), **names)
         said[name] = str(caught.value)
     return said
@@ -152,6 +222,9 @@ def test_transformers_trainer_trains_the_same(tmp_path):
     assert "train_micro_batch_size_per_gpu=16 vs hf" in results[0]["refused"]["batch"]
     assert "gradient_accumulation_steps=2 vs hf" in results[0]["refused"]["passes"]
     assert "train_dataset has 128 images and the plan 192" in results[0]["refused"]["data"]
+    assert "64 != 16 * 1 * 2" in results[0]["refused"]["passes left out"]  # L01 of lbsgd check
+    assert "Please specify the ZeRO optimization config" in results[0]["refused"]["no ZeRO block"]  # L03
+    assert_fillings(results[0]["fillings"])  # L04, L05
 
 
 # --- Accelerate ------------------------------------------------------------------------------------------------------
@@ -179,13 +252,31 @@ def in_accelerate(folder):
             "accelerate", folder, changes, model=oracle.network(), world_size=2, dataset=images_and_labels()
         )
         AcceleratorState._reset_state(reset_partial_state=True)
+    results["fillings"] = fillings("accelerate", hand_to_accelerator)
     return results
+
+
+def hand_to_accelerator(config):
+    """Prepare by Accelerate as far as DeepSpeed."""
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DummyOptim, DummyScheduler
+
+    model = oracle.network()
+    model.config = SimpleNamespace(hidden_size=8)
+    optimizer = DummyOptim(model.parameters())
+    scheduler, loader = DummyScheduler(optimizer, total_num_steps=10), DataLoader(images_and_labels(), batch_size=4)
+    try:
+        Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config)).prepare(model, optimizer, scheduler, loader)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_accelerate_trains_the_same(tmp_path):
     results = in_processes(2, in_accelerate, str(with_json(tmp_path, config_of())))
     assert_same(results)
     assert_other(results, ACCELERATE_MISTAKES)
+    assert_fillings(results[0]["fillings"])
 
 
 # --- Lightning -------------------------------------------------------------------------------------------------------
@@ -209,6 +300,9 @@ def in_lightning(folder):
     for name, changes in {"library": [], **LIGHTNING_MISTAKES}.items():
         names = dict(model=oracle.network(), world_size=2, dataset=images_and_labels())
         results[name] = trained("lightning", folder, [SILENT, *changes], **names)
+    given = ("DeepSpeedStrategy(config=", "DeepSpeedStrategy(config={'gradient_accumulation_steps': 2} | ")
+    with pytest.raises(Exception, match="Do not set `gradient_accumulation_steps`"):  # L02 of lbsgd check
+        run_block("lightning", folder, [SILENT, given], **names)
     return results
 
 
