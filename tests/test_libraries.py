@@ -22,12 +22,19 @@ from lbsgd.train.engine_state import gather_state
 UPDATES = 6
 
 
-def config_of(stage=0):
+def config_of(base_lr=0.05):
     """Six updates of two passes on two processes, a pass of two workers: four of warmup, then η, then a tenth of it."""
-    config = recipe(stage=stage, micro_batch=16)
+    config = recipe(micro_batch=16)
     config["lbsgd"] |= {"epochs": 3, "warmup": {"kind": "gradual", "epochs": 2}, "decay": {"epochs": [2.5]}}
-    config["scheduler"]["params"]["warmup_num_steps"] = 4
+    config["lbsgd"]["linear_scaling"]["base_lr"] = base_lr
+    config["optimizer"]["params"]["lr"] = 8 * base_lr
+    ramp = {"warmup_min_lr": base_lr, "warmup_max_lr": 8 * base_lr, "warmup_num_steps": 4}
+    config["scheduler"]["params"] |= ramp
     return config
+
+
+# Where the block's library keeps what it trains.
+ENGINES = {"transformers": "trainer.model_wrapped", "accelerate": "engine", "lightning": "trainer.model"}
 
 
 class Recorder:
@@ -50,6 +57,8 @@ def trained(block, folder, without=(), **names):
     """Run a block; return its model's state and the learning rates of its updates."""
     with Recorder() as recorder:
         names = run_block(block, folder, without, **names)
+    if block in ENGINES:
+        assert type(eval(ENGINES[block], names)).__name__ == "DeepSpeedEngine"
     state = gather_state(names["engine"]).weights if block == "own_loop" else names["model"].state_dict()
     return {name: tensor.clone() for name, tensor in state.items()}, recorder.lrs
 
@@ -155,7 +164,11 @@ class Named(Dataset):
         return dict(zip(("images", "labels"), self.pairs[index], strict=True))
 
 
-QUIET = ("**needs.arguments)", "**needs.arguments, save_strategy='no', report_to=[], disable_tqdm=True, use_cpu=True)")
+# On GPUs the backend is found; on CPUs Accelerate would believe that each process is alone.
+QUIET = (
+    "**needs.arguments)",
+    "**needs.arguments, ddp_backend='gloo', save_strategy='no', report_to=[], disable_tqdm=True)",
+)
 OWN_LOADER = {  # the Trainer's, which deals a random permutation of its own
     "a plain Trainer": [("(lbsgd.LargeMinibatchTrainer, transformers.Trainer)", "(PlainTrainer)")],
 }
@@ -169,6 +182,7 @@ def in_transformers(folder):
     results = {"lbsgd": reference(folder)}
     names = dict(world_size=2, dataset=Named())
     results["library"] = trained("transformers", folder, [QUIET], model=WithLoss(), **names)
+    torch.distributed.barrier()  # the first process has written
     results["saved"] = load_file(f"{folder}/runs/mine/model.safetensors")
 
     class PlainTrainer(transformers.Trainer):
@@ -186,7 +200,7 @@ def hand_to_trainer(transformers, folder, config):
     """Train by transformers' own Trainer as far as DeepSpeed."""
     model = WithLoss()
     model.config = SimpleNamespace(hidden_size=8)
-    options = dict(report_to=[], save_strategy="no", disable_tqdm=True, use_cpu=True, max_steps=10)
+    options = dict(report_to=[], save_strategy="no", disable_tqdm=True, ddp_backend="gloo", max_steps=10)
     args = transformers.TrainingArguments(folder, deepspeed=config, **options)
     transformers.Trainer(model=model, args=args, train_dataset=Named()).train()
 
@@ -242,15 +256,19 @@ ACCELERATE_MISTAKES = {
 }  # fmt: skip
 
 
+ON_CPU = ("**needs.arguments)", "**needs.arguments, kwargs_handlers=[InitProcessGroupKwargs(backend='gloo')])")
+
+
 def in_accelerate(folder):
+    from accelerate.utils import InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
 
     start_processes()
     results = {"lbsgd": reference(folder)}
     for name, changes in {"library": [], **ACCELERATE_MISTAKES}.items():
-        results[name] = trained(
-            "accelerate", folder, changes, model=oracle.network(), world_size=2, dataset=images_and_labels()
-        )
+        names = dict(model=oracle.network(), world_size=2, dataset=images_and_labels())
+        names["InitProcessGroupKwargs"] = InitProcessGroupKwargs
+        results[name] = trained("accelerate", folder, [ON_CPU, *changes], **names)
         AcceleratorState._reset_state(reset_partial_state=True)
     results["fillings"] = fillings("accelerate", hand_to_accelerator)
     return results
@@ -294,6 +312,7 @@ def in_lightning(folder):
 
     # Lightning lets DeepSpeed run on CUDA only, though nothing else in its strategy asks for a GPU.
     DeepSpeedStrategy.setup_environment = DDPStrategy.setup_environment
+    DeepSpeedStrategy.root_device = torch.device("cpu", 0)  # DeepSpeed is given its index
     module._validate_device_index_selection = lambda devices: None
     start_processes()
     results = {"lbsgd": reference(folder)}
@@ -338,6 +357,6 @@ def in_timm(folder):
 
 
 def test_the_loop_of_timms_script_trains_the_same(tmp_path):
-    results = in_processes(2, in_timm, str(with_json(tmp_path, config_of())))
+    results = in_processes(2, in_timm, str(with_json(tmp_path, config_of(base_lr=0.005))))
     assert_same(results)
     assert_other(results, TIMM_MISTAKES)

@@ -43,7 +43,7 @@ class InLibrary:
     plain="error",
     why="DeepSpeed works the number of passes out where it is left out. transformers and accelerate write 1 into the "
     "file instead, and DeepSpeed then refuses it unless train_batch_size is micro batch x processes. With --for "
-    "transformers or accelerate:",
+    "transformers or accelerate.",
     fix=WRITE_IT,
     example={"gradient_accumulation_steps": None},
 )
@@ -62,7 +62,7 @@ def passes_left_out(use: InLibrary) -> Iterator[Hit]:
     lbsgd="error",
     plain="error",
     why="Lightning puts accumulate_grad_batches of its Trainer into the file, and refuses a file that has a number. "
-    "With --for lightning:",
+    "With --for lightning.",
     fix="delete the key, and give Trainer(accumulate_grad_batches=...)",
     example={"gradient_accumulation_steps": 32},
 )
@@ -77,7 +77,7 @@ def passes_given(use: InLibrary) -> Iterator[Hit]:
     lbsgd="error",
     plain="error",
     why="DeepSpeed takes a missing block for stage 0. transformers and accelerate refuse the file. With --for "
-    "transformers or accelerate:",
+    "transformers or accelerate.",
     fix='write "zero_optimization": {"stage": 0}',
     example={"zero_optimization": None},
 )
@@ -92,7 +92,7 @@ def no_zero_block(use: InLibrary) -> Iterator[Hit]:
     lbsgd="error",
     plain="error",
     why="transformers and accelerate fill in the keys that repeat arguments of theirs. Any other, and every key in "
-    "Lightning and DeepSpeed itself, reaches DeepSpeed as the word. With any library:",
+    "Lightning and DeepSpeed itself, reaches DeepSpeed as the word. With any library.",
     fix="write the value",
     example={"zero_optimization": {"allgather_bucket_size": "auto"}},
 )
@@ -108,7 +108,7 @@ def unfilled(use: InLibrary) -> Iterator[Hit]:
     lbsgd="warning",
     plain="note",
     why='A key on "auto" takes a library\'s argument, and that has a default of its own: gradients are clipped at 1.0, '
-    "which the paper does not do, and transformers' learning rate is 5e-05. With --for transformers or accelerate:",
+    "which the paper does not do, and transformers' learning rate is 5e-05. With --for transformers or accelerate.",
     fix="write the number, so that another argument is refused instead of taken",
     example={"gradient_clipping": "auto"},
 )
@@ -124,7 +124,7 @@ def becomes_a_default(use: InLibrary) -> Iterator[Hit]:
     lbsgd="error",
     plain="warning",
     why="These sizes are worked out from model.config.hidden_size or hidden_sizes. A network of torchvision or timm "
-    "has none, and is refused. With --for transformers or accelerate:",
+    "has none, and is refused. With --for transformers or accelerate.",
     fix="write a number, such as 6000000",
     example={"zero_optimization": {"reduce_bucket_size": "auto"}},
 )
