@@ -260,8 +260,8 @@ ON_CPU = ("**needs.arguments)", "**needs.arguments, kwargs_handlers=[InitProcess
 
 
 def in_accelerate(folder):
-    from accelerate.utils import InitProcessGroupKwargs
     from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
 
     start_processes()
     results = {"lbsgd": reference(folder)}
