@@ -1,13 +1,20 @@
-"""`lbsgd config --from FILE --for LIBRARY` and `lbsgd check --for LIBRARY FILE`, without the libraries themselves."""
+"""`lbsgd config --from FILE --for LIBRARY`, `lbsgd check --for LIBRARY FILE`, and parts, without the libraries."""
 
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_codes import merged
+from test_engine import recipe
 from test_reuse import BLOCKS
+from torch import nn
 
+import lbsgd
+from lbsgd import LargeMinibatchTrainer
+from lbsgd.algorithm.schedule import learning_rate
+from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.commands.main import main
 from lbsgd.config.checks.inspect import Inspection, findings_of, inspect
 from lbsgd.config.json_file import read_json, write_json
@@ -190,3 +197,98 @@ def test_a_folder_is_checked_for_a_library_too(tmp_path, capsys):
     assert main(["check", "--for", "accelerate", "--json", str(tmp_path)]) == 1
     found = json.loads(capsys.readouterr().out)["files"][0]["findings"]
     assert [each["code"] for each in found] == ["L03", "L07"]
+
+
+# --- the parts, without a library ------------------------------------------------------------------------------------
+
+
+class BareTrainer:
+    """As much of transformers.Trainer as the mixin builds on."""
+
+    def __init__(self, model, args, train_dataset):
+        self.model, self.args, self.train_dataset = model, args, train_dataset
+        self.optimizer, self.state, self.data_collator = None, SimpleNamespace(global_step=0), None
+
+    def training_step(self):
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+
+class OurTrainer(LargeMinibatchTrainer, BareTrainer):
+    pass
+
+
+def trainer(**changed):
+    plan = Plan.read(recipe(), 1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    arguments = needs_of(plan, "transformers", parts=True).arguments | changed
+    loading = dict(dataloader_num_workers=0, dataloader_pin_memory=False)
+    return OurTrainer(model, SimpleNamespace(**arguments, **loading), range(plan.num_images), plan=plan)
+
+
+def test_an_update_that_overflow_skipped_shifts_no_later_learning_rate_of_the_trainers():
+    ours = trainer()
+    ours.create_optimizer()
+    scheduler = ours.create_scheduler(num_training_steps=20)
+    schedule = ours.plan.schedule
+    assert ours.training_step() == [learning_rate(0, schedule)] * 2
+    ours.optimizer.step(), scheduler.step()
+    ours.state.global_step = 4  # it counted three updates for which it did not step the scheduler
+    assert ours.training_step() == [learning_rate(4, schedule)] * 2 != [learning_rate(1, schedule)] * 2
+    assert scheduler.get_last_lr() == [learning_rate(4, schedule)] * 2
+
+
+def test_each_training_of_the_trainer_begins_without_momentum():
+    ours = trainer()
+    first = ours.create_optimizer()
+    assert ours.create_optimizer() is first
+    ours.optimizer = None  # so it is when train() is called again
+    assert ours.create_optimizer() is not first
+    assert ours.create_scheduler(num_training_steps=20).optimizer is ours.optimizer
+
+
+def test_the_loader_takes_the_epoch():
+    ours = trainer()
+    ours.data_collator = list
+    loader = ours.get_train_dataloader()
+    first = [image for batch in loader for image in batch]
+    loader.set_epoch(1)
+    second = [image for batch in loader for image in batch]
+    assert first == epoch_order(len(first), 0, 0).tolist() and second == epoch_order(len(first), 0, 1).tolist()
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [("gradient_accumulation_steps", 2), ("per_device_train_batch_size", 4), ("max_grad_norm", 1.0), ("fp16", True)],
+)
+def test_arguments_that_are_not_the_plans_are_refused_before_training(name, value):
+    with pytest.raises(ConfigError, match=f"^TrainingArguments has {name}={value}; the plan needs {name}="):
+        trainer(**{name: value}).create_optimizer()
+
+
+def test_fewer_epochs_do_not_move_the_schedule():
+    trainer(num_train_epochs=1).create_optimizer()
+
+
+def test_data_of_another_size_are_refused():
+    ours = trainer()
+    ours.train_dataset = range(100)
+    with pytest.raises(ConfigError, match="^train_dataset has 100 images and the plan 128"):
+        ours.create_optimizer()
+
+
+def test_parts_are_for_the_processes_that_are_there():
+    with pytest.raises(
+        ConfigError, match="^the plan is for 2 processes, and torch.distributed knows of 1; read the plan"
+    ):
+        lbsgd.parts_for(nn.BatchNorm2d(3), Plan.read(recipe(), 2))
+
+
+def test_parts_follow_the_plan():
+    config = recipe(momentum={"form": "lr_inside", "correction": False}, micro_batch=16)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    plan = Plan.read(config, 1)
+    optimizer, scheduler, sampler = lbsgd.parts_for(model, plan)
+    assert (optimizer.form, optimizer.correction) == ("lr_inside", False)
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
+    assert (model[1].per_worker_batch, model[1].passes) == (8, 4) and len(sampler) == 8
+    assert scheduler.schedule == plan.schedule and sampler.sampler is sampler
