@@ -9,6 +9,11 @@ from typing import TYPE_CHECKING
 _HOMES = {
     "initialize": "train.engine",
     "LinearScalingWarmupLR": "train.engine",
+    "Parts": "train.parts",
+    "parts_for": "train.parts",
+    "LargeMinibatchTrainer": "train.hugging_face",
+    "Needs": "config.libraries.needs",
+    "needs_of": "config.libraries.needs",
     "Plan": "config.plan",
     "Overrides": "config.overrides",
     "Schedule": "algorithm.schedule",
@@ -44,11 +49,16 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says tha
     from lbsgd.algorithm.shuffle import epoch_order as epoch_order
     from lbsgd.algorithm.shuffle import rank_batches as rank_batches
     from lbsgd.algorithm.torch_scheduler import LargeMinibatchLR as LargeMinibatchLR
+    from lbsgd.config.libraries.needs import Needs as Needs
+    from lbsgd.config.libraries.needs import needs_of as needs_of
     from lbsgd.config.overrides import Overrides as Overrides
     from lbsgd.config.plan import Plan as Plan
     from lbsgd.data.ffcv_loader import SharedShuffleOrder as SharedShuffleOrder
     from lbsgd.train.engine import LinearScalingWarmupLR as LinearScalingWarmupLR
     from lbsgd.train.engine import initialize as initialize
+    from lbsgd.train.hugging_face import LargeMinibatchTrainer as LargeMinibatchTrainer
+    from lbsgd.train.parts import Parts as Parts
+    from lbsgd.train.parts import parts_for as parts_for
 else:  # hidden from type checkers, which would let any misspelt name pass
 
     def __getattr__(name: str) -> object:

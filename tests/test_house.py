@@ -135,6 +135,11 @@ def test_one_module_imports_deepspeed_one_ffcv_and_one_timm(library, door):
     assert doors == {door}
 
 
+def test_no_module_imports_the_libraries_that_it_serves():
+    served = {"transformers", "accelerate", "lightning", "pytorch_lightning"}
+    assert not [name for name, targets in ARROWS.items() if served & {target.split(".")[0] for target in targets}]
+
+
 def test_at_most_six_files_lie_beside_the_folders_and_no_room_is_over_250_lines():
     assert len([name for name in ROOMS if name.count(".") == 1]) <= 6
     long = {name: lines for name, path in ROOMS.items() if (lines := len(path.read_text().splitlines())) > 250}

@@ -71,6 +71,11 @@ def test_the_pages_blocks_are_all_there():
         "overlay",
         "shared_shuffle_sampler",
         "shared_shuffle_order",
+        "for_library",
+        "transformers",
+        "accelerate",
+        "lightning",
+        "timm",
     }
 
 

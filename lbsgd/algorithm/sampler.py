@@ -56,6 +56,11 @@ class SharedShuffleSampler(Sampler[list[int]]):
         batches = rank_batches(order, first_iteration=first_iteration, **self.cut)
         self.batches = batches.reshape(-1, self.cut["micro_batch"])
 
+    @property
+    def sampler(self) -> SharedShuffleSampler:
+        """Return itself: Lightning tells the epoch to a batch sampler's sampler, not to the batch sampler."""
+        return self
+
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches.tolist())
 

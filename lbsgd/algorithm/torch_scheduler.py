@@ -34,7 +34,11 @@ class LargeMinibatchLR(LRScheduler):
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.last_epoch = state_dict["last_epoch"]
+        self.move_to(state_dict["last_epoch"])
+
+    def move_to(self, iteration: int) -> None:
+        """Give the optimizer the learning rate of update `iteration`, whatever came before."""
+        self.last_epoch = iteration
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
             group["lr"] = lr

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 from lbsgd.config.checks.finding import SEVERITIES, Finding
 from lbsgd.config.checks.inspect import Inspection, inspect
+from lbsgd.config.libraries.arguments import Library
+from lbsgd.config.libraries.inspect import in_library
 from lbsgd.errors import ConfigError
 from lbsgd.units import counted
 
@@ -21,11 +23,13 @@ Line = list[tuple[str, str]]  # its parts, each with rich's style
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-def check_files(files: Sequence[str], as_json: bool = False, fix: bool = False) -> int:
-    """Print the findings of files and folders; return 1 if there are errors, else 0."""
+def check_files(files: Sequence[str], as_json: bool = False, fix: bool = False, library: Library | None = None) -> int:
+    """Print the findings of files and folders, in a library's hands if one is given; return 1 if there are errors."""
     if not files:
         raise ConfigError("lbsgd check: name a DeepSpeed JSON or a folder of them, or a code with --explain")
     inspections = [inspect(file, fix) for given in files for file in in_folder(given)]
+    if library:
+        inspections = [in_library(each, library) for each in inspections]
     if as_json:
         print(json.dumps(as_dict(inspections), indent=2))
     else:

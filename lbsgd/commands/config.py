@@ -1,27 +1,38 @@
-"""`lbsgd config`: write a complete, checked DeepSpeed JSON for a global batch, or the paper's whole grid of them."""
+"""`lbsgd config`: write a complete, checked DeepSpeed JSON for a global batch or another library, or the whole grid."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
 from lbsgd.commands.flag_types import PRECISIONS, add_settings, positive
+from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lbsgd.config.overrides import Overrides
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--global_batch", type=positive, metavar="KN", help="images per update, kn")
+    add(
+        "--from", dest="source", metavar="FILE", help="instead, with --for, start from this JSON; other flags change it"
+    )
+    add("--for", dest="library", choices=LIBRARIES, help="write the JSON that this library needs on --gpus N")
+    add("--parts", action="store_true", help="with --for: leave optimizer and schedule to lbsgd.parts_for in the code")
     add("--gpus", type=positive, metavar="N", help="choose the micro batch for N GPUs (default: one GPU per worker, k)")
     add("--micro_batch", type=positive, metavar="N", help="images per GPU and pass (default: its share, at most 256)")
-    add("--precision", choices=PRECISIONS, help="(default: fp16, of a detector fp32)")
-    add("--zero_stage", type=int, choices=(0, 1, 2), help="(default: 1 in fp16, else 0)")
+    add("--precision", choices=PRECISIONS, help="(default: fp16, of a detector fp32, or that of --from)")
+    add("--zero_stage", type=int, choices=(0, 1, 2), help="(default: 1 in fp16, else 0, or that of --from)")
     add("--detection", action="store_true", help="Mask R-CNN on COCO, in place of a classifier on ImageNet")
-    images = f"training images (default: ImageNet's {IMAGENET_IMAGES}, of a detector COCO's {COCO_IMAGES})"
-    add("--num_images", type=positive, metavar="N", help=images)
-    add("--epochs", type=positive, metavar="N", help=f"(default: {EPOCHS}; detectors are counted in iterations)")
+    images = f"default: ImageNet's {IMAGENET_IMAGES}, of a detector COCO's {COCO_IMAGES}, or those of --from"
+    add("--num_images", type=positive, metavar="N", help=f"training images ({images})")
+    epochs = f"(default: {EPOCHS}, or those of --from; detectors are counted in iterations)"
+    add("--epochs", type=positive, metavar="N", help=epochs)
     add_settings(command)
     add("--output", metavar="FILE", help="write the JSON into this file (default: print it)")
     add("--all", metavar="DIR", help="instead, write the paper's whole grid and its README into a folder")
@@ -36,6 +47,8 @@ def run(given: argparse.Namespace) -> int:
         write_grid(Path(given.all), generated)
         print(f"{given.all}: the paper's grid and its README.md")
         return 0
+    if given.source or given.library or given.parts:
+        return for_library(given)
     if not given.global_batch:
         raise ConfigError("lbsgd config: say how many images an update takes, such as --global_batch 8192")
     config = config_of(given)
@@ -45,6 +58,42 @@ def run(given: argparse.Namespace) -> int:
     else:
         print(format_json(config))
     return 0
+
+
+def for_library(given: argparse.Namespace) -> int:
+    """Write what a library needs to train a JSON of ours; its own arguments go to the screen, beside the JSON."""
+    from lbsgd.config.json_file import format_json, write_json
+    from lbsgd.config.libraries.needs import needs_of
+    from lbsgd.config.plan import Plan
+
+    if not (given.source and given.library and given.gpus):
+        raise ConfigError(
+            "lbsgd config: --from and --for go with each other and with --gpus, such as --from ds_configs/8k.json "
+            "--for transformers --gpus 8"
+        )
+    plan = Plan.read(given.source, given.gpus, given.num_images, overrides_of(given))
+    needs = needs_of(plan, given.library, given.parts)
+    if given.output:
+        write_json(given.output, needs.config)
+        print(needs.text(given.output))
+    else:
+        print(format_json(needs.config))
+        print(needs.text("FILE"), file=sys.stderr)  # so that `> FILE` takes the JSON alone
+    return 0
+
+
+def overrides_of(given: argparse.Namespace) -> Overrides:
+    """Return the flags that change a JSON; those that have no flag of a recipe's become settings."""
+    from lbsgd.config.overrides import Overrides
+
+    named = {"lbsgd.epochs": given.epochs, "zero_optimization.stage": given.zero_stage}
+    settings = tuple(f"{key}={value}" for key, value in named.items() if value is not None)
+    return Overrides(
+        global_batch=given.global_batch,
+        micro_batch=given.micro_batch,
+        precision=given.precision,
+        settings=(*settings, *given.settings),
+    )
 
 
 def generated(arguments: list[str]) -> dict[str, Any]:

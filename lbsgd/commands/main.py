@@ -15,6 +15,7 @@ import sys
 
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
 from lbsgd.commands import config, plan, report, reproduce
+from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.errors import LbsgdError, print_error
 from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 
@@ -70,6 +71,7 @@ def check_arguments(command: argparse.ArgumentParser) -> None:
     add("files", nargs="*", metavar="FILE", help="DeepSpeed JSONs, with or without an lbsgd block, or folders of them")
     add("--json", action="store_true", help="print the findings as JSON, for machines")
     add("--fix", action="store_true", help="write what can be corrected back into the file, and say what changed")
+    add("--for", dest="library", choices=LIBRARIES, help="find what would clash in this library")
     add(
         "--explain", metavar="CODE", help="print why a code such as D12 hurts, an example and the fix; `all` prints all"
     )
@@ -81,4 +83,4 @@ def run_check(given: argparse.Namespace) -> int:
 
     if given.explain:
         return print_explanation(given.explain, as_markdown=given.markdown)
-    return check_files(given.files, as_json=given.json, fix=given.fix)
+    return check_files(given.files, as_json=given.json, fix=given.fix, library=given.library)

@@ -59,6 +59,8 @@ not meant; a note is good to know. A dash means that the rule does not apply.
 Every example triggers its own code and no other. It is laid over a file in the manner of a JSON merge patch: blocks are
 merged, `null` deletes a key. The file is `ds_configs/8k.json` where the rule applies beside an `lbsgd` block, else
 `{"train_batch_size": 256, "gradient_clipping": 0.0}`. (A plain optimizer block always brings the note D55 as well.)
+Codes that begin with L are looked for with `--for LIBRARY` only. Their examples are laid over the file that
+`lbsgd config --from ds_configs/8k.json --for LIBRARY --gpus 8` writes.
 """
 
 

@@ -24,6 +24,7 @@ from lbsgd.config.checks import (
 from lbsgd.config.checks.finding import Finding
 from lbsgd.config.checks.rule import Kind, Rule, findings_by
 from lbsgd.config.checks.subject import Document, Planned
+from lbsgd.config.libraries import clashes
 
 GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "The file": strictness.RULES,
@@ -40,6 +41,7 @@ GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "Intents that the paper measured as worse": deviations.RULES,
     "Detectors": detection.RULES,
     "Processes and data": (*fit.RULES, *fit.PASSES_RULES),
+    "In another library (`--for`)": clashes.RULES,
 }
 CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for rule in rules}
 

@@ -1,0 +1,88 @@
+"""The arguments of each library that repeat numbers of a DeepSpeed JSON, and so must agree with them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, get_args
+
+from lbsgd.config.keypath import get
+from lbsgd.errors import ConfigError
+
+Library = Literal["transformers", "accelerate", "lightning", "deepspeed"]
+LIBRARIES: tuple[Library, ...] = get_args(Library)
+
+# The class of each library that takes them.
+CALLS: dict[Library, str] = {
+    "transformers": "TrainingArguments",
+    "accelerate": "Accelerator",
+    "lightning": "Trainer",
+    "deepspeed": "",
+}
+
+# TrainingArguments' names of the JSON's numbers. transformers refuses a file that says otherwise.
+TRAINING_ARGUMENTS = {
+    "per_device_train_batch_size": "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "max_grad_norm": "gradient_clipping",
+    "learning_rate": "optimizer.params.lr",
+    "weight_decay": "optimizer.params.weight_decay",
+    "adam_epsilon": "optimizer.params.eps",
+    "warmup_steps": "scheduler.params.warmup_num_steps",
+}
+HALF_PRECISIONS = ("fp16", "bf16")
+
+
+def require_library(library: str) -> None:
+    """Raise ConfigError for a library that is none of these."""
+    if library not in LIBRARIES:
+        raise ConfigError(f"{library!r} is none of the libraries {', '.join(LIBRARIES)}")
+
+
+def arguments_of(config: Mapping[str, Any], library: Library) -> dict[str, Any]:
+    """Return the arguments that must be the JSON's numbers; those that the file leaves out, or to "auto", are free."""
+    return {"transformers": training_arguments, "accelerate": accelerator, "lightning": trainer, "deepspeed": nothing}[
+        library
+    ](config)
+
+
+def training_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of transformers' TrainingArguments."""
+    values = {name: get(config, key) for name, key in TRAINING_ARGUMENTS.items()}
+    betas = get(config, "optimizer.params.betas")
+    if isinstance(betas, list) and len(betas) == 2:
+        values |= {"adam_beta1": betas[0], "adam_beta2": betas[1]}
+    # Without the key DeepSpeed does not clip, whatever max_grad_norm says; 0 says so.
+    values["max_grad_norm"] = get(config, "gradient_clipping", 0.0)
+    return given(values | {name: get(config, f"{name}.enabled", False) for name in HALF_PRECISIONS})
+
+
+def accelerator(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of accelerate's Accelerator."""
+    passes = get(config, "gradient_accumulation_steps")
+    return given({"gradient_accumulation_steps": passes, "mixed_precision": half_precision(config)})
+
+
+def trainer(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of lightning's Trainer."""
+    names = {"fp16": "16-mixed", "bf16": "bf16-mixed", "no": "32-true"}
+    return given({"precision": names.get(half_precision(config))})
+
+
+def nothing(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return none: DeepSpeed's own arguments repeat nothing of the JSON."""
+    return {}
+
+
+def half_precision(config: Mapping[str, Any]) -> str:
+    """Return fp16 or bf16 where one of these blocks is on, "auto" where the library chooses, else "no".
+
+    "no" under torch_autocast, too, which needs no argument; with one, a bf16 block would come beside it.
+    """
+    values = {name: get(config, f"{name}.enabled", False) for name in HALF_PRECISIONS}
+    on = [name for name, value in values.items() if value is True]
+    return on[0] if on else "auto" if "auto" in values.values() else "no"
+
+
+def given(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values that a file gives as such."""
+    return {name: value for name, value in values.items() if value is not None and value != "auto"}

@@ -1,0 +1,71 @@
+"""The values "auto" that Hugging Face's libraries replace before DeepSpeed sees the JSON, and by what."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lbsgd.config.libraries.arguments import Library
+
+# From model.config.hidden_size, or the largest of hidden_sizes.
+FROM_HIDDEN_SIZE = frozenset(
+    f"zero_optimization.{name}"
+    for name in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
+)
+_BOTH = FROM_HIDDEN_SIZE | {
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "optimizer.params.lr",
+    "optimizer.params.weight_decay",
+    "scheduler.params.warmup_min_lr",
+    "scheduler.params.warmup_max_lr",
+    "scheduler.params.warmup_num_steps",
+    "scheduler.params.total_num_steps",
+    "fp16.enabled",
+    "bf16.enabled",
+    # accelerate's DeepSpeedPlugin, which transformers builds as well
+    "zero_optimization.stage",
+    "zero_optimization.offload_optimizer.device",
+    "zero_optimization.offload_optimizer.nvme_path",
+    "zero_optimization.offload_param.device",
+    "zero_optimization.offload_param.nvme_path",
+    "zero_optimization.stage3_gather_16bit_weights_on_model_save",
+}
+FILLED: dict[Library, frozenset[str]] = {
+    "transformers": _BOTH | {"optimizer.params.betas", "optimizer.params.eps"},
+    "accelerate": _BOTH,
+    "lightning": frozenset(),
+    "deepspeed": frozenset(),
+}
+
+# What they become where the user says nothing else, as far as training depends on it.
+DEFAULTS: dict[Library, dict[str, str]] = {
+    "transformers": {
+        "gradient_clipping": "max_grad_norm, by default 1.0",
+        "optimizer.params.lr": "learning_rate, by default 5e-05",
+        "optimizer.params.weight_decay": "weight_decay, by default 0.0",
+        "scheduler.params.warmup_min_lr": "0, so the first updates hardly move a weight",
+        "scheduler.params.warmup_max_lr": "learning_rate, by default 5e-05",
+        "scheduler.params.warmup_num_steps": "warmup_steps, by default no warmup",
+    },
+    "accelerate": {
+        "gradient_clipping": "1.0",
+        "zero_optimization.stage": "2",
+        "optimizer.params.lr": "DummyOptim's lr, by default 0.001",
+        "optimizer.params.weight_decay": "DummyOptim's weight_decay, by default 0",
+        "scheduler.params.warmup_min_lr": "0, so the first updates hardly move a weight",
+        "scheduler.params.warmup_max_lr": "DummyOptim's lr, by default 0.001",
+        "scheduler.params.warmup_num_steps": "DummyScheduler's warmup_num_steps, by default no warmup",
+    },
+}
+
+
+def automatic_keys(value: Any, path: str = "") -> Iterator[str]:
+    """Yield the key paths of all values "auto", but for the lbsgd block's and the one that DeepSpeed itself knows."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from automatic_keys(inner, f"{path}.{key}" if path else key)
+    elif value == "auto" and not path.startswith("lbsgd.") and path != "data_types.keep_in_fp32_modules":
+        yield path

@@ -1,0 +1,118 @@
+"""What a library of others needs to train a plan: its DeepSpeed JSON, and the arguments of its own beside it.
+
+Tried with transformers 5.24.0, accelerate 1.15.0, lightning 2.6.6 and DeepSpeed 0.19.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lbsgd.config.keypath import put
+from lbsgd.config.libraries.arguments import CALLS, Library, arguments_of, require_library
+from lbsgd.config.plan import Plan
+
+FROM_PARTS = ("optimizer", "scheduler", "lbsgd")  # the parts in the code take their place
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a library needs for a plan.
+
+    config       the DeepSpeed JSON that it is given
+    call         the class of its own that takes `arguments`, by keyword; empty where there is none
+    remarks      lines to know besides
+    """
+
+    config: dict[str, Any]
+    call: str
+    arguments: dict[str, Any]
+    remarks: tuple[str, ...] = ()
+
+    def text(self, file: str) -> str:
+        """Return the call as a user types it, with the JSON's name in it, and the remarks as comments."""
+        given = {**FILE_ARGUMENT.get(self.call, {}), **{name: repr(value) for name, value in self.arguments.items()}}
+        lines = [f"    {name}={value},".replace("FILE", repr(file)) for name, value in given.items()]
+        call = [f"{self.call}(", *lines, ")"] if self.call else []
+        return "\n".join([*call, *(f"# {remark}" for remark in self.remarks)])
+
+
+# Where each call takes the JSON.
+FILE_ARGUMENT = {
+    "TrainingArguments": {"deepspeed": "FILE"},
+    "Accelerator": {"deepspeed_plugin": "DeepSpeedPlugin(hf_ds_config=FILE)"},
+    "Trainer": {"strategy": "DeepSpeedStrategy(config=FILE)"},
+}
+
+
+def needs_of(plan: Plan, library: Library, parts: bool = False) -> Needs:
+    """Return what a library needs for a plan on its number of processes.
+
+    Without parts the JSON works where lbsgd is not installed, with DeepSpeed's own optimizer and warmup. With parts,
+    optimizer and schedule come from `parts_for` or `LargeMinibatchTrainer`, and the JSON leaves them to the code.
+    Raises ConfigError for an unknown library.
+    """
+    require_library(library)
+    config = {key: value for key, value in plan.config.items() if not parts or key not in FROM_PARTS}
+    put(config, "gradient_accumulation_steps", plan.accumulation_steps)
+    arguments = arguments_of(config, library)
+    if library == "lightning":  # which writes them itself, and refuses a JSON that has them
+        arguments["accumulate_grad_batches"] = config.pop("gradient_accumulation_steps")
+    if parts:
+        arguments |= FOR_PARTS.get(library, {})
+    if library in EPOCHS:
+        arguments[EPOCHS[library]] = plan.recipe.epochs
+    remarks = WITH_PARTS[library] if parts else ALONE[library] + missing(plan)
+    return Needs(in_order(config), CALLS[library], arguments, remarks)
+
+
+def in_order(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a JSON with the number of passes beside the batch sizes."""
+    first = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
+    return {key: config[key] for key in (*first, *config) if key in config}
+
+
+def missing(plan: Plan) -> tuple[str, ...]:
+    """Say what of a plan no JSON can say to DeepSpeed's own optimizer and scheduler."""
+    lost = ["batch norm over n images", "no weight decay on batch norm", "the one shuffle"]
+    if plan.schedule.decay_iterations:
+        lost.insert(0, "the decay of the learning rate")
+    return (f"not in a JSON alone: {', '.join(lost)} (--parts, docs/in_your_project.md)",)
+
+
+# With DDP in DeepSpeed's place, process 0's running statistics would overwrite the others' in each pass. Lightning
+# would deal out the images a second time, to processes that have their own share already.
+FOR_PARTS: dict[str, dict[str, Any]] = {
+    "transformers": {"ddp_broadcast_buffers": False},
+    "lightning": {"use_distributed_sampler": False},
+}
+EPOCHS = {"transformers": "num_train_epochs", "lightning": "max_epochs"}
+
+ALONE: dict[str, tuple[str, ...]] = {
+    "transformers": ("Trainer(optimizers=...) is not used: optimizer and scheduler are the JSON's",),
+    "accelerate": (
+        "optimizer = DummyOptim(model.parameters()); scheduler = DummyScheduler(optimizer): both are the JSON's",
+        "DataLoader(dataset, batch_size=train_micro_batch_size_per_gpu, drop_last=True), as each process takes it",
+    ),
+    "lightning": (
+        "configure_optimizers is not called: optimizer and scheduler are the JSON's",
+        "return loss * trainer.accumulate_grad_batches from training_step: both Lightning and DeepSpeed divide by it",
+    ),
+    "deepspeed": ("deepspeed.initialize(model=model, model_parameters=model.parameters(), config=FILE)",),
+}
+WITH_PARTS: dict[str, tuple[str, ...]] = {
+    "transformers": (
+        "class Trainer(lbsgd.LargeMinibatchTrainer, transformers.Trainer): ...  # Trainer(plan=plan, ...)",
+    ),
+    "accelerate": (
+        "prepare model and optimizer of lbsgd.parts_for, not its scheduler: a prepared one steps once per process",
+    ),
+    "lightning": (
+        "configure_optimizers returns optimizer and scheduler of lbsgd.parts_for, with interval step",
+        "return loss * trainer.accumulate_grad_batches from training_step: both Lightning and DeepSpeed divide by it",
+    ),
+    "deepspeed": (
+        "deepspeed.initialize(model=model, optimizer=parts.optimizer, config=FILE); lbsgd.initialize does all of it",
+    ),
+}

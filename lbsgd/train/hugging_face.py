@@ -1,0 +1,120 @@
+"""The paper's algorithm in Hugging Face's Trainer, through the methods that it offers to subclasses.
+
+    class Trainer(lbsgd.LargeMinibatchTrainer, transformers.Trainer): ...
+
+    trainer = Trainer(model=model, args=args, train_dataset=dataset, plan=plan)
+
+Nothing here imports transformers. Tried with 5.24.0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lbsgd.algorithm.batch_norm import agree_statistics
+from lbsgd.algorithm.sampler import SharedShuffleSampler
+from lbsgd.config.libraries.needs import needs_of
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
+from lbsgd.train.parts import Parts, parts_for
+
+
+class LargeMinibatchTrainer:
+    """Stands before transformers.Trainer among a class's bases and gives it the parts of a plan.
+
+    Batch norm is per worker (Sec. 2.3), γ and β do not decay, and momentum has the plan's form (Sec. 3, 5.1). Update t
+    takes learning_rate(t), also after an update that fp16 overflow skipped. All processes cut one shuffle per epoch
+    (Remark 4). The workers' statistics agree before an evaluation, a prediction and a save.
+
+    model         its forward takes the keys of a batch and returns the mean loss first, as the Trainer wants it
+    plan          a `Plan` for args.world_size processes and this train_dataset
+    args          TrainingArguments with `needs_of(plan, "transformers", parts=True).arguments`
+
+    Raises ConfigError where the arguments or the data are not the plan's, before training begins.
+    """
+
+    # What transformers.Trainer gives; only annotated, because nothing here imports it.
+    args: Any
+    model: nn.Module
+    optimizer: torch.optim.Optimizer | None
+    lr_scheduler: Any
+    state: Any
+    train_dataset: Any
+    data_collator: Any
+
+    def __init__(self, *args: Any, plan: Plan, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.plan = plan
+        self._parts: Parts | None = None
+
+    @property
+    def parts(self) -> Parts:
+        """The plan's optimizer, scheduler and sampler for this model; its batch norms are converted on first use."""
+        if self._parts is None:
+            self._require_the_plans_numbers()
+            self._parts = parts_for(self.model, self.plan)
+        return self._parts
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:  # so it is whenever train() begins: no momentum of an earlier run
+            self._parts = None
+            self.optimizer = self.parts.optimizer
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
+        self.lr_scheduler = self.parts.scheduler
+        return self.lr_scheduler
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        return _EpochLoader(
+            self.train_dataset,
+            batch_sampler=self.parts.sampler,
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        # The Trainer steps no scheduler after an update that overflow skipped, but counts the update.
+        self.parts.scheduler.move_to(self.state.global_step)
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
+        return loss
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        agree_statistics(self.model)
+        return super().evaluate(*args, **kwargs)  # type: ignore[misc]
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        agree_statistics(self.model)
+        return super().predict(*args, **kwargs)  # type: ignore[misc]
+
+    def save_model(self, *args: Any, **kwargs: Any) -> Any:
+        agree_statistics(self.model)
+        return super().save_model(*args, **kwargs)  # type: ignore[misc]
+
+    def _require_the_plans_numbers(self) -> None:
+        """Raise ConfigError where the Trainer would train another global batch, or other data, than the plan."""
+        needed = needs_of(self.plan, "transformers", parts=True).arguments
+        needed.pop("num_train_epochs")  # fewer do not move the schedule
+        for name, wanted in needed.items():
+            given = getattr(self.args, name)
+            if given != wanted:
+                raise ConfigError(f"TrainingArguments has {name}={given!r}; the plan needs {name}={wanted!r}")
+        if len(self.train_dataset) != self.plan.num_images:
+            raise ConfigError(
+                f"train_dataset has {len(self.train_dataset)} images and the plan {self.plan.num_images}; give "
+                "Plan.read the size of the data"
+            )
+
+
+class _EpochLoader(DataLoader[Any]):
+    """A DataLoader that tells its batch sampler the epoch, which the Trainer announces to loaders only."""
+
+    def set_epoch(self, epoch: int) -> None:
+        sampler = self.batch_sampler
+        assert isinstance(sampler, SharedShuffleSampler)
+        sampler.set_epoch(epoch)

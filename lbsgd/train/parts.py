@@ -1,0 +1,61 @@
+"""The parts of the algorithm for a training loop that has no engine of ours: one call gives all that go together.
+
+    plan = lbsgd.Plan.read("ds_configs/8k.json", world_size, len(dataset))
+    parts = lbsgd.parts_for(model, plan)
+    loader = DataLoader(dataset, batch_sampler=parts.sampler)
+
+docs/in_your_project.md shows it in Accelerate, Lightning and timm.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch.distributed as dist
+from torch import nn
+
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.sampler import SharedShuffleSampler
+from lbsgd.algorithm.sgd import MomentumCorrectedSGD
+from lbsgd.algorithm.torch_scheduler import LargeMinibatchLR
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
+from lbsgd.train.inputs import build_optimizer
+
+
+class Parts(NamedTuple):
+    """What a loop takes beside its model, whose batch norms are per worker now (Sec. 2.3).
+
+    optimizer    SGD in the plan's form of momentum (Sec. 3), γ and β in a group without weight decay (Sec. 5.1)
+    scheduler    warmup and decay (Sec. 2.2, 5.1); one step per update, whatever the number of processes
+    sampler      this process's micro batches, accumulation_steps per update (Remark 4); set_epoch before each epoch
+    """
+
+    optimizer: MomentumCorrectedSGD
+    scheduler: LargeMinibatchLR
+    sampler: SharedShuffleSampler
+
+
+def parts_for(model: nn.Module, plan: Plan) -> Parts:
+    """Convert a model's batch norms in place and return the other parts that a plan asks for.
+
+    Call it once the processes have met and before the model is wrapped: the sampler takes this process's rank from
+    torch.distributed. Raises ConfigError for a number of processes that is not the plan's, and ValueError for a batch
+    norm of anyone else's.
+    """
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if world_size != plan.world_size:
+        raise ConfigError(
+            f"the plan is for {plan.world_size} processes, and torch.distributed knows of {world_size}; read the plan "
+            "for these, or let the processes meet first"
+        )
+    norm = plan.recipe.batch_norm
+    sampler = SharedShuffleSampler(
+        plan.num_images,
+        global_batch=plan.global_batch,
+        micro_batch=plan.micro_batch,
+        seed=plan.recipe.seed,
+    )
+    convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope)
+    optimizer = build_optimizer(model, plan)
+    return Parts(optimizer, LargeMinibatchLR(optimizer, plan.schedule), sampler)

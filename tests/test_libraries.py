@@ -1,0 +1,362 @@
+"""The blocks of docs/in_your_project.md in the real libraries: two processes train what lbsgd.initialize trains."""
+
+from types import SimpleNamespace
+
+import oracle
+import pytest
+import torch
+from oracle import BOUND, distance
+from processes import in_processes
+from test_engine import recipe
+from test_reuse import images_and_labels, run_block, with_json
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.utils.data import DataLoader, Dataset
+
+from lbsgd.config.keypath import get, put
+from lbsgd.config.libraries.automatic import FILLED, automatic_keys
+from lbsgd.train.engine import start_processes
+from lbsgd.train.engine_state import gather_state
+
+UPDATES = 6
+
+
+def config_of(base_lr=0.05):
+    """Six updates of two passes on two processes, a pass of two workers: four of warmup, then η, then a tenth of it."""
+    config = recipe(micro_batch=16)
+    config["lbsgd"] |= {"epochs": 3, "warmup": {"kind": "gradual", "epochs": 2}, "decay": {"epochs": [2.5]}}
+    config["lbsgd"]["linear_scaling"]["base_lr"] = base_lr
+    config["optimizer"]["params"]["lr"] = 8 * base_lr
+    ramp = {"warmup_min_lr": base_lr, "warmup_max_lr": 8 * base_lr, "warmup_num_steps": 4}
+    config["scheduler"]["params"] |= ramp
+    return config
+
+
+# Where the block's library keeps what it trains.
+ENGINES = {"transformers": "trainer.model_wrapped", "accelerate": "engine", "lightning": "trainer.model"}
+
+
+class Recorder:
+    """The learning rates that an optimizer really took, whoever called it."""
+
+    def __enter__(self):
+        self.lrs = []
+        self.hook = register_optimizer_step_pre_hook(self.note)
+        return self
+
+    def note(self, optimizer, arguments, keywords):
+        if isinstance(optimizer, torch.optim.SGD):
+            self.lrs.append([group["lr"] for group in optimizer.param_groups])
+
+    def __exit__(self, *error):
+        self.hook.remove()
+
+
+def trained(block, folder, without=(), **names):
+    """Run a block; return its model's state and the learning rates of its updates."""
+    with Recorder() as recorder:
+        names = run_block(block, folder, without, **names)
+    if block in ENGINES:
+        assert type(eval(ENGINES[block], names)).__name__ == "DeepSpeedEngine"
+    state = gather_state(names["engine"]).weights if block == "own_loop" else names["model"].state_dict()
+    return {name: tensor.clone() for name, tensor in state.items()}, recorder.lrs
+
+
+def reference(folder, build=oracle.network, size=6):
+    return trained("own_loop", folder, model=build(), dataset=images_and_labels(size))
+
+
+def floats(state, prefix=""):
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if "num_batches" not in name}
+
+
+def assert_same(results, prefix=""):
+    """On each process: learning rates, statistics and weights of the library's run are those of lbsgd.initialize."""
+    for ours, (state, lrs) in ((each["lbsgd"], each["library"]) for each in results):
+        assert len(lrs) == UPDATES and lrs == ours[1]
+        assert distance(floats(state, prefix), floats(ours[0])) < BOUND
+
+
+def assert_other(results, variants, prefix=""):
+    """A mistake would be seen."""
+    for variant in variants:
+        state, lrs = results[0][variant]
+        differs = distance(floats(state, prefix), floats(results[0]["lbsgd"][0]))
+        assert differs > 100 * BOUND or lrs != results[0]["lbsgd"][1], variant
+
+
+# --- what Hugging Face's libraries hand to DeepSpeed ------------------------------------------------------------------
+
+UNFILLED = ("zero_optimization.allgather_bucket_size", "scheduler.params.warmup_type", "optimizer.params.momentum")
+
+
+class HandedOver(Exception):
+    """Carries the JSON that DeepSpeed would have been given."""
+
+
+def handed_over(run):
+    """The JSON that a library gives to deepspeed.initialize, or what it says instead."""
+    import deepspeed
+
+    def initialize(**keywords):
+        raise HandedOver(keywords["config_params"])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(deepspeed, "initialize", initialize)
+        try:
+            run()
+        except HandedOver as handed:
+            return handed.args[0]
+        except ValueError as error:
+            return str(error)
+
+
+def automatic(keys):
+    """A JSON in which these keys are "auto"."""
+    config = {"optimizer": {"type": "AdamW", "params": {}}, "scheduler": {"type": "WarmupDecayLR", "params": {}}}
+    config["zero_optimization"] = {"stage": 2}
+    for key in keys:
+        put(config, key, "auto")
+    return config
+
+
+def fillings(library, run):
+    """What becomes of every key that should be filled in, all on "auto" together, and of others one by one."""
+    handed = handed_over(lambda: run(automatic(FILLED[library])))
+    return handed, {key: handed_over(lambda key=key: run(automatic([key]))) for key in UNFILLED}
+
+
+def assert_fillings(found):
+    filled, unfilled = found
+    assert isinstance(filled, dict), filled
+    assert list(automatic_keys(filled)) == []
+    assert get(filled, "gradient_clipping") == 1.0 and get(filled, "scheduler.params.warmup_min_lr") == 0
+    for key, said in unfilled.items():
+        assert f"`{key}` not found in kwargs" in said
+
+
+# --- transformers ----------------------------------------------------------------------------------------------------
+
+
+class WithLoss(nn.Module):
+    """A network as the Trainer wants it: the loss is the first of what its forward returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = oracle.network()
+
+    def forward(self, images, labels):
+        logits = self.network(images)
+        return {"loss": F.cross_entropy(logits.float(), labels), "logits": logits}
+
+
+class Named(Dataset):
+    """Images and labels under the names of that forward's arguments."""
+
+    def __init__(self):
+        self.pairs = images_and_labels()
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, index):
+        return dict(zip(("images", "labels"), self.pairs[index], strict=True))
+
+
+# On GPUs the backend is found; on CPUs Accelerate would believe that each process is alone.
+QUIET = (
+    "**needs.arguments)",
+    "**needs.arguments, ddp_backend='gloo', save_strategy='no', report_to=[], disable_tqdm=True)",
+)
+OWN_LOADER = {  # the Trainer's, which deals a random permutation of its own
+    "a plain Trainer": [("(lbsgd.LargeMinibatchTrainer, transformers.Trainer)", "(PlainTrainer)")],
+}
+
+
+def in_transformers(folder):
+    import transformers
+    from safetensors.torch import load_file
+
+    start_processes()
+    results = {"lbsgd": reference(folder)}
+    names = dict(world_size=2, dataset=Named())
+    results["library"] = trained("transformers", folder, [QUIET], model=WithLoss(), **names)
+    torch.distributed.barrier()  # the first process has written
+    results["saved"] = load_file(f"{folder}/runs/mine/model.safetensors")
+
+    class PlainTrainer(transformers.Trainer):
+        def __init__(self, plan, **arguments):
+            super().__init__(**arguments)
+
+    alone = [QUIET, *OWN_LOADER["a plain Trainer"], (", parts=True", "")]
+    results["JSON alone"] = trained("transformers", folder, alone, model=WithLoss(), PlainTrainer=PlainTrainer, **names)
+    results["refused"] = refusals(folder, **names)
+    results["fillings"] = fillings("transformers", lambda config: hand_to_trainer(transformers, folder, config))
+    return results
+
+
+def hand_to_trainer(transformers, folder, config):
+    """Train by transformers' own Trainer as far as DeepSpeed."""
+    model = WithLoss()
+    model.config = SimpleNamespace(hidden_size=8)
+    options = dict(report_to=[], save_strategy="no", disable_tqdm=True, ddp_backend="gloo", max_steps=10)
+    args = transformers.TrainingArguments(folder, deepspeed=config, **options)
+    transformers.Trainer(model=model, args=args, train_dataset=Named()).train()
+
+
+def without(key):
+    return "deepspeed=needs.config", f"deepspeed={{k: v for k, v in needs.config.items() if k != '{key}'}}"
+
+
+def refusals(folder, **names):
+    """What the Trainer, or the mixin before it, says to arguments that are not the plan's."""
+    said = {}
+    for name, change in {
+        "passes": ("**needs.arguments", "**needs.arguments | {'gradient_accumulation_steps': 1}"),
+        "batch": ("**needs.arguments", "**needs.arguments | {'per_device_train_batch_size': 8}"),
+        "data": ("num_images=len(dataset)", "num_images=192"),
+        "passes left out": without("gradient_accumulation_steps"),
+        "no ZeRO block": without("zero_optimization"),
+    }.items():
+        with pytest.raises((ValueError, AssertionError)) as caught:
+            run_block("transformers", folder, [QUIET, change], model=WithLoss(), **names)
+        said[name] = str(caught.value)
+    return said
+
+
+def test_transformers_trainer_trains_the_same(tmp_path):
+    results = in_processes(2, in_transformers, str(with_json(tmp_path, config_of())))
+    assert_same(results, "network.")
+    saved, (state, _) = results[0]["saved"], results[0]["library"]
+    assert all(torch.equal(saved[name], tensor) for name, tensor in state.items())
+    ours, (state, lrs) = results[0]["lbsgd"], results[0]["JSON alone"]
+    assert [lr for (lr,) in lrs] == pytest.approx([0.05, 0.05, 0.1375, 0.225, 0.3125, 0.4])  # one late, and no decay
+    assert distance(floats(state, "network."), floats(ours[0])) > 100 * BOUND
+    assert "train_micro_batch_size_per_gpu=16 vs hf" in results[0]["refused"]["batch"]
+    assert "gradient_accumulation_steps=2 vs hf" in results[0]["refused"]["passes"]
+    assert "train_dataset has 128 images and the plan 192" in results[0]["refused"]["data"]
+    assert "64 != 16 * 1 * 2" in results[0]["refused"]["passes left out"]  # L01 of lbsgd check
+    assert "Please specify the ZeRO optimization config" in results[0]["refused"]["no ZeRO block"]  # L03
+    assert_fillings(results[0]["fillings"])  # L04, L05
+
+
+# --- Accelerate ------------------------------------------------------------------------------------------------------
+
+ACCELERATE_MISTAKES = {
+    "a prepared scheduler": [
+        ("engine, sgd = accelerator.prepare(model, parts.optimizer)",
+         "engine, sgd, parts_scheduler = accelerator.prepare(model, parts.optimizer, parts.scheduler)"),
+        ("parts.scheduler.step()", "parts_scheduler.step()"),
+    ],
+    "a prepared loader": [
+        ("in DataLoader(dataset, batch_sampler=parts.sampler)",
+         "in accelerator.prepare(DataLoader(dataset, batch_sampler=parts.sampler))"),
+    ],
+}  # fmt: skip
+
+
+ON_CPU = ("**needs.arguments)", "**needs.arguments, kwargs_handlers=[InitProcessGroupKwargs(backend='gloo')])")
+
+
+def in_accelerate(folder):
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import InitProcessGroupKwargs
+
+    start_processes()
+    results = {"lbsgd": reference(folder)}
+    for name, changes in {"library": [], **ACCELERATE_MISTAKES}.items():
+        names = dict(model=oracle.network(), world_size=2, dataset=images_and_labels())
+        names["InitProcessGroupKwargs"] = InitProcessGroupKwargs
+        results[name] = trained("accelerate", folder, [ON_CPU, *changes], **names)
+        AcceleratorState._reset_state(reset_partial_state=True)
+    results["fillings"] = fillings("accelerate", hand_to_accelerator)
+    return results
+
+
+def hand_to_accelerator(config):
+    """Prepare by Accelerate as far as DeepSpeed."""
+    from accelerate import Accelerator, DeepSpeedPlugin
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DummyOptim, DummyScheduler
+
+    model = oracle.network()
+    model.config = SimpleNamespace(hidden_size=8)
+    optimizer = DummyOptim(model.parameters())
+    scheduler, loader = DummyScheduler(optimizer, total_num_steps=10), DataLoader(images_and_labels(), batch_size=4)
+    try:
+        Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config)).prepare(model, optimizer, scheduler, loader)
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_accelerate_trains_the_same(tmp_path):
+    results = in_processes(2, in_accelerate, str(with_json(tmp_path, config_of())))
+    assert_same(results)
+    assert_other(results, ACCELERATE_MISTAKES)
+    assert_fillings(results[0]["fillings"])
+
+
+# --- Lightning -------------------------------------------------------------------------------------------------------
+
+SILENT = ("logger=False", "logger=False, enable_checkpointing=False, enable_progress_bar=False")
+LIGHTNING_MISTAKES = {
+    "a loss divided twice": [(" * plan.accumulation_steps", "")],
+    "statistics of each process": [("    lbsgd.agree_statistics(self.network)", "    pass")],
+}
+
+
+def in_lightning(folder):
+    import lightning.pytorch.strategies.deepspeed as module
+    from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+
+    # Lightning lets DeepSpeed run on CUDA only, though nothing else in its strategy asks for a GPU.
+    DeepSpeedStrategy.setup_environment = DDPStrategy.setup_environment
+    DeepSpeedStrategy.root_device = torch.device("cpu", 0)  # DeepSpeed is given its index
+    module._validate_device_index_selection = lambda devices: None
+    start_processes()
+    results = {"lbsgd": reference(folder)}
+    for name, changes in {"library": [], **LIGHTNING_MISTAKES}.items():
+        names = dict(model=oracle.network(), world_size=2, dataset=images_and_labels())
+        results[name] = trained("lightning", folder, [SILENT, *changes], **names)
+    given = ("DeepSpeedStrategy(config=", "DeepSpeedStrategy(config={'gradient_accumulation_steps': 2} | ")
+    with pytest.raises(Exception, match="Do not set `gradient_accumulation_steps`"):  # L02 of lbsgd check
+        run_block("lightning", folder, [SILENT, given], **names)
+    return results
+
+
+def test_lightning_trains_the_same(tmp_path):
+    results = in_processes(2, in_lightning, str(with_json(tmp_path, config_of())))
+    assert_same(results)
+    assert_other(results, LIGHTNING_MISTAKES)
+
+
+# --- timm ------------------------------------------------------------------------------------------------------------
+
+TIMM_MISTAKES = {
+    "buffers broadcast": [("broadcast_buffers=False", "broadcast_buffers=True")],
+    "the first process's statistics": [("reduce=True", "reduce=False")],
+}
+
+
+def efficientnet():
+    """A small network whose batch norms hold their activation."""
+    import timm
+
+    torch.manual_seed(0)
+    return timm.create_model("test_efficientnet", num_classes=5)
+
+
+def in_timm(folder):
+    start_processes()
+    results = {"lbsgd": reference(folder, efficientnet, size=32)}
+    for name, changes in {"library": [], **TIMM_MISTAKES}.items():
+        names = dict(model=efficientnet(), world_size=2, dataset=images_and_labels(32))
+        results[name] = trained("timm", folder, changes, **names)
+    return results
+
+
+def test_the_loop_of_timms_script_trains_the_same(tmp_path):
+    results = in_processes(2, in_timm, str(with_json(tmp_path, config_of(base_lr=0.005))))
+    assert_same(results)
+    assert_other(results, TIMM_MISTAKES)
