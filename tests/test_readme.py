@@ -47,7 +47,7 @@ def test_the_readme_fits_on_a_few_screens():
 def test_the_folders_are_those_of_the_repository():
     named = set(re.findall(r"^\| `([a-z_/]+)/` \|", README.split("## Folders")[1], flags=re.MULTILINE))
     folders = {path.parent.relative_to(ROOT).as_posix() for path in ROOT.glob("lbsgd/*/__init__.py")}
-    assert named == folders | {"recipes", "ds_configs", "tools", "tests", "docs"}
+    assert named == folders | {"recipes", "ds_configs", "tools", "tests", "docs", "results"}
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *(ROOT / "docs").glob("*.md")], ids=lambda page: page.name)
