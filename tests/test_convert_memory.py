@@ -87,7 +87,7 @@ def test_only_one_process_at_a_time_decodes_a_very_large_image(tmp_path):
     data = large(side=(5000, 5000), progressive=True, subsampling=0, quality=20)
     repeated(tmp_path / "source/train/a/x.JPEG", 4, data)
     repeated(tmp_path / "source/val/a/x.JPEG", 1, JPEG)
-    work = "convert_split.CHUNK_IMAGES = 1; convert(*map(Path, sys.argv[1:]), max_side=500, num_workers=3)"
+    work = "convert_split.CHUNK_IMAGES = 1; convert(*map(Path, sys.argv[1:]), max_side=500, num_processes=3)"
     second, _ = peak_memory(work, tmp_path / "source", tmp_path / "data")
     assert second < 100
 
@@ -103,7 +103,7 @@ def test_memory_is_bounded_whatever_images_there_are(tmp_path, settings):
         repeated(tmp_path / f"source/val/{number % 2}/{number}_.JPEG", 1, data)
     folders = tmp_path / "source", tmp_path / "data"
     for work in (
-        f"convert(*map(Path, sys.argv[1:]), num_workers=6, {settings})",
+        f"convert(*map(Path, sys.argv[1:]), num_processes=6, {settings})",
         "verify(Path(sys.argv[2]), 6)",
         "verify(Path(sys.argv[2]), 6, Path(sys.argv[1]))",
     ):
@@ -121,7 +121,7 @@ def test_processes_whose_results_are_very_large_are_fewer(tmp_path, monkeypatch,
     monkeypatch.setattr(convert_split, "_chunks", lambda *arguments: taken.append(arguments[2]) or iter(()))
     for side in (500, 1000, 2000, 6700):
         with pytest.raises(AssertionError):  # nothing was done
-            convert(tmp_path / "source", tmp_path / "data", max_side=side, raw_fraction=0.5, num_workers=8)
+            convert(tmp_path / "source", tmp_path / "data", max_side=side, raw_fraction=0.5, num_processes=8)
         shutil.rmtree(tmp_path / "data")
     assert taken[::2] == [32, 8, 2, 1]
     assert "train: 2 of 8 processes, as an image may keep 134.7 MB of memory\n" in capsys.readouterr().out

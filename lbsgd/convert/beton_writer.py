@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.convert.image import MODES, UNDECODABLE
+from lbsgd.convert.image import MODES, SCALED, UNDECODABLE
 from lbsgd.data.beton import (
     ALLOCATION,
     CHECKSUM,
@@ -147,7 +147,7 @@ def _metadata(stored: np.ndarray, labels: np.ndarray) -> np.ndarray:
     for name in ("width", "height", "data_at"):
         table["f0"][name] = stored[name]
     for kind, mode in MODES.items():
-        table["f0"]["mode"][stored["kind"] == kind] = mode
+        table["f0"]["mode"][stored["kind"] & ~np.uint8(SCALED) == kind] = mode
     table["f1"] = labels
     return table
 

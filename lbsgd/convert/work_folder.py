@@ -28,7 +28,7 @@ from lbsgd.data.folder import Manifest, Split
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError, Stopped
 
-CONVERTER_VERSION = 2  # raise it when the same source and settings would give other files
+CONVERTER_VERSION = 3  # raise it when the same source and settings would give other files
 
 
 # --- what is there already --------------------------------------------------------------------------------------------
