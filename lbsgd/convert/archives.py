@@ -31,14 +31,15 @@ TRUNCATED = "reaches beyond the end of the archive, which is truncated"
 
 def cached_members(path: Path, scratch: Path) -> Files:
     """Return members(), kept in the folder scratch: reading a million headers takes a minute, on a slow disk hours."""
-    return listed_once(scratch / f"{version(path)}.listing", lambda: members(path), f"listing what {path} holds", path)
+    cache = scratch / f"{version(path)}.listing"
+    return listed_once(cache, lambda: members(path), f"listing what {path} holds", [path])
 
 
-def listed_once(cache: Path, make: Callable[[], Files], what: str, source: Path) -> Files:
-    """Return the files of a listing that is kept, or make it and keep it, and say so if the source is large."""
+def listed_once(cache: Path, make: Callable[[], Files], what: str, sources: list[Path]) -> Files:
+    """Return the files of a listing that is kept, or make it and keep it, and say so if the sources are large."""
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return Files.load(cache)
-    say_if_long(what, source)
+    say_if_long(what, *sources)
     found = make()
     cache.parent.mkdir(parents=True, exist_ok=True)
     found.save(cache)

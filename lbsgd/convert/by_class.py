@@ -113,8 +113,8 @@ class ByClass:
 
     def _sorted(self, rows: np.ndarray, key: Key) -> Iterator[int]:
         before = None
-        names = self.files.names
-        for value, row in sorted_rows(rows, lambda row: key(names[row])):
+        names, shards = self.files.names, self.files.column("shards")
+        for value, row in sorted_rows(rows, lambda row: (key(names[row]), int(shards[row]))):
             if value == before:
                 raise DataError(
                     f"{self.origin}: member {names[row]!r} is there twice, and only one can be meant; use another "

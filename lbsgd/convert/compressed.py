@@ -53,8 +53,8 @@ def version(path: Path) -> str:
     return f"{path.name}.{info.st_size}.{info.st_mtime_ns}"
 
 
-def say_if_long(what: str, path: Path) -> None:
-    if path.stat().st_size > LONG_BYTES:
+def say_if_long(what: str, *sources: Path) -> None:
+    if sum(path.stat().st_size for path in sources) > LONG_BYTES:
         print(f"{what}: this takes minutes, from a slow disk longer", flush=True)
 
 

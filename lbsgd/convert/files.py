@@ -7,6 +7,7 @@ takes no memory that grows with the number of files, apart from the order itself
 from __future__ import annotations
 
 import heapq
+import json
 import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -15,8 +16,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lbsgd.convert.left_out import LeftOut
+
 RUN = 50_000  # names that are sorted at a time
-TYPES = {"sizes": "I", "offsets": "Q", "stamps": "q", "shards": "H"}
+TYPES = {"sizes": "I", "offsets": "Q", "stamps": "q", "shards": "H", "labels": "i"}
 
 
 class Member(NamedTuple):
@@ -64,11 +67,14 @@ class Files:
     """Files in the order in which they were found: names, sizes in bytes, and whichever other columns they need.
 
     offsets: of the first byte in a shard. stamps: times of modification. shards: which file of the container.
+    labels: numbers of the classes, as the container gives them; class_names: the names of those that have one.
     """
 
     def __init__(self, *columns: str) -> None:
         self.names = Names()
         self.columns: dict[str, Any] = {name: array(TYPES[name]) for name in ("sizes", *columns)}
+        self.class_names: dict[int, str] = {}
+        self.left_out = LeftOut()
 
     def add(self, name: str, **values: int) -> None:
         """Add a file with a value for each column."""
@@ -82,9 +88,13 @@ class Files:
     def save(self, path: Path) -> None:
         """Write the files so that a reader finds all of them or nothing."""
         partial = path.with_name(f"{os.getpid()}.partial")
-        names = {"names": np.asarray(self.names.packed, np.uint8), "ends": np.asarray(self.names.ends, np.uint64)}
+        notes = json.dumps([list(self.class_names.items()), self.left_out.counts, self.left_out.examples])
+        columns: dict[str, Any] = {name: self.column(name) for name in self.columns}
+        columns["names"] = np.asarray(self.names.packed, np.uint8)
+        columns["ends"] = np.asarray(self.names.ends, np.uint64)
+        columns["notes"] = np.frombuffer(notes.encode(), np.uint8)
         with open(partial, "wb") as file:
-            np.savez(file, **names, **{name: self.column(name) for name in self.columns})
+            np.savez(file, **columns)
         partial.rename(path)
 
     @classmethod
@@ -93,7 +103,9 @@ class Files:
         files = cls()
         with np.load(path, allow_pickle=False) as saved:
             files.names = Names(saved["names"], saved["ends"])
-            files.columns = {name: saved[name] for name in saved.files if name not in ("names", "ends")}
+            files.columns = {name: saved[name] for name in saved.files if name in TYPES}
+            class_names, files.left_out.counts, files.left_out.examples = json.loads(saved["notes"].tobytes())
+            files.class_names = dict(class_names)
         return files
 
     def column(self, name: str) -> np.ndarray:

@@ -28,6 +28,13 @@ def in_folders(folder: Path) -> ByClass:
     return walk.found
 
 
+def has_class_folders(folder: Path) -> bool:
+    """Return whether a folder is there and holds any that may be a class."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+        return any(_is_folder(entry) and not folder_reason(entry.name) for entry in entries)
+    return False
+
+
 class _Walk:
     """Goes through a folder. Real folders come before links, so that an image goes by the name of its own place."""
 
@@ -65,7 +72,7 @@ class _Walk:
 
     def list_folder(self, place: str, class_name: str | None) -> list[str]:
         """Add the images of a folder, and return the folders in it; links to folders wait in `links`."""
-        folders = []
+        folders: list[str] = []
         with os.scandir(self.folder / place) as entries:
             for entry in entries:
                 path = f"{place}/{entry.name}" if place else entry.name

@@ -16,7 +16,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -73,7 +73,8 @@ def unusable_depth(image: Image.Image) -> str | None:
 
 def has_16_bits(image: Image.Image) -> bool:
     """Return whether an image's samples are scaled from 16 bits to 8."""
-    decoder_arguments = str(image.tile[0][3]) if image.tile else ""  # as PIL's RGB;16B
+    tiles = getattr(image, "tile", None)
+    decoder_arguments = str(tiles[0][3]) if tiles else ""  # such as RGB;16B
     return image.mode.startswith("I") or ";16" in decoder_arguments
 
 
@@ -86,9 +87,9 @@ def rgb_pixels(image: Image.Image, data: bytes) -> np.ndarray:
     if has_16_bits(image) and (pixels := _colours_of_16_bits(image, data)) is not None:
         return pixels
     with library_errors():
-        pixels = image.convert("RGB")
+        converted = image.convert("RGB")
         image.close()  # frees its pixels before there are more copies
-        return np.asarray(pixels)
+        return np.asarray(converted)
 
 
 def _grey_of_16_bits(image: Image.Image) -> np.ndarray:
@@ -121,6 +122,6 @@ def _in_8_bits(samples: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _tag(image: Image.Image, number: int, default: object) -> object:
+def _tag(image: Image.Image, number: int, default: Any) -> Any:
     """Return a tag of a TIFF, the default for any other file."""
     return getattr(image, "tag_v2", {}).get(number, default)

@@ -44,7 +44,8 @@ class Images:
 
     def where(self, index: int) -> str:
         """Return image `index` as a person would call it."""
-        return f"{self.origin}/{self.names[index]}"
+        shard = f"{self.shard_names[self.shards[index]]}/" if self.shard_names else ""
+        return f"{self.origin}/{shard}{self.names[index]}"
 
     def digest(self, *columns: np.ndarray) -> str:
         """Return a digest of the classes, names, labels and sizes, and of further columns."""

@@ -4,6 +4,7 @@
     ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar    the official archives, beside the devkit's
     ILSVRC/Data/CLS-LOC/train/<class>/*, val/*          Kaggle's folders or archive, with LOC_val_solution.csv beside
     cifar-10-python.tar.gz                              CIFAR-10 as its authors publish it
+    train-00000-of-01024, ...                           shards: TFRecords, WebDataset, parquet (see shards)
 
 The parts may be mixed, such as training folders and a validation archive. Images come class by class and sorted by name
 (torchvision's order), in whichever form they are held.
@@ -19,8 +20,9 @@ from lbsgd.convert import cifar10
 from lbsgd.convert.archives import cached_members
 from lbsgd.convert.by_class import ByClass, shortened
 from lbsgd.convert.compressed import uncompressed
-from lbsgd.convert.folders import in_folders
+from lbsgd.convert.folders import has_class_folders, in_folders
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
+from lbsgd.convert.shards import find_shards, images_of_shards, is_shard
 from lbsgd.convert.source_images import SPLITS, Images, Source
 from lbsgd.convert.tar_layout import splits_in
 from lbsgd.data.beton import CONVERT
@@ -39,7 +41,7 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
     scratch: a folder for the content of a compressed archive. data_dir: the data folder, for the commands in messages.
     Raises DataError if there are none, or if the splits have different classes.
     """
-    if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS):
+    if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) or is_shard(path):
         path = path.parent
     try:
         train, val = _from_archive(path, scratch, data_dir) if path.is_file() else _from_folder(path, scratch, data_dir)
@@ -74,6 +76,8 @@ def _labelled(val: ByClass, classes: list[str], labels: Labels) -> Images:
 
 def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
     base = next((path / inner for inner in (KAGGLE, "Data/CLS-LOC") if (path / inner).is_dir()), path)
+    if not (base / TRAIN_TAR).exists() and not has_class_folders(base / "train") and (shards := find_shards(path)):
+        return images_of_shards(path, *shards, scratch)
     train, val = _train_of(base, scratch), _val_of(base, scratch)
     if not (train and val):
         missing = [] if train else [f"train/ and no {TRAIN_TAR}"]

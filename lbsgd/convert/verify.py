@@ -99,8 +99,10 @@ class Origin:
     @classmethod
     def of(cls, beton: BetonFile, images: Images, manifest: Manifest) -> Origin:
         """Match the file's images with the source's. Raises DataError if their number, classes or labels differ."""
-        skipped = {path.removeprefix(f"{images.origin}/") for path in manifest.skipped.get(beton.path.stem, ())}
-        numbers = np.array([number for number, name in enumerate(images.names) if name not in skipped], np.int64)
+        skipped = set(manifest.skipped.get(beton.path.stem, ()))
+        numbers = np.arange(len(images))
+        if skipped:
+            numbers = np.array([number for number in range(len(images)) if images.where(number) not in skipped])
         if len(numbers) != beton.num_images or images.classes != manifest.classes:
             raise DataError(
                 f"{images.origin} holds {len(numbers):,} images of {len(images.classes):,} classes, {beton.path} "
