@@ -128,7 +128,7 @@ def dry_run(source: Source, settings: Settings, page_size: int, data_dir: Path, 
         [
             *(_found(images, name) for name, images in (("training", source.train), ("validation", source.val))),
             *left_out_lines(source),
-            *([f"refused {unusable_line(unusable)}"] if unusable else []),
+            *([f"refused: {unusable_line(unusable)}"] if unusable else []),
             f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
             f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",
             f"time    about {seconds} with {num_processes} processes, if the disk keeps up",
