@@ -177,6 +177,7 @@ class Conversion:
 
 def _stored_as(writer: BetonWriter) -> dict[str, int]:
     """Return how many images are kept in each way, and how many of all were scaled from 16 bits to 8."""
-    kinds = np.bincount(writer.records["kind"], minlength=256)
-    ways = {name: int(kinds[kind] + kinds[kind + SCALED]) for name, kind in KINDS.items()}
-    return {**ways, "scaled": int(sum(kinds[kind + SCALED] for kind in KINDS.values()))}
+    kinds = writer.records["kind"]
+    scaled = {name: int(np.count_nonzero(kinds == kind + SCALED)) for name, kind in KINDS.items()}
+    ways = {name: int(np.count_nonzero(kinds == kind)) + scaled[name] for name, kind in KINDS.items()}
+    return {**ways, "scaled": sum(scaled.values())}

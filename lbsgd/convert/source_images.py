@@ -15,7 +15,7 @@ from lbsgd.convert.left_out import LeftOut
 from lbsgd.errors import DataError
 
 SPLITS = ("train", "val")
-BLOCK = 1 << 16  # rows that are turned into bytes at a time
+BLOCK = 1 << 12  # rows that are turned into bytes at a time
 OPEN_SHARDS = 64  # at a time, in each process
 
 
