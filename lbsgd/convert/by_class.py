@@ -80,19 +80,17 @@ class ByClass:
             self.left_out.add(STRAY_FILE, self.files.names[row])
         classes = sorted(self.numbers) if classes is None else classes
         order, counts = self._order(classes, key)
-        files = self.files
-        columns = {name: files.taken(name, order) for name in ("offsets", "sizes", "shards", "stamps")}
-        if self.stamp is not None:
-            columns["stamps"] = np.broadcast_to(np.int64(self.stamp), len(order))
         return Images(
             self.container,
             classes=classes,
-            names=files.names.take(order),
+            files=self.files,
+            rows=order,
             labels=np.repeat(np.arange(len(classes), dtype=np.uint32), counts),
+            sizes=self.files.taken("sizes", order),
             origin=self.origin,
-            left_out=self.left_out,
             shard_names=shard_names,
-            **columns,
+            stamp=self.stamp,
+            left_out=self.left_out,
         )
 
     def _order(self, classes: list[str], key: Key) -> tuple[np.ndarray, np.ndarray]:

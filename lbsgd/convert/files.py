@@ -56,11 +56,23 @@ class Names(Sequence[str]):
             yield bytes(self.packed[start : int(end)]).decode(errors="surrogateescape")
             start = int(end)
 
-    def take(self, rows: np.ndarray) -> Names:
-        taken = Names()
-        for row in rows:
-            taken.append(self[int(row)])
-        return taken
+    def of_rows(self, rows: np.ndarray) -> Names:
+        """Return some of the names, in the order of the rows, without a copy of any."""
+        return _SomeNames(self, rows)
+
+
+class _SomeNames(Names):
+    def __init__(self, names: Names, rows: np.ndarray) -> None:
+        self.all, self.rows = names, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> str:
+        return self.all[int(self.rows[index])]
+
+    def __iter__(self) -> Iterator[str]:
+        return (self.all[int(row)] for row in self.rows)
 
 
 class Files:
@@ -118,6 +130,10 @@ class Files:
         """Return some rows of a column."""
         column = self.column(name)
         return column[rows] if name in self.columns else column[: len(rows)]
+
+    def member(self, row: int) -> Member:
+        offset, num_bytes, shard = (int(self.column(name)[row]) for name in ("offsets", "sizes", "shards"))
+        return Member(self.names[row], offset, num_bytes, shard)
 
     def __iter__(self) -> Iterator[Member]:
         columns = (self.column(name).tolist() for name in ("offsets", "sizes", "shards"))

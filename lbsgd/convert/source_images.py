@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.convert.files import Member, Names
+from lbsgd.convert.files import Files, Member, Names
 from lbsgd.convert.left_out import LeftOut
 from lbsgd.errors import DataError
 
@@ -25,33 +25,50 @@ class Images:
 
     container: Path  # a folder, or a tar
     classes: list[str]
-    names: Names  # within the container
+    files: Files  # of the container, in any order, also of the other split
+    rows: np.ndarray  # uint32, of the images among the files
     labels: np.ndarray  # uint32
-    offsets: np.ndarray  # uint64, of the first byte in the tar or shard; 0 in a folder
     sizes: np.ndarray  # uint32, bytes
-    stamps: np.ndarray  # int64, times of modification
     origin: str  # the container as a person would call it
-    shards: np.ndarray  # uint16, positions in shard_names
     shard_names: Sequence[str] = ()  # files in the container that hold the images; none if each is a file of its own
+    stamp: int | None = None  # time of modification of a tar, for all its members
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.rows)
+
+    @property
+    def names(self) -> Names:
+        """The names within the container."""
+        return self.files.names.of_rows(self.rows)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """uint64, of the first byte in the tar or shard; 0 in a folder."""
+        return self.files.taken("offsets", self.rows)
+
+    @property
+    def stamps(self) -> np.ndarray:
+        """int64, times of modification."""
+        if self.stamp is not None:
+            return np.broadcast_to(np.int64(self.stamp), len(self))
+        return self.files.taken("stamps", self.rows)
 
     def member(self, index: int) -> Member:
-        place = int(self.offsets[index]), int(self.sizes[index]), int(self.shards[index])
-        return Member(self.names[index], *place)
+        return self.files.member(int(self.rows[index]))
 
     def where(self, index: int) -> str:
         """Return image `index` as a person would call it."""
-        shard = f"{self.shard_names[self.shards[index]]}/" if self.shard_names else ""
-        return f"{self.origin}/{shard}{self.names[index]}"
+        member = self.member(index)
+        shard = f"{self.shard_names[member.shard]}/" if self.shard_names else ""
+        return f"{self.origin}/{shard}{member.name}"
 
     def digest(self, *columns: np.ndarray) -> str:
         """Return a digest of the classes, names, labels and sizes, and of further columns."""
         digest = hashlib.sha256("\n".join([*self.classes, ""]).encode(errors="surrogateescape"))
+        all_names = self.names
         for block in _blocks(len(self)):
-            names = "".join(f"\n{self.names[index]}" for index in block)
+            names = "".join(f"\n{all_names[index]}" for index in block)
             digest.update(names.encode(errors="surrogateescape"))
         for column in (self.labels, self.sizes, *columns):
             for block in _blocks(len(self)):
