@@ -53,5 +53,5 @@ def digits_data(digits_tree):
     from lbsgd.convert.convert import convert
 
     folder = digits_tree.with_name("ffcv")
-    convert(digits_tree, folder, max_side=500, quality=90, num_workers=2, overwrite=False)
+    convert(digits_tree, folder, max_side=500, quality=90, num_processes=2, overwrite=False)
     return folder

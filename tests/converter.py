@@ -13,7 +13,7 @@ from lbsgd.data.beton import BetonFile
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools/convert_imagenet_to_ffcv.py"
-SETTINGS = dict(max_side=500, quality=90, num_workers=2, overwrite=False)
+SETTINGS = dict(max_side=500, quality=90, num_processes=2, overwrite=False)
 
 
 def picture(height, width, phase=0.0):

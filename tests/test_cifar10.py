@@ -71,6 +71,6 @@ def test_a_damaged_or_hostile_archive_is_refused(tmp_path, change, reason):
 
 def test_it_converts_to_the_very_pixels(tmp_path):
     path = archive(tmp_path / "cifar-10-python.tar.gz", small_batches())
-    convert(path, tmp_path / "data", max_side=32, raw_fraction=1.0, num_workers=1)
+    convert(path, tmp_path / "data", max_side=32, raw_fraction=1.0, num_processes=1)
     data = open_data(tmp_path / "data")
     assert (data.train.num_images, data.val.num_images, data.num_classes) == (15, 3, 3)

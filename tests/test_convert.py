@@ -27,11 +27,11 @@ def test_the_manifest_says_what_was_made(tree, tmp_path):
     convert(tree, tmp_path / "data", **SETTINGS)
     manifest = json.loads((tmp_path / "data/manifest.json").read_text())
     assert (
-        manifest["classes"] == ["ant", "bee"] and manifest["source"] == str(tree) and manifest["converter_version"] == 2
+        manifest["classes"] == ["ant", "bee"] and manifest["source"] == str(tree) and manifest["converter_version"] == 3
     )
     assert manifest["settings"] == dict(max_side=500, short_side=None, quality=90, raw_fraction=0, reencode=False)
-    assert manifest["stored"]["train"] == dict(copied=3, encoded=1, raw=0)
-    assert manifest["skipped"] == dict(train=[], val=[])
+    assert manifest["stored"]["train"] == dict(copied=3, encoded=1, raw=0, scaled=0)
+    assert manifest["skipped"] == dict(train=[], val=[]) and manifest["left_out"] == dict(train={}, val={})
     assert manifest["images_per_class"] == dict(train=[2, 2], val=[1, 1])
     for name, num_images in (("train", 4), ("val", 2)):
         beton = BetonFile.open(tmp_path / f"data/{name}.beton")
@@ -54,11 +54,11 @@ def test_the_files_do_not_depend_on_the_number_of_processes_or_on_chunks(tree, t
     for number in range(20):
         save(tree / f"train/ant/{number}.JPEG", size=(40 + number, 600))
     contents = set()
-    for num_workers, chunk, slot_bytes in ((1, 32, 1 << 23), (3, 2, 1 << 23), (2, 5, 4096)):  # too small slots, too
+    for num_processes, chunk, slot_bytes in ((1, 32, 1 << 23), (3, 2, 1 << 23), (2, 5, 4096)):  # too small slots, too
         monkeypatch.setattr(convert_split, "CHUNK_IMAGES", chunk)
         monkeypatch.setattr("lbsgd.convert.process_pool.SLOT_BYTES", slot_bytes)
-        convert(tree, tmp_path / str(num_workers), **{**SETTINGS, "num_workers": num_workers})
-        contents.add((tmp_path / str(num_workers) / "train.beton").read_bytes())
+        convert(tree, tmp_path / str(num_processes), **{**SETTINGS, "num_processes": num_processes})
+        contents.add((tmp_path / str(num_processes) / "train.beton").read_bytes())
     assert len(contents) == 1
 
 
@@ -194,7 +194,7 @@ def test_converting_needs_neither_torch_nor_ffcv():
 @pytest.fixture
 def bug(tree, tmp_path, monkeypatch):
     """Make a data folder, then break code of ours that every image goes through; the settings."""
-    settings = dict(max_side=40, num_workers=1)
+    settings = dict(max_side=40, num_processes=1)
     convert(tree, tmp_path / "data", **settings)
     monkeypatch.setattr(Settings, "is_raw", lambda self, index: index + None)
     return settings

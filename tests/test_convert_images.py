@@ -140,7 +140,7 @@ def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffc
     loader = Loader(
         str(tmp_path / "data/train.beton"),
         len(images),
-        num_workers=1,
+        num_processes=1,
         order=OrderOption.SEQUENTIAL,
         pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
     )

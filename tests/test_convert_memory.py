@@ -87,7 +87,7 @@ def test_only_one_process_at_a_time_decodes_a_very_large_image(tmp_path):
     data = large(side=(5000, 5000), progressive=True, subsampling=0, quality=20)
     repeated(tmp_path / "source/train/a/x.JPEG", 4, data)
     repeated(tmp_path / "source/val/a/x.JPEG", 1, JPEG)
-    work = "convert_split.CHUNK_IMAGES = 1; convert(*map(Path, sys.argv[1:]), max_side=500, num_workers=3)"
+    work = "convert_split.CHUNK_IMAGES = 1; convert(*map(Path, sys.argv[1:]), max_side=500, num_processes=3)"
     second, _ = peak_memory(work, tmp_path / "source", tmp_path / "data")
     assert second < 100
 
@@ -103,7 +103,7 @@ def test_memory_is_bounded_whatever_images_there_are(tmp_path, settings):
         repeated(tmp_path / f"source/val/{number % 2}/{number}_.JPEG", 1, data)
     folders = tmp_path / "source", tmp_path / "data"
     for work in (
-        f"convert(*map(Path, sys.argv[1:]), num_workers=6, {settings})",
+        f"convert(*map(Path, sys.argv[1:]), num_processes=6, {settings})",
         "verify(Path(sys.argv[2]), 6)",
         "verify(Path(sys.argv[2]), 6, Path(sys.argv[1]))",
     ):
@@ -121,7 +121,57 @@ def test_processes_whose_results_are_very_large_are_fewer(tmp_path, monkeypatch,
     monkeypatch.setattr(convert_split, "_chunks", lambda *arguments: taken.append(arguments[2]) or iter(()))
     for side in (500, 1000, 2000, 6700):
         with pytest.raises(AssertionError):  # nothing was done
-            convert(tmp_path / "source", tmp_path / "data", max_side=side, raw_fraction=0.5, num_workers=8)
+            convert(tmp_path / "source", tmp_path / "data", max_side=side, raw_fraction=0.5, num_processes=8)
         shutil.rmtree(tmp_path / "data")
     assert taken[::2] == [32, 8, 2, 1]
     assert "train: 2 of 8 processes, as an image may keep 134.7 MB of memory\n" in capsys.readouterr().out
+
+
+WRITING = """
+import sys
+from pathlib import Path
+import numpy as np
+from lbsgd.convert import archives, files
+from lbsgd.convert.beton_writer import RECORD, BetonWriter
+from lbsgd.convert.tar_layout import splits_in
+
+folder, num_images, num_classes = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+files.RUN = 2000
+
+def headers(*_):
+    for number in range(num_images):
+        wnid = f"n{number * 7919 % num_classes:08}"
+        yield f"train/{wnid}/{wnid}_{number * 31 % num_images}.JPEG", 1024 * number, 1
+
+archives._members = headers
+(folder / "a.tar").touch()
+for _ in range(2):  # from the archive, and from the listing kept of it
+    images = None
+    members = archives.cached_members(folder / "a.tar", folder / "scratch")
+    images = splits_in(members, folder / "a.tar", folder)["train"].images()
+    del members
+writer = BetonWriter(folder / "a.beton", num_images, 1 << 23)
+records = np.zeros(1000, RECORD)
+records["num_bytes"] = 1
+for at in range(0, num_images, len(records)):
+    writer.append(records, memoryview(bytes(len(records))))
+    if at % 10_000 == 0:
+        writer.commit(writer.done)
+images.digest(images.offsets, images.stamps)
+writer.finish(images.labels)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+@pytest.mark.parametrize("num_classes", [1, 1000])
+def test_the_process_that_writes_takes_at_most_150_bytes_per_image(tmp_path, num_classes):
+    """From the headers of a tar to the finished file: the slope of the peak, which leaves out what Python itself takes.
+
+    The tables are opened again for the manifest, mapped; that is not in it.
+    """
+    peaks = []
+    for num_images in (20_000, 80_000):
+        (tmp_path / str(num_images)).mkdir()
+        arguments = map(str, (tmp_path / str(num_images), num_images, num_classes))
+        peaks.append(1024 * int(subprocess.check_output([sys.executable, "-c", WRITING, *arguments], cwd=ROOT)))
+    assert (peaks[1] - peaks[0]) / 60_000 < 150

@@ -60,7 +60,7 @@ def start():
     child = os.fork()
     if not child:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        convert(source, folder, max_side=150, num_workers=2, commit_seconds=0.01)
+        convert(source, folder, max_side=150, num_processes=2, commit_seconds=0.01)
         os._exit(0)
     return child
 

@@ -60,7 +60,7 @@ def photos(tmp_path_factory):
 def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_path, settings):
     found = find_source(photos, tmp_path, tmp_path / "data")
     told = estimate(found, Settings(**settings), 1 << 23, 40).num_bytes
-    convert(photos, tmp_path / "data", num_workers=2, **settings)
+    convert(photos, tmp_path / "data", num_processes=2, **settings)
     made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
     assert abs(told / made - 1) < 0.1
     [line] = [line for line in look(photos, tmp_path / "data", 2, **settings).splitlines() if line.startswith("result")]
@@ -94,6 +94,6 @@ def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, c
     monkeypatch.setattr("lbsgd.convert.convert_split.CHUNK_IMAGES", 4)
     found = find_source(photos, tmp_path, tmp_path / "data")
     told = estimate(found, Settings(max_side=500), 1 << 23, 20).seconds / 2
-    convert(photos, tmp_path / "data", max_side=500, num_workers=2)
+    convert(photos, tmp_path / "data", max_side=500, num_processes=2)
     took = sum(float(line.split(" images in ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
     assert 0.5 * took < told < 1.5 * took

@@ -48,7 +48,7 @@ def photos(tmp_path_factory):
             path.parent.mkdir(parents=True, exist_ok=True)
             coarse = Image.fromarray(rng.integers(0, 256, (4, 4, 3), np.uint8))
             coarse.resize(tuple(rng.integers(30, 120, 2)), Image.Resampling.BICUBIC).save(path, quality=95)
-    convert(folder / "source", folder / "data", max_side=100, quality=95, num_workers=2, overwrite=False)
+    convert(folder / "source", folder / "data", max_side=100, quality=95, num_processes=2, overwrite=False)
     return open_data(folder / "data")
 
 

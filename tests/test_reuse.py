@@ -382,6 +382,6 @@ def test_ffcv_s_own_loader_takes_the_shared_shuffle(tmp_path):
             path = tmp_path / "images" / split / f"class{number % 10}" / f"{number:03}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", (16, 12), (number % 256, 0, 0)).save(path)
-    convert(tmp_path / "images", tmp_path, max_side=500, num_workers=1)
+    convert(tmp_path / "images", tmp_path, max_side=500, num_processes=1)
     labels = BetonFile.open(tmp_path / "train.beton").labels
     assert labels_seen("shared_shuffle_order", tmp_path) == in_the_shared_order(labels)

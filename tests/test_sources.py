@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 import lbsgd.convert.archives
-from lbsgd.convert.archives import cached_members, members, read_members, uncompressed
+import lbsgd.convert.compressed
+from lbsgd.convert.archives import cached_members, members, read_members
+from lbsgd.convert.compressed import uncompressed
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.imagenet_labels import synsets
-from lbsgd.convert.source_images import ImageReader
 from lbsgd.convert.sources import find_source
 from lbsgd.errors import DataError
 
@@ -180,7 +181,7 @@ def test_every_layout_gives_the_same_images_with_the_same_labels(tmp_path, layou
     for images, files in ((source.train, train_files()), (source.val, labelled(val_files()))):
         expected = sorted(files, key=lambda name: tuple(name.split("/")))
         assert [WNIDS[label] for label in images.labels] == [name.split("/")[0] for name in expected]
-        reader = ImageReader(images.container)
+        reader = images.reader()
         read = [reader.read(images.member(index)) for index in range(len(images))]
         assert read == [files[name] for name in expected]
 
@@ -190,7 +191,7 @@ def test_a_tar_is_listed_once_as_long_as_it_stays_the_same(tmp_path, monkeypatch
     found = cached_members(path, tmp_path / "scratch")
     with monkeypatch.context() as patch:
         patch.setattr(lbsgd.convert.archives, "members", None)
-        assert cached_members(path, tmp_path / "scratch") == found == members(path)
+        assert list(cached_members(path, tmp_path / "scratch")) == list(found) == list(members(path))
     path.write_bytes(tar_bytes({"a.tar": tar_bytes({"1.JPEG": jpeg(1)})}))
     assert [member.name for member in cached_members(path, tmp_path / "scratch")] == ["a/1.JPEG"]
 
@@ -214,7 +215,7 @@ def test_every_layout_gives_the_same_files(tmp_path):
     """Torchvision's order of class folders is the order of all: the way the images are held leaves no trace."""
     results = set()
     for layout in ("folders", "official", "kaggle", "tar.gz"):
-        convert(LAYOUTS[layout](tmp_path / layout), tmp_path / "data" / layout, max_side=500, num_workers=1)
+        convert(LAYOUTS[layout](tmp_path / layout), tmp_path / "data" / layout, max_side=500, num_processes=1)
         results.add(tuple((tmp_path / "data" / layout / f"{name}.beton").read_bytes() for name in ("train", "val")))
     assert len(results) == 1
 
@@ -413,7 +414,7 @@ ARCHIVES = [
 def refusal(path, tmp_path):
     """Return what is said of a source. Nothing is written where results go, or where a member's name leads."""
     with pytest.raises(DataError) as error:
-        convert(path, tmp_path / "data", max_side=500, num_workers=1)
+        convert(path, tmp_path / "data", max_side=500, num_processes=1)
     assert "\n" not in str(error.value) and list((tmp_path / "data").glob("*")) in ([], [tmp_path / "data/.converting"])
     return str(error.value)
 
@@ -472,9 +473,8 @@ def test_tars_in_tars_in_tars_are_refused(tmp_path):
             with pytest.raises(DataError, match=r"member 'a/a.tar' is a tar in a tar in a tar"):
                 members(tmp_path / "a.tar")
         data = tar_bytes({"a.tar": data}) if depth < 3 else header("a.tar", len(data)) + data
-    assert [member.name for member in members(make_official(tmp_path / "b") / "ILSVRC2012_img_train.tar")][
-        0
-    ] == "n15075141/n15075141_10.JPEG"
+    found = members(make_official(tmp_path / "b") / "ILSVRC2012_img_train.tar")
+    assert found.names[0] == "n15075141/n15075141_10.JPEG"
 
 
 def header(name, num_bytes, kind=tarfile.REGTYPE):
@@ -546,7 +546,7 @@ def test_what_a_killed_process_had_uncompressed_is_not_left(tmp_path):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_dry_run_tells_what_was_found_in_every_layout_and_writes_nothing(tmp_path, layout, monkeypatch, capsys):
-    monkeypatch.setattr(lbsgd.convert.archives, "LONG_BYTES", 0)
+    monkeypatch.setattr(lbsgd.convert.compressed, "LONG_BYTES", 0)
     path = LAYOUTS[layout](tmp_path / "source")
     before = sorted(tmp_path.rglob("*"))
     lines = look(path, tmp_path / "data", 2, max_side=500).splitlines()
@@ -624,4 +624,4 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
     source = find(make_folders(tmp_path / "source"), tmp_path)
     (Path(source.train.container) / source.train.names[0]).write_bytes(b"shorter")
     with pytest.raises(DataError, match="n01440764_1.JPEG has changed while it was read: 7 bytes, not"):
-        ImageReader(source.train.container).read(source.train.member(0))
+        source.train.reader().read(source.train.member(0))

@@ -74,7 +74,7 @@ def by_ffcv(case: str, source: Path, folder: Path, cores: int) -> None:
 def by_us(case: str, source: Path, folder: Path, cores: int) -> None:
     from lbsgd.convert.convert import convert
 
-    convert(source, folder, num_workers=cores, quality=90, **CASES[case])
+    convert(source, folder, num_processes=cores, quality=90, **CASES[case])
 
 
 def timed(who: str, case: str, source: Path, folder: Path, cores: int) -> tuple[float, float]:

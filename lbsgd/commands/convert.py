@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
 from typing import NoReturn
 
-from lbsgd.errors import ConfigError, LbsgdError, print_error
+from lbsgd.commands.flag_types import fraction, positive
+from lbsgd.errors import ConfigError, DataError, LbsgdError, print_error
 
-VERIFYING = ("data_dir", "source", "num_workers", "verify")  # the flags that go with --verify
+VERIFYING = ("data_dir", "source", "num_processes", "verify")  # the flags that go with --verify
 SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
 
 
@@ -35,36 +35,36 @@ def parser() -> argparse.ArgumentParser:
     add("--data_dir", metavar="DIR", help="where the FFCV files go")
     add("--dry_run", action="store_true", help="say what was found, the result's size and the time; write nothing")
     add("--verify", action="store_true", help="read all images of --data_dir back; with --source, compare them with it")
-    add("--max_side", type=int, metavar="PIXELS", help="shrink images whose longer side is longer (default: 500)")
-    add("--short_side", type=int, metavar="PIXELS", help="instead: shrink images whose shorter side is longer")
-    add("--quality", type=int, default=90, help="of JPEGs that are encoded again, 1 to 100 (default: 90)")
-    add("--raw_fraction", type=float, default=0.0, help="of the images, kept as pixels: faster to read, much larger")
+    add("--max_side", type=positive, metavar="PIXELS", help="shrink images whose longer side is longer (default: 500)")
+    add("--short_side", type=positive, metavar="PIXELS", help="instead: shrink images whose shorter side is longer")
+    add("--quality", type=positive, default=90, help="of JPEGs that are encoded again, 1 to 100 (default: 90)")
+    add("--raw_fraction", type=fraction, default=0.0, help="of the images, kept as pixels: faster to read, much larger")
     add("--reencode", action="store_true", help="encode all JPEGs, even those that could be kept untouched")
     on_error = "what to do about images that cannot be decoded, once all are listed (default: fail)"
     add("--on_error", choices=("fail", "skip"), default="fail", help=on_error)
-    add("--num_workers", type=int, help="processes (default: cores)")
+    add("--num_workers", type=positive, dest="num_processes", metavar="N", help="processes (default: cores)")
     add("--overwrite", action="store_true", help="replace the content of the data folder")
     return flags
 
 
 def run(given: argparse.Namespace) -> None:
-    """Convert, look or verify. Raises LbsgdError; ImportError without OpenCV or Pillow."""
+    """Convert, look or verify. Raises LbsgdError; ImportError without OpenCV or Pillow; OSError."""
     from lbsgd.convert.convert import convert, look  # imported late, so that --help does not wait for NumPy
     from lbsgd.convert.verify import verify
     from lbsgd.data.folder import data_folder
 
-    data_dir, num_workers = data_folder(given.data_dir), given.num_workers
+    data_dir, num_processes = data_folder(given.data_dir), given.num_processes
     if given.verify:
         refuse_beside_verify(given)
-        return verify(data_dir, num_workers, given.source and Path(given.source))
+        return verify(data_dir, num_processes, given.source and Path(given.source))
     source = Path(given.source or os.environ.get("IMAGENET_DIR") or "data/imagenet")
     sizes = {name: getattr(given, name) for name in SIZES}
     if sizes["max_side"] is None and sizes["short_side"] is None:
         sizes["max_side"] = 500
     if given.dry_run:
-        return print(look(source, data_dir, num_workers, **sizes))
+        return print(look(source, data_dir, num_processes, **sizes))
     return convert(
-        source, data_dir, num_workers=num_workers, on_error=given.on_error, overwrite=given.overwrite, **sizes
+        source, data_dir, num_processes=num_processes, on_error=given.on_error, overwrite=given.overwrite, **sizes
     )
 
 
@@ -84,13 +84,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         run(parser().parse_args(arguments))
     except LbsgdError as error:
-        print_error(error)
-        return error.exit_code
+        wrong = error
     except ImportError as error:
         hint = "run `make setup`, or `pip install 'lbsgd[ffcv]'`"
-        print(f"error: the converter needs OpenCV and Pillow ({error}); {hint}", file=sys.stderr)
-        return 2
+        wrong = DataError(f"the converter needs OpenCV and Pillow ({error}); {hint}")
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        wrong = DataError(str(error))
+    else:
+        return 0
+    print_error(wrong)
+    return wrong.exit_code

@@ -38,6 +38,17 @@ def quantity(text: str) -> float:
     return number
 
 
+def fraction(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return number
+
+
 def interval(text: str) -> tuple[int | None, float | None]:
     """Iterations and minutes, one of them None: `50` means 50 iterations, `10m` means 10 minutes."""
     if iterations := whole_number(text):

@@ -6,22 +6,19 @@ large for anything that belongs in a data set of images.
 
 from __future__ import annotations
 
-import bz2
 import contextlib
-import gzip
 import io
-import json
-import lzma
 import os
-import shutil
 import tarfile
 import tempfile
-import zlib
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO
 
-from lbsgd.disk import replace_file
+from lbsgd.convert.compressed import decompress_to, decompressor, refuse_other, say_if_long, version
+from lbsgd.convert.files import Files
+from lbsgd.convert.left_out import path_reason
 from lbsgd.errors import DataError
 
 MAX_IMAGE_BYTES = 1 << 28  # 256 MiB; ImageNet's largest file has 15 MB
@@ -29,52 +26,42 @@ MAX_CLASS_BYTES = 1 << 36  # 64 GiB, the tar of one class within a tar
 MAX_DEVKIT_BYTES = 1 << 26  # 64 MiB, one file of the devkit
 MAX_DEVKIT_TAR_BYTES = 1 << 28  # 256 MiB, the devkit's archive, uncompressed
 MAX_HEADER_BYTES = 1 << 20  # 1 MiB, the most that tarfile reads in one piece: names and attributes
-MAX_EXPANSION = 100  # times its size that a compressed tar may hold: gzip reaches 1,000, images hardly more than 1
-MIN_TAR_BYTES = 1 << 20  # that a small one may hold in any case: mostly padding
-LONG_BYTES = 1 << 30  # of an archive that takes so long to go through that we say so
-Opener = Callable[..., IO[bytes]]
 TRUNCATED = "reaches beyond the end of the archive, which is truncated"
-COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
 
-class Member(NamedTuple):
-    name: str  # in the archive; class/name for a member of a tar in the tar
-    offset: int  # of its first byte, in the outermost file
-    num_bytes: int
-
-
-def cached_members(path: Path, scratch: Path) -> list[Member]:
+def cached_members(path: Path, scratch: Path) -> Files:
     """Return members(), kept in the folder scratch: reading a million headers takes a minute, on a slow disk hours."""
-    cache = scratch / f"{_version(path)}.listing"
-    with contextlib.suppress(OSError, ValueError, TypeError):
-        return [Member(*entry) for entry in json.loads(cache.read_bytes())]
-    _say_if_long(f"listing what {path} holds", path)
-    found = members(path)
-    scratch.mkdir(parents=True, exist_ok=True)
-    replace_file(cache, json.dumps(found).encode())
+    cache = scratch / f"{version(path)}.listing"
+    return listed_once(cache, lambda: members(path), f"listing what {path} holds", [path])
+
+
+def listed_once(cache: Path, make: Callable[[], Files], what: str, sources: list[Path]) -> Files:
+    """Return the files of a listing that is kept, or make it and keep it, and say so if the sources are large."""
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return Files.load(cache)
+    say_if_long(what, *sources)
+    found = make()
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    found.save(cache)
     return found
 
 
-def _say_if_long(what: str, path: Path) -> None:
-    if path.stat().st_size > LONG_BYTES:
-        print(f"{what}: this takes minutes, from a slow disk longer", flush=True)
-
-
-def _version(path: Path) -> str:
-    info = path.stat()
-    return f"{path.name}.{info.st_size}.{info.st_mtime_ns}"
-
-
-def members(path: Path) -> list[Member]:
+def members(path: Path) -> Files:
     """Return all plain files of a tar, in its order; those of tars within it in their places. Raises DataError."""
+    refuse_other(path)
+    found = Files("offsets")
     with open(path, "rb") as file:
-        return list(_members(_Part(file, 0, path.stat().st_size), path, ""))
+        for name, offset, num_bytes in _members(_Part(file, 0, path.stat().st_size), path, ""):
+            found.add(name, offsets=offset, sizes=num_bytes)
+    return found
 
 
-def _members(part: _Part, path: Path, within: str) -> Iterator[Member]:
+def _members(part: _Part, path: Path, within: str) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset, bytes) of each file."""
     for info in _checked(part, path, within):
         name = within + info.name.removeprefix("./")
-        if name.endswith(".tar"):  # as of ImageNet's training images: n01440764.tar holds n01440764_18.JPEG and others
+        # As of ImageNet's training images: n01440764.tar holds n01440764_18.JPEG and others. ._n01440764.tar is no tar.
+        if name.endswith(".tar") and not path_reason(f"{name}.jpg"):
             if within:
                 raise _refused(path, name, "is a tar in a tar in a tar")
             inner = _Part(part.file, part.start + info.offset_data, info.size)
@@ -82,7 +69,7 @@ def _members(part: _Part, path: Path, within: str) -> Iterator[Member]:
         elif info.size > MAX_IMAGE_BYTES:
             raise _refused(path, name, f"is larger than {MAX_IMAGE_BYTES:,} bytes")
         else:
-            yield Member(name, part.start + info.offset_data, info.size)
+            yield name, part.start + info.offset_data, info.size
 
 
 def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
@@ -150,59 +137,11 @@ class _Part(io.RawIOBase):
         return data
 
 
-def uncompressed(path: Path, scratch: Path) -> Path:
-    """Return the archive or, if it is compressed, its content as a tar in the folder scratch, to be read in place.
-
-    Raises DataError for a damaged archive, and for one that holds more than a data set would.
-    """
-    decompress = _decompressor(path)
-    if decompress is None:
-        return path
-    tar = scratch / f"{_version(path)}.tar"
-    if not tar.exists():
-        scratch.mkdir(parents=True, exist_ok=True)
-        for left in scratch.glob("*.partial"):  # behind by a process that was killed
-            if not Path("/proc", left.stem).exists():
-                left.unlink(missing_ok=True)
-        partial = scratch / f"{os.getpid()}.partial"
-        _say_if_long(f"uncompressing {path} into {scratch}", path)
-        try:
-            with open(partial, "wb") as file:
-                _decompress(path, decompress, file, limit=max(MIN_TAR_BYTES, MAX_EXPANSION * path.stat().st_size))
-            partial.rename(tar)
-        finally:
-            partial.unlink(missing_ok=True)
-    return tar
-
-
-def _decompressor(path: Path) -> Opener | None:
-    with open(path, "rb") as file:
-        start = file.read(6)
-    return next((opened for magic, opened in COMPRESSIONS.items() if start.startswith(magic)), None)
-
-
-def _decompress(path: Path, decompress: Opener, file: IO[bytes], limit: int) -> None:
-    try:
-        with decompress(path, "rb") as source:
-            while data := source.read(1 << 20):
-                file.write(data)
-                if file.tell() > min(limit, shutil.disk_usage(file.name).free):
-                    raise DataError(
-                        f"{path} holds more than {limit:,} bytes, which no data set would, or more than "
-                        f"the disk has room for; unpack it yourself and name the folder with --source"
-                    )
-            file.flush()
-    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise DataError(f"{path} cannot be read ({error}); it is truncated or damaged: fetch it again") from error
-
-
 def read_members(path: Path, endings: list[str]) -> list[bytes]:
     """Return the first member with each ending of a small tar, compressed or not, such as ImageNet's devkit."""
     found: dict[str, bytes] = {}
     with tempfile.TemporaryFile() as file:
-        _decompress(path, _decompressor(path) or open, file, limit=MAX_DEVKIT_TAR_BYTES)
+        decompress_to(path, decompressor(path) or open, file, limit=MAX_DEVKIT_TAR_BYTES)
         for info in _checked(_Part(file, 0, file.tell()), path, ""):
             ending = next((ending for ending in endings if info.name.endswith(ending)), None)
             if ending and info.size > MAX_DEVKIT_BYTES:

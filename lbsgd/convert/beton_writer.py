@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.convert.image import MODES, UNDECODABLE
+from lbsgd.convert.image import MODES, SCALED, UNDECODABLE
 from lbsgd.data.beton import (
     ALLOCATION,
     CHECKSUM,
@@ -40,6 +40,7 @@ BLOCK = np.dtype([("magic", "S4"), ("num_records", "<u4"), ("checksum", "<u4")])
 TYPES = [IMAGE_FIELD, INT_FIELD]
 METADATA = metadata_record(TYPES)
 METADATA_AT = HEADER.itemsize + len(TYPES) * FIELD.itemsize
+TABLE_ROWS = 1 << 13  # that are made at a time, because a table of all images takes as much memory as the records
 MIN_PAGE, MAX_PAGE = 1 << 23, 1 << 28  # FFCV's own default, and the most that one read of FFCV's should be
 
 
@@ -109,23 +110,30 @@ class BetonWriter:
     def finish(self, labels: np.ndarray) -> None:
         """Write the tables around the images; one that cannot be decoded gets no number.
 
-        labels: int64, of all images. Raises DataError if none can be decoded.
+        labels: of all images. Raises DataError if none can be decoded.
         """
         assert self.done == len(self.records) == len(labels)
-        kept = self.records["kind"] != UNDECODABLE
-        stored = self.records[kept]
-        if len(stored) == 0:
+        num_images = int(np.count_nonzero(self.records["kind"] != UNDECODABLE))
+        if num_images == 0:
             raise DataError(f"{self.path.stem}: none of the {len(self.records):,} images can be decoded")
-        allocations = np.zeros(len(stored), ALLOCATION)
-        allocations["image"] = np.arange(len(stored))
-        allocations["data_at"], allocations["num_bytes"] = stored["data_at"], stored["num_bytes"]
-        checksums = stored["checksum"].astype(CHECKSUM)
-        tables_at = self.end + checksums.nbytes
+        tables_at = self.end + num_images * CHECKSUM.itemsize
         os.ftruncate(self._file, self.end)
-        self._write(memoryview(checksums.tobytes() + allocations.tobytes()), self.end)
-        self._write(memoryview(self._header(len(stored), tables_at) + _metadata(stored, labels[kept]).tobytes()), 0)
+        first = 0  # image of the block
+        for at in range(0, len(self.records), TABLE_ROWS):
+            block = slice(at, at + TABLE_ROWS)
+            kept = self.records[block]["kind"] != UNDECODABLE
+            stored = self.records[block][kept]
+            self._write_table(stored["checksum"].astype(CHECKSUM), self.end, first)
+            self._write_table(_allocations(stored, first), tables_at, first)
+            self._write_table(_metadata(stored, labels[block][kept]), METADATA_AT, first)
+            first += len(stored)
+        self._write(memoryview(self._header(num_images, tables_at)), 0)
         self.close()
         to_disk(self.path)
+
+    def _write_table(self, rows: np.ndarray, table_at: int, first: int) -> None:
+        """Write rows of a table from row `first` on."""
+        self._write(memoryview(rows.tobytes()), table_at + first * rows.itemsize)
 
     def _header(self, num_images: int, allocations_at: int) -> bytes:
         note = np.array((MAGIC, self.end), NOTE).tobytes()
@@ -142,12 +150,19 @@ class BetonWriter:
         self._closed = True
 
 
+def _allocations(stored: np.ndarray, first: int) -> np.ndarray:
+    table = np.zeros(len(stored), ALLOCATION)
+    table["image"] = np.arange(first, first + len(stored))
+    table["data_at"], table["num_bytes"] = stored["data_at"], stored["num_bytes"]
+    return table
+
+
 def _metadata(stored: np.ndarray, labels: np.ndarray) -> np.ndarray:
     table = np.zeros(len(stored), METADATA)
     for name in ("width", "height", "data_at"):
         table["f0"][name] = stored[name]
     for kind, mode in MODES.items():
-        table["f0"]["mode"][stored["kind"] == kind] = mode
+        table["f0"]["mode"][stored["kind"] & ~np.uint8(SCALED) == kind] = mode
     table["f1"] = labels
     return table
 

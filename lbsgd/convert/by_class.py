@@ -3,142 +3,130 @@
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterable, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
-from lbsgd.convert.archives import MAX_IMAGE_BYTES, Member
+from lbsgd.convert.files import Files, sorted_rows
+from lbsgd.convert.left_out import STRAY_FILE, SUFFIXES, LeftOut, path_reason
 from lbsgd.convert.source_images import Images
 from lbsgd.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+Key = Callable[[str], Any]  # of a name, by which the images of a class are sorted; no two may have the same
 
 
-class PlainFile(NamedTuple):
-    """A file in a folder: the columns of a Member, and its own stamp."""
+class ByClass:
+    """Rows of some files, each with its class, and what the split leaves out.
 
-    name: str  # in the folder
-    offset: int  # 0
-    num_bytes: int
-    stamp: int  # time of modification
-
-
-File = Member | PlainFile
-Classes = dict[str, list[File]]  # the files of each class
-
-
-def class_folders(folder: Path) -> Images:
-    """Return the images of a folder that holds one folder per class."""
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    files: Classes = {name: [plain_file(folder, path) for path in _images_below(folder, name)] for name in classes}
-    return as_images(folder, _not_empty(files, str(folder)))
-
-
-def _images_below(folder: Path, class_name: str) -> Iterable[str]:
-    """Yield the paths, from the folder on, of the images of one class at any depth."""
-    for place, _, names in sorted(os.walk(folder / class_name, followlinks=True)):
-        for name in sorted(names):
-            if name.lower().endswith(SUFFIXES):
-                yield os.path.relpath(os.path.join(place, name), folder)
-
-
-def plain_file(folder: Path, name: str) -> PlainFile:
-    """Raises DataError for anything else, such as a pipe, which would be waited for."""
-    info = os.stat(folder / name)
-    if not stat.S_ISREG(info.st_mode):
-        raise DataError(f"{folder / name} is not a plain file; remove it")
-    return PlainFile(name, 0, info.st_size, info.st_mtime_ns)
-
-
-def by_folder(found: Iterable[tuple[str, Member]], container: str) -> Classes:
-    """Return the members by the first folder of their path, in the order in which `class_folders` would find them.
-
-    found: (path from the split's folder on, member) of each.
+    files: of a split or of more than one. container: holds the files. origin: what a person would call it.
+    place: of the split in it, for messages. stamp: of an archive, for all its members.
     """
-    files: Classes = {}
-    for name, member in found:
-        if "/" in name and name.lower().endswith(SUFFIXES):
-            files.setdefault(name.split("/")[0], []).append(member)
-    for members in files.values():  # class by class, because the keys of a million take more memory than the members
-        members.sort(key=lambda member: os.path.split(member.name))
-    return _not_empty(dict(sorted(files.items())), container)
 
+    def __init__(
+        self, files: Files, container: Path, origin: str, *, place: str | None = None, stamp: int | None = None
+    ) -> None:
+        self.files, self.container, self.origin = files, container, origin
+        self.place, self.stamp = place or origin, stamp
+        self.rows, self.numbers_of_rows = array("I"), array("I")
+        self.numbers: dict[str, int] = {}  # of the classes, in the order in which they were found
+        self.loose = array("I")  # rows of images that lie in no class folder
+        self.left_out = LeftOut()
 
-def by_label(found: Iterable[File], container: Path, labels: Mapping[str, str], classes: list[str]) -> Classes:
-    """Return files that lie in no class folders by class, sorted by name as in class folders.
+    def add(self, row: int, class_name: str) -> None:
+        self.rows.append(row)
+        self.numbers_of_rows.append(self.numbers.setdefault(class_name, len(self.numbers)))
 
-    labels: the class of each image, by its name without suffix.
-    """
-    files: Classes = {name: [] for name in classes}
-    for file in sorted(found, key=_base_name):
-        if not file.name.lower().endswith(SUFFIXES):
-            continue
-        label = labels.get(Path(file.name).stem)
-        if label not in files:
-            wrong = (
-                f"has class {label}, which has no training images"
-                if label
-                else "has no label in the devkit or in LOC_val_solution.csv"
+    def add_by_folder(self, row: int, path: str) -> None:
+        """Add an image to the class that the first folder of its path names; anything else is left out, or loose."""
+        if reason := path_reason(path):
+            self.left_out.add(*reason)
+        elif "/" in path:
+            self.add(row, path.split("/", 1)[0])
+        else:
+            self.loose.append(row)
+
+    def label_loose(self, labels: Mapping[str, str], classes: list[str]) -> None:
+        """Add the loose images to the classes that a table gives them, by their names without suffix.
+
+        Raises DataError for one without a class that has training images.
+        """
+        known = set(classes)
+        self.numbers = {}  # of folders that hold no images
+        for row in self.loose:
+            name = self.files.names[row]
+            label = labels.get(Path(name).stem)
+            if label is None or label not in known:
+                wrong = (
+                    f"has class {label}, which has no training images"
+                    if label
+                    else "has no label in the devkit or in LOC_val_solution.csv"
+                )
+                raise DataError(f"{self.origin}: {name} {wrong}; use archives of one data set")
+            self.add(row, label)
+        self.loose = array("I")
+
+    def images(
+        self, key: Key = os.path.split, classes: list[str] | None = None, shard_names: Sequence[str] = ()
+    ) -> Images:
+        """Return all that was added.
+
+        classes: in their order, by default sorted by name. Raises DataError for one without images, and for images
+        that only one name tells.
+        """
+        for row in self.loose:
+            self.left_out.add(STRAY_FILE, self.files.names[row])
+        classes = sorted(self.numbers) if classes is None else classes
+        order, counts = self._order(classes, key)
+        return Images(
+            self.container,
+            classes=classes,
+            files=self.files,
+            rows=order,
+            labels=np.repeat(np.arange(len(classes), dtype=np.uint32), counts),
+            sizes=self.files.taken("sizes", order),
+            origin=self.origin,
+            shard_names=shard_names,
+            stamp=self.stamp,
+            left_out=self.left_out,
+        )
+
+    def _order(self, classes: list[str], key: Key) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows in the order of the images, and the number of images of each class."""
+        positions = {name: position for position, name in enumerate(classes)}
+        position_of = np.array([positions[name] for name in self.numbers], np.uint32)
+        labels = position_of[np.asarray(self.numbers_of_rows)]
+        counts = np.bincount(labels, minlength=len(classes))
+        self._refuse_empty([name for name, count in zip(classes, counts, strict=True) if not count], len(labels))
+        by_class = np.argsort(labels, kind="stable").astype(np.uint32)
+        rows = np.asarray(self.rows)[by_class]
+        del by_class, labels
+        start = 0
+        for count in counts.tolist():
+            rows[start : start + count] = np.fromiter(self._sorted(rows[start : start + count], key), np.uint32, count)
+            start += count
+        return rows, counts
+
+    def _sorted(self, rows: np.ndarray, key: Key) -> Iterator[int]:
+        before = None
+        names, shards = self.files.names, self.files.column("shards")
+        for value, row in sorted_rows(rows, lambda row: (key(names[row]), int(shards[row]))):
+            if value == before:
+                raise DataError(
+                    f"{self.origin}: member {names[row]!r} is there twice, and only one can be meant; use another "
+                    f"archive, or unpack it yourself and name the folder with --source"
+                )
+            yield row
+            before = value
+
+    def _refuse_empty(self, empty: list[str], num_images: int) -> None:
+        if empty or not num_images:
+            raise DataError(
+                f"no images in {self.place}{' for class ' if empty else ''}{shortened(empty)}; expected one "
+                f"folder per class, with images ({' '.join(SUFFIXES)}) in each"
             )
-            raise DataError(f"{container}: {file.name} {wrong}; use archives of one data set")
-        if files[label] and _base_name(files[label][-1]) == _base_name(file):
-            raise _duplicate(str(container), file.name)
-        files[label].append(file)
-    return _not_empty(files, str(container))
-
-
-def _base_name(file: File) -> str:
-    return os.path.basename(file.name)
-
-
-def as_images(container: Path, files: Classes, stamp: int | None = None, origin: str | None = None) -> Images:
-    """Return the Images of files by class.
-
-    stamp: of a tar, for all its members. origin: the container as a person would call it, if that is not its path.
-    Raises DataError for a name that is there twice and for a file that is too large to be an image.
-    """
-    found = [file for members in files.values() for file in members]
-    names, origin = [file.name for file in found], origin or str(container)
-    if duplicate := next((name for name, following in zip(names, names[1:], strict=False) if name == following), None):
-        raise _duplicate(origin, duplicate)
-    sizes = np.array([file.num_bytes for file in found], np.int64)
-    if sizes.max() > MAX_IMAGE_BYTES:
-        raise DataError(
-            f"{origin}/{names[sizes.argmax()]} is larger than {MAX_IMAGE_BYTES:,} bytes, and no image; remove it"
-        )
-    return Images(
-        container,
-        classes=list(files),
-        names=names,
-        labels=np.repeat(np.arange(len(files)), [len(members) for members in files.values()]),
-        offsets=np.array([file.offset for file in found], np.int64),
-        sizes=sizes,
-        stamps=np.array([file.stamp if isinstance(file, PlainFile) else stamp for file in found], np.int64),
-        origin=origin,
-    )
-
-
-# --- what is refused --------------------------------------------------------------------------------------------------
-
-
-def _not_empty(files: Classes, container: str) -> Classes:
-    empty = [name for name, found in files.items() if not found]
-    if not files or empty:
-        raise DataError(
-            f"no images in {container}{' for class ' if empty else ''}{shortened(empty)}; expected one folder per "
-            f"class, with images ({' '.join(SUFFIXES)}) in each"
-        )
-    return files
-
-
-def _duplicate(archive: str, name: str) -> DataError:
-    return DataError(
-        f"{archive}: member {name!r} is there twice, and only one can be meant; use another archive, or unpack "
-        f"it yourself and name the folder with --source"
-    )
 
 
 def shortened(names: list[str]) -> str:

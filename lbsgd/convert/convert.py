@@ -18,7 +18,8 @@ import numpy as np
 from lbsgd.convert.beton_writer import BetonWriter, page_size
 from lbsgd.convert.convert_split import convert_split
 from lbsgd.convert.estimate import check_disk, dry_run
-from lbsgd.convert.image import KINDS, UNDECODABLE, libraries
+from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries
+from lbsgd.convert.preflight import left_out_lines, refuse_unusable
 from lbsgd.convert.process_pool import checked_num_processes
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Source
@@ -48,21 +49,21 @@ def convert(
     quality: int = 90,
     raw_fraction: float = 0.0,
     reencode: bool = False,
-    num_workers: int | None = None,
+    num_processes: int | None = None,
     on_error: str = "fail",
     overwrite: bool = False,
     commit_seconds: float = 2.0,
 ) -> None:
     """Make the data folder from a source that `sources.find_source` understands, or go on after an interruption.
 
-    num_workers: processes, by default one per core.
+    num_processes: by default one per core.
     on_error: "fail" or "skip", what to do about images that cannot be decoded, once all have been tried.
     commit_seconds: the most work that is lost when the process or the machine dies.
     Raises ConfigError for settings that cannot be right, Stopped after SIGINT or SIGTERM, and DataError, with nothing
     under the final names, if the source or one of its images cannot be used.
     """
     settings = Settings(max_side, short_side, quality, raw_fraction, reencode)
-    num_processes = checked_num_processes(num_workers)
+    num_processes = checked_num_processes(num_processes)
     if on_error not in ("fail", "skip"):
         raise ConfigError(f"--on_error {on_error} is not fail or skip")
     data_dir, work = Path(data_dir), Path(data_dir) / ".converting"
@@ -73,6 +74,9 @@ def convert(
             shutil.rmtree(work, ignore_errors=True)
             _print_complete(data_dir, found)
             return
+        print(*left_out_lines(found), sep="\n", end="\n" * bool(left_out_lines(found)), flush=True)
+        if on_error == "fail":
+            refuse_unusable(found)
         with writing_to(data_dir), locked(work):
             start_over_if_other(work, identity)
             if not is_partly_published(work, identity):
@@ -83,9 +87,9 @@ def convert(
             publish(data_dir, work)
 
 
-def look(source: Path, data_dir: Path, num_workers: int | None = None, **settings: Any) -> str:
+def look(source: Path, data_dir: Path, num_processes: int | None = None, **settings: Any) -> str:
     """Return, in some lines, what `convert` would do (--dry_run). Leaves nothing behind."""
-    wanted, num_processes = Settings(**settings), checked_num_processes(num_workers)
+    wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     with tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir)
         return dry_run(found, wanted, _page_size(found, wanted), data_dir, num_processes)
@@ -167,9 +171,13 @@ class Conversion:
             libraries=libraries(),
             stored={name: _stored_as(writer) for name, writer in self.writers.items()},
             skipped=self.undecodable(),
+            left_out={name: dict(images.left_out.counts) for name, images in self.source.splits.items()},
         )
 
 
 def _stored_as(writer: BetonWriter) -> dict[str, int]:
-    """Return how many images are kept in each way."""
-    return {kind: int((writer.records["kind"] == code).sum()) for kind, code in KINDS.items()}
+    """Return how many images are kept in each way, and how many of all were scaled from 16 bits to 8."""
+    kinds = writer.records["kind"]
+    scaled = {name: int(np.count_nonzero(kinds == kind + SCALED)) for name, kind in KINDS.items()}
+    ways = {name: int(np.count_nonzero(kinds == kind)) + scaled[name] for name, kind in KINDS.items()}
+    return {**ways, "scaled": sum(scaled.values())}

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lbsgd.convert.archives import Member
 from lbsgd.convert.beton_writer import RECORD, BetonWriter
+from lbsgd.convert.files import Member
 from lbsgd.convert.image import (
+    SCALED,
     UNDECODABLE,
-    ImageError,
     Lock,
     Stored,
     lock_if_big,
@@ -24,10 +24,11 @@ from lbsgd.convert.image import (
     quiet_opencv,
     stored_image,
 )
+from lbsgd.convert.pil_image import ImageError
 from lbsgd.convert.process_pool import CHUNK_IMAGES, ProcessPool, with_room
 from lbsgd.convert.progress import Meter
 from lbsgd.convert.settings import Settings
-from lbsgd.convert.source_images import ImageReader, Images
+from lbsgd.convert.source_images import Images
 from lbsgd.units import size
 
 CHUNK_BYTES = 6 << 20  # of the source that a process is given at a time
@@ -119,7 +120,7 @@ class ChunkConverter:
 
     def __init__(self, images: Images, settings: Settings, page_size: int, memory_lock: Lock) -> None:
         quiet_opencv()
-        self.reader, self.memory_lock = ImageReader(images.container), memory_lock
+        self.reader, self.memory_lock = images.reader(), memory_lock
         self.store = partial(stored_image, settings=settings, page_size=page_size, memory_lock=memory_lock)
 
     def __call__(self, chunk: Chunk, slot: memoryview) -> ConvertedChunk:
@@ -132,7 +133,8 @@ class ChunkConverter:
                 records[row]["kind"] = UNDECODABLE
                 continue
             data = stored.view
-            records[row] = (stored.kind, stored.width, stored.height, len(data), zlib.crc32(data), 0)
+            kind = stored.kind + SCALED * stored.scaled
+            records[row] = (kind, stored.width, stored.height, len(data), zlib.crc32(data), 0)
             if rest or used + len(data) > len(slot):
                 num_in_slot = num_in_slot if rest else row
                 rest.append(bytes(data))

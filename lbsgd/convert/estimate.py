@@ -11,7 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.convert.beton_writer import METADATA
-from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE, ImageError, Stored, out_of_memory_is_told, stored_image
+from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE, Stored, out_of_memory_is_told, stored_image
+from lbsgd.convert.pil_image import ImageError
+from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import ImageReader, Images, Source
 from lbsgd.errors import DataError
@@ -30,6 +32,7 @@ class Estimate:
     copied: float  # fraction of the images
     raw: float
     undecodable: float
+    scaled: float  # from 16 bits to 8
 
 
 def estimate(source: Source, settings: Settings, page_size: int, num_images: int) -> Estimate:
@@ -42,6 +45,7 @@ def estimate(source: Source, settings: Settings, page_size: int, num_images: int
         copied=float(weights @ [part.copied for part in parts]),
         raw=float(weights @ [part.raw for part in parts]),
         undecodable=float(weights @ [part.undecodable for part in parts]),
+        scaled=float(weights @ [part.scaled for part in parts]),
     )
 
 
@@ -51,13 +55,15 @@ def _sample(images: Images, settings: Settings, page_size: int, num_images: int)
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     spread = np.linspace(0, len(images) - 1, min(num_images, len(images)), dtype=int)
-    reader, start = ImageReader(images.container), time.monotonic()
+    reader, start = images.reader(), time.monotonic()
     kinds: list[int] = []
+    num_scaled = 0
     sizes: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # of JPEGs and of pixels: (in the source, kept)
     for index in np.random.default_rng(0).permutation(spread).tolist():
         stored = _stored(images, index, reader, settings, page_size)
         kinds.append(stored.kind if stored else UNDECODABLE)
         if stored:
+            num_scaled += stored.scaled
             sizes[stored.kind == PIXELS].append((int(images.sizes[index]), len(stored.data)))
         if time.monotonic() - start > SAMPLE_SECONDS:
             break
@@ -70,6 +76,7 @@ def _sample(images: Images, settings: Settings, page_size: int, num_images: int)
         copied=kinds.count(COPIED) / len(kinds),
         raw=kinds.count(PIXELS) / len(kinds),
         undecodable=kinds.count(UNDECODABLE) / len(kinds),
+        scaled=num_scaled / len(kinds),
     )
 
 
@@ -115,10 +122,13 @@ def check_disk(source: Source, settings: Settings, page_size: int, work: Path, d
 def dry_run(source: Source, settings: Settings, page_size: int, data_dir: Path, num_processes: int) -> str:
     """Return, in some lines, what was found, the size of the result and the time it will take."""
     found, classes = estimate(source, settings, page_size, num_images=200), source.train.classes
+    unusable = unusable_images(source)
     seconds, free = duration(found.seconds / num_processes), size(free_bytes(data_dir))
     return "\n".join(
         [
             *(_found(images, name) for name, images in (("training", source.train), ("validation", source.val))),
+            *left_out_lines(source),
+            *([f"refused: {unusable_line(unusable)}"] if unusable else []),
             f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
             f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",
             f"time    about {seconds} with {num_processes} processes, if the disk keeps up",
@@ -134,5 +144,6 @@ def _shares(found: Estimate) -> str:
     encoded = max(0.0, 1 - found.copied - found.raw - found.undecodable)
     words = [f"{found.copied:.0%} of the images untouched", f"{encoded:.0%} encoded again"]
     words += [f"{found.raw:.0%} kept as pixels"] if found.raw else []
+    words += [f"{found.scaled:.1%} scaled from 16 bits to 8"] if found.scaled else []
     words += [f"{found.undecodable:.1%} cannot be decoded"] if found.undecodable else []
     return ", ".join(words)

@@ -2,57 +2,47 @@
 
     plain JPEG, no resize needed    its own bytes, untouched: no generation loss, and no time
     plain JPEG                      decoded (very large ones at 1/2, 1/4 or 1/8), shrunk, encoded again
-    anything else                   the same, decoded by PIL: CMYK, PNG, an incomplete JPEG, ...
+    anything else                   the same, decoded by PIL: CMYK, PNG, an incomplete JPEG, ... (see pil_image)
 
 `jpeg_header` says which JPEGs are plain. FFCV's pixels differ from PIL's by 1.2/255 on average, whoever wrote the file,
 because FFCV asks for libjpeg's fast inverse DCT. EXIF orientation is ignored, as FFCV and torchvision's loaders do.
-
-PIL's decoders raise nearly anything for a damaged file. `_library_errors` turns all of it into ImageError, around calls
-of PIL and OpenCV only, so that a bug in our own code stays a traceback and never passes for a damaged image.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from lbsgd.convert.jpeg_header import plain_size
+from lbsgd.convert.pil_image import ImageError, has_16_bits, library_errors, opened, rgb_pixels
 from lbsgd.convert.settings import MAX_SIDE, Settings
 from lbsgd.data.beton import JPEG, RAW
 from lbsgd.errors import DataError
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Size = tuple[int, int]  # (width, height)
 Lock = AbstractContextManager[Any]
 
 COPIED, ENCODED, PIXELS, UNDECODABLE = 0, 1, 2, 255  # what became of an image
+SCALED = 16  # is added to the kind of an image whose samples had 16 bits
 KINDS = {"copied": COPIED, "encoded": ENCODED, "raw": PIXELS}
 MODES = {COPIED: JPEG, ENCODED: JPEG, PIXELS: RAW}
 BIG = 60_000_000  # bytes; one process at a time does what needs more, which bounds the memory of all
 PIL_BYTES = 12  # per pixel that PIL decodes, at most: its own two copies, and NumPy's
-OPENCV_OUT_OF_MEMORY = -4  # cv2.Error.StsNoMem
 NO_LOCK: Lock = contextlib.nullcontext()
 
 
-class ImageError(ValueError):
-    """An image that cannot be decoded, or whose result cannot be kept."""
-
-
 class Stored(NamedTuple):
-    kind: int
+    kind: int  # COPIED, ENCODED or PIXELS
     width: int
     height: int
     data: bytes | np.ndarray
+    scaled: bool = False  # from 16 bits per sample to 8
 
     @property
     def view(self) -> memoryview:
@@ -71,35 +61,17 @@ def stored_image(data: bytes, index: int, settings: Settings, page_size: int, me
     if size and size == target and not (raw or settings.reencode) and len(data) <= page_size:
         return Stored(COPIED, *size, data)
     with lock_if_big(memory_lock, _needed_bytes(data, size, target)):
-        pixels = _decoded(data, size, target, memory_lock)
+        pixels, scaled = _decoded(data, size, target, memory_lock)
         # Only the pixels tell the size of what PIL decodes: it turns a TIFF meanwhile.
         pixels = _resized(pixels, target or settings.size(*pixels.shape[1::-1]))
         height, width = pixels.shape[:2]
         kept = np.ascontiguousarray(pixels[:, :, ::-1]).reshape(-1) if raw else _encoded(pixels, settings.quality)
     if len(kept) > page_size or max(width, height) > MAX_SIDE:
         raise ImageError(f"{width} x {height} pixels are {len(kept):,} bytes, more than a page of {page_size:,}")
-    return Stored(PIXELS if raw else ENCODED, width, height, kept)
+    return Stored(PIXELS if raw else ENCODED, width, height, kept, scaled)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _library_errors() -> Iterator[None]:
-    """Turn what PIL and OpenCV raise into ImageError, and drop PIL's warnings, such as of corrupt EXIF or many pixels.
-
-    Wrap calls of theirs and nothing else: an exception of our own code is a bug, and must not pass for a damaged image.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        if getattr(error, "code", None) == OPENCV_OUT_OF_MEMORY:
-            raise MemoryError(str(error)) from error
-        raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -138,7 +110,7 @@ def lock_if_big(memory_lock: Lock, num_bytes: int) -> Lock:
 def _needed_bytes(data: bytes, plain: Size | None, target: Size | None) -> int:
     """Return the memory that decoding takes. plain is the size of a plain JPEG, decoded to the target or more."""
     if plain is None or target is None:
-        image = _opened(data)
+        image = opened(data)
         return PIL_BYTES * image.width * image.height
     num_pixels = math.prod(plain)
     # A progressive JPEG's coefficients, two bytes each, are all kept until its last scan, whatever it is decoded to.
@@ -159,12 +131,13 @@ def decode(data: bytes, memory_lock: Lock = NO_LOCK) -> np.ndarray:
     """Return the pixels as PIL sees them, in OpenCV's order; the content counts, not the name. Raises ImageError."""
     size = plain_size(data)
     with lock_if_big(memory_lock, _needed_bytes(data, size, size)):
-        return _decoded(data, size, size, memory_lock)
+        return _decoded(data, size, size, memory_lock)[0]
 
 
-def _decoded(data: bytes, plain: Size | None, target: Size | None, memory_lock: Lock) -> np.ndarray:
+def _decoded(data: bytes, plain: Size | None, target: Size | None, memory_lock: Lock) -> tuple[np.ndarray, bool]:
+    """Return the pixels, and whether they were scaled from 16 bits."""
     pixels = _decode_plain(data, plain, target) if plain and target else None
-    return _decode_by_pil(data, memory_lock) if pixels is None else pixels
+    return _decode_by_pil(data, memory_lock) if pixels is None else (pixels, False)
 
 
 def _decode_plain(data: bytes, size: Size, target: Size) -> np.ndarray | None:
@@ -183,26 +156,11 @@ def _decode_plain(data: bytes, size: Size, target: Size) -> np.ndarray | None:
     return None
 
 
-def _decode_by_pil(data: bytes, memory_lock: Lock) -> np.ndarray:
-    image = _opened(data)
+def _decode_by_pil(data: bytes, memory_lock: Lock) -> tuple[np.ndarray, bool]:
+    image = opened(data)
     with lock_if_big(memory_lock, PIL_BYTES * image.width * image.height):
-        pixels = np.asarray(_rgb(image))  # PIL's copy is gone after this line
-        return np.ascontiguousarray(pixels[:, :, ::-1])
-
-
-def _opened(data: bytes) -> Image.Image:
-    """Return PIL's image, whose header has been read and nothing else."""
-    from PIL import Image
-
-    with _library_errors():
-        return Image.open(io.BytesIO(data))
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    with _library_errors():
-        pixels = image.convert("RGB")
-        image.close()  # frees its pixels before there are more copies
-        return pixels
+        scaled, pixels = has_16_bits(image), rgb_pixels(image, data)
+        return np.ascontiguousarray(pixels[:, :, ::-1]), scaled
 
 
 def _resized(pixels: np.ndarray, size: Size) -> np.ndarray:
@@ -210,14 +168,14 @@ def _resized(pixels: np.ndarray, size: Size) -> np.ndarray:
 
     if pixels.shape[1::-1] == size:
         return pixels
-    with _library_errors():
+    with library_errors():
         return cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
 
 
 def _encoded(pixels: np.ndarray, quality: int) -> np.ndarray:
     import cv2
 
-    with _library_errors():
+    with library_errors():
         written, data = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, quality])  # 4:2:0, as FFCV chooses
     if not written:
         raise ImageError("OpenCV cannot encode it as a JPEG")

@@ -7,6 +7,7 @@ WordNet id itself. Training labels are positions in the sorted WordNet ids (torc
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 import struct
@@ -36,7 +37,8 @@ def devkit_labels(path: Path) -> dict[str, str]:
     )
     try:
         wnids = synsets(meta)
-        return {f"ILSVRC2012_val_{image:08}": wnids[int(number)] for image, number in enumerate(truth.split(), 1)}
+        numbers = _decoded(truth).split()
+        return {f"ILSVRC2012_val_{image:08}": wnids[int(number)] for image, number in enumerate(numbers, 1)}
     except (ValueError, KeyError, IndexError, TypeError, StopIteration, struct.error, zlib.error) as error:
         raise DataError(
             f"{path}: {META} and {GROUND_TRUTH} do not give the classes of the validation images ({error!r}); "
@@ -47,12 +49,18 @@ def devkit_labels(path: Path) -> dict[str, str]:
 def kaggle_labels(path: Path) -> dict[str, str]:
     """Return the same from LOC_val_solution.csv: ImageId,PredictionString, whose string begins with the WordNet id."""
     try:
-        with open(path, newline="") as file:
-            return {row["ImageId"]: row["PredictionString"].split()[0] for row in csv.DictReader(file)}
+        rows = csv.DictReader(_decoded(path.read_bytes()).splitlines())
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
     except (KeyError, IndexError, AttributeError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(
             f"{path} is not Kaggle's LOC_val_solution.csv with ImageId and PredictionString in each line ({error!r})"
         ) from error
+
+
+def _decoded(text: bytes) -> str:
+    """Return text with or without the byte order mark that Windows' editors and spreadsheets write."""
+    is_utf16 = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return text.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
 # --- MATLAB 5 files, as far as meta.mat needs them: a struct array of numbers and strings -----------------------------

@@ -97,11 +97,11 @@ class ProcessPool(Generic[Chunk, Result]):
         )
 
 
-def checked_num_processes(num_workers: int | None) -> int:
+def checked_num_processes(asked_for: int | None) -> int:
     """Return the number of processes that --num_workers asks for, by default one per core. Raises ConfigError."""
-    if num_workers is not None and num_workers < 1:
-        raise ConfigError(f"--num_workers {num_workers} is not at least 1")
-    return num_workers or len(os.sched_getaffinity(0))
+    if asked_for is not None and asked_for < 1:
+        raise ConfigError(f"--num_workers {asked_for} is not at least 1")
+    return asked_for or len(os.sched_getaffinity(0))
 
 
 def with_room(num_processes: int, result_bytes: int) -> int:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from lbsgd.convert.archives import Member
+from lbsgd.convert.files import Files, Member, Names
+from lbsgd.convert.left_out import LeftOut
 from lbsgd.errors import DataError
 
 SPLITS = ("train", "val")
+BLOCK = 1 << 12  # rows that are turned into bytes at a time
+OPEN_SHARDS = 64  # at a time, in each process
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,34 +25,68 @@ class Images:
 
     container: Path  # a folder, or a tar
     classes: list[str]
-    names: list[str]  # within the container
-    labels: np.ndarray  # int64
-    offsets: np.ndarray  # int64, of the first byte in the tar; 0 in a folder
-    sizes: np.ndarray  # int64, bytes
-    stamps: np.ndarray  # int64, times of modification
+    files: Files  # of the container, in any order, also of the other split
+    rows: np.ndarray  # uint32, of the images among the files
+    labels: np.ndarray  # uint32
+    sizes: np.ndarray  # uint32, bytes
     origin: str  # the container as a person would call it
+    shard_names: Sequence[str] = ()  # files in the container that hold the images; none if each is a file of its own
+    stamp: int | None = None  # time of modification of a tar, for all its members
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return len(self.rows)
+
+    @property
+    def names(self) -> Names:
+        """The names within the container."""
+        return self.files.names.of_rows(self.rows)
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """uint64, of the first byte in the tar or shard; 0 in a folder."""
+        return self.files.taken("offsets", self.rows)
+
+    @property
+    def stamps(self) -> np.ndarray:
+        """int64, times of modification."""
+        if self.stamp is not None:
+            return np.broadcast_to(np.int64(self.stamp), len(self))
+        return self.files.taken("stamps", self.rows)
 
     def member(self, index: int) -> Member:
-        return Member(self.names[index], int(self.offsets[index]), int(self.sizes[index]))
+        return self.files.member(int(self.rows[index]))
 
     def where(self, index: int) -> str:
         """Return image `index` as a person would call it."""
-        return f"{self.origin}/{self.names[index]}"
+        member = self.member(index)
+        shard = f"{self.shard_names[member.shard]}/" if self.shard_names else ""
+        return f"{self.origin}/{shard}{member.name}"
 
     def digest(self, *columns: np.ndarray) -> str:
         """Return a digest of the classes, names, labels and sizes, and of further columns."""
-        digest = hashlib.sha256("\n".join([*self.classes, "", *self.names]).encode(errors="surrogateescape"))
+        digest = hashlib.sha256("\n".join([*self.classes, ""]).encode(errors="surrogateescape"))
+        all_names = self.names
+        for block in _blocks(len(self)):
+            names = "".join(f"\n{all_names[index]}" for index in block)
+            digest.update(names.encode(errors="surrogateescape"))
         for column in (self.labels, self.sizes, *columns):
-            digest.update(np.ascontiguousarray(column).data)
+            for block in _blocks(len(self)):
+                digest.update(column[block.start : block.stop].astype(np.int64).data)
         return digest.hexdigest()
+
+    def reader(self) -> ImageReader:
+        """Return what reads these images; each process needs one of its own."""
+        return ImageReader(self.container, self.shard_names)
+
+
+def _blocks(num_rows: int) -> Iterator[range]:
+    return (range(at, min(at + BLOCK, num_rows)) for at in range(0, num_rows, BLOCK))
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The user's data set: its path and the images of both splits: where it is, and the images of its two splits."""
+    """The user's data set: where it is, and the images of its two splits."""
 
     path: Path
     train: Images
@@ -67,26 +105,41 @@ class Source:
 
 
 class ImageReader:
-    """Reads the bytes of a split's images; one for each process."""
+    """Reads the bytes of a split's images."""
 
-    def __init__(self, container: Path) -> None:
-        self.container = str(container)
-        self.tar = os.open(container, os.O_RDONLY) if container.is_file() else None
+    def __init__(self, container: Path, shard_names: Sequence[str] = ()) -> None:
+        self.container, self.shard_names = str(container), shard_names
+        self.is_file = container.is_file()
+        self._open: dict[str, int] = {}  # shards by their paths
 
     def read(self, member: Member) -> bytes:
         """Return the bytes of an image. Raises DataError if the file is not what it was when the source was listed."""
-        path = f"{self.container}/{member.name}" if self.tar is None else self.container
+        shard = self._shard(member)
+        path = shard or f"{self.container}/{member.name}"
         try:
-            data = _content(path) if self.tar is None else os.pread(self.tar, member.num_bytes, member.offset)
+            data = os.pread(self._descriptor(shard), member.num_bytes, member.offset) if shard else _content(path)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
         if len(data) != member.num_bytes:
-            place = path if self.tar is None else f"{path}: {member.name}"
+            place = f"{path}: {member.name}" if shard else path
             raise DataError(
                 f"{place} has changed while it was read: {len(data):,} bytes, not {member.num_bytes:,}; run the same "
                 f"command again"
             )
         return data
+
+    def _shard(self, member: Member) -> str | None:
+        """Return the path of the file that holds the image among others, None if it is a file of its own."""
+        if self.shard_names:
+            return f"{self.container}/{self.shard_names[member.shard]}"
+        return self.container if self.is_file else None
+
+    def _descriptor(self, shard: str) -> int:
+        if shard not in self._open:
+            if len(self._open) == OPEN_SHARDS:
+                os.close(self._open.pop(next(iter(self._open))))
+            self._open[shard] = os.open(shard, os.O_RDONLY)
+        return self._open[shard]
 
 
 def _content(path: str) -> bytes:

@@ -2,8 +2,9 @@
 
     train/<class>/*, val/<class>/*                      folders, or a tar of them, compressed or not
     ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar    the official archives, beside the devkit's
-    ILSVRC/Data/CLS-LOC/train/<class>/*, val/*          Kaggle's folders, with LOC_val_solution.csv above them
+    ILSVRC/Data/CLS-LOC/train/<class>/*, val/*          Kaggle's folders or archive, with LOC_val_solution.csv beside
     cifar-10-python.tar.gz                              CIFAR-10 as its authors publish it
+    train-00000-of-01024, ...                           shards: TFRecords, WebDataset, parquet (see shards)
 
 The parts may be mixed, such as training folders and a validation archive. Images come class by class and sorted by name
 (torchvision's order), in whichever form they are held.
@@ -12,19 +13,26 @@ The parts may be mixed, such as training folders and a validation archive. Image
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lbsgd.convert import cifar10
-from lbsgd.convert.archives import Member, cached_members, uncompressed
-from lbsgd.convert.by_class import as_images, by_folder, by_label, class_folders, plain_file, shortened
+from lbsgd.convert.archives import cached_members
+from lbsgd.convert.by_class import ByClass, shortened
+from lbsgd.convert.compressed import uncompressed
+from lbsgd.convert.folders import has_class_folders, in_folders
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
+from lbsgd.convert.shards import find_shards, images_of_shards, is_shard
 from lbsgd.convert.source_images import SPLITS, Images, Source
+from lbsgd.convert.tar_layout import splits_in
 from lbsgd.data.beton import CONVERT
 from lbsgd.errors import DataError
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKITS = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12.tar", "ILSVRC2012_devkit_t12")
 KAGGLE, KAGGLE_LABELS = "ILSVRC/Data/CLS-LOC", "LOC_val_solution.csv"
+
+Labels = Callable[[], Mapping[str, str]]  # -> the class of each validation image, by its name without suffix
 
 
 def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
@@ -33,7 +41,7 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
     scratch: a folder for the content of a compressed archive. data_dir: the data folder, for the commands in messages.
     Raises DataError if there are none, or if the splits have different classes.
     """
-    if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS):
+    if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) or is_shard(path):
         path = path.parent
     try:
         train, val = _from_archive(path, scratch, data_dir) if path.is_file() else _from_folder(path, scratch, data_dir)
@@ -49,75 +57,84 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
 
 
 def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
-    """Return the images of a tar of train/<class>/* and val/<class>/*, whatever stands before these."""
+    """Return the images of a tar of train/<class>/* and val/<class>/*, or val/*, whatever stands before these."""
     tar = cifar10.as_tar(path, scratch) if cifar10.is_cifar10(path) else uncompressed(path, scratch)
-    found = cached_members(tar, scratch)
-    below = {name: _below(found, name) for name in SPLITS}
-    if missing := [f"{name}/" for name in SPLITS if not below[name]]:
+    found = splits_in(cached_members(tar, scratch), tar, path)
+    if missing := [f"{name}/" for name in SPLITS if name not in found]:
         raise _nothing_found(path, missing, data_dir)
-    stamp = path.stat().st_mtime_ns
-    train, val = (as_images(tar, by_folder(below[name], f"{path}, {name}"), stamp, str(path)) for name in SPLITS)
-    return train, val
+    train = found["train"].images()
+    return train, _labelled(found["val"], train.classes, lambda: _labels_for(path, [path.parent], data_dir))
 
 
-def _below(found: list[Member], folder: str) -> list[tuple[str, Member]]:
-    """Return (path below `folder`, member) of all members for which it is the first or the second folder."""
-    parts = ((member.name.split("/"), member) for member in found)
-    return [("/".join(path[path.index(folder) + 1 :]), member) for path, member in parts if folder in path[:2]]
+def _labelled(val: ByClass, classes: list[str], labels: Labels) -> Images:
+    """Return the validation images by their class folders or, without any, by a table of labels."""
+    if val.rows or not val.loose:
+        return val.images()
+    val.label_loose(labels(), classes)
+    return val.images(os.path.basename, classes)
 
 
 def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
     base = next((path / inner for inner in (KAGGLE, "Data/CLS-LOC") if (path / inner).is_dir()), path)
-    train = _train_of(base, scratch)
-    val = _val_of(base, path, train.classes, scratch, data_dir) if train else None
-    if train and val:
-        return train, val
-    missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
-    missing += [] if (base / "val").is_dir() or (base / VAL_TAR).is_file() else [f"val/ and no {VAL_TAR}"]
-    raise _nothing_found(path, missing, data_dir)
+    if not (base / TRAIN_TAR).exists() and not has_class_folders(base / "train") and (shards := find_shards(path)):
+        return images_of_shards(path, *shards, scratch)
+    train, val = _train_of(base, scratch), _val_of(base, scratch)
+    if not (train and val):
+        missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
+        missing += [] if val else [f"val/ and no {VAL_TAR}"]
+        raise _nothing_found(path, missing, data_dir)
+    images, above = train.images(), [base.absolute().parents[2]] if base.name == "CLS-LOC" else []
+    return images, _labelled(val, images.classes, lambda: _labels_for(val.container, [base, path, *above], data_dir))
 
 
-def _train_of(base: Path, scratch: Path) -> Images | None:
+def _train_of(base: Path, scratch: Path) -> ByClass | None:
     if (base / "train").is_dir():
-        return class_folders(base / "train")
-    tar = base / TRAIN_TAR
+        return in_folders(base / "train")
+    if found := _official(base / TRAIN_TAR, scratch):
+        for row, name in enumerate(found.files.names):
+            found.add_by_folder(row, name)
+    return found
+
+
+def _val_of(base: Path, scratch: Path) -> ByClass | None:
+    if (base / "val").is_dir():
+        return in_folders(base / "val")
+    if found := _official(base / VAL_TAR, scratch):
+        for row, name in enumerate(found.files.names):
+            found.add_by_folder(row, os.path.basename(name))
+    return found
+
+
+def _official(tar: Path, scratch: Path) -> ByClass | None:
+    """Return the members of one of ImageNet's archives, not yet by class; None if it is not there."""
     if not tar.is_file():
         return None
-    found = ((member.name, member) for member in cached_members(tar, scratch))
-    return as_images(tar, by_folder(found, str(tar)), tar.stat().st_mtime_ns)
+    content = uncompressed(tar, scratch)
+    return ByClass(cached_members(content, scratch), content, str(tar), stamp=tar.stat().st_mtime_ns)
 
 
-def _val_of(base: Path, path: Path, classes: list[str], scratch: Path, data_dir: Path) -> Images | None:
-    """Return the validation images by their class folders or, without any, by the devkit's or Kaggle's labels."""
-    folder, tar = base / "val", base / VAL_TAR
-    if folder.is_dir() and any(entry.is_dir() for entry in os.scandir(folder)):
-        return class_folders(folder)
-    if folder.is_dir():
-        files = [plain_file(folder, name) for name in sorted(os.listdir(folder))]
-        return as_images(folder, by_label(files, folder, _labels_for(folder, base, path, data_dir), classes))
-    if tar.is_file():
-        labels = _labels_for(tar, base, path, data_dir)
-        return as_images(tar, by_label(cached_members(tar, scratch), tar, labels, classes), tar.stat().st_mtime_ns)
-    return None
-
-
-def _labels_for(images: Path, base: Path, path: Path, data_dir: Path) -> dict[str, str]:
-    """Return the class of each validation image, from the table beside or above them."""
-    above = [base.absolute().parents[2]] if base.name == "CLS-LOC" else []
-    for folder in (base, path, *above):
+def _labels_for(images: Path, folders: list[Path], data_dir: Path) -> Mapping[str, str]:
+    """Return the class of each validation image, from a table in one of the folders."""
+    for folder in folders:
         if (folder / KAGGLE_LABELS).is_file():
             return kaggle_labels(folder / KAGGLE_LABELS)
         for name in DEVKITS:
             if (folder / name).exists():
                 return devkit_labels(folder / name)
+    zips = [folder / f"{KAGGLE_LABELS}.zip" for folder in folders if (folder / f"{KAGGLE_LABELS}.zip").exists()]
     raise DataError(
         f"{images} holds validation images without labels: neither {DEVKITS[0]} nor {KAGGLE_LABELS} found in "
-        f"{path}; put one of them there and run: {CONVERT.format(data_dir)}"
+        f"{folders[0]}; "
+        + (f"unpack {zips[0]} there" if zips else "put one of them there")
+        + f" and run: {CONVERT.format(data_dir)}"
     )
 
 
 def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
+    zips = sorted(entry.name for entry in path.glob("*.zip")) if path.is_dir() else []
     return DataError(
         f"no images in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "
-        f"there, or ImageNet's archives or Kaggle's folders; name the source with: {CONVERT.format(data_dir)}"
+        f"there, or ImageNet's archives or Kaggle's folders; "
+        + (f"unpack {shortened(zips)}, or " if zips else "")
+        + f"name the source with: {CONVERT.format(data_dir)}"
     )

@@ -21,7 +21,6 @@ from typing import Any, cast
 import numpy as np
 
 from lbsgd.convert.image import (
-    ImageError,
     Lock,
     decode,
     libraries,
@@ -29,6 +28,7 @@ from lbsgd.convert.image import (
     quiet_opencv,
     stored_image,
 )
+from lbsgd.convert.pil_image import ImageError
 from lbsgd.convert.process_pool import CHUNK_IMAGES, ProcessPool, checked_num_processes, with_room
 from lbsgd.convert.progress import Meter
 from lbsgd.convert.settings import Settings
@@ -39,14 +39,14 @@ from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
 from lbsgd.errors import DataError
 
 
-def verify(data_dir: Path, num_workers: int | None = None, source: Path | None = None) -> None:
+def verify(data_dir: Path, num_processes: int | None = None, source: Path | None = None) -> None:
     """Verify all images of a data folder. Raises DataError for the first damaged one.
 
-    num_workers: processes, by default one per core.
+    num_processes: by default one per core.
     source: the images must also be those that this source gives with the manifest's settings.
     """
     libraries()  # raises ImportError here, before any process does
-    data_dir, num_processes = Path(data_dir), checked_num_processes(num_workers)
+    data_dir, num_processes = Path(data_dir), checked_num_processes(num_processes)
     data = _opened(data_dir, num_processes)
     manifest = Manifest.read(data_dir / "manifest.json") if (data_dir / "manifest.json").exists() else None
     if source and not manifest:
@@ -99,8 +99,10 @@ class Origin:
     @classmethod
     def of(cls, beton: BetonFile, images: Images, manifest: Manifest) -> Origin:
         """Match the file's images with the source's. Raises DataError if their number, classes or labels differ."""
-        skipped = {path.removeprefix(f"{images.origin}/") for path in manifest.skipped.get(beton.path.stem, ())}
-        numbers = np.array([number for number, name in enumerate(images.names) if name not in skipped], np.int64)
+        skipped = set(manifest.skipped.get(beton.path.stem, ()))
+        numbers = np.arange(len(images))
+        if skipped:
+            numbers = np.array([number for number in range(len(images)) if images.where(number) not in skipped])
         if len(numbers) != beton.num_images or images.classes != manifest.classes:
             raise DataError(
                 f"{images.origin} holds {len(numbers):,} images of {len(images.classes):,} classes, {beton.path} "
@@ -148,7 +150,7 @@ class ChunkVerifier:
         self.beton, self.origin, self.memory_lock = beton, origin, memory_lock
         self.file_bytes = beton.path.stat().st_size
         self.file = os.open(beton.path, os.O_RDONLY)
-        self.reader = ImageReader(origin.images.container) if origin else None
+        self.reader = origin.images.reader() if origin else None
 
     def __call__(self, chunk: range, _slot: memoryview) -> tuple[tuple[int, str] | None, int]:
         """Return (image, what is wrong with it), or None, and the number of images read."""

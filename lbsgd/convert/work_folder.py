@@ -3,7 +3,8 @@
 data folder/.converting/    identity.json  the conversion that the work is for; work for any other is dropped
                             train.beton, val.beton with a .journal each (see beton_writer.py)
                             manifest.json  once all files are finished: from then on only their names are missing
-                            *.tar          the content of a compressed source; *.listing  the members of a tar
+                            *.tar, *.images    the content of a compressed source
+                            *.listing          the members of a tar, or of shards
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from lbsgd.data.folder import Manifest, Split
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError, Stopped
 
-CONVERTER_VERSION = 2  # raise it when the same source and settings would give other files
+CONVERTER_VERSION = 3  # raise it when the same source and settings would give other files
 
 
 # --- what is there already --------------------------------------------------------------------------------------------
@@ -60,7 +61,7 @@ def start_over_if_other(work: Path, identity: Mapping[str, object]) -> None:
     if _read_identity(work) == identity:
         return
     for path in work.iterdir():
-        if path.name != "lock" and path.suffix not in (".tar", ".listing"):
+        if path.name != "lock" and path.suffix not in (".tar", ".listing", ".images"):
             path.unlink()
     replace_file(work / "identity.json", json.dumps(identity).encode())
 

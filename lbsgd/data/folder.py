@@ -34,7 +34,7 @@ class Manifest:
 
     settings are the converter's, libraries the versions of the libraries that decoded and encoded. stored counts the
     images of each split by the way they are kept; skipped names those that could not be decoded, if the converter was
-    told to leave them out.
+    told to leave them out. left_out counts, for each split, what lay among the images and was none, by reason.
     """
 
     classes: list[str]
@@ -48,6 +48,7 @@ class Manifest:
     libraries: dict[str, str] = field(default_factory=dict)
     stored: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write the manifest so that a reader finds all of it or nothing, even after a power failure."""

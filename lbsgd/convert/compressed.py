@@ -1,0 +1,106 @@
+"""Compressed archives: their content as a tar in a scratch folder; and files that are no archive that can be read."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO, Any
+
+from lbsgd.errors import DataError
+
+MAX_EXPANSION = 100  # times its size that a compressed tar may hold: gzip reaches 1,000, images hardly more than 1
+MIN_TAR_BYTES = 1 << 20  # that a small one may hold in any case: mostly padding
+LONG_BYTES = 1 << 30  # of an archive that takes so long to go through that we say so
+Opener = Callable[..., IO[bytes]]
+COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+UNPACK = "unpack it and name the folder with --source"
+FETCH = "which a download without a login or a licence gives; fetch the archive again"
+OTHERS = {  # the first bytes of files that people take for a tar: what they are, what to do
+    b"PK\x03\x04": ("a zip", UNPACK),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
+    b"Rar!": ("a rar archive", UNPACK),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", UNPACK),
+    b"\x89HDF": ("an HDF5 file", "name a folder or a tar of images with --source"),
+    b"<!doctype": ("a web page", FETCH),
+    b"<html": ("a web page", FETCH),
+    b"<?xml": ("an error message in XML", FETCH),
+    b"version https://git-lfs": ("a pointer of git-lfs", "run: git lfs pull"),
+}
+
+
+def refuse_other(path: Path) -> None:
+    """Raise DataError for a file that is known to be something else than a tar, compressed or not."""
+    start = first_bytes(path)
+    for magic, (what, help_) in OTHERS.items():
+        if start.lstrip().lower().startswith(magic.lower()):
+            raise DataError(f"{path} is {what}: {help_}" if help_ is UNPACK else f"{path} is {what}, {help_}")
+
+
+def first_bytes(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(64)
+
+
+def version(path: Path) -> str:
+    """Return a name for the content of a file, which changes with it."""
+    info = path.stat()
+    return f"{path.name}.{info.st_size}.{info.st_mtime_ns}"
+
+
+def say_if_long(what: str, *sources: Path) -> None:
+    if sum(path.stat().st_size for path in sources) > LONG_BYTES:
+        print(f"{what}: this takes minutes, from a slow disk longer", flush=True)
+
+
+def uncompressed(path: Path, scratch: Path) -> Path:
+    """Return the archive or, if it is compressed, its content as a tar in the folder scratch, to be read in place.
+
+    Raises DataError for a damaged archive, for one that holds more than a data set would, and for what is no tar.
+    """
+    refuse_other(path)
+    decompress = decompressor(path)
+    if decompress is None:
+        return path
+    tar = scratch / f"{version(path)}.tar"
+    if not tar.exists():
+        scratch.mkdir(parents=True, exist_ok=True)
+        for left in scratch.glob("*.partial"):  # behind by a process that was killed
+            if not Path("/proc", left.stem).exists():
+                left.unlink(missing_ok=True)
+        partial = scratch / f"{os.getpid()}.partial"
+        say_if_long(f"uncompressing {path} into {scratch}", path)
+        try:
+            with open(partial, "wb") as file:
+                decompress_to(path, decompress, file, limit=max(MIN_TAR_BYTES, MAX_EXPANSION * path.stat().st_size))
+            partial.rename(tar)
+        finally:
+            partial.unlink(missing_ok=True)
+    return tar
+
+
+def decompressor(path: Path) -> Opener | None:
+    start = first_bytes(path)
+    return next((opened for magic, opened in COMPRESSIONS.items() if start.startswith(magic)), None)
+
+
+def decompress_to(path: Path, decompress: Opener, file: IO[bytes], limit: int) -> None:
+    try:
+        with decompress(path, "rb") as source:
+            while data := source.read(1 << 20):
+                file.write(data)
+                if file.tell() > min(limit, shutil.disk_usage(file.name).free):
+                    raise DataError(
+                        f"{path} holds more than {limit:,} bytes, which no data set would, or more than "
+                        f"the disk has room for; unpack it yourself and name the folder with --source"
+                    )
+            file.flush()
+    except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
+        raise DataError(f"{path} cannot be read ({error}); it is truncated or damaged: fetch it again") from error

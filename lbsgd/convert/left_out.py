@@ -1,0 +1,74 @@
+"""What lies among images and is none: which names are left out, why, and how many there were.
+
+Real disks hold folders of thumbnails, of editors and of file systems, and the ._NAME files in which macOS keeps
+attributes. None of these becomes a class or an image; all of them are counted, and an example of each is told.
+"""
+
+from __future__ import annotations
+
+from lbsgd.units import counted
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+
+HIDDEN_FOLDER = "hidden folder"  # .git, .ipynb_checkpoints, @eaDir
+SYSTEM_FOLDER = "system folder"
+REPEATED_FOLDER = "repeated folder"  # a link to a folder that is in already, or that holds the link itself
+APPLE_DOUBLE = "AppleDouble file"
+HIDDEN_FILE = "hidden file"
+OTHER_FILE = "non-image file"  # by its suffix
+STRAY_FILE = "stray file"  # an image beside the class folders
+SYSTEM_FOLDERS = frozenset(
+    ("__macosx", "__pycache__", "lost+found", "$recycle.bin", "#recycle", "#snapshot", "~snapshot")
+    + ("system volume information", "found.000")
+)
+
+
+def folder_reason(name: str) -> str | None:
+    """Return why a folder of this name is left out, None if it is not."""
+    if name.startswith((".", "@")):
+        return HIDDEN_FOLDER
+    return SYSTEM_FOLDER if name.lower() in SYSTEM_FOLDERS else None
+
+
+def file_reason(name: str) -> str | None:
+    """Return why a file of this name is left out, None if it is taken for an image."""
+    if name.startswith("._"):
+        return APPLE_DOUBLE
+    if name.startswith("."):
+        return HIDDEN_FILE
+    return None if name.lower().endswith(SUFFIXES) else OTHER_FILE
+
+
+def path_reason(path: str) -> tuple[str, str] | None:
+    """Return (reason, the folder or file that it is about) for a file that is left out, None for an image."""
+    *folders, name = path.split("/")
+    for depth, folder in enumerate(folders, 1):
+        if reason := folder_reason(folder):
+            return reason, "/".join(folders[:depth])
+    reason = file_reason(name)
+    return (reason, path) if reason else None
+
+
+class LeftOut:
+    """Counts what one split leaves out, by reason."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self.examples: dict[str, str] = {}
+        self._folders: set[str] = set()
+
+    def add(self, reason: str, path: str) -> None:
+        """Count a file, or a folder, which an archive names once for each file in it."""
+        if reason in (HIDDEN_FOLDER, SYSTEM_FOLDER):
+            if path in self._folders:
+                return
+            self._folders.add(path)
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.examples[reason] = min(path, self.examples.get(reason, path))
+
+    def __str__(self) -> str:
+        """`2 hidden folders (cat/.git), 1 AppleDouble file (cat/._1.jpg)`; empty if nothing is left out."""
+        return ", ".join(
+            f"{counted(self.counts[reason], reason)} ({'such as ' * (self.counts[reason] > 1)}{self.examples[reason]})"
+            for reason in sorted(self.counts)
+        )

@@ -1,0 +1,127 @@
+"""What PIL decodes, which is everything but plain JPEGs; samples of 16 bits become 8, other depths are refused.
+
+    8 bits                            as PIL turns them into RGB
+    16 bits, grey or colour           value / 257, rounded: 65,535 is 255
+    12 or 32 bits, signed, floats     ImageError, because nobody can tell which value is white
+
+PIL itself clips grey of 16 bits to 255, which makes such images white.
+
+PIL's decoders raise nearly anything for a damaged file. `library_errors` turns all of it into ImageError, around calls
+of PIL and OpenCV only, so that a bug in our own code stays a traceback and never passes for a damaged image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OPENCV_OUT_OF_MEMORY = -4  # cv2.Error.StsNoMem
+BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of a TIFF
+WHITE_IS_ZERO = 0
+STRIPE = 256  # rows that are scaled at a time
+
+
+class ImageError(ValueError):
+    """An image that cannot be decoded, or whose result cannot be kept."""
+
+
+@contextlib.contextmanager
+def library_errors() -> Iterator[None]:
+    """Turn what PIL and OpenCV raise into ImageError, and drop PIL's warnings, such as of corrupt EXIF or many pixels.
+
+    Wrap calls of theirs and nothing else: an exception of our own code is a bug, and must not pass for a damaged image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if getattr(error, "code", None) == OPENCV_OUT_OF_MEMORY:
+            raise MemoryError(str(error)) from error
+        raise ImageError(f"{type(error).__name__}: {error}") from error
+
+
+def opened(data: bytes) -> Image.Image:
+    """Return PIL's image, whose header has been read and nothing else."""
+    from PIL import Image
+
+    with library_errors():
+        return Image.open(io.BytesIO(data))
+
+
+def unusable_depth(image: Image.Image) -> str | None:
+    """Return what the samples of an image are if they cannot become 8 bits, None if they can."""
+    if image.mode == "F":
+        return "floating-point"
+    if image.mode.startswith("I;16"):
+        bits = _tag(image, BITS, (16,))[0]
+        return None if bits == 16 else f"{bits}-bit"
+    if image.mode == "I" and image.format != "PPM":  # of which PIL makes 0 ... 65,535, whatever its largest value is
+        return "32-bit or signed"
+    return None
+
+
+def has_16_bits(image: Image.Image) -> bool:
+    """Return whether an image's samples are scaled from 16 bits to 8."""
+    tiles = getattr(image, "tile", None)
+    decoder_arguments = str(tiles[0][3]) if tiles else ""  # such as RGB;16B
+    return image.mode.startswith("I") or ";16" in decoder_arguments
+
+
+def rgb_pixels(image: Image.Image, data: bytes) -> np.ndarray:
+    """Return uint8 (height, width, 3), red first. data: the file. The image is closed. Raises ImageError."""
+    if depth := unusable_depth(image):
+        raise ImageError(f"{depth} samples, of which nobody can tell which is white")
+    if image.mode.startswith("I"):
+        return _grey_of_16_bits(image)
+    if has_16_bits(image) and (pixels := _colours_of_16_bits(image, data)) is not None:
+        return pixels
+    with library_errors():
+        converted = image.convert("RGB")
+        image.close()  # frees its pixels before there are more copies
+        return np.asarray(converted)
+
+
+def _grey_of_16_bits(image: Image.Image) -> np.ndarray:
+    white_is_zero = _tag(image, PHOTOMETRIC, 1) == WHITE_IS_ZERO
+    with library_errors():
+        samples = np.asarray(image)
+        image.close()
+    grey = _in_8_bits(samples)
+    return np.repeat((255 - grey if white_is_zero else grey)[:, :, None], 3, axis=2)
+
+
+def _colours_of_16_bits(image: Image.Image, data: bytes) -> np.ndarray | None:
+    """Return OpenCV's pixels, scaled; None if it has no three colours of them, and PIL's high bytes must do."""
+    import cv2
+
+    if image.format not in ("PNG", "TIFF") or _tag(image, ORIENTATION, 1) != 1:
+        return None
+    with contextlib.suppress(cv2.error):
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if samples is not None and samples.dtype == np.uint16 and samples.shape[2:] in ((3,), (4,)):
+            return _in_8_bits(samples[:, :, 2::-1])
+    return None
+
+
+def _in_8_bits(samples: np.ndarray) -> np.ndarray:
+    """Return round(samples / 257), some rows at a time, so that no copy is larger than the image."""
+    scaled = np.empty(samples.shape, np.uint8)
+    for at in range(0, len(samples), STRIPE):
+        scaled[at : at + STRIPE] = (samples[at : at + STRIPE].astype(np.uint32) + 128) // 257
+    return scaled
+
+
+def _tag(image: Image.Image, number: int, default: Any) -> Any:
+    """Return a tag of a TIFF, the default for any other file."""
+    return getattr(image, "tag_v2", {}).get(number, default)

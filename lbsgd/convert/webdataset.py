@@ -1,0 +1,53 @@
+"""WebDataset shards: tars in which KEY.jpg is an image and KEY.cls its class, a whole number from 0 on."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lbsgd.convert.archives import members
+from lbsgd.convert.files import Files, Member
+from lbsgd.convert.left_out import path_reason
+from lbsgd.errors import DataError
+
+CLASS = ".cls"
+MAX_CLASS_DIGITS = 9
+
+
+def list_webdataset(folder: Path, shard_names: list[str]) -> Files:
+    """Return the images of some shards. Raises DataError for a damaged shard and for an image without a class."""
+    files = Files("offsets", "shards", "labels")
+    for shard, name in enumerate(shard_names):
+        _add_shard(files, shard, folder / name)
+    return files
+
+
+def _add_shard(files: Files, shard: int, path: Path) -> None:
+    images: dict[str, Member] = {}
+    classes: dict[str, Member] = {}
+    for member in members(path):
+        stem, _, _ = member.name.rpartition("/")[2].partition(".")
+        key = member.name[: len(member.name) - len(member.name.rpartition("/")[2])] + stem
+        if member.name == key + CLASS:
+            classes[key] = member
+        elif reason := path_reason(member.name):
+            files.left_out.add(*reason)
+        elif key in images:
+            raise DataError(f"{path}: {images[key].name} and {member.name} are two images of one sample, {key!r}")
+        else:
+            images[key] = member
+    with open(path, "rb") as tar:
+        for key, member in images.items():
+            if key not in classes:
+                raise DataError(f"{path}: {member.name} has no {key}{CLASS}, which would say its class")
+            text = os.pread(tar.fileno(), min(64, classes[key].num_bytes), classes[key].offset)
+            label = _label(text, path, classes[key])
+            place = dict(offsets=member.offset, sizes=member.num_bytes, shards=shard, labels=label)
+            files.add(member.name, **place)
+
+
+def _label(text: bytes, path: Path, member: Member) -> int:
+    digits = text.strip()
+    if not digits.isdigit() or len(digits) > MAX_CLASS_DIGITS:
+        raise DataError(f"{path}: {member.name} holds {text[:20]!r}, and no number of a class")
+    return int(digits)

@@ -1,0 +1,400 @@
+"""TFRecords, WebDataset's tars and parquet as sources: the very files that the same images in folders give."""
+
+import io
+import json
+import re
+import tarfile
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from converter import encoded
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from lbsgd.convert.convert import convert, look
+from lbsgd.convert.sources import find_source
+from lbsgd.convert.verify import verify
+from lbsgd.errors import DataError
+
+WNIDS = ["n01440764", "n01443537", "n02102040"]
+RNG = np.random.default_rng(0)
+
+
+def images_of(split):
+    """(file name, class, JPEG) of some images, in the random order in which shards hold them."""
+    images = [
+        (f"{WNIDS[label]}_{number}.JPEG" if split == "train" else f"ILSVRC2012_val_{3 * number + label:08}.JPEG", label)
+        for label in range(len(WNIDS))
+        for number in range(4 if split == "train" else 2)
+    ]
+    order = RNG.permutation(len(images))
+    return [(*images[place], encoded(size=(16, 24), phase=float(hash(images[place]) % 97))) for place in order]
+
+
+IMAGES = {split: images_of(split) for split in ("train", "val")}
+
+
+def folders(folder):
+    for split, images in IMAGES.items():
+        for name, label, data in images:
+            path = folder / split / WNIDS[label] / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return folder
+
+
+def cut(images, num_shards):
+    return [images[shard::num_shards] for shard in range(num_shards)]
+
+
+# --- writers: Google's protobuf, TensorBoard's records, tarfile, PyArrow ----------------------------------------------
+
+
+def example_class():
+    """tf.train.Example, as its .proto declares it."""
+    types = descriptor_pb2.FieldDescriptorProto
+    file = descriptor_pb2.FileDescriptorProto(name="example.proto", package="tf", syntax="proto3")
+
+    def message(name, *fields):
+        made = file.message_type.add(name=name)
+        for number, (field, kind, repeated) in enumerate(fields, 1):
+            label = types.LABEL_REPEATED if repeated else types.LABEL_OPTIONAL
+            scalar = isinstance(kind, int)
+            made.field.add(
+                name=field,
+                number=number,
+                label=label,
+                type=kind if scalar else types.TYPE_MESSAGE,
+                type_name=None if scalar else f".tf.{kind}",
+            )
+        return made
+
+    message("BytesList", ("value", types.TYPE_BYTES, True))
+    message("FloatList", ("value", types.TYPE_FLOAT, True))
+    message("Int64List", ("value", types.TYPE_INT64, True))
+    lists = [(f"{name}_list", f"{name.capitalize()}List", False) for name in ("bytes", "float", "int64")]
+    message("Feature", *lists)
+    features = message("Features", ("feature", "Features.FeatureEntry", True))
+    entry = features.nested_type.add(name="FeatureEntry")
+    entry.options.map_entry = True
+    entry.field.add(name="key", number=1, label=types.LABEL_OPTIONAL, type=types.TYPE_STRING)
+    entry.field.add(
+        name="value", number=2, label=types.LABEL_OPTIONAL, type=types.TYPE_MESSAGE, type_name=".tf.Feature"
+    )
+    message("Example", ("features", "Features", False))
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("tf.Example"))
+
+
+EXAMPLE = example_class()
+
+
+def example(**features):
+    """An Example; the keys of build_imagenet_data.py have / where these have __."""
+    made = EXAMPLE()
+    for name, value in features.items():
+        feature = made.features.feature[name.replace("__", "/")]
+        if isinstance(value, bytes):
+            feature.bytes_list.value.append(value)
+        else:
+            values = value if isinstance(value, list) else [value]
+            getattr(feature, "float_list" if isinstance(values[0], float) else "int64_list").value.extend(values)
+    return made.SerializeToString()
+
+
+def imagenet_example(name, label, data):
+    """What build_imagenet_data.py writes: labels begin with 1, and boxes may be many or none."""
+    return example(
+        image__height=16,
+        image__width=24,
+        image__colorspace=b"RGB",
+        image__channels=3,
+        image__class__label=label + 1,
+        image__class__synset=WNIDS[label].encode(),
+        image__class__text=b"tench, Tinca tinca",
+        image__object__bbox__xmin=[0.25, 0.5],
+        image__object__bbox__label=[label + 1] * 2,
+        image__format=b"JPEG",
+        image__filename=name.encode(),
+        image__encoded=data,
+    )
+
+
+def records(path, examples):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "wb") as file:
+        writer = RecordWriter(file)
+        for each in examples:
+            writer.write(each)
+        writer.flush()
+
+
+def tfrecords(folder, within="", make=imagenet_example):
+    for split, prefix, num_shards in (("train", "train", 3), ("val", "validation", 2)):
+        place = folder / prefix if within else folder
+        for number, images in enumerate(cut(IMAGES[split], num_shards)):
+            path = place / f"{prefix}-{number:05}-of-{num_shards:05}"
+            records(path, [make(*image) for image in images])
+    return folder
+
+
+def tfds(folder):
+    """TensorFlow Datasets' own keys and names; labels begin with 0 and have no names."""
+    for split in ("train", "validation"):
+        images = IMAGES["val" if split == "validation" else split]
+        examples = [example(image=data, label=label, file_name=name.encode()) for name, label, data in images]
+        records(folder / f"imagenet2012-{split}.tfrecord-00000-of-00001", examples)
+    return folder
+
+
+def webdataset(folder, extra=(), within=False):
+    """Shards as WebDataset's own script names them."""
+    for split in ("train", "val"):
+        for number, images in enumerate(cut(IMAGES[split], 2)):
+            place = folder / split if within else folder
+            place.mkdir(parents=True, exist_ok=True)
+            with tarfile.open(place / f"imagenet-{split}-{number:06}.tar", "w") as tar:
+                for name, label, data in images:
+                    key = name.removesuffix(".JPEG")
+                    for suffix, content in ((".cls", str(label).encode()), (".jpg", data), (".json", b"{}"), *extra):
+                        info = tarfile.TarInfo(key + suffix)
+                        info.size = len(content)
+                        tar.addfile(info, io.BytesIO(content))
+    return folder
+
+
+def parquet(folder, named=True, compression="snappy"):
+    """Hugging Face's folder data/ with its names of the classes, one of them twice, as in imagenet-1k."""
+    (folder / "data").mkdir(parents=True)
+    features = {"image": {"_type": "Image"}, "label": {"names": ["tench", "crane", "crane"], "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})} if named else {}
+    for split, prefix in (("train", "train"), ("val", "validation")):
+        for number, images in enumerate(cut(IMAGES[split], 2)):
+            table = pyarrow.table(
+                {
+                    "image": [{"bytes": data, "path": name} for name, _, data in images],
+                    "label": pyarrow.array([label for _, label, _ in images], pyarrow.int64()),
+                }
+            ).replace_schema_metadata(metadata)
+            path = folder / "data" / f"{prefix}-{number:05}-of-00002.parquet"
+            pyarrow.parquet.write_table(table, path, compression=compression, row_group_size=3)
+    return folder
+
+
+KINDS = {
+    "tfrecords": (tfrecords, WNIDS),
+    "tfrecords in folders": (lambda folder: tfrecords(folder, within="folders"), WNIDS),
+    "tfds": (tfds, ["0", "1", "2"]),
+    "webdataset": (webdataset, ["0", "1", "2"]),
+    "webdataset in folders": (lambda folder: webdataset(folder, within=True), ["0", "1", "2"]),
+    "parquet": (parquet, ["tench", "crane", "crane"]),
+    "parquet without names": (lambda folder: parquet(folder, named=False), ["0", "1", "2"]),
+}
+
+
+def find(path, tmp_path):
+    return find_source(path, tmp_path / "scratch", tmp_path / "data")
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory):
+    """The files that the folders give."""
+    folder = tmp_path_factory.mktemp("folders")
+    convert(folders(folder / "source"), folder / "data", max_side=500, num_processes=1)
+    return [(folder / f"data/{split}.beton").read_bytes() for split in ("train", "val")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shards_give_the_files_of_the_folders(tmp_path, expected, kind):
+    """Not one byte tells from which form an image came."""
+    make, classes = KINDS[kind]
+    source, data = make(tmp_path / "source"), tmp_path / "data"
+    convert(source, data, max_side=500, num_processes=1)
+    assert [(data / f"{split}.beton").read_bytes() for split in ("train", "val")] == expected
+    assert json.loads((data / "manifest.json").read_text())["classes"] == classes
+    assert sorted(path.name for path in data.iterdir()) == ["manifest.json", "train.beton", "val.beton"]
+
+
+def test_shards_are_verified_and_looked_at_and_found_complete(tmp_path, capsys):
+    source = webdataset(tmp_path / "source")
+    lines = look(source, tmp_path / "data", 1, max_side=500).splitlines()
+    assert "12 training images" in lines[0] and "6 validation images" in lines[1]
+    assert re.match(r"left out of train: 12 non-image files \(such as n01440764_0.json\)", lines[2])
+    convert(source, tmp_path / "data", max_side=500, num_processes=1)
+    verify(tmp_path / "data", 1, source)
+    convert(source, tmp_path / "data", max_side=500, num_processes=1)
+    assert "is complete: 12 training and 6 validation images" in capsys.readouterr().out
+    assert json.loads((tmp_path / "data/manifest.json").read_text())["left_out"]["train"] == {"non-image file": 12}
+
+
+def test_a_listing_of_shards_is_made_once(tmp_path, monkeypatch):
+    for kind in ("tfrecords", "webdataset", "parquet"):
+        source = KINDS[kind][0](tmp_path / kind)
+        first = find(source, tmp_path)
+        with monkeypatch.context() as patch:
+            for name in ("list_tfrecords", "list_webdataset", "copy_images"):
+                patch.setattr(f"lbsgd.convert.shards.{name}", None)
+            again = find(source, tmp_path)
+        assert again.digest() == first.digest() and again.train.classes == first.train.classes
+        assert again.train.left_out.counts == first.train.left_out.counts
+    for path in (tmp_path / "scratch").glob("*.images"):
+        path.unlink()
+    again = find(source, tmp_path)  # of parquet: the copy is gone, and made again
+    assert again.train.reader().read(again.train.member(0)) == first_of_class_0()
+
+
+def first_of_class_0():
+    return min(image for image in IMAGES["train"] if image[1] == 0)[2]
+
+
+def test_an_undecodable_image_is_named_with_its_shard_and_skipped(tmp_path):
+    source = tfrecords(tmp_path / "source", make=lambda name, label, data: imagenet_example(name, label, data))
+    bad = [
+        imagenet_example(name, label, data if name != "n01443537_2.JPEG" else b"x")
+        for name, label, data in IMAGES["train"]
+    ]
+    for number in range(3):
+        records(source / f"train-{number:05}-of-00003", bad[number::3])
+    with pytest.raises(DataError, match=r"train-0000\d-of-00003/n01443537_2.JPEG"):
+        convert(source, tmp_path / "data", max_side=500, num_processes=1)
+    convert(source, tmp_path / "data", max_side=500, num_processes=1, on_error="skip")
+    verify(tmp_path / "data", 1, source)
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+def refused(path, tmp_path):
+    with pytest.raises(DataError) as error:
+        find(path, tmp_path)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_missing_shard_is_refused_and_named(tmp_path):
+    for kind, name in (("tfrecords", "train-00001-of-00003"), ("parquet", "data/validation-00000-of-00002.parquet")):
+        source = KINDS[kind][0](tmp_path / kind)
+        (source / name).unlink()
+        counted = re.search(r"\d+-of-\d+", name)[0]
+        assert f"lacks the shards {counted} beside" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("place", [0, 9, 12, 200, -20, -1])
+def test_a_flipped_byte_of_a_record_is_found_before_the_work_begins(tmp_path, place):
+    source = tfrecords(tmp_path / "source")
+    path = source / "train-00001-of-00003"
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+    said = refused(source, tmp_path)
+    assert str(path) in said and ("is damaged: " in said or "is no TFRecord file" in said)
+
+
+@pytest.mark.parametrize("num_bytes", [5, 12, 100, -1, -4])
+def test_a_truncated_shard_of_records_is_refused(tmp_path, num_bytes):
+    source = tfrecords(tmp_path / "source")
+    path = source / "validation-00001-of-00002"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    assert str(path) in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        (b"no protobuf", "record 0 is no tf.train.Example"),
+        (b"\n\xff\xff\xff\xff\x0f", "reaches beyond its message"),
+        (b"\x0b", "wire type 3"),
+        (b"\xff" * 12, "more than 64 bits"),
+        (b"\n", "record 0 is no tf.train.Example"),
+        (b"", "it has no image/encoded, but nothing"),
+        (example(image__encoded=b"x"), "it has no image/class/label, but image/encoded"),
+        (example(image__encoded=b"x", image__class__label=-1), "not one number from 0 on"),
+        (example(image__encoded=b"x", image__class__label=[1, 2]), r"is \[1, 2\], not one number"),
+        (example(image__encoded=b"x", image__class__label=1.5), r"is \[\], not one number"),
+        (example(image__encoded=3, image__class__label=1), "image/encoded has 0 values"),
+        (example(image__encoded=b"x", image__class__label=1, image__class__synset=b"\xff"), "can't decode"),
+    ],
+)
+def test_what_is_no_example_of_an_image_is_refused(tmp_path, record, message):
+    source = tfrecords(tmp_path / "source")
+    records(source / "train-00000-of-00003", [record])
+    assert re.search(message, refused(source, tmp_path))
+
+
+def test_a_label_with_two_synsets_is_refused(tmp_path):
+    source = tfrecords(tmp_path / "source")
+    records(source / "train-00000-of-00003", [imagenet_example("a.JPEG", 0, b"x"), imagenet_example("b.JPEG", 1, b"x")])
+    records(source / "train-00001-of-00003", [example(image__encoded=b"x", image__class__label=1)])
+    assert "label 1 is , and n01440764 in another record" in refused(source, tmp_path)
+
+
+def test_packed_and_unpacked_labels_are_read(tmp_path):
+    """proto3 packs numbers, proto2's writers do not."""
+    from lbsgd.convert.tfrecords import _first_number
+
+    assert _first_number(b"\x1a\x04\x0a\x02\xac\x02", (0, 6)) == 300
+    assert _first_number(b"\x1a\x03\x08\xac\x02", (0, 5)) == 300
+
+
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        ([(".png", b"x")], r"are two images of one sample, '(n0|ILSVRC)"),
+        ([(".cls", b"tench")], r"holds b'tench', and no number of a class"),
+        ([(".cls", b"-1")], r"holds b'-1', and no number of a class"),
+    ],
+)
+def test_samples_that_are_not_one_image_and_one_class_are_refused(tmp_path, extra, message):
+    assert re.search(message, refused(webdataset(tmp_path / "source", extra), tmp_path))
+
+
+def test_a_sample_without_a_class_is_refused(tmp_path):
+    source = webdataset(tmp_path / "source")
+    path = source / "imagenet-train-000000.tar"
+    with tarfile.open(path, "a") as tar:
+        tar.addfile(tarfile.TarInfo("alone.jpg"))
+    assert "alone.jpg has no alone.cls" in refused(source, tmp_path)
+
+
+def test_a_validation_class_without_training_images_is_refused(tmp_path):
+    source = webdataset(tmp_path / "source")
+    with tarfile.open(source / "imagenet-val-000000.tar", "a") as tar:
+        for name, content in (("z.cls", b"7"), ("z.jpg", b"x")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert "z.jpg has class 7, which has no training images" in refused(source, tmp_path)
+
+
+def test_parquet_of_something_else_is_refused(tmp_path):
+    source = parquet(tmp_path / "source")
+    path = source / "data/train-00000-of-00002.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": [1]}), path)
+    assert "has no column image, but text, label" in refused(source, tmp_path)
+    pyarrow.parquet.write_table(pyarrow.table({"image": [{"bytes": b"x", "path": "a"}], "label": [-1]}), path)
+    assert "row 0 has label -1; images without a class" in refused(source, tmp_path)
+    pyarrow.parquet.write_table(
+        pyarrow.table({"image": pyarrow.array([{"bytes": None, "path": "a"}]), "label": [1]}), path
+    )
+    assert "row 0 holds no image" in refused(source, tmp_path)
+    path.write_bytes(path.read_bytes()[:-30])
+    assert f"{path} cannot be read as parquet" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize("package, kind", [("crc32c", "tfrecords"), ("pyarrow", "parquet")])
+def test_without_its_package_a_kind_is_refused_with_the_command_that_installs_it(tmp_path, monkeypatch, package, kind):
+    source = KINDS[kind][0](tmp_path / "source")
+    monkeypatch.setitem(__import__("sys").modules, package, None)
+    assert "run: pip install" in refused(source, tmp_path)
+
+
+def test_shards_of_two_kinds_are_refused(tmp_path):
+    webdataset(tfrecords(tmp_path / "source"))
+    assert "holds shards of tfrecord and of webdataset" in refused(tmp_path / "source", tmp_path)
+
+
+def test_class_folders_come_before_shards(tmp_path):
+    assert find(webdataset(folders(tmp_path / "source")), tmp_path).train.classes == WNIDS
