@@ -17,15 +17,20 @@ from lbsgd.errors import DataError
 
 @dataclass(frozen=True)
 class Split:
-    """The manifest's description of one file."""
+    """The manifest's description of one file: its fingerprint and the digest of its tables (`beton_survey.Survey`)."""
 
     num_images: int
     num_bytes: int
     fingerprint: str
+    tables: str = field(default="", compare=False)  # manifests of earlier converters have none
 
     @classmethod
     def of(cls, beton: BetonFile) -> Split:
-        return cls(beton.num_images, beton.path.stat().st_size, beton.fingerprint)
+        return cls(beton.num_images, beton.identity.num_bytes, beton.fingerprint, beton.survey.tables)
+
+    def describes(self, beton: BetonFile) -> bool:
+        """Return whether this is the file, byte for byte but for those of the images, which `--verify` reads."""
+        return self == Split.of(beton) and self.tables in ("", beton.survey.tables)
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
         manifest = Manifest.read(folder / "manifest.json")
         _check_manifest(manifest, train, val)
         classes = manifest.classes
-    num_classes = len(classes) if classes else int(train.labels.max()) + 1
+    num_classes = len(classes) if classes else train.survey.highest_label + 1
     for beton in (train, val):
         _check_labels(beton, num_classes)
     fingerprint = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {num_classes}".encode()).hexdigest()
@@ -120,8 +125,7 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
 
 def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> None:
     for beton, expected in ((train, manifest.train), (val, manifest.val)):
-        found = Split.of(beton)
-        if found == expected:
+        if expected.describes(beton):
             continue
         if (index := manifest.first_wrong_label(beton)) is not None:
             raise DataError(
@@ -130,19 +134,21 @@ def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> Non
                 f"{CONVERT.format(beton.path.parent)} --overwrite"
             )
         raise DataError(
-            f"{beton.path} is not the file that manifest.json beside it was written for: it has {_described(found)}, "
-            f"the manifest says {_described(expected)}; copy all three from one folder"
+            f"{beton.path} is not the file that manifest.json beside it was written for: it has "
+            f"{_described(Split.of(beton))}, the manifest says {_described(expected)}; copy all three from one folder"
         )
 
 
 def _described(split: Split) -> str:
-    return f"{split.num_images:,} images, {split.num_bytes:,} bytes and fingerprint {split.fingerprint:.8}"
+    tables = f" and tables {split.tables:.8}" if split.tables else ""
+    return f"{split.num_images:,} images, {split.num_bytes:,} bytes, fingerprint {split.fingerprint:.8}{tables}"
 
 
 def _check_labels(beton: BetonFile, num_classes: int) -> None:
+    if beton.survey.lowest_label >= 0 and beton.survey.highest_label < num_classes:
+        return
     wrong = np.flatnonzero((beton.labels < 0) | (beton.labels >= num_classes))
-    if len(wrong):
-        raise DataError(
-            f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, outside the "
-            f"{num_classes} classes 0 ... {num_classes - 1} ({len(wrong):,} such images)"
-        )
+    raise DataError(
+        f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, outside the "
+        f"{num_classes} classes 0 ... {num_classes - 1} ({len(wrong):,} such images)"
+    )

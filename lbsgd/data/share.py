@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lbsgd.algorithm.shuffle import epoch_order, rank_batches, rank_groups, rank_share
+from lbsgd.algorithm.shuffle import rank_batches, rank_groups, rank_share
+from lbsgd.data.epoch_orders import host_order
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # images (batch, 3, R, R) and labels int64 (batch,)
 
@@ -61,7 +62,7 @@ class TrainData(ABC):
     def epoch(self, epoch: int, first_iteration: int = 0) -> Batches:
         """Yield the passes of this rank, accumulation_steps per iteration, from first_iteration to the epoch's end."""
         numbers = rank_batches(
-            epoch_order(self.num_images, self.seed, epoch),
+            host_order(self.num_images, self.seed, epoch),
             global_batch=self.global_batch,
             world_size=self.share.world_size,
             micro_batch=self.micro_batch,
@@ -78,7 +79,7 @@ class TrainData(ABC):
         """
         assert self.micro_batch % per_worker_batch == 0
         groups = rank_groups(
-            epoch_order(self.num_images, self.seed, epoch),
+            host_order(self.num_images, self.seed, epoch),
             num_images=num_images,
             per_worker_batch=per_worker_batch,
             world_size=self.share.world_size,
