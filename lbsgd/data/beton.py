@@ -35,9 +35,23 @@ from lbsgd.data.beton_layout import Identity, Layout, read_layout
 from lbsgd.data.beton_survey import Survey, sizes_by_image, survey
 from lbsgd.errors import DataError
 
-__all__ = [  # the format's names, for those who write such files
-    *("ALLOCATION", "CHECKSUM", "CONVERT", "FIELD", "FORMAT_VERSION", "HEADER", "IMAGE", "IMAGE_FIELD", "INT_FIELD"),
-    *("JPEG", "LABEL", "MAGIC", "NOTE", "RAW", "BetonFile", "metadata_record"),
+__all__ = [  # with the format's names, for those who write such files
+    "ALLOCATION",
+    "CHECKSUM",
+    "CONVERT",
+    "FIELD",
+    "FORMAT_VERSION",
+    "HEADER",
+    "IMAGE",
+    "IMAGE_FIELD",
+    "INT_FIELD",
+    "JPEG",
+    "LABEL",
+    "MAGIC",
+    "NOTE",
+    "RAW",
+    "BetonFile",
+    "metadata_record",
 ]
 
 

@@ -151,8 +151,11 @@ class _Pass:
     def _blocks(self, at: int, dtype: np.dtype, num_rows: int) -> Iterator[tuple[int, np.ndarray]]:
         with open(self.layout.path, "rb", buffering=0) as file:
             for first in range(0, num_rows, ROWS):
-                yield first, np.fromfile(
-                    file, dtype, min(ROWS, num_rows - first), offset=at + first * dtype.itemsize - file.tell()
+                yield (
+                    first,
+                    np.fromfile(
+                        file, dtype, min(ROWS, num_rows - first), offset=at + first * dtype.itemsize - file.tell()
+                    ),
                 )
 
 

@@ -67,14 +67,27 @@ class Manifest:
         wrong = np.flatnonzero(np.repeat(np.arange(len(counts)), counts) != beton.labels)
         return int(wrong[0]) if len(wrong) else None
 
+    def _require_types(self) -> None:
+        """Raise TypeError for content that only looks like a manifest."""
+        words = [self.train.fingerprint, self.train.tables, self.val.fingerprint, self.val.tables, *self.classes]
+        counts = [self.train.num_images, self.train.num_bytes, self.val.num_images, self.val.num_bytes]
+        for per_class in self.images_per_class.values():
+            counts.extend(per_class)
+        if not all(isinstance(word, str) for word in words) or not isinstance(self.classes, list):
+            raise TypeError("a class or a fingerprint is no text")
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise TypeError("a number of images or bytes is no natural number")
+
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read a manifest. Raise DataError for a file that is none."""
         try:
             content = json.loads(path.read_text())
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-            return cls(**{**known, "train": Split(**content["train"]), "val": Split(**content["val"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = cls(**{**known, "train": Split(**content["train"]), "val": Split(**content["val"])})
+            found._require_types()
+            return found
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} cannot be read as a manifest ({error}); "
                 f"make the folder again with: {CONVERT.format(path.parent)} --overwrite"
