@@ -132,9 +132,8 @@ class CropPipeline(Loader):
     def generate_code(self) -> None:
         super().generate_code()
         [(stage, _)], _ = self.code
-        for function in stage.__globals__.values():
-            if is_jitted(function):
-                keep(function)
+        for function in filter(is_jitted, stage.__globals__.values()):
+            keep(function)
 
 
 class DecodingThread(EpochIterator):

@@ -71,7 +71,7 @@ class ReadAhead:
         self.file = open(path, "rb", buffering=0)
         self.starts, self.sizes = starts, sizes
         self.decoded, self.asked, self.changed = 0, 0, threading.Condition()
-        self.bytes_ahead, self.counted = 0, 0  # bytes of the images asked for, but for the first `counted` ones
+        self.bytes_ahead, self.counted = 0, 0  # bytes of images asked for, but for the first `counted`, the decoded
         self.closed = False
         self.thread = threading.Thread(target=self.run, name="lbsgd read ahead", daemon=True)
         self.thread.start()
@@ -89,19 +89,23 @@ class ReadAhead:
                 if self.closed:
                     return
                 decoded = self.decoded
-            self.bytes_ahead -= int(self.sizes[self.counted : decoded].sum())
-            self.counted = decoded
-            if self.may_ask():
-                self.ask()
+            self.forget(decoded)
+            self.ask()
 
     def may_ask(self) -> bool:
-        return self.asked < len(self.sizes) and self.bytes_ahead < AHEAD_BYTES
+        next_one = self.sizes[self.asked : self.asked + 1]
+        return len(next_one) > 0 and self.bytes_ahead + int(next_one[0]) < AHEAD_BYTES
+
+    def forget(self, decoded: int) -> None:
+        """Take the images that are decoded out of the count; some may have been too large to be asked for."""
+        self.bytes_ahead -= int(self.sizes[self.counted : min(decoded, self.asked)].sum())
+        self.counted, self.asked = decoded, max(decoded, self.asked)
 
     def ask(self) -> None:
         """Ask for the next images of the order, as long as those ahead have less than AHEAD_BYTES."""
         rows = slice(self.asked, self.asked + IMAGES_AT_ONCE)
         for start, num_bytes in zip(self.starts[rows].tolist(), self.sizes[rows].tolist(), strict=True):
-            if not self.may_ask():
+            if self.bytes_ahead + num_bytes >= AHEAD_BYTES:
                 return
             begin = start - start % mmap.PAGESIZE
             os.posix_fadvise(self.file.fileno(), begin, start + num_bytes - begin, os.POSIX_FADV_WILLNEED)
