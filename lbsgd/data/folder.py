@@ -14,6 +14,8 @@ from lbsgd.data.beton import CONVERT, BetonFile
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError
 
+MOST_CLASSES = 1 << 20  # that labels alone may tell of; a label beyond it is damage
+
 
 @dataclass(frozen=True)
 class Split:
@@ -129,7 +131,7 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
         manifest = Manifest.read(folder / "manifest.json")
         _check_manifest(manifest, train, val)
         classes = manifest.classes
-    num_classes = len(classes) if classes else train.survey.highest_label + 1
+    num_classes = len(classes) if classes else _classes_by_labels(train)
     for beton in (train, val):
         _check_labels(beton, num_classes)
     fingerprint = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {num_classes}".encode()).hexdigest()
@@ -155,6 +157,17 @@ def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> Non
 def _described(split: Split) -> str:
     tables = f" and tables {split.tables:.8}" if split.tables else ""
     return f"{split.num_images:,} images, {split.num_bytes:,} bytes, fingerprint {split.fingerprint:.8}{tables}"
+
+
+def _classes_by_labels(train: BetonFile) -> int:
+    """Return how many classes the labels tell of. Raise DataError where nobody can have meant so many."""
+    highest = train.survey.highest_label
+    if highest >= max(MOST_CLASSES, train.num_images):
+        raise DataError(
+            f"{train.path}: its highest label is {highest}, and no manifest.json beside it names as many classes; "
+            f"copy the file again, or make it again with: {CONVERT.format(train.path.parent)} --overwrite"
+        )
+    return highest + 1
 
 
 def _check_labels(beton: BetonFile, num_classes: int) -> None:
