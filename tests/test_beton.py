@@ -162,6 +162,11 @@ def test_without_a_manifest_the_training_labels_tell_the_classes(tmp_path):
     assert (data.num_classes, data.classes) == (3, None)
 
 
+def test_labels_that_tell_of_more_classes_than_can_be_are_refused(tmp_path):
+    with pytest.raises(DataError, match="train.beton: its highest label is 4611686018427387904, and no manifest"):
+        open_data(data_of(tmp_path / "data", train=[0, 1 << 62], manifest=False))
+
+
 @pytest.mark.parametrize("manifest", [True, False])
 @pytest.mark.parametrize("val", [[0, 3, 1], [2, -1]])
 def test_a_label_outside_the_classes_is_named(tmp_path, val, manifest):

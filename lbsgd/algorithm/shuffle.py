@@ -14,8 +14,14 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
     It is drawn from (seed, epoch) alone, so it is the same in every process and after every restart.
     """
-    # An int, because NumPy permutes uint64, FFCV's type for a number of images, in floating point.
-    return np.random.default_rng([seed, epoch]).permutation(int(num_images))
+    order = np.arange(int(num_images))  # an int, because NumPy counts uint64, FFCV's type for it, in another type
+    shuffle(order, seed, epoch)
+    return order
+
+
+def shuffle(numbers: np.ndarray, seed: int, epoch: int) -> None:
+    """Put numbers 0 ... N - 1, an array of any integer type, into the order of this epoch, in place."""
+    np.random.default_rng([seed, epoch]).shuffle(numbers)
 
 
 def rank_batches(
@@ -68,7 +74,9 @@ def rank_share(num_images: int, *, world_size: int, rank: int) -> np.ndarray:
     Raises ValueError if there is no such rank.
     """
     _require_rank(rank, world_size)
-    return np.array_split(np.arange(num_images), world_size)[rank]
+    smaller, larger_shares = divmod(num_images, world_size)  # the first shares hold one image more
+    first, last = (smaller * r + min(r, larger_shares) for r in (rank, rank + 1))
+    return np.arange(first, last)
 
 
 def _require_rank(rank: int, world_size: int) -> None:

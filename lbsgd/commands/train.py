@@ -23,6 +23,7 @@ from lbsgd.processes.ending import end_before_joining, end_with_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.processes.plain_letters import print_plain_letters_where_needed
+from lbsgd.processes.start import Start
 from lbsgd.train.facts import fingerprints
 from lbsgd.train.live_page import Band, baseline_band
 from lbsgd.train.run import Every, Run, last_iteration
@@ -48,14 +49,16 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     print_plain_letters_where_needed()
     started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
     end_with_launcher(started_by)
+    begun = Start(started_by)
     try:
         require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
         request = request_of(flags.parse_args())
         task = task_of(request)
     except LbsgdError as error:
         end_before_joining(error)
+    begun.over("flags and data")
     try:
-        start(task, request, started_by)
+        start(task, request, started_by, begun)
     except LbsgdError as error:
         end_with_error(error)
 
@@ -112,7 +115,7 @@ def overrides_of(flags: argparse.Namespace) -> Overrides:
     )
 
 
-def start(task: Task, request: Request, started_by: list[psutil.Process]) -> None:
+def start(task: Task, request: Request, started_by: list[psutil.Process], begun: Start) -> None:
     """Print the plan, import what takes seconds, and train."""
     if request.processes.is_rank_0:
         print_plan(request.plan, request.output_dir)
@@ -120,6 +123,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process]) -> Non
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from lbsgd.train.session import Launch, train
 
+    begun.over("imports")
     flags, processes, images = request.flags, request.processes, request.images()
     every = Every(*flags.checkpoint_every) if flags.checkpoint_every else Every()
     run = Run(
@@ -135,7 +139,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process]) -> Non
         started_from=request.started_from,
     )
     facts = fingerprints(request.plan, task, {**vars(flags), "local_rank": None}, images.fingerprint)
-    train(run, Launch(processes, started_by, flags.hang_timeout, facts))
+    train(run, Launch(processes, started_by, flags.hang_timeout, facts, begun))
 
 
 def print_plan(plan: Plan, output_dir: Path) -> None:

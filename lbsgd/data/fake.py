@@ -24,7 +24,7 @@ class _Pool:
         self.images = images.to(pixels.device, pixels.dtype, memory_format=pixels.memory_format)
 
     def batches(self, numbers: np.ndarray, batch: int) -> Batches:
-        places = torch.from_numpy(numbers % POOL_SIZE).to(self.images.device)
+        places = torch.from_numpy((numbers % POOL_SIZE).astype(np.int64)).to(self.images.device)
         for part in places.split(batch) if len(places) else ():
             yield self.images[part], part % self.num_classes
 

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from queue import Empty, Full
+from types import SimpleNamespace
 
 import numba
 import numpy as np
 import torch
+from numba.extending import is_jitted
 
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.data.beton import BetonFile
+from lbsgd.data.kept_code import keep, kept_dictionaries
 from lbsgd.data.native.kernels import DONE, NO_MEMORY, Crops, crop_batch, ffcv_crops, library, our_crops
 from lbsgd.data.read_ahead import ReadAhead
 from lbsgd.errors import DataError
@@ -41,14 +44,16 @@ def keeping_threads() -> Iterator[None]:
         numba.set_num_threads(numba_threads)
 
 
-with keeping_threads():
-    from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+with keeping_threads(), kept_dictionaries():
+    from ffcv.fields.rgb_image import RGBImageField, SimpleRGBImageDecoder
     from ffcv.libffcv import imdecode, resize_crop
-    from ffcv.loader import Loader, OrderOption
+    from ffcv.loader import Loader
     from ffcv.loader.epoch_iterator import EpochIterator
-    from ffcv.memory_managers import MemoryManager
+    from ffcv.memory_managers import MemoryContext
+    from ffcv.pipeline import PipelineSpec
     from ffcv.pipeline.allocation_query import AllocationQuery
     from ffcv.pipeline.compiler import Compiler
+    from ffcv.pipeline.graph import Graph
     from ffcv.traversal_order.base import TraversalOrder
 
 
@@ -74,48 +79,61 @@ class CropDecoder(SimpleRGBImageDecoder):
         return state, (AllocationQuery(shape, dtype), AllocationQuery((2,), np.dtype("i8")))
 
     def generate_code(self) -> Callable:
-        return crop_batch(crops(), self.draw, self.memory_read, IMAGE_MODES["jpg"], rows=Compiler.get_iterator())
+        return crop_batch(crops(), self.draw, rows=Compiler.get_iterator())
 
 
-def _compile_reader() -> Callable:
-    """Compile the function that finds an image's bytes in the mapped file.
+class MappedFile(MemoryContext):
+    """The mapped file in the place of FFCV's memory manager, which lists every image in Python's dictionaries.
 
-    FFCV's own changes Numba's type of byte arrays to a read-only one for the whole process, and so breaks code that is
-    compiled for that type already.
+    FFCV's manager takes 600 bytes of private memory per image. It also finds the size of an image by searching its
+    place among all places, and changes Numba's type of byte arrays to a read-only one for the whole process.
     """
 
-    def read(address, file):
-        content, addresses, sizes = file
-        return content[address : address + sizes[np.searchsorted(addresses, address)]]
+    def __init__(self, beton: BetonFile) -> None:
+        self.file = beton.content, beton.sizes
 
-    return Compiler.compile(read)
+    def schedule_epoch(self, batches: Sequence) -> MappedFile:
+        """Called by FFCV's iterator."""
+        return self
+
+    @property
+    def state(self) -> tuple[np.ndarray, np.ndarray]:
+        """What FFCV hands on to each operation."""
+        return self.file
+
+    def __enter__(self) -> MappedFile:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Keep the file mapped for the next epoch."""
 
 
 class CropPipeline(Loader):
-    """FFCV's Loader with a CropDecoder as its only pipeline, compiled once. BetonFile has read the labels."""
+    """FFCV's Loader with a CropDecoder as its only pipeline, compiled once, over a mapped file.
+
+    FFCV's constructor is not called, because it copies both tables and lists all images in each process. The graph of
+    operations, its compilation and memory, and the iterator are FFCV's.
+    """
+
+    batches_ahead = 3  # FFCV's default
 
     def __init__(self, beton: BetonFile, decoder: CropDecoder, *, batch: int, threads: int) -> None:
-        self.beton = beton
+        self.beton, self.fname = beton, os.fspath(beton.path)
+        self.batch_size, self.num_workers = batch, threads
+        self.memory_manager = MappedFile(beton)
+        self.reader = SimpleNamespace(metadata={"f0": beton.images})  # the iterator looks for the tables here
+        field = beton.image_field
         with keeping_threads():
-            super().__init__(
-                os.fspath(beton.path),
-                batch,
-                num_workers=threads,
-                os_cache=True,
-                order=OrderOption.SEQUENTIAL,
-                seed=0,  # not used; without it, FFCV draws one from NumPy's global generator
-                pipelines={beton.image_field: [decoder], beton.label_field: None},
-            )
+            Compiler.set_num_threads(threads)
+            specs, handlers = {field: PipelineSpec(field, decoder=decoder)}, {field: RGBImageField()}
+            self.graph = Graph(specs, handlers, {field: 0}, self.reader.metadata, memory_read=None)
+            self.generate_code()
 
-    @property
-    def memory_manager(self) -> MemoryManager:
-        return self._memory_manager
-
-    @memory_manager.setter
-    def memory_manager(self, manager: MemoryManager) -> None:
-        """Called by FFCV's constructor, which then asks the manager to compile its reader."""
-        manager.compile_reader = _compile_reader
-        self._memory_manager = manager
+    def generate_code(self) -> None:
+        super().generate_code()
+        [(stage, _)], _ = self.code
+        for function in filter(is_jitted, stage.__globals__.values()):
+            keep(function)
 
 
 class DecodingThread(EpochIterator):
@@ -127,10 +145,10 @@ class DecodingThread(EpochIterator):
     def __init__(
         self, pipeline: CropPipeline, images: np.ndarray, key: np.uint64, read_ahead: ReadAhead | None = None
     ) -> None:
-        self.key, self.read_ahead = key, read_ahead
+        self.images, self.key, self.read_ahead = images, key, read_ahead
         self.failure: Exception | None = None
         self.taken = 0
-        super().__init__(pipeline, images)
+        super().__init__(pipeline, images[:0])  # FFCV would cut all images into a list of batches
 
     def start(self) -> None:
         """Called by FFCV's constructor once it has allocated the memory of our one operation."""
@@ -144,7 +162,8 @@ class DecodingThread(EpochIterator):
         try:
             numba.set_num_threads(self.loader.num_workers)
             numba.set_parallel_chunksize(1)  # with equal shares of a batch, threads would wait for the slowest
-            for number, images in enumerate(self.iter_ixes):
+            for number, first in enumerate(range(0, len(self.images), self.loader.batch_size)):
+                images = self.images[first : first + self.loader.batch_size].astype(np.int64)
                 slot = number % len(self.statuses)
                 if not self._put((slot, self.run_pipeline(number, images, slot, None))):
                     return
@@ -165,7 +184,7 @@ class DecodingThread(EpochIterator):
         if batch is None:
             raise StopIteration
         slot, (pixels,) = batch
-        numbers = self.order[self.taken : self.taken + len(pixels)]
+        numbers = self.images[self.taken : self.taken + len(pixels)]
         self._check(numbers, self.statuses[slot, : len(pixels)])
         self.taken += len(pixels)
         if self.read_ahead:

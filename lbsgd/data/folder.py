@@ -14,18 +14,25 @@ from lbsgd.data.beton import CONVERT, BetonFile
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError
 
+MOST_CLASSES = 1 << 20  # that labels alone may tell of; a label beyond it is damage
+
 
 @dataclass(frozen=True)
 class Split:
-    """The manifest's description of one file."""
+    """The manifest's description of one file: its fingerprint and the digest of its tables (`beton_survey.Survey`)."""
 
     num_images: int
     num_bytes: int
     fingerprint: str
+    tables: str = field(default="", compare=False)  # manifests of earlier converters have none
 
     @classmethod
     def of(cls, beton: BetonFile) -> Split:
-        return cls(beton.num_images, beton.path.stat().st_size, beton.fingerprint)
+        return cls(beton.num_images, beton.identity.num_bytes, beton.fingerprint, beton.survey.tables)
+
+    def describes(self, beton: BetonFile) -> bool:
+        """Return whether this is the file, byte for byte but for those of the images, which `--verify` reads."""
+        return self == Split.of(beton) and self.tables in ("", beton.survey.tables)
 
 
 @dataclass(frozen=True)
@@ -63,14 +70,27 @@ class Manifest:
         wrong = np.flatnonzero(np.repeat(np.arange(len(counts)), counts) != beton.labels)
         return int(wrong[0]) if len(wrong) else None
 
+    def _require_types(self) -> None:
+        """Raise TypeError for content that only looks like a manifest."""
+        words = [self.train.fingerprint, self.train.tables, self.val.fingerprint, self.val.tables, *self.classes]
+        counts = [self.train.num_images, self.train.num_bytes, self.val.num_images, self.val.num_bytes]
+        for per_class in self.images_per_class.values():
+            counts.extend(per_class)
+        if not all(isinstance(word, str) for word in words) or not isinstance(self.classes, list):
+            raise TypeError("a class or a fingerprint is no text")
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise TypeError("a number of images or bytes is no natural number")
+
     @classmethod
     def read(cls, path: Path) -> Manifest:
         """Read a manifest. Raise DataError for a file that is none."""
         try:
             content = json.loads(path.read_text())
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-            return cls(**{**known, "train": Split(**content["train"]), "val": Split(**content["val"])})
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            found = cls(**{**known, "train": Split(**content["train"]), "val": Split(**content["val"])})
+            found._require_types()
+            return found
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} cannot be read as a manifest ({error}); "
                 f"make the folder again with: {CONVERT.format(path.parent)} --overwrite"
@@ -112,7 +132,7 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
         manifest = Manifest.read(folder / "manifest.json")
         _check_manifest(manifest, train, val)
         classes = manifest.classes
-    num_classes = len(classes) if classes else int(train.labels.max()) + 1
+    num_classes = len(classes) if classes else _classes_by_labels(train)
     for beton in (train, val):
         _check_labels(beton, num_classes)
     fingerprint = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {num_classes}".encode()).hexdigest()
@@ -121,8 +141,7 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
 
 def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> None:
     for beton, expected in ((train, manifest.train), (val, manifest.val)):
-        found = Split.of(beton)
-        if found == expected:
+        if expected.describes(beton):
             continue
         if (index := manifest.first_wrong_label(beton)) is not None:
             raise DataError(
@@ -131,19 +150,32 @@ def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> Non
                 f"{CONVERT.format(beton.path.parent)} --overwrite"
             )
         raise DataError(
-            f"{beton.path} is not the file that manifest.json beside it was written for: it has {_described(found)}, "
-            f"the manifest says {_described(expected)}; copy all three from one folder"
+            f"{beton.path} is not the file that manifest.json beside it was written for: it has "
+            f"{_described(Split.of(beton))}, the manifest says {_described(expected)}; copy all three from one folder"
         )
 
 
 def _described(split: Split) -> str:
-    return f"{split.num_images:,} images, {split.num_bytes:,} bytes and fingerprint {split.fingerprint:.8}"
+    tables = f" and tables {split.tables:.8}" if split.tables else ""
+    return f"{split.num_images:,} images, {split.num_bytes:,} bytes, fingerprint {split.fingerprint:.8}{tables}"
+
+
+def _classes_by_labels(train: BetonFile) -> int:
+    """Return how many classes the labels tell of. Raise DataError where nobody can have meant so many."""
+    highest = train.survey.highest_label
+    if highest >= max(MOST_CLASSES, train.num_images):
+        raise DataError(
+            f"{train.path}: its highest label is {highest}, and no manifest.json beside it names as many classes; "
+            f"copy the file again, or make it again with: {CONVERT.format(train.path.parent)} --overwrite"
+        )
+    return highest + 1
 
 
 def _check_labels(beton: BetonFile, num_classes: int) -> None:
+    if beton.survey.lowest_label >= 0 and beton.survey.highest_label < num_classes:
+        return
     wrong = np.flatnonzero((beton.labels < 0) | (beton.labels >= num_classes))
-    if len(wrong):
-        raise DataError(
-            f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, outside the "
-            f"{num_classes} classes 0 ... {num_classes - 1} ({len(wrong):,} such images)"
-        )
+    raise DataError(
+        f"{beton.path}: image {wrong[0]} has label {beton.labels[wrong[0]]}, outside the "
+        f"{num_classes} classes 0 ... {num_classes - 1} ({len(wrong):,} such images)"
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numba
 import numpy as np
@@ -12,10 +12,12 @@ import torch
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
 from lbsgd.data.ffcv_loader import CropDecoder, CropPipeline, DecodingThread
-from lbsgd.data.read_ahead import ReadAhead
+from lbsgd.data.read_ahead import Chosen, ReadAhead
 from lbsgd.data.share import Batches, EvalData, Pixels, Share, TrainData
 from lbsgd.data.to_device import Prefetcher
 from lbsgd.errors import ConfigError
+
+BATCHES_OF_LABELS = 256
 
 
 class DecodedImages:
@@ -50,17 +52,25 @@ class DecodedImages:
         """Yield the images of these numbers, whose crops are drawn under the key."""
         if len(numbers) == 0:
             return
-        labels = torch.from_numpy(self.beton.labels[numbers]).to(self.device).split(self.batch)
+        self.beton.require_unchanged()
         read_ahead = None
         if self.from_disk:
-            read_ahead = ReadAhead(self.beton.path, self.beton.images["data_at"][numbers], self.beton.sizes[numbers])
+            starts, sizes = Chosen(self.beton.images["data_at"], numbers), Chosen(self.beton.sizes, numbers)
+            read_ahead = ReadAhead(self.beton.path, starts, sizes)
         thread = DecodingThread(self.pipeline, numbers, key, read_ahead)
         self._threads.add(thread)
         try:
-            yield from zip(self._prefetcher(thread), labels, strict=True)
+            yield from zip(self._prefetcher(thread), self._labels(numbers), strict=True)
         finally:
             thread.close()
             self._threads.discard(thread)
+
+    def _labels(self, numbers: np.ndarray) -> Iterator[torch.Tensor]:
+        """Yield the labels in batches. Each copy to the device takes those of many batches, not of a whole epoch."""
+        several = self.batch * BATCHES_OF_LABELS
+        for first in range(0, len(numbers), several):
+            labels = self.beton.labels[numbers[first : first + several]]
+            yield from torch.from_numpy(labels).to(self.device).split(self.batch)
 
     def close(self) -> None:
         for thread in list(self._threads):

@@ -17,6 +17,7 @@ from lbsgd.units import size
 FITS = 0.8  # the part of the free memory that a file may fill; the rest is left to other programs
 AHEAD_BYTES = 256 << 20
 CHUNK = 64 << 20
+IMAGES_AT_ONCE = 1024  # looked up in the tables
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,19 @@ def read_whole(path: Path) -> None:
             pass
 
 
+class Chosen:
+    """The rows of a column that some numbers choose, in their order; only a slice of it takes memory."""
+
+    def __init__(self, column: np.ndarray, numbers: np.ndarray) -> None:
+        self.column, self.numbers = column, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self.column[self.numbers[rows]]
+
+
 class ReadAhead:
     """A thread that asks the kernel for the images of an epoch in the order of decoding, at most AHEAD_BYTES ahead.
 
@@ -53,11 +67,11 @@ class ReadAhead:
     them at once. starts and sizes say where each image of the order lies in the file, in bytes.
     """
 
-    def __init__(self, path: Path, starts: np.ndarray, sizes: np.ndarray) -> None:
+    def __init__(self, path: Path, starts: np.ndarray | Chosen, sizes: np.ndarray | Chosen) -> None:
         self.file = open(path, "rb", buffering=0)
-        self.starts, self.ends = starts, np.cumsum(sizes.astype(np.int64))
-        self.sizes = sizes
+        self.starts, self.sizes = starts, sizes
         self.decoded, self.asked, self.changed = 0, 0, threading.Condition()
+        self.bytes_ahead, self.counted = 0, 0  # bytes of images asked for, but for the first `counted`, the decoded
         self.closed = False
         self.thread = threading.Thread(target=self.run, name="lbsgd read ahead", daemon=True)
         self.thread.start()
@@ -71,20 +85,32 @@ class ReadAhead:
     def run(self) -> None:
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.closed or self.asked < self.target())
+                self.changed.wait_for(lambda: self.closed or self.decoded > self.counted or self.may_ask())
                 if self.closed:
                     return
-                first, last = self.asked, self.target()
-                self.asked = last
-            starts, sizes = self.starts[first:last].tolist(), self.sizes[first:last].tolist()
-            for start, num_bytes in zip(starts, sizes, strict=True):
-                begin = start - start % mmap.PAGESIZE
-                os.posix_fadvise(self.file.fileno(), begin, start + num_bytes - begin, os.POSIX_FADV_WILLNEED)
+                decoded = self.decoded
+            self.forget(decoded)
+            self.ask()
 
-    def target(self) -> int:
-        """Return how many images of the order may have been asked for."""
-        done = self.ends[self.decoded - 1] if self.decoded else 0
-        return int(np.searchsorted(self.ends, done + AHEAD_BYTES))
+    def may_ask(self) -> bool:
+        next_one = self.sizes[self.asked : self.asked + 1]
+        return len(next_one) > 0 and self.bytes_ahead + int(next_one[0]) < AHEAD_BYTES
+
+    def forget(self, decoded: int) -> None:
+        """Take the images that are decoded out of the count; some may have been too large to be asked for."""
+        self.bytes_ahead -= int(self.sizes[self.counted : min(decoded, self.asked)].sum())
+        self.counted, self.asked = decoded, max(decoded, self.asked)
+
+    def ask(self) -> None:
+        """Ask for the next images of the order, as long as those ahead have less than AHEAD_BYTES."""
+        rows = slice(self.asked, self.asked + IMAGES_AT_ONCE)
+        for start, num_bytes in zip(self.starts[rows].tolist(), self.sizes[rows].tolist(), strict=True):
+            if self.bytes_ahead + num_bytes >= AHEAD_BYTES:
+                return
+            begin = start - start % mmap.PAGESIZE
+            os.posix_fadvise(self.file.fileno(), begin, start + num_bytes - begin, os.POSIX_FADV_WILLNEED)
+            self.asked += 1
+            self.bytes_ahead += num_bytes
 
     def close(self) -> None:
         """End the thread. A second call does nothing; FFCV's iterator makes one when it is deleted."""

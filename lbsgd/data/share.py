@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lbsgd.algorithm.shuffle import epoch_order, rank_batches, rank_groups, rank_share
+from lbsgd.algorithm.shuffle import rank_batches, rank_groups, rank_share
+from lbsgd.data.epoch_orders import host_order
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # images (batch, 3, R, R) and labels int64 (batch,)
 
@@ -53,7 +54,7 @@ class TrainData(ABC):
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the images in the order that all ranks cut: the epoch's one shuffle."""
-        return epoch_order(self.num_images, self.seed, epoch)
+        return host_order(self.num_images, self.seed, epoch)
 
     @abstractmethod
     def batches(self, numbers: np.ndarray, epoch: int) -> Batches:

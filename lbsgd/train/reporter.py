@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from lbsgd.processes.start import Start
 from lbsgd.report.run_log import RunLog
 from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.live_page import LivePage
@@ -18,7 +19,7 @@ POSITION = ("iteration", "num_iterations", "epoch")  # monitors have an axis of 
 class Reporter:
     """Writes each record to the log, the screen, the page and, where the JSON asks for them, to DeepSpeed's monitors.
 
-    threads: says how many threads decode, for the advice on waiting.
+    threads: says how many threads decode, for the advice on waiting. begun: the start, which the first update ends.
     """
 
     log: RunLog
@@ -26,6 +27,7 @@ class Reporter:
     engine: Any
     threads: str = ""
     page: LivePage | None = None
+    begun: Start | None = None
     advised: bool = field(default=False, init=False)
     aggregating: AggregationAdvice = field(default_factory=AggregationAdvice, init=False)
 
@@ -40,6 +42,11 @@ class Reporter:
     def advance(self) -> None:
         """Count one iteration; costs an addition and a look at the clock."""
         self.progress.advance()
+        if self.begun:
+            self.begun.over("first update")
+            if line := self.begun.line():
+                self.progress.say(line)
+            self.begun = None
 
     def report(self, kind: str, record: dict[str, Any]) -> None:
         """Write a record of the log, of kind iteration or epoch."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import psutil
 import torch
@@ -16,6 +16,7 @@ from lbsgd.processes.ending import from_rank_0
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
+from lbsgd.processes.start import Start
 from lbsgd.report.curves import curves
 from lbsgd.report.measure import described as measures_described
 from lbsgd.report.page import PAGE_NAME
@@ -43,22 +44,25 @@ class Launch:
     launchers       the processes that started this one, the nearest first
     hang_timeout    seconds without progress after which the run ends
     facts           fingerprints of code, configuration and data, by name
+    begun           when the start began, and what it has done
     """
 
     processes: Processes
     launchers: Sequence[psutil.Process]
     hang_timeout: float
     facts: Mapping[str, str]
+    begun: Start = field(default_factory=Start)
 
 
 def train(run: Run, launch: Launch) -> None:
     """Train, or evaluate, on all processes; raise LbsgdError for what ends the run early."""
     with Guard(launch.processes, launch.hang_timeout, launch.launchers) as guard, ExitStack() as stack:
         processes = meet(launch, guard)
+        launch.begun.over("meeting")
         from_rank_0(lambda: prepare_output(run, checkpoint.newest(run.checkpoints)))
         limit_threads(processes)
         engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
-        images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
+        launch.begun.over("engine")
         progress = Progress(
             run.last_iteration,
             plan.iterations_per_epoch,
@@ -67,12 +71,18 @@ def train(run: Run, launch: Launch) -> None:
         )
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
         reached = None
-        if (run.resume or run.evaluate_only) and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints))):
+        goes_on = (run.resume or run.evaluate_only) and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints)))
+        if goes_on:
+            saver.read_newest()  # while the data opens
+        images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
+        launch.begun.over("loaders")
+        if goes_on:
             reached = saver.restore()
+            launch.begun.over("checkpoint")
         if run.evaluate_only:
             print_evaluation(Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached))
             return
-        reporter = open_reporter(run, engine, progress)
+        reporter = open_reporter(run, engine, progress, launch.begun)
         stack.enter_context(reporter)
         Trainer(engine, plan, run.task, images, saver, guard, reporter, reached).train(run.last_iteration)
         export(run, engine, saver, reporter)
@@ -114,7 +124,7 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
     return Saver(engine, run.checkpoints, identity, {"plan": run.plan.as_dict()}, run.every, progress.say)
 
 
-def open_reporter(run: Run, engine, progress: Progress) -> Reporter | Silence:
+def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporter | Silence:
     """Open log and screen on rank 0; an error there ends all processes."""
     opened: list[Reporter] = []
 
@@ -133,7 +143,7 @@ def open_reporter(run: Run, engine, progress: Progress) -> Reporter | Silence:
         progress.say(f"aggregation    {aggregation}")
         page = LivePage(run.output_dir, about, run.baseline)
         page.write(log.epochs)
-        opened.append(Reporter(log, progress, engine, run.images.threads_in_words, page))
+        opened.append(Reporter(log, progress, engine, run.images.threads_in_words, page, begun))
 
     from_rank_0(open_log)
     return opened[0] if opened else Silence()

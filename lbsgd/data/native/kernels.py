@@ -12,9 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+import llvmlite.binding
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.core.typing import signature
 
+from lbsgd.data.beton_format import JPEG
 from lbsgd.data.crops import mirror
 
 LIBRARY = "_kernels*.so"  # beside this file; setup.py names it
@@ -52,8 +55,19 @@ class Crops(NamedTuple):
     of_pixels: Callable
 
 
+def by_name(function) -> types.ExternalFunction:
+    """Return a function of the kernels for compiled code, which finds it by its name and not by its address.
+
+    An address is another one in every process, and code that holds one cannot be kept (`kept_code.py`).
+    """
+    numba_type = {ctypes.c_void_p: types.uintp, ctypes.c_long: types.intp, ctypes.c_double: types.float64}
+    arguments = [numba_type[each] for each in function.argtypes]
+    llvmlite.binding.add_symbol(function.__name__, ctypes.cast(function, ctypes.c_void_p).value)
+    return types.ExternalFunction(function.__name__, signature(numba_type[function.restype], *arguments))
+
+
 def our_crops(kernels: ctypes.CDLL) -> Crops:
-    decode_crop, resize = kernels.lbsgd_decode_crop, kernels.lbsgd_resize
+    decode_crop, resize = by_name(kernels.lbsgd_decode_crop), by_name(kernels.lbsgd_resize)
 
     @njit(nogil=True)
     def of_jpeg(data, height, width, top, left, h, w, mirrored, destination):
@@ -91,23 +105,26 @@ def ffcv_crops(decode_jpeg: Callable, resize: Callable) -> Crops:
     return Crops(of_jpeg, of_pixels)
 
 
-def crop_batch(crops: Crops, draw: Callable, read: Callable, jpeg_mode: int, rows: Callable) -> Callable:
+def crop_batch(crops: Crops, draw: Callable, rows: Callable) -> Callable:
     """Return the function that crops a batch of images, for FFCV to compile.
 
-    draw chooses the box of an image (see crops.py), read(address, file) finds its bytes, and rows is range or Numba's
-    parallel prange. Compiled code takes its surroundings for constants, so it needs memory to talk through: the epoch's
-    key comes in by notes[:, 0], the status of each image goes out by notes[:, 1].
+    draw chooses the box of an image (see crops.py), and rows is range or Numba's parallel prange. batch: int64 numbers
+    of images; images and file: what `BetonFile` calls images, and (content, sizes). Compiled code takes its
+    surroundings for constants, so it needs memory to talk through: the epoch's key comes in by notes[:, 0], the status
+    of each image goes out by notes[:, 1].
     """
     crop_jpeg, crop_pixels = crops
 
-    def crop(batch, memory, metadata, file):
+    def crop(batch, memory, images, file):
         destination, notes = memory
+        content, sizes = file
         for row in rows(len(batch)):
-            record = metadata[batch[row]]
+            record = images[batch[row]]
             height, width = np.int64(record["height"]), np.int64(record["width"])
             top, left, h, w, mirrored = draw(notes[row, 0], batch[row], height, width)
-            data, output = read(record["data_ptr"], file), destination[row]
-            if record["mode"] == jpeg_mode:
+            start, output = np.int64(record["data_at"]), destination[row]
+            data = content[start : start + np.int64(sizes[batch[row]])]
+            if record["mode"] == JPEG:
                 notes[row, 1] = crop_jpeg(data, height, width, top, left, h, w, mirrored, output)
             else:
                 notes[row, 1] = crop_pixels(data.reshape(height, width, 3), top, left, h, w, mirrored, output)

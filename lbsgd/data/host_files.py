@@ -1,0 +1,120 @@
+"""Files that the processes of a host share, and find again at the next start: tables surveyed, orders, compiled code.
+
+Each can be made again at any time. So one that is missing, damaged or of another version is made anew, and where no
+folder can be used, each process makes its own copy in memory. They lie in TMPDIR/lbsgd-UID, which must be this user's
+alone, because compiled code is among them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import stat
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+HEAD = np.dtype([("magic", "S8"), ("checksum", "<u4"), ("unused", "V4"), ("num_bytes", "<u8"), ("reserved", "V40")])
+MAGIC = b"lbsgd-h1"
+# How many files of a kind stay. An order of 14 million images has 56 MB; unlinking one harms nobody who has mapped it.
+KEPT = {"order": 2, "tables": 64, "sizes": 4, "code": 64}
+
+
+def key_of(*parts: object) -> str:
+    """Return a short name for plain values that are shown in full by repr."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def folder() -> Path | None:
+    """Return this user's folder; None if it cannot be made, or if others may write into it."""
+    path = Path(tempfile.gettempdir()) / f"lbsgd-{os.getuid()}"
+    try:
+        path.mkdir(mode=0o700, exist_ok=True)
+        about = path.lstat()
+    except OSError:
+        return None
+    trusted = stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid() and not about.st_mode & 0o077
+    return path if trusted else None
+
+
+def shared(kind: str, key: str, make: Callable[[], bytes | np.ndarray]) -> np.ndarray:
+    """Return the bytes that make() returns, uint8 and read-only, made by one process of the host and mapped by all.
+
+    kind is one of KEPT, and key names everything that the bytes depend on.
+    """
+    found = read(kind, key)
+    if found is not None:
+        return found
+    with _one_at_a_time(kind):
+        found = read(kind, key)  # another process may have made it while this one waited
+        if found is not None:
+            return found
+        made = make()
+        write(kind, key, made)
+    found = read(kind, key)
+    return np.frombuffer(made, np.uint8) if found is None else found
+
+
+def read(kind: str, key: str) -> np.ndarray | None:
+    """Map a file; None if it is missing or damaged."""
+    place = folder()
+    if place is None:
+        return None
+    try:
+        content = np.memmap(place / f"{kind}-{key}", np.uint8, "r").view(np.ndarray)
+    except (OSError, ValueError):  # missing, or empty
+        return None
+    if len(content) < HEAD.itemsize:
+        return None
+    head, content = content[: HEAD.itemsize].view(HEAD)[0], content[HEAD.itemsize :]
+    whole = head["magic"] == MAGIC and head["num_bytes"] == len(content) and zlib.crc32(content) == head["checksum"]
+    return content if whole else None
+
+
+def write(kind: str, key: str, content: bytes | np.ndarray) -> None:
+    """Write a file that other processes find whole or not at all. Do nothing where there is no room for it."""
+    place = folder()
+    if place is None:
+        return
+    view = memoryview(content).cast("B")
+    head = np.zeros(1, HEAD)
+    head["magic"], head["checksum"], head["num_bytes"] = MAGIC, zlib.crc32(view), len(view)
+    temporary = place / f".{kind}-{key}.{os.getpid()}"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(head.tobytes())
+            file.write(view)
+        os.replace(temporary, place / f"{kind}-{key}")
+        _remove_oldest(place, kind)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _remove_oldest(place: Path, kind: str) -> None:
+    """Keep the newest files of a kind, and no parts of files that a process left behind when it was killed."""
+    files = sorted(place.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)
+    for path in files[: -KEPT[kind]]:
+        path.unlink(missing_ok=True)
+    for path in place.glob(f".{kind}-*"):
+        if not Path("/proc", path.suffix[1:]).exists():
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _one_at_a_time(kind: str) -> Iterator[None]:
+    """Let one process of the host at a time make files of a kind; a process that dies lets the next one in."""
+    place = folder()
+    if place is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a file system without locks: they all make it
+            lock = stack.enter_context(open(place / f"{kind}.lock", "wb"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,100 @@
+"""Numba's compiled code, kept between starts of a host: loading it takes a tenth of the time of compiling.
+
+Numba's own cache does not fit here. It tells functions apart by the identity of the compiled functions that they call,
+which changes with every start, it does not notice a change in another module, and a damaged file crashes it. So code is
+kept in `host_files`, under everything that it depends on, and machine code is checked before it is loaded.
+
+Code that is kept must hold no address of this process. It reaches C functions by their symbols' names (`kernels.py`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import pickle
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import llvmlite
+import numba
+from numba.core.caching import NullCache
+from numba.core.compiler import CompileResult
+from numba.core.serialize import dumps
+from numba.extending import is_jitted
+from numba.typed import typeddict
+
+from lbsgd.data.host_files import key_of, read, write
+
+
+class KeptCode(NullCache):
+    """The cache of one compiled function, in the form that Numba's dispatchers ask for.
+
+    stamp: names what the code depends on beside its sources, argument types, this processor and Numba.
+    """
+
+    def __init__(self, stamp: object) -> None:
+        self.stamp = stamp
+
+    def load_overload(self, signature, context) -> CompileResult | None:
+        """Return the code for these argument types; None if it must be compiled."""
+        content = read("code", self._key(signature, context.codegen()))
+        if content is None:
+            return None
+        context.refresh()
+        return CompileResult._rebuild(context, *pickle.loads(content.data))
+
+    def save_overload(self, signature, compiled: CompileResult) -> None:
+        if not compiled.library.has_dynamic_globals and not compiled.lifted:
+            write("code", self._key(signature, compiled.codegen), dumps(compiled._reduce()))
+
+    def _key(self, signature, codegen) -> str:
+        versions = (sys.version, numba.__version__, llvmlite.__version__, sources())
+        return key_of(self.stamp, str(signature), codegen.magic_tuple(), versions)
+
+
+def sources() -> list[str]:
+    """Return digests of all modules of this folder, whose functions call each other."""
+    return [digest_of(str(path)) for path in sorted(Path(__file__).parent.rglob("*.py"))]
+
+
+@cache
+def digest_of(path: str) -> str:
+    """Return the digest of a source; of a function that was made without one, nothing is known but its name."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return path
+
+
+def keep(function) -> None:
+    """Let Numba keep the code of a function between starts."""
+    function._cache = KeptCode(stamp_of(function))
+
+
+def stamp_of(function) -> object:
+    """Return what tells functions apart: their source, Numba's options, and the constants that they enclose."""
+    constants = []
+    for cell in function.py_func.__closure__ or ():
+        value = cell.cell_contents
+        constants.append(stamp_of(value) if is_jitted(value) else repr(value))
+    source = digest_of(function.py_func.__code__.co_filename)
+    return source, function.py_func.__qualname__, repr(sorted(function.targetoptions.items())), constants
+
+
+@contextlib.contextmanager
+def kept_dictionaries() -> Iterator[None]:
+    """Keep what Numba compiles for typed dictionaries meanwhile.
+
+    Importing FFCV fills such a dictionary with two entries, which Numba compiles for four to five seconds.
+    """
+    functions = typeddict._make_dict, typeddict._setitem
+    before = [function._cache for function in functions]
+    for function in functions:
+        keep(function)
+    try:
+        yield
+    finally:
+        for function, own in zip(functions, before, strict=True):
+            function._cache = own

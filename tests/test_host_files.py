@@ -1,0 +1,153 @@
+"""What processes of a host share is made once, made again when damaged, and never taken from somebody else."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lbsgd.algorithm.shuffle import epoch_order
+from lbsgd.data import beton_survey, epoch_orders, host_files
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.epoch_orders import host_order
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch, tmp_path):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    return tmp_path / "temporary"
+
+
+def make_once(path):
+    def make():
+        with open(path, "a") as file:
+            file.write("made\n")
+        return b"content"
+
+    assert host_files.shared("order", "a", make).tobytes() == b"content"
+
+
+def test_one_of_many_processes_makes_a_file_and_all_read_it(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=make_once, args=(tmp_path / "log",)) for _ in range(6)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 6
+    assert (tmp_path / "log").read_text() == "made\n"
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda content: content[:-1], lambda content: b"", lambda content: content[:70] + b"?"]
+)
+def test_a_damaged_file_is_made_again(tmp_path, damage):
+    make_once(tmp_path / "log")
+    path = host_files.folder() / "order-a"
+    path.write_bytes(damage(path.read_bytes()))
+    make_once(tmp_path / "log")
+    make_once(tmp_path / "log")
+    assert (tmp_path / "log").read_text() == "made\n" * 2
+
+
+def test_a_folder_that_others_may_write_into_is_not_used(temporary):
+    host_files.folder().chmod(0o777)
+    assert host_files.folder() is None
+    assert host_files.shared("order", "a", lambda: b"content").tobytes() == b"content"
+    assert not list((temporary / f"lbsgd-{os.getuid()}").iterdir())
+
+
+def test_a_full_disk_costs_memory_and_ends_nothing(monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    assert host_files.shared("order", "a", lambda: b"content").tobytes() == b"content"
+    assert not list(host_files.folder().glob(".order*"))
+
+
+@pytest.mark.parametrize("num_images, seed, epoch", [(1 << 18, 0, 0), (300_001, 3, 7), (300_001, 3, 8), (1000, 1, 1)])
+def test_the_host_s_order_is_the_epoch_s_order(num_images, seed, epoch):
+    order = host_order(num_images, seed, epoch)
+    assert np.array_equal(order, epoch_order(num_images, seed, epoch))
+    assert (order.dtype == np.uint32) == (num_images >= epoch_orders.SHARED_FROM)
+
+
+def test_orders_of_epochs_that_are_over_do_not_stay():
+    for epoch in range(5):
+        host_order(1 << 18, 0, epoch)
+    assert len(list(host_files.folder().glob("order-*"))) == host_files.KEPT["order"]
+
+
+def test_a_file_is_surveyed_once_per_version_and_at_once_after_it_was_written(tmp_path, monkeypatch):
+    from test_beton import write_beton
+
+    surveys = []
+    whole_pass = beton_survey._Pass.survey
+    monkeypatch.setattr(beton_survey._Pass, "survey", lambda self: surveys.append(1) or whole_pass(self))
+    monkeypatch.setattr(beton_survey, "SHARED_FROM", 0)
+    path = write_beton(tmp_path / "a.beton", [0, 1])
+    BetonFile.open(path)
+    first = BetonFile.open(path)
+    assert len(surveys) == 2  # written a moment ago: the clock may not tell this version from the next
+    monkeypatch.setattr(beton_survey, "SETTLED_SECONDS", -1.0)
+    assert BetonFile.open(path).survey == BetonFile.open(path).survey == first.survey
+    assert len(surveys) == 3
+    monkeypatch.setattr(beton_survey, "VERSION", beton_survey.VERSION + 1)
+    BetonFile.open(path)
+    assert len(surveys) == 4
+    write_beton(path, [0, 2])
+    assert BetonFile.open(path).fingerprint != first.fingerprint
+
+
+def test_sizes_of_a_table_in_another_order_are_found_by_image(tmp_path, monkeypatch):
+    from test_beton import write_beton
+
+    path = write_beton(tmp_path / "a.beton", range(5))  # lists its images backwards
+    expected = [50 + i for i in range(5)]
+    assert BetonFile.open(path).sizes.tolist() == expected
+    monkeypatch.setattr(beton_survey, "SHARED_FROM", 0)
+    monkeypatch.setattr(beton_survey, "SETTLED_SECONDS", -1.0)
+    assert BetonFile.open(path).sizes.tolist() == BetonFile.open(path).sizes.tolist() == expected
+    assert len(list(host_files.folder().glob("sizes-*"))) == 1
+
+
+START = """
+import hashlib, sys
+from numba.extending import is_jitted
+from lbsgd.data.loaders import TrainLoader
+from lbsgd.data.share import Pixels, Share
+from numba.typed import typeddict
+
+cut = dict(seed=0, global_batch=32, micro_batch=32, share=Share(), threads=2)
+loader = TrainLoader(sys.argv[1], **cut, pixels=Pixels(resolution=16, device="cpu"))
+images, _ = next(loader.epoch(0))
+[(stage, _)], _ = loader.images.pipeline.code
+[crop] = [function for function in stage.__globals__.values() if is_jitted(function)]
+kept = crop, typeddict._setitem, typeddict._make_dict
+print(hashlib.sha256(images.numpy().tobytes()).hexdigest(), *(sum(each._cache_hits.values()) for each in kept))
+"""
+
+
+def test_compiled_code_is_kept_between_starts_gives_the_same_pixels_and_is_made_again_when_damaged(
+    digits_data, temporary
+):
+    def start():
+        environment = {**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(Path(__file__).parent.parent)}
+        code = [sys.executable, "-c", START, digits_data / "train.beton"]
+        return subprocess.check_output(code, text=True, env={**environment, "NUMBA_NUM_THREADS": "2"}).split()
+
+    compiled, kept = start(), start()
+    assert compiled[1:] == ["0"] * 3 and kept[1:] == ["1"] * 3
+    for path in host_files.folder().glob("code-*"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    mended = start()
+    assert mended[1:] == ["0"] * 3
+    assert compiled[0] == kept[0] == mended[0]
