@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_plan import WRONG, edited
 
-from lbsgd.commands.check import print_inspections
+from lbsgd.commands.check_screen import print_inspections
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
 from lbsgd.commands.plan_memory import NETWORKS, memory
