@@ -16,7 +16,7 @@ from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
 from lbsgd.commands.plan_memory import NETWORKS, memory
 from lbsgd.commands.plan_time import Machines, predict, reduction_of
-from lbsgd.config.checks import deepspeed_tables
+from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import differences, get, put
@@ -230,38 +230,6 @@ def test_deepspeed_takes_what_has_no_error(plain_deepspeed):
     )  # D32, D03: silence
 
 
-def test_the_tables_of_keys_are_deepspeeds_own():
-    import torch
-    from deepspeed.comm.config import CommsLoggerConfig
-    from deepspeed.compile.config import CompileConfig
-    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
-    from deepspeed.runtime import config, lr_schedules
-    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    blocks = {
-        "fp16": DeepSpeedFP16Config,
-        "bf16": DeepSpeedBF16Config,
-        "zero_optimization": DeepSpeedZeroConfig,
-        "compile": CompileConfig,
-        "tensorboard": TensorBoardConfig,
-        "wandb": WandbConfig,
-        "csv_monitor": CSVConfig,
-        "comet": CometConfig,
-        "comms_logger": CommsLoggerConfig,
-    }
-    for name, model in blocks.items():
-        fields = {each for key, field in model.model_fields.items() for each in (key, field.alias) if each}
-        assert deepspeed_tables.STRICT_BLOCKS[name] == fields, name
-    assert deepspeed_tables.REMOVED_KEYS == set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
-    assert deepspeed_tables.REMOVED_ZERO_KEYS == set(config._REMOVED_ZERO_CONFIG_KEYS)
-    assert deepspeed_tables.OWN_OPTIMIZERS == set(config.DEEPSPEED_OPTIMIZERS)
-    assert all(hasattr(torch.optim, name) for name in deepspeed_tables.TORCH_OPTIMIZERS)
-    assert all(hasattr(torch.optim.lr_scheduler, name) for name in deepspeed_tables.TORCH_SCHEDULERS)
-    for name, params in deepspeed_tables.OWN_SCHEDULERS.items():
-        assert params == set(getattr(lr_schedules, name).__init__.__code__.co_varnames[2:]) & params, name
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -320,15 +288,16 @@ def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
 
 # --- anything at all --------------------------------------------------------------------------------------------------
 
+KNOWN = accepted()
 OTHER_WORDS = """type params lr stage enabled warmup_type warmup_num_steps epochs num_images warmup kind
     linear_scaling base_lr base_batch rule batch_norm per_worker_batch device dtype SGD WarmupLR auto linear
     gradual none a.b""".split()
 words = st.sampled_from(
     sorted(
-        deepspeed_tables.TOP_LEVEL_KEYS
-        | deepspeed_tables.REMOVED_KEYS
-        | deepspeed_tables.STRICT_BLOCKS["zero_optimization"]
-        | deepspeed_tables.STRICT_BLOCKS["fp16"]
+        KNOWN.top_level
+        | KNOWN.removed
+        | KNOWN.field_names(KNOWN.blocks["zero_optimization"])
+        | KNOWN.field_names(KNOWN.blocks["fp16"])
         | set(EXPECTED)
         | {*OTHER_WORDS, "", "é\n"}
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from lbsgd.errors import ConfigError
 
@@ -20,6 +19,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--explain", metavar="CODE", help="print why a code such as D12 hurts, an example and the fix; `all` prints all"
     )
+    add(
+        "--deepspeed",
+        metavar="VERSION",
+        help="what this version of DeepSpeed accepts: 0.16 to 0.19, by default the installed one; "
+        "a range such as 0.16..0.19 is a table of what changes",
+    )
     add("--markdown", action="store_true", help="with --explain all: print docs/checks.md")
 
 
@@ -27,21 +32,32 @@ def run(given: argparse.Namespace) -> int:
     """Check files, or explain a code; return the exit code."""
     if given.explain:
         return print_explanation(given.explain, as_markdown=given.markdown)
-    return check_files(given.files, as_json=given.json, fix=given.fix)
+    return check_files(given.files, as_json=given.json, fix=given.fix, deepspeed=given.deepspeed)
 
 
-def check_files(files: Sequence[str], as_json: bool = False, fix: bool = False) -> int:
+def check_files(
+    names: Sequence[str], as_json: bool = False, fix: bool = False, deepspeed: str | None = None
+) -> int:
     """Print the findings of files and folders; return 1 if there are errors, else 0."""
+    from lbsgd.commands.check_files import files_of
     from lbsgd.commands.check_screen import as_dict, print_inspections
+    from lbsgd.commands.check_versions import print_versions, versions_in
+    from lbsgd.config.accepted.schema import installed
     from lbsgd.config.checks.inspect import inspect
 
-    if not files:
+    if not names:
         raise ConfigError("lbsgd check: name a DeepSpeed JSON or a folder of them, or a code with --explain")
-    inspections = [inspect(file, fix) for given in files for file in in_folder(given)]
+    versions = versions_in(deepspeed or installed())
+    if len(versions) > 1 and (as_json or fix):
+        raise ConfigError("lbsgd check: a range of versions is a table; --json and --fix want one version")
+    files = files_of(names)
+    if len(versions) > 1:
+        return print_versions(files.checked, versions)
+    inspections = [inspect(file, fix, versions[0]) for file in files.checked]
     if as_json:
-        print(json.dumps(as_dict(inspections), indent=2))
+        print(json.dumps(as_dict(inspections, versions[0], files.passed_over), indent=2))
     else:
-        print_inspections(inspections)
+        print_inspections(inspections, passed_over=files.passed_over)
     return int(any(each.count("error") for each in inspections))
 
 
@@ -57,12 +73,3 @@ def print_explanation(code: str, as_markdown: bool = False) -> int:
         print(explain_all() if code == "all" else explain(code))
     return 0
 
-
-def in_folder(given: str) -> list[str]:
-    """Return the JSONs in a folder and below it; a file stands for itself."""
-    if not Path(given).is_dir():
-        return [given]
-    found = sorted(str(path) for path in Path(given).glob("**/*.json"))
-    if not found:
-        raise ConfigError(f"{given}: holds no .json file; name a DeepSpeed JSON, or a folder of them")
-    return found

@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.finding import SEVERITIES, Finding
 from lbsgd.config.checks.inspect import Inspection
 from lbsgd.units import counted
@@ -18,16 +19,20 @@ Line = list[tuple[str, str]]  # its parts, each with rich's style
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-def as_dict(inspections: Sequence[Inspection]) -> dict[str, object]:
-    """Return all findings as plain data."""
+def as_dict(inspections: Sequence[Inspection], version: str, passed_over: int = 0) -> dict[str, object]:
+    """Return all findings as plain data, with the version of DeepSpeed that judged."""
     return {
+        "deepspeed": accepted(version).version,
+        "passed_over": passed_over,
         "errors": sum(each.count("error") for each in inspections),
         "warnings": sum(each.count("warning") for each in inspections),
         "files": [each.as_dict() for each in inspections],
     }
 
 
-def print_inspections(inspections: Sequence[Inspection], console: Console | None = None) -> None:
+def print_inspections(
+    inspections: Sequence[Inspection], console: Console | None = None, passed_over: int = 0
+) -> None:
     """Print each file with its findings, and the totals of several; in colours on a console, by default a terminal."""
     if console is None and sys.stdout.isatty():
         from rich.console import Console
@@ -39,6 +44,9 @@ def print_inspections(inspections: Sequence[Inspection], console: Console | None
     if len(inspections) > 1:
         totals = (counted(sum(each.count(severity) for each in inspections), severity) for severity in SEVERITIES)
         print_line([(f"{len(inspections)} files: {', '.join(totals)}", "")], console)
+    if passed_over:
+        others = "1 other JSON" if passed_over == 1 else f"{passed_over} other JSONs"
+        print_line([(f"{others} passed over: no DeepSpeed JSON", "dim")], console)
 
 
 def print_line(line: Line, console: Console | None) -> None:
@@ -53,7 +61,9 @@ def print_line(line: Line, console: Console | None) -> None:
 
 def lines_of(inspection: Inspection, width: int | None) -> Iterator[Line]:
     """Yield the lines of one file: its name and verdict, what was fixed, and its findings."""
-    kind = "" if inspection.ours or inspection.config is None else " (plain DeepSpeed: no lbsgd block)"
+    version = accepted(inspection.version).version
+    kind = f" (DeepSpeed {version})" if inspection.ours else f" (plain DeepSpeed {version}: no lbsgd block)"
+    kind = kind if inspection.config is not None else ""
     yield [(plain(inspection.file), "bold"), (kind, "dim"), ("  ", ""), verdict(inspection)]
     for change in inspection.fixed:
         yield [("    ", ""), ("fixed    ", "green"), (plain(change), "")]

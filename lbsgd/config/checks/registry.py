@@ -14,6 +14,7 @@ from lbsgd.config.checks import (
     deepspeed_optimizer,
     deepspeed_precision,
     deepspeed_scheduler,
+    deepspeed_values,
     deepspeed_zero,
     deviations,
     fit,
@@ -27,6 +28,7 @@ from lbsgd.config.checks.subject import Document, Planned
 GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "The file": strictness.RULES,
     "Keys": deepspeed_keys.RULES,
+    "Values": deepspeed_values.RULES,
     "Batch and gradients": deepspeed_batch.RULES,
     "Optimizer": deepspeed_optimizer.RULES,
     "Scheduler": deepspeed_scheduler.RULES,
@@ -43,6 +45,7 @@ CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for 
 
 DEEPSPEED_RULES: tuple[Rule[Document], ...] = (
     *deepspeed_keys.RULES,
+    *deepspeed_values.RULES,
     *deepspeed_batch.RULES,
     *deepspeed_optimizer.RULES,
     *deepspeed_scheduler.RULES,
@@ -52,9 +55,11 @@ DEEPSPEED_RULES: tuple[Rule[Document], ...] = (
 )
 
 
-def deepspeed_findings(config: Mapping[str, Any], kind: Kind = "lbsgd") -> list[Finding]:
+def deepspeed_findings(
+    config: Mapping[str, Any], kind: Kind = "lbsgd", version: str | None = None
+) -> list[Finding]:
     """Return everything to say about DeepSpeed's own blocks; the severity depends on the kind of the JSON."""
-    return findings_by(DEEPSPEED_RULES, Document(config, kind), kind)
+    return findings_by(DEEPSPEED_RULES, Document(config, kind, version), kind)
 
 
 def consistency_findings(planned: Planned) -> list[Finding]:

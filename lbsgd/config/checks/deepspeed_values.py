@@ -1,0 +1,117 @@
+"""Rules about single values: what one version of DeepSpeed takes at a key, by its own types or by trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lbsgd.config.accepted.schema import Entry
+from lbsgd.config.accepted.values import model_refusals, takes
+from lbsgd.config.checks.deepspeed_keys import block_names
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import get, shown
+
+AUTO = "auto"
+OTHER_RULES = frozenset(  # keys that a rule of their own judges
+    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization.stage "
+    "scheduler.params.warmup_num_steps".split()
+)
+NUMERALS = (int, float)
+
+
+@rule(
+    "D70",
+    "a value that DeepSpeed refuses",
+    plain="error",
+    why="DeepSpeed checks the type and the range of this value, or fails when it calculates with it: a text in the "
+    "place of a number, for instance, ends in a TypeError, at the start or in the first update.",
+    fix="give a value of the right type and range",
+    example={"gradient_clipping": "1.0"},
+)
+def refused_value(json: Document) -> Iterator[Hit]:
+    for key, why in refused_values(json):
+        if key not in OTHER_RULES:
+            yield Hit(key, why, None, number_in_text(json, key))
+
+
+def refused_values(json: Document) -> Iterator[tuple[str, str]]:
+    """Yield the key path of each value that DeepSpeed refuses, and why."""
+    accepted = json.accepted
+    for name, model in accepted.blocks.items():
+        for path, why in model_refusals(accepted.models, model, json.block(name)):
+            yield f"{name}.{path}", why
+    blocks = set(block_names(json))  # D29 judges them
+    for key, description in accepted.keys.items():
+        value = get(json.config, key, AUTO)
+        if value != AUTO and key not in blocks and not takes(description, value):
+            yield key, f"is {shown(value)}, which DeepSpeed does not take"
+    for block, entry in (
+        ("optimizer", accepted.optimizer(json.get("optimizer.type"))),
+        ("scheduler", accepted.scheduler(json.get("scheduler.type"))),
+    ):
+        yield from refused_arguments(json, f"{block}.params", entry or {})
+
+
+def refused_arguments(json: Document, key: str, entry: Entry) -> Iterator[tuple[str, str]]:
+    """Yield the arguments of an optimizer or a scheduler that it refuses."""
+    params: Any = json.block(key)
+    for name, description in entry.get("params", {}).items():
+        if name in params and params[name] != AUTO and not takes(description, params[name]):
+            said = "needs a program: it is no value of a JSON" if not description else "is not taken"
+            yield f"{key}.{name}", f"is {shown(params[name])}, which {said} by {json.get(key.split('.')[0] + '.type')}"
+
+
+def number_in_text(json: Document, key: str) -> dict[str, Any] | None:
+    """Return the correction of a number that stands there as a text, or of a float that is whole."""
+    value = json.get(key)
+    if isinstance(value, str):
+        for kind in NUMERALS:
+            try:
+                return {key: kind(value)}
+            except ValueError:
+                continue
+    return {key: int(value)} if isinstance(value, float) and value.is_integer() else None
+
+
+@rule(
+    "D71",
+    "an argument that the optimizer does not have",
+    plain="error",
+    why="DeepSpeed passes optimizer.params to the optimizer's constructor, which raises a TypeError for an unknown "
+    "name.",
+    fix="correct its spelling, or delete it",
+    example={"optimizer": {"type": "AdamW", "params": {"lr": 0.001, "momentum": 0.9}}},
+)
+def unknown_argument(json: Document) -> Iterator[Hit]:
+    kind, params = json.get("optimizer.type"), json.get("optimizer.params", {})
+    entry = json.accepted.optimizer(kind)
+    if entry is None or "params" not in entry:
+        return
+    if not isinstance(params, dict):
+        yield Hit("optimizer.params", f"is {shown(params)}, and {kind} wants a block of arguments")
+        return
+    unknown = set() if entry.get("any_argument") else set(params) - set(entry["params"]) - {"max_grad_norm"}
+    for name in sorted(unknown):
+        yield Hit(f"optimizer.params.{name}", f"is unknown to {kind}, which raises a TypeError")
+
+
+@rule(
+    "D72",
+    "an optimizer or a scheduler that no JSON can run",
+    plain="error",
+    why="Some of torch's classes need what no JSON can say, such as a function, a closure for every step, sparse "
+    "gradients, or weights of two dimensions only. DeepSpeed builds them, if at all, and the first update fails.",
+    fix="name another one, or build it in your program",
+    example={"optimizer": {"type": "SparseAdam", "params": {"lr": 0.01}}},
+)
+def unusable_class(json: Document) -> Iterator[Hit]:
+    for key, entry in (
+        ("optimizer.type", json.accepted.optimizer(json.get("optimizer.type"))),
+        ("scheduler.type", json.accepted.scheduler(json.get("scheduler.type"))),
+    ):
+        if entry and "refused" in entry:
+            yield Hit(key, f"is {json.get(key)}: {entry['refused']}")
+
+
+RULES = (refused_value, unknown_argument, unusable_class)
