@@ -57,7 +57,15 @@ BLOCKS = (
     {"zero_optimization": {"stage": 3, "stage3_max_live_parameters": 1e9, "sub_group_size": 1e9}, **ALLOW},
     {"zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 100, "stage3_param_persistence_threshold": 10}},
     {"fp16": {"enabled": False, "loss_scale": 0, "initial_scale_power": 16}},
-    {"fp16": {"enabled": True, "initial_scale_power": 8, "loss_scale_window": 100, "hysteresis": 2, "min_loss_scale": 1}},
+    {
+        "fp16": {
+            "enabled": True,
+            "initial_scale_power": 8,
+            "loss_scale_window": 100,
+            "hysteresis": 2,
+            "min_loss_scale": 1,
+        }
+    },
     {"bf16": {"enabled": True}},
     {"bfloat16": {"enabled": False}},
     {"torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["torch.nn.Linear"]}},
@@ -71,7 +79,15 @@ BLOCKS = (
     {"csv_monitor": {"enabled": False, "output_path": "logs", "job_name": "run"}},
     {"tensorboard": {"enabled": False, "output_path": "logs", "job_name": "run"}},
     {"wandb": {"enabled": False, "group": "a", "team": "b", "project": "c"}},
-    {"comms_logger": {"enabled": False, "verbose": False, "prof_all": True, "debug": False, "prof_ops": ["all_reduce"]}},
+    {
+        "comms_logger": {
+            "enabled": False,
+            "verbose": False,
+            "prof_all": True,
+            "debug": False,
+            "prof_ops": ["all_reduce"],
+        }
+    },
     {"flops_profiler": {"enabled": False, "profile_step": 1, "module_depth": -1, "top_modules": 1, "detailed": True}},
     {
         "activation_checkpointing": {
@@ -241,8 +257,15 @@ def unanswerable(config):
         return "DeepCompile compiles for a GPU"
     if kind.startswith("mu") and kind != "muon":
         return "wants the package mup"
-    if config.get("sequence_parallel_size", 1) != 1 or block(config, "tensor_parallel").get("autotp_size", 0) not in (0, 1):
+    if config.get("sequence_parallel_size", 1) != 1 or block(config, "tensor_parallel").get("autotp_size", 0) not in (
+        0,
+        1,
+    ):
         return "a network or a sequence divided among processes wants several"
+    if config.get("scheduler") and block(config, "scheduler").get("type") == "OneCycleLR":
+        total = block(block(config, "scheduler"), "params").get("total_steps")
+        if isinstance(total, (int, float)) and total < 51:
+            return "OneCycleLR ends with an error after its total_steps, which may be how many the program takes"
     fp16 = block(config, "fp16")
     if fp16.get("enabled") and str(zero.get("stage", 0)) in ("0", "False", "0.0"):
         return "at stage 0 fp16 divides gradients by a scale that they never had: how far weights move is no yes or no"

@@ -44,11 +44,12 @@ def disagreements(configs, answers, version=None):
     """Return each JSON on which check and DeepSpeed disagree, asked again in a fresh process, and what each says."""
     found = [config for config, why in zip(configs, answers, strict=True) if bool(why) != has_error(config, version)]
     again = [(config, refusals([config], version)[0]) for config in found]
-    return [
-        f"{json.dumps(config)}\n  DeepSpeed: {why or 'trains'}\n  check: {[str(each) for each in findings_of(config, version) if each.severity == 'error']}"
-        for config, why in again
-        if bool(why) != has_error(config, version)
-    ]
+    return [said(config, why, version) for config, why in again if bool(why) != has_error(config, version)]
+
+
+def said(config, why, version):
+    errors = [str(finding) for finding in findings_of(config, version) if finding.severity == "error"]
+    return f"{json.dumps(config)}\n  DeepSpeed: {why or 'trains'}\n  check: {errors or 'no error'}"
 
 
 def answerable(number, seed):

@@ -22,12 +22,17 @@ CASES: dict[str, dict[str, Any]] = {
     "D15 fp16 bf16": {"fp16": {"enabled": True}, "bf16": {"enabled": True}},
     "D15 torch_autocast fp16": {"torch_autocast": {"enabled": True, "dtype": "float16"}, "fp16": {"enabled": True}},
     "D15 torch_autocast bf16": {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}, "bf16": {"enabled": True}},
+    "D71 empty": {"optimizer": {"type": "SGD", "params": []}},
     "D18": {"optimizer": SGD, "zero_optimization": {"stage": 1}},
     "D34": {"zero_optimization": {"stage": 2}, "prescale_gradients": True},
     "D34 3": {"zero_optimization": {"stage": 3}, "prescale_gradients": True},
     "D35": {"data_types": {"grad_accum_dtype": "bf16"}},
     "D36": {"fp16": {"enabled": True, "fp16_master_weights_and_grads": True}, "zero_optimization": {"stage": 1}},
-    "D37": {"optimizer": SGD, "zero_optimization": {"stage": 1, "elastic_checkpoint": True}, "zero_allow_untested_optimizer": True},
+    "D37": {
+        "optimizer": SGD,
+        "zero_optimization": {"stage": 1, "elastic_checkpoint": True},
+        "zero_allow_untested_optimizer": True,
+    },
     "D40": {"autotuning": {"enabled": True}},
     "D46": {"optimizer": SGD, "scheduler": WARMUP},
     "D47 zero": {"scheduler": STEP, "zero_optimization": {"stage": 1}},
@@ -44,11 +49,13 @@ def refused_cases() -> list[str]:
 
 def optimizers_tested_with_zero() -> list[str]:
     """Return the optimizers that ZeRO takes without zero_allow_untested_optimizer."""
-    names = [*ds_config.DEEPSPEED_OPTIMIZERS, *(name for name in vars(torch.optim) if name[0].isupper())]
+    names = [*ds_config.DEEPSPEED_OPTIMIZERS, *(name for name in vars(torch.optim) if name[0].isupper() and name != "Optimizer")]
     found = []
     for name in names:
         optimizer = {"type": name, "params": {"lr": 0.01}}
-        why = deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": optimizer, "zero_optimization": {"stage": 1}}, 2)
+        why = deepspeed_oracle.refusal(
+            {"train_batch_size": 1, "optimizer": optimizer, "zero_optimization": {"stage": 1}}, 2
+        )
         if "untested" not in why:
             found.append(name)
     return found

@@ -15,7 +15,7 @@ from deepspeed_probe import describe
 from pydantic.fields import FieldInfo
 
 BASE = {"train_batch_size": 1, "gradient_clipping": 0.0, "optimizer": {"type": "SGD", "params": {"lr": 1e-3}}}
-NOT_TRIED = {"optimizer", "scheduler", "train_batch_size"}  # rules know their types and arguments
+NOT_TRIED = {"optimizer", "scheduler", "train_batch_size", "autotuning"}  # rules know their types and arguments
 WORDS = "fp16 bf16 fp32 float16 bfloat16 float32 torch.float16 torch.bfloat16 half mean sum warn ignore fail info"
 SENTINEL = "a_key_that_nothing_knows"
 
@@ -62,9 +62,10 @@ def keys() -> dict[str, Any]:
     asked = asked_keys(removed)
     models: dict[str, Any] = {}
     blocks = {name: model for name in sorted(asked) if (model := model_of(name))}
+    blocks = {name: model for name, model in blocks.items() if name.split(".")[0] not in blocks or "." not in name}
     for model in blocks.values():
         add_model(model, models)
-    tried = [name for name in sorted(asked) if name.split(".")[0] not in {*blocks, *NOT_TRIED}]
+    tried = [name for name in sorted(asked) if not {name, name.split(".")[0]} & {*blocks, *NOT_TRIED}]
     return {
         "removed": sorted(removed),
         "removed_zero": sorted(getattr(ds_config, "_REMOVED_ZERO_CONFIG_KEYS", {})),
@@ -72,7 +73,7 @@ def keys() -> dict[str, Any]:
         "blocks": {name: model.__name__ for name, model in blocks.items()},
         "keys": {name: describe(place(name), WORDS.split(), with_lists=True) for name in tried}
         | {name: describe(place(name)) for name in blocks}
-        | {name: {} for name in asked & NOT_TRIED},
+        | {name: {} for name in asked if name.split(".")[0] in NOT_TRIED},
     }
 
 

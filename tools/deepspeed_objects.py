@@ -35,7 +35,13 @@ def of_torch() -> dict[str, Any]:
     }
     return {
         "version": torch.__version__.split("+")[0],
-        "optimizers": {name: entry(thing, optimizer_trial(thing)) for name, thing in optimizers.items()},
+        "optimizers": {
+            name: {
+                **entry(thing, optimizer_trial(thing)),
+                **({"cycles_momentum": True} if cycles_momentum(name) else {}),
+            }
+            for name, thing in optimizers.items()
+        },
         "schedulers": {name: entry(thing, scheduler_trial(thing)) for name, thing in schedulers.items()},
     }
 
@@ -59,8 +65,21 @@ def own_optimizers() -> dict[str, Any]:
         else:
             arguments = own_arguments(name)
             anything = {"any_argument": True} if trial({"an_argument_that_nothing_knows": 1}) else {}
-            found[name] = {"required": [], **anything, "params": {each: describe(argument(trial, {}, each)) for each in arguments}}
+            momentum = {"cycles_momentum": True} if cycles_momentum(name) else {}
+            found[name] = {
+                "required": [],
+                **anything,
+                **momentum,
+                "params": {each: describe(argument(trial, {}, each)) for each in arguments},
+            }
     return found
+
+
+def cycles_momentum(name: str) -> bool:
+    """Whether schedulers that cycle the momentum work with an optimizer: it has a momentum, or betas."""
+    cycle = {"type": "CyclicLR", "params": {"base_lr": 0.001, "max_lr": 0.01}}
+    optimizer = {"type": name, "params": {"lr": 1e-3}}
+    return not deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": optimizer, "scheduler": cycle}, 2)
 
 
 def own_arguments(name: str) -> list[str]:
@@ -92,7 +111,12 @@ def entry(thing: type, trial: Callable[[dict[str, Any]], bool]) -> dict[str, Any
     required = [name for name, each in known.items() if each.default is inspect.Parameter.empty]
     base, either = working(trial, required), []
     if base is None:  # some optional arguments may be needed after all, one or two together
-        either = [list(more) for number in (1, 2) for more in itertools.combinations(known, number) if not set(more) & set(required) and working(trial, [*required, *more], (100,))]
+        either = [
+            list(more)
+            for number in (1, 2)
+            for more in itertools.combinations(known, number)
+            if not set(more) & set(required) and working(trial, [*required, *more], (100,))
+        ]
         either = [more for more in either if not any(set(less) < set(more) for less in either)]
         base = working(trial, [*required, *either[0]], (100,)) if either else None
     if base is None:

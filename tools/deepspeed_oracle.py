@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import gc
 import io
 import json
 import logging
@@ -18,6 +19,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import types
 import warnings
 from typing import Any
@@ -41,7 +43,7 @@ class Kernel:
                 raise TypeError(f"incompatible function arguments: {argument!r} is no number")
         lists = arguments[1] if self.weights_at is None else None
         lr = float(next(a for a in arguments[self.numbers_from :] if isinstance(a, (int, float))))
-        pairs = zip(lists[0], lists[1]) if lists else [(arguments[4], arguments[0])]
+        pairs = zip(lists[0], lists[1], strict=True) if lists else [(arguments[4], arguments[0])]
         for gradient, weight in pairs:
             weight.sub_(gradient.to(weight.dtype).sign(), alpha=lr)
         return torch.tensor(1.0)
@@ -79,6 +81,9 @@ def start() -> None:
         if hasattr(module, kernel):
             setattr(module, kernel, lambda function, overflow, lists, *rest: function(overflow, lists, *rest))
     deepspeed.ops.op_builder.builder.OpBuilder.jit_load = refuse_to_compile
+    gc.collect = lambda *_: 0  # memory_breakdown calls it in every pass, and a heap as large as torch's takes a second
+    sys.path[0] = os.path.abspath(sys.path[0])
+    os.chdir(tempfile.mkdtemp())  # the autotuner and the monitors write files
     deepspeed.init_distributed()
 
 
@@ -107,7 +112,7 @@ def refusal(config: dict[str, Any], updates: int = NUM_UPDATES) -> str:
             return train(on_one_process(config), updates)
         except (KeyboardInterrupt, MemoryError):
             raise
-        except BaseException as error:  # DeepSpeed has no base class for its refusals, and some exit
+        except BaseException as error:  # noqa: BLE001  DeepSpeed has no base class for its refusals, and some exit
             return f"{type(error).__name__}: {error}"[:300]
         finally:
             signal.alarm(0)
@@ -128,7 +133,11 @@ def train(config: dict[str, Any], updates: int = NUM_UPDATES) -> str:
     model = torch.nn.Linear(4, 2)
     optimizer = config.get("optimizer")
     given = isinstance(optimizer, dict) and optimizer.get("type") is not None
-    passed = {} if given or optimizer is not None and not isinstance(optimizer, dict) else {"optimizer": torch.optim.Adam(model.parameters(), lr=1e-3)}
+    passed = (
+        {}
+        if given or optimizer is not None and not isinstance(optimizer, dict)
+        else {"optimizer": torch.optim.Adam(model.parameters(), lr=1e-3)}
+    )
     engine = deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=config, **passed)[0]
     try:
         return after_updates(engine, model, updates)

@@ -31,6 +31,7 @@ def main() -> None:
         os.execv(sys.executable, [sys.executable, *sys.argv])
     import deepspeed_oracle
 
+    deepspeed_oracle.LONGEST_SECONDS = 5
     deepspeed_oracle.start()
     import deepspeed
     import deepspeed_cases

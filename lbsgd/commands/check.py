@@ -35,9 +35,7 @@ def run(given: argparse.Namespace) -> int:
     return check_files(given.files, as_json=given.json, fix=given.fix, deepspeed=given.deepspeed)
 
 
-def check_files(
-    names: Sequence[str], as_json: bool = False, fix: bool = False, deepspeed: str | None = None
-) -> int:
+def check_files(names: Sequence[str], as_json: bool = False, fix: bool = False, deepspeed: str | None = None) -> int:
     """Print the findings of files and folders; return 1 if there are errors, else 0."""
     from lbsgd.commands.check_files import files_of
     from lbsgd.commands.check_screen import as_dict, print_inspections
@@ -72,4 +70,3 @@ def print_explanation(code: str, as_markdown: bool = False) -> int:
     else:
         print(explain_all() if code == "all" else explain(code))
     return 0
-

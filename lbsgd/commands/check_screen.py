@@ -30,9 +30,7 @@ def as_dict(inspections: Sequence[Inspection], version: str, passed_over: int = 
     }
 
 
-def print_inspections(
-    inspections: Sequence[Inspection], console: Console | None = None, passed_over: int = 0
-) -> None:
+def print_inspections(inspections: Sequence[Inspection], console: Console | None = None, passed_over: int = 0) -> None:
     """Print each file with its findings, and the totals of several; in colours on a console, by default a terminal."""
     if console is None and sys.stdout.isatty():
         from rich.console import Console

@@ -22,9 +22,8 @@ def versions_in(given: str) -> tuple[str, ...]:
     ends = (first, last) if separator else (first,)
     for version in ends:
         if version not in VERSIONS:
-            raise ConfigError(
-                f"--deepspeed {given}: known are {', '.join(VERSIONS)}, and ranges such as {VERSIONS[0]}..{VERSIONS[-1]}"
-            )
+            known = f"{', '.join(VERSIONS)}, and ranges such as {VERSIONS[0]}..{VERSIONS[-1]}"
+            raise ConfigError(f"--deepspeed {given}: known are {known}")
     chosen = VERSIONS[VERSIONS.index(ends[0]) : VERSIONS.index(ends[-1]) + 1]
     if not chosen:
         raise ConfigError(f"--deepspeed {given}: runs backwards; say {last}..{first}")
@@ -55,7 +54,9 @@ def table(file: str, inspections: Sequence[Inspection], versions: Sequence[str])
         cells = "".join(f"{column.get((code, key), '-'):9}" for column in columns)
         yield f"  {code:5}{key:{width}}  {cells.rstrip()}"
     errors = [key for code, key in same if columns[0][code, key] == "error"]
-    yield f"  {counted(len(same), 'finding')} the same in all" + (f", {counted(len(errors), 'error')}" if errors else "")
+    yield f"  {counted(len(same), 'finding')} the same in all" + (
+        f", {counted(len(errors), 'error')}" if errors else ""
+    )
 
 
 def severities(inspection: Inspection) -> dict[Row, str]:

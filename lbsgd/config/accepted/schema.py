@@ -49,10 +49,14 @@ class Accepted:
         """The keys that are read one by one inside a block, which ignores all others."""
         return frozenset(path.partition(".")[2] for path in self.keys if path.startswith(f"{block}."))
 
-    def optimizer(self, kind: Any) -> Entry | None:
-        """Return an optimizer: DeepSpeed's own in any case, torch's letter for letter."""
+    def optimizer(self, kind: Any, params: Any = None) -> Entry | None:
+        """Return an optimizer: DeepSpeed's own in any case, torch's letter for letter, or in place of DeepSpeed's."""
         if not isinstance(kind, str):
             return None
+        if kind.lower() in ("adam", "adamw") and isinstance(params, dict) and params.get("torch_adam"):
+            decoupled = kind.lower() == "adamw" or params.get("adam_w_mode", True)
+            entry = self.torch_optimizers["AdamW" if decoupled else "Adam"]
+            return {**entry, "params": {**entry["params"], "torch_adam": {}, "adam_w_mode": {}}}
         return self.optimizers.get(kind.lower()) or self.torch_optimizers.get(kind)
 
     def scheduler(self, kind: Any) -> Entry | None:

@@ -7,7 +7,7 @@ one of DeepSpeed's pydantic models, and pydantic itself converts the value here 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -130,12 +130,12 @@ def bounded(models: Mapping[str, Any], kind: Mapping[str, Any], value: Any) -> I
             yield "", f"is {shown(value)}, and DeepSpeed wants {words} {kind[name]:g}"
 
 
-def each_refusals(models: Mapping[str, Any], kind: Any, value: Any, wanted: type, name: str) -> Iterator[Refusal]:
+def each_refusals(models: Mapping[str, Any], kind: Any, value: Any, wanted: Any, name: str) -> Iterator[Refusal]:
     """Yield what is refused in the items of a list or of a block."""
     if not isinstance(value, wanted):
         yield "", f"is {shown(value)}, and DeepSpeed wants {name}"
         return
-    items = value.items() if isinstance(value, dict) else enumerate(value)
+    items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
     for key, item in items:
         yield from ((f"{key}.{path}".rstrip("."), why) for path, why in type_refusals(models, kind, item))
 
@@ -164,8 +164,8 @@ def enum_adapter(values: tuple[Any, ...]) -> Any:
     from pydantic import TypeAdapter
 
     names = [(f"value_{at}", value) for at, value in enumerate(values)]
-    base = enum.IntEnum if all(isinstance(value, int) for value in values) else enum.Enum
-    return TypeAdapter(base("Values", names))  # type: ignore[operator]
+    base: Any = enum.IntEnum if all(isinstance(value, int) for value in values) else enum.Enum
+    return TypeAdapter(base("Values", names))
 
 
 def converts(kind: str, value: Any) -> bool:

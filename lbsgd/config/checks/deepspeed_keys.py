@@ -116,7 +116,7 @@ def unknown_key(json: Document) -> Iterator[Hit]:
 )
 def no_block(json: Document) -> Iterator[Hit]:
     for name in block_names(json):
-        value = json.config.get(name, {})
+        value = json.get(name, {})
         described = NOTHING if name in OPTIMIZER_BLOCKS else json.accepted.keys.get(name, NOTHING)
         if not isinstance(value, dict) and not (json.plain and takes(described, value)):
             yield Hit(name, f"is {shown(value)}")
@@ -189,7 +189,7 @@ def block_names(json: Document) -> list[str]:
     """Return the keys of the top level that hold blocks."""
     accepted = json.accepted
     lax = {path.partition(".")[0] for path in accepted.keys if "." in path}
-    return sorted({*accepted.blocks, *lax, "scheduler", "lbsgd"})
+    return sorted({*accepted.blocks, *lax, *OPTIMIZER_BLOCKS, "lbsgd"})
 
 
 def automatic_paths(config: object, path: str = "") -> Iterator[str]:

@@ -83,14 +83,16 @@ def unknown_sgd_parameter(json: Document) -> Iterator[Hit]:
     "D25",
     "Nesterov without momentum",
     lbsgd="error",
+    plain="error",
     why="Nesterov's step looks ahead along the momentum. Without momentum torch.optim.SGD refuses it.",
     fix="give a momentum above 0 (the paper's is 0.9), or set nesterov to false",
     example={"optimizer": {"params": {"momentum": 0}}},
 )
 def nesterov_without_momentum(json: Document) -> Iterator[Hit]:
     params = json.block(PARAMS)
-    if params.get("nesterov") and params.get("momentum") == 0:
-        yield Hit(f"{PARAMS}.nesterov", "is true with momentum 0")
+    momentum = params.get("momentum", 0 if json.plain else None)  # R05 asks for one beside an lbsgd block
+    if json.get(TYPE) == "SGD" and params.get("nesterov") and (momentum == 0 or params.get("dampening", 0)):
+        yield Hit(f"{PARAMS}.nesterov", "is true with momentum 0 or with dampening")
 
 
 @rule(
@@ -172,7 +174,9 @@ def misplaced_clipping(json: Document) -> Iterator[Hit]:
 def untested_with_zero(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
     known = isinstance(kind, str) and (is_known(json, kind) or kind.lower() == "sgd")
-    untested = known and (kind.lower() if kind.lower() in json.accepted.optimizers else kind) not in json.accepted.zero_tested
+    untested = (
+        known and (kind.lower() if kind.lower() in json.accepted.optimizers else kind) not in json.accepted.zero_tested
+    )
     allowed = json.get("zero_allow_untested_optimizer")
     if json.stage and untested and not (allowed if json.plain else allowed is True):
         said = f"is not true, and ZeRO then refuses {kind}"

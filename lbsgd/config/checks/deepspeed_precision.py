@@ -85,8 +85,8 @@ def unscaled_gradients(json: Document) -> Iterator[Hit]:
     if is_unscaled(json) and is_scale_free(json):
         yield Hit(
             "zero_optimization.stage",
-            f"is 0 with fp16, where DeepSpeed divides gradients by {scale_of(json):g} that were never multiplied by it: "
-            f"{json.get(TYPE)} moves the weights, but small gradients are lost",
+            f"is 0 with fp16, where DeepSpeed divides gradients by {scale_of(json):g} but never multiplied the loss "
+            f"by it: {json.get(TYPE)} moves the weights, and small gradients are lost",
         )
 
 
@@ -222,7 +222,9 @@ def rounded_buffers(json: Document) -> Iterator[Hit]:
 def half_master_weights(json: Document) -> Iterator[Hit]:
     for key in ("fp16.fp16_master_weights_and_grads", "bf16.bf16_master_weights_and_grads"):
         if json.get(key, False) is not False:
-            yield Hit(key, "works with Adam on the CPU under offload only", correction=json.beside_intent({key: DELETE}))
+            yield Hit(
+                key, "works with Adam on the CPU under offload only", correction=json.beside_intent({key: DELETE})
+            )
 
 
 @rule(

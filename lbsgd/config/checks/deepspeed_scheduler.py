@@ -80,8 +80,10 @@ def missing_parameters(json: Document) -> Iterator[Hit]:
     entry = json.accepted.scheduler(kind)
     needed = sorted(set(entry["required"]) - set(json.block(PARAMS))) if entry else []
     if kind is not None and not isinstance(json.get(PARAMS), dict):
-        correction = None if needed or PARAMS in json.config else {PARAMS: {}}
-        yield Hit(PARAMS, "is no block, which ends in a TypeError", "give {} at least", correction)
+        correction: dict[str, Any] = {PARAMS: {}}
+        missing = not needed and json.get(PARAMS) is None
+        said = "is no block, which ends in a TypeError"
+        yield Hit(PARAMS, said, "give {} at least", correction if missing else None)
     elif needed:
         yield Hit(f"{PARAMS}.{needed[0]}", f"is missing, and {kind} needs {' and '.join(needed)}")
 
@@ -140,7 +142,7 @@ def halfway(steps: Any) -> str:
     "a warmup that starts at 0",
     plain="warning",
     why="DeepSpeed's warmups use their first value twice. Where it is 0, which is the default, the first two "
-    "updates move nothing.",
+    "updates move nothing. (The very first update of WarmupCosineLR has the learning rate 0 in any case.)",
     fix="give the learning rate of a small batch (Sec. 2.2), for WarmupCosineLR as a ratio to the optimizer's",
     example={"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "linear", "warmup_max_lr": 0.1}}},
 )

@@ -47,7 +47,7 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
         if value != AUTO and key not in blocks and not takes(description, value):
             yield key, f"is {shown(value)}, which DeepSpeed does not take"
     for block, entry in (
-        ("optimizer", accepted.optimizer(json.get("optimizer.type"))),
+        ("optimizer", accepted.optimizer(json.get("optimizer.type"), json.get("optimizer.params"))),
         ("scheduler", accepted.scheduler(json.get("scheduler.type"))),
     ):
         yield from refused_arguments(json, f"{block}.params", entry or {})
@@ -85,10 +85,12 @@ def number_in_text(json: Document, key: str) -> dict[str, Any] | None:
 )
 def unknown_argument(json: Document) -> Iterator[Hit]:
     kind, params = json.get("optimizer.type"), json.get("optimizer.params", {})
-    entry = json.accepted.optimizer(kind)
-    if entry is None or "params" not in entry:
+    entry = json.accepted.optimizer(kind, params)
+    if entry is None or "params" not in entry or params is None:
         return
     if not isinstance(params, dict):
+        if not params and not json.refused("D71 empty"):
+            return
         yield Hit("optimizer.params", f"is {shown(params)}, and {kind} wants a block of arguments")
         return
     unknown = set() if entry.get("any_argument") else set(params) - set(entry["params"]) - {"max_grad_norm"}
@@ -114,4 +116,40 @@ def unusable_class(json: Document) -> Iterator[Hit]:
             yield Hit(key, f"is {json.get(key)}: {entry['refused']}")
 
 
-RULES = (refused_value, unknown_argument, unusable_class)
+@rule(
+    "D74",
+    "a learning rate of 0",
+    plain="error",
+    why="With a learning rate of 0, and no scheduler that sets another one, no update moves the weights.",
+    fix="give a learning rate",
+    example={"optimizer": {"type": "SGD", "params": {"lr": 0}}},
+)
+def no_learning_rate(json: Document) -> Iterator[Hit]:
+    lr = json.get("optimizer.params.lr")
+    known = json.accepted.optimizer(json.get("optimizer.type"))
+    if known and isinstance(lr, (int, float)) and lr == 0 and json.get("scheduler.type") is None:
+        yield Hit("optimizer.params.lr", "is 0: no update moves the weights")
+
+
+@rule(
+    "D75",
+    "a momentum to cycle that the optimizer does not have",
+    plain="error",
+    why="CyclicLR and OneCycleLR of torch move the momentum against the learning rate, unless they are told not to. "
+    "With an optimizer that has neither momentum nor betas they raise a ValueError.",
+    fix="set cycle_momentum to false",
+    example={
+        "optimizer": {"type": "Adadelta", "params": {"lr": 1.0}},
+        "scheduler": {"type": "CyclicLR", "params": {"base_lr": 0.001, "max_lr": 0.1}},
+    },
+)
+def missing_momentum(json: Document) -> Iterator[Hit]:
+    kind = json.get("optimizer.type")
+    entry = json.accepted.optimizer(kind)
+    cycles = json.get("scheduler.type") in ("CyclicLR", "OneCycleLR")
+    if entry and "params" in entry and cycles and json.get("scheduler.params.cycle_momentum", True):
+        if not entry.get("cycles_momentum"):
+            yield Hit("scheduler.params.cycle_momentum", f"is true, and {kind} has no momentum to cycle")
+
+
+RULES = (refused_value, unknown_argument, unusable_class, no_learning_rate, missing_momentum)

@@ -165,7 +165,11 @@ def measurement(json: Document) -> Iterator[Hit]:
 )
 def autotuning(json: Document) -> Iterator[Hit]:
     if json.get("autotuning.enabled", False) is True:
-        yield Hit("autotuning", "changes the batch sizes, measures and exits", correction=json.beside_intent({"autotuning": DELETE}))
+        yield Hit(
+            "autotuning",
+            "changes the batch sizes, measures and exits",
+            correction=json.beside_intent({"autotuning": DELETE}),
+        )
 
 
 RULES = (

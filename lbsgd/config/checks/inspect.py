@@ -114,8 +114,8 @@ def read_hjson(file: str) -> dict[str, Any] | None:
 def corrected(config: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
     """Return the JSON with every correction that one right answer allows, until none is left.
 
-    Beside an lbsgd block, which says what is meant, errors and warnings are corrected. Without one only errors are: what
-    DeepSpeed takes stays as it is, and a correction keeps all numbers.
+    Beside an lbsgd block, which says what is meant, errors and warnings are corrected. Without one only errors are:
+    what DeepSpeed takes stays as it is, and a correction keeps all numbers.
     """
     mended = copy.deepcopy(dict(config))
     severities = ("error", "warning") if "lbsgd" in config else ("error",)

@@ -55,9 +55,7 @@ DEEPSPEED_RULES: tuple[Rule[Document], ...] = (
 )
 
 
-def deepspeed_findings(
-    config: Mapping[str, Any], kind: Kind = "lbsgd", version: str | None = None
-) -> list[Finding]:
+def deepspeed_findings(config: Mapping[str, Any], kind: Kind = "lbsgd", version: str | None = None) -> list[Finding]:
     """Return everything to say about DeepSpeed's own blocks; the severity depends on the kind of the JSON."""
     return findings_by(DEEPSPEED_RULES, Document(config, kind, version), kind)
 
