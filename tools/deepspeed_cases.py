@@ -23,6 +23,7 @@ CASES: dict[str, dict[str, Any]] = {
     "D15 torch_autocast fp16": {"torch_autocast": {"enabled": True, "dtype": "float16"}, "fp16": {"enabled": True}},
     "D15 torch_autocast bf16": {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}, "bf16": {"enabled": True}},
     "D71 empty": {"optimizer": {"type": "SGD", "params": []}},
+    "D76": {"optimizer": {"type": "Muon", "params": {"lr": 0.01}}, "zero_optimization": {"stage": 3}},
     "D18": {"optimizer": SGD, "zero_optimization": {"stage": 1}},
     "D34": {"zero_optimization": {"stage": 2}, "prescale_gradients": True},
     "D34 3": {"zero_optimization": {"stage": 3}, "prescale_gradients": True},
@@ -49,7 +50,10 @@ def refused_cases() -> list[str]:
 
 def optimizers_tested_with_zero() -> list[str]:
     """Return the optimizers that ZeRO takes without zero_allow_untested_optimizer."""
-    names = [*ds_config.DEEPSPEED_OPTIMIZERS, *(name for name in vars(torch.optim) if name[0].isupper() and name != "Optimizer")]
+    names = [
+        *ds_config.DEEPSPEED_OPTIMIZERS,
+        *(name for name in vars(torch.optim) if name[0].isupper() and name != "Optimizer"),
+    ]
     found = []
     for name in names:
         optimizer = {"type": name, "params": {"lr": 0.01}}

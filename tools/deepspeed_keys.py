@@ -188,7 +188,7 @@ def type_of(annotation: Any, models: dict[str, Any], field: FieldInfo | None = N
     elif origin in (list, tuple, set):
         found = {"list": type_of(inner[0], models) if inner else "any"}
     elif origin is dict:
-        found = {"dict": type_of(inner[1], models)}
+        found = {"dict": type_of(inner[1], models) if inner else "any"}
     elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         number = issubclass(annotation, int)
         found = {"enum": [int(each.value) if number else each.value for each in annotation]}

@@ -53,26 +53,41 @@ def own_schedulers() -> dict[str, Any]:
 
 
 def own_optimizers() -> dict[str, Any]:
-    """Return the optimizers that DeepSpeed builds itself, by their names in small letters; None needs a package."""
+    """Return the optimizers that DeepSpeed builds itself, by their names in small letters."""
     found: dict[str, Any] = {}
     for name in ds_config.DEEPSPEED_OPTIMIZERS:
-        trial = engine_trial(name)
-        why = deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": {"type": name, "params": {"lr": 1e-3}}})
+        config = {"train_batch_size": 1, "optimizer": {"type": name, "params": {"lr": 1e-3}}}
+        why = deepspeed_oracle.refusal(config, 2)
         if "UnboundLocalError" in why or "ModuleNotFoundError" in why:  # it lacks the package mup, 1-bit Adam mpi4py
             found[name] = {"needs": "another package"}
         elif why:
-            found[name] = {"refused": why}
+            found[name] = {"required": [], "params": {}, "refused": why.split("\n")[0]}
         else:
-            arguments = own_arguments(name)
-            anything = {"any_argument": True} if trial({"an_argument_that_nothing_knows": 1}) else {}
-            momentum = {"cycles_momentum": True} if cycles_momentum(name) else {}
-            found[name] = {
-                "required": [],
-                **anything,
-                **momentum,
-                "params": {each: describe(argument(trial, {}, each)) for each in arguments},
-            }
+            found[name] = own_entry(name, type(deepspeed_oracle.basic_optimizer(config)))
     return found
+
+
+def own_entry(name: str, thing: type) -> dict[str, Any]:
+    """Return the arguments of an optimizer that DeepSpeed builds: of its class, and those that the engine takes out."""
+    momentum = {"cycles_momentum": True} if cycles_momentum(name) else {}
+    if engine_takes(name, {"an_argument_that_nothing_knows": 1}):
+        arguments = ("lr", "momentum", "weight_decay", "betas", "eps")
+        described = {each: describe(lambda value, each=each: engine_takes(name, {each: value})) for each in arguments}
+        return {"required": [], "any_argument": True, **momentum, "params": described}
+    found = entry(thing, optimizer_trial(thing))
+    for each in ("torch_adam", "adam_w_mode", "fp32_optimizer_states"):
+        if each not in found["params"] and engine_takes(name, {each: False}):
+            found["params"][each] = {}
+    if name in ("adam", "adamw"):
+        found["params"]["adam_w_mode"] = {}  # the engine takes any value for yes or no
+    return {**found, **momentum}
+
+
+def engine_takes(name: str, arguments: dict[str, Any]) -> bool:
+    """Whether DeepSpeed's engine builds and steps an optimizer with arguments."""
+    params = {"lr": 1e-3, **arguments}
+    why = deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": {"type": name, "params": params}}, 2)
+    return not why or why.startswith("the weights")
 
 
 def cycles_momentum(name: str) -> bool:
@@ -80,19 +95,6 @@ def cycles_momentum(name: str) -> bool:
     cycle = {"type": "CyclicLR", "params": {"base_lr": 0.001, "max_lr": 0.01}}
     optimizer = {"type": name, "params": {"lr": 1e-3}}
     return not deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": optimizer, "scheduler": cycle}, 2)
-
-
-def own_arguments(name: str) -> list[str]:
-    """Return the arguments that an optimizer of DeepSpeed takes: whichever name of any of its classes passes."""
-    from deepspeed.ops.adam import FusedAdam
-    from deepspeed.ops.lamb import FusedLamb
-    from deepspeed.ops.lion import FusedLion
-
-    classes = (FusedAdam, FusedLamb, FusedLion, torch.optim.Adam, torch.optim.Adagrad, torch.optim.SGD)
-    names = {each for thing in classes for each in parameters(thing)}
-    names |= {"torch_adam", "adam_w_mode", "fp32_optimizer_states", "ns_method", "muon_lr", "adam_lr", "freeze_step"}
-    trial = engine_trial(name)
-    return sorted(each for each in names if any(trial({each: value}) for value in (0.5, True, [0.5, 0.5], 1, None)))
 
 
 def is_subclass(thing: Any, parent: type) -> bool:
@@ -205,17 +207,6 @@ class scheduler_trial(optimizer_trial):
             scheduler.step()
         except TypeError:  # the engine then gives it the batch size
             scheduler.step(1)
-
-
-def engine_trial(name: str) -> Callable[[dict[str, Any]], bool]:
-    """Return the trial of an optimizer that DeepSpeed's engine builds."""
-
-    def trial(arguments: dict[str, Any]) -> bool:
-        params = {"lr": 1e-3, **arguments}
-        why = deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": {"type": name, "params": params}}, 2)
-        return not why or why.startswith("the weights")
-
-    return trial
 
 
 @contextlib.contextmanager

@@ -182,6 +182,17 @@ def is_torchs(scheduler: Any) -> bool:
     return type(scheduler).__module__.startswith("torch.")
 
 
+def basic_optimizer(config: dict[str, Any]) -> Any:
+    """Return the optimizer that DeepSpeed builds from a JSON."""
+    import deepspeed
+    import torch
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = torch.nn.Linear(4, 2)
+        engine = deepspeed.initialize(model=model, model_parameters=list(model.parameters()), config=config)[0]
+    return engine.basic_optimizer
+
+
 def train_noting(config: dict[str, Any]) -> None:
     """Train two updates with a dict that notes what is asked for."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lbsgd.config.accepted.schema import Entry
-from lbsgd.config.accepted.values import model_refusals, takes
+from lbsgd.config.accepted.values import as_bool, model_refusals, takes
 from lbsgd.config.checks.deepspeed_keys import block_names
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -18,6 +18,9 @@ OTHER_RULES = frozenset(  # keys that a rule of their own judges
     "scheduler.params.warmup_num_steps".split()
 )
 NUMERALS = (int, float)
+MULTIPLYING = tuple(  # schedulers whose learning rate is the optimizer's times a factor
+    "WarmupCosineLR StepLR MultiStepLR ExponentialLR LinearLR ConstantLR PolynomialLR ReduceLROnPlateau".split()
+)
 
 
 @rule(
@@ -127,7 +130,7 @@ def unusable_class(json: Document) -> Iterator[Hit]:
 def no_learning_rate(json: Document) -> Iterator[Hit]:
     lr = json.get("optimizer.params.lr")
     known = json.accepted.optimizer(json.get("optimizer.type"))
-    if known and isinstance(lr, (int, float)) and lr == 0 and json.get("scheduler.type") is None:
+    if known and isinstance(lr, (int, float)) and lr == 0 and json.get("scheduler.type") in (None, *MULTIPLYING):
         yield Hit("optimizer.params.lr", "is 0: no update moves the weights")
 
 
@@ -152,4 +155,23 @@ def missing_momentum(json: Document) -> Iterator[Hit]:
             yield Hit("scheduler.params.cycle_momentum", f"is true, and {kind} has no momentum to cycle")
 
 
-RULES = (refused_value, unknown_argument, unusable_class, no_learning_rate, missing_momentum)
+@rule(
+    "D76",
+    "Muon at ZeRO stage 3 with reduce_scatter",
+    plain="error",
+    why="At stage 3 DeepSpeed gives Muon whole gradients, which reduce_scatter, on by default, does not leave it. It "
+    "refuses the pair at the start.",
+    fix="set zero_optimization.reduce_scatter to false",
+    example={
+        "optimizer": {"type": "Muon", "params": {"lr": 0.01}},
+        "zero_optimization": {"stage": 3, "reduce_scatter": True},
+    },
+)
+def scattered_muon(json: Document) -> Iterator[Hit]:
+    key = "zero_optimization.reduce_scatter"
+    muon = str(json.get("optimizer.type")).lower() == "muon" and json.accepted.optimizer(json.get("optimizer.type"))
+    if muon and json.stage == 3 and as_bool(json.get(key, True)) and json.refused("D76"):
+        yield Hit(key, "is not false, and Muon at stage 3 needs whole gradients")
+
+
+RULES = (refused_value, unknown_argument, unusable_class, no_learning_rate, missing_momentum, scattered_muon)
