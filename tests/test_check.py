@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from test_plan import WRONG, edited
 
-from lbsgd.commands.check import print_inspections
+from lbsgd.commands.check_screen import print_inspections
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
 from lbsgd.commands.plan_memory import NETWORKS, memory
 from lbsgd.commands.plan_time import Machines, predict, reduction_of
-from lbsgd.config.checks import deepspeed_tables
+from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import differences, get, put
@@ -230,38 +230,6 @@ def test_deepspeed_takes_what_has_no_error(plain_deepspeed):
     )  # D32, D03: silence
 
 
-def test_the_tables_of_keys_are_deepspeeds_own():
-    import torch
-    from deepspeed.comm.config import CommsLoggerConfig
-    from deepspeed.compile.config import CompileConfig
-    from deepspeed.monitor.config import CometConfig, CSVConfig, TensorBoardConfig, WandbConfig
-    from deepspeed.runtime import config, lr_schedules
-    from deepspeed.runtime.precision_config import DeepSpeedBF16Config, DeepSpeedFP16Config
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    blocks = {
-        "fp16": DeepSpeedFP16Config,
-        "bf16": DeepSpeedBF16Config,
-        "zero_optimization": DeepSpeedZeroConfig,
-        "compile": CompileConfig,
-        "tensorboard": TensorBoardConfig,
-        "wandb": WandbConfig,
-        "csv_monitor": CSVConfig,
-        "comet": CometConfig,
-        "comms_logger": CommsLoggerConfig,
-    }
-    for name, model in blocks.items():
-        fields = {each for key, field in model.model_fields.items() for each in (key, field.alias) if each}
-        assert deepspeed_tables.STRICT_BLOCKS[name] == fields, name
-    assert deepspeed_tables.REMOVED_KEYS == set(config._REMOVED_TOP_LEVEL_CONFIG_KEYS)
-    assert deepspeed_tables.REMOVED_ZERO_KEYS == set(config._REMOVED_ZERO_CONFIG_KEYS)
-    assert deepspeed_tables.OWN_OPTIMIZERS == set(config.DEEPSPEED_OPTIMIZERS)
-    assert all(hasattr(torch.optim, name) for name in deepspeed_tables.TORCH_OPTIMIZERS)
-    assert all(hasattr(torch.optim.lr_scheduler, name) for name in deepspeed_tables.TORCH_SCHEDULERS)
-    for name, params in deepspeed_tables.OWN_SCHEDULERS.items():
-        assert params == set(getattr(lr_schedules, name).__init__.__code__.co_varnames[2:]) & params, name
-
-
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -273,10 +241,64 @@ def test_the_exit_code_says_whether_there_are_errors(capsys):
     assert "no/such.json" in capsys.readouterr().out
 
 
-def test_a_folder_is_all_json_files_in_it(tmp_path, capsys):
+def test_a_folder_is_the_deepspeed_jsons_in_it(tmp_path, capsys):
     assert main(["check", str(FOREIGN.parent.parent.parent / "ds_configs")]) == 0
     assert "40 files: 0 errors, 16 warnings" in capsys.readouterr().out
     assert main(["check", str(tmp_path)]) == 2 and "holds no .json file" in capsys.readouterr().err
+    for name in ("node_modules", ".git", "environment", "inner"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "ds.json").write_text(json.dumps({**SGD, "elasticity": {}}))
+    (tmp_path / "environment" / "pyvenv.cfg").touch()
+    (tmp_path / "inner" / "ds.json").write_text(json.dumps(SGD))
+    for name, text in (("package", '{"name": "x"}'), ("list", "[1]"), ("broken", "{"), ("binary", "\0")):
+        (tmp_path / f"{name}.json").write_text(text)
+    (tmp_path / "commented.json").write_text('{"train_batch_size": 8, // images\n}')
+    assert main(["check", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "inner/ds.json" in out and "commented.json" in out and "2 files" in out
+    assert "4 other JSONs passed over: no DeepSpeed JSON" in out
+    (tmp_path / "commented.json").unlink()
+    (tmp_path / "inner" / "ds.json").unlink()
+    assert main(["check", str(tmp_path)]) == 2 and "holds 4 JSONs, and none is DeepSpeed's" in capsys.readouterr().err
+
+
+def test_a_version_is_chosen_and_stands_in_the_output(tmp_path, capsys):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({**SGD, "elasticity": {"enabled": False}}))
+    assert main(["check", str(path)]) == 1 and "plain DeepSpeed 0.19.8" in capsys.readouterr().out
+    assert main(["check", str(path), "--deepspeed", "0.18"]) == 0 and "DeepSpeed 0.18.9" in capsys.readouterr().out
+    assert main(["check", str(path), "--deepspeed", "0.18", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["deepspeed"] == "0.18.9"
+
+
+def test_a_range_of_versions_is_a_table_of_what_changes(tmp_path, capsys):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({**without(SGD, "gradient_clipping"), "elasticity": {"enabled": False}, "time": 1}))
+    assert main(["check", str(path), "--deepspeed", "0.16..0.19"]) == 1
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][1:] == ["DeepSpeed", "0.16.9,", "0.17.6,", "0.18.9,", "0.19.8"]
+    assert ["D01", "elasticity", "-", "-", "-", "error"] in lines
+    assert ["D08", "gradient_clipping", "-", "-", "-", "warning"] in lines
+    assert not [line for line in lines if line[:1] == ["D03"]]  # the same in all
+    assert main(["check", str(path), "--deepspeed", "0.16..0.18"]) == 0
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--deepspeed", "0.15"], ["0.15", "known are 0.16"]),
+        (["--deepspeed", "0.19..0.16"], ["runs backwards", "0.16..0.19"]),
+        (["--deepspeed", "0.16..0.19", "--fix"], ["--fix", "one version"]),
+    ],
+)
+def test_a_wrong_version_is_one_line(flags, words, capsys):
+    assert main(["check", str(FOREIGN / "twice.json"), *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and all(word in said for word in words)
+
+
+def without(config, key):
+    return {name: value for name, value in config.items() if name != key}
 
 
 def test_findings_for_machines_are_json(capsys):
@@ -293,15 +315,56 @@ def test_fix_writes_the_corrected_file_and_says_what_changed(tmp_path, capsys):
     assert main(["check", "--fix", str(path)]) == 0
     out = capsys.readouterr().out
     for line in (
-        "gradient_clipping: (none) -> 0.0",
         "scheduler.params.warmup_num_steps: 3125.0 -> 3125",
-        'scheduler.params.warmup_type: (none) -> "linear"',
         "zero_allow_untested_optimizer: (none) -> true",
     ):
         assert line in out
+    assert out.count("fixed") == 2  # no warning is corrected: DeepSpeed takes these files
     assert errors(read_json(path)) == []
+    assert (tmp_path / "theirs.json.orig").read_text() == (FOREIGN / "resnet_sgd_zero1.json").read_text()
     before = path.read_bytes()
     assert main(["check", "--fix", str(path)]) == 0 and path.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"comment": "ResNet-50, 8 GPUs", "train_batch_size": 1},  # resembles comet
+        {"checkpoints": "runs", "time": "12:00", "train_batch_size": 1},  # checkpoint, timers
+        {"tensorboard_dir": "logs", "train_batch_size": 1},
+        {"train_batch_size": 8.0, "zero_optimization": {"stage": "2"}},  # which DeepSpeed converts
+        {"vocab_size": 30522, "hidden_size": 1024},  # other projects' files
+        {"optimizer": {"type": "Adam", "args": {"lr": 0.001}}, "lr_scheduler": {"type": "StepLR"}},
+        {"name": "x", "version": "1.0.0", "optimizer": "adam"},
+    ],
+)
+def test_fix_does_not_touch_what_deepspeed_takes_nor_what_is_no_deepspeed_json(config, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config))
+    main(["check", "--fix", str(path)])
+    assert json.loads(path.read_text()) == config and len(list(tmp_path.iterdir())) == 1
+
+
+def test_fix_keeps_every_original(tmp_path):
+    path = tmp_path / "ds.json"
+    for number in (1, 2, 3):
+        path.write_text(json.dumps({"train_batch_size": number, "optimizer": {"type": "sgd"}}))
+        assert main(["check", "--fix", str(path)]) == 0
+    kept = [json.loads((tmp_path / name).read_text())["train_batch_size"] for name in KEPT]
+    assert kept == [1, 2, 3]
+
+
+KEPT = ("ds.json.orig", "ds.json.orig.2", "ds.json.orig.3")
+
+
+def test_a_removed_optimizer_is_not_replaced(tmp_path):
+    """Its arguments go with it, and which of them were meant for its successor nobody can say."""
+    params = {"lr": 2e-4, "freeze_step": 250, "cuda_aware": False}
+    path = tmp_path / "one_bit.json"
+    path.write_text(json.dumps({"train_batch_size": 4, "optimizer": {"type": "OneBitAdam", "params": params}}))
+    assert main(["check", "--fix", str(path)]) == 1
+    assert read_json(path)["optimizer"]["params"] == params
 
 
 def test_fix_leaves_a_file_without_errors_as_it_was_to_the_byte(tmp_path):
@@ -320,15 +383,16 @@ def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
 
 # --- anything at all --------------------------------------------------------------------------------------------------
 
+KNOWN = accepted()
 OTHER_WORDS = """type params lr stage enabled warmup_type warmup_num_steps epochs num_images warmup kind
     linear_scaling base_lr base_batch rule batch_norm per_worker_batch device dtype SGD WarmupLR auto linear
     gradual none a.b""".split()
 words = st.sampled_from(
     sorted(
-        deepspeed_tables.TOP_LEVEL_KEYS
-        | deepspeed_tables.REMOVED_KEYS
-        | deepspeed_tables.STRICT_BLOCKS["zero_optimization"]
-        | deepspeed_tables.STRICT_BLOCKS["fp16"]
+        KNOWN.top_level
+        | KNOWN.removed
+        | KNOWN.field_names(KNOWN.blocks["zero_optimization"])
+        | KNOWN.field_names(KNOWN.blocks["fp16"])
         | set(EXPECTED)
         | {*OTHER_WORDS, "", "é\n"}
     )

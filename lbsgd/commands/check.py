@@ -2,38 +2,71 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
-import textwrap
-from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
-from lbsgd.config.checks.finding import SEVERITIES, Finding
-from lbsgd.config.checks.inspect import Inspection, inspect
-from lbsgd.config.libraries.arguments import Library
-from lbsgd.config.libraries.inspect import in_library
+from lbsgd.config.libraries.arguments import LIBRARIES, Library
 from lbsgd.errors import ConfigError
-from lbsgd.units import counted
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-Line = list[tuple[str, str]]  # its parts, each with rich's style
-STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
-def check_files(files: Sequence[str], as_json: bool = False, fix: bool = False, library: Library | None = None) -> int:
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the flags of `lbsgd check`."""
+    add = command.add_argument
+    command.epilog = "Exit code 0: no errors (there may be warnings); 1: errors; 2: something given is wrong."
+    add("files", nargs="*", metavar="FILE", help="DeepSpeed JSONs, with or without an lbsgd block, or folders of them")
+    add("--json", action="store_true", help="print the findings as JSON, for machines")
+    add("--fix", action="store_true", help="write what can be corrected back into the file, and say what changed")
+    add("--for", dest="library", choices=LIBRARIES, help="find what would clash in this library")
+    add(
+        "--explain", metavar="CODE", help="print why a code such as D12 hurts, an example and the fix; `all` prints all"
+    )
+    add(
+        "--deepspeed",
+        metavar="VERSION",
+        help="what this version of DeepSpeed accepts: 0.16 to 0.19, by default the installed one; "
+        "a range such as 0.16..0.19 is a table of what changes",
+    )
+    add("--markdown", action="store_true", help="with --explain all: print docs/checks.md")
+
+
+def run(given: argparse.Namespace) -> int:
+    """Check files, or explain a code; return the exit code."""
+    if given.explain:
+        return print_explanation(given.explain, as_markdown=given.markdown)
+    return check_files(given.files, given.json, given.fix, given.deepspeed, given.library)
+
+
+def check_files(
+    names: Sequence[str],
+    as_json: bool = False,
+    fix: bool = False,
+    deepspeed: str | None = None,
+    library: Library | None = None,
+) -> int:
     """Print the findings of files and folders, in a library's hands if one is given; return 1 if there are errors."""
-    if not files:
+    from lbsgd.commands.check_files import files_of
+    from lbsgd.commands.check_screen import as_dict, print_inspections
+    from lbsgd.commands.check_versions import print_versions, versions_in
+    from lbsgd.config.accepted.schema import installed
+    from lbsgd.config.checks.inspect import inspect
+    from lbsgd.config.libraries.inspect import in_library
+
+    if not names:
         raise ConfigError("lbsgd check: name a DeepSpeed JSON or a folder of them, or a code with --explain")
-    inspections = [inspect(file, fix) for given in files for file in in_folder(given)]
+    versions = versions_in(deepspeed or installed())
+    if len(versions) > 1 and (as_json or fix):
+        raise ConfigError("lbsgd check: a range of versions is a table; --json and --fix want one version")
+    files = files_of(names)
+    if len(versions) > 1:
+        return print_versions(files.checked, versions)
+    inspections = [inspect(file, fix, versions[0]) for file in files.checked]
     if library:
         inspections = [in_library(each, library) for each in inspections]
     if as_json:
-        print(json.dumps(as_dict(inspections), indent=2))
+        print(json.dumps(as_dict(inspections, versions[0], files.passed_over), indent=2))
     else:
-        print_inspections(inspections)
+        print_inspections(inspections, passed_over=files.passed_over)
     return int(any(each.count("error") for each in inspections))
 
 
@@ -48,86 +81,3 @@ def print_explanation(code: str, as_markdown: bool = False) -> int:
     else:
         print(explain_all() if code == "all" else explain(code))
     return 0
-
-
-def in_folder(given: str) -> list[str]:
-    """Return the JSONs in a folder and below it; a file stands for itself."""
-    if not Path(given).is_dir():
-        return [given]
-    found = sorted(str(path) for path in Path(given).glob("**/*.json"))
-    if not found:
-        raise ConfigError(f"{given}: holds no .json file; name a DeepSpeed JSON, or a folder of them")
-    return found
-
-
-def as_dict(inspections: Sequence[Inspection]) -> dict[str, object]:
-    """Return all findings as plain data."""
-    return {
-        "errors": sum(each.count("error") for each in inspections),
-        "warnings": sum(each.count("warning") for each in inspections),
-        "files": [each.as_dict() for each in inspections],
-    }
-
-
-def print_inspections(inspections: Sequence[Inspection], console: Console | None = None) -> None:
-    """Print each file with its findings, and the totals of several; in colours on a console, by default a terminal."""
-    if console is None and sys.stdout.isatty():
-        from rich.console import Console
-
-        console = Console(highlight=False)
-    for each in inspections:
-        for line in lines_of(each, console.width if console else None):
-            print_line(line, console)
-    if len(inspections) > 1:
-        totals = (counted(sum(each.count(severity) for each in inspections), severity) for severity in SEVERITIES)
-        print_line([(f"{len(inspections)} files: {', '.join(totals)}", "")], console)
-
-
-def print_line(line: Line, console: Console | None) -> None:
-    """Print a line, without rich where there is no console: its import takes a fifth of the command's time."""
-    if console is None:
-        print("".join(text for text, _ in line))
-    else:
-        from rich.text import Text
-
-        console.print(Text.assemble(*line), soft_wrap=True)
-
-
-def lines_of(inspection: Inspection, width: int | None) -> Iterator[Line]:
-    """Yield the lines of one file: its name and verdict, what was fixed, and its findings."""
-    kind = "" if inspection.ours or inspection.config is None else " (plain DeepSpeed: no lbsgd block)"
-    yield [(plain(inspection.file), "bold"), (kind, "dim"), ("  ", ""), verdict(inspection)]
-    for change in inspection.fixed:
-        yield [("    ", ""), ("fixed    ", "green"), (plain(change), "")]
-    for finding in inspection.findings:
-        yield from lines_of_finding(finding, width)
-
-
-def verdict(inspection: Inspection) -> tuple[str, str]:
-    """Return a file's counts and their style."""
-    counts = [counted(inspection.count(severity), severity) for severity in SEVERITIES if inspection.count(severity)]
-    return (", ".join(counts), "") if counts else ("nothing found", "green")
-
-
-def plain(text: str) -> str:
-    """Return a file's words without characters that move a terminal's cursor or have no encoding."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
-def lines_of_finding(finding: Finding, width: int | None) -> Iterator[Line]:
-    """Yield a finding's lines: severity and code on the left; key, message and fix on the right, wrapped."""
-    severity, code, key = f"  {finding.severity:9}", f"{finding.code}  ", plain(finding.key)
-    indent = " " * len(severity + code)
-    first, *rest = wrapped(f"{key} {plain(finding.message)}", indent, width)
-    yield [(severity, STYLES[finding.severity]), (code, ""), (first[: len(key)], "bold"), (first[len(key) :], "")]
-    yield from ([(indent + line, "")] for line in rest)
-    first, *rest = wrapped(f"-> {plain(finding.fix)}", indent, width)
-    yield [(indent, ""), ("->", "green"), (first.removeprefix("->"), "")]
-    yield from ([(indent + line, "")] for line in rest)
-
-
-def wrapped(text: str, indent: str, width: int | None) -> list[str]:
-    """Return a text in lines that fit beside an indent; in one line for a file or a pipe, which have no width."""
-    if width is None:
-        return [text]
-    return textwrap.wrap(text, max(20, width - len(indent))) or [""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,6 +79,16 @@ def format_json(value: Any, indent: str = "", used: int = 0) -> str:
     names = {key: f"{inner}{json.dumps(key)}: " for key in value}
     lines = [names[key] + format_json(item, inner, len(names[key])) for key, item in value.items()]
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+
+
+def keep_original(path: str | Path) -> None:
+    """Copy a file to FILE.orig beside it, or to FILE.orig.2 where that exists; ConfigError where it cannot be."""
+    names = itertools.chain([f"{path}.orig"], (f"{path}.orig.{number}" for number in itertools.count(2)))
+    copied = next(Path(name) for name in names if not Path(name).exists())
+    try:
+        replace_file(copied, Path(path).read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{copied}: cannot be written ({error.strerror}); nothing was changed") from None
 
 
 def write_json(path: str | Path, config: Mapping[str, Any]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any, TypeGuard
 
+from lbsgd.config.checks.deepspeed_keys import similar
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -27,7 +29,7 @@ BATCH, MICRO, PASSES = "train_batch_size", "train_micro_batch_size_per_gpu", "gr
 def batch_size(json: Document) -> Iterator[Hit]:
     for key in (BATCH, MICRO, PASSES) if json.plain else (BATCH, MICRO):
         value = json.get(key)
-        if not is_count(value) and not (json.plain and value in (None, "auto")):
+        if not is_count(value) and not (json.plain and (value in (None, "auto") or is_divisor(value))):
             yield Hit(key, f"is {shown(value)}")
 
 
@@ -41,13 +43,27 @@ def batch_size(json: Document) -> Iterator[Hit]:
     example={"train_batch_size": 100, "train_micro_batch_size_per_gpu": 32},
 )
 def unresolvable_batch(json: Document) -> Iterator[Hit]:
-    kn, factors = json.get(BATCH), [value for value in map(json.get, (MICRO, PASSES)) if is_count(value)]
+    kn, factors = json.get(BATCH), [value for value in map(json.get, (MICRO, PASSES)) if is_divisor(value)]
     product = math.prod(factors)
     if kn is None and json.get(MICRO) is None:
-        yield Hit(BATCH, "is not given, nor the micro batch: DeepSpeed asserts", f"give {BATCH}")
-    if is_count(kn) and kn % product:
+        renamed = misspelt_batch(json)
+        yield Hit(BATCH, "is not given, nor the micro batch: DeepSpeed asserts", f"give {BATCH}", renamed)
+    if is_divisor(kn) and kn % product:
         said = f"{kn} is no multiple of {' x '.join(map(str, factors))}, so no number of GPUs fits"
         yield Hit(BATCH, said, f"use {max(1, round(kn / product)) * product}")
+
+
+def is_divisor(value: object) -> TypeGuard[int | float]:
+    """Whether DeepSpeed can divide by a value and get whole numbers: 8, and 8.0 and true as well."""
+    return isinstance(value, (int, float)) and 1 <= value <= 10**12 and value == int(value)
+
+
+def misspelt_batch(json: Document) -> dict[str, Any] | None:
+    """Return the correction of the one unknown key that resembles a batch size and holds one."""
+    known = frozenset({BATCH, MICRO})
+    found = {key: similar(key, known) for key in json.config if key not in json.accepted.top_level}
+    named = [(key, right) for key, right in found.items() if right and is_count(json.config[key]) and "." not in key]
+    return {named[0][0]: DELETE, named[0][1]: json.config[named[0][0]]} if len(named) == 1 else None
 
 
 @rule(
@@ -125,7 +141,7 @@ def scaled_before_reduction(json: Document) -> Iterator[Hit]:
     for key, neutral in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
         if json.get(key, neutral) != neutral:
             said = f"is {shown(json.get(key))}, which ZeRO-{json.stage} refuses with reduce_scatter"
-            yield Hit(key, said, correction={key: DELETE})
+            yield Hit(key, said, correction=json.beside_intent({key: DELETE}))
 
 
 @rule(
@@ -146,7 +162,8 @@ def gradient_type(json: Document) -> Iterator[Hit]:
     weights = "fp16" if json.enabled("fp16") else "bf16" if json.enabled("bf16") else "fp32"
     if json.stage == 0 and json.get("data_types.grad_accum_dtype") not in (None, weights):
         said = f"is not {weights}, and stage 0 knows one type for both"
-        yield Hit("data_types.grad_accum_dtype", said, correction={"data_types.grad_accum_dtype": DELETE})
+        correction = json.beside_intent({"data_types.grad_accum_dtype": DELETE})
+        yield Hit("data_types.grad_accum_dtype", said, correction=correction)
 
 
 RULES = (

@@ -1,4 +1,4 @@
-"""Rules about keys: those that DeepSpeed 0.19.8 refuses at the start, and those that it ignores in silence."""
+"""Rules about keys: those that DeepSpeed refuses at the start, and those that it ignores in silence."""
 
 from __future__ import annotations
 
@@ -6,19 +6,14 @@ import difflib
 from collections.abc import Iterator
 from functools import lru_cache
 
-from lbsgd.config.checks.deepspeed_tables import (
-    LAX_BLOCKS,
-    REMOVED_KEYS,
-    REMOVED_ZERO_KEYS,
-    STRICT_BLOCKS,
-    TOP_LEVEL_KEYS,
-)
+from lbsgd.config.accepted.values import takes, unknown_fields
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import shown
 
-BLOCKS = (*STRICT_BLOCKS, *LAX_BLOCKS, "torch_autocast", "lbsgd")
+OPTIMIZER_BLOCKS = ("optimizer", "scheduler")  # whose keys beside type and params are ignored
+OWN_RULE = {"torch_autocast": "D28"}  # blocks whose unknown keys are another rule's
 
 
 @lru_cache(maxsize=1024)
@@ -33,6 +28,23 @@ def nearest(key: str, known: frozenset[str]) -> str:
     return f"did you mean {near}?" if near else "delete it"
 
 
+def unknown_at_the_top(json: Document) -> list[str]:
+    """Return the keys at the top level that DeepSpeed neither reads nor refuses."""
+    return [key for key in json.config if key not in json.accepted.top_level | json.accepted.removed]
+
+
+def is_off(value: object) -> bool:
+    """Whether a removed feature was switched off, so that nothing is lost with its key."""
+    return not value or (isinstance(value, dict) and value.get("enabled", False) is False)
+
+
+def fits(json: Document, key: str, value: object) -> bool:
+    """Whether DeepSpeed takes a value at a key of the top level."""
+    if key in json.accepted.blocks or key in OPTIMIZER_BLOCKS:
+        return isinstance(value, dict)
+    return takes(json.accepted.keys.get(key, {}), value)
+
+
 @rule(
     "D01",
     "a key that was removed from DeepSpeed",
@@ -44,27 +56,30 @@ def nearest(key: str, known: frozenset[str]) -> str:
     example={"elasticity": {}},
 )
 def removed_key(json: Document) -> Iterator[Hit]:
-    removed = [key for key in json.config if key in REMOVED_KEYS]
-    removed += [f"zero_optimization.{key}" for key in sorted(REMOVED_ZERO_KEYS & set(json.block("zero_optimization")))]
+    accepted = json.accepted
+    removed = [key for key in json.config if key in accepted.removed]
+    zero_keys = sorted(accepted.removed_zero & set(json.block("zero_optimization")))
+    removed += [f"zero_optimization.{key}" for key in zero_keys]
     for key in removed:
-        yield Hit(key, "was removed from DeepSpeed, which refuses it", correction={key: DELETE})
+        correction = {key: DELETE} if not json.plain or is_off(json.get(key)) else None
+        yield Hit(key, "was removed from DeepSpeed, which refuses it", correction=correction)
 
 
 @rule(
     "D02",
     "a misspelt key",
     lbsgd="error",
-    plain="error",
+    plain="warning",
     why="DeepSpeed ignores an unknown key at the top level without a word, so a typing error means that the "
     "default is used. This key is one or two letters away from a known one.",
     fix="correct its spelling",
     example={"train_batchsize": 8192},
 )
 def misspelt_key(json: Document) -> Iterator[Hit]:
-    for key in json.config:
-        near = similar(key, TOP_LEVEL_KEYS) if key not in TOP_LEVEL_KEYS | REMOVED_KEYS else None
+    for key in unknown_at_the_top(json):
+        near = similar(key, json.accepted.top_level)
         if near:
-            taken = near in json.config or "." in key
+            taken = near in json.config or "." in key or not fits(json, near, json.config[key])
             yield Hit(
                 key,
                 "is an unknown key, which DeepSpeed ignores in silence",
@@ -84,8 +99,8 @@ def misspelt_key(json: Document) -> Iterator[Hit]:
     example={"my_project": {"name": "a"}},
 )
 def unknown_key(json: Document) -> Iterator[Hit]:
-    for key in json.config:
-        if key not in TOP_LEVEL_KEYS | REMOVED_KEYS and not similar(key, TOP_LEVEL_KEYS):
+    for key in unknown_at_the_top(json):
+        if not similar(key, json.accepted.top_level):
             yield Hit(key, "is an unknown key, which DeepSpeed ignores")
 
 
@@ -100,9 +115,11 @@ def unknown_key(json: Document) -> Iterator[Hit]:
     example={"csv_monitor": "yes"},
 )
 def no_block(json: Document) -> Iterator[Hit]:
-    for name in BLOCKS:
-        if name in json.config and not isinstance(json.config[name], dict):
-            yield Hit(name, f"is {shown(json.config[name])}")
+    for name in block_names(json):
+        value = json.get(name, {})
+        described = NOTHING if name in OPTIMIZER_BLOCKS else json.accepted.keys.get(name, NOTHING)
+        if not isinstance(value, dict) and not (json.plain and takes(described, value)):
+            yield Hit(name, f"is {shown(value)}")
 
 
 @rule(
@@ -115,11 +132,15 @@ def no_block(json: Document) -> Iterator[Hit]:
     example={"fp16": {"dtype": "float16"}},
 )
 def unknown_key_in_strict_block(json: Document) -> Iterator[Hit]:
-    for name, known in STRICT_BLOCKS.items():
-        for key in sorted(set(json.block(name)) - known - REMOVED_ZERO_KEYS):
-            correction = {f"{name}.{key}": DELETE} if "." not in key else None
+    accepted = json.accepted
+    for name, model in accepted.blocks.items():
+        for path, inner in unknown_fields(accepted.models, model, json.block(name)):
+            if name == "zero_optimization" and path in accepted.removed_zero:
+                continue
+            key = path.rpartition(".")[2]
             message = "is an unknown key, which DeepSpeed refuses when it starts"
-            yield Hit(f"{name}.{key}", message, nearest(key, known), correction)
+            correction = json.beside_intent({f"{name}.{path}": DELETE}) if path == key else None
+            yield Hit(f"{name}.{path}", message, nearest(key, accepted.field_names(inner)), correction)
 
 
 @rule(
@@ -133,7 +154,11 @@ def unknown_key_in_strict_block(json: Document) -> Iterator[Hit]:
     example={"checkpoint": {"async_save": True}},
 )
 def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
-    for name, known in LAX_BLOCKS.items():
+    for name in (*OPTIMIZER_BLOCKS, *block_names(json)):
+        known = frozenset(key.partition(".")[0] for key in json.accepted.inside(name))
+        known |= {"type", "params"} if name in OPTIMIZER_BLOCKS else set()
+        if not known or name in json.accepted.blocks or name in OWN_RULE:
+            continue
         for key in sorted(set(json.block(name)) - known):
             message = "is an unknown key, which DeepSpeed ignores in silence"
             yield Hit(f"{name}.{key}", message, nearest(key, known))
@@ -155,6 +180,16 @@ def automatic_value(json: Document) -> Iterator[Hit]:
         others = [*found[1:4], "..."] if len(found) > 4 else found[1:]
         also = f" (as {'are' if len(found) > 2 else 'is'} {', '.join(others)})" if others else ""
         yield Hit(found[0], f'is "auto"{also}, which only Hugging Face\'s Trainer and Accelerate fill in')
+
+
+NOTHING = {"null": False, "bool": [], "int": [], "float": [], "text": {"any": False, "but": []}, "block": True}
+
+
+def block_names(json: Document) -> list[str]:
+    """Return the keys of the top level that hold blocks."""
+    accepted = json.accepted
+    lax = {path.partition(".")[0] for path in accepted.keys if "." in path}
+    return sorted({*accepted.blocks, *lax, *OPTIMIZER_BLOCKS, "lbsgd"})
 
 
 def automatic_paths(config: object, path: str = "") -> Iterator[str]:

@@ -6,12 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from lbsgd.config.checks.deepspeed_keys import nearest
-from lbsgd.config.checks.deepspeed_tables import (
-    OWN_OPTIMIZERS,
-    REMOVED_OPTIMIZERS,
-    TESTED_WITH_ZERO,
-    TORCH_OPTIMIZERS,
-)
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -19,11 +13,12 @@ from lbsgd.config.keypath import shown
 
 TYPE, PARAMS = "optimizer.type", "optimizer.params"
 SGD_PARAMS = frozenset("lr momentum nesterov weight_decay foreach fused".split())
+REMOVED_OPTIMIZERS = frozenset("onebitadam zerooneadam onebitlamb".split())  # since 0.19
 
 
-def is_known(kind: Any) -> bool:
+def is_known(json: Document, kind: Any) -> bool:
     """Whether DeepSpeed knows an optimizer by this name: its own in any case, torch's letter for letter."""
-    return isinstance(kind, str) and (kind.lower() in OWN_OPTIMIZERS or kind in TORCH_OPTIMIZERS)
+    return json.accepted.optimizer(kind) is not None
 
 
 @rule(
@@ -39,15 +34,17 @@ def is_known(kind: Any) -> bool:
 def unknown_optimizer(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
     name = kind.lower() if isinstance(kind, str) else ""
-    if kind in (None, "auto") or is_known(kind):
+    if kind in (None, "auto") or is_known(json, kind):
         return
+    torch_names = frozenset(json.accepted.torch_optimizers)
     if name in REMOVED_OPTIMIZERS:
         successor = "Lamb" if "lamb" in name else "Adam"
-        yield Hit(TYPE, f"{kind} was removed from DeepSpeed", "use Adam or Lamb", {TYPE: successor})
+        said = f"{kind} was removed from DeepSpeed"
+        yield Hit(TYPE, said, f"use {successor}, and delete the parameters that only {kind} knew")
         return
-    right = next((known for known in TORCH_OPTIMIZERS if known.lower() == name), None)
+    right = next((known for known in torch_names if known.lower() == name), None)
     said = f"is {shown(kind)}, which DeepSpeed refuses: it wants a class of torch.optim, letter for letter"
-    fix = f'use "{right}"' if right else nearest(str(kind), TORCH_OPTIMIZERS)
+    fix = f'use "{right}"' if right else nearest(str(kind), torch_names)
     yield Hit(TYPE, said, fix, {TYPE: right} if right else None)
 
 
@@ -62,7 +59,7 @@ def unknown_optimizer(json: Document) -> Iterator[Hit]:
 )
 def other_optimizer(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
-    if kind != "SGD" and (kind in (None, "auto") or is_known(kind)):
+    if kind != "SGD" and (kind in (None, "auto") or is_known(json, kind)):
         yield Hit(TYPE, f'is {kind!r}, and the paper\'s recipe is "SGD"')
 
 
@@ -86,14 +83,16 @@ def unknown_sgd_parameter(json: Document) -> Iterator[Hit]:
     "D25",
     "Nesterov without momentum",
     lbsgd="error",
+    plain="error",
     why="Nesterov's step looks ahead along the momentum. Without momentum torch.optim.SGD refuses it.",
     fix="give a momentum above 0 (the paper's is 0.9), or set nesterov to false",
     example={"optimizer": {"params": {"momentum": 0}}},
 )
 def nesterov_without_momentum(json: Document) -> Iterator[Hit]:
     params = json.block(PARAMS)
-    if params.get("nesterov") and params.get("momentum") == 0:
-        yield Hit(f"{PARAMS}.nesterov", "is true with momentum 0")
+    momentum = params.get("momentum", 0 if json.plain else None)  # R05 asks for one beside an lbsgd block
+    if json.get(TYPE) == "SGD" and params.get("nesterov") and (momentum == 0 or params.get("dampening", 0)):
+        yield Hit(f"{PARAMS}.nesterov", "is true with momentum 0 or with dampening")
 
 
 @rule(
@@ -108,6 +107,8 @@ def nesterov_without_momentum(json: Document) -> Iterator[Hit]:
 )
 def clipped_gradients(json: Document) -> Iterator[Hit]:
     clipping, correction = json.get("gradient_clipping"), {"gradient_clipping": 0.0}
+    if json.plain and not json.accepted.default_clipping:
+        return
     if "gradient_clipping" not in json.config and "max_grad_norm" not in json.block(PARAMS):
         said = "is not set, and DeepSpeed 0.19 then clips the gradients' norm at 1.0"
         yield Hit("gradient_clipping", said, correction=correction if json.is_sgd or not json.plain else None)
@@ -155,7 +156,8 @@ def overridden_block(json: Document) -> Iterator[Hit]:
 def misplaced_clipping(json: Document) -> Iterator[Hit]:
     key = f"{PARAMS}.max_grad_norm"
     if "max_grad_norm" in json.block(PARAMS):
-        moved = {key: DELETE, "gradient_clipping": json.get(key)}
+        taken = json.get("gradient_clipping", json.get(key)) != json.get(key)
+        moved = None if taken else {key: DELETE, "gradient_clipping": json.get(key)}
         yield Hit(key, "is refused by DeepSpeed", correction=moved)
 
 
@@ -171,9 +173,12 @@ def misplaced_clipping(json: Document) -> Iterator[Hit]:
 )
 def untested_with_zero(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
-    known = isinstance(kind, str) and (kind in TORCH_OPTIMIZERS or kind.lower() in ("sgd", "lamb"))
-    untested = known and kind.lower() not in TESTED_WITH_ZERO
-    if json.stage and untested and json.get("zero_allow_untested_optimizer") is not True:
+    known = isinstance(kind, str) and (is_known(json, kind) or kind.lower() == "sgd")
+    untested = (
+        known and (kind.lower() if kind.lower() in json.accepted.optimizers else kind) not in json.accepted.zero_tested
+    )
+    allowed = json.get("zero_allow_untested_optimizer")
+    if json.stage and untested and not (allowed if json.plain else allowed is True):
         said = f"is not true, and ZeRO then refuses {kind}"
         yield Hit("zero_allow_untested_optimizer", said, correction={"zero_allow_untested_optimizer": True})
 

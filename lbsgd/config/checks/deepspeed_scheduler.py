@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any
 
 from lbsgd.config.checks.deepspeed_keys import nearest
-from lbsgd.config.checks.deepspeed_tables import OWN_SCHEDULERS, TORCH_SCHEDULERS, WARMUPS
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_count, is_number, shown
 
 TYPE, PARAMS = "scheduler.type", "scheduler.params"
+WARMUPS = frozenset("WarmupLR WarmupDecayLR WarmupCosineLR".split())
 
 
 def warmup_of(json: Document) -> str | None:
@@ -45,11 +45,9 @@ def other_scheduler(json: Document) -> Iterator[Hit]:
 )
 def unknown_scheduler(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
-    known = isinstance(kind, str) and kind in OWN_SCHEDULERS.keys() | TORCH_SCHEDULERS | {"auto"}
-    if kind is not None and not known:
-        yield Hit(
-            TYPE, f"is {shown(kind)}, which DeepSpeed does not know", nearest(str(kind), frozenset(OWN_SCHEDULERS))
-        )
+    if kind is not None and kind != "auto" and json.accepted.scheduler(kind) is None:
+        own = frozenset(json.accepted.schedulers)
+        yield Hit(TYPE, f"is {shown(kind)}, which DeepSpeed does not know", nearest(str(kind), own))
 
 
 @rule(
@@ -63,7 +61,8 @@ def unknown_scheduler(json: Document) -> Iterator[Hit]:
 )
 def torch_scheduler_on_wrapped_optimizer(json: Document) -> Iterator[Hit]:
     kind, wrapped = json.get(TYPE), json.stage or json.enabled("fp16") or json.enabled("bf16")
-    if wrapped and isinstance(kind, str) and kind in TORCH_SCHEDULERS:
+    known = isinstance(kind, str) and kind not in json.accepted.schedulers and kind in json.accepted.torch_schedulers
+    if wrapped and known:
         yield Hit(TYPE, f"{kind} is torch's, which fails on the optimizer that ZeRO, fp16 and bf16 wrap")
 
 
@@ -78,11 +77,15 @@ def torch_scheduler_on_wrapped_optimizer(json: Document) -> Iterator[Hit]:
 )
 def missing_parameters(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
+    entry = json.accepted.scheduler(kind)
+    needed = sorted(set(entry["required"]) - set(json.block(PARAMS))) if entry else []
     if kind is not None and not isinstance(json.get(PARAMS), dict):
-        yield Hit(PARAMS, "is missing, which ends in a TypeError", "give {} at least", {PARAMS: {}})
-    if warmup_of(json) not in (None, "WarmupLR") and "total_num_steps" not in json.block(PARAMS):
-        said = f"is missing, and {kind} needs it"
-        yield Hit(f"{PARAMS}.total_num_steps", said, "give the iterations of the run")
+        correction: dict[str, Any] = {PARAMS: {}}
+        missing = not needed and json.get(PARAMS) is None
+        said = "is no block, which ends in a TypeError"
+        yield Hit(PARAMS, said, "give {} at least", correction if missing else None)
+    elif needed:
+        yield Hit(f"{PARAMS}.{needed[0]}", f"is missing, and {kind} needs {' and '.join(needed)}")
 
 
 @rule(
@@ -97,9 +100,10 @@ def missing_parameters(json: Document) -> Iterator[Hit]:
 )
 def unknown_parameter(json: Document) -> Iterator[Hit]:
     kind, params = json.get(TYPE), json.block(PARAMS)
-    if not isinstance(kind, str) or kind not in OWN_SCHEDULERS:
+    entry = json.accepted.scheduler(kind)
+    if entry is None:
         return
-    known = OWN_SCHEDULERS[kind]
+    known = frozenset(entry["params"])
     if unknown := sorted(set(params) - known):
         said = f"unknown to {kind}: {', '.join(map(shown, unknown))}"
         yield Hit(PARAMS, said, nearest(unknown[0], known) if len(unknown) == 1 else f"known are {sorted(known)}")
@@ -138,17 +142,16 @@ def halfway(steps: Any) -> str:
     "a warmup that starts at 0",
     plain="warning",
     why="DeepSpeed's warmups use their first value twice. Where it is 0, which is the default, the first two "
-    "updates move nothing.",
-    fix="give the learning rate of a small batch (Sec. 2.2)",
+    "updates move nothing. (The very first update of WarmupCosineLR has the learning rate 0 in any case.)",
+    fix="give the learning rate of a small batch (Sec. 2.2), for WarmupCosineLR as a ratio to the optimizer's",
     example={"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "linear", "warmup_max_lr": 0.1}}},
 )
 def warmup_from_zero(json: Document) -> Iterator[Hit]:
-    params = json.block(PARAMS)
-    if warmup_of(json) and params.get("warmup_min_lr", 0) == 0 and "warmup_min_ratio" not in params:
-        yield Hit(
-            f"{PARAMS}.warmup_min_lr",
-            "is 0, and DeepSpeed takes the first value twice: the first two updates move nothing",
-        )
+    kind = warmup_of(json)
+    name = "warmup_min_ratio" if kind == "WarmupCosineLR" else "warmup_min_lr"
+    if kind and json.block(PARAMS).get(name, 0) == 0:
+        said = "is 0, and DeepSpeed takes the first value twice: the first two updates move nothing"
+        yield Hit(f"{PARAMS}.{name}", said)
 
 
 @rule(

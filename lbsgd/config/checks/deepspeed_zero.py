@@ -125,7 +125,7 @@ def no_overlap(json: Document) -> Iterator[Hit]:
     "D37",
     "a checkpoint that expects Adam's state",
     lbsgd="error",
-    plain="error",
+    plain="warning",
     why="Elastic and universal checkpoints look for Adam's two moments. With SGD the checkpoint is written and "
     "fails only when it is loaded, after the time to repeat the run is lost.",
     fix="delete it",
@@ -135,7 +135,7 @@ def checkpoint_of_adam(json: Document) -> Iterator[Hit]:
     for key in ("zero_optimization.elastic_checkpoint", "checkpoint.load_universal"):
         if json.is_sgd and json.get(key, False) is not False:
             said = "expects Adam's state: with SGD it fails when a checkpoint is loaded"
-            yield Hit(key, said, correction={key: DELETE})
+            yield Hit(key, said, correction=json.beside_intent({key: DELETE}))
 
 
 @rule(
@@ -165,7 +165,11 @@ def measurement(json: Document) -> Iterator[Hit]:
 )
 def autotuning(json: Document) -> Iterator[Hit]:
     if json.get("autotuning.enabled", False) is True:
-        yield Hit("autotuning", "changes the batch sizes, measures and exits", correction={"autotuning": DELETE})
+        yield Hit(
+            "autotuning",
+            "changes the batch sizes, measures and exits",
+            correction=json.beside_intent({"autotuning": DELETE}),
+        )
 
 
 RULES = (

@@ -12,11 +12,12 @@ from typing import Any
 from lbsgd.config.checks import strictness
 from lbsgd.config.checks.block import recipe_or_findings
 from lbsgd.config.checks.finding import DELETE, SEVERITIES, Finding, Severity
+from lbsgd.config.checks.recognise import is_deepspeed_json
 from lbsgd.config.checks.registry import consistency_findings, deepspeed_findings, deviation_findings, fit_findings
 from lbsgd.config.checks.rule import Kind, findings_by
 from lbsgd.config.checks.strictness import UnstrictFile
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.json_file import RepeatedKeyError, read_json, write_json
+from lbsgd.config.json_file import RepeatedKeyError, keep_original, read_json, write_json
 from lbsgd.config.keypath import differences, put
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
@@ -30,6 +31,7 @@ class Inspection:
     config: Mapping[str, Any] | None
     findings: tuple[Finding, ...]
     fixed: tuple[str, ...] = ()
+    version: str | None = None  # of DeepSpeed; None: the installed one
 
     @property
     def ours(self) -> bool:
@@ -47,15 +49,15 @@ class Inspection:
         return {"file": self.file, "lbsgd_block": self.ours, "fixed": list(self.fixed), "findings": findings}
 
 
-def findings_of(config: Mapping[str, Any]) -> tuple[Finding, ...]:
+def findings_of(config: Mapping[str, Any], version: str | None = None) -> tuple[Finding, ...]:
     """Return everything to say about a parsed JSON, the worst first; it has an `lbsgd` block, or it has none."""
-    found = our_findings(config) if "lbsgd" in config else deepspeed_findings(config, "plain")
+    found = our_findings(config, version) if "lbsgd" in config else deepspeed_findings(config, "plain", version)
     return worst_first(found)
 
 
-def our_findings(config: Mapping[str, Any]) -> list[Finding]:
+def our_findings(config: Mapping[str, Any], version: str | None = None) -> list[Finding]:
     """Return at once all that `Plan.read` would refuse or warn of, on any number of processes."""
-    found, parsed = deepspeed_findings(config), recipe_or_findings(config)
+    found, parsed = deepspeed_findings(config, version=version), recipe_or_findings(config)
     if not isinstance(parsed, Recipe):
         return found + parsed
     if any(finding.code == "D04" for finding in found):  # without batch sizes there is nothing to compare
@@ -69,22 +71,23 @@ def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
-def inspect(file: str, fix: bool = False) -> Inspection:
-    """Read and check a file; with fix, write back what a program can correct."""
+def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspection:
+    """Read and check a file for a version of DeepSpeed; with fix, write back what a program can correct."""
     try:
         config = read_json(file)
     except ConfigError as error:
-        return inspect_unstrict(file, error)
-    if not fix:
-        return Inspection(file, config, findings_of(config))
-    mended = corrected(config)
+        return inspect_unstrict(file, error, version)
+    if not fix or not is_deepspeed_json(config):
+        return Inspection(file, config, findings_of(config, version), version=version)
+    mended = corrected(config, version)
     changes = differences(config, mended)
     if changes:
+        keep_original(file)
         write_json(file, mended)
-    return Inspection(file, mended, findings_of(mended), changes)
+    return Inspection(file, mended, findings_of(mended, version), changes, version)
 
 
-def inspect_unstrict(file: str, error: ConfigError) -> Inspection:
+def inspect_unstrict(file: str, error: ConfigError, version: str | None = None) -> Inspection:
     """Check a file that is no strict JSON. DeepSpeed reads Hjson; we take it from files without an lbsgd block only."""
     config = None if isinstance(error, RepeatedKeyError) else read_hjson(file)
     if config is not None and "lbsgd" in config:
@@ -92,7 +95,8 @@ def inspect_unstrict(file: str, error: ConfigError) -> Inspection:
     kind: Kind = "lbsgd" if config is None else "plain"
     reason = str(error).removeprefix(file).lstrip(":, ")
     found = findings_by(strictness.RULES, UnstrictFile(reason, readable=config is not None), kind)
-    return Inspection(file, config, (*(findings_of(config) if config is not None else ()), *found))
+    about = findings_of(config, version) if config is not None else ()
+    return Inspection(file, config, (*about, *found), version=version)
 
 
 def read_hjson(file: str) -> dict[str, Any] | None:
@@ -107,13 +111,18 @@ def read_hjson(file: str) -> dict[str, Any] | None:
     return config if isinstance(config, dict) else None
 
 
-def corrected(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the JSON with every correction of an error or a warning, until none is left; notes change nothing."""
+def corrected(config: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
+    """Return the JSON with every correction that one right answer allows, until none is left.
+
+    Beside an lbsgd block, which says what is meant, errors and warnings are corrected. Without one only errors are:
+    what DeepSpeed takes stays as it is, and a correction keeps all numbers.
+    """
     mended = copy.deepcopy(dict(config))
+    severities = ("error", "warning") if "lbsgd" in config else ("error",)
     for _ in range(10):  # one correction may bring another to light
         before = copy.deepcopy(mended)
-        for finding in findings_of(mended):
-            if finding.correction and finding.severity != "note":
+        for finding in findings_of(mended, version):
+            if finding.correction and finding.severity in severities:
                 apply(mended, finding.correction)
         if mended == before:
             break

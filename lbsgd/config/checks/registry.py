@@ -14,6 +14,7 @@ from lbsgd.config.checks import (
     deepspeed_optimizer,
     deepspeed_precision,
     deepspeed_scheduler,
+    deepspeed_values,
     deepspeed_zero,
     detection,
     deviations,
@@ -29,6 +30,7 @@ from lbsgd.config.libraries import clashes
 GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "The file": strictness.RULES,
     "Keys": deepspeed_keys.RULES,
+    "Values": deepspeed_values.RULES,
     "Batch and gradients": deepspeed_batch.RULES,
     "Optimizer": deepspeed_optimizer.RULES,
     "Scheduler": deepspeed_scheduler.RULES,
@@ -47,6 +49,7 @@ CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for 
 
 DEEPSPEED_RULES: tuple[Rule[Document], ...] = (
     *deepspeed_keys.RULES,
+    *deepspeed_values.RULES,
     *deepspeed_batch.RULES,
     *deepspeed_optimizer.RULES,
     *deepspeed_scheduler.RULES,
@@ -56,9 +59,9 @@ DEEPSPEED_RULES: tuple[Rule[Document], ...] = (
 )
 
 
-def deepspeed_findings(config: Mapping[str, Any], kind: Kind = "lbsgd") -> list[Finding]:
+def deepspeed_findings(config: Mapping[str, Any], kind: Kind = "lbsgd", version: str | None = None) -> list[Finding]:
     """Return everything to say about DeepSpeed's own blocks; the severity depends on the kind of the JSON."""
-    return findings_by(DEEPSPEED_RULES, Document(config, kind), kind)
+    return findings_by(DEEPSPEED_RULES, Document(config, kind, version), kind)
 
 
 def consistency_findings(planned: Planned) -> list[Finding]:

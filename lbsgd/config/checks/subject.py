@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lbsgd.config.accepted.schema import Accepted, accepted
+from lbsgd.config.accepted.values import as_bool, as_whole_number
 from lbsgd.config.checks.rule import Kind
 from lbsgd.config.keypath import block_of, enabled, get
 from lbsgd.config.schema import Recipe
@@ -17,6 +19,20 @@ class Document:
 
     config: Mapping[str, Any]
     kind: Kind = "lbsgd"
+    version: str | None = None  # of DeepSpeed, such as 0.18; None: the installed one
+
+    @property
+    def accepted(self) -> Accepted:
+        """What the version of DeepSpeed accepts."""
+        return accepted(self.version)
+
+    def refused(self, code: str) -> bool:
+        """Whether the version of DeepSpeed refuses the case of a rule; a file with an lbsgd block is judged anyway."""
+        return not self.plain or code in self.accepted.refuses
+
+    def beside_intent(self, correction: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Return a correction that only an lbsgd block allows, because it changes what a plain JSON may mean."""
+        return None if self.plain else correction
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value at a key path, or the default."""
@@ -27,8 +43,13 @@ class Document:
         return block_of(self.config, name)
 
     def enabled(self, block: str) -> bool:
-        """Whether a precision block is switched on."""
-        return enabled(self.config, block)
+        """Whether a precision block is switched on: by true, and in a plain JSON by whatever DeepSpeed takes for it."""
+        if not self.plain:
+            return enabled(self.config, block)
+        switch = self.get(f"{block}.enabled", False)
+        if block == "bf16" and "bf16" not in self.config:
+            switch = self.get("bfloat16.enabled", False)
+        return bool(switch) if block == "torch_autocast" else switch != "auto" and as_bool(switch)
 
     @property
     def plain(self) -> bool:
@@ -39,6 +60,8 @@ class Document:
     def stage(self) -> int | None:
         """The ZeRO stage; 0 where none is given, None where it is "auto" or no stage at all."""
         stage = self.get("zero_optimization.stage", 0)
+        if self.plain and type(stage) is not int:
+            stage = as_whole_number(stage)
         return stage if type(stage) is int and 0 <= stage <= 3 else None
 
     @property

@@ -1,0 +1,72 @@
+"""Which files `lbsgd check` looks at: those that are named, and the DeepSpeed JSONs of a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lbsgd.config.checks.inspect import read_hjson
+from lbsgd.config.checks.recognise import is_deepspeed_json, may_be_deepspeed_json
+from lbsgd.config.json_file import RepeatedKeyError, read_json
+from lbsgd.errors import ConfigError
+
+NOT_ENTERED = frozenset({"node_modules", ".git", "__pycache__", "site-packages", ".tox", ".venv"})
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files to check, and how many other JSONs lie in the folders."""
+
+    checked: tuple[str, ...]
+    passed_over: int
+
+
+def files_of(given: Sequence[str]) -> Files:
+    """Return the files that are named, and the DeepSpeed JSONs in the folders that are named and below them.
+
+    Raises ConfigError for a folder that holds no DeepSpeed JSON.
+    """
+    checked: list[str] = []
+    passed_over = 0
+    for name in given:
+        if not Path(name).is_dir():
+            checked.append(name)
+            continue
+        found = sorted(str(path) for path in jsons_below(Path(name)))
+        theirs = [path for path in found if is_theirs(Path(path))]
+        if not theirs:
+            held = f"{len(found)} JSONs, and none is DeepSpeed's" if found else "no .json file"
+            raise ConfigError(f"{name}: holds {held}; name a DeepSpeed JSON, or a folder of them")
+        checked += theirs
+        passed_over += len(found) - len(theirs)
+    return Files(tuple(checked), passed_over)
+
+
+def jsons_below(folder: Path) -> Iterator[Path]:
+    """Yield the .json files in a folder and below it, without what package managers, git and Python keep there."""
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if name not in NOT_ENTERED and not is_environment(Path(path) / name)]
+        yield from (Path(path) / name for name in names if name.endswith(".json"))
+
+
+def is_environment(folder: Path) -> bool:
+    """Whether a folder is a virtual environment."""
+    return (folder / "pyvenv.cfg").is_file()
+
+
+def is_theirs(path: Path) -> bool:
+    """Whether a file in a folder is a DeepSpeed JSON, be it a broken one."""
+    try:
+        return is_deepspeed_json(read_json(path))
+    except RepeatedKeyError:
+        return may_be_deepspeed_json(path.read_text(encoding="utf-8"))
+    except ConfigError:
+        config = read_hjson(str(path))
+    if config is not None:
+        return is_deepspeed_json(config)
+    try:
+        return may_be_deepspeed_json(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        return False

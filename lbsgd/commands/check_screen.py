@@ -1,0 +1,99 @@
+"""What `lbsgd check` prints: the findings of each file, for people on a terminal, in a pipe, or as plain data."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from lbsgd.config.accepted.schema import accepted
+from lbsgd.config.checks.finding import SEVERITIES, Finding
+from lbsgd.config.checks.inspect import Inspection
+from lbsgd.units import counted
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Line = list[tuple[str, str]]  # its parts, each with rich's style
+STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
+
+
+def as_dict(inspections: Sequence[Inspection], version: str, passed_over: int = 0) -> dict[str, object]:
+    """Return all findings as plain data, with the version of DeepSpeed that judged."""
+    return {
+        "deepspeed": accepted(version).version,
+        "passed_over": passed_over,
+        "errors": sum(each.count("error") for each in inspections),
+        "warnings": sum(each.count("warning") for each in inspections),
+        "files": [each.as_dict() for each in inspections],
+    }
+
+
+def print_inspections(inspections: Sequence[Inspection], console: Console | None = None, passed_over: int = 0) -> None:
+    """Print each file with its findings, and the totals of several; in colours on a console, by default a terminal."""
+    if console is None and sys.stdout.isatty():
+        from rich.console import Console
+
+        console = Console(highlight=False)
+    for each in inspections:
+        for line in lines_of(each, console.width if console else None):
+            print_line(line, console)
+    if len(inspections) > 1:
+        totals = (counted(sum(each.count(severity) for each in inspections), severity) for severity in SEVERITIES)
+        print_line([(f"{len(inspections)} files: {', '.join(totals)}", "")], console)
+    if passed_over:
+        others = "1 other JSON" if passed_over == 1 else f"{passed_over} other JSONs"
+        print_line([(f"{others} passed over: no DeepSpeed JSON", "dim")], console)
+
+
+def print_line(line: Line, console: Console | None) -> None:
+    """Print a line, without rich where there is no console: its import takes a fifth of the command's time."""
+    if console is None:
+        print("".join(text for text, _ in line))
+    else:
+        from rich.text import Text
+
+        console.print(Text.assemble(*line), soft_wrap=True)
+
+
+def lines_of(inspection: Inspection, width: int | None) -> Iterator[Line]:
+    """Yield the lines of one file: its name and verdict, what was fixed, and its findings."""
+    version = accepted(inspection.version).version
+    kind = f" (DeepSpeed {version})" if inspection.ours else f" (plain DeepSpeed {version}: no lbsgd block)"
+    kind = kind if inspection.config is not None else ""
+    yield [(plain(inspection.file), "bold"), (kind, "dim"), ("  ", ""), verdict(inspection)]
+    for change in inspection.fixed:
+        yield [("    ", ""), ("fixed    ", "green"), (plain(change), "")]
+    for finding in inspection.findings:
+        yield from lines_of_finding(finding, width)
+
+
+def verdict(inspection: Inspection) -> tuple[str, str]:
+    """Return a file's counts and their style."""
+    counts = [counted(inspection.count(severity), severity) for severity in SEVERITIES if inspection.count(severity)]
+    return (", ".join(counts), "") if counts else ("nothing found", "green")
+
+
+def plain(text: str) -> str:
+    """Return a file's words without characters that move a terminal's cursor or have no encoding."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def lines_of_finding(finding: Finding, width: int | None) -> Iterator[Line]:
+    """Yield a finding's lines: severity and code on the left; key, message and fix on the right, wrapped."""
+    severity, code, key = f"  {finding.severity:9}", f"{finding.code}  ", plain(finding.key)
+    indent = " " * len(severity + code)
+    first, *rest = wrapped(f"{key} {plain(finding.message)}", indent, width)
+    yield [(severity, STYLES[finding.severity]), (code, ""), (first[: len(key)], "bold"), (first[len(key) :], "")]
+    yield from ([(indent + line, "")] for line in rest)
+    first, *rest = wrapped(f"-> {plain(finding.fix)}", indent, width)
+    yield [(indent, ""), ("->", "green"), (first.removeprefix("->"), "")]
+    yield from ([(indent + line, "")] for line in rest)
+
+
+def wrapped(text: str, indent: str, width: int | None) -> list[str]:
+    """Return a text in lines that fit beside an indent; in one line for a file or a pipe, which have no width."""
+    if width is None:
+        return [text]
+    return textwrap.wrap(text, max(20, width - len(indent))) or [""]

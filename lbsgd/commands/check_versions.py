@@ -1,0 +1,69 @@
+"""`lbsgd check --deepspeed 0.16..0.19`: what a file does in each version of DeepSpeed, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from lbsgd.config.accepted.schema import VERSIONS, accepted
+from lbsgd.config.checks.finding import SEVERITIES
+from lbsgd.config.checks.inspect import Inspection, inspect
+from lbsgd.errors import ConfigError
+from lbsgd.units import counted
+
+Row = tuple[str, str]  # code and key path of a finding
+
+
+def versions_in(given: str) -> tuple[str, ...]:
+    """Return the versions that a flag names: one, or all from one to another, as in 0.16..0.19.
+
+    Raises ConfigError for a version that is not known, and for a range that runs backwards.
+    """
+    first, separator, last = given.partition("..")
+    ends = (first, last) if separator else (first,)
+    for version in ends:
+        if version not in VERSIONS:
+            known = f"{', '.join(VERSIONS)}, and ranges such as {VERSIONS[0]}..{VERSIONS[-1]}"
+            raise ConfigError(f"--deepspeed {given}: known are {known}")
+    chosen = VERSIONS[VERSIONS.index(ends[0]) : VERSIONS.index(ends[-1]) + 1]
+    if not chosen:
+        raise ConfigError(f"--deepspeed {given}: runs backwards; say {last}..{first}")
+    return chosen
+
+
+def print_versions(files: Sequence[str], versions: Sequence[str]) -> int:
+    """Print a table for each file; return 1 if there are errors in the last version, else 0."""
+    errors = False
+    for file in files:
+        inspections = [inspect(file, version=version) for version in versions]
+        print("\n".join(table(file, inspections, versions)))
+        errors |= inspections[-1].count("error") > 0
+    return int(errors)
+
+
+def table(file: str, inspections: Sequence[Inspection], versions: Sequence[str]) -> Iterator[str]:
+    """Yield the lines of a file: its findings that are not the same in all versions, and how many are."""
+    columns = [severities(inspection) for inspection in inspections]
+    rows = sorted({row for column in columns for row in column}, key=lambda row: worst(row, columns))
+    differing = [row for row in rows if len({column.get(row) for column in columns}) > 1]
+    same = [row for row in rows if row not in differing]
+    yield f"{file}  DeepSpeed {', '.join(accepted(version).version for version in versions)}"
+    width = max((len(key) for _, key in differing), default=0)
+    if differing:
+        yield f"  {'':5}{'':{width}}  " + "".join(f"{version:9}" for version in versions).rstrip()
+    for code, key in differing:
+        cells = "".join(f"{column.get((code, key), '-'):9}" for column in columns)
+        yield f"  {code:5}{key:{width}}  {cells.rstrip()}"
+    errors = [key for code, key in same if columns[0][code, key] == "error"]
+    yield f"  {counted(len(same), 'finding')} the same in all" + (
+        f", {counted(len(errors), 'error')}" if errors else ""
+    )
+
+
+def severities(inspection: Inspection) -> dict[Row, str]:
+    """Return the severity of each finding of one version, the worst where a key has several of one code."""
+    return {(finding.code, finding.key): finding.severity for finding in reversed(inspection.findings)}
+
+
+def worst(row: Row, columns: Sequence[dict[Row, str]]) -> tuple[int, Row]:
+    """Return where a row stands: errors first."""
+    return min(SEVERITIES.index(column[row]) for column in columns if row in column), row  # type: ignore[arg-type]

@@ -1,0 +1,116 @@
+"""What one version of DeepSpeed accepts: written by tools/deepspeed_schema.py from DeepSpeed itself, read here.
+
+Neither torch nor DeepSpeed is imported, so that `lbsgd check` starts at once and judges files for any version.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lbsgd.errors import ConfigError
+
+VERSIONS = ("0.16", "0.17", "0.18", "0.19")  # the newest patch of each
+NEWEST = VERSIONS[-1]
+PROGRAM_KEYS = frozenset({"lbsgd"})  # that no version reads, and that lbsgd does
+
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """The keys, optimizers and schedulers of one version of DeepSpeed, and the values that they take."""
+
+    version: str  # with the patch
+    keys: Mapping[str, Entry]  # by path, with the description of their values
+    removed: frozenset[str]
+    removed_zero: frozenset[str]
+    blocks: Mapping[str, str]  # the pydantic model that parses a top-level block
+    models: Mapping[str, Entry]
+    optimizers: Mapping[str, Entry]  # DeepSpeed's own, in small letters
+    schedulers: Mapping[str, Entry]
+    torch_optimizers: Mapping[str, Entry]
+    torch_schedulers: Mapping[str, Entry]
+    zero_tested: frozenset[str]  # optimizers that ZeRO takes without zero_allow_untested_optimizer
+    default_clipping: float
+    refuses: frozenset[str]  # codes of the rules about several keys whose case this version refuses
+
+    @property
+    def top_level(self) -> frozenset[str]:
+        """The keys that are read at the top level."""
+        return top_level_keys(self.version)
+
+    def inside(self, block: str) -> frozenset[str]:
+        """The keys that are read one by one inside a block, which ignores all others."""
+        return frozenset(path.partition(".")[2] for path in self.keys if path.startswith(f"{block}."))
+
+    def optimizer(self, kind: Any, params: Any = None) -> Entry | None:
+        """Return an optimizer: DeepSpeed's own in any case, torch's letter for letter, or in place of DeepSpeed's."""
+        if not isinstance(kind, str):
+            return None
+        if kind.lower() in ("adam", "adamw") and isinstance(params, dict) and params.get("torch_adam"):
+            decoupled = kind.lower() == "adamw" or params.get("adam_w_mode", True)
+            entry = self.torch_optimizers["AdamW" if decoupled else "Adam"]
+            return {**entry, "params": {**entry["params"], "torch_adam": {}, "adam_w_mode": {}}}
+        return self.optimizers.get(kind.lower()) or self.torch_optimizers.get(kind)
+
+    def scheduler(self, kind: Any) -> Entry | None:
+        """Return a scheduler: DeepSpeed's own first, then torch's."""
+        return (self.schedulers.get(kind) or self.torch_schedulers.get(kind)) if isinstance(kind, str) else None
+
+    def field_names(self, model: str) -> frozenset[str]:
+        """The keys that a pydantic model takes, aliases included."""
+        fields = self.models[model]["fields"]
+        return frozenset(each for name, field in fields.items() for each in (name, field.get("alias", name)))
+
+
+@lru_cache
+def accepted(version: str | None = None) -> Accepted:
+    """Return what a version such as 0.18 accepts; None is the installed version, or the newest known one."""
+    version = version or installed()
+    if version not in VERSIONS:
+        raise ConfigError(f"DeepSpeed {version} is not known here; known are {', '.join(VERSIONS)}")
+    own, torch = (read(name) for name in (f"deepspeed_{version}", "torch"))
+    return Accepted(
+        own["version"],
+        own["keys"],
+        frozenset(own["removed"]),
+        frozenset(own["removed_zero"]),
+        own["blocks"],
+        own["models"],
+        own["optimizers"],
+        own["schedulers"],
+        torch["optimizers"],
+        torch["schedulers"],
+        frozenset(own["zero_tested"]),
+        own["default_clipping"],
+        frozenset(own["refuses"]),
+    )
+
+
+def read(name: str) -> dict[str, Any]:
+    """Return a file of the schema."""
+    content: dict[str, Any] = json.loads((Path(__file__).parent / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+@lru_cache
+def installed() -> str:
+    """Return the installed version of DeepSpeed as 0.19; the newest known one where there is none, or an unknown."""
+    try:
+        version = ".".join(importlib.metadata.version("deepspeed").split(".")[:2])
+    except importlib.metadata.PackageNotFoundError:
+        return NEWEST
+    return version if version in VERSIONS else NEWEST
+
+
+@lru_cache
+def top_level_keys(version: str) -> frozenset[str]:
+    """Return the keys that are read at the top level."""
+    one = accepted(".".join(version.split(".")[:2]))
+    return frozenset(path for path in (*one.keys, *one.blocks) if "." not in path) | PROGRAM_KEYS

@@ -1,0 +1,200 @@
+"""Whether a JSON value is one that DeepSpeed takes: by a description of trials, or by a type of pydantic's.
+
+A description says for each kind of JSON value what is taken (tools/deepspeed_probe.py); a type is that of a field of
+one of DeepSpeed's pydantic models, and pydantic itself converts the value here as it does there.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator, Mapping
+from functools import lru_cache
+from typing import Any
+
+from lbsgd.config.keypath import shown
+
+Refusal = tuple[str, str]  # the key path inside the value, and what is wrong there
+AUTO = "auto"  # Hugging Face's word: DeepSpeed's models drop it
+
+
+def takes(description: Mapping[str, Any], value: Any) -> bool:
+    """Whether a value is among those that trials accepted; an empty description takes anything."""
+    if not description:
+        return True
+    if value is None:
+        return bool(description["null"])
+    if isinstance(value, bool):
+        return value in description["bool"]
+    if isinstance(value, int):
+        return inside(description["int"], value)
+    if isinstance(value, float):
+        return inside(description["float"], value)
+    if isinstance(value, str):
+        text = description["text"]
+        return bool(text["any"] != (value in text["but"]))
+    if isinstance(value, dict):
+        return bool(description["block"])
+    return takes_list(description.get("list", False), value)
+
+
+def inside(intervals: list[list[Any]], value: float) -> bool:
+    """Whether a number lies in one of the intervals, whose ends belong to them."""
+    return any((least is None or value >= least) and (most is None or value <= most) for least, most in intervals)
+
+
+def takes_list(description: Any, value: list[Any]) -> bool:
+    """Whether a list has an accepted length, and accepted items."""
+    if not description:
+        return False
+    lengths, items = description["lengths"], description["items"]
+    if lengths is not None and len(value) not in lengths:
+        return False
+    return not items or all(takes(items[min(at, len(items) - 1)], each) for at, each in enumerate(value))
+
+
+def model_refusals(models: Mapping[str, Any], model: str, value: Mapping[str, Any]) -> Iterator[Refusal]:
+    """Yield what one of DeepSpeed's models refuses in the values of a block: unknown keys apart (unknown_fields)."""
+    fields = models[model]["fields"]
+    for name, field in fields.items():
+        alias = field.get("alias", name)
+        key = alias if alias in value else name
+        if key not in value:
+            if field.get("required"):
+                yield key, "is missing"
+            continue
+        if value[key] == AUTO:
+            continue
+        wrong = list(type_refusals(models, field["type"], value[key]))
+        if not wrong and not takes(field.get("values", {}), value[key]):
+            wrong = [("", f"is {shown(value[key])}, which DeepSpeed does not take")]
+        yield from ((f"{key}.{path}".rstrip("."), why) for path, why in wrong)
+        if field.get("replaced_by") in value:
+            yield key, f"stands beside {field['replaced_by']}, which replaced it"
+
+
+def unknown_fields(models: Mapping[str, Any], model: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each key of a block, or of a block inside it, that its model refuses as unknown; and the model's name."""
+    fields = models[model]["fields"]
+    known = {each for name, field in fields.items() for each in (name, field.get("alias", name))}
+    if models[model]["extra"] == "forbid":
+        yield from ((key, model) for key in value if key not in known and value[key] != AUTO)
+    for name, field in fields.items():
+        inner = model_within(field["type"])
+        for key in {name, field.get("alias", name)} & set(value):
+            if inner and isinstance(value[key], dict):
+                yield from ((f"{key}.{path}", which) for path, which in unknown_fields(models, inner, value[key]))
+
+
+def model_within(kind: Any) -> str | None:
+    """Return the model that a type is, or may be."""
+    if isinstance(kind, dict):
+        for inner in (kind, kind.get("of"), *kind.get("any_of", ())):
+            if isinstance(inner, dict) and "model" in inner:
+                return str(inner["model"])
+    return None
+
+
+def type_refusals(models: Mapping[str, Any], kind: Any, value: Any) -> Iterator[Refusal]:
+    """Yield what a type refuses in a value: nothing, one thing, or several inside a block or a list."""
+    if kind == "any":
+        return
+    if kind == "null" or isinstance(kind, str):
+        if value is not None if kind == "null" else not converts(kind, value):
+            yield "", f"is {shown(value)}, and DeepSpeed wants {NAMES[kind]}"
+    elif "of" in kind:
+        yield from bounded(models, kind, value)
+    elif "any_of" in kind:
+        if all(any(True for _ in type_refusals(models, each, value)) for each in kind["any_of"]):
+            wanted = next(each for each in kind["any_of"] if each != "null")
+            yield from type_refusals(models, wanted, value)
+    elif "model" in kind:
+        if isinstance(value, dict):
+            yield from model_refusals(models, kind["model"], value)
+        else:
+            yield "", f"is {shown(value)}, and DeepSpeed wants a block of keys"
+    elif "list" in kind:
+        yield from each_refusals(models, kind["list"], value, list, "a list")
+    elif "dict" in kind:
+        yield from each_refusals(models, kind["dict"], value, dict, "a block of keys")
+    elif "enum" in kind and not converts_enum(tuple(kind["enum"]), value):
+        yield "", f"is {shown(value)}, and DeepSpeed wants one of {', '.join(map(str, kind['enum']))}"
+
+
+def bounded(models: Mapping[str, Any], kind: Mapping[str, Any], value: Any) -> Iterator[Refusal]:
+    """Yield what a type with bounds refuses."""
+    wrong = list(type_refusals(models, kind["of"], value))
+    yield from wrong
+    number = None if wrong or value is None else float(value)
+    for name, words, holds in BOUNDS:
+        if number is not None and name in kind and not holds(number, kind[name]):
+            yield "", f"is {shown(value)}, and DeepSpeed wants {words} {kind[name]:g}"
+
+
+def each_refusals(models: Mapping[str, Any], kind: Any, value: Any, wanted: Any, name: str) -> Iterator[Refusal]:
+    """Yield what is refused in the items of a list or of a block."""
+    if not isinstance(value, wanted):
+        yield "", f"is {shown(value)}, and DeepSpeed wants {name}"
+        return
+    items: Iterable[tuple[Any, Any]] = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, item in items:
+        yield from ((f"{key}.{path}".rstrip("."), why) for path, why in type_refusals(models, kind, item))
+
+
+BOUNDS: tuple[tuple[str, str, Any], ...] = (
+    ("gt", "more than", lambda a, b: a > b),
+    ("ge", "at least", lambda a, b: a >= b),
+    ("lt", "less than", lambda a, b: a < b),
+    ("le", "at most", lambda a, b: a <= b),
+)
+NAMES = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text", "null": "null"}
+PYTHON_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
+
+
+@lru_cache
+def adapter(kind: str) -> Any:
+    """Return pydantic's own conversion to a plain type."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(PYTHON_TYPES[kind])
+
+
+@lru_cache
+def enum_adapter(values: tuple[Any, ...]) -> Any:
+    """Return pydantic's own conversion to an enumeration of these values."""
+    from pydantic import TypeAdapter
+
+    names = [(f"value_{at}", value) for at, value in enumerate(values)]
+    base: Any = enum.IntEnum if all(isinstance(value, int) for value in values) else enum.Enum
+    return TypeAdapter(base("Values", names))
+
+
+def converts(kind: str, value: Any) -> bool:
+    """Whether pydantic converts a value to a plain type."""
+    from pydantic import ValidationError
+
+    try:
+        adapter(kind).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def as_bool(value: Any) -> bool:
+    """Return what pydantic makes of a switch, such as "yes" or 1; False where it refuses it."""
+    return converts("bool", value) and bool(adapter("bool").validate_python(value))
+
+
+def as_whole_number(value: Any) -> int | None:
+    """Return what pydantic makes of a whole number, such as "2" or 1.0; None where it refuses it."""
+    return int(adapter("int").validate_python(value)) if converts("int", value) else None
+
+
+def converts_enum(values: tuple[Any, ...], value: Any) -> bool:
+    """Whether pydantic converts a value to one of an enumeration's."""
+    from pydantic import ValidationError
+
+    try:
+        enum_adapter(values).validate_python(value)
+    except ValidationError:
+        return False
+    return True

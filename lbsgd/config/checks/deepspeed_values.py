@@ -1,0 +1,177 @@
+"""Rules about single values: what one version of DeepSpeed takes at a key, by its own types or by trials."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lbsgd.config.accepted.schema import Entry
+from lbsgd.config.accepted.values import as_bool, model_refusals, takes
+from lbsgd.config.checks.deepspeed_keys import block_names
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import get, shown
+
+AUTO = "auto"
+OTHER_RULES = frozenset(  # keys that a rule of their own judges
+    "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization.stage "
+    "scheduler.params.warmup_num_steps".split()
+)
+NUMERALS = (int, float)
+MULTIPLYING = tuple(  # schedulers whose learning rate is the optimizer's times a factor
+    "WarmupCosineLR StepLR MultiStepLR ExponentialLR LinearLR ConstantLR PolynomialLR ReduceLROnPlateau".split()
+)
+
+
+@rule(
+    "D70",
+    "a value that DeepSpeed refuses",
+    plain="error",
+    why="DeepSpeed checks the type and the range of this value, or fails when it calculates with it: a text in the "
+    "place of a number, for instance, ends in a TypeError, at the start or in the first update.",
+    fix="give a value of the right type and range",
+    example={"gradient_clipping": "1.0"},
+)
+def refused_value(json: Document) -> Iterator[Hit]:
+    for key, why in refused_values(json):
+        if key not in OTHER_RULES:
+            yield Hit(key, why, None, number_in_text(json, key))
+
+
+def refused_values(json: Document) -> Iterator[tuple[str, str]]:
+    """Yield the key path of each value that DeepSpeed refuses, and why."""
+    accepted = json.accepted
+    for name, model in accepted.blocks.items():
+        for path, why in model_refusals(accepted.models, model, json.block(name)):
+            yield f"{name}.{path}", why
+    blocks = set(block_names(json))  # D29 judges them
+    for key, description in accepted.keys.items():
+        value = get(json.config, key, AUTO)
+        if value != AUTO and key not in blocks and not takes(description, value):
+            yield key, f"is {shown(value)}, which DeepSpeed does not take"
+    for block, entry in (
+        ("optimizer", accepted.optimizer(json.get("optimizer.type"), json.get("optimizer.params"))),
+        ("scheduler", accepted.scheduler(json.get("scheduler.type"))),
+    ):
+        yield from refused_arguments(json, f"{block}.params", entry or {})
+
+
+def refused_arguments(json: Document, key: str, entry: Entry) -> Iterator[tuple[str, str]]:
+    """Yield the arguments of an optimizer or a scheduler that it refuses."""
+    params: Any = json.block(key)
+    for name, description in entry.get("params", {}).items():
+        if name in params and params[name] != AUTO and not takes(description, params[name]):
+            said = "needs a program: it is no value of a JSON" if not description else "is not taken"
+            yield f"{key}.{name}", f"is {shown(params[name])}, which {said} by {json.get(key.split('.')[0] + '.type')}"
+
+
+def number_in_text(json: Document, key: str) -> dict[str, Any] | None:
+    """Return the correction of a number that stands there as a text, or of a float that is whole."""
+    value = json.get(key)
+    if isinstance(value, str):
+        for kind in NUMERALS:
+            try:
+                return {key: kind(value)}
+            except ValueError:
+                continue
+    return {key: int(value)} if isinstance(value, float) and value.is_integer() else None
+
+
+@rule(
+    "D71",
+    "an argument that the optimizer does not have",
+    plain="error",
+    why="DeepSpeed passes optimizer.params to the optimizer's constructor, which raises a TypeError for an unknown "
+    "name.",
+    fix="correct its spelling, or delete it",
+    example={"optimizer": {"type": "AdamW", "params": {"lr": 0.001, "momentum": 0.9}}},
+)
+def unknown_argument(json: Document) -> Iterator[Hit]:
+    kind, params = json.get("optimizer.type"), json.get("optimizer.params", {})
+    entry = json.accepted.optimizer(kind, params)
+    if entry is None or "params" not in entry or params is None:
+        return
+    if not isinstance(params, dict):
+        if not params and not json.refused("D71 empty"):
+            return
+        yield Hit("optimizer.params", f"is {shown(params)}, and {kind} wants a block of arguments")
+        return
+    unknown = set() if entry.get("any_argument") else set(params) - set(entry["params"]) - {"max_grad_norm"}
+    for name in sorted(unknown):
+        yield Hit(f"optimizer.params.{name}", f"is unknown to {kind}, which raises a TypeError")
+
+
+@rule(
+    "D72",
+    "an optimizer or a scheduler that no JSON can run",
+    plain="error",
+    why="Some of torch's classes need what no JSON can say, such as a function, a closure for every step, sparse "
+    "gradients, or weights of two dimensions only. DeepSpeed builds them, if at all, and the first update fails.",
+    fix="name another one, or build it in your program",
+    example={"optimizer": {"type": "SparseAdam", "params": {"lr": 0.01}}},
+)
+def unusable_class(json: Document) -> Iterator[Hit]:
+    for key, entry in (
+        ("optimizer.type", json.accepted.optimizer(json.get("optimizer.type"))),
+        ("scheduler.type", json.accepted.scheduler(json.get("scheduler.type"))),
+    ):
+        if entry and "refused" in entry:
+            yield Hit(key, f"is {json.get(key)}: {entry['refused']}")
+
+
+@rule(
+    "D74",
+    "a learning rate of 0",
+    plain="error",
+    why="With a learning rate of 0, and no scheduler that sets another one, no update moves the weights.",
+    fix="give a learning rate",
+    example={"optimizer": {"type": "SGD", "params": {"lr": 0}}},
+)
+def no_learning_rate(json: Document) -> Iterator[Hit]:
+    lr = json.get("optimizer.params.lr")
+    known = json.accepted.optimizer(json.get("optimizer.type"))
+    if known and isinstance(lr, (int, float)) and lr == 0 and json.get("scheduler.type") in (None, *MULTIPLYING):
+        yield Hit("optimizer.params.lr", "is 0: no update moves the weights")
+
+
+@rule(
+    "D75",
+    "a momentum to cycle that the optimizer does not have",
+    plain="error",
+    why="CyclicLR and OneCycleLR of torch move the momentum against the learning rate, unless they are told not to. "
+    "With an optimizer that has neither momentum nor betas they raise a ValueError.",
+    fix="set cycle_momentum to false",
+    example={
+        "optimizer": {"type": "Adadelta", "params": {"lr": 1.0}},
+        "scheduler": {"type": "CyclicLR", "params": {"base_lr": 0.001, "max_lr": 0.1}},
+    },
+)
+def missing_momentum(json: Document) -> Iterator[Hit]:
+    kind = json.get("optimizer.type")
+    entry = json.accepted.optimizer(kind)
+    cycles = json.get("scheduler.type") in ("CyclicLR", "OneCycleLR")
+    if entry and "params" in entry and cycles and json.get("scheduler.params.cycle_momentum", True):
+        if not entry.get("cycles_momentum"):
+            yield Hit("scheduler.params.cycle_momentum", f"is true, and {kind} has no momentum to cycle")
+
+
+@rule(
+    "D76",
+    "Muon at ZeRO stage 3 with reduce_scatter",
+    plain="error",
+    why="At stage 3 DeepSpeed gives Muon whole gradients, which reduce_scatter, on by default, does not leave it. It "
+    "refuses the pair at the start.",
+    fix="set zero_optimization.reduce_scatter to false",
+    example={
+        "optimizer": {"type": "Muon", "params": {"lr": 0.01}},
+        "zero_optimization": {"stage": 3, "reduce_scatter": True},
+    },
+)
+def scattered_muon(json: Document) -> Iterator[Hit]:
+    key = "zero_optimization.reduce_scatter"
+    muon = str(json.get("optimizer.type")).lower() == "muon" and json.accepted.optimizer(json.get("optimizer.type"))
+    if muon and json.stage == 3 and as_bool(json.get(key, True)) and json.refused("D76"):
+        yield Hit(key, "is not false, and Muon at stage 3 needs whole gradients")
+
+
+RULES = (refused_value, unknown_argument, unusable_class, no_learning_rate, missing_momentum, scattered_muon)

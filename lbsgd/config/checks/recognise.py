@@ -1,0 +1,35 @@
+"""Tell a DeepSpeed JSON from the other JSONs of a project, which nobody asked to be checked or changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# A key of these is DeepSpeed's alone; others, such as optimizer or checkpoint, stand in everybody's files.
+OWN_KEYS = frozenset(
+    """lbsgd train_batch_size train_micro_batch_size_per_gpu zero_optimization zero_allow_untested_optimizer
+    zero_force_ds_cpu_optimizer gradient_clipping gradient_predivide_factor prescale_gradients steps_per_print
+    wall_clock_breakdown communication_data_type activation_checkpointing flops_profiler csv_monitor comms_logger
+    torch_autocast data_types hybrid_engine""".split()
+)
+SWITCHED_BLOCKS = ("fp16", "bf16", "bfloat16", "amp", "elasticity", "tensorboard", "wandb")  # {"enabled": ...}
+TYPED_BLOCKS = ("optimizer", "scheduler")  # {"type": ..., "params": {...}}
+
+
+def is_deepspeed_json(config: Mapping[str, Any]) -> bool:
+    """Whether a JSON object has a key, or a block of the shape, that only DeepSpeed's files have."""
+    return (
+        bool(OWN_KEYS & set(config))
+        or any("enabled" in block(config, name) for name in SWITCHED_BLOCKS)
+        or any({"type", "params"} <= set(block(config, name)) for name in TYPED_BLOCKS)
+    )
+
+
+def may_be_deepspeed_json(text: str) -> bool:
+    """Whether a text that is no JSON names a key that only DeepSpeed's files have."""
+    return any(f'"{key}"' in text for key in OWN_KEYS)
+
+
+def block(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = config.get(name)
+    return value if isinstance(value, dict) else {}

@@ -1,0 +1,151 @@
+"""`lbsgd check` against DeepSpeed itself: an error where DeepSpeed refuses or does not train, none where it trains.
+
+DeepSpeed answers in processes of its own (tools/deepspeed_oracle.py), a disagreement twice before it counts. What one
+CPU cannot answer is left out, with its reason, by deepspeed_jsons.unanswerable.
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from deepspeed_jsons import BLOCKS, OPTIMIZERS, SCHEDULERS, jsons, unanswerable
+
+from lbsgd.config.accepted import schema
+from lbsgd.config.checks import registry
+from lbsgd.config.checks.inspect import corrected, findings_of
+
+ORACLE = Path(__file__).parent.parent / "tools" / "deepspeed_oracle.py"
+SOURCES = os.environ.get("LBSGD_DEEPSPEED_SOURCES")  # a folder with deepspeed-0.16.9, -0.17.6 and -0.18.9, unpacked
+PATCHES = {"0.16": "0.16.9", "0.17": "0.17.6", "0.18": "0.18.9"}
+
+
+def refusals(configs, version=None):
+    """Ask DeepSpeed about JSONs in one process: why it refuses each, "" where it trains."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if version in PATCHES:
+        environment["PYTHONPATH"] = str(Path(SOURCES) / f"deepspeed-{PATCHES[version]}")
+    lines = "".join(json.dumps(config) + "\n" for config in configs)
+    done = subprocess.run([sys.executable, ORACLE], input=lines, env=environment, text=True, capture_output=True)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(answers) == len(configs), done.stderr[-2000:]
+    return answers
+
+
+def has_error(config, version=None):
+    return any(finding.severity == "error" for finding in findings_of(config, version))
+
+
+def disagreements(configs, answers, version=None):
+    """Return each JSON on which check and DeepSpeed disagree, asked again in a fresh process, and what each says."""
+    found = [config for config, why in zip(configs, answers, strict=True) if bool(why) != has_error(config, version)]
+    again = [(config, refusals([config], version)[0]) for config in found]
+    return [said(config, why, version) for config, why in again if bool(why) != has_error(config, version)]
+
+
+def said(config, why, version):
+    errors = [str(finding) for finding in findings_of(config, version) if finding.severity == "error"]
+    return f"{json.dumps(config)}\n  DeepSpeed: {why or 'trains'}\n  check: {errors or 'no error'}"
+
+
+def answerable(number, seed):
+    return [config for config in jsons(number, seed) if not unanswerable(config)]
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """300 JSONs, and what DeepSpeed says to each."""
+    configs = answerable(330, seed=10)[:300]
+    return configs, refusals(configs)
+
+
+def test_check_and_deepspeed_agree(asked):
+    configs, answers = asked
+    assert not (wrong := disagreements(configs, answers)), "\n".join(wrong)
+
+
+def test_the_jsons_are_right_and_wrong_in_every_block(asked):
+    configs, answers = asked
+    assert len(configs) == 300 and 0.3 <= sum(map(bool, answers)) / 300 <= 0.7
+    for block, names in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS)):
+        kinds = Counter(str(config[block].get("type")) for config in configs if isinstance(config.get(block), dict))
+        assert set(names) <= set(kinds)
+    keys = {key for config in configs for key in config}
+    assert {key for block in BLOCKS for key in block} <= keys
+
+
+@pytest.mark.slow
+def test_check_and_deepspeed_agree_on_ten_thousand():
+    configs = answerable(11_000, seed=20)[:10_000]
+    assert not (wrong := disagreements(configs, refusals(configs))), "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", PATCHES)
+def test_check_and_earlier_versions_agree_on_a_thousand(version):
+    assert SOURCES, "unpack the sources of 0.16.9, 0.17.6 and 0.18.9 and name the folder in LBSGD_DEEPSPEED_SOURCES"
+    configs = answerable(1100, seed=30)[:1000]
+    assert not (wrong := disagreements(configs, refusals(configs, version), version)), "\n".join(wrong)
+
+
+def test_fix_leaves_what_deepspeed_takes_and_loses_no_number(asked):
+    """After --fix DeepSpeed takes whatever it took before, and every number still stands somewhere."""
+    mended = []
+    for config, why in zip(*asked, strict=True):
+        after = corrected(config)
+        assert why or after == config
+        if after != config:
+            assert numbers(config) == numbers(after), (config, after)
+            if not has_error(after) and not unanswerable(after):
+                mended.append(after)
+    assert len(mended) >= 5
+    assert [why for why in refusals(mended) if why] == []
+
+
+def numbers(config):
+    """Return all numbers in a JSON, those in quotation marks included."""
+    found = Counter()
+    for value in config.values():
+        if isinstance(value, dict):
+            found += numbers(value)
+        elif isinstance(value, (int, float, str)) and not isinstance(value, bool):
+            try:
+                found[float(value)] += 1
+            except ValueError:
+                pass
+    return found
+
+
+DELETED_RULES = ("D01", "D06", "D18", "D26", "D29", "D31", "D45", "D47", "D48", "D49", "D70", "D71", "D72")
+
+
+@pytest.mark.parametrize("code", DELETED_RULES)
+def test_a_rule_that_is_missing_is_noticed(asked, code, monkeypatch):
+    monkeypatch.setattr(registry, "DEEPSPEED_RULES", tuple(r for r in registry.DEEPSPEED_RULES if r.code != code))
+    assert any(bool(why) != has_error(config) for config, why in zip(*asked, strict=True))
+
+
+DELETED_ENTRIES = (
+    ("keys", "gradient_clipping"),
+    ("keys", "communication_data_type"),
+    ("blocks", "zero_optimization"),
+    ("blocks", "fp16"),
+    ("torch_optimizers", "SGD"),
+    ("torch_optimizers", "NAdam"),
+    ("optimizers", "adamw"),
+    ("schedulers", "WarmupLR"),
+    ("torch_schedulers", "StepLR"),
+)
+
+
+@pytest.mark.parametrize("table, name", DELETED_ENTRIES, ids=lambda part: part)
+def test_an_entry_that_is_missing_is_noticed(asked, table, name, monkeypatch):
+    whole = schema.accepted(None)
+    less = {key: value for key, value in getattr(whole, table).items() if key != name}
+    assert len(less) == len(getattr(whole, table)) - 1
+    monkeypatch.setattr("lbsgd.config.checks.subject.accepted", lambda _: dataclasses.replace(whole, **{table: less}))
+    assert any(bool(why) != has_error(config) for config, why in zip(*asked, strict=True))

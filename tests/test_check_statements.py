@@ -1,0 +1,85 @@
+"""What the entries of `lbsgd check` say about DeepSpeed is what DeepSpeed does, with this optimizer and scheduler."""
+
+import pytest
+
+from lbsgd.config.checks.inspect import findings_of
+
+SMALL = {"train_batch_size": 1, "gradient_clipping": 0.0, "steps_per_print": 1000}
+FP16 = {"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}
+
+
+def severity(config, code):
+    return next((finding.severity for finding in findings_of(config) if finding.code == code), None)
+
+
+@pytest.fixture
+def weights_after(monkeypatch):
+    """Train Linear(4, 2), whose gradients are 1, and return its bias after each update, minus the first."""
+    import deepspeed
+    import torch
+    from deepspeed.accelerator import get_accelerator
+
+    from lbsgd.train.engine import start_processes
+
+    start_processes()
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+
+    def train(config, updates):
+        model = torch.nn.Linear(4, 2)
+        torch.nn.init.zeros_(model.bias)
+        engine = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)[0]
+        moved = []
+        for _ in range(updates):
+            engine.backward(engine(torch.ones(1, 4, dtype=model.bias.dtype)).sum())
+            engine.step()
+            moved.append(abs(model.bias[0].item()))
+        return moved
+
+    return train
+
+
+@pytest.mark.parametrize("momentum, power", [(0.0, 16), (0.0, 10)])
+def test_d11_sgd_makes_updates_too_small_by_the_loss_scale(weights_after, momentum, power):
+    optimizer = {"type": "SGD", "params": {"lr": 100.0, "momentum": momentum}}
+    config = {**SMALL, **FP16, "optimizer": optimizer, "fp16": {"enabled": True, "initial_scale_power": power}}
+    assert severity(config, "D11") == "error" and severity(config, "D73") is None
+    assert weights_after(config, 8)[-1] == pytest.approx(8 * 100.0 / 2**power, rel=0.01)
+
+
+def test_d73_adam_moves_the_weights_all_the_same(weights_after):
+    optimizer = {"type": "Adam", "params": {"lr": 0.01, "torch_adam": True}}
+    config = {**SMALL, **FP16, "optimizer": optimizer}
+    assert severity(config, "D11") is None and severity(config, "D73") == "warning"
+    assert weights_after(config, 8)[-1] == pytest.approx(0.08, rel=0.1)
+
+
+@pytest.mark.parametrize("optimizer", [{"type": "SGD"}, {"type": "AdamW"}], ids=lambda each: each["type"])
+@pytest.mark.parametrize(
+    "kind, params, key",
+    [
+        ("WarmupLR", {}, "warmup_min_lr"),
+        ("WarmupDecayLR", {"total_num_steps": 100}, "warmup_min_lr"),
+        ("WarmupCosineLR", {"total_num_steps": 100}, "warmup_min_ratio"),
+    ],
+)
+def test_d43_the_first_two_updates_move_nothing_and_the_advised_key_helps(weights_after, optimizer, kind, params, key):
+    arguments = {"lr": 0.1, **({"torch_adam": True, "weight_decay": 0.0} if optimizer["type"] == "AdamW" else {})}
+    params = {"warmup_num_steps": 10, "warmup_type": "linear", **params}
+    config = {
+        **SMALL,
+        "optimizer": {**optimizer, "params": arguments},
+        "scheduler": {"type": kind, "params": params},
+    }
+    [finding] = [finding for finding in findings_of(config) if finding.code == "D43"]
+    assert finding.key == f"scheduler.params.{key}"
+    first, second, third = weights_after(config, 3)
+    assert first == second == 0 < third
+    params[key] = 0.05
+    assert severity(config, "D43") is None
+    first, second = weights_after(config, 2)
+    assert second > 0 and (first == 0 if kind == "WarmupCosineLR" else first > 0)
+
+
+def test_d74_a_learning_rate_of_0_moves_nothing(weights_after):
+    config = {**SMALL, "optimizer": {"type": "SGD", "params": {"lr": 0}}}
+    assert severity(config, "D74") == "error" and weights_after(config, 3)[-1] == 0

@@ -1,0 +1,202 @@
+"""Describe the keys that DeepSpeed reads: found by a dict that notes what is asked for; values by types or trials."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import types
+import typing
+from typing import Any
+
+import deepspeed_oracle
+from deepspeed.runtime import config as ds_config
+from deepspeed.runtime.config_utils import DeepSpeedConfigModel
+from deepspeed_probe import describe
+from pydantic.fields import FieldInfo
+
+BASE = {"train_batch_size": 1, "gradient_clipping": 0.0, "optimizer": {"type": "SGD", "params": {"lr": 1e-3}}}
+NOT_TRIED = {"optimizer", "scheduler", "train_batch_size", "autotuning"}  # rules know their types and arguments
+WORDS = "fp16 bf16 fp32 float16 bfloat16 float32 torch.float16 torch.bfloat16 half mean sum warn ignore fail info"
+SENTINEL = "a_key_that_nothing_knows"
+
+
+class Noting(dict[str, Any]):
+    """A dict that notes in `asked` which keys somebody asked for, and those of the dicts inside it."""
+
+    def __init__(self, content: Any, asked: set[str], path: str = ""):
+        inner = {
+            key: Noting(value, asked, f"{path}{key}.") if isinstance(value, dict) else value
+            for key, value in content.items()
+        }
+        super().__init__(inner)
+        self.asked, self.path = asked, path
+
+    def note(self, key: Any) -> None:
+        self.asked.add(f"{self.path}{key}")
+
+    def __getitem__(self, key: Any) -> Any:
+        self.note(key)
+        return super().__getitem__(key)
+
+    def __contains__(self, key: Any) -> bool:
+        self.note(key)
+        return super().__contains__(key)
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        self.note(key)
+        return super().get(key, default)
+
+    def keys(self) -> Any:
+        return self  # `key in config.keys()` asks as `key in config` does
+
+    def __copy__(self) -> Noting:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Noting:
+        return self
+
+
+def keys() -> dict[str, Any]:
+    """Return the keys of all places: what was removed, blocks with types, and values by trials."""
+    removed = getattr(ds_config, "_REMOVED_TOP_LEVEL_CONFIG_KEYS", {})
+    asked = asked_keys(removed)
+    models: dict[str, Any] = {}
+    blocks = {name: model for name in sorted(asked) if (model := model_of(name))}
+    blocks = {name: model for name, model in blocks.items() if name.split(".")[0] not in blocks or "." not in name}
+    for model in blocks.values():
+        add_model(model, models)
+    tried = [name for name in sorted(asked) if not {name, name.split(".")[0]} & {*blocks, *NOT_TRIED}]
+    return {
+        "removed": sorted(removed),
+        "removed_zero": sorted(getattr(ds_config, "_REMOVED_ZERO_CONFIG_KEYS", {})),
+        "models": models,
+        "blocks": {name: model.__name__ for name, model in blocks.items()},
+        "keys": {name: describe(place(name), WORDS.split(), with_lists=True) for name in tried}
+        | {name: describe(place(name)) for name in blocks}
+        | {name: {} for name in asked if name.split(".")[0] in NOT_TRIED},
+    }
+
+
+def asked_keys(removed: Any) -> set[str]:
+    """Return the paths of all keys that DeepSpeed asks for, those inside blocks that it reads one by one included."""
+    asked: set[str] = set()
+    content: dict[str, Any] = copy.deepcopy(BASE)
+    for _ in range(3):  # the blocks found in one round are looked into in the next
+        deepspeed_oracle.train_noting(Noting(content, asked))
+        for path in sorted(asked):
+            block, _, key = path.partition(".")
+            if not key and block not in content and block not in removed and takes_block(block):
+                content[block] = {}
+            elif key and "." not in key and isinstance(content.get(block), dict) and block != "optimizer":
+                if key not in content[block] and takes_block(path):
+                    content[block][key] = {}
+    return {path for path in asked if not path.startswith("optimizer.params.") and path not in removed}
+
+
+def takes_block(path: str) -> bool:
+    """Whether DeepSpeed reads a key as a block: it takes an empty one and fails on a number."""
+    return not why_not(path, {}) and bool(why_not(path, 1))
+
+
+def why_not(path: str, value: Any, updates: int = 2) -> str:
+    """Return why DeepSpeed refuses a value at a path of a small JSON."""
+    config: dict[str, Any] = copy.deepcopy(BASE)
+    *blocks, last = path.split(".")
+    place = config
+    for name in blocks:
+        place = place.setdefault(name, {})
+    place[last] = value
+    return deepspeed_oracle.refusal(config, updates)
+
+
+def place(path: str) -> Any:
+    """Return the trial of a value at a path."""
+
+    def trial(value: Any) -> bool:
+        why = why_not(path, value)
+        return not why or why.startswith("the weights")
+
+    return trial
+
+
+def model_of(name: str) -> type[DeepSpeedConfigModel] | None:
+    """Return the pydantic model that receives a top-level block, if one does."""
+    received: list[type] = []
+    original = DeepSpeedConfigModel.__init__
+
+    def noting(self: Any, *arguments: Any, **data: Any) -> None:
+        if SENTINEL in data:
+            received.append(type(self))
+        original(self, *arguments, **data)
+
+    DeepSpeedConfigModel.__init__ = noting
+    try:
+        why_not(name, {SENTINEL: 1})
+    finally:
+        DeepSpeedConfigModel.__init__ = original
+    return received[0] if received else None
+
+
+def add_model(model: type[DeepSpeedConfigModel], models: dict[str, Any]) -> str:
+    """Add a model and those inside it to the table, and return its name."""
+    if model.__name__ in models:
+        return model.__name__
+    models[model.__name__] = {}
+    fields = {}
+    checked = {name for each in model.__pydantic_decorators__.field_validators.values() for name in each.info.fields}
+    for name, field in model.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        new = extra.get("new_param", "") if extra.get("deprecated") and extra.get("set_new_param", True) else ""
+        fields[name] = {
+            "type": type_of(field.annotation, models, field),
+            **({"alias": field.alias} if field.alias and field.alias != name else {}),
+            **({"required": True} if field.is_required() else {}),
+            **({"replaced_by": new} if new else {}),
+            **({"values": describe(field_trial(model, name))} if name in checked else {}),
+        }
+    models[model.__name__] = {"extra": model.model_config.get("extra", "ignore"), "fields": fields}
+    return model.__name__
+
+
+def field_trial(model: type[DeepSpeedConfigModel], name: str) -> Any:
+    """Return the trial of a field that has code of its own to check it."""
+
+    def trial(value: Any) -> bool:
+        try:
+            model(**{name: value})
+        except Exception:  # noqa: BLE001  whatever it raises is its refusal
+            return False
+        return True
+
+    return trial
+
+
+def type_of(annotation: Any, models: dict[str, Any], field: FieldInfo | None = None) -> Any:
+    """Return an annotation as JSON: a name, or {"any_of"/"list"/"dict"/"enum"/"model": ...}; bounds beside it."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    bounds = {
+        name: getattr(each, name)
+        for each in (field.metadata if field else ())
+        for name in ("gt", "ge", "lt", "le")
+        if getattr(each, name, None) is not None
+    }
+    found: Any
+    if origin in (typing.Union, types.UnionType):
+        found = {"any_of": [type_of(each, models) for each in inner]}
+    elif origin is typing.Literal:
+        found = {"enum": list(inner)}
+    elif origin in (list, tuple, set):
+        found = {"list": type_of(inner[0], models) if inner else "any"}
+    elif origin is dict:
+        found = {"dict": type_of(inner[1], models) if inner else "any"}
+    elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
+        number = issubclass(annotation, int)
+        found = {"enum": [int(each.value) if number else each.value for each in annotation]}
+        found = found if all(isinstance(each, (str, int)) for each in found["enum"]) else {"words": WORDS.split()}
+    elif isinstance(annotation, type) and issubclass(annotation, DeepSpeedConfigModel):
+        found = {"model": add_model(annotation, models)}
+    elif annotation in (int, float, bool, str) or isinstance(annotation, type) and issubclass(annotation, int):
+        found = next(each.__name__ for each in (bool, int, float, str) if issubclass(annotation, each))
+    else:
+        found = {type(None): "null", list: {"list": "any"}, dict: {"dict": "any"}}.get(annotation, "any")
+    return {"of": found, **bounds} if bounds else found

@@ -1,0 +1,217 @@
+"""Describe the arguments of optimizers and schedulers: names from signatures, values by trials."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import inspect
+import io
+import itertools
+import textwrap
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import deepspeed_oracle
+import torch
+from deepspeed.runtime import config as ds_config
+from deepspeed.runtime import lr_schedules
+from deepspeed_probe import describe
+
+NUM_STEPS = 50
+CANDIDATES = (100, 0.1, 0.5, 1, [1, 2], "min", {})  # for required arguments
+BESIDE = {"nesterov": {"momentum": 0.9}}  # what an argument needs beside it; a rule knows the pair (D25)
+NOT_JSON = ("params", "optimizer", "self", "args", "kwargs")
+
+
+def of_torch() -> dict[str, Any]:
+    """Return torch's optimizers and schedulers."""
+    optimizers = {name: thing for name, thing in vars(torch.optim).items() if is_subclass(thing, torch.optim.Optimizer)}
+    scheduler = torch.optim.lr_scheduler.LRScheduler
+    schedulers = {
+        name: thing
+        for name, thing in vars(torch.optim.lr_scheduler).items()
+        if is_subclass(thing, scheduler) and not name.startswith("_")
+    }
+    return {
+        "version": torch.__version__.split("+")[0],
+        "optimizers": {
+            name: {
+                **entry(thing, optimizer_trial(thing)),
+                **({"cycles_momentum": True} if cycles_momentum(name) else {}),
+            }
+            for name, thing in optimizers.items()
+        },
+        "schedulers": {name: entry(thing, scheduler_trial(thing)) for name, thing in schedulers.items()},
+    }
+
+
+def own_schedulers() -> dict[str, Any]:
+    """Return DeepSpeed's schedulers."""
+    names = [name for name in lr_schedules.VALID_LR_SCHEDULES if hasattr(lr_schedules, name)]
+    return {name: entry(thing := getattr(lr_schedules, name), scheduler_trial(thing)) for name in names}
+
+
+def own_optimizers() -> dict[str, Any]:
+    """Return the optimizers that DeepSpeed builds itself, by their names in small letters."""
+    found: dict[str, Any] = {}
+    for name in ds_config.DEEPSPEED_OPTIMIZERS:
+        config = {"train_batch_size": 1, "optimizer": {"type": name, "params": {"lr": 1e-3}}}
+        why = deepspeed_oracle.refusal(config, 2)
+        if "UnboundLocalError" in why or "ModuleNotFoundError" in why:  # it lacks the package mup, 1-bit Adam mpi4py
+            found[name] = {"needs": "another package"}
+        elif why:
+            found[name] = {"required": [], "params": {}, "refused": why.split("\n")[0]}
+        else:
+            found[name] = own_entry(name, type(deepspeed_oracle.basic_optimizer(config)))
+    return found
+
+
+def own_entry(name: str, thing: type) -> dict[str, Any]:
+    """Return the arguments of an optimizer that DeepSpeed builds: of its class, and those that the engine takes out."""
+    momentum = {"cycles_momentum": True} if cycles_momentum(name) else {}
+    if engine_takes(name, {"an_argument_that_nothing_knows": 1}):
+        arguments = ("lr", "momentum", "weight_decay", "betas", "eps")
+        described = {each: describe(lambda value, each=each: engine_takes(name, {each: value})) for each in arguments}
+        return {"required": [], "any_argument": True, **momentum, "params": described}
+    found = entry(thing, optimizer_trial(thing))
+    for each in ("torch_adam", "adam_w_mode", "fp32_optimizer_states"):
+        if each not in found["params"] and engine_takes(name, {each: False}):
+            found["params"][each] = {}
+    if name in ("adam", "adamw"):
+        found["params"]["adam_w_mode"] = {}  # the engine takes any value for yes or no
+    return {**found, **momentum}
+
+
+def engine_takes(name: str, arguments: dict[str, Any]) -> bool:
+    """Whether DeepSpeed's engine builds and steps an optimizer with arguments."""
+    params = {"lr": 1e-3, **arguments}
+    why = deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": {"type": name, "params": params}}, 2)
+    return not why or why.startswith("the weights")
+
+
+def cycles_momentum(name: str) -> bool:
+    """Whether schedulers that cycle the momentum work with an optimizer: it has a momentum, or betas."""
+    cycle = {"type": "CyclicLR", "params": {"base_lr": 0.001, "max_lr": 0.01}}
+    optimizer = {"type": name, "params": {"lr": 1e-3}}
+    return not deepspeed_oracle.refusal({"train_batch_size": 1, "optimizer": optimizer, "scheduler": cycle}, 2)
+
+
+def is_subclass(thing: Any, parent: type) -> bool:
+    return isinstance(thing, type) and issubclass(thing, parent) and thing is not parent
+
+
+def parameters(thing: type) -> Mapping[str, inspect.Parameter]:
+    """Return the arguments of a constructor that a JSON can give."""
+    found = inspect.signature(thing.__init__).parameters
+    return {name: each for name, each in found.items() if name not in NOT_JSON}
+
+
+def entry(thing: type, trial: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+    """Return the required arguments of a class, and which values each argument takes."""
+    known = parameters(thing)
+    required = [name for name, each in known.items() if each.default is inspect.Parameter.empty]
+    base, either = working(trial, required), []
+    if base is None:  # some optional arguments may be needed after all, one or two together
+        either = [
+            list(more)
+            for number in (1, 2)
+            for more in itertools.combinations(known, number)
+            if not set(more) & set(required) and working(trial, [*required, *more], (100,))
+        ]
+        either = [more for more in either if not any(set(less) < set(more) for less in either)]
+        base = working(trial, [*required, *either[0]], (100,)) if either else None
+    if base is None:
+        return {"refused": reason(trial, required), "required": required, "params": dict.fromkeys(known, {})}
+    texts = words(thing)
+    return {
+        "required": required,
+        **({"either": either} if either else {}),
+        "params": {name: describe(argument(trial, {**base, **BESIDE.get(name, {})}, name), texts) for name in known},
+    }
+
+
+def working(
+    trial: Callable[[dict[str, Any]], bool], required: list[str], candidates: tuple[Any, ...] = CANDIDATES
+) -> dict[str, Any] | None:
+    """Return values of the required arguments that work together, None if none do."""
+    for values in itertools.product(candidates, repeat=len(required)):
+        base = dict(zip(required, values, strict=True))
+        if trial(base):
+            return base
+    return None
+
+
+def reason(trial: Any, required: list[str]) -> str:
+    """Return why a class works with no JSON at all."""
+    return "its required arguments cannot stand in a JSON" if required else trial.why
+
+
+def argument(trial: Callable[[dict[str, Any]], bool], base: dict[str, Any], name: str) -> Callable[[Any], bool]:
+    """Return the trial of one argument beside those that work."""
+    return lambda value: trial({**base, name: value})
+
+
+def words(thing: type) -> list[str]:
+    """Return the short texts in a class's source, some of which may be values of its arguments."""
+    try:
+        source = textwrap.dedent(inspect.getsource(thing))
+    except OSError:  # a class made by code
+        return []
+    texts = (node.value for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Constant))
+    return sorted({text for text in texts if isinstance(text, str) and text.isidentifier() and len(text) < 20})[:40]
+
+
+class optimizer_trial:
+    """Whether an optimizer of torch can be built with arguments, and stepped; why says why not."""
+
+    def __init__(self, thing: type):
+        self.thing, self.why = thing, ""
+
+    def __call__(self, arguments: dict[str, Any]) -> bool:
+        with quiet():
+            try:
+                network = torch.nn.Linear(4, 2)
+                optimizer = self.thing(network.parameters(), **arguments)
+                for _ in range(3):
+                    optimizer.zero_grad()
+                    network(torch.ones(1, 4)).sum().backward()
+                    optimizer.step()
+            except Exception as error:  # noqa: BLE001  whatever it raises is its refusal
+                self.why = f"{type(error).__name__}: {error}"[:120]
+                return False
+        return True
+
+
+class scheduler_trial(optimizer_trial):
+    """Whether a scheduler can be built with arguments, and stepped as DeepSpeed's engine steps it."""
+
+    def __call__(self, arguments: dict[str, Any]) -> bool:
+        with quiet():
+            try:
+                optimizer = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=1e-3, momentum=0.9)
+                scheduler = self.thing(optimizer, **arguments)
+                for _ in range(2 if {"total_steps", "epochs"} & set(arguments) else NUM_STEPS):
+                    optimizer.step()
+                    self.step(scheduler)
+                    if not isinstance(optimizer.param_groups[0]["lr"], (int, float, torch.Tensor)):
+                        raise TypeError("the learning rate is no number")
+            except Exception as error:  # noqa: BLE001  whatever it raises is its refusal
+                self.why = f"{type(error).__name__}: {error}"[:120]
+                return False
+        return True
+
+    @staticmethod
+    def step(scheduler: Any) -> None:
+        try:
+            scheduler.step()
+        except TypeError:  # the engine then gives it the batch size
+            scheduler.step(1)
+
+
+@contextlib.contextmanager
+def quiet() -> Any:
+    """Print no warnings."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
