@@ -21,7 +21,7 @@ from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import described
-from lbsgd.train.engine import initialize, memory_format, start_processes
+from lbsgd.train.engine import initialize, memory_format, norm_implementation, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
 from lbsgd.train.live_page import LivePage
@@ -115,10 +115,13 @@ def open_reporter(run: Run, engine, progress: Progress) -> Reporter | Silence:
     def open_log() -> None:
         host = {**environment(run.images.place), "device": device_name(), "threads": torch.get_num_threads()}
         aggregation = described(run.plan, engine)
-        about = {"model": run.task.name, **run.plan.as_dict(), "aggregation": aggregation, "environment": host}
+        norm = "{}, by {}".format(*norm_implementation(run.plan))
+        chosen = {"aggregation": aggregation, "batch_norm": norm}
+        about = {"model": run.task.name, **run.plan.as_dict(), **chosen, "environment": host}
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
         progress.begin(engine.global_steps)
         progress.say(f"aggregation    {aggregation}")
+        progress.say(f"batch norm     {norm}")
         page = LivePage(run.output_dir, about, run.baseline)
         page.write(log.epochs)
         opened.append(Reporter(log, progress, engine, run.images.threads_in_words, page))
