@@ -124,8 +124,8 @@ def fused_block(kind, device):
         y.square().mean().backward()
     pairs = [outputs, *((a.grad, b.grad) for a, b in zip(fused.parameters(), exact.parameters(), strict=True))]
     pairs += zip(fused.buffers(), exact.buffers(), strict=True)
-    largest = max(float(right.abs().max()) for _, right in pairs)
-    wrong = max(float((found.double() - right).abs().max()) for found, right in pairs)
+    largest = max(float(right.detach().abs().max()) for _, right in pairs)
+    wrong = max(float((found.double() - right).detach().abs().max()) for found, right in pairs)
     return {"error": wrong / largest, "fused": was_fused and type(fused) is not kind}
 
 
