@@ -13,8 +13,8 @@ ALONE = """
 import sys
 
 class OnlyTheFew:
-    ALLOWED = {"lbsgd", "rich", "pydantic", "pydantic_core", "annotated_types", "typing_extensions", "typing_inspection",
-               "markdown_it", "mdurl", "pygments"}
+    ALLOWED = {"lbsgd", "rich", "pydantic", "pydantic_core", "annotated_types", "typing_extensions"}
+    ALLOWED |= {"typing_inspection", "markdown_it", "mdurl", "pygments"}
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] not in self.ALLOWED | sys.stdlib_module_names:
             raise ModuleNotFoundError(f"{name} is not installed here", name=name)

@@ -1,4 +1,5 @@
 """python tools/bench_batchnorm.py [--channels 64] [--size 28] [--threads 1] [--repeats 15] [--device cuda]
+                                         [--implementation triton]
 
 Time PerWorkerBatchNorm2d, n = 32, against torch's BatchNorm2d over the whole micro batch, forward and backward.
 The two take turns within one run, and the median of each counts. A CPU is timed by its process time and not by the
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import torch
 from rich.console import Console
@@ -20,6 +22,8 @@ from rich.table import Table
 from torch import nn
 
 from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
+from lbsgd.algorithm.choices import Implementation
+from lbsgd.algorithm.norm_rule import implementation_for
 
 PER_WORKER_BATCH = 32
 MICRO_BATCHES = (32, 128, 256)
@@ -74,12 +78,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--implementation", choices=get_args(Implementation), default="loop", help="of our layer")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
+    try:
+        how, _ = implementation_for(args.implementation, device.type, torch.contiguous_format)
+    except ValueError as error:
+        parser.error(str(error))
     layers = [
         nn.BatchNorm2d(args.channels).to(device),
-        PerWorkerBatchNorm2d(args.channels, per_worker_batch=PER_WORKER_BATCH).to(device),
+        PerWorkerBatchNorm2d(args.channels, per_worker_batch=PER_WORKER_BATCH, implementation=how).to(device),
     ]
     # Without a terminal, rich would take 80 columns, or COLUMNS, and wrap words.
     console = Console(width=None if sys.stdout.isatty() else 120)

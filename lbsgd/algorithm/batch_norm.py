@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
-from lbsgd.algorithm.choices import Scope, Statistics
+from lbsgd.algorithm.choices import Implementation, Scope, Statistics
 from lbsgd.algorithm.network_forwards import NetworkForwards
 from lbsgd.algorithm.per_worker_batch_norm import (
     PerWorkerBatchNorm,
@@ -41,6 +41,7 @@ def convert_batch_norm(
     passes: int = 1,
     statistics: Statistics = "average",
     scope: Scope = "worker",
+    implementation: Implementation = "loop",
 ) -> nn.Module:
     """Turn every batch norm of a model, at any depth, into a `PerWorkerBatchNorm` (arguments there); return the model.
 
@@ -55,7 +56,7 @@ def convert_batch_norm(
     for name, module in norms.items():
         module.__class__ = kinds[name]
         assert isinstance(module, PerWorkerBatchNorm)
-        module._configure(per_worker_batch, passes, statistics, scope)
+        module._configure(per_worker_batch, passes, statistics, scope, implementation)
         module._forwards = NetworkForwards.of(model)
     return model
 

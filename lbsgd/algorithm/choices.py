@@ -14,5 +14,10 @@ MomentumForm = Literal["lr_outside", "lr_inside"]
 # recomputed: exact over a set of training images, Fig. 4.
 Statistics = Literal["average", "first_worker", "recomputed"]
 
+# What computes it. loop: aten's kernels, a worker at a time. triton: one pair of kernels for all workers.
+# rule: one of these two by the device, as algorithm/norm_rule.py says.
+Implementation = Literal["loop", "triton"]
+ImplementationOrRule = Literal["rule", "loop", "triton"]
+
 # worker: n images are normalised together (Sec. 2.3). all: those of all processes, for comparison.
 Scope = Literal["worker", "all"]

@@ -16,11 +16,24 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
+from lbsgd.algorithm.choices import Implementation
+
 
 def normalise_groups(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    n: int,
+    eps: float,
+    implementation: Implementation = "loop",
+    *,
+    relu: bool = False,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
     """Normalise every n images by themselves.
+
+    Where implementation is "triton" and its kernels take x, y may go through a ReLU, to which a residual may be added
+    (`fused_norm`). γ and β may be in half precision and act in float32.
 
     Raises ValueError if N is no multiple of n, or if n images hold a single value per channel.
     """
@@ -29,6 +42,12 @@ def normalise_groups(
     count = x[:n, 0].numel()
     if count < 2:
         raise ValueError(f"{n} images of shape {tuple(x.shape[1:])} have one value per channel and so no variance")
+    if implementation == "triton" and triton_takes(x):
+        from lbsgd.algorithm.fused_norm import normalise_fused  # here, because triton may not be installed
+
+        return *normalise_fused(x, weight, bias, n, eps, relu=relu, residual=residual), count
+    assert not relu and residual is None
+    weight, bias = at_least_float32(weight), at_least_float32(bias)
     if len(x) != n if torch.compiler.is_compiling() else torch._C._are_functorch_transforms_active():
         return _normalise_by_formula(x, weight, bias, n, eps)
     # With momentum 1, batch norm leaves the batch's own moments in the tensors given as its running statistics.
@@ -38,6 +57,15 @@ def normalise_groups(
         return F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps), moments, count
     y = _GroupedBatchNorm.apply(x, weight, bias, moments, n, eps)  # type: ignore[no-untyped-call]  # torch's has no types
     return y, moments, count
+
+
+def triton_takes(x: Tensor) -> bool:
+    """Whether the kernels of `fused_norm` can normalise x here: not under torch.compile or torch.func."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    from lbsgd.algorithm.fused_norm import can_take
+
+    return can_take(x)
 
 
 class _GroupedBatchNorm(torch.autograd.Function):

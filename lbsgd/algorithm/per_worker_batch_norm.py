@@ -14,7 +14,7 @@ from torch.fx import Proxy
 from torch.nn import functional as F
 
 from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
-from lbsgd.algorithm.choices import Scope, Statistics
+from lbsgd.algorithm.choices import Implementation, Scope, Statistics
 from lbsgd.algorithm.grouped_norm import at_least_float32, normalise_groups, normalise_over_processes, world_size
 
 
@@ -39,10 +39,13 @@ class PerWorkerBatchNorm(RunningStatistics):
         statistics: "average" over workers as above; "first_worker": process 0's first worker of each iteration alone;
             "recomputed": as average, to be replaced by `recomputing_statistics`.
         scope: "worker" (the paper); "all" (for comparison) normalises over all processes' images of one pass.
+        implementation: "loop"; "triton" computes training forwards on a GPU by the kernels of `fused_norm`.
 
     Raises ValueError for arguments that are none of these, and in forward if N is no multiple of n or n images hold a
     single value per channel.
     """
+
+    implementation: Implementation = "loop"  # of layers pickled before there was a choice, too
 
     def __init__(
         self,
@@ -51,23 +54,36 @@ class PerWorkerBatchNorm(RunningStatistics):
         passes: int = 1,
         statistics: Statistics = "average",
         scope: Scope = "worker",
+        implementation: Implementation = "loop",
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._configure(per_worker_batch, passes, statistics, scope)
+        self._configure(per_worker_batch, passes, statistics, scope, implementation)
 
-    def _configure(self, per_worker_batch: int, passes: int, statistics: Statistics, scope: Scope) -> None:
+    def _configure(
+        self,
+        per_worker_batch: int,
+        passes: int,
+        statistics: Statistics,
+        scope: Scope,
+        implementation: Implementation = "loop",
+    ) -> None:
         if per_worker_batch < 1 or passes < 1:
             raise ValueError(f"per_worker_batch ({per_worker_batch}) and passes ({passes}) must be at least 1")
-        for name, value, choices in (("statistics", statistics, Statistics), ("scope", scope, Scope)):
+        for name, value, choices in (
+            ("statistics", statistics, Statistics),
+            ("scope", scope, Scope),
+            ("implementation", implementation, Implementation),
+        ):
             if value not in get_args(choices):
                 raise ValueError(f"{name} {value!r} must be one of {get_args(choices)}")
         self.per_worker_batch, self.passes, self.statistics, self.scope = per_worker_batch, passes, statistics, scope
+        self.implementation = implementation
         self._start_statistics()
 
     def extra_repr(self) -> str:
         torchs = super().extra_repr()  # type: ignore[no-untyped-call]  # torch's has no types
-        ours = ("per_worker_batch", "passes", "statistics", "scope")
+        ours = ("per_worker_batch", "passes", "statistics", "scope", "implementation")
         return ", ".join([torchs, *(f"{name}={getattr(self, name)}" for name in ours)])
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -77,16 +93,24 @@ class PerWorkerBatchNorm(RunningStatistics):
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):
             return as_leaf(self, input)
+        if self.training:
+            return self.forward_in_training(input)
         self._check_input_dim(input)
+        mean, var = self.running_mean, self.running_var
         weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
-        if not self.training:
-            mean, var = self.running_mean, self.running_var
-            return F.batch_norm(input, mean, var, weight, bias, mean is None, 0.0, self.eps)
+        return F.batch_norm(input, mean, var, weight, bias, mean is None, 0.0, self.eps)
+
+    def forward_in_training(self, input: Tensor, *, relu: bool = False, residual: Tensor | None = None) -> Tensor:
+        """Normalise per worker and record the moments; the ReLU and the residual are for `fused_blocks` alone."""
+        self._check_input_dim(input)
         if self.scope == "all" and world_size() > 1:
+            weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
             output, moments, count = normalise_over_processes(input, weight, bias, self.eps)
         else:
             n = self.per_worker_batch if self.scope == "worker" else len(input)
-            output, moments, count = normalise_groups(input, weight, bias, n, self.eps)
+            affine = self.weight, self.bias
+            how = self.implementation
+            output, moments, count = normalise_groups(input, *affine, n, self.eps, how, relu=relu, residual=residual)
         if self.track_running_stats and self.running_mean is not None:
             self._record(moments, count)
         return output

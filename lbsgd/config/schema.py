@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from lbsgd.algorithm.choices import MomentumForm, Scope, Statistics
+from lbsgd.algorithm.choices import ImplementationOrRule, MomentumForm, Scope, Statistics
 from lbsgd.algorithm.schedule import ScalingRule, WarmupKind
 
 # The keys that explain a file and change no number.
@@ -132,12 +132,16 @@ class Biases(_Block):
 
 
 class BatchNorm(_Block):
-    """Batch norm over n images (Sec. 2.3), the statistics for evaluation, and γ = 0 in last layers (Sec. 5.1)."""
+    """Batch norm over n images (Sec. 2.3), the statistics for evaluation, and γ = 0 in last layers (Sec. 5.1).
+
+    implementation: what computes it; "rule" chooses by the device alone (algorithm/norm_rule.py).
+    """
 
     per_worker_batch: Positive = 32
     scope: Scope = "worker"
     statistics: Statistics = "average"
     statistics_images: Positive | None = None
+    implementation: ImplementationOrRule = "rule"
     zero_last_gamma: bool = True
 
     @model_validator(mode="after")

@@ -86,7 +86,7 @@ class BetonFile:
         """
         place = int(self.images[image]["data_at"])
         data = self.content[place : place + int(self.sizes[image])]
-        return self.checksums is not None and zlib.crc32(data) == self.checksums[image]
+        return self.checksums is not None and zlib.crc32(data.data) == self.checksums[image]
 
     def require_unchanged(self) -> None:
         """Raise DataError if another file, or other content, lies at the path since it was opened.

@@ -72,7 +72,9 @@ def read(kind: str, key: str) -> np.ndarray | None:
     if len(content) < HEAD.itemsize:
         return None
     head, content = content[: HEAD.itemsize].view(HEAD)[0], content[HEAD.itemsize :]
-    whole = head["magic"] == MAGIC and head["num_bytes"] == len(content) and zlib.crc32(content) == head["checksum"]
+    whole = (
+        head["magic"] == MAGIC and head["num_bytes"] == len(content) and zlib.crc32(content.data) == head["checksum"]
+    )
     return content if whole else None
 
 
@@ -81,7 +83,7 @@ def write(kind: str, key: str, content: bytes | np.ndarray) -> None:
     place = folder()
     if place is None:
         return
-    view = memoryview(content).cast("B")
+    view = memoryview(content.data if isinstance(content, np.ndarray) else content).cast("B")
     head = np.zeros(1, HEAD)
     head["magic"], head["checksum"], head["num_bytes"] = MAGIC, zlib.crc32(view), len(view)
     temporary = place / f".{kind}-{key}.{os.getpid()}"

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import llvmlite
 import numba
@@ -45,7 +46,7 @@ class KeptCode(NullCache):
         context.refresh()
         return CompileResult._rebuild(context, *pickle.loads(content.data))
 
-    def save_overload(self, signature, compiled: CompileResult) -> None:
+    def save_overload(self, signature, compiled: Any) -> None:
         if not compiled.library.has_dynamic_globals and not compiled.lifted:
             write("code", self._key(signature, compiled.codegen), dumps(compiled._reduce()))
 
@@ -89,7 +90,7 @@ def kept_dictionaries() -> Iterator[None]:
 
     Importing FFCV fills such a dictionary with two entries, which Numba compiles for four to five seconds.
     """
-    functions = typeddict._make_dict, typeddict._setitem
+    functions: tuple[Any, ...] = (typeddict._make_dict, typeddict._setitem)
     before = [function._cache for function in functions]
     for function in functions:
         keep(function)

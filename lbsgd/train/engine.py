@@ -32,6 +32,9 @@ from pydantic import ValidationError
 from torch.distributed import HashStore, PrefixStore, Store
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.choices import Implementation
+from lbsgd.algorithm.fused_blocks import fuse_blocks
+from lbsgd.algorithm.norm_rule import implementation_for
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.config.overrides import Overrides
@@ -153,7 +156,10 @@ def initialize(
         )
     require_precision(plan.precision)
     norm = plan.recipe.batch_norm
-    convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope)
+    how, _ = norm_implementation(plan)
+    convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope, how)
+    if how == "triton":
+        fuse_blocks(model)
     engine, scheduler = deepspeed_engine(model, plan)
     attach(engine, plan)
     engine.module.register_forward_pre_hook(
@@ -193,6 +199,15 @@ def require_precision(precision: str) -> None:
             f"this device ({accelerator.device_name()}) cannot compute in fp16; use --precision bf16 or "
             "--precision fp32"
         )
+
+
+def norm_implementation(plan: Plan) -> tuple[Implementation, str]:
+    """Return what computes batch norm in training on this device, and why. Raises ConfigError if it cannot."""
+    device = deepspeed.accelerator.get_accelerator().device_name()
+    try:
+        return implementation_for(plan.recipe.batch_norm.implementation, device, memory_format(torch.device(device)))
+    except ValueError as error:
+        raise ConfigError(f"{plan.name}: lbsgd.batch_norm: {error}") from error
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

@@ -23,7 +23,7 @@ from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import described
-from lbsgd.train.engine import initialize, memory_format, start_processes
+from lbsgd.train.engine import initialize, memory_format, norm_implementation, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
 from lbsgd.train.live_page import LivePage
@@ -131,16 +131,20 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
     def open_log() -> None:
         host = {**environment(run.images.place), "device": device_name(), "threads": torch.get_num_threads()}
         aggregation = described(run.plan, engine)
-        judged_by = measures_described(run.task.judged_by)
-        started = {"started_from": run.started_from} if run.started_from else {}
+        norm = "{}, by {}".format(*norm_implementation(run.plan))
         about = {
-            **started,
-            **{"model": run.task.name, "judged_by": judged_by, **run.plan.as_dict()},
-            **{"aggregation": aggregation, "environment": host},
+            **({"started_from": run.started_from} if run.started_from else {}),
+            "model": run.task.name,
+            "judged_by": measures_described(run.task.judged_by),
+            **run.plan.as_dict(),
+            "aggregation": aggregation,
+            "batch_norm": norm,
+            "environment": host,
         }
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
         progress.begin(engine.global_steps)
         progress.say(f"aggregation    {aggregation}")
+        progress.say(f"batch norm     {norm}")
         page = LivePage(run.output_dir, about, run.baseline)
         page.write(log.epochs)
         opened.append(Reporter(log, progress, engine, run.images.threads_in_words, page, begun))

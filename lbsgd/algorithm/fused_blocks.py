@@ -1,0 +1,93 @@
+"""torchvision's residual blocks with ReLU and residual fused into their batch norms (`fused_norm`).
+
+`fuse_blocks` changes the class of exactly torchvision's BasicBlock and Bottleneck, as `convert_batch_norm` does for
+batch norms: parameters, buffers, hooks and names stay the same objects. torchvision's own forward runs wherever the
+fused one could not be told from it: in evaluation, on a CPU, under torch.fx, torch.compile or torch.func, with hooks on
+a batch norm or a ReLU of the block, and with any other batch norm than ours.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.fx import Proxy
+from torch.nn.modules.module import _has_any_global_hook
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from lbsgd.algorithm.grouped_norm import triton_takes, world_size
+from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm2d
+
+
+class FusedBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's BasicBlock; its two batch norms take the ReLU, and the last one the residual, with them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not can_fuse(self, x, self.bn1, self.bn2):
+            return unfused(BasicBlock, self, x)
+        out = through_relu(self, self.bn1, self.conv1(x))
+        out = self.conv2(out)
+        return through_relu(self, self.bn2, out, x if self.downsample is None else self.downsample(x))
+
+
+class FusedBottleneck(Bottleneck):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's Bottleneck; its three batch norms take the ReLU, and the last one the residual, with them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not can_fuse(self, x, self.bn1, self.bn2, self.bn3):
+            return unfused(Bottleneck, self, x)
+        out = through_relu(self, self.bn1, self.conv1(x))
+        out = through_relu(self, self.bn2, self.conv2(out))
+        out = self.conv3(out)
+        return through_relu(self, self.bn3, out, x if self.downsample is None else self.downsample(x))
+
+
+_FUSED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}
+
+
+def fuse_blocks(model: nn.Module) -> nn.Module:
+    """Change the class of each of torchvision's residual blocks, at any depth; return the model."""
+    for module in model.modules():
+        module.__class__ = _FUSED.get(type(module), type(module))
+    return model
+
+
+def can_fuse(block: nn.Module, x: Tensor, *norms: nn.Module) -> bool:
+    """Whether nobody can tell the fused forward of a block from torchvision's, but by its speed and rounding."""
+    if isinstance(x, Proxy) or not block.training or _has_any_global_hook():
+        return False
+    relu: Any = block.relu
+    parts_are_ours = type(relu) is nn.ReLU and is_bare(relu) and all(map(is_fusable, norms))
+    return parts_are_ours and triton_takes(x)
+
+
+def is_fusable(norm: nn.Module) -> bool:
+    return (
+        type(norm) is PerWorkerBatchNorm2d
+        and norm.training
+        and norm.implementation == "triton"
+        and (norm.scope == "worker" or world_size() == 1)
+        and is_bare(norm)
+    )
+
+
+def is_bare(module: nn.Module) -> bool:
+    """Whether a call of the module runs its class's forward and nothing else."""
+    hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+    return not any(hooks) and "forward" not in module.__dict__
+
+
+def through_relu(block: nn.Module, norm: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """Return relu(norm(x) + residual), fused where the types are alike: autocast may leave the residual in float32."""
+    if triton_takes(x) and (residual is None or (residual.dtype == x.dtype and residual.shape == x.shape)):
+        y: Tensor = norm.forward_in_training(x, relu=True, residual=residual)
+        return y
+    y = norm(x)
+    relu: Any = block.relu
+    y = relu(y if residual is None else y + residual)
+    return y
+
+
+def unfused(kind: Any, block: nn.Module, x: Tensor) -> Tensor:
+    y: Tensor = kind.forward(block, x)
+    return y
