@@ -233,8 +233,8 @@ def test_transformers_trainer_trains_the_same(tmp_path):
     ours, (state, lrs) = results[0]["lbsgd"], results[0]["JSON alone"]
     assert [lr for (lr,) in lrs] == pytest.approx([0.05, 0.05, 0.1375, 0.225, 0.3125, 0.4])  # one late, and no decay
     assert distance(floats(state, "network."), floats(ours[0])) > 100 * BOUND
-    assert "train_micro_batch_size_per_gpu=16 vs hf" in results[0]["refused"]["batch"]
-    assert "gradient_accumulation_steps=2 vs hf" in results[0]["refused"]["passes"]
+    assert "per_device_train_batch_size=8; the plan needs" in results[0]["refused"]["batch"]
+    assert "gradient_accumulation_steps=1; the plan needs" in results[0]["refused"]["passes"]
     assert "train_dataset has 128 images and the plan 192" in results[0]["refused"]["data"]
     assert "64 != 16 * 1 * 2" in results[0]["refused"]["passes left out"]  # L01 of lbsgd check
     assert "Please specify the ZeRO optimization config" in results[0]["refused"]["no ZeRO block"]  # L03
