@@ -391,6 +391,13 @@ def test_without_its_package_a_kind_is_refused_with_the_command_that_installs_it
     assert "run: pip install" in refused(source, tmp_path)
 
 
+def test_shards_of_one_split_alone_are_refused(tmp_path):
+    source = tfrecords(tmp_path / "source")
+    for path in source.glob("validation-*"):
+        path.unlink()
+    assert "holds tfrecord shards such as train-00000-of-00003, and none of val" in refused(source, tmp_path)
+
+
 def test_shards_of_two_kinds_are_refused(tmp_path):
     webdataset(tfrecords(tmp_path / "source"))
     assert "holds shards of tfrecord and of webdataset" in refused(tmp_path / "source", tmp_path)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 OPENCV_OUT_OF_MEMORY = -4  # cv2.Error.StsNoMem
 BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of a TIFF
 WHITE_IS_ZERO = 0
+WHITE = 65_535
 STRIPE = 256  # rows that are scaled at a time
 
 
@@ -73,9 +74,14 @@ def unusable_depth(image: Image.Image) -> str | None:
 
 def has_16_bits(image: Image.Image) -> bool:
     """Return whether an image's samples are scaled from 16 bits to 8."""
+    how = str(_decoder_arguments(image))
+    return image.mode.startswith("I") or ";16" in how or (image.format == "PPM" and str(WHITE) in how)
+
+
+def _decoder_arguments(image: Image.Image) -> object:
+    """Return what PIL's decoder is told: such as RGB;16B, or RGB and the largest value of a PPM."""
     tiles = getattr(image, "tile", None)
-    decoder_arguments = str(tiles[0][3]) if tiles else ""  # such as RGB;16B
-    return image.mode.startswith("I") or ";16" in decoder_arguments
+    return tiles[0][3] if tiles else ""
 
 
 def rgb_pixels(image: Image.Image, data: bytes) -> np.ndarray:
@@ -105,7 +111,7 @@ def _colours_of_16_bits(image: Image.Image, data: bytes) -> np.ndarray | None:
     """Return OpenCV's pixels, scaled; None if it has no three colours of them, and PIL's high bytes must do."""
     import cv2
 
-    if image.format not in ("PNG", "TIFF") or _tag(image, ORIENTATION, 1) != 1:
+    if image.format not in ("PNG", "TIFF", "PPM") or _tag(image, ORIENTATION, 1) != 1:
         return None
     with contextlib.suppress(cv2.error):
         samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)

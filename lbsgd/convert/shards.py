@@ -39,9 +39,9 @@ Shards = dict[str, list[str]]  # by split: names in the folder
 
 
 def find_shards(path: Path) -> tuple[str, Shards] | None:
-    """Return the kind and the shards of each split in a folder; None without shards of both.
+    """Return the kind and the shards of each split in a folder; None without shards.
 
-    Raises DataError if shards of several kinds are there, or if some are missing.
+    Raises DataError if shards of several kinds are there, or if some are missing, such as all of one split.
     """
     found: dict[str, Shards] = {}
     for folder in ("", "data", *SPLIT_WORDS):
@@ -52,7 +52,10 @@ def find_shards(path: Path) -> tuple[str, Shards] | None:
     whole = {kind: shards for kind, shards in found.items() if len(shards) == len(SPLITS)}
     if len(whole) > 1:
         raise DataError(f"{path} holds shards of {' and of '.join(sorted(whole))}; keep one kind in the folder")
-    for kind, shards in whole.items():
+    for kind, shards in (whole or found).items():
+        if missing := [split for split in SPLITS if split not in shards]:
+            names = next(iter(shards.values()))
+            raise DataError(f"{path} holds {kind} shards such as {names[0]}, and none of {missing[0]}; fetch them")
         for names in shards.values():
             _refuse_missing(path, names)
         return kind, shards
