@@ -35,8 +35,9 @@ from lbsgd.data.folder import open_data
 from lbsgd.data.share import Share
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
-from lbsgd.train.engine import initialize, memory_format, start_processes
+from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.images import Images
+from lbsgd.train.kernels import memory_format
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import DTYPES, device_name, pixels_of

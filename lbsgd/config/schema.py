@@ -102,9 +102,7 @@ class Momentum(_Block):
     @model_validator(mode="after")
     def _form_9_needs_no_correction(self) -> Self:
         if self.form == "lr_outside" and not self.correction:
-            raise ValueError(
-                "correction false: lr_outside, the paper's (9), is corrected by construction; use lr_inside"
-            )
+            raise ValueError("correction false: lr_outside, the paper's (9), is always corrected; use lr_inside")
         return self
 
 
@@ -118,9 +116,7 @@ class WeightDecay(_Block):
     @model_validator(mode="after")
     def _base_goes_with_inverse_lr(self) -> Self:
         if (self.scaling == "inverse_lr") != (self.base is not None):
-            raise ValueError(
-                "base, the weight decay at base_batch images, is needed with scaling inverse_lr, only there"
-            )
+            raise ValueError("base, the weight decay at base_batch images, goes with scaling inverse_lr alone")
         return self
 
 

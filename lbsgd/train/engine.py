@@ -32,9 +32,7 @@ from pydantic import ValidationError
 from torch.distributed import HashStore, PrefixStore, Store
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
-from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.fused_blocks import fuse_blocks
-from lbsgd.algorithm.norm_rule import implementation_for
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.config.overrides import Overrides
@@ -43,6 +41,7 @@ from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.inputs import build_optimizer, deepspeed_config
+from lbsgd.train.kernels import memory_format, norm_implementation
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 
@@ -156,7 +155,7 @@ def initialize(
         )
     require_precision(plan.precision)
     norm = plan.recipe.batch_norm
-    how, _ = norm_implementation(plan)
+    how, _ = norm_implementation(plan, deepspeed.accelerator.get_accelerator().device_name())
     convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope, how)
     if how == "triton":
         fuse_blocks(model)
@@ -199,20 +198,6 @@ def require_precision(precision: str) -> None:
             f"this device ({accelerator.device_name()}) cannot compute in fp16; use --precision bf16 or "
             "--precision fp32"
         )
-
-
-def norm_implementation(plan: Plan) -> tuple[Implementation, str]:
-    """Return what computes batch norm in training on this device, and why. Raises ConfigError if it cannot."""
-    device = deepspeed.accelerator.get_accelerator().device_name()
-    try:
-        return implementation_for(plan.recipe.batch_norm.implementation, device, memory_format(torch.device(device)))
-    except ValueError as error:
-        raise ConfigError(f"{plan.name}: lbsgd.batch_norm: {error}") from error
-
-
-def memory_format(device: torch.device) -> torch.memory_format:
-    """Return channels_last for tensor cores; on a CPU our batch norm is faster without (docs/experiments.md)."""
-    return torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
 
 
 # --- access to ZeRO's state, for engine_state.py ----------------------------------------------------------------------

@@ -23,9 +23,10 @@ from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import described
-from lbsgd.train.engine import initialize, memory_format, norm_implementation, start_processes
+from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
+from lbsgd.train.kernels import memory_format, norm_implementation
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 from lbsgd.train.reporter import Reporter, Silence
@@ -131,7 +132,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
     def open_log() -> None:
         host = {**environment(run.images.place), "device": device_name(), "threads": torch.get_num_threads()}
         aggregation = described(run.plan, engine)
-        norm = "{}, by {}".format(*norm_implementation(run.plan))
+        norm = "{}, by {}".format(*norm_implementation(run.plan, engine.device))
         about = {
             **({"started_from": run.started_from} if run.started_from else {}),
             "model": run.task.name,
