@@ -31,17 +31,13 @@ from deepspeed.utils import (
 from pydantic import ValidationError
 from torch.distributed import HashStore, PrefixStore, Store
 
-from lbsgd.algorithm.batch_norm import convert_batch_norm
-from lbsgd.algorithm.choices import Implementation
-from lbsgd.algorithm.fused_blocks import fuse_blocks
-from lbsgd.algorithm.norm_rule import implementation_for
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
-from lbsgd.train.inputs import build_optimizer, deepspeed_config
+from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 
@@ -153,11 +149,8 @@ def initialize(
             f"the plan is for {plan.world_size} processes, but {world_size} run; read it for {world_size}"
         )
     require_precision(plan.precision)
-    norm = plan.recipe.batch_norm
-    how, _ = norm_implementation(plan)
-    convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope, how)
-    if how == "triton":
-        fuse_blocks(model)
+    device = torch.device(deepspeed.accelerator.get_accelerator().device_name())
+    convert_network(model, plan, device, memory_format(device))
     engine, scheduler = deepspeed_engine(model, plan)
     attach(engine, plan)
     engine.module.register_forward_pre_hook(
@@ -197,15 +190,6 @@ def require_precision(precision: str) -> None:
             f"this device ({accelerator.device_name()}) cannot compute in fp16; use --precision bf16 or "
             "--precision fp32"
         )
-
-
-def norm_implementation(plan: Plan) -> tuple[Implementation, str]:
-    """Return what computes batch norm in training on this device, and why. Raises ConfigError if it cannot."""
-    device = deepspeed.accelerator.get_accelerator().device_name()
-    try:
-        return implementation_for(plan.recipe.batch_norm.implementation, device, memory_format(torch.device(device)))
-    except ValueError as error:
-        raise ConfigError(f"{plan.name}: lbsgd.batch_norm: {error}") from error
 
 
 def memory_format(device: torch.device) -> torch.memory_format:

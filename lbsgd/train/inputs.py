@@ -1,4 +1,4 @@
-"""What DeepSpeed is given for a plan: the optimizer and the JSON."""
+"""What DeepSpeed is given for a plan: the network with its batch norms converted, the optimizer and the JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,31 @@ from typing import Any
 
 import torch
 
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.choices import Implementation
+from lbsgd.algorithm.fused_blocks import fuse_blocks
+from lbsgd.algorithm.norm_rule import implementation_for
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
+
+
+def convert_network(model: torch.nn.Module, plan: Plan, device: torch.device, layout: torch.memory_format) -> None:
+    """Make the network's batch norms per-worker ones, and fuse its blocks where Triton computes them."""
+    norm = plan.recipe.batch_norm
+    how, _ = norm_implementation(plan, device, layout)
+    convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope, how)
+    if how == "triton":
+        fuse_blocks(model)
+
+
+def norm_implementation(plan: Plan, device: torch.device, layout: torch.memory_format) -> tuple[Implementation, str]:
+    """Return what computes batch norm in training on this device, and why. Raises ConfigError if it cannot."""
+    try:
+        return implementation_for(plan.recipe.batch_norm.implementation, device.type, layout)
+    except ValueError as error:
+        raise ConfigError(f"{plan.name}: lbsgd.batch_norm: {error}") from error
 
 
 def build_optimizer(model: torch.nn.Module, plan: Plan) -> MomentumCorrectedSGD:

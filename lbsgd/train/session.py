@@ -21,9 +21,10 @@ from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import described
-from lbsgd.train.engine import initialize, memory_format, norm_implementation, start_processes
+from lbsgd.train.engine import initialize, memory_format, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
+from lbsgd.train.inputs import norm_implementation
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 from lbsgd.train.reporter import Reporter, Silence
@@ -115,7 +116,7 @@ def open_reporter(run: Run, engine, progress: Progress) -> Reporter | Silence:
     def open_log() -> None:
         host = {**environment(run.images.place), "device": device_name(), "threads": torch.get_num_threads()}
         aggregation = described(run.plan, engine)
-        norm = "{}, by {}".format(*norm_implementation(run.plan))
+        norm = "{}, by {}".format(*norm_implementation(run.plan, engine.device, memory_format(engine.device)))
         chosen = {"aggregation": aggregation, "batch_norm": norm}
         about = {"model": run.task.name, **run.plan.as_dict(), **chosen, "environment": host}
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
