@@ -31,7 +31,8 @@ def takes(description: Mapping[str, Any], value: Any) -> bool:
         return inside(description["float"], value)
     if isinstance(value, str):
         text = description["text"]
-        return bool(text["any"] != (value in text["but"]))
+        excepted = value in text["but"] or {value.lower(), value.upper()} <= set(text["but"])  # in any case
+        return bool(text["any"] != excepted)
     if isinstance(value, dict):
         return bool(description["block"])
     return takes_list(description.get("list", False), value)

@@ -117,9 +117,21 @@ def unknown_key(json: Document) -> Iterator[Hit]:
 def no_block(json: Document) -> Iterator[Hit]:
     for name in block_names(json):
         value = json.get(name, {})
-        described = NOTHING if name in OPTIMIZER_BLOCKS else json.accepted.keys.get(name, NOTHING)
-        if not isinstance(value, dict) and not (json.plain and takes(described, value)):
+        if not isinstance(value, dict) and not (json.plain and passes_for_block(json, name, value)):
             yield Hit(name, f"is {shown(value)}")
+
+
+def passes_for_block(json: Document, name: str, value: object) -> bool:
+    """Whether DeepSpeed takes a value in the place of a block, such as true for zero_optimization."""
+    if name in OPTIMIZER_BLOCKS or name == "autotuning":
+        return False
+    if name == "zero_optimization" and isinstance(value, bool):
+        return True
+    places = (*json.accepted.keys, *json.accepted.blocks)
+    inner = [place.partition(".")[2] for place in places if place.startswith(f"{name}.")]
+    if isinstance(value, str) and any(key in value for key in inner):  # it finds the key in the text, then fails
+        return False
+    return takes(json.accepted.keys.get(name, NOTHING), value)
 
 
 @rule(

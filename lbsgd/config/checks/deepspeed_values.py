@@ -132,6 +132,10 @@ def no_learning_rate(json: Document) -> Iterator[Hit]:
     known = json.accepted.optimizer(json.get("optimizer.type"))
     if known and isinstance(lr, (int, float)) and lr == 0 and json.get("scheduler.type") in (None, *MULTIPLYING):
         yield Hit("optimizer.params.lr", "is 0: no update moves the weights")
+    if json.get("scheduler.type") == "OneCycleLR" and json.get("scheduler.params.max_lr", 1) == 0:
+        yield Hit("scheduler.params.max_lr", "is 0: no update moves the weights")
+    if json.get("optimizer.type") == "Adadelta" and json.get("optimizer.params.eps", 1) == 0:
+        yield Hit("optimizer.params.eps", "is 0: Adadelta starts at it, and no update moves the weights")
 
 
 @rule(

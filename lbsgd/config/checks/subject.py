@@ -59,6 +59,8 @@ class Document:
     @property
     def stage(self) -> int | None:
         """The ZeRO stage; 0 where none is given, None where it is "auto" or no stage at all."""
+        if self.plain and self.get("zero_optimization") is True:
+            return 1  # as the first versions of ZeRO were switched on
         stage = self.get("zero_optimization.stage", 0)
         if self.plain and type(stage) is not int:
             stage = as_whole_number(stage)
