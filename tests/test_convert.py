@@ -39,6 +39,7 @@ def test_the_manifest_says_what_was_made(tree, tmp_path):
             "num_images": num_images,
             "num_bytes": beton.path.stat().st_size,
             "fingerprint": beton.fingerprint,
+            "tables": beton.survey.tables,
         }
     assert names_in(tmp_path / "data") == ["manifest.json", "train.beton", "val.beton"]
 

@@ -102,7 +102,7 @@ def example(**features):
         else:
             values = value if isinstance(value, list) else [value]
             getattr(feature, "float_list" if isinstance(values[0], float) else "int64_list").value.extend(values)
-    return made.SerializeToString()
+    return made.SerializeToString(deterministic=True)
 
 
 def imagenet_example(name, label, data):
