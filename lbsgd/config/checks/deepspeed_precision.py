@@ -56,7 +56,7 @@ def unknown_autocast_key(json: Document) -> Iterator[Hit]:
     plain="error",
     why="At stage 0 DeepSpeed 0.19 does not scale the loss but still divides the gradients by the loss scale, 65536 "
     "at the start. With SGD every update is so many times too small, and the loss looks like that of a network that "
-    "does not learn. (D73: optimizers that divide by the gradients' size.)",
+    "does not learn. D73 is about optimizers that divide by the gradients' size.",
     fix="set it to 1, or use torch_autocast with bfloat16",
     example={"zero_optimization": {"stage": 0}},
 )
