@@ -13,6 +13,7 @@ from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import get, shown
 
 AUTO = "auto"
+WHOLE = "elasticity."  # its keys are right together or not at all, so no key was tried by itself
 OTHER_RULES = frozenset(  # keys that a rule of their own judges
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization.stage "
     "scheduler.params.warmup_num_steps data_types.grad_accum_dtype".split()
@@ -47,7 +48,7 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
     blocks = set(block_names(json))  # D29 judges them
     for key, description in accepted.keys.items():
         value = get(json.config, key, AUTO)
-        if value != AUTO and key not in blocks and not takes(description, value):
+        if value != AUTO and key not in blocks and not key.startswith(WHOLE) and not takes(description, value):
             yield key, f"is {shown(value)}, which DeepSpeed does not take"
     yield from legacy_stage_1(json)
     for block, entry in (
