@@ -73,14 +73,14 @@ def test_corrected_files_are_as_they_should_be():
 EXPECTED = {
     "trainer_zero3_auto": [],
     "cifar_tutorial": [],
-    "imagenet_script_passes_sgd": ["D11"],
-    "resnet_sgd_zero1": ["D18", "D37", "D46"],
+    "imagenet_script_passes_sgd": [],
+    "resnet_sgd_zero1": ["D18", "D46"],
     "lowercase_sgd": ["D06", "D18", "D33", "D47"],
     "bert_onebit_adam": ["D06"],
-    "zero_of_2020": ["D29", "D33"],
+    "zero_of_2020": ["D33"],
     "elastic_cluster": ["D01", "D01", "D01", "D49"],
     "gpt_neox_style": ["D01", "D31"],
-    "misspelt": ["D02", "D02", "D02", "D48"],
+    "misspelt": ["D48"],
     "both_halves": ["D15", "D31", "D31", "D34", "D49"],
     "with_comments": [],
     "twice": ["J01"],
@@ -89,10 +89,10 @@ EXPECTED = {
 WARNED = {
     "trainer_zero3_auto": {"D10"},
     "cifar_tutorial": {"D10", "D43"},
-    "imagenet_script_passes_sgd": {"D08", "D39"},
-    "resnet_sgd_zero1": {"D08", "D10", "D43"},
+    "imagenet_script_passes_sgd": {"D08", "D39", "D73"},
+    "resnet_sgd_zero1": {"D08", "D10", "D37", "D43"},
     "gpt_neox_style": {"D32"},
-    "misspelt": {"D03", "D08", "D32"},
+    "misspelt": {"D02", "D03", "D08", "D32"},
     "both_halves": {"D30", "D32"},
     "with_comments": {"J02"},
     "zero_of_2020": {"D03"},
@@ -209,13 +209,13 @@ def test_an_elastic_checkpoint_of_sgd_fails_only_when_it_is_loaded(plain_deepspe
     import torch
 
     config = with_changes({"zero_optimization.elastic_checkpoint": True})
-    assert errors(config) == ["D37"]
-    for changes in (config, corrected(config)):
+    assert errors(config) == [] and "D37" in codes(config)
+    for changes in (config, with_changes({})):
         engine = plain_deepspeed(changes)
         engine.backward(engine(torch.ones(1, 4)).sum())
         engine.step()
         engine.save_checkpoint(str(tmp_path))
-        if errors(changes):
+        if "D37" in codes(changes):
             with pytest.raises(AssertionError):
                 engine.load_checkpoint(str(tmp_path))
     assert engine.load_checkpoint(str(tmp_path))[0]
@@ -274,21 +274,21 @@ def test_a_version_is_chosen_and_stands_in_the_output(tmp_path, capsys):
 def test_a_range_of_versions_is_a_table_of_what_changes(tmp_path, capsys):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({**without(SGD, "gradient_clipping"), "elasticity": {"enabled": False}, "time": 1}))
-    assert main(["check", str(path), "--deepspeed", "0.16..0.19"]) == 1
+    assert main(["check", str(path), "--deepspeed", "0.18..0.19"]) == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0][1:] == ["DeepSpeed", "0.16.9,", "0.17.6,", "0.18.9,", "0.19.8"]
-    assert ["D01", "elasticity", "-", "-", "-", "error"] in lines
-    assert ["D08", "gradient_clipping", "-", "-", "-", "warning"] in lines
+    assert lines[0][1:] == ["DeepSpeed", "0.18.9,", "0.19.8"]
+    assert ["D01", "elasticity", "-", "error"] in lines
+    assert ["D08", "gradient_clipping", "-", "warning"] in lines
     assert not [line for line in lines if line[:1] == ["D03"]]  # the same in all
-    assert main(["check", str(path), "--deepspeed", "0.16..0.18"]) == 0
+    assert main(["check", str(path), "--deepspeed", "0.18..0.18"]) == 0
 
 
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--deepspeed", "0.15"], ["0.15", "known are 0.16"]),
-        (["--deepspeed", "0.19..0.16"], ["runs backwards", "0.16..0.19"]),
-        (["--deepspeed", "0.16..0.19", "--fix"], ["--fix", "one version"]),
+        (["--deepspeed", "0.15"], ["0.15", "known are 0.18"]),
+        (["--deepspeed", "0.19..0.18"], ["runs backwards", "0.18..0.19"]),
+        (["--deepspeed", "0.18..0.19", "--fix"], ["--fix", "one version"]),
     ],
 )
 def test_a_wrong_version_is_one_line(flags, words, capsys):
@@ -305,7 +305,7 @@ def test_findings_for_machines_are_json(capsys):
     assert main(["check", "--json", *map(str, sorted(FOREIGN.glob("*.json")))]) == 1
     found = json.loads(capsys.readouterr().out)
     assert found["errors"] == sum(map(len, EXPECTED.values())) and len(found["files"]) == len(EXPECTED)
-    finding = next(each for file in found["files"] for each in file["findings"] if each["code"] == "D11")
+    finding = next(each for file in found["files"] for each in file["findings"] if each["code"] == "D18")
     assert finding.keys() == {"severity", "code", "key", "message", "fix", "points"}
 
 

@@ -40,7 +40,7 @@ def main() -> None:
     import deepspeed_keys
     import deepspeed_objects
 
-    version = deepspeed.__version__.split("+")[0]
+    version = deepspeed.__version__.split("+")[0].strip()
     short = ".".join(version.split(".")[:2])
     if given.torch:
         write(FOLDER / "torch.json", deepspeed_objects.of_torch())

@@ -12,6 +12,11 @@ from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_count, shown
 
+NAMES_OF_TYPES = {
+    "fp16": ("fp16", "float16", "torch.float16", "half"),
+    "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
+    "fp32": ("fp32", "float32", "torch.float32", "float"),
+}
 BATCH, MICRO, PASSES = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 
@@ -160,7 +165,8 @@ def scaled_before_reduction(json: Document) -> Iterator[Hit]:
 )
 def gradient_type(json: Document) -> Iterator[Hit]:
     weights = "fp16" if json.enabled("fp16") else "bf16" if json.enabled("bf16") else "fp32"
-    if json.stage == 0 and json.get("data_types.grad_accum_dtype") not in (None, weights):
+    given = json.get("data_types.grad_accum_dtype")
+    if json.stage == 0 and given is not None and given not in NAMES_OF_TYPES[weights]:
         said = f"is not {weights}, and stage 0 knows one type for both"
         correction = json.beside_intent({"data_types.grad_accum_dtype": DELETE})
         yield Hit("data_types.grad_accum_dtype", said, correction=correction)

@@ -13,7 +13,7 @@ from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import shown
 
 OPTIMIZER_BLOCKS = ("optimizer", "scheduler")  # whose keys beside type and params are ignored
-OWN_RULE = {"torch_autocast": "D28"}  # blocks whose unknown keys are another rule's
+NOT_JUDGED = ("torch_autocast", "elasticity")  # D28 judges the first; no key of the second was tried by itself
 
 
 @lru_cache(maxsize=1024)
@@ -169,7 +169,7 @@ def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
     for name in (*OPTIMIZER_BLOCKS, *block_names(json)):
         known = frozenset(key.partition(".")[0] for key in json.accepted.inside(name))
         known |= {"type", "params"} if name in OPTIMIZER_BLOCKS else set()
-        if not known or name in json.accepted.blocks or name in OWN_RULE:
+        if not known or name in json.accepted.blocks or name in NOT_JUDGED:
             continue
         for key in sorted(set(json.block(name)) - known):
             message = "is an unknown key, which DeepSpeed ignores in silence"

@@ -29,7 +29,7 @@ def large_batch(json: Document) -> int | None:
     example={
         "train_batch_size": 8192,
         "optimizer": {"type": "SGD", "params": {"lr": 0.1}},
-        "scheduler": {"type": "OneCycle", "params": {}},
+        "scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 0.01, "cycle_max_lr": 0.1}},
     },
 )
 def unscaled_learning_rate(json: Document) -> Iterator[Hit]:

@@ -91,7 +91,11 @@ def unknown_sgd_parameter(json: Document) -> Iterator[Hit]:
 def nesterov_without_momentum(json: Document) -> Iterator[Hit]:
     params = json.block(PARAMS)
     momentum = params.get("momentum", 0 if json.plain else None)  # R05 asks for one beside an lbsgd block
-    if json.get(TYPE) == "SGD" and params.get("nesterov") and (momentum == 0 or params.get("dampening", 0)):
+    if (
+        json.get(TYPE) == "SGD"
+        and params.get("nesterov")
+        and (momentum == 0 or (json.plain and params.get("dampening", 0)))
+    ):
         yield Hit(f"{PARAMS}.nesterov", "is true with momentum 0 or with dampening")
 
 

@@ -142,7 +142,7 @@ def halfway(steps: Any) -> str:
     "a warmup that starts at 0",
     plain="warning",
     why="DeepSpeed's warmups use their first value twice. Where it is 0, which is the default, the first two "
-    "updates move nothing. (The very first update of WarmupCosineLR has the learning rate 0 in any case.)",
+    "updates move nothing. The very first update of WarmupCosineLR has the learning rate 0 in any case.",
     fix="give the learning rate of a small batch (Sec. 2.2), for WarmupCosineLR as a ratio to the optimizer's",
     example={"scheduler": {"type": "WarmupLR", "params": {"warmup_type": "linear", "warmup_max_lr": 0.1}}},
 )

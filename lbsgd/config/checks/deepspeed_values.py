@@ -13,9 +13,10 @@ from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import get, shown
 
 AUTO = "auto"
+WHOLE = "elasticity."  # its keys are right together or not at all, so no key was tried by itself
 OTHER_RULES = frozenset(  # keys that a rule of their own judges
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization.stage "
-    "scheduler.params.warmup_num_steps".split()
+    "scheduler.params.warmup_num_steps data_types.grad_accum_dtype".split()
 )
 NUMERALS = (int, float)
 MULTIPLYING = tuple(  # schedulers whose learning rate is the optimizer's times a factor
@@ -47,13 +48,21 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
     blocks = set(block_names(json))  # D29 judges them
     for key, description in accepted.keys.items():
         value = get(json.config, key, AUTO)
-        if value != AUTO and key not in blocks and not takes(description, value):
+        if value != AUTO and key not in blocks and not key.startswith(WHOLE) and not takes(description, value):
             yield key, f"is {shown(value)}, which DeepSpeed does not take"
+    yield from legacy_stage_1(json)
     for block, entry in (
         ("optimizer", accepted.optimizer(json.get("optimizer.type"), json.get("optimizer.params"))),
         ("scheduler", accepted.scheduler(json.get("scheduler.type"))),
     ):
         yield from refused_arguments(json, f"{block}.params", entry or {})
+
+
+def legacy_stage_1(json: Document) -> Iterator[tuple[str, str]]:
+    """Yield the switch to a ZeRO stage 1 that every version known here has left behind."""
+    key = "zero_optimization.legacy_stage1"
+    if json.stage and as_bool(json.get(key, False)):
+        yield key, "is true, and the old ZeRO stage 1 is gone"
 
 
 def refused_arguments(json: Document, key: str, entry: Entry) -> Iterator[tuple[str, str]]:
