@@ -116,6 +116,31 @@ BLOCKS = (
     {"progressive_layer_drop": {"enabled": False}},
     {"comment": "ResNet-50, 8 GPUs", "checkpoints": "runs", "time": "12:00"},
 )
+ADAM = {**BASE, "optimizer": {"type": "AdamW", "params": {"lr": 0.001}}}
+WARM = {"type": "WarmupLR", "params": {"warmup_num_steps": 10, "warmup_max_lr": 0.01}}
+REPORTED = (  # single mistakes and harmless habits, as people report them
+    {**ADAM, "communication_data_type": "int4"},
+    {**ADAM, "communication_data_type": "FP32"},
+    {**ADAM, "zero_optimization": {"stage": 2, "reduce_bucket_size": "5e8"}},
+    {**ADAM, "zero_optimization": {"stage": 2, "reduce_bucket_size": 2.5}},
+    {**ADAM, "zero_optimization": {"stage": 3, "stage3_prefetch_bucket_size": 0.9}},
+    {**ADAM, "zero_optimization": {"stage": "2"}},
+    {**ADAM, "zero_optimization": {"stage": 1, "legacy_stage1": True}},
+    {**ADAM, "zero_optimization": {"stage": 1, "allgather_bucket": 5}},
+    {**ADAM, "fp16": {"enabled": False, "loss_scale": "dynamic"}},
+    {**ADAM, "fp16": {"enabled": False, "dtype": "float16"}},
+    {**ADAM, "bf16": {"enabled": "maybe"}},
+    {**ADAM, "bfloat16": {"enabled": True, "loss_scale": 0}, "zero_optimization": {"stage": 1}},
+    {**ADAM, "data_types": {"grad_accum_dtype": "float32"}},
+    {**ADAM, "bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "bfloat16"}},
+    {**ADAM, "timers": {"throughput": {"enabled": False, "foo": 1}}},
+    {**ADAM, "tensor_parallel": {"autotp_size": 1, "foo": 2}},
+    {**BASE, "scheduler": {"type": "WarmupDecayLR", "params": {"warmup_num_steps": 10}}},
+    {**BASE, "scheduler": {"type": "OneCycle", "params": {"cycle_first_step_size": 1000}}},
+    {**BASE, "scheduler": {"type": "StepLR", "params": {"gamma": 0.1}}},
+    {**BASE, "scheduler": {**WARM, "params": {"warmup_num_steps": "10"}}},
+    {**BASE, "train_batch_size": 4.0, "scheduler": WARM},
+)
 WORDS = ("", "x", "none", "yes", "true", "0", "fp16", "auto_", "float32", "bf16", "cpu", "linear", "log", "SGD", "Adam")
 NUMBERS = (-1, 0, 1, 2, 3, 5, 7, 100, -1.0, 0.0, 0.5, 0.9, 1.0, 1.5, 2.0, 2.5, 100.0)
 
