@@ -102,7 +102,7 @@ class Momentum(_Block):
     @model_validator(mode="after")
     def _form_9_needs_no_correction(self) -> Self:
         if self.form == "lr_outside" and not self.correction:
-            raise ValueError("correction false: lr_outside, the paper's (9), is always corrected; use lr_inside")
+            raise ValueError("correction false: lr_outside, (9), is corrected by construction; use lr_inside")
         return self
 
 

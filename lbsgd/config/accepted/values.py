@@ -125,9 +125,11 @@ def bounded(models: Mapping[str, Any], kind: Mapping[str, Any], value: Any) -> I
     """Yield what a type with bounds refuses."""
     wrong = list(type_refusals(models, kind["of"], value))
     yield from wrong
-    number = None if wrong or value is None else float(value)
+    if wrong or value is None:
+        return
+    number = value if isinstance(value, int) else float(value)  # an integer may be too large for a float
     for name, words, holds in BOUNDS:
-        if number is not None and name in kind and not holds(number, kind[name]):
+        if name in kind and not holds(number, kind[name]):
             yield "", f"is {shown(value)}, and DeepSpeed wants {words} {kind[name]:g}"
 
 
