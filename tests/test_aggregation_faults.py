@@ -236,7 +236,7 @@ def test_a_key_that_an_older_checkpoint_lacks_has_its_neutral_default(tmp_path):
 
 
 def test_a_required_key_is_not_made_up():
-    assert "epochs" not in completed({"num_images": 1, "warmup": {"kind": "none", "epochs": 0}})
+    assert "num_images" not in completed({"epochs": 1, "warmup": {"kind": "none", "epochs": 0}})
 
 
 def saved(hierarchy="flat", between="halving_doubling", inside="halving_doubling", servers=((0, 1, 2, 3),), bucket=500):
