@@ -160,7 +160,7 @@ def test_a_configuration_of_ones_own_is_complete_and_checked(tmp_path, capsys):
         ("--global_batch 100", ["100", "96 or 128"]),
         ("--global_batch 8192 --gpus 96", ["256 workers", "96 processes", "fit: 1, 2, 4"]),
         ("--global_batch 8192 --micro_batch 48 --gpus 2", ["48", "fit: 32, 64"]),
-        ("--global_batch 8192 --precision fp16 --zero_stage 0", ["fp16", "never move"]),
+        ("--global_batch 8192 --precision fp16 --zero_stage 0", ["fp16", "65536 times too small"]),
         ("--global_batch 8192 --num_images 8000", ["8192", "8000"]),
         ("--global_batch 8192 --set lbsgd.warmup.kind=slow", ["slow"]),
     ],

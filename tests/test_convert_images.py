@@ -49,6 +49,8 @@ def by_opencv(*options):
 
 def pil(data):
     with Image.open(io.BytesIO(data)) as image:
+        if image.mode.startswith("I"):  # grey of 16 bits, which PIL's own conversion clips
+            return np.repeat(np.rint(np.asarray(image, float)[:, :, None] / 257), 3, axis=2).astype(int)
         return np.asarray(image.convert("RGB"), int)
 
 
@@ -140,7 +142,7 @@ def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffc
     loader = Loader(
         str(tmp_path / "data/train.beton"),
         len(images),
-        num_processes=1,
+        num_workers=1,
         order=OrderOption.SEQUENTIAL,
         pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
     )

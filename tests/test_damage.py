@@ -30,7 +30,7 @@ def whole(tmp_path_factory):
             path = folder / f"source/{split}/{i % 3}/{i}.JPEG"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(encoded(size=(20 + i, 40 - i), phase=i))
-    convert(folder / "source", folder / "data", max_side=500, raw_fraction=0.4, num_workers=1)
+    convert(folder / "source", folder / "data", max_side=500, raw_fraction=0.4, num_processes=1)
     return folder / "data"
 
 
