@@ -125,7 +125,7 @@ def bounded(models: Mapping[str, Any], kind: Mapping[str, Any], value: Any) -> I
     """Yield what a type with bounds refuses."""
     wrong = list(type_refusals(models, kind["of"], value))
     yield from wrong
-    number = None if wrong or value is None else float(value)
+    number = None if wrong or value is None else value if isinstance(value, int) else float(value)
     for name, words, holds in BOUNDS:
         if number is not None and name in kind and not holds(number, kind[name]):
             yield "", f"is {shown(value)}, and DeepSpeed wants {words} {kind[name]:g}"
