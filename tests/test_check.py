@@ -274,21 +274,21 @@ def test_a_version_is_chosen_and_stands_in_the_output(tmp_path, capsys):
 def test_a_range_of_versions_is_a_table_of_what_changes(tmp_path, capsys):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({**without(SGD, "gradient_clipping"), "elasticity": {"enabled": False}, "time": 1}))
-    assert main(["check", str(path), "--deepspeed", "0.18..0.19"]) == 1
+    assert main(["check", str(path), "--deepspeed", "0.16..0.19"]) == 1
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0][1:] == ["DeepSpeed", "0.18.9,", "0.19.8"]
-    assert ["D01", "elasticity", "-", "error"] in lines
-    assert ["D08", "gradient_clipping", "-", "warning"] in lines
+    assert lines[0][1:] == ["DeepSpeed", "0.16.9,", "0.17.6,", "0.18.9,", "0.19.8"]
+    assert ["D01", "elasticity", "-", "-", "-", "error"] in lines
+    assert ["D08", "gradient_clipping", "-", "-", "-", "warning"] in lines
     assert not [line for line in lines if line[:1] == ["D03"]]  # the same in all
-    assert main(["check", str(path), "--deepspeed", "0.18..0.18"]) == 0
+    assert main(["check", str(path), "--deepspeed", "0.16..0.18"]) == 0
 
 
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--deepspeed", "0.15"], ["0.15", "known are 0.18"]),
-        (["--deepspeed", "0.19..0.18"], ["runs backwards", "0.18..0.19"]),
-        (["--deepspeed", "0.18..0.19", "--fix"], ["--fix", "one version"]),
+        (["--deepspeed", "0.15"], ["0.15", "known are 0.16"]),
+        (["--deepspeed", "0.19..0.16"], ["runs backwards", "0.16..0.19"]),
+        (["--deepspeed", "0.16..0.19", "--fix"], ["--fix", "one version"]),
     ],
 )
 def test_a_wrong_version_is_one_line(flags, words, capsys):

@@ -24,8 +24,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--deepspeed",
         metavar="VERSION",
-        help="what this version of DeepSpeed accepts: 0.18 or 0.19, by default the installed one; "
-        "a range such as 0.18..0.19 is a table of what changes",
+        help="what this version of DeepSpeed accepts: 0.16 to 0.19, by default the installed one; "
+        "a range such as 0.16..0.19 is a table of what changes",
     )
     add("--markdown", action="store_true", help="with --explain all: print docs/checks.md")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from lbsgd.errors import ConfigError
 
-VERSIONS = ("0.18", "0.19")  # the newest patch of each
+VERSIONS = ("0.16", "0.17", "0.18", "0.19")  # the newest patch of each
 NEWEST = VERSIONS[-1]
 PROGRAM_KEYS = frozenset({"lbsgd"})  # that no version reads, and that lbsgd does
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.accepted.schema import Entry
+from lbsgd.config.accepted.schema import NEWEST, Entry
+from lbsgd.config.accepted.schema import accepted as accepted_by
 from lbsgd.config.accepted.values import as_bool, model_refusals, takes
 from lbsgd.config.checks.deepspeed_keys import block_names
 from lbsgd.config.checks.rule import Hit, rule
@@ -46,6 +47,8 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
         for path, why in model_refusals(accepted.models, model, json.block(name)):
             yield f"{name}.{path}", why
     blocks = set(block_names(json))  # D29 judges them
+    features = {key for key in accepted_by(NEWEST).removed if isinstance(json.get(key), dict)}  # not tried key by key
+    blocks |= features
     for key, description in accepted.keys.items():
         value = get(json.config, key, AUTO)
         if value != AUTO and key not in blocks and not key.startswith(WHOLE) and not takes(description, value):
@@ -69,9 +72,21 @@ def refused_arguments(json: Document, key: str, entry: Entry) -> Iterator[tuple[
     """Yield the arguments of an optimizer or a scheduler that it refuses."""
     params: Any = json.block(key)
     for name, description in entry.get("params", {}).items():
+        if name == "lr" and key.startswith("optimizer") and is_replaced(json):
+            continue
         if name in params and params[name] != AUTO and not takes(description, params[name]):
             said = "needs a program: it is no value of a JSON" if not description else "is not taken"
             yield f"{key}.{name}", f"is {shown(params[name])}, which {said} by {json.get(key.split('.')[0] + '.type')}"
+
+
+def is_replaced(json: Document) -> bool:
+    """Whether a scheduler writes over the learning rate of an optimizer of DeepSpeed's before anything reads it."""
+    kind, params = json.get("scheduler.type"), json.block("scheduler.params")
+    replaces = kind in ("OneCycle", "LRRangeTest") or (
+        kind in ("WarmupLR", "WarmupDecayLR") and params.get("warmup_max_lr") is not None
+    )
+    own = str(json.get("optimizer.type")).lower() in json.accepted.optimizers
+    return replaces and own and not json.block("optimizer.params").get("torch_adam")
 
 
 def number_in_text(json: Document, key: str) -> dict[str, Any] | None:

@@ -54,9 +54,9 @@ Each code is one rule. Its severity depends on the file: with an `lbsgd` block, 
 one, in plain DeepSpeed. An error is refused by DeepSpeed or by lbsgd, or does not train; a warning is probably not
 meant; a note is good to know. A dash means that the rule does not apply.
 
-What DeepSpeed accepts is read from DeepSpeed itself (`tools/deepspeed_schema.py`), for 0.18.9 and 0.19.8:
-`lbsgd check --deepspeed 0.18` asks one of them, by default the installed one, and `--deepspeed 0.18..0.19` prints a
-table of what changes.
+What DeepSpeed accepts is read from DeepSpeed itself (`tools/deepspeed_schema.py`), for 0.16.9, 0.17.6, 0.18.9 and
+0.19.8: `lbsgd check --deepspeed 0.18` asks one of them, by default the installed one, and `--deepspeed 0.16..0.19`
+prints a table of what changes.
 
 `lbsgd check --explain CODE` prints one entry. `lbsgd check --fix FILE` keeps the file as `FILE.orig` and corrects what
 has one right answer; in a plain JSON only what DeepSpeed refuses, and no number is lost. In a folder only DeepSpeed's
