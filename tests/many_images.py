@@ -66,7 +66,7 @@ def kilobytes(*names):
         return sum(int(line.split()[1]) for line in file if line.startswith(names))
 
 path, rank, world_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-before, marks = kilobytes("Private_"), [(time.perf_counter(), time.process_time())]
+before, marks = kilobytes("Anonymous:"), [(time.perf_counter(), time.process_time())]
 def mark():
     marks.append((time.perf_counter(), time.process_time()))
 beton = BetonFile.open(path)
@@ -79,7 +79,7 @@ next(batches)
 mark()
 wall, cpu = ([b - a for a, b in zip(times, times[1:])] for times in zip(*marks))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-cost = dict(wall=wall, cpu=cpu, private=kilobytes("Private_") - before, peak=peak)
+cost = dict(wall=wall, cpu=cpu, anonymous=kilobytes("Anonymous:") - before, peak=peak)
 print(json.dumps(cost), flush=True)
 sys.stdin.readline()  # the memory is there until the parent has looked
 print(json.dumps(kilobytes("Pss:")), flush=True)
@@ -90,8 +90,9 @@ sys.stdin.readline()
 def costs(path, scratch, processes=1):
     """Return the cost of the first batch (micro batch 32) for each of some processes that start together.
 
-    wall and cpu: seconds to open, to build the loader, to get the batch. private, peak, pss: kilobytes; private is
-    what came to a process since its imports. Files that a host shares go into the folder `scratch`.
+    wall and cpu: seconds to open, to build the loader, to get the batch. anonymous, peak, pss: kilobytes; anonymous is
+    what came to a process since its imports and no other can share. Pages of the file, 64 kB around each image that was
+    read, count as private too while one process alone maps them. Files that a host shares go into the folder `scratch`.
     """
     environment = {**os.environ, "TMPDIR": str(scratch), "PYTHONPATH": str(Path(__file__).parent.parent)}
     pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)

@@ -26,7 +26,14 @@ from lbsgd.data.to_device import Prefetcher, ReusedMemory
 from lbsgd.train.facts import code_of
 
 ROOT = Path(__file__).parent.parent
-ImageFile.MAXBLOCK = 1 << 20  # or PIL refuses to write noise
+
+
+@pytest.fixture(scope="module", autouse=True)
+def noise_can_be_written():
+    """PIL refuses to write JPEGs larger than its buffer. Put back afterwards, because PNGs depend on it too."""
+    before, ImageFile.MAXBLOCK = ImageFile.MAXBLOCK, 1 << 20
+    yield
+    ImageFile.MAXBLOCK = before
 
 
 @pytest.fixture(scope="module")

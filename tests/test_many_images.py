@@ -22,7 +22,7 @@ def test_memory_and_time_of_a_process_do_not_grow_with_the_images(tmp_path):
     [few], [many] = costs(write_many(tmp_path / "few.beton", FEW), tmp_path), costs(path, tmp_path)
     print(f"\nfirst {first}\nfew {few}\nmany {many}")
     # 7 bytes per image are 100 MB at 14 million. 4 of them are the order, which other processes share.
-    assert 1024 * (many["private"] - few["private"]) / (MANY - FEW) < 7
+    assert 1024 * (many["anonymous"] - few["anonymous"]) / (MANY - FEW) < 7
     assert sum(many["cpu"]) - sum(few["cpu"]) < 3 * MANY / VERY_MANY + 0.5
     shared = {path.name.split("-")[0] for path in (tmp_path / f"lbsgd-{os.getuid()}").iterdir()}
     assert {"order", "tables", "code"} <= shared
@@ -38,7 +38,7 @@ def test_fourteen_million_images_cost_a_process_100_mb_and_eight_of_them_1500_mb
         [first], [one], eight = costs(path, tmp_path), costs(path, tmp_path), costs(path, tmp_path, processes=8)
         few_eight = [few["pss"]] * 8
         print(f"\nfew {few}\nfirst {first}\none {one}\neight {eight}")
-        assert one["private"] - few["private"] < 100_000
+        assert one["anonymous"] - few["anonymous"] < 100_000
         assert sum(one["cpu"]) - sum(few["cpu"]) < 3
         assert sum(each["pss"] for each in eight) - sum(few_eight) < 1_500_000
     finally:

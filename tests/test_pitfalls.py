@@ -131,7 +131,7 @@ def test_remark_4_a_seed_for_each_rank_misses_images_and_repeats_others():
 # --- Sec. 5.1: no weight decay on batch norm --------------------------------------------------------------------------
 
 
-def groups_by_name(model, weight_decay, on_batch_norm=False):
+def groups_by_name(model, weight_decay, *_):
     """Search as usual, and miss torchvision's shortcuts: their batch norms are called downsample.1."""
     named = dict(model.named_parameters())
     return [

@@ -161,4 +161,4 @@ def test_a_flag_that_is_no_number_is_refused():
 
 @pytest.mark.parametrize("flag, most", [("--epochs", 8), ("--max_iterations", 88)])
 def test_a_flag_that_ends_earlier_cannot_end_later(tmp_path, flag, most):
-    refused(recipe(DIGITS, "--fake_data", flag, most + 1, "--output_dir", tmp_path), flag, most + 1, "lbsgd.epochs")
+    refused(recipe(DIGITS, "--fake_data", flag, most + 1, "--output_dir", tmp_path), flag, most + 1, "lbsgd.decay")

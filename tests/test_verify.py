@@ -63,9 +63,9 @@ TABLE = METADATA_AT  # the first image's coding, width, height, place and label
     [
         (lambda beton: TABLE + 2 * METADATA.itemsize + 1, "does not decode to its 65 x 64 pixels"),
         (lambda beton: TABLE + 2 * METADATA.itemsize + 3, "does not decode to its 64 x 65 pixels"),
-        (lambda beton: TABLE + 2 * METADATA.itemsize, "does not decode to its 64 x 64 pixels"),  # as a JPEG
-        (lambda beton: TABLE + 2 * METADATA.itemsize + 5, "is damaged: its bytes have checksum"),
-        (lambda beton: TABLE + 2 * METADATA.itemsize + 12, "is damaged: the file says that it lies beyond its end"),
+        (lambda beton: TABLE + 2 * METADATA.itemsize, "does not have the bytes of its pixels"),  # as raw pixels
+        (lambda beton: TABLE + 2 * METADATA.itemsize + 5, "has two places"),
+        (lambda beton: TABLE + 2 * METADATA.itemsize + 12, "has two places"),
         (
             lambda beton: int(beton.images["data_at"][-1] + beton.sizes[-1]) + 4 * 2,
             "is damaged: its bytes have checksum",
@@ -78,7 +78,7 @@ TABLE = METADATA_AT  # the first image's coding, width, height, place and label
 def test_a_changed_byte_in_any_table_is_told_with_its_image(converted, tree, place, reason, against):
     path = converted / "train.beton"
     change_byte(path, place(BetonFile.open(path)))
-    with pytest.raises(DataError, match=f"train.beton: image 2 .label 1. {reason}"):
+    with pytest.raises(DataError, match=f"train.beton.* image 2 (.label 1. )?{reason}"):
         verify(converted, 2, tree if against == "source" else None)
 
 
