@@ -21,15 +21,6 @@ settings.register_profile("shared machine", deadline=None)  # an example may wai
 settings.load_profile("shared machine")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(config, items):
-    """Let one process have the tests of a file, which share what is slow to make; hosts' names exist once a machine."""
-    if config.pluginmanager.hasplugin("xdist"):
-        for item in items:
-            group = "cluster" if "cluster" in item.path.parts else item.path.name
-            item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def render_digits():
     """tools/render_digits.py as a module."""
