@@ -1,6 +1,8 @@
-"""Durations, sizes and counts in the words that people read."""
+"""Durations, sizes, counts and tables as people read them."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
 
 
 def clock(seconds: float) -> str:
@@ -27,3 +29,9 @@ def size(num_bytes: float) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 error`, `2 errors`."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown, a line per row, without a line break at the end."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)

@@ -14,7 +14,7 @@ from typing import Any
 from lbsgd.algorithm import published
 from lbsgd.config.json_file import read_json, write_json
 from lbsgd.config.precision import precision_of
-from lbsgd.units import counted
+from lbsgd.units import counted, markdown_table
 
 
 @dataclass(frozen=True)
@@ -191,7 +191,7 @@ def folder_of(shipped: Shipped) -> str:
 def table(rows: Iterable[Sequence[str]]) -> str:
     """Return the files' rows as Markdown."""
     heads = ["file", "kn", "k × n", "η", "warmup", "precision, ZeRO stage", "paper, top-1 error %", "what for"]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [heads, ["---"] * len(heads), *rows])
+    return markdown_table(heads, rows)
 
 
 def described(config: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from lbsgd.experiments.grid import Claim, DataSet, Study
 from lbsgd.report.groups import Group
 from lbsgd.report.statistics import Difference, difference, verdict
+from lbsgd.units import markdown_table
 
 TESTS = {
     "same": "the interval lies within ±{margin:g}",
@@ -55,5 +56,4 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
 
 
 def markdown(found: Sequence[Answer]) -> str:
-    lines = [HEADS, ("---",) * len(HEADS), *(answer.cells for answer in found)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+    return markdown_table(HEADS, [answer.cells for answer in found]) + "\n"

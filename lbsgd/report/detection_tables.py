@@ -8,6 +8,7 @@ from lbsgd.report.groups import Group
 from lbsgd.report.measure import BOX_AP, MASK_AP
 from lbsgd.report.page import Section
 from lbsgd.report.statistics import difference, spread
+from lbsgd.units import markdown_table
 
 HEADS = ("paper box AP", "paper mask AP", "η", "iterations", "box AP", "mask AP", "seeds", "box AP difference [95 %]")
 
@@ -40,7 +41,4 @@ def ap_section(
 
 def markdown(section: Section) -> str:
     """Return a section's table as Markdown."""
-    lines = [section.heads, ["---"] * len(section.heads), *section.rows]
-    return (
-        f"**{section.title}.** {section.note}\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-    )
+    return f"**{section.title}.** {section.note}\n\n{markdown_table(section.heads, section.rows)}\n"

@@ -17,6 +17,7 @@ from lbsgd.report.groups import Family, Group
 from lbsgd.report.match import matched_from
 from lbsgd.report.measure import TOP1
 from lbsgd.report.statistics import difference
+from lbsgd.units import markdown_table
 
 BASE, LARGE = 256, 8192  # the paper's global batches
 RESNET_101 = {256: (22.08, 0.06), 8192: (22.36, 0.09)}  # Table 2c
@@ -71,8 +72,7 @@ class PaperTable:
     def markdown(self) -> str:
         heads = [f"paper: {head}" if 1 <= number < 4 else head for number, head in enumerate(HEADS)]
         heads[4] = f"ours: {HEADS[4]}"
-        lines = [heads, ["---"] * len(HEADS), *self.rows]
-        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        body = markdown_table(heads, self.rows)
         return f"**{self.title}.** Paper: ResNet-50 on ImageNet, ours: {self.ours}.\n\n{body}\n"
 
     def csv(self) -> str:

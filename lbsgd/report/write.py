@@ -14,6 +14,7 @@ from lbsgd.report.group_page import group_page
 from lbsgd.report.groups import Family, Group, families_of, find_runs, group_runs
 from lbsgd.report.page import Section
 from lbsgd.report.paper_tables import error_cell, paper_tables, wanted
+from lbsgd.units import markdown_table
 
 
 def families_at(places: Sequence[str | Path]) -> list[Family]:
@@ -62,8 +63,7 @@ def row_cells(families: Sequence[Family]) -> list[tuple[str, ...]]:
 
 
 def rows_markdown(families: Sequence[Family]) -> str:
-    lines = [ROW_HEADS, ("---",) * len(ROW_HEADS), *row_cells(families)]
-    return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
+    return markdown_table(ROW_HEADS, row_cells(families)) + "\n"
 
 
 def rows_csv(families: Sequence[Family]) -> str:
