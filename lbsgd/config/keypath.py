@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeGuard
 
 from lbsgd.errors import ConfigError
@@ -58,6 +58,15 @@ def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:
         )
     old, new = ("(none)" if value is None else json.dumps(value) for value in (before, after))
     return () if old == new else (f"{path}: {old} -> {new}",)  # as text, because 5 == 5.0 and True == 1
+
+
+def paths_to(wanted: str, config: Any, path: str = "") -> Iterator[str]:
+    """Yield the key paths of all values that are this string; lists are not looked into."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            yield from paths_to(wanted, value, f"{path}.{key}" if path else key)
+    elif config == wanted:
+        yield path
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

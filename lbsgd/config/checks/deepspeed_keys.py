@@ -10,7 +10,7 @@ from lbsgd.config.accepted.values import takes, unknown_fields
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import shown
+from lbsgd.config.keypath import paths_to, shown
 
 OPTIMIZER_BLOCKS = ("optimizer", "scheduler")  # whose keys beside type and params are ignored
 NOT_JUDGED = ("torch_autocast", "elasticity")  # D28 judges the first; no key of the second was tried by itself
@@ -187,7 +187,8 @@ def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
     example={"zero_optimization": {"allgather_bucket_size": "auto"}},
 )
 def automatic_value(json: Document) -> Iterator[Hit]:
-    found = sorted(path for path in automatic_paths(json.config) if not path.endswith("keep_in_fp32_modules"))
+    automatic = (path for path in paths_to("auto", json.config) if not path.startswith("lbsgd.aggregation."))
+    found = sorted(path for path in automatic if not path.endswith("keep_in_fp32_modules"))
     if found:
         others = [*found[1:4], "..."] if len(found) > 4 else found[1:]
         also = f" (as {'are' if len(found) > 2 else 'is'} {', '.join(others)})" if others else ""
@@ -202,15 +203,6 @@ def block_names(json: Document) -> list[str]:
     accepted = json.accepted
     lax = {path.partition(".")[0] for path in accepted.keys if "." in path}
     return sorted({*accepted.blocks, *lax, *OPTIMIZER_BLOCKS, "lbsgd"})
-
-
-def automatic_paths(config: object, path: str = "") -> Iterator[str]:
-    """Yield the key paths of all values "auto"."""
-    if isinstance(config, dict):
-        for key, value in config.items():
-            yield from automatic_paths(value, f"{path}.{key}" if path else key)
-    elif config == "auto" and not path.startswith("lbsgd.aggregation."):
-        yield path
 
 
 RULES = (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
+from lbsgd.config.keypath import paths_to
 from lbsgd.config.libraries.arguments import Library
 
 # From model.config.hidden_size, or the largest of hidden_sizes.
@@ -62,10 +63,7 @@ DEFAULTS: dict[Library, dict[str, str]] = {
 }
 
 
-def automatic_keys(value: Any, path: str = "") -> Iterator[str]:
-    """Yield the key paths of all values "auto", but for the lbsgd block's and the one that DeepSpeed itself knows."""
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            yield from automatic_keys(inner, f"{path}.{key}" if path else key)
-    elif value == "auto" and not path.startswith("lbsgd.") and path != "data_types.keep_in_fp32_modules":
-        yield path
+def automatic_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the key paths of all values "auto", but for the lbsgd block's and the one that DeepSpeed itself knows."""
+    known = "data_types.keep_in_fp32_modules"
+    return [path for path in paths_to("auto", config) if not path.startswith("lbsgd.") and path != known]
