@@ -6,26 +6,19 @@ is theirs: images, factors, margin, and decay at the same shares of the run.
 
 from __future__ import annotations
 
-from lbsgd.experiments.grid import DataSet
+from dataclasses import replace
 
-TREE, FFCV = "{work_dir}/data/digits_1536", "{work_dir}/data/digits_1536_ffcv"
+from lbsgd.experiments.data_sets import digits
 
-DATA_SET = DataSet(
+DATA_SET = replace(
+    digits.DATA_SET,
     name="digits18",
     place="ResNet-18 on scikit-learn's digits, 32x32",
     recipe="recipes/resnet18.py",
     config="ds_configs/digits/resnet18.json",
-    base_batch=32,
     base_lr=0.05,
+    candidate_lrs=(),
     warmup_epochs=1,
     epochs=15,
-    large=8,
     factors=(1, 8, 16, 24),
-    micro_batch=256,
-    margin_pct=1.0,
-    prepare=(
-        ("tools/render_digits.py", "--num_val", "261", "--output_dir", TREE),
-        ("tools/convert_imagenet_to_ffcv.py", "--source", TREE, "--data_dir", FFCV),
-    ),
-    data_dir=FFCV,
 )
