@@ -169,7 +169,7 @@ def test_gamma_and_beta_do_not_decay_and_everything_else_does(expected):
 def test_statistics_across_workers_are_another_network(monkeypatch, expected):
     assert distance(weights(recipe(micro_batch=K * N)), expected) < BOUND
     assert distance(weights(recipe(micro_batch=K * N, scope="all")), expected) > 100 * BOUND
-    monkeypatch.setattr("lbsgd.train.engine.convert_batch_norm", torchs_own)  # over the whole micro batch
+    monkeypatch.setattr("lbsgd.train.inputs.convert_batch_norm", torchs_own)  # over the whole micro batch
     assert distance(weights(recipe(micro_batch=K * N)), expected) > 100 * BOUND
 
 
@@ -199,7 +199,7 @@ def torchs_own(model, *_):
 def test_statistics_move_once_an_iteration(monkeypatch, expected, micro_batch, mistake):
     """Moved more often, they forget faster. Training does not use them, so no weight tells: only evaluation suffers."""
     assert distance(weights(recipe(micro_batch=micro_batch)), expected) < BOUND
-    monkeypatch.setattr("lbsgd.train.engine.convert_batch_norm", mistake)
+    monkeypatch.setattr("lbsgd.train.inputs.convert_batch_norm", mistake)
     wrong = weights(recipe(micro_batch=micro_batch))
     (same, moved), (right_weights, right_statistics) = split(wrong), split(expected)
     assert distance(same, right_weights) < BOUND

@@ -31,7 +31,6 @@ from deepspeed.utils import (
 from pydantic import ValidationError
 from torch.distributed import HashStore, PrefixStore, Store
 
-from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.fused_blocks import fuse_blocks
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.algorithm.sgd import lr_factor
@@ -40,7 +39,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
-from lbsgd.train.inputs import build_optimizer, deepspeed_config
+from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config
 from lbsgd.train.kernels import memory_format, norm_implementation
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
@@ -154,9 +153,8 @@ def initialize(
             f"the plan is for {plan.world_size} processes, but {world_size} run; read it for {world_size}"
         )
     require_precision(plan.precision)
-    norm = plan.recipe.batch_norm
     how, _ = norm_implementation(plan, deepspeed.accelerator.get_accelerator().device_name())
-    convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope, how)
+    convert_network(model, plan, how)
     if how == "triton":
         fuse_blocks(model)
     engine, scheduler = deepspeed_engine(model, plan)

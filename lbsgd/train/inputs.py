@@ -1,4 +1,4 @@
-"""What DeepSpeed is given for a plan: the optimizer and the JSON."""
+"""What a plan makes of a network and gives to DeepSpeed: per-worker batch norms, the optimizer and the JSON."""
 
 from __future__ import annotations
 
@@ -6,9 +6,18 @@ from typing import Any
 
 import torch
 
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.plan import Plan
+
+
+def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implementation = "loop") -> None:
+    """Make a model's batch norms, found by type, the plan's per-worker ones (Sec. 2.3), in place."""
+    norm = plan.recipe.batch_norm
+    passes = plan.accumulation_steps
+    convert_batch_norm(model, norm.per_worker_batch, passes, norm.statistics, norm.scope, implementation)
 
 
 def build_optimizer(model: torch.nn.Module, plan: Plan) -> MomentumCorrectedSGD:

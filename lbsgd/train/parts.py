@@ -14,13 +14,12 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import nn
 
-from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD
 from lbsgd.algorithm.torch_scheduler import LargeMinibatchLR
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
-from lbsgd.train.inputs import build_optimizer
+from lbsgd.train.inputs import build_optimizer, convert_network
 
 
 class Parts(NamedTuple):
@@ -49,13 +48,12 @@ def parts_for(model: nn.Module, plan: Plan) -> Parts:
             f"the plan is for {plan.world_size} processes, and torch.distributed knows of {world_size}; read the plan "
             "for these, or let the processes meet first"
         )
-    norm = plan.recipe.batch_norm
     sampler = SharedShuffleSampler(
         plan.num_images,
         global_batch=plan.global_batch,
         micro_batch=plan.micro_batch,
         seed=plan.recipe.seed,
     )
-    convert_batch_norm(model, norm.per_worker_batch, plan.accumulation_steps, norm.statistics, norm.scope)
+    convert_network(model, plan)
     optimizer = build_optimizer(model, plan)
     return Parts(optimizer, LargeMinibatchLR(optimizer, plan.schedule), sampler)
