@@ -7,16 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from lbsgd.data.beton import (
-    ALLOCATION,
-    FIELD,
-    HEADER,
-    IMAGE,
-    IMAGE_FIELD,
-    INT_FIELD,
-    LABEL,
-    BetonFile,
-)
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.beton_format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, LABEL
 from lbsgd.data.folder import Manifest, Split, data_folder, open_data
 from lbsgd.errors import DataError
 

@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lbsgd.convert.convert import convert
-from lbsgd.data.beton import ALLOCATION, HEADER, BetonFile
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.beton_format import ALLOCATION, HEADER
 from lbsgd.data.beton_layout import read_layout
 from lbsgd.data.folder import Manifest, open_data
 from lbsgd.data.loaders import TrainLoader

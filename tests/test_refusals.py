@@ -10,7 +10,7 @@ import pytest
 from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, recipe, refused
 
 from lbsgd.config.json_file import read_json
-from lbsgd.data import beton
+from lbsgd.data import beton, beton_format
 
 
 def test_without_data_one_line_says_what_was_looked_for_and_what_to_run(tmp_path):
@@ -55,14 +55,14 @@ def test_a_truncated_file_is_refused(spoilt, missing_bytes):
 def with_labels(path, change):
     """Rewrites the label column of an FFCV file in place."""
     labels = beton.BetonFile.open(path).labels
-    header = np.fromfile(path, dtype=beton.HEADER, count=1)[0]
-    record = np.dtype([("image", beton.IMAGE), ("label", beton.LABEL)], align=True)
+    header = np.fromfile(path, dtype=beton_format.HEADER, count=1)[0]
+    record = np.dtype([("image", beton_format.IMAGE), ("label", beton_format.LABEL)], align=True)
     table = np.memmap(
         path,
         dtype=record,
         mode="r+",
         shape=(int(header["num_images"]),),
-        offset=beton.HEADER.itemsize + 2 * beton.FIELD.itemsize,
+        offset=beton_format.HEADER.itemsize + 2 * beton_format.FIELD.itemsize,
     )
     assert (table["label"] == labels).all()
     table["label"] = change(labels.copy())

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.convert.image import MODES, SCALED, UNDECODABLE
-from lbsgd.data.beton import (
+from lbsgd.data.beton_format import (
     ALLOCATION,
     CHECKSUM,
     FIELD,

@@ -22,7 +22,7 @@ import numpy as np
 from lbsgd.convert.jpeg_header import plain_size
 from lbsgd.convert.pil_image import ImageError, has_16_bits, library_errors, opened, rgb_pixels
 from lbsgd.convert.settings import MAX_SIDE, Settings
-from lbsgd.data.beton import JPEG, RAW
+from lbsgd.data.beton_format import JPEG, RAW
 from lbsgd.errors import DataError
 
 Size = tuple[int, int]  # (width, height)

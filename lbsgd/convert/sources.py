@@ -25,7 +25,7 @@ from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
 from lbsgd.convert.shards import find_shards, images_of_shards, is_shard
 from lbsgd.convert.source_images import SPLITS, Images, Source
 from lbsgd.convert.tar_layout import splits_in
-from lbsgd.data.beton import CONVERT
+from lbsgd.data.beton_format import CONVERT
 from lbsgd.errors import DataError
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"

@@ -34,7 +34,8 @@ from lbsgd.convert.progress import Meter
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, ImageReader, Images
 from lbsgd.convert.sources import find_source
-from lbsgd.data.beton import CONVERT, JPEG, BetonFile
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.beton_format import CONVERT, JPEG
 from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
 from lbsgd.errors import DataError
 

@@ -16,43 +16,13 @@ import numpy as np
 from lbsgd.data.beton_format import (
     ALLOCATION,
     CHECKSUM,
-    CONVERT,
-    FIELD,
-    FORMAT_VERSION,
-    HEADER,
-    IMAGE,
     IMAGE_FIELD,
     INT_FIELD,
-    JPEG,
-    LABEL,
-    MAGIC,
-    NOTE,
-    RAW,
     damaged,
-    metadata_record,
 )
 from lbsgd.data.beton_layout import Identity, Layout, read_layout
 from lbsgd.data.beton_survey import Survey, sizes_by_image, survey
 from lbsgd.errors import DataError
-
-__all__ = [  # with the format's names, for those who write such files
-    "ALLOCATION",
-    "CHECKSUM",
-    "CONVERT",
-    "FIELD",
-    "FORMAT_VERSION",
-    "HEADER",
-    "IMAGE",
-    "IMAGE_FIELD",
-    "INT_FIELD",
-    "JPEG",
-    "LABEL",
-    "MAGIC",
-    "NOTE",
-    "RAW",
-    "BetonFile",
-    "metadata_record",
-]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.data.beton import CONVERT, BetonFile
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.beton_format import CONVERT
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from oracle import BOUND, distance
 
-from lbsgd.data import beton
+from lbsgd.data import beton_format
 from lbsgd.report.run_log import read_run
 
 if reason := hosts.why_not():
@@ -205,9 +205,9 @@ def test_hosts_with_different_data_are_refused_in_one_line(two_hosts, digits_dat
 
 def exchange_labels(path):
     """Swap the labels of the first and the last image of an FFCV file."""
-    header = np.fromfile(path, dtype=beton.HEADER, count=1)[0]
-    record = np.dtype([("image", beton.IMAGE), ("label", beton.LABEL)], align=True)
-    offset = beton.HEADER.itemsize + 2 * beton.FIELD.itemsize
+    header = np.fromfile(path, dtype=beton_format.HEADER, count=1)[0]
+    record = np.dtype([("image", beton_format.IMAGE), ("label", beton_format.LABEL)], align=True)
+    offset = beton_format.HEADER.itemsize + 2 * beton_format.FIELD.itemsize
     table = np.memmap(path, dtype=record, mode="r+", shape=(int(header["num_images"]),), offset=offset)
     labels = table["label"]
     assert labels[0] != labels[-1]
