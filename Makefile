@@ -31,7 +31,7 @@ test: lint
 	tests/cluster/setup.sh
 	tests/browser/setup.sh
 	.venv/bin/python -m lbsgd check ds_configs
-	.venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	.venv/bin/python -m pytest -n 2 --dist loadfile --timeout 600 -o faulthandler_timeout=660 -m "not slow and not gpu"
 
 test-slow: setup
 	.venv/bin/python -m pytest -m slow
