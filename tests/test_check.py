@@ -289,6 +289,7 @@ def test_a_range_of_versions_is_a_table_of_what_changes(tmp_path, capsys):
         (["--deepspeed", "0.15"], ["0.15", "known are 0.16"]),
         (["--deepspeed", "0.19..0.16"], ["runs backwards", "0.16..0.19"]),
         (["--deepspeed", "0.16..0.19", "--fix"], ["--fix", "one version"]),
+        (["--deepspeed", "0.16..0.19", "--for", "accelerate"], ["--for", "one version"]),
     ],
 )
 def test_a_wrong_version_is_one_line(flags, words, capsys):

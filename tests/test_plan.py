@@ -96,6 +96,16 @@ def test_fp16_raises_the_stage_to_1_because_stage_0_does_not_train():
     assert "zero_optimization.stage: 0 -> 1" in plan.changes
 
 
+def test_precision_is_set_before_the_settings_so_that_they_are_judged_beside_it():
+    overrides = Overrides(precision="fp32", settings=("zero_optimization.stage=0",))
+    plan = Plan.read(CONFIGS / "8k.json", 8, overrides=overrides)
+    assert (plan.precision, plan.zero_stage) == ("fp32", 0)
+    overrides = Overrides(precision="fp16", settings=("fp16.initial_scale_power=8",))
+    assert Plan.read(CONFIGS / "8k_fp32.json", 8, overrides=overrides).config["fp16"]["initial_scale_power"] == 8
+    with pytest.raises(ConfigError, match="--precision fp32 and --set disagree, which gives fp16"):
+        Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(precision="fp32", settings=("fp16.enabled=true",)))
+
+
 def test_inverse_weight_decay_is_checked_and_derived_from_its_base():
     block = {"on_batch_norm": False, "scaling": "inverse_lr", "base": 0.0001}
     config = edited(lbsgd__weight_decay=block, optimizer__params__weight_decay=0.0001 / 32)

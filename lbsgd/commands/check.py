@@ -55,8 +55,8 @@ def check_files(
     if not names:
         raise ConfigError("lbsgd check: name a DeepSpeed JSON or a folder of them, or a code with --explain")
     versions = versions_in(deepspeed or installed())
-    if len(versions) > 1 and (as_json or fix):
-        raise ConfigError("lbsgd check: a range of versions is a table; --json and --fix want one version")
+    if len(versions) > 1 and (as_json or fix or library):
+        raise ConfigError("lbsgd check: a range of versions is a table; --json, --fix and --for want one version")
     files = files_of(names)
     if len(versions) > 1:
         return print_versions(files.checked, versions)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
-from lbsgd.commands.flag_types import PRECISIONS, add_settings, positive
+from lbsgd.commands.flag_types import add_settings, positive
 from lbsgd.config.libraries.arguments import LIBRARIES
+from lbsgd.config.precision import PRECISIONS
 from lbsgd.errors import ConfigError
 
 if TYPE_CHECKING:

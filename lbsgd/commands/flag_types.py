@@ -8,7 +8,6 @@ from __future__ import annotations
 from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
 
 Group = ArgumentParser | _ArgumentGroup  # what takes flags
-PRECISIONS = ("fp16", "bf16", "fp32")
 TOO_LARGE = 10**12  # above any count of images, iterations or seconds; such a number is a slip of the finger
 
 

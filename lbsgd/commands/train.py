@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
-from lbsgd.commands.flag_types import PRECISIONS, Group, add_settings, interval, natural, positive
+from lbsgd.commands.flag_types import Group, add_settings, interval, natural, positive
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
+from lbsgd.config.precision import PRECISIONS
 from lbsgd.data.folder import ImageNetData, data_folder, open_data
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_before_joining, end_with_error

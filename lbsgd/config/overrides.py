@@ -14,7 +14,7 @@ from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import deepspeed_findings
 from lbsgd.config.derive import derive, is_close
 from lbsgd.config.keypath import get, is_number, put
-from lbsgd.config.precision import set_precision
+from lbsgd.config.precision import precision_of, set_precision
 from lbsgd.config.schema import PROSE, Recipe
 from lbsgd.errors import ConfigError
 
@@ -85,11 +85,13 @@ def override(
     Raises ConfigError where an override cannot be right, or sets a number that follows from others.
     """
     values = overrides.values()
-    changed = applied(config, values, num_images)
-    refuse(WHERE, deepspeed_findings(changed))
-    recipe = parse_recipe(WHERE, changed)
+    changed = copy.deepcopy(dict(config))
     if overrides.precision:
         set_precision(changed, overrides.precision)
+    apply(values, num_images, changed)
+    refuse(WHERE, deepspeed_findings(changed))
+    recipe = parse_recipe(WHERE, changed)
+    require_precision(changed, overrides.precision)
     recipe = derive(changed, recipe)
     require_kept(changed, values)
     if meaning(changed) != meaning(config):
@@ -97,15 +99,20 @@ def override(
     return changed, recipe
 
 
-def applied(config: Mapping[str, Any], values: Mapping[str, Any], num_images: int | None) -> dict[str, Any]:
-    """Return a copy with the values in it, and without the number of passes, which follows from the processes."""
-    changed = copy.deepcopy(dict(config))
+def apply(values: Mapping[str, Any], num_images: int | None, config: dict[str, Any]) -> None:
+    """Put the values into a JSON, and take out the number of passes, which follows from the processes."""
     for key, value in values.items():
-        put(changed, key, value)
+        put(config, key, value)
     if num_images:
-        put(changed, "lbsgd.num_images", num_images)
-    changed.pop("gradient_accumulation_steps", None)
-    return changed
+        put(config, "lbsgd.num_images", num_images)
+    config.pop("gradient_accumulation_steps", None)
+
+
+def require_precision(config: Mapping[str, Any], asked: str | None) -> None:
+    """Raise ConfigError where --set chose another precision than --precision did."""
+    found = precision_of(config)
+    if asked and found != asked:
+        raise ConfigError(f"--precision {asked} and --set disagree, which gives {found}; leave one of them out")
 
 
 def require_kept(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from lbsgd.config.keypath import enabled
 
+PRECISIONS = ("fp16", "bf16", "fp32")
+
 
 def precision_of(config: Mapping[str, Any]) -> str:
     """Return fp32, bf16 or fp16, as the JSON's blocks say."""
