@@ -1,7 +1,6 @@
 """The FFCV loader: the same pixels for any threads, batches, processes and restarts; no image lost, no thread left."""
 
 import copy
-import gc
 import io
 import os
 import subprocess
@@ -19,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from stock_ffcv import with_stock_ffcv
 
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
@@ -362,10 +362,9 @@ def stock_loader(photos, threads):
     return Loader(str(photos.val.path), 7, num_workers=threads, pipelines=pipelines)
 
 
-# A stock Loader changes the hash of a type that Numba has as a key, so Numba cannot tidy up behind it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_stock_loader_beside_ours_behaves_as_stock_and_ours_as_ours(photos, loader):
-    with keeping_threads():
+def a_stock_loader_beside_ours(folder):
+    photos = open_data(folder)
+    with keeping_threads(), closing(train_loader(photos, threads=1, micro_batch=8)) as loader:
         before = np.concatenate([images.copy() for (images,) in stock_loader(photos, threads=1)])
         ours = joined(loader.epoch(0))
         with closing(train_loader(photos, threads=2, micro_batch=8)) as second:  # built after a stock one
@@ -374,31 +373,41 @@ def test_a_stock_loader_beside_ours_behaves_as_stock_and_ours_as_ours(photos, lo
         assert torch.get_num_threads() == 2  # FFCV sets it in each Loader, and we do not keep it from doing so
         assert np.array_equal(np.concatenate([images.copy() for (images,) in stock]), before)
         assert all(map(torch.equal, joined(loader.epoch(0)), ours))
-    del stock
-    gc.collect()  # now, while its warning is ignored
 
 
-def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos):
+def test_a_stock_loader_beside_ours_behaves_as_stock_and_ours_as_ours(photos):
+    with_stock_ffcv(a_stock_loader_beside_ours, photos.train.path.parent)
+
+
+CUT = dict(global_batch=16, micro_batch=4, seed=3, world_size=2)
+
+
+def order_of_ffcv_s_loader(path, image_field, rank, epochs):
+    """The orders of some epochs, of a Loader of FFCV's that takes ours."""
     from ffcv.loader import Loader
 
-    cut = dict(global_batch=16, micro_batch=4, seed=3, world_size=2)
-    for rank in (0, 1):
-        loader = Loader(
-            str(photos.train.path),
-            4,
-            order=SharedShuffleOrder(rank=rank, **cut),
-            num_workers=1,
-            drop_last=True,
-            pipelines={photos.train.image_field: None},
-        )
-        assert len(loader) == 6  # 53 // 16 iterations of 2 passes
-        for loader.next_epoch in (0, 1, 5):
-            expected = rank_batches(
-                epoch_order(NUM_TRAIN, 3, loader.next_epoch),
-                rank=rank,
-                **{key: cut[key] for key in ("global_batch", "micro_batch", "world_size")},
-            )
-            assert np.array_equal(loader.next_traversal_order(), expected.ravel())
+    loader = Loader(
+        str(path),
+        4,
+        order=SharedShuffleOrder(rank=rank, **CUT),
+        num_workers=1,
+        drop_last=True,
+        pipelines={image_field: None},
+    )
+    assert len(loader) == 6  # 53 // 16 iterations of 2 passes
+    orders = []
+    for loader.next_epoch in epochs:
+        orders.append(loader.next_traversal_order())
+    return orders
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos, rank):
+    epochs = (0, 1, 5)
+    orders = with_stock_ffcv(order_of_ffcv_s_loader, photos.train.path, photos.train.image_field, rank, epochs)
+    cut = {key: CUT[key] for key in ("global_batch", "micro_batch", "world_size")}
+    for epoch, order in zip(epochs, orders, strict=True):
+        assert np.array_equal(order, rank_batches(epoch_order(NUM_TRAIN, 3, epoch), rank=rank, **cut).ravel())
 
 
 def test_torch_s_dataloader_goes_through_the_shared_shuffle():

@@ -12,6 +12,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.launcher.runner import fetch_hostfile
 from processes import in_processes
+from stock_ffcv import with_stock_ffcv
 from torch import nn
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
@@ -179,3 +180,21 @@ def test_zero_1_goes_wrong_when_one_process_does_not_use_a_parameter():
     except (ProcessExitedException, ProcessRaisedException):
         return
     assert max(((right[name] - wrong[name]).abs().max() / right[name].abs().max()).item() for name in right) > 0.01
+
+
+def type_hash_before_and_after_ffcv_s_loader():
+    import numba
+    from ffcv.memory_managers.os_cache import OSCacheManager
+
+    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV with compiled code that is kept, which takes seconds less
+
+    shared = numba.uint8[::1]
+    before = hash(shared)
+    OSCacheManager.state_type.fget(None)
+    return before, hash(shared)
+
+
+def test_ffcv_s_loader_changes_the_hash_of_types_that_numba_shares():
+    """So tests make such a Loader in a process of its own: tests/stock_ffcv.py."""
+    before, after = with_stock_ffcv(type_hash_before_and_after_ffcv_s_loader)
+    assert before != after

@@ -11,6 +11,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from stock_ffcv import read_by_stock_ffcv
 
 from lbsgd.convert.beton_writer import (
     METADATA,
@@ -65,30 +66,17 @@ def write(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, fini
 @pytest.mark.parametrize("os_cache", [True, False])
 def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
     """By a memory map, and by pages. FFCV's fast inverse DCT puts its pixels some steps beside PIL's, in any file."""
-    from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
-    from ffcv.loader import Loader, OrderOption
-
-    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
-
     jpegs = [picture(number) for number in range(40)]
     expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in jpegs]
     kinds = [PIXELS if number % 4 == 0 else COPIED for number in range(40)]
     columns = kinds, expected, jpegs
     contents = [pixels.tobytes() if kind == PIXELS else data for kind, pixels, data in zip(*columns, strict=True)]
     write(tmp_path / "a.beton", contents, kinds=kinds)
-    loader = Loader(
-        str(tmp_path / "a.beton"),
-        40,
-        num_workers=1,
-        os_cache=os_cache,
-        order=OrderOption.SEQUENTIAL,
-        pipelines={"image": [SimpleRGBImageDecoder()], "label": [IntDecoder()]},
-    )
-    [(images, labels)] = loader
+    images, labels = read_by_stock_ffcv(tmp_path / "a.beton", 40, os_cache)
     for number, (image, pixels) in enumerate(zip(images, expected, strict=True)):
         distance = np.abs(image.astype(int) - pixels)
         assert distance.max() <= (0 if kinds[number] == PIXELS else 8) and distance.mean() <= 1.5
-    assert labels.ravel().tolist() == [number % 5 for number in range(40)]
+    assert labels == [number % 5 for number in range(40)]
 
 
 def test_no_image_lies_in_two_pages(tmp_path):
