@@ -3,8 +3,8 @@
 Hosts are network namespaces of this machine with a limited link (tests/cluster/network.py). Needs root, and nothing
 else may run. Each block is a few iterations of one variant, and the variants follow each other in every round, so that
 what disturbs one disturbs all. Rounds in which other programs took more than a tenth of the CPU are left out. Prints
-the ratio of DeepSpeed's time to each variant's, with a 95 % interval over the rounds, the share of the communication
-that is hidden, and the bytes that a host sends.
+the ratio of DeepSpeed's and DDP's time to each variant's, with a 95 % interval over the rounds, the share of the
+communication that is hidden, and the bytes that a host sends.
 
     --halving      instead: halving/doubling against gloo's ring over 2 to 16 processes, for small buffers
 """
@@ -34,6 +34,7 @@ VARIANTS = {
     "halving/doubling": (0, {"hierarchy": "servers", "between": "halving_doubling"}),
     "ZeRO-1, three phases": (1, PHASES),
 }
+BASES = ("stage 0", "DDP", "ZeRO-1")  # what others have
 OTHERS = 0.1  # of the CPU's time, above which a round is left out
 
 
@@ -153,17 +154,18 @@ def interval(values: list[float]) -> tuple[float, float]:
 
 
 def show(found: dict) -> None:
-    base, compute = found["variants"]["stage 0"]["seconds"], found["compute"]
-    print(f"{len(base)} of {found['rounds']} rounds undisturbed")
-    print(f"{'variant':24} {'s':>7} {'stage 0 / it':>15} {'hidden':>8} {'bytes':>6}")
-    for name, variant in found["variants"].items():
-        seconds = variant["seconds"]
-        ratio, half = interval([first / second for first, second in zip(base, seconds, strict=True)])
-        alone = [first - only for first, only in zip(base, compute, strict=True)]
-        hidden = [1 - (s - c) / a for s, c, a in zip(seconds, compute, alone, strict=True) if a > 0]
-        median = statistics.median(seconds) if seconds else math.nan
+    seconds = {name: variant["seconds"] for name, variant in found["variants"].items()}
+    compute = found["compute"]
+    print(f"{len(compute)} of {found['rounds']} rounds undisturbed")
+    print(f"{'variant':22}{'s':>7}" + "".join(f"{f'{base} / it':>16}" for base in BASES) + f"{'hidden':>8}{'bytes':>7}")
+    alone = [whole - only for whole, only in zip(seconds["stage 0"], compute, strict=True)]
+    for name, taken in seconds.items():
+        median = statistics.median(taken) if taken else math.nan
+        ratios = [interval([other / own for other, own in zip(seconds[base], taken, strict=True)]) for base in BASES]
+        hidden = [1 - (s - c) / a for s, c, a in zip(taken, compute, alone, strict=True) if a > 0]
         share = statistics.median(hidden) if hidden else math.nan
-        print(f"{name:24} {median:7.3f} {ratio:7.2f} ± {half:5.2f} {share:8.0%} {variant['bytes']:6.2f}")
+        words = "".join(f"{ratio:9.2f} ± {half:4.2f}" for ratio, half in ratios)
+        print(f"{name:22}{median:7.3f}{words}{share:8.0%}{found['variants'][name]['bytes']:7.2f}")
 
 
 def halving(sizes: list[int]) -> dict:
