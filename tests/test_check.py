@@ -328,6 +328,11 @@ def test_fix_writes_the_corrected_file_and_says_what_changed(tmp_path, capsys):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_key_stands_for_no_block_where_it_holds_a_text():
+    found = {each.key: each.code for each in findings_of({"comment": "x", "zero_optimisation": {"stage": 1}})}
+    assert (found["comment"], found["zero_optimisation"]) == ("D03", "D02")  # comet is a block
+
+
 @pytest.mark.parametrize(
     "config",
     [

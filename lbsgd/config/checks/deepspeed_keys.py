@@ -40,9 +40,17 @@ def is_off(value: object) -> bool:
 
 def fits(json: Document, key: str, value: object) -> bool:
     """Whether DeepSpeed takes a value at a key of the top level."""
-    if key in json.accepted.blocks or key in OPTIMIZER_BLOCKS:
-        return isinstance(value, dict)
-    return takes(json.accepted.keys.get(key, {}), value)
+    return isinstance(value, dict) if is_block(json, key) else takes(json.accepted.keys.get(key, {}), value)
+
+
+def is_block(json: Document, key: str) -> bool:
+    return key in json.accepted.blocks or key in OPTIMIZER_BLOCKS
+
+
+def meant(json: Document, key: str) -> str | None:
+    """Return the known key that an unknown one may stand for: no block where there is a text or a number."""
+    near = similar(key, json.accepted.top_level)
+    return near if near and isinstance(json.config[key], dict) == is_block(json, near) else None
 
 
 @rule(
@@ -71,14 +79,13 @@ def removed_key(json: Document) -> Iterator[Hit]:
     lbsgd="error",
     plain="warning",
     why="DeepSpeed ignores an unknown key at the top level without a word, so a typing error means that the "
-    "default is used. This key is one or two letters away from a known one.",
+    "default is used. This key is one or two letters away from a known one that takes such a value.",
     fix="correct its spelling",
     example={"train_batchsize": 8192},
 )
 def misspelt_key(json: Document) -> Iterator[Hit]:
     for key in unknown_at_the_top(json):
-        near = similar(key, json.accepted.top_level)
-        if near:
+        if near := meant(json, key):
             taken = near in json.config or "." in key or not fits(json, near, json.config[key])
             yield Hit(
                 key,
@@ -100,7 +107,7 @@ def misspelt_key(json: Document) -> Iterator[Hit]:
 )
 def unknown_key(json: Document) -> Iterator[Hit]:
     for key in unknown_at_the_top(json):
-        if not similar(key, json.accepted.top_level):
+        if not meant(json, key):
             yield Hit(key, "is an unknown key, which DeepSpeed ignores")
 
 
