@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from converter import SETTINGS, encoded, make_tree, names_in, save, stored
 from PIL import Image
-from test_sources import WNIDS, find, make_folders, make_kaggle, make_official, tar_bytes, val_files
+from test_sources import VAL_CLASSES, WNIDS, find, make_folders, make_kaggle, make_official, tar_bytes, val_files
 
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.image import stored_image
@@ -207,6 +207,40 @@ def test_kaggle_s_own_archive_is_read(tmp_path, mode):
         assert ours.splits[split].labels.tolist() == theirs.splits[split].labels.tolist()
         names = [os.path.basename(name) for name in ours.splits[split].names]
         assert names == [os.path.basename(name) for name in theirs.splits[split].names]
+
+
+def annotation(*classes):
+    objects = "".join(f"<object>\n\t<name>{name}</name>\n\t<pose>x</pose></object>" for name in classes)
+    return f"<annotation>\n\t<folder>val</folder><source><name>x</name></source>{objects}</annotation>".encode()
+
+
+def with_annotations(folder):
+    """Take the table of labels away and give each validation image its annotation."""
+    (folder / "LOC_val_solution.csv").unlink()
+    for label, name in zip(VAL_CLASSES, val_files(), strict=True):
+        path = folder / "ILSVRC/Annotations/CLS-LOC/val" / name.replace(".JPEG", ".xml")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(annotation(WNIDS[label], WNIDS[label]))
+    return folder
+
+
+def test_annotations_give_the_labels_where_no_table_does(tmp_path):
+    by_table = find(make_kaggle(tmp_path / "table"), tmp_path).val.labels.tolist()
+    folder = with_annotations(make_kaggle(tmp_path / "source"))
+    (folder / "ILSVRC/Annotations/CLS-LOC/val/._ILSVRC2012_val_00000001.xml").write_bytes(b"of macOS")
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (tmp_path / "kaggle.tar.gz").write_bytes(tar_bytes(files, "w:gz"))
+    for source in (folder, folder / "ILSVRC", folder / "ILSVRC/Data/CLS-LOC", tmp_path / "kaggle.tar.gz"):
+        assert find(source, tmp_path).val.labels.tolist() == by_table
+
+
+@pytest.mark.parametrize("classes", [(), (WNIDS[0], WNIDS[1])])
+def test_an_annotation_without_one_class_is_refused_by_name(tmp_path, classes):
+    folder = with_annotations(make_kaggle(tmp_path / "source"))
+    name = "ILSVRC/Annotations/CLS-LOC/val/ILSVRC2012_val_00000003.xml"
+    (folder / name).write_bytes(annotation(*classes))
+    with pytest.raises(DataError, match=f"{name} names {len(classes)} classes, and a validation image has one"):
+        find(folder, tmp_path)
 
 
 def test_two_data_sets_in_one_tar_are_refused(tmp_path):

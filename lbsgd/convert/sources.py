@@ -2,7 +2,7 @@
 
     train/<class>/*, val/<class>/*                      folders, or a tar of them, compressed or not
     ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar    the official archives, beside the devkit's
-    ILSVRC/Data/CLS-LOC/train/<class>/*, val/*          Kaggle's folders or archive, with LOC_val_solution.csv beside
+    ILSVRC/Data/CLS-LOC/train/<class>/*, val/*          Kaggle's folders or archive
     cifar-10-python.tar.gz                              CIFAR-10 as its authors publish it
     train-00000-of-01024, ...                           shards: TFRecords, WebDataset, parquet (see shards)
 
@@ -14,9 +14,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from lbsgd.convert import cifar10
+from lbsgd.convert.annotations import ANNOTATIONS, labels_in_folder, labels_in_tar
 from lbsgd.convert.archives import cached_members
 from lbsgd.convert.by_class import ByClass, shortened
 from lbsgd.convert.compressed import uncompressed
@@ -59,11 +61,13 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
 def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
     """Return the images of a tar of train/<class>/* and val/<class>/*, or val/*, whatever stands before these."""
     tar = cifar10.as_tar(path, scratch) if cifar10.is_cifar10(path) else uncompressed(path, scratch)
-    found = splits_in(cached_members(tar, scratch), tar, path)
+    members = cached_members(tar, scratch)
+    found = splits_in(members, tar, path)
     if missing := [f"{name}/" for name in SPLITS if name not in found]:
         raise _nothing_found(path, missing, data_dir)
     train = found["train"].images()
-    return train, _labelled(found["val"], train.classes, lambda: _labels_for(path, [path.parent], data_dir))
+    annotated = partial(labels_in_tar, members, tar)
+    return train, _labelled(found["val"], train.classes, lambda: _labels_for(path, [path.parent], annotated, data_dir))
 
 
 def _labelled(val: ByClass, classes: list[str], labels: Labels) -> Images:
@@ -83,8 +87,9 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
         missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
         missing += [] if val else [f"val/ and no {VAL_TAR}"]
         raise _nothing_found(path, missing, data_dir)
-    images, above = train.images(), [base.absolute().parents[2]] if base.name == "CLS-LOC" else []
-    return images, _labelled(val, images.classes, lambda: _labels_for(val.container, [base, path, *above], data_dir))
+    images, (above, top) = train.images(), base.absolute().parents[1:3] if base.name == "CLS-LOC" else (path, path)
+    annotated, places = partial(labels_in_folder, above / ANNOTATIONS), [base, path, top]
+    return images, _labelled(val, images.classes, lambda: _labels_for(val.container, places, annotated, data_dir))
 
 
 def _train_of(base: Path, scratch: Path) -> ByClass | None:
@@ -113,14 +118,16 @@ def _official(tar: Path, scratch: Path) -> ByClass | None:
     return ByClass(cached_members(content, scratch), content, str(tar), stamp=tar.stat().st_mtime_ns)
 
 
-def _labels_for(images: Path, folders: list[Path], data_dir: Path) -> Mapping[str, str]:
-    """Return the class of each validation image, from a table in one of the folders."""
+def _labels_for(images: Path, folders: list[Path], annotated: Labels, data_dir: Path) -> Mapping[str, str]:
+    """Return the class of each validation image, from a table in one of the folders, or else by the annotations."""
     for folder in folders:
         if (folder / KAGGLE_LABELS).is_file():
             return kaggle_labels(folder / KAGGLE_LABELS)
         for name in DEVKITS:
             if (folder / name).exists():
                 return devkit_labels(folder / name)
+    if labels := annotated():
+        return labels
     zips = [folder / f"{KAGGLE_LABELS}.zip" for folder in folders if (folder / f"{KAGGLE_LABELS}.zip").exists()]
     raise DataError(
         f"{images} holds validation images without labels: neither {DEVKITS[0]} nor {KAGGLE_LABELS} found in "
