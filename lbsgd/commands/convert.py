@@ -3,8 +3,9 @@
 Makes train.beton, val.beton and manifest.json in --data_dir ($IMAGENET_FFCV_DIR, else data/imagenet_ffcv) from your
 copy of ImageNet in --source ($IMAGENET_DIR, else data/imagenet): train/<class>/* and val/<class>/*, as folders or in
 one tar; ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit's archive; Kaggle's folders or .tar.gz with
-its annotations or LOC_val_solution.csv beside; or shards: TFRecords, WebDataset, parquet. Archives are read in place. What is left out,
-such as hidden folders, is said and counted. After an interruption, the same command goes on from where it was.
+its annotations or LOC_val_solution.csv beside; or shards: TFRecords, WebDataset, parquet. Archives are read in place.
+What is left out, such as hidden folders, is said and counted. After an interruption, the same command goes on from
+where it was.
 """
 
 from __future__ import annotations

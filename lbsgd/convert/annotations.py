@@ -1,7 +1,7 @@
 """The labels of ImageNet's validation images by their annotations, where no table of labels is at hand.
 
-Kaggle's archive has Annotations/CLS-LOC/val/NAME.xml beside Data/CLS-LOC: the boxes of an image's objects, each with its
-WordNet id as its name, which is the image's class.
+Kaggle's archive has Annotations/CLS-LOC/val/NAME.xml beside Data/CLS-LOC: the boxes of an image's objects, each with a
+WordNet id as its name, the image's class.
 """
 
 from __future__ import annotations
