@@ -13,7 +13,7 @@ import heapq
 from contextlib import ExitStack
 from dataclasses import replace
 
-from cifar10 import SmallResNet
+from digits import DigitsResNet
 
 from lbsgd.commands.train import Request, parser
 from lbsgd.errors import LbsgdError
@@ -62,7 +62,7 @@ def opened(request, name, described, stack):
     header = {"model": name, **plan.as_dict(), **described, "environment": environment(source.place)}
     log = stack.enter_context(RunLog(request.output_dir, header, 0 if request.flags.resume else None))
     torch.set_num_threads(threads)  # FFCV has changed it
-    return Server(SmallResNet().network(source.num_classes, plan), plan, request.flags), images, log
+    return Server(DigitsResNet().network(source.num_classes, plan), plan, request.flags), images, log
 
 
 class Server:

@@ -11,5 +11,13 @@ from cifar10 import SmallResNet
 
 from lbsgd.commands.train import main
 
+
+class DigitsResNet(SmallResNet):
+    """At the full resolution, which is small."""
+
+    widths = (24, 48, 96)  # channels at 16x16, 8x8 and 4x4
+    stem_stride = 1
+
+
 if __name__ == "__main__":
-    main(SmallResNet(), __doc__)
+    main(DigitsResNet(), __doc__)

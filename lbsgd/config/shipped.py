@@ -91,9 +91,9 @@ DIGITS_18 = (
     " --set lbsgd.augmentation.crop_scale=[0.7,1.0] --set lbsgd.augmentation.flip=false"
 )
 CIFAR10 = (
-    "--global_batch 1024 --gpus 1 --precision fp32 --num_images 50000 --epochs 18"
+    "--global_batch 1024 --gpus 1 --precision fp32 --num_images 50000 --epochs 15"
     " --set lbsgd.linear_scaling.base_lr=0.1 --set lbsgd.linear_scaling.base_batch=128"
-    " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[6,12,16] --set lbsgd.augmentation.resolution=32"
+    " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[5,10,13.5] --set lbsgd.augmentation.resolution=32"
     " --set lbsgd.augmentation.crop_scale=[0.5,1.0]"
 )
 SCENES = (
