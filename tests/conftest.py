@@ -1,5 +1,6 @@
 """Data that several test files share: handwritten digits as JPEG files, and as FFCV files made from those."""
 
+import gc
 import importlib.util
 import os
 import sys
@@ -47,3 +48,20 @@ def digits_data(digits_tree):
     folder = digits_tree.with_name("ffcv")
     convert(digits_tree, folder, max_side=500, quality=90, num_processes=2, overwrite=False)
     return folder
+
+
+@pytest.fixture
+def stock_ffcv():
+    """FFCV's own Loader may be built, one that computes at a time; afterwards Numba's types are as before.
+
+    A Loader over a memory map writes "read-only" into Numba's one type of byte arrays. Functions that were compiled
+    with this type lie under another hash then, and Numba fails with a KeyError in their finalizers.
+    """
+    import numba
+
+    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
+
+    byte_arrays = numba.uint8[::1]
+    yield
+    gc.collect()  # the Loader's own functions, compiled since
+    byte_arrays.mutable = True

@@ -128,7 +128,7 @@ def test_plain_jpegs_are_kept_as_they_are_and_all_others_as_pil_decodes_them():
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF", "ignore:Palette images with Transparency")
-def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffcv):
+def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, stock_ffcv):
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
 

@@ -362,23 +362,20 @@ def stock_loader(photos, threads):
     return Loader(str(photos.val.path), 7, num_workers=threads, pipelines=pipelines)
 
 
-# A stock Loader changes the hash of a type that Numba has as a key, so Numba cannot tidy up behind it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_stock_loader_beside_ours_behaves_as_stock_and_ours_as_ours(photos, loader):
+def test_a_stock_loader_beside_ours_behaves_as_stock_and_ours_as_ours(photos, loader, stock_ffcv):
     with keeping_threads():
         before = np.concatenate([images.copy() for (images,) in stock_loader(photos, threads=1)])
         ours = joined(loader.epoch(0))
         with closing(train_loader(photos, threads=2, micro_batch=8)) as second:  # built after a stock one
             assert all(map(torch.equal, joined(second.epoch(0)), ours))
+        gc.collect()  # the first, before the second is built
         stock = stock_loader(photos, threads=2)
         assert torch.get_num_threads() == 2  # FFCV sets it in each Loader, and we do not keep it from doing so
         assert np.array_equal(np.concatenate([images.copy() for (images,) in stock]), before)
         assert all(map(torch.equal, joined(loader.epoch(0)), ours))
-    del stock
-    gc.collect()  # now, while its warning is ignored
 
 
-def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos):
+def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos, stock_ffcv):
     from ffcv.loader import Loader
 
     cut = dict(global_batch=16, micro_batch=4, seed=3, world_size=2)

@@ -63,12 +63,10 @@ def write(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, fini
 
 
 @pytest.mark.parametrize("os_cache", [True, False])
-def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
+def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache, stock_ffcv):
     """By a memory map, and by pages. FFCV's fast inverse DCT puts its pixels some steps beside PIL's, in any file."""
     from ffcv.fields.decoders import IntDecoder, SimpleRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
-
-    import lbsgd.data.ffcv_loader  # noqa: F401  imports FFCV so that torch keeps its number of threads
 
     jpegs = [picture(number) for number in range(40)]
     expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in jpegs]
