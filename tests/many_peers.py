@@ -99,19 +99,23 @@ def follow(peers, ended, rounds):
 # --- in several processes --------------------------------------------------------------------------------------------
 
 
-def measure(world_size, num_processes, rounds=10):
+def measure(world_size, num_processes, rounds=6):
     """Simulate a world in some processes beside rank 0's, and return the figures."""
-    begins = time.monotonic() + 10 + 3 * num_processes
-    plan = world_size, world_size // 2, rounds, begins
+    plan = world_size, world_size // 2, rounds
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     cuts = [1 + (world_size - 1) * part // num_processes for part in range(num_processes + 1)]
     parts = [(0, 1), *pairwise(cuts)]
-    command = [sys.executable, __file__, "part", *map(str, plan)]
+    pipe, command = subprocess.PIPE, [sys.executable, __file__, "part", *map(str, plan)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent), "TORCH_CPP_LOG_LEVEL": "ERROR"}
     started = [
-        subprocess.Popen([*command, str(first), str(end)], stdout=subprocess.PIPE, text=True, env=environment)
+        subprocess.Popen([*command, str(first), str(end)], stdin=pipe, stdout=pipe, text=True, env=environment)
         for first, end in parts
     ]
+    for process in started:
+        process.stdout.readline()  # it has imported what it needs
+    begins = time.monotonic() + 1
+    for process in started:
+        print(begins, file=process.stdin, flush=True)
     found = [json.loads(process.communicate()[0]) for process in started]
     return summary([one for part in found for one in part["seen"]], found[0]["load"], begins)
 
@@ -147,17 +151,18 @@ def watch(load):
         time.sleep(0.05)
 
 
-def part(world_size, victim, rounds, begins, first, end):
-    load = []
+def part(world_size, victim, rounds, first, end):
+    print("ready", flush=True)
+    begins, load = float(sys.stdin.readline()), []
     if first == 0:
         threading.Thread(target=watch, args=(load,), daemon=True).start()
-    seen = simulate(int(world_size), range(int(first), int(end)), int(victim), rounds, begins)
+    seen = simulate(world_size, range(first, end), victim, rounds, begins)
     time.sleep(0.2)  # for the last load
     print(json.dumps({"seen": seen, "load": load}))
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "part":
-        part(*map(float, sys.argv[2:]))
+        part(*map(int, sys.argv[2:]))
     else:
         print(json.dumps(measure(int(sys.argv[1]), int((sys.argv + ["4"])[2])), indent=1))

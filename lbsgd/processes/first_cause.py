@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import Any
 
 from lbsgd.errors import LbsgdError, LostProcessError
+from lbsgd.processes.meeting import pause
 from lbsgd.processes.peers import Peers
 
 FIRST_CAUSE_SECONDS = 8.0
@@ -53,7 +54,7 @@ def told(peers: Peers, seconds: float) -> LbsgdError | None:
     while time.monotonic() < deadline:
         if failure := peers.failure():
             return failure
-        time.sleep(0.2)
+        time.sleep(pause(peers.world_size))
     return None
 
 

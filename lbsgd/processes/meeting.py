@@ -1,8 +1,7 @@
 """How the processes of a run meet at one store, and agree on a part of it that is theirs alone.
 
 Thousands of them wait at the store of one process. So each asks for a key of its own, the more seldom the more there
-are, and rank 0 alone reads the list of all. The store's own blocking wait would ask less, but one that times out prints
-stack traces and takes a tenth of a second of CPU time.
+are, and rank 0 alone reads the list of all. The store's own blocking wait prints warnings whenever it times out.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch.distributed import PrefixStore, Store, TCPStore
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
 from lbsgd.processes.environment import Processes, master
 
-QUESTIONS_PER_SECOND = 2000  # of all processes that wait, of which a store answers 20 times as many
+QUESTIONS_PER_SECOND = 2000  # of all processes that wait, of which a store answers ten times as many
 CONNECTIONS = 3  # of a process to the store: for these messages, for torch's group, and one while it fails
 OTHER_FILES = 512  # that rank 0 may have open beside them
 
