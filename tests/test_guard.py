@@ -319,6 +319,28 @@ def test_the_first_cause_is_told_once_on_every_host_and_its_code_is_everybody_s(
     assert (ending.code, ending.lines) == (TrainingError.exit_code, lines)
 
 
+def serves_the_store(port):
+    Peers.BEAT_SECONDS = 0.05
+    store = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    processes = Processes(0, 3, 0, 1)
+    guarded(peers=Peers(processes, store), processes=processes)
+
+
+def test_rank_0_that_ends_because_of_another_lets_a_third_read_why(tmp_path):
+    """Its store ends with it, and each process looks once a second."""
+    port = free_port()
+    process = forked(serves_the_store, port, output=tmp_path / "console")
+    try:
+        second, third = (Peers(Processes(rank, 3, 0, 1), TCPStore("127.0.0.1", port)) for rank in (1, 2))
+        second.fail(TrainingError("the loss is not a number"))
+        time.sleep(1)
+        assert third.failure().exit_code == TrainingError.exit_code
+        process.join(PATIENCE_SECONDS)
+        assert process.exitcode == TrainingError.exit_code
+    finally:
+        process.kill()
+
+
 def fails_and_ends_after_a_signal():
     with Guard(Processes(0, 2, 0, 1), 60) as guard:
 

@@ -10,9 +10,11 @@ from contextlib import suppress
 from typing import Any
 
 from lbsgd.errors import LbsgdError, LostProcessError
+from lbsgd.processes.meeting import pause
 from lbsgd.processes.peers import Peers
 
 FIRST_CAUSE_SECONDS = 8.0
+TOLD_SECONDS = 2.0  # of these, while a process that failed tells the others
 FROM_CHECKPOINT = "--resume goes on from the newest checkpoint"
 WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
 
@@ -35,14 +37,24 @@ def first_cause(peers: Peers, position: str) -> LbsgdError | None:
 
 def look_for_cause(peers: Peers, position: str) -> LbsgdError | None:
     try:
-        for _ in range(10):
-            if failure := peers.failure():
-                return failure
-            time.sleep(0.2)
+        if failure := told(peers, TOLD_SECONDS):
+            return failure
+        if not peers.may_look:
+            return told(peers, FIRST_CAUSE_SECONDS)
         if silent := peers.silent():
             return LostProcessError(f"{', '.join(silent)} died or has not answered since {position}; {FROM_CHECKPOINT}")
     except RuntimeError:
         return LostProcessError(f"rank 0, or the way to its host, has been gone since {position}; {FROM_CHECKPOINT}")
+    return None
+
+
+def told(peers: Peers, seconds: float) -> LbsgdError | None:
+    """Wait for the first failure that another process tells; None if none does."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if failure := peers.failure():
+            return failure
+        time.sleep(pause(peers.world_size))
     return None
 
 

@@ -166,6 +166,7 @@ class Guard:
             quiet = not self.processes.is_rank_0
         elif isinstance(error, OtherFailed):
             quiet = error.host == socket.gethostname() or self.processes.local_rank != 0
+            self.last_words(lambda peers: None)  # rank 0 has nothing to add, but others have not yet read it
         else:
             quiet = self.last_words(lambda peers: peers.fail(error)) is False
         end_with_error(error, quiet)

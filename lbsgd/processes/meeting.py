@@ -1,0 +1,185 @@
+"""How the processes of a run meet at one store, and agree on a part of it that is theirs alone.
+
+Thousands of them wait at the store of one process. So each asks for a key of its own, the more seldom the more there
+are, and rank 0 alone reads the list of all. The store's own blocking wait prints warnings whenever it times out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from itertools import groupby
+
+from torch.distributed import PrefixStore, Store, TCPStore
+
+from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
+from lbsgd.processes.environment import Processes, master
+
+QUESTIONS_PER_SECOND = 2000  # of all processes that wait, of which a store answers ten times as many
+CONNECTIONS = 3  # of a process to the store: for these messages, for torch's group, and one while it fails
+OTHER_FILES = 512  # that rank 0 may have open beside them
+
+
+class OtherFailed(LbsgdError):
+    """Another process failed first. This one ends with the same exit code, and does not call it an error of its own."""
+
+    label = "ended"
+
+    def __init__(self, rank: int, host: str, error: str, exit_code: int):
+        super().__init__(f"by rank {rank} on {host}: {error}")
+        self.host, self.exit_code = host, exit_code
+
+
+def meeting_point(processes: Processes, timeout_seconds: float) -> TCPStore:
+    """Return the store at MASTER_ADDR:MASTER_PORT, which rank 0 serves where torchrun's agent does not.
+
+    Raises ConfigError where rank 0 cannot open the port or may not have enough files open, LostProcessError where
+    another rank cannot reach it.
+    """
+    address, port = master()
+    serves = processes.is_rank_0 and not of_agent()
+    if serves:
+        allow_connections(processes.world_size)
+    try:
+        return TCPStore(
+            address,
+            port,
+            is_master=serves,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_seconds),
+            multi_tenant=True,
+        )
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        if processes.is_rank_0:
+            raise ConfigError(
+                f"cannot open {address}:{port} for the other processes ({reason}); if the port is taken, give the "
+                "launcher another --master_port"
+            ) from error
+        raise LostProcessError(
+            f"cannot reach rank 0 at {address}:{port} ({reason}); look at its host, at --master_addr and --master_port"
+        ) from error
+
+
+def allow_connections(world_size: int) -> None:
+    """Raise this process's limit of open files so that all processes can connect to it.
+
+    Many systems allow 1,024, and a store that has reached the limit refuses without a word. Raises ConfigError where
+    the system forbids it.
+    """
+    needed = CONNECTIONS * world_size + OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise ConfigError(
+            f"rank 0 needs {needed:,} open files for the connections of {world_size:,} processes, and its host allows "
+            f"{hard:,}; raise the hard limit there (ulimit -Hn)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def of_agent() -> bool:
+    """Return whether torchrun's agent serves the store, and so keeps it over restarts."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, alive: Callable[[str], None]) -> str:
+    """Return a prefix of keys that all processes of this start agree on and that no earlier start knows.
+
+    torchrun keeps one store over its restarts (pytorch/pytorch#135712, #167288), and its TORCHELASTIC_RESTART_COUNT is
+    each agent's own. So every process gives itself a new name and adds it to a list. Rank 0 answers each name with its
+    own, which becomes the prefix of keys. Only a rank 0 of the same start can answer a name, because agents end all old
+    processes before new ones begin.
+
+    Raises LostProcessError, which names the missing ones, after timeout_seconds, and OtherFailed where another process
+    ended before it came.
+    """
+    name, rank = uuid.uuid4().hex, processes.rank
+    store.append("arrived", f"{rank} {name}\n")
+    deadline = time.monotonic() + timeout_seconds + (5 if rank else 0)  # rank 0, which knows more, ends first
+    while time.monotonic() < deadline:
+        alive("the meeting of all processes")
+        if prefix := join(store, name, rank) if rank else lead(store, name, processes.world_size):
+            return prefix
+        if not of_agent() and (failure := read(store, "failure")):
+            let_others_read(processes)
+            raise OtherFailed(**json.loads(failure))
+        time.sleep(pause(processes.world_size) if rank else pause(1))
+    missing = [] if rank else not_joined(store, name, processes.world_size)
+    error = LostProcessError(
+        f"of {processes.world_size} processes some did not come within {timeout_seconds:g} s"
+        + (f": rank {in_words(missing)}" if missing else "")
+        + "; look at their hosts"
+    )
+    if not rank:
+        tell(PrefixStore(name, store), rank, error)  # those that have joined
+        if not of_agent():
+            tell(store, rank, error)  # those that come late
+        let_others_read(processes)
+    raise error
+
+
+def pause(world_size: int) -> float:
+    """Return the seconds between two questions of a process that waits."""
+    return max(0.1, world_size / QUESTIONS_PER_SECOND)
+
+
+def lead(store: Store, name: str, world_size: int) -> str | None:
+    """Do rank 0's part: answer those that have come since; return its name once all others have joined it."""
+    missing = not_joined(store, name, world_size)
+    if missing:
+        names = dict(line.split() for line in read(store, "arrived").splitlines())  # the newest name of each rank
+        answers = [f"answer/{names[str(rank)]}" for rank in missing if str(rank) in names]
+        if answers:
+            store.multi_set(answers, [name] * len(answers))
+        return None
+    store.set(f"{name}/host/0", socket.gethostname())
+    return name
+
+
+def join(store: Store, name: str, rank: int) -> str | None:
+    """Do another rank's part: once rank 0 has answered, say which host this is, and return rank 0's name."""
+    if not (prefix := read(store, f"answer/{name}")):
+        return None
+    store.set(f"{prefix}/host/{rank}", socket.gethostname())
+    store.append(f"{prefix}/joined", f"{rank}\n")
+    return prefix
+
+
+def not_joined(store: Store, name: str, world_size: int) -> list[int]:
+    """Return the ranks that have not joined the rank 0 of this name."""
+    joined = set(map(int, read(store, f"{name}/joined").split()))
+    return [rank for rank in range(1, world_size) if rank not in joined]
+
+
+def tell(store: Store, rank: int, error: LbsgdError) -> int:
+    """Leave word of what ends this process, unless another one has; return the rank of the one that did first."""
+    mine = {"rank": rank, "host": socket.gethostname(), "error": str(error), "exit_code": error.exit_code}
+    return json.loads(store.compare_set("failure", "", json.dumps(mine)))["rank"]
+
+
+def let_others_read(processes: Processes) -> None:
+    """Keep the store, which ends with rank 0, until all that wait have looked for a failure."""
+    if processes.is_rank_0 and not of_agent():
+        time.sleep(1 + pause(processes.world_size))
+
+
+def in_words(ranks: Sequence[int]) -> str:
+    """Return rising numbers as a list, in which three or more in a row are one entry: 1, 2, 8 to 15."""
+    entries: list[str] = []
+    for _, row in groupby(enumerate(ranks), lambda pair: pair[1] - pair[0]):
+        first, *rest = [rank for _, rank in row]
+        entries += [f"{first} to {rest[-1]}"] if len(rest) > 1 else map(str, (first, *rest))
+    return ", ".join(entries)
+
+
+def read(store: Store, key: str) -> str:
+    """Return the value of a key, "" where it is not set; `get` alone would wait for it."""
+    return store.get(key).decode() if store.check([key]) else ""

@@ -1,0 +1,124 @@
+"""Thousands of processes at one store: they meet, give signs of life, and name the one that dies."""
+
+import re
+import resource
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from many_peers import measure, simulate
+from torch.distributed import HashStore, PrefixStore
+
+from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.processes import first_cause, meeting
+from lbsgd.processes.environment import Processes, free_port
+from lbsgd.processes.meeting import fresh_prefix
+from lbsgd.processes.peers import OtherFailed, Peers
+
+CAUSE = r"rank {} on .* died or has not answered since iteration 7"
+
+
+def test_sixty_four_processes_meet_and_all_hear_which_of_them_died(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(free_port()))
+    monkeypatch.setattr(Peers, "BEAT_SECONDS", 0.3)
+    monkeypatch.setattr(first_cause, "TOLD_SECONDS", 0.2)
+    seen = simulate(64, range(64), victim=40, rounds=2)
+    told = [one for one in seen if one["rank"] != 40]
+    assert all(re.search(CAUSE.format(40), one["cause"]) for one in told)
+    assert sum(one["first"] for one in told) == 1
+
+
+class Counted:
+    """A store that counts questions and the bytes of their answers."""
+
+    def __init__(self, store):
+        self.store, self.questions, self.num_bytes = store, 0, 0
+
+    def __getattr__(self, name):
+        def ask(*arguments):
+            self.questions += 1
+            answer = getattr(self.store, name)(*arguments)
+            self.num_bytes += len(answer) if isinstance(answer, bytes) else 0
+            return answer
+
+        return ask
+
+
+def test_one_that_waits_for_the_others_asks_little_and_rank_0_no_more_the_more_there_are():
+    """Of 500 processes the last one comes late. Thousands that ask ten times a second would keep the store busy."""
+    store, names = HashStore(), [f"{rank:032}" for rank in range(500)]
+    leads, waits = Counted(store), Counted(store)
+    assert meeting.join(waits, names[7], 7) is None and waits.questions == 1
+    for rank in range(1, 499):
+        store.append("arrived", f"{rank} {names[rank]}\n")
+    assert not meeting.lead(leads, names[0], 500)
+    for rank in range(1, 499):
+        assert meeting.join(waits if rank == 7 else store, names[rank], rank) == names[0]
+    assert waits.questions == 5 and waits.num_bytes == len(names[0])
+    for _ in range(10):
+        assert not meeting.lead(leads, names[0], 500)
+    assert leads.questions < 6 * 11
+    store.append("arrived", f"499 {names[499]}\n")
+    assert not meeting.lead(leads, names[0], 500)
+    assert meeting.join(store, names[499], 499) == names[0]
+    assert meeting.lead(leads, names[0], 500) == names[0]
+    assert [meeting.pause(world_size) for world_size in (2, 200, 2000)] == [0.1, 0.1, 1]
+
+
+def test_few_of_many_look_for_the_silent_one_and_each_with_two_questions():
+    store, world = HashStore(), range(100)
+    peers = [Peers(Processes(rank, 100, 0, 1), Counted(store)) for rank in world]
+    assert sum(one.may_look for one in peers) == sum(one.may_look for one in peers) == Peers.LOOKERS
+    for one in peers:
+        one.beat("iteration 7")
+    before = peers[3].store.questions
+    assert len(peers[3].all_beats()) == 100 and peers[3].store.questions == before + 2
+
+
+def test_rank_0_may_have_a_file_open_for_each_connection(monkeypatch):
+    """And says so where its host forbids it; else the store would refuse connections without a word."""
+    limits = [(1024, 8192)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
+    meeting.allow_connections(100)
+    assert len(limits) == 1
+    meeting.allow_connections(2048)
+    assert limits[1:] == [(6656, 8192)]
+    with pytest.raises(ConfigError, match="rank 0 needs 12,800 open files .* of 4,096 processes, .* allows 8,192"):
+        meeting.allow_connections(4096)
+
+
+def test_those_that_came_hear_why_rank_0_gave_up_and_those_that_come_late():
+    """Rank 2 never comes. The others would otherwise only find the store gone."""
+    store = HashStore()
+
+    def come(rank):
+        processes = Processes(rank, 4, 0, 1)
+        try:
+            return Peers(processes, PrefixStore(fresh_prefix(store, processes, 0.5, lambda position: None), store))
+        except LbsgdError as error:
+            return error
+
+    with ThreadPoolExecutor() as threads:
+        rank_0, rank_1 = threads.submit(come, 0), threads.submit(come, 1).result()
+        while not (told := rank_1.failure()):
+            time.sleep(0.02)
+        late = come(3)
+    missing = "of 4 processes some did not come within 0.5 s: rank 2, 3; look at their hosts"
+    assert str(rank_0.result()) == missing and isinstance(told, OtherFailed) and isinstance(late, OtherFailed)
+    assert str(told) == str(late) and str(late).endswith(missing)
+
+
+def test_missing_ranks_are_few_words():
+    assert meeting.in_words([1, 2, 8, 9, 10, 11, 40]) == "1, 2, 8 to 11, 40"
+
+
+@pytest.mark.slow
+def test_two_thousand_processes_meet_and_name_the_one_that_dies_and_rank_0_works_little():
+    """CPU time of rank 0 is what counts: the threads of all others share this machine's few cores."""
+    found = measure(2048, num_processes=4)
+    print(f"\n{found}")
+    [cause] = {re.sub("by rank .*?: ", "", cause) for cause in found["causes"]}
+    assert re.search(CAUSE.format(1024), cause) and found["first"] == 1
+    assert found["met_cpu"] < 5 and found["told_cpu"] < 10 and found["beating_cpu_pct"] < 50
