@@ -123,14 +123,11 @@ def compile_without_machine_code():
 def test_the_flag_compiles_a_recipe_which_is_resumed_and_logged(tmp_path, fault):
     json = config(tmp_path, iterations=4)
     options = {"world_size": 1, "recipe": RECIPE, "fault": fault}
-    completed(json, tmp_path / "plain", world_size=1, recipe=RECIPE)
-    completed(json, tmp_path / "run", "--compile", "--max_iterations", 5, **options)
+    completed(json, tmp_path / "run", "--compile", "--max_iterations", 3, **options)
     completed(json, tmp_path / "run", "--compile", "--resume", **options)
-    ours, plain = (read_run(tmp_path / name) for name in ("run", "plain"))
-    assert ours.header["compiled"] == "each residual block" and "compiled" not in plain.header
-    losses = ([record["train_loss"] for record in run.iterations] for run in (ours, plain))
-    assert next(losses) == pytest.approx(next(losses), rel=1e-3)
-    assert ours.result
+    run = read_run(tmp_path / "run")
+    assert run.header["compiled"] == "each residual block"
+    assert [record["iteration"] for record in run.iterations] == [*range(8)] and run.result
 
 
 def test_a_detector_is_refused_in_one_line():
@@ -214,10 +211,11 @@ def test_a_network_without_blocks_is_refused_in_one_line():
         compile_blocks(oracle.network())
 
 
-def test_all_blocks_of_a_deep_network_are_compiled(graphs):
-    """torch stops compiling the code of a class after 8 graphs."""
-    blocks = nn.Sequential(*(BasicBlock(4, 4 + i, downsample=nn.Conv2d(4, 4 + i, 1)) for i in range(10)))
+def test_all_blocks_of_a_deep_network_are_compiled(graphs, monkeypatch):
+    """torch stops compiling the code of a class after so many graphs, by default 8."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    blocks = nn.Sequential(*(BasicBlock(2, 2 + i, downsample=nn.Conv2d(2, 2 + i, 1)) for i in range(4)))
     compile_blocks(convert_batch_norm(blocks, 2), "aot_eager")
     for block in blocks:
-        block(torch.randn(2, 4, 3, 3))
-    assert graphs() == 10
+        block(torch.randn(2, 2, 3, 3))
+    assert graphs() == 4

@@ -25,6 +25,13 @@ from lbsgd.train.trainer import Trainer
 
 BEFORE, COUNTED = 2, 4  # iterations; the first is reported, and DeepSpeed sets itself up in it
 LAST = 1000
+# At the end of each update, whatever its passes: whether fp16 overflowed, in the gradients and in their norm, and for
+# each of two groups of parameters a number that it puts in place of infinite norms, made on the host.
+BY_DEEPSPEED = {
+    ("stage_1_and_2.has_overflow", "item"): COUNTED,
+    ("utils.is_invalid_grad_norm", "item"): COUNTED,
+    ("utils.mask_nan_or_inf_with_val_inplace", "tensor"): 2 * COUNTED,
+}
 
 
 def steady_trainer(folder, config):
@@ -74,9 +81,6 @@ def test_in_fp16_deepspeed_reads_and_we_do_not(tmp_path, fp16_on_a_cpu, micro_ba
         train(ours, batches, COUNTED)
     assert not reads.by("lbsgd") and not reads.by("neither")
     assert reads.by("deepspeed") == BY_DEEPSPEED
-
-
-BY_DEEPSPEED = {}
 
 
 @pytest.mark.gpu

@@ -59,9 +59,9 @@ class Figure:
 
 def mean_figure(name: str, values: Sequence[float], **more: Any) -> Figure:
     """Return the mean of some values, m ± t(0.975, N − 1) · s/√N; a single value has no interval."""
-    half = half_width(values)
-    bounds = {} if half is None else {"low": mean(values) - half, "high": mean(values) + half}
-    return Figure(name, mean(values), **bounds, count=len(values), **more)
+    middle, half = mean(values), half_width(values)
+    low, high = (None, None) if half is None else (middle - half, middle + half)
+    return Figure(name, middle, low, high, len(values), **more)
 
 
 def ratio_figure(name: str, above: Sequence[float], below: Sequence[float], **more: Any) -> Figure:
@@ -69,9 +69,9 @@ def ratio_figure(name: str, above: Sequence[float], below: Sequence[float], **mo
 
     Both sides of a round were measured one right after the other, so what slows the machine slows both.
     """
-    logs = mean_figure(name, [log(a / b) for a, b in zip(above, below, strict=True)], **more)
-    bounds = (None if bound is None else exp(bound) for bound in (logs.low, logs.high))
-    return Figure(name, exp(logs.value), *bounds, count=logs.count, **more)
+    logs = mean_figure(name, [log(a / b) for a, b in zip(above, below, strict=True)])
+    low, high = (None if bound is None else exp(bound) for bound in (logs.low, logs.high))
+    return Figure(name, exp(logs.value), low, high, logs.count, **more)
 
 
 def half_width(values: Sequence[float]) -> float | None:
