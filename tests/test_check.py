@@ -14,12 +14,12 @@ from test_plan import WRONG, edited
 from lbsgd.commands.check_screen import print_inspections
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
-from lbsgd.commands.plan_memory import NETWORKS, memory
 from lbsgd.commands.plan_time import Machines, predict, reduction_of
 from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import differences, get, put
+from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError

@@ -244,7 +244,7 @@ def test_resnet101_is_a_recipe_like_resnet50():
     exec((ROOT / "recipes/resnet101.py").read_text(), names)
     import torch
 
-    from lbsgd.commands.plan_memory import NETWORKS
+    from lbsgd.config.memory import NETWORKS
     from lbsgd.config.plan import Plan
 
     with torch.device("meta"):

@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "train": {"algorithm", "config", "data", "processes", "report"},
     "report": {"config", "algorithm.schedule", "algorithm.published"},
     "experiments": {"config", "processes", "report", "algorithm"},
-    "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments"},
+    "bench": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments.data_sets"},
+    "commands": {"algorithm", "config", "data", "convert", "processes", "train", "report", "experiments", "bench"},
     # the files beside the folders
     "errors": set(),
     "disk": {"errors"},

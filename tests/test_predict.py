@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.commands.plan_memory import NETWORKS, memory, network
 from lbsgd.commands.plan_network import PRESETS, running, share_over_a_link, steps
 from lbsgd.commands.plan_time import (
     BACKWARD_SHARE,
@@ -20,6 +19,7 @@ from lbsgd.commands.plan_time import (
     reduction_of,
     weight_seconds,
 )
+from lbsgd.config.memory import NETWORKS, memory, network
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError

@@ -47,7 +47,7 @@ def trainer(folder, val_images=50, iterations=ITERATIONS, steps_per_print=10, re
     config["steps_per_print"], config["lbsgd"]["num_images"] = steps_per_print, iterations * K * N
     config["scheduler"]["params"]["warmup_num_steps"] = 5 * iterations
     engine, plan = lbsgd.initialize(network(), config)
-    share = dict(seed=0, share=Share(), pixels=Pixels(resolution=6, device="cpu"))
+    share = dict(seed=0, share=Share(), pixels=Pixels(resolution=6, device=engine.device))
     data = FakeImages(plan.num_images, 5, global_batch=K * N, micro_batch=N, **share)
     images = Images(data, FakeEval(val_images, 5, batch=16, **share))
     reporter = Reporter(Records(), Records(), engine)

@@ -186,7 +186,7 @@ def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, r
     warm_up = min(3, plan.iterations_per_epoch // 2)
     for _ in range(warm_up):
         seconds_of(step, device)
-    trainer.start_window()
+    trainer.clock.start_window()
     began = time.perf_counter()
     count = min(repeats, plan.iterations_per_epoch - warm_up)
     for _ in range(count):
@@ -199,7 +199,7 @@ def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, r
         f"{count * micro_batch / seconds:.0f}",
         "-",
         "-",
-        f"{100 * trainer.waited / seconds:.1f} %",
+        f"{100 * trainer.clock.window_waited / seconds:.1f} %",
     )
 
 

@@ -1,15 +1,18 @@
 """The main job on real data in minutes: handwritten digits -> JPEG files -> FFCV files -> ResNet-50 -> curves.
 
-    python tools/demo.py [--seed N] [--work_dir DIR]        (make demo)
+    python tools/demo.py [--seed N] [--work_dir DIR] [FLAGS OF THE RECIPE]        (make demo)
 
-Runs the commands that it prints. Interrupted, it goes on where it was; `make clean` starts it over.
+Runs the commands that it prints. Interrupted, it goes on where it was; `make clean` starts it over. Any other flag goes
+to the recipe, such as --epochs 2.
 """
 
 import argparse
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from lbsgd.processes.environment import free_port
@@ -30,9 +33,14 @@ def run_name(seed: int) -> str:
     return "digits" if seed == 0 else f"digits_seed{seed}"
 
 
-def commands(seed: int, work_dir: Path) -> list[list[str]]:
-    name = run_name(seed)
-    python, launcher = sys.executable, str(Path(sys.executable).with_name("deepspeed"))
+def launcher() -> str:
+    """Return the `deepspeed` beside this Python, else the first on PATH, where `pip install --target` puts it."""
+    beside = str(Path(sys.executable).parent)
+    return shutil.which("deepspeed", path=os.pathsep.join((beside, os.environ.get("PATH", "")))) or "deepspeed"
+
+
+def commands(seed: int, work_dir: Path, recipe_flags: Sequence[str] = ()) -> list[list[str]]:
+    name, python = run_name(seed), sys.executable
     tree, ffcv = work_dir / "data/digits", work_dir / "data/digits_ffcv"
     processes = num_processes()
     micro_batch = NUM_WORKERS * PER_WORKER_BATCH // processes
@@ -40,7 +48,7 @@ def commands(seed: int, work_dir: Path) -> list[list[str]]:
         [python, "tools/render_digits.py", "--output_dir", str(tree)],
         [python, "tools/convert_imagenet_to_ffcv.py", "--source", str(tree), "--data_dir", str(ffcv)],
         [
-            launcher,
+            launcher(),
             "--quiet",
             "--num_accelerators",
             str(processes),
@@ -58,6 +66,7 @@ def commands(seed: int, work_dir: Path) -> list[list[str]]:
             "--seed",
             str(seed),
             *(["--resume"] if (work_dir / "runs" / name).exists() else []),
+            *recipe_flags,
         ],
     ]
 
@@ -66,10 +75,10 @@ def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--seed", type=int, default=0, help="of weights, shuffle and augmentation (default: 0)")
     flags.add_argument("--work_dir", type=Path, help="where data/ and runs/ go (default: the repository)")
-    arguments = flags.parse_args()
+    arguments, recipe_flags = flags.parse_known_args()
     work_dir = arguments.work_dir.resolve() if arguments.work_dir else Path()
     os.chdir(ROOT)
-    for command in commands(arguments.seed, work_dir):
+    for command in commands(arguments.seed, work_dir, recipe_flags):
         print(f"$ {shlex.join(command)}", flush=True)
         code = subprocess.run(command).returncode
         if code:

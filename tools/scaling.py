@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from lbsgd.commands.plan_memory import network
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link
 from lbsgd.commands.plan_time import BACKWARD_SHARE, Machines, Prediction, Reduction, predict
+from lbsgd.config.memory import network
 
 PAGE = Path(__file__).parent.parent / "docs/scaling.md"
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)

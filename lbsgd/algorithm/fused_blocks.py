@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
@@ -54,6 +55,8 @@ def fuse_blocks(model: nn.Module) -> nn.Module:
 
 def can_fuse(block: nn.Module, x: Tensor, *norms: nn.Module) -> bool:
     """Whether nobody can tell the fused forward of a block from torchvision's, but by its speed and rounding."""
+    if torch.compiler.is_compiling():  # before anything that would become a guard of the compiled block
+        return False
     if isinstance(x, Proxy) or not block.training or _has_any_global_hook():
         return False
     relu: Any = block.relu

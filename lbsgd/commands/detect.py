@@ -39,6 +39,8 @@ class DetectionRequest(Request):
             raise ConfigError(f"{self.plan.name}.json is no detector's: it has no lbsgd.detection block")
         if flags.resolution:
             raise ConfigError("--resolution is a classifier's: use --set lbsgd.detection.shorter_side=PIXELS")
+        if flags.compile:
+            raise ConfigError("--compile is a classifier's: a detector's images differ in size, and each would compile")
         self.require_backbone()
         self.folder = Path(flags.data_dir or os.environ.get("COCO_DIR") or "data/coco")
         self.train = read_split(self.folder, flags.train_split or self.only("train"), flags.on_error)

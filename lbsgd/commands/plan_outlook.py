@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lbsgd.commands.plan_figure import stretches
-from lbsgd.commands.plan_memory import Memory, memory, network
 from lbsgd.commands.plan_network import PRESETS, running
 from lbsgd.commands.plan_time import (
     ALGORITHMS,
@@ -22,6 +21,7 @@ from lbsgd.config.checks.block import parse_recipe
 from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import deepspeed_findings
 from lbsgd.config.json_file import read_json
+from lbsgd.config.memory import Memory, memory, network
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 

@@ -9,7 +9,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from lbsgd.commands import plan_figure
-from lbsgd.commands.plan_memory import Memory, bytes_per_activation
 from lbsgd.commands.plan_network import FLAT_RING, HALVING
 from lbsgd.commands.plan_outlook import Outlook
 from lbsgd.commands.plan_time import (
@@ -21,6 +20,7 @@ from lbsgd.commands.plan_time import (
     bytes_per_iteration,
     overlaps,
 )
+from lbsgd.config.memory import Memory, bytes_per_activation
 from lbsgd.units import counted, duration
 
 

@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 
 from lbsgd.algorithm.published import IMAGES_PER_SECOND as PAPER_IMAGES_PER_SECOND
-from lbsgd.commands.plan_memory import Network, bytes_per_weight
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, RING, all_reduce_seconds
 from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.keypath import get
+from lbsgd.config.memory import Network, bytes_per_weight
 from lbsgd.config.plan import Plan
 
 # Back-propagation takes 120 ms of that server's iteration of 8 x 32 images (Sec. 4).

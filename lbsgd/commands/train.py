@@ -136,6 +136,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], begun:
         resume=flags.resume,
         evaluate_only=flags.evaluate_only,
         every=every,
+        compiled=flags.compile,
         baseline=request.baseline,
         started_from=request.started_from,
     )
@@ -169,6 +170,8 @@ def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], N
     add_output(flags)
     add_ends(flags.add_argument_group("ending earlier; the schedule does not move"))
     add_overrides(flags.add_argument_group("instead of the JSON's; what depends on them is derived again and printed"))
+    blocks = "torch.compile each residual block in training (off by default: whether it is faster is not measured)"
+    flags.add_argument("--compile", action="store_true", help=blocks)
     add_processes(flags)
     return flags
 

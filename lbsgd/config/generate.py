@@ -15,7 +15,7 @@ from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
 WHERE = "lbsgd config"
-# ResNet-50 at 224 pixels then has 11 GB of activations in half precision, 22 in float32 (commands/plan_memory.py).
+# ResNet-50 at 224 pixels then has 11 GB of activations in half precision, 22 in float32 (config/memory.py).
 MOST_IMAGES_PER_PASS = 256
 
 

@@ -74,6 +74,14 @@ class Prefetcher:
         return images
 
 
+def on_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+    """Copy an array to a device; the host does not wait for a GPU, as it does where memory is not pinned."""
+    tensor = torch.from_numpy(array)
+    if torch.device(device).type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 class ReusedMemory:
     """Memory for tensors, used again once nothing refers to the last tensor in it.
 

@@ -15,7 +15,7 @@ from lbsgd.report.curves import schedule_of
 from lbsgd.report.measure import Measure
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.run_log import LoggedRun
-from lbsgd.units import duration
+from lbsgd.units import duration, size
 
 SPREAD = "spread of batch-norm means over workers, of the standard deviation"
 POINTS = 300  # of a learning-rate curve
@@ -40,6 +40,7 @@ def run_page(run: LoggedRun, warnings: Sequence[str] = ()) -> Page:
             Section(charts=charts_of(run)),
             *noise_sections(run),
             *skipped_sections(run),
+            *memory_sections(run),
             Section("Configuration", "marked: not the paper's (Sec. 5.1)", facts=configuration(header)),
             Section("Environment", facts=described(environment), command=command_of(environment)),
         ),
@@ -118,6 +119,18 @@ def skipped_sections(run: LoggedRun) -> list[Section]:
     line = Series("skipped so far", [epoch for epoch, _ in skipped], shares)
     note = "a few at the start are fp16's search for its loss scale; a share that keeps growing is a run that diverges"
     return [Section("Updates skipped for overflow", note, charts=[Chart("share of the iterations", [line], unit=" %")])]
+
+
+def memory_sections(run: LoggedRun) -> list[Section]:
+    """Return the peak of a GPU's memory beside the estimate, where the run was on one."""
+    peaks = [record["peak_memory_bytes"] for record in run.epochs if "peak_memory_bytes" in record]
+    if not peaks:
+        return []
+    peak, held = max(peaks), max(record.get("peak_reserved_bytes", 0) for record in run.epochs)
+    facts = [Fact("peak, in tensors", size(peak)), Fact("peak, held by torch", size(held))]
+    if estimate := run.header.get("memory_estimate_bytes"):
+        facts.append(Fact("estimate of lbsgd plan", f"{size(estimate)}; the peak is {peak / estimate:.0%} of it"))
+    return [Section("Memory of a GPU", "of rank 0", facts=facts)]
 
 
 def lr_chart(runs: Sequence[tuple[str, LoggedRun]], planned: float) -> Chart:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -20,15 +21,40 @@ class Decision:
     pass_seconds: float = 0.0
 
 
+class Asked:
+    """The largest of all processes' wishes, which a GPU computes while the host goes on."""
+
+    def __init__(self, wishes: Sequence[float], device: torch.device):
+        on_gpu = device.type == "cuda"
+        # Pinned, because a copy from or to other memory of the host waits for all that the GPU has to do.
+        self.wishes = torch.tensor(wishes, dtype=torch.float64, pin_memory=on_gpu)
+        largest = self.wishes.to(device, non_blocking=True)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        self.largest = torch.empty_like(self.wishes, pin_memory=on_gpu).copy_(largest, non_blocking=True)
+        self.copied = torch.cuda.current_stream(device).record_event() if on_gpu else None
+        self.saved_since = False
+
+    def answer(self) -> Decision:
+        if self.copied:
+            self.copied.synchronize()
+        stop, save, pass_seconds = self.largest.tolist()
+        return Decision(bool(stop), bool(save) and not self.saved_since, pass_seconds)
+
+
 class Agreement:
     """Collects the wishes of all processes every quarter of a second.
 
     Clocks differ between processes, so the next agreement comes a number of passes later, which all of them count
     alike. A process alone looks after each pass, which costs nothing.
+
+    late: whether an answer is read with the next question only, by default on a GPU, where it has long been there by
+    then and the host need not wait.
     """
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, device: torch.device, late: bool | None = None):
+        self.device = torch.device(device)
+        self.late = self.device.type == "cuda" if late is None else late
+        self.asked: Asked | None = None
         self.passes_to_next = 1
         self.restart()
 
@@ -44,11 +70,25 @@ class Agreement:
         self.passes += 1
         if self.passes < self.passes_to_next:
             return None
-        wishes = [float(stop), float(save), (time.monotonic() - self.began) / self.passes]
-        if dist.get_world_size() > 1:
-            largest = torch.tensor(wishes, dtype=torch.float64, device=self.device)
-            dist.all_reduce(largest, op=dist.ReduceOp.MAX)
-            wishes = largest.tolist()
-            self.passes_to_next = max(1, int(AGREE_SECONDS / max(wishes[2], 1e-3)))
+        wishes = float(stop), float(save), (time.monotonic() - self.began) / self.passes
         self.restart()
-        return Decision(bool(wishes[0]), bool(wishes[1]), wishes[2])
+        if dist.get_world_size() == 1:
+            return Decision(stop, save, wishes[2])
+        return self.decide(wishes)
+
+    def decide(self, wishes: Sequence[float]) -> Decision | None:
+        """Ask all processes, and return the answer to this question, or to the one before."""
+        asked = Asked(wishes, self.device)
+        answered = self.asked if self.late else asked
+        self.asked = asked
+        if answered is None:
+            return None
+        decision = answered.answer()
+        self.passes_to_next = max(1, int(AGREE_SECONDS / max(decision.pass_seconds, 1e-3)))
+        return decision
+
+    def saved(self, decision: Decision) -> Decision:
+        """Take note of a checkpoint, which all processes save at once; return the decision with what is left of it."""
+        if self.asked:
+            self.asked.saved_since = True
+        return replace(decision, save=False)

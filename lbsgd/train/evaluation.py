@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 from lbsgd.config.schema import BatchNorm
+from lbsgd.train.compiled import as_it_is
 from lbsgd.train.task import Batch, Task
 
 
@@ -20,7 +21,8 @@ def evaluate(engine, task: Task, batches: Iterable[Batch], alive: Callable[[str]
     batches: this process's share of the images. alive: told of each batch.
     """
     engine.eval()
-    return task.evaluate(engine, watched(batches, alive))
+    with as_it_is(engine.module):
+        return task.evaluate(engine, watched(batches, alive))
 
 
 def watched(batches: Iterable[Batch], alive: Callable[[str], None]) -> Iterator[Batch]:
@@ -45,7 +47,7 @@ def sync_batch_norm_statistics(engine, norm: BatchNorm, images, epoch: int, aliv
         agree_statistics(engine.module)
         return
     engine.train()
-    with recomputing_statistics(engine.module):
+    with recomputing_statistics(engine.module), as_it_is(engine.module):
         for batch in images.statistics_batches(epoch, norm.statistics_images, norm.per_worker_batch):
             alive("recomputing statistics")
             engine(batch)

@@ -9,6 +9,7 @@ from lbsgd.processes.start import Start
 from lbsgd.report.run_log import RunLog
 from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.live_page import LivePage
+from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.train.progress import Progress
 
 WAITING_PCT = 5.0  # of an epoch; more deserves a word
@@ -49,7 +50,9 @@ class Reporter:
             self.begun = None
 
     def report(self, kind: str, record: dict[str, Any]) -> None:
-        """Write a record of the log, of kind iteration or epoch."""
+        """Write a record of the log, of kind iteration or epoch; an epoch's tells the peak memory of rank 0's GPU."""
+        if kind == "epoch":
+            record = record | peak_bytes(self.engine.device)
         getattr(self.log, kind)(record)
         self.aggregating.note(record)
         getattr(self.progress, kind)(record)

@@ -34,6 +34,7 @@ class Run:
     last_iteration    where the run ends: with the schedule, or earlier
     resume            go on from the newest checkpoint in output_dir
     evaluate_only     evaluate that checkpoint and train nothing
+    compiled          whether training compiles each residual block (`compiled.compile_blocks`)
     baseline          training errors of each epoch that the run is held against (`live_page.baseline_band`)
     started_from      what the weights that the run begins with were trained as, for the log; None without any
     """
@@ -46,6 +47,7 @@ class Run:
     resume: bool = False
     evaluate_only: bool = False
     every: Every = field(default_factory=Every)
+    compiled: bool = False
     baseline: Sequence[tuple[float, float]] = ()
     started_from: str | None = None
 

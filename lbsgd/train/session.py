@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
+from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.plan import Plan
 from lbsgd.data.share import Pixels
 from lbsgd.processes.ending import from_rank_0
@@ -23,6 +24,7 @@ from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import described
+from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
@@ -63,6 +65,8 @@ def train(run: Run, launch: Launch) -> None:
         from_rank_0(lambda: prepare_output(run, checkpoint.newest(run.checkpoints)))
         limit_threads(processes)
         engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
+        if run.compiled:
+            compile_blocks(engine.module)
         launch.begun.over("engine")
         progress = Progress(
             run.last_iteration,
@@ -140,6 +144,8 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
             **run.plan.as_dict(),
             "aggregation": aggregation,
             "batch_norm": norm,
+            **({"compiled": "each residual block"} if run.compiled else {}),
+            **estimated_memory(run, engine.device),
             "environment": host,
         }
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
@@ -152,6 +158,14 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
 
     from_rank_0(open_log)
     return opened[0] if opened else Silence()
+
+
+def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
+    """Return for the log what `lbsgd plan` says of a GPU's memory, where it knows the network."""
+    size, plan = NETWORKS.get(run.task.name), run.plan
+    if size is None or device.type != "cuda":
+        return {}
+    return {"memory_estimate_bytes": memory(plan, size, plan.zero_stage).total}
 
 
 def device_name() -> str:

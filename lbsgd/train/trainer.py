@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -182,7 +181,7 @@ class Trainer:
     def save(self, random: dict[str, torch.Tensor] | None = None) -> None:
         self.require_numbers()
         self.saver.save(Reached(self.totals.of_all(), self.clock.epoch_seconds), random)
-        self.decision = replace(self.decision, save=False)
+        self.decision = self.agreement.saved(self.decision)
 
     def require_numbers(self) -> None:
         """Raise TrainingError on all processes if the loss of an iteration was not a number on one of them."""

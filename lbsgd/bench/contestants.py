@@ -1,0 +1,135 @@
+"""The training steps that are held against each other: lbsgd's own update, and a plain PyTorch loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.fused_blocks import fuse_blocks
+from lbsgd.algorithm.resnet import resnet
+from lbsgd.algorithm.sgd import decay_groups
+from lbsgd.bench.sizes import Settings
+from lbsgd.config.generate import generate
+from lbsgd.config.plan import Plan
+from lbsgd.data.fake import FakeImages
+from lbsgd.data.share import Pixels, Share
+from lbsgd.processes.environment import Processes
+from lbsgd.processes.guard import Guard
+from lbsgd.train.engine import initialize
+from lbsgd.train.images import Images
+from lbsgd.train.kernels import memory_format
+from lbsgd.train.reporter import Silence
+from lbsgd.train.saver import Saver
+from lbsgd.train.session import DTYPES, pixels_of
+from lbsgd.train.trainer import Trainer
+
+NUM_CLASSES, NUM_IMAGES = 1000, 10**6  # enough images that no epoch ends
+Change = Callable[[nn.Module], nn.Module]
+
+
+def plan_for(
+    given: Settings, micro_batch: int, precision: str = "bf16", stage: int = 0, implementation: str = "rule"
+) -> Plan:
+    """Return the recipe with one pass of micro_batch images per update and no warmup."""
+    sizes = given.sizes
+    settings = (
+        'lbsgd.warmup={"kind": "none", "epochs": 0}',
+        f"lbsgd.batch_norm.per_worker_batch={sizes.per_worker_batch}",
+        f"lbsgd.augmentation.resolution={sizes.resolution}",
+        f"lbsgd.batch_norm.implementation={implementation}",
+    )
+    config = generate(
+        micro_batch,
+        gpus=1,
+        micro_batch=micro_batch,
+        precision=precision,
+        zero_stage=stage,
+        num_images=NUM_IMAGES,
+        settings=settings,
+    )
+    return Plan.read(config, 1, NUM_IMAGES)
+
+
+def network(given: Settings) -> nn.Module:
+    return resnet(given.sizes.network, NUM_CLASSES)
+
+
+def fake_images(plan: Plan, device: Any, dtype: torch.dtype | None = None) -> FakeImages:
+    """Return seeded images that are on the device already, by default in the plan's precision."""
+    pixels = pixels_of(plan, torch.device(device))
+    pixels = Pixels(
+        resolution=pixels.resolution,
+        device=device,
+        dtype=dtype or pixels.dtype,
+        channels_last=pixels.channels_last,
+    )
+    batches = {"global_batch": plan.global_batch, "micro_batch": plan.micro_batch}
+    return FakeImages(plan.num_images, NUM_CLASSES, seed=0, share=Share(), pixels=pixels, **batches)
+
+
+def our_trainer(given: Settings, plan: Plan, compiled: bool = False) -> Trainer:
+    """Return the trainer of a recipe, without a log and without images."""
+    engine, _ = initialize(network(given), plan)
+    if compiled:
+        from lbsgd.train.compiled import compile_blocks
+
+        compile_blocks(engine.module, given.sizes.backend)
+    guard, saver = Guard(Processes.from_environment(), 600), Saver(engine, given.folder, {}, {})
+    engine.train()
+    return Trainer(engine, plan, given.task, Images(None, None), saver, guard, Silence())  # type: ignore[arg-type]
+
+
+def our_step(given: Settings, plan: Plan, compiled: bool = False) -> Callable[[], None]:
+    """Return the trainer's own update, with all that it does beside computing: schedule, totals, the check for NaN."""
+    trainer = our_trainer(given, plan, compiled)
+    batches = fake_images(plan, trainer.engine.device).epoch(0)
+    return lambda: trainer.update(batches)
+
+
+def with_batch_norm(plan: Plan, implementation: Any) -> Change:
+    """Return what gives a network batch norm over n images by an implementation, as `lbsgd.initialize` does."""
+
+    def change(model: nn.Module) -> nn.Module:
+        convert_batch_norm(model, plan.per_worker_batch, implementation=implementation)
+        return fuse_blocks(model) if implementation == "triton" else model
+
+    return change
+
+
+def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model) -> Callable[[], None]:
+    """Return what a careful engineer writes without a library: autocast, channels_last on a GPU, torch's fused SGD.
+
+    change: is given the network before training, and returns the one to train.
+    """
+    device = given.device
+    model = change(network(given)).to(device, memory_format=memory_format(device))
+    params = dict(plan.config["optimizer"]["params"])
+    groups = decay_groups(model, params.pop("weight_decay"))
+    optimizer = torch.optim.SGD(groups, **params, fused=True)
+    scaler = torch.amp.GradScaler(device, enabled=plan.precision == "fp16")
+    batches = fake_images(plan, device, torch.float32).epoch(0)
+    model.train()
+
+    def step() -> None:
+        images, labels = next(batches)
+        with torch.autocast(device, DTYPES[plan.precision], enabled=plan.precision != "fp32"):
+            loss = F.cross_entropy(model(images), labels)
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    return step
+
+
+def without_end(batches: Callable[[int], Iterator[Any]]) -> Iterator[Any]:
+    """Yield the batches of one epoch after the other."""
+    epoch = 0
+    while True:
+        yield from batches(epoch)
+        epoch += 1

@@ -1,0 +1,151 @@
+"""What must be right on a GPU, part by part: the tests that need one, `make demo`, and a row of Table 1 in fp16."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from lbsgd.bench.figure import Figure, Goal
+from lbsgd.bench.parts import Part, Say
+from lbsgd.bench.sizes import Settings
+from lbsgd.errors import TrainingError
+from lbsgd.experiments.data_sets.digits import DATA_SET as DIGITS
+from lbsgd.report.run_log import read_run
+from lbsgd.report.statistics import difference, spread
+
+OUTCOME = re.compile(r"^(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
+SUMMARY = re.compile(r"^(FAILED|ERROR) (.+)$")
+DEMO_GOAL = Goal("at most", 8.0)  # % error, the bound of the demo's own test
+SPARE_SECONDS = 3.0  # before a part's time is over, its commands are ended and what is known is said
+SMALL_TESTS = ("tests/test_prefetch.py", "-m", "not gpu", "-k", "cpu and dtype0")
+GPU_MARK = "mark.gpu"
+
+
+class Deadline:
+    """The time that a part's commands have together."""
+
+    def __init__(self, seconds: float):
+        self.at = time.monotonic() + seconds - SPARE_SECONDS
+
+    @property
+    def left(self) -> float:
+        return max(0.1, self.at - time.monotonic())
+
+
+def lines_of(command: Sequence[str], root: Path, deadline: Deadline, **environment: str) -> Iterator[str]:
+    """Run a command and yield its output's lines, which go to the log as well; raise TrainingError where it fails."""
+    print(f"$ {shlex.join(command)}")
+    paths = f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    process = subprocess.Popen(
+        command,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    )
+    # With all that it has started, which else would hold the pipe open.
+    timer = threading.Timer(deadline.left, os.killpg, (process.pid, signal.SIGKILL))
+    timer.start()
+    assert process.stdout is not None
+    for line in process.stdout:
+        print(line, end="")
+        yield line.rstrip("\n")
+    over = not timer.is_alive()
+    timer.cancel()
+    if process.wait() != 0:
+        why = "ended because its time was over" if over else f"ended with code {process.returncode}"
+        raise TrainingError(f"{shlex.join(command)[:200]} {why}; the log has its output")
+
+
+def run_all(commands: Sequence[Sequence[str]], given: Settings, deadline: Deadline) -> None:
+    for command in commands:
+        for _ in lines_of(command, given.root, deadline):
+            pass
+
+
+def tests_on_the_device(given: Settings, seconds: float, say: Say) -> None:
+    """Run the tests that need a GPU: oracle, batch norm's kernels, prefetcher, repeated bits, kill and resume."""
+    deadline, root = Deadline(seconds), given.root
+    files = sorted(path for path in (root / "tests").glob("test_*.py") if GPU_MARK in path.read_text())
+    chosen = SMALL_TESTS if given.sizes.is_small else (*(str(path.relative_to(root)) for path in files), "-m", "gpu")
+    on_gpu = {} if given.sizes.is_small else {"LBSGD_TEST_ON_GPU": "1"}
+    command = [sys.executable, "-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", *chosen]
+    outcomes: dict[str, str] = {}
+    broken: list[str] = []
+    try:
+        for line in lines_of(command, root, deadline, **on_gpu):
+            if found := OUTCOME.match(line):
+                outcomes[found[1]] = found[2]
+            elif found := SUMMARY.match(line):
+                broken.append(found[0])
+    finally:
+        counts = {state: list(outcomes.values()).count(state) for state in sorted(set(outcomes.values()))}
+        failed = len(broken) or sum(state in ("FAILED", "ERROR") for state in outcomes.values())
+        beside = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
+        say(Figure("tests that failed", failed, count=len(outcomes), goal=Goal("at most", 0), beside=beside))
+        for line in broken:
+            say(f"* `{line[:300]}`")
+
+
+def demo(given: Settings, seconds: float, say: Say) -> None:
+    """Run `make demo`'s command: digits as JPEGs, converted, ResNet-50 trained."""
+    flags = ["--max_iterations", "1"] if given.sizes.is_small else []
+    work_dir = given.folder / "demo"
+    run_all([[sys.executable, "tools/demo.py", "--work_dir", str(work_dir), *flags]], given, Deadline(seconds))
+    run = read_run(work_dir / "runs/digits")
+    if run.value is None:
+        say(f"{len(run.iterations)} iteration of kn = {run.header['global_batch']}, no evaluation")
+    else:
+        say(Figure("make demo, ResNet-50 on digits", run.value, unit="% error", goal=DEMO_GOAL))
+
+
+def digits_row(given: Settings, seconds: float, say: Say) -> None:
+    """Train Table 1's row of the large batch with gradual warmup in fp16, and compare with the published fp32 runs."""
+    deadline, data = Deadline(seconds), DIGITS
+    precision = "fp32" if given.sizes.is_small else "fp16"
+    seeds = (0,) if given.sizes.is_small else (0, 1, 2)
+    ends = ["--epochs", "1"] if given.sizes.is_small else []
+    work_dir = given.folder / "row"
+    run_all([[sys.executable, *(part.format(work_dir=work_dir) for part in step)] for step in data.prepare],
+            given, deadline)  # fmt: skip
+    errors = []
+    for seed in seeds:
+        folder = work_dir / f"seed{seed}"
+        command = [sys.executable, data.recipe, "--deepspeed_config", data.config, "--precision", precision]
+        command += ["--data_dir", data.data_dir.format(work_dir=work_dir), "--output_dir", str(folder)]
+        run_all([[*command, "--seed", str(seed), *ends]], given, deadline)
+        value = read_run(folder).value
+        assert value is not None, f"{folder} has no epoch"
+        errors.append(value)
+        say(f"seed {seed}: {value:.2f} % in {precision}")
+    published = published_errors(given.root)
+    apart = difference(errors, published)
+    assert apart is not None
+    name = f"Table 1 on digits, gradual warmup: {precision} - published fp32, points"
+    goal, beside = Goal("at most", data.margin_pct), f"ours {spread(errors)}, published {spread(published)} %"
+    say(Figure(name, *apart, count=len(errors), goal=goal, beside=beside))
+
+
+def published_errors(root: Path) -> list[float]:
+    """Return the errors of the published runs of the row, kn = 256 with gradual warmup."""
+    folders = sorted((root / "results/digits/runs" / f"x{DIGITS.large}").glob("seed*"))
+    return [value for folder in folders if (value := read_run(folder).value) is not None]
+
+
+PARTS = (
+    Part("tests", "Tests that need the device", tests_on_the_device, 240),
+    Part("demo", "make demo", demo, 120),
+    Part("digits", "Table 1's row on digits", digits_row, 180),
+)

@@ -1,0 +1,91 @@
+"""How long the trainer waits for its images when the loader feeds it real JPEGs."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import torch
+
+from lbsgd.bench.contestants import our_trainer, plan_for, without_end
+from lbsgd.bench.figure import Goal, mean_figure
+from lbsgd.bench.parts import NotRun, Say
+from lbsgd.bench.sizes import Settings
+from lbsgd.data.share import Share
+from lbsgd.train.engine import start_processes
+from lbsgd.train.session import pixels_of
+
+WAIT_GOAL = Goal("at most", 2.0)  # % of the time, with 16 cores
+WINDOWS = 10
+KINDS, CLASSES = (".jpeg", ".jpg"), 10
+
+
+def data_wait(given: Settings, seconds: float, say: Say) -> None:
+    """Feed the trainer's update by the FFCV loader, with as many threads as there are cores, and count its waits."""
+    from lbsgd.convert.convert import convert
+    from lbsgd.data.folder import open_data
+    from lbsgd.data.loaders import TrainLoader
+
+    if given.jpegs is None:
+        raise NotRun("no images: give --jpegs FILE, a tar of JPEGs")
+    sizes, cores = given.sizes, len(os.sched_getaffinity(0))
+    tree, ffcv = given.folder / "jpegs", given.folder / "ffcv"
+    num_different = repeated(given.jpegs, tree, sizes.images_to_feed)
+    convert(tree / "source", ffcv, max_side=500, quality=90, num_processes=cores, overwrite=True)
+    start_processes()
+    plan = plan_for(given, sizes.step_batch, implementation=sizes.implementations[-1])
+    trainer = our_trainer(given, plan)
+    loader = TrainLoader(
+        open_data(ffcv).train,
+        seed=0,
+        global_batch=plan.global_batch,
+        micro_batch=plan.micro_batch,
+        threads=cores,
+        share=Share(),
+        pixels=pixels_of(plan, torch.device(trainer.engine.device)),
+    )
+    batches = without_end(loader.epoch)
+    for _ in range(sizes.warm_up):
+        trainer.update(batches)
+    waits, speeds = [], []
+    per_window = max(1, sizes.fed_updates // WINDOWS)
+    for _ in range(sizes.fed_updates // per_window):
+        trainer.require_numbers()  # waits for the device, so that a window's time is its own
+        trainer.clock.start_window()
+        for _ in range(per_window):
+            trainer.update(batches)
+        trainer.require_numbers()
+        took = trainer.clock.window_seconds
+        waits.append(100 * trainer.clock.window_waited / took)
+        speeds.append(per_window * plan.global_batch / took)
+    loader.close()
+    speed = sorted(speeds)[len(speeds) // 2]
+    beside = f"{speed:.0f} images/s, {cores} cores, {num_different} JPEGs repeated to {sizes.images_to_feed}"
+    say(mean_figure("waiting for data", waits, unit="% of the time", goal=WAIT_GOAL, beside=beside))
+
+
+def repeated(tar: Path, tree: Path, num_images: int) -> int:
+    """Put the JPEGs of a tar into a tree as ImageNet's, under several names each; return how many there are.
+
+    Raises NotRun for a tar without any.
+    """
+    found = []
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            if member.isfile() and Path(member.name).suffix.lower() in KINDS:
+                data = archive.extractfile(member)
+                assert data is not None
+                place = tree / "different" / f"{len(found)}.JPEG"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.write_bytes(data.read())
+                found.append(place)
+    if not found:
+        raise NotRun(f"{tar} holds no JPEG")
+    for number in range(num_images):
+        for split, most in (("train", num_images), ("val", len(found))):
+            if number < most:
+                link = tree / "source" / split / f"n{number % min(CLASSES, len(found)):08}" / f"{number}.JPEG"
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.hardlink_to(found[number % len(found)])
+    return len(found)

@@ -1,0 +1,83 @@
+"""One measured figure: a value with its interval, and the goal that was set before the measurement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import exp, log, sqrt
+from statistics import mean, stdev
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A bound that a figure is to keep, fixed before it was measured."""
+
+    kind: Literal["at most", "at least"]
+    bound: float
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.bound:g}"
+
+    def keeps(self, value: float) -> bool:
+        return value <= self.bound if self.kind == "at most" else value >= self.bound
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value, its 95 % confidence interval where it has one, and the number of rounds or runs behind it.
+
+    beside    plain numbers that explain it, such as the milliseconds of both sides of a ratio
+    """
+
+    name: str
+    value: float
+    low: float | None = None
+    high: float | None = None
+    count: int = 1
+    unit: str = ""
+    goal: Goal | None = None
+    beside: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """Say of the goal `reached` or `missed`, or `undecided` where the bound lies inside the interval."""
+        if self.goal is None:
+            return ""
+        kept = {self.goal.keeps(value) for value in (self.low, self.value, self.high) if value is not None}
+        return "undecided" if len(kept) == 2 else "reached" if kept == {True} else "missed"
+
+    @property
+    def words(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
+        return f"{self.value:.4g}{unit}" if self.low is None else f"{self.value:.3f}{unit}{interval}"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "goal": self.goal and str(self.goal), "verdict": self.verdict}
+
+
+def mean_figure(name: str, values: Sequence[float], **more: Any) -> Figure:
+    """Return the mean of some values, m ± t(0.975, N − 1) · s/√N; a single value has no interval."""
+    middle, half = mean(values), half_width(values)
+    low, high = (None, None) if half is None else (middle - half, middle + half)
+    return Figure(name, middle, low, high, len(values), **more)
+
+
+def ratio_figure(name: str, above: Sequence[float], below: Sequence[float], **more: Any) -> Figure:
+    """Return the geometric mean of the rounds' ratios, with the interval of the mean of their logarithms.
+
+    Both sides of a round were measured one right after the other, so what slows the machine slows both.
+    """
+    logs = mean_figure(name, [log(a / b) for a, b in zip(above, below, strict=True)])
+    low, high = (None if bound is None else exp(bound) for bound in (logs.low, logs.high))
+    return Figure(name, exp(logs.value), low, high, logs.count, **more)
+
+
+def half_width(values: Sequence[float]) -> float | None:
+    """Return half the width of the mean's 95 % confidence interval (Student); None for a single value."""
+    if len(values) < 2:
+        return None
+    from scipy.stats import t  # late: it takes a second
+
+    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))

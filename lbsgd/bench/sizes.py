@@ -1,0 +1,99 @@
+"""How large a bench is: what a GPU is measured at, and the smallest sizes that run every line of it on a CPU."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Networks, images and rounds of the speed bench, and the length of the correctness bench.
+
+    micro_batches      of the norm's comparison, each a multiple of n = per_worker_batch
+    implementations    of batch norm that the device has (`algorithm/norm_rule.py`)
+    precisions         with the ZeRO stage of each, in which the trainer is held against the plain loop
+    half               the precision that the device multiplies fastest in
+    layers             shapes (C, H, W) whose batch norm is timed by itself
+    rounds, calls      rounds of each comparison, and calls per round and contestant
+    fed_updates        updates that the loader feeds, after those that warm up
+    backend            torch.compile's
+    is_small           whether this is the CPU's: nothing but the lines is tried
+    """
+
+    network: str
+    resolution: int
+    per_worker_batch: int
+    micro_batches: tuple[int, ...]
+    step_batch: int
+    compile_batch: int
+    implementations: tuple[str, ...]
+    precisions: tuple[tuple[str, int], ...]
+    half: str
+    layers: tuple[tuple[int, int, int], ...]
+    rounds: int
+    calls: int
+    warm_up: int
+    fed_updates: int
+    images_to_feed: int
+    backend: str
+    is_small: bool
+
+
+ON_A_GPU = Sizes(
+    network="resnet50",
+    resolution=224,
+    per_worker_batch=32,
+    micro_batches=(32, 128, 256),
+    step_batch=256,
+    compile_batch=128,
+    implementations=("loop", "triton"),
+    precisions=(("fp16", 1), ("bf16", 0)),
+    half="fp16",
+    layers=((64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)),
+    rounds=10,
+    calls=3,
+    warm_up=3,
+    fed_updates=120,
+    images_to_feed=12_800,
+    backend="inductor",
+    is_small=False,
+)
+ON_A_CPU = Sizes(
+    network="resnet18",
+    resolution=32,
+    per_worker_batch=2,
+    micro_batches=(2, 4),
+    step_batch=4,
+    compile_batch=4,
+    implementations=("loop",),
+    precisions=(("fp32", 1), ("bf16", 0)),  # DeepSpeed refuses fp16 where a CPU is slow at it
+    half="bf16",
+    layers=((8, 4, 4),),
+    rounds=2,
+    calls=1,
+    warm_up=1,
+    fed_updates=4,
+    images_to_feed=24,
+    backend="aot_eager",
+    is_small=True,
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the parts of a bench are given.
+
+    root     of the repository, whose tests, tools and recipes the parts run
+    folder   for what they make on the way
+    jpegs    a tar of JPEGs that the loader is fed with, if there is one
+    task     the recipe's task (`train/task.py`)
+    """
+
+    sizes: Sizes
+    device: str
+    root: Path
+    folder: Path
+    jpegs: Path | None
+    task: Any

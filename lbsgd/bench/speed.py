@@ -1,0 +1,202 @@
+"""The speed of a training step, part by part: batch norm, the whole step, torch.compile, the loader, the kernels.
+
+Every figure is a ratio of two things that took turns in one run (`rounds`). Goals were written before a GPU was there.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
+from lbsgd.bench.contestants import Change, network, our_step, plain_step, plan_for, with_batch_norm
+from lbsgd.bench.feeding import data_wait
+from lbsgd.bench.figure import Figure, Goal, ratio_figure
+from lbsgd.bench.parts import NotRun, Part, Say
+from lbsgd.bench.rounds import Step, in_turn, milliseconds, seconds_of
+from lbsgd.bench.sizes import Settings
+from lbsgd.config.memory import NETWORKS, memory
+from lbsgd.train.engine import start_processes
+from lbsgd.train.peak_memory import peak_bytes
+from lbsgd.train.session import DTYPES
+from lbsgd.units import size
+
+NORM_GOAL = Goal("at most", 1.03)  # the step with n = 32, of the step with plain batch norm
+STEP_GOAL = Goal("at least", 1.1)  # lbsgd's images per second, of plain PyTorch's
+COMPILED_GOAL = Goal("at least", 1.0)
+LAYOUT_GOAL = Goal("at most", 1.01)
+MEMORY_GOAL = Goal("at most", 1.1)  # beyond it, a plan that fits may not run
+TOP = 10
+
+
+def measured(given: Settings, steps: dict[str, Step]) -> dict[str, list[float]]:
+    sizes = given.sizes
+    return in_turn(steps, given.device, rounds=sizes.rounds, calls=sizes.calls, warm_up=sizes.warm_up)
+
+
+def norm_in_the_step(given: Settings, seconds: float, say: Say) -> None:
+    """Compare the training step with batch norm over n images and the step with torch's over the micro batch.
+
+    Everything else is one and the same plain loop in bf16.
+    """
+    for micro_batch in given.sizes.micro_batches:
+        plan = plan_for(given, micro_batch)
+        steps = {"plain": plain_step(given, plan)}
+        for how in given.sizes.implementations:
+            steps[how] = plain_step(given, plan, with_batch_norm(plan, how))
+        found = measured(given, steps)
+        for how in given.sizes.implementations:
+            name = f"step, n = {plan.per_worker_batch} by {how} / plain batch norm, micro batch {micro_batch}"
+            goal = NORM_GOAL if micro_batch >= 128 else None
+            say(ratio_figure(name, found[how], found["plain"], goal=goal, beside=milliseconds(found)))
+
+
+def norm_layers(given: Settings, seconds: float, say: Say) -> None:
+    """Compare batch norm layers by themselves, forward and backward, in both layouts; the rule is written from this."""
+    sizes, dtype = given.sizes, DTYPES[given.sizes.half]
+    n, micro_batch = sizes.per_worker_batch, max(sizes.micro_batches)
+    for layout, format_of in (("channels_last", torch.channels_last), ("NCHW", torch.contiguous_format)):
+        for channels, *shape in sizes.layers:
+            x = torch.randn(micro_batch, channels, *shape, device=given.device)
+            x = x.to(dtype, memory_format=format_of).requires_grad_()
+            layers: dict[str, nn.Module] = {"torch": nn.BatchNorm2d(channels)}
+            for how in sizes.implementations:
+                layers[how] = PerWorkerBatchNorm2d(channels, per_worker_batch=n, implementation=how)
+            found = measured(given, {name: pass_through(layer.to(given.device), x) for name, layer in layers.items()})
+            for how in sizes.implementations:
+                what = " x ".join(map(str, (micro_batch, channels, *shape)))
+                name = f"layer by {how} / torch's, {layout}, {what}"
+                say(ratio_figure(name, found[how], found["torch"], beside=milliseconds(found)))
+
+
+def pass_through(layer: nn.Module, x: torch.Tensor) -> Step:
+    """Return one forward and backward of a layer, with the gradients of x, γ and β."""
+    grad_y, wanted = torch.randn_like(x), (x, *layer.parameters())
+    return lambda: torch.autograd.grad(layer(x), wanted, grad_y)
+
+
+def whole_step(given: Settings, seconds: float, say: Say) -> None:
+    """Compare the trainer's own update with a plain PyTorch loop in autocast and channels_last, images per second."""
+    start_processes()
+    sizes = given.sizes
+    steps: dict[str, Step] = {}
+    for precision, stage in sizes.precisions:
+        steps[f"plain {precision}"] = plain_step(given, plan_for(given, sizes.step_batch, precision, stage))
+        for how in sizes.implementations:
+            plan = plan_for(given, sizes.step_batch, precision, stage, how)
+            steps[f"lbsgd {precision} {how}"] = our_step(given, plan)
+    found = measured(given, steps)
+    for precision, stage in sizes.precisions:
+        for how in sizes.implementations:
+            name = f"images/s, lbsgd {precision} ZeRO {stage} by {how} / plain {precision}, {sizes.step_batch} images"
+            above, below = found[f"plain {precision}"], found[f"lbsgd {precision} {how}"]
+            say(ratio_figure(name, above, below, goal=STEP_GOAL, beside=milliseconds(found)))
+
+
+def weights_layout(given: Settings, seconds: float, say: Say) -> None:
+    """Tell what half weights in NCHW cost, which ZeRO's flat buffers keep, while images come in channels_last."""
+    for micro_batch in given.sizes.micro_batches:
+        plan = plan_for(given, micro_batch)
+        steps = {
+            name: half_pass(given, with_batch_norm(plan, "loop"), micro_batch, layout)
+            for name, layout in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last))
+        }
+        found = measured(given, steps)
+        name = f"forward and backward, weights NCHW / channels_last, {given.sizes.half}, micro batch {micro_batch}"
+        say(ratio_figure(name, found["NCHW"], found["channels_last"], goal=LAYOUT_GOAL, beside=milliseconds(found)))
+
+
+def half_pass(given: Settings, change: Change, micro_batch: int, layout: torch.memory_format) -> Step:
+    """Return a pass of a network in half precision with its weights in a layout and its images in channels_last."""
+    dtype, resolution = DTYPES[given.sizes.half], given.sizes.resolution
+    model = change(network(given)).to(given.device, dtype).to(memory_format=layout).train()
+    images = torch.randn(micro_batch, 3, resolution, resolution, device=given.device)
+    images = images.to(dtype, memory_format=torch.channels_last)
+
+    def step() -> None:
+        model.zero_grad()
+        model(images).float().square().mean().backward()
+
+    return step
+
+
+def compiled_step(given: Settings, seconds: float, say: Say) -> None:
+    """Compare with torch.compile on both sides, and each with itself without; the plain network is compiled whole."""
+    start_processes()
+    sizes = given.sizes
+    plan = plan_for(given, sizes.compile_batch)
+
+    def whole(model: nn.Module) -> nn.Module:
+        model.compile(backend=sizes.backend, dynamic=False)
+        return model
+
+    makers: dict[str, Callable[[], Step]] = {
+        "plain": lambda: plain_step(given, plan),
+        "plain compiled": lambda: plain_step(given, plan, whole),
+        "lbsgd": lambda: our_step(given, plan),
+        "lbsgd compiled": lambda: our_step(given, plan, compiled=True),
+    }
+    steps = {name: make() for name, make in makers.items()}
+    for name in ("plain compiled", "lbsgd compiled"):
+        say(f"first call of {name}: {seconds_of(steps[name], given.device, 1):.1f} s, compilation included")
+    found = measured(given, steps)
+    for name, above, below, goal in (
+        ("images/s, lbsgd compiled / plain compiled", "plain compiled", "lbsgd compiled", COMPILED_GOAL),
+        ("images/s, lbsgd compiled / lbsgd", "lbsgd", "lbsgd compiled", None),
+        ("images/s, plain compiled / plain", "plain", "plain compiled", None),
+    ):
+        whole_name = f"{name}, bf16, {sizes.compile_batch} images"
+        say(ratio_figure(whole_name, found[above], found[below], goal=goal, beside=milliseconds(found)))
+
+
+def top_kernels(given: Settings, seconds: float, say: Say) -> None:
+    """Say which kernels take the time of the trainer's update, and their shares of it."""
+    from torch.profiler import ProfilerActivity, profile
+
+    start_processes()
+    plan = plan_for(given, given.sizes.compile_batch, implementation=given.sizes.implementations[-1])
+    step = our_step(given, plan)
+    for _ in range(given.sizes.warm_up):
+        step()
+    on_gpu = given.device == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
+        seconds_of(step, given.device, given.sizes.calls)
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    events = sorted(profiled.key_averages(), key=lambda event: getattr(event, key), reverse=True)
+    total = sum(getattr(event, key) for event in events)
+    lines = [f"| {100 * getattr(e, key) / total:.1f} | {e.count} | `{e.key[:110]}` |" for e in events[:TOP]]
+    say("\n".join(["| % of the time | calls | kernel |", "|---|---|---|", *lines]))
+
+
+def memory_taken(given: Settings, seconds: float, say: Say) -> None:
+    """Hold the peak of what torch allocates in training against the estimate of `lbsgd plan`."""
+    if given.device != "cuda":
+        raise NotRun("the estimate is of a GPU's memory")
+    start_processes()
+    for precision, stage in given.sizes.precisions:
+        plan = plan_for(given, given.sizes.step_batch, precision, stage)
+        gc.collect()  # the engine before, which refers to itself
+        torch.cuda.reset_peak_memory_stats()
+        step = our_step(given, plan)
+        for _ in range(given.sizes.warm_up):
+            step()
+        peak = peak_bytes(given.device)["peak_memory_bytes"]
+        estimate = memory(plan, NETWORKS[given.sizes.network], stage).total
+        name, beside = f"peak / estimate, {precision}, ZeRO {stage}", f"{size(peak)} and {size(estimate)}"
+        say(Figure(name, peak / estimate, goal=MEMORY_GOAL, beside=beside))
+        del step
+
+
+PARTS = (  # what matters most first, because together they may take longer than there is time
+    Part("norm", "Batch norm over n images in the training step", norm_in_the_step, 150),
+    Part("step", "The trainer's update against plain PyTorch", whole_step, 90),
+    Part("loader", "Fed by the loader", data_wait, 100),
+    Part("layers", "Batch norm, layer by layer", norm_layers, 60),
+    Part("compile", "torch.compile on both sides", compiled_step, 200),
+    Part("profile", "Where the time goes", top_kernels, 45),
+    Part("memory", "Peak memory against the estimate", memory_taken, 45),
+    Part("layout", "Layout of half weights", weights_layout, 60),
+)

@@ -1,0 +1,48 @@
+"""torch.compile, one residual block at a time, so that gradients still arrive block by block and aggregation overlaps.
+
+A network that is compiled whole has one backward, and all its gradients come at its end. Evaluation runs as it is
+(`as_it_is`), because another mode and a smaller last batch would compile every block again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from lbsgd.errors import ConfigError
+
+
+def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
+    """Have each of a network's residual blocks run compiled in training; return how many there are.
+
+    Their sizes are fixed: a block with other sizes is another graph. A block that cannot be one graph raises when it
+    first runs, rather than run slowly. Raises ConfigError for a network without blocks of torchvision's kind.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    if not blocks:
+        raise ConfigError(
+            "--compile: this network has no residual blocks of torchvision's kind, which are what is compiled; "
+            "leave the flag out"
+        )
+    import torch._dynamo  # late: it takes seconds, which only this flag's users should wait for
+
+    # All blocks run the code of one class, and torch stops compiling a code after so many graphs.
+    limit = torch._dynamo.config.recompile_limit  # type: ignore[attr-defined]
+    torch._dynamo.config.recompile_limit = max(limit, 2 * len(blocks))  # type: ignore[attr-defined]
+    for block in blocks:
+        block.compile(backend=backend, dynamic=False, fullgraph=True)
+    return len(blocks)
+
+
+@contextmanager
+def as_it_is(model: nn.Module) -> Iterator[None]:
+    """Run a network's blocks uncompiled inside; nothing is imported or done where none is compiled."""
+    if any(module._compiled_call_impl is not None for module in model.modules()):
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    else:
+        yield

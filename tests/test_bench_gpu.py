@@ -1,0 +1,174 @@
+"""tools/bench_gpu.py runs every line of itself on a CPU, in tiny sizes; a part that fails or hangs spoils no other."""
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lbsgd.bench.correctness import OUTCOME
+from lbsgd.bench.figure import Figure, Goal, mean_figure, ratio_figure
+from lbsgd.bench.parts import NotRun, Part, run_parts
+from lbsgd.bench.results import Results
+
+ROOT = Path(__file__).parent.parent
+NOT_ON_A_CPU = {"memory": "not run"}
+
+
+def bench(*arguments):
+    """Run the tool as a user does; return its exit code and what it printed."""
+    command = [sys.executable, "tools/bench_gpu.py", *map(str, arguments)]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return run.returncode, run.stdout + run.stderr
+
+
+def read(folder, name):
+    found = json.loads((folder / f"{name}.json").read_text())
+    return found, {part["name"]: part for part in found["parts"]}
+
+
+@pytest.fixture
+def jpegs(tmp_path):
+    """A tar of three small JPEGs, and a file that is none."""
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        for number in range(3):
+            pixels = np.random.default_rng(number).integers(0, 256, (40, 48, 3), np.uint8)
+            data = io.BytesIO()
+            Image.fromarray(pixels).save(data, "JPEG")
+            for name, content in ((f"n/{number}.JPEG", data.getvalue()), (f"n/{number}.txt", b"no image")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return tmp_path / "images.tar"
+
+
+def test_every_part_of_speed_runs_on_a_cpu(jpegs, tmp_path):
+    code, printed = bench("speed", "--jpegs", jpegs, "--output_dir", tmp_path / "results")
+    found, parts = read(tmp_path / "results", "speed")
+    log = (tmp_path / "results/speed.log").read_text()
+    assert {name: part["state"] for name, part in parts.items()} == dict.fromkeys(parts, "done") | NOT_ON_A_CPU, log
+    assert code == 0, printed
+    ratios = [figure for part in parts.values() for figure in part["figures"]]
+    assert len(ratios) > 8 and all(figure["low"] <= figure["value"] <= figure["high"] for figure in ratios)
+    assert {figure["goal"] for figure in ratios} >= {"at least 1.1", "at least 1", "at most 1.01", "at most 2"}
+    text = (tmp_path / "results/speed.md").read_text()
+    assert f"# speed on {found['device']}" in text and "| % of the time | calls | kernel |" in text
+    assert "3 JPEGs repeated to 24" in text
+    assert len(list((tmp_path / "results").iterdir())) <= 4  # 8 files may come back from a machine, of both benches
+
+
+def test_every_part_of_correctness_runs_on_a_cpu(tmp_path):
+    code, printed = bench("correctness", "--output_dir", tmp_path)
+    _, parts = read(tmp_path, "correctness")
+    log = (tmp_path / "correctness.log").read_text()
+    assert {name: part["state"] for name, part in parts.items()} == dict.fromkeys(parts, "done"), log
+    assert code == 0, printed
+    [tests] = parts["tests"]["figures"]
+    assert tests["value"] == 0 and tests["count"] >= 2 and tests["verdict"] == "reached"
+    assert "1 iteration of kn = 128, no evaluation" in parts["demo"]["notes"]
+    [row] = parts["digits"]["figures"]
+    assert row["goal"] == "at most 1" and "published 1.07 ± 0.32 %" in row["beside"] and row["verdict"] == "missed"
+
+
+# --- parts that go wrong ----------------------------------------------------------------------------------------------
+
+
+def says_two_things(settings, seconds, say):
+    say(Figure("first", 1.0))
+    say(f"settings {settings}")
+
+
+def raises_after_one(settings, seconds, say):
+    say(Figure("before it broke", 2.0))
+    raise RuntimeError("CUDA out of memory.\n Tried to allocate 20 GiB")
+
+
+def hangs_after_one(settings, seconds, say):
+    say(Figure("before it hung", 3.0))
+    subprocess.Popen(["sleep", "1234.5"])
+    time.sleep(1000)
+
+
+def dies_after_one(settings, seconds, say):
+    say(Figure("before it died", 4.0))
+    os._exit(7)
+
+
+def has_nothing(settings, seconds, say):
+    raise NotRun("no images")
+
+
+def test_what_a_part_found_before_it_broke_hung_or_died_is_kept_and_the_others_go_on(tmp_path):
+    makers = (raises_after_one, hangs_after_one, dies_after_one, has_nothing, says_two_things)
+    parts = [Part(make.__name__, make.__name__, make, 6.0) for make in makers]
+    results = Results(tmp_path, "fake", {"device": "none"})
+    assert not run_parts(parts, "given", results, total_seconds=100.0)
+    _, found = read(tmp_path, "fake")
+    states = {name: (part["state"], [figure["value"] for figure in part["figures"]]) for name, part in found.items()}
+    assert states == {
+        "raises_after_one": ("failed", [2.0]),
+        "hangs_after_one": ("out of time", [3.0]),
+        "dies_after_one": ("failed", [4.0]),
+        "has_nothing": ("not run", []),
+        "says_two_things": ("done", [1.0]),
+    }
+    assert found["raises_after_one"]["why"] == "RuntimeError: CUDA out of memory. Tried to allocate 20 GiB"
+    assert found["dies_after_one"]["why"] == "its process ended with code 7"
+    assert found["says_two_things"]["notes"] == ["settings given"]
+    assert "Traceback" in (tmp_path / "fake.log").read_text()
+    assert "1234.5" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+    assert "**out of time**" in (tmp_path / "fake.md").read_text() and (tmp_path / "fake.png").stat().st_size > 1000
+
+
+def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path):
+    results = Results(tmp_path, "fake", {"device": "none"})
+    assert run_parts([Part("late", "late", says_two_things, 60.0)], None, results, total_seconds=1.0)
+    [part] = results.parts
+    assert (part.state, part.why, part.figures) == ("not run", "no time was left", [])
+
+
+# --- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_ratio_is_the_geometric_mean_of_its_rounds_with_students_interval():
+    figure = ratio_figure("a / b", [2.0, 8.0], [1.0, 1.0])
+    middle, half = math.log(4), 12.7062 * math.log(2)  # t(0.975, 1) · (log 8 − log 2) / √2 / √2
+    assert figure.value == pytest.approx(4) and figure.count == 2
+    assert math.log(figure.high) == pytest.approx(middle + half, rel=1e-4)
+    assert math.log(figure.low) == pytest.approx(middle - half, rel=1e-4)
+    mean = mean_figure("m", [1.0, 2.0, 3.0])  # t(0.975, 2) = 4.3027, s = 1
+    assert (mean.value, mean.high) == (2.0, pytest.approx(2 + 4.3027 / math.sqrt(3), rel=1e-4))
+    assert mean_figure("one", [5.0]).low is None
+
+
+@pytest.mark.parametrize(
+    "kind, low, high, verdict",
+    [
+        ("at most", 0.9, 1.02, "reached"),
+        ("at most", 1.02, 1.04, "undecided"),
+        ("at most", 1.04, 1.05, "missed"),
+        ("at least", 1.04, 1.05, "reached"),
+        ("at least", 0.9, 1.02, "missed"),
+    ],
+)
+def test_a_goal_is_reached_only_with_the_whole_interval(kind, low, high, verdict):
+    assert Figure("x", (low + high) / 2, low, high, goal=Goal(kind, 1.03)).verdict == verdict
+
+
+def test_the_outcomes_of_tests_are_read_from_pytests_lines():
+    lines = (
+        "tests/test_a.py::test_b[cuda-fp16] PASSED                 [ 50%]",
+        "tests/test_a.py::test_c[a b] FAILED  [100%]",
+    )
+    assert [OUTCOME.match(line).groups() for line in lines] == [
+        ("tests/test_a.py::test_b[cuda-fp16]", "PASSED"),
+        ("tests/test_a.py::test_c[a b]", "FAILED"),
+    ]

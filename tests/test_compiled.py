@@ -1,0 +1,221 @@
+"""--compile: blocks compiled one by one are the plain step within the oracle's bound, and gradients come as before."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import oracle
+import pytest
+import torch
+from crash import completed, config
+from deepspeed.accelerator import get_accelerator
+from oracle import BOUND, ITERATIONS, K, N, distance
+from test_engine import recipe, train
+from test_oracle import in_precision
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
+
+import lbsgd
+import lbsgd.train.session
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.fused_blocks import fuse_blocks
+from lbsgd.commands.detect import DetectionRequest
+from lbsgd.config.generate import generate
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
+from lbsgd.report.run_log import read_run
+from lbsgd.train.compiled import as_it_is, compile_blocks
+from lbsgd.train.engine_state import gather_state, restore_state
+from lbsgd.train.evaluation import evaluate
+
+BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
+MULTIPLE = 3  # of the plain run's own distance in half precision, to which compilation adds its own rounding
+
+
+@pytest.fixture(autouse=True)
+def graphs():
+    """Count the graphs of one test."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+def network(seed=0):
+    """Two of torchvision's blocks, of different sizes, with GELU (oracle.Residual says why)."""
+    torch.manual_seed(seed)
+    shortcut = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16))
+    blocks = BasicBlock(8, 8), BasicBlock(8, 16, downsample=shortcut)
+    for block in blocks:
+        block.relu = nn.GELU()
+        nn.init.zeros_(block.bn2.weight)
+    stem = nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.GELU()
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+
+
+def engine_of(config, backend=None, seed=0):
+    engine, plan = lbsgd.initialize(network(seed), config)
+    if backend:
+        assert compile_blocks(engine.module, backend) == 2
+    return engine, plan
+
+
+def trained(config, backend=None, last=ITERATIONS):
+    engine, plan = engine_of(config, backend)
+    lrs = train(engine, plan, last=last)
+    lbsgd.agree_statistics(engine.module)
+    return gather_state(engine), lrs
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return oracle.train(network())
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("stage, micro_batch", [(0, K * N), (1, N), (2, K * N)])
+def test_a_compiled_run_is_the_oracles(graphs, backend, stage, micro_batch, expected):
+    state, _ = trained(recipe(stage, micro_batch=micro_batch), backend)
+    assert distance(state.weights, expected[0]) < BOUND and distance(state.momentum, expected[1]) < BOUND
+    assert graphs() == 2  # one per block, for all passes and iterations
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_in_bf16_a_compiled_run_is_as_near_as_the_plain_one(backend, expected):
+    bf16 = in_precision("bf16", 0, K * N)
+    plain, compiled = (distance(trained(bf16, how)[0].weights, expected[0]) for how in (None, backend))
+    assert compiled < MULTIPLE * plain
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_overflow_skips_the_same_updates_and_shifts_no_learning_rate(monkeypatch, backend, expected):
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    fp16 = in_precision("fp16", 1, N, initial_scale_power=24, hysteresis=1)
+    (plain, lrs), (compiled, compiled_lrs) = trained(fp16), trained(fp16, backend)
+    assert 0 < plain.counters["skipped_iterations"] == compiled.counters["skipped_iterations"] < 10
+    assert lrs == compiled_lrs
+    ours, theirs = (distance(state.weights, expected[0]) for state in (compiled, plain))
+    assert ours < MULTIPLE * theirs
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_compiled_run_goes_on_from_its_state_to_the_bit(backend):
+    whole, _ = trained(recipe(), backend)
+    half, _ = trained(recipe(), backend, last=ITERATIONS // 2)
+    torch._dynamo.reset()  # as in another process
+    engine, plan = engine_of(recipe(), backend, seed=1)
+    restore_state(engine, half)
+    train(engine, plan, ITERATIONS // 2)
+    resumed = gather_state(engine)
+    assert [name for name, w in whole.weights.items() if not torch.equal(w, resumed.weights[name])] == []
+
+
+# --- the flag -----------------------------------------------------------------------------------------------------
+
+RECIPE = str(Path(__file__).parent.parent / "recipes/cifar10.py")
+
+
+def compile_without_machine_code():
+    lbsgd.train.session.compile_blocks = lambda model: compile_blocks(model, "aot_eager")
+
+
+@pytest.mark.parametrize("fault", [compile_without_machine_code, pytest.param(None, marks=pytest.mark.slow)])
+def test_the_flag_compiles_a_recipe_which_is_resumed_and_logged(tmp_path, fault):
+    json = config(tmp_path, iterations=4)
+    options = {"world_size": 1, "recipe": RECIPE, "fault": fault}
+    completed(json, tmp_path / "run", "--compile", "--max_iterations", 3, **options)
+    completed(json, tmp_path / "run", "--compile", "--resume", **options)
+    run = read_run(tmp_path / "run")
+    assert run.header["compiled"] == "each residual block"
+    assert [record["iteration"] for record in run.iterations] == [*range(8)] and run.result
+
+
+def test_a_detector_is_refused_in_one_line():
+    plan = Plan.read(generate(4, num_images=24, detection=True, gpus=1), 1)
+    request = SimpleNamespace(flags=SimpleNamespace(resolution=None, compile=True), plan=plan)
+    with pytest.raises(ConfigError, match="--compile is a classifier's"):
+        DetectionRequest.open_data(request)
+
+
+# --- when gradients come ----------------------------------------------------------------------------------------------
+
+
+class Probe(nn.Module):
+    """Notes when the gradient of what passes through it is there."""
+
+    def __init__(self, name, events):
+        super().__init__()
+        self.name, self.events = name, events
+
+    def forward(self, x):
+        x.register_hook(lambda grad: self.events.append(self.name))
+        return x.view_as(x)
+
+
+def test_gradients_arrive_block_by_block():
+    """So aggregation of the last block's begins while those of the first are computed (Sec. 4)."""
+    events = []
+    model = nn.Sequential(*list(network())[:3])
+    model.append(Probe("before block 1", events)).append(network()[3])
+    model.append(Probe("between", events)).append(network()[4])
+    for number in (4, 6):
+        for parameter in model[number].parameters():
+            parameter.register_post_accumulate_grad_hook(lambda _, number=number: events.append(number))
+    convert_batch_norm(model, N)
+    compile_blocks(model, "aot_eager")
+    model(torch.randn(2 * N, 3, 6, 6)).square().mean().backward()
+    of_1, of_2 = (len(list(model[number].parameters())) for number in (4, 6))
+    assert events == [6] * of_2 + ["between"] + [4] * of_1 + ["before block 1"]
+
+
+# --- evaluation, and what cannot be compiled --------------------------------------------------------------------------
+
+
+class Task:
+    def evaluate(self, network, batches):
+        return [network(batch) for batch in batches]
+
+
+def test_evaluation_compiles_nothing_and_is_the_plain_networks(graphs):
+    engine, plan = engine_of(recipe(), "aot_eager")
+    train(engine, plan, last=2)
+    compiled, batches = graphs(), [torch.randn(size, 3, 6, 6) for size in (16, 7, 1)]
+    outputs = evaluate(engine, Task(), batches, lambda position: None)
+    with torch.no_grad(), lbsgd.recomputing_statistics(engine.module.train()), as_it_is(engine.module):
+        engine.module(batches[0])
+    plain = network()
+    convert_batch_norm(plain, N).load_state_dict(engine.module.state_dict())
+    engine.eval()
+    with as_it_is(engine.module), torch.no_grad():
+        again = [engine(batch) for batch in batches]
+    assert graphs() == compiled == 2
+    assert all(torch.equal(a, plain.eval()(batch)) for a, batch in zip(again, batches, strict=True))
+    assert len(outputs) == 3
+    engine.train()
+    train(engine, plan, 2, 3)
+    assert graphs() == 2  # training goes on in the graphs that it has
+
+
+def test_a_fused_network_compiles_too(graphs):
+    models = [convert_batch_norm(network(), N, implementation="triton") for _ in "12"]
+    compile_blocks(fuse_blocks(models[0]), "aot_eager")
+    x = torch.randn(2 * N, 3, 6, 6)
+    for model in models:
+        F.cross_entropy(model(x), torch.arange(2 * N) % 5).backward()
+    pairs = zip(*(model.parameters() for model in models), strict=True)
+    assert all(torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6) for a, b in pairs) and graphs() == 2
+
+
+def test_a_network_without_blocks_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match="--compile: this network has no residual blocks"):
+        compile_blocks(oracle.network())
+
+
+def test_all_blocks_of_a_deep_network_are_compiled(graphs, monkeypatch):
+    """torch stops compiling the code of a class after so many graphs, by default 8."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    blocks = nn.Sequential(*(BasicBlock(2, 2 + i, downsample=nn.Conv2d(2, 2 + i, 1)) for i in range(4)))
+    compile_blocks(convert_batch_norm(blocks, 2), "aot_eager")
+    for block in blocks:
+        block(torch.randn(2, 2, 3, 3))
+    assert graphs() == 4

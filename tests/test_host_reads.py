@@ -1,0 +1,122 @@
+"""Between two reports the host never waits for the GPU of itself: what it reads in that time is counted."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from deepspeed.accelerator import get_accelerator
+from host_reads import HostReads
+from oracle import K, N, network
+from resnet50 import ResNet50
+from test_oracle import in_precision
+from test_trainer import NobodyAsks, Records
+
+import lbsgd
+from lbsgd.data.fake import FakeImages
+from lbsgd.data.folder import open_data
+from lbsgd.data.loaders import TrainLoader
+from lbsgd.data.share import Pixels, Share
+from lbsgd.train.images import Images
+from lbsgd.train.reporter import Reporter
+from lbsgd.train.saver import Saver
+from lbsgd.train.session import pixels_of
+from lbsgd.train.trainer import Trainer
+
+BEFORE, COUNTED = 2, 4  # iterations; the first is reported, and DeepSpeed sets itself up in it
+LAST = 1000
+# At the end of each update, whatever its passes: whether fp16 overflowed, in the gradients and in their norm, and for
+# each of two groups of parameters a number that it puts in place of infinite norms, made on the host.
+BY_DEEPSPEED = {
+    ("stage_1_and_2.has_overflow", "item"): COUNTED,
+    ("utils.is_invalid_grad_norm", "item"): COUNTED,
+    ("utils.mask_nan_or_inf_with_val_inplace", "tensor"): 2 * COUNTED,
+}
+
+
+def steady_trainer(folder, config):
+    """Return a trainer between two reports, and its batches."""
+    config["steps_per_print"], config["lbsgd"]["num_images"] = 100, 20 * K * N
+    config["scheduler"]["params"]["warmup_num_steps"] = 100
+    engine, plan = lbsgd.initialize(network(), config)
+    pixels = replace(pixels_of(plan, engine.device), resolution=6)
+    images = FakeImages(
+        plan.num_images, 5, seed=0, global_batch=K * N, micro_batch=plan.micro_batch, share=Share(), pixels=pixels
+    )
+    saver = Saver(engine, folder, {}, {})
+    reporter = Reporter(Records(), Records(), engine)
+    ours = Trainer(engine, plan, ResNet50(), Images(images, []), saver, NobodyAsks(), reporter)
+    engine.train()
+    batches = images.epoch(0)
+    train(ours, batches, BEFORE)
+    return ours, batches
+
+
+def train(ours, batches, iterations):
+    for _ in range(iterations):
+        ours.update(batches)
+        ours.after_update(LAST)
+
+
+@pytest.fixture
+def fp16_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+
+
+@pytest.mark.parametrize("micro_batch", [K * N, N])  # 1 and 8 passes
+def test_in_bf16_nothing_is_read_between_two_reports(tmp_path, micro_batch):
+    ours, batches = steady_trainer(tmp_path, in_precision("bf16", 0, micro_batch))
+    with HostReads() as reads:
+        train(ours, batches, COUNTED)
+    assert not reads.found
+    with HostReads() as reads:
+        ours.report_iteration(ours.iteration - 1)
+    assert reads.by("lbsgd")  # the counter sees a report
+
+
+@pytest.mark.parametrize("micro_batch", [K * N, N])
+def test_in_fp16_deepspeed_reads_and_we_do_not(tmp_path, fp16_on_a_cpu, micro_batch):
+    ours, batches = steady_trainer(tmp_path, in_precision("fp16", 1, micro_batch))
+    with HostReads() as reads:
+        train(ours, batches, COUNTED)
+    assert not reads.by("lbsgd") and not reads.by("neither")
+    assert reads.by("deepspeed") == BY_DEEPSPEED
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nothing_waits_in_bf16(tmp_path):
+    ours, batches = steady_trainer(tmp_path, in_precision("bf16", 0, N))
+    torch.cuda.set_sync_debug_mode("error")  # torch raises where it would wait
+    try:
+        train(ours, batches, COUNTED)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_loader_waits_for_nothing_but_its_own_copies(digits_data):
+    pixels = Pixels(resolution=32, device="cuda", dtype=torch.bfloat16, channels_last=True)
+    options = {"global_batch": 32, "micro_batch": 32, "threads": 2, "share": Share(), "pixels": pixels}
+    loader = TrainLoader(open_data(digits_data).train, seed=0, **options)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        labels = [labels for _, labels in loader.epoch(0)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    loader.close()
+    assert len(labels) == 1437 // 32 and 0 <= int(torch.cat(labels).min()) < int(torch.cat(labels).max()) == 9
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_only_deepspeed_waits_in_fp16(tmp_path):
+    ours, batches = steady_trainer(tmp_path, in_precision("fp16", 1, N))
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as waits:
+            warnings.simplefilter("always")
+            train(ours, batches, COUNTED)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    waits = [wait for wait in waits if "synchroniz" in str(wait.message)]
+    assert not [wait for wait in waits if "lbsgd" in wait.filename]
+    assert len(waits) == sum(BY_DEEPSPEED.values())

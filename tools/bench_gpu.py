@@ -1,0 +1,94 @@
+"""All that a GPU is to show, in two runs of at most 8 minutes, each on one GPU; no network is needed.
+
+    python tools/bench_gpu.py correctness [--output_dir DIR]
+    python tools/bench_gpu.py speed [--jpegs FILE] [--output_dir DIR]
+
+correctness    the tests that need a GPU, `make demo`'s command, and Table 1's row on digits in fp16
+speed          the training step against plain PyTorch, batch norm over n images, the loader, torch.compile, a profile
+
+Results come as they are measured: NAME.json, NAME.md, NAME.png and NAME.log in DIR, by default results/gpu_<device>. A
+part that fails or takes too long is told there, and the others go on. On a CPU everything is tiny: it shows that each
+line runs, and nothing else. --jpegs is a tar of JPEGs, such as a sample of ImageNet, which the converter converts.
+"""
+
+import argparse
+import platform
+import re
+import sys
+import tempfile
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
+
+from lbsgd.errors import LbsgdError, print_error  # noqa: E402  beside the paths above
+
+SECONDS = 480.0
+IMPORTED_ONCE = ("lbsgd.train.session", "torch._dynamo")  # by a CPU's parts; a GPU's each begin from nothing
+
+
+def about(device: str) -> dict[str, str]:
+    """Return what was measured on, and with what."""
+    import torch
+
+    from lbsgd.train.facts import code_of, environment
+
+    facts = environment("")
+    name = torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.processor() or platform.machine()}"
+    return {
+        "device": name,
+        "cuda": str(torch.version.cuda),
+        "cores": str(torch.get_num_threads()),
+        "python": facts["python"],
+        "packages": ", ".join(f"{package} {version}" for package, version in facts["packages"].items() if version),
+        "compiled kernels of the loader": code_of(ROOT / "lbsgd")["compiled kernels of lbsgd"],
+        "code": facts["code"],
+        "command": " ".join(sys.argv),
+        "started": facts["started"],
+    }
+
+
+def folder_for(device: str) -> Path:
+    return ROOT / "results" / f"gpu_{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}"
+
+
+def main() -> int:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("bench", choices=("correctness", "speed"))
+    flags.add_argument("--jpegs", type=Path, metavar="FILE", help="a tar of JPEGs that the loader is fed with")
+    flags.add_argument("--output_dir", type=Path, metavar="DIR", help="default: results/gpu_<device>")
+    flags.add_argument("--parts", nargs="+", metavar="PART", help="only these parts")
+    flags.add_argument("--seconds", type=float, default=SECONDS, help="that all parts have together (default: 480)")
+    given = flags.parse_args()
+    if given.jpegs and not given.jpegs.is_file():
+        flags.error(f"--jpegs {given.jpegs}: no such file")
+    import torch
+    from resnet50 import ResNet50
+
+    from lbsgd.bench.parts import run_parts
+    from lbsgd.bench.results import Results
+    from lbsgd.bench.sizes import ON_A_CPU, ON_A_GPU, Settings
+
+    parts = import_module(f"lbsgd.bench.{given.bench}").PARTS
+    names = [part.name for part in parts]
+    if unknown := set(given.parts or ()) - set(names):
+        flags.error(f"no part {', '.join(sorted(unknown))}; {given.bench} has {', '.join(names)}")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    facts = about(device)
+    with tempfile.TemporaryDirectory(prefix="lbsgd_bench_") as folder:
+        sizes = ON_A_GPU if device == "cuda" else ON_A_CPU
+        settings = Settings(sizes, device, ROOT, Path(folder), given.jpegs and given.jpegs.resolve(), ResNet50())
+        try:
+            results = Results(given.output_dir or folder_for(facts["device"]), given.bench, facts)
+        except LbsgdError as error:
+            print_error(error)
+            return error.exit_code
+        chosen = [part for part in parts if not given.parts or part.name in given.parts]
+        all_done = run_parts(chosen, settings, results, given.seconds, IMPORTED_ONCE if device == "cpu" else ())
+    print(results.folder / f"{given.bench}.md")
+    return 0 if all_done else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
