@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-NUM_IMAGES, SERVER, WARM_UP, UPDATES = 1_281_167, 8, 3, 15
+NUM_IMAGES, SERVER, WARM_UP, UPDATES = 1_281_167, 8, 2, 7
 
 
 def cost(rank, world_size):
