@@ -102,7 +102,7 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
     ended before it came.
     """
     name, rank = uuid.uuid4().hex, processes.rank
-    store.append("arrived", f"{rank} {name}\n")
+    store.append("arrived", f"{rank} {name}\n")  # type: ignore[attr-defined]  # torch's type stubs lack it
     deadline = time.monotonic() + timeout_seconds + (5 if rank else 0)  # rank 0, which knows more, ends first
     while time.monotonic() < deadline:
         alive("the meeting of all processes")
@@ -138,7 +138,7 @@ def lead(store: Store, name: str, world_size: int) -> str | None:
         names = dict(line.split() for line in read(store, "arrived").splitlines())  # the newest name of each rank
         answers = [f"answer/{names[str(rank)]}" for rank in missing if str(rank) in names]
         if answers:
-            store.multi_set(answers, [name] * len(answers))
+            store.multi_set(answers, [name] * len(answers))  # type: ignore[attr-defined]
         return None
     store.set(f"{name}/host/0", socket.gethostname())
     return name
@@ -149,7 +149,7 @@ def join(store: Store, name: str, rank: int) -> str | None:
     if not (prefix := read(store, f"answer/{name}")):
         return None
     store.set(f"{prefix}/host/{rank}", socket.gethostname())
-    store.append(f"{prefix}/joined", f"{rank}\n")
+    store.append(f"{prefix}/joined", f"{rank}\n")  # type: ignore[attr-defined]
     return prefix
 
 
