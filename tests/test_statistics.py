@@ -33,6 +33,10 @@ def test_the_interval_is_welch_s():
     assert found.high != pytest.approx(-2 + 2.776 * sqrt(5 / 3), abs=0.1)
 
 
+def test_a_difference_that_rounds_to_nothing_has_no_minus():
+    assert str(Difference(-0.004, -0.4, 0.4)) == "+0.00 [-0.40, +0.40]"
+
+
 def test_a_difference_without_two_seeds_of_each_has_no_interval():
     assert difference([1.0], [2.0, 3.0]) == Difference(-1.5, None, None)
     assert difference([], [2.0]) is None

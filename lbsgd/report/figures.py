@@ -43,13 +43,20 @@ def band_figure(family: Family, rows: Sequence[Group]) -> Figure:
         per_epoch = row.header["iterations_per_epoch"]
         lr.plot([t / per_epoch for t in range(len(lrs))], lrs, style, color=colour, drawstyle="steps-post")
     for axes, (name, _, unit) in zip(panels, shown, strict=True):
-        axes.set(ylabel=f"{name} ({unit.strip()})" if unit else name, ylim=(0, None))
+        axes.set(ylabel=f"{name} ({unit.strip()})" if unit else name)
+        begin_at_zero(axes, unit)
     lr.set(xlabel="epochs", ylabel="learning rate", yscale="log")
     lr.yaxis.set_major_formatter("{x:g}")
     for axes in (*panels, lr):
         axes.grid(alpha=0.3)
     picture.legend(title="mean, band: ± 2 std over seeds", loc="outside upper center", ncols=2)
     return picture
+
+
+def begin_at_zero(axes: Axes, unit: str) -> None:
+    """Cut the axis to what can be: a band of ± 2 std may reach below 0 % and beyond 100 %."""
+    top = axes.get_ylim()[1]
+    axes.set_ylim(0, min(top, 100) if unit.strip() == "%" else top)
 
 
 def draw_band(axes: Axes, band: Series, colour: str, style: str, label: str | None) -> None:
@@ -71,8 +78,10 @@ def batch_figure(family: Family, rows: Sequence[Group]) -> Figure:
     if family.baseline and family.baseline.spread:
         axes.axhline(family.baseline.spread.mean, color="grey", linestyle=":", linewidth=1, label="baseline")
         axes.legend()
-    name = f"validation {rows[0].measure.short} ({rows[0].measure.unit})"
-    axes.set(xlabel="global batch kn (images per update)", ylabel=name, xscale="log", ylim=(0, None))
+    measure = rows[0].measure
+    name = f"validation {measure.short} ({measure.unit})"
+    axes.set(xlabel="global batch kn (images per update)", ylabel=name, xscale="log")
+    begin_at_zero(axes, measure.unit)
     axes.set_xticks(batches, [f"{kn:,}" for kn in batches])
     axes.minorticks_off()
     axes.grid(alpha=0.3)

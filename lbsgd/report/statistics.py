@@ -44,8 +44,8 @@ class Difference(NamedTuple):
         return Difference(-self.value, -self.high, -self.low)
 
     def __str__(self) -> str:
-        value = f"{self.value:+.2f}"
-        return value if self.low is None else f"{value} [{self.low:+.2f}, {self.high:+.2f}]"
+        value = f"{self.value:+z.2f}"
+        return value if self.low is None else f"{value} [{self.low:+z.2f}, {self.high:+z.2f}]"
 
 
 def difference(errors: Sequence[float], baseline: Sequence[float]) -> Difference | None:
