@@ -107,7 +107,8 @@ def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model
     change: is given the network before training, and returns the one to train.
     """
     device = given.device
-    model = change(network(given, plan)).to(device, memory_format=memory_format(device))
+    model: Any = change(network(given, plan))  # torch types no memory_format
+    model = model.to(device, memory_format=memory_format(device))
     params = dict(plan.config["optimizer"]["params"])
     groups = decay_groups(model, params.pop("weight_decay"))
     optimizer = torch.optim.SGD(groups, **params, fused=True)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lbsgd.algorithm.choices import Implementation
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -27,7 +29,7 @@ class Sizes:
     micro_batches: tuple[int, ...]
     step_batch: int
     compile_batch: int
-    implementations: tuple[str, ...]
+    implementations: tuple[Implementation, ...]
     precisions: tuple[tuple[str, int], ...]
     half: str
     layers: tuple[tuple[int, int, int], ...]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -45,7 +46,7 @@ def norm_in_the_step(given: Settings, seconds: float, say: Say) -> None:
     """
     for micro_batch in given.sizes.micro_batches:
         plan = plan_for(given, micro_batch)
-        steps = {"plain": plain_step(given, plan)}
+        steps: dict[str, Step] = {"plain": plain_step(given, plan)}
         for how in given.sizes.implementations:
             steps[how] = plain_step(given, plan, with_batch_norm(plan, how))
         found = measured(given, steps)
@@ -113,7 +114,7 @@ def weights_layout(given: Settings, seconds: float, say: Say) -> None:
 def half_pass(given: Settings, plan: Plan, layout: torch.memory_format) -> Step:
     """Return a pass of a network in half precision with its weights in a layout and its images in channels_last."""
     dtype, resolution = DTYPES[given.sizes.half], given.sizes.resolution
-    model = with_batch_norm(plan, "loop")(network(given, plan))
+    model: Any = with_batch_norm(plan, "loop")(network(given, plan))  # torch types no memory_format
     model = model.to(given.device, dtype).to(memory_format=layout).train()
     images = torch.randn(plan.micro_batch, 3, resolution, resolution, device=given.device)
     images = images.to(dtype, memory_format=torch.channels_last)
