@@ -13,6 +13,7 @@ from test_engine import recipe, train
 from test_oracle import in_precision
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock
 
 import lbsgd
@@ -140,32 +141,36 @@ def test_a_detector_is_refused_in_one_line():
 # --- when gradients come ----------------------------------------------------------------------------------------------
 
 
-class Probe(nn.Module):
-    """Notes when the gradient of what passes through it is there."""
+class Convolutions(TorchDispatchMode):
+    """Notes each convolution that is computed backward."""
 
-    def __init__(self, name, events):
+    def __init__(self, events):
         super().__init__()
-        self.name, self.events = name, events
+        self.events = events
 
-    def forward(self, x):
-        x.register_hook(lambda grad: self.events.append(self.name))
-        return x.view_as(x)
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is torch.ops.aten.convolution_backward.default:
+            self.events.append("convolution")
+        return function(*args, **(kwargs or {}))
 
 
 def test_gradients_arrive_block_by_block():
     """So aggregation of the last block's begins while those of the first are computed (Sec. 4)."""
-    events = []
-    model = nn.Sequential(*list(network())[:3])
-    model.append(Probe("before block 1", events)).append(network()[3])
-    model.append(Probe("between", events)).append(network()[4])
-    for number in (4, 6):
-        for parameter in model[number].parameters():
-            parameter.register_post_accumulate_grad_hook(lambda _, number=number: events.append(number))
-    convert_batch_norm(model, N)
+    events, model = [], convert_batch_norm(network(), N)
+    first, second = (module for module in model if isinstance(module, BasicBlock))
+    for name, block in (("first", first), ("second", second)):
+        for parameter in block.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: events.append(name))
     compile_blocks(model, "aot_eager")
-    model(torch.randn(2 * N, 3, 6, 6)).square().mean().backward()
-    of_1, of_2 = (len(list(model[number].parameters())) for number in (4, 6))
-    assert events == [6] * of_2 + ["between"] + [4] * of_1 + ["before block 1"]
+    x = torch.randn(2 * N, 3, 6, 6)
+    model(x).square().mean().backward()  # which compiles
+    events.clear()
+    loss = model(x).square().mean()
+    with Convolutions(events):
+        loss.backward()
+    of_first, of_second = (len(list(block.parameters())) for block in (first, second))
+    block_by_block = 3 * ["convolution"] + of_second * ["second"] + 2 * ["convolution"] + of_first * ["first"]
+    assert events == [*block_by_block, "convolution"]  # and the stem's
 
 
 # --- evaluation, and what cannot be compiled --------------------------------------------------------------------------

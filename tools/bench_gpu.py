@@ -64,6 +64,7 @@ def main() -> int:
     if given.jpegs and not given.jpegs.is_file():
         flags.error(f"--jpegs {given.jpegs}: no such file")
     import torch
+    from cifar10 import SmallResNet
     from resnet50 import ResNet50
 
     from lbsgd.bench.parts import run_parts
@@ -77,8 +78,8 @@ def main() -> int:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = about(device)
     with tempfile.TemporaryDirectory(prefix="lbsgd_bench_") as folder:
-        sizes = ON_A_GPU if device == "cuda" else ON_A_CPU
-        settings = Settings(sizes, device, ROOT, Path(folder), given.jpegs and given.jpegs.resolve(), ResNet50())
+        sizes, task = (ON_A_GPU, ResNet50()) if device == "cuda" else (ON_A_CPU, SmallResNet())
+        settings = Settings(sizes, device, ROOT, Path(folder), given.jpegs and given.jpegs.resolve(), task)
         try:
             results = Results(given.output_dir or folder_for(facts["device"]), given.bench, facts)
         except LbsgdError as error:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.fused_blocks import fuse_blocks
-from lbsgd.algorithm.resnet import resnet
 from lbsgd.algorithm.sgd import decay_groups
 from lbsgd.bench.sizes import Settings
 from lbsgd.config.generate import generate
@@ -55,8 +54,9 @@ def plan_for(
     return Plan.read(config, 1, NUM_IMAGES)
 
 
-def network(given: Settings) -> nn.Module:
-    return resnet(given.sizes.network, NUM_CLASSES)
+def network(given: Settings, plan: Plan) -> nn.Module:
+    model: nn.Module = given.task.network(NUM_CLASSES, plan)
+    return model
 
 
 def fake_images(plan: Plan, device: Any, dtype: torch.dtype | None = None) -> FakeImages:
@@ -74,7 +74,7 @@ def fake_images(plan: Plan, device: Any, dtype: torch.dtype | None = None) -> Fa
 
 def our_trainer(given: Settings, plan: Plan, compiled: bool = False) -> Trainer:
     """Return the trainer of a recipe, without a log and without images."""
-    engine, _ = initialize(network(given), plan)
+    engine, _ = initialize(network(given, plan), plan)
     if compiled:
         from lbsgd.train.compiled import compile_blocks
 
@@ -107,7 +107,8 @@ def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model
     change: is given the network before training, and returns the one to train.
     """
     device = given.device
-    model = change(network(given)).to(device, memory_format=memory_format(device))
+    model: Any = change(network(given, plan))  # torch types no memory_format
+    model = model.to(device, memory_format=memory_format(device))
     params = dict(plan.config["optimizer"]["params"])
     groups = decay_groups(model, params.pop("weight_decay"))
     optimizer = torch.optim.SGD(groups, **params, fused=True)

@@ -70,7 +70,7 @@ def repeated(tar: Path, tree: Path, num_images: int) -> int:
 
     Raises NotRun for a tar without any.
     """
-    found = []
+    found: list[Path] = []
     with tarfile.open(tar) as archive:
         for member in archive:
             if member.isfile() and Path(member.name).suffix.lower() in KINDS:

@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lbsgd.algorithm.choices import Implementation
+
 
 @dataclass(frozen=True)
 class Sizes:
-    """Networks, images and rounds of the speed bench, and the length of the correctness bench.
+    """Images and rounds of the speed bench, and the length of the correctness bench.
 
     micro_batches      of the norm's comparison, each a multiple of n = per_worker_batch
     implementations    of batch norm that the device has (`algorithm/norm_rule.py`)
@@ -22,13 +24,12 @@ class Sizes:
     is_small           whether this is the CPU's: nothing but the lines is tried
     """
 
-    network: str
     resolution: int
     per_worker_batch: int
     micro_batches: tuple[int, ...]
     step_batch: int
     compile_batch: int
-    implementations: tuple[str, ...]
+    implementations: tuple[Implementation, ...]
     precisions: tuple[tuple[str, int], ...]
     half: str
     layers: tuple[tuple[int, int, int], ...]
@@ -42,7 +43,6 @@ class Sizes:
 
 
 ON_A_GPU = Sizes(
-    network="resnet50",
     resolution=224,
     per_worker_batch=32,
     micro_batches=(32, 128, 256),
@@ -61,8 +61,7 @@ ON_A_GPU = Sizes(
     is_small=False,
 )
 ON_A_CPU = Sizes(
-    network="resnet18",
-    resolution=32,
+    resolution=16,
     per_worker_batch=2,
     micro_batches=(2, 4),
     step_batch=4,
@@ -88,7 +87,7 @@ class Settings:
     root     of the repository, whose tests, tools and recipes the parts run
     folder   for what they make on the way
     jpegs    a tar of JPEGs that the loader is fed with, if there is one
-    task     the recipe's task (`train/task.py`)
+    task     a recipe's (`train/task.py`): its network and its loss
     """
 
     sizes: Sizes

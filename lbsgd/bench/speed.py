@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
-from lbsgd.bench.contestants import Change, network, our_step, plain_step, plan_for, with_batch_norm
+from lbsgd.bench.contestants import network, our_step, plain_step, plan_for, with_batch_norm
 from lbsgd.bench.feeding import data_wait
 from lbsgd.bench.figure import Figure, Goal, ratio_figure
 from lbsgd.bench.parts import NotRun, Part, Say
 from lbsgd.bench.rounds import Step, in_turn, milliseconds, seconds_of
 from lbsgd.bench.sizes import Settings
 from lbsgd.config.memory import NETWORKS, memory
+from lbsgd.config.plan import Plan
 from lbsgd.train.engine import start_processes
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.train.session import DTYPES
@@ -44,7 +46,7 @@ def norm_in_the_step(given: Settings, seconds: float, say: Say) -> None:
     """
     for micro_batch in given.sizes.micro_batches:
         plan = plan_for(given, micro_batch)
-        steps = {"plain": plain_step(given, plan)}
+        steps: dict[str, Step] = {"plain": plain_step(given, plan)}
         for how in given.sizes.implementations:
             steps[how] = plain_step(given, plan, with_batch_norm(plan, how))
         found = measured(given, steps)
@@ -101,7 +103,7 @@ def weights_layout(given: Settings, seconds: float, say: Say) -> None:
     for micro_batch in given.sizes.micro_batches:
         plan = plan_for(given, micro_batch)
         steps = {
-            name: half_pass(given, with_batch_norm(plan, "loop"), micro_batch, layout)
+            name: half_pass(given, plan, layout)
             for name, layout in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last))
         }
         found = measured(given, steps)
@@ -109,11 +111,12 @@ def weights_layout(given: Settings, seconds: float, say: Say) -> None:
         say(ratio_figure(name, found["NCHW"], found["channels_last"], goal=LAYOUT_GOAL, beside=milliseconds(found)))
 
 
-def half_pass(given: Settings, change: Change, micro_batch: int, layout: torch.memory_format) -> Step:
+def half_pass(given: Settings, plan: Plan, layout: torch.memory_format) -> Step:
     """Return a pass of a network in half precision with its weights in a layout and its images in channels_last."""
     dtype, resolution = DTYPES[given.sizes.half], given.sizes.resolution
-    model = change(network(given)).to(given.device, dtype).to(memory_format=layout).train()
-    images = torch.randn(micro_batch, 3, resolution, resolution, device=given.device)
+    model: Any = with_batch_norm(plan, "loop")(network(given, plan))  # torch types no memory_format
+    model = model.to(given.device, dtype).to(memory_format=layout).train()
+    images = torch.randn(plan.micro_batch, 3, resolution, resolution, device=given.device)
     images = images.to(dtype, memory_format=torch.channels_last)
 
     def step() -> None:
@@ -184,7 +187,7 @@ def memory_taken(given: Settings, seconds: float, say: Say) -> None:
         for _ in range(given.sizes.warm_up):
             step()
         peak = peak_bytes(given.device)["peak_memory_bytes"]
-        estimate = memory(plan, NETWORKS[given.sizes.network], stage).total
+        estimate = memory(plan, NETWORKS[given.task.name], stage).total
         name, beside = f"peak / estimate, {precision}, ZeRO {stage}", f"{size(peak)} and {size(estimate)}"
         say(Figure(name, peak / estimate, goal=MEMORY_GOAL, beside=beside))
         del step
