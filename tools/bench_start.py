@@ -86,8 +86,8 @@ def main():
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["run"]:
-        del sys.argv[1]
+    if "run" in sys.argv[1:3]:  # the launcher puts --local_rank before it
+        sys.argv.remove("run")
         measured_run()
     else:
         main()
