@@ -154,23 +154,38 @@ class Convolutions(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_gradients_arrive_block_by_block():
-    """So aggregation of the last block's begins while those of the first are computed (Sec. 4)."""
+def order_of_gradients(compiled):
+    """Return what one backward does, in its order: convolutions, and gradients of the blocks' parameters."""
     events, model = [], convert_batch_norm(network(), N)
-    first, second = (module for module in model if isinstance(module, BasicBlock))
-    for name, block in (("first", first), ("second", second)):
+    for name, block in zip(("first", "second"), (each for each in model if isinstance(each, BasicBlock)), strict=True):
         for parameter in block.parameters():
             parameter.register_post_accumulate_grad_hook(lambda _, name=name: events.append(name))
-    compile_blocks(model, "aot_eager")
-    x = torch.randn(2 * N, 3, 6, 6)
-    model(x).square().mean().backward()  # which compiles
+    forward, x = compiled(model), torch.randn(2 * N, 3, 6, 6)
+    forward(x).square().mean().backward()  # which compiles
     events.clear()
-    loss = model(x).square().mean()
+    loss = forward(x).square().mean()
     with Convolutions(events):
         loss.backward()
-    of_first, of_second = (len(list(block.parameters())) for block in (first, second))
-    block_by_block = 3 * ["convolution"] + of_second * ["second"] + 2 * ["convolution"] + of_first * ["first"]
-    assert events == [*block_by_block, "convolution"]  # and the stem's
+    return events
+
+
+def by_block(model):
+    compile_blocks(model, "aot_eager")
+    return model
+
+
+def as_a_whole(model):
+    return torch.compile(lambda x: model(x), backend="aot_eager", fullgraph=True)
+
+
+def test_gradients_arrive_block_by_block():
+    """So aggregation of the last block's begins while those of the first are computed (Sec. 4)."""
+    second, first, stem = 3 * ["convolution"] + 9 * ["second"], 2 * ["convolution"] + 6 * ["first"], ["convolution"]
+    assert order_of_gradients(by_block) == second + first + stem
+    torch._dynamo.reset()
+    assert order_of_gradients(as_a_whole)[:6] == 6 * [
+        "convolution"
+    ]  # compiled whole, the network has none until its end
 
 
 # --- evaluation, and what cannot be compiled --------------------------------------------------------------------------
