@@ -185,7 +185,7 @@ def test_gradients_arrive_block_by_block():
     torch._dynamo.reset()
     assert order_of_gradients(as_a_whole)[:6] == 6 * [
         "convolution"
-    ]  # compiled whole, the network has none until its end
+    ]  # and no gradient before
 
 
 # --- evaluation, and what cannot be compiled --------------------------------------------------------------------------
