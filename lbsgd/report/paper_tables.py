@@ -100,7 +100,8 @@ class PaperTable:
 def paper_tables(family: Family) -> list[PaperTable]:
     """Return the tables for which a family has at least two rows; one per large batch where there are several.
 
-    They are tables of top-1 errors; a family that is judged by other numbers has none of them.
+    They are tables of top-1 errors; a family that is judged by other numbers has none of them. Tables 1 and 2 compare
+    with the baseline, so runs without one, such as the simulated ones of other experiments, make neither.
     """
     if family.rows[0].measure.key != TOP1.key:
         return []
@@ -111,7 +112,7 @@ def paper_tables(family: Family) -> list[PaperTable]:
         for factor in factors:
             rows = [(find(family, cell, factor), cell) for cell in layout]
             own = f"{name}_x{factor:g}" if len(factors) > 1 and factor else name
-            if any(cell.change and row for row, cell in rows):
+            if family.baseline and any(cell.change and row for row, cell in rows):
                 tables.append(filled(family, own, title, [(row, papers(cell)) for row, cell in rows]))
     plain = [row for row in family.rows if not family.changes_of(row)]
     if family.rows[0].header["model"] == "resnet101":
