@@ -183,9 +183,7 @@ def test_gradients_arrive_block_by_block():
     second, first, stem = 3 * ["convolution"] + 9 * ["second"], 2 * ["convolution"] + 6 * ["first"], ["convolution"]
     assert order_of_gradients(by_block) == second + first + stem
     torch._dynamo.reset()
-    assert order_of_gradients(as_a_whole)[:6] == 6 * [
-        "convolution"
-    ]  # and no gradient before
+    assert order_of_gradients(as_a_whole)[:6] == 6 * ["convolution"]  # and no gradient before
 
 
 # --- evaluation, and what cannot be compiled --------------------------------------------------------------------------
