@@ -152,10 +152,11 @@ def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
 
 
 def interval(values: list[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % interval (normal; rounds are independent)."""
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan
-    return statistics.mean(values), 1.96 * statistics.stdev(values) / math.sqrt(len(values))
+    """Return the mean and half the width of its 95 % interval; rounds are independent."""
+    from lbsgd.bench.figure import half_width
+
+    half = half_width(values)
+    return (statistics.mean(values) if values else math.nan), math.nan if half is None else half
 
 
 def show(found: dict) -> None:
