@@ -22,11 +22,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.nn import functional as F
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.resnet import resnet
 from lbsgd.algorithm.sgd import decay_groups
+from lbsgd.bench.contestants import autocast_step
 from lbsgd.config.json_file import read_json
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
@@ -40,7 +40,7 @@ from lbsgd.train.images import Images
 from lbsgd.train.kernels import memory_format
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
-from lbsgd.train.session import DTYPES, device_name, pixels_of
+from lbsgd.train.session import device_name, pixels_of
 from lbsgd.train.trainer import Trainer
 
 ROOT = Path(__file__).parent.parent
@@ -101,20 +101,8 @@ def bare_step(model, plan, train_data, device):
         momentum=params["momentum"],
         nesterov=params["nesterov"],
     )
-    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
-    batches = train_data.epoch(0)
     model.train()
-
-    def step():
-        images, labels = next(batches)
-        with torch.autocast(device.type, DTYPES[plan.precision], enabled=plan.precision != "fp32"):
-            loss = F.cross_entropy(model(images), labels)
-        optimizer.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(optimizer)
-        scaler.update()
-
-    return step
+    return autocast_step(model, optimizer, train_data.epoch(0), plan.precision, device.type)
 
 
 def seconds_of(step, device):

@@ -112,13 +112,20 @@ def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model
     params = dict(plan.config["optimizer"]["params"])
     groups = decay_groups(model, params.pop("weight_decay"))
     optimizer = torch.optim.SGD(groups, **params, fused=True)
-    scaler = torch.amp.GradScaler(device, enabled=plan.precision == "fp16")
     batches = fake_images(plan, device, torch.float32).epoch(0)
     model.train()
+    return autocast_step(model, optimizer, batches, plan.precision, device)
+
+
+def autocast_step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any], precision: str, device_type: str
+) -> Callable[[], None]:
+    """Return PyTorch's usual update from one batch: cross-entropy in autocast, and a scaled loss in fp16."""
+    scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
 
     def step() -> None:
         images, labels = next(batches)
-        with torch.autocast(device, DTYPES[plan.precision], enabled=plan.precision != "fp32"):
+        with torch.autocast(device_type, DTYPES[precision], enabled=precision != "fp32"):
             loss = F.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         scaler.scale(loss).backward()
