@@ -87,8 +87,9 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
         missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
         missing += [] if val else [f"val/ and no {VAL_TAR}"]
         raise _nothing_found(path, missing, data_dir)
-    images, (above, top) = train.images(), base.absolute().parents[1:3] if base.name == "CLS-LOC" else (path, path)
-    annotated, places = partial(labels_in_folder, above / ANNOTATIONS), [base, path, top]
+    images, above = train.images(), base.absolute().parent.parent if base.name == "CLS-LOC" else path
+    annotated = partial(labels_in_folder, above / ANNOTATIONS)
+    places = [base, path, above.parent] if base.name == "CLS-LOC" else [base, path]
     return images, _labelled(val, images.classes, lambda: _labels_for(val.container, places, annotated, data_dir))
 
 
