@@ -1,9 +1,12 @@
-"""DeepSpeed 0.19.8 differs from what the paper needs in these points, and lbsgd works around them.
+"""DeepSpeed 0.19.8, torch and FFCV differ from what the paper needs in these points, and lbsgd works around them.
 
 Each test pins one point and fails when upstream mends it. Then delete the workaround that its docstring names.
 """
 
 import copy
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
@@ -14,6 +17,9 @@ from deepspeed.launcher.runner import fetch_hostfile
 from processes import in_processes
 from stock_ffcv import with_stock_ffcv
 from torch import nn
+from torch.distributed import DistStoreError, TCPStore
+from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
+from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
 from lbsgd.config.json_file import read_json
@@ -198,3 +204,33 @@ def test_ffcv_s_loader_changes_the_hash_of_types_that_numba_shares():
     """So tests make such a Loader in a process of its own: tests/stock_ffcv.py."""
     before, after = with_stock_ffcv(type_hash_before_and_after_ffcv_s_loader)
     assert before != after
+
+
+def hosts_of_a_second_agent_that_comes_late():
+    """Return how many hosts the second agent meets, where the first has already begun alone."""
+    server = TCPStore("localhost", 0, is_master=True)
+    agents = []
+    for _ in range(2):
+        store = TCPStore("localhost", server.port, timeout=timedelta(seconds=2))
+        timeout = RendezvousTimeout(last_call=timedelta(seconds=2))
+        backend = C10dRendezvousBackend(store, "run")
+        agents.append(DynamicRendezvousHandler.from_backend("run", store, backend, 1, 2, "localhost", timeout))
+    first, second = agents
+    assert first.next_rendezvous().world_size == 1
+    with ThreadPoolExecutor() as pool:
+        met = pool.submit(second.next_rendezvous)
+        while not first.num_nodes_waiting():
+            time.sleep(0.01)
+        assert first.next_rendezvous().world_size == 2
+        return met.result().world_size
+
+
+def test_torchrun_lets_in_a_host_that_comes_late_only_where_a_variable_says_so(monkeypatch):
+    """torch 2.11: the first host's agent names the workers' store once, so that a newcomer waits for it in vain.
+
+    docs/clusters.md sets the variable, with which the agents agree on a store anew for each start.
+    """
+    with pytest.raises(DistStoreError, match="wait timeout after 2000ms"):
+        hosts_of_a_second_agent_that_comes_late()
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    assert hosts_of_a_second_agent_that_comes_late() == 2

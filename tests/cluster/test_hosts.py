@@ -129,12 +129,15 @@ def test_under_torchrun_a_run_restarts_itself_after_a_death_and_goes_on_when_a_h
     alpha, beta = two_hosts
     restarts = "torchrun --nnodes 1:2 --nproc_per_node 1 --max-restarts 3"
     meeting = "--rdzv-id run --rdzv-backend c10d --rdzv-endpoint alpha:29400"
-    timeouts = "--rdzv-conf last_call_timeout=1,keep_alive_interval=1,read_timeout=10"  # as short as this network's
+    # Half a minute is torch's own last call. Ten seconds are enough for the second agent's start on a busy machine: one
+    # that comes later would not be let in (test_upstream.py).
+    timeouts = "--rdzv-conf last_call_timeout=10,keep_alive_interval=1"
     recipe = small(tmp_path / "run", "--resume", "--checkpoint_every", 5, *HANG_TIMEOUT)
     command = [*f"{restarts} {meeting} {timeouts}".split(), *recipe]
     first, second = (host.start(*command) for host in two_hosts)
 
     first.wait_until(lambda: last_iteration(tmp_path / "run") >= 20)
+    assert "world size 2 x" in first.output
     [worker] = workers(beta)
     worker.kill()
     first.wait_until(lambda: last_iteration(tmp_path / "run") >= MID_EPOCH)
