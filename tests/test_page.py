@@ -53,6 +53,19 @@ def test_a_group_s_page_draws_every_row_with_its_values(group):
     assert dom.count("<path") >= 4 * 2 * 2 + 4  # lines and bands of two charts, and the learning rates
 
 
+def test_a_band_of_percents_ends_at_0_and_100(tmp_path):
+    errors = {row.name: [20.0, 50.0, 95.0] for row in ROWS}  # ± 2 std is -20 to 130
+    write_rows(tmp_path / "runs", ROWS, errors)
+    write_report(families_at([tmp_path / "runs"]), tmp_path, "digits", ["table1"])
+    chart = re.search(r"<svg.*?</svg>", chromium(tmp_path / "index.html", "--dump-dom"), re.DOTALL)[0]
+    ticks = re.findall(r'text-anchor="end">([\d.]+)<', chart)
+    assert ticks[:6] == ["0", "20", "40", "60", "80", "100"]
+    [band, *_] = re.findall(r'd="M([^"]*)Z"', chart)
+    heights = [float(point.split()[1]) for point in band.split("L")]
+    grid = [float(y) for y in re.findall(r'y1="([\d.]+)"', chart)]
+    assert min(heights) == pytest.approx(min(grid), abs=0.1) and max(heights) == pytest.approx(max(grid), abs=0.1)
+
+
 def test_the_page_fetches_nothing_and_is_small(group):
     html = group.read_text()
     assert len(html) < 1_000_000

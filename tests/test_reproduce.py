@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +22,7 @@ from lbsgd.experiments.checkout import ROOT, Checkout, git, open_checkout
 from lbsgd.experiments.collect import MOST_BYTES, bring_back, collect
 from lbsgd.experiments.grid import Job, Row, jobs_of
 from lbsgd.experiments.launch import Machine
-from lbsgd.experiments.reproduce import Request
+from lbsgd.experiments.reproduce import Request, prepare
 from lbsgd.experiments.runner import Runner
 from lbsgd.report.run_log import read_run
 
@@ -211,6 +212,27 @@ def test_a_run_that_is_published_does_not_run_again(tmp_path):
     bring_back(published, here)
     runner(tmp_path).run(jobs_of(ROWS[:1], (0, 1)))
     assert starts(tmp_path) == ["a/seed0", "a/seed1"]
+
+
+def test_a_finished_grid_is_reported_from_its_published_logs_without_data(tmp_path, capsys):
+    shutil.copytree(ROOT / "results" / "digits" / "runs", tmp_path / "results" / "digits" / "runs")
+    command = ["reproduce", "table2b", "digits", "--work_dir", tmp_path, "--results", tmp_path / "results"]
+    try:
+        assert main([*map(str, command)]) == 0
+    finally:
+        git(ROOT, "worktree", "remove", "--force", str(tmp_path / "runs" / "reproduce" / "digits" / "code"))
+    assert re.search(r"(\d+) of \1 runs were done before", capsys.readouterr().out)
+    tables = (folder / "digits" / "table2b" / "tables.md" for folder in (tmp_path / "results", ROOT / "results"))
+    assert len({table.read_bytes() for table in tables}) == 1 and not (tmp_path / "data").exists()
+
+
+def test_data_made_by_other_code_are_refused_with_what_to_do(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "tool.py").write_text("import sys; sys.exit('error: already holds another data set')")
+    data = replace(DIGITS, prepare=(("tool.py",),), data_dir="{work_dir}/data")
+    request = Request((), data, (0,), tmp_path, tmp_path)
+    with pytest.raises(DataError, match="another data set; if other code than 0123456789 made .*/data, delete it$"):
+        prepare(request, Checkout(tmp_path, "0123456789abc"))
 
 
 def test_published_logs_are_thinned_and_nothing_else_changes(tmp_path):

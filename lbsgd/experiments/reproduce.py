@@ -94,8 +94,9 @@ def reproduce(request: Request) -> None:
     for job in request.jobs:
         bring_back(job.folder(request.logs), job.folder(request.grid))
     print(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
-    require_inputs(request)
-    prepare(request, checkout)
+    if not all(launch.is_done(job.folder(request.grid)) for job in request.jobs):  # a report needs logs only
+        require_inputs(request)
+        prepare(request, checkout)
     machine = Machine.here(request.data, request.side_by_side)
     seeds = len(request.seeds)
     print(
@@ -156,9 +157,13 @@ def require_inputs(request: Request) -> None:
 def prepare(request: Request, checkout: Checkout) -> None:
     """Make the data folder by the repository's own tools; complete, they leave it as it is."""
     places = {"work_dir": request.work_dir}
-    for arguments in request.data.prepare:
-        run_tool([sys.executable, *(part.format(**places) for part in arguments)], checkout)
     folder = Path(request.data.data_dir.format(**places))
+    for arguments in request.data.prepare:
+        try:
+            run_tool([sys.executable, *(part.format(**places) for part in arguments)], checkout)
+        except DataError as error:
+            older = f"; if other code than {checkout.commit[:10]} made {folder}, delete it" if folder.exists() else ""
+            raise DataError(f"{error}{older}") from None
     if not (folder / request.data.complete).exists():
         raise DataError(
             f"{folder} holds no converted data; make it with "

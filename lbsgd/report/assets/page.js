@@ -34,11 +34,12 @@ function scales(chart, width) {
     .filter(y => y !== null && (!chart.log || y > 0));
   const positive = chart.logx ? xs.filter(x => x > 0) : xs;
   const x0 = chart.logx ? Math.min(...positive) / 1.2 : 0, x1 = Math.max(...positive, chart.xmax || 0) * (chart.logx ? 1.2 : 1) || 1;
-  const y0 = chart.log ? Math.min(...ys) : 0, y1 = Math.max(...ys, chart.log ? 0 : 1e-9) * (chart.log ? 1 : 1.04);
+  const limit = (chart.unit || "").trim() === "%" ? 100 : Infinity;  // a band of 2 std may reach beyond
+  const y0 = chart.log ? Math.min(...ys) : 0, y1 = Math.min(Math.max(...ys, chart.log ? 0 : 1e-9) * (chart.log ? 1 : 1.04), limit);
   const f = (log, v) => log ? Math.log10(v) : v;
   const X = v => margin.left + (f(chart.logx, v) - f(chart.logx, x0)) / (f(chart.logx, x1) - f(chart.logx, x0) || 1)
     * (width - margin.left - margin.right);
-  const Y = v => height - margin.bottom - (f(chart.log, chart.log ? Math.max(v, y0) : Math.max(v, 0)) - f(chart.log, y0))
+  const Y = v => height - margin.bottom - (f(chart.log, Math.min(Math.max(v, y0), y1)) - f(chart.log, y0))
     / (f(chart.log, y1) - f(chart.log, y0) || 1) * (height - margin.top - margin.bottom);
   return {X, Y, x0, x1, y0, y1};
 }
