@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lbsgd.processes.start import Start
-from lbsgd.report.run_log import RunLog
+from lbsgd.report.curves import curves
+from lbsgd.report.measure import Measure
+from lbsgd.report.page import PAGE_NAME
+from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.peak_memory import peak_bytes
@@ -85,6 +89,21 @@ class Reporter:
         if advice := self.aggregating.of_epoch():
             self.progress.say(advice)
 
+    def conclude(self, judged_by: Sequence[Measure], files: Mapping[str, object]) -> None:
+        """Write the result, the page and the curves of a run that has ended, and say where they and the files are."""
+        say, folder = self.progress.say, self.log.path.parent
+        if self.log.epochs:
+            result = self.log.result()
+            if self.page:
+                self.page.write(self.log.epochs, result)
+                say(f"page           {folder / PAGE_NAME}")
+            curves([read_run(folder)], folder / "curves.png")
+            for measure in (measure for measure in judged_by if measure.headline):
+                say(f"{measure.name:15}{measure.words(result[measure.key])}, {measure.how}")
+            say(f"curves         {folder / 'curves.png'}")
+        for name, place in {"log": self.log.path, **files}.items():
+            say(f"{name:15}{place}")
+
 
 class Silence:
     """Stands where the reporter stands, on every process but rank 0."""
@@ -105,4 +124,7 @@ class Silence:
         pass
 
     def advise_on_aggregation(self) -> None:
+        pass
+
+    def conclude(self, judged_by: Sequence[Measure], files: Mapping[str, object]) -> None:
         pass

@@ -18,10 +18,8 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
 from lbsgd.processes.start import Start
-from lbsgd.report.curves import curves
 from lbsgd.report.measure import described as measures_described
-from lbsgd.report.page import PAGE_NAME
-from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.report.run_log import RunLog
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import described
 from lbsgd.train.compiled import compile_blocks
@@ -181,22 +179,12 @@ def print_evaluation(trainer: Trainer) -> None:
 
 
 def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None:
-    """Write the weights, draw the curves and say where everything is; all processes must call it."""
-    state = gather_state(engine, keep=isinstance(reporter, Reporter))
-    if isinstance(reporter, Silence):
-        return
-    saver.wait()
-    folder, say, log = run.output_dir, reporter.progress.say, reporter.log
-    checkpoint.export_weights(folder / "weights.pt", state.weights)
-    if log.epochs:
-        result = log.result()
-        if reporter.page:
-            reporter.page.write(log.epochs, result)
-            say(f"page           {folder / PAGE_NAME}")
-        curves([read_run(folder)], folder / "curves.png")
-        for measure in (measure for measure in run.task.judged_by if measure.headline):
-            say(f"{measure.name:15}{measure.words(result[measure.key])}, {measure.how}")
-        say(f"curves         {folder / 'curves.png'}")
-    say(f"log            {log.path}")
-    say(f"checkpoint     {checkpoint.newest(run.checkpoints)}")
-    say(f"weights        {folder / 'weights.pt'} (float32 state_dict)")
+    """Write the weights and let the reporter conclude; all processes must call it."""
+    is_first = torch.distributed.get_rank() == 0
+    state = gather_state(engine, keep=is_first)
+    if is_first:
+        saver.wait()
+        weights = run.output_dir / "weights.pt"
+        checkpoint.export_weights(weights, state.weights)
+        files = {"checkpoint": checkpoint.newest(run.checkpoints), "weights": f"{weights} (float32 state_dict)"}
+        reporter.conclude(run.task.judged_by, files)
