@@ -117,7 +117,9 @@ def test_the_page_and_the_table_have_the_papers_numbers_beside_ours(tmp_path):
     assert list(rows) == ["kn = 2", "kn = 4", "kn = 8", "kn = 16", "kn = 16, lr not scaled"]
     assert rows["kn = 2"] == ["35.7", "33.6", "0.005", "2,048", "50.50 ± 0.50", "41.50 ± 0.50", "3", ""]
     assert rows["kn = 16, lr not scaled"][:5] == ["-", "-", "0.005", "256", "31.33 ± 1.53"]
-    written = write_report(families, tmp_path / "report", "Table 3b", ("table3b",), [section])
+    written = write_report(families, tmp_path / "report", "Table 3b", ("table3b",), [section], "its own")
+    assert (tmp_path / "report" / "tables.md").read_text() == "its own"
+    assert (tmp_path / "report" / "tables.csv").read_text().startswith("row,kn,η,box AP,seeds\n")
     page = (tmp_path / "report" / "index.html").read_text()
     assert "validation box AP" in page and "top-1" not in page and (tmp_path / "report" / "curves.png") in written
 

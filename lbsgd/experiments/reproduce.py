@@ -126,11 +126,10 @@ def report(request: Request, commit: str) -> None:
         folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
         title = f"{study.source}: {study.title} ({request.data.place})"
         own = study.sections(rows_by_name(families)) if study.sections else []
-        write_report(families, folder, title, (study.name,), [*own, *sections])
-        if study.is_detection:
-            tables = "\n".join(map(section_in_markdown, own))
-            replace_file(folder / "tables.md", tables.encode())
-            print(tables)
+        own_tables = "\n".join(map(section_in_markdown, own)) if study.is_detection else ""
+        write_report(families, folder, title, (study.name,), [*own, *sections], own_tables)
+        if own_tables:
+            print(own_tables)
         replace_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
         for table in (table for family in families for table in wanted(paper_tables(family), (study.name,))):
             print(table.markdown())

@@ -23,20 +23,25 @@ def families_at(places: Sequence[str | Path]) -> list[Family]:
 
 
 def write_report(
-    families: Sequence[Family], folder: Path, title: str, tables: Sequence[str] = (), answers: Sequence[Section] = ()
+    families: Sequence[Family],
+    folder: Path,
+    title: str,
+    tables: Sequence[str] = (),
+    answers: Sequence[Section] = (),
+    own_tables: str = "",
 ) -> list[Path]:
     """Write tables.md, tables.csv, a picture per table and index.html into a folder; return what was written.
 
     tables: names of those wanted, such as table1; all by default.
+    own_tables: the text of tables.md of a study that makes its own.
     Raises ConfigError where the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = [(family, table) for family in families for table in wanted(paper_tables(family), tables)]
         written = [folder / "tables.md", folder / "tables.csv"]
-        replace_file(
-            written[0], ("\n".join(table.markdown() for _, table in found) or rows_markdown(families)).encode()
-        )
+        in_markdown = own_tables or "\n".join(table.markdown() for _, table in found) or rows_markdown(families)
+        replace_file(written[0], in_markdown.encode())
         replace_file(written[1], ("".join(table.csv() for _, table in found) or rows_csv(families)).encode())
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --output_dir") from error
@@ -51,7 +56,9 @@ def write_report(
     return written
 
 
-ROW_HEADS = ("row", "kn", "η", "error %", "seeds")
+def row_heads(families: Sequence[Family]) -> tuple[str, ...]:
+    measure = families[0].rows[0].measure
+    return ("row", "kn", "η", f"{measure.short} {measure.unit}".rstrip(), "seeds")
 
 
 def row_cells(families: Sequence[Family]) -> list[tuple[str, ...]]:
@@ -63,12 +70,12 @@ def row_cells(families: Sequence[Family]) -> list[tuple[str, ...]]:
 
 
 def rows_markdown(families: Sequence[Family]) -> str:
-    return markdown_table(ROW_HEADS, row_cells(families)) + "\n"
+    return markdown_table(row_heads(families), row_cells(families)) + "\n"
 
 
 def rows_csv(families: Sequence[Family]) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([ROW_HEADS, *row_cells(families)])
+    csv.writer(text, lineterminator="\n").writerows([row_heads(families), *row_cells(families)])
     return text.getvalue()
 
 

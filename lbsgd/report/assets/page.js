@@ -69,7 +69,8 @@ function draw(figure) {
     return;
   }
   const {X, Y, x0, x1, y0, y1} = scales(chart, width);
-  const xticks = chart.logx ? [...new Set(chart.series.flatMap(s => s.x))].sort((a, b) => a - b) : ticks(x0, x1, Math.min(10, width / 70));
+  const most = Math.min(10, width / 70, chart.xname === "epoch" ? x1 : Infinity);  // no tick inside an epoch
+  const xticks = chart.logx ? [...new Set(chart.series.flatMap(s => s.x))].sort((a, b) => a - b) : ticks(x0, x1, most);
   for (const y of chart.log ? decades(y0, y1) : ticks(y0, y1, 5)) {
     element("line", {class: "grid", x1: margin.left, x2: width - margin.right, y1: Y(y), y2: Y(y)}, svg);
     element("text", {x: margin.left - 6, y: Y(y) + 4, "text-anchor": "end"}, svg, words(y));
