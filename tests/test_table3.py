@@ -14,6 +14,7 @@ from lbsgd.experiments.grid import Job
 from lbsgd.experiments.launch import Machine, plan_of
 from lbsgd.experiments.reproduce import Request, require_inputs, require_together
 from lbsgd.report.measure import DETECTOR, described
+from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.run_log import RunLog
 from lbsgd.report.statistics import Difference
 from lbsgd.report.write import families_at, rows_by_name, write_report
@@ -110,18 +111,32 @@ def test_worse_is_lower_where_more_is_better(tmp_path):
     assert Difference(-2.0, -3.0, -1.0).opposite() == Difference(2.0, 1.0, 3.0)
 
 
-def test_the_page_and_the_table_have_the_papers_numbers_beside_ours(tmp_path):
-    _, families = answered(B, tmp_path, LEVEL | FALLEN)
-    [section] = B.sections(rows_by_name(families))
-    rows = {row[0]: row[1:] for row in section.rows}
-    assert list(rows) == ["kn = 2", "kn = 4", "kn = 8", "kn = 16", "kn = 16, lr not scaled"]
-    assert rows["kn = 2"] == ["35.7", "33.6", "0.005", "2,048", "50.50 ± 0.50", "41.50 ± 0.50", "3", ""]
-    assert rows["kn = 16, lr not scaled"][:5] == ["-", "-", "0.005", "256", "31.33 ± 1.53"]
-    written = write_report(families, tmp_path / "report", "Table 3b", ("table3b",), [section], "its own")
-    assert (tmp_path / "report" / "tables.md").read_text() == "its own"
-    assert (tmp_path / "report" / "tables.csv").read_text().startswith("row,kn,η,box AP,seeds\n")
+def test_table_3_has_the_papers_numbers_beside_ours(tmp_path):
+    write_runs(tmp_path / "runs", {*ROWS_A, *ROWS_B}, LEVEL | FALLEN)
+    families = families_at([tmp_path / "runs"])
+    write_report(families, tmp_path / "report", "Table 3")
+    a, b = paper_tables(families[0])
+    rows = {row[0]: row[1:] for row in a.rows}
+    assert list(rows) == ["x1", "x8", "x16", "x24"]
+    assert rows["x8"] == ("2,048", "35.9", "33.9", "256", "0.02", "50.50 ± 0.50", "41.50 ± 0.50", "3", rows["x8"][-1])
+    assert rows["x24"][:4] == ("-", "-", "-", "768")  # the paper has no 24 times its baseline
+    assert rows["x24"][-1].startswith("-9.50 [")
+    rows = {row[0]: row[1:] for row in b.rows}
+    assert list(rows) == ["x1", "x2", "x4", "x8", "x8, lr not scaled"]
+    assert rows["x1"] == ("2", "35.7", "33.6", "2", "0.005", "50.50 ± 0.50", "41.50 ± 0.50", "3", "")
+    assert rows["x8, lr not scaled"][:6] == ("-", "-", "-", "16", "0.005", "31.33 ± 1.53")
     page = (tmp_path / "report" / "index.html").read_text()
-    assert "validation box AP" in page and "top-1" not in page and (tmp_path / "report" / "curves.png") in written
+    assert "validation box AP" in page and "top-1" not in page
+    assert "Paper: Mask R-CNN with ResNet-50 on COCO, ours: small on 1,024 images" in page
+    tables = (tmp_path / "report" / "tables.md").read_text()
+    assert "|  | paper: kn | paper: box AP | paper: mask AP | ours: kn | η | box AP |" in tables
+    assert {path.stem for path in (tmp_path / "report").glob("*.png")} == {"table3a", "table3b"}
+
+
+def test_runs_that_make_no_table_are_listed_by_what_they_are_judged_by(tmp_path):
+    write_runs(tmp_path / "runs", ROWS_A[:1], LEVEL)
+    write_report(families_at([tmp_path / "runs"]), tmp_path / "report", "one row")
+    assert (tmp_path / "report" / "tables.csv").read_text().startswith("row,kn,η,box AP,seeds\n")
 
 
 def test_a_row_with_fewer_seeds_answers_nothing(tmp_path):

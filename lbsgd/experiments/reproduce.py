@@ -18,7 +18,6 @@ from lbsgd.experiments.collect import bring_back, collect
 from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
 from lbsgd.experiments.launch import Machine
 from lbsgd.experiments.runner import Runner
-from lbsgd.report.detection_tables import markdown as section_in_markdown
 from lbsgd.report.page import PAGE_NAME, Section
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at, rows_by_name, write_report
@@ -126,10 +125,7 @@ def report(request: Request, commit: str) -> None:
         folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
         title = f"{study.source}: {study.title} ({request.data.place})"
         own = study.sections(rows_by_name(families)) if study.sections else []
-        own_tables = "\n".join(map(section_in_markdown, own)) if study.is_detection else ""
-        write_report(families, folder, title, (study.name,), [*own, *sections], own_tables)
-        if own_tables:
-            print(own_tables)
+        write_report(families, folder, title, (study.name,), [*own, *sections])
         replace_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
         for table in (table for family in families for table in wanted(paper_tables(family), (study.name,))):
             print(table.markdown())

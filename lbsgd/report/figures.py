@@ -23,7 +23,7 @@ STYLES = ("-", "--", "-.", ":")  # a second way to tell rows apart, for print an
 SALT = "lbsgd"  # of the names inside an SVG, which else are random
 
 
-def band_figure(family: Family, rows: Sequence[Group]) -> Figure:
+def band_figure(labels: Sequence[str], rows: Sequence[Group]) -> Figure:
     """Draw rows over each other, mean and ± 2 std over seeds: what they are judged by, and the learning rate.
 
     Of a classifier these are its validation and training error.
@@ -33,17 +33,17 @@ def band_figure(family: Family, rows: Sequence[Group]) -> Figure:
     picture = Figure(figsize=(10, 8), layout="constrained")
     shown = curve_keys(rows[0].runs[0])
     *panels, lr = picture.subplots(len(shown) + 1, 1, sharex=True, height_ratios=[3] * len(shown) + [1])
-    for row, colour, style in zip(rows, cycle(COLOURS), cycle(STYLES), strict=False):
+    for name, row, colour, style in zip(labels, rows, cycle(COLOURS), cycle(STYLES), strict=False):
         runs = row.finished or row.runs
         number = f": {row.spread} {row.measure.unit}".rstrip() if row.spread else ""
-        label = f"{family.label(row)}, kn {row.global_batch:,}{number}"
+        label = f"{name}, kn {row.global_batch:,}{number}"
         for axes, (_, key, _) in zip(panels, shown, strict=True):
             draw_band(axes, band_of(label, runs, key), colour, style, label if axes is panels[0] else None)
         lrs = learning_rates(runs[0])
         per_epoch = row.header["iterations_per_epoch"]
         lr.plot([t / per_epoch for t in range(len(lrs))], lrs, style, color=colour, drawstyle="steps-post")
-    for axes, (name, _, unit) in zip(panels, shown, strict=True):
-        axes.set(ylabel=f"{name} ({unit.strip()})" if unit else name)
+    for axes, (curve, _, unit) in zip(panels, shown, strict=True):
+        axes.set(ylabel=f"{curve} ({unit.strip()})" if unit else curve)
         begin_at_zero(axes, unit)
     lr.set(xlabel="epochs", ylabel="learning rate", yscale="log")
     lr.yaxis.set_major_formatter("{x:g}")

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from lbsgd.report.groups import Family, Group
 from lbsgd.report.match import mean_curve, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
-from lbsgd.report.paper_tables import HEADS, OURS, PaperTable, our_cells, paper_tables, place_of, wanted
+from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, place_of
+from lbsgd.report.paper_tables import COLUMNS, our_cells, paper_tables, wanted
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import configuration, described, lr_chart
 
@@ -34,33 +35,38 @@ def group_page(
 def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:
     found = wanted(paper_tables(family), tables)
     if found:
-        return [table_section(family, table) for table in found]
+        return list(map(table_section, found))
     rows = [[family.label(row), *our_cells(family, row)] for row in family.rows]
     measure = family.rows[0].measure
-    heads = ["", *HEADS[OURS]]
+    heads = ["", *COLUMNS.heads[FIRST_OF_OURS:]]
     heads[3] = f"{measure.short} {measure.unit}".rstrip()
-    return [Section(place_of(family), "", heads, rows, curve_charts(family, family.rows))]
+    labels = [family.label(row) for row in family.rows]
+    return [Section(place_of(family), "", heads, rows, curve_charts(labels, family.rows))]
 
 
-def table_section(family: Family, table: PaperTable) -> Section:
-    heads = [f"paper {head}" if 1 <= number < 4 else head for number, head in enumerate(HEADS)]
-    heads[4] = f"ours {HEADS[4]}"
-    charts = curve_charts(family, table.groups)
+def table_section(table: PaperTable) -> Section:
+    charts = curve_charts(table.labels, table.groups)
     if table.name.startswith("figure1"):
-        charts = [batch_chart(family, table.groups), *charts]
+        charts = [batch_chart(table.groups), *charts]
     measure = table.groups[0].measure
     judged = f"A run's {measure.short} is the {measure.how.replace('of last', 'of its last')}."
-    note = f"Paper: ResNet-50 on ImageNet, ours: {table.ours}. {judged}"
-    return Section(table.title, note, heads, table.rows, charts)
+    return Section(
+        table.title, f"{table.measured} {judged}", table.columns.with_sides("paper ", "ours "), table.rows, charts
+    )
 
 
-def curve_charts(family: Family, rows: Sequence[Group]) -> list[Chart]:
+def curve_charts(labels: Sequence[str], rows: Sequence[Group]) -> list[Chart]:
     planned = max(run.planned_epochs for row in rows for run in row.runs)
+    names = [f"{label}, {row.global_batch:,}" for label, row in zip(labels, rows, strict=True)]
     charts = [
-        Chart(f"{name}, mean ± std (band: 2 std)", [band(family, row, key) for row in rows], unit)
-        for name, key, unit in curve_keys(rows[0].runs[0])
+        Chart(
+            f"{curve}, mean ± std (band: 2 std)",
+            [band_of(name, row.finished or row.runs, key) for name, row in zip(names, rows, strict=True)],
+            unit,
+        )
+        for curve, key, unit in curve_keys(rows[0].runs[0])
     ]
-    return [*charts, lr_chart([(name_of(family, row), row.runs[0]) for row in rows], planned)]
+    return [*charts, lr_chart([(name, row.runs[0]) for name, row in zip(names, rows, strict=True)], planned)]
 
 
 def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:
@@ -71,14 +77,6 @@ def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:
         found.append((f"validation {measure.short}", measure.key, unit))
         found += [(f"training {measure.short}", measure.training, unit)] if measure.training else []
     return found
-
-
-def name_of(family: Family, row: Group) -> str:
-    return f"{family.label(row)}, {row.global_batch:,}"
-
-
-def band(family: Family, row: Group, key: str) -> Series:
-    return band_of(name_of(family, row), row.finished or row.runs, key)
 
 
 def band_of(name: str, runs: Sequence[LoggedRun], key: str) -> Series:
@@ -92,7 +90,7 @@ def band_of(name: str, runs: Sequence[LoggedRun], key: str) -> Series:
     return Series(name, epochs, means, low, high)
 
 
-def batch_chart(family: Family, rows: Sequence[Group]) -> Chart:
+def batch_chart(rows: Sequence[Group]) -> Chart:
     """Return the error over the global batch (Fig. 1)."""
     known = [(row.global_batch, row.spread) for row in rows if row.spread]
     means, stds = [spread.mean for _, spread in known], [spread.std or 0.0 for _, spread in known]

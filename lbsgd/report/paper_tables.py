@@ -1,29 +1,25 @@
-"""Tables 1, 2a, 2b, 2c and the numbers of Figures 1 and 3 in the paper's layout: the paper's errors beside ours."""
+"""Tables 1, 2a, 2b, 2c and the numbers of Figures 1 and 3: the paper's errors beside ours."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
-from rich import box
-from rich.table import Table as RichTable
-
 from lbsgd.algorithm import published as paper
+from lbsgd.report.detection_tables import detection_tables
 from lbsgd.report.groups import Family, Group
 from lbsgd.report.match import matched_from
-from lbsgd.report.measure import TOP1
+from lbsgd.report.measure import BOX_AP, TOP1
+from lbsgd.report.paper_table import Columns, PaperTable, error_cell, place_of
 from lbsgd.report.statistics import difference
-from lbsgd.units import markdown_table
 
 BASE, LARGE = 256, 8192  # the paper's global batches
 RESNET_101 = {256: (22.08, 0.06), 8192: (22.36, 0.09)}  # Table 2c
-HEADS = ("", "kn", "η", "error %", "kn", "η", "error %", "seeds", "difference [95 %]", "curves match")
-WIDE, NARROW_COLUMNS = 112, (0, 3, 4, 6, 8)  # columns of a terminal, and what fits into 80 of them
-PAPERS, OURS = slice(1, 4), slice(4, 10)
+COLUMNS = Columns(
+    heads=("", "kn", "η", "error %", "kn", "η", "error %", "seeds", "difference [95 %]", "curves match"),
+    narrow=(0, 3, 4, 6, 8),
+    measured_on="ResNet-50 on ImageNet",
+)
 
 MEASURED = {
     "no warmup": paper.NO_WARMUP,
@@ -59,50 +55,14 @@ LAYOUTS = {
 }
 
 
-@dataclass(frozen=True)
-class PaperTable:
-    """A table of cells; `name` is for files and regions, `title` says what ours was measured on."""
-
-    name: str
-    title: str
-    ours: str
-    rows: tuple[tuple[str, ...], ...]
-    groups: tuple[Group, ...] = ()
-
-    def markdown(self) -> str:
-        heads = [f"paper: {head}" if 1 <= number < 4 else head for number, head in enumerate(HEADS)]
-        heads[4] = f"ours: {HEADS[4]}"
-        body = markdown_table(heads, self.rows)
-        return f"**{self.title}.** Paper: ResNet-50 on ImageNet, ours: {self.ours}.\n\n{body}\n"
-
-    def csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        heads = [HEADS[0], *(f"paper {head}" for head in HEADS[PAPERS]), *(f"ours {head}" for head in HEADS[OURS])]
-        writer.writerow(["table", *heads])
-        writer.writerows([self.name, *row] for row in self.rows)
-        return text.getvalue()
-
-    def rich(self, width: int = 120) -> RichTable:
-        """Return the table for a terminal; one narrower than WIDE gets the columns that matter most."""
-        shown = range(len(HEADS)) if width >= WIDE else NARROW_COLUMNS
-        title = f"\n{self.title}\npaper: ResNet-50 on ImageNet, ours: {self.ours}"
-        table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-        for number in shown:
-            head = HEADS[number]
-            side = "paper\n" if number in (1, 2, 3) else "ours\n" if number in (4, 5, 6) else ""
-            table.add_column(side + head, justify="right" if number else "left", overflow="fold")
-        for row in self.rows:
-            table.add_row(*(row[number] for number in shown))
-        return table
-
-
 def paper_tables(family: Family) -> list[PaperTable]:
     """Return the tables for which a family has at least two rows; one per large batch where there are several.
 
-    They are tables of top-1 errors; a family that is judged by other numbers has none of them. Tables 1 and 2 compare
-    with the baseline, so runs without one, such as the simulated ones of other experiments, make neither.
+    Detectors make Table 3, whatever else is not judged by its top-1 error makes none. Tables 1 and 2 compare with the
+    baseline, so runs without one, such as the simulated ones of other experiments, make neither.
     """
+    if family.rows[0].measure.key == BOX_AP.key:
+        return detection_tables(family)
     if family.rows[0].measure.key != TOP1.key:
         return []
     tables: list[PaperTable] = []
@@ -152,7 +112,7 @@ def filled(family: Family, name: str, title: str, rows: Iterable[tuple[Group | N
     cells = tuple(
         (family.label(row), *paper_cells(kn, error, row, family), *our_cells(family, row)) for row, kn, error in there
     )
-    return PaperTable(name, title, place_of(family), cells, tuple(row for row, *_ in there))
+    return PaperTable(name, title, place_of(family), COLUMNS, cells, tuple(row for row, *_ in there))
 
 
 def paper_cells(kn: int, error: tuple[float, float] | None, row: Group, family: Family) -> tuple[str, str, str]:
@@ -177,21 +137,3 @@ def our_cells(family: Family, row: Group) -> tuple[str, ...]:
         str(apart) if apart else "",
         matched,
     )
-
-
-def error_cell(row: Group) -> str:
-    """Return mean ± std of the finished runs, with the number of those that diverged or go on."""
-    said = [str(row.spread)] if row.spread else []
-    going = len(row.runs) - len(row.finished) - row.num_diverged
-    said += [f"{row.num_diverged} diverged"] if row.num_diverged else []
-    said += [f"{going} going on"] if going else []
-    return ", ".join(said)
-
-
-def place_of(family: Family) -> str:
-    """Return what ours was measured on, as the heading says it."""
-    header = family.rows[0].header
-    data = Path(header.get("environment", {}).get("data", "")).name or "unknown data"
-    images = family.rows[0].recipe["num_images"]
-    where = "ImageNet" if images == paper.IMAGENET_IMAGES else f"{images:,} images of {data.removesuffix('_ffcv')}"
-    return f"{header['model']} on {where}, {family.rows[0].runs[0].planned_epochs:.4g} epochs"

@@ -13,7 +13,8 @@ from lbsgd.report.figures import band_figure, batch_figure, save
 from lbsgd.report.group_page import group_page
 from lbsgd.report.groups import Family, Group, families_of, find_runs, group_runs
 from lbsgd.report.page import Section
-from lbsgd.report.paper_tables import error_cell, paper_tables, wanted
+from lbsgd.report.paper_table import error_cell
+from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.units import markdown_table
 
 
@@ -28,30 +29,30 @@ def write_report(
     title: str,
     tables: Sequence[str] = (),
     answers: Sequence[Section] = (),
-    own_tables: str = "",
 ) -> list[Path]:
     """Write tables.md, tables.csv, a picture per table and index.html into a folder; return what was written.
 
     tables: names of those wanted, such as table1; all by default.
-    own_tables: the text of tables.md of a study that makes its own.
     Raises ConfigError where the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = [(family, table) for family in families for table in wanted(paper_tables(family), tables)]
         written = [folder / "tables.md", folder / "tables.csv"]
-        in_markdown = own_tables or "\n".join(table.markdown() for _, table in found) or rows_markdown(families)
+        in_markdown = "\n".join(table.markdown() for _, table in found) or rows_markdown(families)
         replace_file(written[0], in_markdown.encode())
         replace_file(written[1], ("".join(table.csv() for _, table in found) or rows_csv(families)).encode())
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --output_dir") from error
     for family, table in found:
-        written += save(band_figure(family, table.groups), folder / table.name)
+        written += save(band_figure(table.labels, table.groups), folder / table.name)
         if table.name.startswith("figure1"):
             written += save(batch_figure(family, table.groups), folder / "error_over_batch")
     for number, family in enumerate(families):
         if not wanted(paper_tables(family), tables):
-            written += save(band_figure(family, family.rows), folder / f"curves{number or ''}")
+            written += save(
+                band_figure([family.label(row) for row in family.rows], family.rows), folder / f"curves{number or ''}"
+            )
     written.append(group_page(title, families, tables, answers).write(folder))
     return written
 

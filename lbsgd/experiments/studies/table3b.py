@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lbsgd.algorithm import published
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
 from lbsgd.experiments.studies.table3a import name_of, row_from
-from lbsgd.report.detection_tables import ap_section
-from lbsgd.report.groups import Group
-from lbsgd.report.page import Section
 
 BACKBONE = 1  # the factor of digits18's run that all rows start from
 NOT_SCALED = "lr_not_scaled"
@@ -37,16 +33,4 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
     )
 
 
-def sections(groups: dict[str, Group]) -> list[Section]:
-    """Return the paper's table with ours beside it; its kn are those of ours."""
-    labels = {
-        name: f"kn = {group.global_batch}" + (", lr not scaled" if name.endswith(NOT_SCALED) else "")
-        for name, group in groups.items()
-    }
-    known = {
-        name: published.DETECTOR_AP[group.global_batch] for name, group in groups.items() if "," not in labels[name]
-    }
-    return [ap_section("Table 3b, the linear rule", "the detector's kn", groups, labels, known)]
-
-
-STUDY = Study("table3b", "the linear rule in detection", "Table 3b", rows, claims, sections, is_detection=True)
+STUDY = Study("table3b", "the linear rule in detection", "Table 3b", rows, claims, is_detection=True)

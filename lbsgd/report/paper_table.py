@@ -1,0 +1,108 @@
+"""A table in the paper's layout: the paper's numbers in its first columns, ours beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from rich import box
+from rich.table import Table as RichTable
+
+from lbsgd.algorithm.published import IMAGENET_IMAGES
+from lbsgd.report.groups import Family, Group
+from lbsgd.units import markdown_table
+
+FIRST_OF_OURS = 4  # column
+WIDE = 112  # columns of a terminal that hold a whole table
+
+
+class Columns(NamedTuple):
+    """The heads of a table.
+
+    heads          the row's name, three columns of the paper, then ours
+    narrow         the columns that fit into 80 of a terminal
+    measured_on    what the paper's numbers were measured on
+    """
+
+    heads: tuple[str, ...]
+    narrow: tuple[int, ...]
+    measured_on: str
+
+    def with_sides(self, paper: str, ours: str) -> list[str]:
+        """Return the heads, with a word before the paper's and before the first of ours."""
+        return [
+            paper + head if 1 <= number < FIRST_OF_OURS else ours + head if number == FIRST_OF_OURS else head
+            for number, head in enumerate(self.heads)
+        ]
+
+
+@dataclass(frozen=True)
+class PaperTable:
+    """A table of cells; `name` is for files and regions, `ours` says what ours was measured on."""
+
+    name: str
+    title: str
+    ours: str
+    columns: Columns
+    rows: tuple[tuple[str, ...], ...]
+    groups: tuple[Group, ...]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the rows."""
+        return [row[0] for row in self.rows]
+
+    @property
+    def measured(self) -> str:
+        """What both sides were measured on."""
+        return f"Paper: {self.columns.measured_on}, ours: {self.ours}."
+
+    def markdown(self) -> str:
+        body = markdown_table(self.columns.with_sides("paper: ", "ours: "), self.rows)
+        return f"**{self.title}.** {self.measured}\n\n{body}\n"
+
+    def csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        first, *heads = self.columns.heads
+        sides = [
+            f"{'paper' if number < FIRST_OF_OURS else 'ours'} {head}" for number, head in enumerate(heads, start=1)
+        ]
+        writer.writerow(["table", first, *sides])
+        writer.writerows([self.name, *row] for row in self.rows)
+        return text.getvalue()
+
+    def rich(self, width: int = 120) -> RichTable:
+        """Return the table for a terminal; one narrower than WIDE gets the columns that matter most."""
+        heads = self.columns.heads
+        shown = range(len(heads)) if width >= WIDE else self.columns.narrow
+        title = f"\n{self.title}\n{self.measured[0].lower()}{self.measured[1:-1]}"
+        table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        for number in shown:
+            of_paper = 1 <= number < FIRST_OF_OURS
+            side = "paper\n" if of_paper else "ours\n" if heads[number] in heads[1:FIRST_OF_OURS] else ""
+            table.add_column(side + heads[number], justify="right" if number else "left", overflow="fold")
+        for row in self.rows:
+            table.add_row(*(row[number] for number in shown))
+        return table
+
+
+def error_cell(row: Group) -> str:
+    """Return mean ± std of the finished runs, with the number of those that diverged or go on."""
+    said = [str(row.spread)] if row.spread else []
+    going = len(row.runs) - len(row.finished) - row.num_diverged
+    said += [f"{row.num_diverged} diverged"] if row.num_diverged else []
+    said += [f"{going} going on"] if going else []
+    return ", ".join(said)
+
+
+def place_of(family: Family) -> str:
+    """Return what ours was measured on, as the heading says it."""
+    header = family.rows[0].header
+    data = Path(header.get("environment", {}).get("data", "")).name or "unknown data"
+    images = family.rows[0].recipe["num_images"]
+    where = "ImageNet" if images == IMAGENET_IMAGES else f"{images:,} images of {data.removesuffix('_ffcv')}"
+    return f"{header['model']} on {where}, {family.rows[0].runs[0].planned_epochs:.4g} epochs"
