@@ -1,0 +1,163 @@
+"""The contenders of tools/bench_loader.py: each opens the data and yields the number of images of each epoch.
+
+All but the bare decoder crop at random, resize to RESOLUTION and flip, in batches of BATCH.
+"""
+
+import itertools
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from lbsgd.data.beton import BetonFile
+
+RESOLUTION, BATCH = 224, 64
+
+
+def lbsgd_pixels(data, threads, num_images):
+    """lbsgd's pipeline up to uint8 pixels, as far as stock FFCV's goes."""
+    from lbsgd.algorithm.shuffle import epoch_order
+    from lbsgd.data.crops import crop_key
+    from lbsgd.data.ffcv_loader import DecodingThread
+
+    loader = lbsgd_loader(data, threads)
+    for epoch in itertools.count():
+        order = epoch_order(loader.num_images, 0, epoch)[:num_images]
+        yield sum(len(batch) for batch in DecodingThread(loader.images.pipeline, order, crop_key(0, epoch)))
+
+
+def lbsgd_loader(data, threads):
+    from lbsgd.data.loaders import TrainLoader
+    from lbsgd.data.share import Pixels, Share
+
+    cut = dict(seed=0, global_batch=BATCH, micro_batch=BATCH, share=Share())
+    pixels = Pixels(resolution=RESOLUTION, device="cpu")
+    return TrainLoader(Path(data) / "train.beton", **cut, pixels=pixels, threads=threads)
+
+
+def lbsgd_images(data, threads, num_images):
+    """The whole loader: normalised float32 images and labels."""
+    loader = lbsgd_loader(data, threads)
+    for epoch in itertools.count():
+        yield sum(len(labels) for _, labels in itertools.islice(loader.epoch(epoch), num_images // BATCH))
+
+
+def stock_pixels(data, threads, num_images, normalised=False):
+    """FFCV as in its documentation, up to uint8 pixels."""
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+
+    from lbsgd.data.to_device import MEAN, STD
+
+    image = [RandomResizedCropRGBImageDecoder((RESOLUTION, RESOLUTION)), RandomHorizontalFlip()]
+    if normalised:
+        image += [NormalizeImage(255 * np.array(MEAN), 255 * np.array(STD), np.float32)]
+    loader = Loader(
+        f"{data}/train.beton",
+        BATCH,
+        num_workers=threads,
+        os_cache=True,
+        order=OrderOption.RANDOM,
+        indices=range(num_images),
+        drop_last=False,
+        pipelines={"image": [*image, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor()]},
+    )
+    while True:
+        yield sum(len(labels) for _, labels in loader)
+
+
+def stock_images(data, threads, num_images):
+    """FFCV as in its documentation, normalised to float32 by its own operation."""
+    return stock_pixels(data, threads, num_images, normalised=True)
+
+
+def torchvision_images(data, threads, num_images):
+    """Image files through a DataLoader and torchvision's usual transforms."""
+    from torch.utils.data import DataLoader
+    from torchvision import transforms
+    from torchvision.datasets import ImageFolder
+
+    from lbsgd.data.to_device import MEAN, STD
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(data, folder, num_images)
+        images = ImageFolder(
+            folder,
+            transforms.Compose(
+                [
+                    transforms.RandomResizedCrop(RESOLUTION),
+                    transforms.RandomHorizontalFlip(),
+                    transforms.ToTensor(),
+                    transforms.Normalize(MEAN, STD),
+                ]
+            ),
+        )
+        loader = DataLoader(images, BATCH, shuffle=True, num_workers=threads)
+        while True:
+            yield sum(len(labels) for _, labels in loader)
+
+
+def dali_images(data, threads, num_images):
+    """NVIDIA DALI's CPU pipeline, which decodes only the crop as well."""
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.plugin.pytorch import DALIClassificationIterator
+
+    from lbsgd.data.to_device import MEAN, STD
+
+    @pipeline_def(batch_size=BATCH, num_threads=threads, device_id=None)
+    def pipeline(folder):
+        jpegs, labels = fn.readers.file(file_root=folder, random_shuffle=True, name="reader")
+        images = fn.decoders.image_random_crop(jpegs, device="cpu", output_type=types.RGB)
+        images = fn.resize(images, resize_x=RESOLUTION, resize_y=RESOLUTION)
+        return fn.crop_mirror_normalize(
+            images, mean=[255 * m for m in MEAN], std=[255 * s for s in STD], mirror=fn.random.coin_flip()
+        ), labels
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_files(data, folder, num_images)
+        built = pipeline(folder)
+        built.build()
+        loader = DALIClassificationIterator(built, reader_name="reader", auto_reset=True)
+        while True:
+            yield sum(len(batch[0]["label"]) for batch in loader)
+
+
+def bare_decoder(data, threads, num_images):
+    """libjpeg-turbo alone on whole images, on one core."""
+    from ffcv.libffcv import imdecode
+
+    images = list(jpegs(data, num_images))
+    pixels = np.empty(max(height * width for _, height, width in images) * 3, np.uint8)
+    while True:
+        for encoded, height, width in images:
+            imdecode(encoded, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+        yield len(images)
+
+
+def jpegs(data, num_images):
+    """Yield (bytes, height, width) of the first images."""
+    beton = BetonFile.open(Path(data) / "train.beton")
+    file = np.memmap(beton.path, np.uint8, "r")
+    for record, size in zip(beton.images[:num_images], beton.sizes[:num_images], strict=True):
+        start = int(record["data_at"])
+        yield np.array(file[start : start + int(size)]), int(record["height"]), int(record["width"])
+
+
+def write_files(data, folder, num_images):
+    """Write the same bytes as files in 10 folders."""
+    for number, (encoded, _, _) in enumerate(jpegs(data, num_images)):
+        path = Path(folder) / str(number % 10) / f"{number}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded)
+
+
+CONTENDERS = {
+    "FFCV, to pixels": stock_pixels,
+    "lbsgd, to pixels": lbsgd_pixels,
+    "FFCV, normalised": stock_images,
+    "lbsgd, normalised": lbsgd_images,
+    "torchvision": torchvision_images,
+    "DALI, CPU": dali_images,
+    "bare decoder, 1 core": bare_decoder,
+}
