@@ -14,8 +14,8 @@ from lbsgd.commands.train import main
 class SmallResNet(ResNet50):
     """A 3x3 stem and one basic block per resolution; everything else is recipes/resnet50.py's.
 
-    The stem halves the resolution, because a core trains 1.8 times as many images so as with recipes/digits.py's
-    network, which keeps it and has three quarters of the channels.
+    The stem halves the resolution, because a core then trains 1.8 times as many images as with the network of
+    recipes/digits.py, which keeps it and has three quarters of the channels.
     """
 
     name = "resnet8"

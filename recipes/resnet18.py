@@ -2,7 +2,7 @@
 
     python recipes/resnet18.py --deepspeed_config ds_configs/digits.json --data_dir data/digits_ffcv
 
-`lbsgd reproduce table1 digits` runs it for every row of the paper's Table 1 (docs/results.md).
+`lbsgd reproduce figure1 digits18` runs it: the backbones of Table 3 in miniature (docs/detection.md).
 """
 
 from resnet50 import ResNet50

@@ -103,9 +103,9 @@ def test_without_opencv_the_command_says_how_to_get_it(tree, tmp_path, command, 
     [
         (["--quality", "0"], "--quality: '0'"),
         (["--max_side", "9", "--short_side", "9"], "give one of the two"),
-        (["--num_workers", "0"], "--num_workers: '0' is not a whole number of at least 1"),
-        (["--num_workers", "0", "--dry_run"], "--num_workers"),
-        (["--num_workers", "-1", "--verify"], "--num_workers: '-1'"),
+        (["--num_processes", "0"], "'0' is not a whole number of at least 1"),
+        (["--num_workers", "0", "--dry_run"], "--num_workers"),  # its former name
+        (["--num_workers", "-1", "--verify"], "'-1' is not a whole number"),
         (["--num_workers", "two"], "'two' is not a whole number of at least 1"),
         (["--max_side", "0"], "--max_side: '0'"),
         (["--short_side", "-5"], "--short_side: '-5'"),

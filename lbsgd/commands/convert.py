@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     add("--reencode", action="store_true", help="encode all JPEGs, even those that could be kept untouched")
     on_error = "what to do about images that cannot be decoded, once all are listed (default: fail)"
     add("--on_error", choices=("fail", "skip"), default="fail", help=on_error)
-    add("--num_workers", type=positive, dest="num_processes", metavar="N", help="processes (default: cores)")
+    add("--num_processes", "--num_workers", type=positive, metavar="N", help="that convert (default: cores)")
     add("--overwrite", action="store_true", help="replace the content of the data folder")
     return flags
 

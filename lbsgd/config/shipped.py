@@ -228,8 +228,8 @@ do. In fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast o
 
 ## Detectors
 
-Mask R-CNN on COCO ([docs/detection.md](../docs/detection.md)) in forwards of n = 2 images. A schedule of 160,000
-iterations of 16 images has 16/kn as many of kn images, except for the 500 of its warmup.
+Mask R-CNN on COCO ([docs/detection.md](../docs/detection.md)) in forwards of n = 2 images. The schedule is 160,000
+iterations of 16 images. At another kn it has 16/kn times as many. The warmup always has 500.
 
 {detection}
 

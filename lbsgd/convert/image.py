@@ -80,7 +80,7 @@ def out_of_memory_is_told(image: str) -> Iterator[None]:
     try:
         yield
     except MemoryError as error:
-        raise DataError(f"{image}: not enough memory to decode it; give fewer --num_workers") from error
+        raise DataError(f"{image}: not enough memory to decode it; give fewer --num_processes") from error
 
 
 def quiet_opencv() -> None:

@@ -93,14 +93,14 @@ class ProcessPool(Generic[Chunk, Result]):
         reason = f"killed by signal {-code}, as when memory runs out" if code < 0 else f"exit code {code}"
         return DataError(
             f"one of the processes that read the images died: {reason}; what is done is kept, and the same "
-            f"command goes on from there; --num_workers sets how many there are"
+            f"command goes on from there; --num_processes sets how many there are"
         )
 
 
 def checked_num_processes(asked_for: int | None) -> int:
-    """Return the number of processes that --num_workers asks for, by default one per core. Raises ConfigError."""
+    """Return the number of processes that --num_processes asks for, by default one per core. Raises ConfigError."""
     if asked_for is not None and asked_for < 1:
-        raise ConfigError(f"--num_workers {asked_for} is not at least 1")
+        raise ConfigError(f"--num_processes {asked_for} is not at least 1")
     return asked_for or len(os.sched_getaffinity(0))
 
 
