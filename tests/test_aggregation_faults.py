@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.multiprocessing
-from aggregating import OURS, config, noise, run
+from aggregating import OURS, config, noise, one_iteration, parameters, run, same_bits
 from oracle import network
 from processes import in_processes
 from test_engine import recipe, train
@@ -28,9 +28,10 @@ from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.processes.environment import free_port
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.advice import AggregationAdvice
-from lbsgd.train.aggregation.aggregation import Aggregation, Settings
+from lbsgd.train.aggregation.aggregation import Aggregation, Settings, attach
 from lbsgd.train.aggregation.placement import Placement
-from lbsgd.train.aggregation.resume import resume_choice, same_order
+from lbsgd.train.aggregation.resume import go_back, resume_choice, same_order
+from lbsgd.train.aggregation.waiting import Waiting
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.saver import Saver
@@ -48,6 +49,7 @@ def alone(model, bucket=500, boundary=True):
     engine = SimpleNamespace(
         module=model,
         inside_no_sync_ctxt=False,
+        _running_engine_backward=True,
         micro_steps=0,
         global_steps=7,
         is_gradient_accumulation_boundary=lambda: boundary,
@@ -116,6 +118,96 @@ def test_a_second_backward_in_the_last_pass_raises():
         aggregation.finish()
     aggregation.engine.micro_steps += 1  # as after engine.step
     aggregation.finish()
+
+
+def test_a_new_iteration_waits_for_what_an_abandoned_one_had_started():
+    model = network()
+    aggregation, _ = alone(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    waited, wait = [], aggregation.runner.wait
+    aggregation.runner.wait = lambda job: (waited.append(job), wait(job))
+    for parameter in [*model.parameters()][::-1]:
+        aggregation.arrived(parameter)
+    started = [*aggregation.jobs]
+    aggregation.begin()
+    assert waited == started != [] and aggregation.jobs == []
+
+
+def of_two_engines():
+    """Gradients of the first of two engines of one network only add up, and so do those of a plain backward."""
+    model = network()
+    lbsgd.initialize(model, config(2, block=OURS))
+    engine, plan = lbsgd.initialize(model, config(2, block=OURS))
+    images, labels = noise(0, 0)
+    F.cross_entropy(engine.module(images), labels).backward()
+    assert not engine.aggregation.jobs
+    engine.zero_grad()
+    for _ in range(3):
+        one_iteration(engine, plan)
+    return parameters(engine)
+
+
+def test_a_plain_backward_and_a_second_engine_start_nothing():
+    one, other = in_processes(2, of_two_engines)
+    expected = in_processes(2, parameters_after_three)[0]
+    assert same_bits(one, other) and same_bits(one, expected)
+
+
+def parameters_after_three():
+    return parameters(run(config(2, block=OURS), iterations=3))
+
+
+# --- parameters that change after the start ---------------------------------------------------------------------------
+
+
+def frozen_and_unfrozen():
+    engine, plan = lbsgd.initialize(network(), config(2, block=OURS))
+    weight = engine.module.conv.weight
+    one_iteration(engine, plan)
+    weight.requires_grad_(False)
+    before = weight.detach().clone()
+    one_iteration(engine, plan)
+    stays = torch.equal(weight, before)
+    engine.module.added = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(TrainingError, match="added was unfrozen or added after lbsgd.initialize"):
+        one_iteration(engine, plan)
+    return stays
+
+
+def test_a_parameter_frozen_later_stays_and_one_added_later_is_refused():
+    assert in_processes(2, frozen_and_unfrozen) == [True, True]
+
+
+def test_experts_are_refused():
+    values = config(2, block=OURS)
+    plan = Plan.read(values, 2)
+    with pytest.raises(ConfigError, match="experts have groups of their own"):
+        attach(SimpleNamespace(device="cpu", allreduce_gradients=None, has_moe_layers=True), plan)
+
+
+class Event:
+    """An event of a GPU that is over or not."""
+
+    def __init__(self, is_over):
+        self.is_over = is_over
+
+    def record(self):
+        pass
+
+    def query(self):
+        return self.is_over
+
+    def elapsed_time(self, other):
+        return 2000.0
+
+
+def test_events_that_are_over_are_counted_and_not_kept():
+    waiting = Waiting("cpu")
+    for is_over in (True, True, False):
+        waiting.record = lambda is_over=is_over: (Event(True), Event(is_over))
+        waiting.timed(lambda: None)()
+    assert len(waiting.events) == 1 and waiting.seconds == 4.0
 
 
 def refusals():
@@ -264,6 +356,17 @@ def saved(hierarchy="flat", between="halving_doubling", inside="halving_doubling
 )
 def test_what_decides_the_order_of_a_sum(one, other, same):
     assert same_order(one, other) is same
+
+
+def test_nccls_sums_depend_on_the_hosts_and_gloos_choice_is_not_carried_to_gpus(monkeypatch):
+    now = SimpleNamespace(
+        wanted=Wanted(), placement=Placement(((0, 1), (2, 3))), settings=Settings(500, True, 1, 1), use=lambda _: None
+    )
+    flat = {**saved(between="backend", servers=((0, 1), (2, 3))), "backend": "nccl"}
+    monkeypatch.setattr("lbsgd.train.aggregation.resume.dist.get_backend", lambda: "nccl")
+    assert go_back(now, flat)
+    assert not go_back(now, {**flat, "servers": [[0, 1, 2, 3]]})
+    assert not go_back(now, {**saved(), "backend": "gloo"})
 
 
 def test_another_number_of_processes_is_said():

@@ -26,6 +26,7 @@ def test_gradients_of_one_process_come_back_as_they_went(hierarchy, between):
     engine = SimpleNamespace(
         module=model,
         inside_no_sync_ctxt=False,
+        _running_engine_backward=True,
         micro_steps=0,
         global_steps=0,
         is_gradient_accumulation_boundary=lambda: True,

@@ -136,6 +136,7 @@ WRONG = [
     (dict(optimizer__params__lr="auto"), "D21", "optimizer.params.lr", ["Hugging Face"]),
     (dict(gradient_allreduce_op="sum"), "D05", "gradient_allreduce_op", ["Remark 3"]),
     (dict(bf16={"enabled": True}, fp16=None), "D13", "bf16", ["torch_autocast"]),
+    (dict(bfloat16={"enabled": True}, fp16=None), "D13", "bfloat16", ["torch_autocast"]),
     (dict(torch_autocast={"enabled": True, "dtype": "float16"}, fp16=None), "D14", "torch_autocast.dtype", ["float16"]),
     (dict(torch_autocast={"enabled": True, "dtype": "bfloat16"}), "D15", "torch_autocast", ["choose one"]),
     (dict(data_types={"buffer_dtype": "fp16"}), "D16", "data_types.buffer_dtype", ["running statistics"]),

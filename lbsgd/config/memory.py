@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
@@ -72,19 +73,23 @@ def memory(plan: Plan, size: Network, stage: int) -> Memory:
         stage 1      weights w·P   gradients w·P     masters and momentum 8·P/W
         stage 2      weights w·P   gradients w·P/W   masters and momentum 8·P/W
 
-    Under ZeRO, DeepSpeed keeps masters of float32 weights, too. Buckets: two of reduce_bucket_size where aggregation
-    overlaps back-propagation, else one; at stage 0 DeepSpeed copies all gradients into one buffer.
+    Under ZeRO, DeepSpeed keeps masters of float32 weights, too. Buckets: lbsgd's hold all gradients, and ZeRO-1 has one
+    of reduce_bucket_size beside them. DeepSpeed's own are two of that size where aggregation overlaps
+    back-propagation, else one; at stage 0 it copies all gradients into one buffer.
     """
     P, W, w = size.num_parameters, plan.world_size, bytes_per_weight(plan.precision)
     share = math.ceil(P / W)
     bucket = min(P, int(get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)))
     overlaps = get(plan.config, "zero_optimization.overlap_comm") is True
+    buckets = bucket * (1 + overlaps) if stage else P if W > 1 else 0
+    if stage == 1 and W > 1 and own_reduction(plan.config, plan.recipe) is None:
+        buckets = P + bucket
     values = size.kept_values * plan.micro_batch * (plan.recipe.augmentation.resolution / 224) ** 2
     return Memory(
         stage=stage,
         weights=w * P,
         gradients=w * (share if stage == 2 else P),
         optimizer=8 * share if stage else (8 if w == 2 else 4) * P,
-        buckets=w * (bucket * (1 + overlaps) if stage else P if W > 1 else 0),
+        buckets=w * buckets,
         activations=round(values * bytes_per_activation(plan.precision)),
     )

@@ -92,10 +92,11 @@ def half_batch_norm(json: Document) -> Iterator[Hit]:
     example={"bf16": {"enabled": True}, "fp16": None},
 )
 def bfloat16_weights(json: Document) -> Iterator[Hit]:
-    if json.enabled("bf16"):
-        autocast = {"enabled": True, "dtype": "bfloat16"}
-        said = "keeps the weights themselves in bfloat16 and does not cast the images"
-        yield Hit("bf16", said, correction={"bf16": DELETE, "torch_autocast": autocast})
+    autocast = {"enabled": True, "dtype": "bfloat16"}
+    said = "keeps the weights themselves in bfloat16 and does not cast the images"
+    for block in ("bf16", "bfloat16"):  # the second is DeepSpeed's old name
+        if json.enabled(block):
+            yield Hit(block, said, correction={block: DELETE, "torch_autocast": autocast})
 
 
 @rule(

@@ -76,8 +76,13 @@ class Aggregation:
         self.runner = runner(phases_of(choice, self.placement, device, self.settings.after), device)
 
     def arrived(self, parameter: Parameter) -> None:
-        """Take a gradient of the last pass; called by autograd once it has added up."""
-        if self.engine.inside_no_sync_ctxt or not self.engine.is_gradient_accumulation_boundary():
+        """Take a gradient of the last pass; called by autograd once it has added up.
+
+        Gradients of other backward calls, such as another engine's on the same network, only add up, as in DeepSpeed.
+        """
+        engine = self.engine
+        is_own = engine._running_engine_backward and not engine.inside_no_sync_ctxt
+        if not is_own or not engine.is_gradient_accumulation_boundary():
             return
         bucket = self.bucket_of[parameter]
         self.require_new(parameter not in bucket.missing)
@@ -92,6 +97,7 @@ class Aggregation:
             self.jobs.append(self.start(bucket))
 
     def start(self, bucket: Bucket) -> Job:
+        bucket.wait_for_streams()
         if self.settings.before != 1:
             bucket.buffer.div_(self.settings.before)
         return self.runner.start(bucket.buffer)
@@ -99,12 +105,11 @@ class Aggregation:
     def finish(self) -> None:
         """Take what has not come by itself, and wait until every gradient is the mean over the processes."""
         self.require_new(False)
+        self.require_known()
         for bucket in self.buckets:
             for parameter in [each for each in bucket.parameters if each in bucket.missing]:
                 bucket.take(parameter)
         self.start_complete()
-        for job in self.jobs:
-            self.runner.wait(job)
         self.begin()
         self.done_in_pass = self.engine.micro_steps
 
@@ -113,7 +118,9 @@ class Aggregation:
         self.runner.close()
 
     def begin(self) -> None:
-        """Expect the gradients of another iteration."""
+        """Expect the gradients of another iteration, once nothing moves in the buffers any more."""
+        for job in self.jobs:
+            self.runner.wait(job)
         self.jobs, self.done_in_pass = [], None
         for bucket in self.buckets:
             bucket.empty()
@@ -123,9 +130,18 @@ class Aggregation:
         if came_before or self.done_in_pass == self.engine.micro_steps:
             raise TrainingError(
                 f"in iteration {self.engine.global_steps} a gradient came twice in the last pass, the second time "
-                "after its aggregation had begun; call engine.backward once per pass, or delete lbsgd.aggregation from "
-                "the JSON"
+                "after its aggregation had begun; call engine.backward once per pass (and where an earlier call has "
+                "raised, load a checkpoint or start again), or delete lbsgd.aggregation from the JSON"
             )
+
+    def require_known(self) -> None:
+        """Raise TrainingError for a parameter that was unfrozen or added since: it would differ between processes."""
+        for name, parameter in self.engine.module.named_parameters():
+            if parameter.requires_grad and parameter not in self.bucket_of:
+                raise TrainingError(
+                    f"{name} was unfrozen or added after lbsgd.initialize, and would not be aggregated; initialize "
+                    "again, or delete lbsgd.aggregation from the JSON"
+                )
 
 
 # --- how it gets into the engine --------------------------------------------------------------------------------------
@@ -140,6 +156,11 @@ def attach(engine, plan: Plan) -> None:
     engine.aggregation, engine.waiting = None, Waiting(engine.device)
     reduce = engine.allreduce_gradients
     if aggregates(plan) and plan.world_size > 1:
+        if engine.has_moe_layers:
+            raise ConfigError(
+                "lbsgd.aggregation takes the mean over all processes, and experts have groups of their own; delete it "
+                "from the JSON"
+            )
         placement, wanted = Placement.gather(), plan.recipe.aggregation or Wanted()
         settings = Settings.of(plan.config, plan.world_size, plan.precision == "fp16")
         choice = choose(wanted, placement.sizes, dist.get_backend())

@@ -26,23 +26,34 @@ class Bucket:
             self.views[parameter] = self.buffer.as_strided(parameter.shape, strides(parameter), offset)
             offset += parameter.numel()
         self.missing = set(parameters)
+        self.streams: set[torch.cuda.Stream] = set()  # that have written into the buffer
 
     def take(self, parameter: Parameter) -> None:
         """Copy a gradient into the buffer, zeros if this process has none, and let the parameter's be a view of it.
 
-        Each time a new view: ZeRO points the old one at a buffer of its own, and writes would go there.
+        Each time a new view: ZeRO points the old one at a buffer of its own, and writes would go there. A parameter
+        that was frozen since the start keeps none, because an optimizer would move it by its momentum.
         """
         view = self.views[parameter]
         if parameter.grad is None:
             view.zero_()
         else:
             view.copy_(parameter.grad)
-        parameter.grad = view.detach()
+        if parameter.requires_grad:
+            parameter.grad = view.detach()
         self.missing.discard(parameter)
+        if view.is_cuda:
+            self.streams.add(torch.cuda.current_stream())
+
+    def wait_for_streams(self) -> None:
+        """Let the current stream wait for all that have written: autograd runs a hook on its parameter's own stream."""
+        for stream in self.streams:
+            torch.cuda.current_stream().wait_stream(stream)
 
     def empty(self) -> None:
         """Expect all gradients anew."""
         self.missing = set(self.parameters)
+        self.streams.clear()
 
 
 def strides(parameter: Parameter) -> tuple[int, ...]:

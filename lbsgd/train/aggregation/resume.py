@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch.distributed as dist
+
 from lbsgd.config.aggregation import Choice
 from lbsgd.train.aggregation.aggregation import Aggregation
 
-Saved = dict[str, Any]  # a choice as plain data, with the servers and the size of buckets
+Saved = dict[str, Any]  # a choice as plain data, with the servers, the size of buckets and torch's backend
 
 
 def saved_choice(engine) -> Saved | None:
@@ -20,6 +22,7 @@ def saved_choice(engine) -> Saved | None:
         **aggregation.choice.as_dict(),
         "servers": [list(ranks) for ranks in aggregation.placement.servers],
         "bucket_elements": aggregation.settings.bucket_elements,
+        "backend": dist.get_backend(),
     }
 
 
@@ -32,6 +35,7 @@ def resume_choice(engine, saved: Saved | None, worlds: tuple[int, int], say: Cal
     What the JSON demands by name comes before what was saved.
     """
     before, now = worlds
+    saved = saved and {"backend": "gloo", **saved}  # older checkpoints are of CPUs
     if before != now:
         say(f"resuming on {now} process{'es' * (now > 1)} instead of {before}: last bits may differ")
     elif now > 2 and saved != saved_choice(engine):  # the sum of two has one order
@@ -56,8 +60,11 @@ def go_back(aggregation: Aggregation | None, saved: Saved | None) -> bool:
     choice = choice_of(saved)
     if any(getattr(choice, key) != value for key, value in demanded.items()):
         return False
-    servers = [list(ranks) for ranks in aggregation.placement.servers]
-    if choice.hierarchy == "servers" and saved["servers"] != servers:
+    servers, backend = [list(ranks) for ranks in aggregation.placement.servers], dist.get_backend()
+    if saved["backend"] != backend:
+        return False
+    by_placement = choice.hierarchy == "servers" or (backend != "gloo" and not choice.is_tree)  # NCCL looks at hosts
+    if by_placement and saved["servers"] != servers:
         return False
     if not choice.is_tree and saved["bucket_elements"] != aggregation.settings.bucket_elements:
         return False

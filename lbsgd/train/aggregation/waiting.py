@@ -13,7 +13,7 @@ import torch
 class Waiting:
     """Seconds between the end of back-propagation and that of aggregation, since they were last taken.
 
-    On a GPU two events per pass measure it on the device, where the host does not wait; they are read when asked for.
+    On a GPU two events per pass measure it on the device, so that the host does not wait, and are read later.
     """
 
     def __init__(self, device: torch.device):
@@ -33,6 +33,7 @@ class Waiting:
                 if events:
                     events[1].record()
                     self.events.append(events)
+                    self.count_past()
                 else:
                     self.seconds += time.perf_counter() - began
 
@@ -44,6 +45,12 @@ class Waiting:
         first, second = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         first.record()
         return first, second
+
+    def count_past(self) -> None:
+        """Count events that are over, without a wait, so that a loop which never asks does not collect them."""
+        while self.events and self.events[0][1].query():
+            first, second = self.events.pop(0)
+            self.seconds += first.elapsed_time(second) / 1e3
 
     def take(self) -> float:
         """Return the seconds, and begin anew; waits for the GPU."""
