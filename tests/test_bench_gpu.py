@@ -9,15 +9,19 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from lbsgd.bench.correctness import OUTCOME
+from lbsgd.bench.correctness import OUTCOME, tests_on_the_device
 from lbsgd.bench.figure import Figure, Goal, mean_figure, ratio_figure
 from lbsgd.bench.parts import NotRun, Part, run_parts
 from lbsgd.bench.results import Results
+from lbsgd.bench.sizes import ON_A_CPU
+from lbsgd.bench.speed import measured
 
 ROOT = Path(__file__).parent.parent
 NOT_ON_A_CPU = {"memory": "not run"}
@@ -172,3 +176,25 @@ def test_the_outcomes_of_tests_are_read_from_pytests_lines():
         ("tests/test_a.py::test_b[cuda-fp16]", "PASSED"),
         ("tests/test_a.py::test_c[a b]", "FAILED"),
     ]
+
+
+def test_a_contestant_whose_loss_is_not_a_number_is_told():
+    said = []
+    steps = {"right": lambda: torch.tensor(True), "wrong": lambda: torch.tensor(False), "layer": lambda: (0,)}
+    measured(SimpleNamespace(sizes=ON_A_CPU, device="cpu"), said.append, steps)
+    assert said == ["**wrong: its loss is not a number, so its times say nothing**"]
+
+
+@pytest.mark.parametrize(
+    "lines, verdict",
+    [
+        ([], ""),  # no test ran
+        (["tests/test_a.py::test_b PASSED"], "reached"),
+        (["tests/test_a.py::test_b FAILED"], "missed"),
+    ],
+)
+def test_tests_that_did_not_run_reach_nothing(lines, verdict, monkeypatch):
+    monkeypatch.setattr("lbsgd.bench.correctness.lines_of", lambda *_, **__: iter(lines))
+    said = []
+    tests_on_the_device(SimpleNamespace(root=ROOT, sizes=ON_A_CPU), 9.0, said.append)
+    assert said[0].verdict == verdict

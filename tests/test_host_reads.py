@@ -118,5 +118,4 @@ def test_on_a_gpu_only_deepspeed_waits_in_fp16(tmp_path):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     waits = [wait for wait in waits if "synchroniz" in str(wait.message)]
-    assert not [wait for wait in waits if "lbsgd" in wait.filename]
-    assert len(waits) == sum(BY_DEEPSPEED.values())
+    assert waits and all("/deepspeed/" in wait.filename for wait in waits)

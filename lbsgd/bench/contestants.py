@@ -25,10 +25,12 @@ from lbsgd.train.kernels import memory_format
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import DTYPES, pixels_of
-from lbsgd.train.trainer import Trainer
+from lbsgd.train.trainer import NEVER, Trainer
 
 NUM_CLASSES, NUM_IMAGES = 1000, 10**6  # enough images that no epoch ends
+FP16_SCALE_POWER = 10  # no first update overflows: torch 2.11's fused SGD would keep a momentum that it never wrote
 Change = Callable[[nn.Module], nn.Module]
+UpdateStep = Callable[[], torch.Tensor]  # makes an update, and returns whether the loss is a number
 
 
 def plan_for(
@@ -41,6 +43,7 @@ def plan_for(
         f"lbsgd.batch_norm.per_worker_batch={sizes.per_worker_batch}",
         f"lbsgd.augmentation.resolution={sizes.resolution}",
         f"lbsgd.batch_norm.implementation={implementation}",
+        *((f"fp16.initial_scale_power={FP16_SCALE_POWER}",) if precision == "fp16" else ()),
     )
     config = generate(
         micro_batch,
@@ -84,11 +87,16 @@ def our_trainer(given: Settings, plan: Plan, compiled: bool = False) -> Trainer:
     return Trainer(engine, plan, given.task, Images(None, None), saver, guard, Silence())  # type: ignore[arg-type]
 
 
-def our_step(given: Settings, plan: Plan, compiled: bool = False) -> Callable[[], None]:
+def our_step(given: Settings, plan: Plan, compiled: bool = False) -> UpdateStep:
     """Return the trainer's own update, with all that it does beside computing: schedule, totals, the check for NaN."""
     trainer = our_trainer(given, plan, compiled)
     batches = fake_images(plan, trainer.engine.device).epoch(0)
-    return lambda: trainer.update(batches)
+
+    def step() -> torch.Tensor:
+        trainer.update(batches)
+        return trainer.first_bad == NEVER
+
+    return step
 
 
 def with_batch_norm(plan: Plan, implementation: Any) -> Change:
@@ -101,7 +109,7 @@ def with_batch_norm(plan: Plan, implementation: Any) -> Change:
     return change
 
 
-def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model) -> Callable[[], None]:
+def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model) -> UpdateStep:
     """Return what a careful engineer writes without a library: autocast, channels_last on a GPU, torch's fused SGD.
 
     change: is given the network before training, and returns the one to train.
@@ -119,11 +127,11 @@ def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model
 
 def autocast_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any], precision: str, device_type: str
-) -> Callable[[], None]:
+) -> UpdateStep:
     """Return PyTorch's usual update from one batch: cross-entropy in autocast, and a scaled loss in fp16."""
-    scaler = torch.amp.GradScaler(device_type, enabled=precision == "fp16")
+    scaler = torch.amp.GradScaler(device_type, init_scale=2.0**FP16_SCALE_POWER, enabled=precision == "fp16")
 
-    def step() -> None:
+    def step() -> torch.Tensor:
         images, labels = next(batches)
         with torch.autocast(device_type, DTYPES[precision], enabled=precision != "fp32"):
             loss = F.cross_entropy(model(images), labels)
@@ -131,6 +139,7 @@ def autocast_step(
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
+        return loss.isfinite()
 
     return step
 

@@ -26,6 +26,7 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     from lbsgd.convert.convert import convert
     from lbsgd.data.folder import open_data
     from lbsgd.data.loaders import TrainLoader
+    from lbsgd.data.native.kernels import library
 
     if given.jpegs is None:
         raise NotRun("no images: give --jpegs FILE, a tar of JPEGs")
@@ -34,7 +35,8 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     num_different = repeated(given.jpegs, tree, sizes.images_to_feed)
     convert(tree / "source", ffcv, max_side=500, quality=90, num_processes=cores, overwrite=True)
     start_processes()
-    plan = plan_for(given, sizes.step_batch, implementation=sizes.implementations[-1])
+    say(f"{num_different} JPEGs repeated to {sizes.images_to_feed} and converted")
+    plan = plan_for(given, sizes.step_batch)
     trainer = our_trainer(given, plan)
     loader = TrainLoader(
         open_data(ffcv).train,
@@ -48,6 +50,7 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     batches = without_end(loader.epoch)
     for _ in range(sizes.warm_up):
         trainer.update(batches)
+    say("the first updates are made")
     waits, speeds = [], []
     per_window = max(1, sizes.fed_updates // WINDOWS)
     for _ in range(sizes.fed_updates // per_window):
@@ -61,7 +64,8 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
         speeds.append(per_window * plan.global_batch / took)
     loader.close()
     speed = sorted(speeds)[len(speeds) // 2]
-    beside = f"{speed:.0f} images/s, {cores} cores, {num_different} JPEGs repeated to {sizes.images_to_feed}"
+    decoder = "lbsgd's decoder" if library() else "FFCV's decoder, because lbsgd's is not compiled here"
+    beside = f"{speed:.0f} images/s, {cores} cores, {decoder}"
     say(mean_figure("waiting for data", waits, unit="% of the time", goal=WAIT_GOAL, beside=beside))
 
 

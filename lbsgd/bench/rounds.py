@@ -8,14 +8,24 @@ from collections.abc import Callable, Mapping
 import torch
 
 Step = Callable[[], object]
+Timer = Callable[[Step, str, int], float]
+SLEEP_CYCLES = 20_000_000  # about 10 ms of a GPU
 
 
-def in_turn(steps: Mapping[str, Step], device: str, *, rounds: int, calls: int, warm_up: int) -> dict[str, list[float]]:
-    """Return each step's seconds per call, one number per round.
+def in_turn(
+    steps: Mapping[str, Step],
+    device: str,
+    *,
+    rounds: int,
+    calls: int,
+    warm_up: int,
+    timer: Timer | None = None,
+) -> dict[str, list[float]]:
+    """Return each step's seconds per call, one number per round, by `seconds_of` or another timer.
 
-    A round calls every step `calls` times in a row; the order is turned by one place from round to round. A GPU is
-    timed by the clock, a CPU by its process time, which other work on the machine spoils less.
+    A round calls every step `calls` times in a row; the order is turned by one place from round to round.
     """
+    seconds_per_call = timer or seconds_of
     names = list(steps)
     for name in names:
         for _ in range(warm_up):
@@ -24,12 +34,15 @@ def in_turn(steps: Mapping[str, Step], device: str, *, rounds: int, calls: int, 
     for number in range(rounds):
         turned = number % len(names)
         for name in names[turned:] + names[:turned]:
-            seconds[name].append(seconds_of(steps[name], device, calls))
+            seconds[name].append(seconds_per_call(steps[name], device, calls))
     return seconds
 
 
 def seconds_of(step: Step, device: str, calls: int) -> float:
-    """Time some calls in a row; return the seconds of one."""
+    """Time some calls in a row; return the seconds of one.
+
+    A GPU is timed by the clock, a CPU by its process time, which other work on the machine spoils less.
+    """
     clock = time.perf_counter if device == "cuda" else time.process_time
     synchronise(device)
     began = clock()
@@ -37,6 +50,25 @@ def seconds_of(step: Step, device: str, calls: int) -> float:
         step()
     synchronise(device)
     return (clock() - began) / calls
+
+
+def kernel_seconds_of(step: Step, device: str, calls: int) -> float:
+    """Time the kernels of some calls alone; return the seconds of one.
+
+    The GPU sleeps while the host queues them, as it works on something else in training: a small kernel takes less
+    time than its launch.
+    """
+    if device != "cuda":
+        return seconds_of(step, device, calls)
+    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    synchronise(device)
+    torch.cuda._sleep(SLEEP_CYCLES)
+    began.record()
+    for _ in range(calls):
+        step()
+    ended.record()
+    ended.synchronize()
+    return began.elapsed_time(ended) / 1e3 / calls
 
 
 def synchronise(device: str) -> None:

@@ -55,8 +55,8 @@ ON_A_GPU = Sizes(
     rounds=10,
     calls=3,
     warm_up=3,
-    fed_updates=120,
-    images_to_feed=12_800,
+    fed_updates=90,
+    images_to_feed=25_600,  # 100 updates of step_batch: no epoch, which begins with a wait, ends in the measurement
     backend="inductor",
     is_small=False,
 )

@@ -6,7 +6,8 @@ Every figure is a ratio of two things that took turns in one run (`rounds`). Goa
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from lbsgd.bench.contestants import network, our_step, plain_step, plan_for, wit
 from lbsgd.bench.feeding import data_wait
 from lbsgd.bench.figure import Figure, Goal, ratio_figure
 from lbsgd.bench.parts import NotRun, Part, Say
-from lbsgd.bench.rounds import Step, in_turn, milliseconds, seconds_of
+from lbsgd.bench.rounds import Step, Timer, in_turn, kernel_seconds_of, milliseconds, seconds_of
 from lbsgd.bench.sizes import Settings
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.plan import Plan
@@ -34,23 +35,30 @@ MEMORY_GOAL = Goal("at most", 1.1)  # beyond it, a plan that fits may not run
 TOP = 10
 
 
-def measured(given: Settings, steps: dict[str, Step]) -> dict[str, list[float]]:
+def measured(
+    given: Settings, say: Say, steps: Mapping[str, Step], timer: Timer | None = None
+) -> dict[str, list[float]]:
+    """Time the steps in turn; say which of them computes no numbers, because those take another time."""
     sizes = given.sizes
-    return in_turn(steps, given.device, rounds=sizes.rounds, calls=sizes.calls, warm_up=sizes.warm_up)
+    found = in_turn(steps, given.device, rounds=sizes.rounds, calls=sizes.calls, warm_up=sizes.warm_up, timer=timer)
+    for name, step in steps.items():
+        outcome = step()
+        if isinstance(outcome, torch.Tensor) and outcome.dtype is torch.bool and not outcome:
+            say(f"**{name}: its loss is not a number, so its times say nothing**")
+    return found
 
 
 def norm_in_the_step(given: Settings, seconds: float, say: Say) -> None:
     """Compare the training step with batch norm over n images and the step with torch's over the micro batch.
 
-    Everything else is one and the same plain loop in bf16.
+    Everything else is one and the same plain loop in bf16. One implementation comes after the other, so that what is
+    known of the first stands if the second fails.
     """
-    for micro_batch in given.sizes.micro_batches:
-        plan = plan_for(given, micro_batch)
-        steps: dict[str, Step] = {"plain": plain_step(given, plan)}
-        for how in given.sizes.implementations:
-            steps[how] = plain_step(given, plan, with_batch_norm(plan, how))
-        found = measured(given, steps)
-        for how in given.sizes.implementations:
+    for how in given.sizes.implementations:
+        for micro_batch in given.sizes.micro_batches:
+            plan = plan_for(given, micro_batch)
+            steps = {"plain": plain_step(given, plan), how: plain_step(given, plan, with_batch_norm(plan, how))}
+            found = measured(given, say, steps)
             name = f"step, n = {plan.per_worker_batch} by {how} / plain batch norm, micro batch {micro_batch}"
             goal = NORM_GOAL if micro_batch >= 128 else None
             say(ratio_figure(name, found[how], found["plain"], goal=goal, beside=milliseconds(found)))
@@ -60,18 +68,18 @@ def norm_layers(given: Settings, seconds: float, say: Say) -> None:
     """Compare batch norm layers by themselves, forward and backward, in both layouts; the rule is written from this."""
     sizes, dtype = given.sizes, DTYPES[given.sizes.half]
     n, micro_batch = sizes.per_worker_batch, max(sizes.micro_batches)
-    for layout, format_of in (("channels_last", torch.channels_last), ("NCHW", torch.contiguous_format)):
+    layouts = (("channels_last", torch.channels_last), ("NCHW", torch.contiguous_format))
+    for how, (layout, format_of) in product(sizes.implementations, layouts):
         for channels, *shape in sizes.layers:
             x = torch.randn(micro_batch, channels, *shape, device=given.device)
             x = x.to(dtype, memory_format=format_of).requires_grad_()
-            layers: dict[str, nn.Module] = {"torch": nn.BatchNorm2d(channels)}
-            for how in sizes.implementations:
-                layers[how] = PerWorkerBatchNorm2d(channels, per_worker_batch=n, implementation=how)
-            found = measured(given, {name: pass_through(layer.to(given.device), x) for name, layer in layers.items()})
-            for how in sizes.implementations:
-                what = " x ".join(map(str, (micro_batch, channels, *shape)))
-                name = f"layer by {how} / torch's, {layout}, {what}"
-                say(ratio_figure(name, found[how], found["torch"], beside=milliseconds(found)))
+            ours = PerWorkerBatchNorm2d(channels, per_worker_batch=n, implementation=how)
+            layers = {"torch": nn.BatchNorm2d(channels), how: ours}
+            steps = {name: pass_through(layer.to(given.device), x) for name, layer in layers.items()}
+            found = measured(given, say, steps, kernel_seconds_of)
+            what = " x ".join(map(str, (micro_batch, channels, *shape)))
+            name = f"layer by {how} / torch's, {layout}, {what}"
+            say(ratio_figure(name, found[how], found["torch"], beside=milliseconds(found)))
 
 
 def pass_through(layer: nn.Module, x: torch.Tensor) -> Step:
@@ -84,18 +92,11 @@ def whole_step(given: Settings, seconds: float, say: Say) -> None:
     """Compare the trainer's own update with a plain PyTorch loop in autocast and channels_last, images per second."""
     start_processes()
     sizes = given.sizes
-    steps: dict[str, Step] = {}
-    for precision, stage in sizes.precisions:
-        steps[f"plain {precision}"] = plain_step(given, plan_for(given, sizes.step_batch, precision, stage))
-        for how in sizes.implementations:
-            plan = plan_for(given, sizes.step_batch, precision, stage, how)
-            steps[f"lbsgd {precision} {how}"] = our_step(given, plan)
-    found = measured(given, steps)
-    for precision, stage in sizes.precisions:
-        for how in sizes.implementations:
-            name = f"images/s, lbsgd {precision} ZeRO {stage} by {how} / plain {precision}, {sizes.step_batch} images"
-            above, below = found[f"plain {precision}"], found[f"lbsgd {precision} {how}"]
-            say(ratio_figure(name, above, below, goal=STEP_GOAL, beside=milliseconds(found)))
+    for how, (precision, stage) in product(sizes.implementations, sizes.precisions):
+        plan = plan_for(given, sizes.step_batch, precision, stage, how)
+        found = measured(given, say, {"plain": plain_step(given, plan), "lbsgd": our_step(given, plan)})
+        name = f"images/s, lbsgd {precision} ZeRO {stage} by {how} / plain {precision}, {sizes.step_batch} images"
+        say(ratio_figure(name, found["plain"], found["lbsgd"], goal=STEP_GOAL, beside=milliseconds(found)))
 
 
 def weights_layout(given: Settings, seconds: float, say: Say) -> None:
@@ -106,7 +107,7 @@ def weights_layout(given: Settings, seconds: float, say: Say) -> None:
             name: half_pass(given, plan, layout)
             for name, layout in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last))
         }
-        found = measured(given, steps)
+        found = measured(given, say, steps)
         name = f"forward and backward, weights NCHW / channels_last, {given.sizes.half}, micro batch {micro_batch}"
         say(ratio_figure(name, found["NCHW"], found["channels_last"], goal=LAYOUT_GOAL, beside=milliseconds(found)))
 
@@ -136,23 +137,20 @@ def compiled_step(given: Settings, seconds: float, say: Say) -> None:
         model.compile(backend=sizes.backend, dynamic=False)
         return model
 
-    makers: dict[str, Callable[[], Step]] = {
-        "plain": lambda: plain_step(given, plan),
-        "plain compiled": lambda: plain_step(given, plan, whole),
-        "lbsgd": lambda: our_step(given, plan),
-        "lbsgd compiled": lambda: our_step(given, plan, compiled=True),
-    }
-    steps = {name: make() for name, make in makers.items()}
-    for name in ("plain compiled", "lbsgd compiled"):
-        say(f"first call of {name}: {seconds_of(steps[name], given.device, 1):.1f} s, compilation included")
-    found = measured(given, steps)
-    for name, above, below, goal in (
-        ("images/s, lbsgd compiled / plain compiled", "plain compiled", "lbsgd compiled", COMPILED_GOAL),
-        ("images/s, lbsgd compiled / lbsgd", "lbsgd", "lbsgd compiled", None),
-        ("images/s, plain compiled / plain", "plain", "plain compiled", None),
-    ):
-        whole_name = f"{name}, bf16, {sizes.compile_batch} images"
-        say(ratio_figure(whole_name, found[above], found[below], goal=goal, beside=milliseconds(found)))
+    def compare(steps: dict[str, Step], *pairs: tuple[str, str, Goal | None]) -> None:
+        found = measured(given, say, steps)
+        for above, below, goal in pairs:
+            name = f"images/s, {above} / {below}, bf16, {sizes.compile_batch} images"
+            say(ratio_figure(name, found[below], found[above], goal=goal, beside=milliseconds(found)))
+
+    plain_compiled = plain_step(given, plan, whole)
+    say(f"first call of plain compiled: {seconds_of(plain_compiled, given.device, 1):.1f} s, compilation included")
+    steps: dict[str, Step] = {"plain": plain_step(given, plan), "plain compiled": plain_compiled}
+    compare(steps, ("plain compiled", "plain", None))
+    ours_compiled = our_step(given, plan, compiled=True)
+    say(f"first call of lbsgd compiled: {seconds_of(ours_compiled, given.device, 1):.1f} s, compilation included")
+    steps = {"plain compiled": plain_compiled, "lbsgd compiled": ours_compiled, "lbsgd": our_step(given, plan)}
+    compare(steps, ("lbsgd compiled", "plain compiled", COMPILED_GOAL), ("lbsgd compiled", "lbsgd", None))
 
 
 def top_kernels(given: Settings, seconds: float, say: Say) -> None:
@@ -170,6 +168,8 @@ def top_kernels(given: Settings, seconds: float, say: Say) -> None:
     key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
     events = sorted(profiled.key_averages(), key=lambda event: getattr(event, key), reverse=True)
     total = sum(getattr(event, key) for event in events)
+    if not total:
+        raise NotRun("the profiler saw no kernel")
     lines = [f"| {100 * getattr(e, key) / total:.1f} | {e.count} | `{e.key[:110]}` |" for e in events[:TOP]]
     say("\n".join(["| % of the time | calls | kernel |", "|---|---|---|", *lines]))
 
@@ -183,10 +183,11 @@ def memory_taken(given: Settings, seconds: float, say: Say) -> None:
         plan = plan_for(given, given.sizes.step_batch, precision, stage)
         gc.collect()  # the engine before, which refers to itself
         torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
         step = our_step(given, plan)
         for _ in range(given.sizes.warm_up):
             step()
-        peak = peak_bytes(given.device)["peak_memory_bytes"]
+        peak = peak_bytes(given.device)["peak_memory_bytes"] - before
         estimate = memory(plan, NETWORKS[given.task.name], stage).total
         name, beside = f"peak / estimate, {precision}, ZeRO {stage}", f"{size(peak)} and {size(estimate)}"
         say(Figure(name, peak / estimate, goal=MEMORY_GOAL, beside=beside))
@@ -196,10 +197,10 @@ def memory_taken(given: Settings, seconds: float, say: Say) -> None:
 PARTS = (  # what matters most first, because together they may take longer than there is time
     Part("norm", "Batch norm over n images in the training step", norm_in_the_step, 150),
     Part("step", "The trainer's update against plain PyTorch", whole_step, 90),
-    Part("loader", "Fed by the loader", data_wait, 100),
+    Part("loader", "Fed by the loader", data_wait, 150),
     Part("layers", "Batch norm, layer by layer", norm_layers, 60),
-    Part("compile", "torch.compile on both sides", compiled_step, 200),
     Part("profile", "Where the time goes", top_kernels, 45),
     Part("memory", "Peak memory against the estimate", memory_taken, 45),
     Part("layout", "Layout of half weights", weights_layout, 60),
+    Part("compile", "torch.compile on both sides", compiled_step, 240),
 )
