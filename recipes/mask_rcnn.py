@@ -7,6 +7,8 @@ The paper reached 35.6 box AP and 33.6 mask AP with 16 images an update; this re
 docs/detection.md has the data and the commands. Every forward takes n = 2 images. What differs from the paper's
 reference, Detectron, because torchvision's parts do it so:
 
+* anchors that cross the image's border are trained on, and proposals inside crowds count as background; Detectron
+  leaves both out
 * 2,000 proposals are kept per image in training; Detectron keeps as many of both images together
 * the loss of boxes bends at 1/9 in both stages
 * images are resized on the device with torch's bilinear interpolation, and padded to multiples of 32
@@ -15,6 +17,7 @@ reference, Detectron, because torchvision's parts do it so:
 """
 
 from lbsgd.commands.detect import main
+from lbsgd.errors import DataError
 from lbsgd.report.measure import DETECTOR
 
 
@@ -36,7 +39,10 @@ class MaskRCNN:
         detector = mask_rcnn(num_classes, plan.per_worker_batch, sizes, plan.recipe.seed)
         weights = self.request.backbone()
         if weights is not None:
-            load_backbone(detector, weights, self.request.flags.backbone_weights)
+            try:
+                load_backbone(detector, weights, self.request.flags.backbone_weights)
+            except ValueError as error:
+                raise DataError(f"--backbone_weights: {error}") from None
         return detector
 
     def loss(self, network, batch):

@@ -5,10 +5,12 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from coco_scenes import load_tool
 
 from lbsgd.data.coco_annotations import read_split, require_same_categories
-from lbsgd.data.coco_images import draw_of, example_of, mask_of
+from lbsgd.data.coco_images import CocoEval, draw_of, example_of, mask_of, pixels_of
+from lbsgd.data.share import Share
 from lbsgd.errors import DataError
 
 
@@ -119,6 +121,43 @@ def test_a_broken_annotation_is_named_or_left_out(changed, edit, words):
         read_split(folder, "train")
     assert "\n" not in str(caught.value)
     assert read_split(folder, "train", "skip").left_out["broken annotations"] == 1
+
+
+def test_a_polygon_that_is_a_point_costs_only_itself(changed):
+    good = [[1, 1, 30, 1, 30, 30]]
+    folder = changed(polygon([*good, [5, 5]]))
+    with pytest.raises(DataError, match="a polygon of 2 numbers, not of 3 points or more"):
+        read_split(folder, "train")
+    split = read_split(folder, "train", "skip")
+    assert split.left_out == {"polygons of fewer than 3 points": 1}
+    assert good in [each["segmentation"] for image in split.images for each in image.annotations]
+
+
+def test_a_file_s_name_may_hold_a_folder(changed):
+    def moved(content):
+        content["images"][4]["file_name"] = "batch1/" + content["images"][4]["file_name"]
+
+    folder = changed(moved)
+    (folder / "train" / "batch1").mkdir()
+    (folder / "train" / "scene_00004.png").rename(folder / "train" / "batch1" / "scene_00004.png")
+    assert len(read_split(folder, "train")) == 12
+
+
+def test_an_image_that_a_loader_worker_cannot_decode_is_one_line(changed):
+    folder = changed(lambda content: None)
+    (folder / "val" / "scene_00003.png").write_bytes(b"no image")
+    images = CocoEval(read_split(folder, "val", training=False), workers=1, device="cpu", share=Share())
+    with pytest.raises(DataError, match="^.*/val/scene_00003.png cannot be decoded .*; fetch it again$") as caught:
+        list(images)
+    assert "\n" not in str(caught.value)
+
+
+def test_workers_hand_over_bytes_and_networks_get_fractions(scenes):
+    split = read_split(scenes, "train")
+    pixels = pixels_of(split.images[0])
+    example = example_of(split.images[0], split.label_of, 0, flip=False)
+    assert pixels.dtype == example.pixels.dtype == torch.uint8
+    assert example.to("cpu").pixels.equal(pixels.float() / 255) and float(example.to("cpu").pixels.max()) == 1.0
 
 
 def test_an_image_without_its_file_is_named_or_left_out(changed):

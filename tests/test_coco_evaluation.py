@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -101,3 +102,16 @@ def nothing_found(folder):
 def test_finding_nothing_is_an_average_precision_of_0(scenes):
     [numbers] = in_processes(1, nothing_found, scenes)
     assert numbers["val_box_ap"] == numbers["val_mask_ap"] == 0.0 and numbers["val_images"] == NUM_IMAGES
+
+
+@pytest.mark.parametrize("numbering", [lambda at: at, lambda at: 7, None], ids=["from 0", "all alike", "none"])
+def test_ids_of_annotations_mean_nothing(scenes, tmp_path, numbering):
+    [expected] = in_processes(1, evaluated, scenes)
+    shutil.copytree(scenes, tmp_path / "scenes")
+    path = tmp_path / "scenes" / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    for at, annotation in enumerate(content["annotations"]):
+        del annotation["id"]
+        annotation |= {"id": numbering(at)} if numbering else {}
+    path.write_text(json.dumps(content))
+    assert in_processes(1, evaluated, tmp_path / "scenes") == [expected]

@@ -156,3 +156,14 @@ def test_flags_that_cannot_be_right_are_one_line(flags, words, scenes):
     done = subprocess.run([*command, *data, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and re.search(words, done.stderr), done.stderr
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+def test_a_backbone_that_does_not_fit_is_one_line(scenes, tmp_path):
+    torch.save({"fc.weight": torch.ones(1)}, tmp_path / "weights.pt")
+    command = [sys.executable, "recipes/mask_rcnn_digits.py", "--deepspeed_config", "ds_configs/detection/scenes.json"]
+    data = ("--data_dir", str(scenes), "--backbone_weights", str(tmp_path / "weights.pt"))
+    run = subprocess.run(
+        [*command, *data, "--output_dir", str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert "error: --backbone_weights: " in run.stderr and "weights.pt lacks bn1.bias" in run.stderr, run.stderr

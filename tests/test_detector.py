@@ -1,6 +1,7 @@
 """The detector: forwards of n images, samples drawn per image, what is frozen, and the backbone that it starts from."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -87,6 +88,26 @@ def test_the_stem_the_first_stage_and_all_batch_norm_are_frozen():
     gradients(ours, [examples(2)])
     assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in ours.modules())
     assert all(torch.equal(before[name], value) for name, value in ours.state_dict().items())
+
+
+def test_in_bf16_boxes_stay_in_float32():
+    ours = mask_rcnn(3, N, replace(SIZES, shorter_side=64, longer_side=1333), seed=0)
+    pixels = torch.rand(3, 64, 1333, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        [found] = ours.eval()([pixels])
+    assert found["boxes"].dtype == torch.float32
+    mask = torch.zeros(1, 64, 1333, dtype=torch.uint8)
+    mask[:, 10:14, 1000:1002] = 1
+    narrow = {"boxes": torch.tensor([[1000.2, 10.0, 1001.4, 14.0]]), "labels": torch.tensor([1]), "masks": mask}
+    with torch.autocast("cpu", torch.bfloat16):  # the box would be empty in bf16, and its loss no number
+        loss = ours.train()(2 * [pixels], [{**narrow, "draw": torch.tensor(draw)} for draw in (1, 2)])
+    assert loss.isfinite()
+
+
+def test_hidden_layers_of_the_boxes_begin_by_their_inputs_alone():
+    head = detector().roi_heads.box_head
+    for layer in (head.fc6, head.fc7):
+        assert float(layer.weight.detach().std()) == pytest.approx(layer.in_features**-0.5, rel=0.03)
 
 
 def test_a_backbone_is_loaded_whole_or_refused_by_name():

@@ -139,6 +139,20 @@ def test_runs_that_make_no_table_are_listed_by_what_they_are_judged_by(tmp_path)
     assert (tmp_path / "report" / "tables.csv").read_text().startswith("row,kn,η,box AP,seeds\n")
 
 
+def test_a_row_that_diverges_is_worse_and_not_level(tmp_path):
+    rows = B.rows(SCENES)
+    write_runs(tmp_path, rows, {**LEVEL, "x8_from_x1": [50.0]})
+    header = (Job(rows[3], 0).folder(tmp_path) / "log.jsonl").read_text().splitlines(keepends=True)[0]
+    for seed in (1, 2):
+        folder = Job(rows[3], seed).folder(tmp_path)
+        folder.mkdir()
+        (folder / "log.jsonl").write_text(header.replace('"seed": 0', f'"seed": {seed}'))
+        (folder / "diverged.txt").write_text("error: the loss of iteration 25 is not a number\n")
+    found = answers(B, SCENES, rows_by_name(families_at([tmp_path])), 3)
+    assert [answer.holds for answer in found] == [True, True, False, False]
+    assert found[2].cells[3] == "2 of x8_from_x1 diverged"
+
+
 def test_a_row_with_fewer_seeds_answers_nothing(tmp_path):
     two = {name: values[:2] for name, values in LEVEL.items()}
     found, _ = answered(replace(B), tmp_path, two)

@@ -13,7 +13,7 @@ import torch
 
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
-from lbsgd.data.coco_images import example_of, pixels_of
+from lbsgd.data.coco_images import as_fractions, example_of, pixels_of
 from lbsgd.disk import replace_picture
 from lbsgd.errors import LbsgdError, print_error
 from lbsgd.report.run_log import read_run
@@ -66,7 +66,7 @@ def picture(detector, split, number: int):
     names = {label: split.names[category] for label, category in split.category_of.items()}
     for position in range(number):
         image = split.images[position]
-        pixels, target = pixels_of(image), example_of(image, split.label_of, 0, flip=False).target
+        pixels, target = as_fractions(pixels_of(image)), example_of(image, split.label_of, 0, flip=False).target
         above, column = 2 * (position // COLUMNS), position % COLUMNS
         known = zip(target["boxes"], target["masks"], (names[int(label)] for label in target["labels"]), strict=True)
         show(axes[above][column], pixels, known, "known")

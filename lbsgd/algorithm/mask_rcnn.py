@@ -15,6 +15,7 @@ import torch
 import torchvision
 from torch import nn
 from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -44,6 +45,21 @@ class Sizes:
     regions: int = 512
     box_width: int = 1024
     mask_layers: int = 4
+
+
+class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's, which under autocast take the features' precision: bf16 has no number between 1024 and 1032."""
+
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
+        super().set_cell_anchors(torch.float32, device)
+
+
+class Float32Boxes(BoxCoder):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's boxes out of the network's outputs, in float32 under autocast, too."""
+
+    def decode_single(self, rel_codes: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
+        decoded: torch.Tensor = super().decode_single(rel_codes.float(), boxes)
+        return decoded
 
 
 class DrawnSampler:
@@ -94,6 +110,8 @@ class PerForwardMaskRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no 
         super().__init__(*arguments, **options)
         self.per_forward = per_forward
         rpn, heads = self.rpn, self.roi_heads
+        for part in (rpn, heads):
+            part.box_coder = Float32Boxes(part.box_coder.weights)
         rpn.fg_bg_sampler = DrawnSampler(rpn.fg_bg_sampler.batch_size_per_image, 0.5, purpose=1)
         heads.fg_bg_sampler = DrawnSampler(heads.fg_bg_sampler.batch_size_per_image, 0.25, purpose=2)
 
@@ -118,20 +136,20 @@ class PerForwardMaskRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no 
 def mask_rcnn(num_classes: int, per_forward: int, sizes: Sizes, seed: int) -> PerForwardMaskRCNN:
     """Return a detector of num_classes and the background, with frozen batch norm and a backbone without weights.
 
-    Initialised as Detectron's: the pyramid, the boxes' hidden layers by Xavier (uniform), the boxes' outputs normal
-    with 0.01 and 0.001, everything else as torchvision does.
+    Initialised as Detectron's: the pyramid and the boxes' hidden layers uniformly by their inputs alone, ± √(3/inputs),
+    which is Caffe2's XavierFill; the boxes' outputs normal with 0.01 and 0.001; everything else as torchvision does.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = pyramid(sizes.backbone, sizes.channels)
         width = sizes.channels
-        anchors = AnchorGenerator(tuple((side,) for side in sizes.anchors), ((0.5, 1.0, 2.0),) * len(sizes.anchors))
+        anchors = Float32Anchors(tuple((side,) for side in sizes.anchors), ((0.5, 1.0, 2.0),) * len(sizes.anchors))
         head, predictor = TwoMLPHead(width * 7**2, sizes.box_width), FastRCNNPredictor(sizes.box_width, num_classes + 1)
         for layer, std in ((predictor.cls_score, 0.01), (predictor.bbox_pred, 0.001)):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
         for layer in (head.fc6, head.fc7):
-            nn.init.xavier_uniform_(layer.weight)
+            nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
         return PerForwardMaskRCNN(
             backbone,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from lbsgd.train.task import Task
 
 
+MOST_WORKERS = 8  # each epoch and each evaluation starts them anew
+
+
 def main(task_of: Callable[[DetectionRequest], Task], description: str) -> None:
     """Run a detector's recipe; `task_of` makes its task of the flags and the data (`commands.train.run_recipe`)."""
     run_recipe(with_flags(description, add_data), DetectionRequest, task_of)
@@ -76,7 +79,7 @@ class DetectionRequest(Request):
         from lbsgd.train.coco_source import CocoSource
 
         workers = self.flags.loader_workers
-        workers = max(1, self.processes.cores - 1) if workers is None else workers
+        workers = min(MOST_WORKERS, max(1, self.processes.cores - 1)) if workers is None else workers
         return CocoSource(str(self.folder), self.train, self.val, workers)
 
     def backbone(self) -> dict | None:
@@ -120,5 +123,5 @@ def add_data(flags: argparse.ArgumentParser) -> None:
     help_text = "for an image without its file or a broken annotation (default: %(default)s)"
     add("--on_error", choices=on_error, default="raise", help=help_text)
     add("--backbone_weights", metavar="FILE", help="weights.pt of the classifier that the backbone comes from")
-    workers = "loader processes per process, 0 for none (default: cores / processes - 1)"
+    workers = f"loader processes per process, 0 for none (default: cores / processes - 1, at most {MOST_WORKERS})"
     add("--loader_workers", "--loader_threads", type=natural, metavar="N", help=workers)

@@ -162,7 +162,7 @@ class _Reader:
             raise DataError(f"{self.path}: an image has no id, file_name, height or width ({error!r})") from None
         self.require_images_of(by_image, {number for number, *_ in found})
         for number, file_name, height, width in found:
-            if file_name not in self.files:
+            if file_name not in self.files and not (self.folder / file_name).is_file():  # a name may hold folders
                 self.leave_out(f"image {number}: {self.folder / file_name} does not exist", "images without a file")
                 continue
             image = Image(number, self.folder / file_name, height, width, [])
@@ -179,11 +179,22 @@ class _Reader:
 
     def is_sound(self, annotation: dict[str, Any], image: Image) -> bool:
         """Whether an annotation can be used; what is wrong with it goes to `leave_out`."""
+        if self.on_error == "skip":
+            self.leave_out_points(annotation)
         wrong = self.fault_of(annotation, image)
         if wrong:
             said = f"annotation {annotation.get('id')} of image {image.id} ({image.path.name}): {wrong}"
             self.leave_out(said, "broken annotations")
         return not wrong
+
+    def leave_out_points(self, annotation: dict[str, Any]) -> None:
+        """Leave polygons of fewer than three points out, where the object has others."""
+        outline = annotation.get("segmentation")
+        if isinstance(outline, list):
+            with_area = [polygon for polygon in outline if not isinstance(polygon, list) or len(polygon) >= 6]
+            if with_area:
+                annotation["segmentation"] = with_area
+                self.left_out["polygons of fewer than 3 points"] += len(outline) - len(with_area)
 
     def fault_of(self, annotation: dict[str, Any], image: Image) -> str:
         box = annotation.get("bbox")

@@ -23,8 +23,9 @@ Target = dict[str, torch.Tensor]
 
 
 class Example(NamedTuple):
-    """A training image: pixels float32 (3, H, W) in 0 ... 1, and its objects as torchvision's detectors take them.
+    """A training image and its objects as torchvision's detectors take them.
 
+    pixels: uint8 (3, H, W), of which a loader worker hands over a quarter of the bytes; `to` makes float32 of them
     target: boxes float32 (N, 4), labels int64 (N,), masks uint8 (N, H, W), and `draw`, the key of its samples
     """
 
@@ -33,7 +34,14 @@ class Example(NamedTuple):
 
     def to(self, device: torch.device | str) -> Example:
         moved = {name: value.to(device) for name, value in self.target.items() if name != "draw"}
-        return Example(self.pixels.to(device), {**moved, "draw": self.target["draw"]})  # a key stays on the host
+        return Example(
+            as_fractions(self.pixels.to(device)), {**moved, "draw": self.target["draw"]}
+        )  # a key stays on the host
+
+
+def as_fractions(pixels: torch.Tensor) -> torch.Tensor:
+    """Return pixels as float32 in 0 ... 1, as torchvision's detectors take them."""
+    return pixels.float() / 255
 
 
 class TestImage(NamedTuple):
@@ -49,7 +57,10 @@ def draw_of(seed: int, epoch: int, number: int) -> int:
 
 
 def pixels_of(image: Image) -> torch.Tensor:
-    """Return an image's pixels. Raises DataError for a file that is none, or of another size than is listed."""
+    """Return an image's pixels, uint8 (3, H, W).
+
+    Raises DataError for a file that is none, or of another size than is listed.
+    """
     from PIL import Image as PILImage
 
     try:
@@ -62,7 +73,7 @@ def pixels_of(image: Image) -> torch.Tensor:
             f"{image.path} has {array.shape[1]}x{array.shape[0]} pixels, its annotations say "
             f"{image.width}x{image.height}; the file belongs to other annotations"
         )
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous().float() / 255
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
 def mask_of(outline: Any, image: Image) -> np.ndarray:
@@ -124,7 +135,10 @@ def loaded(data: Dataset, batches: Sequence[Sequence[int]], workers: int) -> Ite
         worker_init_fn=as_worker,
         generator=torch.Generator(),  # else every epoch would move torch's own, and a resumed one once more
     )
-    yield from loader
+    try:
+        yield from loader
+    except DataError as error:  # a worker's, which torch hands on with its traceback in the text
+        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
 
 
 def as_worker(number: int) -> None:
@@ -172,4 +186,4 @@ class CocoEval(EvalData):
 
     def __iter__(self) -> Iterator[Any]:
         for [image] in loaded(_TestImages(self.split), [[number] for number in self.numbers.tolist()], self.workers):
-            yield image._replace(pixels=image.pixels.to(self.device))
+            yield image._replace(pixels=as_fractions(image.pixels.to(self.device)))

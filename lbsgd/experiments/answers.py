@@ -31,11 +31,14 @@ class Answer:
     apart: Difference | None
     holds: bool | None
     test: str
+    diverged: tuple[int, ...] = (0, 0)  # runs of the two rows
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
         pair = f"{self.claim.row} - {self.claim.against}"
-        return self.claim.text, pair, self.test, str(self.apart or "-"), WORDS[self.holds]
+        rows = zip((self.claim.row, self.claim.against), self.diverged, strict=True)
+        lost = ", ".join(f"{number} of {name} diverged" for name, number in rows if number)
+        return self.claim.text, pair, self.test, str(self.apart or lost or "-"), WORDS[self.holds]
 
 
 HEADS = ("claim", "rows", "test", "difference [95 %]", "holds")
@@ -51,8 +54,21 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
         higher = any(row.measure.higher for row in pair if row)
         test = (MORE_IS_BETTER if higher else TESTS)[claim.kind].format(margin=data.margin_pct)
         judged = apart.opposite() if apart and higher else apart
-        found.append(Answer(claim, apart, verdict(claim.kind, judged, data.margin_pct), test))
+        holds = of_diverged(claim.kind, pair, num_seeds) if apart is None else None
+        if holds is None:
+            holds = verdict(claim.kind, judged, data.margin_pct)
+        found.append(Answer(claim, apart, holds, test, tuple(row.num_diverged if row else 0 for row in pair)))
     return found
+
+
+def of_diverged(kind: str, pair: Sequence[Group | None], num_seeds: int) -> bool | None:
+    """Answer where all runs have ended and one row has runs without a result: it is worse, and not the same."""
+    if any(row is None or len(row.values) + row.num_diverged < num_seeds for row in pair):
+        return None
+    lost = [bool(row and row.num_diverged) for row in pair]
+    if lost == [True, False]:
+        return kind == "worse"
+    return kind == "no worse" if lost == [False, True] else None
 
 
 def markdown(found: Sequence[Answer]) -> str:

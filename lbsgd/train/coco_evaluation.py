@@ -63,15 +63,15 @@ def compared(gathered: list[tuple[list[Image], Found]], names: dict[int, str]) -
 
     images = sorted((image for part, _ in gathered for image in part), key=lambda image: image.id)
     found = sorted((each for _, part in gathered for each in part), key=lambda each: each["image_id"])
+    known = (each for image in images for each in image.annotations)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {
             "images": [{"id": image.id, "height": image.height, "width": image.width} for image in images],
             "categories": [{"id": number, "name": name} for number, name in names.items()],
-            "annotations": [
-                {**each, "iscrowd": each.get("iscrowd", 0), "area": area_of(each)}
-                for image in images
-                for each in image.annotations
+            "annotations": [  # numbered anew: to pycocotools an id of 0 is no match, and a repeated one another object
+                {**each, "id": number, "iscrowd": each.get("iscrowd", 0), "area": area_of(each)}
+                for number, each in enumerate(known, start=1)
             ],
         }
         truth.createIndex()

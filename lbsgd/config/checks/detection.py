@@ -55,7 +55,7 @@ def over_8k(**changes: Any) -> dict[str, Any]:
     lbsgd="error",
     why="fp16.auto_cast converts the boxes among the inputs, too, and half precision has no coordinate between 1024 "
     "and 1026: boxes move by up to a pixel.",
-    fix="use fp32, or bf16 as torch_autocast, which leaves boxes alone",
+    fix="use fp32, or bf16 as torch_autocast: lbsgd's boxes stay in float32",
     example=over_8k(fp16={"enabled": True, "auto_cast": True}, zero_optimization={"stage": 1}, lbsgd__aggregation=None),
 )
 def half_precision(planned: Planned) -> Iterator[Hit]:
