@@ -94,6 +94,16 @@ def test_a_run_that_torchrun_starts_again_hears_nothing_of_the_failure_before(me
     assert agent.port
 
 
+def test_the_reason_that_nccl_gives_last_is_told():
+    text = (
+        "NCCL error in: NCCLUtils.cpp:94, unhandled system error, NCCL version 2.28.9\nncclSystemError: a call to "
+        "the system failed\nLast error:\nError while creating shared memory segment /dev/shm/nccl-a (size 9637888)"
+    )
+    said = str(first_cause_module.explained(RuntimeError(text), "iteration 0, pass 0", object()))
+    assert said.startswith("lost another process at iteration 0, pass 0 (NCCL error in: NCCLUtils.cpp:94")
+    assert said.endswith("Error while creating shared memory segment /dev/shm/nccl-a (size 9637888))")
+
+
 def test_the_first_failure_counts_and_is_not_another_s_to_its_own_process():
     first, second = two_peers()
     assert second.failure() is None

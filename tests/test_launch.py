@@ -13,6 +13,7 @@ from lbsgd.errors import ConfigError
 from lbsgd.processes import launcher as launcher_module
 from lbsgd.processes.environment import Processes, master
 from lbsgd.processes.launcher import is_launcher, named_hostfile, require_hosts, require_no_hostfile
+from lbsgd.train.engine import require_device
 
 ROOT = Path(__file__).parent.parent
 DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]
@@ -255,3 +256,11 @@ def test_the_children_of_a_process_alone_are_alone_too(environment):
     environment({})
     done = subprocess.run([sys.executable, "-c", ALONE_AND_ITS_CHILD], capture_output=True, text=True)
     assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["True"]), done.stderr
+
+
+def test_a_host_with_fewer_gpus_than_processes_is_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    require_device(Processes(rank=8, world_size=16, local_rank=0, local_world_size=2))
+    with pytest.raises(ConfigError, match="local rank 1 finds 1 GPUs on its host; give the host fewer slots"):
+        require_device(Processes(rank=9, world_size=16, local_rank=1, local_world_size=2))

@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,12 +26,17 @@ from lbsgd.commands.flag_types import interval
 from lbsgd.config.precision import set_precision
 from lbsgd.disk import replace_file
 from lbsgd.errors import CheckpointError
+from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
+from lbsgd.train.reporter import Reporter
 from lbsgd.train.run import Every
 
 FILES = ("weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json", "manifest.json")
 KILLED, UNSUPPORTED = 9, 77
+HEADER_KEYS = (
+    "model", "precision", "global_batch", "num_workers", "schedule", "config", "recipe", "iterations_per_epoch"
+)  # fmt: skip
 
 
 def in_child(function, *arguments):
@@ -252,6 +258,39 @@ def test_a_full_disk_loses_nothing_and_once_there_is_room_the_next_save_succeeds
     if code == UNSUPPORTED:
         pytest.skip("no file system may be mounted here, not even in a namespace of our own")
     assert code == 0
+
+
+def test_what_cannot_be_deleted_stops_no_save(tmp_path, monkeypatch):
+    (tmp_path / ".iteration_00000001.99").mkdir()
+
+    def busy(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(16, "Device or resource busy")  # as NFS says of a folder with a file that somebody has open
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    for iteration in range(1, 6):
+        checkpoint.save(tmp_path, iteration, {}, {})
+    assert [path.name for path in checkpoint.complete(tmp_path)] == [f"iteration_0000000{at}" for at in (3, 4, 5)]
+
+
+def test_a_log_that_cannot_be_written_is_told_and_the_next_line_brings_both(tmp_path):
+    """The kernel ends the write of a line in its middle."""
+
+    def limited():
+        said, log = [], RunLog(tmp_path, dict.fromkeys(HEADER_KEYS, {}))
+        progress = SimpleNamespace(say=said.append, iteration=lambda record: None)
+        reporter = Reporter(log, progress, SimpleNamespace(monitor=SimpleNamespace(enabled=False), device="cpu"))
+        record = {"num_iterations": 1, "epoch": 0.0, "lr": 0.1, "train_loss": 1.0, "images_per_second": 1.0}
+        resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 20, -1))
+        reporter.report("iteration", {"iteration": 0, **record, "data_wait_pct": 0.0})
+        [line] = said
+        assert "log.jsonl could not be written ([Errno 27] File too large); training goes on" in line
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+        reporter.report("iteration", {"iteration": 1, **record, "data_wait_pct": 0.0})
+        log.close()
+        assert [each["iteration"] for each in read_run(tmp_path).iterations] == [0, 1]
+
+    assert in_child(limited) == 0
 
 
 def test_a_save_that_failed_for_another_reason_than_the_disk_is_not_kept_quiet(tmp_path, monkeypatch):

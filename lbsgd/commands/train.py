@@ -182,7 +182,7 @@ def add_data(flags: argparse.ArgumentParser) -> None:
     add("--fake_data", action="store_true", help="seeded random images instead, as many as the JSON's num_images")
     threads = "decoding threads per process (default: cores / processes)"
     add("--loader_threads", type=positive, metavar="N", help=threads)
-    add("--in_memory", action="store_true", help="read the data into memory before training begins")
+    add("--in_memory", action="store_true", help="read the data into memory while training begins")
 
 
 def add_output(flags: argparse.ArgumentParser) -> None:

@@ -155,6 +155,7 @@ class DecodingThread(EpochIterator):
         [(_, notes)] = self.memory_allocations["operation"].values()
         notes[..., 0] = self.key.astype(np.int64)
         self.statuses = notes[..., 1]
+        self.cuda_streams = [None] * len(self.statuses)  # a thread is on device 0, where a stream opens a context
         super().start()
 
     def run(self) -> None:
@@ -233,8 +234,7 @@ class SharedShuffleOrder(TraversalOrder):
         order = SharedShuffleOrder(global_batch=256, micro_batch=32, seed=0)
         loader = ffcv.loader.Loader(path, batch_size=32, order=order, drop_last=True, pipelines=...)
 
-    The arguments are those of `SharedShuffleSampler`. FFCV counts the epochs; loader.next_epoch = 5 goes on with the
-    sixth.
+    The arguments are those of `SharedShuffleSampler`. FFCV counts epochs; loader.next_epoch = 5 goes on with the sixth.
     """
 
     def __init__(self, **cut) -> None:

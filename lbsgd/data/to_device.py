@@ -27,6 +27,8 @@ class Prefetcher:
         self.mean, self.std = (
             255 * torch.tensor(colours, device=self.device).view(1, 3, 1, 1) for colours in (MEAN, STD)
         )
+        # One for all epochs: torch keeps freed memory for each stream, and has 32 of them.
+        self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __call__(self, batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
         return self._one_ahead(batches) if self.device.type == "cuda" else self._on_cpu(batches)
@@ -51,7 +53,8 @@ class Prefetcher:
 
     def _one_ahead(self, batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
         """Copy and normalise one batch ahead of the reader, on a stream of its own."""
-        stream = torch.cuda.Stream(self.device)
+        stream = self.stream
+        assert stream is not None
         stream.wait_stream(torch.cuda.current_stream(self.device))  # which made mean and std
         ahead = None
         for batch in batches:

@@ -22,6 +22,8 @@ WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", 
 def explained(error: BaseException, position: str, peers: Peers | None) -> LbsgdError:
     """Return an exception that is not ours as one of ours: a lost process, or a bug, whose traceback is printed."""
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if reason := " ".join(str(error).partition("Last error:")[2].split()):  # NCCL's, which its first line lacks
+        text = f"{text}: {reason}"
     if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):
         return LostProcessError(f"lost another process at {position} ({text})")
     traceback.print_exception(error)

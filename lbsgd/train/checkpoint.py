@@ -19,6 +19,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
     final = unused(folder, name)
     building = folder / f".{name}.{os.getpid()}"
     for left_over in folder.glob(".iteration_*"):  # by a run that was killed while it saved or deleted
-        shutil.rmtree(left_over)
+        shutil.rmtree(
+            left_over, ignore_errors=True
+        )  # NFS keeps a file that somebody has open; the next save tries again
     try:
         building.mkdir(parents=True)
         manifest = {
@@ -64,7 +67,8 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
         shutil.rmtree(building, ignore_errors=True)
     by_iteration = {path.stem: path for path in complete(folder)}  # the last one of each iteration
     for old in set(complete(folder)) - set([*by_iteration.values()][-KEEP:]):
-        delete(old)
+        with suppress(OSError):  # it takes room, and nothing else
+            delete(old)
     return final
 
 
@@ -94,7 +98,7 @@ def delete(path: Path) -> None:
     """Delete a checkpoint, its name first, so that nothing takes the remains of one for a checkpoint."""
     hidden = path.with_name(f".{path.name}.deleted")
     path.rename(hidden)
-    shutil.rmtree(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def named(folder: Path) -> list[Path]:

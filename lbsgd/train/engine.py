@@ -87,6 +87,7 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
     """
     processes = Processes.from_environment()
     accelerator = deepspeed.accelerator.get_accelerator()
+    require_device(processes)
     if not torch.distributed.is_initialized():
         # DeepSpeed's shared-memory all-reduce serves inference only, and compiles for a minute on the first CPU start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -111,6 +112,15 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
             ) from error
     accelerator.set_device(processes.local_rank)  # before the first collective call
     return processes
+
+
+def require_device(processes: Processes) -> None:
+    """Raise ConfigError where this host has fewer GPUs than processes."""
+    if torch.cuda.is_available() and processes.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {processes.local_rank} finds {torch.cuda.device_count()} GPUs on its host; give the host "
+            "fewer slots, or start tasks that see all GPUs of their host"
+        )
 
 
 def step(engine) -> None:

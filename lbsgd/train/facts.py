@@ -25,8 +25,17 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
         "recipe script": digest(*(path.read_bytes() for path in files_of(task))),
         "flags": json.dumps(dict(flags)),
         "version of torch": installed("torch") or "",
+        "kind of device": kind_of_device(),
         "data": data,
     }
+
+
+def kind_of_device() -> str:
+    """Return `cuda` or `cpu`: a host whose driver is broken would join the others with another backend, and hang."""
+    import torch  # late: what asks for a digest alone loads no PyTorch
+
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found.type if found else "cpu"
 
 
 def code_of(package: Path) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -115,7 +116,8 @@ class FfcvFiles:
         if processes.is_rank_0:
             print(f"{file.path.stem:15}from {source.kind}: {source.reason}", flush=True)
         if source.kind == "memory" and processes.local_rank == 0:
-            read_whole(file.path)
+            # Beside training, which a slow disk would hold up for longer than the guards of the other hosts wait.
+            threading.Thread(target=read_whole, args=(file.path,), name="lbsgd read whole", daemon=True).start()
         return source.kind == "disk"
 
 

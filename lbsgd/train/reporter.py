@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,8 @@ class Reporter:
 
     def __exit__(self, *error) -> None:
         self.progress.__exit__(*error)
-        self.log.close()
+        with suppress(OSError):  # which was told when the line was written
+            self.log.close()
 
     def advance(self) -> None:
         """Count one iteration; costs an addition and a look at the clock."""
@@ -57,7 +59,10 @@ class Reporter:
         """Write a record of the log, of kind iteration or epoch; an epoch's tells the peak memory of rank 0's GPU."""
         if kind == "epoch":
             record = record | peak_bytes(self.engine.device)
-        getattr(self.log, kind)(record)
+        try:
+            getattr(self.log, kind)(record)
+        except OSError as error:  # the file keeps the line, and the next one writes both
+            self.progress.say(f"warning: {self.log.path} could not be written ({error}); training goes on")
         self.aggregating.note(record)
         getattr(self.progress, kind)(record)
         if self.page and "noise_scale" in record:

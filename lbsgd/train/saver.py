@@ -80,8 +80,8 @@ class Saver:
         self.require_finite_weights()
         rank, world_size = dist.get_rank(), dist.get_world_size()
         state = gather_state(self.engine, keep=rank == 0)
-        states: list[dict[str, torch.Tensor]] = [{}] * (world_size if rank == 0 else 0)
-        dist.gather_object(random or random_states(rank), states or None)
+        states: list[dict[str, torch.Tensor]] = [{}] * world_size
+        dist.all_gather_object(states, random or random_states(rank))  # NCCL would open a connection each to gather
         self.last_iteration, self.last_time = self.engine.global_steps, time.monotonic()
         if rank > 0:
             return
@@ -124,24 +124,28 @@ class Saver:
         self.thread.shutdown()
 
     def require_finite_weights(self) -> None:
-        """Raise TrainingError if a weight is not a number; every process holds all weights and so finds the same."""
+        """Raise TrainingError on all processes if a weight is not a number on one of them."""
         named = [
             (name, tensor) for name, tensor in self.engine.module.state_dict().items() if tensor.is_floating_point()
         ]
-        finite = torch.stack([tensor.isfinite().all() for _, tensor in named])
+        finite = torch.stack([tensor.isfinite().all() for _, tensor in named]).int()
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)  # a broken GPU is alone with its numbers
         if not finite.all():  # the only wait for the device
-            broken = named[int(finite.int().argmin())][0]
+            broken = named[int(finite.argmin())][0]
             self.stop(f"after iteration {self.engine.global_steps - 1} the weights {broken} are not numbers")
 
     def stop(self, reason: str) -> NoReturn:
-        """Raise TrainingError with the reason and the checkpoint that stands."""
-        self.wait()
-        kept = checkpoint.newest(self.folder)
+        """Raise TrainingError with the reason and the checkpoint that stands; all processes must call it."""
+        kept = from_rank_0(self.newest_written)  # it alone has the folder, and may still be writing
         raise TrainingError(
             f"{reason}; "
             + (f"the newest checkpoint is {kept}" if kept else "no checkpoint was written yet")
             + "; look at the learning rate and the data"
         )
+
+    def newest_written(self) -> Path | None:
+        self.wait()
+        return checkpoint.newest(self.folder)
 
     def read_newest(self) -> None:
         """Let a thread of rank 0 read the newest whole checkpoint, for `restore`."""
