@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
+from torch.nn import Parameter
 
 from lbsgd.config.aggregation import Choice, choose, own_reduction
 from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation as Wanted
 from lbsgd.errors import ConfigError, TrainingError
-from lbsgd.train.aggregation.buckets import Bucket, Parameter, fill
+from lbsgd.train.aggregation.buckets import Bucket, fill
 from lbsgd.train.aggregation.phases import Job, phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.aggregation.waiting import Waiting

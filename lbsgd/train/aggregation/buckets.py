@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-
-Parameter = torch.nn.Parameter
+from torch.nn import Parameter
 
 
 class Bucket:
