@@ -16,7 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lbsgd.bench.correctness import OUTCOME, tests_on_the_device
+from lbsgd.bench import correctness
+from lbsgd.bench.correctness import OUTCOME
 from lbsgd.bench.figure import Figure, Goal, mean_figure, ratio_figure
 from lbsgd.bench.parts import NotRun, Part, run_parts
 from lbsgd.bench.results import Results
@@ -196,5 +197,5 @@ def test_a_contestant_whose_loss_is_not_a_number_is_told():
 def test_tests_that_did_not_run_reach_nothing(lines, verdict, monkeypatch):
     monkeypatch.setattr("lbsgd.bench.correctness.lines_of", lambda *_, **__: iter(lines))
     said = []
-    tests_on_the_device(SimpleNamespace(root=ROOT, sizes=ON_A_CPU), 9.0, said.append)
+    correctness.tests_on_the_device(SimpleNamespace(root=ROOT, sizes=ON_A_CPU), 9.0, said.append)
     assert said[0].verdict == verdict

@@ -19,6 +19,7 @@ from lbsgd.commands.plan_time import (
     reduction_of,
     weight_seconds,
 )
+from lbsgd.config.json_file import read_json
 from lbsgd.config.memory import NETWORKS, memory, network
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
@@ -218,7 +219,11 @@ def test_memory_by_stage_in_half_precision():
     assert [of[stage].weights for stage in of] == [2 * P] * 3
     assert [of[stage].gradients for stage in of] == [2 * P, 2 * P, 2 * share]
     assert [of[stage].optimizer for stage in of] == [8 * P, 8 * share, 8 * share]
-    assert of[1].buckets == 2 * 2 * 6_000_000 and of[0].buckets == 2 * P
+    assert of[1].buckets == 2 * (P + 6_000_000) and of[0].buckets == 2 * P  # lbsgd's buckets hold all gradients
+    assert of[2].buckets == 2 * 2 * 6_000_000
+    config = read_json(CONFIGS / "8k.json")
+    del config["lbsgd"]["aggregation"]
+    assert memory(Plan.read(config, 256), network("resnet50"), 1).buckets == 2 * 2 * 6_000_000  # DeepSpeed's own
     assert of[1].activations == 2 * 32 * 21_477_376
     assert of[1].total == sum((of[1].weights, of[1].gradients, of[1].optimizer, of[1].buckets, of[1].activations))
 
