@@ -24,7 +24,7 @@ from lbsgd.report.statistics import difference, spread
 OUTCOME = re.compile(r"^(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 SUMMARY = re.compile(r"^(FAILED|ERROR) (.+)$")
 DEMO_GOAL = Goal("at most", 8.0)  # % error, the bound of the demo's own test
-LEAST_SEEDS = 2  # of the digits' row, for an interval
+LEAST_SEEDS = 2  # of the digits' row; one alone makes no interval
 SPARE_SECONDS = 3.0  # before a part's time is over, its commands are ended and what is known is said
 SMALL_TESTS = ("tests/test_prefetch.py", "-m", "not gpu", "-k", "cpu and dtype0")
 GPU_MARK = "mark.gpu"

@@ -31,7 +31,7 @@ class Prefetcher:
         self.stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     def __call__(self, batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
-        return self._one_ahead(batches) if self.device.type == "cuda" else self._on_cpu(batches)
+        return self._one_ahead(batches, self.stream) if self.stream else self._on_cpu(batches)
 
     def _normalised(self, pixels: torch.Tensor) -> torch.Tensor:
         images = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=self.memory_format)
@@ -51,10 +51,8 @@ class Prefetcher:
             else:
                 yield self._normalised(torch.from_numpy(pixels))
 
-    def _one_ahead(self, batches: Iterable[np.ndarray]) -> Iterator[torch.Tensor]:
+    def _one_ahead(self, batches: Iterable[np.ndarray], stream: torch.cuda.Stream) -> Iterator[torch.Tensor]:
         """Copy and normalise one batch ahead of the reader, on a stream of its own."""
-        stream = self.stream
-        assert stream is not None
         stream.wait_stream(torch.cuda.current_stream(self.device))  # which made mean and std
         ahead = None
         for batch in batches:

@@ -54,9 +54,7 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
         higher = any(row.measure.higher for row in pair if row)
         test = (MORE_IS_BETTER if higher else TESTS)[claim.kind].format(margin=data.margin_pct)
         judged = apart.opposite() if apart and higher else apart
-        holds = of_diverged(claim.kind, pair, num_seeds) if apart is None else None
-        if holds is None:
-            holds = verdict(claim.kind, judged, data.margin_pct)
+        holds = verdict(claim.kind, judged, data.margin_pct) if apart else of_diverged(claim.kind, pair, num_seeds)
         found.append(Answer(claim, apart, holds, test, tuple(row.num_diverged if row else 0 for row in pair)))
     return found
 

@@ -13,6 +13,7 @@ from rich.table import Table as RichTable
 
 from lbsgd.algorithm.published import IMAGENET_IMAGES
 from lbsgd.report.groups import Family, Group
+from lbsgd.report.statistics import difference
 from lbsgd.units import markdown_table
 
 FIRST_OF_OURS = 4  # column
@@ -57,7 +58,7 @@ class PaperTable:
 
     @property
     def measured(self) -> str:
-        """What both sides were measured on."""
+        """Say what both sides were measured on."""
         return f"Paper: {self.columns.measured_on}, ours: {self.ours}."
 
     def markdown(self) -> str:
@@ -97,6 +98,12 @@ def error_cell(row: Group) -> str:
     said += [f"{row.num_diverged} diverged"] if row.num_diverged else []
     said += [f"{going} going on"] if going else []
     return ", ".join(said)
+
+
+def difference_cell(row: Group, baseline: Group | None) -> str:
+    """Return the difference from the baseline with its interval; nothing for the baseline itself, or without one."""
+    apart = None if baseline is None or row is baseline else difference(row.values, baseline.values)
+    return str(apart or "")
 
 
 def place_of(family: Family) -> str:

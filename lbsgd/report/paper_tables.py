@@ -10,8 +10,7 @@ from lbsgd.report.detection_tables import detection_tables
 from lbsgd.report.groups import Family, Group
 from lbsgd.report.match import matched_from
 from lbsgd.report.measure import BOX_AP, TOP1
-from lbsgd.report.paper_table import Columns, PaperTable, error_cell, place_of
-from lbsgd.report.statistics import difference
+from lbsgd.report.paper_table import Columns, PaperTable, difference_cell, error_cell, place_of
 
 BASE, LARGE = 256, 8192  # the paper's global batches
 RESNET_101 = {256: (22.08, 0.06), 8192: (22.36, 0.09)}  # Table 2c
@@ -127,13 +126,12 @@ def paper_cells(kn: int, error: tuple[float, float] | None, row: Group, family: 
 
 def our_cells(family: Family, row: Group) -> tuple[str, ...]:
     baseline = family.baseline
-    apart = None if baseline is None or row is baseline else difference(row.values, baseline.values)
     matched = "" if baseline is None or row is baseline else matched_from(row, baseline).words
     return (
         f"{row.global_batch:,}",
         f"{row.lr:.3g}",
         error_cell(row),
         str(len(row.runs)),
-        str(apart) if apart else "",
+        difference_cell(row, baseline),
         matched,
     )
