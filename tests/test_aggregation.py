@@ -53,15 +53,16 @@ def overflow(engine, loss):
     engine.backward(loss * float("inf") if broken else loss)
 
 
-def in_channels_last(values):
-    original = lbsgd_engine.memory_format
-    lbsgd_engine.memory_format = lambda device: torch.channels_last
+def in_plain_layout(values, **settings):
+    """Train with weights in NCHW, as users' own engines may keep them."""
+    original = lbsgd_engine.LAYOUT
+    lbsgd_engine.LAYOUT = torch.contiguous_format
     try:
-        engine = run(values)
-        assert engine.module.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+        engine = run(values, **settings)
+        assert all(parameter.is_contiguous() for parameter in engine.module.parameters())
         return engine
     finally:
-        lbsgd_engine.memory_format = original
+        lbsgd_engine.LAYOUT = original
 
 
 def pair(do, **settings):
@@ -80,9 +81,11 @@ def two():
         for stage in (0, 1)
         for passes in (1, 3)
     }
-    pairs["channels_last"] = pair(in_channels_last)
+    pairs["NCHW"] = pair(in_plain_layout)
     pairs["fp16"] = pair(lambda values: run(values, backward=overflow, iterations=6), stage=1, precision="fp16")
     pairs["unused"] = pair(lambda values: run(values, model=Branched()))
+    # ZeRO keeps weights in NCHW, where a convolution's bits are others.
+    pairs["unused, NCHW"] = parameters(in_plain_layout(config(2, block=OURS), model=Branched()))
     pairs["unused, stage 1"] = parameters(run(config(2, stage=1, block=OURS), model=Branched()))
     return pairs | {"events": events(), "started in": passes_that_start(), "wait": waited()}
 
@@ -131,7 +134,7 @@ def of_two():
 CASES = [f"stage {stage}, {passes} passes" for stage in (0, 1) for passes in (1, 3)]
 
 
-@pytest.mark.parametrize("case", [*CASES, "channels_last", "fp16"])
+@pytest.mark.parametrize("case", [*CASES, "NCHW", "fp16"])
 def test_two_processes_have_the_bits_of_deepspeeds_own_reduction(of_two, case):
     (own, skips), *ours = of_two[0][case]
     assert [same_bits(own, weights) for weights, _ in ours] == [True, True]
@@ -144,7 +147,7 @@ def test_a_parameter_that_one_process_does_not_use_is_the_mean_with_zero(of_two)
     """At stage 1, where DeepSpeed's own reduction is wrong or aborts (test_upstream.py), as at stage 0."""
     (expected, _), *ours = of_two[0]["unused"]
     assert all(same_bits(expected, weights) for weights, _ in ours)
-    assert same_bits(expected, of_two[0]["unused, stage 1"])
+    assert same_bits(of_two[0]["unused, NCHW"], of_two[0]["unused, stage 1"])
 
 
 def test_the_first_bucket_starts_before_the_first_layers_gradient_exists(of_two):
@@ -176,6 +179,7 @@ def four():
             found[name, bucket, overlap] = parameters(run(config(4, bucket=bucket, overlap=overlap, block=OURS)))
         found[name, "ring"] = parameters(run(config(4, block=RING)))
     play_hosts(2, 2)
+    found["NCHW"] = parameters(in_plain_layout(config(4, block=OURS)))  # ZeRO's layout
     found["stage 1"] = parameters(run(config(4, stage=1, block=OURS)))
     found["own"] = parameters(run(config(4)))
     play_hosts(3, 1)
@@ -225,7 +229,7 @@ def test_bits_are_the_same_on_any_hosts_with_any_buckets_with_overlap_and_withou
     assert len(trees) == 6
     first = trees.pop(("4x1", 500, True))
     assert [key for key, weights in trees.items() if not same_bits(first, weights)] == []
-    assert same_bits(first, of_four["stage 1"])
+    assert same_bits(of_four["NCHW"], of_four["stage 1"])
 
 
 def test_a_rings_bits_depend_on_placement(of_four):

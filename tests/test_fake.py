@@ -42,7 +42,8 @@ def test_equal_images_have_equal_labels():
 
 
 def test_images_come_in_the_precision_and_memory_format_asked_for():
-    images, labels = next(train(pixels=replace(PIXELS, dtype=torch.bfloat16, channels_last=True)).epoch(0))
+    pixels = replace(PIXELS, dtype=torch.bfloat16, memory_format=torch.channels_last)
+    images, labels = next(train(pixels=pixels).epoch(0))
     assert images.dtype is torch.bfloat16 and images.is_contiguous(memory_format=torch.channels_last)
     assert labels.dtype is torch.int64
 

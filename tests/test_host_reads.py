@@ -95,7 +95,7 @@ def test_on_a_gpu_nothing_waits_in_bf16(tmp_path):
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_loader_waits_for_nothing_but_its_own_copies(digits_data):
-    pixels = Pixels(resolution=32, device="cuda", dtype=torch.bfloat16, channels_last=True)
+    pixels = Pixels(resolution=32, device="cuda", dtype=torch.bfloat16, memory_format=torch.channels_last)
     options = {"global_batch": 32, "micro_batch": 32, "threads": 2, "share": Share(), "pixels": pixels}
     loader = TrainLoader(open_data(digits_data).train, seed=0, **options)
     torch.cuda.set_sync_debug_mode("error")

@@ -289,7 +289,8 @@ def test_memory_is_used_again_only_when_nothing_refers_to_it():
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(channels_last):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 37, 37, 3), np.uint8)
-    prefetcher = Prefetcher(Pixels(resolution=37, device="cpu", channels_last=channels_last))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    prefetcher = Prefetcher(Pixels(resolution=37, device="cpu", memory_format=layout))
     [images] = prefetcher([pixels])
     assert torch.equal(images, prefetcher._normalised(torch.from_numpy(pixels)))
 

@@ -145,7 +145,7 @@ def test_batch_norm_statistics_are_taken_from_the_epoch_s_first_images(photos, l
 
 
 def test_images_come_in_the_precision_and_memory_format_asked_for(photos):
-    pixels = replace(PIXELS, dtype=torch.bfloat16, channels_last=True)
+    pixels = replace(PIXELS, dtype=torch.bfloat16, memory_format=torch.channels_last)
     loader = train_loader(photos, threads=1, micro_batch=8, pixels=pixels, flip=False)
     images, labels = next(loader.epoch(0))
     assert images.dtype is torch.bfloat16 and images.is_contiguous(memory_format=torch.channels_last)

@@ -11,7 +11,8 @@ BATCHES = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 6, 3), np.uint8)
 
 
 def prefetcher(device, dtype, channels_last):
-    return Prefetcher(Pixels(resolution=6, device=device, dtype=dtype, channels_last=channels_last))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return Prefetcher(Pixels(resolution=6, device=device, dtype=dtype, memory_format=layout))
 
 
 def by_definition(pixels):

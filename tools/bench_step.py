@@ -37,7 +37,7 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.images import Images
-from lbsgd.train.kernels import memory_format
+from lbsgd.train.kernels import LAYOUT
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import device_name, pixels_of
@@ -92,7 +92,7 @@ def our_step(model, plan, open_train_data, folder="unused"):
 
 def bare_step(model, plan, train_data, device):
     """What a careful engineer writes without any library: autocast, channels_last on a GPU, torch's own SGD."""
-    model = model.to(device, memory_format=memory_format(device))
+    model = model.to(device, memory_format=LAYOUT)
     convert_batch_norm(model, plan.per_worker_batch)
     params = plan.config["optimizer"]["params"]
     optimizer = torch.optim.SGD(

@@ -14,6 +14,7 @@ from lbsgd.algorithm.choices import Implementation, ImplementationOrRule
 
 # The Triton kernels have not run on a GPU yet, so the loop stays everywhere.
 RULE: dict[tuple[str, torch.memory_format], Implementation] = {
+    ("cpu", torch.channels_last): "loop",
     ("cpu", torch.contiguous_format): "loop",
     ("cuda", torch.channels_last): "loop",
     ("cuda", torch.contiguous_format): "loop",

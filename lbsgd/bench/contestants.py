@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,12 +17,12 @@ from lbsgd.bench.sizes import Settings
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
 from lbsgd.data.fake import FakeImages
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Share
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.train.engine import initialize
 from lbsgd.train.images import Images
-from lbsgd.train.kernels import memory_format
+from lbsgd.train.kernels import LAYOUT
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import DTYPES, pixels_of
@@ -65,12 +66,7 @@ def network(given: Settings, plan: Plan) -> nn.Module:
 def fake_images(plan: Plan, device: Any, dtype: torch.dtype | None = None) -> FakeImages:
     """Return seeded images that are on the device already, by default in the plan's precision."""
     pixels = pixels_of(plan, torch.device(device))
-    pixels = Pixels(
-        resolution=pixels.resolution,
-        device=device,
-        dtype=dtype or pixels.dtype,
-        channels_last=pixels.channels_last,
-    )
+    pixels = replace(pixels, device=device, dtype=dtype or pixels.dtype)
     batches = {"global_batch": plan.global_batch, "micro_batch": plan.micro_batch}
     return FakeImages(plan.num_images, NUM_CLASSES, seed=0, share=Share(), pixels=pixels, **batches)
 
@@ -116,7 +112,7 @@ def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model
     """
     device = given.device
     model: Any = change(network(given, plan))  # torch types no memory_format
-    model = model.to(device, memory_format=memory_format(device))
+    model = model.to(device, memory_format=LAYOUT)
     params = dict(plan.config["optimizer"]["params"])
     groups = decay_groups(model, params.pop("weight_decay"))
     optimizer = torch.optim.SGD(groups, **params, fused=True)

@@ -34,11 +34,7 @@ class Pixels:
     resolution: int
     device: torch.device | str
     dtype: torch.dtype = torch.float32
-    channels_last: bool = False
-
-    @property
-    def memory_format(self) -> torch.memory_format:
-        return torch.channels_last if self.channels_last else torch.contiguous_format
+    memory_format: torch.memory_format = torch.contiguous_format
 
 
 class TrainData(ABC):

@@ -9,16 +9,15 @@ from lbsgd.algorithm.norm_rule import implementation_for
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
-
-def memory_format(device: torch.device | str) -> torch.memory_format:
-    """Return channels_last for tensor cores; on a CPU our batch norm is faster without (docs/experiments.md)."""
-    return torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
+# The layout of images and weights: tensor cores want it, and most networks are faster in it on a CPU
+# (docs/experiments.md).
+LAYOUT = torch.channels_last
 
 
 def norm_implementation(plan: Plan, device: torch.device | str) -> tuple[Implementation, str]:
     """Return what computes batch norm in training on a device, and why. Raises ConfigError if it cannot."""
     kind = torch.device(device).type
     try:
-        return implementation_for(plan.recipe.batch_norm.implementation, kind, memory_format(kind))
+        return implementation_for(plan.recipe.batch_norm.implementation, kind, LAYOUT)
     except ValueError as error:
         raise ConfigError(f"{plan.name}: lbsgd.batch_norm: {error}") from error

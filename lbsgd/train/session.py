@@ -26,7 +26,7 @@ from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
-from lbsgd.train.kernels import memory_format, norm_implementation
+from lbsgd.train.kernels import LAYOUT, norm_implementation
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 from lbsgd.train.reporter import Reporter, Silence
@@ -116,7 +116,7 @@ def pixels_of(plan: Plan, device: torch.device) -> Pixels:
         resolution=plan.recipe.augmentation.resolution,
         device=device,
         dtype=DTYPES[plan.precision],
-        channels_last=memory_format(device) is torch.channels_last,
+        memory_format=LAYOUT,
     )
 
 
