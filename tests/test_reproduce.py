@@ -59,7 +59,7 @@ def runner(folder, side_by_side=2, **changes):
     (folder / "code").mkdir(exist_ok=True)
     (folder / "code" / "recipe.py").write_text(RECIPE)
     checkout = Checkout(folder / "code", "abc")
-    return Runner(DATA, checkout, folder, folder, Machine(side_by_side, 1, 0), **changes)
+    return Runner(DATA, checkout, folder, folder, Machine(side_by_side, 1), **changes)
 
 
 def starts(folder):

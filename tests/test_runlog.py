@@ -4,13 +4,15 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.report.run_log import RunLog, final_error, read_run
+from lbsgd.report.measure import TOP1
+from lbsgd.report.run_log import RunLog, read_run
 
 RUN = {
     "model": "resnet50",
@@ -85,10 +87,10 @@ def test_every_line_begins_with_its_kind_and_the_first_is_the_run(tmp_path):
 
 def test_the_error_of_a_run_is_the_median_of_its_last_5_epochs():
     errors = [1.0, 2.0, 30.0, 26.0, 24.0, 90.0, 25.0]  # the last five in order: 24 25 26 30 90
-    assert final_error([epoch(e, error) for e, error in enumerate(errors, start=1)]) == 26.0
-    assert final_error([epoch(1, 8.0), epoch(2, 6.0)]) == 7.0
-    assert final_error([epoch(1)], "train_top1_error_pct") == 12.0
-    assert final_error([]) is None
+    assert TOP1.of([epoch(e, error) for e, error in enumerate(errors, start=1)]) == 26.0
+    assert TOP1.of([epoch(1, 8.0), epoch(2, 6.0)]) == 7.0
+    assert replace(TOP1, key="train_top1_error_pct").of([epoch(1)]) == 12.0
+    assert TOP1.of([]) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

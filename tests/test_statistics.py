@@ -5,13 +5,13 @@ from statistics import mean, pstdev
 
 import pytest
 
-from lbsgd.report.run_log import final_error
+from lbsgd.report.measure import TOP1
 from lbsgd.report.statistics import Difference, difference, spread, verdict
 
 
 def test_a_run_s_error_is_the_median_of_its_last_five_epochs():
     errors = [90.0, 24.0, 26.0, 22.0, 25.0, 30.0]
-    assert final_error([{"val_top1_error_pct": error} for error in errors]) == 25.0
+    assert TOP1.of([{"val_top1_error_pct": error} for error in errors]) == 25.0
     assert mean(errors[-5:]) == 25.4  # the mean is another number, and the last epoch's 30
 
 

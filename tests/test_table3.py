@@ -37,7 +37,7 @@ def test_the_rows_are_those_of_the_paper_s_table():
 
 def test_a_run_starts_from_the_backbone_of_its_seed(tmp_path):
     runs = tmp_path / "runs" / "reproduce" / "scenes"
-    command = launch.command(Job(ROWS_A[1], 2), SCENES, tmp_path, runs, Machine(1, 1, 0), None)
+    command = launch.command(Job(ROWS_A[1], 2), SCENES, tmp_path, runs, Machine(1, 1), None)
     place = command.index("--backbone_weights") + 1
     assert command[place] == "../../digits18/x8/seed2/weights.pt"  # from the code's folder, so that logs can move
     assert command[command.index("--micro_batch") + 1] == "2"
@@ -48,9 +48,11 @@ def request(folder, *studies):
 
 
 def test_a_backbone_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path):
-    with pytest.raises(
-        DataError, match="digits18/x1/seed0/weights.pt is not there.*`lbsgd reproduce figure1 digits18`"
-    ):
+    lost = "digits18/x1/seed0/weights.pt is not there, and x4_from_x1/seed0 needs it; "
+    with pytest.raises(DataError, match=lost + "make it with `lbsgd reproduce figure1 digits18 --results"):
+        require_inputs(request(tmp_path, A))
+    (tmp_path / "runs/reproduce/digits18/x1/seed0").mkdir(parents=True)  # its published log alone, say
+    with pytest.raises(DataError, match=lost + "delete .*x1/seed0, whose run ended elsewhere, and make it"):
         require_inputs(request(tmp_path, A))
     for job in request(tmp_path, A).jobs:
         for file in job.inputs(tmp_path).values():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from lbsgd.commands.flag_types import positive
+
 DESCRIPTION = """runs a table or figure of the paper on your machine, and reports it
 
 lbsgd reproduce table1 digits            warmup: none, constant, gradual; 20 runs, about 45 minutes on 2 cores
@@ -21,8 +23,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("studies", nargs="+", metavar="EXPERIMENT", help=", ".join(STUDIES))
     add("data_set", metavar="DATA_SET", help=", ".join(DATA_SETS))
     add("--seeds", type=seeds, default=tuple(range(5)), metavar="N|A-B", help="as many, or from A to B (default: 5)")
-    add("--side_by_side", type=int, metavar="N", help="runs at a time (default: one per GPU, else per core)")
-    add("--epochs", type=int, metavar="N", help="stop every run after N epochs, to try a grid out")
+    add("--side_by_side", type=positive, metavar="N", help="runs at a time (default: one per GPU, else per core)")
+    add("--epochs", type=positive, metavar="N", help="stop every run after N epochs, to try a grid out")
     add("--work_dir", type=Path, metavar="DIR", help="where data/ and runs/ go (default: the repository)")
     add("--results", type=Path, metavar="DIR", help="where logs and pages go (default: results/ of the repository)")
     add("--list", action="store_true", help="print the commands of all runs, and run nothing")

@@ -50,12 +50,13 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
     for claim in study.claims(data):
         pair = [rows.get(claim.row), rows.get(claim.against)]
         values = [row.values for row in pair if row and len(row.values) >= num_seeds]
-        apart = difference(*values) if len(values) == 2 else None
+        diverged = tuple(row.num_diverged if row else 0 for row in pair)
+        apart = difference(*values) if len(values) == 2 and not any(diverged) else None
         higher = any(row.measure.higher for row in pair if row)
         test = (MORE_IS_BETTER if higher else TESTS)[claim.kind].format(margin=data.margin_pct)
         judged = apart.opposite() if apart and higher else apart
         holds = verdict(claim.kind, judged, data.margin_pct) if apart else of_diverged(claim.kind, pair, num_seeds)
-        found.append(Answer(claim, apart, holds, test, tuple(row.num_diverged if row else 0 for row in pair)))
+        found.append(Answer(claim, apart, holds, test, diverged))
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def noted_commit(place: Path) -> str | None:
 
 
 def add_worktree(checkout: Checkout, root: Path) -> None:
-    """Check the commit out, and compile its kernels."""
+    """Check the commit out, and compile its kernels. What a start that was killed has left is removed."""
     try:
         git(root, "cat-file", "-e", checkout.commit + "^{commit}")
     except ConfigError:
@@ -73,6 +74,7 @@ def add_worktree(checkout: Checkout, root: Path) -> None:
             f"this clone lacks commit {checkout.commit[:10]}, which the grid's runs are of; fetch it (`git fetch "
             "--unshallow` in a shallow clone), or begin another grid with --work_dir and --results"
         ) from None
+    shutil.rmtree(checkout.folder, ignore_errors=True)
     git(root, "worktree", "prune")
     git(root, "worktree", "add", "--force", "--detach", str(checkout.folder), checkout.commit)
     build_kernels(checkout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import DataError
@@ -14,16 +15,15 @@ MOST_BYTES = 50_000
 
 
 def collect(folder: Path, destination: Path) -> None:
-    """Copy a run's log, its iteration records thinned to one an epoch and to at most MOST_BYTES in all.
-
-    Raises DataError where even the other records are larger.
-    """
-    lines = (folder / LOG_NAME).read_bytes().splitlines(keepends=True)
-    kept = thinned(lines)
-    destination.mkdir(parents=True, exist_ok=True)
-    replace_file(destination / LOG_NAME, b"".join(kept))
-    if (folder / DIVERGED).exists():
-        replace_file(destination / DIVERGED, (folder / DIVERGED).read_bytes())
+    """Copy a run's log, its iteration records thinned. Raises DataError where it cannot be read or written."""
+    try:
+        kept = thinned((folder / LOG_NAME).read_bytes().splitlines(keepends=True))
+        destination.mkdir(parents=True, exist_ok=True)
+        replace_file(destination / LOG_NAME, b"".join(kept))
+        if (folder / DIVERGED).exists():
+            replace_file(destination / DIVERGED, (folder / DIVERGED).read_bytes())
+    except OSError as error:
+        raise DataError(f"{folder} cannot be published in {destination}: {error.strerror}") from None
 
 
 def bring_back(published: Path, folder: Path) -> None:
@@ -37,13 +37,14 @@ def bring_back(published: Path, folder: Path) -> None:
 
 
 def thinned(lines: list[bytes]) -> list[bytes]:
-    """Return the lines of a log, of the iterations the first of each epoch, or of fewer epochs where they are many."""
+    """Return the lines of a log, of the iterations the first of each epoch, or of fewer epochs, or none.
+
+    All in all they have at most MOST_BYTES, unless the other records alone have more. A `resume` keeps only what it
+    says otherwise than the first line. A last line that a kill cut short is left out.
+    """
+    lines = [line for line in lines if line.endswith(b"\n")]
     kinds = [json.loads(line) for line in lines]
-    others = sum(len(line) for line, record in zip(lines, kinds, strict=True) if record["kind"] != "iteration")
-    if others > MOST_BYTES:
-        raise DataError(
-            f"a log of {others} bytes without its iterations is more than {MOST_BYTES}; publish it elsewhere"
-        )
+    lines = [short_resume(line, record, kinds[0]) for line, record in zip(lines, kinds, strict=True)]
     for every in (1, 2, 5, 10, 20, 50, 100, 10**9):
         kept, seen = [], set()
         for line, record in zip(lines, kinds, strict=True):
@@ -55,4 +56,11 @@ def thinned(lines: list[bytes]) -> list[bytes]:
             kept.append(line)
         if sum(map(len, kept)) <= MOST_BYTES:
             return kept
-    return kept
+    return [line for line, record in zip(lines, kinds, strict=True) if record["kind"] != "iteration"]
+
+
+def short_resume(line: bytes, record: dict[str, Any], header: dict[str, Any]) -> bytes:
+    if record["kind"] != "resume":
+        return line
+    new = {key: value for key, value in record.items() if key == "iteration" or header.get(key) != value}
+    return json.dumps(new).encode() + b"\n"

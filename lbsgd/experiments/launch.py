@@ -28,30 +28,36 @@ PATIENCE_SECONDS = 24 * 3600  # a run at low priority may stand still for long o
 
 @dataclass(frozen=True)
 class Machine:
-    """What a grid may use: runs side by side, threads and GPUs of each."""
+    """What a grid may use: runs side by side, threads of each, and the GPUs by the names that CUDA has for them."""
 
     side_by_side: int
     threads: int
-    gpus: int
+    gpus: tuple[str, ...] = ()
 
     @classmethod
     def here(cls, data: DataSet, side_by_side: int | None) -> Machine:
-        cores, gpus = len(os.sched_getaffinity(0)), num_gpus()
-        fitting = cores if not gpus else 1 if data.gpus_per_run == 0 else gpus // data.gpus_per_run
+        cores, gpus = len(os.sched_getaffinity(0)), visible_gpus()
+        fitting = cores if not gpus else 1 if data.gpus_per_run == 0 else len(gpus) // data.gpus_per_run
         count = side_by_side or max(1, fitting)
         return cls(count, max(1, cores // count), gpus)
 
+    def gpu_of(self, slot: int) -> dict[str, str]:
+        """Return the environment that gives a run one GPU, where several runs share several."""
+        if len(self.gpus) < 2 or self.side_by_side < 2:
+            return {}
+        return {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]}
 
-def num_gpus() -> int:
+
+def visible_gpus() -> tuple[str, ...]:
     """Return the GPUs that the runs may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([device for device in visible.split(",") if device.strip()])
+        return tuple(device.strip() for device in visible.split(",") if device.strip())
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
     except OSError:
-        return 0
-    return sum(line.startswith("GPU ") for line in listed.splitlines())
+        return ()
+    return tuple(map(str, range(sum(line.startswith("GPU ") for line in listed.splitlines()))))
 
 
 def settings_of(job: Job, data: DataSet) -> list[str]:
@@ -81,7 +87,7 @@ def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machin
     """Return the command of a run, to be started in the grid's code folder; the log keeps it, with relative paths."""
     code, inputs = runs / CODE_FOLDER, job.inputs(work_dir)
     global_batch = job.row.factor * data.base_batch
-    gpus = machine.gpus if data.gpus_per_run == 0 else data.gpus_per_run
+    gpus = len(machine.gpus) if data.gpus_per_run == 0 else data.gpus_per_run
     processes = max(p for p in range(1, max(1, gpus) + 1) if global_batch // data.per_worker_batch % p == 0)
     launcher = [sys.executable]
     if processes > 1:
@@ -112,6 +118,8 @@ class Started:
     slot: int
     process: subprocess.Popen
     lock: IO
+    output: Path
+    said_before: int = 0  # bytes of output of earlier starts
 
     def ended(self) -> int | None:
         """Return the exit code, and give the lock back, once the run is over."""
@@ -120,11 +128,18 @@ class Started:
             self.lock.close()
         return code
 
+    def last_words(self) -> str:
+        """Return the error line of this start's output, or its last line."""
+        said = self.output.read_bytes()[self.said_before :].decode(errors="replace")
+        lines = [line for line in said.splitlines() if line.strip()] or ["(no output)"]
+        errors = [line for line in lines if line.startswith("error: ")]
+        return (errors or lines)[-1]
+
 
 def start(
     job: Job, arguments: list[str], checkout: Checkout, folder: Path, slot: int, machine: Machine
 ) -> Started | None:
-    """Start a run; None where another process is at it."""
+    """Start a run; None where another process is at it, or has just finished it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / "lock", "w")
     try:
@@ -132,9 +147,12 @@ def start(
     except BlockingIOError:
         lock.close()
         return None
-    one_gpu = {"CUDA_VISIBLE_DEVICES": str(slot)} if machine.gpus > 1 and machine.side_by_side > 1 else {}
-    environment = checkout.environment(OMP_NUM_THREADS=str(machine.threads), **one_gpu)
+    if is_done(folder):
+        lock.close()
+        return None
+    environment = checkout.environment(OMP_NUM_THREADS=str(machine.threads), **machine.gpu_of(slot))
     with open(folder / "output.txt", "ab") as output:
+        said_before = output.tell()
         process = subprocess.Popen(
             arguments,
             cwd=checkout.folder,
@@ -145,7 +163,7 @@ def start(
             pass_fds=(lock.fileno(),),
             preexec_fn=end_with_grid,
         )
-    return Started(job, slot, process, lock)
+    return Started(job, slot, process, lock, folder / "output.txt", said_before)
 
 
 def end_with_grid() -> None:
@@ -176,10 +194,3 @@ def clear_up(folder: Path) -> None:
     """Delete what a finished run does not need any more: 90 MB of checkpoints of a ResNet-18. Its weights stay."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     (folder / "lock").unlink(missing_ok=True)
-
-
-def last_words(folder: Path) -> str:
-    """Return the error line of a run's output, or its last line."""
-    lines = (folder / "output.txt").read_text(errors="replace").splitlines() or ["(no output)"]
-    errors = [line for line in lines if line.startswith("error: ")]
-    return (errors or [line for line in lines if line.strip()] or lines)[-1]

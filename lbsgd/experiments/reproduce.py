@@ -117,6 +117,8 @@ def report(request: Request, commit: str) -> None:
     for study in request.studies:
         rows = study.rows(request.data)
         places = [request.logs / row.name for row in rows if (request.logs / row.name).exists()]
+        if not places:
+            raise DataError(f"{request.logs} holds no run of {study.name}, so there is nothing to report")
         families = families_at(places)
         found = answers(study, request.data, rows_by_name(families), len(request.seeds))
         sections = (
@@ -146,7 +148,10 @@ def require_inputs(request: Request) -> None:
     for job in request.jobs:
         for file in job.inputs(request.work_dir).values():
             if not file.exists():
-                raise DataError(f"{file} is not there, and {job.name} needs it; make it with `{job.row.made_by}`")
+                elsewhere = f"delete {file.parent}, whose run ended elsewhere, and " if file.parent.exists() else ""
+                raise DataError(
+                    f"{file} is not there, and {job.name} needs it; {elsewhere}make it with `{job.row.made_by}`"
+                )
 
 
 def prepare(request: Request, checkout: Checkout) -> None:

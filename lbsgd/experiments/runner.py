@@ -44,7 +44,7 @@ class Runner:
         waiting = []
         for job in jobs:
             if launch.is_done(job.folder(self.runs)):
-                self.finished(job)
+                self.publish(job, print)
             else:
                 waiting.append(job)
         before = {number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -95,12 +95,12 @@ class Runner:
             return
         self.running.remove(started)
         if code == launch.DIVERGED_CODE:
-            (folder / launch.DIVERGED).write_text(launch.last_words(folder) + "\n")
+            (folder / launch.DIVERGED).write_text(started.last_words() + "\n")
         if launch.is_done(folder):
             self.end(started.job, overview)
         elif code != launch.STOPPED_CODE or not self.stop_requested:
-            self.failed[started.job.name] = f"{launch.last_words(folder)} [{folder / 'output.txt'}]"
-            overview.say(f"{started.job.name}: ended with exit code {code}: {launch.last_words(folder)}")
+            self.failed[started.job.name] = f"{started.last_words()} [{started.output}]"
+            overview.say(f"{started.job.name}: ended with exit code {code}: {started.last_words()}")
 
     def done_elsewhere(self, job: Job, overview: Overview) -> bool:
         """Whether another grid has finished a run that waits here."""
@@ -112,10 +112,13 @@ class Runner:
     def end(self, job: Job, overview: Overview) -> None:
         launch.clear_up(job.folder(self.runs))
         overview.ended(job)
+        self.publish(job, overview.say)
+
+    def publish(self, job: Job, say: Callable[[str], None]) -> None:
         try:
             self.finished(job)
         except LbsgdError as error:  # a full disk, say: the run itself is not lost
-            overview.say(f"{job.name}: {error}")
+            say(f"{job.name}: {error}")
 
     def stop(self) -> None:
         """Let the runs save and end, then raise Stopped."""

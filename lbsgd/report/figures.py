@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from io import BytesIO
 from itertools import cycle
@@ -60,7 +61,7 @@ def begin_at_zero(axes: Axes, unit: str) -> None:
 
 
 def draw_band(axes: Axes, band: Series, colour: str, style: str, label: str | None) -> None:
-    y = [float("nan") if value is None else value for value in band.y]
+    y = [math.nan if value is None else value for value in band.y]
     axes.fill_between(band.x, band.low or y, band.high or y, color=colour, alpha=0.2, linewidth=0)
     axes.plot(band.x, y, ("." if len(band.x) == 1 else "") + style, color=colour, linewidth=1.5, label=label)
 
@@ -94,7 +95,7 @@ def save(picture: Figure, stem: Path) -> list[Path]:
 
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        data, path = BytesIO(), stem.with_suffix(f".{kind}")
+        data, path = BytesIO(), stem.with_name(f"{stem.name}.{kind}")
         with matplotlib.rc_context({"svg.hashsalt": SALT}):
             picture.savefig(data, format=kind, dpi=110, metadata=metadata)
         try:

@@ -103,10 +103,15 @@ def batch_chart(rows: Sequence[Group]) -> Chart:
 
 
 def origin(families: Sequence[Family]) -> list[Section]:
-    """Return where the runs come from, told by the first of the largest family."""
+    """Return where the runs come from, told by the baseline, or the first row, of the largest family."""
     if not families:
         return []
-    header = families[0].rows[0].header
+    family = families[0]
+    row = family.baseline or family.rows[0]
+    header = row.header
     environment = {key: value for key, value in header.get("environment", {}).items() if key != "started"}
     facts: list[Fact] = described(environment)
-    return [Section("Configuration of the baseline", facts=configuration(header)), Section("Environment", facts=facts)]
+    return [
+        Section(f"Configuration of the row: {family.label(row)}", facts=configuration(header)),
+        Section("Environment", facts=facts),
+    ]

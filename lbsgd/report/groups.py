@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,15 +25,25 @@ NOT_A_ROW = ("seed", "purpose", "paper_error_pct")  # keys of the recipe in whic
 def find_runs(places: Sequence[str | Path]) -> list[LoggedRun]:
     """Read the runs at these places: a log, a run's folder, or a folder with runs at any depth below it.
 
+    A git checkout below a place is not entered: a grid's folder holds one, with the published logs of its commit.
     Raises DataError where there is none.
     """
     runs: dict[Path, LoggedRun] = {}
     for place in map(Path, places):
-        logs = [place] if place.is_file() or (place / LOG_NAME).exists() else sorted(place.rglob(LOG_NAME))
+        logs = [place] if place.is_file() or (place / LOG_NAME).exists() else logs_below(place)
         for log in logs or [place]:  # nothing there: read_run says so
             run = read_run(log)
             runs.setdefault(run.path.resolve(), run)
     return list(runs.values())
+
+
+def logs_below(place: Path) -> list[Path]:
+    found = []
+    for folder, names, files in os.walk(place):
+        if LOG_NAME in files:
+            found.append(Path(folder, LOG_NAME))
+        names[:] = [name for name in names if not Path(folder, name, ".git").exists()]
+    return sorted(found)
 
 
 @dataclass(frozen=True)
@@ -91,24 +102,41 @@ class Group:
 def group_runs(runs: Sequence[LoggedRun]) -> list[Group]:
     """Return the rows that the runs make: those that differ only in their seed are one.
 
-    A run ended early (by --epochs) is a row of its own, since its last epochs are others; so is a copy of a seed: only
-    the first counts. Raises DataError where the runs of a row differ in code.
+    A run ended early (by --epochs) is a row of its own, since its last epochs are others. Of copies of a seed only the
+    first counts. Raises DataError where the runs of a row differ in code.
     """
-    groups: dict[str, dict[int, LoggedRun]] = {}
+    groups: dict[str, list[LoggedRun]] = {}
     for run in runs:
-        groups.setdefault(row_key(run), {}).setdefault(seed_of(run), run)
-    rows = [Group(tuple(seeds[seed] for seed in sorted(seeds))) for seeds in groups.values()]
-    for row in rows:
-        require_one_code(row.runs)
+        groups.setdefault(row_key(run), []).append(run)
+    for alike in groups.values():
+        require_one_code(alike)
+    rows = [Group(tuple(first_of_seeds(alike))) for alike in groups.values()]
     return sorted(rows, key=lambda row: (row.header["model"], row.global_batch))
+
+
+def first_of_seeds(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
+    """Return the first run of each seed, in the order of the seeds."""
+    seeds: dict[int, LoggedRun] = {}
+    for run in runs:
+        seeds.setdefault(seed_of(run), run)
+    return [seeds[seed] for seed in sorted(seeds)]
 
 
 def row_key(run: LoggedRun) -> str:
     """Return what the runs of one row share. How processes divided the work is not part of it."""
     numbers = {key: run.header.get(key) for key in (*SAME_IN_A_ROW, "started_from")}
     recipe = {key: value for key, value in run.header["recipe"].items() if key not in NOT_A_ROW}
-    ended_early = run.result is not None and run.epochs_done < run.planned_epochs
-    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], len(run.epochs) if ended_early else None])
+    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], ended_after(run), data_of(run)])
+
+
+def ended_after(run: LoggedRun) -> float | None:
+    """Return the epochs of a run that ended early, by --epochs; None of one that was trained to its end, or goes on."""
+    return run.epochs_done if run.result is not None and run.epochs_done < run.planned_epochs else None
+
+
+def data_of(run: LoggedRun) -> str | None:
+    """Return the fingerprint of a run's images; logs of earlier versions have none."""
+    return run.header.get("data")
 
 
 def require_one_code(runs: Sequence[LoggedRun]) -> None:
@@ -117,7 +145,7 @@ def require_one_code(runs: Sequence[LoggedRun]) -> None:
     if len(codes) > 1:
         first, second, *_ = codes.values()
         raise DataError(
-            f"{first.path} and {second.path} were run by different code of lbsgd, and the rows of a table must not "
+            f"{first.path} and {second.path} were run by different code of lbsgd, and the runs of a row must not "
             "differ in it; report them apart, or run one again"
         )
 
@@ -163,15 +191,28 @@ class Family:
             changes.add({0.5: "half the lr", 2.0: "twice the lr"}.get(round(times, 3), f"lr x {times:g}"))
         if not recipe["batch_norm"]["zero_last_gamma"]:
             changes.add("γ = 1")
-        changes |= {f"{key} {value}" for key, value in other_changes(recipe).items()}
+        changes |= {f"{key} {value}" for key, value in (other_changes(recipe) | self.unlike_most(row)).items()}
         if len({other.header.get("started_from") for other in self.rows}) > 1:
             changes.add(f"from {row.header.get('started_from') or 'random weights'}")
         return changes
 
+    def unlike_most(self, row: Group) -> dict[str, Any]:
+        """Return the settings without a name of their own in which a row differs from most rows, or from the first."""
+        return {key: value for key, value in further_settings(row).items() if value != self.usual_settings[key]}
+
+    @cached_property
+    def usual_settings(self) -> dict[str, Any]:
+        """The further settings of most rows; of those that are equally frequent, the first row's."""
+        counts: dict[str, Counter[Any]] = {}
+        for row in self.rows:
+            for key, value in further_settings(row).items():
+                counts.setdefault(key, Counter())[value] += 1
+        return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
+
     def label(self, row: Group) -> str:
         """Return a row's name in the tables."""
         changes = sorted(self.changes_of(row))
-        plain = "baseline" if row.factor == 1 else "gradual warmup"
+        plain = "baseline" if row.factor == 1 else "gradual warmup" if row.factor > 1 else "small batch"
         return ", ".join(changes) if changes else plain
 
 
@@ -192,6 +233,18 @@ def other_changes(recipe: dict[str, Any]) -> dict[str, str]:
     return {key: value for key, value in found.items() if value}
 
 
+def further_settings(row: Group) -> dict[str, Any]:
+    """Return what two rows may differ in besides what `changes_of` has words for."""
+    warmup, optimizer = row.recipe["warmup"], row.header["config"]["optimizer"]
+    found = {"precision": row.header["precision"], "momentum": row.recipe["momentum"].get("form")}
+    found |= {key: value for key, value in optimizer.get("params", {}).items() if key in ("momentum", "nesterov")}
+    if row.recipe["weight_decay"]["scaling"] == "none":
+        found["weight decay"] = optimizer.get("params", {}).get("weight_decay")
+    if row.factor > 1 and warmup["kind"] == "gradual":
+        found |= {f"warmup {key}": value for key, value in warmup.items() if key in ("epochs", "iterations") and value}
+    return found
+
+
 def families_of(groups: Sequence[Group]) -> list[Family]:
     """Return the rows that may be compared, most rows first."""
     families: dict[str, list[Group]] = {}
@@ -205,7 +258,8 @@ def family_key(group: Group) -> str:
     recipe = group.recipe
     shared = {key: recipe.get(key) for key in ("epochs", "iterations", "num_images", "decay", "augmentation")}
     n, base = recipe["batch_norm"]["per_worker_batch"], scaling_of(recipe)["base_batch"]
-    return json.dumps([group.header["model"], shared, n, base], sort_keys=True)
+    [run, *_] = group.runs
+    return json.dumps([group.header["model"], shared, n, base, ended_after(run), data_of(run)], sort_keys=True)
 
 
 def most_common_lr(rows: Sequence[Group]) -> float:

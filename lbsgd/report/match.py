@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean, stdev
@@ -31,8 +32,8 @@ class Match:
 
 
 def mean_curve(runs: Sequence[LoggedRun], key: str = "train_top1_error_pct") -> list[float]:
-    """Return the mean over runs of each epoch that all of them have reached."""
-    return [mean(values) for values in of_epochs(runs, key)]
+    """Return the mean over runs of each epoch that all of them have reached; NaN where none has a number."""
+    return [mean(values) if values else math.nan for values in of_epochs(runs, key)]
 
 
 def std_curve(runs: Sequence[LoggedRun], key: str = "train_top1_error_pct") -> list[float]:
@@ -40,9 +41,10 @@ def std_curve(runs: Sequence[LoggedRun], key: str = "train_top1_error_pct") -> l
     return [stdev(values) if len(values) > 1 else 0.0 for values in of_epochs(runs, key)]
 
 
-def of_epochs(runs: Sequence[LoggedRun], key: str) -> list[tuple[float, ...]]:
+def of_epochs(runs: Sequence[LoggedRun], key: str) -> list[list[float]]:
+    """Return the numbers of each epoch, as far as the shortest run; the log has null for what was none."""
     columns = [[record[key] for record in run.epochs] for run in runs]
-    return list(zip(*columns, strict=False)) if columns else []  # as far as the shortest run
+    return [[value for value in values if value is not None] for values in zip(*columns, strict=False)]
 
 
 def band(baseline: Sequence[LoggedRun]) -> list[tuple[float, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any, Literal
 
@@ -70,6 +70,11 @@ def described(measures: Sequence[Measure]) -> list[dict[str, Any]]:
 
 
 def measures_of(header: Record) -> tuple[Measure, ...]:
-    """Return the measures that the first line of a log names; earlier logs, which name none, are a classifier's."""
-    named = header.get("judged_by")
-    return (TOP1,) if named is None else tuple(Measure(**each) for each in named)
+    """Return the measures that the first line of a log names; earlier logs, which name none, are a classifier's.
+
+    What a later version says of a measure besides is left out.
+    """
+    named, known = header.get("judged_by"), {field.name for field in fields(Measure)}
+    if named is None:
+        return (TOP1,)
+    return tuple(Measure(**{key: value for key, value in each.items() if key in known}) for each in named)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -114,8 +115,8 @@ class Page:
 
 
 def rounded(values: Sequence[float | None]) -> list[float | None]:
-    """Return the values to five digits, which is more than a screen shows."""
-    return [None if value is None else float(f"{value:.5g}") for value in values]
+    """Return the values to five digits, which is more than a screen shows; what is no finite number as None."""
+    return [None if value is None or not math.isfinite(value) else float(f"{value:.5g}") for value in values]
 
 
 @cache

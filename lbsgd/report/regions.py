@@ -37,7 +37,10 @@ def update(file: Path) -> bool:
     new = updated(text, file)
     if new == text:
         return False
-    replace_file(file, new.encode())
+    try:
+        replace_file(file, new.encode())
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
     return True
 
 
@@ -54,7 +57,11 @@ def updated(text: str, file: Path) -> str:
 
 def body(arguments: str, file: Path) -> str:
     """Return what a region says, between blank lines."""
-    given = parser(file).parse_args(shlex.split(arguments))
+    try:
+        words = shlex.split(arguments)
+    except ValueError as error:  # a quotation mark without its partner
+        raise ConfigError(f"{file}: a report's marker is wrong: {arguments}: {error}") from None
+    given = parser(file).parse_args(words)
     families = families_at([file.parent / run for run in given.runs])
     tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
     if not tables:

@@ -16,13 +16,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.report.measure import TOP1, Measure, measures_of
+from lbsgd.report.measure import Measure, measures_of
 
 LOG_NAME = "log.jsonl"
 
@@ -44,14 +44,6 @@ def keys_of(kind: str, header: Record) -> set[str]:
     training = {measure.training for measure in measures if measure.training} if kind == "epoch" else set()
     judged = {measure.key for measure in measures} if kind in ("epoch", "result") else set()
     return KEYS[kind] | judged | training
-
-
-def final_error(epochs: Sequence[Record], key: str = "val_top1_error_pct") -> float | None:
-    """Return a run's error in %: the median over its last 5 epochs (Sec. 5.1), over all while there are fewer.
-
-    Without any epoch the error is None.
-    """
-    return replace(TOP1, key=key).of(epochs)
 
 
 class RunLog:
@@ -106,8 +98,9 @@ class RunLog:
         """Put the lines before the first new record in place, all at once."""
         records = [{"kind": "run", **header}]
         if resume_iteration is not None:
-            # A checkpoint is good without its log (lost, or in another folder): the log then begins there.
-            if self.path.exists():
+            # A checkpoint is good without its log (lost, or in another folder): the log then begins there. Without a
+            # checkpoint nothing says that this run is the one in the log.
+            if resume_iteration and self.path.exists():
                 records = _happened_before(resume_iteration, _read(self.path))
             self.epochs = [record for record in records if record["kind"] == "epoch"]
             records.append({"kind": "resume", **header, "iteration": resume_iteration})

@@ -1,6 +1,6 @@
 """The paper's statistic (Sec. 5.1), and how far two rows of a table may lie apart.
 
-A run's error is the median of its last 5 epochs (`run_log.final_error`), a row's the mean ± standard deviation.
+A run's error is the median of its last 5 epochs (`measure.Measure.of`), a row's the mean ± standard deviation.
 "No difference" is never read off a large p-value: an interval must lie inside a margin that was fixed before.
 """
 

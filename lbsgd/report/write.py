@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,11 @@ from lbsgd.report.figures import band_figure, batch_figure, save
 from lbsgd.report.group_page import group_page
 from lbsgd.report.groups import Family, Group, families_of, find_runs, group_runs
 from lbsgd.report.page import Section
-from lbsgd.report.paper_table import error_cell
+from lbsgd.report.paper_table import PaperTable, error_cell
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.units import markdown_table
+
+SEED = re.compile(r"seed\d+")  # the folder of a run in a row of a grid
 
 
 def families_at(places: Sequence[str | Path]) -> list[Family]:
@@ -37,49 +40,65 @@ def write_report(
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = [(family, table) for family in families for table in wanted(paper_tables(family), tables)]
+        found = [(family, wanted(paper_tables(family), tables)) for family in families]
         written = [folder / "tables.md", folder / "tables.csv"]
-        in_markdown = "\n".join(table.markdown() for _, table in found) or rows_markdown(families)
-        replace_file(written[0], in_markdown.encode())
-        replace_file(written[1], ("".join(table.csv() for _, table in found) or rows_csv(families)).encode())
+        in_markdown = [text for family, made in found for text in markdown_of(family, made)]
+        replace_file(written[0], "\n".join(in_markdown).encode())
+        replace_file(written[1], "".join(text for family, made in found for text in csv_of(family, made)).encode())
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --output_dir") from error
-    for family, table in found:
-        written += save(band_figure(table.labels, table.groups), folder / table.name)
-        if table.name.startswith("figure1"):
-            written += save(batch_figure(family, table.groups), folder / "error_over_batch")
-    for number, family in enumerate(families):
-        if not wanted(paper_tables(family), tables):
-            written += save(
-                band_figure([family.label(row) for row in family.rows], family.rows), folder / f"curves{number or ''}"
-            )
+    for number, (family, made) in enumerate(found, 1):
+        written += pictures(family, made, folder, "" if number == 1 else f"_{number}")
     written.append(group_page(title, families, tables, answers).write(folder))
     return written
 
 
-def row_heads(families: Sequence[Family]) -> tuple[str, ...]:
-    measure = families[0].rows[0].measure
+def pictures(family: Family, tables: Sequence[PaperTable], folder: Path, ending: str) -> list[Path]:
+    """Draw a picture per table, or one of a family without any; `ending` keeps the names of two families apart."""
+    written = []
+    for table in tables:
+        written += save(band_figure(table.labels, table.groups), folder / f"{table.name}{ending}")
+        if table.name.startswith("figure1"):
+            written += save(batch_figure(family, table.groups), folder / f"error_over_batch{ending}")
+    if not tables:
+        labels = [family.label(row) for row in family.rows]
+        written += save(band_figure(labels, family.rows), folder / f"curves{ending}")
+    return written
+
+
+def markdown_of(family: Family, tables: Sequence[PaperTable]) -> list[str]:
+    """Return a family's tables, or its rows where they make no table of the paper."""
+    if tables:
+        return [table.markdown() for table in tables]
+    return [markdown_table(row_heads(family), row_cells(family)) + "\n"]
+
+
+def csv_of(family: Family, tables: Sequence[PaperTable]) -> list[str]:
+    if tables:
+        return [table.csv() for table in tables]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([row_heads(family), *row_cells(family)])
+    return [text.getvalue()]
+
+
+def row_heads(family: Family) -> tuple[str, ...]:
+    measure = family.rows[0].measure
     return ("row", "kn", "η", f"{measure.short} {measure.unit}".rstrip(), "seeds")
 
 
-def row_cells(families: Sequence[Family]) -> list[tuple[str, ...]]:
-    """Return the rows of runs that make no table of the paper."""
+def row_cells(family: Family) -> list[tuple[str, ...]]:
     return [
-        (name, f"{row.global_batch:,}", f"{row.lr:.3g}", error_cell(row), str(len(row.runs)))
-        for name, row in rows_by_name(families).items()
+        (name_of(row), f"{row.global_batch:,}", f"{row.lr:.3g}", error_cell(row), str(len(row.runs)))
+        for row in family.rows
     ]
 
 
-def rows_markdown(families: Sequence[Family]) -> str:
-    return markdown_table(row_heads(families), row_cells(families)) + "\n"
-
-
-def rows_csv(families: Sequence[Family]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([row_heads(families), *row_cells(families)])
-    return text.getvalue()
-
-
 def rows_by_name(families: Sequence[Family]) -> dict[str, Group]:
-    """Return the rows by the folders that their runs lie in: .../NAME/seed0/log.jsonl."""
-    return {row.runs[0].path.parent.parent.name: row for family in families for row in family.rows}
+    """Return the rows of a grid by their names."""
+    return {name_of(row): row for family in families for row in family.rows}
+
+
+def name_of(row: Group) -> str:
+    """Return the name of a row's folder: .../NAME/seed0/log.jsonl in a grid, else .../NAME/log.jsonl."""
+    folder = row.runs[0].path.resolve().parent
+    return folder.parent.name if SEED.fullmatch(folder.name) else folder.name

@@ -140,6 +140,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
             "model": run.task.name,
             "judged_by": measures_described(run.task.judged_by),
             **run.plan.as_dict(),
+            "data": run.images.fingerprint,
             "aggregation": aggregation,
             "batch_norm": norm,
             **({"compiled": "each residual block"} if run.compiled else {}),

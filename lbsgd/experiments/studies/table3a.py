@@ -19,7 +19,7 @@ def row_from(backbone: int, factor: int = DETECTORS_FACTOR) -> Row:
         f"pre-trained at x{backbone}",
         factor,
         inputs=(("--backbone_weights", weights),),
-        made_by="lbsgd reproduce figure1 digits18",
+        made_by="lbsgd reproduce figure1 digits18 --results runs/backbones",
     )
 
 

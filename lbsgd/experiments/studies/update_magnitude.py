@@ -11,6 +11,8 @@ SCRIPT, EPOCHS = "recipes/update_magnitude.py", "6"
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
+    if data.name != "digits":
+        return ()  # the recipe has its network
     none = (setting("warmup", {"kind": "none", "epochs": 0}),)
     return (
         Row(f"x{data.large}_steps_gradual", "gradual warmup", data.large, (), SCRIPT, ("--epochs", EPOCHS)),
