@@ -1,5 +1,7 @@
 """The page that a run writes while it trains, and the warning when it leaves the baseline's curve."""
 
+import math
+
 import pytest
 from grid_logs import DIGITS, write_log
 
@@ -50,6 +52,13 @@ def test_a_baseline_is_three_finished_seeds_of_one_recipe(tmp_path, baseline):
     for runs in (baseline[:2], [*baseline[:2], write_log(tmp_path / "other", GRADUAL, 2, CURVE)]):
         with pytest.raises(ConfigError, match="give at least 3 finished runs of one recipe"):
             baseline_band(runs)
+
+
+def test_an_infinite_noise_scale_is_a_gap_and_no_error(tmp_path):
+    """|G|² may be estimated at 0 or below; the log has null then."""
+    said, page = warnings_of(tmp_path, BASELINE, [50.0], ())
+    page.measured += [{"iteration": t, "epoch": t / 4, "noise_scale": scale} for t, scale in enumerate([9.0, math.inf])]
+    assert page.write(epochs([50.0])) == [] and "[9.0,null]" in (tmp_path / "index.html").read_text()
 
 
 def test_a_page_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):

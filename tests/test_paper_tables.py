@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,9 @@ from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.answers import answers
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.experiments.grid import Claim
-from lbsgd.report.groups import families_of, find_runs, group_runs
-from lbsgd.report.match import band, matched_from
+from lbsgd.report.families import families_of
+from lbsgd.report.groups import find_runs, group_runs
+from lbsgd.report.match import band, matched_from, mean_curve
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.regions import update
 from lbsgd.report.write import families_at, rows_by_name, write_report
@@ -105,6 +107,76 @@ def test_a_run_ended_early_is_a_row_of_its_own(tmp_path):
     assert [len(row.runs) for row in group_runs(find_runs([tmp_path]))] == [1, 1]
 
 
+@pytest.mark.parametrize("early", ["a", "z"])
+def test_a_trial_of_an_epoch_is_no_baseline(tmp_path, early):
+    """Wherever its folder is sorted."""
+    folder = write_log(tmp_path / early, TABLE_1[0], 0, [90.0], planned=6)
+    with open(folder / "log.jsonl", "a") as log:
+        log.write('{"kind": "result", "val_top1_error_pct": 90.0}\n')
+    write_rows(tmp_path / "full", TABLE_1, ERRORS)
+    family, trial = families_of(group_runs(find_runs([tmp_path])))
+    assert len(family.rows) == 4 and family.baseline.values == ERRORS["x1"] and len(trial.rows) == 1
+
+
+def edited(folder, edit):
+    """Change the first line of a run's log."""
+    first, *rest = (folder / "log.jsonl").read_text().splitlines(keepends=True)
+    header = json.loads(first)
+    edit(header)
+    (folder / "log.jsonl").write_text(json.dumps(header) + "\n" + "".join(rest))
+
+
+@pytest.mark.parametrize(
+    "edit, label",
+    [
+        (lambda header: header.update(precision="bf16"), "precision bf16"),
+        (lambda header: header["recipe"]["warmup"].update(epochs=4.0), "warmup epochs 4.0"),
+        (lambda header: header["config"]["optimizer"]["params"].update(weight_decay=0.001), "weight decay 0.001"),
+        (lambda header: header["config"]["optimizer"]["params"].update(nesterov=False), "nesterov False"),
+    ],
+)
+def test_what_differs_is_named_and_is_not_the_paper_s_row(tmp_path, edit, label):
+    write_rows(tmp_path / "z", TABLE_1, ERRORS)
+    edited(write_log(tmp_path / "a", TABLE_1[3], 0, [9.0] * 6), edit)
+    [family] = families_at([tmp_path])
+    assert sorted(map(family.label, family.rows)) == sorted(
+        ["baseline", "no warmup", "constant warmup", "gradual warmup", label]
+    )
+    assert family.find(8).values == ERRORS["x8"]
+
+
+def test_runs_on_other_images_are_no_seeds_of_one_row(tmp_path):
+    for seed, data in enumerate(["images a", "images b"]):
+        edited(write_log(tmp_path, TABLE_1[0], seed, [1.0]), lambda header, data=data: header.update(data=data))
+    assert [len(family.rows) for family in families_at([tmp_path])] == [1, 1]
+
+
+def test_published_logs_in_a_grid_s_checkout_are_not_its_runs(tmp_path):
+    write_log(tmp_path / "code" / "results", TABLE_1[0], 0, [9.0])
+    (tmp_path / "code" / ".git").write_text("gitdir: elsewhere\n")
+    write_log(tmp_path, TABLE_1[0], 0, [1.0])
+    assert [run.value for run in find_runs([tmp_path])] == [1.0]
+    assert [run.value for run in find_runs([tmp_path / "code"])] == [9.0]  # asked for
+
+
+def test_a_copy_of_other_code_is_refused(tmp_path):
+    for place in ("a", "b"):
+        write_log(tmp_path / place, TABLE_1[0], 0, [1.0], code=place)
+    with pytest.raises(DataError, match="different code of lbsgd, and the runs of a row must not differ"):
+        group_runs(find_runs([tmp_path]))
+
+
+def test_an_evaluation_without_a_number_is_a_gap(tmp_path):
+    write_log(tmp_path / "runs", TABLE_1[0], 0, [5.0, float("nan"), 3.0])
+    write_log(tmp_path / "runs", TABLE_1[0], 1, [7.0, 6.0, 3.0])
+    write_log(tmp_path / "runs", TABLE_1[3], 0, [float("nan"), 4.0, 3.0])
+    families = families_at([tmp_path / "runs"])
+    alone, pair = (mean_curve(row.runs, "val_top1_error_pct") for row in reversed(families[0].rows))
+    assert math.isnan(alone[0]) and alone[1:] == [4.0, 3.0] and pair == [6.0, 6.0, 3.0]
+    write_report(families, tmp_path / "report", "gaps")
+    assert "null" in (tmp_path / "report" / "index.html").read_text()
+
+
 # --- curve match ------------------------------------------------------------------------------------------------------
 
 
@@ -149,6 +221,15 @@ def test_claims_are_answered_also_where_they_fail(table_1_runs):
     assert [answer.holds for answer in answers(STUDIES["table1"], DIGITS, rows, num_seeds=5)] == [None] * 5
 
 
+def test_a_diverged_seed_counts_also_where_enough_others_ended(tmp_path):
+    write_rows(tmp_path, TABLE_1, ERRORS)
+    (write_log(tmp_path, TABLE_1[3], 3, [90.0], planned=6) / "diverged.txt").write_text("error: not a number\n")
+    claim = Claim("no worse", "x8", "no worse", "x1")
+    study = replace(STUDIES["table1"], claims=lambda data: (claim,))
+    [answer] = answers(study, DIGITS, rows_by_name(families_at([tmp_path])), num_seeds=3)
+    assert answer.holds is False and answer.cells[3] == "1 of x8 diverged"
+
+
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
@@ -176,6 +257,10 @@ def test_a_region_of_a_file_is_written_again(table_1_runs, tmp_path):
         ("nothing", "0 regions begin"),
         ("<!-- report a -->\nno end", "1 regions begin and 0 are complete"),
         ("<!-- report --table table1 -->\n<!-- end of report -->", "marker is wrong: .*runs"),
+        (
+            "<!-- report ../Bob's runs -->\n<!-- end of report -->",
+            "marker is wrong: ../Bob's runs: No closing quotation",
+        ),
     ],
 )
 def test_a_file_without_a_whole_region_is_refused(tmp_path, text, reason):
@@ -193,6 +278,25 @@ def test_rows_of_other_data_are_no_family(tmp_path):
     header["recipe"]["num_images"] = 50_000
     log.write_text(json.dumps(header) + "\n" + "".join(rest))
     assert len(families_of(group_runs(find_runs([tmp_path])))) == 2
+
+
+def test_families_side_by_side_lose_no_row_and_no_picture(tmp_path):
+    for name, images in (("r50", 1_536), ("r101", 50_000)):
+        for row in (TABLE_1[0], TABLE_1[3]):
+            folder = write_log(tmp_path / "runs" / name, row, 0, [1.0])
+            edited(folder, lambda header, images=images: header["recipe"].update(num_images=images))
+    other = write_log(tmp_path / "runs" / "alone", TABLE_1[3], 0, [2.0])
+    edited(other, lambda header: header.update(model="resnet152"))
+    written = write_report(families_at([tmp_path / "runs"]), tmp_path / "report", "three")
+    names = [path.name for path in written if path.suffix == ".svg"]
+    assert names == [
+        *("figure1.svg", "error_over_batch.svg", "figure1_2.svg", "error_over_batch_2.svg"),
+        "curves_3.svg",
+    ]
+    assert (
+        written[0].read_text().count("| gradual warmup |") == 2 and "| x8 | 256 | 1.6 | 2.00" in written[0].read_text()
+    )
+    assert len(written) == len(set(written))
 
 
 def test_rows_of_no_table_have_a_table_of_their_own_and_curves(tmp_path):

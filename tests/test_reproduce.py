@@ -22,7 +22,7 @@ from lbsgd.experiments.checkout import ROOT, Checkout, git, open_checkout
 from lbsgd.experiments.collect import MOST_BYTES, bring_back, collect
 from lbsgd.experiments.grid import Job, Row, jobs_of
 from lbsgd.experiments.launch import Machine
-from lbsgd.experiments.reproduce import Request, prepare
+from lbsgd.experiments.reproduce import Request, prepare, report
 from lbsgd.experiments.runner import Runner
 from lbsgd.report.run_log import read_run
 
@@ -91,10 +91,10 @@ def test_rows_that_studies_share_run_once(tmp_path):
     assert [job.seed for job in request.jobs[:16]] == [0] * 16  # all rows with one seed first
 
 
-@pytest.mark.parametrize("name", ["digits", "cifar10", "imagenet"])
+@pytest.mark.parametrize("name", DATA_SETS)
 def test_every_row_of_every_data_set_is_a_plan(name):
     data = DATA_SETS[name]
-    for study in STUDIES.values():
+    for study in (study for study in STUDIES.values() if study.is_detection == data.is_detection):
         for row in study.rows(data):
             plan = launch.plan_of(Job(row, 3), data, ROOT)
             assert plan.global_batch == row.factor * data.base_batch and plan.recipe.seed == 3
@@ -248,9 +248,74 @@ def test_published_logs_are_thinned_and_nothing_else_changes(tmp_path):
     before, after = read_run(folder), read_run(tmp_path / "published")
     assert (after.header, after.epochs, after.result) == (before.header, before.epochs, before.result)
     assert [record["epoch"] for record in after.iterations] == [float(epoch) for epoch in range(30)]
-    log.write_text(lines[0] + "".join(lines[2::2]) * 20)
-    with pytest.raises(DataError, match="publish it elsewhere"):
-        collect(folder, tmp_path / "other")
+
+
+def test_a_published_log_says_once_what_a_resumed_run_repeats(tmp_path):
+    folder = write_log(tmp_path, STUDIES["table1"].rows(DIGITS)[0], 0, [5.0, 4.0, 3.0])
+    log = folder / "log.jsonl"
+    first, *rest = log.read_text().splitlines(keepends=True)
+    resume = {**json.loads(first), "kind": "resume", "iteration": 48, "world_size": 8}
+    log.write_text(first + json.dumps(resume) + "\n" + "".join(rest) + '{"kind": "epo')  # killed
+    collect(folder, tmp_path / "published")
+    _, second, *_ = (tmp_path / "published" / "log.jsonl").read_text().splitlines()
+    assert json.loads(second) == {"kind": "resume", "iteration": 48, "world_size": 8}
+    assert read_run(tmp_path / "published").epochs == read_run(folder).epochs
+
+
+def test_the_log_of_90_epochs_is_published_without_its_iterations_where_they_are_too_many(tmp_path):
+    folder = write_log(tmp_path, STUDIES["table1"].rows(DIGITS)[0], 0, [5.0] * 400)
+    collect(folder, tmp_path / "published")
+    published = read_run(tmp_path / "published")
+    assert published.epochs == read_run(folder).epochs and published.iterations == []
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), FileNotFoundError(2, "No such file")])
+def test_what_cannot_be_published_ends_no_grid(tmp_path, monkeypatch, capsys, failure):
+    def full(path, data):
+        raise failure
+
+    monkeypatch.setattr("lbsgd.experiments.collect.replace_file", full)
+    finished = lambda job: collect(job.folder(tmp_path), tmp_path / "results")  # noqa: E731
+    for _ in range(2):  # also of what was done before this start
+        runner(tmp_path, finished=finished).run(jobs_of(ROWS[:1], (0, 1)))
+        assert f"a/seed0 cannot be published in {tmp_path}/results: {failure.strerror}" in capsys.readouterr().out
+    assert starts(tmp_path) == ["a/seed0", "a/seed1"]
+
+
+def test_a_study_without_a_run_is_told(tmp_path):
+    with pytest.raises(DataError, match="runs holds no run of table1, so there is nothing to report"):
+        report(Request((STUDIES["table1"],), DIGITS, (0,), tmp_path, tmp_path), "abc")
+
+
+def test_a_grid_killed_while_its_checkout_was_made_goes_on(tmp_path, repository):
+    checkout = open_checkout(tmp_path / "grid", root=repository)
+    (tmp_path / "grid" / "grid.json").unlink()
+    (checkout.folder / "recipes" / "a.py").write_text("half")
+    assert open_checkout(tmp_path / "grid", root=repository) == checkout
+    assert (checkout.folder / "recipes" / "a.py").read_text() == "a = 1\n"
+
+
+def test_gpus_are_those_that_the_user_was_given(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-abc")
+    machine = Machine.here(DIGITS, 4)
+    assert [machine.gpu_of(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["2", "GPU-abc", "2", "GPU-abc"]
+    assert Machine.here(DIGITS, 1).gpu_of(0) == {}
+    assert Machine.here(DIGITS, None).side_by_side == 2
+
+
+def test_an_error_of_an_earlier_start_is_not_told_of_this_one(tmp_path, monkeypatch):
+    (tmp_path / "a/seed1").mkdir(parents=True)
+    (tmp_path / "a/seed1/output.txt").write_text("error: of the start before\n")
+    monkeypatch.setenv("BEHAVIOUR", "fail")
+    with pytest.raises(TrainingError, match="a/seed1: error: cannot read the data"):
+        runner(tmp_path).run(jobs_of(ROWS[:1], (1,)))
+
+
+@pytest.mark.parametrize("flag", ["--side_by_side", "--epochs"])
+def test_no_runs_and_no_epochs_are_refused(capsys, flag):
+    with pytest.raises(SystemExit):
+        main(["reproduce", "table1", "digits", flag, "0"])
+    assert "is not a whole number of at least 1" in capsys.readouterr().err
 
 
 def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):

@@ -190,6 +190,15 @@ def test_a_resumed_run_whose_log_was_lost_begins_a_new_one(tmp_path):
     assert kinds(tmp_path / "log.jsonl") == ["run", "resume", "iteration"]
 
 
+def test_a_run_that_starts_anew_without_a_checkpoint_has_a_header_of_its_own(tmp_path):
+    """Killed before its first checkpoint, and started again with other flags."""
+    write(tmp_path, epochs=1)
+    with RunLog(tmp_path, {**RUN, "global_batch": 256}, resume_iteration=0) as log:
+        log.iteration(iteration(0))
+    assert kinds(tmp_path / "log.jsonl") == ["run", "resume", "iteration"]
+    assert read_run(tmp_path).header["global_batch"] == 256
+
+
 def test_a_rewrite_that_fails_leaves_the_old_log(tmp_path, monkeypatch):
     path = write(tmp_path, epochs=2)
     before = path.read_bytes()

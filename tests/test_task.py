@@ -12,8 +12,9 @@ from rich.console import Console
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.report.curves import figure
+from lbsgd.report.families import families_of
 from lbsgd.report.group_page import group_page
-from lbsgd.report.groups import families_of, group_runs
+from lbsgd.report.groups import group_runs
 from lbsgd.report.measure import CLASSIFIER, TOP1, Measure, described
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.run_log import RunLog, read_run

@@ -23,7 +23,8 @@ def run(given: argparse.Namespace) -> int:
     from rich.console import Console  # late, like the report: `lbsgd --help` needs neither
 
     from lbsgd.errors import ConfigError
-    from lbsgd.report.groups import families_of, find_runs, group_runs
+    from lbsgd.report.families import families_of
+    from lbsgd.report.groups import find_runs, group_runs
     from lbsgd.report.paper_tables import paper_tables, wanted
     from lbsgd.report.regions import update
     from lbsgd.report.tables import error_table

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from lbsgd.algorithm.published import DETECTOR_AP, PRE_TRAINING_AP
-from lbsgd.report.groups import Family, Group
+from lbsgd.report.families import Family
+from lbsgd.report.groups import Group
 from lbsgd.report.measure import MASK_AP
 from lbsgd.report.paper_table import Columns, PaperTable, difference_cell, error_cell, place_of
 from lbsgd.report.statistics import spread

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.curves import COLOURS, learning_rates
+from lbsgd.report.families import Family
 from lbsgd.report.group_page import band_of, curve_keys
-from lbsgd.report.groups import Family, Group
+from lbsgd.report.groups import Group
 from lbsgd.report.page import Series
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lbsgd.report.groups import Family, Group
+from lbsgd.report.families import Family
+from lbsgd.report.groups import Group
 from lbsgd.report.match import mean_curve, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, place_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -154,117 +153,5 @@ def code_of(run: LoggedRun) -> str | None:
     return run.header.get("environment", {}).get("code")
 
 
-# --- families: rows that are compared with each other -----------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Family:
-    """Rows of one network on one data set over the same epochs; base_lr is the learning rate of most of them."""
-
-    rows: tuple[Group, ...]
-    base_lr: float
-
-    @cached_property
-    def baseline(self) -> Group | None:
-        """The row that others are compared with: base_batch images, nothing changed."""
-        return self.find(1)
-
-    def find(self, factor: float, *changes: str) -> Group | None:
-        """Return the row with this factor and exactly these changes (`changes_of`)."""
-        return next((row for row in self.rows if row.factor == factor and self.changes_of(row) == set(changes)), None)
-
-    def factors(self, *changes: str) -> list[float]:
-        """Return the factors above 1 of the rows with one of these changes."""
-        wanted = [{change} if change else set() for change in changes]
-        return sorted({row.factor for row in self.rows if row.factor > 1 and self.changes_of(row) in wanted})
-
-    def changes_of(self, row: Group) -> set[str]:
-        """Return what is not the paper's recipe in a row, in the words of the tables."""
-        recipe, scaling = row.recipe, scaling_of(row.recipe)
-        warmup, rule, changes = recipe["warmup"]["kind"], scaling["rule"], set()
-        if rule != "linear":
-            changes.add({"fixed": "lr not scaled", "sqrt": "square-root rule"}[rule])
-        if row.factor > 1 and warmup != "gradual" and rule != "fixed":
-            changes.add({"none": "no warmup", "constant": "constant warmup"}[warmup])
-        times = scaling["base_lr"] / self.base_lr
-        if not 0.999 < times < 1.001:
-            changes.add({0.5: "half the lr", 2.0: "twice the lr"}.get(round(times, 3), f"lr x {times:g}"))
-        if not recipe["batch_norm"]["zero_last_gamma"]:
-            changes.add("γ = 1")
-        changes |= {f"{key} {value}" for key, value in (other_changes(recipe) | self.unlike_most(row)).items()}
-        if len({other.header.get("started_from") for other in self.rows}) > 1:
-            changes.add(f"from {row.header.get('started_from') or 'random weights'}")
-        return changes
-
-    def unlike_most(self, row: Group) -> dict[str, Any]:
-        """Return the settings without a name of their own in which a row differs from most rows, or from the first."""
-        return {key: value for key, value in further_settings(row).items() if value != self.usual_settings[key]}
-
-    @cached_property
-    def usual_settings(self) -> dict[str, Any]:
-        """The further settings of most rows; of those that are equally frequent, the first row's."""
-        counts: dict[str, Counter[Any]] = {}
-        for row in self.rows:
-            for key, value in further_settings(row).items():
-                counts.setdefault(key, Counter())[value] += 1
-        return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
-
-    def label(self, row: Group) -> str:
-        """Return a row's name in the tables."""
-        changes = sorted(self.changes_of(row))
-        plain = "baseline" if row.factor == 1 else "gradual warmup" if row.factor > 1 else "small batch"
-        return ", ".join(changes) if changes else plain
-
-
 def scaling_of(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe["linear_scaling"]
-
-
-def other_changes(recipe: dict[str, Any]) -> dict[str, str]:
-    """Return further keys that are not the paper's, as words."""
-    norm, momentum, decay = recipe["batch_norm"], recipe["momentum"], recipe["weight_decay"]
-    found = {
-        "batch norm": norm["scope"] if norm["scope"] != "worker" else "",
-        "statistics": norm["statistics"] if norm["statistics"] != "average" else "",
-        "momentum": "" if momentum["correction"] else "not corrected",
-        "weight decay": decay["scaling"] if decay["scaling"] != "none" else "",
-        "decay on batch norm": "yes" if decay["on_batch_norm"] else "",
-    }
-    return {key: value for key, value in found.items() if value}
-
-
-def further_settings(row: Group) -> dict[str, Any]:
-    """Return what two rows may differ in besides what `changes_of` has words for."""
-    warmup, optimizer = row.recipe["warmup"], row.header["config"]["optimizer"]
-    found = {"precision": row.header["precision"], "momentum": row.recipe["momentum"].get("form")}
-    found |= {key: value for key, value in optimizer.get("params", {}).items() if key in ("momentum", "nesterov")}
-    if row.recipe["weight_decay"]["scaling"] == "none":
-        found["weight decay"] = optimizer.get("params", {}).get("weight_decay")
-    if row.factor > 1 and warmup["kind"] == "gradual":
-        found |= {f"warmup {key}": value for key, value in warmup.items() if key in ("epochs", "iterations") and value}
-    return found
-
-
-def families_of(groups: Sequence[Group]) -> list[Family]:
-    """Return the rows that may be compared, most rows first."""
-    families: dict[str, list[Group]] = {}
-    for group in groups:
-        families.setdefault(family_key(group), []).append(group)
-    found = [Family(tuple(rows), most_common_lr(rows)) for rows in families.values()]
-    return sorted(found, key=lambda family: -len(family.rows))
-
-
-def family_key(group: Group) -> str:
-    recipe = group.recipe
-    shared = {key: recipe.get(key) for key in ("epochs", "iterations", "num_images", "decay", "augmentation")}
-    n, base = recipe["batch_norm"]["per_worker_batch"], scaling_of(recipe)["base_batch"]
-    [run, *_] = group.runs
-    return json.dumps([group.header["model"], shared, n, base, ended_after(run), data_of(run)], sort_keys=True)
-
-
-def most_common_lr(rows: Sequence[Group]) -> float:
-    """Return the base_lr that most rows have; of several the middle one, which is the reference of a table of lrs."""
-    counts = Counter(scaling_of(row.recipe)["base_lr"] for row in rows)
-    most = max(counts.values())
-    common = sorted(lr for lr, count in counts.items() if count == most)
-    return common[len(common) // 2]

@@ -12,7 +12,8 @@ from rich import box
 from rich.table import Table as RichTable
 
 from lbsgd.algorithm.published import IMAGENET_IMAGES
-from lbsgd.report.groups import Family, Group
+from lbsgd.report.families import Family
+from lbsgd.report.groups import Group
 from lbsgd.report.statistics import difference
 from lbsgd.units import markdown_table
 

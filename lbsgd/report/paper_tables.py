@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from lbsgd.algorithm import published as paper
 from lbsgd.report.detection_tables import detection_tables
-from lbsgd.report.groups import Family, Group
+from lbsgd.report.families import Family
+from lbsgd.report.groups import Group
 from lbsgd.report.match import matched_from
 from lbsgd.report.measure import BOX_AP, TOP1
 from lbsgd.report.paper_table import Columns, PaperTable, difference_cell, error_cell, place_of

@@ -10,14 +10,16 @@ from pathlib import Path
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
+from lbsgd.report.families import Family, families_of
 from lbsgd.report.figures import band_figure, batch_figure, save
 from lbsgd.report.group_page import group_page
-from lbsgd.report.groups import Family, Group, families_of, find_runs, group_runs
+from lbsgd.report.groups import Group, find_runs, group_runs
 from lbsgd.report.page import Section
 from lbsgd.report.paper_table import PaperTable, error_cell
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.units import markdown_table
 
+Cells = tuple[str, ...]
 SEED = re.compile(r"seed\d+")  # the folder of a run in a row of a grid
 
 
@@ -42,9 +44,11 @@ def write_report(
         folder.mkdir(parents=True, exist_ok=True)
         found = [(family, wanted(paper_tables(family), tables)) for family in families]
         written = [folder / "tables.md", folder / "tables.csv"]
-        in_markdown = [text for family, made in found for text in markdown_of(family, made)]
+        all_tables = [table for _, made in found for table in made]
+        rows = rows_of([family for family, made in found if not made])
+        in_markdown = [table.markdown() for table in all_tables] + [markdown_table(*given) + "\n" for given in rows]
         replace_file(written[0], "\n".join(in_markdown).encode())
-        replace_file(written[1], "".join(text for family, made in found for text in csv_of(family, made)).encode())
+        replace_file(written[1], "".join([*(table.csv() for table in all_tables), *map(as_csv, rows)]).encode())
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --output_dir") from error
     for number, (family, made) in enumerate(found, 1):
@@ -66,31 +70,21 @@ def pictures(family: Family, tables: Sequence[PaperTable], folder: Path, ending:
     return written
 
 
-def markdown_of(family: Family, tables: Sequence[PaperTable]) -> list[str]:
-    """Return a family's tables, or its rows where they make no table of the paper."""
-    if tables:
-        return [table.markdown() for table in tables]
-    return [markdown_table(row_heads(family), row_cells(family)) + "\n"]
+def rows_of(families: Sequence[Family]) -> list[tuple[Cells, list[Cells]]]:
+    """Return heads and rows of runs that make no table of the paper: a table for each measure."""
+    found: dict[Cells, list[Cells]] = {}
+    for row in (row for family in families for row in family.rows):
+        heads = ("row", "kn", "η", f"{row.measure.short} {row.measure.unit}".rstrip(), "seeds")
+        cells = (name_of(row), f"{row.global_batch:,}", f"{row.lr:.3g}", error_cell(row), str(len(row.runs)))
+        found.setdefault(heads, []).append(cells)
+    return list(found.items())
 
 
-def csv_of(family: Family, tables: Sequence[PaperTable]) -> list[str]:
-    if tables:
-        return [table.csv() for table in tables]
+def as_csv(table: tuple[Cells, list[Cells]]) -> str:
+    heads, rows = table
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([row_heads(family), *row_cells(family)])
-    return [text.getvalue()]
-
-
-def row_heads(family: Family) -> tuple[str, ...]:
-    measure = family.rows[0].measure
-    return ("row", "kn", "η", f"{measure.short} {measure.unit}".rstrip(), "seeds")
-
-
-def row_cells(family: Family) -> list[tuple[str, ...]]:
-    return [
-        (name_of(row), f"{row.global_batch:,}", f"{row.lr:.3g}", error_cell(row), str(len(row.runs)))
-        for row in family.rows
-    ]
+    csv.writer(text, lineterminator="\n").writerows([heads, *rows])
+    return text.getvalue()
 
 
 def rows_by_name(families: Sequence[Family]) -> dict[str, Group]:
