@@ -1,5 +1,6 @@
 """CIFAR-10's own archive, made small: pickles as its authors wrote them become the very pixels and labels."""
 
+import gzip
 import io
 import pickle
 import tarfile
@@ -67,6 +68,19 @@ def test_a_damaged_or_hostile_archive_is_refused(tmp_path, change, reason):
     change(batches)
     with pytest.raises(DataError, match=reason):
         as_tar(archive(tmp_path / "cifar-10-python.tar.gz", batches), tmp_path / "work")
+
+
+@pytest.mark.parametrize("place", [-8, -3, 30_000])
+def test_a_flipped_bit_of_the_download_is_found_by_the_checksum_of_gzip(tmp_path, place):
+    """Pixels are stored as they are, so that a bit in them disturbs nothing but the checksum."""
+    path = archive(tmp_path / "cifar-10-python.tar.gz", small_batches())
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="cifar-10-python.tar.gz.*again"):
+        find_source(path, tmp_path / "work", tmp_path / "data")
+    assert list((tmp_path / "work").iterdir()) == []
 
 
 def test_it_converts_to_the_very_pixels(tmp_path):

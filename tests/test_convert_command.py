@@ -5,6 +5,8 @@ import io
 import os
 import re
 import select
+import shutil
+import signal
 import subprocess
 import sys
 
@@ -73,6 +75,53 @@ def test_the_command_looks_converts_and_verifies_in_plain_lines(tree, tmp_path):
     change_byte(tmp_path / "made/val.beton", int(BetonFile.open(tmp_path / "made/val.beton").images["data_at"][0]))
     result = run_tool(tmp_path, "--verify", IMAGENET_FFCV_DIR="made")
     assert result.returncode == 2 and result.stderr.startswith("error: made/val.beton: image 0 (label 0) is damaged")
+
+
+def test_names_that_are_no_utf_8_are_printed_and_converted(tree, tmp_path):
+    (tree / "train/ant").rename(tree / "train" / os.fsdecode(b"\xff"))
+    (tree / "val/ant").rename(tree / "val" / os.fsdecode(b"\xff"))
+    (tree / "train" / os.fsdecode(b"bee/\xfe.JPEG")).write_text("no image")
+    for flags in (["--dry_run"], ["--on_error", "skip"], []):
+        result = run_tool(tmp_path, "--source", "source", "--data_dir", "data", *flags, PYTHONIOENCODING="utf-8:strict")
+        assert (result.returncode, result.stderr) == (0, "")
+        assert ("\\udcff" in result.stdout) == (flags == ["--dry_run"])
+        assert ("cannot be decoded: source/train/bee/\\udcfe.JPEG" in result.stdout) == ("skip" in flags)
+
+
+DIES = """
+import os, signal, sys
+import lbsgd.convert.convert, lbsgd.convert.verify
+from lbsgd.commands.main import main
+from lbsgd.convert.sources import find_source
+
+def asked_to_stop(path, scratch, data_dir):
+    find_source(path, scratch, data_dir)
+    assert any(scratch.iterdir())
+    os.kill(os.getpid(), int(sys.argv[1]))
+    signal.pause()
+
+lbsgd.convert.convert.find_source = lbsgd.convert.verify.find_source = asked_to_stop
+sys.exit(main(["convert", "--source", "source.tar.gz", "--data_dir", "data", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("flag", ["--dry_run", "--verify"])
+def test_looking_and_verifying_end_at_a_signal_without_a_trace(tree, tmp_path, number, flag):
+    """Neither a traceback nor the unpacked archive in TMPDIR is left."""
+    convert(shutil.make_archive(str(tmp_path / "source"), "gztar", tree), tmp_path / "data", **SETTINGS)
+    (tmp_path / "scratch").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "scratch"), "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(
+        [sys.executable, "-c", DIES, str(int(number)), flag],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 75
+    assert result.stderr == f"stopped: {number.name}; nothing of it is kept: the same command begins again\n"
+    assert names_in(tmp_path / "scratch") == []
 
 
 def test_the_tool_is_the_command(tmp_path, command):

@@ -161,6 +161,17 @@ def test_a_folder_of_two_classes_and_links_to_nothing_are_refused(tmp_path):
         find(folder, tmp_path)
 
 
+@pytest.mark.parametrize("link", ["train/n03", "val/n03", "train/n01440764/deeper", "train/notes.txt"])
+def test_a_link_to_nothing_is_refused_whatever_its_name(tmp_path, link):
+    """It may be a class folder on a disk that is not mounted."""
+    folder = make_folders(tmp_path / "source")
+    (folder / link).symlink_to("/nowhere/n03")
+    with pytest.raises(DataError, match=f"{link} is a link to /nowhere/n03, which cannot be read"):
+        find(folder, tmp_path)
+    (folder / link).rename((folder / link).with_name(".hidden"))
+    assert sum(find(folder, tmp_path).splits[link.split("/")[0]].left_out.counts.values()) == 1
+
+
 # --- archives ---------------------------------------------------------------------------------------------------------
 
 

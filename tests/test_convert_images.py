@@ -6,7 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from converter import JPEG, SETTINGS, encoded, picture
+from converter import JPEG, SETTINGS, encoded, picture, stored
 from PIL import Image
 from stock_ffcv import read_by_stock_ffcv
 
@@ -15,8 +15,11 @@ from lbsgd.convert.convert import convert
 from lbsgd.convert.image import COPIED, ENCODED, PIXELS, ImageError, stored_image
 from lbsgd.convert.jpeg_header import MAX_PIXELS, plain_size
 from lbsgd.convert.settings import Settings
+from lbsgd.convert.verify import verify
 from lbsgd.data.beton import BetonFile
-from lbsgd.errors import ConfigError
+from lbsgd.data.beton_format import JPEG as JPEG_MODE
+from lbsgd.data.beton_format import RAW as RAW_MODE
+from lbsgd.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -234,6 +237,21 @@ def test_encoding_again_gives_ffcv_s_bytes_or_nearly_so(ffcv, size):
     assert abs(len(ours) / len(theirs) - 1) < 0.03
 
 
+def test_an_image_whose_pixels_exceed_a_page_is_kept_as_a_jpeg(tmp_path):
+    """--short_side bounds one side alone, so that the pixels of a long image may exceed the page."""
+    for split in ("train", "val"):
+        for name, size in (("long", (1000, 3000)), ("tall", (4000, 1001)), ("square", (1000, 1000))):
+            path = tmp_path / f"source/{split}/a/{name}.JPEG"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encoded(size=size))
+    convert(tmp_path / "source", tmp_path / "data", short_side=1000, raw_fraction=1.0, num_processes=1)
+    beton = BetonFile.open(tmp_path / "data/train.beton")
+    assert beton.images["mode"].tolist() == [JPEG_MODE, RAW_MODE, JPEG_MODE]
+    assert stored(beton.path)[0] == (tmp_path / "source/train/a/long.JPEG").read_bytes()  # needs no resize
+    assert beton.images["width"].tolist() == [3000, 1000, 1000]
+    verify(tmp_path / "data", 1, tmp_path / "source")
+
+
 def test_raw_images_are_spread_evenly():
     raw = [Settings(max_side=9, raw_fraction=0.3).is_raw(index) for index in range(1000)]
     assert sum(raw) == 300 and max(sum(raw[at : at + 10]) for at in range(990)) <= 4
@@ -255,6 +273,22 @@ def test_raw_images_are_spread_evenly():
 def test_settings_that_cannot_be_are_refused(settings):
     with pytest.raises(ConfigError, match="--(max_side|short_side|quality|raw_fraction)"):
         Settings(**settings)
+
+
+def test_a_jpeg_that_libjpeg_refuses_is_found_by_verifying_and_left_out_where_all_are_encoded_again(tmp_path):
+    """It is copied, because its header is plain: this is what the loader's message tells to do."""
+    jpeg = bytearray(JPEG)
+    table = jpeg.index(b"\xff\xc4") + 5
+    jpeg[table : table + 16] = b"\xff" * 16
+    for split, content in (("train", jpeg), ("val", JPEG)):
+        (tmp_path / "source" / split / "a").mkdir(parents=True)
+        (tmp_path / "source" / split / "a/1.JPEG").write_bytes(JPEG)
+        (tmp_path / "source" / split / "a/2.JPEG").write_bytes(content)
+    convert(tmp_path / "source", tmp_path / "data", **SETTINGS)
+    with pytest.raises(DataError, match="train.beton: image 1 .label 0. does not decode to its 64 x 64 pixels"):
+        verify(tmp_path / "data", 1)
+    convert(tmp_path / "source", tmp_path / "data", reencode=True, on_error="skip", **{**SETTINGS, "overwrite": True})
+    assert BetonFile.open(tmp_path / "data/train.beton").num_images == 1
 
 
 def test_a_lack_of_memory_is_not_a_damaged_image():

@@ -1,5 +1,7 @@
 """Interrupted by a signal, a death or a full disk, the same command goes on, and ends with the same bytes."""
 
+import contextlib
+import fcntl
 import os
 import resource
 import shutil
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 from converter import JPEG, ROOT, SETTINGS, TOOL, make_tree, names_in, run_tool, save, stored
 
-from lbsgd.convert import convert_split, work_folder
+from lbsgd.convert import convert_split
 from lbsgd.convert.beton_writer import RECORD, BetonWriter, read_journal
 from lbsgd.convert.convert import convert
 from lbsgd.convert.image import COPIED
@@ -118,7 +120,7 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(tmp_path):
     assert different_journals >= 4 and ends >= 1  # else the moments were not where anything happens
 
 
-@pytest.mark.parametrize("step", range(5))
+@pytest.mark.parametrize("step", range(7))
 def test_killed_while_the_files_get_their_names_it_ends_with_the_same_bytes(whole, tmp_path, monkeypatch, step):
     (source, expected), data, steps = whole, tmp_path / "data", iter(range(step + 1))
 
@@ -133,7 +135,6 @@ def test_killed_while_the_files_get_their_names_it_ends_with_the_same_bytes(whol
     with monkeypatch.context() as patch:
         for name in ("unlink", "rename"):
             patch.setattr(Path, name, killed_at_step(getattr(Path, name)))
-        patch.setattr(work_folder.shutil, "rmtree", killed_at_step(shutil.rmtree))
         with pytest.raises(SystemExit):
             convert(source, data, **SETTINGS)
     assert (data / "manifest.json").exists() == (step >= 4)
@@ -150,23 +151,89 @@ def test_work_for_other_images_or_settings_is_not_taken_up(tree, tmp_path, monke
     assert stored(tmp_path / "data/train.beton")[0] == (tree / "train/ant/1.JPEG").read_bytes()
 
 
-def test_two_conversions_into_one_folder_are_refused(tree, tmp_path):
+@contextlib.contextmanager
+def another_process_converts(data):
     code = (
         "import sys, time, lbsgd.convert.work_folder as w; from pathlib import Path\n"
         "with w.locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
     )
-    (tmp_path / "data").mkdir()
-    other = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "data/.converting"], stdout=subprocess.PIPE, cwd=ROOT
-    )
+    data.mkdir(exist_ok=True)
+    other = subprocess.Popen([sys.executable, "-c", code, data / ".converting"], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         other.stdout.readline()
-        with pytest.raises(DataError, match="another process is converting into .*data"):
-            convert(tree, tmp_path / "data", **SETTINGS)
+        yield
     finally:
         other.kill()
         other.wait()
+
+
+def test_two_conversions_into_one_folder_are_refused(tree, tmp_path):
+    with another_process_converts(tmp_path / "data"):
+        with pytest.raises(DataError, match="another process is converting into .*data"):
+            convert(tree, tmp_path / "data", **SETTINGS)
     convert(tree, tmp_path / "data", **SETTINGS)
+
+
+def test_a_second_command_leaves_the_work_of_a_running_one(tree, tmp_path):
+    """Also if the folder is complete, because the first command has --overwrite, and an archive is to be unpacked."""
+    data, source = tmp_path / "data", shutil.make_archive(str(tmp_path / "source"), "gztar", tree)
+    convert(source, data, **SETTINGS)
+    with another_process_converts(data):
+        (data / ".converting/12345678.partial").write_bytes(b"of a process on another host")
+        before = names_in(data / ".converting")
+        with pytest.raises(DataError, match="another process is converting into .*data"):
+            convert(source, data, **SETTINGS)
+        assert names_in(data / ".converting") == before
+    convert(source, data, **SETTINGS)
+    assert names_in(data) == ["manifest.json", "train.beton", "val.beton"]
+
+
+def test_a_command_that_begins_while_another_one_publishes_finds_it_complete(tree, tmp_path, monkeypatch, capsys):
+    """It has opened the lock of a folder that is then removed."""
+    data, take = tmp_path / "data", fcntl.lockf
+    convert(tree, tmp_path / "made", **SETTINGS)
+
+    def take_after_publication(lock, how):
+        if not (data / "manifest.json").exists():
+            shutil.rmtree(data)
+            shutil.copytree(tmp_path / "made", data)
+        take(lock, how)
+
+    monkeypatch.setattr(fcntl, "lockf", take_after_publication)
+    convert(tree, data, **SETTINGS)
+    assert capsys.readouterr().out.endswith("2 classes; --overwrite makes it again\n")
+    assert_same_files(data, tmp_path / "made")
+
+
+def test_a_complete_folder_that_cannot_be_written_to_is_found_complete(tree, tmp_path, monkeypatch, capsys):
+    data, source = tmp_path / "data", shutil.make_archive(str(tmp_path / "source"), "gztar", tree)
+    convert(source, data, **SETTINGS)
+    monkeypatch.setattr("lbsgd.convert.existing_data.os.access", lambda folder, _: folder != data)
+    monkeypatch.setattr("lbsgd.convert.work_folder.fcntl", None)
+    convert(source, data, **SETTINGS)
+    assert "is complete" in capsys.readouterr().out
+    assert names_in(data) == ["manifest.json", "train.beton", "val.beton"]
+
+
+@pytest.mark.parametrize("change", ["settings", "source", "images"])
+def test_a_refused_command_leaves_nothing_of_its_own_and_the_work_that_was_there(tree, tmp_path, monkeypatch, change):
+    data, source = tmp_path / "data", Path(shutil.make_archive(str(tmp_path / "source"), "gztar", tree))
+    convert(source, data, **SETTINGS)
+    settings = SETTINGS | ({"quality": 80} if change == "settings" else {})
+    if change == "source":
+        source = shutil.copy(source, tmp_path / "other.tar.gz")
+    if change == "images":
+        save(tree / "val/bee/new.JPEG")
+        shutil.make_archive(str(tmp_path / "source"), "gztar", tree)
+    else:
+        monkeypatch.setattr("lbsgd.convert.sources.uncompressed", None)  # is not needed to tell
+    for work in ([], ["train.beton", "train.journal", "old.tar"]):
+        for name in work:
+            (data / ".converting").mkdir(exist_ok=True)
+            (data / ".converting" / name).write_bytes(b"")
+        with pytest.raises(DataError, match="already holds another data set: .* differs in "):
+            convert(source, data, **settings)
+        assert [name for name in names_in(data / ".converting") if name != "lock"] == sorted(work)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import tarfile
 
@@ -14,6 +15,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from lbsgd.convert.convert import convert, look
+from lbsgd.convert.shards import find_shards
 from lbsgd.convert.sources import find_source
 from lbsgd.convert.verify import verify
 from lbsgd.errors import DataError
@@ -264,6 +266,14 @@ def test_an_undecodable_image_is_named_with_its_shard_and_skipped(tmp_path):
     verify(tmp_path / "data", 1, source)
 
 
+def test_names_of_shards_may_be_no_utf_8(tmp_path, expected):
+    source = tfrecords(tmp_path / "source")
+    for path in source.iterdir():
+        path.rename(source / (os.fsdecode(b"\xff-") + path.name))
+    convert(source, tmp_path / "data", max_side=500, num_processes=1)
+    assert [(tmp_path / f"data/{split}.beton").read_bytes() for split in ("train", "val")] == expected
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -280,6 +290,53 @@ def test_a_missing_shard_is_refused_and_named(tmp_path):
         (source / name).unlink()
         counted = re.search(r"\d+-of-\d+", name)[0]
         assert f"lacks the shards {counted} beside" in refused(source, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "names, missing",
+    [
+        (["x-train-000000.tar", "x-train-000002.tar"], "x-train-000001.tar"),
+        (["train/000000.tar", "train/000003.tar"], "000001.tar, 000002.tar"),
+        (["x-train-000003.tar"], "x-train-000001.tar, x-train-000002.tar"),
+        (["train1.tar", "train2.tar", "train4.tar"], "train3.tar"),
+        (["train-0.parquet", "train-2.parquet"], "train-1.parquet"),
+        (["train-0.tar", "train-6.tar"], "train-1.tar, train-2.tar, train-3.tar and 2 more"),
+        (
+            ["train-0000000000.tar", "train-9000000002.tar"],
+            "train-0000000001.tar, .*02.tar, .*03.tar and 8,999,999,998 more",
+        ),
+        (["train.tfrecord-00000-of-00002", "b-train.tfrecord-00001-of-00002"], "00000-of-00002"),
+    ],
+)
+def test_a_missing_shard_among_numbered_ones_is_refused_and_named(tmp_path, names, missing):
+    for name in [*names, re.sub("[23]", "1", names[0].replace("train", "val").replace("3", "0"))]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert re.search(f"lacks the shards {missing} beside", refused(tmp_path, tmp_path))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["x-train-000001.tar", "x-train-000002.tar"],
+        ["train2017.tar"],
+        ["train-20260131.tar", "train-20260201.tar"],
+        ["a-train-0.tar", "b-train-0.tar", "b-train-1.tar"],
+        ["train.parquet"],
+        ["train-00000-of-00002-7ab1.parquet", "train-00001-of-00002-07c9.parquet"],
+    ],
+)
+def test_shards_that_leave_no_number_out_are_found(tmp_path, names):
+    for name in [*names, *(name.replace("train", "val") for name in names)]:
+        (tmp_path / name).write_bytes(b"")
+    assert find_shards(tmp_path)[1]["train"] == sorted(names)
+
+
+def test_a_shard_that_is_a_link_to_nothing_is_refused(tmp_path):
+    """It is the last one, so that no number tells of it."""
+    source = webdataset(tmp_path / "source")
+    (source / "imagenet-train-000002.tar").symlink_to("/nowhere/2.tar")
+    assert "imagenet-train-000002.tar is a link to /nowhere/2.tar, which cannot be read" in refused(source, tmp_path)
 
 
 @pytest.mark.parametrize("place", [0, 9, 12, 200, -20, -1])

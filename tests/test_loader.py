@@ -243,12 +243,24 @@ def test_a_loader_opens_a_file_by_its_path(photos):
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-def with_noise_in(photos, image, folder, *, converted_so=False):
-    """Copy the training file with noise in the data of an image: from a bad disk, or as the converter wrote it."""
+def noise(jpeg):
+    middle = slice(len(jpeg) * 2 // 3, len(jpeg) - 2)
+    jpeg[middle] = bytes(np.random.default_rng(1).integers(0, 256, len(jpeg[middle]), np.uint8))
+
+
+def impossible_huffman_table(jpeg):
+    """Damage with which libjpeg gives up at once."""
+    table = jpeg.index(b"\xff\xc4") + 5
+    jpeg[table : table + 16] = b"\xff" * 16
+
+
+def with_noise_in(photos, image, folder, *, converted_so=False, damage=noise):
+    """Copy the training file with damage in the data of an image: from a bad disk, or as the converter wrote it."""
     data = bytearray(photos.train.path.read_bytes())
     start, size = int(photos.train.images[image]["data_at"]), int(photos.train.sizes[image])
-    middle = slice(start + size * 2 // 3, start + size - 2)
-    data[middle] = bytes(np.random.default_rng(1).integers(0, 256, len(data[middle]), np.uint8))
+    jpeg = data[start : start + size]
+    damage(jpeg)
+    data[start : start + size] = jpeg
     path = folder / "train.beton"
     path.write_bytes(data)
     file = BetonFile.open(path)
@@ -273,6 +285,21 @@ def test_a_damaged_image_ends_the_epoch_and_is_named_unless_its_source_was_so(ph
     other, same_labels = load(with_noise_in(photos, image, tmp_path, converted_so=True))
     assert torch.equal(labels, same_labels)
     assert [i for i in range(48) if not torch.equal(whole[i], other[i])] == [20]
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_image_that_is_not_decoded_at_all_ends_the_epoch_also_if_its_source_was_so(
+    photos, tmp_path, monkeypatch, compiled
+):
+    """It would be a black image under the label of its class."""
+    if not compiled:
+        monkeypatch.setattr("lbsgd.data.ffcv_loader.library", lambda: None)
+    image = int(epoch_order(NUM_TRAIN, 7, 0)[20])
+    file = with_noise_in(photos, image, tmp_path, converted_so=True, damage=impossible_huffman_table)
+    with pytest.raises(
+        DataError, match=f"image {image} of .*train.beton cannot be decoded.* --reencode --on_error skip"
+    ):
+        load(file)
 
 
 def test_an_image_for_which_no_memory_is_left_ends_the_epoch_and_is_not_taken_for_a_black_one(photos, monkeypatch):

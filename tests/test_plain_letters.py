@@ -52,6 +52,23 @@ def test_only_what_an_encoding_lacks_is_replaced(monkeypatch, encoding, written)
         assert each.buffer.getvalue() == written
 
 
+@pytest.mark.parametrize(
+    "encoding, errors, written",
+    [
+        ("utf-8", "strict", b"a\\udcff"),
+        ("ascii", "strict", b"a?"),
+        ("utf-8", "surrogateescape", b"a\xff"),
+    ],
+)
+def test_a_name_of_a_file_that_is_no_utf_8_is_printed(monkeypatch, encoding, errors, written):
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors))
+    print_plain_letters_where_needed()
+    for each in (sys.stdout, sys.stderr):
+        print(os.fsdecode(b"a\xff"), end="", file=each, flush=True)
+        assert each.buffer.getvalue() == written
+
+
 def test_a_stream_of_someone_else_is_left_alone(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     print_plain_letters_where_needed()

@@ -2,9 +2,11 @@
 
 import io
 import os
+import resource
 import tarfile
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,7 +204,7 @@ def test_a_million_images_take_less_than_a_gigabyte_to_find(tmp_path):
     images = [header(f"n02102040_{number}.JPEG", 512) + bytes(512) for number in range(10_000)]
     with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as tar:
         for wnid in WNIDS:
-            add(tar, f"{wnid}.tar", b"".join(images[:: 4 if wnid != WNIDS[0] else 1]))
+            add(tar, f"{wnid}.tar", b"".join(images[:: 4 if wnid != WNIDS[0] else 1]) + bytes(1024))
     tracemalloc.start()
     for _ in range(2):  # from the archive, and from the listing kept of it
         source = find(folder, tmp_path)
@@ -465,6 +467,31 @@ def test_imagenet_s_archives_are_refused_where_they_are_truncated(tmp_path, arch
     assert archive.endswith(".gz") or " member '" in said
 
 
+@pytest.mark.parametrize("spelling", ["train//{}", "train/./{}", "./train/{}", ".//train///{}", "train/.//./{}"])
+def test_classes_of_a_tar_do_not_depend_on_how_its_paths_are_spelled(tmp_path, spelling):
+    files = {spelling.format(name): data for name, data in train_files().items()}
+    path = tmp_path / "imagenet.tar"
+    path.write_bytes(tar_bytes(files | {f"val/{name}": data for name, data in labelled(val_files()).items()}))
+    source = find(path, tmp_path)
+    assert source.train.classes == WNIDS and source.train.left_out.counts == {}
+    assert list(source.train.names)[0] == f"train/{WNIDS[0]}/{WNIDS[0]}_1.JPEG"
+
+
+@pytest.mark.parametrize("archive", ["tar", "inner", "devkit"])
+def test_a_tar_that_is_cut_between_two_members_is_refused(tmp_path, archive):
+    """It has no block of zeros at its end."""
+    name, files = {"tar": ("imagenet", {f"train/{name}": data for name, data in train_files().items()})}.get(
+        archive, ("ILSVRC2012_img_train", dict(zip(("a.JPEG", "b.JPEG"), (jpeg(0), jpeg(1)), strict=True)))
+    )
+    content = tar_bytes(files)
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        cut = content[: tar.getmembers()[-1].offset]
+    path = tmp_path / f"{name}.tar"
+    path.write_bytes(tar_bytes({"n01440764.tar": cut}) if archive == "inner" else cut)
+    with pytest.raises(DataError, match=r"cannot be read as a tar \(it ends without .* is truncated or damaged: fetch"):
+        read_members(path, ["a.JPEG"]) if archive == "devkit" else members(path)
+
+
 def test_tars_in_tars_in_tars_are_refused(tmp_path):
     data = tar_bytes({"1.JPEG": jpeg(1)})
     for depth in range(2000):
@@ -538,10 +565,10 @@ def test_what_is_no_plain_file_of_a_bounded_size_is_refused_in_folders_too(tmp_p
 def test_what_a_killed_process_had_uncompressed_is_not_left(tmp_path):
     path, scratch = make_tar(tmp_path / "source", "w:gz", "a.tar.gz"), tmp_path / "scratch"
     scratch.mkdir()
-    (scratch / "999999999.partial").write_bytes(bytes(100))
-    (scratch / f"{os.getppid()}.partial").write_bytes(bytes(100))  # of one that lives
+    (scratch / "content.partial").write_bytes(bytes(100))
+    (scratch / "999999999.partial").write_bytes(bytes(100))  # as earlier versions named it
     uncompressed(path, scratch)
-    assert sorted(path.suffix for path in scratch.iterdir()) == [".partial", ".tar"]
+    assert [path.suffix for path in scratch.iterdir()] == [".tar"]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -600,6 +627,42 @@ def test_a_compressed_archive_that_would_fill_the_disk_is_refused(tmp_path):
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def large_tar_gz(folder):
+    """A compressed tar of some megabytes that do not compress."""
+    noise = np.random.default_rng(0).bytes(3 << 20)
+    path = folder / "noise.tar.gz"
+    path.write_bytes(tar_bytes({"train/a/1.JPEG": noise, "val/a/1.JPEG": noise[:100]}, "w:gz"))
+    return path
+
+
+def test_content_may_take_more_than_half_of_the_free_disk(tmp_path, monkeypatch):
+    path, scratch = large_tar_gz(tmp_path), tmp_path / "scratch"
+
+    def free_of_four_megabytes(_):
+        written = sum(path.stat().st_size for path in scratch.iterdir())
+        return SimpleNamespace(free=(4 << 20) - written)
+
+    monkeypatch.setattr("shutil.disk_usage", free_of_four_megabytes)
+    assert uncompressed(path, scratch).stat().st_size > 3 << 20
+
+
+def test_a_disk_without_room_for_the_content_is_told_apart_from_a_hostile_archive(tmp_path, monkeypatch):
+    path, scratch = large_tar_gz(tmp_path), tmp_path / "scratch"
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 20))
+        with pytest.raises(DataError, match="scratch has 1.0 MB free, and the content of .* about 3.1 MB .* make room"):
+            find(path, tmp_path)
+    assert list(scratch.iterdir()) == []
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2 << 20, limits[1]))
+    try:
+        with pytest.raises(DataError, match="scratch has no room .* for the content of .*noise.tar.gz .*; make room"):
+            find(path, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(scratch.iterdir()) == []
+
+
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, b"\x1f\x8b" + bytes(30)])
 def test_what_is_no_archive_is_refused(tmp_path, content):
     (tmp_path / "a.tar").write_bytes(content)
@@ -625,3 +688,39 @@ def test_a_file_that_changes_while_it_is_read_is_named(tmp_path):
     (Path(source.train.container) / source.train.names[0]).write_bytes(b"shorter")
     with pytest.raises(DataError, match="n01440764_1.JPEG has changed while it was read: 7 bytes, not"):
         source.train.reader().read(source.train.member(0))
+
+
+# --- what is kept of a source -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tar.gz", "parquet", "cifar10"])
+def test_what_is_kept_of_a_source_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch, kind):
+    """A power failure would else leave a whole name with a part of the content, which is taken up as it is."""
+    import test_cifar10
+    import test_convert_shards
+
+    source = {
+        "tar.gz": lambda: make_tar(tmp_path / "source", "w:gz", "a.tar.gz"),
+        "parquet": lambda: test_convert_shards.parquet(tmp_path / "source"),
+        "cifar10": lambda: test_cifar10.archive(tmp_path / "cifar-10-python.tar.gz", test_cifar10.small_batches()),
+    }[kind]()
+    synced, named, fsync = set(), [], os.fsync
+
+    def noted_fsync(descriptor):
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    def noted(rename):
+        def to(path, target):
+            named.append((Path(target).suffix, str(path) in synced))
+            synced.discard(str(path))
+            return rename(path, target)
+
+        return to
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    for name in ("rename", "replace"):
+        monkeypatch.setattr(Path, name, noted(getattr(Path, name)))
+    find(source, tmp_path)
+    assert {suffix for suffix, _ in named} == {".listing", ".images" if kind == "parquet" else ".tar"}
+    assert all(is_on_disk for _, is_on_disk in named)

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
-from converter import SETTINGS, change_byte, make_tree, picture, save
+from converter import SETTINGS, change_byte, damage, make_tree, picture, save
 
 from lbsgd.convert.beton_writer import METADATA, METADATA_AT
 from lbsgd.convert.convert import convert
@@ -123,6 +124,28 @@ def test_an_image_that_is_not_the_source_s_is_named(converted, tree):
     (tree / "train/bee/1.JPEG").unlink()
     with pytest.raises(DataError, match="image 2 has label 1, and .*more.JPEG has 0"):
         verify(converted, 2, tree)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("spelling", ["{name}", "./{name}", "link/{name}", "link/../{folder}/{name}", "{path}"])
+def test_images_that_were_left_out_are_known_however_the_source_is_spelled(
+    tree, tmp_path, monkeypatch, packed, spelling
+):
+    damage(tree)
+    path = Path(shutil.make_archive(str(tmp_path / "packed"), "tar", tree)) if packed else tree
+    (tmp_path / "link").symlink_to(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    source = Path(spelling.format(name=path.name, folder=tmp_path.name, path=path))
+    convert(source, tmp_path / "data", on_error="skip", **SETTINGS)
+    for other in (source, path, Path(path.name)):
+        verify(tmp_path / "data", 1, other)
+
+
+def test_images_that_were_left_out_are_known_in_the_folder_itself(tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(damage(tree))
+    convert(Path("."), tmp_path / "data", on_error="skip", **SETTINGS)
+    for source in (Path("."), tree):
+        verify(tmp_path / "data", 1, source)
 
 
 def test_a_file_of_ffcv_s_own_writer_is_verified_by_decoding_it(tmp_path, ffcv, capsys):

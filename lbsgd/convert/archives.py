@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import posixpath
 import tarfile
 import tempfile
 import zipfile
@@ -59,7 +60,7 @@ def members(path: Path) -> Files:
 def _members(part: _Part, path: Path, within: str) -> Iterator[tuple[str, int, int]]:
     """Yield (name, offset, bytes) of each file."""
     for info in _checked(part, path, within):
-        name = within + info.name.removeprefix("./")
+        name = within + info.name
         # As of ImageNet's training images: n01440764.tar holds n01440764_18.JPEG and others. ._n01440764.tar is no tar.
         if name.endswith(".tar") and not path_reason(f"{name}.jpg"):
             if within:
@@ -73,12 +74,13 @@ def _members(part: _Part, path: Path, within: str) -> Iterator[tuple[str, int, i
 
 
 def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the plain files of one tar."""
+    """Yield the plain files of one tar, their paths without doubled slashes and dots."""
     after = f" in {within}" if within else ""
     try:
         with tarfile.open(fileobj=part, mode="r:") as tar:
             for info in tar:
                 _check(info, path, within)
+                info.name = posixpath.normpath(info.name)
                 if info.offset_data + info.size > part.num_bytes:
                     raise _refused(path, within + info.name, TRUNCATED)
                 if info.isfile():
@@ -86,8 +88,9 @@ def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
                 after = f" after member {within + info.name!r}"
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all, a kilobyte each
             part.seek(tar.offset)  # where tarfile saw the end: it takes half a header for an end, too
-            if part.read(tarfile.BLOCKSIZE) not in (b"", bytes(tarfile.BLOCKSIZE)):
-                raise tarfile.ReadError("it ends within a header")
+            if (end := part.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
+                where = "within a header" if end else "without the zeros that a whole tar has there"
+                raise tarfile.ReadError(f"it ends {where}")
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{path} cannot be read as a tar ({error}{after}); it is truncated or damaged: fetch it again"

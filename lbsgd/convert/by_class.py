@@ -129,6 +129,7 @@ class ByClass:
             )
 
 
-def shortened(names: list[str]) -> str:
-    """`a, b, c and 2 more`."""
-    return ", ".join(names[:3]) + (f" and {len(names) - 3:,} more" if len(names) > 3 else "")
+def shortened(names: list[str], num_names: int | None = None) -> str:
+    """`a, b, c and 2 more`. num_names: of all, if only the first three are given."""
+    more = (len(names) if num_names is None else num_names) - 3
+    return ", ".join(names[:3]) + (f" and {more:,} more" if more > 0 else "")

@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from lbsgd.convert.compressed import uncompressed
+from lbsgd.disk import to_disk
 from lbsgd.errors import DataError
 
 FOLDER = "cifar-10-batches-py"
@@ -41,18 +43,28 @@ def as_tar(path: Path, scratch: Path) -> Path:
     if target.exists() and target.stat().st_mtime_ns == path.stat().st_mtime_ns:
         return target
     scratch.mkdir(parents=True, exist_ok=True)
+    content = uncompressed(path, scratch)  # whole, because gzip's checksum lies at its end
     partial = target.with_suffix(".partial")
     try:
-        with tarfile.open(path) as archive, tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for name, data in images_of(archive):
-                member = tarfile.TarInfo(name)
-                member.size = len(data)
-                tar.addfile(member, io.BytesIO(data))
+        _write_images(content, partial)
+        os.utime(partial, ns=(path.stat().st_mtime_ns,) * 2)
+        to_disk(partial)
+        partial.replace(target)
     except (tarfile.TarError, EOFError, KeyError, IndexError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise DataError(f"{path}: is not the whole cifar-10-python.tar.gz ({error}); download it again") from error
-    os.utime(partial, ns=(path.stat().st_mtime_ns,) * 2)
-    partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)
+        if content != path:
+            content.unlink()
     return target
+
+
+def _write_images(content: Path, target: Path) -> None:
+    with tarfile.open(content) as archive, tarfile.open(target, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in images_of(archive):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
 
 
 def images_of(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:

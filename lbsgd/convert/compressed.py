@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import bz2
+import errno
 import gzip
 import lzma
-import os
 import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from lbsgd.disk import to_disk
 from lbsgd.errors import DataError
+from lbsgd.units import size
 
 MAX_EXPANSION = 100  # times its size that a compressed tar may hold: gzip reaches 1,000, images hardly more than 1
 MIN_TAR_BYTES = 1 << 20  # that a small one may hold in any case: mostly padding
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk says that takes no more
+ROOM = "while it is converted; make room, or name another folder with --data_dir (TMPDIR for --dry_run and --verify)"
 LONG_BYTES = 1 << 30  # of an archive that takes so long to go through that we say so
 Opener = Callable[..., IO[bytes]]
 COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
@@ -70,18 +74,34 @@ def uncompressed(path: Path, scratch: Path) -> Path:
     tar = scratch / f"{version(path)}.tar"
     if not tar.exists():
         scratch.mkdir(parents=True, exist_ok=True)
-        for left in scratch.glob("*.partial"):  # behind by a process that was killed
-            if not Path("/proc", left.stem).exists():
-                left.unlink(missing_ok=True)
-        partial = scratch / f"{os.getpid()}.partial"
+        for left in scratch.glob("*.partial"):  # behind by a process that was killed: one at a time has the folder
+            left.unlink()
+        partial, num_bytes = scratch / "content.partial", path.stat().st_size
+        require_room(scratch, path, num_bytes)  # images hardly compress
         say_if_long(f"uncompressing {path} into {scratch}", path)
         try:
             with open(partial, "wb") as file:
-                decompress_to(path, decompress, file, limit=max(MIN_TAR_BYTES, MAX_EXPANSION * path.stat().st_size))
+                decompress_to(path, decompress, file, limit=max(MIN_TAR_BYTES, MAX_EXPANSION * num_bytes))
+            to_disk(partial)
             partial.rename(tar)
         finally:
             partial.unlink(missing_ok=True)
     return tar
+
+
+def require_room(folder: Path, source: Path, num_bytes: int) -> None:
+    """Raise DataError if the disk of a scratch folder has less than num_bytes free."""
+    if (free := shutil.disk_usage(folder).free) < num_bytes:
+        raise DataError(
+            f"{folder} has {size(free)} free, and the content of {source} needs about {size(num_bytes)} there {ROOM}"
+        )
+
+
+def no_room(folder: Path, source: Path, error: OSError) -> DataError | None:
+    """Return what to say about an error of a full disk, None if it is another error."""
+    if error.errno not in FULL:
+        return None
+    return DataError(f"{folder} has no room ({error.strerror}) for the content of {source} {ROOM}")
 
 
 def decompressor(path: Path) -> Opener | None:
@@ -94,10 +114,10 @@ def decompress_to(path: Path, decompress: Opener, file: IO[bytes], limit: int) -
         with decompress(path, "rb") as source:
             while data := source.read(1 << 20):
                 file.write(data)
-                if file.tell() > min(limit, shutil.disk_usage(file.name).free):
+                if file.tell() > limit:
                     raise DataError(
-                        f"{path} holds more than {limit:,} bytes, which no data set would, or more than "
-                        f"the disk has room for; unpack it yourself and name the folder with --source"
+                        f"{path} holds more than {limit:,} bytes, which no data set would; unpack it yourself and "
+                        f"name the folder with --source"
                     )
             file.flush()
     except (EOFError, lzma.LZMAError, zlib.error, OSError) as error:

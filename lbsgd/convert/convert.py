@@ -6,7 +6,6 @@ command goes on from there, to the same bytes. Complete files are forced to the 
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -18,19 +17,22 @@ import numpy as np
 from lbsgd.convert.beton_writer import BetonWriter, page_size
 from lbsgd.convert.convert_split import convert_split
 from lbsgd.convert.estimate import check_disk, dry_run
+from lbsgd.convert.existing_data import is_complete, is_read_only, made_with
 from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries
 from lbsgd.convert.preflight import left_out_lines, refuse_unusable
 from lbsgd.convert.process_pool import checked_num_processes
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Source
-from lbsgd.convert.sources import find_source
+from lbsgd.convert.sources import find_source, source_path
 from lbsgd.convert.work_folder import (
     CONVERTER_VERSION,
+    NOTHING_KEPT,
     conversion_identity,
-    is_complete,
     is_partly_published,
     locked,
     publish,
+    remove_added,
+    remove_work,
     start_over_if_other,
     stoppable,
     writing_to,
@@ -66,18 +68,20 @@ def convert(
     num_processes = checked_num_processes(num_processes)
     if on_error not in ("fail", "skip"):
         raise ConfigError(f"--on_error {on_error} is not fail or skip")
-    data_dir, work = Path(data_dir), Path(data_dir) / ".converting"
-    with stoppable(data_dir):
-        found = find_source(Path(source), work, data_dir)
-        identity = conversion_identity(found, settings)
-        if not overwrite and not is_partly_published(work, identity) and is_complete(data_dir, found, settings):
-            shutil.rmtree(work, ignore_errors=True)
-            _print_complete(data_dir, found)
+    source, data_dir = Path(source), Path(data_dir)
+    work = data_dir / ".converting"
+    with stoppable(f"what is done is kept in {work}: the same command goes on from there"):
+        if not overwrite and _is_complete_and_read_only(source, data_dir, settings):
             return
-        print(*left_out_lines(found), sep="\n", end="\n" * bool(left_out_lines(found)), flush=True)
-        if on_error == "fail":
-            refuse_unusable(found)
         with writing_to(data_dir), locked(work):
+            found = _found_to_convert(source, data_dir, work, settings, overwrite)
+            if found is None:
+                remove_work(work)
+                return
+            print(*left_out_lines(found), sep="\n", end="\n" * bool(left_out_lines(found)), flush=True)
+            if on_error == "fail":
+                refuse_unusable(found)
+            identity = conversion_identity(found, settings)
             start_over_if_other(work, identity)
             if not is_partly_published(work, identity):
                 conversion = Conversion(found, settings, work)
@@ -87,10 +91,44 @@ def convert(
             publish(data_dir, work)
 
 
+def _is_complete_and_read_only(source: Path, data_dir: Path, settings: Settings) -> bool:
+    """Return whether there is nothing to do in a folder where nothing can be done, not even a lock be taken."""
+    if not is_read_only(data_dir):
+        return False
+    made_with(data_dir, source_path(source), settings)
+    with tempfile.TemporaryDirectory() as scratch:
+        found = find_source(source, Path(scratch), data_dir)
+        complete = is_complete(data_dir, found, settings)
+    if complete:
+        _print_complete(data_dir, found)
+    return complete
+
+
+def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settings, overwrite: bool) -> Source | None:
+    """Return the source, None if the folder already holds what it becomes. Raises DataError for other data.
+
+    What can be told without the source is told first, because an archive may take hours to be unpacked.
+    """
+    if not overwrite and not (work / "manifest.json").exists():
+        made_with(data_dir, source_path(source), settings)
+    there = set(work.iterdir())
+    found = find_source(source, work, data_dir)
+    if overwrite or is_partly_published(work, conversion_identity(found, settings)):
+        return found
+    try:
+        complete = is_complete(data_dir, found, settings)
+    except DataError:
+        remove_added(work, there)
+        raise
+    if complete:
+        _print_complete(data_dir, found)
+    return None if complete else found
+
+
 def look(source: Path, data_dir: Path, num_processes: int | None = None, **settings: Any) -> str:
     """Return, in some lines, what `convert` would do (--dry_run). Leaves nothing behind."""
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
-    with tempfile.TemporaryDirectory() as scratch:
+    with stoppable(NOTHING_KEPT), tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir)
         return dry_run(found, wanted, _page_size(found, wanted), data_dir, num_processes)
 

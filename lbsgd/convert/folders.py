@@ -76,6 +76,8 @@ class _Walk:
         with os.scandir(self.folder / place) as entries:
             for entry in entries:
                 path = f"{place}/{entry.name}" if place else entry.name
+                if entry.is_symlink() and not folder_reason(entry.name):
+                    followed(self.folder / path)  # a broken one may have been a class folder, whatever its name
                 if not _is_folder(entry):
                     self._add_file(path, class_name)
                 elif reason := folder_reason(entry.name):
@@ -90,7 +92,7 @@ class _Walk:
             self.found.left_out.add(reason, name)
             return
         path = self.folder / name
-        info = _followed(path)
+        info = followed(path)
         if not stat.S_ISREG(info.st_mode):
             raise DataError(f"{path} is not a plain file; remove it")
         if info.st_size > MAX_IMAGE_BYTES:
@@ -103,7 +105,8 @@ class _Walk:
             self.found.add(row, class_name)
 
 
-def _followed(path: Path) -> os.stat_result:
+def followed(path: Path) -> os.stat_result:
+    """Return the status of what a path leads to. Raises DataError for a link to nothing, else OSError."""
     try:
         return os.stat(path)
     except OSError as error:

@@ -3,6 +3,7 @@
     plain JPEG, no resize needed    its own bytes, untouched: no generation loss, and no time
     plain JPEG                      decoded (very large ones at 1/2, 1/4 or 1/8), shrunk, encoded again
     anything else                   the same, decoded by PIL: CMYK, PNG, an incomplete JPEG, ... (see pil_image)
+    by --raw_fraction               its pixels, unless they exceed a page
 
 `jpeg_header` says which JPEGs are plain. FFCV's pixels differ from PIL's by 1.2/255 on average, whoever wrote the file,
 because FFCV asks for libjpeg's fast inverse DCT. EXIF orientation is ignored, as FFCV and torchvision's loaders do.
@@ -56,8 +57,9 @@ def stored_image(data: bytes, index: int, settings: Settings, page_size: int, me
     memory_lock: shared by all processes; its holder may take it again. It is held while a big image is decoded, until
     only the result is left.
     """
-    size, raw = plain_size(data), settings.is_raw(index)
+    size = plain_size(data)
     target = settings.size(*size) if size else None
+    raw = settings.is_raw(index) and not (target and 3 * math.prod(target) > page_size)  # a JPEG is smaller
     if size and size == target and not (raw or settings.reencode) and len(data) <= page_size:
         return Stored(COPIED, *size, data)
     with lock_if_big(memory_lock, _needed_bytes(data, size, target)):
@@ -65,6 +67,7 @@ def stored_image(data: bytes, index: int, settings: Settings, page_size: int, me
         # Only the pixels tell the size of what PIL decodes: it turns a TIFF meanwhile.
         pixels = _resized(pixels, target or settings.size(*pixels.shape[1::-1]))
         height, width = pixels.shape[:2]
+        raw = raw and pixels.nbytes <= page_size
         kept = np.ascontiguousarray(pixels[:, :, ::-1]).reshape(-1) if raw else _encoded(pixels, settings.quality)
     if len(kept) > page_size or max(width, height) > MAX_SIDE:
         raise ImageError(f"{width} x {height} pixels are {len(kept):,} bytes, more than a page of {page_size:,}")

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lbsgd.convert.archives import MAX_IMAGE_BYTES
+from lbsgd.convert.compressed import require_room
 from lbsgd.convert.files import Files
+from lbsgd.disk import to_disk
 from lbsgd.errors import DataError
-from lbsgd.units import size
 
 ROWS = 64  # that are read at a time
 IMAGE, LABEL = "image", "label"
@@ -29,13 +28,8 @@ def copy_images(folder: Path, shard_names: list[str], target: Path) -> Files:
     Raises DataError without PyArrow, for a damaged shard, and for one that does not hold images and labels.
     """
     pyarrow = _pyarrow()
-    num_bytes = sum((folder / name).stat().st_size for name in shard_names)
-    if (free := shutil.disk_usage(target.parent).free) < num_bytes:
-        raise DataError(
-            f"{target.parent} has {size(free)} free, and the images of {folder} need about {size(num_bytes)} there "
-            f"while they are converted; make room, or name another folder with --data_dir (TMPDIR for --dry_run)"
-        )
-    files, partial = Files("offsets", "labels"), target.with_name(f"{os.getpid()}.partial")
+    require_room(target.parent, folder, sum((folder / name).stat().st_size for name in shard_names))
+    files, partial = Files("offsets", "labels"), target.with_suffix(".partial")
     try:
         with open(partial, "wb") as file:
             for name in shard_names:
@@ -44,6 +38,7 @@ def copy_images(folder: Path, shard_names: list[str], target: Path) -> Files:
                 except pyarrow.ArrowException as error:
                     reason = str(error).splitlines()[0]
                     raise DataError(f"{folder / name} cannot be read as parquet ({reason}); fetch it again") from error
+        to_disk(partial)
         partial.rename(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -11,15 +11,19 @@ numbers; they get names where the shards hold them. Images come class by class a
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import stat
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from lbsgd.convert.archives import listed_once
 from lbsgd.convert.by_class import ByClass, shortened
 from lbsgd.convert.compressed import version
 from lbsgd.convert.files import Files
+from lbsgd.convert.folders import followed
 from lbsgd.convert.parquet import copy_images
 from lbsgd.convert.source_images import SPLITS, Images
 from lbsgd.convert.tfrecords import list_tfrecords
@@ -33,7 +37,9 @@ KINDS = {  # what the names of shards look like
 }
 SPLIT_WORDS = {"train": "train", "val": "val", "validation": "val"}
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|val)(?=[-_.\d]|$)")
-COUNTED = re.compile(r"(\d+)-of-(\d+)")
+COUNTED = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")
+NUMBERED = re.compile(r"(?:^|[-_.]|train|val|validation)(?P<number>\d+)(?P<total>)(?:\.\w+)*$")
+FIRST_YEAR = 1000  # a lowest number from here on, without a zero before it, is a year or a date, and counts nothing
 
 Shards = dict[str, list[str]]  # by split: names in the folder
 
@@ -47,7 +53,7 @@ def find_shards(path: Path) -> tuple[str, Shards] | None:
     for folder in ("", "data", *SPLIT_WORDS):
         for place in sorted((path / folder).iterdir()) if (path / folder).is_dir() else []:
             kind, split = _kind(place.name), _split(place.name) or SPLIT_WORDS.get(folder)
-            if kind and split and place.is_file():
+            if kind and split and stat.S_ISREG(followed(place).st_mode):
                 found.setdefault(kind, {}).setdefault(split, []).append(str(place.relative_to(path)))
     whole = {kind: shards for kind, shards in found.items() if len(shards) == len(SPLITS)}
     if len(whole) > 1:
@@ -79,13 +85,37 @@ def _split(name: str) -> str | None:
 
 
 def _refuse_missing(path: Path, names: list[str]) -> None:
-    """Raise DataError if names such as train-00003-of-01024 say that there are more shards."""
-    counted = [match for name in names if (match := COUNTED.search(name))]
-    for total in sorted({match[2] for match in counted}):
-        there = {int(match[1]) for match in counted if match[2] == total}
-        missing = [f"{number:0{len(total)}}-of-{total}" for number in range(int(total)) if number not in there]
-        if missing:
-            raise DataError(f"{path} lacks the shards {shortened(missing)} beside {names[0]}; fetch them")
+    """Raise DataError if names such as train-00003-of-01024 or imagenet-train-000002.tar tell of more shards.
+
+    Without a total, nothing tells of shards after the last one.
+    """
+    series: dict[tuple[str, str], list[re.Match[str]]] = {}
+    for name in map(os.path.basename, names):
+        if match := COUNTED.search(name) or NUMBERED.search(name):
+            series.setdefault((name[: match.start("number")], match["total"]), []).append(match)
+    for (_, total), matches in sorted(series.items()):
+        there, expected = {int(match["number"]) for match in matches}, _expected(matches, total)
+        if num_missing := len(expected) - sum(number in expected for number in there):
+            missing = islice((number for number in expected if number not in there), 3)
+            lacking = shortened([_with_number(matches[0], number) for number in missing], num_missing)
+            raise DataError(f"{path} lacks the shards {lacking} beside {names[0]}; fetch them")
+
+
+def _expected(matches: list[re.Match[str]], total: str) -> range:
+    """Return the numbers that a series has: up to its total, else up to the highest, from 0 or 1 on."""
+    numbers = [int(match["number"]) for match in matches]
+    padded = any(match["number"].startswith("0") for match in matches)
+    if total or not padded and min(numbers) >= FIRST_YEAR:
+        return range(int(total or 0))
+    return range(min(1, *numbers), max(numbers) + 1)
+
+
+def _with_number(match: re.Match[str], number: int) -> str:
+    """Return the name of another shard of a series; a part of it where the rest may differ, too."""
+    digits = f"{number:0{len(match['number'])}}"
+    if match["total"]:
+        return f"{digits}-of-{match['total']}"
+    return match.string[: match.start("number")] + digits + match.string[match.end("number") :]
 
 
 def images_of_shards(path: Path, kind: str, shards: Shards, scratch: Path) -> tuple[Images, Images]:
@@ -116,7 +146,9 @@ def _listed(path: Path, kind: str, split: str, names: list[str], scratch: Path) 
 
 def _copy(path: Path, split: str, names: list[str], scratch: Path) -> Path:
     """Return where the images of parquet go; its name changes with the shards."""
-    digest = hashlib.sha256("\n".join(version(path / name) for name in names).encode()).hexdigest()
+    digest = hashlib.sha256(
+        "\n".join(version(path / name) for name in names).encode(errors="surrogateescape")
+    ).hexdigest()
     return scratch / f"{split}.{digest:.16}.images"
 
 

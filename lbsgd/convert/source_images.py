@@ -59,9 +59,13 @@ class Images:
 
     def where(self, index: int) -> str:
         """Return image `index` as a person would call it."""
+        return f"{self.origin}/{self.within(index)}"
+
+    def within(self, index: int) -> str:
+        """Return the place of image `index` in the container, with the shard that holds it."""
         member = self.member(index)
         shard = f"{self.shard_names[member.shard]}/" if self.shard_names else ""
-        return f"{self.origin}/{shard}{member.name}"
+        return f"{shard}{member.name}"
 
     def digest(self, *columns: np.ndarray) -> str:
         """Return a digest of the classes, names, labels and sizes, and of further columns."""

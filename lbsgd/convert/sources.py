@@ -21,7 +21,7 @@ from lbsgd.convert import cifar10
 from lbsgd.convert.annotations import ANNOTATIONS, labels_in_folder, labels_in_tar
 from lbsgd.convert.archives import cached_members
 from lbsgd.convert.by_class import ByClass, shortened
-from lbsgd.convert.compressed import uncompressed
+from lbsgd.convert.compressed import no_room, uncompressed
 from lbsgd.convert.folders import has_class_folders, in_folders
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
 from lbsgd.convert.shards import find_shards, images_of_shards, is_shard
@@ -43,11 +43,12 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
     scratch: a folder for the content of a compressed archive. data_dir: the data folder, for the commands in messages.
     Raises DataError if there are none, or if the splits have different classes.
     """
-    if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) or is_shard(path):
-        path = path.parent
+    path = source_path(path)
     try:
         train, val = _from_archive(path, scratch, data_dir) if path.is_file() else _from_folder(path, scratch, data_dir)
     except OSError as error:
+        if full := no_room(scratch, path, error):
+            raise full from error
         raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
     if train.classes != val.classes:
         differing = sorted(set(train.classes) ^ set(val.classes))
@@ -56,6 +57,11 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
             f"only; both must have the same"
         )
     return Source(path, train, val)
+
+
+def source_path(path: Path) -> Path:
+    """Return what a source is called: the folder for one of several files in it, which are read together."""
+    return path.parent if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) or is_shard(path) else path
 
 
 def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -32,8 +32,9 @@ from lbsgd.convert.pil_image import ImageError
 from lbsgd.convert.process_pool import CHUNK_IMAGES, ProcessPool, checked_num_processes, with_room
 from lbsgd.convert.progress import Meter
 from lbsgd.convert.settings import Settings
-from lbsgd.convert.source_images import SPLITS, ImageReader, Images
+from lbsgd.convert.source_images import SPLITS, ImageReader, Images, Source
 from lbsgd.convert.sources import find_source
+from lbsgd.convert.work_folder import NOTHING_KEPT, stoppable
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import CONVERT, JPEG
 from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
@@ -44,10 +45,16 @@ def verify(data_dir: Path, num_processes: int | None = None, source: Path | None
     """Verify all images of a data folder. Raises DataError for the first damaged one.
 
     num_processes: by default one per core.
-    source: the images must also be those that this source gives with the manifest's settings.
+    source: the images must also be those that this source gives with the manifest's settings. Raises Stopped after
+    SIGINT or SIGTERM.
     """
     libraries()  # raises ImportError here, before any process does
     data_dir, num_processes = Path(data_dir), checked_num_processes(num_processes)
+    with stoppable(NOTHING_KEPT):
+        _verify(data_dir, num_processes, source)
+
+
+def _verify(data_dir: Path, num_processes: int, source: Path | None) -> None:
     data = _opened(data_dir, num_processes)
     manifest = Manifest.read(data_dir / "manifest.json") if (data_dir / "manifest.json").exists() else None
     if source and not manifest:
@@ -56,7 +63,7 @@ def verify(data_dir: Path, num_processes: int | None = None, source: Path | None
         found = find_source(Path(source), Path(scratch), data_dir) if source else None
         for name in SPLITS:
             beton = getattr(data, name)
-            origin = Origin.of(beton, found.splits[name], manifest) if found and manifest else None
+            origin = Origin.of(beton, found, manifest) if found and manifest else None
             meter = _check_images(beton, origin, num_processes)
             _print_agreement(beton, origin, manifest, meter)
 
@@ -98,12 +105,10 @@ class Origin:
     settings: Settings
 
     @classmethod
-    def of(cls, beton: BetonFile, images: Images, manifest: Manifest) -> Origin:
+    def of(cls, beton: BetonFile, source: Source, manifest: Manifest) -> Origin:
         """Match the file's images with the source's. Raises DataError if their number, classes or labels differ."""
-        skipped = set(manifest.skipped.get(beton.path.stem, ()))
-        numbers = np.arange(len(images))
-        if skipped:
-            numbers = np.array([number for number in range(len(images)) if images.where(number) not in skipped])
+        images = source.splits[beton.path.stem]
+        numbers = _kept_numbers(source, images, manifest.skipped.get(beton.path.stem, ()))
         if len(numbers) != beton.num_images or images.classes != manifest.classes:
             raise DataError(
                 f"{images.origin} holds {len(numbers):,} images of {len(images.classes):,} classes, {beton.path} "
@@ -117,6 +122,21 @@ class Origin:
                 f"{images.labels[number]}"
             )
         return cls(images, numbers, Settings(**cast(dict[str, Any], manifest.settings)))
+
+
+def _kept_numbers(source: Source, images: Images, skipped: Sequence[str]) -> np.ndarray:
+    """Return the numbers of the images that are not among the skipped ones, however the source was spelled then.
+
+    A skipped image is named by the source, as it was given with --source, and by its place within.
+    """
+    if not skipped:
+        return np.arange(len(images))
+    parts = [name.split("/") for name in skipped]
+    ends = {"/".join(each[start:]) for each in parts for start in range(len(each))}
+    inside = os.path.relpath(images.origin, source.path)
+    place = "" if inside == "." else f"{inside}/"
+    names = (images.within(number) for number in range(len(images)))
+    return np.array([number for number, name in enumerate(names) if place + name not in ends])
 
 
 def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -> Meter:

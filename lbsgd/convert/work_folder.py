@@ -10,29 +10,27 @@ data folder/.converting/    identity.json  the conversion that the work is for; 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import json
-import shutil
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+from lbsgd.convert.compressed import FULL
 from lbsgd.convert.image import libraries
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
-from lbsgd.data.beton import BetonFile
-from lbsgd.data.folder import Manifest, Split
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError, Stopped
 
 CONVERTER_VERSION = 3  # raise it when the same source and settings would give other files
 
 
-# --- what is there already --------------------------------------------------------------------------------------------
+# --- the conversion that the work is for ------------------------------------------------------------------------------
 
 
 def conversion_identity(source: Source, settings: Settings) -> dict[str, object]:
@@ -66,43 +64,10 @@ def start_over_if_other(work: Path, identity: Mapping[str, object]) -> None:
     replace_file(work / "identity.json", json.dumps(identity).encode())
 
 
-def is_complete(data_dir: Path, source: Source, settings: Settings) -> bool:
-    """Return whether the folder already holds what this conversion would make. Raises DataError for other data."""
-    if not (data_dir / "manifest.json").exists():
-        existing = [name for name in SPLITS if (data_dir / f"{name}.beton").exists()]
-        if existing:
-            raise DataError(
-                f"{data_dir} holds {existing[0]}.beton, but no manifest.json of a complete conversion; "
-                f"give --overwrite to replace it, or another --data_dir"
-            )
-        return False
-    manifest = Manifest.read(data_dir / "manifest.json")
-    skipped = {name: len(manifest.skipped.get(name, ())) for name in SPLITS}
-    same = {
-        "settings": asdict(settings) == manifest.settings,
-        "converter version": CONVERTER_VERSION == manifest.converter_version,
-        "source": str(source.path.resolve()) == manifest.source,
-        "classes": source.train.classes == manifest.classes,
-        "training images": len(source.train) == manifest.train.num_images + skipped["train"],
-        "validation images": len(source.val) == manifest.val.num_images + skipped["val"],
-        "names or sizes of images": source.digest() == manifest.listing,
-    }
-    if not all(same.values()):
-        differing = ", ".join(name for name in same if not same[name])
-        raise DataError(
-            f"{data_dir} already holds another data set: its manifest.json differs in {differing}; "
-            f"give --overwrite to replace it, or another --data_dir"
-        )
-    return all(_is_intact(data_dir / f"{name}.beton", getattr(manifest, name)) for name in SPLITS)
-
-
-def _is_intact(path: Path, split: Split) -> bool:
-    with contextlib.suppress(DataError):
-        return Split.of(BetonFile.open(path)) == split
-    return False
-
-
 # --- the data folder --------------------------------------------------------------------------------------------------
+
+
+NOTHING_KEPT = "nothing of it is kept: the same command begins again"  # what a signal leaves of looking and verifying
 
 
 class _Stop(BaseException):
@@ -110,8 +75,8 @@ class _Stop(BaseException):
 
 
 @contextlib.contextmanager
-def stoppable(data_dir: Path) -> Iterator[None]:
-    """End the conversion at once on SIGINT or SIGTERM, with a line that says how to go on. Raises Stopped."""
+def stoppable(help_: str) -> Iterator[None]:
+    """End the work at once on SIGINT or SIGTERM, with a line that says how to go on. Raises Stopped."""
 
     def stop(number, _frame) -> None:
         raise _Stop(signal.Signals(number).name)
@@ -123,9 +88,7 @@ def stoppable(data_dir: Path) -> Iterator[None]:
     try:
         yield
     except _Stop as stopped:
-        raise Stopped(
-            f"{stopped}; what is done is kept in {data_dir / '.converting'}: the same command goes on from there"
-        ) from None
+        raise Stopped(f"{stopped}; {help_}") from None
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -133,29 +96,80 @@ def stoppable(data_dir: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing_to(data_dir: Path) -> Iterator[None]:
-    """Make the data folder. Raises DataError if it, or something in it, cannot be written."""
+    """Make the data folder, and remove it if it stays empty.
+
+    Raises DataError if it, or something in it, cannot be written.
+    """
+    made: list[Path] = []
     try:
+        made += [folder for folder in (data_dir, *data_dir.parents) if not folder.exists()]
         data_dir.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        full = error.errno in FULL
         raise DataError(
             f"cannot write to {data_dir}: {error.strerror}; "
             + ("what is done is kept: make room and run the same command, or name" if full else "name")
             + " another folder with --data_dir"
         ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            for folder in made:
+                folder.rmdir()
 
 
 @contextlib.contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """Keep a second conversion out of the folder. The lock ends with the process that holds it. Raises DataError."""
-    work.mkdir(exist_ok=True)
-    with open(work / "lock", "w") as lock:
+    """Keep a second conversion out of the folder. The lock ends with the process that holds it. Raises DataError.
+
+    The work folder is made, and removed if nothing is left in it.
+    """
+    with _locked_file(work) as lock:
+        try:
+            yield
+        finally:
+            if _is_there(lock) and [path.name for path in work.iterdir()] == ["lock"]:
+                remove_work(work)
+
+
+def _locked_file(work: Path) -> IO[str]:
+    """Return the lock that others find, too: the process that held it may have removed the folder meanwhile."""
+    while True:
+        work.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = open(work / "lock", "w")
+        except FileNotFoundError:
+            continue
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            lock.close()
             raise DataError(f"another process is converting into {work.parent}; wait for it, or end it") from error
-        yield
+        if _is_there(lock):
+            return lock
+        lock.close()
+
+
+def _is_there(lock: IO[str]) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(lock.fileno()), os.stat(lock.name))
+    return False
+
+
+def remove_added(work: Path, there: set[Path]) -> None:
+    """Remove what was not in the work folder before; what was may be the work of another command."""
+    for path in set(work.iterdir()) - there:
+        path.unlink()
+
+
+def remove_work(work: Path) -> None:
+    """Remove the work folder, the lock last. From then on another process may have a new folder of that name."""
+    for path in work.iterdir():
+        if path.name != "lock":
+            path.unlink()
+    (work / "lock").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        work.rmdir()
 
 
 def publish(data_dir: Path, work: Path) -> None:
@@ -170,4 +184,4 @@ def publish(data_dir: Path, work: Path) -> None:
     to_disk(data_dir)
     (work / "manifest.json").rename(data_dir / "manifest.json")
     to_disk(data_dir)
-    shutil.rmtree(work)
+    remove_work(work)

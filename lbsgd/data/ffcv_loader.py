@@ -25,8 +25,9 @@ from numba.extending import is_jitted
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.kept_code import keep, kept_dictionaries
-from lbsgd.data.native.kernels import DONE, NO_MEMORY, Crops, crop_batch, ffcv_crops, library, our_crops
+from lbsgd.data.native.kernels import DONE, Crops, crop_batch, ffcv_crops, library, our_crops
 from lbsgd.data.read_ahead import ReadAhead
+from lbsgd.data.undecoded import require_usable
 from lbsgd.errors import DataError
 
 
@@ -205,16 +206,7 @@ class DecodingThread(EpochIterator):
     def _check(self, numbers: np.ndarray, statuses: np.ndarray) -> None:
         """Raise DataError for an image that was not decoded, unless the converter found it as damaged as it is."""
         for number, status in zip(numbers[statuses != DONE], statuses[statuses != DONE], strict=True):
-            if status == NO_MEMORY:
-                raise DataError(
-                    f"no memory is left to decode image {number} of {self.loader.fname}; run fewer processes on this "
-                    "host, or give each of them fewer --loader_threads or a smaller --micro_batch"
-                )
-            if not self.loader.beton.is_as_converted(int(number)):
-                raise DataError(
-                    f"image {number} of {self.loader.fname} is damaged; copy the file again, or find all damaged "
-                    "images with tools/convert_imagenet_to_ffcv.py --verify"
-                )
+            require_usable(self.loader.beton, int(number), int(status))
 
     def close(self) -> None:
         """End the thread, which may be waiting for a place in the queue. FFCV calls it once more on deletion."""

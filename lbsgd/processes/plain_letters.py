@@ -40,12 +40,18 @@ def _without_accents(char: str) -> str:
 
 
 def print_plain_letters_where_needed() -> None:
-    """Have stdout and stderr write what their encoding lacks in plain letters; UTF-8 streams stay as they are."""
+    """Have stdout and stderr write what their encoding lacks in plain letters.
+
+    UTF-8 lacks nothing but the bytes of file names that are no UTF-8, which are written as escapes.
+    """
     codecs.register_error(NAME, _replace)
     for stream in (sys.stdout, sys.stderr):
-        # Others, as in a notebook, take any text.
-        if hasattr(stream, "reconfigure") and not (stream.encoding or "").lower().startswith("utf"):
+        if not hasattr(stream, "reconfigure"):
+            continue  # others, as in a notebook, take any text
+        if not (stream.encoding or "").lower().startswith("utf"):
             stream.reconfigure(errors=NAME)
+        elif stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _replace(error: UnicodeError) -> tuple[str, int]:

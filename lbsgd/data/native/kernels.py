@@ -24,6 +24,7 @@ LIBRARY = "_kernels*.so"  # beside this file; setup.py names it
 
 # What became of an image. The C files return these numbers.
 DONE, DAMAGED, NOT_DECODED, NO_MEMORY = range(4)
+UNTOUCHED = np.array([1, 254, 1], np.uint8)  # the last pixel, before FFCV's imdecode writes it
 
 
 @cache
@@ -98,7 +99,13 @@ def ffcv_crops(decode_jpeg: Callable, resize: Callable) -> Crops:
     @njit(nogil=True)
     def of_jpeg(data, height, width, top, left, h, w, mirrored, destination):
         pixels = np.zeros(height * width * 3, np.uint8)
+        pixels[-3:] = UNTOUCHED
         status = decode_jpeg(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
+        if status != 0 and np.array_equal(
+            pixels[-3:], UNTOUCHED
+        ):  # FFCV tells warnings and refusals by the same status
+            destination[:] = 0
+            return NOT_DECODED
         of_pixels(pixels.reshape(height, width, 3), top, left, h, w, mirrored, destination)
         return DONE if status == 0 else DAMAGED
 

@@ -1,0 +1,75 @@
+"""What a data folder holds already: the result of this very conversion, other data, or nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import SPLITS, Source
+from lbsgd.convert.work_folder import CONVERTER_VERSION
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.folder import Manifest, Split
+from lbsgd.errors import DataError
+
+
+def made_with(data_dir: Path, source: Path, settings: Settings) -> Manifest | None:
+    """Return the folder's manifest if the same command made it, None if it holds nothing.
+
+    Raises DataError for other data, as far as that can be told before the source is listed.
+    """
+    if not (data_dir / "manifest.json").exists():
+        existing = [name for name in SPLITS if (data_dir / f"{name}.beton").exists()]
+        if existing:
+            raise DataError(
+                f"{data_dir} holds {existing[0]}.beton, but no manifest.json of a complete conversion; "
+                f"give --overwrite to replace it, or another --data_dir"
+            )
+        return None
+    manifest = Manifest.read(data_dir / "manifest.json")
+    same = {
+        "settings": asdict(settings) == manifest.settings,
+        "converter version": CONVERTER_VERSION == manifest.converter_version,
+        "source": str(source.resolve()) == manifest.source,
+    }
+    _refuse_other(data_dir, same)
+    return manifest
+
+
+def is_complete(data_dir: Path, source: Source, settings: Settings) -> bool:
+    """Return whether the folder already holds what this conversion would make. Raises DataError for other data."""
+    manifest = made_with(data_dir, source.path, settings)
+    if manifest is None:
+        return False
+    skipped = {name: len(manifest.skipped.get(name, ())) for name in SPLITS}
+    same = {
+        "classes": source.train.classes == manifest.classes,
+        "training images": len(source.train) == manifest.train.num_images + skipped["train"],
+        "validation images": len(source.val) == manifest.val.num_images + skipped["val"],
+        "names or sizes of images": source.digest() == manifest.listing,
+    }
+    _refuse_other(data_dir, same)
+    return all(_is_intact(data_dir / f"{name}.beton", getattr(manifest, name)) for name in SPLITS)
+
+
+def _refuse_other(data_dir: Path, same: Mapping[str, bool]) -> None:
+    if not all(same.values()):
+        differing = ", ".join(name for name in same if not same[name])
+        raise DataError(
+            f"{data_dir} already holds another data set: its manifest.json differs in {differing}; "
+            f"give --overwrite to replace it, or another --data_dir"
+        )
+
+
+def is_read_only(data_dir: Path) -> bool:
+    """Return whether a folder with a manifest cannot be written to, so that only what is complete is of use there."""
+    return (data_dir / "manifest.json").exists() and not os.access(data_dir, os.W_OK)
+
+
+def _is_intact(path: Path, split: Split) -> bool:
+    with contextlib.suppress(DataError):
+        return Split.of(BetonFile.open(path)) == split
+    return False
