@@ -1,6 +1,8 @@
 """Files that are whole or not there, whenever the process or the machine dies."""
 
 import os
+import secrets
+import stat
 from io import BytesIO
 from pathlib import Path
 
@@ -24,10 +26,34 @@ def replace_file(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
+def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:
+    """Write a whole file that a user named: the one behind a symbolic link, and with the mode that it has.
+
+    A new file gets the mode of `like`, or the usual one. What is no file, such as /dev/stdout, is written into.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    model = path if path.exists() else like
+    temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # nobody else's
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+            if model is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(model.stat().st_mode))
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
 def replace_picture(path: Path, figure) -> None:
     """Write a whole picture of a Matplotlib figure. Raises ConfigError for a name of another kind, else OSError."""
     kind, image = path.suffix.lstrip(".").lower(), BytesIO()
     if kind not in figure.canvas.get_supported_filetypes():
         raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
     figure.savefig(image, format=kind, dpi=150)
-    replace_file(path, image.getvalue())
+    rewrite_file(path, image.getvalue())

@@ -140,6 +140,17 @@ REPORTED = (  # single mistakes and harmless habits, as people report them
     {**BASE, "scheduler": {"type": "StepLR", "params": {"gamma": 0.1}}},
     {**BASE, "scheduler": {**WARM, "params": {"warmup_num_steps": "10"}}},
     {**BASE, "train_batch_size": 4.0, "scheduler": WARM},
+    {**ADAM, "bf16": {"enabled": True}, "data_types": {"param_dtype": "bf16"}},
+    {**ADAM, "bf16": {"enabled": True}, "data_types": {"param_dtype": "fp16"}},
+    {**ADAM, "fp16": {"enabled": True, "loss_scale": "128"}, "zero_optimization": {"stage": 1}},
+    {**ADAM, "fp16": {"enabled": True, "loss_scale_window": 500.0}, "zero_optimization": {"stage": 2}},
+    {**ADAM, "fp16": {"enabled": True, "loss_scale_window": 0}, "zero_optimization": {"stage": 2}},
+    {**ADAM, "fp16": {"enabled": True, "loss_scale": "nan"}, "zero_optimization": {"stage": 2}},
+    {**ADAM, "zero_optimization": {"stage": 3, "leaf_module": {"names": "layer"}}},
+    {**ADAM, "zero_optimization": {"stage": 3, "leaf_module": "layer"}},
+    {**ADAM, "zero_optimization": {"stage": 3, "compute_grad_norm": "no"}},
+    {**ADAM, "zero_optimization": {"stage": 1, "offload_optimizer": {"ratio": 0.5}}},
+    {**BASE, "optimizer": {"type": "Adagrad", "params": {"lr": 0.01, "fused": True, "foreach": True}}},
 )
 WORDS = ("", "x", "none", "yes", "true", "0", "fp16", "auto_", "float32", "bf16", "cpu", "linear", "log", "SGD", "Adam")
 NUMBERS = (-1, 0, 1, 2, 3, 5, 7, 100, -1.0, 0.0, 0.5, 0.9, 1.0, 1.5, 2.0, 2.5, 100.0)

@@ -1,8 +1,10 @@
 """`lbsgd check`: every trap is a finding with code, key, reason and fix; DeepSpeed really refuses what is an error."""
 
+import contextlib
 import copy
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,9 +17,10 @@ from lbsgd.commands.check_screen import print_inspections
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
 from lbsgd.commands.plan_time import Machines, predict, reduction_of
-from lbsgd.config.accepted.schema import accepted
+from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect
-from lbsgd.config.json_file import read_json
+from lbsgd.config.derive import NO_WARMUP
+from lbsgd.config.json_file import read_json, write_json
 from lbsgd.config.keypath import differences, get, put
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.overrides import Overrides
@@ -66,6 +69,42 @@ def test_corrected_files_are_as_they_should_be():
     sqrt = edited(lbsgd__linear_scaling={"rule": "sqrt"})
     assert get(corrected(sqrt), "optimizer.params.lr") == pytest.approx(0.1 * 32**0.5)
     assert get(corrected(sqrt), "lbsgd.linear_scaling.rule") == "sqrt"
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("zero_optimization.overlap_comm", "maybe"),
+        ("zero_optimization.allgather_bucket_size", -1),
+        ("fp16.loss_scale", -5),
+        ("fp16.initial_scale_power", "big"),
+        ("communication_data_type", "float16"),
+        ("tensorboard.enabled", "perhaps"),
+    ],
+)
+def test_a_value_that_deepspeed_refuses_is_found_beside_an_lbsgd_block(key, value):
+    config = edited()
+    put(config, key, value)
+    assert [(each.code, each.key) for each in findings_of(config) if each.severity == "error"] == [("D70", key)]
+    with pytest.raises(ConfigError, match=key):
+        Plan.read(config, 1)
+
+
+@pytest.mark.parametrize(
+    "key, value, code",
+    [
+        ("fp16.enabled", "maybe", "D27"),
+        ("steps_per_print", "often", "D24"),
+        ("zero_optimization.reduce_bucket_size", "large", "D51"),
+        ("optimizer.params.momentum", "x", "R05"),
+        ("gradient_predivide_factor", 0, "D63"),
+        ("communication_data_type", "float32", "D61"),
+    ],
+)
+def test_a_refused_value_is_one_error_where_another_rule_says_more(key, value, code):
+    config = edited()
+    put(config, key, value)
+    assert [each.code for each in findings_of(config) if each.key == key] == [code]
 
 
 # --- other people's ---------------------------------------------------------------------------------------------------
@@ -165,7 +204,31 @@ REFUSED = [
     ("D47", {"scheduler": {"type": "StepLR", "params": {"step_size": 9}}}),
     ("D48", {"scheduler.type": "WarmupLr"}),
     ("D29", {"scheduler": "WarmupLR"}),
+    ("D77", {"data_types.param_dtype": "bf16"}),
+    ("D77", {"bf16.enabled": True, "data_types.param_dtype": "fp32"}),
+    ("D83", {"bf16.enabled": True, "data_types.buffer_dtype": "double"}),
+    ("D78", {"fp16.enabled": True, "fp16.min_loss_scale": 0}),
+    ("D78", {"fp16.enabled": True, "fp16.loss_scale_window": -1}),
+    ("D79", {"zero_optimization": {"stage": 0, "compute_grad_norm": False}}),
+    ("D79", {"zero_optimization": {"stage": 3, "compute_grad_norm": False}}),
+    ("D80", {"zero_optimization": {"stage": 2, "offload_optimizer": {"ratio": 0.5}}}),
+    ("D81", {"zero_optimization.zenflow": {"select_strategy": "x"}}),
+    ("D81", {"zero_optimization.zenflow": {"select_interval": "5"}}),
+    ("D81", {"zero_optimization.zenflow": {"update_interval": 0}}),
+    ("D82", {"optimizer.params.fused": True, "optimizer.params.foreach": True}),
 ]
+TAKEN = (
+    {"bf16.enabled": True, "data_types.param_dtype": "bf16"},
+    {"data_types.param_dtype": "float", "data_types.buffer_dtype": "double"},
+    {"bf16.enabled": True, "data_types.buffer_dtype": "torch.float32"},
+    {"fp16.enabled": True, "fp16.loss_scale": "128", "fp16.loss_scale_window": 500.0},
+    {"fp16.enabled": True, "fp16.loss_scale_window": "1000", "fp16.min_loss_scale": 5.0},
+    {"fp16.enabled": True, "fp16.loss_scale": 128, "fp16.loss_scale_window": 0, "fp16.min_loss_scale": 0},
+    {"zero_optimization.leaf_module": {"classes": "a.B"}},
+    {"zero_optimization": {"stage": 1, "leaf_module": None}},
+    {"zero_optimization.compute_grad_norm": False},
+    {"optimizer.params.fused": True},
+)
 
 
 def with_changes(changes):
@@ -203,6 +266,29 @@ def test_deepspeed_refuses_what_is_called_an_error(plain_deepspeed, code, change
     mended = corrected(config)
     if not errors(mended) and get(mended, "optimizer.type") == "SGD":  # DeepSpeed would compile its own Adam
         plain_deepspeed(mended)
+
+
+@pytest.mark.parametrize("changes", TAKEN, ids=["-".join(changes) for changes in TAKEN])
+def test_deepspeed_takes_what_is_called_no_error(plain_deepspeed, changes):
+    assert errors(with_changes(changes)) == []
+    plain_deepspeed(with_changes(changes))
+
+
+@pytest.mark.parametrize(
+    "changes, versions",
+    [
+        ({"data_types.param_dtype": "bf16"}, ["0.19"]),
+        ({"fp16.enabled": True, "fp16.min_loss_scale": 0}, ["0.19"]),
+        ({"fp16.enabled": True, "fp16.loss_scale_window": 0}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"zero_optimization.offload_optimizer": {"ratio": 0.5}}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"zero_optimization.zenflow": {"update_interval": 0}}, ["0.16", "0.19"]),  # 0.16 knows no ZenFlow
+    ],
+)
+def test_a_validator_is_that_of_its_versions(changes, versions):
+    """Asked of the sources of all four with tools/deepspeed_oracle.py."""
+    config = with_changes(changes)
+    wrong = [v for v in VERSIONS if any(each.severity == "error" for each in findings_of(config, v))]
+    assert wrong == versions
 
 
 def test_an_elastic_checkpoint_of_sgd_fails_only_when_it_is_loaded(plain_deepspeed, tmp_path):
@@ -326,6 +412,176 @@ def test_fix_writes_the_corrected_file_and_says_what_changed(tmp_path, capsys):
     before = path.read_bytes()
     assert main(["check", "--fix", str(path)]) == 0 and path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_fix_deletes_a_key_that_is_null(tmp_path, capsys):
+    path = tmp_path / "ds.json"
+    path.write_text('{"train_batch_size": 256, "gradient_clipping": 0.0, "elasticity": null}')
+    assert main(["check", "--fix", str(path)]) == 0
+    assert "elasticity: null -> (none)" in capsys.readouterr().out
+    assert "elasticity" not in read_json(path) and main(["check", str(path)]) == 0
+
+
+@pytest.mark.parametrize(
+    "text, after",
+    [
+        ('{"train_batch_size": 8, "gradient_clipping": "nan"}', "nan"),
+        ('{"train_batch_size": 8, "gradient_clipping": "1e999"}', "1e999"),
+        ('{"train_batch_size": 8, "gradient_clipping": 0.0, "gradient_predivide_factor": 0.0}', 0.0),
+        ('{"train_batch_size": 8, "gradient_clipping": "0.5"}', 0.5),
+    ],
+)
+def test_fix_writes_only_numbers_that_deepspeed_takes(tmp_path, text, after):
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    assert main(["check", "--fix", str(path)]) == (after != 0.5)
+    assert list(read_json(path).values())[-1] == after and len(list(tmp_path.iterdir())) == 1 + (after == 0.5)
+
+
+@pytest.mark.parametrize("number, word", [("1e999", "1e999"), ("-1e999", "-1e999"), ("1" * 5000, "5000 digits")])
+def test_a_number_that_cannot_be_held_is_one_finding(tmp_path, number, word):
+    path = tmp_path / "ds.json"
+    path.write_text(f'{{"train_batch_size": 8, "weight_decay": {number}, "elasticity": {{}}}}')
+    before = path.read_bytes()
+    [finding] = inspect(str(path), fix=True).findings
+    assert finding.code == "J01" and word in finding.message and path.read_bytes() == before
+
+
+def test_fix_writes_through_a_symlink_keeps_the_mode_and_takes_no_file_of_others(tmp_path):
+    path, real, theirs = tmp_path / "ds.json", tmp_path / "real.json", tmp_path / "ds.json.tmp"
+    real.write_text(json.dumps({"train_batch_size": 8, "optimizer": {"type": "sgd"}}))
+    real.chmod(0o600)
+    path.symlink_to(real)
+    for name in ("ds.json.tmp", "real.json.tmp", "ds.json.orig.tmp"):
+        (tmp_path / name).write_text("theirs")
+    assert main(["check", "--fix", str(path)]) == 0
+    assert path.is_symlink() and read_json(real)["optimizer"]["type"] == "SGD" and theirs.read_text() == "theirs"
+    assert {each.stat().st_mode & 0o777 for each in (real, tmp_path / "ds.json.orig")} == {0o600}
+    names = ["ds.json", "ds.json.orig", "ds.json.orig.tmp", "ds.json.tmp", "real.json", "real.json.tmp"]
+    assert sorted(each.name for each in tmp_path.iterdir()) == names
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(ConfigError, match="No space left"):
+        write_json(tmp_path / "ds.json", SGD)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_file_is_written_into(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_json(tmp_path / "pipe", SGD)
+    assert json.loads(os.read(reader, 10_000)) == SGD and [each.name for each in tmp_path.iterdir()] == ["pipe"]
+    os.close(reader)
+
+
+def test_an_empty_name_is_no_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.json").write_text(json.dumps({"train_batch_size": 8, "elasticity": {}}))
+    before = (tmp_path / "ds.json").read_bytes()
+    assert main(["check", "--fix", ""]) == 2 and "a name is empty" in capsys.readouterr().err
+    assert (tmp_path / "ds.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "changes, code, points, words",
+    [
+        ({"train_batch_size": 512, "lbsgd.warmup": NO_WARMUP}, "R04", None, "1.1 points so at 8192 images"),
+        ({"lbsgd.warmup": NO_WARMUP}, "R04", 1.1, "1.1 points so at 8192 images"),
+        ({"train_batch_size": 1024, "lbsgd.batch_norm.zero_last_gamma": False}, "R13", None, "0.24 points so at 256"),
+        ({"lbsgd.linear_scaling.base_lr": 0.05}, "R09", 0.53, "0.53 points so at 8192 images"),
+        ({"train_batch_size": 16384}, "R20", 1.19, "1.19 points so at 16384 images"),
+        ({"train_batch_size": 24576}, "R20", None, "1.19 points so at 16384 images"),
+        ({"train_batch_size": 12288}, "R20", None, "matches the baseline (Fig. 1)"),
+    ],
+)
+def test_points_are_those_of_the_batch_at_which_the_paper_lost_them(changes, code, points, words):
+    config = edited()
+    for key, value in changes.items():
+        put(config, key, value)
+    [finding] = [each for each in findings_of(corrected(config)) if each.code == code]
+    assert finding.points == points and words in finding.message
+
+
+@pytest.mark.parametrize("base_lr", [0.001, 0.03, 0.08, 0.15, 0.3, 1.0])
+def test_a_base_learning_rate_that_the_paper_did_not_try_has_no_points(base_lr):
+    config = edited(lbsgd__linear_scaling={"base_lr": base_lr})
+    found = [each for each in findings_of(corrected(config)) if each.code == "R09"]
+    assert all(each.points is None and "points" not in each.message for each in found)
+    assert bool(found) == (not 0.051 < base_lr < 0.199)
+
+
+@pytest.mark.parametrize("written", [7, "x", 0, -1, 1.5, 512])
+def test_a_number_of_passes_that_no_run_takes_is_found(written):
+    config = edited(gradient_accumulation_steps=written)
+    assert [each.code for each in findings_of(config)] == ["F07"]
+    assert corrected(config) == edited()
+    for world_size in (1, 2, 4, 8, 64, 256):
+        with pytest.raises(ConfigError, match="gradient_accumulation_steps"):
+            Plan.read(config, world_size)
+
+
+def test_a_number_of_passes_that_some_run_takes_is_not_found():
+    config = edited(gradient_accumulation_steps=4)
+    assert findings_of(config) == () and Plan.read(config, 64).accumulation_steps == 4
+
+
+def test_gradient_noise_in_fp16_is_found_before_the_run():
+    config = edited(lbsgd__diagnostics={"gradient_noise": 100})
+    assert errors(config) == ["R18"]
+    with pytest.raises(ConfigError, match="R18"):
+        Plan.read(config, 256)
+    assert errors(edited("8k_bf16", lbsgd__diagnostics={"gradient_noise": 100})) == []
+
+
+def test_a_folder_that_may_not_be_entered_is_passed_by_and_its_file_is_one_finding(capsys):
+    with tempfile.TemporaryDirectory() as name, as_nobody(name):
+        folder = Path(name)
+        (folder / "ds.json").write_text(json.dumps(SGD))
+        (folder / "locked").mkdir()
+        (folder / "locked" / "ds.json").write_text(json.dumps(SGD))
+        (folder / "locked").chmod(0)
+        assert main(["check", name]) == 0 and "ds.json" in capsys.readouterr().out
+        assert main(["check", f"{name}/locked/ds.json"]) == 1
+        assert "Permission denied" in capsys.readouterr().out
+        (folder / "locked").chmod(0o700)
+
+
+@contextlib.contextmanager
+def as_nobody(folder):
+    """For as long as this stands, root has no more rights than others, and the folder is theirs."""
+    me = os.geteuid()
+    if me == 0:
+        os.chown(folder, 65534, -1)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(me)
+
+
+def test_a_name_that_is_too_long_is_one_finding(capsys):
+    assert main(["check", "a" * 300 + ".json"]) == 1
+    assert "File name too long" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"train_batch_size": 8, // images\n "train_batch_size": 16}',
+        '{"train_batch_size": 8, # images\n "fp16": {"enabled": true, "enabled": false}}',
+    ],
+)
+def test_a_key_that_stands_twice_in_hjson_is_refused_as_deepspeed_refuses_it(tmp_path, text, capsys):
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    [finding] = inspect(str(path)).findings
+    assert finding.code == "J01" and "twice" in finding.message
+    assert main(["check", str(tmp_path)]) == 1 and "J01" in capsys.readouterr().out
 
 
 def test_a_key_stands_for_no_block_where_it_holds_a_text():

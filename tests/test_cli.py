@@ -124,6 +124,14 @@ def test_plan_draws_the_schedule(tmp_path, capsys):
     assert main(["plan", str(ROOT / "ds_configs/256.json"), "--png", str(tmp_path / "256.png")]) == 0
 
 
+def test_a_picture_is_drawn_through_a_symlink_and_takes_no_file_of_others(tmp_path):
+    (tmp_path / "link.png").symlink_to(tmp_path / "real.png")
+    (tmp_path / "link.png.tmp").write_text("theirs")
+    assert main(["plan", EIGHT_K, "--png", str(tmp_path / "link.png")]) == 0
+    assert (tmp_path / "link.png").is_symlink() and (tmp_path / "real.png").stat().st_size > 1000
+    assert (tmp_path / "link.png.tmp").read_text() == "theirs"
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [

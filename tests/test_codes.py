@@ -120,7 +120,7 @@ def test_all_codes_are_explained(capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--explain", "D99"], ["D99", "no such code", "D19"]),
+        (["--explain", "D99"], ["D99", "no such code", "D79"]),
         (["--explain", "nonsense"], ["nonsense", "no such code", "--explain all"]),
         (["--explain", "D12", "--markdown"], ["--explain all"]),
         ([], ["name a DeepSpeed JSON"]),

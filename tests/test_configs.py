@@ -9,6 +9,7 @@ from lbsgd.commands.config import generated
 from lbsgd.commands.main import main
 from lbsgd.config.checks.inspect import findings_of
 from lbsgd.config.json_file import format_json, read_json
+from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 from lbsgd.config.shipped import GRID, readme
 from lbsgd.errors import ConfigError
@@ -151,7 +152,8 @@ def test_a_configuration_of_ones_own_is_complete_and_checked(tmp_path, capsys):
     path = tmp_path / "12k.json"
     assert main(["config", "--global_batch", "12288", "--gpus", "96", "--output", str(path)]) == 0
     assert read_json(path) == config and Plan.read(path, 96).accumulation_steps == 1
-    assert [finding.code for finding in findings_of(config)] == []  # the paper measured 8k and 16k, nothing between
+    [finding] = findings_of(config)  # the paper measured 8k and 16k, nothing between
+    assert (finding.code, finding.points) == ("R20", None) and "points" not in finding.message
 
 
 @pytest.mark.parametrize(
@@ -169,6 +171,51 @@ def test_numbers_that_cannot_go_together_are_refused(arguments, words):
     with pytest.raises(ConfigError) as caught:
         generated(arguments.split())
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    "settings, found",
+    [
+        ("train_micro_batch_size_per_gpu=64", {"train_micro_batch_size_per_gpu": 64}),
+        ("steps_per_print=7", {"steps_per_print": 7}),
+        ("steps_per_print=null", {"steps_per_print": None}),
+        ("zero_optimization.stage=2", {"zero_optimization.stage": 2, "lbsgd.aggregation": None}),
+        ("fp16=null", {"fp16": None, "zero_optimization.stage": 0}),
+        ("fp16=null zero_optimization=null", {"zero_optimization": None}),
+        ("lbsgd.aggregation=null", {"lbsgd.aggregation": None}),
+    ],
+)
+def test_a_setting_is_in_the_file(settings, found):
+    arguments = " ".join(f"--set {setting}" for setting in settings.split())
+    config = generated(f"--global_batch 8192 --gpus 8 {arguments}".split())
+    assert {key: get(config, key) for key in found} == found
+
+
+def test_a_detectors_setting_is_in_the_file():
+    config = generated("--detection --global_batch 16 --set zero_optimization=null".split())
+    assert "zero_optimization" not in config
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("--micro_batch 32 --set train_micro_batch_size_per_gpu=64", ["train_micro_batch_size_per_gpu=64"]),
+        ("--zero_stage 1 --set zero_optimization.stage=2", ["zero_optimization.stage=2"]),
+        ("--precision fp32 --set fp16.enabled=true", ["--precision fp32", "disagree"]),
+        ("--set gradient_accumulation_steps=4", ["gradient_accumulation_steps=4"]),
+    ],
+)
+def test_a_setting_is_never_overruled_in_silence(arguments, words):
+    with pytest.raises(ConfigError) as caught:
+        generated(f"--global_batch 8192 --gpus 8 {arguments}".split())
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("folder", ["/dev/null", "/dev/null/inside", "a" * 300])
+def test_a_grid_that_cannot_be_written_is_one_line(folder, capsys):
+    assert main(["config", "--all", folder]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "cannot be written" in said and folder in said
 
 
 def test_the_micro_batch_is_the_largest_of_whole_workers_up_to_256():

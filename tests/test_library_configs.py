@@ -18,7 +18,7 @@ from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.commands.main import main
 from lbsgd.config.checks.inspect import Inspection, findings_of, inspect
 from lbsgd.config.json_file import read_json, write_json
-from lbsgd.config.libraries.arguments import CALLS, LIBRARIES
+from lbsgd.config.libraries.arguments import CALLS, LIBRARIES, arguments_of
 from lbsgd.config.libraries.clashes import RULES
 from lbsgd.config.libraries.inspect import in_library
 from lbsgd.config.libraries.needs import needs_of
@@ -75,6 +75,34 @@ def test_the_other_libraries_get_theirs(library, file, passes, arguments):
     needs = needs_of(Plan.read(ROOT / "ds_configs" / file, 8), library)
     assert needs.config.get("gradient_accumulation_steps") == passes
     assert (needs.call, needs.arguments) == (CALLS[library], arguments)
+
+
+@pytest.mark.parametrize("library, epochs", [("transformers", "num_train_epochs"), ("lightning", "max_epochs")])
+def test_a_run_counted_in_iterations_is_so_many_steps(library, epochs):
+    plan = Plan.read(ROOT / "ds_configs/detection/mask_rcnn_16.json", 8)
+    arguments = needs_of(plan, library).arguments
+    assert arguments["max_steps"] == plan.num_iterations == 160_000 and epochs not in arguments
+
+
+def test_a_written_file_is_planned_on_the_processes_that_its_passes_leave(tmp_path, capsys):
+    path = str(tmp_path / "8k.json")
+    flags = f"--from {EIGHT_K} --for transformers --gpus 8 --micro_batch 256 --output {path}"
+    assert main(["config", *shlex.split(flags)]) == 0 and main(["plan", path]) == 0
+    assert "world size 8 x micro batch 256 x 4 passes" in capsys.readouterr().out
+    assert main(["plan", path, "--micro_batch", "128"]) == 0  # other batches make the written number void
+    assert "world size 64 x micro batch 128 x 1 pass\n" in capsys.readouterr().out
+
+
+def test_a_file_that_leaves_clipping_out_leaves_it_free():
+    config = {"train_batch_size": 8}  # DeepSpeed 0.19 clips at 1.0, earlier versions do not: D08
+    assert "max_grad_norm" not in arguments_of(config, "transformers")
+    assert arguments_of({**config, "gradient_clipping": 0.0}, "transformers")["max_grad_norm"] == 0.0
+
+
+def test_detection_makes_no_file_from_another(capsys):
+    assert main(["config", "--from", str(EIGHT_K), "--for", "accelerate", "--gpus", "8", "--detection"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "--detection" in said and "--from" in said
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -314,6 +314,37 @@ def test_a_setting_that_cannot_be_is_refused_and_one_that_follows_from_others_is
     assert all(word in str(caught.value) for word in words), caught.value
 
 
+def test_a_diagnostic_changes_no_number_so_the_file_keeps_its_purpose():
+    overrides = Overrides(settings=("lbsgd.diagnostics.gradient_noise=100",))
+    plan = Plan.read(CONFIGS / "8k_fp32.json", 8, overrides=overrides)
+    assert plan.recipe.purpose and plan.recipe.paper_error_pct == [23.74, 0.09]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("lbsgd.decay.factor=1e-12", f"lbsgd.decay.epochs={list(range(6, 36))}"),
+        ("lbsgd.decay.factor=1e9", f"lbsgd.decay.epochs={list(range(6, 46))}"),
+    ],
+)
+def test_decays_that_leave_no_learning_rate_are_refused(settings):
+    with pytest.raises(ConfigError, match="lbsgd.decay: factor .* leaves no learning rate"):
+        Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=settings))
+
+
+def test_eta_0_is_named_only_where_a_warmup_begins_there():
+    assert Plan.read(CONFIGS / "8k.json", 8).summary()["learning rate"] == "η = 3.2 (linear rule), from η0 = 0.1"
+    summary = Plan.read(CONFIGS / "ablations/8k_no_warmup.json", 8).summary()
+    assert (summary["learning rate"], summary["warmup"]) == ("η = 3.2 (linear rule)", "none")
+
+
+def test_a_warmup_that_rounds_to_nothing_is_none_and_warned_of():
+    plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("lbsgd.warmup.epochs=0.001",)))
+    assert plan.summary()["warmup"] == "none" and "η0" not in plan.summary()["learning rate"]
+    [warning] = plan.warnings
+    assert "lbsgd.warmup.epochs: is 0.001, which is no iteration of 8192 images" in warning
+
+
 def test_a_setting_equal_to_what_follows_is_accepted():
     plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("optimizer.params.lr=3.2", "lbsgd.seed=0")))
     assert plan.changes == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 MeanAndStd = tuple[float, float]
 
@@ -50,27 +51,31 @@ DETECTOR_AP = {2: (35.7, 33.6), 4: (35.7, 33.7), 8: (35.7, 33.5), 16: (35.6, 33.
 LARGEST_GOOD_BATCH = 8192  # beyond it the error rises (Fig. 1)
 
 
-def points_lost(measured: Mapping[int, MeanAndStd], global_batch: int) -> float | None:
-    """Return the points of top-1 error that a change cost, at the measured batch nearest to this one.
+@dataclass(frozen=True)
+class Loss:
+    """Points of top-1 error that the paper lost, and the global batch at which it lost them."""
+
+    points: float
+    global_batch: int
+
+    def points_at(self, global_batch: int) -> float | None:
+        """Return the points where they were measured at this very batch."""
+        return self.points if global_batch == self.global_batch else None
+
+
+def loss_of(measured: Mapping[int, MeanAndStd], global_batch: int) -> Loss:
+    """Return what a change cost at the measured batch nearest to this one.
 
     measured: errors with the change, by global batch. They are compared with the recipe at the same batch.
-    None if nothing was measured.
     """
-    if not measured:
-        return None
     nearest = min(measured, key=lambda kn: abs(kn.bit_length() - global_batch.bit_length()))
-    return _points_between(measured[nearest], ERROR_PCT[nearest])
+    return Loss(_points_between(measured[nearest], ERROR_PCT[nearest]), nearest)
 
 
-def points_lost_to_size(global_batch: int) -> float | None:
-    """Return the points that a global batch beyond 8,192 loses to the baseline, 256 images.
-
-    They are those of the largest measured batch up to this one. None up to 8,192 images, and if none was measured.
-    """
-    if global_batch <= LARGEST_GOOD_BATCH:
-        return None
+def loss_to_size(global_batch: int) -> Loss | None:
+    """Return what the largest measured batch beyond 8,192 and up to this one loses to the baseline, 256 images."""
     measured = [kn for kn in ERROR_PCT if LARGEST_GOOD_BATCH < kn <= global_batch]
-    return _points_between(ERROR_PCT[max(measured)], ERROR_PCT[256]) if measured else None
+    return Loss(_points_between(ERROR_PCT[max(measured)], ERROR_PCT[256]), max(measured)) if measured else None
 
 
 def points_of_lr(global_batch: int, lr: float) -> tuple[float, str] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,9 @@ def files_of(given: Sequence[str]) -> Files:
     checked: list[str] = []
     passed_over = 0
     for name in given:
-        if not Path(name).is_dir():
+        if not name:
+            raise ConfigError("lbsgd check: a name is empty; name a DeepSpeed JSON or a folder of them")
+        if not os.path.isdir(name):  # Path.is_dir raises for a name that is too long
             checked.append(name)
             continue
         found = sorted(str(path) for path in jsons_below(Path(name)))
@@ -53,19 +56,19 @@ def jsons_below(folder: Path) -> Iterator[Path]:
 
 def is_environment(folder: Path) -> bool:
     """Whether a folder is a virtual environment."""
-    return (folder / "pyvenv.cfg").is_file()
+    return os.path.isfile(folder / "pyvenv.cfg")
 
 
 def is_theirs(path: Path) -> bool:
     """Whether a file in a folder is a DeepSpeed JSON, be it a broken one."""
     try:
         return is_deepspeed_json(read_json(path))
-    except RepeatedKeyError:
-        return may_be_deepspeed_json(path.read_text(encoding="utf-8"))
-    except ConfigError:
-        config = read_hjson(str(path))
-    if config is not None:
-        return is_deepspeed_json(config)
+    except ConfigError as error:
+        repeated = isinstance(error, RepeatedKeyError)
+    with contextlib.suppress(RepeatedKeyError):
+        config = None if repeated else read_hjson(str(path))
+        if config is not None:
+            return is_deepspeed_json(config)
     try:
         return may_be_deepspeed_json(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError):

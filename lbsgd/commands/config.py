@@ -45,7 +45,10 @@ def run(given: argparse.Namespace) -> int:
     if given.all:
         from lbsgd.config.shipped import write_grid
 
-        write_grid(Path(given.all), generated)
+        try:
+            write_grid(Path(given.all), generated)
+        except OSError as error:
+            raise ConfigError(f"{given.all}: cannot be written ({error.strerror}); choose another folder") from None
         print(f"{given.all}: the paper's grid and its README.md")
         return 0
     if given.source or given.library or given.parts:
@@ -72,6 +75,8 @@ def for_library(given: argparse.Namespace) -> int:
             "lbsgd config: --from and --for go with each other and with --gpus, such as --from ds_configs/8k.json "
             "--for transformers --gpus 8"
         )
+    if given.detection:
+        raise ConfigError("lbsgd config: --detection makes a new JSON: leave it out with --from, whose file says it")
     plan = Plan.read(given.source, given.gpus, given.num_images, overrides_of(given))
     needs = needs_of(plan, given.library, given.parts)
     if given.output:

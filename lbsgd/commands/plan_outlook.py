@@ -21,6 +21,7 @@ from lbsgd.config.checks.block import parse_recipe
 from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import deepspeed_findings
 from lbsgd.config.json_file import read_json
+from lbsgd.config.keypath import is_count
 from lbsgd.config.memory import Memory, memory, network
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
@@ -104,10 +105,19 @@ def read_plan(given: argparse.Namespace) -> Plan:
 
 
 def default_gpus(file: str, overrides: Overrides) -> int:
-    """Return kn / max(n, micro batch), at least 1; Plan.read refuses numbers of a wrong type and names their keys."""
+    """Return kn / max(n, micro batch), and by the passes that a file says, at least 1.
+
+    Plan.read refuses numbers of a wrong type and names their keys.
+    """
     config = read_json(file)
     refuse(file, deepspeed_findings(config))
     values = {**config, **overrides.values()}
     kn, micro_batch = values["train_batch_size"], values["train_micro_batch_size_per_gpu"]
     n = parse_recipe(file, config).batch_norm.per_worker_batch
-    return max(1, kn // max(n, micro_batch)) if type(kn) is int and type(micro_batch) is int and micro_batch else 1
+    written = config.get("gradient_accumulation_steps")
+    passes = written if is_count(written) and not overrides.divide_otherwise() else 1
+    return (
+        max(1, kn // (max(n, micro_batch) * passes))
+        if type(kn) is int and type(micro_batch) is int and micro_batch
+        else 1
+    )

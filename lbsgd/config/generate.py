@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
@@ -9,8 +10,9 @@ from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import consistency_findings, deepspeed_findings, fit_findings
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import divisors
-from lbsgd.config.overrides import Overrides, override
-from lbsgd.config.precision import set_precision
+from lbsgd.config.keypath import get, put
+from lbsgd.config.overrides import Overrides, override, require_kept
+from lbsgd.config.precision import precision_of
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
@@ -121,21 +123,46 @@ def generate(
     else:
         written = template(global_batch, 1, num_images or IMAGENET_IMAGES, epochs or EPOCHS)
         most = MOST_IMAGES_PER_PASS
-    config, recipe = override(written, Overrides(settings=settings))
-    precision = precision or ("fp32" if detection else "fp16")
-    n, kn = recipe.batch_norm.per_worker_batch, config["train_batch_size"]
-    gpus = gpus or max(1, kn // n)
-    config["train_micro_batch_size_per_gpu"] = micro_batch or images_per_pass(kn, n, gpus, most)
-    set_precision(config, precision)
-    config["zero_optimization"]["stage"] = int(precision == "fp16") if zero_stage is None else zero_stage
-    if config["zero_optimization"]["stage"] > 1:
+    overrides = Overrides(precision=precision, settings=settings)
+    config, recipe = override(written, overrides)
+    gpus = gpus or max(1, config["train_batch_size"] // recipe.batch_norm.per_worker_batch)
+    chosen = {"train_micro_batch_size_per_gpu": micro_batch, "zero_optimization.stage": zero_stage}
+    asked = overrides.values()
+    put_defaults(config, defaults_of(config, recipe, gpus, most), chosen, asked)
+    if get(config, "zero_optimization.stage", 0) not in (0, 1) and not is_asked("lbsgd.aggregation", asked):
         config["lbsgd"].pop("aggregation", None)  # ZeRO-2 reduces in every pass by itself
-    config["steps_per_print"] = 100 if recipe.num_images // kn >= 1000 else 10  # 8 to 60 lines per epoch
+    require_kept(config, asked)
     planned = Planned(config, recipe, gpus)
     refuse(WHERE, deepspeed_findings(config))
     refuse(WHERE, consistency_findings(planned))
     refuse(WHERE, fit_findings(planned))
     return in_order(config)
+
+
+def defaults_of(config: Mapping[str, Any], recipe: Recipe, gpus: int, most: int) -> dict[str, Any]:
+    """Return the values, by key path, that follow from batch, data and precision where nobody says otherwise."""
+    kn = config["train_batch_size"]
+    return {
+        "train_micro_batch_size_per_gpu": images_per_pass(kn, recipe.batch_norm.per_worker_batch, gpus, most),
+        "zero_optimization.stage": int(precision_of(config) == "fp16"),
+        "steps_per_print": 100 if recipe.num_images // kn >= 1000 else 10,  # 8 to 60 lines per epoch
+    }
+
+
+def put_defaults(
+    config: dict[str, Any], defaults: Mapping[str, Any], chosen: Mapping[str, Any], asked: Mapping[str, Any]
+) -> None:
+    """Put in the values that flags chose, and the defaults of those keys that no flag and no --set is about."""
+    for key, default in defaults.items():
+        if chosen.get(key) is not None:
+            put(config, key, chosen[key])
+        elif not is_asked(key, asked):
+            put(config, key, default)
+
+
+def is_asked(key: str, asked: Mapping[str, Any]) -> bool:
+    """Whether --set is about a key, about the block around it, or about a key inside it."""
+    return any(f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in asked)
 
 
 def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int, most: int) -> int:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lbsgd.disk import replace_file
+from lbsgd.config.keypath import shown
+from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
 
 INSTEAD = "give a DeepSpeed JSON such as ds_configs/8k.json"
@@ -44,7 +47,13 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def strict_object(text: str) -> dict[str, Any]:
     """Return the JSON object that a text holds; ConfigError and json's own errors say what is wrong with it."""
     try:
-        value = json.loads(text, object_pairs_hook=without_repetition, parse_constant=refuse_constant)
+        value = json.loads(
+            text,
+            object_pairs_hook=without_repetition,
+            parse_constant=refuse_constant,
+            parse_float=finite,
+            parse_int=whole,
+        )
     except RecursionError:
         raise ConfigError(f"is nested too deeply to be a DeepSpeed JSON; {INSTEAD}") from None
     if not isinstance(value, dict):
@@ -66,6 +75,22 @@ def refuse_constant(name: str) -> None:
     raise ConfigError(f"{name} is not strict JSON; write a number")
 
 
+def finite(digits: str) -> float:
+    """Return a number with a fraction or an exponent; ConfigError for one that no float holds, such as 1e999."""
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ConfigError(f"{shown(digits)} is too large for a number; write a smaller one")
+    return number
+
+
+def whole(digits: str) -> int:
+    """Return a whole number; ConfigError for one with more digits than Python reads."""
+    try:
+        return int(digits)
+    except ValueError:
+        raise ConfigError(f"a whole number has {len(digits)} digits; write a smaller one") from None
+
+
 def format_json(value: Any, indent: str = "", used: int = 0) -> str:
     """Return JSON as in ds_configs: a block of plain values on one line where it fits, else a line for each key.
 
@@ -84,9 +109,9 @@ def format_json(value: Any, indent: str = "", used: int = 0) -> str:
 def keep_original(path: str | Path) -> None:
     """Copy a file to FILE.orig beside it, or to FILE.orig.2 where that exists; ConfigError where it cannot be."""
     names = itertools.chain([f"{path}.orig"], (f"{path}.orig.{number}" for number in itertools.count(2)))
-    copied = next(Path(name) for name in names if not Path(name).exists())
+    copied = next(Path(name) for name in names if not os.path.lexists(name))
     try:
-        replace_file(copied, Path(path).read_bytes())
+        rewrite_file(copied, Path(path).read_bytes(), like=Path(path))
     except OSError as error:
         raise ConfigError(f"{copied}: cannot be written ({error.strerror}); nothing was changed") from None
 
@@ -94,6 +119,6 @@ def keep_original(path: str | Path) -> None:
 def write_json(path: str | Path, config: Mapping[str, Any]) -> None:
     """Write a JSON file that is whole or as it was; ConfigError where it cannot be written."""
     try:
-        replace_file(Path(path), (format_json(config) + "\n").encode())
+        rewrite_file(Path(path), (format_json(config) + "\n").encode())
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from None

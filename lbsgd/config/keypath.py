@@ -47,6 +47,10 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
         config[last] = value
 
 
+class MISSING:
+    """Stands for the value of a key that is not there, which null is not."""
+
+
 def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:
     """Return a line `key: old -> new` for every leaf in which two JSON values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
@@ -54,9 +58,9 @@ def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:
         return tuple(
             line
             for key in keys
-            for line in differences(before.get(key), after.get(key), f"{path}.{key}" if path else key)
+            for line in differences(before.get(key, MISSING), after.get(key, MISSING), f"{path}.{key}" if path else key)
         )
-    old, new = ("(none)" if value is None else json.dumps(value) for value in (before, after))
+    old, new = ("(none)" if value is MISSING else json.dumps(value) for value in (before, after))
     return () if old == new else (f"{path}: {old} -> {new}",)  # as text, because 5 == 5.0 and True == 1
 
 

@@ -128,7 +128,8 @@ def require_kept(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 
 def meaning(config: Mapping[str, Any]) -> Any:
     """Return the part of a JSON that its purpose describes: update and schedule, not data order or hardware."""
-    block = {key: value for key, value in config["lbsgd"].items() if key not in (*PROSE, "seed", "aggregation")}
+    silent = (*PROSE, "seed", "aggregation", "diagnostics")
+    block = {key: value for key, value in config["lbsgd"].items() if key not in silent}
     return block, config["train_batch_size"], config["optimizer"]
 
 

@@ -113,15 +113,15 @@ class Plan:
         if recipe.paper_error_pct:
             described["in the paper"] = "top-1 error {:.2f} ± {:.2f} %".format(*recipe.paper_error_pct)
         passes = f"{self.accumulation_steps} pass{'es' * (self.accumulation_steps != 1)}"
-        warmup = f"{schedule.warmup_kind}, W = {schedule.warmup_iterations} iterations"
+        W = schedule.warmup_iterations
         return {
             **described,
             "global batch": f"kn = {self.global_batch:,} images = k {self.num_workers} workers x n "
             f"{self.per_worker_batch}",
             "on": f"world size {self.world_size} x micro batch {self.micro_batch} x {passes}",
-            "learning rate": f"η = {schedule.reference_lr:g} ({recipe.linear_scaling.rule} rule), "
-            f"from η0 = {schedule.base_lr:g}",
-            "warmup": "none" if schedule.warmup_kind == "none" else warmup,
+            "learning rate": f"η = {schedule.reference_lr:g} ({recipe.linear_scaling.rule} rule)"
+            + (f", from η0 = {schedule.base_lr:g}" if W else ""),
+            "warmup": f"{schedule.warmup_kind}, W = {W} iterations" if W else "none",
             "iterations": f"{self.iterations_per_epoch:,} an epoch of {self.num_images:,} images, "
             f"{self.num_iterations:,} in {self.num_epochs:.4g} epochs",
             "precision": f"{self.precision}, ZeRO stage {self.zero_stage}",

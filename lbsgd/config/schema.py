@@ -6,6 +6,7 @@ it with the numbers in DeepSpeed's own blocks.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
@@ -90,6 +91,9 @@ class Decay(_Block):
         for name, points in (("epochs", self.epochs), ("iterations", self.iterations or [])):
             if points != sorted(set(points)):
                 raise ValueError(f"{name} {points} must ascend")
+        times = len(self.epochs if self.iterations is None else self.iterations)
+        if times * abs(math.log10(self.factor)) > 100:
+            raise ValueError(f"factor {self.factor:g}, {times} times, leaves no learning rate: decay less often")
         return self
 
 
@@ -163,9 +167,7 @@ class Augmentation(_Block):
     @model_validator(mode="after")
     def _crop_scale_is_a_range(self) -> Self:
         if len(self.crop_scale) != 2 or not self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(
-                f"crop_scale {self.crop_scale} must be two shares of the image, the smaller first, up to 1"
-            )
+            raise ValueError(f"crop_scale {self.crop_scale} must be two shares of the image, smaller first, up to 1")
         return self
 
 

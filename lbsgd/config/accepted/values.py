@@ -7,6 +7,7 @@ one of DeepSpeed's pydantic models, and pydantic itself converts the value here 
 from __future__ import annotations
 
 import enum
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any
@@ -15,6 +16,7 @@ from lbsgd.config.keypath import shown
 
 Refusal = tuple[str, str]  # the key path inside the value, and what is wrong there
 AUTO = "auto"  # Hugging Face's word: DeepSpeed's models drop it
+LENIENT = frozenset({"DeepSpeedZeroLeafModuleConfig"})  # models that make a block of null, and a list of a text
 
 
 def takes(description: Mapping[str, Any], value: Any) -> bool:
@@ -43,6 +45,17 @@ def inside(intervals: list[list[Any]], value: float) -> bool:
     return any((least is None or value >= least) and (most is None or value <= most) for least, most in intervals)
 
 
+def takes_as(kind: Any, description: Mapping[str, Any], value: Any) -> bool:
+    """Whether a field takes a value. Trials know the range of a number and a few texts, so a number is converted."""
+    if kind not in ("int", "float") or not description or value is None or isinstance(value, bool):
+        return takes(description, value)
+    try:
+        number = PYTHON_TYPES[kind](value)
+    except (TypeError, ValueError, OverflowError):
+        return False
+    return (kind == "int" or math.isfinite(number)) and inside(description["int"], number)
+
+
 def takes_list(description: Any, value: list[Any]) -> bool:
     """Whether a list has an accepted length, and accepted items."""
     if not description:
@@ -63,10 +76,11 @@ def model_refusals(models: Mapping[str, Any], model: str, value: Mapping[str, An
             if field.get("required"):
                 yield key, "is missing"
             continue
+        given = [value[key]] if model in LENIENT and isinstance(value[key], str) else value[key]
         if value[key] == AUTO:
             continue
-        wrong = list(type_refusals(models, field["type"], value[key]))
-        if not wrong and not takes(field.get("values", {}), value[key]):
+        wrong = list(type_refusals(models, field["type"], given))
+        if not wrong and not takes_as(field["type"], field.get("values", {}), given):
             wrong = [("", f"is {shown(value[key])}, which DeepSpeed does not take")]
         yield from ((f"{key}.{path}".rstrip("."), why) for path, why in wrong)
         if field.get("replaced_by") in value:
@@ -111,7 +125,7 @@ def type_refusals(models: Mapping[str, Any], kind: Any, value: Any) -> Iterator[
     elif "model" in kind:
         if isinstance(value, dict):
             yield from model_refusals(models, kind["model"], value)
-        else:
+        elif value is not None or kind["model"] not in LENIENT:
             yield "", f"is {shown(value)}, and DeepSpeed wants a block of keys"
     elif "list" in kind:
         yield from each_refusals(models, kind["list"], value, list, "a list")
@@ -190,6 +204,11 @@ def as_bool(value: Any) -> bool:
 def as_whole_number(value: Any) -> int | None:
     """Return what pydantic makes of a whole number, such as "2" or 1.0; None where it refuses it."""
     return int(adapter("int").validate_python(value)) if converts("int", value) else None
+
+
+def as_number(value: Any) -> float | None:
+    """Return what pydantic makes of a number, such as "0.5" or 1; None where it refuses it."""
+    return float(adapter("float").validate_python(value)) if converts("float", value) else None
 
 
 def converts_enum(values: tuple[Any, ...], value: Any) -> bool:

@@ -9,6 +9,7 @@ from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import NO_WARMUP, explicit_numbers, is_close, is_needless, tidy
 from lbsgd.config.keypath import is_number
+from lbsgd.config.precision import precision_of
 
 LR = "optimizer.params.lr"
 
@@ -90,4 +91,19 @@ def nesterov(planned: Planned) -> Iterator[Hit]:
         yield Hit("optimizer.params.nesterov", f"is {value!r}")
 
 
-RULES = (contradicted_number, needless_warmup, momentum_and_decay, nesterov)
+@rule(
+    "R18",
+    "gradient noise measured in fp16",
+    lbsgd="error",
+    why="In fp16 gradients are multiplied by the loss scale and may overflow, so their size says nothing. The run "
+    "refuses to measure it.",
+    fix="use torch_autocast with bfloat16, or delete lbsgd.diagnostics.gradient_noise",
+    example={"lbsgd": {"diagnostics": {"gradient_noise": 100}}},
+)
+def noise_in_fp16(planned: Planned) -> Iterator[Hit]:
+    every = planned.recipe.diagnostics.gradient_noise
+    if every is not None and precision_of(planned.config) == "fp16":
+        yield Hit("lbsgd.diagnostics.gradient_noise", f"is {every} with fp16, whose gradients are scaled")
+
+
+RULES = (contradicted_number, needless_warmup, momentum_and_decay, nesterov, noise_in_fp16)

@@ -53,9 +53,10 @@ def unscaled_learning_rate(json: Document) -> Iterator[Hit]:
 def no_warmup(json: Document) -> Iterator[Hit]:
     kn = large_batch(json)
     if kn and json.get("scheduler.type") is None:
-        points = published.points_lost(published.NO_WARMUP, kn)
-        said = f"is not given: without warmup the paper lost {points:g} points at 8192 images (Table 1)"
-        yield Hit("scheduler", said, points=points)
+        lost = published.loss_of(published.NO_WARMUP, kn)
+        at = f"{lost.points:g} points at {lost.global_batch} images"
+        said = f"is not given: without warmup the paper lost {at} (Table 1)"
+        yield Hit("scheduler", said, points=lost.points_at(kn))
 
 
 @rule(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from lbsgd.config.accepted.schema import NEWEST, Entry
@@ -11,13 +14,17 @@ from lbsgd.config.accepted.values import as_bool, model_refusals, takes
 from lbsgd.config.checks.deepspeed_keys import block_names
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import get, shown
+from lbsgd.config.keypath import get, is_number, put, shown
 
 AUTO = "auto"
 WHOLE = "elasticity."  # its keys are right together or not at all, so no key was tried by itself
 OTHER_RULES = frozenset(  # keys that a rule of their own judges
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization.stage "
-    "scheduler.params.warmup_num_steps data_types.grad_accum_dtype".split()
+    "scheduler.params.warmup_num_steps data_types.grad_accum_dtype data_types.param_dtype".split()
+)
+BESIDE_BLOCK = frozenset(  # keys that a rule of their own judges where an lbsgd block stands beside them
+    "optimizer.params.lr optimizer.params.momentum optimizer.params.weight_decay optimizer.params.nesterov "
+    "scheduler.params.warmup_min_lr scheduler.params.warmup_max_lr gradient_predivide_factor".split()
 )
 NUMERALS = (int, float)
 MULTIPLYING = tuple(  # schedulers whose learning rate is the optimizer's times a factor
@@ -28,15 +35,16 @@ MULTIPLYING = tuple(  # schedulers whose learning rate is the optimizer's times 
 @rule(
     "D70",
     "a value that DeepSpeed refuses",
+    lbsgd="error",
     plain="error",
     why="DeepSpeed checks the type and the range of this value, or fails when it calculates with it: a text in the "
     "place of a number, for instance, ends in a TypeError, at the start or in the first update.",
     fix="give a value of the right type and range",
-    example={"gradient_clipping": "1.0"},
+    example={"zero_optimization": {"allgather_bucket_size": "big"}},
 )
 def refused_value(json: Document) -> Iterator[Hit]:
     for key, why in refused_values(json):
-        if key not in OTHER_RULES:
+        if key not in OTHER_RULES and (json.plain or key not in BESIDE_BLOCK):
             yield Hit(key, why, None, number_in_text(json, key))
 
 
@@ -90,15 +98,23 @@ def is_replaced(json: Document) -> bool:
 
 
 def number_in_text(json: Document, key: str) -> dict[str, Any] | None:
-    """Return the correction of a number that stands there as a text, or of a float that is whole."""
-    value = json.get(key)
-    if isinstance(value, str):
-        for kind in NUMERALS:
-            try:
-                return {key: kind(value)}
-            except ValueError:
-                continue
-    return {key: int(value)} if isinstance(value, float) and value.is_integer() else None
+    """Return the correction of a number that stands there as a text, or of a float that is whole, if it is taken."""
+    for number in numbers_meant(json.get(key)):
+        config = copy.deepcopy(dict(json.config))
+        put(config, key, number)
+        if key not in dict(refused_values(replace(json, config=config))):
+            return {key: number}
+    return None
+
+
+def numbers_meant(value: Any) -> Iterator[int | float]:
+    """Yield the finite numbers that a text may stand for, or the whole one that a float is."""
+    for kind in NUMERALS if isinstance(value, str) else ():
+        with contextlib.suppress(ValueError):
+            if is_number(number := kind(value)):
+                yield number
+    if isinstance(value, float) and value.is_integer():
+        yield int(value)
 
 
 @rule(

@@ -6,6 +6,7 @@ them alone, because they are what somebody asked for. Points are those of ResNet
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 from lbsgd.algorithm import published
@@ -14,15 +15,18 @@ from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import explicit_numbers
 
 
-def deviation(key: str, message: str, fix: str, source: str, points: float | None = None) -> Hit:
-    """Return the hit for an intent that is not the paper's: where the paper says so, and the points that it lost."""
-    said = f"{message}; the paper lost {points:g} points so" if points else message
+def deviation(
+    key: str, message: str, fix: str, source: str, planned: Planned, lost: published.Loss | None = None
+) -> Hit:
+    """Return the hit for an intent that is not the paper's: where the paper says so, and what it lost at what batch."""
+    said = f"{message}; the paper lost {lost.points:g} points so at {lost.global_batch} images" if lost else message
+    points = lost.points_at(planned.global_batch) if lost else None
     return Hit(key, f"{said} ({source})", f"{fix} unless you compare", points=points)
 
 
-def points(measured: Mapping[int, tuple[float, float]], planned: Planned) -> float | None:
-    """Return the points lost at the measured global batch next to this one."""
-    return published.points_lost(dict(measured), planned.global_batch)
+def loss_of(measured: Mapping[int, tuple[float, float]], planned: Planned) -> published.Loss:
+    """Return what the paper lost at the measured global batch next to this one."""
+    return published.loss_of(measured, planned.global_batch)
 
 
 def is_scaled_up(planned: Planned) -> bool:
@@ -47,7 +51,8 @@ def no_warmup(planned: Planned) -> Iterator[Hit]:
     rises = explicit_numbers(planned.recipe, kn)["optimizer.params.lr"] > scaling.base_lr
     if is_scaled_up(planned) and planned.recipe.warmup.kind == "none" and rises:
         said = f"is none for {kn} images, {kn / scaling.base_batch:g} times base_batch"
-        yield deviation("lbsgd.warmup.kind", said, 'use "gradual"', "Table 1", points(published.NO_WARMUP, planned))
+        lost = loss_of(published.NO_WARMUP, planned)
+        yield deviation("lbsgd.warmup.kind", said, 'use "gradual"', "Table 1", planned, lost)
 
 
 @rule(
@@ -63,7 +68,7 @@ def no_warmup(planned: Planned) -> Iterator[Hit]:
 def constant_warmup(planned: Planned) -> Iterator[Hit]:
     if is_scaled_up(planned) and planned.recipe.warmup.kind == "constant":
         said, lost = "is constant, and the jump to the full learning rate undoes it", published.CONSTANT_WARMUP
-        yield deviation("lbsgd.warmup.kind", said, 'use "gradual"', "Table 1", points(lost, planned))
+        yield deviation("lbsgd.warmup.kind", said, 'use "gradual"', "Table 1", planned, loss_of(lost, planned))
 
 
 @rule(
@@ -85,7 +90,7 @@ def other_scaling(planned: Planned) -> Iterator[Hit]:
     if is_scaled_up(planned) and rule_name != "linear":
         said = f"is {rule_name}, too small a learning rate for {planned.global_batch} images"
         lost = published.SQRT_RULE if rule_name == "sqrt" else published.FIXED_LR
-        yield deviation("lbsgd.linear_scaling.rule", said, 'use "linear"', "Table 2a", points(lost, planned))
+        yield deviation("lbsgd.linear_scaling.rule", said, 'use "linear"', "Table 2a", planned, loss_of(lost, planned))
 
 
 @rule(
@@ -106,8 +111,10 @@ def other_base_lr(planned: Planned) -> Iterator[Hit]:
     factor = scaling.base_lr / scaling.base_batch / (0.1 / 256)
     if planned.recipe.num_images > 10**6 and not 0.51 < factor < 1.99:
         said = f"is {scaling.base_lr:g} for {scaling.base_batch} images, {factor:g} times the paper's"
-        lost = points(published.HALF_LR if factor < 1 else published.DOUBLE_LR, planned)
-        yield deviation("lbsgd.linear_scaling.base_lr", said, "use 0.1 for 256 images", "Table 2a", lost)
+        tried = {0.5: published.HALF_LR, 2.0: published.DOUBLE_LR}
+        measured = next((tried[each] for each in tried if math.isclose(factor, each, rel_tol=0.02)), None)
+        lost = loss_of(measured, planned) if measured else None
+        yield deviation("lbsgd.linear_scaling.base_lr", said, "use 0.1 for 256 images", "Table 2a", planned, lost)
 
 
 @rule(
@@ -124,10 +131,10 @@ def other_base_lr(planned: Planned) -> Iterator[Hit]:
     },
 )
 def too_large_batch(planned: Planned) -> Iterator[Hit]:
-    most, lost = published.LARGEST_GOOD_BATCH, published.points_lost_to_size(planned.global_batch)
-    if lost:
+    most, lost = published.LARGEST_GOOD_BATCH, published.loss_to_size(planned.global_batch)
+    if planned.global_batch > most:
         said = f"is {planned.global_batch}, beyond the {most} up to which the linear rule matches the baseline"
-        yield deviation("train_batch_size", said, f"use {most} or fewer", "Fig. 1", lost)
+        yield deviation("train_batch_size", said, f"use {most} or fewer", "Fig. 1", planned, lost)
 
 
 @rule(
@@ -141,8 +148,8 @@ def too_large_batch(planned: Planned) -> Iterator[Hit]:
 )
 def gamma_one(planned: Planned) -> Iterator[Hit]:
     if not planned.recipe.batch_norm.zero_last_gamma:
-        said, lost = "is false, so blocks do not begin as the identity", points(published.GAMMA_ONE, planned)
-        yield deviation("lbsgd.batch_norm.zero_last_gamma", said, "use true", "Table 2b", lost)
+        said, lost = "is false, so blocks do not begin as the identity", loss_of(published.GAMMA_ONE, planned)
+        yield deviation("lbsgd.batch_norm.zero_last_gamma", said, "use true", "Table 2b", planned, lost)
 
 
 @rule(
@@ -157,7 +164,7 @@ def gamma_one(planned: Planned) -> Iterator[Hit]:
 def statistics_of_all(planned: Planned) -> Iterator[Hit]:
     if planned.recipe.batch_norm.scope == "all":
         said = "is all, and statistics over all processes make another loss function, which depends on their number"
-        yield deviation("lbsgd.batch_norm.scope", said, 'use "worker"', "Sec. 2.3")
+        yield deviation("lbsgd.batch_norm.scope", said, 'use "worker"', "Sec. 2.3", planned)
 
 
 @rule(
@@ -172,7 +179,7 @@ def statistics_of_all(planned: Planned) -> Iterator[Hit]:
 def uncorrected_momentum(planned: Planned) -> Iterator[Hit]:
     if not planned.recipe.momentum.correction:
         said = "is false, and the old momentum is too small while the learning rate rises"
-        yield deviation("lbsgd.momentum.correction", said, "use true", "Remark 2")
+        yield deviation("lbsgd.momentum.correction", said, "use true", "Remark 2", planned)
 
 
 @rule(
@@ -191,7 +198,7 @@ def scaled_weight_decay(planned: Planned) -> Iterator[Hit]:
     scaling = planned.recipe.weight_decay.scaling
     if scaling != "none":
         said = f"is {scaling}, which scaling the loss in place of the learning rate amounts to"
-        yield deviation("lbsgd.weight_decay.scaling", said, 'use "none"', "Remark 1")
+        yield deviation("lbsgd.weight_decay.scaling", said, 'use "none"', "Remark 1", planned)
 
 
 @rule(
@@ -206,7 +213,11 @@ def scaled_weight_decay(planned: Planned) -> Iterator[Hit]:
 def decayed_batch_norm(planned: Planned) -> Iterator[Hit]:
     if planned.recipe.weight_decay.on_batch_norm:
         yield deviation(
-            "lbsgd.weight_decay.on_batch_norm", "is true, and gamma and beta shrink, too", "use false", "Sec. 5.1"
+            "lbsgd.weight_decay.on_batch_norm",
+            "is true, and gamma and beta shrink, too",
+            "use false",
+            "Sec. 5.1",
+            planned,
         )
 
 

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lbsgd.config.checks.deepspeed_batch import is_divisor
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.derive import decay_in_iterations, divisors, length_in_iterations, warmup_in_iterations
+from lbsgd.config.derive import (
+    decay_in_iterations,
+    divisors,
+    iterations_per_epoch,
+    length_in_iterations,
+    warmup_in_iterations,
+)
+from lbsgd.config.keypath import shown
 from lbsgd.config.schema import Recipe
 
 
@@ -102,7 +110,7 @@ def statistics_images(planned: Planned) -> Iterator[Hit]:
     why="The number of passes follows from the batches and the number of processes, which a JSON does not know. "
     "Where it is written it must agree.",
     fix="delete it: it follows",
-    example={"gradient_accumulation_steps": 7},
+    example={"gradient_accumulation_steps": 2},
     processes=8,
 )
 def passes(planned: Planned) -> Iterator[Hit]:
@@ -112,6 +120,43 @@ def passes(planned: Planned) -> Iterator[Hit]:
     if written is not None and written != following:
         said = f"is {written!r}, but {kn} images on {world_size} processes x {micro} are {following:g} passes"
         yield Hit(key, said, correction={key: DELETE})
+
+
+@rule(
+    "F07",
+    "a number of passes that fits no number of processes",
+    lbsgd="error",
+    why="The global batch is micro batch x passes x processes. Where the first is no multiple of the other two, every "
+    "run refuses the file.",
+    fix="delete it: it follows",
+    example={"gradient_accumulation_steps": 7},
+)
+def impossible_passes(planned: Planned) -> Iterator[Hit]:
+    key, kn, micro = "gradient_accumulation_steps", planned.global_batch, planned.micro_batch
+    written = planned.get(key)
+    if written is None or kn % micro:
+        return
+    if not is_divisor(written) or kn % (micro * written):
+        said = f"is {shown(written)}, and {kn} images are {kn // micro} passes of {micro} on all processes together"
+        yield Hit(key, said, correction={key: DELETE})
+
+
+@rule(
+    "F08",
+    "a warmup shorter than an iteration",
+    lbsgd="warning",
+    why="A warmup of a part of an epoch is rounded to whole iterations. One that rounds to none is none: the first "
+    "update has the full learning rate.",
+    fix="give at least one iteration, or use kind none",
+    example={"lbsgd": {"warmup": {"epochs": 0.001}}, "scheduler": {"params": {"warmup_num_steps": 1}}},
+)
+def no_iteration_of_warmup(planned: Planned) -> Iterator[Hit]:
+    recipe, kn, warmup = planned.recipe, planned.global_batch, planned.recipe.warmup
+    has_epochs = iterations_per_epoch(recipe.num_images, kn) > 0  # F03 says so otherwise
+    if has_epochs and warmup.kind != "none" and warmup_in_iterations(recipe, kn) == 0:
+        unit = "epochs" if warmup.iterations is None else "iterations"
+        said = f"is {getattr(warmup, unit):g}, which is no iteration of {kn} images"
+        yield Hit(f"lbsgd.warmup.{unit}", said)
 
 
 @rule(
@@ -162,5 +207,14 @@ def shortened(numbers: list[int], most: int = 12) -> str:
     return ", ".join(map(str, numbers[: most - 1])) + f", ... {numbers[-1]}"
 
 
-RULES = (whole_workers, dividable_workers, micro_batch, statistics_images, an_iteration, schedule_within_run)
+RULES = (
+    whole_workers,
+    dividable_workers,
+    micro_batch,
+    statistics_images,
+    an_iteration,
+    schedule_within_run,
+    no_iteration_of_warmup,
+)
 PASSES_RULES = (passes,)  # apart, because flags that divide kn otherwise make the written number void
+FILE_RULES = (impossible_passes,)  # for a file alone, where nobody knows the number of processes

@@ -13,11 +13,18 @@ from lbsgd.config.checks import strictness
 from lbsgd.config.checks.block import recipe_or_findings
 from lbsgd.config.checks.finding import DELETE, SEVERITIES, Finding, Severity
 from lbsgd.config.checks.recognise import is_deepspeed_json
-from lbsgd.config.checks.registry import consistency_findings, deepspeed_findings, deviation_findings, fit_findings
+from lbsgd.config.checks.registry import (
+    consistency_findings,
+    deepspeed_findings,
+    deviation_findings,
+    file_findings,
+    fit_findings,
+    without_doubles,
+)
 from lbsgd.config.checks.rule import Kind, findings_by
 from lbsgd.config.checks.strictness import UnstrictFile
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.json_file import RepeatedKeyError, keep_original, read_json, write_json
+from lbsgd.config.json_file import RepeatedKeyError, keep_original, read_json, without_repetition, write_json
 from lbsgd.config.keypath import differences, put
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
@@ -63,7 +70,9 @@ def our_findings(config: Mapping[str, Any], version: str | None = None) -> list[
     if any(finding.code == "D04" for finding in found):  # without batch sizes there is nothing to compare
         return found
     planned = Planned(config, parsed)
-    return found + consistency_findings(planned) + deviation_findings(planned) + fit_findings(planned)
+    found += consistency_findings(planned) + deviation_findings(planned)
+    found += fit_findings(planned) + file_findings(planned)
+    return without_doubles(found)
 
 
 def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
@@ -89,7 +98,11 @@ def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspect
 
 def inspect_unstrict(file: str, error: ConfigError, version: str | None = None) -> Inspection:
     """Check a file that is no strict JSON. DeepSpeed reads Hjson; we take it from files without an lbsgd block only."""
-    config = None if isinstance(error, RepeatedKeyError) else read_hjson(file)
+    config = None
+    try:
+        config = None if isinstance(error, RepeatedKeyError) else read_hjson(file)
+    except RepeatedKeyError as repeated:
+        error = repeated
     if config is not None and "lbsgd" in config:
         config = None
     kind: Kind = "lbsgd" if config is None else "plain"
@@ -100,13 +113,19 @@ def inspect_unstrict(file: str, error: ConfigError, version: str | None = None) 
 
 
 def read_hjson(file: str) -> dict[str, Any] | None:
-    """Return the object in an Hjson file; None where there is none, or hjson, which DeepSpeed brings, is missing."""
+    """Return the object in an Hjson file; None where there is none, or hjson, which DeepSpeed brings, is missing.
+
+    Raises RepeatedKeyError for a key that stands there twice, as DeepSpeed refuses it.
+    """
     try:
         import hjson
 
-        config = hjson.loads(Path(file).read_text(encoding="utf-8"))
+        text = Path(file).read_text(encoding="utf-8")
+        config = hjson.loads(text, object_pairs_hook=without_repetition)
         config = json.loads(json.dumps(config, allow_nan=False))
-    except (ImportError, OSError, ValueError, RecursionError):
+    except RepeatedKeyError:
+        raise
+    except (ImportError, OSError, ValueError, OverflowError, RecursionError):
         return None
     return config if isinstance(config, dict) else None
 

@@ -15,6 +15,7 @@ from lbsgd.config.checks import (
     deepspeed_optimizer,
     deepspeed_precision,
     deepspeed_scheduler,
+    deepspeed_validators,
     deepspeed_values,
     deepspeed_zero,
     detection,
@@ -32,6 +33,7 @@ GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "The file": strictness.RULES,
     "Keys": deepspeed_keys.RULES,
     "Values": deepspeed_values.RULES,
+    "Values that do not go together": deepspeed_validators.RULES,
     "Batch and gradients": deepspeed_batch.RULES,
     "Optimizer": deepspeed_optimizer.RULES,
     "Scheduler": deepspeed_scheduler.RULES,
@@ -43,7 +45,7 @@ GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "Keys that reroute gradients": rerouted.RULES,
     "Intents that the paper measured as worse": deviations.RULES,
     "Detectors": detection.RULES,
-    "Processes and data": (*fit.RULES, *fit.PASSES_RULES),
+    "Processes and data": (*fit.RULES, *fit.PASSES_RULES, *fit.FILE_RULES),
     "In another library (`--for`)": clashes.RULES,
 }
 CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for rule in rules}
@@ -51,6 +53,7 @@ CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for 
 DEEPSPEED_RULES: tuple[Rule[Document], ...] = (
     *deepspeed_keys.RULES,
     *deepspeed_values.RULES,
+    *deepspeed_validators.RULES,
     *deepspeed_batch.RULES,
     *deepspeed_optimizer.RULES,
     *deepspeed_scheduler.RULES,
@@ -63,7 +66,13 @@ DEEPSPEED_RULES: tuple[Rule[Document], ...] = (
 
 def deepspeed_findings(config: Mapping[str, Any], kind: Kind = "lbsgd", version: str | None = None) -> list[Finding]:
     """Return everything to say about DeepSpeed's own blocks; the severity depends on the kind of the JSON."""
-    return findings_by(DEEPSPEED_RULES, Document(config, kind, version), kind)
+    return without_doubles(findings_by(DEEPSPEED_RULES, Document(config, kind, version), kind))
+
+
+def without_doubles(findings: list[Finding]) -> list[Finding]:
+    """Return findings without the refused values (D70) of which another error says more."""
+    told = {finding.key for finding in findings if finding.severity == "error" and finding.code != "D70"}
+    return [finding for finding in findings if finding.code != "D70" or finding.key not in told]
 
 
 def consistency_findings(planned: Planned) -> list[Finding]:
@@ -79,6 +88,11 @@ def deviation_findings(planned: Planned) -> list[Finding]:
 def fit_findings(planned: Planned) -> list[Finding]:
     """Return why the run does not fit its processes and its data."""
     return findings_by(fit.RULES, planned)
+
+
+def file_findings(planned: Planned) -> list[Finding]:
+    """Return why a file alone fits no number of processes."""
+    return findings_by(fit.FILE_RULES, planned)
 
 
 def passes_findings(planned: Planned) -> list[Finding]:

@@ -79,13 +79,14 @@ def scattered_gradients(planned: Planned) -> Iterator[Hit]:
     "D63",
     "a divisor that is none",
     lbsgd="error",
-    why="Gradients are divided by it before they are summed, and by the rest of the world size afterwards.",
+    why="Gradients are divided by it before they are summed, and by the rest of the world size afterwards, by lbsgd as "
+    "by DeepSpeed.",
     fix="give a number above 0, or delete it",
     example={"gradient_predivide_factor": 0},
 )
 def bad_divisor(planned: Planned) -> Iterator[Hit]:
     factor = planned.get(PREDIVIDE)
-    if aggregates(planned) and factor is not None and (not is_number(factor) or factor <= 0):
+    if factor is not None and (not is_number(factor) or factor <= 0):
         yield hit(PREDIVIDE, f"is {shown(factor)}")
 
 

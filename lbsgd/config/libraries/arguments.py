@@ -51,8 +51,6 @@ def training_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     betas = get(config, "optimizer.params.betas")
     if isinstance(betas, list) and len(betas) == 2:
         values |= {"adam_beta1": betas[0], "adam_beta2": betas[1]}
-    # Without the key DeepSpeed does not clip, whatever max_grad_norm says; 0 says so.
-    values["max_grad_norm"] = get(config, "gradient_clipping", 0.0)
     return given(values | {name: get(config, f"{name}.enabled", False) for name in HALF_PRECISIONS})
 
 

@@ -61,8 +61,10 @@ def needs_of(plan: Plan, library: Library, parts: bool = False) -> Needs:
         arguments["accumulate_grad_batches"] = config.pop("gradient_accumulation_steps")
     if parts:
         arguments |= FOR_PARTS.get(library, {})
-    if library in EPOCHS:
+    if library in EPOCHS and plan.recipe.epochs is not None:
         arguments[EPOCHS[library]] = plan.recipe.epochs
+    elif library in EPOCHS:  # a run that is counted in iterations
+        arguments["max_steps"] = plan.num_iterations
     remarks = WITH_PARTS[library] if parts else ALONE[library] + missing(plan)
     return Needs(in_order(config), CALLS[library], arguments, remarks)
 

@@ -1,0 +1,166 @@
+"""Rules about keys that are right by themselves and not together: one for each validator of DeepSpeed and torch.
+
+Tried with the sources of 0.16.9, 0.17.6, 0.18.9 and 0.19.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbsgd.config.accepted.values import as_bool, as_number, as_whole_number, converts
+from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
+from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import shown
+
+PARAM_DTYPE, BUFFER_DTYPE = "data_types.param_dtype", "data_types.buffer_dtype"
+GRAD_NORM, RATIO = "zero_optimization.compute_grad_norm", "zero_optimization.offload_optimizer.ratio"
+ZENFLOW = "zero_optimization.zenflow"
+
+
+@rule(
+    "D77",
+    "a type of the weights that is not the enabled one",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed 0.19 takes data_types.param_dtype only where it repeats the precision that fp16 or bf16 switches "
+    "on, float32 without either. It refuses any other type at the start.",
+    fix="delete it, or switch the fp16 or bf16 block on",
+    example={"data_types": {"param_dtype": "fp32"}},
+)
+def weights_of_another_type(json: Document) -> Iterator[Hit]:
+    enabled = "fp16" if json.enabled("fp16") else "bf16" if json.enabled("bf16") else "fp32"
+    given = json.get(PARAM_DTYPE)
+    if PARAM_DTYPE in json.accepted.keys and given not in (None, "auto", *NAMES_OF_TYPES[enabled]):
+        said = f"is {shown(given)}, and the precision that is switched on is {enabled}"
+        yield Hit(PARAM_DTYPE, said, correction=json.beside_intent({PARAM_DTYPE: DELETE}))
+
+
+@rule(
+    "D78",
+    "a dynamic loss scale that cannot change",
+    lbsgd="error",
+    plain="error",
+    why="Where fp16.loss_scale is 0, DeepSpeed divides by loss_scale_window, and never lowers the scale below "
+    "min_loss_scale. Version 0.19 refuses numbers below 1 at the start; earlier ones fail with a window of 0 only.",
+    fix="give it as a positive whole number, or delete it",
+    example={"fp16": {"min_loss_scale": 0}},
+)
+def stuck_loss_scale(json: Document) -> Iterator[Hit]:
+    if not json.enabled("fp16") or as_number(json.get("fp16.loss_scale", 0)) != 0:
+        return
+    for name in ("loss_scale_window", "min_loss_scale"):
+        value = as_whole_number(json.get(f"fp16.{name}", 1))
+        fails_early = name == "loss_scale_window" and value == 0
+        if value is not None and value <= 0 and (fails_early or json.since("0.19")):
+            yield Hit(f"fp16.{name}", f"is {value}, and the loss scale is dynamic")
+
+
+@rule(
+    "D79",
+    "a gradient norm that is left out at the wrong ZeRO stage",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed can leave the norm of the gradients out at ZeRO stages 1 and 2 only. It refuses "
+    "compute_grad_norm false at any other stage.",
+    fix="delete it, or use ZeRO stage 1 or 2",
+    example={
+        "fp16": None,
+        "zero_optimization": {"stage": 0, "compute_grad_norm": False},
+        "lbsgd": {"aggregation": None},
+    },
+)
+def missing_norm(json: Document) -> Iterator[Hit]:
+    value = json.get(GRAD_NORM, True)
+    if json.since("0.19") and json.stage in (0, 3) and converts("bool", value) and not as_bool(value):
+        said = f"is {shown(value)} at ZeRO stage {json.stage}"
+        yield Hit(GRAD_NORM, said, correction=json.beside_intent({GRAD_NORM: DELETE}))
+
+
+@rule(
+    "D80",
+    "a part of the optimizer offloaded below ZeRO stage 3",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed can offload a part of the optimizer's state at ZeRO stage 3 only. An assertion fails at the start.",
+    fix="delete it, or use ZeRO stage 3",
+    example={"zero_optimization": {"offload_optimizer": {"ratio": 0.5}}},
+)
+def partial_offload(json: Document) -> Iterator[Hit]:
+    ratio = as_number(json.get(RATIO))
+    if json.stage in (0, 1, 2) and ratio is not None and ratio < 1:
+        said = f"is {ratio:g} at ZeRO stage {json.stage}, which offloads all or nothing"
+        yield Hit(RATIO, said)
+
+
+@rule(
+    "D81",
+    "a strategy or an interval that ZenFlow does not know",
+    lbsgd="error",
+    plain="error",
+    why='ZenFlow\'s strategies are "auto", "step" and "epoch", and its intervals are whole numbers or "auto". '
+    "DeepSpeed refuses anything else at the start, and 0.19 an update_interval below 1 as well.",
+    fix='use "auto"',
+    example={"zero_optimization": {"zenflow": {"select_strategy": "x"}}},
+)
+def unknown_zenflow(json: Document) -> Iterator[Hit]:
+    zenflow = json.block(ZENFLOW)
+    if isinstance(strategy := zenflow.get("select_strategy"), str) and strategy not in ("auto", "step", "epoch"):
+        yield Hit(f"{ZENFLOW}.select_strategy", f"is {shown(strategy)}")
+    for name in ("select_interval", "update_interval"):
+        value = zenflow.get(name, "auto")
+        number = None if isinstance(value, str) else as_whole_number(value)
+        too_small = name == "update_interval" and number is not None and number < 1 and json.since("0.19")
+        if (isinstance(value, str) and value != "auto") or too_small:
+            yield Hit(f"{ZENFLOW}.{name}", f"is {shown(value)}")
+
+
+@rule(
+    "D82",
+    "an optimizer that is fused and foreach",
+    lbsgd="error",
+    plain="error",
+    why="fused and foreach are two implementations of one update. torch's optimizers raise a RuntimeError where both "
+    "are true.",
+    fix="delete one of them",
+    example={"optimizer": {"params": {"fused": True, "foreach": True}}},
+)
+def two_implementations(json: Document) -> Iterator[Hit]:
+    params = json.block("optimizer.params")
+    entry = json.accepted.optimizer(json.get("optimizer.type"), params)
+    has_both = entry is not None and {"fused", "foreach"} <= set(entry.get("params", ()))
+    if has_both and params.get("fused") and params.get("foreach"):
+        yield Hit("optimizer.params.fused", f"is {shown(params['fused'])} together with foreach")
+
+
+@rule(
+    "D83",
+    "a type of the buffers that DeepSpeed does not know",
+    plain="error",
+    why="Where fp16 or bf16 is on, DeepSpeed 0.19 casts the buffers to data_types.buffer_dtype. It raises a ValueError "
+    "for a name that it does not know, and without fp16 and bf16 never looks.",
+    fix="use fp16, bf16 or fp32, or delete it",
+    example={
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.001}},
+        "bf16": {"enabled": True},
+        "data_types": {"buffer_dtype": "double"},
+    },
+)
+def unknown_buffer_type(json: Document) -> Iterator[Hit]:
+    known = {"int8", "torch.int8"}.union(*NAMES_OF_TYPES.values())
+    given = json.get(BUFFER_DTYPE)
+    taken = given in (None, "auto", *known) or BUFFER_DTYPE not in json.accepted.keys
+    if not taken and (json.enabled("fp16") or json.enabled("bf16")):
+        yield Hit(BUFFER_DTYPE, f"is {shown(given)}")
+
+
+RULES = (
+    weights_of_another_type,
+    unknown_buffer_type,
+    stuck_loss_scale,
+    missing_norm,
+    partial_offload,
+    unknown_zenflow,
+    two_implementations,
+)
