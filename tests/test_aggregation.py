@@ -55,14 +55,14 @@ def overflow(engine, loss):
 
 def in_plain_layout(values, **settings):
     """Train with weights in NCHW, as users' own engines may keep them."""
-    original = lbsgd_engine.LAYOUT
-    lbsgd_engine.LAYOUT = torch.contiguous_format
+    original = lbsgd_engine.lay_out
+    lbsgd_engine.lay_out = lambda model: None
     try:
         engine = run(values, **settings)
         assert all(parameter.is_contiguous() for parameter in engine.module.parameters())
         return engine
     finally:
-        lbsgd_engine.LAYOUT = original
+        lbsgd_engine.lay_out = original
 
 
 def pair(do, **settings):

@@ -2,6 +2,8 @@
 
 import json
 import random
+import resource
+import signal
 
 import numpy as np
 import pytest
@@ -150,6 +152,29 @@ def test_random_states_come_back():
     assert [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()] != drawn
     restore_random_states(states, rank=3)
     assert [torch.rand(2).tolist(), np.random.rand(2).tolist(), random.random()] == drawn
+
+
+def test_the_second_of_a_pair_of_normal_numbers_comes_back():
+    np.random.normal(), random.gauss(0, 1)
+    states = random_states(rank=0)
+    drawn = [np.random.normal(), random.gauss(0, 1), np.random.rand()]
+    restore_random_states(states, rank=0)
+    assert [np.random.normal(), random.gauss(0, 1), np.random.rand()] == drawn
+    del states["normal.0"]  # a checkpoint of an earlier version
+    restore_random_states(states, rank=0)
+
+
+def test_an_export_onto_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match="cannot write .*weights.pt .*; make room, and give the same command"):
+            checkpoint.export_weights(tmp_path / "weights.pt", {"w": torch.ones(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_export_loads_without_unpickling_objects(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -219,3 +221,29 @@ def test_draws_are_of_seed_epoch_and_image():
     assert len(draws) == 2000 and all(0 <= draw < 2**63 for draw in draws)
     assert 0.45 < sum(draw & 1 for draw in draws) / len(draws) < 0.55
     assert draw_of(1, 2, 3) == draw_of(1, 2, 3)
+
+
+RUN_WITH_WORKERS = """
+import subprocess, time
+import psutil
+from torch.utils.data import Dataset
+from lbsgd.data.coco_images import loaded
+
+class Slow(Dataset):
+    def __getitem__(self, number):
+        time.sleep(0.05)
+        return number
+
+found = []
+for batch in loaded(Slow(), [[number] for number in range(12)], 2):
+    for worker in psutil.Process().children():
+        subprocess.run(["kill", str(worker.pid)])
+    found += batch
+print(found)
+"""
+
+
+def test_loader_workers_do_not_end_before_their_run():
+    """DeepSpeed's launcher sends SIGTERM to them first; a run that loses one cannot save."""
+    done = subprocess.run([sys.executable, "-c", RUN_WITH_WORKERS], capture_output=True, text=True, timeout=120)
+    assert done.stdout == f"{list(range(12))}\n", done.stderr

@@ -5,6 +5,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 from crash import PATIENCE_SECONDS, forked, lines_that_end
 from torch.distributed import HashStore, TCPStore
 
@@ -180,7 +182,7 @@ def guarded(nothing_to_save=True, peers=None, processes=ALONE, hang_timeout=60, 
         then()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_ends_at_once_a_process_that_has_nothing_to_save(tmp_path, number):
     ending = Ending(tmp_path, guarded, signals=[number])
     assert ending.code == Stopped.exit_code == 75
@@ -280,6 +282,7 @@ def raises(error):
     [
         (DataError("no such file"), 2, False),
         (ZeroDivisionError("division by zero"), 1, True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 2, False),
         (Stopped("SIGTERM"), 75, False),
     ],
 )
@@ -287,6 +290,25 @@ def test_an_error_ends_with_its_code_and_a_bug_with_its_traceback(tmp_path, erro
     ending = Ending(tmp_path, raises, error)
     assert ending.code == code and len(ending.lines) == 1 and str(error) in ending.lines[0]
     assert ("Traceback" in ending.text) == traceback
+
+
+def test_a_console_that_is_gone_keeps_no_process_from_ending():
+    """Where stderr cannot be written, a process once lived on without its guard."""
+    code = "from lbsgd.processes.ending import *; end_with_error(LbsgdError('b'))"
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, timeout=60).returncode == 2
+
+
+@pytest.mark.parametrize("saved, words", [(True, "the run was saved"), (False, "nothing was saved")])
+def test_a_second_signal_says_whether_the_run_was_saved(monkeypatch, saved, words):
+    """DeepSpeed's launcher signals the next process once the first has ended, which is after the save."""
+    said = []
+    monkeypatch.setattr(guard_module, "end_with_error", lambda error, quiet: said.append((str(error), quiet)))
+    guard = Guard(Processes(1, 2, 1, 2), 60)
+    guard.request_stop("another process was told to")
+    guard.saved, guard.stop_began = saved, guard.stop_began - 5
+    guard.signalled(signal.SIGTERM)
+    assert said == [(f"by a second signal, SIGTERM; {words}", saved)]
 
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"

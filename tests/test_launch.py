@@ -64,7 +64,7 @@ def test_the_launchers_variables_are_read(environment, local):
 
 @pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
 def test_several_processes_that_would_each_train_alone_are_refused(environment, variable):
-    environment({"SLURM_PROCID": "0", variable: "4"})
+    environment({"SLURM_STEP_ID": "0", variable: "4"})
     with pytest.raises(ConfigError, match=f"{variable} is 4, but RANK is not set, so each process would train alone"):
         Processes.from_environment()
 
@@ -72,7 +72,8 @@ def test_several_processes_that_would_each_train_alone_are_refused(environment, 
 @pytest.mark.parametrize(
     "variables",
     [
-        {"SLURM_NTASKS": "4"},  # salloc -n 4, and sbatch
+        {"SLURM_NTASKS": "4"},  # salloc -n 4
+        {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"},  # the script of sbatch -n 4
         {"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMI_SIZE": "1"},  # srun -n 1 in there
         {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"},
         {"WORLD_SIZE": "1"},
@@ -85,9 +86,31 @@ def test_a_single_process_in_an_allocation_of_several_tasks_runs(environment, va
 
 
 def test_a_step_of_several_tasks_is_refused_by_its_own_number(environment):
-    environment({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4"})
+    environment({"SLURM_NTASKS": "8", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "4"})
     with pytest.raises(ConfigError, match="SLURM_STEP_NUM_TASKS is 4, but RANK is not set"):
         Processes.from_environment()
+
+
+ALL, MINE = frozenset(range(64)), frozenset(range(8))
+
+
+@pytest.mark.parametrize(
+    "variables, mine, of_parent, cores",
+    [
+        ({}, ALL, ALL, 8),  # DeepSpeed's launcher: the processes share the host
+        ({}, MINE, MINE, 1),  # all of them under taskset
+        ({}, MINE, ALL, 8),  # deepspeed --bind_cores_to_rank
+        ({"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, MINE, ALL, 8),  # srun, a task a GPU
+        ({"SLURM_STEP_ID": "0"}, MINE, ALL, 1),  # the tasks of the step share what the job has
+        ({"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, ALL, ALL, 8),  # given, but not bound
+    ],
+)
+def test_cores_that_are_bound_to_a_process_are_not_divided_again(
+    environment, monkeypatch, variables, mine, of_parent, cores
+):
+    environment(variables)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: of_parent if process else mine)
+    assert Processes(rank=1, world_size=8, local_rank=1, local_world_size=8).cores == cores
 
 
 FOUR = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}

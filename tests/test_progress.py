@@ -1,12 +1,14 @@
 """What a person sees of a run, on a terminal and in a file."""
 
 import io
+import subprocess
+import sys
 
 import pytest
 from rich.console import Console
 
 from lbsgd.train import progress as module
-from lbsgd.train.progress import Progress
+from lbsgd.train.progress import Progress, Screen
 
 
 def iteration(t, **more):
@@ -161,6 +163,30 @@ def test_the_longest_epoch_line_fits_on_a_terminal():
     Progress(14040, 156, console=console).epoch(slow)
     (line,) = console.export_text().splitlines()
     assert line == "epoch 90/90  error: train 100.00 %  val 100.00 %  loss 6.9078  took 27:46:39" and len(line) <= 80
+
+
+def test_a_full_disk_under_the_console_ends_no_training():
+    with open("/dev/full", "w") as full:
+        for _ in range(2):
+            Progress(10, 5, console=Screen(file=full)).say("a line")
+        full.close = lambda: None  # it cannot be flushed
+
+
+def test_a_console_whose_reader_is_gone_ends_no_training():
+    code = """
+from lbsgd.train.progress import Progress
+progress = Progress(10, 5)
+progress.say("first")
+input()
+for _ in range(3):
+    progress.say("not read by anybody")
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline() == b"first\n"
+    process.stdout.close()
+    process.stdin.write(b"\n")
+    process.stdin.close()
+    assert process.wait(60) == 0
 
 
 def test_an_error_inside_gives_the_terminal_back():

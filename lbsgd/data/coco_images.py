@@ -6,7 +6,10 @@ What is random, the flip of an image here and the sampling of its anchors and re
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -142,10 +145,25 @@ def loaded(data: Dataset, batches: Sequence[Sequence[int]], workers: int) -> Ite
 
 
 def as_worker(number: int) -> None:
-    """Let signals end a loader worker; a fork would pass them on to the pipe by which the guard of the run listens."""
+    """Let a loader worker end with its run and never before it.
+
+    Launchers send signals to all processes, to the youngest first, and a run that loses a worker cannot save. A fork
+    would also pass signals on to the pipe by which the guard of the run listens.
+    """
     signal.set_wakeup_fd(-1)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the run itself decides
+    for ignored in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=end_when_the_run_says, args=(os.getppid(),), daemon=True).start()
+    PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_when_the_run_says(run: int) -> None:
+    """End this process at a SIGTERM of its run, and at no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)
 
 
 class CocoTrain(TrainData):

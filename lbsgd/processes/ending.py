@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, NoReturn
 
 from lbsgd.errors import ConfigError, LbsgdError, print_error
@@ -46,7 +47,7 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
         end_with_error(error)
     if processes.local_rank:
         time.sleep(5)
-    print_error(error)
+    say_error(error)
     if processes.world_size > processes.local_world_size:
         from lbsgd.processes.peers import tell_before_joining  # late, because it loads PyTorch
 
@@ -57,11 +58,18 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
 def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
     """End this process with the error's exit code; unless quiet, print the error's lines on stderr.
 
-    Nothing is cleaned up, because that could wait for the other processes or for a loader's threads.
+    Nothing is cleaned up, because that could wait for the other processes or for a loader's threads. A console that is
+    gone keeps no process from ending.
     """
-    if sys.stdout.isatty():
-        sys.stdout.write("\033[?25h")  # show the cursor, which the progress bar hides
-    sys.stdout.flush()
+    with suppress(OSError, ValueError):
+        if sys.stdout.isatty():
+            sys.stdout.write("\033[?25h")  # show the cursor, which the progress bar hides
+        sys.stdout.flush()
     if not quiet:
-        print_error(error)
+        say_error(error)
     os._exit(error.exit_code)
+
+
+def say_error(error: LbsgdError) -> None:
+    with suppress(OSError, ValueError):
+        print_error(error)

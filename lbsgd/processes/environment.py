@@ -57,8 +57,24 @@ class Processes:
 
     @property
     def cores(self) -> int:
-        """Number of CPU cores for this process: its share of those that the host lets it use."""
-        return max(1, len(os.sched_getaffinity(0)) // self.local_world_size)
+        """Number of CPU cores for this process: those bound to it alone, else its share of the host's."""
+        cores = len(os.sched_getaffinity(0))
+        return cores if bound_to_this_process() else max(1, cores // self.local_world_size)
+
+
+def bound_to_this_process() -> bool:
+    """Whether the launcher has divided the cores already.
+
+    srun does with --cpus-per-task, `deepspeed --bind_cores_to_rank` and torchrun with their bindings: their own process
+    keeps all cores.
+    """
+    cores, per_task = os.sched_getaffinity(0), os.environ.get("SLURM_CPUS_PER_TASK", "")
+    if os.environ.get("SLURM_STEP_ID"):
+        return per_task.isdecimal() and len(cores) <= int(per_task)
+    try:
+        return cores < os.sched_getaffinity(os.getppid())
+    except OSError:  # it has just ended
+        return False
 
 
 def master() -> tuple[str, int]:
@@ -79,13 +95,14 @@ def require_single_process() -> None:
 def slurm_variable() -> str | None:
     """Return the name of the variable with the number of processes that srun has started, if it has.
 
-    `salloc` and `sbatch` set SLURM_NTASKS for the whole allocation, also for the one shell or script that runs in it.
-    srun adds SLURM_PROCID and the number of tasks of its own step, which may be fewer than the allocation's.
+    `salloc` and `sbatch` set SLURM_NTASKS for the whole allocation, also for the one shell or script that runs in it,
+    and sbatch a SLURM_PROCID of 0 for its script. srun adds the number of its step and how many tasks it has, which may
+    be fewer than the allocation's.
     """
     number("SLURM_NTASKS", at_least=1)  # refused where it is no number, whether or not it counts
     if os.environ.get("SLURM_STEP_NUM_TASKS"):
         return "SLURM_STEP_NUM_TASKS"
-    return "SLURM_NTASKS" if os.environ.get("SLURM_PROCID") else None
+    return "SLURM_NTASKS" if os.environ.get("SLURM_STEP_ID") else None
 
 
 def required_number(name: str, at_least: int = 0, at_most: tuple[int, str] | None = None) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from lbsgd.errors import LbsgdError, LostProcessError
+from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
 from lbsgd.processes.meeting import pause
 from lbsgd.processes.peers import Peers
 
@@ -20,13 +20,22 @@ WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", 
 
 
 def explained(error: BaseException, position: str, peers: Peers | None) -> LbsgdError:
-    """Return an exception that is not ours as one of ours: a lost process, or a bug, whose traceback is printed."""
+    """Return an exception that is not ours as one of ours.
+
+    It is a lost process, a GPU's full memory, or a bug, whose traceback is printed.
+    """
     text = str(error).splitlines()[0] if str(error) else type(error).__name__
     if reason := " ".join(str(error).partition("Last error:")[2].split()):  # NCCL's, which its first line lacks
         text = f"{text}: {reason}"
     if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):
         return LostProcessError(f"lost another process at {position} ({text})")
-    traceback.print_exception(error)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not load
+        return ConfigError(
+            f"the GPU's memory is full at {position} ({text}); take fewer images a pass by --micro_batch, which leaves "
+            "the iteration as it is, or compute in --precision bf16"
+        )
+    with suppress(OSError, ValueError):  # a console that is gone
+        traceback.print_exception(error)
     bug = LbsgdError(f"{type(error).__name__}: {text}")
     bug.exit_code = 1
     return bug

@@ -37,6 +37,7 @@ class Guard:
             guard.alive("iteration 12")     wherever the main thread gets on
             guard.stop_requested            why the run should save and end, if it should
             guard.nothing_to_save = True    while a checkpoint holds all there is
+            guard.saved = True              once the run has saved because of a request, and only has to end
 
     launchers: the launchers of this process, which ends when one of them does. An exception that leaves the `with`
     block ends the process, with the first cause on the console and its exit code, and within hang_timeout seconds all
@@ -51,7 +52,7 @@ class Guard:
         self.peers: Peers | None = None
         self.peers_thread: threading.Thread | None = None
         self.stop_requested: str | None = None
-        self.nothing_to_save = True  # so far
+        self.nothing_to_save, self.saved = True, False  # so far
         self.position, self.moved = "the start", time.monotonic()
         self.stop_began = time.monotonic()
         self.closing, self.ending = threading.Event(), threading.Lock()
@@ -112,7 +113,8 @@ class Guard:
 
     def signalled(self, number: signal.Signals) -> None:
         if self.stop_requested and time.monotonic() - self.stop_began > SAME_REQUEST_SECONDS:
-            end_with_error(Stopped(f"by a second signal, {number.name}; nothing was saved"))
+            what = "the run was saved" if self.saved else "nothing was saved"
+            end_with_error(Stopped(f"by a second signal, {number.name}; {what}"), quiet=self.saved)
         # The kernel and DeepSpeed's launcher answer a launcher's death with SIGTERM, which may come before we look.
         lost_launcher = self.lost_launcher() if number == signal.SIGTERM else None
         self.request_stop(lost_launcher or number.name)

@@ -6,7 +6,7 @@ import os
 import select
 import signal
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals:
@@ -24,7 +24,8 @@ class StopSignals:
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
-        self.handlers_before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
+        caught = [number for number in STOP_SIGNALS if not ignored_by_nohup(number)]
+        self.handlers_before = {number: signal.signal(number, lambda *_: None) for number in caught}
         self.writer_before = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
 
     def wait(self, seconds: float) -> list[signal.Signals]:
@@ -45,3 +46,8 @@ class StopSignals:
 
     def close(self) -> None:
         os.close(self.reader)
+
+
+def ignored_by_nohup(number: signal.Signals) -> bool:
+    """Whether it is the signal of a closed terminal, and `nohup` has asked to go on without one."""
+    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN

@@ -34,6 +34,7 @@ from lbsgd.errors import CheckpointError
 
 NAME = re.compile(r"iteration_\d+(\.\d+)?")
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
+AGAIN = "make room, and give the same command with --resume, which evaluates and writes it again"
 VERSION = 1
 
 
@@ -187,11 +188,22 @@ def require_same(path: Path, saved: Any, now: Any, what: str) -> None:
 
 
 def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Write a float32 state_dict for torch.load(path) and torchvision's load_state_dict; whole or absent."""
+    """Write a float32 state_dict for torch.load(path) and torchvision's load_state_dict; whole or absent.
+
+    Raises CheckpointError where the disk fails.
+    """
     building = path.with_name(f".{path.name}.tmp")  # one name, so that a later call overwrites what a killed one left
-    torch.save(weights, building)
-    to_disk(building)
-    building.rename(path)
+    try:
+        torch.save(weights, building)
+        to_disk(building)
+        building.rename(path)
+    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+        building.unlink(missing_ok=True)
+        raise CheckpointError(f"cannot write {path} ({one_line(error)}); {AGAIN}") from None
+
+
+def one_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config
-from lbsgd.train.kernels import LAYOUT, norm_implementation
+from lbsgd.train.kernels import lay_out, norm_implementation
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 
@@ -191,7 +191,7 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
             f"{details['msg']}; correct or delete it"
         ) from error
     if plan.zero_stage == 0:
-        engine.module.to(memory_format=LAYOUT)  # before initialize, and under ZeRO, DeepSpeed fails
+        lay_out(engine.module)  # before initialize, and under ZeRO, DeepSpeed fails
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.
         engine.enable_backward_allreduce = plan.world_size > 1
     return engine, scheduler

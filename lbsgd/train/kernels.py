@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.norm_rule import implementation_for
@@ -12,6 +13,13 @@ from lbsgd.errors import ConfigError
 # The layout of images and weights: tensor cores want it, and most networks are faster in it on a CPU
 # (docs/experiments.md).
 LAYOUT = torch.channels_last
+
+
+def lay_out(model: nn.Module) -> None:
+    """Put weights of four dimensions, as of convolutions over images, into LAYOUT; volumes and sequences stay."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=LAYOUT)
 
 
 def norm_implementation(plan: Plan, device: torch.device | str) -> tuple[Implementation, str]:

@@ -1,8 +1,10 @@
 """Shows a person how a run goes on: a bar on a terminal, plain lines anywhere else (rank 0 only)."""
 
+import os
 import sys
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from math import ceil
 from time import perf_counter
 
@@ -16,6 +18,15 @@ from lbsgd.report.measure import TOP1, Measure
 from lbsgd.units import clock
 
 RECENT_ITERATIONS = 20
+
+
+class Screen(Console):
+    """A console whose reader may go, such as `tee` on Ctrl-C or a lost ssh; rich would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes there when it ends
 
 
 class Progress:
@@ -45,7 +56,7 @@ class Progress:
         self.images_per_iteration = images_per_iteration
         self.judged_by = [measure for measure in judged_by if measure.headline]
         # Decided here, because FORCE_COLOR, which build servers set, makes rich take a file for a terminal.
-        self.console = console or Console(force_terminal=sys.stdout.isatty())
+        self.console = console or Screen(force_terminal=sys.stdout.isatty())
         self._record: dict = {}
         self._first_tick: tuple[int, float] | None = None
         self._last_tick: tuple[int, float] | None = None
@@ -86,8 +97,10 @@ class Progress:
         self.say(f"{self._epoch(ceil(record['epoch']))}  {judged}  {loss}")
 
     def say(self, text: str) -> None:
-        # soft_wrap: a file has no width, so a line there is never broken.
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """Print a line. What cannot be printed ends no training: the log has it, too."""
+        with suppress(OSError):  # a full disk under a file
+            # soft_wrap: a file has no width, so a line there is never broken.
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _screen(self) -> Group:
         """Draw the two lines at the foot of a terminal, a few times per second; at most 80 columns."""

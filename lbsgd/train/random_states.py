@@ -10,12 +10,16 @@ import torch
 
 def random_states(rank: int) -> dict[str, torch.Tensor]:
     """Return this process's random states (torch on CPU and GPU, NumPy, Python) as tensors of bytes and integers."""
-    state = np.random.get_state(legacy=False)["state"]
-    keys, position = state["key"], state["pos"]
+    numpy, python = np.random.get_state(legacy=False), random.getstate()
+    keys, position = numpy["state"]["key"], numpy["state"]["pos"]
+    kept = python[2]  # Python and NumPy draw normal numbers in pairs, and keep the second
     states: dict[str, torch.Tensor] = {
         "torch": torch.get_rng_state(),
         "numpy": torch.tensor([*keys.tolist(), position]),
-        "python": torch.tensor(random.getstate()[1]),
+        "python": torch.tensor(python[1]),
+        "normal": torch.tensor(
+            [numpy["has_gauss"], numpy["gauss"], kept is not None, kept or 0.0], dtype=torch.float64
+        ),
     }
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -26,7 +30,8 @@ def restore_random_states(states: dict[str, torch.Tensor], rank: int) -> None:
     """Put back what `random_states` of this rank returned."""
     torch.set_rng_state(states[f"torch.{rank}"])
     keys = states[f"numpy.{rank}"].tolist()
-    np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1], 0, 0.0))
-    random.setstate((3, tuple(states[f"python.{rank}"].tolist()), None))
+    normal = states.get(f"normal.{rank}", torch.zeros(4, dtype=torch.float64)).tolist()  # earlier checkpoints have none
+    np.random.set_state(("MT19937", np.array(keys[:-1], dtype=np.uint32), keys[-1], int(normal[0]), normal[1]))
+    random.setstate((3, tuple(states[f"python.{rank}"].tolist()), normal[3] if normal[2] else None))
     if f"cuda.{rank}" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states[f"cuda.{rank}"])

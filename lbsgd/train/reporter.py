@@ -7,12 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from lbsgd.errors import DataError
 from lbsgd.processes.start import Start
 from lbsgd.report.curves import curves
 from lbsgd.report.measure import Measure
 from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train.aggregation.advice import AggregationAdvice
+from lbsgd.train.checkpoint import AGAIN
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.train.progress import Progress
@@ -95,14 +97,20 @@ class Reporter:
             self.progress.say(advice)
 
     def conclude(self, judged_by: Sequence[Measure], files: Mapping[str, object]) -> None:
-        """Write the result, the page and the curves of a run that has ended, and say where they and the files are."""
+        """Write the result, the page and the curves of a run that has ended, and say where they and the files are.
+
+        Raises DataError where the disk fails; the run itself is not lost.
+        """
         say, folder = self.progress.say, self.log.path.parent
         if self.log.epochs:
-            result = self.log.result()
+            try:
+                result = self.log.result()
+                curves([read_run(folder)], folder / "curves.png")
+            except OSError as error:
+                raise DataError(f"cannot write the results in {folder} ({error}); {AGAIN}") from None
             if self.page:
                 self.page.write(self.log.epochs, result)
                 say(f"page           {folder / PAGE_NAME}")
-            curves([read_run(folder)], folder / "curves.png")
             for measure in (measure for measure in judged_by if measure.headline):
                 say(f"{measure.name:15}{measure.words(result[measure.key])}, {measure.how}")
             say(f"curves         {folder / 'curves.png'}")

@@ -19,6 +19,9 @@ if TYPE_CHECKING:  # a wrong flag is reported before torch loads
     from lbsgd.train.task import Task
 
 
+WEIGHTS_NAME = "weights.pt"  # in the output folder: the float32 state_dict of a run that has ended
+
+
 @dataclass(frozen=True)
 class Every:
     """How often to save beside the end of each epoch: after so many iterations, or minutes, or neither."""
@@ -75,7 +78,7 @@ def last_iteration(plan: Plan, epochs: int | None, max_iterations: int | None) -
 
 
 def prepare_output(run: Run, newest: Path | None) -> None:
-    """Make the output folder, with the run's JSON in it, every override included, so that it can be fed back.
+    """Make the output folder.
 
     newest: the newest checkpoint there. Only rank 0 looks, because the other hosts may not have the folder.
     Raises ConfigError rather than write over a run, CheckpointError where there is nothing to evaluate.
@@ -91,9 +94,21 @@ def prepare_output(run: Run, newest: Path | None) -> None:
             f"{run.output_dir} already holds a run: continue it with --resume or choose another --output_dir"
         )
     require_writable(run.output_dir)
-    write_json(run.output_dir / f"{run.plan.name}.json", run.plan.config)
     if run.resume and not newest:
         print(f"no complete checkpoint in {run.checkpoints}: starting anew", flush=True)
+
+
+def begin_output(run: Run) -> None:
+    """Write the run's JSON, every override included, so that it can be fed back; remove the weights of an earlier end.
+
+    Weights are there only of a run that has reached its end, by which scripts tell whether to go on. To be called once
+    a checkpoint to resume is known to be this run's. Raises ConfigError where the folder cannot be written.
+    """
+    try:
+        write_json(run.output_dir / f"{run.plan.name}.json", run.plan.config)
+        (run.output_dir / WEIGHTS_NAME).unlink(missing_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write into the output folder {run.output_dir} ({error.strerror})") from None
 
 
 def require_writable(folder: Path) -> None:

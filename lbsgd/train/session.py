@@ -30,7 +30,7 @@ from lbsgd.train.kernels import LAYOUT, norm_implementation
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 from lbsgd.train.reporter import Reporter, Silence
-from lbsgd.train.run import Run, prepare_output
+from lbsgd.train.run import WEIGHTS_NAME, Run, begin_output, prepare_output
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
 
@@ -85,6 +85,7 @@ def train(run: Run, launch: Launch) -> None:
         if run.evaluate_only:
             print_evaluation(Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached))
             return
+        from_rank_0(lambda: begin_output(run))
         reporter = open_reporter(run, engine, progress, launch.begun)
         stack.enter_context(reporter)
         Trainer(engine, plan, run.task, images, saver, guard, reporter, reached).train(run.last_iteration)
@@ -185,7 +186,7 @@ def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None
     state = gather_state(engine, keep=is_first)
     if is_first:
         saver.wait()
-        weights = run.output_dir / "weights.pt"
+        weights = run.output_dir / WEIGHTS_NAME
         checkpoint.export_weights(weights, state.weights)
         files = {"checkpoint": checkpoint.newest(run.checkpoints), "weights": f"{weights} (float32 state_dict)"}
         reporter.conclude(run.task.judged_by, files)

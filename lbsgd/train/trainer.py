@@ -176,6 +176,7 @@ class Trainer:
         outcome = f"saved after {self.iteration} iterations; the same command with --resume goes on"
         if not written:
             outcome = f"the checkpoint of iteration {self.iteration} could not be written; --resume uses the one before"
+        self.guard.saved = written
         raise Stopped(f"{self.guard.stop_requested or 'another process was told to'}: {outcome}")
 
     def save(self, random: dict[str, torch.Tensor] | None = None) -> None:

@@ -10,5 +10,6 @@ class Watcher(Protocol):
 
     stop_requested: str | None
     nothing_to_save: bool
+    saved: bool
 
     def alive(self, position: str) -> None: ...
