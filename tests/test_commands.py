@@ -5,6 +5,7 @@ import shlex
 import sys
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from lbsgd.data import beton
 from lbsgd.data.loaders import EvalLoader
 from lbsgd.data.share import Pixels, Share
 from lbsgd.report.run_log import read_run
+from lbsgd.train.run import Run, begin_output, prepare_output
 
 SMALL = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}
 
@@ -115,7 +117,10 @@ def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fa
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(source.read_bytes())
     refused(recipe(small, "--fake_data", "--output_dir", folder), folder, "--resume")
+    files = [next(folder.glob("*.json")), folder / "weights.pt"]
+    before = [file.read_bytes() for file in files]
     refused(recipe(small, "--fake_data", "--output_dir", folder, "--resume", "--seed", 1), "recipe.seed")
+    assert [file.read_bytes() for file in files] == before  # what is refused changes nothing
     done = recipe(small, "--fake_data", "--max_iterations", 4, "--output_dir", folder, "--resume")
     assert done.returncode == 0 and f"resuming from {folder}/checkpoints/iteration_00000003" in done.stdout, done.stderr
     assert [record["iteration"] for record in read_run(folder).iterations] == [0, 1, 2, 3]
@@ -261,3 +266,14 @@ def test_the_demo_ends_below_8_percent_with_every_seed(tmp_path, seed):
     [log] = tmp_path.glob("runs/*/log.jsonl")
     assert read_run(log).result["val_top1_error_pct"] <= 8
     assert (log.parent / "curves.png").stat().st_size > 10_000
+
+
+def test_weights_are_there_only_of_a_run_that_has_reached_its_end(tmp_path):
+    """A script that asks for them would not queue a run again that goes on after --epochs 1."""
+    plan = SimpleNamespace(name="8k", config={"train_batch_size": 8192})
+    run = Run(None, plan, None, tmp_path, 1, resume=True)
+    (tmp_path / "weights.pt").write_bytes(b"of epoch 1")
+    prepare_output(run, newest=tmp_path / "checkpoints/iteration_00000001")
+    assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]  # the checkpoint may still be another run's
+    begin_output(run)
+    assert [path.name for path in tmp_path.iterdir()] == ["8k.json"]
