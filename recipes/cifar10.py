@@ -26,7 +26,7 @@ class SmallResNet(ResNet50):
         import torch
 
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(plan.recipe.seed)
+            torch.default_generator.manual_seed(plan.recipe.seed)  # not torch's, which seeds the GPUs as well
             zero_last_gamma = plan.recipe.batch_norm.zero_last_gamma
             return small_resnet(self.widths, self.stem_stride, num_classes, zero_last_gamma)
 

@@ -31,6 +31,9 @@ CASES = {
     "residual NCHW fp16": ((4, 2, 5, 5), 2, "fp16", "nchw", "residual"),
     "residual NHWC fp32": ((4, 7, 3, 5), 2, "fp32", "nhwc", "residual"),
     "not affine, ReLU NHWC fp32": ((4, 3, 5, 5), 2, "fp32", "nhwc", "relu, not affine"),
+    "γ alone NHWC fp32": ((4, 3, 5, 5), 2, "fp32", "nhwc", "relu, no β"),
+    "β alone NCHW fp32": ((4, 3, 5, 5), 2, "fp32", "nchw", "relu, no γ"),
+    "holes NCHW fp32": ((4, 3, 5, 5), 2, "fp32", "nchw", "residual, holes"),
     "half γ and β NHWC fp16": ((4, 5, 5, 3), 2, "fp16", "nhwc", "relu, half"),
     "two dimensions fp32": ((40, 6), 20, "fp32", "nchw", "relu"),
     "mean 1000 NHWC fp32": ((4, 3, 7, 7), 2, "fp32", "nhwc", "far"),
@@ -54,7 +57,8 @@ def expected(x, residual, weight, bias, n, passed, grad_y):
         groups.append((group - mean) / (var + 1e-5).sqrt())
         moments.append(torch.stack([mean.flatten(), group.var(dims, correction=1)]))
     y = torch.cat(groups)
-    y = y if weight is None else y * weight.view(per_channel) + bias.view(per_channel)
+    y = y if weight is None else y * weight.view(per_channel)
+    y = y if bias is None else y + bias.view(per_channel)
     y = y if residual is None else y + residual
     grads = torch.autograd.grad(y, leaves, grad_y.double() * (1 if passed is None else passed))
     return [y if passed is None else y.relu(), *grads, torch.stack(moments, 1)]
@@ -75,7 +79,11 @@ def tensors_of(shape, dtype, layout, follows, device):
     half = DTYPES[dtype] if "half" in follows else torch.float32
     affine = [(1 + 0.3 * draw(shape[1])).to(device, half), draw(shape[1]).to(device, half)]
     residual = images() if "residual" in follows else None
-    affine = [None, None] if "not affine" in follows else affine
+    affine = [
+        None if f"no {name}" in follows or "not affine" in follows else t for name, t in zip("γβ", affine, strict=True)
+    ]
+    if "holes" in follows:  # every other value of a larger tensor
+        x, residual, *affine = (torch.stack([t, -t], -1)[..., 0] for t in (x, residual, *affine))
     for tensor in (x, residual, *affine):
         if tensor is not None:
             tensor.requires_grad_()
@@ -94,7 +102,7 @@ def errors_of(shape, n, dtype, layout, follows, device):
         float((found.double() - right).detach().abs().max() / right.detach().abs().max())
         for found, right in zip(results, exact, strict=True)
     ]
-    kept = results[0].stride() == results[1].stride() == x.stride() and results[1].dtype == x.dtype
+    kept = results[0].stride() == results[1].stride() == torch.empty_like(x).stride() and results[1].dtype == x.dtype
     return {"images": max(wrong[:-1]), "moments": wrong[-1], "form kept": kept, "first": (y[:n], results[1][:n])}
 
 

@@ -1,6 +1,7 @@
 """Sec. 2.3: every worker normalises its own n images on any hardware. Sec. 5.2: the statistics for evaluation."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -37,6 +38,14 @@ def randomised(layer, seed=0):
     with torch.no_grad():
         layer.weight.copy_(torch.rand(layer.num_features, generator=generator) + 0.5)
         layer.bias.copy_(torch.randn(layer.num_features, generator=generator))
+    return layer
+
+
+def without(removed, kind, **options):
+    """Return a layer in float64 that has lost its γ or its β."""
+    ours = {} if kind is nn.BatchNorm2d else {"per_worker_batch": N, **options}
+    layer = randomised(kind(5, dtype=torch.float64, **ours))
+    layer.register_parameter(removed, None)
     return layer
 
 
@@ -103,6 +112,45 @@ def test_output_and_gradient_are_bit_equal_to_torch_on_each_worker(dtype, memory
         assert tensor.dtype is dtype and tensor.is_contiguous(memory_format=memory_format)
 
 
+def ways_to_lie(shape, seed):
+    """Return 2 N images, (N, *shape), that lie in memory in one way each, by its name."""
+    (channels, *pixels), num = shape, 2 * N
+
+    def draw(*shape):
+        return images(shape[0], *shape[1:], seed=seed, dtype=torch.float64)
+
+    every_other = tuple(slice(None, None, 2) for _ in pixels)
+    return {
+        "contiguous": draw(num, *shape),
+        "channels last": draw(num, *pixels, channels).movedim(-1, 1),
+        "channels last, every other image": draw(2 * num, *pixels, channels).movedim(-1, 1)[::2],
+        "channels last, half of the channels": draw(num, *pixels, 2 * channels).movedim(-1, 1).chunk(2, 1)[1],
+        "pixels transposed": draw(num, channels, *reversed(pixels)).permute(0, 1, *range(len(pixels) + 1, 1, -1)),
+        "images last": draw(*shape, num).movedim(-1, 0),
+        "every other image": draw(2 * num, *shape)[::2],
+        "every other pixel": draw(num, channels, *(2 * size for size in pixels))[(..., *every_other)],
+        "half of the channels": draw(num, 2 * channels, *pixels).chunk(2, 1)[1],
+        "one value for all pixels": draw(num, channels, *(1 for _ in pixels)).expand(num, *shape),
+        "one value for all channels": draw(num, 1, *pixels).expand(num, *shape),
+    }
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 7), (5, 4, 3), (5, 2, 4, 3)], ids=["NC", "NCL", "NCHW", "NCDHW"])
+def test_images_and_gradients_may_lie_in_memory_in_any_way(shape):
+    """In most of these, aten's kernels on a CPU read the mean of a group where they should write it."""
+    gradients = ways_to_lie(shape, seed=1) | {"a sum's": torch.ones((), dtype=torch.float64).expand(2 * N, *shape)}
+    for (way, x), (way_of_grad, grad_y) in itertools.product(ways_to_lie(shape, seed=0).items(), gradients.items()):
+        layer = randomised(PerWorkerBatchNorm(5, momentum=1.0, per_worker_batch=N, dtype=torch.float64))
+        leaves = [x.detach().requires_grad_(), layer.weight, layer.bias]
+        y = layer(leaves[0])
+        exact = [leaf.detach().requires_grad_() for leaf in leaves]
+        expected, means, variances = batch_norm_in_float64(*exact, N)
+        found = [y, *torch.autograd.grad(y, leaves, grad_y), layer.running_mean, layer.running_var]
+        right = [expected, *torch.autograd.grad(expected, exact, grad_y), means.mean(0), variances.mean(0)]
+        for a, b in zip(found, right, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9, msg=f"{way}, its gradient {way_of_grad}")
+
+
 def test_a_micro_batch_of_several_workers_has_the_mean_gradient_of_the_workers_apart():
     network = nn.Sequential(
         nn.Conv2d(3, 6, 3),
@@ -121,6 +169,27 @@ def test_a_micro_batch_of_several_workers_has_the_mean_gradient_of_the_workers_a
         (F.cross_entropy(network(x_g), labels_g) / 4).backward()
     for name, expected in network.named_parameters():
         torch.testing.assert_close(ours.get_parameter(name).grad, expected.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("removed", ["weight", "bias"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_without_beta_or_gamma_the_other_one_acts(removed, workers):
+    layer, plain = (without(removed, kind) for kind in (PerWorkerBatchNorm2d, nn.BatchNorm2d))
+    x = images(workers * N, dtype=torch.float64)
+    expected = torch.cat([plain(x_w) for x_w in x.split(N)])
+    [parameter], [of_torch] = layer.parameters(), plain.parameters()
+    (gradient,) = torch.autograd.grad(expected.square().sum(), of_torch)
+
+    def loss(parameter):  # under torch.func, where it is computed by the formula
+        y = torch.func.functional_call(layer, {name: parameter for name, _ in layer.named_parameters()}, (x,))
+        return y.square().sum(), y
+
+    y = layer(x)
+    transformed, y_transformed = torch.func.grad(loss, has_aux=True)(parameter.detach())
+    for found in (y, y_transformed):
+        torch.testing.assert_close(found, expected)
+    for found in (torch.autograd.grad(y.square().sum(), parameter)[0], transformed):
+        torch.testing.assert_close(found, gradient)
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -434,6 +503,10 @@ def normalised_together(rank):
     }
 
 
+def normalised_together_without(rank, removed):
+    return without(removed, PerWorkerBatchNorm2d, scope="all")(of_process(images(32, dtype=torch.float64), rank))
+
+
 def variance_far_from_zero(rank):
     layer = PerWorkerBatchNorm2d(5, momentum=1.0, per_worker_batch=N, scope="all")
     layer(of_process(images(32) + 1000, rank))
@@ -449,6 +522,7 @@ def one_process(rank, folder):
         "shared": recomputed(rank, share=8),
         "all by one": recomputed(rank, share=0),
         "together": normalised_together(rank),
+        "without": {name: normalised_together_without(rank, name).detach() for name in ("weight", "bias")},
         "far from zero": variance_far_from_zero(rank),
     }
     dist.destroy_process_group()
@@ -502,6 +576,12 @@ def test_scope_all_is_batch_norm_over_all_processes_images(two_processes):
             torch.testing.assert_close(moved.double(), expected, rtol=1e-6, atol=1e-6)
         for pooled, expected in zip(t["recomputed"], exact(x.detach()), strict=True):
             torch.testing.assert_close(pooled.double(), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("removed", ["weight", "bias"])
+def test_scope_all_without_beta_or_gamma_applies_the_other_one(two_processes, removed):
+    found = torch.cat([results["without"][removed] for results in two_processes])
+    torch.testing.assert_close(found, without(removed, nn.BatchNorm2d)(images(32, dtype=torch.float64)))
 
 
 def test_the_variance_over_processes_does_not_cancel_far_from_zero(two_processes):

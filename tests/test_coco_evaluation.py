@@ -56,12 +56,12 @@ class Jittered:
         return [{"boxes": boxes, "labels": torch.tensor(labels), "masks": tensor, "scores": torch.tensor(scores)}]
 
 
-def evaluated(folder):
+def evaluated(folder, network=Jittered):
     """The numbers on this group of processes."""
     processes = engine.start_processes()
     split = read_split(folder, "val", training=False)
     share = Share(processes.rank, processes.world_size)
-    return coco_numbers(Jittered(split), CocoEval(split, workers=0, device="cpu", share=share), split.names)
+    return coco_numbers(network(split), CocoEval(split, workers=0, device="cpu", share=share), split.names)
 
 
 def by_the_files(folder):
@@ -91,17 +91,23 @@ def test_the_numbers_are_pycocotools_and_the_same_on_1_2_and_3_processes(scenes,
     assert "Average Precision" not in capfd.readouterr().out
 
 
-def nothing_found(folder):
-    engine.start_processes()
-    split = read_split(folder, "val", training=False)
-    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
-    batches = CocoEval(split, workers=0, device="cpu", share=Share())
-    return coco_numbers(lambda images: [{**empty, "masks": torch.zeros(0, 1, 8, 8)}], batches, split.names)
+class Blind:
+    """Finds nothing."""
+
+    def __init__(self, split):
+        pass
+
+    def __call__(self, pixels):
+        empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
+        return [{**empty, "masks": torch.zeros(0, 1, 8, 8)}]
 
 
-def test_finding_nothing_is_an_average_precision_of_0(scenes):
-    [numbers] = in_processes(1, nothing_found, scenes)
-    assert numbers["val_box_ap"] == numbers["val_mask_ap"] == 0.0 and numbers["val_images"] == NUM_IMAGES
+def test_finding_nothing_is_an_average_precision_of_0_of_what_there_is(scenes):
+    """Of a size that no object has, finding nothing is no failure: None, as with detections."""
+    [numbers], [with_detections] = in_processes(1, evaluated, scenes, Blind), in_processes(1, evaluated, scenes)
+    assert numbers["val_images"] == NUM_IMAGES and numbers["val_box_ap_large"] is None
+    for key in numbers.keys() - {"val_images"}:
+        assert numbers[key] == (None if with_detections[key] is None else 0.0), key
 
 
 @pytest.mark.parametrize("numbering", [lambda at: at, lambda at: 7, None], ids=["from 0", "all alike", "none"])

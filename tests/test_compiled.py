@@ -28,6 +28,7 @@ from lbsgd.report.run_log import read_run
 from lbsgd.train.compiled import as_it_is, compile_blocks
 from lbsgd.train.engine_state import gather_state, restore_state
 from lbsgd.train.evaluation import evaluate
+from lbsgd.train.kernels import lay_out
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 MULTIPLE = 3  # of the plain run's own distance in half precision, to which compilation adds its own rounding
@@ -203,6 +204,7 @@ def test_evaluation_compiles_nothing_and_is_the_plain_networks(graphs):
         engine.module(batches[0])
     plain = network()
     convert_batch_norm(plain, N).load_state_dict(engine.module.state_dict())
+    lay_out(plain)
     engine.eval()
     with as_it_is(engine.module), torch.no_grad():
         again = [engine(batch) for batch in batches]
@@ -229,11 +231,11 @@ def test_a_network_without_blocks_is_refused_in_one_line():
         compile_blocks(oracle.network())
 
 
-def test_all_blocks_of_a_deep_network_are_compiled(graphs, monkeypatch):
+def test_all_blocks_of_a_deep_network_are_compiled(graphs):
     """torch stops compiling the code of a class after so many graphs, by default 8."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     blocks = nn.Sequential(*(BasicBlock(2, 2 + i, downsample=nn.Conv2d(2, 2 + i, 1)) for i in range(4)))
-    compile_blocks(convert_batch_norm(blocks, 2), "aot_eager")
-    for block in blocks:
-        block(torch.randn(2, 2, 3, 3))
+    with torch._dynamo.config.patch(recompile_limit=2):  # pytest's own would hide it from all later tests
+        compile_blocks(convert_batch_norm(blocks, 2), "aot_eager")
+        for block in blocks:
+            block(torch.randn(2, 2, 3, 3))
     assert graphs() == 4

@@ -104,6 +104,15 @@ def test_in_bf16_boxes_stay_in_float32():
     assert loss.isfinite()
 
 
+def test_a_detector_is_drawn_from_its_seed_and_leaves_every_generator_as_it_was(monkeypatch):
+    seeded, before = [], torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    first, second = detector(3), detector(3)
+    assert not seeded and torch.equal(torch.get_rng_state(), before)
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
 def test_hidden_layers_of_the_boxes_begin_by_their_inputs_alone():
     head = detector().roi_heads.box_head
     for layer in (head.fc6, head.fc7):

@@ -14,8 +14,12 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, Dataset
 
+import lbsgd
 from lbsgd.config.keypath import get, put
 from lbsgd.config.libraries.automatic import FILLED, automatic_keys
+from lbsgd.config.libraries.needs import needs_of
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
 
@@ -68,9 +72,9 @@ def floats(state, prefix=""):
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if "num_batches" not in name}
 
 
-def assert_same(results, prefix=""):
+def assert_same(results, prefix="", library="library"):
     """On each process: learning rates, statistics and weights of the library's run are those of lbsgd.initialize."""
-    for ours, (state, lrs) in ((each["lbsgd"], each["library"]) for each in results):
+    for ours, (state, lrs) in ((each["lbsgd"], each[library]) for each in results):
         assert len(lrs) == UPDATES and lrs == ours[1]
         assert distance(floats(state, prefix), floats(ours[0])) < BOUND
 
@@ -148,6 +152,13 @@ class WithLoss(nn.Module):
         return {"loss": F.cross_entropy(logits.float(), labels), "logits": logits}
 
 
+class WithLossAndKeywords(WithLoss):
+    """A network whose forward takes more than it needs, as Hugging Face's own do; its loss is a mean all the same."""
+
+    def forward(self, images, labels, **keywords):
+        return super().forward(images, labels)
+
+
 class Named(Dataset):
     """Images and labels under the names of that forward's arguments."""
 
@@ -180,6 +191,8 @@ def in_transformers(folder):
     results["library"] = trained("transformers", folder, [QUIET], model=WithLoss(), **names)
     torch.distributed.barrier()  # the first process has written
     results["saved"] = load_file(f"{folder}/runs/mine/model.safetensors")
+
+    results["keywords"] = trained("transformers", folder, [QUIET], model=WithLossAndKeywords(), **names)
 
     class PlainTrainer(transformers.Trainer):
         def __init__(self, plan, **arguments):
@@ -224,6 +237,7 @@ def refusals(folder, **names):
 def test_transformers_trainer_trains_the_same(tmp_path):
     results = in_processes(2, in_transformers, str(with_json(tmp_path, config_of())))
     assert_same(results, "network.")
+    assert_same(results, "network.", "keywords")
     saved, (state, _) = results[0]["saved"], results[0]["library"]
     assert all(torch.equal(saved[name], tensor) for name, tensor in state.items())
     ours, (state, lrs) = results[0]["lbsgd"], results[0]["JSON alone"]
@@ -235,6 +249,33 @@ def test_transformers_trainer_trains_the_same(tmp_path):
     assert "64 != 16 * 1 * 2" in results[0]["refused"]["passes left out"]  # L01 of lbsgd check
     assert "Please specify the ZeRO optimization config" in results[0]["refused"]["no ZeRO block"]  # L03
     assert_fillings(results[0]["fillings"])  # L04, L05
+
+
+class TrainerOfNothing:
+    """Stands for transformers.Trainer where nothing is trained."""
+
+    def __init__(self, **given):
+        self.optimizer = None
+        self.__dict__.update(given)
+
+
+class MixedIn(lbsgd.LargeMinibatchTrainer, TrainerOfNothing):
+    pass
+
+
+@pytest.mark.parametrize("fewer", [{}, {"max_steps": 3}])
+def test_a_plan_that_is_counted_in_iterations_trains_in_transformers_too(fewer):
+    config = config_of()
+    # Those of 8 images, the base batch.
+    lengths = {"iterations": 48, "warmup": {"kind": "gradual", "iterations": 4}, "decay": {"iterations": [40]}}
+    config["lbsgd"] = {key: value for key, value in config["lbsgd"].items() if key != "epochs"} | lengths
+    plan = Plan.read(config, 1)
+    arguments = needs_of(plan, "transformers", parts=True).arguments
+    assert arguments["max_steps"] == 6
+    options = dict(model=oracle.network(), train_dataset=range(plan.num_images))
+    MixedIn(args=SimpleNamespace(**arguments | fewer), plan=plan, **options).create_optimizer()
+    with pytest.raises(ConfigError, match="has bf16=True; the plan needs bf16=False"):
+        MixedIn(args=SimpleNamespace(**arguments | {"bf16": True}), plan=plan, **options).create_optimizer()
 
 
 # --- Accelerate ------------------------------------------------------------------------------------------------------

@@ -59,6 +59,22 @@ def test_every_process_builds_the_same_network_from_the_seed_and_draws_nothing_e
     assert not torch.equal(first.conv1.weight, resnet("resnet18", 10, seed=4).conv1.weight)
 
 
+def test_the_generators_of_gpus_stay_as_they_were(monkeypatch):
+    """torch.manual_seed would seed them as well, and nothing would set them back."""
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    torch.manual_seed(5)
+    assert seeded == [5]
+    resnet("resnet18", 10, seed=3)
+    assert seeded == [5]
+
+
+def test_the_weights_are_those_of_the_cpu_on_the_default_device():
+    with torch.device("meta"):
+        network = resnet("resnet18", 10, seed=3)
+    assert all(tensor.is_meta for tensor in network.state_dict().values())
+
+
 def test_an_unknown_name_is_refused_with_those_that_exist():
     with pytest.raises(ValueError, match="resnet101"):
         resnet("resnet51", 10)

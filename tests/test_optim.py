@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -66,7 +66,9 @@ def test_the_papers_form_is_torch_sgd_bit_for_bit(kernels, nesterov):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.floats(1e-3, 4), min_size=1, max_size=12), st.booleans())
+@given(st.lists(st.just(0.0) | st.floats(1e-3, 4), min_size=1, max_size=12), st.booleans())
+@example([0.1, 0.1, 0.0, 0.1], False)
+@example([0.0, 0.0, 0.1], True)
 def test_remark_2_makes_both_forms_equal_whatever_the_learning_rate_does(learning_rates, nesterov):
     outside, inside = (
         descend(MomentumCorrectedSGD, learning_rates, form=form, nesterov=nesterov)
@@ -103,6 +105,42 @@ def test_the_correction_of_form_10_on_form_9_is_a_bug_that_shows():
     assert (right - wrong).abs().max() > 1
     constant = [descend(kind, [3.2] * 8, nesterov=True) for kind in (MomentumCorrectedSGD, CorrectedTwice)]
     torch.testing.assert_close(*constant)  # it hides while η is constant
+
+
+def test_a_learning_rate_of_zero_gathers_momentum_and_moves_nothing():
+    """m = 0.9 and g = 1: the steps are 0.1, 0.1 · 1.9, 0 and 0.1 · 3.439."""
+    for form in ("lr_outside", "lr_inside"):
+        w = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+        optimizer = MomentumCorrectedSGD([w], lr=0.1, nesterov=False, form=form)
+        for lr, moved in ((0.1, 0.1), (0.1, 0.29), (0.0, 0.29), (0.1, 0.6339)):
+            optimizer.param_groups[0]["lr"] = lr
+            w.grad = torch.ones_like(w)
+            optimizer.step()
+            assert -w.item() == pytest.approx(moved, rel=1e-12), form
+
+
+def test_before_any_learning_rate_momentum_has_the_unit_of_its_group():
+    """A checkpoint keeps one last learning rate for all groups, before their factors."""
+    w, bias = (torch.ones(1, requires_grad=True) for _ in range(2))
+    groups = [{"params": [w]}, {"params": [bias], "lr_factor": 2.0}]
+    optimizer = MomentumCorrectedSGD(groups, lr=0.0, form="lr_inside")
+    w.grad = bias.grad = torch.ones(1)
+    optimizer.step()
+    assert (optimizer.state[w]["last_lr"], optimizer.state[bias]["last_lr"]) == (1.0, 2.0)
+    assert optimizer.state[bias]["momentum_buffer"] == 2 * optimizer.state[w]["momentum_buffer"]
+
+
+@pytest.mark.parametrize("saved, built", [("lr_outside", "lr_inside"), ("lr_inside", "lr_outside")])
+def test_momentum_of_the_other_form_is_refused(saved, built):
+    """v = η·u: taken for the other, momentum would be wrong by a factor of η."""
+    w = torch.ones(2, requires_grad=True)
+    first, second = (MomentumCorrectedSGD([w], lr=0.1, form=form) for form in (saved, built))
+    second.load_state_dict(first.state_dict())  # without momentum yet
+    w.grad = torch.ones(2)
+    first.step()
+    with pytest.raises(ValueError, match=f"momentum of form '{saved}', and the optimizer has form '{built}'"):
+        second.load_state_dict(first.state_dict())
+    assert not second.state
 
 
 @pytest.mark.parametrize("correction", [True, False])

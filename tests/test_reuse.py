@@ -26,6 +26,7 @@ from lbsgd.config.json_file import write_json
 from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
 from lbsgd.train.engine_state import gather_state
+from lbsgd.train.inputs import build_optimizer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "in_your_project.md"]
@@ -236,28 +237,36 @@ def test_a_batch_norm_that_does_more_is_refused_with_its_name(tmp_path):
 # --- 3. without DeepSpeed
 # -----------------------------------------------------------------------------------------------
 
+PARTS = "lbsgd.parts_for(model, plan)"
 BROKEN = {
-    "batch norm over the whole pass": [("lbsgd.convert_batch_norm(", "(lambda *_, **__: None)(")],
-    "weight decay on gamma and beta": [("decay_groups(model,", "decay_groups(model, on_batch_norm=True,")],
+    "statistics that move in every pass": [(PARTS, f"{PARTS}; lbsgd.convert_batch_norm(model, plan.micro_batch)")],
+    "weight decay on gamma and beta": [(PARTS, f"{PARTS}; sgd.param_groups[1]['weight_decay'] = 0.01")],
     "no schedule": [(", scheduler.step()", "")],
-    "a shuffle for each process": [("micro_batch=plan.micro_batch)", "micro_batch=plan.micro_batch, seed=RANK)")],
+    "the schedule of other data": [(", num_images=len(dataset)", "")],
+    "a shuffle for each process": [(PARTS, f"{PARTS}; sampler.seed = RANK")],
     "a loss not divided by the passes": [("/ plan.accumulation_steps)", "/ 1)")],
 }
+
+
+def for_other_data(micro_batch):
+    """The oracle's JSON, written for half as many images, with a seed and a form of momentum that are no defaults."""
+    config = recipe(micro_batch=micro_batch, momentum={"form": "lr_inside"})
+    config["lbsgd"] |= {"num_images": 64, "seed": 3}
+    config["scheduler"]["params"]["warmup_num_steps"] = 5
+    return config
 
 
 def both_ways(folder):
     """On each of two processes: the DeepSpeed run, the one without, and that one with mistakes."""
     folder, states = Path(folder), {}
     for micro_batch in (32, 8):
-        config = recipe(micro_batch=micro_batch)
+        config = for_other_data(micro_batch)
         place = folder / f"{micro_batch}"
         names = run_block("own_loop", place, model=oracle.network(), dataset=images_and_labels())
         states["deepspeed", micro_batch] = gather_state(names["engine"]).weights
         common = dict(config=config, world_size=2, dataset=images_and_labels(), RANK=torch.distributed.get_rank())
-        # The oracle's weight decay, for a sharper test than the paper's.
-        decay = [("weight_decay=0.0001", "weight_decay=0.01")]
         for name, changes in {"torch": [], **(BROKEN if micro_batch == 8 else {})}.items():
-            names = run_block("without_deepspeed", folder, without=[*decay, *changes], model=oracle.network(), **common)
+            names = run_block("without_deepspeed", folder, without=changes, model=oracle.network(), **common)
             states[name, micro_batch] = {key: tensor.clone() for key, tensor in names["model"].state_dict().items()}
     return states
 
@@ -266,7 +275,7 @@ def both_ways(folder):
 def two_processes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("json")
     for micro_batch in (32, 8):
-        with_json(folder / f"{micro_batch}", recipe(micro_batch=micro_batch))
+        with_json(folder / f"{micro_batch}", for_other_data(micro_batch))
     return in_processes(2, both_ways, str(folder))
 
 
@@ -291,7 +300,7 @@ def test_the_parts_without_deepspeed_do_not_import_it():
     code = (
         "import sys, lbsgd; lbsgd.LargeMinibatchLR, lbsgd.LargeMinibatchSGD, lbsgd.MomentumCorrectedSGD, "
         "lbsgd.decay_groups, "
-        "lbsgd.convert_batch_norm, lbsgd.SharedShuffleSampler, lbsgd.agree_statistics, lbsgd.Plan; "
+        "lbsgd.convert_batch_norm, lbsgd.SharedShuffleSampler, lbsgd.agree_statistics, lbsgd.Plan, lbsgd.parts_for; "
         "assert not {'deepspeed', 'ffcv', 'torchvision'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
@@ -310,28 +319,53 @@ def test_the_scheduler_is_torchs_own_kind_and_goes_on_where_its_state_was_taken(
     schedule = Schedule(0.1, 0.8, "gradual", 4, (6,))
 
     def optimizer():
-        return torch.optim.SGD(
-            [{"params": [nn.Parameter(torch.ones(1))]}, {"params": [nn.Parameter(torch.ones(1))]}], lr=9.0
-        )
+        groups = [{"params": [nn.Parameter(torch.ones(1))]} for _ in range(2)]
+        return torch.optim.SGD([*groups, {"params": [nn.Parameter(torch.ones(1))], "lr_factor": 2.0}], lr=9.0)
 
     sgd = optimizer()
     scheduler = lbsgd.LargeMinibatchLR(sgd, schedule)
     assert isinstance(scheduler, torch.optim.lr_scheduler.LRScheduler)
     lrs = []
     for _ in range(8):
-        assert {group["lr"] for group in sgd.param_groups} == set(scheduler.get_last_lr())
-        lrs.append(sgd.param_groups[0]["lr"])
+        lrs.append([group["lr"] for group in sgd.param_groups])
+        assert lrs[-1] == scheduler.get_last_lr()
         sgd.step(), scheduler.step()
-    assert lrs == [learning_rate(t, schedule) for t in range(8)]
+    assert lrs == [[times * learning_rate(t, schedule) for times in (1, 1, 2)] for t in range(8)]
     resumed = optimizer()
     other = lbsgd.LargeMinibatchLR(resumed, schedule)
     halfway = lbsgd.LargeMinibatchLR(optimizer(), schedule)
     for _ in range(3):
         halfway.optimizer.step(), halfway.step()
     other.load_state_dict(json.loads(json.dumps(halfway.state_dict())))
-    assert {group["lr"] for group in resumed.param_groups} == {learning_rate(3, schedule)}
+    assert [group["lr"] for group in resumed.param_groups] == [t * learning_rate(3, schedule) for t in (1, 1, 2)]
     resumed.step(), other.step()
     assert resumed.param_groups[1]["lr"] == learning_rate(4, schedule)
+
+
+def test_a_learning_rate_that_is_a_tensor_stays_that_tensor():
+    """Compiled and captured steps of an optimizer read that tensor and see no float in its place."""
+    schedule, lr = Schedule(0.125, 1.0, "gradual", 7), torch.tensor(9.0)
+    sgd = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=lr)
+    scheduler = lbsgd.LargeMinibatchLR(sgd, schedule)
+    held = sgd.param_groups[0]["lr"]
+    for change, expected in (
+        (lambda: None, 0.125),
+        (lambda: (sgd.step(), scheduler.step()), 0.25),
+        (lambda: scheduler.move_to(3), 0.5),
+        (lambda: scheduler.load_state_dict({"last_epoch": 5}), 0.75),
+    ):
+        change()
+        assert sgd.param_groups[0]["lr"] is held and held == pytest.approx(expected)
+
+
+def test_the_parts_leave_the_kernel_to_torch_unless_the_json_chooses_one():
+    """FSDP2's parameters, which are DTensors, have no fused kernel; the engine's are plain tensors."""
+    model, config = nn.Linear(2, 2), recipe()
+    plan = lbsgd.Plan.read(config, 1)
+    assert lbsgd.parts_for(model, plan).optimizer.defaults["fused"] is None
+    assert build_optimizer(model, plan).defaults["fused"] is True
+    config["optimizer"]["params"]["fused"] = True
+    assert lbsgd.parts_for(model, lbsgd.Plan.read(config, 1)).optimizer.defaults["fused"] is True
 
 
 # --- 4. overlays

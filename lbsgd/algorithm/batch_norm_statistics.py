@@ -20,7 +20,8 @@ from lbsgd.algorithm.network_forwards import NetworkForwards
 class RunningStatistics(_BatchNorm):
     """The part of `PerWorkerBatchNorm` that keeps running_mean and running_var, in float32 at least.
 
-    `_record` has the moments of each training forward. The running statistics move once every `passes` forwards.
+    `_record` has the moments of each training forward. The running statistics move once every `passes` forwards. So a
+    training forward outside of any iteration shifts the count, until load_state_dict begins it anew.
     """
 
     passes: int
@@ -77,9 +78,12 @@ class RunningStatistics(_BatchNorm):
             return
         pending = self._pending.setdefault(self._use(), [])
         pending.append(moments)
+        if self.momentum is None:  # an average over all passes needs no whole iterations, and update_bn may give none
+            self._move(moments, running, tracked)
         if len(pending) >= self.passes:
             self.last = torch.cat(pending, dim=1)
-            self._move(self.last, running, tracked)
+            if self.momentum is not None:
+                self._move(self.last, running, tracked)
             pending.clear()
 
     def _use(self) -> int:
@@ -106,6 +110,11 @@ class RunningStatistics(_BatchNorm):
         # One mean over all the iteration's groups: the split into passes leaves no trace, not even a bit.
         for statistic, average in zip(running, moments.mean(1), strict=True):
             statistic.lerp_(average, momentum)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load as torch does. The next forward begins an iteration: what passes before it left is forgotten."""
+        self._pending.clear()
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:
         """Move or cast as every module does, but keep a cast to half away from the running statistics."""

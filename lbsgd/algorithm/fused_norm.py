@@ -40,10 +40,11 @@ def normalise_fused(
 ) -> tuple[Tensor, Tensor]:
     """Normalise every n images by themselves; return y, and the groups' means and unbiased variances (2, G, C).
 
-    x is (N, C, ...), N a multiple of n; γ and β are (C), in any precision, or both None. A residual has the shape and
+    x is (N, C, ...), N a multiple of n; γ and β are (C), in any precision, or None. A residual has the shape and
     type of x and goes with relu. A gradient of gradients raises RuntimeError.
     """
     assert residual is None or (relu and residual.dtype == x.dtype and residual.shape == x.shape)
+    weight, bias = (None if each is None else each.contiguous() for each in (weight, bias))
     y, stats = _FusedNorm.apply(x, residual, weight, bias, n, eps, relu)  # type: ignore[no-untyped-call]
     return y, stats[:2]
 

@@ -2,8 +2,9 @@
 
         y = γ · (x − mean(x)) / √(var(x) + ε) + β
 
-Each group is normalised by itself. Both functions take x (N, C, ...) and γ, β (C) or None. They return y, the G groups'
-means and unbiased variances as one tensor (2, G, C), and the number of values per channel in each group.
+Each group is normalised by itself. Both functions take x (N, C, ...) in any layout, and γ and β, each (C) or None. They
+return y, the G groups' means and unbiased variances as one tensor (2, G, C), and the number of values per channel in
+each group.
 """
 
 from __future__ import annotations
@@ -55,8 +56,20 @@ def normalise_groups(
     if len(x) == n:
         mean, var = moments[:, 0]
         return F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps), moments, count
+    x = densely(x)
     y = _GroupedBatchNorm.apply(x, weight, bias, moments, n, eps)  # type: ignore[no-untyped-call]  # torch's has no types
     return y, moments, count
+
+
+def densely(x: Tensor) -> Tensor:
+    """Return x, contiguous or in channels_last; a contiguous copy if it lies in any other way.
+
+    In any other layout aten's batch norm on a CPU takes the mean from the memory that it should write it to.
+    """
+    channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
+    if channels_last is not None and x.is_contiguous(memory_format=channels_last):
+        return x
+    return x.contiguous()
 
 
 def triton_takes(x: Tensor) -> bool:
@@ -126,10 +139,9 @@ def _normalise_by_formula(
 
 
 def _scale_and_shift(y: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    if weight is None or bias is None:
-        return y
     per_channel = [-1 if dim == 1 else 1 for dim in range(y.dim())]
-    return y * weight.view(per_channel) + bias.view(per_channel)
+    y = y if weight is None else y * weight.view(per_channel)
+    return y if bias is None else y + bias.view(per_channel)
 
 
 def normalise_over_processes(

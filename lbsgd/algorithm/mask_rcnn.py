@@ -138,9 +138,11 @@ def mask_rcnn(num_classes: int, per_forward: int, sizes: Sizes, seed: int) -> Pe
 
     Initialised as Detectron's: the pyramid and the boxes' hidden layers uniformly by their inputs alone, ± √(3/inputs),
     which is Caffe2's XavierFill; the boxes' outputs normal with 0.01 and 0.001; everything else as torchvision does.
+    The weights are drawn from `seed` alone, on the CPU. The caller's random state stays as it was, that of GPUs too.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    device = torch.get_default_device()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, which nothing sets back
         backbone = pyramid(sizes.backbone, sizes.channels)
         width = sizes.channels
         anchors = Float32Anchors(tuple((side,) for side in sizes.anchors), ((0.5, 1.0, 2.0),) * len(sizes.anchors))
@@ -151,7 +153,7 @@ def mask_rcnn(num_classes: int, per_forward: int, sizes: Sizes, seed: int) -> Pe
         for layer in (head.fc6, head.fc7):
             nn.init.kaiming_uniform_(layer.weight, a=1)
             nn.init.zeros_(layer.bias)
-        return PerForwardMaskRCNN(
+        detector = PerForwardMaskRCNN(
             backbone,
             per_forward=per_forward,
             min_size=sizes.shorter_side,
@@ -167,6 +169,8 @@ def mask_rcnn(num_classes: int, per_forward: int, sizes: Sizes, seed: int) -> Pe
             mask_head=MaskRCNNHeads(width, (width,) * sizes.mask_layers, 1),
             mask_predictor=MaskRCNNPredictor(width, width, num_classes + 1),
         )
+    detector.to(device)
+    return detector
 
 
 def pyramid(name: str, channels: int) -> BackboneWithFPN:

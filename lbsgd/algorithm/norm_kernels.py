@@ -63,6 +63,7 @@ def _statistics(stats, weight, bias, c, channels):
     gamma, beta = tl.full(mean.shape, 1.0, tl.float32), tl.zeros(mean.shape, tl.float32)
     if weight is not None:
         gamma = tl.load(weight + c, c < channels, 0.0).to(tl.float32)
+    if bias is not None:
         beta = tl.load(bias + c, c < channels, 0.0).to(tl.float32)
     return mean, rstd, gamma, beta
 
@@ -181,6 +182,7 @@ def pool_gradients(
         all_dz_x_hat += sum_dz_x_hat
     if grad_weight is not None:
         tl.store(grad_weight + c, all_dz_x_hat.to(grad_weight.dtype.element_ty), c < channels)
+    if grad_bias is not None:
         tl.store(grad_bias + c, all_dz.to(grad_bias.dtype.element_ty), c < channels)
 
 

@@ -30,8 +30,10 @@ class PerWorkerBatchNorm(RunningStatistics):
         running ← (1 − momentum) · running + momentum · average over the iteration's workers of mean(x), unbiased var(x)
 
     A module that one forward uses twice moves them twice per iteration, first by all passes' first uses. A forward that
-    gradient checkpointing repeats inside backward does not count. Where momentum has become None or 1 since the layer
-    was built, somebody re-estimates them, as torch.optim.swa_utils.update_bn does: then every forward moves them.
+    gradient checkpointing repeats inside backward does not count. A training forward outside of any iteration does and
+    shifts the count of those that follow, until load_state_dict begins it anew. Where momentum is None, or has become 1
+    since the layer was built, somebody averages over forwards, as torch.optim.swa_utils.update_bn does: then every
+    forward moves them.
 
     Arguments beside those of torch's batch norm:
         per_worker_batch: n.

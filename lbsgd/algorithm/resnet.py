@@ -13,17 +13,20 @@ def resnet(name: str, num_classes: int, zero_last_gamma: bool = True, seed: int 
         fully connected layer    N(0, 0.01²), bias 0
         batch norm               γ = 1, β = 0; γ = 0 in the last one of each residual block if zero_last_gamma
 
-    The weights are drawn from `seed` alone, so every process builds the same network. The caller's random state stays
-    as it was. Raises ValueError for a name that torchvision does not have.
+    The weights are drawn from `seed` alone, on the CPU whatever the default device, so every process builds the same
+    network. The caller's random state stays as it was, that of GPUs too.
+
+    Raises ValueError for a name that torchvision does not have.
     """
     known = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith("resnet")]
     if name not in known:
         raise ValueError(f"no network {name!r}; torchvision has {', '.join(known)}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    device = torch.get_default_device()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, which nothing sets back
         network: torch.nn.Module = torchvision.models.get_model(
             name, num_classes=num_classes, zero_init_residual=zero_last_gamma
         )
         torch.nn.init.normal_(network.get_parameter("fc.weight"), std=0.01)
         torch.nn.init.zeros_(network.get_parameter("fc.bias"))
-    return network
+    return network.to(device)

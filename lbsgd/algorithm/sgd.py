@@ -23,7 +23,11 @@ class MomentumCorrectedSGD(torch.optim.SGD):
     `correction=False` leaves the factor out of (10), for comparison. (9) never needs it and is torch.optim.SGD, with
     its fused or foreach kernels. Putting the factor on (9) is a well-known bug.
 
-    Raises ValueError for an unknown form, for (9) with correction=False, and for (10) with fused or foreach=False.
+    An update with η = 0 leaves w alone and changes the momentum only. There (10) keeps the last η that was not 0 as its
+    unit, v ← m·v + η_last·g, so that v = η_last·u goes on.
+
+    Raises ValueError for an unknown form, for (9) with correction=False, for (10) with fused or foreach=False, and for
+    a state_dict whose momentum has the other form.
     """
 
     # Under ZeRO, `step` runs several times per iteration, each time on one group of flat slices. So η_last is kept
@@ -58,6 +62,17 @@ class MomentumCorrectedSGD(torch.optim.SGD):
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"form": self.form, "correction": self.correction}
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load momentum and groups as torch does. Raises ValueError for momentum of the other form."""
+        for state in state_dict["state"].values():
+            if state.get("momentum_buffer") is not None and ("last_lr" in state) != (self.form == "lr_inside"):
+                other = "lr_outside" if self.form == "lr_inside" else "lr_inside"
+                raise ValueError(
+                    f"this state holds momentum of form {other!r}, and the optimizer has form {self.form!r}: build it"
+                    f" with form={other!r}, or leave the momentum out of the state"
+                )
+        super().load_state_dict(state_dict)
+
     @torch.no_grad()
     def step(  # type: ignore[override]  # one signature says what the supertype's two overloads say
         self, closure: Callable[[], float] | None = None
@@ -83,6 +98,12 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         if group["weight_decay"]:
             gradients = list(torch._foreach_add(gradients, params, alpha=group["weight_decay"]))
         velocities = [self._velocity(p) for p in params]
+        if lr == 0 and self.correction:
+            for p, velocity, gradient in zip(params, velocities, gradients, strict=True):
+                # Before any η but 0 the unit is the group's factor, because checkpoints keep one η for all groups.
+                last_lr = self.state[p]["last_lr"] = self.state[p].get("last_lr") or lr_factor(group)
+                velocity.mul_(momentum).add_(gradient, alpha=last_lr)
+            return
         torch._foreach_mul_(velocities, [momentum * self._lr_ratio(p, lr) for p in params])
         torch._foreach_add_(velocities, gradients, alpha=lr)
         if group["nesterov"]:
@@ -101,7 +122,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         return velocity
 
     def _lr_ratio(self, p: torch.Tensor, lr: float) -> float:
-        """η_t/η_last of Remark 2; 1 before the first step and after an η of 0, when v = 0 and needs no correction."""
+        """η_t/η_last of Remark 2; 1 before the first step, when v = 0 and needs no correction."""
         last_lr: float = self.state[p].get("last_lr", 0.0)
         return lr / last_lr if self.correction and last_lr else 1.0
 

@@ -8,19 +8,22 @@ import torch
 from torch.optim.lr_scheduler import LRScheduler
 
 from lbsgd.algorithm.schedule import Schedule, learning_rate
+from lbsgd.algorithm.sgd import lr_factor
 
 
 class LargeMinibatchLR(LRScheduler):
     """Warmup and decay of Sec. 2.2 and 5.1, stepped after every update instead of every epoch.
 
-        scheduler = LargeMinibatchLR(optimizer, lbsgd.Plan.read("8k.json", world_size).schedule)
+        plan = lbsgd.Plan.read("8k.json", world_size, num_images=len(dataset))
+        scheduler = LargeMinibatchLR(optimizer, plan.schedule)
         for images, labels in loader:
             ...
             optimizer.step()
             scheduler.step()                # after the last pass of an update, as optimizer.step()
 
-    Every parameter group takes learning_rate(t, schedule) in update t; construction sets that of update 0. torch's
-    last_epoch counts updates here. Loading a state_dict continues where it was taken.
+    In update t every parameter group takes learning_rate(t, schedule) times its lr_factor, 1 where it has none
+    (`decay_groups`). Construction sets that of update 0. torch's last_epoch counts updates here. Loading a state_dict
+    continues where it was taken. A learning rate that is a tensor stays that tensor.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
@@ -28,7 +31,8 @@ class LargeMinibatchLR(LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        return [learning_rate(self.last_epoch, self.schedule) for _ in self.optimizer.param_groups]
+        lr = learning_rate(self.last_epoch, self.schedule)
+        return [lr * lr_factor(group) for group in self.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
         return {"last_epoch": self.last_epoch}
@@ -41,4 +45,7 @@ class LargeMinibatchLR(LRScheduler):
         self.last_epoch = iteration
         self._last_lr = self.get_lr()
         for group, lr in zip(self.optimizer.param_groups, self._last_lr, strict=True):
-            group["lr"] = lr
+            if isinstance(group["lr"], torch.Tensor):  # a compiled or capturable step reads this very tensor
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr

@@ -85,17 +85,17 @@ def area_of(annotation: dict[str, Any]) -> float:
 
 
 def precision(truth: Any, found: Found, kind: str, name: str) -> dict[str, float | None]:
-    """Return COCO's six average precisions in %; 0 without any detection, None where nothing is to be found."""
+    """Return COCO's six average precisions in %; None where nothing is to be found, else 0 without any detection."""
+    from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
     keys = [f"val_{name}_{key}" for key in NAMES]
-    if not found:
-        return dict.fromkeys(keys, 0.0)
     # Each kind gets its own copies: loadRes writes areas and boxes into the detections.
     copies = [{key: value for key, value in each.items() if key != "bbox" or kind == "bbox"} for each in found]
     if kind == "bbox":
         copies = [{key: value for key, value in each.items() if key != "segmentation"} for each in copies]
-    evaluation = COCOeval(truth, truth.loadRes(copies), kind)
+    results = truth.loadRes(copies) if copies else COCO()  # loadRes looks at the first
+    evaluation = COCOeval(truth, results, kind)
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()

@@ -91,11 +91,16 @@ class GradientNoise:
             dist.all_reduce(self.chunk_sq)
         # DeepSpeed divides the loss of a pass by the number of passes, and the chunks here are of whole losses.
         chunk_sq = float(self.chunk_sq) * self.plan.accumulation_steps**2 / self.chunks
-        squares = {name: square(full_gradient(self.engine, p)) for name, p in parameters.items()}
+        # A parameter that the loss does not use has no gradient.
+        squares = {
+            name: square(gradient)
+            for name, p in parameters.items()
+            if (gradient := full_gradient(self.engine, p)) is not None
+        }
         ratios = {
             name: (square(p.detach()) / squares[name]) ** 0.5
             for name, p in parameters.items()
-            if p.ndim > 1 and squares[name] > 0
+            if p.ndim > 1 and squares.get(name, 0) > 0
         }
         found = noise(chunk_sq, sum(squares.values()), self.plan.micro_batch, self.plan.global_batch)
         spread = batch_norm_spread(self.engine.module)

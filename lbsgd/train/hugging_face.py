@@ -48,6 +48,8 @@ class LargeMinibatchTrainer:
 
     def __init__(self, *args: Any, plan: Plan, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # Else the Trainer takes the loss of a forward with **kwargs for one that is divided by the passes already.
+        self.model_accepts_loss_kwargs = False
         self.plan = plan
         self._parts: Parts | None = None
 
@@ -99,7 +101,8 @@ class LargeMinibatchTrainer:
     def _require_the_plans_numbers(self) -> None:
         """Raise ConfigError where the Trainer would train another global batch, or other data, than the plan."""
         needed = needs_of(self.plan, "transformers", parts=True).arguments
-        needed.pop("num_train_epochs")  # fewer do not move the schedule
+        for length in ("num_train_epochs", "max_steps"):  # a plan has one; a shorter run does not move the schedule
+            needed.pop(length, None)
         for name, wanted in needed.items():
             given = getattr(self.args, name)
             if given != wanted:

@@ -55,5 +55,5 @@ def parts_for(model: nn.Module, plan: Plan) -> Parts:
         seed=plan.recipe.seed,
     )
     convert_network(model, plan)
-    optimizer = build_optimizer(model, plan)
+    optimizer = build_optimizer(model, plan, fused=False)  # FSDP2's parameters have no such kernel
     return Parts(optimizer, LargeMinibatchLR(optimizer, plan.schedule), sampler)
