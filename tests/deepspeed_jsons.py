@@ -118,6 +118,11 @@ BLOCKS = (
 )
 ADAM = {**BASE, "optimizer": {"type": "AdamW", "params": {"lr": 0.001}}}
 WARM = {"type": "WarmupLR", "params": {"warmup_num_steps": 10, "warmup_max_lr": 0.01}}
+ADAGRAD = {**BASE, **ALLOW, "optimizer": {"type": "Adagrad", "params": {"lr": 0.01}}, "bf16": {"enabled": True}}
+MOMENTUM = {**BASE, "optimizer": {"type": "SGD", "params": {"lr": 0.01, "momentum": 0.9}}}
+TEXT_LR = {**BASE, "optimizer": {"type": "AdamW", "params": {"lr": "0.001"}}}
+RPROP = {**BASE, "optimizer": {"type": "Rprop", "params": {"lr": 0.0}}}
+PREDIVIDED = {**BASE, **ALLOW, "gradient_predivide_factor": "2.0"}
 REPORTED = (  # single mistakes and harmless habits, as people report them
     {**ADAM, "communication_data_type": "int4"},
     {**ADAM, "communication_data_type": "FP32"},
@@ -151,7 +156,33 @@ REPORTED = (  # single mistakes and harmless habits, as people report them
     {**ADAM, "zero_optimization": {"stage": 3, "compute_grad_norm": "no"}},
     {**ADAM, "zero_optimization": {"stage": 1, "offload_optimizer": {"ratio": 0.5}}},
     {**BASE, "optimizer": {"type": "Adagrad", "params": {"lr": 0.01, "fused": True, "foreach": True}}},
+    ADAGRAD,
+    {**ADAGRAD, "zero_optimization": {"stage": 1}},
+    {**ADAGRAD, "zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
+    {**PREDIVIDED, "prescale_gradients": True},
+    {**PREDIVIDED, "prescale_gradients": False},
+    {**PREDIVIDED, "zero_optimization": {"stage": 1}},
+    {**PREDIVIDED, "zero_optimization": {"stage": 1, "reduce_scatter": False}},
+    {**BASE, "scheduler": {"type": "OneCycle", "params": {**SCHEDULERS["OneCycle"], "cycle_first_step_size": "10"}}},
+    {**MOMENTUM, "scheduler": {"type": "CyclicLR", "params": {**SCHEDULERS["CyclicLR"], "step_size_up": "20"}}},
+    {**MOMENTUM, "scheduler": {"type": "CyclicLR", "params": {**SCHEDULERS["CyclicLR"], "step_size_up": "0"}}},
+    {**TEXT_LR, "scheduler": {"type": "OneCycleLR", "params": SCHEDULERS["OneCycleLR"]}},
+    {**TEXT_LR, "scheduler": {"type": "CyclicLR", "params": SCHEDULERS["CyclicLR"]}},
+    {**TEXT_LR, "scheduler": {"type": "StepLR", "params": SCHEDULERS["StepLR"]}},
+    {**BASE, "scheduler": {**WARM, "params": {"warmup_num_steps": True}}},
+    {**BASE, "scheduler": {"type": "StepLR", "params": {"step_size": 30, "gamma": "0.1"}}},
+    {**BASE, "scheduler": {"type": "StepLR", "params": {"step_size": 30, "gamma": None}}},
+    {**BASE, "scheduler": {"type": "PolynomialLR", "params": {"total_iters": 90, "power": -1.0}}},
+    {**BASE, "scheduler": {"type": "PolynomialLR", "params": {"total_iters": 40, "power": -1.0}}},
+    {**MOMENTUM, "scheduler": {"type": "OneCycleLR", "params": {"max_lr": 0.1}}},
+    {**MOMENTUM, "scheduler": {"type": "OneCycleLR", "params": {"max_lr": 0.1, "epochs": 9, "steps_per_epoch": 10}}},
+    {**BASE, "scheduler": {"type": "LRRangeTest", "params": {"lr_range_test_min_lr": False}}},
+    {**BASE, "scheduler": {"type": "ExponentialLR", "params": {"gamma": 100}}},
+    {**BASE, "optimizer": {"type": "RMSprop", "params": {"lr": 0.001, "alpha": 100}}},
+    {**RPROP, "scheduler": {"type": "ExponentialLR", "params": {"gamma": 0.95}}},
+    {**RPROP, "optimizer": {"type": "Rprop", "params": {"lr": 0.0, "step_sizes": [0, 50]}}},
 )
+BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 WORDS = ("", "x", "none", "yes", "true", "0", "fp16", "auto_", "float32", "bf16", "cpu", "linear", "log", "SGD", "Adam")
 NUMBERS = (-1, 0, 1, 2, 3, 5, 7, 100, -1.0, 0.0, 0.5, 0.9, 1.0, 1.5, 2.0, 2.5, 100.0)
 
@@ -302,6 +333,11 @@ def unanswerable(config):
         total = block(block(config, "scheduler"), "params").get("total_steps")
         if isinstance(total, (int, float)) and total < 51:
             return "OneCycleLR ends with an error after its total_steps, which may be how many the program takes"
+    total, micro, passes = (config.get(key) for key in BATCH_KEYS)
+    if type(total) is type(micro) is type(passes) is int and micro * passes > 0 and total % (micro * passes):
+        return "the oracle writes micro batch x passes over a global batch, so it never sees one that does not fit them"
+    if type(total) is int and isinstance(micro, float) and micro % 1 and total % micro == 0:
+        return "the oracle loads no images, and half of one fails in DeepSpeed's loader only"
     fp16 = block(config, "fp16")
     if fp16.get("enabled") and str(zero.get("stage", 0)) in ("0", "False", "0.0"):
         return "at stage 0 fp16 divides gradients by a scale that they never had: how far weights move is no yes or no"

@@ -6,6 +6,7 @@ one of DeepSpeed's pydantic models, and pydantic itself converts the value here 
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +17,7 @@ from lbsgd.config.keypath import shown
 
 Refusal = tuple[str, str]  # the key path inside the value, and what is wrong there
 AUTO = "auto"  # Hugging Face's word: DeepSpeed's models drop it
+NUMERALS = frozenset({"0.5", "1", "1e-3"})  # that trials of texts try (tools/deepspeed_probe.py)
 LENIENT = frozenset({"DeepSpeedZeroLeafModuleConfig"})  # models that make a block of null, and a list of a text
 
 
@@ -32,12 +34,20 @@ def takes(description: Mapping[str, Any], value: Any) -> bool:
     if isinstance(value, float):
         return inside(description["float"], value)
     if isinstance(value, str):
-        text = description["text"]
-        excepted = value in text["but"] or {value.lower(), value.upper()} <= set(text["but"])  # in any case
-        return bool(text["any"] != excepted)
+        return takes_text(description, value)
     if isinstance(value, dict):
         return bool(description["block"])
     return takes_list(description.get("list", False), value)
+
+
+def takes_text(description: Mapping[str, Any], value: str) -> bool:
+    """Whether a text is taken: as a word, or as a number where trials took all numbers that are texts."""
+    text = description["text"]
+    if not text["any"] and set(text["but"]) >= NUMERALS:
+        with contextlib.suppress(ValueError):
+            return math.isfinite(number := float(value)) and inside(description["float"], number)
+    excepted = value in text["but"] or {value.lower(), value.upper()} <= set(text["but"])  # in any case
+    return bool(text["any"] != excepted)
 
 
 def inside(intervals: list[list[Any]], value: float) -> bool:

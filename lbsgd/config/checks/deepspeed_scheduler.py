@@ -71,7 +71,7 @@ def torch_scheduler_on_wrapped_optimizer(json: Document) -> Iterator[Hit]:
     "a scheduler without its parameters",
     plain="error",
     why="DeepSpeed passes scheduler.params to the scheduler's constructor. Without the block, or without "
-    "total_num_steps for a warmup that decays, the start ends in a TypeError.",
+    "total_num_steps for a warmup that decays, or the length of a OneCycleLR, the start ends in an error.",
     fix="give the parameters that the scheduler needs",
     example={"scheduler": {"type": "OneCycle"}},
 )
@@ -79,6 +79,7 @@ def missing_parameters(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
     entry = json.accepted.scheduler(kind)
     needed = sorted(set(entry["required"]) - set(json.block(PARAMS))) if entry else []
+    ways = entry.get("either", ()) if entry else ()
     if kind is not None and not isinstance(json.get(PARAMS), dict):
         correction: dict[str, Any] = {PARAMS: {}}
         missing = not needed and json.get(PARAMS) is None
@@ -86,6 +87,9 @@ def missing_parameters(json: Document) -> Iterator[Hit]:
         yield Hit(PARAMS, said, "give {} at least", correction if missing else None)
     elif needed:
         yield Hit(f"{PARAMS}.{needed[0]}", f"is missing, and {kind} needs {' and '.join(needed)}")
+    elif ways and not any(set(way) <= set(json.block(PARAMS)) for way in ways):
+        wanted = ", or ".join(" and ".join(way) for way in ways)
+        yield Hit(f"{PARAMS}.{ways[0][0]}", f"is missing, and {kind} needs {wanted}")
 
 
 @rule(
@@ -158,7 +162,7 @@ def warmup_from_zero(json: Document) -> Iterator[Hit]:
     "D46",
     "a warmup of no whole number of steps",
     plain="error",
-    why="DeepSpeed raises a ValueError for anything but a positive whole number, 5.0 included.",
+    why="DeepSpeed raises a ValueError for anything but a positive whole number, 5.0 included; it takes true for 1.",
     fix="give a whole number, or delete the scheduler",
     example={
         "scheduler": {
@@ -170,7 +174,7 @@ def warmup_from_zero(json: Document) -> Iterator[Hit]:
 def warmup_steps(json: Document) -> Iterator[Hit]:
     key = f"{PARAMS}.warmup_num_steps"
     steps = json.get(key, 1000)
-    if warmup_of(json) and steps != "auto" and not is_count(steps):
+    if warmup_of(json) and steps != "auto" and steps is not True and not is_count(steps):
         whole = {key: int(steps)} if is_number(steps) and steps >= 1 else None
         yield Hit(key, f"is {shown(steps)}, and DeepSpeed wants a whole number", correction=whole)
 

@@ -5,18 +5,22 @@ Tried with the sources of 0.16.9, 0.17.6, 0.18.9 and 0.19.8.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from lbsgd.config.accepted.values import as_bool, as_number, as_whole_number, converts
 from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
+from lbsgd.config.checks.deepspeed_beside import copies_weights_itself
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import shown
+from lbsgd.config.keypath import is_number, shown
 
 PARAM_DTYPE, BUFFER_DTYPE = "data_types.param_dtype", "data_types.buffer_dtype"
 GRAD_NORM, RATIO = "zero_optimization.compute_grad_norm", "zero_optimization.offload_optimizer.ratio"
 ZENFLOW = "zero_optimization.zenflow"
+BOUNDED_STEPS = ("Rprop", "Adafactor")  # whose steps do not grow with the learning rate
+FLOAT32_DIGITS = math.log10(3.4028235e38)
 
 
 @rule(
@@ -155,7 +159,45 @@ def unknown_buffer_type(json: Document) -> Iterator[Hit]:
         yield Hit(BUFFER_DTYPE, f"is {shown(given)}")
 
 
+@rule(
+    "D84",
+    "torch's Adagrad in half precision without ZeRO",
+    plain="error",
+    why="torch's Adagrad makes its sums of squares when it is built. DeepSpeed's fp16 and bf16 optimizers then give it "
+    "other weights, float32 copies, and the first update ends in KeyError: 'sum'. ZeRO builds Adagrad anew.",
+    fix="set it to 1 (with bf16, and gradients in bf16), or use another optimizer",
+    example={"optimizer": {"type": "Adagrad", "params": {"lr": 0.01}}, "bf16": {"enabled": True}},
+)
+def half_adagrad(json: Document) -> Iterator[Hit]:
+    kind = json.get("optimizer.type")
+    if str(kind).lower() == "adagrad" and copies_weights_itself(json):
+        said = f"is {json.stage}, where half precision copies the weights after {kind} was built"
+        yield Hit("zero_optimization.stage", said)
+
+
+@rule(
+    "D85",
+    "a number that soon makes the weights infinite",
+    plain="error",
+    why="RMSprop takes the square root of an average of squares: with alpha above 1 it is that of a negative number. "
+    "ExponentialLR multiplies the learning rate by gamma in every update: after 50 it must still be one that float32 "
+    "can hold.",
+    fix="give a number below 1",
+    example={"optimizer": {"type": "RMSprop", "params": {"lr": 0.01, "alpha": 99}}},
+)
+def infinite_weights(json: Document) -> Iterator[Hit]:
+    kind, alpha = json.get("optimizer.type"), json.get("optimizer.params.alpha")
+    if kind == "RMSprop" and is_number(alpha) and alpha > 1:
+        yield Hit("optimizer.params.alpha", f"is {shown(alpha)}: the square root of a negative number is none")
+    lr, gamma = json.get("optimizer.params.lr"), json.get("scheduler.params.gamma")
+    grows = json.get("scheduler.type") == "ExponentialLR" and kind not in BOUNDED_STEPS and is_number(gamma)
+    if grows and is_number(lr) and lr and math.log10(abs(lr)) + 49 * math.log10(max(1, abs(gamma))) > FLOAT32_DIGITS:
+        yield Hit("scheduler.params.gamma", f"is {shown(gamma)}: after 50 updates no float32 holds the learning rate")
+
+
 RULES = (
+    half_adagrad,
+    infinite_weights,
     weights_of_another_type,
     unknown_buffer_type,
     stuck_loss_scale,

@@ -11,6 +11,7 @@ from typing import Any
 from lbsgd.config.accepted.schema import NEWEST, Entry
 from lbsgd.config.accepted.schema import accepted as accepted_by
 from lbsgd.config.accepted.values import as_bool, model_refusals, takes
+from lbsgd.config.checks.deepspeed_beside import is_taken_beside, moves_without_rate, refused_beside
 from lbsgd.config.checks.deepspeed_keys import block_names
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -59,9 +60,10 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
     blocks |= features
     for key, description in accepted.keys.items():
         value = get(json.config, key, AUTO)
-        if value != AUTO and key not in blocks and not key.startswith(WHOLE) and not takes(description, value):
+        judged = value != AUTO and key not in blocks and not key.startswith(WHOLE) and not is_taken_beside(json, key)
+        if judged and not takes(description, value):
             yield key, f"is {shown(value)}, which DeepSpeed does not take"
-    yield from legacy_stage_1(json)
+    yield from refused_beside(json)
     for block, entry in (
         ("optimizer", accepted.optimizer(json.get("optimizer.type"), json.get("optimizer.params"))),
         ("scheduler", accepted.scheduler(json.get("scheduler.type"))),
@@ -69,32 +71,15 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
         yield from refused_arguments(json, f"{block}.params", entry or {})
 
 
-def legacy_stage_1(json: Document) -> Iterator[tuple[str, str]]:
-    """Yield the switch to a ZeRO stage 1 that every version known here has left behind."""
-    key = "zero_optimization.legacy_stage1"
-    if json.stage and as_bool(json.get(key, False)):
-        yield key, "is true, and the old ZeRO stage 1 is gone"
-
-
 def refused_arguments(json: Document, key: str, entry: Entry) -> Iterator[tuple[str, str]]:
     """Yield the arguments of an optimizer or a scheduler that it refuses."""
     params: Any = json.block(key)
     for name, description in entry.get("params", {}).items():
-        if name == "lr" and key.startswith("optimizer") and is_replaced(json):
+        if is_taken_beside(json, f"{key}.{name}"):
             continue
         if name in params and params[name] != AUTO and not takes(description, params[name]):
             said = "needs a program: it is no value of a JSON" if not description else "is not taken"
             yield f"{key}.{name}", f"is {shown(params[name])}, which {said} by {json.get(key.split('.')[0] + '.type')}"
-
-
-def is_replaced(json: Document) -> bool:
-    """Whether a scheduler writes over the learning rate of an optimizer of DeepSpeed's before anything reads it."""
-    kind, params = json.get("scheduler.type"), json.block("scheduler.params")
-    replaces = kind in ("OneCycle", "LRRangeTest") or (
-        kind in ("WarmupLR", "WarmupDecayLR") and params.get("warmup_max_lr") is not None
-    )
-    own = str(json.get("optimizer.type")).lower() in json.accepted.optimizers
-    return replaces and own and not json.block("optimizer.params").get("torch_adam")
 
 
 def number_in_text(json: Document, key: str) -> dict[str, Any] | None:
@@ -168,14 +153,24 @@ def unusable_class(json: Document) -> Iterator[Hit]:
     example={"optimizer": {"type": "SGD", "params": {"lr": 0}}},
 )
 def no_learning_rate(json: Document) -> Iterator[Hit]:
-    lr = json.get("optimizer.params.lr")
-    known = json.accepted.optimizer(json.get("optimizer.type"))
-    if known and isinstance(lr, (int, float)) and lr == 0 and json.get("scheduler.type") in (None, *MULTIPLYING):
-        yield Hit("optimizer.params.lr", "is 0: no update moves the weights")
-    if json.get("scheduler.type") == "OneCycleLR" and json.get("scheduler.params.max_lr", 1) == 0:
-        yield Hit("scheduler.params.max_lr", "is 0: no update moves the weights")
+    said = "is 0: no update moves the weights"
+    for key in () if moves_without_rate(json) else decisive_rates(json):
+        value = json.get(key)
+        if value == 0 or value == [0]:  # false as well
+            yield Hit(key, said)
     if json.get("optimizer.type") == "Adadelta" and json.get("optimizer.params.eps", 1) == 0:
         yield Hit("optimizer.params.eps", "is 0: Adadelta starts at it, and no update moves the weights")
+
+
+def decisive_rates(json: Document) -> Iterator[str]:
+    """Yield the keys of the learning rates that make all others 0 where they are 0."""
+    kind = json.get("scheduler.type")
+    if kind in (None, *MULTIPLYING) and json.accepted.optimizer(json.get("optimizer.type")):
+        yield "optimizer.params.lr"
+    if kind == "OneCycleLR":
+        yield "scheduler.params.max_lr"
+    if kind == "LRRangeTest":
+        yield "scheduler.params.lr_range_test_min_lr"
 
 
 @rule(

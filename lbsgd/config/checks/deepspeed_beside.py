@@ -1,0 +1,73 @@
+"""What the other keys of a JSON make of a value: it is never read, written over, or calculated with in another way.
+
+The schema knows each value by itself (lbsgd/config/accepted); nothing here is a rule of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lbsgd.config.accepted.values import as_bool
+from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import is_number, shown
+
+FACTOR, LR = "gradient_predivide_factor", "optimizer.params.lr"
+GAMMA, POWER = "scheduler.params.gamma", "scheduler.params.power"
+TRIED = 50  # updates of a trial: what fails later was not seen
+REPLACING = ("OneCycle", "LRRangeTest", "OneCycleLR", "CyclicLR")  # schedulers that never read the first lr
+
+
+def refused_beside(json: Document) -> Iterator[tuple[str, str]]:
+    """Yield each value that other keys make one that DeepSpeed refuses, and why."""
+    key, gamma = "zero_optimization.legacy_stage1", json.get(GAMMA, 0.1)
+    if json.stage and as_bool(json.get(key, False)):
+        yield key, "is true, and the old ZeRO stage 1 is gone"
+    if json.get("scheduler.type") == "StepLR" and gamma != "auto" and not isinstance(gamma, (int, float)):
+        yield GAMMA, f"is {shown(gamma)}, with which StepLR multiplies after step_size updates"
+
+
+def is_taken_beside(json: Document, key: str) -> bool:
+    """Whether DeepSpeed takes any value here, because other keys keep it from calculating with it as usual."""
+    return (
+        (key == FACTOR and not reads_factor(json))
+        or (key == LR and is_replaced(json))
+        or (key == POWER and is_power_of_no_zero(json))
+    )
+
+
+def reads_factor(json: Document) -> bool:
+    """Whether DeepSpeed divides by gradient_predivide_factor: not before it scales, nor where ZeRO-1 scatters."""
+    scatters = json.stage == 1 and as_bool(json.get("zero_optimization.reduce_scatter", True))
+    return not json.get("prescale_gradients") and not (scatters and not copies_weights_itself(json))
+
+
+def copies_weights_itself(json: Document) -> bool:
+    """Whether DeepSpeed's fp16 or bf16 optimizer keeps float32 weights, and not that of a ZeRO stage."""
+    float32 = json.get("data_types.grad_accum_dtype") in NAMES_OF_TYPES["fp32"]
+    bf16 = json.enabled("bf16")
+    return (json.stage == 0 and (bf16 or json.enabled("fp16"))) or (json.stage == 1 and bf16 and float32)
+
+
+def is_replaced(json: Document) -> bool:
+    """Whether a scheduler writes over the learning rate of an optimizer of DeepSpeed's before anything reads it."""
+    kind, params = json.get("scheduler.type"), json.block("scheduler.params")
+    warms_up = kind in ("WarmupLR", "WarmupDecayLR") and params.get("warmup_max_lr") is not None
+    optimizer = str(json.get("optimizer.type")).lower()
+    own = optimizer in json.accepted.optimizers and optimizer != "adagrad"  # which is torch's, and looks at it
+    return (warms_up or kind in REPLACING) and own and not json.block("optimizer.params").get("torch_adam")
+
+
+def is_power_of_no_zero(json: Document) -> bool:
+    """Whether PolynomialLR's power may be negative: no update that was tried meets 0, the last factor of its decay."""
+    end: Any = json.get("scheduler.params.total_iters", 5)
+    meets_zero = isinstance(end, (int, float)) and 1 <= end <= TRIED and end == int(end)
+    return json.get("scheduler.type") == "PolynomialLR" and is_number(json.get(POWER)) and not meets_zero
+
+
+def moves_without_rate(json: Document) -> bool:
+    """Whether the optimizer moves the weights at a learning rate of 0: Rprop, by its smallest step."""
+    sizes = json.get("optimizer.params.step_sizes")
+    least = sizes[0] if isinstance(sizes, list) and sizes else 1e-6
+    return json.get("optimizer.type") == "Rprop" and is_number(least) and least > 0
