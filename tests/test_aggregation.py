@@ -56,7 +56,7 @@ def overflow(engine, loss):
 def in_plain_layout(values, **settings):
     """Train with weights in NCHW, as users' own engines may keep them."""
     original = lbsgd_engine.lay_out
-    lbsgd_engine.lay_out = lambda model: None
+    lbsgd_engine.lay_out = lambda model, layout=None: None
     try:
         engine = run(values, **settings)
         assert all(parameter.is_contiguous() for parameter in engine.module.parameters())

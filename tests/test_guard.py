@@ -174,6 +174,7 @@ def wait_for_ever():
 
 
 def guarded(nothing_to_save=True, peers=None, processes=ALONE, hang_timeout=60, then=wait_for_ever, launchers=()):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     with Guard(processes, hang_timeout, launchers) as guard:
         if peers:
             guard.follow(peers)
@@ -187,6 +188,18 @@ def test_a_signal_ends_at_once_a_process_that_has_nothing_to_save(tmp_path, numb
     ending = Ending(tmp_path, guarded, signals=[number])
     assert ending.code == Stopped.exit_code == 75
     assert ending.lines == [f"stopped: {number.name} at iteration 7; the same command with --resume goes on"]
+
+
+def guarded_under_nohup():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with Guard(ALONE, 60):
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(1.5)  # the guard looks twice a second
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path):
+    ending = Ending(tmp_path, guarded_under_nohup)
+    assert (ending.code, ending.lines) == (0, [])
 
 
 def cannot_save():

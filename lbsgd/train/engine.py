@@ -177,6 +177,7 @@ def initialize(
 
 def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.DeepSpeedEngine, LinearScalingWarmupLR]:
     """Return DeepSpeed's engine and its scheduler for a plan. Raises ConfigError for what DeepSpeed refuses."""
+    lay_out(model, torch.contiguous_format)  # DeepSpeed cannot send weights in channels_last to other processes
     try:
         engine, _, _, scheduler = deepspeed.initialize(
             model=model,
@@ -191,7 +192,7 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
             f"{details['msg']}; correct or delete it"
         ) from error
     if plan.zero_stage == 0:
-        lay_out(engine.module)  # before initialize, and under ZeRO, DeepSpeed fails
+        lay_out(engine.module)  # ZeRO flattens weights, and would lose their layout
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.
         engine.enable_backward_allreduce = plan.world_size > 1
     return engine, scheduler

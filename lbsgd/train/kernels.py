@@ -15,11 +15,11 @@ from lbsgd.errors import ConfigError
 LAYOUT = torch.channels_last
 
 
-def lay_out(model: nn.Module) -> None:
-    """Put weights of four dimensions, as of convolutions over images, into LAYOUT; volumes and sequences stay."""
+def lay_out(model: nn.Module, layout: torch.memory_format = LAYOUT) -> None:
+    """Put weights of four dimensions, as of convolutions over images, into a layout; volumes and sequences stay."""
     for parameter in model.parameters():
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=LAYOUT)
+            parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
 def norm_implementation(plan: Plan, device: torch.device | str) -> tuple[Implementation, str]:
