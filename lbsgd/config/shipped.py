@@ -92,7 +92,7 @@ DIGITS_18 = (
 )
 CIFAR10 = (
     "--global_batch 1024 --gpus 1 --precision fp32 --num_images 50000 --epochs 15"
-    " --set lbsgd.linear_scaling.base_lr=0.2 --set lbsgd.linear_scaling.base_batch=128"
+    " --set lbsgd.linear_scaling.base_lr=0.4 --set lbsgd.linear_scaling.base_batch=128"
     " --set lbsgd.warmup.epochs=1 --set lbsgd.decay.epochs=[8,12,14] --set lbsgd.augmentation.resolution=32"
     " --set lbsgd.augmentation.crop_scale=[0.75,1.0]"
 )
