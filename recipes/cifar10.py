@@ -23,10 +23,9 @@ class SmallResNet(ResNet50):
     stem_stride = 2
 
     def network(self, num_classes, plan):
-        import torch
+        from lbsgd.algorithm.seeded import seeded
 
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(plan.recipe.seed)  # not torch's, which seeds the GPUs as well
+        with seeded(plan.recipe.seed):
             zero_last_gamma = plan.recipe.batch_norm.zero_last_gamma
             return small_resnet(self.widths, self.stem_stride, num_classes, zero_last_gamma)
 

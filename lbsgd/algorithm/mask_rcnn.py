@@ -22,6 +22,8 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
 
+from lbsgd.algorithm.seeded import seeded
+
 FROZEN = ("conv1", "bn1", "layer1")  # Detectron's FREEZE_AT 2: the stem and the first stage keep their weights
 CLASSIFIER = {"fc.weight", "fc.bias"}  # of a pre-trained backbone; a detector has none
 
@@ -141,8 +143,7 @@ def mask_rcnn(num_classes: int, per_forward: int, sizes: Sizes, seed: int) -> Pe
     The weights are drawn from `seed` alone, on the CPU. The caller's random state stays as it was, that of GPUs too.
     """
     device = torch.get_default_device()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, which nothing sets back
+    with seeded(seed):
         backbone = pyramid(sizes.backbone, sizes.channels)
         width = sizes.channels
         anchors = Float32Anchors(tuple((side,) for side in sizes.anchors), ((0.5, 1.0, 2.0),) * len(sizes.anchors))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 import torchvision
 
+from lbsgd.algorithm.seeded import seeded
+
 
 def resnet(name: str, num_classes: int, zero_last_gamma: bool = True, seed: int = 0) -> torch.nn.Module:
     """Return torchvision's resnet18 ... resnet152, with stride 2 on the 3x3 convolution, initialised as in Sec. 5.1.
@@ -22,8 +24,7 @@ def resnet(name: str, num_classes: int, zero_last_gamma: bool = True, seed: int 
     if name not in known:
         raise ValueError(f"no network {name!r}; torchvision has {', '.join(known)}")
     device = torch.get_default_device()
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs, which nothing sets back
+    with seeded(seed):
         network: torch.nn.Module = torchvision.models.get_model(
             name, num_classes=num_classes, zero_init_residual=zero_last_gamma
         )

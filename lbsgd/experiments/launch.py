@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import shutil
@@ -18,6 +17,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.experiments.checkout import CODE_FOLDER, Checkout
 from lbsgd.experiments.grid import DataSet, Job
 from lbsgd.processes.environment import free_port
+from lbsgd.processes.launcher import end_with_parent
 from lbsgd.report.run_log import LOG_NAME, read_run
 
 DIVERGED = "diverged.txt"  # in a run's folder: the line that ended it
@@ -172,7 +172,7 @@ def end_with_grid() -> None:
     Ctrl-C reaches the grid, which tells them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    end_with_parent()
 
 
 # --- how it ended -----------------------------------------------------------------------------------------------------

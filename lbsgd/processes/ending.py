@@ -47,7 +47,7 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
         end_with_error(error)
     if processes.local_rank:
         time.sleep(5)
-    say_error(error)
+    print_error(error)
     if processes.world_size > processes.local_world_size:
         from lbsgd.processes.peers import tell_before_joining  # late, because it loads PyTorch
 
@@ -66,10 +66,5 @@ def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
             sys.stdout.write("\033[?25h")  # show the cursor, which the progress bar hides
         sys.stdout.flush()
     if not quiet:
-        say_error(error)
-    os._exit(error.exit_code)
-
-
-def say_error(error: LbsgdError) -> None:
-    with suppress(OSError, ValueError):
         print_error(error)
+    os._exit(error.exit_code)

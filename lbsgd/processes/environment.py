@@ -58,17 +58,17 @@ class Processes:
     @property
     def cores(self) -> int:
         """Number of CPU cores for this process: those bound to it alone, else its share of the host's."""
-        cores = len(os.sched_getaffinity(0))
-        return cores if bound_to_this_process() else max(1, cores // self.local_world_size)
+        cores = os.sched_getaffinity(0)
+        return len(cores) if are_bound(cores) else max(1, len(cores) // self.local_world_size)
 
 
-def bound_to_this_process() -> bool:
-    """Whether the launcher has divided the cores already.
+def are_bound(cores: set[int]) -> bool:
+    """Whether these cores of this process are what the launcher has left it of all.
 
     srun does with --cpus-per-task, `deepspeed --bind_cores_to_rank` and torchrun with their bindings: their own process
     keeps all cores.
     """
-    cores, per_task = os.sched_getaffinity(0), os.environ.get("SLURM_CPUS_PER_TASK", "")
+    per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
     if os.environ.get("SLURM_STEP_ID"):
         return per_task.isdecimal() and len(cores) <= int(per_task)
     try:

@@ -51,8 +51,13 @@ def end_with_launcher(started_by: Sequence[psutil.Process]) -> None:
     A launcher that is dead already is no longer the parent. The guard, which watches all launchers, notices that.
     """
     if started_by and started_by[0].pid == os.getppid():
-        PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Ask the kernel for SIGTERM when this process's parent dies (Linux)."""
+    PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 # --- the hosts -------------------------------------------------------------------------------------------------------
