@@ -8,6 +8,7 @@ process whose parent is gone ends within a second.
 from __future__ import annotations
 
 import contextlib
+import gc
 import mmap
 import multiprocessing
 import os
@@ -111,6 +112,7 @@ def with_room(num_processes: int, result_bytes: int) -> int:
 
 def _live(pipe: Connection, slots: list[mmap.mmap], make_job: Callable[[], Job], parent: int) -> None:
     """Do the job for every chunk that the pipe brings, as long as the parent lives."""
+    gc.freeze()  # what the parent has dropped but not freed stays: gloo's groups end threads that no fork has
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     try:

@@ -7,6 +7,7 @@ What is random, the flip of an image here and the sampling of its anchors and re
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import threading
@@ -148,8 +149,10 @@ def as_worker(number: int) -> None:
     """Let a loader worker end with its run and never before it.
 
     Launchers send signals to all processes, to the youngest first, and a run that loses a worker cannot save. A fork
-    would also pass signals on to the pipe by which the guard of the run listens.
+    would also pass signals on to the pipe by which the guard of the run listens, and free what the run has dropped but
+    not freed: gloo's groups end threads that no fork has.
     """
+    gc.freeze()
     signal.set_wakeup_fd(-1)
     for ignored in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
