@@ -306,6 +306,9 @@ def jsons(number, seed):
     return [json_of(draw) for _ in range(number)]
 
 
+MONITORS = ("tensorboard", "wandb", "csv_monitor", "comet")
+
+
 def unanswerable(config):
     """Return why one process on one CPU cannot say whether DeepSpeed trains with a JSON; None where it can."""
     zero = block(config, "zero_optimization")
@@ -317,7 +320,7 @@ def unanswerable(config):
     for name in ("fused", "capturable"):
         if name in params:
             return "fused and capturable steps are a GPU's"
-    for name in ("hybrid_engine", "tensorboard", "wandb", "csv_monitor", "comet", "expert_parallel", "datastates_ckpt"):
+    for name in ("amp", "hybrid_engine", *MONITORS, "expert_parallel", "datastates_ckpt"):
         if block(config, name).get("enabled") not in (None, False):
             return f"{name} wants another package, a GPU, or writes files"
     if block(config, "compile").get("deepcompile"):

@@ -168,6 +168,7 @@ def test_sgd_over_large_minibatches_is_told_what_the_paper_measured(changes, exp
     assert {code: points for code, points in notes.items() if code in ("D52", "D53", "D54")} == expected
 
 
+LAMB = {"type": "Lamb", "params": {"lr": 0.001}}
 SGD = {
     "train_batch_size": 1,
     "gradient_clipping": 0.0,
@@ -282,9 +283,18 @@ def test_deepspeed_takes_what_is_called_no_error(plain_deepspeed, changes):
         ({"fp16.enabled": True, "fp16.loss_scale_window": 0}, ["0.16", "0.17", "0.18", "0.19"]),
         ({"zero_optimization.offload_optimizer": {"ratio": 0.5}}, ["0.16", "0.17", "0.18", "0.19"]),
         ({"zero_optimization.zenflow": {"update_interval": 0}}, ["0.16", "0.19"]),  # 0.16 knows no ZenFlow
+        ({"optimizer": LAMB, "fp16": {"enabled": True, "loss_scale": 128}}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"optimizer": LAMB, "fp16": {"enabled": False, "loss_scale": 128}}, ["0.17", "0.18", "0.19"]),
+        ({"optimizer": LAMB, "bf16": {"enabled": True}}, ["0.16"]),
+        ({"optimizer": {"type": "OneBitAdam", "params": {"max_iter": 5}}}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 5.0}}}, ["0.19"]),
+        ({"sparse_attention": {"mode": "bigbird"}}, ["0.19"]),
+        ({"sparse_attention": {"mode": "squares"}}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"progressive_layer_drop": {"theta": 0.5}}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"progressive_layer_drop": {"enabled": False}}, ["0.19"]),
     ],
 )
-def test_a_validator_is_that_of_its_versions(changes, versions):
+def test_a_refusal_is_that_of_its_versions(changes, versions):
     """Asked of the sources of all four with tools/deepspeed_oracle.py."""
     config = with_changes(changes)
     wrong = [v for v in VERSIONS if any(each.severity == "error" for each in findings_of(config, v))]

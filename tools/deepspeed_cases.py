@@ -14,7 +14,7 @@ from deepspeed.runtime import constants
 
 SGD = {"type": "SGD", "params": {"lr": 0.01, "momentum": 0.9}}
 ADAM = {"type": "AdamW", "params": {"lr": 0.01}}
-WARMUP = {"type": "WarmupLR", "params": {"warmup_num_steps": 5.0}}
+LAMB = {"type": "Lamb", "params": {"lr": 0.01}}
 STEP = {"type": "StepLR", "params": {"step_size": 30}}
 CASES: dict[str, dict[str, Any]] = {
     "D14": {"torch_autocast": {"enabled": True, "dtype": "float16"}, "zero_optimization": {"stage": 1}},
@@ -35,7 +35,8 @@ CASES: dict[str, dict[str, Any]] = {
         "zero_allow_untested_optimizer": True,
     },
     "D40": {"autotuning": {"enabled": True}},
-    "D46": {"optimizer": SGD, "scheduler": WARMUP},
+    "D86 off": {"optimizer": LAMB, "fp16": {"enabled": False, "loss_scale": 128}},
+    "D86 bf16": {"optimizer": LAMB, "bf16": {"enabled": True}},
     "D47 zero": {"scheduler": STEP, "zero_optimization": {"stage": 1}},
     "D47 fp16": {"scheduler": STEP, "fp16": {"enabled": True}},
     "D47 bf16": {"scheduler": STEP, "bf16": {"enabled": True}},

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import enum
+import itertools
 import types
 import typing
 from typing import Any
 
 import deepspeed_oracle
 from deepspeed.runtime import config as ds_config
+from deepspeed.runtime import constants
 from deepspeed.runtime.config_utils import DeepSpeedConfigModel
 from deepspeed_probe import describe
 from pydantic.fields import FieldInfo
@@ -17,6 +19,7 @@ from pydantic.fields import FieldInfo
 BASE = {"train_batch_size": 1, "gradient_clipping": 0.0, "optimizer": {"type": "SGD", "params": {"lr": 1e-3}}}
 NOT_TRIED = {"optimizer", "scheduler", "train_batch_size", "autotuning"}  # rules know their types and arguments
 WORDS = "fp16 bf16 fp32 float16 bfloat16 float32 torch.float16 torch.bfloat16 half mean sum warn ignore fail info"
+MODES = [word for name, word in vars(constants).items() if name.endswith("_MODE") and isinstance(word, str)]
 SENTINEL = "a_key_that_nothing_knows"
 
 
@@ -71,7 +74,7 @@ def keys() -> dict[str, Any]:
         "removed_zero": sorted(getattr(ds_config, "_REMOVED_ZERO_CONFIG_KEYS", {})),
         "models": models,
         "blocks": {name: model.__name__ for name, model in blocks.items()},
-        "keys": {name: describe(place(name), WORDS.split(), with_lists=True) for name in tried}
+        "keys": {name: describe(place(name), [*WORDS.split(), *MODES]) for name in tried}
         | {name: describe(place(name)) for name in blocks}
         | {name: {} for name in asked if name.split(".")[0] in NOT_TRIED},
     }
@@ -90,6 +93,8 @@ def asked_keys(removed: Any) -> set[str]:
             elif key and "." not in key and isinstance(content.get(block), dict) and block != "optimizer":
                 if key not in content[block] and takes_block(path):
                     content[block][key] = {}
+    for block, mode in itertools.product({path.partition(".")[0] for path in asked if path.endswith(".mode")}, MODES):
+        deepspeed_oracle.train_noting(Noting({**BASE, block: {"mode": mode}}, asked))  # each mode reads keys of its own
     return {path for path in asked if not path.startswith("optimizer.params.") and path not in removed}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import importlib
 import inspect
 import io
 import itertools
@@ -21,7 +22,8 @@ from deepspeed_probe import describe
 NUM_STEPS = 50
 CANDIDATES = (100, 0.1, 0.5, 1, [1, 2], "min", {})  # for required arguments
 BESIDE = {"nesterov": {"momentum": 0.9}}  # what an argument needs beside it; a rule knows the pair (D25)
-NOT_JSON = ("params", "optimizer", "self", "args", "kwargs")
+ONE_BIT = {"onebitadam": "adam.OnebitAdam", "zerooneadam": "zoadam.ZeroOneAdam", "onebitlamb": "lamb.OnebitLamb"}
+NOT_JSON = ("params", "optimizer", "deepspeed", "self", "args", "kwargs")
 
 
 def of_torch() -> dict[str, Any]:
@@ -59,12 +61,23 @@ def own_optimizers() -> dict[str, Any]:
         config = {"train_batch_size": 1, "optimizer": {"type": name, "params": {"lr": 1e-3}}}
         why = deepspeed_oracle.refusal(config, 2)
         if "UnboundLocalError" in why or "ModuleNotFoundError" in why:  # it lacks the package mup, 1-bit Adam mpi4py
-            found[name] = {"needs": "another package"}
+            found[name] = {
+                "needs": "another package",
+                **({"params": names_of(ONE_BIT[name])} if name in ONE_BIT else {}),
+            }
         elif why:
             found[name] = {"required": [], "params": {}, "refused": why.split("\n")[0]}
         else:
             found[name] = own_entry(name, type(deepspeed_oracle.basic_optimizer(config)))
     return found
+
+
+def names_of(place: str) -> dict[str, Any]:
+    """Return the names of the arguments of a class that cannot be tried here, each with any value."""
+    module, _, name = place.rpartition(".")
+    return dict.fromkeys(
+        parameters(getattr(importlib.import_module(f"deepspeed.runtime.fp16.onebit.{module}"), name)), {}
+    )
 
 
 def own_entry(name: str, thing: type) -> dict[str, Any]:

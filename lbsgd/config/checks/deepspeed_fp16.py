@@ -1,4 +1,4 @@
-"""Rules about fp16 at ZeRO stage 0, where DeepSpeed 0.19 divides gradients by a scale that they never had."""
+"""Rules about the loss scale of fp16: forgotten at ZeRO stage 0, and asked for by Lamb."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import is_count, is_number
+from lbsgd.config.keypath import is_count, is_number, shown
 
 TYPE = "optimizer.type"
 SCALE_FREE = frozenset("adam adamw adamax nadam radam adagrad adadelta rmsprop rprop adafactor lamb lion muon".split())
@@ -53,6 +53,28 @@ def unscaled_gradients(json: Document) -> Iterator[Hit]:
         )
 
 
+@rule(
+    "D86",
+    "Lamb without a dynamic loss scale",
+    plain="error",
+    why="DeepSpeed builds its Lamb only where the loss scale is dynamic or never named. A static one is refused, from "
+    "0.17 on even in an fp16 block that is off; 0.16 refuses bf16 as well, which has no scale.",
+    fix="set it to 0, which makes it dynamic",
+    example={"optimizer": {"type": "Lamb", "params": {"lr": 0.001}}, "fp16": {"enabled": False, "loss_scale": 128}},
+)
+def lamb_without_dynamic_scale(json: Document) -> Iterator[Hit]:
+    kind = str(json.get(TYPE))
+    if not kind.lower().endswith("lamb") or kind.lower() not in json.accepted.optimizers:
+        return
+    static = json.get("fp16.loss_scale", 0) not in (0, "0", "0.0", "auto")
+    if static and (json.enabled("fp16") or json.refused("D86 off")):
+        scale = shown(json.get("fp16.loss_scale"))
+        yield Hit("fp16.loss_scale", f"is {scale}, and DeepSpeed builds {kind} with a dynamic one only")
+    if json.enabled("bf16") and json.refused("D86 bf16"):
+        said = f"is true, and DeepSpeed {json.accepted.version} builds {kind} with a dynamic loss scale only"
+        yield Hit("bf16.enabled", said, "use fp16, or DeepSpeed 0.17 or newer")
+
+
 def is_unscaled(json: Document) -> bool:
     """Whether fp16 runs at stage 0, where this version of DeepSpeed forgets to scale the loss."""
     return json.enabled("fp16") and json.stage == 0 and json.refused("D11") and not (json.plain and scale_of(json) == 1)
@@ -71,4 +93,4 @@ def scale_of(json: Document) -> float:
     return 2.0**power if is_count(power) and power < 100 else 65536.0
 
 
-RULES = (fp16_at_stage_0, unscaled_gradients)
+RULES = (fp16_at_stage_0, unscaled_gradients, lamb_without_dynamic_scale)

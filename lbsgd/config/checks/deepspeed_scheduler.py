@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from lbsgd.config.accepted.values import takes
 from lbsgd.config.checks.deepspeed_keys import nearest
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -162,7 +163,8 @@ def warmup_from_zero(json: Document) -> Iterator[Hit]:
     "D46",
     "a warmup of no whole number of steps",
     plain="error",
-    why="DeepSpeed raises a ValueError for anything but a positive whole number, 5.0 included; it takes true for 1.",
+    why="DeepSpeed 0.19 raises a ValueError for anything but a positive whole number, 5.0 included; it takes true for "
+    "1. Earlier versions take any number.",
     fix="give a whole number, or delete the scheduler",
     example={
         "scheduler": {
@@ -172,9 +174,9 @@ def warmup_from_zero(json: Document) -> Iterator[Hit]:
     },
 )
 def warmup_steps(json: Document) -> Iterator[Hit]:
-    key = f"{PARAMS}.warmup_num_steps"
+    key, entry = f"{PARAMS}.warmup_num_steps", json.accepted.scheduler(warmup_of(json))
     steps = json.get(key, 1000)
-    if warmup_of(json) and steps != "auto" and steps is not True and not is_count(steps):
+    if entry and steps != "auto" and not takes(entry["params"]["warmup_num_steps"], steps):
         whole = {key: int(steps)} if is_number(steps) and steps >= 1 else None
         yield Hit(key, f"is {shown(steps)}, and DeepSpeed wants a whole number", correction=whole)
 

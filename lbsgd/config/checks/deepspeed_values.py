@@ -57,6 +57,9 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
             yield f"{name}.{path}", why
     blocks = set(block_names(json))  # D29 judges them
     features = {key for key in accepted_by(NEWEST).removed if isinstance(json.get(key), dict)}  # not tried key by key
+    for key in features & accepted.keys.keys():
+        if not takes(accepted.keys[key], {}) and "enabled" not in json.block(key):
+            yield key, f"is {shown(json.get(key))}, and DeepSpeed wants its enabled"
     blocks |= features
     for key, description in accepted.keys.items():
         value = get(json.config, key, AUTO)
