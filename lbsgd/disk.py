@@ -1,8 +1,10 @@
 """Files that are whole or not there, whenever the process or the machine dies."""
 
+import contextlib
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
@@ -16,6 +18,18 @@ def to_disk(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """Give the place to write a file that gets its name when it is whole and on the disk; else nothing stays."""
+    partial = path.with_suffix(".partial")
+    try:
+        yield partial
+        to_disk(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, data: bytes) -> None:

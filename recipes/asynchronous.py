@@ -120,8 +120,10 @@ class Server:
         return loss.item(), int((logits.argmax(1) != labels).sum())
 
     def move(self, lr):
+        from lbsgd.algorithm.sgd import lr_factor
+
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * lr_factor(group)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.moves += 1

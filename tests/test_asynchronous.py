@@ -13,10 +13,11 @@ from lbsgd.config.plan import Plan
 from lbsgd.train.inputs import build_optimizer
 
 
-def plan(workers, base_lr=0.1):
+def plan(workers, base_lr=0.1, *more):
     """A plan of `workers` workers of 4 images each, by the linear rule without warmup."""
     settings = ("lbsgd.batch_norm.per_worker_batch=4", "lbsgd.linear_scaling.base_batch=4", "lbsgd.decay.epochs=[]")
     settings += (f"lbsgd.linear_scaling.base_lr={base_lr}", 'lbsgd.warmup={"kind": "none", "epochs": 0}')
+    settings += more
     config = generate(4 * workers, gpus=1, micro_batch=4, precision="fp32", num_images=96, epochs=2, settings=settings)
     return Plan.read(config, 1)
 
@@ -26,8 +27,8 @@ def network():
     return torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.BatchNorm1d(8), torch.nn.GELU(), torch.nn.Linear(8, 3))
 
 
-def server(workers, updates, spread=0.0, base_lr=0.1):
-    return Server(network(), plan(workers, base_lr), SimpleNamespace(updates=updates, spread=spread))
+def server(workers, updates, spread=0.0, base_lr=0.1, *more):
+    return Server(network(), plan(workers, base_lr, *more), SimpleNamespace(updates=updates, spread=spread))
 
 
 def batches(count):
@@ -44,6 +45,19 @@ def test_one_worker_is_never_late():
     records = [each.train(batches(10)) for each in found]
     assert torch.equal(weights(found[0]), weights(found[1]))
     assert records[0] == pytest.approx(records[1]) and records[1]["staleness"] == 0
+
+
+def test_biases_have_a_learning_rate_of_their_own():
+    moves = []
+    for factor in (1.0, 2.0):
+        found = server(1, "async", 0.0, 0.1, f'lbsgd.biases={{"lr_factor": {factor}, "weight_decay": false}}')
+        before = [weight.detach().clone() for weight in found.weights]
+        found.train(batches(1))
+        moves.append([weight.detach() - old for weight, old in zip(found.weights, before, strict=True)])
+    expected = [1, 2, 1, 1, 1, 2]  # batch norm's β is no bias here
+    for one, two, factor in zip(*moves, expected, strict=True):
+        assert torch.allclose(two, factor * one, atol=1e-7)
+    assert moves[0][-1].abs().max() > 1e-3
 
 
 def test_workers_of_one_speed_are_k_minus_1_updates_late():

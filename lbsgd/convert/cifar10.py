@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lbsgd.convert.compressed import uncompressed
-from lbsgd.disk import to_disk
+from lbsgd.disk import appearing
 from lbsgd.errors import DataError
 
 FOLDER = "cifar-10-batches-py"
@@ -44,16 +44,13 @@ def as_tar(path: Path, scratch: Path) -> Path:
         return target
     scratch.mkdir(parents=True, exist_ok=True)
     content = uncompressed(path, scratch)  # whole, because gzip's checksum lies at its end
-    partial = target.with_suffix(".partial")
     try:
-        _write_images(content, partial)
-        os.utime(partial, ns=(path.stat().st_mtime_ns,) * 2)
-        to_disk(partial)
-        partial.replace(target)
+        with appearing(target) as partial:
+            _write_images(content, partial)
+            os.utime(partial, ns=(path.stat().st_mtime_ns,) * 2)
     except (tarfile.TarError, EOFError, KeyError, IndexError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise DataError(f"{path}: is not the whole cifar-10-python.tar.gz ({error}); download it again") from error
     finally:
-        partial.unlink(missing_ok=True)
         if content != path:
             content.unlink()
     return target

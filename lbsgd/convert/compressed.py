@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from lbsgd.disk import to_disk
+from lbsgd.disk import appearing
 from lbsgd.errors import DataError
 from lbsgd.units import size
 
@@ -76,16 +76,11 @@ def uncompressed(path: Path, scratch: Path) -> Path:
         scratch.mkdir(parents=True, exist_ok=True)
         for left in scratch.glob("*.partial"):  # behind by a process that was killed: one at a time has the folder
             left.unlink()
-        partial, num_bytes = scratch / "content.partial", path.stat().st_size
+        num_bytes = path.stat().st_size
         require_room(scratch, path, num_bytes)  # images hardly compress
         say_if_long(f"uncompressing {path} into {scratch}", path)
-        try:
-            with open(partial, "wb") as file:
-                decompress_to(path, decompress, file, limit=max(MIN_TAR_BYTES, MAX_EXPANSION * num_bytes))
-            to_disk(partial)
-            partial.rename(tar)
-        finally:
-            partial.unlink(missing_ok=True)
+        with appearing(tar) as partial, open(partial, "wb") as file:
+            decompress_to(path, decompress, file, limit=max(MIN_TAR_BYTES, MAX_EXPANSION * num_bytes))
     return tar
 
 

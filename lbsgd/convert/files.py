@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbsgd.convert.left_out import LeftOut
-from lbsgd.disk import to_disk
+from lbsgd.disk import appearing
 
 RUN = 50_000  # names that are sorted at a time
 TYPES = {"sizes": "I", "offsets": "Q", "stamps": "q", "shards": "H", "labels": "i"}
@@ -99,16 +99,13 @@ class Files:
 
     def save(self, path: Path) -> None:
         """Write the files so that a reader finds all of them or nothing."""
-        partial = path.with_suffix(".partial")
         notes = json.dumps([list(self.class_names.items()), self.left_out.counts, self.left_out.examples])
         columns: dict[str, Any] = {name: self.column(name) for name in self.columns}
         columns["names"] = np.asarray(self.names.packed, np.uint8)
         columns["ends"] = np.asarray(self.names.ends, np.uint64)
         columns["notes"] = np.frombuffer(notes.encode(), np.uint8)
-        with open(partial, "wb") as file:
+        with appearing(path) as partial, open(partial, "wb") as file:
             np.savez(file, **columns)
-        to_disk(partial)
-        partial.rename(path)
 
     @classmethod
     def load(cls, path: Path) -> Files:

@@ -15,7 +15,7 @@ from typing import Any
 from lbsgd.convert.archives import MAX_IMAGE_BYTES
 from lbsgd.convert.compressed import require_room
 from lbsgd.convert.files import Files
-from lbsgd.disk import to_disk
+from lbsgd.disk import appearing
 from lbsgd.errors import DataError
 
 ROWS = 64  # that are read at a time
@@ -29,19 +29,14 @@ def copy_images(folder: Path, shard_names: list[str], target: Path) -> Files:
     """
     pyarrow = _pyarrow()
     require_room(target.parent, folder, sum((folder / name).stat().st_size for name in shard_names))
-    files, partial = Files("offsets", "labels"), target.with_suffix(".partial")
-    try:
-        with open(partial, "wb") as file:
-            for name in shard_names:
-                try:
-                    _copy_shard(files, folder / name, file)
-                except pyarrow.ArrowException as error:
-                    reason = str(error).splitlines()[0]
-                    raise DataError(f"{folder / name} cannot be read as parquet ({reason}); fetch it again") from error
-        to_disk(partial)
-        partial.rename(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    files = Files("offsets", "labels")
+    with appearing(target) as partial, open(partial, "wb") as file:
+        for name in shard_names:
+            try:
+                _copy_shard(files, folder / name, file)
+            except pyarrow.ArrowException as error:
+                reason = str(error).splitlines()[0]
+                raise DataError(f"{folder / name} cannot be read as parquet ({reason}); fetch it again") from error
     return files
 
 
