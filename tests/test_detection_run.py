@@ -65,11 +65,11 @@ def trainer(stack, scenes, folder, resume=False, workers=0):
     return Trainer(engine, plan, task, images, saver, NobodyAsks(), reporter, saver.restore() if resume else None)
 
 
-def run(scenes, folder, last, resume=False, workers=0):
+def run(scenes, folder, last, resume=False, workers=0, evaluate_every=1):
     """Train up to an iteration; the weights, the losses of the iterations and the records of the evaluations."""
     with ExitStack() as stack:
         ours = trainer(stack, scenes, folder, resume, workers)
-        ours.train(last)
+        ours.train(last, evaluate_every)
         ours.saver.wait()
         weights = {name: value.clone() for name, value in ours.engine.module.state_dict().items()}
         if isinstance(ours.reporter, Silence):
@@ -85,11 +85,16 @@ def whole(scenes, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def stopped(scenes, tmp_path_factory):
-    """The checkpoints of a run that ended after 3 iterations, in the middle of its second epoch."""
+def stopped_run(scenes, tmp_path_factory):
+    """A run that is evaluated every second epoch, and ended after 3 iterations, in the middle of that."""
     folder = tmp_path_factory.mktemp("stopped")
-    in_processes(1, run, scenes, folder, 3)
-    return folder
+    return folder, in_processes(1, run, scenes, folder, 3, False, 0, 2)[0]
+
+
+@pytest.fixture
+def stopped(stopped_run):
+    """The checkpoints of that run."""
+    return stopped_run[0]
 
 
 def test_a_run_is_evaluated_after_each_epoch_and_at_its_end(whole):
@@ -97,6 +102,12 @@ def test_a_run_is_evaluated_after_each_epoch_and_at_its_end(whole):
     assert sorted(losses) == [0, 1, 2, 3, 4] and [record["epoch"] for record in epochs] == [1, 2, 2.5]
     assert all({"val_box_ap", "val_mask_ap", "val_box_ap50"} <= record.keys() for record in epochs)
     assert all(record["val_images"] == 3 for record in epochs)
+
+
+def test_an_epoch_that_is_not_evaluated_has_a_record_without_those_numbers(stopped_run):
+    [record] = stopped_run[1][2]
+    assert record["epoch"] == 1 and "train_loss" in record
+    assert not [key for key in record if key.startswith("val_")]
 
 
 def copied(folder, to):

@@ -15,7 +15,9 @@ import lbsgd
 from lbsgd.algorithm.shuffle import rank_share
 from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.data.share import Pixels, Share
+from lbsgd.report.measure import CLASSIFIER, DETECTOR
 from lbsgd.train.engine_state import gather_state
+from lbsgd.train.evaluation import is_due
 from lbsgd.train.images import Images
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
@@ -46,6 +48,21 @@ def config(world_size):
             "batch_norm": {"per_worker_batch": 2},
         },
     }
+
+
+@pytest.mark.parametrize(
+    "measures, last, every, due",
+    [
+        (CLASSIFIER, 12, 5, [5, 8, 9, 10, 11, 12]),  # the paper's median is over the last five
+        (DETECTOR, 12, 5, [5, 10, 12]),
+        (DETECTOR, 4.5, 2, [2, 4, 4.5]),
+        (CLASSIFIER, 3, 99, [1, 2, 3]),
+        (DETECTOR, 3, 1, [1, 2, 3]),
+    ],
+)
+def test_evaluations_are_due_every_so_often_and_where_the_run_is_judged(measures, last, every, due):
+    epochs = [*range(1, int(last) + 1), *([last] if last % 1 else [])]
+    assert [epoch for epoch in epochs if is_due(epoch, last, every, measures)] == due
 
 
 def make_trainer(engine, plan, train_data=None, val_data=None, folder=None):

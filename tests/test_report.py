@@ -12,7 +12,9 @@ from lbsgd.commands.main import main
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 from lbsgd.report.curves import COLOURS, curves, figure
+from lbsgd.report.group_page import band_of
 from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.report.run_page import charts_of
 from lbsgd.report.tables import error_table
 
 TOOL = Path(__file__).parents[1] / "tools" / "report.py"
@@ -54,8 +56,8 @@ def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, fin
                 {
                     "epoch": t + 1,
                     "train_loss": 2.3,
-                    "train_top1_error_pct": error - 1,
-                    "val_top1_error_pct": error,
+                    "train_top1_error_pct": 9.0 if error is None else error - 1,
+                    **({} if error is None else {"val_top1_error_pct": error}),
                     "seconds": 8.0,
                 }
             )
@@ -158,6 +160,19 @@ def test_curves_are_those_of_the_log(tmp_path):
     assert [list(line.get_ydata()) for line in lr.lines] == [pytest.approx([0.2, 0.2, 0.2, 0.02, 0.02]), 3 * [0.2]]
     assert [list(line.get_xdata()) for line in lr.lines] == [[0, 1, 2, 3, 4], [0, 1, 2]]
     assert {line.get_drawstyle() for line in lr.lines} == {"steps-post"}  # a decay is a drop, not a slope
+
+
+def test_an_epoch_that_was_not_evaluated_is_no_gap(tmp_path):
+    runs = [write(tmp_path / f"{seed}", val=[80.0, None, 20.0, 10.0], seed=seed) for seed in (0, 1)]
+    training, validation = figure(runs[:1]).axes[0].lines
+    assert list(training.get_xdata()) == [1, 2, 3, 4] and list(validation.get_xdata()) == [1, 3, 4]
+    assert list(validation.get_ydata()) == [80, 20, 10]
+    [chart, *_] = charts_of(runs[0])
+    assert {line.name: (list(line.x), list(line.y)) for line in chart.series}["validation"] == ([1, 3, 4], [80, 20, 10])
+    assert runs[0].value == 20  # the median of those that there are
+    runs.append(write(tmp_path / "2", val=[70.0, 50.0, None, 10.0], seed=2))
+    band = band_of("rule", runs, "val_top1_error_pct")  # of the epochs that all were evaluated at
+    assert list(band.x) == [1, 4] and list(band.y) == [pytest.approx(230 / 3), 10]
 
 
 def test_every_line_of_the_picture_is_a_curve_of_a_run(tmp_path):

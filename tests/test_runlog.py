@@ -105,8 +105,8 @@ def test_nan_and_infinity_are_written_as_null(tmp_path, value):
 
 
 def test_a_record_that_lacks_a_key_of_its_readers_is_a_bug(tmp_path):
-    with RunLog(tmp_path, RUN) as log, pytest.raises(AssertionError, match="val_top1_error_pct"):
-        log.epoch({"epoch": 1, "train_loss": 1.0, "train_top1_error_pct": 12.0, "seconds": 8.0})
+    with RunLog(tmp_path, RUN) as log, pytest.raises(AssertionError, match="train_top1_error_pct"):
+        log.epoch({"epoch": 1, "train_loss": 1.0, "val_top1_error_pct": 12.0, "seconds": 8.0})
 
 
 # --- interrupted ------------------------------------------------------------------------------------------------------

@@ -136,6 +136,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], begun:
         resume=flags.resume,
         evaluate_only=flags.evaluate_only,
         every=every,
+        evaluate_every=flags.evaluate_every,
         compiled=flags.compile,
         baseline=request.baseline,
         started_from=request.started_from,
@@ -190,6 +191,10 @@ def add_output(flags: argparse.ArgumentParser) -> None:
     add("--output_dir", metavar="DIR", help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
     add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir")
+    rarely = (
+        "evaluate every N-th epoch only, and those that the run is judged by: a classifier's last five, else the end"
+    )
+    add("--evaluate_every", type=positive, metavar="N", default=1, help=rarely)
     against = "warn when training leaves the curve of these runs, at least 3 seeds of one recipe"
     add("--baseline", nargs="+", metavar="RUN", help=against)
     often = "save every N iterations, or N minutes (as 10m), in addition to the end of each epoch"

@@ -60,12 +60,14 @@ def axis_name(measure: Measure) -> str:
 def draw_errors(axes: Axes, run: LoggedRun, name: str, colour: str) -> None:
     epochs = [record["epoch"] for record in run.epochs]
     measure = run.measures[0]
-    validation = [record[measure.key] for record in run.epochs]
+    evaluated = run.having(measure.key)
     label = f"{name}  {percent(run.value)}"
     if measure.training:
         training = [record[measure.training] for record in run.epochs]
         axes.plot(epochs, training, marker(epochs) + "--", color=colour, linewidth=1, markersize=3)
-    axes.plot(epochs, validation, marker(epochs) + "-", color=colour, linewidth=2, label=label)
+    points = [record["epoch"] for record in evaluated]
+    validation = [record[measure.key] for record in evaluated]
+    axes.plot(points, validation, marker(points) + "-", color=colour, linewidth=2, label=label)
 
 
 def draw_learning_rate(axes: Axes, run: LoggedRun, colour: str) -> None:

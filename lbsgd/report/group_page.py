@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
-from lbsgd.report.match import mean_curve, std_curve
+from lbsgd.report.match import mean_curve, of_epochs, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, place_of
 from lbsgd.report.paper_tables import COLUMNS, our_cells, paper_tables, wanted
@@ -83,7 +83,7 @@ def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:
 def band_of(name: str, runs: Sequence[LoggedRun], key: str) -> Series:
     """Return the mean over runs per epoch, and ± 2 std where there are several."""
     means, stds = mean_curve(runs, key), std_curve(runs, key)
-    epochs = [record["epoch"] for record in min((run.epochs for run in runs), key=len, default=[])]
+    epochs = list(of_epochs(runs, key))
     if len(runs) < 2:
         return Series(name, epochs, means)
     low = [value - 2 * std for value, std in zip(means, stds, strict=True)]

@@ -33,18 +33,22 @@ class Match:
 
 def mean_curve(runs: Sequence[LoggedRun], key: str = "train_top1_error_pct") -> list[float]:
     """Return the mean over runs of each epoch that all of them have reached; NaN where none has a number."""
-    return [mean(values) if values else math.nan for values in of_epochs(runs, key)]
+    return [mean(values) if values else math.nan for values in of_epochs(runs, key).values()]
 
 
 def std_curve(runs: Sequence[LoggedRun], key: str = "train_top1_error_pct") -> list[float]:
     """Return the standard deviation over runs of each epoch; 0 for a single run."""
-    return [stdev(values) if len(values) > 1 else 0.0 for values in of_epochs(runs, key)]
+    return [stdev(values) if len(values) > 1 else 0.0 for values in of_epochs(runs, key).values()]
 
 
-def of_epochs(runs: Sequence[LoggedRun], key: str) -> list[list[float]]:
-    """Return the numbers of each epoch, as far as the shortest run; the log has null for what was none."""
-    columns = [[record[key] for record in run.epochs] for run in runs]
-    return [[value for value in values if value is not None] for values in zip(*columns, strict=False)]
+def of_epochs(runs: Sequence[LoggedRun], key: str) -> dict[float, list[float]]:
+    """Return the numbers of each epoch that all runs have reached, and evaluated where the number comes from that.
+
+    What the log has null for is no number.
+    """
+    columns = [{record["epoch"]: record[key] for record in run.having(key)} for run in runs]
+    common = [epoch for epoch in columns[0] if all(epoch in each for each in columns)] if columns else []
+    return {epoch: [each[epoch] for each in columns if each[epoch] is not None] for epoch in common}
 
 
 def band(baseline: Sequence[LoggedRun]) -> list[tuple[float, float]]:

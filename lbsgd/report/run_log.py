@@ -38,12 +38,13 @@ KEYS = {
 }
 
 
-def keys_of(kind: str, header: Record) -> set[str]:
-    """Return the keys that a record must have in a log with this first line."""
-    measures = measures_of(header)
+def missing_keys(record: Record, header: Record) -> list[str]:
+    """Return the keys that a record in a log with this first line lacks; an epoch may be without its evaluation."""
+    kind, measures = record["kind"], measures_of(header)
     training = {measure.training for measure in measures if measure.training} if kind == "epoch" else set()
-    judged = {measure.key for measure in measures} if kind in ("epoch", "result") else set()
-    return KEYS[kind] | judged | training
+    judged = {measure.key for measure in measures}
+    evaluated = kind == "result" or (kind == "epoch" and judged & record.keys())
+    return sorted((KEYS[kind] | training | (judged if evaluated else set())) - record.keys())
 
 
 class RunLog:
@@ -132,6 +133,10 @@ class LoggedRun:
         """The run's number of its first measure: a classifier's error."""
         return self.measures[0].of(self.epochs)
 
+    def having(self, key: str) -> list[Record]:
+        """Return the records of epochs that have a key: those of an evaluation stand where there was one."""
+        return [record for record in self.epochs if key in record]
+
     @property
     def epochs_done(self) -> float:
         return self.epochs[-1]["epoch"] if self.epochs else 0
@@ -156,8 +161,8 @@ def read_run(path: str | Path) -> LoggedRun:
 
 
 def _line(record: Record, header: Record) -> bytes:
-    missing = keys_of(record["kind"], header) - record.keys()
-    assert not missing, f"{record['kind']} record without {sorted(missing)}"
+    missing = missing_keys(record, header)
+    assert not missing, f"{record['kind']} record without {missing}"
     return json.dumps(_strict(record), allow_nan=False).encode() + b"\n"
 
 
@@ -214,6 +219,6 @@ def _record(line: bytes, header: Record | None) -> Record:
         raise ValueError(f"not an object of kind {', '.join(KEYS)}")
     if (header is None) != (record["kind"] == "run"):
         raise ValueError("the first line, and only it, is of kind run")
-    if missing := keys_of(record["kind"], header or record) - record.keys():
-        raise ValueError(f"{record['kind']} without {', '.join(sorted(missing))}")
+    if missing := missing_keys(record, header or record):
+        raise ValueError(f"{record['kind']} without {', '.join(missing)}")
     return record

@@ -62,11 +62,8 @@ def status(run: LoggedRun) -> str:
 
 
 def charts_of(run: LoggedRun) -> list[Chart]:
-    epochs, planned = [record["epoch"] for record in run.epochs], run.planned_epochs
-    losses = [
-        Series(name, epochs, [record.get(key) for record in run.epochs])
-        for name, key in (("validation", "val_loss"), ("training", "train_loss"))
-    ]
+    planned = run.planned_epochs
+    losses = [series_of(run, name, key) for name, key in (("validation", "val_loss"), ("training", "train_loss"))]
     return [
         *(judged_chart(run, measure) for measure in run.measures if measure.headline),
         Chart("loss", losses, xmax=planned),
@@ -74,11 +71,16 @@ def charts_of(run: LoggedRun) -> list[Chart]:
     ]
 
 
+def series_of(run: LoggedRun, name: str, key: str) -> Series:
+    """Return a number over the epochs that have it: not every epoch may be evaluated, nor every number be known."""
+    found = run.having(key)
+    return Series(name, [record["epoch"] for record in found], [record[key] for record in found])
+
+
 def judged_chart(run: LoggedRun, measure: Measure) -> Chart:
     """Return a measure over epochs, on the training images too where the task counts it there."""
     keys = [("validation", measure.key), *([("training", measure.training)] if measure.training else [])]
-    epochs = [record["epoch"] for record in run.epochs]
-    lines = [Series(name, epochs, [record[key] for record in run.epochs]) for name, key in keys]
+    lines = [series_of(run, name, key) for name, key in keys]
     return Chart(measure.name, lines, unit=measure.unit and f" {measure.unit}", xmax=run.planned_epochs)
 
 

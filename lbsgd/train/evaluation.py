@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ import torch.distributed as dist
 
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 from lbsgd.config.schema import BatchNorm
+from lbsgd.report.measure import LAST_EPOCHS, Measure
 from lbsgd.train.compiled import as_it_is
 from lbsgd.train.task import Batch, Task
 
@@ -22,7 +23,16 @@ def evaluate(engine, task: Task, batches: Iterable[Batch], alive: Callable[[str]
     """
     engine.eval()
     with as_it_is(engine.module):
-        return task.evaluate(engine, watched(batches, alive))
+        found = task.evaluate(engine, watched(batches, alive))
+    missing = {measure.key for measure in task.judged_by} - found.keys()
+    assert not missing, f"an evaluation without {sorted(missing)}, by which the task is judged"
+    return found
+
+
+def is_due(epoch: float, last: float, every: int, judged_by: Sequence[Measure]) -> bool:
+    """Whether an epoch of a run that ends at `last` is evaluated: every so many, and all that the run is judged by."""
+    counted = LAST_EPOCHS if any(measure.of_run == "median" for measure in judged_by) else 0
+    return epoch % every == 0 or epoch >= last or epoch > last - counted
 
 
 def watched(batches: Iterable[Batch], alive: Callable[[str], None]) -> Iterator[Batch]:

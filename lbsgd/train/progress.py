@@ -92,7 +92,7 @@ class Progress:
 
     def epoch(self, record: dict) -> None:
         self._ticks.clear()  # the evaluation is no part of the speed
-        judged = "  ".join(_judged(measure, record) for measure in self.judged_by)
+        judged = "  ".join(_judged(measure, record) for measure in self.judged_by if _has(measure, record))
         loss = f"loss {_number(record['train_loss'], '.4f')}  took {clock(record['seconds'])}"
         self.say(f"{self._epoch(ceil(record['epoch']))}  {judged}  {loss}")
 
@@ -141,10 +141,15 @@ class Progress:
         return f"left {clock((now - start) / (last - first) * (self.total - last))}"
 
 
+def _has(measure: Measure, record: dict) -> bool:
+    """Whether an epoch's record has anything of a measure: without an evaluation only what training counts."""
+    return measure.key in record or measure.training in record
+
+
 def _judged(measure: Measure, record: dict) -> str:
     """Return `error: train 12.35 %  val  9.80 %`, or `box AP 35.90` where nothing is counted in training."""
     unit = measure.unit and f" {measure.unit}"
-    value = _number(record[measure.key], "5.2f") + unit
+    value = _number(record.get(measure.key), "5.2f") + unit
     if measure.training is None:
         return f"{measure.short} {value}"
     return f"{measure.short}: train {_number(record[measure.training], '5.2f')}{unit}  val {value}"

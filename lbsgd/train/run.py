@@ -37,6 +37,7 @@ class Run:
     last_iteration    where the run ends: with the schedule, or earlier
     resume            go on from the newest checkpoint in output_dir
     evaluate_only     evaluate that checkpoint and train nothing
+    evaluate_every    so many epochs, beside those that the run is judged by
     compiled          whether training compiles each residual block (`compiled.compile_blocks`)
     baseline          training errors of each epoch that the run is held against (`live_page.baseline_band`)
     started_from      what the weights that the run begins with were trained as, for the log; None without any
@@ -50,6 +51,7 @@ class Run:
     resume: bool = False
     evaluate_only: bool = False
     every: Every = field(default_factory=Every)
+    evaluate_every: int = 1
     compiled: bool = False
     baseline: Sequence[tuple[float, float]] = ()
     started_from: str | None = None

@@ -88,7 +88,8 @@ def train(run: Run, launch: Launch) -> None:
         from_rank_0(lambda: begin_output(run))
         reporter = open_reporter(run, engine, progress, launch.begun)
         stack.enter_context(reporter)
-        Trainer(engine, plan, run.task, images, saver, guard, reporter, reached).train(run.last_iteration)
+        trainer = Trainer(engine, plan, run.task, images, saver, guard, reporter, reached)
+        trainer.train(run.last_iteration, run.evaluate_every)
         export(run, engine, saver, reporter)
         if engine.aggregation:
             engine.aggregation.close()  # Python aborts if it ends while a thread is in torch's C++ code

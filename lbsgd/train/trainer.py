@@ -14,7 +14,7 @@ from lbsgd.processes.ending import from_rank_0
 from lbsgd.train.agreement import Agreement, Decision
 from lbsgd.train.clock import Clock
 from lbsgd.train.engine import step
-from lbsgd.train.evaluation import evaluate, sync_batch_norm_statistics
+from lbsgd.train.evaluation import evaluate, is_due, sync_batch_norm_statistics
 from lbsgd.train.gradient_noise import gradient_noise
 from lbsgd.train.images import Images
 from lbsgd.train.random_states import random_states
@@ -66,26 +66,25 @@ class Trainer:
         return whole + rest / self.plan.iterations_per_epoch if rest else whole
 
     @property
-    def at_evaluation(self) -> bool:
+    def at_report(self) -> bool:
         """Whether an epoch has ended, or the run."""
         return self.iteration > 0 and (isinstance(self.epochs_done, int) or self.iteration == self.plan.num_iterations)
 
     # --- the algorithm ------------------------------------------------------------------------------------------------
 
-    def train(self, last_iteration: int) -> None:
-        """Train up to `last_iteration`; save where it stops, and after each epoch save, then evaluate.
+    def train(self, last_iteration: int, evaluate_every: int = 1) -> None:
+        """Train up to `last_iteration`; save where it stops, and after each epoch, then report and evaluate (`is_due`).
 
-        A run that goes on from an evaluation begins with it, because it may not have been finished.
+        A run that goes on from the end of an epoch begins with its report, because it may not have been finished.
         """
-        per_epoch = self.plan.iterations_per_epoch
-        if self.at_evaluation:
-            self.report_epoch(self.epochs_done)
+        if self.at_report:
+            self.report_epoch(last_iteration, evaluate_every)
         while self.iteration < last_iteration:
-            epoch = self.iteration // per_epoch
-            self.train_epoch(epoch, min(last_iteration, (epoch + 1) * per_epoch))
+            epoch = self.iteration // self.plan.iterations_per_epoch
+            self.train_epoch(epoch, min(last_iteration, (epoch + 1) * self.plan.iterations_per_epoch))
             self.save()
-            if self.at_evaluation:
-                self.report_epoch(self.epochs_done)
+            if self.at_report:
+                self.report_epoch(last_iteration, evaluate_every)
 
     def train_epoch(self, epoch: int, last_iteration: int) -> None:
         """Train the rest of an epoch: one shared permutation of the images, kn of them per iteration (Remark 4)."""
@@ -219,10 +218,11 @@ class Trainer:
         waited = self.engine.waiting.take()
         return {"aggregation_wait_pct": 100 * waited / seconds} if self.plan.world_size > 1 else {}
 
-    def report_epoch(self, epoch: float) -> None:
+    def report_epoch(self, last_iteration: int, evaluate_every: int) -> None:
         """Write a record of the log: errors on the training images as augmented, and on the whole validation set."""
         self.require_numbers()
         means, seconds = self.totals.read(), self.clock.epoch_seconds
+        epoch, last = self.epochs_done, last_iteration / self.plan.iterations_per_epoch
         self.reporter.advise_on_waiting(100 * self.clock.epoch_waited / seconds)
         self.reporter.advise_on_aggregation()
         counted = zip(self.task.counts, means.counts_pct, strict=True)
@@ -234,7 +234,7 @@ class Trainer:
                 "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
                 "train_loss": means.loss,
                 **{f"train_{name}_pct": pct for name, pct in counted},
-                **self.evaluate(int(epoch)),
+                **(self.evaluate(int(epoch)) if is_due(epoch, last, evaluate_every, self.task.judged_by) else {}),
                 "seconds": seconds,
                 "images_per_second": means.num_images / seconds,
                 "skipped_iterations": self.engine.skipped_steps,
