@@ -2,7 +2,8 @@
 
     python tools/render_digits.py --num_val 261 --output_dir data/digits_1536
     lbsgd convert --source data/digits_1536 --data_dir data/digits_1536_ffcv
-    python recipes/digits.py --deepspeed_config ds_configs/digits/256.json --data_dir data/digits_1536_ffcv
+    python recipes/digits.py --deepspeed_config ds_configs/digits/256.json --data_dir data/digits_1536_ffcv \
+        --output_dir runs/digits_256
 
 `lbsgd reproduce table1 digits` runs it for every row of the paper's Table 1.
 """

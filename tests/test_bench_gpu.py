@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -14,9 +15,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from coco_scenes import load_tool
 from PIL import Image
 
-from lbsgd.bench import correctness
+from lbsgd.bench import correctness, speed
 from lbsgd.bench.correctness import OUTCOME
 from lbsgd.bench.figure import Figure, Goal, mean_figure, ratio_figure
 from lbsgd.bench.parts import NotRun, Part, run_parts
@@ -133,11 +135,42 @@ def test_what_a_part_found_before_it_broke_hung_or_died_is_kept_and_the_others_g
     assert "**out of time**" in (tmp_path / "fake.md").read_text() and (tmp_path / "fake.png").stat().st_size > 1000
 
 
-def test_a_part_for_which_no_time_is_left_is_not_begun(tmp_path):
+def test_a_part_for_which_no_time_is_left_is_not_begun_and_the_run_has_not_done_all(tmp_path):
     results = Results(tmp_path, "fake", {"device": "none"})
-    assert run_parts([Part("late", "late", says_two_things, 60.0)], None, results, total_seconds=1.0)
+    assert not run_parts([Part("late", "late", says_two_things, 60.0)], None, results, total_seconds=1.0)
     [part] = results.parts
-    assert (part.state, part.why, part.figures) == ("not run", "no time was left", [])
+    assert (part.state, part.figures) == ("out of time", []) and part.why.startswith("not begun")
+
+
+def test_a_part_that_cannot_run_here_is_no_failure(tmp_path):
+    results = Results(tmp_path, "fake", {"device": "none"})
+    assert run_parts([Part("none", "none", has_nothing, 60.0)], None, results, total_seconds=60.0)
+    assert results.parts[0].state == "not run"
+
+
+def test_a_run_that_left_parts_out_for_lack_of_time_ends_with_code_1(tmp_path):
+    code, printed = bench("correctness", "--seconds", 1, "--output_dir", tmp_path)
+    _, parts = read(tmp_path, "correctness")
+    assert code == 1 and {part["state"] for part in parts.values()} == {"out of time"}, printed
+
+
+# --- docs/gpu.md ------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_says_how_long_the_parts_may_take_together():
+    page = (ROOT / "docs/gpu.md").read_text()
+    seconds = load_tool("bench_gpu").SECONDS
+    for name, module in (("speed", speed), ("correctness", correctness)):
+        limits = sum(part.most_seconds for part in module.PARTS)
+        assert re.search(rf"{limits} s\s+in\s+`{name}`", page), name
+        assert any(limits < int(enough) < limits + 70 for enough in re.findall(r"--seconds (\d+)", page)), name
+    assert f"at most {seconds:.0f} s" in page
+
+
+def test_the_pages_check_of_a_machine_asks_for_what_the_tests_import():
+    [check] = re.findall('python -c "import (.*)"', (ROOT / "docs/gpu.md").read_text())
+    assert {"pytest", "hypothesis", "triton", "sklearn"} <= set(check.split(", "))
+    assert "SITE=/" in (ROOT / "docs/gpu.md").read_text()
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------

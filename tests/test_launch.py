@@ -103,12 +103,14 @@ ALL, MINE = frozenset(range(64)), frozenset(range(8))
         ({"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, MINE, ALL, 8),  # srun, a task a GPU
         ({"SLURM_STEP_ID": "0"}, MINE, ALL, 1),  # the tasks of the step share what the job has
         ({"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, ALL, ALL, 8),  # given, but not bound
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_CPUS_PER_TASK": "8"}, MINE, ALL, 8),
+        ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_PER_TASK": "64"}, ALL, ALL, 8),  # torchrun
     ],
 )
 def test_cores_that_are_bound_to_a_process_are_not_divided_again(
     environment, monkeypatch, variables, mine, of_parent, cores
 ):
-    environment(variables)
+    environment({"WORLD_SIZE": "8", **variables})
     monkeypatch.setattr("os.sched_getaffinity", lambda process: of_parent if process else mine)
     assert Processes(rank=1, world_size=8, local_rank=1, local_world_size=8).cores == cores
 

@@ -1,9 +1,9 @@
-"""python tools/bench_convert.py [--images IMAGENET_SAMPLE.tar] [--num_images 6000] [--rounds 3] [--work_dir DIR]
+"""python tools/bench_convert.py --images IMAGENET_SAMPLE.tar [--num_images 6000] [--rounds 3] [--work_dir DIR]
 
 Compares the converter's speed with FFCV's own DatasetWriter, on the same images with the same settings, in turn in one
 run, each in a process of its own. Also compares it with its limit: the same decoding, shrinking and encoding by
 libjpeg-turbo and OpenCV alone, from memory to memory, one process per core. --images is a tar or a folder with JPEGs
-anywhere in it; they are repeated to --num_images files of one class.
+(*.JPEG) anywhere in it; they are repeated to --num_images files of one class.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lbsgd.errors import DataError, LbsgdError, print_error
+
 CASES = {
     "again": dict(max_side=500, reencode=True),
     "short": dict(short_side=256),
@@ -32,16 +34,27 @@ FFCV_SIDE = {"again": 500, "copy": 65535, "default": 500}  # FFCV shrinks longer
 
 def lay_out(images: Path, folder: Path, num_images: int) -> Path:
     """Write train/all/*.JPEG, num_images files, and val/all/*.JPEG, one file."""
-    if images.is_dir():
-        jpegs = [path.read_bytes() for path in sorted(images.rglob("*.JPEG"))]
-    else:
-        with tarfile.open(images) as tar:
-            jpegs = [tar.extractfile(info).read() for info in tar if info.isfile() and info.name.endswith(".JPEG")]
+    jpegs = jpegs_of(images)
     for split, count in (("train", num_images), ("val", 1)):
         (folder / split / "all").mkdir(parents=True)
         for number in range(count):
             (folder / split / "all" / f"{number:06}.JPEG").write_bytes(jpegs[number % len(jpegs)])
     return folder
+
+
+def jpegs_of(images: Path) -> list[bytes]:
+    """Return the JPEGs in a tar or a folder. Raises DataError where there are none."""
+    if images.is_dir():
+        jpegs = [path.read_bytes() for path in sorted(images.rglob("*.JPEG"))]
+    else:
+        try:
+            with tarfile.open(images) as tar:
+                jpegs = [tar.extractfile(info).read() for info in tar if info.isfile() and info.name.endswith(".JPEG")]
+        except (OSError, tarfile.TarError):
+            raise DataError(f"--images {images} cannot be read as a tar; give a tar or a folder of JPEGs") from None
+    if not jpegs:
+        raise DataError(f"--images {images} holds no *.JPEG; give a tar or a folder with such names")
+    return jpegs
 
 
 class Pictures:
@@ -188,17 +201,22 @@ def main() -> int:
     flags.add_argument("--rounds", type=int, default=3)
     flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     flags.add_argument("--work_dir", type=Path, help="folder for the files (default: a temporary one)")
-    flags.add_argument("--run", nargs=5, help=argparse.SUPPRESS)
     arguments = flags.parse_args()
-    if arguments.run:
-        run_one(*arguments.run)
-        return 0
+    if not arguments.images.exists():
+        flags.error(f"--images {arguments.images}: no such file")
     with tempfile.TemporaryDirectory(dir=arguments.work_dir) as work:
-        source = lay_out(arguments.images, Path(work) / "source", arguments.num_images)
+        try:
+            source = lay_out(arguments.images, Path(work) / "source", arguments.num_images)
+        except LbsgdError as error:
+            print_error(error)
+            return error.exit_code
         for case in arguments.cases:
             bench(case, source, Path(work), len(os.sched_getaffinity(0)), arguments.rounds)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if sys.argv[1:2] == ["--run"]:  # one of the processes that `timed` starts
+        run_one(*sys.argv[2:])
+    else:
+        sys.exit(main())

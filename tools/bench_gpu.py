@@ -1,4 +1,4 @@
-"""All that a GPU is to show, in two runs of at most 8 minutes, each on one GPU; no network is needed.
+"""What a GPU is to show, in two runs of at most 8 minutes, each on one GPU; no network is needed.
 
     python tools/bench_gpu.py correctness [--output_dir DIR]
     python tools/bench_gpu.py speed [--jpegs FILE] [--output_dir DIR]
@@ -7,8 +7,10 @@ correctness    the tests that need a GPU, `make demo`'s command, and Table 1's r
 speed          the training step against plain PyTorch, batch norm over n images, the loader, torch.compile, a profile
 
 Results come as they are measured: NAME.json, NAME.md, NAME.png and NAME.log in DIR, by default results/gpu_<device>. A
-part that fails or takes too long is told there, and the others go on. On a CPU everything is tiny: it shows that each
-line runs, and nothing else. --jpegs is a tar of JPEGs, such as a sample of ImageNet, which the converter converts.
+part that fails or takes too long is told there, and the others go on. Those for which no time is left are told as well.
+The exit code is 1 unless all are done that can run here; --parts and --seconds give the rest another run. On a CPU
+everything is tiny: it shows that each line runs, and nothing else. --jpegs is a tar of JPEGs, such as a sample of
+ImageNet, which the converter converts.
 """
 
 import argparse

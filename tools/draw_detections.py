@@ -11,11 +11,13 @@ from types import SimpleNamespace
 
 import torch
 
+from lbsgd.commands.detect import DetectionRequest
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import as_fractions, example_of, pixels_of
 from lbsgd.disk import replace_picture
-from lbsgd.errors import LbsgdError, print_error
+from lbsgd.errors import DataError, LbsgdError
+from lbsgd.processes.ending import end_with_error
 from lbsgd.report.run_log import read_run
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
@@ -26,32 +28,41 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run that has ended: log.jsonl and weights.pt")
     parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--val_split", default="val")
+    parser.add_argument("--val_split", help="such as val2017 (default: the one that annotations/ has)")
     parser.add_argument("--num_images", type=int, default=12)
     parser.add_argument("--output", type=Path, help="default: RUN/detections.png")
     flags = parser.parse_args()
-    try:
-        split = read_split(flags.data_dir, flags.val_split, training=False)
-        detector = detector_of(flags.run, split)
-    except LbsgdError as error:
-        print_error(error)
-        sys.exit(error.exit_code)
     path = flags.output or flags.run / "detections.png"
-    replace_picture(path, picture(detector, split, min(flags.num_images, len(split))))
+    try:
+        # The recipes' own rule, which asks for nothing but the folder.
+        name = flags.val_split or DetectionRequest.only(SimpleNamespace(folder=flags.data_dir), "val")
+        split = read_split(flags.data_dir, name, training=False)
+        detector = detector_of(flags.run, split)
+        replace_picture(path, picture(detector, split, min(flags.num_images, len(split))))
+    except LbsgdError as error:
+        end_with_error(error)
     print(path)
 
 
 def detector_of(run: Path, split):
-    """Return the network of a run with its weights, for evaluation."""
+    """Return the network of a run with its weights, for evaluation.
+
+    Raises DataError for a run of something else, or one that has not ended.
+    """
     from mask_rcnn import MaskRCNN
     from mask_rcnn_digits import SmallMaskRCNN
 
     header = read_run(run).header
     tasks = {task.name: task for task in (MaskRCNN, SmallMaskRCNN)}
+    model, weights = header["model"], run / "weights.pt"
+    if model not in tasks:
+        raise DataError(f"{run} is a run of {model}, no detector: give one of {' or '.join(tasks)}")
+    if not weights.is_file():
+        raise DataError(f"{weights}: no such file; a run writes it when it ends, and --resume lets it go on")
     plan = Plan.read(header["config"], 1, header["num_images"])
-    task = tasks[header["model"]](SimpleNamespace(val=split, backbone=lambda: None))
+    task = tasks[model](SimpleNamespace(val=split, backbone=lambda: None))
     network = task.network(len(split.names), plan)
-    network.load_state_dict(torch.load(run / "weights.pt", weights_only=True))
+    network.load_state_dict(torch.load(weights, weights_only=True))
     return network.eval()
 
 

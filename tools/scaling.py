@@ -6,7 +6,7 @@ python tools/scaling.py --write    puts them into docs/scaling.md
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link
@@ -75,8 +75,14 @@ def page(text: str) -> str:
     return before + BEGIN + "\n\n" + tables() + "\n" + END + rest.partition(END)[2]
 
 
-if __name__ == "__main__":
-    if "--write" in sys.argv:
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
+    if flags.parse_args().write:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     else:
         print(tables())
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,7 @@ from lbsgd.bench.figure import Figure
 from lbsgd.bench.results import PartResult, Results
 
 LEAST_SECONDS = 5.0  # with less left, a part is not begun
+OUT_OF_TIME = "out of time"
 WORST = 300  # characters of an error's line in the results; the log has the traceback
 
 Say = Callable[[Figure | str], None]  # takes each figure and each note as it comes
@@ -42,6 +43,8 @@ def run_parts(
 ) -> bool:
     """Run the parts in order within total_seconds; return whether all that could run are done.
 
+    A part for which no time is left is out of time, so it is not done, whether or not it could run here.
+
     preload: modules that all parts need, imported once. They must not touch a GPU, which no forked process can use
     after that.
     """
@@ -52,7 +55,7 @@ def run_parts(
     for part, result in zip(parts, announced, strict=True):
         seconds = min(part.most_seconds, deadline - time.monotonic())
         if seconds < LEAST_SECONDS:
-            result.state, result.why = "not run", "no time was left"
+            result.state, result.why = OUT_OF_TIME, "not begun, because the parts before it took all the time"
         else:
             run_part(forking, part, settings, results, result, seconds)
         results.write()
@@ -83,7 +86,7 @@ def listen(connection: Connection, result: PartResult, results: Results, seconds
     deadline = time.monotonic() + seconds
     while True:
         if not connection.poll(max(0.0, deadline - time.monotonic())):
-            return "out of time", f"stopped after {seconds:.0f} s; what it had found stands here"
+            return OUT_OF_TIME, f"stopped after {seconds:.0f} s; what it had found stands here"
         try:
             kind, said = connection.recv()
         except EOFError:

@@ -21,7 +21,8 @@ HEADS = ("what", "measured [95 %]", "goal", "", "of", "beside")
 class PartResult:
     """What is known of one part.
 
-    state    waiting, running, done, failed, "out of time" or "not run"; `why` says why it is not done
+    state    waiting, running, done, failed, "out of time" or "not run", because it cannot run here; `why` says why
+             it is not done
     notes    lines for the reader; rows of a table are (heads, rows)
     """
 

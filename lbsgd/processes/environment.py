@@ -68,8 +68,9 @@ def are_bound(cores: set[int]) -> bool:
     srun does with --cpus-per-task, `deepspeed --bind_cores_to_rank` and torchrun with their bindings: their own process
     keeps all cores.
     """
-    per_task = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    if os.environ.get("SLURM_STEP_ID"):
+    per_task, world_size = os.environ.get("SLURM_CPUS_PER_TASK", ""), os.environ.get("WORLD_SIZE")
+    each_is_a_task = os.environ.get("SLURM_STEP_NUM_TASKS", world_size) == world_size  # else a task starts several
+    if os.environ.get("SLURM_STEP_ID") and each_is_a_task:
         return per_task.isdecimal() and len(cores) <= int(per_task)
     try:
         return cores < os.sched_getaffinity(os.getppid())

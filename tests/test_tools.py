@@ -1,0 +1,116 @@
+"""Tools refuse what cannot be right in one line, and the small ones do what they say."""
+
+import io
+import sys
+import tarfile
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from coco_scenes import load_tool
+from commands import ROOT, command, refused, script
+from mask_rcnn_digits import SmallMaskRCNN
+from PIL import Image
+
+from lbsgd.config.generate import generate
+from lbsgd.config.plan import Plan
+from lbsgd.data.coco_annotations import read_split
+from lbsgd.report.run_log import RunLog
+
+SIDES = ("lbsgd.detection.shorter_side=64", "lbsgd.detection.longer_side=128")
+DRAW = "tools/draw_detections.py"
+
+
+# --- draw_detections --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    """Scenes whose only validation split is named as COCO's."""
+    folder = tmp_path_factory.mktemp("coco") / "scenes"
+    load_tool("render_scenes").render(folder, 4, 2)
+    (folder / "val").rename(folder / "val2017")
+    annotations = folder / "annotations"
+    (annotations / "instances_val.json").rename(annotations / "instances_val2017.json")
+    return folder
+
+
+@pytest.fixture
+def run_of(tmp_path):
+    """Return a function that writes the log of a run that has just begun, and returns its folder and plan."""
+
+    def write(model):
+        plan = Plan.read(generate(4, num_images=4, detection=True, gpus=1, settings=SIDES, micro_batch=4), 1, 4)
+        with RunLog(tmp_path / model, {"model": model, **plan.as_dict(), "environment": {}}):
+            return tmp_path / model, plan
+
+    return write
+
+
+def test_a_classifiers_run_is_refused_by_its_name(scenes, run_of):
+    run, _ = run_of("resnet8")
+    refused(script(DRAW, run, "--data_dir", scenes), "resnet8", "no detector", "mask_rcnn_resnet18_fpn")
+
+
+def test_a_detectors_run_that_has_not_ended_is_refused(scenes, run_of):
+    run, _ = run_of("mask_rcnn_resnet18_fpn")
+    refused(script(DRAW, run, "--data_dir", scenes), run / "weights.pt", "when it ends")
+
+
+def test_the_only_validation_split_is_found_and_drawn(scenes, run_of):
+    run, plan = run_of("mask_rcnn_resnet18_fpn")
+    split = read_split(scenes, "val2017", training=False)
+    network = SmallMaskRCNN(SimpleNamespace(val=split, backbone=lambda: None))
+    torch.save(network.network(len(split.names), plan).state_dict(), run / "weights.pt")
+    done = script(DRAW, run, "--data_dir", scenes, "--num_images", 2)
+    assert done.returncode == 0, done.stderr
+    with Image.open(run / "detections.png") as picture:
+        assert picture.format == "PNG"
+
+
+def test_several_validation_splits_want_a_name(run_of, tmp_path):
+    run, _ = run_of("mask_rcnn_resnet18_fpn")
+    (tmp_path / "annotations").mkdir()
+    for year in (2014, 2017):
+        (tmp_path / f"annotations/instances_val{year}.json").touch()
+    refused(script(DRAW, run, "--data_dir", tmp_path), "instances_val2014, instances_val2017", "--val_split")
+
+
+# --- bench_convert ----------------------------------------------------------------------------------------------------
+
+
+def test_images_that_are_not_there_are_one_line(tmp_path):
+    done = command(sys.executable, "tools/bench_convert.py", "--images", tmp_path / "none.tar")
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].endswith(f"--images {tmp_path}/none.tar: no such file")
+
+
+def test_images_that_are_no_tar_or_hold_no_jpeg_are_one_line(tmp_path):
+    (tmp_path / "broken.tar").write_bytes(b"no tar")
+    refused(script("tools/bench_convert.py", "--images", tmp_path / "broken.tar"), "broken.tar", "as a tar")
+    refused(script("tools/bench_convert.py", "--images", tmp_path), tmp_path, "holds no *.JPEG")
+
+
+def test_a_case_is_timed_and_held_against_its_limit(tmp_path):
+    data = io.BytesIO()
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(data, "JPEG")
+    with tarfile.open(tmp_path / "images.tar", "w") as archive:
+        member = tarfile.TarInfo("n/0.JPEG")
+        member.size = len(data.getvalue())
+        archive.addfile(member, io.BytesIO(data.getvalue()))
+    flags = ("--cases", "short", "--num_images", 4, "--rounds", 1, "--work_dir", tmp_path)
+    done = script("tools/bench_convert.py", "--images", tmp_path / "images.tar", *flags)
+    assert done.returncode == 0, done.stderr
+    assert "images/s" in done.stdout and "lbsgd reaches" in done.stdout
+
+
+# --- scaling ----------------------------------------------------------------------------------------------------------
+
+
+def test_scaling_refuses_an_unknown_flag_and_prints_its_tables():
+    for flag in ("--bogus", "--wrtie"):
+        done = script("tools/scaling.py", flag)
+        assert done.returncode == 2 and not done.stdout and f"unrecognized arguments: {flag}" in done.stderr
+    done = script("tools/scaling.py")
+    assert done.returncode == 0 and done.stdout.strip() in (ROOT / "docs/scaling.md").read_text()
