@@ -16,7 +16,7 @@ from dataclasses import replace
 from digits import DigitsResNet
 
 from lbsgd.commands.train import Request, parser
-from lbsgd.errors import LbsgdError
+from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_with_error
 
 
@@ -53,6 +53,7 @@ def opened(request, name, described, stack):
     from lbsgd.train.facts import environment
     from lbsgd.train.images import FakeImageSource, FfcvFiles
 
+    require_simulable(request)
     plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
     threads = request.flags.loader_threads or 1
     source = FfcvFiles(request.data, threads) if request.data else FakeImageSource()
@@ -63,6 +64,14 @@ def opened(request, name, described, stack):
     log = stack.enter_context(RunLog(request.output_dir, header, 0 if request.flags.resume else None))
     torch.set_num_threads(threads)  # FFCV has changed it
     return Server(DigitsResNet().network(source.num_classes, plan), plan, request.flags), images, log
+
+
+def require_simulable(request):
+    """Raise ConfigError for what the simulation would only seem to do: several processes, fp16, bf16."""
+    if request.processes.world_size > 1:
+        raise ConfigError("the workers are simulated on one process; start the recipe without a launcher")
+    if request.plan.precision != "fp32":
+        raise ConfigError(f"the workers are simulated in fp32, not {request.plan.precision}; give --precision fp32")
 
 
 class Server:

@@ -1,5 +1,6 @@
 """COCO's annotations as people have them: what is used, what is left out, and every error in one line with the name."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -115,6 +116,12 @@ def other(key, value):
         (rle(counts=[7]), "run lengths make 7 pixels"),
         (other("category_id", 77), "category 77 is not listed"),
         (other("bbox", [1, 2, 3]), "not four numbers"),
+        (other("category_id", [1]), r"category \[1\] is not listed"),
+        (other("iscrowd", None), "its iscrowd is None, neither 0 nor 1"),
+        (other("iscrowd", "0"), "its iscrowd is '0', neither 0 nor 1"),
+        (other("area", "361"), "its area '361' is no number"),
+        (rle(counts=[128 * 128 + 5, -5]), "its run lengths are no whole numbers from 0 on"),
+        (rle(counts=[1, "2"]), "its run lengths are no whole numbers from 0 on"),
     ],
 )
 def test_a_broken_annotation_is_named_or_left_out(changed, edit, words):
@@ -123,6 +130,73 @@ def test_a_broken_annotation_is_named_or_left_out(changed, edit, words):
         read_split(folder, "train")
     assert "\n" not in str(caught.value)
     assert read_split(folder, "train", "skip").left_out["broken annotations"] == 1
+
+
+def repeat(kind):
+    def edit(content):
+        content[kind][1]["id"] = content[kind][0]["id"]
+
+    return edit
+
+
+def without(kind, key):
+    def edit(content):
+        del content[kind][0][key]
+
+    return edit
+
+
+def no_object(content):
+    content["annotations"].append("no object")
+
+
+@pytest.mark.parametrize(
+    "edit, words",
+    [
+        (repeat("images"), "two images have the id 1, so annotations of it may mean either"),
+        (repeat("categories"), "two categories have the id 1, so annotations of it may mean either"),
+        (without("categories", "id"), "a category has no id or no name"),
+        (without("images", "file_name"), "an image has no id, file_name"),
+        (lambda content: content["images"][0].update(file_name=None), "an image has no id, file_name"),
+        (no_object, "or an annotation no image_id"),
+    ],
+)
+def test_lists_that_cannot_be_understood_are_one_line_also_under_skip(changed, edit, words):
+    folder = changed(edit)
+    for on_error in ("raise", "skip"):
+        with pytest.raises(DataError, match=f"instances_train.json: .*{words}") as caught:
+            read_split(folder, "train", on_error)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("box", [[50, 10, 1e-5, 5], [639.99999, 10, 5, 5], [10, 20, 5, 0.0004]])
+def test_a_box_that_float32_would_flatten_is_none(scenes, box):
+    image = dataclasses.replace(read_split(scenes, "train").images[0], width=640, height=480)
+    assert image.box_of({"bbox": box}) is None
+    left, top, right, bottom = image.box_of({"bbox": [639.9, 10, 5, 0.01]})
+    assert torch.tensor(left) < torch.tensor(right) and torch.tensor(top) < torch.tensor(bottom)
+
+
+def test_hosts_that_lack_different_images_do_not_agree(scenes, tmp_path):
+    """Under --on_error skip their image numbers would mean different images."""
+    prints = []
+    for lacking in (1, 2):
+        folder = shutil.copytree(scenes, tmp_path / str(lacking))
+        (folder / "train" / f"scene_{lacking:05}.png").unlink()
+        prints.append(read_split(folder, "train", "skip").fingerprint)
+    assert len({*prints}) == 2
+
+
+def test_an_image_that_pillow_takes_for_a_bomb_is_one_line(scenes, monkeypatch):
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="cannot be decoded"):
+        pixels_of(read_split(scenes, "train").images[0])
+
+
+def test_run_lengths_that_pycocotools_cannot_read_are_one_line(scenes):
+    image = read_split(scenes, "train").images[0]
+    with pytest.raises(DataError, match=f"image {image.id} .*an outline cannot be decoded"):
+        mask_of({"size": [image.height, image.width], "counts": "0a2"}, image)
 
 
 def test_a_polygon_that_is_a_point_costs_only_itself(changed):

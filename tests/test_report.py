@@ -13,6 +13,7 @@ from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 from lbsgd.report.curves import COLOURS, curves, figure
 from lbsgd.report.group_page import band_of
+from lbsgd.report.groups import ended_after
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.report.run_page import charts_of
 from lbsgd.report.tables import error_table
@@ -173,6 +174,16 @@ def test_an_epoch_that_was_not_evaluated_is_no_gap(tmp_path):
     runs.append(write(tmp_path / "2", val=[70.0, 50.0, None, 10.0], seed=2))
     band = band_of("rule", runs, "val_top1_error_pct")  # of the epochs that all were evaluated at
     assert list(band.x) == [1, 4] and list(band.y) == [pytest.approx(230 / 3), 10]
+
+
+def test_a_run_that_ends_inside_an_epoch_has_reached_its_plan_however_it_is_rounded(tmp_path):
+    """10,000 iterations of 3,062 an epoch: 3 + 814/3062 is one step of float64 below 10000/3062."""
+    run = write(tmp_path, val=[80.0])
+    run.header.update(iterations_per_epoch=3062, num_iterations=10_000)
+    run.header["recipe"]["epochs"] = None
+    for epoch, reached in ((3 + 814 / 3062, True), (10_000 / 3062, True), (9_999 / 3062, False)):
+        run.epochs[-1]["epoch"] = epoch
+        assert run.reached_its_plan == reached and (ended_after(run) is None) == reached
 
 
 def test_every_line_of_the_picture_is_a_curve_of_a_run(tmp_path):

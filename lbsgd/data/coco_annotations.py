@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import pickle
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +18,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lbsgd.data.coco_faults import fault_of, repeated
 from lbsgd.errors import DataError
 
 OnError = Literal["raise", "skip"]
+LEAST_SIDE = 1e-3  # pixels of a box: float32 has steps of 1e-4 there, and torchvision refuses boxes without an area
 DOWNLOAD = "docs/detection.md says how to download COCO"
 
 
@@ -45,11 +46,11 @@ class Image:
         return [each for each in self.annotations if not each.get("iscrowd") and self.box_of(each) is not None]
 
     def box_of(self, annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
-        """Return left, top, right and bottom inside the image; None for a box without an area there."""
+        """Return left, top, right and bottom inside the image; None for a box without an area there, in float32."""
         x, y, width, height = map(float, annotation["bbox"])
         left, top = max(0.0, x), max(0.0, y)
         right, bottom = min(float(self.width), x + width), min(float(self.height), y + height)
-        return (left, top, right, bottom) if right > left and bottom > top else None
+        return (left, top, right, bottom) if min(right - left, bottom - top) > LEAST_SIDE else None
 
 
 class Packed(Sequence[Image]):
@@ -109,13 +110,15 @@ def read_split(folder: Path, name: str, on_error: OnError = "raise", training: b
     """
     path = folder / "annotations" / f"instances_{name}.json"
     content, fingerprint = read_annotations(path)
-    names = {each["id"]: str(each["name"]) for each in content["categories"]}
+    names = names_of(path, content["categories"])
     reader = _Reader(path, folder / name, on_error, names)
     images = list(reader.images(content))
     if training:
         with_objects = [image for image in images if image.objects()]
         reader.left_out["images without objects"] += len(images) - len(with_objects)
         images = with_objects
+    if on_error == "skip":  # which images are used depends on the disk, too
+        fingerprint += " " + hashlib.sha256(repr([image.id for image in images]).encode()).hexdigest()
     if not images:
         raise DataError(f"{path}: no image of it can be used; {DOWNLOAD}")
     tall = np.array([image.is_tall for image in images])
@@ -139,6 +142,19 @@ def read_annotations(path: Path) -> tuple[dict[str, Any], str]:
     return content, hashlib.sha256(data).hexdigest()
 
 
+def names_of(path: Path, categories: Sequence[Any]) -> dict[int, str]:
+    """Return the names of the categories by their ids. Raises DataError for one without either, or one id of two."""
+    try:
+        names = {each["id"]: str(each["name"]) for each in categories}
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{path}: a category has no id or no name ({error!r})") from None
+    if (twice := repeated(each["id"] for each in categories)) is not None:
+        raise DataError(
+            f"{path}: two categories have the id {twice}, so annotations of it may mean either; renumber them"
+        )
+    return names
+
+
 class _Reader:
     """Turns the lists of a file into images; what cannot be used is an error, or is counted and left out."""
 
@@ -153,13 +169,18 @@ class _Reader:
     def images(self, content: Mapping[str, Any]) -> Iterator[Image]:
         """Yield the images in the order of their ids."""
         by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-        for annotation in content["annotations"]:
-            by_image[annotation.get("image_id")].append(annotation)
         try:
+            for annotation in content["annotations"]:
+                by_image[annotation.get("image_id")].append(annotation)
             listed = sorted(content["images"], key=lambda each: each["id"])
-            found = [(each["id"], each["file_name"], int(each["height"]), int(each["width"])) for each in listed]
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self.path}: an image has no id, file_name, height or width ({error!r})") from None
+            found = [(each["id"], "" + each["file_name"], int(each["height"]), int(each["width"])) for each in listed]
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            said = "an image has no id, file_name, height or width, or an annotation no image_id"
+            raise DataError(f"{self.path}: {said} ({error!r})") from None
+        if (twice := repeated(number for number, *_ in found)) is not None:
+            raise DataError(
+                f"{self.path}: two images have the id {twice}, so annotations of it may mean either; renumber them"
+            )
         self.require_images_of(by_image, {number for number, *_ in found})
         for number, file_name, height, width in found:
             if file_name not in self.files and not (self.folder / file_name).is_file():  # a name may hold folders
@@ -181,7 +202,7 @@ class _Reader:
         """Whether an annotation can be used; what is wrong with it goes to `leave_out`."""
         if self.on_error == "skip":
             self.leave_out_points(annotation)
-        wrong = self.fault_of(annotation, image)
+        wrong = fault_of(annotation, image.height, image.width, self.names)
         if wrong:
             said = f"annotation {annotation.get('id')} of image {image.id} ({image.path.name}): {wrong}"
             self.leave_out(said, "broken annotations")
@@ -196,42 +217,10 @@ class _Reader:
                 annotation["segmentation"] = with_area
                 self.left_out["polygons of fewer than 3 points"] += len(outline) - len(with_area)
 
-    def fault_of(self, annotation: dict[str, Any], image: Image) -> str:
-        box = annotation.get("bbox")
-        if annotation.get("category_id") not in self.names:
-            return f"category {annotation.get('category_id')} is not listed"
-        if not isinstance(box, list) or len(box) != 4 or not all(is_finite(value) for value in box):
-            return f"its box {box} is not four numbers"
-        return fault_of_outline(annotation.get("segmentation"), image)
-
     def leave_out(self, said: str, what: str, number: int = 1) -> None:
         if self.on_error == "raise":
             raise DataError(f"{self.path}: {said}; mend it, or leave such out with --on_error skip")
         self.left_out[what] += number
-
-
-def fault_of_outline(outline: Any, image: Image) -> str:
-    """Return what is wrong with a segmentation: a list of polygons, or run lengths (RLE) of the whole image."""
-    if isinstance(outline, dict):
-        size = outline.get("size")
-        if size != [image.height, image.width]:
-            return f"its run lengths are of {size}, the image of {[image.height, image.width]} pixels"
-        counts = outline.get("counts")
-        if isinstance(counts, list) and sum(counts) != image.height * image.width:
-            return f"its run lengths make {sum(counts)} pixels, the image has {image.height * image.width}"
-        return "" if isinstance(counts, (list, str)) else "its run lengths have no counts"
-    if not isinstance(outline, list) or not outline:
-        return "it has no polygon"
-    for polygon in outline:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(is_finite, polygon)):
-            return (
-                f"a polygon of {len(polygon) if isinstance(polygon, list) else 'no'} numbers, not of 3 points or more"
-            )
-    return ""
-
-
-def is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 def require_same_categories(train: Split, val: Split) -> None:

@@ -70,7 +70,7 @@ def pixels_of(image: Image) -> torch.Tensor:
     try:
         with PILImage.open(image.path) as opened:
             array = np.array(opened.convert("RGB"))
-    except OSError as error:
+    except (OSError, PILImage.DecompressionBombError) as error:
         raise DataError(f"{image.path} cannot be decoded ({error}); fetch it again") from None
     if array.shape[:2] != (image.height, image.width):
         raise DataError(
@@ -86,12 +86,15 @@ def mask_of(outline: Any, image: Image) -> np.ndarray:
         from pycocotools import mask
     except ImportError as error:
         raise missing_pycocotools(error) from error
-    if isinstance(outline, dict) and not isinstance(outline["counts"], list):
-        encoded = outline
-    else:
-        parts = mask.frPyObjects(outline, image.height, image.width)
-        encoded = mask.merge(parts) if isinstance(parts, list) else parts
-    decoded: np.ndarray = mask.decode(encoded)
+    try:
+        if isinstance(outline, dict) and not isinstance(outline["counts"], list):
+            encoded = outline
+        else:
+            parts = mask.frPyObjects(outline, image.height, image.width)
+            encoded = mask.merge(parts) if isinstance(parts, list) else parts
+        decoded: np.ndarray = mask.decode(encoded)
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"image {image.id} ({image.path.name}): an outline cannot be decoded ({error})") from None
     return decoded
 
 

@@ -13,7 +13,7 @@ from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments import launch
 from lbsgd.experiments.answers import HEADS, answers, markdown
-from lbsgd.experiments.checkout import NOTE, ROOT, Checkout, open_checkout, unsaved_changes
+from lbsgd.experiments.checkout import NOTE, ROOT, Checkout, noted_commit, open_checkout, unsaved_changes
 from lbsgd.experiments.collect import bring_back, collect
 from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
 from lbsgd.experiments.launch import Machine
@@ -86,6 +86,12 @@ def reproduce(request: Request) -> None:
         require_together(study, request.data)
     for job in request.jobs:
         launch.plan_of(job, request.data, ROOT)  # a row that cannot be is told before anything runs
+    commit = noted_commit(request.published)
+    if commit and not request.epochs and all(launch.is_done(job.folder(request.logs)) for job in request.jobs):
+        print(f"runs           all {len(request.jobs)} are in {request.logs}, of commit {commit[:10]}")
+        print("               to train them yourself, give another place with --results")
+        report(request, commit)  # which needs no code and no data
+        return
     begins = not (request.grid / NOTE).exists()
     if begins and (changed := unsaved_changes()):
         print(f"warning: the grid runs the last commit, without {len(changed.splitlines())} changed files", flush=True)

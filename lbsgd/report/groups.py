@@ -130,7 +130,7 @@ def row_key(run: LoggedRun) -> str:
 
 def ended_after(run: LoggedRun) -> float | None:
     """Return the epochs of a run that ended early, by --epochs; None of one that was trained to its end, or goes on."""
-    return run.epochs_done if run.result is not None and run.epochs_done < run.planned_epochs else None
+    return run.epochs_done if run.result is not None and not run.reached_its_plan else None
 
 
 def data_of(run: LoggedRun) -> str | None:

@@ -146,6 +146,12 @@ class LoggedRun:
         """The epochs of the whole run; one that is counted in iterations may end inside an epoch."""
         return self.header["recipe"]["epochs"] or self.header["num_iterations"] / self.header["iterations_per_epoch"]
 
+    @property
+    def reached_its_plan(self) -> bool:
+        """Whether the last epoch of the plan is in the log: counted in iterations, because fractions round."""
+        per_epoch = self.header["iterations_per_epoch"]
+        return round(self.epochs_done * per_epoch) >= round(self.planned_epochs * per_epoch)
+
 
 def read_run(path: str | Path) -> LoggedRun:
     """Read a log, given as its file or as the run's folder. A last line that a kill cut short is left out.

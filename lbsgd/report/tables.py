@@ -73,7 +73,7 @@ def recipe_cells(run: LoggedRun) -> list[str]:
         str(header["global_batch"]),
         str(header["num_workers"]),
         f"{header['schedule']['reference_lr']:g}",
-        f"{done:.4g}" if done == planned else f"{done:.4g}/{planned:.4g}",
+        f"{done:.4g}" if run.reached_its_plan else f"{done:.4g}/{planned:.4g}",
     ]
 
 

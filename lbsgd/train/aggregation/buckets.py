@@ -37,7 +37,7 @@ class Bucket:
         if parameter.grad is None:
             view.zero_()
         else:
-            view.copy_(parameter.grad)
+            view.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
         if parameter.requires_grad:
             parameter.grad = view.detach()
         self.missing.discard(parameter)

@@ -1,0 +1,59 @@
+"""What is wrong with an entry of COCO's annotations, in words that go behind the entry's name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def repeated(numbers: Iterable[Any]) -> Any | None:
+    """Return the first id that stands there twice."""
+    seen: set[Any] = set()
+    return next((number for number in numbers if number in seen or seen.add(number)), None)  # type: ignore[func-returns-value]
+
+
+def fault_of(annotation: Mapping[str, Any], height: int, width: int, categories: Mapping[int, str]) -> str:
+    """Return what is wrong with an annotation of an image; the empty text where it can be used."""
+    category, box, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
+    if not isinstance(category, (int, str)) or category not in categories:
+        return f"category {category} is not listed"
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
+        return f"its box {box} is not four numbers"
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        return f"its iscrowd is {annotation['iscrowd']!r}, neither 0 nor 1"
+    if "area" in annotation and not is_finite(area):
+        return f"its area {area!r} is no number"
+    return fault_of_outline(annotation.get("segmentation"), height, width)
+
+
+def fault_of_outline(outline: Any, height: int, width: int) -> str:
+    """Return what is wrong with a segmentation: a list of polygons, or run lengths (RLE) of the whole image."""
+    if isinstance(outline, dict):
+        return fault_of_runs(outline, height, width)
+    if not isinstance(outline, list) or not outline:
+        return "it has no polygon"
+    for polygon in outline:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(is_finite, polygon)):
+            many = len(polygon) if isinstance(polygon, list) else "no"
+            return f"a polygon of {many} numbers, not of 3 points or more"
+    return ""
+
+
+def fault_of_runs(runs: Mapping[str, Any], height: int, width: int) -> str:
+    size, counts = runs.get("size"), runs.get("counts")
+    if size != [height, width]:
+        return f"its run lengths are of {size}, the image of {[height, width]} pixels"
+    if isinstance(counts, str):
+        return ""
+    if not isinstance(counts, list):
+        return "its run lengths have no counts"
+    if not all(type(count) is int and count >= 0 for count in counts):
+        return "its run lengths are no whole numbers from 0 on"
+    if sum(counts) != height * width:
+        return f"its run lengths make {sum(counts)} pixels, the image has {height * width}"
+    return ""
+
+
+def is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
