@@ -10,12 +10,16 @@ EPILOG = """
 --update FILE writes the marked regions of a Markdown file again; no RUN is needed then."""
 
 
+TABLES = ("table1", "table2a", "table2b", "table2c", "figure1", "table3a", "table3b")
+
+
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.epilog, command.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
     add = command.add_argument
     add("runs", metavar="RUN", nargs="*", help="folder of a run, its log.jsonl, or a folder with runs below it")
     add("--output_dir", type=Path, metavar="DIR", help="where the files go (default: only print)")
-    add("--table", action="append", default=[], metavar="NAME", help="such as table1; may be repeated (default: all)")
+    which = f"one of {', '.join(TABLES)}; may be repeated (default: all)"
+    add("--table", action="append", default=[], choices=TABLES, metavar="NAME", help=which)
     add("--update", type=Path, action="append", default=[], metavar="FILE", help="write the regions of FILE again")
 
 
