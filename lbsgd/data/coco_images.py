@@ -6,6 +6,7 @@ What is random, the flip of an image here and the sampling of its anchors and re
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -22,6 +23,8 @@ from lbsgd.algorithm.pairs import grouped_order
 from lbsgd.data.coco_annotations import Image, Split
 from lbsgd.data.share import EvalData, Share, TrainData
 from lbsgd.errors import DataError, missing_pycocotools
+
+OF_LAUNCHERS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}  # by which a run is told to stop
 
 Target = dict[str, torch.Tensor]
 
@@ -143,9 +146,21 @@ def loaded(data: Dataset, batches: Sequence[Sequence[int]], workers: int) -> Ite
         generator=torch.Generator(),  # else every epoch would move torch's own, and a resumed one once more
     )
     try:
-        yield from loader
+        with held_back(OF_LAUNCHERS):  # a fork inherits it, and as_worker comes a moment later
+            loading = iter(loader)
+        yield from loading
     except DataError as error:  # a worker's, which torch hands on with its traceback in the text
         raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+
+
+@contextlib.contextmanager
+def held_back(signals: set[signal.Signals]) -> Iterator[None]:
+    """Let signals that come meanwhile wait until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def as_worker(number: int) -> None:
@@ -157,7 +172,7 @@ def as_worker(number: int) -> None:
     """
     gc.freeze()
     signal.set_wakeup_fd(-1)
-    for ignored in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+    for ignored in OF_LAUNCHERS - {signal.SIGTERM}:
         signal.signal(ignored, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=end_when_the_run_says, args=(os.getppid(),), daemon=True).start()
