@@ -1,4 +1,4 @@
-"""What a GPU is to show, in two runs of at most 8 minutes, each on one GPU; no network is needed.
+"""Measure what only a GPU can show, in two runs of at most 8 minutes, each on one GPU; no network is needed.
 
     python tools/bench_gpu.py correctness [--output_dir DIR]
     python tools/bench_gpu.py speed [--jpegs FILE] [--output_dir DIR]

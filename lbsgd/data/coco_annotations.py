@@ -11,7 +11,7 @@ import hashlib
 import json
 import pickle
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -148,11 +148,14 @@ def names_of(path: Path, categories: Sequence[Any]) -> dict[int, str]:
         names = {each["id"]: str(each["name"]) for each in categories}
     except (KeyError, TypeError) as error:
         raise DataError(f"{path}: a category has no id or no name ({error!r})") from None
-    if (twice := repeated(each["id"] for each in categories)) is not None:
-        raise DataError(
-            f"{path}: two categories have the id {twice}, so annotations of it may mean either; renumber them"
-        )
+    require_unique(path, "categories", (each["id"] for each in categories))
     return names
+
+
+def require_unique(path: Path, what: str, numbers: Iterable[Any]) -> None:
+    """Raise DataError with an id that two of them have."""
+    if (twice := repeated(numbers)) is not None:
+        raise DataError(f"{path}: two {what} have the id {twice}, so annotations of it may mean either; renumber them")
 
 
 class _Reader:
@@ -177,10 +180,7 @@ class _Reader:
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             said = "an image has no id, file_name, height or width, or an annotation no image_id"
             raise DataError(f"{self.path}: {said} ({error!r})") from None
-        if (twice := repeated(number for number, *_ in found)) is not None:
-            raise DataError(
-                f"{self.path}: two images have the id {twice}, so annotations of it may mean either; renumber them"
-            )
+        require_unique(self.path, "images", (number for number, *_ in found))
         self.require_images_of(by_image, {number for number, *_ in found})
         for number, file_name, height, width in found:
             if file_name not in self.files and not (self.folder / file_name).is_file():  # a name may hold folders

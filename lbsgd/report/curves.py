@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,16 +58,13 @@ def axis_name(measure: Measure) -> str:
 
 
 def draw_errors(axes: Axes, run: LoggedRun, name: str, colour: str) -> None:
-    epochs = [record["epoch"] for record in run.epochs]
     measure = run.measures[0]
-    evaluated = run.having(measure.key)
     label = f"{name}  {percent(run.value)}"
     if measure.training:
-        training = [record[measure.training] for record in run.epochs]
-        axes.plot(epochs, training, marker(epochs) + "--", color=colour, linewidth=1, markersize=3)
-    points = [record["epoch"] for record in evaluated]
-    validation = [record[measure.key] for record in evaluated]
-    axes.plot(points, validation, marker(points) + "-", color=colour, linewidth=2, label=label)
+        training = run.curve(measure.training)
+        axes.plot([*training], [*training.values()], marker(training) + "--", color=colour, linewidth=1, markersize=3)
+    validation = run.curve(measure.key)
+    axes.plot([*validation], [*validation.values()], marker(validation) + "-", color=colour, linewidth=2, label=label)
 
 
 def draw_learning_rate(axes: Axes, run: LoggedRun, colour: str) -> None:
@@ -78,7 +75,7 @@ def draw_learning_rate(axes: Axes, run: LoggedRun, colour: str) -> None:
     axes.plot(epochs, lrs, marker(epochs) + "-", color=colour, drawstyle="steps-post")
 
 
-def marker(points: Sequence[Any]) -> str:
+def marker(points: Collection[Any]) -> str:
     # Few points are marked, because one alone makes no line. Many are not, because marks would hide the dashes.
     return "." if len(points) < 30 else ""
 

@@ -46,7 +46,7 @@ def of_epochs(runs: Sequence[LoggedRun], key: str) -> dict[float, list[float]]:
 
     What the log has null for is no number.
     """
-    columns = [{record["epoch"]: record[key] for record in run.having(key)} for run in runs]
+    columns = [run.curve(key) for run in runs]
     common = [epoch for epoch in columns[0] if all(epoch in each for each in columns)] if columns else []
     return {epoch: [each[epoch] for each in columns if each[epoch] is not None] for epoch in common}
 

@@ -133,9 +133,9 @@ class LoggedRun:
         """The run's number of its first measure: a classifier's error."""
         return self.measures[0].of(self.epochs)
 
-    def having(self, key: str) -> list[Record]:
-        """Return the records of epochs that have a key: those of an evaluation stand where there was one."""
-        return [record for record in self.epochs if key in record]
+    def curve(self, key: str) -> dict[float, Any]:
+        """Return a number by the epochs that have it: those of an evaluation stand where there was one."""
+        return {record["epoch"]: record[key] for record in self.epochs if key in record}
 
     @property
     def epochs_done(self) -> float:

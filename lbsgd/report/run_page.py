@@ -73,8 +73,8 @@ def charts_of(run: LoggedRun) -> list[Chart]:
 
 def series_of(run: LoggedRun, name: str, key: str) -> Series:
     """Return a number over the epochs that have it: not every epoch may be evaluated, nor every number be known."""
-    found = run.having(key)
-    return Series(name, [record["epoch"] for record in found], [record[key] for record in found])
+    curve = run.curve(key)
+    return Series(name, list(curve), list(curve.values()))
 
 
 def judged_chart(run: LoggedRun, measure: Measure) -> Chart:

@@ -1,4 +1,4 @@
-"""What the other keys of a JSON make of a value: it is never read, written over, or calculated with in another way.
+"""Judge a value by the keys beside it: they may keep DeepSpeed from reading it, replace it, or change its use.
 
 The schema knows each value by itself (lbsgd/config/accepted); nothing here is a rule of its own.
 """
