@@ -174,6 +174,13 @@ def test_half_precision_is_about_as_far_from_the_oracle_as_plain_autocast(
     assert distance(state.weights, expected[0]) < MULTIPLE * own_distance(precision, device, expected[0])
 
 
+def test_fp16_is_as_near_while_the_loss_scale_grows(device, expected):
+    """It doubles in every third update, between back-propagation and the division (train/loss_scale.py)."""
+    state, _ = trained(in_precision("fp16", 1, N, loss_scale_window=3, initial_scale_power=4))
+    assert state.counters["skipped_iterations"] == 0
+    assert distance(state.weights, expected[0]) < MULTIPLE * own_distance("fp16", device, expected[0])
+
+
 @pytest.mark.parametrize("precision, stage", IN_HALF_PRECISION)
 def test_so_it_is_on_two_processes(two_processes, precision, stage, expected):
     bound = MULTIPLE * own_distance(precision, "cpu", expected[0])

@@ -104,6 +104,18 @@ def test_fp16_at_stage_0_does_not_train():
     assert (engine.module.weight - before).abs().max() < 1e-4  # a gradient of 1 and a lr of 0.1 should move it by 0.1
 
 
+def test_the_update_in_which_the_loss_scale_grows_has_half_its_gradient():
+    """train/loss_scale.py lets it grow when the update is over."""
+    engine = engine_for(settings(stage=1, fp16={"enabled": True, "loss_scale_window": 1, "initial_scale_power": 4}))
+    moved = []
+    for _ in range(2):
+        before = engine.module.weight.detach().clone()
+        update(engine)
+        moved.append(float((before - engine.module.weight.detach()).mean()))
+    # Gradients of 1 at a lr of 0.1 and a momentum of 0.9 should move the weights by 0.1 and 0.19.
+    assert moved == pytest.approx([0.1, 0.14], abs=1e-3) and engine.optimizer.loss_scale == 32
+
+
 def test_torchs_batch_norm_fails_in_fp16():
     """PerWorkerBatchNorm raises γ and β to float32."""
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))

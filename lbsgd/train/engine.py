@@ -36,11 +36,12 @@ from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.errors import ConfigError, TrainingError
+from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config
 from lbsgd.train.kernels import lay_out, norm_implementation
+from lbsgd.train.loss_scale import grow_after_the_update
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 
@@ -123,22 +124,6 @@ def require_device(processes: Processes) -> None:
         )
 
 
-def step(engine) -> None:
-    """Call engine.step(). Raises TrainingError that names the iteration if fp16's loss scale cannot fall any further.
-
-    DeepSpeed finds that on all processes at once.
-    """
-    try:
-        engine.step()
-    except Exception as error:
-        if "loss scale already at minimum" not in str(error):
-            raise
-        raise TrainingError(
-            f"the gradients of iteration {engine.global_steps} overflow fp16 at the smallest loss scale; look at "
-            "the learning rate and the data, or use bf16"
-        ) from error
-
-
 def initialize(
     model: torch.nn.Module,
     config: Plan | str | Path | dict,
@@ -195,6 +180,8 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
         lay_out(engine.module)  # ZeRO flattens weights, and would lose their layout
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.
         engine.enable_backward_allreduce = plan.world_size > 1
+    if plan.precision == "fp16":
+        grow_after_the_update(engine.optimizer)
     return engine, scheduler
 
 

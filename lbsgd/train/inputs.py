@@ -37,7 +37,11 @@ def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> M
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
     """Return the JSON for DeepSpeed: without our block, and without the lines that lbsgd prints itself."""
     config = {key: value for key, value in plan.config.items() if key not in ("lbsgd", "steps_per_print")}
+    zero = dict(config.get("zero_optimization", {}))
     if own_reduction(plan.config, plan.recipe) is None:  # ZeRO would reduce in its own hooks, before ours
-        config["zero_optimization"] = {**config.get("zero_optimization", {}), "overlap_comm": False}
+        zero["overlap_comm"] = False
+    if plan.zero_stage in (1, 2) and not config.get("gradient_clipping") and "offload_optimizer" not in zero:
+        # Nobody reads the norm, but for it each update waits for the device, and skips gradients that are NaN unsaid.
+        zero.setdefault("compute_grad_norm", False)
     # Its throughput timer waits for the GPU at every pass.
-    return {"timers": {"throughput": {"enabled": False}}, **config}
+    return {"timers": {"throughput": {"enabled": False}}, **config, "zero_optimization": zero}

@@ -13,10 +13,10 @@ from lbsgd.errors import Stopped
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train.agreement import Agreement, Decision
 from lbsgd.train.clock import Clock
-from lbsgd.train.engine import step
 from lbsgd.train.evaluation import evaluate, is_due, sync_batch_norm_statistics
 from lbsgd.train.gradient_noise import gradient_noise
 from lbsgd.train.images import Images
+from lbsgd.train.loss_scale import step
 from lbsgd.train.random_states import random_states
 from lbsgd.train.reporter import Reporter, Silence
 from lbsgd.train.saver import BeforeUpdate, Reached, Saver

@@ -1,0 +1,44 @@
+"""fp16's loss scale, which DeepSpeed doubles after `loss_scale_window` updates without an overflow."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lbsgd.errors import TrainingError
+
+
+def grow_after_the_update(optimizer: Any) -> None:
+    """Let ZeRO's optimizer double the loss scale once an update is over.
+
+    DeepSpeed 0.19.8 doubles it between back-propagation and the division of the gradients, which carry the old scale. So
+    the last update of each window would have half its gradient (tests/test_upstream.py). An overflow halves the scale
+    at once, as before: its update is skipped.
+    """
+    update_scale, update_weights = optimizer._update_scale, optimizer.step
+
+    def shrink(has_overflow: bool = False) -> None:
+        if has_overflow:
+            update_scale(has_overflow)
+
+    def step(*arguments: Any, **named: Any) -> None:
+        update_weights(*arguments, **named)
+        if not optimizer.overflow:
+            update_scale(False)
+
+    optimizer._update_scale, optimizer.step = shrink, step
+
+
+def step(engine: Any) -> None:
+    """Call engine.step(). Raises TrainingError that names the iteration if the loss scale cannot fall any further.
+
+    DeepSpeed finds that on all processes at once.
+    """
+    try:
+        engine.step()
+    except Exception as error:
+        if "loss scale already at minimum" not in str(error):
+            raise
+        raise TrainingError(
+            f"the gradients of iteration {engine.global_steps} overflow fp16 at the smallest loss scale; look at "
+            "the learning rate and the data, or use bf16"
+        ) from error
