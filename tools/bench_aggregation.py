@@ -130,7 +130,7 @@ def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
         before = network.sent_bytes()
         variant.iterations(1)
         sent = max(network.bytes_of_hosts(before, per_host))
-        found[name]["bytes"] = sent / variant.gradient_bytes / network.HEADERS
+        found[name]["bytes"] = sent / variant.gradient_bytes
     alone = variants["stage 0"].engine
     compute, others = [], 0.0
     _, counts = busy_of_others((0.0, 0.0))

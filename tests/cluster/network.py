@@ -22,6 +22,7 @@ import processes  # noqa: E402  beside the path above
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERFACE, SUBNET = "eth0", "10.84.0"
+HEADER_BYTES = 66  # of a packet: Ethernet 14, IP 20, TCP 32 with its timestamps; an acknowledgement has nothing else
 HEADERS = 1.045  # bytes on the wire per byte of data: 1,514 for 1,448 in a full packet
 CLONE_NEWNET = 0x40000000
 
@@ -134,9 +135,10 @@ def _on_host(pids: list[int], per_host: int, function, arguments):
 
 
 def sent_bytes() -> int:
-    """Return the bytes that this process's host has sent."""
+    """Return the bytes of data that this process's host has sent: what is on the wire, without the packets' headers."""
     line = next(line for line in Path("/proc/self/net/dev").read_text().splitlines() if INTERFACE in line)
-    return int(line.split(":")[1].split()[8])
+    on_the_wire, packets = map(int, line.split(":")[1].split()[8:10])
+    return on_the_wire - HEADER_BYTES * packets
 
 
 def bytes_of_hosts(before: int, per_host: int) -> list[int]:
