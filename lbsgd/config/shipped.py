@@ -97,7 +97,7 @@ CIFAR10 = (
     " --set lbsgd.augmentation.crop_scale=[0.75,1.0]"
 )
 SCENES = (
-    "--detection --global_batch 16 --num_images 1024 --set lbsgd.linear_scaling.base_lr=0.005"
+    "--detection --global_batch 16 --num_images 1024 --set lbsgd.linear_scaling.base_lr=0.0025"
     " --set lbsgd.linear_scaling.base_batch=2 --set lbsgd.iterations=2048 --set lbsgd.decay.iterations=[1536]"
     " --set lbsgd.warmup.iterations=200 --set lbsgd.warmup.scaled=true --set lbsgd.augmentation.flip=false"
     " --set lbsgd.detection.shorter_side=112 --set lbsgd.detection.longer_side=128"
