@@ -16,7 +16,7 @@ from dataclasses import replace
 from digits import DigitsResNet
 
 from lbsgd.commands.train import Request, parser
-from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.errors import ConfigError, LbsgdError, TrainingError
 from lbsgd.processes.ending import end_with_error
 
 
@@ -66,8 +66,16 @@ def opened(request, name, described, stack):
     return Server(DigitsResNet().network(source.num_classes, plan), plan, request.flags), images, log
 
 
+NOT_SIMULATED = ("evaluate_only", "max_iterations", "checkpoint_every", "compile", "in_memory", "baseline")
+
+
 def require_simulable(request):
-    """Raise ConfigError for what the simulation would only seem to do: several processes, fp16, bf16."""
+    """Raise ConfigError for what the simulation would only seem to do: flags, several processes, fp16, bf16."""
+    given = [flag for flag in NOT_SIMULATED if getattr(request.flags, flag)]
+    if request.flags.evaluate_every > 1:
+        given.append("evaluate_every")
+    if given:
+        raise ConfigError(f"the simulation does not know --{', --'.join(given)}; leave it out")
     if request.processes.world_size > 1:
         raise ConfigError("the workers are simulated on one process; start the recipe without a launcher")
     if request.plan.precision != "fp32":
@@ -120,13 +128,20 @@ class Server:
         }
 
     def gradient(self, batch, share):
+        """Add a share of the gradient of n images; return their loss and how many are wrong."""
         from torch.nn.functional import cross_entropy
 
         images, labels = batch
         logits = self.network(images)
         loss = cross_entropy(logits, labels)
+        self.require_numbers(loss)
         (loss * share).backward()
         return loss.item(), int((logits.argmax(1) != labels).sum())
+
+    def require_numbers(self, *found):
+        """Raise TrainingError for a loss or weights that are not numbers, as the trainer does: the run has diverged."""
+        if not all(tensor.isfinite().all() for tensor in found):
+            raise TrainingError(f"after {self.gradients // self.workers} iterations the loss is not a number")
 
     def move(self, lr):
         from lbsgd.algorithm.sgd import lr_factor
@@ -176,6 +191,7 @@ class Server:
     def evaluate(self, batches):
         import torch
 
+        self.require_numbers(*self.weights)  # no loss follows the last update
         self.network.eval()
         wrong = seen = 0
         with torch.no_grad():

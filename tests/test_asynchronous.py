@@ -5,11 +5,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from asynchronous import Server
+from commands import ROOT, refused, script
 from update_magnitude import steps
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
+from lbsgd.errors import TrainingError
+from lbsgd.experiments.studies.update_magnitude import mean_of, relative
 from lbsgd.train.inputs import build_optimizer
 
 
@@ -102,3 +105,43 @@ def test_small_steps_go_where_the_large_one_goes_while_the_learning_rate_is_smal
             large + small - 2 * found["cosine"] * (large * small) ** 0.5, rel=1e-2
         )
     assert 1000 * apart[0] < apart[1] < 0.1  # the distance grows with the square of the learning rate, 10,000 times
+
+
+def test_two_steps_at_a_learning_rate_of_0_have_no_cosine():
+    found = server(4, "sync")
+    found.lr = lambda: 0.0
+    assert steps(found, batches(4)) == {"lr": 0, "large_sq": 0, "small_sq": 0, "apart_sq": 0, "cosine": None}
+
+
+def test_steps_that_are_no_numbers_for_one_seed_are_left_out_of_the_mean():
+    near = {"apart_sq": 1.0, "small_sq": 2.0}
+    found = [near, {"apart_sq": None, "small_sq": None}, {"apart_sq": 1.0, "small_sq": 0.0}, near]
+    runs = [
+        SimpleNamespace(iterations=[{"epoch": epoch, **record} for epoch, record in enumerate(each)])
+        for each in (found, 4 * [near])
+    ]
+    series = mean_of("steps", SimpleNamespace(finished=runs), relative)
+    assert (series.x, series.y) == ([0, 3], [0.5, 0.5])
+
+
+@pytest.mark.parametrize("updates", ["sync", "async"])
+def test_a_run_whose_loss_is_not_a_number_ends(updates):
+    found, images = server(2, updates), batches(6)
+    images[4][0].fill_(float("nan"))
+    with pytest.raises(TrainingError, match="after 2 iterations the loss is not a number"):
+        found.train(images)
+
+
+def test_weights_that_the_last_update_has_lost_are_not_evaluated():
+    found = server(2, "sync")
+    found.weights[0].data.fill_(float("inf"))
+    with pytest.raises(TrainingError, match="after 0 iterations"):
+        found.evaluate(batches(1))
+
+
+def test_flags_that_a_simulation_does_not_read_are_refused():
+    """Those of the recipes' parser: each is one of Request, of the simulation, or refused by name."""
+    given = ["--compile", "--max_iterations", "3", "--checkpoint_every", "10m", "--evaluate_every", "2"]
+    arguments = ["--fake_data", "--updates", "sync", "--deepspeed_config", ROOT / "ds_configs/digits/256.json", *given]
+    done = script("recipes/asynchronous.py", *arguments)
+    refused(done, "--max_iterations, --checkpoint_every, --compile, --evaluate_every", "leave")

@@ -69,6 +69,14 @@ def test_the_only_validation_split_is_found_and_drawn(scenes, run_of):
         assert picture.format == "PNG"
 
 
+def test_weights_of_other_categories_are_refused(scenes, run_of):
+    run, plan = run_of("mask_rcnn_resnet18_fpn")
+    split = read_split(scenes, "val2017", training=False)
+    network = SmallMaskRCNN(SimpleNamespace(val=split, backbone=lambda: None))
+    torch.save(network.network(len(split.names) + 1, plan).state_dict(), run / "weights.pt")
+    refused(script(DRAW, run, "--data_dir", scenes), run / "weights.pt", "10 categories", "--data_dir")
+
+
 def test_several_validation_splits_want_a_name(run_of, tmp_path):
     run, _ = run_of("mask_rcnn_resnet18_fpn")
     (tmp_path / "annotations").mkdir()

@@ -5,8 +5,8 @@
 In turn in one run, so that only the ratio counts. The network is the same object in both: per-worker batch norm is
 measured by bench_batchnorm.py. On a CPU: ResNet-18, 64x64, micro batch 64, fp32. On a GPU also ResNet-50 at 224 in
 fp16 and bf16, micro batch 256 with n = 32, against PyTorch's autocast in channels_last. With --data_dir the trainer
-is fed by the FFCV loader in a row of its own, which shows what waiting for data costs. The last row is what a
-checkpoint every 50 iterations costs: gathered, written and forced to the disk.
+is fed by the FFCV loader in a row of its own, which shows what waiting for data costs. The last rows are what a
+checkpoint every 50 iterations costs (gathered, written and forced to the disk), and the diagnostics every 50.
 """
 
 import argparse
@@ -49,12 +49,13 @@ sys.path.insert(0, str(ROOT / "recipes"))
 from resnet50 import ResNet50  # noqa: E402  beside the path above
 
 
-def plan_for(micro_batch, resolution, precision, num_images):
-    """The recipe at a global batch of one micro batch: every iteration is one pass and one update.
+def plan_for(micro_batch, resolution, precision, num_images, passes=1, **diagnostics):
+    """The recipe at a global batch of so many micro batches: every iteration is so many passes and one update.
 
     ZeRO stage 0, which is the fastest, except for fp16, which DeepSpeed trains from stage 1 on only.
     """
     config = read_json(ROOT / "ds_configs/256.json")
+    config["lbsgd"]["diagnostics"] = diagnostics
     if precision != "fp16":
         del config["fp16"]
         config["zero_optimization"]["stage"] = 0
@@ -62,7 +63,9 @@ def plan_for(micro_batch, resolution, precision, num_images):
         config,
         1,
         num_images,
-        Overrides(global_batch=micro_batch, micro_batch=micro_batch, resolution=resolution, precision=precision),
+        Overrides(
+            global_batch=passes * micro_batch, micro_batch=micro_batch, resolution=resolution, precision=precision
+        ),
     )
 
 
@@ -204,18 +207,25 @@ def with_checkpoints(table, name, micro_batch, resolution, precision, device, re
 
         update, whole = in_turn([step, checkpoint], device, repeats)
         trainer.saver.close()
-    plain, saving = (
-        [50 * seconds for seconds in update],
-        [50 * seconds + more for seconds, more in zip(update, whole, strict=True)],
-    )
-    row(
-        table,
-        f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}: "
-        "a checkpoint every 50 iterations, against none",
-        50 * micro_batch,
-        plain,
-        saving,
-    )
+    what = f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}: "
+    every_50th(table, what + "a checkpoint every 50 iterations, against none", micro_batch, update, whole)
+
+
+def every_50th(table, what, num_images, update, more):
+    """A row: 50 updates, and 50 with something more once; each as (seconds, CPU seconds) of one."""
+    plain = [50 * seconds for seconds in update]
+    row(table, what, 50 * num_images, plain, [seconds + extra for seconds, extra in zip(plain, more, strict=True)])
+
+
+def with_diagnostics(table, name, micro_batch, resolution, precision, device, repeats):
+    """A row: what `diagnostics.gradient_noise: 50` adds to updates of two passes, which are the two chunks it needs."""
+    plan_of = partial(plan_for, micro_batch, resolution, precision, 10**6, 2)
+    plans = [plan_of(), plan_of(gradient_noise=1)]  # 1, to time each measurement
+    steps = [our_step(resnet(name, 1000), plan, partial(fake_images, plan))[0] for plan in plans]
+    update, measured = in_turn(steps, device, repeats)
+    more = [one - other for one, other in zip(measured, update, strict=True)]
+    what = f"{name}, {resolution}x{resolution}, 2 x {micro_batch} images, n = 32, {precision}: "
+    every_50th(table, what + "gradient noise every 50 iterations, against never", 2 * micro_batch, update, more)
 
 
 def main():
@@ -237,6 +247,8 @@ def main():
     if arguments.data_dir:
         fed_by_the_loader(table, *cases[-1], device, arguments.repeats, arguments.data_dir)
     with_checkpoints(table, *cases[-1], device, arguments.repeats)
+    if cases[-1][3] != "fp16":  # whose gradients are scaled
+        with_diagnostics(table, *cases[-1], device, arguments.repeats)
     # Where output is no terminal, rich takes 80 columns and breaks words.
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import torch
 
-from lbsgd.commands.detect import DetectionRequest
+from lbsgd.commands.detect import only_split
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import as_fractions, example_of, pixels_of
@@ -34,8 +34,7 @@ def main() -> None:
     flags = parser.parse_args()
     path = flags.output or flags.run / "detections.png"
     try:
-        # The recipes' own rule, which asks for nothing but the folder.
-        name = flags.val_split or DetectionRequest.only(SimpleNamespace(folder=flags.data_dir), "val")
+        name = flags.val_split or only_split(flags.data_dir, "val")
         split = read_split(flags.data_dir, name, training=False)
         detector = detector_of(flags.run, split)
         replace_picture(path, picture(detector, split, min(flags.num_images, len(split))))
@@ -47,7 +46,7 @@ def main() -> None:
 def detector_of(run: Path, split):
     """Return the network of a run with its weights, for evaluation.
 
-    Raises DataError for a run of something else, or one that has not ended.
+    Raises DataError for a run of something else, of other categories, or one that has not ended.
     """
     from mask_rcnn import MaskRCNN
     from mask_rcnn_digits import SmallMaskRCNN
@@ -62,7 +61,11 @@ def detector_of(run: Path, split):
     plan = Plan.read(header["config"], 1, header["num_images"])
     task = tasks[model](SimpleNamespace(val=split, backbone=lambda: None))
     network = task.network(len(split.names), plan)
-    network.load_state_dict(torch.load(weights, weights_only=True))
+    try:
+        network.load_state_dict(torch.load(weights, weights_only=True))
+    except RuntimeError:  # torch lists each size that differs
+        words = f"{weights} is not of a {model} for the {len(split.names)} categories of {split.name}"
+        raise DataError(f"{words}: give --data_dir of the data that the run had") from None
     return network.eval()
 
 

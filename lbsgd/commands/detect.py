@@ -46,8 +46,8 @@ class DetectionRequest(Request):
             raise ConfigError("--compile is a classifier's: a detector's images differ in size, and each would compile")
         self.require_backbone()
         self.folder = Path(flags.data_dir or os.environ.get("COCO_DIR") or "data/coco")
-        self.train = read_split(self.folder, flags.train_split or self.only("train"), flags.on_error)
-        val = flags.val_split or self.only("val")
+        self.train = read_split(self.folder, flags.train_split or only_split(self.folder, "train"), flags.on_error)
+        val = flags.val_split or only_split(self.folder, "val")
         self.val = read_split(self.folder, val, flags.on_error, training=False)
         require_same_categories(self.train, self.val)
         if self.processes.is_rank_0:
@@ -65,15 +65,6 @@ class DetectionRequest(Request):
         if weights is not None and not Path(weights).is_file():
             raise DataError(f"--backbone_weights {weights}: no such file; it is the weights.pt of a run")
         self.started_from = trained_as(Path(weights)) if weights else None
-
-    def only(self, kind: str) -> str:
-        """Return the name of the one split of a kind. Raises DataError where there is none, or several."""
-        prefix = "instances_"
-        found = sorted(path.stem for path in (self.folder / "annotations").glob(f"{prefix}{kind}*.json"))
-        if len(found) != 1:
-            several = f"{', '.join(found)}: name one by --{kind}_split" if found else f"is not there; {DOWNLOAD}"
-            raise DataError(f"{self.folder}/annotations/{prefix}{kind}*.json {several}")
-        return found[0].removeprefix(prefix)
 
     def images(self) -> ImageSource:
         from lbsgd.train.coco_source import CocoSource
@@ -96,6 +87,16 @@ class DetectionRequest(Request):
         if not isinstance(weights, dict):
             raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
         return weights
+
+
+def only_split(folder: Path, kind: str) -> str:
+    """Return the name of the one split of a kind. Raises DataError where there is none, or several."""
+    prefix = "instances_"
+    found = sorted(path.stem for path in (folder / "annotations").glob(f"{prefix}{kind}*.json"))
+    if len(found) != 1:
+        several = f"{', '.join(found)}: name one by --{kind}_split" if found else f"is not there; {DOWNLOAD}"
+        raise DataError(f"{folder}/annotations/{prefix}{kind}*.json {several}")
+    return found[0].removeprefix(prefix)
 
 
 def trained_as(weights: Path) -> str:
