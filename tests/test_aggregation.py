@@ -166,7 +166,8 @@ def test_a_parameter_that_one_process_does_not_use_is_the_mean_with_zero(of_two)
 
 def test_sparse_gradients_are_aggregated_as_dense_ones(of_two):
     dense, sparse = of_two[0]["sparse"]
-    assert same_bits(dense, sparse) and same_bits(sparse, of_two[1]["sparse"][1])
+    torch.testing.assert_close(sparse, dense, rtol=1e-5, atol=1e-7)  # rows that come twice add up in another order
+    assert same_bits(sparse, of_two[1]["sparse"][1])
 
 
 def test_the_first_bucket_starts_before_the_first_layers_gradient_exists(of_two):
