@@ -1,7 +1,8 @@
-"""Files that are whole or not there, whenever the process or the machine dies."""
+"""Files that are whole or not there, whenever the process or the machine dies; and how many may be open."""
 
 import contextlib
 import os
+import resource
 import secrets
 import stat
 from collections.abc import Iterator
@@ -62,6 +63,20 @@ def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def allow_open_files(needed: int) -> int | None:
+    """Raise this process's limit of open files, on many systems 1,024, to `needed`.
+
+    Return the most that the system allows if that is fewer, else None.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return None
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        return hard
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return None
 
 
 def replace_picture(path: Path, figure) -> None:

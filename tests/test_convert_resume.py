@@ -1,6 +1,7 @@
 """Interrupted by a signal, a death or a full disk, the same command goes on, and ends with the same bytes."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import resource
@@ -142,12 +143,16 @@ def test_killed_while_the_files_get_their_names_it_ends_with_the_same_bytes(whol
     assert_same_files(data, expected)
 
 
-def test_work_for_other_images_or_settings_is_not_taken_up(tree, tmp_path, monkeypatch):
+def test_work_for_other_images_or_settings_is_not_taken_up_and_a_line_says_so(tree, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("lbsgd.convert.convert.publish", lambda *_: None)
         convert(tree, tmp_path / "data", **SETTINGS)
         save(tree / "train/ant/1.JPEG", phase=7)  # another picture, of which a journal would know nothing
+    assert "begins again" not in capsys.readouterr().out
     convert(tree, tmp_path / "data", **SETTINGS)
+    assert "data/.converting holds work on other images or settings, or of another version: it begins again\n" in (
+        capsys.readouterr().out
+    )
     assert stored(tmp_path / "data/train.beton")[0] == (tree / "train/ant/1.JPEG").read_bytes()
 
 
@@ -186,6 +191,18 @@ def test_a_second_command_leaves_the_work_of_a_running_one(tree, tmp_path):
         assert names_in(data / ".converting") == before
     convert(source, data, **SETTINGS)
     assert names_in(data) == ["manifest.json", "train.beton", "val.beton"]
+
+
+@pytest.mark.parametrize("number, held", [(errno.EACCES, True), (errno.ENOLCK, False), (errno.ENOSYS, False)])
+def test_a_file_system_without_locks_is_told_and_used(tree, tmp_path, monkeypatch, capsys, number, held):
+    def lockf(_file, _how):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    with pytest.raises(DataError, match="another process is converting") if held else contextlib.nullcontext():
+        convert(tree, tmp_path / "data", **SETTINGS)
+    told = f"{tmp_path}/data lies on a file system without locks ({os.strerror(number)})"
+    assert (told in capsys.readouterr().out) != held and (tmp_path / "data/manifest.json").exists() != held
 
 
 def test_a_command_that_begins_while_another_one_publishes_finds_it_complete(tree, tmp_path, monkeypatch, capsys):
@@ -268,6 +285,13 @@ def test_the_death_of_a_process_ends_the_conversion_which_can_go_on(tree, tmp_pa
             convert(tree, tmp_path / "data", **SETTINGS)
     assert names_in(tmp_path / "data") == [".converting"]
     convert(tree, tmp_path / "data", **SETTINGS)
+
+
+def test_the_death_of_a_process_is_told_also_if_more_work_waits_for_it(whole, tmp_path, monkeypatch):
+    """The kernel then resets the connection, which once passed for a folder that cannot be written to."""
+    monkeypatch.setattr(convert_split, "stored_image", lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(DataError, match="died: killed by signal 9"):
+        convert(whole[0], tmp_path / "data", **{**SETTINGS, "num_processes": 1})
 
 
 def test_a_full_disk_ends_the_conversion_which_can_go_on(tree, tmp_path):

@@ -14,7 +14,10 @@ from converter import encoded
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+import lbsgd.convert.parquet
 from lbsgd.convert.convert import convert, look
+from lbsgd.convert.files import Files
+from lbsgd.convert.parquet import copy_images
 from lbsgd.convert.shards import find_shards
 from lbsgd.convert.sources import find_source
 from lbsgd.convert.verify import verify
@@ -29,7 +32,7 @@ def images_of(split):
     images = [
         (f"{WNIDS[label]}_{number}.JPEG" if split == "train" else f"ILSVRC2012_val_{3 * number + label:08}.JPEG", label)
         for label in range(len(WNIDS))
-        for number in range(4 if split == "train" else 2)
+        for number in ((0, 18, 188, 2) if split == "train" else (0, 1))
     ]
     order = RNG.permutation(len(images))
     return [(*images[place], encoded(size=(16, 24), phase=float(hash(images[place]) % 97))) for place in order]
@@ -169,7 +172,7 @@ def webdataset(folder, extra=(), within=False):
 
 
 def parquet(folder, named=True, compression="snappy"):
-    """Hugging Face's folder data/ with its names of the classes, one of them twice, as in imagenet-1k."""
+    """Hugging Face's folder data/, with its names of images and of classes, one of these twice, as in imagenet-1k."""
     (folder / "data").mkdir(parents=True)
     features = {"image": {"_type": "Image"}, "label": {"names": ["tench", "crane", "crane"], "_type": "ClassLabel"}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})} if named else {}
@@ -177,7 +180,10 @@ def parquet(folder, named=True, compression="snappy"):
         for number, images in enumerate(cut(IMAGES[split], 2)):
             table = pyarrow.table(
                 {
-                    "image": [{"bytes": data, "path": name} for name, _, data in images],
+                    "image": [
+                        {"bytes": data, "path": name.replace(".JPEG", f"_{WNIDS[label]}.JPEG")}
+                        for name, label, data in images
+                    ],
                     "label": pyarrow.array([label for _, label, _ in images], pyarrow.int64()),
                 }
             ).replace_schema_metadata(metadata)
@@ -332,6 +338,40 @@ def test_shards_that_leave_no_number_out_are_found(tmp_path, names):
     assert find_shards(tmp_path)[1]["train"] == sorted(names)
 
 
+@pytest.mark.parametrize(
+    "names, told",
+    [
+        (["train-00000-of-00001", "train/train-00000-of-00001"], "train-00000-of-00001 and train/train-00000-of-00001"),
+        (["train-0.tar", "train-1.tar", "train/train-1.tar"], "train-1.tar and train/train-1.tar"),
+        (["data/train.parquet", "train/train.parquet"], "data/train.parquet and train/train.parquet"),
+        (["train-0-of-2", "train-1-of-2", "train-0-of-1"], "train-0-of-1 and train-0-of-2"),
+        (["train-0-of-1-7ab1.parquet", "train-0-of-1-07c9.parquet"], "train-0-of-1-07c9.* and train-0-of-1-7ab1"),
+    ],
+)
+def test_shards_that_are_there_twice_are_refused(tmp_path, names, told):
+    """In two folders, cut into another number of shards, or of another version: all images would be there twice."""
+    for name in [*names, names[0].rpartition("/")[2].replace("train", "val")]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert re.search(f"holds the shards {told}.*, and only one can be meant", refused(tmp_path, tmp_path))
+
+
+def test_a_shard_of_several_names_is_taken_once(tmp_path):
+    source = tfrecords(tmp_path / "source", within="folders")
+    (source / "val").symlink_to("validation")
+    os.link(source / "train/train-00001-of-00003", source / "train-00001-of-00003")
+    found = find(source, tmp_path)
+    assert len(found.train) == 12 and len(found.val) == 6
+
+
+def test_tars_of_classes_are_not_taken_for_shards(tmp_path):
+    for name in ("train/n01440764.tar", "train/n01443537.tar"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    said = refused(tmp_path, tmp_path)
+    assert "train/n01440764.tar holds the images of one class; unpack each" in said and "&& tar xf $tar -C" in said
+
+
 def test_a_shard_that_is_a_link_to_nothing_is_refused(tmp_path):
     """It is the last one, so that no number tells of it."""
     source = webdataset(tmp_path / "source")
@@ -350,7 +390,7 @@ def test_a_flipped_byte_of_a_record_is_found_before_the_work_begins(tmp_path, pl
     assert str(path) in said and ("is damaged: " in said or "is no TFRecord file" in said)
 
 
-@pytest.mark.parametrize("num_bytes", [5, 12, 100, -1, -4])
+@pytest.mark.parametrize("num_bytes", [0, 5, 12, 100, -1, -4])
 def test_a_truncated_shard_of_records_is_refused(tmp_path, num_bytes):
     source = tfrecords(tmp_path / "source")
     path = source / "validation-00001-of-00002"
@@ -388,6 +428,32 @@ def test_a_label_with_two_synsets_is_refused(tmp_path):
     assert "label 1 is , and n01440764 in another record" in refused(source, tmp_path)
 
 
+def test_splits_of_two_tables_of_labels_are_refused(tmp_path):
+    """All labels of the validation images would be wrong."""
+    source = tfrecords(tmp_path / "source")
+    for number, images in enumerate(cut(IMAGES["val"], 2)):
+        turned = [(name, (label + 1) % 3, data) for name, label, data in images]
+        records(source / f"validation-{number:05}-of-00002", [imagenet_example(*image) for image in turned])
+    assert find(source, tmp_path)  # with other labels, but of the same table
+    for number in range(2):
+        examples = [
+            example(image__encoded=b"x", image__class__label=label + 1, image__class__synset=WNIDS[-label].encode())
+            for label in range(3)
+        ]
+        records(source / f"validation-{number:05}-of-00002", examples)
+    said = "label 2 is n01443537 in the training shards and n02102040 in the validation shards"
+    assert said in refused(source, tmp_path)
+
+
+def test_parquet_shards_of_two_tables_of_labels_are_refused(tmp_path):
+    source = parquet(tmp_path / "source")
+    path = source / "data/train-00001-of-00002.parquet"
+    table = pyarrow.parquet.read_table(path)
+    metadata = {name: value.replace(b"tench", b"crane") for name, value in table.schema.metadata.items()}
+    pyarrow.parquet.write_table(table.replace_schema_metadata(metadata), path)
+    assert f"{path}: label 0 is crane, and tench in another shard" in refused(source, tmp_path)
+
+
 def test_packed_and_unpacked_labels_are_read(tmp_path):
     """proto3 packs numbers, proto2's writers do not."""
     from lbsgd.convert.tfrecords import _first_number
@@ -416,6 +482,49 @@ def test_a_sample_without_a_class_is_refused(tmp_path):
     assert "alone.jpg has no alone.cls" in refused(source, tmp_path)
 
 
+def test_images_of_one_name_in_different_folders_or_shards_are_all_there(tmp_path):
+    source = webdataset(tmp_path / "webdataset")
+    with tarfile.open(source / "imagenet-train-000000.tar", "a") as tar:
+        for name, content in (("b/1.cls", b"2"), ("b/1.jpg", b"of b"), ("a/1.cls", b"2"), ("a/1.jpg", b"of a")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert [name for name in find(source, tmp_path).train.names if "/" in name] == ["a/1.jpg", "b/1.jpg"]
+    source = parquet(tmp_path / "parquet")
+    for shard in range(2):
+        images = [{"bytes": b"%d of %d" % (label, shard), "path": "1.JPEG"} for label in range(3)]
+        table = pyarrow.table({"image": images, "label": [0, 1, 2]})
+        pyarrow.parquet.write_table(table, source / f"data/train-{shard:05}-of-00002.parquet")
+    train = find(source, tmp_path).train
+    read = [train.reader().read(train.member(row)) for row in range(6)]
+    assert read == [b"%d of %d" % (label, shard) for label in range(3) for shard in range(2)]
+
+
+def test_more_shards_and_labels_than_16_bits_number_are_kept():
+    files = Files("shards", "labels")
+    files.add("a", sizes=1, shards=1 << 16, labels=(1 << 31) - 1)
+    assert files.member(0).shard == 1 << 16
+
+
+def test_a_shard_of_parquet_is_not_held_in_memory(tmp_path, monkeypatch):
+    """But for one group of its rows, which PyArrow's writer puts into one page."""
+    (tmp_path / "scratch").mkdir()
+    images = [{"bytes": RNG.bytes(100_000), "path": f"{number}.JPEG"} for number in range(400)]
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": images, "label": [0] * 400}), path, row_group_size=20)
+    assert path.stat().st_size > 40_000_000
+    before, held, rows = pyarrow.total_allocated_bytes(), [], lbsgd.convert.parquet._rows
+
+    def watched(file):
+        for row in rows(file):
+            held.append(pyarrow.total_allocated_bytes() - before)
+            yield row
+
+    monkeypatch.setattr(lbsgd.convert.parquet, "_rows", watched)
+    copy_images(tmp_path, [path.name], tmp_path / "scratch/train.images")
+    assert len(held) == 400 and max(held) < 20_000_000
+
+
 def test_a_validation_class_without_training_images_is_refused(tmp_path):
     source = webdataset(tmp_path / "source")
     with tarfile.open(source / "imagenet-val-000000.tar", "a") as tar:
@@ -431,8 +540,9 @@ def test_parquet_of_something_else_is_refused(tmp_path):
     path = source / "data/train-00000-of-00002.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": [1]}), path)
     assert "has no column image, but text, label" in refused(source, tmp_path)
-    pyarrow.parquet.write_table(pyarrow.table({"image": [{"bytes": b"x", "path": "a"}], "label": [-1]}), path)
-    assert "row 0 has label -1; images without a class" in refused(source, tmp_path)
+    for label in (-1, 1 << 31):
+        pyarrow.parquet.write_table(pyarrow.table({"image": [{"bytes": b"x", "path": "a"}], "label": [label]}), path)
+        assert f"row 0 has label {label}, which is no number of a class" in refused(source, tmp_path)
     pyarrow.parquet.write_table(
         pyarrow.table({"image": pyarrow.array([{"bytes": None, "path": "a"}]), "label": [1]}), path
     )

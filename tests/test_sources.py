@@ -236,6 +236,19 @@ def test_images_come_in_torchvision_s_order(tmp_path):
         assert [(images.where(i), label) for i, label in enumerate(images.labels)] == theirs.samples
 
 
+@pytest.mark.parametrize("val", ["val", "val/.hidden"])
+def test_folders_without_images_beside_the_archives_hide_nothing(tmp_path, val):
+    """As `mkdir train val` makes them, or an archive of a tar per class that was unpacked there."""
+    folder = make_official(tmp_path / "source")
+    (folder / val).mkdir(parents=True)
+    with tarfile.open(folder / "ILSVRC2012_img_train.tar") as tar:
+        tar.extractall(folder / "train", filter="data")
+    (folder / "train/stray.txt").touch()
+    source = find(folder, tmp_path)
+    assert source.train.container.name == "ILSVRC2012_img_train.tar" and len(source.train) == 12
+    assert source.val.container.name == "ILSVRC2012_img_val.tar" and len(source.val) == 6
+
+
 def test_ground_truth_numbers_are_the_devkit_s_and_not_positions(tmp_path):
     """Read as positions in the sorted ids, the numbers would be valid labels, and wrong."""
     right = find(make_official(tmp_path / "a"), tmp_path).val

@@ -2,9 +2,11 @@
 
 import io
 import os
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 
@@ -25,7 +27,7 @@ from lbsgd.convert.beton_writer import (
 from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE
 from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, ProcessPool
 from lbsgd.data.beton import BetonFile
-from lbsgd.errors import DataError
+from lbsgd.errors import ConfigError, DataError
 
 PAGE = 1 << 23
 
@@ -256,6 +258,36 @@ def test_the_death_of_a_process_ends_the_work_within_seconds(code):
     with pytest.raises(DataError, match=f"died: {reason}; what is done is kept"), ProcessPool(2, make) as pool:
         list(pool.results(range(10)))
     assert time.monotonic() - start < 5 and all(process.exitcode is not None for process in pool.processes)
+
+
+@pytest.mark.parametrize("num_chunks", [2, 3, 10], ids=["within a result", "work unread", "before more work"])
+def test_a_death_is_told_whatever_the_pipe_says(num_chunks):
+    def make():
+        def job(chunk, _slot):
+            if chunk == 1:
+                threading.Timer(0.2, os._exit, [3]).start()
+            return bytes(chunk << 26)  # more than a pipe takes while nobody reads it
+
+        return job
+
+    with pytest.raises(DataError, match="died: exit code 3; what is done is kept"), ProcessPool(1, make) as pool:
+        results = pool.results(range(num_chunks))
+        assert next(results)[0] == b""
+        pool.processes[0].join()
+        next(results)
+
+
+def test_many_processes_may_have_their_files_open(monkeypatch):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 30, limits[1]))
+    try:
+        with ProcessPool(20, lambda: lambda chunk, _slot: chunk) as pool:
+            assert [chunk for chunk, _ in pool.results(range(20))] == list(range(20))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
+    with pytest.raises(ConfigError, match="2,000 processes need 6,128 open files, and this system allows 4,096"):
+        ProcessPool(2000, None)
 
 
 def test_processes_end_with_their_parent():

@@ -15,7 +15,12 @@ from lbsgd.convert.left_out import STRAY_FILE, SUFFIXES, LeftOut, path_reason
 from lbsgd.convert.source_images import Images
 from lbsgd.errors import DataError
 
-Key = Callable[[str], Any]  # of a name, by which the images of a class are sorted; no two may have the same
+# Of a name and the number of its shard, by which the images of a class are sorted; no two may have the same.
+Key = Callable[[str, int], Any]
+
+
+def by_path(name: str, _shard: int) -> tuple[str, str]:
+    return os.path.split(name)
 
 
 class ByClass:
@@ -68,9 +73,7 @@ class ByClass:
             self.add(row, label)
         self.loose = array("I")
 
-    def images(
-        self, key: Key = os.path.split, classes: list[str] | None = None, shard_names: Sequence[str] = ()
-    ) -> Images:
+    def images(self, key: Key = by_path, classes: list[str] | None = None, shard_names: Sequence[str] = ()) -> Images:
         """Return all that was added.
 
         classes: in their order, by default sorted by name. Raises DataError for one without images, and for images
@@ -112,7 +115,7 @@ class ByClass:
     def _sorted(self, rows: np.ndarray, key: Key) -> Iterator[int]:
         before = None
         names, shards = self.files.names, self.files.column("shards")
-        for value, row in sorted_rows(rows, lambda row: (key(names[row]), int(shards[row]))):
+        for value, row in sorted_rows(rows, lambda row: key(names[row], int(shards[row]))):
             if value == before:
                 raise DataError(
                     f"{self.origin}: member {names[row]!r} is there twice, and only one can be meant; use another "

@@ -19,7 +19,7 @@ from lbsgd.convert.left_out import LeftOut
 from lbsgd.disk import appearing
 
 RUN = 50_000  # names that are sorted at a time
-TYPES = {"sizes": "I", "offsets": "Q", "stamps": "q", "shards": "H", "labels": "i"}
+TYPES = {"sizes": "I", "offsets": "Q", "stamps": "q", "shards": "I", "labels": "i"}
 
 
 class Member(NamedTuple):

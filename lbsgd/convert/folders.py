@@ -20,8 +20,10 @@ from lbsgd.errors import DataError
 Identity = tuple[int, int]  # device and inode
 
 
-def in_folders(folder: Path) -> ByClass:
-    """Return the images of a folder by its class folders; those that lie in none are loose."""
+def in_folders(folder: Path) -> ByClass | None:
+    """Return the images of a folder by its class folders; those that lie in none are loose. None if it is not there."""
+    if not folder.is_dir():
+        return None
     walk = _Walk(folder)
     for name in sorted(walk.list_folder("", None)) + sorted(walk.links):
         walk.add_class(name)
@@ -33,6 +35,11 @@ def has_class_folders(folder: Path) -> bool:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         return any(_is_folder(entry) and not folder_reason(entry.name) for entry in entries)
     return False
+
+
+def has_images(folder: Path) -> bool:
+    """Return whether a folder is there and holds class folders, or images that lie in none."""
+    return has_class_folders(folder) or folder.is_dir() and not all(map(file_reason, os.listdir(folder)))
 
 
 class _Walk:

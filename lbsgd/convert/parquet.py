@@ -19,6 +19,7 @@ from lbsgd.disk import appearing
 from lbsgd.errors import DataError
 
 ROWS = 64  # that are read at a time
+BUFFER_BYTES = 1 << 20  # of a shard that are read at a time; by default PyArrow reads all of it
 IMAGE, LABEL = "image", "label"
 
 
@@ -29,11 +30,11 @@ def copy_images(folder: Path, shard_names: list[str], target: Path) -> Files:
     """
     pyarrow = _pyarrow()
     require_room(target.parent, folder, sum((folder / name).stat().st_size for name in shard_names))
-    files = Files("offsets", "labels")
+    files = Files("offsets", "shards", "labels")
     with appearing(target) as partial, open(partial, "wb") as file:
-        for name in shard_names:
+        for shard, name in enumerate(shard_names):
             try:
-                _copy_shard(files, folder / name, file)
+                _copy_shard(files, shard, folder / name, file)
             except pyarrow.ArrowException as error:
                 reason = str(error).splitlines()[0]
                 raise DataError(f"{folder / name} cannot be read as parquet ({reason}); fetch it again") from error
@@ -51,27 +52,32 @@ def _pyarrow() -> Any:
     return pyarrow
 
 
-def _copy_shard(files: Files, path: Path, target: Any) -> None:
+def _copy_shard(files: Files, shard: int, path: Path, target: Any) -> None:
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as shard:
-        schema = shard.schema_arrow
+    with pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES) as file:
+        schema = file.schema_arrow
         if missing := [name for name in (IMAGE, LABEL) if name not in schema.names]:
             raise DataError(f"{path} has no column {missing[0]}, but {', '.join(schema.names)}")
-        files.class_names.update(enumerate(_class_names(schema.metadata or {})))
-        for number, (image, label) in enumerate(_rows(shard)):
+        for label, class_name in enumerate(_class_names(schema.metadata or {})):
+            if (other := files.class_names.setdefault(label, class_name)) != class_name:
+                raise DataError(
+                    f"{path}: label {label} is {class_name}, and {other} in another shard; use one data set's"
+                )
+        for number, (image, label) in enumerate(_rows(file)):
             data, name = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, None)
             if not isinstance(data, bytes) or len(data) > MAX_IMAGE_BYTES:
                 raise DataError(f"{path}: row {number} holds no image of at most {MAX_IMAGE_BYTES:,} bytes")
-            if not isinstance(label, int) or label < 0:
-                raise DataError(f"{path}: row {number} has label {label}; images without a class cannot be used")
+            if not isinstance(label, int) or not 0 <= label < 1 << 31:
+                raise DataError(f"{path}: row {number} has label {label}, which is no number of a class")
             base = str(name or "").rpartition("/")[2]
-            files.add(base or f"{path.stem}_{number:06}", offsets=target.tell(), sizes=len(data), labels=label)
+            place = dict(offsets=target.tell(), sizes=len(data), shards=shard, labels=label)
+            files.add(base or f"{path.stem}_{number:06}", **place)
             target.write(data)
 
 
-def _rows(shard: Any) -> Iterator[tuple[Any, Any]]:
-    for batch in shard.iter_batches(ROWS, columns=[IMAGE, LABEL]):
+def _rows(file: Any) -> Iterator[tuple[Any, Any]]:
+    for batch in file.iter_batches(ROWS, columns=[IMAGE, LABEL]):
         yield from zip(batch.column(IMAGE).to_pylist(), batch.column(LABEL).to_pylist(), strict=True)
 
 

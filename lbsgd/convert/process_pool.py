@@ -20,11 +20,14 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
+from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 
 CHUNK_IMAGES = 32  # what a process is given at a time
 SLOTS = 3  # a chunk at work, one that waits for its turn, one to begin with meanwhile
 SLOT_BYTES = 1 << 23
+OPEN_FILES = 3  # of a process in its parent, and in the processes that start later
+OTHER_FILES = 128  # that a process may have open beside them, such as shards
 RESULT_BYTES = 40 << 20  # a process may hold three results of this size, beside its slots, and stays below 200 MB
 
 Chunk = TypeVar("Chunk")
@@ -36,6 +39,7 @@ class ProcessPool(Generic[Chunk, Result]):
     """N processes, each of which calls make_job() once and the job that this returns for each of its chunks."""
 
     def __init__(self, num_processes: int, make_job: Callable[[], Job[Chunk, Result]]) -> None:
+        _allow_files(num_processes)
         context = multiprocessing.get_context("fork")
         self.slots = [[mmap.mmap(-1, SLOT_BYTES) for _ in range(SLOTS)] for _ in range(num_processes)]
         self.pipes, self.processes = [], []
@@ -68,7 +72,7 @@ class ProcessPool(Generic[Chunk, Result]):
         while True:
             while free and (chunk := next(waiting, None)) is not None:
                 process, slot = free.popleft()
-                self.pipes[process].send((slot, chunk))
+                self._send(process, slot, chunk)
                 running.append((process, slot))
             if not running:
                 return
@@ -76,9 +80,16 @@ class ProcessPool(Generic[Chunk, Result]):
             yield self._receive(process), memoryview(self.slots[process][slot])
             free.append((process, slot))
 
+    def _send(self, process: int, slot: int, chunk: Chunk) -> None:
+        try:
+            self.pipes[process].send((slot, chunk))
+        except OSError:
+            raise self._death() from None
+
     def _receive(self, process: int) -> Result:
+        """Raises DataError if a process has died: its pipe then ends, breaks off or, with a chunk unread, is reset."""
         pipe = self.pipes[process]
-        with contextlib.suppress(EOFError):
+        with contextlib.suppress(EOFError, OSError):
             if pipe in wait([pipe, *(process.sentinel for process in self.processes)]):
                 result = pipe.recv()
                 if isinstance(result, BaseException):
@@ -103,6 +114,16 @@ def checked_num_processes(asked_for: int | None) -> int:
     if asked_for is not None and asked_for < 1:
         raise ConfigError(f"--num_processes {asked_for} is not at least 1")
     return asked_for or len(os.sched_getaffinity(0))
+
+
+def _allow_files(num_processes: int) -> None:
+    """Raises ConfigError if the system allows fewer open files than the processes need."""
+    needed = OPEN_FILES * num_processes + OTHER_FILES
+    if (most := allow_open_files(needed)) is not None:
+        raise ConfigError(
+            f"{num_processes:,} processes need {needed:,} open files, and this system allows {most:,}; give a smaller "
+            f"--num_processes, or raise the hard limit (ulimit -Hn)"
+        )
 
 
 def with_room(num_processes: int, result_bytes: int) -> int:

@@ -11,20 +11,19 @@ numbers; they get names where the shards hold them. Images come class by class a
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 from lbsgd.convert.archives import listed_once
-from lbsgd.convert.by_class import ByClass, shortened
+from lbsgd.convert.by_class import ByClass
 from lbsgd.convert.compressed import version
 from lbsgd.convert.files import Files
 from lbsgd.convert.folders import followed
 from lbsgd.convert.parquet import copy_images
+from lbsgd.convert.shard_numbers import refuse_copies, refuse_missing
 from lbsgd.convert.source_images import SPLITS, Images
 from lbsgd.convert.tfrecords import list_tfrecords
 from lbsgd.convert.webdataset import list_webdataset
@@ -37,9 +36,8 @@ KINDS = {  # what the names of shards look like
 }
 SPLIT_WORDS = {"train": "train", "val": "val", "validation": "val"}
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|val)(?=[-_.\d]|$)")
-COUNTED = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")
-NUMBERED = re.compile(r"(?:^|[-_.]|train|val|validation)(?P<number>\d+)(?P<total>)(?:\.\w+)*$")
-FIRST_YEAR = 1000  # a lowest number from here on, without a zero before it, is a year or a date, and counts nothing
+CLASS_TAR = re.compile(r"(?:^|/)n\d{8}\.tar$")  # as lies in ImageNet's own archive, and is no shard
+SYNSET = re.compile(r"_n\d{8}(?=\.\w+$)")  # that Hugging Face appends to ImageNet's own names
 
 Shards = dict[str, list[str]]  # by split: names in the folder
 
@@ -47,25 +45,48 @@ Shards = dict[str, list[str]]  # by split: names in the folder
 def find_shards(path: Path) -> tuple[str, Shards] | None:
     """Return the kind and the shards of each split in a folder; None without shards.
 
-    Raises DataError if shards of several kinds are there, or if some are missing, such as all of one split.
+    Raises DataError if shards of several kinds are there, if some are there twice, or if some are missing, such as all
+    of one split.
     """
     found: dict[str, Shards] = {}
-    for folder in ("", "data", *SPLIT_WORDS):
-        for place in sorted((path / folder).iterdir()) if (path / folder).is_dir() else []:
-            kind, split = _kind(place.name), _split(place.name) or SPLIT_WORDS.get(folder)
-            if kind and split and stat.S_ISREG(followed(place).st_mode):
-                found.setdefault(kind, {}).setdefault(split, []).append(str(place.relative_to(path)))
+    for kind, split, name in _shards_in(path):
+        found.setdefault(kind, {}).setdefault(split, []).append(name)
     whole = {kind: shards for kind, shards in found.items() if len(shards) == len(SPLITS)}
     if len(whole) > 1:
         raise DataError(f"{path} holds shards of {' and of '.join(sorted(whole))}; keep one kind in the folder")
     for kind, shards in (whole or found).items():
+        _refuse_class_tars(path, shards)
         if missing := [split for split in SPLITS if split not in shards]:
             names = next(iter(shards.values()))
             raise DataError(f"{path} holds {kind} shards such as {names[0]}, and none of {missing[0]}; fetch them")
         for names in shards.values():
-            _refuse_missing(path, names)
+            refuse_copies(path, names)
+            refuse_missing(path, names)
         return kind, shards
     return None
+
+
+def _shards_in(path: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (kind, split, name) of each shard, once per split whatever names links give it, as of val -> validation."""
+    seen = set()
+    for folder in ("", "data", *SPLIT_WORDS):
+        for place in sorted((path / folder).iterdir()) if (path / folder).is_dir() else []:
+            kind, split = _kind(place.name), _split(place.name) or SPLIT_WORDS.get(folder)
+            if kind and split and stat.S_ISREG((info := followed(place)).st_mode):
+                file = (split, info.st_dev, info.st_ino)
+                if file not in seen:
+                    yield kind, split, str(place.relative_to(path))
+                seen.add(file)
+
+
+def _refuse_class_tars(path: Path, shards: Shards) -> None:
+    """Raise DataError if ImageNet's archive of training images was unpacked, and the tars that it holds were not."""
+    if tars := [path / name for names in shards.values() for name in names if CLASS_TAR.search(name)]:
+        unpack = "for tar in n*.tar; do mkdir -p ${tar%.tar} && tar xf $tar -C ${tar%.tar}; done"
+        raise DataError(
+            f"{tars[0]} holds the images of one class; unpack each class's tar into a folder of its name: "
+            f"cd {tars[0].parent} && {unpack}"
+        )
 
 
 def is_shard(path: Path) -> bool:
@@ -84,52 +105,32 @@ def _split(name: str) -> str | None:
     return SPLIT_WORDS[word[1]] if word else None
 
 
-def _refuse_missing(path: Path, names: list[str]) -> None:
-    """Raise DataError if names such as train-00003-of-01024 or imagenet-train-000002.tar tell of more shards.
-
-    Without a total, nothing tells of shards after the last one.
-    """
-    series: dict[tuple[str, str], list[re.Match[str]]] = {}
-    for name in map(os.path.basename, names):
-        if match := COUNTED.search(name) or NUMBERED.search(name):
-            series.setdefault((name[: match.start("number")], match["total"]), []).append(match)
-    for (_, total), matches in sorted(series.items()):
-        there, expected = {int(match["number"]) for match in matches}, _expected(matches, total)
-        if num_missing := len(expected) - sum(number in expected for number in there):
-            missing = islice((number for number in expected if number not in there), 3)
-            lacking = shortened([_with_number(matches[0], number) for number in missing], num_missing)
-            raise DataError(f"{path} lacks the shards {lacking} beside {names[0]}; fetch them")
-
-
-def _expected(matches: list[re.Match[str]], total: str) -> range:
-    """Return the numbers that a series has: up to its total, else up to the highest, from 0 or 1 on."""
-    numbers = [int(match["number"]) for match in matches]
-    padded = any(match["number"].startswith("0") for match in matches)
-    if total or not padded and min(numbers) >= FIRST_YEAR:
-        return range(int(total or 0))
-    return range(min(1, *numbers), max(numbers) + 1)
-
-
-def _with_number(match: re.Match[str], number: int) -> str:
-    """Return the name of another shard of a series; a part of it where the rest may differ, too."""
-    digits = f"{number:0{len(match['number'])}}"
-    if match["total"]:
-        return f"{digits}-of-{match['total']}"
-    return match.string[: match.start("number")] + digits + match.string[match.end("number") :]
-
-
 def images_of_shards(path: Path, kind: str, shards: Shards, scratch: Path) -> tuple[Images, Images]:
-    """Return the training and the validation images. Raises DataError if a class has no images in one of them."""
+    """Return the training and the validation images.
+
+    Raises DataError if a class has no images in one of them, or two names.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     listed = {split: _listed(path, kind, split, shards[split], scratch) for split in SPLITS}
     numbers = sorted(set(listed["train"].column("labels").tolist()))
-    names = listed["train"].class_names | listed["val"].class_names
+    names = _class_names(path, listed["train"], listed["val"])
     classes = [names.get(number, str(number)) for number in numbers]
     train, val = (
         _images(path, kind, split, shards[split], scratch, listed.pop(split), [str(number) for number in numbers])
         for split in SPLITS
     )
     return replace(train, classes=classes), replace(val, classes=classes)
+
+
+def _class_names(path: Path, train: Files, val: Files) -> dict[int, str]:
+    names = dict(train.class_names)
+    for number, name in val.class_names.items():
+        if (other := names.setdefault(number, name)) != name:
+            raise DataError(
+                f"{path}: label {number} is {other} in the training shards and {name} in the validation shards; use "
+                f"shards of one data set"
+            )
+    return names
 
 
 def _listed(path: Path, kind: str, split: str, names: list[str], scratch: Path) -> Files:
@@ -164,4 +165,15 @@ def _images(
             raise DataError(f"{path}: {files.names[row]} has class {label}, which has no training images")
         found.add(row, str(label))
     found.left_out = files.left_out
-    return found.images(lambda name: name.rpartition("/")[2], classes, shards if kind != "parquet" else ())
+    if kind == "parquet":
+        return found.images(_by_own_name, classes)
+    return found.images(_by_base_name, classes, shards)
+
+
+def _by_base_name(name: str, shard: int) -> tuple[str, int, str]:
+    return name.rpartition("/")[2], shard, name
+
+
+def _by_own_name(name: str, shard: int) -> tuple[str, int, str]:
+    """Sort n01440764_18_n01440764.JPEG as n01440764_18.JPEG, in the order that ImageNet's own files have."""
+    return SYNSET.sub("", name), shard, name

@@ -22,7 +22,7 @@ from lbsgd.convert.annotations import ANNOTATIONS, labels_in_folder, labels_in_t
 from lbsgd.convert.archives import cached_members
 from lbsgd.convert.by_class import ByClass, shortened
 from lbsgd.convert.compressed import no_room, uncompressed
-from lbsgd.convert.folders import has_class_folders, in_folders
+from lbsgd.convert.folders import has_class_folders, has_images, in_folders
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
 from lbsgd.convert.shards import find_shards, images_of_shards, is_shard
 from lbsgd.convert.source_images import SPLITS, Images, Source
@@ -81,7 +81,7 @@ def _labelled(val: ByClass, classes: list[str], labels: Labels) -> Images:
     if val.rows or not val.loose:
         return val.images()
     val.label_loose(labels(), classes)
-    return val.images(os.path.basename, classes)
+    return val.images(lambda name, _: os.path.basename(name), classes)
 
 
 def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
@@ -100,20 +100,21 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
 
 
 def _train_of(base: Path, scratch: Path) -> ByClass | None:
-    if (base / "train").is_dir():
+    """Return the images of the folder or, if that has no classes yet, of the archive."""
+    found = None if has_class_folders(base / "train") else _official(base / TRAIN_TAR, scratch)
+    if found is None:
         return in_folders(base / "train")
-    if found := _official(base / TRAIN_TAR, scratch):
-        for row, name in enumerate(found.files.names):
-            found.add_by_folder(row, name)
+    for row, name in enumerate(found.files.names):
+        found.add_by_folder(row, name)
     return found
 
 
 def _val_of(base: Path, scratch: Path) -> ByClass | None:
-    if (base / "val").is_dir():
+    found = None if has_images(base / "val") else _official(base / VAL_TAR, scratch)
+    if found is None:
         return in_folders(base / "val")
-    if found := _official(base / VAL_TAR, scratch):
-        for row, name in enumerate(found.files.names):
-            found.add_by_folder(row, os.path.basename(name))
+    for row, name in enumerate(found.files.names):
+        found.add_by_folder(row, os.path.basename(name))
     return found
 
 

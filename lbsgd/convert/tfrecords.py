@@ -51,8 +51,10 @@ def list_tfrecords(folder: Path, shard_names: list[str]) -> Files:
 
 
 def _records(file: BinaryIO, path: Path, num_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (place of the first byte, data) of each record."""
+    """Yield (place of the first byte, data) of each record. A cut exactly between two records leaves no trace."""
     masked_crc, at, number = _masked_crc(), 0, 0
+    if not num_bytes:
+        raise DataError(f"{path} is empty; fetch it again")
     while at < num_bytes:
         header = file.read(FRAME.size)
         length, crc = FRAME.unpack(header) if len(header) == FRAME.size else (0, -1)

@@ -10,6 +10,7 @@ data folder/.converting/    identity.json  the conversion that the work is for; 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -27,6 +28,7 @@ from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import DataError, Stopped
 
+HELD = (errno.EACCES, errno.EAGAIN)  # what lockf says of a lock that another process has
 CONVERTER_VERSION = 3  # raise it when the same source and settings would give other files
 
 
@@ -58,6 +60,8 @@ def start_over_if_other(work: Path, identity: Mapping[str, object]) -> None:
     """Drop the work of another conversion; what was learned of its archives stays."""
     if _read_identity(work) == identity:
         return
+    if any(work.glob("*.journal")):
+        print(f"{work} holds work on other images or settings, or of another version: it begins again", flush=True)
     for path in work.iterdir():
         if path.name != "lock" and path.suffix not in (".tar", ".listing", ".images"):
             path.unlink()
@@ -143,8 +147,11 @@ def _locked_file(work: Path) -> IO[str]:
         try:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            lock.close()
-            raise DataError(f"another process is converting into {work.parent}; wait for it, or end it") from error
+            if error.errno in HELD:
+                lock.close()
+                raise DataError(f"another process is converting into {work.parent}; wait for it, or end it") from error
+            no_locks = f"{work.parent} lies on a file system without locks ({error.strerror})"
+            print(f"{no_locks}: see to it that no other command converts into it meanwhile", flush=True)
         if _is_there(lock):
             return lock
         lock.close()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import psutil
 
+from lbsgd.data.free_memory import free_memory
 from lbsgd.errors import ConfigError
 from lbsgd.units import size
 
@@ -30,7 +30,7 @@ class ReadFrom:
     @classmethod
     def choose(cls, path: Path, in_memory: bool) -> ReadFrom:
         """Choose by the size of the file and the free memory. Raise ConfigError if it must fit and does not."""
-        num_bytes, free = path.stat().st_size, psutil.virtual_memory().available
+        num_bytes, free = path.stat().st_size, free_memory()
         sizes = f"{path.name} has {size(num_bytes)}, {size(free)} of memory are free"
         if in_memory and num_bytes > FITS * free:
             raise ConfigError(f"--in_memory: {sizes}; leave it out, or convert with a smaller --max_side")
