@@ -85,8 +85,8 @@ def steps(server, chunk):
         torch._foreach_copy_(list(server.network.buffers()), buffers)
         apart = torch._foreach_sub(large, small)
     squares = {"large_sq": dot(large, large), "small_sq": dot(small, small), "apart_sq": dot(apart, apart)}
-    cosine = dot(large, small) / (squares["large_sq"] * squares["small_sq"]) ** 0.5
-    return {"lr": lr, **squares, "cosine": cosine}
+    lengths = (squares["large_sq"] * squares["small_sq"]) ** 0.5
+    return {"lr": lr, **squares, "cosine": dot(large, small) / lengths if lengths else None}  # none at a rate of 0
 
 
 def dot(left, right):

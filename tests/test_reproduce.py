@@ -1,13 +1,17 @@
 """A grid of runs: each once, side by side, going on after SIGKILL, of one code; with a recipe that takes no time."""
 
+import fcntl
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -18,11 +22,12 @@ from lbsgd.commands.reproduce import seeds
 from lbsgd.errors import ConfigError, DataError, TrainingError
 from lbsgd.experiments import launch
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
-from lbsgd.experiments.checkout import ROOT, Checkout, git, open_checkout
+from lbsgd.experiments.checkout import ROOT, Checkout, git, one_at_a_time, open_checkout
 from lbsgd.experiments.collect import MOST_BYTES, bring_back, collect
 from lbsgd.experiments.grid import Job, Row, jobs_of
 from lbsgd.experiments.launch import Machine
-from lbsgd.experiments.reproduce import Request, prepare, report
+from lbsgd.experiments.overview import Overview
+from lbsgd.experiments.reproduce import Request, prepare, report, reproduce
 from lbsgd.experiments.runner import Runner
 from lbsgd.report.run_log import read_run
 
@@ -51,7 +56,7 @@ os.replace(folder / "log", folder / "log.jsonl")  # as RunLog does: the grid loo
 (folder / "weights.pt").write_bytes(b"many")
 (folder / "checkpoints").mkdir()
 """
-ROWS = (Row("a", "a", 1), Row("b", "b", 8))
+ROWS = (Row("a", 1), Row("b", 8))
 DATA = replace(DIGITS, recipe="recipe.py", data_dir="{work_dir}")
 
 
@@ -141,8 +146,6 @@ def test_a_grid_told_to_stop_lets_its_runs_end_first(tmp_path):
     assert grid.wait(120) != 0
     for folder in tmp_path.glob("*/seed1"):
         with open(folder / "lock", "w") as lock:
-            import fcntl
-
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is at it
 
 
@@ -157,6 +160,35 @@ def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
     monkeypatch.setenv("BEHAVIOUR", "diverge")
     runner(tmp_path).run(jobs_of(ROWS[:1], (0, 1)))
     assert (tmp_path / "a/seed1/diverged.txt").read_text() == "error: the loss of iteration 5 is not a number\n"
+
+
+def test_a_run_stays_locked_until_it_is_written_down_that_it_diverged(tmp_path, monkeypatch):
+    """Another grid would start it again."""
+    held = []
+
+    def clear_up(folder):
+        with open(folder / "lock") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(folder.name)
+
+    monkeypatch.setattr(launch, "clear_up", clear_up)
+    monkeypatch.setenv("BEHAVIOUR", "diverge")
+    runner(tmp_path).run(jobs_of(ROWS[:1], (1,)))
+    assert held == ["seed1"]
+
+
+def test_progress_counts_the_epochs_of_each_row(tmp_path):
+    rows = (Row("x1", 1), Row("x1_short", 1, epochs=6))
+    write_log(tmp_path, rows[1], 0, [5.0] * 3, planned=6)
+    overview = Overview(jobs_of(rows, (0,)), tmp_path, runner(tmp_path).epochs_of)
+    assert overview.standing() == "0 of 2 runs, 8 %"  # 3 of 30 + 6
+    trial = Overview(jobs_of(rows, (0,)), tmp_path, runner(tmp_path, epochs=2).epochs_of)
+    assert trial.standing() == "0 of 2 runs, 50 %"
+    for given, expected in ((None, "6"), (2, "2")):
+        command = launch.command(Job(rows[1], 0), DATA, tmp_path, tmp_path, Machine(1, 1), given)
+        assert command.count("--epochs") == 1 and command[command.index("--epochs") + 1] == expected
 
 
 IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@b")
@@ -295,12 +327,85 @@ def test_a_grid_killed_while_its_checkout_was_made_goes_on(tmp_path, repository)
     assert (checkout.folder / "recipes" / "a.py").read_text() == "a = 1\n"
 
 
+def test_a_second_start_of_a_grid_waits_until_code_and_data_of_the_first_are_there(tmp_path, monkeypatch, capsys):
+    """It would take the first one's checkout for the remains of a killed start."""
+    begun = []
+    monkeypatch.setattr("lbsgd.experiments.reproduce.begin", lambda request: sys.exit(begun.append(request)))
+    request = Request((STUDIES["table1"],), DIGITS, (0,), tmp_path, tmp_path / "results")
+
+    def start():
+        with suppress(SystemExit):
+            reproduce(request)
+
+    second = threading.Thread(target=start)
+    with one_at_a_time(request.grid):
+        second.start()
+        second.join(0.5)
+        assert begun == [] and second.is_alive()
+    second.join(60)
+    assert begun == [request] and "waiting        for another start of " in capsys.readouterr().out
+
+
+def test_kernels_that_cannot_be_compiled_are_told(tmp_path, repository, capsys):
+    open_checkout(tmp_path / "grid", root=repository)
+    assert re.search(r"warning: no kernels were compiled in .*/code, .*setup.py", capsys.readouterr().out)
+    kernels = repository / "lbsgd" / "data" / "native" / "_kernels.so"
+    kernels.parent.mkdir(parents=True)
+    kernels.touch()
+    git(repository, "add", ".")
+    change(repository)
+    open_checkout(tmp_path / "other", root=repository)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_note_with_the_marks_of_a_merge_is_refused(tmp_path, repository):
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "grid.json").write_text('<<<<<<< HEAD\n{"commit": "a"}\n=======\n')
+    with pytest.raises(ConfigError, match="results/grid.json does not say the commit of the runs beside it"):
+        open_checkout(tmp_path / "grid", tmp_path / "results", repository)
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    places = ["--work_dir", str(tmp_path / "file"), "--results", str(tmp_path / "results")]
+    assert main(["reproduce", "table1", "digits", *places]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: reproduce: .*/file/\S+: Not a directory; .* with --work_dir or --results\n", said)
+
+
+def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
+    def interrupted(request):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lbsgd.experiments.reproduce.reproduce", interrupted)
+    assert main(["reproduce", "table1", "digits"]) == 130
+    assert capsys.readouterr().err == "stopped: Ctrl-C\n"
+
+
 def test_gpus_are_those_that_the_user_was_given(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,GPU-abc")
     machine = Machine.here(DIGITS, 4)
     assert [machine.gpu_of(slot)["CUDA_VISIBLE_DEVICES"] for slot in range(4)] == ["2", "GPU-abc", "2", "GPU-abc"]
     assert Machine.here(DIGITS, 1).gpu_of(0) == {}
     assert Machine.here(DIGITS, None).side_by_side == 2
+
+
+def test_a_run_on_several_gpus_takes_those_that_the_user_was_given(tmp_path, monkeypatch):
+    imagenet = DATA_SETS["imagenet"]
+    job = jobs_of(STUDIES["table1"].rows(imagenet), (0,))[0]
+
+    def command():
+        return launch.command(job, imagenet, tmp_path, tmp_path, Machine.here(imagenet, None), None)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert command()[1:3] == ["--include", "localhost:4,5,6,7"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    assert command()[1:3] == ["--include", "localhost:4,5"]  # 8 workers on 3 GPUs cannot be
+    with pytest.raises(ConfigError, match="a run of imagenet takes all GPUs; leave --side_by_side out"):
+        Machine.here(imagenet, 2)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-abc,GPU-def")
+    with pytest.raises(ConfigError, match="has GPU-abc; DeepSpeed's launcher takes numbers alone"):
+        command()
 
 
 def test_an_error_of_an_earlier_start_is_not_told_of_this_one(tmp_path, monkeypatch):
@@ -329,6 +434,24 @@ def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):
     assert main(["reproduce", "baseline_lr", "table1", "digits"]) == 2
     assert "baseline_lr runs by itself" in capsys.readouterr().err
     assert seeds("3") == (0, 1, 2) and seeds("5-7") == (5, 6, 7)
+
+
+def test_listed_commands_can_be_pasted_where_they_are_listed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", "table1", "digits", "--list", "--seeds", "1"]) == 0
+    _, recipe, *flags = shlex.split(capsys.readouterr().out.splitlines()[0])
+    paths = {flag: os.path.abspath(value) for flag, value in zip(flags[:-1:2], flags[1:-1:2], strict=True)}
+    assert os.path.abspath(recipe) == str(ROOT / "recipes" / "digits.py")
+    assert paths["--deepspeed_config"] == str(ROOT / "ds_configs" / "digits" / "256.json")
+    assert paths["--data_dir"] == str(ROOT / "data" / "digits_1536_ffcv")
+    assert paths["--output_dir"] == str(ROOT / "runs" / "reproduce" / "digits" / "x1" / "seed0")
+
+
+def test_what_cannot_be_is_not_listed(capsys):
+    assert main(["reproduce", "table3b", "digits", "--list"]) == 2
+    assert "table3b compares detectors, and digits is no data set of theirs" in capsys.readouterr().err
+    assert main(["reproduce", "async", "cifar10", "--list"]) == 2
+    assert "async has nothing to run on cifar10" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -15,23 +15,23 @@ import sys
 
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
 from lbsgd.commands import check, config, plan, report, reproduce
-from lbsgd.errors import LbsgdError, print_error
+from lbsgd.errors import LbsgdError, Stopped, print_error
 from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done, 1 `check` found errors, 2 something given is wrong (one line says what).
+    0 done, 1 `check` found errors, 2 something given is wrong (one line says what), 130 Ctrl-C.
     """
     print_plain_letters_where_needed()
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["convert"]:  # its own parser refuses a flag in one line
-        from lbsgd.commands.convert import main as convert
-
-        return convert(arguments[1:])
-    given = parser().parse_args(arguments)
     try:
+        if arguments[:1] == ["convert"]:  # its own parser refuses a flag in one line
+            from lbsgd.commands.convert import main as convert
+
+            return convert(arguments[1:])
+        given = parser().parse_args(arguments)
         return given.run(given)
     except LbsgdError as error:
         print_error(error)
@@ -39,6 +39,9 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # `lbsgd plan ... | head`
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        print_error(Stopped("Ctrl-C"))
+        return 130  # as of a shell: 128 and the signal's number
 
 
 def parser() -> argparse.ArgumentParser:

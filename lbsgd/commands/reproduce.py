@@ -27,7 +27,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--epochs", type=positive, metavar="N", help="stop every run after N epochs, to try a grid out")
     add("--work_dir", type=Path, metavar="DIR", help="where data/ and runs/ go (default: the repository)")
     add("--results", type=Path, metavar="DIR", help="where logs and pages go (default: results/ of the repository)")
-    add("--list", action="store_true", help="print the commands of all runs, and run nothing")
+    add("--list", action="store_true", help="print the commands of all runs, to paste here, and run nothing")
 
 
 def seeds(text: str) -> tuple[int, ...]:
@@ -62,5 +62,13 @@ def run(given: argparse.Namespace) -> int:
     if given.list:
         print(listed(request))
         return 0
-    reproduce(request)
+    try:
+        reproduce(request)
+    except BrokenPipeError:
+        raise  # for `lbsgd` itself: nobody reads any more
+    except OSError as error:  # no right to write, or a full disk
+        raise ConfigError(
+            f"reproduce: {error.filename or request.grid}: {error.strerror}; mend it, and the same command goes on, or "
+            "give another place with --work_dir or --results"
+        ) from None
     return 0

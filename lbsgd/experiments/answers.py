@@ -21,24 +21,27 @@ MORE_IS_BETTER = {
     "worse": "the interval lies below 0",
 }
 WORDS = {True: "yes", False: "no", None: "not known yet"}
+UNANSWERABLE = "could not be answered"  # the row that it is compared with has diverged, or both have
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A claim with the difference that was measured, and whether it holds; None while runs are missing."""
+    """A claim with the difference that was measured, and whether it holds; None where that is not known."""
 
     claim: Claim
     apart: Difference | None
     holds: bool | None
     test: str
     diverged: tuple[int, ...] = (0, 0)  # runs of the two rows
+    ended: bool = False  # whether all runs of both have ended
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
         pair = f"{self.claim.row} - {self.claim.against}"
         rows = zip((self.claim.row, self.claim.against), self.diverged, strict=True)
         lost = ", ".join(f"{number} of {name} diverged" for name, number in rows if number)
-        return self.claim.text, pair, self.test, str(self.apart or lost or "-"), WORDS[self.holds]
+        holds = UNANSWERABLE if self.holds is None and self.ended and lost else WORDS[self.holds]
+        return self.claim.text, pair, self.test, str(self.apart or lost or "-"), holds
 
 
 HEADS = ("claim", "rows", "test", "difference [95 %]", "holds")
@@ -51,23 +54,28 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
         pair = [rows.get(claim.row), rows.get(claim.against)]
         values = [row.values for row in pair if row and len(row.values) >= num_seeds]
         diverged = tuple(row.num_diverged if row else 0 for row in pair)
+        ended = all(row and len(row.values) + row.num_diverged >= num_seeds for row in pair)
         apart = difference(*values) if len(values) == 2 and not any(diverged) else None
         higher = any(row.measure.higher for row in pair if row)
         test = (MORE_IS_BETTER if higher else TESTS)[claim.kind].format(margin=data.margin_pct)
         judged = apart.opposite() if apart and higher else apart
-        holds = verdict(claim.kind, judged, data.margin_pct) if apart else of_diverged(claim.kind, pair, num_seeds)
-        found.append(Answer(claim, apart, holds, test, diverged))
+        holds = verdict(claim.kind, judged, data.margin_pct)
+        if ended and any(diverged):
+            holds = of_diverged(claim.kind, *diverged)
+        found.append(Answer(claim, apart, holds, test, diverged, ended))
     return found
 
 
-def of_diverged(kind: str, pair: Sequence[Group | None], num_seeds: int) -> bool | None:
-    """Answer where all runs have ended and one row has runs without a result: it is worse, and not the same."""
-    if any(row is None or len(row.values) + row.num_diverged < num_seeds for row in pair):
-        return None
-    lost = [bool(row and row.num_diverged) for row in pair]
-    if lost == [True, False]:
+def of_diverged(kind: str, row: int, against: int) -> bool | None:
+    """Answer where one row has runs without a result: it is worse, and not the same.
+
+    A row beside it that has finished is no worse; whether it is worse than a whole run would be cannot be told.
+    """
+    if row and not against:
         return kind == "worse"
-    return kind == "no worse" if lost == [False, True] else None
+    if against and not row:
+        return {"worse": None, "same": False, "no worse": True}[kind]
+    return None
 
 
 def markdown(found: Sequence[Answer]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 CODE_FOLDER = "code"  # in a grid's folder
 NOTE = "grid.json"  # there, and beside the published logs: the commit
 CODE = ("lbsgd", "recipes", "ds_configs", "tools")  # what a run's numbers depend on
+KERNELS = "lbsgd/data/native/_kernels*.so"
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,27 @@ class Checkout:
         return {**os.environ, "PYTHONPATH": str(self.folder), **more}
 
 
+@contextmanager
+def one_at_a_time(grid_folder: Path) -> Iterator[None]:
+    """Keep another start of the same grid waiting, which would delete a checkout that is half made."""
+    grid_folder.mkdir(parents=True, exist_ok=True)
+    with open(grid_folder / "checkout.lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting        for another start of {grid_folder}, which makes its code and data", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def open_checkout(grid_folder: Path, published: Path | None = None, root: Path = ROOT) -> Checkout:
     """Return the checkout of a grid, made at HEAD when the grid begins and the same one ever after.
 
     published: where the grid's finished runs are published; a grid that goes on from them, on another machine say, has
-    their commit. Raises ConfigError where there is no git repository, it lacks that commit, or the checkout's files are
-    not those of its commit.
+    their commit. Call it within `one_at_a_time`. Raises ConfigError where there is no git repository, it lacks that
+    commit, or the checkout's files are not those of its commit.
     """
     folder, note = grid_folder / CODE_FOLDER, grid_folder / NOTE
-    grid_folder.mkdir(parents=True, exist_ok=True)
     commits = [commit for place in (grid_folder, published) if place and (commit := noted_commit(place))]
     if len(set(commits)) > 1:
         here, there = (commit[:10] for commit in commits)
@@ -60,9 +76,15 @@ def open_checkout(grid_folder: Path, published: Path | None = None, root: Path =
 
 
 def noted_commit(place: Path) -> str | None:
-    """Return the commit of the runs in a folder, None where it holds no note of it."""
+    """Return the commit of the runs in a folder, None where it holds no note of it; ConfigError for a broken note."""
     note = place / NOTE
-    return json.loads(note.read_text())["commit"] if note.exists() else None
+    try:
+        return json.loads(note.read_text())["commit"] if note.exists() else None
+    except (ValueError, TypeError, KeyError):  # the marks of a merge, say
+        raise ConfigError(
+            f"{note} does not say the commit of the runs beside it; restore it, or begin another grid with --work_dir "
+            "and --results"
+        ) from None
 
 
 def add_worktree(checkout: Checkout, root: Path) -> None:
@@ -98,9 +120,12 @@ def require_untouched(checkout: Checkout) -> None:
 
 
 def build_kernels(checkout: Checkout) -> None:
-    """Compile the loader's kernels there; without a compiler they are left out, as in an installation."""
+    """Compile the loader's kernels there, and say so where that fails: the pixels are others without them."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    subprocess.run(command, cwd=checkout.folder, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True, check=False)
+    if not list(checkout.folder.glob(KERNELS)):  # setup.py takes them as optional, and ends with 0
+        why = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
+        print(f"warning: no kernels were compiled in {checkout.folder}, so FFCV decodes the images ({why})", flush=True)
 
 
 def unsaved_changes(root: Path = ROOT) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import DataError
-from lbsgd.experiments.launch import DIVERGED
+from lbsgd.report.groups import DIVERGED
 from lbsgd.report.run_log import LOG_NAME
 
 MOST_BYTES = 50_000

@@ -55,17 +55,18 @@ class Row:
     """A row of a table: a global batch of `factor` times the baseline's, and what is set otherwise in the JSON.
 
     The name is that of its folder. Two experiments that share a row give it the same name, and it runs once.
-    script, flags    what runs in place of the data set's recipe, and its own flags; {seed} is filled in
+    script, flags    what runs in place of the data set's recipe, and its own flags
+    epochs           how many a run takes, where these are others than the data set's
     inputs           flags with files that other runs made, such as ("--backbone_weights", "{work_dir}/.../weights.pt")
     made_by          the command that makes these files
     """
 
     name: str
-    label: str
     factor: int
     settings: tuple[str, ...] = ()
     script: str | None = None
     flags: tuple[str, ...] = ()
+    epochs: int | None = None
     inputs: tuple[tuple[str, str], ...] = ()
     made_by: str = ""
 
@@ -133,12 +134,12 @@ def jobs_of(rows: tuple[Row, ...], seeds: tuple[int, ...]) -> list[Job]:
 
 def baseline(data: DataSet) -> Row:
     """Return the small batch without warmup, which everything is compared with."""
-    return Row("x1", "baseline", 1)
+    return Row("x1", 1)
 
 
 def gradual(data: DataSet, factor: int) -> Row:
     """Return a batch of `factor` times the baseline's by the linear rule, with gradual warmup where it is larger."""
-    return baseline(data) if factor == 1 else Row(f"x{factor}", "gradual warmup", factor)
+    return baseline(data) if factor == 1 else Row(f"x{factor}", factor)
 
 
 def setting(key: str, value: object) -> str:

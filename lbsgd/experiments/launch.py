@@ -14,13 +14,14 @@ from typing import IO
 
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.experiments.checkout import CODE_FOLDER, Checkout
+from lbsgd.errors import ConfigError
+from lbsgd.experiments.checkout import CODE_FOLDER, ROOT, Checkout
 from lbsgd.experiments.grid import DataSet, Job
 from lbsgd.processes.environment import free_port
 from lbsgd.processes.launcher import end_with_parent
+from lbsgd.report.groups import DIVERGED
 from lbsgd.report.run_log import LOG_NAME, read_run
 
-DIVERGED = "diverged.txt"  # in a run's folder: the line that ended it
 DIVERGED_CODE = 3  # exit code of a recipe whose loss is not a number
 STOPPED_CODE = 75
 PATIENCE_SECONDS = 24 * 3600  # a run at low priority may stand still for long on a busy machine
@@ -36,7 +37,10 @@ class Machine:
 
     @classmethod
     def here(cls, data: DataSet, side_by_side: int | None) -> Machine:
+        """Return this machine. Raises ConfigError for more runs at a time than there are GPUs for."""
         cores, gpus = len(os.sched_getaffinity(0)), visible_gpus()
+        if gpus and data.gpus_per_run == 0 and (side_by_side or 1) > 1:
+            raise ConfigError(f"reproduce: a run of {data.name} takes all GPUs; leave --side_by_side out")
         fitting = cores if not gpus else 1 if data.gpus_per_run == 0 else len(gpus) // data.gpus_per_run
         count = side_by_side or max(1, fitting)
         return cls(count, max(1, cores // count), gpus)
@@ -83,31 +87,50 @@ def images_per_pass(global_batch: int, data: DataSet, processes: int) -> int:
     return max(n * k for k in range(1, share // n + 1) if share % (n * k) == 0 and n * k <= max(n, data.micro_batch))
 
 
-def command(job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machine, epochs: int | None) -> list[str]:
-    """Return the command of a run, to be started in the grid's code folder; the log keeps it, with relative paths."""
-    code, inputs = runs / CODE_FOLDER, job.inputs(work_dir)
+def command(
+    job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machine, epochs: int | None, place: Path | None = None
+) -> list[str]:
+    """Return the command of a run, to be started in the grid's code folder; the log keeps it, with relative paths.
+
+    place    another folder to start it in, with the repository's own code: the grid's may not be there yet
+    """
+    code = ROOT if place else runs / CODE_FOLDER
+
+    def path(target: Path) -> str:
+        return os.path.relpath(target, place or code)
+
     global_batch = job.row.factor * data.base_batch
-    gpus = len(machine.gpus) if data.gpus_per_run == 0 else data.gpus_per_run
-    processes = max(p for p in range(1, max(1, gpus) + 1) if global_batch // data.per_worker_batch % p == 0)
-    launcher = [sys.executable]
-    if processes > 1:
-        deepspeed = str(Path(sys.executable).with_name("deepspeed"))
-        launcher = [deepspeed, "--num_accelerators", str(processes), "--master_port", str(free_port())]
+    gpus = machine.gpus[: data.gpus_per_run or None]
+    processes = max(p for p in range(1, max(1, len(gpus)) + 1) if global_batch // data.per_worker_batch % p == 0)
+    epochs = epochs or job.row.epochs
     return [
-        *launcher,
-        job.row.script or data.recipe,
-        *(flag.format(seed=job.seed) for flag in job.row.flags),
-        *(part for flag, file in inputs.items() for part in (flag, os.path.relpath(file, code))),
-        *("--deepspeed_config", data.config),
+        *launcher(gpus[:processes]),
+        path(code / (job.row.script or data.recipe)),
+        *job.row.flags,
+        *(part for flag, file in job.inputs(work_dir).items() for part in (flag, path(file))),
+        *("--deepspeed_config", path(code / data.config)),
         *settings_of(job, data),
         *("--micro_batch", str(images_per_pass(global_batch, data, processes))),
-        *("--data_dir", os.path.relpath(data.data_dir.format(work_dir=work_dir), code)),
-        *("--output_dir", os.path.relpath(job.folder(runs), code)),
+        *("--data_dir", path(Path(data.data_dir.format(work_dir=work_dir)))),
+        *("--output_dir", path(job.folder(runs))),
         *("--loader_threads", str(max(1, machine.threads // processes))),
         *("--hang_timeout", str(PATIENCE_SECONDS)),
         *(("--epochs", str(epochs)) if epochs else ()),
         "--resume",
     ]
+
+
+def launcher(gpus: tuple[str, ...]) -> list[str]:
+    """Return what starts a recipe: Python, or for several GPUs DeepSpeed's launcher.
+
+    It is told which, because with a mere number of them it takes the first ones and ignores CUDA_VISIBLE_DEVICES.
+    """
+    if len(gpus) < 2:
+        return [sys.executable]
+    if names := [gpu for gpu in gpus if not gpu.isdecimal()]:
+        raise ConfigError(f"reproduce: CUDA_VISIBLE_DEVICES has {names[0]}; DeepSpeed's launcher takes numbers alone")
+    deepspeed = str(Path(sys.executable).with_name("deepspeed"))
+    return [deepspeed, "--include", f"localhost:{','.join(gpus)}", "--master_port", str(free_port())]
 
 
 @dataclass
@@ -120,13 +143,6 @@ class Started:
     lock: IO
     output: Path
     said_before: int = 0  # bytes of output of earlier starts
-
-    def ended(self) -> int | None:
-        """Return the exit code, and give the lock back, once the run is over."""
-        code = self.process.poll()
-        if code is not None:
-            self.lock.close()
-        return code
 
     def last_words(self) -> str:
         """Return the error line of this start's output, or its last line."""

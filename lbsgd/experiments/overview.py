@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lbsgd.experiments import launch
 from lbsgd.experiments.grid import Job
+from lbsgd.report.groups import DIVERGED
 from lbsgd.report.run_log import LOG_NAME, read_run
 from lbsgd.units import duration
 
@@ -19,12 +20,12 @@ from lbsgd.units import duration
 class Overview:
     """One line that stays, where the output is a terminal, and one line for each run that ends."""
 
-    def __init__(self, jobs: Sequence[Job], runs: Path, epochs: int):
-        self.runs, self.epochs = runs, epochs
+    def __init__(self, jobs: Sequence[Job], runs: Path, epochs_of: Callable[[Job], int]):
+        self.runs, self.planned = runs, {job.name: epochs_of(job) for job in jobs}
         self.console = Console(highlight=False, soft_wrap=True)
         self.live = Live("", console=self.console, refresh_per_second=2) if self.console.is_terminal else None
         self.done = {job.name: launch.is_done(job.folder(runs)) for job in jobs}
-        self.reached = {job.name: self.epochs_of(job) for job in jobs}
+        self.reached = {job.name: self.epochs_done(job) for job in jobs}
         self.reached_before, self.began = sum(self.reached.values()), time.monotonic()
 
     def __enter__(self) -> Overview:
@@ -41,31 +42,31 @@ class Overview:
     def say(self, line: str) -> None:
         self.console.print(Text(line))
 
-    def epochs_of(self, job: Job) -> int:
-        folder = job.folder(self.runs)
-        return self.epochs if launch.is_done(folder) else min(self.epochs, launch.epochs_done(folder))
+    def epochs_done(self, job: Job) -> int:
+        folder, planned = job.folder(self.runs), self.planned[job.name]
+        return planned if launch.is_done(folder) else min(planned, launch.epochs_done(folder))
 
     def update(self, running: Sequence[Job]) -> None:
         for job in running:
-            self.reached[job.name] = self.epochs_of(job)
+            self.reached[job.name] = self.epochs_done(job)
         if self.live:
-            names = ", ".join(f"{job.name} {self.reached[job.name]}/{self.epochs}" for job in running)
+            names = ", ".join(f"{job.name} {self.reached[job.name]}/{self.planned[job.name]}" for job in running)
             self.live.update(Text(f"{self.standing()}   now {names}", overflow="ellipsis", no_wrap=True))
 
     def ended(self, job: Job) -> None:
-        self.done[job.name], self.reached[job.name] = True, self.epochs
+        self.done[job.name], self.reached[job.name] = True, self.planned[job.name]
         self.say(f"{self.standing()}   {job.name}: {self.outcome(job)}")
 
     def outcome(self, job: Job) -> str:
         folder = job.folder(self.runs)
-        if (folder / launch.DIVERGED).exists():
+        if (folder / DIVERGED).exists():
             return "diverged"
         run = read_run(folder / LOG_NAME)
         return "no epoch" if run.value is None else f"{run.measures[0].short} {run.measures[0].words(run.value)}"
 
     def standing(self) -> str:
         """`3 of 20 runs, 17 %, 12 min left`; the time left is that of the epochs run since this start."""
-        total, reached = self.epochs * len(self.done), sum(self.reached.values())
+        total, reached = sum(self.planned.values()), sum(self.reached.values())
         since, elapsed = reached - self.reached_before, time.monotonic() - self.began
         left = f", {duration(elapsed / since * (total - reached))} left" if since and reached < total else ""
         return f"{sum(self.done.values())} of {len(self.done)} runs, {100 * reached / max(1, total):.0f} %{left}"

@@ -13,7 +13,15 @@ from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments import launch
 from lbsgd.experiments.answers import HEADS, answers, markdown
-from lbsgd.experiments.checkout import NOTE, ROOT, Checkout, noted_commit, open_checkout, unsaved_changes
+from lbsgd.experiments.checkout import (
+    NOTE,
+    ROOT,
+    Checkout,
+    noted_commit,
+    one_at_a_time,
+    open_checkout,
+    unsaved_changes,
+)
 from lbsgd.experiments.collect import bring_back, collect
 from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
 from lbsgd.experiments.launch import Machine
@@ -71,10 +79,11 @@ class Request:
 
 
 def listed(request: Request) -> str:
-    """Return the commands of all runs, a line each."""
-    machine = Machine.here(request.data, request.side_by_side)
+    """Return the commands of all runs, a line each, to be pasted in the current folder."""
+    require_possible(request)
+    machine, place = Machine.here(request.data, request.side_by_side), Path.cwd()
     commands = (
-        launch.command(job, request.data, request.work_dir, request.grid, machine, request.epochs)
+        launch.command(job, request.data, request.work_dir, request.grid, machine, request.epochs, place)
         for job in request.jobs
     )
     return "\n".join(shlex.join(command) for command in commands)
@@ -82,27 +91,16 @@ def listed(request: Request) -> str:
 
 def reproduce(request: Request) -> None:
     """Run a grid to its end. Raises Stopped when told to stop; the same command goes on."""
-    for study in request.studies:
-        require_together(study, request.data)
-    for job in request.jobs:
-        launch.plan_of(job, request.data, ROOT)  # a row that cannot be is told before anything runs
+    require_possible(request)
     commit = noted_commit(request.published)
     if commit and not request.epochs and all(launch.is_done(job.folder(request.logs)) for job in request.jobs):
         print(f"runs           all {len(request.jobs)} are in {request.logs}, of commit {commit[:10]}")
         print("               to train them yourself, give another place with --results")
         report(request, commit)  # which needs no code and no data
         return
-    begins = not (request.grid / NOTE).exists()
-    if begins and (changed := unsaved_changes()):
-        print(f"warning: the grid runs the last commit, without {len(changed.splitlines())} changed files", flush=True)
-    checkout = open_checkout(request.grid, None if request.epochs else request.published)
-    for job in request.jobs:
-        bring_back(job.folder(request.logs), job.folder(request.grid))
-    print(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
-    if not all(launch.is_done(job.folder(request.grid)) for job in request.jobs):  # a report needs logs only
-        require_inputs(request)
-        prepare(request, checkout)
     machine = Machine.here(request.data, request.side_by_side)
+    with one_at_a_time(request.grid):
+        checkout = begin(request)
     seeds = len(request.seeds)
     print(
         f"grid           {len(request.rows)} rows x {seeds} seeds, {machine.side_by_side} side by side, "
@@ -116,6 +114,21 @@ def reproduce(request: Request) -> None:
 
     Runner(request.data, checkout, request.work_dir, request.grid, machine, publish, request.epochs).run(request.jobs)
     report(request, checkout.commit)
+
+
+def begin(request: Request) -> Checkout:
+    """Return the grid's code; what its runs need is there."""
+    begins = not (request.grid / NOTE).exists()
+    if begins and (changed := unsaved_changes()):
+        print(f"warning: the grid runs the last commit, without {len(changed.splitlines())} changed files", flush=True)
+    checkout = open_checkout(request.grid, None if request.epochs else request.published)
+    for job in request.jobs:
+        bring_back(job.folder(request.logs), job.folder(request.grid))
+    print(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
+    if not all(launch.is_done(job.folder(request.grid)) for job in request.jobs):  # a report needs logs only
+        require_inputs(request)
+        prepare(request, checkout)
+    return checkout
 
 
 def report(request: Request, commit: str) -> None:
@@ -138,6 +151,14 @@ def report(request: Request, commit: str) -> None:
         for table in (table for family in families for table in wanted(paper_tables(family), (study.name,))):
             print(table.markdown())
         print(markdown(found) if found else "", f"page           {folder / PAGE_NAME}", sep="\n", flush=True)
+
+
+def require_possible(request: Request) -> None:
+    """Raise ConfigError for a study or a row that cannot be, before anything runs."""
+    for study in request.studies:
+        require_together(study, request.data)
+    for job in request.jobs:
+        launch.plan_of(job, request.data, ROOT)
 
 
 def require_together(study: Study, data: DataSet) -> None:

@@ -13,6 +13,7 @@ from lbsgd.experiments.checkout import Checkout
 from lbsgd.experiments.grid import DataSet, Job
 from lbsgd.experiments.launch import Machine, Started
 from lbsgd.experiments.overview import Overview
+from lbsgd.report.groups import DIVERGED
 
 LOOK_SECONDS = 1.0  # between two looks at the runs
 
@@ -49,13 +50,16 @@ class Runner:
                 waiting.append(job)
         before = {number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with Overview(jobs, self.runs, self.epochs or self.data.epochs) as overview:
+            with Overview(jobs, self.runs, self.epochs_of) as overview:
                 self.work_off(waiting, overview)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
         if self.failed:
             raise TrainingError("\n".join(f"{name}: {words}" for name, words in self.failed.items()))
+
+    def epochs_of(self, job: Job) -> int:
+        return self.epochs or job.row.epochs or self.data.epochs
 
     def request_stop(self, number: int, frame: object) -> None:
         self.stop_requested = signal.Signals(number).name
@@ -90,17 +94,18 @@ class Runner:
 
     def take_leave(self, started: Started, overview: Overview) -> None:
         """See whether a run has ended, and how."""
-        code, folder = started.ended(), started.job.folder(self.runs)
+        code, folder = started.process.poll(), started.job.folder(self.runs)
         if code is None:
             return
         self.running.remove(started)
-        if code == launch.DIVERGED_CODE:
-            (folder / launch.DIVERGED).write_text(started.last_words() + "\n")
-        if launch.is_done(folder):
-            self.end(started.job, overview)
-        elif code != launch.STOPPED_CODE or not self.stop_requested:
-            self.failed[started.job.name] = f"{started.last_words()} [{started.output}]"
-            overview.say(f"{started.job.name}: ended with exit code {code}: {started.last_words()}")
+        with started.lock:  # until all is written, or another grid would start the run again
+            if code == launch.DIVERGED_CODE:
+                (folder / DIVERGED).write_text(started.last_words() + "\n")
+            if launch.is_done(folder):
+                self.end(started.job, overview)
+            elif code != launch.STOPPED_CODE or not self.stop_requested:
+                self.failed[started.job.name] = f"{started.last_words()} [{started.output}]"
+                overview.say(f"{started.job.name}: ended with exit code {code}: {started.last_words()}")
 
     def done_elsewhere(self, job: Job, overview: Overview) -> bool:
         """Whether another grid has finished a run that waits here."""

@@ -10,9 +10,9 @@ from lbsgd.errors import TrainingError
 def grow_after_the_update(optimizer: Any) -> None:
     """Let ZeRO's optimizer double the loss scale once an update is over.
 
-    DeepSpeed 0.19.8 doubles it between back-propagation and the division of the gradients, which carry the old scale. So
-    the last update of each window would have half its gradient (tests/test_upstream.py). An overflow halves the scale
-    at once, as before: its update is skipped.
+    DeepSpeed 0.19.8 doubles it between back-propagation and the division of the gradients, which carry the old scale.
+    So the last update of each window would have half its gradient (tests/test_upstream.py). An overflow halves the
+    scale at once, as before: its update is skipped.
     """
     update_scale, update_weights = optimizer._update_scale, optimizer.step
 

@@ -1,7 +1,7 @@
 """Aggregation between hosts: the bytes that leave each, and the prediction of `lbsgd plan` against an emulated network.
 
-Bytes are those of data. Headers take the link's time, too: HEADERS bytes are on the wire for each. At 100 Mbit and less the
-link is the limit and not the CPU; the fastest of three runs counts.
+Bytes are those of data. Headers take the link's time, too: HEADERS bytes are on the wire for each. At 100 Mbit and less
+the link is the limit and not the CPU; the fastest of three runs counts.
 """
 
 import time

@@ -19,8 +19,7 @@ def rows(data: DataSet) -> tuple[Row, ...]:
     if data.name != "digits":
         return ()  # the recipe has its network
     return tuple(
-        Row(f"x{data.large}_simulated_{kind}", name, data.large, script=SCRIPT, flags=("--updates", kind))
-        for kind, name in NAMES.items()
+        Row(f"x{data.large}_simulated_{kind}", data.large, script=SCRIPT, flags=("--updates", kind)) for kind in NAMES
     )
 
 

@@ -9,9 +9,7 @@ from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
-    return tuple(
-        Row(f"x1_lr_{lr:g}", f"lr {lr:g}", 1, (setting("linear_scaling.base_lr", lr),)) for lr in data.candidate_lrs
-    )
+    return tuple(Row(f"x1_lr_{lr:g}", 1, (setting("linear_scaling.base_lr", lr),)) for lr in data.candidate_lrs)
 
 
 def claims(data: DataSet) -> tuple[Claim, ...]:

@@ -11,8 +11,8 @@ def rows(data: DataSet) -> tuple[Row, ...]:
     none = {"kind": "none", "epochs": 0}
     return (
         baseline(data),
-        Row(f"x{large}_no_warmup", "no warmup", large, (setting("warmup", none),)),
-        Row(f"x{large}_constant_warmup", "constant warmup", large, (setting("warmup", constant),)),
+        Row(f"x{large}_no_warmup", large, (setting("warmup", none),)),
+        Row(f"x{large}_constant_warmup", large, (setting("warmup", constant),)),
         gradual(data, large),
     )
 

@@ -10,14 +10,14 @@ def rows(data: DataSet) -> tuple[Row, ...]:
     fixed = (setting("linear_scaling.rule", "fixed"), setting("warmup", {"kind": "none", "epochs": 0}))
     large = f"x{data.large}"
     return (
-        Row("x1_half_lr", "half the lr", 1, (half,)),
+        Row("x1_half_lr", 1, (half,)),
         baseline(data),
-        Row("x1_double_lr", "twice the lr", 1, (double,)),
-        Row(f"{large}_half_lr", "half the lr", data.large, (half,)),
+        Row("x1_double_lr", 1, (double,)),
+        Row(f"{large}_half_lr", data.large, (half,)),
         gradual(data, data.large),
-        Row(f"{large}_double_lr", "twice the lr", data.large, (double,)),
-        Row(f"{large}_fixed_lr", "lr not scaled", data.large, fixed),
-        Row(f"{large}_sqrt_lr", "square-root rule", data.large, (setting("linear_scaling.rule", "sqrt"),)),
+        Row(f"{large}_double_lr", data.large, (double,)),
+        Row(f"{large}_fixed_lr", data.large, fixed),
+        Row(f"{large}_sqrt_lr", data.large, (setting("linear_scaling.rule", "sqrt"),)),
     )
 
 

@@ -9,9 +9,9 @@ def rows(data: DataSet) -> tuple[Row, ...]:
     one = (setting("batch_norm.zero_last_gamma", False),)
     large = data.large
     return (
-        Row("x1_gamma_one", "γ = 1", 1, one),
+        Row("x1_gamma_one", 1, one),
         baseline(data),
-        Row(f"x{large}_gamma_one", "γ = 1", large, one),
+        Row(f"x{large}_gamma_one", large, one),
         gradual(data, large),
     )
 

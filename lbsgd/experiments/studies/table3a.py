@@ -16,7 +16,6 @@ def row_from(backbone: int, factor: int = DETECTORS_FACTOR) -> Row:
     weights = f"{{work_dir}}/runs/reproduce/digits18/x{backbone}/seed{{seed}}/weights.pt"
     return Row(
         name_of(backbone, factor),
-        f"pre-trained at x{backbone}",
         factor,
         inputs=(("--backbone_weights", weights),),
         made_by="lbsgd reproduce figure1 digits18 --results runs/backbones",

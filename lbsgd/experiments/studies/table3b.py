@@ -15,7 +15,6 @@ def rows(data: DataSet) -> tuple[Row, ...]:
     fixed = replace(
         row_from(BACKBONE, data.large),
         name=f"{name_of(BACKBONE, data.large)}_{NOT_SCALED}",
-        label="lr not scaled",
         settings=(setting("linear_scaling.rule", "fixed"),),
     )
     return (*(row_from(BACKBONE, factor) for factor in data.factors), fixed)

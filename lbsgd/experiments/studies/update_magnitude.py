@@ -7,7 +7,7 @@ from lbsgd.report.groups import Group
 from lbsgd.report.page import Chart, Section, Series
 from lbsgd.report.run_log import LoggedRun
 
-SCRIPT, EPOCHS = "recipes/update_magnitude.py", "6"
+SCRIPT, EPOCHS = "recipes/update_magnitude.py", 6
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
@@ -15,8 +15,8 @@ def rows(data: DataSet) -> tuple[Row, ...]:
         return ()  # the recipe has its network
     none = (setting("warmup", {"kind": "none", "epochs": 0}),)
     return (
-        Row(f"x{data.large}_steps_gradual", "gradual warmup", data.large, (), SCRIPT, ("--epochs", EPOCHS)),
-        Row(f"x{data.large}_steps_no_warmup", "no warmup", data.large, none, SCRIPT, ("--epochs", EPOCHS)),
+        Row(f"x{data.large}_steps_gradual", data.large, (), SCRIPT, epochs=EPOCHS),
+        Row(f"x{data.large}_steps_no_warmup", data.large, none, SCRIPT, epochs=EPOCHS),
     )
 
 
@@ -43,15 +43,18 @@ def sections(groups: dict[str, Group]) -> list[Section]:
     return [Section("Why warmup: one large step and k small ones", note, charts=charts)]
 
 
-def relative(record: dict) -> float:
-    return record["apart_sq"] / record["small_sq"]
+def relative(record: dict) -> float | None:
+    apart, small = record["apart_sq"], record["small_sq"]
+    return apart / small if apart is not None and small else None
 
 
 def mean_of(name: str, group: Group, value) -> Series:
+    """Return the mean over seeds where every seed has a number; the log has null for what is none."""
     runs: tuple[LoggedRun, ...] = group.finished or group.runs
     columns = zip(*([record for record in run.iterations if "apart_sq" in record] for run in runs), strict=False)
-    points = [(column[0]["epoch"], sum(map(value, column)) / len(column)) for column in columns]
-    return Series(name, [epoch for epoch, _ in points], [mean for _, mean in points])
+    values = [(column[0]["epoch"], [value(record) for record in column]) for column in columns]
+    known = [(epoch, numbers) for epoch, numbers in values if None not in numbers]
+    return Series(name, [epoch for epoch, _ in known], [sum(numbers) / len(numbers) for _, numbers in known])
 
 
 STUDY = Study("update-magnitude", "one large step and k small ones", "Sec. 2.1 and 2.2", rows, claims, sections)
