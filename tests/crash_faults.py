@@ -5,6 +5,7 @@ import time
 
 import lbsgd.data.fake
 import lbsgd.train.agreement
+from lbsgd.train.reporter import Reporter
 from lbsgd.train.trainer import Trainer
 
 
@@ -86,3 +87,17 @@ def evaluation_never_ends():
         time.sleep(1000)
 
     lbsgd.data.fake.FakeEval.__iter__ = some
+
+
+def rank_0_writes_for_ever():
+    """Let rank 0 not get over the record of the first epoch, while the others begin the next one."""
+    report = Reporter.report
+
+    def never(reporter, kind, record):
+        report(reporter, kind, record)
+        if kind == "epoch":
+            print("writing")
+            time.sleep(1000)
+
+    Reporter.report = never
+    before_each_pass(lambda trainer: print("the next epoch") if trainer.epochs_done == 1 else None)

@@ -14,6 +14,7 @@ from crash_faults import (
     before_each_pass,
     evaluation_never_ends,
     is_rank,
+    rank_0_writes_for_ever,
     slow_iterations,
 )
 from crash_runs import EVERY, ITERATIONS, assert_same_parameters, saved_iteration
@@ -60,33 +61,56 @@ def test_no_process_ends_before_the_checkpoint_is_written(small, tmp_path, itera
         assert run.exit_codes() == [75, 75]
 
 
-def passes_of_iteration_2_are_slow():
-    """Let 32 passes take 0.5 s each, where others take 0.01 s; the processes agree after each one or two.
+class SlowPasses:
+    """Lets the 32 passes of an iteration take 0.5 s each, others 0.01 s; the processes agree after each one or two.
 
-    In the third one rank 1 is told to stop.
+    In the third of them rank 1 is told to stop.
     """
-    agree_every(0.01)
-    passes = count()
 
-    def slowly(trainer):
-        if trainer.iteration == 2:
-            print("a slow pass")
-            if next(passes) == 2 and is_rank(1):
-                os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.5)
+    def __init__(self, iteration):
+        self.iteration = iteration
 
-    before_each_pass(slowly)
+    def __call__(self):
+        agree_every(0.01)
+        passes = count()
+
+        def slowly(trainer):
+            if trainer.iteration == self.iteration:
+                print("a slow pass")
+                if next(passes) == 2 and is_rank(1):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(0.5)
+
+        before_each_pass(slowly)
 
 
-def test_a_stop_gives_up_an_iteration_of_many_passes_and_it_is_done_again(tmp_path):
-    json, folder = config(tmp_path, global_batch=256, iterations=3), tmp_path / "run"
-    completed(json, tmp_path / "whole")
-    with Command(json, folder, fault=passes_of_iteration_2_are_slow) as run:
+@pytest.fixture(scope="module")
+def many_passes(tmp_path_factory):
+    """Return a JSON with three iterations per epoch, and the run of a command to which nothing happens."""
+    folder = tmp_path_factory.mktemp("many_passes")
+    json = config(folder, global_batch=256, iterations=3)
+    completed(json, folder / "whole")
+    return json, folder / "whole"
+
+
+@pytest.mark.parametrize("iteration", [0, 2, 3])  # of the whole run the first, in an epoch, and of an epoch the first
+def test_a_stop_gives_up_an_iteration_of_many_passes_and_it_is_done_again(many_passes, tmp_path, iteration):
+    (json, whole), folder = many_passes, tmp_path / "run"
+    with Command(json, folder, fault=SlowPasses(iteration)) as run:
         assert run.exit_codes() == [75, 75], run.console
     assert run.printed(1).count("a slow pass") < 10
-    assert "saved after 2 iterations" in run.errors[0] and saved_iteration(folder) == 2
+    assert f"saved after {iteration} iterations" in run.errors[0] and saved_iteration(folder) == iteration
     completed(json, folder, "--resume")
-    assert_same_parameters(folder, tmp_path / "whole")
+    assert_same_parameters(folder, whole)
+
+
+def test_a_stop_while_rank_0_writes_its_page_and_the_others_wait_for_it_in_the_next_epoch_loses_nobody(small, tmp_path):
+    with Command(small, tmp_path / "run", fault=rank_0_writes_for_ever) as run:
+        run.wait_for("writing"), run.wait_for("the next epoch", rank=1)
+        time.sleep(0.5)  # rank 1 takes its batch, and goes on as far as it gets alone
+        run.send(signal.SIGTERM, 0, 1)
+        assert run.exit_codes() == [75, 75], run.console
+    assert len(run.errors) == 1 and saved_iteration(tmp_path / "run") == ITERATIONS
 
 
 def passes_become_twenty_times_slower():

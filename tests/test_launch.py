@@ -62,6 +62,11 @@ def test_the_launchers_variables_are_read(environment, local):
     assert Processes.from_environment() == Processes(rank=5, world_size=8, local_rank=1, local_world_size=4)
 
 
+def test_processes_with_no_more_than_their_ranks_are_on_one_host(environment):
+    environment({"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "5"})
+    assert Processes.from_environment() == Processes(rank=5, world_size=8, local_rank=5, local_world_size=8)
+
+
 @pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
 def test_several_processes_that_would_each_train_alone_are_refused(environment, variable):
     environment({"SLURM_STEP_ID": "0", variable: "4"})
@@ -135,6 +140,10 @@ FOUR = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
         (FOUR | {"LOCAL_RANK": ""}, "LOCAL_RANK is not set, but RANK is 1; start the recipe with"),
         (FOUR | {"LOCAL_RANK": "2"}, "LOCAL_RANK is 2, but this host has 2 processes, so it can be 1 at most"),
         (FOUR | {"LOCAL_SIZE": "many"}, "LOCAL_SIZE is 'many', not a whole number"),
+        (
+            {"RANK": "8", "WORLD_SIZE": "16", "LOCAL_RANK": "0"},
+            "LOCAL_WORLD_SIZE is not set, but RANK is 8 and LOCAL_RANK 0, so there are several hosts; start the recipe",
+        ),
     ],
 )
 def test_variables_that_make_no_sense_are_named_with_their_value(environment, variables, told):

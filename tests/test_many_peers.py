@@ -2,17 +2,18 @@
 
 import re
 import resource
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from many_peers import measure, simulate
-from torch.distributed import HashStore, PrefixStore
+from torch.distributed import HashStore
 
-from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError
 from lbsgd.processes import first_cause, meeting
 from lbsgd.processes.environment import Processes, free_port
-from lbsgd.processes.meeting import fresh_prefix
+from lbsgd.processes.meeting import fresh_prefix, read
 from lbsgd.processes.peers import OtherFailed, Peers
 
 CAUSE = r"rank {} on .* died or has not answered since iteration 7"
@@ -89,25 +90,44 @@ def test_rank_0_may_have_a_file_open_for_each_connection(monkeypatch):
         meeting.allow_connections(4096)
 
 
-def test_those_that_came_hear_why_rank_0_gave_up_and_those_that_come_late():
+def come(store, rank, world_size, seconds):
+    """Return the prefix on which a process agrees with the others, or the error that keeps it from that."""
+    try:
+        return fresh_prefix(store, Processes(rank, world_size, 0, 1), seconds, lambda position: None)
+    except LbsgdError as error:
+        return error
+
+
+@pytest.mark.parametrize("agent", ["False", "True"])
+def test_those_that_came_hear_why_rank_0_gave_up_and_those_that_come_late(monkeypatch, agent):
     """Rank 2 never comes. The others would otherwise only find the store gone."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
     store = HashStore()
-
-    def come(rank):
-        processes = Processes(rank, 4, 0, 1)
-        try:
-            return Peers(processes, PrefixStore(fresh_prefix(store, processes, 0.5, lambda position: None), store))
-        except LbsgdError as error:
-            return error
-
     with ThreadPoolExecutor() as threads:
-        rank_0, rank_1 = threads.submit(come, 0), threads.submit(come, 1).result()
-        while not (told := rank_1.failure()):
-            time.sleep(0.02)
-        late = come(3)
+        rank_0, rank_1 = threads.map(lambda rank: come(store, rank, 4, 0.5), [0, 1])
     missing = "of 4 processes some did not come within 0.5 s: rank 2, 3; look at their hosts"
-    assert str(rank_0.result()) == missing and isinstance(told, OtherFailed) and isinstance(late, OtherFailed)
-    assert str(told) == str(late) and str(late).endswith(missing)
+    assert str(rank_0) == missing and isinstance(rank_0, LostProcessError)
+    others = [rank_1] if agent == "True" else [rank_1, come(store, 3, 4, 0.5)]
+    for told in others:
+        assert isinstance(told, OtherFailed) and str(told) == f"by rank 0 on {socket.gethostname()}: {missing}"
+
+
+def test_those_that_came_hear_of_an_error_on_a_third_host_which_never_comes():
+    store = HashStore()
+    with ThreadPoolExecutor() as threads:
+        waiting = [threads.submit(come, store, rank, 3, 30) for rank in (0, 1)]
+        while not (names := names_of(store)).get("0") or not read(store, f"{names['0']}/joined"):
+            time.sleep(0.02)
+        Peers(Processes(2, 3, 0, 1), store).fail(DataError("no such file"))  # as before it has joined
+    for told in (future.result() for future in waiting):
+        assert isinstance(told, OtherFailed) and (told.exit_code, str(told)) == (
+            DataError.exit_code,
+            f"by rank 2 on {socket.gethostname()}: no such file",
+        )
+
+
+def names_of(store):
+    return dict(line.split() for line in read(store, "arrived").splitlines())
 
 
 def test_missing_ranks_are_few_words():

@@ -1,5 +1,6 @@
 """The loop by itself, on one process and a small network: evaluation, statistics, what stops it, what it saves."""
 
+import math
 import time
 
 import pytest
@@ -81,6 +82,18 @@ def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
         torch.equal(a, b)
         for a, b in zip(again.engine.module.parameters(), ours.engine.module.parameters(), strict=True)
     )
+
+
+def test_a_run_goes_on_from_an_epoch_s_end_whose_checkpoint_lacks_the_epoch_s_totals(tmp_path):
+    """As one that was saved in the first iteration of the next epoch; the validation images are there all the same."""
+    ours = trainer(tmp_path)
+    ours.train(last_iteration=2), ours.start_epoch(), ours.save(), ours.saver.wait()
+    again = trainer(tmp_path, resume=True)
+    again.train(last_iteration=4), ours.train(last_iteration=4)
+    lost, last = again.reporter.log.epochs
+    assert math.isnan(lost["train_loss"]) and math.isnan(lost["train_top1_error_pct"])
+    assert lost["val_loss"] == ours.reporter.log.epochs[0]["val_loss"]
+    assert last["train_loss"] == ours.reporter.log.epochs[-1]["train_loss"]
 
 
 def test_a_record_says_how_many_iterations_it_is_the_mean_of_also_after_a_resume(tmp_path):

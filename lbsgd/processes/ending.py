@@ -28,6 +28,8 @@ def from_rank_0(function: Callable[[], Any]) -> Any:
         except LbsgdError as error:
             box = [error]
     torch.distributed.broadcast_object_list(box)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()  # NCCL only queues what rank 0 says, and rank 0 may end now
     if isinstance(box[0], LbsgdError):
         raise box[0]
     return box[0]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from lbsgd.errors import ConfigError
 
 WAY_OUT = (
-    "start the recipe with deepspeed or torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT"
+    "start the recipe with deepspeed or torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR "
+    "and MASTER_PORT"
 )
 
 
@@ -28,7 +29,8 @@ class Processes:
         """Read what DeepSpeed's launcher or torchrun has set; without either, this is a single process.
 
         Raises ConfigError, which names the variable, for values that make no sense, and where another launcher has
-        started several processes that would each take itself for the only one.
+        started several processes that would each take itself for the only one. Without the number of processes on this
+        host all are on one, until their ranks there show that they are not.
         """
         if not os.environ.get("RANK"):
             require_single_process()
@@ -36,7 +38,7 @@ class Processes:
         world_size = required_number("WORLD_SIZE", at_least=1)
         by_torchrun, by_deepspeed = number("LOCAL_WORLD_SIZE", at_least=1), number("LOCAL_SIZE", at_least=1)
         local_world_size = by_torchrun or by_deepspeed or world_size
-        return cls(
+        processes = cls(
             rank=required_number("RANK", at_most=(world_size - 1, f"WORLD_SIZE is {world_size}")),
             world_size=world_size,
             local_rank=required_number(
@@ -44,6 +46,12 @@ class Processes:
             ),
             local_world_size=local_world_size,
         )
+        if not (by_torchrun or by_deepspeed) and processes.local_rank != processes.rank:
+            raise ConfigError(
+                f"LOCAL_WORLD_SIZE is not set, but RANK is {processes.rank} and LOCAL_RANK {processes.local_rank}, so "
+                f"there are several hosts; {WAY_OUT}"
+            )
+        return processes
 
     @property
     def is_rank_0(self) -> bool:

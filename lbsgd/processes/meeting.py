@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import time
 import uuid
@@ -18,6 +17,7 @@ from itertools import groupby
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
+from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
 from lbsgd.processes.environment import Processes, master
 
@@ -70,19 +70,14 @@ def meeting_point(processes: Processes, timeout_seconds: float) -> TCPStore:
 def allow_connections(world_size: int) -> None:
     """Raise this process's limit of open files so that all processes can connect to it.
 
-    Many systems allow 1,024, and a store that has reached the limit refuses without a word. Raises ConfigError where
-    the system forbids it.
+    A store that has reached the limit refuses without a word. Raises ConfigError where the system forbids it.
     """
     needed = CONNECTIONS * world_size + OTHER_FILES
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return
-    if hard != resource.RLIM_INFINITY and hard < needed:
+    if (most := allow_open_files(needed)) is not None:
         raise ConfigError(
             f"rank 0 needs {needed:,} open files for the connections of {world_size:,} processes, and its host allows "
-            f"{hard:,}; raise the hard limit there (ulimit -Hn)"
+            f"{most:,}; raise the hard limit there (ulimit -Hn)"
         )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def of_agent() -> bool:
@@ -98,32 +93,49 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
     own, which becomes the prefix of keys. Only a rank 0 of the same start can answer a name, because agents end all old
     processes before new ones begin.
 
+    Nobody returns before all have come: whoever waits here hears why another process never will.
     Raises LostProcessError, which names the missing ones, after timeout_seconds, and OtherFailed where another process
     ended before it came.
     """
     name, rank = uuid.uuid4().hex, processes.rank
+    prefix: str | None = None
     store.append("arrived", f"{rank} {name}\n")  # type: ignore[attr-defined]  # torch's type stubs lack it
-    deadline = time.monotonic() + timeout_seconds + (5 if rank else 0)  # rank 0, which knows more, ends first
+    patience = timeout_seconds + (5 if rank else 0)  # rank 0, which knows more, ends first
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         alive("the meeting of all processes")
-        if prefix := join(store, name, rank) if rank else lead(store, name, processes.world_size):
+        if not prefix and (prefix := join(store, name, rank) if rank else lead(store, name, processes.world_size)):
+            deadline = time.monotonic() + patience  # rank 0 may have come later than this process
+        if prefix and read(store, f"{prefix}/host/0"):
             return prefix
-        if not of_agent() and (failure := read(store, "failure")):
+        if failure := read(news_of(store, prefix or name), "failure"):
             let_others_read(processes)
             raise OtherFailed(**json.loads(failure))
         time.sleep(pause(processes.world_size) if rank else pause(1))
-    missing = [] if rank else not_joined(store, name, processes.world_size)
-    error = LostProcessError(
+    error = some_did_not_come(store, name, processes, timeout_seconds)
+    if not rank:
+        tell(news_of(store, name), rank, error)
+        let_others_read(processes)
+    raise error
+
+
+def some_did_not_come(store: Store, name: str, processes: Processes, timeout_seconds: float) -> LostProcessError:
+    """Return the error of a process that has waited in vain; rank 0, whose name is given, knows for whom."""
+    missing = [] if processes.rank else not_joined(store, name, processes.world_size)
+    return LostProcessError(
         f"of {processes.world_size} processes some did not come within {timeout_seconds:g} s"
         + (f": rank {in_words(missing)}" if missing else "")
         + "; look at their hosts"
     )
-    if not rank:
-        tell(PrefixStore(name, store), rank, error)  # those that have joined
-        if not of_agent():
-            tell(store, rank, error)  # those that come late
-        let_others_read(processes)
-    raise error
+
+
+def news_of(store: Store, prefix: str) -> Store:
+    """Return the part of the store where a failure is told to the processes that wait for others.
+
+    It is the whole store, which also those read that rank 0 has not answered. torchrun's agent keeps the store over
+    restarts, with the failures of earlier starts, so there it is the part of this start.
+    """
+    return PrefixStore(prefix, store) if of_agent() else store
 
 
 def pause(world_size: int) -> float:

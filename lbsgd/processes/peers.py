@@ -46,7 +46,7 @@ class Peers:
         """Compare facts (name -> fingerprint, as of the code). Raises ConfigError where they differ from rank 0's."""
         if self.rank == 0:
             self.store.set("facts", json.dumps(facts))
-        first = json.loads(self.store.get("facts"))
+        first = json.loads(self.store.get("facts"))  # waits no longer than rank 0 takes: all have come
         for name, fingerprint in facts.items():
             if first[name] != fingerprint:
                 raise ConfigError(

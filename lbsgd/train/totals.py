@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -35,6 +36,12 @@ class Totals:
         )  # filled on the device: a copy from the host would wait for its work
         self.sums = self.sums + torch.stack([loss.double() * images, *(count.double() for count in counts), images])
 
+    def go_on(self, sums: torch.Tensor) -> None:
+        """Take up sums over all processes, as `of_all` has returned them, and begin the shorter sum after them."""
+        if dist.get_rank() == 0:
+            self.sums = self.sums + sums.to(self.sums.device)
+        self.mark()
+
     def mark(self) -> None:
         """Begin the shorter sum here."""
         self.marked = self.sums
@@ -46,6 +53,10 @@ class Totals:
         return sums
 
     def read(self, since_mark: bool = False) -> Means:
-        """Return the means over all processes' images; all processes must call it."""
+        """Return the means over all processes' images, NaN where there are none; all processes must call it.
+
+        There are none in a checkpoint that was saved in the first iteration of an epoch, as once was done.
+        """
         loss, *counts, images = self.of_all(since_mark).tolist()
-        return Means(loss / images, tuple(100 * count / images for count in counts), int(images))
+        divisor = images or math.nan
+        return Means(loss / divisor, tuple(100 * count / divisor for count in counts), int(images))

@@ -117,13 +117,21 @@ class Trainer:
 
     def passes(self, batches: Iterator[Batch]) -> Iterator[Batch]:
         """Yield the batches of one update; after each pass see whether the processes agree to stop or to save."""
-        before = self.before_update()
+        before = None  # what giving the iteration up needs; a single pass never is given up
+        if self.plan.accumulation_steps > 1:
+            before = BeforeUpdate(self.totals.sums, random_states(dist.get_rank()))
         for number in range(self.plan.accumulation_steps):
             self.guard.alive(f"iteration {self.iteration}, pass {number}")
             batch = self.clock.next_of(batches)
-            self.guard.nothing_to_save = False
+            if self.guard.nothing_to_save:
+                self.begin_together()
             yield batch
             self.after_pass(self.plan.accumulation_steps - 1 - number, before)
+
+    def begin_together(self) -> None:
+        """Wait for all processes; from here on none ends at once when told to stop, as the others would miss it."""
+        self.require_numbers()
+        self.guard.nothing_to_save = False
 
     def start_epoch(self) -> None:
         self.totals = Totals(self.engine.device, len(self.task.counts))
@@ -132,9 +140,7 @@ class Trainer:
 
     def go_on(self, reached: Reached) -> None:
         """Take up the totals and the time of the epoch that the checkpoint was saved in."""
-        if dist.get_rank() == 0:
-            self.totals.sums = self.totals.sums + reached.totals.to(self.engine.device)
-        self.totals.mark()
+        self.totals.go_on(reached.totals)
         self.clock.start_epoch(reached.epoch_seconds)
 
     def after_update(self, last_iteration: int) -> None:
@@ -146,12 +152,6 @@ class Trainer:
             self.save()
         self.stop_if_agreed()
 
-    def before_update(self) -> BeforeUpdate | None:
-        """Return what giving up the iteration needs; a single pass is never given up."""
-        if self.plan.accumulation_steps == 1:
-            return None
-        return BeforeUpdate(self.totals.sums, random_states(dist.get_rank()))
-
     def after_pass(self, passes_left: int, before: BeforeUpdate | None) -> None:
         """Learn what the processes agree on; give the iteration up if they stop and it would go on for long."""
         save = dist.get_rank() == 0 and self.saver.due_by_time()
@@ -161,21 +161,20 @@ class Trainer:
         self.decision = decision
         if before and decision.stop and passes_left * decision.pass_seconds > FINISH_SECONDS:
             self.totals.sums = before.sums
-            self.save(before.random)
-            self.stop_if_agreed()
+            self.stop_if_agreed(before.random)
 
-    def stop_if_agreed(self) -> None:
+    def stop_if_agreed(self, random: dict[str, torch.Tensor] | None = None) -> None:
         """Raise Stopped on all processes, with the run saved, once they have agreed to stop."""
         if not self.decision.stop:
             return
-        if self.saver.last_iteration != self.iteration:
-            self.save()
+        # At an epoch's end only the checkpoint that stands has its totals; before the first iteration there is none.
+        if self.saver.last_iteration != self.iteration or self.iteration == 0:
+            self.save(random)
         # Rank 0 writes, and a launcher kills all processes when the first one ends.
-        written = from_rank_0(self.saver.wait)
+        self.guard.saved = from_rank_0(self.saver.wait)
         outcome = f"saved after {self.iteration} iterations; the same command with --resume goes on"
-        if not written:
+        if not self.guard.saved:
             outcome = f"the checkpoint of iteration {self.iteration} could not be written; --resume uses the one before"
-        self.guard.saved = written
         raise Stopped(f"{self.guard.stop_requested or 'another process was told to'}: {outcome}")
 
     def save(self, random: dict[str, torch.Tensor] | None = None) -> None:
