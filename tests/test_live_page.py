@@ -1,14 +1,17 @@
 """The page that a run writes while it trains, and the warning when it leaves the baseline's curve."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from grid_logs import DIGITS, write_log
 
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.experiments.catalogue import STUDIES
-from lbsgd.report.run_log import read_run
+from lbsgd.report.measure import TOP1
+from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train.live_page import LivePage, baseline_band
+from lbsgd.train.reporter import Reporter
 
 BASELINE, NO_WARMUP, _, GRADUAL = STUDIES["table1"].rows(DIGITS)
 CURVE = [90.0, 50.0, 20.0, 10.0, 8.0, 6.0]
@@ -65,3 +68,42 @@ def test_a_page_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
     said, page = warnings_of(tmp_path, BASELINE, [50.0], ())
     page.folder = tmp_path / "missing"
     assert "cannot write" in page.write(epochs([50.0]))[0] and page.write(epochs([50.0, 40.0])) == []
+
+
+def test_a_resumed_run_s_page_keeps_what_was_measured_and_said_before(tmp_path, baseline):
+    folder = write_log(tmp_path, NO_WARMUP, 0, [5.0] * 2, [70.0, 50.0], planned=6)  # epoch 1 is outside
+    log = folder / "log.jsonl"
+    log.write_text(log.read_text().replace('{"kind": "iteration",', '{"kind": "iteration", "noise_scale": 9.0,'))
+    run = read_run(folder)
+    page = LivePage(folder, run.header, baseline_band(baseline))
+    page.take_up(run)
+    assert page.write(run.epochs) == []  # nothing is said twice
+    html = (folder / "index.html").read_text()
+    assert html.count("warning: epoch 1") == 1 and "Gradient noise" in html
+
+
+def reporting(folder):
+    """A reporter of a run of six epochs, and what it says on the screen."""
+    header = read_run(write_log(folder / "header", BASELINE, 0, [5.0], planned=6)).header
+    said = []
+    progress = SimpleNamespace(say=said.append, __enter__=lambda: None, __exit__=lambda *error: None)
+    reporter = Reporter(RunLog(folder, header), progress, None, page=LivePage(folder, header))
+    return reporter, said
+
+
+def test_the_page_of_a_run_that_an_error_ends_says_why_and_reloads_itself_no_more(tmp_path):
+    reporter, _ = reporting(tmp_path)
+    reporter.log.epoch(epochs([50.0])[0])
+    with pytest.raises(TrainingError), reporter:
+        raise TrainingError("the loss of iteration 60 is not a number")
+    html = (tmp_path / "index.html").read_text()
+    assert 'data-reload-seconds=""' in html and "ended after 1 of 6 epochs: top-1 error 5.00 %" in html
+    assert "; the loss of iteration 60 is not a number<" in html
+
+
+def test_the_page_of_a_run_that_was_to_end_inside_its_first_epoch_reloads_itself_no_more(tmp_path):
+    reporter, said = reporting(tmp_path)
+    reporter.conclude([TOP1], {})
+    html = (tmp_path / "index.html").read_text()
+    assert 'data-reload-seconds=""' in html and "ended after 0 of 6 epochs: no epoch is finished yet; it was to" in html
+    assert said[0].startswith("page ") and read_run(tmp_path).result is None

@@ -10,7 +10,7 @@ from grid_logs import DIGITS, write_log, write_rows
 from PIL import Image
 
 from lbsgd.experiments.catalogue import STUDIES
-from lbsgd.report.page import Page
+from lbsgd.report.page import Chart, Page, Section, Series
 from lbsgd.report.run_log import read_run
 from lbsgd.report.run_page import run_page
 from lbsgd.report.write import families_at, write_report
@@ -103,6 +103,24 @@ def test_an_unfinished_run_s_page_reloads_itself_and_a_finished_one_does_not(tmp
     quick = quick.replace("<header>", once).replace("</body>", f"{scroll}</script></body>")
     (tmp_path / "quick.html").write_text(quick)
     assert "<title>123</title>" in chromium(tmp_path / "quick.html", "--dump-dom", height=400)
+
+
+def test_a_run_without_an_evaluation_says_so_beside_its_epochs(tmp_path):
+    run = read_run(write_log(tmp_path, ROWS[0], 0, [50.0, 40.0], planned=4))
+    for record in run.epochs:
+        del record["val_top1_error_pct"]
+    assert "epoch 2 of 4, about 2 min left: no evaluation yet" in run_page(run).html()
+    run.epochs.clear()
+    page = run_page(run).write(tmp_path)
+    assert "epoch 0 of 4: no epoch is finished yet" in page.read_text()
+    assert ">no number yet<" in chromium(page, "--dump-dom")
+
+
+def test_a_global_batch_is_told_in_full(tmp_path):
+    line = Series("rule", [256, 12_288, 131_072], [23.6, 23.7, 40.0])
+    page = Page("", "", [Section(charts=[Chart("error over the global batch", [line], logx=True)])])
+    dom = chromium(page.write(tmp_path), "--dump-dom")
+    assert re.findall(r'text-anchor="middle">([\d,]+)<', dom) == ["256", "12,288", "131,072"]
 
 
 def test_configuration_that_is_not_the_paper_s_is_marked(tmp_path):

@@ -16,6 +16,7 @@ from lbsgd.experiments.grid import Claim
 from lbsgd.report.families import families_of
 from lbsgd.report.groups import find_runs, group_runs
 from lbsgd.report.match import band, matched_from, mean_curve
+from lbsgd.report.paper_table import error_cell, place_of
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.regions import update
 from lbsgd.report.write import families_at, rows_by_name, write_report
@@ -33,6 +34,20 @@ ERRORS = {
 def table_1_runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("table1")
     write_rows(folder, TABLE_1, ERRORS)
+    return folder
+
+
+def ended_early(runs, row, seed, error):
+    """A run of one epoch of the six that were planned, as with --epochs 1."""
+    folder = write_log(runs, row, seed, [error], planned=6)
+    with open(folder / "log.jsonl", "a") as log:
+        log.write(f'{{"kind": "result", "val_top1_error_pct": {error}}}\n')
+    return folder
+
+
+def diverged(runs, row, seed):
+    folder = write_log(runs, row, seed, [90.0], planned=6)
+    (folder / "diverged.txt").write_text("error: the loss of iteration 5 is not a number\n")
     return folder
 
 
@@ -68,10 +83,13 @@ def test_every_row_of_a_study_is_a_row_of_its_table(tmp_path, name):
     assert [row[6][:4] for row in found.rows] == [f"{1.25 + number:.2f}" for number in range(len(rows))]
 
 
-def test_csv_holds_the_same_cells(table_1_runs):
-    lines = list(csv.reader(io.StringIO(table(table_1_runs, "table1").csv())))
+def test_csv_holds_the_same_cells(table_1_runs, tmp_path):
+    write_report(families_at([table_1_runs]), tmp_path, "digits")
+    lines = list(csv.reader(io.StringIO((tmp_path / "tables.csv").read_text())))
     assert lines[0][:5] == ["table", "", "paper kn", "paper η", "paper error %"] and lines[0][5] == "ours kn"
     assert lines[1][:8] == ["table1", "baseline", "256", "0.1", "23.60 ± 0.12", "32", "0.2", "1.20 ± 0.20"]
+    assert [line[0] for line in lines[1:]] == ["table1"] * 4 + ["figure1"] * 2  # with one line of heads
+    assert {len(line) for line in lines} == {11}
 
 
 def test_runs_of_other_code_are_refused(tmp_path):
@@ -87,35 +105,82 @@ def test_a_copy_of_a_run_is_no_second_seed(tmp_path):
     assert [len(row.runs) for row in group_runs(find_runs([tmp_path]))] == [1]
 
 
+def test_a_killed_copy_does_not_hide_the_run_that_was_started_again(tmp_path):
+    write_log(tmp_path / "8k", TABLE_1[0], 0, [50.0], planned=2)
+    write_log(tmp_path / "8k_again", TABLE_1[0], 0, [3.0, 2.0])
+    [row] = group_runs(find_runs([tmp_path]))
+    assert row.values == [2.5] and error_cell(row) == "2.50"
+
+
+def test_what_changes_no_number_parts_no_seeds(tmp_path):
+    def measure_noise(header):
+        header["recipe"]["diagnostics"]["gradient_noise"] = 100
+        header["recipe"]["aggregation"] = {"hierarchy": "flat", "between": "auto"}
+        optimizer = header["config"]["optimizer"]
+        header["config"]["optimizer"] = dict(reversed(optimizer.items()))
+
+    edited(write_log(tmp_path, TABLE_1[0], 0, [1.0]), measure_noise)
+    write_log(tmp_path, TABLE_1[0], 1, [2.0])
+    assert [row.values for row in group_runs(find_runs([tmp_path]))] == [[1.0, 2.0]]
+
+
 def test_a_diverged_run_and_one_under_way_are_told(tmp_path):
     for seed, error in enumerate([1.0, 2.0]):
         write_log(tmp_path, TABLE_1[0], seed, [90.0, error])
         write_log(tmp_path, TABLE_1[3], seed, [90.0, error])
-    diverged = write_log(tmp_path, TABLE_1[0], 2, [90.0], planned=2)
-    (diverged / "diverged.txt").write_text("error: the loss of iteration 5 is not a number\n")
+    folder = write_log(tmp_path, TABLE_1[0], 2, [90.0], planned=2)
+    (folder / "diverged.txt").write_text("error: the loss of iteration 5 is not a number\n")
     write_log(tmp_path, TABLE_1[0], 3, [50.0], planned=2)
     baseline, _ = table(tmp_path, "figure1").rows
     # medians of (90, 1) and (90, 2)
-    assert baseline[6:8] == ("45.75 ± 0.35, 1 diverged, 1 going on", "4")
+    assert baseline[6:8] == ("45.75 ± 0.35, 1 diverged, 1 not finished", "4")
+    write_report(families_at([tmp_path]), tmp_path / "report", "digits")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "4 of 6 runs are finished, 1 diverged" in page
+    assert 'data-reload-seconds=""' in page  # nothing writes it again
 
 
 def test_a_run_ended_early_is_a_row_of_its_own(tmp_path):
-    folder = write_log(tmp_path, TABLE_1[0], 0, [1.0], planned=2)
-    with open(folder / "log.jsonl", "a") as log:
-        log.write('{"kind": "result", "val_top1_error_pct": 1.0}\n')
-    write_log(tmp_path, TABLE_1[0], 1, [1.0, 1.0])
+    ended_early(tmp_path, TABLE_1[0], 0, 1.0)
+    write_log(tmp_path, TABLE_1[0], 1, [1.0] * 6)
     assert [len(row.runs) for row in group_runs(find_runs([tmp_path]))] == [1, 1]
 
 
 @pytest.mark.parametrize("early", ["a", "z"])
 def test_a_trial_of_an_epoch_is_no_baseline(tmp_path, early):
     """Wherever its folder is sorted."""
-    folder = write_log(tmp_path / early, TABLE_1[0], 0, [90.0], planned=6)
-    with open(folder / "log.jsonl", "a") as log:
-        log.write('{"kind": "result", "val_top1_error_pct": 90.0}\n')
+    ended_early(tmp_path / early, TABLE_1[0], 0, 90.0)
     write_rows(tmp_path / "full", TABLE_1, ERRORS)
     family, trial = families_of(group_runs(find_runs([tmp_path])))
     assert len(family.rows) == 4 and family.baseline.values == ERRORS["x1"] and len(trial.rows) == 1
+
+
+def test_a_seed_that_diverges_in_a_trial_stays_in_its_row(tmp_path):
+    for seed in range(3):
+        ended_early(tmp_path, TABLE_1[0], seed, 50.0 + seed)
+        diverged(tmp_path, TABLE_1[3], seed) if seed == 0 else ended_early(tmp_path, TABLE_1[3], seed, 60.0 + seed)
+    [family] = families_at([tmp_path])
+    large = rows_by_name([family])["x8"]
+    assert large.values == [61.0, 62.0] and error_cell(large) == "61.50 ± 0.71, 1 diverged"
+    assert place_of(family) == "resnet18 on 1,536 images of digits_1536, 1 of 6 epochs"
+
+
+def test_a_seed_that_diverges_early_is_of_the_row_that_was_trained_to_its_end(tmp_path):
+    ended_early(tmp_path / "trial", TABLE_1[0], 0, 90.0)
+    diverged(tmp_path, TABLE_1[0], 0)
+    write_log(tmp_path, TABLE_1[0], 1, [2.0] * 6)
+    found = sorted(map(error_cell, group_runs(find_runs([tmp_path]))))
+    assert found == ["2.00, 1 diverged", "90.00"]
+
+
+def test_fake_images_are_no_imagenet(tmp_path):
+    def fake(header):
+        header["environment"]["data"] = "fake"
+        header["recipe"]["num_images"] = 1_281_167
+
+    edited(write_log(tmp_path, TABLE_1[0], 0, [1.0]), fake)
+    [family] = families_at([tmp_path])
+    assert place_of(family) == "resnet18 on fake images, 1 epochs"
 
 
 def edited(folder, edit):
@@ -133,6 +198,20 @@ def edited(folder, edit):
         (lambda header: header["recipe"]["warmup"].update(epochs=4.0), "warmup epochs 4.0"),
         (lambda header: header["config"]["optimizer"]["params"].update(weight_decay=0.001), "weight decay 0.001"),
         (lambda header: header["config"]["optimizer"]["params"].update(nesterov=False), "nesterov False"),
+        (lambda header: header["recipe"]["warmup"].update(start_fraction=0.5), "warmup start fraction 0.5"),
+        (lambda header: header["recipe"]["momentum"].update(form="lr_inside"), "momentum form lr_inside"),
+        (lambda header: header["recipe"]["biases"].update(lr_factor=2.0), "biases lr factor 2.0"),
+        (
+            lambda header: header["recipe"]["batch_norm"].update(implementation="torch"),
+            "batch norm implementation torch",
+        ),
+        (
+            lambda header: (
+                header["recipe"]["momentum"].update(form="lr_inside", correction=False),
+                header["config"]["optimizer"]["params"].update(momentum=0.8),
+            ),
+            "momentum 0.8, momentum not corrected",
+        ),
     ],
 )
 def test_what_differs_is_named_and_is_not_the_paper_s_row(tmp_path, edit, label):
@@ -143,6 +222,17 @@ def test_what_differs_is_named_and_is_not_the_paper_s_row(tmp_path, edit, label)
         ["baseline", "no warmup", "constant warmup", "gradual warmup", label]
     )
     assert family.find(8).values == ERRORS["x8"]
+
+
+def test_a_warmup_up_to_base_batch_is_named(tmp_path):
+    write_rows(tmp_path / "z", TABLE_1, ERRORS)
+    warmup = {"kind": "gradual", "epochs": 2.0, "start_fraction": 0.1}
+    edited(
+        write_log(tmp_path / "a", TABLE_1[0], 0, [9.0] * 6), lambda header: header["recipe"]["warmup"].update(warmup)
+    )
+    [family] = families_at([tmp_path])
+    assert "warmup gradual, warmup start fraction 0.1" in map(family.label, family.rows)
+    assert family.baseline.values == ERRORS["x1"]
 
 
 def test_runs_on_other_images_are_no_seeds_of_one_row(tmp_path):
@@ -251,6 +341,16 @@ def test_a_region_of_a_file_is_written_again(table_1_runs, tmp_path):
     assert "old numbers" not in text and "| 24.84 ± 0.37 | 256 | 1.6 | 3.00 ± 0.50 |" in text
 
 
+def test_a_linked_file_stays_a_link_and_keeps_its_mode(table_1_runs, tmp_path):
+    link, file = tmp_path / "README.md", tmp_path / "file.md"
+    file.write_text(f"<!-- report {table_1_runs} --table table1 -->\n<!-- end of report -->\n")
+    file.chmod(0o640)
+    link.symlink_to(file)
+    (tmp_path / "README.md.tmp").write_text("the user's own")
+    assert update(link) and link.is_symlink() and "**Table 1" in file.read_text()
+    assert file.stat().st_mode & 0o777 == 0o640 and (tmp_path / "README.md.tmp").read_text() == "the user's own"
+
+
 @pytest.mark.parametrize(
     "text, reason",
     [
@@ -297,6 +397,10 @@ def test_families_side_by_side_lose_no_row_and_no_picture(tmp_path):
         written[0].read_text().count("| gradual warmup |") == 2 and "| x8 | 256 | 1.6 | 2.00" in written[0].read_text()
     )
     assert len(written) == len(set(written))
+    in_csv = [list(csv.reader(io.StringIO(path.read_text()))) for path in written[1:3]]
+    assert [path.name for path in written[1:3]] == ["tables.csv", "tables_2.csv"]
+    assert [line[0] for line in in_csv[0]] == ["table", "figure1", "figure1", "figure1_2", "figure1_2"]
+    assert [line[0] for line in in_csv[1]] == ["row", "x8"]
 
 
 def test_rows_of_no_table_have_a_table_of_their_own_and_curves(tmp_path):

@@ -12,8 +12,9 @@ from lbsgd.commands.main import main
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 from lbsgd.report.curves import COLOURS, curves, figure
+from lbsgd.report.figures import band_figure
 from lbsgd.report.group_page import band_of
-from lbsgd.report.groups import ended_after
+from lbsgd.report.groups import ended_after, group_runs
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.report.run_page import charts_of
 from lbsgd.report.tables import error_table
@@ -21,7 +22,7 @@ from lbsgd.report.tables import error_table
 TOOL = Path(__file__).parents[1] / "tools" / "report.py"
 
 
-def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, finished=True, model="resnet50"):
+def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, finished=True, model="resnet50", **more):
     """Write a run with the validation errors `val` per epoch; training errors are 1 lower, lr falls 0.2 to 0.02."""
     run = {
         "model": model,
@@ -40,6 +41,7 @@ def write(folder, *, val, kn=128, lr=0.2, seed=0, epochs=None, world_size=1, fin
         },
         "config": {"optimizer": {"type": "SGD"}},
         "world_size": world_size,
+        **more,
     }
     with RunLog(folder, run) as log:
         for t, error in enumerate(val):
@@ -115,12 +117,25 @@ def test_runs_of_one_recipe_are_summarised_as_mean_and_std_over_seeds(tmp_path):
         dict(seed=1, model="resnet101"),
         dict(seed=1, finished=False),
         dict(seed=1, val=[9.0], epochs=2),  # ended early
+        dict(seed=1, data="other images"),
+        dict(seed=1, val=[None, None]),  # finished without a number
     ],
 )
 def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path, other):
     first = write(tmp_path / "a", val=[9.0, 8.0])
     second = write(tmp_path / "b", **{"val": [9.0, 7.0], **other})
     assert not any("mean" in row for row in rows([first, second])[:-1])
+
+
+def test_a_copy_of_a_seed_leaves_the_mean_of_the_others(tmp_path):
+    runs = [write(tmp_path / str(place), val=[9.0, 8.0 + seed], seed=seed) for place, seed in enumerate((0, 0, 1))]
+    assert rows(runs)[-2][:4] == "mean of 2 ±".split() and rows(runs)[-2][-3:] == "8.75 ± 0.35".split()
+
+
+def test_seeds_without_a_number_have_no_mean_and_no_traceback(tmp_path):
+    runs = [write(tmp_path / str(seed), val=[None, None], seed=seed) for seed in (0, 1)]
+    first, second, *caption = rows(runs)[3:]
+    assert first[5:7] == second[5:7] == ["-", "-"] and caption[0][0] == "top-1"
 
 
 def test_runs_of_the_same_folder_name_are_told_apart(tmp_path):
@@ -145,27 +160,17 @@ def test_a_folder_name_in_brackets_is_no_markup(tmp_path):
 
 
 def test_curves_are_those_of_the_log(tmp_path):
-    runs = [write(tmp_path / "a", val=[80.0, 40.0, 20.0, 10.0]), write(tmp_path / "b", val=[90.0, 60.0], seed=1)]
-    error, lr = figure(runs).axes
-    drawn = [
-        (line.get_color(), line.get_linestyle(), list(line.get_xdata()), list(line.get_ydata()))
-        for line in error.lines
-        if len(line.get_xdata())
-    ]
-    assert drawn == [
-        (COLOURS[0], "--", [1, 2, 3, 4], [79, 39, 19, 9]),
-        (COLOURS[0], "-", [1, 2, 3, 4], [80, 40, 20, 10]),
-        (COLOURS[1], "--", [1, 2], [89, 59]),
-        (COLOURS[1], "-", [1, 2], [90, 60]),
-    ]
-    assert [list(line.get_ydata()) for line in lr.lines] == [pytest.approx([0.2, 0.2, 0.2, 0.02, 0.02]), 3 * [0.2]]
-    assert [list(line.get_xdata()) for line in lr.lines] == [[0, 1, 2, 3, 4], [0, 1, 2]]
-    assert {line.get_drawstyle() for line in lr.lines} == {"steps-post"}  # a decay is a drop, not a slope
+    error, lr = figure(write(tmp_path, val=[80.0, 40.0, 20.0, 10.0])).axes
+    drawn = [(line.get_linestyle(), list(line.get_xdata()), list(line.get_ydata())) for line in error.lines]
+    assert drawn == [("--", [1, 2, 3, 4], [79, 39, 19, 9]), ("-", [1, 2, 3, 4], [80, 40, 20, 10])]
+    [line] = lr.lines
+    assert list(line.get_ydata()) == pytest.approx([0.2, 0.2, 0.2, 0.02, 0.02])
+    assert list(line.get_xdata()) == [0, 1, 2, 3, 4] and line.get_drawstyle() == "steps-post"  # a decay is a drop
 
 
 def test_an_epoch_that_was_not_evaluated_is_no_gap(tmp_path):
     runs = [write(tmp_path / f"{seed}", val=[80.0, None, 20.0, 10.0], seed=seed) for seed in (0, 1)]
-    training, validation = figure(runs[:1]).axes[0].lines
+    training, validation = figure(runs[0]).axes[0].lines
     assert list(training.get_xdata()) == [1, 2, 3, 4] and list(validation.get_xdata()) == [1, 3, 4]
     assert list(validation.get_ydata()) == [80, 20, 10]
     [chart, *_] = charts_of(runs[0])
@@ -186,14 +191,14 @@ def test_a_run_that_ends_inside_an_epoch_has_reached_its_plan_however_it_is_roun
         assert run.reached_its_plan == reached and (ended_after(run) is None) == reached
 
 
-def test_every_line_of_the_picture_is_a_curve_of_a_run(tmp_path):
-    picture = figure([write(tmp_path / "a", val=[80.0, 40.0])])
+def test_every_line_of_the_picture_is_a_curve_of_the_run(tmp_path):
+    picture = figure(write(tmp_path / "a", val=[80.0, 40.0]))
     assert all(len(line.get_xdata()) for axes in picture.axes for line in axes.lines)
     assert [handle.get_color() for handle in picture.legends[0].legend_handles] == [COLOURS[0]]
 
 
 def test_axes_and_legend_say_what_is_drawn(tmp_path):
-    picture = figure([write(tmp_path / "8k", val=[24.0, 23.74, 23.7])])
+    picture = figure(write(tmp_path / "8k", val=[24.0, 23.74, 23.7]))
     error, lr = picture.axes
     assert (error.get_ylabel(), lr.get_ylabel(), lr.get_xlabel()) == ("top-1 error (%)", "learning rate", "epochs")
     assert error.get_shared_x_axes().joined(error, lr) and error.get_ylim() == (0, 100)
@@ -203,8 +208,7 @@ def test_axes_and_legend_say_what_is_drawn(tmp_path):
 
 
 def test_no_label_is_cut_off_and_the_legend_hides_no_curve(tmp_path):
-    runs = [write(tmp_path / f"resnet50-{kn}", val=[99.9] * 90, kn=kn) for kn in (256, 8192, 16384, 65536)]
-    picture = figure(runs)
+    picture = figure(write(tmp_path / "resnet50-65536", val=[99.9] * 90, kn=65536))
     picture.draw_without_rendering()
     around, paper = picture.get_tightbbox(), picture.bbox_inches
     assert 0 <= around.x0 and 0 <= around.y0 and around.x1 <= paper.x1 and around.y1 <= paper.y1
@@ -213,33 +217,30 @@ def test_no_label_is_cut_off_and_the_legend_hides_no_curve(tmp_path):
 
 
 def test_a_run_of_one_iteration_is_a_visible_point(tmp_path):
-    error, lr = figure([write(tmp_path, val=[90.0])]).axes
+    error, lr = figure(write(tmp_path, val=[90.0])).axes
     assert [line.get_marker() for line in (*error.lines[:2], *lr.lines)] == [".", ".", "."]
 
 
 def test_a_run_killed_before_its_first_record_is_still_drawn(tmp_path):
-    young, run = write(tmp_path / "young", val=[], epochs=2, finished=False), write(tmp_path / "run", val=[9.0, 8.0])
-    for runs in ([young], [young, run]):
-        curves(runs, tmp_path / "curves.png")
-        assert (tmp_path / "curves.png").stat().st_size > 10_000
-    assert figure([young]).legends[0].get_texts()[0].get_text() == "young  -"
+    young = write(tmp_path / "young", val=[], epochs=2, finished=False)
+    curves(young, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 10_000
+    assert figure(young).legends[0].get_texts()[0].get_text() == "young  -"
 
 
-def test_the_picture_shows_every_run_in_its_colour(tmp_path):
-    runs = [write(tmp_path / str(seed), val=[90.0 - 10 * seed, 50.0, 20.0 + seed], seed=seed) for seed in range(3)]
-    curves(runs, tmp_path / "curves.png")
+def test_the_picture_shows_the_run_in_its_colour(tmp_path):
+    curves(write(tmp_path / "run", val=[90.0, 50.0, 20.0]), tmp_path / "curves.png")
     pixels = imread(tmp_path / "curves.png")[:, :, :3]
     assert pixels.shape[:2] == (900, 1500)
-    for colour in COLOURS[:3]:
-        red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-        near = (abs(pixels - [red, green, blue]) < 0.02).all(axis=2)
-        assert near.sum() > 1000
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "curves.png"]
+    red, green, blue = (int(COLOURS[0][i : i + 2], 16) / 255 for i in (1, 3, 5))
+    assert (abs(pixels - [red, green, blue]) < 0.02).all(axis=2).sum() > 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "run"]
 
 
-def test_more_runs_than_colours_are_all_drawn(tmp_path):
-    runs = [write(tmp_path / str(seed), val=[90.0, 50.0], seed=seed) for seed in range(9)]
-    assert len(figure(runs).axes[1].lines) == 9
+def test_more_rows_than_colours_are_all_drawn(tmp_path):
+    rows = group_runs([write(tmp_path / str(kn), val=[90.0, 50.0], kn=kn) for kn in range(1, 10)])
+    picture = band_figure([str(row.global_batch) for row in rows], rows)
+    assert [len(axes.lines) for axes in picture.axes] == [9, 9, 9] and len(picture.legends[0].get_texts()) == 9
 
 
 @pytest.mark.parametrize(
@@ -253,7 +254,7 @@ def test_more_runs_than_colours_are_all_drawn(tmp_path):
 def test_a_picture_that_cannot_be_written_is_refused(tmp_path, name, reason):
     run = write(tmp_path / "run", val=[9.0])
     with pytest.raises(ConfigError, match=reason):
-        curves([run], tmp_path / name)
+        curves(run, tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 

@@ -93,6 +93,13 @@ def test_the_error_of_a_run_is_the_median_of_its_last_5_epochs():
     assert TOP1.of([]) is None
 
 
+def test_a_run_evaluated_every_10_epochs_is_not_judged_by_epochs_long_past():
+    epochs = [{"epoch": number} if number % 10 else epoch(number, 100.0 - number) for number in range(1, 48)]
+    assert TOP1.of(epochs[:42]) == 60.0 and TOP1.how_of(epochs[:42]) == "median of last 5 epochs"
+    assert TOP1.of(epochs) == 60.0 and TOP1.how_of(epochs) == "last evaluation"
+    assert TOP1.of(epochs[:9]) is None
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_nan_and_infinity_are_written_as_null(tmp_path, value):
     with RunLog(tmp_path, {**RUN, "environment": {"list": (value,)}}) as log:

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from lbsgd.report.groups import Group, data_of, ended_after, scaling_of
+from lbsgd.report.groups import NOT_A_ROW, Group, data_of, scaling_of
+from lbsgd.report.run_page import flat
+
+SHARED = ("epochs", "iterations", "num_images", "decay", "augmentation")  # keys of the recipe that make a family
+# Further leaves that make one, and those that `changes_of` has words for.
+NAMED = {
+    *("batch_norm.per_worker_batch", "batch_norm.scope", "batch_norm.statistics", "batch_norm.zero_last_gamma"),
+    *("linear_scaling.rule", "linear_scaling.base_lr", "linear_scaling.base_batch", "warmup.kind"),
+    *("momentum.correction", "weight_decay.scaling", "weight_decay.on_batch_norm"),
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,8 @@ class Family:
             changes.add({0.5: "half the lr", 2.0: "twice the lr"}.get(round(times, 3), f"lr x {times:g}"))
         if not recipe["batch_norm"]["zero_last_gamma"]:
             changes.add("γ = 1")
-        changes |= {f"{key} {value}" for key, value in (other_changes(recipe) | self.unlike_most(row)).items()}
+        for settings in (other_changes(recipe), self.unlike_most(row)):
+            changes |= {f"{key} {value}" for key, value in settings.items()}
         if len({other.header.get("started_from") for other in self.rows}) > 1:
             changes.add(f"from {row.header.get('started_from') or 'random weights'}")
         return changes
@@ -85,14 +96,26 @@ def other_changes(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def further_settings(row: Group) -> dict[str, Any]:
-    """Return what two rows may differ in besides what `changes_of` has words for."""
-    warmup, optimizer = row.recipe["warmup"], row.header["config"]["optimizer"]
-    found = {"precision": row.header["precision"], "momentum": row.recipe["momentum"].get("form")}
-    found |= {key: value for key, value in optimizer.get("params", {}).items() if key in ("momentum", "nesterov")}
-    if row.recipe["weight_decay"]["scaling"] == "none":
-        found["weight decay"] = optimizer.get("params", {}).get("weight_decay")
-    if row.factor > 1 and warmup["kind"] == "gradual":
-        found |= {f"warmup {key}": value for key, value in warmup.items() if key in ("epochs", "iterations") and value}
+    """Return what two rows may differ in besides what `changes_of` has words for: whatever else the recipe says.
+
+    Null is no value: what it stands for follows from a key with words. The start of the warmup alone has a default.
+    """
+    recipe, params = row.recipe, row.header["config"]["optimizer"].get("params", {})
+    rest = {key: block for key, block in recipe.items() if key not in (*SHARED, *NOT_A_ROW)}
+    if not recipe["momentum"]["correction"]:
+        del rest["momentum"]  # "not corrected" says the form
+    if recipe["warmup"]["kind"] == "none":
+        del rest["warmup"]
+    leaves = {key: value for key, value in flat(rest).items() if key not in NAMED and value is not None}
+    if "warmup" in rest:
+        leaves["warmup.start_fraction"] = recipe["warmup"].get("start_fraction") or "by default"
+    found = {re.sub("[._]", " ", key): value for key, value in leaves.items()}
+    found["precision"] = row.header["precision"]
+    if row.factor <= 1:
+        found["warmup"] = recipe["warmup"]["kind"]
+    found |= {key: value for key, value in params.items() if key in ("momentum", "nesterov")}
+    if recipe["weight_decay"]["scaling"] == "none":
+        found["weight decay"] = params.get("weight_decay")
     return found
 
 
@@ -107,10 +130,10 @@ def families_of(groups: Sequence[Group]) -> list[Family]:
 
 def family_key(group: Group) -> str:
     recipe = group.recipe
-    shared = {key: recipe.get(key) for key in ("epochs", "iterations", "num_images", "decay", "augmentation")}
+    shared = {key: recipe.get(key) for key in SHARED}
     n, base = recipe["batch_norm"]["per_worker_batch"], scaling_of(recipe)["base_batch"]
     [run, *_] = group.runs
-    return json.dumps([group.header["model"], shared, n, base, ended_after(run), data_of(run)], sort_keys=True)
+    return json.dumps([group.header["model"], shared, n, base, group.ended_after, data_of(run)], sort_keys=True)
 
 
 def most_common_lr(rows: Sequence[Group]) -> float:

@@ -102,6 +102,6 @@ def save(picture: Figure, stem: Path) -> list[Path]:
         try:
             replace_file(path, data.getvalue())
         except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from error
+            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         paths.append(path)
     return paths

@@ -25,12 +25,9 @@ def group_page(
     sections = [section for family in families for section in sections_of(family, tables)]
     runs = [run for family in families for row in family.rows for run in row.runs]
     finished = sum(run.result is not None for run in runs)
-    return Page(
-        title,
-        f"{finished} of {len(runs)} runs are finished",
-        [*sections, *answers, *origin(families)],
-        finished == len(runs),
-    )
+    diverged = sum(row.num_diverged for family in families for row in family.rows)
+    status = f"{finished} of {len(runs)} runs are finished" + (f", {diverged} diverged" if diverged else "")
+    return Page(title, status, [*sections, *answers, *origin(families)])
 
 
 def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:

@@ -10,15 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lbsgd.config.schema import PROSE
 from lbsgd.errors import DataError
 from lbsgd.report.measure import Measure
 from lbsgd.report.run_log import LOG_NAME, LoggedRun, read_run
 from lbsgd.report.statistics import Spread, spread
-from lbsgd.report.tables import seed_of
 
 DIVERGED = "diverged.txt"  # beside the log of a run whose loss was not a number
 SAME_IN_A_ROW = ("model", "global_batch", "precision", "schedule")
-NOT_A_ROW = ("seed", "purpose", "paper_error_pct")  # keys of the recipe in which the runs of one row may differ
+# Keys of the recipe in which the runs of one row may differ: all but the seed change no number.
+NOT_A_ROW = ("seed", *PROSE, "aggregation", "diagnostics")
 
 
 def find_runs(places: Sequence[str | Path]) -> list[LoggedRun]:
@@ -95,37 +96,65 @@ class Group:
 
     @property
     def num_diverged(self) -> int:
-        return sum((run.path.parent / DIVERGED).exists() for run in self.runs)
+        return sum(map(has_diverged, self.runs))
+
+    @property
+    def ended_after(self) -> float | None:
+        """The epochs of finished runs that ended early; a run that diverged has none of its own."""
+        return ended_after(self.finished[0]) if self.finished else None
+
+
+def has_diverged(run: LoggedRun) -> bool:
+    return (run.path.parent / DIVERGED).exists()
 
 
 def group_runs(runs: Sequence[LoggedRun]) -> list[Group]:
     """Return the rows that the runs make: those that differ only in their seed are one.
 
-    A run ended early (by --epochs) is a row of its own, since its last epochs are others. Of copies of a seed only the
-    first counts. Raises DataError where the runs of a row differ in code.
+    A run ended early (by --epochs) is a row of its own, since its last epochs are others. Of copies of a seed one
+    counts, the first that has a result. Raises DataError where the runs of a row differ in code.
     """
-    groups: dict[str, list[LoggedRun]] = {}
+    recipes: dict[str, dict[float | None, list[LoggedRun]]] = {}
     for run in runs:
-        groups.setdefault(row_key(run), []).append(run)
-    for alike in groups.values():
-        require_one_code(alike)
-    rows = [Group(tuple(first_of_seeds(alike))) for alike in groups.values()]
+        recipes.setdefault(row_key(run), {}).setdefault(ended_after(run), []).append(run)
+    rows = []
+    for by_end in recipes.values():
+        for alike in rows_of_recipe(by_end):
+            require_one_code(alike)
+            rows.append(Group(tuple(one_of_each_seed(alike))))
     return sorted(rows, key=lambda row: (row.header["model"], row.global_batch))
 
 
-def first_of_seeds(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
-    """Return the first run of each seed, in the order of the seeds."""
+def rows_of_recipe(by_end: dict[float | None, list[LoggedRun]]) -> list[list[LoggedRun]]:
+    """Return the rows of a recipe, whose runs are given by where they ended (`ended_after`).
+
+    In a grid that is tried out for a few epochs, a run that diverged has no end to tell it by: its row is that of the
+    seeds which ended early, unless another seed was to go on.
+    """
+    early, others = sorted(end for end in by_end if end is not None), by_end.get(None, [])
+    if not early or not all(map(has_diverged, others)):
+        return list(by_end.values())
+    *before, last = early
+    return [*(by_end[end] for end in before), by_end[last] + others]
+
+
+def one_of_each_seed(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
+    """Return a run of each seed, in the order of the seeds: the first with a result, else the first."""
     seeds: dict[int, LoggedRun] = {}
-    for run in runs:
+    for run in sorted(runs, key=lambda run: run.result is None):
         seeds.setdefault(seed_of(run), run)
     return [seeds[seed] for seed in sorted(seeds)]
 
 
+def seed_of(run: LoggedRun) -> int:
+    return run.header["recipe"]["seed"]
+
+
 def row_key(run: LoggedRun) -> str:
-    """Return what the runs of one row share. How processes divided the work is not part of it."""
+    """Return what the runs of one recipe share. How processes divided the work is not part of it."""
     numbers = {key: run.header.get(key) for key in (*SAME_IN_A_ROW, "started_from")}
     recipe = {key: value for key, value in run.header["recipe"].items() if key not in NOT_A_ROW}
-    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], ended_after(run), data_of(run)])
+    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], data_of(run)], sort_keys=True)
 
 
 def ended_after(run: LoggedRun) -> float | None:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any, Literal
 
 LAST_EPOCHS = 5  # Sec. 5.1: the median over them is a run's error
+LAST = "last evaluation"
 
 Record = Mapping[str, Any]
 
@@ -35,21 +36,30 @@ class Measure:
     higher: bool = False
 
     def of(self, epochs: Sequence[Record]) -> float | None:
-        """Return the run's number; None without any evaluation that gave one."""
-        found = [epoch[self.key] for epoch in epochs if epoch.get(self.key) is not None]
-        if not found:
-            return None
-        return median(found[-LAST_EPOCHS:]) if self.of_run == "median" else found[-1]
+        """Return the run's number; None without any evaluation that gave one.
+
+        Where none of the last 5 epochs was evaluated, as in a run that goes on (`--evaluate_every`), it is the last.
+        """
+        if self.of_run == "median" and (found := self.found(epochs[-LAST_EPOCHS:])):
+            return median(found)
+        return next(reversed(self.found(epochs)), None)
+
+    def found(self, epochs: Sequence[Record]) -> list[float]:
+        """Return the number of each evaluation that gave one."""
+        return [epoch[self.key] for epoch in epochs if epoch.get(self.key) is not None]
 
     def best(self, epochs: Sequence[Record]) -> float | None:
         """Return the best number of any evaluation."""
-        found = [epoch[self.key] for epoch in epochs if epoch.get(self.key) is not None]
-        return (max if self.higher else min)(found) if found else None
+        return (max if self.higher else min)(self.found(epochs), default=None)
 
     @property
     def how(self) -> str:
         """Say which evaluation a run is judged by."""
-        return f"median of last {LAST_EPOCHS} epochs" if self.of_run == "median" else "last evaluation"
+        return f"median of last {LAST_EPOCHS} epochs" if self.of_run == "median" else LAST
+
+    def how_of(self, epochs: Sequence[Record]) -> str:
+        """Say which evaluation `of` takes from these epochs."""
+        return self.how if self.found(epochs[-LAST_EPOCHS:]) else LAST
 
     def words(self, value: float | None) -> str:
         """Return `23.74 %`, or `-` where there is no number."""

@@ -77,7 +77,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page says; one that is unfinished reloads itself."""
+    """What the page says; that of a run that goes on is unfinished and reloads itself."""
 
     title: str
     status: str
@@ -110,13 +110,14 @@ class Page:
             temporary.write_text(self.html(), encoding="utf-8")
             os.replace(temporary, path)
         except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another --output_dir") from error
+            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         return path
 
 
 def rounded(values: Sequence[float | None]) -> list[float | None]:
-    """Return the values to five digits, which is more than a screen shows; what is no finite number as None."""
-    return [None if value is None or not math.isfinite(value) else float(f"{value:.5g}") for value in values]
+    """Return the values to five digits, counts in full; what is no finite number as None."""
+    finite = (value if value is not None and math.isfinite(value) else None for value in values)
+    return [value if value is None or isinstance(value, int) else float(f"{value:.5g}") for value in finite]
 
 
 @cache

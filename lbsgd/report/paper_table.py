@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -66,16 +64,13 @@ class PaperTable:
         body = markdown_table(self.columns.with_sides("paper: ", "ours: "), self.rows)
         return f"**{self.title}.** {self.measured}\n\n{body}\n"
 
-    def csv(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
+    def csv(self, ending: str = "") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Return heads and rows for a CSV file. Each row begins with the table's name, as its picture is named."""
         first, *heads = self.columns.heads
-        sides = [
+        sides = (
             f"{'paper' if number < FIRST_OF_OURS else 'ours'} {head}" for number, head in enumerate(heads, start=1)
-        ]
-        writer.writerow(["table", first, *sides])
-        writer.writerows([self.name, *row] for row in self.rows)
-        return text.getvalue()
+        )
+        return ("table", first, *sides), [(self.name + ending, *row) for row in self.rows]
 
     def rich(self, width: int = 120) -> RichTable:
         """Return the table for a terminal; one narrower than WIDE gets the columns that matter most."""
@@ -93,11 +88,11 @@ class PaperTable:
 
 
 def error_cell(row: Group) -> str:
-    """Return mean ± std of the finished runs, with the number of those that diverged or go on."""
+    """Return mean ± std of the finished runs, with the number of those that diverged or have not come to their end."""
     said = [str(row.spread)] if row.spread else []
-    going = len(row.runs) - len(row.finished) - row.num_diverged
+    others = len(row.runs) - len(row.finished) - row.num_diverged  # they go on, or were killed: the logs do not tell
     said += [f"{row.num_diverged} diverged"] if row.num_diverged else []
-    said += [f"{going} going on"] if going else []
+    said += [f"{others} not finished"] if others else []
     return ", ".join(said)
 
 
@@ -109,8 +104,16 @@ def difference_cell(row: Group, baseline: Group | None) -> str:
 
 def place_of(family: Family) -> str:
     """Return what ours was measured on, as the heading says it."""
-    header = family.rows[0].header
-    data = Path(header.get("environment", {}).get("data", "")).name or "unknown data"
-    images = family.rows[0].recipe["num_images"]
-    where = "ImageNet" if images == IMAGENET_IMAGES else f"{images:,} images of {data.removesuffix('_ffcv')}"
-    return f"{header['model']} on {where}, {family.rows[0].runs[0].planned_epochs:.4g} epochs"
+    row = family.rows[0]
+    planned = f"{row.runs[0].planned_epochs:.4g} epochs"
+    epochs = planned if row.ended_after is None else f"{row.ended_after:.4g} of {planned}"
+    return f"{row.header['model']} on {images_of(row)}, {epochs}"
+
+
+def images_of(row: Group) -> str:
+    images, data = row.recipe["num_images"], Path(row.header.get("environment", {}).get("data", "")).name
+    if data == "fake":
+        return "fake images"
+    if images == IMAGENET_IMAGES:
+        return "ImageNet"
+    return f"{images:,} images of {data.removesuffix('_ffcv') or 'unknown data'}"

@@ -14,7 +14,7 @@ import re
 import shlex
 from pathlib import Path
 
-from lbsgd.disk import replace_file
+from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at
@@ -38,7 +38,7 @@ def update(file: Path) -> bool:
     if new == text:
         return False
     try:
-        replace_file(file, new.encode())
+        rewrite_file(file, new.encode())
     except OSError as error:
         raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
     return True

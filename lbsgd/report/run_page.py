@@ -28,13 +28,16 @@ NOT_COMPARED = (
 )  # of the recipe: each data set has its own
 
 
-def run_page(run: LoggedRun, warnings: Sequence[str] = ()) -> Page:
-    """Return the page of a run: its curves, what of its configuration is not the paper's, and how to repeat it."""
+def run_page(run: LoggedRun, warnings: Sequence[str] = (), ended: str = "") -> Page:
+    """Return the page of a run: its curves, what of its configuration is not the paper's, and how to repeat it.
+
+    ended: why a run without a result goes on no more
+    """
     header, environment = run.header, run.header.get("environment", {})
     place = Path(environment.get("data", "")).name
     return Page(
         title=f"{header['model']}, kn = {header['global_batch']:,}" + (f", {place}" if place else ""),
-        status=status(run),
+        status=status(run, ended),
         sections=(
             *(Section(note=f"warning: {warning}") for warning in warnings),
             Section(charts=charts_of(run)),
@@ -44,18 +47,20 @@ def run_page(run: LoggedRun, warnings: Sequence[str] = ()) -> Page:
             Section("Configuration", "marked: not the paper's (Sec. 5.1)", facts=configuration(header)),
             Section("Environment", facts=described(environment), command=command_of(environment)),
         ),
-        finished=run.result is not None,
+        finished=run.result is not None or bool(ended),
     )
 
 
-def status(run: LoggedRun) -> str:
+def status(run: LoggedRun, ended: str = "") -> str:
     """Return how far the run is, its error so far, and the time left."""
     done, planned, measure = run.epochs_done, run.planned_epochs, run.measures[0]
-    said = "no epoch is finished yet"
+    said = "no evaluation yet" if run.epochs else "no epoch is finished yet"
     if run.value is not None:
-        said = f"{measure.name} {measure.words(run.value)}, {measure.how}"
+        said = f"{measure.name} {measure.words(run.value)}, {measure.how_of(run.epochs)}"
     if run.result is not None:
         return f"finished after {done:.4g} epochs: {said}"
+    if ended:
+        return f"ended after {done:.4g} of {planned:.4g} epochs: {said}; {ended}"
     seconds = [record["seconds"] for record in run.epochs[-5:]]
     left = f", about {duration(mean(seconds) * (planned - done))} left" if seconds and done < planned else ""
     return f"epoch {done:.4g} of {planned:.4g}{left}: {said}"

@@ -17,7 +17,6 @@ class Spread(NamedTuple):
 
     mean: float
     std: float | None
-    num_seeds: int
 
     def __str__(self) -> str:
         return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
@@ -27,7 +26,7 @@ def spread(errors: Sequence[float]) -> Spread | None:
     """Return mean and standard deviation over seeds; None without any."""
     if not errors:
         return None
-    return Spread(mean(errors), stdev(errors) if len(errors) > 1 else None, len(errors))
+    return Spread(mean(errors), stdev(errors) if len(errors) > 1 else None)
 
 
 class Difference(NamedTuple):

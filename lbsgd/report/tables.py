@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import mean, median, stdev
+from statistics import median
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table
 
+from lbsgd.report.groups import group_runs
 from lbsgd.report.measure import Measure
 from lbsgd.report.run_log import LOG_NAME, LoggedRun
 
@@ -36,8 +36,9 @@ def error_table(runs: Sequence[LoggedRun]) -> Table:
         numbers = [*numbers_of(run), *(measure.of(run.epochs) for measure in further)]
         table.add_row(escape(name), *recipe_cells(run), *map(percent, numbers), speed_cell(run))
     table.add_section()
-    for seeds in seed_groups(runs):
-        table.add_row(f"mean of {len(seeds)} ± std", *recipe_cells(seeds[0]), spread(seeds, seeds[0].measures[0]))
+    for row in group_runs(runs):
+        if len(row.values) > 1:
+            table.add_row(f"mean of {len(row.values)} ± std", *recipe_cells(row.finished[0]), str(row.spread))
     return table
 
 
@@ -88,28 +89,3 @@ def speed_cell(run: LoggedRun) -> str:
     # The median, because the first iterations and those after an evaluation are slow.
     speeds = [record["images_per_second"] for record in run.iterations if record["images_per_second"] is not None]
     return f"{median(speeds):.0f}" if speeds else "-"
-
-
-def spread(runs: Sequence[LoggedRun], measure: Measure) -> str:
-    numbers = [number for run in runs if (number := measure.of(run.epochs)) is not None]
-    return f"{mean(numbers):.2f} ± {stdev(numbers):.2f}"
-
-
-def seed_groups(runs: Sequence[LoggedRun]) -> list[list[LoggedRun]]:
-    """Return the complete runs of each recipe that ran with several seeds, each seed once."""
-    groups: dict[str, list[LoggedRun]] = {}
-    for run in runs:
-        if run.result and run.epochs:
-            groups.setdefault(all_but_seed(run), []).append(run)
-    return [group for group in groups.values() if len({seed_of(run) for run in group}) == len(group) > 1]
-
-
-def seed_of(run: LoggedRun) -> int:
-    return run.header["recipe"]["seed"]
-
-
-def all_but_seed(run: LoggedRun) -> str:
-    """Return what runs of one mean share; how processes divided the work is not part of it."""
-    numbers = {key: run.header.get(key) for key in ("model", "global_batch", "precision", "schedule", "started_from")}
-    recipe = {**run.header["recipe"], "seed": None}
-    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], len(run.epochs)], sort_keys=True)

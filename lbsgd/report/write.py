@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lbsgd.disk import replace_file
@@ -37,22 +37,27 @@ def write_report(
 ) -> list[Path]:
     """Write tables.md, tables.csv, a picture per table and index.html into a folder; return what was written.
 
+    Tables of other columns have CSV files of their own, tables_2.csv and so on.
     tables: names of those wanted, such as table1; all by default.
     Raises ConfigError where the folder cannot be written.
     """
+    found = [
+        (family, wanted(paper_tables(family), tables), ending_of(number)) for number, family in enumerate(families, 1)
+    ]
+    rows = rows_of([family for family, made, _ in found if not made])
+    in_markdown = [table.markdown() for _, made, _ in found for table in made]
+    in_markdown += [markdown_table(*given) + "\n" for given in rows]
+    in_csv = by_heads([*(table.csv(end) for _, made, end in found for table in made), *rows])
+    csv_files = [folder / f"tables{ending_of(number)}.csv" for number, _ in enumerate(in_csv, 1)]
+    written = [folder / "tables.md", *csv_files]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = [(family, wanted(paper_tables(family), tables)) for family in families]
-        written = [folder / "tables.md", folder / "tables.csv"]
-        all_tables = [table for _, made in found for table in made]
-        rows = rows_of([family for family, made in found if not made])
-        in_markdown = [table.markdown() for table in all_tables] + [markdown_table(*given) + "\n" for given in rows]
-        replace_file(written[0], "\n".join(in_markdown).encode())
-        replace_file(written[1], "".join([*(table.csv() for table in all_tables), *map(as_csv, rows)]).encode())
+        for path, text in zip(written, ["\n".join(in_markdown), *(as_csv(*given) for given in in_csv)], strict=True):
+            replace_file(path, text.encode())
     except OSError as error:
-        raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another --output_dir") from error
-    for number, (family, made) in enumerate(found, 1):
-        written += pictures(family, made, folder, "" if number == 1 else f"_{number}")
+        raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another folder") from error
+    for family, made, end in found:
+        written += pictures(family, made, folder, end)
     written.append(group_page(title, families, tables, answers).write(folder))
     return written
 
@@ -70,18 +75,30 @@ def pictures(family: Family, tables: Sequence[PaperTable], folder: Path, ending:
     return written
 
 
+def ending_of(number: int) -> str:
+    """Return what keeps the names of files apart: nothing for the first, then _2, _3 and so on."""
+    return "" if number == 1 else f"_{number}"
+
+
 def rows_of(families: Sequence[Family]) -> list[tuple[Cells, list[Cells]]]:
     """Return heads and rows of runs that make no table of the paper: a table for each measure."""
+    return by_heads(map(row_of, (row for family in families for row in family.rows)))
+
+
+def row_of(row: Group) -> tuple[Cells, list[Cells]]:
+    heads = ("row", "kn", "η", f"{row.measure.short} {row.measure.unit}".rstrip(), "seeds")
+    return heads, [(name_of(row), f"{row.global_batch:,}", f"{row.lr:.3g}", error_cell(row), str(len(row.runs)))]
+
+
+def by_heads(tables: Iterable[tuple[Cells, list[Cells]]]) -> list[tuple[Cells, list[Cells]]]:
+    """Join tables of equal heads into one."""
     found: dict[Cells, list[Cells]] = {}
-    for row in (row for family in families for row in family.rows):
-        heads = ("row", "kn", "η", f"{row.measure.short} {row.measure.unit}".rstrip(), "seeds")
-        cells = (name_of(row), f"{row.global_batch:,}", f"{row.lr:.3g}", error_cell(row), str(len(row.runs)))
-        found.setdefault(heads, []).append(cells)
+    for heads, rows in tables:
+        found.setdefault(heads, []).extend(rows)
     return list(found.items())
 
 
-def as_csv(table: tuple[Cells, list[Cells]]) -> str:
-    heads, rows = table
+def as_csv(heads: Cells, rows: Sequence[Cells]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([heads, *rows])
     return text.getvalue()

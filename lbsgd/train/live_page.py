@@ -53,13 +53,21 @@ class LivePage:
         self.outside = False
         self.cannot_write = False
 
-    def write(self, epochs: Records, result: dict[str, Any] | None = None) -> list[str]:
-        """Write the page with these epochs; return what is to be said of the last one."""
+    def take_up(self, logged: LoggedRun) -> None:
+        """Go on with what the log holds of the run: what was measured, and the warnings that were said."""
+        self.measured = [record for record in logged.iterations if "noise_scale" in record]
+        self.warnings = [warning for record in logged.epochs for warning in self.compare(record)]
+
+    def write(self, epochs: Records, result: dict[str, Any] | None = None, ended: str = "") -> list[str]:
+        """Write the page with these epochs; return what is to be said of the last one.
+
+        ended: why a run without a result goes on no more; without it the page of such a run reloads itself.
+        """
         said = self.compare(epochs[-1]) if epochs and result is None else []
         self.warnings += said
         try:
             run = LoggedRun(self.folder, self.header, self.measured, list(epochs), result)
-            run_page(run, self.warnings).write(self.folder)
+            run_page(run, self.warnings, ended).write(self.folder)
         except ConfigError as error:
             said += [] if self.cannot_write else [f"{error}; training goes on without the page"]
             self.cannot_write = True

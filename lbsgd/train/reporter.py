@@ -43,8 +43,10 @@ class Reporter:
         self.progress.__enter__()
         return self
 
-    def __exit__(self, *error) -> None:
-        self.progress.__exit__(*error)
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self.progress.__exit__(kind, error, trace)
+        if error and self.page:
+            self.page.write(self.log.epochs, ended=str(error) or type(error).__name__)
         with suppress(OSError):  # which was told when the line was written
             self.log.close()
 
@@ -77,7 +79,8 @@ class Reporter:
                 [
                     (f"lbsgd/{name}", value, self.engine.global_samples)
                     for name, value in record.items()
-                    if name not in POSITION and not isinstance(value, dict)  # such as a number per layer
+                    # No number per layer, and no average precision where there is nothing to find.
+                    if name not in POSITION and value is not None and not isinstance(value, dict)
                 ]
             )
 
@@ -102,20 +105,25 @@ class Reporter:
         Raises DataError where the disk fails; the run itself is not lost.
         """
         say, folder = self.progress.say, self.log.path.parent
-        if self.log.epochs:
-            try:
-                result = self.log.result()
-                curves([read_run(folder)], folder / "curves.png")
-            except OSError as error:
-                raise DataError(f"cannot write the results in {folder} ({error}); {AGAIN}") from None
-            if self.page:
-                self.page.write(self.log.epochs, result)
-                say(f"page           {folder / PAGE_NAME}")
+        result = self.write_result() if self.log.epochs else None
+        if self.page:
+            self.page.write(self.log.epochs, result, "" if result else "it was to end inside its first epoch")
+            say(f"page           {folder / PAGE_NAME}")
+        if result:
             for measure in (measure for measure in judged_by if measure.headline):
                 say(f"{measure.name:15}{measure.words(result[measure.key])}, {measure.how}")
             say(f"curves         {folder / 'curves.png'}")
         for name, place in {"log": self.log.path, **files}.items():
             say(f"{name:15}{place}")
+
+    def write_result(self) -> dict[str, Any]:
+        folder = self.log.path.parent
+        try:
+            result = self.log.result()
+            curves(read_run(folder), folder / "curves.png")
+        except OSError as error:
+            raise DataError(f"cannot write the results in {folder} ({error}); {AGAIN}") from None
+        return result
 
 
 class Silence:

@@ -19,7 +19,7 @@ from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
 from lbsgd.processes.start import Start
 from lbsgd.report.measure import described as measures_described
-from lbsgd.report.run_log import RunLog
+from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import described
 from lbsgd.train.compiled import compile_blocks
@@ -154,6 +154,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
         progress.say(f"aggregation    {aggregation}")
         progress.say(f"batch norm     {norm}")
         page = LivePage(run.output_dir, about, run.baseline)
+        page.take_up(read_run(log.path))  # of a run that is resumed
         page.write(log.epochs)
         opened.append(Reporter(log, progress, engine, run.images.threads_in_words, page, begun))
 
@@ -183,11 +184,13 @@ def print_evaluation(trainer: Trainer) -> None:
 
 def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None:
     """Write the weights and let the reporter conclude; all processes must call it."""
-    is_first = torch.distributed.get_rank() == 0
-    state = gather_state(engine, keep=is_first)
-    if is_first:
+    state = gather_state(engine, keep=torch.distributed.get_rank() == 0)
+
+    def conclude() -> None:
         saver.wait()
         weights = run.output_dir / WEIGHTS_NAME
         checkpoint.export_weights(weights, state.weights)
         files = {"checkpoint": checkpoint.newest(run.checkpoints), "weights": f"{weights} (float32 state_dict)"}
         reporter.conclude(run.task.judged_by, files)
+
+    from_rank_0(conclude)  # a process that ended before could take along what NCCL has only queued for rank 0

@@ -27,6 +27,7 @@ function decades(low, high) {
 }
 
 const words = value => value === null || value === undefined ? "–" : String(+(+value).toPrecision(4));
+const xwords = (chart, x) => chart.logx ? x.toLocaleString("en") : words(x);  // a batch is told in full
 
 function scales(chart, width) {
   const xs = chart.series.flatMap(s => s.x);
@@ -65,7 +66,7 @@ function draw(figure) {
   legend.className = "legend";
   figure.append(caption, svg, legend);
   if (!chart.series.some(s => s.y.some(y => y !== null))) {
-    element("text", {x: margin.left, y: height / 2}, svg, "no epoch is finished yet");
+    element("text", {x: margin.left, y: height / 2}, svg, "no number yet");
     return;
   }
   const {X, Y, x0, x1, y0, y1} = scales(chart, width);
@@ -75,7 +76,7 @@ function draw(figure) {
     element("line", {class: "grid", x1: margin.left, x2: width - margin.right, y1: Y(y), y2: Y(y)}, svg);
     element("text", {x: margin.left - 6, y: Y(y) + 4, "text-anchor": "end"}, svg, words(y));
   }
-  for (const x of xticks) element("text", {x: X(x), y: height - 16, "text-anchor": "middle"}, svg, words(x));
+  for (const x of xticks) element("text", {x: X(x), y: height - 16, "text-anchor": "middle"}, svg, xwords(chart, x));
   element("text", {x: width - margin.right, y: height - 2, "text-anchor": "end"}, svg, chart.xname);
   const rows = chart.series.map((series, number) => {
     const group = element("g", {class: `s${number % 7}`}, svg), dash = DASHES[number % 4];
@@ -116,7 +117,7 @@ function draw(figure) {
     const all = [...new Set(rows.flatMap(r => r.series.x))];
     const x = all.reduce((a, b) => Math.abs(X(b) - place) < Math.abs(X(a) - place) ? b : a);
     pointer.setAttribute("x1", X(x)); pointer.setAttribute("x2", X(x)); pointer.setAttribute("visibility", "visible");
-    at.setAttribute("x", Math.min(Math.max(X(x), margin.left + 30), width - 40)); at.textContent = `${chart.xname} ${words(x)}`;
+    at.setAttribute("x", Math.min(Math.max(X(x), margin.left + 30), width - 40)); at.textContent = `${chart.xname} ${xwords(chart, x)}`;
     show(x);
   });
   svg.addEventListener("pointerleave", () => {
