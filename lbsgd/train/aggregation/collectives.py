@@ -59,4 +59,5 @@ class Backend:
             [(self.ranks[place], sent[place]) for place in others],
             [(self.ranks[place], received[place]) for place in others],
             self.group,
+            self.group,
         )

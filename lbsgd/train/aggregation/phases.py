@@ -1,11 +1,14 @@
 """The three phases of an aggregation (Sec. 4), each bucket in one while the next bucket is in the one before.
 
     1  reduce-scatter inside each server: every process has 1/L of the server's sum
-    2  all-reduce of these shares between the servers, then the division
+    2  all-reduce of these shares between the servers, with the division
     3  all-gather inside each server
 
-Flat, there is phase 2 alone. gloo's calls block, so a thread runs each phase; on a GPU a stream does. Every phase has
-groups of its own: calls of two phases never meet.
+Flat, there is phase 2 alone. Halving/doubling is two phases by itself: a bucket doubles while the next one halves,
+which fills the link while a process adds or waits for its partner.
+
+gloo's calls block, so a thread runs each phase; on a GPU a stream does. Every phase has groups of its own: calls of two
+phases never meet.
 """
 
 from __future__ import annotations
@@ -24,14 +27,15 @@ from lbsgd.train.aggregation.collectives import Backend, Collective
 from lbsgd.train.aggregation.halving_doubling import HalvingDoubling
 from lbsgd.train.aggregation.placement import Placement
 
-ALGORITHMS: dict[str, Callable[..., Collective]] = {"backend": Backend, "halving_doubling": HalvingDoubling}
-
 
 class Job:
-    """One bucket on its way; `share` is the part that this process sums between the servers."""
+    """One bucket on its way.
+
+    share: the part that this process sums between the servers. piece: the part of it whose sum halving leaves here.
+    """
 
     def __init__(self, buffer: torch.Tensor):
-        self.buffer = self.share = buffer
+        self.buffer = self.share = self.piece = buffer
         self.done = threading.Event()
         self.error: BaseException | None = None
 
@@ -50,10 +54,19 @@ def phases_of(choice: Choice, placement: Placement, device: torch.device, diviso
     else:
         inside, between = placement.of(rank)
         columns = [*zip(*placement.servers, strict=True)]
-    middle = ALGORITHMS[choice.between](between, groups(columns, rank, timeout), rank)
+
+    def collective(algorithm: str, ranks: tuple[int, ...], lists: Sequence[Sequence[int]]) -> Collective:
+        group = groups(lists, rank, timeout)
+        if algorithm == "backend":
+            return Backend(ranks, group, rank)
+        # NCCL sends both ways at once.
+        return HalvingDoubling(ranks, group, rank, None if device.type == "cuda" else groups(lists, rank, timeout))
+
+    numbers = range(2 if choice.between == "halving_doubling" else 1)
+    middle = between_servers([collective(choice.between, between, columns) for _ in numbers], divisor)
     if len(inside) == 1:
-        return [between_servers(middle, divisor)]
-    first, last = (ALGORITHMS[choice.inside](inside, groups(placement.servers, rank, timeout), rank) for _ in range(2))
+        return middle
+    first, last = (collective(choice.inside, inside, placement.servers) for _ in range(2))
 
     def scatter(job: Job) -> None:
         job.share = first.reduce_scatter(job.buffer)
@@ -61,18 +74,29 @@ def phases_of(choice: Choice, placement: Placement, device: torch.device, diviso
     def gather(job: Job) -> None:
         last.all_gather(job.buffer)
 
-    return [scatter, between_servers(middle, divisor), gather]
+    return [scatter, *middle, gather]
 
 
-def between_servers(collective: Collective, divisor: float) -> Phase:
-    """Return phase 2; divisor: what the sum is divided by."""
+def between_servers(collectives: Sequence[Collective], divisor: float) -> list[Phase]:
+    """Return phase 2, whole by one collective, or its halving and doubling by two; divisor: of the sum."""
+    first, last = collectives[0], collectives[-1]
 
-    def phase(job: Job) -> None:
-        collective.all_reduce(job.share)
+    def divide(part: torch.Tensor) -> None:
         if divisor != 1:
-            job.share.mul_(1 / divisor)
+            part.mul_(1 / divisor)
 
-    return phase
+    def whole(job: Job) -> None:
+        first.all_reduce(job.share)
+        divide(job.share)
+
+    def halve(job: Job) -> None:
+        job.piece = first.reduce_scatter(job.share)
+        divide(job.piece)
+
+    def double(job: Job) -> None:
+        last.all_gather(job.share)
+
+    return [whole] if first is last else [halve, double]
 
 
 def groups(lists: Sequence[Sequence[int]], rank: int, timeout: timedelta) -> dist.ProcessGroup | None:
