@@ -24,6 +24,7 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERFACE, SUBNET = "eth0", "10.84.0"
 HEADER_BYTES = 66  # of a packet: Ethernet 14, IP 20, TCP 32 with its timestamps; an acknowledgement has nothing else
 HEADERS = 1.045  # bytes on the wire per byte of data: 1,514 for 1,448 in a full packet
+SLOW_MBIT, SMALL_WINDOW = 100, 32_768  # bytes; acknowledgements wait behind what a window lets into a queue
 CLONE_NEWNET = 0x40000000
 
 
@@ -88,6 +89,9 @@ class Network:
         # Ten packets go through the kernel at once, as they do where the network card cuts them: each by itself would
         # cost two cores a third of their time. `tbf` counts a header for each; larger bundles would not fit its burst.
         within(host, f"ip link set {INTERFACE} gso_max_size 16384")
+        if self.mbit <= SLOW_MBIT:  # a fast network's windows would fill this one's queues for tens of milliseconds
+            for kind in ("rmem", "wmem"):
+                within(host, f"echo 4096 {SMALL_WINDOW} {SMALL_WINDOW} > /proc/sys/net/ipv4/tcp_{kind}")
         address = f"ip address add {SUBNET}.{number + 1}/24 dev {INTERFACE}"
         within(host, f"{address}; ip link set lo up; ip link set {INTERFACE} up; tc qdisc add dev {INTERFACE} {limit}")
 
