@@ -79,7 +79,9 @@ def test_every_update_takes_the_lr_of_its_iteration_in_every_group(stage):
 
 
 def test_an_update_that_overflow_skips_shifts_no_later_learning_rate():
-    engine, plan = lbsgd.initialize(network(), recipe(stage=1, micro_batch=K * N))
+    config = recipe(stage=1, micro_batch=K * N)
+    config["zero_optimization"]["compute_grad_norm"] = True  # in fp32 ZeRO looks at the norm alone
+    engine, plan = lbsgd.initialize(network(), config)
     infinite = float("inf")
     lrs = train(
         engine,
@@ -88,6 +90,14 @@ def test_an_update_that_overflow_skips_shifts_no_later_learning_rate():
     )
     assert engine.skipped_steps == 2
     assert lrs == [[learning_rate(t, plan.schedule)] * 2 for t in range(ITERATIONS)]
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_in_fp32_no_update_is_skipped_unsaid(stage):
+    """The trainer ends a run whose loss is no number; with its norm of gradients ZeRO would skip them for ever."""
+    engine, plan = lbsgd.initialize(network(), recipe(stage=stage, micro_batch=K * N))
+    train(engine, plan, last=2, backward=lambda engine, loss: engine.backward(loss * float("inf")))
+    assert engine.skipped_steps == 0 and not all(weight.isfinite().all() for weight in engine.module.parameters())
 
 
 def restore_on_two_processes(states):
