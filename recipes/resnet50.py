@@ -1,12 +1,10 @@
-"""ResNet-50 of Goyal et al. 2017 (Sec. 5.1).
+"""ResNet-50 of Goyal et al. 2017 (Sec. 5.1), on ImageNet in FFCV files (python tools/convert_imagenet_to_ffcv.py).
 
     deepspeed --hostfile hosts recipes/resnet50.py --deepspeed_config ds_configs/8k.json
+    python recipes/resnet50.py --deepspeed_config ds_configs/256.json --micro_batch 256         # one GPU, no launcher
 
-trains on ImageNet in FFCV files (python tools/convert_imagenet_to_ffcv.py). The paper reached 23.74 ± 0.09 % top-1
-error with a global batch of 8,192 on 256 GPUs, and 23.60 ± 0.12 % with 256 (ds_configs/256.json); this repository has
-not yet trained on ImageNet itself. `make demo` runs this file on scikit-learn's digits. One GPU needs no launcher:
-
-    python recipes/resnet50.py --deepspeed_config ds_configs/256.json --micro_batch 256
+The paper reached 23.74 ± 0.09 % top-1 error with a global batch of 8,192 on 256 GPUs, and 23.60 ± 0.12 % with 256; this
+repository has not yet trained on ImageNet itself. `make demo` runs this file on scikit-learn's digits.
 """
 
 from lbsgd.commands.train import main
