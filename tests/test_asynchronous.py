@@ -140,7 +140,7 @@ def test_weights_that_the_last_update_has_lost_are_not_evaluated():
 
 
 def test_flags_that_a_simulation_does_not_read_are_refused():
-    """Those of the recipes' parser: each is one of Request, of the simulation, or refused by name."""
+    """The parser is that of all recipes, so it takes flags that only the trainer reads."""
     given = ["--compile", "--max_iterations", "3", "--checkpoint_every", "10m", "--evaluate_every", "2"]
     arguments = ["--fake_data", "--updates", "sync", "--deepspeed_config", ROOT / "ds_configs/digits/256.json", *given]
     done = script("recipes/asynchronous.py", *arguments)

@@ -1,4 +1,4 @@
-"""What a reporter hands to DeepSpeed's monitors."""
+"""A reporter hands DeepSpeed's monitors what they can draw."""
 
 from types import SimpleNamespace
 

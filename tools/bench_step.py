@@ -128,6 +128,11 @@ def in_turn(steps, device, repeats):
     return [tuple(map(statistics.median, zip(*seconds[step], strict=True))) for step in steps]
 
 
+def case_of(name, images, resolution, precision):
+    """What is trained, as the rows say it."""
+    return f"{name}, {resolution}x{resolution}, {images} images, n = 32, {precision}"
+
+
 def row(table, what, num_images, bare, ours):
     """Add a row: images per second of both, and the ratios of time and of CPU time, which other load spoils less."""
     table.add_row(
@@ -149,7 +154,7 @@ def compare(table, name, micro_batch, resolution, precision, device, repeats):
     ours, _ = our_step(model, plan, partial(fake_images, plan))
     row(
         table,
-        f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, fake data",
+        f"{case_of(name, micro_batch, resolution, precision)}, fake data",
         micro_batch,
         *in_turn([bare, ours], device, repeats),
     )
@@ -185,7 +190,7 @@ def fed_by_the_loader(table, name, micro_batch, resolution, precision, device, r
     trainer.require_numbers()  # waits for the device
     seconds = time.perf_counter() - began
     table.add_row(
-        f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}, {data_dir}",
+        f"{case_of(name, micro_batch, resolution, precision)}, {data_dir}",
         "-",
         f"{count * micro_batch / seconds:.0f}",
         "-",
@@ -207,8 +212,8 @@ def with_checkpoints(table, name, micro_batch, resolution, precision, device, re
 
         update, whole = in_turn([step, checkpoint], device, repeats)
         trainer.saver.close()
-    what = f"{name}, {resolution}x{resolution}, {micro_batch} images, n = 32, {precision}: "
-    every_50th(table, what + "a checkpoint every 50 iterations, against none", micro_batch, update, whole)
+    what = f"{case_of(name, micro_batch, resolution, precision)}: a checkpoint every 50 iterations, against none"
+    every_50th(table, what, micro_batch, update, whole)
 
 
 def every_50th(table, what, num_images, update, more):
@@ -224,8 +229,8 @@ def with_diagnostics(table, name, micro_batch, resolution, precision, device, re
     steps = [our_step(resnet(name, 1000), plan, partial(fake_images, plan))[0] for plan in plans]
     update, measured = in_turn(steps, device, repeats)
     more = [one - other for one, other in zip(measured, update, strict=True)]
-    what = f"{name}, {resolution}x{resolution}, 2 x {micro_batch} images, n = 32, {precision}: "
-    every_50th(table, what + "gradient noise every 50 iterations, against never", 2 * micro_batch, update, more)
+    case = case_of(name, f"2 x {micro_batch}", resolution, precision)
+    every_50th(table, f"{case}: gradient noise every 50 iterations, against never", 2 * micro_batch, update, more)
 
 
 def main():

@@ -1,4 +1,4 @@
-"""What the numbers in the names of shards tell: which shards are missing, and which are there twice."""
+"""Find shards that are missing, or there twice, by the numbers in their names."""
 
 from __future__ import annotations
 

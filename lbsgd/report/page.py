@@ -77,7 +77,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Page:
-    """What the page says; that of a run that goes on is unfinished and reloads itself."""
+    """Holds what a page says. The page of a run that goes on is unfinished, and reloads itself."""
 
     title: str
     status: str

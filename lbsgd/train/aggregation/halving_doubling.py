@@ -18,9 +18,11 @@ import torch.distributed as dist
 class HalvingDoubling:
     """The algorithm between p = 2^m processes.
 
-    ranks: the processes in the order of their positions. group: one that nobody else uses at the same time; back:
-    another one, for the way from higher positions to lower. gloo has a connection for each pair in a group, and at up
-    to half the speed while it sends and receives there.
+    ranks    the processes in the order of their positions
+    group    one that nobody else uses at the same time
+    back     another such group, which carries what goes from higher positions to lower; by default the same one.
+             gloo keeps one connection per pair and group, and sends at half the speed while it receives on it
+
     Buffers are flat and contiguous, their length a multiple of p.
     """
 
