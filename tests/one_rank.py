@@ -21,11 +21,15 @@ NUM_IMAGES, SERVER, WARM_UP, UPDATES = 1_281_167, 8, 2, 7
 
 def cost(rank, world_size):
     """Return what a rank takes, in a process of its own."""
+    command = [sys.executable, __file__, str(rank), str(world_size)]
+    return json.loads(subprocess.check_output(command, text=True).splitlines()[-1])
+
+
+def environment(rank, world_size):
+    """Return the environment that a launcher gives a rank of such a job, which threads and DeepSpeed read at import."""
     local = {"LOCAL_RANK": rank % SERVER, "LOCAL_SIZE": min(SERVER, world_size), "MASTER_PORT": 1}
     job = {"RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "PYTHONPATH": ROOT, "OMP_NUM_THREADS": 1}
-    environment = os.environ | {name: str(value) for name, value in (job | local).items()}
-    command = [sys.executable, __file__, str(rank), str(world_size)]
-    return json.loads(subprocess.check_output(command, text=True, env=environment).splitlines()[-1])
+    return os.environ | {name: str(value) for name, value in (job | local).items()}
 
 
 def megabytes():
@@ -85,4 +89,7 @@ def main(rank, world_size):
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(*map(int, sys.argv[1:]))))
+    place = tuple(map(int, sys.argv[1:]))
+    if "LOCAL_RANK" not in os.environ:
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment(*place))
+    print(json.dumps(main(*place)))
