@@ -8,6 +8,7 @@ from lbsgd.experiments.grid import DataSet, Study
 from lbsgd.experiments.studies import (
     asynchronous,
     baseline_lr,
+    elbow,
     figure1,
     table1,
     table2a,
@@ -19,7 +20,18 @@ from lbsgd.experiments.studies import (
 
 STUDIES = {
     module.STUDY.name: module.STUDY
-    for module in (table1, table2a, table2b, table3a, table3b, figure1, baseline_lr, asynchronous, update_magnitude)
+    for module in (
+        table1,
+        table2a,
+        table2b,
+        table3a,
+        table3b,
+        figure1,
+        elbow,
+        baseline_lr,
+        asynchronous,
+        update_magnitude,
+    )
 }
 DATA_SETS = {module.DATA_SET.name: module.DATA_SET for module in (digits, cifar10, imagenet, digits18, scenes)}
 

@@ -91,8 +91,9 @@ class Study:
     """One experiment: its rows and its claims for a data set, and the place in the paper that it repeats.
 
     sections    what its page shows of the rows, by their names; by default the paper's table and its curves
-    apart       whether its runs are a grid of their own, because what they decide changes the code of the others
+    apart       whether its runs are a grid of their own, with a commit of its own
     is_detection    whether it compares detectors, which have data sets of their own
+    table       the table of the paper that its rows make, by default that of its own name
     """
 
     name: str
@@ -103,6 +104,12 @@ class Study:
     sections: Callable[[dict[str, Group]], list[Section]] | None = None
     apart: bool = False
     is_detection: bool = False
+    table: str = ""
+
+    @property
+    def tables(self) -> tuple[str]:
+        """The tables that its page and its pictures show, where its rows make them."""
+        return (self.table or self.name,)
 
 
 @dataclass(frozen=True)

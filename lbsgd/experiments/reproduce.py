@@ -146,9 +146,9 @@ def report(request: Request, commit: str) -> None:
         folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
         title = f"{study.source}: {study.title} ({request.data.place})"
         own = study.sections(rows_by_name(families)) if study.sections else []
-        write_report(families, folder, title, (study.name,), [*own, *sections])
+        write_report(families, folder, title, study.tables, [*own, *sections])
         replace_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
-        for table in (table for family in families for table in wanted(paper_tables(family), (study.name,))):
+        for table in (table for family in families for table in wanted(paper_tables(family), study.tables)):
             print(table.markdown())
         print(markdown(found) if found else "", f"page           {folder / PAGE_NAME}", sep="\n", flush=True)
 
