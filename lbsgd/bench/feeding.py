@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,6 +16,8 @@ from lbsgd.bench.sizes import Settings
 from lbsgd.data.share import Share
 from lbsgd.train.engine import start_processes
 from lbsgd.train.session import pixels_of
+from lbsgd.train.task import Batch
+from lbsgd.train.trainer import Trainer
 
 WAIT_GOAL = Goal("at most", 2.0)  # % of the time, with 16 cores
 WINDOWS = 10
@@ -51,9 +54,19 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     for _ in range(sizes.warm_up):
         trainer.update(batches)
     say("the first updates are made")
+    waits, speeds = fed(trainer, batches, sizes.fed_updates)
+    loader.close()
+    speed = sorted(speeds)[len(speeds) // 2]
+    decoder = "lbsgd's decoder" if library() else "FFCV's decoder, because lbsgd's is not compiled here"
+    beside = f"{speed:.0f} images/s, {cores} cores, {decoder}"
+    say(mean_figure("waiting for data", waits, unit="% of the time", goal=WAIT_GOAL, beside=beside))
+
+
+def fed(trainer: Trainer, batches: Iterator[Batch], num_updates: int) -> tuple[list[float], list[float]]:
+    """Return the share of the time that each window of updates waited, in per cent, and its images per second."""
     waits, speeds = [], []
-    per_window = max(1, sizes.fed_updates // WINDOWS)
-    for _ in range(sizes.fed_updates // per_window):
+    per_window = max(1, num_updates // WINDOWS)
+    for _ in range(num_updates // per_window):
         trainer.require_numbers()  # waits for the device, so that a window's time is its own
         trainer.clock.start_window()
         for _ in range(per_window):
@@ -61,12 +74,8 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
         trainer.require_numbers()
         took = trainer.clock.window_seconds
         waits.append(100 * trainer.clock.window_waited / took)
-        speeds.append(per_window * plan.global_batch / took)
-    loader.close()
-    speed = sorted(speeds)[len(speeds) // 2]
-    decoder = "lbsgd's decoder" if library() else "FFCV's decoder, because lbsgd's is not compiled here"
-    beside = f"{speed:.0f} images/s, {cores} cores, {decoder}"
-    say(mean_figure("waiting for data", waits, unit="% of the time", goal=WAIT_GOAL, beside=beside))
+        speeds.append(per_window * trainer.plan.global_batch / took)
+    return waits, speeds
 
 
 def repeated(tar: Path, tree: Path, num_images: int) -> int:

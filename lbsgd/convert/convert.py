@@ -78,16 +78,14 @@ def convert(
             if found is None:
                 remove_work(work)
                 return
-            print(*left_out_lines(found), sep="\n", end="\n" * bool(left_out_lines(found)), flush=True)
+            for line in left_out_lines(found):
+                print(line, flush=True)
             if on_error == "fail":
                 refuse_unusable(found)
             identity = conversion_identity(found, settings)
             start_over_if_other(work, identity)
             if not is_partly_published(work, identity):
-                conversion = Conversion(found, settings, work)
-                conversion.convert_images(num_processes, commit_seconds)
-                conversion.report_undecodable(on_error)
-                conversion.finish()
+                Conversion(found, settings, work).run(num_processes, commit_seconds, on_error)
             publish(data_dir, work)
 
 
@@ -155,6 +153,12 @@ class Conversion:
             name: BetonWriter(work / f"{name}.beton", len(images), self.page_size)
             for name, images in source.splits.items()
         }
+
+    def run(self, num_processes: int, commit_seconds: float, on_error: str) -> None:
+        """Do all of it, but for the final names (`publish`)."""
+        self.convert_images(num_processes, commit_seconds)
+        self.report_undecodable(on_error)
+        self.finish()
 
     def convert_images(self, num_processes: int, commit_seconds: float) -> None:
         """Raises DataError if the disk has no room for the result, or if a process dies."""
