@@ -5,6 +5,7 @@ schema that the check reads, whose blind spots they would share.
 """
 
 import copy
+import math
 import random
 
 BASE = {"train_batch_size": 4, "gradient_clipping": 0.0, "optimizer": {"type": "SGD", "params": {"lr": 0.01}}}
@@ -181,6 +182,8 @@ REPORTED = (  # single mistakes and harmless habits, as people report them
     {**BASE, "optimizer": {"type": "RMSprop", "params": {"lr": 0.001, "alpha": 100}}},
     {**RPROP, "scheduler": {"type": "ExponentialLR", "params": {"gamma": 0.95}}},
     {**RPROP, "optimizer": {"type": "Rprop", "params": {"lr": 0.0, "step_sizes": [0, 50]}}},
+    {**BASE, "optimizer": {"type": "SGD", "params": {"lr": 0.01, "momentum": 7}}},
+    {**BASE, "optimizer": {"type": "RMSprop", "params": {"lr": 0.01, "momentum": 100.0}}, "scheduler": WARM},
 )
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 WORDS = ("", "x", "none", "yes", "true", "0", "fp16", "auto_", "float32", "bf16", "cpu", "linear", "log", "SGD", "Adam")
@@ -341,10 +344,22 @@ def unanswerable(config):
         return "the oracle writes micro batch x passes over a global batch, so it never sees one that does not fit them"
     if type(total) is int and isinstance(micro, float) and micro % 1 and total % micro == 0:
         return "the oracle loads no images, and half of one fails in DeepSpeed's loader only"
+    if any(1 < growth < (math.inf if kind == "muon" else TOO_FAST) for growth in growths(config)):
+        return "what grows with every update leaves float32 sooner or later, and when depends on the network"
     fp16 = block(config, "fp16")
     if fp16.get("enabled") and str(zero.get("stage", 0)) in ("0", "False", "0.0"):
         return "at stage 0 fp16 divides gradients by a scale that they never had: how far weights move is no yes or no"
     return None
+
+
+TOO_FAST = 3.4e38 ** (1 / 49)  # a factor that no float32 survives for 50 updates
+
+
+def growths(config):
+    """Return by what a JSON multiplies its learning rate and its sum of gradients in every update."""
+    params, scheduler = block(block(config, "optimizer"), "params"), block(config, "scheduler")
+    gamma = block(scheduler, "params").get("gamma") if scheduler.get("type") == "ExponentialLR" else None
+    return [factor for factor in (params.get("momentum"), gamma) if isinstance(factor, (int, float))]
 
 
 def block(config, name):

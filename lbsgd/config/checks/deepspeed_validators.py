@@ -180,8 +180,8 @@ def half_adagrad(json: Document) -> Iterator[Hit]:
     "a number that soon makes the weights infinite",
     plain="error",
     why="RMSprop takes the square root of an average of squares: with alpha above 1 it is that of a negative number. "
-    "ExponentialLR multiplies the learning rate by gamma in every update: after 50 it must still be one that float32 "
-    "can hold.",
+    "ExponentialLR multiplies the learning rate by gamma in every update, and SGD, RMSprop and Muon multiply their "
+    "running sum of gradients by the momentum: after 50 updates they must still be numbers that float32 can hold.",
     fix="give a number below 1",
     example={"optimizer": {"type": "RMSprop", "params": {"lr": 0.01, "alpha": 99}}},
 )
@@ -191,8 +191,17 @@ def infinite_weights(json: Document) -> Iterator[Hit]:
         yield Hit("optimizer.params.alpha", f"is {shown(alpha)}: the square root of a negative number is none")
     lr, gamma = json.get("optimizer.params.lr"), json.get("scheduler.params.gamma")
     grows = json.get("scheduler.type") == "ExponentialLR" and kind not in BOUNDED_STEPS and is_number(gamma)
-    if grows and is_number(lr) and lr and math.log10(abs(lr)) + 49 * math.log10(max(1, abs(gamma))) > FLOAT32_DIGITS:
+    if grows and is_number(lr) and lr and math.log10(abs(lr)) + digits_after_50(gamma) > FLOAT32_DIGITS:
         yield Hit("scheduler.params.gamma", f"is {shown(gamma)}: after 50 updates no float32 holds the learning rate")
+    momentum = json.get("optimizer.params.momentum")
+    sums = kind in ("SGD", "RMSprop") or str(kind).lower() == "muon"
+    if sums and is_number(momentum) and digits_after_50(momentum) > FLOAT32_DIGITS:
+        yield Hit("optimizer.params.momentum", f"is {shown(momentum)}: after 50 updates no float32 holds the sum")
+
+
+def digits_after_50(factor: float) -> float:
+    """Return by how many decimal digits a number has grown in the 50th update that multiplies it."""
+    return 49 * math.log10(max(1, abs(factor)))
 
 
 RULES = (
