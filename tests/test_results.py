@@ -25,8 +25,8 @@ def test_something_is_published():
 @pytest.mark.parametrize(("data", "study"), PUBLISHED)
 def test_tables_pictures_and_page_are_those_of_the_logs(data, study, tmp_path, capsys):
     request = Request((STUDIES[study],), DATA_SETS[data], (), work_dir=ROOT, results=RESULTS)
-    seeds = {int(run.name[4:]) for row in request.rows for run in (request.logs / row.name).glob("seed*")}
-    again = replace(request, results=tmp_path, seeds=tuple(sorted(seeds)))
+    fewest = min(len(list((request.logs / row.name).glob("seed*"))) for row in request.rows)
+    again = replace(request, results=tmp_path, seeds=tuple(range(fewest)))  # other studies share rows, with more seeds
     shutil.copytree(request.logs, again.logs)
     report(again, noted_commit(request.published))
     assert contents(tmp_path / data / study) == contents(RESULTS / data / study)

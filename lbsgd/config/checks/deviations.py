@@ -184,7 +184,7 @@ def uncorrected_momentum(planned: Planned) -> Iterator[Hit]:
 
 @rule(
     "R16",
-    "a weight decay that falls with the learning rate",
+    "a weight decay that falls as the learning rate rises",
     lbsgd="warning",
     why="Scaling the loss instead of the learning rate leaves the weight decay unscaled: it is then too small by "
     "the same factor (Remark 1).",
