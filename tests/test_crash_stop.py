@@ -1,4 +1,4 @@
-"""Runs in real processes that are asked to stop by SIGTERM or SIGUSR1: they save in time, and end with exit code 75."""
+"""Runs in real processes that are asked to stop by a signal: they save in time, and end with exit code 75."""
 
 import os
 import re
@@ -24,7 +24,9 @@ from lbsgd.train import checkpoint
 pytest_plugins = ("crash_fixtures",)
 
 
-@pytest.mark.parametrize("number, rank", [(signal.SIGTERM, 0), (signal.SIGUSR1, 1)])
+@pytest.mark.parametrize(
+    "number, rank", [(signal.SIGTERM, 0), (signal.SIGUSR1, 1), (signal.SIGINT, 1), (signal.SIGHUP, 0)]
+)
 def test_a_signal_to_one_process_saves_the_run_and_ends_all(small, whole, tmp_path, rng, number, rank):
     with Command(small, tmp_path / "run", *EVERY, fault=slow_iterations) as run:
         run.wait_for_iteration(rng.randint(3, 30))
