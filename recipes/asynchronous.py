@@ -15,6 +15,7 @@ from dataclasses import replace
 
 from digits import DigitsResNet
 
+from lbsgd.commands.flag_types import at_least_zero
 from lbsgd.commands.train import Request, parser
 from lbsgd.errors import ConfigError, LbsgdError, TrainingError
 from lbsgd.processes.ending import end_with_error
@@ -25,7 +26,9 @@ def main():
     flags.add_argument(
         "--updates", choices=("sync", "async"), required=True, help="how the workers' gradients are used"
     )
-    flags.add_argument("--spread", type=float, default=0.3, metavar="S", help="of the workers' times (default: 0.3)")
+    flags.add_argument(
+        "--spread", type=at_least_zero, default=0.3, metavar="S", help="of the workers' times (default: 0.3)"
+    )
     try:
         request = Request(flags.parse_args())
         simulate(request)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.commands.flag_types import interval, natural, positive, quantity
+from lbsgd.commands.flag_types import at_least_zero, interval, natural, positive, quantity
 from lbsgd.commands.main import main
 
 ROOT = Path(__file__).parent.parent
@@ -183,6 +183,7 @@ def test_a_flag_takes_what_its_type_says(kind, text, value):
         (positive, ["1000000000000"], "too large"),
         (natural, ["-1", "1.5", "²", ""], "whole number of at least 0"),
         (quantity, ["0", "-2", "nan", "inf", "fast"], "number above 0"),
+        (at_least_zero, ["-1", "nan", "inf", "fast"], "number of at least 0"),
         (interval, ["0", "m", "0m", "infm", "10h", "-5"], "neither a number of iterations"),
     ],
 )

@@ -90,6 +90,16 @@ def test_the_stem_the_first_stage_and_all_batch_norm_are_frozen():
     assert all(torch.equal(before[name], value) for name, value in ours.state_dict().items())
 
 
+def test_in_bf16_the_maps_of_the_resnet_stay_in_bf16():
+    """Frozen batch norm has float32 buffers, which would promote every map of the residual stages."""
+    stages, found = detector().backbone.body, {}
+    for name, module in stages.named_modules():
+        module.register_forward_hook(lambda m, given, out, name=name: found.update({name: getattr(out, "dtype", None)}))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        stages(torch.rand(2, 3, 64, 64))
+    assert {kind for kind in found.values() if kind} == {torch.bfloat16}
+
+
 def test_in_bf16_boxes_stay_in_float32():
     ours = mask_rcnn(3, N, replace(SIZES, shorter_side=64, longer_side=1333), seed=0)
     pixels = torch.rand(3, 64, 1333, generator=torch.Generator().manual_seed(0))

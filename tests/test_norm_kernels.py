@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import lbsgd
-from lbsgd.algorithm import norm_rule
+from lbsgd.algorithm import fused_norm, norm_rule
 from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d, convert_batch_norm
 from lbsgd.algorithm.fused_blocks import FusedBottleneck, can_fuse, fuse_blocks
 from lbsgd.errors import ConfigError
@@ -171,6 +171,13 @@ def test_until_triton_has_run_on_a_gpu_the_rule_is_the_loop():
     how, why = norm_rule.implementation_for("rule", "cuda", torch.channels_last)
     assert (how, why) == ("loop", "the rule for cuda, channels_last")
     assert norm_rule.implementation_for("triton", "cuda", torch.channels_last) == ("triton", "the JSON")
+
+
+def test_maps_that_are_too_large_are_left_to_the_loop(monkeypatch):
+    monkeypatch.setattr(fused_norm.kernels, "INTERPRETED", True)
+    images = torch.empty(2, 3, 1, 1)
+    assert fused_norm.can_take(images.expand(2, 3, 1024, 1024))
+    assert not fused_norm.can_take(images.expand(2, 3, 1024, 1025))
 
 
 def test_triton_without_a_gpu_is_refused_in_one_line():

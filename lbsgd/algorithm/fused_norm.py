@@ -21,11 +21,16 @@ from lbsgd.algorithm.norm_tiling import Tiling, View, ceil_div, laid_out, power_
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 CHANNELS = 32  # of a program that adds up
+MOST_PIXELS = 2**20
 
 
 def can_take(x: Tensor) -> bool:
-    """Whether the kernels can run on a tensor: in fp16, bf16 or fp32 on a GPU, or in Triton's interpreter on a CPU."""
-    return x.dtype in DTYPES and x.device.type == ("cpu" if kernels.INTERPRETED else "cuda")
+    """Whether the kernels can run on a tensor: in fp16, bf16 or fp32 on a GPU, or in Triton's interpreter on a CPU.
+
+    Maps of more than a million pixels, such as large volumes, have more splits than one program adds up.
+    """
+    there = x.device.type == ("cpu" if kernels.INTERPRETED else "cuda")
+    return there and x.dtype in DTYPES and x.shape[2:].numel() <= MOST_PIXELS
 
 
 def normalise_fused(
@@ -57,9 +62,10 @@ class _FusedNorm(torch.autograd.Function):
         x, view = laid_out(x, n)
         launch = Launch(view, Tiling.of(view), len(x) // n)
         residual = None if residual is None else in_the_layout_of(x, residual)
-        stats = launch.statistics(x, eps)
         y = torch.empty_like(x)
-        launch.over_tiles(kernels.normalise, x, residual, y, stats, weight, bias, RELU=relu)
+        with torch.cuda.device_of(x):  # Triton launches on the current one; autograd's thread has x's
+            stats = launch.statistics(x, eps)
+            launch.over_tiles(kernels.normalise, x, residual, y, stats, weight, bias, RELU=relu)
         # Without a residual, x itself tells where the ReLU let pass.
         ctx.save_for_backward(x, None if residual is None else y, stats, weight, bias)
         ctx.launch, ctx.relu = launch, relu

@@ -64,6 +64,17 @@ class Float32Boxes(BoxCoder):  # type: ignore[misc]  # torchvision has no types
         return decoded
 
 
+class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
+    """torchvision's, whose float32 buffers would turn every map of a ResNet under autocast into float32 again."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        bias = self.bias - self.running_mean * scale
+        scale, bias = (each.reshape(1, -1, 1, 1).to(x.dtype) for each in (scale, bias))
+        normalised: torch.Tensor = x * scale + bias
+        return normalised
+
+
 class DrawnSampler:
     """torchvision's sampler of positives and negatives, drawn per image in place of from torch's one generator.
 
@@ -176,7 +187,7 @@ def mask_rcnn(num_classes: int, per_forward: int, sizes: Sizes, seed: int) -> Pe
 
 def pyramid(name: str, channels: int) -> BackboneWithFPN:
     """Return a ResNet with a feature pyramid; batch norm is frozen, and so are the stem and the first stage."""
-    resnet = getattr(torchvision.models, name)(weights=None, norm_layer=FrozenBatchNorm2d)
+    resnet = getattr(torchvision.models, name)(weights=None, norm_layer=FrozenNorm)
     for part, parameter in resnet.named_parameters():
         parameter.requires_grad_(part.split(".")[0] not in FROZEN)
     stages = {f"layer{stage}": str(stage - 1) for stage in (1, 2, 3, 4)}

@@ -35,9 +35,17 @@ UpdateStep = Callable[[], torch.Tensor]  # makes an update, and returns whether 
 
 
 def plan_for(
-    given: Settings, micro_batch: int, precision: str = "bf16", stage: int = 0, implementation: str = "rule"
+    given: Settings,
+    micro_batch: int,
+    precision: str = "bf16",
+    stage: int = 0,
+    implementation: str = "rule",
+    *,
+    passes: int = 1,
+    num_images: int = NUM_IMAGES,
+    more: tuple[str, ...] = (),
 ) -> Plan:
-    """Return the recipe with one pass of micro_batch images per update and no warmup."""
+    """Return the recipe with some passes of micro_batch images per update and no warmup; `more` changes its keys."""
     sizes = given.sizes
     settings = (
         'lbsgd.warmup={"kind": "none", "epochs": 0}',
@@ -45,17 +53,18 @@ def plan_for(
         f"lbsgd.augmentation.resolution={sizes.resolution}",
         f"lbsgd.batch_norm.implementation={implementation}",
         *((f"fp16.initial_scale_power={FP16_SCALE_POWER}",) if precision == "fp16" else ()),
+        *more,
     )
     config = generate(
-        micro_batch,
+        passes * micro_batch,
         gpus=1,
         micro_batch=micro_batch,
         precision=precision,
         zero_stage=stage,
-        num_images=NUM_IMAGES,
+        num_images=num_images,
         settings=settings,
     )
-    return Plan.read(config, 1, NUM_IMAGES)
+    return Plan.read(config, 1, num_images)
 
 
 def network(given: Settings, plan: Plan) -> nn.Module:

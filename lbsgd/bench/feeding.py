@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,11 +13,15 @@ from lbsgd.bench.contestants import our_trainer, plan_for, without_end
 from lbsgd.bench.figure import Goal, mean_figure
 from lbsgd.bench.parts import NotRun, Say
 from lbsgd.bench.sizes import Settings
+from lbsgd.config.plan import Plan
 from lbsgd.data.share import Share
 from lbsgd.train.engine import start_processes
 from lbsgd.train.session import pixels_of
-from lbsgd.train.task import Batch
 from lbsgd.train.trainer import Trainer
+
+if TYPE_CHECKING:
+    from lbsgd.data.beton import BetonFile
+    from lbsgd.data.loaders import TrainLoader
 
 WAIT_GOAL = Goal("at most", 2.0)  # % of the time, with 16 cores
 WINDOWS = 10
@@ -28,7 +32,6 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     """Feed the trainer's update by the FFCV loader, with as many threads as there are cores, and count its waits."""
     from lbsgd.convert.convert import convert
     from lbsgd.data.folder import open_data
-    from lbsgd.data.loaders import TrainLoader
     from lbsgd.data.native.kernels import library
 
     if given.jpegs is None:
@@ -41,20 +44,8 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     say(f"{num_different} JPEGs repeated to {sizes.images_to_feed} and converted")
     plan = plan_for(given, sizes.step_batch)
     trainer = our_trainer(given, plan)
-    loader = TrainLoader(
-        open_data(ffcv).train,
-        seed=0,
-        global_batch=plan.global_batch,
-        micro_batch=plan.micro_batch,
-        threads=cores,
-        share=Share(),
-        pixels=pixels_of(plan, torch.device(trainer.engine.device)),
-    )
-    batches = without_end(loader.epoch)
-    for _ in range(sizes.warm_up):
-        trainer.update(batches)
-    say("the first updates are made")
-    waits, speeds = fed(trainer, batches, sizes.fed_updates)
+    loader = loader_for(open_data(ffcv).train, plan, trainer.engine.device, cores)
+    waits, speeds = fed(trainer, loader, sizes.warm_up, sizes.fed_updates)
     loader.close()
     speed = sorted(speeds)[len(speeds) // 2]
     decoder = "lbsgd's decoder" if library() else "FFCV's decoder, because lbsgd's is not compiled here"
@@ -62,8 +53,20 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     say(mean_figure("waiting for data", waits, unit="% of the time", goal=WAIT_GOAL, beside=beside))
 
 
-def fed(trainer: Trainer, batches: Iterator[Batch], num_updates: int) -> tuple[list[float], list[float]]:
+def loader_for(train: BetonFile, plan: Plan, device: Any, threads: int) -> TrainLoader:
+    """Return the loader of a run on one process."""
+    from lbsgd.data.loaders import TrainLoader  # late: FFCV compiles
+
+    batches: dict[str, Any] = {"global_batch": plan.global_batch, "micro_batch": plan.micro_batch}
+    pixels = pixels_of(plan, torch.device(device))
+    return TrainLoader(train, seed=0, threads=threads, share=Share(), pixels=pixels, **batches)
+
+
+def fed(trainer: Trainer, loader: TrainLoader, warm_up: int, num_updates: int) -> tuple[list[float], list[float]]:
     """Return the share of the time that each window of updates waited, in per cent, and its images per second."""
+    batches = without_end(loader.epoch)
+    for _ in range(warm_up):
+        trainer.update(batches)
     waits, speeds = [], []
     per_window = max(1, num_updates // WINDOWS)
     for _ in range(num_updates // per_window):

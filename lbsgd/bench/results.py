@@ -23,7 +23,7 @@ class PartResult:
 
     state    waiting, running, done, failed, "out of time" or "not run", because it cannot run here; `why` says why
              it is not done
-    notes    lines for the reader; rows of a table are (heads, rows)
+    notes    lines for the reader
     """
 
     name: str

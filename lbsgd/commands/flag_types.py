@@ -37,6 +37,17 @@ def quantity(text: str) -> float:
     return number
 
 
+def at_least_zero(text: str) -> float:
+    """A finite number of at least 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return number
+
+
 def fraction(text: str) -> float:
     """A number from 0 to 1."""
     try:

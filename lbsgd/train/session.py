@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from typing import Any
 
 import psutil
 import torch
@@ -134,9 +135,9 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
     opened: list[Reporter] = []
 
     def open_log() -> None:
-        host = {**environment(run.images.place), "device": device_name(), "threads": torch.get_num_threads()}
+        host = {**environment(run.images.place), **of_the_device(engine.device)}
         aggregation = described(run.plan, engine)
-        norm = "{}, by {}".format(*norm_implementation(run.plan, engine.device))
+        norm = norm_described(run, engine.device)
         about = {
             **({"started_from": run.started_from} if run.started_from else {}),
             "model": run.task.name,
@@ -160,6 +161,24 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
 
     from_rank_0(open_log)
     return opened[0] if opened else Silence()
+
+
+def of_the_device(device: torch.device) -> dict[str, Any]:
+    """Return for the log what computes; on a GPU also where torch multiplies float32 as TF32."""
+    found: dict[str, Any] = {"device": device_name(), "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        found["tf32"] = {
+            "convolutions": torch.backends.cudnn.allow_tf32,
+            "products": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return found
+
+
+def norm_described(run: Run, device: torch.device) -> str:
+    """Tell what computes batch norm in training, and why."""
+    implementation, reason = norm_implementation(run.plan, device)
+    outside = " outside of compiled blocks" if run.compiled and implementation == "triton" else ""
+    return f"{implementation}{outside}, by {reason}"
 
 
 def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
