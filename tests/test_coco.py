@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from coco_scenes import load_tool
+from pycocotools import mask as coco_mask
 
 from lbsgd.data.coco_annotations import read_split, require_same_categories
+from lbsgd.data.coco_faults import run_lengths
 from lbsgd.data.coco_images import CocoEval, draw_of, example_of, mask_of, pixels_of
 from lbsgd.data.share import Share
 from lbsgd.errors import DataError
@@ -71,9 +74,18 @@ def test_crowds_and_boxes_without_an_area_are_not_trained_on_but_kept(changed):
         of_first = [each for each in content["annotations"] if each["image_id"] == first]
         of_first[0]["iscrowd"], of_first[1]["bbox"][2] = 1, 0
 
-    split = read_split(changed(crowd), "train")
+    folder = changed(crowd)
+    split = read_split(folder, "train")
     image = split.images[0]
     assert len(image.objects()) == len(image.annotations) - 2 and split.left_out == {"boxes without an area": 1}
+    assert not read_split(folder, "train", training=False).left_out  # evaluation keeps them
+
+
+def test_a_crowd_s_box_without_an_area_is_left_out_as_a_crowd(changed):
+    def flat_crowd(content):
+        content["annotations"][0]["iscrowd"], content["annotations"][0]["bbox"][2] = 1, 0
+
+    assert not read_split(changed(flat_crowd), "train").left_out
 
 
 def test_images_without_objects_are_left_out_of_training_and_evaluated(changed):
@@ -122,6 +134,18 @@ def other(key, value):
         (other("area", "361"), "its area '361' is no number"),
         (rle(counts=[128 * 128 + 5, -5]), "its run lengths are no whole numbers from 0 on"),
         (rle(counts=[1, "2"]), "its run lengths are no whole numbers from 0 on"),
+        (rle(counts="8P?oi"), "its run lengths are no text of COCO's"),  # COCOeval hung on it
+        (rle(counts="PY"), "its run lengths are no text of COCO's"),  # a mask AP of 0 that nobody explained
+        (rle(counts="8"), "its run lengths make 8 pixels"),
+        (rle(counts="O"), "its run lengths are no whole numbers from 0 on"),  # -1
+        (rle(counts=""), "its run lengths make 0 pixels"),
+        (rle(counts="o"), "its run lengths are no text of COCO's"),  # says that it goes on
+        (rle(counts="1é"), "its run lengths are no text of COCO's"),
+        (rle(counts="PPPPPPPPPPPP0"), "its run lengths are no text of COCO's"),  # over 32 bits, where C begins anew
+        (polygon([[1, 1, 1e8, 1, 1e8, 11, 1, 11]]), "from 1 to 100000000.0, more than 10 sides outside"),
+        (polygon([[1, 1, 9, 1, 9, -3e9]]), "from -3000000000.0 to 9, more than 10 sides outside"),
+        (polygon([[1, 1, 9, 1, 9, 10**400]]), "a polygon of 6 numbers"),
+        (other("bbox", [1, 2, 3, 10**400]), "not four numbers"),
     ],
 )
 def test_a_broken_annotation_is_named_or_left_out(changed, edit, words):
@@ -158,7 +182,14 @@ def no_object(content):
         (without("categories", "id"), "a category has no id or no name"),
         (without("images", "file_name"), "an image has no id, file_name"),
         (lambda content: content["images"][0].update(file_name=None), "an image has no id, file_name"),
-        (no_object, "or an annotation no image_id"),
+        (no_object, "an annotation has no image_id"),
+        (lambda content: content["annotations"][3].update(image_id=[1]), "an annotation has no image_id"),
+        (lambda content: content["categories"][1].update(id="2"), "ids of categories are numbers and texts"),
+        (lambda content: content["images"][1].update(id="2"), "ids of images are numbers and texts"),
+        (lambda content: [each.update(id=[each["id"]]) for each in content["images"]], r"an id of images is \[1\]"),
+        (lambda content: content["images"][0].update(height=math.inf), "an image has no .*scene_00000.png"),
+        (lambda content: content["images"][0].update(width=10**400), "an image has no .*scene_00000.png"),
+        (lambda content: content["images"][0].update(height=-5), "an image has no .*scene_00000.png"),
     ],
 )
 def test_lists_that_cannot_be_understood_are_one_line_also_under_skip(changed, edit, words):
@@ -276,6 +307,61 @@ def test_splits_of_different_data_sets_are_told_apart(changed):
     folder = changed(renamed)
     with pytest.raises(DataError, match="category 8 is seven.* in instances_train.json and 7 in instances_val.json"):
         require_same_categories(read_split(folder, "train"), read_split(folder, "val"))
+
+
+def test_ids_of_two_kinds_are_of_different_data_sets(changed):
+    def as_text(content):
+        for each in content["categories"]:
+            each["id"] = str(each["id"])
+        for each in content["annotations"]:
+            each["category_id"] = str(each["category_id"])
+
+    folder = changed(as_text)
+    with pytest.raises(DataError, match="category 1 is not there in instances_train.json and 0 in instances_val.json"):
+        require_same_categories(read_split(folder, "train"), read_split(folder, "val"))
+
+
+def test_a_file_of_ten_thousand_brackets_is_one_line(changed):
+    folder = changed(lambda content: None)
+    (folder / "annotations" / "instances_train.json").write_text('{"images": ' + 10_000 * "[")
+    with pytest.raises(DataError, match="instances_train.json is not JSON"):
+        read_split(folder, "train")
+
+
+def test_a_file_s_name_too_long_for_the_disk_is_one_line(changed):
+    def long(content):
+        content["images"][4]["file_name"] = 300 * "x"
+
+    with pytest.raises(DataError, match="image 5: .*xxx does not exist"):
+        read_split(changed(long), "train")
+
+
+def test_compressed_run_lengths_are_read_as_pycocotools_writes_them():
+    random = np.random.default_rng(0)
+    for share in (0.0, 0.03, 0.5, 0.97, 1.0):
+        pixels = np.asfortranarray(random.random((67, 301)) < share, dtype=np.uint8)
+        pixels[:, 100:200] = 1  # a long run, of several letters
+        changes = np.flatnonzero(np.diff(pixels.ravel(order="F"), prepend=0, append=2)).tolist()
+        expected = np.diff([0, *changes]).tolist()
+        assert run_lengths(coco_mask.encode(pixels)["counts"].decode()) == expected
+
+
+def test_a_split_of_compressed_run_lengths_is_read(changed):
+    def compressed(content):
+        for each in content["annotations"]:
+            height, width = each["segmentation"]["size"]
+            each["segmentation"] = coco_mask.frPyObjects(each["segmentation"], height, width)
+            each["segmentation"]["counts"] = each["segmentation"]["counts"].decode()
+
+    split = read_split(changed(compressed), "train")
+    assert all(mask_of(each["segmentation"], image).any() for image in split.images for each in image.annotations)
+
+
+def test_a_polygon_may_reach_ten_sides_out_of_its_image(changed):
+    outline = [[1, 1, 11 * 128, 1, 11 * 128, 40, -10 * 128, 40]]
+    split = read_split(changed(polygon(outline)), "train")
+    [image] = [image for image in split.images if outline in [each["segmentation"] for each in image.annotations]]
+    assert mask_of(outline, image).any()
 
 
 def test_a_flip_mirrors_pixels_boxes_and_masks_alike(scenes):

@@ -1,9 +1,14 @@
-"""A reporter hands DeepSpeed's monitors what they can draw."""
+"""A reporter hands DeepSpeed's monitors what they can draw, and advises what can be done."""
 
+import re
 from types import SimpleNamespace
 
+import pytest
 from test_trainer import Records
 
+from lbsgd.commands import convert, detect, train
+from lbsgd.train.coco_source import CocoSource
+from lbsgd.train.images import FakeImageSource, FfcvFiles
 from lbsgd.train.reporter import Reporter
 
 
@@ -15,3 +20,29 @@ def test_a_monitor_gets_numbers_alone():
     record = {"epoch": 1, "val_box_ap": 3.5, "val_box_ap_small": None, "weight_to_gradient": {"fc": 2.0}}
     Reporter(Records(), Records(), engine).report("epoch", record)
     assert events == [("lbsgd/val_box_ap", 3.5, 64)]
+
+
+def flags_of(*parsers):
+    return {flag for parser in parsers for flag in parser._option_string_actions}
+
+
+OF_DETECTORS = flags_of(train.with_flags("", detect.add_data))
+OF_CLASSIFIERS = flags_of(train.parser(""), convert.parser())
+
+
+@pytest.mark.parametrize(
+    "source, known, named",
+    [
+        (CocoSource("", None, None, 4), OF_DETECTORS, {"--loader_workers"}),
+        (CocoSource("", None, None, 0), OF_DETECTORS, {"--loader_workers"}),
+        (FfcvFiles(None, 4), OF_CLASSIFIERS, {"--loader_threads", "--in_memory", "--max_side"}),
+        (FakeImageSource(), OF_CLASSIFIERS, set()),
+    ],
+    ids=["COCO", "COCO, no workers", "FFCV", "fake"],
+)
+def test_an_epoch_that_waited_names_flags_that_its_recipe_has(source, known, named):
+    said = Records()
+    Reporter(Records(), said, None, source.waiting_advice).advise_on_waiting(31.2)
+    [line] = said.said
+    assert line.startswith("warning: 31 % of the epoch's time was spent waiting for data") and "\n" not in line
+    assert {*re.findall(r"--\w+", line)} == named <= known

@@ -225,7 +225,7 @@ def test_an_epoch_that_waited_for_its_data_says_once_what_to_change():
     for waited_pct in (4.9, 31.2, 50.0):
         reporter.advise_on_waiting(waited_pct)
     [said] = records.said
-    assert "31 % of the epoch" in said and "4 loader threads a process" in said and "--max_side" in said
+    assert "31 % of the epoch" in said and "4 loader threads a process" in said
 
 
 def test_the_share_of_an_epoch_that_was_waited_is_that_of_all_its_iterations(tmp_path, monkeypatch):

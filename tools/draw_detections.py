@@ -1,4 +1,4 @@
-"""python tools/draw_detections.py RUN --data_dir data/scenes [--output RUN/detections.png] [--num_images 12]
+"""python tools/draw_detections.py RUN --data_dir data/scenes [--output FILE] [--num_images 12] [--on_error skip]
 
 Draws what a detector finds on the first validation images: the known objects of each above, below the detections with a
 score of at least 0.5, their boxes, masks, classes and scores.
@@ -11,7 +11,8 @@ from types import SimpleNamespace
 
 import torch
 
-from lbsgd.commands.detect import only_split
+from lbsgd.commands.detect import add_val_split, only_split, weights_in
+from lbsgd.commands.flag_types import positive
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import as_fractions, example_of, pixels_of
@@ -28,14 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run that has ended: log.jsonl and weights.pt")
     parser.add_argument("--data_dir", type=Path, required=True)
-    parser.add_argument("--val_split", help="such as val2017 (default: the one that annotations/ has)")
-    parser.add_argument("--num_images", type=int, default=12)
+    add_val_split(parser)
+    parser.add_argument("--num_images", type=positive, default=12)
     parser.add_argument("--output", type=Path, help="default: RUN/detections.png")
     flags = parser.parse_args()
     path = flags.output or flags.run / "detections.png"
     try:
         name = flags.val_split or only_split(flags.data_dir, "val")
-        split = read_split(flags.data_dir, name, training=False)
+        split = read_split(flags.data_dir, name, flags.on_error, training=False)
         detector = detector_of(flags.run, split)
         replace_picture(path, picture(detector, split, min(flags.num_images, len(split))))
     except LbsgdError as error:
@@ -62,7 +63,7 @@ def detector_of(run: Path, split):
     task = tasks[model](SimpleNamespace(val=split, backbone=lambda: None))
     network = task.network(len(split.names), plan)
     try:
-        network.load_state_dict(torch.load(weights, weights_only=True))
+        network.load_state_dict(weights_in(weights))
     except RuntimeError:  # torch lists each size that differs
         words = f"{weights} is not of a {model} for the {len(split.names)} categories of {split.name}"
         raise DataError(f"{words}: give --data_dir of the data that the run had") from None

@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lbsgd.commands.flag_types import natural
 from lbsgd.commands.train import Request, run_recipe, with_flags
@@ -75,18 +75,21 @@ class DetectionRequest(Request):
 
     def backbone(self) -> dict | None:
         """Return the classifier's weights; imports PyTorch. Raises DataError for a file that holds none."""
-        import torch
-
         path = self.flags.backbone_weights
-        if path is None:
-            return None
-        try:
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001  torch raises whatever the bytes make it raise
-            raise DataError(f"{path} cannot be read as weights ({error}); give the weights.pt of a run") from None
-        if not isinstance(weights, dict):
-            raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
-        return weights
+        return None if path is None else weights_in(Path(path))
+
+
+def weights_in(path: Path) -> dict[str, Any]:
+    """Return the weights that a run has exported; imports PyTorch. Raises DataError for a file that holds none."""
+    import torch
+
+    try:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001  torch raises whatever the bytes make it raise
+        raise DataError(f"{path} cannot be read as weights ({error}); give the weights.pt of a run") from None
+    if not isinstance(weights, dict):
+        raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
+    return weights
 
 
 def only_split(folder: Path, kind: str) -> str:
@@ -119,10 +122,16 @@ def add_data(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument
     add("--data_dir", metavar="DIR", help="annotations/ and the images' folders; else $COCO_DIR, else data/coco")
     add("--train_split", metavar="NAME", help="such as train2017 (default: the one that annotations/ has)")
+    add_val_split(flags)
+    add("--backbone_weights", metavar="FILE", help="weights.pt of the classifier that the backbone comes from")
+    workers = f"loader processes per process, 0 for none (default: cores / processes - 1, at most {MOST_WORKERS})"
+    add("--loader_workers", "--loader_threads", type=natural, metavar="N", help=workers)
+
+
+def add_val_split(flags: argparse.ArgumentParser) -> None:
+    """Add what says which images are evaluated on, which a picture of detections asks as well."""
+    add = flags.add_argument
     add("--val_split", metavar="NAME", help="such as val2017 (default: the one that annotations/ has)")
     on_error: tuple[OnError, ...] = ("raise", "skip")
     help_text = "for an image without its file or a broken annotation (default: %(default)s)"
     add("--on_error", choices=on_error, default="raise", help=help_text)
-    add("--backbone_weights", metavar="FILE", help="weights.pt of the classifier that the backbone comes from")
-    workers = f"loader processes per process, 0 for none (default: cores / processes - 1, at most {MOST_WORKERS})"
-    add("--loader_workers", "--loader_threads", type=natural, metavar="N", help=workers)

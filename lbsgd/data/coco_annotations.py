@@ -8,9 +8,9 @@ Each split is a pair of a folder of images and a file of annotations of the same
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import pickle
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lbsgd.data.coco_faults import fault_of, repeated
+from lbsgd.data.coco_faults import fault_of
+from lbsgd.data.coco_file import DOWNLOAD, by_image, listed_images, names_of, read_annotations
 from lbsgd.errors import DataError
 
 OnError = Literal["raise", "skip"]
 LEAST_SIDE = 1e-3  # pixels of a box: float32 has steps of 1e-4 there, and torchvision refuses boxes without an area
-DOWNLOAD = "docs/detection.md says how to download COCO"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class Image:
 
     def objects(self) -> list[dict[str, Any]]:
         """Return what is trained on: no crowds, and no boxes without an area inside the image."""
-        return [each for each in self.annotations if not each.get("iscrowd") and self.box_of(each) is not None]
+        return [each for each in self.alone() if self.box_of(each) is not None]
+
+    def alone(self) -> list[dict[str, Any]]:
+        """Return the annotations of single objects, which are those of no crowds."""
+        return [each for each in self.annotations if not each.get("iscrowd")]
 
     def box_of(self, annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | None:
         """Return left, top, right and bottom inside the image; None for a box without an area there, in float32."""
@@ -92,12 +96,17 @@ class Split:
 
     @property
     def label_of(self) -> dict[int, int]:
-        """Labels 1, 2, ... by COCO's category ids, which have gaps; 0 is the background."""
-        return {category: label for label, category in enumerate(sorted(self.names), start=1)}
+        """The labels by COCO's category ids."""
+        return {category: label for label, category in self.category_of.items()}
 
     @property
     def category_of(self) -> dict[int, int]:
-        return {label: category for category, label in self.label_of.items()}
+        return categories_by_label(self.names)
+
+
+def categories_by_label(ids: Iterable[int]) -> dict[int, int]:
+    """Return COCO's category ids, which have gaps, by labels 1, 2, ... in their order; 0 is the background."""
+    return dict(enumerate(sorted(ids), start=1))
 
 
 def read_split(folder: Path, name: str, on_error: OnError = "raise", training: bool = True) -> Split:
@@ -114,9 +123,7 @@ def read_split(folder: Path, name: str, on_error: OnError = "raise", training: b
     reader = _Reader(path, folder / name, on_error, names)
     images = list(reader.images(content))
     if training:
-        with_objects = [image for image in images if image.objects()]
-        reader.left_out["images without objects"] += len(images) - len(with_objects)
-        images = with_objects
+        images = with_objects(images, reader.left_out)
     if on_error == "skip":  # which images are used depends on the disk, too
         fingerprint += " " + hashlib.sha256(repr([image.id for image in images]).encode()).hexdigest()
     if not images:
@@ -125,37 +132,16 @@ def read_split(folder: Path, name: str, on_error: OnError = "raise", training: b
     return Split(name, Packed(images), names, tall, fingerprint, +reader.left_out)
 
 
-def read_annotations(path: Path) -> tuple[dict[str, Any], str]:
-    """Return a file's content and its digest. Raises DataError for one that is not in COCO's format."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); {DOWNLOAD}") from None
-    try:
-        content = json.loads(data)
-        lists = ("images", "annotations", "categories")
-        missing = [key for key in lists if not isinstance(content, dict) or not isinstance(content.get(key), list)]
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}); {DOWNLOAD}") from None
-    if missing:
-        raise DataError(f"{path} has no list of {', '.join(missing)}: not a file of COCO's instances; {DOWNLOAD}")
-    return content, hashlib.sha256(data).hexdigest()
-
-
-def names_of(path: Path, categories: Sequence[Any]) -> dict[int, str]:
-    """Return the names of the categories by their ids. Raises DataError for one without either, or one id of two."""
-    try:
-        names = {each["id"]: str(each["name"]) for each in categories}
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{path}: a category has no id or no name ({error!r})") from None
-    require_unique(path, "categories", (each["id"] for each in categories))
-    return names
-
-
-def require_unique(path: Path, what: str, numbers: Iterable[Any]) -> None:
-    """Raise DataError with an id that two of them have."""
-    if (twice := repeated(numbers)) is not None:
-        raise DataError(f"{path}: two {what} have the id {twice}, so annotations of it may mean either; renumber them")
+def with_objects(images: Iterable[Image], left_out: Counter[str]) -> list[Image]:
+    """Return the images that can be trained on, and count what cannot."""
+    kept = []
+    for image in images:
+        objects = len(image.objects())
+        left_out["boxes without an area"] += len(image.alone()) - objects
+        left_out["images without objects"] += not objects
+        if objects:
+            kept.append(image)
+    return kept
 
 
 class _Reader:
@@ -171,31 +157,22 @@ class _Reader:
 
     def images(self, content: Mapping[str, Any]) -> Iterator[Image]:
         """Yield the images in the order of their ids."""
-        by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-        try:
-            for annotation in content["annotations"]:
-                by_image[annotation.get("image_id")].append(annotation)
-            listed = sorted(content["images"], key=lambda each: each["id"])
-            found = [(each["id"], "" + each["file_name"], int(each["height"]), int(each["width"])) for each in listed]
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            said = "an image has no id, file_name, height or width, or an annotation no image_id"
-            raise DataError(f"{self.path}: {said} ({error!r})") from None
-        require_unique(self.path, "images", (number for number, *_ in found))
-        self.require_images_of(by_image, {number for number, *_ in found})
-        for number, file_name, height, width in found:
-            if file_name not in self.files and not (self.folder / file_name).is_file():  # a name may hold folders
-                self.leave_out(f"image {number}: {self.folder / file_name} does not exist", "images without a file")
+        annotations = by_image(self.path, content["annotations"])
+        listed = listed_images(self.path, content["images"])
+        self.require_images_of(annotations, {image.id for image in listed})
+        for number, file_name, height, width in listed:
+            path = self.folder / file_name
+            if file_name not in self.files and not os.path.isfile(path):  # a name may hold folders
+                self.leave_out(f"image {number}: {path} does not exist", "images without a file")
                 continue
-            image = Image(number, self.folder / file_name, height, width, [])
-            image.annotations.extend(each for each in by_image[number] if self.is_sound(each, image))
-            boxes = sum(image.box_of(each) is None for each in image.annotations)
-            self.left_out["boxes without an area"] += boxes
+            image = Image(number, path, height, width, [])
+            image.annotations.extend(each for each in annotations.get(number, ()) if self.is_sound(each, image))
             yield image
 
-    def require_images_of(self, by_image: Mapping[Any, list[dict[str, Any]]], numbers: set[Any]) -> None:
-        for number, of_image in by_image.items():
+    def require_images_of(self, annotations: Mapping[Any, list[dict[str, Any]]], numbers: set[Any]) -> None:
+        for number, of_image in annotations.items():
             if number not in numbers:
-                said = f"annotation {of_image[0].get('id')} belongs to image {number}, which is not listed"
+                said = f"annotation {of_image[0].get('id')} belongs to image {number!r}, which is not listed"
                 self.leave_out(said, "annotations of unknown images", len(of_image))
 
     def is_sound(self, annotation: dict[str, Any], image: Image) -> bool:
@@ -225,10 +202,10 @@ class _Reader:
 
 def require_same_categories(train: Split, val: Split) -> None:
     """Raise DataError with the first category that two splits do not have in common."""
-    for category in sorted({*train.names, *val.names}):
+    for category in sorted({*train.names, *val.names}, key=lambda each: (isinstance(each, str), each)):
         first, second = train.names.get(category, "not there"), val.names.get(category, "not there")
         if first != second:
             raise DataError(
-                f"category {category} is {first} in instances_{train.name}.json and {second} in "
+                f"category {category!r} is {first} in instances_{train.name}.json and {second} in "
                 f"instances_{val.name}.json: the two files are of different data sets"
             )

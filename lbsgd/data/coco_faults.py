@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+MOST_BITS = 30  # of a run length in a text of COCO's; pycocotools has 32 for it
+FARTHEST = 10  # sides of the image: pycocotools counts a polygon's pixels one by one, and ends the process at 10^8
 
 
 def repeated(numbers: Iterable[Any]) -> Any | None:
@@ -18,9 +21,9 @@ def fault_of(annotation: Mapping[str, Any], height: int, width: int, categories:
     """Return what is wrong with an annotation of an image; the empty text where it can be used."""
     category, box, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
     if not isinstance(category, (int, str)) or category not in categories:
-        return f"category {category} is not listed"
+        return f"category {category!r} is not listed"
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
-        return f"its box {box} is not four numbers"
+        return f"its box {str(box):.80} is not four numbers"
     if annotation.get("iscrowd", 0) not in (0, 1):
         return f"its iscrowd is {annotation['iscrowd']!r}, neither 0 nor 1"
     if "area" in annotation and not is_finite(area):
@@ -34,10 +37,14 @@ def fault_of_outline(outline: Any, height: int, width: int) -> str:
         return fault_of_runs(outline, height, width)
     if not isinstance(outline, list) or not outline:
         return "it has no polygon"
+    side = max(height, width)
     for polygon in outline:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(is_finite, polygon)):
             many = len(polygon) if isinstance(polygon, list) else "no"
             return f"a polygon of {many} numbers, not of 3 points or more"
+        least, most = min(polygon), max(polygon)
+        if least < -FARTHEST * side or most > (FARTHEST + 1) * side:
+            return f"a polygon reaches from {least} to {most}, more than {FARTHEST} sides outside of the image"
     return ""
 
 
@@ -46,7 +53,9 @@ def fault_of_runs(runs: Mapping[str, Any], height: int, width: int) -> str:
     if size != [height, width]:
         return f"its run lengths are of {size}, the image of {[height, width]} pixels"
     if isinstance(counts, str):
-        return ""
+        counts = run_lengths(counts)
+        if counts is None:
+            return "its run lengths are no text of COCO's"
     if not isinstance(counts, list):
         return "its run lengths have no counts"
     if not all(type(count) is int and count >= 0 for count in counts):
@@ -56,5 +65,27 @@ def fault_of_runs(runs: Mapping[str, Any], height: int, width: int) -> str:
     return ""
 
 
+def run_lengths(text: str) -> list[int] | None:
+    """Return the run lengths that a text of COCO's stands for, None for one that stands for none.
+
+    A letter, less 48, holds 5 bits of a number, the lowest first, and in its sixth whether the number goes on; the last
+    of its bits is its sign. From the fourth on, numbers are added to the run before the last.
+    """
+    runs: list[int] = []
+    value = shift = 0
+    for letter in text:
+        bits = ord(letter) - 48
+        if not 0 <= bits < 64 or shift == MOST_BITS:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits >> 4 & 1) << shift
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    return None if shift else runs
+
+
 def is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+    """Whether a value is a number that a float can hold."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max

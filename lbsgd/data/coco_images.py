@@ -7,24 +7,20 @@ What is random, the flip of an image here and the sampling of its anchors and re
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import gc
-import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from lbsgd.algorithm.pairs import grouped_order
 from lbsgd.data.coco_annotations import Image, Split
+from lbsgd.data.coco_loader import loaded
 from lbsgd.data.share import EvalData, Share, TrainData
 from lbsgd.errors import DataError, missing_pycocotools
-
-OF_LAUNCHERS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}  # by which a run is told to stop
 
 Target = dict[str, torch.Tensor]
 
@@ -40,10 +36,14 @@ class Example(NamedTuple):
     target: Target
 
     def to(self, device: torch.device | str) -> Example:
-        moved = {name: value.to(device) for name, value in self.target.items() if name != "draw"}
-        return Example(
-            as_fractions(self.pixels.to(device)), {**moved, "draw": self.target["draw"]}
-        )  # a key stays on the host
+        moved = {name: on_device(value, device) for name, value in self.target.items() if name != "draw"}
+        pixels = as_fractions(on_device(self.pixels, device))
+        return Example(pixels, {**moved, "draw": self.target["draw"]})  # a key stays on the host
+
+
+def on_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
+    """Copy a tensor to a device; where its memory is pinned, the host does not wait for the device's work before."""
+    return tensor.to(device, non_blocking=True)
 
 
 def as_fractions(pixels: torch.Tensor) -> torch.Tensor:
@@ -70,17 +70,31 @@ def pixels_of(image: Image) -> torch.Tensor:
     """
     from PIL import Image as PILImage
 
-    try:
-        with PILImage.open(image.path) as opened:
-            array = np.array(opened.convert("RGB"))
-    except (OSError, PILImage.DecompressionBombError) as error:
-        raise DataError(f"{image.path} cannot be decoded ({error}); fetch it again") from None
+    with decoding(image.path), PILImage.open(image.path) as opened:
+        array = np.array(opened.convert("RGB"))
     if array.shape[:2] != (image.height, image.width):
         raise DataError(
             f"{image.path} has {array.shape[1]}x{array.shape[0]} pixels, its annotations say "
             f"{image.width}x{image.height}; the file belongs to other annotations"
         )
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+@contextlib.contextmanager
+def decoding(path: Path) -> Iterator[None]:
+    """Turn what PIL raises for a damaged file, which is nearly anything, into DataError; drop PIL's warnings.
+
+    Wrap calls of PIL and nothing else: an exception of our own code is a bug, and must not pass for a damaged image.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{path} cannot be decoded ({said}); fetch it again") from error
 
 
 def mask_of(outline: Any, image: Image) -> np.ndarray:
@@ -103,13 +117,15 @@ def mask_of(outline: Any, image: Image) -> np.ndarray:
 
 def example_of(image: Image, label_of: dict[int, int], draw: int, flip: bool) -> Example:
     """Return a training image with its objects, mirrored if flips are on and its draw says so."""
-    objects = image.objects()
-    pixels, boxes = pixels_of(image), torch.tensor([image.box_of(each) for each in objects], dtype=torch.float32)
-    masks = torch.from_numpy(np.stack([mask_of(each["segmentation"], image) for each in objects]))
+    objects, pixels = image.objects(), pixels_of(image)
+    boxes = torch.tensor([image.box_of(each) for each in objects], dtype=torch.float32).reshape(-1, 4)
+    masks = torch.zeros(len(objects), image.height, image.width, dtype=torch.uint8)
+    for mask, each in zip(masks, objects, strict=True):
+        mask.copy_(torch.from_numpy(mask_of(each["segmentation"], image)))
     if flip and draw & 1:
         pixels, masks = pixels.flip(-1), masks.flip(-1)
         boxes = torch.stack([image.width - boxes[:, 2], boxes[:, 1], image.width - boxes[:, 0], boxes[:, 3]], dim=1)
-    labels = torch.tensor([label_of[each["category_id"]] for each in objects])
+    labels = torch.tensor([label_of[each["category_id"]] for each in objects], dtype=torch.int64)
     target = {"boxes": boxes, "labels": labels, "masks": masks, "draw": torch.tensor(draw)}
     return Example(pixels, target)
 
@@ -133,58 +149,6 @@ class _TestImages(Dataset):
     def __getitem__(self, number: int) -> TestImage:
         image = self.images[number]
         return TestImage(pixels_of(image), image)
-
-
-def loaded(data: Dataset, batches: Sequence[Sequence[int]], workers: int) -> Iterator[list[Any]]:
-    """Yield lists of images, loaded by as many worker processes (in this process with 0)."""
-    loader: DataLoader = DataLoader(
-        data,
-        batch_sampler=[list(map(int, batch)) for batch in batches],
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=as_worker,
-        generator=torch.Generator(),  # else every epoch would move torch's own, and a resumed one once more
-    )
-    try:
-        with held_back(OF_LAUNCHERS):  # a fork inherits it, and as_worker comes a moment later
-            loading = iter(loader)
-        yield from loading
-    except DataError as error:  # a worker's, which torch hands on with its traceback in the text
-        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
-
-
-@contextlib.contextmanager
-def held_back(signals: set[signal.Signals]) -> Iterator[None]:
-    """Let signals that come meanwhile wait until the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def as_worker(number: int) -> None:
-    """Let a loader worker end with its run and never before it.
-
-    Launchers send signals to all processes, to the youngest first, and a run that loses a worker cannot save. A fork
-    would also pass signals on to the pipe by which the guard of the run listens, and free what the run has dropped but
-    not freed: gloo's groups end threads that no fork has.
-    """
-    gc.freeze()
-    signal.set_wakeup_fd(-1)
-    for ignored in OF_LAUNCHERS - {signal.SIGTERM}:
-        signal.signal(ignored, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=end_when_the_run_says, args=(os.getppid(),), daemon=True).start()
-    PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def end_when_the_run_says(run: int) -> None:
-    """End this process at a SIGTERM of its run, and at no other."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
-        pass
-    os._exit(0)
 
 
 class CocoTrain(TrainData):
@@ -212,7 +176,7 @@ class CocoTrain(TrainData):
 
     def batches(self, numbers: np.ndarray, epoch: int) -> Iterator[Any]:
         examples = _Examples(self.split, self.seed, epoch, self.flip)
-        for batch in loaded(examples, numbers.reshape(-1, self.micro_batch).tolist(), self.workers):
+        for batch in loaded(examples, numbers.reshape(-1, self.micro_batch).tolist(), self.workers, self.device):
             yield [example.to(self.device) for example in batch]
 
 
@@ -224,5 +188,6 @@ class CocoEval(EvalData):
         self.split, self.workers, self.device = split, workers, device
 
     def __iter__(self) -> Iterator[Any]:
-        for [image] in loaded(_TestImages(self.split), [[number] for number in self.numbers.tolist()], self.workers):
-            yield image._replace(pixels=as_fractions(image.pixels.to(self.device)))
+        numbers = [[number] for number in self.numbers.tolist()]
+        for [image] in loaded(_TestImages(self.split), numbers, self.workers, self.device):
+            yield image._replace(pixels=as_fractions(on_device(image.pixels, self.device)))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lbsgd.data.coco_annotations import Image
+from lbsgd.data.coco_annotations import Image, categories_by_label
 from lbsgd.data.coco_images import TestImage
 from lbsgd.errors import missing_pycocotools
 from lbsgd.processes.ending import from_rank_0
@@ -29,7 +29,7 @@ def coco_numbers(network: Any, batches: Iterable[TestImage], names: dict[int, st
     detections depend on nothing else. Rank 0 compares those of all processes, in the order of the images' ids. Where
     no object of a size is known, the number is None.
     """
-    category_of = dict(enumerate(sorted(names), start=1))
+    category_of = categories_by_label(names)
     images, found = [], []
     for pixels, image in batches:
         [detected] = network([pixels])

@@ -35,8 +35,13 @@ class CocoSource:
         return self.folder
 
     @property
-    def threads_in_words(self) -> str:
-        return f"{self.workers} loader workers per process"
+    def waiting_advice(self) -> str:
+        if not self.workers:
+            return "each process loads its own between its updates: give --loader_workers if cores are idle"
+        return (
+            f"{self.workers} loader workers per process: give more --loader_workers if cores are idle; a faster disk "
+            "or smaller images help, too"
+        )
 
     def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
         from lbsgd.data.coco_images import CocoEval, CocoTrain

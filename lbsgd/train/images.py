@@ -32,7 +32,7 @@ class ImageSource(Protocol):
     num_classes    how many labels there are
     fingerprint    the same for the same images, and only for them
     place          where they are, for the log
-    threads_in_words    for the advice on waiting for data
+    waiting_advice    who decodes, and which flags help where training waits for it; only its recipe knows those
     """
 
     @property
@@ -45,7 +45,7 @@ class ImageSource(Protocol):
     def place(self) -> str: ...
 
     @property
-    def threads_in_words(self) -> str: ...
+    def waiting_advice(self) -> str: ...
 
     def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
         """Open this process's share of the training and validation images; `stack` closes them.
@@ -76,8 +76,11 @@ class FfcvFiles:
         return str(self.data.train.path.parent)
 
     @property
-    def threads_in_words(self) -> str:
-        return f"{self.threads} loader threads per process"
+    def waiting_advice(self) -> str:
+        return (
+            f"{self.threads} loader threads per process: give more --loader_threads if cores are idle, --in_memory "
+            "if the disk is slow, or convert with a smaller --max_side"
+        )
 
     def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
         """Raise DataError if FFCV is missing, ConfigError if in_memory is asked for and a file does not fit."""
@@ -128,7 +131,7 @@ class FakeImageSource:
     num_classes: int = FAKE_CLASSES
     fingerprint: str = "fake"
     place: str = "fake"
-    threads_in_words: str = "no loader threads"
+    waiting_advice: str = "each process draws its own"
 
     def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
         seed, share = plan.recipe.seed, Share(processes.rank, plan.world_size)

@@ -27,13 +27,14 @@ POSITION = ("iteration", "num_iterations", "epoch")  # monitors have an axis of 
 class Reporter:
     """Writes each record to the log, the screen, the page and, where the JSON asks for them, to DeepSpeed's monitors.
 
-    threads: says how many threads decode, for the advice on waiting. begun: the start, which the first update ends.
+    waiting_advice: who decodes, and what helps where training waits for it (`ImageSource`). begun: the
+    start, which the first update ends.
     """
 
     log: RunLog
     progress: Progress
     engine: Any
-    threads: str = ""
+    waiting_advice: str = ""
     page: LivePage | None = None
     begun: Start | None = None
     advised: bool = field(default=False, init=False)
@@ -88,11 +89,8 @@ class Reporter:
         """Say once what to change if an epoch's training waited for its images."""
         if waited_pct > WAITING_PCT and not self.advised:
             self.advised = True
-            self.progress.say(
-                f"warning: {waited_pct:.0f} % of the epoch's time was spent waiting for data ({self.threads}): "
-                "give more --loader_threads if cores are idle, --in_memory if the disk is slow, or convert with a "
-                "smaller --max_side"
-            )
+            waited = f"{waited_pct:.0f} % of the epoch's time was spent waiting for data"
+            self.progress.say(f"warning: {waited}; {self.waiting_advice}")
 
     def advise_on_aggregation(self) -> None:
         """Say once what to change if an epoch's training waited for aggregation."""

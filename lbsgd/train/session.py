@@ -157,7 +157,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
         page = LivePage(run.output_dir, about, run.baseline)
         page.take_up(read_run(log.path))  # of a run that is resumed
         page.write(log.epochs)
-        opened.append(Reporter(log, progress, engine, run.images.threads_in_words, page, begun))
+        opened.append(Reporter(log, progress, engine, run.images.waiting_advice, page, begun))
 
     from_rank_0(open_log)
     return opened[0] if opened else Silence()

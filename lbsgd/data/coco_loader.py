@@ -1,0 +1,141 @@
+"""Load examples in processes of their own, which end with their run and never before it.
+
+What they cannot do is one line of the run: an error of theirs, shared memory that is full, or the loss of one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from lbsgd.errors import DataError
+
+OF_LAUNCHERS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}  # by which a run is told to stop
+ROOM = "in a container give --ipc=host or --shm-size=4g, or do without by --loader_workers 0"
+
+
+def loaded(
+    data: Dataset, batches: Sequence[Sequence[int]], workers: int, device: torch.device | str = "cpu"
+) -> Iterator[list[Any]]:
+    """Yield lists of images, loaded by as many worker processes (in this process with 0).
+
+    They are in the host's memory, which is pinned if they are for a GPU: otherwise a copy to the device would wait for
+    what the device does. Raises the DataErrors of workers, and one for a worker that is lost.
+    """
+    loader: DataLoader = DataLoader(
+        data,
+        batch_sampler=[list(map(int, batch)) for batch in batches],
+        num_workers=workers,
+        collate_fn=in_shared_memory,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=as_worker,
+        generator=torch.Generator(),  # else every epoch would move torch's own, and a resumed one once more
+    )
+    try:
+        with lost_workers_told():
+            with held_back(OF_LAUNCHERS):  # a fork inherits it, and as_worker comes a moment later
+                loading = iter(loader)
+            if workers:
+                tell_of_lost_workers()
+            yield from loading
+    except DataError as error:  # a worker's, which torch hands on with its traceback in the text
+        raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+
+
+def in_shared_memory(batch: list[Any]) -> list[Any]:
+    """Return a batch as it is; a worker moves its tensors to shared memory first.
+
+    torch would move them in a thread whose errors end nothing: with a full /dev/shm the run would wait in vain.
+    """
+    if get_worker_info() is not None:
+        try:
+            for tensor in tensors_of(batch):
+                tensor.share_memory_()
+        except RuntimeError as error:
+            raise DataError(f"/dev/shm takes no images of the loader workers ({error}); {ROOM}") from None
+    return batch
+
+
+def tensors_of(part: Any) -> Iterator[torch.Tensor]:
+    if isinstance(part, torch.Tensor):
+        yield part
+    elif isinstance(part, (list, tuple, dict)):
+        for each in part.values() if isinstance(part, dict) else part:
+            yield from tensors_of(each)
+
+
+@contextlib.contextmanager
+def lost_workers_told() -> Iterator[None]:
+    """Turn torch's error for a worker that has ended into a DataError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        if isinstance(error.__cause__, DataError):  # the handler's below, which knows more
+            raise error.__cause__ from None
+        how = str(error).removeprefix("DataLoader worker").strip().rstrip(".").split(". ")[0]  # the rest is its advice
+        why = "memory, or the room in /dev/shm, may be too little"
+        raise DataError(f"a loader worker {how}: {why}; {ROOM}") from None
+
+
+class TellsOfLostWorkers:
+    """torch's handler of SIGCHLD, which raises its error wherever the run is when a worker ends: here a DataError."""
+
+    def __init__(self, of_torch: Callable[..., Any]):
+        self.of_torch = of_torch
+
+    def __call__(self, number: int, frame: Any) -> None:
+        with lost_workers_told():
+            self.of_torch(number, frame)
+
+
+def tell_of_lost_workers() -> None:
+    """Put ours around torch's handler, which stands from the first worker of a process on."""
+    handler = signal.getsignal(signal.SIGCHLD)
+    if callable(handler) and not isinstance(handler, TellsOfLostWorkers):
+        if threading.current_thread() is threading.main_thread():  # no other may set handlers
+            signal.signal(signal.SIGCHLD, TellsOfLostWorkers(handler))
+
+
+@contextlib.contextmanager
+def held_back(signals: set[signal.Signals]) -> Iterator[None]:
+    """Let signals that come meanwhile wait until the end."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def as_worker(number: int) -> None:
+    """Let a loader worker end with its run and never before it.
+
+    Launchers send signals to all processes, to the youngest first, and a run that loses a worker cannot save. A fork
+    would also pass signals on to the pipe by which the guard of the run listens, and free what the run has dropped but
+    not freed: gloo's groups end threads that no fork has.
+    """
+    gc.freeze()
+    signal.set_wakeup_fd(-1)
+    for ignored in OF_LAUNCHERS - {signal.SIGTERM}:
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=end_when_the_run_says, args=(os.getppid(),), daemon=True).start()
+    PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_when_the_run_says(run: int) -> None:
+    """End this process at a SIGTERM of its run, and at no other."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != run:
+        pass
+    os._exit(0)

@@ -1,0 +1,85 @@
+"""tools/draw_detections.py draws any set that a run was evaluated on."""
+
+import json
+import shutil
+import sys
+
+import pytest
+import torch
+from coco_scenes import load_tool
+from PIL import Image
+
+from lbsgd.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_tool("draw_detections")
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Scenes whose first validation image has no objects, and whose second has crowds only."""
+    folder = tmp_path / "scenes"
+    load_tool("render_scenes").render(folder, 2, 3)
+    path = folder / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    content["annotations"] = [each for each in content["annotations"] if each["image_id"] != 1]
+    for each in content["annotations"]:
+        each["iscrowd"] = int(each["image_id"] == 2)
+    path.write_text(json.dumps(content))
+    return folder
+
+
+def blind(images):
+    """Stands where the detector stands, and finds nothing."""
+    empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
+    return [{**empty, "masks": torch.zeros(0, 1, *image.shape[1:])} for image in images]
+
+
+@pytest.fixture
+def draw(tool, scenes, tmp_path, monkeypatch):
+    """A function that runs the tool with flags, on a run whose detector is blind; returns the picture's size."""
+    monkeypatch.setattr(tool, "detector_of", lambda run, split: blind)
+
+    def drawn(*flags):
+        arguments = ["draw_detections.py", str(tmp_path), "--data_dir", str(scenes), *flags]
+        monkeypatch.setattr(sys, "argv", arguments)
+        tool.main()
+        with Image.open(tmp_path / "detections.png") as picture:
+            return picture.size
+
+    return drawn
+
+
+def test_images_without_objects_or_with_crowds_only_are_drawn(draw):
+    assert draw("--num_images", "3") > (0, 0)
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "two"])
+def test_a_number_of_images_that_cannot_be_drawn_is_refused(draw, number, capsys):
+    with pytest.raises(SystemExit) as ended:
+        draw("--num_images", number)
+    assert ended.value.code == 2
+    assert f"argument --num_images: {number!r} is not a whole number of at least 1" in capsys.readouterr().err
+
+
+def test_a_set_that_training_skipped_parts_of_is_drawn_by_the_same_flag(draw, tool, scenes, monkeypatch):
+    def ended(error):
+        raise error
+
+    monkeypatch.setattr(tool, "end_with_error", ended)
+    (scenes / "val" / "scene_00000.png").unlink()
+    with pytest.raises(DataError, match="scene_00000.png does not exist.*--on_error skip"):
+        draw()
+    assert draw("--on_error", "skip") > (0, 0)
+
+
+def test_weights_that_are_cut_short_are_one_line(tool, tmp_path):
+    whole = tmp_path / "whole.pt"
+    torch.save({"weight": torch.ones(1000)}, whole)
+    weights = shutil.copy(whole, tmp_path / "weights.pt")
+    with open(weights, "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(DataError, match="weights.pt cannot be read as weights"):
+        tool.weights_in(weights)

@@ -1,0 +1,187 @@
+"""Images of COCO on their way to the device: no copy that the host waits for, and every loss in one line."""
+
+import multiprocessing
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+
+import pytest
+import torch
+from coco_scenes import load_tool
+from torch.utils.data import Dataset
+
+from lbsgd.data import coco_loader
+from lbsgd.data.coco_annotations import read_split
+from lbsgd.data.coco_images import CocoEval, CocoTrain, example_of, pixels_of
+from lbsgd.data.coco_loader import loaded
+from lbsgd.data.share import Share
+from lbsgd.errors import DataError
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("coco") / "scenes"
+    load_tool("render_scenes").render(folder, 4, 2)
+    return folder
+
+
+# --- to the device ----------------------------------------------------------------------------------------------------
+
+
+def passes(split, device):
+    cut = dict(seed=0, global_batch=2, micro_batch=2, per_forward=2, flip=True)
+    return CocoTrain(split, **cut, workers=0, device=device, share=Share()).epoch(0)
+
+
+@pytest.mark.parametrize("device, pinned", [("cpu", False), ("cuda", True), (torch.device("cuda", 1), True)])
+def test_images_are_loaded_into_pinned_memory_exactly_for_a_gpu(scenes, monkeypatch, device, pinned):
+    asked = []
+
+    def nothing(*_, **options):
+        asked.append(options["pin_memory"])
+        return []
+
+    monkeypatch.setattr(coco_loader, "DataLoader", nothing)
+    split = read_split(scenes, "train")
+    assert [*passes(split, device), *CocoEval(split, workers=2, device=device, share=Share())] == []
+    assert asked == [pinned, pinned]
+
+
+def test_no_copy_to_the_device_is_waited_for(scenes, monkeypatch):
+    split, copies, copy = read_split(scenes, "train"), [], torch.Tensor.to
+
+    def noted(tensor, *where, **how):
+        copies.append(how)
+        return copy(tensor, *where, **how)
+
+    monkeypatch.setattr(torch.Tensor, "to", noted)
+    example_of(split.images[0], split.label_of, 0, flip=False).to("cpu")
+    list(CocoEval(split, workers=0, device="cpu", share=Share()))
+    assert copies == [{"non_blocking": True}] * (4 + 4)  # pixels, boxes, labels and masks; four images' pixels
+
+
+# --- what cannot be decoded -------------------------------------------------------------------------------------------
+
+
+def png_with_a_damaged_chunk(data):
+    """Cut the pixels of a PNG in two chunks, the second of which has no chunk's name."""
+    at = data.index(b"IDAT")
+    first = data[at : at + 100]
+    sound = struct.pack(">I", len(first) - 4) + first + struct.pack(">I", zlib.crc32(first))
+    return data[: at - 4] + sound + struct.pack(">I", 50) + b"\xb1\xbe_\x8c" + data[at + 100 :]
+
+
+def test_a_damaged_png_is_one_line(scenes, tmp_path):
+    image = read_split(scenes, "train").images[0]
+    path = tmp_path / "damaged.png"
+    path.write_bytes(png_with_a_damaged_chunk(image.path.read_bytes()))
+    object.__setattr__(image, "path", path)
+    with pytest.raises(DataError, match="damaged.png cannot be decoded .*broken PNG file.*; fetch it again") as caught:
+        pixels_of(image)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [ValueError, EOFError, struct.error, TypeError, IndexError, OverflowError])
+def test_whatever_pil_raises_is_one_line(scenes, monkeypatch, error):
+    def raising(*_):
+        raise error("two\nlines")
+
+    image = read_split(scenes, "train").images[0]
+    monkeypatch.setattr("PIL.Image.Image.convert", raising)
+    with pytest.raises(DataError, match="scene_00000.png cannot be decoded .*two lines.*; fetch it again"):
+        pixels_of(image)
+
+
+def test_memory_that_runs_out_is_no_damage(scenes, monkeypatch):
+    def raising(*_):
+        raise MemoryError
+
+    image = read_split(scenes, "train").images[0]
+    monkeypatch.setattr("PIL.Image.Image.convert", raising)
+    with pytest.raises(MemoryError):
+        pixels_of(image)
+
+
+# --- loader workers that are lost -------------------------------------------------------------------------------------
+
+LOST = r"^a loader worker \(pid.*\) .*/dev/shm.*--loader_workers 0"
+
+
+class Ends(Dataset):
+    """Item 3 ends the worker that loads it."""
+
+    def __init__(self, end):
+        self.end = end
+
+    def __getitem__(self, number):
+        if number == 3:
+            self.end()
+        return number
+
+
+def killed():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def exited():
+    os._exit(3)
+
+
+@pytest.mark.parametrize("end", [killed, exited])
+def test_a_worker_that_is_lost_is_one_line(end):
+    with pytest.raises(DataError, match=LOST) as caught:
+        list(loaded(Ends(end), [[number] for number in range(8)], 2))
+    assert "\n" not in str(caught.value) and "num_workers" not in str(caught.value)
+
+
+def test_a_worker_that_is_lost_during_a_pass_is_one_line():
+    """torch notices it by a signal, and raises wherever the run is."""
+    batches = loaded(Ends(None), [[0], [1]] + [[0]] * 50, 2)
+    next(batches)
+    with pytest.raises(DataError, match=LOST) as caught:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        for _ in range(500):
+            time.sleep(0.01)
+    assert "\n" not in str(caught.value) and "signal: Killed" in str(caught.value)
+    batches.close()
+
+
+def test_other_errors_of_a_dataset_stay_what_they_are():
+    def bug():
+        raise RuntimeError("a bug of ours")
+
+    for workers in (0, 1):
+        with pytest.raises(RuntimeError, match="a bug of ours") as caught:
+            list(loaded(Ends(bug), [[3]], workers))
+        assert not isinstance(caught.value, DataError)
+
+
+WITHOUT_SHARED_MEMORY = """
+import resource
+import torch
+from torch.utils.data import Dataset
+from lbsgd.data.coco_images import TestImage
+from lbsgd.data.coco_loader import loaded
+from lbsgd.errors import DataError
+
+class Big(Dataset):
+    def __getitem__(self, number):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # of this worker, as if it were full
+        return TestImage(torch.zeros(3, 100, 100, dtype=torch.uint8), None)
+
+try:
+    list(loaded(Big(), [[0], [1]], 1))
+except DataError as error:
+    print(error)
+"""
+
+
+def test_shared_memory_that_is_full_is_one_line_and_no_wait():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_SHARED_MEMORY], capture_output=True, text=True, timeout=60)
+    assert done.stdout.count("\n") == 1 and done.stdout.startswith("/dev/shm "), done.stdout + done.stderr
+    assert "--shm-size" in done.stdout and "--loader_workers 0" in done.stdout
