@@ -207,6 +207,11 @@ def test_axes_and_legend_say_what_is_drawn(tmp_path):
     assert error.get_title("left") == "solid: validation   dashed: training"
 
 
+def test_a_folder_s_name_is_no_formula(tmp_path):
+    write(tmp_path / r"a$\foo$b", val=[24.0, 23.7])
+    curves(read_run(tmp_path / r"a$\foo$b"), tmp_path / "curves.png")
+
+
 def test_no_label_is_cut_off_and_the_legend_hides_no_curve(tmp_path):
     picture = figure(write(tmp_path / "resnet50-65536", val=[99.9] * 90, kn=65536))
     picture.draw_without_rendering()

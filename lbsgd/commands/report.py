@@ -10,6 +10,7 @@ EPILOG = """
 --update FILE writes the marked regions of a Markdown file again; no RUN is needed then."""
 
 
+PIPE_WIDTH = 160  # of a file, which has none
 TABLES = ("table1", "table2a", "table2b", "table2c", "figure1", "table3a", "table3b")
 
 
@@ -44,6 +45,8 @@ def run(given: argparse.Namespace) -> int:
     families = families_of(group_runs(runs))
     tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=PIPE_WIDTH)  # Rich would take 80 columns and leave half of a table out
     if not tables or len(runs) <= 20:
         console.print(error_table(runs))
     for table in tables:

@@ -46,8 +46,14 @@ def figure(run: LoggedRun) -> Figure:
     for axes in (error, lr):
         axes.grid(alpha=0.3)
     title = "final validation error (%)" if run.measures[0].key == TOP1.key else "final number on validation images"
-    picture.legend(title=title, loc="outside right upper")  # beside the axes, where it hides no curve
+    add_legend(picture, title=title, loc="outside right upper")  # beside the axes, where it hides no curve
     return picture
+
+
+def add_legend(picture: Figure, **layout: Any) -> None:
+    """Name the curves, letter by letter: a folder's name may hold dollars, and is no formula."""
+    for text in picture.legend(**layout).get_texts():
+        text.set_parse_math(False)
 
 
 def draw_errors(axes: Axes, run: LoggedRun) -> None:

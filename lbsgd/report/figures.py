@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
-from lbsgd.report.curves import COLOURS, learning_rates
+from lbsgd.report.curves import COLOURS, add_legend, learning_rates
 from lbsgd.report.families import Family
 from lbsgd.report.group_page import band_of, curve_keys
 from lbsgd.report.groups import Group
@@ -51,7 +51,7 @@ def band_figure(labels: Sequence[str], rows: Sequence[Group]) -> Figure:
     lr.yaxis.set_major_formatter("{x:g}")
     for axes in (*panels, lr):
         axes.grid(alpha=0.3)
-    picture.legend(title="mean, band: ± 2 std over seeds", loc="outside upper center", ncols=2)
+    add_legend(picture, title="mean, band: ± 2 std over seeds", loc="outside upper center", ncols=2)
     return picture
 
 
