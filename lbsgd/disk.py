@@ -11,6 +11,8 @@ from pathlib import Path
 
 from lbsgd.errors import ConfigError
 
+PICTURES = ("png", "svg", "pdf")
+
 
 def to_disk(path: Path) -> None:
     """Force a file, or the names in a folder such as one that a rename has just given, out of the page cache."""
@@ -82,7 +84,7 @@ def allow_open_files(needed: int) -> int | None:
 def replace_picture(path: Path, figure) -> None:
     """Write a whole picture of a Matplotlib figure. Raises ConfigError for a name of another kind, else OSError."""
     kind, image = path.suffix.lstrip(".").lower(), BytesIO()
-    if kind not in figure.canvas.get_supported_filetypes():
+    if kind not in PICTURES:  # Matplotlib's others need programs or libraries that may be missing
         raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
     figure.savefig(image, format=kind, dpi=150)
     rewrite_file(path, image.getvalue())

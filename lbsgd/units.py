@@ -1,4 +1,4 @@
-"""Durations, sizes, counts and tables as people read them."""
+"""Durations, sizes, counts, names and tables as people read them."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def size(num_bytes: float) -> str:
 def counted(number: int, noun: str) -> str:
     """`1 error`, `2 errors`."""
     return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def printable(text: str) -> str:
+    """Return a text without characters that move a terminal's cursor, or that no font and no encoding has."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

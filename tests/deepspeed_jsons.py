@@ -68,7 +68,12 @@ BLOCKS = (
         }
     },
     {"bf16": {"enabled": True}},
+    {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True, "bf16_optimizer_states": True}},
     {"bfloat16": {"enabled": False}},
+    {"fp16": {"enabled": False, "auto_cast": False, "fp16_master_weights_and_grads": False}},
+    {"gradient_allreduce_op": "sum"},
+    {"zero_optimization": {"stage": 1, "allgather_bucket_size": 1000}, **ALLOW},
+    {"data_efficiency": {"data_sampling": {"dynamic_batching": {"enabled": False, "max_tokens": 100}}}},
     {"torch_autocast": {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": ["torch.nn.Linear"]}},
     {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 2},
     {"train_micro_batch_size_per_gpu": 2},
@@ -122,6 +127,9 @@ WARM = {"type": "WarmupLR", "params": {"warmup_num_steps": 10, "warmup_max_lr": 
 ADAGRAD = {**BASE, **ALLOW, "optimizer": {"type": "Adagrad", "params": {"lr": 0.01}}, "bf16": {"enabled": True}}
 MOMENTUM = {**BASE, "optimizer": {"type": "SGD", "params": {"lr": 0.01, "momentum": 0.9}}}
 TEXT_LR = {**BASE, "optimizer": {"type": "AdamW", "params": {"lr": "0.001"}}}
+STATES = {"enabled": True, "bf16_optimizer_states": True}
+MASTERS = {"enabled": True, "bf16_master_weights_and_grads": True}
+ONE_BETA = {**BASE, "optimizer": {"type": "Lion", "params": {"lr": 0.001, "betas": [0.9]}}}
 RPROP = {**BASE, "optimizer": {"type": "Rprop", "params": {"lr": 0.0}}}
 PREDIVIDED = {**BASE, **ALLOW, "gradient_predivide_factor": "2.0"}
 REPORTED = (  # single mistakes and harmless habits, as people report them
@@ -184,6 +192,31 @@ REPORTED = (  # single mistakes and harmless habits, as people report them
     {**RPROP, "optimizer": {"type": "Rprop", "params": {"lr": 0.0, "step_sizes": [0, 50]}}},
     {**BASE, "optimizer": {"type": "SGD", "params": {"lr": 0.01, "momentum": 7}}},
     {**BASE, "optimizer": {"type": "RMSprop", "params": {"lr": 0.01, "momentum": 100.0}}, "scheduler": WARM},
+    {**MOMENTUM, "zero_optimization": {"stage": 1}},
+    {**ADAM, "gradient_allreduce_op": "sum", "zero_optimization": {"stage": 3}},
+    {**ADAM, "gradient_allreduce_op": "SUM", "zero_optimization": {"stage": 2}},
+    {**ADAM, "gradient_allreduce_op": "sum", "zero_optimization": {"stage": 2, "zenflow": {}}},
+    {**ADAM, "zero_optimization": {"stage": 3, "zenflow": {}}},
+    {**ADAM, "bf16": STATES},
+    {**ADAM, "bf16": STATES, "zero_optimization": {"stage": 1}},
+    {**ADAM, "bf16": MASTERS, "zero_optimization": {"stage": 2}},
+    {**ADAM, "bf16": {**MASTERS, **STATES}, "zero_optimization": {"stage": 3}},
+    {**ADAM, "bfloat16": {**MASTERS, **STATES, "enabled": False}, "zero_optimization": {"stage": 1}},
+    {**ADAM, "bf16": MASTERS, "zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "fp32"}},
+    {**ADAM, "fp16": {"enabled": False, "fp16_master_weights_and_grads": True}, "zero_optimization": {"stage": 1}},
+    {**ADAM, "fp16": {"enabled": False, "auto_cast": True}},
+    {**ADAM, "fp16": {"auto_cast": True}, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}},
+    {**ADAM, "zero_optimization": {"stage": 1, "allgather_bucket_size": 5}},
+    {**ADAM, "zero_optimization": {"stage": 3, "allgather_bucket_size": 5}},
+    {**ADAM, "zero_optimization": {"stage": 2}, "data_types": {"grad_accum_dtype": "double"}},
+    {**ADAM, "zero_optimization": {"stage": 1}, "data_types": {"grad_accum_dtype": "int8"}},
+    {**ADAM, "data_efficiency": {"data_sampling": {"curriculum_learning": {"enabled": True}}}},
+    {**ADAM, "data_efficiency": {"data_routing": {"random_ltd": {"enabled": True}}}},
+    ONE_BETA,
+    {**ONE_BETA, "scheduler": {"type": "OneCycle", "params": SCHEDULERS["OneCycle"]}},
+    {**ADAM, "autotuning": {"enabled": [False]}},  # DeepSpeed takes it for true, tunes and exits
+    {**ADAM, "tensor_parallel": {"dtype": "bf16"}},
+    {**ADAM, "expert_parallel": {"enabled": False, "top_k": 2}},
 )
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 WORDS = ("", "x", "none", "yes", "true", "0", "fp16", "auto_", "float32", "bf16", "cpu", "linear", "log", "SGD", "Adam")
@@ -342,6 +375,8 @@ def unanswerable(config):
     total, micro, passes = (config.get(key) for key in BATCH_KEYS)
     if type(total) is type(micro) is type(passes) is int and micro * passes > 0 and total % (micro * passes):
         return "the oracle writes micro batch x passes over a global batch, so it never sees one that does not fit them"
+    if isinstance(total, float) and type(micro) is type(passes) is int:
+        return "the oracle writes micro batch x passes over whole numbers only, and one process is too few for others"
     if type(total) is int and isinstance(micro, float) and micro % 1 and total % micro == 0:
         return "the oracle loads no images, and half of one fails in DeepSpeed's loader only"
     if any(1 < growth < (math.inf if kind == "muon" else TOO_FAST) for growth in growths(config)):

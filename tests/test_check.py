@@ -28,6 +28,8 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
 FOREIGN = Path(__file__).parent / "fixtures" / "foreign"
+SHIPPED_FOLDER = Path(__file__).parent.parent / "ds_configs"
+SHIPPED = sorted(SHIPPED_FOLDER.glob("**/*.json"))
 
 
 def codes(config):
@@ -147,8 +149,11 @@ def test_other_projects_files_have_exactly_the_findings_that_they_should(path):
     assert len(EXPECTED) == len(list(FOREIGN.glob("*.json"))) >= 10
 
 
-def test_a_file_with_nothing_to_say_has_no_finding_at_all():
-    assert inspect(str(FOREIGN / "nothing_to_say.json")).findings == ()
+def test_a_file_with_nothing_to_say_has_no_finding_at_all_but_the_timer_that_is_on_by_default():
+    [finding] = inspect(str(FOREIGN / "nothing_to_say.json")).findings
+    assert (finding.code, finding.severity, finding.key) == ("D90", "note", "timers.throughput.enabled")
+    silent = read_json(FOREIGN / "nothing_to_say.json") | {"timers": {"throughput": {"enabled": False}}}
+    assert findings_of(silent) == ()
 
 
 @pytest.mark.parametrize(
@@ -176,7 +181,11 @@ SGD = {
     "zero_allow_untested_optimizer": True,
     "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000},
     "scheduler": {"type": "WarmupLR", "params": {"warmup_min_lr": 0.01, "warmup_max_lr": 0.1, "warmup_type": "linear"}},
+    "timers": {"throughput": {"enabled": False}},
 }
+OFFLOADED = {"zero_optimization.offload_optimizer": {"device": "cpu"}}
+IN_FP32 = {"data_types.grad_accum_dtype": "fp32"}
+BF16_STATES = {"enabled": True, "bf16_optimizer_states": True}
 REFUSED = [
     ("D01", {"elasticity": {}}),
     ("D01", {"nebula": {"enabled": False}}),
@@ -213,6 +222,24 @@ REFUSED = [
     ("D79", {"zero_optimization": {"stage": 0, "compute_grad_norm": False}}),
     ("D79", {"zero_optimization": {"stage": 3, "compute_grad_norm": False}}),
     ("D80", {"zero_optimization": {"stage": 2, "offload_optimizer": {"ratio": 0.5}}}),
+    ("D89", {"gradient_allreduce_op": "sum", "zero_optimization.stage": 3}),
+    ("D89", {"gradient_allreduce_op": "SUM", "zero_optimization.stage": 3}),
+    ("D89", {"gradient_allreduce_op": "sum", "zero_optimization.zenflow": {}}),
+    ("D89", {"gradient_allreduce_op": "sum", "compile.deepcompile": True}),
+    ("D36", {"bf16": BF16_STATES, "zero_optimization.stage": 0}),
+    ("D36", {"bf16": BF16_STATES}),
+    ("D36", {"bf16.bf16_optimizer_states": True}),
+    ("D36", {"bfloat16": BF16_STATES}),
+    ("D36", {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}}),
+    ("D92", {"zero_optimization.zenflow": {}}),
+    ("D93", {"data_efficiency.data_sampling.curriculum_learning.enabled": True}),
+    ("D93", {"data_efficiency.data_sampling.dynamic_batching.enabled": True}),
+    ("D93", {"data_efficiency.data_routing.random_ltd.enabled": True}),
+    ("D95", {"zero_optimization.allgather_bucket_size": 3}),
+    ("D95", {"zero_optimization": {"stage": 2, "allgather_bucket_size": "3"}}),
+    ("D35", {"data_types.grad_accum_dtype": "x"}),
+    ("D35", {"zero_optimization.stage": 3, "data_types.grad_accum_dtype": True}),
+    ("D70", {"tensor_parallel.dtype": "fp16"}),
     ("D81", {"zero_optimization.zenflow": {"select_strategy": "x"}}),
     ("D81", {"zero_optimization.zenflow": {"select_interval": "5"}}),
     ("D81", {"zero_optimization.zenflow": {"update_interval": 0}}),
@@ -229,6 +256,12 @@ TAKEN = (
     {"zero_optimization": {"stage": 1, "leaf_module": None}},
     {"zero_optimization.compute_grad_norm": False},
     {"optimizer.params.fused": True},
+    {"gradient_allreduce_op": "sum"},
+    {"bf16": BF16_STATES | {"bf16_master_weights_and_grads": True}},
+    {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}, "data_types.grad_accum_dtype": "fp32"},
+    {"fp16.fp16_master_weights_and_grads": 0},
+    {"zero_optimization": {"stage": 3, "allgather_bucket_size": 3}},
+    {"data_types.grad_accum_dtype": "half"},
 )
 
 
@@ -282,7 +315,22 @@ def test_deepspeed_takes_what_is_called_no_error(plain_deepspeed, changes):
         ({"fp16.enabled": True, "fp16.min_loss_scale": 0}, ["0.19"]),
         ({"fp16.enabled": True, "fp16.loss_scale_window": 0}, ["0.16", "0.17", "0.18", "0.19"]),
         ({"zero_optimization.offload_optimizer": {"ratio": 0.5}}, ["0.16", "0.17", "0.18", "0.19"]),
-        ({"zero_optimization.zenflow": {"update_interval": 0}}, ["0.16", "0.19"]),  # 0.16 knows no ZenFlow
+        (OFFLOADED | {"zero_optimization.zenflow": {"update_interval": 0}}, ["0.16", "0.19"]),  # 0.16 knows no ZenFlow
+        ({"zero_optimization.zenflow": {}}, ["0.16", "0.17", "0.18", "0.19"]),
+        (OFFLOADED | {"zero_optimization.zenflow": {}}, ["0.16"]),
+        ({"fp16.auto_cast": True}, ["0.17", "0.18", "0.19"]),
+        ({"zero_optimization.allgather_bucket_size": 3}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"zero_optimization": {"stage": 3, "allgather_bucket_size": 3}}, []),
+        ({"data_types.grad_accum_dtype": "x"}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"data_types.grad_accum_dtype": "int8"}, ["0.19"]),
+        ({"zero_optimization": {"stage": 0}, "bf16.enabled": True, **IN_FP32}, ["0.18", "0.19"]),
+        ({"zero_optimization": {"stage": 0}, "fp16.enabled": True, **IN_FP32}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"zero_optimization.stage": 3, "gradient_allreduce_op": "sum"}, ["0.19"]),
+        ({"bf16": BF16_STATES}, ["0.17", "0.18", "0.19"]),
+        ({"bf16": BF16_STATES | {"bf16_master_weights_and_grads": True}}, ["0.17"]),
+        ({"fp16": {"fp16_master_weights_and_grads": True}}, ["0.17", "0.18", "0.19"]),
+        ({"data_efficiency.data_sampling.dynamic_batching.enabled": True}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"tensor_parallel.dtype": "fp16"}, ["0.16", "0.17", "0.18", "0.19"]),
         ({"optimizer": LAMB, "fp16": {"enabled": True, "loss_scale": 128}}, ["0.16", "0.17", "0.18", "0.19"]),
         ({"optimizer": LAMB, "fp16": {"enabled": False, "loss_scale": 128}}, ["0.17", "0.18", "0.19"]),
         ({"optimizer": LAMB, "bf16": {"enabled": True}}, ["0.16"]),
@@ -292,6 +340,10 @@ def test_deepspeed_takes_what_is_called_no_error(plain_deepspeed, changes):
         ({"sparse_attention": {"mode": "squares"}}, ["0.16", "0.17", "0.18", "0.19"]),
         ({"progressive_layer_drop": {"theta": 0.5}}, ["0.16", "0.17", "0.18", "0.19"]),
         ({"progressive_layer_drop": {"enabled": False}}, ["0.19"]),
+        ({"progressive_layer_drop": {"enabled": True, "theta": 0.5}}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"elasticity": {"enabled": 5, "max_train_batch_size": 100}}, ["0.16", "0.17", "0.18", "0.19"]),
+        ({"elasticity": {"enabled": False, "max_train_batch_size": 100}}, ["0.19"]),
+        ({"autotuning.enabled": [False]}, ["0.16", "0.17", "0.18", "0.19"]),
     ],
 )
 def test_a_refusal_is_that_of_its_versions(changes, versions):
@@ -299,6 +351,121 @@ def test_a_refusal_is_that_of_its_versions(changes, versions):
     config = with_changes(changes)
     wrong = [v for v in VERSIONS if any(each.severity == "error" for each in findings_of(config, v))]
     assert wrong == versions
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_key_of_a_shipped_file_is_unknown_to_a_version(version):
+    """0.16 reads the fp16 block key by key, and most of it only where it is enabled."""
+    for path in SHIPPED:
+        found = [(each.code, each.key) for each in findings_of(read_json(path), version)]
+        assert not {"D02", "D03", "D32"} & {code for code, _ in found}, path
+        later = {"data_types.keep_in_fp32_modules"} if version != "0.19" else set()
+        later |= {"torch_autocast"} if version == "0.16" else set()
+        assert {key for code, key in found if code == "D87"} <= later
+
+
+@pytest.mark.parametrize(
+    "changes, version, code, words",
+    [
+        ({"fp16": {"enabled": True, "hysteresys": 2}}, "0.16", "D32", "did you mean hysteresis?"),
+        ({"bfloat16": {"enable": True}}, "0.16", "D32", "did you mean enabled?"),
+        ({"expert_parallel": {"top_kk": 2}}, "0.19", "D32", "did you mean top_k?"),
+        ({"expert_parallel": {"enabled": True, "top_k": 2}}, "0.19", None, ""),
+        ({"expert_parallel": {"top_k": 2}}, "0.18", "D87", "use DeepSpeed 0.19 or newer"),
+        ({"torch_autocast": {"enabled": True}}, "0.16", "D87", "use DeepSpeed 0.17 or newer"),
+        ({"data_types": {"buffer_dtype": "fp16"}}, "0.17", "D87", "use DeepSpeed 0.19 or newer"),
+        ({"zero_optimization": {"compute_grad_norm": True}}, "0.18", "D31", "use DeepSpeed 0.19 or newer"),
+        ({"a.b": 1}, "0.16", "D03", "delete it"),
+    ],
+)
+def test_a_key_that_a_later_version_reads_is_no_typing_error(changes, version, code, words):
+    config = {"train_batch_size": 256, "gradient_clipping": 0.0, **changes}
+    found = [each for each in findings_of(config, version) if each.code in ("D02", "D03", "D31", "D32", "D87")]
+    assert [each.code for each in found] == [code] * bool(code)
+    assert all(words in each.fix for each in found)
+
+
+def test_bf16_sets_the_stage_at_which_gradients_are_reduced_in_float32():
+    for name in ("8k", "8k_zero2"):
+        overrides = Overrides(precision="bf16", settings=() if name == "8k" else ("lbsgd.aggregation=null",))
+        plan = Plan.read(SHIPPED_FOLDER / f"{name}.json", 8, overrides=overrides)
+        assert (plan.precision, plan.zero_stage, plan.warnings) == ("bf16", 0, ())
+    settings = ("zero_optimization.stage=1",)  # which comes after --precision
+    plan = Plan.read(SHIPPED_FOLDER / "8k.json", 8, overrides=Overrides(precision="bf16", settings=settings))
+    [warning] = plan.warnings
+    assert plan.zero_stage == 1 and "zero_optimization.stage" in warning and "D88" in warning
+
+
+def test_bf16_takes_what_stage_0_refuses_out_of_the_block():
+    config = edited()
+    config["zero_optimization"]["compute_grad_norm"] = False
+    plan = Plan.read(config, 8, overrides=Overrides(precision="bf16"))
+    assert "compute_grad_norm" not in plan.config["zero_optimization"]
+
+
+@pytest.mark.parametrize(
+    "autocast, stage, found",
+    [
+        ({"enabled": True, "dtype": "bfloat16"}, 1, True),
+        ({"enabled": True, "dtype": "bfloat16"}, 2, True),
+        ({"enabled": True, "dtype": "bfloat16"}, 0, False),
+        ({"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}, 1, False),  # all in float32
+        ({"enabled": False, "dtype": "bfloat16"}, 1, False),
+    ],
+)
+def test_zero_under_autocast_is_said(autocast, stage, found):
+    config = edited(fp16=None, torch_autocast=autocast, zero_optimization__stage=stage)
+    severities = {each.severity for each in findings_of(config) if each.code == "D88"}
+    assert severities == ({"warning"} if found else set())
+    plain = {each.severity for each in findings_of(without(config, "lbsgd")) if each.code == "D88"}
+    assert plain == ({"note"} if found else set())
+    assert "D88" not in {each.code for each in findings_of(without(config, "lbsgd"), "0.16")}
+
+
+@pytest.mark.parametrize("key, value", [("sequence_parallel_size", 2), ("tensor_parallel.autotp_size", 2)])
+@pytest.mark.parametrize("aggregation", [None, {"hierarchy": "auto"}])
+def test_processes_that_share_a_network_or_a_sequence_are_refused_with_any_aggregation(key, value, aggregation):
+    config = edited(lbsgd__aggregation=aggregation)
+    put(config, key, value)
+    assert errors(config) == ["D64"]
+    with pytest.raises(ConfigError, match=key):
+        Plan.read(config, 8)
+
+
+MEASURED = "timers.throughput.enabled"
+
+
+@pytest.mark.parametrize(
+    "changes, expected",
+    [
+        ({"timers": None}, [("D90", "note", MEASURED)]),
+        ({"timers": {"throughput": {}}}, [("D90", "note", MEASURED)]),
+        ({"timers": {"throughput": {"synchronized": False}}}, []),
+        ({"timers": {"throughput": {"enabled": True, "synchronized": False}}}, []),
+        ({"timers": {"throughput": {"enabled": True}}}, [("D39", "warning", MEASURED)]),
+        ({"comms_logger": {"enabled": True}}, [("D39", "warning", "comms_logger.enabled")]),
+        ({"comms_logger": {"enabled": False}}, []),
+        ({"wall_clock_breakdown": True}, [("D39", "warning", "wall_clock_breakdown")]),
+    ],
+)
+def test_what_makes_the_host_wait_is_found_where_it_is_on_by_default_too(changes, expected):
+    found = [(each.code, each.severity, each.key) for each in findings_of(with_changes(changes))]
+    assert [each for each in found if each[0] in ("D39", "D90")] == expected
+
+
+@pytest.mark.parametrize(
+    "changes, versions",
+    [
+        ({"bf16.enabled": True}, ["0.19"]),
+        ({"bf16.enabled": True, "data_types.buffer_dtype": "bf16"}, []),
+        ({"bf16.enabled": True, "data_types.buffer_dtype": "fp32"}, ["0.19"]),
+        ({"bf16.enabled": True, "data_types": {"buffer_dtype": "bf16", "keep_in_fp32_modules": ["mean"]}}, ["0.19"]),
+        ({"fp16.enabled": True, "data_types.buffer_dtype": "torch.float16"}, []),
+    ],
+)
+def test_batch_norm_fails_in_the_versions_that_leave_its_statistics_in_float32(changes, versions):
+    config = with_changes(changes)
+    assert [v for v in VERSIONS if "D57" in {each.code for each in findings_of(config, v)}] == versions
 
 
 def test_an_elastic_checkpoint_of_sgd_fails_only_when_it_is_loaded(plain_deepspeed, tmp_path):
@@ -333,8 +500,8 @@ def test_the_exit_code_says_whether_there_are_errors(capsys):
     assert main(["check", *map(str, sorted((FOREIGN.parent.parent.parent / "ds_configs").glob("**/*.json")))]) == 0
     assert "0 errors" in capsys.readouterr().out
     assert main(["check", str(FOREIGN / "lowercase_sgd.json")]) == 1
-    assert main(["check", "no/such.json"]) == 1
-    assert "no/such.json" in capsys.readouterr().out
+    assert main(["check", "no/such.json"]) == 2
+    assert "no/such.json: cannot be read" in capsys.readouterr().err
 
 
 def test_a_folder_is_the_deepspeed_jsons_in_it(tmp_path, capsys):
@@ -548,7 +715,7 @@ def test_gradient_noise_in_fp16_is_found_before_the_run():
     assert errors(edited("8k_bf16", lbsgd__diagnostics={"gradient_noise": 100})) == []
 
 
-def test_a_folder_that_may_not_be_entered_is_passed_by_and_its_file_is_one_finding(capsys):
+def test_a_folder_that_may_not_be_entered_is_passed_by_and_its_file_is_one_line(capsys):
     with tempfile.TemporaryDirectory() as name, as_nobody(name):
         folder = Path(name)
         (folder / "ds.json").write_text(json.dumps(SGD))
@@ -556,8 +723,8 @@ def test_a_folder_that_may_not_be_entered_is_passed_by_and_its_file_is_one_findi
         (folder / "locked" / "ds.json").write_text(json.dumps(SGD))
         (folder / "locked").chmod(0)
         assert main(["check", name]) == 0 and "ds.json" in capsys.readouterr().out
-        assert main(["check", f"{name}/locked/ds.json"]) == 1
-        assert "Permission denied" in capsys.readouterr().out
+        assert main(["check", f"{name}/locked/ds.json"]) == 2
+        assert "cannot be read (Permission denied)" in capsys.readouterr().err
         (folder / "locked").chmod(0o700)
 
 
@@ -574,9 +741,9 @@ def as_nobody(folder):
         os.seteuid(me)
 
 
-def test_a_name_that_is_too_long_is_one_finding(capsys):
-    assert main(["check", "a" * 300 + ".json"]) == 1
-    assert "File name too long" in capsys.readouterr().out
+def test_a_name_that_is_too_long_is_one_line(capsys):
+    assert main(["check", "a" * 300 + ".json"]) == 2
+    assert "File name too long" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

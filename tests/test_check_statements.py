@@ -38,6 +38,57 @@ def weights_after(monkeypatch):
     return train
 
 
+@pytest.mark.parametrize("buffers, works", [(None, False), ("fp32", False), ("bf16", True)])
+def test_d57_torchs_batch_norm_fails_unless_its_buffers_have_the_type_of_the_weights(weights_after, buffers, works):
+    import deepspeed
+    import torch
+
+    config = {**SMALL, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}, "bf16": {"enabled": True}}
+    if buffers:
+        config["data_types"] = {"buffer_dtype": buffers}
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4))
+    engine = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=config)[0]
+    images = torch.ones(2, 3, 5, 5, dtype=torch.bfloat16)
+    assert severity(config, "D57") == (None if works else "note")
+    if works:
+        assert engine(images).dtype == torch.bfloat16
+    else:
+        with pytest.raises(RuntimeError):
+            engine(images)
+
+
+@pytest.mark.parametrize("stage, dtype", [(0, "float32"), (1, "bfloat16"), (2, "bfloat16")])
+def test_d88_zero_reduces_in_the_type_of_the_autocast(weights_after, stage, dtype):
+    import deepspeed
+    import torch
+
+    config = {
+        **SMALL,
+        "optimizer": {"type": "SGD", "params": {"lr": 0.1}},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": stage},
+        "torch_autocast": {"enabled": True, "dtype": "bfloat16"},
+    }
+    assert severity(config, "D88") == ("note" if stage else None)
+    network = torch.nn.Linear(4, 2)
+    engine = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=config)[0]
+    types = set(engine.optimizer.ipg_buckets) if stage else {engine.communication_data_type}
+    assert types == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_d94_auto_cast_without_fp16_casts_images_all_the_same(weights_after, enabled):
+    optimizer = {"type": "SGD", "params": {"lr": 100.0}}
+    zero = {"zero_optimization": {"stage": 1}, "zero_allow_untested_optimizer": True}
+    config = {**SMALL, **zero, "optimizer": optimizer, "fp16": {"enabled": enabled, "auto_cast": True}}
+    assert severity(config, "D94") == (None if enabled else "error")
+    if enabled:
+        weights_after(config, 1)
+    else:
+        with pytest.raises(RuntimeError, match="dtype"):
+            weights_after(config, 1)
+
+
 @pytest.mark.parametrize("momentum, power", [(0.0, 16), (0.0, 10)])
 def test_d11_sgd_makes_updates_too_small_by_the_loss_scale(weights_after, momentum, power):
     optimizer = {"type": "SGD", "params": {"lr": 100.0, "momentum": momentum}}

@@ -12,6 +12,8 @@ import pytest
 
 from lbsgd.commands.flag_types import at_least_zero, interval, natural, positive, quantity
 from lbsgd.commands.main import main
+from lbsgd.config.checks.inspect import findings_of
+from lbsgd.config.json_file import read_json
 
 ROOT = Path(__file__).parent.parent
 EIGHT_K = str(ROOT / "ds_configs/8k.json")
@@ -108,6 +110,105 @@ def test_plan_shows_any_shipped_file_on_any_machine(capsys, arguments, words):
     assert all(word in out for word in words), out
 
 
+def test_no_column_is_cut_where_no_terminal_gives_a_width():
+    """Rich takes a pipe for 80 columns, and cuts what does not fit: `0.0682221 to 16.3…`."""
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    for variables in ({}, {"TERM": "dumb"}, {"COLUMNS": "40"}):
+        done = subprocess.run(
+            [sys.executable, "-m", "lbsgd", "plan", "ds_configs/detection/mask_rcnn_16.json"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env={**environment, **variables},
+        )
+        assert "0.06822 to 16.37  500 to 120,000      0.02" in done.stdout, done.stdout
+        assert "0.006667 -> 0.02, by 2.67e-05 per iteration" in done.stdout and "…" not in done.stdout
+
+
+def test_epochs_have_four_digits_or_all_that_are_whole(capsys):
+    lengths = ["--set", "lbsgd.epochs=123456", "--set", "lbsgd.decay.epochs=[33.3333333,12345.5,100000]"]
+    assert main(["plan", EIGHT_K, *lengths]) == 0
+    out = capsys.readouterr().out
+    assert " 33.33 to 12,346 " in out and " 100,000 to 123,456 " in out
+
+
+@pytest.mark.parametrize(
+    "arguments, gpus",
+    [
+        (["--micro_batch", "16", "--set", "lbsgd.batch_norm.per_worker_batch=16"], 512),
+        (["--set", "lbsgd.batch_norm.per_worker_batch=64", "--micro_batch", "64"], 128),
+        (["--global_batch", "4096"], 128),
+        (["--micro_batch", "256"], 32),
+        ([], 256),
+    ],
+)
+def test_without_gpus_as_many_take_the_global_batch_in_one_pass(capsys, arguments, gpus):
+    assert main(["plan", EIGHT_K, *arguments]) == 0
+    out = capsys.readouterr().out
+    assert f"8k.json on {gpus} GPUs" in out and "x 1 pass\n" in out
+
+
+def printing_into(stream, arguments, buffered):
+    """Run the command with its output into a stream, which Python writes at once or when a buffer is full."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    return subprocess.run(
+        [sys.executable, *([] if buffered else ["-u"]), "-m", "lbsgd", *arguments],
+        cwd=ROOT,
+        stdout=stream,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", EIGHT_K],
+        ["plan", EIGHT_K, "--json"],
+        ["check", EIGHT_K],
+        ["check", "--explain", "all"],
+        ["config", "--global_batch", "256"],
+        ["reproduce", "table1", "digits", "--list"],
+    ],
+)
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_disk_behind_the_output_is_one_line(arguments, buffered):
+    with open("/dev/full", "w") as full:
+        done = printing_into(full, arguments, buffered)
+    assert (done.returncode, done.stderr) == (2, "error: the output cannot be written (No space left on device)\n")
+
+
+@pytest.mark.parametrize("arguments", [["plan", EIGHT_K], ["check", EIGHT_K], ["check", "--explain", "all"]])
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_who_leaves_ends_the_command_in_silence(arguments, buffered):
+    read, write = os.pipe()
+    os.close(read)
+    done = printing_into(write, arguments, buffered)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", ["plan", "check"])
+def test_a_closed_output_is_no_traceback(command):
+    line = f"exec {sys.executable} -m lbsgd {command} {EIGHT_K} >&-"
+    done = subprocess.run(["sh", "-c", line], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_is_wrong_in_every_version_of_deepspeed_is_printed(tmp_path, capsys):
+    path = tmp_path / "a.json"
+    blocks = '"elasticity": {}, "fp16": {"enabled": "maybe"}, "zero_optimization": {"stage": 9}'
+    path.write_text(f'{{"train_batch_size": 8, "gradient_clipping": 0.0, {blocks}}}')
+    errors = [each for each in findings_of(read_json(path), "0.19") if each.severity == "error"]
+    found = [each for each in errors if each.key != "elasticity"]  # which 0.18 still knows
+    assert main(["check", str(path), "--deepspeed", "0.18..0.19"]) == 1
+    out = capsys.readouterr().out.splitlines()
+    assert len(found) > 1 and out[-len(found) - 1].endswith(f"the same in all, {len(found)} errors:")
+    for finding, line in zip(found, out[-len(found) :], strict=True):
+        assert line.split(maxsplit=2) == [finding.code, finding.key, finding.message]
+
+
 def test_plan_for_machines_is_json(capsys):
     assert main(["plan", EIGHT_K, "--gpus", "256", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
@@ -116,12 +217,86 @@ def test_plan_for_machines_is_json(capsys):
     assert plan["memory_bytes"]["stage_1"]["total"] > 10**9
 
 
+def test_the_run_time_hides_nothing_where_the_json_forbids_overlap(capsys):
+    settings = ["--set", "zero_optimization.overlap_comm=false"]
+    fp32 = str(ROOT / "ds_configs/8k_fp32.json")
+    assert main(["plan", fp32, "--gpus", "256"]) == 0
+    assert "the run: 55.8 min to 1.23 h for 14,040 iterations" in capsys.readouterr().out
+    assert main(["plan", fp32, "--gpus", "256", *settings]) == 0
+    out = capsys.readouterr().out
+    # 264.5 ms with halving/doubling between servers, as NCCL's tree, to 315.4 ms with its ring
+    assert "the run: 1.03 h to 1.23 h for 14,040 iterations" in out
+    assert "overlap in this JSON: no" in out and "> flat ring" in out and "% to " not in out
+    [flat] = [line.split() for line in out.splitlines() if line.startswith(" > flat ring")]
+    assert flat[-1] == "73.5%"
+    for given, overlaps in (([], True), (settings, False)):
+        assert main(["plan", fp32, "--gpus", "256", "--json", *given]) == 0
+        assert json.loads(capsys.readouterr().out)["overlaps"] is overlaps
+
+
+NOT_ITS_SPEED = "the speed is ResNet-50's at 224 pixels; give --images_per_second"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["8k.json", "--model", "resnet18"], ["8k.json", "--set", "lbsgd.augmentation.resolution=160"], ["digits.json"]],
+)
+def test_no_time_is_computed_with_the_speed_of_another_network(capsys, arguments):
+    name, *flags = arguments
+    file = [str(ROOT / "ds_configs" / name), "--gpus_per_server", "1", "--gpus", "2"]
+    assert main(["plan", *file, *flags]) == 0
+    out = capsys.readouterr().out
+    assert out.count(NOT_ITS_SPEED) == 1
+    assert not any(word in out for word in ("compute:", "the run:", "efficiency", "with overlap", "images/s"))
+    assert "aggregation" in out and "reduced:" in out  # what does not depend on it
+    assert main(["plan", *file, *flags, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["images_per_second"] is None and set(plan["prediction"]["ring"]) == {
+        "algorithm",
+        "gradient_seconds",
+        "weight_seconds",
+    }
+    assert main(["plan", *file, *flags, "--images_per_second", "500"]) == 0
+    out = capsys.readouterr().out
+    assert NOT_ITS_SPEED not in out and "the run:" in out and "500 images/s, as given" in out
+
+
+@pytest.mark.parametrize(
+    "name, machine, words",
+    [
+        ("8k_fp32", "p100-2017", None),
+        ("8k_fp32", "dgx-a100", "the speed is in mixed precision, and this JSON is fp32"),
+        ("8k_fp32", "dgx-h100", "the speed is in mixed precision, and this JSON is fp32"),
+        ("8k", "p100-2017", "the speed is in fp32, and this JSON is fp16"),
+        ("8k_bf16", "p100-2017", "the speed is in fp32, and this JSON is bf16"),
+        ("8k", "dgx-a100", None),
+        ("8k_bf16", "dgx-h100", None),
+    ],
+)
+def test_a_speed_in_another_precision_is_told(capsys, name, machine, words):
+    file = [str(ROOT / f"ds_configs/{name}.json"), "--gpus", "256", "--machine", machine]
+    assert main(["plan", *file]) == 0
+    out = capsys.readouterr().out
+    assert (words or "the run:") in out and ("the speed is" in out) == (words is not None)
+    assert "as given" not in out
+    assert main(["plan", *file, "--images_per_second", "900"]) == 0
+    assert "the speed is" not in capsys.readouterr().out
+
+
 def test_plan_draws_the_schedule(tmp_path, capsys):
     for name, form in (("8k.png", b"\x89PNG"), ("8k.pdf", b"%PDF")):
         assert main(["plan", EIGHT_K, "--png", str(tmp_path / name)]) == 0
         assert (tmp_path / name).read_bytes().startswith(form)
         assert str(tmp_path / name) in capsys.readouterr().out.replace("\n", "")
     assert main(["plan", str(ROOT / "ds_configs/256.json"), "--png", str(tmp_path / "256.png")]) == 0
+
+
+def test_a_name_that_looks_like_mathematics_or_is_no_text_is_drawn(tmp_path, capsys):
+    """Matplotlib takes what stands between two dollars for TeX."""
+    for name in (r"a$\foo$b.json", "run$1 $_.json", os.fsdecode(b"a\xff.json"), "a\x01\n.json"):
+        (tmp_path / name).write_text(Path(EIGHT_K).read_text())
+        assert main(["plan", str(tmp_path / name), "--png", str(tmp_path / "a.svg")]) == 0
+        assert (tmp_path / "a.svg").stat().st_size > 1000
 
 
 def test_a_picture_is_drawn_through_a_symlink_and_takes_no_file_of_others(tmp_path):
@@ -142,9 +317,25 @@ def test_a_picture_is_drawn_through_a_symlink_and_takes_no_file_of_others(tmp_pa
         (["plan", EIGHT_K, "--set", "train_batch_size=many"], ["train_batch_size", "'many'"]),
         (["plan", EIGHT_K, "--model", "vit"], ["vit", "resnet50"]),
         (["plan", EIGHT_K, "--png", "schedule.txt"], ["schedule.txt", ".png"]),
+        (["plan", EIGHT_K, "--png", "schedule.pgf"], ["schedule.pgf", ".png, .svg or .pdf"]),
+        (["plan", EIGHT_K, "--png", "schedule"], ["schedule", ".png, .svg or .pdf"]),
         (["plan", EIGHT_K, "--png", "/no/such/folder/a.png"], ["/no/such/folder/a.png", "cannot be written"]),
         (["plan", str(ROOT / "tests/fixtures/foreign/lowercase_sgd.json")], ["optimizer.type", "SGD"]),
         (["plan", str(ROOT / "tests/fixtures/foreign/nothing_to_say.json")], ["lbsgd"]),
+        (
+            ["plan", EIGHT_K, "--global_batch", "4096", "--set", "train_batch_size=2048"],
+            ["--global_batch 4096", "2048"],
+        ),
+        (["plan", EIGHT_K, "--images", "50000", "--set", "lbsgd.num_images=60000"], ["--images 50000", "60000"]),
+        (["plan", EIGHT_K, "--set", "lbsgd.seed=1", "--set", "lbsgd.seed=2"], ["lbsgd.seed=1", "lbsgd.seed=2"]),
+        (["check", "nothing.json"], ["nothing.json", "cannot be read (No such file or directory)"]),
+        (["check", EIGHT_K, "nothing.json", "--json"], ["nothing.json", "cannot be read"]),
+        (["check", "--deepspeed", "0.18..0.19", "nothing.json"], ["nothing.json", "cannot be read"]),
+        (["check", "a" * 300], ["a" * 300, "cannot be read (File name too long)"]),
+        (["check", "--explain", "D12", EIGHT_K, "--json"], ["--explain", "FILE", "--json"]),
+        (["check", "--explain", "all", "--markdown", "--fix"], ["--explain", "--fix"]),
+        (["check", "--explain", "D12", "--deepspeed", "0.18", "--for", "lightning"], ["--deepspeed", "--for"]),
+        (["check", "--markdown", EIGHT_K], ["--markdown", "--explain all"]),
         (["config"], ["--global_batch 8192"]),
         (["config", "--global_batch", "100"], ["96 or 128"]),
         (["config", "--global_batch", "256", "--output", "/no/such/folder/a.json"], ["/no/such/folder/a.json"]),

@@ -1,6 +1,7 @@
 """lbsgd inside DeepSpeed: the learning rates of its updates; a state that moves between world sizes and ZeRO stages."""
 
 import copy
+import sys
 
 import oracle
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 
 import lbsgd
 from lbsgd.algorithm.schedule import learning_rate
+from lbsgd.config.keypath import put
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
@@ -143,6 +145,49 @@ def test_form_10_keeps_the_last_lr_in_the_state(expected):
 def test_one_process_reduces_nothing():
     engine, _ = lbsgd.initialize(network(), recipe())
     assert engine.enable_backward_allreduce is False
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("zero_optimization.cpu_offload", True, "ZeRORuntimeException: You are using ZeRO-Offload"),
+        ("zero_optimization.zenflow", {}, "ValueError: .* does not support ZenFlow"),
+        ("bf16", {"bf16_optimizer_states": True}, "AssertionError: bf16_optimizer_states requires"),
+        ("tensor_parallel.dtype", "fp16", "dtype in its TPTrainingConfig: Input should be an instance"),
+        ("elasticity", {}, "DeepSpeedConfigError: Elastic training has been removed"),
+    ],
+)
+def test_what_deepspeed_refuses_when_it_starts_is_one_line(key, value, words):
+    """A plan that no rule has looked at, as if a rule were missing."""
+    plan = Plan.read(recipe(stage=1), 1)
+    put(plan.config, key, value)
+    with pytest.raises(ConfigError, match=words) as refused:
+        lbsgd.initialize(network(), plan)
+    assert "\n" not in str(refused.value) and "correct or delete" in str(refused.value)
+
+
+def test_a_package_that_a_block_asks_for_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    with pytest.raises(ConfigError, match=r"lacks a package \(.*wandb.*; install it"):
+        lbsgd.initialize(network(), recipe() | {"wandb": {"enabled": True}})
+
+
+def test_another_number_of_passes_than_the_plans_is_refused():
+    """Two processes that share a sequence count as one, so DeepSpeed takes twice the passes."""
+    plan = Plan.read(recipe(micro_batch=2 * N), 1)
+    plan.config["sequence_parallel_size"] = 2
+    passes = plan.accumulation_steps
+    with pytest.raises(ConfigError, match=f"after {2 * passes} passes, and the plan after {passes}"):
+        lbsgd.initialize(network(), plan)
+
+
+@pytest.mark.parametrize("timers", [None, {}, {"throughput": {}}, {"throughput": {"synchronized": True}}])
+def test_the_throughput_timer_is_off_unless_the_json_says_on(timers):
+    config = recipe() if timers is None else recipe() | {"timers": timers}
+    engine, _ = lbsgd.initialize(network(), config)
+    assert engine.tput_timer.config.enabled is False
+    engine, _ = lbsgd.initialize(network(), recipe() | {"timers": {"throughput": {"enabled": True}}})
+    assert engine.tput_timer.config.enabled is True
 
 
 def test_a_device_without_fp16_names_the_choices(monkeypatch):

@@ -82,7 +82,7 @@ def test_a_global_batch_raised_above_base_batch_without_warmup_is_warned_of():
 
 
 @pytest.mark.parametrize(
-    "precision, stage, block", [("fp32", 1, None), ("bf16", 1, "torch_autocast"), ("fp16", 1, "fp16")]
+    "precision, stage, block", [("fp32", 1, None), ("bf16", 0, "torch_autocast"), ("fp16", 1, "fp16")]
 )
 def test_precision_switches_the_blocks(precision, stage, block):
     plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(precision=precision))
@@ -312,6 +312,59 @@ def test_a_setting_that_cannot_be_is_refused_and_one_that_follows_from_others_is
     with pytest.raises(ConfigError) as caught:
         Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=(setting, "lbsgd.warmup.epochs=5")))
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (Overrides(global_batch=4096, settings=("train_batch_size=2048",)), ["--global_batch 4096", "=2048"]),
+        (Overrides(micro_batch=64, settings=("train_micro_batch_size_per_gpu=32",)), ["--micro_batch 64", "=32"]),
+        (Overrides(resolution=160, settings=("lbsgd.augmentation.resolution=128",)), ["--resolution 160", "=128"]),
+        (Overrides(resolution=160, settings=("lbsgd.augmentation=null",)), ["--resolution 160", "augmentation=null"]),
+        (Overrides(seed=1, settings=("lbsgd.seed=2",)), ["--seed 1", "--set lbsgd.seed=2"]),
+        (Overrides(settings=("lbsgd.seed=2", "lbsgd.seed=3")), ["--set lbsgd.seed=2", "--set lbsgd.seed=3"]),
+        (
+            Overrides(settings=("lbsgd.warmup.epochs=3", 'lbsgd.warmup={"kind": "gradual", "epochs": 2}')),
+            ["--set lbsgd.warmup.epochs=3", "--set lbsgd.warmup="],
+        ),
+        (
+            Overrides(settings=('lbsgd.warmup={"kind": "gradual", "epochs": 2}', "lbsgd.warmup.epochs=3")),
+            ["--set lbsgd.warmup.epochs=3", "--set lbsgd.warmup="],
+        ),
+    ],
+)
+def test_flags_that_contradict_each_other_are_refused_by_name(overrides, words):
+    with pytest.raises(ConfigError) as caught:
+        Plan.read(CONFIGS / "8k.json", 8, overrides=overrides)
+    said = str(caught.value)
+    assert all(word in said for word in words) and "\n" not in said and "leave one of them out" in said, said
+
+
+def test_flags_that_say_the_same_twice_agree():
+    settings = ('lbsgd.warmup={"kind": "gradual", "epochs": 2}', "lbsgd.warmup.epochs=2", "train_batch_size=4096")
+    plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(global_batch=4096, settings=settings))
+    assert plan.global_batch == 4096 and plan.schedule.warmup_iterations == 2 * 312
+
+
+def test_a_number_of_images_that_is_not_the_datas_is_refused_as_such():
+    for settings, num_images in (("lbsgd.num_images=60000", 50_000), ("lbsgd.num_images=null", 50_000)):
+        with pytest.raises(ConfigError, match=f"--set {settings} .* 50000 images of the data"):
+            Plan.read(CONFIGS / "8k.json", 8, num_images, Overrides(settings=(settings,)))
+    same = Plan.read(CONFIGS / "8k.json", 8, 50_000, Overrides(settings=("lbsgd.num_images=50000",)))
+    assert same.num_images == 50_000
+
+
+@pytest.mark.parametrize(
+    "setting, instead",
+    [
+        ("optimizer.params.lr=1.0", "lbsgd.linear_scaling.base_lr"),
+        ("scheduler.params.warmup_num_steps=5", "lbsgd.warmup.epochs"),
+        ("gradient_accumulation_steps=4", "train_micro_batch_size_per_gpu"),
+    ],
+)
+def test_a_number_that_follows_names_what_it_follows_from(setting, instead):
+    with pytest.raises(ConfigError, match=f"set those instead, such as {instead}$"):
+        Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=(setting,)))
 
 
 def test_a_diagnostic_changes_no_number_so_the_file_keeps_its_purpose():

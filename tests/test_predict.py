@@ -124,6 +124,16 @@ def test_stage_and_precision_decide_what_is_reduced():
     assert bytes_per_iteration(Reduction(100, 1, 60, 3), 4) == 3 / 4 * (2 * 100 * 3 + 60)
 
 
+def test_at_stage_0_deepspeeds_own_reduction_has_buckets_of_its_own_size():
+    """Half a billion elements, whatever reduce_bucket_size says: it is a number of DeepSpeed's code (engine.py)."""
+    P, size, without = NETWORKS["resnet50"].num_parameters, network("resnet50"), "lbsgd.aggregation=null"
+    assert reduction_of(plan("8k_fp32", 256, settings=(without,)), size) == Reduction(4 * P, 1, 0.0, 1)
+    small = "zero_optimization.reduce_bucket_size=1000000"
+    assert reduction_of(plan("8k_fp32", 256, settings=(without, small)), size).num_buckets == 1
+    assert reduction_of(plan("8k_fp32", 256, settings=(small,)), size).num_buckets == 26  # lbsgd's
+    assert reduction_of(plan("8k", 256, settings=(without, small)), size).num_buckets == 26  # ZeRO-1's
+
+
 def test_plan_says_whether_deepspeed_can_overlap_and_why_not():
     size = network("resnet50")
     for settings, words in [
@@ -226,6 +236,20 @@ def test_memory_by_stage_in_half_precision():
     assert memory(Plan.read(config, 256), network("resnet50"), 1).buckets == 2 * 2 * 6_000_000  # DeepSpeed's own
     assert of[1].activations == 2 * 32 * 21_477_376
     assert of[1].total == sum((of[1].weights, of[1].gradients, of[1].optimizer, of[1].buckets, of[1].activations))
+
+
+def test_each_stages_row_is_of_the_reduction_that_runs_at_that_stage():
+    """ZeRO-1 under autocast is DeepSpeed's own reduction, and ZeRO-2 always is; elsewhere lbsgd aggregates."""
+    P, size, bucket = NETWORKS["resnet50"].num_parameters, network("resnet50"), 6_000_000
+    bf16 = plan("8k_bf16", 256)  # at stage 0, where lbsgd aggregates
+    assert memory(bf16, size, 1).buckets == 4 * 2 * bucket
+    assert memory(bf16, size, 0).buckets == 4 * P
+    config = read_json(CONFIGS / "8k_zero2.json")
+    config["lbsgd"]["aggregation"] = {"hierarchy": "auto"}
+    zero2 = Plan.read(config, 256)
+    assert memory(zero2, size, 2).buckets == 2 * 2 * bucket
+    assert memory(zero2, size, 1).buckets == 2 * (P + bucket)
+    assert zero2.config["zero_optimization"]["stage"] == 2  # a row changes nothing
 
 
 def test_memory_follows_micro_batch_resolution_and_precision():

@@ -436,6 +436,27 @@ def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):
     assert seeds("3") == (0, 1, 2) and seeds("5-7") == (5, 6, 7)
 
 
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("10000000000000", "at most 10,000"),
+        ("10001", "at most 10,000"),
+        ("0-10000", "at most 10,000"),
+        (f"5-{'9' * 30}", "at most 10,000"),
+        ("9" * 5000, "neither a number of seeds"),
+        ("٣", "neither a number of seeds"),
+        ("1-", "neither a number of seeds"),
+        ("7-5", "at least 1"),
+    ],
+)
+def test_more_seeds_than_anybody_runs_are_one_line(capsys, text, words):
+    with pytest.raises(SystemExit) as caught:
+        main(["reproduce", "table1", "digits", "--list", "--seeds", text])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert caught.value.code == 2 and "--seeds" in error and words in error
+    assert len(seeds("10000")) == len(seeds("2-10001")) == 10_000
+
+
 def test_listed_commands_can_be_pasted_where_they_are_listed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["reproduce", "table1", "digits", "--list", "--seeds", "1"]) == 0

@@ -69,6 +69,7 @@ def keys() -> dict[str, Any]:
     for model in blocks.values():
         add_model(model, models)
     tried = [name for name in sorted(asked) if not {name, name.split(".")[0]} & {*blocks, *NOT_TRIED}]
+    switched = keys_if_enabled({path.partition(".")[0] for path in asked} - {*blocks, *NOT_TRIED}) - asked
     return {
         "removed": sorted(removed),
         "removed_zero": sorted(getattr(ds_config, "_REMOVED_ZERO_CONFIG_KEYS", {})),
@@ -76,7 +77,8 @@ def keys() -> dict[str, Any]:
         "blocks": {name: model.__name__ for name, model in blocks.items()},
         "keys": {name: describe(place(name), [*WORDS.split(), *MODES]) for name in tried}
         | {name: describe(place(name)) for name in blocks}
-        | {name: {} for name in asked if name.split(".")[0] in NOT_TRIED},
+        | {name: {} for name in asked if name.split(".")[0] in NOT_TRIED}
+        | {name: {} for name in switched},
     }
 
 
@@ -96,6 +98,27 @@ def asked_keys(removed: Any) -> set[str]:
     for block, mode in itertools.product({path.partition(".")[0] for path in asked if path.endswith(".mode")}, MODES):
         deepspeed_oracle.train_noting(Noting({**BASE, block: {"mode": mode}}, asked))  # each mode reads keys of its own
     return {path for path in asked if not path.startswith("optimizer.params.") and path not in removed}
+
+
+def keys_if_enabled(blocks: set[str]) -> set[str]:
+    """Return the paths of the keys that DeepSpeed reads where a block stands alone, and enabled.
+
+    Some are read only beside another one, which gets the value 1. No value is tried: an enabled feature may want
+    another network than this one. A block that DeepSpeed does not take with enabled alone is left out: it reads more.
+    """
+    found: set[str] = set()
+    for block in sorted(blocks):
+        if why_not(block, {"enabled": True}):
+            continue
+        asked: set[str] = set()
+        for inside in ({}, {"enabled": False}, {"enabled": True}):
+            deepspeed_oracle.train_noting(Noting({**BASE, block: inside}, asked))
+        for path in sorted(asked):
+            name = path.removeprefix(f"{block}.")
+            if name not in (path, "enabled") and "." not in name:
+                deepspeed_oracle.train_noting(Noting({**BASE, block: {"enabled": True, name: 1}}, asked))
+        found |= {path for path in asked if path.startswith(f"{block}.")}
+    return found
 
 
 def takes_block(path: str) -> bool:
@@ -152,15 +175,22 @@ def add_model(model: type[DeepSpeedConfigModel], models: dict[str, Any]) -> str:
     for name, field in model.model_fields.items():
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         new = extra.get("new_param", "") if extra.get("deprecated") and extra.get("set_new_param", True) else ""
+        kind = type_of(field.annotation, models, field)
+        described = describe(field_trial(model, name)) if name in checked or is_foreign(kind) else {}
         fields[name] = {
-            "type": type_of(field.annotation, models, field),
+            "type": kind,
             **({"alias": field.alias} if field.alias and field.alias != name else {}),
             **({"required": True} if field.is_required() else {}),
             **({"replaced_by": new} if new else {}),
-            **({"values": describe(field_trial(model, name))} if name in checked else {}),
+            **({"values": described} if described else {}),
         }
     models[model.__name__] = {"extra": model.model_config.get("extra", "ignore"), "fields": fields}
     return model.__name__
+
+
+def is_foreign(kind: Any) -> bool:
+    """Whether a field's type is none of JSON's, or may be one, such as torch.dtype, so that only trials know."""
+    return kind == "any" or (isinstance(kind, dict) and "any" in kind.get("any_of", ()))
 
 
 def field_trial(model: type[DeepSpeedConfigModel], name: str) -> Any:

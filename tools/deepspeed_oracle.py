@@ -45,8 +45,9 @@ class Kernel:
         lists = arguments[1] if self.weights_at is None else None
         lr = float(next(a for a in arguments[self.numbers_from :] if isinstance(a, (int, float))))
         pairs = zip(lists[0], lists[1], strict=True) if lists else [(arguments[4], arguments[0])]
-        for gradient, weight in pairs:
-            weight.sub_(gradient.to(weight.dtype).sign(), alpha=lr)
+        with torch.no_grad():  # a compiled kernel knows nothing of autograd
+            for gradient, weight in pairs:
+                weight.sub_(gradient.to(weight.dtype).sign(), alpha=lr)
         return torch.tensor(1.0)
 
 
@@ -209,10 +210,11 @@ def dtype_of(engine: Any) -> Any:
 
 def main() -> None:
     """Answer each line of standard input with a line."""
+    questions = os.fdopen(os.dup(0))  # DeepSpeed's autotuner calls exit(), which closes standard input
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # DeepSpeed prints
     start()
-    for line in sys.stdin:
+    for line in questions:
         print(json.dumps(refusal(json.loads(line))), file=answers, flush=True)
     answers.flush()
     os._exit(0)  # DeepSpeed's threads need no end

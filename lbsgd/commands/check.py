@@ -6,8 +6,11 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from lbsgd.commands.flag_types import require_alone
 from lbsgd.config.libraries.arguments import LIBRARIES, Library
 from lbsgd.errors import ConfigError
+
+ONLY_ALL = "--markdown writes docs/checks.md, which holds every code: say --explain all"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -32,8 +35,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Check files, or explain a code; return the exit code."""
-    if given.explain:
+    if given.explain is not None:
+        require_alone(given, "--explain", beside=("--markdown",))
         return print_explanation(given.explain, as_markdown=given.markdown)
+    if given.markdown:
+        raise ConfigError(ONLY_ALL)
     return check_files(given.files, given.json, given.fix, given.deepspeed, given.library)
 
 
@@ -76,7 +82,7 @@ def print_explanation(code: str, as_markdown: bool = False) -> int:
 
     if as_markdown:
         if code != "all":
-            raise ConfigError("--markdown writes docs/checks.md, which holds every code: say --explain all")
+            raise ConfigError(ONLY_ALL)
         print(markdown(), end="")
     else:
         print(explain_all() if code == "all" else explain(code))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Files:
 def files_of(given: Sequence[str]) -> Files:
     """Return the files that are named, and the DeepSpeed JSONs in the folders that are named and below them.
 
-    Raises ConfigError for a folder that holds no DeepSpeed JSON.
+    Raises ConfigError for a file that cannot be read, and for a folder that holds no DeepSpeed JSON.
     """
     checked: list[str] = []
     passed_over = 0
@@ -35,6 +36,7 @@ def files_of(given: Sequence[str]) -> Files:
         if not name:
             raise ConfigError("lbsgd check: a name is empty; name a DeepSpeed JSON or a folder of them")
         if not os.path.isdir(name):  # Path.is_dir raises for a name that is too long
+            require_readable(name)
             checked.append(name)
             continue
         found = sorted(str(path) for path in jsons_below(Path(name)))
@@ -45,6 +47,18 @@ def files_of(given: Sequence[str]) -> Files:
         checked += theirs
         passed_over += len(found) - len(theirs)
     return Files(tuple(checked), passed_over)
+
+
+def require_readable(name: str) -> None:
+    """Raise ConfigError for a file that is not there or may not be read; it is not opened, because it may be a pipe."""
+    try:
+        os.stat(name)
+        may_read = os.access(name, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+        problem = None if may_read else os.strerror(errno.EACCES)
+    except OSError as error:
+        problem = error.strerror
+    if problem:
+        raise ConfigError(f"{name}: cannot be read ({problem}); name a DeepSpeed JSON or a folder of them")
 
 
 def jsons_below(folder: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.finding import SEVERITIES, Finding
 from lbsgd.config.checks.inspect import Inspection
-from lbsgd.units import counted
+from lbsgd.units import counted, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -32,7 +32,7 @@ def as_dict(inspections: Sequence[Inspection], version: str, passed_over: int = 
 
 def print_inspections(inspections: Sequence[Inspection], console: Console | None = None, passed_over: int = 0) -> None:
     """Print each file with its findings, and the totals of several; in colours on a console, by default a terminal."""
-    if console is None and sys.stdout.isatty():
+    if console is None and sys.stdout is not None and sys.stdout.isatty():
         from rich.console import Console
 
         console = Console(highlight=False)
@@ -62,9 +62,9 @@ def lines_of(inspection: Inspection, width: int | None) -> Iterator[Line]:
     version = accepted(inspection.version).version
     kind = f" (DeepSpeed {version})" if inspection.ours else f" (plain DeepSpeed {version}: no lbsgd block)"
     kind = kind if inspection.config is not None else ""
-    yield [(plain(inspection.file), "bold"), (kind, "dim"), ("  ", ""), verdict(inspection)]
+    yield [(printable(inspection.file), "bold"), (kind, "dim"), ("  ", ""), verdict(inspection)]
     for change in inspection.fixed:
-        yield [("    ", ""), ("fixed    ", "green"), (plain(change), "")]
+        yield [("    ", ""), ("fixed    ", "green"), (printable(change), "")]
     for finding in inspection.findings:
         yield from lines_of_finding(finding, width)
 
@@ -75,19 +75,14 @@ def verdict(inspection: Inspection) -> tuple[str, str]:
     return (", ".join(counts), "") if counts else ("nothing found", "green")
 
 
-def plain(text: str) -> str:
-    """Return a file's words without characters that move a terminal's cursor or have no encoding."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
-
-
 def lines_of_finding(finding: Finding, width: int | None) -> Iterator[Line]:
     """Yield a finding's lines: severity and code on the left; key, message and fix on the right, wrapped."""
-    severity, code, key = f"  {finding.severity:9}", f"{finding.code}  ", plain(finding.key)
+    severity, code, key = f"  {finding.severity:9}", f"{finding.code}  ", printable(finding.key)
     indent = " " * len(severity + code)
-    first, *rest = wrapped(f"{key} {plain(finding.message)}", indent, width)
+    first, *rest = wrapped(f"{key} {printable(finding.message)}", indent, width)
     yield [(severity, STYLES[finding.severity]), (code, ""), (first[: len(key)], "bold"), (first[len(key) :], "")]
     yield from ([(indent + line, "")] for line in rest)
-    first, *rest = wrapped(f"-> {plain(finding.fix)}", indent, width)
+    first, *rest = wrapped(f"-> {printable(finding.fix)}", indent, width)
     yield [(indent, ""), ("->", "green"), (first.removeprefix("->"), "")]
     yield from ([(indent + line, "")] for line in rest)
 

@@ -8,7 +8,7 @@ from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.checks.finding import SEVERITIES
 from lbsgd.config.checks.inspect import Inspection, inspect
 from lbsgd.errors import ConfigError
-from lbsgd.units import counted
+from lbsgd.units import counted, printable
 
 Row = tuple[str, str]  # code and key path of a finding
 
@@ -41,22 +41,23 @@ def print_versions(files: Sequence[str], versions: Sequence[str]) -> int:
 
 
 def table(file: str, inspections: Sequence[Inspection], versions: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of a file: its findings that are not the same in all versions, and how many are."""
+    """Yield the lines of a file: its findings that are not the same in all versions, how many are, and their errors."""
     columns = [severities(inspection) for inspection in inspections]
     rows = sorted({row for column in columns for row in column}, key=lambda row: worst(row, columns))
     differing = [row for row in rows if len({column.get(row) for column in columns}) > 1]
     same = [row for row in rows if row not in differing]
-    yield f"{file}  DeepSpeed {', '.join(accepted(version).version for version in versions)}"
+    yield f"{printable(file)}  DeepSpeed {', '.join(accepted(version).version for version in versions)}"
     width = max((len(key) for _, key in differing), default=0)
     if differing:
         yield f"  {'':5}{'':{width}}  " + "".join(f"{version:9}" for version in versions).rstrip()
     for code, key in differing:
         cells = "".join(f"{column.get((code, key), '-'):9}" for column in columns)
-        yield f"  {code:5}{key:{width}}  {cells.rstrip()}"
-    errors = [key for code, key in same if columns[0][code, key] == "error"]
+        yield f"  {code:5}{printable(key):{width}}  {cells.rstrip()}"
+    errors = [each for each in inspections[-1].findings if (each.code, each.key) in same and each.severity == "error"]
     yield f"  {counted(len(same), 'finding')} the same in all" + (
-        f", {counted(len(errors), 'error')}" if errors else ""
+        f", {counted(len(errors), 'error')}:" if errors else ""
     )
+    yield from (f"  {each.code:5}{printable(each.key)} {printable(each.message)}" for each in errors)
 
 
 def severities(inspection: Inspection) -> dict[Row, str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
-from lbsgd.commands.flag_types import add_settings, positive
+from lbsgd.commands.flag_types import add_settings, positive, require_alone
 from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.config.precision import PRECISIONS
 from lbsgd.errors import ConfigError
@@ -40,22 +41,36 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from lbsgd.config.json_file import format_json, write_json  # late: a wrong flag is reported before pydantic loads
-
+    """Write one JSON, or the grid; what is doubtful goes to stderr, so that `> FILE` takes the JSON alone."""
     if given.all:
-        from lbsgd.config.shipped import write_grid
-
-        try:
-            write_grid(Path(given.all), generated)
-        except OSError as error:
-            raise ConfigError(f"{given.all}: cannot be written ({error.strerror}); choose another folder") from None
-        print(f"{given.all}: the paper's grid and its README.md")
-        return 0
+        require_alone(given, "--all")
+        return write_all(given.all)
     if given.source or given.library or given.parts:
         return for_library(given)
     if not given.global_batch:
         raise ConfigError("lbsgd config: say how many images an update takes, such as --global_batch 8192")
+    return for_lbsgd(given)
+
+
+def write_all(folder: str) -> int:
+    """Write the paper's grid; `lbsgd check` says what its comparisons cost."""
+    from lbsgd.config.shipped import write_grid  # late: a wrong flag is reported before pydantic loads
+
+    try:
+        write_grid(Path(folder), generated)
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
+    print(f"{folder}: the paper's grid and its README.md")
+    return 0
+
+
+def for_lbsgd(given: argparse.Namespace) -> int:
+    """Write a JSON for a global batch, with the warnings that `lbsgd check` would print."""
+    from lbsgd.config.checks.inspect import findings_of
+    from lbsgd.config.json_file import format_json, write_json
+
     config = config_of(given)
+    print_beside(f"warning: {finding}" for finding in findings_of(config) if finding.severity == "warning")
     if given.output:
         write_json(given.output, config)
         print(f"{given.output}: see what it means with `lbsgd plan {given.output} --gpus N`")
@@ -65,7 +80,10 @@ def run(given: argparse.Namespace) -> int:
 
 
 def for_library(given: argparse.Namespace) -> int:
-    """Write what a library needs to train a JSON of ours; its own arguments go to the screen, beside the JSON."""
+    """Write what a library needs to train a JSON of ours; its own arguments go to the screen, beside the JSON.
+
+    What changed and what is doubtful stands below them in comments, so that all of it can be pasted.
+    """
     from lbsgd.config.json_file import format_json, write_json
     from lbsgd.config.libraries.needs import needs_of
     from lbsgd.config.plan import Plan
@@ -77,28 +95,37 @@ def for_library(given: argparse.Namespace) -> int:
         )
     if given.detection:
         raise ConfigError("lbsgd config: --detection makes a new JSON: leave it out with --from, whose file says it")
-    plan = Plan.read(given.source, given.gpus, given.num_images, overrides_of(given))
+    plan = Plan.read(given.source, given.gpus, overrides=overrides_of(given))
     needs = needs_of(plan, given.library, given.parts)
     if given.output:
         write_json(given.output, needs.config)
         print(needs.text(given.output))
     else:
         print(format_json(needs.config))
-        print(needs.text("FILE"), file=sys.stderr)  # so that `> FILE` takes the JSON alone
+        print_beside([needs.text("FILE")])
+    print_beside(f"# changed: {change}" for change in plan.changes)
+    print_beside(f"# warning: {warning}" for warning in plan.warnings)
     return 0
 
 
+def print_beside(lines: Iterable[str]) -> None:
+    """Print lines on stderr, because stdout may hold the JSON."""
+    for line in lines:
+        print(line, file=sys.stderr)
+
+
 def overrides_of(given: argparse.Namespace) -> Overrides:
-    """Return the flags that change a JSON; those that have no flag of a recipe's become settings."""
+    """Return the flags that change a JSON."""
     from lbsgd.config.overrides import Overrides
 
-    named = {"lbsgd.epochs": given.epochs, "zero_optimization.stage": given.zero_stage}
-    settings = tuple(f"{key}={value}" for key, value in named.items() if value is not None)
     return Overrides(
         global_batch=given.global_batch,
         micro_batch=given.micro_batch,
         precision=given.precision,
-        settings=(*settings, *given.settings),
+        settings=tuple(given.settings),
+        zero_stage=given.zero_stage,
+        epochs=given.epochs,
+        num_images=given.num_images,
     )
 
 

@@ -5,10 +5,13 @@ Every command and recipe uses these, so that a number means the same everywhere.
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, ArgumentTypeError, _ArgumentGroup
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
+
+from lbsgd.errors import ConfigError
 
 Group = ArgumentParser | _ArgumentGroup  # what takes flags
 TOO_LARGE = 10**12  # above any count of images, iterations or seconds; such a number is a slip of the finger
+NAMES = {"settings": "--set", "source": "--from", "library": "--for", "files": "FILE"}  # of values with another name
 
 
 def positive(text: str) -> int:
@@ -86,3 +89,12 @@ def add_settings(flags: Group) -> None:
     """Add `--set KEY=VALUE`, which several commands take; the values arrive as `settings`."""
     text = "any key of the JSON, such as lbsgd.warmup.epochs=2; null deletes it; what depends on it is derived again"
     flags.add_argument("--set", action="append", default=[], dest="settings", metavar="KEY=VALUE", help=text)
+
+
+def require_alone(given: Namespace, flag: str, beside: tuple[str, ...] = ()) -> None:
+    """Raise ConfigError where other flags are given than this one and those that may stand beside it."""
+    values = {NAMES.get(name, f"--{name}"): value for name, value in vars(given).items() if name != "run"}
+    said = [name for name, value in values.items() if value is not None and value is not False and value != []]
+    unread = [name for name in said if name not in (flag, *beside)]
+    if unread:
+        raise ConfigError(f"beside {flag} nothing reads {', '.join(unread)}; leave {flag} or the others out")

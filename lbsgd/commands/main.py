@@ -11,12 +11,17 @@ lbsgd reproduce EXPERIMENT DATA     runs a table or figure of the paper, and rep
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import sys
+from contextlib import suppress
 
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
 from lbsgd.commands import check, config, plan, report, reproduce
-from lbsgd.errors import LbsgdError, Stopped, print_error
+from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.processes.plain_letters import print_plain_letters_where_needed
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why an open stream takes no more
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,23 +30,47 @@ def main(arguments: list[str] | None = None) -> int:
     0 done, 1 `check` found errors, 2 something given is wrong (one line says what), 130 Ctrl-C.
     """
     print_plain_letters_where_needed()
-    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        if arguments[:1] == ["convert"]:  # its own parser refuses a flag in one line
-            from lbsgd.commands.convert import main as convert
-
-            return convert(arguments[1:])
-        given = parser().parse_args(arguments)
-        return given.run(given)
+        try:
+            return run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            flush_output()  # here, where a full disk can still be told
     except LbsgdError as error:
         print_error(error)
         return error.exit_code
     except BrokenPipeError:  # `lbsgd plan ... | head`
-        sys.stderr.close()
+        drop_output()
         return 0
+    except OSError as error:
+        if error.errno not in FULL or error.filename is not None:  # else a file, of which the command should have told
+            raise
+        drop_output()
+        print_error(ConfigError(f"the output cannot be written ({error.strerror})"))
+        return 2
     except KeyboardInterrupt:
         print_error(Stopped("Ctrl-C"))
         return 130  # as of a shell: 128 and the signal's number
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command and return its exit code; its errors are raised."""
+    if arguments[:1] == ["convert"]:  # its own parser refuses a flag in one line
+        from lbsgd.commands.convert import main as convert
+
+        return convert(arguments[1:])
+    given = parser().parse_args(arguments)
+    return given.run(given)
+
+
+def flush_output() -> None:
+    if sys.stdout is not None:  # as it is where the caller has closed it
+        sys.stdout.flush()
+
+
+def drop_output() -> None:
+    """Send what is still to be written nowhere, because Python would fail on it again at its end."""
+    with suppress(OSError, ValueError):  # a stream without a file, as in a notebook
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.plan import Plan
 from lbsgd.disk import replace_picture
 from lbsgd.errors import ConfigError
+from lbsgd.units import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +61,15 @@ def stretches(plan: Plan) -> list[tuple[str, str, str]]:
         rows.append((0, W, f"{schedule.base_lr:.4g}"))
     rows += [(first, end, f"{learning_rate(first, schedule):.4g}") for first, end in pairwise(points) if first < end]
     per_epoch = plan.iterations_per_epoch
-    return [(f"{first / per_epoch:g} to {end / per_epoch:g}", f"{first:,} to {end:,}", lr) for first, end, lr in rows]
+    return [
+        (f"{epochs(first / per_epoch)} to {epochs(end / per_epoch)}", f"{first:,} to {end:,}", lr)
+        for first, end, lr in rows
+    ]
+
+
+def epochs(number: float) -> str:
+    """Return epochs in four digits, or in all that are whole."""
+    return f"{number:.4g}" if number < 9999 else f"{number:,.0f}"
 
 
 def draw(plan: Plan, path: str | Path) -> None:
@@ -89,7 +98,9 @@ def draw_schedule(axes: Axes, plan: Plan) -> None:
     """Draw the whole run on a logarithmic axis, with the learning rate after each decay."""
     schedule = plan.schedule
     curve(axes, plan, plan.num_iterations)
-    axes.set(yscale="log", title=f"{plan.name}.json: kn = {plan.global_batch:,}, η = {schedule.reference_lr:g}")
+    axes.set(yscale="log")
+    title = f"{printable(plan.name)}.json: kn = {plan.global_batch:,}, η = {schedule.reference_lr:g}"
+    axes.set_title(title, parse_math=False)  # a name may hold dollars
     axes.yaxis.set_major_formatter("{x:g}")
     for point in schedule.decay_iterations:
         if point < plan.num_iterations:

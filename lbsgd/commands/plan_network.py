@@ -15,13 +15,18 @@ from lbsgd.config.aggregation import Choice, choose, own_reduction
 from lbsgd.config.plan import Plan
 
 FLAT_RING, RING, HALVING = "flat ring", "ring", "halving/doubling"
+MIXED = "mixed precision"  # fp16 or bf16
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Machines of a kind: a GPU's speed, GPUs per server, Gbit/s of a server's links together, and sources."""
+    """Machines of a kind: a GPU's speed, GPUs per server, Gbit/s of a server's links together, and sources.
+
+    The speeds are all of ResNet-50 at 224 pixels, in the precision that stands beside them.
+    """
 
     images_per_second: float
+    precision: str
     gpus_per_server: int
     link_gbit: float
     source: str
@@ -30,12 +35,14 @@ class Preset:
 PRESETS = {
     "p100-2017": Preset(
         published.IMAGES_PER_SECOND,
+        "fp32",
         8,
         50.0,
         "speed: 90 epochs in 29 h on a server of 8 P100; link: 50 Gbit/s Ethernet (the paper, Sec. 4 and abstract)",
     ),
     "dgx-a100": Preset(
         16_621 / 8,
+        MIXED,
         8,
         8 * 200.0,
         "speed: 16,621 images/s on 8 GPUs in mixed precision (NVIDIA, DeepLearningExamples, ResNet50 v1.5 for "
@@ -43,6 +50,7 @@ PRESETS = {
     ),
     "dgx-h100": Preset(
         2 * 16_621 / 8,
+        MIXED,
         8,
         8 * 400.0,
         "speed: twice the A100's, an assumption, because NVIDIA publishes none for this network; link: 8 x 400 Gbit/s "

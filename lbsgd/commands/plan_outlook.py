@@ -14,6 +14,7 @@ from lbsgd.commands.plan_time import (
     Prediction,
     Reduction,
     bytes_per_iteration,
+    no_overlap,
     predict,
     reduction_of,
 )
@@ -23,7 +24,7 @@ from lbsgd.config.checks.registry import deepspeed_findings
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import is_count
 from lbsgd.config.memory import Memory, memory, network
-from lbsgd.config.overrides import Overrides
+from lbsgd.config.overrides import KEYS, Given, Overrides, override, require_agreement
 from lbsgd.config.plan import Plan
 
 
@@ -60,6 +61,17 @@ class Outlook:
         """Whether memory and time are known: of classifiers, whose layers and speeds the estimates are made of."""
         return self.plan.recipe.detection is None
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether the JSON lets aggregation overlap back-propagation."""
+        return no_overlap(self.plan, self.reduction) is None
+
+    @property
+    def has_speed(self) -> bool:
+        """Whether the speed is of this network at this resolution: given, or ResNet-50's own."""
+        its_own = self.model == "resnet50" and self.plan.recipe.augmentation.resolution == 224
+        return self.machines.precision is None or its_own
+
     def as_dict(self) -> dict[str, Any]:
         """Return everything on the screen for machines, in seconds and bytes."""
         keys = ("epochs", "iterations", "lr")
@@ -72,11 +84,17 @@ class Outlook:
             "memory_bytes": {f"stage_{each.stage}": {**asdict(each), "total": each.total} for each in self.memories},
             "algorithm": self.running[0],
             "bytes_an_iteration": bytes_per_iteration(self.reduction, self.plan.world_size),
-            "prediction": {each.algorithm: prediction_as_dict(each) for each in self.predictions},
+            "images_per_second": self.machines.images_per_second if self.has_speed else None,
+            "overlaps": self.overlaps,
+            "prediction": {each.algorithm: prediction_as_dict(each, self.has_speed) for each in self.predictions},
         }
 
 
-def prediction_as_dict(prediction: Prediction) -> dict[str, Any]:
+def prediction_as_dict(prediction: Prediction, has_speed: bool) -> dict[str, Any]:
+    """Return a prediction as plain data; without a speed only what does not depend on one."""
+    if not has_speed:
+        kept = ("algorithm", "gradient_seconds", "weight_seconds")
+        return {key: value for key, value in asdict(prediction).items() if key in kept}
     return {
         **asdict(prediction),
         "without_overlap_seconds": prediction.without_overlap,
@@ -94,30 +112,27 @@ def machines_of(given: argparse.Namespace) -> Machines:
         given.link_gbit or preset.link_gbit,
         given.latency_us * 1e-6,
         preset.source,
+        None if given.images_per_second else preset.precision,
     )
 
 
 def read_plan(given: argparse.Namespace) -> Plan:
     """Read the plan for the GPUs asked for, by default as many as take the global batch in one pass."""
     overrides = Overrides(given.global_batch, given.micro_batch, settings=tuple(given.settings))
+    if given.images:
+        images = Given(f"--images {given.images}", KEYS["num_images"], given.images)
+        require_agreement([images, *overrides.given()])
     gpus = default_gpus(given.file, overrides) if given.gpus is None else given.gpus
     return Plan.read(given.file, gpus, given.images, overrides)
 
 
 def default_gpus(file: str, overrides: Overrides) -> int:
-    """Return kn / max(n, micro batch), and by the passes that a file says, at least 1.
-
-    Plan.read refuses numbers of a wrong type and names their keys.
-    """
+    """Return kn / max(n, micro batch), and by the passes that a file says, at least 1."""
     config = read_json(file)
     refuse(file, deepspeed_findings(config))
-    values = {**config, **overrides.values()}
-    kn, micro_batch = values["train_batch_size"], values["train_micro_batch_size_per_gpu"]
-    n = parse_recipe(file, config).batch_norm.per_worker_batch
+    parse_recipe(file, config)  # so that what is wrong in the file is told of the file, not of the flags
+    changed, recipe = override(config, overrides)
+    kn, micro_batch = changed["train_batch_size"], changed["train_micro_batch_size_per_gpu"]
     written = config.get("gradient_accumulation_steps")
     passes = written if is_count(written) and not overrides.divide_otherwise() else 1
-    return (
-        max(1, kn // (max(n, micro_batch) * passes))
-        if type(kn) is int and type(micro_batch) is int and micro_batch
-        else 1
-    )
+    return max(1, kn // (max(recipe.batch_norm.per_worker_batch, micro_batch) * passes))

@@ -9,26 +9,39 @@ from rich.markup import escape
 from rich.table import Table
 
 from lbsgd.commands import plan_figure
-from lbsgd.commands.plan_network import FLAT_RING, HALVING
+from lbsgd.commands.plan_network import FLAT_RING, HALVING, MIXED
 from lbsgd.commands.plan_outlook import Outlook
 from lbsgd.commands.plan_time import (
     BACKWARD_SHARE,
-    PAPER_IMAGES_PER_SECOND,
-    Machines,
     Prediction,
     Reduction,
     bytes_per_iteration,
     overlaps,
 )
 from lbsgd.config.memory import Memory, bytes_per_activation
-from lbsgd.units import counted, duration
+from lbsgd.units import counted, duration, printable
+
+WIDE = 1000  # letters: more than any row has
+NOT_ITS_SPEED = "the speed is ResNet-50's at 224 pixels; give --images_per_second"
+
+
+class Wide(Console):
+    """A console that cuts nothing: a terminal wraps what is too long for it, and a pipe has no width."""
+
+    def __init__(self) -> None:
+        super().__init__(highlight=False, width=WIDE, height=25)
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `lbsgd` that nobody reads any more; Rich would exit with code 1."""
+        raise BrokenPipeError
 
 
 class Screen:
     """Print an outlook in the terminal, section by section."""
 
     def __init__(self, outlook: Outlook):
-        self.outlook, self.plan, self.console = outlook, outlook.plan, Console(highlight=False)
+        self.outlook, self.plan = outlook, outlook.plan
+        self.console = Wide()
 
     def show(self) -> None:
         self.run()
@@ -43,7 +56,9 @@ class Screen:
 
     def run(self) -> None:
         plan = self.plan
-        self.console.print(f"[bold]{escape(plan.name)}.json on {plan.world_size:,} GPU{'s' * (plan.world_size > 1)}[/]")
+        self.console.print(
+            f"[bold]{escape(printable(plan.name))}.json on {plan.world_size:,} GPU{'s' * (plan.world_size > 1)}[/]"
+        )
         for name, value in plan.summary().items():
             self.fact(name, value, "dim")
         for change in plan.changes:
@@ -72,31 +87,52 @@ class Screen:
 
     def prediction(self) -> None:
         plan, machines, reduction = self.plan, self.outlook.machines, self.outlook.reduction
+        sent = bytes_per_iteration(reduction, plan.world_size)
+        self.title("iteration, predicted", f"({described(self.outlook)})")
+        self.say(f"machines: {machines.source}")
+        self.say(f"reduced: {moved(reduction)}; {sent / 1e6:.0f} MB leave each GPU")
+        self.compute()
+        if machines.servers(plan.world_size) > 1:
+            self.algorithms()
+        self.say(f"overlap in this JSON: {overlaps(plan, reduction)}")
+        if self.outlook.has_speed:
+            self.say(f"the run: {self.run_time()} for {plan.num_iterations:,} iterations, without data and evaluation")
+
+    def compute(self) -> None:
+        """Tell what computing takes, and where its speed is another network's or another precision's."""
+        plan, speed_of = self.plan, self.outlook.machines.precision
+        if not self.outlook.has_speed:
+            self.say(NOT_ITS_SPEED)
+            return
         compute = self.outlook.predictions[0].compute_seconds  # the same for every algorithm
         backward = compute / plan.accumulation_steps * BACKWARD_SHARE
-        sent = bytes_per_iteration(reduction, plan.world_size)
-        self.title("iteration, predicted", f"({described(machines, plan.world_size)})")
-        if machines.source:
-            self.say(f"machines: {machines.source}")
-        self.say(f"reduced: {moved(reduction)}; {sent / 1e6:.0f} MB leave each GPU")
         self.say(f"compute: {milliseconds(compute)}, of which the last back-propagation takes {milliseconds(backward)}")
-        if machines.servers(plan.world_size) > 1:
-            heads = ["", "aggregation", "without overlap", "with overlap", "efficiency"]
-            algorithm, reason = self.outlook.running
-            rows = [prediction_row(each, each.algorithm == algorithm) for each in self.outlook.predictions]
-            self.columns(heads, rows)
-            self.say(f"> runs: {reason}")
-        self.say(f"overlap in this JSON: {overlaps(plan, reduction)}")
-        self.say(f"the run: {self.run_time()} for {plan.num_iterations:,} iterations, without data and evaluation")
+        if speed_of and (speed_of == MIXED) == (plan.precision == "fp32"):
+            self.say(f"but the speed is in {speed_of}, and this JSON is {plan.precision}; give --images_per_second")
+
+    def algorithms(self) -> None:
+        """Print what each algorithm takes, and which one runs."""
+        heads = ["", "aggregation", "without overlap", "with overlap", "efficiency"]
+        algorithm, reason = self.outlook.running
+        rows = [
+            prediction_row(each, each.algorithm == algorithm, self.outlook.overlaps)
+            for each in self.outlook.predictions
+        ]
+        known = len(heads) if self.outlook.has_speed else 2
+        self.columns(heads[:known], [row[:known] for row in rows])
+        self.say(f"> runs: {reason}")
 
     def run_time(self) -> str:
-        """Return the least and the most: all hidden that can be, or nothing. NCCL may take its tree, not a ring."""
+        """Return the least and the most: all hidden that the JSON lets hide, or nothing.
+
+        NCCL may take its tree in place of a ring.
+        """
         by_name = {each.algorithm: each for each in self.outlook.predictions}
         most = by_name[self.outlook.running[0]]
         least = by_name[HALVING] if most.algorithm == FLAT_RING else most
+        hidden = least.with_overlap if self.outlook.overlaps else least.without_overlap
         shortest, longest = (
-            duration(seconds * self.plan.num_iterations, more_digits=1)
-            for seconds in (least.with_overlap, most.without_overlap)
+            duration(seconds * self.plan.num_iterations, more_digits=1) for seconds in (hidden, most.without_overlap)
         )
         return shortest if shortest == longest else f"{shortest} to {longest}"
 
@@ -128,22 +164,25 @@ def memory_row(memory: Memory, is_chosen: bool) -> list[str]:
     return [f"{'>' if is_chosen else ' '} {name}", *(f"{part / 1e6:,.0f}" for part in parts), total]
 
 
-def prediction_row(prediction: Prediction, is_running: bool) -> list[str]:
+def prediction_row(prediction: Prediction, is_running: bool, overlaps: bool) -> list[str]:
+    """Return an algorithm's row; where the JSON allows no overlap, its efficiency is that without."""
+    least, most = (f"{prediction.efficiency(overlap):.1%}" for overlap in (False, True))
     return [
         f"{'>' if is_running else ' '} {prediction.algorithm}",
         milliseconds(prediction.gradient_seconds + prediction.weight_seconds),
         milliseconds(prediction.without_overlap),
         milliseconds(prediction.with_overlap),
-        f"{prediction.efficiency(False):.1%} to {prediction.efficiency(True):.1%}",
+        f"{least} to {most}" if overlaps else least,
     ]
 
 
-def described(machines: Machines, gpus: int) -> str:
+def described(outlook: Outlook) -> str:
     """Tell the machines of a prediction in words."""
-    source = "as the paper's P100" if machines.images_per_second == PAPER_IMAGES_PER_SECOND else "as given"
+    machines, gpus = outlook.machines, outlook.plan.world_size
+    source = f" with ResNet-50 in {machines.precision}" if machines.precision else ", as given"
+    speed = f"a GPU makes {machines.images_per_second:.0f} images/s{source}; " if outlook.has_speed else ""
     return (
-        f"a GPU makes {machines.images_per_second:.0f} images/s, {source}; "
-        f"{counted(machines.servers(gpus), 'server')} of {min(machines.gpus_per_server, gpus)} GPUs, "
+        f"{speed}{counted(machines.servers(gpus), 'server')} of {counted(min(machines.gpus_per_server, gpus), 'GPU')}, "
         f"{machines.link_gbit:g} Gbit/s and {machines.latency_seconds * 1e6:g} µs per message between them"
     )
 
@@ -152,7 +191,8 @@ def moved(reduction: Reduction) -> str:
     """Tell in words what an iteration aggregates."""
     times = f", {reduction.times} times" if reduction.times > 1 else ""
     weights = f", then {reduction.weight_bytes / 1e6:.0f} MB of weights gathered" if reduction.weight_bytes else ""
-    return f"{reduction.gradient_bytes / 1e6:.0f} MB of gradients in {reduction.num_buckets} buckets{times}{weights}"
+    buckets = counted(reduction.num_buckets, "bucket")
+    return f"{reduction.gradient_bytes / 1e6:.0f} MB of gradients in {buckets}{times}{weights}"
 
 
 def milliseconds(seconds: float) -> str:

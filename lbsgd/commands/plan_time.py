@@ -18,6 +18,7 @@ from lbsgd.config.plan import Plan
 
 # Back-propagation takes 120 ms of that server's iteration of 8 x 32 images (Sec. 4).
 BACKWARD_SHARE = 0.120 / (32 / PAPER_IMAGES_PER_SECOND)
+OWN_BUCKET_AT_STAGE_0 = 500_000_000  # elements_per_buffer of DeepSpeed 0.19.8's allreduce_gradients
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Machines:
     link_gbit: float = 50.0
     latency_seconds: float = 20e-6
     source: str = ""  # of the defaults; a flag stands above it
+    precision: str | None = None  # of a default speed, which is ResNet-50's at 224 pixels; None: a flag gave the speed
 
     def servers(self, gpus: int) -> int:
         """Return how many servers hold so many GPUs."""
@@ -122,10 +124,13 @@ def predict(
 def reduction_of(plan: Plan, size: Network) -> Reduction:
     """Return the traffic of a network's gradients at a plan's ZeRO stage and precision.
 
-    Stage 2 aggregates in every pass, stages 0 and 1 once per iteration; 1 and 2 gather the weights afterwards.
+    Stage 2 aggregates in every pass, stages 0 and 1 once per iteration; 1 and 2 gather the weights afterwards. At
+    stage 0 DeepSpeed's own reduction reads no reduce_bucket_size.
     """
     P, w = size.num_parameters, bytes_per_weight(plan.precision)
     bucket = get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)
+    if plan.zero_stage == 0 and own_reduction(plan.config, plan.recipe) is not None:
+        bucket = OWN_BUCKET_AT_STAGE_0
     return Reduction(
         w * P,
         max(1, math.ceil(P / bucket)),
@@ -142,15 +147,19 @@ def bytes_per_iteration(reduction: Reduction, gpus: int) -> float:
     return (gpus - 1) / gpus * (2 * reduction.gradient_bytes * reduction.times + reduction.weight_bytes)
 
 
-def overlaps(plan: Plan, reduction: Reduction) -> str:
-    """Tell whether this JSON lets aggregation overlap back-propagation in DeepSpeed 0.19.8, and if not, why."""
-    own = own_reduction(plan.config, plan.recipe) is not None
-    if own and plan.zero_stage == 0:
-        return "no: at stage 0 DeepSpeed aggregates after back-propagation"
+def no_overlap(plan: Plan, reduction: Reduction) -> str | None:
+    """Return why aggregation cannot overlap back-propagation with this JSON in DeepSpeed 0.19.8; None where it can."""
+    if plan.zero_stage == 0 and own_reduction(plan.config, plan.recipe) is not None:
+        return "at stage 0 DeepSpeed aggregates after back-propagation"
     if get(plan.config, "zero_optimization.overlap_comm") is not True:
-        return "no: zero_optimization.overlap_comm is not true"
-    if reduction.num_buckets == 1:
-        return "no: one bucket holds all gradients"
-    if not own:
+        return "zero_optimization.overlap_comm is not true"
+    return "one bucket holds all gradients" if reduction.num_buckets == 1 else None
+
+
+def overlaps(plan: Plan, reduction: Reduction) -> str:
+    """Tell whether this JSON lets aggregation overlap back-propagation, and if not, why."""
+    if reason := no_overlap(plan, reduction):
+        return f"no: {reason}"
+    if own_reduction(plan.config, plan.recipe) is None:
         return f"yes: {reduction.num_buckets} buckets"
     return f"yes: ZeRO-{plan.zero_stage} with overlap_comm and {reduction.num_buckets} buckets"

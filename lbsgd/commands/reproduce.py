@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from lbsgd.commands.flag_types import positive
+from lbsgd.commands.flag_types import positive, whole_number
+
+MOST_SEEDS = 10_000  # above what anybody runs; more is a slip of the finger
 
 DESCRIPTION = """runs a table or figure of the paper on your machine, and reports it
 
@@ -31,13 +33,17 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def seeds(text: str) -> tuple[int, ...]:
+    """So many seeds from 0 on, or those from one to another."""
     first, dash, last = text.partition("-")
-    if not first.isdecimal() or (dash and not last.isdecimal()):
+    ends = [whole_number(each) for each in ((first, last) if dash else (first,))]
+    if None in ends:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds, such as 5, nor a range, such as 5-9")
-    chosen = tuple(range(int(first), int(last) + 1) if dash else range(int(first)))
+    chosen = range(int(first), int(last) + 1) if dash else range(int(first))
     if not chosen:
         raise argparse.ArgumentTypeError(f"{text!r} are no seeds; give at least 1")
-    return chosen
+    if chosen[MOST_SEEDS:]:
+        raise argparse.ArgumentTypeError(f"{text!r} are too many seeds; give at most {MOST_SEEDS:,}")
+    return tuple(chosen)
 
 
 def run(given: argparse.Namespace) -> int:

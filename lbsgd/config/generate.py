@@ -7,7 +7,12 @@ from typing import Any
 
 from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
 from lbsgd.config.checks.finding import refuse
-from lbsgd.config.checks.registry import consistency_findings, deepspeed_findings, fit_findings
+from lbsgd.config.checks.registry import (
+    consistency_findings,
+    deepspeed_findings,
+    deviation_findings,
+    fit_findings,
+)
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import divisors
 from lbsgd.config.keypath import get, put
@@ -109,12 +114,12 @@ def generate(
     settings: tuple[str, ...] = (),
     detection: bool = False,
 ) -> dict[str, Any]:
-    """Return a checked JSON for kn images per update.
+    """Return a checked JSON for kn images per update; `lbsgd check` finds no error in it.
 
     gpus: the number of GPUs that the micro batch is chosen for, by default k with one worker each. The micro batch is
     the largest of at most 256 images that divides a GPU's share. zero_stage: by default 1 in fp16, else 0. settings:
     those of --set. detection: Mask R-CNN on COCO in fp32 and forwards of 2, in place of a classifier on ImageNet in
-    fp16. Raises ConfigError where the numbers cannot go together.
+    fp16. Raises ConfigError where the numbers cannot go together, or two of them say different things of one key.
     """
     if detection and epochs:
         raise ConfigError(f"{WHERE}: a detector's run is counted in iterations: use --set lbsgd.iterations=N")
@@ -123,20 +128,31 @@ def generate(
     else:
         written = template(global_batch, 1, num_images or IMAGENET_IMAGES, epochs or EPOCHS)
         most = MOST_IMAGES_PER_PASS
-    overrides = Overrides(precision=precision, settings=settings)
+    overrides = Overrides(
+        global_batch,
+        micro_batch,
+        precision=precision,
+        settings=settings,
+        zero_stage=zero_stage,
+        epochs=epochs,
+        num_images=num_images,
+    )
     config, recipe = override(written, overrides)
     gpus = gpus or max(1, config["train_batch_size"] // recipe.batch_norm.per_worker_batch)
-    chosen = {"train_micro_batch_size_per_gpu": micro_batch, "zero_optimization.stage": zero_stage}
     asked = overrides.values()
-    put_defaults(config, defaults_of(config, recipe, gpus, most), chosen, asked)
+    put_defaults(config, defaults_of(config, recipe, gpus, most), asked)
     if get(config, "zero_optimization.stage", 0) not in (0, 1) and not is_asked("lbsgd.aggregation", asked):
         config["lbsgd"].pop("aggregation", None)  # ZeRO-2 reduces in every pass by itself
     require_kept(config, asked)
-    planned = Planned(config, recipe, gpus)
-    refuse(WHERE, deepspeed_findings(config))
-    refuse(WHERE, consistency_findings(planned))
-    refuse(WHERE, fit_findings(planned))
+    require_sound(Planned(config, recipe, gpus))
     return in_order(config)
+
+
+def require_sound(planned: Planned) -> None:
+    """Raise ConfigError for a JSON in which `lbsgd check` or `Plan.read` on so many GPUs would find an error."""
+    refuse(WHERE, deepspeed_findings(planned.config))
+    refuse(WHERE, consistency_findings(planned) + deviation_findings(planned))
+    refuse(WHERE, fit_findings(planned))
 
 
 def defaults_of(config: Mapping[str, Any], recipe: Recipe, gpus: int, most: int) -> dict[str, Any]:
@@ -149,19 +165,15 @@ def defaults_of(config: Mapping[str, Any], recipe: Recipe, gpus: int, most: int)
     }
 
 
-def put_defaults(
-    config: dict[str, Any], defaults: Mapping[str, Any], chosen: Mapping[str, Any], asked: Mapping[str, Any]
-) -> None:
-    """Put in the values that flags chose, and the defaults of those keys that no flag and no --set is about."""
+def put_defaults(config: dict[str, Any], defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+    """Put in the defaults of those keys that no flag is about."""
     for key, default in defaults.items():
-        if chosen.get(key) is not None:
-            put(config, key, chosen[key])
-        elif not is_asked(key, asked):
+        if not is_asked(key, asked):
             put(config, key, default)
 
 
 def is_asked(key: str, asked: Mapping[str, Any]) -> bool:
-    """Whether --set is about a key, about the block around it, or about a key inside it."""
+    """Whether a flag is about a key, about the block around it, or about a key inside it."""
     return any(f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in asked)
 
 

@@ -91,18 +91,19 @@ def whole(digits: str) -> int:
         raise ConfigError(f"a whole number has {len(digits)} digits; write a smaller one") from None
 
 
-def format_json(value: Any, indent: str = "", used: int = 0) -> str:
+def format_json(value: Any, indent: str = "", used: int = 0, ascii_only: bool = True) -> str:
     """Return JSON as in ds_configs: a block of plain values on one line where it fits, else a line for each key.
 
-    used is the number of characters that already stand before the value on its line.
+    used is the number of characters that already stand before the value on its line. With ascii_only other letters are
+    escapes, because not every terminal has them.
     """
-    inline = json.dumps(value)
+    inline = json.dumps(value, ensure_ascii=ascii_only)
     flat = isinstance(value, dict) and not any(isinstance(item, dict) for item in value.values())
     if not isinstance(value, dict) or not value or (flat and indent and used + len(inline) < WIDTH):
         return inline
     inner = indent + "  "
-    names = {key: f"{inner}{json.dumps(key)}: " for key in value}
-    lines = [names[key] + format_json(item, inner, len(names[key])) for key, item in value.items()]
+    names = {key: f"{inner}{json.dumps(key, ensure_ascii=ascii_only)}: " for key in value}
+    lines = [names[key] + format_json(item, inner, len(names[key]), ascii_only) for key, item in value.items()]
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
@@ -117,8 +118,9 @@ def keep_original(path: str | Path) -> None:
 
 
 def write_json(path: str | Path, config: Mapping[str, Any]) -> None:
-    """Write a JSON file that is whole or as it was; ConfigError where it cannot be written."""
-    try:
-        rewrite_file(Path(path), (format_json(config) + "\n").encode())
+    """Write a JSON file in UTF-8 that is whole or as it was; ConfigError where it cannot be written."""
+    text = format_json(config, ascii_only=False) + "\n"
+    try:  # half a surrogate pair, which UTF-8 lacks, stays JSON's own escape
+        rewrite_file(Path(path), text.encode("utf-8", "backslashreplace"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from None

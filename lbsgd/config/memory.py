@@ -8,10 +8,12 @@ what a GPU's allocator and cuDNN's workspaces add.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lbsgd.config.aggregation import own_reduction
-from lbsgd.config.keypath import get
+from lbsgd.config.keypath import block_of, get
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
@@ -75,14 +77,15 @@ def memory(plan: Plan, size: Network, stage: int) -> Memory:
 
     Under ZeRO, DeepSpeed keeps masters of float32 weights, too. Buckets: lbsgd's hold all gradients, and ZeRO-1 has one
     of reduce_bucket_size beside them. DeepSpeed's own are two of that size where aggregation overlaps
-    back-propagation, else one; at stage 0 it copies all gradients into one buffer.
+    back-propagation, else one; at stage 0 it copies all gradients into one buffer. Whose buckets they are depends on
+    the stage asked for, which need not be the plan's.
     """
     P, W, w = size.num_parameters, plan.world_size, bytes_per_weight(plan.precision)
     share = math.ceil(P / W)
     bucket = min(P, int(get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)))
     overlaps = get(plan.config, "zero_optimization.overlap_comm") is True
     buckets = bucket * (1 + overlaps) if stage else P if W > 1 else 0
-    if stage == 1 and W > 1 and own_reduction(plan.config, plan.recipe) is None:
+    if stage == 1 and W > 1 and own_reduction(at_stage(plan.config, stage), plan.recipe) is None:
         buckets = P + bucket
     values = size.kept_values * plan.micro_batch * (plan.recipe.augmentation.resolution / 224) ** 2
     return Memory(
@@ -93,3 +96,8 @@ def memory(plan: Plan, size: Network, stage: int) -> Memory:
         buckets=w * buckets,
         activations=round(values * bytes_per_activation(plan.precision)),
     )
+
+
+def at_stage(config: Mapping[str, Any], stage: int) -> dict[str, Any]:
+    """Return a JSON with another ZeRO stage."""
+    return {**config, "zero_optimization": {**block_of(config, "zero_optimization"), "stage": stage}}

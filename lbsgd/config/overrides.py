@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from lbsgd.config.checks.block import parse_recipe
 from lbsgd.config.checks.finding import refuse
@@ -19,13 +20,36 @@ from lbsgd.config.schema import PROSE, Recipe
 from lbsgd.errors import ConfigError
 
 WHERE = "the flags"
+KEYS = {  # the key that each flag is about
+    "global_batch": "train_batch_size",
+    "micro_batch": "train_micro_batch_size_per_gpu",
+    "resolution": "lbsgd.augmentation.resolution",
+    "seed": "lbsgd.seed",
+    "zero_stage": "zero_optimization.stage",
+    "epochs": "lbsgd.epochs",
+    "num_images": "lbsgd.num_images",
+}
+SOURCES = {  # what to set in place of a number that follows
+    "scheduler.params.warmup_num_steps": "lbsgd.warmup.epochs",
+    "optimizer.params.weight_decay": "lbsgd.weight_decay.base",
+    "gradient_accumulation_steps": "train_micro_batch_size_per_gpu",
+}
+
+
+class Given(NamedTuple):
+    """A value for a key path, and the flag that gave it, as a user types it; the value None deletes."""
+
+    flag: str
+    key: str
+    value: Any
 
 
 @dataclass(frozen=True)
 class Overrides:
     """Flags that replace numbers of the JSON; every number that depends on them is derived again.
 
-    precision is fp32, bf16 or fp16. settings are those of --set, such as "lbsgd.warmup.epochs=2".
+    precision is fp32, bf16 or fp16. settings are those of --set, such as "lbsgd.warmup.epochs=2". num_images is what a
+    flag says; `override` takes the size of the data at hand.
     """
 
     global_batch: int | None = None
@@ -34,17 +58,21 @@ class Overrides:
     precision: str | None = None
     seed: int | None = None
     settings: tuple[str, ...] = ()
+    zero_stage: int | None = None
+    epochs: int | None = None
+    num_images: int | None = None
+
+    def given(self) -> list[Given]:
+        """Return what the flags give, --set last."""
+        flags = {name: getattr(self, name) for name in KEYS}
+        named = [Given(f"--{name} {value}", KEYS[name], value) for name, value in flags.items() if value is not None]
+        return [*named, *(Given(f"--set {text}", *setting(text)) for text in self.settings)]
 
     def values(self) -> dict[str, Any]:
-        """Return the values to put into the JSON, by key path; None deletes."""
-        flags = {
-            "train_batch_size": self.global_batch,
-            "train_micro_batch_size_per_gpu": self.micro_batch,
-            "lbsgd.augmentation.resolution": self.resolution,
-            "lbsgd.seed": self.seed,
-        }
-        given = {key: value for key, value in flags.items() if value is not None}
-        return given | dict(map(setting, self.settings))
+        """Return the values to put into the JSON, by key path; None deletes. ConfigError where two flags disagree."""
+        given = self.given()
+        require_agreement(given)
+        return {key: value for _, key, value in given}
 
     def divide_otherwise(self) -> bool:
         """Whether they change the batch sizes, so that the JSON's number of passes no longer holds."""
@@ -68,6 +96,20 @@ def setting(text: str) -> tuple[str, Any]:
     return key, parsed
 
 
+def require_agreement(given: Iterable[Given]) -> None:
+    """Raise ConfigError where two flags give different values to one key, or to a block and to a key inside it."""
+    for one, other in itertools.combinations(given, 2):
+        block, inner = sorted((one, other), key=lambda each: len(each.key))
+        if f"{inner.key}.".startswith(f"{block.key}.") and value_inside(block, inner.key) != inner.value:
+            raise ConfigError(f"{one.flag} and {other.flag} disagree about {inner.key}; leave one of them out")
+
+
+def value_inside(given: Given, key: str) -> Any:
+    """Return what a flag gives to its own key path, or to one inside its block."""
+    rest = key.removeprefix(given.key).removeprefix(".")
+    return get(given.value, rest) if rest else given.value
+
+
 def is_strict(value: Any) -> bool:
     """Whether a parsed value is free of NaN and infinity, which JSON does not have."""
     if isinstance(value, (dict, list)):
@@ -82,9 +124,10 @@ def override(
 
     num_images is the size of the data at hand, by default the `lbsgd` block's own. A file's purpose and the paper's
     error are dropped where the run is no longer the file's.
-    Raises ConfigError where an override cannot be right, or sets a number that follows from others.
+    Raises ConfigError where overrides disagree, cannot be right, or set a number that follows from others.
     """
     values = overrides.values()
+    require_images(values, num_images)
     changed = copy.deepcopy(dict(config))
     if overrides.precision:
         set_precision(changed, overrides.precision)
@@ -108,6 +151,15 @@ def apply(values: Mapping[str, Any], num_images: int | None, config: dict[str, A
     config.pop("gradient_accumulation_steps", None)
 
 
+def require_images(values: Mapping[str, Any], num_images: int | None) -> None:
+    """Raise ConfigError where an override gives another number of images than there are."""
+    key = KEYS["num_images"]
+    if num_images and values.get(key, num_images) != num_images:
+        raise ConfigError(
+            f"--set {key}={json.dumps(values[key])} disagrees with the {num_images} images of the data; leave it out"
+        )
+
+
 def require_precision(config: Mapping[str, Any], asked: str | None) -> None:
     """Raise ConfigError where --set chose another precision than --precision did."""
     found = precision_of(config)
@@ -120,9 +172,10 @@ def require_kept(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         found = get(config, key)
         if found != value and not (is_number(value) and is_close(found, value)):
+            source = "train_batch_size" if key.startswith("lbsgd.warmup") else "lbsgd.linear_scaling.base_lr"
             raise ConfigError(
                 f"--set {key}={json.dumps(value)}: this number follows from the others, which make it "
-                f"{json.dumps(found)}; set those instead, such as lbsgd.linear_scaling.base_lr"
+                f"{json.dumps(found)}; set those instead, such as {SOURCES.get(key, source)}"
             )
 
 

@@ -18,13 +18,21 @@ def precision_of(config: Mapping[str, Any]) -> str:
 
 
 def set_precision(config: dict[str, Any], precision: str) -> None:
-    """Switch a JSON's blocks to fp32, bf16 or fp16; fp16 raises the ZeRO stage to 1, because stage 0 does not train."""
+    """Switch a JSON's blocks to fp32, bf16 or fp16.
+
+    fp16 raises the ZeRO stage to 1, because stage 0 does not train; bf16 sets it to 0, because ZeRO rounds gradients to
+    bfloat16 before it adds them up.
+    """
     if precision_of(config) == precision:
         return
     for block in ("fp16", "bf16", "torch_autocast"):
         config.pop(block, None)
     if precision == "bf16":
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+        zero = config.setdefault("zero_optimization", {})
+        zero["stage"] = 0
+        if zero.get("compute_grad_norm") is False:  # which stage 0 refuses
+            del zero["compute_grad_norm"]
     if precision == "fp16":
         config["fp16"] = {"enabled": True, "auto_cast": True}
         zero = config.setdefault("zero_optimization", {})

@@ -20,7 +20,9 @@ if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find that by itself, with a warning
 
 import deepspeed
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.lr_schedules import WarmupLR
+from deepspeed.runtime.zero.utils import ZeRORuntimeException
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_grad,
@@ -28,7 +30,6 @@ from deepspeed.utils import (
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
 )
-from pydantic import ValidationError
 from torch.distributed import HashStore, PrefixStore, Store
 
 from lbsgd.algorithm.fused_blocks import fuse_blocks
@@ -39,11 +40,12 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
-from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config
+from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config, refusal, require_passes
 from lbsgd.train.kernels import lay_out, norm_implementation
 from lbsgd.train.loss_scale import grow_after_the_update
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
+REFUSALS = (ValueError, AssertionError, NotImplementedError, ImportError, DeepSpeedConfigError, ZeRORuntimeException)
 
 
 class LinearScalingWarmupLR(WarmupLR):
@@ -163,19 +165,17 @@ def initialize(
 def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.DeepSpeedEngine, LinearScalingWarmupLR]:
     """Return DeepSpeed's engine and its scheduler for a plan. Raises ConfigError for what DeepSpeed refuses."""
     lay_out(model, torch.contiguous_format)  # DeepSpeed cannot send weights in channels_last to other processes
+    optimizer, config = build_optimizer(model, plan), deepspeed_config(plan)
     try:
         engine, _, _, scheduler = deepspeed.initialize(
             model=model,
-            optimizer=build_optimizer(model, plan),
-            config=deepspeed_config(plan),
+            optimizer=optimizer,
+            config=config,
             lr_scheduler=lambda optimizer: LinearScalingWarmupLR(optimizer, plan.schedule),
         )
-    except ValidationError as error:  # an unknown key or a wrong value in a block that DeepSpeed checks itself
-        [details, *_] = error.errors()
-        raise ConfigError(
-            f"{plan.name}: DeepSpeed refuses {'.'.join(map(str, details['loc']))} in its {error.title}: "
-            f"{details['msg']}; correct or delete it"
-        ) from error
+    except REFUSALS as error:
+        raise refusal(plan, error) from error
+    require_passes(engine.gradient_accumulation_steps(), plan)
     if plan.zero_stage == 0:
         lay_out(engine.module)  # ZeRO flattens weights, and would lose their layout
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.

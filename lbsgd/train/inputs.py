@@ -1,16 +1,18 @@
-"""What a plan makes of a network and gives to DeepSpeed: per-worker batch norms, the optimizer and the JSON."""
+"""What a plan makes of a network and gives to DeepSpeed, batch norms, optimizer and JSON; and what of it is refused."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
 
 
 def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implementation = "loop") -> None:
@@ -43,5 +45,34 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     if plan.zero_stage in (1, 2) and not config.get("gradient_clipping") and "offload_optimizer" not in zero:
         # Nobody reads the norm, but for it each update waits for the device, and skips gradients that are NaN unsaid.
         zero.setdefault("compute_grad_norm", False)
-    # Its throughput timer waits for the GPU at every pass.
-    return {"timers": {"throughput": {"enabled": False}}, **config, "zero_optimization": zero}
+    timers = config.get("timers", {})
+    # Its throughput timer, on where nobody says otherwise, waits for the GPU at every pass.
+    throughput = {"enabled": False, **timers.get("throughput", {})}
+    return {**config, "timers": {**timers, "throughput": throughput}, "zero_optimization": zero}
+
+
+def refusal(plan: Plan, error: Exception) -> ConfigError:
+    """Return what DeepSpeed refuses when it builds its engine, in one line and its own words."""
+    if isinstance(error, ValidationError):  # an unknown key or a wrong value in a block that DeepSpeed checks itself
+        [details, *_] = error.errors()
+        key = ".".join(map(str, details["loc"]))
+        return ConfigError(
+            f"{plan.name}: DeepSpeed refuses {key} in its {error.title}: {details['msg']}; correct or delete it"
+        )
+    words = " ".join(str(error).split())[:300] or "it does not say why"
+    if isinstance(error, ImportError):
+        return ConfigError(
+            f"{plan.name}: DeepSpeed lacks a package ({words}); install it, or delete the block that asks"
+        )
+    return ConfigError(
+        f"{plan.name}: DeepSpeed refuses the JSON ({type(error).__name__}: {words}); correct or delete what it names"
+    )
+
+
+def require_passes(passes: int, plan: Plan) -> None:
+    """Raise ConfigError where DeepSpeed would move the weights after another number of passes than the plan."""
+    if passes != plan.accumulation_steps:
+        raise ConfigError(
+            f"{plan.name}: DeepSpeed would move the weights after {passes:g} passes, and the plan after "
+            f"{plan.accumulation_steps}; delete the key that divides a network or a sequence among processes"
+        )

@@ -49,6 +49,15 @@ class Accepted:
         """The keys that are read one by one inside a block, which ignores all others."""
         return frozenset(path.partition(".")[2] for path in self.keys if path.startswith(f"{block}."))
 
+    def reads(self, key: str) -> bool:
+        """Whether a key at the top level, or one just inside a block of it, is read."""
+        block, _, inner = key.partition(".")
+        if not inner:
+            return key in self.top_level
+        if block in self.blocks:
+            return inner in self.field_names(self.blocks[block])
+        return inner in {path.partition(".")[0] for path in self.inside(block)}
+
     def optimizer(self, kind: Any, params: Any = None) -> Entry | None:
         """Return an optimizer: DeepSpeed's own in any case, torch's letter for letter, or in place of DeepSpeed's."""
         if not isinstance(kind, str):
@@ -103,14 +112,26 @@ def read(name: str) -> dict[str, Any]:
 def installed() -> str:
     """Return the installed version of DeepSpeed as 0.19; the newest known one where there is none, or an unknown."""
     try:
-        version = ".".join(importlib.metadata.version("deepspeed").split(".")[:2])
+        version = short(importlib.metadata.version("deepspeed"))
     except importlib.metadata.PackageNotFoundError:
         return NEWEST
     return version if version in VERSIONS else NEWEST
 
 
+@lru_cache(maxsize=1024)
+def first_to_read(key: str, version: str) -> str | None:
+    """Return the first version after one, such as 0.16.9, that reads a key; None where no later one does."""
+    later = VERSIONS[VERSIONS.index(short(version)) + 1 :]
+    return next((each for each in later if accepted(each).reads(key)), None)
+
+
+def short(version: str) -> str:
+    """Return 0.16 for 0.16.9."""
+    return ".".join(version.split(".")[:2])
+
+
 @lru_cache
 def top_level_keys(version: str) -> frozenset[str]:
     """Return the keys that are read at the top level."""
-    one = accepted(".".join(version.split(".")[:2]))
+    one = accepted(short(version))
     return frozenset(path for path in (*one.keys, *one.blocks) if "." not in path) | PROGRAM_KEYS

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
+from lbsgd.config.accepted.values import as_bool
 from lbsgd.config.checks.deepspeed_keys import similar
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
@@ -101,6 +103,46 @@ def summed_gradients(json: Document) -> Iterator[Hit]:
 
 
 @rule(
+    "D89",
+    "gradients summed where DeepSpeed cannot sum",
+    plain="error",
+    why="DeepSpeed sums gradients at ZeRO stages 0 to 2 only. It refuses gradient_allreduce_op sum at stage 3, beside "
+    "ZenFlow and beside DeepCompile.",
+    fix="delete it, and multiply the learning rate by the number of processes",
+    example={"zero_optimization": {"stage": 3}, "gradient_allreduce_op": "sum"},
+)
+def sum_that_is_refused(json: Document) -> Iterator[Hit]:
+    key = "gradient_allreduce_op"
+    beside = {
+        "at ZeRO stage 3": json.stage == 3,
+        "beside ZenFlow": json.get("zero_optimization.zenflow") is not None,
+        "beside DeepCompile": as_bool(json.get("compile.deepcompile", False)),
+    }
+    where = [words for words, stands in beside.items() if stands]
+    if str(json.get(key)).lower() == "sum" and where and json.since("0.19"):
+        yield Hit(key, f"is {shown(json.get(key))} {where[0]}")
+
+
+@rule(
+    "D88",
+    "gradients that ZeRO rounds under autocast",
+    lbsgd="warning",
+    plain="note",
+    why="Under torch_autocast ZeRO reduces the gradients of convolutions and linear layers in the autocast's 16 bits, "
+    "which rounds every one before it is added to the others. At stage 0 they are reduced in float32. Beside "
+    "lbsgd.aggregation DeepSpeed reduces at stage 1 by itself, and lbsgd's algorithms stand still.",
+    fix="set it to 0, as `--precision bf16` does",
+    example={"fp16": None, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}, "zero_optimization": {"stage": 1}},
+)
+def rounded_by_zero(json: Document) -> Iterator[Hit]:
+    alone = json.enabled("torch_autocast") and not (json.enabled("fp16") or json.enabled("bf16"))  # else D15
+    rounds = json.get("torch_autocast.lower_precision_safe_modules") != [] and json.since("0.17")
+    dtype = json.get("torch_autocast.dtype", "bfloat16")
+    if alone and rounds and json.stage and dtype not in NAMES_OF_TYPES["fp16"]:  # which D14 refuses
+        yield Hit("zero_optimization.stage", f"is {json.stage} under torch_autocast: ZeRO reduces gradients in {dtype}")
+
+
+@rule(
     "D22",
     "gradients rounded for communication",
     lbsgd="error",
@@ -151,11 +193,12 @@ def scaled_before_reduction(json: Document) -> Iterator[Hit]:
 
 @rule(
     "D35",
-    "another type for gradients at stage 0",
+    "a type for gradients that DeepSpeed cannot use",
     lbsgd="error",
     plain="error",
-    why="Without ZeRO the gradients have the type of the weights; DeepSpeed refuses any other type at the start.",
-    fix="delete it, or use ZeRO stage 1",
+    why="Without ZeRO the gradients have the type of the weights; DeepSpeed refuses any other type at the start, apart "
+    "from float32 beside bf16 before 0.18. ZeRO adds gradients up in any type that DeepSpeed knows by name.",
+    fix="delete it, or use ZeRO stage 1 and fp32, bf16 or fp16",
     example={
         "fp16": None,
         "zero_optimization": {"stage": 0},
@@ -164,12 +207,20 @@ def scaled_before_reduction(json: Document) -> Iterator[Hit]:
     },
 )
 def gradient_type(json: Document) -> Iterator[Hit]:
+    key = "data_types.grad_accum_dtype"
     weights = "fp16" if json.enabled("fp16") else "bf16" if json.enabled("bf16") else "fp32"
-    given = json.get("data_types.grad_accum_dtype")
-    if json.stage == 0 and given is not None and given not in NAMES_OF_TYPES[weights]:
-        said = f"is not {weights}, and stage 0 knows one type for both"
-        correction = json.beside_intent({"data_types.grad_accum_dtype": DELETE})
-        yield Hit("data_types.grad_accum_dtype", said, correction=correction)
+    given, correction = json.get(key), json.beside_intent({key: DELETE})
+    copied = NAMES_OF_TYPES["fp32"] if weights == "bf16" and not json.since("0.18") else ()
+    if json.stage == 0 and given is not None and given not in (*NAMES_OF_TYPES[weights], *copied):
+        yield Hit(key, f"is not {weights}, and stage 0 knows one type for both", correction=correction)
+    if json.stage and given not in (None, "auto", *types_of_sums(json)):
+        yield Hit(key, f"is {shown(given)}, in which DeepSpeed adds no gradients up", correction=correction)
+
+
+def types_of_sums(json: Document) -> tuple[str, ...]:
+    """Return the names of the types in which ZeRO adds gradients up; 0.19 no longer does in int8 at stage 1."""
+    int8 = () if json.stage == 1 and json.since("0.19") else ("int8", "torch.int8")
+    return (*itertools.chain(*NAMES_OF_TYPES.values()), *int8)
 
 
 RULES = (
@@ -177,6 +228,8 @@ RULES = (
     unresolvable_batch,
     report_interval,
     summed_gradients,
+    sum_that_is_refused,
+    rounded_by_zero,
     rounded_communication,
     update_after_every_pass,
     scaled_before_reduction,

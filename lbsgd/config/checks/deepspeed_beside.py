@@ -13,7 +13,7 @@ from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_number, shown
 
-FACTOR, LR = "gradient_predivide_factor", "optimizer.params.lr"
+FACTOR, LR, BETAS = "gradient_predivide_factor", "optimizer.params.lr", "optimizer.params.betas"
 GAMMA, POWER = "scheduler.params.gamma", "scheduler.params.power"
 TRIED = 50  # updates of a trial: what fails later was not seen
 REPLACING = ("OneCycle", "LRRangeTest", "OneCycleLR", "CyclicLR")  # schedulers that never read the first lr
@@ -33,6 +33,7 @@ def is_taken_beside(json: Document, key: str) -> bool:
     return (
         (key == FACTOR and not reads_factor(json))
         or (key == LR and is_replaced(json))
+        or (key == BETAS and is_cycled(json))
         or (key == POWER and is_power_of_no_zero(json))
     )
 
@@ -57,6 +58,14 @@ def is_replaced(json: Document) -> bool:
     optimizer = str(json.get("optimizer.type")).lower()
     own = optimizer in json.accepted.optimizers and optimizer != "adagrad"  # which is torch's, and looks at it
     return (warms_up or kind in REPLACING) and own and not json.block("optimizer.params").get("torch_adam")
+
+
+def is_cycled(json: Document) -> bool:
+    """Whether OneCycle writes over the betas of an optimizer of DeepSpeed's before anything reads them."""
+    kind, params = str(json.get("optimizer.type")).lower(), json.block("optimizer.params")
+    own = kind in ("adam", "adamw", "lamb", "lion") and not params.get("torch_adam")
+    cycles = json.get("scheduler.type") == "OneCycle" and json.get("scheduler.params.cycle_momentum", True)
+    return bool(own and cycles) and not copies_weights_itself(json)
 
 
 def is_power_of_no_zero(json: Document) -> bool:

@@ -28,9 +28,28 @@ def nearest(key: str, known: frozenset[str]) -> str:
     return f"did you mean {near}?" if near else "delete it"
 
 
-def unknown_at_the_top(json: Document) -> list[str]:
+def unread_at_the_top(json: Document) -> list[str]:
     """Return the keys at the top level that DeepSpeed neither reads nor refuses."""
     return [key for key in json.config if key not in json.accepted.top_level | json.accepted.removed]
+
+
+def unknown_at_the_top(json: Document) -> list[str]:
+    """Return those of them that no later version reads either (D87)."""
+    return [key for key in unread_at_the_top(json) if "." in key or not json.reader_to_come(key)]
+
+
+def lax_blocks(json: Document) -> Iterator[tuple[str, list[str]]]:
+    """Yield each block whose keys DeepSpeed looks up one by one, and the keys in it that it never looks at."""
+    for name in (*OPTIMIZER_BLOCKS, *block_names(json)):
+        known = known_inside(json, name)
+        if known and name not in json.accepted.blocks and name not in NOT_JUDGED:
+            yield name, sorted(set(json.block(name)) - known)
+
+
+def known_inside(json: Document, name: str) -> frozenset[str]:
+    """Return the keys that are looked up just inside a block."""
+    known = frozenset(key.partition(".")[0] for key in json.accepted.inside(name))
+    return known | {"type", "params"} if name in OPTIMIZER_BLOCKS else known
 
 
 def is_off(value: object) -> bool:
@@ -84,15 +103,16 @@ def removed_key(json: Document) -> Iterator[Hit]:
     example={"train_batchsize": 8192},
 )
 def misspelt_key(json: Document) -> Iterator[Hit]:
-    for key in unknown_at_the_top(json):
-        if near := meant(json, key):
-            taken = near in json.config or "." in key or not fits(json, near, json.config[key])
-            yield Hit(
-                key,
-                "is an unknown key, which DeepSpeed ignores in silence",
-                f"did you mean {near}?",
-                None if taken else {key: DELETE, near: json.config[key]},
-            )
+    meanings = {key: near for key in unknown_at_the_top(json) if (near := meant(json, key))}
+    for key, near in meanings.items():
+        rivals = near in json.config or list(meanings.values()).count(near) > 1
+        taken = rivals or "." in key or not fits(json, near, json.config[key])
+        yield Hit(
+            key,
+            "is an unknown key, which DeepSpeed ignores in silence",
+            f"did you mean {near}?",
+            None if taken else {key: DELETE, near: json.config[key]},
+        )
 
 
 @rule(
@@ -156,10 +176,13 @@ def unknown_key_in_strict_block(json: Document) -> Iterator[Hit]:
         for path, inner in unknown_fields(accepted.models, model, json.block(name)):
             if name == "zero_optimization" and path in accepted.removed_zero:
                 continue
-            key = path.rpartition(".")[2]
+            key, known = path.rpartition(".")[2], accepted.field_names(inner)
             message = "is an unknown key, which DeepSpeed refuses when it starts"
-            correction = json.beside_intent({f"{name}.{path}": DELETE}) if path == key else None
-            yield Hit(f"{name}.{path}", message, nearest(key, accepted.field_names(inner)), correction)
+            later = json.reader_to_come(f"{name}.{path}")
+            fix = f"use DeepSpeed {later} or newer, or delete it" if later else nearest(key, known)
+            only_deleted = path == key and not later and not similar(key, known)
+            correction = json.beside_intent({f"{name}.{path}": DELETE}) if only_deleted else None
+            yield Hit(f"{name}.{path}", message, fix, correction)
 
 
 @rule(
@@ -173,14 +196,11 @@ def unknown_key_in_strict_block(json: Document) -> Iterator[Hit]:
     example={"checkpoint": {"async_save": True}},
 )
 def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
-    for name in (*OPTIMIZER_BLOCKS, *block_names(json)):
-        known = frozenset(key.partition(".")[0] for key in json.accepted.inside(name))
-        known |= {"type", "params"} if name in OPTIMIZER_BLOCKS else set()
-        if not known or name in json.accepted.blocks or name in NOT_JUDGED:
-            continue
-        for key in sorted(set(json.block(name)) - known):
-            message = "is an unknown key, which DeepSpeed ignores in silence"
-            yield Hit(f"{name}.{key}", message, nearest(key, known))
+    message = "is an unknown key, which DeepSpeed ignores in silence"
+    for name, unknown in lax_blocks(json):
+        for key in unknown:
+            if not json.reader_to_come(f"{name}.{key}"):
+                yield Hit(f"{name}.{key}", message, nearest(key, known_inside(json, name)))
 
 
 @rule(

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from typing import Any
 
+from lbsgd.config.accepted.values import as_bool
+from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -12,7 +15,7 @@ from lbsgd.config.keypath import shown
 
 BLOCKS = ("torch_autocast", "fp16", "bf16")
 AUTOCAST_KEYS = frozenset("enabled dtype lower_precision_safe_modules".split())
-FLOAT16 = ("float16", "torch.float16", "fp16", "half")
+FLOAT16 = NAMES_OF_TYPES["fp16"]
 BFLOAT16 = ("bfloat16", "torch.bfloat16")
 
 
@@ -66,8 +69,9 @@ def images_not_cast(json: Document) -> Iterator[Hit]:
     "D57",
     "torch's batch norm with half-precision weights",
     plain="note",
-    why="fp16 and bf16 convert every weight, those of batch norm too. torch's BatchNorm then raises a "
-    "RuntimeError on a CPU and on contiguous GPU tensors.",
+    why="fp16 and bf16 convert every weight, those of batch norm too. DeepSpeed 0.19 leaves the running statistics in "
+    "float32, and torch's BatchNorm then raises a RuntimeError on a CPU and on contiguous GPU tensors. It works where "
+    "the statistics are rounded as well, as by earlier versions and by data_types.buffer_dtype.",
     fix="lbsgd.convert_batch_norm, or torch_autocast",
     example={
         "train_batch_size": 256,
@@ -77,9 +81,33 @@ def images_not_cast(json: Document) -> Iterator[Hit]:
 )
 def half_batch_norm(json: Document) -> Iterator[Hit]:
     on = [block for block in ("fp16", "bf16") if json.enabled(block)]
-    if on and json.is_sgd:
+    if on and json.is_sgd and json.since("0.19") and not rounds_statistics(json, on[0]):
         said = "makes weights half precision, and torch's BatchNorm then fails on a CPU and on contiguous GPU tensors"
         yield Hit(on[0], said)
+
+
+def rounds_statistics(json: Document, weights: str) -> bool:
+    """Whether batch norm's buffers get the type of its weights, all of them."""
+    kept = json.get("data_types.keep_in_fp32_modules")
+    return json.get("data_types.buffer_dtype") in NAMES_OF_TYPES[weights] and kept in (None, "auto", [])
+
+
+@rule(
+    "D94",
+    "images cast to float16 for weights that are not",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed casts images where fp16.auto_cast is true, whether fp16 is on or not, and float16 images meet other "
+    "weights in the first layer. Only torch_autocast takes them, rounded. Version 0.16 looks at enabled first.",
+    fix="delete it, or switch fp16 on",
+    example={"fp16": {"enabled": False}, "zero_optimization": {"stage": 0}},
+)
+def images_cast_alone(json: Document) -> Iterator[Hit]:
+    switch = json.get("fp16.enabled", False)
+    unclear = switch == "auto" or (not json.plain and type(switch) is not bool)  # D27
+    fits = unclear or json.enabled("fp16") or (json.plain and json.enabled("torch_autocast"))
+    if as_bool(json.get("fp16.auto_cast", False)) and not fits and json.since("0.17"):
+        yield Hit("fp16.auto_cast", "is true without fp16, so float16 images meet weights of another type")
 
 
 @rule(
@@ -92,11 +120,18 @@ def half_batch_norm(json: Document) -> Iterator[Hit]:
     example={"bf16": {"enabled": True}, "fp16": None},
 )
 def bfloat16_weights(json: Document) -> Iterator[Hit]:
-    autocast = {"enabled": True, "dtype": "bfloat16"}
     said = "keeps the weights themselves in bfloat16 and does not cast the images"
     for block in ("bf16", "bfloat16"):  # the second is DeepSpeed's old name
         if json.enabled(block):
-            yield Hit(block, said, correction={block: DELETE, "torch_autocast": autocast})
+            yield Hit(block, said, correction=as_autocast(json, block))
+
+
+def as_autocast(json: Document, block: str) -> dict[str, Any] | None:
+    """Return the correction to autocast, None where another precision is on, too, or autocast is to another type."""
+    dtype = json.get("torch_autocast.dtype", "bfloat16")
+    if json.enabled("fp16") or json.enabled("torch_autocast") or dtype not in BFLOAT16:
+        return None
+    return {"torch_autocast.enabled": True, "torch_autocast.dtype": dtype, block: DELETE}
 
 
 @rule(
@@ -150,24 +185,6 @@ def rounded_buffers(json: Document) -> Iterator[Hit]:
 
 
 @rule(
-    "D36",
-    "master weights in half precision",
-    lbsgd="error",
-    plain="error",
-    why="DeepSpeed keeps master weights in half precision for its own Adam on the CPU only, under offload. With "
-    "any other optimizer an assertion fails at the start.",
-    fix="delete it",
-    example={"fp16": {"fp16_master_weights_and_grads": True}},
-)
-def half_master_weights(json: Document) -> Iterator[Hit]:
-    for key in ("fp16.fp16_master_weights_and_grads", "bf16.bf16_master_weights_and_grads"):
-        if json.get(key, False) is not False:
-            yield Hit(
-                key, "works with Adam on the CPU under offload only", correction=json.beside_intent({key: DELETE})
-            )
-
-
-@rule(
     "D42",
     "skipped updates that nobody sees",
     plain="note",
@@ -189,10 +206,10 @@ RULES = (
     unknown_autocast_key,
     images_not_cast,
     half_batch_norm,
+    images_cast_alone,
     bfloat16_weights,
     float16_autocast,
     two_precisions,
     rounded_buffers,
-    half_master_weights,
     unseen_overflow,
 )

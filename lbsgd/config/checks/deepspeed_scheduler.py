@@ -177,7 +177,7 @@ def warmup_steps(json: Document) -> Iterator[Hit]:
     key, entry = f"{PARAMS}.warmup_num_steps", json.accepted.scheduler(warmup_of(json))
     steps = json.get(key, 1000)
     if entry and steps != "auto" and not takes(entry["params"]["warmup_num_steps"], steps):
-        whole = {key: int(steps)} if is_number(steps) and steps >= 1 else None
+        whole = {key: int(steps)} if is_number(steps) and steps >= 1 and steps == int(steps) else None
         yield Hit(key, f"is {shown(steps)}, and DeepSpeed wants a whole number", correction=whole)
 
 

@@ -101,12 +101,19 @@ def partial_offload(json: Document) -> Iterator[Hit]:
 @rule(
     "D81",
     "a strategy or an interval that ZenFlow does not know",
-    lbsgd="error",
     plain="error",
     why='ZenFlow\'s strategies are "auto", "step" and "epoch", and its intervals are whole numbers or "auto". '
     "DeepSpeed refuses anything else at the start, and 0.19 an update_interval below 1 as well.",
     fix='use "auto"',
-    example={"zero_optimization": {"zenflow": {"select_strategy": "x"}}},
+    example={
+        "zero_optimization": {
+            "stage": 2,
+            "overlap_comm": True,
+            "reduce_bucket_size": 1000,
+            "offload_optimizer": {"device": "cpu"},
+            "zenflow": {"select_strategy": "x"},
+        }
+    },
 )
 def unknown_zenflow(json: Document) -> Iterator[Hit]:
     zenflow = json.block(ZENFLOW)

@@ -1,15 +1,21 @@
-"""Rules about ZeRO, and about what makes every iteration wait (Sec. 4)."""
+"""Rules about ZeRO: its stages, its buckets, and what it moves to the CPU (Sec. 4)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
+from lbsgd.config.accepted.values import as_bool, as_whole_number
+from lbsgd.config.checks.deepspeed_beside import copies_weights_itself
+from lbsgd.config.checks.deepspeed_values import numbers_meant
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_number, shown
 
-STAGE, BUCKET, OFFLOAD = (f"zero_optimization.{key}" for key in ("stage", "reduce_bucket_size", "offload_optimizer"))
+ZERO = "zero_optimization"
+STAGE, BUCKET, GATHERED = (f"{ZERO}.{key}" for key in ("stage", "reduce_bucket_size", "allgather_bucket_size"))
+OLD_NAMES = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}
 DEFAULT_BUCKET = 5e8  # of DeepSpeed, in elements
 RESNET50_BUCKET = 6_000_000  # a fourth of its 25.6 million parameters
 LARGEST_BUCKET = 25_000_000
@@ -37,7 +43,8 @@ def unusable_stage(json: Document) -> Iterator[Hit]:
     "D50",
     "keys without effect at this ZeRO stage",
     plain="note",
-    why="The keys stage3_* and offload_param act at stage 3 only. At any other stage DeepSpeed ignores them.",
+    why="The keys stage3_* and offload_param, with its old name cpu_offload_param, act at stage 3 only. At any other "
+    "stage DeepSpeed ignores them.",
     fix="delete it, or use stage 3",
     example={
         "zero_optimization": {
@@ -49,10 +56,11 @@ def unusable_stage(json: Document) -> Iterator[Hit]:
     },
 )
 def idle_keys(json: Document) -> Iterator[Hit]:
-    idle = sorted(key for key in json.block("zero_optimization") if key.startswith("stage3_") or key == "offload_param")
+    weights = ("offload_param", OLD_NAMES["offload_param"])
+    idle = sorted(key for key in json.block(ZERO) if key.startswith("stage3_") or key in weights)
     if idle and json.stage in (0, 1, 2):
         others = f", nor have {len(idle) - 1} more keys" if len(idle) > 1 else ""
-        yield Hit(f"zero_optimization.{idle[0]}", f"has no effect at stage {json.stage}{others}")
+        yield Hit(f"{ZERO}.{idle[0]}", f"has no effect at stage {json.stage}{others}")
 
 
 @rule(
@@ -60,14 +68,20 @@ def idle_keys(json: Document) -> Iterator[Hit]:
     "SGD's state moved to the CPU",
     lbsgd="error",
     plain="warning",
-    why="Offload runs DeepSpeed's Adam on the CPU. SGD has one number per weight to move, 100 MB for ResNet-50, "
-    "and every iteration would wait for the CPU.",
+    why="Offload, once called cpu_offload and cpu_offload_param, runs DeepSpeed's Adam on the CPU. SGD has one number "
+    "per weight to move, 100 MB for ResNet-50, and every iteration would wait for the CPU.",
     fix="delete it",
     example={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
 )
 def offloaded_sgd(json: Document) -> Iterator[Hit]:
-    if json.is_sgd and json.get(f"{OFFLOAD}.device", "none") not in ("none", None):
-        yield Hit(OFFLOAD, "is made for Adam on the CPU; SGD's one state is small", correction={OFFLOAD: DELETE})
+    for name, old in OLD_NAMES.items() if json.is_sgd else ():
+        if json.plain and name == "offload_param":  # which moves the weights, at stage 3
+            continue
+        device = json.get(f"{ZERO}.{name}.device", "none")
+        switches = {name: device not in ("none", None), old: as_bool(json.get(f"{ZERO}.{old}", False))}
+        for key in (key for key, on in switches.items() if on):
+            said = "is made for Adam on the CPU; SGD's one state is small"
+            yield Hit(f"{ZERO}.{key}", said, correction={f"{ZERO}.{key}": DELETE})
 
 
 @rule(
@@ -81,7 +95,32 @@ def offloaded_sgd(json: Document) -> Iterator[Hit]:
 def bucket_size(json: Document) -> Iterator[Hit]:
     bucket = json.get(BUCKET, DEFAULT_BUCKET)
     if not is_number(bucket) or bucket < 1:
-        yield Hit(BUCKET, f"is {shown(bucket)}", correction={BUCKET: RESNET50_BUCKET})
+        yield Hit(BUCKET, f"is {shown(bucket)}", correction=bucket_meant(bucket))
+
+
+def bucket_meant(bucket: Any) -> dict[str, Any] | None:
+    """Return the correction to the whole number in a text, or of a word to ResNet-50's size; None for other numbers."""
+    numbers = list(numbers_meant(bucket))
+    if numbers or is_number(bucket):
+        whole = [int(number) for number in numbers if number >= 1 and number == int(number)]
+        return {BUCKET: whole[0]} if whole else None
+    return {BUCKET: RESNET50_BUCKET}
+
+
+@rule(
+    "D95",
+    "an allgather bucket of an odd number of elements",
+    lbsgd="error",
+    plain="error",
+    why="ZeRO stages 1 and 2 gather weights from addresses that are multiples of 4 bytes, two float16 numbers. An "
+    "assertion fails at the start where allgather_bucket_size is odd.",
+    fix="give an even number",
+    example={"zero_optimization": {"allgather_bucket_size": 30_000_001}},
+)
+def odd_bucket(json: Document) -> Iterator[Hit]:
+    size = as_whole_number(json.get(GATHERED, 0))
+    if size is not None and size > 0 and size % 2 and json.stage in (1, 2) and not copies_weights_itself(json):
+        yield Hit(GATHERED, f"is {size} at ZeRO stage {json.stage}, which is odd")
 
 
 @rule(
@@ -102,7 +141,7 @@ def large_bucket(json: Document) -> Iterator[Hit]:
             f"of {bucket:g} elements holds all gradients of a smaller network (ResNet-50 has 25.6 million), so none is "
             "reduced during back-propagation (Sec. 4)"
         )
-        yield Hit(BUCKET, said, correction={BUCKET: RESNET50_BUCKET})
+        yield Hit(BUCKET, said, correction={BUCKET: RESNET50_BUCKET} if json.get(BUCKET) is None else None)
 
 
 @rule(
@@ -138,48 +177,13 @@ def checkpoint_of_adam(json: Document) -> Iterator[Hit]:
             yield Hit(key, said, correction=json.beside_intent({key: DELETE}))
 
 
-@rule(
-    "D39",
-    "a measurement left switched on",
-    lbsgd="warning",
-    plain="warning",
-    why="These keys synchronise host and GPU in every pass, so the host can no longer queue work ahead.",
-    fix="delete it when you have measured",
-    example={"wall_clock_breakdown": True},
-)
-def measurement(json: Document) -> Iterator[Hit]:
-    for key in ("wall_clock_breakdown", "flops_profiler.enabled", "memory_breakdown"):
-        if json.get(key, False) is True:
-            yield Hit(key, "makes the host wait for the GPU in every pass", correction={key: DELETE})
-
-
-@rule(
-    "D40",
-    "autotuning instead of training",
-    lbsgd="error",
-    plain="error",
-    why="DeepSpeed's autotuner changes the batch sizes, runs short experiments and exits. It never trains the "
-    "network, and it knows nothing of the learning rate that belongs to a batch.",
-    fix="delete it to train",
-    example={"autotuning": {"enabled": True}},
-)
-def autotuning(json: Document) -> Iterator[Hit]:
-    if json.get("autotuning.enabled", False) is True:
-        yield Hit(
-            "autotuning",
-            "changes the batch sizes, measures and exits",
-            correction=json.beside_intent({"autotuning": DELETE}),
-        )
-
-
 RULES = (
     unusable_stage,
     idle_keys,
     offloaded_sgd,
     bucket_size,
+    odd_bucket,
     large_bucket,
     no_overlap,
     checkpoint_of_adam,
-    measurement,
-    autotuning,
 )

@@ -43,7 +43,13 @@ def severities(rule: Rule[Any]) -> str:
 def example(rule: Rule[Any]) -> str:
     """Return a rule's example as one text."""
     text = rule.example if isinstance(rule.example, str) else json.dumps(rule.example)
-    return text + (f" on {rule.processes} processes" if rule.processes > 1 else "")
+    return text + where(rule)
+
+
+def where(rule: Rule[Any]) -> str:
+    """Return on how many processes, or for which version, an example triggers its rule, where that matters."""
+    on = f" on {rule.processes} processes" if rule.processes > 1 else ""
+    return on + (f" for DeepSpeed {rule.version}" if rule.version else "")
 
 
 HEAD = """\
@@ -64,7 +70,8 @@ JSONs are looked at; `node_modules`, `.git` and virtual environments are not ent
 
 Every example triggers its own code and no other. It is laid over a file in the manner of a JSON merge patch: blocks are
 merged, `null` deletes a key. The file is `ds_configs/8k.json` where the rule applies beside an `lbsgd` block, else
-`{"train_batch_size": 256, "gradient_clipping": 0.0}`. (A plain optimizer block always brings the note D55 as well.)
+`{"train_batch_size": 256, "gradient_clipping": 0.0, "timers": {"throughput": {"enabled": false}}}`. (A plain optimizer
+block always brings the note D55 as well.)
 Codes that begin with L are looked for with `--for LIBRARY` only. Their examples are laid over the file that
 `lbsgd config --from ds_configs/8k.json --for LIBRARY --gpus 8` writes.
 """
@@ -84,7 +91,8 @@ def group(title: str, rules: tuple[Rule[Any], ...]) -> str:
 
 def entry(rule: Rule[Any]) -> str:
     """Return the entry of one rule: what it finds, why it hurts, an example, the fix."""
-    on = f" On {rule.processes} processes:" if rule.processes > 1 else ""
+    on = where(rule).strip()
+    on = f" {on[0].upper()}{on[1:]}:" if on else ""
     text = rule.example if isinstance(rule.example, str) else json.dumps(rule.example)
     said = f"*{rule.title}* ({severities(rule)})"
     return "\n".join(

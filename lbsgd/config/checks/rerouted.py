@@ -94,15 +94,16 @@ def bad_divisor(planned: Planned) -> Iterator[Hit]:
     "D64",
     "a network divided among processes",
     lbsgd="error",
-    why="lbsgd takes the mean over all processes. Where several of them share one network or one sequence, that mean "
-    "is another one.",
+    why="Where several processes share one network or one sequence, DeepSpeed divides the global batch among fewer of "
+    "them: it waits for more passes than planned before it moves the weights, and a mean over all processes is another "
+    "one.",
     fix="delete it: a ResNet fits on every GPU whole",
     example={"sequence_parallel_size": 2},
 )
 def divided_network(planned: Planned) -> Iterator[Hit]:
     for key in ONE_EACH:
-        if aggregates(planned) and planned.get(key) not in (None, 0, 1):
-            yield hit(key, f"is {shown(planned.get(key))}, and lbsgd aggregates over all processes alike")
+        if planned.get(key) not in (None, 0, 1):
+            yield hit(key, f"is {shown(planned.get(key))}, and lbsgd plans for processes that are all alike")
 
 
 @rule(

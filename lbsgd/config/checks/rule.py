@@ -29,7 +29,7 @@ class Rule(Generic[Subject]):
 
     example triggers this rule and no other: a JSON merge patch (null deletes) over ds_configs/8k.json where the rule
     applies to JSONs with an lbsgd block, else over a plain JSON without findings; or the text of a whole file.
-    processes is the number of processes on which it does.
+    processes is the number of processes on which it does, version the version of DeepSpeed: None is the newest.
     """
 
     code: str
@@ -40,6 +40,7 @@ class Rule(Generic[Subject]):
     fix: str
     example: Mapping[str, Any] | str
     processes: int
+    version: str | None
     look: Callable[[Subject], Iterable[Hit]]
 
     def severity(self, kind: Kind) -> Severity | None:
@@ -65,11 +66,12 @@ def rule(
     fix: str,
     example: Mapping[str, Any] | str,
     processes: int = 1,
+    version: str | None = None,
 ) -> Callable[[Callable[[Subject], Iterable[Hit]]], Rule[Subject]]:
     """Make a rule of the function below, which yields a hit for each place where it is broken."""
 
     def declare(look: Callable[[Subject], Iterable[Hit]]) -> Rule[Subject]:
-        return Rule(code, title, lbsgd, plain, why, fix, example, processes, look)
+        return Rule(code, title, lbsgd, plain, why, fix, example, processes, version, look)
 
     return declare
 

@@ -15,6 +15,11 @@ class UnstrictFile:
     reason: str
     readable: bool
 
+    @property
+    def problem(self) -> str:
+        """The reason as a message says it: a file that cannot be opened may well be JSON."""
+        return self.reason if self.reason.startswith("cannot be read") else f"is no strict JSON: {self.reason}"
+
 
 @rule(
     "J01",
@@ -28,7 +33,7 @@ class UnstrictFile:
 )
 def unreadable(file: UnstrictFile) -> Iterator[Hit]:
     if not file.readable:
-        yield Hit("file", f"is no strict JSON: {file.reason}")
+        yield Hit("file", file.problem)
 
 
 @rule(
@@ -38,7 +43,8 @@ def unreadable(file: UnstrictFile) -> Iterator[Hit]:
     why="DeepSpeed reads Hjson, with comments and without commas. Most other tools, Hugging Face's among them, "
     "read strict JSON only.",
     fix="correct it",
-    example='{"train_batch_size": 256, # images\n "gradient_clipping": 0.0}',
+    example='{"train_batch_size": 256, # images\n "gradient_clipping": 0.0,\n '
+    '"timers": {"throughput": {"enabled": false}}}',
 )
 def hjson(file: UnstrictFile) -> Iterator[Hit]:
     if file.readable:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lbsgd.config.accepted.schema import VERSIONS, Accepted, accepted
+from lbsgd.config.accepted.schema import VERSIONS, Accepted, accepted, first_to_read, short
 from lbsgd.config.accepted.values import as_bool, as_whole_number
 from lbsgd.config.checks.rule import Kind
 from lbsgd.config.keypath import block_of, enabled, get
@@ -32,8 +32,11 @@ class Document:
 
     def since(self, version: str) -> bool:
         """Whether it is for this version of DeepSpeed, or a later one; a file with an lbsgd block is judged anyway."""
-        judged = ".".join(self.accepted.version.split(".")[:2])
-        return not self.plain or VERSIONS.index(judged) >= VERSIONS.index(version)
+        return not self.plain or VERSIONS.index(short(self.accepted.version)) >= VERSIONS.index(version)
+
+    def reader_to_come(self, key: str) -> str | None:
+        """Return the first later version that reads a key of the top level, or one just inside a block of it."""
+        return first_to_read(key, self.accepted.version)
 
     def beside_intent(self, correction: Mapping[str, Any]) -> Mapping[str, Any] | None:
         """Return a correction that only an lbsgd block allows, because it changes what a plain JSON may mean."""

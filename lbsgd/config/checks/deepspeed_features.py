@@ -1,0 +1,75 @@
+"""Rules about features of DeepSpeed for other kinds of training, and about what such a feature needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbsgd.config.accepted.values import as_bool
+from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import shown
+
+ZENFLOW, HYBRID = "zero_optimization.zenflow", "hybrid_engine.enabled"
+NEEDED = {  # the keys without which a feature fails where it is on; the last three are gone in 0.19
+    "data_efficiency.data_sampling.curriculum_learning": ("curriculum_metrics",),
+    "data_efficiency.data_sampling.dynamic_batching": ("max_tokens",),
+    "data_efficiency.data_routing.random_ltd": ("total_layer_num",),
+    "elasticity": ("max_train_batch_size", "micro_batch_sizes"),
+    "curriculum_learning": ("min_difficulty", "max_difficulty", "schedule_type"),
+    "progressive_layer_drop": ("theta", "gamma"),
+}
+
+
+@rule(
+    "D91",
+    "an engine for another kind of training",
+    lbsgd="error",
+    why="ZenFlow updates a part of the weights at once and the others later, on the CPU: no longer one update per kn "
+    "images. The hybrid engine turns between training a language model and generating text with it.",
+    fix="delete it",
+    example={"hybrid_engine": {"enabled": True}},
+)
+def other_engine(json: Document) -> Iterator[Hit]:
+    if json.get(ZENFLOW) is not None:
+        yield Hit(ZENFLOW, "updates a part of the weights later, on the CPU", correction={ZENFLOW: DELETE})
+    if as_bool(json.get(HYBRID, False)):
+        yield Hit(HYBRID, "is true, and builds an engine for language models", correction={"hybrid_engine": DELETE})
+
+
+@rule(
+    "D92",
+    "ZenFlow without offload",
+    plain="error",
+    why="ZenFlow divides the update between GPU and CPU. Without an offloaded optimizer DeepSpeed refuses it at ZeRO "
+    "stages 1 and 2, and at the others the weights do not move.",
+    fix='give "offload_optimizer": {"device": "cpu"}, or delete it',
+    example={"zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000, "zenflow": {}}},
+)
+def zenflow_alone(json: Document) -> Iterator[Hit]:
+    device = json.get("zero_optimization.offload_optimizer.device", "none")
+    offloaded = device not in ("none", None) or as_bool(json.get("zero_optimization.cpu_offload", False))
+    if isinstance(json.get(ZENFLOW), dict) and not offloaded and json.since("0.17"):
+        yield Hit(ZENFLOW, "is there without an offloaded optimizer")
+
+
+@rule(
+    "D93",
+    "a feature without what it needs",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed asks for the metrics of a curriculum, the tokens of a dynamic batch and the layers of random token "
+    "dropping wherever enabled is true, even where data_efficiency around it is off. Before 0.19 it asks the same of "
+    "elasticity, of the older curriculum_learning and of progressive_layer_drop.",
+    fix="give it, or set enabled to false",
+    example={"data_efficiency": {"data_sampling": {"dynamic_batching": {"enabled": True}}}},
+)
+def needy_feature(json: Document) -> Iterator[Hit]:
+    for name, needed in NEEDED.items():
+        block = json.block(name) if name not in json.accepted.removed else {}
+        missing = [key for key in needed if key not in block]
+        if block.get("enabled") and block["enabled"] != "auto" and missing:
+            yield Hit(f"{name}.{missing[0]}", f"is missing, and enabled is {shown(block['enabled'])}")
+
+
+RULES = (other_engine, zenflow_alone, needy_feature)

@@ -1,0 +1,83 @@
+"""The rule about ZeRO's master weights and optimizer states in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbsgd.config.accepted.values import as_bool
+from lbsgd.config.checks.deepspeed_beside import copies_weights_itself
+from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+
+FP16_MASTERS = "fp16.fp16_master_weights_and_grads"
+OFFLOAD = "zero_optimization.offload_optimizer.device"
+
+
+@rule(
+    "D36",
+    "master weights or optimizer states in half precision",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed keeps master weights in half precision under ZeRO only, for its own Adam on the CPU under offload; "
+    "in bfloat16 also together with bf16_optimizer_states, which needs them in turn. An assertion fails at the start "
+    "otherwise. Beside an lbsgd block all of them are refused, because small updates are rounded away.",
+    fix="delete it",
+    example={"fp16": {"fp16_master_weights_and_grads": True}},
+)
+def half_master_weights(json: Document) -> Iterator[Hit]:
+    masters, states = bf16_keys(json)
+    for key in (FP16_MASTERS, masters, states):
+        if json.plain:
+            why = fp16_refusal(json, masters) if key == FP16_MASTERS else bf16_refusal(json, key, masters, states)
+        else:
+            why = None if json.get(key, False) is False else "works with Adam on the CPU under offload only"
+        if why:
+            yield Hit(key, why, correction=json.beside_intent({key: DELETE}))
+
+
+def bf16_keys(json: Document) -> tuple[str, str]:
+    """Return the two keys of the block that DeepSpeed reads: bf16, or where it is not there its old name."""
+    block = "bfloat16" if json.get("bf16") is None else "bf16"
+    return f"{block}.bf16_master_weights_and_grads", f"{block}.bf16_optimizer_states"
+
+
+def is_on(json: Document, key: str) -> bool:
+    return as_bool(json.get(key, False))
+
+
+def fp16_refusal(json: Document, bf16_masters: str) -> str | None:
+    """Return why DeepSpeed refuses master weights in float16, None where it does not, or never reads the key."""
+    if not is_on(json, FP16_MASTERS) or not (json.since("0.17") or json.enabled("fp16")):
+        return None
+    stages = (1, 2, 3) if json.since("0.18") else (2,)
+    if json.stage is not None and json.stage not in stages:
+        return f"is true at ZeRO stage {json.stage}"
+    if copies_weights_itself(json):
+        return None
+    if json.since("0.18") and is_on(json, bf16_masters):
+        return f"is true together with {bf16_masters}"
+    return None if offloads_adam(json) else "is true, and works with Adam on the CPU under offload only"
+
+
+def bf16_refusal(json: Document, key: str, masters: str, states: str) -> str | None:
+    """Return why DeepSpeed refuses one of the two keys of bfloat16, None where it does not."""
+    if not is_on(json, key) or not json.since("0.18"):
+        return None
+    if json.stage == 0:
+        return "is true at ZeRO stage 0"
+    if key == states:
+        return None if is_on(json, masters) else f"is true, and needs {masters}"
+    alone = not (is_on(json, states) or offloads_adam(json) or copies_weights_itself(json))
+    return f"is true, and needs {states}, or Adam on the CPU under offload" if alone else None
+
+
+def offloads_adam(json: Document) -> bool:
+    """Whether DeepSpeed's own Adam runs on the CPU, or may: the program may bring it."""
+    kind = json.get("optimizer.type")
+    own = kind in (None, "auto") or str(kind).lower() in ("adam", "adamw")
+    offloaded = json.get(OFFLOAD, "none") not in ("none", None) or is_on(json, "zero_optimization.cpu_offload")
+    return own and offloaded
+
+
+RULES = (half_master_weights,)

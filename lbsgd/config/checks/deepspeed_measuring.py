@@ -1,0 +1,78 @@
+"""Rules about measurements left switched on, which make every iteration wait, and about tuning in place of training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from lbsgd.config.accepted.values import as_bool
+from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+
+TIMER = "timers.throughput"
+SWITCHES = ("wall_clock_breakdown", "flops_profiler.enabled", "memory_breakdown")
+
+
+@rule(
+    "D39",
+    "a measurement left switched on",
+    lbsgd="warning",
+    plain="warning",
+    why="These keys synchronise host and GPU in every pass, so the host can no longer queue work ahead; comms_logger "
+    "does so after every single collective call. The throughput timer does unless synchronized is false.",
+    fix="delete it when you have measured",
+    example={"wall_clock_breakdown": True},
+)
+def measurement(json: Document) -> Iterator[Hit]:
+    for key in SWITCHES:
+        if as_bool(json.get(key, False)):
+            yield Hit(key, "makes the host wait for the GPU in every pass", correction={key: DELETE})
+    if as_bool(json.get("comms_logger.enabled", False)):
+        said = "makes the host wait for the GPU after every collective call"
+        yield Hit("comms_logger.enabled", said, correction={"comms_logger": DELETE})
+    if as_bool(json.get(f"{TIMER}.enabled", False)) and synchronizes(json):
+        key, said = f"{TIMER}.enabled", "makes the host wait for the GPU before and after every pass"
+        yield Hit(key, said, "set it to false when you have measured", {key: False})
+
+
+@rule(
+    "D90",
+    "a throughput timer that nobody switched on",
+    plain="note",
+    why="DeepSpeed measures its throughput where the JSON says nothing, and synchronises host and GPU before and after "
+    "every pass to do so. The host can then queue no work ahead.",
+    fix='write "timers": {"throughput": {"enabled": false}}, or "synchronized": false in its place',
+    example={"timers": None},
+)
+def timer_by_default(json: Document) -> Iterator[Hit]:
+    if json.get(f"{TIMER}.enabled") is None and synchronizes(json):
+        said = "is true where the JSON does not say: the host waits for the GPU before and after every pass"
+        yield Hit(f"{TIMER}.enabled", said)
+
+
+def synchronizes(json: Document) -> bool:
+    """Whether the throughput timer waits for the GPU where it is on."""
+    return as_bool(json.get(f"{TIMER}.synchronized", True))
+
+
+@rule(
+    "D40",
+    "autotuning instead of training",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed's autotuner changes the batch sizes, runs short experiments and exits. It never trains the "
+    "network, and it knows nothing of the learning rate that belongs to a batch.",
+    fix="delete it to train",
+    example={"autotuning": {"enabled": True}},
+)
+def autotuning(json: Document) -> Iterator[Hit]:
+    switch = json.get("autotuning.enabled", False)
+    if switch and switch != "auto":
+        yield Hit(
+            "autotuning",
+            "changes the batch sizes, measures and exits",
+            correction=json.beside_intent({"autotuning": DELETE}),
+        )
+
+
+RULES = (measurement, timer_by_default, autotuning)
