@@ -17,6 +17,7 @@ from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
 from lbsgd.train.engine import start_processes
+from lbsgd.train.kernels import lay_out
 
 BOUND = 1e-5
 
@@ -218,6 +219,7 @@ def all_trained(seeds, micro_batch):
 def in_plain_pytorch(seed, halves, iterations=20):
     """The same by torch.optim.SGD; with halves, gradients are summed in the order of two processes."""
     network, ours = detector(seed), plan(1, 2)
+    lay_out(network)  # as the engine does: another layout rounds each convolution otherwise
     weights = [p for name, p in network.named_parameters() if p.requires_grad and not name.endswith("bias")]
     biases = [p for name, p in network.named_parameters() if p.requires_grad and name.endswith("bias")]
     sgd = torch.optim.SGD([{"params": weights, "weight_decay": 1e-4}, {"params": biases}], lr=0.1, momentum=0.9)
