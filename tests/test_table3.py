@@ -6,13 +6,14 @@ import pytest
 
 from lbsgd.commands.main import main
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.experiments import launch
+from lbsgd.experiments import launch, reproduce
 from lbsgd.experiments.answers import answers
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
-from lbsgd.experiments.checkout import ROOT
+from lbsgd.experiments.checkout import NOTE, ROOT, Checkout
 from lbsgd.experiments.grid import Job
 from lbsgd.experiments.launch import Machine, plan_of
 from lbsgd.experiments.reproduce import Request, require_inputs, require_together
+from lbsgd.report.groups import DIVERGED
 from lbsgd.report.measure import DETECTOR, described
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.run_log import RunLog
@@ -50,15 +51,27 @@ def request(folder, *studies):
 def test_a_backbone_that_is_not_there_is_named_with_the_command_that_makes_it(tmp_path):
     lost = "digits18/x1/seed0/weights.pt is not there, and x4_from_x1/seed0 needs it; "
     with pytest.raises(DataError, match=lost + "make it with `lbsgd reproduce figure1 digits18 --results"):
-        require_inputs(request(tmp_path, A))
+        require_inputs(request(tmp_path, A).jobs, tmp_path)
     (tmp_path / "runs/reproduce/digits18/x1/seed0").mkdir(parents=True)  # its published log alone, say
     with pytest.raises(DataError, match=lost + "delete .*x1/seed0, whose run ended elsewhere, and make it"):
-        require_inputs(request(tmp_path, A))
+        require_inputs(request(tmp_path, A).jobs, tmp_path)
     for job in request(tmp_path, A).jobs:
         for file in job.inputs(tmp_path).values():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.touch()
-    require_inputs(request(tmp_path, A))
+    require_inputs(request(tmp_path, A).jobs, tmp_path)
+
+
+def test_a_run_that_is_done_needs_its_backbone_no_more(tmp_path, monkeypatch):
+    asked = request(tmp_path, A)
+    *done, last = asked.jobs
+    for job in done:
+        job.folder(asked.grid).mkdir(parents=True)
+        (job.folder(asked.grid) / DIVERGED).touch()
+    (asked.grid / NOTE).touch()  # it goes on
+    monkeypatch.setattr(reproduce, "open_checkout", lambda *_: Checkout(tmp_path, "0123456789"))
+    with pytest.raises(DataError, match=f"and {last.name} needs it"):
+        reproduce.begin(asked)
 
 
 def test_detectors_and_classifiers_have_experiments_of_their_own(capsys):

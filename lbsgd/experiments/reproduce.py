@@ -125,8 +125,9 @@ def begin(request: Request) -> Checkout:
     for job in request.jobs:
         bring_back(job.folder(request.logs), job.folder(request.grid))
     print(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
-    if not all(launch.is_done(job.folder(request.grid)) for job in request.jobs):  # a report needs logs only
-        require_inputs(request)
+    waiting = [job for job in request.jobs if not launch.is_done(job.folder(request.grid))]
+    if waiting:  # a report needs logs only
+        require_inputs(waiting, request.work_dir)
         prepare(request, checkout)
     return checkout
 
@@ -170,10 +171,10 @@ def require_together(study: Study, data: DataSet) -> None:
         raise ConfigError(f"reproduce: {study.name} has nothing to run on {data.name}")
 
 
-def require_inputs(request: Request) -> None:
-    """Raise DataError for a file of another run that a row needs and that is not there."""
-    for job in request.jobs:
-        for file in job.inputs(request.work_dir).values():
+def require_inputs(jobs: Sequence[Job], work_dir: Path) -> None:
+    """Raise DataError for a file of another run that one of these needs and that is not there."""
+    for job in jobs:
+        for file in job.inputs(work_dir).values():
             if not file.exists():
                 elsewhere = f"delete {file.parent}, whose run ended elsewhere, and " if file.parent.exists() else ""
                 raise DataError(
