@@ -119,7 +119,7 @@ def test_where_deepspeed_must_reduce_auto_lets_it_and_a_demand_is_refused(stage,
     plan = Plan.read(config, 2)
     assert words in own_reduction(plan.config, plan.recipe)
     config["lbsgd"]["aggregation"] = {"between": "halving_doubling"}
-    with pytest.raises(ConfigError, match=f"lbsgd.aggregation.between: is halving_doubling, but .*{words}.*D65"):
+    with pytest.raises(ConfigError, match=f"lbsgd.aggregation.between is halving_doubling, but .*{words}.*D65"):
         Plan.read(config, 2)
 
 

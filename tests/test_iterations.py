@@ -75,9 +75,9 @@ def test_deepspeeds_own_blocks_have_the_numbers():
     "block, words",
     [
         ({"epochs": 12}, "two lengths: give one"),
-        ({"iterations": None}, "lbsgd.epochs: is missing"),
+        ({"iterations": None}, "lbsgd.epochs is missing"),
         ({"warmup": {"kind": "gradual", "epochs": 1}}, "has its warmup in iterations"),
-        ({"warmup": {"kind": "gradual"}}, "lbsgd.warmup.epochs: is missing"),
+        ({"warmup": {"kind": "gradual"}}, "lbsgd.warmup.epochs is missing"),
         ({"warmup": {"kind": "none", "iterations": 5}}, "does not go with 5 iterations"),
         ({"warmup": {"kind": "gradual", "epochs": 1, "scaled": True}}, "scaled is about iterations"),
         ({"decay": {"epochs": [9]}}, "has its decay in iterations"),

@@ -111,7 +111,7 @@ def test_inverse_weight_decay_is_checked_and_derived_from_its_base():
     config = edited(lbsgd__weight_decay=block, optimizer__params__weight_decay=0.0001 / 32)
     plan = Plan.read(config, 8, overrides=Overrides(global_batch=2048))
     assert plan.config["optimizer"]["params"]["weight_decay"] == pytest.approx(0.0001 / 8)
-    with pytest.raises(ConfigError, match=r"optimizer.params.weight_decay: is 0.0001, .* makes it 3.125e-06"):
+    with pytest.raises(ConfigError, match=r"optimizer.params.weight_decay is 0.0001, .* makes it 3.125e-06"):
         Plan.read(edited(lbsgd__weight_decay=block), 8)
 
 
@@ -182,13 +182,13 @@ WRONG = [
 def test_what_cannot_be_right_is_refused_with_its_key_and_the_numbers(changes, code, key, words):
     with pytest.raises(ConfigError) as caught:
         Plan.read(edited(**changes), world_size=8)
-    [line] = [line for line in str(caught.value).splitlines() if f": {key}: " in line and line.endswith(f"[{code}]")]
+    [line] = [line for line in str(caught.value).splitlines() if f": {key} " in line and line.endswith(f"[{code}]")]
     assert all(word in line for word in words), line
 
 
 def test_unknown_keys_that_resemble_none_and_doubtful_numbers_are_warnings():
     plan = Plan.read(edited(my_project={"x": 1}, zero_optimization__reduce_bucket_size=500_000_000), 8)
-    assert [line.split(":")[0] for line in plan.warnings] == ["my_project", "zero_optimization.reduce_bucket_size"]
+    assert [line.split()[0] for line in plan.warnings] == ["my_project", "zero_optimization.reduce_bucket_size"]
     config = edited(
         lbsgd__warmup={"kind": "none", "epochs": 0},
         scheduler__params__warmup_min_lr=3.2,
@@ -381,7 +381,7 @@ def test_a_diagnostic_changes_no_number_so_the_file_keeps_its_purpose():
     ],
 )
 def test_decays_that_leave_no_learning_rate_are_refused(settings):
-    with pytest.raises(ConfigError, match="lbsgd.decay: factor .* leaves no learning rate"):
+    with pytest.raises(ConfigError, match="lbsgd.decay factor .* leaves no learning rate"):
         Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=settings))
 
 
@@ -395,7 +395,7 @@ def test_a_warmup_that_rounds_to_nothing_is_none_and_warned_of():
     plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("lbsgd.warmup.epochs=0.001",)))
     assert plan.summary()["warmup"] == "none" and "η0" not in plan.summary()["learning rate"]
     [warning] = plan.warnings
-    assert "lbsgd.warmup.epochs: is 0.001, which is no iteration of 8192 images" in warning
+    assert "lbsgd.warmup.epochs is 0.001, which is no iteration of 8192 images" in warning
 
 
 def test_a_setting_equal_to_what_follows_is_accepted():

@@ -17,13 +17,13 @@ def warnings(**lbsgd):
 
 @pytest.mark.parametrize("epochs, missed", [(4, "30, 60, 80"), (30, "30, 60, 80"), (31, "60, 80"), (80, "80")])
 def test_decays_that_never_come_are_named(epochs, missed):
-    said = f"lbsgd.decay.epochs: has {missed}, but the run of {epochs} epochs ends before"
+    said = f"lbsgd.decay.epochs has {missed}, but the run of {epochs} epochs ends before"
     assert sum(said in line for line in warnings(epochs=epochs)) == 1
 
 
 @pytest.mark.parametrize("epochs, outlasts", [(4, True), (5, True), (6, False)])
 def test_a_warmup_that_outlasts_the_run_is_told(epochs, outlasts):
-    said = f"lbsgd.warmup.epochs: is 5, but the run has {epochs}: no update has the full learning rate"
+    said = f"lbsgd.warmup.epochs is 5, but the run has {epochs}: no update has the full learning rate"
     assert any(said in line for line in warnings(epochs=epochs)) is outlasts
 
 

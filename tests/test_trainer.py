@@ -196,7 +196,7 @@ def test_a_key_that_deepspeed_itself_refuses_is_one_line():
     config = recipe()
     config["zero_optimization"]["stge"] = 1
     with pytest.raises(
-        ConfigError, match="zero_optimization.stge: is an unknown key, which DeepSpeed refuses"
+        ConfigError, match="zero_optimization.stge is an unknown key, which DeepSpeed refuses"
     ) as caught:
         lbsgd.initialize(network(), config)
     assert "\n" not in str(caught.value)

@@ -33,7 +33,7 @@ class Finding:
     correction: Mapping[str, Any] | None = None
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.message}; {self.fix} [{self.code}]"
+        return f"{self.key} {self.message}; {self.fix} [{self.code}]"
 
 
 def refuse(where: str, findings: Iterable[Finding]) -> None:
