@@ -507,3 +507,18 @@ def signals_after_leaving():
 def test_after_the_run_signals_mean_what_they_did_before(tmp_path):
     ending = Ending(tmp_path, signals_after_leaving)
     assert (ending.code, ending.text) == (-signal.SIGTERM, "our own handler\n")
+
+
+@pytest.mark.parametrize("name, code", [("lbsgd peers", 0), ("somebody else's", 9)])
+def test_a_thread_of_ours_that_still_waits_makes_no_finished_run_fail(name, code):
+    """In torch's C++ code it would abort the process, whose exit code is -6 then; seen on a busy machine."""
+    script = (
+        "import sys, threading, time\n"
+        "from lbsgd.processes.ending import end_despite_threads\n"
+        f"threading.Thread(target=time.sleep, args=(60,), name={name!r}, daemon=True).start()\n"
+        "print('all is written')\n"
+        "end_despite_threads()\n"
+        "sys.exit(9)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (code, "all is written\n")

@@ -20,7 +20,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.config.precision import PRECISIONS
 from lbsgd.data.folder import ImageNetData, data_folder, open_data
 from lbsgd.errors import ConfigError, LbsgdError
-from lbsgd.processes.ending import end_before_joining, end_with_error
+from lbsgd.processes.ending import end_before_joining, end_despite_threads, end_with_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.processes.plain_letters import print_plain_letters_where_needed
@@ -62,6 +62,7 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
         start(task, request, started_by, begun)
     except LbsgdError as error:
         end_with_error(error)
+    end_despite_threads()
 
 
 class Request:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -55,6 +56,19 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
 
         tell_before_joining(processes, error)
     end_with_error(error, quiet=True)
+
+
+def end_despite_threads() -> None:
+    """End this process, all of whose work is done, if one of our threads still waits in torch's C++ code.
+
+    Python would abort there, with exit code -6: on a busy machine the store of the job may answer too late for a thread
+    to end in time.
+    """
+    if any(thread.name.startswith("lbsgd") for thread in threading.enumerate()):
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(0)
 
 
 def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
