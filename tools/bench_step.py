@@ -1,4 +1,4 @@
-"""What an update costs on a CPU: against a bare PyTorch loop, with checkpoints, with diagnostics, with real images.
+"""Measure what an update costs on a CPU: beside a bare PyTorch loop, with checkpoints, diagnostics and real images.
 
     python tools/bench_step.py [--data_dir DIR] [--rounds N]
 
@@ -21,7 +21,15 @@ sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
 from resnet18 import ResNet18  # noqa: E402  beside the path above
 
-from lbsgd.bench.contestants import our_step, our_trainer, plain_step, plan_for, with_batch_norm  # noqa: E402
+from lbsgd.bench.contestants import (  # noqa: E402
+    our_step,
+    our_trainer,
+    plain_step,
+    plan_for,
+    step_of,
+    with_batch_norm,
+    without_end,
+)
 from lbsgd.bench.feeding import fed, loader_for  # noqa: E402
 from lbsgd.bench.figure import mean_figure, ratio_figure  # noqa: E402
 from lbsgd.bench.rounds import in_turn, milliseconds  # noqa: E402
@@ -52,7 +60,8 @@ def with_checkpoints(given, rounds):
         trainer.save()
         trainer.saver.wait()
 
-    found = measured({"update": our_step(given, plan), "checkpoint": checkpoint}, rounds)
+    found = measured({"update": step_of(trainer, plan), "checkpoint": checkpoint}, rounds)
+    trainer.saver.close()
     return every_50th("a checkpoint every 50 iterations / none", found["update"], found["checkpoint"])
 
 
@@ -82,9 +91,10 @@ def waiting(given, rounds, data_dir):
     plan = plan_for(given, IMAGES, "fp32", num_images=data.train.num_images)
     trainer = our_trainer(given, plan)
     loader = loader_for(data.train, plan, trainer.engine.device, torch.get_num_threads())
-    waits, speeds = fed(trainer, loader, WARM_UP, rounds)
+    batches = without_end(loader.epoch)
+    fed(trainer, batches, WARM_UP)
+    waits, speed = fed(trainer, batches, rounds)
     loader.close()
-    speed = sorted(speeds)[len(speeds) // 2]
     return mean_figure("waiting for data", waits, unit="% of the time", beside=f"{speed:.0f} images/s")
 
 

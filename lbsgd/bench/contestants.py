@@ -94,7 +94,11 @@ def our_trainer(given: Settings, plan: Plan, compiled: bool = False) -> Trainer:
 
 def our_step(given: Settings, plan: Plan, compiled: bool = False) -> UpdateStep:
     """Return the trainer's own update, with all that it does beside computing: schedule, totals, the check for NaN."""
-    trainer = our_trainer(given, plan, compiled)
+    return step_of(our_trainer(given, plan, compiled), plan)
+
+
+def step_of(trainer: Trainer, plan: Plan) -> UpdateStep:
+    """Return the update of a trainer, from images that are on the device already."""
     batches = fake_images(plan, trainer.engine.device).epoch(0)
 
     def step() -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,9 +46,11 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     plan = plan_for(given, sizes.step_batch)
     trainer = our_trainer(given, plan)
     loader = loader_for(open_data(ffcv).train, plan, trainer.engine.device, cores)
-    waits, speeds = fed(trainer, loader, sizes.warm_up, sizes.fed_updates)
+    batches = without_end(loader.epoch)
+    fed(trainer, batches, sizes.warm_up)
+    say("the first updates are made")
+    waits, speed = fed(trainer, batches, sizes.fed_updates)
     loader.close()
-    speed = sorted(speeds)[len(speeds) // 2]
     decoder = "lbsgd's decoder" if library() else "FFCV's decoder, because lbsgd's is not compiled here"
     beside = f"{speed:.0f} images/s, {cores} cores, {decoder}"
     say(mean_figure("waiting for data", waits, unit="% of the time", goal=WAIT_GOAL, beside=beside))
@@ -62,11 +65,8 @@ def loader_for(train: BetonFile, plan: Plan, device: Any, threads: int) -> Train
     return TrainLoader(train, seed=0, threads=threads, share=Share(), pixels=pixels, **batches)
 
 
-def fed(trainer: Trainer, loader: TrainLoader, warm_up: int, num_updates: int) -> tuple[list[float], list[float]]:
-    """Return the share of the time that each window of updates waited, in per cent, and its images per second."""
-    batches = without_end(loader.epoch)
-    for _ in range(warm_up):
-        trainer.update(batches)
+def fed(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[list[float], float]:
+    """Make updates; return the share of its time that each window of them waited, in per cent, and the images/s."""
     waits, speeds = [], []
     per_window = max(1, num_updates // WINDOWS)
     for _ in range(num_updates // per_window):
@@ -78,7 +78,7 @@ def fed(trainer: Trainer, loader: TrainLoader, warm_up: int, num_updates: int) -
         took = trainer.clock.window_seconds
         waits.append(100 * trainer.clock.window_waited / took)
         speeds.append(per_window * trainer.plan.global_batch / took)
-    return waits, speeds
+    return waits, sorted(speeds)[len(speeds) // 2]
 
 
 def repeated(tar: Path, tree: Path, num_images: int) -> int:

@@ -5,6 +5,7 @@ Every command and recipe uses these, so that a number means the same everywhere.
 
 from __future__ import annotations
 
+import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
 
 from lbsgd.errors import ConfigError
@@ -42,22 +43,16 @@ def quantity(text: str) -> float:
 
 def at_least_zero(text: str) -> float:
     """A finite number of at least 0."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number < float("inf"):
+    number = finite(text)
+    if number is None or number < 0:
         raise ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return number
 
 
 def fraction(text: str) -> float:
     """A number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
+    number = finite(text)
+    if number is None or not 0 <= number <= 1:
         raise ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
     return number
 
@@ -78,11 +73,17 @@ def whole_number(text: str) -> int | None:
 
 
 def above_zero(text: str) -> float | None:
+    number = finite(text)
+    return number if number is not None and number > 0 else None
+
+
+def finite(text: str) -> float | None:
+    """The number that a text writes, None for any other text and for what is no number or infinite."""
     try:
         number = float(text)
     except ValueError:
         return None
-    return number if 0 < number < float("inf") else None
+    return number if math.isfinite(number) else None
 
 
 def add_settings(flags: Group) -> None:

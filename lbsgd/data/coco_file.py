@@ -17,7 +17,7 @@ LONGEST_SIDE = 10**6  # pixels; a longer one is a slip
 
 
 class ListedImage(NamedTuple):
-    """What the file says of an image."""
+    """An image as the file lists it."""
 
     id: Any
     file_name: str

@@ -1,4 +1,4 @@
-"""What a plan makes of a network and gives to DeepSpeed, batch norms, optimizer and JSON; and what of it is refused."""
+"""Prepare what DeepSpeed is given by a plan: batch norms, optimizer and JSON; and say what it refuses of them."""
 
 from __future__ import annotations
 

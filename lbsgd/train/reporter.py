@@ -27,8 +27,8 @@ POSITION = ("iteration", "num_iterations", "epoch")  # monitors have an axis of 
 class Reporter:
     """Writes each record to the log, the screen, the page and, where the JSON asks for them, to DeepSpeed's monitors.
 
-    waiting_advice: who decodes, and what helps where training waits for it (`ImageSource`). begun: the
-    start, which the first update ends.
+    waiting_advice    who decodes, and what helps where training waits for it (`ImageSource`)
+    begun             the start, which the first update ends
     """
 
     log: RunLog
