@@ -10,8 +10,6 @@ from lbsgd.commands.flag_types import require_alone
 from lbsgd.config.libraries.arguments import LIBRARIES, Library
 from lbsgd.errors import ConfigError
 
-ONLY_ALL = "--markdown writes docs/checks.md, which holds every code: say --explain all"
-
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of `lbsgd check`."""
@@ -37,9 +35,10 @@ def run(given: argparse.Namespace) -> int:
     """Check files, or explain a code; return the exit code."""
     if given.explain is not None:
         require_alone(given, "--explain", beside=("--markdown",))
+    if given.markdown and given.explain != "all":
+        raise ConfigError("--markdown writes docs/checks.md, which holds every code: say --explain all")
+    if given.explain is not None:
         return print_explanation(given.explain, as_markdown=given.markdown)
-    if given.markdown:
-        raise ConfigError(ONLY_ALL)
     return check_files(given.files, given.json, given.fix, given.deepspeed, given.library)
 
 
@@ -81,8 +80,6 @@ def print_explanation(code: str, as_markdown: bool = False) -> int:
     from lbsgd.config.checks.explain import explain, explain_all, markdown
 
     if as_markdown:
-        if code != "all":
-            raise ConfigError(ONLY_ALL)
         print(markdown(), end="")
     else:
         print(explain_all() if code == "all" else explain(code))

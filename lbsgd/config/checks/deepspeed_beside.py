@@ -16,6 +16,7 @@ from lbsgd.config.keypath import is_number, shown
 FACTOR, LR, BETAS = "gradient_predivide_factor", "optimizer.params.lr", "optimizer.params.betas"
 GAMMA, POWER = "scheduler.params.gamma", "scheduler.params.power"
 TRIED = 50  # updates of a trial: what fails later was not seen
+OLD_NAMES = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}
 REPLACING = ("OneCycle", "LRRangeTest", "OneCycleLR", "CyclicLR")  # schedulers that never read the first lr
 
 
@@ -58,6 +59,14 @@ def is_replaced(json: Document) -> bool:
     optimizer = str(json.get("optimizer.type")).lower()
     own = optimizer in json.accepted.optimizers and optimizer != "adagrad"  # which is torch's, and looks at it
     return (warms_up or kind in REPLACING) and own and not json.block("optimizer.params").get("torch_adam")
+
+
+def offloading(json: Document, name: str) -> list[str]:
+    """Return the keys inside zero_optimization, of today's name and of the old one, that switch an offload on."""
+    device = json.get(f"zero_optimization.{name}.device", "none")
+    old = OLD_NAMES[name]
+    switches = {name: device not in ("none", None), old: as_bool(json.get(f"zero_optimization.{old}", False))}
+    return [key for key, on in switches.items() if on]
 
 
 def is_cycled(json: Document) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lbsgd.config.accepted.values import as_bool
+from lbsgd.config.checks.deepspeed_beside import offloading
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -47,9 +48,8 @@ def other_engine(json: Document) -> Iterator[Hit]:
     example={"zero_optimization": {"stage": 2, "overlap_comm": True, "reduce_bucket_size": 1000, "zenflow": {}}},
 )
 def zenflow_alone(json: Document) -> Iterator[Hit]:
-    device = json.get("zero_optimization.offload_optimizer.device", "none")
-    offloaded = device not in ("none", None) or as_bool(json.get("zero_optimization.cpu_offload", False))
-    if isinstance(json.get(ZENFLOW), dict) and not offloaded and json.since("0.17"):
+    alone = not offloading(json, "offload_optimizer")
+    if isinstance(json.get(ZENFLOW), dict) and alone and json.since("0.17"):
         yield Hit(ZENFLOW, "is there without an offloaded optimizer")
 
 

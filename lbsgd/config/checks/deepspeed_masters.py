@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lbsgd.config.accepted.values import as_bool
-from lbsgd.config.checks.deepspeed_beside import copies_weights_itself
+from lbsgd.config.checks.deepspeed_beside import copies_weights_itself, offloading
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 
 FP16_MASTERS = "fp16.fp16_master_weights_and_grads"
-OFFLOAD = "zero_optimization.offload_optimizer.device"
 
 
 @rule(
@@ -76,8 +75,7 @@ def offloads_adam(json: Document) -> bool:
     """Whether DeepSpeed's own Adam runs on the CPU, or may: the program may bring it."""
     kind = json.get("optimizer.type")
     own = kind in (None, "auto") or str(kind).lower() in ("adam", "adamw")
-    offloaded = json.get(OFFLOAD, "none") not in ("none", None) or is_on(json, "zero_optimization.cpu_offload")
-    return own and offloaded
+    return own and bool(offloading(json, "offload_optimizer"))
 
 
 RULES = (half_master_weights,)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.accepted.values import as_bool, as_whole_number
-from lbsgd.config.checks.deepspeed_beside import copies_weights_itself
+from lbsgd.config.accepted.values import as_whole_number
+from lbsgd.config.checks.deepspeed_beside import OLD_NAMES, copies_weights_itself, offloading
 from lbsgd.config.checks.deepspeed_values import numbers_meant
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
@@ -15,7 +15,6 @@ from lbsgd.config.keypath import is_number, shown
 
 ZERO = "zero_optimization"
 STAGE, BUCKET, GATHERED = (f"{ZERO}.{key}" for key in ("stage", "reduce_bucket_size", "allgather_bucket_size"))
-OLD_NAMES = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}
 DEFAULT_BUCKET = 5e8  # of DeepSpeed, in elements
 RESNET50_BUCKET = 6_000_000  # a fourth of its 25.6 million parameters
 LARGEST_BUCKET = 25_000_000
@@ -74,12 +73,10 @@ def idle_keys(json: Document) -> Iterator[Hit]:
     example={"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
 )
 def offloaded_sgd(json: Document) -> Iterator[Hit]:
-    for name, old in OLD_NAMES.items() if json.is_sgd else ():
+    for name in OLD_NAMES if json.is_sgd else ():
         if json.plain and name == "offload_param":  # which moves the weights, at stage 3
             continue
-        device = json.get(f"{ZERO}.{name}.device", "none")
-        switches = {name: device not in ("none", None), old: as_bool(json.get(f"{ZERO}.{old}", False))}
-        for key in (key for key, on in switches.items() if on):
+        for key in offloading(json, name):
             said = "is made for Adam on the CPU; SGD's one state is small"
             yield Hit(f"{ZERO}.{key}", said, correction={f"{ZERO}.{key}": DELETE})
 

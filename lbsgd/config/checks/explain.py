@@ -42,8 +42,12 @@ def severities(rule: Rule[Any]) -> str:
 
 def example(rule: Rule[Any]) -> str:
     """Return a rule's example as one text."""
-    text = rule.example if isinstance(rule.example, str) else json.dumps(rule.example)
-    return text + where(rule)
+    return written(rule) + where(rule)
+
+
+def written(rule: Rule[Any]) -> str:
+    """Return a rule's example as JSON, or as the text that it is."""
+    return rule.example if isinstance(rule.example, str) else json.dumps(rule.example)
 
 
 def where(rule: Rule[Any]) -> str:
@@ -93,8 +97,20 @@ def entry(rule: Rule[Any]) -> str:
     """Return the entry of one rule: what it finds, why it hurts, an example, the fix."""
     on = where(rule).strip()
     on = f" {on[0].upper()}{on[1:]}:" if on else ""
-    text = rule.example if isinstance(rule.example, str) else json.dumps(rule.example)
     said = f"*{rule.title}* ({severities(rule)})"
     return "\n".join(
-        [f"### {rule.code}", "", said, "", rule.why + on, "", "```json", text, "```", "", f"Fix: {rule.fix}.", ""]
+        [
+            f"### {rule.code}",
+            "",
+            said,
+            "",
+            rule.why + on,
+            "",
+            "```json",
+            written(rule),
+            "```",
+            "",
+            f"Fix: {rule.fix}.",
+            "",
+        ]
     )
