@@ -69,12 +69,12 @@ ON_A_CPU = pytest.param("cpu", marks=pytest.mark.slow)  # test_crash.py has it t
 @pytest.mark.parametrize("where", [ON_A_CPU, pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_a_killed_run_goes_on_from_its_checkpoint(where, tmp_path):
     json = config(tmp_path)
-    start(json, tmp_path / "whole").wait()
+    assert start(json, tmp_path / "whole").wait() == 0, printed(tmp_path / "whole")
     killed = start(json, tmp_path / "killed")
-    wait_for(tmp_path / "killed/log.jsonl", '"iteration": 12', killed)
+    wait_for(tmp_path / "killed", '"iteration": 12', killed)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert start(json, tmp_path / "killed", "--resume").wait() == 0
+    assert start(json, tmp_path / "killed", "--resume").wait() == 0, printed(tmp_path / "killed")
     resumed, whole = (weights(tmp_path / name) for name in ("killed", "whole"))
     if where == "cpu":
         assert_same_log(tmp_path / "killed", tmp_path / "whole")
@@ -84,7 +84,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(where, tmp_path):
 
 def start(json, folder, *flags):
     command = [sys.executable, SMALL, "--deepspeed_config", json, "--output_dir", folder, "--fake_data"]
-    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")))
     with open(f"{folder}.txt", "ab") as output:
         return subprocess.Popen(
             [*map(str, command), "--checkpoint_every", "7", *flags],
@@ -94,10 +94,15 @@ def start(json, folder, *flags):
         )
 
 
-def wait_for(path, text, process):
+def printed(folder):
+    return Path(f"{folder}.txt").read_text()
+
+
+def wait_for(folder, text, process):
+    log = folder / "log.jsonl"
     for _ in range(12_000):
-        if path.exists() and text in path.read_text():
+        if log.exists() and text in log.read_text():
             return
-        assert process.poll() is None, f"ended before {text}"
+        assert process.poll() is None, f"ended before {text}: {printed(folder)}"
         time.sleep(0.01)
     raise AssertionError(f"no {text}")

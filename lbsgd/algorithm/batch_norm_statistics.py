@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lbsgd.algorithm.batch_norm_moves import Move, move_together
 from lbsgd.algorithm.choices import Scope, Statistics
 from lbsgd.algorithm.compiled_record import exporting, numbered, record_moments
 from lbsgd.algorithm.grouped_norm import at_least_float32, world_size
@@ -54,7 +55,7 @@ class RunningStatistics(_BatchNorm):
         assert self.num_batches_tracked is not None
         running, tracked = self._running(), self.num_batches_tracked
         if not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active():
-            self.take_in(moments, count, running, tracked)
+            self.take_in(moments, count, running, tracked, together=self._forwards.current is not None)
         elif not exporting():
             record_moments(self._number, self._forwards.number, moments, count, *running, tracked)
         elif self.passes == 1:
@@ -65,8 +66,13 @@ class RunningStatistics(_BatchNorm):
                 " convert with passes=1"
             )
 
-    def take_in(self, moments: Tensor, count: int, running: tuple[Tensor, Tensor], tracked: Tensor) -> None:
-        """Do the work of `_record` on these statistics, which are the layer's own or a compiler's stand-ins."""
+    def take_in(
+        self, moments: Tensor, count: int, running: tuple[Tensor, Tensor], tracked: Tensor, *, together: bool = False
+    ) -> None:
+        """Do the work of `_record` on these statistics, which are the layer's own or a compiler's stand-ins.
+
+        together: whether they may move with those of all other layers when the network's forward ends.
+        """
         if torch._C._current_graph_task_id() != -1:
             return  # inside backward, where gradient checkpointing repeats a forward that is recorded already
         if self._pool is not None:
@@ -81,10 +87,13 @@ class RunningStatistics(_BatchNorm):
         if self.momentum is None:  # an average over all passes needs no whole iterations, and update_bn may give none
             self._move(moments, running, tracked)
         if len(pending) >= self.passes:
-            self.last = torch.cat(pending, dim=1)
-            if self.momentum is not None:
-                self._move(self.last, running, tracked)
+            self.last = pending[0] if len(pending) == 1 else torch.cat(pending, dim=1)
             pending.clear()
+            if self.momentum is not None and together:
+                moments = self.last[:, :1] if self.statistics == "first_worker" else self.last
+                self._forwards.at_the_end(move_together, Move(*running, tracked, moments, self.momentum))
+            elif self.momentum is not None:
+                self._move(self.last, running, tracked)
 
     def _use(self) -> int:
         """Return which use of this layer in the network's forward under way this is, from 0; 0 outside of any."""

@@ -9,7 +9,7 @@ own. Importing this module imports triton.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lbsgd.algorithm import norm_kernels as kernels
-from lbsgd.algorithm.norm_tiling import Tiling, View, ceil_div, laid_out, power_of_two
+from lbsgd.algorithm.norm_kernels import Launch
+from lbsgd.algorithm.norm_tiling import TILES, Tiling, View, aligned, ceil_div, laid_out, power_of_two
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-CHANNELS = 32  # of a program that adds up
+MOST_CHANNELS, MOST_SUMS = 32, 4096  # of a program that adds up splits
 MOST_PIXELS = 2**20
 
 
@@ -49,7 +50,7 @@ def normalise_fused(
     type of x and goes with relu. A gradient of gradients raises RuntimeError.
     """
     assert residual is None or (relu and residual.dtype == x.dtype and residual.shape == x.shape)
-    weight, bias = (None if each is None else each.contiguous() for each in (weight, bias))
+    weight, bias = (None if each is None else aligned(each.contiguous()) for each in (weight, bias))
     y, stats = _FusedNorm.apply(x, residual, weight, bias, n, eps, relu)  # type: ignore[no-untyped-call]
     return y, stats[:2]
 
@@ -60,15 +61,18 @@ class _FusedNorm(torch.autograd.Function):
         ctx: Any, x: Tensor, residual: Tensor | None, weight: Any, bias: Any, n: int, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor]:
         x, view = laid_out(x, n)
-        launch = Launch(view, Tiling.of(view), len(x) // n)
+        types = x.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype
+        run = launches(view, len(x) // n, eps, relu, residual is not None, types, x.get_device())
         residual = None if residual is None else in_the_layout_of(x, residual)
-        y = torch.empty_like(x)
+        y, parts, stats = torch.empty_like(x), run.parts(x), run.sums(3, x)
         with torch.cuda.device_of(x):  # Triton launches on the current one; autograd's thread has x's
-            stats = launch.statistics(x, eps)
-            launch.over_tiles(kernels.normalise, x, residual, y, stats, weight, bias, RELU=relu)
+            stream = kernels.current_stream(x)
+            run.moments(x, parts, stream=stream)
+            run.pool_moments(parts, stats, stream=stream)
+            run.normalise(x, residual, y, stats, weight, bias, stream=stream)
         # Without a residual, x itself tells where the ReLU let pass.
         ctx.save_for_backward(x, None if residual is None else y, stats, weight, bias)
-        ctx.launch, ctx.relu = launch, relu
+        ctx.run = run
         ctx.mark_non_differentiable(stats)
         return y, stats
 
@@ -77,59 +81,76 @@ class _FusedNorm(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         x, y, stats, weight, bias = ctx.saved_tensors
         needs_x, _, *needs_affine = ctx.needs_input_grad[:4]
-        launch, grad_y = ctx.launch, in_the_layout_of(x, grad_y)
+        run, grad_y, stream = ctx.run, in_the_layout_of(x, grad_y), kernels.current_stream(x)
         grad_z = grad_y if y is None else torch.empty_like(x)
-        parts = launch.parts(2, x)
-        given = stats, weight, bias
-        launch.over_tiles(kernels.partial_gradients, grad_y, x, y, grad_z, parts, *given, RELU=ctx.relu)
-        sums = x.new_empty(2, launch.groups, x.size(1), dtype=torch.float32)
-        affine = [None if each is None else torch.empty_like(each) for each in (weight, bias)]
-        launch.over_splits(kernels.pool_gradients, (), parts, sums, *affine, launch.groups)
+        parts, sums = run.parts_of_gradients(x), run.sums(2, x)
+        run.gradients(grad_y, x, y, grad_z, parts, stats, weight, bias, stream=stream)
+        run.pool_gradients(parts, sums, stream=stream)
         grad_x = torch.empty_like(x) if needs_x else None
         if needs_x:
-            relu = ctx.relu and y is None
-            launch.over_tiles(kernels.input_gradient, grad_z, x, grad_x, sums, *given, launch.count, RELU=relu)
-        grad_affine = (grad if needed else None for grad, needed in zip(affine, needs_affine, strict=True))
+            run.input_gradient(grad_z, x, grad_x, sums, stats, weight, bias, stream=stream)
+        # Over all groups, Σdz is the gradient of β and Σdz·x̂ that of γ.
+        grad_bias, grad_weight = sums.sum(1) if run.groups > 1 else sums[:, 0]
+        affine = zip((grad_weight, grad_bias), (weight, bias), needs_affine, strict=True)
+        grad_affine = (grad.to(each.dtype) if needed else None for grad, each, needed in affine)
         return grad_x, None if y is None else grad_z, *grad_affine, None, None, None
 
 
 def in_the_layout_of(x: Tensor, other: Tensor) -> Tensor:
     """Return the other tensor with the strides of x, a copy if it has others."""
-    return other if other.stride() == x.stride() else torch.empty_like(x).copy_(other)
+    return aligned(other) if other.stride() == x.stride() else torch.empty_like(x).copy_(other)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """The launches of the kernels over G groups of one shape."""
+class Launches:
+    """The launches of the kernels over G groups of one shape; each call gives the tensors.
 
-    view: View
-    tiling: Tiling
-    groups: int
+    types: of x, γ and β. These and the device make no difference but that each has launches of its own.
+    """
 
-    @property
-    def count(self) -> int:
-        """Values per channel in each group."""
-        return self.view.outer * self.view.inner
+    def __init__(
+        self, view: View, groups: int, eps: float, relu: bool, residual: bool, types: tuple[Any, ...], device: int
+    ):
+        self.groups, self.channels = groups, view.channels
+        count = view.outer * view.inner  # values per channel in each group
 
-    def statistics(self, x: Tensor, eps: float) -> Tensor:
-        """Return each group's mean, unbiased variance and 1/√(var + ε): (3, G, C) in float32."""
-        parts = self.parts(3, x)
-        stats = x.new_empty(3, self.groups, self.view.channels, dtype=torch.float32)
-        self.over_tiles(kernels.partial_moments, x, parts)
-        self.over_splits(kernels.pool_moments, (self.groups,), parts, stats, self.count, eps)
-        return stats
+        def over_tiles(kernel: Any, tiling: Tiling, warps: int, *numbers: float, **flags: bool) -> Launch:
+            grid = ceil_div(view.channels, tiling.channels), tiling.splits, groups
+            sizes = {"OUTER": tiling.outer, "CHANNELS": tiling.channels, "INNER": tiling.inner}
+            return Launch(kernel, grid, (*numbers, *view, tiling.steps), warps, **flags, **sizes)
 
-    def parts(self, num: int, x: Tensor) -> Tensor:
-        """Return room for so many sums of each split."""
-        return x.new_empty(num, self.groups, self.tiling.splits, self.view.channels, dtype=torch.float32)
+        def over_splits(kernel: Any, splits: int, *numbers: float) -> Launch:
+            channels = min(MOST_CHANNELS, max(1, MOST_SUMS // power_of_two(splits)))
+            grid = ceil_div(view.channels, channels), groups
+            sizes = {"SPLITS": power_of_two(splits), "CHANNELS": channels}
+            return Launch(kernel, grid, (*numbers, splits, view.channels), 4, **sizes)
 
-    def over_tiles(self, kernel: Any, *arguments: Any, **flags: bool) -> None:
-        view, tiling = self.view, self.tiling
-        grid = ceil_div(view.channels, tiling.channels), tiling.splits, self.groups
-        tile = {"OUTER": tiling.outer, "CHANNELS": tiling.channels, "INNER": tiling.inner}
-        kernel[grid](*arguments, *view, tiling.steps, **flags, **tile, num_warps=8)
+        def sums(tile: str) -> tuple[Tiling, int]:
+            return Tiling.of_sums(view, TILES[tile].values), TILES[tile].warps
 
-    def over_splits(self, kernel: Any, groups: tuple[int, ...], *arguments: Any) -> None:
-        grid = ceil_div(self.view.channels, CHANNELS), *groups
-        splits = self.tiling.splits
-        kernel[grid](*arguments, splits, self.view.channels, SPLITS=power_of_two(splits), CHANNELS=CHANNELS)
+        def values(tile: str) -> tuple[Tiling, int]:
+            return Tiling.of_values(view, TILES[tile].values, groups), TILES[tile].warps
+
+        self.moments = over_tiles(kernels.partial_moments, *(moments := sums("moments")))
+        self.pool_moments = over_splits(kernels.pool_moments, moments[0].splits, count, eps)
+        self.normalise = over_tiles(kernels.normalise, *values("normalise"), RELU=relu)
+        self.gradients = over_tiles(kernels.partial_gradients, *(gradients := sums("gradients")), RELU=relu)
+        self.pool_gradients = over_splits(kernels.pool_gradients, gradients[0].splits)
+        # With a residual, it is given dz, which is behind the ReLU.
+        behind = relu and not residual
+        self.input_gradient = over_tiles(kernels.input_gradient, *values("input gradient"), count, RELU=behind)
+        self.splits, self.splits_of_gradients = moments[0].splits, gradients[0].splits
+
+    def parts(self, x: Tensor) -> Tensor:
+        """Return room for the moments of each split."""
+        return x.new_empty(3, self.groups, self.splits, self.channels, dtype=torch.float32)
+
+    def parts_of_gradients(self, x: Tensor) -> Tensor:
+        """Return room for the sums of each split over the gradients."""
+        return x.new_empty(2, self.groups, self.splits_of_gradients, self.channels, dtype=torch.float32)
+
+    def sums(self, num: int, x: Tensor) -> Tensor:
+        """Return room for so many sums of each group: (num, G, C)."""
+        return x.new_empty(num, self.groups, self.channels, dtype=torch.float32)
+
+
+launches = cache(Launches)  # a network has few shapes, and the kernels found for them are kept

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ class NetworkForwards:
         self.begun = 0
         self.current: int | None = None
         self.number = numbered(self)
+        self._due: dict[Callable[[list[Any]], None], list[Any]] = {}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -34,12 +36,20 @@ class NetworkForwards:
                 return counter
         counter = cls()
         network.register_forward_pre_hook(counter.before)
-        network.register_forward_hook(counter.after, always_call=True)
+        # Before other hooks, because those may read what is due at the forward's end.
+        network.register_forward_hook(counter.after, always_call=True, prepend=True)
         return counter
+
+    def at_the_end(self, do: Callable[[list[Any]], None], item: Any) -> None:
+        """Have `do` called once with all that is given for it in the forward under way, when that ends."""
+        self._due.setdefault(do, []).append(item)
 
     def mark(self, begins: bool) -> None:
         self.begun += begins
         self.current = self.begun if begins else None
+        due, self._due = self._due, {}
+        for do, items in due.items():
+            do(items)
 
     def before(self, network: nn.Module, inputs: Any) -> None:
         self._mark_training(network, begins=True)

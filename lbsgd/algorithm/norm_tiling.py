@@ -7,9 +7,25 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-TILE = 4096  # values: 16 for each of a program's 256 threads
-PROGRAMS = 256  # for each group, about: two for each multiprocessor of an H100
-MOST_SPLITS = 128
+
+class Tile(NamedTuple):
+    """What a program works on at a time, and the warps of 32 threads that it has for it."""
+
+    values: int
+    warps: int
+
+
+# The fastest of twenty on ResNet-50's layers, on an H100 and an H200 (docs/gpu.md).
+TILES = {
+    "moments": Tile(1024, 2),
+    "normalise": Tile(4096, 8),
+    "gradients": Tile(1024, 4),
+    "input gradient": Tile(8192, 8),
+}
+PROGRAMS = 1024  # that add up, for each group: about eight for each multiprocessor of an H100
+VALUE_PROGRAMS = 2048  # that do not, for all groups
+MOST_SPLITS = 512  # that a pool_ kernel adds up
+FEWEST_STEPS = 8  # of a program that adds up: writing its sums takes as long as several tiles
 
 
 class View(NamedTuple):
@@ -22,20 +38,22 @@ class View(NamedTuple):
 
 def laid_out(x: Tensor, n: int) -> tuple[Tensor, View]:
     """Return x (N, C, ...) and the view of n of its images; a contiguous copy of x if it lies in any other way."""
-    pixels, channels = x[0, 0].numel(), x.size(1)
+    pixels, channels = x.shape[2:].numel(), x.size(1)
     if not x.is_contiguous():
         if x.movedim(1, -1).is_contiguous():
-            return x, View(n * pixels, channels, 1)
+            return aligned(x), View(n * pixels, channels, 1)
         x = x.contiguous()
-    return x, View(n, channels, pixels)
+    return aligned(x), View(n, channels, pixels)
+
+
+def aligned(x: Tensor) -> Tensor:
+    """Return x, or a copy if its address is no multiple of 16, as that of part of a tensor may be."""
+    return x.clone() if x.data_ptr() % 16 else x
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of outer x channels x inner values, `steps` of them for each program, `splits` programs for all values.
-
-    It depends on the shape of a group alone, so a worker's bits are the same in a micro batch of any size.
-    """
+    """Tiles of outer x channels x inner values, `steps` of them for each program, `splits` programs for all values."""
 
     outer: int
     channels: int
@@ -44,13 +62,27 @@ class Tiling:
     splits: int
 
     @classmethod
-    def of(cls, view: View) -> Tiling:
+    def of_sums(cls, view: View, values: int) -> Tiling:
+        """Return how sums are divided. It depends on the shape of a group alone.
+
+        So a worker's bits are the same in a micro batch of any size.
+        """
+        return cls._of(view, values, PROGRAMS, FEWEST_STEPS)
+
+    @classmethod
+    def of_values(cls, view: View, values: int, groups: int) -> Tiling:
+        """Return how values that depend on no order are divided, all groups together."""
+        return cls._of(view, values, ceil_div(VALUE_PROGRAMS, groups), fewest_steps=1)
+
+    @classmethod
+    def _of(cls, view: View, values: int, programs: int, fewest_steps: int) -> Tiling:
         channels = min(64, power_of_two(view.channels)) if view.inner == 1 else 1
         inner = min(1024, power_of_two(view.inner))
-        outer = min(TILE // (channels * inner), power_of_two(view.outer))
+        outer = min(values // (channels * inner), power_of_two(view.outer))
         tiles, inner_blocks = ceil_div(view.outer, outer), ceil_div(view.inner, inner)
-        wanted = ceil_div(PROGRAMS, ceil_div(view.channels, channels) * inner_blocks)
-        steps = ceil_div(tiles, min(wanted, max(1, MOST_SPLITS // inner_blocks)))
+        in_all = tiles * ceil_div(view.channels, channels) * inner_blocks
+        fewest = ceil_div(tiles, max(1, MOST_SPLITS // inner_blocks))
+        steps = max(min(fewest_steps, tiles), ceil_div(in_all, programs), fewest)
         return cls(outer, channels, inner, steps, ceil_div(tiles, steps) * inner_blocks)
 
 

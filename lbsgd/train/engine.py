@@ -42,7 +42,7 @@ from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config, refusal, require_passes
 from lbsgd.train.kernels import lay_out, norm_implementation
-from lbsgd.train.loss_scale import grow_after_the_update
+from lbsgd.train.loss_scale import grow_after_the_update, see_overflow_at_once
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 REFUSALS = (ValueError, AssertionError, NotImplementedError, ImportError, DeepSpeedConfigError, ZeRORuntimeException)
@@ -182,6 +182,8 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
         engine.enable_backward_allreduce = plan.world_size > 1
     if plan.precision == "fp16":
         grow_after_the_update(engine.optimizer)
+        if plan.zero_stage in (1, 2):
+            see_overflow_at_once(engine.optimizer)
     return engine, scheduler
 
 

@@ -1,0 +1,53 @@
+"""Whether fp16 overflowed: asked of all gradients at once, with DeepSpeed's own answer."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+import lbsgd
+from lbsgd.train.loss_scale import see_overflow_at_once
+
+BAD = [float("inf"), -float("inf"), float("nan")]
+
+
+def optimizer(*groups):
+    """What both ways read of ZeRO's optimizer."""
+    return SimpleNamespace(
+        averaged_gradients=dict(enumerate(groups)),
+        bit16_groups=groups,
+        device="cpu",
+        _has_inf_or_nan=DeepSpeedZeroOptimizer._has_inf_or_nan,
+    )
+
+
+@pytest.mark.parametrize("bad", [None, *BAD])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_the_answer_is_deepspeeds(bad, dtype):
+    groups = [
+        [torch.ones(3, 2, dtype=dtype), None, torch.full((4,), -60000.0, dtype=dtype)],
+        [torch.zeros(0), torch.ones(1)],
+    ]
+    if bad is not None:
+        groups[0][2][1] = bad
+    ours = optimizer(*groups)
+    see_overflow_at_once(ours)
+    found = ours.has_overflow_partitioned_grads_serial()
+    theirs = DeepSpeedZeroOptimizer.has_overflow_partitioned_grads_serial(optimizer(*groups))
+    assert found.shape == theirs.shape and bool(found) == bool(theirs) == (bad is not None)
+
+
+def test_a_process_without_gradients_of_its_own_saw_no_overflow():
+    ours = optimizer([None], [torch.zeros(0)])
+    see_overflow_at_once(ours)
+    assert ours.has_overflow_partitioned_grads_serial().tolist() == [False]
+
+
+def test_an_engine_in_fp16_asks_once(monkeypatch):
+    from deepspeed.accelerator import get_accelerator
+    from test_oracle import in_precision
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    engine, _ = lbsgd.initialize(torch.nn.Linear(3, 2), in_precision("fp16", 1))
+    assert "overflowed" in engine.optimizer.has_overflow_partitioned_grads_serial.__qualname__
