@@ -136,7 +136,7 @@ def fused_block(kind, device):
         nn.init.normal_(parameter, 0.5)
     exact = convert_batch_norm(copy.deepcopy(block).double(), 2).to(device)
     fused = fuse_blocks(convert_batch_norm(block, 2, implementation="triton")).to(device)
-    x = torch.randn(4, 3, 5, 5, device=device)
+    x = torch.randn(4, 3, 5, 5, device=device).to(memory_format=torch.channels_last)
     outputs = [fused(x), exact(x.double())]
     was_fused = outputs[0].grad_fn.name() == "_FusedNormBackward"
     for y in outputs:

@@ -132,10 +132,13 @@ def test_the_flag_compiles_a_recipe_which_is_resumed_and_logged(tmp_path, fault)
     assert [record["iteration"] for record in run.iterations] == [*range(8)] and run.result
 
 
-def test_a_detector_is_refused_in_one_line():
+@pytest.mark.parametrize("flag", ["compile", "cuda_graphs"])
+def test_a_detector_is_refused_in_one_line(flag):
     plan = Plan.read(generate(4, num_images=24, detection=True, gpus=1), 1)
-    request = SimpleNamespace(flags=SimpleNamespace(resolution=None, compile=True), plan=plan)
-    with pytest.raises(ConfigError, match="--compile is a classifier's"):
+    request = SimpleNamespace(
+        flags=SimpleNamespace(resolution=None, **{"compile": False, "cuda_graphs": False, flag: True}), plan=plan
+    )
+    with pytest.raises(ConfigError, match=f"--{flag} is a classifier's"):
         DetectionRequest.open_data(request)
 
 

@@ -22,6 +22,7 @@ from lbsgd.algorithm import fused_norm, norm_rule
 from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d, convert_batch_norm
 from lbsgd.algorithm.fused_blocks import FusedBottleneck, can_fuse, fuse_blocks
 from lbsgd.errors import ConfigError
+from lbsgd.train.kernels import kind_of
 
 HERE = Path(__file__).parent
 BOUNDS = {"fp32": 2e-5, "fp16": 1e-3, "bf16": 8e-3}  # of the largest value; the types' own rounding is about half
@@ -166,18 +167,51 @@ def test_a_class_of_somebody_elses_is_left_alone():
     assert type(fuse_blocks(Mine(8, 8))) is Mine
 
 
-def test_until_triton_has_run_on_a_gpu_the_rule_is_the_loop():
-    assert set(norm_rule.RULE.values()) == {"loop"}
-    how, why = norm_rule.implementation_for("rule", "cuda", torch.channels_last)
-    assert (how, why) == ("loop", "the rule for cuda, channels_last")
-    assert norm_rule.implementation_for("triton", "cuda", torch.channels_last) == ("triton", "the JSON")
+@pytest.mark.parametrize(
+    "asked, device, layout, how, why",
+    [
+        ("rule", "cuda", torch.channels_last, "triton", "the rule for cuda, channels_last"),
+        ("rule", "cuda", torch.contiguous_format, "loop", "the rule for cuda, contiguous_format"),
+        ("rule", "cpu", torch.channels_last, "loop", "the rule for cpu, channels_last"),
+        (
+            "rule",
+            "a GPU of another kind",
+            torch.channels_last,
+            "loop",
+            "the rule for a GPU of another kind, channels_last",
+        ),
+        ("triton", "a GPU of another kind", torch.channels_last, "triton", "the JSON"),
+        ("loop", "cuda", torch.channels_last, "loop", "the JSON"),
+    ],
+)
+def test_the_rule_is_by_device_and_layout_and_the_json_overrides_it(asked, device, layout, how, why):
+    assert norm_rule.implementation_for(asked, device, layout) == (how, why)
 
 
-def test_maps_that_are_too_large_are_left_to_the_loop(monkeypatch):
+@pytest.mark.parametrize(
+    "capability, cuda, kind", [((9, 0), "13.0", "cuda"), ((7, 5), "12.8", None), ((9, 4), None, None)]
+)
+def test_a_gpu_that_is_not_like_those_of_the_rule_is_of_another_kind(monkeypatch, capability, cuda, kind):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    assert kind_of(torch.device("cuda")) == (kind or "a GPU of another kind")
+    assert kind_of(torch.device("cpu")) == "cpu"
+
+
+@pytest.mark.parametrize(
+    "layout, size, taken",
+    [
+        (torch.contiguous_format, (1024, 1024), True),
+        (torch.contiguous_format, (1024, 1025), False),  # more splits than one program adds up
+        (torch.contiguous_format, (16, 32), True),
+        (torch.contiguous_format, (16, 31), False),  # slower than the loop
+        (torch.channels_last, (16, 31), True),
+        (torch.contiguous_format, (1, 1), True),
+    ],
+)
+def test_maps_too_large_or_too_small_are_left_to_the_loop(monkeypatch, layout, size, taken):
     monkeypatch.setattr(fused_norm.kernels, "INTERPRETED", True)
-    images = torch.empty(2, 3, 1, 1)
-    assert fused_norm.can_take(images.expand(2, 3, 1024, 1024))
-    assert not fused_norm.can_take(images.expand(2, 3, 1024, 1025))
+    assert fused_norm.can_take(torch.empty(2, 3, *size, device="cpu").to(memory_format=layout)) is taken
 
 
 def test_triton_without_a_gpu_is_refused_in_one_line():
@@ -197,9 +231,11 @@ def test_without_triton_the_kernels_are_refused_and_all_else_works():
         "norm_rule.find_spec = lambda name: None\n"
         "try: norm_rule.implementation_for('triton', 'cuda', torch.channels_last)\n"
         "except ValueError as error: print(error)\n"
+        "print(norm_rule.implementation_for('rule', 'cuda', torch.channels_last))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=HERE.parent)
     assert "needs the package triton, which is not installed" in run.stdout
+    assert "('loop', 'the rule for cuda, channels_last, without the package triton')" in run.stdout
 
 
 def test_an_unknown_implementation_is_refused():

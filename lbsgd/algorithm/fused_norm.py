@@ -23,15 +23,19 @@ from lbsgd.algorithm.norm_tiling import TILES, Tiling, View, aligned, ceil_div, 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_CHANNELS, MOST_SUMS = 32, 4096  # of a program that adds up splits
 MOST_PIXELS = 2**20
+FEWEST_PIXELS = 512  # in NCHW; smaller maps take the kernels up to five times as long as the loop
 
 
 def can_take(x: Tensor) -> bool:
     """Whether the kernels can run on a tensor: in fp16, bf16 or fp32 on a GPU, or in Triton's interpreter on a CPU.
 
-    Maps of more than a million pixels, such as large volumes, have more splits than one program adds up.
+    Maps of more than a million pixels, such as large volumes, have more splits than one program adds up; small ones in
+    NCHW are left to the loop.
     """
-    there = x.device.type == ("cpu" if kernels.INTERPRETED else "cuda")
-    return there and x.dtype in DTYPES and x.shape[2:].numel() <= MOST_PIXELS
+    there, pixels = x.device.type == ("cpu" if kernels.INTERPRETED else "cuda"), x.shape[2:].numel()
+    if not there or x.dtype not in DTYPES or pixels > MOST_PIXELS:
+        return False
+    return pixels == 1 or pixels >= FEWEST_PIXELS or x.movedim(1, -1).is_contiguous()
 
 
 def normalise_fused(

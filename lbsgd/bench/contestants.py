@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -20,7 +20,9 @@ from lbsgd.data.fake import FakeImages
 from lbsgd.data.share import Share
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
+from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.engine import initialize
+from lbsgd.train.graphs import graph_blocks
 from lbsgd.train.images import Images
 from lbsgd.train.kernels import LAYOUT
 from lbsgd.train.reporter import Silence
@@ -30,6 +32,7 @@ from lbsgd.train.trainer import NEVER, Trainer
 
 NUM_CLASSES, NUM_IMAGES = 1000, 10**6  # enough images that no epoch ends
 FP16_SCALE_POWER = 10  # no first update overflows: torch 2.11's fused SGD would keep a momentum that it never wrote
+Blocks = Literal["as they are", "compiled", "graphs"]
 Change = Callable[[nn.Module], nn.Module]
 UpdateStep = Callable[[], torch.Tensor]  # makes an update, and returns whether the loss is a number
 
@@ -80,21 +83,21 @@ def fake_images(plan: Plan, device: Any, dtype: torch.dtype | None = None) -> Fa
     return FakeImages(plan.num_images, NUM_CLASSES, seed=0, share=Share(), pixels=pixels, **batches)
 
 
-def our_trainer(given: Settings, plan: Plan, compiled: bool = False) -> Trainer:
+def our_trainer(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> Trainer:
     """Return the trainer of a recipe, without a log and without images."""
     engine, _ = initialize(network(given, plan), plan)
-    if compiled:
-        from lbsgd.train.compiled import compile_blocks
-
+    if blocks == "compiled":
         compile_blocks(engine.module, given.sizes.backend)
+    elif blocks == "graphs":
+        graph_blocks(engine.module, plan.accumulation_steps)
     guard, saver = Guard(Processes.from_environment(), 600), Saver(engine, given.folder, {}, {})
     engine.train()
     return Trainer(engine, plan, given.task, Images(None, None), saver, guard, Silence())  # type: ignore[arg-type]
 
 
-def our_step(given: Settings, plan: Plan, compiled: bool = False) -> UpdateStep:
+def our_step(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> UpdateStep:
     """Return the trainer's own update, with all that it does beside computing: schedule, totals, the check for NaN."""
-    return step_of(our_trainer(given, plan, compiled), plan)
+    return step_of(our_trainer(given, plan, blocks), plan)
 
 
 def step_of(trainer: Trainer, plan: Plan) -> UpdateStep:

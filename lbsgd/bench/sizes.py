@@ -14,6 +14,7 @@ class Sizes:
     """Images and rounds of the speed bench, and the length of the correctness bench.
 
     micro_batches      of the norm's comparison, each a multiple of n = per_worker_batch
+    graphed_batches    micro batches at which CUDA graphs are compared
     implementations    of batch norm that the device has (`algorithm/norm_rule.py`)
     precisions         with the ZeRO stage of each, in which the trainer is held against the plain loop
     half               the precision that the device multiplies fastest in
@@ -27,6 +28,7 @@ class Sizes:
     resolution: int
     per_worker_batch: int
     micro_batches: tuple[int, ...]
+    graphed_batches: tuple[int, ...]
     step_batch: int
     compile_batch: int
     implementations: tuple[Implementation, ...]
@@ -46,6 +48,7 @@ ON_A_GPU = Sizes(
     resolution=224,
     per_worker_batch=32,
     micro_batches=(32, 128, 256),
+    graphed_batches=(32, 128),
     step_batch=256,
     compile_batch=128,
     implementations=("loop", "triton"),
@@ -64,6 +67,7 @@ ON_A_CPU = Sizes(
     resolution=16,
     per_worker_batch=2,
     micro_batches=(2, 4),
+    graphed_batches=(2,),
     step_batch=4,
     compile_batch=4,
     implementations=("loop",),

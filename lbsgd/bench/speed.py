@@ -30,6 +30,7 @@ from lbsgd.units import size
 NORM_GOAL = Goal("at most", 1.03)  # the step with n = 32, of the step with plain batch norm
 STEP_GOAL = Goal("at least", 1.1)  # lbsgd's images per second, of plain PyTorch's
 COMPILED_GOAL = Goal("at least", 1.0)
+GRAPHS_GOAL = Goal("at least", 1.1)  # of plain PyTorch at n = 32 images, where a GPU waits for its host
 LAYOUT_GOAL = Goal("at most", 1.01)
 MEMORY_GOAL = Goal("at most", 1.1)  # beyond it, a plan that fits may not run
 TOP = 10
@@ -147,10 +148,32 @@ def compiled_step(given: Settings, seconds: float, say: Say) -> None:
     say(f"first call of plain compiled: {seconds_of(plain_compiled, given.device, 1):.1f} s, compilation included")
     steps: dict[str, Step] = {"plain": plain_step(given, plan), "plain compiled": plain_compiled}
     compare(steps, ("plain compiled", "plain", None))
-    ours_compiled = our_step(given, plan, compiled=True)
+    ours_compiled = our_step(given, plan, "compiled")
     say(f"first call of lbsgd compiled: {seconds_of(ours_compiled, given.device, 1):.1f} s, compilation included")
     steps = {"plain compiled": plain_compiled, "lbsgd compiled": ours_compiled, "lbsgd": our_step(given, plan)}
     compare(steps, ("lbsgd compiled", "plain compiled", COMPILED_GOAL), ("lbsgd compiled", "lbsgd", None))
+
+
+def graphed_step(given: Settings, seconds: float, say: Say) -> None:
+    """Compare the trainer's update from CUDA graphs with that without, and both with a plain PyTorch loop."""
+    if given.device != "cuda":
+        raise NotRun("CUDA graphs need a GPU")
+    start_processes()
+    how = given.sizes.implementations[-1]
+    for (precision, stage), micro_batch in product(reversed(given.sizes.precisions), given.sizes.graphed_batches):
+        plan = plan_for(given, micro_batch, precision, stage, how)
+        steps = {
+            "plain": plain_step(given, plan),
+            "lbsgd": our_step(given, plan),
+            "lbsgd graphs": our_step(given, plan, "graphs"),
+        }
+        found = measured(given, say, steps)
+        for below, goal in (
+            ("plain", GRAPHS_GOAL if micro_batch == min(given.sizes.micro_batches) else None),
+            ("lbsgd", None),
+        ):
+            name = f"images/s, lbsgd graphs / {below}, {precision} ZeRO {stage}, micro batch {micro_batch}"
+            say(ratio_figure(name, found[below], found["lbsgd graphs"], goal=goal, beside=milliseconds(found)))
 
 
 def top_kernels(given: Settings, seconds: float, say: Say) -> None:
@@ -197,6 +220,7 @@ def memory_taken(given: Settings, seconds: float, say: Say) -> None:
 PARTS = (  # what matters most first, because together they may take longer than there is time
     Part("norm", "Batch norm over n images in the training step", norm_in_the_step, 150),
     Part("step", "The trainer's update against plain PyTorch", whole_step, 90),
+    Part("graphs", "CUDA graphs, block by block", graphed_step, 90),
     Part("loader", "Fed by the loader", data_wait, 150),
     Part("layers", "Batch norm, layer by layer", norm_layers, 60),
     Part("profile", "Where the time goes", top_kernels, 45),

@@ -42,8 +42,11 @@ class DetectionRequest(Request):
             raise ConfigError(f"{self.plan.name}.json is no detector's: it has no lbsgd.detection block")
         if flags.resolution:
             raise ConfigError("--resolution is a classifier's: use --set lbsgd.detection.shorter_side=PIXELS")
-        if flags.compile:
-            raise ConfigError("--compile is a classifier's: a detector's images differ in size, and each would compile")
+        if flags.compile or flags.cuda_graphs:
+            flag = "--compile" if flags.compile else "--cuda_graphs"
+            raise ConfigError(
+                f"{flag} is a classifier's: a detector's images differ in size, and a block is kept for one"
+            )
         self.require_backbone()
         self.folder = Path(flags.data_dir or os.environ.get("COCO_DIR") or "data/coco")
         self.train = read_split(self.folder, flags.train_split or only_split(self.folder, "train"), flags.on_error)

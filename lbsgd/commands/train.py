@@ -139,6 +139,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], begun:
         every=every,
         evaluate_every=flags.evaluate_every,
         compiled=flags.compile,
+        graphed=flags.cuda_graphs,
         baseline=request.baseline,
         started_from=request.started_from,
     )
@@ -172,8 +173,11 @@ def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], N
     add_output(flags)
     add_ends(flags.add_argument_group("ending earlier; the schedule does not move"))
     add_overrides(flags.add_argument_group("instead of the JSON's; what depends on them is derived again and printed"))
-    blocks = "torch.compile each residual block in training (off by default: whether it is faster is not measured)"
-    flags.add_argument("--compile", action="store_true", help=blocks)
+    blocks = flags.add_mutually_exclusive_group()
+    compiled = "torch.compile each residual block in training (off by default: whether it is faster is not measured)"
+    blocks.add_argument("--compile", action="store_true", help=compiled)
+    graphs = "launch each residual block in training as CUDA graphs, on a GPU that waits for its host (off by default)"
+    blocks.add_argument("--cuda_graphs", action="store_true", help=graphs)
     add_processes(flags)
     return flags
 

@@ -27,6 +27,7 @@ from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
+from lbsgd.train.graphs import graph_blocks
 from lbsgd.train.kernels import LAYOUT, norm_implementation
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
@@ -66,6 +67,8 @@ def train(run: Run, launch: Launch) -> None:
         engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
         if run.compiled:
             compile_blocks(engine.module)
+        if run.graphed:
+            graph_blocks(engine.module, plan.accumulation_steps)
         launch.begun.over("engine")
         progress = Progress(
             run.last_iteration,
@@ -147,6 +150,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
             "aggregation": aggregation,
             "batch_norm": norm,
             **({"compiled": "each residual block"} if run.compiled else {}),
+            **({"cuda_graphs": "each residual block"} if run.graphed else {}),
             **estimated_memory(run, engine.device),
             "environment": host,
         }

@@ -1,0 +1,118 @@
+"""A residual block's forward and backward, recorded once and replayed; on a GPU as CUDA graphs (`graphs`).
+
+A replay runs the kernels of the recording on the addresses that they had, and no Python. So it writes over the tensors
+of the replay before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
+
+Replay = Callable[[], None]
+
+
+class Recorder(Protocol):
+    """Records what a function launches."""
+
+    def record(self, function: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Replay]:
+        """Return the function's tensors, and what computes their values anew, in place."""
+
+
+class CudaRecorder:
+    """Records CUDA graphs, all in one pool of memory, because they are replayed in the order of their recording."""
+
+    def __init__(self) -> None:
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+    def record(self, function: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Replay]:
+        graph = torch.cuda.CUDAGraph()
+        # Another thread may copy the next images meanwhile.
+        with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
+            tensors = function()
+        return tensors, graph.replay
+
+
+class Recording:
+    """The recording of a block: its forward when this is built, its backward by `record_backward`.
+
+    x           an input of the kind that the block takes, or the output of the block before it, which saves a copy
+    forward     the block's own
+    """
+
+    def __init__(self, block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, recorder: Recorder):
+        self.recorder, self.x = recorder, x
+        self.parameters = [each for each in block.parameters() if each.requires_grad]
+        self.kept = [*block.parameters(), *block.buffers()]
+        self.addresses = self.addresses_now()
+        self.notes: list[tuple[RunningStatistics, int]] = []  # each batch norm that ran, and its values per channel
+        self.output: Tensor | None = None  # with what its backward needs
+
+        def run() -> Sequence[Tensor]:
+            with collecting(block) as found:
+                self.output = forward(self.x)
+            self.notes = [(norm, count) for norm, _, count in found]
+            return [self.output.detach(), *(moments for _, moments, _ in found)]
+
+        (self.y, *self.moments), self.replay_forward = recorder.record(run)
+
+    def addresses_now(self) -> list[int]:
+        """Return where parameters and buffers lie; a recording is good for those that it was made with."""
+        return [tensor.data_ptr() for tensor in self.kept]
+
+    def record_backward(self, grad_y: Tensor) -> None:
+        """Record the backward from this gradient of y, whose values come with each replay."""
+        self.grad_y = grad_y
+        wanted = [self.x] * self.x.requires_grad + self.parameters
+
+        def run() -> Sequence[Tensor]:
+            assert self.output is not None
+            return torch.autograd.grad(self.output, wanted, self.grad_y)
+
+        grads, self.replay_backward = self.recorder.record(run)
+        self.grad_x = grads[0] if self.x.requires_grad else None
+        self.grads = list(grads[self.x.requires_grad :])
+
+    def forward(self, x: Tensor, keeps_moments: bool) -> Tensor:
+        """Replay the forward on x and hand on what its batch norms noted; keeps_moments: beyond the next replay."""
+        if x.data_ptr() != self.x.data_ptr():
+            self.x.detach().copy_(x)
+        self.replay_forward()
+        for (norm, count), moments in zip(self.notes, self.moments, strict=True):
+            norm._record(moments.clone() if keeps_moments else moments, count)
+        return self.y.detach()
+
+    def backward(self, grad_y: Tensor, keeps_gradients: bool) -> tuple[Tensor | None, ...]:
+        """Replay the backward; return the gradients of x and of the parameters; keeps_gradients: beyond the next one.
+
+        autograd makes a gradient that nobody else holds the parameter's own, and copies any other one.
+        """
+        if grad_y.data_ptr() != self.grad_y.data_ptr():
+            self.grad_y.copy_(grad_y)
+        self.replay_backward()
+        grad_x = None if self.grad_x is None else self.grad_x.detach()
+        return grad_x, *(self.grads if keeps_gradients else (each.detach() for each in self.grads))
+
+
+@contextmanager
+def collecting(block: nn.Module) -> Iterator[list[tuple[RunningStatistics, Tensor, int]]]:
+    """Collect (layer, moments, count) of the forwards inside, in order, and let no running statistics move."""
+    norms: list[Any] = [module for module in block.modules() if isinstance(module, RunningStatistics)]
+    found: list[tuple[RunningStatistics, Tensor, int]] = []
+
+    def note_of(norm: RunningStatistics) -> Callable[[Tensor, int], None]:
+        return lambda moments, count: found.append((norm, moments, count))
+
+    for norm in norms:
+        norm._record = note_of(norm)
+    try:
+        yield found
+    finally:
+        for norm in norms:
+            del norm._record

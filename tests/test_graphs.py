@@ -1,0 +1,240 @@
+"""--cuda_graphs: replayed blocks are the plain step, on a GPU to the bit; and gradients come as before.
+
+Without a GPU a recording calls its function again and copies the values into place. All but the graphs is the same.
+"""
+
+import oracle
+import pytest
+import torch
+from deepspeed.accelerator import get_accelerator
+from oracle import BOUND, ITERATIONS, K, N, distance
+from test_compiled import network
+from test_engine import recipe, train
+from test_oracle import in_precision
+from torch import nn
+from torchvision.models.resnet import BasicBlock
+
+import lbsgd
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.errors import ConfigError
+from lbsgd.train.engine_state import gather_state, restore_state
+from lbsgd.train.graphs import WARM_UP, graph_blocks
+from lbsgd.train.recording import CudaRecorder
+
+MULTIPLE = 3
+
+
+class CallsAgain:
+    """Stands in for CUDA graphs on a CPU, and counts."""
+
+    def __init__(self):
+        self.recordings, self.replays = 0, 0
+
+    def record(self, function):
+        self.recordings += 1
+        kept = function()
+
+        def replay():
+            self.replays += 1
+            with torch.enable_grad():
+                again = function()
+            for tensor, anew in zip(kept, again, strict=True):
+                tensor.data.copy_(anew.data)
+
+        return kept, replay
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def recorder(request, monkeypatch):
+    assert get_accelerator().device_name() == request.param
+    if request.param == "cpu":
+        monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+        return CallsAgain
+    return CudaRecorder
+
+
+@pytest.fixture(autouse=True)
+def repeatable():
+    with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
+        yield
+
+
+def engine_of(config, recorder=None, seed=0):
+    engine, plan = lbsgd.initialize(network(seed), config)
+    if recorder:
+        assert graph_blocks(engine.module, plan.accumulation_steps, recorder()) == 2
+    return engine, plan
+
+
+def trained(config, recorder=None, last=ITERATIONS):
+    engine, plan = engine_of(config, recorder)
+    lrs = train(engine, plan, last=last)
+    lbsgd.agree_statistics(engine.module)
+    return gather_state(engine), lrs
+
+
+def assert_same(ours, theirs):
+    assert [name for name, w in theirs.weights.items() if not torch.equal(w, ours.weights[name])] == []
+    assert [name for name, u in theirs.momentum.items() if not torch.equal(u, ours.momentum[name])] == []
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return oracle.train(network())
+
+
+CASES = [("fp32", 0, K * N), ("fp32", 0, N), ("fp32", 1, N), ("fp32", 2, K * N), ("bf16", 0, K * N), ("bf16", 0, N)]
+
+
+@pytest.mark.parametrize("precision, stage, micro_batch", CASES)
+def test_a_replayed_run_has_the_bits_of_the_plain_one(recorder, precision, stage, micro_batch, expected):
+    config = (
+        in_precision(precision, stage, micro_batch) if precision != "fp32" else recipe(stage, micro_batch=micro_batch)
+    )
+    plain, replayed = trained(config)[0], trained(config, recorder)[0]
+    assert_same(replayed, plain)
+    if precision == "fp32":
+        assert distance(replayed.weights, expected[0]) < BOUND and distance(replayed.momentum, expected[1]) < BOUND
+
+
+@pytest.mark.parametrize("passes_of", [N, K * N])
+def test_overflow_skips_the_same_updates(recorder, passes_of):
+    fp16 = in_precision("fp16", 1, passes_of, initial_scale_power=24, hysteresis=1)
+    (plain, lrs), (replayed, replayed_lrs) = trained(fp16), trained(fp16, recorder)
+    assert 0 < plain.counters["skipped_iterations"] == replayed.counters["skipped_iterations"] < 10
+    assert lrs == replayed_lrs
+    assert_same(replayed, plain)
+
+
+def test_a_replayed_run_goes_on_from_its_state_to_the_bit(recorder):
+    whole, _ = trained(recipe(), recorder)
+    half, _ = trained(recipe(), recorder, last=ITERATIONS // 2)
+    engine, plan = engine_of(recipe(), recorder, seed=1)
+    restore_state(engine, half)
+    train(engine, plan, ITERATIONS // 2)
+    assert_same(gather_state(engine), whole)
+
+
+# --- when it replays, and when it does not ----------------------------------------------------------------------------
+
+
+class Network:
+    """A network of two replayed blocks, with all that one step of it leaves."""
+
+    def __init__(self, passes=1):
+        self.model, self.recorder = convert_batch_norm(network(), N), CallsAgain()
+        graph_blocks(self.model, passes, self.recorder)
+        self.plain = convert_batch_norm(network(), N)
+
+    def step(self, x, change=lambda model: None):
+        """Whether a forward and backward of both are the same, gradients and running statistics included."""
+        found = []
+        for model in (self.model, self.plain):
+            change(model)
+            model.zero_grad()
+            y = model(x)
+            y.square().mean().backward()
+            found.append([y, *(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())])
+        return all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+    def replays(self):
+        count, self.recorder.replays = self.recorder.replays, 0
+        return count
+
+
+@pytest.fixture
+def ours():
+    ours = Network()
+    for number in range(WARM_UP):
+        assert ours.step(torch.randn(2 * N, 3, 6, 6)) and ours.replays() == 0, number
+    return ours
+
+
+def images(size=2 * N):
+    return torch.randn(size, 3, 6, 6)
+
+
+def test_each_block_is_replayed_forward_and_backward(ours):
+    for _ in range(3):
+        assert ours.step(images()) and ours.replays() == 4
+    assert ours.recorder.recordings == 4
+
+
+def test_another_size_runs_as_it_is_and_the_old_size_is_replayed_again(ours):
+    assert ours.step(images()) and ours.replays() == 4
+    assert ours.step(images(N)) and ours.replays() == 0
+    assert ours.step(images()) and ours.replays() == 4
+    assert ours.recorder.recordings == 4
+
+
+def test_evaluation_runs_as_it_is(ours):
+    ours.step(images())
+    ours.replays()
+    x = images(3)
+    assert torch.equal(ours.model.eval()(x), ours.plain.eval()(x))
+    ours.model.train(), ours.plain.train()
+    with torch.no_grad(), lbsgd.recomputing_statistics(ours.model):
+        ours.model(images())
+    assert ours.replays() == 0
+
+
+def test_weights_that_lie_elsewhere_are_recorded_again(ours):
+    assert ours.step(images()) and ours.replays() == 4
+
+    def move(model):
+        for parameter in model.parameters():
+            parameter.data = parameter.data.clone()
+
+    assert ours.step(images(), move) and ours.replays() == 0
+    for _ in range(WARM_UP - 1):
+        assert ours.step(images()) and ours.replays() == 0
+    assert ours.step(images()) and ours.replays() == 4 and ours.recorder.recordings == 8
+
+
+def test_two_forwards_before_their_backwards_do_not_spoil_each_other(ours):
+    first, second = images(), images()
+    for model in (ours.model, ours.plain):
+        model.zero_grad()
+        (model(first).square().mean() + model(second).mean()).backward()
+    pairs = zip(ours.model.parameters(), ours.plain.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs) and ours.replays() == 4
+    ours.model(first), ours.plain(first)  # a forward that nobody follows up
+    assert ours.replays() == 2
+    assert ours.step(second) and ours.replays() == 4
+
+
+def test_a_block_whose_input_needs_no_gradient_is_replayed_too():
+    first, plain = (convert_batch_norm(nn.Sequential(BasicBlock(3, 3)), N) for _ in "12")
+    plain.load_state_dict(first.state_dict())
+    graph_blocks(first, 1, recorder := CallsAgain())
+    for _ in range(WARM_UP + 2):
+        x = images()
+        for model in (first, plain):
+            model.zero_grad()
+            model(x).square().mean().backward()
+        pairs = zip(first.parameters(), plain.parameters(), strict=True)
+        assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+    assert recorder.replays == 4
+
+
+def test_gradients_arrive_block_by_block(ours):
+    events = []
+    for name, block in zip(("first", "second"), (b for b in ours.model if isinstance(b, BasicBlock)), strict=True):
+        for parameter in block.parameters():
+            parameter.register_post_accumulate_grad_hook(
+                lambda _, name=name: events.append((name, ours.recorder.replays))
+            )
+    ours.step(images())
+    assert events == 9 * [("second", 3)] + 6 * [("first", 4)]
+
+
+# --- the flag ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_recorded_is_refused_in_one_line():
+    with pytest.raises(ConfigError, match="--cuda_graphs: there is no GPU here"):
+        graph_blocks(network(), 1)
+    with pytest.raises(ConfigError, match="no residual blocks"):
+        graph_blocks(oracle.network(), 1, CallsAgain())
+    with pytest.raises(ConfigError, match='batch norm of scope "all"'):
+        graph_blocks(convert_batch_norm(network(), N, scope="all"), 1, CallsAgain())
