@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.fused_blocks import fuse_blocks
 from lbsgd.algorithm.sgd import decay_groups
-from lbsgd.bench.sizes import Settings
+from lbsgd.bench.sizes import Blocks, Settings
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
 from lbsgd.data.fake import FakeImages
@@ -32,7 +32,6 @@ from lbsgd.train.trainer import NEVER, Trainer
 
 NUM_CLASSES, NUM_IMAGES = 1000, 10**6  # enough images that no epoch ends
 FP16_SCALE_POWER = 10  # no first update overflows: torch 2.11's fused SGD would keep a momentum that it never wrote
-Blocks = Literal["as they are", "compiled", "graphs"]
 Change = Callable[[nn.Module], nn.Module]
 UpdateStep = Callable[[], torch.Tensor]  # makes an update, and returns whether the loss is a number
 

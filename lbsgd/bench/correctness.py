@@ -28,7 +28,12 @@ LEAST_SEEDS = 2  # of the digits' row; one alone makes no interval
 SPARE_SECONDS = 3.0  # before a part's time is over, its commands are ended and what is known is said
 SMALL_TESTS = ("tests/test_prefetch.py", "-m", "not gpu", "-k", "cpu and dtype0")
 GPU_MARK = "mark.gpu"
-MATTER_MOST = ("test_norm_kernels", "test_oracle", "test_prefetch")  # first, because the time may end before the last
+MATTER_MOST = (
+    "test_graphs",
+    "test_norm_kernels",
+    "test_oracle",
+    "test_prefetch",
+)  # first, because the time may end before the last
 TAKE_LONG = ("test_gpu",)
 
 

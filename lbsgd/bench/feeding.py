@@ -44,7 +44,7 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     start_processes()
     say(f"{num_different} JPEGs repeated to {sizes.images_to_feed} and converted")
     plan = plan_for(given, sizes.step_batch)
-    trainer = our_trainer(given, plan)
+    trainer = our_trainer(given, plan, sizes.blocks)
     loader = loader_for(open_data(ffcv).train, plan, trainer.engine.device, cores)
     batches = without_end(loader.epoch)
     fed(trainer, batches, sizes.warm_up)

@@ -10,6 +10,7 @@ import torch
 Step = Callable[[], object]
 Timer = Callable[[Step, str, int], float]
 SLEEP_CYCLES = 20_000_000  # about 10 ms of a GPU
+WHOLE_STEP_CYCLES = 150_000_000  # about 80 ms, in which a slow host queues the 1,000 kernels of a step
 
 
 def in_turn(
@@ -52,7 +53,7 @@ def seconds_of(step: Step, device: str, calls: int) -> float:
     return (clock() - began) / calls
 
 
-def kernel_seconds_of(step: Step, device: str, calls: int) -> float:
+def kernel_seconds_of(step: Step, device: str, calls: int, sleep_cycles: int = SLEEP_CYCLES) -> float:
     """Time the kernels of some calls alone; return the seconds of one.
 
     The GPU sleeps while the host queues them, as it works on something else in training: a small kernel takes less
@@ -62,13 +63,18 @@ def kernel_seconds_of(step: Step, device: str, calls: int) -> float:
         return seconds_of(step, device, calls)
     began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     synchronise(device)
-    torch.cuda._sleep(SLEEP_CYCLES)
+    torch.cuda._sleep(sleep_cycles)
     began.record()
     for _ in range(calls):
         step()
     ended.record()
     ended.synchronize()
     return began.elapsed_time(ended) / 1e3 / calls
+
+
+def gpu_seconds_of(step: Step, device: str, calls: int) -> float:
+    """Time what the GPU takes for one call of a whole step, with all of it queued before, and so without its host."""
+    return kernel_seconds_of(step, device, 1, sleep_cycles=WHOLE_STEP_CYCLES)
 
 
 def synchronise(device: str) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lbsgd.algorithm.choices import Implementation
+
+Blocks = Literal["as they are", "compiled", "graphs"]
 
 
 @dataclass(frozen=True)
@@ -14,13 +16,13 @@ class Sizes:
     """Images and rounds of the speed bench, and the length of the correctness bench.
 
     micro_batches      of the norm's comparison, each a multiple of n = per_worker_batch
-    graphed_batches    micro batches at which CUDA graphs are compared
     implementations    of batch norm that the device has (`algorithm/norm_rule.py`)
     precisions         with the ZeRO stage of each, in which the trainer is held against the plain loop
     half               the precision that the device multiplies fastest in
     layers             shapes (C, H, W) whose batch norm is timed by itself
     rounds, calls      rounds of each comparison, and calls per round and contestant
     fed_updates        updates that the loader feeds, after those that warm up
+    blocks             what runs residual blocks where a user says nothing: CUDA graphs on a GPU
     backend            torch.compile's
     is_small           whether this is the CPU's: nothing but the lines is tried
     """
@@ -28,7 +30,6 @@ class Sizes:
     resolution: int
     per_worker_batch: int
     micro_batches: tuple[int, ...]
-    graphed_batches: tuple[int, ...]
     step_batch: int
     compile_batch: int
     implementations: tuple[Implementation, ...]
@@ -40,6 +41,7 @@ class Sizes:
     warm_up: int
     fed_updates: int
     images_to_feed: int
+    blocks: Blocks
     backend: str
     is_small: bool
 
@@ -48,7 +50,6 @@ ON_A_GPU = Sizes(
     resolution=224,
     per_worker_batch=32,
     micro_batches=(32, 128, 256),
-    graphed_batches=(32, 128),
     step_batch=256,
     compile_batch=128,
     implementations=("loop", "triton"),
@@ -60,6 +61,7 @@ ON_A_GPU = Sizes(
     warm_up=3,
     fed_updates=90,
     images_to_feed=25_600,  # 100 updates of step_batch: no epoch, which begins with a wait, ends in the measurement
+    blocks="graphs",
     backend="inductor",
     is_small=False,
 )
@@ -67,7 +69,6 @@ ON_A_CPU = Sizes(
     resolution=16,
     per_worker_batch=2,
     micro_batches=(2, 4),
-    graphed_batches=(2,),
     step_batch=4,
     compile_batch=4,
     implementations=("loop",),
@@ -79,6 +80,7 @@ ON_A_CPU = Sizes(
     warm_up=1,
     fed_updates=4,
     images_to_feed=24,
+    blocks="as they are",
     backend="aot_eager",
     is_small=True,
 )

@@ -18,7 +18,7 @@ from lbsgd.bench.contestants import network, our_step, plain_step, plan_for, wit
 from lbsgd.bench.feeding import data_wait
 from lbsgd.bench.figure import Figure, Goal, ratio_figure
 from lbsgd.bench.parts import NotRun, Part, Say
-from lbsgd.bench.rounds import Step, Timer, in_turn, kernel_seconds_of, milliseconds, seconds_of
+from lbsgd.bench.rounds import Step, Timer, gpu_seconds_of, in_turn, kernel_seconds_of, milliseconds, seconds_of
 from lbsgd.bench.sizes import Settings
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.plan import Plan
@@ -30,7 +30,6 @@ from lbsgd.units import size
 NORM_GOAL = Goal("at most", 1.03)  # the step with n = 32, of the step with plain batch norm
 STEP_GOAL = Goal("at least", 1.1)  # lbsgd's images per second, of plain PyTorch's
 COMPILED_GOAL = Goal("at least", 1.0)
-GRAPHS_GOAL = Goal("at least", 1.1)  # of plain PyTorch at n = 32 images, where a GPU waits for its host
 LAYOUT_GOAL = Goal("at most", 1.01)
 MEMORY_GOAL = Goal("at most", 1.1)  # beyond it, a plan that fits may not run
 TOP = 10
@@ -53,16 +52,16 @@ def norm_in_the_step(given: Settings, seconds: float, say: Say) -> None:
     """Compare the training step with batch norm over n images and the step with torch's over the micro batch.
 
     Everything else is one and the same plain loop in bf16. One implementation comes after the other, so that what is
-    known of the first stands if the second fails.
+    known of the first stands if the second fails. The GPU's own time is without its host, which may be the slower one.
     """
-    for how in given.sizes.implementations:
-        for micro_batch in given.sizes.micro_batches:
-            plan = plan_for(given, micro_batch)
-            steps = {"plain": plain_step(given, plan), how: plain_step(given, plan, with_batch_norm(plan, how))}
-            found = measured(given, say, steps)
-            name = f"step, n = {plan.per_worker_batch} by {how} / plain batch norm, micro batch {micro_batch}"
-            goal = NORM_GOAL if micro_batch >= 128 else None
-            say(ratio_figure(name, found[how], found["plain"], goal=goal, beside=milliseconds(found)))
+    for how, micro_batch in product(reversed(given.sizes.implementations), given.sizes.micro_batches):
+        plan = plan_for(given, micro_batch)
+        steps = {"plain": plain_step(given, plan), how: plain_step(given, plan, with_batch_norm(plan, how))}
+        about = f"n = {plan.per_worker_batch} by {how} / plain batch norm, micro batch {micro_batch}"
+        goal = NORM_GOAL if micro_batch >= 128 else None
+        for name, timer in (("step", None), ("the GPU's time of it", gpu_seconds_of)):
+            found = measured(given, say, steps, timer)
+            say(ratio_figure(f"{name}, {about}", found[how], found["plain"], goal=goal, beside=milliseconds(found)))
 
 
 def norm_layers(given: Settings, seconds: float, say: Say) -> None:
@@ -90,14 +89,25 @@ def pass_through(layer: nn.Module, x: torch.Tensor) -> Step:
 
 
 def whole_step(given: Settings, seconds: float, say: Say) -> None:
-    """Compare the trainer's own update with a plain PyTorch loop in autocast and channels_last, images per second."""
+    """Compare the trainer's own update with a plain PyTorch loop in autocast and channels_last, images per second.
+
+    On a GPU lbsgd launches CUDA graphs, as it does by default; without them it is measured beside.
+    """
     start_processes()
-    sizes = given.sizes
-    for how, (precision, stage) in product(sizes.implementations, sizes.precisions):
-        plan = plan_for(given, sizes.step_batch, precision, stage, how)
-        found = measured(given, say, {"plain": plain_step(given, plan), "lbsgd": our_step(given, plan)})
-        name = f"images/s, lbsgd {precision} ZeRO {stage} by {how} / plain {precision}, {sizes.step_batch} images"
-        say(ratio_figure(name, found["plain"], found["lbsgd"], goal=STEP_GOAL, beside=milliseconds(found)))
+    for micro_batch, (precision, stage) in product(reversed(given.sizes.micro_batches), given.sizes.precisions):
+        plan = plan_for(given, micro_batch, precision, stage)
+        steps = {
+            "plain": plain_step(given, plan),
+            "lbsgd": our_step(given, plan, given.sizes.blocks),
+        }
+        if given.sizes.blocks == "graphs":
+            steps["lbsgd without graphs"] = our_step(given, plan)
+        found = measured(given, say, steps)
+        beside = milliseconds(found)
+        for name in list(found)[1:]:
+            about = f"images/s, {name} / plain, {precision}, ZeRO {stage}, {micro_batch} images"
+            goal = STEP_GOAL if name == "lbsgd" else None
+            say(ratio_figure(about, found["plain"], found[name], goal=goal, beside=beside))
 
 
 def weights_layout(given: Settings, seconds: float, say: Say) -> None:
@@ -108,15 +118,16 @@ def weights_layout(given: Settings, seconds: float, say: Say) -> None:
             name: half_pass(given, plan, layout)
             for name, layout in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last))
         }
-        found = measured(given, say, steps)
-        name = f"forward and backward, weights NCHW / channels_last, {given.sizes.half}, micro batch {micro_batch}"
+        found = measured(given, say, steps, gpu_seconds_of)
+        about = f"weights NCHW / channels_last, {given.sizes.half}, micro batch {micro_batch}"
+        name = f"the GPU's time of forward and backward, {about}"
         say(ratio_figure(name, found["NCHW"], found["channels_last"], goal=LAYOUT_GOAL, beside=milliseconds(found)))
 
 
 def half_pass(given: Settings, plan: Plan, layout: torch.memory_format) -> Step:
     """Return a pass of a network in half precision with its weights in a layout and its images in channels_last."""
     dtype, resolution = DTYPES[given.sizes.half], given.sizes.resolution
-    model: Any = with_batch_norm(plan, "loop")(network(given, plan))  # torch types no memory_format
+    model: Any = with_batch_norm(plan, given.sizes.implementations[-1])(network(given, plan))  # no type for a layout
     model = model.to(given.device, dtype).to(memory_format=layout).train()
     images = torch.randn(plan.micro_batch, 3, resolution, resolution, device=given.device)
     images = images.to(dtype, memory_format=torch.channels_last)
@@ -150,30 +161,10 @@ def compiled_step(given: Settings, seconds: float, say: Say) -> None:
     compare(steps, ("plain compiled", "plain", None))
     ours_compiled = our_step(given, plan, "compiled")
     say(f"first call of lbsgd compiled: {seconds_of(ours_compiled, given.device, 1):.1f} s, compilation included")
-    steps = {"plain compiled": plain_compiled, "lbsgd compiled": ours_compiled, "lbsgd": our_step(given, plan)}
-    compare(steps, ("lbsgd compiled", "plain compiled", COMPILED_GOAL), ("lbsgd compiled", "lbsgd", None))
-
-
-def graphed_step(given: Settings, seconds: float, say: Say) -> None:
-    """Compare the trainer's update from CUDA graphs with that without, and both with a plain PyTorch loop."""
-    if given.device != "cuda":
-        raise NotRun("CUDA graphs need a GPU")
-    start_processes()
-    how = given.sizes.implementations[-1]
-    for (precision, stage), micro_batch in product(reversed(given.sizes.precisions), given.sizes.graphed_batches):
-        plan = plan_for(given, micro_batch, precision, stage, how)
-        steps = {
-            "plain": plain_step(given, plan),
-            "lbsgd": our_step(given, plan),
-            "lbsgd graphs": our_step(given, plan, "graphs"),
-        }
-        found = measured(given, say, steps)
-        for below, goal in (
-            ("plain", GRAPHS_GOAL if micro_batch == min(given.sizes.micro_batches) else None),
-            ("lbsgd", None),
-        ):
-            name = f"images/s, lbsgd graphs / {below}, {precision} ZeRO {stage}, micro batch {micro_batch}"
-            say(ratio_figure(name, found[below], found["lbsgd graphs"], goal=goal, beside=milliseconds(found)))
+    ours = our_step(given, plan, sizes.blocks)
+    steps = {"plain compiled": plain_compiled, "lbsgd compiled": ours_compiled, "lbsgd": ours}
+    pairs = ("lbsgd compiled", "plain compiled", COMPILED_GOAL), ("lbsgd", "plain compiled", None)
+    compare(steps, *pairs, ("lbsgd compiled", "lbsgd", None))
 
 
 def top_kernels(given: Settings, seconds: float, say: Say) -> None:
@@ -181,7 +172,7 @@ def top_kernels(given: Settings, seconds: float, say: Say) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     start_processes()
-    plan = plan_for(given, given.sizes.compile_batch, implementation=given.sizes.implementations[-1])
+    plan = plan_for(given, given.sizes.compile_batch)
     step = our_step(given, plan)
     for _ in range(given.sizes.warm_up):
         step()
@@ -207,7 +198,7 @@ def memory_taken(given: Settings, seconds: float, say: Say) -> None:
         gc.collect()  # the engine before, which refers to itself
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step = our_step(given, plan)
+        step = our_step(given, plan, given.sizes.blocks)
         for _ in range(given.sizes.warm_up):
             step()
         peak = peak_bytes(given.device)["peak_memory_bytes"] - before
@@ -218,9 +209,8 @@ def memory_taken(given: Settings, seconds: float, say: Say) -> None:
 
 
 PARTS = (  # what matters most first, because together they may take longer than there is time
-    Part("norm", "Batch norm over n images in the training step", norm_in_the_step, 150),
-    Part("step", "The trainer's update against plain PyTorch", whole_step, 90),
-    Part("graphs", "CUDA graphs, block by block", graphed_step, 90),
+    Part("step", "The trainer's update against plain PyTorch", whole_step, 130),
+    Part("norm", "Batch norm over n images in the training step", norm_in_the_step, 130),
     Part("loader", "Fed by the loader", data_wait, 150),
     Part("layers", "Batch norm, layer by layer", norm_layers, 60),
     Part("profile", "Where the time goes", top_kernels, 45),

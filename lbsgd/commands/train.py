@@ -176,8 +176,8 @@ def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], N
     blocks = flags.add_mutually_exclusive_group()
     compiled = "torch.compile each residual block in training (off by default: whether it is faster is not measured)"
     blocks.add_argument("--compile", action="store_true", help=compiled)
-    graphs = "launch each residual block in training as CUDA graphs, on a GPU that waits for its host (off by default)"
-    blocks.add_argument("--cuda_graphs", action="store_true", help=graphs)
+    graphs = "launch each residual block in training as CUDA graphs, with the same bits (default: on one GPU)"
+    blocks.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, help=graphs)
     add_processes(flags)
     return flags
 

@@ -3,12 +3,15 @@
 With n = 32 images a GPU computes faster than its host launches kernels one by one (docs/gpu.md). One graph per block,
 so that gradients still arrive block by block, and what hangs on them, aggregation and ZeRO, runs as before. What could
 differ from the recording is looked at before each replay: another size, mode or precision runs the block as it is, and
-weights that lie elsewhere are recorded again. Evaluation runs as it is.
+weights that lie elsewhere are recorded again. Evaluation runs as it is. The bits are those of the plain run.
 """
 
 from __future__ import annotations
 
+import gc
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,10 +19,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm
+from lbsgd.algorithm.fused_blocks import FusedBasicBlock, FusedBottleneck, is_bare
+from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm, PerWorkerBatchNorm2d
 from lbsgd.errors import ConfigError
+from lbsgd.train.kernels import kind_of_device
 from lbsgd.train.recording import CudaRecorder, Recorder, Recording
 
+BLOCKS = BasicBlock, Bottleneck, FusedBasicBlock, FusedBottleneck
+LAYERS = nn.Conv2d, PerWorkerBatchNorm2d, nn.ReLU, nn.Sequential, nn.Identity
 WARM_UP = 2  # passes that run as they are first: libraries choose their algorithms, and Triton compiles
 
 
@@ -35,6 +42,11 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
             "--cuda_graphs: this network has no residual blocks of torchvision's kind, which are what is recorded; "
             "leave the flag out"
         )
+    if not all(map(has_bare_parts, blocks)):
+        raise ConfigError(
+            "--cuda_graphs: a part of a residual block has hooks or a forward of its own, which a graph would not run; "
+            "leave the flag out"
+        )
     if any(isinstance(module, PerWorkerBatchNorm) and module.scope == "all" for module in model.modules()):
         raise ConfigError(
             '--cuda_graphs: batch norm of scope "all" waits for the other processes inside a block, which no graph '
@@ -46,6 +58,45 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
     for block in blocks:
         block.forward = GraphedBlock(block, graphs)  # the instance's own, which no state_dict has
     return len(blocks)
+
+
+def has_bare_parts(block: nn.Module) -> bool:
+    """Whether calls of a block's parts run their classes' forwards and nothing else."""
+    return all(is_bare(part) for part in block.modules() if part is not block)
+
+
+def by_rule(model: nn.Module, world_size: int, device: torch.device, compiled: bool) -> tuple[bool, str]:
+    """Return whether training is graphed where nobody says it, and why: where it was measured, and cannot show.
+
+    The blocks must be exactly torchvision's, of layers that do nothing in Python but what a recording keeps.
+    """
+    blocks = [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    if kind_of_device(device) != "cuda":
+        return False, f"the rule for {kind_of_device(device)}"
+    if world_size > 1:
+        return False, "the rule for several processes, with which nobody has measured it"
+    if compiled:
+        return False, "the rule beside --compile"
+    if not blocks or not all(type(block) in BLOCKS and has_bare_parts(block) and of_layers(block) for block in blocks):
+        return False, "the rule for a network that is not of torchvision's residual blocks"
+    return True, "the rule for one GPU"
+
+
+def of_layers(block: nn.Module) -> bool:
+    return all(type(part) in LAYERS for part in block.modules() if part is not block)
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Let Python collect its garbage before and not inside: what frees GPU memory there would spoil a recording."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class Graphs:
@@ -74,14 +125,14 @@ class Graphs:
         recorder = self.recorder or CudaRecorder()
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         # Each replay must cast the weights: a cast that autocast kept would be that of the recording's.
-        with torch.autocast("cuda", dtype, enabled, cache_enabled=False):
+        with nothing_collected(), torch.autocast("cuda", dtype, enabled, cache_enabled=False):
             before = None
             for block in self.ran:
                 block.record_forward(recorder, before)
                 before = block
-        behind: Recording | None = None
-        for block in reversed(self.ran):
-            behind = block.record_backward(behind)
+            behind: Recording | None = None
+            for block in reversed(self.ran):
+                behind = block.record_backward(behind)
 
     def forget(self) -> None:
         """Drop all recordings; the next passes run as they are, and are then recorded."""
@@ -111,7 +162,7 @@ class GraphedBlock:
             if not self.graphs.note(self):
                 return self.warm_up(x)
             self.graphs.record()
-        if kind_of(x) != self.kind:
+        if signature(x) != self.kind:
             return self.as_it_is(x)
         assert self.recording is not None
         y = Replayed.apply(self, x, *self.recording.parameters)  # type: ignore[no-untyped-call]  # torch's has no types
@@ -120,7 +171,7 @@ class GraphedBlock:
     def warm_up(self, x: Tensor) -> Tensor:
         """Run as it is, and note what the recording needs to know."""
         y = self.as_it_is(x)
-        self.kind, self.from_to = kind_of(x), (x.data_ptr(), y.data_ptr())
+        self.kind, self.from_to = signature(x), (x.data_ptr(), y.data_ptr())
 
         def note(grad: Tensor) -> None:
             dense = torch.empty_like(grad).stride() == grad.stride()
@@ -157,7 +208,7 @@ class GraphedBlock:
         return self.recording
 
 
-def kind_of(x: Tensor) -> tuple[Any, ...]:
+def signature(x: Tensor) -> tuple[Any, ...]:
     """Return all that fixes which kernels a block launches."""
     autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
     return x.shape, x.stride(), x.dtype, x.device, x.requires_grad, autocast

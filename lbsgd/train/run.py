@@ -39,7 +39,7 @@ class Run:
     evaluate_only     evaluate that checkpoint and train nothing
     evaluate_every    so many epochs, beside those that the run is judged by
     compiled          whether training compiles each residual block (`compiled.compile_blocks`)
-    graphed           whether training launches each residual block as CUDA graphs (`graphs.graph_blocks`)
+    graphed           whether training launches each residual block as CUDA graphs; None: by the rule (`graphs`)
     baseline          training errors of each epoch that the run is held against (`live_page.baseline_band`)
     started_from      what the weights that the run begins with were trained as, for the log; None without any
     """
@@ -54,7 +54,7 @@ class Run:
     every: Every = field(default_factory=Every)
     evaluate_every: int = 1
     compiled: bool = False
-    graphed: bool = False
+    graphed: bool | None = None
     baseline: Sequence[tuple[float, float]] = ()
     started_from: str | None = None
 

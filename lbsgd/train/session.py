@@ -27,7 +27,7 @@ from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
-from lbsgd.train.graphs import graph_blocks
+from lbsgd.train.graphs import by_rule, graph_blocks
 from lbsgd.train.kernels import LAYOUT, norm_implementation
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
@@ -67,7 +67,8 @@ def train(run: Run, launch: Launch) -> None:
         engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
         if run.compiled:
             compile_blocks(engine.module)
-        if run.graphed:
+        graphed, _ = graphs_described(run, engine)
+        if graphed:
             graph_blocks(engine.module, plan.accumulation_steps)
         launch.begun.over("engine")
         progress = Progress(
@@ -141,6 +142,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
         host = {**environment(run.images.place), **of_the_device(engine.device)}
         aggregation = described(run.plan, engine)
         norm = norm_described(run, engine.device)
+        _, graphs = graphs_described(run, engine)
         about = {
             **({"started_from": run.started_from} if run.started_from else {}),
             "model": run.task.name,
@@ -150,7 +152,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
             "aggregation": aggregation,
             "batch_norm": norm,
             **({"compiled": "each residual block"} if run.compiled else {}),
-            **({"cuda_graphs": "each residual block"} if run.graphed else {}),
+            **({"cuda_graphs": graphs} if graphs else {}),
             **estimated_memory(run, engine.device),
             "environment": host,
         }
@@ -158,6 +160,8 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporte
         progress.begin(engine.global_steps)
         progress.say(f"aggregation    {aggregation}")
         progress.say(f"batch norm     {norm}")
+        if graphs:
+            progress.say(f"CUDA graphs    {graphs}")
         page = LivePage(run.output_dir, about, run.baseline)
         page.take_up(read_run(log.path))  # of a run that is resumed
         page.write(log.epochs)
@@ -183,6 +187,15 @@ def norm_described(run: Run, device: torch.device) -> str:
     implementation, reason = norm_implementation(run.plan, device)
     outside = " outside of compiled blocks" if run.compiled and implementation == "triton" else ""
     return f"{implementation}{outside}, by {reason}"
+
+
+def graphs_described(run: Run, engine) -> tuple[bool, str]:
+    """Return whether training is graphed, and that in words with the reason; no words where there is no GPU."""
+    graphed, reason = run.graphed, "the flag"
+    if graphed is None:
+        graphed, reason = by_rule(engine.module, run.plan.world_size, engine.device, run.compiled)
+    words = f"{'each residual block' if graphed else 'none'}, by {reason}"
+    return graphed, words if engine.device.type == "cuda" else ""
 
 
 def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
