@@ -113,6 +113,20 @@ def has_nothing(settings, seconds, say):
     raise NotRun("no images")
 
 
+def waits_for_the_other(settings, seconds, say):
+    (settings / str(os.getpid())).touch()
+    while len(list(settings.iterdir())) < 2:
+        time.sleep(0.01)
+
+
+def test_parts_that_measure_no_time_may_run_at_once(tmp_path):
+    parts = [Part(name, name, waits_for_the_other, 20.0) for name in ("one", "two")]
+    (folder := tmp_path / "both").mkdir()
+    assert run_parts(parts, folder, Results(tmp_path, "fake", {"device": "none"}), 20.0, together=True)
+    code, printed = bench("speed", "--together")
+    assert code == 2 and "--together is for correctness" in printed
+
+
 def test_what_a_part_found_before_it_broke_hung_or_died_is_kept_and_the_others_go_on(tmp_path):
     makers = (raises_after_one, hangs_after_one, dies_after_one, has_nothing, says_two_things)
     parts = [Part(make.__name__, make.__name__, make, 6.0) for make in makers]

@@ -217,6 +217,15 @@ def test_a_block_whose_input_needs_no_gradient_is_replayed_too():
     assert recorder.replays == 4
 
 
+def test_a_recording_runs_no_hook_of_a_parameter(ours):
+    seen = []
+    for block in (each for each in ours.model if isinstance(each, BasicBlock)):
+        for parameter in block.parameters():
+            parameter.register_hook(lambda grad: seen.append(grad))
+    ours.step(images())  # records, and replays once
+    assert len(seen) == 15 and ours.recorder.recordings == 4
+
+
 def test_gradients_arrive_block_by_block(ours):
     events = []
     for name, block in zip(("first", "second"), (b for b in ours.model if isinstance(b, BasicBlock)), strict=True):

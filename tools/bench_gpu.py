@@ -1,6 +1,6 @@
 """Measure what only a GPU can show, in two runs of at most 8 minutes, each on one GPU; no network is needed.
 
-    python tools/bench_gpu.py correctness [--output_dir DIR]
+    python tools/bench_gpu.py correctness [--together] [--output_dir DIR]
     python tools/bench_gpu.py speed [--jpegs FILE] [--output_dir DIR]
 
 correctness    the tests that need a GPU, `make demo`'s command, and Table 1's row on digits in fp16
@@ -62,7 +62,11 @@ def main() -> int:
     flags.add_argument("--output_dir", type=Path, metavar="DIR", help="default: results/gpu_<device>")
     flags.add_argument("--parts", nargs="+", metavar="PART", help="only these parts")
     flags.add_argument("--seconds", type=float, default=SECONDS, help="that all parts have together (default: 480)")
+    together = "run all parts of correctness at once, where there are cores for them"
+    flags.add_argument("--together", action="store_true", help=together)
     given = flags.parse_args()
+    if given.together and given.bench == "speed":
+        flags.error("--together is for correctness: parts that measure speed run alone")
     if given.jpegs and not given.jpegs.is_file():
         flags.error(f"--jpegs {given.jpegs}: no such file")
     import torch
@@ -88,7 +92,8 @@ def main() -> int:
             print_error(error)
             return error.exit_code
         chosen = [part for part in parts if not given.parts or part.name in given.parts]
-        all_done = run_parts(chosen, settings, results, given.seconds, IMPORTED_ONCE if device == "cpu" else ())
+        preload = IMPORTED_ONCE if device == "cpu" else ()
+        all_done = run_parts(chosen, settings, results, given.seconds, preload, given.together)
     print(results.folder / f"{given.bench}.md")
     return 0 if all_done else 1
 

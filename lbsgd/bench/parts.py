@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,20 +40,26 @@ class NotRun(Exception):
 
 
 def run_parts(
-    parts: Sequence[Part], settings: Any, results: Results, total_seconds: float, preload: Sequence[str] = ()
+    parts: Sequence[Part],
+    settings: Any,
+    results: Results,
+    total_seconds: float,
+    preload: Sequence[str] = (),
+    together: bool = False,
 ) -> bool:
     """Run the parts in order within total_seconds; return whether all that could run are done.
 
     A part for which no time is left is out of time, so it is not done, whether or not it could run here.
 
     preload: modules that all parts need, imported once. They must not touch a GPU, which no forked process can use
-    after that.
+    after that. together: all at once, for parts that measure no time.
     """
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(list(preload))
     deadline = time.monotonic() + total_seconds
     announced = [results.announce(part.name, part.title) for part in parts]
-    for part, result in zip(parts, announced, strict=True):
+
+    def run(part: Part, result: PartResult) -> None:
         seconds = min(part.most_seconds, deadline - time.monotonic())
         if seconds < LEAST_SECONDS:
             result.state, result.why = OUT_OF_TIME, "not begun, because the parts before it took all the time"
@@ -61,6 +68,9 @@ def run_parts(
         results.write()
         results.draw()
         print(f"{part.name:16}{result.state} {result.why}".rstrip(), flush=True)
+
+    with ThreadPoolExecutor(len(parts) if together else 1) as pool:
+        list(pool.map(run, parts, announced))
     return all(result.state in ("done", "not run") for result in announced)
 
 

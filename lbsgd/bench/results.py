@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import RLock
 from typing import Any
 
 from lbsgd.bench.figure import Figure
@@ -59,6 +60,7 @@ class Results:
     def __init__(self, folder: Path, name: str, about: Mapping[str, Any]):
         self.folder, self.name, self.about = folder, name, dict(about)
         self.parts: list[PartResult] = []
+        self.writing = RLock()  # parts that run at once write too
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -76,6 +78,10 @@ class Results:
 
     def write(self) -> None:
         """Write the JSON and the Markdown as they are now, each whole."""
+        with self.writing:
+            self._write()
+
+    def _write(self) -> None:
         found = {**self.about, "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         data = {**found, "parts": [part.as_dict() for part in self.parts]}
         replace_file(self.folder / f"{self.name}.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
@@ -85,6 +91,10 @@ class Results:
 
     def draw(self) -> None:
         """Draw each part's figures with their intervals and goals."""
+        with self.writing:
+            self._draw()
+
+    def _draw(self) -> None:
         from matplotlib.figure import Figure as Picture
 
         from lbsgd.disk import replace_picture

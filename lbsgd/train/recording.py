@@ -55,7 +55,7 @@ class Recording:
         self.output: Tensor | None = None  # with what its backward needs
 
         def run() -> Sequence[Tensor]:
-            with collecting(block) as found:
+            with collecting(block) as found, standing_in(block) as self.stand_ins:
                 self.output = forward(self.x)
             self.notes = [(norm, count) for norm, _, count in found]
             return [self.output.detach(), *(moments for _, moments, _ in found)]
@@ -69,10 +69,10 @@ class Recording:
     def record_backward(self, grad_y: Tensor) -> None:
         """Record the backward from this gradient of y, whose values come with each replay."""
         self.grad_y = grad_y
-        wanted = [self.x] * self.x.requires_grad + self.parameters
 
         def run() -> Sequence[Tensor]:
             assert self.output is not None
+            wanted = [self.x] * self.x.requires_grad + self.stand_ins
             return torch.autograd.grad(self.output, wanted, self.grad_y)
 
         grads, self.replay_backward = self.recorder.record(run)
@@ -98,6 +98,27 @@ class Recording:
         self.replay_backward()
         grad_x = None if self.grad_x is None else self.grad_x.detach()
         return grad_x, *(self.grads if keeps_gradients else (each.detach() for each in self.grads))
+
+
+@contextmanager
+def standing_in(block: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Have other leaves of autograd stand in for a block's parameters, in the same memory; yield the trainable ones.
+
+    autograd ties a parameter's leaf to the stream on which somebody asked for it first, as ZeRO does, and no recording
+    may wait for that stream. And the hooks of a parameter are for gradients of training.
+    """
+    own = {id(each): each for each in block.parameters()}
+    stand_ins = {key: nn.Parameter(each.detach(), each.requires_grad) for key, each in own.items()}
+    places = [(part._parameters, name) for part in block.modules() for name in part._parameters]
+    before = [(table, name, table[name]) for table, name in places]
+    for table, name, parameter in before:
+        if parameter is not None:
+            table[name] = stand_ins[id(parameter)]
+    try:
+        yield [stand_ins[key] for key, each in own.items() if each.requires_grad]
+    finally:
+        for table, name, parameter in before:
+            table[name] = parameter
 
 
 @contextmanager
