@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from collections import Counter
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbsgd.algorithm.batch_norm import (
     PerWorkerBatchNorm,
@@ -290,6 +292,46 @@ def test_one_worker_and_one_pass_are_torch_batch_norm(momentum):
     x = images(3)
     ours.load_state_dict(torchs.state_dict())
     assert torch.equal(ours.eval()(x), torchs.eval()(x))  # evaluation takes any number of images
+
+
+class Calls(TorchDispatchMode):
+    """Counts the operators that are called."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count[function.overloadpacket.__name__] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def two_layers():
+    torch.manual_seed(0)
+    layers = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 1), nn.BatchNorm2d(6, momentum=0.3)
+    return nn.Sequential(*layers, nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6))
+
+
+@pytest.mark.parametrize("statistics", ["average", "first_worker"])
+def test_the_statistics_of_a_network_move_at_once_with_the_bits_of_each_layer_by_itself(statistics):
+    together, apart = (convert_batch_norm(two_layers(), 2, statistics=statistics) for _ in "12")
+    for seed in (1, 2):
+        x = images(6, 3, 5, 5, seed=seed)
+        with Calls() as calls:
+            together(x)
+        for part in apart:  # nobody runs the network as a whole
+            x = part(x)
+    assert calls.count["_foreach_lerp_"] == 2 and calls.count["lerp_"] == 0  # one for each momentum
+    for ours, theirs in zip(together.buffers(), apart.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_who_looks_when_the_forward_ends_sees_the_statistics_moved():
+    model, seen = two_layers(), []
+    model.register_forward_hook(lambda *_: seen.append(model[1].running_mean.clone()))
+    convert_batch_norm(model, 2)
+    model(images(4, 3, 5, 5))
+    assert torch.equal(seen[0], model[1].running_mean) and seen[0].any()
 
 
 def test_first_worker_alone_moves_the_statistics():

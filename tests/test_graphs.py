@@ -6,9 +6,10 @@ Without a GPU a recording calls its function again and copies the values into pl
 import oracle
 import pytest
 import torch
+from crash import Command, config
 from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, K, N, distance
-from test_compiled import network
+from test_compiled import RECIPE, network
 from test_engine import recipe, train
 from test_oracle import in_precision
 from torch import nn
@@ -16,12 +17,11 @@ from torchvision.models.resnet import BasicBlock
 
 import lbsgd
 from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.fused_blocks import fuse_blocks
 from lbsgd.errors import ConfigError
 from lbsgd.train.engine_state import gather_state, restore_state
-from lbsgd.train.graphs import WARM_UP, graph_blocks
+from lbsgd.train.graphs import WARM_UP, by_rule, graph_blocks
 from lbsgd.train.recording import CudaRecorder
-
-MULTIPLE = 3
 
 
 class CallsAgain:
@@ -247,3 +247,51 @@ def test_what_cannot_be_recorded_is_refused_in_one_line():
         graph_blocks(oracle.network(), 1, CallsAgain())
     with pytest.raises(ConfigError, match='batch norm of scope "all"'):
         graph_blocks(convert_batch_norm(network(), N, scope="all"), 1, CallsAgain())
+
+
+def subclass_of_a_block(model):
+    class Mine(BasicBlock):
+        pass
+
+    model[3].__class__ = Mine
+
+
+def hook(model):
+    model[3].bn1.register_forward_hook(print)
+
+
+@pytest.mark.parametrize(
+    "change, world_size, compiled, kind, why",
+    [
+        (lambda model: None, 1, False, "cuda", "the rule for one GPU"),
+        (lambda model: None, 1, False, "cpu", "the rule for cpu"),
+        (lambda model: None, 2, False, "cuda", "the rule for several processes, with which nobody has measured it"),
+        (lambda model: None, 1, True, "cuda", "the rule beside --compile"),
+        (subclass_of_a_block, 1, False, "cuda", "the rule for a network that is not of torchvision's residual blocks"),
+        (hook, 1, False, "cuda", "the rule for a network that is not of torchvision's residual blocks"),
+        (lambda model: model[3].register_module("relu", nn.GELU()), 1, False, "cuda", "the rule for a network that"),
+    ],
+)
+def test_the_rule_graphs_where_it_was_measured(monkeypatch, change, world_size, compiled, kind, why):
+    monkeypatch.setattr("lbsgd.train.graphs.kind_of_device", lambda device: kind)
+    blocks = BasicBlock(3, 3), BasicBlock(3, 3)
+    model = fuse_blocks(convert_batch_norm(nn.Sequential(*(nn.Identity() for _ in "123"), *blocks), N))
+    change(model)
+    graphed, reason = by_rule(model, world_size, torch.device(kind), compiled)
+    assert reason.startswith(why) and graphed is (why == "the rule for one GPU")
+
+
+def test_a_block_whose_parts_have_hooks_is_refused():
+    model = convert_batch_norm(network(), N)
+    hook(model)
+    with pytest.raises(ConfigError, match="--cuda_graphs: a part of a residual block has hooks"):
+        graph_blocks(model, 1, CallsAgain())
+
+
+def test_without_a_gpu_the_flag_ends_a_run_with_one_line_and_beside_compile_it_is_refused(tmp_path):
+    json = config(tmp_path, iterations=4)
+    with Command(json, tmp_path / "run", "--cuda_graphs", world_size=1, recipe=RECIPE) as run:
+        assert run.exit_codes() == [ConfigError.exit_code]
+        assert run.errors == ["error: --cuda_graphs: there is no GPU here; leave the flag out"]
+    with Command(json, tmp_path / "both", "--cuda_graphs", "--compile", world_size=1, recipe=RECIPE) as run:
+        assert run.exit_codes() == [2] and "not allowed with argument" in run.console

@@ -106,6 +106,25 @@ def test_every_kernel_compiles_to_machine_code(arch, tmp_path, monkeypatch):
         assert compiled(kernel, arch, POOLS, "fp32").asm["cubin"]
 
 
+def test_triton_launches_a_kernel_that_it_has_found_as_launch_does():
+    """`Launch` runs the kernel itself where Triton is of the version that it was read in."""
+    import inspect
+
+    import triton
+    from triton.compiler import CompiledKernel
+    from triton.runtime.jit import JITFunction
+
+    from lbsgd.algorithm.norm_kernels import RUNS_COMPILED
+
+    source = " ".join(inspect.getsource(JITFunction.run).split())
+    theirs = (
+        "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata, launch_metadata, "
+        "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *bound_args.values())"
+    )
+    assert (theirs in source) == RUNS_COMPILED == triton.__version__.startswith("3.6.")
+    assert isinstance(CompiledKernel.run, property)
+
+
 # --- blocks and the rule, where no kernel runs ------------------------------------------------------------------------
 
 

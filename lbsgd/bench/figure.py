@@ -47,12 +47,6 @@ class Figure:
         kept = {self.goal.keeps(value) for value in (self.low, self.value, self.high) if value is not None}
         return "undecided" if len(kept) == 2 else "reached" if kept == {True} else "missed"
 
-    @property
-    def words(self) -> str:
-        unit = f" {self.unit}" if self.unit else ""
-        interval = "" if self.low is None else f" [{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.value:.4g}{unit}" if self.low is None else f"{self.value:.3f}{unit}{interval}"
-
     def as_dict(self) -> dict[str, Any]:
         return {**asdict(self), "goal": self.goal and str(self.goal), "verdict": self.verdict}
 

@@ -13,9 +13,7 @@ from typing import Any
 from lbsgd.bench.figure import Figure
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
-from lbsgd.units import markdown_table
-
-HEADS = ("what", "measured [95 %]", "goal", "", "of", "beside")
+from lbsgd.report.bench_tables import figures_table
 
 
 @dataclass
@@ -43,11 +41,7 @@ class PartResult:
         if self.state != "done":
             lines += [f"**{self.state}**" + (f": {self.why}" if self.why else ""), ""]
         if self.figures:
-            rows = [
-                (each.name, each.words, str(each.goal or ""), each.verdict, str(each.count), each.beside)
-                for each in self.figures
-            ]
-            lines += [markdown_table(HEADS, rows), ""]
+            lines += [figures_table([each.as_dict() for each in self.figures]), ""]
         return "\n".join(lines + [f"{note}\n" for note in self.notes])
 
 

@@ -4,7 +4,8 @@
     ... this is replaced ...
     <!-- end of report -->
 
-The marker holds the arguments: places of runs, relative to the file's folder, and `--table NAME` for one table.
+The marker holds the arguments: places of runs, relative to the file's folder, and `--table NAME` for one table. The
+JSON of a bench on a GPU is such a place too; its tables have the names of its parts.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
+from lbsgd.report.bench_tables import bench_tables
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at
 
@@ -62,10 +64,13 @@ def body(arguments: str, file: Path) -> str:
     except ValueError as error:  # a quotation mark without its partner
         raise ConfigError(f"{file}: a report's marker is wrong: {arguments}: {error}") from None
     given = parser(file).parse_args(words)
-    families = families_at([file.parent / run for run in given.runs])
+    places = [file.parent / place for place in given.places]
+    if [place.suffix for place in places] == [".json"]:
+        return "\n" + "\n".join(bench_tables(places[0], given.table)) + "\n"
+    families = families_at(places)
     tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
     if not tables:
-        raise ConfigError(f"{file}: no table {' or '.join(given.table)} can be made of {' '.join(given.runs)}")
+        raise ConfigError(f"{file}: no table {' or '.join(given.table)} can be made of {' '.join(given.places)}")
     return "\n" + "\n".join(table.markdown() for table in tables) + "\n"
 
 
@@ -82,6 +87,6 @@ class MarkerParser(argparse.ArgumentParser):
 
 def parser(file: Path) -> MarkerParser:
     flags = MarkerParser(file)
-    flags.add_argument("runs", nargs="+")
+    flags.add_argument("places", nargs="+")
     flags.add_argument("--table", action="append", default=[])
     return flags

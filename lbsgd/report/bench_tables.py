@@ -1,0 +1,52 @@
+"""The tables of a bench on a GPU (tools/bench_gpu.py), from the JSON that it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lbsgd.errors import ConfigError
+from lbsgd.units import markdown_table
+
+HEADS = ("what", "measured [95 %]", "goal", "", "of", "beside")
+
+
+def words_of(value: float, low: float | None, high: float | None, unit: str) -> str:
+    """Return a measured value with its unit and its interval, where it has one."""
+    after = f" {unit}" if unit else ""
+    return f"{value:.4g}{after}" if low is None else f"{value:.3f}{after} [{low:.3f}, {high:.3f}]"
+
+
+def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Return figures, as a bench's JSON has them, as a Markdown table."""
+    rows = [
+        (
+            each["name"],
+            words_of(each["value"], each["low"], each["high"], each["unit"]),
+            each["goal"] or "",
+            each["verdict"],
+            str(each["count"]),
+            each["beside"],
+        )
+        for each in figures
+    ]
+    return markdown_table(HEADS, rows)
+
+
+def bench_tables(path: Path, wanted: Sequence[str]) -> list[str]:
+    """Return the tables of the wanted parts, by default of all that have figures, under the part's title.
+
+    Raises ConfigError for a file that is no bench's, and for a part that has no figures.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+        parts = {part["name"]: part for part in found["parts"] if part["figures"]}
+        about = f"{found['device']}, {found['started'].split()[0]}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: holds no results of tools/bench_gpu.py ({error})") from None
+    if missing := [name for name in wanted if name not in parts]:
+        raise ConfigError(f"{path}: has no figures of {', '.join(missing)}; it has {', '.join(parts)}")
+    chosen = [parts[name] for name in wanted or parts]
+    return [f"**{part['title']}** ({about})\n\n{figures_table(part['figures'])}\n" for part in chosen]
