@@ -356,7 +356,7 @@ def test_a_linked_file_stays_a_link_and_keeps_its_mode(table_1_runs, tmp_path):
     [
         ("nothing", "0 regions begin"),
         ("<!-- report a -->\nno end", "1 regions begin and 0 are complete"),
-        ("<!-- report --table table1 -->\n<!-- end of report -->", "marker is wrong: .*runs"),
+        ("<!-- report --table table1 -->\n<!-- end of report -->", "marker is wrong: .*places"),
         (
             "<!-- report ../Bob's runs -->\n<!-- end of report -->",
             "marker is wrong: ../Bob's runs: No closing quotation",
