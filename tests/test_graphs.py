@@ -3,6 +3,9 @@
 Without a GPU a recording calls its function again and copies the values into place. All but the graphs is the same.
 """
 
+import copy
+import pickle
+
 import oracle
 import pytest
 import torch
@@ -13,6 +16,7 @@ from test_compiled import RECIPE, network
 from test_engine import recipe, train
 from test_oracle import in_precision
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock
 
 import lbsgd
@@ -20,22 +24,30 @@ from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.fused_blocks import fuse_blocks
 from lbsgd.errors import ConfigError
 from lbsgd.train.engine_state import gather_state, restore_state
-from lbsgd.train.graphs import WARM_UP, by_rule, graph_blocks
-from lbsgd.train.recording import CudaRecorder
+from lbsgd.train.graphs import by_rule, graph_blocks
+from lbsgd.train.recording import CudaRecorder, Recording
+
+WARM_UP = 2  # passes that run as they are
 
 
 class CallsAgain:
-    """Stands in for CUDA graphs on a CPU, and counts."""
+    """Stands in for CUDA graphs on a CPU, counts, and sees to it that replays follow one another as they were recorded.
+
+    On a GPU they share memory: one in another place would write over what a later one needs.
+    """
 
     def __init__(self):
-        self.recordings, self.replays = 0, 0
+        self.recordings, self.replays, self.last = 0, 0, (0, True)
 
     def record(self, function):
         self.recordings += 1
-        kept = function()
+        number, kept, is_backward = self.recordings, function(), "backward" in function.__qualname__
 
         def replay():
             self.replays += 1
+            before, was_backward = self.last
+            assert number > before or was_backward and not is_backward, f"recording {number} after {before}"
+            self.last = number, is_backward
             with torch.enable_grad():
                 again = function()
             for tensor, anew in zip(kept, again, strict=True):
@@ -57,6 +69,24 @@ def recorder(request, monkeypatch):
 def repeatable():
     with torch.backends.cudnn.flags(enabled=True, deterministic=True, benchmark=False, allow_tf32=False):
         yield
+
+
+@pytest.fixture(autouse=True)
+def outputs_stay(monkeypatch):
+    """See to it that a block's output lies unchanged until its backward, which may read it."""
+    forward, backward = Recording.forward, Recording.backward
+
+    def note(self, *arguments):
+        y = forward(self, *arguments)
+        self.seen = self.y.clone()
+        return y
+
+    def compare(self, *arguments):
+        assert torch.equal(self.seen, self.y)
+        return backward(self, *arguments)
+
+    monkeypatch.setattr(Recording, "forward", note)
+    monkeypatch.setattr(Recording, "backward", compare)
 
 
 def engine_of(config, recorder=None, seed=0):
@@ -200,6 +230,7 @@ def test_two_forwards_before_their_backwards_do_not_spoil_each_other(ours):
     assert all(torch.equal(a.grad, b.grad) for a, b in pairs) and ours.replays() == 4
     ours.model(first), ours.plain(first)  # a forward that nobody follows up
     assert ours.replays() == 2
+    ours.recorder.last = 0, True
     assert ours.step(second) and ours.replays() == 4
 
 
@@ -224,6 +255,124 @@ def test_a_recording_runs_no_hook_of_a_parameter(ours):
             parameter.register_hook(lambda grad: seen.append(grad))
     ours.step(images())  # records, and replays once
     assert len(seen) == 15 and ours.recorder.recordings == 4
+
+
+class Chain(nn.Module):
+    """Three blocks; `between` is called with the number of each, its input and itself, and returns its output."""
+
+    def __init__(self, between):
+        super().__init__()
+        torch.manual_seed(0)
+        self.blocks = nn.ModuleList(BasicBlock(4, 4) for _ in "123")
+        self.first, self.between, self.passes = nn.Conv2d(3, 4, 1), between, 0
+
+    def forward(self, x):
+        x = self.first(x)
+        self.passes += self.training
+        for number, block in enumerate(self.blocks):
+            x = self.between(self, number, block, x)
+        return x
+
+
+def mixed_up_later(chain, number, block, x):
+    late = chain.passes > WARM_UP + 1 and number == 2
+    return block(0.7 * x + 0.3 * x.flip(0) if late else x)
+
+
+def of_half_the_images(chain, number, block, x):
+    return block(x[:N] if number == 2 else x)
+
+
+def dropped_at_times(chain, number, block, x):
+    return x if number == 1 and chain.passes in (1, 4, 7) else block(x)
+
+
+def without_gradient(chain, number, block, x):
+    return x + 0 * block(x).detach() if number == 1 else block(x)
+
+
+def another_order_later(chain, number, block, x):
+    return chain.blocks[2 - number](x) if chain.passes in (4, 6) else block(x)
+
+
+def twice(chain, number, block, x):
+    return block(block(x)) if number == 1 else block(x)
+
+
+def checkpointed(reentrant):
+    return lambda chain, number, block, x: checkpoint(block, x, use_reentrant=reentrant)
+
+
+WAYS = mixed_up_later, of_half_the_images, dropped_at_times, without_gradient, another_order_later, twice
+
+
+@pytest.mark.parametrize("between", [*WAYS, checkpointed(True), checkpointed(False)])
+def test_a_network_that_uses_its_blocks_in_other_ways_has_the_gradients_of_the_plain_one(between):
+    ours, plain = (convert_batch_norm(Chain(between), N) for _ in "12")
+    graph_blocks(ours, 1, recorder := CallsAgain())
+    for _ in range(WARM_UP + 6):
+        x = images()
+        for model in (ours, plain):
+            model.zero_grad()
+            model(x).square().mean().backward()
+        for a, b in zip(ours.parameters(), plain.parameters(), strict=True):
+            assert (a.grad is None) == (b.grad is None) and (a.grad is None or torch.equal(a.grad, b.grad))
+        assert all(torch.equal(a, b) for a, b in zip(ours.buffers(), plain.buffers(), strict=True))
+    assert bool(recorder.replays) is (getattr(between, "__name__", "") != "<lambda>")
+
+
+def test_frozen_blocks_run_as_they_are():
+    model = convert_batch_norm(network(), N)
+    for part in model[:4]:
+        part.requires_grad_(False)
+    graph_blocks(model, 1, recorder := CallsAgain())
+    for _ in range(WARM_UP + 1):
+        model(images()).square().mean().backward()
+    assert recorder.recordings == recorder.replays == 2 and model[4].conv1.weight.grad is not None
+
+
+def set_weights(model):
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+
+
+def freeze_statistics(model):
+    model[3].bn1.eval()
+
+
+def look(model):
+    model[3].bn1.register_forward_hook(lambda module, inputs, output: 2 * output)
+
+
+def move_a_later_block(model):
+    model[4].conv1.weight.data = model[4].conv1.weight.data.clone()
+
+
+@pytest.mark.parametrize("change", [set_weights, freeze_statistics, look, move_a_later_block])
+def test_what_changes_after_the_recording_is_seen(ours, change):
+    assert ours.step(images()) and ours.replays() == 4
+    assert ours.step(images(), change) and ours.replays() == 0
+    for _ in range(4):
+        assert ours.step(images())
+
+
+def test_copies_of_a_recorded_network_are_recorded_by_themselves(ours):
+    ours.step(images())
+    for again in (copy.deepcopy(ours.model), pickle.loads(pickle.dumps(ours.model))):
+        x = images()
+        before = ours.recorder.recordings
+        again(x).square().mean().backward()
+        assert ours.recorder.recordings == before
+        assert all(
+            torch.equal(a, b) for a, b in zip(again.state_dict().values(), again.state_dict().values(), strict=True)
+        )
+        assert again[3].forward.block is again[3] and again[3].forward.graphs is again[4].forward.graphs
+
+
+def test_a_second_backward_is_refused(ours):
+    loss = ours.model(images()).square().mean()
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="CUDA graphs: a residual block's backward came twice"):
+        loss.backward()
 
 
 def test_gradients_arrive_block_by_block(ours):
@@ -265,10 +414,17 @@ def hook(model):
     [
         (lambda model: None, 1, False, "cuda", "the rule for one GPU"),
         (lambda model: None, 1, False, "cpu", "the rule for cpu"),
-        (lambda model: None, 2, False, "cuda", "the rule for several processes, with which nobody has measured it"),
+        (lambda model: None, 2, False, "cuda", "the rule for several processes: not measured"),
         (lambda model: None, 1, True, "cuda", "the rule beside --compile"),
         (subclass_of_a_block, 1, False, "cuda", "the rule for a network that is not of torchvision's residual blocks"),
         (hook, 1, False, "cuda", "the rule for a network that is not of torchvision's residual blocks"),
+        (
+            lambda model: setattr(model[3].bn1, "scope", "all"),
+            1,
+            False,
+            "cuda",
+            'the rule for batch norm of scope "all"',
+        ),
         (lambda model: model[3].register_module("relu", nn.GELU()), 1, False, "cuda", "the rule for a network that"),
     ],
 )

@@ -44,10 +44,19 @@ def test_a_process_without_gradients_of_its_own_saw_no_overflow():
     assert ours.has_overflow_partitioned_grads_serial().tolist() == [False]
 
 
-def test_an_engine_in_fp16_asks_once(monkeypatch):
+@pytest.mark.parametrize("bad", [None, *BAD])
+def test_an_engine_in_fp16_skips_an_update_with_such_a_gradient(monkeypatch, bad):
     from deepspeed.accelerator import get_accelerator
     from test_oracle import in_precision
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
-    engine, _ = lbsgd.initialize(torch.nn.Linear(3, 2), in_precision("fp16", 1))
-    assert "overflowed" in engine.optimizer.has_overflow_partitioned_grads_serial.__qualname__
+    monkeypatch.setattr(torch.Tensor, "amax", None)  # of DeepSpeed's own way
+    engine, plan = lbsgd.initialize(torch.nn.Linear(3, 2), in_precision("fp16", 1))
+    before = engine.module.weight.detach().clone()
+    for number in range(plan.accumulation_steps):
+        x = torch.ones(plan.micro_batch, 3, dtype=torch.half)
+        scale = bad if bad is not None and number == 0 else 1
+        engine.backward((engine(x) * scale).sum())
+        engine.step()
+    assert engine.skipped_steps == (bad is not None)
+    assert torch.equal(before, engine.module.weight) is (bad is not None)

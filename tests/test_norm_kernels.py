@@ -247,14 +247,17 @@ def test_without_triton_the_kernels_are_refused_and_all_else_works():
         "import torch, lbsgd\n"
         "from lbsgd.algorithm import batch_norm, fused_blocks, norm_rule\n"
         "batch_norm.PerWorkerBatchNorm2d(3, per_worker_batch=2)(torch.randn(4, 3, 2, 2))\n"
-        "norm_rule.find_spec = lambda name: None\n"
+        "norm_rule.triton_version = lambda: ()\n"
         "try: norm_rule.implementation_for('triton', 'cuda', torch.channels_last)\n"
         "except ValueError as error: print(error)\n"
+        "print(norm_rule.implementation_for('rule', 'cuda', torch.channels_last))\n"
+        "norm_rule.triton_version = lambda: (3, 2)\n"
         "print(norm_rule.implementation_for('rule', 'cuda', torch.channels_last))\n"
     )
     run = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=HERE.parent)
     assert "needs the package triton, which is not installed" in run.stdout
     assert "('loop', 'the rule for cuda, channels_last, without the package triton')" in run.stdout
+    assert "('loop', 'the rule for cuda, channels_last, with triton 3.2, which was not tried')" in run.stdout
 
 
 def test_an_unknown_implementation_is_refused():

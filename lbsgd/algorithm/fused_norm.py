@@ -9,7 +9,7 @@ own. Importing this module imports triton.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -157,4 +157,4 @@ class Launches:
         return x.new_empty(num, self.groups, self.channels, dtype=torch.float32)
 
 
-launches = cache(Launches)  # a network has few shapes, and the kernels found for them are kept
+launches = lru_cache(4096)(Launches)  # so that the kernels found for a shape are kept; ResNet-50 has 18

@@ -27,6 +27,7 @@ class NetworkForwards:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.number = numbered(self)
+        self._due = {}
 
     @classmethod
     def of(cls, network: nn.Module) -> NetworkForwards:
@@ -55,6 +56,8 @@ class NetworkForwards:
         self._mark_training(network, begins=True)
 
     def after(self, network: nn.Module, inputs: Any, output: Any) -> None:
+        if self.current is not None and not network.training:  # somebody changed the mode inside
+            self.mark(begins=False)
         self._mark_training(network, begins=False)
 
     def _mark_training(self, network: nn.Module, begins: bool) -> None:

@@ -6,20 +6,31 @@ So all processes of a run, and the run that goes on from its checkpoint, compute
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+import re
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
 from lbsgd.algorithm.choices import Implementation, ImplementationOrRule
 
-# Written from measurements on an H100 and an H200 (docs/gpu.md): in channels_last an update with the Triton kernels
-# takes half the loop's time, and less than with torch's batch norm. In NCHW they win on large maps only.
+TRIED = 3, 6  # the oldest Triton that the kernels have run with
+
+# Written from measurements on an H100 (docs/gpu.md): in channels_last a step with the Triton kernels takes the GPU 0.4 to
+# 0.8 of its time with the loop, and less than with torch's batch norm. In NCHW they win on large maps only.
 RULE: dict[tuple[str, torch.memory_format], Implementation] = {
     ("cpu", torch.channels_last): "loop",
     ("cpu", torch.contiguous_format): "loop",
     ("cuda", torch.channels_last): "triton",
     ("cuda", torch.contiguous_format): "loop",
 }
+
+
+def triton_version() -> tuple[int, ...]:
+    """Return the installed Triton's version, such as (3, 6); empty where there is none."""
+    try:
+        return tuple(map(int, re.findall(r"\d+", version("triton"))[:2]))
+    except PackageNotFoundError:
+        return ()
 
 
 def implementation_for(
@@ -31,11 +42,14 @@ def implementation_for(
     """
     if asked == "rule":
         where, found = f"{device}, {str(layout).removeprefix('torch.')}", RULE.get((device, layout), "loop")
-        if found == "triton" and find_spec("triton") is None:
-            return "loop", f"the rule for {where}, without the package triton"
+        if found == "triton" and (has := triton_version()) < TRIED:
+            without = (
+                f"with triton {'.'.join(map(str, has))}, which was not tried" if has else "without the package triton"
+            )
+            return "loop", f"the rule for {where}, {without}"
         return found, f"the rule for {where}"
     if asked == "triton" and device == "cpu":
         raise ValueError(f"implementation triton needs a GPU, and this device is {device}: use rule or loop")
-    if asked == "triton" and find_spec("triton") is None:
+    if asked == "triton" and not triton_version():
         raise ValueError("implementation triton needs the package triton, which is not installed: use rule or loop")
     return asked, "the JSON"

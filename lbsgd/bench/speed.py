@@ -96,7 +96,7 @@ def whole_step(given: Settings, seconds: float, say: Say) -> None:
     start_processes()
     for micro_batch, (precision, stage) in product(reversed(given.sizes.micro_batches), given.sizes.precisions):
         plan = plan_for(given, micro_batch, precision, stage)
-        gc.collect()  # the engines before, which refer to themselves
+        gc.collect()  # engines refer to themselves, and those before still hold the GPU's memory
         steps = {
             "plain": plain_step(given, plan),
             "lbsgd": our_step(given, plan, given.sizes.blocks),
@@ -196,7 +196,7 @@ def memory_taken(given: Settings, seconds: float, say: Say) -> None:
     start_processes()
     for precision, stage in given.sizes.precisions:
         plan = plan_for(given, given.sizes.step_batch, precision, stage)
-        gc.collect()  # as above
+        gc.collect()  # the engine before, which refers to itself
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step = our_step(given, plan, given.sizes.blocks)

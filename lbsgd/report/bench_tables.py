@@ -36,17 +36,25 @@ def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
 
 
 def bench_tables(path: Path, wanted: Sequence[str]) -> list[str]:
-    """Return the tables of the wanted parts, by default of all that have figures, under the part's title.
+    """Return the wanted parts, by default all: title, what went wrong, the table of the figures, notes.
 
-    Raises ConfigError for a file that is no bench's, and for a part that has no figures.
+    Raises ConfigError for a file that is no bench's, and for a part that it lacks.
     """
     try:
         found = json.loads(path.read_bytes())
-        parts = {part["name"]: part for part in found["parts"] if part["figures"]}
+        parts = {part["name"]: part for part in found["parts"]}
         about = f"{found['device']}, {found['started'].split()[0]}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: holds no results of tools/bench_gpu.py ({error})") from None
     if missing := [name for name in wanted if name not in parts]:
-        raise ConfigError(f"{path}: has no figures of {', '.join(missing)}; it has {', '.join(parts)}")
-    chosen = [parts[name] for name in wanted or parts]
-    return [f"**{part['title']}** ({about})\n\n{figures_table(part['figures'])}\n" for part in chosen]
+        raise ConfigError(f"{path}: has no part {', '.join(missing)}; it has {', '.join(parts)}")
+    return [part_table(parts[name], about) for name in wanted or parts]
+
+
+def part_table(part: Mapping[str, Any], about: str) -> str:
+    paragraphs = [f"**{part['title']}** ({about})"]
+    if part["state"] != "done":
+        paragraphs.append(f"{part['state']}: {part['why']}".removesuffix(": "))
+    if part["figures"]:
+        paragraphs.append(figures_table(part["figures"]))
+    return "\n\n".join([*paragraphs, *part["notes"]]) + "\n"

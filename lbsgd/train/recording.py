@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
+from lbsgd.algorithm.fused_blocks import is_bare
 
 Replay = Callable[[], None]
 
@@ -39,6 +40,15 @@ class CudaRecorder:
         return tensors, graph.replay
 
 
+def has_bare_parts(block: nn.Module) -> bool:
+    """Whether calls of a block's parts run their classes' forwards and nothing else."""
+    return all(map(is_bare, parts_of(block)))
+
+
+def parts_of(block: nn.Module) -> list[nn.Module]:
+    return [part for part in block.modules() if part is not block]
+
+
 class Recording:
     """The recording of a block: its forward when this is built, its backward by `record_backward`.
 
@@ -49,8 +59,14 @@ class Recording:
     def __init__(self, block: nn.Module, forward: Callable[[Tensor], Tensor], x: Tensor, recorder: Recorder):
         self.recorder, self.x = recorder, x
         self.parameters = [each for each in block.parameters() if each.requires_grad]
-        self.kept = [*block.parameters(), *block.buffers()]
-        self.addresses = self.addresses_now()
+        self.parts = [(part, part.training) for part in parts_of(block)]
+        self.tensors = [
+            (table, name, tensor, tensor.data_ptr())
+            for part in block.modules()
+            for table in (part._parameters, part._buffers)
+            for name, tensor in table.items()
+            if tensor is not None
+        ]
         self.notes: list[tuple[RunningStatistics, int]] = []  # each batch norm that ran, and its values per channel
         self.output: Tensor | None = None  # with what its backward needs
 
@@ -62,9 +78,11 @@ class Recording:
 
         (self.y, *self.moments), self.replay_forward = recorder.record(run)
 
-    def addresses_now(self) -> list[int]:
-        """Return where parameters and buffers lie; a recording is good for those that it was made with."""
-        return [tensor.data_ptr() for tensor in self.kept]
+    def holds(self) -> bool:
+        """Whether the block has the tensors of the recording, where they lay then, and parts that do the same."""
+        return all(part.training is mode and is_bare(part) for part, mode in self.parts) and all(
+            table.get(name) is tensor and tensor.data_ptr() == address for table, name, tensor, address in self.tensors
+        )
 
     def record_backward(self, grad_y: Tensor) -> None:
         """Record the backward from this gradient of y, whose values come with each replay."""

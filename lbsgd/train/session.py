@@ -67,7 +67,7 @@ def train(run: Run, launch: Launch) -> None:
         engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
         if run.compiled:
             compile_blocks(engine.module)
-        graphed, _ = graphs_described(run, engine)
+        graphed, graphs = graphs_described(run, engine)
         if graphed:
             graph_blocks(engine.module, plan.accumulation_steps)
         launch.begun.over("engine")
@@ -91,7 +91,7 @@ def train(run: Run, launch: Launch) -> None:
             print_evaluation(Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached))
             return
         from_rank_0(lambda: begin_output(run))
-        reporter = open_reporter(run, engine, progress, launch.begun)
+        reporter = open_reporter(run, engine, progress, launch.begun, graphs)
         stack.enter_context(reporter)
         trainer = Trainer(engine, plan, run.task, images, saver, guard, reporter, reached)
         trainer.train(run.last_iteration, run.evaluate_every)
@@ -134,15 +134,14 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
     return Saver(engine, run.checkpoints, identity, {"plan": run.plan.as_dict()}, run.every, progress.say)
 
 
-def open_reporter(run: Run, engine, progress: Progress, begun: Start) -> Reporter | Silence:
-    """Open log and screen on rank 0; an error there ends all processes."""
+def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: str) -> Reporter | Silence:
+    """Open log and screen on rank 0; an error there ends all processes. graphs: what is said of them, if anything."""
     opened: list[Reporter] = []
 
     def open_log() -> None:
         host = {**environment(run.images.place), **of_the_device(engine.device)}
         aggregation = described(run.plan, engine)
         norm = norm_described(run, engine.device)
-        _, graphs = graphs_described(run, engine)
         about = {
             **({"started_from": run.started_from} if run.started_from else {}),
             "model": run.task.name,

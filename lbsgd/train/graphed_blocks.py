@@ -1,0 +1,219 @@
+"""A network's residual blocks as `graphs` runs them: as they are, then recorded, then replayed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from lbsgd.train.recording import CudaRecorder, Recorder, Recording
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Let Python collect its garbage before and not inside: what frees GPU memory there would spoil a recording."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class Graphs:
+    """The recordings of a network's blocks, made together and replayed in the same order, as their common memory asks.
+
+    Memory that one recording has left is free for the next one, as in training. So forwards must follow one another as
+    they were recorded, and backwards the other way round; a forward that does not runs as it is.
+    """
+
+    def __init__(self, passes: int, recorder: Recorder | None):
+        self.passes, self.recorder = passes, recorder
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all recordings; the next two passes run as they are, and are then recorded."""
+        for block in getattr(self, "recorded", []):
+            block.recording = None
+        self.recorded: list[GraphedBlock] = []
+        self.ran: list[GraphedBlock] = []  # in the forward under way
+        self.ran_before: list[GraphedBlock] = []  # in the one before it
+        self.last, self.last_backward = -1, 0  # places in `recorded` of the last replays
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what no copy can share."""
+        copied = Graphs(self.passes, self.recorder)
+        return dict(vars(copied))
+
+    def begin(self, network: nn.Module, inputs: Any) -> None:
+        """Begin a forward of the network: record its blocks if two forwards have run the same ones."""
+        if not network.training or not torch.is_grad_enabled() or within_autograd():
+            return
+        self.last, self.last_backward = -1, len(self.recorded)
+        if not all(block.recording is not None and block.recording.holds() for block in self.recorded):
+            self.forget()
+        if not self.recorded:
+            if self.ran and self.ran == self.ran_before:
+                self.record([block for block in self.ran if block.fits(self.ran)])
+            self.ran_before, self.ran = self.ran, []
+
+    def record(self, blocks: Sequence[GraphedBlock]) -> None:
+        """Record all forwards in order, and then the backwards from the last one on."""
+        recorder = self.recorder or CudaRecorder()
+        dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
+        with nothing_collected():
+            # Each replay must cast the weights: a cast that autocast kept would be that of the recording's.
+            with torch.autocast("cuda", dtype, enabled, cache_enabled=False):
+                before = None
+                for block in blocks:
+                    block.record_forward(recorder, before)
+                    before = block
+            with torch.autocast("cuda", enabled=False):  # as training's backward
+                behind: Recording | None = None
+                for block in reversed(blocks):
+                    behind = block.record_backward(behind)
+        self.recorded = list(blocks)
+        for place, block in enumerate(blocks):
+            block.place = place
+        self.last_backward = len(blocks)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """All that fixes which kernels a block launches, and where its input lay."""
+
+    address: int
+    form: tuple[Any, ...]  # shape, strides, type, device
+    requires_grad: bool
+    autocast: Any
+
+    @classmethod
+    def of(cls, x: Tensor) -> Kind:
+        autocast = torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda")
+        return cls(x.data_ptr(), (x.shape, x.stride(), x.dtype, x.device), x.requires_grad, autocast)
+
+    def is_like(self, other: Kind) -> bool:
+        """Whether they are the same but for where the input lies."""
+        return replace(self, address=other.address) == other
+
+
+class GraphedBlock:
+    """The forward of one block: as it is until the recording, and a replay of that afterwards."""
+
+    def __init__(self, block: nn.Module, graphs: Graphs):
+        self.block, self.graphs, self.plain = block, graphs, block.forward
+        self.recording: Recording | None = None
+        self.takes_output = False  # the input lies where the block before writes it
+        self.place = 0
+        self.waiting: weakref.ref[Any] | None = None  # the last replay, while its backward is to come
+        # Of the last pass before the recording: input, output, and the strides of the output's gradient.
+        self.took: Kind | None = None
+        self.gave: Kind | None = None
+        self.grad_stride: tuple[int, ...] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what no copy can share; a copy is recorded by itself."""
+        return {**vars(self), "recording": None, "waiting": None}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if not self.block.training or not torch.is_grad_enabled() or within_autograd():
+            return self.as_it_is(x)
+        if self.recording is None:
+            return self.as_it_is(x) if self.graphs.recorded else self.warm_up(x)
+        if not self.can_replay(x, self.recording):
+            return self.as_it_is(x)
+        self.graphs.last = self.place
+        y = Replayed.apply(self, x, *self.recording.parameters)  # type: ignore[no-untyped-call]  # torch's has no types
+        return y  # type: ignore[no-any-return]
+
+    def as_it_is(self, x: Tensor) -> Tensor:
+        y: Tensor = self.plain(x)
+        return y
+
+    def can_replay(self, x: Tensor, recording: Recording) -> bool:
+        """Whether x is of the recording's kind, and no replay whose backward is to come would be spoilt."""
+        waits = self.waiting is not None and self.waiting() is not None
+        if waits or self.place <= self.graphs.last or self.took is None or not Kind.of(x).is_like(self.took):
+            return False
+        # To copy into the output of the block before would spoil its backward.
+        return not self.takes_output or x.data_ptr() == recording.x.data_ptr()
+
+    # --- before the recording -----------------------------------------------------------------------------------------
+
+    def warm_up(self, x: Tensor) -> Tensor:
+        """Run as it is, and note what the recording needs to know."""
+        y = self.as_it_is(x)
+        self.graphs.ran.append(self)
+        self.took, self.gave, self.grad_stride = Kind.of(x), Kind.of(y), None
+
+        def note(grad: Tensor) -> None:
+            dense = torch.empty_like(grad).stride() == grad.stride()
+            self.grad_stride = (grad if dense else grad.contiguous()).stride()
+
+        if y.requires_grad:
+            y.register_hook(note)
+        return y
+
+    def fits(self, ran: Sequence[GraphedBlock]) -> bool:
+        """Whether a forward ran the block once, and had a gradient for it."""
+        return self.grad_stride is not None and ran.count(self) == 1
+
+    # --- the recording ------------------------------------------------------------------------------------------------
+
+    def record_forward(self, recorder: Recorder, before: GraphedBlock | None) -> None:
+        assert self.took is not None
+        shape, stride, dtype, device = self.took.form
+        gave = before.gave if before else None
+        self.takes_output = gave is not None and (gave.address, gave.form) == (self.took.address, self.took.form)
+        if before is not None and before.recording is not None and self.takes_output:
+            x = before.recording.y.detach()
+        else:
+            x = torch.empty_strided(shape, stride, dtype=dtype, device=device)
+        self.recording = Recording(self.block, self.plain, x.requires_grad_(self.took.requires_grad), recorder)
+
+    def record_backward(self, behind: Recording | None) -> Recording:
+        assert self.recording is not None and self.grad_stride is not None
+        y = self.recording.y
+        if behind is not None and behind.x.data_ptr() == y.data_ptr() and behind.grad_x is not None:
+            grad_y = behind.grad_x  # written there by the block behind, so a replay has nothing to copy
+        else:
+            grad_y = torch.empty_strided(y.shape, self.grad_stride, dtype=y.dtype, device=y.device)
+        self.recording.record_backward(grad_y)
+        return self.recording
+
+
+def within_autograd() -> bool:
+    """Whether gradient checkpointing runs a forward again inside backward, or somebody else keeps what it saves."""
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return torch._C._current_graph_task_id() != -1 or hooks is not None
+
+
+class Replayed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, block: GraphedBlock, x: Tensor, *parameters: Tensor) -> Tensor:
+        assert block.recording is not None
+        ctx.recording, ctx.block = block.recording, block
+        block.waiting = weakref.ref(ctx)
+        return ctx.recording.forward(x, block.graphs.passes > 1)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        block: GraphedBlock = ctx.block
+        recording: Recording = ctx.recording
+        if block.waiting is None or block.waiting() is not ctx or block.place >= block.graphs.last_backward:
+            raise RuntimeError(
+                "CUDA graphs: a residual block's backward came twice, or not in the order of the blocks; use "
+                "--no-cuda_graphs"
+            )
+        block.waiting, block.graphs.last_backward = None, block.place
+        return None, *recording.backward(grad_y, block.graphs.passes > 1)
