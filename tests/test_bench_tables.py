@@ -16,7 +16,8 @@ def folder(tmp_path):
     results = Results(tmp_path, "speed", {"device": "a GPU", "started": "2026-11-27 07:21:00 +0000"})
     part, late = results.announce("step", "Whole steps"), results.announce("late", "Not begun")
     part.figures.append(Figure("lbsgd / plain", 1.25, 1.2, 1.3, 10, goal=Goal("at least", 1.1), beside="2 and 1 ms"))
-    part.state, late.state = "done", "out of time"
+    part.notes.append("**its loss is not a number**")
+    part.state, late.state, late.why = "done", "out of time", "not begun"
     results.write()
     return tmp_path
 
@@ -31,14 +32,18 @@ def test_a_region_of_a_page_is_a_part_s_table(folder):
         and "| lbsgd / plain | 1.250 [1.200, 1.300] | at least 1.1 | reached | 10 | 2 and 1 ms |" in text
     )
     assert text.startswith("Before.\n") and text.endswith("\nAfter.\n")
-    assert bench_tables(folder / "speed.json", []) == bench_tables(
-        folder / "speed.json", ["step"]
-    )  # parts with figures
+    assert "\n\n**its loss is not a number**\n" in text
 
 
-def test_a_part_without_figures_and_a_file_of_something_else_are_refused_in_one_line(folder):
-    with pytest.raises(ConfigError, match="speed.json: has no figures of late; it has step"):
-        bench_tables(folder / "speed.json", ["late"])
+def test_what_went_wrong_with_a_part_stands_in_its_place(folder):
+    [late] = bench_tables(folder / "speed.json", ["late"])
+    assert late == "**Not begun** (a GPU, 2026-11-27)\n\nout of time: not begun\n"
+    assert len(bench_tables(folder / "speed.json", [])) == 2
+
+
+def test_a_part_that_it_lacks_and_a_file_of_something_else_are_refused_in_one_line(folder):
+    with pytest.raises(ConfigError, match="speed.json: has no part norm; it has step, late"):
+        bench_tables(folder / "speed.json", ["norm"])
     (folder / "other.json").write_text(json.dumps({"device": "a GPU"}))
     for name in ("other.json", "none.json"):
         with pytest.raises(ConfigError, match=f"{name}: holds no results of tools/bench_gpu.py"):

@@ -15,8 +15,8 @@ from lbsgd.algorithm.choices import Implementation, ImplementationOrRule
 
 TRIED = 3, 6  # the oldest Triton that the kernels have run with
 
-# Written from measurements on an H100 (docs/gpu.md): in channels_last a step with the Triton kernels takes the GPU 0.4 to
-# 0.8 of its time with the loop, and less than with torch's batch norm. In NCHW they win on large maps only.
+# Written from measurements on an H100 (docs/gpu.md): in channels_last a step with the Triton kernels takes the GPU 0.4
+# to 0.8 of its time with the loop, and less than with torch's batch norm. In NCHW they win on large maps only.
 RULE: dict[tuple[str, torch.memory_format], Implementation] = {
     ("cpu", torch.channels_last): "loop",
     ("cpu", torch.contiguous_format): "loop",
