@@ -1,7 +1,7 @@
 """The running statistics of a network's layers, moved all at once when its forward ends (Sec. 2.3).
 
-Layer by layer, the host would launch eight small kernels for each of ResNet-50's 53 layers: a third of an update's time
-with 32 images on an H100 (docs/gpu.md).
+Layer by layer, the host would launch eight small kernels for each of ResNet-50's 53 layers. That takes longer than an
+H100 computes for an update of 32 images (docs/experiments.md).
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
     """Batch norm of every n images, written side by side into one output: a loop and a cat would write it twice.
 
     These are aten's native kernels: on the CPU those of F.batch_norm, bit for bit. They exist on CUDA as well, where
-    F.batch_norm prefers cuDNN's. Which is faster there is unmeasured (tools/bench_batchnorm.py measures it).
+    the kernels of `fused_norm` are faster (docs/gpu.md).
     The backward is made of differentiable operators, so gradients of gradients are right too.
     """
 

@@ -15,7 +15,7 @@ class Tile(NamedTuple):
     warps: int
 
 
-# The fastest of twenty on ResNet-50's layers, on an H100 and an H200 (docs/gpu.md).
+# The fastest of twenty on ResNet-50's layers, on an H100 and an H200 (docs/experiments.md).
 TILES = {
     "moments": Tile(1024, 2),
     "normalise": Tile(4096, 8),

@@ -29,6 +29,7 @@ class PerWorkerBatchNorm(RunningStatistics):
 
         running ← (1 − momentum) · running + momentum · average over the iteration's workers of mean(x), unbiased var(x)
 
+    Inside a forward of the converted network all layers' statistics move together, when it ends.
     A module that one forward uses twice moves them twice per iteration, first by all passes' first uses. A forward that
     gradient checkpointing repeats inside backward does not count. A training forward outside of any iteration does and
     shifts the count of those that follow, until load_state_dict begins it anew. Where momentum is None, or has become 1

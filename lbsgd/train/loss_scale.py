@@ -33,8 +33,8 @@ def grow_after_the_update(optimizer: Any) -> None:
 def see_overflow_at_once(optimizer: Any) -> None:
     """Let ZeRO 1 and 2 look for values that are not finite in all gradients at once.
 
-    DeepSpeed 0.19.8 launches seven kernels for each parameter, one after the other, while the GPU waits: 18 ms of an
-    update of ResNet-50 beside an H200. The answer is the same, one on the device.
+    DeepSpeed 0.19.8 launches seven kernels for each parameter, one after the other, while the GPU waits
+    (docs/experiments.md). The answer is the same.
     """
 
     def overflowed() -> torch.Tensor:
