@@ -4,6 +4,7 @@ Without a GPU a recording calls its function again and copies the values into pl
 """
 
 import copy
+import gc
 import pickle
 
 import oracle
@@ -62,7 +63,7 @@ def recorder(request, monkeypatch):
     if request.param == "cpu":
         monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
         return CallsAgain
-    return CudaRecorder
+    return lambda: CudaRecorder(torch.cuda.Stream())
 
 
 @pytest.fixture(autouse=True)
@@ -72,11 +73,12 @@ def repeatable():
 
 
 @pytest.fixture(autouse=True)
-def outputs_stay(monkeypatch):
-    """See to it that a block's output lies unchanged until its backward, which may read it."""
-    forward, backward = Recording.forward, Recording.backward
+def forwards(monkeypatch):
+    """Note the replayed forwards, and see to it that an output lies unchanged until its backward, which may read it."""
+    forward, backward, calls = Recording.forward, Recording.backward, []
 
     def note(self, *arguments):
+        calls.append(self)
         y = forward(self, *arguments)
         self.seen = self.y.clone()
         return y
@@ -87,6 +89,7 @@ def outputs_stay(monkeypatch):
 
     monkeypatch.setattr(Recording, "forward", note)
     monkeypatch.setattr(Recording, "backward", compare)
+    return calls
 
 
 def engine_of(config, recorder=None, seed=0):
@@ -117,22 +120,23 @@ CASES = [("fp32", 0, K * N), ("fp32", 0, N), ("fp32", 1, N), ("fp32", 2, K * N),
 
 
 @pytest.mark.parametrize("precision, stage, micro_batch", CASES)
-def test_a_replayed_run_has_the_bits_of_the_plain_one(recorder, precision, stage, micro_batch, expected):
+def test_a_replayed_run_has_the_bits_of_the_plain_one(recorder, forwards, precision, stage, micro_batch, expected):
     config = (
         in_precision(precision, stage, micro_batch) if precision != "fp32" else recipe(stage, micro_batch=micro_batch)
     )
     plain, replayed = trained(config)[0], trained(config, recorder)[0]
     assert_same(replayed, plain)
+    assert len(forwards) == 2 * (ITERATIONS * K * N // micro_batch - WARM_UP)
     if precision == "fp32":
         assert distance(replayed.weights, expected[0]) < BOUND and distance(replayed.momentum, expected[1]) < BOUND
 
 
 @pytest.mark.parametrize("passes_of", [N, K * N])
-def test_overflow_skips_the_same_updates(recorder, passes_of):
+def test_overflow_skips_the_same_updates(recorder, forwards, passes_of):
     fp16 = in_precision("fp16", 1, passes_of, initial_scale_power=24, hysteresis=1)
     (plain, lrs), (replayed, replayed_lrs) = trained(fp16), trained(fp16, recorder)
     assert 0 < plain.counters["skipped_iterations"] == replayed.counters["skipped_iterations"] < 10
-    assert lrs == replayed_lrs
+    assert lrs == replayed_lrs and len(forwards) == 2 * (ITERATIONS * K * N // passes_of - WARM_UP)
     assert_same(replayed, plain)
 
 
@@ -164,7 +168,8 @@ class Network:
             model.zero_grad()
             y = model(x)
             y.square().mean().backward()
-            found.append([y, *(p.grad.clone() for p in model.parameters()), *(b.clone() for b in model.buffers())])
+            gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            found.append([y, *gradients, *(b.clone() for b in model.buffers())])
         return all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
     def replays(self):
@@ -340,32 +345,100 @@ def freeze_statistics(model):
 
 
 def look(model):
-    model[3].bn1.register_forward_hook(lambda module, inputs, output: 2 * output)
+    if not model[3].bn1._forward_hooks:
+        model[3].bn1.register_forward_hook(lambda module, inputs, output: 2 * output)
 
 
 def move_a_later_block(model):
     model[4].conv1.weight.data = model[4].conv1.weight.data.clone()
 
 
-@pytest.mark.parametrize("change", [set_weights, freeze_statistics, look, move_a_later_block])
-def test_what_changes_after_the_recording_is_seen(ours, change):
+def freeze_a_weight(model):
+    model[4].conv1.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "change, replayed",
+    [(set_weights, 4), (freeze_statistics, 4), (look, 2), (move_a_later_block, 4), (freeze_a_weight, 4)],
+)
+def test_what_changes_after_the_recording_is_seen(ours, change, replayed):
     assert ours.step(images()) and ours.replays() == 4
     assert ours.step(images(), change) and ours.replays() == 0
+    assert ours.step(images()) and ours.replays() == 0
     for _ in range(4):
+        assert ours.step(images()) and ours.replays() == replayed
+    assert ours.recorder.recordings == 4 + replayed
+
+
+def test_a_weight_that_is_trained_again_gets_its_gradient(ours):
+    freeze_a_weight(ours.model), freeze_a_weight(ours.plain)
+    for _ in range(WARM_UP + 1):
         assert ours.step(images())
+    assert ours.step(images(), lambda model: model[4].conv1.requires_grad_(True))
+    assert ours.model[4].conv1.weight.grad is not None
+
+
+def test_gradients_that_no_update_follows_add_up(ours):
+    batches = [images() for _ in range(3)]
+    for model in (ours.model, ours.plain):
+        model.zero_grad()
+        for batch in batches:
+            model(batch).square().mean().backward()
+    pairs = zip(ours.model.parameters(), ours.plain.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs) and ours.replays() == 12
+
+
+def test_a_backward_after_the_weights_have_moved_is_that_of_its_forward(ours):
+    x, losses = images(), []
+    for model in (ours.model, ours.plain):
+        model.zero_grad()
+        losses.append(model(x).square().mean())
+    move_a_later_block(ours.model)
+    with torch.no_grad():
+        ours.plain(x)
+    ours.model(x)  # sees that the weights have moved
+    for loss in losses:
+        loss.backward()
+    pairs = zip(ours.model.parameters(), ours.plain.parameters(), strict=True)
+    assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+
+
+def test_a_short_batch_in_between_is_not_what_is_recorded():
+    ours = Network()
+    for size in (2 * N, N, 2 * N, 2 * N, 2 * N):
+        assert ours.step(images(size))
+    assert ours.recorder.recordings == 4 and ours.replays() == 4
+
+
+def test_nothing_is_recorded_where_no_block_fits(monkeypatch):
+    collected = []
+    monkeypatch.setattr(gc, "collect", lambda: collected.append(1))
+    model = convert_batch_norm(network(), N)
+    model[:5].requires_grad_(False)
+    graph_blocks(model, 1, recorder := CallsAgain())
+    for _ in range(6):
+        model(images()).square().mean().backward()
+    assert recorder.recordings == 0 and not collected
 
 
 def test_copies_of_a_recorded_network_are_recorded_by_themselves(ours):
     ours.step(images())
     for again in (copy.deepcopy(ours.model), pickle.loads(pickle.dumps(ours.model))):
-        x = images()
-        before = ours.recorder.recordings
-        again(x).square().mean().backward()
-        assert ours.recorder.recordings == before
-        assert all(
-            torch.equal(a, b) for a, b in zip(again.state_dict().values(), again.state_dict().values(), strict=True)
+        plain = copy.deepcopy(ours.plain)
+        plain.load_state_dict(again.state_dict())
+        assert again[3].forward.block is again[3] and again[3].forward.recording is None
+        for _ in range(WARM_UP + 1):
+            x = images()
+            for model in (again, plain):
+                model.zero_grad()
+                model(x).square().mean().backward()
+            pairs = zip(again.parameters(), plain.parameters(), strict=True)
+            assert all(torch.equal(a.grad, b.grad) for a, b in pairs)
+        assert (
+            again[3].forward.recording is not None and again[3].forward.recording is not ours.model[3].forward.recording
         )
-        assert again[3].forward.block is again[3] and again[3].forward.graphs is again[4].forward.graphs
+    ours.replays()
+    assert ours.step(images()) and ours.replays() == 4
 
 
 def test_a_second_backward_is_refused(ours):
@@ -425,6 +498,7 @@ def hook(model):
             "cuda",
             'the rule for batch norm of scope "all"',
         ),
+        (lambda model: setattr(model[3], "forward", print), 1, False, "cuda", "the rule for a network that"),
         (lambda model: model[3].register_module("relu", nn.GELU()), 1, False, "cuda", "the rule for a network that"),
     ],
 )
@@ -440,7 +514,7 @@ def test_the_rule_graphs_where_it_was_measured(monkeypatch, change, world_size, 
 def test_a_block_whose_parts_have_hooks_is_refused():
     model = convert_batch_norm(network(), N)
     hook(model)
-    with pytest.raises(ConfigError, match="--cuda_graphs: a part of a residual block has hooks"):
+    with pytest.raises(ConfigError, match="--cuda_graphs: a residual block or a part of it has hooks"):
         graph_blocks(model, 1, CallsAgain())
 
 

@@ -28,7 +28,9 @@ class RunningStatistics(_BatchNorm):
     passes: int
     statistics: Statistics
     scope: Scope
-    last: Tensor | None  # the groups' means and variances (2, G, C) that moved the statistics last
+    # The groups' means and variances (2, G, C) that moved the statistics last. With CUDA graphs and a single pass they
+    # are the recording's own, which the next forward writes over.
+    last: Tensor | None
 
     def _start_statistics(self) -> None:
         # Plain attributes, because they outlive no iteration and no recomputation: not in the state_dict, never cast.

@@ -1,7 +1,7 @@
-"""The rule that says what computes batch norm in training: fixed by device and layout, never by a measurement of a run.
+"""The rule that says what computes batch norm in training: by device, layout and Triton, never by measuring in a run.
 
-So all processes of a run, and the run that goes on from its checkpoint, compute the same. The JSON's
-`lbsgd.batch_norm.implementation` overrides it.
+So all processes of a run, and the run that goes on from its checkpoint, compute the same, where the same packages are
+installed. The JSON's `lbsgd.batch_norm.implementation` overrides it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lbsgd.train.recording import CudaRecorder, Recorder, Recording
+from lbsgd.train.recording import CudaRecorder, Recorder, Recording, has_bare_parts
+
+END = 2**31  # a place after all
 
 
 @contextmanager
@@ -33,21 +35,22 @@ class Graphs:
     """The recordings of a network's blocks, made together and replayed in the same order, as their common memory asks.
 
     Memory that one recording has left is free for the next one, as in training. So forwards must follow one another as
-    they were recorded, and backwards the other way round; a forward that does not runs as it is.
+    they were recorded, and backwards the other way round. A forward out of order runs as it is; a backward raises.
     """
 
     def __init__(self, passes: int, recorder: Recorder | None):
         self.passes, self.recorder = passes, recorder
+        self.stream: torch.cuda.Stream | None = None
         self.forget()
 
     def forget(self) -> None:
-        """Drop all recordings; the next two passes run as they are, and are then recorded."""
+        """Drop all recordings; the next two passes run as they are, and then the blocks are recorded."""
         for block in getattr(self, "recorded", []):
             block.recording = None
         self.recorded: list[GraphedBlock] = []
         self.ran: list[GraphedBlock] = []  # in the forward under way
         self.ran_before: list[GraphedBlock] = []  # in the one before it
-        self.last, self.last_backward = -1, 0  # places in `recorded` of the last replays
+        self.last, self.last_backward = -1, END  # places in `recorded` of the last replays
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what no copy can share."""
@@ -58,20 +61,24 @@ class Graphs:
         """Begin a forward of the network: record its blocks if two forwards have run the same ones."""
         if not network.training or not torch.is_grad_enabled() or within_autograd():
             return
-        self.last, self.last_backward = -1, len(self.recorded)
+        self.last, self.last_backward = -1, END
         if not all(block.recording is not None and block.recording.holds() for block in self.recorded):
             self.forget()
         if not self.recorded:
-            if self.ran and self.ran == self.ran_before:
-                self.record([block for block in self.ran if block.fits(self.ran)])
+            fitting = [block for block in self.ran if block.fits(self.ran)]
+            if fitting and self.ran == self.ran_before:
+                self.record(fitting)
             self.ran_before, self.ran = self.ran, []
 
     def record(self, blocks: Sequence[GraphedBlock]) -> None:
         """Record all forwards in order, and then the backwards from the last one on."""
-        recorder = self.recorder or CudaRecorder()
+        recorder = self.recorder
+        if recorder is None:
+            self.stream = self.stream or torch.cuda.Stream()  # torch has 32, which others use as well
+            recorder = CudaRecorder(self.stream)
         dtype, enabled = torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda")
         with nothing_collected():
-            # Each replay must cast the weights: a cast that autocast kept would be that of the recording's.
+            # Each replay must cast the weights: a cast that autocast kept would be the recording's.
             with torch.autocast("cuda", dtype, enabled, cache_enabled=False):
                 before = None
                 for block in blocks:
@@ -84,7 +91,6 @@ class Graphs:
         self.recorded = list(blocks)
         for place, block in enumerate(blocks):
             block.place = place
-        self.last_backward = len(blocks)
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,8 @@ class GraphedBlock:
         self.takes_output = False  # the input lies where the block before writes it
         self.place = 0
         self.waiting: weakref.ref[Any] | None = None  # the last replay, while its backward is to come
-        # Of the last pass before the recording: input, output, and the strides of the output's gradient.
+        # Of the last passes before the recording: inputs, output, and the strides of the output's gradient.
+        self.took_before: Kind | None = None
         self.took: Kind | None = None
         self.gave: Kind | None = None
         self.grad_stride: tuple[int, ...] | None = None
@@ -153,7 +160,8 @@ class GraphedBlock:
         """Run as it is, and note what the recording needs to know."""
         y = self.as_it_is(x)
         self.graphs.ran.append(self)
-        self.took, self.gave, self.grad_stride = Kind.of(x), Kind.of(y), None
+        self.took_before, self.took = self.took, Kind.of(x)
+        self.gave, self.grad_stride = Kind.of(y), None
 
         def note(grad: Tensor) -> None:
             dense = torch.empty_like(grad).stride() == grad.stride()
@@ -164,8 +172,10 @@ class GraphedBlock:
         return y
 
     def fits(self, ran: Sequence[GraphedBlock]) -> bool:
-        """Whether a forward ran the block once, and had a gradient for it."""
-        return self.grad_stride is not None and ran.count(self) == 1
+        """Whether two forwards ran the block once, on the same kind of input, with a gradient, and with bare parts."""
+        if self.took is None or self.took_before is None or not self.took.is_like(self.took_before):
+            return False
+        return self.grad_stride is not None and ran.count(self) == 1 and has_bare_parts(self.block)
 
     # --- the recording ------------------------------------------------------------------------------------------------
 
@@ -192,7 +202,7 @@ class GraphedBlock:
 
 
 def within_autograd() -> bool:
-    """Whether gradient checkpointing runs a forward again inside backward, or somebody else keeps what it saves."""
+    """Whether gradient checkpointing runs a forward again inside backward, or hooks take what a forward saves."""
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
     return torch._C._current_graph_task_id() != -1 or hooks is not None
 
@@ -201,7 +211,7 @@ class Replayed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, block: GraphedBlock, x: Tensor, *parameters: Tensor) -> Tensor:
         assert block.recording is not None
-        ctx.recording, ctx.block = block.recording, block
+        ctx.recording, ctx.block, ctx.place = block.recording, block, block.place
         block.waiting = weakref.ref(ctx)
         return ctx.recording.forward(x, block.graphs.passes > 1)  # type: ignore[no-any-return]
 
@@ -210,10 +220,11 @@ class Replayed(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         block: GraphedBlock = ctx.block
         recording: Recording = ctx.recording
-        if block.waiting is None or block.waiting() is not ctx or block.place >= block.graphs.last_backward:
+        place: int = ctx.place
+        if block.waiting is None or block.waiting() is not ctx or place >= block.graphs.last_backward:
             raise RuntimeError(
                 "CUDA graphs: a residual block's backward came twice, or not in the order of the blocks; use "
                 "--no-cuda_graphs"
             )
-        block.waiting, block.graphs.last_backward = None, block.place
+        block.waiting, block.graphs.last_backward = None, place
         return None, *recording.backward(grad_y, block.graphs.passes > 1)

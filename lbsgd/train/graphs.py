@@ -1,10 +1,10 @@
 """--cuda_graphs: each residual block's forward, and its backward, is launched at once, as a CUDA graph.
 
-With n = 32 images a GPU computes faster than its host launches kernels one by one (docs/gpu.md). One graph per block,
-so that gradients still arrive block by block, and what hangs on them, aggregation and ZeRO, runs as before. What could
-differ from the recording is looked at before each replay: another size, order or precision runs the block as it is, and
-so does gradient checkpointing; weights that lie elsewhere and another mode are recorded again. Evaluation runs as it
-is. The bits are those of the plain run.
+With n = 32 images a GPU computes faster than its host launches kernels one by one (docs/gpu.md). The graphs are those
+of single blocks, so gradients still arrive block by block, and what hangs on them, aggregation and ZeRO, runs as
+before. Another size, order or precision runs a block as it is, and so does gradient checkpointing. Other weights, modes
+and hooks are seen when a forward begins, and the blocks are recorded again. What else a block computes with, such as ε
+or n, must stay. Evaluation runs as it is. The bits are those of the plain run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lbsgd.algorithm.fused_blocks import FusedBasicBlock, FusedBottleneck
+from lbsgd.algorithm.fused_blocks import FusedBasicBlock, FusedBottleneck, is_bare
 from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm, PerWorkerBatchNorm2d
 from lbsgd.errors import ConfigError
 from lbsgd.train.graphed_blocks import GraphedBlock, Graphs
 from lbsgd.train.kernels import kind_of_device
-from lbsgd.train.recording import Recorder, has_bare_parts
+from lbsgd.train.recording import Recorder, has_bare_parts, parts_of
 
 BLOCKS = BasicBlock, Bottleneck, FusedBasicBlock, FusedBottleneck
 LAYERS = nn.Conv2d, PerWorkerBatchNorm2d, nn.ReLU, nn.Sequential, nn.Identity
@@ -36,10 +36,10 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
             "--cuda_graphs: this network has no residual blocks of torchvision's kind, which are what is recorded; "
             "leave the flag out"
         )
-    if not all(map(has_bare_parts, blocks)):
+    if any("forward" in vars(block) for block in blocks) or not all(map(has_bare_parts, blocks)):
         raise ConfigError(
-            "--cuda_graphs: a part of a residual block has hooks or a forward of its own, which a graph would not run; "
-            "leave the flag out"
+            "--cuda_graphs: a residual block or a part of it has hooks or a forward of its own, which a graph would "
+            "not run; leave the flag out"
         )
     if waits_inside(model):
         raise ConfigError(
@@ -56,9 +56,9 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
 
 
 def by_rule(model: nn.Module, world_size: int, device: torch.device, compiled: bool) -> tuple[bool, str]:
-    """Return whether training is graphed where nobody says it, and why: where it was measured, and cannot show.
+    """Return whether training is graphed when no flag says so, and why.
 
-    The blocks must be exactly torchvision's, of layers that do nothing in Python but what a recording keeps.
+    It is on one GPU, with blocks of which a recording keeps everything: exactly torchvision's, of torch's layers.
     """
     blocks = [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
     if kind_of_device(device) != "cuda":
@@ -69,7 +69,7 @@ def by_rule(model: nn.Module, world_size: int, device: torch.device, compiled: b
         return False, "the rule beside --compile"
     if waits_inside(model):
         return False, 'the rule for batch norm of scope "all"'
-    if not blocks or not all(type(block) in BLOCKS and has_bare_parts(block) and of_layers(block) for block in blocks):
+    if not blocks or not all(type(block) in BLOCKS and is_bare(block) and of_bare_layers(block) for block in blocks):
         return False, "the rule for a network that is not of torchvision's residual blocks"
     return True, "the rule for one GPU"
 
@@ -79,5 +79,5 @@ def waits_inside(model: nn.Module) -> bool:
     return any(isinstance(module, PerWorkerBatchNorm) and module.scope == "all" for module in model.modules())
 
 
-def of_layers(block: nn.Module) -> bool:
-    return all(type(part) in LAYERS for part in block.modules() if part is not block)
+def of_bare_layers(block: nn.Module) -> bool:
+    return has_bare_parts(block) and all(type(part) in LAYERS for part in parts_of(block))

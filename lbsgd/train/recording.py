@@ -29,8 +29,8 @@ class Recorder(Protocol):
 class CudaRecorder:
     """Records CUDA graphs, all in one pool of memory, because they are replayed in the order of their recording."""
 
-    def __init__(self) -> None:
-        self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.pool, self.stream = torch.cuda.graph_pool_handle(), stream
 
     def record(self, function: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Replay]:
         graph = torch.cuda.CUDAGraph()
@@ -61,7 +61,7 @@ class Recording:
         self.parameters = [each for each in block.parameters() if each.requires_grad]
         self.parts = [(part, part.training) for part in parts_of(block)]
         self.tensors = [
-            (table, name, tensor, tensor.data_ptr())
+            (table, name, tensor, tensor.data_ptr(), tensor.requires_grad)
             for part in block.modules()
             for table in (part._parameters, part._buffers)
             for name, tensor in table.items()
@@ -79,9 +79,10 @@ class Recording:
         (self.y, *self.moments), self.replay_forward = recorder.record(run)
 
     def holds(self) -> bool:
-        """Whether the block has the tensors of the recording, where they lay then, and parts that do the same."""
+        """Whether the block has the tensors of the recording, as they lay and were trained then, and bare parts."""
         return all(part.training is mode and is_bare(part) for part, mode in self.parts) and all(
-            table.get(name) is tensor and tensor.data_ptr() == address for table, name, tensor, address in self.tensors
+            table.get(name) is tensor and tensor.data_ptr() == address and tensor.requires_grad is trained
+            for table, name, tensor, address, trained in self.tensors
         )
 
     def record_backward(self, grad_y: Tensor) -> None:
@@ -109,8 +110,11 @@ class Recording:
     def backward(self, grad_y: Tensor, keeps_gradients: bool) -> tuple[Tensor | None, ...]:
         """Replay the backward; return the gradients of x and of the parameters; keeps_gradients: beyond the next one.
 
-        autograd makes a gradient that nobody else holds the parameter's own, and copies any other one.
+        autograd takes over a gradient that nobody else holds as `.grad`, and copies one that somebody holds.
         """
+        for parameter, grad in zip(self.parameters, self.grads, strict=True):
+            if parameter.grad is not None and parameter.grad.data_ptr() == grad.data_ptr():
+                parameter.grad = parameter.grad.clone()  # of a backward that no update followed
         if grad_y.data_ptr() != self.grad_y.data_ptr():
             self.grad_y.copy_(grad_y)
         self.replay_backward()
