@@ -327,6 +327,26 @@ def test_a_network_that_uses_its_blocks_in_other_ways_has_the_gradients_of_the_p
     assert bool(forwards) is (between in WAYS)
 
 
+def first_of_half_the_images(chain, number, block, x):
+    if number or chain.passes != WARM_UP + 2:
+        return block(1 * x)  # which is not the output of the block before
+    return torch.cat([block(part) for part in x.split(N)])
+
+
+def test_a_block_does_not_replay_while_later_ones_wait_for_their_backward():
+    ours, plain = (convert_batch_norm(Chain(first_of_half_the_images), N) for _ in "12")
+    graph_blocks(ours, 1, recorder := CallsAgain())
+    for model in (ours, plain):
+        torch.manual_seed(1)
+        for _ in range(WARM_UP + 1):
+            model.zero_grad()
+            model(images()).square().mean().backward()
+        model.zero_grad()
+        (model(images()).square().mean() + model(images()).mean()).backward()
+    assert recorder.replays == 6 + 4
+    assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
+
+
 def test_frozen_blocks_run_as_they_are():
     model = convert_batch_norm(network(), N)
     for part in model[:4]:

@@ -148,11 +148,14 @@ class GraphedBlock:
 
     def can_replay(self, x: Tensor, recording: Recording) -> bool:
         """Whether x is of the recording's kind, and no replay whose backward is to come would be spoilt."""
-        waits = self.waiting is not None and self.waiting() is not None
+        waits = any(block.is_waiting() for block in self.graphs.recorded[self.place :])
         if waits or self.place <= self.graphs.last or self.took is None or not Kind.of(x).is_like(self.took):
             return False
         # To copy into the output of the block before would spoil its backward.
         return not self.takes_output or x.data_ptr() == recording.x.data_ptr()
+
+    def is_waiting(self) -> bool:
+        return self.waiting is not None and self.waiting() is not None
 
     # --- before the recording -----------------------------------------------------------------------------------------
 
