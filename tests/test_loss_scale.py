@@ -13,7 +13,7 @@ BAD = [float("inf"), -float("inf"), float("nan")]
 
 
 def optimizer(*groups):
-    """What both ways read of ZeRO's optimizer."""
+    """Stand in for ZeRO's optimizer, with all that both ways read."""
     return SimpleNamespace(
         averaged_gradients=dict(enumerate(groups)),
         bit16_groups=groups,

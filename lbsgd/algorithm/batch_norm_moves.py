@@ -34,8 +34,8 @@ def move_together(moves: Sequence[Move]) -> None:
         seen[id(move.running_mean)] += 1
         kind = use, move.momentum, moments.shape[1], moments.dtype, moments.device
         alike.setdefault(kind, []).append(move)
-    for group in sorted(alike.items(), key=lambda item: item[0][0]):
-        move_alike(group[1])
+    for _, group in sorted(alike.items(), key=lambda item: item[0][0]):
+        move_alike(group)
 
 
 def move_alike(moves: Sequence[Move]) -> None:

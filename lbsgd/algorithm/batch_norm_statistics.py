@@ -91,11 +91,8 @@ class RunningStatistics(_BatchNorm):
         if len(pending) >= self.passes:
             self.last = pending[0] if len(pending) == 1 else torch.cat(pending, dim=1)
             pending.clear()
-            if self.momentum is not None and together:
-                moments = self.last[:, :1] if self.statistics == "first_worker" else self.last
-                self._forwards.at_the_end(move_together, Move(*running, tracked, moments, self.momentum))
-            elif self.momentum is not None:
-                self._move(self.last, running, tracked)
+            if self.momentum is not None:
+                self._move(self.last, running, tracked, together=together)
 
     def _use(self) -> int:
         """Return which use of this layer in the network's forward under way this is, from 0; 0 outside of any."""
@@ -112,9 +109,14 @@ class RunningStatistics(_BatchNorm):
         groups = torch.stack([torch.full_like(mean, count), mean, var * (count - 1)])
         return _combine(torch.cat([pool[:, None], groups], dim=1))
 
-    def _move(self, moments: Tensor, running: tuple[Tensor, Tensor], tracked: Tensor) -> None:
+    def _move(
+        self, moments: Tensor, running: tuple[Tensor, Tensor], tracked: Tensor, *, together: bool = False
+    ) -> None:
         if self.statistics == "first_worker":
             moments = moments[:, :1]
+        if together and self.momentum is not None:
+            self._forwards.at_the_end(move_together, Move(*running, tracked, moments, self.momentum))
+            return
         tracked.add_(1)
         # momentum None is torch's cumulative average
         momentum = 1 / tracked.item() if self.momentum is None else self.momentum

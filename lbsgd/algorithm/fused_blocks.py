@@ -46,6 +46,11 @@ class FusedBottleneck(Bottleneck):  # type: ignore[misc]  # torchvision has no t
 _FUSED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: FusedBasicBlock, Bottleneck: FusedBottleneck}
 
 
+def residual_blocks(model: nn.Module) -> list[nn.Module]:
+    """Return all of a network's blocks of torchvision's kind, also those of classes derived from it."""
+    return [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+
+
 def fuse_blocks(model: nn.Module) -> nn.Module:
     """Change the class of each of torchvision's residual blocks, at any depth; return the model."""
     for module in model.modules():

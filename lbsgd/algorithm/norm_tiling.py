@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """What a program works on at a time, and the warps of 32 threads that it has for it."""
+    """How many values a program works on at a time, and by how many warps of 32 threads."""
 
     values: int
     warps: int

@@ -41,7 +41,6 @@ def plan_for(
     micro_batch: int,
     precision: str = "bf16",
     stage: int = 0,
-    implementation: str = "rule",
     *,
     passes: int = 1,
     num_images: int = NUM_IMAGES,
@@ -53,7 +52,6 @@ def plan_for(
         'lbsgd.warmup={"kind": "none", "epochs": 0}',
         f"lbsgd.batch_norm.per_worker_batch={sizes.per_worker_batch}",
         f"lbsgd.augmentation.resolution={sizes.resolution}",
-        f"lbsgd.batch_norm.implementation={implementation}",
         *((f"fp16.initial_scale_power={FP16_SCALE_POWER}",) if precision == "fp16" else ()),
         *more,
     )

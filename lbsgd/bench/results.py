@@ -13,7 +13,7 @@ from typing import Any
 from lbsgd.bench.figure import Figure
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
-from lbsgd.report.bench_tables import figures_table
+from lbsgd.report.bench_tables import paragraphs
 
 
 @dataclass
@@ -37,12 +37,7 @@ class PartResult:
         return {**vars(self), "figures": [figure.as_dict() for figure in self.figures]}
 
     def markdown(self) -> str:
-        lines = [f"## {self.title}", ""]
-        if self.state != "done":
-            lines += [f"**{self.state}**" + (f": {self.why}" if self.why else ""), ""]
-        if self.figures:
-            lines += [figures_table([each.as_dict() for each in self.figures]), ""]
-        return "\n".join(lines + [f"{note}\n" for note in self.notes])
+        return paragraphs(f"## {self.title}", self.as_dict(), f"**{self.state}**")
 
 
 class Results:
@@ -72,16 +67,14 @@ class Results:
 
     def write(self) -> None:
         """Write the JSON and the Markdown as they are now, each whole."""
-        with self.writing:
-            self._write()
-
-    def _write(self) -> None:
         found = {**self.about, "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
-        data = {**found, "parts": [part.as_dict() for part in self.parts]}
-        replace_file(self.folder / f"{self.name}.json", json.dumps(data, indent=1, ensure_ascii=False).encode())
         facts = "\n".join(f"* {key}: {value}" for key, value in found.items())
         head = f"# {self.name} on {self.about['device']}\n\n{facts}\n\n"
-        replace_file(self.folder / f"{self.name}.md", (head + "\n".join(map(PartResult.markdown, self.parts))).encode())
+        with self.writing:
+            data = json.dumps({**found, "parts": [part.as_dict() for part in self.parts]}, indent=1, ensure_ascii=False)
+            replace_file(self.folder / f"{self.name}.json", data.encode())
+            page = head + "\n".join(map(PartResult.markdown, self.parts))
+            replace_file(self.folder / f"{self.name}.md", page.encode())
 
     def draw(self) -> None:
         """Draw each part's figures with their intervals and goals."""

@@ -52,9 +52,14 @@ def bench_tables(path: Path, wanted: Sequence[str]) -> list[str]:
 
 
 def part_table(part: Mapping[str, Any], about: str) -> str:
-    paragraphs = [f"**{part['title']}** ({about})"]
+    return paragraphs(f"**{part['title']}** ({about})", part, part["state"])
+
+
+def paragraphs(head: str, part: Mapping[str, Any], state: str) -> str:
+    """Return what is known of a part below its head; state: its state, as a page writes it."""
+    said = [head]
     if part["state"] != "done":
-        paragraphs.append(f"{part['state']}: {part['why']}".removesuffix(": "))
+        said.append(state + (f": {part['why']}" if part["why"] else ""))
     if part["figures"]:
-        paragraphs.append(figures_table(part["figures"]))
-    return "\n\n".join([*paragraphs, *part["notes"]]) + "\n"
+        said.append(figures_table(part["figures"]))
+    return "\n\n".join([*said, *part["notes"]]) + "\n"

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
+from lbsgd.algorithm.fused_blocks import residual_blocks
 from lbsgd.errors import ConfigError
 
 
@@ -22,7 +22,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     Their sizes are fixed: a block with other sizes is another graph. A block that cannot be one graph raises when it
     first runs, rather than run slowly. Raises ConfigError for a network without blocks of torchvision's kind.
     """
-    blocks = [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    blocks = residual_blocks(model)
     if not blocks:
         raise ConfigError(
             "--compile: this network has no residual blocks of torchvision's kind, which are what is compiled; "

@@ -41,13 +41,14 @@ class Graphs:
     def __init__(self, passes: int, recorder: Recorder | None):
         self.passes, self.recorder = passes, recorder
         self.stream: torch.cuda.Stream | None = None
+        self.recorded: list[GraphedBlock] = []
         self.forget()
 
     def forget(self) -> None:
         """Drop all recordings; the next two passes run as they are, and then the blocks are recorded."""
-        for block in getattr(self, "recorded", []):
+        for block in self.recorded:
             block.recording = None
-        self.recorded: list[GraphedBlock] = []
+        self.recorded = []
         self.ran: list[GraphedBlock] = []  # in the forward under way
         self.ran_before: list[GraphedBlock] = []  # in the one before it
         self.last, self.last_backward = -1, END  # places in `recorded` of the last replays

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lbsgd.algorithm.fused_blocks import FusedBasicBlock, FusedBottleneck, is_bare
+from lbsgd.algorithm.fused_blocks import FusedBasicBlock, FusedBottleneck, is_bare, residual_blocks
 from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm, PerWorkerBatchNorm2d
 from lbsgd.errors import ConfigError
 from lbsgd.train.graphed_blocks import GraphedBlock, Graphs
@@ -30,7 +30,7 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
     passes: those of an update. recorder: by default CUDA's.
     Raises ConfigError without a GPU, and for a network whose blocks cannot be recorded.
     """
-    blocks = [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    blocks = residual_blocks(model)
     if not blocks:
         raise ConfigError(
             "--cuda_graphs: this network has no residual blocks of torchvision's kind, which are what is recorded; "
@@ -60,7 +60,7 @@ def by_rule(model: nn.Module, world_size: int, device: torch.device, compiled: b
 
     It is on one GPU, with blocks of which a recording keeps everything: exactly torchvision's, of torch's layers.
     """
-    blocks = [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
+    blocks = residual_blocks(model)
     if kind_of_device(device) != "cuda":
         return False, f"the rule for {kind_of_device(device)}"
     if world_size > 1:
