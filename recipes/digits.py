@@ -16,7 +16,6 @@ from lbsgd.commands.train import main
 class DigitsResNet(SmallResNet):
     """At the full resolution, which is small."""
 
-    widths = (24, 48, 96)  # channels at 16x16, 8x8 and 4x4
     stem_stride = 1
 
 

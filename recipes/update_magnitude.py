@@ -57,8 +57,8 @@ def one_update(server, chunk, log):
 
 
 def chunks(batches, size):
-    """Yield `size` batches at a time, as copies, because the loader uses its memory again."""
-    batches = ((images.clone(), labels.clone()) for images, labels in batches)
+    """Yield `size` batches at a time."""
+    batches = iter(batches)
     while chunk := list(islice(batches, size)):
         yield chunk
 

@@ -141,7 +141,7 @@ def test_weights_that_the_last_update_has_lost_are_not_evaluated():
 
 def test_flags_that_a_simulation_does_not_read_are_refused():
     """The parser is that of all recipes, so it takes flags that only the trainer reads."""
-    given = ["--compile", "--max_iterations", "3", "--checkpoint_every", "10m", "--evaluate_every", "2"]
+    given = ["--cuda_graphs", "--max_iterations", "3", "--checkpoint_every", "10m", "--evaluate_every", "2"]
     arguments = ["--fake_data", "--updates", "sync", "--deepspeed_config", ROOT / "ds_configs/digits/256.json", *given]
     done = script("recipes/asynchronous.py", *arguments)
-    refused(done, "--max_iterations, --checkpoint_every, --compile, --evaluate_every", "leave")
+    refused(done, "--max_iterations, --checkpoint_every, --cuda_graphs, --evaluate_every", "leave")

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import sys
 from collections import Counter
 
 import pytest
@@ -248,6 +249,12 @@ def moved_once(x, momentum=0.1):
     """Return the running statistics after one iteration from 0 and 1: the mean over workers, in float64."""
     _, means, variances = batch_norm_in_float64(x, torch.ones(5), torch.zeros(5), N)
     return momentum * means.mean(0), 1 - momentum + momentum * variances.mean(0)
+
+
+def test_without_the_package_triton_a_network_made_for_it_trains(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lbsgd.algorithm.fused_norm", None)  # as where its import of triton fails
+    model = convert_batch_norm(nn.BatchNorm2d(2), 4, implementation="triton")
+    assert model(torch.randn(8, 2, 3, 3)).isfinite().all()
 
 
 def test_running_statistics_do_not_know_how_many_passes_an_iteration_took():

@@ -6,6 +6,7 @@ import sys
 import oracle
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch, network
 from processes import in_processes
 from torch.nn import functional as F
@@ -15,6 +16,7 @@ from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.keypath import put
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
+from lbsgd.config.precision import set_precision
 from lbsgd.errors import ConfigError
 from lbsgd.train.engine_state import gather_state, restore_state
 
@@ -116,6 +118,14 @@ def test_a_state_moves_between_world_sizes_and_zero_stages(expected):
         assert distance(there[stage].momentum, momentum) < BOUND
 
 
+def test_a_process_that_only_takes_part_keeps_nothing_of_the_state():
+    engine, plan = lbsgd.initialize(network(), recipe(1))
+    train(engine, plan, last=1)
+    only_counted, whole = gather_state(engine, keep=False), gather_state(engine)
+    assert (only_counted.weights, only_counted.momentum, only_counted.counters) == ({}, {}, whole.counters)
+    assert list(whole.weights) == list(engine.module.state_dict()) and len(whole.momentum) > 0
+
+
 def test_momentum_and_counters_are_part_of_the_state():
     """A check that can fail: without the momentum, or an iteration off, the resumed run ends elsewhere."""
     half, _ = trained(recipe(), last=ITERATIONS // 2)
@@ -145,6 +155,31 @@ def test_form_10_keeps_the_last_lr_in_the_state(expected):
 def test_one_process_reduces_nothing():
     engine, _ = lbsgd.initialize(network(), recipe())
     assert engine.enable_backward_allreduce is False
+
+
+def aggregated(config):
+    config["lbsgd"]["aggregation"] = {}
+    return config
+
+
+@pytest.mark.parametrize("micro_batch", [K * N, N])
+def test_zero_1_takes_the_gradients_of_one_process_where_they_lie(monkeypatch, expected, micro_batch):
+    """Without a hook or a copy of each; in fp16 to the bit what DeepSpeed's copies give, overflows included."""
+    engine, _ = lbsgd.initialize(network(), aggregated(recipe(1, micro_batch=micro_batch)))
+    assert engine.optimizer._grad_acc_hooks == []
+    with pytest.raises(RuntimeError, match=r"use engine.backward\(loss\)"):
+        engine(global_batch(0)[0][:micro_batch].to(engine.device)).mean().backward()
+    state, _ = trained(aggregated(recipe(1, micro_batch=micro_batch)))
+    assert distance(state.weights, expected[0]) < BOUND and distance(state.momentum, expected[1]) < BOUND
+
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    fp16 = recipe(1, micro_batch=micro_batch)
+    set_precision(fp16, "fp16")
+    fp16["fp16"] |= {"initial_scale_power": 24, "hysteresis": 1}
+    copied, _ = trained(fp16)
+    in_place, _ = trained(aggregated(fp16))
+    assert 0 < copied.counters["skipped_iterations"] == in_place.counters["skipped_iterations"]
+    assert all(torch.equal(weight, in_place.weights[name]) for name, weight in copied.weights.items())
 
 
 @pytest.mark.parametrize(

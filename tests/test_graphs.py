@@ -17,6 +17,7 @@ from test_compiled import RECIPE, network
 from test_engine import recipe, train
 from test_oracle import in_precision
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock
 
@@ -131,9 +132,11 @@ def test_a_replayed_run_has_the_bits_of_the_plain_one(recorder, forwards, precis
         assert distance(replayed.weights, expected[0]) < BOUND and distance(replayed.momentum, expected[1]) < BOUND
 
 
+@pytest.mark.parametrize("aggregation", [None, {}])
 @pytest.mark.parametrize("passes_of", [N, K * N])
-def test_overflow_skips_the_same_updates(recorder, forwards, passes_of):
+def test_overflow_skips_the_same_updates(recorder, forwards, passes_of, aggregation):
     fp16 = in_precision("fp16", 1, passes_of, initial_scale_power=24, hysteresis=1)
+    fp16["lbsgd"]["aggregation"] = aggregation
     (plain, lrs), (replayed, replayed_lrs) = trained(fp16), trained(fp16, recorder)
     assert 0 < plain.counters["skipped_iterations"] == replayed.counters["skipped_iterations"] < 10
     assert lrs == replayed_lrs and len(forwards) == 2 * (ITERATIONS * K * N // passes_of - WARM_UP)
@@ -347,6 +350,62 @@ def test_a_block_does_not_replay_while_later_ones_wait_for_their_backward():
     assert all(torch.equal(a.grad, b.grad) for a, b in zip(ours.parameters(), plain.parameters(), strict=True))
 
 
+class Probed(nn.Module):
+    """A block whose output two heads read; a loss may leave the second head's path, or the first's, out."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.block = nn.Conv2d(3, 4, 1), BasicBlock(4, 4)
+        self.head, self.probe = nn.Conv2d(4, 2, 1), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x):
+        y = self.block(self.stem(x))
+        return self.head(y).mean(), self.probe(y.detach()).square().mean()
+
+
+def test_what_saved_a_block_s_output_beyond_the_next_replay_gets_an_error_and_no_wrong_gradient():
+    ours = convert_batch_norm(Probed(), N)
+    graph_blocks(ours, 1, recorder := CallsAgain())
+    for _ in range(WARM_UP + 1):
+        sum(ours(images())).backward()
+    kept = ours(images())[1]  # the head's path is dropped, so the block waits for no backward
+    recorder.last = 0, True
+    ours(images())
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        kept.backward()
+
+
+class WithAnUnusedWeight(BasicBlock):
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.unused = nn.Parameter(torch.zeros(3))
+
+
+def test_a_weight_that_a_block_does_not_use_has_no_gradient():
+    ours, plain = (convert_batch_norm(nn.Sequential(nn.Conv2d(3, 4, 1), WithAnUnusedWeight(4, 4)), N) for _ in "12")
+    plain.load_state_dict(ours.state_dict())
+    graph_blocks(ours, 1, recorder := CallsAgain())
+    for _ in range(WARM_UP + 2):
+        x = images()
+        for model in (ours, plain):
+            model.zero_grad()
+            model(x).square().mean().backward()
+    assert recorder.replays == 4 and ours[1].unused.grad is None
+    trained = [(a, b) for a, b in zip(ours.parameters(), plain.parameters(), strict=True) if b.grad is not None]
+    assert len(trained) == 8 and all(torch.equal(a.grad, b.grad) for a, b in trained)
+
+
+def test_a_hook_on_all_modules_is_called_in_place_of_a_replay(ours):
+    assert ours.step(images()) and ours.replays() == 4
+    called = []
+    handle = register_module_forward_hook(lambda module, inputs, y: called.append(type(module)))
+    try:
+        assert ours.step(images()) and ours.replays() == 0 and called.count(nn.Conv2d) == 2 * 6
+    finally:
+        handle.remove()
+
+
 def test_frozen_blocks_run_as_they_are():
     model = convert_batch_norm(network(), N)
     for part in model[:4]:
@@ -483,11 +542,12 @@ def test_gradients_arrive_block_by_block(ours):
 # --- the flag ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_cannot_be_recorded_is_refused_in_one_line():
+def test_what_cannot_be_recorded_is_refused_in_one_line(monkeypatch):
     with pytest.raises(ConfigError, match="--cuda_graphs: there is no GPU here"):
         graph_blocks(network(), 1)
     with pytest.raises(ConfigError, match="no residual blocks"):
         graph_blocks(oracle.network(), 1, CallsAgain())
+    monkeypatch.setattr("lbsgd.train.graphs.world_size", lambda: 2)
     with pytest.raises(ConfigError, match='batch norm of scope "all"'):
         graph_blocks(convert_batch_norm(network(), N, scope="all"), 1, CallsAgain())
 
@@ -512,19 +572,13 @@ def hook(model):
         (lambda model: None, 1, True, "cuda", "the rule beside --compile"),
         (subclass_of_a_block, 1, False, "cuda", "the rule for a network that is not of torchvision's residual blocks"),
         (hook, 1, False, "cuda", "the rule for a network that is not of torchvision's residual blocks"),
-        (
-            lambda model: setattr(model[3].bn1, "scope", "all"),
-            1,
-            False,
-            "cuda",
-            'the rule for batch norm of scope "all"',
-        ),
+        (lambda model: setattr(model[3].bn1, "scope", "all"), 1, False, "cuda", "the rule for one GPU"),
         (lambda model: setattr(model[3], "forward", print), 1, False, "cuda", "the rule for a network that"),
         (lambda model: model[3].register_module("relu", nn.GELU()), 1, False, "cuda", "the rule for a network that"),
     ],
 )
 def test_the_rule_graphs_where_it_was_measured(monkeypatch, change, world_size, compiled, kind, why):
-    monkeypatch.setattr("lbsgd.train.graphs.kind_of_device", lambda device: kind)
+    monkeypatch.setattr("lbsgd.train.graphs.kind_in_rule", lambda device: kind)
     blocks = BasicBlock(3, 3), BasicBlock(3, 3)
     model = fuse_blocks(convert_batch_norm(nn.Sequential(*(nn.Identity() for _ in "123"), *blocks), N))
     change(model)

@@ -244,6 +244,22 @@ def moves():
                 time.sleep(0.01)
 
 
+def test_a_process_that_moves_again_while_the_first_cause_is_looked_for_goes_on(monkeypatch):
+    ended, asked = [], threading.Event()
+    guard = Guard(ALONE, 0.2)
+
+    def look_for_cause():
+        guard.hang_timeout = 1000
+        guard.alive("iteration 8")
+        asked.set()
+
+    monkeypatch.setattr(guard, "first_cause", look_for_cause)
+    monkeypatch.setattr(guard, "end", ended.append)
+    with guard:
+        assert asked.wait(PATIENCE_SECONDS)
+    assert ended == []
+
+
 def launcher_dies(reaped):
     launcher = subprocess.Popen(["sleep", "1000"])
     watched = psutil.Process(launcher.pid)

@@ -22,7 +22,7 @@ from lbsgd.algorithm import fused_norm, norm_rule
 from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d, convert_batch_norm
 from lbsgd.algorithm.fused_blocks import FusedBottleneck, can_fuse, fuse_blocks
 from lbsgd.errors import ConfigError
-from lbsgd.train.kernels import kind_of_device
+from lbsgd.train.kernels import kind_in_rule
 
 HERE = Path(__file__).parent
 BOUNDS = {"fp32": 2e-5, "fp16": 1e-3, "bf16": 8e-3}  # of the largest value; the types' own rounding is about half
@@ -213,8 +213,8 @@ def test_the_rule_is_by_device_and_layout_and_the_json_overrides_it(asked, devic
 def test_a_gpu_that_is_not_like_those_of_the_rule_is_of_another_kind(monkeypatch, capability, cuda, kind):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.version, "cuda", cuda)
-    assert kind_of_device(torch.device("cuda")) == (kind or "a GPU of another kind")
-    assert kind_of_device(torch.device("cpu")) == "cpu"
+    assert kind_in_rule(torch.device("cuda")) == (kind or "a GPU of another kind")
+    assert kind_in_rule(torch.device("cpu")) == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,15 @@ def test_a_run_goes_on_from_an_epoch_s_end_whose_checkpoint_lacks_the_epoch_s_to
     assert last["train_loss"] == ours.reporter.log.epochs[-1]["train_loss"]
 
 
+def test_a_run_that_goes_on_evaluates_no_epoch_that_is_not_due(tmp_path):
+    ours = trainer(tmp_path)
+    ours.train(last_iteration=2, evaluate_every=3), ours.saver.wait()
+    again = trainer(tmp_path, resume=True)
+    again.train(last_iteration=16, evaluate_every=3)
+    evaluated = [record["epoch"] for record in again.reporter.log.epochs if "val_loss" in record]
+    assert evaluated == [3, 4, 5, 6, 7, 8]  # the run is judged by its last five; it has gone on from epoch 1
+
+
 def test_a_record_says_how_many_iterations_it_is_the_mean_of_also_after_a_resume(tmp_path):
     each = trainer(tmp_path / "each", iterations=8, steps_per_print=1)
     ours = trainer(tmp_path / "ours", iterations=8, steps_per_print=3)

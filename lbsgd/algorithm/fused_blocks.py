@@ -62,7 +62,7 @@ def can_fuse(block: nn.Module, x: Tensor, *norms: nn.Module) -> bool:
     """Whether nobody can tell the fused forward of a block from torchvision's, but by its speed and rounding."""
     if torch.compiler.is_compiling():  # before anything that would become a guard of the compiled block
         return False
-    if isinstance(x, Proxy) or not block.training or _has_any_global_hook():
+    if isinstance(x, Proxy) or not block.training:
         return False
     relu: Any = block.relu
     parts_are_ours = type(relu) is nn.ReLU and is_bare(relu) and all(map(is_fusable, norms))
@@ -82,7 +82,7 @@ def is_fusable(norm: nn.Module) -> bool:
 def is_bare(module: nn.Module) -> bool:
     """Whether a call of the module runs its class's forward and nothing else."""
     hooks = module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-    return not any(hooks) and "forward" not in module.__dict__
+    return not any(hooks) and not _has_any_global_hook() and "forward" not in module.__dict__
 
 
 def through_relu(block: nn.Module, norm: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:

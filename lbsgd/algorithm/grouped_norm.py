@@ -76,8 +76,10 @@ def triton_takes(x: Tensor) -> bool:
     """Whether the kernels of `fused_norm` can normalise x here: not under torch.compile or torch.func."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    from lbsgd.algorithm.fused_norm import can_take
-
+    try:
+        from lbsgd.algorithm.fused_norm import can_take
+    except ImportError:  # no package triton, as beside PyTorch for CPUs: a network from a GPU's host must still train
+        return False
     return can_take(x)
 
 

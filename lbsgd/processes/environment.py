@@ -71,7 +71,7 @@ class Processes:
 
 
 def are_bound(cores: set[int]) -> bool:
-    """Whether these cores of this process are what the launcher has left it of all.
+    """Whether the launcher has bound this process to these cores.
 
     srun does with --cpus-per-task, `deepspeed --bind_cores_to_rank` and torchrun with their bindings: their own process
     keeps all cores.

@@ -32,7 +32,7 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not load
         return ConfigError(
             f"the GPU's memory is full at {position} ({text}); take fewer images a pass by --micro_batch, which leaves "
-            "the iteration as it is, or compute in --precision bf16"
+            "the iteration as it is, compute in --precision bf16, or leave out CUDA graphs by --no-cuda_graphs"
         )
     with suppress(OSError, ValueError):  # a console that is gone
         traceback.print_exception(error)

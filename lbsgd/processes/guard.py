@@ -108,8 +108,11 @@ class Guard:
                 self.request_stop(reason)
             if self.stop_requested:
                 self.stop(self.stop_requested)
-            if time.monotonic() - self.moved > self.hang_timeout:
-                self.end(self.first_cause() or self.hanging())
+            moved = self.moved
+            if time.monotonic() - moved > self.hang_timeout:
+                cause = self.first_cause()  # takes seconds, in which the main thread may move again
+                if cause or (self.moved == moved and not self.closing.is_set()):
+                    self.end(cause or self.hanging())
 
     def signalled(self, number: signal.Signals) -> None:
         if self.stop_requested and time.monotonic() - self.stop_began > SAME_REQUEST_SECONDS:

@@ -1,6 +1,6 @@
 """How the processes of a run meet at one store, and agree on a part of it that is theirs alone.
 
-Thousands of them wait at the store of one process. So each asks for a key of its own, the more seldom the more there
+Thousands of them wait at the store of one process. So each asks for a key of its own, less often the more there
 are, and rank 0 alone reads the list of all. The store's own blocking wait prints warnings whenever it times out.
 """
 

@@ -29,17 +29,19 @@ class EngineState:
 
 def gather_state(engine, keep: bool = True) -> EngineState:
     """Gather the whole state from all processes; all of them must call it. Without `keep` a process only takes part."""
-    host = to_host if keep else lambda tensor: tensor
-    weights = {name: host(tensor) for name, tensor in engine.module.state_dict().items()}
-    momentum = {}
-    updated = engine.global_steps > engine.skipped_steps
-    if updated:
+    state = EngineState({}, {}, counters(engine))
+    own = dict(trainable(engine))
+    for name, tensor in engine.module.state_dict().items():
+        whole = full_parameter(engine, own[name]) if name in own else tensor
+        if keep:
+            state.weights[name] = to_host(whole)
+    if engine.global_steps > engine.skipped_steps:
         link_momentum(engine)
-    for name, parameter in trainable(engine):
-        weights[name] = host(full_parameter(engine, parameter))
-        if updated:
-            momentum[name] = host(full_momentum(engine, parameter))
-    return EngineState(weights, momentum, counters(engine))
+        for name, parameter in own.items():
+            whole = full_momentum(engine, parameter)
+            if keep:
+                state.momentum[name] = to_host(whole)
+    return state
 
 
 def restore_state(engine, state: EngineState) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from lbsgd.config.plan import Plan
 
-PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv")
+PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv", "triton")
 
 
 def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) -> dict[str, str]:
@@ -25,6 +25,7 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
         "recipe script": digest(*(path.read_bytes() for path in files_of(task))),
         "flags": json.dumps(dict(flags)),
         "version of torch": installed("torch") or "",
+        "version of triton": installed("triton") or "",  # which kernels batch norm takes hangs on it
         "kind of device": kind_of_device(),
         "data": data,
     }

@@ -20,7 +20,7 @@ END = 2**31  # a place after all
 
 @contextmanager
 def nothing_collected() -> Iterator[None]:
-    """Let Python collect its garbage before and not inside: what frees GPU memory there would spoil a recording."""
+    """Collect Python's garbage first, and none inside: to free GPU memory during a recording breaks it."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -32,7 +32,7 @@ def nothing_collected() -> Iterator[None]:
 
 
 class Graphs:
-    """The recordings of a network's blocks, made together and replayed in the same order, as their common memory asks.
+    """The recordings of a network's blocks, made together and replayed in the same order, because they share memory.
 
     Memory that one recording has left is free for the next one, as in training. So forwards must follow one another as
     they were recorded, and backwards the other way round. A forward out of order runs as it is; a backward raises.
@@ -212,6 +212,8 @@ def within_autograd() -> bool:
 
 
 class Replayed(torch.autograd.Function):
+    """A block's replay, forward and backward. Raises RuntimeError for a backward that comes twice or out of order."""
+
     @staticmethod
     def forward(ctx: Any, block: GraphedBlock, x: Tensor, *parameters: Tensor) -> Tensor:
         assert block.recording is not None

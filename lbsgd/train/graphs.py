@@ -3,8 +3,8 @@
 With n = 32 images a GPU computes faster than its host launches kernels one by one (docs/gpu.md). The graphs are those
 of single blocks, so gradients still arrive block by block, and what hangs on them, aggregation and ZeRO, runs as
 before. Another size, order or precision runs a block as it is, and so does gradient checkpointing. Other weights, modes
-and hooks are seen when a forward begins, and the blocks are recorded again. What else a block computes with, such as ε
-or n, must stay. Evaluation runs as it is. The bits are those of the plain run.
+and hooks are seen when a forward begins, and the blocks are recorded again. Do not change anything else that a block
+computes with, such as ε or n. Evaluation runs as it is. The bits are those of the plain run.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lbsgd.algorithm.fused_blocks import FusedBasicBlock, FusedBottleneck, is_bare, residual_blocks
+from lbsgd.algorithm.grouped_norm import world_size
 from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm, PerWorkerBatchNorm2d
 from lbsgd.errors import ConfigError
 from lbsgd.train.graphed_blocks import GraphedBlock, Graphs
-from lbsgd.train.kernels import kind_of_device
+from lbsgd.train.kernels import kind_in_rule
 from lbsgd.train.recording import Recorder, has_bare_parts, parts_of
 
 BLOCKS = BasicBlock, Bottleneck, FusedBasicBlock, FusedBottleneck
@@ -41,7 +42,7 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
             "--cuda_graphs: a residual block or a part of it has hooks or a forward of its own, which a graph would "
             "not run; leave the flag out"
         )
-    if waits_inside(model):
+    if any(map(waits_inside, blocks)):
         raise ConfigError(
             '--cuda_graphs: batch norm of scope "all" waits for the other processes inside a block, which no graph '
             "records; leave the flag out"
@@ -55,29 +56,29 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
     return len(blocks)
 
 
-def by_rule(model: nn.Module, world_size: int, device: torch.device, compiled: bool) -> tuple[bool, str]:
+def by_rule(model: nn.Module, num_processes: int, device: torch.device, compiled: bool) -> tuple[bool, str]:
     """Return whether training is graphed when no flag says so, and why.
 
     It is on one GPU, with blocks of which a recording keeps everything: exactly torchvision's, of torch's layers.
     """
     blocks = residual_blocks(model)
-    if kind_of_device(device) != "cuda":
-        return False, f"the rule for {kind_of_device(device)}"
-    if world_size > 1:
+    if (kind := kind_in_rule(device)) != "cuda":
+        return False, f"the rule for {kind}"
+    if num_processes > 1:
         return False, "the rule for several processes: not measured"
     if compiled:
         return False, "the rule beside --compile"
-    if waits_inside(model):
-        return False, 'the rule for batch norm of scope "all"'
     if not blocks or not all(type(block) in BLOCKS and is_bare(block) and of_bare_layers(block) for block in blocks):
         return False, "the rule for a network that is not of torchvision's residual blocks"
     return True, "the rule for one GPU"
 
 
-def waits_inside(model: nn.Module) -> bool:
-    """Whether a batch norm may wait for the other processes inside a block, which no graph records."""
-    return any(isinstance(module, PerWorkerBatchNorm) and module.scope == "all" for module in model.modules())
+def waits_inside(block: nn.Module) -> bool:
+    """Whether a batch norm of the block waits for other processes, which no graph records."""
+    norms = (part for part in parts_of(block) if isinstance(part, PerWorkerBatchNorm))
+    return world_size() > 1 and any(norm.scope == "all" for norm in norms)
 
 
 def of_bare_layers(block: nn.Module) -> bool:
+    """Whether a block consists of torch's layers and our batch norm, without hooks: a recording keeps all they do."""
     return has_bare_parts(block) and all(type(part) in LAYERS for part in parts_of(block))

@@ -57,7 +57,7 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class FfcvFiles:
-    """train.beton and val.beton, decoded by `threads` threads; in_memory reads them whole before training begins."""
+    """train.beton and val.beton, decoded by `threads` threads; in_memory reads them whole while training begins."""
 
     data: ImageNetData
     threads: int

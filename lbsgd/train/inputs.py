@@ -42,6 +42,8 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     zero = dict(config.get("zero_optimization", {}))
     if own_reduction(plan.config, plan.recipe) is None:  # ZeRO would reduce in its own hooks, before ours
         zero["overlap_comm"] = False
+    if has_nothing_to_reduce(plan):
+        zero["contiguous_gradients"] = False  # where DeepSpeed would copy each gradient to, by a hook of its own
     if plan.zero_stage in (1, 2) and not config.get("gradient_clipping") and "offload_optimizer" not in zero:
         # Nobody reads the norm, but for it each update waits for the device, and skips gradients that are NaN unsaid.
         zero.setdefault("compute_grad_norm", False)
@@ -49,6 +51,12 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     # Its throughput timer, on where nobody says otherwise, waits for the GPU at every pass.
     throughput = {"enabled": False, **timers.get("throughput", {})}
     return {**config, "timers": {**timers, "throughput": throughput}, "zero_optimization": zero}
+
+
+def has_nothing_to_reduce(plan: Plan) -> bool:
+    """Whether ZeRO 1 has one process only, and keeps its gradients on the device."""
+    alone = plan.world_size == 1 and plan.zero_stage == 1 and own_reduction(plan.config, plan.recipe) is None
+    return alone and "offload_optimizer" not in plan.config["zero_optimization"]
 
 
 def refusal(plan: Plan, error: Exception) -> ConfigError:

@@ -22,8 +22,8 @@ def lay_out(model: nn.Module, layout: torch.memory_format = LAYOUT) -> None:
             parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
-def kind_of_device(device: torch.device) -> str:
-    """Return the device's type; a GPU that is not like those that the rule was written on is of another kind."""
+def kind_in_rule(device: torch.device) -> str:
+    """Return the device's type, or "a GPU of another kind" for one older than the A100 or not NVIDIA's."""
     if device.type != "cuda" or (torch.version.cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
         return device.type
     return "a GPU of another kind"
@@ -32,6 +32,6 @@ def kind_of_device(device: torch.device) -> str:
 def norm_implementation(plan: Plan, device: torch.device | str) -> tuple[Implementation, str]:
     """Return what computes batch norm in training on a device, and why. Raises ConfigError if it cannot."""
     try:
-        return implementation_for(plan.recipe.batch_norm.implementation, kind_of_device(torch.device(device)), LAYOUT)
+        return implementation_for(plan.recipe.batch_norm.implementation, kind_in_rule(torch.device(device)), LAYOUT)
     except ValueError as error:
         raise ConfigError(f"{plan.name}: lbsgd.batch_norm: {error}") from error

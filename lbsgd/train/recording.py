@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
 from lbsgd.algorithm.fused_blocks import is_bare
@@ -34,7 +35,7 @@ class CudaRecorder:
 
     def record(self, function: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Replay]:
         graph = torch.cuda.CUDAGraph()
-        # Another thread may copy the next images meanwhile.
+        # autograd's own thread and NCCL's watchdog may ask the GPU something meanwhile.
         with torch.cuda.graph(graph, self.pool, self.stream, capture_error_mode="thread_local"):
             tensors = function()
         return tensors, graph.replay
@@ -46,6 +47,7 @@ def has_bare_parts(block: nn.Module) -> bool:
 
 
 def parts_of(block: nn.Module) -> list[nn.Module]:
+    """Return the modules within a block, at any depth."""
     return [part for part in block.modules() if part is not block]
 
 
@@ -86,22 +88,31 @@ class Recording:
         )
 
     def record_backward(self, grad_y: Tensor) -> None:
-        """Record the backward from this gradient of y, whose values come with each replay."""
+        """Record the backward from this gradient of y, whose values come with each replay.
+
+        A parameter that the forward does not use has no gradient, as without a recording.
+        """
         self.grad_y = grad_y
+        reached: list[bool] = []
 
         def run() -> Sequence[Tensor]:
             assert self.output is not None
             wanted = [self.x] * self.x.requires_grad + self.stand_ins
-            return torch.autograd.grad(self.output, wanted, self.grad_y)
+            grads = torch.autograd.grad(self.output, wanted, self.grad_y, allow_unused=True)
+            reached[:] = [grad is not None for grad in grads]
+            return [grad for grad in grads if grad is not None]
 
-        grads, self.replay_backward = self.recorder.record(run)
+        found, self.replay_backward = self.recorder.record(run)
+        values = iter(found)
+        grads = [next(values) if has_one else None for has_one in reached]
         self.grad_x = grads[0] if self.x.requires_grad else None
-        self.grads = list(grads[self.x.requires_grad :])
+        self.grads = grads[self.x.requires_grad :]
 
     def forward(self, x: Tensor, keeps_moments: bool) -> Tensor:
         """Replay the forward on x and hand on what its batch norms noted; keeps_moments: beyond the next replay."""
         if x.data_ptr() != self.x.data_ptr():
             self.x.detach().copy_(x)
+        increment_version(self.y)  # whoever else has saved the values of the replay before gets autograd's error
         self.replay_forward()
         for (norm, count), moments in zip(self.notes, self.moments, strict=True):
             norm._record(moments.clone() if keeps_moments else moments, count)
@@ -113,18 +124,18 @@ class Recording:
         autograd takes over a gradient that nobody else holds as `.grad`, and copies one that somebody holds.
         """
         for parameter, grad in zip(self.parameters, self.grads, strict=True):
-            if parameter.grad is not None and parameter.grad.data_ptr() == grad.data_ptr():
+            if parameter.grad is not None and grad is not None and parameter.grad.data_ptr() == grad.data_ptr():
                 parameter.grad = parameter.grad.clone()  # of a backward that no update followed
         if grad_y.data_ptr() != self.grad_y.data_ptr():
             self.grad_y.copy_(grad_y)
         self.replay_backward()
         grad_x = None if self.grad_x is None else self.grad_x.detach()
-        return grad_x, *(self.grads if keeps_gradients else (each.detach() for each in self.grads))
+        return grad_x, *(grad if keeps_gradients or grad is None else grad.detach() for grad in self.grads)
 
 
 @contextmanager
 def standing_in(block: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Have other leaves of autograd stand in for a block's parameters, in the same memory; yield the trainable ones.
+    """Replace a block's parameters by leaves of autograd that share their memory; yield the trainable ones.
 
     autograd ties a parameter's leaf to the stream on which somebody asked for it first, as ZeRO does, and no recording
     may wait for that stream. And the hooks of a parameter are for gradients of training.

@@ -48,7 +48,7 @@ class Reporter:
         self.progress.__exit__(kind, error, trace)
         if error and self.page:
             self.page.write(self.log.epochs, ended=str(error) or type(error).__name__)
-        with suppress(OSError):  # which was told when the line was written
+        with suppress(OSError):  # already reported when the line was written
             self.log.close()
 
     def advance(self) -> None:

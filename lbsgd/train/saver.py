@@ -116,7 +116,7 @@ class Saver:
         return True
 
     def wait(self) -> bool:
-        """Wait until what was saved is on the disk; False if that failed, which was told."""
+        """Wait until what was saved is on the disk; False if that failed; the failure was printed."""
         return self.writing.result() if self.writing else True
 
     def close(self) -> None:

@@ -55,7 +55,7 @@ class Totals:
     def read(self, since_mark: bool = False) -> Means:
         """Return the means over all processes' images, NaN where there are none; all processes must call it.
 
-        There are none in a checkpoint that was saved in the first iteration of an epoch, as once was done.
+        Old checkpoints, saved during an epoch's first iteration, hold none.
         """
         loss, *counts, images = self.of_all(since_mark).tolist()
         divisor = images or math.nan

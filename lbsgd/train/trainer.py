@@ -75,10 +75,10 @@ class Trainer:
     def train(self, last_iteration: int, evaluate_every: int = 1) -> None:
         """Train up to `last_iteration`; save where it stops, and after each epoch, then report and evaluate (`is_due`).
 
-        A run that goes on from the end of an epoch begins with its evaluation, which may not have been finished.
+        A run that goes on from the end of an epoch begins with its report, which may not have been finished.
         """
         if self.at_report:
-            self.report_epoch(self.iteration, evaluate_every)
+            self.report_epoch(max(self.iteration, last_iteration), evaluate_every)
         while self.iteration < last_iteration:
             epoch = self.iteration // self.plan.iterations_per_epoch
             self.train_epoch(epoch, min(last_iteration, (epoch + 1) * self.plan.iterations_per_epoch))

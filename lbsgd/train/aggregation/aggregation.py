@@ -23,6 +23,7 @@ from lbsgd.train.aggregation.buckets import Bucket, fill
 from lbsgd.train.aggregation.phases import Job, phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.aggregation.waiting import Waiting
+from lbsgd.train.inputs import has_nothing_to_reduce
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,8 @@ def attach(engine, plan: Plan) -> None:
         engine.aggregation = Aggregation(engine, settings, wanted, placement, choice)
         engine.coalesce_grad_reduction = refuse_coalescing
         reduce = instead_of(engine, reduce)
+    elif has_nothing_to_reduce(plan):
+        take_gradients_in_place(engine)
     engine.allreduce_gradients = engine.waiting.timed(reduce)
 
 
@@ -189,6 +192,16 @@ def instead_of(engine, reduce):
         reduce(*arguments, **options)
 
     return allreduce_gradients
+
+
+def take_gradients_in_place(engine):
+    """Let ZeRO 1 take the gradients of its only process from where they lie.
+
+    DeepSpeed copies each of them twice and has a hook for each, which costs the host more time than a GPU computes
+    (docs/experiments.md). Without the hooks only engine.backward knows when a pass ends, so loss.backward() is refused.
+    """
+    engine.optimizer.reduce_gradients = lambda **_: engine.optimizer.overlapping_partition_gradients_reduce_epilogue()
+    engine._support_torch_style_backward = False
 
 
 def refuse_coalescing(*_):
