@@ -98,7 +98,6 @@ class Server:
 
     def __init__(self, network, plan, flags):
         import numpy as np
-        import torch
 
         from lbsgd.algorithm.batch_norm import convert_batch_norm
         from lbsgd.train.inputs import build_optimizer
@@ -107,7 +106,6 @@ class Server:
         self.optimizer, self.weights = build_optimizer(network, plan), list(network.parameters())
         self.random, self.spread = np.random.default_rng([plan.recipe.seed, 1]), flags.spread
         self.workers, self.time, self.gradients, self.moves = plan.num_workers, 0.0, 0, 0
-        self.copy = torch._foreach_copy_
         held = [weight.detach().clone() for weight in self.weights]
         self.ready = [(self.draw(), worker) for worker in range(self.workers)]
         heapq.heapify(self.ready)
@@ -176,15 +174,15 @@ class Server:
         held, version = self.held[worker]
         with torch.no_grad():
             now = [weight.detach().clone() for weight in self.weights]
-            self.copy(self.weights, held)
+            torch._foreach_copy_(self.weights, held)
         loss, wrong = self.gradient(batch, 1.0)
         with torch.no_grad():
-            self.copy(self.weights, now)
+            torch._foreach_copy_(self.weights, now)
         age = self.moves - version
         self.move(self.lr() / self.workers)
         self.gradients += 1
         with torch.no_grad():
-            self.copy(held, self.weights)
+            torch._foreach_copy_(held, self.weights)
         self.held[worker] = (held, self.moves)
         heapq.heappush(self.ready, (self.time + self.draw(), worker))
         return loss, wrong, age

@@ -107,7 +107,7 @@ def test_every_kernel_compiles_to_machine_code(arch, tmp_path, monkeypatch):
 
 
 def test_triton_launches_a_kernel_that_it_has_found_as_launch_does():
-    """`Launch` runs the kernel itself where Triton is of the version that it was read in."""
+    """`KernelLaunch` runs the kernel itself where Triton is of the version that it was read in."""
     import inspect
 
     import triton

@@ -39,6 +39,10 @@ def sums_over_workers(moments: Tensor) -> Tensor:
 
 
 def spread(sums: Tensor) -> float:
+    """Return √(mean over C of Var_k(μ) / mean over C of the workers' σ²).
+
+    sums    (4, C): over the k workers, of 1, μ, μ² and σ²; Var_k(μ) = (Σμ² - (Σμ)²/k) / (k - 1)
+    """
     k, mean, square, var = sums
     between = ((square - mean.square() / k) / (k - 1)).clamp(min=0)
     return float((between.mean() / (var / k).mean()).sqrt())

@@ -25,7 +25,8 @@ class FusedBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no t
 
     def forward(self, x: Tensor) -> Tensor:
         if not can_fuse(self, x, self.bn1, self.bn2):
-            return unfused(BasicBlock, self, x)
+            y: Tensor = BasicBlock.forward(self, x)
+            return y
         out = through_relu(self, self.bn1, self.conv1(x))
         out = self.conv2(out)
         return through_relu(self, self.bn2, out, x if self.downsample is None else self.downsample(x))
@@ -36,7 +37,8 @@ class FusedBottleneck(Bottleneck):  # type: ignore[misc]  # torchvision has no t
 
     def forward(self, x: Tensor) -> Tensor:
         if not can_fuse(self, x, self.bn1, self.bn2, self.bn3):
-            return unfused(Bottleneck, self, x)
+            y: Tensor = Bottleneck.forward(self, x)
+            return y
         out = through_relu(self, self.bn1, self.conv1(x))
         out = through_relu(self, self.bn2, self.conv2(out))
         out = self.conv3(out)
@@ -70,6 +72,7 @@ def can_fuse(block: nn.Module, x: Tensor, *norms: nn.Module) -> bool:
 
 
 def is_fusable(norm: nn.Module) -> bool:
+    """Whether the kernels can compute all that a call of this batch norm does in training."""
     return (
         type(norm) is PerWorkerBatchNorm2d
         and norm.training
@@ -93,9 +96,4 @@ def through_relu(block: nn.Module, norm: Any, x: Tensor, residual: Tensor | None
     y = norm(x)
     relu: Any = block.relu
     y = relu(y if residual is None else y + residual)
-    return y
-
-
-def unfused(kind: Any, block: nn.Module, x: Tensor) -> Tensor:
-    y: Tensor = kind.forward(block, x)
     return y

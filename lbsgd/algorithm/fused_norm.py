@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from lbsgd.algorithm import norm_kernels as kernels
-from lbsgd.algorithm.norm_kernels import Launch
-from lbsgd.algorithm.norm_tiling import TILES, Tiling, View, aligned, ceil_div, laid_out, power_of_two
+from lbsgd.algorithm.norm_kernels import KernelLaunch
+from lbsgd.algorithm.norm_tiling import TILES, Tiling, View, aligned, ceil_div, laid_out, next_power_of_two
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_CHANNELS, MOST_SUMS = 32, 4096  # of a program that adds up splits
@@ -117,16 +117,16 @@ class Launches:
         self.groups, self.channels = groups, view.channels
         count = view.outer * view.inner  # values per channel in each group
 
-        def over_tiles(kernel: Any, tiling: Tiling, warps: int, *numbers: float, **flags: bool) -> Launch:
+        def over_tiles(kernel: Any, tiling: Tiling, warps: int, *numbers: float, **flags: bool) -> KernelLaunch:
             grid = ceil_div(view.channels, tiling.channels), tiling.splits, groups
             sizes = {"OUTER": tiling.outer, "CHANNELS": tiling.channels, "INNER": tiling.inner}
-            return Launch(kernel, grid, (*numbers, *view, tiling.steps), warps, **flags, **sizes)
+            return KernelLaunch(kernel, grid, (*numbers, *view, tiling.steps), warps, **flags, **sizes)
 
-        def over_splits(kernel: Any, splits: int, *numbers: float) -> Launch:
-            channels = min(MOST_CHANNELS, max(1, MOST_SUMS // power_of_two(splits)))
+        def over_splits(kernel: Any, splits: int, *numbers: float) -> KernelLaunch:
+            channels = min(MOST_CHANNELS, max(1, MOST_SUMS // next_power_of_two(splits)))
             grid = ceil_div(view.channels, channels), groups
-            sizes = {"SPLITS": power_of_two(splits), "CHANNELS": channels}
-            return Launch(kernel, grid, (*numbers, splits, view.channels), 4, **sizes)
+            sizes = {"SPLITS": next_power_of_two(splits), "CHANNELS": channels}
+            return KernelLaunch(kernel, grid, (*numbers, splits, view.channels), 4, **sizes)
 
         def sums(tile: str) -> tuple[Tiling, int]:
             return Tiling.of_sums(view, TILES[tile].values), TILES[tile].warps

@@ -23,11 +23,11 @@ from torch import Tensor
 
 # Triton asks the same: then the kernels run in NumPy, on a CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-# The version whose compiled kernels are run as `Launch` does (tests/test_norm_kernels.py).
+# The version whose compiled kernels are run as `KernelLaunch` does (tests/test_norm_kernels.py).
 RUNS_COMPILED = triton.__version__.startswith("3.6.") and not INTERPRETED
 
 
-class Launch:
+class KernelLaunch:
     """A kernel with all that it is given but its tensors; a call launches it on the current device.
 
     One object is for tensors of the same types, at addresses that are multiples of 16, on the same device. The first

@@ -76,9 +76,9 @@ class Tiling:
 
     @classmethod
     def _of(cls, view: View, values: int, programs: int, fewest_steps: int) -> Tiling:
-        channels = min(64, power_of_two(view.channels)) if view.inner == 1 else 1
-        inner = min(1024, power_of_two(view.inner))
-        outer = min(values // (channels * inner), power_of_two(view.outer))
+        channels = min(64, next_power_of_two(view.channels)) if view.inner == 1 else 1
+        inner = min(1024, next_power_of_two(view.inner))
+        outer = min(values // (channels * inner), next_power_of_two(view.outer))
         tiles, inner_blocks = ceil_div(view.outer, outer), ceil_div(view.inner, inner)
         in_all = tiles * ceil_div(view.channels, channels) * inner_blocks
         fewest = ceil_div(tiles, max(1, MOST_SPLITS // inner_blocks))
@@ -87,9 +87,10 @@ class Tiling:
 
 
 def ceil_div(a: int, b: int) -> int:
+    """Return a / b, rounded up."""
     return -(-a // b)
 
 
-def power_of_two(number: int) -> int:
+def next_power_of_two(number: int) -> int:
     """Return the smallest power of two that is at least this number."""
     return 1 << (number - 1).bit_length()

@@ -149,7 +149,7 @@ def initialize(
         raise ConfigError(
             f"the plan is for {plan.world_size} processes, but {world_size} run; read it for {world_size}"
         )
-    require_precision(plan.precision)
+    require_arithmetic(plan.precision)
     how, _ = norm_implementation(plan, deepspeed.accelerator.get_accelerator().device_name())
     convert_network(model, plan, how)
     if how == "triton":
@@ -187,7 +187,7 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
     return engine, scheduler
 
 
-def require_precision(precision: str) -> None:
+def require_arithmetic(precision: str) -> None:
     """Raise ConfigError, naming what the device can do, if fp16 is asked for and it cannot compute in it."""
     accelerator = deepspeed.accelerator.get_accelerator()
     if precision == "fp16" and not accelerator.is_fp16_supported():

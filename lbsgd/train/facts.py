@@ -26,12 +26,12 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
         "flags": json.dumps(dict(flags)),
         "version of torch": installed("torch") or "",
         "version of triton": installed("triton") or "",  # which kernels batch norm takes hangs on it
-        "kind of device": kind_of_device(),
+        "kind of device": accelerator_kind(),
         "data": data,
     }
 
 
-def kind_of_device() -> str:
+def accelerator_kind() -> str:
     """Return `cuda` or `cpu`: a host whose driver is broken would join the others with another backend, and hang."""
     import torch  # late: what asks for a digest alone loads no PyTorch
 

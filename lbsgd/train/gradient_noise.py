@@ -27,6 +27,7 @@ from lbsgd.train.engine import full_gradient
 
 
 def square(tensor: torch.Tensor) -> float:
+    """Return the sum of squares, in float64."""
     return float(tensor.double().square().sum())
 
 

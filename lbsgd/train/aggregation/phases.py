@@ -196,4 +196,5 @@ class Streams:
 
 
 def runner(phases: Sequence[Phase], device: torch.device) -> Threads | Streams:
+    """Return what runs the phases beside back-propagation: streams of a GPU, or threads."""
     return Streams(phases) if device.type == "cuda" else Threads(phases)
