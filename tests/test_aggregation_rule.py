@@ -75,6 +75,8 @@ def refusal(stage=0, **keys):
         (0, "data_types.grad_accum_dtype", "bf16", "D35"),  # DeepSpeed itself cannot
         (0, "communication_data_type", "fp16", "D22"),
         (1, "zero_optimization.contiguous_gradients", "false", "D62"),
+        (1, "zero_optimization.contiguous_gradients", "0", "D27"),  # false to DeepSpeed
+        (1, "zero_optimization.overlap_comm", "1", "D27"),
         (0, "gradient_predivide_factor", "0", "D63"),
         (0, "sequence_parallel_size", "2", "D64"),
         (0, "gradient_allreduce_op", "sum", "D05"),
@@ -92,6 +94,8 @@ def test_another_type_on_the_wire_is_refused_in_fp16_too():
     with pytest.raises(ConfigError, match="communication_data_type.*D61"):
         Plan.read(config, 2, overrides=overrides)
     Plan.read(config, 2, overrides=Overrides(settings=("communication_data_type=fp16",)))
+    same = ("communication_data_type=fp16", "data_types.grad_accum_dtype=half")
+    Plan.read(config, 2, overrides=Overrides(settings=same))
 
 
 def test_without_the_block_these_keys_are_deepspeeds_business():

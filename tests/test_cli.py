@@ -53,7 +53,7 @@ def test_plan_says_what_the_papers_run_is(capsys):
     for words in (
         "kn = 8,192 images = k 256 workers x n 32",
         "η = 3.2",
-        "156 an epoch of 1,281,167 images, 14,040 in 90 epochs",
+        "156 per epoch of 1,281,167 images, 14,040 in 90 epochs",
         "world size 256 x micro batch 32 x 1 pass\n",
         "0 to 780",
         "by 0.00397 per iteration",
@@ -90,14 +90,14 @@ def test_the_picture_in_the_terminal_rises_holds_and_falls_by_tens(capsys):
     [
         (["ablations/8k_constant_warmup.json"], ["0.1 ", "2.14 points"]),
         (["ablations/8k_fixed_lr.json"], ["η = 0.1", "17.93 points"]),
-        (["digits.json", "--gpus", "2", "--model", "resnet18"], ["11 an epoch of 1,437", "resnet18"]),
+        (["digits.json", "--gpus", "2", "--model", "resnet18"], ["11 per epoch of 1,437", "resnet18"]),
         (["64.json"], ["on 2 GPUs"]),
         (["8k_fp32.json", "--gpus", "8"], ["yes: 5 buckets", "1 server"]),
         (
             ["8k.json", "--gpus", "8", "--set", "train_batch_size=4096", "--set", "lbsgd.warmup.epochs=2"],
             ["optimizer.params.lr: 3.2 -> 1.6", "warmup_num_steps: 780 -> 624"],
         ),
-        (["8k.json", "--gpus", "4", "--images", "100000"], ["12 an epoch of 100,000"]),
+        (["8k.json", "--gpus", "4", "--images", "100000"], ["12 per epoch of 100,000"]),
         (
             ["8k.json", "--images_per_second", "2500", "--link_gbit", "400", "--gpus_per_server", "4"],
             ["2500 images/s, as given", "64 servers"],

@@ -98,4 +98,4 @@ def require_alone(given: Namespace, flag: str, beside: tuple[str, ...] = ()) -> 
     said = [name for name, value in values.items() if value is not None and value is not False and value != []]
     unread = [name for name in said if name not in (flag, *beside)]
     if unread:
-        raise ConfigError(f"beside {flag} nothing reads {', '.join(unread)}; leave {flag} or the others out")
+        raise ConfigError(f"{flag} does not take {', '.join(unread)}; leave {flag} or the others out")

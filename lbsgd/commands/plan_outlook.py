@@ -83,7 +83,7 @@ class Outlook:
             "learning_rates": rates,
             "memory_bytes": {f"stage_{each.stage}": {**asdict(each), "total": each.total} for each in self.memories},
             "algorithm": self.running[0],
-            "bytes_an_iteration": bytes_per_iteration(self.reduction, self.plan.world_size),
+            "bytes_per_iteration": bytes_per_iteration(self.reduction, self.plan.world_size),
             "images_per_second": self.machines.images_per_second if self.has_speed else None,
             "overlaps": self.overlaps,
             "prediction": {each.algorithm: prediction_as_dict(each, self.has_speed) for each in self.predictions},

@@ -102,6 +102,11 @@ def summed_gradients(json: Document) -> Iterator[Hit]:
         yield Hit("gradient_allreduce_op", said, correction={"gradient_allreduce_op": DELETE})
 
 
+def sums(json: Document) -> bool:
+    """Whether DeepSpeed sums gradients over the processes in place of their mean, as it can since 0.19."""
+    return str(json.get("gradient_allreduce_op")).lower() == "sum" and json.since("0.19")
+
+
 @rule(
     "D89",
     "gradients summed where DeepSpeed cannot sum",
@@ -119,7 +124,7 @@ def sum_that_is_refused(json: Document) -> Iterator[Hit]:
         "beside DeepCompile": as_bool(json.get("compile.deepcompile", False)),
     }
     where = [words for words, stands in beside.items() if stands]
-    if str(json.get(key)).lower() == "sum" and where and json.since("0.19"):
+    if sums(json) and where:
         yield Hit(key, f"is {shown(json.get(key))} {where[0]}")
 
 
@@ -173,6 +178,27 @@ def update_after_every_pass(json: Document) -> Iterator[Hit]:
 
 
 @rule(
+    "D96",
+    "an accumulation of one's own that DeepSpeed refuses",
+    plain="error",
+    why="Without managed_gradient_accumulation the program says when weights move. DeepSpeed refuses that beside "
+    "overlap_comm at stages 0 and 1, and beside DeepCompile.",
+    fix="delete it",
+    example={"managed_gradient_accumulation": False, "zero_optimization": {"stage": 0, "overlap_comm": True}},
+)
+def own_accumulation_that_is_refused(json: Document) -> Iterator[Hit]:
+    key = "managed_gradient_accumulation"
+    beside = {
+        f"beside overlap_comm at ZeRO stage {json.stage}": json.stage in (0, 1)
+        and as_bool(json.get("zero_optimization.overlap_comm", False)),
+        "beside DeepCompile": as_bool(json.get("compile.deepcompile", False)),
+    }
+    where = [words for words, stands in beside.items() if stands]
+    if not json.get(key, True) and where and json.since("0.19"):
+        yield Hit(key, f"is {shown(json.get(key))} {where[0]}")
+
+
+@rule(
     "D34",
     "a gradient scale that ZeRO refuses",
     lbsgd="error",
@@ -183,7 +209,7 @@ def update_after_every_pass(json: Document) -> Iterator[Hit]:
     example={"zero_optimization": {"stage": 2}, "prescale_gradients": True},
 )
 def scaled_before_reduction(json: Document) -> Iterator[Hit]:
-    if json.stage not in (2, 3) or json.get("zero_optimization.reduce_scatter", True) is not True:
+    if json.stage not in (2, 3) or not as_bool(json.get("zero_optimization.reduce_scatter", True)) or sums(json):
         return
     for key, neutral in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
         if json.get(key, neutral) != neutral:
@@ -232,6 +258,7 @@ RULES = (
     rounded_by_zero,
     rounded_communication,
     update_after_every_pass,
+    own_accumulation_that_is_refused,
     scaled_before_reduction,
     gradient_type,
 )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lbsgd.config.accepted.values import as_bool
-from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
+from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES, sums
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_number, shown
 
@@ -40,9 +40,12 @@ def is_taken_beside(json: Document, key: str) -> bool:
 
 
 def reads_factor(json: Document) -> bool:
-    """Whether DeepSpeed divides by gradient_predivide_factor: not before it scales, nor where ZeRO-1 scatters."""
+    """Whether DeepSpeed divides by gradient_predivide_factor.
+
+    It does not before it scales, nor where ZeRO-1 scatters, nor where it sums.
+    """
     scatters = json.stage == 1 and as_bool(json.get("zero_optimization.reduce_scatter", True))
-    return not json.get("prescale_gradients") and not (scatters and not copies_weights_itself(json))
+    return not json.get("prescale_gradients") and not sums(json) and not (scatters and not copies_weights_itself(json))
 
 
 def copies_weights_itself(json: Document) -> bool:

@@ -38,7 +38,7 @@ def unscaled_learning_rate(json: Document) -> Iterator[Hit]:
     if kn and cost and cost[1] in ("fixed", "sqrt"):
         points, _ = cost
         said = f"is {lr:g} for {kn} images, where the linear rule gives {0.1 * kn / 256:g}"
-        yield Hit(LR, f"{said}; the paper lost {points:g} points so (Table 2a)", points=points)
+        yield Hit(LR, f"{said}; with this the paper lost {points:g} points (Table 2a)", points=points)
 
 
 @rule(

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.accepted.values import as_bool
+from lbsgd.config.accepted.values import as_bool, converts
 from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
@@ -17,6 +17,7 @@ BLOCKS = ("torch_autocast", "fp16", "bf16")
 AUTOCAST_KEYS = frozenset("enabled dtype lower_precision_safe_modules".split())
 FLOAT16 = NAMES_OF_TYPES["fp16"]
 BFLOAT16 = ("bfloat16", "torch.bfloat16")
+ZERO_SWITCHES = ("overlap_comm", "contiguous_gradients", "reduce_scatter", "compute_grad_norm")
 
 
 @rule(
@@ -25,7 +26,7 @@ BFLOAT16 = ("bfloat16", "torch.bfloat16")
     lbsgd="error",
     plain="warning",
     why='DeepSpeed takes torch_autocast.enabled as Python does, so "false" is on, and reads the word in the other '
-    "blocks.",
+    "blocks. lbsgd reads those of ZeRO as they stand.",
     fix="write true or false",
     example={"fp16": {"enabled": "true"}},
 )
@@ -34,6 +35,10 @@ def ambiguous_switch(json: Document) -> Iterator[Hit]:
         value = json.get(f"{block}.enabled", False)
         if type(value) is not bool and not (json.plain and value == "auto"):
             yield Hit(f"{block}.enabled", f"is {shown(value)}")
+    for key in (f"zero_optimization.{name}" for name in ZERO_SWITCHES):
+        value = json.get(key)
+        if not json.plain and type(value) is not bool and converts("bool", value):  # else D70 says more
+            yield Hit(key, f"is {shown(value)}")
 
 
 @rule(

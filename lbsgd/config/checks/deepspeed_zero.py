@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.accepted.values import as_whole_number
+from lbsgd.config.accepted.values import as_bool, as_whole_number
 from lbsgd.config.checks.deepspeed_beside import OLD_NAMES, copies_weights_itself, offloading
 from lbsgd.config.checks.deepspeed_values import numbers_meant
 from lbsgd.config.checks.finding import DELETE
@@ -153,7 +153,7 @@ def large_bucket(json: Document) -> Iterator[Hit]:
 )
 def no_overlap(json: Document) -> Iterator[Hit]:
     key = "zero_optimization.overlap_comm"
-    if json.stage in (1, 2) and json.get(key) is not True:
+    if json.stage in (1, 2) and not as_bool(json.get(key)):
         yield Hit(key, "is not true, so gradients are reduced after back-propagation, not during it (Sec. 4)")
 
 
@@ -169,7 +169,7 @@ def no_overlap(json: Document) -> Iterator[Hit]:
 )
 def checkpoint_of_adam(json: Document) -> Iterator[Hit]:
     for key in ("zero_optimization.elastic_checkpoint", "checkpoint.load_universal"):
-        if json.is_sgd and json.get(key, False) is not False:
+        if json.is_sgd and as_bool(json.get(key, False)):
             said = "expects Adam's state: with SGD it fails when a checkpoint is loaded"
             yield Hit(key, said, correction=json.beside_intent({key: DELETE}))
 

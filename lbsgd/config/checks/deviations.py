@@ -19,7 +19,9 @@ def deviation(
     key: str, message: str, fix: str, source: str, planned: Planned, lost: published.Loss | None = None
 ) -> Hit:
     """Return the hit for an intent that is not the paper's: where the paper says so, and what it lost at what batch."""
-    said = f"{message}; the paper lost {lost.points:g} points so at {lost.global_batch} images" if lost else message
+    said = (
+        f"{message}; with this the paper lost {lost.points:g} points at {lost.global_batch} images" if lost else message
+    )
     points = lost.points_at(planned.global_batch) if lost else None
     return Hit(key, f"{said} ({source})", f"{fix} unless you compare", points=points)
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lbsgd.config.aggregation import own_reduction
+from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.keypath import enabled, is_number, shown
 
 WAY_OUT = "delete it, or delete lbsgd.aggregation, and DeepSpeed reduces by itself"
-OWN_TYPES = {True: ("fp16", "float16", "torch.float16"), False: ("fp32", "float32", "torch.float32")}  # by fp16
 GRAD_ACCUM, COMMUNICATION = "data_types.grad_accum_dtype", "communication_data_type"
 CONTIGUOUS, PREDIVIDE = "zero_optimization.contiguous_gradients", "gradient_predivide_factor"
 ONE_EACH = ("sequence_parallel_size", "tensor_parallel.autotp_size")
@@ -31,8 +31,8 @@ def hit(key: str, message: str) -> Hit:
 
 def has_another_type(planned: Planned, key: str) -> bool:
     """Whether a type other than the gradients' own stands at a key, and lbsgd aggregates."""
-    value = planned.get(key)
-    return aggregates(planned) and value is not None and value not in OWN_TYPES[enabled(planned.config, "fp16")]
+    value, own = planned.get(key), "fp16" if enabled(planned.config, "fp16") else "fp32"
+    return aggregates(planned) and value is not None and value not in NAMES_OF_TYPES[own]
 
 
 @rule(
