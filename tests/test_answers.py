@@ -1,4 +1,4 @@
-"""Claims about rows that have diverged: what can be said of them, and what cannot."""
+"""Claims about rows that have diverged, or whose seeds are equal: what can be said of them, and what cannot."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -39,6 +39,11 @@ def test_a_row_that_diverged_is_worse(kind, holds):
 @pytest.mark.parametrize("kind", ["worse", "same", "no worse"])
 def test_two_rows_that_diverged_answer_nothing(kind):
     assert cells(kind, DIVERGED, DIVERGED) == ("1 of a diverged, 1 of b diverged", "could not be answered")
+
+
+@pytest.mark.parametrize("kind", ["worse", "same", "no worse"])
+def test_equal_seeds_answer_nothing(kind):
+    assert cells(kind, ([2.0, 2.0], 0), ([1.0, 1.0], 0)) == ("+1.00", "could not be answered")
 
 
 def test_a_claim_is_open_while_a_run_goes_on():

@@ -14,6 +14,7 @@ from lbsgd.experiments.answers import answers
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.experiments.grid import Claim
 from lbsgd.report.families import families_of
+from lbsgd.report.group_page import curve_charts
 from lbsgd.report.groups import find_runs, group_runs
 from lbsgd.report.match import band, matched_from, mean_curve
 from lbsgd.report.paper_table import error_cell, place_of
@@ -140,6 +141,32 @@ def test_a_diverged_run_and_one_under_way_are_told(tmp_path):
     assert 'data-reload-seconds=""' in page  # nothing writes it again
 
 
+@pytest.mark.parametrize("lost", [0, 3])
+def test_a_row_with_a_diverged_seed_has_no_difference(tmp_path, lost):
+    """Neither in the row nor in the baseline do those that are left stand for all; the claims say the same."""
+    for number in (0, 3):
+        for seed in range(2):
+            write_log(tmp_path, TABLE_1[number], seed, [2.0 + seed] * 6)
+    assert table(tmp_path, "figure1").rows[1][8].startswith("+0.00 [")
+    diverged(tmp_path, TABLE_1[lost], 2)
+    _, large = table(tmp_path, "figure1").rows
+    assert large[8] == ""
+
+
+def test_a_run_that_was_started_again_and_has_finished_did_not_diverge(tmp_path):
+    (write_log(tmp_path, TABLE_1[0], 0, [2.0] * 6) / "diverged.txt").write_text("error: of the start before\n")
+    [row] = group_runs(find_runs([tmp_path]))
+    assert error_cell(row) == "2.00" and row.num_diverged == 0
+
+
+def test_the_learning_rate_is_drawn_of_a_run_that_has_finished(tmp_path):
+    diverged(tmp_path, TABLE_1[3], 0)
+    write_log(tmp_path, TABLE_1[3], 1, [2.0] * 6)
+    rows = group_runs(find_runs([tmp_path]))
+    *_, rates = curve_charts(["x8"], rows)
+    assert rates.series[0].x[-1] > 5  # of six epochs; the other seed ended in the first
+
+
 def test_a_run_ended_early_is_a_row_of_its_own(tmp_path):
     ended_early(tmp_path, TABLE_1[0], 0, 1.0)
     write_log(tmp_path, TABLE_1[0], 1, [1.0] * 6)
@@ -163,6 +190,20 @@ def test_a_seed_that_diverges_in_a_trial_stays_in_its_row(tmp_path):
     large = rows_by_name([family])["x8"]
     assert large.values == [61.0, 62.0] and error_cell(large) == "61.50 ± 0.71, 1 diverged"
     assert place_of(family) == "resnet18 on 1,536 images of digits_1536, 1 of 6 epochs"
+
+
+def test_a_row_whose_seeds_all_diverge_in_a_trial_stays_in_its_table(tmp_path):
+    for seed in range(2):
+        ended_early(tmp_path, TABLE_1[0], seed, 50.0 + seed)
+        diverged(tmp_path, TABLE_1[3], seed)
+    [family] = families_at([tmp_path])
+    baseline, large = table(tmp_path, "figure1").rows
+    assert baseline[6] == "50.50 ± 0.71" and large[6:9] == ("all diverged", "2", "")
+    assert place_of(family) == "resnet18 on 1,536 images of digits_1536, 1 of 6 epochs"
+    write_report([family], tmp_path / "report", "digits")
+    write_log(tmp_path / "whole", TABLE_1[1], 0, [2.0] * 6)  # where a row was trained to its end, it is of that table
+    assert [len(found.rows) for found in families_at([tmp_path])] == [2, 1]
+    assert {error_cell(row) for row in families_at([tmp_path])[0].rows} == {"all diverged", "2.00"}
 
 
 def test_a_seed_that_diverges_early_is_of_the_row_that_was_trained_to_its_end(tmp_path):

@@ -390,6 +390,12 @@ def test_gpus_are_those_that_the_user_was_given(monkeypatch):
     assert Machine.here(DIGITS, None).side_by_side == 2
 
 
+@pytest.mark.parametrize("listed, expected", [("-1", ()), ("", ()), ("2,-1,3", ("2",)), ("2, 3", ("2", "3"))])
+def test_gpus_end_at_a_negative_number_as_cuda_has_it(monkeypatch, listed, expected):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", listed)
+    assert launch.visible_gpus() == expected
+
+
 def test_a_run_on_several_gpus_takes_those_that_the_user_was_given(tmp_path, monkeypatch):
     imagenet = DATA_SETS["imagenet"]
     job = jobs_of(STUDIES["table1"].rows(imagenet), (0,))[0]
@@ -466,6 +472,15 @@ def test_listed_commands_can_be_pasted_where_they_are_listed(tmp_path, monkeypat
     assert paths["--deepspeed_config"] == str(ROOT / "ds_configs" / "digits" / "256.json")
     assert paths["--data_dir"] == str(ROOT / "data" / "digits_1536_ffcv")
     assert paths["--output_dir"] == str(ROOT / "runs" / "reproduce" / "digits" / "x1" / "seed0")
+
+
+@pytest.mark.parametrize("flags", [(), ("--list",)])
+def test_an_installed_wheel_says_that_the_clone_is_needed(tmp_path, monkeypatch, capsys, flags):
+    monkeypatch.setattr("lbsgd.experiments.reproduce.ROOT", tmp_path)
+    places = ["--work_dir", str(tmp_path), "--results", str(tmp_path / "results")]
+    assert main(["reproduce", "table1", "digits", *places, *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: reproduce: needs a git clone of the repository") and said.count("\n") == 1
 
 
 def test_what_cannot_be_is_not_listed(capsys):

@@ -40,7 +40,11 @@ def test_a_difference_that_rounds_to_nothing_has_no_minus():
 def test_a_difference_without_two_seeds_of_each_has_no_interval():
     assert difference([1.0], [2.0, 3.0]) == Difference(-1.5, None, None)
     assert difference([], [2.0]) is None
-    assert difference([3.0, 3.0], [1.0, 1.0]) == Difference(2.0, 2.0, 2.0)  # both without spread
+
+
+def test_seeds_that_are_equal_by_chance_make_no_interval_of_width_zero():
+    assert difference([3.0, 3.0], [1.0, 1.0]) == Difference(2.0, None, None)
+    assert difference([3.0, 3.0], [1.0, 1.2]).low < 1.9  # one row's spread is known
 
 
 @pytest.mark.parametrize(

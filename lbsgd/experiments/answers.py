@@ -21,7 +21,7 @@ MORE_IS_BETTER = {
     "worse": "the interval lies below 0",
 }
 WORDS = {True: "yes", False: "no", None: "not known yet"}
-UNANSWERABLE = "could not be answered"  # the row that it is compared with has diverged, or both have
+UNANSWERABLE = "could not be answered"  # the row compared with has diverged, or both have; or all seeds are equal
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,15 @@ class Answer:
     test: str
     diverged: tuple[int, ...] = (0, 0)  # runs of the two rows
     ended: bool = False  # whether all runs of both have ended
+    num_seeds: int = 1
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
         pair = f"{self.claim.row} - {self.claim.against}"
         rows = zip((self.claim.row, self.claim.against), self.diverged, strict=True)
         lost = ", ".join(f"{number} of {name} diverged" for name, number in rows if number)
-        holds = UNANSWERABLE if self.holds is None and self.ended and lost else WORDS[self.holds]
+        settled = self.ended and (lost or self.num_seeds > 1)
+        holds = UNANSWERABLE if self.holds is None and settled else WORDS[self.holds]
         return self.claim.text, pair, self.test, str(self.apart or lost or "-"), holds
 
 
@@ -62,7 +64,7 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
         holds = verdict(claim.kind, judged, data.margin_pct)
         if ended and any(diverged):
             holds = of_diverged(claim.kind, *diverged)
-        found.append(Answer(claim, apart, holds, test, diverged, ended))
+        found.append(Answer(claim, apart, holds, test, diverged, ended, num_seeds))
     return found
 
 

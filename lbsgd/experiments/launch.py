@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -56,7 +57,8 @@ def visible_gpus() -> tuple[str, ...]:
     """Return the GPUs that the runs may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return tuple(device.strip() for device in visible.split(",") if device.strip())
+        devices = (device.strip() for device in visible.split(","))
+        return tuple(takewhile(lambda device: device and not device.startswith("-"), devices))  # as CUDA reads it
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
     except OSError:

@@ -156,6 +156,10 @@ def report(request: Request, commit: str) -> None:
 
 def require_possible(request: Request) -> None:
     """Raise ConfigError for a study or a row that cannot be, before anything runs."""
+    if not (ROOT / request.data.config).exists():  # a wheel has neither recipes nor ds_configs
+        raise ConfigError(
+            "reproduce: needs a git clone of the repository, installed by `make setup` or `pip install -e .`"
+        )
     for study in request.studies:
         require_together(study, request.data)
     for job in request.jobs:

@@ -121,19 +121,35 @@ def further_settings(row: Group) -> dict[str, Any]:
 
 def families_of(groups: Sequence[Group]) -> list[Family]:
     """Return the rows that may be compared, most rows first."""
-    families: dict[str, list[Group]] = {}
+    alike: dict[str, dict[float | None, list[Group]]] = {}
     for group in groups:
-        families.setdefault(family_key(group), []).append(group)
-    found = [Family(tuple(rows), most_common_lr(rows)) for rows in families.values()]
+        alike.setdefault(family_key(group), {}).setdefault(group.ended_after, []).append(group)
+    families = [rows for by_end in alike.values() for rows in families_by_end(by_end)]
+    found = [Family(tuple(rows), most_common_lr(rows)) for rows in families]
     return sorted(found, key=lambda family: -len(family.rows))
 
 
+def families_by_end(by_end: dict[float | None, list[Group]]) -> list[list[Group]]:
+    """Return the families of rows that are given by where they ended (`Group.ended_after`).
+
+    A row whose runs have all diverged has no end. As a single seed does (`groups.rows_of_recipe`), it belongs to the
+    trial that ended last, unless another row was trained to its end or goes on.
+    """
+    early, others = sorted(end for end in by_end if end is not None), by_end.get(None, [])
+    if not early or not all(row.num_diverged == len(row.runs) for row in others):
+        return list(by_end.values())
+    *before, last = early
+    rows = sorted([*by_end[last], *others], key=lambda row: (row.header["model"], row.global_batch))
+    return [*(by_end[end] for end in before), rows]
+
+
 def family_key(group: Group) -> str:
+    """Return what the rows of a family share, but for where they ended."""
     recipe = group.recipe
     shared = {key: recipe.get(key) for key in SHARED}
     n, base = recipe["batch_norm"]["per_worker_batch"], scaling_of(recipe)["base_batch"]
     [run, *_] = group.runs
-    return json.dumps([group.header["model"], shared, n, base, group.ended_after, data_of(run)], sort_keys=True)
+    return json.dumps([group.header["model"], shared, n, base, data_of(run)], sort_keys=True)
 
 
 def most_common_lr(rows: Sequence[Group]) -> float:

@@ -64,7 +64,8 @@ def curve_charts(labels: Sequence[str], rows: Sequence[Group]) -> list[Chart]:
         )
         for curve, key, unit in curve_keys(rows[0].runs[0])
     ]
-    return [*charts, lr_chart([(name, row.runs[0]) for name, row in zip(names, rows, strict=True)], planned)]
+    shown = [(name, (row.finished or row.runs)[0]) for name, row in zip(names, rows, strict=True)]
+    return [*charts, lr_chart(shown, planned)]
 
 
 def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:

@@ -75,7 +75,7 @@ class Group:
 
     @cached_property
     def finished(self) -> tuple[LoggedRun, ...]:
-        return tuple(run for run in self.runs if run.result and run.epochs)
+        return tuple(filter(has_finished, self.runs))
 
     @property
     def measure(self) -> Measure:
@@ -104,8 +104,13 @@ class Group:
         return ended_after(self.finished[0]) if self.finished else None
 
 
+def has_finished(run: LoggedRun) -> bool:
+    return run.result is not None and bool(run.epochs)
+
+
 def has_diverged(run: LoggedRun) -> bool:
-    return (run.path.parent / DIVERGED).exists()
+    """Return whether a run's loss was not a number; a run that was started again and has finished did not diverge."""
+    return not has_finished(run) and (run.path.parent / DIVERGED).exists()
 
 
 def group_runs(runs: Sequence[LoggedRun]) -> list[Group]:

@@ -91,20 +91,26 @@ def error_cell(row: Group) -> str:
     """Return mean ± std of the finished runs, with the number of those that diverged or have not come to their end."""
     said = [str(row.spread)] if row.spread else []
     others = len(row.runs) - len(row.finished) - row.num_diverged  # they go on, or were killed: the logs do not tell
-    said += [f"{row.num_diverged} diverged"] if row.num_diverged else []
+    if row.num_diverged:
+        said.append("all diverged" if row.num_diverged == len(row.runs) else f"{row.num_diverged} diverged")
     said += [f"{others} not finished"] if others else []
     return ", ".join(said)
 
 
 def difference_cell(row: Group, baseline: Group | None) -> str:
-    """Return the difference from the baseline with its interval; nothing for the baseline itself, or without one."""
-    apart = None if baseline is None or row is baseline else difference(row.values, baseline.values)
+    """Return the difference from the baseline with its interval; nothing for the baseline itself, or without one.
+
+    Where a seed has diverged there is none: those that are left would stand for all.
+    """
+    if baseline is None or row is baseline or row.num_diverged or baseline.num_diverged:
+        return ""
+    apart = difference(row.values, baseline.values)
     return str(apart or "")
 
 
 def place_of(family: Family) -> str:
     """Return what ours was measured on, as the heading says it."""
-    row = family.rows[0]
+    row = next((row for row in family.rows if row.finished), family.rows[0])  # one that diverged has no end
     planned = f"{row.runs[0].planned_epochs:.4g} epochs"
     epochs = planned if row.ended_after is None else f"{row.ended_after:.4g} of {planned}"
     return f"{row.header['model']} on {images_of(row)}, {epochs}"

@@ -44,7 +44,8 @@ def missing_keys(record: Record, header: Record) -> list[str]:
     training = {measure.training for measure in measures if measure.training} if kind == "epoch" else set()
     judged = {measure.key for measure in measures}
     evaluated = kind == "result" or (kind == "epoch" and judged & record.keys())
-    return sorted((KEYS[kind] | training | (judged if evaluated else set())) - record.keys())
+    length = {"num_iterations"} if kind == "run" and (record.get("recipe") or {}).get("epochs") is None else set()
+    return sorted((KEYS[kind] | length | training | (judged if evaluated else set())) - record.keys())
 
 
 class RunLog:

@@ -97,9 +97,7 @@ def noise_sections(run: LoggedRun) -> list[Section]:
     epochs, batch = [record["epoch"] for record in found], run.header["global_batch"]
     scale = Series("noise scale tr Σ / |G|²", epochs, [record["noise_scale"] for record in found])
     used = Series("global batch in use", [epochs[0], epochs[-1]], [batch, batch])
-    note = (
-        "far beyond the noise scale a larger batch, and the linear rule with it, hardly pays (McCandlish et al. 2018)"
-    )
+    note = "far above the noise scale, a larger batch gains little (McCandlish et al. 2018)"
     charts = [Chart("noise scale, images", [scale, used], log=True)]
     for title, key in (("|w| / |g| over the layers", "weight_to_gradient"), (SPREAD, "batch_norm_spread")):
         charts += layer_charts(title, [(record["epoch"], record.get(key)) for record in found])

@@ -30,7 +30,7 @@ def spread(errors: Sequence[float]) -> Spread | None:
 
 
 class Difference(NamedTuple):
-    """A difference of two means in points, with its 95 % confidence interval; the interval needs two seeds of each."""
+    """A difference of two means in points, with its 95 % confidence interval, which needs seeds that differ."""
 
     value: float
     low: float | None
@@ -50,6 +50,9 @@ class Difference(NamedTuple):
 def difference(errors: Sequence[float], baseline: Sequence[float]) -> Difference | None:
     """Return mean(errors) - mean(baseline) with Welch's 95 % interval (variances may differ); None without errors.
 
+    There is no interval without two seeds of each, nor where the seeds of both rows are equal, as a few coarse errors
+    may be by chance.
+
     d ± t(0.975, ν) · √(s₁²/n₁ + s₂²/n₂)        ν by Welch and Satterthwaite, as scipy computes it
     """
     if not errors or not baseline:
@@ -58,7 +61,7 @@ def difference(errors: Sequence[float], baseline: Sequence[float]) -> Difference
     if len(errors) < 2 or len(baseline) < 2:
         return Difference(value, None, None)
     if max(stdev(errors), stdev(baseline)) < 1e-9:  # equal but for rounding
-        return Difference(value, value, value)
+        return Difference(value, None, None)
     from scipy.stats import ttest_ind  # late: a second, which a run's own report need not wait for
 
     with warnings.catch_warnings():

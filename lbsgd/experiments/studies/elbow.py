@@ -21,7 +21,12 @@ def rows(data: DataSet) -> tuple[Row, ...]:
 
 def claims(data: DataSet) -> tuple[Claim, ...]:
     return tuple(
-        Claim(f"at a quarter of the lr a batch {factor} times as large is not worse", f"x{factor}", "same", "x1")
+        Claim(
+            f"at a quarter of the lr a batch {factor} times as large ends at the baseline's error",
+            f"x{factor}",
+            "same",
+            "x1",
+        )
         for factor in data.factors
         if 1 < factor <= data.large / SHARE
     )

@@ -12,7 +12,10 @@ def rows(data: DataSet) -> tuple[Row, ...]:
 def claims(data: DataSet) -> tuple[Claim, ...]:
     plateau = [factor for factor in data.factors if 1 < factor <= data.large]
     return (
-        *(Claim(f"a batch {factor} times as large is not worse", f"x{factor}", "same", "x1") for factor in plateau),
+        *(
+            Claim(f"a batch {factor} times as large ends at the baseline's error", f"x{factor}", "same", "x1")
+            for factor in plateau
+        ),
         Claim("beyond some batch the rule ends: the largest is worse", f"x{max(data.factors)}", "worse", "x1"),
     )
 
