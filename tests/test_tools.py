@@ -1,6 +1,7 @@
 """Tools refuse what cannot be right in one line, and the small ones do what they say."""
 
 import io
+import re
 import sys
 import tarfile
 from types import SimpleNamespace
@@ -111,6 +112,25 @@ def test_a_case_is_timed_and_held_against_its_limit(tmp_path):
     done = script("tools/bench_convert.py", "--images", tmp_path / "images.tar", *flags)
     assert done.returncode == 0, done.stderr
     assert "images/s" in done.stdout and "lbsgd reaches" in done.stdout
+
+
+# --- bench_step -------------------------------------------------------------------------------------------------------
+
+
+def test_a_step_is_measured_and_printed():
+    done = script("tools/bench_step.py", "--rounds", 2)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^lbsgd / a bare PyTorch loop: \d\.\d{3} \[\S+, \S+\] \(plain ", done.stdout, re.MULTILINE)
+    assert done.stdout.count("every 50 iterations") == 2
+
+
+# --- bench_batchnorm --------------------------------------------------------------------------------------------------
+
+
+def test_layers_are_timed_against_each_other():
+    done = script("tools/bench_batchnorm.py", "--device", "cpu", "--channels", 2, "--size", 2, "--repeats", 2)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"float32 +│ +NCHW +│ +256 +│ +\d+\.\d\d +│ +\d+\.\d\d +│ +\d+\.\d\d", done.stdout)
 
 
 # --- scaling ----------------------------------------------------------------------------------------------------------

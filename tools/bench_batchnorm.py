@@ -12,7 +12,6 @@ import itertools
 import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 from typing import get_args
 
@@ -24,6 +23,8 @@ from torch import nn
 from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
 from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.norm_rule import implementation_for
+from lbsgd.bench.rounds import in_turn
+from lbsgd.bench.speed import pass_through
 
 PER_WORKER_BATCH = 32
 MICRO_BATCHES = (32, 128, 256)
@@ -40,24 +41,14 @@ def hardware(device: torch.device) -> str:
     return f"{names[0] if names else platform.machine()}, {torch.get_num_threads()} thread(s)"
 
 
-def seconds(layer: nn.Module, x: torch.Tensor, grad_y: torch.Tensor) -> float:
-    """Time one forward and backward, with the gradients of x, γ and β."""
-    clock = time.perf_counter if x.is_cuda else time.process_time
-    start = clock()
-    torch.autograd.grad(layer(x), (x, layer.weight, layer.bias), grad_y)
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
-    return clock() - start
+def medians(layers: dict[str, nn.Module], x: torch.Tensor, repeats: int) -> list[float]:
+    """Return the layers' median milliseconds of a forward and backward."""
+    steps = {name: pass_through(layer, x) for name, layer in layers.items()}
+    found = in_turn(steps, x.device.type, rounds=repeats, calls=1, warm_up=WARM_UP)
+    return [1000 * statistics.median(seconds) for seconds in found.values()]
 
 
-def in_turn(layers: list[nn.Module], x: torch.Tensor, repeats: int) -> list[float]:
-    """Return the layers' median times, each measured once per round."""
-    grad_y = torch.randn_like(x)
-    rounds = [[seconds(layer, x, grad_y) for layer in layers] for _ in range(WARM_UP + repeats)]
-    return [statistics.median(times) for times in zip(*rounds[WARM_UP:], strict=True)]
-
-
-def measured(layers: list[nn.Module], shape: tuple[int, int, int], device: torch.device, repeats: int) -> Table:
+def measured(layers: dict[str, nn.Module], shape: tuple[int, int, int], device: torch.device, repeats: int) -> Table:
     """Time torch's layer and ours, in this order, for every precision, layout and micro batch."""
     table = Table("precision", "layout", "micro batch", "torch, ms", "per worker, ms", "ratio")
     table.title = f"{' x '.join(map(str, shape))}, n = {PER_WORKER_BATCH}\n{hardware(device)}"
@@ -65,7 +56,7 @@ def measured(layers: list[nn.Module], shape: tuple[int, int, int], device: torch
     for dtype, layout, micro_batch in itertools.product(dtypes, MEMORY_FORMATS, MICRO_BATCHES):
         x = torch.randn(micro_batch, *shape, device=device)
         x = x.to(dtype, memory_format=MEMORY_FORMATS[layout]).requires_grad_()
-        plain, ours = (1000 * median for median in in_turn(layers, x, repeats))
+        plain, ours = medians(layers, x, repeats)
         precision = str(dtype).removeprefix("torch.")
         table.add_row(precision, layout, str(micro_batch), f"{plain:.2f}", f"{ours:.2f}", f"{ours / plain:.2f}")
     return table
@@ -86,10 +77,8 @@ def main() -> None:
         how, _ = implementation_for(args.implementation, device.type, torch.contiguous_format)
     except ValueError as error:
         parser.error(str(error))
-    layers = [
-        nn.BatchNorm2d(args.channels).to(device),
-        PerWorkerBatchNorm2d(args.channels, per_worker_batch=PER_WORKER_BATCH, implementation=how).to(device),
-    ]
+    ours = PerWorkerBatchNorm2d(args.channels, per_worker_batch=PER_WORKER_BATCH, implementation=how)
+    layers = {"torch": nn.BatchNorm2d(args.channels).to(device), "ours": ours.to(device)}
     # Without a terminal, rich would take 80 columns, or COLUMNS, and wrap words.
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(measured(layers, (args.channels, args.size, args.size), device, args.repeats))

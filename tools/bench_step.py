@@ -37,6 +37,7 @@ from lbsgd.bench.sizes import ON_A_CPU, Settings  # noqa: E402
 from lbsgd.commands.flag_types import positive  # noqa: E402
 from lbsgd.data.folder import open_data  # noqa: E402
 from lbsgd.errors import LbsgdError, print_error  # noqa: E402
+from lbsgd.report.bench_tables import words_of  # noqa: E402
 from lbsgd.train.engine import start_processes  # noqa: E402
 
 IMAGES, WARM_UP, OFTEN = 64, 3, 50
@@ -120,7 +121,8 @@ def main():
 
 
 def say(figure):
-    print(f"{figure.name}: {figure.words} ({figure.beside})", flush=True)
+    words = words_of(figure.value, figure.low, figure.high, figure.unit)
+    print(f"{figure.name}: {words} ({figure.beside})", flush=True)
 
 
 if __name__ == "__main__":
