@@ -20,7 +20,7 @@ from lbsgd.commands.plan_time import Machines, predict, reduction_of
 from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect
 from lbsgd.config.derive import NO_WARMUP
-from lbsgd.config.json_file import read_json, write_json
+from lbsgd.config.json_file import read_json, text_of_pipe, write_json
 from lbsgd.config.keypath import differences, get, put
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.overrides import Overrides
@@ -525,6 +525,8 @@ def test_a_folder_is_the_deepspeed_jsons_in_it(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "inner/ds.json" in out and "commented.json" in out and "2 files" in out
     assert "4 other JSONs passed over: no DeepSpeed JSON" in out
+    assert main(["check", str(tmp_path), "--deepspeed", "0.18..0.19"]) == 0
+    assert "4 other JSONs passed over: no DeepSpeed JSON" in capsys.readouterr().out
     (tmp_path / "commented.json").unlink()
     (tmp_path / "inner" / "ds.json").unlink()
     assert main(["check", str(tmp_path)]) == 2 and "holds 4 JSONs, and none is DeepSpeed's" in capsys.readouterr().err
@@ -956,3 +958,21 @@ def test_a_file_nested_without_end_is_one_finding(tmp_path):
     path = tmp_path / "deep.json"
     path.write_text('{"a":' * 100_000)
     assert [finding.code for finding in inspect(str(path)).findings] == ["J01"]
+
+
+@pytest.mark.parametrize(
+    "arguments, head, words",
+    [
+        (["check", "--deepspeed", "0.18..0.19"], "", "0 findings the same in all"),
+        (["plan"], "", "k 256 workers"),
+        (["check", "--deepspeed", "0.19"], "# no strict JSON, so it is read as Hjson\n", "J02"),
+    ],
+)
+def test_a_pipe_is_read_once(arguments, head, words, capsys):
+    config = SGD if head else read_json(FOREIGN.parent.parent.parent / "ds_configs" / "8k.json")
+    text_of_pipe.cache_clear()
+    read, write = os.pipe()
+    os.write(write, (head + json.dumps(config)).encode()), os.close(write)
+    main([*arguments, f"/dev/fd/{read}"])
+    os.close(read)
+    assert words in capsys.readouterr().out

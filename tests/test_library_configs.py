@@ -21,7 +21,7 @@ from lbsgd.config.json_file import read_json, write_json
 from lbsgd.config.libraries.arguments import CALLS, LIBRARIES, arguments_of
 from lbsgd.config.libraries.clashes import RULES
 from lbsgd.config.libraries.inspect import in_library
-from lbsgd.config.libraries.needs import needs_of
+from lbsgd.config.libraries.needs import missing, needs_of
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
@@ -59,6 +59,24 @@ def test_transformers_gets_the_number_of_passes_and_the_arguments_that_repeat_th
         "num_train_epochs": 90,
     }
     assert "not in a JSON alone: the decay of the learning rate, batch norm over n images" in beside
+
+
+@pytest.mark.parametrize(
+    "file, lost",
+    [
+        (
+            "ablations/8k_constant_warmup.json",
+            "the constant warmup, batch norm over n images, no weight decay on batch norm,",
+        ),
+        (
+            "detection/mask_rcnn_16.json",
+            "frozen batch norm, no weight decay on batch norm, the learning rate of biases, no",
+        ),
+    ],
+)
+def test_what_a_json_alone_loses_is_that_of_its_recipe(file, lost):
+    [remark] = missing(Plan.read(ROOT / "ds_configs" / file, 1))
+    assert f"the decay of the learning rate, {lost}" in remark
 
 
 @pytest.mark.parametrize(

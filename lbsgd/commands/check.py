@@ -64,7 +64,7 @@ def check_files(
         raise ConfigError("lbsgd check: a range of versions is a table; --json, --fix and --for want one version")
     files = files_of(names)
     if len(versions) > 1:
-        return print_versions(files.checked, versions)
+        return print_versions(files.checked, versions, files.passed_over)
     inspections = [inspect(file, fix, versions[0]) for file in files.checked]
     if library:
         inspections = [in_library(each, library) for each in inspections]

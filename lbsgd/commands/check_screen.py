@@ -43,8 +43,12 @@ def print_inspections(inspections: Sequence[Inspection], console: Console | None
         totals = (counted(sum(each.count(severity) for each in inspections), severity) for severity in SEVERITIES)
         print_line([(f"{len(inspections)} files: {', '.join(totals)}", "")], console)
     if passed_over:
-        others = "1 other JSON" if passed_over == 1 else f"{passed_over} other JSONs"
-        print_line([(f"{others} passed over: no DeepSpeed JSON", "dim")], console)
+        print_line([(others_passed_over(passed_over), "dim")], console)
+
+
+def others_passed_over(number: int) -> str:
+    """Say how many JSONs of folders are not DeepSpeed's."""
+    return f"{counted(number, 'other JSON')} passed over: no DeepSpeed JSON"
 
 
 def print_line(line: Line, console: Console | None) -> None:

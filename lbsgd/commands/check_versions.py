@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from lbsgd.commands.check_screen import others_passed_over
 from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.checks.finding import SEVERITIES
 from lbsgd.config.checks.inspect import Inspection, inspect
@@ -30,13 +31,15 @@ def versions_in(given: str) -> tuple[str, ...]:
     return chosen
 
 
-def print_versions(files: Sequence[str], versions: Sequence[str]) -> int:
+def print_versions(files: Sequence[str], versions: Sequence[str], passed_over: int = 0) -> int:
     """Print a table for each file; return 1 if there are errors in the last version, else 0."""
     errors = False
     for file in files:
         inspections = [inspect(file, version=version) for version in versions]
         print("\n".join(table(file, inspections, versions)))
         errors |= inspections[-1].count("error") > 0
+    if passed_over:
+        print(others_passed_over(passed_over))
     return int(errors)
 
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     strict JSON object; RepeatedKeyError for a key that stands there twice.
     """
     try:
-        return strict_object(Path(path).read_text(encoding="utf-8"))
+        return strict_object(text_of(path))
     except OSError as error:
         problem = f": cannot be read ({error.strerror}); {INSTEAD}"
     except UnicodeDecodeError:
@@ -42,6 +43,16 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except ConfigError as error:
         raise type(error)(f"{path}: {error}") from None
     raise ConfigError(f"{path}{problem}")
+
+
+def text_of(path: str | Path) -> str:
+    """Return the text of a file, of a pipe also when it is asked for again. Raises OSError and UnicodeDecodeError."""
+    return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else text_of_pipe(str(path))
+
+
+@cache
+def text_of_pipe(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
 
 
 def strict_object(text: str) -> dict[str, Any]:

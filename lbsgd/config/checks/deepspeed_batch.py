@@ -178,27 +178,6 @@ def update_after_every_pass(json: Document) -> Iterator[Hit]:
 
 
 @rule(
-    "D96",
-    "an accumulation of one's own that DeepSpeed refuses",
-    plain="error",
-    why="Without managed_gradient_accumulation the program says when weights move. DeepSpeed refuses that beside "
-    "overlap_comm at stages 0 and 1, and beside DeepCompile.",
-    fix="delete it",
-    example={"managed_gradient_accumulation": False, "zero_optimization": {"stage": 0, "overlap_comm": True}},
-)
-def own_accumulation_that_is_refused(json: Document) -> Iterator[Hit]:
-    key = "managed_gradient_accumulation"
-    beside = {
-        f"beside overlap_comm at ZeRO stage {json.stage}": json.stage in (0, 1)
-        and as_bool(json.get("zero_optimization.overlap_comm", False)),
-        "beside DeepCompile": as_bool(json.get("compile.deepcompile", False)),
-    }
-    where = [words for words, stands in beside.items() if stands]
-    if not json.get(key, True) and where and json.since("0.19"):
-        yield Hit(key, f"is {shown(json.get(key))} {where[0]}")
-
-
-@rule(
     "D34",
     "a gradient scale that ZeRO refuses",
     lbsgd="error",
@@ -258,7 +237,6 @@ RULES = (
     rounded_by_zero,
     rounded_communication,
     update_after_every_pass,
-    own_accumulation_that_is_refused,
     scaled_before_reduction,
     gradient_type,
 )

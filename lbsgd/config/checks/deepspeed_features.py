@@ -1,4 +1,4 @@
-"""Rules about features of DeepSpeed for other kinds of training, and about what such a feature needs."""
+"""Rules about features of DeepSpeed for other kinds of training or other loops, and about what they need."""
 
 from __future__ import annotations
 
@@ -72,4 +72,25 @@ def needy_feature(json: Document) -> Iterator[Hit]:
             yield Hit(f"{name}.{missing[0]}", f"is missing, and enabled is {shown(block['enabled'])}")
 
 
-RULES = (other_engine, zenflow_alone, needy_feature)
+@rule(
+    "D96",
+    "an accumulation of one's own that DeepSpeed refuses",
+    plain="error",
+    why="Without managed_gradient_accumulation the program says when weights move. DeepSpeed refuses that beside "
+    "overlap_comm at stages 0 and 1, and beside DeepCompile.",
+    fix="delete it",
+    example={"managed_gradient_accumulation": False, "zero_optimization": {"stage": 0, "overlap_comm": True}},
+)
+def own_accumulation_that_is_refused(json: Document) -> Iterator[Hit]:
+    key = "managed_gradient_accumulation"
+    beside = {
+        f"beside overlap_comm at ZeRO stage {json.stage}": json.stage in (0, 1)
+        and as_bool(json.get("zero_optimization.overlap_comm", False)),
+        "beside DeepCompile": as_bool(json.get("compile.deepcompile", False)),
+    }
+    where = [words for words, stands in beside.items() if stands]
+    if not json.get(key, True) and where and json.since("0.19"):
+        yield Hit(key, f"is {shown(json.get(key))} {where[0]}")
+
+
+RULES = (other_engine, zenflow_alone, needy_feature, own_accumulation_that_is_refused)

@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from lbsgd.config.checks import strictness
@@ -24,7 +23,7 @@ from lbsgd.config.checks.registry import (
 from lbsgd.config.checks.rule import Kind, findings_by
 from lbsgd.config.checks.strictness import UnstrictFile
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.json_file import RepeatedKeyError, keep_original, read_json, without_repetition, write_json
+from lbsgd.config.json_file import RepeatedKeyError, keep_original, read_json, text_of, without_repetition, write_json
 from lbsgd.config.keypath import differences, put
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
@@ -120,8 +119,7 @@ def read_hjson(file: str) -> dict[str, Any] | None:
     try:
         import hjson
 
-        text = Path(file).read_text(encoding="utf-8")
-        config = hjson.loads(text, object_pairs_hook=without_repetition)
+        config = hjson.loads(text_of(file), object_pairs_hook=without_repetition)
         config = json.loads(json.dumps(config, allow_nan=False))
     except RepeatedKeyError:
         raise

@@ -77,9 +77,18 @@ def in_order(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def missing(plan: Plan) -> tuple[str, ...]:
     """Say what of a plan no JSON can say to DeepSpeed's own optimizer and scheduler."""
-    lost = ["batch norm over n images", "no weight decay on batch norm", "the one shuffle"]
-    if plan.schedule.decay_iterations:
-        lost.insert(0, "the decay of the learning rate")
+    recipe = plan.recipe
+    can_be_lost = {
+        "the decay of the learning rate": plan.schedule.decay_iterations,
+        "the constant warmup": recipe.warmup.kind == "constant",
+        "batch norm over n images": recipe.detection is None,
+        "frozen batch norm": recipe.detection is not None,
+        "no weight decay on batch norm": not recipe.weight_decay.on_batch_norm,
+        "the learning rate of biases": recipe.biases.lr_factor != 1,
+        "no weight decay on biases": not recipe.biases.weight_decay,
+        "the one shuffle": True,
+    }
+    lost = [what for what, is_lost in can_be_lost.items() if is_lost]
     return (f"not in a JSON alone: {', '.join(lost)} (--parts, docs/in_your_project.md)",)
 
 
