@@ -976,3 +976,24 @@ def test_a_pipe_is_read_once(arguments, head, words, capsys):
     main([*arguments, f"/dev/fd/{read}"])
     os.close(read)
     assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("batch_norm", 5, "is 5, and must be a block of keys"),
+        ("epochs", "90", "is '90', and must be a whole number"),
+        ("batch_norm.per_worker_batch", 0, "is 0, and must be greater than 0"),
+        ("linear_scaling.rule", "x", "is 'x', and must be 'linear', 'sqrt' or 'fixed'"),
+        (
+            "augmentation.crop_scale",
+            [1, 2],
+            "crop_scale [1.0, 2.0] must be two shares of the image, smaller first, up to 1",
+        ),
+    ],
+)
+def test_a_wrong_value_in_the_block_is_told_in_plain_words(key, value, words):
+    config = edited()
+    put(config, f"lbsgd.{key}", value)
+    [found] = [each for each in findings_of(config) if each.code == "R12"]
+    assert found.message == words

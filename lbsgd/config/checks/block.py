@@ -14,6 +14,23 @@ from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
 Complaints = Sequence[Mapping[str, Any]]  # pydantic's, of one ValidationError
+WANTED = {  # by the type of a complaint
+    "model_type": "a block of keys",
+    "dict_type": "a block of keys",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a finite number",
+    "bool_type": "true or false",
+    "string_type": "a text",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "literal_error": "{expected}",
+    "greater_than": "greater than {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "less than {lt}",
+    "less_than_equal": "at most {le}",
+}
 
 
 def parse_recipe(where: str, config: Mapping[str, Any]) -> Recipe:
@@ -82,8 +99,16 @@ def missing_block_key(complaints: Complaints) -> Iterator[Hit]:
 def impossible_block_value(complaints: Complaints) -> Iterator[Hit]:
     for complaint in complaints:
         if complaint["type"] not in ("extra_forbidden", "missing"):
-            message = complaint["msg"].removeprefix("Value error, ")
-            yield Hit(key_of(complaint), f"{message} (is {shown(complaint['input'])})")
+            yield Hit(key_of(complaint), in_words(complaint))
+
+
+def in_words(complaint: Mapping[str, Any]) -> str:
+    """Say what a value is and must be; what a validator of ours says stands for itself."""
+    is_, wanted = f"is {shown(complaint['input'])}", WANTED.get(complaint["type"])
+    if wanted is None:
+        message = complaint["msg"].removeprefix("Value error, ")
+        return message if isinstance(complaint["input"], Mapping) else f"{message} ({is_})"
+    return f"{is_}, and must be {wanted.format(**complaint.get('ctx', {}))}"
 
 
 RULES = (unknown_block_key, missing_block_key, impossible_block_value)
