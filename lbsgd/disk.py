@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the process or the machine dies; and how many may be open."""
+"""Files that are whole or not there, whenever the process or the machine dies; how many may be open; and the output."""
 
 import contextlib
 import os
@@ -23,6 +23,18 @@ def to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+class OutputError(Exception):
+    """Standard output takes no more; the cause is its OSError. It is none itself, so that no file is blamed for it."""
+
+
+def say(line: str) -> None:
+    """Print a line at once. Raises OutputError, where an OSError would be taken for one of a file."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        raise OutputError(str(error)) from error
+
+
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """Give the place to write a file that gets its name when it is whole and on the disk; else nothing stays."""
@@ -37,10 +49,7 @@ def appearing(path: Path) -> Iterator[Path]:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a whole file: it holds the old bytes or the new ones, whenever the process or the machine dies."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    to_disk(temporary)
-    os.replace(temporary, path)
+    _write_and_rename(path, data)
 
 
 def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:
@@ -53,11 +62,15 @@ def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:
         path.write_bytes(data)
         return
     model = path if path.exists() else like
-    temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # nobody else's
+    _write_and_rename(path, data, None if model is None else stat.S_IMODE(model.stat().st_mode))
+
+
+def _write_and_rename(path: Path, data: bytes, mode: int | None = None) -> None:
+    temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # nobody else's, not even of another thread
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            if model is not None:
-                os.fchmod(file.fileno(), stat.S_IMODE(model.stat().st_mode))
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

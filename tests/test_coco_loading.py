@@ -9,9 +9,11 @@ import sys
 import time
 import zlib
 
+import numpy as np
 import pytest
 import torch
 from coco_scenes import load_tool
+from PIL import Image as PILImage
 from torch.utils.data import Dataset
 
 from lbsgd.data import coco_loader
@@ -185,3 +187,23 @@ def test_shared_memory_that_is_full_is_one_line_and_no_wait():
     done = subprocess.run([sys.executable, "-c", WITHOUT_SHARED_MEMORY], capture_output=True, text=True, timeout=60)
     assert done.stdout.count("\n") == 1 and done.stdout.startswith("/dev/shm "), done.stdout + done.stderr
     assert "--shm-size" in done.stdout and "--loader_workers 0" in done.stdout
+
+
+# --- depths -----------------------------------------------------------------------------------------------------------
+
+
+def test_grey_of_16_bits_is_scaled_as_in_a_conversion(scenes, tmp_path):
+    """PIL's own conversion to RGB clips it, which made the image white."""
+    image = read_split(scenes, "train").images[0]
+    grey = np.linspace(0, 65_535, image.width * image.height).astype(np.uint16).reshape(image.height, image.width)
+    path = tmp_path / "deep.png"
+    PILImage.fromarray(grey).save(path)
+    object.__setattr__(image, "path", path)
+    assert (pixels_of(image).numpy() == np.rint(grey / 257).astype(np.uint8)).all()
+
+
+def test_an_image_that_is_gone_is_one_line(scenes, tmp_path):
+    image = read_split(scenes, "train").images[0]
+    object.__setattr__(image, "path", tmp_path / "gone.png")
+    with pytest.raises(DataError, match="gone.png cannot be decoded .*No such file.*; fetch it again"):
+        pixels_of(image)

@@ -249,3 +249,26 @@ def test_the_bar_of_the_whole_of_imagenet_fits_a_terminal(monkeypatch):
     [line] = console.file.getvalue().splitlines()
     assert line.startswith("train ━") and "  100,000 of 1,281,167" in line
     assert "27 images/s" in line and "12.6 h left" in line
+
+
+def test_a_complete_folder_tells_the_images_that_it_holds_and_the_skipped_ones(tree, tmp_path, command):
+    (tree / "train/ant/2.JPEG").write_text("no image")
+    for _ in range(2):
+        said = command("--source", "source", "--data_dir", "data", "--on_error", "skip").stdout
+    words = "2 training and 2 validation images, 2 classes, 1 image skipped; --overwrite makes it again\n"
+    assert said == f"data is complete: {words}"
+
+
+@pytest.mark.parametrize("flags", [(), ("--verify",)])
+@pytest.mark.parametrize("output, code, said", [("gone", 0, ""), ("full", 2, "error: the output cannot be written")])
+def test_an_output_that_takes_no_more_is_not_the_data_folder_s_fault(tree, tmp_path, flags, output, code, said):
+    if flags:
+        convert(tree, tmp_path / "data", **SETTINGS)
+    read, write = os.pipe()
+    os.close(read)
+    with open("/dev/full", "wb") as full:
+        stdout = full if output == "full" else write
+        command = [sys.executable, TOOL, "--source", "source", "--data_dir", "data", *flags]
+        done = subprocess.run(command, cwd=tmp_path, stdout=stdout, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert done.returncode == code and done.stderr.startswith(said) and done.stderr.count("\n") == bool(code)

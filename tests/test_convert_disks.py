@@ -16,9 +16,9 @@ from test_sources import VAL_CLASSES, WNIDS, find, make_folders, make_kaggle, ma
 
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.image import stored_image
-from lbsgd.convert.pil_image import ImageError
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.verify import verify
+from lbsgd.data.pil_image import ImageError
 from lbsgd.errors import DataError
 
 JUNK = {  # what a split's folder may hold beside its images: the reason that is told
@@ -182,7 +182,7 @@ def test_archives_of_other_kinds_are_called_by_their_names(tmp_path):
         ((tmp_path / "a.zip").read_bytes(), "is a zip: unpack it and name the folder with --source"),
         (b"7z\xbc\xaf\x27\x1c" + bytes(100), "is a 7z archive: unpack it"),
         (b"\x28\xb5\x2f\xfd" + bytes(100), "is compressed by zstd: unpack it"),
-        (b"\n<!DOCTYPE html><html>", "is a web page, which a download without a login"),
+        (b"\n<!DOCTYPE html><html>", "is a web page, as you get when a download needs a login"),
         (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of git-lfs, run: git lfs pull"),
     ):
         for name in ("imagenet.tar", "ILSVRC2012_img_train.tar"):

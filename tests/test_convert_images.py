@@ -295,3 +295,14 @@ def test_a_lack_of_memory_is_not_a_damaged_image():
     """OpenCV's own error for it says so; a terabyte of pixels is more than there is."""
     with pytest.raises(MemoryError, match="Insufficient memory"):
         lbsgd.convert.image._resized(picture(4, 4), (1 << 20, 1 << 20))
+
+
+def test_a_tiff_comes_out_turned_as_torchvision_s_loader_sees_it():
+    """PIL turns a TIFF by its orientation when it loads it, and no other file."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture(64, 32)).save(buffer, "TIFF", tiffinfo={274: 6})
+    with Image.open(io.BytesIO(buffer.getvalue())) as image:
+        as_torchvision = np.asarray(image.convert("RGB"))
+    kept = stored_image(buffer.getvalue(), 0, Settings(max_side=64, raw_fraction=1.0), 1 << 23)
+    assert (kept.width, kept.height) == (64, 32)
+    assert (np.frombuffer(kept.view, np.uint8).reshape(32, 64, 3) == as_torchvision).all()

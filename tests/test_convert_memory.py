@@ -124,7 +124,7 @@ def test_processes_whose_results_are_very_large_are_fewer(tmp_path, monkeypatch,
             convert(tmp_path / "source", tmp_path / "data", max_side=side, raw_fraction=0.5, num_processes=8)
         shutil.rmtree(tmp_path / "data")
     assert taken[::2] == [32, 8, 2, 1]
-    assert "train: 2 of 8 processes, as an image may keep 134.7 MB of memory\n" in capsys.readouterr().out
+    assert "train: 2 of 8 processes, because one image may need 134.7 MB\n" in capsys.readouterr().out
 
 
 WRITING = """

@@ -1,6 +1,8 @@
 """`--dry_run` tells the size and the time of a conversion from a few images."""
 
 import time
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +11,10 @@ from PIL import Image
 
 import lbsgd.convert.image
 from lbsgd.convert.convert import convert, look
-from lbsgd.convert.estimate import _mean_size, estimate
+from lbsgd.convert.estimate import _mean_size, check_disk, estimate
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.sources import find_source
+from lbsgd.errors import DataError
 
 
 @pytest.fixture
@@ -97,3 +100,14 @@ def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, c
     convert(photos, tmp_path / "data", max_side=500, num_processes=2)
     took = sum(float(line.split(" images in ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
     assert 0.5 * took < told < 1.5 * took
+
+
+@pytest.mark.parametrize("free, fits", [(1_059_000, True), (1_049_000, False)])
+def test_the_margin_is_asked_for_on_what_is_still_to_be_written(monkeypatch, tmp_path, free, fits):
+    """1 MB of 10 MB is left: 5 % of 1 MB and not of 10."""
+    told = SimpleNamespace(num_bytes=10_000_000)
+    monkeypatch.setattr("lbsgd.convert.estimate.estimate", lambda *_, **__: told)
+    monkeypatch.setattr("lbsgd.convert.estimate.free_bytes", lambda folder: free)
+    with nullcontext() if fits else pytest.raises(DataError, match="needs about 1.1 MB more"):
+        check_disk(None, Settings(max_side=500), 1 << 23, tmp_path / ".converting", 9_000_000)
+    check_disk(None, Settings(max_side=500), 1 << 23, tmp_path / ".converting", 11_000_000)

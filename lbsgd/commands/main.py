@@ -18,6 +18,7 @@ from contextlib import suppress
 
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
 from lbsgd.commands import check, config, plan, report, reproduce
+from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 
@@ -27,7 +28,8 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why an open strea
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done, 1 `check` found errors, 2 something given is wrong (one line says what), 130 Ctrl-C.
+    0 done, 1 `check` found errors, 130 Ctrl-C, else that of the error, which is told in one line: 2 something given is
+    wrong, 3 a run of `reproduce` failed, 75 `convert` or `reproduce` was stopped, and the same command goes on.
     """
     print_plain_letters_where_needed()
     try:
@@ -38,15 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
     except LbsgdError as error:
         print_error(error)
         return error.exit_code
-    except BrokenPipeError:  # `lbsgd plan ... | head`
-        drop_output()
-        return 0
+    except OutputError as error:
+        assert isinstance(error.__cause__, OSError)
+        return without_output(error.__cause__)
     except OSError as error:
-        if error.errno not in FULL or error.filename is not None:  # else a file, of which the command should have told
-            raise
-        drop_output()
-        print_error(ConfigError(f"the output cannot be written ({error.strerror})"))
-        return 2
+        if not isinstance(error, BrokenPipeError) and (error.errno not in FULL or error.filename is not None):
+            raise  # of a file, of which the command should have told
+        return without_output(error)
     except KeyboardInterrupt:
         print_error(Stopped("Ctrl-C"))
         return 130  # as of a shell: 128 and the signal's number
@@ -60,6 +60,15 @@ def run(arguments: list[str]) -> int:
         return convert(arguments[1:])
     given = parser().parse_args(arguments)
     return given.run(given)
+
+
+def without_output(error: OSError) -> int:
+    """Return the exit code after an error of standard output, and tell it unless a reader has seen enough."""
+    drop_output()
+    if isinstance(error, BrokenPipeError):  # `lbsgd plan ... | head`
+        return 0
+    print_error(ConfigError(f"the output cannot be written ({error.strerror})"))
+    return 2
 
 
 def flush_output() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from lbsgd.disk import appearing
+from lbsgd.disk import appearing, say
 from lbsgd.errors import DataError
 from lbsgd.units import size
 
@@ -24,7 +24,7 @@ LONG_BYTES = 1 << 30  # of an archive that takes so long to go through that we s
 Opener = Callable[..., IO[bytes]]
 COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 UNPACK = "unpack it and name the folder with --source"
-FETCH = "which a download without a login or a licence gives; fetch the archive again"
+FETCH = "as you get when a download needs a login; fetch the archive again"
 OTHERS = {  # the first bytes of files that people take for a tar: what they are, what to do
     b"PK\x03\x04": ("a zip", UNPACK),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
@@ -59,7 +59,7 @@ def version(path: Path) -> str:
 
 def say_if_long(what: str, *sources: Path) -> None:
     if sum(path.stat().st_size for path in sources) > LONG_BYTES:
-        print(f"{what}: this takes minutes, from a slow disk longer", flush=True)
+        say(f"{what}: this takes minutes, from a slow disk longer")
 
 
 def uncompressed(path: Path, scratch: Path) -> Path:

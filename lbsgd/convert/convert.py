@@ -17,7 +17,7 @@ import numpy as np
 from lbsgd.convert.beton_writer import BetonWriter, page_size
 from lbsgd.convert.convert_split import convert_split
 from lbsgd.convert.estimate import check_disk, dry_run
-from lbsgd.convert.existing_data import is_complete, is_read_only, made_with
+from lbsgd.convert.existing_data import complete_data, is_read_only, made_with
 from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries
 from lbsgd.convert.preflight import left_out_lines, refuse_unusable
 from lbsgd.convert.process_pool import checked_num_processes
@@ -39,6 +39,7 @@ from lbsgd.convert.work_folder import (
 )
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest, Split
+from lbsgd.disk import say
 from lbsgd.errors import ConfigError, DataError
 
 
@@ -79,7 +80,7 @@ def convert(
                 remove_work(work)
                 return
             for line in left_out_lines(found):
-                print(line, flush=True)
+                say(line)
             if on_error == "fail":
                 refuse_unusable(found)
             identity = conversion_identity(found, settings)
@@ -96,10 +97,10 @@ def _is_complete_and_read_only(source: Path, data_dir: Path, settings: Settings)
     made_with(data_dir, source_path(source), settings)
     with tempfile.TemporaryDirectory() as scratch:
         found = find_source(source, Path(scratch), data_dir)
-        complete = is_complete(data_dir, found, settings)
+        complete = complete_data(data_dir, found, settings)
     if complete:
-        _print_complete(data_dir, found)
-    return complete
+        _print_complete(data_dir, complete)
+    return complete is not None
 
 
 def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settings, overwrite: bool) -> Source | None:
@@ -114,12 +115,12 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
     if overwrite or is_partly_published(work, conversion_identity(found, settings)):
         return found
     try:
-        complete = is_complete(data_dir, found, settings)
+        complete = complete_data(data_dir, found, settings)
     except DataError:
         remove_added(work, there)
         raise
     if complete:
-        _print_complete(data_dir, found)
+        _print_complete(data_dir, complete)
     return None if complete else found
 
 
@@ -131,10 +132,12 @@ def look(source: Path, data_dir: Path, num_processes: int | None = None, **setti
         return dry_run(found, wanted, _page_size(found, wanted), data_dir, num_processes)
 
 
-def _print_complete(data_dir: Path, source: Source) -> None:
-    print(
-        f"{data_dir} is complete: {len(source.train):,} training and {len(source.val):,} validation images, "
-        f"{len(source.train.classes):,} classes; --overwrite makes it again"
+def _print_complete(data_dir: Path, data: Manifest) -> None:
+    skipped = sum(map(len, data.skipped.values()))
+    told = f", {skipped:,} image{'s' if skipped > 1 else ''} skipped" if skipped else ""
+    say(
+        f"{data_dir} is complete: {data.train.num_images:,} training and {data.val.num_images:,} validation images, "
+        f"{len(data.classes):,} classes{told}; --overwrite makes it again"
     )
 
 
@@ -181,7 +184,7 @@ class Conversion:
         if not names:
             return
         for name in names:
-            print(f"cannot be decoded: {name}", flush=True)
+            say(f"cannot be decoded: {name}")
         share = f"{len(names):,} of {len(self.source):,} images"
         if on_error == "fail":
             raise DataError(
@@ -189,7 +192,7 @@ class Conversion:
                 f"{' ...' if len(names) > 3 else ''}); replace or remove them, or leave them out with --on_error "
                 f"skip: the others are done"
             )
-        print(f"left out: {share}", flush=True)
+        say(f"left out: {share}")
 
     def finish(self) -> None:
         """Complete both files and write the manifest. Raises DataError if no image of a split can be decoded."""

@@ -24,11 +24,12 @@ from lbsgd.convert.image import (
     quiet_opencv,
     stored_image,
 )
-from lbsgd.convert.pil_image import ImageError
 from lbsgd.convert.process_pool import CHUNK_IMAGES, ProcessPool, with_room
 from lbsgd.convert.progress import Meter
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Images
+from lbsgd.data.pil_image import ImageError
+from lbsgd.disk import say
 from lbsgd.units import size
 
 CHUNK_BYTES = 6 << 20  # of the source that a process is given at a time
@@ -68,7 +69,7 @@ def convert_split(
             meter.advance(num_converted, int(images.sizes[writer.done - num_converted : writer.done].sum()))
             commits.start_if_due()
     speed = f"{len(images) - done:,} images in {meter.seconds():.1f} s ({meter.speed()})"
-    print(f"{name}: {speed}, {writer.end / 1e6:.1f} MB", flush=True)
+    say(f"{name}: {speed}, {writer.end / 1e6:.1f} MB")
 
 
 def _kept_bytes(images: Images, settings: Settings, page_size: int) -> int:
@@ -81,8 +82,8 @@ def _fitting(name: str, num_processes: int, kept_bytes: int) -> int:
     """Return the number of processes that memory has room for, and say so if it is fewer than asked for."""
     fewer = with_room(num_processes, kept_bytes)
     if fewer < num_processes:
-        reason = f"as an image may keep {size(kept_bytes)} of memory"
-        print(f"{name}: {fewer} of {num_processes} processes, {reason}", flush=True)
+        reason = f"because one image may need {size(kept_bytes)}"
+        say(f"{name}: {fewer} of {num_processes} processes, {reason}")
     return fewer
 
 

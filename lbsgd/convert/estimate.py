@@ -12,10 +12,10 @@ import numpy as np
 
 from lbsgd.convert.beton_writer import METADATA
 from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE, Stored, out_of_memory_is_told, stored_image
-from lbsgd.convert.pil_image import ImageError
 from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import ImageReader, Images, Source
+from lbsgd.data.pil_image import ImageError
 from lbsgd.errors import DataError
 from lbsgd.units import duration, size
 
@@ -110,7 +110,7 @@ def free_bytes(folder: Path) -> int:
 
 def check_disk(source: Source, settings: Settings, page_size: int, work: Path, done: int) -> None:
     """Raises DataError if the result will not fit on the disk, where `done` bytes of it are already."""
-    needed = int(MARGIN * estimate(source, settings, page_size, num_images=24).num_bytes) - done
+    needed = int(MARGIN * max(0, estimate(source, settings, page_size, num_images=24).num_bytes - done))
     free = free_bytes(work)
     if free < needed:
         raise DataError(

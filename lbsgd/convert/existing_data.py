@@ -39,11 +39,11 @@ def made_with(data_dir: Path, source: Path, settings: Settings) -> Manifest | No
     return manifest
 
 
-def is_complete(data_dir: Path, source: Source, settings: Settings) -> bool:
-    """Return whether the folder already holds what this conversion would make. Raises DataError for other data."""
+def complete_data(data_dir: Path, source: Source, settings: Settings) -> Manifest | None:
+    """Return what the folder holds if it is what this conversion would make. Raises DataError for other data."""
     manifest = made_with(data_dir, source.path, settings)
     if manifest is None:
-        return False
+        return None
     skipped = {name: len(manifest.skipped.get(name, ())) for name in SPLITS}
     same = {
         "classes": source.train.classes == manifest.classes,
@@ -52,7 +52,8 @@ def is_complete(data_dir: Path, source: Source, settings: Settings) -> bool:
         "names or sizes of images": source.digest() == manifest.listing,
     }
     _refuse_other(data_dir, same)
-    return all(_is_intact(data_dir / f"{name}.beton", getattr(manifest, name)) for name in SPLITS)
+    intact = all(_is_intact(data_dir / f"{name}.beton", getattr(manifest, name)) for name in SPLITS)
+    return manifest if intact else None
 
 
 def _refuse_other(data_dir: Path, same: Mapping[str, bool]) -> None:

@@ -7,6 +7,7 @@
 
 `jpeg_header` says which JPEGs are plain. FFCV's pixels differ from PIL's by 1.2/255 on average, whoever wrote the file,
 because FFCV asks for libjpeg's fast inverse DCT. EXIF orientation is ignored, as FFCV and torchvision's loaders do.
+Only a TIFF comes out turned: PIL itself turns it, for torchvision's loaders too.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbsgd.convert.jpeg_header import plain_size
-from lbsgd.convert.pil_image import ImageError, has_16_bits, library_errors, opened, rgb_pixels
 from lbsgd.convert.settings import MAX_SIDE, Settings
 from lbsgd.data.beton_format import JPEG, RAW
+from lbsgd.data.pil_image import ImageError, has_16_bits, library_errors, opened, rgb_pixels
 from lbsgd.errors import DataError
 
 Size = tuple[int, int]  # (width, height)

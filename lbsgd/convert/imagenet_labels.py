@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -22,7 +21,6 @@ from lbsgd.convert.archives import MAX_DEVKIT_BYTES, read_members
 from lbsgd.errors import DataError
 
 META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.txt"
-VAL_NAME = re.compile(r"ILSVRC2012_val_(\d{8})")
 
 
 def devkit_labels(path: Path) -> dict[str, str]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from lbsgd.convert.by_class import shortened
 from lbsgd.convert.left_out import LeftOut
-from lbsgd.convert.pil_image import ImageError, opened, unusable_depth
 from lbsgd.convert.source_images import Images, Source
+from lbsgd.data.pil_image import ImageError, opened, unusable_depth
 from lbsgd.errors import DataError
 from lbsgd.units import counted
 

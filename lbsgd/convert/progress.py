@@ -6,6 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+from lbsgd.disk import say
 from lbsgd.units import duration
 
 if TYPE_CHECKING:
@@ -67,8 +68,7 @@ class Meter:
         return f"{images_per_second:,.0f} images/s, {megabytes_per_second:,.1f} MB/s"
 
     def say(self, line: str) -> None:
-        (self._bar.console.print if self._bar else print)(line)
-        sys.stdout.flush()
+        (self._bar.console.print if self._bar else say)(line)
 
 
 def _bar(title: str, num_bytes: int, done_bytes: int) -> Progress | None:

@@ -28,7 +28,6 @@ from lbsgd.convert.image import (
     quiet_opencv,
     stored_image,
 )
-from lbsgd.convert.pil_image import ImageError
 from lbsgd.convert.process_pool import CHUNK_IMAGES, ProcessPool, checked_num_processes, with_room
 from lbsgd.convert.progress import Meter
 from lbsgd.convert.settings import Settings
@@ -38,6 +37,8 @@ from lbsgd.convert.work_folder import NOTHING_KEPT, stoppable
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import CONVERT, JPEG
 from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
+from lbsgd.data.pil_image import ImageError
+from lbsgd.disk import say
 from lbsgd.errors import DataError
 
 
@@ -93,7 +94,7 @@ def _print_agreement(beton: BetonFile, origin: Origin | None, manifest: Manifest
     against += ["the manifest"] if manifest else []
     against += ["their checksums"] if beton.checksums is not None else []
     agree = f"{beton.num_images:,} images decode and agree with {', '.join(against) or 'their sizes'}"
-    print(f"{beton.path.stem}: {agree}; {meter.seconds():.1f} s ({meter.speed()})", flush=True)
+    say(f"{beton.path.stem}: {agree}; {meter.seconds():.1f} s ({meter.speed()})")
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from lbsgd.convert.compressed import FULL
 from lbsgd.convert.image import libraries
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
-from lbsgd.disk import replace_file, to_disk
+from lbsgd.disk import replace_file, say, to_disk
 from lbsgd.errors import DataError, Stopped
 
 HELD = (errno.EACCES, errno.EAGAIN)  # what lockf says of a lock that another process has
@@ -61,7 +61,7 @@ def start_over_if_other(work: Path, identity: Mapping[str, object]) -> None:
     if _read_identity(work) == identity:
         return
     if any(work.glob("*.journal")):
-        print(f"{work} holds work on other images or settings, or of another version: it begins again", flush=True)
+        say(f"{work} holds work on other images or settings, or of another version: it begins again")
     for path in work.iterdir():
         if path.name != "lock" and path.suffix not in (".tar", ".listing", ".images"):
             path.unlink()
@@ -151,7 +151,7 @@ def _locked_file(work: Path) -> IO[str]:
                 lock.close()
                 raise DataError(f"another process is converting into {work.parent}; wait for it, or end it") from error
             no_locks = f"{work.parent} lies on a file system without locks ({error.strerror})"
-            print(f"{no_locks}: see to it that no other command converts into it meanwhile", flush=True)
+            say(f"{no_locks}: see to it that no other command converts into it meanwhile")
         if _is_there(lock):
             return lock
         lock.close()

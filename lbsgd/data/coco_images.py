@@ -6,10 +6,7 @@ What is random, the flip of an image here and the sampling of its anchors and re
 
 from __future__ import annotations
 
-import contextlib
-import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +16,7 @@ from torch.utils.data import Dataset
 from lbsgd.algorithm.pairs import grouped_order
 from lbsgd.data.coco_annotations import Image, Split
 from lbsgd.data.coco_loader import loaded
+from lbsgd.data.pil_image import ImageError, opened, rgb_pixels
 from lbsgd.data.share import EvalData, Share, TrainData
 from lbsgd.errors import DataError, missing_pycocotools
 
@@ -64,37 +62,22 @@ def draw_of(seed: int, epoch: int, number: int) -> int:
 
 
 def pixels_of(image: Image) -> torch.Tensor:
-    """Return an image's pixels, uint8 (3, H, W).
+    """Return an image's pixels, uint8 (3, H, W); samples of 16 bits are scaled, as in a conversion.
 
     Raises DataError for a file that is none, or of another size than is listed.
     """
-    from PIL import Image as PILImage
-
-    with decoding(image.path), PILImage.open(image.path) as opened:
-        array = np.array(opened.convert("RGB"))
+    try:
+        data = image.path.read_bytes()
+        array = rgb_pixels(opened(data), data)
+    except (ImageError, OSError) as error:
+        said = " ".join(str(error).split())
+        raise DataError(f"{image.path} cannot be decoded ({said}); fetch it again") from error
     if array.shape[:2] != (image.height, image.width):
         raise DataError(
             f"{image.path} has {array.shape[1]}x{array.shape[0]} pixels, its annotations say "
             f"{image.width}x{image.height}; the file belongs to other annotations"
         )
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
-
-
-@contextlib.contextmanager
-def decoding(path: Path) -> Iterator[None]:
-    """Turn what PIL raises for a damaged file, which is nearly anything, into DataError; drop PIL's warnings.
-
-    Wrap calls of PIL and nothing else: an exception of our own code is a bug, and must not pass for a damaged image.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    except MemoryError:
-        raise
-    except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"{path} cannot be decoded ({said}); fetch it again") from error
+    return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
 
 
 def mask_of(outline: Any, image: Image) -> np.ndarray:

@@ -22,7 +22,10 @@ IMAGES_AT_ONCE = 1024  # looked up in the tables
 
 @dataclass(frozen=True)
 class ReadFrom:
-    """The storage of a file. kind: memory (read whole before training), page cache or disk (read ahead in order)."""
+    """The storage of a file.
+
+    kind    memory (read whole while training begins), page cache, or disk (read ahead in order)
+    """
 
     kind: str
     reason: str

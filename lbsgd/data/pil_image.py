@@ -109,8 +109,10 @@ def _grey_of_16_bits(image: Image.Image) -> np.ndarray:
 
 def _colours_of_16_bits(image: Image.Image, data: bytes) -> np.ndarray | None:
     """Return OpenCV's pixels, scaled; None if it has no three colours of them, and PIL's high bytes must do."""
-    import cv2
-
+    try:
+        import cv2
+    except ImportError:  # which detection does without
+        return None
     if image.format not in ("PNG", "TIFF", "PPM") or _tag(image, ORIENTATION, 1) != 1:
         return None
     with contextlib.suppress(cv2.error):
