@@ -38,13 +38,18 @@ def merged(config, patch):
     return result
 
 
-def found(config, processes=1, version=None):
-    """The codes of everything that check and plan say about a JSON on so many processes."""
+def all_findings(config, processes=1, version=None):
+    """Everything that check and plan say about a JSON on so many processes."""
     findings = list(findings_of(config, version))
     if processes > 1:
         planned = Planned(config, parse_recipe("example", config), processes)
         findings += fit_findings(planned) + passes_findings(planned)
-    return {finding.code for finding in findings}
+    return findings
+
+
+def found(config, processes=1, version=None):
+    """The codes of all_findings."""
+    return {finding.code for finding in all_findings(config, processes, version)}
 
 
 def test_a_code_has_one_rule_and_every_rule_is_registered():
@@ -96,6 +101,20 @@ def test_every_entry_says_what_why_and_how(rule):
     assert rule.lbsgd or rule.plain
     assert rule.why.endswith(".") and len(rule.why) > 40
     assert rule.fix and not rule.fix.endswith(".") and rule.title and not rule.title.endswith(".")
+
+
+VERBS = "is has was takes stands makes holds rounds keeps changes expects updates works would".split()
+
+
+@pytest.mark.parametrize("rule", ALWAYS.values(), ids=ALWAYS)
+def test_a_message_goes_on_after_its_key_with_a_verb(rule, tmp_path):
+    if isinstance(rule.example, str):
+        (tmp_path / "example.json").write_text(rule.example)
+        findings = inspect(str(tmp_path / "example.json")).findings
+    else:
+        config = merged(EIGHT_K if rule.lbsgd else PLAIN, rule.example)
+        findings = all_findings(config, rule.processes, rule.version)
+    assert {each.message.split()[0] for each in findings if each.code == rule.code} <= set(VERBS)
 
 
 def test_the_page_of_codes_is_current():

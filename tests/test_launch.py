@@ -2,14 +2,18 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
+from crash import PATIENCE_SECONDS
 
 from lbsgd.errors import ConfigError
+from lbsgd.experiments.launch import end_with_grid
 from lbsgd.processes import launcher as launcher_module
 from lbsgd.processes.environment import Processes, master
 from lbsgd.processes.launcher import is_launcher, named_hostfile, require_hosts, require_no_hostfile
@@ -298,3 +302,8 @@ def test_a_host_with_fewer_gpus_than_processes_is_refused(monkeypatch):
     require_device(Processes(rank=8, world_size=16, local_rank=0, local_world_size=2))
     with pytest.raises(ConfigError, match="local rank 1 finds 1 GPUs on its host; give the host fewer slots"):
         require_device(Processes(rank=9, world_size=16, local_rank=1, local_world_size=2))
+
+
+def test_a_run_whose_grid_has_died_before_it_asks_ends_at_once():
+    run = subprocess.Popen(["sleep", "1000"], preexec_fn=partial(end_with_grid, 1))
+    assert run.wait(PATIENCE_SECONDS) == -signal.SIGTERM

@@ -156,6 +156,13 @@ def test_the_block_of_the_page_writes_its_file(tmp_path, capsys, monkeypatch):
     assert "per_device_train_batch_size=256, gradient_accumulation_steps=4" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("parts", ["", "--parts"])
+def test_deepspeeds_own_call_names_the_file_that_was_written(parts, tmp_path, capsys):
+    path = str(tmp_path / "it.json")
+    assert main(f"config --from {EIGHT_K} --for deepspeed --gpus 8 {parts} --output {path}".split()) == 0
+    assert f"config={path!r})" in capsys.readouterr().out
+
+
 def test_flags_change_the_file_as_they_change_a_run(capsys):
     flags = "--gpus 4 --global_batch 4096 --precision fp32 --zero_stage 2 --epochs 30 --set lbsgd.decay.epochs=[20]"
     config, _ = written(f"--from {EIGHT_K} --for deepspeed {flags}", capsys)

@@ -163,7 +163,7 @@ WRONG = [
         "lbsgd.batch_norm.statistics_images",
         ["3200000", "1281167"],
     ),
-    (dict(lbsgd__warmup__epoch=5), "R10", "lbsgd.warmup.epoch", ["unknown key"]),
+    (dict(lbsgd__warmup__epoch=5), "R10", "lbsgd.warmup.epoch", ["is an unknown key"]),
     (dict(lbsgd__warmup__epochs=None), "R11", "lbsgd.warmup.epochs", ["missing"]),
     (dict(lbsgd__warmup__kind="slow"), "R12", "lbsgd.warmup.kind", ["gradual", "slow"]),
     (dict(lbsgd__warmup__epochs=0), "R12", "lbsgd.warmup", ["0 epochs"]),
@@ -201,10 +201,10 @@ def test_unknown_keys_that_resemble_none_and_doubtful_numbers_are_warnings():
     "arguments, words",
     [
         (dict(world_size=3), ["256 workers", "3 processes", "fit: 1, 2, 4, 8, 16, 32, 64, 128, 256"]),
-        (dict(world_size=2, overrides=Overrides(micro_batch=48)), ["48 is no multiple of n = 32", "fit: 32, 64, 128"]),
+        (dict(world_size=2, overrides=Overrides(micro_batch=48)), ["is 48, no multiple of n = 32", "fit: 32, 64, 128"]),
         (dict(world_size=2, overrides=Overrides(micro_batch=96)), ["96", "fit: 32, 64, 128"]),
-        (dict(world_size=1, overrides=Overrides(global_batch=100)), ["100 is no multiple of n = 32", "96 or 128"]),
-        (dict(world_size=1, num_images=8191), ["8192 images", "8191 images"]),
+        (dict(world_size=1, overrides=Overrides(global_batch=100)), ["is 100, no multiple of n = 32", "96 or 128"]),
+        (dict(world_size=1, num_images=8191), ["is 8192, more than the 8191 images"]),
         (dict(world_size=1, overrides=Overrides(seed=2**32)), ["lbsgd.seed", "less than 4294967296"]),
     ],
 )

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from lbsgd.commands.flag_types import fraction, positive
+from lbsgd.disk import say
 from lbsgd.errors import ConfigError, DataError, LbsgdError, print_error
 
 VERIFYING = ("data_dir", "source", "num_processes", "verify")  # the flags that go with --verify
@@ -64,7 +65,7 @@ def run(given: argparse.Namespace) -> None:
     if sizes["max_side"] is None and sizes["short_side"] is None:
         sizes["max_side"] = 500
     if given.dry_run:
-        return print(look(source, data_dir, num_processes, **sizes))
+        return say(look(source, data_dir, num_processes, **sizes))
     return convert(
         source, data_dir, num_processes=num_processes, on_error=given.on_error, overwrite=given.overwrite, **sizes
     )

@@ -20,19 +20,18 @@ from lbsgd.errors import ConfigError
 
 @dataclass(frozen=True)
 class Network:
-    """Counts of parameters, of their tensors, and of values kept for the backward pass of one image of 224 x 224."""
+    """Counts of parameters, and of values kept for the backward pass of one image of 224 x 224."""
 
     num_parameters: int
-    num_tensors: int
     kept_values: int
 
 
 NETWORKS = {
-    "resnet18": Network(11_689_512, 62, 5_544_960),
-    "resnet34": Network(21_797_672, 110, 8_053_760),
-    "resnet50": Network(25_557_032, 161, 21_477_376),
-    "resnet101": Network(44_549_160, 314, 31_713_280),
-    "resnet152": Network(60_192_808, 467, 44_357_632),
+    "resnet18": Network(11_689_512, 5_544_960),
+    "resnet34": Network(21_797_672, 8_053_760),
+    "resnet50": Network(25_557_032, 21_477_376),
+    "resnet101": Network(44_549_160, 31_713_280),
+    "resnet152": Network(60_192_808, 44_357_632),
 }
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import IO
@@ -179,18 +180,18 @@ def start(
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=(lock.fileno(),),
-            preexec_fn=end_with_grid,
+            preexec_fn=partial(end_with_grid, os.getpid()),
         )
     return Started(job, slot, process, lock, folder / "output.txt", said_before)
 
 
-def end_with_grid() -> None:
+def end_with_grid(grid: int) -> None:
     """Ask the kernel for SIGTERM when the grid dies (Linux), so that its runs save and end.
 
     Ctrl-C reaches the grid, which tells them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    end_with_parent()
+    end_with_parent(grid)
 
 
 # --- how it ended -----------------------------------------------------------------------------------------------------

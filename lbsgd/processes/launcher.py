@@ -51,13 +51,15 @@ def end_with_launcher(started_by: Sequence[psutil.Process]) -> None:
     A launcher that is dead already is no longer the parent. The guard, which watches all launchers, notices that.
     """
     if started_by and started_by[0].pid == os.getppid():
-        end_with_parent()
+        end_with_parent(started_by[0].pid)
 
 
-def end_with_parent() -> None:
-    """Ask the kernel for SIGTERM when this process's parent dies (Linux)."""
+def end_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGTERM when this process's parent dies (Linux); take it now from one that is dead already."""
     PR_SET_PDEATHSIG = 1  # of linux/prctl.h
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 # --- the hosts -------------------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def key_of(complaint: Mapping[str, Any]) -> str:
 def unknown_block_key(complaints: Complaints) -> Iterator[Hit]:
     for complaint in complaints:
         if complaint["type"] == "extra_forbidden":
-            yield Hit(key_of(complaint), "unknown key")
+            yield Hit(key_of(complaint), "is an unknown key")
 
 
 @rule(

@@ -56,7 +56,7 @@ def unresolvable_batch(json: Document) -> Iterator[Hit]:
         renamed = misspelt_batch(json)
         yield Hit(BATCH, "is not given, nor the micro batch: DeepSpeed asserts", f"give {BATCH}", renamed)
     if is_divisor(kn) and kn % product:
-        said = f"{kn} is no multiple of {' x '.join(map(str, factors))}, so no number of GPUs fits"
+        said = f"is {kn}, no multiple of {' x '.join(map(str, factors))}, so no number of GPUs fits"
         yield Hit(BATCH, said, f"use {max(1, round(kn / product)) * product}")
 
 
@@ -97,9 +97,10 @@ def report_interval(json: Document) -> Iterator[Hit]:
     example={"gradient_allreduce_op": "sum"},
 )
 def summed_gradients(json: Document) -> Iterator[Hit]:
-    if json.get("gradient_allreduce_op", "mean") != "mean":
-        said = "summed gradients multiply the learning rate by the number of processes (Remark 3)"
-        yield Hit("gradient_allreduce_op", said, correction={"gradient_allreduce_op": DELETE})
+    key = "gradient_allreduce_op"
+    if json.get(key, "mean") != "mean":
+        said = "a sum multiplies the learning rate by the number of processes (Remark 3)"
+        yield Hit(key, f"is {shown(json.get(key))}, not mean: {said}", correction={key: DELETE})
 
 
 def sums(json: Document) -> bool:

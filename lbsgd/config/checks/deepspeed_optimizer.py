@@ -39,7 +39,7 @@ def unknown_optimizer(json: Document) -> Iterator[Hit]:
     torch_names = frozenset(json.accepted.torch_optimizers)
     if name in REMOVED_OPTIMIZERS:
         successor = "Lamb" if "lamb" in name else "Adam"
-        said = f"{kind} was removed from DeepSpeed"
+        said = f"is {kind}, which was removed from DeepSpeed"
         yield Hit(TYPE, said, f"use {successor}, and delete the parameters that only {kind} knew")
         return
     right = next((known for known in torch_names if known.lower() == name), None)
@@ -76,7 +76,7 @@ def unknown_sgd_parameter(json: Document) -> Iterator[Hit]:
     params = json.get(PARAMS, {})
     unknown = sorted(set(params) - SGD_PARAMS) if isinstance(params, dict) else [params]
     if unknown:
-        yield Hit(PARAMS, f"unknown {unknown}")
+        yield Hit(PARAMS, f"has {unknown}, which the paper's SGD does not take")
 
 
 @rule(

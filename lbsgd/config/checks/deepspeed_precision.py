@@ -52,7 +52,7 @@ def ambiguous_switch(json: Document) -> Iterator[Hit]:
 )
 def unknown_autocast_key(json: Document) -> Iterator[Hit]:
     if unknown := sorted(set(json.block("torch_autocast")) - AUTOCAST_KEYS):
-        yield Hit("torch_autocast", f"unknown {unknown}, which DeepSpeed ignores in silence")
+        yield Hit("torch_autocast", f"has unknown {unknown}, which DeepSpeed ignores in silence")
 
 
 @rule(
@@ -171,7 +171,7 @@ def two_precisions(json: Document) -> Iterator[Hit]:
     on = [block for block in BLOCKS if json.enabled(block)]
     refused = any(json.refused(f"D15 {one} {other}") for one, other in itertools.combinations(on, 2))
     if len(on) > 1 and refused:
-        yield Hit(on[0], f"and {' and '.join(on[1:])} are enabled together")
+        yield Hit(on[0], f"is enabled together with {' and '.join(on[1:])}")
 
 
 @rule(

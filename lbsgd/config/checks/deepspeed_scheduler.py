@@ -64,7 +64,7 @@ def torch_scheduler_on_wrapped_optimizer(json: Document) -> Iterator[Hit]:
     kind, wrapped = json.get(TYPE), json.stage or json.enabled("fp16") or json.enabled("bf16")
     known = isinstance(kind, str) and kind not in json.accepted.schedulers and kind in json.accepted.torch_schedulers
     if wrapped and known:
-        yield Hit(TYPE, f"{kind} is torch's, which fails on the optimizer that ZeRO, fp16 and bf16 wrap")
+        yield Hit(TYPE, f"is torch's {kind}, which fails on the optimizer that ZeRO, fp16 and bf16 wrap")
 
 
 @rule(
@@ -110,7 +110,7 @@ def unknown_parameter(json: Document) -> Iterator[Hit]:
         return
     known = frozenset(entry["params"])
     if unknown := sorted(set(params) - known):
-        said = f"unknown to {kind}: {', '.join(map(shown, unknown))}"
+        said = f"has {', '.join(map(shown, unknown))}, unknown to {kind}"
         yield Hit(PARAMS, said, nearest(unknown[0], known) if len(unknown) == 1 else f"known are {sorted(known)}")
 
 
@@ -200,7 +200,7 @@ def replaced_learning_rate(json: Document) -> Iterator[Hit]:
     key, kind = "optimizer.params.lr", warmup_of(json)
     lr, most = json.get(key), json.get(f"{PARAMS}.warmup_max_lr")
     if kind and kind != "WarmupCosineLR" and is_number(most) and is_number(lr) and most != lr:
-        yield Hit(key, f"{lr:g} is a dead number: the scheduler goes to {most:g}", correction={key: most})
+        yield Hit(key, f"is {lr:g}, a dead number: the scheduler goes to {most:g}", correction={key: most})
 
 
 RULES = (

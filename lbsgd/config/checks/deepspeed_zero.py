@@ -135,7 +135,7 @@ def large_bucket(json: Document) -> Iterator[Hit]:
     bucket = json.get(BUCKET, DEFAULT_BUCKET)
     if json.stage in (1, 2) and is_number(bucket) and bucket > LARGEST_BUCKET:
         said = (
-            f"of {bucket:g} elements holds all gradients of a smaller network (ResNet-50 has 25.6 million), so none is "
+            f"is {bucket:g} elements, all gradients of a smaller network (ResNet-50 has 25.6 million), so none is "
             "reduced during back-propagation (Sec. 4)"
         )
         yield Hit(BUCKET, said, correction={BUCKET: RESNET50_BUCKET} if json.get(BUCKET) is None else None)

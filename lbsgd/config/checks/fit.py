@@ -35,7 +35,7 @@ def whole_workers(planned: Planned) -> Iterator[Hit]:
     kn, n = planned.global_batch, planned.per_worker_batch
     if kn % n:
         fix = f"k = kn/n workers must be whole: use {max(1, kn // n) * n} or {(kn // n + 1) * n}"
-        yield Hit("train_batch_size", f"{kn} is no multiple of n = {n}", fix)
+        yield Hit("train_batch_size", f"is {kn}, no multiple of n = {n}", fix)
 
 
 @rule(
@@ -51,7 +51,7 @@ def dividable_workers(planned: Planned) -> Iterator[Hit]:
     kn, n, world_size = planned.global_batch, planned.per_worker_batch, planned.world_size
     k = kn // n
     if kn % n == 0 and k % world_size:
-        said = f"k = {k} workers of n = {n} images cannot be divided among {world_size} processes"
+        said = f"is {kn}, whose k = {k} workers of n = {n} cannot be divided among {world_size} processes"
         yield Hit("train_batch_size", said, f"numbers of processes that fit: {shortened(divisors(k))}")
 
 
@@ -68,7 +68,7 @@ def micro_batch(planned: Planned) -> Iterator[Hit]:
     kn, n, micro, world_size = planned.global_batch, planned.per_worker_batch, planned.micro_batch, planned.world_size
     share = kn // world_size
     if kn % (n * world_size) == 0 and (micro % n or share % micro):
-        said = f"{micro} is no multiple of n = {n} that divides the {share} images of each of {world_size} processes"
+        said = f"is {micro}, no multiple of n = {n} that divides the {share} images of each of {world_size} processes"
         fitting = [n * d for d in divisors(share // n)]
         yield Hit("train_micro_batch_size_per_gpu", said, f"micro batches that fit: {shortened(fitting)}")
 
@@ -84,7 +84,7 @@ def micro_batch(planned: Planned) -> Iterator[Hit]:
 def an_iteration(planned: Planned) -> Iterator[Hit]:
     kn, num_images = planned.global_batch, planned.recipe.num_images
     if num_images < kn:
-        said = f"one global batch of {kn} images is more than the {num_images} images of the training data"
+        said = f"is {kn}, more than the {num_images} images of the training data"
         yield Hit("train_batch_size", said)
 
 
@@ -99,7 +99,7 @@ def an_iteration(planned: Planned) -> Iterator[Hit]:
 def statistics_images(planned: Planned) -> Iterator[Hit]:
     wanted, num_images = planned.recipe.batch_norm.statistics_images, planned.recipe.num_images
     if wanted and wanted > num_images:
-        said = f"{wanted} is more than the {num_images} images of the training data"
+        said = f"is {wanted}, more than the {num_images} images of the training data"
         yield Hit("lbsgd.batch_norm.statistics_images", said)
 
 

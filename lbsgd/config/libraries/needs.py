@@ -35,7 +35,7 @@ class Needs:
         given = {**FILE_ARGUMENT.get(self.call, {}), **{name: repr(value) for name, value in self.arguments.items()}}
         lines = [f"    {name}={value},".replace("FILE", repr(file)) for name, value in given.items()]
         call = [f"{self.call}(", *lines, ")"] if self.call else []
-        return "\n".join([*call, *(f"# {remark}" for remark in self.remarks)])
+        return "\n".join([*call, *(f"# {remark}".replace("FILE", repr(file)) for remark in self.remarks)])
 
 
 # Where each call takes the JSON.
