@@ -985,6 +985,9 @@ def test_a_pipe_is_read_once(arguments, head, words, capsys):
         ("epochs", "90", "is '90', and must be a whole number"),
         ("batch_norm.per_worker_batch", 0, "is 0, and must be greater than 0"),
         ("linear_scaling.rule", "x", "is 'x', and must be 'linear', 'sqrt' or 'fixed'"),
+        ("paper_error_pct", [1], "is [1], and must be a list of at least 2"),
+        ("paper_error_pct", [1, 2, 3], "is [1, 2, 3], and must be a list of at most 2"),
+        ("purpose", "a\nb", "is 'a\\nb', and must be one line of text"),
         (
             "augmentation.crop_scale",
             [1, 2],

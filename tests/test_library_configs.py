@@ -72,6 +72,11 @@ def test_transformers_gets_the_number_of_passes_and_the_arguments_that_repeat_th
             "detection/mask_rcnn_16.json",
             "frozen batch norm, no weight decay on batch norm, the learning rate of biases, no",
         ),
+        ("ablations/8k_sync_bn.json", "batch norm over all images, no weight decay on batch norm,"),
+        (
+            "ablations/8k_no_momentum_correction.json",
+            "momentum without its correction, batch norm over n images, no weight decay on batch norm,",
+        ),
     ],
 )
 def test_what_a_json_alone_loses_is_that_of_its_recipe(file, lost):

@@ -77,12 +77,14 @@ def in_order(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def missing(plan: Plan) -> tuple[str, ...]:
     """Say what of a plan no JSON can say to DeepSpeed's own optimizer and scheduler."""
-    recipe = plan.recipe
+    recipe, is_frozen = plan.recipe, plan.recipe.detection is not None
+    images = "all" if recipe.batch_norm.scope == "all" else "n"
     can_be_lost = {
         "the decay of the learning rate": plan.schedule.decay_iterations,
         "the constant warmup": recipe.warmup.kind == "constant",
-        "batch norm over n images": recipe.detection is None,
-        "frozen batch norm": recipe.detection is not None,
+        "momentum without its correction": not recipe.momentum.correction,
+        f"batch norm over {images} images": not is_frozen,
+        "frozen batch norm": is_frozen,
         "no weight decay on batch norm": not recipe.weight_decay.on_batch_norm,
         "the learning rate of biases": recipe.biases.lr_factor != 1,
         "no weight decay on biases": not recipe.biases.weight_decay,
