@@ -20,7 +20,7 @@ from lbsgd.commands.plan_time import Machines, predict, reduction_of
 from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect
 from lbsgd.config.derive import NO_WARMUP
-from lbsgd.config.json_file import read_json, text_of_pipe, write_json
+from lbsgd.config.json_file import read_json, write_json
 from lbsgd.config.keypath import differences, get, put
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.overrides import Overrides
@@ -262,6 +262,7 @@ TAKEN = (
     {"gradient_allreduce_op": "sum"},
     {"gradient_allreduce_op": "sum", "prescale_gradients": True, "zero_optimization": {"stage": 2}},
     {"gradient_allreduce_op": "sum", "gradient_predivide_factor": 2.0, "zero_optimization": {"stage": 2}},
+    {"gradient_allreduce_op": "sum", "gradient_predivide_factor": "2", "zero_optimization.stage": 0},
     {"bf16": BF16_STATES | {"bf16_master_weights_and_grads": True}},
     {"bf16": {"enabled": True, "bf16_master_weights_and_grads": True}, "data_types.grad_accum_dtype": "fp32"},
     {"fp16.fp16_master_weights_and_grads": 0},
@@ -970,12 +971,26 @@ def test_a_file_nested_without_end_is_one_finding(tmp_path):
 )
 def test_a_pipe_is_read_once(arguments, head, words, capsys):
     config = SGD if head else read_json(FOREIGN.parent.parent.parent / "ds_configs" / "8k.json")
-    text_of_pipe.cache_clear()
     read, write = os.pipe()
     os.write(write, (head + json.dumps(config)).encode()), os.close(write)
     main([*arguments, f"/dev/fd/{read}"])
     os.close(read)
-    assert words in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert words in out and not any(code in out for code in ("J01", "D49"))  # of an empty file
+
+
+SWITCHES = [
+    ("D37", "zero_optimization.elastic_checkpoint", {0: False, "no": False, 1: True}),
+    ("D37", "checkpoint.load_universal", {0: False, "off": False, "yes": True}),
+    ("D41", "zero_optimization.overlap_comm", {1: False, "yes": False, 0: True}),
+]
+
+
+@pytest.mark.parametrize("code, key, found_with", SWITCHES, ids=[key for _, key, _ in SWITCHES])
+def test_a_switch_in_a_plain_json_is_read_as_deepspeed_reads_it(code, key, found_with):
+    for value, is_found in found_with.items():
+        config = with_changes({"zero_optimization": {"stage": 2}, key: value})
+        assert (code in {each.code for each in findings_of(config)}) == is_found, value
 
 
 @pytest.mark.parametrize(

@@ -214,7 +214,7 @@ def test_plan_for_machines_is_json(capsys):
     plan = json.loads(capsys.readouterr().out)
     assert plan["global_batch"] == 8192 and plan["learning_rates"][1]["lr"] == "3.2"
     assert plan["prediction"]["ring"]["with_overlap_seconds"] < plan["prediction"]["ring"]["without_overlap_seconds"]
-    assert plan["memory_bytes"]["stage_1"]["total"] > 10**9
+    assert plan["memory_bytes"]["stage_1"]["total"] > 10**9 and plan["bytes_per_iteration"] > 10**7
 
 
 def test_the_run_time_hides_nothing_where_the_json_forbids_overlap(capsys):

@@ -151,7 +151,7 @@ def purpose():
 
 def test_the_grid_takes_no_other_flag(tmp_path, capsys):
     code, _, [error] = config(f"--all {tmp_path / 'grid'} --global_batch 8192 --gpus 3 --zero_stage 0", capsys)
-    assert code == 2 and all(name in error for name in ("--all", "--global_batch", "--gpus", "--zero_stage"))
+    assert code == 2 and "--all does not take --global_batch, --gpus, --zero_stage;" in error
     assert not list(tmp_path.iterdir())
     code, _, [error] = config(f"--all {tmp_path / 'grid'} --set lbsgd.seed=1 --from {EIGHT_K} --for deepspeed", capsys)
     assert code == 2 and all(name in error for name in ("--set", "--from", "--for"))

@@ -47,11 +47,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def text_of(path: str | Path) -> str:
     """Return the text of a file, of a pipe also when it is asked for again. Raises OSError and UnicodeDecodeError."""
-    return Path(path).read_text(encoding="utf-8") if Path(path).is_file() else text_of_pipe(str(path))
+    if Path(path).is_file():
+        return Path(path).read_text(encoding="utf-8")
+    return text_of_pipe(str(path), os.stat(path).st_ino)
 
 
 @cache
-def text_of_pipe(path: str) -> str:
+def text_of_pipe(path: str, inode: int) -> str:
+    """Return what a pipe holds, and the same again; another pipe may have its path later, but not its inode."""
     return Path(path).read_text(encoding="utf-8")
 
 
