@@ -47,8 +47,8 @@ class Stopped(LbsgdError):
 def missing_ffcv(error: ImportError) -> DataError:
     """Return the error for a missing FFCV, which classifiers need."""
     return DataError(
-        f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where the headers "
-        "of OpenCV and libjpeg-turbo are installed"
+        f"FFCV cannot be imported ({error}); run `make setup`, or `pip install 'lbsgd[ffcv]'` where libopencv-dev "
+        "and libturbojpeg0-dev are installed"
     )
 
 

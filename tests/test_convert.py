@@ -79,7 +79,7 @@ def test_a_complete_folder_is_left_and_a_damaged_one_made_again(tree, tmp_path, 
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda tree, data: SETTINGS | {"quality": 80}, "differs in settings"),
+        (lambda tree, data: SETTINGS | {"quality": 80}, "differs in quality"),
         (lambda tree, data: (save(tree / "val/bee/new.JPEG"), SETTINGS)[1], "differs in validation images"),
         (
             lambda tree, data: (save(tree / "val/bee/1.JPEG", quality=50), SETTINGS)[1],
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tree, tmp_path):
 
 
 def test_nothing_is_left_where_there_is_no_source(tmp_path):
-    with pytest.raises(DataError, match="no images in .*nowhere"):
+    with pytest.raises(DataError, match="nowhere: does not exist"):
         convert(tmp_path / "nowhere", tmp_path / "data", **SETTINGS)
     assert not (tmp_path / "data").exists()
 

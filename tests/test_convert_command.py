@@ -55,7 +55,7 @@ def test_the_command_says_what_it_looked_for(command, monkeypatch, flags, enviro
         monkeypatch.setenv(name, value)
     result = command(*flags)
     assert result.returncode == 2
-    assert result.stderr.startswith(f"error: no images in {looked_for}: no train/ and no ILSVRC2012_img_train.tar")
+    assert result.stderr.startswith(f"error: {looked_for}: does not exist; name your copy of ImageNet with: ")
     assert result.stderr.count("\n") == 1
     assert "python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir data/imagenet_ffcv" in result.stderr
 

@@ -190,6 +190,7 @@ def test_zero_1_takes_the_gradients_of_one_process_where_they_lie(monkeypatch, e
         ("bf16", {"bf16_optimizer_states": True}, "AssertionError: bf16_optimizer_states requires"),
         ("tensor_parallel.dtype", "fp16", "dtype in its TPTrainingConfig: Input should be an instance"),
         ("elasticity", {}, "DeepSpeedConfigError: Elastic training has been removed"),
+        ("csv_monitor", {"enabled": True, "output_path": "/proc/x"}, "FileNotFoundError: .*/proc/x"),
     ],
 )
 def test_what_deepspeed_refuses_when_it_starts_is_one_line(key, value, words):

@@ -95,7 +95,9 @@ def test_the_error_of_a_run_is_the_median_of_its_last_5_epochs():
 
 def test_a_run_evaluated_every_10_epochs_is_not_judged_by_epochs_long_past():
     epochs = [{"epoch": number} if number % 10 else epoch(number, 100.0 - number) for number in range(1, 48)]
-    assert TOP1.of(epochs[:42]) == 60.0 and TOP1.how_of(epochs[:42]) == "median of last 5 epochs"
+    assert TOP1.of(epochs[:42]) == 60.0 and TOP1.how_of(epochs[:42]) == "last evaluation"  # the one in the last five
+    assert TOP1.how_of([epoch(1, 8.0), epoch(2, 6.0)]) == "median of 2 evaluations in the last 5 epochs"
+    assert TOP1.how_of([epoch(number, 8.0) for number in range(5)]) == "median of last 5 epochs"
     assert TOP1.of(epochs) == 60.0 and TOP1.how_of(epochs) == "last evaluation"
     assert TOP1.of(epochs[:9]) is None
 

@@ -13,20 +13,13 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
-from typing import NoReturn
 
-from lbsgd.commands.flag_types import fraction, positive
+from lbsgd.commands.flag_types import OneLineParser, fraction, positive
 from lbsgd.disk import say
 from lbsgd.errors import ConfigError, DataError, LbsgdError, print_error
 
 VERIFYING = ("data_dir", "source", "num_processes", "verify")  # the flags that go with --verify
 SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
-
-
-class OneLineParser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """Refuse a flag in one line, as everything else is refused."""
-        self.exit(2, f"error: {message}; --help lists the flags\n")
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
+from typing import NoReturn
 
 from lbsgd.errors import ConfigError
 
 Group = ArgumentParser | _ArgumentGroup  # what takes flags
 TOO_LARGE = 10**12  # above any count of images, iterations or seconds; such a number is a slip of the finger
 NAMES = {"settings": "--set", "source": "--from", "library": "--for", "files": "FILE"}  # of values with another name
+
+
+class OneLineParser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Refuse a flag in one line, as everything else is refused."""
+        self.exit(2, f"error: {message}; --help lists the flags\n")
 
 
 def positive(text: str) -> int:

@@ -18,6 +18,7 @@ from contextlib import suppress
 
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
 from lbsgd.commands import check, config, plan, report, reproduce
+from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.processes.plain_letters import print_plain_letters_where_needed
@@ -84,9 +85,7 @@ def drop_output() -> None:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each command's module adds its own flags."""
-    top = argparse.ArgumentParser(
-        prog="lbsgd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    top = OneLineParser(prog="lbsgd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     for name, arguments, run, summary in (
         ("plan", plan.add_arguments, plan.run, "what a JSON means on N GPUs, and how long it would take"),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
-from lbsgd.commands.flag_types import Group, add_settings, interval, natural, positive
+from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, natural, positive
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.precision import PRECISIONS
@@ -164,7 +164,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
     """Return the parser of every recipe's flags, with those of its data."""
-    flags = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument(
         "--deepspeed_config", required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json"
     )

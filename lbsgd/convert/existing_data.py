@@ -30,8 +30,10 @@ def made_with(data_dir: Path, source: Path, settings: Settings) -> Manifest | No
             )
         return None
     manifest = Manifest.read(data_dir / "manifest.json")
+    wanted = asdict(settings)
     same = {
-        "settings": asdict(settings) == manifest.settings,
+        **{name: value == manifest.settings.get(name) for name, value in wanted.items()},
+        "settings": wanted.keys() == manifest.settings.keys(),
         "converter version": CONVERTER_VERSION == manifest.converter_version,
         "source": str(source.resolve()) == manifest.source,
     }

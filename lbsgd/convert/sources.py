@@ -146,6 +146,8 @@ def _labels_for(images: Path, folders: list[Path], annotated: Labels, data_dir: 
 
 
 def _nothing_found(path: Path, missing: list[str], data_dir: Path) -> DataError:
+    if not path.exists():
+        return DataError(f"{path}: does not exist; name your copy of ImageNet with: {CONVERT.format(data_dir)}")
     zips = sorted(entry.name for entry in path.glob("*.zip")) if path.is_dir() else []
     return DataError(
         f"no images in {path}: no {', no '.join(missing)} found; expected train/<class>/* and val/<class>/* "

@@ -59,7 +59,10 @@ class Measure:
 
     def how_of(self, epochs: Sequence[Record]) -> str:
         """Say which evaluation `of` takes from these epochs."""
-        return self.how if self.found(epochs[-LAST_EPOCHS:]) else LAST
+        found = len(self.found(epochs[-LAST_EPOCHS:]))
+        if self.of_run == "median" and 1 < found < LAST_EPOCHS:
+            return f"median of {found} evaluations in the last {LAST_EPOCHS} epochs"
+        return self.how if found > 1 else LAST
 
     def words(self, value: float | None) -> str:
         """Return `23.74 %`, or `-` where there is no number."""

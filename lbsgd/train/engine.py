@@ -45,7 +45,15 @@ from lbsgd.train.kernels import lay_out, norm_implementation
 from lbsgd.train.loss_scale import grow_after_the_update, see_overflow_at_once
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
-REFUSALS = (ValueError, AssertionError, NotImplementedError, ImportError, DeepSpeedConfigError, ZeRORuntimeException)
+REFUSALS = (
+    ValueError,
+    AssertionError,
+    NotImplementedError,
+    ImportError,
+    DeepSpeedConfigError,
+    ZeRORuntimeException,
+    OSError,
+)
 
 
 class LinearScalingWarmupLR(WarmupLR):

@@ -109,7 +109,7 @@ class Reporter:
             say(f"page           {folder / PAGE_NAME}")
         if result:
             for measure in (measure for measure in judged_by if measure.headline):
-                say(f"{measure.name:15}{measure.words(result[measure.key])}, {measure.how}")
+                say(f"{measure.name:15}{measure.words(result[measure.key])}, {measure.how_of(self.log.epochs)}")
             say(f"curves         {folder / 'curves.png'}")
         for name, place in {"log": self.log.path, **files}.items():
             say(f"{name:15}{place}")
