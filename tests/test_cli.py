@@ -464,7 +464,9 @@ def test_the_reference_pages_build_without_a_warning(tmp_path):
     assert (tmp_path / "api/lbsgd/commands/plan_time.html").is_file() and (tmp_path / "api/index.html").is_file()
 
 
-@pytest.mark.parametrize("arguments", [[], ["chekc"], ["plan", "--gpus", "0", str(EIGHT_K)], ["report", "--bogus", "runs"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["chekc"], ["plan", "--gpus", "0", str(EIGHT_K)], ["report", "--bogus", "runs"]]
+)
 def test_a_wrong_flag_is_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
