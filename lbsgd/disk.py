@@ -48,8 +48,14 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a whole file: it holds the old bytes or the new ones, whenever the process or the machine dies."""
-    _write_and_rename(path, data)
+    """Write a whole file: it holds the old bytes or the new ones, whenever the process or the machine dies.
+
+    One process at a time may write it: a later call overwrites what a killed one has left.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(data)
+    to_disk(temporary)
+    os.replace(temporary, path)
 
 
 def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:
@@ -62,15 +68,11 @@ def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:
         path.write_bytes(data)
         return
     model = path if path.exists() else like
-    _write_and_rename(path, data, None if model is None else stat.S_IMODE(model.stat().st_mode))
-
-
-def _write_and_rename(path: Path, data: bytes, mode: int | None = None) -> None:
-    temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # nobody else's, not even of another thread
+    temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # nobody else's
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            if mode is not None:
-                os.fchmod(file.fileno(), mode)
+            if model is not None:
+                os.fchmod(file.fileno(), stat.S_IMODE(model.stat().st_mode))
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

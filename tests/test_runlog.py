@@ -283,18 +283,6 @@ def test_a_replaced_file_leaves_nothing_beside_it(tmp_path):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]
 
 
-def test_two_writers_of_one_file_leave_one_whole_file(tmp_path, monkeypatch):
-    """The other one replaces the file while this one forces its own to the disk."""
-
-    def meanwhile(descriptor):
-        monkeypatch.setattr("os.fsync", lambda descriptor: None)
-        replace_file(tmp_path / "a", b"theirs")
-
-    monkeypatch.setattr("os.fsync", meanwhile)
-    replace_file(tmp_path / "a", b"ours")
-    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"ours")]
-
-
 def test_a_log_that_tells_no_length_is_refused(tmp_path):
     """One that is counted in iterations says how many; without, the report ended in a KeyError."""
     path = write(tmp_path, epochs=1)
