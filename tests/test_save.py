@@ -277,7 +277,7 @@ def test_a_log_that_cannot_be_written_is_told_and_the_next_line_brings_both(tmp_
     """The kernel ends the write of a line in its middle."""
 
     def limited():
-        said, log = [], RunLog(tmp_path, dict.fromkeys(HEADER_KEYS, {}))
+        said, log = [], RunLog(tmp_path, {**dict.fromkeys(HEADER_KEYS, {}), "num_iterations": 2})
         progress = SimpleNamespace(say=said.append, iteration=lambda record: None)
         reporter = Reporter(log, progress, SimpleNamespace(monitor=SimpleNamespace(enabled=False), device="cpu"))
         record = {"num_iterations": 1, "epoch": 0.0, "lr": 0.1, "train_loss": 1.0, "images_per_second": 1.0}
@@ -305,8 +305,7 @@ def test_a_save_that_failed_for_another_reason_than_the_disk_is_not_kept_quiet(t
         ours.save()
 
 
-# --- damage
-# -------------------------------------------------------------------------------------------------------------
+# --- damage -----------------------------------------------------------------------------------------------------------
 
 
 DAMAGE = {
