@@ -182,6 +182,26 @@ def test_zero_1_takes_the_gradients_of_one_process_where_they_lie(monkeypatch, e
     assert all(torch.equal(weight, in_place.weights[name]) for name, weight in copied.weights.items())
 
 
+@pytest.mark.parametrize("stage, aggregation", [(0, None), (1, None), (2, None), (1, {}), (0, {})])
+@pytest.mark.parametrize("passes", [1, K])  # of the unfinished iteration, whose update does not come
+def test_a_restored_state_forgets_the_gradients_of_an_unfinished_iteration(stage, aggregation, passes):
+    config = recipe(stage)
+    config["lbsgd"]["aggregation"] = aggregation
+    state, _ = trained(config, last=2)
+    expected, _ = trained(config, last=4, state=state)
+    engine, plan = lbsgd.initialize(network(), config)
+    images, labels = (part.to(engine.device) for part in global_batch(9))
+    for number, (x, y) in enumerate(zip(images.split(N)[:passes], labels.split(N)[:passes], strict=True)):
+        if number:
+            engine.step()
+        engine.backward(F.cross_entropy(engine(x), y))
+    restore_state(engine, state)
+    train(engine, plan, engine.global_steps, 4)
+    lbsgd.agree_statistics(engine.module)
+    found = gather_state(engine)
+    assert [name for name, weight in expected.weights.items() if not torch.equal(weight, found.weights[name])] == []
+
+
 @pytest.mark.parametrize(
     "key, value, words",
     [

@@ -12,11 +12,12 @@ import pytest
 import torch
 from crash import Command, config
 from deepspeed.accelerator import get_accelerator
-from oracle import BOUND, ITERATIONS, K, N, distance
+from oracle import BOUND, ITERATIONS, K, N, distance, global_batch
 from test_compiled import RECIPE, network
-from test_engine import recipe, train
+from test_engine import aggregated, recipe, train
 from test_oracle import in_precision
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock
@@ -150,6 +151,22 @@ def test_a_replayed_run_goes_on_from_its_state_to_the_bit(recorder):
     restore_state(engine, half)
     train(engine, plan, ITERATIONS // 2)
     assert_same(gather_state(engine), whole)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_gradients_that_wait_for_the_update_outlast_another_pass(recorder, stage):
+    """With one pass an update ZeRO 1 takes them from the graphs' own memory, where another replay writes."""
+    found = []
+    for made in (None, recorder):
+        engine, plan = engine_of(aggregated(recipe(stage, micro_batch=K * N)), made)
+        for iteration in range(WARM_UP + 2):
+            x, y = (part.to(engine.device) for part in global_batch(iteration))
+            engine.backward(F.cross_entropy(engine(x), y))
+            again = x.clone().requires_grad_()
+            torch.autograd.grad(engine.module(again).square().sum(), [again, *engine.module.parameters()])
+            engine.step()
+        found.append(gather_state(engine))
+    assert_same(*found)
 
 
 # --- when it replays, and when it does not ----------------------------------------------------------------------------

@@ -305,5 +305,10 @@ def test_a_host_with_fewer_gpus_than_processes_is_refused(monkeypatch):
 
 
 def test_a_run_whose_grid_has_died_before_it_asks_ends_at_once():
-    run = subprocess.Popen(["sleep", "1000"], preexec_fn=partial(end_with_grid, 1))
-    assert run.wait(PATIENCE_SECONDS) == -signal.SIGTERM
+    """Though the grid has a handler of its own, which a fork takes along until the recipe is there."""
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        run = subprocess.Popen(["sleep", "20"], preexec_fn=partial(end_with_grid, 1))
+        assert run.wait(PATIENCE_SECONDS) == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -188,9 +188,11 @@ def start(
 def end_with_grid(grid: int) -> None:
     """Ask the kernel for SIGTERM when the grid dies (Linux), so that its runs save and end.
 
-    Ctrl-C reaches the grid, which tells them.
+    Ctrl-C reaches the grid, which tells them. Until the recipe has its own handlers SIGTERM ends it: the grid's, which
+    a fork takes along, would only note it.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with_parent(grid)
 
 

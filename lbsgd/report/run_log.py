@@ -36,6 +36,8 @@ KEYS = {
     "resume": {"iteration"},
     "result": set(),
 }
+OBJECTS = {"recipe", "schedule", "config"}
+COUNTS = {"global_batch", "iterations_per_epoch", "num_iterations", "iteration", "epoch"}
 
 
 def missing_keys(record: Record, header: Record) -> list[str]:
@@ -46,6 +48,17 @@ def missing_keys(record: Record, header: Record) -> list[str]:
     evaluated = kind == "result" or (kind == "epoch" and judged & record.keys())
     length = {"num_iterations"} if kind == "run" and (record.get("recipe") or {}).get("epochs") is None else set()
     return sorted((KEYS[kind] | length | training | (judged if evaluated else set())) - record.keys())
+
+
+def mistyped(record: Record) -> list[str]:
+    """Return what is wrong with a record's values of `OBJECTS` and `COUNTS`, in words."""
+    found = [f"{key}, which is no object" for key in OBJECTS & record.keys() if not isinstance(record[key], dict)]
+    numbers = COUNTS & {key for key, value in record.items() if not is_number(value)}
+    return sorted(found + [f"{key}, which is no number" for key in numbers])
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class RunLog:
@@ -145,7 +158,7 @@ class LoggedRun:
     @property
     def planned_epochs(self) -> float:
         """The epochs of the whole run; one that is counted in iterations may end inside an epoch."""
-        return self.header["recipe"]["epochs"] or self.header["num_iterations"] / self.header["iterations_per_epoch"]
+        return self.header["recipe"].get("epochs") or self.header["num_iterations"] / self.header["iterations_per_epoch"]
 
     @property
     def reached_its_plan(self) -> bool:
@@ -226,6 +239,8 @@ def _record(line: bytes, header: Record | None) -> Record:
         raise ValueError(f"not an object of kind {', '.join(KEYS)}")
     if (header is None) != (record["kind"] == "run"):
         raise ValueError("the first line, and only it, is of kind run")
+    if wrong := mistyped(record):
+        raise ValueError(f"{record['kind']} with {', '.join(wrong)}")
     if missing := missing_keys(record, header or record):
         raise ValueError(f"{record['kind']} without {', '.join(missing)}")
     return record

@@ -45,7 +45,11 @@ def gather_state(engine, keep: bool = True) -> EngineState:
 
 
 def restore_state(engine, state: EngineState) -> None:
-    """Put a gathered state into an engine of any world size and ZeRO stage; all processes must call it."""
+    """Put a gathered state into an engine of any world size and ZeRO stage; all processes must call it.
+
+    Gradients of an iteration that had begun are dropped.
+    """
+    drop_gradients(engine)
     engine.module.load_state_dict(state.weights)
     if state.momentum:
         allocate_momentum(engine, state.counters["last_lr"])
@@ -55,6 +59,17 @@ def restore_state(engine, state: EngineState) -> None:
             set_momentum(engine, parameter, state.momentum[name])
     spread_parameters(engine)
     restore_counters(engine, state.counters)
+
+
+def drop_gradients(engine) -> None:
+    """Forget what the passes of an unfinished iteration have added up, wherever DeepSpeed keeps it."""
+    optimizer = engine.optimizer
+    optimizer.zero_grad(set_to_none=True)
+    if engine.zero_optimization():
+        for kept in ("averaged_gradients", "all_grad_tensors"):
+            vars(optimizer).get(kept, {}).clear()
+        if engine.zero_optimization_stage() < 3:
+            optimizer.micro_step_id = -1  # as after an update; with offload the next pass would add to the old ones
 
 
 def allocate_momentum(engine, last_lr: float | None) -> None:

@@ -54,7 +54,7 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
 
 
 def has_nothing_to_reduce(plan: Plan) -> bool:
-    """Whether ZeRO 1 has one process only, and keeps its gradients on the device."""
+    """Whether ZeRO 1 has one process only, and a JSON without offload_optimizer, so gradients stay on the device."""
     alone = plan.world_size == 1 and plan.zero_stage == 1 and own_reduction(plan.config, plan.recipe) is None
     return alone and "offload_optimizer" not in plan.config["zero_optimization"]
 

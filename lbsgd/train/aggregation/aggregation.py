@@ -198,10 +198,20 @@ def take_gradients_in_place(engine):
     """Let ZeRO 1 take the gradients of its only process from where they lie.
 
     DeepSpeed copies each of them twice and has a hook for each, which costs the host more time than a GPU computes
-    (docs/experiments.md). Without the hooks only engine.backward knows when a pass ends, so loss.backward() is refused.
+    (docs/experiments.md). Without the hooks only engine.backward knows when a pass ends, so any other back-propagation
+    through the engine's output is refused; through engine.module's it is not.
     """
-    engine.optimizer.reduce_gradients = lambda **_: engine.optimizer.overlapping_partition_gradients_reduce_epilogue()
+    zero = engine.optimizer
+    zero.reduce_gradients = lambda **_: zero.overlapping_partition_gradients_reduce_epilogue()
     engine._support_torch_style_backward = False
+
+    def keep(*_):
+        """Copy what waits for the update: another pass of CUDA graphs would write over it (`GraphedBlock`)."""
+        for gradients in zero.averaged_gradients.values():
+            for gradient in gradients or ():
+                gradient.data = gradient.data.clone()  # ZeRO marks some of these tensors, so each stays itself
+
+    engine.module.register_forward_pre_hook(keep)
 
 
 def refuse_coalescing(*_):
