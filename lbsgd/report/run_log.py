@@ -158,7 +158,8 @@ class LoggedRun:
     @property
     def planned_epochs(self) -> float:
         """The epochs of the whole run; one that is counted in iterations may end inside an epoch."""
-        return self.header["recipe"].get("epochs") or self.header["num_iterations"] / self.header["iterations_per_epoch"]
+        header = self.header
+        return header["recipe"].get("epochs") or header["num_iterations"] / header["iterations_per_epoch"]
 
     @property
     def reached_its_plan(self) -> bool:

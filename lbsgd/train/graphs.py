@@ -2,9 +2,10 @@
 
 With n = 32 images a GPU computes faster than its host launches kernels one by one (docs/gpu.md). The graphs are those
 of single blocks, so gradients still arrive block by block, and aggregation and ZeRO take them as they come. They lie
-where the next replay writes: copy what has to outlast it. Another size, order or precision runs a block as it is, and so does gradient checkpointing. Other weights, modes
-and hooks are seen when a forward begins, and the blocks are recorded again. Do not change anything else that a block
-computes with, such as ε or n. Evaluation runs as it is. The bits are those of the plain run.
+where the next replay writes: copy what has to outlast it. Another size, order or precision runs a block as it is, and
+so does gradient checkpointing. Other weights, modes and hooks are seen when a forward begins, and the blocks are
+recorded again. Do not change anything else that a block computes with, such as ε or n. Evaluation runs as it is. The
+bits are those of the plain run.
 """
 
 from __future__ import annotations
