@@ -332,7 +332,7 @@ def test_a_key_that_an_older_checkpoint_lacks_has_its_neutral_default(tmp_path):
     checkpoint.load_newest(tmp_path, now, print)
     changed = recipe()
     changed["lbsgd"]["augmentation"] = {"flip": False}
-    with pytest.raises(CheckpointError, match="recipe.augmentation.flip is true there and false here"):
+    with pytest.raises(CheckpointError, match="lbsgd.augmentation.flip is true there and false here"):
         checkpoint.load_newest(tmp_path, Plan.read(changed, 1).identity(), print)
 
 

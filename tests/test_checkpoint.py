@@ -135,7 +135,7 @@ def test_the_first_difference_between_two_runs_is_named(tmp_path):
     here = {"recipe": {"seed": 0}, "network": {"fc.weight": [10, 512]}}
     checkpoint.require_same(tmp_path, here, json.loads(json.dumps(here)), "")
     for there, words in [
-        ({"recipe": {"seed": 1}, "network": here["network"]}, "recipe.seed is 1 there and 0 here"),
+        ({"recipe": {"seed": 1}, "network": here["network"]}, "lbsgd.seed is 1 there and 0 here"),
         (
             {"recipe": {"seed": 0}, "network": {"fc.weight": [1000, 512]}},
             r"network.fc.weight is \[1000, 512\] there and \[10, 512\] here",

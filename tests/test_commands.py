@@ -80,6 +80,7 @@ def fake_run(small, tmp_path_factory):
 def test_two_runs_with_the_same_seed_log_identical_losses(small, fake_run, tmp_path):
     done = launched(2, small, "--fake_data", "--max_iterations", 3, "--output_dir", tmp_path / "again")
     assert done.returncode == 0, done.stderr
+    assert "data           seeded random images (--fake_data)\n" in done.stdout
     losses = [
         [record["train_loss"] for record in read_run(folder).iterations] for folder in (fake_run, tmp_path / "again")
     ]
@@ -121,7 +122,7 @@ def test_a_run_goes_on_where_it_stopped_on_another_number_of_processes(small, fa
     refused(recipe(small, "--fake_data", "--output_dir", folder), folder, "--resume")
     files = [next(folder.glob("*.json")), folder / "weights.pt"]
     before = [file.read_bytes() for file in files]
-    refused(recipe(small, "--fake_data", "--output_dir", folder, "--resume", "--seed", 1), "recipe.seed")
+    refused(recipe(small, "--fake_data", "--output_dir", folder, "--resume", "--seed", 1), "lbsgd.seed")
     assert [file.read_bytes() for file in files] == before  # what is refused changes nothing
     done = recipe(small, "--fake_data", "--max_iterations", 4, "--output_dir", folder, "--resume")
     assert done.returncode == 0 and f"resuming from {folder}/checkpoints/iteration_00000003" in done.stdout, done.stderr

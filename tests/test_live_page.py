@@ -86,7 +86,8 @@ def reporting(folder):
     """A reporter of a run of six epochs, and what it says on the screen."""
     header = read_run(write_log(folder / "header", BASELINE, 0, [5.0], planned=6)).header
     said = []
-    progress = SimpleNamespace(say=said.append, __enter__=lambda: None, __exit__=lambda *error: None)
+    ends = {"first": 0, "done": 60, "per_epoch": header["iterations_per_epoch"]}
+    progress = SimpleNamespace(say=said.append, **ends, __enter__=lambda: None, __exit__=lambda *error: None)
     reporter = Reporter(RunLog(folder, header), progress, None, page=LivePage(folder, header))
     return reporter, said
 
@@ -106,4 +107,4 @@ def test_the_page_of_a_run_that_was_to_end_inside_its_first_epoch_reloads_itself
     reporter.conclude([TOP1], {})
     html = (tmp_path / "index.html").read_text()
     assert 'data-reload-seconds=""' in html and "ended after 0 of 6 epochs: no epoch is finished yet; it was to" in html
-    assert said[0].startswith("page ") and read_run(tmp_path).result is None
+    assert said[1].startswith("page ") and read_run(tmp_path).result is None

@@ -7,6 +7,7 @@ import pytest
 from test_trainer import Records
 
 from lbsgd.commands import convert, detect, train
+from lbsgd.report.measure import TOP1
 from lbsgd.train.coco_source import CocoSource
 from lbsgd.train.images import FakeImageSource, FfcvFiles
 from lbsgd.train.reporter import Reporter
@@ -20,6 +21,23 @@ def test_a_monitor_gets_numbers_alone():
     record = {"epoch": 1, "val_box_ap": 3.5, "val_box_ap_small": None, "weight_to_gradient": {"fc": 2.0}}
     Reporter(Records(), Records(), engine).report("epoch", record)
     assert events == [("lbsgd/val_box_ap", 3.5, 64)]
+
+
+@pytest.mark.parametrize(
+    "first, done, evaluated, said",
+    [
+        (0, 24, [1, 2], "iterations 1 to 24"),
+        (15, 17, [1], "iterations 16 to 17; no evaluation has seen the last 5: --evaluate_only makes one"),
+        (0, 7, [], "iterations 1 to 7; no evaluation has seen the last 7: --evaluate_only makes one"),
+        (24, 24, [1, 2], "nothing; 24 iterations were done before"),
+        (0, 24, [1], "iterations 1 to 24; no evaluation has seen the last 12: --evaluate_only makes one"),
+    ],
+)
+def test_the_end_says_what_was_trained_and_what_no_evaluation_has_seen(first, done, evaluated, said):
+    """An epoch's record without an evaluation (--evaluate_every) is none."""
+    epochs = [{"epoch": e, **({"val_top1_error_pct": 5.0} if e in evaluated else {})} for e in range(1, done // 12 + 1)]
+    progress = SimpleNamespace(first=first, done=done, per_epoch=12)
+    assert Reporter(SimpleNamespace(epochs=epochs), progress, None).trained([TOP1]) == said
 
 
 def flags_of(*parsers):

@@ -182,9 +182,14 @@ def require_same(path: Path, saved: Any, now: Any, what: str) -> None:
             require_same(path, saved.get(key), now.get(key), f"{what}.{key}" if what else key)
     elif saved != now:
         raise CheckpointError(
-            f"{path} is of another run: {what} is {json.dumps(saved)} there and {json.dumps(now)} here; "
+            f"{path} is of another run: {in_json(what)} is {json.dumps(saved)} there and {json.dumps(now)} here; "
             "use the same recipe, network and data, or another --output_dir"
         )
+
+
+def in_json(key: str) -> str:
+    """Return a key of an identity as the user's JSON has it: `recipe` is the `lbsgd` block there."""
+    return f"lbsgd.{key.removeprefix('recipe.')}" if key.startswith("recipe.") else key
 
 
 def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:

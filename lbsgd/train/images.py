@@ -31,7 +31,7 @@ class ImageSource(Protocol):
 
     num_classes    how many labels there are
     fingerprint    the same for the same images, and only for them
-    place          where they are, for the log
+    place          where they are, for the screen and the log
     waiting_advice    who decodes, and which flags help where training waits for it; only its recipe knows those
     """
 
@@ -130,7 +130,7 @@ class FakeImageSource:
 
     num_classes: int = FAKE_CLASSES
     fingerprint: str = "fake"
-    place: str = "fake"
+    place: str = "seeded random images (--fake_data)"
     waiting_advice: str = "each process draws its own"
 
     def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:

@@ -52,7 +52,8 @@ class Progress:
         images_per_iteration: int | None = None,
         judged_by: Sequence[Measure] = (TOP1,),
     ):
-        self.total, self.per_epoch, self.done = total_iterations, iterations_per_epoch, first_iteration
+        self.total, self.per_epoch = total_iterations, iterations_per_epoch
+        self.first = self.done = first_iteration
         self.images_per_iteration = images_per_iteration
         self.judged_by = [measure for measure in judged_by if measure.headline]
         # Decided here, because FORCE_COLOR, which build servers set, makes rich take a file for a terminal.
@@ -76,7 +77,7 @@ class Progress:
 
     def begin(self, iteration: int) -> None:
         """Say at which iteration the run goes on."""
-        self.done = iteration
+        self.first = self.done = iteration
 
     def advance(self, n: int = 1) -> None:
         self.done += n

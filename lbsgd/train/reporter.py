@@ -103,6 +103,7 @@ class Reporter:
         Raises DataError where the disk fails; the run itself is not lost.
         """
         say, folder = self.progress.say, self.log.path.parent
+        say(f"trained        {self.trained(judged_by)}")
         result = self.write_result() if self.log.epochs else None
         if self.page:
             self.page.write(self.log.epochs, result, "" if result else "it was to end inside its first epoch")
@@ -113,6 +114,16 @@ class Reporter:
             say(f"curves         {folder / 'curves.png'}")
         for name, place in {"log": self.log.path, **files}.items():
             say(f"{name:15}{place}")
+
+    def trained(self, judged_by: Sequence[Measure]) -> str:
+        """Return how far the run is, and what of it no evaluation has seen yet."""
+        per_epoch, done = self.progress.per_epoch, self.progress.done
+        judged = {measure.key for measure in judged_by}
+        seen = (round(each["epoch"] * per_epoch) for each in reversed(self.log.epochs) if judged & each.keys())
+        unseen = done - next(seen, 0)
+        first = self.progress.first + 1
+        said = f"iterations {first} to {done}" if first <= done else f"nothing; {done} iterations were done before"
+        return said + (f"; no evaluation has seen the last {unseen}: --evaluate_only makes one" if unseen else "")
 
     def write_result(self) -> dict[str, Any]:
         folder = self.log.path.parent

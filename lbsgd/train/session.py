@@ -157,6 +157,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: st
         }
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
         progress.begin(engine.global_steps)
+        progress.say(f"data           {run.images.place}")
         progress.say(f"aggregation    {aggregation}")
         progress.say(f"batch norm     {norm}")
         if graphs:
