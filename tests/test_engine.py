@@ -1,8 +1,10 @@
 """lbsgd inside DeepSpeed: the learning rates of its updates; a state that moves between world sizes and ZeRO stages."""
 
 import copy
+import logging
 import sys
 
+import deepspeed
 import oracle
 import pytest
 import torch
@@ -220,6 +222,22 @@ def test_what_deepspeed_refuses_when_it_starts_is_one_line(key, value, words):
     with pytest.raises(ConfigError, match=words) as refused:
         lbsgd.initialize(network(), plan)
     assert "\n" not in str(refused.value) and "correct or delete" in str(refused.value)
+
+
+def test_deepspeed_does_not_warn_of_our_optimizer_and_still_warns_of_others():
+    said = []
+    logger, handler = logging.getLogger("DeepSpeed"), logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger.addHandler(handler)
+    try:
+        lbsgd.initialize(network(), recipe(1))
+        assert not any("untested optimizer" in line for line in said)
+        model = network()
+        config = {key: value for key, value in recipe(1).items() if key not in ("lbsgd", "optimizer", "scheduler")}
+        deepspeed.initialize(model=model, optimizer=torch.optim.RMSprop(model.parameters()), config=config)
+        assert any("untested optimizer" in line for line in said)
+    finally:
+        logger.removeHandler(handler)
 
 
 def test_a_package_that_a_block_asks_for_is_named(monkeypatch):

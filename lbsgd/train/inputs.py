@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -57,6 +60,21 @@ def has_nothing_to_reduce(plan: Plan) -> bool:
     """Whether ZeRO 1 has one process only, and a JSON without offload_optimizer, so gradients stay on the device."""
     alone = plan.world_size == 1 and plan.zero_stage == 1 and own_reduction(plan.config, plan.recipe) is None
     return alone and "offload_optimizer" not in plan.config["zero_optimization"]
+
+
+@contextmanager
+def unwarned(words: str) -> Iterator[None]:
+    """Leave out what DeepSpeed's logger says with these words meanwhile."""
+    logger = logging.getLogger("DeepSpeed")
+
+    def others(record: logging.LogRecord) -> bool:
+        return words not in record.getMessage()
+
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 def refusal(plan: Plan, error: Exception) -> ConfigError:
