@@ -18,12 +18,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
-WIDTH, HEIGHT = 72, 9
+COLUMNS, LEAST_COLUMNS, HEIGHT = 72, 10, 9
+LABELS = 10  # letters before the first column
+WIDTH = 120  # letters: enough for all columns
 
 
 def in_terminal(plan: Plan, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
-    """Return the lines of a bar chart: a column per stretch of iterations, the learning rate on a logarithmic axis."""
-    columns = min(width, plan.num_iterations)
+    """Return the lines of a bar chart: a column per stretch of iterations, the learning rate on a logarithmic axis.
+
+    The axis, which says `epochs` behind the last column, has at most `width` letters.
+    """
+    room = width - LABELS - len(f"{int(plan.num_epochs)} epochs")
+    columns = min(COLUMNS, max(room, LEAST_COLUMNS), plan.num_iterations)
     lrs = [learning_rate(plan.num_iterations * column // columns, plan.schedule) for column in range(columns)]
     low, high = math.log10(min(lrs)), math.log10(max(lrs))
     low -= 0.15 * (high - low) or 1.0  # so that the lowest bar still shows
@@ -33,7 +39,7 @@ def in_terminal(plan: Plan, width: int = WIDTH, height: int = HEIGHT) -> list[st
         label = f"{10 ** (low + (high - low) * (row + 1) / height):.2g}"
         bars = "".join(BLOCKS[min(8, max(0, level - 8 * row))] for level in levels)
         lines.append(f"{label:>8} ┤{bars}")
-    return [*lines, " " * 9 + "└" + "─" * columns, " " * 10 + axis(plan.num_epochs, columns)]
+    return [*lines, " " * (LABELS - 1) + "└" + "─" * columns, " " * LABELS + axis(plan.num_epochs, columns)]
 
 
 def axis(epochs: float, columns: int) -> str:

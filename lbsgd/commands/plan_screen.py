@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from lbsgd.commands import plan_figure
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, MIXED
 from lbsgd.commands.plan_outlook import Outlook
+from lbsgd.commands.plan_table import table_lines
 from lbsgd.commands.plan_time import (
     BACKWARD_SHARE,
     Prediction,
@@ -19,21 +18,13 @@ from lbsgd.commands.plan_time import (
     overlaps,
 )
 from lbsgd.config.memory import Memory, bytes_per_activation
-from lbsgd.units import counted, duration, printable
+from lbsgd.report.printer import Printer
+from lbsgd.units import counted, printable
 
 WIDE = 1000  # letters: more than any row has
+NAME_WIDTH = 15
+UNITS = (("h", 3600, 2), ("min", 60, 1), ("s", 1, 1))  # of times, in seconds, with their digits after the point
 NOT_ITS_SPEED = "the speed is ResNet-50's at 224 pixels; give --images_per_second"
-
-
-class Wide(Console):
-    """A console that cuts nothing: a terminal wraps what is too long for it, and a pipe has no width."""
-
-    def __init__(self) -> None:
-        super().__init__(highlight=False, width=WIDE, height=25)
-
-    def on_broken_pipe(self) -> None:
-        """Leave it to `lbsgd` that nobody reads any more; Rich would exit with code 1."""
-        raise BrokenPipeError
 
 
 class Screen:
@@ -41,7 +32,7 @@ class Screen:
 
     def __init__(self, outlook: Outlook):
         self.outlook, self.plan = outlook, outlook.plan
-        self.console = Wide()
+        self.printer = Printer(WIDE)
 
     def show(self) -> None:
         self.run()
@@ -56,9 +47,7 @@ class Screen:
 
     def run(self) -> None:
         plan = self.plan
-        self.console.print(
-            f"[bold]{escape(printable(plan.name))}.json on {plan.world_size:,} GPU{'s' * (plan.world_size > 1)}[/]"
-        )
+        self.line(f"{printable(plan.name)}.json on {plan.world_size:,} GPU{'s' * (plan.world_size > 1)}", "bold")
         for name, value in plan.summary().items():
             self.fact(name, value, "dim")
         for change in plan.changes:
@@ -68,8 +57,8 @@ class Screen:
 
     def schedule(self) -> None:
         self.title("learning rate", "(Sec. 2.2, 5.1)")
-        for line in plan_figure.in_terminal(self.plan):
-            self.console.print(f"[blue]{line}[/]" if "┤" in line else line, soft_wrap=True)
+        for line in plan_figure.in_terminal(self.plan, self.printer.width):
+            self.line(line, "blue" if "┤" in line else "")
         self.columns(["epochs", "iterations", "learning rate"], plan_figure.stretches(self.plan), num_words=3)
 
     def memory(self) -> None:
@@ -82,7 +71,7 @@ class Screen:
         )
         # fp16 does not train at stage 0.
         memories = self.outlook.memories[1:] if plan.precision == "fp16" else self.outlook.memories
-        heads = ["", "weights", "gradients", "momentum+", "buckets", "activations", "total"]
+        heads = ["", "weights", "gradients", "momentum+", "buckets", "activa|tions", "total"]
         self.columns(heads, [memory_row(each, each.stage == plan.zero_stage) for each in memories])
 
     def prediction(self) -> None:
@@ -131,37 +120,41 @@ class Screen:
         most = by_name[self.outlook.running[0]]
         least = by_name[HALVING] if most.algorithm == FLAT_RING else most
         hidden = least.with_overlap if self.outlook.overlaps else least.without_overlap
-        shortest, longest = (
-            duration(seconds * self.plan.num_iterations, more_digits=1) for seconds in (hidden, most.without_overlap)
-        )
-        return shortest if shortest == longest else f"{shortest} to {longest}"
+        iterations = self.plan.num_iterations
+        return span(hidden * iterations, most.without_overlap * iterations)
 
     # --- lines ------------------------------------------------------------------------------------------------------
 
     def title(self, text: str, remark: str) -> None:
-        self.console.print(f"\n[bold]{text}[/] [dim]{remark}[/]", soft_wrap=True)
+        self.printer.print()
+        self.line(f"{text} {remark}", "bold", len(text), rest="dim")
 
     def fact(self, name: str, value: str, style: str) -> None:
-        self.console.print(f"  [{style}]{name:15}[/]{escape(value)}", soft_wrap=True)
+        self.line(f"  {name:{NAME_WIDTH}}{value}", style, 2 + NAME_WIDTH, indent=2 + NAME_WIDTH)
 
-    def say(self, line: str) -> None:
-        self.console.print(f"  {line}", soft_wrap=True)
+    def say(self, text: str) -> None:
+        self.line(f"  {text}", indent=4)
+
+    def line(self, text: str, style: str = "", letters: int = WIDE, rest: str = "", indent: int = 2) -> None:
+        """Print a line, the first letters in a style; a terminal that is too narrow gets more lines, indented."""
+        shown = Text(self.printer.wrapped(self.printer.written(text), indent))
+        shown.stylize(style, 0, letters)
+        shown.stylize(rest, letters)
+        self.printer.print(shown, soft_wrap=True)
 
     def columns(self, heads: list[str], rows: Iterable[Iterable[str]], num_words: int = 1) -> None:
         """Print rows in columns: words in the first num_words, numbers in the others."""
-        table = Table(box=None, padding=(0, 1), header_style="dim")
-        for place, head in enumerate(heads):
-            table.add_column(head, justify="left" if place < num_words else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*row)
-        self.console.print(table)
+        written = [[self.printer.written(cell) for cell in row] for row in (heads, *rows)]
+        for number, lines in enumerate(table_lines(written[0], written[1:], num_words, self.printer.width)):
+            style = "dim" if number == 0 else "bold" if lines[0].startswith(" >") else ""
+            for line in lines:
+                self.printer.print(Text(line, style), soft_wrap=True)
 
 
 def memory_row(memory: Memory, is_chosen: bool) -> list[str]:
     parts = (memory.weights, memory.gradients, memory.optimizer, memory.buckets, memory.activations)
     name = f"ZeRO-{memory.stage}" if memory.stage else "stage 0"
-    total = f"[bold]{memory.total / 1e6:,.0f}[/]"
-    return [f"{'>' if is_chosen else ' '} {name}", *(f"{part / 1e6:,.0f}" for part in parts), total]
+    return [f"{'>' if is_chosen else ' '} {name}", *(f"{part / 1e6:,.0f}" for part in (*parts, memory.total))]
 
 
 def prediction_row(prediction: Prediction, is_running: bool, overlaps: bool) -> list[str]:
@@ -197,3 +190,10 @@ def moved(reduction: Reduction) -> str:
 
 def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.1f} ms" if seconds < 10 else f"{seconds:.1f} s"
+
+
+def span(shortest: float, longest: float) -> str:
+    """Return `0.97 to 1.22 h`, both in the unit of the longest; `1.22 h` where they are written alike."""
+    unit, seconds, digits = next((each for each in UNITS if longest >= each[1]), UNITS[-1])
+    ends = dict.fromkeys(f"{each / seconds:.{digits}f}" for each in (shortest, longest))
+    return f"{' to '.join(ends)} {unit}"

@@ -1,0 +1,42 @@
+"""Lays out the tables of `lbsgd plan`, which are never cut, however narrow the terminal."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+
+Row = list[list[str]]  # of cells, each the lines of its text
+BREAK = "|"  # where a head may be divided by a hyphen
+
+
+def table_lines(heads: Sequence[str], rows: Iterable[Sequence[str]], num_words: int, width: int) -> list[list[str]]:
+    """Return the lines of the heads and of each row: words in the first num_words columns, numbers in the others.
+
+    A table that is too wide has heads of several lines, less room between its columns, and a last column that wraps.
+    """
+    cells: list[Row] = [[[cell] for cell in row] for row in rows]
+    whole = [[[head.replace(BREAK, "")] for head in heads], *cells]
+    if 1 + sum(widths_of(whole)) + 2 * (len(heads) - 1) <= width:
+        return [joined(row, widths_of(whole), num_words, "  ") for row in whole]
+    divided = [head.replace(BREAK, "-\n").replace(" ", "\n").split("\n") for head in heads[num_words:]]
+    narrow = [[[head] for head in heads[:num_words]] + divided, *cells]
+    *others, _ = widths_of(narrow)
+    room = max(1, width - 1 - sum(others) - len(others))
+    for row in cells:
+        row[-1] = textwrap.wrap(row[-1][0], room, break_long_words=False) or [""]
+    return [joined(row, widths_of(narrow), num_words, " ") for row in narrow]
+
+
+def widths_of(rows: Sequence[Row]) -> list[int]:
+    return [max(len(line) for cell in column for line in cell) for column in zip(*rows, strict=True)]
+
+
+def joined(row: Row, widths: Sequence[int], num_words: int, gap: str) -> list[str]:
+    """Return a row's lines, a space before each."""
+    height = max(map(len, row))
+    filled = [cell + [""] * (height - len(cell)) for cell in row]
+    lines = []
+    for parts in zip(*filled, strict=True):
+        sides = [str.ljust] * num_words + [str.rjust] * (len(widths) - num_words)
+        lines.append(" " + gap.join(side(*each) for side, *each in zip(sides, parts, widths, strict=True)).rstrip())
+    return lines

@@ -1,0 +1,49 @@
+"""Where the commands print: a terminal with its width, or a file or a pipe, which has none."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+HEIGHT = 25  # rich takes no width without a height where TERM is dumb
+LEAST_WIDTH = 20  # of wrapped text
+
+
+def on_terminal() -> bool:
+    """Return whether a person reads; FORCE_COLOR, which build servers set, makes rich take a file for a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+class Printer(Console):
+    """A console of the terminal's width, or of `pipe_width` where there is no terminal."""
+
+    def __init__(self, pipe_width: int):
+        self.is_for_people = on_terminal()
+        width, height = (None, None) if self.is_for_people else (pipe_width, HEIGHT)
+        super().__init__(highlight=False, emoji=False, force_terminal=self.is_for_people, width=width, height=height)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Lay out what will be written."""
+        return super().render_str(self.written(text), **options)
+
+    def written(self, text: str) -> str:
+        """Return a text as the stream writes it: one that is not UTF-8 has `eta` for η, which is wider."""
+        errors = getattr(self.file, "errors", None) or "strict"
+        return text.encode(self.encoding, errors).decode(self.encoding, errors)
+
+    def wrapped(self, text: str, indent: int) -> str:
+        """Return a text in the terminal's width, further lines indented; in one line where there is no terminal."""
+        if not self.is_for_people:
+            return text
+        width = max(indent + LEAST_WIDTH, self.width)
+        return textwrap.fill(
+            text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        )
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `lbsgd` that nobody reads any more; rich would exit with code 1."""
+        raise BrokenPipeError
