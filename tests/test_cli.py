@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
 from argparse import ArgumentTypeError
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -425,8 +427,38 @@ def test_the_thin_files_and_the_module_are_one_command():
 
 def test_help_names_every_command():
     text = run("-m", "lbsgd", "--help").stdout
-    assert all(f"lbsgd {name}" in text for name in ("plan", "check", "config", "report"))
-    assert run("-m", "lbsgd").returncode == 2
+    listed = re.findall(r"^  (\w+) +\S", text.split("\ncommands:\n")[1], flags=re.MULTILINE)
+    assert listed == ["plan", "check", "config", "convert", "report", "reproduce"]
+    bare = run("-m", "lbsgd")
+    assert bare.returncode == 2 and bare.stdout == "" and bare.stderr == f"{text}\nerror: name one of these commands\n"
+
+
+def test_the_version_is_that_of_setup_cfg(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    [version] = re.findall(r"^version = (.*)$", (ROOT / "setup.cfg").read_text(), flags=re.MULTILINE)
+    assert ended.value.code == 0 and capsys.readouterr().out == f"lbsgd {version}\n"
+
+
+COMMANDS = ("", "plan", "check", "config", "convert", "report", "reproduce")
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_fits_the_terminal_and_fills_it(command, columns, monkeypatch, capsys):
+    def help_in(columns):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), "--help"])
+        assert ended.value.code == 0
+        return capsys.readouterr().out
+
+    text = help_in(columns)
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("[--for ")]  # one word of 70 letters
+    assert max(map(len, lines)) <= columns, max(lines, key=len)
+    assert text.split() == help_in(1000).split()
+    paragraph = text.split("\n\n")[1].splitlines()  # what follows could not have stood in the line before
+    assert all(len(line) + 1 + len(after.split()[0]) > columns - 2 for line, after in pairwise(paragraph))
 
 
 def test_the_console_command_is_this_one():
@@ -464,9 +496,7 @@ def test_the_reference_pages_build_without_a_warning(tmp_path):
     assert (tmp_path / "api/lbsgd/commands/plan_time.html").is_file() and (tmp_path / "api/index.html").is_file()
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["chekc"], ["plan", "--gpus", "0", str(EIGHT_K)], ["report", "--bogus", "runs"]]
-)
+@pytest.mark.parametrize("arguments", [["chekc"], ["plan", "--gpus", "0", str(EIGHT_K)], ["report", "--bogus", "runs"]])
 def test_a_wrong_flag_is_one_line(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)

@@ -1,12 +1,4 @@
-"""lbsgd convert [--source PATH] [--data_dir DIR] [--dry_run] [--verify]
-
-Makes train.beton, val.beton and manifest.json in --data_dir ($IMAGENET_FFCV_DIR, else data/imagenet_ffcv) from your
-copy of ImageNet in --source ($IMAGENET_DIR, else data/imagenet): train/<class>/* and val/<class>/*, as folders or in
-one tar; ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit's archive; Kaggle's folders or .tar.gz with
-its annotations or LOC_val_solution.csv beside; or shards: TFRecords, WebDataset, parquet. Archives are read in place.
-What is left out, such as hidden folders, is said and counted. After an interruption, the same command goes on from
-where it was.
-"""
+"""`lbsgd convert`: your copy of ImageNet -> the FFCV files that training reads."""
 
 from __future__ import annotations
 
@@ -16,17 +8,27 @@ from pathlib import Path
 
 from lbsgd.commands.flag_types import OneLineParser, fraction, positive
 from lbsgd.disk import say
-from lbsgd.errors import ConfigError, DataError, LbsgdError, print_error
+from lbsgd.errors import ConfigError, DataError
 
+DESCRIPTION = """
+Makes train.beton, val.beton and manifest.json in --data_dir ($IMAGENET_FFCV_DIR, else data/imagenet_ffcv) from your
+copy of ImageNet in --source ($IMAGENET_DIR, else data/imagenet):
+
+  train/<class>/* and val/<class>/*, as folders or in one tar
+  ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and the devkit's archive
+  Kaggle's folders or .tar.gz with its annotations or LOC_val_solution.csv beside
+  shards: TFRecords, WebDataset, parquet
+
+Archives are read in place. What is left out, such as hidden folders, is said and counted. After an interruption, the
+same command goes on from where it was.
+"""
 VERIFYING = ("data_dir", "source", "num_processes", "verify")  # the flags that go with --verify
 SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
 
 
-def parser() -> argparse.ArgumentParser:
-    flags = OneLineParser(
-        prog="lbsgd convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = flags.add_argument
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    command.description = DESCRIPTION
+    add = command.add_argument
     add("--source", metavar="PATH", help="a folder or a tar, see above")
     add("--data_dir", metavar="DIR", help="where the FFCV files go")
     add("--dry_run", action="store_true", help="say what was found, the result's size and the time; write nothing")
@@ -40,11 +42,27 @@ def parser() -> argparse.ArgumentParser:
     add("--on_error", choices=("fail", "skip"), default="fail", help=on_error)
     add("--num_processes", "--num_workers", type=positive, metavar="N", help="that convert (default: cores)")
     add("--overwrite", action="store_true", help="replace the content of the data folder")
+
+
+def parser() -> argparse.ArgumentParser:
+    flags = OneLineParser(prog="lbsgd convert")
+    add_arguments(flags)
     return flags
 
 
-def run(given: argparse.Namespace) -> None:
-    """Convert, look or verify. Raises LbsgdError; ImportError without OpenCV or Pillow; OSError."""
+def run(given: argparse.Namespace) -> int:
+    """Convert, look or verify. Raises LbsgdError."""
+    try:
+        convert_look_or_verify(given)
+    except ImportError as error:
+        hint = "run `make setup`, or `pip install 'lbsgd[ffcv]'`"
+        raise DataError(f"the converter needs OpenCV and Pillow ({error}); {hint}") from None
+    except OSError as error:
+        raise DataError(str(error)) from None
+    return 0
+
+
+def convert_look_or_verify(given: argparse.Namespace) -> None:
     from lbsgd.convert.convert import convert, look  # imported late, so that --help does not wait for NumPy
     from lbsgd.convert.verify import verify
     from lbsgd.data.folder import data_folder
@@ -66,27 +84,9 @@ def run(given: argparse.Namespace) -> None:
 
 def refuse_beside_verify(given: argparse.Namespace) -> None:
     """Raises ConfigError for the first flag that --verify does not go with."""
-    defaults = parser()
-    for name, value in vars(given).items():
-        if name not in VERIFYING and value != defaults.get_default(name):
+    for name, default in vars(parser().parse_args([])).items():
+        if name not in VERIFYING and getattr(given, name) != default:
             raise ConfigError(
                 f"--verify does not go with --{name}: it takes the settings from the folder's manifest.json, "
                 f"and changes nothing"
             )
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command. Return its exit code: 0 done, 2 something is wrong (one line says what), 75 after a signal."""
-    try:
-        run(parser().parse_args(arguments))
-    except LbsgdError as error:
-        wrong = error
-    except ImportError as error:
-        hint = "run `make setup`, or `pip install 'lbsgd[ffcv]'`"
-        wrong = DataError(f"the converter needs OpenCV and Pillow ({error}); {hint}")
-    except OSError as error:
-        wrong = DataError(str(error))
-    else:
-        return 0
-    print_error(wrong)
-    return wrong.exit_code

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from lbsgd.commands.help import Help
 from lbsgd.errors import ConfigError
 
 Group = ArgumentParser | _ArgumentGroup  # what takes flags
@@ -17,6 +18,9 @@ NAMES = {"settings": "--set", "source": "--from", "library": "--for", "files": "
 
 
 class OneLineParser(ArgumentParser):
+    def __init__(self, *, formatter_class: Any = Help, **given: Any) -> None:
+        super().__init__(formatter_class=formatter_class, **given)
+
     def error(self, message: str) -> NoReturn:
         """Refuse a flag in one line, as everything else is refused."""
         self.exit(2, f"error: {message}; --help lists the flags\n")

@@ -17,12 +17,14 @@ import sys
 from contextlib import suppress
 
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
-from lbsgd.commands import check, config, plan, report, reproduce
+from lbsgd.commands import check, config, convert, plan, report, reproduce
 from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 
+DESCRIPTION = "Large minibatches as in Goyal et al. 2017, on DeepSpeed and FFCV. `python -m lbsgd` is the same command."
+EPILOG = "`lbsgd COMMAND --help` tells the flags of a command. A recipe trains: `python recipes/resnet50.py --help`."
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why an open stream takes no more
 
 
@@ -55,11 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code; its errors are raised."""
-    if arguments[:1] == ["convert"]:  # its own parser refuses a flag in one line
-        from lbsgd.commands.convert import main as convert
-
-        return convert(arguments[1:])
-    given = parser().parse_args(arguments)
+    commands = parser()
+    given = commands.parse_args(arguments)
+    if given.run is None:
+        commands.print_help(sys.stderr)
+        commands.exit(2, "\nerror: name one of these commands\n")
     return given.run(given)
 
 
@@ -83,19 +85,34 @@ def drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+class Version(argparse.Action):
+    """Prints the version, which takes too long to look up for the other commands."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            print(f"lbsgd {version('lbsgd')}")
+        except PackageNotFoundError:
+            raise ConfigError("lbsgd is not installed, so it has no version; run `pip install -e .`") from None
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each command's module adds its own flags."""
-    top = OneLineParser(prog="lbsgd", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = top.add_subparsers(metavar="COMMAND", required=True)
-    for name, arguments, run, summary in (
-        ("plan", plan.add_arguments, plan.run, "what a JSON means on N GPUs, and how long it would take"),
-        ("check", check.add_arguments, check.run, "what is wrong in DeepSpeed JSONs, why it hurts, and the fix"),
-        ("config", config.add_arguments, config.run, "a complete JSON for a global batch"),
-        ("convert", lambda command: None, None, "your copy of ImageNet -> the FFCV files that training reads"),
-        ("report", report.add_arguments, report.run, "table and curves of runs"),
-        ("reproduce", reproduce.add_arguments, reproduce.run, "runs a table or figure of the paper, and reports it"),
+    top = OneLineParser(prog="lbsgd", description=DESCRIPTION, epilog=EPILOG)
+    top.add_argument("--version", action=Version, nargs=0, help="print the version")
+    top.set_defaults(run=None)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    for name, module, summary in (
+        ("plan", plan, "what a JSON means on N GPUs, and how long it would take"),
+        ("check", check, "what is wrong in DeepSpeed JSONs, why it hurts, and the fix"),
+        ("config", config, "a complete JSON for a global batch"),
+        ("convert", convert, "your copy of ImageNet -> the FFCV files that training reads"),
+        ("report", report, "table and curves of runs"),
+        ("reproduce", reproduce, "runs a table or figure of the paper, and reports it"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
-        arguments(command)
-        command.set_defaults(run=run)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
     return top

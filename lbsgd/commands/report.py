@@ -15,7 +15,7 @@ TABLES = ("table1", "table2a", "table2b", "table2c", "figure1", "table3a", "tabl
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    command.epilog, command.formatter_class = EPILOG, argparse.RawDescriptionHelpFormatter
+    command.epilog = EPILOG
     add = command.add_argument
     add("runs", metavar="RUN", nargs="*", help="folder of a run, its log.jsonl, or a folder with runs below it")
     add("--output_dir", type=Path, metavar="DIR", help="where the files go (default: only print)")

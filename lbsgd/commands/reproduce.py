@@ -11,8 +11,8 @@ MOST_SEEDS = 10_000  # above what anybody runs; more is a slip of the finger
 
 DESCRIPTION = """runs a table or figure of the paper on your machine, and reports it
 
-lbsgd reproduce table1 digits            warmup: none, constant, gradual; 20 runs, about 45 minutes on 2 cores
-lbsgd reproduce table1 table2a table2b figure1 digits       all four; rows that they share run once
+  lbsgd reproduce table1 digits     warmup: none, constant, gradual; 20 runs, about 45 minutes on 2 cores
+  lbsgd reproduce table1 table2a table2b figure1 digits     all four; rows that they share run once
 
 Interrupted in any way, the same command goes on. A grid runs the code of the commit that it began with."""
 
@@ -20,7 +20,7 @@ Interrupted in any way, the same command goes on. A grid runs the code of the co
 def add_arguments(command: argparse.ArgumentParser) -> None:
     from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 
-    command.description, command.formatter_class = DESCRIPTION, argparse.RawDescriptionHelpFormatter
+    command.description = DESCRIPTION
     add = command.add_argument
     add("studies", nargs="+", metavar="EXPERIMENT", help=", ".join(STUDIES))
     add("data_set", metavar="DATA_SET", help=", ".join(DATA_SETS))
