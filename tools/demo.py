@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from lbsgd.processes.environment import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -23,8 +25,6 @@ NUM_WORKERS, PER_WORKER_BATCH = 4, 32  # k and n of ds_configs/digits.json
 
 def num_processes() -> int:
     """With GPUs the largest number of them that divides k; 2 on a CPU."""
-    import torch
-
     gpus = torch.cuda.device_count()
     return max(size for size in range(1, gpus + 1) if NUM_WORKERS % size == 0) if gpus else 2
 
@@ -78,6 +78,8 @@ def main() -> int:
     arguments, recipe_flags = flags.parse_known_args()
     work_dir = arguments.work_dir.resolve() if arguments.work_dir else Path()
     os.chdir(ROOT)
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's launcher would find that by itself, with a warning
     for command in commands(arguments.seed, work_dir, recipe_flags):
         print(f"$ {shlex.join(command)}", flush=True)
         code = subprocess.run(command).returncode
