@@ -172,6 +172,7 @@ def printing_into(stream, arguments, buffered):
         ["check", "--explain", "all"],
         ["config", "--global_batch", "256"],
         ["reproduce", "table1", "digits", "--list"],
+        ["report", "results/digits/runs/x1"],
     ],
 )
 @pytest.mark.parametrize("buffered", [True, False])
@@ -181,7 +182,10 @@ def test_a_full_disk_behind_the_output_is_one_line(arguments, buffered):
     assert (done.returncode, done.stderr) == (2, "error: the output cannot be written (No space left on device)\n")
 
 
-@pytest.mark.parametrize("arguments", [["plan", EIGHT_K], ["check", EIGHT_K], ["check", "--explain", "all"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["plan", EIGHT_K], ["check", EIGHT_K], ["check", "--explain", "all"], ["report", "results/digits/runs/x1"]],
+)
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_reader_who_leaves_ends_the_command_in_silence(arguments, buffered):
     read, write = os.pipe()

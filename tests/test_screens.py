@@ -1,12 +1,19 @@
 """What the commands print on a terminal: in its width, in one unit, in the letters that it has; and what in a pipe."""
 
+import io
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_screen import span
+from lbsgd.processes.plain_letters import print_plain_letters_where_needed
+from lbsgd.report.paper_table import Columns, PaperTable
+from lbsgd.report.printer import Printer
 
 ROOT = Path(__file__).parent.parent
 EIGHT_K = str(ROOT / "ds_configs/8k.json")
@@ -73,3 +80,70 @@ def test_in_a_pipe_each_fact_of_a_plan_is_one_line_whatever_the_width(capsys, mo
 )
 def test_a_span_of_times_has_one_unit(shortest, longest, words):
     assert span(shortest, longest) == words
+
+
+# --- reproduce and report ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def finished_grid(tmp_path):
+    """The command that reports the published runs of table1 again, from a copy."""
+    for row in ("x1", "x8", "x8_no_warmup", "x8_constant_warmup"):
+        shutil.copytree(ROOT / "results/digits/runs" / row, tmp_path / "results/digits/runs" / row)
+    shutil.copy(ROOT / "results/digits/grid.json", tmp_path / "results/digits")
+    return ["reproduce", "table1", "digits", "--work_dir", str(tmp_path), "--results", str(tmp_path / "results")]
+
+
+def test_reproduce_prints_tables_on_a_terminal_and_markdown_in_a_pipe(finished_grid, on_terminal, monkeypatch, capsys):
+    monkeypatch.setattr(
+        "lbsgd.experiments.reproduce.write_report", lambda _, folder, *more: folder.mkdir(exist_ok=True)
+    )
+    for columns in (60, 80, 160):
+        lines = on_terminal(columns, *finished_grid)
+        printed = "\n".join(lines)
+        tables = lines[[line.strip() for line in lines].index("Table 1, warmup") :]
+        assert max(len(line) for line in tables if "/" not in line) <= columns  # but for paths
+        assert "| ---" not in printed and "**" not in printed
+        assert "gradual warmup" in printed if columns > 60 else "no warmup" in printed
+        assert "Claims, stated before the runs" in printed and re.search(r"\+0.23 \[-0.24, \+0.70\] +yes", printed)
+        assert ("x8_no_warmup - x1" in printed) == (columns == 160)
+    monkeypatch.setattr("lbsgd.report.printer.on_terminal", lambda: False)
+    assert main(finished_grid) == 0
+    assert "| gradual warmup | 8,192 | 3.2 | 23.74 ± 0.09 | 256 | 1.6 | 1.07 ± 0.32 |" in capsys.readouterr().out
+
+
+def test_a_full_disk_behind_the_output_of_reproduce_is_not_the_grid_s(finished_grid):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "lbsgd", *finished_grid]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: the output cannot be written (No space left on device)\n")
+
+
+def table_of(*labels):
+    columns = Columns(("", "kn", "η", "error %", "kn"), (0, 3, 4), "ImageNet")
+    rows = tuple((label, "256", "0.1", "23.60 ± 0.12", "32") for label in labels)
+    return PaperTable("table1", "Warmup", "digits", columns, rows, ())
+
+
+def test_columns_stand_where_the_letters_of_an_ascii_terminal_put_them(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    print_plain_letters_where_needed()
+    Printer(160).print(table_of("γ = 1", "baseline").rich(160))
+    sys.stdout.flush()
+    *_, first, second = sys.stdout.buffer.getvalue().decode("ascii").splitlines()
+    assert first.startswith("gamma = 1") and "23.60 +- 0.12" in first
+    assert [at for at, letter in enumerate(first) if letter == "|"] == [
+        at for at, letter in enumerate(second) if letter == "|"
+    ]
+
+
+def test_a_label_in_brackets_is_no_markup(capsys):
+    Printer(160).print(table_of("from [/data]").rich(160))
+    assert "from [/data]" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("columns", [60, 80, 160])
+def test_a_table_of_runs_keeps_their_names_whole(on_terminal, columns):
+    lines = on_terminal(columns, "report", ROOT / "results/digits/runs/x1", ROOT / "results/digits/runs/x8")
+    assert max(map(len, lines)) <= columns
+    assert [line.split()[0] for line in lines if "/seed" in line] == [f"x{k}/seed{n}" for k in (1, 8) for n in range(5)]

@@ -25,12 +25,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from rich.console import Console  # late, like the report: `lbsgd --help` needs neither
-
-    from lbsgd.errors import ConfigError
+    from lbsgd.errors import ConfigError  # late, like the report: `lbsgd --help` needs none of it
     from lbsgd.report.families import families_of
     from lbsgd.report.groups import find_runs, group_runs
     from lbsgd.report.paper_tables import paper_tables, wanted
+    from lbsgd.report.printer import Printer
     from lbsgd.report.regions import update
     from lbsgd.report.tables import error_table
     from lbsgd.report.write import write_report
@@ -44,13 +43,11 @@ def run(given: argparse.Namespace) -> int:
     runs = find_runs(given.runs)
     families = families_of(group_runs(runs))
     tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=PIPE_WIDTH)  # Rich would take 80 columns and leave half of a table out
+    printer = Printer(PIPE_WIDTH)  # rich would take 80 columns and leave half of a table out
     if not tables or len(runs) <= 20:
-        console.print(error_table(runs))
+        printer.print(error_table(runs, printer.width))
     for table in tables:
-        console.print(table.rich(console.width))
+        printer.print(table.rich(printer.width))
     if given.output_dir:
         title = ", ".join(Path(place).resolve().name for place in given.runs)
         for path in write_report(families, given.output_dir, title, given.table):

@@ -70,8 +70,6 @@ def run(given: argparse.Namespace) -> int:
         return 0
     try:
         reproduce(request)
-    except BrokenPipeError:
-        raise  # for `lbsgd` itself: nobody reads any more
     except OSError as error:  # no right to write, or a full disk
         raise ConfigError(
             f"reproduce: {error.filename or request.grid}: {error.strerror}; mend it, and the same command goes on, or "

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbsgd.disk import replace_file
+from lbsgd.disk import replace_file, say
 from lbsgd.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -43,7 +43,7 @@ def one_at_a_time(grid_folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting        for another start of {grid_folder}, which makes its code and data", flush=True)
+            say(f"waiting        for another start of {grid_folder}, which makes its code and data")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -125,7 +125,7 @@ def build_kernels(checkout: Checkout) -> None:
     done = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True, check=False)
     if not list(checkout.folder.glob(KERNELS)):  # setup.py takes them as optional, and ends with 0
         why = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-        print(f"warning: no kernels were compiled in {checkout.folder}, so FFCV decodes the images ({why})", flush=True)
+        say(f"warning: no kernels were compiled in {checkout.folder}, so FFCV decodes the images ({why})")
 
 
 def unsaved_changes(root: Path = ROOT) -> str:

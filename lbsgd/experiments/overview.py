@@ -6,15 +6,17 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from lbsgd.experiments import launch
 from lbsgd.experiments.grid import Job
 from lbsgd.report.groups import DIVERGED
+from lbsgd.report.printer import Printer
 from lbsgd.report.run_log import LOG_NAME, read_run
 from lbsgd.units import duration
+
+WIDTH = 160  # of a pipe, whose lines do not wrap
 
 
 class Overview:
@@ -22,8 +24,8 @@ class Overview:
 
     def __init__(self, jobs: Sequence[Job], runs: Path, epochs_of: Callable[[Job], int]):
         self.runs, self.planned = runs, {job.name: epochs_of(job) for job in jobs}
-        self.console = Console(highlight=False, soft_wrap=True)
-        self.live = Live("", console=self.console, refresh_per_second=2) if self.console.is_terminal else None
+        self.printer = Printer(WIDTH)
+        self.live = Live("", console=self.printer, refresh_per_second=2) if self.printer.is_for_people else None
         self.done = {job.name: launch.is_done(job.folder(runs)) for job in jobs}
         self.reached = {job.name: self.epochs_done(job) for job in jobs}
         self.reached_before, self.began = sum(self.reached.values()), time.monotonic()
@@ -40,7 +42,7 @@ class Overview:
             self.live.__exit__(*error)
 
     def say(self, line: str) -> None:
-        self.console.print(Text(line))
+        self.printer.print(Text(line), soft_wrap=True)
 
     def epochs_done(self, job: Job) -> int:
         folder, planned = job.folder(self.runs), self.planned[job.name]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbsgd.disk import replace_file
+from lbsgd.disk import replace_file, say
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments import launch
 from lbsgd.experiments.answers import HEADS, answers, markdown
@@ -25,6 +25,7 @@ from lbsgd.experiments.checkout import (
 from lbsgd.experiments.collect import bring_back, collect
 from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
 from lbsgd.experiments.launch import Machine
+from lbsgd.experiments.printed import print_study
 from lbsgd.experiments.runner import Runner
 from lbsgd.report.page import PAGE_NAME, Section
 from lbsgd.report.paper_tables import paper_tables, wanted
@@ -94,18 +95,17 @@ def reproduce(request: Request) -> None:
     require_possible(request)
     commit = noted_commit(request.published)
     if commit and not request.epochs and all(launch.is_done(job.folder(request.logs)) for job in request.jobs):
-        print(f"runs           all {len(request.jobs)} are in {request.logs}, of commit {commit[:10]}")
-        print("               to train them yourself, give another place with --results")
+        say(f"runs           all {len(request.jobs)} are in {request.logs}, of commit {commit[:10]}")
+        say("               to train them yourself, give another place with --results")
         report(request, commit)  # which needs no code and no data
         return
     machine = Machine.here(request.data, request.side_by_side)
     with one_at_a_time(request.grid):
         checkout = begin(request)
     seeds = len(request.seeds)
-    print(
+    say(
         f"grid           {len(request.rows)} rows x {seeds} seeds, {machine.side_by_side} side by side, "
-        f"{machine.threads} threads each",
-        flush=True,
+        f"{machine.threads} threads each"
     )
 
     def publish(job: Job) -> None:
@@ -120,11 +120,11 @@ def begin(request: Request) -> Checkout:
     """Return the grid's code; what its runs need is there."""
     begins = not (request.grid / NOTE).exists()
     if begins and (changed := unsaved_changes()):
-        print(f"warning: the grid runs the last commit, without {len(changed.splitlines())} changed files", flush=True)
+        say(f"warning: the grid runs the last commit, without {len(changed.splitlines())} changed files")
     checkout = open_checkout(request.grid, None if request.epochs else request.published)
     for job in request.jobs:
         bring_back(job.folder(request.logs), job.folder(request.grid))
-    print(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
+    say(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
     waiting = [job for job in request.jobs if not launch.is_done(job.folder(request.grid))]
     if waiting:  # a report needs logs only
         require_inputs(waiting, request.work_dir)
@@ -149,9 +149,8 @@ def report(request: Request, commit: str) -> None:
         own = study.sections(rows_by_name(families)) if study.sections else []
         write_report(families, folder, title, study.tables, [*own, *sections])
         replace_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
-        for table in (table for family in families for table in wanted(paper_tables(family), study.tables)):
-            print(table.markdown())
-        print(markdown(found) if found else "", f"page           {folder / PAGE_NAME}", sep="\n", flush=True)
+        print_study([table for family in families for table in wanted(paper_tables(family), study.tables)], found)
+        say(f"page           {folder / PAGE_NAME}")
 
 
 def require_possible(request: Request) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from lbsgd.disk import say
 from lbsgd.errors import LbsgdError, Stopped, TrainingError
 from lbsgd.experiments import launch
 from lbsgd.experiments.checkout import Checkout
@@ -45,7 +46,7 @@ class Runner:
         waiting = []
         for job in jobs:
             if launch.is_done(job.folder(self.runs)):
-                self.publish(job, print)
+                self.publish(job, say)
             else:
                 waiting.append(job)
         before = {number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table as RichTable
 
 from lbsgd.algorithm.published import IMAGENET_IMAGES
@@ -76,14 +77,14 @@ class PaperTable:
         """Return the table for a terminal; one narrower than WIDE gets the columns that matter most."""
         heads = self.columns.heads
         shown = range(len(heads)) if width >= WIDE else self.columns.narrow
-        title = f"\n{self.title}\n{self.measured[0].lower()}{self.measured[1:-1]}"
+        title = escape(f"\n{self.title}\n{self.measured[0].lower()}{self.measured[1:-1]}")
         table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for number in shown:
             of_paper = 1 <= number < FIRST_OF_OURS
             side = "paper\n" if of_paper else "ours\n" if heads[number] in heads[1:FIRST_OF_OURS] else ""
             table.add_column(side + heads[number], justify="right" if number else "left", overflow="fold")
         for row in self.rows:
-            table.add_row(*(row[number] for number in shown))
+            table.add_row(*(escape(row[number]) for number in shown))
         return table
 
 

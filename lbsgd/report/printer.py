@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from lbsgd.disk import OutputError
+
 HEIGHT = 25  # rich takes no width without a height where TERM is dumb
 LEAST_WIDTH = 20  # of wrapped text
 
@@ -43,6 +45,13 @@ class Printer(Console):
         return textwrap.fill(
             text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
         )
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print as rich does. Raises OutputError where it is the output that takes no more, as `disk.say`."""
+        try:
+            super().print(*objects, **options)
+        except OSError as error:
+            raise OutputError(str(error)) from error
 
     def on_broken_pipe(self) -> None:
         """Leave it to `lbsgd` that nobody reads any more; rich would exit with code 1."""

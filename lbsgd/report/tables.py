@@ -14,11 +14,15 @@ from lbsgd.report.groups import group_runs
 from lbsgd.report.measure import Measure
 from lbsgd.report.run_log import LOG_NAME, LoggedRun
 
+WIDE = 80  # columns of a terminal that hold all
+ONLY_WIDE = ("k", "train", "images\n/s")
 
-def error_table(runs: Sequence[LoggedRun]) -> Table:
+
+def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
     """Return a row per run and, as in the paper's tables, mean ± std of runs that differ only in their seed.
 
-    The numbers are those of each run's first measure; other headlines, such as mask AP, have columns of their own.
+    The numbers are those of each run's first measure; other headlines, such as mask AP, have columns of their own. A
+    terminal narrower than WIDE gets the columns that matter most.
     """
     further = list(dict.fromkeys(measure for run in runs for measure in headlines(run)[1:]))
     table = Table(
@@ -28,17 +32,25 @@ def error_table(runs: Sequence[LoggedRun]) -> Table:
         caption_justify="left",
         caption="\n" + "; ".join(dict.fromkeys(caption(run.measures[0]) for run in runs)),
     )
-    table.add_column("run", overflow="fold")
     shorts = [measure.short.replace(" ", "\n") for measure in further]
-    for name in ("kn", "k", "η", "epochs", "val", "best\nval", "train", *shorts, "images\n/s"):
-        table.add_column(name, justify="right", no_wrap=True)
+    heads = ["run", "kn", "k", "η", "epochs", "val", "best\nval", "train", *shorts, "images\n/s"]
+    shown = [number for number, head in enumerate(heads) if width >= WIDE or head not in ONLY_WIDE]
+    for number in shown:
+        if number == 0:
+            table.add_column(heads[0], overflow="fold")
+        else:
+            table.add_column(heads[number], justify="right", no_wrap=True)
+
+    def add(*cells: str) -> None:
+        table.add_row(*(cells[number] for number in shown if number < len(cells)))
+
     for name, run in zip(names_of(runs), runs, strict=True):
         numbers = [*numbers_of(run), *(measure.of(run.epochs) for measure in further)]
-        table.add_row(escape(name), *recipe_cells(run), *map(percent, numbers), speed_cell(run))
+        add(escape(name), *recipe_cells(run), *map(percent, numbers), speed_cell(run))
     table.add_section()
     for row in group_runs(runs):
         if len(row.values) > 1:
-            table.add_row(f"mean of {len(row.values)} ± std", *recipe_cells(row.finished[0]), str(row.spread))
+            add(f"mean of {len(row.values)} ± std", *recipe_cells(row.finished[0]), str(row.spread))
     return table
 
 

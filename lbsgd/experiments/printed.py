@@ -1,0 +1,41 @@
+"""What `lbsgd reproduce` prints of a study: tables for a terminal, and Markdown for the file that a pipe leads to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from lbsgd.disk import say
+from lbsgd.experiments.answers import HEADS, Answer, markdown
+from lbsgd.report.paper_table import WIDE, PaperTable
+from lbsgd.report.printer import Printer
+
+NARROW = (0, 3, 4)  # the columns of the claims that fit into 80 of a terminal
+
+
+def print_study(tables: Sequence[PaperTable], found: Sequence[Answer]) -> None:
+    """Print a study's tables and the answers to its claims, if it has any."""
+    printer = Printer(WIDE)
+    if not printer.is_for_people:
+        say("\n".join([*(table.markdown() for table in tables), *([markdown(found)] if found else [])]))
+        return
+    for table in tables:
+        printer.print(table.rich(printer.width))
+    if found:
+        printer.print(claims_table(found, printer.width))
+    printer.print()
+
+
+def claims_table(found: Sequence[Answer], width: int) -> Table:
+    """Return the claims with their answers; a terminal narrower than WIDE gets the columns that matter most."""
+    title = "\nClaims, stated before the runs"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    shown = range(len(HEADS)) if width >= WIDE else NARROW
+    for number in shown:
+        table.add_column(HEADS[number], justify="right" if number == NARROW[1] else "left", overflow="fold")
+    for answer in found:
+        table.add_row(*(escape(answer.cells[number]) for number in shown))
+    return table
