@@ -25,7 +25,7 @@ def folder(tmp_path):
 def test_a_region_of_a_page_is_a_part_s_table(folder):
     page = folder / "page.md"
     page.write_text("Before.\n\n<!-- report speed.json --table step -->\n<!-- end of report -->\n\nAfter.\n")
-    assert update(page) and not update(page)
+    assert update([page]) and not update([page])
     text = page.read_text()
     assert (
         "**Whole steps** (a GPU, 2026-11-27)" in text

@@ -376,7 +376,7 @@ def test_a_region_of_a_file_is_written_again(table_1_runs, tmp_path):
     file = tmp_path / "README.md"
     marker = f"<!-- report {table_1_runs} --table table1 -->\n"
     file.write_text(f"before\n{marker}old numbers\n<!-- end of report -->\nafter\n")
-    assert update(file) and not update(file)
+    assert update([file]) == [file] and update([file]) == []
     text = file.read_text()
     assert text.startswith(f"before\n{marker}\n**Table 1") and text.endswith("|\n\n<!-- end of report -->\nafter\n")
     assert "old numbers" not in text and "| 24.84 ± 0.37 | 256 | 1.6 | 3.00 ± 0.50 |" in text
@@ -388,7 +388,7 @@ def test_a_linked_file_stays_a_link_and_keeps_its_mode(table_1_runs, tmp_path):
     file.chmod(0o640)
     link.symlink_to(file)
     (tmp_path / "README.md.tmp").write_text("the user's own")
-    assert update(link) and link.is_symlink() and "**Table 1" in file.read_text()
+    assert update([link]) and link.is_symlink() and "**Table 1" in file.read_text()
     assert file.stat().st_mode & 0o777 == 0o640 and (tmp_path / "README.md.tmp").read_text() == "the user's own"
 
 
@@ -407,7 +407,7 @@ def test_a_linked_file_stays_a_link_and_keeps_its_mode(table_1_runs, tmp_path):
 def test_a_file_without_a_whole_region_is_refused(tmp_path, text, reason):
     (tmp_path / "a.md").write_text(text)
     with pytest.raises(ConfigError, match=reason):
-        update(tmp_path / "a.md")
+        update([tmp_path / "a.md"])
 
 
 def test_rows_of_other_data_are_no_family(tmp_path):

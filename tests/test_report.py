@@ -1,5 +1,6 @@
 """Tables and curves show the numbers of the logs, and nothing else, where a reader looks for them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -275,15 +276,71 @@ def test_the_command_prints_the_table_and_leaves_the_current_folder_alone(tmp_pa
     assert not list(tmp_path.glob("*.*"))  # files go to --output_dir, nothing into the current folder
 
 
-@pytest.mark.parametrize("content, reason", [(None, "no run log at"), ("hello\n", "line 1: not a run log: not JSON")])
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, capsys, content, reason):
-    write(tmp_path / "good", val=[9.0])
-    if content:
-        (tmp_path / "bad").write_text(content)
-    code = main(["report", str(tmp_path / "good"), str(tmp_path / "bad"), "--output_dir", str(tmp_path / "new")])
+@pytest.fixture
+def two_of_four_are_bad(tmp_path):
+    """A folder of four runs, two of them without a whole log."""
+    for name in "abcd":
+        write(tmp_path / "runs" / name, val=[9.0, 8.0], seed=ord(name))
+    (tmp_path / "runs/b/log.jsonl").write_text("hello\n")
+    (tmp_path / "runs/d/log.jsonl").write_text("")
+    return tmp_path / "runs"
+
+
+BAD = ("b/log.jsonl, line 1: not a run log: not JSON", "d/log.jsonl, line 1: not a run log: no complete line")
+
+
+def test_every_bad_log_is_one_line_and_the_others_are_shown(two_of_four_are_bad, capsys):
+    assert main(["report", str(two_of_four_are_bad), str(two_of_four_are_bad / "b"), "nowhere"]) == 2
     out, err = capsys.readouterr()
-    assert code == 2 and out == "" and not (tmp_path / "new").exists()
-    assert err.startswith("error: ") and reason in err and err.count("\n") == 1
+    assert [line.split()[0] for line in out.splitlines() if "128" in line] == ["a", "c", "mean"]
+    assert "mean of 2 ± std" in out and out.endswith("not in these tables: 3 logs that cannot be read\n")
+    assert err.splitlines() == [
+        *(f"error: {two_of_four_are_bad}/{bad}; restore it, or leave it out" for bad in BAD),
+        "error: no run log at nowhere: give the folder of a run, which holds log.jsonl",
+    ]
+
+
+def test_no_files_are_written_without_the_runs_of_bad_logs(two_of_four_are_bad, tmp_path, capsys):
+    assert main(["report", str(two_of_four_are_bad), "--output_dir", str(tmp_path / "new")]) == 2
+    *logs, last = capsys.readouterr().err.splitlines()
+    assert len(logs) == 2 and not (tmp_path / "new").exists()
+    assert last == f"error: {tmp_path}/new: nothing is written there, because these runs would be missing"
+
+
+def test_update_names_all_bad_logs_of_all_files_in_one_line_and_writes_none(two_of_four_are_bad, tmp_path, capsys):
+    whole = Path(__file__).parents[1] / "results/digits/runs"
+    files = []
+    for name, places in (("good", [whole]), ("one", [whole, "runs/b"]), ("other", ["runs", "runs/e"])):
+        regions = [f"<!-- report {place} --table table1 -->\nold\n<!-- end of report -->\n" for place in places]
+        files.append(tmp_path / f"{name}.md")
+        files[-1].write_text("".join(regions))
+    assert main(["report", *(word for file in files for word in ("--update", str(file)))]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("error: 3 run logs cannot be read: ")
+    assert all(err.count(bad) == 1 for bad in (*BAD, f"no run log at {tmp_path}/runs/e"))
+    assert all("table1 -->\nold\n" in file.read_text() for file in files)
+
+
+def test_a_folder_that_cannot_be_read_is_told_because_it_may_hold_a_run(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "a", val=[9.0])
+    write(tmp_path / "b/seed0", val=[9.0])
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path) == str(tmp_path / "b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    assert main(["report", str(tmp_path)]) == 2
+    assert capsys.readouterr().err == f"error: cannot read {tmp_path}/b: Permission denied\n"
+
+
+def test_an_empty_place_is_not_the_current_folder(tmp_path, monkeypatch, capsys):
+    write(tmp_path / "a", val=[9.0])
+    monkeypatch.chdir(tmp_path)
+    assert main(["report", ""]) == 2
+    assert "a RUN is empty" in capsys.readouterr().err
 
 
 def test_the_tool_explains_itself_with_its_command_line():

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbsgd.errors import ConfigError, DataError
+from lbsgd.units import counted
+
+if TYPE_CHECKING:
+    from lbsgd.report.run_log import LoggedRun
 
 EPILOG = """
 --output_dir DIR writes tables.md, tables.csv, pictures (PNG, SVG) and index.html there.
@@ -25,22 +33,36 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from lbsgd.errors import ConfigError  # late, like the report: `lbsgd --help` needs none of it
-    from lbsgd.report.families import families_of
-    from lbsgd.report.groups import find_runs, group_runs
-    from lbsgd.report.paper_tables import paper_tables, wanted
-    from lbsgd.report.printer import Printer
+    """Print the tables of what can be read, and write files where nothing is missing. Raises LbsgdError."""
+    from lbsgd.report.groups import read_runs  # late: `lbsgd --help` needs none of it
     from lbsgd.report.regions import update
-    from lbsgd.report.tables import error_table
-    from lbsgd.report.write import write_report
 
     if not given.runs and not given.update:
         raise ConfigError("lbsgd report: name a RUN, or a file with --update; `lbsgd report --help` says more")
+    if "" in given.runs:  # it would be the current folder
+        raise ConfigError("lbsgd report: a RUN is empty, as a variable is that nobody has set; name it")
+    changed = update(given.update)
     for file in given.update:
-        print(f"{file}: {'written again' if update(file) else 'as the logs have it'}")
-    if not given.runs:
-        return 0
-    runs = find_runs(given.runs)
+        print(f"{file}: {'written again' if file in changed else 'as the logs have it'}")
+    runs, bad = read_runs(given.runs)
+    if runs:
+        show(runs, given, len(bad))
+    if bad and given.output_dir:
+        bad.append(f"{given.output_dir}: nothing is written there, because these runs would be missing")
+    if bad:
+        raise DataError("\n".join(bad))
+    return 0
+
+
+def show(runs: Sequence[LoggedRun], given: argparse.Namespace, num_bad: int) -> None:
+    """Print tables of runs; without bad logs, write them into --output_dir, too."""
+    from lbsgd.report.families import families_of
+    from lbsgd.report.groups import group_runs
+    from lbsgd.report.paper_tables import paper_tables, wanted
+    from lbsgd.report.printer import Printer
+    from lbsgd.report.tables import error_table
+    from lbsgd.report.write import write_report
+
     families = families_of(group_runs(runs))
     tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
     printer = Printer(PIPE_WIDTH)  # rich would take 80 columns and leave half of a table out
@@ -48,8 +70,9 @@ def run(given: argparse.Namespace) -> int:
         printer.print(error_table(runs, printer.width))
     for table in tables:
         printer.print(table.rich(printer.width))
-    if given.output_dir:
+    if num_bad:  # here, too: the errors do not go where the tables go
+        printer.print(f"\nnot in these tables: {counted(num_bad, 'log')} that cannot be read")
+    elif given.output_dir:
         title = ", ".join(Path(place).resolve().name for place in given.runs)
         for path in write_report(families, given.output_dir, title, given.table):
             print(path)
-    return 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,28 +23,56 @@ SAME_IN_A_ROW = ("model", "global_batch", "precision", "schedule")
 NOT_A_ROW = ("seed", *PROSE, "aggregation", "diagnostics")
 
 
-def find_runs(places: Sequence[str | Path]) -> list[LoggedRun]:
-    """Read the runs at these places: a log, a run's folder, or a folder with runs at any depth below it.
+class BadLogs(DataError):
+    """Logs that cannot be read, each with its reason: all of them, so that they are mended at once."""
 
-    A git checkout below a place is not entered: a grid's folder holds one, with the published logs of its commit.
-    Raises DataError where there is none.
+    def __init__(self, reasons: Iterable[str]):
+        self.reasons = tuple(dict.fromkeys(reasons))
+        several = f"{len(self.reasons)} run logs cannot be read: " if len(self.reasons) > 1 else ""
+        super().__init__(several + "; ".join(self.reasons))
+
+
+def find_runs(places: Sequence[str | Path]) -> list[LoggedRun]:
+    """Read the runs at these places, as `read_runs`. Raises BadLogs, because no table may silently lack a run."""
+    runs, bad = read_runs(places)
+    if bad:
+        raise BadLogs(bad)
+    return runs
+
+
+def read_runs(places: Sequence[str | Path]) -> tuple[list[LoggedRun], list[str]]:
+    """Return the runs at these places, and the reason of each log and folder that cannot be read.
+
+    A place is a log, a run's folder, or a folder with runs at any depth below it. A git checkout below a place is not
+    entered: a grid's folder holds one, with the published logs of its commit.
     """
     runs: dict[Path, LoggedRun] = {}
-    for place in map(Path, places):
-        logs = [place] if place.is_file() or (place / LOG_NAME).exists() else logs_below(place)
-        for log in logs or [place]:  # nothing there: read_run says so
-            run = read_run(log)
-            runs.setdefault(run.path.resolve(), run)
-    return list(runs.values())
+    bad: list[str] = []
+    for place in places:
+        logs, unread = logs_at(Path(place))
+        bad += unread or ([] if logs else [f"no run log at {place}: give the folder of a run, which holds {LOG_NAME}"])
+        for log in logs:
+            try:
+                run = read_run(log)
+            except DataError as error:
+                bad.append(f"{error}; restore it, or leave it out")
+            else:
+                runs.setdefault(run.path.resolve(), run)
+    return list(runs.values()), list(dict.fromkeys(bad))
 
 
-def logs_below(place: Path) -> list[Path]:
-    found = []
-    for folder, names, files in os.walk(place):
+def logs_at(place: Path) -> tuple[list[Path], list[str]]:
+    """Return the logs at a place, and the reason of each folder that cannot be read."""
+    if os.path.exists(place / LOG_NAME) or (os.path.exists(place) and not os.path.isdir(place)):
+        return [place], []
+    found: list[Path] = []
+    errors: list[OSError] = []
+    for folder, names, files in os.walk(place, onerror=errors.append):
         if LOG_NAME in files:
             found.append(Path(folder, LOG_NAME))
-        names[:] = [name for name in names if not Path(folder, name, ".git").exists()]
-    return sorted(found)
+        names[:] = [name for name in names if not os.path.exists(os.path.join(folder, name, ".git"))]
+    unread = [f"cannot read {error.filename}: {error.strerror}" for error in errors if error.errno != errno.ENOENT]
+    return sorted(found), unread
 
 
 @dataclass(frozen=True)

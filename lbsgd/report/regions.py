@@ -13,11 +13,13 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.bench_tables import bench_tables
+from lbsgd.report.groups import BadLogs
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at
 
@@ -27,34 +29,62 @@ REGION = re.compile(
 BEGIN = re.compile(r"^<!-- report [^\n]*-->", re.MULTILINE)
 
 
-def update(file: Path) -> bool:
-    """Write the regions of a file again; whether anything changed.
+def update(files: Sequence[Path]) -> list[Path]:
+    """Write the regions of files again; return the files that have changed.
 
-    Raises ConfigError for a file that cannot be read or has no region, or a region without its end.
+    Raises BadLogs, before anything is written, for all logs that cannot be read. Raises ConfigError for a file that
+    cannot be read or written or has no region, or a region without its end.
     """
+    changed: dict[Path, str] = {}
+    bad: list[str] = []
+    for file in files:
+        text = read(file)
+        try:
+            new = updated(text, file)
+        except BadLogs as error:
+            bad += error.reasons
+            continue
+        if new != text:
+            changed[file] = new
+    if bad:
+        raise BadLogs(bad)
+    for file, new in changed.items():
+        try:
+            rewrite_file(file, new.encode())
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
+    return list(changed)
+
+
+def read(file: Path) -> str:
     try:
-        text = file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error}); give a Markdown file with marked regions") from None
-    new = updated(text, file)
-    if new == text:
-        return False
-    try:
-        rewrite_file(file, new.encode())
-    except OSError as error:
-        raise ConfigError(f"{file}: cannot be written ({error.strerror})") from None
-    return True
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError(f"{file}: cannot be read ({reason}); give a Markdown file with marked regions") from None
 
 
 def updated(text: str, file: Path) -> str:
-    """Return the text with its regions as the logs have them now."""
+    """Return the text with its regions as the logs have them now. Raises BadLogs for all that cannot be read."""
     begins, regions = len(BEGIN.findall(text)), len(REGION.findall(text))
     if not begins or begins != regions:
         raise ConfigError(
             f"{file}: {begins} regions begin and {regions} are complete; write `<!-- report results/digits --table "
             "table1 -->` before a region and `<!-- end of report -->` after it"
         )
-    return REGION.sub(lambda match: f"{match[1]}{body(match['arguments'], file)}{match[4]}", text)
+    bad: list[str] = []
+
+    def again(region: re.Match[str]) -> str:
+        try:
+            return f"{region[1]}{body(region['arguments'], file)}{region[4]}"
+        except BadLogs as error:
+            bad.extend(error.reasons)
+            return region[0]
+
+    new = REGION.sub(again, text)
+    if bad:
+        raise BadLogs(bad)
+    return new
 
 
 def body(arguments: str, file: Path) -> str:
