@@ -9,15 +9,18 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from converter import ROOT, SETTINGS, TOOL, change_byte, make_tree, names_in, run_tool
 
 from lbsgd.commands.main import main
+from lbsgd.convert.beton_writer import BetonWriter
 from lbsgd.convert.convert import convert
 from lbsgd.convert.progress import Meter
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import open_data
+from lbsgd.errors import DataError
 
 
 @pytest.fixture
@@ -186,6 +189,36 @@ def test_long_conversions_print_a_line_now_and_then(tree, tmp_path, monkeypatch,
     assert lines[0].startswith("train: 1 of 3 images, ") and "images/s" in lines[0] and lines[0].endswith(" left")
 
 
+def test_progress_and_result_count_the_images_that_failed_also_those_of_an_earlier_run(
+    tree, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("lbsgd.convert.progress.LINE_SECONDS", 0)
+    monkeypatch.setattr("lbsgd.convert.convert_split.CHUNK_IMAGES", 1)
+    (tree / "train/ant/1.JPEG").write_text("no image")
+    append = BetonWriter.append
+
+    def append_two(writer, records, data):
+        if writer.done == 2 and len(records):
+            raise OSError(28, "No space left on device")
+        append(writer, records, data)
+        writer.commit(writer.done)
+
+    with monkeypatch.context() as short_of_room:
+        short_of_room.setattr(BetonWriter, "append", append_two)
+        with pytest.raises(DataError, match="make room"):
+            convert(tree, tmp_path / "data", **SETTINGS)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("train: 1 of 3 images, 1 failed, ") and second.startswith(
+        "train: 2 of 3 images, 1 failed, "
+    )
+    convert(tree, tmp_path / "data", on_error="skip", **SETTINGS)
+    again, last, total, *others = capsys.readouterr().out.splitlines()
+    assert again == "train: goes on after 2 of 3 images, 1 failed"
+    assert last.startswith("train: 3 of 3 images, 1 failed, ")
+    assert total.startswith("train: 1 images in ") and ", 1 failed, " in total
+    assert not any("failed" in line for line in others)
+
+
 def on_a_terminal(folder, columns, **environment):
     import fcntl
     import pty
@@ -236,19 +269,20 @@ def test_a_terminal_that_cannot_draw_gets_plain_lines(tree, tmp_path):
     assert "\x1b" not in text and [line.split(":")[0] for line in text.splitlines()] == ["train", "val"]
 
 
-def test_the_bar_of_the_whole_of_imagenet_fits_a_terminal(monkeypatch):
+@pytest.mark.parametrize("failed, words", [(0, ""), (1234, ", 1,234 failed")])
+@pytest.mark.parametrize("columns, speed", [(60, ""), (80, " 27 images/s, 3.0 MB/s")])
+def test_the_bar_of_the_whole_of_imagenet_fits_a_terminal(monkeypatch, columns, speed, failed, words):
     from rich.console import Console
 
-    monkeypatch.setattr("rich.get_console", lambda: Console(width=80, force_terminal=True, file=io.StringIO()))
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setattr("rich.get_console", lambda: Console(width=columns, force_terminal=True, file=io.StringIO()))
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(isatty=lambda: True))
     meter = Meter("train", 1_281_167, 146_000_000_000)
     meter.start -= 3700
-    meter.advance(100_000, 11_000_000_000)
-    console = Console(width=80, file=io.StringIO())
+    meter.advance(100_000, 11_000_000_000, failed)
+    console = Console(width=columns, file=io.StringIO())
     console.print(meter._bar)
     [line] = console.file.getvalue().splitlines()
-    assert line.startswith("train ━") and "  100,000 of 1,281,167" in line
-    assert "27 images/s" in line and "12.6 h left" in line
+    assert line.startswith("train ") and line.endswith(f"  100,000 of 1,281,167{words}{speed} 12.6 h left")
 
 
 def test_a_complete_folder_tells_the_images_that_it_holds_and_the_skipped_ones(tree, tmp_path, command):

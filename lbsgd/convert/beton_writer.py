@@ -96,6 +96,10 @@ class BetonWriter:
             written = os.pwrite(self._file, data, at)
             data, at = data[written:], at + written
 
+    def failed(self, images: slice = slice(None)) -> int:
+        """Return how many of some images, by default of all so far, cannot be decoded."""
+        return int(np.count_nonzero(self.records["kind"][: self.done][images] == UNDECODABLE))
+
     def commit(self, done: int) -> None:
         """Force the first `done` images to the disk, then say so in the journal. May run in another thread."""
         if done == self._committed:

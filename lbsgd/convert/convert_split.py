@@ -62,14 +62,15 @@ def convert_split(
     with (
         ProcessPool(num_processes, make_job) as pool,
         Commits(writer, commit_seconds) as commits,
-        Meter(name, len(images), num_bytes, done=done, done_bytes=done_bytes) as meter,
+        Meter(name, len(images), num_bytes, done=done, done_bytes=done_bytes, failed=writer.failed()) as meter,
     ):
         for converted, slot in pool.results(_chunks(images, done, _images_per_chunk(settings, kept_bytes))):
             num_converted = _append(writer, converted, slot)
-            meter.advance(num_converted, int(images.sizes[writer.done - num_converted : writer.done].sum()))
+            of_chunk = slice(writer.done - num_converted, writer.done)
+            meter.advance(num_converted, int(images.sizes[of_chunk].sum()), writer.failed(of_chunk))
             commits.start_if_due()
     speed = f"{len(images) - done:,} images in {meter.seconds():.1f} s ({meter.speed()})"
-    say(f"{name}: {speed}, {writer.end / 1e6:.1f} MB")
+    say(f"{name}: {speed}{meter.failures()}, {writer.end / 1e6:.1f} MB")
 
 
 def _kept_bytes(images: Images, settings: Settings, page_size: int) -> int:
