@@ -142,3 +142,8 @@ def test_scaling_refuses_an_unknown_flag_and_prints_its_tables():
         assert done.returncode == 2 and not done.stdout and f"unrecognized arguments: {flag}" in done.stderr
     done = script("tools/scaling.py")
     assert done.returncode == 0 and done.stdout.strip() in (ROOT / "docs/scaling.md").read_text()
+
+
+def test_the_reference_takes_a_flag_for_no_folder():
+    done = script("tools/reference.py", "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: reference.py") and not (ROOT / "--help").exists()

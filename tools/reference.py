@@ -3,10 +3,10 @@
 Make the API reference from the docstrings, as HTML pages by pdoc. A warning ends it. Start at docs/api/index.html.
 """
 
+import argparse
 import importlib
 import os
 import pkgutil
-import sys
 import typing
 import warnings
 from pathlib import Path
@@ -40,4 +40,6 @@ def resolve_named_tuples(module: ModuleType) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "docs/api"))
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("folder", nargs="?", type=Path, default=Path("docs/api"))
+    main(flags.parse_args().folder)
