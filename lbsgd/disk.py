@@ -53,9 +53,14 @@ def replace_file(path: Path, data: bytes) -> None:
     One process at a time may write it: a later call overwrites what a killed one has left.
     """
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_bytes(data)
-    to_disk(temporary)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        to_disk(temporary)
+        os.replace(temporary, path)
+    except OSError:  # a full disk, say, which must not keep the half
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
 
 
 def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:

@@ -380,6 +380,7 @@ def test_a_flag_takes_what_its_type_says(kind, text, value):
         (positive, ["1000000000000"], "too large"),
         (natural, ["-1", "1.5", "²", ""], "whole number of at least 0"),
         (quantity, ["0", "-2", "nan", "inf", "fast"], "number above 0"),
+        (quantity, ["1e300", "1e-300"], "too large or too small"),
         (at_least_zero, ["-1", "nan", "inf", "fast"], "number of at least 0"),
         (interval, ["0", "m", "0m", "infm", "10h", "-5"], "neither a number of iterations"),
     ],
@@ -498,6 +499,29 @@ def test_the_reference_pages_build_without_a_warning(tmp_path):
     page = (tmp_path / "api/lbsgd.html").read_text()
     assert all(name in page for name in ("MomentumCorrectedSGD", "LargeMinibatchLR", "Remark 2"))
     assert (tmp_path / "api/lbsgd/commands/plan_time.html").is_file() and (tmp_path / "api/index.html").is_file()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan", ""],
+        ["plan", EIGHT_K, "--png", ""],
+        ["report", ""],
+        ["report", "runs", "--output_dir", ""],
+        ["report", "--update", ""],
+        ["reproduce", "table1", "digits", "--results", ""],
+        ["reproduce", "table1", "digits", "--work_dir", ""],
+        ["convert", "--source", ""],
+        ["convert", "--data_dir", ""],
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "'' is no name of a file or a folder" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("arguments", [["chekc"], ["plan", "--gpus", "0", str(EIGHT_K)], ["report", "--bogus", "runs"]])

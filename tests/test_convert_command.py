@@ -293,6 +293,16 @@ def test_a_complete_folder_tells_the_images_that_it_holds_and_the_skipped_ones(t
     assert said == f"data is complete: {words}"
 
 
+def test_a_file_that_may_not_be_touched_is_named(command, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "data/manifest.json")
+
+    monkeypatch.setattr("lbsgd.convert.convert.convert", refuse)
+    done = command("--source", "source")
+    words = "data/manifest.json: Permission denied; mend it, and the same command goes on"
+    assert (done.returncode, done.stderr) == (2, f"error: {words}\n")
+
+
 @pytest.mark.parametrize("flags", [(), ("--verify",)])
 @pytest.mark.parametrize("output, code, said", [("gone", 0, ""), ("full", 2, "error: the output cannot be written")])
 def test_an_output_that_takes_no_more_is_not_the_data_folder_s_fault(tree, tmp_path, flags, output, code, said):

@@ -9,6 +9,7 @@ import pytest
 from grid_logs import DIGITS, write_log, write_rows
 from PIL import Image
 
+from lbsgd.errors import ConfigError
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.report.page import Chart, Page, Section, Series
 from lbsgd.report.run_log import read_run
@@ -141,6 +142,16 @@ def test_training_waits_less_than_50_ms_for_the_page(tmp_path):
         run_page(run).write(tmp_path)
         seconds.append(time.process_time() - begun)
     assert min(seconds) < 0.05
+
+
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(ConfigError, match="cannot write .*index.html: No space left on device; choose another folder"):
+        Page("a", "b").write(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_are_text_and_no_markup(tmp_path):

@@ -438,6 +438,8 @@ def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):
     assert "no experiment 'table9'; there are table1" in capsys.readouterr().err
     assert main(["reproduce", "table1", "mnist"]) == 2
     assert "no data set 'mnist'; there are digits" in capsys.readouterr().err
+    assert main(["reproduce", "digits", "table1"]) == 2
+    assert "digits is a data set, and one of them comes last" in capsys.readouterr().err
     assert main(["reproduce", "baseline_lr", "table1", "digits"]) == 2
     assert "baseline_lr runs by itself" in capsys.readouterr().err
     assert seeds("3") == (0, 1, 2) and seeds("5-7") == (5, 6, 7)

@@ -286,6 +286,18 @@ def test_a_replaced_file_leaves_nothing_beside_it(tmp_path):
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"new")]
 
 
+def test_what_cannot_be_written_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
+    replace_file(tmp_path / "a", b"old")
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lbsgd.disk.to_disk", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(tmp_path / "a", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
 def test_a_log_that_tells_no_length_is_refused(tmp_path):
     """One that is counted in iterations says how many; without, the report ended in a KeyError."""
     path = write(tmp_path, epochs=1)

@@ -76,6 +76,7 @@ def test_in_a_pipe_each_fact_of_a_plan_is_one_line_whatever_the_width(capsys, mo
         (40, 59.5, "40.0 to 59.5 s"),
         (0.1, 0.2, "0.1 to 0.2 s"),
         (7200, 7201, "2.00 h"),
+        (7.2e6, 3.6e7, "2,000.00 to 10,000.00 h"),
     ],
 )
 def test_a_span_of_times_has_one_unit(shortest, longest, words):

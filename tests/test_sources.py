@@ -505,6 +505,12 @@ def test_a_tar_that_is_cut_between_two_members_is_refused(tmp_path, archive):
         read_members(path, ["a.JPEG"]) if archive == "devkit" else members(path)
 
 
+def test_a_file_that_is_no_tar_is_not_called_damaged(tmp_path):
+    (tmp_path / "notes.md").write_text("# Notes\n" * 100)
+    with pytest.raises(DataError, match=r"notes.md cannot be read as a tar \(.*\); name a folder or a tar, or"):
+        find(tmp_path / "notes.md", tmp_path)
+
+
 def test_tars_in_tars_in_tars_are_refused(tmp_path):
     data = tar_bytes({"1.JPEG": jpeg(1)})
     for depth in range(2000):

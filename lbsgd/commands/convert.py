@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from lbsgd.commands.flag_types import OneLineParser, fraction, positive
+from lbsgd.commands.flag_types import OneLineParser, fraction, named, positive
 from lbsgd.disk import say
 from lbsgd.errors import ConfigError, DataError
 
@@ -29,8 +29,8 @@ SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.description = DESCRIPTION
     add = command.add_argument
-    add("--source", metavar="PATH", help="a folder or a tar, see above")
-    add("--data_dir", metavar="DIR", help="where the FFCV files go")
+    add("--source", type=named, metavar="PATH", help="a folder or a tar, see above")
+    add("--data_dir", type=named, metavar="DIR", help="where the FFCV files go")
     add("--dry_run", action="store_true", help="say what was found, the result's size and the time; write nothing")
     add("--verify", action="store_true", help="read all images of --data_dir back; with --source, compare them with it")
     add("--max_side", type=positive, metavar="PIXELS", help="shrink images whose longer side is longer (default: 500)")
@@ -58,7 +58,8 @@ def run(given: argparse.Namespace) -> int:
         hint = "run `make setup`, or `pip install 'lbsgd[ffcv]'`"
         raise DataError(f"the converter needs OpenCV and Pillow ({error}); {hint}") from None
     except OSError as error:
-        raise DataError(str(error)) from None
+        where = f"{error.filename}: " if error.filename else ""
+        raise DataError(f"{where}{error.strerror or error}; mend it, and the same command goes on") from None
     return 0
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, _ArgumentGroup
+from pathlib import Path
 from typing import Any, NoReturn
 
 from lbsgd.commands.help import Help
@@ -45,10 +46,12 @@ def natural(text: str) -> int:
 
 
 def quantity(text: str) -> float:
-    """A finite number above 0."""
+    """A number above 0, between 10^-12 and 10^12."""
     number = above_zero(text)
     if number is None:
         raise ArgumentTypeError(f"{text!r} is not a number above 0")
+    if not 1 / TOO_LARGE < number < TOO_LARGE:
+        raise ArgumentTypeError(f"{text!r} is too large or too small: give a number between 10^-12 and 10^12")
     return number
 
 
@@ -76,6 +79,17 @@ def interval(text: str) -> tuple[int | None, float | None]:
     if minutes is None:
         raise ArgumentTypeError(f"{text!r} is neither a number of iterations, such as 50, nor of minutes, such as 10m")
     return None, minutes
+
+
+def named(text: str) -> str:
+    """The name of a file or a folder; an empty one would be the current folder, or none."""
+    if not text:
+        raise ArgumentTypeError("'' is no name of a file or a folder; such is a variable that nobody has set")
+    return text
+
+
+def path(text: str) -> Path:
+    return Path(named(text))
 
 
 def whole_number(text: str) -> int | None:

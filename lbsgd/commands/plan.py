@@ -5,19 +5,19 @@ from __future__ import annotations
 import argparse
 import json
 
-from lbsgd.commands.flag_types import add_settings, positive, quantity
+from lbsgd.commands.flag_types import add_settings, named, positive, quantity
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("file", metavar="FILE", help="a DeepSpeed JSON with an lbsgd block, such as ds_configs/8k.json")
+    add("file", type=named, metavar="FILE", help="a DeepSpeed JSON with an lbsgd block, such as ds_configs/8k.json")
     add("--gpus", type=positive, metavar="N", help="(default: as many as take kn in one pass)")
     add("--images", type=positive, metavar="N", help="training images (default: the JSON's)")
     add("--global_batch", type=positive, metavar="KN", help="instead of the JSON's")
     add("--micro_batch", type=positive, metavar="N", help="instead of the JSON's")
     add_settings(command)
     add("--model", default="resnet50", help="for memory and bytes, and for time with its speed (default: %(default)s)")
-    add("--png", metavar="FILE", help="draw the schedule, as .png, .svg or .pdf")
+    add("--png", type=named, metavar="FILE", help="draw the schedule, as .png, .svg or .pdf")
     add("--json", action="store_true", help="everything as JSON, for machines")
     add_machines(command.add_argument_group("for the prediction; the defaults are the paper's machines"))
 

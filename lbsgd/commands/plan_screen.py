@@ -195,5 +195,5 @@ def milliseconds(seconds: float) -> str:
 def span(shortest: float, longest: float) -> str:
     """Return `0.97 to 1.22 h`, both in the unit of the longest; `1.22 h` where they are written alike."""
     unit, seconds, digits = next((each for each in UNITS if longest >= each[1]), UNITS[-1])
-    ends = dict.fromkeys(f"{each / seconds:.{digits}f}" for each in (shortest, longest))
+    ends = dict.fromkeys(f"{each / seconds:,.{digits}f}" for each in (shortest, longest))
     return f"{' to '.join(ends)} {unit}"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lbsgd.commands.flag_types import named, path
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.units import counted
 
@@ -25,11 +26,17 @@ TABLES = ("table1", "table2a", "table2b", "table2c", "figure1", "table3a", "tabl
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.epilog = EPILOG
     add = command.add_argument
-    add("runs", metavar="RUN", nargs="*", help="folder of a run, its log.jsonl, or a folder with runs below it")
-    add("--output_dir", type=Path, metavar="DIR", help="where the files go (default: only print)")
+    add(
+        "runs",
+        type=named,
+        metavar="RUN",
+        nargs="*",
+        help="folder of a run, its log.jsonl, or a folder with runs below it",
+    )
+    add("--output_dir", type=path, metavar="DIR", help="where the files go (default: only print)")
     which = f"one of {', '.join(TABLES)}; may be repeated (default: all)"
     add("--table", action="append", default=[], choices=TABLES, metavar="NAME", help=which)
-    add("--update", type=Path, action="append", default=[], metavar="FILE", help="write the regions of FILE again")
+    add("--update", type=path, action="append", default=[], metavar="FILE", help="write the regions of FILE again")
 
 
 def run(given: argparse.Namespace) -> int:
@@ -39,8 +46,6 @@ def run(given: argparse.Namespace) -> int:
 
     if not given.runs and not given.update:
         raise ConfigError("lbsgd report: name a RUN, or a file with --update; `lbsgd report --help` says more")
-    if "" in given.runs:  # it would be the current folder
-        raise ConfigError("lbsgd report: a RUN is empty, as a variable is that nobody has set; name it")
     changed = update(given.update)
     for file in given.update:
         print(f"{file}: {'written again' if file in changed else 'as the logs have it'}")
@@ -71,8 +76,8 @@ def show(runs: Sequence[LoggedRun], given: argparse.Namespace, num_bad: int) -> 
     for table in tables:
         printer.print(table.rich(printer.width))
     if num_bad:  # here, too: the errors do not go where the tables go
-        printer.print(f"\nnot in these tables: {counted(num_bad, 'log')} that cannot be read")
+        printer.print(f"\nthese tables lack what cannot be read: {counted(num_bad, 'error')}")
     elif given.output_dir:
         title = ", ".join(Path(place).resolve().name for place in given.runs)
-        for path in write_report(families, given.output_dir, title, given.table):
-            print(path)
+        for file in write_report(families, given.output_dir, title, given.table):
+            print(file)

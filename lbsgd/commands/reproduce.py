@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from lbsgd.commands.flag_types import positive, whole_number
+from lbsgd.commands.flag_types import path, positive, whole_number
 
 MOST_SEEDS = 10_000  # above what anybody runs; more is a slip of the finger
 
@@ -27,8 +26,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--seeds", type=seeds, default=tuple(range(5)), metavar="N|A-B", help="as many, or from A to B (default: 5)")
     add("--side_by_side", type=positive, metavar="N", help="runs at a time (default: one per GPU, else per core)")
     add("--epochs", type=positive, metavar="N", help="stop every run after N epochs, to try a grid out")
-    add("--work_dir", type=Path, metavar="DIR", help="where data/ and runs/ go (default: the repository)")
-    add("--results", type=Path, metavar="DIR", help="where logs and pages go (default: results/ of the repository)")
+    add("--work_dir", type=path, metavar="DIR", help="where data/ and runs/ go (default: the repository)")
+    add("--results", type=path, metavar="DIR", help="where logs and pages go (default: results/ of the repository)")
     add("--list", action="store_true", help="print the commands of all runs, to paste here, and run nothing")
 
 

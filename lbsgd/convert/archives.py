@@ -92,9 +92,8 @@ def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
                 where = "within a header" if end else "without the zeros that a whole tar has there"
                 raise tarfile.ReadError(f"it ends {where}")
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(
-            f"{path} cannot be read as a tar ({error}{after}); it is truncated or damaged: fetch it again"
-        ) from error
+        advice = "it is truncated or damaged: fetch it again" if after else "name a folder or a tar, or fetch it again"
+        raise DataError(f"{path} cannot be read as a tar ({error}{after}); {advice}") from error
 
 
 def _check(info: tarfile.TarInfo, path: Path, within: str) -> None:

@@ -37,6 +37,8 @@ DATA_SETS = {module.DATA_SET.name: module.DATA_SET for module in (digits, cifar1
 
 
 def find_study(name: str) -> Study:
+    if name in DATA_SETS:
+        raise ConfigError(f"reproduce: {name} is a data set, and one of them comes last, after the experiments")
     if name not in STUDIES:
         raise ConfigError(f"reproduce: there is no experiment {name!r}; there are {', '.join(STUDIES)}")
     return STUDIES[name]

@@ -55,7 +55,7 @@ def read_runs(places: Sequence[str | Path]) -> tuple[list[LoggedRun], list[str]]
             try:
                 run = read_run(log)
             except DataError as error:
-                bad.append(f"{error}; restore it, or leave it out")
+                bad.append(f"{error}; mend it, or leave it out")
             else:
                 runs.setdefault(run.path.resolve(), run)
     return list(runs.values()), list(dict.fromkeys(bad))
@@ -71,7 +71,11 @@ def logs_at(place: Path) -> tuple[list[Path], list[str]]:
         if LOG_NAME in files:
             found.append(Path(folder, LOG_NAME))
         names[:] = [name for name in names if not os.path.exists(os.path.join(folder, name, ".git"))]
-    unread = [f"cannot read {error.filename}: {error.strerror}" for error in errors if error.errno != errno.ENOENT]
+    unread = [
+        f"cannot read {error.filename}: {error.strerror}; mend it, or leave it out"
+        for error in errors
+        if error.errno != errno.ENOENT
+    ]
     return sorted(found), unread
 
 

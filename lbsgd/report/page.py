@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -110,6 +111,8 @@ class Page:
             temporary.write_text(self.html(), encoding="utf-8")
             os.replace(temporary, path)
         except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
             raise ConfigError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         return path
 
