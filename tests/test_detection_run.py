@@ -17,10 +17,12 @@ from test_trainer import NobodyAsks, Records
 from torchvision.models import resnet18
 
 import lbsgd
+from lbsgd.commands.detect import DetectionRequest
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.share import Pixels
+from lbsgd.errors import DataError
 from lbsgd.processes.environment import Processes
 from lbsgd.report.run_log import read_run
 from lbsgd.train.coco_source import CocoSource
@@ -153,7 +155,7 @@ def test_the_command_trains_evaluates_and_exports(scenes, tmp_path):
     "flags, words",
     [
         ((), "--backbone_weights is missing: a detector starts from a classifier"),
-        (("--backbone_weights", "no.pt"), "--backbone_weights no.pt: no such file"),
+        (("--backbone_weights", "no.pt"), "--backbone_weights no.pt: no file that can be read"),
         (("--evaluate_only", "--resolution", "64"), "--resolution is a classifier's"),
         (("--evaluate_only", "--data_dir", "nowhere"), "nowhere/annotations/instances_train.*json is not there; docs"),
         (("--evaluate_only", "--precision", "fp16"), "box coordinates do not survive it.*M01"),
@@ -167,6 +169,16 @@ def test_flags_that_cannot_be_right_are_one_line(flags, words, scenes):
     done = subprocess.run([*command, *data, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and re.search(words, done.stderr), done.stderr
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+def test_a_backbone_in_a_folder_that_nobody_may_enter_is_one_line(monkeypatch):
+    def refuse(path, **_):
+        raise PermissionError(13, "Permission denied", path)
+
+    request = SimpleNamespace(flags=SimpleNamespace(backbone_weights="locked/weights.pt", evaluate_only=False))
+    with monkeypatch.context() as locked, pytest.raises(DataError, match="locked/weights.pt: no file that can be read"):
+        locked.setattr(os, "stat", refuse)
+        DetectionRequest.require_backbone(request)
 
 
 def test_a_backbone_that_does_not_fit_is_one_line(scenes, tmp_path):

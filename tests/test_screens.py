@@ -11,6 +11,7 @@ import pytest
 
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_screen import span
+from lbsgd.experiments.overview import Overview
 from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 from lbsgd.report.paper_table import Columns, PaperTable
 from lbsgd.report.printer import Printer
@@ -136,6 +137,13 @@ def test_columns_stand_where_the_letters_of_an_ascii_terminal_put_them(monkeypat
     assert [at for at, letter in enumerate(first) if letter == "|"] == [
         at for at, letter in enumerate(second) if letter == "|"
     ]
+
+
+def test_a_pipe_is_no_terminal_where_colours_are_forced(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as build servers do
+    Printer(160).print("[bold red]words")
+    assert capsys.readouterr().out == "words\n"
+    assert Overview([], tmp_path, lambda job: 1).live is None
 
 
 def test_a_label_in_brackets_is_no_markup(capsys):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lbsgd.commands.flag_types import natural
+from lbsgd.commands.flag_types import named, natural
 from lbsgd.commands.train import Request, run_recipe, with_flags
 from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories
 from lbsgd.errors import ConfigError, DataError
@@ -65,8 +65,8 @@ class DetectionRequest(Request):
             raise ConfigError(
                 "--backbone_weights is missing: a detector starts from a classifier, such as runs/8k/weights.pt"
             )
-        if weights is not None and not Path(weights).is_file():
-            raise DataError(f"--backbone_weights {weights}: no such file; it is the weights.pt of a run")
+        if weights is not None and not os.path.isfile(weights):  # nor one in a folder that nobody may enter
+            raise DataError(f"--backbone_weights {weights}: no file that can be read; it is the weights.pt of a run")
         self.started_from = trained_as(Path(weights)) if weights else None
 
     def images(self) -> ImageSource:
@@ -123,10 +123,20 @@ def print_split(split: Split) -> None:
 
 def add_data(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument
-    add("--data_dir", metavar="DIR", help="annotations/ and the images' folders; else $COCO_DIR, else data/coco")
+    add(
+        "--data_dir",
+        type=named,
+        metavar="DIR",
+        help="annotations/ and the images' folders; else $COCO_DIR, else data/coco",
+    )
     add("--train_split", metavar="NAME", help="such as train2017 (default: the one that annotations/ has)")
     add_val_split(flags)
-    add("--backbone_weights", metavar="FILE", help="weights.pt of the classifier that the backbone comes from")
+    add(
+        "--backbone_weights",
+        type=named,
+        metavar="FILE",
+        help="weights.pt of the classifier that the backbone comes from",
+    )
     workers = f"loader processes per process, 0 for none (default: cores / processes - 1, at most {MOST_WORKERS})"
     add("--loader_workers", "--loader_threads", type=natural, metavar="N", help=workers)
 
