@@ -34,9 +34,10 @@ from lbsgd.train.run import Every
 
 FILES = ("weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json", "manifest.json")
 KILLED, UNSUPPORTED = 9, 77
-HEADER_KEYS = (
-    "model", "precision", "global_batch", "num_workers", "schedule", "config", "recipe", "iterations_per_epoch"
-)  # fmt: skip
+HEADER = {
+    **{"model": "resnet8", "precision": "fp32", "schedule": {}, "config": {}, "recipe": {"epochs": 2}},
+    **{"global_batch": 128, "num_workers": 4, "iterations_per_epoch": 1},
+}
 
 
 def in_child(function, *arguments):
@@ -277,7 +278,7 @@ def test_a_log_that_cannot_be_written_is_told_and_the_next_line_brings_both(tmp_
     """The kernel ends the write of a line in its middle."""
 
     def limited():
-        said, log = [], RunLog(tmp_path, {**dict.fromkeys(HEADER_KEYS, {}), "num_iterations": 2})
+        said, log = [], RunLog(tmp_path, HEADER)
         progress = SimpleNamespace(say=said.append, iteration=lambda record: None)
         reporter = Reporter(log, progress, SimpleNamespace(monitor=SimpleNamespace(enabled=False), device="cpu"))
         record = {"num_iterations": 1, "epoch": 0.0, "lr": 0.1, "train_loss": 1.0, "images_per_second": 1.0}

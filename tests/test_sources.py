@@ -242,7 +242,7 @@ def test_folders_without_images_beside_the_archives_hide_nothing(tmp_path, val):
     folder = make_official(tmp_path / "source")
     (folder / val).mkdir(parents=True)
     with tarfile.open(folder / "ILSVRC2012_img_train.tar") as tar:
-        tar.extractall(folder / "train", filter="data")
+        tar.extractall(folder / "train")
     (folder / "train/stray.txt").touch()
     source = find(folder, tmp_path)
     assert source.train.container.name == "ILSVRC2012_img_train.tar" and len(source.train) == 12
@@ -551,7 +551,10 @@ def header(name, num_bytes, kind=tarfile.REGTYPE):
     ids=["back", "far back", "attributes back", "name back", "attributes", "name", "sparse", "image"],
 )
 def test_a_header_that_would_go_in_circles_or_fill_the_memory_is_refused(tmp_path, hostile, message, nested):
-    """Python 3.11's tarfile reads such headers for ever, or all of them at once."""
+    """Python 3.11's tarfile reads such headers for ever, or all of them at once.
+
+    A tarfile with the fix of CVE-2025-8194, as Debian's is, takes a size below zero for the end of the archive.
+    """
     content = header("train/a/0.JPEG", 512) + bytes(512) + hostile + bytes(20_480)
     path = tmp_path / "a.tar"
     path.write_bytes(tar_bytes({"n02102040.tar": content}) if nested else content)
@@ -560,9 +563,10 @@ def test_a_header_that_would_go_in_circles_or_fill_the_memory_is_refused(tmp_pat
         os.truncate(path, 61 << 30)
     with pytest.raises(DataError) as error:
         members(path)
-    assert message.replace("n02102040/", "n02102040/" if nested else "") in str(error.value) and "a.tar" in str(
-        error.value
-    )
+    said = [message.replace("n02102040/", "n02102040/" if nested else "")]
+    if "-" in message or "below" in message:
+        said.append("a header is damaged after member")
+    assert any(words in str(error.value) for words in said) and "a.tar" in str(error.value)
 
 
 def test_a_devkit_that_would_fill_the_disk_is_refused(tmp_path, monkeypatch):

@@ -89,8 +89,7 @@ def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all, a kilobyte each
             part.seek(tar.offset)  # where tarfile saw the end: it takes half a header for an end, too
             if (end := part.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
-                where = "within a header" if end else "without the zeros that a whole tar has there"
-                raise tarfile.ReadError(f"it ends {where}")
+                raise tarfile.ReadError(WHY_IT_ENDS.get(len(end), "it ends within a header"))
     except (tarfile.TarError, EOFError) as error:
         advice = "it is truncated or damaged: fetch it again" if after else "name a folder or a tar, or fetch it again"
         raise DataError(f"{path} cannot be read as a tar ({error}{after}); {advice}") from error
@@ -115,6 +114,12 @@ def _refused(path: Path, name: str, reason: str) -> DataError:
         f"{path}: member {name!r} {reason}; an archive of images has no such member: use another one, or "
         f"unpack it yourself and name the folder with --source"
     )
+
+
+WHY_IT_ENDS = {  # by the number of bytes that are there in place of a block of zeros
+    0: "it ends without the zeros that a whole tar has there",
+    tarfile.BLOCKSIZE: "a header is damaged",
+}
 
 
 class _Part(io.RawIOBase):
