@@ -300,6 +300,14 @@ def test_every_bad_log_is_one_line_and_the_others_are_shown(two_of_four_are_bad,
     ]
 
 
+def test_bad_logs_are_told_where_the_others_make_no_table(two_of_four_are_bad, tmp_path, capsys):
+    for name, code in (("e", "1"), ("f", "2")):
+        write(tmp_path / name, val=[9.0], kn=256, seed=ord(name), environment={"code": code})
+    assert main(["report", str(tmp_path)]) == 2
+    *logs, last = capsys.readouterr().err.splitlines()
+    assert len(logs) == 2 and "were run by different code of lbsgd" in last
+
+
 def test_no_files_are_written_without_the_runs_of_bad_logs(two_of_four_are_bad, tmp_path, capsys):
     assert main(["report", str(two_of_four_are_bad), "--output_dir", str(tmp_path / "new")]) == 2
     *logs, last = capsys.readouterr().err.splitlines()

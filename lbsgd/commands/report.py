@@ -50,8 +50,11 @@ def run(given: argparse.Namespace) -> int:
     for file in given.update:
         print(f"{file}: {'written again' if file in changed else 'as the logs have it'}")
     runs, bad = read_runs(given.runs)
-    if runs:
-        show(runs, given, len(bad))
+    try:
+        if runs:
+            show(runs, given, len(bad))
+    except DataError as error:  # two runs of a row differ in code, say; what else is wrong is told, too
+        bad.append(str(error))
     if bad and given.output_dir:
         bad.append(f"{given.output_dir}: nothing is written there, because these runs would be missing")
     if bad:
