@@ -239,6 +239,17 @@ def test_a_grid_goes_on_from_its_published_runs_with_their_code(tmp_path, reposi
         open_checkout(tmp_path / "anew", results, repository)
 
 
+@pytest.mark.parametrize("blocked", ["results/digits", "results/digits/grid.json.tmp"])
+def test_a_place_for_results_that_cannot_be_written_notes_no_commit(tmp_path, repository, blocked):
+    """The grid of that folder would be refused ever after beside results of another commit."""
+    place = tmp_path / blocked
+    place.parent.mkdir(parents=True)
+    place.mkdir() if place.suffix else place.write_text("")
+    with pytest.raises(OSError, match="grid.json.tmp|results/digits"):
+        open_checkout(tmp_path / "grid", tmp_path / "results/digits", repository)
+    assert not (tmp_path / "grid/grid.json").exists()
+
+
 def test_a_run_that_is_published_does_not_run_again(tmp_path):
     published, here = tmp_path / "results" / "a" / "seed0", tmp_path / "a" / "seed0"
     runner(tmp_path, finished=lambda job: collect(here, published)).run(jobs_of(ROWS[:1], (0,)))

@@ -64,14 +64,16 @@ def open_checkout(grid_folder: Path, published: Path | None = None, root: Path =
             "the rows of a table must not differ in code; give one of them another place with --work_dir or --results"
         )
     checkout = Checkout(folder, commits[0] if commits else git(root, "rev-parse", "HEAD"))
+    # The results first: where they cannot be written, the grid is not bound to a commit that they do not have.
+    places = [place for place in (published, grid_folder) if place]
+    for place in places:
+        place.mkdir(parents=True, exist_ok=True)
     if folder.exists() and note.exists():
         require_untouched(checkout)
     else:
         add_worktree(checkout, root)
-    for place in (grid_folder, published):
-        if place:
-            place.mkdir(parents=True, exist_ok=True)
-            replace_file(place / NOTE, json.dumps({"commit": checkout.commit}).encode() + b"\n")
+    for place in places:
+        replace_file(place / NOTE, json.dumps({"commit": checkout.commit}).encode() + b"\n")
     return checkout
 
 
