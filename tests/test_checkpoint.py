@@ -4,14 +4,17 @@ import json
 import random
 import resource
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from lbsgd.errors import CheckpointError
+from lbsgd.errors import CheckpointError, DataError
 from lbsgd.train import checkpoint
 from lbsgd.train.random_states import random_states, restore_random_states
+from lbsgd.train.saver import Saver
+from lbsgd.train.weights import put_weights
 
 
 def saved(folder, iteration, value=1.0):
@@ -144,6 +147,69 @@ def test_the_first_difference_between_two_runs_is_named(tmp_path):
     ]:
         with pytest.raises(CheckpointError, match=words):
             checkpoint.require_same(tmp_path, there, here, "")
+
+
+PLAN = {"plan": {"precision": "fp32"}}
+
+
+@pytest.mark.parametrize(
+    "saved, here, words",
+    [
+        ({"precision": "fp32", "decoder": "ours"}, {"precision": "fp32", "decoder": "ours"}, ""),
+        ({}, {"precision": "fp32", "decoder": "ours"}, ""),  # of an earlier lbsgd, which kept the precision elsewhere
+        ({}, {"precision": "bf16", "decoder": "ours"}, 'precision is "fp32" there and "bf16" here'),
+        ({"decoder": "ours"}, {"decoder": "FFCV's"}, 'decoder is "ours" there and "FFCV\'s" here'),
+        ({"precision": "fp32", "decoder": "ours", "data": "a"}, {}, ""),  # --evaluate_only
+    ],
+)
+def test_a_run_goes_on_in_its_precision_and_with_its_decoder(tmp_path, saved, here, words):
+    checkpoint.save(tmp_path, 1, dict.fromkeys(("weights", "momentum", "random"), {}), {"identity": saved, **PLAN})
+    if not words:
+        checkpoint.load_newest(tmp_path, here, lambda line: None)
+        return
+    with pytest.raises(CheckpointError, match=words):
+        checkpoint.load_newest(tmp_path, here, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "saved, own, given, after, said",
+    [
+        (2, 2, False, 2, []),
+        (1, 2, False, 1, ["threads        1 as in the checkpoint, for the same bits, of 2 cores"]),
+        (1, 2, True, 2, ["threads        2; the checkpoint has 1, so the last bits of sums may differ"]),
+        (8, 2, False, 2, ["threads        2; the checkpoint has 8, so the last bits of sums may differ"]),
+    ],
+)
+def test_the_checkpoint_s_threads_are_taken_where_they_are_there_and_none_are_asked_for(
+    monkeypatch, saved, own, given, after, said
+):
+    threads, lines = [own], []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads[-1])
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if given:
+        monkeypatch.setenv("OMP_NUM_THREADS", str(own))
+    engine = SimpleNamespace(global_steps=0, device=torch.device("cpu"))
+    Saver(engine, None, {}, {}, say=lines.append).restore_threads(saved)
+    assert (threads[-1], lines) == (after, said)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"weight": torch.zeros(2, 4)}, r"weight is \[2, 4\] there and \[2, 3\] here"),
+        ({"bias": None}, "bias is missing there"),
+        ({"fc.bias": torch.zeros(1)}, r"fc.bias is \[1\] there and missing here"),
+        ({"bias": 3}, "bias is no tensor there"),
+    ],
+)
+def test_weights_of_another_network_are_refused_by_their_first_difference(tmp_path, change, words):
+    weights = {
+        name: value for name, value in {**torch.nn.Linear(3, 2).state_dict(), **change}.items() if value is not None
+    }
+    with pytest.raises(DataError, match=f"w.pt is of another network: {words}"):
+        put_weights(torch.nn.Linear(3, 2), weights, tmp_path / "w.pt")
 
 
 def test_random_states_come_back():

@@ -31,6 +31,7 @@ def test_help_shows_the_command_and_every_flag():
         "--output_dir",
         "--resume",
         "--evaluate_only",
+        "--weights",
         "--epochs",
         "--max_iterations",
         "--global_batch",
@@ -192,7 +193,19 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
     assert epoch["val_top1_error_pct"] == pytest.approx(100 * (360 - correct) / 360)
     assert (tmp_path / "run/curves.png").stat().st_size > 10_000
     again = recipe(DIGITS, "--data_dir", digits_data, "--output_dir", tmp_path / "run", "--evaluate_only")
-    assert f"top-1 error {epoch['val_top1_error_pct']:.2f} %" in again.stdout, again.stderr
+    judged = f"top-1 error {epoch['val_top1_error_pct']:.2f} %"
+    assert judged in again.stdout, again.stderr
+    weights = (
+        DIGITS,
+        "--data_dir",
+        digits_data,
+        "--output_dir",
+        tmp_path / "b",
+        "--weights",
+        tmp_path / "run/weights.pt",
+    )
+    assert f"weights.pt: {judged}" in recipe(*weights, "--evaluate_only").stdout and not (tmp_path / "b").exists()
+    refused(recipe(*weights), "--weights goes with --evaluate_only")
 
 
 def test_the_readme_leads_from_the_official_archives_to_a_run(small, tmp_path):

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +22,7 @@ from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.share import Pixels
-from lbsgd.errors import DataError
+from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.environment import Processes
 from lbsgd.report.run_log import read_run
 from lbsgd.train.coco_source import CocoSource
@@ -169,6 +169,20 @@ def test_flags_that_cannot_be_right_are_one_line(flags, words, scenes):
     done = subprocess.run([*command, *data, *flags], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and re.search(words, done.stderr), done.stderr
     assert all(line.startswith("error: ") for line in done.stderr.splitlines())
+
+
+@pytest.mark.parametrize(
+    "resume, rank, checkpoint, asked",
+    [(False, 0, True, True), (True, 0, False, True), (True, 0, True, False), (True, 1, False, False)],
+)
+def test_a_run_that_goes_on_needs_no_backbone(tmp_path, resume, rank, checkpoint, asked):
+    if checkpoint:
+        (tmp_path / "checkpoints/iteration_00000003").mkdir(parents=True)
+    request = DetectionRequest.__new__(DetectionRequest)
+    request.processes = SimpleNamespace(is_rank_0=rank == 0)
+    request.flags = SimpleNamespace(backbone_weights=None, evaluate_only=False, resume=resume, output_dir=str(tmp_path))
+    with pytest.raises(ConfigError, match="--backbone_weights is missing") if asked else nullcontext():
+        request.require_backbone()
 
 
 def test_a_backbone_in_a_folder_that_nobody_may_enter_is_one_line(monkeypatch):

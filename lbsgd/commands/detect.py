@@ -6,13 +6,14 @@ import argparse
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lbsgd.commands.flag_types import named, natural
 from lbsgd.commands.train import Request, run_recipe, with_flags
 from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.run_log import LOG_NAME, read_run
+from lbsgd.train.weights import weights_in
 
 if TYPE_CHECKING:
     from lbsgd.train.images import ImageSource
@@ -61,13 +62,20 @@ class DetectionRequest(Request):
     def require_backbone(self) -> None:
         """Raise ConfigError if a run would begin from random weights, DataError if its backbone is not there."""
         weights = self.flags.backbone_weights
-        if weights is None and not self.flags.evaluate_only:
+        if weights is None and not self.has_weights():
             raise ConfigError(
                 "--backbone_weights is missing: a detector starts from a classifier, such as runs/8k/weights.pt"
             )
         if weights is not None and not os.path.isfile(weights):  # nor one in a folder that nobody may enter
             raise DataError(f"--backbone_weights {weights}: no file that can be read; it is the weights.pt of a run")
         self.started_from = trained_as(Path(weights)) if weights else None
+
+    def has_weights(self) -> bool:
+        """Whether a checkpoint brings all weights; rank 0 alone looks, because other hosts may not have the folder."""
+        flags = self.flags
+        if flags.evaluate_only or not flags.resume or not self.processes.is_rank_0:
+            return flags.evaluate_only or flags.resume
+        return any(Path(flags.output_dir or Path("runs") / self.plan.name).glob("checkpoints/iteration_*"))
 
     def images(self) -> ImageSource:
         from lbsgd.train.coco_source import CocoSource
@@ -80,19 +88,6 @@ class DetectionRequest(Request):
         """Return the classifier's weights; imports PyTorch. Raises DataError for a file that holds none."""
         path = self.flags.backbone_weights
         return None if path is None else weights_in(Path(path))
-
-
-def weights_in(path: Path) -> dict[str, Any]:
-    """Return the weights that a run has exported; imports PyTorch. Raises DataError for a file that holds none."""
-    import torch
-
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001  torch raises whatever the bytes make it raise
-        raise DataError(f"{path} cannot be read as weights ({error}); give the weights.pt of a run") from None
-    if not isinstance(weights, dict):
-        raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
-    return weights
 
 
 def only_split(folder: Path, kind: str) -> str:

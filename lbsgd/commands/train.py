@@ -19,7 +19,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.precision import PRECISIONS
 from lbsgd.data.folder import ImageNetData, data_folder, open_data
-from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import end_before_joining, end_despite_threads, end_with_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
@@ -76,6 +76,7 @@ class Request:
     def __init__(self, flags: argparse.Namespace):
         self.flags, self.processes = flags, Processes.from_environment()
         require_hosts(self.processes, flags.expect_world_size)
+        self.weights = weights_of(flags)
         config, world_size, overrides = flags.deepspeed_config, self.processes.world_size, overrides_of(flags)
         self.plan = Plan.read(config, world_size, overrides=overrides)  # a mistake in the JSON is told first
         num_images = self.open_data()
@@ -110,6 +111,17 @@ class Request:
 R = TypeVar("R", bound=Request)
 
 
+def weights_of(flags: argparse.Namespace) -> Path | None:
+    """Return the file that --weights names. Raises LbsgdError without --evaluate_only, and where there is no file."""
+    if flags.weights is None:
+        return None
+    if not flags.evaluate_only:
+        raise ConfigError("--weights goes with --evaluate_only: training starts anew, or goes on with --resume")
+    if not os.path.isfile(flags.weights):
+        raise DataError(f"--weights {flags.weights}: no such file; it is a state_dict, such as a run's weights.pt")
+    return Path(flags.weights)
+
+
 def overrides_of(flags: argparse.Namespace) -> Overrides:
     """Return what the flags lay over the JSON."""
     return Overrides(
@@ -136,6 +148,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], begun:
         request.last_iteration,
         resume=flags.resume,
         evaluate_only=flags.evaluate_only,
+        weights=request.weights,
         every=every,
         evaluate_every=flags.evaluate_every,
         compiled=flags.compile,
@@ -164,7 +177,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
     """Return the parser of every recipe's flags, with those of its data."""
-    flags = OneLineParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = OneLineParser(description=description)
     flags.add_argument(
         "--deepspeed_config", required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json"
     )
@@ -195,7 +208,8 @@ def add_output(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument
     add("--output_dir", metavar="DIR", help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)")
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
-    add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir")
+    add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir, on any data")
+    add("--weights", metavar="FILE", help="with --evaluate_only: a state_dict in its place, such as a run's weights.pt")
     rarely = (
         "evaluate every N-th epoch only, and those that the run is judged by: a classifier's last five, else the end"
     )

@@ -134,7 +134,7 @@ class Plan:
         return plan
 
     def identity(self) -> dict[str, Any]:
-        """Return everything that must not change when a run is resumed: all but the division among processes."""
+        """Return what of the plan must not change when a run is resumed: all but the division among processes."""
         params = ("lr", "momentum", "nesterov", "weight_decay")
         return {
             "recipe": self.recipe.model_dump(exclude={*PROSE, "aggregation", "diagnostics"}),

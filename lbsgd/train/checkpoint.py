@@ -133,7 +133,7 @@ def load_newest(
         except DamagedError as damage:
             damaged.append(damage)
             continue
-        require_same(path, with_defaults(state["identity"]), with_defaults(identity), "")
+        require_same(path, comparable(state, identity), with_defaults(identity), "")
         for each in damaged:
             say(f"warning: {each}; going on from the one before it")
         say(f"resuming from {path}")
@@ -142,6 +142,13 @@ def load_newest(
         "; ".join(map(str, damaged)) + f"; no whole checkpoint is left in {folder}: put one back, or delete "
         "the folder to start anew"
     )
+
+
+def comparable(state: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    """Return of a checkpoint's identity what this one has; what an earlier lbsgd did not keep there counts as equal."""
+    saved = {"precision": state.get("plan", {}).get("precision"), **state["identity"]}
+    later = {key: identity[key] for key in ("precision", "decoder") if key in identity and saved.get(key) is None}
+    return {key: value for key, value in with_defaults(saved | later).items() if key in identity}
 
 
 def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,10 @@ class CocoSource:
         return self.folder
 
     @property
+    def decoder(self) -> str:
+        return ""
+
+    @property
     def waiting_advice(self) -> str:
         if not self.workers:
             return "each process loads its own between its updates: give --loader_workers if cores are idle"

@@ -47,8 +47,13 @@ def code_of(package: Path) -> dict[str, str]:
     sources = sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}"))
     return {
         "code of lbsgd": digest(*(path.read_bytes() for path in sources)),
-        "compiled kernels of lbsgd": str(any(package.rglob("_kernels*.so"))),
+        "compiled kernels of lbsgd": str(has_kernels(package)),
     }
+
+
+def has_kernels(package: Path = Path(__file__).parent.parent) -> bool:
+    """Whether lbsgd was installed with a C compiler, and decodes by itself."""
+    return any(package.rglob("_kernels*.so"))
 
 
 def files_of(task: object) -> list[Path]:

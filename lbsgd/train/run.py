@@ -37,6 +37,7 @@ class Run:
     last_iteration    where the run ends: with the schedule, or earlier
     resume            go on from the newest checkpoint in output_dir
     evaluate_only     evaluate that checkpoint and train nothing
+    weights           a file with weights to evaluate in its place
     evaluate_every    so many epochs, beside those that the run is judged by
     compiled          whether training compiles each residual block (`compiled.compile_blocks`)
     graphed           whether training launches each residual block as CUDA graphs; None: by the rule (`graphs`)
@@ -51,6 +52,7 @@ class Run:
     last_iteration: int
     resume: bool = False
     evaluate_only: bool = False
+    weights: Path | None = None
     every: Every = field(default_factory=Every)
     evaluate_every: int = 1
     compiled: bool = False
@@ -88,9 +90,10 @@ def prepare_output(run: Run, newest: Path | None) -> None:
     Raises ConfigError rather than write over a run, CheckpointError where there is nothing to evaluate.
     """
     if run.evaluate_only:
-        if not newest:
+        if not newest and not run.weights:
             raise CheckpointError(
-                f"no complete checkpoint in {run.checkpoints} to evaluate; train first, or name its --output_dir"
+                f"no complete checkpoint in {run.checkpoints} to evaluate; train first, or name its --output_dir, "
+                "or other --weights"
             )
         return
     if not run.resume and (newest or (run.output_dir / LOG_NAME).exists()):

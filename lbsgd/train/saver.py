@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -166,13 +167,27 @@ class Saver:
         restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], found["counters"]))
         if found["world_size"] == dist.get_world_size():
             restore_random_states(tensors["random"], dist.get_rank())
-            torch.set_num_threads(found["num_threads"])  # sums over another number of threads differ in their last bits
+            self.restore_threads(found["num_threads"])
         worlds = (found["world_size"], dist.get_world_size())
-        say = self.say if dist.get_rank() == 0 else silence
-        resume_choice(self.engine, found.get("aggregation"), worlds, say)
+        resume_choice(self.engine, found.get("aggregation"), worlds, self.say_once)
         self.last_iteration = self.engine.global_steps
         return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
 
+    def restore_threads(self, saved: int) -> None:
+        """Take the checkpoint's number of threads: sums over another one differ in their last bits on a CPU.
 
-def silence(line: str) -> None:
-    """Say nothing, on every process but rank 0."""
+        Where the user gives another number, or there are fewer cores, it stays as it is.
+        """
+        own = torch.get_num_threads()
+        if saved == own or self.engine.device.type != "cpu":
+            return
+        if saved > own or "OMP_NUM_THREADS" in os.environ:
+            self.say_once(f"threads        {own}; the checkpoint has {saved}, so the last bits of sums may differ")
+        else:
+            torch.set_num_threads(saved)
+            self.say_once(f"threads        {saved} as in the checkpoint, for the same bits, of {own} cores")
+
+    def say_once(self, line: str) -> None:
+        """Say a line on rank 0."""
+        if dist.get_rank() == 0:
+            self.say(line)

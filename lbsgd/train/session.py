@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import psutil
@@ -35,6 +36,7 @@ from lbsgd.train.reporter import Reporter, Silence
 from lbsgd.train.run import WEIGHTS_NAME, Run, begin_output, prepare_output
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
+from lbsgd.train.weights import put_weights, weights_in
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLLECTIVE_SECONDS = 30  # longer than --hang_timeout a collective call may take, so that the guard speaks first
@@ -79,7 +81,8 @@ def train(run: Run, launch: Launch) -> None:
         )
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
         reached = None
-        goes_on = (run.resume or run.evaluate_only) and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints)))
+        wanted = not run.weights and (run.resume or run.evaluate_only)
+        goes_on = wanted and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints)))
         if goes_on:
             saver.read_newest()  # while the data opens
         images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
@@ -88,7 +91,9 @@ def train(run: Run, launch: Launch) -> None:
             reached = saver.restore()
             launch.begun.over("checkpoint")
         if run.evaluate_only:
-            print_evaluation(Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached))
+            if run.weights:
+                put_weights(engine.module, from_rank_0(partial(weights_in, run.weights)), run.weights)
+            print_evaluation(Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached), run)
             return
         from_rank_0(lambda: begin_output(run))
         reporter = open_reporter(run, engine, progress, launch.begun, graphs)
@@ -128,9 +133,12 @@ def pixels_of(plan: Plan, device: torch.device) -> Pixels:
 
 
 def open_saver(run: Run, engine, progress: Progress) -> Saver:
-    """Open the run's checkpoints; those to resume must agree with it in recipe, network and data."""
+    """Open the run's checkpoints. One to resume must agree with the run; one to evaluate, in the network alone."""
     network = {name: list(tensor.shape) for name, tensor in engine.module.state_dict().items()}
-    identity = {**run.plan.identity(), "network": network, "data": run.images.fingerprint}
+    identity: dict[str, Any] = {"network": network}
+    if not run.evaluate_only:  # a network may be evaluated on any data, at any size, in any precision
+        images = {"data": run.images.fingerprint, "decoder": run.images.decoder}
+        identity |= {**run.plan.identity(), "precision": run.plan.precision, **images}
     return Saver(engine, run.checkpoints, identity, {"plan": run.plan.as_dict()}, run.every, progress.say)
 
 
@@ -148,6 +156,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: st
             "judged_by": measures_described(run.task.judged_by),
             **run.plan.as_dict(),
             "data": run.images.fingerprint,
+            **({"decoder": run.images.decoder} if run.images.decoder else {}),
             "aggregation": aggregation,
             "batch_norm": norm,
             **({"compiled": "each residual block"} if run.compiled else {}),
@@ -158,6 +167,8 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: st
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
         progress.begin(engine.global_steps)
         progress.say(f"data           {run.images.place}")
+        if run.images.decoder:
+            progress.say(f"decoder        {run.images.decoder}")
         progress.say(f"aggregation    {aggregation}")
         progress.say(f"batch norm     {norm}")
         if graphs:
@@ -210,12 +221,13 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def print_evaluation(trainer: Trainer) -> None:
-    """Evaluate the checkpoint that the trainer has reached, and print what it is judged by on rank 0."""
+def print_evaluation(trainer: Trainer, run: Run) -> None:
+    """Evaluate what the trainer has, weights or a checkpoint, and print what it is judged by on rank 0."""
     record = trainer.evaluate(trainer.iteration // trainer.plan.iterations_per_epoch)
     if torch.distributed.get_rank() == 0:
         judged = (f"{measure.name} {measure.words(record[measure.key])}" for measure in trainer.task.judged_by)
-        print(f"iteration {trainer.iteration}: {', '.join(judged)} on {record['val_images']} images")
+        what = run.weights or f"iteration {trainer.iteration}"
+        print(f"{what}: {', '.join(judged)} on {record['val_images']} images of {run.images.place}")
 
 
 def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None:
