@@ -1,6 +1,7 @@
 """Files that are whole or not there, whenever the process or the machine dies; how many may be open; and the output."""
 
 import contextlib
+import fcntl
 import os
 import resource
 import secrets
@@ -61,6 +62,18 @@ def replace_file(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process that asks for this folder is in it. A file system without locks lets all in."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:

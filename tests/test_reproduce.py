@@ -19,6 +19,7 @@ from grid_logs import DIGITS, write_log
 
 from lbsgd.commands.main import main
 from lbsgd.commands.reproduce import seeds
+from lbsgd.disk import alone_in
 from lbsgd.errors import ConfigError, DataError, TrainingError
 from lbsgd.experiments import launch
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
@@ -292,6 +293,20 @@ def test_published_logs_are_thinned_and_nothing_else_changes(tmp_path):
     before, after = read_run(folder), read_run(tmp_path / "published")
     assert (after.header, after.epochs, after.result) == (before.header, before.epochs, before.result)
     assert [record["epoch"] for record in after.iterations] == [float(epoch) for epoch in range(30)]
+
+
+def test_a_log_is_published_by_one_grid_at_a_time(tmp_path):
+    """They write by way of one name."""
+    folder = write_log(tmp_path, STUDIES["table1"].rows(DIGITS)[0], 0, [5.0])
+    published = tmp_path / "published"
+    published.mkdir()
+    with alone_in(published):
+        other = threading.Thread(target=collect, args=(folder, published))
+        other.start()
+        other.join(0.2)
+        assert other.is_alive() and list(published.iterdir()) == []
+    other.join(10)
+    assert read_run(published).epochs == read_run(folder).epochs
 
 
 def test_a_published_log_says_once_what_a_resumed_run_repeats(tmp_path):

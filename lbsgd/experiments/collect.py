@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from lbsgd.disk import replace_file
+from lbsgd.disk import alone_in, replace_file
 from lbsgd.errors import DataError
 from lbsgd.report.groups import DIVERGED
 from lbsgd.report.run_log import LOG_NAME
@@ -19,9 +19,10 @@ def collect(folder: Path, destination: Path) -> None:
     try:
         kept = thinned((folder / LOG_NAME).read_bytes().splitlines(keepends=True))
         destination.mkdir(parents=True, exist_ok=True)
-        replace_file(destination / LOG_NAME, b"".join(kept))
-        if (folder / DIVERGED).exists():
-            replace_file(destination / DIVERGED, (folder / DIVERGED).read_bytes())
+        with alone_in(destination):  # another grid may publish the same run
+            replace_file(destination / LOG_NAME, b"".join(kept))
+            if (folder / DIVERGED).exists():
+                replace_file(destination / DIVERGED, (folder / DIVERGED).read_bytes())
     except OSError as error:
         raise DataError(f"{folder} cannot be published in {destination}: {error.strerror}") from None
 
