@@ -107,7 +107,7 @@ def test_every_kernel_compiles_to_machine_code(arch, tmp_path, monkeypatch):
 
 
 def test_triton_launches_a_kernel_that_it_has_found_as_launch_does():
-    """`KernelLaunch` runs the kernel itself where Triton is of the version that it was read in."""
+    """`KernelLaunch` runs the kernel itself where Triton is of the version that it was read in, and nowhere else."""
     import inspect
 
     import triton
@@ -121,8 +121,8 @@ def test_triton_launches_a_kernel_that_it_has_found_as_launch_does():
         "kernel.run(grid_0, grid_1, grid_2, stream, kernel.function, kernel.packed_metadata, launch_metadata, "
         "knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook, *bound_args.values())"
     )
-    assert (theirs in source) == RUNS_COMPILED == triton.__version__.startswith("3.6.")
-    assert isinstance(CompiledKernel.run, property)
+    assert RUNS_COMPILED == triton.__version__.startswith("3.6.")
+    assert not RUNS_COMPILED or (theirs in source and isinstance(CompiledKernel.run, property))
 
 
 # --- blocks and the rule, where no kernel runs ------------------------------------------------------------------------
