@@ -6,7 +6,9 @@ Tried with the sources of 0.16.9, 0.17.6, 0.18.9 and 0.19.8.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 
 from lbsgd.config.accepted.values import as_bool, as_number, as_whole_number, converts
 from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
@@ -170,16 +172,25 @@ def unknown_buffer_type(json: Document) -> Iterator[Hit]:
     "D84",
     "torch's Adagrad in half precision without ZeRO",
     plain="error",
-    why="torch's Adagrad makes its sums of squares when it is built. DeepSpeed's fp16 and bf16 optimizers then give it "
-    "other weights, float32 copies, and the first update ends in KeyError: 'sum'. ZeRO builds Adagrad anew.",
+    why="torch's Adagrad makes its sums of squares when it is built; torch 2.12 and later make them in the first "
+    "update, and train. DeepSpeed's fp16 and bf16 optimizers then give it other weights, float32 copies, and the first "
+    "update ends in KeyError: 'sum'. ZeRO builds Adagrad anew.",
     fix="set it to 1 (with bf16, and gradients in bf16), or use another optimizer",
     example={"optimizer": {"type": "Adagrad", "params": {"lr": 0.01}}, "bf16": {"enabled": True}},
 )
 def half_adagrad(json: Document) -> Iterator[Hit]:
     kind = json.get("optimizer.type")
-    if str(kind).lower() == "adagrad" and copies_weights_itself(json):
+    if str(kind).lower() == "adagrad" and copies_weights_itself(json) and installed_torch() < (2, 12):
         said = f"is {json.stage}, where half precision copies the weights after {kind} was built"
         yield Hit("zero_optimization.stage", said)
+
+
+def installed_torch() -> tuple[int, ...]:
+    """Return the version of torch here, by its metadata; (0,) without torch."""
+    try:
+        return tuple(map(int, re.findall(r"\d+", version("torch"))[:2]))
+    except PackageNotFoundError:
+        return (0,)
 
 
 @rule(
