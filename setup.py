@@ -9,7 +9,7 @@ setup(
     ext_modules=[
         Extension(
             "lbsgd.data.native._kernels",
-            ["lbsgd/data/native/crop_jpeg.c", "lbsgd/data/native/pixels.c"],
+            [f"lbsgd/data/native/{name}.c" for name in ("bus_error", "crop_jpeg", "pixels")],
             depends=["lbsgd/data/native/huffman.h"],
             libraries=["jpeg", "m"],
             optional=True,

@@ -20,7 +20,8 @@ from PIL import Image, ImageFile
 from setuptools import find_packages
 
 from lbsgd.data.native import kernels
-from lbsgd.data.native.kernels import DONE, LIBRARY, NO_MEMORY, NOT_DECODED, ffcv_crops, library, our_crops
+from lbsgd.data.native.kernels import DONE, NO_MEMORY, NOT_DECODED, ffcv_crops, our_crops
+from lbsgd.data.native.library import LIBRARY, library
 from lbsgd.data.share import Pixels
 from lbsgd.data.to_device import Prefetcher, ReusedMemory
 from lbsgd.train.facts import code_of

@@ -33,7 +33,7 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
     """Feed the trainer's update by the FFCV loader, with as many threads as there are cores, and count its waits."""
     from lbsgd.convert.convert import convert
     from lbsgd.data.folder import open_data
-    from lbsgd.data.native.kernels import library
+    from lbsgd.data.native.library import library
 
     if given.jpegs is None:
         raise NotRun("no images: give --jpegs FILE, a tar of JPEGs")

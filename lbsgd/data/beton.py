@@ -22,7 +22,10 @@ from lbsgd.data.beton_format import (
 )
 from lbsgd.data.beton_layout import Identity, Layout, read_layout
 from lbsgd.data.beton_survey import Survey, sizes_by_image, survey
+from lbsgd.data.mapped import mapped
 from lbsgd.errors import DataError
+
+PUT_BACK = "put the old one back (tools/convert_imagenet_to_ffcv.py --verify checks it) and go on with --resume"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +73,7 @@ class BetonFile:
             reason = f"{self.path} has changed while this run reads it ({error})"
         else:
             reason = f"{self.path} has been replaced by another file while this run reads it"
-        raise DataError(f"{reason}; put the old one back and go on with --resume")
+        raise DataError(f"{reason}; {PUT_BACK}")
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> BetonFile:
@@ -84,7 +87,7 @@ class BetonFile:
 
 
 def _mapped(layout: Layout, found: Survey) -> BetonFile:
-    content = np.memmap(layout.path, np.uint8, "r").view(np.ndarray)
+    content = mapped(layout.path, PUT_BACK)
     if len(content) != layout.identity.num_bytes:
         raise damaged(layout.path, "it is being written")
 

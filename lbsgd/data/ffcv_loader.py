@@ -25,7 +25,8 @@ from numba.extending import is_jitted
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.kept_code import keep, kept_dictionaries
-from lbsgd.data.native.kernels import DONE, Crops, crop_batch, ffcv_crops, library, our_crops
+from lbsgd.data.native.kernels import DONE, Crops, crop_batch, ffcv_crops, our_crops
+from lbsgd.data.native.library import library
 from lbsgd.data.read_ahead import ReadAhead
 from lbsgd.data.undecoded import require_usable
 from lbsgd.errors import DataError

@@ -19,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lbsgd.data.mapped import mapped
+
 HEAD = np.dtype([("magic", "S8"), ("checksum", "<u4"), ("unused", "V4"), ("num_bytes", "<u8"), ("reserved", "V40")])
 MAGIC = b"lbsgd-h1"
 # How many files of a kind stay. An order of 14 million images has 56 MB; unlinking one harms nobody who has mapped it.
@@ -66,7 +68,7 @@ def read(kind: str, key: str) -> np.ndarray | None:
     if place is None:
         return None
     try:
-        content = np.memmap(place / f"{kind}-{key}", np.uint8, "r").view(np.ndarray)
+        content = mapped(place / f"{kind}-{key}", "remove it, and it is made again")
     except (OSError, ValueError):  # missing, or empty
         return None
     if len(content) < HEAD.itemsize:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
-from lbsgd.data.native.kernels import library
+from lbsgd.data.native.library import library
 from lbsgd.data.share import Pixels
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the colours of ImageNet; 1 is full brightness

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
-from pathlib import Path
 from typing import NamedTuple
 
 import llvmlite.binding
@@ -20,26 +18,9 @@ from numba.core.typing import signature
 from lbsgd.data.beton_format import JPEG
 from lbsgd.data.crops import mirror
 
-LIBRARY = "_kernels*.so"  # beside this file; setup.py names it
-
 # What became of an image. The C files return these numbers.
 DONE, DAMAGED, NOT_DECODED, NO_MEMORY = range(4)
 UNTOUCHED = np.array([1, 254, 1], np.uint8)  # the last pixel, before FFCV's imdecode writes it
-
-
-@cache
-def library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
-    """Load the compiled kernels. Return None if the package was installed without a C compiler."""
-    for path in folder.glob(LIBRARY):
-        kernels, pointer, number = ctypes.CDLL(str(path)), ctypes.c_void_p, ctypes.c_long
-        kernels.lbsgd_decode_crop.restype = number
-        kernels.lbsgd_decode_crop.argtypes = [pointer, *[number] * 8, pointer, number]
-        kernels.lbsgd_resize.restype = number
-        kernels.lbsgd_resize.argtypes = [pointer, number, *[ctypes.c_double] * 4, number, pointer, number]
-        kernels.lbsgd_normalise.restype = None
-        kernels.lbsgd_normalise.argtypes = [pointer, number, number, *[pointer] * 3]
-        return kernels
-    return None
 
 
 class Crops(NamedTuple):

@@ -1,0 +1,28 @@
+"""The C files of this folder where they were compiled, loaded without Numba, which takes a second to import."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+LIBRARY = "_kernels*.so"  # beside this file; setup.py names it
+
+
+@cache
+def library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
+    """Load the compiled kernels. Return None if the package was installed without a C compiler."""
+    for path in folder.glob(LIBRARY):
+        kernels, pointer, number = ctypes.CDLL(str(path)), ctypes.c_void_p, ctypes.c_long
+        kernels.lbsgd_decode_crop.restype = number
+        kernels.lbsgd_decode_crop.argtypes = [pointer, *[number] * 8, pointer, number]
+        kernels.lbsgd_resize.restype = number
+        kernels.lbsgd_resize.argtypes = [pointer, number, *[ctypes.c_double] * 4, number, pointer, number]
+        kernels.lbsgd_normalise.restype = None
+        kernels.lbsgd_normalise.argtypes = [pointer, number, number, *[pointer] * 3]
+        kernels.lbsgd_watch.restype = pointer
+        kernels.lbsgd_watch.argtypes = [pointer, number, ctypes.c_char_p, number]
+        kernels.lbsgd_forget.restype = None
+        kernels.lbsgd_forget.argtypes = [pointer]
+        return kernels
+    return None
