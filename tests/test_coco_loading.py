@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -16,12 +17,12 @@ from coco_scenes import load_tool
 from PIL import Image as PILImage
 from torch.utils.data import Dataset
 
-from lbsgd.data import coco_loader
+from lbsgd.data import coco_images, coco_loader
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import CocoEval, CocoTrain, example_of, pixels_of
-from lbsgd.data.coco_loader import loaded
+from lbsgd.data.coco_loader import TENSORS, loaded, tensors_of
 from lbsgd.data.share import Share
-from lbsgd.errors import DataError
+from lbsgd.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +109,33 @@ def test_memory_that_runs_out_is_no_damage(scenes, monkeypatch):
         pixels_of(image)
 
 
+# --- open files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def limit_of_open_files():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    yield lambda soft: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, before[1]))
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_workers_may_open_as_many_files_as_their_batches_have_tensors(scenes, limit_of_open_files):
+    limit_of_open_files(100)
+    examples = coco_images._Examples(read_split(scenes, "train"), 0, 0, False)
+    assert len([*tensors_of(examples[0])]) == TENSORS
+    [batch] = loaded(examples, [[0, 1, 2, 3] * 10], 1)  # 200 files
+    assert len(batch) == 40
+
+
+def test_more_files_than_the_system_allows_are_refused_before_a_worker_starts(monkeypatch):
+    monkeypatch.setattr(coco_loader, "allow_open_files", lambda needed: 4096)
+    with pytest.raises(
+        ConfigError, match=r"128 images a pass .* allows 4,096; .*-Hn.*--micro_batch.*--loader_workers 0"
+    ):
+        next(loaded(Ends("never"), [[0] * 128], 1))
+    assert not multiprocessing.active_children()
+
+
 # --- loader workers that are lost -------------------------------------------------------------------------------------
 
 LOST = r"^a loader worker \(pid.*\) .*/dev/shm.*--loader_workers 0"
@@ -168,8 +196,8 @@ import resource
 import torch
 from torch.utils.data import Dataset
 from lbsgd.data.coco_images import TestImage
-from lbsgd.data.coco_loader import loaded
-from lbsgd.errors import DataError
+from lbsgd.data.coco_loader import TENSORS, loaded, tensors_of
+from lbsgd.errors import ConfigError, DataError
 
 class Big(Dataset):
     def __getitem__(self, number):

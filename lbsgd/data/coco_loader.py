@@ -17,10 +17,13 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from lbsgd.errors import DataError
+from lbsgd.disk import allow_open_files
+from lbsgd.errors import ConfigError, DataError
 
 OF_LAUNCHERS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}  # by which a run is told to stop
 ROOM = "in a container give --ipc=host or --shm-size=4g, or do without by --loader_workers 0"
+TENSORS = 5  # of an example, each an open file in shared memory
+OTHER_FILES = 64  # opened later
 
 
 def loaded(
@@ -29,8 +32,11 @@ def loaded(
     """Yield lists of images, loaded by as many worker processes (in this process with 0).
 
     They are in the host's memory, which is pinned if they are for a GPU: otherwise a copy to the device would wait for
-    what the device does. Raises the DataErrors of workers, and one for a worker that is lost.
+    what the device does. Raises the DataErrors of workers, one for a worker that is lost, and ConfigError where the
+    system allows too few open files.
     """
+    if workers:
+        allow_batches(workers, max(map(len, batches), default=0))
     loader: DataLoader = DataLoader(
         data,
         batch_sampler=[list(map(int, batch)) for batch in batches],
@@ -49,6 +55,21 @@ def loaded(
             yield from loading
     except DataError as error:  # a worker's, which torch hands on with its traceback in the text
         raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
+
+
+def allow_batches(workers: int, images: int) -> None:
+    """Raise this process's limit of open files, which its workers inherit, so that batches of so many images fit.
+
+    torch loads two batches per worker ahead, and one is in use. A worker has up to three of its own (measured). Where
+    the limit ends, a thread of torch's prints an error and the run would wait in vain. Raises ConfigError where the
+    system forbids it.
+    """
+    needed = TENSORS * images * (2 * workers + 2) + len(os.listdir("/proc/self/fd")) + OTHER_FILES
+    if (most := allow_open_files(needed)) is not None:
+        raise ConfigError(
+            f"{workers} loader workers with {images} images a pass need {needed:,} open files, and this system allows "
+            f"{most:,}; raise the hard limit (ulimit -Hn), or give a smaller --micro_batch or --loader_workers 0"
+        )
 
 
 def in_shared_memory(batch: list[Any]) -> list[Any]:
