@@ -591,12 +591,76 @@ def test_fix_writes_the_corrected_file_and_says_what_changed(tmp_path, capsys):
         "zero_allow_untested_optimizer: (none) -> true",
     ):
         assert line in out
-    assert out.count("fixed") == 2  # no warning is corrected: DeepSpeed takes these files
+    assert out.count("    fixed ") == 2  # no warning is corrected: DeepSpeed takes these files
+    left = sum(finding.severity == "warning" for finding in findings_of(read_json(path)))
+    assert f"2 fixed, left: {left} warnings" in out and f"the file as it was in {path}.orig" in out
     assert errors(read_json(path)) == []
     assert (tmp_path / "theirs.json.orig").read_text() == (FOREIGN / "resnet_sgd_zero1.json").read_text()
     before = path.read_bytes()
     assert main(["check", "--fix", str(path)]) == 0 and path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_can_be_checked_is_and_what_cannot_is_told(tmp_path, capsys):
+    good, gone = tmp_path / "good.json", tmp_path / "gone.json"
+    good.write_text('{"train_batch_size": 256, "elasticity": null}')
+    assert main(["check", str(gone), str(good)]) == 2
+    said = capsys.readouterr()
+    assert "D01" in said.out and said.err.startswith(f"error: {gone}: cannot be read") and said.err.count("\n") == 1
+    before = good.read_bytes()
+    assert main(["check", "--fix", str(good), str(gone)]) == 2 and good.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "text, message, fix",
+    [
+        ("", "is empty", "give a DeepSpeed JSON"),
+        ("[]", "holds no JSON object", "give a DeepSpeed JSON"),
+        ('{"a": 1, "a": 2}', 'has the key "a" twice', "keep one"),
+        ('{"lbsgd": {},\n"a": Infinity}', "has in line 2 Infinity, which is no strict JSON", "write a number"),
+        ('{"lbsgd": {},}', "is no strict JSON in line 1, column 14 (", "correct it: strict JSON has no comments and"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_one_sentence_and_one_fix(tmp_path, text, message, fix):
+    path = tmp_path / "ds.json"
+    path.write_text(text)
+    [finding] = inspect(str(path)).findings
+    assert (finding.code, finding.key) == ("J01", "file")
+    assert finding.message.startswith(message) and finding.fix.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    "key, fix",
+    [
+        ("warmpu", "did you mean warmup?"),
+        ("warmup.epoch", "did you mean epochs?"),
+        ("decay.zzz", "delete it; the keys there are epochs, factor, iterations"),
+    ],
+)
+def test_an_unknown_key_in_the_block_is_answered_by_those_that_are_known_there(key, fix):
+    config = read_json(SHIPPED_FOLDER / "8k.json")
+    put(config["lbsgd"], key, 1)
+    [finding] = [each for each in findings_of(config) if each.code == "R10"]
+    assert finding.fix.startswith(fix)
+
+
+@pytest.mark.parametrize(
+    "name, good, bad",
+    [
+        ("profile_step", [1, 1.5, True, -1], [None, "3", [], {}]),
+        ("module_depth", [0, -2, True], [None, 1.5, "1", []]),
+        ("recompute_fwd_factor", [0.5, True], [None, "1", []]),
+        ("output_file", [None, "", "x", 0, []], [True, 3]),
+    ],
+)
+def test_a_value_that_ends_the_flops_profiler_is_an_error(name, good, bad):
+    """Each was tried with DeepSpeed 0.19.8, where bad ones end the first updates in a TypeError."""
+    for values, expected in ((good, 0), (bad, 1)):
+        for value in values:
+            config = {"train_batch_size": 4, "flops_profiler": {"enabled": True, name: value}}
+            assert errors(config).count("D97") == expected, value
+            config["flops_profiler"]["enabled"] = False
+            assert "D97" not in errors(config)
 
 
 def test_fix_deletes_a_key_that_is_null(tmp_path, capsys):
@@ -997,12 +1061,12 @@ def test_a_switch_in_a_plain_json_is_read_as_deepspeed_reads_it(code, key, found
     "key, value, words",
     [
         ("batch_norm", 5, "is 5, and must be a block of keys"),
-        ("epochs", "90", "is '90', and must be a whole number"),
+        ("epochs", "90", 'is "90", and must be a whole number'),
         ("batch_norm.per_worker_batch", 0, "is 0, and must be greater than 0"),
-        ("linear_scaling.rule", "x", "is 'x', and must be 'linear', 'sqrt' or 'fixed'"),
+        ("linear_scaling.rule", "x", 'is "x", and must be "linear", "sqrt" or "fixed"'),
         ("paper_error_pct", [1], "is [1], and must be a list of at least 2"),
         ("paper_error_pct", [1, 2, 3], "is [1, 2, 3], and must be a list of at most 2"),
-        ("purpose", "a\nb", "is 'a\\nb', and must be one line of text"),
+        ("purpose", "a\nb", 'is "a\\nb", and must be one line of text'),
         (
             "augmentation.crop_scale",
             [1, 2],

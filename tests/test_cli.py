@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lbsgd.commands.flag_types import at_least_zero, interval, natural, positive, quantity
+from lbsgd.commands.help import kept_line
 from lbsgd.commands.main import main
 from lbsgd.config.checks.inspect import findings_of
 from lbsgd.config.json_file import read_json
@@ -320,7 +321,7 @@ def test_a_picture_is_drawn_through_a_symlink_and_takes_no_file_of_others(tmp_pa
         (["plan", EIGHT_K, "--gpus", "3"], ["256 workers", "fit: 1, 2, 4"]),
         (["plan", EIGHT_K, "--set", "optimizer.params.lr=1"], ["follows"]),
         (["plan", EIGHT_K, "--set", "lbsgd.epochs"], ["lbsgd.warmup.epochs=2"]),
-        (["plan", EIGHT_K, "--set", "train_batch_size=many"], ["train_batch_size", "'many'"]),
+        (["plan", EIGHT_K, "--set", "train_batch_size=many"], ["train_batch_size", '"many"']),
         (["plan", EIGHT_K, "--model", "vit"], ["vit", "resnet50"]),
         (["plan", EIGHT_K, "--png", "schedule.txt"], ["schedule.txt", ".png"]),
         (["plan", EIGHT_K, "--png", "schedule.pgf"], ["schedule.pgf", ".png, .svg or .pdf"]),
@@ -530,3 +531,11 @@ def test_a_wrong_flag_is_one_line(arguments, capsys):
         main(arguments)
     error = capsys.readouterr().err
     assert ended.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_command_in_help_can_be_pasted_also_where_it_takes_several_lines():
+    command = "    deepspeed --hostfile hosts recipes/resnet50.py --deepspeed_config ds_configs/8k.json"
+    *lines, comment = kept_line(f"{command}      # many hosts", 40)
+    assert len(lines) == 3 and max(map(len, [*lines, comment])) <= 40 and comment.split() == ["#", "many", "hosts"]
+    assert "\n".join(lines).replace("\\\n", "").split() == command.split()
+    assert kept_line("  " + "words " * 10, 40)[0].endswith("words")

@@ -26,7 +26,8 @@ SMALL = {"train_batch_size": 16, "train_micro_batch_size_per_gpu": 4}
 def test_help_shows_the_command_and_every_flag():
     done = command(sys.executable, RECIPE, "--help")
     assert done.returncode == 0
-    assert "deepspeed --hostfile hosts recipes/resnet50.py --deepspeed_config ds_configs/8k.json" in done.stdout
+    command_line = " ".join(done.stdout.replace("\\\n", " ").split())
+    assert "deepspeed --hostfile hosts recipes/resnet50.py --deepspeed_config ds_configs/8k.json" in command_line
     for flag in (
         "--output_dir",
         "--resume",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
 from lbsgd.commands.flag_types import require_alone
@@ -63,8 +64,10 @@ def check_files(
     if len(versions) > 1 and (as_json or fix or library):
         raise ConfigError("lbsgd check: a range of versions is a table; --json, --fix and --for want one version")
     files = files_of(names)
+    if files.problems and fix:
+        raise ConfigError("\n".join(files.problems))  # before anything is written
     if len(versions) > 1:
-        return print_versions(files.checked, versions, files.passed_over)
+        return told(files.problems) or print_versions(files.checked, versions, files.passed_over)
     inspections = [inspect(file, fix, versions[0]) for file in files.checked]
     if library:
         inspections = [in_library(each, library) for each in inspections]
@@ -72,7 +75,14 @@ def check_files(
         print(json.dumps(as_dict(inspections, versions[0], files.passed_over), indent=2))
     else:
         print_inspections(inspections, passed_over=files.passed_over)
-    return int(any(each.count("error") for each in inspections))
+    return told(files.problems) or int(any(each.count("error") for each in inspections))
+
+
+def told(problems: Sequence[str]) -> int:
+    """Print what could not be checked, a line each; return the exit code for it."""
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2 if problems else 0
 
 
 def print_explanation(code: str, as_markdown: bool = False) -> int:

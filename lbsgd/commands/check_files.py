@@ -19,46 +19,50 @@ NOT_ENTERED = frozenset({"node_modules", ".git", "__pycache__", "site-packages",
 
 @dataclass(frozen=True)
 class Files:
-    """The files to check, and how many other JSONs lie in the folders."""
+    """The files to check, how many other JSONs lie in the folders, and in a line each what cannot be checked."""
 
     checked: tuple[str, ...]
     passed_over: int
+    problems: tuple[str, ...] = ()
 
 
 def files_of(given: Sequence[str]) -> Files:
     """Return the files that are named, and the DeepSpeed JSONs in the folders that are named and below them.
 
-    Raises ConfigError for a file that cannot be read, and for a folder that holds no DeepSpeed JSON.
+    A problem is a file that cannot be read, and a folder that holds no DeepSpeed JSON. Raises ConfigError where nothing
+    can be checked.
     """
     checked: list[str] = []
+    problems: list[str] = []
     passed_over = 0
     for name in given:
         if not name:
             raise ConfigError("lbsgd check: a name is empty; name a DeepSpeed JSON or a folder of them")
         if not os.path.isdir(name):  # Path.is_dir raises for a name that is too long
-            require_readable(name)
-            checked.append(name)
+            problem = unreadable(name)
+            (problems if problem else checked).append(problem or name)
             continue
         found = sorted(str(path) for path in jsons_below(Path(name)))
         theirs = [path for path in found if is_theirs(Path(path))]
         if not theirs:
             held = f"{len(found)} JSONs, and none is DeepSpeed's" if found else "no .json file"
-            raise ConfigError(f"{name}: holds {held}; name a DeepSpeed JSON, or a folder of them")
+            problems.append(f"{name}: holds {held}; name a DeepSpeed JSON, or a folder of them")
         checked += theirs
         passed_over += len(found) - len(theirs)
-    return Files(tuple(checked), passed_over)
+    if not checked:
+        raise ConfigError("\n".join(problems))
+    return Files(tuple(checked), passed_over, tuple(problems))
 
 
-def require_readable(name: str) -> None:
-    """Raise ConfigError for a file that is not there or may not be read; it is not opened, because it may be a pipe."""
+def unreadable(name: str) -> str | None:
+    """Say that a file is not there or may not be read, if so; it is not opened, because it may be a pipe."""
     try:
         os.stat(name)
         may_read = os.access(name, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
         problem = None if may_read else os.strerror(errno.EACCES)
     except OSError as error:
         problem = error.strerror
-    if problem:
-        raise ConfigError(f"{name}: cannot be read ({problem}); name a DeepSpeed JSON or a folder of them")
+    return f"{name}: cannot be read ({problem}); name a DeepSpeed JSON or a folder of them" if problem else None
 
 
 def jsons_below(folder: Path) -> Iterator[Path]:

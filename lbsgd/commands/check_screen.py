@@ -69,6 +69,8 @@ def lines_of(inspection: Inspection, width: int | None) -> Iterator[Line]:
     yield [(printable(inspection.file), "bold"), (kind, "dim"), ("  ", ""), verdict(inspection)]
     for change in inspection.fixed:
         yield [("    ", ""), ("fixed    ", "green"), (printable(change), "")]
+    if inspection.kept:
+        yield [("    ", ""), ("kept     ", "green"), (f"the file as it was in {printable(inspection.kept)}", "")]
     for finding in inspection.findings:
         yield from lines_of_finding(finding, width)
 
@@ -76,7 +78,10 @@ def lines_of(inspection: Inspection, width: int | None) -> Iterator[Line]:
 def verdict(inspection: Inspection) -> tuple[str, str]:
     """Return a file's counts and their style."""
     counts = [counted(inspection.count(severity), severity) for severity in SEVERITIES if inspection.count(severity)]
-    return (", ".join(counts), "") if counts else ("nothing found", "green")
+    fixed = f"{len(inspection.fixed)} fixed, " if inspection.fixed else ""
+    if counts:
+        return f"{fixed}left: {', '.join(counts)}" if fixed else ", ".join(counts), ""
+    return f"{fixed}nothing left" if fixed else "nothing found", "green"
 
 
 def lines_of_finding(finding: Finding, width: int | None) -> Iterator[Line]:

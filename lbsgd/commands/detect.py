@@ -50,9 +50,11 @@ class DetectionRequest(Request):
             )
         self.require_backbone()
         self.folder = Path(flags.data_dir or os.environ.get("COCO_DIR") or "data/coco")
-        self.train = read_split(self.folder, flags.train_split or only_split(self.folder, "train"), flags.on_error)
-        val = flags.val_split or only_split(self.folder, "val")
-        self.val = read_split(self.folder, val, flags.on_error, training=False)
+        train, val = flags.train_split or only_split(self.folder, "train"), flags.val_split
+        longer_side = self.plan.recipe.detection.longer_side
+        self.train = read_split(self.folder, train, flags.on_error, longer_side=longer_side)
+        val = val or only_split(self.folder, "val")
+        self.val = read_split(self.folder, val, flags.on_error, training=False, longer_side=longer_side)
         require_same_categories(self.train, self.val)
         if self.processes.is_rank_0:
             print_split(self.train)

@@ -32,11 +32,15 @@ class Help(HelpFormatter):
 
 
 def kept_line(line: str, width: int) -> list[str]:
-    """Return a command and, behind three spaces or more, what it does; below it where one line is too short."""
+    """Return a kept line and, behind three spaces or more, what it does; below it where one line is too short.
+
+    A command, which stands four spaces in, can be pasted also where it takes several lines: each ends with a backslash.
+    """
     if len(line) <= width:
         return [line]
-    return [
-        part
-        for number, words in enumerate(re.split(r"(?<=\S) {3,}", line))
-        for part in textwrap.wrap(words, width, initial_indent=INDENT * bool(number), subsequent_indent=INDENT)
-    ]
+    kept, *comments = re.split(r"(?<=\S) {3,}", line)
+    whole = textwrap.TextWrapper(width - 2, subsequent_indent=INDENT, break_on_hyphens=False, break_long_words=False)
+    *first, last = whole.wrap(kept)
+    below = [textwrap.fill(words, width, initial_indent=INDENT, subsequent_indent=INDENT) for words in comments]
+    goes_on = " \\" if line.startswith(" " * 4) else ""
+    return [*(part + goes_on for part in first), last, *below]

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,14 @@ class RepeatedKeyError(ConfigError):
     """A JSON object has the same key twice, so nobody can say which value counts."""
 
 
+class NumberError(Exception):
+    """A token stands for a number in a JSON, and is none that can be read."""
+
+    def __init__(self, token: str, problem: str):
+        super().__init__(problem)
+        self.token = token
+
+
 def read_json(path: str | Path) -> dict[str, Any]:
     """Return the JSON object in a file, read strictly.
 
@@ -32,17 +41,17 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         return strict_object(text_of(path))
     except OSError as error:
-        problem = f": cannot be read ({error.strerror}); {INSTEAD}"
+        problem = f"cannot be read ({error.strerror}); {INSTEAD}"
     except UnicodeDecodeError:
-        problem = f": is not text; {INSTEAD}"
+        problem = f"is not text; {INSTEAD}"
     except json.JSONDecodeError as error:
         problem = (
-            f", line {error.lineno}, column {error.colno}: not strict JSON ({error.msg}); "
-            "comments and trailing commas are not allowed"
+            f"is no strict JSON in line {error.lineno}, column {error.colno} ({error.msg}); "
+            "correct it: strict JSON has no comments and no trailing commas"
         )
     except ConfigError as error:
         raise type(error)(f"{path}: {error}") from None
-    raise ConfigError(f"{path}{problem}")
+    raise ConfigError(f"{path}: {problem}")
 
 
 def text_of(path: str | Path) -> str:
@@ -60,6 +69,8 @@ def text_of_pipe(path: str, inode: int) -> str:
 
 def strict_object(text: str) -> dict[str, Any]:
     """Return the JSON object that a text holds; ConfigError and json's own errors say what is wrong with it."""
+    if not text.strip():
+        raise ConfigError(f"is empty; {INSTEAD}")
     try:
         value = json.loads(
             text,
@@ -70,6 +81,8 @@ def strict_object(text: str) -> dict[str, Any]:
         )
     except RecursionError:
         raise ConfigError(f"is nested too deeply to be a DeepSpeed JSON; {INSTEAD}") from None
+    except NumberError as error:
+        raise ConfigError(f"has in line {line_of(error.token, text)} {error}") from None
     if not isinstance(value, dict):
         raise ConfigError(f"holds no JSON object; {INSTEAD}")
     return value
@@ -80,29 +93,35 @@ def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys = [key for key, _ in pairs]
     repeated = sorted(key for key in set(keys) if keys.count(key) > 1)
     if repeated:
-        raise RepeatedKeyError(f"the key {repeated[0]!r} stands there twice; keep one")
+        raise RepeatedKeyError(f"has the key {shown(repeated[0])} twice; keep one")
     return dict(pairs)
 
 
 def refuse_constant(name: str) -> None:
-    """Raise ConfigError for NaN, Infinity and -Infinity, which Python's json would accept."""
-    raise ConfigError(f"{name} is not strict JSON; write a number")
+    """Raise NumberError for NaN, Infinity and -Infinity, which Python's json would accept."""
+    raise NumberError(name, f"{name}, which is no strict JSON; write a number")
 
 
 def finite(digits: str) -> float:
-    """Return a number with a fraction or an exponent; ConfigError for one that no float holds, such as 1e999."""
+    """Return a number with a fraction or an exponent; NumberError for one that no float holds, such as 1e999."""
     number = float(digits)
     if not math.isfinite(number):
-        raise ConfigError(f"{shown(digits)} is too large for a number; write a smaller one")
+        raise NumberError(digits, f"{digits[:36]}, which is too large for a number; write a smaller one")
     return number
 
 
 def whole(digits: str) -> int:
-    """Return a whole number; ConfigError for one with more digits than Python reads."""
+    """Return a whole number; NumberError for one with more digits than Python reads."""
     try:
         return int(digits)
     except ValueError:
-        raise ConfigError(f"a whole number has {len(digits)} digits; write a smaller one") from None
+        raise NumberError(digits, f"a whole number of {len(digits)} digits; write a smaller one") from None
+
+
+def line_of(token: str, text: str) -> int:
+    """Return the number of the first line that has a token outside of strings."""
+    places = re.finditer(rf'"(?:\\.|[^"\\])*"|({re.escape(token)})', text)
+    return text.count("\n", 0, next(place.start() for place in places if place[1])) + 1
 
 
 def format_json(value: Any, indent: str = "", used: int = 0, ascii_only: bool = True) -> str:
@@ -121,14 +140,18 @@ def format_json(value: Any, indent: str = "", used: int = 0, ascii_only: bool = 
     return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
 
 
-def keep_original(path: str | Path) -> None:
-    """Copy a file to FILE.orig beside it, or to FILE.orig.2 where that exists; ConfigError where it cannot be."""
+def keep_original(path: str | Path) -> Path:
+    """Copy a file to FILE.orig beside it, or to FILE.orig.2 where that exists, and return that place.
+
+    Raises ConfigError where it cannot be.
+    """
     names = itertools.chain([f"{path}.orig"], (f"{path}.orig.{number}" for number in itertools.count(2)))
     copied = next(Path(name) for name in names if not os.path.lexists(name))
     try:
         rewrite_file(copied, Path(path).read_bytes(), like=Path(path))
     except OSError as error:
         raise ConfigError(f"{copied}: cannot be written ({error.strerror}); nothing was changed") from None
+    return copied
 
 
 def write_json(path: str | Path, config: Mapping[str, Any]) -> None:

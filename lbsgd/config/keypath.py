@@ -84,6 +84,6 @@ def is_count(value: Any) -> TypeGuard[int]:
 
 
 def shown(value: Any) -> str:
-    """Return a value as a message shows it, at most 40 characters long."""
-    text = repr(value)
+    """Return a JSON value as a message shows it: as JSON, at most 40 characters long."""
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) < 40 else text[:36] + " ..."

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from lbsgd.config.checks.deepspeed_keys import similar
 from lbsgd.config.checks.finding import Finding, refuse
 from lbsgd.config.checks.rule import Hit, findings_by, rule
 from lbsgd.config.keypath import shown
@@ -67,13 +68,16 @@ def key_of(complaint: Mapping[str, Any]) -> str:
     "an unknown key in the lbsgd block",
     lbsgd="error",
     why="A misspelt key would otherwise leave its default in place without a word.",
-    fix="see the documentation for the keys of the lbsgd block",
+    fix="correct its spelling, or delete it",
     example={"lbsgd": {"warmup": {"epoch": 5}}},
 )
 def unknown_block_key(complaints: Complaints) -> Iterator[Hit]:
     for complaint in complaints:
         if complaint["type"] == "extra_forbidden":
-            yield Hit(key_of(complaint), "is an unknown key")
+            known = keys_beside(complaint["loc"])
+            near = similar(str(complaint["loc"][-1]), known)
+            fix = f"did you mean {near}?" if near else f"delete it; the keys there are {', '.join(sorted(known))}"
+            yield Hit(key_of(complaint), "is an unknown key", fix)
 
 
 @rule(
@@ -88,6 +92,19 @@ def missing_block_key(complaints: Complaints) -> Iterator[Hit]:
     for complaint in complaints:
         if complaint["type"] == "missing":
             yield Hit(key_of(complaint), "is missing")
+
+
+def keys_beside(path: Sequence[str | int]) -> frozenset[str]:
+    """Return the keys of the block in which a path of the `lbsgd` block ends."""
+    block: type[BaseModel] = Recipe
+    for name in path[:-1]:
+        annotation = block.model_fields[str(name)].annotation
+        [block] = [each for each in (annotation, *get_args(annotation)) if is_block(each)]
+    return frozenset(block.model_fields)
+
+
+def is_block(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 @rule(
@@ -111,7 +128,8 @@ def in_words(complaint: Mapping[str, Any]) -> str:
     if wanted is None:
         message = complaint["msg"].removeprefix("Value error, ")
         return message if isinstance(complaint["input"], Mapping) else f"{message} ({is_})"
-    return f"{is_}, and must be {wanted.format(**complaint.get('ctx', {}))}"
+    must_be = wanted.format(**complaint.get("ctx", {})).replace("'", '"')
+    return f"{is_}, and must be {must_be}"
 
 
 RULES = (unknown_block_key, missing_block_key, impossible_block_value)

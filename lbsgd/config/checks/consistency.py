@@ -8,7 +8,7 @@ from lbsgd.algorithm import published
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import NO_WARMUP, explicit_numbers, is_close, is_needless, tidy
-from lbsgd.config.keypath import is_number
+from lbsgd.config.keypath import is_number, shown
 from lbsgd.config.precision import precision_of
 
 LR = "optimizer.params.lr"
@@ -34,7 +34,7 @@ def contradicted_number(planned: Planned) -> Iterator[Hit]:
         lost = f"; the paper lost {cost[0]:g} points with that (Table 2a, {cost[1]})" if cost else ""
         yield Hit(
             key,
-            f"is {value!r}, but the lbsgd block makes it {number:.10g} for a global batch of {kn} of "
+            f"is {shown(value)}, but the lbsgd block makes it {number:.10g} for a global batch of {kn} of "
             f"{planned.recipe.num_images} images{lost}",
             f"set it to {number:.10g}",
             correction={key: tidy(number)},
@@ -73,7 +73,7 @@ def momentum_and_decay(planned: Planned) -> Iterator[Hit]:
     for key in ("optimizer.params.momentum", "optimizer.params.weight_decay"):
         value = planned.get(key)
         if not is_number(value) or value < 0:
-            yield Hit(key, f"is {value!r}")
+            yield Hit(key, f"is {shown(value)}")
 
 
 @rule(
@@ -88,7 +88,7 @@ def momentum_and_decay(planned: Planned) -> Iterator[Hit]:
 def nesterov(planned: Planned) -> Iterator[Hit]:
     value = planned.get("optimizer.params.nesterov")
     if type(value) is not bool:
-        yield Hit("optimizer.params.nesterov", f"is {value!r}")
+        yield Hit("optimizer.params.nesterov", f"is {shown(value)}")
 
 
 @rule(

@@ -84,7 +84,7 @@ def misspelt_batch(json: Document) -> dict[str, Any] | None:
 def report_interval(json: Document) -> Iterator[Hit]:
     steps = json.get("steps_per_print")
     if steps is not None and (type(steps) is not int or steps < 1):
-        yield Hit("steps_per_print", f"is {steps!r}")
+        yield Hit("steps_per_print", f"is {shown(steps)}")
 
 
 @rule(

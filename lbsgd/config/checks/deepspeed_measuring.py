@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from lbsgd.config.accepted.values import as_bool
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import shown
 
 TIMER = "timers.throughput"
+PROFILER: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, and whether it is
+    "profile_step": ("a number", lambda value: isinstance(value, (int, float))),
+    "module_depth": ("a whole number", lambda value: isinstance(value, int)),
+    "recompute_fwd_factor": ("a number", lambda value: isinstance(value, (int, float))),
+    "output_file": ("a text or null", lambda value: isinstance(value, str) or not value),
+}
 SWITCHES = ("wall_clock_breakdown", "flops_profiler.enabled", "memory_breakdown")
 
 
@@ -33,6 +41,24 @@ def measurement(json: Document) -> Iterator[Hit]:
     if as_bool(json.get(f"{TIMER}.enabled", False)) and synchronizes(json):
         key, said = f"{TIMER}.enabled", "makes the host wait for the GPU before and after every pass"
         yield Hit(key, said, "set it to false when you have measured", {key: False})
+
+
+@rule(
+    "D97",
+    "a value that ends the flops profiler",
+    lbsgd="error",
+    plain="error",
+    why="DeepSpeed takes any value in flops_profiler when it starts, and computes with it in an update: there the run "
+    "ends in a TypeError.",
+    fix="correct it, or delete flops_profiler",
+    example={"flops_profiler": {"enabled": True, "profile_step": "10"}},
+)
+def unusable_profiler(json: Document) -> Iterator[Hit]:
+    if not as_bool(json.get("flops_profiler.enabled", False)):
+        return
+    for name, value in json.block("flops_profiler").items():
+        if name in PROFILER and not PROFILER[name][1](value):
+            yield Hit(f"flops_profiler.{name}", f"is {shown(value)}, and must be {PROFILER[name][0]}")
 
 
 @rule(
@@ -75,4 +101,4 @@ def autotuning(json: Document) -> Iterator[Hit]:
         )
 
 
-RULES = (measurement, timer_by_default, autotuning)
+RULES = (measurement, unusable_profiler, timer_by_default, autotuning)

@@ -60,7 +60,7 @@ def unknown_optimizer(json: Document) -> Iterator[Hit]:
 def other_optimizer(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
     if kind != "SGD" and (kind in (None, "auto") or is_known(json, kind)):
-        yield Hit(TYPE, f'is {kind!r}, and the paper\'s recipe is "SGD"')
+        yield Hit(TYPE, f'is {shown(kind)}, and the paper\'s recipe is "SGD"')
 
 
 @rule(
@@ -117,7 +117,7 @@ def clipped_gradients(json: Document) -> Iterator[Hit]:
         said = "is not set, and DeepSpeed 0.19 then clips the gradients' norm at 1.0"
         yield Hit("gradient_clipping", said, correction=correction if json.is_sgd or not json.plain else None)
     elif clipping != 0 and not json.plain:
-        yield Hit("gradient_clipping", f"is {clipping!r}", "the paper does not clip: set it to 0.0", correction)
+        yield Hit("gradient_clipping", f"is {shown(clipping)}", "the paper does not clip: set it to 0.0", correction)
 
 
 @rule(

@@ -32,7 +32,7 @@ def warmup_of(json: Document) -> str | None:
 )
 def other_scheduler(json: Document) -> Iterator[Hit]:
     if json.get(TYPE) != "WarmupLR":
-        yield Hit(TYPE, f"is {json.get(TYPE)!r}")
+        yield Hit(TYPE, f"is {shown(json.get(TYPE))}")
 
 
 @rule(

@@ -118,7 +118,7 @@ def passes(planned: Planned) -> Iterator[Hit]:
     written, kn, micro, world_size = planned.get(key), planned.global_batch, planned.micro_batch, planned.world_size
     following = kn / (world_size * micro)
     if written is not None and written != following:
-        said = f"is {written!r}, but {kn} images on {world_size} processes x {micro} are {following:g} passes"
+        said = f"is {shown(written)}, but {kn} images on {world_size} processes x {micro} are {following:g} passes"
         yield Hit(key, said, correction={key: DELETE})
 
 

@@ -31,12 +31,16 @@ from lbsgd.errors import ConfigError
 
 @dataclass(frozen=True)
 class Inspection:
-    """A file with its findings, the worst first, and the lines that --fix changed; config is None where unreadable."""
+    """A file with its findings, the worst first; config is None where it is unreadable.
+
+    fixed     the lines that --fix changed; kept is where the file is as it was before
+    """
 
     file: str
     config: Mapping[str, Any] | None
     findings: tuple[Finding, ...]
     fixed: tuple[str, ...] = ()
+    kept: str | None = None
     version: str | None = None  # of DeepSpeed; None: the installed one
 
     @property
@@ -52,7 +56,13 @@ class Inspection:
         """Return the inspection as plain data, without the file's content."""
         keys = ("severity", "code", "key", "message", "fix", "points")
         findings = [{key: getattr(finding, key) for key in keys} for finding in self.findings]
-        return {"file": self.file, "lbsgd_block": self.ours, "fixed": list(self.fixed), "findings": findings}
+        return {
+            "file": self.file,
+            "lbsgd_block": self.ours,
+            "fixed": list(self.fixed),
+            "kept": self.kept,
+            "findings": findings,
+        }
 
 
 def findings_of(config: Mapping[str, Any], version: str | None = None) -> tuple[Finding, ...]:
@@ -88,11 +98,11 @@ def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspect
     if not fix or not is_deepspeed_json(config):
         return Inspection(file, config, findings_of(config, version), version=version)
     mended = corrected(config, version)
-    changes = differences(config, mended)
+    changes, kept = differences(config, mended), None
     if changes:
-        keep_original(file)
+        kept = str(keep_original(file))
         write_json(file, mended)
-    return Inspection(file, mended, findings_of(mended, version), changes, version)
+    return Inspection(file, mended, findings_of(mended, version), changes, kept, version)
 
 
 def inspect_unstrict(file: str, error: ConfigError, version: str | None = None) -> Inspection:
@@ -119,7 +129,10 @@ def read_hjson(file: str) -> dict[str, Any] | None:
     try:
         import hjson
 
-        config = hjson.loads(text_of(file), object_pairs_hook=without_repetition)
+        text = text_of(file)
+        if not text.strip():
+            return None  # to hjson it is an empty object, and to nobody else
+        config = hjson.loads(text, object_pairs_hook=without_repetition)
         config = json.loads(json.dumps(config, allow_nan=False))
     except RepeatedKeyError:
         raise

@@ -10,15 +10,13 @@ from lbsgd.config.checks.rule import Hit, rule
 
 @dataclass(frozen=True)
 class UnstrictFile:
-    """A file that is no strict JSON: why not, and whether DeepSpeed, which reads Hjson, can read it all the same."""
+    """A file that is no strict JSON: why not, and whether DeepSpeed, which reads Hjson, can read it all the same.
+
+    reason    of the error that `read_json` raises: what is wrong, and behind a semicolon what to do
+    """
 
     reason: str
     readable: bool
-
-    @property
-    def problem(self) -> str:
-        """The reason as a message says it: a file that cannot be opened may well be JSON."""
-        return self.reason if self.reason.startswith("cannot be read") else f"is no strict JSON: {self.reason}"
 
 
 @rule(
@@ -33,7 +31,8 @@ class UnstrictFile:
 )
 def unreadable(file: UnstrictFile) -> Iterator[Hit]:
     if not file.readable:
-        yield Hit("file", file.problem)
+        problem, _, fix = file.reason.rpartition("; ")
+        yield Hit("file", problem, fix)
 
 
 @rule(
@@ -48,7 +47,8 @@ def unreadable(file: UnstrictFile) -> Iterator[Hit]:
 )
 def hjson(file: UnstrictFile) -> Iterator[Hit]:
     if file.readable:
-        yield Hit("file", f"is no strict JSON, which DeepSpeed reads and most other tools do not: {file.reason}")
+        problem, _, fix = file.reason.rpartition("; ")
+        yield Hit("file", f"{problem}: DeepSpeed reads it, and most other tools do not", fix)
 
 
 RULES = (unreadable, hjson)
