@@ -536,6 +536,6 @@ def test_a_wrong_flag_is_one_line(arguments, capsys):
 def test_a_command_in_help_can_be_pasted_also_where_it_takes_several_lines():
     command = "    deepspeed --hostfile hosts recipes/resnet50.py --deepspeed_config ds_configs/8k.json"
     *lines, comment = kept_line(f"{command}      # many hosts", 40)
-    assert len(lines) == 3 and max(map(len, [*lines, comment])) <= 40 and comment.split() == ["#", "many", "hosts"]
+    assert len(lines) == 4 and max(map(len, [*lines, comment])) <= 40 and comment.split() == ["#", "many", "hosts"]
     assert "\n".join(lines).replace("\\\n", "").split() == command.split()
     assert kept_line("  " + "words " * 10, 40)[0].endswith("words")
