@@ -240,6 +240,23 @@ def test_a_polygon_that_is_a_point_costs_only_itself(changed):
     assert good in [each["segmentation"] for image in split.images for each in image.annotations]
 
 
+@pytest.mark.parametrize("width, height, fits", [(1332, 1, True), (1333, 1, False), (2, 2666, False), (3, 2666, True)])
+def test_an_image_that_would_be_resized_to_nothing_is_named_or_left_out(changed, width, height, fits):
+    def thin(content):
+        content["images"][4].update(width=width, height=height)
+        content["annotations"] = [each for each in content["annotations"] if each["image_id"] != 5]
+
+    folder = changed(thin)
+    if fits:
+        assert len(read_split(folder, "train", training=False, longer_side=1333)) == 12
+        return
+    words = rf"instances_train.json: image 5 \(scene_00004.png\) has {width}x{height} pixels, .*longer_side, 1333; mend"
+    with pytest.raises(DataError, match=words):
+        read_split(folder, "train", longer_side=1333)
+    split = read_split(folder, "train", "skip", training=False, longer_side=1333)
+    assert len(split) == 11 and split.left_out == {"images too thin": 1}
+
+
 def test_a_file_s_name_may_hold_a_folder(changed):
     def moved(content):
         content["images"][4]["file_name"] = "batch1/" + content["images"][4]["file_name"]

@@ -158,6 +158,7 @@ def test_the_command_trains_evaluates_and_exports(scenes, tmp_path):
         (("--backbone_weights", "no.pt"), "--backbone_weights no.pt: no file that can be read"),
         (("--evaluate_only", "--resolution", "64"), "--resolution is a classifier's"),
         (("--evaluate_only", "--data_dir", "nowhere"), "nowhere/annotations/instances_train.*json is not there; docs"),
+        (("--evaluate_only", "--set", "lbsgd.detection.longer_side=1"), "image 1 .* pixels, .*longer_side, 1; mend"),
         (("--evaluate_only", "--precision", "fp16"), "box coordinates do not survive it.*M01"),
     ],
 )

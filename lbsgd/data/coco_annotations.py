@@ -8,6 +8,7 @@ Each split is a pair of a folder of images and a file of annotations of the same
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 from collections import Counter
@@ -109,18 +110,21 @@ def categories_by_label(ids: Iterable[int]) -> dict[int, int]:
     return dict(enumerate(sorted(ids), start=1))
 
 
-def read_split(folder: Path, name: str, on_error: OnError = "raise", training: bool = True) -> Split:
+def read_split(
+    folder: Path, name: str, on_error: OnError = "raise", training: bool = True, longer_side: float = math.inf
+) -> Split:
     """Read DIR/annotations/instances_NAME.json and look for its images in DIR/NAME.
 
-    training    leave images without objects out, and count them; evaluation keeps every image
-    on_error    raise, or leave out and count: an image without its file, a broken annotation
+    training       leave images without objects out, and count them; evaluation keeps every image
+    on_error       raise, or leave out and count: an image without its file, one too thin, a broken annotation
+    longer_side    pixels that no side of an image exceeds in the network
 
     Raises DataError that names the file, and the image or annotation in it.
     """
     path = folder / "annotations" / f"instances_{name}.json"
     content, fingerprint = read_annotations(path)
     names = names_of(path, content["categories"])
-    reader = _Reader(path, folder / name, on_error, names)
+    reader = _Reader(path, folder / name, on_error, names, longer_side)
     images = list(reader.images(content))
     if training:
         images = with_objects(images, reader.left_out)
@@ -147,8 +151,9 @@ def with_objects(images: Iterable[Image], left_out: Counter[str]) -> list[Image]
 class _Reader:
     """Turns the lists of a file into images; what cannot be used is an error, or is counted and left out."""
 
-    def __init__(self, path: Path, folder: Path, on_error: OnError, names: Mapping[int, str]):
+    def __init__(self, path: Path, folder: Path, on_error: OnError, names: Mapping[int, str], longer_side: float):
         self.path, self.folder, self.on_error, self.names = path, folder, on_error, names
+        self.longer_side = longer_side
         self.left_out: Counter[str] = Counter()
         try:
             self.files = {entry.name for entry in folder.iterdir()}
@@ -164,6 +169,10 @@ class _Reader:
             path = self.folder / file_name
             if file_name not in self.files and not os.path.isfile(path):  # a name may hold folders
                 self.leave_out(f"image {number}: {path} does not exist", "images without a file")
+                continue
+            if max(height, width) >= self.longer_side * min(height, width):  # torchvision would leave it no pixels
+                said = f"image {number} ({file_name}) has {width}x{height} pixels, and none when it is resized to"
+                self.leave_out(f"{said} lbsgd.detection.longer_side, {self.longer_side}", "images too thin")
                 continue
             image = Image(number, path, height, width, [])
             image.annotations.extend(each for each in annotations.get(number, ()) if self.is_sound(each, image))
