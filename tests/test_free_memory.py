@@ -1,11 +1,13 @@
-"""The free memory is that of the host, or of the container or job that limits this process."""
+"""Free memory and usable cores are those of the host, or of the container or job that limits this process."""
 
 from functools import partial
+from math import inf
 from types import SimpleNamespace
 
 import pytest
 
 from lbsgd.data.free_memory import free_memory
+from lbsgd.processes.control_groups import quota_of_cores, usable_cores
 
 GB = 10**9
 
@@ -76,3 +78,46 @@ TREES = {
 def test_the_least_of_host_container_and_job_counts(tmp_path, tree):
     contents, expected = TREES[tree]
     assert free_memory(files(tmp_path, contents)) == expected * GB
+
+
+CPU1 = "sys/fs/cgroup/cpu"
+
+
+@pytest.mark.parametrize(
+    "contents, quota",
+    [
+        ({}, inf),
+        ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "max 100000\n"}, inf),
+        ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "250000 100000\n"}, 3),
+        ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "1000 100000\n"}, 1),
+        (
+            {
+                "proc/self/cgroup": "0::/pod/ab\n",
+                f"{V2}/pod/ab/cpu.max": "max 100000\n",
+                f"{V2}/pod/cpu.max": "400000 100000\n",
+                f"{V2}/cpu.max": "800000 100000\n",
+            },
+            4,
+        ),
+        (
+            {
+                "proc/self/cgroup": "5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n0::/\n",
+                f"{CPU1}/cpu.cfs_quota_us": "150000\n",
+                f"{CPU1}/cpu.cfs_period_us": "50000\n",
+            },
+            3,
+        ),
+        (
+            {
+                "proc/self/cgroup": "1:cpu:/\n",
+                f"{CPU1}/cpu.cfs_quota_us": "-1\n",
+                f"{CPU1}/cpu.cfs_period_us": "100000\n",
+            },
+            inf,
+        ),
+    ],
+)
+def test_the_least_quota_of_all_groups_counts(tmp_path, monkeypatch, contents, quota):
+    root = files(tmp_path, contents)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(64)))
+    assert (quota_of_cores(root), usable_cores(root)) == (quota, min(64, quota))

@@ -12,8 +12,8 @@ ANYWHERE = {"errors", "disk", "units"}
 MAY_IMPORT = {
     "algorithm": set(),
     "config": {"algorithm"},
-    "data": {"algorithm"},
-    "convert": {"data"},
+    "data": {"algorithm", "processes.control_groups"},
+    "convert": {"data", "processes.control_groups"},
     "processes": set(),
     "train": {"algorithm", "config", "data", "processes", "report"},
     "report": {"config", "algorithm.schedule", "algorithm.published"},

@@ -1,5 +1,6 @@
 """The environment's variables, the launcher's own arguments, and one line for an error."""
 
+import math
 import os
 import re
 import signal
@@ -121,6 +122,18 @@ def test_cores_that_are_bound_to_a_process_are_not_divided_again(
 ):
     environment({"WORLD_SIZE": "8", **variables})
     monkeypatch.setattr("os.sched_getaffinity", lambda process: of_parent if process else mine)
+    monkeypatch.setattr("lbsgd.processes.environment.quota_of_cores", lambda: math.inf)
+    assert Processes(rank=1, world_size=8, local_rank=1, local_world_size=8).cores == cores
+
+
+@pytest.mark.parametrize(
+    "mine, of_parent, quota, cores",
+    [(ALL, ALL, 16, 2), (MINE, ALL, 16, 2), (MINE, ALL, 640, 8), (ALL, ALL, 640, 8), (ALL, ALL, 3, 1)],
+)
+def test_all_processes_of_a_container_share_its_quota(environment, monkeypatch, mine, of_parent, quota, cores):
+    environment({"WORLD_SIZE": "8"})
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: of_parent if process else mine)
+    monkeypatch.setattr("lbsgd.processes.environment.quota_of_cores", lambda: quota)
     assert Processes(rank=1, world_size=8, local_rank=1, local_world_size=8).cores == cores
 
 

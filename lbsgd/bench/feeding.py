@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from lbsgd.bench.parts import NotRun, Say
 from lbsgd.bench.sizes import Settings
 from lbsgd.config.plan import Plan
 from lbsgd.data.share import Share
+from lbsgd.processes.control_groups import usable_cores
 from lbsgd.train.engine import start_processes
 from lbsgd.train.session import pixels_of
 from lbsgd.train.trainer import Trainer
@@ -37,7 +37,7 @@ def data_wait(given: Settings, seconds: float, say: Say) -> None:
 
     if given.jpegs is None:
         raise NotRun("no images: give --jpegs FILE, a tar of JPEGs")
-    sizes, cores = given.sizes, len(os.sched_getaffinity(0))
+    sizes, cores = given.sizes, usable_cores()
     tree, ffcv = given.folder / "jpegs", given.folder / "ffcv"
     num_different = repeated(given.jpegs, tree, sizes.images_to_feed)
     convert(tree / "source", ffcv, max_side=500, quality=90, num_processes=cores, overwrite=True)

@@ -22,6 +22,7 @@ from typing import Generic, TypeVar
 
 from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, DataError, LbsgdError
+from lbsgd.processes.control_groups import usable_cores
 
 CHUNK_IMAGES = 32  # what a process is given at a time
 SLOTS = 3  # a chunk at work, one that waits for its turn, one to begin with meanwhile
@@ -113,7 +114,7 @@ def checked_num_processes(asked_for: int | None) -> int:
     """Return the number of processes that --num_processes asks for, by default one per core. Raises ConfigError."""
     if asked_for is not None and asked_for < 1:
         raise ConfigError(f"--num_processes {asked_for} is not at least 1")
-    return asked_for or len(os.sched_getaffinity(0))
+    return asked_for or usable_cores()
 
 
 def _allow_files(num_processes: int) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import psutil
 
+from lbsgd.processes.control_groups import groups
+
 # By version of control groups: the file of a group's limit, and what of its memory.stat the kernel cannot drop.
-VERSION_1 = ("memory.limit_in_bytes", ("total_rss", "total_shmem"))
-VERSION_2 = ("memory.max", ("anon", "shmem"))
+FILES = {1: ("memory.limit_in_bytes", ("total_rss", "total_shmem")), 2: ("memory.max", ("anon", "shmem"))}
 
 
 def free_memory(root: Path = Path("/")) -> int:
@@ -19,21 +20,10 @@ def free_memory(root: Path = Path("/")) -> int:
 
 
 def _left_in_groups(root: Path) -> Iterator[int]:
-    """Yield the bytes left in each control group that holds this process and has a limit: its own, and those above."""
-    for group, (limit, kept) in _groups(root):
-        for place in (group, *group.parents):
-            with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-                most = int((place / limit).read_text())
-                lines = (place / "memory.stat").read_text().splitlines()
-                yield most - sum(int(number) for name, number in map(str.split, lines) if name in kept)
-
-
-def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, tuple[str, ...]]]]:
-    """Yield the folder of this process's group and its version. Containers may hide it, but not those above."""
-    with contextlib.suppress(OSError):
-        for line in (root / "proc/self/cgroup").read_text().splitlines():
-            _, controllers, group = line.split(":", 2)
-            if not controllers:
-                yield root / "sys/fs/cgroup" / group.strip("/"), VERSION_2
-            elif "memory" in controllers.split(","):
-                yield root / "sys/fs/cgroup/memory" / group.strip("/"), VERSION_1
+    """Yield the bytes left in each control group that holds this process and has a limit."""
+    for folder, version in groups("memory", root):
+        limit, kept = FILES[version]
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            most = int((folder / limit).read_text())
+            lines = (folder / "memory.stat").read_text().splitlines()
+            yield most - sum(int(number) for name, number in map(str.split, lines) if name in kept)

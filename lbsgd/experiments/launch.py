@@ -19,6 +19,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 from lbsgd.experiments.checkout import CODE_FOLDER, ROOT, Checkout
 from lbsgd.experiments.grid import DataSet, Job
+from lbsgd.processes.control_groups import usable_cores
 from lbsgd.processes.environment import free_port
 from lbsgd.processes.launcher import end_with_parent
 from lbsgd.report.groups import DIVERGED
@@ -40,7 +41,7 @@ class Machine:
     @classmethod
     def here(cls, data: DataSet, side_by_side: int | None) -> Machine:
         """Return this machine. Raises ConfigError for more runs at a time than there are GPUs for."""
-        cores, gpus = len(os.sched_getaffinity(0)), visible_gpus()
+        cores, gpus = usable_cores(), visible_gpus()
         if gpus and data.gpus_per_run == 0 and (side_by_side or 1) > 1:
             raise ConfigError(f"reproduce: a run of {data.name} takes all GPUs; leave --side_by_side out")
         fitting = cores if not gpus else 1 if data.gpus_per_run == 0 else len(gpus) // data.gpus_per_run

@@ -8,6 +8,7 @@ import socket
 from dataclasses import dataclass
 
 from lbsgd.errors import ConfigError
+from lbsgd.processes.control_groups import quota_of_cores
 
 WAY_OUT = (
     "start the recipe with deepspeed or torchrun, or set RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE, MASTER_ADDR "
@@ -65,9 +66,13 @@ class Processes:
 
     @property
     def cores(self) -> int:
-        """Number of CPU cores for this process: those bound to it alone, else its share of the host's."""
-        cores = os.sched_getaffinity(0)
-        return len(cores) if are_bound(cores) else max(1, len(cores) // self.local_world_size)
+        """Number of CPU cores for this process: those bound to it alone, else its share of the host's.
+
+        All processes of a container share its quota of time, which may be for fewer cores than it sees.
+        """
+        cores, together = os.sched_getaffinity(0), self.local_world_size
+        of_its_own = len(cores) if are_bound(cores) else len(cores) // together
+        return max(1, int(min(of_its_own, quota_of_cores() / together)))
 
 
 def are_bound(cores: set[int]) -> bool:

@@ -1,0 +1,45 @@
+"""The control groups that hold this process, in which a container or a job of Slurm has limits of memory and cores."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
+    """Yield the folder and the version of each group: this process's own, and those above.
+
+    Containers may hide the group itself, but not those above. root: of the host's /proc and /sys.
+    """
+    with contextlib.suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and controller not in controllers.split(","):
+                continue
+            top, version = (f"sys/fs/cgroup/{controller}", 1) if controllers else ("sys/fs/cgroup", 2)
+            own = root / top / group.strip("/")
+            yield from ((folder, version) for folder in (own, *own.parents))
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many cores this process may use, alone or together with all others of its container or job."""
+    return max(1, int(min(len(os.sched_getaffinity(0)), quota_of_cores(root))))
+
+
+def quota_of_cores(root: Path = Path("/")) -> float:
+    """Return for how many whole cores all processes of the container or job together have time; inf without a quota."""
+    return min(_quotas(root), default=math.inf)
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    for folder, version in groups("cpu", root):
+        with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+            if version == 2:
+                quota, period = map(int, (folder / "cpu.max").read_text().split())
+            else:
+                quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+            if quota > 0 and period > 0:  # version 1 says -1 for none
+                yield -(-quota // period)
