@@ -338,6 +338,29 @@ def test_images_are_asked_for_in_their_order_and_not_too_far_ahead(photos, monke
     assert asked == [(8192, 1408), (0, 300), (4096, 1704), (16384, 3716)]
 
 
+@pytest.mark.parametrize("failing", ["fadvise", "open", "read_whole"])
+def test_what_cannot_be_read_ahead_is_said_once(photos, tmp_path, monkeypatch, capfd, failing):
+    def raising(*_):
+        raise OSError(5, "Input/output error")
+
+    path = tmp_path / "gone.beton"
+    if failing == "fadvise":
+        monkeypatch.setattr(os, "posix_fadvise", raising)
+        path.write_bytes(b"images")
+    for _ in range(2):  # epochs
+        if failing == "read_whole":
+            read_whole(path)
+        else:
+            reader = ReadAhead(path, np.array([0]), np.array([6]))
+            reader.thread.join(10)
+            reader.advance(1)
+            reader.close()
+    said = capfd.readouterr()
+    reason = "Input/output error" if failing == "fadvise" else "No such file or directory"
+    line = f"warning: {path} cannot be read ahead ({reason}); images are read as they are needed"
+    assert (said.out, said.err) == (line + "\n", "")
+
+
 def wait_until(condition):
     for _ in range(1000):
         if condition():

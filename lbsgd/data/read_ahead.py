@@ -5,7 +5,9 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -42,12 +44,22 @@ class ReadFrom:
         return cls("page cache" if num_bytes <= FITS * free else "disk", sizes)
 
 
+@cache
+def warn(path: Path, reason: str) -> None:
+    """Say once that a file cannot be read ahead. Whoever needs what is lost of it ends the run; this does not."""
+    with suppress(OSError, ValueError):  # a console that is gone
+        print(f"warning: {path} cannot be read ahead ({reason}); images are read as they are needed", flush=True)
+
+
 def read_whole(path: Path) -> None:
     """Read the file into the page cache, which all processes of the host share."""
-    with open(path, "rb", buffering=0) as file:
-        buffer = bytearray(CHUNK)
-        while file.readinto(buffer):
-            pass
+    try:
+        with open(path, "rb", buffering=0) as file:
+            buffer = bytearray(CHUNK)
+            while file.readinto(buffer):
+                pass
+    except OSError as error:
+        warn(path, str(error.strerror))
 
 
 class Chosen:
@@ -71,8 +83,7 @@ class ReadAhead:
     """
 
     def __init__(self, path: Path, starts: np.ndarray | Chosen, sizes: np.ndarray | Chosen) -> None:
-        self.file = open(path, "rb", buffering=0)
-        self.starts, self.sizes = starts, sizes
+        self.path, self.starts, self.sizes = path, starts, sizes
         self.decoded, self.asked, self.changed = 0, 0, threading.Condition()
         self.bytes_ahead, self.counted = 0, 0  # bytes of images asked for, but for the first `counted`, the decoded
         self.closed = False
@@ -86,6 +97,14 @@ class ReadAhead:
             self.changed.notify()
 
     def run(self) -> None:
+        try:
+            with open(self.path, "rb", buffering=0) as file:
+                self.follow(file.fileno())
+        except OSError as error:
+            warn(self.path, str(error.strerror))
+
+    def follow(self, file: int) -> None:
+        """Ask for images whenever others are decoded, until the end."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.closed or self.decoded > self.counted or self.may_ask())
@@ -93,7 +112,7 @@ class ReadAhead:
                     return
                 decoded = self.decoded
             self.forget(decoded)
-            self.ask()
+            self.ask(file)
 
     def may_ask(self) -> bool:
         next_one = self.sizes[self.asked : self.asked + 1]
@@ -104,14 +123,14 @@ class ReadAhead:
         self.bytes_ahead -= int(self.sizes[self.counted : min(decoded, self.asked)].sum())
         self.counted, self.asked = decoded, max(decoded, self.asked)
 
-    def ask(self) -> None:
+    def ask(self, file: int) -> None:
         """Ask for the next images of the order, as long as those ahead have less than AHEAD_BYTES."""
         rows = slice(self.asked, self.asked + IMAGES_AT_ONCE)
         for start, num_bytes in zip(self.starts[rows].tolist(), self.sizes[rows].tolist(), strict=True):
             if self.bytes_ahead + num_bytes >= AHEAD_BYTES:
                 return
             begin = start - start % mmap.PAGESIZE
-            os.posix_fadvise(self.file.fileno(), begin, start + num_bytes - begin, os.POSIX_FADV_WILLNEED)
+            os.posix_fadvise(file, begin, start + num_bytes - begin, os.POSIX_FADV_WILLNEED)
             self.asked += 1
             self.bytes_ahead += num_bytes
 
@@ -121,4 +140,3 @@ class ReadAhead:
             self.closed = True
             self.changed.notify()
         self.thread.join()
-        self.file.close()
