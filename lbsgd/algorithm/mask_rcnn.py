@@ -34,7 +34,7 @@ class Sizes:
 
     shorter_side, longer_side    pixels: an image is resized to the one, or less if it would exceed the other
     anchors                      sides of the anchors in pixels, one per level of the pyramid
-    proposals                    kept per image; before suppression twice as many per level in training
+    proposals                    kept per level before suppression and per image after it, in training twice as many
     regions                      sampled per image, a quarter of them objects
     """
 
