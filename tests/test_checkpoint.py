@@ -123,6 +123,15 @@ def test_a_damaged_file_is_named(tmp_path, name, damage):
     assert name in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("manifest", ["null", "[]", "5", '"x"', "{}", '{"state.json": {}}'])
+def test_a_manifest_that_names_no_files_is_damage_and_the_one_before_is_taken(tmp_path, manifest):
+    saved(tmp_path, 1)
+    (saved(tmp_path, 2) / "manifest.json").write_text(manifest)
+    said = []
+    _, state = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
+    assert state["counters"]["iteration"] == 1 and "2/manifest.json does not name the files of a checkpoint" in said[0]
+
+
 def test_another_format_is_refused(tmp_path):
     path = saved(tmp_path, 1)
     state = {**json.loads((path / "state.json").read_text()), "version": 99}

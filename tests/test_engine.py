@@ -19,7 +19,7 @@ from lbsgd.config.keypath import put
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.precision import set_precision
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.train.engine_state import gather_state, restore_state
 
 
@@ -222,6 +222,81 @@ def test_what_deepspeed_refuses_when_it_starts_is_one_line(key, value, words):
     with pytest.raises(ConfigError, match=words) as refused:
         lbsgd.initialize(network(), plan)
     assert "\n" not in str(refused.value) and "correct or delete" in str(refused.value)
+
+
+class TwoPaths(torch.nn.Module):
+    """A network whose last layer only some iterations use."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.last, self.used = network(), torch.nn.Linear(5, 5), True
+
+    def forward(self, x):
+        return self.last(self.body(x)) if self.used else self.body(x)
+
+
+def trained_on_two_paths(config):
+    torch.manual_seed(0)
+    engine, plan = lbsgd.initialize(TwoPaths(), config)
+    for iteration in range(4):
+        engine.module.used = iteration % 2 == 0
+        train(engine, plan, iteration, iteration + 1)
+    lbsgd.agree_statistics(engine.module)
+    return gather_state(engine)
+
+
+@pytest.mark.parametrize("momentum", [{}, {"form": "lr_inside"}])
+def test_a_parameter_that_a_loss_does_not_use_counts_as_zeros_everywhere(momentum):
+    [expected, _] = in_processes(2, trained_on_two_paths, recipe(0, momentum))
+    configs = [recipe(0, momentum), recipe(1, momentum), recipe(2, momentum), aggregated(recipe(1, momentum))]
+    for config in configs:
+        state = trained_on_two_paths(config)
+        assert distance(state.weights, expected.weights) < 1e-5 and distance(state.momentum, expected.momentum) < 1e-5
+
+
+@pytest.mark.parametrize("stage, was, words", [(0, False, "conv.weight was unfrozen .* not be trained"), (0, True, "")]
+    + [(stage, True, "conv.weight was frozen .* moving it by its momentum") for stage in (1, 2)])  # fmt: skip
+def test_what_is_trained_is_what_was_when_the_engine_was_made(stage, was, words):
+    model = network()
+    model.conv.weight.requires_grad_(was)
+    engine, plan = lbsgd.initialize(model, recipe(stage))
+    train(engine, plan, last=1)
+    before, state = engine.module.conv.weight.clone(), gather_state(engine)
+    engine.module.conv.weight.requires_grad_(not was)
+    if words:
+        with pytest.raises(TrainingError, match=words):
+            train(engine, plan, 1, 2)
+        engine.eval()
+        engine(global_batch(1)[0].to(engine.device))  # evaluation may go on
+        return
+    train(engine, plan, 1, 2)
+    assert torch.equal(before, engine.module.conv.weight)
+    restore_state(engine, state)
+    assert torch.equal(gather_state(engine).weights["conv.weight"], before.float().cpu())
+
+
+def test_another_batch_is_refused_where_learning_rate_and_batch_norm_would_not_follow():
+    engine, plan = lbsgd.initialize(network(), recipe())
+    for change in (engine.set_train_batch_size, engine.set_train_micro_batch_size):
+        with pytest.raises(ConfigError, match="initialize again with a plan of another batch"):
+            change(2 * K * N)
+    with pytest.raises(ConfigError, match="a plan has its num_images and overrides; give them to Plan.read"):
+        lbsgd.initialize(network(), plan, num_images=640)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_weights_in_any_dense_layout_are_taken(stage):
+    volumes = torch.nn.Unflatten(1, (4, 1, 1, 1)), torch.nn.Conv3d(4, 5, 1), torch.nn.Flatten()
+    model = torch.nn.Sequential(network(), torch.nn.Linear(5, 4), *volumes)
+    model[1].weight = torch.nn.Parameter(torch.randn(5, 4).t())
+    model[3].to(memory_format=torch.channels_last_3d)
+    engine, plan = lbsgd.initialize(model, recipe(stage))
+    train(engine, plan, last=1)
+
+
+def test_a_network_that_is_all_frozen_is_refused():
+    with pytest.raises(ConfigError, match="no parameter to train; all are frozen"):
+        lbsgd.initialize(network().requires_grad_(False), recipe())
 
 
 def test_deepspeed_does_not_warn_of_our_optimizer_and_still_warns_of_others():

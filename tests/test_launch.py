@@ -194,6 +194,10 @@ def test_a_meeting_point_that_makes_no_sense_is_named(environment, variables, to
         (["python", "-m", "torch.distributed.run", "recipes/resnet50.py"], True),
         (["python", "recipes/resnet50.py", "--deepspeed_config", "ds_configs/8k.json"], False),
         (["bash", "-c", "deepspeed recipes/resnet50.py"], False),
+        (["bash", "run.sh", "deepspeed"], False),
+        (["python", "recipes/resnet50.py", "--data_dir", "/data/ds"], False),
+        (["python3.11", "-X", "faulthandler", "-m", "torch.distributed.run", "recipes/resnet50.py"], True),
+        (["/venv/bin/torchrun", "--nproc_per_node", "2"], True),
         ([], False),
     ],
 )

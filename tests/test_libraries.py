@@ -1,7 +1,9 @@
 """The blocks of docs/in_your_project.md in the real libraries: two processes train what lbsgd.initialize trains."""
 
+import random
 from types import SimpleNamespace
 
+import numpy as np
 import oracle
 import pytest
 import torch
@@ -22,6 +24,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
+from lbsgd.train.hugging_face import seed_worker
 
 UPDATES = 6
 
@@ -325,6 +328,40 @@ def hand_to_accelerator(config):
         Accelerator(deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=config)).prepare(model, optimizer, scheduler, loader)
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def test_workers_of_all_processes_draw_differently_and_loaders_are_as_the_arguments_say():
+    import transformers
+
+    drawn = set()
+    for first in (0, 2):  # two processes of two workers, which torch seeds alike
+        for number in range(2):
+            torch.manual_seed(42 + number)
+            seed_worker(number, first)
+            drawn.add((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert len({each for draws in drawn for each in draws}) == 12
+
+    class Trainer(lbsgd.LargeMinibatchTrainer, transformers.Trainer):
+        pass
+
+    trainer = Trainer.__new__(Trainer)
+    trainer.train_dataset, trainer.model = Named(), WithLoss()
+    trainer.data_collator = transformers.default_data_collator
+    trainer.label_names, trainer._signature_columns = ["labels"], None
+    trainer.args = SimpleNamespace(
+        dataloader_num_workers=2,
+        dataloader_pin_memory=False,
+        dataloader_persistent_workers=True,
+        dataloader_prefetch_factor=3,
+        process_index=1,
+        remove_unused_columns=True,
+    )
+    sampler = torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(Named()), 4, drop_last=True)
+    trainer._parts = SimpleNamespace(sampler=sampler)
+    loader = trainer.get_train_dataloader()
+    assert loader.persistent_workers and loader.prefetch_factor == 3 and loader.worker_init_fn.keywords == {"first": 2}
+    batch = loader.collate_fn([{**Named()[0], "index": 5}])
+    assert "index" not in batch and "labels" in batch
 
 
 def test_accelerate_trains_the_same(tmp_path):

@@ -281,3 +281,20 @@ def test_one_step_without_a_gradient_shrinks_all_but_batch_norm():
     optimizer.step()
     for (name, now), then in zip(model.named_parameters(), before.parameters(), strict=True):
         torch.testing.assert_close(now, then * (1 if name.startswith("1.") else 1 - 0.1 * 0.5))
+
+
+@pytest.mark.parametrize("weight", [torch.zeros(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)])
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_gradients_and_momentum_of_another_layout_meet_their_own_weights(weight, nesterov):
+    """torch's fused kernel on a CPU goes through memory and looks at no strides (test_upstream.py)."""
+    torch.manual_seed(0)
+    gradients, buffer, found = torch.randn(2, 4, 3, 2, 2), torch.randn(4, 3, 2, 2), []
+    for fused in (True, False):
+        p = torch.nn.Parameter(weight.clone())
+        sgd = MomentumCorrectedSGD([p], 0.1, nesterov=nesterov, fused=fused)
+        sgd.state[p]["momentum_buffer"] = buffer.clone()  # as loaded from a file
+        for gradient in gradients:
+            p.grad = gradient.clone()
+            sgd.step()
+        found += [p.detach(), sgd.state[p]["momentum_buffer"]]
+    torch.testing.assert_close(found[:2], found[2:])

@@ -130,6 +130,13 @@ def test_a_channels_last_network_crashes_initialize():
         engine_for(settings(), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last))
 
 
+def test_torchs_fused_sgd_on_a_cpu_looks_at_no_strides():
+    weight = torch.zeros(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    weight.grad = torch.arange(24.0).view(2, 3, 2, 2)
+    torch.optim.SGD([weight], 1.0, fused=True).step()
+    assert not torch.equal(weight, -weight.grad)
+
+
 def test_zero_links_the_momentum_of_the_first_group_only():
     """engine.link_momentum links again."""
     model = nn.Linear(4, 2)

@@ -23,8 +23,8 @@ class MomentumCorrectedSGD(torch.optim.SGD):
     `correction=False` leaves the factor out of (10), for comparison. (9) never needs it and is torch.optim.SGD, with
     its fused or foreach kernels. Putting the factor on (9) is a well-known bug.
 
-    An update with η = 0 leaves w alone and changes the momentum only. There (10) keeps the last η that was not 0 as its
-    unit, v ← m·v + η_last·g, so that v = η_last·u goes on.
+    An update with η = 0 leaves w alone and changes the momentum only, but in (10) without correction. With it (10)
+    keeps the last η that was not 0 as its unit there, v ← m·v + η_last·g, so that v = η_last·u goes on.
 
     Raises ValueError for an unknown form, for (9) with correction=False, for (10) with fused or foreach=False, and for
     a state_dict whose momentum has the other form.
@@ -79,6 +79,9 @@ class MomentumCorrectedSGD(torch.optim.SGD):
     ) -> float | None:
         """Update every parameter that has a gradient; return the closure's loss, if there is a closure."""
         if self.form == "lr_outside":
+            for group in self.param_groups:
+                if group["fused"]:
+                    self._lay_out(group["params"])
             loss: float | None = _torch_step()(self, closure)
             return loss
         loss = None
@@ -88,6 +91,18 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         for group in self.param_groups:
             self._step_lr_inside(group)
         return loss
+
+    def _lay_out(self, params: list[torch.Tensor]) -> None:
+        """Give gradients and momentum the strides of their weights; torch's fused kernel on a CPU looks at no strides.
+
+        Gradients come in another layout from who changes them, momentum from a file.
+        """
+        for p in params:
+            if p.grad is not None and p.grad.stride() != p.stride():
+                p.grad = torch.empty_like(p).copy_(p.grad)
+            momentum = self.state[p].get("momentum_buffer") if p in self.state else None
+            if momentum is not None and momentum.stride() != p.stride():
+                self.state[p]["momentum_buffer"] = torch.empty_like(p).copy_(momentum)
 
     def _step_lr_inside(self, group: dict[str, Any]) -> None:
         params = [p for p in group["params"] if p.grad is not None]

@@ -35,6 +35,7 @@ from lbsgd.config.keypath import differences, get
 from lbsgd.config.overrides import Overrides, override
 from lbsgd.config.precision import precision_of
 from lbsgd.config.schema import PROSE, Recipe
+from lbsgd.errors import ConfigError
 
 NO_OVERRIDES = Overrides()
 
@@ -141,6 +142,21 @@ class Plan:
             "global_batch": self.global_batch,
             "optimizer": {key: get(self.config, f"optimizer.params.{key}") for key in params},
         }
+
+
+def plan_for(
+    world_size: int, config: Plan | str | Path | dict[str, Any], num_images: int | None, overrides: Overrides | None
+) -> Plan:
+    """Return the plan of a JSON for so many processes, or the one given. Raises ConfigError if it is for others."""
+    if not isinstance(config, Plan):
+        return Plan.read(config, world_size, num_images, overrides or Overrides())
+    if num_images is not None or overrides is not None:
+        raise ConfigError(f"{config.name}: a plan has its num_images and overrides; give them to Plan.read")
+    if config.world_size != world_size:
+        raise ConfigError(
+            f"the plan is for {config.world_size} processes, but {world_size} run; read it for {world_size}"
+        )
+    return config
 
 
 def require_sound(where: str, config: Mapping[str, Any], world_size: int | None) -> None:

@@ -7,6 +7,7 @@ import ctypes
 import os
 import signal
 from collections.abc import Sequence
+from itertools import pairwise
 
 import psutil
 
@@ -22,12 +23,15 @@ def launchers() -> list[psutil.Process]:
 
 
 def is_launcher(arguments: Sequence[str]) -> bool:
-    """Return whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them."""
-    return any(
-        os.path.basename(argument) in (*DEEPSPEED, "torchrun")
-        or argument in ("deepspeed.launcher.launch", "torch.distributed.run")
-        for argument in arguments[:4]
-    )
+    """Return whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them.
+
+    Each is a program, or the first that Python is given behind its own flags; others have such names among their own.
+    """
+    program, *rest = map(os.path.basename, arguments or [""])
+    if program.startswith("python"):
+        given = (name for before, name in pairwise([program, *rest]) if before not in ("-X", "-W"))
+        program = next((name for name in given if not name.startswith("-")), "")
+    return program in (*DEEPSPEED, "torchrun", "deepspeed.launcher.launch", "torch.distributed.run")
 
 
 def is_gone(process: psutil.Process) -> bool:

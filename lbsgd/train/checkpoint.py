@@ -36,6 +36,8 @@ NAME = re.compile(r"iteration_\d+(\.\d+)?")
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
 AGAIN = "make room, and give the same command with --resume, which evaluates and writes it again"
 VERSION = 1
+TENSORS = ("weights", "momentum", "random")
+FILES = {*(f"{name}.safetensors" for name in TENSORS), "state.json"}  # that the manifest of a checkpoint describes
 
 
 def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> Path:
@@ -166,11 +168,13 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
     """Return tensors and state as given to `save`. Raises DamagedError if a file is missing or not as written."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
+        if not isinstance(manifest, dict) or manifest.keys() != FILES:
+            raise DamagedError(f"{path / 'manifest.json'} does not name the files of a checkpoint")
         for name, written in manifest.items():
             if describe(path / name) != written:
                 raise DamagedError(f"{path / name} is not as it was written (its checksum differs)")
         state = json.loads((path / "state.json").read_text())
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in ("weights", "momentum", "random")}
+        tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSORS}
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, DamagedError):
             raise

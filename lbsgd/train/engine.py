@@ -36,13 +36,14 @@ from lbsgd.algorithm.fused_blocks import fuse_blocks
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.config.overrides import Overrides
-from lbsgd.config.plan import Plan
+from lbsgd.config.plan import Plan, plan_for
 from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config, refusal, require_passes, unwarned
 from lbsgd.train.kernels import lay_out, norm_implementation
 from lbsgd.train.loss_scale import grow_after_the_update, see_overflow_at_once
+from lbsgd.train.trained import watch
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 REFUSALS = (
@@ -151,12 +152,7 @@ def initialize(
     Raises ConfigError if JSON, processes, data or device cannot go together.
     """
     start_processes()
-    world_size = torch.distributed.get_world_size()
-    plan = config if isinstance(config, Plan) else Plan.read(config, world_size, num_images, overrides or Overrides())
-    if plan.world_size != world_size:
-        raise ConfigError(
-            f"the plan is for {plan.world_size} processes, but {world_size} run; read it for {world_size}"
-        )
+    plan = plan_for(torch.distributed.get_world_size(), config, num_images, overrides)
     require_arithmetic(plan.precision)
     how, _ = norm_implementation(plan, deepspeed.accelerator.get_accelerator().device_name())
     convert_network(model, plan, how)
@@ -164,6 +160,7 @@ def initialize(
         fuse_blocks(model)
     engine, scheduler = deepspeed_engine(model, plan)
     attach(engine, plan)
+    watch(engine)
     engine.module.register_forward_pre_hook(
         lambda module, _: scheduler.step(engine.global_steps) if module.training else None
     )

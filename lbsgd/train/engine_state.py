@@ -30,7 +30,7 @@ class EngineState:
 def gather_state(engine, keep: bool = True) -> EngineState:
     """Gather the whole state from all processes; all of them must call it. Without `keep` a process only takes part."""
     state = EngineState({}, {}, counters(engine))
-    own = dict(trainable(engine))
+    own = engine.trained
     for name, tensor in engine.module.state_dict().items():
         whole = full_parameter(engine, own[name]) if name in own else tensor
         if keep:
@@ -53,7 +53,7 @@ def restore_state(engine, state: EngineState) -> None:
     engine.module.load_state_dict(state.weights)
     if state.momentum:
         allocate_momentum(engine, state.counters["last_lr"])
-    for name, parameter in trainable(engine):
+    for name, parameter in engine.trained.items():
         set_parameter(engine, parameter, state.weights[name])
         if state.momentum:
             set_momentum(engine, parameter, state.momentum[name])
@@ -91,11 +91,6 @@ def link_momentum(engine) -> None:
     if engine.zero_optimization():
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def trainable(engine) -> list[tuple[str, torch.nn.Parameter]]:
-    """Return the parameters that training moves, with their names."""
-    return [(name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad]
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:

@@ -9,8 +9,11 @@ Nothing here imports transformers. Tried with 5.24.0.
 
 from __future__ import annotations
 
+import random
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
@@ -45,6 +48,7 @@ class LargeMinibatchTrainer:
     state: Any
     train_dataset: Any
     data_collator: Any
+    _get_collator_with_removed_columns: Any
 
     def __init__(self, *args: Any, plan: Plan, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -72,12 +76,16 @@ class LargeMinibatchTrainer:
         return self.lr_scheduler
 
     def get_train_dataloader(self) -> DataLoader[Any]:
+        args = self.args
         return _EpochLoader(
             self.train_dataset,
             batch_sampler=self.parts.sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
+            collate_fn=self._get_collator_with_removed_columns(self.data_collator, description="training"),
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, first=args.process_index * args.dataloader_num_workers),
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -112,6 +120,17 @@ class LargeMinibatchTrainer:
                 f"train_dataset has {len(self.train_dataset)} images and the plan {self.plan.num_images}; give "
                 "Plan.read the size of the data"
             )
+
+
+def seed_worker(number: int, first: int) -> None:
+    """Give each worker of each process draws of its own: torch has seeded those of all processes alike.
+
+    first: the number of a process's first worker among those of all processes.
+    """
+    seed = (torch.initial_seed() + first) % 2**32
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 class _EpochLoader(DataLoader[Any]):

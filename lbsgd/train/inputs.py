@@ -36,6 +36,8 @@ def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> M
         params.setdefault("fused", recipe.momentum.form == "lr_outside" and not params.get("foreach"))
     decay, biases = params.pop("weight_decay"), recipe.biases
     groups = decay_groups(model, decay, recipe.weight_decay.on_batch_norm, biases.weight_decay, biases.lr_factor)
+    if not groups:
+        raise ConfigError(f"{plan.name}: the network has no parameter to train; all are frozen")
     return MomentumCorrectedSGD(groups, **params, form=recipe.momentum.form, correction=recipe.momentum.correction)
 
 

@@ -16,10 +16,15 @@ LAYOUT = torch.channels_last
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format = LAYOUT) -> None:
-    """Put weights of four dimensions, as of convolutions over images, into a layout; volumes and sequences stay."""
+    """Put weights of four dimensions, as of convolutions over images, into a layout; others become contiguous."""
     for parameter in model.parameters():
-        if parameter.dim() == 4:
+        if parameter.dim() == 4 and layout != torch.contiguous_format:
             parameter.data = parameter.data.contiguous(memory_format=layout)
+        elif parameter.stride() != (plain := torch.empty(parameter.shape, device="meta")).stride():
+            # .contiguous() would keep the strides of dimensions of one element, which DeepSpeed looks at.
+            parameter.data = torch.empty_like(plain, dtype=parameter.dtype, device=parameter.device).copy_(
+                parameter.data
+            )
 
 
 def kind_in_rule(device: torch.device) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lbsgd.algorithm import published
+from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import NO_WARMUP, explicit_numbers, is_close, is_needless, tidy
@@ -92,6 +93,22 @@ def nesterov(planned: Planned) -> Iterator[Hit]:
 
 
 @rule(
+    "R19",
+    "a kernel that momentum form (10) does not have",
+    lbsgd="error",
+    why="Form (10) keeps the learning rate inside the momentum, which torch's fused kernel does not compute. It runs "
+    "on foreach kernels, and the optimizer refuses any other when it is built.",
+    fix="delete it, or use momentum form lr_outside, which is the same update (Remark 2)",
+    example={"optimizer": {"params": {"fused": True}}, "lbsgd": {"momentum": {"form": "lr_inside"}}},
+)
+def kernel_of_form_10(planned: Planned) -> Iterator[Hit]:
+    for name, refused in (("fused", True), ("foreach", False)):
+        key = f"optimizer.params.{name}"
+        if planned.recipe.momentum.form == "lr_inside" and planned.get(key) is refused:
+            yield Hit(key, f"is {shown(refused)} with momentum form lr_inside", correction={key: DELETE})
+
+
+@rule(
     "R18",
     "gradient noise measured in fp16",
     lbsgd="error",
@@ -106,4 +123,4 @@ def noise_in_fp16(planned: Planned) -> Iterator[Hit]:
         yield Hit("lbsgd.diagnostics.gradient_noise", f"is {every} with fp16, whose gradients are scaled")
 
 
-RULES = (contradicted_number, needless_warmup, momentum_and_decay, nesterov, noise_in_fp16)
+RULES = (contradicted_number, needless_warmup, momentum_and_decay, nesterov, kernel_of_form_10, noise_in_fp16)

@@ -31,15 +31,14 @@ class Bucket:
         """Copy a gradient into the buffer, zeros if this process has none, and let the parameter's be a view of it.
 
         Each time a new view: ZeRO points the old one at a buffer of its own, and writes would go there. A parameter
-        that was frozen since the start keeps none, because an optimizer would move it by its momentum.
+        that was frozen since the start has none, because an optimizer would move it by its momentum.
         """
         view = self.views[parameter]
         if parameter.grad is None:
             view.zero_()
         else:
             view.copy_(parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad)
-        if parameter.requires_grad:
-            parameter.grad = view.detach()
+        parameter.grad = view.detach() if parameter.requires_grad else None
         self.missing.discard(parameter)
         if view.is_cuda:
             self.streams.add(torch.cuda.current_stream())
