@@ -80,7 +80,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         """Update every parameter that has a gradient; return the closure's loss, if there is a closure."""
         if self.form == "lr_outside":
             for group in self.param_groups:
-                if group["fused"]:
+                if group["fused"] and group["params"][0].is_cpu:
                     self._lay_out(group["params"])
             loss: float | None = _torch_step()(self, closure)
             return loss
