@@ -1050,6 +1050,20 @@ SWITCHES = [
 ]
 
 
+@pytest.mark.parametrize(
+    "code, key, found_with",
+    [
+        ("D36", "fp16.fp16_master_weights_and_grads", {0: False, "no": False, 1: True}),
+        ("D12", "fp16.auto_cast", {1: False, "on": False, 0: True, "no": True}),
+    ],
+)
+def test_a_switch_beside_an_lbsgd_block_too(code, key, found_with):
+    for value, is_found in found_with.items():
+        config = read_json(SHIPPED_FOLDER / "8k.json")
+        put(config, key, value)
+        assert (code in codes(config)) == is_found, value
+
+
 @pytest.mark.parametrize("code, key, found_with", SWITCHES, ids=[key for _, key, _ in SWITCHES])
 def test_a_switch_in_a_plain_json_is_read_as_deepspeed_reads_it(code, key, found_with):
     for value, is_found in found_with.items():

@@ -30,7 +30,7 @@ def half_master_weights(json: Document) -> Iterator[Hit]:
         if json.plain:
             why = fp16_refusal(json, masters) if key == FP16_MASTERS else bf16_refusal(json, key, masters, states)
         else:
-            why = None if json.get(key, False) is False else "works with Adam on the CPU under offload only"
+            why = "works with Adam on the CPU under offload only" if as_bool(json.get(key, False)) else None
         if why:
             yield Hit(key, why, correction=json.beside_intent({key: DELETE}))
 

@@ -65,8 +65,8 @@ def unknown_autocast_key(json: Document) -> Iterator[Hit]:
     example={"fp16": {"auto_cast": False}},
 )
 def images_not_cast(json: Document) -> Iterator[Hit]:
-    if json.enabled("fp16") and json.get("fp16.auto_cast") is not True:
-        said = "is not true, so plain DeepSpeed feeds float32 images to half weights"
+    if json.enabled("fp16") and not as_bool(given := json.get("fp16.auto_cast", False)):
+        said = f"is {shown(given)}, so plain DeepSpeed feeds float32 images to half weights"
         yield Hit("fp16.auto_cast", said, correction={"fp16.auto_cast": True})
 
 
