@@ -147,6 +147,7 @@ WRONG = [
         ["Adam"],
     ),
     (dict(optimizer__params__momentum=None), "R05", "optimizer.params.momentum", ["null"]),
+    (dict(optimizer__params__momentum=9), "R05", "optimizer.params.momentum", ["is 9", "below 1"]),
     (dict(optimizer__params__weight_decay=-1), "R05", "optimizer.params.weight_decay", ["-1"]),
     (dict(optimizer__params__nesterov=None), "R06", "optimizer.params.nesterov", ["null"]),
     (dict(optimizer__params__momentum=0), "D25", "optimizer.params.nesterov", ["momentum 0"]),

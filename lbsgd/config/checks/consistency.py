@@ -64,16 +64,17 @@ def needless_warmup(planned: Planned) -> Iterator[Hit]:
 
 @rule(
     "R05",
-    "no number for momentum or weight decay",
+    "no number from 0 to 1 for momentum or weight decay",
     lbsgd="error",
-    why="Both belong to the recipe, and neither has a default here: DeepSpeed would take torch's, which is 0.",
-    fix="give it as a number (the paper's: momentum 0.9, weight_decay 0.0001)",
+    why="Both belong to the recipe, and neither has a default here: DeepSpeed would take torch's, which is 0. With a "
+    "momentum of 1 or more the sum of gradients grows without end.",
+    fix="give it as a number of at least 0 and below 1 (the paper's: momentum 0.9, weight_decay 0.0001)",
     example={"optimizer": {"params": {"momentum": None}}},
 )
 def momentum_and_decay(planned: Planned) -> Iterator[Hit]:
     for key in ("optimizer.params.momentum", "optimizer.params.weight_decay"):
         value = planned.get(key)
-        if not is_number(value) or value < 0:
+        if not is_number(value) or not 0 <= value < 1:
             yield Hit(key, f"is {shown(value)}")
 
 
