@@ -615,6 +615,8 @@ def test_what_can_be_checked_is_and_what_cannot_is_told(tmp_path, capsys):
     "text, message, fix",
     [
         ("", "is empty", "give a DeepSpeed JSON"),
+        ("# nothing but a comment", "is no strict JSON in line 1, column 1 (", "correct it"),
+        ('\ufeff{"lbsgd": {}}', "begins with a byte order mark", "save it without one"),
         ("[]", "holds no JSON object", "give a DeepSpeed JSON"),
         ('{"a": 1, "a": 2}', 'has the key "a" twice', "keep one"),
         ('{"lbsgd": {},\n"a": Infinity}', "has in line 2 Infinity, which is no strict JSON", "write a number"),

@@ -13,6 +13,7 @@ from lbsgd.config.checks.inspect import read_hjson
 from lbsgd.config.checks.recognise import is_deepspeed_json, may_be_deepspeed_json
 from lbsgd.config.json_file import RepeatedKeyError, read_json
 from lbsgd.errors import ConfigError
+from lbsgd.units import counted
 
 NOT_ENTERED = frozenset({"node_modules", ".git", "__pycache__", "site-packages", ".tox", ".venv"})
 
@@ -45,7 +46,7 @@ def files_of(given: Sequence[str]) -> Files:
         found = sorted(str(path) for path in jsons_below(Path(name)))
         theirs = [path for path in found if is_theirs(Path(path))]
         if not theirs:
-            held = f"{len(found)} JSONs, and none is DeepSpeed's" if found else "no .json file"
+            held = f"{counted(len(found), 'JSON')}, and none is DeepSpeed's" if found else "no .json file"
             problems.append(f"{name}: holds {held}; name a DeepSpeed JSON, or a folder of them")
         checked += theirs
         passed_over += len(found) - len(theirs)

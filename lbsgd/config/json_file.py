@@ -71,6 +71,8 @@ def strict_object(text: str) -> dict[str, Any]:
     """Return the JSON object that a text holds; ConfigError and json's own errors say what is wrong with it."""
     if not text.strip():
         raise ConfigError(f"is empty; {INSTEAD}")
+    if text.startswith("\ufeff"):
+        raise ConfigError("begins with a byte order mark, which strict JSON does not have; save it without one")
     try:
         value = json.loads(
             text,

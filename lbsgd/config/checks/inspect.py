@@ -130,9 +130,9 @@ def read_hjson(file: str) -> dict[str, Any] | None:
         import hjson
 
         text = text_of(file)
-        if not text.strip():
-            return None  # to hjson it is an empty object, and to nobody else
         config = hjson.loads(text, object_pairs_hook=without_repetition)
+        if not config and "{" not in text:
+            return None  # to hjson comments alone, or nothing, are an empty object, and to nobody else
         config = json.loads(json.dumps(config, allow_nan=False))
     except RepeatedKeyError:
         raise
