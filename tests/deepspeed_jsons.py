@@ -217,6 +217,9 @@ REPORTED = (  # single mistakes and harmless habits, as people report them
     {**ADAM, "autotuning": {"enabled": [False]}},  # DeepSpeed takes it for true, tunes and exits
     {**ADAM, "tensor_parallel": {"dtype": "bf16"}},
     {**ADAM, "expert_parallel": {"enabled": False, "top_k": 2}},
+    {**ADAM, "zero_optimization": {"stage": 2}, "prescale_gradients": None},
+    {**ADAM, "zero_optimization": {"stage": 2}, "prescale_gradients": "false"},
+    {**ADAM, "dump_state": "false", "disable_allgather": []},
 )
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 WORDS = ("", "x", "none", "yes", "true", "0", "fp16", "auto_", "float32", "bf16", "cpu", "linear", "log", "SGD", "Adam")

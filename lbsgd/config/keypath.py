@@ -8,6 +8,8 @@ from typing import Any, TypeGuard
 
 from lbsgd.errors import ConfigError
 
+LARGEST = 10**12  # what is counted, multiplied or divided by in a run is no larger
+
 
 def get(config: Any, key: str, default: Any = None) -> Any:
     """Return the value at a key path, or the default where the path breaks off."""
@@ -80,7 +82,7 @@ def is_number(value: Any) -> TypeGuard[int | float]:
 
 def is_count(value: Any) -> TypeGuard[int]:
     """Whether a JSON value is a whole number from 1 to 10^12."""
-    return type(value) is int and 1 <= value <= 10**12
+    return type(value) is int and 1 <= value <= LARGEST
 
 
 def shown(value: Any) -> str:

@@ -12,13 +12,14 @@ from lbsgd.config.checks.deepspeed_keys import similar
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import is_count, shown
+from lbsgd.config.keypath import LARGEST, is_count, shown
 
 NAMES_OF_TYPES = {
     "fp16": ("fp16", "float16", "torch.float16", "half"),
     "bf16": ("bf16", "bfloat16", "torch.bfloat16"),
     "fp32": ("fp32", "float32", "torch.float32", "float"),
 }
+FACTOR = "gradient_predivide_factor"
 BATCH, MICRO, PASSES = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 
@@ -30,7 +31,7 @@ BATCH, MICRO, PASSES = "train_batch_size", "train_micro_batch_size_per_gpu", "gr
     why="DeepSpeed divides with these numbers and fails on anything but positive whole ones. Beside an lbsgd "
     "block both the global batch and the micro batch must be there, because the learning rate follows from "
     "the first and batch norm from the second.",
-    fix="give it as a positive whole number",
+    fix="give it as a whole number from 1 to 10^12",
     example={"train_batch_size": "many"},
 )
 def batch_size(json: Document) -> Iterator[Hit]:
@@ -62,7 +63,7 @@ def unresolvable_batch(json: Document) -> Iterator[Hit]:
 
 def is_divisor(value: object) -> TypeGuard[int | float]:
     """Whether DeepSpeed can divide by a value and get whole numbers: 8, and 8.0 and true as well."""
-    return isinstance(value, (int, float)) and 1 <= value <= 10**12 and value == int(value)
+    return isinstance(value, (int, float)) and 1 <= value <= LARGEST and value == int(value)
 
 
 def misspelt_batch(json: Document) -> dict[str, Any] | None:
@@ -78,12 +79,12 @@ def misspelt_batch(json: Document) -> dict[str, Any] | None:
     "steps_per_print that is no number of iterations",
     lbsgd="error",
     why="lbsgd writes a line of its log, and reads numbers from the GPU, every so many iterations.",
-    fix="give it as a positive whole number of iterations",
+    fix="give it as a whole number of iterations from 1 to 10^12",
     example={"steps_per_print": 0},
 )
 def report_interval(json: Document) -> Iterator[Hit]:
     steps = json.get("steps_per_print")
-    if steps is not None and (type(steps) is not int or steps < 1):
+    if steps is not None and not is_count(steps):
         yield Hit("steps_per_print", f"is {shown(steps)}")
 
 
@@ -98,7 +99,7 @@ def report_interval(json: Document) -> Iterator[Hit]:
 )
 def summed_gradients(json: Document) -> Iterator[Hit]:
     key = "gradient_allreduce_op"
-    if json.get(key, "mean") != "mean":
+    if sums(json):
         said = "a sum multiplies the learning rate by the number of processes (Remark 3)"
         yield Hit(key, f"is {shown(json.get(key))}, not mean: {said}", correction={key: DELETE})
 
@@ -158,7 +159,7 @@ def rounded_by_zero(json: Document) -> Iterator[Hit]:
     example={"communication_data_type": "fp16", "fp16": None, "lbsgd": {"aggregation": None}},
 )
 def rounded_communication(json: Document) -> Iterator[Hit]:
-    if json.get("communication_data_type") is not None and not json.enabled("fp16"):
+    if str(json.get("communication_data_type")).lower() in ("fp16", "bf16") and not json.enabled("fp16"):
         said = "rounds gradients whose loss was not scaled"
         yield Hit("communication_data_type", said, correction={"communication_data_type": DELETE})
 
@@ -173,7 +174,7 @@ def rounded_communication(json: Document) -> Iterator[Hit]:
     example={"managed_gradient_accumulation": False},
 )
 def update_after_every_pass(json: Document) -> Iterator[Hit]:
-    if json.get("managed_gradient_accumulation", True) is not True:
+    if not json.get("managed_gradient_accumulation", True):
         said = "is not true, so every pass would move the weights"
         yield Hit("managed_gradient_accumulation", said, correction={"managed_gradient_accumulation": DELETE})
 
@@ -191,8 +192,9 @@ def update_after_every_pass(json: Document) -> Iterator[Hit]:
 def scaled_before_reduction(json: Document) -> Iterator[Hit]:
     if json.stage not in (2, 3) or not as_bool(json.get("zero_optimization.reduce_scatter", True)) or sums(json):
         return
-    for key, neutral in (("prescale_gradients", False), ("gradient_predivide_factor", 1.0)):
-        if json.get(key, neutral) != neutral:
+    scaled = {"prescale_gradients": bool(json.get("prescale_gradients")), FACTOR: json.get(FACTOR, 1.0) != 1.0}
+    for key in scaled:
+        if scaled[key]:
             said = f"is {shown(json.get(key))}, which ZeRO-{json.stage} refuses with reduce_scatter"
             yield Hit(key, said, correction=json.beside_intent({key: DELETE}))
 

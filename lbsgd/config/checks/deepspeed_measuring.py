@@ -11,14 +11,15 @@ from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import shown
 
-TIMER = "timers.throughput"
+TIMER, FLOPS = "timers.throughput", "flops_profiler"
 PROFILER: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, and whether it is
     "profile_step": ("a number", lambda value: isinstance(value, (int, float))),
-    "module_depth": ("a whole number", lambda value: isinstance(value, int)),
+    "module_depth": ("a whole number below 100", lambda value: isinstance(value, int) and value < 100),
+    "top_modules": ("a whole number", lambda value: isinstance(value, int)),
     "recompute_fwd_factor": ("a number", lambda value: isinstance(value, (int, float))),
     "output_file": ("a text or null", lambda value: isinstance(value, str) or not value),
 }
-SWITCHES = ("wall_clock_breakdown", "flops_profiler.enabled", "memory_breakdown")
+SWITCHES = ("wall_clock_breakdown", f"{FLOPS}.enabled", "memory_breakdown")
 
 
 @rule(
@@ -33,7 +34,8 @@ SWITCHES = ("wall_clock_breakdown", "flops_profiler.enabled", "memory_breakdown"
 )
 def measurement(json: Document) -> Iterator[Hit]:
     for key in SWITCHES:
-        if as_bool(json.get(key, False)):
+        broken = key.startswith(FLOPS) and wrong_in_profiler(json)  # D97 says so
+        if as_bool(json.get(key, False)) and not broken:
             yield Hit(key, "makes the host wait for the GPU in every pass", correction={key: DELETE})
     if as_bool(json.get("comms_logger.enabled", False)):
         said = "makes the host wait for the GPU after every collective call"
@@ -54,11 +56,16 @@ def measurement(json: Document) -> Iterator[Hit]:
     example={"flops_profiler": {"enabled": True, "profile_step": "10"}},
 )
 def unusable_profiler(json: Document) -> Iterator[Hit]:
-    if not as_bool(json.get("flops_profiler.enabled", False)):
-        return
-    for name, value in json.block("flops_profiler").items():
-        if name in PROFILER and not PROFILER[name][1](value):
-            yield Hit(f"flops_profiler.{name}", f"is {shown(value)}, and must be {PROFILER[name][0]}")
+    for name, value in wrong_in_profiler(json).items():
+        yield Hit(f"{FLOPS}.{name}", f"is {shown(value)}, and must be {PROFILER[name][0]}")
+
+
+def wrong_in_profiler(json: Document) -> dict[str, Any]:
+    """Return the values that the profiler cannot compute with; in a plain JSON only where it runs."""
+    if json.plain and not as_bool(json.get(f"{FLOPS}.enabled", False)):
+        return {}
+    values = json.block(FLOPS).items()
+    return {name: value for name, value in values if name in PROFILER and not PROFILER[name][1](value)}
 
 
 @rule(

@@ -69,14 +69,15 @@ def other_optimizer(json: Document) -> Iterator[Hit]:
     lbsgd="error",
     why="torch.optim.SGD raises a TypeError for an unknown parameter. Dampening and maximize, which it knows, are "
     "no part of the paper's update.",
-    fix=f"known are {sorted(SGD_PARAMS)}",
+    fix=f"known are {', '.join(sorted(SGD_PARAMS))}",
     example={"optimizer": {"params": {"dampening": 0.1}}},
 )
 def unknown_sgd_parameter(json: Document) -> Iterator[Hit]:
     params = json.get(PARAMS, {})
-    unknown = sorted(set(params) - SGD_PARAMS) if isinstance(params, dict) else [params]
-    if unknown:
-        yield Hit(PARAMS, f"has {unknown}, which the paper's SGD does not take")
+    if not isinstance(params, dict):
+        yield Hit(PARAMS, f"is {shown(params)}, and no block of keys", "give it as a block of keys: {...}")
+    elif unknown := sorted(set(params) - SGD_PARAMS):
+        yield Hit(PARAMS, f"has {', '.join(map(shown, unknown))}, which the paper's SGD does not take")
 
 
 @rule(
@@ -182,7 +183,7 @@ def untested_with_zero(json: Document) -> Iterator[Hit]:
         known and (kind.lower() if kind.lower() in json.accepted.optimizers else kind) not in json.accepted.zero_tested
     )
     allowed = json.get("zero_allow_untested_optimizer")
-    if json.stage and untested and not (allowed if json.plain else allowed is True):
+    if json.stage and untested and not allowed:
         said = f"is not true, and ZeRO then refuses {kind}"
         yield Hit("zero_allow_untested_optimizer", said, correction={"zero_allow_untested_optimizer": True})
 

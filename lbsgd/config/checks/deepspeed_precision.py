@@ -17,28 +17,6 @@ BLOCKS = ("torch_autocast", "fp16", "bf16")
 AUTOCAST_KEYS = frozenset("enabled dtype lower_precision_safe_modules".split())
 FLOAT16 = NAMES_OF_TYPES["fp16"]
 BFLOAT16 = ("bfloat16", "torch.bfloat16")
-ZERO_SWITCHES = ("overlap_comm", "contiguous_gradients", "reduce_scatter", "compute_grad_norm")
-
-
-@rule(
-    "D27",
-    "a switch that is neither true nor false",
-    lbsgd="error",
-    plain="warning",
-    why='DeepSpeed takes torch_autocast.enabled as Python does, so "false" is on, and reads the word in the other '
-    "blocks. lbsgd reads those of ZeRO as they stand.",
-    fix="write true or false",
-    example={"fp16": {"enabled": "true"}},
-)
-def ambiguous_switch(json: Document) -> Iterator[Hit]:
-    for block in (*BLOCKS, "bfloat16"):
-        value = json.get(f"{block}.enabled", False)
-        if type(value) is not bool and not (json.plain and value == "auto"):
-            yield Hit(f"{block}.enabled", f"is {shown(value)}")
-    for key in (f"zero_optimization.{name}" for name in ZERO_SWITCHES):
-        value = json.get(key)
-        if not json.plain and type(value) is not bool and converts("bool", value):  # else D70 says more
-            yield Hit(key, f"is {shown(value)}")
 
 
 @rule(
@@ -47,12 +25,12 @@ def ambiguous_switch(json: Document) -> Iterator[Hit]:
     lbsgd="error",
     why="DeepSpeed looks up single keys of this block and ignores the others, so a misspelt key leaves the run in "
     "float32 or in the default type.",
-    fix=f"known are {sorted(AUTOCAST_KEYS)}",
+    fix=f"known are {', '.join(sorted(AUTOCAST_KEYS))}",
     example={"torch_autocast": {"enable": True}},
 )
 def unknown_autocast_key(json: Document) -> Iterator[Hit]:
     if unknown := sorted(set(json.block("torch_autocast")) - AUTOCAST_KEYS):
-        yield Hit("torch_autocast", f"has unknown {unknown}, which DeepSpeed ignores in silence")
+        yield Hit("torch_autocast", f"has unknown {', '.join(map(shown, unknown))}, which DeepSpeed ignores in silence")
 
 
 @rule(
@@ -65,8 +43,9 @@ def unknown_autocast_key(json: Document) -> Iterator[Hit]:
     example={"fp16": {"auto_cast": False}},
 )
 def images_not_cast(json: Document) -> Iterator[Hit]:
-    if json.enabled("fp16") and not as_bool(given := json.get("fp16.auto_cast", False)):
-        said = f"is {shown(given)}, so plain DeepSpeed feeds float32 images to half weights"
+    cast = json.get("fp16.auto_cast", False)
+    if json.enabled("fp16") and converts("bool", cast) and not as_bool(cast):  # else D70 says more
+        said = f"is {shown(cast)}, so plain DeepSpeed feeds float32 images to half weights"
         yield Hit("fp16.auto_cast", said, correction={"fp16.auto_cast": True})
 
 
@@ -207,7 +186,6 @@ def unseen_overflow(json: Document) -> Iterator[Hit]:
 
 
 RULES = (
-    ambiguous_switch,
     unknown_autocast_key,
     images_not_cast,
     half_batch_norm,

@@ -110,8 +110,8 @@ def unknown_parameter(json: Document) -> Iterator[Hit]:
         return
     known = frozenset(entry["params"])
     if unknown := sorted(set(params) - known):
-        said = f"has {', '.join(map(shown, unknown))}, unknown to {kind}"
-        yield Hit(PARAMS, said, nearest(unknown[0], known) if len(unknown) == 1 else f"known are {sorted(known)}")
+        fix = nearest(unknown[0], known) if len(unknown) == 1 else f"known are {', '.join(sorted(known))}"
+        yield Hit(PARAMS, f"has {', '.join(map(shown, unknown))}, unknown to {kind}", fix)
 
 
 @rule(

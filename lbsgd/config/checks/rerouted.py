@@ -13,7 +13,7 @@ from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.keypath import enabled, is_number, shown
+from lbsgd.config.keypath import LARGEST, enabled, is_number, shown
 
 WAY_OUT = "delete it, or delete lbsgd.aggregation, and DeepSpeed reduces by itself"
 GRAD_ACCUM, COMMUNICATION = "data_types.grad_accum_dtype", "communication_data_type"
@@ -32,7 +32,7 @@ def hit(key: str, message: str) -> Hit:
 def has_another_type(planned: Planned, key: str) -> bool:
     """Whether a type other than the gradients' own stands at a key, and lbsgd aggregates."""
     value, own = planned.get(key), "fp16" if enabled(planned.config, "fp16") else "fp32"
-    return aggregates(planned) and value is not None and value not in NAMES_OF_TYPES[own]
+    return aggregates(planned) and value is not None and str(value).lower() not in NAMES_OF_TYPES[own]
 
 
 @rule(
@@ -81,12 +81,12 @@ def scattered_gradients(planned: Planned) -> Iterator[Hit]:
     lbsgd="error",
     why="Gradients are divided by it before they are summed, and by the rest of the world size afterwards, by lbsgd as "
     "by DeepSpeed.",
-    fix="give a number above 0, or delete it",
+    fix="give a number above 0 and below 10^12, or delete it",
     example={"gradient_predivide_factor": 0},
 )
 def bad_divisor(planned: Planned) -> Iterator[Hit]:
-    factor = planned.get(PREDIVIDE)
-    if factor is not None and (not is_number(factor) or factor <= 0):
+    factor = planned.config.get(PREDIVIDE, 1.0)
+    if not is_number(factor) or not 0 < factor < LARGEST:
         yield hit(PREDIVIDE, f"is {shown(factor)}")
 
 

@@ -1,0 +1,63 @@
+"""The rule about switches: what stands where true or false should, and what DeepSpeed makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lbsgd.config.accepted.values import as_bool, converts, takes
+from lbsgd.config.checks.rule import Hit, rule
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import shown
+
+AUTOCAST = "torch_autocast.enabled"
+CONVERTED = ("fp16.enabled", "bf16.enabled", "bfloat16.enabled")  # by pydantic, which knows "yes" and "off"
+OF_ZERO = ("overlap_comm", "contiguous_gradients", "reduce_scatter", "compute_grad_norm")
+UNCONVERTED = (  # DeepSpeed, torch or C++ asks whether they are true as Python does
+    "wall_clock_breakdown memory_breakdown dump_state disable_allgather disable_python_gc dataloader_drop_last "
+    "prescale_gradients managed_gradient_accumulation use_data_before_expert_parallelism zero_allow_untested_optimizer "
+    "zero_force_ds_cpu_optimizer flops_profiler.enabled flops_profiler.detailed aio.overlap_events aio.single_submit "
+    "activation_checkpointing.partition_activations activation_checkpointing.contiguous_memory_optimization "
+    "activation_checkpointing.cpu_checkpointing activation_checkpointing.synchronize_checkpoint_boundary "
+    "activation_checkpointing.profile checkpoint.load_universal checkpoint.use_node_local_storage "
+    "checkpoint.checkpoint_serialization data_efficiency.enabled data_efficiency.data_sampling.enabled "
+    "data_efficiency.data_sampling.pin_memory data_efficiency.data_routing.enabled optimizer.legacy_fusion"
+).split()
+OF_OPTIMIZER = ("fused", "foreach")
+
+
+@rule(
+    "D27",
+    "a switch that is neither true nor false",
+    lbsgd="error",
+    plain="warning",
+    why='DeepSpeed takes most of its switches as Python does, so "false" is on, and reads the word in its strict '
+    "blocks, such as fp16 and bf16. lbsgd reads precisions and those of ZeRO as they stand.",
+    fix="write true or false",
+    example={"fp16": {"enabled": "true"}},
+)
+def ambiguous_switch(json: Document) -> Iterator[Hit]:
+    for key in (AUTOCAST, *CONVERTED):
+        value = json.get(key, False)
+        if type(value) is not bool and not (json.plain and value == "auto"):
+            yield Hit(key, meant(value, unconverted=key == AUTOCAST))
+    for key in (f"zero_optimization.{name}" for name in OF_ZERO):
+        value = json.get(key)
+        if not json.plain and type(value) is not bool and converts("bool", value):  # else D70 says more
+            yield Hit(key, meant(value))
+    params = [f"optimizer.params.{name}" for name in OF_OPTIMIZER]
+    for key in (*params, *(name for name in UNCONVERTED if name in json.accepted.keys)):
+        value = json.get(key)
+        unclear = value not in (None, False, True, "auto")  # nor 0 and 1, which are False and True
+        if unclear and takes(json.accepted.keys.get(key, {}), value):
+            yield Hit(key, meant(value, unconverted=True))
+
+
+def meant(value: Any, unconverted: bool = False) -> str:
+    """Say what a value is, and what DeepSpeed takes it for where it does not refuse it."""
+    if not unconverted and not converts("bool", value):
+        return f"is {shown(value)}"
+    return f"is {shown(value)}, and DeepSpeed takes it for {shown(bool(value) if unconverted else as_bool(value))}"
+
+
+RULES = (ambiguous_switch,)
