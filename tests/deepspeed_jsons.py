@@ -217,9 +217,23 @@ REPORTED = (  # single mistakes and harmless habits, as people report them
     {**ADAM, "autotuning": {"enabled": [False]}},  # DeepSpeed takes it for true, tunes and exits
     {**ADAM, "tensor_parallel": {"dtype": "bf16"}},
     {**ADAM, "expert_parallel": {"enabled": False, "top_k": 2}},
+    {**ADAM, "zero_optimization": {"stage": 1}, "fp16": {"enabled": True, "initial_scale_power": 64}},
+    {**ADAM, "zero_optimization": {"stage": 1}, "fp16": {"enabled": True, "initial_scale_power": 63}},
+    {**ADAM, "zero_optimization": {"stage": 1}, "fp16": {"enabled": True, "loss_scale": 1e30}},
+    {**ADAM, "zero_optimization": {"stage": 1, "reduce_bucket_size": 10**13}},
+    {**ADAM, "zero_optimization": {"stage": 1, "reduce_bucket_size": 10**13, "contiguous_gradients": False}},
     {**ADAM, "zero_optimization": {"stage": 2}, "prescale_gradients": None},
     {**ADAM, "zero_optimization": {"stage": 2}, "prescale_gradients": "false"},
-    {**ADAM, "dump_state": "false", "disable_allgather": []},
+    {**MOMENTUM, "optimizer": {"type": "SGD", "params": {"lr": 10**30}}},
+    {**MOMENTUM, "scheduler": {"type": "WarmupLR", "params": {**WARM["params"], "warmup_min_lr": 10**30}}},
+    {**ADAM, "flops_profiler": {"enabled": True, "profile_step": "abc"}},
+    {**ADAM, "flops_profiler": {"enabled": True, "module_depth": 1000}},
+    {**ADAM, "flops_profiler": {"enabled": False, "profile_step": "abc", "detailed": "no"}},
+    {**ADAM, "torch_autocast": {"enabled": True, "lower_precision_safe_modules": "torch.nn.Linear"}},
+    {**ADAM, "torch_autocast": {"enabled": True, "lower_precision_safe_modules": ["Linear"]}},
+    {**ADAM, "torch_autocast": {"enabled": False, "lower_precision_safe_modules": ["Linear"]}},
+    {**ADAM, "torch_autocast": {"enabled": True}, "zero_optimization": {"stage": 0, "zero_quantized_weights": True}},
+    {**ADAM, "dump_state": "false", "disable_allgather": [], "aio": {"block_size": "1MB"}},
 )
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 WORDS = ("", "x", "none", "yes", "true", "0", "fp16", "auto_", "float32", "bf16", "cpu", "linear", "log", "SGD", "Adam")
@@ -356,6 +370,9 @@ def unanswerable(config):
     for name in ("offload_optimizer", "offload_param", "cpu_offload", "cpu_offload_param", "zenflow"):
         if zero.get(name):
             return "offload compiles an optimizer for the CPU, or wants a disk"
+    profiler = block(config, "flops_profiler")
+    if profiler.get("enabled") and (profiler.get("module_depth", -1) != -1 or profiler.get("top_modules", 1) != 1):
+        return "how many modules the profiler looks for depends on the network, and this one has no modules inside"
     for name in ("fused", "capturable"):
         if name in params:
             return "fused and capturable steps are a GPU's"

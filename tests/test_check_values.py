@@ -4,10 +4,15 @@ import copy
 import json
 
 import pytest
+from test_check import errors
 from test_plan import edited
 
-from lbsgd.config.checks.inspect import findings_of
+from lbsgd.config.accepted.schema import accepted
+from lbsgd.config.checks.inspect import corrected, findings_of
 from lbsgd.config.keypath import put
+from lbsgd.config.plan import Plan
+from lbsgd.config.schema import Recipe
+from lbsgd.errors import ConfigError
 
 PLAIN = {"train_batch_size": 8, "gradient_clipping": 0.0, "timers": {"throughput": {"enabled": False}}}
 SGD = {"type": "SGD", "params": {"lr": 0.1}}
@@ -81,3 +86,132 @@ def test_a_switch_says_what_deepspeed_takes_it_for(key, value, words):
 @pytest.mark.parametrize("value", [True, False, 0, 1, 1.0, None])
 def test_a_switch_that_is_clear_is_no_finding(value):
     assert found(with_value(edited(), "dump_state", value), "dump_state") == []
+
+
+@pytest.mark.parametrize(
+    "key, value, code",
+    [
+        ("aio.block_size", "1MB", "D70"),
+        ("aio.queue_depth", 0.5, "D70"),
+        ("activation_checkpointing.number_checkpoints", -1, "D70"),
+        ("data_efficiency.data_sampling.num_workers", "abc", "D70"),
+        ("data_efficiency.seed", 10**30, "D70"),
+        ("flops_profiler.top_modules", "abc", "D97"),
+        ("flops_profiler.profile_step", "abc", "D97"),
+        ("zero_optimization.reduce_bucket_size", 10**12, "D70"),
+        ("steps_per_print", 10**30, "D24"),
+        ("gradient_predivide_factor", None, "D63"),
+        ("gradient_predivide_factor", 1e30, "D63"),
+        ("optimizer.params.momentum", 1, "R05"),
+        ("optimizer.params.weight_decay", 1e30, "R05"),
+        ("fp16.initial_scale_power", 64, "D78"),
+        ("fp16.initial_scale_power", -(10**30), "D78"),
+        ("fp16.loss_scale", 1e30, "D78"),
+        ("fp16.loss_scale", 1e-30, "D78"),
+        ("fp16.loss_scale", "nan", "D78"),
+        ("fp16.hysteresis", 0, "D78"),
+        ("fp16.hysteresis", 10**30, "D78"),
+        ("fp16.min_loss_scale", 2**16 + 1, "D78"),
+        ("lbsgd.augmentation.resolution", 10**5, "R12"),
+    ],
+)
+def test_a_value_that_would_end_the_run_is_an_error_that_names_its_key(key, value, code):
+    assert (code, "error") in found(with_value(edited(), key, value), key)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("aio.block_size", 1048576),
+        ("zero_optimization.reduce_bucket_size", 10**9),
+        ("optimizer.params.momentum", 0.999),
+        ("fp16.initial_scale_power", 32),
+        ("fp16.loss_scale", 128),
+        ("fp16.hysteresis", 1),
+        ("fp16.min_loss_scale", 2**16),
+        ("gradient_predivide_factor", 8),
+    ],
+)
+def test_a_value_that_can_be_used_is_no_error(key, value):
+    assert errors(with_value(edited(), key, value)) == []
+
+
+@pytest.mark.parametrize(
+    "changes, refused",
+    [
+        ({"optimizer": {"type": "AdamW", "params": {"lr": 1e12}}}, "optimizer.params.lr"),
+        ({"optimizer": {"type": "AdamW", "params": {"betas": [0.9, 10**30]}}}, "optimizer.params.betas"),
+        ({"optimizer": {"params": {"lr": 1e12}}}, None),  # a dead block
+        ({"scheduler": {"type": "StepLR", "params": {"step_size": 10**30}}}, None),
+        ({"scheduler": {"type": "StepLR", "params": {"step_size": 10**400}}}, "scheduler.params.step_size"),
+        ({"zero_optimization": {"stage": 0, "reduce_bucket_size": 10**13}}, None),  # there is none
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": 10**13}}, "zero_optimization.reduce_bucket_size"),
+        ({"aio": {"block_size": "1MB"}}, None),
+        (
+            {"aio": {"block_size": "1MB"}, "zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "aio.block_size",
+        ),
+        ({"fp16": {"enabled": True, "hysteresis": 0}, "zero_optimization": {"stage": 1}}, None),
+    ],
+)
+def test_a_plain_number_is_refused_where_deepspeed_computes_with_it(changes, refused):
+    found = [each for each in findings_of({**PLAIN, **changes}) if each.severity == "error"]
+    assert [(each.code, each.key) for each in found] == ([("D70", refused)] if refused else [])
+
+
+def test_a_batch_below_one_worker_is_told_one_number_that_fits():
+    config = edited(train_batch_size=1, train_micro_batch_size_per_gpu=1)
+    assert [each.fix for each in findings_of(config) if each.code == "R02"] == [
+        "k = kn/n workers must be whole: use 32"
+    ]
+
+
+# --- the sweep --------------------------------------------------------------------------------------------------------
+
+NONSENSE = ("abc", "", -1, 1e30, 10**30, [], {}, "1e-3", float("nan"))
+UNHARMED = {  # nonsense that no run is harmed by
+    "fp16.loss_scale_window": [10**30],  # the scale never rises
+    "fp16.loss_scale": ["1e-3"],  # which DeepSpeed takes for a number
+    "lbsgd.purpose": ["abc", "1e-3"],
+    "lbsgd.decay.epochs": [[]],
+    "data_types.keep_in_fp32_modules": [[]],
+    "torch_autocast.lower_precision_safe_modules": ["abc", "", [], {}, "1e-3"],  # which is off
+    "zero_optimization.allgather_bucket_size": [10**30],  # weights are gathered at once
+    "flops_profiler.profile_step": [-1, 1e30, 10**30, float("nan")],  # which no update is
+    "flops_profiler.module_depth": [-1],  # all of it
+    "flops_profiler.top_modules": [-1, 10**30],
+    "flops_profiler.recompute_fwd_factor": [-1, 1e30, 10**30, float("nan")],  # of a number that is printed
+    "flops_profiler.output_file": ["abc", "", [], {}, "1e-3"],  # an empty one is none
+}
+
+
+def leaves(config, path=""):
+    """Key paths of all values that are no blocks."""
+    for key, value in config.items():
+        yield from leaves(value, f"{path}{key}.") if isinstance(value, dict) else [f"{path}{key}"]
+
+
+def swept():
+    """Key paths of the shipped file, of the lbsgd block, and of the blocks that DeepSpeed reads key by key."""
+    whole = json.loads(Recipe.model_validate(edited()["lbsgd"]).model_dump_json())
+    unchecked = [key for key, taken in accepted().keys.items() if not taken and key.partition(".")[0] not in LEFT_OUT]
+    return sorted({*leaves(edited()), *(f"lbsgd.{key}" for key in leaves(whole)), *unchecked})
+
+
+LEFT_OUT = ("autotuning", "expert_parallel", "optimizer", "scheduler")  # D40; its own checks, where it is on; above
+
+
+@pytest.mark.parametrize("key", swept())
+def test_nonsense_passes_neither_check_nor_plan(key):
+    passed = []
+    for value in NONSENSE:
+        config = with_value(edited(), key, value)
+        wrong = errors(config)
+        try:
+            Plan.read(config, 256)
+            passed.append(value)
+            assert not wrong, (value, wrong)
+        except ConfigError as error:
+            assert wrong and key.rpartition(".")[0] in str(error), value
+        corrected(config)
+    assert json.dumps(passed) == json.dumps(UNHARMED.get(key, [])), key

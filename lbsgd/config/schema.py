@@ -20,6 +20,7 @@ PROSE = ("purpose", "paper_error_pct")
 
 # Bounded, so that no product of them is infinite or zero.
 Positive = Annotated[int, Field(gt=0, le=10**12)]
+Pixels = Annotated[int, Field(gt=0, le=10_000)]  # of a side that images are resized to
 PositiveFloat = Annotated[float, Field(ge=1e-12, le=1e9)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=1e9)]
 
@@ -160,7 +161,7 @@ class BatchNorm(_Block):
 class Augmentation(_Block):
     """Random crop of a share `crop_scale` of the area, resized to `resolution`, then a random flip (Sec. 5.1)."""
 
-    resolution: Positive = 224
+    resolution: Pixels = 224
     crop_scale: list[PositiveFloat] = [0.08, 1.0]
     flip: bool = True
 
@@ -178,8 +179,8 @@ class Detection(_Block):
     itself is frozen.
     """
 
-    shorter_side: Positive = 800
-    longer_side: Positive = 1333
+    shorter_side: Pixels = 800
+    longer_side: Pixels = 1333
 
 
 class Diagnostics(_Block):

@@ -128,7 +128,10 @@ def in_words(complaint: Mapping[str, Any]) -> str:
     if wanted is None:
         message = complaint["msg"].removeprefix("Value error, ")
         return message if isinstance(complaint["input"], Mapping) else f"{message} ({is_})"
-    must_be = wanted.format(**complaint.get("ctx", {})).replace("'", '"')
+    bounds = {
+        name: f"{bound:g}" if isinstance(bound, float) else bound for name, bound in complaint.get("ctx", {}).items()
+    }
+    must_be = wanted.format(**bounds).replace("'", '"')
     return f"{is_}, and must be {must_be}"
 
 

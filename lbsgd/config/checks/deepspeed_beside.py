@@ -25,6 +25,9 @@ def refused_beside(json: Document) -> Iterator[tuple[str, str]]:
     key, gamma = "zero_optimization.legacy_stage1", json.get(GAMMA, 0.1)
     if json.stage and as_bool(json.get(key, False)):
         yield key, "is true, and the old ZeRO stage 1 is gone"
+    key = "zero_optimization.zero_quantized_weights"
+    if json.enabled("torch_autocast") and as_bool(json.get(key, False)) and json.since("0.17"):
+        yield key, "is true, and works without torch_autocast only"
     if json.get("scheduler.type") == "StepLR" and gamma != "auto" and not isinstance(gamma, (int, float)):
         yield GAMMA, f"is {shown(gamma)}, with which StepLR multiplies after step_size updates"
 

@@ -1,14 +1,19 @@
-"""Rules about the loss scale of fp16: forgotten at ZeRO stage 0, and asked for by Lamb."""
+"""Rules about the loss scale of fp16: forgotten at ZeRO stage 0, asked for by Lamb, and one that cannot train."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from lbsgd.config.accepted.values import as_number, as_whole_number
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_count, is_number, shown
 
 TYPE = "optimizer.type"
+DYNAMIC = {"initial_scale_power": 16, "loss_scale_window": 1000, "min_loss_scale": 1, "hysteresis": 2}
+LEAST_POWER, LARGEST_POWER = -24, 63  # float16 holds no smaller number, and torch no larger whole one
+LARGEST_STATIC = 2**32
+MOST_SKIPPED = 1000
 SCALE_FREE = frozenset("adam adamw adamax nadam radam adagrad adadelta rmsprop rprop adafactor lamb lion muon".split())
 
 
@@ -75,6 +80,52 @@ def lamb_without_dynamic_scale(json: Document) -> Iterator[Hit]:
         yield Hit("bf16.enabled", said, "use fp16, or DeepSpeed 0.17 or newer")
 
 
+@rule(
+    "D78",
+    "a loss scale that cannot train",
+    lbsgd="error",
+    plain="error",
+    why="Where fp16.loss_scale is 0, the scale starts at 2 to the initial_scale_power, a number that torch must hold. "
+    "DeepSpeed divides by loss_scale_window, lowers the scale once hysteresis has counted down to 1, and never below "
+    "min_loss_scale. Version 0.19 refuses a window and a minimum below 1 at the start; earlier ones fail with a window "
+    "of 0 only. Any other loss_scale stays as it is, and float16 must hold the scaled gradients. Hysteresis, and a "
+    "minimum above the start, are judged beside an lbsgd block only: plain DeepSpeed may meet no overflow.",
+    fix="give a number that can be used, or delete it",
+    example={"fp16": {"min_loss_scale": 0}},
+)
+def unusable_loss_scale(json: Document) -> Iterator[Hit]:
+    static = as_number(json.get("fp16.loss_scale", 0))
+    if not json.enabled("fp16") or static is None:
+        return
+    if static and not (static < 0 or 2.0**LEAST_POWER <= static <= LARGEST_STATIC):  # D70 judges those below 0
+        said = f"is {shown(json.get('fp16.loss_scale'))}, and float16 holds no gradients that are multiplied by it"
+        yield Hit("fp16.loss_scale", said)
+    if static == 0:
+        yield from stuck(json)
+
+
+def stuck(json: Document) -> Iterator[Hit]:
+    """Yield what keeps a dynamic loss scale from its start, or from its changes."""
+    scale = {name: as_whole_number(json.get(f"fp16.{name}", usual)) for name, usual in DYNAMIC.items()}
+    power, least, hysteresis = scale["initial_scale_power"], scale["min_loss_scale"], scale["hysteresis"]
+    can_start = power is not None and LEAST_POWER <= power <= LARGEST_POWER
+    if power is not None and not can_start:
+        said = f"is {shown(power)}, and must be {LEAST_POWER} to {LARGEST_POWER}: the scale starts at 2 to this power"
+        yield Hit("fp16.initial_scale_power", said)
+    for name in ("loss_scale_window", "min_loss_scale"):
+        value = scale[name]
+        fails_early = name == "loss_scale_window" and value == 0
+        if value is not None and value <= 0 and (fails_early or json.since("0.19")):
+            yield Hit(f"fp16.{name}", f"is {shown(value)}, and the loss scale is dynamic")
+    if json.plain:
+        return
+    if hysteresis is not None and not 1 <= hysteresis <= MOST_SKIPPED:
+        said = f"is {shown(hysteresis)}, and must be 1 to {MOST_SKIPPED}: the scale falls after so many skipped updates"
+        yield Hit("fp16.hysteresis", said)
+    if can_start and least is not None and least > 2 ** (power or 0):
+        yield Hit("fp16.min_loss_scale", f"is {shown(least)}, above the scale at the start, 2 to the power of {power}")
+
+
 def is_unscaled(json: Document) -> bool:
     """Whether fp16 runs at stage 0, where this version of DeepSpeed forgets to scale the loss."""
     return json.enabled("fp16") and json.stage == 0 and json.refused("D11") and not (json.plain and scale_of(json) == 1)
@@ -93,4 +144,4 @@ def scale_of(json: Document) -> float:
     return 2.0**power if is_count(power) and power < 100 else 65536.0
 
 
-RULES = (fp16_at_stage_0, unscaled_gradients, lamb_without_dynamic_scale)
+RULES = (fp16_at_stage_0, unscaled_gradients, lamb_without_dynamic_scale, unusable_loss_scale)

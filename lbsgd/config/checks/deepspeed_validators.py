@@ -44,26 +44,6 @@ def weights_of_another_type(json: Document) -> Iterator[Hit]:
 
 
 @rule(
-    "D78",
-    "a dynamic loss scale that cannot change",
-    lbsgd="error",
-    plain="error",
-    why="Where fp16.loss_scale is 0, DeepSpeed divides by loss_scale_window, and never lowers the scale below "
-    "min_loss_scale. Version 0.19 refuses numbers below 1 at the start; earlier ones fail with a window of 0 only.",
-    fix="give it as a positive whole number, or delete it",
-    example={"fp16": {"min_loss_scale": 0}},
-)
-def stuck_loss_scale(json: Document) -> Iterator[Hit]:
-    if not json.enabled("fp16") or as_number(json.get("fp16.loss_scale", 0)) != 0:
-        return
-    for name in ("loss_scale_window", "min_loss_scale"):
-        value = as_whole_number(json.get(f"fp16.{name}", 1))
-        fails_early = name == "loss_scale_window" and value == 0
-        if value is not None and value <= 0 and (fails_early or json.since("0.19")):
-            yield Hit(f"fp16.{name}", f"is {value}, and the loss scale is dynamic")
-
-
-@rule(
     "D79",
     "a gradient norm that is left out at the wrong ZeRO stage",
     lbsgd="error",
@@ -227,7 +207,6 @@ RULES = (
     infinite_weights,
     weights_of_another_type,
     unknown_buffer_type,
-    stuck_loss_scale,
     missing_norm,
     partial_offload,
     unknown_zenflow,

@@ -13,6 +13,7 @@ from lbsgd.config.accepted.schema import accepted as accepted_by
 from lbsgd.config.accepted.values import as_bool, model_refusals, takes
 from lbsgd.config.checks.deepspeed_beside import is_taken_beside, moves_without_rate, refused_beside
 from lbsgd.config.checks.deepspeed_keys import block_names
+from lbsgd.config.checks.deepspeed_later import refused_later
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import get, is_number, put, shown
@@ -67,6 +68,7 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
         if judged and not takes(description, value):
             yield key, f"is {shown(value)}, which DeepSpeed does not take"
     yield from refused_beside(json)
+    yield from refused_later(json)
     for block, entry in (
         ("optimizer", accepted.optimizer(json.get("optimizer.type"), json.get("optimizer.params"))),
         ("scheduler", accepted.scheduler(json.get("scheduler.type"))),

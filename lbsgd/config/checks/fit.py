@@ -34,7 +34,8 @@ from lbsgd.config.schema import Recipe
 def whole_workers(planned: Planned) -> Iterator[Hit]:
     kn, n = planned.global_batch, planned.per_worker_batch
     if kn % n:
-        fix = f"k = kn/n workers must be whole: use {max(1, kn // n) * n} or {(kn // n + 1) * n}"
+        fitting = " or ".join(str(k * n) for k in (kn // n, kn // n + 1) if k)
+        fix = f"k = kn/n workers must be whole: use {fitting}"
         yield Hit("train_batch_size", f"is {kn}, no multiple of n = {n}", fix)
 
 

@@ -1,0 +1,77 @@
+"""Find values that DeepSpeed takes when it starts, and fails with when it calculates with them.
+
+The schema knows what was tried at the start (lbsgd/config/accepted); nothing here is a rule of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lbsgd.config.accepted.values import as_bool, as_whole_number
+from lbsgd.config.checks.deepspeed_beside import is_taken_beside
+from lbsgd.config.checks.subject import Document
+from lbsgd.config.keypath import LARGEST, get, shown
+
+MODULES = "torch_autocast.lower_precision_safe_modules"
+BUCKET = "zero_optimization.reduce_bucket_size"
+COUNTS = {  # the least of each
+    "aio.block_size": 1,
+    "aio.queue_depth": 1,
+    "aio.intra_op_parallelism": 1,
+    "activation_checkpointing.number_checkpoints": 1,
+    "data_efficiency.seed": 0,
+    "data_efficiency.data_sampling.num_epochs": 1,
+    "data_efficiency.data_sampling.num_workers": 0,
+}
+OFFLOADS = ("zero_optimization.offload_optimizer.device", "zero_optimization.offload_param.device")
+
+
+def refused_later(json: Document) -> Iterator[tuple[str, str]]:
+    """Yield the key path of each value with which DeepSpeed fails, and why."""
+    yield from too_large(json)
+    for key, least in COUNTS.items():
+        value = get(json.config, key)
+        if is_read(json, key) and value not in (None, "auto") and not is_count_from(least, value):
+            yield key, f"is {shown(value)}, and DeepSpeed wants a whole number of at least {least}"
+    modules = json.get(MODULES)
+    if modules and json.enabled("torch_autocast") and json.since("0.17"):
+        yield from no_classes(modules)
+
+
+def too_large(json: Document) -> Iterator[tuple[str, str]]:
+    """Yield each number that no network survives, and the bucket that no memory holds."""
+    for block, accepted in (("optimizer", json.accepted.optimizer), ("scheduler", json.accepted.scheduler)):
+        for name, value in json.block(f"{block}.params").items() if accepted(json.get(f"{block}.type")) else ():
+            key, is_rate = f"{block}.params.{name}", block == "optimizer" or name.endswith("lr")
+            limit = LARGEST if is_rate else 10**300  # a number of steps may be any that is a float
+            if any(abs(each) >= limit for each in numbers_in(value)) and not is_taken_beside(json, key):
+                yield key, f"is {shown(value)}, and no network survives updates with numbers of 10^12 or more"
+    bucket = as_whole_number(json.get(BUCKET))
+    is_made = not json.plain or (json.stage and as_bool(json.get("zero_optimization.contiguous_gradients", True)))
+    if bucket is not None and bucket >= LARGEST and is_made:
+        yield BUCKET, f"is {shown(json.get(BUCKET))}, a bucket that no memory holds"
+
+
+def numbers_in(value: Any) -> list[int | float]:
+    """Return a number, or the numbers of a list."""
+    return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, (int, float))]
+
+
+def is_read(json: Document, key: str) -> bool:
+    """Whether DeepSpeed reads a count by itself; a file with an lbsgd block is judged anyway."""
+    return not json.plain or (key.startswith("aio.") and "nvme" in [json.get(device) for device in OFFLOADS])
+
+
+def is_count_from(least: int, value: Any) -> bool:
+    return type(value) is int and least <= value <= LARGEST
+
+
+def no_classes(modules: Any) -> Iterator[tuple[str, str]]:
+    """Yield why autocast cannot import what should be a list of classes."""
+    wanted = 'and DeepSpeed wants classes with their modules, such as ["torch.nn.Linear"]'
+    if isinstance(modules, str):
+        yield MODULES, f"is {shown(modules)}, {wanted}"
+    for each in modules if isinstance(modules, (list, dict)) else ():
+        if isinstance(each, str) and not all(each.rpartition(".")[::2]):  # module and class
+            yield MODULES, f"has {shown(each)}, {wanted}"
