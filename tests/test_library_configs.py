@@ -267,6 +267,9 @@ class BareTrainer:
         self.model, self.args, self.train_dataset = model, args, train_dataset
         self.optimizer, self.state, self.data_collator = None, SimpleNamespace(global_step=0), None
 
+    def _get_collator_with_removed_columns(self, data_collator, description):
+        return data_collator
+
     def training_step(self):
         return [group["lr"] for group in self.optimizer.param_groups]
 
@@ -279,7 +282,8 @@ def trainer(**changed):
     plan = Plan.read(recipe(), 1)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     arguments = needs_of(plan, "transformers", parts=True).arguments | changed
-    loading = dict(dataloader_num_workers=0, dataloader_pin_memory=False)
+    loading = dict(dataloader_num_workers=0, dataloader_pin_memory=False, process_index=0)
+    loading |= dict(dataloader_persistent_workers=False, dataloader_prefetch_factor=None)
     return OurTrainer(model, SimpleNamespace(**arguments, **loading), range(plan.num_images), plan=plan)
 
 
