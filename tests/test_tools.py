@@ -16,6 +16,8 @@ from PIL import Image
 
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
+from lbsgd.convert.convert import convert
+from lbsgd.data.beton import BetonFile
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.report.run_log import RunLog
 
@@ -84,6 +86,29 @@ def test_several_validation_splits_want_a_name(run_of, tmp_path):
     for year in (2014, 2017):
         (tmp_path / f"annotations/instances_val{year}.json").touch()
     refused(script(DRAW, run, "--data_dir", tmp_path), "instances_val2014, instances_val2017", "--val_split")
+
+
+# --- bench_loader -----------------------------------------------------------------------------------------------------
+
+
+def test_lbsgd_reads_the_images_that_its_rivals_read(tmp_path):
+    """The images beyond are damaged, and the loader would say so."""
+    contenders, count = load_tool("loader_contenders"), 2 * load_tool("loader_contenders").BATCH
+    for i in range(count):
+        file = tmp_path / f"source/{('train', 'val')[i == 0]}/0/{i:04}.JPEG"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (i, 0, 0)).save(file)
+    convert(tmp_path / "source", tmp_path / "data", max_side=16, num_processes=1)
+    beton = BetonFile.open(tmp_path / "data/train.beton")
+    with open(beton.path, "r+b") as damaged:
+        for place, size in zip(
+            beton.images["data_at"][contenders.BATCH :], beton.sizes[contenders.BATCH :], strict=True
+        ):
+            damaged.seek(int(place))
+            damaged.write(bytes(int(size)))
+    for contender in (contenders.lbsgd_pixels, contenders.lbsgd_images):
+        epochs = contender(tmp_path / "data", 1, contenders.BATCH)
+        assert [next(epochs) for _ in range(2)] == 2 * [contenders.BATCH]
 
 
 # --- bench_convert ----------------------------------------------------------------------------------------------------

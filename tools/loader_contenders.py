@@ -1,6 +1,7 @@
 """The contenders of tools/bench_loader.py: each opens the data and yields the number of images of each epoch.
 
-All but the bare decoder crop at random, resize to RESOLUTION and flip, in batches of BATCH.
+All read the first num_images of the file, in an order of their own. All but the bare decoder crop at random, resize to
+RESOLUTION and flip, in batches of BATCH.
 """
 
 import itertools
@@ -22,7 +23,7 @@ def lbsgd_pixels(data, threads, num_images):
 
     loader = lbsgd_loader(data, threads)
     for epoch in itertools.count():
-        order = epoch_order(loader.num_images, 0, epoch)[:num_images]
+        order = epoch_order(num_images, 0, epoch)
         yield sum(len(batch) for batch in DecodingThread(loader.images.pipeline, order, crop_key(0, epoch)))
 
 
@@ -37,9 +38,11 @@ def lbsgd_loader(data, threads):
 
 def lbsgd_images(data, threads, num_images):
     """The whole loader: normalised float32 images and labels."""
+    from lbsgd.algorithm.shuffle import epoch_order
+
     loader = lbsgd_loader(data, threads)
     for epoch in itertools.count():
-        yield sum(len(labels) for _, labels in itertools.islice(loader.epoch(epoch), num_images // BATCH))
+        yield sum(len(labels) for _, labels in loader.batches(epoch_order(num_images, 0, epoch), epoch))
 
 
 def stock_pixels(data, threads, num_images, normalised=False):
@@ -138,10 +141,9 @@ def bare_decoder(data, threads, num_images):
 def jpegs(data, num_images):
     """Yield (bytes, height, width) of the first images."""
     beton = BetonFile.open(Path(data) / "train.beton")
-    file = np.memmap(beton.path, np.uint8, "r")
     for record, size in zip(beton.images[:num_images], beton.sizes[:num_images], strict=True):
         start = int(record["data_at"])
-        yield np.array(file[start : start + int(size)]), int(record["height"]), int(record["width"])
+        yield np.array(beton.content[start : start + int(size)]), int(record["height"]), int(record["width"])
 
 
 def write_files(data, folder, num_images):
