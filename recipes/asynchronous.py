@@ -55,12 +55,13 @@ def opened(request, name, described, stack):
     from lbsgd.report.run_log import RunLog
     from lbsgd.train.facts import environment
     from lbsgd.train.images import FakeImageSource, FfcvFiles
+    from lbsgd.train.run import require_writable
 
     require_simulable(request)
     plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
     threads = request.flags.loader_threads or 1
     source = FfcvFiles(request.data, threads) if request.data else FakeImageSource()
-    request.output_dir.mkdir(parents=True, exist_ok=True)
+    require_writable(request.output_dir)
     pixels = Pixels(resolution=plan.recipe.augmentation.resolution, device=torch.device("cpu"))
     images = source.open(plan, request.processes, pixels, stack)
     header = {"model": name, **plan.as_dict(), **described, "environment": environment(source.place)}

@@ -145,3 +145,10 @@ def test_flags_that_a_simulation_does_not_read_are_refused():
     arguments = ["--fake_data", "--updates", "sync", "--deepspeed_config", ROOT / "ds_configs/digits/256.json", *given]
     done = script("recipes/asynchronous.py", *arguments)
     refused(done, "--max_iterations, --checkpoint_every, --cuda_graphs, --evaluate_every", "leave")
+
+
+@pytest.mark.parametrize("recipe, flags", [("asynchronous", ("--updates", "sync")), ("update_magnitude", ())])
+def test_an_output_folder_that_cannot_be_written_is_one_line(recipe, flags):
+    config = ROOT / "ds_configs/digits/256.json"
+    arguments = [*flags, "--fake_data", "--deepspeed_config", config, "--output_dir", "/proc/x"]
+    refused(script(f"recipes/{recipe}.py", *arguments), "/proc/x", "choose another --output_dir")

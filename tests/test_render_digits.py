@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lbsgd.errors import ConfigError
+
 
 def test_the_split_is_fixed_and_has_each_digit_s_share(digits_tree):
     counts = {
@@ -30,5 +32,5 @@ def test_a_complete_tree_is_left_and_an_incomplete_one_refused(render_digits, di
     before = digits_tree.stat().st_mtime_ns
     render_digits.render(digits_tree)
     assert digits_tree.stat().st_mtime_ns == before
-    with pytest.raises(SystemExit, match="is not the complete tree of digits"):
+    with pytest.raises(ConfigError, match="is not the complete tree of digits"):
         render_digits.render(tmp_path)

@@ -88,6 +88,38 @@ def test_several_validation_splits_want_a_name(run_of, tmp_path):
     refused(script(DRAW, run, "--data_dir", tmp_path), "instances_val2014, instances_val2017", "--val_split")
 
 
+# --- flags ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "tool, flags",
+    [
+        ("render_digits", ("--output_dir", "/proc/x")),
+        ("render_scenes", ("--output_dir", "/proc/x")),
+        ("render_scenes", ("--num_train", -1)),
+        ("render_scenes", ("--num_val", 0)),
+        ("bench_loader", ("data", "--threads", 0)),
+        ("bench_loader", ("data", "--threads", 10**6)),
+        ("bench_loader", ("data", "--rounds", 0)),
+        ("bench_start", ("data", "--repeats", 0)),
+        ("bench_step", ("--data_dir", "nowhere/data")),
+        ("bench_batchnorm", ("--repeats", 0)),
+        ("bench_batchnorm", ("--device", "toaster")),
+        ("bench_aggregation", ("--rounds", 0)),
+        ("bench_aggregation", ("--json", "/proc/x/found.json")),
+        ("bench_convert", ("--images", "tools", "--work_dir", "/proc/x")),
+        ("bench_convert", ("--images", "tools", "--rounds", 0)),
+        ("bench_gpu", ("speed", "--seconds", "nan")),
+        ("deepspeed_schema", ("--source", "tests")),
+    ],
+)
+def test_flags_that_cannot_be_right_are_told_before_any_work(tool, flags):
+    done = script(f"tools/{tool}.py", *flags)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and not done.stdout and "Traceback" not in done.stderr
+    assert "error: " in last and str(flags[-1]) in last
+
+
 # --- bench_loader -----------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,8 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/cluster")]
 
 import network  # noqa: E402  beside the path above
 
+from lbsgd.commands.flag_types import at_least_zero, positive, quantity  # noqa: E402
+
 PHASES = {"hierarchy": "servers", "between": "backend"}
 VARIANTS = {
     "stage 0": (0, None),
@@ -202,16 +204,18 @@ def halving(sizes: list[int]) -> dict:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--mbit", type=float, default=500.0, help="of each host's link (default: %(default)g)")
-    add("--hosts", type=int, default=2, help="(default: %(default)s)")
-    add("--per_host", type=int, default=2, help="processes on each host (default: %(default)s)")
-    add("--micro_batch", type=int, default=16, help="images of 32 pixels per process (default: %(default)s)")
-    add("--rounds", type=int, default=12, help="(default: %(default)s)")
-    add("--block", type=int, default=3, help="iterations of one variant in a round (default: %(default)s)")
-    add("--latency_ms", type=float, default=5.0, help="one way, with --halving (default: %(default)g)")
+    add("--mbit", type=quantity, default=500.0, help="of each host's link (default: %(default)g)")
+    add("--hosts", type=positive, default=2, help="(default: %(default)s)")
+    add("--per_host", type=positive, default=2, help="processes on each host (default: %(default)s)")
+    add("--micro_batch", type=positive, default=16, help="images of 32 pixels per process (default: %(default)s)")
+    add("--rounds", type=positive, default=12, help="(default: %(default)s)")
+    add("--block", type=positive, default=3, help="iterations of one variant in a round (default: %(default)s)")
+    add("--latency_ms", type=at_least_zero, default=5.0, help="one way, with --halving (default: %(default)g)")
     add("--halving", action="store_true", help="compare halving/doubling with a ring instead")
     add("--json", help="write what was measured there")
     given = parser.parse_args()
+    if given.json and not Path(given.json).absolute().parent.is_dir():
+        parser.error(f"--json {given.json}: its folder does not exist")
     if reason := network.why_not():
         print(f"error: {reason}", file=sys.stderr)
         return 2

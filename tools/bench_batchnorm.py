@@ -25,6 +25,7 @@ from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.norm_rule import implementation_for
 from lbsgd.bench.rounds import in_turn
 from lbsgd.bench.speed import pass_through
+from lbsgd.commands.flag_types import positive
 
 PER_WORKER_BATCH = 32
 MICRO_BATCHES = (32, 128, 256)
@@ -64,15 +65,18 @@ def measured(layers: dict[str, nn.Module], shape: tuple[int, int, int], device: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--size", type=int, default=28, help="height and width of the feature maps")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--channels", type=positive, default=64)
+    parser.add_argument("--size", type=positive, default=28, help="height and width of the feature maps")
+    parser.add_argument("--threads", type=positive, default=1, help="CPU threads")
+    parser.add_argument("--repeats", type=positive, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--implementation", choices=get_args(Implementation), default="loop", help="of our layer")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    device = torch.device(args.device)
+    try:
+        device = torch.zeros(1, device=args.device).device
+    except (AssertionError, RuntimeError) as error:  # torch's, for a device that this build or machine has not
+        parser.error(f"--device {args.device}: {str(error).splitlines()[0]}")
     try:
         how, _ = implementation_for(args.implementation, device.type, torch.contiguous_format)
     except ValueError as error:

@@ -9,7 +9,6 @@ libjpeg-turbo and OpenCV alone, from memory to memory, one process per core. --i
 import argparse
 import io
 import multiprocessing
-import os
 import resource
 import shutil
 import subprocess
@@ -21,7 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lbsgd.commands.flag_types import positive
 from lbsgd.errors import DataError, LbsgdError, print_error
+from lbsgd.processes.control_groups import usable_cores
 
 CASES = {
     "again": dict(max_side=500, reencode=True),
@@ -197,21 +198,25 @@ def _said(rounds: list[tuple[float, float]], cores: int) -> str:
 def main() -> int:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("--images", type=Path, required=True, help="a tar or a folder of JPEGs")
-    flags.add_argument("--num_images", type=int, default=6000)
-    flags.add_argument("--rounds", type=int, default=3)
+    flags.add_argument("--num_images", type=positive, default=6000)
+    flags.add_argument("--rounds", type=positive, default=3)
     flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     flags.add_argument("--work_dir", type=Path, help="folder for the files (default: a temporary one)")
     arguments = flags.parse_args()
     if not arguments.images.exists():
         flags.error(f"--images {arguments.images}: no such file")
-    with tempfile.TemporaryDirectory(dir=arguments.work_dir) as work:
+    try:
+        temporary = tempfile.TemporaryDirectory(dir=arguments.work_dir)
+    except OSError as error:
+        flags.error(f"--work_dir {arguments.work_dir}: {error.strerror}")
+    with temporary as work:
         try:
             source = lay_out(arguments.images, Path(work) / "source", arguments.num_images)
         except LbsgdError as error:
             print_error(error)
             return error.exit_code
         for case in arguments.cases:
-            bench(case, source, Path(work), len(os.sched_getaffinity(0)), arguments.rounds)
+            bench(case, source, Path(work), usable_cores(), arguments.rounds)
     return 0
 
 

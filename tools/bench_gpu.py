@@ -24,7 +24,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
-from lbsgd.errors import LbsgdError, print_error  # noqa: E402  beside the paths above
+from lbsgd.commands.flag_types import quantity  # noqa: E402  beside the paths above
+from lbsgd.errors import LbsgdError, print_error  # noqa: E402
 
 SECONDS = 480.0
 IMPORTED_ONCE = ("lbsgd.train.session", "torch._dynamo")  # by a CPU's parts; a GPU's each begin from nothing
@@ -61,7 +62,7 @@ def main() -> int:
     flags.add_argument("--jpegs", type=Path, metavar="FILE", help="a tar of JPEGs that the loader is fed with")
     flags.add_argument("--output_dir", type=Path, metavar="DIR", help="default: results/gpu_<device>")
     flags.add_argument("--parts", nargs="+", metavar="PART", help="only these parts")
-    flags.add_argument("--seconds", type=float, default=SECONDS, help="that all parts have together (default: 480)")
+    flags.add_argument("--seconds", type=quantity, default=SECONDS, help="that all parts have together (default: 480)")
     together = "run all parts of correctness at once, where there are cores for them"
     flags.add_argument("--together", action="store_true", help=together)
     given = flags.parse_args()

@@ -10,7 +10,6 @@ decodes whole images.
 
 import argparse
 import multiprocessing
-import os
 import resource
 import statistics
 import sys
@@ -22,8 +21,10 @@ from loader_contenders import BATCH, CONTENDERS, RESOLUTION
 from rich.console import Console
 from rich.table import Table
 
+from lbsgd.commands.flag_types import positive
 from lbsgd.data.beton import BetonFile
 from lbsgd.errors import ConfigError, LbsgdError, print_error
+from lbsgd.processes.control_groups import usable_cores
 
 WIDE = 160  # columns, more than the table has
 
@@ -67,12 +68,15 @@ def turn(pipe):
 
 
 def main():
+    cores = usable_cores()
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("data", metavar="DATA", help="a data folder of the converter, with train.beton")
-    flags.add_argument("--images", type=int, default=3000, help="images per epoch (default: 3000)")
-    flags.add_argument("--threads", type=int, default=os.cpu_count(), help="threads or workers (default: all cores)")
-    flags.add_argument("--rounds", type=int, default=5, help="epochs of each contender (default: 5)")
+    flags.add_argument("--images", type=positive, default=3000, help="images per epoch (default: 3000)")
+    flags.add_argument("--threads", type=positive, default=cores, help="threads or workers (default: all cores)")
+    flags.add_argument("--rounds", type=positive, default=5, help="epochs of each contender (default: 5)")
     arguments = flags.parse_args()
+    if arguments.threads > cores:
+        flags.error(f"--threads {arguments.threads}: this process can use {cores} cores")
     try:
         num_images = whole_batches(arguments.data, arguments.images)
     except LbsgdError as error:

@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from lbsgd.commands.flag_types import positive
+
 ROOT = Path(__file__).parent.parent
 MARK = "first forward: "
 sys.path.insert(0, str(ROOT / "recipes"))
@@ -72,7 +74,7 @@ def one_start(data_dir):
 def main():
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     flags.add_argument("data_dir", type=Path, help="folder of FFCV files")
-    flags.add_argument("--repeats", type=int, default=3, help="starts of which the median counts (default: 3)")
+    flags.add_argument("--repeats", type=positive, default=3, help="starts of which the median counts (default: 3)")
     arguments = flags.parse_args()
     starts = []
     for _ in range(arguments.repeats):

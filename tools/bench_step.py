@@ -86,9 +86,8 @@ def every_50th(name, update, more):
     return ratio_figure(name, whole, plain, beside=milliseconds({"update": update, "more": more}))
 
 
-def waiting(given, rounds, data_dir):
+def waiting(given, rounds, data):
     """Tell which share of its time the trainer waits for the loader."""
-    data = open_data(data_dir)
     plan = plan_for(given, IMAGES, "fp32", num_images=data.train.num_images)
     trainer = our_trainer(given, plan)
     loader = loader_for(data.train, plan, trainer.engine.device, torch.get_num_threads())
@@ -104,6 +103,11 @@ def main():
     flags.add_argument("--data_dir", help="FFCV files that the loader feeds the trainer with")
     flags.add_argument("--rounds", type=positive, default=30, help="timed updates of each (default: 30)")
     arguments = flags.parse_args()
+    try:
+        data = open_data(arguments.data_dir) if arguments.data_dir else None  # what is wrong with it costs no minutes
+    except LbsgdError as error:
+        print_error(error)
+        return error.exit_code
     start_processes()
     print(f"ResNet-18, {IMAGES} images of 64x64, n = 32, fp32, {torch.get_num_threads()} threads, CPU time")
     with tempfile.TemporaryDirectory() as folder:
@@ -112,8 +116,8 @@ def main():
         try:
             for part in parts:
                 say(part(given, arguments.rounds))
-            if arguments.data_dir:
-                say(waiting(given, arguments.rounds, arguments.data_dir))
+            if data:
+                say(waiting(given, arguments.rounds, data))
         except LbsgdError as error:
             print_error(error)
             return error.exit_code

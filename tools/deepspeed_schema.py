@@ -27,6 +27,8 @@ def main() -> None:
     parser.add_argument("--source", metavar="FOLDER", help="the unpacked source of another version of DeepSpeed")
     parser.add_argument("--torch", action="store_true", help="write torch's part only, which all versions share")
     given = parser.parse_args()
+    if given.source and not Path(given.source, "deepspeed/__init__.py").is_file():  # the installed one would answer
+        parser.error(f"--source {given.source}: no unpacked source of DeepSpeed, which has deepspeed/__init__.py")
     if given.source and os.environ.get("PYTHONPATH", "").split(":")[0] != given.source:
         os.environ["PYTHONPATH"] = f"{given.source}:{os.environ.get('PYTHONPATH', '')}"
         os.execv(sys.executable, [sys.executable, *sys.argv])

@@ -17,7 +17,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import as_fractions, example_of, pixels_of
 from lbsgd.disk import replace_picture
-from lbsgd.errors import DataError, LbsgdError
+from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import end_with_error
 from lbsgd.report.run_log import read_run
 
@@ -38,7 +38,11 @@ def main() -> None:
         name = flags.val_split or only_split(flags.data_dir, "val")
         split = read_split(flags.data_dir, name, flags.on_error, training=False)
         detector = detector_of(flags.run, split)
-        replace_picture(path, picture(detector, split, min(flags.num_images, len(split))))
+        drawn = picture(detector, split, min(flags.num_images, len(split)))
+        try:
+            replace_picture(path, drawn)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be written ({error.strerror}); name another --output") from None
     except LbsgdError as error:
         end_with_error(error)
     print(path)

@@ -6,11 +6,16 @@ ImageNet's shape: train/<0..9>/*.JPEG with 1,437 images and val/<0..9>/*.JPEG wi
 """
 
 import argparse
+import contextlib
 import shutil
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+
+from lbsgd.commands.flag_types import path, positive
+from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.processes.ending import end_with_error
 
 SIDE = 40  # pixels of a JPEG
 MARGIN = 4  # black pixels around the digit: a centre crop of 7/8 of the side cuts off 2.5 and keeps the whole digit
@@ -26,21 +31,33 @@ def render(output_dir: Path, num_val: int = NUM_VAL) -> None:
         found = {split: len(list(output_dir.glob(f"{split}/*/*.JPEG"))) for split in ("train", "val")}
         if found != {"train": NUM_IMAGES - num_val, "val": num_val}:
             wrong = f"{output_dir} exists and is not the complete tree of digits"
-            sys.exit(f"error: {wrong}; remove it or name another --output_dir")
+            raise ConfigError(f"{wrong}; remove it or name another --output_dir")
         return
     from sklearn.datasets import load_digits  # takes a second; a complete tree does not wait for it
 
     digits = load_digits()
     # At equal distances among the images sorted by class: the same share of each class, no random numbers involved.
     by_class, validation = np.argsort(digits.target, kind="stable"), validation_positions(num_val)
+    with appearing(output_dir) as partial:
+        for position, index in enumerate(by_class):
+            split = "val" if position in validation else "train"
+            folder = partial / split / str(digits.target[index])
+            folder.mkdir(parents=True, exist_ok=True)
+            _save(digits.images[index], folder / f"digit_{index:04}.JPEG")
+
+
+@contextlib.contextmanager
+def appearing(output_dir: Path) -> Iterator[Path]:
+    """Give a folder to fill, which gets its name when it is complete. Raises ConfigError where it cannot be written."""
     partial = output_dir.with_name(output_dir.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    for position, index in enumerate(by_class):
-        split = "val" if position in validation else "train"
-        folder = partial / split / str(digits.target[index])
-        folder.mkdir(parents=True, exist_ok=True)
-        _save(digits.images[index], folder / f"digit_{index:04}.JPEG")
-    partial.rename(output_dir)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(output_dir)
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise ConfigError(f"{output_dir} cannot be written ({error.strerror}); name another --output_dir") from None
 
 
 def validation_positions(num_val: int) -> set[int]:
@@ -48,21 +65,26 @@ def validation_positions(num_val: int) -> set[int]:
     return {number * (NUM_IMAGES - 2) // max(1, num_val - 1) for number in range(num_val)}
 
 
-def _save(digit: np.ndarray, path: Path) -> None:
+def _save(digit: np.ndarray, file: Path) -> None:
     """Write an 8x8 image with values 0 ... 16 as a JPEG of SIDE x SIDE pixels in RGB."""
     from PIL import Image, ImageOps
 
     grey = Image.fromarray(np.uint8(digit * (255 / 16)))
     side = SIDE - 2 * MARGIN
     enlarged = grey.resize((side, side), Image.Resampling.BICUBIC)
-    ImageOps.expand(enlarged, MARGIN).convert("RGB").save(path, "JPEG", quality=95)
+    ImageOps.expand(enlarged, MARGIN).convert("RGB").save(file, "JPEG", quality=95)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("data/digits"), help="default: data/digits")
-    parser.add_argument("--num_val", type=int, default=NUM_VAL, metavar="N", help="validation images (default: 360)")
+    parser.add_argument("--output_dir", type=path, default=Path("data/digits"), help="default: data/digits")
+    parser.add_argument(
+        "--num_val", type=positive, default=NUM_VAL, metavar="N", help="validation images (default: 360)"
+    )
     flags = parser.parse_args()
-    if not 0 < flags.num_val < NUM_IMAGES - 1:
+    if not flags.num_val < NUM_IMAGES - 1:
         parser.error(f"--num_val {flags.num_val}: there are {NUM_IMAGES} images; leave some for training")
-    render(flags.output_dir, flags.num_val)
+    try:
+        render(flags.output_dir, flags.num_val)
+    except LbsgdError as error:
+        end_with_error(error)

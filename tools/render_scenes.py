@@ -8,12 +8,14 @@ validation scenes its validation digits, so that a classifier trained on those h
 
 import argparse
 import json
-import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
-from render_digits import NUM_IMAGES, validation_positions
+from render_digits import NUM_IMAGES, appearing, validation_positions
+
+from lbsgd.commands.flag_types import path, positive
+from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.processes.ending import end_with_error
 
 SIDES = ((112, 128), (128, 112))  # height and width
 NUM_VAL_DIGITS = 261  # of lbsgd/experiments/data_sets/digits.py
@@ -30,7 +32,7 @@ def render(output_dir: Path, num_train: int, num_val: int) -> None:
         found = {split: len(list(output_dir.glob(f"{split}/*.png"))) for split in ("train", "val")}
         if found != {"train": num_train, "val": num_val}:
             wrong = f"{output_dir} exists and does not hold {num_train} and {num_val} scenes"
-            sys.exit(f"error: {wrong}; remove it or name another --output_dir")
+            raise ConfigError(f"{wrong}; remove it or name another --output_dir")
         return
     from sklearn.datasets import load_digits
 
@@ -41,12 +43,10 @@ def render(output_dir: Path, num_train: int, num_val: int) -> None:
         "val": [index for position, index in enumerate(by_class) if position in validation],
     }
     assert len(pools["train"]) + len(pools["val"]) == NUM_IMAGES
-    partial = output_dir.with_name(output_dir.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / "annotations").mkdir(parents=True)
-    for split, number in (("train", num_train), ("val", num_val)):
-        write_split(partial, split, number, digits, pools[split])
-    partial.rename(output_dir)
+    with appearing(output_dir) as partial:
+        (partial / "annotations").mkdir()
+        for split, number in (("train", num_train), ("val", num_val)):
+            write_split(partial, split, number, digits, pools[split])
 
 
 def write_split(folder: Path, split: str, number: int, digits, pool: list[int]) -> None:
@@ -117,8 +117,11 @@ def described(mask: np.ndarray) -> dict:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("data/scenes"), help="default: data/scenes")
-    parser.add_argument("--num_train", type=int, default=1024, metavar="N", help="training scenes (default: 1024)")
-    parser.add_argument("--num_val", type=int, default=200, metavar="N", help="validation scenes (default: 200)")
+    parser.add_argument("--output_dir", type=path, default=Path("data/scenes"), help="default: data/scenes")
+    parser.add_argument("--num_train", type=positive, default=1024, metavar="N", help="training scenes (default: 1024)")
+    parser.add_argument("--num_val", type=positive, default=200, metavar="N", help="validation scenes (default: 200)")
     flags = parser.parse_args()
-    render(flags.output_dir, flags.num_train, flags.num_val)
+    try:
+        render(flags.output_dir, flags.num_train, flags.num_val)
+    except LbsgdError as error:
+        end_with_error(error)
