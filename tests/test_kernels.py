@@ -3,6 +3,7 @@
 import ctypes
 import io
 import runpy
+import subprocess
 import sysconfig
 import threading
 from pathlib import Path
@@ -24,6 +25,7 @@ from lbsgd.data.native.kernels import DONE, NO_MEMORY, NOT_DECODED, ffcv_crops, 
 from lbsgd.data.native.library import LIBRARY, library
 from lbsgd.data.share import Pixels
 from lbsgd.data.to_device import Prefetcher, ReusedMemory
+from lbsgd.errors import DataError
 from lbsgd.train.facts import code_of
 
 ROOT = Path(__file__).parent.parent
@@ -315,3 +317,10 @@ def test_hosts_with_other_kernels_are_told_apart(tmp_path, change, differs):
     before, (name, content) = code_of(tmp_path), change
     (tmp_path / name).write_text(content) if content else (tmp_path / name).unlink()
     assert [name for name, fact in code_of(tmp_path).items() if fact != before[name]] == [differs]
+
+
+def test_kernels_of_another_version_are_one_line(tmp_path):
+    (tmp_path / "old.c").write_text("long lbsgd_decode_crop(void) { return 0; }")
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "_kernels.so", tmp_path / "old.c"], check=True)
+    with pytest.raises(DataError, match="_kernels.so is of another version of lbsgd .*lbsgd_resize.*make setup"):
+        library(tmp_path)

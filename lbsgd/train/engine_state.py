@@ -16,6 +16,7 @@ from lbsgd.train.engine import (
     set_parameter,
     spread_parameters,
 )
+from lbsgd.train.trained import trained
 
 
 @dataclass
@@ -30,7 +31,7 @@ class EngineState:
 def gather_state(engine, keep: bool = True) -> EngineState:
     """Gather the whole state from all processes; all of them must call it. Without `keep` a process only takes part."""
     state = EngineState({}, {}, counters(engine))
-    own = engine.trained
+    own = trained(engine)
     for name, tensor in engine.module.state_dict().items():
         whole = full_parameter(engine, own[name]) if name in own else tensor
         if keep:
@@ -53,7 +54,7 @@ def restore_state(engine, state: EngineState) -> None:
     engine.module.load_state_dict(state.weights)
     if state.momentum:
         allocate_momentum(engine, state.counters["last_lr"])
-    for name, parameter in engine.trained.items():
+    for name, parameter in trained(engine).items():
         set_parameter(engine, parameter, state.weights[name])
         if state.momentum:
             set_momentum(engine, parameter, state.momentum[name])

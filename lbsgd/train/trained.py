@@ -34,6 +34,12 @@ def watch(engine: Any) -> None:
         engine.basic_optimizer.register_step_pre_hook(lambda *_: count_as_zeros(engine))
 
 
+def trained(engine: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that an engine trains, by name; of an engine that is not lbsgd's, those that would be."""
+    known: dict[str, torch.nn.Parameter] | None = getattr(engine, "trained", None)
+    return {n: each for n, each in engine.module.named_parameters() if each.requires_grad} if known is None else known
+
+
 def refuse(names: list[str], became: str, hence: str) -> None:
     raise TrainingError(f"{names[0]} was {became} after lbsgd.initialize, and {hence}; initialize again")
 

@@ -6,23 +6,38 @@ import ctypes
 from functools import cache
 from pathlib import Path
 
+from lbsgd.errors import DataError
+
 LIBRARY = "_kernels*.so"  # beside this file; setup.py names it
 
 
 @cache
 def library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
-    """Load the compiled kernels. Return None if the package was installed without a C compiler."""
+    """Load the compiled kernels. Return None if the package was installed without a C compiler.
+
+    Raises DataError for kernels of another version of lbsgd.
+    """
     for path in folder.glob(LIBRARY):
-        kernels, pointer, number = ctypes.CDLL(str(path)), ctypes.c_void_p, ctypes.c_long
-        kernels.lbsgd_decode_crop.restype = number
-        kernels.lbsgd_decode_crop.argtypes = [pointer, *[number] * 8, pointer, number]
-        kernels.lbsgd_resize.restype = number
-        kernels.lbsgd_resize.argtypes = [pointer, number, *[ctypes.c_double] * 4, number, pointer, number]
-        kernels.lbsgd_normalise.restype = None
-        kernels.lbsgd_normalise.argtypes = [pointer, number, number, *[pointer] * 3]
-        kernels.lbsgd_watch.restype = pointer
-        kernels.lbsgd_watch.argtypes = [pointer, number, ctypes.c_char_p, number]
-        kernels.lbsgd_forget.restype = None
-        kernels.lbsgd_forget.argtypes = [pointer]
-        return kernels
+        try:
+            return declared(ctypes.CDLL(str(path)))
+        except AttributeError as error:
+            raise DataError(
+                f"{path} is of another version of lbsgd ({error}); `make setup` compiles it again"
+            ) from None
     return None
+
+
+def declared(kernels: ctypes.CDLL) -> ctypes.CDLL:
+    """Return the kernels with the types of all functions. Raises AttributeError where one is missing."""
+    pointer, number = ctypes.c_void_p, ctypes.c_long
+    kernels.lbsgd_decode_crop.restype = number
+    kernels.lbsgd_decode_crop.argtypes = [pointer, *[number] * 8, pointer, number]
+    kernels.lbsgd_resize.restype = number
+    kernels.lbsgd_resize.argtypes = [pointer, number, *[ctypes.c_double] * 4, number, pointer, number]
+    kernels.lbsgd_normalise.restype = None
+    kernels.lbsgd_normalise.argtypes = [pointer, number, number, *[pointer] * 3]
+    kernels.lbsgd_watch.restype = pointer
+    kernels.lbsgd_watch.argtypes = [pointer, number, ctypes.c_char_p, number]
+    kernels.lbsgd_forget.restype = None
+    kernels.lbsgd_forget.argtypes = [pointer]
+    return kernels
