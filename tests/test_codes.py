@@ -72,7 +72,8 @@ def test_only_a_rule_makes_a_finding():
 
 
 @pytest.mark.parametrize("rule", ALWAYS.values(), ids=ALWAYS)
-def test_an_example_triggers_its_code_and_no_other(rule, tmp_path):
+def test_an_example_triggers_its_code_and_no_other(rule, tmp_path, monkeypatch):
+    monkeypatch.setattr("lbsgd.config.checks.deepspeed_validators.version", lambda _: "2.11.0")  # of torch
     if isinstance(rule.example, str):
         (tmp_path / "example.json").write_text(rule.example)
         assert [finding.code for finding in inspect(str(tmp_path / "example.json")).findings] == [rule.code]
