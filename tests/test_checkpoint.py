@@ -14,7 +14,7 @@ from lbsgd.errors import CheckpointError, DataError
 from lbsgd.train import checkpoint
 from lbsgd.train.random_states import random_states, restore_random_states
 from lbsgd.train.saver import Saver
-from lbsgd.train.weights import put_weights
+from lbsgd.train.weights import put_weights, weights_in
 
 
 def saved(folder, iteration, value=1.0):
@@ -219,6 +219,31 @@ def test_weights_of_another_network_are_refused_by_their_first_difference(tmp_pa
     }
     with pytest.raises(DataError, match=f"w.pt is of another network: {words}"):
         put_weights(torch.nn.Linear(3, 2), weights, tmp_path / "w.pt")
+
+
+def test_weights_without_counters_of_batches_are_taken(tmp_path):
+    """As in torchvision's old files."""
+    network = torch.nn.BatchNorm2d(3)
+    weights = {name: value + 1 for name, value in network.state_dict().items() if name != "num_batches_tracked"}
+    put_weights(network, weights, tmp_path / "w.pt")
+    assert torch.equal(network.running_mean, torch.ones(3)) and network.num_batches_tracked == 0
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (torch.nn.Linear(2, 2), "holds more than tensors; save the network's state_dict"),
+        ({"state_dict": {}, "epoch": 3}, "holds a state_dict among other things"),
+        ([torch.ones(2)], "holds no state_dict"),
+        (b"no zip", "cannot be read as weights|holds more than tensors"),
+    ],
+)
+def test_what_is_no_state_dict_is_one_line(tmp_path, content, words):
+    path = tmp_path / "w.pt"
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(DataError, match=words) as refused:
+        weights_in(path)
+    assert "\n" not in str(refused.value)
 
 
 def test_random_states_come_back():

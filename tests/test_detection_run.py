@@ -177,8 +177,9 @@ def test_flags_that_cannot_be_right_are_one_line(flags, words, scenes):
     [(False, 0, True, True), (True, 0, False, True), (True, 0, True, False), (True, 1, False, False)],
 )
 def test_a_run_that_goes_on_needs_no_backbone(tmp_path, resume, rank, checkpoint, asked):
+    (tmp_path / "checkpoints/iteration_00000002.bak").mkdir(parents=True)
     if checkpoint:
-        (tmp_path / "checkpoints/iteration_00000003").mkdir(parents=True)
+        (tmp_path / "checkpoints/iteration_00000003").mkdir()
     request = DetectionRequest.__new__(DetectionRequest)
     request.processes = SimpleNamespace(is_rank_0=rank == 0)
     request.flags = SimpleNamespace(backbone_weights=None, evaluate_only=False, resume=resume, output_dir=str(tmp_path))

@@ -275,6 +275,26 @@ def test_what_is_trained_is_what_was_when_the_engine_was_made(stage, was, words)
     assert torch.equal(gather_state(engine).weights["conv.weight"], before.float().cpu())
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_two_engines_take_turns_with_what_they_share_as_in_a_gan(stage):
+    """One is frozen while the other's loss goes through it, and goes on from where it was."""
+    torch.manual_seed(0)
+    torso = torch.nn.Linear(5, 5)
+    first, plan = lbsgd.initialize(torch.nn.Sequential(network(), torso), recipe(stage))
+    torso.requires_grad_(False)  # the second engine looks through it, and trains what stands before
+    second, _ = lbsgd.initialize(torch.nn.Sequential(network(1), torso), recipe(stage))
+    before = gather_state(second).weights["1.weight"].clone()
+    for iteration in range(2):
+        torso.requires_grad_(True)
+        train(first, plan, iteration, iteration + 1)
+        after = gather_state(first).weights["1.weight"].clone()
+        assert not torch.equal(before, after)
+        torso.requires_grad_(False)
+        train(second, plan, iteration, iteration + 1)
+        before = gather_state(first).weights["1.weight"].clone()
+        assert torch.equal(before, after)
+
+
 def test_another_batch_is_refused_where_learning_rate_and_batch_norm_would_not_follow():
     engine, plan = lbsgd.initialize(network(), recipe())
     for change in (engine.set_train_batch_size, engine.set_train_micro_batch_size):

@@ -298,3 +298,19 @@ def test_gradients_and_momentum_of_another_layout_meet_their_own_weights(weight,
             sgd.step()
         found += [p.detach(), sgd.state[p]["momentum_buffer"]]
     torch.testing.assert_close(found[:2], found[2:])
+
+
+def test_a_closure_and_an_empty_group_meet_the_same_layouts():
+    torch.manual_seed(0)
+    weight, gradient, found = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2), []
+    for fused in (True, False):
+        p = torch.nn.Parameter(weight.to(memory_format=torch.channels_last, copy=True))
+        sgd = MomentumCorrectedSGD([{"params": []}, {"params": [p]}], 0.1, fused=fused)
+
+        def closure(p=p):
+            p.grad = gradient.clone()
+            return 3.0
+
+        assert sgd.step(closure) == 3.0
+        found.append(p.detach())
+    torch.testing.assert_close(*found)

@@ -78,16 +78,16 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
         """Update every parameter that has a gradient; return the closure's loss, if there is a closure."""
-        if self.form == "lr_outside":
-            for group in self.param_groups:
-                if group["fused"] and group["params"][0].is_cpu:
-                    self._lay_out(group["params"])
-            loss: float | None = _torch_step()(self, closure)
-            return loss
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        if self.form == "lr_outside":
+            for group in self.param_groups:
+                if group["fused"] and any(p.is_cpu for p in group["params"]):
+                    self._lay_out(group["params"])
+            _torch_step()(self)
+            return loss
         for group in self.param_groups:
             self._step_lr_inside(group)
         return loss

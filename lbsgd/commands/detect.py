@@ -13,6 +13,7 @@ from lbsgd.commands.train import Request, run_recipe, with_flags
 from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.run_log import LOG_NAME, read_run
+from lbsgd.train.run import CHECKPOINT_NAME
 from lbsgd.train.weights import weights_in
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ class DetectionRequest(Request):
         flags = self.flags
         if flags.evaluate_only or not flags.resume or not self.processes.is_rank_0:
             return flags.evaluate_only or flags.resume
-        return any(Path(flags.output_dir or Path("runs") / self.plan.name).glob("checkpoints/iteration_*"))
+        folder = Path(flags.output_dir or Path("runs") / self.plan.name) / "checkpoints"
+        return any(CHECKPOINT_NAME.fullmatch(path.name) for path in folder.glob("iteration_*"))
 
     def images(self) -> ImageSource:
         from lbsgd.train.coco_source import CocoSource

@@ -76,7 +76,7 @@ class Request:
     def __init__(self, flags: argparse.Namespace):
         self.flags, self.processes = flags, Processes.from_environment()
         require_hosts(self.processes, flags.expect_world_size)
-        self.weights = weights_of(flags)
+        self.weights = weights_of(flags, self.processes.is_rank_0)
         config, world_size, overrides = flags.deepspeed_config, self.processes.world_size, overrides_of(flags)
         self.plan = Plan.read(config, world_size, overrides=overrides)  # a mistake in the JSON is told first
         num_images = self.open_data()
@@ -111,13 +111,16 @@ class Request:
 R = TypeVar("R", bound=Request)
 
 
-def weights_of(flags: argparse.Namespace) -> Path | None:
-    """Return the file that --weights names. Raises LbsgdError without --evaluate_only, and where there is no file."""
+def weights_of(flags: argparse.Namespace, is_rank_0: bool) -> Path | None:
+    """Return the file that --weights names. Raises LbsgdError without --evaluate_only, and where there is no file.
+
+    Rank 0 alone reads it, so the other hosts need not have it.
+    """
     if flags.weights is None:
         return None
     if not flags.evaluate_only:
         raise ConfigError("--weights goes with --evaluate_only: training starts anew, or goes on with --resume")
-    if not os.path.isfile(flags.weights):
+    if is_rank_0 and not os.path.isfile(flags.weights):
         raise DataError(f"--weights {flags.weights}: no such file; it is a state_dict, such as a run's weights.pt")
     return Path(flags.weights)
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -31,8 +30,8 @@ from safetensors.torch import save as serialise
 from lbsgd.config.neutral import completed
 from lbsgd.disk import to_disk
 from lbsgd.errors import CheckpointError
+from lbsgd.train.run import CHECKPOINT_NAME
 
-NAME = re.compile(r"iteration_\d+(\.\d+)?")
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
 AGAIN = "make room, and give the same command with --resume, which evaluates and writes it again"
 VERSION = 1
@@ -106,7 +105,7 @@ def delete(path: Path) -> None:
 
 def named(folder: Path) -> list[Path]:
     """Return what bears a checkpoint's name in a folder, oldest first, damaged or not."""
-    return sorted((path for path in folder.glob("iteration_*") if NAME.fullmatch(path.name)), key=place)
+    return sorted((path for path in folder.glob("iteration_*") if CHECKPOINT_NAME.fullmatch(path.name)), key=place)
 
 
 def complete(folder: Path) -> list[Path]:

@@ -13,35 +13,33 @@ def watch(engine: Any) -> None:
     """Remember which parameters are trained, as engine.trained, and see to it that an update is the same everywhere.
 
     A parameter that a loss does not use counts as zeros, as it does on several processes and under ZeRO. One that is
-    frozen later stays where it is, but not under ZeRO, whose update moves it by its momentum; there, and where one is
-    unfrozen, the next forward raises TrainingError. Another batch size is refused: learning rate and batch norm are the
-    plan's.
+    frozen stays where it is, but not under ZeRO, whose update moves it by its momentum; there the update raises
+    TrainingError, and everywhere where one is unfrozen that no engine trains. Between updates anything may be frozen.
+    Another batch size is refused: learning rate and batch norm are the plan's.
     """
-    engine.trained = {name: each for name, each in engine.module.named_parameters() if each.requires_grad}
-    fixed = {name: each for name, each in engine.module.named_parameters() if not each.requires_grad}
+    named = dict(engine.module.named_parameters())
+    engine.trained = {name: each for name, each in named.items() if each.requires_grad}
+    fixed = {name: each for name, each in named.items() if not each.requires_grad}
+    for parameter in engine.trained.values():
+        parameter.is_trained_by_lbsgd = True
     zero = engine.zero_optimization()
 
-    def require_as_made(module: torch.nn.Module, _: Any) -> None:
-        if module.training and any(each.requires_grad for each in fixed.values()):
-            refuse([name for name, each in fixed.items() if each.requires_grad], "unfrozen", "would not be trained")
-        if module.training and zero and not all(each.requires_grad for each in engine.trained.values()):
-            frozen = [name for name, each in engine.trained.items() if not each.requires_grad]
-            refuse(frozen, "frozen", "ZeRO would go on moving it by its momentum")
+    def before_update(*_: Any) -> None:
+        for name, parameter in fixed.items():
+            if parameter.requires_grad and not hasattr(parameter, "is_trained_by_lbsgd"):
+                refuse(name, "unfrozen", "would not be trained")
+        for name, parameter in engine.trained.items():
+            if zero and not parameter.requires_grad:
+                refuse(name, "frozen", "ZeRO would go on moving it by its momentum")
+            if not zero and parameter.grad is None and parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
 
-    engine.module.register_forward_pre_hook(require_as_made)
+    engine.basic_optimizer.register_step_pre_hook(before_update)
     engine.set_train_batch_size = engine.set_train_micro_batch_size = refuse_another_batch
-    if not zero:
-        engine.basic_optimizer.register_step_pre_hook(lambda *_: count_as_zeros(engine))
 
 
-def trained(engine: Any) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters that an engine trains, by name; of an engine that is not lbsgd's, those that would be."""
-    known: dict[str, torch.nn.Parameter] | None = getattr(engine, "trained", None)
-    return {n: each for n, each in engine.module.named_parameters() if each.requires_grad} if known is None else known
-
-
-def refuse(names: list[str], became: str, hence: str) -> None:
-    raise TrainingError(f"{names[0]} was {became} after lbsgd.initialize, and {hence}; initialize again")
+def refuse(name: str, became: str, hence: str) -> None:
+    raise TrainingError(f"{name} was {became} after lbsgd.initialize, and {hence}; initialize again")
 
 
 def refuse_another_batch(*_: Any) -> None:
@@ -51,8 +49,7 @@ def refuse_another_batch(*_: Any) -> None:
     )
 
 
-def count_as_zeros(engine: Any) -> None:
-    """Give each trained parameter without a gradient zeros."""
-    for parameter in engine.trained.values():
-        if parameter.grad is None and parameter.requires_grad:
-            parameter.grad = torch.zeros_like(parameter)
+def trained(engine: Any) -> dict[str, torch.nn.Parameter]:
+    """Return the parameters that an engine trains, by name; of an engine that is not lbsgd's, those that would be."""
+    known: dict[str, torch.nn.Parameter] | None = getattr(engine, "trained", None)
+    return {n: each for n, each in engine.module.named_parameters() if each.requires_grad} if known is None else known

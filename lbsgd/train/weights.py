@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 from lbsgd.errors import DataError
@@ -17,16 +18,26 @@ def weights_in(path: Path) -> dict[str, Any]:
 
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError:
+        raise DataError(f"{path} holds more than tensors; save the network's state_dict() and give that") from None
     except Exception as error:  # noqa: BLE001  torch raises whatever the bytes make it raise
-        raise DataError(f"{path} cannot be read as weights ({error}); give the weights.pt of a run") from None
+        words = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{path} cannot be read as weights ({words}); give the weights.pt of a run") from None
     if not isinstance(weights, dict):
         raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
+    if isinstance(weights.get("state_dict"), dict):
+        raise DataError(f"{path} holds a state_dict among other things; save that alone and give it")
     return weights
 
 
 def put_weights(network: Module, weights: dict[str, Any], path: Path) -> None:
-    """Load weights into a network. Raises DataError that names the first tensor which is not the network's."""
+    """Load weights into a network. Raises DataError that names the first tensor which is not the network's.
+
+    Batch norm's counters of batches may be missing, as in files of old versions of torch; nothing here reads them.
+    """
     here = network.state_dict()
+    counters = {name: value for name, value in here.items() if name.endswith("num_batches_tracked")}
+    weights = counters | weights
     for name in [*here, *(name for name in weights if name not in here)]:
         theirs, ours = (described(tensors.get(name)) for tensors in (weights, here))
         if theirs != ours:
