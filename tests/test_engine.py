@@ -276,23 +276,37 @@ def test_what_is_trained_is_what_was_when_the_engine_was_made(stage, was, words)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
-def test_two_engines_take_turns_with_what_they_share_as_in_a_gan(stage):
-    """One is frozen while the other's loss goes through it, and goes on from where it was."""
+def test_one_engine_may_be_frozen_in_the_pass_of_another_as_in_a_gan(stage):
     torch.manual_seed(0)
-    torso = torch.nn.Linear(5, 5)
-    first, plan = lbsgd.initialize(torch.nn.Sequential(network(), torso), recipe(stage))
-    torso.requires_grad_(False)  # the second engine looks through it, and trains what stands before
-    second, _ = lbsgd.initialize(torch.nn.Sequential(network(1), torso), recipe(stage))
-    before = gather_state(second).weights["1.weight"].clone()
-    for iteration in range(2):
-        torso.requires_grad_(True)
-        train(first, plan, iteration, iteration + 1)
-        after = gather_state(first).weights["1.weight"].clone()
-        assert not torch.equal(before, after)
-        torso.requires_grad_(False)
-        train(second, plan, iteration, iteration + 1)
-        before = gather_state(first).weights["1.weight"].clone()
-        assert torch.equal(before, after)
+    judge, plan = lbsgd.initialize(network(), recipe(stage, micro_batch=K * N))
+    maker, _ = lbsgd.initialize(torch.nn.Conv2d(3, 3, 1), recipe(stage, micro_batch=K * N))
+    for iteration in range(3):
+        judge.module.requires_grad_(True)
+        train(judge, plan, iteration, iteration + 1)
+        judge.module.requires_grad_(False)
+        before = [gather_state(each).weights["conv.weight" if each is judge else "weight"] for each in (judge, maker)]
+        images, labels = (part.to(judge.device) for part in global_batch(iteration))
+        maker.backward(F.cross_entropy(judge.module(maker(images)), labels))
+        maker.step()
+        after = [gather_state(each).weights["conv.weight" if each is judge else "weight"] for each in (judge, maker)]
+        assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_two_engines_may_train_the_parts_of_one_network(stage):
+    model, engines = network(), []
+    parts = [model.conv, model.fc]
+    for part in parts:
+        model.requires_grad_(False)
+        part.requires_grad_(True)
+        engines.append(lbsgd.initialize(model, recipe(stage, micro_batch=K * N)))
+    for iteration, ((engine, plan), part) in enumerate(zip(engines, parts, strict=True)):
+        model.requires_grad_(False)
+        part.requires_grad_(True)
+        before = [each.weight.detach().clone() for each in parts]
+        train(engine, plan, iteration, iteration + 1)
+        moved = [not torch.equal(old, each.weight) for old, each in zip(before, parts, strict=True)]
+        assert moved == [each is part for each in parts]
 
 
 def test_another_batch_is_refused_where_learning_rate_and_batch_norm_would_not_follow():
