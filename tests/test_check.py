@@ -607,6 +607,9 @@ def test_what_can_be_checked_is_and_what_cannot_is_told(tmp_path, capsys):
     assert main(["check", str(gone), str(good)]) == 2
     said = capsys.readouterr()
     assert "D01" in said.out and said.err.startswith(f"error: {gone}: cannot be read") and said.err.count("\n") == 1
+    assert main(["check", "--deepspeed", "0.18..0.19", str(good), str(gone)]) == 2
+    said = capsys.readouterr()
+    assert "1 finding the same in all" in said.out and said.err.startswith(f"error: {gone}: cannot be read")
     before = good.read_bytes()
     assert main(["check", "--fix", str(good), str(gone)]) == 2 and good.read_bytes() == before
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 
 from lbsgd.commands.flag_types import require_alone
@@ -50,7 +49,10 @@ def check_files(
     deepspeed: str | None = None,
     library: Library | None = None,
 ) -> int:
-    """Print the findings of files and folders, in a library's hands if one is given; return 1 if there are errors."""
+    """Print the findings of files and folders, in a library's hands if one is given; return 1 if there are errors.
+
+    Raises ConfigError that names what could not be checked, once the rest is printed.
+    """
     from lbsgd.commands.check_files import files_of
     from lbsgd.commands.check_screen import as_dict, print_inspections
     from lbsgd.commands.check_versions import print_versions, versions_in
@@ -64,10 +66,12 @@ def check_files(
     if len(versions) > 1 and (as_json or fix or library):
         raise ConfigError("lbsgd check: a range of versions is a table; --json, --fix and --for want one version")
     files = files_of(names)
-    if files.problems and fix:
-        raise ConfigError("\n".join(files.problems))  # before anything is written
+    if fix:
+        files.require_all()  # before anything is written
     if len(versions) > 1:
-        return told(files.problems) or print_versions(files.checked, versions, files.passed_over)
+        code = print_versions(files.checked, versions, files.passed_over)
+        files.require_all()
+        return code
     inspections = [inspect(file, fix, versions[0]) for file in files.checked]
     if library:
         inspections = [in_library(each, library) for each in inspections]
@@ -75,14 +79,8 @@ def check_files(
         print(json.dumps(as_dict(inspections, versions[0], files.passed_over), indent=2))
     else:
         print_inspections(inspections, passed_over=files.passed_over)
-    return told(files.problems) or int(any(each.count("error") for each in inspections))
-
-
-def told(problems: Sequence[str]) -> int:
-    """Print what could not be checked, a line each; return the exit code for it."""
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 2 if problems else 0
+    files.require_all()
+    return int(any(each.count("error") for each in inspections))
 
 
 def print_explanation(code: str, as_markdown: bool = False) -> int:

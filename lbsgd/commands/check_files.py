@@ -26,6 +26,11 @@ class Files:
     passed_over: int
     problems: tuple[str, ...] = ()
 
+    def require_all(self) -> None:
+        """Raise ConfigError where something that was named cannot be checked."""
+        if self.problems:
+            raise ConfigError("\n".join(self.problems))
+
 
 def files_of(given: Sequence[str]) -> Files:
     """Return the files that are named, and the DeepSpeed JSONs in the folders that are named and below them.
@@ -50,9 +55,10 @@ def files_of(given: Sequence[str]) -> Files:
             problems.append(f"{name}: holds {held}; name a DeepSpeed JSON, or a folder of them")
         checked += theirs
         passed_over += len(found) - len(theirs)
+    files = Files(tuple(checked), passed_over, tuple(problems))
     if not checked:
-        raise ConfigError("\n".join(problems))
-    return Files(tuple(checked), passed_over, tuple(problems))
+        files.require_all()
+    return files
 
 
 def unreadable(name: str) -> str | None:
