@@ -67,8 +67,8 @@ def test_an_epoch_that_waited_names_flags_that_its_recipe_has(source, known, nam
 
 
 def test_a_decoder_that_is_ffcvs_is_told_and_named_first_where_training_waits(monkeypatch):
-    monkeypatch.setattr("lbsgd.train.images.has_kernels", lambda: False)
+    monkeypatch.setattr("lbsgd.train.images.library", lambda: None)
     source = FfcvFiles(None, 4)
     assert source.decoder.startswith("FFCV's, because") and source.waiting_advice.startswith("the decoder is FFCV's")
-    monkeypatch.setattr("lbsgd.train.images.has_kernels", lambda: True)
+    monkeypatch.setattr("lbsgd.train.images.library", lambda: "kernels")
     assert source.decoder == "lbsgd's own" and "decoder" not in source.waiting_advice

@@ -1,4 +1,4 @@
-"""What --help looks like: in the width of the terminal."""
+"""Fits --help to the width of the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `lbsgd reproduce` prints of a study: tables for a terminal, and Markdown for the file that a pipe leads to."""
+"""Prints a study for `lbsgd reproduce`: as tables on a terminal, as Markdown into a file or a pipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the commands print: a terminal with its width, or a file or a pipe, which has none."""
+"""Prints to a terminal in its width, and to a file or a pipe, which has none, in a given one."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from lbsgd.config.keypath import is_number
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.measure import Measure, measures_of
@@ -55,10 +56,6 @@ def mistyped(record: Record) -> list[str]:
     found = [f"{key}, which is no object" for key in OBJECTS & record.keys() if not isinstance(record[key], dict)]
     numbers = COUNTS & {key for key, value in record.items() if not is_number(value)}
     return sorted(found + [f"{key}, which is no number" for key in numbers])
-
-
-def is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class RunLog:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lbsgd.config.plan import Plan
+from lbsgd.data.native.library import LIBRARY
 
 PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv", "triton")
 
@@ -47,13 +48,8 @@ def code_of(package: Path) -> dict[str, str]:
     sources = sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}"))
     return {
         "code of lbsgd": digest(*(path.read_bytes() for path in sources)),
-        "compiled kernels of lbsgd": str(has_kernels(package)),
+        "compiled kernels of lbsgd": str(any(package.rglob(LIBRARY))),
     }
-
-
-def has_kernels(package: Path = Path(__file__).parent.parent) -> bool:
-    """Whether lbsgd was installed with a C compiler, and decodes by itself."""
-    return any(package.rglob("_kernels*.so"))
 
 
 def files_of(task: object) -> list[Path]:

@@ -11,11 +11,11 @@ from lbsgd.config.plan import Plan
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.data.folder import ImageNetData
+from lbsgd.data.native.library import library
 from lbsgd.data.read_ahead import ReadFrom, read_whole
 from lbsgd.data.share import EvalData, Pixels, Share, TrainData
 from lbsgd.errors import missing_ffcv
 from lbsgd.processes.environment import Processes
-from lbsgd.train.facts import has_kernels
 
 FAKE_CLASSES, FAKE_VAL_IMAGES = 1000, 512
 OURS, FFCVS = "lbsgd's own", "FFCV's, because lbsgd was installed without a C compiler or libjpeg's headers"
@@ -83,7 +83,7 @@ class FfcvFiles:
 
     @property
     def decoder(self) -> str:
-        return OURS if has_kernels() else FFCVS
+        return OURS if library() else FFCVS
 
     @property
     def waiting_advice(self) -> str:

@@ -17,9 +17,8 @@ def watch(engine: Any) -> None:
     TrainingError, and everywhere where one is unfrozen that no engine trains. Between updates anything may be frozen.
     Another batch size is refused: learning rate and batch norm are the plan's.
     """
-    named = dict(engine.module.named_parameters())
-    engine.trained = {name: each for name, each in named.items() if each.requires_grad}
-    fixed = {name: each for name, each in named.items() if not each.requires_grad}
+    engine.trained = trained(engine)
+    fixed = {name: each for name, each in engine.module.named_parameters() if name not in engine.trained}
     for parameter in engine.trained.values():
         parameter.is_trained_by_lbsgd = True
     zero = engine.zero_optimization()
