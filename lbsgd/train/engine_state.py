@@ -68,9 +68,7 @@ def drop_gradients(engine) -> None:
     optimizer.zero_grad(set_to_none=True)
     if engine.zero_optimization():
         for kept in ("averaged_gradients", "all_grad_tensors"):
-            vars(optimizer).get(kept, {}).clear()
-        if engine.zero_optimization_stage() < 3:
-            optimizer.micro_step_id = -1  # as after an update; with offload the next pass would add to the old ones
+            getattr(optimizer, kept).clear()
 
 
 def allocate_momentum(engine, last_lr: float | None) -> None:
