@@ -11,7 +11,6 @@ communication that is hidden, and the bytes that a host sends.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import statistics
@@ -24,7 +23,7 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/cluster")]
 
 import network  # noqa: E402  beside the path above
 
-from lbsgd.commands.flag_types import at_least_zero, positive, quantity  # noqa: E402
+from lbsgd.commands.flag_types import OneLineParser, at_least_zero, positive, quantity  # noqa: E402
 
 PHASES = {"hierarchy": "servers", "between": "backend"}
 VARIANTS = {
@@ -202,7 +201,7 @@ def halving(sizes: list[int]) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     add = parser.add_argument
     add("--mbit", type=quantity, default=500.0, help="of each host's link (default: %(default)g)")
     add("--hosts", type=positive, default=2, help="(default: %(default)s)")

@@ -1,13 +1,10 @@
-"""python tools/bench_batchnorm.py [--channels 64] [--size 28] [--threads 1] [--repeats 15] [--device cuda]
-                                         [--implementation triton]
+"""Time PerWorkerBatchNorm2d, n = 32, against torch's BatchNorm2d over the whole micro batch, forward and backward.
 
-Time PerWorkerBatchNorm2d, n = 32, against torch's BatchNorm2d over the whole micro batch, forward and backward.
 The two take turns within one run, and the median of each counts. A CPU is timed by its process time and not by the
 clock, so that other work on the machine matters less. With one group (micro batch 32) both do the same, so that row
 shows the noise.
 """
 
-import argparse
 import itertools
 import platform
 import statistics
@@ -25,7 +22,7 @@ from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.norm_rule import implementation_for
 from lbsgd.bench.rounds import in_turn
 from lbsgd.bench.speed import pass_through
-from lbsgd.commands.flag_types import positive
+from lbsgd.commands.flag_types import OneLineParser, positive
 
 PER_WORKER_BATCH = 32
 MICRO_BATCHES = (32, 128, 256)
@@ -64,7 +61,7 @@ def measured(layers: dict[str, nn.Module], shape: tuple[int, int, int], device: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--channels", type=positive, default=64)
     parser.add_argument("--size", type=positive, default=28, help="height and width of the feature maps")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads")

@@ -6,7 +6,6 @@ libjpeg-turbo and OpenCV alone, from memory to memory, one process per core. --i
 (*.JPEG) anywhere in it; they are repeated to --num_images files of one class.
 """
 
-import argparse
 import io
 import multiprocessing
 import resource
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.commands.flag_types import positive
+from lbsgd.commands.flag_types import OneLineParser, positive
 from lbsgd.errors import DataError, LbsgdError, print_error
 from lbsgd.processes.control_groups import usable_cores
 
@@ -196,7 +195,7 @@ def _said(rounds: list[tuple[float, float]], cores: int) -> str:
 
 
 def main() -> int:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = OneLineParser(description=__doc__)
     flags.add_argument("--images", type=Path, required=True, help="a tar or a folder of JPEGs")
     flags.add_argument("--num_images", type=positive, default=6000)
     flags.add_argument("--rounds", type=positive, default=3)

@@ -3,8 +3,8 @@
     python tools/bench_gpu.py correctness [--together] [--output_dir DIR]
     python tools/bench_gpu.py speed [--jpegs FILE] [--output_dir DIR]
 
-correctness    the tests that need a GPU, `make demo`'s command, and Table 1's row on digits in fp16
-speed          the training step against plain PyTorch, batch norm over n images, the loader, torch.compile, a profile
+    correctness    the tests that need a GPU, `make demo`'s command, and Table 1's row on digits in fp16
+    speed          the training step against plain PyTorch, batch norm, the loader, torch.compile, a profile
 
 Results come as they are measured: NAME.json, NAME.md, NAME.png and NAME.log in DIR, by default results/gpu_<device>. A
 part that fails or takes too long is told there, and the others go on. Those for which no time is left are told as well.
@@ -13,7 +13,6 @@ everything is tiny: it shows that each line runs, and nothing else. --jpegs is a
 ImageNet, which the converter converts.
 """
 
-import argparse
 import platform
 import re
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
-from lbsgd.commands.flag_types import quantity  # noqa: E402  beside the paths above
+from lbsgd.commands.flag_types import OneLineParser, quantity  # noqa: E402  beside the paths above
 from lbsgd.errors import LbsgdError, print_error  # noqa: E402
 
 SECONDS = 480.0
@@ -57,7 +56,7 @@ def folder_for(device: str) -> Path:
 
 
 def main() -> int:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = OneLineParser(description=__doc__)
     flags.add_argument("bench", choices=("correctness", "speed"))
     flags.add_argument("--jpegs", type=Path, metavar="FILE", help="a tar of JPEGs that the loader is fed with")
     flags.add_argument("--output_dir", type=Path, metavar="DIR", help="default: results/gpu_<device>")

@@ -8,7 +8,6 @@ pipeline takes part if it is installed (pip install nvidia-dali-cuda120 nvidia-n
 decodes whole images.
 """
 
-import argparse
 import multiprocessing
 import resource
 import statistics
@@ -21,7 +20,7 @@ from loader_contenders import BATCH, CONTENDERS, RESOLUTION
 from rich.console import Console
 from rich.table import Table
 
-from lbsgd.commands.flag_types import positive
+from lbsgd.commands.flag_types import OneLineParser, positive
 from lbsgd.data.beton import BetonFile
 from lbsgd.errors import ConfigError, LbsgdError, print_error
 from lbsgd.processes.control_groups import usable_cores
@@ -69,7 +68,7 @@ def turn(pipe):
 
 def main():
     cores = usable_cores()
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = OneLineParser(description=__doc__)
     flags.add_argument("data", metavar="DATA", help="a data folder of the converter, with train.beton")
     flags.add_argument("--images", type=positive, default=3000, help="images per epoch (default: 3000)")
     flags.add_argument("--threads", type=positive, default=cores, help="threads or workers (default: all cores)")

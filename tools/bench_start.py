@@ -7,7 +7,6 @@ Each repeat lets DeepSpeed's launcher start recipes/resnet50.py with ds_configs/
 it. CPU seconds are those of rank 0, and of the launcher, until the first forward.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -17,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lbsgd.commands.flag_types import positive
+from lbsgd.commands.flag_types import OneLineParser, positive
 
 ROOT = Path(__file__).parent.parent
 MARK = "first forward: "
@@ -72,7 +71,7 @@ def one_start(data_dir):
 
 
 def main():
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = OneLineParser(description=__doc__)
     flags.add_argument("data_dir", type=Path, help="folder of FFCV files")
     flags.add_argument("--repeats", type=positive, default=3, help="starts of which the median counts (default: 3)")
     arguments = flags.parse_args()

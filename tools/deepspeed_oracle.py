@@ -1,6 +1,6 @@
 """Ask DeepSpeed itself whether it trains with a JSON: one process, one CPU, Linear(4, 2), 50 updates.
 
-python tools/deepspeed_oracle.py < JSONS > VERDICTS     each a line; the verdict is "" or why DeepSpeed refuses
+    python tools/deepspeed_oracle.py < JSONS > VERDICTS     each a line; the verdict is "" or why DeepSpeed refuses
 
 The generator of the schema (tools/deepspeed_schema.py) and the differential test ask here. Another version of DeepSpeed
 answers where PYTHONPATH begins with its unpacked source: nothing is compiled, since the kernels of the fused

@@ -1,8 +1,8 @@
 """Write what DeepSpeed accepts, as DeepSpeed itself says it, for `lbsgd check` to read without DeepSpeed.
 
-python tools/deepspeed_schema.py                    of the installed DeepSpeed
-python tools/deepspeed_schema.py --source FOLDER    of the unpacked source of another version (nothing is compiled)
-python tools/deepspeed_schema.py --torch            of torch's optimizers and schedulers
+    python tools/deepspeed_schema.py                    of the installed DeepSpeed
+    python tools/deepspeed_schema.py --source FOLDER    of the unpacked source of another version (nothing is compiled)
+    python tools/deepspeed_schema.py --torch            of torch's optimizers and schedulers
 
 It reads pydantic's models and the signatures of optimizers and schedulers, and tries values where acceptance is code:
 getters, asserts, ranges in constructors. The files, lbsgd/config/accepted/*.json, ship with lbsgd.
@@ -10,7 +10,6 @@ getters, asserts, ranges in constructors. The files, lbsgd/config/accepted/*.jso
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -18,12 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lbsgd.commands.flag_types import OneLineParser
+
 FOLDER = Path(__file__).parent.parent / "lbsgd" / "config" / "accepted"
 
 
 def main() -> None:
     """Write the files."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--source", metavar="FOLDER", help="the unpacked source of another version of DeepSpeed")
     parser.add_argument("--torch", action="store_true", help="write torch's part only, which all versions share")
     given = parser.parse_args()

@@ -6,7 +6,6 @@ Runs the commands that it prints. Interrupted, it goes on where it was; `make cl
 to the recipe, such as --epochs 2.
 """
 
-import argparse
 import os
 import shlex
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.processes.environment import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -72,7 +72,7 @@ def commands(seed: int, work_dir: Path, recipe_flags: Sequence[str] = ()) -> lis
 
 
 def main() -> int:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = OneLineParser(description=__doc__)
     flags.add_argument("--seed", type=int, default=0, help="of weights, shuffle and augmentation (default: 0)")
     flags.add_argument("--work_dir", type=Path, help="where data/ and runs/ go (default: the repository)")
     arguments, recipe_flags = flags.parse_known_args()

@@ -4,7 +4,6 @@ Draws what a detector finds on the first validation images: the known objects of
 score of at least 0.5, their boxes, masks, classes and scores.
 """
 
-import argparse
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from lbsgd.commands.detect import add_val_split, only_split, weights_in
-from lbsgd.commands.flag_types import positive
+from lbsgd.commands.flag_types import OneLineParser, positive
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import as_fractions, example_of, pixels_of
@@ -26,7 +25,7 @@ COLUMNS, LEAST_SCORE = 6, 0.5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run that has ended: log.jsonl and weights.pt")
     parser.add_argument("--data_dir", type=Path, required=True)
     add_val_split(parser)

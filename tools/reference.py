@@ -3,7 +3,6 @@
 Make the API reference from the docstrings, as HTML pages by pdoc. A warning ends it. Start at docs/api/index.html.
 """
 
-import argparse
 import importlib
 import os
 import pkgutil
@@ -17,6 +16,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import pdoc  # noqa: E402  after the line above, because importing lbsgd's modules imports DeepSpeed
 
 import lbsgd  # noqa: E402
+from lbsgd.commands.flag_types import OneLineParser  # noqa: E402
 
 
 def main(folder: Path) -> None:
@@ -40,6 +40,6 @@ def resolve_named_tuples(module: ModuleType) -> None:
 
 
 if __name__ == "__main__":
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = OneLineParser(description=__doc__)
     flags.add_argument("folder", nargs="?", type=Path, default=Path("docs/api"))
     main(flags.parse_args().folder)

@@ -5,7 +5,6 @@ ImageNet's shape: train/<0..9>/*.JPEG with 1,437 images and val/<0..9>/*.JPEG wi
 `lbsgd reproduce ... digits` uses 1,536 and 261, so that global batches up to 24 x 32 leave no image of an epoch out.
 """
 
-import argparse
 import contextlib
 import shutil
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.commands.flag_types import path, positive
+from lbsgd.commands.flag_types import OneLineParser, path, positive
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_with_error
 
@@ -76,7 +75,7 @@ def _save(digit: np.ndarray, file: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--output_dir", type=path, default=Path("data/digits"), help="default: data/digits")
     parser.add_argument(
         "--num_val", type=positive, default=NUM_VAL, metavar="N", help="validation images (default: 360)"

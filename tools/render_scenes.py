@@ -6,14 +6,13 @@ scenes are wide, half tall. Training scenes show the digits that `tools/render_d
 validation scenes its validation digits, so that a classifier trained on those has seen none of the test.
 """
 
-import argparse
 import json
 from pathlib import Path
 
 import numpy as np
 from render_digits import NUM_IMAGES, appearing, validation_positions
 
-from lbsgd.commands.flag_types import path, positive
+from lbsgd.commands.flag_types import OneLineParser, path, positive
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_with_error
 
@@ -116,7 +115,7 @@ def described(mask: np.ndarray) -> dict:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--output_dir", type=path, default=Path("data/scenes"), help="default: data/scenes")
     parser.add_argument("--num_train", type=positive, default=1024, metavar="N", help="training scenes (default: 1024)")
     parser.add_argument("--num_val", type=positive, default=200, metavar="N", help="validation scenes (default: 200)")

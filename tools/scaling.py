@@ -1,4 +1,4 @@
-"""tools/scaling.py: the tables of docs/scaling.md, predicted by the code of `lbsgd plan`.
+"""The tables of docs/scaling.md, predicted by the code of `lbsgd plan`.
 
 python tools/scaling.py            prints them
 python tools/scaling.py --write    puts them into docs/scaling.md
@@ -6,9 +6,9 @@ python tools/scaling.py --write    puts them into docs/scaling.md
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
+from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link
 from lbsgd.commands.plan_time import BACKWARD_SHARE, Machines, Prediction, Reduction, predict
 from lbsgd.config.memory import network
@@ -76,7 +76,7 @@ def page(text: str) -> str:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags = OneLineParser(description=__doc__)
     flags.add_argument("--write", action="store_true", help="put the tables into docs/scaling.md")
     if flags.parse_args().write:
         PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
