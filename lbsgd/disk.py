@@ -10,9 +10,17 @@ from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, DataError
 
 PICTURES = ("png", "svg", "pdf")
+
+
+def is_there(path: Path) -> bool:
+    """Return whether a path exists. Raises DataError where this user may not look, or the disk does not answer."""
+    try:
+        return path.exists()
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
 
 
 def to_disk(path: Path) -> None:

@@ -1,6 +1,5 @@
 """`lbsgd check`: every trap is a finding with code, key, reason and fix; DeepSpeed really refuses what is an error."""
 
-import contextlib
 import copy
 import json
 import os
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from locked import as_nobody
 from rich.console import Console
 from test_plan import WRONG, edited
 
@@ -803,19 +803,6 @@ def test_a_folder_that_may_not_be_entered_is_passed_by_and_its_file_is_one_line(
         assert main(["check", f"{name}/locked/ds.json"]) == 2
         assert "cannot be read (Permission denied)" in capsys.readouterr().err
         (folder / "locked").chmod(0o700)
-
-
-@contextlib.contextmanager
-def as_nobody(folder):
-    """For as long as this stands, root has no more rights than others, and the folder is theirs."""
-    me = os.geteuid()
-    if me == 0:
-        os.chown(folder, 65534, -1)
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(me)
 
 
 def test_a_name_that_is_too_long_is_one_line(capsys):

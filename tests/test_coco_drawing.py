@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -37,12 +38,19 @@ def blind(images):
     return [{**empty, "masks": torch.zeros(0, 1, *image.shape[1:])} for image in images]
 
 
+def raise_it(error):
+    raise error
+
+
 @pytest.fixture
 def draw(tool, scenes, tmp_path, monkeypatch):
     """A function that runs the tool with flags, on a run whose detector is blind; returns the picture's size."""
-    monkeypatch.setattr(tool, "detector_of", lambda run, split: blind)
+    monkeypatch.setattr(tool, "detector_of", lambda *_: blind)
+    monkeypatch.setattr(tool, "end_with_error", raise_it)
 
-    def drawn(*flags):
+    def drawn(*flags, longer_side=128):
+        sizes = SimpleNamespace(recipe=SimpleNamespace(detection=SimpleNamespace(longer_side=longer_side)))
+        monkeypatch.setattr(tool, "trained_as", lambda run: (None, sizes))
         arguments = ["draw_detections.py", str(tmp_path), "--data_dir", str(scenes), *flags]
         monkeypatch.setattr(sys, "argv", arguments)
         tool.main()
@@ -54,6 +62,11 @@ def draw(tool, scenes, tmp_path, monkeypatch):
 
 def test_images_without_objects_or_with_crowds_only_are_drawn(draw):
     assert draw("--num_images", "3") > (0, 0)
+
+
+def test_an_image_too_thin_for_the_runs_sizes_is_refused_as_in_the_run(draw):
+    with pytest.raises(DataError, match="detection.longer_side, 1"):
+        draw(longer_side=1)
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "two"])

@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.commands.flag_types import OneLineParser, positive
+from lbsgd.disk import is_there
 from lbsgd.errors import DataError, LbsgdError, print_error
 from lbsgd.processes.control_groups import usable_cores
 
@@ -44,6 +45,8 @@ def lay_out(images: Path, folder: Path, num_images: int) -> Path:
 
 def jpegs_of(images: Path) -> list[bytes]:
     """Return the JPEGs in a tar or a folder. Raises DataError where there are none."""
+    if not is_there(images):
+        raise DataError(f"--images {images}: no such file")
     if images.is_dir():
         jpegs = [path.read_bytes() for path in sorted(images.rglob("*.JPEG"))]
     else:
@@ -202,8 +205,6 @@ def main() -> int:
     flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     flags.add_argument("--work_dir", type=Path, help="folder for the files (default: a temporary one)")
     arguments = flags.parse_args()
-    if not arguments.images.exists():
-        flags.error(f"--images {arguments.images}: no such file")
     try:
         temporary = tempfile.TemporaryDirectory(dir=arguments.work_dir)
     except OSError as error:

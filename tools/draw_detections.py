@@ -19,6 +19,7 @@ from lbsgd.disk import replace_picture
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import end_with_error
 from lbsgd.report.run_log import read_run
+from lbsgd.train.run import WEIGHTS_NAME
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))
 COLUMNS, LEAST_SCORE = 6, 0.5
@@ -34,9 +35,11 @@ def main() -> None:
     flags = parser.parse_args()
     path = flags.output or flags.run / "detections.png"
     try:
+        task, plan = trained_as(flags.run)
         name = flags.val_split or only_split(flags.data_dir, "val")
-        split = read_split(flags.data_dir, name, flags.on_error, training=False)
-        detector = detector_of(flags.run, split)
+        longer_side = plan.recipe.detection.longer_side
+        split = read_split(flags.data_dir, name, flags.on_error, training=False, longer_side=longer_side)
+        detector = detector_of(flags.run, task, plan, split)
         drawn = picture(detector, split, min(flags.num_images, len(split)))
         try:
             replace_picture(path, drawn)
@@ -47,28 +50,29 @@ def main() -> None:
     print(path)
 
 
-def detector_of(run: Path, split):
-    """Return the network of a run with its weights, for evaluation.
-
-    Raises DataError for a run of something else, of other categories, or one that has not ended.
-    """
+def trained_as(run: Path):
+    """Return a run's task and plan. Raises DataError for a run of something else, or one that has not ended."""
     from mask_rcnn import MaskRCNN
     from mask_rcnn_digits import SmallMaskRCNN
 
     header = read_run(run).header
     tasks = {task.name: task for task in (MaskRCNN, SmallMaskRCNN)}
-    model, weights = header["model"], run / "weights.pt"
+    model = header["model"]
     if model not in tasks:
         raise DataError(f"{run} is a run of {model}, no detector: give one of {' or '.join(tasks)}")
-    if not weights.is_file():
-        raise DataError(f"{weights}: no such file; a run writes it when it ends, and --resume lets it go on")
-    plan = Plan.read(header["config"], 1, header["num_images"])
-    task = tasks[model](SimpleNamespace(val=split, backbone=lambda: None))
-    network = task.network(len(split.names), plan)
+    if not (run / WEIGHTS_NAME).is_file():
+        raise DataError(f"{run / WEIGHTS_NAME}: no such file; a run writes it when it ends, and --resume lets it go on")
+    return tasks[model], Plan.read(header["config"], 1, header["num_images"])
+
+
+def detector_of(run: Path, task, plan: Plan, split):
+    """Return the network of a run with its weights, for evaluation. Raises DataError for one of other categories."""
+    network = task(SimpleNamespace(val=split, backbone=lambda: None)).network(len(split.names), plan)
+    weights = run / WEIGHTS_NAME
     try:
         network.load_state_dict(weights_in(weights))
     except RuntimeError:  # torch lists each size that differs
-        words = f"{weights} is not of a {model} for the {len(split.names)} categories of {split.name}"
+        words = f"{weights} is not of a {task.name} for the {len(split.names)} categories of {split.name}"
         raise DataError(f"{words}: give --data_dir of the data that the run had") from None
     return network.eval()
 

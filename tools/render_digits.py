@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.commands.flag_types import OneLineParser, path, positive
+from lbsgd.disk import is_there
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_with_error
 
@@ -26,7 +27,7 @@ def render(output_dir: Path, num_val: int = NUM_VAL) -> None:
 
     It appears complete or not at all, and a complete one is left as it is.
     """
-    if output_dir.exists():
+    if is_there(output_dir):
         found = {split: len(list(output_dir.glob(f"{split}/*/*.JPEG"))) for split in ("train", "val")}
         if found != {"train": NUM_IMAGES - num_val, "val": num_val}:
             wrong = f"{output_dir} exists and is not the complete tree of digits"

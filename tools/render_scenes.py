@@ -13,6 +13,7 @@ import numpy as np
 from render_digits import NUM_IMAGES, appearing, validation_positions
 
 from lbsgd.commands.flag_types import OneLineParser, path, positive
+from lbsgd.disk import is_there
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_with_error
 
@@ -27,7 +28,7 @@ TRIES = 20
 
 def render(output_dir: Path, num_train: int, num_val: int) -> None:
     """Write the data set; it appears complete or not at all, and a complete one of this size is left as it is."""
-    if output_dir.exists():
+    if is_there(output_dir):
         found = {split: len(list(output_dir.glob(f"{split}/*.png"))) for split in ("train", "val")}
         if found != {"train": num_train, "val": num_val}:
             wrong = f"{output_dir} exists and does not hold {num_train} and {num_val} scenes"

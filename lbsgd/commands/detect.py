@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from lbsgd.commands.flag_types import named, natural
 from lbsgd.commands.train import Request, run_recipe, with_flags
 from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories
+from lbsgd.disk import is_there
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.run_log import LOG_NAME, read_run
 from lbsgd.train.run import CHECKPOINT_NAME
@@ -97,7 +98,8 @@ class DetectionRequest(Request):
 def only_split(folder: Path, kind: str) -> str:
     """Return the name of the one split of a kind. Raises DataError where there is none, or several."""
     prefix = "instances_"
-    found = sorted(path.stem for path in (folder / "annotations").glob(f"{prefix}{kind}*.json"))
+    annotations = folder / "annotations"
+    found = sorted(path.stem for path in annotations.glob(f"{prefix}{kind}*.json")) if is_there(annotations) else []
     if len(found) != 1:
         several = f"{', '.join(found)}: name one by --{kind}_split" if found else f"is not there; {DOWNLOAD}"
         raise DataError(f"{folder}/annotations/{prefix}{kind}*.json {several}")
@@ -106,7 +108,7 @@ def only_split(folder: Path, kind: str) -> str:
 
 def trained_as(weights: Path) -> str:
     """Return what a run's log beside its weights says of them, the same for every seed; else the file's name."""
-    if not (weights.parent / LOG_NAME).exists():
+    if not is_there(weights.parent / LOG_NAME):
         return weights.name
     run = read_run(weights.parent)
     lr = run.header["schedule"]["reference_lr"]

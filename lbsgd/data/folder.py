@@ -12,7 +12,7 @@ import numpy as np
 
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import CONVERT
-from lbsgd.disk import replace_file, to_disk
+from lbsgd.disk import is_there, replace_file, to_disk
 from lbsgd.errors import DataError
 
 MOST_CLASSES = 1 << 20  # that labels alone may tell of; a label beyond it is damage
@@ -121,7 +121,7 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
     Files from elsewhere have no manifest: their classes are 0 ... the highest label of the training images.
     """
     folder = Path(data_dir)
-    missing = [name for name in ("train.beton", "val.beton") if not (folder / name).is_file()]
+    missing = [name for name in ("train.beton", "val.beton") if not is_there(folder / name)]
     if missing:
         raise DataError(
             f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "

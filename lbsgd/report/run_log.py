@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lbsgd.config.keypath import is_number
-from lbsgd.disk import replace_file
+from lbsgd.disk import is_there, replace_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.measure import Measure, measures_of
 
@@ -74,7 +74,7 @@ class RunLog:
         self.path = Path(folder) / LOG_NAME
         self.epochs: list[Record] = []
         self.header = header
-        if resume_iteration is None and self.path.exists():
+        if resume_iteration is None and is_there(self.path):
             raise ConfigError(f"{folder} already holds a run: continue it with --resume or choose another --output_dir")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +171,7 @@ def read_run(path: str | Path) -> LoggedRun:
     Raises DataError when nothing is there, or when a line does not belong in a run log (the error has its number).
     """
     path = Path(path)
-    path = path / LOG_NAME if path.is_dir() else path
+    path = path / LOG_NAME if is_there(path) and path.is_dir() else path
     records = _read(path)
     by_kind = {kind: [record for record in records if record["kind"] == kind] for kind in KEYS}
     result = by_kind["result"][-1] if by_kind["result"] else None

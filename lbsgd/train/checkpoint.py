@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from lbsgd.config.neutral import completed
-from lbsgd.disk import to_disk
+from lbsgd.disk import is_there, to_disk
 from lbsgd.errors import CheckpointError
 from lbsgd.train.run import CHECKPOINT_NAME
 
@@ -105,7 +105,8 @@ def delete(path: Path) -> None:
 
 def named(folder: Path) -> list[Path]:
     """Return what bears a checkpoint's name in a folder, oldest first, damaged or not."""
-    return sorted((path for path in folder.glob("iteration_*") if CHECKPOINT_NAME.fullmatch(path.name)), key=place)
+    found = folder.glob("iteration_*") if is_there(folder) else ()
+    return sorted((path for path in found if CHECKPOINT_NAME.fullmatch(path.name)), key=place)
 
 
 def complete(folder: Path) -> list[Path]:

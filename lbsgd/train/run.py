@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lbsgd.config.json_file import write_json
 from lbsgd.config.plan import Plan
+from lbsgd.disk import is_there
 from lbsgd.errors import CheckpointError, ConfigError
 from lbsgd.report.run_log import LOG_NAME
 
@@ -98,7 +99,7 @@ def prepare_output(run: Run, newest: Path | None) -> None:
                 "or other --weights"
             )
         return
-    if not run.resume and (newest or (run.output_dir / LOG_NAME).exists()):
+    if not run.resume and (newest or is_there(run.output_dir / LOG_NAME)):
         raise ConfigError(
             f"{run.output_dir} already holds a run: continue it with --resume or choose another --output_dir"
         )

@@ -1,0 +1,48 @@
+"""A folder that nobody may look into is one line that names it, wherever it is given."""
+
+import tempfile
+from pathlib import Path
+
+import pytest
+from coco_scenes import load_tool
+from locked import as_nobody
+
+from lbsgd.commands.detect import only_split, trained_as
+from lbsgd.data.folder import open_data
+from lbsgd.errors import DataError
+from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.train.checkpoint import complete
+from lbsgd.train.run import Run, prepare_output
+
+HEADER = {"model": "resnet50"}
+DIGITS, SCENES, BENCH = map(load_tool, ("render_digits", "render_scenes", "bench_convert"))
+
+TAKES_A_FOLDER = {
+    "data of a classifier": open_data,
+    "data of a detector": lambda folder: only_split(folder, "val"),
+    "a backbone's run": lambda folder: trained_as(folder / "weights.pt"),
+    "checkpoints": complete,
+    "an output folder": lambda folder: prepare_output(Run(None, None, None, folder, 1), newest=None),
+    "a log to write": lambda folder: RunLog(folder, HEADER),
+    "a log to read": read_run,
+    "digits": lambda folder: DIGITS.render(folder, 360),
+    "scenes": lambda folder: SCENES.render(folder, 8, 2),
+    "images to measure with": lambda folder: BENCH.jpegs_of(folder),
+}
+
+
+@pytest.fixture
+def locked():
+    """A folder inside one that may not be entered; not pytest's own, which only root may enter."""
+    with tempfile.TemporaryDirectory() as name, as_nobody(name):
+        outer = Path(name, "locked")
+        (outer / "inner").mkdir(parents=True)
+        outer.chmod(0)
+        yield outer / "inner"
+        outer.chmod(0o700)
+
+
+@pytest.mark.parametrize("takes", TAKES_A_FOLDER.values(), ids=TAKES_A_FOLDER)
+def test_a_folder_that_may_not_be_looked_into_is_one_line(takes, locked):
+    with pytest.raises(DataError, match=f"^cannot read {locked}.*: Permission denied$"):
+        takes(locked)
