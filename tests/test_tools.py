@@ -82,6 +82,7 @@ def test_weights_of_other_categories_are_refused(scenes, run_of):
 
 def test_several_validation_splits_want_a_name(run_of, tmp_path):
     run, _ = run_of("mask_rcnn_resnet18_fpn")
+    (run / "weights.pt").touch()
     (tmp_path / "annotations").mkdir()
     for year in (2014, 2017):
         (tmp_path / f"annotations/instances_val{year}.json").touch()
