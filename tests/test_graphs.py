@@ -10,6 +10,7 @@ import pickle
 import oracle
 import pytest
 import torch
+import torchvision
 from crash import Command, config
 from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch
@@ -24,7 +25,8 @@ from torchvision.models.resnet import BasicBlock
 
 import lbsgd
 from lbsgd.algorithm.batch_norm import convert_batch_norm
-from lbsgd.algorithm.fused_blocks import fuse_blocks
+from lbsgd.algorithm.fused_blocks import fuse_blocks, residual_blocks
+from lbsgd.config.memory import NETWORKS
 from lbsgd.errors import ConfigError
 from lbsgd.train.engine_state import gather_state, restore_state
 from lbsgd.train.graphs import by_rule, graph_blocks
@@ -617,3 +619,16 @@ def test_without_a_gpu_the_flag_ends_a_run_with_one_line_and_beside_compile_it_i
         assert run.errors == ["error: --cuda_graphs: there is no GPU here; leave the flag out"]
     with Command(json, tmp_path / "both", "--cuda_graphs", "--compile", world_size=1, recipe=RECIPE) as run:
         assert run.exit_codes() == [2] and "not allowed with argument" in run.console
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_recordings_keep_as_many_gradients_between_blocks_as_the_estimate_says(name):
+    """Counted at 64 pixels, of which the share of 224 pixels is exact."""
+    images = 2
+    model = convert_batch_norm(torchvision.models.get_model(name), images)
+    graph_blocks(model, 1, CallsAgain())
+    for _ in range(WARM_UP + 1):
+        model(torch.randn(images, 3, 64, 64)).sum().backward()
+    recordings = [block.forward.recording for block in residual_blocks(model)]
+    kept = {grad.data_ptr(): grad.numel() for each in recordings for grad in (each.grad_x, each.grad_y)}
+    assert sum(kept.values()) == NETWORKS[name].between_blocks * images * 64**2 // 224**2

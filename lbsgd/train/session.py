@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
@@ -69,8 +69,8 @@ def train(run: Run, launch: Launch) -> None:
         engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
         if run.compiled:
             compile_blocks(engine.module)
-        graphed, graphs = graphs_described(run, engine)
-        if graphed:
+        graphs = graphs_of(run, engine)
+        if graphs.are_on:
             graph_blocks(engine.module, plan.accumulation_steps)
         launch.begun.over("engine")
         progress = Progress(
@@ -142,8 +142,8 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
     return Saver(engine, run.checkpoints, identity, {"plan": run.plan.as_dict()}, run.every, progress.say)
 
 
-def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: str) -> Reporter | Silence:
-    """Open log and screen on rank 0; an error there ends all processes. graphs: what is said of them, if anything."""
+def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: CudaGraphs) -> Reporter | Silence:
+    """Open log and screen on rank 0; an error there ends all processes."""
     opened: list[Reporter] = []
 
     def open_log() -> None:
@@ -160,8 +160,8 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: st
             "aggregation": aggregation,
             "batch_norm": norm,
             **({"compiled": "each residual block"} if run.compiled else {}),
-            **({"cuda_graphs": graphs} if graphs else {}),
-            **estimated_memory(run, engine.device),
+            **({"cuda_graphs": graphs.words} if graphs.words else {}),
+            **estimated_memory(run, engine.device, graphs.are_on),
             "environment": host,
         }
         log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
@@ -171,8 +171,8 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: st
             progress.say(f"decoder        {run.images.decoder}")
         progress.say(f"aggregation    {aggregation}")
         progress.say(f"batch norm     {norm}")
-        if graphs:
-            progress.say(f"CUDA graphs    {graphs}")
+        if graphs.words:
+            progress.say(f"CUDA graphs    {graphs.words}")
         page = LivePage(run.output_dir, about, run.baseline)
         page.take_up(read_run(log.path))  # of a run that is resumed
         page.write(log.epochs)
@@ -200,21 +200,26 @@ def norm_described(run: Run, device: torch.device) -> str:
     return f"{implementation}{outside}, by {reason}"
 
 
-def graphs_described(run: Run, engine) -> tuple[bool, str]:
-    """Return whether training is graphed, and that in words with the reason; no words where there is no GPU."""
+class CudaGraphs(NamedTuple):
+    are_on: bool
+    words: str  # with the reason; none where there is no GPU
+
+
+def graphs_of(run: Run, engine) -> CudaGraphs:
+    """Return whether training runs as CUDA graphs."""
     graphed, reason = run.graphed, "the flag"
     if graphed is None:
         graphed, reason = by_rule(engine.module, run.plan.world_size, engine.device, run.compiled)
     words = f"{'each residual block' if graphed else 'none'}, by {reason}"
-    return graphed, words if engine.device.type == "cuda" else ""
+    return CudaGraphs(graphed, words if engine.device.type == "cuda" else "")
 
 
-def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
+def estimated_memory(run: Run, device: torch.device, graphed: bool) -> dict[str, int]:
     """Return for the log what `lbsgd plan` says of a GPU's memory, where it knows the network."""
     size, plan = NETWORKS.get(run.task.name), run.plan
     if size is None or device.type != "cuda":
         return {}
-    return {"memory_estimate_bytes": memory(plan, size, plan.zero_stage).total}
+    return {"memory_estimate_bytes": memory(plan, size, plan.zero_stage, graphed).total}
 
 
 def device_name() -> str:
