@@ -377,8 +377,8 @@ def test_a_flag_takes_what_its_type_says(kind, text, value):
 @pytest.mark.parametrize(
     "kind, refused, reason",
     [
-        (positive, ["0", "-1", "+1", "1.0", "1_000", "²", "٣", "many", "", "9" * 31], "whole number of at least 1"),
-        (positive, ["1000000000000"], "too large"),
+        (positive, ["0", "-1", "+1", "1.0", "1_000", "²", "٣", "many", ""], "whole number of at least 1"),
+        (positive, ["1000000000000", "9" * 31, "9" * 5000], "too large"),
         (natural, ["-1", "1.5", "²", ""], "whole number of at least 0"),
         (quantity, ["0", "-2", "nan", "inf", "fast"], "number above 0"),
         (quantity, ["1e300", "1e-300"], "too large or too small"),

@@ -80,7 +80,8 @@ class DetectionRequest(Request):
         if flags.evaluate_only or not flags.resume or not self.processes.is_rank_0:
             return flags.evaluate_only or flags.resume
         folder = Path(flags.output_dir or Path("runs") / self.plan.name) / "checkpoints"
-        return any(CHECKPOINT_NAME.fullmatch(path.name) for path in folder.glob("iteration_*"))
+        found = folder.glob("iteration_*") if is_there(folder) else ()
+        return any(CHECKPOINT_NAME.fullmatch(path.name) for path in found)
 
     def images(self) -> ImageSource:
         from lbsgd.train.coco_source import CocoSource

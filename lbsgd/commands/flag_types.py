@@ -93,8 +93,11 @@ def path(text: str) -> Path:
 
 
 def whole_number(text: str) -> int | None:
-    """The number that decimal digits write, None for any other text; `+1`, `1_000` and `²` are such other texts."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 30 else None
+    """The number that decimal digits write, None for any other text; `+1`, `1_000` and `²` are such other texts.
+
+    The first 30 digits of a longer one stand for it, because Python reads no more than 4,300.
+    """
+    return int(text.lstrip("0")[:30] or 0) if text.isascii() and text.isdecimal() else None
 
 
 def above_zero(text: str) -> float | None:
