@@ -9,6 +9,8 @@ import pytest
 
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, LABEL
+from lbsgd.data.beton_layout import read_layout
+from lbsgd.data.beton_survey import survey
 from lbsgd.data.folder import Manifest, Split, data_folder, open_data
 from lbsgd.errors import DataError
 
@@ -98,6 +100,15 @@ def test_a_truncated_file_is_refused_even_for_its_last_byte(tmp_path, missing_by
     path.write_bytes(path.read_bytes()[:-missing_bytes])
     with pytest.raises(DataError, match=r"a\.beton is truncated or damaged: it has [\d,]+ bytes and should have"):
         BetonFile.open(path)
+
+
+def test_a_file_that_is_made_shorter_while_its_tables_are_read_is_refused(tmp_path):
+    path = write_beton(tmp_path / "train.beton", range(3))
+    layout = read_layout(path)
+    with open(path, "r+b") as file:
+        file.truncate(layout.identity.num_bytes - ALLOCATION.itemsize)
+    with pytest.raises(DataError, match="made shorter while it was read"):
+        survey(layout)
 
 
 def test_a_file_that_ffcv_never_finished_is_refused(tmp_path):

@@ -153,13 +153,12 @@ class _Pass:
 
     def _blocks(self, at: int, dtype: np.dtype, num_rows: int) -> Iterator[tuple[int, np.ndarray]]:
         with open(self.layout.path, "rb", buffering=0) as file:
+            file.seek(at)
             for first in range(0, num_rows, ROWS):
-                yield (
-                    first,
-                    np.fromfile(
-                        file, dtype, min(ROWS, num_rows - first), offset=at + first * dtype.itemsize - file.tell()
-                    ),
-                )
+                rows = np.fromfile(file, dtype, min(ROWS, num_rows - first))
+                if len(rows) < min(ROWS, num_rows - first):
+                    raise damaged(self.layout.path, "it was made shorter while it was read")
+                yield first, rows
 
 
 class _Range:
