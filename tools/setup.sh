@@ -66,7 +66,7 @@ install_ffcv() {
   PKG_CONFIG_PATH="$opencv" pip install --no-build-isolation --no-deps --no-cache-dir ffcv
 }
 
-echo "setup: about 4 minutes in all on an idle machine with a fast network; details in $log"
+echo "setup: 2 to 5 minutes in all on an idle machine with a fast network; details in $log"
 [ -x .venv/bin/python ] || step "virtual environment" "$python" -m venv .venv
 step "setuptools and wheel" pip install setuptools wheel
 step "torch and torchvision (2 GB with CUDA, the longest step)" pip install torch torchvision
