@@ -33,7 +33,10 @@ def to_disk(path: Path) -> None:
 
 
 class OutputError(Exception):
-    """Standard output takes no more; the cause is its OSError. It is none itself, so that no file is blamed for it."""
+    """Standard output takes no more; the cause is its OSError.
+
+    This is no OSError, so that no caller blames a file for it.
+    """
 
 
 def say(line: str) -> None:

@@ -60,7 +60,7 @@ def missing_pycocotools(error: ImportError) -> DataError:
 def print_error(error: LbsgdError) -> None:
     """Print each line of an error on stderr, after its label: `error: FILE: what is wrong; what to do`.
 
-    A console that is gone or full keeps nobody from ending with the error's exit code.
+    Where the console is gone or full, the process still ends with the error's exit code.
     """
     with suppress(OSError, ValueError):
         print(*(f"{error.label}: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr, flush=True)

@@ -12,6 +12,9 @@ reference, Detectron, because torchvision's parts do it so:
 * 2,000 proposals are kept per image in training; Detectron keeps as many of both images together
 * the loss of boxes bends at 1/9 in both stages
 * images are resized on the device with torch's bilinear interpolation, and padded to multiples of 32
+
+Two things differ by choice:
+
 * warmup starts at η/3 and rises per iteration as theirs, but momentum needs no correction here (form (9), Remark 2)
 * aspect ratios are two, tall and wide, and the pairs come out of the one shuffle of an epoch (Remark 4)
 """

@@ -73,9 +73,9 @@ def record_moments(
 
 @mark_forward.register_fake
 def _(forwards: Tensor, begins: bool) -> None:
-    """Do nothing to tensors, which is all that a compiler needs to know."""
+    """Do nothing: which tensors the operator changes, the compiler reads in the schema."""
 
 
 @record_moments.register_fake
 def _(*tensors: Any) -> None:
-    """Do nothing that a compiler needs to know, but to write to the tensors that the schema names."""
+    """Do nothing: which tensors the operator changes, the compiler reads in the schema."""

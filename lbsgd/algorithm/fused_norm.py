@@ -21,7 +21,7 @@ from lbsgd.algorithm.norm_kernels import KernelLaunch
 from lbsgd.algorithm.norm_tiling import TILES, Tiling, View, aligned, ceil_div, laid_out, next_power_of_two
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-MOST_CHANNELS, MOST_SUMS = 32, 4096  # of a program that adds up splits
+MOST_CHANNELS, MOST_SUMS = 32, 4096  # that one program of a pool_ kernel adds up
 MOST_PIXELS = 2**20
 FEWEST_PIXELS = 512  # in NCHW; smaller maps take the kernels up to 1.9 times as long as the loop
 
@@ -108,7 +108,8 @@ def in_the_layout_of(x: Tensor, other: Tensor) -> Tensor:
 class Launches:
     """The launches of the kernels over G groups of one shape; each call gives the tensors.
 
-    types: of x, γ and β. These and the device make no difference but that each has launches of its own.
+    types: of x, γ and β. These and the device are only part of the key by which `launches` keeps these objects, because
+    a kernel is found for one type and one device.
     """
 
     def __init__(

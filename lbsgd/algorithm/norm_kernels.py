@@ -42,7 +42,7 @@ class KernelLaunch:
         self.found: Any = None
 
     def __call__(self, *tensors: Tensor | None, stream: int) -> None:
-        """Launch with these tensors, None for those that there are not."""
+        """Launch the kernel on these tensors, in its order; None stands for an optional one that is not given."""
         found = self.found
         if found is None:
             found = self.kernel[self.grid](*tensors, *self.numbers, **self.constants, num_warps=self.warps)

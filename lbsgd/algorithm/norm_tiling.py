@@ -22,10 +22,15 @@ TILES = {
     "gradients": Tile(1024, 4),
     "input gradient": Tile(8192, 8),
 }
-PROGRAMS = 1024  # that add up, for each group: about eight for each multiprocessor of an H100
-VALUE_PROGRAMS = 2048  # that do not, for all groups
-MOST_SPLITS = 512  # that a pool_ kernel adds up
-FEWEST_STEPS = 8  # of a program that adds up: writing its sums takes as long as several tiles
+# How many programs a kernel is divided into, at most: the kernels that add up per group, about eight for each
+# multiprocessor of an H100; those that do not, over all groups together.
+PROGRAMS = 1024
+VALUE_PROGRAMS = 2048
+# Each program of a kernel that adds up writes the sums of one split; one program of the pool_ kernel after it adds up
+# all splits of its channels, so there are no more of them.
+MOST_SPLITS = 512
+# A program that adds up goes through this many tiles at least, because writing its sums takes as long as several tiles.
+FEWEST_STEPS = 8
 
 
 class View(NamedTuple):

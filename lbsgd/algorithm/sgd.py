@@ -95,7 +95,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
     def _lay_out(self, params: list[torch.Tensor]) -> None:
         """Give gradients and momentum the strides of their weights; torch's fused kernel on a CPU looks at no strides.
 
-        Gradients come in another layout from who changes them, momentum from a file.
+        A hook may leave a gradient in another layout; momentum read from a file is contiguous.
         """
         for p in params:
             if p.grad is not None and p.grad.stride() != p.stride():

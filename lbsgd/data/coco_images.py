@@ -26,7 +26,7 @@ Target = dict[str, torch.Tensor]
 class Example(NamedTuple):
     """A training image and its objects as torchvision's detectors take them.
 
-    pixels: uint8 (3, H, W), of which a loader worker hands over a quarter of the bytes; `to` makes float32 of them
+    pixels: uint8 (3, H, W), a quarter of float32's bytes to hand over; `to` makes it float32
     target: boxes float32 (N, 4), labels int64 (N,), masks uint8 (N, H, W), and `draw`, the key of its samples
     """
 

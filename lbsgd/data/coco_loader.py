@@ -1,6 +1,6 @@
 """Load examples in processes of their own, which end with their run and never before it.
 
-What they cannot do is one line of the run: an error of theirs, shared memory that is full, or the loss of one.
+A worker's error, a full shared memory and a lost worker each end the run with one line.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class ReadFrom:
 
 @cache
 def warn(path: Path, reason: str) -> None:
-    """Say once that a file cannot be read ahead. Whoever needs what is lost of it ends the run; this does not."""
+    """Say once that a file cannot be read ahead. Training goes on; a read that fails later ends the run."""
     with suppress(OSError, ValueError):  # a console that is gone
         print(f"warning: {path} cannot be read ahead ({reason}); images are read as they are needed", flush=True)
 

@@ -30,8 +30,8 @@ class Processes:
         """Read what DeepSpeed's launcher or torchrun has set; without either, this is a single process.
 
         Raises ConfigError, which names the variable, for values that make no sense, and where another launcher has
-        started several processes that would each take itself for the only one. Without the number of processes on this
-        host all are on one, until their ranks there show that they are not.
+        started several processes that would each take itself for the only one. Where nothing says how many processes
+        are on this host, all are taken to be on one; a local rank that contradicts it raises ConfigError too.
         """
         if not os.environ.get("RANK"):
             require_single_process()

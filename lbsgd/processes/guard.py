@@ -34,7 +34,7 @@ class Guard:
 
         with Guard(processes, hang_timeout) as guard:
             guard.follow(peers)             if there are any
-            guard.alive("iteration 12")     wherever the main thread gets on
+            guard.alive("iteration 12")     whenever the main thread makes progress
             guard.stop_requested            why the run should save and end, if it should
             guard.nothing_to_save = True    while a checkpoint holds all there is
             guard.saved = True              once the run has saved because of a request, and only has to end

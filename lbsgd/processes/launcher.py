@@ -25,7 +25,8 @@ def launchers() -> list[psutil.Process]:
 def is_launcher(arguments: Sequence[str]) -> bool:
     """Return whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them.
 
-    Each is a program, or the first that Python is given behind its own flags; others have such names among their own.
+    The name must be the program itself, or the first argument of Python that is no flag; any other argument may bear it
+    by chance.
     """
     program, *rest = map(os.path.basename, arguments or [""])
     if program.startswith("python"):

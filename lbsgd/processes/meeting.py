@@ -132,8 +132,8 @@ def some_did_not_come(store: Store, name: str, processes: Processes, timeout_sec
 def news_of(store: Store, prefix: str) -> Store:
     """Return the part of the store where a failure is told to the processes that wait for others.
 
-    It is the whole store, which also those read that rank 0 has not answered. torchrun's agent keeps the store over
-    restarts, with the failures of earlier starts, so there it is the part of this start.
+    Normally the whole store, because processes that rank 0 has not answered must be able to read it. torchrun's agent
+    keeps the store over restarts, with the failures of earlier starts, so there it is the part of this start.
     """
     return PrefixStore(prefix, store) if of_agent() else store
 

@@ -45,7 +45,7 @@ class Agreement:
     """Collects the wishes of all processes every quarter of a second.
 
     Clocks differ between processes, so the next agreement comes a number of passes later, which all of them count
-    alike. A process alone looks after each pass, which costs nothing.
+    alike. A single process checks after every pass, which costs nothing.
 
     late: whether an answer is read with the next question only, by default on a GPU, where it has long been there by
     then and the host need not wait.

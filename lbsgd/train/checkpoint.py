@@ -51,9 +51,8 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
     final = unused(folder, name)
     building = folder / f".{name}.{os.getpid()}"
     for left_over in folder.glob(".iteration_*"):  # by a run that was killed while it saved or deleted
-        shutil.rmtree(
-            left_over, ignore_errors=True
-        )  # NFS keeps a file that somebody has open; the next save tries again
+        # NFS keeps a file that somebody has open; the next save tries again.
+        shutil.rmtree(left_over, ignore_errors=True)
     try:
         building.mkdir(parents=True)
         manifest = {
@@ -67,8 +66,9 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
         to_disk(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    by_iteration = {path.stem: path for path in complete(folder)}  # the last one of each iteration
-    for old in set(complete(folder)) - set([*by_iteration.values()][-KEEP:]):
+    standing = complete(folder)
+    last_of_each_iteration = {path.stem: path for path in standing}
+    for old in set(standing) - set([*last_of_each_iteration.values()][-KEEP:]):
         with suppress(OSError):  # it takes room, and nothing else
             delete(old)
     return final
@@ -147,7 +147,10 @@ def load_newest(
 
 
 def comparable(state: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """Return of a checkpoint's identity what this one has; what an earlier lbsgd did not keep there counts as equal."""
+    """Return the keys of a saved identity that this run has.
+
+    Precision and decoder, which early checkpoints lack, then count as equal.
+    """
     saved = {"precision": state.get("plan", {}).get("precision"), **state["identity"]}
     later = {key: identity[key] for key in ("precision", "decoder") if key in identity and saved.get(key) is None}
     return {key: value for key, value in with_defaults(saved | later).items() if key in identity}

@@ -26,7 +26,7 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
         "recipe script": digest(*(path.read_bytes() for path in files_of(task))),
         "flags": json.dumps(dict(flags)),
         "version of torch": installed("torch") or "",
-        "version of triton": installed("triton") or "",  # which kernels batch norm takes hangs on it
+        "version of triton": installed("triton") or "",  # batch norm's kernels depend on it
         "kind of device": accelerator_kind(),
         "data": data,
     }

@@ -88,7 +88,10 @@ class FfcvFiles:
     @property
     def waiting_advice(self) -> str:
         if self.decoder == FFCVS:
-            return f"the decoder is {FFCVS}: install lbsgd again where there are both, which is 2.6 times as fast"
+            return (
+                f"the decoder is {FFCVS}: install libjpeg-turbo's header and a C compiler, and then lbsgd again; "
+                "its own decoder is 2.6 times as fast"
+            )
         return (
             f"{self.threads} loader threads per process: give more --loader_threads if cores are idle, --in_memory "
             "if the disk is slow, or convert with a smaller --max_side"

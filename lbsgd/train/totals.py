@@ -31,9 +31,8 @@ class Totals:
 
     def add(self, loss: torch.Tensor, counts: Sequence[torch.Tensor], num_images: int) -> None:
         """Add one pass: the mean loss of its images and what was counted among them."""
-        images = self.sums.new_full(
-            (), num_images
-        )  # filled on the device: a copy from the host would wait for its work
+        # Filled on the device: a copy from the host would wait for its work.
+        images = self.sums.new_full((), num_images)
         self.sums = self.sums + torch.stack([loss.double() * images, *(count.double() for count in counts), images])
 
     def go_on(self, sums: torch.Tensor) -> None:
@@ -55,7 +54,7 @@ class Totals:
     def read(self, since_mark: bool = False) -> Means:
         """Return the means over all processes' images, NaN where there are none; all processes must call it.
 
-        Old checkpoints, saved during an epoch's first iteration, hold none.
+        A checkpoint that an earlier version saved during an epoch's first iteration holds none.
         """
         loss, *counts, images = self.of_all(since_mark).tolist()
         divisor = images or math.nan

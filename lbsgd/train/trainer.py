@@ -129,7 +129,7 @@ class Trainer:
             self.after_pass(self.plan.accumulation_steps - 1 - number, before)
 
     def begin_together(self) -> None:
-        """Wait for all processes; from here on none ends at once when told to stop, as the others would miss it."""
+        """Wait for all processes. From here on none ends at once when told to, because the others would wait for it."""
         self.require_numbers()
         self.guard.nothing_to_save = False
 
