@@ -1,7 +1,8 @@
-"""Durations, sizes, counts, names and tables as people read them."""
+"""Durations, sizes, counts, names and tables as people read them, and the versions of packages."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 
@@ -40,3 +41,18 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table in Markdown, a line per row, without a line break at the end."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package by its metadata, which loads none of it; None where it is not installed."""
+    from importlib.metadata import PackageNotFoundError, version  # late, because it takes milliseconds
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def numbers(version: str | None) -> tuple[int, ...]:
+    """Return (2, 11) for 2.11.0+cu130; empty for None."""
+    return tuple(map(int, re.findall(r"\d+", version or "")[:2]))

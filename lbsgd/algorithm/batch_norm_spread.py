@@ -7,7 +7,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
-from lbsgd.algorithm.grouped_norm import world_size
+from lbsgd.algorithm.process_group import world_size
 
 
 @torch.no_grad()

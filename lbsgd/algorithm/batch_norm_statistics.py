@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lbsgd.algorithm.batch_norm_moves import Move, move_together
 from lbsgd.algorithm.choices import Scope, Statistics
 from lbsgd.algorithm.compiled_record import exporting, numbered, record_moments
-from lbsgd.algorithm.grouped_norm import at_least_float32, world_size
+from lbsgd.algorithm.grouped_norm import at_least_float32
 from lbsgd.algorithm.network_forwards import NetworkForwards
+from lbsgd.algorithm.process_group import world_size
 
 
 class RunningStatistics(_BatchNorm):

@@ -16,8 +16,9 @@ from torch.fx import Proxy
 from torch.nn.modules.module import _has_any_global_hook
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from lbsgd.algorithm.grouped_norm import triton_takes, world_size
+from lbsgd.algorithm.grouped_norm import triton_takes
 from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm2d
+from lbsgd.algorithm.process_group import world_size
 
 
 class FusedBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types

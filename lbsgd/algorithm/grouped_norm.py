@@ -12,12 +12,12 @@ from __future__ import annotations
 from typing import Any, overload
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 from lbsgd.algorithm.choices import Implementation
+from lbsgd.algorithm.process_group import world_size
 
 
 def normalise_groups(
@@ -162,11 +162,6 @@ def normalise_over_processes(
     y = _scale_and_shift((wide - mean) * (var + eps).rsqrt(), weight, bias)
     moments = torch.stack([mean, var * count / (count - 1)]).detach().view(2, 1, -1)
     return y.to(x.dtype), moments, count
-
-
-def world_size() -> int:
-    """Return the number of processes; 1 if torch.distributed has joined none."""
-    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 @overload

@@ -6,12 +6,10 @@ installed. The JSON's `lbsgd.batch_norm.implementation` overrides it.
 
 from __future__ import annotations
 
-import re
-from importlib.metadata import PackageNotFoundError, version
-
 import torch
 
 from lbsgd.algorithm.choices import Implementation, ImplementationOrRule
+from lbsgd.units import installed, numbers
 
 TRIED = 3, 6  # the oldest Triton that the kernels have run with
 
@@ -27,10 +25,7 @@ RULE: dict[tuple[str, torch.memory_format], Implementation] = {
 
 def triton_version() -> tuple[int, ...]:
     """Return the installed Triton's version, such as (3, 6); empty where there is none."""
-    try:
-        return tuple(map(int, re.findall(r"\d+", version("triton"))[:2]))
-    except PackageNotFoundError:
-        return ()
+    return numbers(installed("triton"))
 
 
 def implementation_for(

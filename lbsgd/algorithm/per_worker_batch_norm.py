@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
 from lbsgd.algorithm.choices import Implementation, Scope, Statistics
-from lbsgd.algorithm.grouped_norm import at_least_float32, normalise_groups, normalise_over_processes, world_size
+from lbsgd.algorithm.grouped_norm import at_least_float32, normalise_groups, normalise_over_processes
+from lbsgd.algorithm.process_group import world_size
 
 
 class PerWorkerBatchNorm(RunningStatistics):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch.distributed as dist
 from torch.utils.data import Sampler
 
+from lbsgd.algorithm import process_group
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 
 
@@ -40,13 +40,12 @@ class SharedShuffleSampler(Sampler[list[int]]):
                 f"{num_images} images do not fill one global batch of {global_batch}, so no epoch has an iteration;"
                 " give more images or a smaller global_batch"
             )
-        joined = dist.is_initialized()
         self.num_images, self.seed = num_images, seed
         self.cut = dict(
             global_batch=global_batch,
             micro_batch=micro_batch,
-            world_size=world_size if world_size is not None else (dist.get_world_size() if joined else 1),
-            rank=rank if rank is not None else (dist.get_rank() if joined else 0),
+            world_size=world_size if world_size is not None else process_group.world_size(),
+            rank=rank if rank is not None else process_group.rank(),
         )
         self.set_epoch(0)
 

@@ -8,12 +8,12 @@ import platform
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lbsgd.config.plan import Plan
 from lbsgd.data.native.library import LIBRARY
+from lbsgd.units import installed
 
 PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv", "triton")
 
@@ -75,10 +75,3 @@ def environment(data: str) -> dict[str, Any]:
 
 def digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
-
-
-def installed(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -15,8 +15,8 @@ from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from lbsgd.algorithm.fused_blocks import FusedBasicBlock, FusedBottleneck, is_bare, residual_blocks
-from lbsgd.algorithm.grouped_norm import world_size
 from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm, PerWorkerBatchNorm2d
+from lbsgd.algorithm.process_group import world_size
 from lbsgd.errors import ConfigError
 from lbsgd.train.graphed_blocks import GraphedBlock, Graphs
 from lbsgd.train.kernels import kind_in_rule

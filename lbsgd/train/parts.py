@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch.distributed as dist
 from torch import nn
 
+from lbsgd.algorithm.process_group import world_size
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD
 from lbsgd.algorithm.torch_scheduler import LargeMinibatchLR
@@ -42,11 +42,10 @@ def parts_for(model: nn.Module, plan: Plan) -> Parts:
     torch.distributed. Raises ConfigError for a number of processes that is not the plan's, and ValueError for a batch
     norm of anyone else's.
     """
-    world_size = dist.get_world_size() if dist.is_initialized() else 1
-    if world_size != plan.world_size:
+    if world_size() != plan.world_size:
         raise ConfigError(
-            f"the plan is for {plan.world_size} processes, and torch.distributed knows of {world_size}; read the plan "
-            "for these, or let the processes meet first"
+            f"the plan is for {plan.world_size} processes, and torch.distributed knows of {world_size()}; read the "
+            "plan for these, or let the processes meet first"
         )
     sampler = SharedShuffleSampler(
         plan.num_images,
