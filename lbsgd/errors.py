@@ -57,6 +57,11 @@ def missing_pycocotools(error: ImportError) -> DataError:
     return DataError(f"pycocotools cannot be imported ({error}); `pip install 'lbsgd[detection]'` brings it")
 
 
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's words, or its type's name where it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def print_error(error: LbsgdError) -> None:
     """Print each line of an error on stderr, after its label: `error: FILE: what is wrong; what to do`.
 

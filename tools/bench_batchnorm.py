@@ -23,6 +23,7 @@ from lbsgd.algorithm.norm_rule import implementation_for
 from lbsgd.bench.rounds import in_turn
 from lbsgd.bench.speed import pass_through
 from lbsgd.commands.flag_types import OneLineParser, positive
+from lbsgd.errors import one_line
 
 PER_WORKER_BATCH = 32
 MICRO_BATCHES = (32, 128, 256)
@@ -73,7 +74,7 @@ def main() -> None:
     try:
         device = torch.zeros(1, device=args.device).device
     except (AssertionError, RuntimeError) as error:  # torch's, for a device that this build or machine has not
-        parser.error(f"--device {args.device}: {str(error).splitlines()[0]}")
+        parser.error(f"--device {args.device}: {one_line(error)}")
     try:
         how, _ = implementation_for(args.implementation, device.type, torch.contiguous_format)
     except ValueError as error:

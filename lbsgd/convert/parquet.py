@@ -16,7 +16,7 @@ from lbsgd.convert.archives import MAX_IMAGE_BYTES
 from lbsgd.convert.compressed import require_room
 from lbsgd.convert.files import Files
 from lbsgd.disk import appearing
-from lbsgd.errors import DataError
+from lbsgd.errors import DataError, one_line
 
 ROWS = 64  # that are read at a time
 BUFFER_BYTES = 1 << 20  # of a shard that are read at a time; by default PyArrow reads all of it
@@ -36,8 +36,9 @@ def copy_images(folder: Path, shard_names: list[str], target: Path) -> Files:
             try:
                 _copy_shard(files, shard, folder / name, file)
             except pyarrow.ArrowException as error:
-                reason = str(error).splitlines()[0]
-                raise DataError(f"{folder / name} cannot be read as parquet ({reason}); fetch it again") from error
+                raise DataError(
+                    f"{folder / name} cannot be read as parquet ({one_line(error)}); fetch it again"
+                ) from error
     return files
 
 

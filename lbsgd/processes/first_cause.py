@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
+from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
 from lbsgd.processes.meeting import pause
 from lbsgd.processes.peers import Peers
 
@@ -24,7 +24,7 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
 
     It is a lost process, a GPU's full memory, or a bug, whose traceback is printed.
     """
-    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    text = one_line(error)
     if reason := " ".join(str(error).partition("Last error:")[2].split()):  # NCCL's, which its first line lacks
         text = f"{text}: {reason}"
     if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):

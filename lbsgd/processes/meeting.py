@@ -18,7 +18,7 @@ from itertools import groupby
 from torch.distributed import PrefixStore, Store, TCPStore
 
 from lbsgd.disk import allow_open_files
-from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
+from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
 from lbsgd.processes.environment import Processes, master
 
 QUESTIONS_PER_SECOND = 2000  # of all processes that wait, of which a store answers ten times as many
@@ -56,7 +56,7 @@ def meeting_point(processes: Processes, timeout_seconds: float) -> TCPStore:
             multi_tenant=True,
         )
     except RuntimeError as error:
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         if processes.is_rank_0:
             raise ConfigError(
                 f"cannot open {address}:{port} for the other processes ({reason}); if the port is taken, give the "

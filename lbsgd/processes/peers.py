@@ -13,7 +13,7 @@ from functools import cached_property
 
 from torch.distributed import PrefixStore, Store
 
-from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
+from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.meeting import OtherFailed, fresh_prefix, meeting_point, read, tell
 
@@ -39,7 +39,7 @@ class Peers:
         try:
             prefix = fresh_prefix(store, processes, timeout_seconds, alive)
         except RuntimeError as error:
-            raise LostProcessError(f"rank 0, or the way to its host, is gone ({str(error).splitlines()[0]})") from error
+            raise LostProcessError(f"rank 0, or the way to its host, is gone ({one_line(error)})") from error
         return cls(processes, PrefixStore(prefix, store))
 
     def agree(self, facts: Mapping[str, str]) -> None:

@@ -29,7 +29,7 @@ from safetensors.torch import save as serialise
 
 from lbsgd.config.neutral import completed
 from lbsgd.disk import is_there, to_disk
-from lbsgd.errors import CheckpointError
+from lbsgd.errors import CheckpointError, one_line
 from lbsgd.train.run import CHECKPOINT_NAME
 
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
@@ -219,10 +219,6 @@ def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
         building.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path} ({one_line(error)}); {AGAIN}") from None
-
-
-def one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def describe(path: Path) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan, plan_for
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, one_line
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config, refusal, require_passes, unwarned
@@ -120,7 +120,7 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
         except torch.distributed.DistNetworkError as error:
             raise ConfigError(
                 f"cannot join the other processes at {os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']} "
-                f"({str(error).splitlines()[0]}); if the port is taken, give the launcher another --master_port"
+                f"({one_line(error)}); if the port is taken, give the launcher another --master_port"
             ) from error
     accelerator.set_device(processes.local_rank)  # before the first collective call
     return processes

@@ -6,7 +6,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
-from lbsgd.errors import DataError
+from lbsgd.errors import DataError, one_line
 
 if TYPE_CHECKING:  # a flag that is wrong is reported before torch loads
     from torch.nn import Module
@@ -21,8 +21,7 @@ def weights_in(path: Path) -> dict[str, Any]:
     except UnpicklingError:
         raise DataError(f"{path} holds more than tensors; save the network's state_dict() and give that") from None
     except Exception as error:  # noqa: BLE001  torch raises whatever the bytes make it raise
-        words = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{path} cannot be read as weights ({words}); give the weights.pt of a run") from None
+        raise DataError(f"{path} cannot be read as weights ({one_line(error)}); give the weights.pt of a run") from None
     if not isinstance(weights, dict):
         raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
     if isinstance(weights.get("state_dict"), dict):

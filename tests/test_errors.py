@@ -1,0 +1,40 @@
+"""What becomes of the words of other packages' errors and of their versions."""
+
+import pytest
+
+from lbsgd.errors import LostProcessError, one_line
+from lbsgd.processes import peers as peers_module
+from lbsgd.processes.environment import Processes
+from lbsgd.units import installed, numbers
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (ValueError("the first line\nthe second"), "the first line"),
+        (RuntimeError(), "RuntimeError"),
+        (OSError("\nbehind an empty line"), "OSError"),
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+    ],
+)
+def test_an_error_is_told_in_one_line_even_without_words(error, words):
+    assert one_line(error) == words
+
+
+def test_a_store_that_fails_without_words_is_a_lost_process(monkeypatch):
+    def fails(*_):
+        raise RuntimeError
+
+    monkeypatch.setattr(peers_module, "meeting_point", lambda *_: None)
+    monkeypatch.setattr(peers_module, "fresh_prefix", fails)
+    with pytest.raises(LostProcessError, match=r"is gone \(RuntimeError\)"):
+        peers_module.Peers.meet(Processes(1, 2, 1, 2), 10, lambda _: None)
+
+
+@pytest.mark.parametrize("version, expected", [("2.11.0+cu130", (2, 11)), ("3.6", (3, 6)), (None, ())])
+def test_versions_are_compared_by_their_first_two_numbers(version, expected):
+    assert numbers(version) == expected
+
+
+def test_a_package_that_is_not_there_has_no_version():
+    assert installed("torch") and installed("lbsgd-of-another-name") is None
