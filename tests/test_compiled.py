@@ -26,9 +26,9 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 from lbsgd.report.run_log import read_run
 from lbsgd.train.compiled import as_it_is, compile_blocks
+from lbsgd.train.device_rules import lay_out
 from lbsgd.train.engine_state import gather_state, restore_state
 from lbsgd.train.evaluation import evaluate
-from lbsgd.train.kernels import lay_out
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)]
 MULTIPLE = 3  # of the plain run's own distance in half precision, to which compilation adds its own rounding

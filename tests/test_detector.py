@@ -16,8 +16,8 @@ from lbsgd.algorithm.mask_rcnn import DrawnSampler, load_backbone, mask_rcnn
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
+from lbsgd.train.device_rules import lay_out
 from lbsgd.train.engine import start_processes
-from lbsgd.train.kernels import lay_out
 
 BOUND = 1e-5
 

@@ -22,7 +22,7 @@ from lbsgd.algorithm import fused_norm, norm_rule
 from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d, convert_batch_norm
 from lbsgd.algorithm.fused_blocks import FusedBottleneck, can_fuse, fuse_blocks
 from lbsgd.errors import ConfigError
-from lbsgd.train.kernels import kind_in_rule
+from lbsgd.train.device_rules import kind_in_rule
 
 HERE = Path(__file__).parent
 BOUNDS = {"fp32": 2e-5, "fp16": 1e-3, "bf16": 8e-3}  # of the largest value; the types' own rounding is about half

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lbsgd.processes.plain_letters import plain, print_plain_letters_where_needed
+from lbsgd.commands.plain_letters import plain, print_plain_letters_where_needed
 
 ROOT = Path(__file__).parent.parent
 

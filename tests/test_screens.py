@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from lbsgd.commands.main import main
+from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_screen import span
 from lbsgd.experiments.overview import Overview
-from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 from lbsgd.report.paper_table import Columns, PaperTable
 from lbsgd.report.printer import Printer
 

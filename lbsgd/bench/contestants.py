@@ -21,10 +21,10 @@ from lbsgd.data.share import Share
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.train.compiled import compile_blocks
+from lbsgd.train.device_rules import LAYOUT
 from lbsgd.train.engine import initialize
 from lbsgd.train.graphs import graph_blocks
 from lbsgd.train.images import Images
-from lbsgd.train.kernels import LAYOUT
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import DTYPES, pixels_of

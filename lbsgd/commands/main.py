@@ -19,9 +19,9 @@ from contextlib import suppress
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
 from lbsgd.commands import check, config, convert, plan, report, reproduce
 from lbsgd.commands.flag_types import OneLineParser
+from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
-from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 
 DESCRIPTION = "Large minibatches as in Goyal et al. 2017, on DeepSpeed and FFCV. `python -m lbsgd` is the same command."
 EPILOG = "`lbsgd COMMAND --help` tells the flags of a command. A recipe trains: `python recipes/resnet50.py --help`."

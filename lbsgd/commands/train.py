@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 
 from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, natural, positive
+from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.precision import PRECISIONS
@@ -23,7 +24,6 @@ from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import end_before_joining, end_despite_threads, end_with_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
-from lbsgd.processes.plain_letters import print_plain_letters_where_needed
 from lbsgd.processes.start import Start
 from lbsgd.train.facts import fingerprints
 from lbsgd.train.live_page import Band, baseline_band

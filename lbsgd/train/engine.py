@@ -40,10 +40,10 @@ from lbsgd.config.plan import Plan, plan_for
 from lbsgd.errors import ConfigError, one_line
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
+from lbsgd.train.device_rules import lay_out, norm_implementation
 from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config, refusal, require_passes, unwarned
-from lbsgd.train.kernels import lay_out, norm_implementation
 from lbsgd.train.loss_scale import grow_after_the_update, see_overflow_at_once
-from lbsgd.train.trained import watch
+from lbsgd.train.trained import hold_to_plan
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 REFUSALS = (
@@ -160,7 +160,7 @@ def initialize(
         fuse_blocks(model)
     engine, scheduler = deepspeed_engine(model, plan)
     attach(engine, plan)
-    watch(engine)
+    hold_to_plan(engine)
     engine.module.register_forward_pre_hook(
         lambda module, _: scheduler.step(engine.global_steps) if module.training else None
     )

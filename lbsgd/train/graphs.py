@@ -18,8 +18,8 @@ from lbsgd.algorithm.fused_blocks import FusedBasicBlock, FusedBottleneck, is_ba
 from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm, PerWorkerBatchNorm2d
 from lbsgd.algorithm.process_group import world_size
 from lbsgd.errors import ConfigError
+from lbsgd.train.device_rules import kind_in_rule
 from lbsgd.train.graphed_blocks import GraphedBlock, Graphs
-from lbsgd.train.kernels import kind_in_rule
 from lbsgd.train.recording import Recorder, has_bare_parts, parts_of
 
 BLOCKS = BasicBlock, Bottleneck, FusedBasicBlock, FusedBottleneck

@@ -169,7 +169,7 @@ class Saver:
             restore_random_states(tensors["random"], dist.get_rank())
             self.restore_threads(found["num_threads"])
         worlds = (found["world_size"], dist.get_world_size())
-        resume_choice(self.engine, found.get("aggregation"), worlds, self.say_once)
+        resume_choice(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
         self.last_iteration = self.engine.global_steps
         return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
 
@@ -182,12 +182,12 @@ class Saver:
         if saved == own or self.engine.device.type != "cpu":
             return
         if saved > own or "OMP_NUM_THREADS" in os.environ:
-            self.say_once(f"threads        {own}; the checkpoint has {saved}, so the last bits of sums may differ")
+            self.say_on_rank_0(f"threads        {own}; the checkpoint has {saved}, so the last bits of sums may differ")
         else:
             torch.set_num_threads(saved)
-            self.say_once(f"threads        {saved} as in the checkpoint, for the same bits, of {own} cores")
+            self.say_on_rank_0(f"threads        {saved} as in the checkpoint, for the same bits, of {own} cores")
 
-    def say_once(self, line: str) -> None:
+    def say_on_rank_0(self, line: str) -> None:
         """Say a line on rank 0."""
         if dist.get_rank() == 0:
             self.say(line)

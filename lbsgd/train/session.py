@@ -25,11 +25,11 @@ from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import described
 from lbsgd.train.compiled import compile_blocks
+from lbsgd.train.device_rules import LAYOUT, norm_implementation
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import environment
 from lbsgd.train.graphs import by_rule, graph_blocks
-from lbsgd.train.kernels import LAYOUT, norm_implementation
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 from lbsgd.train.reporter import Reporter, Silence

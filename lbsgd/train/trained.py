@@ -1,4 +1,4 @@
-"""The parameters that an engine trains: those that asked for gradients when it was made."""
+"""What an engine trains: the parameters that asked for gradients when it was made, at the plan's batch size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from lbsgd.errors import ConfigError, TrainingError
 
 
-def watch(engine: Any) -> None:
+def hold_to_plan(engine: Any) -> None:
     """Remember which parameters are trained, as engine.trained, and see to it that an update is the same everywhere.
 
     A parameter that a loss does not use counts as zeros, as it does on several processes and under ZeRO. One that is

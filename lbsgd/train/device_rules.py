@@ -1,4 +1,4 @@
-"""Which kernels a device computes with: the layout of images and weights, and what computes batch norm."""
+"""Rules by the kind of device: the layout of images and weights, and what computes batch norm."""
 
 from __future__ import annotations
 
