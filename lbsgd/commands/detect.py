@@ -14,7 +14,7 @@ from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, re
 from lbsgd.disk import is_there
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.run_log import LOG_NAME, read_run
-from lbsgd.train.run import CHECKPOINT_NAME
+from lbsgd.train.checkpoint_names import named as named_checkpoints
 from lbsgd.train.weights import weights_in
 
 if TYPE_CHECKING:
@@ -79,9 +79,7 @@ class DetectionRequest(Request):
         flags = self.flags
         if flags.evaluate_only or not flags.resume or not self.processes.is_rank_0:
             return flags.evaluate_only or flags.resume
-        folder = Path(flags.output_dir or Path("runs") / self.plan.name) / "checkpoints"
-        found = folder.glob("iteration_*") if is_there(folder) else ()
-        return any(CHECKPOINT_NAME.fullmatch(path.name) for path in found)
+        return bool(named_checkpoints(Path(flags.output_dir or Path("runs") / self.plan.name) / "checkpoints"))
 
     def images(self) -> ImageSource:
         from lbsgd.train.coco_source import CocoSource

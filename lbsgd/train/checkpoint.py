@@ -28,9 +28,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from lbsgd.config.neutral import completed
-from lbsgd.disk import is_there, to_disk
+from lbsgd.disk import to_disk
 from lbsgd.errors import CheckpointError, one_line
-from lbsgd.train.run import CHECKPOINT_NAME
+from lbsgd.train.checkpoint_names import named, place
 
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
 AGAIN = "make room, and give the same command with --resume, which evaluates and writes it again"
@@ -91,22 +91,11 @@ def unused(folder: Path, name: str) -> Path:
     return folder / (f"{name}.{max(taken) + 1}" if taken else name)
 
 
-def place(path: Path) -> tuple[str, int]:
-    """Return what checkpoints are sorted by: the iteration, and how often it was saved before."""
-    return path.stem, int(path.suffix[1:] or 0)
-
-
 def delete(path: Path) -> None:
     """Delete a checkpoint, its name first, so that nothing takes the remains of one for a checkpoint."""
     hidden = path.with_name(f".{path.name}.deleted")
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
-
-
-def named(folder: Path) -> list[Path]:
-    """Return what bears a checkpoint's name in a folder, oldest first, damaged or not."""
-    found = folder.glob("iteration_*") if is_there(folder) else ()
-    return sorted((path for path in found if CHECKPOINT_NAME.fullmatch(path.name)), key=place)
 
 
 def complete(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil
@@ -20,8 +19,6 @@ if TYPE_CHECKING:  # a wrong flag is reported before torch loads
     from lbsgd.train.images import ImageSource
     from lbsgd.train.task import Task
 
-
-CHECKPOINT_NAME = re.compile(r"iteration_\d+(\.\d+)?")
 WEIGHTS_NAME = "weights.pt"  # in the output folder: the float32 state_dict of a run that has ended
 
 
