@@ -32,6 +32,12 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def shortened(names: Sequence[str], num_names: int | None = None) -> str:
+    """`a, b, c and 2 more`. num_names: of all, if only the first three are given."""
+    more = (len(names) if num_names is None else num_names) - 3
+    return ", ".join(names[:3]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def printable(text: str) -> str:
     """Return a text without characters that move a terminal's cursor, or that no font and no encoding has."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)

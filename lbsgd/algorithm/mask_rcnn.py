@@ -23,6 +23,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredic
 from torchvision.ops import FrozenBatchNorm2d
 
 from lbsgd.algorithm.seeded import seeded
+from lbsgd.units import shortened
 
 FROZEN = ("conv1", "bn1", "layer1")  # Detectron's FREEZE_AT 2: the stem and the first stage keep their weights
 CLASSIFIER = {"fc.weight", "fc.bias"}  # of a pre-trained backbone; a detector has none
@@ -208,6 +209,5 @@ def load_backbone(detector: PerForwardMaskRCNN, weights: dict[str, torch.Tensor]
     wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
     for what, names in (("lacks", missing), ("has in addition", unexpected), ("has in another shape", sorted(wrong))):
         if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ValueError(f"{where} {what} {', '.join(names[:3])}{more}: not a backbone of this detector")
+            raise ValueError(f"{where} {what} {shortened(names)}: not a backbone of this detector")
     body.load_state_dict({name: weights[name] for name in own})

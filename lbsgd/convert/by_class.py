@@ -14,6 +14,7 @@ from lbsgd.convert.files import Files, sorted_rows
 from lbsgd.convert.left_out import STRAY_FILE, SUFFIXES, LeftOut, path_reason
 from lbsgd.convert.source_images import Images
 from lbsgd.errors import DataError
+from lbsgd.units import shortened
 
 # Of a name and the number of its shard, by which the images of a class are sorted; no two may have the same.
 Key = Callable[[str, int], Any]
@@ -130,9 +131,3 @@ class ByClass:
                 f"no images in {self.place}{' for class ' if empty else ''}{shortened(empty)}; expected one "
                 f"folder per class, with images ({' '.join(SUFFIXES)}) in each"
             )
-
-
-def shortened(names: list[str], num_names: int | None = None) -> str:
-    """`a, b, c and 2 more`. num_names: of all, if only the first three are given."""
-    more = (len(names) if num_names is None else num_names) - 3
-    return ", ".join(names[:3]) + (f" and {more:,} more" if more > 0 else "")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from lbsgd.convert.by_class import shortened
 from lbsgd.convert.left_out import LeftOut
 from lbsgd.convert.source_images import Images, Source
 from lbsgd.data.pil_image import ImageError, opened, unusable_depth
 from lbsgd.errors import DataError
-from lbsgd.units import counted
+from lbsgd.units import counted, shortened
 
 ANY_DEPTH = (".tif", ".tiff", ".pgm", ".ppm")  # formats whose samples may be anything, floats among it
 

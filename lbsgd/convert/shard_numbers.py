@@ -7,8 +7,8 @@ import re
 from itertools import islice
 from pathlib import Path
 
-from lbsgd.convert.by_class import shortened
 from lbsgd.errors import DataError
+from lbsgd.units import shortened
 
 COUNTED = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")
 NUMBERED = re.compile(r"(?:^|[-_.]|train|val|validation)(?P<number>\d+)(?P<total>)(?:\.\w+)*$")

@@ -20,7 +20,7 @@ from pathlib import Path
 from lbsgd.convert import cifar10
 from lbsgd.convert.annotations import ANNOTATIONS, labels_in_folder, labels_in_tar
 from lbsgd.convert.archives import cached_members
-from lbsgd.convert.by_class import ByClass, shortened
+from lbsgd.convert.by_class import ByClass
 from lbsgd.convert.compressed import no_room, uncompressed
 from lbsgd.convert.folders import has_class_folders, has_images, in_folders
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
@@ -29,6 +29,7 @@ from lbsgd.convert.source_images import SPLITS, Images, Source
 from lbsgd.convert.tar_layout import splits_in
 from lbsgd.data.beton_format import CONVERT
 from lbsgd.errors import DataError
+from lbsgd.units import shortened
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKITS = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12.tar", "ILSVRC2012_devkit_t12")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lbsgd.convert.by_class import ByClass, shortened
+from lbsgd.convert.by_class import ByClass
 from lbsgd.convert.files import Files
 from lbsgd.convert.source_images import SPLITS
 from lbsgd.errors import DataError
+from lbsgd.units import shortened
 
 DEEPEST = 4  # train/ is at most the fourth folder of a path
 
