@@ -1,20 +1,27 @@
 """`lbsgd check` judges a value as DeepSpeed reads it, and lets no nonsense pass to a plan or a run."""
 
 import copy
+import inspect
 import json
 
+import hjson
 import pytest
+from deepspeed import DeepSpeedEngine
 from test_check import errors
 from test_plan import edited
 
 from lbsgd.config.accepted.schema import accepted
-from lbsgd.config.checks.inspect import corrected, findings_of
+from lbsgd.config.checks.deepspeed_switches import OF_OPTIMIZER, OF_SCHEDULER
+from lbsgd.config.checks.deepspeed_values import OF_MUON
+from lbsgd.config.checks.inspect import as_hjson, corrected, findings_of
+from lbsgd.config.checks.inspect import inspect as inspect_file
 from lbsgd.config.keypath import put
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
 PLAIN = {"train_batch_size": 8, "gradient_clipping": 0.0, "timers": {"throughput": {"enabled": False}}}
+NVME = {"device": "nvme", "nvme_path": "/local_nvme"}
 SGD = {"type": "SGD", "params": {"lr": 0.1}}
 
 
@@ -148,7 +155,7 @@ def test_a_value_that_can_be_used_is_no_error(key, value):
         ({"zero_optimization": {"stage": 3, "reduce_bucket_size": 10**13}}, "zero_optimization.reduce_bucket_size"),
         ({"aio": {"block_size": "1MB"}}, None),
         (
-            {"aio": {"block_size": "1MB"}, "zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            {"aio": {"block_size": "1MB"}, "zero_optimization": {"stage": 3, "offload_param": NVME}},
             "aio.block_size",
         ),
         ({"fp16": {"enabled": True, "hysteresis": 0}, "zero_optimization": {"stage": 1}}, None),
@@ -215,3 +222,133 @@ def test_nonsense_passes_neither_check_nor_plan(key):
             assert wrong and key.rpartition(".")[0] in str(error), value
         corrected(config)
     assert json.dumps(passed) == json.dumps(UNHARMED.get(key, [])), key
+
+
+# --- what DeepSpeed ignores in silence -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "block, values",
+    [
+        ("torch_autocast", {"dtype": "bfloat16"}),
+        ("fp16", {"loss_scale": 0, "initial_scale_power": 16}),
+        ("bf16", {"check_grad_overflow": True}),
+        ("bfloat16", {"check_grad_overflow": True}),
+    ],
+)
+def test_a_precision_that_nobody_switched_on_is_told(block, values):
+    assert ("D98", "warning") in found({**PLAIN, "optimizer": SGD, block: values}, block)
+    assert found({**PLAIN, "optimizer": SGD, block: {**values, "enabled": False}}, block) == []
+    ours = edited(zero_optimization={"stage": 0}, fp16=None) | {block: values}
+    assert ("D98", "error") in found(ours, block)
+
+
+def test_a_leftover_block_beside_the_precision_that_is_on_is_no_mistake():
+    autocast = {"enabled": True, "dtype": "bfloat16"}
+    assert found({**PLAIN, "optimizer": SGD, "fp16": {"loss_scale": 0}, "torch_autocast": autocast}, "fp16") == []
+
+
+def test_a_misspelt_key_of_autocast_is_told_in_plain_deepspeed_too():
+    config = {**PLAIN, "optimizer": SGD, "torch_autocast": {"enabled": True, "dtyp": "bfloat16"}}
+    assert found(config, "torch_autocast") == [("D28", "warning")]
+
+
+@pytest.mark.parametrize(
+    "key, switch",
+    [
+        ("optimizer.params.maximize", "false"),
+        ("optimizer.params.nesterov", "no"),
+        ("scheduler.params.cycle_momentum", "false"),
+    ],
+)
+def test_a_text_in_the_place_of_an_argument_that_is_a_switch_is_told(key, switch):
+    config = {**PLAIN, "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}}}
+    if key.startswith("scheduler"):
+        config["scheduler"] = {"type": "OneCycle", "params": {"cycle_min_lr": 0.1, "cycle_max_lr": 0.2}}
+    assert found(with_value(config, key, switch), key) == [("D27", "warning")]
+    assert found(with_value(config, key, False), key) == []
+
+
+def test_the_switches_are_all_arguments_of_torch_and_deepspeed_whose_default_is_one():
+    import deepspeed.ops.adagrad
+    import deepspeed.ops.adam
+    import deepspeed.ops.lamb
+    import deepspeed.ops.lion
+    from deepspeed.runtime import lr_schedules
+    from torch import optim
+
+    def switches(*modules):
+        classes = {each for module in modules for each in vars(module).values() if inspect.isclass(each)}
+        made = [each for each in classes if "torch" in each.__module__ or "deepspeed" in each.__module__]
+        parameters = [each for kind in made for each in inspect.signature(kind.__init__).parameters.values()]
+        return {each.name for each in parameters if isinstance(each.default, bool)}
+
+    ops = deepspeed.ops.adam, deepspeed.ops.lion, deepspeed.ops.lamb, deepspeed.ops.adagrad
+    known = {*OF_OPTIMIZER, "adamw_mode", "overlap_step", "offload"}  # the last three are no arguments of a JSON
+    assert switches(optim, *ops) <= known
+    assert switches(optim.lr_scheduler, lr_schedules) <= {*OF_SCHEDULER, "step_size"}
+
+
+def test_an_argument_that_muon_ignores_is_told_with_the_one_that_is_meant():
+    config = {**PLAIN, "optimizer": {"type": "Muon", "params": {"lr": 0.01, "weight_decy": 0.1}}}
+    (finding,) = [each for each in findings_of(config) if each.code == "D67"]
+    assert finding.key == "optimizer.params.weight_decy" and finding.fix == "did you mean weight_decay?"
+    assert OF_MUON >= {*DeepSpeedEngine._MUON_HALF_KEYS, *DeepSpeedEngine._ADAM_HALF_KEYS}
+
+
+def test_findings_are_unique():
+    config = {**PLAIN, "optimizer": {"type": "AdamW", "Params": {"lr": 0.1}}, "scheduler": {"parms": {}}}
+    for each in (config, edited() | {"scheduler": {**edited()["scheduler"], "parms": {}}}):
+        keys = [(finding.code, finding.key) for finding in findings_of(each)]
+        assert len(keys) == len(set(keys))
+
+
+# --- what fails ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "float16"])
+def test_gradients_of_float32_weights_are_not_added_up_in_16_bits_beside_an_lbsgd_block(dtype):
+    config = edited(fp16=None, data_types={"grad_accum_dtype": dtype}, lbsgd__aggregation=None)
+    assert ("D35", "error") in found(config, "data_types.grad_accum_dtype")
+
+
+def test_an_offload_needs_its_folder_and_zero():
+    def offloading(stage, name, **device):
+        zero = {"stage": stage, "overlap_comm": True, "reduce_bucket_size": 1000, name: device}
+        return {**PLAIN, "optimizer": {"type": "AdamW", "params": {"lr": 0.001}}, "zero_optimization": zero}
+
+    key = "zero_optimization.offload_param.nvme_path"
+    assert found(offloading(3, "offload_param", device="nvme"), key) == [("D99", "error")]
+    assert found(offloading(3, "offload_param", device="nvme", nvme_path="/nvme"), key) == []
+    key = "zero_optimization.offload_optimizer"
+    assert found(offloading(0, "offload_optimizer", device="cpu"), key) == [("D66", "warning")]
+    assert found(offloading(2, "offload_optimizer", device="cpu"), key) == []
+
+
+@pytest.mark.parametrize("name, meant", [("steplr", "StepLR"), ("warmuplr", "WarmupLR"), ("StepLr", "StepLR")])
+def test_a_scheduler_of_another_case_is_corrected(name, meant):
+    params = {"step_size": 30} if meant == "StepLR" else {}
+    config = {**PLAIN, "optimizer": SGD, "scheduler": {"type": name, "params": params}}
+    assert corrected(config)["scheduler"]["type"] == meant
+
+
+# --- a file ----------------------------------------------------------------------------------------------------------
+
+
+def test_plain_deepspeed_reads_whole_floats_as_whole_numbers(tmp_path):
+    """By hjson, which a program that reads the file with Python's json does not use."""
+    path = tmp_path / "ds.json"
+    warm = {"warmup_min_lr": 0.01, "warmup_max_lr": 0.1, "warmup_num_steps": 1000.0, "warmup_type": "linear"}
+    path.write_text(json.dumps({**PLAIN, "optimizer": SGD, "scheduler": {"type": "WarmupLR", "params": warm}}))
+    said = {each.code: each.severity for each in inspect_file(str(path)).findings}
+    assert said["D46"] == "warning" and "error" not in said.values()
+    cycle = {"max_lr": 0.1, "total_steps": 1000, "pct_start": 1.0}
+    path.write_text(json.dumps({**PLAIN, "optimizer": SGD, "scheduler": {"type": "OneCycleLR", "params": cycle}}))
+    errors = [each.key for each in inspect_file(str(path)).findings if each.severity == "error"]
+    assert errors == ["scheduler.params.pct_start"]
+
+
+def test_what_hjson_makes_of_numbers_is_what_deepspeed_s_parser_makes_of_them():
+    for text in ("1e3", "5.0", "-2.0", "0.5", "1e22", "3", "9999999999.0", "10000000000.0"):
+        ours, theirs = as_hjson(json.loads(text)), hjson.loads(f'{{"a": {text}}}')["a"]
+        assert ours == theirs and type(ours) is type(theirs), text

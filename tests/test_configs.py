@@ -202,7 +202,7 @@ def test_a_detectors_setting_is_in_the_file():
         ("--micro_batch 32 --set train_micro_batch_size_per_gpu=64", ["train_micro_batch_size_per_gpu=64"]),
         ("--zero_stage 1 --set zero_optimization.stage=2", ["zero_optimization.stage=2"]),
         ("--precision fp32 --set fp16.enabled=true", ["--precision fp32", "disagree"]),
-        ("--set gradient_accumulation_steps=4", ["gradient_accumulation_steps=4"]),
+        ("--set gradient_accumulation_steps=7", ["gradient_accumulation_steps=7", "8 processes make it 4"]),
     ],
 )
 def test_a_setting_is_never_overruled_in_silence(arguments, words):

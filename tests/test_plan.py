@@ -299,7 +299,7 @@ def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
     [
         ("optimizer.params.lr=1.0", ["optimizer.params.lr", "follows", "3.2", "lbsgd.linear_scaling.base_lr"]),
         ("scheduler.params.warmup_num_steps=5", ["warmup_num_steps", "follows", "780"]),
-        ("gradient_accumulation_steps=4", ["gradient_accumulation_steps", "follows"]),
+        ("gradient_accumulation_steps=4", ["gradient_accumulation_steps=4", "8 processes make it 32"]),
         ("train_batch_size=64", ["lbsgd.warmup.epochs=5", "make it 0"]),
         ("lbsgd.warmup.epoch=2", ["lbsgd.warmup.epoch", "unknown key"]),
         ("lbsgd.warmup.kind=none", ["lbsgd.warmup", "5 epochs"]),
@@ -363,12 +363,17 @@ def test_a_number_of_images_that_is_not_the_datas_is_refused_as_such():
     [
         ("optimizer.params.lr=1.0", "lbsgd.linear_scaling.base_lr"),
         ("scheduler.params.warmup_num_steps=5", "lbsgd.warmup.epochs"),
-        ("gradient_accumulation_steps=4", "train_micro_batch_size_per_gpu"),
     ],
 )
 def test_a_number_that_follows_names_what_it_follows_from(setting, instead):
     with pytest.raises(ConfigError, match=f"set those instead, such as {instead}$"):
         Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=(setting,)))
+
+
+def test_the_number_of_passes_may_be_given_where_it_is_the_one_that_follows():
+    given = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("gradient_accumulation_steps=32",)))
+    written = Plan.read({**read_json(CONFIGS / "8k.json"), "gradient_accumulation_steps": 32}, 8)
+    assert given.accumulation_steps == written.accumulation_steps == 32 and given.changes == written.changes == ()
 
 
 def test_a_diagnostic_changes_no_number_so_the_file_keeps_its_purpose():

@@ -13,12 +13,14 @@ import deepspeed_oracle
 from deepspeed.runtime import config as ds_config
 from deepspeed.runtime import constants
 from deepspeed.runtime.config_utils import DeepSpeedConfigModel
+from deepspeed.utils import logging as levels
 from deepspeed_probe import describe
 from pydantic.fields import FieldInfo
 
 BASE = {"train_batch_size": 1, "gradient_clipping": 0.0, "optimizer": {"type": "SGD", "params": {"lr": 1e-3}}}
 NOT_TRIED = {"optimizer", "scheduler", "train_batch_size", "autotuning"}  # rules know their types and arguments
-WORDS = "fp16 bf16 fp32 float16 bfloat16 float32 torch.float16 torch.bfloat16 half mean sum warn ignore fail info"
+WORDS = "fp16 bf16 fp32 float16 bfloat16 float32 torch.float16 torch.bfloat16 half mean sum warn ignore fail"
+LEVELS = list(getattr(levels, "log_levels", ()))  # the words of log_level
 MODES = [word for name, word in vars(constants).items() if name.endswith("_MODE") and isinstance(word, str)]
 SENTINEL = "a_key_that_nothing_knows"
 
@@ -75,7 +77,7 @@ def keys() -> dict[str, Any]:
         "removed_zero": sorted(getattr(ds_config, "_REMOVED_ZERO_CONFIG_KEYS", {})),
         "models": models,
         "blocks": {name: model.__name__ for name, model in blocks.items()},
-        "keys": {name: describe(place(name), [*WORDS.split(), *MODES]) for name in tried}
+        "keys": {name: describe(place(name), [*WORDS.split(), *MODES, *LEVELS]) for name in tried}
         | {name: describe(place(name)) for name in blocks}
         | {name: {} for name in asked if name.split(".")[0] in NOT_TRIED}
         | {name: {} for name in switched},

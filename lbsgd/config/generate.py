@@ -16,7 +16,7 @@ from lbsgd.config.checks.registry import (
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import divisors
 from lbsgd.config.keypath import get, put
-from lbsgd.config.overrides import Overrides, override, require_kept
+from lbsgd.config.overrides import Overrides, override, require_kept, require_passes
 from lbsgd.config.precision import precision_of
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
@@ -144,6 +144,7 @@ def generate(
     if get(config, "zero_optimization.stage", 0) not in (0, 1) and not is_asked("lbsgd.aggregation", asked):
         config["lbsgd"].pop("aggregation", None)  # ZeRO-2 reduces in every pass by itself
     require_kept(config, asked)
+    require_passes(config, asked, gpus)
     require_sound(Planned(config, recipe, gpus))
     return in_order(config)
 

@@ -32,8 +32,8 @@ KEYS = {  # the key that each flag is about
 SOURCES = {  # what to set in place of a number that follows
     "scheduler.params.warmup_num_steps": "lbsgd.warmup.epochs",
     "optimizer.params.weight_decay": "lbsgd.weight_decay.base",
-    "gradient_accumulation_steps": "train_micro_batch_size_per_gpu",
 }
+PASSES = "gradient_accumulation_steps"
 
 
 class Given(NamedTuple):
@@ -148,7 +148,7 @@ def apply(values: Mapping[str, Any], num_images: int | None, config: dict[str, A
         put(config, key, value)
     if num_images:
         put(config, "lbsgd.num_images", num_images)
-    config.pop("gradient_accumulation_steps", None)
+    config.pop(PASSES, None)
 
 
 def require_images(values: Mapping[str, Any], num_images: int | None) -> None:
@@ -167,11 +167,21 @@ def require_precision(config: Mapping[str, Any], asked: str | None) -> None:
         raise ConfigError(f"--precision {asked} and --set disagree, which gives {found}; leave one of them out")
 
 
+def require_passes(config: Mapping[str, Any], values: Mapping[str, Any], world_size: int) -> None:
+    """Raise ConfigError for an override of the number of passes that is not the one that follows."""
+    passes = config["train_batch_size"] / (world_size * config["train_micro_batch_size_per_gpu"])
+    if values.get(PASSES) not in (None, passes):
+        raise ConfigError(
+            f"--set {PASSES}={json.dumps(values[PASSES])}: the batches and {world_size} processes make it {passes:g}; "
+            "leave it out, or set train_micro_batch_size_per_gpu"
+        )
+
+
 def require_kept(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     """Raise ConfigError for an override that did not survive the derivation of numbers."""
     for key, value in values.items():
         found = get(config, key)
-        if found != value and not (is_number(value) and is_close(found, value)):
+        if key != PASSES and found != value and not (is_number(value) and is_close(found, value)):
             source = "train_batch_size" if key.startswith("lbsgd.warmup") else "lbsgd.linear_scaling.base_lr"
             raise ConfigError(
                 f"--set {key}={json.dumps(value)}: this number follows from the others, which make it "

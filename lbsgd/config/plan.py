@@ -32,7 +32,7 @@ from lbsgd.config.derive import (
 )
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import differences, get
-from lbsgd.config.overrides import Overrides, override
+from lbsgd.config.overrides import PASSES, Overrides, override, require_passes
 from lbsgd.config.precision import precision_of
 from lbsgd.config.schema import PROSE, Recipe
 from lbsgd.errors import ConfigError
@@ -85,6 +85,7 @@ class Plan:
         where = "the configuration" if is_object else str(source)
         require_sound(where, written, None if overrides.divide_otherwise() else world_size)
         config, recipe = override(written, overrides, num_images)
+        require_passes(config, overrides.values(), world_size)
         planned = Planned(config, recipe, world_size)
         findings = deepspeed_findings(config) + consistency_findings(planned) + deviation_findings(planned)
         refuse(where, findings)
@@ -169,8 +170,9 @@ def require_sound(where: str, config: Mapping[str, Any], world_size: int | None)
 
 
 def without_prose(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON without the keys that explain it."""
-    return {**config, "lbsgd": {key: value for key, value in config["lbsgd"].items() if key not in PROSE}}
+    """Return a JSON without the keys that explain it, and without the number of passes, which follows."""
+    block = {key: value for key, value in config["lbsgd"].items() if key not in PROSE}
+    return {**{key: value for key, value in config.items() if key != PASSES}, "lbsgd": block}
 
 
 def resolve(planned: Planned, *, name: str, changes: tuple[str, ...], warnings: tuple[str, ...]) -> Plan:

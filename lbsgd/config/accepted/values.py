@@ -93,8 +93,9 @@ def model_refusals(models: Mapping[str, Any], model: str, value: Mapping[str, An
         if not wrong and not takes_as(field["type"], field.get("values", {}), given):
             wrong = [("", f"is {shown(value[key])}, which DeepSpeed does not take")]
         yield from ((f"{key}.{path}".rstrip("."), why) for path, why in wrong)
-        if field.get("replaced_by") in value:
-            yield key, f"stands beside {field['replaced_by']}, which replaced it"
+        successor = field.get("replaced_by")
+        names = {successor, fields.get(successor, {}).get("alias", successor)} & set(value)
+        yield from ((key, f"stands beside {name}, which replaced it") for name in names)
 
 
 def unknown_fields(models: Mapping[str, Any], model: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

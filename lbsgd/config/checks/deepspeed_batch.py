@@ -205,7 +205,8 @@ def scaled_before_reduction(json: Document) -> Iterator[Hit]:
     lbsgd="error",
     plain="error",
     why="Without ZeRO the gradients have the type of the weights; DeepSpeed refuses any other type at the start, apart "
-    "from float32 beside bf16 before 0.18. ZeRO adds gradients up in any type that DeepSpeed knows by name.",
+    "from float32 beside bf16 before 0.18. ZeRO adds gradients up in any type that DeepSpeed knows; one of 16 bits "
+    "rounds those of float32 weights.",
     fix="delete it, or use ZeRO stage 1 and fp32, bf16 or fp16",
     example={
         "fp16": None,
@@ -223,6 +224,8 @@ def gradient_type(json: Document) -> Iterator[Hit]:
         yield Hit(key, f"is not {weights}, and stage 0 knows one type for both", correction=correction)
     if json.stage and given not in (None, "auto", *types_of_sums(json)):
         yield Hit(key, f"is {shown(given)}, in which DeepSpeed adds no gradients up", correction=correction)
+    elif json.stage and not json.plain and weights == "fp32" and given not in (None, *NAMES_OF_TYPES["fp32"]):
+        yield Hit(key, f"is {shown(given)}, which rounds the gradients of float32 weights", "delete it", correction)
 
 
 def types_of_sums(json: Document) -> tuple[str, ...]:

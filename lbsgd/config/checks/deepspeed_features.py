@@ -15,7 +15,7 @@ ZENFLOW, HYBRID = "zero_optimization.zenflow", "hybrid_engine.enabled"
 NEEDED = {  # the keys without which a feature fails where it is on; the last three are gone in 0.19
     "data_efficiency.data_sampling.curriculum_learning": ("curriculum_metrics",),
     "data_efficiency.data_sampling.dynamic_batching": ("max_tokens",),
-    "data_efficiency.data_routing.random_ltd": ("total_layer_num",),
+    "data_efficiency.data_routing.random_ltd": ("total_layer_num", "random_ltd_layer_num", "random_ltd_schedule"),
     "elasticity": ("max_train_batch_size", "micro_batch_sizes"),
     "curriculum_learning": ("min_difficulty", "max_difficulty", "schedule_type"),
     "progressive_layer_drop": ("theta", "gamma"),
@@ -51,6 +51,48 @@ def zenflow_alone(json: Document) -> Iterator[Hit]:
     alone = not offloading(json, "offload_optimizer")
     if isinstance(json.get(ZENFLOW), dict) and alone and json.since("0.17"):
         yield Hit(ZENFLOW, "is there without an offloaded optimizer")
+
+
+@rule(
+    "D99",
+    "an offload to NVMe without its path",
+    plain="error",
+    why="DeepSpeed writes what it offloads to NVMe into the folder nvme_path, and ZeRO stage 3 fails without.",
+    fix='give a folder, such as "/local_nvme"',
+    example={
+        "train_batch_size": 256,
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.001}},
+        "zero_optimization": {
+            "stage": 3,
+            "overlap_comm": True,
+            "reduce_bucket_size": 1000,
+            "offload_param": {"device": "nvme"},
+        },
+    },
+)
+def pathless_offload(json: Document) -> Iterator[Hit]:
+    for name in ("offload_param", "offload_optimizer") if json.stage == 3 else ():
+        block = json.block(f"zero_optimization.{name}")
+        if block.get("device") == "nvme" and block.get("nvme_path") is None:
+            yield Hit(f"zero_optimization.{name}.nvme_path", "is missing, and the device is nvme")
+
+
+@rule(
+    "D66",
+    "an offloaded optimizer without ZeRO",
+    plain="warning",
+    why="DeepSpeed builds its optimizer for the CPU wherever offload_optimizer stands, and moves nothing to the CPU at "
+    "stage 0. The first update on a GPU fails, because the weights lie there.",
+    fix="delete it, or use ZeRO stage 1, 2 or 3",
+    example={
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.001}},
+        "zero_optimization": {"stage": 0, "offload_optimizer": {"device": "cpu"}},
+    },
+)
+def offload_without_zero(json: Document) -> Iterator[Hit]:
+    if json.stage == 0 and not json.is_sgd:
+        for key in offloading(json, "offload_optimizer"):
+            yield Hit(f"zero_optimization.{key}", "moves the update to the CPU, and at stage 0 the weights stay")
 
 
 @rule(
@@ -93,4 +135,11 @@ def own_accumulation_that_is_refused(json: Document) -> Iterator[Hit]:
         yield Hit(key, f"is {shown(json.get(key))} {where[0]}")
 
 
-RULES = (other_engine, zenflow_alone, needy_feature, own_accumulation_that_is_refused)
+RULES = (
+    other_engine,
+    zenflow_alone,
+    pathless_offload,
+    offload_without_zero,
+    needy_feature,
+    own_accumulation_that_is_refused,
+)

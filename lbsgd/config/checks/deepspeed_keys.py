@@ -40,7 +40,7 @@ def unknown_at_the_top(json: Document) -> list[str]:
 
 def lax_blocks(json: Document) -> Iterator[tuple[str, list[str]]]:
     """Yield each block whose keys DeepSpeed looks up one by one, and the keys in it that it never looks at."""
-    for name in (*OPTIMIZER_BLOCKS, *block_names(json)):
+    for name in block_names(json):
         known = known_inside(json, name)
         if known and name not in json.accepted.blocks and name not in NOT_JUDGED:
             yield name, sorted(set(json.block(name)) - known)

@@ -24,6 +24,7 @@ COUNTS = {  # the least of each
     "data_efficiency.data_sampling.num_epochs": 1,
     "data_efficiency.data_sampling.num_workers": 0,
 }
+NS_METHODS = ("standard", "gram")  # of Muon
 OFFLOADS = ("zero_optimization.offload_optimizer.device", "zero_optimization.offload_param.device")
 
 
@@ -34,6 +35,9 @@ def refused_later(json: Document) -> Iterator[tuple[str, str]]:
         value = get(json.config, key)
         if is_read(json, key) and value not in (None, "auto") and not is_count_from(least, value):
             yield key, f"is {shown(value)}, and DeepSpeed wants a whole number of at least {least}"
+    method = json.get("optimizer.params.ns_method", "auto")
+    if str(json.get("optimizer.type")).lower() == "muon" and method not in ("auto", *NS_METHODS) and json.since("0.19"):
+        yield "optimizer.params.ns_method", f"is {shown(method)}, and Muon knows {' and '.join(NS_METHODS)}"
     modules = json.get(MODULES)
     if modules and json.enabled("torch_autocast") and json.since("0.17"):
         yield from no_classes(modules)

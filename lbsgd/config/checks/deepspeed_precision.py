@@ -23,6 +23,7 @@ BFLOAT16 = ("bfloat16", "torch.bfloat16")
     "D28",
     "an unknown key in torch_autocast",
     lbsgd="error",
+    plain="warning",
     why="DeepSpeed looks up single keys of this block and ignores the others, so a misspelt key leaves the run in "
     "float32 or in the default type.",
     fix=f"known are {', '.join(sorted(AUTOCAST_KEYS))}",
@@ -31,6 +32,24 @@ BFLOAT16 = ("bfloat16", "torch.bfloat16")
 def unknown_autocast_key(json: Document) -> Iterator[Hit]:
     if unknown := sorted(set(json.block("torch_autocast")) - AUTOCAST_KEYS):
         yield Hit("torch_autocast", f"has unknown {', '.join(map(shown, unknown))}, which DeepSpeed ignores in silence")
+
+
+@rule(
+    "D98",
+    "a precision that is not switched on",
+    lbsgd="error",
+    plain="warning",
+    why="A block fp16, bf16 or torch_autocast does nothing without its enabled, and DeepSpeed trains in float32. The "
+    "keys in it say that something else is meant.",
+    fix='add "enabled": true, or delete the block',
+    example={"fp16": {"enabled": None, "auto_cast": None}, "zero_optimization": {"stage": 0}},
+)
+def precision_left_off(json: Document) -> Iterator[Hit]:
+    if any(json.enabled(block) for block in BLOCKS):
+        return
+    for block in (*BLOCKS, "bfloat16"):
+        if json.block(block) and "enabled" not in json.block(block):
+            yield Hit(block, "has no enabled, so it is off and DeepSpeed trains in float32")
 
 
 @rule(
@@ -187,6 +206,7 @@ def unseen_overflow(json: Document) -> Iterator[Hit]:
 
 RULES = (
     unknown_autocast_key,
+    precision_left_off,
     images_not_cast,
     half_batch_norm,
     images_cast_alone,

@@ -47,8 +47,10 @@ def other_scheduler(json: Document) -> Iterator[Hit]:
 def unknown_scheduler(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
     if kind is not None and kind != "auto" and json.accepted.scheduler(kind) is None:
-        own = frozenset(json.accepted.schedulers)
-        yield Hit(TYPE, f"is {shown(kind)}, which DeepSpeed does not know", nearest(str(kind), own))
+        known = [*json.accepted.schedulers, *json.accepted.torch_schedulers]
+        meant = [name for name in known if name.lower() == str(kind).lower()]
+        fix = f"did you mean {meant[0]}?" if meant else nearest(str(kind), frozenset(known))
+        yield Hit(TYPE, f"is {shown(kind)}, which DeepSpeed does not know", fix, {TYPE: meant[0]} if meant else None)
 
 
 @rule(

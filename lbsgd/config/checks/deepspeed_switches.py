@@ -23,7 +23,11 @@ UNCONVERTED = (  # DeepSpeed, torch or C++ asks whether they are true as Python 
     "checkpoint.checkpoint_serialization data_efficiency.enabled data_efficiency.data_sampling.enabled "
     "data_efficiency.data_sampling.pin_memory data_efficiency.data_routing.enabled optimizer.legacy_fusion"
 ).split()
-OF_OPTIMIZER = ("fused", "foreach")
+OF_OPTIMIZER = (  # of torch's and DeepSpeed's
+    "adam_w_mode amsgrad bias_correction capturable centered decoupled_weight_decay differentiable eps_inside_sqrt "
+    "foreach fp32_optimizer_states fused maximize nesterov set_grad_none torch_adam"
+).split()
+OF_SCHEDULER = "cycle_momentum lr_range_test_staircase three_phase".split()
 
 
 @rule(
@@ -46,6 +50,7 @@ def ambiguous_switch(json: Document) -> Iterator[Hit]:
         if not json.plain and type(value) is not bool and converts("bool", value):  # else D70 says more
             yield Hit(key, meant(value))
     params = [f"optimizer.params.{name}" for name in OF_OPTIMIZER]
+    params += [f"scheduler.params.{name}" for name in OF_SCHEDULER]
     for key in (*params, *(name for name in UNCONVERTED if name in json.accepted.keys)):
         value = json.get(key)
         unclear = value not in (None, False, True, "auto")  # nor 0 and 1, which are False and True

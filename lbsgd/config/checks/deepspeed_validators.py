@@ -45,12 +45,12 @@ def weights_of_another_type(json: Document) -> Iterator[Hit]:
 
 @rule(
     "D79",
-    "a gradient norm that is left out at the wrong ZeRO stage",
+    "a gradient norm that is left out and needed",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed can leave the norm of the gradients out at ZeRO stages 1 and 2 only. It refuses "
-    "compute_grad_norm false at any other stage.",
-    fix="delete it, or use ZeRO stage 1 or 2",
+    why="DeepSpeed can leave the norm of the gradients out at ZeRO stages 1 and 2 only, and needs it for clipping. It "
+    "refuses compute_grad_norm false at any other stage, and beside gradient_clipping, 1.0 where nobody sets it.",
+    fix="delete it, or use ZeRO stage 1 or 2 with gradient_clipping 0",
     example={
         "fp16": None,
         "zero_optimization": {"stage": 0, "compute_grad_norm": False},
@@ -58,10 +58,14 @@ def weights_of_another_type(json: Document) -> Iterator[Hit]:
     },
 )
 def missing_norm(json: Document) -> Iterator[Hit]:
-    value = json.get(GRAD_NORM, True)
-    if json.since("0.19") and json.stage in (0, 3) and converts("bool", value) and not as_bool(value):
+    value, clipping = json.get(GRAD_NORM, True), json.get("gradient_clipping", json.accepted.default_clipping)
+    if not json.since("0.19") or not converts("bool", value) or as_bool(value):
+        return
+    if json.stage in (0, 3):
         said = f"is {shown(value)} at ZeRO stage {json.stage}"
         yield Hit(GRAD_NORM, said, correction=json.beside_intent({GRAD_NORM: DELETE}))
+    elif json.stage and is_number(clipping) and clipping:
+        yield Hit(GRAD_NORM, f"is {shown(value)} beside a gradient_clipping of {shown(clipping)}, which needs the norm")
 
 
 @rule(

@@ -12,7 +12,7 @@ from lbsgd.config.accepted.schema import NEWEST, Entry
 from lbsgd.config.accepted.schema import accepted as accepted_by
 from lbsgd.config.accepted.values import as_bool, model_refusals, takes
 from lbsgd.config.checks.deepspeed_beside import is_taken_beside, moves_without_rate, refused_beside
-from lbsgd.config.checks.deepspeed_keys import block_names
+from lbsgd.config.checks.deepspeed_keys import block_names, nearest
 from lbsgd.config.checks.deepspeed_later import refused_later
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -29,6 +29,10 @@ BESIDE_BLOCK = frozenset(  # keys that a rule of their own judges where an lbsgd
     "scheduler.params.warmup_min_lr scheduler.params.warmup_max_lr gradient_predivide_factor".split()
 )
 NUMERALS = (int, float)
+OF_MUON = frozenset(
+    "lr muon_lr adam_lr momentum weight_decay ns_method betas eps "
+    "adam_w_mode torch_adam foreach fp32_optimizer_states".split()
+)
 MULTIPLYING = tuple(  # schedulers whose learning rate is the optimizer's times a factor
     "WarmupCosineLR StepLR MultiStepLR ExponentialLR LinearLR ConstantLR PolynomialLR ReduceLROnPlateau".split()
 )
@@ -132,6 +136,21 @@ def unknown_argument(json: Document) -> Iterator[Hit]:
 
 
 @rule(
+    "D67",
+    "an argument that Muon ignores",
+    plain="warning",
+    why="DeepSpeed 0.19 takes from optimizer.params what Muon and its Adam know, and passes over all else without a "
+    "word, so a typing error means that the default is used.",
+    fix="correct its spelling, or delete it",
+    example={"optimizer": {"type": "Muon", "params": {"lr": 0.01, "weight_decy": 0.1}}},
+)
+def ignored_by_muon(json: Document) -> Iterator[Hit]:
+    if str(json.get("optimizer.type")).lower() == "muon" and json.since("0.19"):
+        for name in sorted(set(json.block("optimizer.params")) - OF_MUON - {"max_grad_norm"}):  # D11 refuses the last
+            yield Hit(f"optimizer.params.{name}", "is unknown to Muon, and ignored in silence", nearest(name, OF_MUON))
+
+
+@rule(
     "D72",
     "an optimizer or a scheduler that no JSON can run",
     plain="error",
@@ -174,6 +193,8 @@ def decisive_rates(json: Document) -> Iterator[str]:
         yield "optimizer.params.lr"
     if kind == "OneCycleLR":
         yield "scheduler.params.max_lr"
+    if kind in ("WarmupLR", "WarmupDecayLR"):
+        yield "scheduler.params.warmup_max_lr"
     if kind == "LRRangeTest":
         yield "scheduler.params.lr_range_test_min_lr"
 
@@ -218,4 +239,12 @@ def scattered_muon(json: Document) -> Iterator[Hit]:
         yield Hit(key, "is not false, and Muon at stage 3 needs whole gradients")
 
 
-RULES = (refused_value, unknown_argument, unusable_class, no_learning_rate, missing_momentum, scattered_muon)
+RULES = (
+    refused_value,
+    unknown_argument,
+    ignored_by_muon,
+    unusable_class,
+    no_learning_rate,
+    missing_momentum,
+    scattered_muon,
+)

@@ -15,6 +15,7 @@ from lbsgd.config.keypath import is_number, shown
 
 ZERO = "zero_optimization"
 STAGE, BUCKET, GATHERED = (f"{ZERO}.{key}" for key in ("stage", "reduce_bucket_size", "allgather_bucket_size"))
+OF_STAGE_3 = ("sub_group_size", "zero_hpz_partition_size", "zero_quantized_weights")
 DEFAULT_BUCKET = 5e8  # of DeepSpeed, in elements
 RESNET50_BUCKET = 6_000_000  # a fourth of its 25.6 million parameters
 LARGEST_BUCKET = 25_000_000
@@ -42,8 +43,8 @@ def unusable_stage(json: Document) -> Iterator[Hit]:
     "D50",
     "keys without effect at this ZeRO stage",
     plain="note",
-    why="The keys stage3_* and offload_param, with its old name cpu_offload_param, act at stage 3 only. At any other "
-    "stage DeepSpeed ignores them.",
+    why="The keys stage3_*, offload_param, with old name cpu_offload_param, sub_group_size, zero_hpz_partition_size "
+    "and zero_quantized_weights act at stage 3. At any other stage DeepSpeed ignores them.",
     fix="delete it, or use stage 3",
     example={
         "zero_optimization": {
@@ -55,8 +56,8 @@ def unusable_stage(json: Document) -> Iterator[Hit]:
     },
 )
 def idle_keys(json: Document) -> Iterator[Hit]:
-    weights = ("offload_param", OLD_NAMES["offload_param"])
-    idle = sorted(key for key in json.block(ZERO) if key.startswith("stage3_") or key in weights)
+    alone = ("offload_param", OLD_NAMES["offload_param"], *OF_STAGE_3)
+    idle = sorted(key for key in json.block(ZERO) if key.startswith("stage3_") or key in alone)
     if idle and json.stage in (0, 1, 2):
         others = f", nor have {len(idle) - 1} more keys" if len(idle) > 1 else ""
         yield Hit(f"{ZERO}.{idle[0]}", f"has no effect at stage {json.stage}{others}")
@@ -143,7 +144,7 @@ def large_bucket(json: Document) -> Iterator[Hit]:
 
 @rule(
     "D41",
-    "gradients that are reduced after back-propagation",
+    "gradients that are not reduced during back-propagation",
     lbsgd="note",
     plain="note",
     why="With overlap_comm DeepSpeed reduces a full bucket while the GPU computes the gradients of earlier "
@@ -154,7 +155,12 @@ def large_bucket(json: Document) -> Iterator[Hit]:
 def no_overlap(json: Document) -> Iterator[Hit]:
     key = "zero_optimization.overlap_comm"
     if json.stage in (1, 2) and not as_bool(json.get(key)):
-        yield Hit(key, "is not true, so gradients are reduced after back-propagation, not during it (Sec. 4)")
+        said = (
+            "gradients are reduced after back-propagation"
+            if json.stage == 1
+            else "back-propagation waits for each bucket"
+        )
+        yield Hit(key, f"is not true, so {said} (Sec. 4)")
 
 
 @rule(

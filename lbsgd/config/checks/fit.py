@@ -178,11 +178,10 @@ def schedule_within_run(planned: Planned) -> Iterator[Hit]:
 
 
 def epochs_within_run(recipe: Recipe, length: int) -> Iterator[Hit]:
-    warmup = recipe.warmup.epochs or 0
-    if warmup >= length:
-        yield Hit(
-            "lbsgd.warmup.epochs", f"is {warmup:g}, but the run has {length}: no update has the full learning rate"
-        )
+    warmup, first = recipe.warmup.epochs or 0, min([length, *recipe.decay.epochs])
+    if warmup >= first:
+        end = f"the run has {length}" if first == length else f"the first decay is at {first:g}"
+        yield Hit("lbsgd.warmup.epochs", f"is {warmup:g}, but {end}: no update has the full learning rate")
     missed = [f"{epoch:g}" for epoch in recipe.decay.epochs if epoch >= length]
     if missed:
         yield Hit("lbsgd.decay.epochs", f"has {', '.join(missed)}, but the run of {length} epochs ends before")

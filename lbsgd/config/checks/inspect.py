@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lbsgd.config.checks import strictness
@@ -71,6 +71,36 @@ def findings_of(config: Mapping[str, Any], version: str | None = None) -> tuple[
     return worst_first(found)
 
 
+def findings_of_file(config: Mapping[str, Any], version: str | None = None) -> tuple[Finding, ...]:
+    """Return everything to say about the JSON in a file, which plain DeepSpeed does not read as Python does.
+
+    Hjson makes 5 of 5.0. What is an error about 5.0 alone is a warning, because it is one in a program that reads the
+    file with Python's json, such as Hugging Face's Trainer.
+    """
+    found, as_read = findings_of(config, version), as_hjson(config)
+    if "lbsgd" in config or json.dumps(as_read) == json.dumps(config):
+        return found
+    read = findings_of(as_read, version)
+    alone = {(finding.code, finding.key) for finding in found if finding.severity == "error"}
+    alone -= {(finding.code, finding.key) for finding in read}
+    said = "in a program that reads the file with Python's json"
+    doubtful = [
+        replace(finding, message=f"{finding.message}, {said}", severity="warning")
+        for finding in found
+        if (finding.code, finding.key) in alone
+    ]
+    return worst_first([*read, *doubtful])
+
+
+def as_hjson(value: Any) -> Any:
+    """Return a JSON value as hjson reads it: whole numbers below 10^10 are ints, however they are written."""
+    if isinstance(value, dict):
+        return {key: as_hjson(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [as_hjson(each) for each in value]
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e10 else value
+
+
 def our_findings(config: Mapping[str, Any], version: str | None = None) -> list[Finding]:
     """Return at once all that `Plan.read` would refuse or warn of, on any number of processes."""
     found, parsed = deepspeed_findings(config, version=version), recipe_or_findings(config)
@@ -96,13 +126,13 @@ def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspect
     except ConfigError as error:
         return inspect_unstrict(file, error, version)
     if not fix or not is_deepspeed_json(config):
-        return Inspection(file, config, findings_of(config, version), version=version)
+        return Inspection(file, config, findings_of_file(config, version), version=version)
     mended = corrected(config, version)
     changes, kept = differences(config, mended), None
     if changes:
         kept = str(keep_original(file))
         write_json(file, mended)
-    return Inspection(file, mended, findings_of(mended, version), changes, kept, version)
+    return Inspection(file, mended, findings_of_file(mended, version), changes, kept, version)
 
 
 def inspect_unstrict(file: str, error: ConfigError, version: str | None = None) -> Inspection:

@@ -41,7 +41,7 @@ def has_another_type(planned: Planned, key: str) -> bool:
     lbsgd="error",
     why="DeepSpeed then keeps gradients in a second place, grad_accum, and reduces those. lbsgd aggregates the "
     "gradients themselves.",
-    fix=WAY_OUT,
+    fix="delete it",
     example={"data_types": {"grad_accum_dtype": "fp32"}},
 )
 def another_accumulation(planned: Planned) -> Iterator[Hit]:
