@@ -15,8 +15,9 @@ the paper's update, with momentum. Warmup is needed where Δ and Δ' are far apa
 from contextlib import ExitStack
 from itertools import islice
 
-from asynchronous import opened
+from digits import DigitsResNet
 
+from lbsgd.commands.simulate import opened
 from lbsgd.commands.train import Request, parser
 from lbsgd.errors import LbsgdError
 from lbsgd.processes.ending import end_with_error
@@ -24,9 +25,7 @@ from lbsgd.processes.ending import end_with_error
 
 def main():
     try:
-        request = Request(parser(__doc__).parse_args())
-        request.flags.updates, request.flags.spread = "sync", 0.0
-        compare(request)
+        compare(Request(parser(__doc__).parse_args()))
     except LbsgdError as error:
         end_with_error(error)
 
@@ -34,7 +33,7 @@ def main():
 def compare(request):
     """Train, and log the two steps before each update."""
     with ExitStack() as stack:
-        server, images, log = opened(request, "resnet8, one large step", {}, stack)
+        server, images, log = opened(request, DigitsResNet(), {"model": "resnet8, one large step"}, stack)
         for epoch in range(request.flags.epochs or int(request.plan.num_epochs)):
             trained = [one_update(server, chunk, log) for chunk in chunks(images.train.epoch(epoch), server.workers)]
             num_images = len(trained) * server.plan.global_batch

@@ -4,7 +4,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from asynchronous import Server
 from commands import ROOT, refused, script
 from update_magnitude import steps
 
@@ -14,6 +13,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import TrainingError
 from lbsgd.experiments.studies.update_magnitude import mean_of, relative
 from lbsgd.train.inputs import build_optimizer
+from lbsgd.train.simulated import Server
 
 
 def plan(workers, base_lr=0.1, *more):
@@ -31,7 +31,7 @@ def network():
 
 
 def server(workers, updates, spread=0.0, base_lr=0.1, *more):
-    return Server(network(), plan(workers, base_lr, *more), SimpleNamespace(updates=updates, spread=spread))
+    return Server(network(), plan(workers, base_lr, *more), updates == "async", spread)
 
 
 def batches(count):

@@ -1,0 +1,136 @@
+"""k workers simulated on one process: whose gradient comes when, and how old the weights are that it is of (Sec. 6).
+
+A worker takes n images at a time. How long it takes is drawn per gradient, log-normal with mean 1 and a given spread.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.schedule import learning_rate
+from lbsgd.algorithm.sgd import lr_factor
+from lbsgd.config.plan import Plan
+from lbsgd.errors import TrainingError
+from lbsgd.train.inputs import build_optimizer
+
+Batch = tuple[Tensor, Tensor]  # n images and their labels
+
+
+class Server:
+    """Weights, momentum and the workers that take them.
+
+    asynchronous: each gradient moves the weights as soon as its worker is ready, which then takes the new ones. Else
+    the weights move once per k gradients, when the slowest worker is ready.
+    """
+
+    def __init__(self, network: nn.Module, plan: Plan, asynchronous: bool, spread: float):
+        self.network, self.plan = convert_batch_norm(network, plan.per_worker_batch), plan
+        self.asynchronous, self.spread = asynchronous, spread
+        self.optimizer, self.weights = build_optimizer(network, plan), list(network.parameters())
+        self.random = np.random.default_rng([plan.recipe.seed, 1])
+        self.workers, self.time, self.gradients, self.moves = plan.num_workers, 0.0, 0, 0
+        self.ready = [(self.draw(), worker) for worker in range(self.workers)]
+        heapq.heapify(self.ready)
+        # The weights that each worker has, and after how many moves it took them.
+        self.held = [(self.copies(), 0) for _ in range(self.workers if asynchronous else 0)]
+
+    def copies(self) -> list[Tensor]:
+        return [weight.detach().clone() for weight in self.weights]
+
+    def draw(self) -> float:
+        """Return how long a worker takes for its next gradient: 1 on average."""
+        return float(self.random.lognormal(-(self.spread**2) / 2, self.spread))
+
+    def train(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Take an epoch's batches of n images, one worker each; return the epoch's record for the log."""
+        losses, wrong, seen, ages, began = 0.0, 0, 0, [], self.time
+        self.network.train()
+        for batch in batches:
+            loss, hits, age = self.asynchronously(batch) if self.asynchronous else self.synchronously(batch)
+            losses, wrong, seen = losses + loss * len(batch[1]), wrong + hits, seen + len(batch[1])
+            ages.append(age)
+        return {
+            "train_loss": losses / seen,
+            "train_top1_error_pct": 100 * wrong / seen,
+            "seconds": self.time - began,  # simulated
+            "simulated_time": self.time,
+            "staleness": sum(ages) / len(ages),
+        }
+
+    def gradient(self, batch: Batch, share: float) -> tuple[float, int]:
+        """Add a share of the gradient of n images; return their loss and how many are wrong."""
+        images, labels = batch
+        logits = self.network(images)
+        loss = cross_entropy(logits, labels)
+        self.require_numbers([loss])
+        (loss * share).backward()
+        return loss.item(), int((logits.argmax(1) != labels).sum())
+
+    def require_numbers(self, found: Sequence[Tensor]) -> None:
+        """Raise TrainingError for a loss or weights that are not numbers, as the trainer does: the run has diverged."""
+        if not all(tensor.isfinite().all() for tensor in found):
+            raise TrainingError(f"after {self.gradients // self.workers} iterations the loss is not a number")
+
+    def move(self, lr: float) -> None:
+        """Move the weights by the gradients that were added up."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * lr_factor(group)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.moves += 1
+
+    def lr(self) -> float:
+        return learning_rate(self.gradients // self.workers, self.plan.schedule)
+
+    def asynchronously(self, batch: Batch) -> tuple[float, int, int]:
+        """Compute the gradient of the worker that is ready first, at the weights it holds, and move the server's.
+
+        Return loss, number of wrong answers, and how many moves old the worker's weights were.
+        """
+        self.time, worker = heapq.heappop(self.ready)
+        held, version = self.held[worker]
+        now = self.copies()
+        self.put(self.weights, held)
+        loss, wrong = self.gradient(batch, 1.0)
+        self.put(self.weights, now)
+        age = self.moves - version
+        self.move(self.lr() / self.workers)
+        self.gradients += 1
+        self.put(held, self.weights)
+        self.held[worker] = (held, self.moves)
+        heapq.heappush(self.ready, (self.time + self.draw(), worker))
+        return loss, wrong, age
+
+    @staticmethod
+    @torch.no_grad()
+    def put(into: list[Any], values: list[Any]) -> None:
+        torch._foreach_copy_(into, values)
+
+    def synchronously(self, batch: Batch) -> tuple[float, int, int]:
+        """Add one worker's gradient; after the last one the weights move, when the slowest is ready."""
+        loss, wrong = self.gradient(batch, 1 / self.workers)
+        lr = self.lr()
+        self.gradients += 1
+        if self.gradients % self.workers == 0:
+            self.time += max(self.draw() for _ in range(self.workers))
+            self.move(lr)
+        return loss, wrong, 0
+
+    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+        """Return the validation error for the log. Raises TrainingError for weights that are not numbers."""
+        self.require_numbers(self.weights)  # no loss follows the last update
+        self.network.eval()
+        wrong = seen = 0
+        with torch.no_grad():
+            for images, labels in batches:
+                wrong += int((self.network(images).argmax(1) != labels).sum())
+                seen += len(labels)
+        return {"val_top1_error_pct": 100 * wrong / seen, "val_images": seen}
