@@ -24,7 +24,7 @@ from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import end_before_joining, end_despite_threads, end_with_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
-from lbsgd.processes.start import Start
+from lbsgd.processes.start import Stopwatch
 from lbsgd.train.facts import fingerprints
 from lbsgd.train.live_page import Band, baseline_band
 from lbsgd.train.run import Every, Run, last_iteration
@@ -50,16 +50,16 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     print_plain_letters_where_needed()
     started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
     end_with_launcher(started_by)
-    begun = Start(started_by)
+    stopwatch = Stopwatch(started_by)
     try:
         require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
         request = request_of(flags.parse_args())
         task = task_of(request)
     except LbsgdError as error:
         end_before_joining(error)
-    begun.over("flags and data")
+    stopwatch.lap("flags and data")
     try:
-        start(task, request, started_by, begun)
+        start(task, request, started_by, stopwatch)
     except LbsgdError as error:
         end_with_error(error)
     end_despite_threads()
@@ -132,7 +132,7 @@ def overrides_of(flags: argparse.Namespace) -> Overrides:
     )
 
 
-def start(task: Task, request: Request, started_by: list[psutil.Process], begun: Start) -> None:
+def start(task: Task, request: Request, started_by: list[psutil.Process], stopwatch: Stopwatch) -> None:
     """Print the plan, import what takes seconds, and train."""
     if request.processes.is_rank_0:
         print_plan(request.plan, request.output_dir)
@@ -140,7 +140,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], begun:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from lbsgd.train.session import Launch, train
 
-    begun.over("imports")
+    stopwatch.lap("imports")
     flags, processes, images = request.flags, request.processes, request.images()
     every = Every(*flags.checkpoint_every) if flags.checkpoint_every else Every()
     run = Run(
@@ -160,7 +160,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], begun:
         started_from=request.started_from,
     )
     facts = fingerprints(request.plan, task, {**vars(flags), "local_rank": None}, images.fingerprint)
-    train(run, Launch(processes, started_by, flags.hang_timeout, facts, begun))
+    train(run, Launch(processes, started_by, flags.hang_timeout, facts, stopwatch))
 
 
 def print_plan(plan: Plan, output_dir: Path) -> None:

@@ -10,8 +10,8 @@ import psutil
 LONG_SECONDS = 20.0  # a start that takes longer deserves a line
 
 
-class Start:
-    """A stopwatch that began when the outermost launcher did; each part is named when it is over.
+class Stopwatch:
+    """A stopwatch that runs since the outermost launcher began; each part is named when it is over.
 
     The time before this object is made belongs to the launcher and to Python, which the system's clock tells apart.
     """
@@ -25,9 +25,9 @@ class Start:
             except psutil.Error:  # it has ended, which the guard will notice
                 break
             self.parts.append(("launcher", self.last - began))
-        self.over("Python")
+        self.lap("Python")
 
-    def over(self, part: str) -> None:
+    def lap(self, part: str) -> None:
         """Name what has been going on since the part before it."""
         now = time.time()
         self.parts.append((part, now - self.last))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lbsgd.errors import DataError
-from lbsgd.processes.start import Start
+from lbsgd.processes.start import Stopwatch
 from lbsgd.report.curves import curves
 from lbsgd.report.measure import Measure
 from lbsgd.report.page import PAGE_NAME
@@ -28,7 +28,7 @@ class Reporter:
     """Writes each record to the log, the screen, the page and, where the JSON asks for them, to DeepSpeed's monitors.
 
     waiting_advice    who decodes, and what helps where training waits for it (`ImageSource`)
-    begun             the start, which the first update ends
+    stopwatch         of the start, which the first update ends
     """
 
     log: RunLog
@@ -36,7 +36,7 @@ class Reporter:
     engine: Any
     waiting_advice: str = ""
     page: LivePage | None = None
-    begun: Start | None = None
+    stopwatch: Stopwatch | None = None
     advised: bool = field(default=False, init=False)
     aggregating: AggregationAdvice = field(default_factory=AggregationAdvice, init=False)
 
@@ -54,11 +54,11 @@ class Reporter:
     def advance(self) -> None:
         """Count one iteration; costs an addition and a look at the clock."""
         self.progress.advance()
-        if self.begun:
-            self.begun.over("first update")
-            if line := self.begun.line():
+        if self.stopwatch:
+            self.stopwatch.lap("first update")
+            if line := self.stopwatch.line():
                 self.progress.say(line)
-            self.begun = None
+            self.stopwatch = None
 
     def report(self, kind: str, record: dict[str, Any]) -> None:
         """Write a record of the log, of kind iteration or epoch; an epoch's tells the peak memory of rank 0's GPU."""

@@ -19,7 +19,7 @@ from lbsgd.processes.ending import from_rank_0
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
-from lbsgd.processes.start import Start
+from lbsgd.processes.start import Stopwatch
 from lbsgd.report.measure import described as measures_described
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
@@ -49,21 +49,21 @@ class Launch:
     launchers       the processes that started this one, the nearest first
     hang_timeout    seconds without progress after which the run ends
     facts           fingerprints of code, configuration and data, by name
-    begun           when the start began, and what it has done
+    stopwatch       of the start, from the command to the first update
     """
 
     processes: Processes
     launchers: Sequence[psutil.Process]
     hang_timeout: float
     facts: Mapping[str, str]
-    begun: Start = field(default_factory=Start)
+    stopwatch: Stopwatch = field(default_factory=Stopwatch)
 
 
 def train(run: Run, launch: Launch) -> None:
     """Train, or evaluate, on all processes; raise LbsgdError for what ends the run early."""
     with Guard(launch.processes, launch.hang_timeout, launch.launchers) as guard, ExitStack() as stack:
         processes = meet(launch, guard)
-        launch.begun.over("meeting")
+        launch.stopwatch.lap("meeting")
         from_rank_0(lambda: prepare_output(run, checkpoint.newest(run.checkpoints)))
         limit_threads(processes)
         engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
@@ -72,7 +72,7 @@ def train(run: Run, launch: Launch) -> None:
         graphs = graphs_of(run, engine)
         if graphs.are_on:
             graph_blocks(engine.module, plan.accumulation_steps)
-        launch.begun.over("engine")
+        launch.stopwatch.lap("engine")
         progress = Progress(
             run.last_iteration,
             plan.iterations_per_epoch,
@@ -86,17 +86,17 @@ def train(run: Run, launch: Launch) -> None:
         if goes_on:
             saver.read_newest()  # while the data opens
         images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
-        launch.begun.over("loaders")
+        launch.stopwatch.lap("loaders")
         if goes_on:
             reached = saver.restore()
-            launch.begun.over("checkpoint")
+            launch.stopwatch.lap("checkpoint")
         if run.evaluate_only:
             if run.weights:
                 put_weights(engine.module, from_rank_0(partial(weights_in, run.weights)), run.weights)
             print_evaluation(Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached), run)
             return
         from_rank_0(lambda: begin_output(run))
-        reporter = open_reporter(run, engine, progress, launch.begun, graphs)
+        reporter = open_reporter(run, engine, progress, launch.stopwatch, graphs)
         stack.enter_context(reporter)
         trainer = Trainer(engine, plan, run.task, images, saver, guard, reporter, reached)
         trainer.train(run.last_iteration, run.evaluate_every)
@@ -142,7 +142,7 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
     return Saver(engine, run.checkpoints, identity, {"plan": run.plan.as_dict()}, run.every, progress.say)
 
 
-def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: CudaGraphs) -> Reporter | Silence:
+def open_reporter(run: Run, engine, progress: Progress, stopwatch: Stopwatch, graphs: CudaGraphs) -> Reporter | Silence:
     """Open log and screen on rank 0; an error there ends all processes."""
     opened: list[Reporter] = []
 
@@ -176,7 +176,7 @@ def open_reporter(run: Run, engine, progress: Progress, begun: Start, graphs: Cu
         page = LivePage(run.output_dir, about, run.baseline)
         page.take_up(read_run(log.path))  # of a run that is resumed
         page.write(log.epochs)
-        opened.append(Reporter(log, progress, engine, run.images.waiting_advice, page, begun))
+        opened.append(Reporter(log, progress, engine, run.images.waiting_advice, page, stopwatch))
 
     from_rank_0(open_log)
     return opened[0] if opened else Silence()
