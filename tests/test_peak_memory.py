@@ -13,9 +13,9 @@ from lbsgd.experiments.checkout import ROOT
 from lbsgd.experiments.grid import baseline
 from lbsgd.report.run_log import read_run
 from lbsgd.report.run_page import run_page
+from lbsgd.train.header import estimated_memory
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.train.reporter import Reporter
-from lbsgd.train.session import estimated_memory
 
 BASELINE = baseline(DIGITS)
 EPOCH = {"epoch": 1, "train_loss": 1.0, "seconds": 1.0}

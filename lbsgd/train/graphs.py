@@ -10,6 +10,8 @@ bits are those of the plain run.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
@@ -21,6 +23,7 @@ from lbsgd.errors import ConfigError
 from lbsgd.train.device_rules import kind_in_rule
 from lbsgd.train.graphed_blocks import GraphedBlock, Graphs
 from lbsgd.train.recording import Recorder, has_bare_parts, parts_of
+from lbsgd.train.run import Run
 
 BLOCKS = BasicBlock, Bottleneck, FusedBasicBlock, FusedBottleneck
 LAYERS = nn.Conv2d, PerWorkerBatchNorm2d, nn.ReLU, nn.Sequential, nn.Identity
@@ -55,6 +58,22 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
         block.forward = GraphedBlock(block, graphs)  # the instance's own, which no state_dict has
     model.register_forward_pre_hook(graphs.begin)
     return len(blocks)
+
+
+class GraphChoice(NamedTuple):
+    """Whether training runs as CUDA graphs, and the reason in words; none where there is no GPU."""
+
+    are_on: bool
+    words: str
+
+
+def choose_graphs(run: Run, engine: Any) -> GraphChoice:
+    """Return whether training runs as CUDA graphs: by the flag, or by the rule where it is not given."""
+    graphed, reason = run.graphed, "the flag"
+    if graphed is None:
+        graphed, reason = by_rule(engine.module, run.plan.world_size, engine.device, run.compiled)
+    words = f"{'each residual block' if graphed else 'none'}, by {reason}"
+    return GraphChoice(graphed, words if engine.device.type == "cuda" else "")
 
 
 def by_rule(model: nn.Module, num_processes: int, device: torch.device, compiled: bool) -> tuple[bool, str]:

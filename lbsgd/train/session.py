@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import torch
 
-from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.plan import Plan
 from lbsgd.data.share import Pixels
 from lbsgd.processes.ending import from_rank_0
@@ -20,16 +19,14 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
 from lbsgd.processes.start import Stopwatch
-from lbsgd.report.measure import described as measures_described
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
-from lbsgd.train.aggregation.aggregation import described
 from lbsgd.train.compiled import compile_blocks
-from lbsgd.train.device_rules import LAYOUT, norm_implementation
+from lbsgd.train.device_rules import LAYOUT
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.facts import environment
-from lbsgd.train.graphs import by_rule, graph_blocks
+from lbsgd.train.graphs import GraphChoice, choose_graphs, graph_blocks
+from lbsgd.train.header import header_of, say_what_runs
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 from lbsgd.train.reporter import Reporter, Silence
@@ -66,36 +63,20 @@ def train(run: Run, launch: Launch) -> None:
         launch.stopwatch.lap("meeting")
         from_rank_0(lambda: prepare_output(run, checkpoint.newest(run.checkpoints)))
         limit_threads(processes)
-        engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
-        if run.compiled:
-            compile_blocks(engine.module)
-        graphs = graphs_of(run, engine)
-        if graphs.are_on:
-            graph_blocks(engine.module, plan.accumulation_steps)
+        engine, plan, graphs = build_engine(run)
         launch.stopwatch.lap("engine")
-        progress = Progress(
-            run.last_iteration,
-            plan.iterations_per_epoch,
-            images_per_iteration=plan.global_batch,
-            judged_by=run.task.judged_by,
-        )
+        progress = progress_of(run, plan)
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
-        reached = None
-        wanted = not run.weights and (run.resume or run.evaluate_only)
-        goes_on = wanted and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints)))
-        if goes_on:
-            saver.read_newest()  # while the data opens
+        goes_on = begin_reading(run, saver)
         images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
         launch.stopwatch.lap("loaders")
+        reached = None
         if goes_on:
             reached = saver.restore()
             launch.stopwatch.lap("checkpoint")
         if run.evaluate_only:
-            if run.weights:
-                put_weights(engine.module, from_rank_0(partial(weights_in, run.weights)), run.weights)
-            print_evaluation(Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached), run)
+            evaluate_only(run, Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached))
             return
-        from_rank_0(lambda: begin_output(run))
         reporter = open_reporter(run, engine, progress, launch.stopwatch, graphs)
         stack.enter_context(reporter)
         trainer = Trainer(engine, plan, run.task, images, saver, guard, reporter, reached)
@@ -122,6 +103,26 @@ def limit_threads(processes: Processes) -> None:
         torch.set_num_threads(processes.cores)
 
 
+def build_engine(run: Run) -> tuple[Any, Plan, GraphChoice]:
+    """Return the engine, whose blocks are compiled or graphed as the run asks for, its plan, and that choice."""
+    engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
+    if run.compiled:
+        compile_blocks(engine.module)
+    graphs = choose_graphs(run, engine)
+    if graphs.are_on:
+        graph_blocks(engine.module, plan.accumulation_steps)
+    return engine, plan, graphs
+
+
+def progress_of(run: Run, plan: Plan) -> Progress:
+    return Progress(
+        run.last_iteration,
+        plan.iterations_per_epoch,
+        images_per_iteration=plan.global_batch,
+        judged_by=run.task.judged_by,
+    )
+
+
 def pixels_of(plan: Plan, device: torch.device) -> Pixels:
     """Return the form in which the network takes its images."""
     return Pixels(
@@ -142,97 +143,49 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
     return Saver(engine, run.checkpoints, identity, {"plan": run.plan.as_dict()}, run.every, progress.say)
 
 
-def open_reporter(run: Run, engine, progress: Progress, stopwatch: Stopwatch, graphs: CudaGraphs) -> Reporter | Silence:
-    """Open log and screen on rank 0; an error there ends all processes."""
-    opened: list[Reporter] = []
+def begin_reading(run: Run, saver: Saver) -> bool:
+    """Return whether the run goes on from a checkpoint, which a thread then reads while the data opens.
 
-    def open_log() -> None:
-        host = {**environment(run.images.place), **of_the_device(engine.device)}
-        aggregation = described(run.plan, engine)
-        norm = norm_described(run, engine.device)
-        about = {
-            **({"started_from": run.started_from} if run.started_from else {}),
-            "model": run.task.name,
-            "judged_by": measures_described(run.task.judged_by),
-            **run.plan.as_dict(),
-            "data": run.images.fingerprint,
-            **({"decoder": run.images.decoder} if run.images.decoder else {}),
-            "aggregation": aggregation,
-            "batch_norm": norm,
-            **({"compiled": "each residual block"} if run.compiled else {}),
-            **({"cuda_graphs": graphs.words} if graphs.words else {}),
-            **estimated_memory(run, engine.device, graphs.are_on),
-            "environment": host,
-        }
-        log = RunLog(run.output_dir, about, engine.global_steps if run.resume else None)
-        progress.begin(engine.global_steps)
-        progress.say(f"data           {run.images.place}")
-        if run.images.decoder:
-            progress.say(f"decoder        {run.images.decoder}")
-        progress.say(f"aggregation    {aggregation}")
-        progress.say(f"batch norm     {norm}")
-        if graphs.words:
-            progress.say(f"CUDA graphs    {graphs.words}")
-        page = LivePage(run.output_dir, about, run.baseline)
-        page.take_up(read_run(log.path))  # of a run that is resumed
-        page.write(log.epochs)
-        opened.append(Reporter(log, progress, engine, run.images.waiting_advice, page, stopwatch))
-
-    from_rank_0(open_log)
-    return opened[0] if opened else Silence()
+    All processes must call it, and `saver.restore` where it does.
+    """
+    wanted = not run.weights and (run.resume or run.evaluate_only)
+    goes_on = wanted and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints)))
+    if goes_on:
+        saver.read_newest()
+    return goes_on
 
 
-def of_the_device(device: torch.device) -> dict[str, Any]:
-    """Return for the log what computes; on a GPU also where torch multiplies float32 as TF32."""
-    found: dict[str, Any] = {"device": device_name(), "threads": torch.get_num_threads()}
-    if device.type == "cuda":
-        found["tf32"] = {
-            "convolutions": torch.backends.cudnn.allow_tf32,
-            "products": torch.backends.cuda.matmul.allow_tf32,
-        }
-    return found
-
-
-def norm_described(run: Run, device: torch.device) -> str:
-    """Tell what computes batch norm in training, and why."""
-    implementation, reason = norm_implementation(run.plan, device)
-    outside = " outside of compiled blocks" if run.compiled and implementation == "triton" else ""
-    return f"{implementation}{outside}, by {reason}"
-
-
-class CudaGraphs(NamedTuple):
-    are_on: bool
-    words: str  # with the reason; none where there is no GPU
-
-
-def graphs_of(run: Run, engine) -> CudaGraphs:
-    """Return whether training runs as CUDA graphs."""
-    graphed, reason = run.graphed, "the flag"
-    if graphed is None:
-        graphed, reason = by_rule(engine.module, run.plan.world_size, engine.device, run.compiled)
-    words = f"{'each residual block' if graphed else 'none'}, by {reason}"
-    return CudaGraphs(graphed, words if engine.device.type == "cuda" else "")
-
-
-def estimated_memory(run: Run, device: torch.device, graphed: bool) -> dict[str, int]:
-    """Return for the log what `lbsgd plan` says of a GPU's memory, where it knows the network."""
-    size, plan = NETWORKS.get(run.task.name), run.plan
-    if size is None or device.type != "cuda":
-        return {}
-    return {"memory_estimate_bytes": memory(plan, size, plan.zero_stage, graphed).total}
-
-
-def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def print_evaluation(trainer: Trainer, run: Run) -> None:
-    """Evaluate what the trainer has, weights or a checkpoint, and print what it is judged by on rank 0."""
+def evaluate_only(run: Run, trainer: Trainer) -> None:
+    """Evaluate the weights that the run names, or the checkpoint that the trainer has, and print it on rank 0."""
+    if run.weights:
+        put_weights(trainer.engine.module, from_rank_0(partial(weights_in, run.weights)), run.weights)
     record = trainer.evaluate(trainer.iteration // trainer.plan.iterations_per_epoch)
     if torch.distributed.get_rank() == 0:
         judged = (f"{measure.name} {measure.words(record[measure.key])}" for measure in trainer.task.judged_by)
         what = run.weights or f"iteration {trainer.iteration}"
         print(f"{what}: {', '.join(judged)} on {record['val_images']} images of {run.images.place}")
+
+
+def open_reporter(
+    run: Run, engine, progress: Progress, stopwatch: Stopwatch, graphs: GraphChoice
+) -> Reporter | Silence:
+    """Begin the output, and open log and screen, on rank 0; an error there ends all processes."""
+    from_rank_0(lambda: begin_output(run))
+    opened: list[Reporter] = []  # rank 0's own, which no other process is sent
+    from_rank_0(lambda: opened.append(reporter_of(run, engine, progress, stopwatch, graphs)))
+    return opened[0] if opened else Silence()
+
+
+def reporter_of(run: Run, engine, progress: Progress, stopwatch: Stopwatch, graphs: GraphChoice) -> Reporter:
+    """Open log, screen and page, and say what runs."""
+    header = header_of(run, engine, graphs)
+    log = RunLog(run.output_dir, header, engine.global_steps if run.resume else None)
+    progress.begin(engine.global_steps)
+    say_what_runs(progress, header)
+    page = LivePage(run.output_dir, header, run.baseline)
+    page.take_up(read_run(log.path))  # of a run that is resumed
+    page.write(log.epochs)
+    return Reporter(log, progress, engine, run.images.waiting_advice, page, stopwatch)
 
 
 def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None:

@@ -1,0 +1,75 @@
+"""What the first line of a run's log says of the run, and the lines on the screen that tell it too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from lbsgd.config.memory import NETWORKS, memory
+from lbsgd.report.measure import described as measures_described
+from lbsgd.train.aggregation.aggregation import described as aggregation_described
+from lbsgd.train.device_rules import norm_implementation
+from lbsgd.train.facts import environment
+from lbsgd.train.graphs import GraphChoice
+from lbsgd.train.progress import Progress
+from lbsgd.train.run import Run
+
+
+def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
+    """Return what the log's first line says."""
+    return {
+        **({"started_from": run.started_from} if run.started_from else {}),
+        "model": run.task.name,
+        "judged_by": measures_described(run.task.judged_by),
+        **run.plan.as_dict(),
+        "data": run.images.fingerprint,
+        **({"decoder": run.images.decoder} if run.images.decoder else {}),
+        "aggregation": aggregation_described(run.plan, engine),
+        "batch_norm": norm_described(run, engine.device),
+        **({"compiled": "each residual block"} if run.compiled else {}),
+        **({"cuda_graphs": graphs.words} if graphs.words else {}),
+        **estimated_memory(run, engine.device, graphs.are_on),
+        "environment": {**environment(run.images.place), **of_the_device(engine.device)},
+    }
+
+
+def say_what_runs(progress: Progress, header: dict[str, Any]) -> None:
+    """Say what the plan, which stands on the screen already, leaves open: the data, and what computes."""
+    lines = {
+        "data": header["environment"]["data"],
+        "decoder": header.get("decoder"),
+        "aggregation": header["aggregation"],
+        "batch norm": header["batch_norm"],
+        "CUDA graphs": header.get("cuda_graphs"),
+    }
+    for name, words in lines.items():
+        if words:
+            progress.say(f"{name:15}{words}")
+
+
+def norm_described(run: Run, device: torch.device) -> str:
+    """Tell what computes batch norm in training, and why."""
+    implementation, reason = norm_implementation(run.plan, device)
+    outside = " outside of compiled blocks" if run.compiled and implementation == "triton" else ""
+    return f"{implementation}{outside}, by {reason}"
+
+
+def estimated_memory(run: Run, device: torch.device, graphed: bool) -> dict[str, int]:
+    """Return for the log what `lbsgd plan` says of a GPU's memory, where it knows the network."""
+    size, plan = NETWORKS.get(run.task.name), run.plan
+    if size is None or device.type != "cuda":
+        return {}
+    return {"memory_estimate_bytes": memory(plan, size, plan.zero_stage, graphed).total}
+
+
+def of_the_device(device: torch.device) -> dict[str, Any]:
+    """Return for the log what computes; on a GPU also where torch multiplies float32 as TF32."""
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    found: dict[str, Any] = {"device": name, "threads": torch.get_num_threads()}
+    if device.type == "cuda":
+        found["tf32"] = {
+            "convolutions": torch.backends.cudnn.allow_tf32,
+            "products": torch.backends.cuda.matmul.allow_tf32,
+        }
+    return found
