@@ -12,7 +12,7 @@ ANYWHERE = {"errors", "disk", "units"}
 MAY_IMPORT = {
     "algorithm": set(),
     "config": {"algorithm"},
-    "data": {"algorithm", "processes.control_groups"},
+    "data": {"algorithm", "processes.control_groups", "processes.signals"},
     "convert": {"data", "processes.control_groups"},
     "processes": set(),
     "train": {"algorithm", "config", "data", "processes", "report"},

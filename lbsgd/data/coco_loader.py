@@ -6,7 +6,6 @@ A worker's error, a full shared memory and a lost worker each end the run with o
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import signal
@@ -19,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.processes.signals import STOP_SIGNALS, end_with
 
-OF_LAUNCHERS = {signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP}  # by which a run is told to stop
 ROOM = "in a container give --ipc=host or --shm-size=4g, or do without by --loader_workers 0"
 TENSORS = 5  # of an example, each an open file in shared memory
 OTHER_FILES = 64  # opened later
@@ -48,7 +47,7 @@ def loaded(
     )
     try:
         with lost_workers_told():
-            with held_back(OF_LAUNCHERS):  # a fork inherits it, and as_worker comes a moment later
+            with held_back(STOP_SIGNALS):  # a fork inherits it, and as_worker comes a moment later
                 loading = iter(loader)
             if workers:
                 tell_of_lost_workers()
@@ -129,7 +128,7 @@ def tell_of_lost_workers() -> None:
 
 
 @contextlib.contextmanager
-def held_back(signals: set[signal.Signals]) -> Iterator[None]:
+def held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
     """Let signals that come meanwhile wait until the end."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
@@ -147,12 +146,12 @@ def as_worker(number: int) -> None:
     """
     gc.freeze()
     signal.set_wakeup_fd(-1)
-    for ignored in OF_LAUNCHERS - {signal.SIGTERM}:
+    for ignored in set(STOP_SIGNALS) - {signal.SIGTERM}:
         signal.signal(ignored, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=end_when_the_run_says, args=(os.getppid(),), daemon=True).start()
-    PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    run = os.getppid()
+    threading.Thread(target=end_when_the_run_says, args=(run,), daemon=True).start()
+    end_with(run, signal.SIGKILL)
 
 
 def end_when_the_run_says(run: int) -> None:

@@ -21,7 +21,7 @@ from lbsgd.experiments.checkout import CODE_FOLDER, ROOT, Checkout
 from lbsgd.experiments.grid import DataSet, Job
 from lbsgd.processes.control_groups import usable_cores
 from lbsgd.processes.environment import free_port
-from lbsgd.processes.launcher import end_with_parent
+from lbsgd.processes.signals import end_with
 from lbsgd.report.groups import DIVERGED
 from lbsgd.report.run_log import LOG_NAME, read_run
 
@@ -194,7 +194,7 @@ def end_with_grid(grid: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    end_with_parent(grid)
+    end_with(grid)
 
 
 # --- how it ended -----------------------------------------------------------------------------------------------------

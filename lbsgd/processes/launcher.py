@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import codecs
-import ctypes
 import os
-import signal
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -13,6 +11,7 @@ import psutil
 
 from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import Processes
+from lbsgd.processes.signals import end_with
 
 DEEPSPEED = ("deepspeed", "ds")  # two names of one command
 
@@ -56,15 +55,7 @@ def end_with_launcher(started_by: Sequence[psutil.Process]) -> None:
     A launcher that is dead already is no longer the parent. The guard, which watches all launchers, notices that.
     """
     if started_by and started_by[0].pid == os.getppid():
-        end_with_parent(started_by[0].pid)
-
-
-def end_with_parent(parent: int) -> None:
-    """Ask the kernel for SIGTERM when this process's parent dies (Linux); take it now from one that is dead already."""
-    PR_SET_PDEATHSIG = 1  # of linux/prctl.h
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
+        end_with(started_by[0].pid)
 
 
 # --- the hosts -------------------------------------------------------------------------------------------------------

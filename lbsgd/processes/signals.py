@@ -1,12 +1,14 @@
-"""Receive the signals that ask a run to stop, in a thread of one's own."""
+"""The signals that ask a run to stop, a thread of one's own that receives them, and one for a parent's death."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
 import signal
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class StopSignals:
@@ -51,3 +53,10 @@ class StopSignals:
 def ignored_by_nohup(number: signal.Signals) -> bool:
     """Whether it is the signal of a closed terminal, and `nohup` has asked to go on without one."""
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+def end_with(parent: int, by: signal.Signals = signal.SIGTERM) -> None:
+    """Ask the kernel for a signal when this process's parent dies (Linux); take it now if it is dead already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), by)
