@@ -33,11 +33,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def seeds(text: str) -> tuple[int, ...]:
     """So many seeds from 0 on, or those from one to another."""
-    first, dash, last = text.partition("-")
-    ends = [whole_number(each) for each in ((first, last) if dash else (first,))]
-    if None in ends:
+    head, dash, tail = text.partition("-")
+    first, end = (whole_number(head), whole_number(tail)) if dash else (0, whole_number(head))
+    if first is None or end is None:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds, such as 5, nor a range, such as 5-9")
-    chosen = range(int(first), int(last) + 1) if dash else range(int(first))
+    chosen = range(first, end + 1 if dash else end)
     if not chosen:
         raise argparse.ArgumentTypeError(f"{text!r} are no seeds; give at least 1")
     if chosen[MOST_SEEDS:]:
