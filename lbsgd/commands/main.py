@@ -22,6 +22,7 @@ from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
+from lbsgd.units import installed
 
 DESCRIPTION = "Large minibatches as in Goyal et al. 2017, on DeepSpeed and FFCV. `python -m lbsgd` is the same command."
 EPILOG = "`lbsgd COMMAND --help` tells the flags of a command. A recipe trains: `python recipes/resnet50.py --help`."
@@ -89,12 +90,10 @@ class Version(argparse.Action):
     """Prints the version, which takes too long to look up for the other commands."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
-        from importlib.metadata import PackageNotFoundError, version
-
-        try:
-            print(f"lbsgd {version('lbsgd')}")
-        except PackageNotFoundError:
-            raise ConfigError("lbsgd is not installed, so it has no version; run `pip install -e .`") from None
+        version = installed("lbsgd")
+        if version is None:
+            raise ConfigError("lbsgd is not installed, so it has no version; run `pip install -e .`")
+        print(f"lbsgd {version}")
         parser.exit()
 
 

@@ -5,7 +5,6 @@ Neither torch nor DeepSpeed is imported, so that `lbsgd check` starts at once an
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from lbsgd import units
 from lbsgd.errors import ConfigError
 
 VERSIONS = ("0.16", "0.17", "0.18", "0.19")  # the newest patch of each
@@ -111,10 +111,7 @@ def read(name: str) -> dict[str, Any]:
 @lru_cache
 def installed() -> str:
     """Return the installed version of DeepSpeed as 0.19; the newest known one where there is none, or an unknown."""
-    try:
-        version = short(importlib.metadata.version("deepspeed"))
-    except importlib.metadata.PackageNotFoundError:
-        return NEWEST
+    version = short(units.installed("deepspeed") or NEWEST)
     return version if version in VERSIONS else NEWEST
 
 

@@ -6,9 +6,7 @@ Tried with the sources of 0.16.9, 0.17.6, 0.18.9 and 0.19.8.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 
 from lbsgd.config.accepted.values import as_bool, as_number, as_whole_number, converts
 from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
@@ -17,6 +15,7 @@ from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_number, shown
+from lbsgd.units import installed, numbers
 
 PARAM_DTYPE, BUFFER_DTYPE = "data_types.param_dtype", "data_types.buffer_dtype"
 GRAD_NORM, RATIO = "zero_optimization.compute_grad_norm", "zero_optimization.offload_optimizer.ratio"
@@ -164,17 +163,9 @@ def unknown_buffer_type(json: Document) -> Iterator[Hit]:
 )
 def half_adagrad(json: Document) -> Iterator[Hit]:
     kind = json.get("optimizer.type")
-    if str(kind).lower() == "adagrad" and copies_weights_itself(json) and installed_torch() < (2, 12):
+    if str(kind).lower() == "adagrad" and copies_weights_itself(json) and numbers(installed("torch")) < (2, 12):
         said = f"is {json.stage}, where half precision copies the weights after {kind} was built"
         yield Hit("zero_optimization.stage", said)
-
-
-def installed_torch() -> tuple[int, ...]:
-    """Return the version of torch here, by its metadata; (0,) without torch."""
-    try:
-        return tuple(map(int, re.findall(r"\d+", version("torch"))[:2]))
-    except PackageNotFoundError:
-        return (0,)
 
 
 @rule(
