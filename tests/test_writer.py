@@ -1,6 +1,9 @@
 """The resumable writer and the process pool: FFCV reads the file, interruptions leave no trace, a death is noticed."""
 
+import contextlib
+import errno
 import io
+import multiprocessing
 import os
 import resource
 import signal
@@ -288,6 +291,78 @@ def test_many_processes_may_have_their_files_open(monkeypatch):
     monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
     with pytest.raises(ConfigError, match="2,000 processes need 6,128 open files, and this system allows 4,096"):
         ProcessPool(2000, None)
+
+
+@pytest.mark.parametrize("path_bytes", [10, 4_000, 400_000])
+def test_large_chunks_and_large_results_never_wait_for_each_other(path_bytes):
+    def make():
+        def job(chunk, _slot):
+            return chunk[0], bytes(1 << 20)  # more than a pipe takes while nobody reads it
+
+        return job
+
+    chunks = [[number, *[f"{name:0{path_bytes}}" for name in range(32)]] for number in range(12)]
+    with within_seconds(20), ProcessPool(2, make) as pool:
+        assert [number for (number, _), _ in pool.results(chunks)] == list(range(12))
+
+
+@contextlib.contextmanager
+def within_seconds(seconds):
+    def ring(*_):
+        raise AssertionError(f"not done within {seconds} s")  # a TimeoutError is an OSError, as of a pipe
+
+    handler = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, handler)
+
+
+def test_processes_that_cannot_be_started_are_one_line_and_the_others_end(monkeypatch):
+    fork, started = os.fork, []
+
+    def fork_twice():
+        if len(started) == 2:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(None)
+        return fork()
+
+    monkeypatch.setattr(os, "fork", fork_twice)
+    with pytest.raises(ConfigError, match=r"cannot start process 3 of 12 \(Resource .*\); give fewer --num_processes"):
+        ProcessPool(12, make_job)
+    assert multiprocessing.active_children() == []  # for which Python would wait when it exits
+
+
+SIGNALLED_AT_BIRTH = """
+import os, signal, sys
+from lbsgd.convert.process_pool import ProcessPool
+from lbsgd.convert.work_folder import stoppable
+from lbsgd.errors import DataError
+
+def fork_and_signal(fork=os.fork):
+    child = fork()
+    if not child:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return child
+
+os.fork = fork_and_signal
+with stoppable("no help"):
+    try:
+        with ProcessPool(2, lambda: lambda chunk, slot: chunk) as pool:
+            print(*[result for result, _ in pool.results(range(4))])
+    except DataError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("number, said", [(signal.SIGINT, "0 1 2 3"), (signal.SIGTERM, "killed by signal 15")])
+def test_a_signal_at_a_process_s_birth_is_neither_a_traceback_nor_lost(number, said):
+    """The parent answers Ctrl-C for all of them; SIGTERM is what Python ends them with when it exits."""
+    command = [sys.executable, "-c", SIGNALLED_AT_BIRTH, str(int(number))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    assert said in result.stdout and result.stderr == ""
 
 
 def test_processes_end_with_their_parent():

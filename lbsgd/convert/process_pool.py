@@ -12,6 +12,7 @@ import gc
 import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import time
 import traceback
@@ -27,9 +28,11 @@ from lbsgd.processes.control_groups import usable_cores
 CHUNK_IMAGES = 32  # what a process is given at a time
 SLOTS = 3  # a chunk at work, one that waits for its turn, one to begin with meanwhile
 SLOT_BYTES = 1 << 23
+PIPE_BYTES = 1 << 16  # that a pipe takes in any case: a process that sends a result reads none of what it is sent
 OPEN_FILES = 3  # of a process in its parent, and in the processes that start later
 OTHER_FILES = 128  # that a process may have open beside them, such as shards
 RESULT_BYTES = 40 << 20  # a process may hold three results of this size, beside its slots, and stays below 200 MB
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
@@ -41,16 +44,31 @@ class ProcessPool(Generic[Chunk, Result]):
 
     def __init__(self, num_processes: int, make_job: Callable[[], Job[Chunk, Result]]) -> None:
         _allow_files(num_processes)
-        context = multiprocessing.get_context("fork")
         self.slots = [[mmap.mmap(-1, SLOT_BYTES) for _ in range(SLOTS)] for _ in range(num_processes)]
-        self.pipes, self.processes = [], []
-        for slots in self.slots:
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_live, args=(theirs, slots, make_job, os.getpid()), daemon=True)
-            process.start()
-            theirs.close()
+        self.pipes: list[Connection] = []
+        self.processes: list[multiprocessing.process.BaseProcess] = []
+        try:
+            for slots in self.slots:
+                self._start(slots, make_job)
+        except BaseException:  # nobody calls __exit__ of what could not be made
+            self.__exit__()
+            raise
+
+    def _start(self, slots: list[mmap.mmap], make_job: Callable[[], Job[Chunk, Result]]) -> None:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_live, args=(theirs, slots, make_job, os.getpid()), daemon=True)
+        with _signals_wait():
+            try:
+                process.start()
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot start process {len(self.processes) + 1} of {len(self.slots)} ({error.strerror}); give "
+                    f"fewer --num_processes, or raise the limit (ulimit -u)"
+                ) from error
             self.pipes.append(ours)
             self.processes.append(process)
+        theirs.close()
 
     def __enter__(self) -> ProcessPool[Chunk, Result]:
         return self
@@ -68,22 +86,31 @@ class ProcessPool(Generic[Chunk, Result]):
         Raises the LbsgdError that a job raised, RuntimeError with the traceback of any other exception, and DataError
         if a process has died.
         """
-        waiting, running = iter(chunks), deque[tuple[int, int]]()
+        waiting, running = iter(chunks), deque[tuple[int, int, int]]()
         free = deque((process, slot) for slot in range(SLOTS) for process in range(len(self.processes)))
+        unanswered = [0] * len(self.processes)  # bytes that lie in each pipe, at most
+        message = b""  # a chunk for the first of the free slots, which its process cannot be sent yet
         while True:
-            while free and (chunk := next(waiting, None)) is not None:
-                process, slot = free.popleft()
-                self._send(process, slot, chunk)
-                running.append((process, slot))
+            while free:
+                process, slot = free[0]
+                if not message and (chunk := next(waiting, None)) is not None:
+                    message = pickle.dumps((slot, chunk))
+                if not message or unanswered[process] and unanswered[process] + len(message) > PIPE_BYTES:
+                    break
+                self._send(process, message)
+                running.append((*free.popleft(), len(message)))
+                unanswered[process] += len(message)
+                message = b""
             if not running:
                 return
-            process, slot = running.popleft()
+            process, slot, num_bytes = running.popleft()
             yield self._receive(process), memoryview(self.slots[process][slot])
+            unanswered[process] -= num_bytes
             free.append((process, slot))
 
-    def _send(self, process: int, slot: int, chunk: Chunk) -> None:
+    def _send(self, process: int, message: bytes) -> None:
         try:
-            self.pipes[process].send((slot, chunk))
+            self.pipes[process].send_bytes(message)
         except OSError:
             raise self._death() from None
 
@@ -108,6 +135,19 @@ class ProcessPool(Generic[Chunk, Result]):
             f"one of the processes that read the images died: {reason}; what is done is kept, and the same "
             f"command goes on from there; --num_processes sets how many there are"
         )
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let what would end this process wait, and also reach the processes that start meanwhile a little later.
+
+    In the first moments of its life a process has its parent's handlers, which would raise there, or loses a signal.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def checked_num_processes(asked_for: int | None) -> int:
@@ -137,6 +177,7 @@ def _live(pipe: Connection, slots: list[mmap.mmap], make_job: Callable[[], Job],
     gc.freeze()  # what the parent has dropped but not freed stays: gloo's groups end threads that no fork has
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends the others
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # which the fork has kept waiting
     try:
         job = make_job()
         while True:
