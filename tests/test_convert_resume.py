@@ -121,28 +121,6 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(tmp_path):
     assert different_journals >= 4 and ends >= 1  # else the moments were not where anything happens
 
 
-@pytest.mark.parametrize("step", range(7))
-def test_killed_while_the_files_get_their_names_it_ends_with_the_same_bytes(whole, tmp_path, monkeypatch, step):
-    (source, expected), data, steps = whole, tmp_path / "data", iter(range(step + 1))
-
-    def killed_at_step(function):
-        def stepwise(*arguments, **options):
-            if next(steps, step) == step:
-                raise SystemExit
-            return function(*arguments, **options)
-
-        return stepwise
-
-    with monkeypatch.context() as patch:
-        for name in ("unlink", "rename"):
-            patch.setattr(Path, name, killed_at_step(getattr(Path, name)))
-        with pytest.raises(SystemExit):
-            convert(source, data, **SETTINGS)
-    assert (data / "manifest.json").exists() == (step >= 4)
-    convert(source, data, **SETTINGS)
-    assert_same_files(data, expected)
-
-
 def test_work_for_other_images_or_settings_is_not_taken_up_and_a_line_says_so(tree, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr("lbsgd.convert.convert.publish", lambda *_: None)

@@ -84,8 +84,8 @@ def convert(
             if on_error == "fail":
                 refuse_unusable(found)
             identity = conversion_identity(found, settings)
-            start_over_if_other(work, identity)
-            if not is_partly_published(work, identity):
+            if not is_partly_published(data_dir, work, identity):
+                start_over_if_other(work, identity)
                 Conversion(found, settings, work).run(num_processes, commit_seconds, on_error)
             publish(data_dir, work)
 
@@ -112,7 +112,7 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
         made_with(data_dir, source_path(source), settings)
     there = set(work.iterdir())
     found = find_source(source, work, data_dir)
-    if overwrite or is_partly_published(work, conversion_identity(found, settings)):
+    if overwrite or is_partly_published(data_dir, work, conversion_identity(found, settings)):
         return found
     try:
         complete = complete_data(data_dir, found, settings)

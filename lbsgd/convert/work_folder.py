@@ -25,6 +25,8 @@ from lbsgd.convert.compressed import FULL
 from lbsgd.convert.image import libraries
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.folder import Manifest
 from lbsgd.disk import replace_file, say, to_disk
 from lbsgd.errors import DataError, Stopped
 
@@ -51,17 +53,34 @@ def _read_identity(work: Path) -> dict[str, Any] | None:
     return None
 
 
-def is_partly_published(work: Path, identity: Mapping[str, object]) -> bool:
-    """Return whether an earlier run had finished all files and was interrupted while it gave them their names."""
-    return (work / "manifest.json").exists() and _read_identity(work) == identity
+def is_partly_published(data_dir: Path, work: Path, identity: Mapping[str, object]) -> bool:
+    """Return whether an earlier run had finished all files and was interrupted while it gave them their names.
+
+    Each file must still be where that run left it, in one of the two folders: it may have been removed meanwhile.
+    """
+    if _read_identity(work) != identity or not (work / "manifest.json").exists():
+        return False
+    with contextlib.suppress(DataError):
+        manifest = Manifest.read(work / "manifest.json")
+        return all(getattr(manifest, name).describes(_finished(data_dir, work, name)) for name in SPLITS)
+    return False
+
+
+def _finished(data_dir: Path, work: Path, name: str) -> BetonFile:
+    place = work if (work / f"{name}.beton").exists() else data_dir
+    return BetonFile.open(place / f"{name}.beton")
 
 
 def start_over_if_other(work: Path, identity: Mapping[str, object]) -> None:
-    """Drop the work of another conversion; what was learned of its archives stays."""
-    if _read_identity(work) == identity:
-        return
-    if any(work.glob("*.journal")):
+    """Drop the work of another conversion, and finished work of which a part is lost; what archives hold stays."""
+    if same := _read_identity(work) == identity:
+        if not (work / "manifest.json").exists():
+            return
+        say(f"{work} has lost files that were finished: it begins again")
+    if any(work.glob("*.journal")) and not same:
         say(f"{work} holds work on other images or settings, or of another version: it begins again")
+    for name in ("identity.json", "manifest.json"):  # first, so that a part of the work never passes for all of it
+        (work / name).unlink(missing_ok=True)
     for path in work.iterdir():
         if path.name != "lock" and path.suffix not in (".tar", ".listing", ".images"):
             path.unlink()
@@ -182,12 +201,15 @@ def remove_work(work: Path) -> None:
 def publish(data_dir: Path, work: Path) -> None:
     """Give complete files their final names, the manifest last, so that a reader who sees it sees its files.
 
-    The work folder's own manifest says that all is done: after an interruption, the next run only finishes this.
+    Old files go before the first new one comes, so that the folder never holds one of each. The work folder's own
+    manifest says that all is done: after an interruption, the next run only finishes this.
     """
-    (data_dir / "manifest.json").unlink(missing_ok=True)
-    for name in SPLITS:
-        with contextlib.suppress(FileNotFoundError):
-            (work / f"{name}.beton").rename(data_dir / f"{name}.beton")
+    waiting = [f"{name}.beton" for name in SPLITS if (work / f"{name}.beton").exists()]
+    for name in (*waiting, "manifest.json"):
+        (data_dir / name).unlink(missing_ok=True)
+    to_disk(data_dir)
+    for name in waiting:
+        (work / name).rename(data_dir / name)
     to_disk(data_dir)
     (work / "manifest.json").rename(data_dir / "manifest.json")
     to_disk(data_dir)

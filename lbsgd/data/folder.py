@@ -15,6 +15,7 @@ from lbsgd.data.beton_format import CONVERT
 from lbsgd.disk import is_there, replace_file, to_disk
 from lbsgd.errors import DataError
 
+UNPUBLISHED = ".converting/manifest.json"  # there from when the converter has finished both files until it names them
 MOST_CLASSES = 1 << 20  # that labels alone may tell of; a label beyond it is damage
 
 
@@ -129,10 +130,16 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
         )
     train, val = BetonFile.open(folder / "train.beton"), BetonFile.open(folder / "val.beton")
     classes = None
+    interrupted = os.path.exists(folder / UNPUBLISHED)  # looked for first, because its next place is the folder
     if (folder / "manifest.json").exists():
         manifest = Manifest.read(folder / "manifest.json")
         _check_manifest(manifest, train, val)
         classes = manifest.classes
+    elif interrupted:
+        raise DataError(
+            f"{folder} is not complete: a conversion is giving its files their names, or was interrupted while it did; "
+            f"run its command again: {CONVERT.format(folder)}"
+        )
     num_classes = len(classes) if classes else _classes_by_labels(train)
     for beton in (train, val):
         _check_labels(beton, num_classes)
