@@ -42,6 +42,15 @@ def locked():
         outer.chmod(0o700)
 
 
+def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none():
+    with tempfile.TemporaryDirectory() as name, as_nobody(name):
+        folder = Path(name, "checkpoints")
+        folder.mkdir(mode=0)
+        with pytest.raises(DataError, match=f"^cannot read {folder}: Permission denied$"):
+            complete(folder)
+        folder.chmod(0o700)
+
+
 @pytest.mark.parametrize("takes", TAKES_A_FOLDER.values(), ids=TAKES_A_FOLDER)
 def test_a_folder_that_may_not_be_looked_into_is_one_line(takes, locked):
     with pytest.raises(DataError, match=f"^cannot read {locked}.*: Permission denied$"):

@@ -138,10 +138,12 @@ def load_newest(
 def comparable(state: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
     """Return the keys of a saved identity that this run has.
 
-    Precision and decoder, which early checkpoints lack, then count as equal.
+    Precision, decoder and windows, which early checkpoints lack, then count as equal.
     """
     saved = {"precision": state.get("plan", {}).get("precision"), **state["identity"]}
-    later = {key: identity[key] for key in ("precision", "decoder") if key in identity and saved.get(key) is None}
+    later = {
+        key: identity[key] for key in ("precision", "decoder", "windows") if key in identity and saved.get(key) is None
+    }
     return {key: value for key, value in with_defaults(saved | later).items() if key in identity}
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from lbsgd.config.json_file import write_json
 from lbsgd.config.plan import Plan
 from lbsgd.disk import is_there
 from lbsgd.errors import CheckpointError, ConfigError
-from lbsgd.report.run_log import LOG_NAME
+from lbsgd.report.run_log import LOG_NAME, read_run
 
 if TYPE_CHECKING:  # a wrong flag is reported before torch loads
     from lbsgd.train.images import ImageSource
     from lbsgd.train.task import Task
 
+WRITER_SECONDS = 40.0  # for a run that was told to stop, which has 25 s to save
+WRITER_NAME = ".writer"  # in the output folder: locked by the run that writes there
 WEIGHTS_NAME = "weights.pt"  # in the output folder: the float32 state_dict of a run that has ended
 
 
@@ -100,9 +105,48 @@ def prepare_output(run: Run, newest: Path | None) -> None:
         raise ConfigError(
             f"{run.output_dir} already holds a run: continue it with --resume or choose another --output_dir"
         )
-    require_writable(run.output_dir)
     if run.resume and not newest:
+        require_not_begun(run)
         print(f"no complete checkpoint in {run.checkpoints}: starting anew", flush=True)
+
+
+def require_not_begun(run: Run) -> None:
+    """Raise CheckpointError where a run without its checkpoints has come further than to its first one."""
+    log = run.output_dir / LOG_NAME
+    done = read_run(log).epochs if is_there(log) else []
+    if len(done) > 1 or is_there(run.output_dir / WEIGHTS_NAME):
+        raise CheckpointError(
+            f"{run.output_dir} holds a run without its checkpoints, which would be written over; put them back, or "
+            "choose another --output_dir"
+        )
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make an output folder and keep other runs out of it, waiting for one that still saves.
+
+    Raises ConfigError where it cannot be written, or another run goes on there. Without locks of the file system all
+    may go in.
+    """
+    require_writable(folder)
+    with open(folder / WRITER_NAME, "wb") as lock:
+        ends = time.monotonic() + WRITER_SECONDS
+        while not is_locked(lock):
+            if time.monotonic() > ends:
+                raise ConfigError(f"another run writes into {folder}; end it, or choose another --output_dir")
+            time.sleep(0.5)
+        yield
+
+
+def is_locked(file: BinaryIO) -> bool:
+    """Lock a file, and return whether that is done or cannot be; False where another process has locked it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def begin_output(run: Run) -> None:

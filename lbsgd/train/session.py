@@ -30,7 +30,7 @@ from lbsgd.train.header import header_of, say_what_runs
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 from lbsgd.train.reporter import Reporter, Silence
-from lbsgd.train.run import WEIGHTS_NAME, Run, begin_output, prepare_output
+from lbsgd.train.run import WEIGHTS_NAME, Run, begin_output, only_writer, prepare_output
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
 from lbsgd.train.weights import put_weights, weights_in
@@ -61,7 +61,7 @@ def train(run: Run, launch: Launch) -> None:
     with Guard(launch.processes, launch.hang_timeout, launch.launchers) as guard, ExitStack() as stack:
         processes = meet(launch, guard)
         launch.stopwatch.lap("meeting")
-        from_rank_0(lambda: prepare_output(run, checkpoint.newest(run.checkpoints)))
+        from_rank_0(lambda: open_output(run, stack))
         limit_threads(processes)
         engine, plan, graphs = build_engine(run)
         launch.stopwatch.lap("engine")
@@ -84,6 +84,13 @@ def train(run: Run, launch: Launch) -> None:
         export(run, engine, saver, reporter)
         if engine.aggregation:
             engine.aggregation.close()  # Python aborts if it ends while a thread is in torch's C++ code
+
+
+def open_output(run: Run, stack: ExitStack) -> None:
+    """Take the output folder until the stack ends, and see that the run may go there; rank 0 alone does it."""
+    if not run.evaluate_only:
+        stack.enter_context(only_writer(run.output_dir))
+    prepare_output(run, checkpoint.newest(run.checkpoints))
 
 
 def meet(launch: Launch, guard: Guard) -> Processes:
@@ -136,7 +143,7 @@ def pixels_of(plan: Plan, device: torch.device) -> Pixels:
 def open_saver(run: Run, engine, progress: Progress) -> Saver:
     """Open the run's checkpoints. One to resume must agree with the run; one to evaluate, in the network alone."""
     network = {name: list(tensor.shape) for name, tensor in engine.module.state_dict().items()}
-    identity: dict[str, Any] = {"network": network}
+    identity: dict[str, Any] = {"network": network, "windows": windows_of(engine.module)}
     if not run.evaluate_only:  # a network may be evaluated on any data, at any size, in any precision
         images = {"data": run.images.fingerprint, "decoder": run.images.decoder}
         identity |= {**run.plan.identity(), "precision": run.plan.precision, **images}
@@ -164,6 +171,16 @@ def evaluate_only(run: Run, trainer: Trainer) -> None:
         judged = (f"{measure.name} {measure.words(record[measure.key])}" for measure in trainer.task.judged_by)
         what = run.weights or f"iteration {trainer.iteration}"
         print(f"{what}: {', '.join(judged)} on {record['val_images']} images of {run.images.place}")
+
+
+def windows_of(network: torch.nn.Module) -> dict[str, str]:
+    """Return how each convolution and each pooling moves over its input, of which no weight tells."""
+    keys = ("kernel_size", "stride", "padding", "dilation")
+    return {
+        name: ", ".join(f"{key} {getattr(part, key)}" for key in keys if hasattr(part, key))
+        for name, part in network.named_modules()
+        if hasattr(part, "stride")
+    }
 
 
 def open_reporter(
@@ -196,7 +213,10 @@ def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None
         saver.wait()
         weights = run.output_dir / WEIGHTS_NAME
         checkpoint.export_weights(weights, state.weights)
-        files = {"checkpoint": checkpoint.newest(run.checkpoints), "weights": f"{weights} (float32 state_dict)"}
+        files = {
+            "checkpoint": checkpoint.newest(run.checkpoints) or "none could be written",
+            "weights": f"{weights} (float32 state_dict)",
+        }
         reporter.conclude(run.task.judged_by, files)
 
     from_rank_0(conclude)  # a process that ended before could take along what NCCL has only queued for rank 0

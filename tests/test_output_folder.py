@@ -1,0 +1,76 @@
+"""The folder of a run: one run writes there at a time, and none over what another has left."""
+
+import errno
+import threading
+import time
+
+import pytest
+import torch
+from grid_logs import DIGITS, write_log
+
+from lbsgd.errors import CheckpointError, ConfigError
+from lbsgd.experiments.grid import baseline
+from lbsgd.train.checkpoint import comparable
+from lbsgd.train.run import Run, only_writer, prepare_output
+from lbsgd.train.session import windows_of
+
+BASELINE = baseline(DIGITS)
+
+
+def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("lbsgd.train.run.WRITER_SECONDS", 0.1)
+    with only_writer(tmp_path):
+        with pytest.raises(ConfigError, match=f"another run writes into {tmp_path}; end it, or choose another"):
+            with only_writer(tmp_path):
+                pass
+    with only_writer(tmp_path):  # the first has ended
+        pass
+
+
+def test_a_run_waits_for_the_one_before_it_which_still_saves(tmp_path):
+    saves = threading.Event()
+
+    def save():
+        with only_writer(tmp_path):
+            saves.set()
+            time.sleep(0.3)
+            (tmp_path / "saved").touch()
+
+    thread = threading.Thread(target=save)
+    thread.start()
+    saves.wait()
+    with only_writer(tmp_path):
+        assert (tmp_path / "saved").exists()
+    thread.join()
+
+
+def test_without_locks_of_the_file_system_a_run_begins(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", no_locks)
+    with only_writer(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("left", ["weights.pt", "two epochs"])
+def test_a_run_whose_checkpoints_are_gone_is_not_written_over(tmp_path, left):
+    if left == "weights.pt":
+        (tmp_path / left).write_bytes(b"of the end")
+    folder = tmp_path if left == "weights.pt" else write_log(tmp_path, BASELINE, 0, [50.0, 40.0])
+    with pytest.raises(CheckpointError, match=f"{folder} holds a run without its checkpoints"):
+        prepare_output(Run(None, None, None, folder, 1, resume=True), newest=None)
+
+
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path):
+    folder = write_log(tmp_path, BASELINE, 0, [50.0])
+    prepare_output(Run(None, None, None, folder, 1, resume=True), newest=None)
+
+
+def test_a_network_of_the_same_weights_and_other_strides_is_another_one():
+    def network(stride):
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, stride), torch.nn.MaxPool2d(2))
+
+    assert windows_of(network(1)) != windows_of(network(2)) and windows_of(network(2)) == windows_of(network(2))
+    identity = {"network": {}, "windows": windows_of(network(2))}
+    assert comparable({"identity": {"network": {}}}, identity) == identity  # of a checkpoint that does not have them
