@@ -19,7 +19,7 @@ from lbsgd.units import size
 MAX_EXPANSION = 100  # times its size that a compressed tar may hold: gzip reaches 1,000, images hardly more than 1
 MIN_TAR_BYTES = 1 << 20  # that a small one may hold in any case: mostly padding
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk says that takes no more
-ROOM = "while it is converted; make room, or name another folder with --data_dir (TMPDIR for --dry_run and --verify)"
+ROOM = "while it is read; make room, or name another folder: with --data_dir, or TMPDIR where --data_dir is only read"
 LONG_BYTES = 1 << 30  # of an archive that takes so long to go through that we say so
 Opener = Callable[..., IO[bytes]]
 COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}

@@ -17,13 +17,13 @@ import numpy as np
 from lbsgd.convert.beton_writer import BetonWriter, page_size
 from lbsgd.convert.convert_split import convert_split
 from lbsgd.convert.estimate import check_disk, dry_run
-from lbsgd.convert.existing_data import complete_data, is_read_only, made_with
+from lbsgd.convert.existing_data import complete_by_version, complete_data, is_read_only
 from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries
 from lbsgd.convert.preflight import left_out_lines, refuse_unusable
 from lbsgd.convert.process_pool import checked_num_processes
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Source
-from lbsgd.convert.sources import find_source, source_path
+from lbsgd.convert.sources import find_source
 from lbsgd.convert.work_folder import (
     CONVERTER_VERSION,
     NOTHING_KEPT,
@@ -94,12 +94,14 @@ def _is_complete_and_read_only(source: Path, data_dir: Path, settings: Settings)
     """Return whether there is nothing to do in a folder where nothing can be done, not even a lock be taken."""
     if not is_read_only(data_dir):
         return False
-    made_with(data_dir, source_path(source), settings)
+    if by_version := complete_by_version(data_dir, source, settings):
+        _print_complete(data_dir, by_version)
+        return True
     with tempfile.TemporaryDirectory() as scratch:
         found = find_source(source, Path(scratch), data_dir)
         complete = complete_data(data_dir, found, settings)
     if complete:
-        _print_complete(data_dir, complete)
+        _print_complete(data_dir, complete, found)
     return complete is not None
 
 
@@ -109,7 +111,9 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
     What can be told without the source is told first, because an archive may take hours to be unpacked.
     """
     if not overwrite and not (work / "manifest.json").exists():
-        made_with(data_dir, source_path(source), settings)
+        if by_version := complete_by_version(data_dir, source, settings):
+            _print_complete(data_dir, by_version)
+            return None
     there = set(work.iterdir())
     found = find_source(source, work, data_dir)
     if overwrite or is_partly_published(data_dir, work, conversion_identity(found, settings)):
@@ -120,7 +124,7 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
         remove_added(work, there)
         raise
     if complete:
-        _print_complete(data_dir, complete)
+        _print_complete(data_dir, complete, found)
     return None if complete else found
 
 
@@ -132,13 +136,19 @@ def look(source: Path, data_dir: Path, num_processes: int | None = None, **setti
         return dry_run(found, wanted, _page_size(found, wanted), data_dir, num_processes)
 
 
-def _print_complete(data_dir: Path, data: Manifest) -> None:
+def _print_complete(data_dir: Path, data: Manifest, source: Source | None = None) -> None:
+    """Say what the folder holds, and what a listing of the source, if there was need of one, leaves open."""
     skipped = sum(map(len, data.skipped.values()))
     told = f", {skipped:,} image{'s' if skipped > 1 else ''} skipped" if skipped else ""
     say(
         f"{data_dir} is complete: {data.train.num_images:,} training and {data.val.num_images:,} validation images, "
         f"{len(data.classes):,} classes{told}; --overwrite makes it again"
     )
+    if source and data.stamps not in ("", source.stamps_digest()):
+        say(
+            f"names and sizes in {source.path} agree with it, times do not: --verify --source {source.path} compares "
+            f"the images"
+        )
 
 
 def _page_size(source: Source, settings: Settings) -> int:
@@ -212,6 +222,8 @@ class Conversion:
             settings=asdict(self.settings),
             converter_version=CONVERTER_VERSION,
             listing=self.source.digest(),
+            stamps=self.source.stamps_digest(),
+            source_version=self.source.version,
             images_per_class=counts,
             libraries=libraries(),
             stored={name: _stored_as(writer) for name, writer in self.writers.items()},

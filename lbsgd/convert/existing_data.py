@@ -10,6 +10,7 @@ from pathlib import Path
 
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
+from lbsgd.convert.sources import source_path, source_version
 from lbsgd.convert.work_folder import CONVERTER_VERSION
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest, Split
@@ -54,8 +55,21 @@ def complete_data(data_dir: Path, source: Source, settings: Settings) -> Manifes
         "names or sizes of images": source.digest() == manifest.listing,
     }
     _refuse_other(data_dir, same)
-    intact = all(_is_intact(data_dir / f"{name}.beton", getattr(manifest, name)) for name in SPLITS)
-    return manifest if intact else None
+    return manifest if _is_intact(data_dir, manifest) else None
+
+
+def complete_by_version(data_dir: Path, source: Path, settings: Settings) -> Manifest | None:
+    """Return the same without opening the source, None if its manifest cannot tell. Raises DataError for other data.
+
+    Only archives and shards have a version. Listing them again may take an hour, and room for all that they hold.
+    """
+    manifest = made_with(data_dir, source_path(source), settings)
+    if manifest is None or not manifest.source_version:
+        return None
+    with contextlib.suppress(OSError, DataError):  # of the source, of which its listing tells more
+        if source_version(source) == manifest.source_version and _is_intact(data_dir, manifest):
+            return manifest
+    return None
 
 
 def _refuse_other(data_dir: Path, same: Mapping[str, bool]) -> None:
@@ -72,7 +86,7 @@ def is_read_only(data_dir: Path) -> bool:
     return (data_dir / "manifest.json").exists() and not os.access(data_dir, os.W_OK)
 
 
-def _is_intact(path: Path, split: Split) -> bool:
+def _is_intact(data_dir: Path, manifest: Manifest) -> bool:
     with contextlib.suppress(DataError):
-        return Split.of(BetonFile.open(path)) == split
+        return all(Split.of(BetonFile.open(data_dir / f"{name}.beton")) == getattr(manifest, name) for name in SPLITS)
     return False

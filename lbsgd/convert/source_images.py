@@ -75,13 +75,17 @@ class Images:
             names = "".join(f"\n{all_names[index]}" for index in block)
             digest.update(names.encode(errors="surrogateescape"))
         for column in (self.labels, self.sizes, *columns):
-            for block in _blocks(len(self)):
-                digest.update(column[block.start : block.stop].astype(np.int64).data)
+            _update(digest, column)
         return digest.hexdigest()
 
     def reader(self) -> ImageReader:
         """Return what reads these images; each process needs one of its own."""
         return ImageReader(self.container, self.shard_names)
+
+
+def _update(digest: hashlib._Hash, column: np.ndarray) -> None:
+    for block in _blocks(len(column)):
+        digest.update(column[block.start : block.stop].astype(np.int64).data)
 
 
 def _blocks(num_rows: int) -> Iterator[range]:
@@ -95,6 +99,7 @@ class Source:
     path: Path
     train: Images
     val: Images
+    version: str = ""  # of the archives or shards, see `sources.source_version`
 
     def __len__(self) -> int:
         return len(self.train) + len(self.val)
@@ -106,6 +111,13 @@ class Source:
     def digest(self) -> str:
         """Return a digest of all names, labels and sizes, the manifest's `listing`."""
         return f"{self.train.digest():.32}{self.val.digest():.32}"
+
+    def stamps_digest(self) -> str:
+        """Return a digest of all times of modification, the manifest's `stamps`."""
+        digest = hashlib.sha256()
+        for images in self.splits.values():
+            _update(digest, images.stamps)
+        return digest.hexdigest()
 
 
 class ImageReader:

@@ -12,6 +12,7 @@ The parts may be mixed, such as training folders and a validation archive. Image
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -21,10 +22,10 @@ from lbsgd.convert import cifar10
 from lbsgd.convert.annotations import ANNOTATIONS, labels_in_folder, labels_in_tar
 from lbsgd.convert.archives import cached_members
 from lbsgd.convert.by_class import ByClass
-from lbsgd.convert.compressed import no_room, uncompressed
+from lbsgd.convert.compressed import no_room, uncompressed, version
 from lbsgd.convert.folders import has_class_folders, has_images, in_folders
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
-from lbsgd.convert.shards import find_shards, images_of_shards, is_shard
+from lbsgd.convert.shards import Shards, find_shards, images_of_shards, is_shard
 from lbsgd.convert.source_images import SPLITS, Images, Source
 from lbsgd.convert.tar_layout import splits_in
 from lbsgd.data.beton_format import CONVERT
@@ -46,6 +47,7 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
     """
     path = source_path(path)
     try:
+        version_ = source_version(path)  # of before it is read, so that a later change is noticed
         train, val = _from_archive(path, scratch, data_dir) if path.is_file() else _from_folder(path, scratch, data_dir)
     except OSError as error:
         if full := no_room(scratch, path, error):
@@ -57,12 +59,36 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
             f"{val.container} has other classes than {train.container}: {shortened(differing)} in one of them "
             f"only; both must have the same"
         )
-    return Source(path, train, val)
+    return Source(path, train, val, version_)
 
 
 def source_path(path: Path) -> Path:
     """Return what a source is called: the folder for one of several files in it, which are read together."""
     return path.parent if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) or is_shard(path) else path
+
+
+def source_version(path: Path) -> str:
+    """Return what changes with the archives or shards that a source is read from, without a look into them.
+
+    Empty for a source of which any part lies in a folder of images. Raises DataError if shards are missing, OSError.
+    """
+    files = _archives_of(source_path(path))
+    return hashlib.sha256("\n".join(map(version, files)).encode(errors="surrogateescape")).hexdigest() if files else ""
+
+
+def _archives_of(path: Path) -> list[Path]:
+    """Return the archives or shards of a source and the tables of labels beside them; none if a folder is among it."""
+    base, places = path, [path.parent]
+    if not path.is_file():
+        base, places = _base_of(path), [_base_of(path), path]
+        if shards := _shards_of(base, path):
+            return [path / name for names in shards[1].values() for name in names]
+        if has_class_folders(base / "train") or has_images(base / "val"):
+            return []
+    archives = [path] if path.is_file() else [base / TRAIN_TAR, base / VAL_TAR]
+    labels = {place / name for place in places for name in (KAGGLE_LABELS, ANNOTATIONS, *DEVKITS)}
+    files = [*archives, *sorted(label for label in labels if label.exists())]
+    return files if all(file.is_file() for file in files) else []
 
 
 def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
@@ -86,8 +112,8 @@ def _labelled(val: ByClass, classes: list[str], labels: Labels) -> Images:
 
 
 def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
-    base = next((path / inner for inner in (KAGGLE, "Data/CLS-LOC") if (path / inner).is_dir()), path)
-    if not (base / TRAIN_TAR).exists() and not has_class_folders(base / "train") and (shards := find_shards(path)):
+    base = _base_of(path)
+    if shards := _shards_of(base, path):
         return images_of_shards(path, *shards, scratch)
     train, val = _train_of(base, scratch), _val_of(base, scratch)
     if not (train and val):
@@ -98,6 +124,16 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
     annotated = partial(labels_in_folder, above / ANNOTATIONS)
     places = [base, path, above.parent] if base.name == "CLS-LOC" else [base, path]
     return images, _labelled(val, images.classes, lambda: _labels_for(val.container, places, annotated, data_dir))
+
+
+def _base_of(path: Path) -> Path:
+    """Return the folder of train/ and val/, or of their archives, in a source."""
+    return next((path / inner for inner in (KAGGLE, "Data/CLS-LOC") if (path / inner).is_dir()), path)
+
+
+def _shards_of(base: Path, path: Path) -> tuple[str, Shards] | None:
+    """Return the shards of a source, None if it has images in another form."""
+    return None if (base / TRAIN_TAR).exists() or has_class_folders(base / "train") else find_shards(path)
 
 
 def _train_of(base: Path, scratch: Path) -> ByClass | None:

@@ -53,6 +53,8 @@ class Manifest:
     settings: dict[str, object]
     converter_version: int
     listing: str = ""  # digest of names, labels and sizes of the source
+    stamps: str = ""  # digest of its times of modification; manifests of earlier converters have neither this
+    source_version: str = ""  # nor this digest of its archives' or shards' names, sizes and times; a folder has none
     images_per_class: dict[str, list[int]] = field(default_factory=dict)  # by split; images lie class by class
     libraries: dict[str, str] = field(default_factory=dict)
     stored: dict[str, dict[str, int]] = field(default_factory=dict)
