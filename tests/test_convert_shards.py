@@ -20,7 +20,8 @@ from lbsgd.convert.files import Files
 from lbsgd.convert.parquet import copy_images
 from lbsgd.convert.shards import find_shards
 from lbsgd.convert.sources import find_source
-from lbsgd.convert.verify import verify
+from lbsgd.convert.verify import _kept_numbers, verify
+from lbsgd.data.folder import Manifest
 from lbsgd.errors import DataError
 
 WNIDS = ["n01440764", "n01443537", "n02102040"]
@@ -270,6 +271,64 @@ def test_an_undecodable_image_is_named_with_its_shard_and_skipped(tmp_path):
         convert(source, tmp_path / "data", max_side=500, num_processes=1)
     convert(source, tmp_path / "data", max_side=500, num_processes=1, on_error="skip")
     verify(tmp_path / "data", 1, source)
+
+
+def pushed_folders(folder):
+    """What Hugging Face keeps of images in folders: the last part of a path. Shards and classes hold a name twice."""
+    (folder / "data").mkdir(parents=True)
+    for split in ("train", "validation"):
+        for shard in range(2):
+            rows = [
+                (
+                    b"x" if (split, shard, number) == ("train", 1, 2) else encoded(size=(16, 16), phase=shard + number),
+                    at,
+                )
+                for number, at in enumerate([0, 0, 1, 1])
+            ]
+            images = [{"bytes": data, "path": f"{number % 2:04}.jpg"} for number, (data, _) in enumerate(rows)]
+            table = pyarrow.table({"image": images, "label": [label for _, label in rows]})
+            pyarrow.parquet.write_table(table, folder / f"data/{split}-{shard:05}-of-00002.parquet")
+    return folder
+
+
+def test_names_that_repeat_are_told_apart_by_shard_and_row(tmp_path, capsys):
+    source, data = pushed_folders(tmp_path / "source"), tmp_path / "data"
+    name = f"{source}/data/train-00001-of-00002.parquet/0000.jpg (row 2)"
+    with pytest.raises(DataError, match=re.escape(name)):
+        convert(source, data, max_side=500, num_processes=1)
+    convert(source, data, max_side=500, num_processes=1, on_error="skip")
+    manifest = json.loads((data / "manifest.json").read_text())
+    assert manifest["skipped"] == {"train": [name], "val": []}
+    assert manifest["skipped_numbers"] == {"train": [5], "val": []}
+    verify(data, 1, source)
+    for change in ({"skipped_numbers": {}}, {"skipped": {"train": ["elsewhere/" + name], "val": []}}):
+        (data / "manifest.json").write_text(json.dumps({**manifest, **change}))
+        verify(data, 1, source)
+
+
+def test_a_skipped_image_of_a_shard_is_known_by_the_name_that_earlier_converters_gave_it(tmp_path):
+    for kind, name in (("tfrecords", "train-0000{shard}-of-00003/{name}"), ("parquet", "{name}")):
+        source, data = KINDS[kind][0](tmp_path / kind), tmp_path / f"{kind}_data"
+        convert(source, data, max_side=500, num_processes=1)
+        manifest = json.loads((data / "manifest.json").read_text())
+        images = find(source, tmp_path).train
+        was = name.format(shard=images.member(3).shard, name=images.names[3])
+        earlier = Manifest(**{**manifest, "skipped": {"train": [f"{source}/{was}"]}, "skipped_numbers": {}})
+        kept = _kept_numbers(find_source(source, tmp_path / "scratch", data), images, earlier, "train")
+        assert kept.tolist() == [number for number in range(12) if number != 3]
+
+
+def test_images_of_one_name_in_one_shard_and_class_are_all_there_in_its_order(tmp_path):
+    """As TFRecords are written whose names hold folders, of which only the last part is kept."""
+    source = tfrecords(tmp_path / "source")
+    for number in range(3):
+        names = [f"1/{folder}/0001.jpg" for folder in (1, 0)]
+        made = [imagenet_example(name, label, name.encode()) for label in range(3) for name in names]
+        records(source / f"train-{number:05}-of-00003", made)
+    train = find(source, tmp_path).train
+    read = [train.reader().read(train.member(number)).decode() for number in range(18)]
+    assert read == ["1/1/0001.jpg", "1/0/0001.jpg"] * 9
+    assert train.where(3) == f"{source}/train-00001-of-00003/0001.jpg (record 1)"
 
 
 def test_names_of_shards_may_be_no_utf_8(tmp_path, expected):

@@ -1,5 +1,6 @@
 """Files that are damaged, replaced or not what they say: one line each, never a traceback, a crash or wrong images."""
 
+import json
 import os
 import shutil
 from contextlib import closing
@@ -142,6 +143,29 @@ def test_a_manifest_with_content_of_another_type_is_refused_with_one_line(whole,
     path.write_text("\n".join(lines))
     with pytest.raises(DataError, match="cannot be read as a manifest") as error:
         open_data(tmp_path / "data")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"settings": None},
+        {"settings": [["max_side", 500]]},
+        {"skipped": []},
+        {"skipped": {"train": 3}},
+        {"skipped": {"train": [3]}},
+        {"skipped_numbers": {"train": ["a"]}},
+        {"skipped_numbers": {"train": [-1]}},
+        {"stored": None},
+        {"left_out": 0},
+        {"images_per_class": {"train": 4}},
+    ],
+)
+def test_a_manifest_whose_parts_are_of_another_kind_is_refused_with_one_line(whole, tmp_path, content):
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({**json.loads((whole / "manifest.json").read_text()), **content}))
+    with pytest.raises(DataError, match="cannot be read as a manifest .*; make the folder again with: ") as error:
+        Manifest.read(path)
     assert "\n" not in str(error.value)
 
 

@@ -1,5 +1,6 @@
 """`--verify` names the first image that is not as it was made, whatever byte has changed."""
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -146,6 +147,31 @@ def test_images_that_were_left_out_are_known_in_the_folder_itself(tree, tmp_path
     convert(Path("."), tmp_path / "data", on_error="skip", **SETTINGS)
     for source in (Path("."), tree):
         verify(tmp_path / "data", 1, source)
+
+
+def change_manifest(folder, **content):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, **content}))
+
+
+@pytest.mark.parametrize("form", ["earlier", "now"])
+def test_images_that_were_left_out_may_have_been_removed_since(tree, tmp_path, form):
+    convert(damage(tree), tmp_path / "data", on_error="skip", **SETTINGS)
+    if form == "earlier":
+        change_manifest(tmp_path / "data", skipped_numbers={})
+    verify(tmp_path / "data", 1, tree)
+    (tree / "train/ant/1.JPEG").unlink()
+    verify(tmp_path / "data", 1, tree)
+
+
+@pytest.mark.parametrize(
+    "settings, reason", [({"turbo": 1}, "unexpected keyword"), ({"max_side": "5"}, "<="), ({"max_side": 0}, "0 is not")]
+)
+def test_settings_of_another_converter_are_told_in_one_line(converted, tree, settings, reason):
+    change_manifest(converted, settings=settings)
+    verify(converted, 2)
+    with pytest.raises(DataError, match=f"has settings that this version does not know .*{reason}.*; verify the fold"):
+        verify(converted, 2, tree)
 
 
 def test_a_file_of_ffcv_s_own_writer_is_verified_by_decoding_it(tmp_path, ffcv, capsys):

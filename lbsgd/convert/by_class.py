@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from lbsgd.convert.source_images import Images
 from lbsgd.errors import DataError
 from lbsgd.units import shortened
 
-# Of a name and the number of its shard, by which the images of a class are sorted; no two may have the same.
+# Of a name and the number of its shard, by which the images of a class are sorted.
 Key = Callable[[str, int], Any]
 
 
@@ -74,16 +74,16 @@ class ByClass:
             self.add(row, label)
         self.loose = array("I")
 
-    def images(self, key: Key = by_path, classes: list[str] | None = None, shard_names: Sequence[str] = ()) -> Images:
+    def images(self, key: Key = by_path, classes: list[str] | None = None, *, may_repeat: bool = False) -> Images:
         """Return all that was added.
 
-        classes: in their order, by default sorted by name. Raises DataError for one without images, and for images
-        that only one name tells.
+        classes: in their order, by default sorted by name. Raises DataError for one without images, and for images of
+        one key unless keys may repeat: such images come in the order in which they were found.
         """
         for row in self.loose:
             self.left_out.add(STRAY_FILE, self.files.names[row])
         classes = sorted(self.numbers) if classes is None else classes
-        order, counts = self._order(classes, key)
+        order, counts = self._order(classes, key, may_repeat)
         return Images(
             self.container,
             classes=classes,
@@ -92,12 +92,11 @@ class ByClass:
             labels=np.repeat(np.arange(len(classes), dtype=np.uint32), counts),
             sizes=self.files.taken("sizes", order),
             origin=self.origin,
-            shard_names=shard_names,
             stamp=self.stamp,
             left_out=self.left_out,
         )
 
-    def _order(self, classes: list[str], key: Key) -> tuple[np.ndarray, np.ndarray]:
+    def _order(self, classes: list[str], key: Key, may_repeat: bool) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows in the order of the images, and the number of images of each class."""
         positions = {name: position for position, name in enumerate(classes)}
         position_of = np.array([positions[name] for name in self.numbers], np.uint32)
@@ -109,15 +108,16 @@ class ByClass:
         del by_class, labels
         start = 0
         for count in counts.tolist():
-            rows[start : start + count] = np.fromiter(self._sorted(rows[start : start + count], key), np.uint32, count)
+            in_order = self._sorted(rows[start : start + count], key, may_repeat)
+            rows[start : start + count] = np.fromiter(in_order, np.uint32, count)
             start += count
         return rows, counts
 
-    def _sorted(self, rows: np.ndarray, key: Key) -> Iterator[int]:
+    def _sorted(self, rows: np.ndarray, key: Key, may_repeat: bool) -> Iterator[int]:
         before = None
         names, shards = self.files.names, self.files.column("shards")
         for value, row in sorted_rows(rows, lambda row: key(names[row], int(shards[row]))):
-            if value == before:
+            if value == before and not may_repeat:
                 raise DataError(
                     f"{self.origin}: member {names[row]!r} is there twice, and only one can be meant; use another "
                     f"archive, or unpack it yourself and name the folder with --source"

@@ -180,13 +180,15 @@ class Conversion:
         for name, images in self.source.splits.items():
             convert_split(name, images, self.writers[name], self.settings, num_processes, commit_seconds)
 
+    def undecodable_numbers(self) -> dict[str, list[int]]:
+        """Return the numbers of the images that cannot be decoded, by split."""
+        kinds = {name: writer.records["kind"] for name, writer in self.writers.items()}
+        return {name: np.flatnonzero(kinds[name] == UNDECODABLE).tolist() for name in kinds}
+
     def undecodable(self) -> dict[str, list[str]]:
         """Return the images that cannot be decoded, by split, as a person would call them."""
-        kinds = {name: writer.records["kind"] for name, writer in self.writers.items()}
-        return {
-            name: [images.where(index) for index in np.flatnonzero(kinds[name] == UNDECODABLE).tolist()]
-            for name, images in self.source.splits.items()
-        }
+        numbers, splits = self.undecodable_numbers(), self.source.splits
+        return {name: [images.where(index) for index in numbers[name]] for name, images in splits.items()}
 
     def report_undecodable(self, on_error: str) -> None:
         """Print the images that cannot be decoded. Raises DataError if there are any and on_error is "fail"."""
@@ -228,6 +230,7 @@ class Conversion:
             libraries=libraries(),
             stored={name: _stored_as(writer) for name, writer in self.writers.items()},
             skipped=self.undecodable(),
+            skipped_numbers=self.undecodable_numbers(),
             left_out={name: dict(images.left_out.counts) for name, images in self.source.splits.items()},
         )
 

@@ -5,7 +5,8 @@
     train-00000-of-00294.parquet, validation-...            parquet
 
 All shards lie in one folder, in its folder data/, or in folders train/ and val/ or validation/ of it. Classes are
-numbers; they get names where the shards hold them. Images come class by class and sorted by name, as from any source.
+numbers; they get names where the shards hold them. Images come class by class and sorted by name, as from any source;
+those of one name, such as 0000.jpg of every folder that was pushed to Hugging Face, in the order of the shards.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ KINDS = {  # what the names of shards look like
     "parquet": re.compile(r"\.parquet$"),
     "tfrecord": re.compile(r"-\d+-of-\d+$|\.tfrecords?(-\d+-of-\d+)?$"),
 }
+COUNTED_AS = {"parquet": "row", "tfrecord": "record"}  # the images of shards in which names may repeat
 SPLIT_WORDS = {"train": "train", "val": "val", "validation": "val"}
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|val)(?=[-_.\d]|$)")
 CLASS_TAR = re.compile(r"(?:^|/)n\d{8}\.tar$")  # as lies in ImageNet's own archive, and is no shard
@@ -162,12 +164,13 @@ def _images(
     known = set(classes)
     for row, label in enumerate(files.column("labels")):
         if str(label) not in known:
-            raise DataError(f"{path}: {files.names[row]} has class {label}, which has no training images")
+            place = path / shards[files.member(row).shard]
+            raise DataError(f"{place}: {files.names[row]} has class {label}, which has no training images")
         found.add(row, str(label))
     found.left_out = files.left_out
-    if kind == "parquet":
-        return found.images(_by_own_name, classes)
-    return found.images(_by_base_name, classes, shards)
+    images = found.images(_by_own_name if kind == "parquet" else _by_base_name, classes, may_repeat=True)
+    images = replace(images, counted_as=COUNTED_AS.get(kind, ""))
+    return replace(images, copied_from=shards) if kind == "parquet" else replace(images, shard_names=shards)
 
 
 def _by_base_name(name: str, shard: int) -> tuple[str, int, str]:

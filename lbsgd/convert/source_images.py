@@ -31,6 +31,8 @@ class Images:
     sizes: np.ndarray  # uint32, bytes
     origin: str  # the container as a person would call it
     shard_names: Sequence[str] = ()  # files in the container that hold the images; none if each is a file of its own
+    copied_from: Sequence[str] = ()  # shards whose images the container holds
+    counted_as: str = ""  # what an image's number in its shard is called; nothing where names do not repeat in a shard
     stamp: int | None = None  # time of modification of a tar, for all its members
     left_out: LeftOut = field(default_factory=LeftOut)
 
@@ -62,10 +64,14 @@ class Images:
         return f"{self.origin}/{self.within(index)}"
 
     def within(self, index: int) -> str:
-        """Return the place of image `index` in the container, with the shard that holds it."""
+        """Return the place of image `index` in the source: its path, or its shard, name and number in the shard."""
         member = self.member(index)
-        shard = f"{self.shard_names[member.shard]}/" if self.shard_names else ""
-        return f"{shard}{member.name}"
+        shards = self.shard_names or self.copied_from
+        place = f"{shards[member.shard]}/{member.name}" if shards else member.name
+        if not self.counted_as:
+            return place
+        first = int(np.searchsorted(self.files.column("shards"), member.shard))  # of the shard, whose rows lie together
+        return f"{place} ({self.counted_as} {int(self.rows[index]) - first})"
 
     def digest(self, *columns: np.ndarray) -> str:
         """Return a digest of the classes, names, labels and sizes, and of further columns."""

@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -39,7 +39,7 @@ from lbsgd.data.beton_format import CONVERT, JPEG
 from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
 from lbsgd.data.pil_image import ImageError
 from lbsgd.disk import say
-from lbsgd.errors import DataError
+from lbsgd.errors import ConfigError, DataError
 
 
 def verify(data_dir: Path, num_processes: int | None = None, source: Path | None = None) -> None:
@@ -109,7 +109,7 @@ class Origin:
     def of(cls, beton: BetonFile, source: Source, manifest: Manifest) -> Origin:
         """Match the file's images with the source's. Raises DataError if their number, classes or labels differ."""
         images = source.splits[beton.path.stem]
-        numbers = _kept_numbers(source, images, manifest.skipped.get(beton.path.stem, ()))
+        numbers = _kept_numbers(source, images, manifest, beton.path.stem)
         if len(numbers) != beton.num_images or images.classes != manifest.classes:
             raise DataError(
                 f"{images.origin} holds {len(numbers):,} images of {len(images.classes):,} classes, {beton.path} "
@@ -122,22 +122,48 @@ class Origin:
                 f"{beton.path}: image {index} has label {beton.labels[index]}, and {images.where(number)} has "
                 f"{images.labels[number]}"
             )
-        return cls(images, numbers, Settings(**cast(dict[str, Any], manifest.settings)))
+        return cls(images, numbers, _settings(manifest, beton.path.parent))
 
 
-def _kept_numbers(source: Source, images: Images, skipped: Sequence[str]) -> np.ndarray:
+def _settings(manifest: Manifest, data_dir: Path) -> Settings:
+    """Return the settings of a manifest. Raises DataError for those of an unknown kind."""
+    try:
+        return Settings(**cast(dict[str, Any], manifest.settings))
+    except (TypeError, ConfigError) as error:
+        raise DataError(
+            f"{data_dir / 'manifest.json'} has settings that this version does not know ({error}); verify the folder "
+            f"without --source, or make it again with: {CONVERT.format(data_dir)} --overwrite"
+        ) from error
+
+
+def _kept_numbers(source: Source, images: Images, manifest: Manifest, split: str) -> np.ndarray:
     """Return the numbers of the images that are not among the skipped ones, however the source was spelled then.
 
-    A skipped image is named by the source, as it was given with --source, and by its place within.
+    A skipped image is named by the source, as it was given with --source, and by its place within. It has its number
+    unless the source has changed since, such as by the removal of the skipped images.
     """
-    if not skipped:
-        return np.arange(len(images))
+    skipped, numbers = manifest.skipped.get(split, []), manifest.skipped_numbers.get(split, [])
     parts = [name.split("/") for name in skipped]
     ends = {"/".join(each[start:]) for each in parts for start in range(len(each))}
     inside = os.path.relpath(images.origin, source.path)
     place = "" if inside == "." else f"{inside}/"
-    names = (images.within(number) for number in range(len(images)))
-    return np.array([number for number, name in enumerate(names) if place + name not in ends])
+
+    def is_skipped(number: int) -> bool:
+        return any(place + name in ends for name in _names(images, number))
+
+    kept = np.ones(len(images), bool)
+    if len(numbers) != len(skipped) or not all(number < len(images) and is_skipped(number) for number in numbers):
+        numbers = [number for number in range(len(images)) if is_skipped(number)]
+    kept[numbers] = False
+    return np.flatnonzero(kept)
+
+
+def _names(images: Images, number: int) -> Iterator[str]:
+    """Yield the name of an image in its source, now and as earlier converters called one in a shard."""
+    name = images.within(number)
+    yield name
+    if images.counted_as:
+        yield images.names[number] if images.copied_from else name.rpartition(" (")[0]
 
 
 def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -> Meter:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from lbsgd.disk import is_there, replace_file, to_disk
 from lbsgd.errors import DataError
 
 UNPUBLISHED = ".converting/manifest.json"  # there from when the converter has finished both files until it names them
+LISTS = ("images_per_class", "skipped", "skipped_numbers")  # of the manifest, by split
 MOST_CLASSES = 1 << 20  # that labels alone may tell of; a label beyond it is damage
 
 
@@ -43,7 +45,8 @@ class Manifest:
 
     settings are the converter's, libraries the versions of the libraries that decoded and encoded. stored counts the
     images of each split by the way they are kept; skipped names those that could not be decoded, if the converter was
-    told to leave them out. left_out counts, for each split, what lay among the images and was none, by reason.
+    told to leave them out, and skipped_numbers their numbers in the source's order. left_out counts, for each
+    split, what lay among the images and was none, by reason.
     """
 
     classes: list[str]
@@ -59,6 +62,7 @@ class Manifest:
     libraries: dict[str, str] = field(default_factory=dict)
     stored: dict[str, dict[str, int]] = field(default_factory=dict)
     skipped: dict[str, list[str]] = field(default_factory=dict)
+    skipped_numbers: dict[str, list[int]] = field(default_factory=dict)  # manifests of earlier converters have none
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
@@ -78,12 +82,17 @@ class Manifest:
         """Raise TypeError for content that only looks like a manifest."""
         words = [self.train.fingerprint, self.train.tables, self.val.fingerprint, self.val.tables, *self.classes]
         counts = [self.train.num_images, self.train.num_bytes, self.val.num_images, self.val.num_bytes]
-        for per_class in self.images_per_class.values():
-            counts.extend(per_class)
+        tables = {name: getattr(self, name) for name in ("settings", "libraries", "stored", "left_out", *LISTS)}
+        if wrong := [name for name, table in tables.items() if not isinstance(table, dict)]:
+            raise TypeError(f"{wrong[0]} is no object")
+        if wrong := [name for name in LISTS if not all(isinstance(each, list) for each in tables[name].values())]:
+            raise TypeError(f"{wrong[0]} holds something else than lists")
+        words += chain(*self.skipped.values())
+        counts += chain(*self.images_per_class.values(), *self.skipped_numbers.values())
         if not all(isinstance(word, str) for word in words) or not isinstance(self.classes, list):
-            raise TypeError("a class or a fingerprint is no text")
+            raise TypeError("a class, a fingerprint or a skipped image is no text")
         if not all(type(count) is int and count >= 0 for count in counts):
-            raise TypeError("a number of images or bytes is no natural number")
+            raise TypeError("a number of images or bytes, or of an image, is no natural number")
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
