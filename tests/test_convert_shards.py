@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -608,6 +609,22 @@ def test_parquet_of_something_else_is_refused(tmp_path):
     assert "row 0 holds no image" in refused(source, tmp_path)
     path.write_bytes(path.read_bytes()[:-30])
     assert f"{path} cannot be read as parquet" in refused(source, tmp_path)
+
+
+def test_a_damaged_parquet_shard_is_one_line_with_its_name(tmp_path):
+    """PyArrow raises an OSError without a number for most damage, and UnicodeDecodeError for a byte of a name."""
+    source = parquet(tmp_path / "source")
+    path = source / "data/train-00001-of-00002.parquet"
+    content, told = path.read_bytes(), set()
+    for place in [*range(4, len(content), 61), content.index(b"n01440764_")]:
+        path.write_bytes(content[:place] + bytes([content[place] ^ 128]) + content[place + 1 :])
+        try:
+            find(source, tmp_path)
+        except DataError as error:
+            assert str(error).startswith(str(path)) and "\n" not in str(error)
+            told.add(type(error.__cause__))
+        shutil.rmtree(tmp_path / "scratch")
+    assert {OSError, UnicodeDecodeError} <= told
 
 
 @pytest.mark.parametrize("package, kind", [("crc32c", "tfrecords"), ("pyarrow", "parquet")])

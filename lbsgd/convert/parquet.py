@@ -35,7 +35,9 @@ def copy_images(folder: Path, shard_names: list[str], target: Path) -> Files:
         for shard, name in enumerate(shard_names):
             try:
                 _copy_shard(files, shard, folder / name, file)
-            except pyarrow.ArrowException as error:
+            except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # of the disk, and not of the content
+                    raise
                 raise DataError(
                     f"{folder / name} cannot be read as parquet ({one_line(error)}); fetch it again"
                 ) from error
