@@ -18,6 +18,7 @@ from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.commands.main import main
 from lbsgd.config.checks.inspect import Inspection, findings_of, inspect
 from lbsgd.config.json_file import read_json, write_json
+from lbsgd.config.keypath import put
 from lbsgd.config.libraries.arguments import CALLS, LIBRARIES, arguments_of
 from lbsgd.config.libraries.clashes import RULES
 from lbsgd.config.libraries.inspect import in_library
@@ -231,6 +232,13 @@ def test_a_shipped_file_as_it_is_would_fail_in_hugging_faces_libraries(path, lib
 def test_on_the_right_number_of_processes_is_said(capsys):
     assert main(["check", "--for", "transformers", str(EIGHT_K)]) == 1
     assert "transformers takes 1: 8192 = 32 x 1 x N holds on 256 processes only" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("key, expected", [("lbsgd.epochs", ["R12"]), ("lbsgd", ["D29", "R12"]), ("lbsgd.purpose", [])])
+def test_no_library_is_said_to_fill_in_an_auto_of_the_lbsgd_block(key, expected):
+    config = read_json(EIGHT_K)
+    put(config, key, "auto")
+    assert [finding.code for finding in findings_of(config) if finding.severity == "error"] == expected
 
 
 def test_for_a_library_its_own_rule_of_auto_replaces_the_general_one():

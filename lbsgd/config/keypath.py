@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 from lbsgd.errors import ConfigError
 
-LARGEST = 10**12  # what is counted, multiplied or divided by in a run is no larger
+LARGEST = 10**12  # no count or factor of a run is larger
 
 
 def get(config: Any, key: str, default: Any = None) -> Any:
@@ -73,6 +73,12 @@ def paths_to(wanted: str, config: Any, path: str = "") -> Iterator[str]:
             yield from paths_to(wanted, value, f"{path}.{key}" if path else key)
     elif config == wanted:
         yield path
+
+
+def automatic_keys(config: Mapping[str, Any]) -> list[str]:
+    """Return the key paths of all values "auto", but for the lbsgd block's and the one that DeepSpeed itself knows."""
+    known = "data_types.keep_in_fp32_modules"
+    return [path for path in paths_to("auto", config) if path.partition(".")[0] != "lbsgd" and path != known]
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

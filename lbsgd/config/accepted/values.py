@@ -16,7 +16,6 @@ from typing import Any
 from lbsgd.config.keypath import shown
 
 Refusal = tuple[str, str]  # the key path inside the value, and what is wrong there
-AUTO = "auto"  # Hugging Face's word: DeepSpeed's models drop it
 NUMERALS = frozenset({"0.5", "1", "1e-3"})  # that trials of texts try (tools/deepspeed_probe.py)
 LENIENT = frozenset({"DeepSpeedZeroLeafModuleConfig"})  # models that make a block of null, and a list of a text
 
@@ -87,7 +86,7 @@ def model_refusals(models: Mapping[str, Any], model: str, value: Mapping[str, An
                 yield key, "is missing"
             continue
         given = [value[key]] if model in LENIENT and isinstance(value[key], str) else value[key]
-        if value[key] == AUTO:
+        if value[key] == "auto":  # Hugging Face's word: DeepSpeed's models drop it
             continue
         wrong = list(type_refusals(models, field["type"], given))
         if not wrong and not takes_as(field["type"], field.get("values", {}), given):
@@ -103,7 +102,7 @@ def unknown_fields(models: Mapping[str, Any], model: str, value: Mapping[str, An
     fields = models[model]["fields"]
     known = {each for name, field in fields.items() for each in (name, field.get("alias", name))}
     if models[model]["extra"] == "forbid":
-        yield from ((key, model) for key in value if key not in known and value[key] != AUTO)
+        yield from ((key, model) for key in value if key not in known and value[key] != "auto")
     for name, field in fields.items():
         inner = model_within(field["type"])
         for key in {name, field.get("alias", name)} & set(value):

@@ -10,7 +10,7 @@ from lbsgd.config.accepted.values import takes, unknown_fields
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import paths_to, shown
+from lbsgd.config.keypath import automatic_keys, shown
 
 OPTIMIZER_BLOCKS = ("optimizer", "scheduler")  # whose keys beside type and params are ignored
 NOT_JUDGED = ("torch_autocast", "elasticity")  # D28 judges the first; no key of the second was tried by itself
@@ -214,8 +214,7 @@ def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
     example={"zero_optimization": {"allgather_bucket_size": "auto"}},
 )
 def automatic_value(json: Document) -> Iterator[Hit]:
-    automatic = (path for path in paths_to("auto", json.config) if not path.startswith("lbsgd.aggregation."))
-    found = sorted(path for path in automatic if not path.endswith("keep_in_fp32_modules"))
+    found = sorted(automatic_keys(json.config))
     if found:
         others = [*found[1:4], "..."] if len(found) > 4 else found[1:]
         also = f" (as {'are' if len(found) > 2 else 'is'} {', '.join(others)})" if others else ""

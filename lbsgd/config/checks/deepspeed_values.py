@@ -18,7 +18,6 @@ from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import get, is_number, put, shown
 
-AUTO = "auto"
 WHOLE = "elasticity."  # its keys are right together or not at all, so no key was tried by itself
 OTHER_RULES = frozenset(  # keys that a rule of their own judges
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization.stage "
@@ -67,8 +66,8 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
             yield key, f"is {shown(json.get(key))}, and DeepSpeed wants its enabled"
     blocks |= features
     for key, description in accepted.keys.items():
-        value = get(json.config, key, AUTO)
-        judged = value != AUTO and key not in blocks and not key.startswith(WHOLE) and not is_taken_beside(json, key)
+        value = get(json.config, key, "auto")
+        judged = value != "auto" and key not in blocks and not key.startswith(WHOLE) and not is_taken_beside(json, key)
         if judged and not takes(description, value):
             yield key, f"is {shown(value)}, which DeepSpeed does not take"
     yield from refused_beside(json)
@@ -86,7 +85,7 @@ def refused_arguments(json: Document, key: str, entry: Entry) -> Iterator[tuple[
     for name, description in entry.get("params", {}).items():
         if is_taken_beside(json, f"{key}.{name}"):
             continue
-        if name in params and params[name] != AUTO and not takes(description, params[name]):
+        if name in params and params[name] != "auto" and not takes(description, params[name]):
             said = "needs a program: it is no value of a JSON" if not description else "is not taken"
             yield f"{key}.{name}", f"is {shown(params[name])}, which {said} by {json.get(key.split('.')[0] + '.type')}"
 

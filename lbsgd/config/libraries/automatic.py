@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from lbsgd.config.keypath import paths_to
 from lbsgd.config.libraries.arguments import Library
 
 # From model.config.hidden_size, or the largest of hidden_sizes.
@@ -61,9 +57,3 @@ DEFAULTS: dict[Library, dict[str, str]] = {
         "scheduler.params.warmup_num_steps": "DummyScheduler's warmup_num_steps, by default no warmup",
     },
 }
-
-
-def automatic_keys(config: Mapping[str, Any]) -> list[str]:
-    """Return the key paths of all values "auto", but for the lbsgd block's and the one that DeepSpeed itself knows."""
-    known = "data_types.keep_in_fp32_modules"
-    return [path for path in paths_to("auto", config) if not path.startswith("lbsgd.") and path != known]

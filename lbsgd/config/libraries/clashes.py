@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbsgd.config.checks.rule import Hit, rule
-from lbsgd.config.keypath import get, is_count
+from lbsgd.config.keypath import automatic_keys, get, is_count
 from lbsgd.config.libraries.arguments import CALLS, Library, arguments_of
-from lbsgd.config.libraries.automatic import DEFAULTS, FILLED, FROM_HIDDEN_SIZE, automatic_keys
+from lbsgd.config.libraries.automatic import DEFAULTS, FILLED, FROM_HIDDEN_SIZE
 
 HUGGING_FACE = ("transformers", "accelerate")
 WRITE_IT = "let `lbsgd config --from FILE --for LIBRARY --gpus N` write the file"
