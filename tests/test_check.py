@@ -1089,7 +1089,7 @@ def test_a_wrong_value_in_the_block_is_told_in_plain_words(key, value, words):
 
 @pytest.mark.parametrize("torch, refused", [("2.11.0", True), ("2.12.0", False), ("2.15.0+cpu", False)])
 def test_adagrad_in_half_precision_is_refused_until_torch_2_11(monkeypatch, torch, refused):
-    monkeypatch.setattr("lbsgd.config.checks.deepspeed_validators.version", lambda package: torch)
+    monkeypatch.setattr("lbsgd.config.checks.deepspeed_validators.installed", lambda package: torch)
     config = {
         "train_batch_size": 4,
         "optimizer": {"type": "Adagrad", "params": {"lr": 0.01}},
