@@ -1,6 +1,7 @@
 """ds_configs: every file is what `lbsgd config` writes, has the paper's numbers, and costs what the paper says."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,16 @@ def test_an_edited_file_would_be_noticed():
 
 def test_the_table_is_generated_from_the_files():
     assert (CONFIGS / "README.md").read_text() == readme(CONFIGS)
+
+
+def test_no_two_files_of_a_table_have_one_name_and_no_column_is_empty():
+    tables = re.findall(r"(?:^\|.*\n)+", readme(CONFIGS), re.MULTILINE)
+    for table in tables:
+        columns = list(zip(*(row.split(" | ") for row in table.splitlines()), strict=True))
+        names = [cell.partition("](")[0] for cell in columns[0]]
+        assert len(set(names)) == len(names)
+        assert not any(set(column[2:]) == {"-"} for column in columns)
+    assert len(tables) == 3
 
 
 def test_the_files_are_strict_ascii_json_that_every_tool_reads_alike():

@@ -6,7 +6,7 @@ An entry holds the arguments with which `lbsgd config` writes the file, the pape
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def variant_of_8k(name: str, arguments: str, purpose: str) -> Shipped:
 
 
 def ablation(name: str, setting: str, measured: Mapping[int, tuple[float, float]], purpose: str) -> Shipped:
-    """Return the entry for a file in which one thing of 256.json or 8k.json is changed."""
+    """Return the entry for a file in which 256.json or 8k.json is changed, as a rule in one thing."""
     kn = 8192 if name.startswith("8k") else 256
     settings = "".join(f" --set {part}" for part in setting.split())
     arguments = f"--global_batch {kn}{settings}"
@@ -103,6 +103,7 @@ SCENES = (
     " --set lbsgd.detection.shorter_side=112 --set lbsgd.detection.longer_side=128"
 )
 NO_WARMUP = "lbsgd.warmup.kind=none lbsgd.warmup.epochs=0"
+UNSCALED, SQUARE_ROOT = f"lbsgd.linear_scaling.rule=fixed {NO_WARMUP}", "lbsgd.linear_scaling.rule=sqrt"
 HALF_LR, DOUBLE_LR = "lbsgd.linear_scaling.base_lr=0.05", "lbsgd.linear_scaling.base_lr=0.2"
 GAMMA_ONE = "lbsgd.batch_norm.zero_last_gamma=false"
 INVERSE_DECAY = "lbsgd.weight_decay.scaling=inverse_lr lbsgd.weight_decay.base=0.0001"
@@ -127,18 +128,8 @@ GRID = (
         published.CONSTANT_WARMUP,
         "lr 0.1 for 5 epochs, then a jump to 3.2 (Table 1)",
     ),
-    ablation(
-        "8k_sqrt_lr",
-        "lbsgd.linear_scaling.rule=sqrt",
-        published.SQRT_RULE,
-        "lr 0.1 times the square root of 32 (Table 2a)",
-    ),
-    ablation(
-        "8k_fixed_lr",
-        f"lbsgd.linear_scaling.rule=fixed {NO_WARMUP}",
-        published.FIXED_LR,
-        "lr 0.1, not scaled (Table 2a)",
-    ),
+    ablation("8k_sqrt_lr", SQUARE_ROOT, published.SQRT_RULE, "lr 0.1 times the square root of 32 (Table 2a)"),
+    ablation("8k_fixed_lr", UNSCALED, published.FIXED_LR, "lr 0.1, neither scaled nor warmed up (Table 2a)"),
     ablation("8k_half_lr", HALF_LR, published.HALF_LR, "lr 0.05 times 32 (Table 2a)"),
     ablation("8k_double_lr", DOUBLE_LR, published.DOUBLE_LR, "lr 0.2 times 32 (Table 2a)"),
     ablation("256_half_lr", HALF_LR, published.HALF_LR, "lr 0.05 (Table 2a)"),
@@ -159,6 +150,7 @@ GRID = (
 
 
 FOLDERS = ("ablations", "detection")  # with tables of their own in the README
+HEADS = ("file", "kn", "k × n", "η", "warmup", "precision, ZeRO stage", "paper, top-1 error %", "what for")
 
 
 def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> None:
@@ -173,11 +165,8 @@ def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> No
 def readme(folder: Path) -> str:
     """Return ds_configs/README.md, generated from the files."""
     files = [(shipped, read_json(folder / f"{shipped.name}.json")) for shipped in GRID]
-    rows = [
-        (shipped, [f"[{Path(shipped.name).name}]({shipped.name}.json)", *described(config)])
-        for shipped, config in files
-    ]
-    tables = {name: table(row for shipped, row in rows if folder_of(shipped) == name) for name in ("", *FOLDERS)}
+    rows = [(folder_of(shipped), [link(shipped), *described(config)]) for shipped, config in files]
+    tables = {name: table([row for of, row in rows if of == name]) for name in ("", *FOLDERS)}
     commands = "\n".join(f"{shipped.name + '.json':42}{shipped.arguments}" for shipped in GRID)
     return README.format(grid=tables[""], **{name: tables[name] for name in FOLDERS}, commands=commands)
 
@@ -188,10 +177,16 @@ def folder_of(shipped: Shipped) -> str:
     return folder if folder in FOLDERS else ""
 
 
-def table(rows: Iterable[Sequence[str]]) -> str:
-    """Return the files' rows as Markdown."""
-    heads = ["file", "kn", "k × n", "η", "warmup", "precision, ZeRO stage", "paper, top-1 error %", "what for"]
-    return markdown_table(heads, rows)
+def link(shipped: Shipped) -> str:
+    """Return a link to a file, named by its path from the folder of its table."""
+    return f"[{shipped.name.removeprefix(f'{folder_of(shipped)}/')}]({shipped.name}.json)"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Return the files' rows as Markdown, without a column in which no file says anything."""
+    columns = [column for column in zip(HEADS, *rows, strict=True) if set(column[1:]) != {"-"}]
+    heads, *others = zip(*columns, strict=True)
+    return markdown_table(heads, others)
 
 
 def described(config: Mapping[str, Any]) -> list[str]:
@@ -216,10 +211,10 @@ README = """\
 # Configurations
 
 Every file is a complete DeepSpeed JSON. The explicit numbers stand in DeepSpeed's own blocks, the intent in an `lbsgd`
-block that plain DeepSpeed ignores. The files are for ResNet-50 on ImageNet's 1,281,167 images; on other data, and with
-flags such as `--global_batch` or `--set`, lbsgd derives the numbers again and prints the changes. The error is the
-paper's: mean ± standard deviation of 5 runs, each the median of its last 5 epochs. Nobody has trained ImageNet with
-this repository yet.
+block that plain DeepSpeed ignores. The files are for ResNet-50 on ImageNet's 1,281,167 images, except for those that
+name digits or CIFAR-10, and the detectors; on other data, and with flags such as `--global_batch` or `--set`, lbsgd
+derives the numbers again and prints the changes. The error is the paper's: mean ± standard deviation of 5 runs, each
+the median of its last 5 epochs. Nobody has trained ImageNet with this repository yet.
 
 k is the number of workers, each of which normalises n = 32 images, whatever the number of GPUs: any divisor of k will
 do. In fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast over float32 weights.
@@ -229,13 +224,15 @@ do. In fp16 the GPUs divide the momentum among them (ZeRO-1); bf16 is autocast o
 ## Detectors
 
 Mask R-CNN on COCO ([docs/detection.md](../docs/detection.md)) in forwards of n = 2 images. The schedule is 160,000
-iterations of 16 images. At another kn it has 16/kn times as many. The warmup always has 500.
+iterations of 16 images. At another kn it has 16/kn times as many. The warmup always has 500. scenes.json is for drawn
+scenes of digits, with lengths of its own.
 
 {detection}
 
 ## For comparison
 
-Each changes one thing in 256.json or 8k.json; `lbsgd check` says what it costs.
+Each changes one thing in 256.json or 8k.json, and 8k_fixed_lr two: an lr that is not scaled has no warmup either.
+`lbsgd check` says what it costs.
 
 {ablations}
 
