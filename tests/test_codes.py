@@ -140,7 +140,7 @@ def test_all_codes_are_explained(capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--explain", "D999"], ["D999", "no such code", "D99,"]),
+        (["--explain", "D999"], ["D999", "no such code", "D98"]),
         (["--explain", "nonsense"], ["nonsense", "no such code", "--explain all"]),
         (["--explain", "D12", "--markdown"], ["--explain all"]),
         ([], ["name a DeepSpeed JSON"]),

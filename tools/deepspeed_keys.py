@@ -229,7 +229,7 @@ def type_of(annotation: Any, models: dict[str, Any], field: FieldInfo | None = N
     elif isinstance(annotation, type) and issubclass(annotation, enum.Enum):
         number = issubclass(annotation, int)
         found = {"enum": [int(each.value) if number else each.value for each in annotation]}
-        found = found if all(isinstance(each, (str, int)) for each in found["enum"]) else {"words": WORDS.split()}
+        assert all(isinstance(each, (str, int)) for each in found["enum"]), f"JSON has no value of {annotation}"
     elif isinstance(annotation, type) and issubclass(annotation, DeepSpeedConfigModel):
         found = {"model": add_model(annotation, models)}
     elif annotation in (int, float, bool, str) or isinstance(annotation, type) and issubclass(annotation, int):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,12 +38,11 @@ def over_8k(**changes: Any) -> dict[str, Any]:
             "detection": {},
         },
     }
-    patch = copy.deepcopy(patch)
     for path, value in changes.items():
         *blocks, last = path.split("__")
         place = patch
         for name in blocks:
-            place = place.setdefault(name, {}) if isinstance(place.get(name, {}), dict) else place
+            place = place[name]
         place[last] = value
     return patch
 
