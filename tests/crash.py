@@ -22,7 +22,7 @@ import processes  # noqa: F401  imported first, because it preloads less than th
 import pytest
 
 from lbsgd.config.json_file import read_json
-from lbsgd.processes.environment import free_port
+from lbsgd.processes.ports import free_port
 
 pytest.register_assert_rewrite("crash_runs")  # so that its failures show what differs
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.multiprocessing
 
-from lbsgd.processes.environment import free_port
+from lbsgd.processes.ports import free_port
 
 # Processes are forked from one that has imported what takes seconds; none of it starts threads or touches a GPU.
 multiprocessing.get_context("forkserver").set_forkserver_preload(["torch._dynamo", "lbsgd.train.engine"])

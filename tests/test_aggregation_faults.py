@@ -25,7 +25,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation as Wanted
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
-from lbsgd.processes.environment import free_port
+from lbsgd.processes.ports import free_port
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.aggregation.aggregation import Aggregation, Settings, attach

@@ -18,7 +18,7 @@ from crash_runs import (
 )
 
 import lbsgd.commands.train
-from lbsgd.processes.environment import free_port
+from lbsgd.processes.ports import free_port
 
 pytest_plugins = ("crash_fixtures",)
 

@@ -21,9 +21,10 @@ from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, S
 from lbsgd.processes import first_cause as first_cause_module
 from lbsgd.processes import guard as guard_module
 from lbsgd.processes import peers as peers_module
-from lbsgd.processes.environment import Processes, free_port
+from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import OtherFailed, Peers
+from lbsgd.processes.ports import free_port
 from lbsgd.processes.signals import STOP_SIGNALS
 
 ALONE = Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)

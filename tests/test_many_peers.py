@@ -12,9 +12,10 @@ from torch.distributed import HashStore
 
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError
 from lbsgd.processes import first_cause, meeting
-from lbsgd.processes.environment import Processes, free_port
+from lbsgd.processes.environment import Processes
 from lbsgd.processes.meeting import fresh_prefix, read
 from lbsgd.processes.peers import OtherFailed, Peers
+from lbsgd.processes.ports import free_port
 
 CAUSE = r"rank {} on .* died or has not answered since iteration 7"
 

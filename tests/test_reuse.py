@@ -113,7 +113,7 @@ for path in {paths!r}:
 @pytest.fixture(scope="module")
 def in_plain_deepspeed():
     """What every shipped JSON does where lbsgd cannot be imported."""
-    from lbsgd.processes.environment import free_port
+    from lbsgd.processes.ports import free_port
 
     script = WITHOUT_LBSGD.format(code=BLOCKS["plain"], paths=[str(path) for path in CONFIGS])
     environment = {

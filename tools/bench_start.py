@@ -55,7 +55,7 @@ def measured_run():
 
 def one_start(data_dir):
     """Return the seconds of one start by name, and the line with its parts."""
-    from lbsgd.processes.environment import free_port
+    from lbsgd.processes.ports import free_port
 
     launcher = [Path(sys.executable).with_name("deepspeed"), "--quiet", "--num_accelerators", 2]
     with tempfile.TemporaryDirectory() as folder:

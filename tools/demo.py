@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from lbsgd.commands.flag_types import OneLineParser
-from lbsgd.processes.environment import free_port
+from lbsgd.processes.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 NUM_WORKERS, PER_WORKER_BATCH = 4, 32  # k and n of ds_configs/digits.json

@@ -20,7 +20,7 @@ from lbsgd.errors import ConfigError
 from lbsgd.experiments.checkout import CODE_FOLDER, ROOT, Checkout
 from lbsgd.experiments.grid import DataSet, Job
 from lbsgd.processes.control_groups import usable_cores
-from lbsgd.processes.environment import free_port
+from lbsgd.processes.ports import free_port
 from lbsgd.processes.signals import end_with
 from lbsgd.report.groups import DIVERGED
 from lbsgd.report.run_log import LOG_NAME, read_run

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
-import socket
 from dataclasses import dataclass
 
 from lbsgd.errors import ConfigError
@@ -145,18 +143,3 @@ def number(name: str, at_least: int = 0) -> int | None:
     if not (text.isascii() and text.isdigit()) or int(text) < at_least:
         raise ConfigError(f"{name} is {text!r}, not a whole number of at least {at_least}; unset or correct it")
     return int(text)
-
-
-def free_port() -> int:
-    """Return a port of this host that nobody has; a launcher's default, 29500, is taken where another run goes on.
-
-    Linux hands out the ports from 32768 on by itself, so one of those could be gone before the run opens it.
-    """
-    for port in random.SystemRandom().sample(range(10240, 32768), 100):
-        with socket.socket() as listener:
-            try:
-                listener.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise ConfigError("no port is free among 100 between 10240 and 32767; give the launcher a --master_port")

@@ -1,0 +1,23 @@
+"""A port for a launcher's --master_port."""
+
+from __future__ import annotations
+
+import random
+import socket
+
+from lbsgd.errors import ConfigError
+
+
+def free_port() -> int:
+    """Return a port of this host that nobody has; a launcher's default, 29500, is taken where another run goes on.
+
+    Linux hands out the ports from 32768 on by itself, so one of those could be gone before the run opens it.
+    """
+    for port in random.SystemRandom().sample(range(10240, 32768), 100):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise ConfigError("no port is free among 100 between 10240 and 32767; give the launcher a --master_port")
