@@ -1,6 +1,7 @@
 """The command `lbsgd convert`, also as tools/convert_imagenet_to_ffcv.py: its flags, its lines and its bar."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -9,15 +10,19 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from converter import ROOT, SETTINGS, TOOL, change_byte, make_tree, names_in, run_tool
+from converter import ROOT, SETTINGS, TOOL, change_byte, make_tree, names_in, run_tool, save
+from locked import as_nobody
 
 from lbsgd.commands.main import main
 from lbsgd.convert.beton_writer import BetonWriter
 from lbsgd.convert.convert import convert
 from lbsgd.convert.progress import Meter
+from lbsgd.convert.work_folder import writing_to
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import open_data
 from lbsgd.errors import DataError
@@ -301,6 +306,63 @@ def test_a_file_that_may_not_be_touched_is_named(command, monkeypatch):
     done = command("--source", "source")
     words = "data/manifest.json: Permission denied; mend it, and the same command goes on"
     assert (done.returncode, done.stderr) == (2, f"error: {words}\n")
+
+
+@pytest.mark.parametrize("name", ["train", "images.tar", "train-00000-of-00001"])
+@pytest.mark.parametrize("flags", [(), ("--dry_run",)])
+def test_a_source_that_may_not_be_read_is_not_the_data_folder_s_fault(command, name, flags):
+    with tempfile.TemporaryDirectory() as place, as_nobody(place):
+        locked = Path(place) / "locked"
+        locked.mkdir()
+        (locked / name).write_bytes(b"")
+        locked.chmod(0)
+        done = command("--source", f"{locked}/{name}", "--data_dir", f"{place}/data", *flags)
+        locked.chmod(0o700)
+        assert (done.returncode, done.stderr) == (2, f"error: cannot read {locked}/{name}: Permission denied\n")
+        assert names_in(Path(place)) == ["locked"]
+
+
+def test_a_file_elsewhere_that_fails_during_the_work_is_named_and_the_data_folder_is_not(tmp_path):
+    for name, words in (
+        ("source/table", "cannot use source/table: Permission denied; mend it, and the same command goes on"),
+        (
+            str(tmp_path / "made/data/x"),
+            f"cannot write to {tmp_path}/made/data: Permission denied; name another folder",
+        ),
+        (str(tmp_path / "made"), f"cannot write to {tmp_path}/made/data: Permission denied; name another folder"),
+    ):
+        with pytest.raises(DataError, match=re.escape(words)), writing_to(tmp_path / "made/data"):
+            raise PermissionError(errno.EACCES, "Permission denied", name)
+
+
+def test_looking_says_what_a_conversion_would_refuse_or_find_complete(tree, tmp_path, command):
+    def last(*flags):
+        done = command("--source", "source", "--dry_run", *flags)
+        assert done.returncode == 0 and done.stdout.startswith("found   source/train: 3 training images")
+        return done.stdout.splitlines()[-1]
+
+    command("--source", "source", "--data_dir", "data")
+    (tmp_path / "file").write_text("")
+    assert last("--data_dir", "data") == (
+        "data is complete: 3 training and 2 validation images, 2 classes; --overwrite makes it again"
+    )
+    assert last("--data_dir", "data", "--overwrite").startswith("time ")
+    assert last("--data_dir", "data", "--quality", "80").startswith(
+        "refused: data already holds another data set: its manifest.json differs in quality; give --overwrite"
+    )
+    save(tree / "val/bee/new.JPEG")
+    assert last("--data_dir", "data").startswith("refused: data already holds another data set: ")
+    for place in ("file", "file/data"):
+        told = f"refused: cannot write to {place}: Not a directory; name another folder with --data_dir"
+        assert last("--data_dir", place) == last("--data_dir", place, "--overwrite") == told
+    assert last("--data_dir", "other").startswith("time ")
+
+
+def test_looking_says_that_a_folder_cannot_be_written_to(tree, command, monkeypatch):
+    monkeypatch.setattr("lbsgd.convert.existing_data.os.access", lambda *_: False)
+    said = command("--source", "source", "--data_dir", "new/data", "--dry_run").stdout
+    told = "cannot write to new/data: Permission denied; name another folder with --data_dir"
+    assert said.splitlines()[-1] == f"refused: {told}"
 
 
 @pytest.mark.parametrize("flags", [(), ("--verify",)])

@@ -77,7 +77,7 @@ def convert_look_or_verify(given: argparse.Namespace) -> None:
     if sizes["max_side"] is None and sizes["short_side"] is None:
         sizes["max_side"] = 500
     if given.dry_run:
-        return say(look(source, data_dir, num_processes, **sizes))
+        return say(look(source, data_dir, num_processes, overwrite=given.overwrite, **sizes))
     return convert(
         source, data_dir, num_processes=num_processes, on_error=given.on_error, overwrite=given.overwrite, **sizes
     )

@@ -17,13 +17,19 @@ import numpy as np
 from lbsgd.convert.beton_writer import BetonWriter, page_size
 from lbsgd.convert.convert_split import convert_split
 from lbsgd.convert.estimate import check_disk, dry_run
-from lbsgd.convert.existing_data import complete_by_version, complete_data, is_read_only
+from lbsgd.convert.existing_data import (
+    before_the_conversion,
+    complete_by_version,
+    complete_data,
+    complete_lines,
+    is_read_only,
+)
 from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries
 from lbsgd.convert.preflight import left_out_lines, refuse_unusable
 from lbsgd.convert.process_pool import checked_num_processes
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Source
-from lbsgd.convert.sources import find_source
+from lbsgd.convert.sources import find_source, source_path
 from lbsgd.convert.work_folder import (
     CONVERTER_VERSION,
     NOTHING_KEPT,
@@ -69,7 +75,7 @@ def convert(
     num_processes = checked_num_processes(num_processes)
     if on_error not in ("fail", "skip"):
         raise ConfigError(f"--on_error {on_error} is not fail or skip")
-    source, data_dir = Path(source), Path(data_dir)
+    source, data_dir = source_path(Path(source)), Path(data_dir)
     work = data_dir / ".converting"
     with stoppable(f"what is done is kept in {work}: the same command goes on from there"):
         if not overwrite and _is_complete_and_read_only(source, data_dir, settings):
@@ -79,8 +85,7 @@ def convert(
             if found is None:
                 remove_work(work)
                 return
-            for line in left_out_lines(found):
-                say(line)
+            _say_all(left_out_lines(found))
             if on_error == "fail":
                 refuse_unusable(found)
             identity = conversion_identity(found, settings)
@@ -95,13 +100,13 @@ def _is_complete_and_read_only(source: Path, data_dir: Path, settings: Settings)
     if not is_read_only(data_dir):
         return False
     if by_version := complete_by_version(data_dir, source, settings):
-        _print_complete(data_dir, by_version)
+        _say_all(complete_lines(data_dir, by_version))
         return True
     with tempfile.TemporaryDirectory() as scratch:
         found = find_source(source, Path(scratch), data_dir)
         complete = complete_data(data_dir, found, settings)
     if complete:
-        _print_complete(data_dir, complete, found)
+        _say_all(complete_lines(data_dir, complete, found))
     return complete is not None
 
 
@@ -112,7 +117,7 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
     """
     if not overwrite and not (work / "manifest.json").exists():
         if by_version := complete_by_version(data_dir, source, settings):
-            _print_complete(data_dir, by_version)
+            _say_all(complete_lines(data_dir, by_version))
             return None
     there = set(work.iterdir())
     found = find_source(source, work, data_dir)
@@ -124,31 +129,24 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
         remove_added(work, there)
         raise
     if complete:
-        _print_complete(data_dir, complete, found)
+        _say_all(complete_lines(data_dir, complete, found))
     return None if complete else found
 
 
-def look(source: Path, data_dir: Path, num_processes: int | None = None, **settings: Any) -> str:
+def look(
+    source: Path, data_dir: Path, num_processes: int | None = None, *, overwrite: bool = False, **settings: Any
+) -> str:
     """Return, in some lines, what `convert` would do (--dry_run). Leaves nothing behind."""
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     with stoppable(NOTHING_KEPT), tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir)
-        return dry_run(found, wanted, _page_size(found, wanted), data_dir, num_processes)
+        said = dry_run(found, wanted, _page_size(found, wanted), data_dir, num_processes)
+        return "\n".join([said, *before_the_conversion(data_dir, found, wanted, overwrite)])
 
 
-def _print_complete(data_dir: Path, data: Manifest, source: Source | None = None) -> None:
-    """Say what the folder holds, and what a listing of the source, if there was need of one, leaves open."""
-    skipped = sum(map(len, data.skipped.values()))
-    told = f", {skipped:,} image{'s' if skipped > 1 else ''} skipped" if skipped else ""
-    say(
-        f"{data_dir} is complete: {data.train.num_images:,} training and {data.val.num_images:,} validation images, "
-        f"{len(data.classes):,} classes{told}; --overwrite makes it again"
-    )
-    if source and data.stamps not in ("", source.stamps_digest()):
-        say(
-            f"names and sizes in {source.path} agree with it, times do not: --verify --source {source.path} compares "
-            f"the images"
-        )
+def _say_all(lines: list[str]) -> None:
+    for line in lines:
+        say(line)
 
 
 def _page_size(source: Source, settings: Settings) -> int:

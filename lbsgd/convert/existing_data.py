@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,10 +11,11 @@ from pathlib import Path
 
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
-from lbsgd.convert.sources import source_path, source_version
+from lbsgd.convert.sources import source_version
 from lbsgd.convert.work_folder import CONVERTER_VERSION
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest, Split
+from lbsgd.disk import is_there
 from lbsgd.errors import DataError
 
 
@@ -22,7 +24,7 @@ def made_with(data_dir: Path, source: Path, settings: Settings) -> Manifest | No
 
     Raises DataError for other data, as far as that can be told before the source is listed.
     """
-    if not (data_dir / "manifest.json").exists():
+    if not is_there(data_dir / "manifest.json"):
         existing = [name for name in SPLITS if (data_dir / f"{name}.beton").exists()]
         if existing:
             raise DataError(
@@ -63,13 +65,47 @@ def complete_by_version(data_dir: Path, source: Path, settings: Settings) -> Man
 
     Only archives and shards have a version. Listing them again may take an hour, and room for all that they hold.
     """
-    manifest = made_with(data_dir, source_path(source), settings)
+    manifest = made_with(data_dir, source, settings)
     if manifest is None or not manifest.source_version:
         return None
     with contextlib.suppress(OSError, DataError):  # of the source, of which its listing tells more
         if source_version(source) == manifest.source_version and _is_intact(data_dir, manifest):
             return manifest
     return None
+
+
+def before_the_conversion(data_dir: Path, source: Source, settings: Settings, overwrite: bool) -> list[str]:
+    """Return lines on what keeps a conversion from its work: that it is done, or why it would be refused."""
+    try:
+        if not overwrite and (complete := complete_data(data_dir, source, settings)):
+            return complete_lines(data_dir, complete, source)
+        _require_writable(data_dir)
+    except DataError as error:
+        return [f"refused: {error}"]
+    return []
+
+
+def _require_writable(data_dir: Path) -> None:
+    place = next(place for place in (data_dir, *data_dir.absolute().parents) if place.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        number = errno.EACCES if place.is_dir() else errno.ENOTDIR
+        raise DataError(f"cannot write to {data_dir}: {os.strerror(number)}; name another folder with --data_dir")
+
+
+def complete_lines(data_dir: Path, data: Manifest, source: Source | None = None) -> list[str]:
+    """Return what the folder holds, and what a listing of the source, if there was need of one, leaves open."""
+    skipped = sum(map(len, data.skipped.values()))
+    told = f", {skipped:,} image{'s' if skipped > 1 else ''} skipped" if skipped else ""
+    lines = [
+        f"{data_dir} is complete: {data.train.num_images:,} training and {data.val.num_images:,} validation images, "
+        f"{len(data.classes):,} classes{told}; --overwrite makes it again"
+    ]
+    if source and data.stamps not in ("", source.stamps_digest()):
+        lines.append(
+            f"names and sizes in {source.path} agree with it, times do not: --verify --source {source.path} compares "
+            f"the images"
+        )
+    return lines
 
 
 def _refuse_other(data_dir: Path, same: Mapping[str, bool]) -> None:
@@ -83,7 +119,7 @@ def _refuse_other(data_dir: Path, same: Mapping[str, bool]) -> None:
 
 def is_read_only(data_dir: Path) -> bool:
     """Return whether a folder with a manifest cannot be written to, so that only what is complete is of use there."""
-    return (data_dir / "manifest.json").exists() and not os.access(data_dir, os.W_OK)
+    return is_there(data_dir / "manifest.json") and not os.access(data_dir, os.W_OK)
 
 
 def _is_intact(data_dir: Path, manifest: Manifest) -> bool:

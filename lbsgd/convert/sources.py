@@ -63,8 +63,14 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
 
 
 def source_path(path: Path) -> Path:
-    """Return what a source is called: the folder for one of several files in it, which are read together."""
-    return path.parent if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) or is_shard(path) else path
+    """Return what a source is called: the folder for one of several files in it, which are read together.
+
+    Raises DataError where this user may not look.
+    """
+    try:
+        return path.parent if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) or is_shard(path) else path
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 def source_version(path: Path) -> str:
@@ -72,7 +78,7 @@ def source_version(path: Path) -> str:
 
     Empty for a source of which any part lies in a folder of images. Raises DataError if shards are missing, OSError.
     """
-    files = _archives_of(source_path(path))
+    files = _archives_of(path)
     return hashlib.sha256("\n".join(map(version, files)).encode(errors="surrogateescape")).hexdigest() if files else ""
 
 

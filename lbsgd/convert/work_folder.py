@@ -121,7 +121,7 @@ def stoppable(help_: str) -> Iterator[None]:
 def writing_to(data_dir: Path) -> Iterator[None]:
     """Make the data folder, and remove it if it stays empty.
 
-    Raises DataError if it, or something in it, cannot be written.
+    Raises DataError if it, or something in it, cannot be written, or if a file elsewhere cannot be used.
     """
     made: list[Path] = []
     try:
@@ -129,6 +129,9 @@ def writing_to(data_dir: Path) -> Iterator[None]:
         data_dir.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
+        if _is_elsewhere(error.filename, data_dir):
+            help_ = "mend it, and the same command goes on"
+            raise DataError(f"cannot use {error.filename}: {error.strerror}; {help_}") from error
         full = error.errno in FULL
         raise DataError(
             f"cannot write to {data_dir}: {error.strerror}; "
@@ -139,6 +142,14 @@ def writing_to(data_dir: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             for folder in made:
                 folder.rmdir()
+
+
+def _is_elsewhere(name: Any, data_dir: Path) -> bool:
+    """Return whether the file that an error names lies neither in the data folder nor above it."""
+    if not isinstance(name, str):
+        return False
+    place, folder = Path(os.path.abspath(name)), Path(os.path.abspath(data_dir))
+    return not (place.is_relative_to(folder) or folder.is_relative_to(place))
 
 
 @contextlib.contextmanager
