@@ -124,7 +124,10 @@ def test_undecodable_images_are_all_listed_before_it_fails(damaged, tmp_path, ca
     with pytest.raises(DataError, match="2 of 6 images cannot be decoded") as error:
         convert(damaged, tmp_path / "data", **SETTINGS)
     assert f"{damaged}/train/ant/1.JPEG, {damaged}/val/bee/1.JPEG" in str(error.value)
-    assert "--on_error skip" in str(error.value)
+    assert str(error.value).endswith(
+        "leave them out with --on_error skip, for which the others are done, or replace or remove them, after which "
+        "all are converted again"
+    )
     listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cannot be decoded: ")]
     assert listed == [f"cannot be decoded: {damaged}/{name}" for name in ("train/ant/1.JPEG", "val/bee/1.JPEG")]
     assert names_in(tmp_path / "data") == [".converting"]
@@ -152,6 +155,18 @@ def test_told_to_skip_them_it_leaves_them_out_and_says_so_without_doing_the_othe
     assert manifest["skipped"] == {"train": [f"{damaged}/train/ant/1.JPEG"], "val": [f"{damaged}/val/bee/1.JPEG"]}
     verify(tmp_path / "data", 1, damaged)
     convert(damaged, tmp_path / "data", on_error="skip", **SETTINGS)  # is complete
+
+
+def test_after_one_of_them_is_replaced_all_are_converted_again(damaged, tmp_path, capsys):
+    """As the message says: the images are told by names, sizes and times, and one may have become another."""
+    with pytest.raises(DataError, match="2 of 6 images cannot be decoded"):
+        convert(damaged, tmp_path / "data", **SETTINGS)
+    save(damaged / "train/ant/1.JPEG")
+    save(damaged / "val/bee/1.JPEG")
+    capsys.readouterr()
+    convert(damaged, tmp_path / "data", **SETTINGS)
+    said = capsys.readouterr().out
+    assert "it begins again\n" in said and "train: 3 images in " in said and "val: 3 images in " in said
 
 
 def test_a_disk_without_room_for_the_result_is_refused_before_anything_is_written(tree, tmp_path, monkeypatch):

@@ -199,8 +199,8 @@ class Conversion:
         if on_error == "fail":
             raise DataError(
                 f"{self.source.path}: {share} cannot be decoded ({', '.join(names[:3])}"
-                f"{' ...' if len(names) > 3 else ''}); replace or remove them, or leave them out with --on_error "
-                f"skip: the others are done"
+                f"{' ...' if len(names) > 3 else ''}); leave them out with --on_error skip, for which the others are "
+                f"done, or replace or remove them, after which all are converted again"
             )
         say(f"left out: {share}")
 
