@@ -12,7 +12,7 @@ from lbsgd.report.measure import TOP1
 
 
 def cells(kind, row, against):
-    """The answer about two rows of two seeds, each given by its values and how many of its runs diverged."""
+    """The answer about two rows, each given by its values and how many of its runs diverged."""
     study = replace(STUDIES["table1"], claims=lambda data: (Claim("a claim", "a", kind, "b"),))
     names = ("a", "b")
     rows = {
@@ -23,28 +23,49 @@ def cells(kind, row, against):
     return answer.cells[3:]
 
 
-FINISHED, DIVERGED = ([1.0, 2.0], 0), ([1.0], 1)
+KINDS = ("worse", "same", "no worse")
+OPEN = "could not be answered"
+FINISHED, DIVERGED, ONE_OF_TWO = ([1.0, 2.0], 0), ([], 2), ([1.0], 1)
+FIVE, ONE_OF_FIVE, FOUR_OF_FIVE = ([1.0, 2.0, 1.0, 2.0, 1.0], 0), ([1.0, 2.0, 1.0, 2.0], 1), ([1.0], 4)
 
 
-@pytest.mark.parametrize("kind, holds", [("worse", "could not be answered"), ("same", "no"), ("no worse", "yes")])
+@pytest.mark.parametrize("kind, holds", zip(KINDS, (OPEN, "no", "yes"), strict=True))
 def test_a_row_beside_one_that_diverged_is_no_worse_and_nobody_knows_whether_it_is_worse(kind, holds):
-    assert cells(kind, FINISHED, DIVERGED) == ("1 of b diverged", holds)
+    assert cells(kind, FINISHED, DIVERGED) == ("2 of 2 seeds of b diverged", holds)
 
 
-@pytest.mark.parametrize("kind, holds", [("worse", "yes"), ("same", "no"), ("no worse", "no")])
+@pytest.mark.parametrize("kind, holds", zip(KINDS, ("yes", "no", "no"), strict=True))
 def test_a_row_that_diverged_is_worse(kind, holds):
-    assert cells(kind, DIVERGED, FINISHED) == ("1 of a diverged", holds)
+    assert cells(kind, DIVERGED, FINISHED) == ("2 of 2 seeds of a diverged", holds)
+    assert cells(kind, FOUR_OF_FIVE, FIVE) == ("4 of 5 seeds of a diverged", holds)  # p = 5/210
 
 
-@pytest.mark.parametrize("kind", ["worse", "same", "no worse"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_diverged_seed_answers_nothing(kind):
+    assert cells(kind, ONE_OF_FIVE, FIVE) == ("1 of 5 seeds of a diverged", OPEN)  # p = 0.5
+    assert cells(kind, FIVE, ONE_OF_FIVE) == ("1 of 5 seeds of b diverged", OPEN)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_two_rows_that_diverged_answer_nothing(kind):
-    assert cells(kind, DIVERGED, DIVERGED) == ("1 of a diverged, 1 of b diverged", "could not be answered")
+    words = "1 of 2 seeds of a diverged, 1 of 2 seeds of b diverged"
+    assert cells(kind, ONE_OF_TWO, ONE_OF_TWO) == (words, OPEN)
+    assert cells(kind, DIVERGED, DIVERGED)[1] == OPEN
 
 
-@pytest.mark.parametrize("kind", ["worse", "same", "no worse"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_test_says_by_what_diverged_seeds_are_judged(kind):
+    study = replace(STUDIES["table1"], claims=lambda data: (Claim("a claim", "a", kind, "b"),))
+    row = SimpleNamespace(values=[1.0], num_diverged=1, measure=TOP1)
+    [answer] = answers(study, DATA_SETS["digits"], {"a": row, "b": row}, num_seeds=2)
+    assert "Fisher's exact test of their number, one-sided, p < 0.05" in answer.test
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_equal_seeds_answer_nothing(kind):
     assert cells(kind, ([2.0, 2.0], 0), ([1.0, 1.0], 0)) == ("+1.00", "could not be answered")
 
 
 def test_a_claim_is_open_while_a_run_goes_on():
-    assert cells("worse", ([1.0], 0), DIVERGED) == ("1 of b diverged", "not known yet")
+    assert cells("worse", ([1.0], 0), ONE_OF_TWO) == ("1 of 2 seeds of b diverged", "not known yet")
+    assert cells("worse", ([], 1), FINISHED) == ("1 of 1 seeds of a diverged", "not known yet")

@@ -6,7 +6,7 @@ from statistics import mean, pstdev
 import pytest
 
 from lbsgd.report.measure import TOP1
-from lbsgd.report.statistics import Difference, difference, spread, verdict
+from lbsgd.report.statistics import Difference, difference, fisher, spread, verdict
 
 
 def test_a_run_s_error_is_the_median_of_its_last_five_epochs():
@@ -62,3 +62,12 @@ def test_seeds_that_are_equal_by_chance_make_no_interval_of_width_zero():
 def test_a_claim_holds_where_the_interval_lies(kind, low, high, holds):
     assert verdict(kind, Difference((low + high) / 2, low, high), margin=1.0) is holds
     assert verdict(kind, Difference(0.0, None, None), margin=1.0) is None
+
+
+def test_fisher_s_exact_test_is_one_sided():
+    assert fisher(1, 5, 0, 5) == 0.5  # the lost one of ten seeds is as likely in either row
+    # 4 lost of 10 seeds, all in one row of 5: C(5, 4) / C(10, 4) = 5/210; of 3 and 3 seeds 2: C(3, 2) / C(6, 2) = 3/15
+    assert fisher(4, 5, 0, 5) == pytest.approx(5 / 210) and fisher(2, 3, 0, 3) == pytest.approx(0.2)
+    assert fisher(0, 5, 4, 5) == 1 and fisher(0, 5, 0, 5) == 1  # no fewer than none
+    # 5 of 5 against 1 of 5: C(5, 5) · C(5, 1) / C(10, 6)
+    assert fisher(5, 5, 1, 5) == pytest.approx(5 / 210)

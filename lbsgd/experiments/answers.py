@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from lbsgd.experiments.grid import Claim, DataSet, Study
 from lbsgd.report.groups import Group
-from lbsgd.report.statistics import Difference, difference, verdict
+from lbsgd.report.statistics import Difference, difference, fisher, verdict
 from lbsgd.units import markdown_table
 
 TESTS = {
@@ -21,7 +22,22 @@ MORE_IS_BETTER = {
     "worse": "the interval lies below 0",
 }
 WORDS = {True: "yes", False: "no", None: "not known yet"}
-UNANSWERABLE = "could not be answered"  # the row compared with has diverged, or both have; or all seeds are equal
+UNANSWERABLE = "could not be answered"  # too few seeds have diverged to tell, or both rows' have; or all are equal
+SIGNIFICANT = 0.05
+BY_SEEDS = (
+    f"; as seeds diverged: Fisher's exact test of their number, one-sided, p < {SIGNIFICANT:g}, or all against none"
+)
+
+
+class Seeds(NamedTuple):
+    """How many runs of a row have diverged, of how many that have ended."""
+
+    diverged: int = 0
+    ended: int = 0
+
+    @classmethod
+    def of(cls, row: Group | None) -> Seeds:
+        return cls(row.num_diverged, len(row.values) + row.num_diverged) if row else cls()
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class Answer:
     apart: Difference | None
     holds: bool | None
     test: str
-    diverged: tuple[int, ...] = (0, 0)  # runs of the two rows
+    diverged: tuple[Seeds, Seeds] = (Seeds(), Seeds())  # of the two rows
     ended: bool = False  # whether all runs of both have ended
     num_seeds: int = 1
 
@@ -40,7 +56,7 @@ class Answer:
     def cells(self) -> tuple[str, str, str, str, str]:
         pair = f"{self.claim.row} - {self.claim.against}"
         rows = zip((self.claim.row, self.claim.against), self.diverged, strict=True)
-        lost = ", ".join(f"{number} of {name} diverged" for name, number in rows if number)
+        lost = ", ".join(f"{number} of {ended} seeds of {name} diverged" for name, (number, ended) in rows if number)
         settled = self.ended and (lost or self.num_seeds > 1)
         holds = UNANSWERABLE if self.holds is None and settled else WORDS[self.holds]
         return self.claim.text, pair, self.test, str(self.apart or lost or "-"), holds
@@ -53,31 +69,42 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
     """Answer a study's claims; rows are by their names, and a row with fewer than num_seeds runs answers nothing."""
     found = []
     for claim in study.claims(data):
-        pair = [rows.get(claim.row), rows.get(claim.against)]
-        values = [row.values for row in pair if row and len(row.values) >= num_seeds]
-        diverged = tuple(row.num_diverged if row else 0 for row in pair)
-        ended = all(row and len(row.values) + row.num_diverged >= num_seeds for row in pair)
-        apart = difference(*values) if len(values) == 2 and not any(diverged) else None
-        higher = any(row.measure.higher for row in pair if row)
+        row, against = rows.get(claim.row), rows.get(claim.against)
+        pair = [each for each in (row, against) if each]
+        values = [each.values for each in pair if len(each.values) >= num_seeds]
+        diverged = Seeds.of(row), Seeds.of(against)
+        ended = all(seeds.ended >= num_seeds for seeds in diverged)
+        lost = any(seeds.diverged for seeds in diverged)
+        apart = difference(*values) if len(values) == 2 and not lost else None
+        higher = any(each.measure.higher for each in pair)
         test = (MORE_IS_BETTER if higher else TESTS)[claim.kind].format(margin=data.margin_pct)
         judged = apart.opposite() if apart and higher else apart
         holds = verdict(claim.kind, judged, data.margin_pct)
-        if ended and any(diverged):
-            holds = of_diverged(claim.kind, *diverged)
+        if lost:
+            test += BY_SEEDS
+            holds = of_diverged(claim.kind, *diverged) if ended else None
         found.append(Answer(claim, apart, holds, test, diverged, ended, num_seeds))
     return found
 
 
-def of_diverged(kind: str, row: int, against: int) -> bool | None:
-    """Answer where one row has runs without a result: it is worse, and not the same.
+def of_diverged(kind: str, row: Seeds, against: Seeds) -> bool | None:
+    """Answer where one row has runs without a result: it is worse where clearly more of its seeds have diverged.
 
-    A row beside it that has finished is no worse; whether it is worse than a whole run would be cannot be told.
+    A row beside one that is worse in this way is no worse; whether it is worse than whole runs would be, and whatever
+    else a few diverged seeds leave open, cannot be told.
     """
-    if row and not against:
+    if clearly_more(row, against):
         return kind == "worse"
-    if against and not row:
+    if clearly_more(against, row):
         return {"worse": None, "same": False, "no worse": True}[kind]
     return None
+
+
+def clearly_more(row: Seeds, against: Seeds) -> bool:
+    """Return whether more seeds diverge than chance explains, or all of a row's and none of the other's."""
+    if row.diverged == row.ended and not against.diverged:
+        return True
+    return fisher(row.diverged, row.ended, against.diverged, against.ended) < SIGNIFICANT
 
 
 def markdown(found: Sequence[Answer]) -> str:

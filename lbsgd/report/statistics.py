@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from math import comb
 from statistics import mean, stdev
 from typing import NamedTuple
 
@@ -68,6 +69,16 @@ def difference(errors: Sequence[float], baseline: Sequence[float]) -> Difference
         warnings.simplefilter("ignore", RuntimeWarning)  # scipy warns where one row's errors are all equal
         interval = ttest_ind(errors, baseline, equal_var=False).confidence_interval(0.95)
     return Difference(value, float(interval.low), float(interval.high))
+
+
+def fisher(lost: int, num_seeds: int, lost_beside: int, num_beside: int) -> float:
+    """Return Fisher's exact p, one-sided: that chance alone gives this row as many of the lost seeds, or more.
+
+    Σ C(n₁, i) · C(n₂, m - i) / C(n₁ + n₂, m)        over i ≥ lost, m = all lost seeds of the two rows
+    """
+    total = lost + lost_beside
+    ways = sum(comb(num_seeds, i) * comb(num_beside, total - i) for i in range(lost, min(total, num_seeds) + 1))
+    return ways / comb(num_seeds + num_beside, total)
 
 
 def verdict(kind: str, apart: Difference | None, margin: float) -> bool | None:
