@@ -13,9 +13,10 @@ from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.curves import COLOURS, add_legend, learning_rates
 from lbsgd.report.families import Family
-from lbsgd.report.group_page import band_of, curve_keys
+from lbsgd.report.group_page import band_of, by_outcome, curve_keys
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Series
+from lbsgd.report.paper_table import error_cell
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,9 +37,8 @@ def band_figure(labels: Sequence[str], rows: Sequence[Group]) -> Figure:
     shown = curve_keys(rows[0].runs[0])
     *panels, lr = picture.subplots(len(shown) + 1, 1, sharex=True, height_ratios=[3] * len(shown) + [1])
     for name, row, colour, style in zip(labels, rows, cycle(COLOURS), cycle(STYLES), strict=False):
-        runs = row.finished or row.runs
-        number = f": {row.spread} {row.measure.unit}".rstrip() if row.spread else ""
-        label = f"{name}, kn {row.global_batch:,}{number}"
+        runs, number = row.shown, error_cell(row, row.measure.unit)
+        label = f"{name}, kn {row.global_batch:,}" + (f": {number}" if number else "")
         for axes, (_, key, _) in zip(panels, shown, strict=True):
             draw_band(axes, band_of(label, runs, key), colour, style, label if axes is panels[0] else None)
         lrs = learning_rates(runs[0])
@@ -62,32 +62,53 @@ def begin_at_zero(axes: Axes, unit: str) -> None:
 
 
 def draw_band(axes: Axes, band: Series, colour: str, style: str, label: str | None) -> None:
-    y = [math.nan if value is None else value for value in band.y]
-    axes.fill_between(band.x, band.low or y, band.high or y, color=colour, alpha=0.2, linewidth=0)
+    y, low, high = (
+        [math.nan if value is None else value for value in values]
+        for values in (band.y, band.low or band.y, band.high or band.y)
+    )
+    axes.fill_between(band.x, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.plot(band.x, y, ("." if len(band.x) == 1 else "") + style, color=colour, linewidth=1.5, label=label)
 
 
 def batch_figure(family: Family, rows: Sequence[Group]) -> Figure:
-    """Draw the error over the global batch, with ± 2 std, as in Fig. 1: a plateau, then an elbow."""
+    """Draw the error over the global batch, with ± 2 std, as in Fig. 1: a plateau, then an elbow.
+
+    Rows of which seeds have diverged stand out: hollow, or as a cross at the top where none is left.
+    """
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(7, 4), layout="constrained")
     axes = picture.subplots()
-    spreads = [(row.global_batch, row.spread) for row in rows if row.spread]
-    batches, means = [kn for kn, _ in spreads], [spread.mean for _, spread in spreads]
-    errors = [2 * (spread.std or 0) for _, spread in spreads]
-    axes.errorbar(batches, means, yerr=errors, fmt="o-", color=COLOURS[0], capsize=4)
+    whole, partly, lost = by_outcome(rows)
+    draw_means(axes, whole, "o-", "mean ± 2 std over seeds")
+    draw_means(axes, partly, "o", "without seeds that diverged")
     if family.baseline and family.baseline.spread:
         axes.axhline(family.baseline.spread.mean, color="grey", linestyle=":", linewidth=1, label="baseline")
-        axes.legend()
     measure = rows[0].measure
     name = f"validation {measure.short} ({measure.unit})"
     axes.set(xlabel="global batch kn (images per update)", ylabel=name, xscale="log")
     begin_at_zero(axes, measure.unit)
+    if lost:
+        at = [row.global_batch for row in lost]
+        top = axes.get_xaxis_transform()  # x in images, y as a fraction of the axis
+        axes.plot(at, [0.96] * len(at), "x", color=COLOURS[1], transform=top, label="all seeds diverged")
+    batches = sorted(row.global_batch for row in (*whole, *partly, *lost))
     axes.set_xticks(batches, [f"{kn:,}" for kn in batches])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
+    picture.legend(loc="outside upper center", ncols=4, fontsize="small")  # beside the axes, where it hides no bar
     return picture
+
+
+def draw_means(axes: Axes, rows: Sequence[Group], style: str, label: str) -> None:
+    """Draw the means of rows over their batch, hollow where no line joins them; one seed has no bar."""
+    if not rows:
+        return
+    spreads = [row.spread for row in rows if row.spread]
+    bars = [math.nan if spread.std is None else 2 * spread.std for spread in spreads]
+    inside = COLOURS[0] if "-" in style else "white"
+    batches, means = [row.global_batch for row in rows], [spread.mean for spread in spreads]
+    axes.errorbar(batches, means, yerr=bars, fmt=style, color=COLOURS[0], mfc=inside, capsize=4, label=label)
 
 
 def save(picture: Figure, stem: Path) -> list[Path]:

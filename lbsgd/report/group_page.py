@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
 from lbsgd.report.match import mean_curve, of_epochs, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
-from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, place_of
+from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, place_of, without_result
 from lbsgd.report.paper_tables import COLUMNS, our_cells, paper_tables, wanted
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import configuration, described, lr_chart
@@ -55,16 +56,19 @@ def table_section(table: PaperTable) -> Section:
 
 def curve_charts(labels: Sequence[str], rows: Sequence[Group]) -> list[Chart]:
     planned = max(run.planned_epochs for row in rows for run in row.runs)
-    names = [f"{label}, {row.global_batch:,}" for label, row in zip(labels, rows, strict=True)]
+    names = [
+        ", ".join([label, f"{row.global_batch:,}", *without_result(row)])
+        for label, row in zip(labels, rows, strict=True)
+    ]
     charts = [
         Chart(
             f"{curve}, mean ± std (band: 2 std)",
-            [band_of(name, row.finished or row.runs, key) for name, row in zip(names, rows, strict=True)],
+            [band_of(name, row.shown, key) for name, row in zip(names, rows, strict=True)],
             unit,
         )
         for curve, key, unit in curve_keys(rows[0].runs[0])
     ]
-    shown = [(name, (row.finished or row.runs)[0]) for name, row in zip(names, rows, strict=True)]
+    shown = [(name, row.shown[0]) for name, row in zip(names, rows, strict=True)]
     return [*charts, lr_chart(shown, planned)]
 
 
@@ -89,16 +93,37 @@ def band_of(name: str, runs: Sequence[LoggedRun], key: str) -> Series:
     return Series(name, epochs, means, low, high)
 
 
+def by_outcome(rows: Sequence[Group]) -> tuple[list[Group], list[Group], list[Group]]:
+    """Return the rows that are whole, those of which seeds have diverged, and those of which all have.
+
+    Rows without any outcome yet are left out.
+    """
+    whole = [row for row in rows if row.spread and row.whole]
+    partly = [row for row in rows if row.spread and not row.whole]
+    return whole, partly, [row for row in rows if row.num_diverged == len(row.runs)]
+
+
 def batch_chart(rows: Sequence[Group]) -> Chart:
-    """Return the error over the global batch (Fig. 1)."""
-    known = [(row.global_batch, row.spread) for row in rows if row.spread]
-    means, stds = [spread.mean for _, spread in known], [spread.std or 0.0 for _, spread in known]
-    low = [value - 2 * std for value, std in zip(means, stds, strict=True)]
-    high = [value + 2 * std for value, std in zip(means, stds, strict=True)]
-    series = Series("linear rule, gradual warmup", [kn for kn, _ in known], means, low, high)
+    """Return the error over the global batch (Fig. 1); rows of which seeds have diverged are lines of their own."""
+    whole, partly, lost = by_outcome(rows)
+    lines = [
+        means_of("linear rule, gradual warmup", whole),
+        *([replace(means_of("without seeds that diverged", partly), mark="hollow")] if partly else []),
+    ]
+    if lost:
+        batches = [row.global_batch for row in lost]
+        lines.append(Series("all seeds diverged", batches, [None] * len(lost), mark="cross"))
     measure = rows[0].measure
     name, unit = f"validation {measure.short} over the global batch", measure.unit and f" {measure.unit}"
-    return Chart(name, [series], unit, "images per update", logx=True)
+    return Chart(f"{name}, mean ± std (band: 2 std)", lines, unit, "images per update", logx=True)
+
+
+def means_of(name: str, rows: Sequence[Group]) -> Series:
+    """Return the means of rows over their batch, with ± 2 std where there are several seeds."""
+    known = [(row.global_batch, row.spread) for row in rows if row.spread]
+    low = [None if spread.std is None else spread.mean - 2 * spread.std for _, spread in known]
+    high = [None if spread.std is None else spread.mean + 2 * spread.std for _, spread in known]
+    return Series(name, [kn for kn, _ in known], [spread.mean for _, spread in known], low, high)
 
 
 def origin(families: Sequence[Family]) -> list[Section]:

@@ -111,6 +111,11 @@ class Group:
         return tuple(filter(has_finished, self.runs))
 
     @property
+    def shown(self) -> tuple[LoggedRun, ...]:
+        """The runs whose curves are drawn: the finished ones, or all while there is none."""
+        return self.finished or self.runs
+
+    @property
     def measure(self) -> Measure:
         """What the rows of a table are compared by: a classifier's error."""
         return self.runs[0].measures[0]
@@ -130,6 +135,11 @@ class Group:
     @property
     def num_diverged(self) -> int:
         return sum(map(has_diverged, self.runs))
+
+    @property
+    def whole(self) -> bool:
+        """Whether no seed has diverged; else those that are left would stand for all, so nothing compares with them."""
+        return not self.num_diverged
 
     @property
     def ended_after(self) -> float | None:

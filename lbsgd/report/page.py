@@ -24,17 +24,22 @@ RELOAD_SECONDS = 15
 
 @dataclass(frozen=True)
 class Series:
-    """A line of a chart; low and high are the borders of its band."""
+    """A line of a chart; low and high are the borders of its band.
+
+    mark    "hollow" for points that no line joins, "cross" for places at the top of the chart that have no number
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
-    low: Sequence[float] | None = None
-    high: Sequence[float] | None = None
+    low: Sequence[float | None] | None = None
+    high: Sequence[float | None] | None = None
+    mark: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         values = {"x": self.x, "y": self.y, "low": self.low, "high": self.high}
-        return {"name": self.name, **{key: rounded(column) for key, column in values.items() if column is not None}}
+        numbers = {key: rounded(column) for key, column in values.items() if column is not None}
+        return {"name": self.name, **numbers, **({"mark": self.mark} if self.mark else {})}
 
 
 @dataclass(frozen=True)

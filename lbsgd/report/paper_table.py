@@ -88,14 +88,19 @@ class PaperTable:
         return table
 
 
-def error_cell(row: Group) -> str:
+def error_cell(row: Group, unit: str = "") -> str:
     """Return mean ± std of the finished runs, with the number of those that diverged or have not come to their end."""
-    said = [str(row.spread)] if row.spread else []
+    return ", ".join([*([f"{row.spread} {unit}".rstrip()] if row.spread else []), *without_result(row)])
+
+
+def without_result(row: Group) -> list[str]:
+    """Return how many seeds of a row have no result and why, in the words that tables and pictures share."""
+    said = []
     others = len(row.runs) - len(row.finished) - row.num_diverged  # they go on, or were killed: the logs do not tell
     if row.num_diverged:
         said.append("all diverged" if row.num_diverged == len(row.runs) else f"{row.num_diverged} diverged")
     said += [f"{others} not finished"] if others else []
-    return ", ".join(said)
+    return said
 
 
 def difference_cell(row: Group, baseline: Group | None) -> str:
@@ -103,7 +108,7 @@ def difference_cell(row: Group, baseline: Group | None) -> str:
 
     Where a seed has diverged there is none: those that are left would stand for all.
     """
-    if baseline is None or row is baseline or row.num_diverged or baseline.num_diverged:
+    if baseline is None or row is baseline or not row.whole or not baseline.whole:
         return ""
     apart = difference(row.values, baseline.values)
     return str(apart or "")

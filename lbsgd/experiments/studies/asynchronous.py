@@ -10,6 +10,7 @@ from lbsgd.experiments.grid import Claim, DataSet, Row, Study
 from lbsgd.report.group_page import band_of
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Chart, Section, Series
+from lbsgd.report.paper_table import error_cell
 
 SCRIPT = "recipes/asynchronous.py"
 NAMES = {"async": "asynchronous", "sync": "synchronous"}
@@ -50,7 +51,7 @@ def last(group: Group, key: str) -> float:
 
 def described(group: Group) -> list[str]:
     numbers = f"{last(group, 'staleness'):.1f}", f"{last(group, 'simulated_time'):,.0f}"
-    return [str(group.spread), str(len(group.finished)), *numbers]
+    return [error_cell(group), str(len(group.runs)), *numbers]
 
 
 def in_time(series: Series, group: Group) -> Series:

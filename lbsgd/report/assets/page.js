@@ -84,14 +84,22 @@ function draw(figure) {
       const there = series.x.map((_, i) => i).filter(i => series.low[i] !== null);
       const up = there.map(i => `${X(series.x[i]).toFixed(1)} ${Y(series.high[i]).toFixed(1)}`);
       const down = there.reverse().map(i => `${X(series.x[i]).toFixed(1)} ${Y(series.low[i]).toFixed(1)}`);
-      if (up.length) element("path", {d: `M${[...up, ...down].join("L")}Z`, fill: "currentColor", opacity: .18}, group);
+      if (series.mark) up.forEach((top, i) => element("path", {d: `M${top}L${down[down.length - 1 - i]}`, stroke: "currentColor",
+        "stroke-width": 1.5}, group));
+      else if (up.length) element("path", {d: `M${[...up, ...down].join("L")}Z`, fill: "currentColor", opacity: .18}, group);
     }
-    element("path", {d: path(series, X, Y, series.y, chart.step), fill: "none", stroke: "currentColor", "stroke-width": 2,
-      "stroke-dasharray": dash, "stroke-linejoin": "round"}, group);
+    const mark = (x, y, r, parent) => series.mark === "cross"
+      ? element("path", {d: `M${x - 4} ${y - 4}l8 8m0 -8l-8 8`, stroke: "currentColor", "stroke-width": 2}, parent)
+      : element("circle", {cx: x, cy: y, r, stroke: "currentColor", "stroke-width": series.mark ? 1.5 : 0,
+        fill: series.mark ? "none" : "currentColor"}, parent);
+    if (!series.mark) element("path", {d: path(series, X, Y, series.y, chart.step), fill: "none", stroke: "currentColor",
+      "stroke-width": 2, "stroke-dasharray": dash, "stroke-linejoin": "round"}, group);
+    if (series.mark === "cross") series.x.forEach(x => mark(X(x), margin.top + 6, 0, group));
     if (series.x.length < 40 && !chart.step) series.y.forEach((y, i) => y === null ||
-      element("circle", {cx: X(series.x[i]), cy: Y(y), r: series.x.length < 3 || chart.logx ? 3.5 : 2, fill: "currentColor"}, group));
+      mark(X(series.x[i]), Y(y), series.x.length < 3 || chart.logx ? 3.5 : 2, group));
     const item = document.createElement("li"), key = element("svg", {viewBox: "0 0 28 10", class: `s${number % 7}`});
-    element("line", {x1: 0, x2: 28, y1: 5, y2: 5, stroke: "currentColor", "stroke-width": 2.5, "stroke-dasharray": dash}, key);
+    if (series.mark) mark(14, 5, 3.5, key);
+    else element("line", {x1: 0, x2: 28, y1: 5, y2: 5, stroke: "currentColor", "stroke-width": 2.5, "stroke-dasharray": dash}, key);
     const value = document.createElement("b");
     item.append(key, `${series.name} `, value);
     legend.append(item);
@@ -99,19 +107,23 @@ function draw(figure) {
   });
   const pointer = element("line", {class: "pointer", y1: margin.top, y2: height - margin.bottom, visibility: "hidden"}, svg);
   const at = element("text", {y: margin.top + 10, "text-anchor": "middle"}, svg, "");
+  const last = Math.max(...rows.flatMap(r => r.series.x.filter((_, i) => r.series.y[i] !== null)));
+  const where = document.createElement("li");  // the place on the axis that the numbers beside the names are of
+  legend.prepend(where);
   function show(x) {
+    where.textContent = `${chart.xname} ${xwords(chart, x)}:`;
     for (const {series, value} of rows) {
       let best = -1;
       series.x.forEach((place, i) => {
         if (series.y[i] === null) return;
-        const nearer = chart.step ? place <= x : best < 0 || Math.abs(place - x) < Math.abs(series.x[best] - x);
+        const nearer = chart.logx ? place === x : chart.step ? place <= x : best < 0 || Math.abs(place - x) < Math.abs(series.x[best] - x);
         if (nearer) best = i;
       });
-      if (best >= 0) value.textContent = words(series.y[best]) + (series.low && series.low[best] !== null
+      value.textContent = best < 0 ? "" : words(series.y[best]) + (series.low && series.low[best] !== null
         ? ` ± ${words((series.high[best] - series.low[best]) / 4)}` : "") + (chart.unit || "");
     }
   }
-  show(x1);
+  show(last);
   svg.addEventListener("pointermove", event => {
     const box = svg.getBoundingClientRect(), place = (event.clientX - box.left) / box.width * width;
     const all = [...new Set(rows.flatMap(r => r.series.x))];
@@ -121,7 +133,7 @@ function draw(figure) {
     show(x);
   });
   svg.addEventListener("pointerleave", () => {
-    pointer.setAttribute("visibility", "hidden"); at.textContent = ""; show(x1);
+    pointer.setAttribute("visibility", "hidden"); at.textContent = ""; show(last);
   });
 }
 
