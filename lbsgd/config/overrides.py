@@ -16,7 +16,7 @@ from lbsgd.config.checks.registry import deepspeed_findings
 from lbsgd.config.derive import derive, is_close
 from lbsgd.config.keypath import get, is_number, put
 from lbsgd.config.precision import precision_of, set_precision
-from lbsgd.config.schema import PROSE, Recipe
+from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
 from lbsgd.errors import ConfigError
 
 WHERE = "the flags"
@@ -191,8 +191,7 @@ def require_kept(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
 
 def meaning(config: Mapping[str, Any]) -> Any:
     """Return the part of a JSON that its purpose describes: update and schedule, not data order or hardware."""
-    silent = (*PROSE, "seed", "aggregation", "diagnostics")
-    block = {key: value for key, value in config["lbsgd"].items() if key not in silent}
+    block = {key: value for key, value in config["lbsgd"].items() if key not in (*NO_NUMBER, "seed")}
     return block, config["train_batch_size"], config["optimizer"]
 
 

@@ -34,7 +34,7 @@ from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import differences, get
 from lbsgd.config.overrides import PASSES, Overrides, override, require_passes
 from lbsgd.config.precision import precision_of
-from lbsgd.config.schema import PROSE, Recipe
+from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
 from lbsgd.errors import ConfigError
 
 NO_OVERRIDES = Overrides()
@@ -80,9 +80,10 @@ class Plan:
 
         Raises ConfigError, one line per finding, where the JSON, the processes and the data cannot go together.
         """
-        is_object = isinstance(source, Mapping)
-        written = copy.deepcopy(dict(source)) if isinstance(source, Mapping) else read_json(source)
-        where = "the configuration" if is_object else str(source)
+        if isinstance(source, Mapping):
+            name, where, written = "config", "the configuration", copy.deepcopy(dict(source))
+        else:
+            name, where, written = Path(source).stem, str(source), read_json(source)
         require_sound(where, written, None if overrides.divide_otherwise() else world_size)
         config, recipe = override(written, overrides, num_images)
         require_passes(config, overrides.values(), world_size)
@@ -93,7 +94,7 @@ class Plan:
         refuse(where, fit)
         return resolve(
             planned,
-            name="config" if isinstance(source, Mapping) else Path(source).stem,
+            name=name,
             changes=differences(without_prose(written), without_prose(config)),
             warnings=tuple(str(finding) for finding in findings + fit if finding.severity == "warning"),
         )
@@ -139,7 +140,7 @@ class Plan:
         """Return what of the plan must not change when a run is resumed: all but the division among processes."""
         params = ("lr", "momentum", "nesterov", "weight_decay")
         return {
-            "recipe": self.recipe.model_dump(exclude={*PROSE, "aggregation", "diagnostics"}),
+            "recipe": self.recipe.model_dump(exclude=set(NO_NUMBER)),
             "global_batch": self.global_batch,
             "optimizer": {key: get(self.config, f"optimizer.params.{key}") for key in params},
         }

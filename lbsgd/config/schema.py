@@ -15,8 +15,8 @@ from pydantic_core import PydanticCustomError
 from lbsgd.algorithm.choices import ImplementationOrRule, MomentumForm, Scope, Statistics
 from lbsgd.algorithm.schedule import ScalingRule, WarmupKind
 
-# The keys that explain a file and change no number.
-PROSE = ("purpose", "paper_error_pct")
+PROSE = ("purpose", "paper_error_pct")  # keys that explain a file
+NO_NUMBER = (*PROSE, "aggregation", "diagnostics")  # keys that change no number of the training
 
 # Bounded, so that no product of them is infinite or zero.
 Positive = Annotated[int, Field(gt=0, le=10**12)]

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lbsgd.config.schema import PROSE
+from lbsgd.config.schema import NO_NUMBER
 from lbsgd.errors import DataError
 from lbsgd.report.measure import Measure
 from lbsgd.report.run_log import LOG_NAME, LoggedRun, read_run
@@ -20,7 +20,7 @@ from lbsgd.report.statistics import Spread, spread
 DIVERGED = "diverged.txt"  # beside the log of a run whose loss was not a number
 SAME_IN_A_ROW = ("model", "global_batch", "precision", "schedule")
 # Keys of the recipe in which the runs of one row may differ: all but the seed change no number.
-NOT_A_ROW = ("seed", *PROSE, "aggregation", "diagnostics")
+NOT_A_ROW = ("seed", *NO_NUMBER)
 
 
 class BadLogs(DataError):
