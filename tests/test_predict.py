@@ -1,11 +1,13 @@
 """Predictions of time and memory, worked by hand and against the paper's own iteration on 256 GPUs."""
 
+import argparse
 import math
 import runpy
 from pathlib import Path
 
 import pytest
 
+from lbsgd.commands.plan import add_machines
 from lbsgd.commands.plan_network import PRESETS, running, share_over_a_link, steps
 from lbsgd.commands.plan_time import (
     BACKWARD_SHARE,
@@ -14,7 +16,7 @@ from lbsgd.commands.plan_time import (
     Reduction,
     bytes_per_iteration,
     gradient_seconds,
-    overlaps,
+    overlap_in_words,
     predict,
     reduction_of,
     weight_seconds,
@@ -143,11 +145,11 @@ def test_plan_says_whether_deepspeed_can_overlap_and_why_not():
         (("zero_optimization.reduce_bucket_size=500000000",), "one bucket"),
     ]:
         it = plan("8k", 8, settings=settings)
-        assert words in overlaps(it, reduction_of(it, size))
+        assert words in overlap_in_words(it, reduction_of(it, size))
     it = plan("8k_bf16", 8, settings=("lbsgd.aggregation=null",))
-    assert "stage 0" in overlaps(it, reduction_of(it, size))
+    assert "stage 0" in overlap_in_words(it, reduction_of(it, size))
     it = plan("8k_bf16", 8)
-    assert overlaps(it, reduction_of(it, size)) == "yes: 5 buckets"
+    assert overlap_in_words(it, reduction_of(it, size)) == "yes: 5 buckets"
 
 
 # --- which algorithm runs, on which machines --------------------------------------------------------------------------
@@ -178,6 +180,13 @@ def test_every_preset_names_its_sources():
     assert PRESETS["p100-2017"].images_per_second == PAPER_IMAGES_PER_SECOND
     for preset in PRESETS.values():
         assert "speed:" in preset.source and "link:" in preset.source
+
+
+def test_plan_offers_every_preset():
+    flags = argparse.ArgumentParser()
+    add_machines(flags.add_argument_group())
+    [machine] = [flag for flag in flags._actions if flag.dest == "machine"]
+    assert sorted(machine.choices) == sorted(PRESETS)
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link
 from lbsgd.commands.plan_time import BACKWARD_SHARE, Machines, Prediction, Reduction, predict
 from lbsgd.config.memory import network
+from lbsgd.units import markdown_table
 
 PAGE = Path(__file__).parent.parent / "docs/scaling.md"
 GPUS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -47,10 +48,10 @@ def limit(name: str, gpus: int, it: Prediction) -> str:
     return "the link" if moved > it.gradient_seconds / 2 else "latency"
 
 
-def row(name: str, gpus: int) -> str:
+def row(name: str, gpus: int) -> list[str]:
     found = [predict(IMAGES, 1, gpus, reduction(name), machines(name), each) for each in (FLAT_RING, RING, HALVING)]
     cells = [f"{it.efficiency(False):.0%} to {it.efficiency(True):.0%}" for it in found]
-    return f"| {gpus:,} | " + " | ".join([*cells, limit(name, gpus, found[0]), limit(name, gpus, found[-1])]) + " |"
+    return [f"{gpus:,}", *cells, limit(name, gpus, found[0]), limit(name, gpus, found[-1])]
 
 
 def tables() -> str:
@@ -65,7 +66,7 @@ def tables() -> str:
             "limit, halving/doubling",
         )
         lines += [f"### {name}", "", f"{preset.source[0].upper()}{preset.source[1:]}.", ""]
-        lines += ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads), *(row(name, gpus) for gpus in GPUS), ""]
+        lines += [markdown_table(heads, [row(name, gpus) for gpus in GPUS]), ""]
     return "\n".join(lines)
 
 

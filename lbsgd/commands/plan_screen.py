@@ -15,7 +15,7 @@ from lbsgd.commands.plan_time import (
     Prediction,
     Reduction,
     bytes_per_iteration,
-    overlaps,
+    overlap_in_words,
 )
 from lbsgd.config.memory import Memory, bytes_per_activation
 from lbsgd.report.printer import Printer
@@ -84,7 +84,7 @@ class Screen:
         self.compute()
         if machines.servers(plan.world_size) > 1:
             self.algorithms()
-        self.say(f"overlap in this JSON: {overlaps(plan, reduction)}")
+        self.say(f"overlap in this JSON: {overlap_in_words(plan, reduction)}")
         if self.outlook.has_speed:
             self.say(f"the run: {self.run_time()} for {plan.num_iterations:,} iterations, without data and evaluation")
 

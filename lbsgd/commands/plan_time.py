@@ -10,12 +10,13 @@ import math
 from dataclasses import dataclass
 
 from lbsgd.algorithm.published import IMAGES_PER_SECOND as PAPER_IMAGES_PER_SECOND
-from lbsgd.commands.plan_network import FLAT_RING, HALVING, RING, all_reduce_seconds
+from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, all_reduce_seconds
 from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.keypath import get
 from lbsgd.config.memory import Network, bytes_per_weight
 from lbsgd.config.plan import Plan
 
+PAPER = PRESETS["p100-2017"]  # the paper's machines
 # Back-propagation takes 120 ms of that server's iteration of 8 x 32 images (Sec. 4).
 BACKWARD_SHARE = 0.120 / (32 / PAPER_IMAGES_PER_SECOND)
 OWN_BUCKET_AT_STAGE_0 = 500_000_000  # elements_per_buffer of DeepSpeed 0.19.8's allreduce_gradients
@@ -28,9 +29,9 @@ class Machines:
     The latency of one message between servers is an assumption; the paper does not tell it.
     """
 
-    images_per_second: float = PAPER_IMAGES_PER_SECOND  # one GPU, as measured inside its server
-    gpus_per_server: int = 8
-    link_gbit: float = 50.0
+    images_per_second: float = PAPER.images_per_second  # one GPU, as measured inside its server
+    gpus_per_server: int = PAPER.gpus_per_server
+    link_gbit: float = PAPER.link_gbit
     latency_seconds: float = 20e-6
     source: str = ""  # of the defaults; a flag stands above it
     precision: str | None = None  # of a default speed, which is ResNet-50's at 224 pixels; None: a flag gave the speed
@@ -156,7 +157,7 @@ def no_overlap(plan: Plan, reduction: Reduction) -> str | None:
     return "one bucket holds all gradients" if reduction.num_buckets == 1 else None
 
 
-def overlaps(plan: Plan, reduction: Reduction) -> str:
+def overlap_in_words(plan: Plan, reduction: Reduction) -> str:
     """Tell whether this JSON lets aggregation overlap back-propagation, and if not, why."""
     if reason := no_overlap(plan, reduction):
         return f"no: {reason}"

@@ -10,6 +10,7 @@ from typing import Any
 from lbsgd.config.checks.registry import CODES, GROUPS
 from lbsgd.config.checks.rule import Rule
 from lbsgd.errors import ConfigError
+from lbsgd.units import markdown_table
 
 WIDTH = 100
 
@@ -88,9 +89,9 @@ def markdown() -> str:
 
 def group(title: str, rules: tuple[Rule[Any], ...]) -> str:
     """Return the section of one group: a table of its codes, then their entries."""
-    rows = [f"| [{r.code}](#{r.code.lower()}) | {r.title} | {r.lbsgd or '-'} | {r.plain or '-'} |" for r in rules]
-    table = ["| code | finds | with an lbsgd block | plain DeepSpeed |", "| --- | --- | --- | --- |", *rows]
-    return "\n".join([f"## {title}", "", *table, "", *map(entry, rules)])
+    rows = [[f"[{r.code}](#{r.code.lower()})", r.title, r.lbsgd or "-", r.plain or "-"] for r in rules]
+    table = markdown_table(["code", "finds", "with an lbsgd block", "plain DeepSpeed"], rows)
+    return "\n".join([f"## {title}", "", table, "", *map(entry, rules)])
 
 
 def entry(rule: Rule[Any]) -> str:
