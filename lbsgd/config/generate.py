@@ -146,7 +146,7 @@ def generate(
     require_kept(config, asked)
     require_passes(config, asked, gpus)
     require_sound(Planned(config, recipe, gpus))
-    return in_order(config)
+    return in_template_order(config)
 
 
 def require_sound(planned: Planned) -> None:
@@ -185,7 +185,7 @@ def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int, most: i
     return per_worker_batch * max(fitting, default=1)
 
 
-def in_order(config: dict[str, Any]) -> dict[str, Any]:
+def in_template_order(config: dict[str, Any]) -> dict[str, Any]:
     """Return a JSON with its keys in the order of the template, and those of the block in the order of `Recipe`."""
     order, fields = list(template(1, 1, 1, 1)), list(Recipe.model_fields)
     config["lbsgd"] = dict(sorted(config["lbsgd"].items(), key=lambda item: fields.index(item[0])))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lbsgd import units
+from lbsgd.config.accepted.values import field_names
 from lbsgd.errors import ConfigError
 
 VERSIONS = ("0.16", "0.17", "0.18", "0.19")  # the newest patch of each
@@ -74,8 +75,7 @@ class Accepted:
 
     def field_names(self, model: str) -> frozenset[str]:
         """The keys that a pydantic model takes, aliases included."""
-        fields = self.models[model]["fields"]
-        return frozenset(each for name, field in fields.items() for each in (name, field.get("alias", name)))
+        return field_names(self.models[model])
 
 
 @lru_cache
@@ -86,19 +86,19 @@ def accepted(version: str | None = None) -> Accepted:
         raise ConfigError(f"DeepSpeed {version} is not known here; known are {', '.join(VERSIONS)}")
     own, torch = (read(name) for name in (f"deepspeed_{version}", "torch"))
     return Accepted(
-        own["version"],
-        own["keys"],
-        frozenset(own["removed"]),
-        frozenset(own["removed_zero"]),
-        own["blocks"],
-        own["models"],
-        own["optimizers"],
-        own["schedulers"],
-        torch["optimizers"],
-        torch["schedulers"],
-        frozenset(own["zero_tested"]),
-        own["default_clipping"],
-        frozenset(own["refuses"]),
+        version=own["version"],
+        keys=own["keys"],
+        removed=frozenset(own["removed"]),
+        removed_zero=frozenset(own["removed_zero"]),
+        blocks=own["blocks"],
+        models=own["models"],
+        optimizers=own["optimizers"],
+        schedulers=own["schedulers"],
+        torch_optimizers=torch["optimizers"],
+        torch_schedulers=torch["schedulers"],
+        zero_tested=frozenset(own["zero_tested"]),
+        default_clipping=own["default_clipping"],
+        refuses=frozenset(own["refuses"]),
     )
 
 

@@ -100,7 +100,7 @@ def model_refusals(models: Mapping[str, Any], model: str, value: Mapping[str, An
 def unknown_fields(models: Mapping[str, Any], model: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield each key of a block, or of a block inside it, that its model refuses as unknown; and the model's name."""
     fields = models[model]["fields"]
-    known = {each for name, field in fields.items() for each in (name, field.get("alias", name))}
+    known = field_names(models[model])
     if models[model]["extra"] == "forbid":
         yield from ((key, model) for key in value if key not in known and value[key] != "auto")
     for name, field in fields.items():
@@ -108,6 +108,11 @@ def unknown_fields(models: Mapping[str, Any], model: str, value: Mapping[str, An
         for key in {name, field.get("alias", name)} & set(value):
             if inner and isinstance(value[key], dict):
                 yield from ((f"{key}.{path}", which) for path, which in unknown_fields(models, inner, value[key]))
+
+
+def field_names(model: Mapping[str, Any]) -> frozenset[str]:
+    """Return the keys that a model takes, aliases included."""
+    return frozenset(each for name, field in model["fields"].items() for each in (name, field.get("alias", name)))
 
 
 def model_within(kind: Any) -> str | None:

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from lbsgd.config.accepted.values import as_bool
-from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES, sums
+from lbsgd.config.checks.deepspeed_batch import FACTOR, NAMES_OF_TYPES, sums
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_number, shown
 
-FACTOR, LR, BETAS = "gradient_predivide_factor", "optimizer.params.lr", "optimizer.params.betas"
+LR, BETAS = "optimizer.params.lr", "optimizer.params.betas"
 GAMMA, POWER = "scheduler.params.gamma", "scheduler.params.power"
 TRIED = 50  # updates of a trial: what fails later was not seen
 OLD_NAMES = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}

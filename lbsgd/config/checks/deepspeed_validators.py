@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from lbsgd.config.accepted.values import as_bool, as_number, as_whole_number, converts
 from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
 from lbsgd.config.checks.deepspeed_beside import copies_weights_itself
+from lbsgd.config.checks.deepspeed_features import ZENFLOW
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -19,7 +20,6 @@ from lbsgd.units import installed, numbers
 
 PARAM_DTYPE, BUFFER_DTYPE = "data_types.param_dtype", "data_types.buffer_dtype"
 GRAD_NORM, RATIO = "zero_optimization.compute_grad_norm", "zero_optimization.offload_optimizer.ratio"
-ZENFLOW = "zero_optimization.zenflow"
 BOUNDED_STEPS = ("Rprop", "Adafactor")  # whose steps do not grow with the learning rate
 FLOAT32_DIGITS = math.log10(3.4028235e38)
 

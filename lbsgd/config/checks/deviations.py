@@ -1,4 +1,4 @@
-"""Rules about intents that the paper measured as worse, or gives a reason against.
+"""Rules about intents that the paper measured as worse, or argues against.
 
 They are warnings, also in ds_configs/ablations, where each file exists to break one of them. `lbsgd check --fix` leaves
 them alone, because they are what somebody asked for. Points are those of ResNet-50 on ImageNet.

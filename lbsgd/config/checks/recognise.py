@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lbsgd.config.keypath import block_of
+
 # A key of these is DeepSpeed's alone; others, such as optimizer or checkpoint, stand in everybody's files.
 OWN_KEYS = frozenset(
     """lbsgd train_batch_size train_micro_batch_size_per_gpu zero_optimization zero_allow_untested_optimizer
@@ -20,16 +22,11 @@ def is_deepspeed_json(config: Mapping[str, Any]) -> bool:
     """Whether a JSON object has a key, or a block of the shape, that only DeepSpeed's files have."""
     return (
         bool(OWN_KEYS & set(config))
-        or any("enabled" in block(config, name) for name in SWITCHED_BLOCKS)
-        or any({"type", "params"} <= set(block(config, name)) for name in TYPED_BLOCKS)
+        or any("enabled" in block_of(config, name) for name in SWITCHED_BLOCKS)
+        or any({"type", "params"} <= set(block_of(config, name)) for name in TYPED_BLOCKS)
     )
 
 
 def may_be_deepspeed_json(text: str) -> bool:
     """Whether a text that is no JSON names a key that only DeepSpeed's files have."""
     return any(f'"{key}"' in text for key in OWN_KEYS)
-
-
-def block(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    value = config.get(name)
-    return value if isinstance(value, dict) else {}

@@ -34,8 +34,7 @@ from lbsgd.config.checks.rule import Kind, Rule, findings_by
 from lbsgd.config.checks.subject import Document, Planned
 from lbsgd.config.libraries import clashes
 
-GROUPS: dict[str, tuple[Rule[Any], ...]] = {
-    "The file": strictness.RULES,
+DEEPSPEED_GROUPS: dict[str, tuple[Rule[Document], ...]] = {
     "Keys": (*deepspeed_keys.RULES, *deepspeed_versions.RULES),
     "Values": (*deepspeed_values.RULES, *deepspeed_switches.RULES),
     "Values that do not go together": (*deepspeed_validators.RULES, *deepspeed_features.RULES),
@@ -45,6 +44,10 @@ GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "Large minibatches in plain DeepSpeed": deepspeed_large_batch.RULES,
     "Precision": (*deepspeed_fp16.RULES, *deepspeed_precision.RULES, *deepspeed_masters.RULES),
     "ZeRO and speed": (*deepspeed_zero.RULES, *deepspeed_measuring.RULES),
+}
+GROUPS: dict[str, tuple[Rule[Any], ...]] = {
+    "The file": strictness.RULES,
+    **DEEPSPEED_GROUPS,
     "The lbsgd block by itself": block.RULES,
     "DeepSpeed's blocks against the lbsgd block": consistency.RULES,
     "Keys that reroute gradients": rerouted.RULES,
@@ -54,24 +57,7 @@ GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "In another library (`--for`)": clashes.RULES,
 }
 CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for rule in rules}
-
-DEEPSPEED_RULES: tuple[Rule[Document], ...] = (
-    *deepspeed_keys.RULES,
-    *deepspeed_versions.RULES,
-    *deepspeed_values.RULES,
-    *deepspeed_switches.RULES,
-    *deepspeed_validators.RULES,
-    *deepspeed_features.RULES,
-    *deepspeed_batch.RULES,
-    *deepspeed_optimizer.RULES,
-    *deepspeed_scheduler.RULES,
-    *deepspeed_large_batch.RULES,
-    *deepspeed_fp16.RULES,
-    *deepspeed_precision.RULES,
-    *deepspeed_masters.RULES,
-    *deepspeed_zero.RULES,
-    *deepspeed_measuring.RULES,
-)
+DEEPSPEED_RULES = tuple(rule for rules in DEEPSPEED_GROUPS.values() for rule in rules)
 
 
 def deepspeed_findings(config: Mapping[str, Any], kind: Kind = "lbsgd", version: str | None = None) -> list[Finding]:
@@ -106,5 +92,5 @@ def file_findings(planned: Planned) -> list[Finding]:
 
 
 def passes_findings(planned: Planned) -> list[Finding]:
-    """Return whether a written number of passes contradicts the batches and the number of processes."""
+    """Return the findings where a written number of passes contradicts the batches and the number of processes."""
     return findings_by(fit.PASSES_RULES, planned)

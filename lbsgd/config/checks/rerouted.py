@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lbsgd.config.aggregation import own_reduction
-from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
+from lbsgd.config.checks.deepspeed_batch import FACTOR, NAMES_OF_TYPES
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
@@ -17,7 +17,7 @@ from lbsgd.config.keypath import LARGEST, enabled, is_number, shown
 
 WAY_OUT = "delete it, or delete lbsgd.aggregation, and DeepSpeed reduces by itself"
 GRAD_ACCUM, COMMUNICATION = "data_types.grad_accum_dtype", "communication_data_type"
-CONTIGUOUS, PREDIVIDE = "zero_optimization.contiguous_gradients", "gradient_predivide_factor"
+CONTIGUOUS = "zero_optimization.contiguous_gradients"
 ONE_EACH = ("sequence_parallel_size", "tensor_parallel.autotp_size")
 
 
@@ -85,9 +85,9 @@ def scattered_gradients(planned: Planned) -> Iterator[Hit]:
     example={"gradient_predivide_factor": 0},
 )
 def bad_divisor(planned: Planned) -> Iterator[Hit]:
-    factor = planned.config.get(PREDIVIDE, 1.0)
+    factor = planned.config.get(FACTOR, 1.0)
     if not is_number(factor) or not 0 < factor < LARGEST:
-        yield hit(PREDIVIDE, f"is {shown(factor)}")
+        yield hit(FACTOR, f"is {shown(factor)}")
 
 
 @rule(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from lbsgd.config.keypath import get
@@ -38,13 +38,6 @@ def require_library(library: str) -> None:
         raise ConfigError(f"{library!r} is none of the libraries {', '.join(LIBRARIES)}")
 
 
-def arguments_of(config: Mapping[str, Any], library: Library) -> dict[str, Any]:
-    """Return the arguments that must be the JSON's numbers; those that the file leaves out, or to "auto", are free."""
-    return {"transformers": training_arguments, "accelerate": accelerator, "lightning": trainer, "deepspeed": nothing}[
-        library
-    ](config)
-
-
 def training_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of transformers' TrainingArguments."""
     values = {name: get(config, key) for name, key in TRAINING_ARGUMENTS.items()}
@@ -66,11 +59,6 @@ def trainer(config: Mapping[str, Any]) -> dict[str, Any]:
     return given({"precision": names.get(half_precision(config))})
 
 
-def nothing(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return none: DeepSpeed's own arguments repeat nothing of the JSON."""
-    return {}
-
-
 def half_precision(config: Mapping[str, Any]) -> str:
     """Return fp16 or bf16 where one of these blocks is on, "auto" where the library chooses, else "no".
 
@@ -84,3 +72,15 @@ def half_precision(config: Mapping[str, Any]) -> str:
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that a file gives as such."""
     return {name: value for name, value in values.items() if value is not None and value != "auto"}
+
+
+ARGUMENTS: dict[Library, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    "transformers": training_arguments,
+    "accelerate": accelerator,
+    "lightning": trainer,
+}
+
+
+def arguments_of(config: Mapping[str, Any], library: Library) -> dict[str, Any]:
+    """Return the arguments that must be the JSON's numbers; those that the file leaves out, or to "auto", are free."""
+    return ARGUMENTS[library](config) if library in ARGUMENTS else {}

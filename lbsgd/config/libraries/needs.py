@@ -15,6 +15,49 @@ from lbsgd.config.plan import Plan
 
 FROM_PARTS = ("optimizer", "scheduler", "lbsgd")  # the parts in the code take their place
 
+# Where each call takes the JSON.
+FILE_ARGUMENT: dict[str, dict[str, str]] = {
+    "TrainingArguments": {"deepspeed": "FILE"},
+    "Accelerator": {"deepspeed_plugin": "DeepSpeedPlugin(hf_ds_config=FILE)"},
+    "Trainer": {"strategy": "DeepSpeedStrategy(config=FILE)"},
+}
+
+# With DDP in DeepSpeed's place, process 0's running statistics would overwrite the others' in each pass. Lightning
+# would deal out the images a second time, to processes that have their own share already.
+FOR_PARTS: dict[Library, dict[str, Any]] = {
+    "transformers": {"ddp_broadcast_buffers": False},
+    "lightning": {"use_distributed_sampler": False},
+}
+EPOCHS: dict[Library, str] = {"transformers": "num_train_epochs", "lightning": "max_epochs"}
+
+ALONE: dict[Library, tuple[str, ...]] = {
+    "transformers": ("Trainer(optimizers=...) is not used: optimizer and scheduler are the JSON's",),
+    "accelerate": (
+        "optimizer = DummyOptim(model.parameters()); scheduler = DummyScheduler(optimizer): both are the JSON's",
+        "DataLoader(dataset, batch_size=train_micro_batch_size_per_gpu, drop_last=True), as each process takes it",
+    ),
+    "lightning": (
+        "configure_optimizers is not called: optimizer and scheduler are the JSON's",
+        "return loss * trainer.accumulate_grad_batches from training_step: both Lightning and DeepSpeed divide by it",
+    ),
+    "deepspeed": ("deepspeed.initialize(model=model, model_parameters=model.parameters(), config=FILE)",),
+}
+WITH_PARTS: dict[Library, tuple[str, ...]] = {
+    "transformers": (
+        "class Trainer(lbsgd.LargeMinibatchTrainer, transformers.Trainer): ...  # Trainer(plan=plan, ...)",
+    ),
+    "accelerate": (
+        "prepare model and optimizer of lbsgd.parts_for, not its scheduler: a prepared one steps once per process",
+    ),
+    "lightning": (
+        "configure_optimizers returns optimizer and scheduler of lbsgd.parts_for, with interval step",
+        "return loss * trainer.accumulate_grad_batches from training_step: both Lightning and DeepSpeed divide by it",
+    ),
+    "deepspeed": (
+        "deepspeed.initialize(model=model, optimizer=parts.optimizer, config=FILE); lbsgd.initialize does all of it",
+    ),
+}
+
 
 @dataclass(frozen=True)
 class Needs:
@@ -38,14 +81,6 @@ class Needs:
         return "\n".join([*call, *(f"# {remark}".replace("FILE", repr(file)) for remark in self.remarks)])
 
 
-# Where each call takes the JSON.
-FILE_ARGUMENT = {
-    "TrainingArguments": {"deepspeed": "FILE"},
-    "Accelerator": {"deepspeed_plugin": "DeepSpeedPlugin(hf_ds_config=FILE)"},
-    "Trainer": {"strategy": "DeepSpeedStrategy(config=FILE)"},
-}
-
-
 def needs_of(plan: Plan, library: Library, parts: bool = False) -> Needs:
     """Return what a library needs for a plan on its number of processes.
 
@@ -66,10 +101,10 @@ def needs_of(plan: Plan, library: Library, parts: bool = False) -> Needs:
     elif library in EPOCHS:  # a run that is counted in iterations
         arguments["max_steps"] = plan.num_iterations
     remarks = WITH_PARTS[library] if parts else ALONE[library] + missing(plan)
-    return Needs(in_order(config), CALLS[library], arguments, remarks)
+    return Needs(batches_first(config), CALLS[library], arguments, remarks)
 
 
-def in_order(config: Mapping[str, Any]) -> dict[str, Any]:
+def batches_first(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a JSON with the number of passes beside the batch sizes."""
     first = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     return {key: config[key] for key in (*first, *config) if key in config}
@@ -92,40 +127,3 @@ def missing(plan: Plan) -> tuple[str, ...]:
     }
     lost = [what for what, is_lost in can_be_lost.items() if is_lost]
     return (f"not in a JSON alone: {', '.join(lost)} (--parts, docs/in_your_project.md)",)
-
-
-# With DDP in DeepSpeed's place, process 0's running statistics would overwrite the others' in each pass. Lightning
-# would deal out the images a second time, to processes that have their own share already.
-FOR_PARTS: dict[str, dict[str, Any]] = {
-    "transformers": {"ddp_broadcast_buffers": False},
-    "lightning": {"use_distributed_sampler": False},
-}
-EPOCHS = {"transformers": "num_train_epochs", "lightning": "max_epochs"}
-
-ALONE: dict[str, tuple[str, ...]] = {
-    "transformers": ("Trainer(optimizers=...) is not used: optimizer and scheduler are the JSON's",),
-    "accelerate": (
-        "optimizer = DummyOptim(model.parameters()); scheduler = DummyScheduler(optimizer): both are the JSON's",
-        "DataLoader(dataset, batch_size=train_micro_batch_size_per_gpu, drop_last=True), as each process takes it",
-    ),
-    "lightning": (
-        "configure_optimizers is not called: optimizer and scheduler are the JSON's",
-        "return loss * trainer.accumulate_grad_batches from training_step: both Lightning and DeepSpeed divide by it",
-    ),
-    "deepspeed": ("deepspeed.initialize(model=model, model_parameters=model.parameters(), config=FILE)",),
-}
-WITH_PARTS: dict[str, tuple[str, ...]] = {
-    "transformers": (
-        "class Trainer(lbsgd.LargeMinibatchTrainer, transformers.Trainer): ...  # Trainer(plan=plan, ...)",
-    ),
-    "accelerate": (
-        "prepare model and optimizer of lbsgd.parts_for, not its scheduler: a prepared one steps once per process",
-    ),
-    "lightning": (
-        "configure_optimizers returns optimizer and scheduler of lbsgd.parts_for, with interval step",
-        "return loss * trainer.accumulate_grad_batches from training_step: both Lightning and DeepSpeed divide by it",
-    ),
-    "deepspeed": (
-        "deepspeed.initialize(model=model, optimizer=parts.optimizer, config=FILE); lbsgd.initialize does all of it",
-    ),
-}
