@@ -19,6 +19,8 @@ NAMES = {"settings": "--set", "source": "--from", "library": "--for", "files": "
 
 
 class OneLineParser(ArgumentParser):
+    """A parser that refuses a wrong flag in one line, and whose help is laid out by `Help`."""
+
     def __init__(self, *, formatter_class: Any = Help, **given: Any) -> None:
         super().__init__(formatter_class=formatter_class, **given)
 

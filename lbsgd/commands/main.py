@@ -1,12 +1,4 @@
-"""The command `lbsgd`, also `python -m lbsgd`.
-
-lbsgd plan FILE --gpus 256          what a JSON means on N GPUs, and how long it would take
-lbsgd check FILE [FILE ...]         what is wrong in a DeepSpeed JSON, why it hurts, and the fix
-lbsgd config --global_batch KN      a complete JSON for a global batch
-lbsgd convert --source IMAGENET     your copy of ImageNet -> the FFCV files that training reads
-lbsgd report RUN [RUN ...]          table and curves of runs
-lbsgd reproduce EXPERIMENT DATA     runs a table or figure of the paper, and reports it
-"""
+"""The command `lbsgd`, also `python -m lbsgd`; `parser` has the table of its commands."""
 
 from __future__ import annotations
 
