@@ -18,7 +18,7 @@ from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
 from lbsgd.commands.plan_time import Machines, predict, reduction_of
 from lbsgd.config.accepted.schema import VERSIONS, accepted
-from lbsgd.config.checks.inspect import Inspection, corrected, findings_of, inspect
+from lbsgd.config.checks.inspection import Inspection, corrected, findings_of, inspect
 from lbsgd.config.derive import NO_WARMUP
 from lbsgd.config.json_file import read_json, write_json
 from lbsgd.config.keypath import differences, get, put

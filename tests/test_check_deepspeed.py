@@ -17,7 +17,7 @@ from deepspeed_jsons import BLOCKS, OPTIMIZERS, REPORTED, SCHEDULERS, jsons, una
 
 from lbsgd.config.accepted import schema
 from lbsgd.config.checks import registry
-from lbsgd.config.checks.inspect import corrected, findings_of
+from lbsgd.config.checks.inspection import corrected, findings_of
 
 ORACLE = Path(__file__).parent.parent / "tools" / "deepspeed_oracle.py"
 SOURCES = os.environ.get("LBSGD_DEEPSPEED_SOURCES")  # a folder with deepspeed-0.16.9, -0.17.6 and -0.18.9, unpacked

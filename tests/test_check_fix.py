@@ -7,7 +7,7 @@ from test_check import errors
 from test_plan import edited
 
 from lbsgd.commands.main import main
-from lbsgd.config.checks.inspect import corrected, findings_of
+from lbsgd.config.checks.inspection import corrected, findings_of
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import get, put
 

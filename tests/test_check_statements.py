@@ -2,7 +2,7 @@
 
 import pytest
 
-from lbsgd.config.checks.inspect import findings_of
+from lbsgd.config.checks.inspection import findings_of
 
 SMALL = {"train_batch_size": 1, "gradient_clipping": 0.0, "steps_per_print": 1000}
 FP16 = {"fp16": {"enabled": True}, "zero_optimization": {"stage": 0}}

@@ -13,8 +13,8 @@ from test_plan import edited
 from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.deepspeed_switches import OF_OPTIMIZER, OF_SCHEDULER
 from lbsgd.config.checks.deepspeed_values import OF_MUON
-from lbsgd.config.checks.inspect import as_hjson, corrected, findings_of
-from lbsgd.config.checks.inspect import inspect as inspect_file
+from lbsgd.config.checks.inspection import as_hjson, corrected, findings_of
+from lbsgd.config.checks.inspection import inspect as inspect_file
 from lbsgd.config.keypath import put
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Recipe

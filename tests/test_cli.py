@@ -15,7 +15,7 @@ import pytest
 from lbsgd.commands.flag_types import at_least_zero, interval, natural, positive, quantity
 from lbsgd.commands.help import kept_line
 from lbsgd.commands.main import main
-from lbsgd.config.checks.inspect import findings_of
+from lbsgd.config.checks.inspection import findings_of
 from lbsgd.config.json_file import read_json
 
 ROOT = Path(__file__).parent.parent

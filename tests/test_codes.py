@@ -12,7 +12,7 @@ import lbsgd.config.libraries
 from lbsgd.commands.main import main
 from lbsgd.config.checks import explain
 from lbsgd.config.checks.block import parse_recipe
-from lbsgd.config.checks.inspect import findings_of, inspect
+from lbsgd.config.checks.inspection import findings_of, inspect
 from lbsgd.config.checks.registry import CODES, GROUPS, fit_findings, passes_findings
 from lbsgd.config.checks.rule import Rule
 from lbsgd.config.checks.subject import Planned

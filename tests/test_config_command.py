@@ -9,7 +9,7 @@ import pytest
 
 from lbsgd.commands.config import generated
 from lbsgd.commands.main import main
-from lbsgd.config.checks.inspect import findings_of
+from lbsgd.config.checks.inspection import findings_of
 from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.config.libraries.needs import needs_of
 from lbsgd.config.plan import Plan

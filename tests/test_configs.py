@@ -8,7 +8,7 @@ import pytest
 
 from lbsgd.commands.config import generated
 from lbsgd.commands.main import main
-from lbsgd.config.checks.inspect import findings_of
+from lbsgd.config.checks.inspection import findings_of
 from lbsgd.config.json_file import format_json, read_json
 from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan

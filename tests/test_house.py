@@ -120,6 +120,11 @@ def test_no_module_imports_itself_through_others():
     assert circle({"lbsgd.a": {"lbsgd.b"}, "lbsgd.b": {"lbsgd.a"}, "lbsgd.c": {"lbsgd.a"}}) != []
 
 
+def test_rules_ask_what_libraries_need_and_libraries_know_no_rule():
+    arrows = {target for name in ROOMS if ".config.libraries." in name for target in ARROWS[name]}
+    assert not {target for target in arrows if target.startswith("lbsgd.config.checks")}
+
+
 def libraries_of(folder):
     """Libraries of others, but for Python's own, that the modules of a folder import."""
     names = {target.split(".")[0] for name in ROOMS if f"lbsgd.{folder}." in name for target in ARROWS[name]}

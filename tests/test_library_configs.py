@@ -16,12 +16,12 @@ from lbsgd import LargeMinibatchTrainer
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.commands.main import main
-from lbsgd.config.checks.inspect import Inspection, findings_of, inspect
+from lbsgd.config.checks.clashes import RULES
+from lbsgd.config.checks.in_library import in_library
+from lbsgd.config.checks.inspection import Inspection, findings_of, inspect
 from lbsgd.config.json_file import read_json, write_json
 from lbsgd.config.keypath import put
 from lbsgd.config.libraries.arguments import CALLS, LIBRARIES, arguments_of
-from lbsgd.config.libraries.clashes import RULES
-from lbsgd.config.libraries.inspect import in_library
 from lbsgd.config.libraries.needs import missing, needs_of
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError

@@ -57,8 +57,8 @@ def check_files(
     from lbsgd.commands.check_screen import as_dict, print_inspections
     from lbsgd.commands.check_versions import print_versions, versions_in
     from lbsgd.config.accepted.schema import installed
-    from lbsgd.config.checks.inspect import inspect
-    from lbsgd.config.libraries.inspect import in_library
+    from lbsgd.config.checks.in_library import in_library
+    from lbsgd.config.checks.inspection import inspect
 
     if not names:
         raise ConfigError("lbsgd check: name a DeepSpeed JSON or a folder of them, or a code with --explain")

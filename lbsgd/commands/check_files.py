@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbsgd.config.checks.inspect import read_hjson
+from lbsgd.config.checks.inspection import read_hjson
 from lbsgd.config.checks.recognise import is_deepspeed_json, may_be_deepspeed_json
 from lbsgd.config.json_file import RepeatedKeyError, read_json
 from lbsgd.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.finding import SEVERITIES, Finding
-from lbsgd.config.checks.inspect import Inspection
+from lbsgd.config.checks.inspection import Inspection
 from lbsgd.units import counted, printable
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from lbsgd.commands.check_screen import others_passed_over
 from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.checks.finding import SEVERITIES
-from lbsgd.config.checks.inspect import Inspection, inspect
+from lbsgd.config.checks.inspection import Inspection, inspect
 from lbsgd.errors import ConfigError
 from lbsgd.units import counted, printable
 

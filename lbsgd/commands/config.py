@@ -66,7 +66,7 @@ def write_all(folder: str) -> int:
 
 def for_lbsgd(given: argparse.Namespace) -> int:
     """Write a JSON for a global batch, with the warnings that `lbsgd check` would print."""
-    from lbsgd.config.checks.inspect import findings_of
+    from lbsgd.config.checks.inspection import findings_of
     from lbsgd.config.json_file import format_json, write_json
 
     config = config_of(given)

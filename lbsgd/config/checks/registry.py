@@ -7,6 +7,7 @@ from typing import Any
 
 from lbsgd.config.checks import (
     block,
+    clashes,
     consistency,
     deepspeed_batch,
     deepspeed_features,
@@ -32,7 +33,6 @@ from lbsgd.config.checks import (
 from lbsgd.config.checks.finding import Finding
 from lbsgd.config.checks.rule import Kind, Rule, findings_by
 from lbsgd.config.checks.subject import Document, Planned
-from lbsgd.config.libraries import clashes
 
 DEEPSPEED_GROUPS: dict[str, tuple[Rule[Document], ...]] = {
     "Keys": (*deepspeed_keys.RULES, *deepspeed_versions.RULES),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lbsgd.config.checks.inspect import Inspection, worst_first
+from lbsgd.config.checks.clashes import RULES, InLibrary
+from lbsgd.config.checks.inspection import Inspection, worst_first
 from lbsgd.config.checks.rule import findings_by
 from lbsgd.config.libraries.arguments import Library
-from lbsgd.config.libraries.clashes import RULES, InLibrary
 
 AUTOMATIC = "D21"  # says that only Hugging Face fills in "auto"; the rules here know which keys
 
