@@ -250,8 +250,13 @@ def test_an_annotation_without_one_class_is_refused_by_name(tmp_path, classes):
     folder = with_annotations(make_kaggle(tmp_path / "source"))
     name = "ILSVRC/Annotations/CLS-LOC/val/ILSVRC2012_val_00000003.xml"
     (folder / name).write_bytes(annotation(*classes))
-    with pytest.raises(DataError, match=f"{name} names {len(classes)} classes, and a validation image has one"):
+    told = f"{name} names {len(classes)} classes, and a validation image has one"
+    with pytest.raises(DataError, match=f"^{folder}/{told}"):
         find(folder, tmp_path)
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (tmp_path / "kaggle.tar.gz").write_bytes(tar_bytes(files, "w:gz"))
+    with pytest.raises(DataError, match=f"^{tmp_path}/kaggle.tar.gz: {told}"):  # and not the copy of its content
+        find(tmp_path / "kaggle.tar.gz", tmp_path)
 
 
 def test_two_data_sets_in_one_tar_are_refused(tmp_path):

@@ -28,11 +28,11 @@ def labels_in_folder(folder: Path) -> dict[str, str]:
     return _labels((str(path), _beginning(path)) for path in files)
 
 
-def labels_in_tar(members: Files, tar: Path) -> dict[str, str]:
-    """Return the same from a tar's members."""
+def labels_in_tar(members: Files, tar: Path, origin: Path) -> dict[str, str]:
+    """Return the same from a tar's members. origin: the archive whose content the tar is, for messages."""
     with open(tar, "rb") as file:
         return _labels(
-            (f"{tar}: {member.name}", os.pread(file.fileno(), min(member.num_bytes, MAX_BYTES), member.offset))
+            (f"{origin}: {member.name}", os.pread(file.fileno(), min(member.num_bytes, MAX_BYTES), member.offset))
             for member in map(members.member, _rows(members))
         )
 

@@ -1,7 +1,7 @@
 """Archives as data: the places of a tar's members, to be read there. Nothing is unpacked to a name from an archive.
 
 A member is refused, by its name, if it is not a plain file or folder, if its path leaves the archive, or if it is too
-large for anything that belongs in a data set of images.
+large for anything that belongs in a data set of images. A hard link is the file that another member holds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from lbsgd.convert.compressed import decompress_to, decompressor, refuse_other, say_if_long, version
-from lbsgd.convert.files import Files
+from lbsgd.convert.files import Files, Names
 from lbsgd.convert.left_out import path_reason
 from lbsgd.errors import DataError
 
@@ -30,10 +30,10 @@ MAX_HEADER_BYTES = 1 << 20  # 1 MiB, the most that tarfile reads in one piece: n
 TRUNCATED = "reaches beyond the end of the archive, which is truncated"
 
 
-def cached_members(path: Path, scratch: Path) -> Files:
+def cached_members(path: Path, scratch: Path, origin: Path | None = None) -> Files:
     """Return members(), kept in the folder scratch: reading a million headers takes a minute, on a slow disk hours."""
     cache = scratch / f"{version(path)}.listing"
-    return listed_once(cache, lambda: members(path), f"listing what {path} holds", [path])
+    return listed_once(cache, lambda: members(path, origin), f"listing what {origin or path} holds", [path])
 
 
 def listed_once(cache: Path, make: Callable[[], Files], what: str, sources: list[Path]) -> Files:
@@ -47,26 +47,55 @@ def listed_once(cache: Path, make: Callable[[], Files], what: str, sources: list
     return found
 
 
-def members(path: Path) -> Files:
-    """Return all plain files of a tar, in its order; those of tars within it in their places. Raises DataError."""
-    refuse_other(path)
-    found = Files("offsets")
+def members(path: Path, origin: Path | None = None) -> Files:
+    """Return all plain files of a tar, in its order; those of tars within it in their places; hard links at the end.
+
+    origin: the archive whose content the tar is, for messages. Raises DataError.
+    """
+    refuse_other(path, origin)
+    found, links = Files("offsets"), _HardLinks()
     with open(path, "rb") as file:
-        for name, offset, num_bytes in _members(_Part(file, 0, path.stat().st_size), path, ""):
+        for name, offset, num_bytes in _members(_Part(file, 0, path.stat().st_size), origin or path, "", links):
             found.add(name, offsets=offset, sizes=num_bytes)
+    links.add_to(found, origin or path)
     return found
 
 
-def _members(part: _Part, path: Path, within: str) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset, bytes) of each file."""
+class _HardLinks:
+    """Members that are second names of files, as tar writes files with several names."""
+
+    def __init__(self) -> None:
+        self.names, self.targets = Names(), Names()
+
+    def append(self, name: str, target: str) -> None:
+        self.names.append(name)
+        self.targets.append(target)
+
+    def add_to(self, found: Files, path: Path) -> None:
+        """Add each link as the file that it names. Raises DataError if the archive does not hold that."""
+        wanted = set(self.targets)
+        rows = {name: row for row, name in enumerate(found.names) if name in wanted} if wanted else {}
+        for name, target in zip(self.names, self.targets, strict=True):
+            if target not in rows:
+                raise _refused(path, name, f"is a link to {target!r}, which the archive does not hold as a file")
+            file = found.member(rows[target])
+            rows[name] = len(found)
+            found.add(name, offsets=file.offset, sizes=file.num_bytes)
+
+
+def _members(part: _Part, path: Path, within: str, links: _HardLinks) -> Iterator[tuple[str, int, int]]:
+    """Yield (name, offset, bytes) of each file that is no link."""
     for info in _checked(part, path, within):
         name = within + info.name
+        if info.islnk():
+            links.append(name, within + posixpath.normpath(info.linkname))
+            continue
         # As of ImageNet's training images: n01440764.tar holds n01440764_18.JPEG and others. ._n01440764.tar is no tar.
         if name.endswith(".tar") and not path_reason(f"{name}.jpg"):
             if within:
                 raise _refused(path, name, "is a tar in a tar in a tar")
             inner = _Part(part.file, part.start + info.offset_data, info.size)
-            yield from _members(inner, path, name.removesuffix(".tar") + "/")
+            yield from _members(inner, path, name.removesuffix(".tar") + "/", links)
         elif info.size > MAX_IMAGE_BYTES:
             raise _refused(path, name, f"is larger than {MAX_IMAGE_BYTES:,} bytes")
         else:
@@ -74,16 +103,16 @@ def _members(part: _Part, path: Path, within: str) -> Iterator[tuple[str, int, i
 
 
 def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the plain files of one tar, their paths without doubled slashes and dots."""
+    """Yield the plain files and hard links of one tar, their paths without doubled slashes and dots."""
     after = f" in {within}" if within else ""
     try:
         with tarfile.open(fileobj=part, mode="r:") as tar:
             for info in tar:
                 _check(info, path, within)
                 info.name = posixpath.normpath(info.name)
-                if info.offset_data + info.size > part.num_bytes:
+                if info.isfile() and info.offset_data + info.size > part.num_bytes:
                     raise _refused(path, within + info.name, TRUNCATED)
-                if info.isfile():
+                if info.isfile() or info.islnk():
                     yield info
                 after = f" after member {within + info.name!r}"
                 tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all, a kilobyte each
@@ -99,9 +128,9 @@ def _check(info: tarfile.TarInfo, path: Path, within: str) -> None:
     name = PurePosixPath(info.name)
     if name.is_absolute() or ".." in name.parts:
         raise _refused(path, within + info.name, "is a path that leads out of the archive")
-    if info.issym() or info.islnk():
-        raise _refused(path, within + info.name, "is a link")
-    if not (info.isfile() or info.isdir()) or info.issparse():
+    if info.issym():
+        raise _refused(path, within + info.name, "is a symbolic link")
+    if not (info.isfile() or info.islnk() or info.isdir()) or info.issparse():
         raise _refused(path, within + info.name, "is not a plain file or folder")
     if info.size < 0:  # with which tarfile would go round in circles
         raise _refused(path, within + info.name, "has a size below zero")
@@ -151,6 +180,8 @@ def read_members(path: Path, endings: list[str]) -> list[bytes]:
         decompress_to(path, decompressor(path) or open, file, limit=MAX_DEVKIT_TAR_BYTES)
         for info in _checked(_Part(file, 0, file.tell()), path, ""):
             ending = next((ending for ending in endings if info.name.endswith(ending)), None)
+            if info.islnk():
+                raise _refused(path, info.name, f"is a link to {info.linkname!r}")
             if ending and info.size > MAX_DEVKIT_BYTES:
                 raise _refused(path, info.name, f"is larger than {MAX_DEVKIT_BYTES:,} bytes")
             if ending:

@@ -38,12 +38,16 @@ OTHERS = {  # the first bytes of files that people take for a tar: what they are
 }
 
 
-def refuse_other(path: Path) -> None:
-    """Raise DataError for a file that is known to be something else than a tar, compressed or not."""
+def refuse_other(path: Path, origin: Path | None = None) -> None:
+    """Raise DataError for a file that is known to be something else than a tar, compressed or not.
+
+    origin: the archive whose content the file is, for the message.
+    """
     start = first_bytes(path)
     for magic, (what, help_) in OTHERS.items():
         if start.lstrip().lower().startswith(magic.lower()):
-            raise DataError(f"{path} is {what}: {help_}" if help_ is UNPACK else f"{path} is {what}, {help_}")
+            is_ = f"{origin} holds" if origin not in (None, path) else f"{path} is"
+            raise DataError(f"{is_} {what}: {help_}" if help_ is UNPACK else f"{is_} {what}, {help_}")
 
 
 def first_bytes(path: Path) -> bytes:

@@ -100,12 +100,12 @@ def _archives_of(path: Path) -> list[Path]:
 def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
     """Return the images of a tar of train/<class>/* and val/<class>/*, or val/*, whatever stands before these."""
     tar = cifar10.as_tar(path, scratch) if cifar10.is_cifar10(path) else uncompressed(path, scratch)
-    members = cached_members(tar, scratch)
+    members = cached_members(tar, scratch, path)
     found = splits_in(members, tar, path)
     if missing := [f"{name}/" for name in SPLITS if name not in found]:
         raise _nothing_found(path, missing, data_dir)
     train = found["train"].images()
-    annotated = partial(labels_in_tar, members, tar)
+    annotated = partial(labels_in_tar, members, tar, path)
     return train, _labelled(found["val"], train.classes, lambda: _labels_for(path, [path.parent], annotated, data_dir))
 
 
@@ -166,7 +166,7 @@ def _official(tar: Path, scratch: Path) -> ByClass | None:
     if not tar.is_file():
         return None
     content = uncompressed(tar, scratch)
-    return ByClass(cached_members(content, scratch), content, str(tar), stamp=tar.stat().st_mtime_ns)
+    return ByClass(cached_members(content, scratch, tar), content, str(tar), stamp=tar.stat().st_mtime_ns)
 
 
 def _labels_for(images: Path, folders: list[Path], annotated: Labels, data_dir: Path) -> Mapping[str, str]:
