@@ -392,11 +392,34 @@ def test_a_linked_file_stays_a_link_and_keeps_its_mode(table_1_runs, tmp_path):
     assert file.stat().st_mode & 0o777 == 0o640 and (tmp_path / "README.md.tmp").read_text() == "the user's own"
 
 
+def test_the_line_ends_of_a_file_stay(table_1_runs, tmp_path):
+    file = tmp_path / "README.md"
+    marker = f"<!-- report {table_1_runs} --table table1 -->"
+    file.write_bytes(f"before\r\n{marker}\r\nold\r\n<!-- end of report -->\r\na lone\nline end\r\n".encode())
+    assert update([file]) == [file] and update([file]) == []
+    text = file.read_bytes()
+    assert text.count(b"\n") == text.count(b"\r\n") + 1 and b"|\r\n\r\n<!-- end of report -->\r\na lone\nline" in text
+
+
+@pytest.mark.parametrize("fence", ["```", "~~~~", "  ```"])
+def test_an_example_in_a_fence_is_left_alone(table_1_runs, tmp_path, fence):
+    file = tmp_path / "README.md"
+    marker = f"<!-- report {table_1_runs} --table table1 -->\n"
+    example = f"{fence}markdown\n<!-- report nowhere -->\nyour table\n<!-- end of report -->\n{fence}\n"
+    file.write_text(f"{example}{marker}<!-- end of report -->\n{example}")
+    assert update([file]) == [file]
+    text = file.read_text()
+    assert text.startswith(example) and text.endswith(example) and "**Table 1" in text
+
+
 @pytest.mark.parametrize(
     "text, reason",
     [
         ("nothing", "0 regions begin"),
         ("<!-- report a -->\nno end", "1 regions begin and 0 are complete"),
+        ("<!-- report a -->\nprose\n  <!-- report b -->\n<!-- end of report -->", "1 regions begin and 0 are complete"),
+        ("<!-- report a -->\nprose\n* <!-- report b -->\n<!-- end of report -->", "1 regions begin and 0 are complete"),
+        ("```\n<!-- report a -->\n<!-- end of report -->\n```\n", "0 regions begin"),
         ("<!-- report --table table1 -->\n<!-- end of report -->", "marker is wrong: .*places"),
         (
             "<!-- report ../Bob's runs -->\n<!-- end of report -->",

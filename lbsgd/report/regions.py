@@ -1,6 +1,6 @@
 """Marked regions of a Markdown file, written again from logs: no number in a README is typed.
 
-    <!-- report results/digits --table table1 -->
+    <!-- report results/digits/runs --table table1 -->
     ... this is replaced ...
     <!-- end of report -->
 
@@ -23,10 +23,13 @@ from lbsgd.report.groups import BadLogs
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at
 
-REGION = re.compile(
-    r"^(<!-- report (?P<arguments>[^\n]*?) -->\n)(?P<body>.*?)(<!-- end of report -->)", re.DOTALL | re.MULTILINE
+FENCE = r"^[ \t]*(?P<fence>`{3,}|~{3,})[^`\n]*\n.*?(?:^[ \t]*(?P=fence)|\Z)"  # code, whose markers are examples
+REGION = (
+    r"^(?P<marker><!-- report (?P<arguments>[^\n]*?) -->(?P<newline>\r?\n))(?P<body>.*?)(?P<end><!-- end of report -->)"
 )
+PART = re.compile(f"{FENCE}|{REGION}", re.DOTALL | re.MULTILINE)
 BEGIN = re.compile(r"^<!-- report [^\n]*-->", re.MULTILINE)
+INSIDE = "<!-- report "  # wherever it stands in a line: of a region that has begun before the one above has ended
 
 
 def update(files: Sequence[Path]) -> list[Path]:
@@ -58,7 +61,7 @@ def update(files: Sequence[Path]) -> list[Path]:
 
 def read(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_bytes().decode()  # with the line ends that it has
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"{file}: cannot be read ({reason}); give a Markdown file with marked regions") from None
@@ -66,22 +69,27 @@ def read(file: Path) -> str:
 
 def updated(text: str, file: Path) -> str:
     """Return the text with its regions as the logs have them now. Raises BadLogs for all that cannot be read."""
-    begins, regions = len(BEGIN.findall(text)), len(REGION.findall(text))
-    if not begins or begins != regions:
+    regions = [part for part in PART.finditer(text) if part["marker"]]
+    begins = sum(1 for _ in BEGIN.finditer(PART.sub(lambda part: part["marker"] or "", text)))
+    whole = sum(INSIDE not in region["body"] for region in regions)
+    if not begins or begins != whole:
         raise ConfigError(
-            f"{file}: {begins} regions begin and {regions} are complete; write `<!-- report results/digits --table "
-            "table1 -->` before a region and `<!-- end of report -->` after it"
+            f"{file}: {begins} regions begin and {whole} are complete; write `<!-- report results/digits/runs --table "
+            "table1 -->` in a line of its own before a region and `<!-- end of report -->` after it"
         )
     bad: list[str] = []
 
-    def again(region: re.Match[str]) -> str:
+    def again(part: re.Match[str]) -> str:
+        if not part["marker"]:
+            return part[0]
         try:
-            return f"{region[1]}{body(region['arguments'], file)}{region[4]}"
+            said = body(part["arguments"], file).replace("\n", part["newline"])
         except BadLogs as error:
             bad.extend(error.reasons)
-            return region[0]
+            return part[0]
+        return f"{part['marker']}{said}{part['end']}"
 
-    new = REGION.sub(again, text)
+    new = PART.sub(again, text)
     if bad:
         raise BadLogs(bad)
     return new
