@@ -52,8 +52,8 @@ def run(given: argparse.Namespace) -> int:
     runs, bad = read_runs(given.runs)
     try:
         if runs:
-            show(runs, given, len(bad))
-    except DataError as error:  # two runs of a row differ in code, say; what else is wrong is told, too
+            show(runs, given, bad)
+    except DataError as error:  # what else is wrong is told, too
         bad.append(str(error))
     if bad and given.output_dir:
         bad.append(f"{given.output_dir}: nothing is written there, because these runs would be missing")
@@ -62,24 +62,29 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def show(runs: Sequence[LoggedRun], given: argparse.Namespace, num_bad: int) -> None:
-    """Print tables of runs; without bad logs, write them into --output_dir, too."""
+def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -> None:
+    """Print tables of runs; where nothing is bad, write them into --output_dir, too. Rows that make none are bad."""
     from lbsgd.report.families import families_of
-    from lbsgd.report.groups import group_runs
+    from lbsgd.report.groups import read_rows
     from lbsgd.report.paper_tables import paper_tables, wanted
     from lbsgd.report.printer import Printer
     from lbsgd.report.tables import error_table
     from lbsgd.report.write import write_report
 
-    families = families_of(group_runs(runs))
+    rows, without_row = read_rows(runs)
+    bad += without_row  # two runs of a row differ in code, say
+    families = families_of(rows)
     tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
     printer = Printer(PIPE_WIDTH)  # rich would take 80 columns and leave half of a table out
     if not tables or len(runs) <= 20:
         printer.print(error_table(runs, printer.width))
+    for family in families:
+        if given.table and not tables and len(family.rows) > 1 and family.without_baseline:
+            printer.print(f"\n{family.without_baseline}", markup=False)
     for table in tables:
         printer.print(table.rich(printer.width))
-    if num_bad:  # here, too: the errors do not go where the tables go
-        printer.print(f"\nthese tables lack what cannot be read: {counted(num_bad, 'error')}")
+    if bad:  # here, too: the errors do not go where the tables go
+        printer.print(f"\nthese tables lack what cannot be read: {counted(len(bad), 'error')}")
     elif given.output_dir:
         title = ", ".join(Path(place).resolve().name for place in given.runs)
         for file in write_report(families, given.output_dir, title, given.table):

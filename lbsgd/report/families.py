@@ -34,6 +34,15 @@ class Family:
         """The row that others are compared with: base_batch images, nothing changed."""
         return self.find(1)
 
+    @property
+    def without_baseline(self) -> str:
+        """Say why no row is the baseline, if none is; the tables that compare with it are not made then."""
+        if self.baseline:
+            return ""
+        small = [f"that with kn {row.global_batch:,} has {self.label(row)}" for row in self.rows if row.factor == 1]
+        base = scaling_of(self.rows[0].recipe)["base_batch"]
+        return f"No row is the baseline: {', '.join(small) or f'none has {base:,} images per update'}."
+
     def find(self, factor: float, *changes: str) -> Group | None:
         """Return the row with this factor and exactly these changes (`changes_of`)."""
         return next((row for row in self.rows if row.factor == factor and self.changes_of(row) == set(changes)), None)

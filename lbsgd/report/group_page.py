@@ -9,7 +9,7 @@ from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
 from lbsgd.report.match import mean_curve, of_epochs, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
-from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, place_of, without_result
+from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, note_of_codes, place_of, without_result
 from lbsgd.report.paper_tables import COLUMNS, our_cells, paper_tables, wanted
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import configuration, described, lr_chart
@@ -40,7 +40,9 @@ def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:
     heads = ["", *COLUMNS.heads[FIRST_OF_OURS:]]
     heads[3] = f"{measure.short} {measure.unit}".rstrip()
     labels = [family.label(row) for row in family.rows]
-    return [Section(place_of(family), "", heads, rows, curve_charts(labels, family.rows))]
+    why = family.without_baseline if len(rows) > 1 else ""
+    note = " ".join(filter(None, [why, note_of_codes(labels, family.rows)]))
+    return [Section(place_of(family), note, heads, rows, curve_charts(labels, family.rows))]
 
 
 def table_section(table: PaperTable) -> Section:
@@ -49,9 +51,8 @@ def table_section(table: PaperTable) -> Section:
         charts = [batch_chart(table.groups), *charts]
     measure = table.groups[0].measure
     judged = f"A run's {measure.short} is the {measure.how.replace('of last', 'of its last')}."
-    return Section(
-        table.title, f"{table.measured} {judged}", table.columns.with_sides("paper ", "ours "), table.rows, charts
-    )
+    note = " ".join(filter(None, [table.measured, judged, table.note]))
+    return Section(table.title, note, table.columns.with_sides("paper ", "ours "), table.rows, charts)
 
 
 def curve_charts(labels: Sequence[str], rows: Sequence[Group]) -> list[Chart]:

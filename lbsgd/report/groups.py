@@ -15,6 +15,7 @@ from lbsgd.config.schema import NO_NUMBER
 from lbsgd.errors import DataError
 from lbsgd.report.measure import Measure
 from lbsgd.report.run_log import LOG_NAME, LoggedRun, read_run
+from lbsgd.report.seeds import one_of_each_seed, require_one_code
 from lbsgd.report.statistics import Spread, spread
 
 DIVERGED = "diverged.txt"  # beside the log of a run whose loss was not a number
@@ -157,20 +158,31 @@ def has_diverged(run: LoggedRun) -> bool:
 
 
 def group_runs(runs: Sequence[LoggedRun]) -> list[Group]:
-    """Return the rows that the runs make: those that differ only in their seed are one.
+    """Return the rows that the runs make, as `read_rows`. Raises DataError, because no table may silently lack one."""
+    rows, bad = read_rows(runs)
+    if bad:
+        raise DataError("; ".join(bad))
+    return rows
+
+
+def read_rows(runs: Sequence[LoggedRun]) -> tuple[list[Group], list[str]]:
+    """Return the rows that runs make, those that differ only in their seed being one, and why others make none.
 
     A run ended early (by --epochs) is a row of its own, since its last epochs are others. Of copies of a seed one
-    counts, the first that has a result. Raises DataError where the runs of a row differ in code.
+    counts, the first that has a result. Runs that differ in code, or in the numbers of a seed, make no row.
     """
     recipes: dict[str, dict[float | None, list[LoggedRun]]] = {}
     for run in runs:
         recipes.setdefault(row_key(run), {}).setdefault(ended_after(run), []).append(run)
-    rows = []
+    rows, bad = [], []
     for by_end in recipes.values():
         for alike in rows_of_recipe(by_end):
-            require_one_code(alike)
-            rows.append(Group(tuple(one_of_each_seed(alike))))
-    return sorted(rows, key=lambda row: (row.header["model"], row.global_batch))
+            try:
+                require_one_code(alike)
+                rows.append(Group(tuple(one_of_each_seed(alike))))
+            except DataError as error:
+                bad.append(str(error))
+    return sorted(rows, key=lambda row: (row.header["model"], row.global_batch)), bad
 
 
 def rows_of_recipe(by_end: dict[float | None, list[LoggedRun]]) -> list[list[LoggedRun]]:
@@ -184,18 +196,6 @@ def rows_of_recipe(by_end: dict[float | None, list[LoggedRun]]) -> list[list[Log
         return list(by_end.values())
     *before, last = early
     return [*(by_end[end] for end in before), by_end[last] + others]
-
-
-def one_of_each_seed(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
-    """Return a run of each seed, in the order of the seeds: the first with a result, else the first."""
-    seeds: dict[int, LoggedRun] = {}
-    for run in sorted(runs, key=lambda run: run.result is None):
-        seeds.setdefault(seed_of(run), run)
-    return [seeds[seed] for seed in sorted(seeds)]
-
-
-def seed_of(run: LoggedRun) -> int:
-    return run.header["recipe"]["seed"]
 
 
 def row_key(run: LoggedRun) -> str:
@@ -213,21 +213,6 @@ def ended_after(run: LoggedRun) -> float | None:
 def data_of(run: LoggedRun) -> str | None:
     """Return the fingerprint of a run's images; logs of earlier versions have none."""
     return run.header.get("data")
-
-
-def require_one_code(runs: Sequence[LoggedRun]) -> None:
-    """Raise DataError if the logs say that two runs differ in the code of lbsgd."""
-    codes = {code_of(run): run for run in runs if code_of(run)}
-    if len(codes) > 1:
-        first, second, *_ = codes.values()
-        raise DataError(
-            f"{first.path} and {second.path} were run by different code of lbsgd, and the runs of a row must not "
-            "differ in it; report them apart, or run one again"
-        )
-
-
-def code_of(run: LoggedRun) -> str | None:
-    return run.header.get("environment", {}).get("code")
 
 
 def scaling_of(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from rich.table import Table as RichTable
 from lbsgd.algorithm.published import IMAGENET_IMAGES
 from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
+from lbsgd.report.seeds import code_of
 from lbsgd.report.statistics import difference
 from lbsgd.units import markdown_table
 
@@ -61,9 +63,15 @@ class PaperTable:
         """Say what both sides were measured on."""
         return f"Paper: {self.columns.measured_on}, ours: {self.ours}."
 
+    @property
+    def note(self) -> str:
+        """Say which rows are of other code, if any are."""
+        return note_of_codes(self.labels, self.groups)
+
     def markdown(self) -> str:
         body = markdown_table(self.columns.with_sides("paper: ", "ours: "), self.rows)
-        return f"**{self.title}.** {self.measured}\n\n{body}\n"
+        below = f"\n{self.note}\n" if self.note else ""
+        return f"**{self.title}.** {self.measured}\n\n{body}\n{below}"
 
     def csv(self, ending: str = "") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         """Return heads and rows for a CSV file. Each row begins with the table's name, as its picture is named."""
@@ -79,6 +87,7 @@ class PaperTable:
         shown = range(len(heads)) if width >= WIDE else self.columns.narrow
         title = escape(f"\n{self.title}\n{self.measured[0].lower()}{self.measured[1:-1]}")
         table = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+        table.caption, table.caption_justify = escape(self.note) or None, "left"
         for number in shown:
             of_paper = 1 <= number < FIRST_OF_OURS
             side = "paper\n" if of_paper else "ours\n" if heads[number] in heads[1:FIRST_OF_OURS] else ""
@@ -112,6 +121,15 @@ def difference_cell(row: Group, baseline: Group | None) -> str:
         return ""
     apart = difference(row.values, baseline.values)
     return str(apart or "")
+
+
+def note_of_codes(labels: Sequence[str], rows: Sequence[Group]) -> str:
+    """Name the rows that other code has run than the first that is known of; old logs do not tell."""
+    names = [f"{label} (kn {row.global_batch:,})" for label, row in zip(labels, rows, strict=True)]
+    codes = {name: code for name, row in zip(names, rows, strict=True) if (code := code_of(row.runs[0]))}
+    first = next(iter(codes), "")
+    others = [name for name, code in codes.items() if code != codes[first]]
+    return f"Run by other code of lbsgd than {first}: {', '.join(others)}." if others else ""
 
 
 def place_of(family: Family) -> str:

@@ -108,7 +108,8 @@ def body(arguments: str, file: Path) -> str:
     families = families_at(places)
     tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
     if not tables:
-        raise ConfigError(f"{file}: no table {' or '.join(given.table)} can be made of {' '.join(given.places)}")
+        why = " ".join(["", *filter(None, (family.without_baseline for family in families))]).rstrip(".")
+        raise ConfigError(f"{file}: no table {' or '.join(given.table)} can be made of {' '.join(given.places)}.{why}")
     return "\n" + "\n".join(table.markdown() for table in tables) + "\n"
 
 

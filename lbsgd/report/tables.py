@@ -10,7 +10,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from lbsgd.report.groups import group_runs
+from lbsgd.report.groups import read_rows
 from lbsgd.report.measure import Measure
 from lbsgd.report.run_log import LOG_NAME, LoggedRun
 
@@ -48,7 +48,7 @@ def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
         numbers = [*numbers_of(run), *(measure.of(run.epochs) for measure in further)]
         add(escape(name), *recipe_cells(run), *map(percent, numbers), speed_cell(run))
     table.add_section()
-    for row in group_runs(runs):
+    for row in read_rows(runs)[0]:
         if len(row.values) > 1:
             add(f"mean of {len(row.values)} ± std", *recipe_cells(row.finished[0]), str(row.spread))
     return table

@@ -1,0 +1,50 @@
+"""The runs of one row: of one code, and one of each seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lbsgd.errors import DataError
+from lbsgd.report.run_log import LoggedRun
+
+
+def one_of_each_seed(runs: Sequence[LoggedRun]) -> list[LoggedRun]:
+    """Return a run of each seed, in the order of the seeds: the first with a result, else the first.
+
+    Raises DataError where two runs of a seed have finished with different numbers: the order of the arguments must
+    not decide which of them counts.
+    """
+    seeds: dict[int, LoggedRun] = {}
+    for run in sorted(runs, key=lambda run: run.result is None):
+        first = seeds.setdefault(seed_of(run), run)
+        if run.result is not None and outcome(run) != outcome(first):
+            raise DataError(
+                f"{first.path} and {run.path} are runs of one recipe and seed {seed_of(run)}, and have finished with "
+                "different numbers; leave one out"
+            )
+    return [seeds[seed] for seed in sorted(seeds)]
+
+
+def outcome(run: LoggedRun) -> list[dict[float, Any]]:
+    """Return what two copies of a run share: the numbers that it is judged by, of every epoch."""
+    return [run.curve(measure.key) for measure in run.measures]
+
+
+def seed_of(run: LoggedRun) -> int:
+    return run.header["recipe"]["seed"]
+
+
+def require_one_code(runs: Sequence[LoggedRun]) -> None:
+    """Raise DataError if the logs say that two runs differ in the code of lbsgd."""
+    codes = {code_of(run): run for run in runs if code_of(run)}
+    if len(codes) > 1:
+        first, second, *_ = codes.values()
+        raise DataError(
+            f"{first.path} and {second.path} were run by different code of lbsgd, and the runs of a row must not "
+            "differ in it; report them apart, such as `lbsgd report results/digits/runs`, or run one again"
+        )
+
+
+def code_of(run: LoggedRun) -> str | None:
+    return run.header.get("environment", {}).get("code")

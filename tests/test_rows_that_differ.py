@@ -1,0 +1,71 @@
+"""Runs that make no row, or rows that compare badly: each is named, and the others are still shown."""
+
+import json
+
+import pytest
+from grid_logs import DIGITS, write_log, write_rows
+
+from lbsgd.commands.main import main
+from lbsgd.errors import ConfigError, DataError
+from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.report.groups import find_runs, group_runs
+from lbsgd.report.regions import update
+from lbsgd.report.write import families_at, write_report
+
+TABLE_1 = STUDIES["table1"].rows(DIGITS)
+ERRORS = {row.name: [10.0, 11.0] for row in TABLE_1}
+
+
+def reported(capsys, *arguments):
+    code = main(["report", *map(str, arguments)])
+    said = capsys.readouterr()
+    return code, " ".join(said.out.split()), said.err
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_two_ends_of_one_seed_are_refused_whatever_their_order(tmp_path, order):
+    places = {"a": [3.0, 2.0], "b": [3.0, 99.0]}
+    logs = {place: write_log(tmp_path / place, TABLE_1[0], 0, errors) for place, errors in places.items()}
+    with pytest.raises(DataError, match="one recipe and seed 0, and have finished with different numbers") as refused:
+        group_runs(find_runs([tmp_path / place for place in order]))
+    assert all(str(folder) in str(refused.value) for folder in logs.values())
+
+
+def test_a_row_of_two_codes_is_named_and_the_others_are_shown(tmp_path, capsys):
+    write_rows(tmp_path, TABLE_1, ERRORS)
+    write_log(tmp_path / "again", TABLE_1[1], 2, [10.0] * 6, code="another code")
+    code, out, err = reported(capsys, tmp_path, "--table", "table1")
+    assert code and "Table 1, warmup" in out and "these tables lack what cannot be read: 1 error" in out
+    assert "constant warmup" in out and "no warmup" not in out.split("Table 1, warmup")[1]
+    assert str(tmp_path / "again") in err and "different code of lbsgd" in err
+
+
+def test_rows_of_several_codes_are_noted_under_their_table(tmp_path, capsys):
+    for row in TABLE_1:
+        for seed in range(2):
+            write_log(tmp_path, row, seed, [10.0 + seed] * 6, code="another code" if row.name == "x8" else "one code")
+    note = "Run by other code of lbsgd than baseline (kn 32): gradual warmup (kn 256)."
+    assert note in reported(capsys, tmp_path)[1]
+    page = write_report(families_at([tmp_path]), tmp_path / "report", "digits", ["table1"])[-1]
+    assert note in page.read_text()
+    assert f"|\n\n{note}\n" in (tmp_path / "report" / "tables.md").read_text()
+
+
+def test_a_table_without_a_baseline_says_why(tmp_path, capsys):
+    write_rows(tmp_path, TABLE_1, ERRORS)
+    for log in tmp_path.glob("x8*/*/log.jsonl"):
+        first, *rest = log.read_text().splitlines(keepends=True)
+        log.write_text("".join([json.dumps({**json.loads(first), "precision": "bf16"}) + "\n", *rest]))
+    why = "No row is the baseline: that with kn 32 has precision fp32."
+    assert why in reported(capsys, tmp_path, "--table", "table1")[1]
+    assert why in write_report(families_at([tmp_path]), tmp_path / "report", "digits", ["table1"])[-1].read_text()
+    file = tmp_path / "a.md"
+    file.write_text("<!-- report . --table table1 -->\n<!-- end of report -->\n")
+    with pytest.raises(ConfigError, match="no table table1 can be made of .*precision fp32"):
+        update([file])
+
+
+def test_a_table_without_the_small_batch_says_so(tmp_path, capsys):
+    write_rows(tmp_path, TABLE_1[1:], ERRORS)
+    said = reported(capsys, tmp_path, "--table", "table1")[1]
+    assert "No row is the baseline: none has 32 images per update." in said
