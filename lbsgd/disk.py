@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 from lbsgd.errors import ConfigError, DataError
 
@@ -75,13 +76,24 @@ def replace_file(path: Path, data: bytes) -> None:
         raise
 
 
+def locked(file: IO | int, *, wait: bool) -> bool:
+    """Take the lock of an open file, which lasts until it is closed; return False where another process has it.
+
+    A file system without locks lets all in.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    return True
+
+
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Wait until no other process that asks for this folder is in it. A file system without locks lets all in."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        locked(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

@@ -4,20 +4,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from grid_logs import DIGITS, write_log
+from grid_logs import write_log
 from test_trainer import Records, trainer
 
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.plan import Plan
 from lbsgd.experiments.checkout import ROOT
-from lbsgd.experiments.grid import baseline
+from lbsgd.experiments.grid import BASELINE
 from lbsgd.report.run_log import read_run
 from lbsgd.report.run_page import run_page
 from lbsgd.train.header import estimated_memory
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.train.reporter import Reporter
 
-BASELINE = baseline(DIGITS)
 EPOCH = {"epoch": 1, "train_loss": 1.0, "seconds": 1.0}
 
 

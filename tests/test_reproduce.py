@@ -1,5 +1,6 @@
 """A grid of runs: each once, side by side, going on after SIGKILL, of one code; with a recipe that takes no time."""
 
+import errno
 import fcntl
 import json
 import os
@@ -371,6 +372,22 @@ def test_a_second_start_of_a_grid_waits_until_code_and_data_of_the_first_are_the
         assert begun == [] and second.is_alive()
     second.join(60)
     assert begun == [request] and "waiting        for another start of " in capsys.readouterr().out
+
+
+@pytest.fixture
+def no_locks(monkeypatch):
+    """A file system as some clusters mount theirs."""
+
+    def flock(_file, _how):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+def test_a_file_system_without_locks_ends_no_grid(tmp_path, no_locks):
+    with one_at_a_time(tmp_path / "grid"), alone_in(tmp_path):
+        runner(tmp_path).run(jobs_of(ROWS[:1], (0,)))
+    assert starts(tmp_path) == ["a/seed0"]
 
 
 def test_kernels_that_cannot_be_compiled_are_told(tmp_path, repository, capsys):

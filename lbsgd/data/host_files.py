@@ -8,7 +8,6 @@ alone, because compiled code is among them.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import stat
@@ -20,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.data.mapped import mapped
+from lbsgd.disk import locked
 
 HEAD = np.dtype([("magic", "S8"), ("checksum", "<u4"), ("unused", "V4"), ("num_bytes", "<u8"), ("reserved", "V40")])
 MAGIC = b"lbsgd-h1"
@@ -118,7 +118,6 @@ def _one_at_a_time(kind: str) -> Iterator[None]:
         yield
         return
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):  # a file system without locks: they all make it
-            lock = stack.enter_context(open(place / f"{kind}.lock", "wb"))
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a full disk, say: they all make it
+            locked(stack.enter_context(open(place / f"{kind}.lock", "wb")), wait=True)
         yield

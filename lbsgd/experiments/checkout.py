@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbsgd.disk import replace_file, say
+from lbsgd.disk import locked, replace_file, say
 from lbsgd.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent.parent
@@ -40,11 +39,9 @@ def one_at_a_time(grid_folder: Path) -> Iterator[None]:
     """Keep another start of the same grid waiting, which would delete a checkout that is half made."""
     grid_folder.mkdir(parents=True, exist_ok=True)
     with open(grid_folder / "checkout.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locked(lock, wait=False):
             say(f"waiting        for another start of {grid_folder}, which makes its code and data")
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            locked(lock, wait=True)
         yield
 
 

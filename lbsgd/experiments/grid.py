@@ -126,6 +126,9 @@ class Job:
     def folder(self, runs: Path) -> Path:
         return runs / self.row.name / f"seed{self.seed}"
 
+    def global_batch(self, data: DataSet) -> int:
+        return self.row.factor * data.base_batch
+
     def inputs(self, work_dir: Path) -> dict[str, Path]:
         """Return the files that the run needs of other runs, by their flags."""
         return {flag: Path(file.format(work_dir=work_dir, seed=self.seed)) for flag, file in self.row.inputs}
@@ -139,14 +142,12 @@ def jobs_of(rows: tuple[Row, ...], seeds: tuple[int, ...]) -> list[Job]:
 # --- the rows that several studies share ------------------------------------------------------------------------------
 
 
-def baseline(data: DataSet) -> Row:
-    """Return the small batch without warmup, which everything is compared with."""
-    return Row("x1", 1)
-
-
-def gradual(data: DataSet, factor: int) -> Row:
+def gradual(factor: int) -> Row:
     """Return a batch of `factor` times the baseline's by the linear rule, with gradual warmup where it is larger."""
-    return baseline(data) if factor == 1 else Row(f"x{factor}", factor)
+    return Row(f"x{factor}", factor)
+
+
+BASELINE = gradual(1)  # the small batch without warmup, which everything is compared with
 
 
 def setting(key: str, value: object) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import signal
@@ -16,6 +15,7 @@ from typing import IO
 
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
+from lbsgd.disk import locked
 from lbsgd.errors import ConfigError
 from lbsgd.experiments.checkout import CODE_FOLDER, ROOT, Checkout
 from lbsgd.experiments.grid import DataSet, Job
@@ -70,15 +70,16 @@ def visible_gpus() -> tuple[str, ...]:
 
 def settings_of(job: Job, data: DataSet) -> list[str]:
     """Return the recipe's flags that make the row: global batch, seed and what is set otherwise."""
-    flags = ["--global_batch", str(job.row.factor * data.base_batch), "--seed", str(job.seed)]
+    flags = ["--global_batch", str(job.global_batch(data)), "--seed", str(job.seed)]
     return [*flags, *(part for setting in job.row.settings for part in ("--set", setting))]
 
 
 def plan_of(job: Job, data: DataSet, folder: Path) -> Plan:
     """Return the plan of a run on one process; ConfigError where the row cannot be."""
+    global_batch = job.global_batch(data)
     overrides = Overrides(
-        global_batch=job.row.factor * data.base_batch,
-        micro_batch=images_per_pass(job.row.factor * data.base_batch, data, 1),
+        global_batch=global_batch,
+        micro_batch=images_per_pass(global_batch, data, 1),
         seed=job.seed,
         settings=job.row.settings,
     )
@@ -103,7 +104,7 @@ def command(
     def path(target: Path) -> str:
         return os.path.relpath(target, place or code)
 
-    global_batch = job.row.factor * data.base_batch
+    global_batch = job.global_batch(data)
     gpus = machine.gpus[: data.gpus_per_run or None]
     processes = max(p for p in range(1, max(1, len(gpus)) + 1) if global_batch // data.per_worker_batch % p == 0)
     epochs = epochs or job.row.epochs
@@ -162,12 +163,7 @@ def start(
     """Start a run; None where another process is at it, or has just finished it."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / "lock", "w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    if is_done(folder):
+    if not locked(lock, wait=False) or is_done(folder):
         lock.close()
         return None
     environment = checkout.environment(OMP_NUM_THREADS=str(machine.threads), **machine.gpu_of(slot))

@@ -16,7 +16,7 @@ SHARE = 1 / 4
 
 def rows(data: DataSet) -> tuple[Row, ...]:
     lower = (setting("linear_scaling.base_lr", SHARE * data.base_lr),)
-    return tuple(replace(gradual(data, factor), settings=lower) for factor in data.factors)
+    return tuple(replace(gradual(factor), settings=lower) for factor in data.factors)
 
 
 def claims(data: DataSet) -> tuple[Claim, ...]:

@@ -6,7 +6,7 @@ from lbsgd.experiments.grid import Claim, DataSet, Row, Study, gradual
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
-    return tuple(gradual(data, factor) for factor in data.factors)
+    return tuple(gradual(factor) for factor in data.factors)
 
 
 def claims(data: DataSet) -> tuple[Claim, ...]:

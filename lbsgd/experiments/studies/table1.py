@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbsgd.experiments.grid import Claim, DataSet, Row, Study, baseline, gradual, setting
+from lbsgd.experiments.grid import BASELINE, Claim, DataSet, Row, Study, gradual, setting
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
@@ -10,10 +10,10 @@ def rows(data: DataSet) -> tuple[Row, ...]:
     constant = {"kind": "constant", "epochs": data.warmup_epochs}
     none = {"kind": "none", "epochs": 0}
     return (
-        baseline(data),
+        BASELINE,
         Row(f"x{large}_no_warmup", large, (setting("warmup", none),)),
         Row(f"x{large}_constant_warmup", large, (setting("warmup", constant),)),
-        gradual(data, large),
+        gradual(large),
     )
 
 

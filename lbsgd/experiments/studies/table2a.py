@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbsgd.experiments.grid import Claim, DataSet, Row, Study, baseline, gradual, setting
+from lbsgd.experiments.grid import BASELINE, Claim, DataSet, Row, Study, gradual, setting
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
@@ -11,10 +11,10 @@ def rows(data: DataSet) -> tuple[Row, ...]:
     large = f"x{data.large}"
     return (
         Row("x1_half_lr", 1, (half,)),
-        baseline(data),
+        BASELINE,
         Row("x1_double_lr", 1, (double,)),
         Row(f"{large}_half_lr", data.large, (half,)),
-        gradual(data, data.large),
+        gradual(data.large),
         Row(f"{large}_double_lr", data.large, (double,)),
         Row(f"{large}_fixed_lr", data.large, fixed),
         Row(f"{large}_sqrt_lr", data.large, (setting("linear_scaling.rule", "sqrt"),)),

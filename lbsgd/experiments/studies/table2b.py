@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lbsgd.experiments.grid import Claim, DataSet, Row, Study, baseline, gradual, setting
+from lbsgd.experiments.grid import BASELINE, Claim, DataSet, Row, Study, gradual, setting
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
@@ -10,9 +10,9 @@ def rows(data: DataSet) -> tuple[Row, ...]:
     large = data.large
     return (
         Row("x1_gamma_one", 1, one),
-        baseline(data),
+        BASELINE,
         Row(f"x{large}_gamma_one", large, one),
-        gradual(data, large),
+        gradual(large),
     )
 
 
