@@ -7,13 +7,10 @@ import resource
 import secrets
 import stat
 from collections.abc import Iterator
-from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from lbsgd.errors import ConfigError, DataError
-
-PICTURES = ("png", "svg", "pdf")
+from lbsgd.errors import DataError
 
 
 def is_there(path: Path) -> bool:
@@ -135,12 +132,3 @@ def allow_open_files(needed: int) -> int | None:
         return hard
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
     return None
-
-
-def replace_picture(path: Path, figure) -> None:
-    """Write a whole picture of a Matplotlib figure. Raises ConfigError for a name of another kind, else OSError."""
-    kind, image = path.suffix.lstrip(".").lower(), BytesIO()
-    if kind not in PICTURES:  # Matplotlib's others need programs or libraries that may be missing
-        raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
-    figure.savefig(image, format=kind, dpi=150)
-    rewrite_file(path, image.getvalue())

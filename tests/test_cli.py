@@ -11,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from coco_scenes import load_tool
 
 from lbsgd.commands.flag_types import at_least_zero, interval, natural, positive, quantity
 from lbsgd.commands.help import kept_line
@@ -326,7 +327,7 @@ def test_a_picture_is_drawn_through_a_symlink_and_takes_no_file_of_others(tmp_pa
         (["plan", EIGHT_K, "--png", "schedule.txt"], ["schedule.txt", ".png"]),
         (["plan", EIGHT_K, "--png", "schedule.pgf"], ["schedule.pgf", ".png, .svg or .pdf"]),
         (["plan", EIGHT_K, "--png", "schedule"], ["schedule", ".png, .svg or .pdf"]),
-        (["plan", EIGHT_K, "--png", "/no/such/folder/a.png"], ["/no/such/folder/a.png", "cannot be written"]),
+        (["plan", EIGHT_K, "--png", "/no/such/folder/a.png"], ["cannot write /no/such/folder/a.png"]),
         (["plan", str(ROOT / "tests/fixtures/foreign/lowercase_sgd.json")], ["optimizer.type", "SGD"]),
         (["plan", str(ROOT / "tests/fixtures/foreign/nothing_to_say.json")], ["lbsgd"]),
         (
@@ -523,6 +524,27 @@ def test_an_empty_name_is_not_the_current_folder(arguments, tmp_path, monkeypatc
     error = capsys.readouterr().err
     assert ended.value.code == 2 and "'' is no name of a file or a folder" in error and error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "tool, arguments",
+    [
+        ("draw_detections", ["", "--data_dir", "data"]),
+        ("draw_detections", ["run", "--data_dir", ""]),
+        ("demo", ["--work_dir", ""]),
+        ("bench_convert", ["--images", ""]),
+        ("bench_gpu", ["speed", "--output_dir", ""]),
+        ("bench_loader", [""]),
+        ("bench_start", [""]),
+        ("bench_step", ["--data_dir", ""]),
+    ],
+)
+def test_an_empty_name_is_not_the_current_folder_of_a_tool(tool, arguments, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [tool, *arguments])
+    with pytest.raises(SystemExit) as ended:
+        load_tool(tool).main()
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and "'' is no name of a file or a folder" in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("arguments", [["chekc"], ["plan", "--gpus", "0", str(EIGHT_K)], ["report", "--bogus", "runs"]])

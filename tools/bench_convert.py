@@ -8,7 +8,6 @@ libjpeg-turbo and OpenCV alone, from memory to memory, one process per core. --i
 
 import io
 import multiprocessing
-import resource
 import shutil
 import subprocess
 import sys
@@ -19,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.commands.flag_types import OneLineParser, positive
+from lbsgd.bench.cpu_time import cpu_seconds
+from lbsgd.commands.flag_types import OneLineParser, path, positive
 from lbsgd.disk import is_there
 from lbsgd.errors import DataError, LbsgdError, print_error
 from lbsgd.processes.control_groups import usable_cores
@@ -108,16 +108,9 @@ def run_one(who: str, case: str, source: str, folder: str, cores: str) -> None:
         import cv2  # noqa: F401
 
         import lbsgd.convert.convert  # noqa: F401
-    start, before = time.monotonic(), _cpu_seconds()
+    start, before = time.monotonic(), cpu_seconds()
     {"ffcv": by_ffcv, "us": by_us}[who](case, Path(source), Path(folder), int(cores))
-    print(time.monotonic() - start, _cpu_seconds() - before)
-
-
-def _cpu_seconds() -> float:
-    return sum(
-        usage.ru_utime + usage.ru_stime
-        for usage in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
+    print(time.monotonic() - start, cpu_seconds() - before)
 
 
 def limit(case: str, source: Path, cores: int) -> float:
@@ -199,11 +192,11 @@ def _said(rounds: list[tuple[float, float]], cores: int) -> str:
 
 def main() -> int:
     flags = OneLineParser(description=__doc__)
-    flags.add_argument("--images", type=Path, required=True, help="a tar or a folder of JPEGs")
+    flags.add_argument("--images", type=path, required=True, help="a tar or a folder of JPEGs")
     flags.add_argument("--num_images", type=positive, default=6000)
     flags.add_argument("--rounds", type=positive, default=3)
     flags.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    flags.add_argument("--work_dir", type=Path, help="folder for the files (default: a temporary one)")
+    flags.add_argument("--work_dir", type=path, help="folder for the files (default: a temporary one)")
     arguments = flags.parse_args()
     try:
         temporary = tempfile.TemporaryDirectory(dir=arguments.work_dir)

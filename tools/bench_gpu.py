@@ -23,7 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
-from lbsgd.commands.flag_types import OneLineParser, quantity  # noqa: E402  beside the paths above
+from lbsgd.commands.flag_types import OneLineParser, path, quantity  # noqa: E402  beside the paths above
 from lbsgd.errors import LbsgdError, print_error  # noqa: E402
 
 SECONDS = 480.0
@@ -58,8 +58,8 @@ def folder_for(device: str) -> Path:
 def main() -> int:
     flags = OneLineParser(description=__doc__)
     flags.add_argument("bench", choices=("correctness", "speed"))
-    flags.add_argument("--jpegs", type=Path, metavar="FILE", help="a tar of JPEGs that the loader is fed with")
-    flags.add_argument("--output_dir", type=Path, metavar="DIR", help="default: results/gpu_<device>")
+    flags.add_argument("--jpegs", type=path, metavar="FILE", help="a tar of JPEGs that the loader is fed with")
+    flags.add_argument("--output_dir", type=path, metavar="DIR", help="default: results/gpu_<device>")
     flags.add_argument("--parts", nargs="+", metavar="PART", help="only these parts")
     flags.add_argument("--seconds", type=quantity, default=SECONDS, help="that all parts have together (default: 480)")
     together = "run all parts of correctness at once, where there are cores for them"

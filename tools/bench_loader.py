@@ -20,7 +20,8 @@ from loader_contenders import BATCH, CONTENDERS, RESOLUTION
 from rich.console import Console
 from rich.table import Table
 
-from lbsgd.commands.flag_types import OneLineParser, positive
+from lbsgd.bench.cpu_time import cpu_seconds
+from lbsgd.commands.flag_types import OneLineParser, named, positive
 from lbsgd.data.beton import BetonFile
 from lbsgd.errors import ConfigError, LbsgdError, print_error
 from lbsgd.processes.control_groups import usable_cores
@@ -38,13 +39,6 @@ def contend(pipe, contender, arguments):
         images = next(epochs)
         pipe.send((images, time.perf_counter() - began, cpu_seconds() - cpu, peak_memory()))
     epochs.close()
-
-
-def cpu_seconds():
-    return sum(
-        used.ru_utime + used.ru_stime
-        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    )
 
 
 def peak_memory():
@@ -69,7 +63,7 @@ def turn(pipe):
 def main():
     cores = usable_cores()
     flags = OneLineParser(description=__doc__)
-    flags.add_argument("data", metavar="DATA", help="a data folder of the converter, with train.beton")
+    flags.add_argument("data", type=named, metavar="DATA", help="a data folder of the converter, with train.beton")
     flags.add_argument("--images", type=positive, default=3000, help="images per epoch (default: 3000)")
     flags.add_argument("--threads", type=positive, default=cores, help="threads or workers (default: all cores)")
     flags.add_argument("--rounds", type=positive, default=5, help="epochs of each contender (default: 5)")

@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from lbsgd.commands.flag_types import OneLineParser, positive
+from lbsgd.commands.flag_types import OneLineParser, path, positive
 
 ROOT = Path(__file__).parent.parent
 MARK = "first forward: "
@@ -72,7 +72,7 @@ def one_start(data_dir):
 
 def main():
     flags = OneLineParser(description=__doc__)
-    flags.add_argument("data_dir", type=Path, help="folder of FFCV files")
+    flags.add_argument("data_dir", type=path, help="folder of FFCV files")
     flags.add_argument("--repeats", type=positive, default=3, help="starts of which the median counts (default: 3)")
     arguments = flags.parse_args()
     starts = []

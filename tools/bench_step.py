@@ -33,7 +33,7 @@ from lbsgd.bench.feeding import fed, loader_for  # noqa: E402
 from lbsgd.bench.figure import mean_figure, ratio_figure  # noqa: E402
 from lbsgd.bench.rounds import in_turn, milliseconds  # noqa: E402
 from lbsgd.bench.sizes import ON_A_CPU, Settings  # noqa: E402
-from lbsgd.commands.flag_types import OneLineParser, positive  # noqa: E402
+from lbsgd.commands.flag_types import OneLineParser, named, positive  # noqa: E402
 from lbsgd.data.folder import open_data  # noqa: E402
 from lbsgd.errors import LbsgdError, print_error  # noqa: E402
 from lbsgd.report.bench_tables import words_of  # noqa: E402
@@ -99,7 +99,7 @@ def waiting(given, rounds, data):
 
 def main():
     flags = OneLineParser(description=__doc__)
-    flags.add_argument("--data_dir", help="FFCV files that the loader feeds the trainer with")
+    flags.add_argument("--data_dir", type=named, help="FFCV files that the loader feeds the trainer with")
     flags.add_argument("--rounds", type=positive, default=30, help="timed updates of each (default: 30)")
     arguments = flags.parse_args()
     try:

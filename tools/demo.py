@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from lbsgd.commands.flag_types import OneLineParser
+from lbsgd.commands.flag_types import OneLineParser, natural, path
 from lbsgd.processes.ports import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -73,8 +73,8 @@ def commands(seed: int, work_dir: Path, recipe_flags: Sequence[str] = ()) -> lis
 
 def main() -> int:
     flags = OneLineParser(description=__doc__)
-    flags.add_argument("--seed", type=int, default=0, help="of weights, shuffle and augmentation (default: 0)")
-    flags.add_argument("--work_dir", type=Path, help="where data/ and runs/ go (default: the repository)")
+    flags.add_argument("--seed", type=natural, default=0, help="of weights, shuffle and augmentation (default: 0)")
+    flags.add_argument("--work_dir", type=path, help="where data/ and runs/ go (default: the repository)")
     arguments, recipe_flags = flags.parse_known_args()
     work_dir = arguments.work_dir.resolve() if arguments.work_dir else Path()
     os.chdir(ROOT)

@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import torch
 
 from lbsgd.commands.detect import add_val_split, only_split, weights_in
-from lbsgd.commands.flag_types import OneLineParser, positive
+from lbsgd.commands.flag_types import OneLineParser, path, positive
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import as_fractions, example_of, pixels_of
-from lbsgd.disk import replace_picture
-from lbsgd.errors import ConfigError, DataError, LbsgdError
+from lbsgd.errors import DataError, LbsgdError
 from lbsgd.processes.ending import end_with_error
+from lbsgd.report.picture import COLOURS, replace_picture
 from lbsgd.report.run_log import read_run
 from lbsgd.train.run import WEIGHTS_NAME
 
@@ -27,13 +27,13 @@ COLUMNS, LEAST_SCORE = 6, 0.5
 
 def main() -> None:
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run that has ended: log.jsonl and weights.pt")
-    parser.add_argument("--data_dir", type=Path, required=True)
+    parser.add_argument("run", type=path, help="folder of a run that has ended: log.jsonl and weights.pt")
+    parser.add_argument("--data_dir", type=path, required=True)
     add_val_split(parser)
     parser.add_argument("--num_images", type=positive, default=12)
-    parser.add_argument("--output", type=Path, help="default: RUN/detections.png")
+    parser.add_argument("--output", type=path, help="default: RUN/detections.png")
     flags = parser.parse_args()
-    path = flags.output or flags.run / "detections.png"
+    output = flags.output or flags.run / "detections.png"
     try:
         task, plan = trained_as(flags.run)
         name = flags.val_split or only_split(flags.data_dir, "val")
@@ -41,13 +41,10 @@ def main() -> None:
         split = read_split(flags.data_dir, name, flags.on_error, training=False, longer_side=longer_side)
         detector = detector_of(flags.run, task, plan, split)
         drawn = picture(detector, split, min(flags.num_images, len(split)))
-        try:
-            replace_picture(path, drawn)
-        except OSError as error:
-            raise ConfigError(f"{path} cannot be written ({error.strerror}); name another --output") from None
+        replace_picture(output, drawn)
     except LbsgdError as error:
         end_with_error(error)
-    print(path)
+    print(output)
 
 
 def trained_as(run: Path):
@@ -105,8 +102,6 @@ def found_in(detector, pixels: torch.Tensor, names: dict[int, str]):
 
 
 def show(axes, pixels: torch.Tensor, objects, title: str) -> None:
-    from lbsgd.report.curves import COLOURS
-
     axes.imshow(pixels.permute(1, 2, 0))
     axes.set_title(title, fontsize="x-small", loc="left", color="dimgrey")
     for number, (box, mask, words) in enumerate(objects):

@@ -16,7 +16,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import pdoc  # noqa: E402  after the line above, because importing lbsgd's modules imports DeepSpeed
 
 import lbsgd  # noqa: E402
-from lbsgd.commands.flag_types import OneLineParser  # noqa: E402
+from lbsgd.commands.flag_types import OneLineParser, path  # noqa: E402
 
 
 def main(folder: Path) -> None:
@@ -41,5 +41,5 @@ def resolve_named_tuples(module: ModuleType) -> None:
 
 if __name__ == "__main__":
     flags = OneLineParser(description=__doc__)
-    flags.add_argument("folder", nargs="?", type=Path, default=Path("docs/api"))
+    flags.add_argument("folder", nargs="?", type=path, default=Path("docs/api"))
     main(flags.parse_args().folder)

@@ -84,7 +84,7 @@ class Results:
     def _draw(self) -> None:
         from matplotlib.figure import Figure as Picture
 
-        from lbsgd.disk import replace_picture
+        from lbsgd.report.picture import replace_picture
 
         drawn = [part for part in self.parts if part.figures]
         if not drawn:

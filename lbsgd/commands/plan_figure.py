@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.plan import Plan
-from lbsgd.disk import replace_picture
-from lbsgd.errors import ConfigError
+from lbsgd.report.picture import COLOURS, replace_picture
 from lbsgd.units import printable
 
 if TYPE_CHECKING:
@@ -80,11 +79,7 @@ def epochs(number: float) -> str:
 
 def draw(plan: Plan, path: str | Path) -> None:
     """Draw the schedule into a file, whole or not at all. Raises ConfigError when it cannot be written."""
-    picture = figure(plan)
-    try:
-        replace_picture(Path(path), picture)
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from error
+    replace_picture(Path(path), figure(plan))
 
 
 def figure(plan: Plan) -> Figure:
@@ -121,7 +116,7 @@ def draw_warmup(axes: Axes, plan: Plan) -> None:
     axes.set(ylim=(-0.07 * eta, 1.1 * eta), title=f"{schedule.warmup_kind} warmup, {W:,} iterations")
     ends = (0, schedule.base_lr), (W / plan.iterations_per_epoch, eta)
     for (epoch, lr), offset, side in zip(ends, ((8, -11), (-7, 4)), ("left", "right"), strict=True):
-        axes.plot([epoch], [lr], "o", color="#D55E00", markersize=5)
+        axes.plot([epoch], [lr], "o", color=COLOURS[1], markersize=5)
         label(axes, f"{lr:.4g}", (epoch, lr), offset, side)
 
 
@@ -136,7 +131,7 @@ def curve(axes: Axes, plan: Plan, last: int) -> None:
     axes.plot(
         [t / plan.iterations_per_epoch for t in iterations],
         [learning_rate(t, plan.schedule) for t in iterations],
-        color="#0072B2",
+        color=COLOURS[0],
         linewidth=2,
         drawstyle="steps-post",
     )

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbsgd.algorithm.schedule import Schedule, learning_rate
-from lbsgd.disk import replace_picture
-from lbsgd.errors import ConfigError
 from lbsgd.report.measure import TOP1
+from lbsgd.report.picture import COLOURS, replace_picture
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.tables import names_of, percent
 
@@ -17,17 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow, too light for a thin line.
-COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-
 
 def curves(run: LoggedRun, path: str | Path) -> None:
     """Draw a run into a file, whole or not at all. Raises ConfigError when it cannot be written."""
-    picture = figure(run)
-    try:
-        replace_picture(Path(path), picture)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    replace_picture(Path(path), figure(run))
 
 
 def figure(run: LoggedRun) -> Figure:

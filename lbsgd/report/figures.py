@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
-from lbsgd.report.curves import COLOURS, add_legend, learning_rates
+from lbsgd.report.curves import add_legend, learning_rates
 from lbsgd.report.families import Family
 from lbsgd.report.group_page import band_of, by_outcome, curve_keys
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Series
 from lbsgd.report.paper_table import error_cell
+from lbsgd.report.picture import COLOURS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,7 +46,7 @@ def band_figure(labels: Sequence[str], rows: Sequence[Group]) -> Figure:
         per_epoch = row.header["iterations_per_epoch"]
         lr.plot([t / per_epoch for t in range(len(lrs))], lrs, style, color=colour, drawstyle="steps-post")
     for axes, (curve, _, unit) in zip(panels, shown, strict=True):
-        axes.set(ylabel=f"{curve} ({unit.strip()})" if unit else curve)
+        axes.set(ylabel=f"{curve} ({unit})" if unit else curve)
         begin_at_zero(axes, unit)
     lr.set(xlabel="epochs", ylabel="learning rate", yscale="log")
     lr.yaxis.set_major_formatter("{x:g}")
@@ -58,7 +59,7 @@ def band_figure(labels: Sequence[str], rows: Sequence[Group]) -> Figure:
 def begin_at_zero(axes: Axes, unit: str) -> None:
     """Cut the axis to what can be: a band of ± 2 std may reach below 0 % and beyond 100 %."""
     top = axes.get_ylim()[1]
-    axes.set_ylim(0, min(top, 100) if unit.strip() == "%" else top)
+    axes.set_ylim(0, min(top, 100) if unit == "%" else top)
 
 
 def draw_band(axes: Axes, band: Series, colour: str, style: str, label: str | None) -> None:

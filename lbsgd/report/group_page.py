@@ -77,9 +77,8 @@ def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:
     """Return name, key in the log and unit of the curves over epochs that a run has."""
     found = []
     for measure in (measure for measure in run.measures if measure.headline):
-        unit = measure.unit and f" {measure.unit}"
-        found.append((f"validation {measure.short}", measure.key, unit))
-        found += [(f"training {measure.short}", measure.training, unit)] if measure.training else []
+        found.append((f"validation {measure.short}", measure.key, measure.unit))
+        found += [(f"training {measure.short}", measure.training, measure.unit)] if measure.training else []
     return found
 
 
@@ -115,8 +114,8 @@ def batch_chart(rows: Sequence[Group]) -> Chart:
         batches = [row.global_batch for row in lost]
         lines.append(Series("all seeds diverged", batches, [None] * len(lost), mark="cross"))
     measure = rows[0].measure
-    name, unit = f"validation {measure.short} over the global batch", measure.unit and f" {measure.unit}"
-    return Chart(f"{name}, mean ± std (band: 2 std)", lines, unit, "images per update", logx=True)
+    name = f"validation {measure.short} over the global batch"
+    return Chart(f"{name}, mean ± std (band: 2 std)", lines, measure.unit, "images per update", logx=True)
 
 
 def means_of(name: str, rows: Sequence[Group]) -> Series:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import mean, stdev
 
 from lbsgd.report.groups import Group
-from lbsgd.report.measure import TOP1
+from lbsgd.report.measure import TRAIN_TOP1
 from lbsgd.report.run_log import LoggedRun
 
 POINTS = 0.5  # the band is never narrower
@@ -31,12 +31,12 @@ class Match:
         return "never" if self.epoch is None else f"from epoch {self.epoch}"
 
 
-def mean_curve(runs: Sequence[LoggedRun], key: str = "train_top1_error_pct") -> list[float]:
+def mean_curve(runs: Sequence[LoggedRun], key: str) -> list[float]:
     """Return the mean over runs of each epoch that all of them have reached; NaN where none has a number."""
     return [mean(values) if values else math.nan for values in of_epochs(runs, key).values()]
 
 
-def std_curve(runs: Sequence[LoggedRun], key: str = "train_top1_error_pct") -> list[float]:
+def std_curve(runs: Sequence[LoggedRun], key: str) -> list[float]:
     """Return the standard deviation over runs of each epoch; 0 for a single run."""
     return [stdev(values) if len(values) > 1 else 0.0 for values in of_epochs(runs, key).values()]
 
@@ -53,8 +53,8 @@ def of_epochs(runs: Sequence[LoggedRun], key: str) -> dict[float, list[float]]:
 
 def band(baseline: Sequence[LoggedRun]) -> list[tuple[float, float]]:
     """Return the lowest and highest training error of each epoch: the mean ± max(2 std, 0.5 points)."""
-    widths = [max(2 * std, POINTS) for std in std_curve(baseline)]
-    return [(value - w, value + w) for value, w in zip(mean_curve(baseline), widths, strict=True)]
+    widths = [max(2 * std, POINTS) for std in std_curve(baseline, TRAIN_TOP1)]
+    return [(value - w, value + w) for value, w in zip(mean_curve(baseline, TRAIN_TOP1), widths, strict=True)]
 
 
 def matched_from(row: Group, baseline: Group) -> Match:
@@ -65,9 +65,9 @@ def matched_from(row: Group, baseline: Group) -> Match:
     """
     if not row.whole or not baseline.whole:
         return Match(None, known=False)
-    if {row.measure.training, baseline.measure.training} != {TOP1.training}:
+    if {row.measure.training, baseline.measure.training} != {TRAIN_TOP1}:
         return Match(None, known=False)
-    curve, borders = mean_curve(row.finished), band(baseline.finished)
+    curve, borders = mean_curve(row.finished, TRAIN_TOP1), band(baseline.finished)
     if not curve or len(curve) != len(borders):
         return Match(None, known=False)
     outside = [

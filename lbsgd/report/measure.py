@@ -69,7 +69,8 @@ class Measure:
         return "-" if value is None else f"{value:.2f}{self.unit and ' ' + self.unit}"
 
 
-TOP1 = Measure("val_top1_error_pct", "top-1 error", "error", "%", training="train_top1_error_pct")
+TRAIN_TOP1 = "train_top1_error_pct"
+TOP1 = Measure("val_top1_error_pct", "top-1 error", "error", "%", training=TRAIN_TOP1)
 TOP5 = Measure("val_top5_error_pct", "top-5 error", "top-5", "%", headline=False)
 CLASSIFIER = (TOP1, TOP5)
 BOX_AP = Measure("val_box_ap", "box AP", "box AP", of_run="last", higher=True)

@@ -56,7 +56,8 @@ class Chart:
     xmax: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {**vars(self), "series": [series.as_dict() for series in self.series]}
+        unit = self.unit and f" {self.unit}"  # as it stands behind a number
+        return {**vars(self), "unit": unit, "series": [series.as_dict() for series in self.series]}
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,11 @@ class Page:
             "sections": sections,
             "reload_seconds": None if self.finished else RELOAD_SECONDS,
         }
-        from markupsafe import Markup
+        from jinja2.utils import markupsafe  # late, as below
 
-        embedded = Markup(json.dumps(charts, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c"))
-        return template().render(page=page, charts=embedded, css=Markup(asset("page.css")), js=Markup(asset("page.js")))
+        embedded = json.dumps(charts, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+        parts = {"charts": embedded, "css": asset("page.css"), "js": asset("page.js")}
+        return template().render(page=page, **{name: markupsafe.Markup(text) for name, text in parts.items()})
 
     def write(self, folder: Path) -> Path:
         """Write index.html: the old page or the new one, never half. Raises ConfigError where it cannot be written.

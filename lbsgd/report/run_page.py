@@ -19,13 +19,8 @@ from lbsgd.units import duration, size
 
 SPREAD = "spread of batch-norm means over workers, of the standard deviation"
 POINTS = 300  # of a learning-rate curve
-NOT_COMPARED = (
-    "epochs",
-    "num_images",
-    "seed",
-    "purpose",
-    "paper_error_pct",
-)  # of the recipe: each data set has its own
+# Of the recipe: each data set has its own.
+NOT_COMPARED = ("epochs", "num_images", "seed", "purpose", "paper_error_pct")
 
 
 def run_page(run: LoggedRun, warnings: Sequence[str] = (), ended: str = "") -> Page:
@@ -86,7 +81,7 @@ def judged_chart(run: LoggedRun, measure: Measure) -> Chart:
     """Return a measure over epochs, on the training images too where the task counts it there."""
     keys = [("validation", measure.key), *([("training", measure.training)] if measure.training else [])]
     lines = [series_of(run, name, key) for name, key in keys]
-    return Chart(measure.name, lines, unit=measure.unit and f" {measure.unit}", xmax=run.planned_epochs)
+    return Chart(measure.name, lines, unit=measure.unit, xmax=run.planned_epochs)
 
 
 def noise_sections(run: LoggedRun) -> list[Section]:
@@ -123,7 +118,7 @@ def skipped_sections(run: LoggedRun) -> list[Section]:
     shares = [100 * count / (epoch * run.header["iterations_per_epoch"]) for epoch, count in skipped]
     line = Series("skipped so far", [epoch for epoch, _ in skipped], shares)
     note = "a few at the start are fp16's search for its loss scale; a share that keeps growing is a run that diverges"
-    return [Section("Updates skipped for overflow", note, charts=[Chart("share of the iterations", [line], unit=" %")])]
+    return [Section("Updates skipped for overflow", note, charts=[Chart("share of the iterations", [line], unit="%")])]
 
 
 def memory_sections(run: LoggedRun) -> list[Section]:

@@ -9,7 +9,7 @@ from typing import Any
 from lbsgd.errors import ConfigError
 from lbsgd.report.groups import find_runs, group_runs
 from lbsgd.report.match import CAUSES, SEEDS, band
-from lbsgd.report.measure import TOP1
+from lbsgd.report.measure import TOP1, TRAIN_TOP1
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import run_page
 
@@ -75,7 +75,7 @@ class LivePage:
 
     def compare(self, record: dict[str, Any]) -> list[str]:
         """Return a warning if the epoch leaves the baseline's band; another one only after it has come back."""
-        epoch, error = record["epoch"], record.get("train_top1_error_pct")
+        epoch, error = record["epoch"], record.get(TRAIN_TOP1)
         warmup = self.header["schedule"]["warmup_iterations"] / self.header["iterations_per_epoch"]
         if error is None or epoch != int(epoch) or epoch > len(self.baseline) or epoch <= 2 * warmup:
             return []

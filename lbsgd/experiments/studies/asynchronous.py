@@ -9,6 +9,7 @@ from __future__ import annotations
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study
 from lbsgd.report.group_page import band_of
 from lbsgd.report.groups import Group
+from lbsgd.report.measure import TOP1
 from lbsgd.report.page import Chart, Section, Series
 from lbsgd.report.paper_table import error_cell
 
@@ -33,13 +34,13 @@ def sections(groups: dict[str, Group]) -> list[Section]:
     """Return both curves over epochs and over simulated time."""
     found = {name: group for name, group in groups.items() if group.finished}
     labels = {name: NAMES[name.rsplit("_", 1)[1]] for name in found}
-    over_epochs = [band_of(labels[name], group.finished, "val_top1_error_pct") for name, group in found.items()]
+    over_epochs = [band_of(labels[name], group.finished, TOP1.key) for name, group in found.items()]
     over_time = [in_time(series, found[name]) for name, series in zip(found, over_epochs, strict=True)]
     heads = ("updates", "error %", "seeds", "mean staleness", "simulated time")
     cells = [[labels[name], *described(group)] for name, group in found.items()]
     charts = [
-        Chart("validation error at equal images, mean ± std (band: 2 std)", over_epochs, " %"),
-        Chart("validation error at equal simulated time", over_time, " %", "mean times of one gradient"),
+        Chart("validation error at equal images, mean ± std (band: 2 std)", over_epochs, "%"),
+        Chart("validation error at equal simulated time", over_time, "%", "mean times of one gradient"),
     ]
     return [Section("Synchronous and asynchronous updates", "simulated workers, see the recipe", heads, cells, charts)]
 

@@ -1,0 +1,29 @@
+"""Pictures as files, and the colours of their curves."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lbsgd.disk import rewrite_file
+from lbsgd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+KINDS = ("png", "svg", "pdf")
+# Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow, too light for a thin line.
+COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+
+
+def replace_picture(path: Path, picture: Figure) -> None:
+    """Write a picture, whole or not at all. Raises ConfigError for another kind, and where it cannot be written."""
+    kind, image = path.suffix.lstrip(".").lower(), BytesIO()
+    if kind not in KINDS:  # Matplotlib's others need programs or libraries that may be missing
+        raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
+    picture.savefig(image, format=kind, dpi=150)
+    try:
+        rewrite_file(path, image.getvalue())
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from error
