@@ -323,7 +323,7 @@ def test_an_error_ends_with_its_code_and_a_bug_with_its_traceback(tmp_path, erro
 
 
 def test_a_console_that_is_gone_keeps_no_process_from_ending():
-    """Where stderr cannot be written, a process once lived on without its guard."""
+    """Where stderr cannot be written, a process still ends, with its error's code."""
     code = "from lbsgd.processes.ending import *; end_with_error(LbsgdError('b'))"
     with open("/dev/full", "w") as full:
         assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, timeout=60).returncode == 2

@@ -228,9 +228,6 @@ def test_the_last_learning_rate_is_a_plain_number_beside_the_momentum():
     assert set(optimizer.state[w]) == {"momentum_buffer", "last_lr"} and type(optimizer.state[w]["last_lr"]) is float
 
 
-# --- what decays -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("form", ["lr_outside", "lr_inside"])
 def test_step_hooks_run_once_per_step_whoever_built_a_plain_sgd_before(form):
     torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)  # from now on SGD.step itself runs hooks
@@ -243,6 +240,42 @@ def test_step_hooks_run_once_per_step_whoever_built_a_plain_sgd_before(form):
     optimizer.step()
     everywhere.remove()
     assert called == ["before", "after", "of all optimizers"]
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_gradients_and_momentum_of_another_layout_meet_their_own_weights(nesterov):
+    """torch's fused kernel on a CPU goes through memory and looks at no strides (test_upstream.py)."""
+    weight = torch.zeros(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)
+    torch.manual_seed(0)
+    gradients, buffer, found = torch.randn(2, 4, 3, 2, 2), torch.randn(4, 3, 2, 2), []
+    for fused in (True, False):
+        p = torch.nn.Parameter(weight.clone())
+        sgd = MomentumCorrectedSGD([p], 0.1, nesterov=nesterov, fused=fused)
+        sgd.state[p]["momentum_buffer"] = buffer.clone()  # as loaded from a file
+        for gradient in gradients:
+            p.grad = gradient.clone()
+            sgd.step()
+        found += [p.detach(), sgd.state[p]["momentum_buffer"]]
+    torch.testing.assert_close(found[:2], found[2:])
+
+
+def test_a_closure_and_an_empty_group_meet_the_same_layouts():
+    torch.manual_seed(0)
+    weight, gradient, found = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2), []
+    for fused in (True, False):
+        p = torch.nn.Parameter(weight.to(memory_format=torch.channels_last, copy=True))
+        sgd = MomentumCorrectedSGD([{"params": []}, {"params": [p]}], 0.1, fused=fused)
+
+        def closure(p=p):
+            p.grad = gradient.clone()
+            return 3.0
+
+        assert sgd.step(closure) == 3.0
+        found.append(p.detach())
+    torch.testing.assert_close(*found)
+
+
+# --- what decays -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("converted", [False, True])
@@ -281,36 +314,3 @@ def test_one_step_without_a_gradient_shrinks_all_but_batch_norm():
     optimizer.step()
     for (name, now), then in zip(model.named_parameters(), before.parameters(), strict=True):
         torch.testing.assert_close(now, then * (1 if name.startswith("1.") else 1 - 0.1 * 0.5))
-
-
-@pytest.mark.parametrize("weight", [torch.zeros(4, 3, 2, 2).contiguous(memory_format=torch.channels_last)])
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_gradients_and_momentum_of_another_layout_meet_their_own_weights(weight, nesterov):
-    """torch's fused kernel on a CPU goes through memory and looks at no strides (test_upstream.py)."""
-    torch.manual_seed(0)
-    gradients, buffer, found = torch.randn(2, 4, 3, 2, 2), torch.randn(4, 3, 2, 2), []
-    for fused in (True, False):
-        p = torch.nn.Parameter(weight.clone())
-        sgd = MomentumCorrectedSGD([p], 0.1, nesterov=nesterov, fused=fused)
-        sgd.state[p]["momentum_buffer"] = buffer.clone()  # as loaded from a file
-        for gradient in gradients:
-            p.grad = gradient.clone()
-            sgd.step()
-        found += [p.detach(), sgd.state[p]["momentum_buffer"]]
-    torch.testing.assert_close(found[:2], found[2:])
-
-
-def test_a_closure_and_an_empty_group_meet_the_same_layouts():
-    torch.manual_seed(0)
-    weight, gradient, found = torch.randn(4, 3, 2, 2), torch.randn(4, 3, 2, 2), []
-    for fused in (True, False):
-        p = torch.nn.Parameter(weight.to(memory_format=torch.channels_last, copy=True))
-        sgd = MomentumCorrectedSGD([{"params": []}, {"params": [p]}], 0.1, fused=fused)
-
-        def closure(p=p):
-            p.grad = gradient.clone()
-            return 3.0
-
-        assert sgd.step(closure) == 3.0
-        found.append(p.detach())
-    torch.testing.assert_close(*found)
