@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -88,41 +89,47 @@ def test_every_part_of_correctness_runs_on_a_cpu(tmp_path):
 # --- parts that go wrong ----------------------------------------------------------------------------------------------
 
 
-def says_two_things(settings, seconds, say):
+@dataclass(frozen=True)
+class Given:
+    folder: Path | str = ""
+    seconds: float = 0.0
+
+
+def says_two_things(given, say):
     say(Figure("first", 1.0))
-    say(f"settings {settings}")
+    say(f"settings {given.folder}")
 
 
-def raises_after_one(settings, seconds, say):
+def raises_after_one(given, say):
     say(Figure("before it broke", 2.0))
     raise RuntimeError("CUDA out of memory.\n Tried to allocate 20 GiB")
 
 
-def hangs_after_one(settings, seconds, say):
+def hangs_after_one(given, say):
     say(Figure("before it hung", 3.0))
     subprocess.Popen(["sleep", "1234.5"])
     time.sleep(1000)
 
 
-def dies_after_one(settings, seconds, say):
+def dies_after_one(given, say):
     say(Figure("before it died", 4.0))
     os._exit(7)
 
 
-def has_nothing(settings, seconds, say):
+def has_nothing(given, say):
     raise NotRun("no images")
 
 
-def waits_for_the_other(settings, seconds, say):
-    (settings / str(os.getpid())).touch()
-    while len(list(settings.iterdir())) < 2:
+def waits_for_the_other(given, say):
+    (given.folder / str(os.getpid())).touch()
+    while len(list(given.folder.iterdir())) < 2:
         time.sleep(0.01)
 
 
 def test_parts_that_measure_no_time_may_run_at_once(tmp_path):
     parts = [Part(name, name, waits_for_the_other, 20.0) for name in ("one", "two")]
     (folder := tmp_path / "both").mkdir()
-    assert run_parts(parts, folder, Results(tmp_path, "fake", {"device": "none"}), 20.0, together=True)
+    assert run_parts(parts, Given(folder), Results(tmp_path, "fake", {"device": "none"}), 20.0, together=True)
     code, printed = bench("speed", "--together")
     assert code == 2 and "--together is for correctness" in printed
 
@@ -131,7 +138,7 @@ def test_what_a_part_found_before_it_broke_hung_or_died_is_kept_and_the_others_g
     makers = (raises_after_one, hangs_after_one, dies_after_one, has_nothing, says_two_things)
     parts = [Part(make.__name__, make.__name__, make, 6.0) for make in makers]
     results = Results(tmp_path, "fake", {"device": "none"})
-    assert not run_parts(parts, "given", results, total_seconds=100.0)
+    assert not run_parts(parts, Given("given"), results, total_seconds=100.0)
     _, found = read(tmp_path, "fake")
     states = {name: (part["state"], [figure["value"] for figure in part["figures"]]) for name, part in found.items()}
     assert states == {
@@ -151,14 +158,14 @@ def test_what_a_part_found_before_it_broke_hung_or_died_is_kept_and_the_others_g
 
 def test_a_part_for_which_no_time_is_left_is_not_begun_and_the_run_has_not_done_all(tmp_path):
     results = Results(tmp_path, "fake", {"device": "none"})
-    assert not run_parts([Part("late", "late", says_two_things, 60.0)], None, results, total_seconds=1.0)
+    assert not run_parts([Part("late", "late", says_two_things, 60.0)], Given(), results, total_seconds=1.0)
     [part] = results.parts
     assert (part.state, part.figures) == ("out of time", []) and part.why.startswith("not begun")
 
 
 def test_a_part_that_cannot_run_here_is_no_failure(tmp_path):
     results = Results(tmp_path, "fake", {"device": "none"})
-    assert run_parts([Part("none", "none", has_nothing, 60.0)], None, results, total_seconds=60.0)
+    assert run_parts([Part("none", "none", has_nothing, 60.0)], Given(), results, total_seconds=60.0)
     assert results.parts[0].state == "not run"
 
 
@@ -244,5 +251,5 @@ def test_a_contestant_whose_loss_is_not_a_number_is_told():
 def test_tests_that_did_not_run_reach_nothing(lines, verdict, monkeypatch):
     monkeypatch.setattr("lbsgd.bench.correctness.lines_of", lambda *_, **__: iter(lines))
     said = []
-    correctness.tests_on_the_device(SimpleNamespace(root=ROOT, sizes=ON_A_CPU), 9.0, said.append)
+    correctness.tests_on_the_device(SimpleNamespace(root=ROOT, sizes=ON_A_CPU, seconds=9.0), said.append)
     assert said[0].verdict == verdict

@@ -28,12 +28,8 @@ LEAST_SEEDS = 2  # of the digits' row; one alone makes no interval
 SPARE_SECONDS = 3.0  # before a part's time is over, its commands are ended and what is known is said
 SMALL_TESTS = ("tests/test_prefetch.py", "-m", "not gpu", "-k", "cpu and dtype0")
 GPU_MARK = "mark.gpu"
-MATTER_MOST = (
-    "test_graphs",
-    "test_norm_kernels",
-    "test_oracle",
-    "test_prefetch",
-)  # first, because the time may end before the last
+# First, because the time may end before the last.
+MATTER_MOST = ("test_graphs", "test_norm_kernels", "test_oracle", "test_prefetch")
 TAKE_LONG = ("test_gpu",)
 
 
@@ -83,9 +79,9 @@ def run_all(commands: Sequence[Sequence[str]], given: Settings, deadline: Deadli
             pass
 
 
-def tests_on_the_device(given: Settings, seconds: float, say: Say) -> None:
+def tests_on_the_device(given: Settings, say: Say) -> None:
     """Run the tests that need a GPU: oracle, batch norm's kernels, prefetcher, repeated bits, kill and resume."""
-    deadline, root = Deadline(seconds), given.root
+    deadline, root = Deadline(given.seconds), given.root
     files = [path for path in (root / "tests").glob("test_*.py") if GPU_MARK in path.read_text()]
     files.sort(key=lambda path: (path.stem not in MATTER_MOST, path.stem in TAKE_LONG, path.stem))
     chosen = SMALL_TESTS if given.sizes.is_small else (*(str(path.relative_to(root)) for path in files), "-m", "gpu")
@@ -111,11 +107,11 @@ def tests_on_the_device(given: Settings, seconds: float, say: Say) -> None:
             say(f"* `{line[:300]}`")
 
 
-def demo(given: Settings, seconds: float, say: Say) -> None:
+def demo(given: Settings, say: Say) -> None:
     """Run `make demo`'s command: digits as JPEGs, converted, ResNet-50 trained."""
     flags = ["--max_iterations", "1"] if given.sizes.is_small else []
     work_dir = given.folder / "demo"
-    run_all([[sys.executable, "tools/demo.py", "--work_dir", str(work_dir), *flags]], given, Deadline(seconds))
+    run_all([[sys.executable, "tools/demo.py", "--work_dir", str(work_dir), *flags]], given, Deadline(given.seconds))
     run = read_run(work_dir / "runs/digits")
     if run.value is None:
         say(f"{len(run.iterations)} iteration of kn = {run.header['global_batch']}, no evaluation")
@@ -123,9 +119,9 @@ def demo(given: Settings, seconds: float, say: Say) -> None:
         say(Figure("make demo, ResNet-50 on digits", run.value, unit="% error", goal=DEMO_GOAL))
 
 
-def digits_row(given: Settings, seconds: float, say: Say) -> None:
+def digits_row(given: Settings, say: Say) -> None:
     """Train Table 1's row of the large batch with gradual warmup in fp16, and compare with the published fp32 runs."""
-    deadline, data = Deadline(seconds), DIGITS
+    deadline, data = Deadline(given.seconds), DIGITS
     precision = "fp32" if given.sizes.is_small else "fp16"
     seeds = (0,) if given.sizes.is_small else (0, 1, 2)
     ends = ["--epochs", "1"] if given.sizes.is_small else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median_high
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +30,7 @@ WINDOWS = 10
 KINDS, CLASSES = (".jpeg", ".jpg"), 10
 
 
-def data_wait(given: Settings, seconds: float, say: Say) -> None:
+def data_wait(given: Settings, say: Say) -> None:
     """Feed the trainer's update by the FFCV loader, with as many threads as there are cores, and count its waits."""
     from lbsgd.convert.convert import convert
     from lbsgd.data.folder import open_data
@@ -78,7 +79,7 @@ def fed(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[lis
         took = trainer.clock.window_seconds
         waits.append(100 * trainer.clock.window_waited / took)
         speeds.append(per_window * trainer.plan.global_batch / took)
-    return waits, sorted(speeds)[len(speeds) // 2]
+    return waits, median_high(speeds)
 
 
 def repeated(tar: Path, tree: Path, num_images: int) -> int:

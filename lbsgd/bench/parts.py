@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,11 @@ Say = Callable[[Figure | str], None]  # takes each figure and each note as it co
 
 @dataclass(frozen=True)
 class Part:
-    """A part: a function of a module that is called with the settings, its seconds, and `say`."""
+    """A part: a function of a module that is called with the settings, which hold its seconds, and `say`."""
 
     name: str
     title: str
-    run: Callable[[Any, float, Say], None]
+    run: Callable[[Any, Say], None]
     most_seconds: float
 
 
@@ -77,7 +77,7 @@ def run_parts(
 def run_part(forking: Any, part: Part, settings: Any, results: Results, result: PartResult, seconds: float) -> None:
     """Run one part; results are written with whatever it says."""
     ours, theirs = forking.Pipe(duplex=False)
-    arguments = part.run, settings, seconds, theirs, results.log, part.name
+    arguments = part.run, replace(settings, seconds=seconds), theirs, results.log, part.name
     process = forking.Process(target=in_its_process, args=arguments)
     began = time.monotonic()
     result.state = "running"
@@ -117,17 +117,15 @@ def end_group(process: Any) -> None:
     process.join()
 
 
-def in_its_process(
-    run: Callable[[Any, float, Say], None], settings: Any, seconds: float, pipe: Connection, log: Path, name: str
-) -> None:
+def in_its_process(run: Callable[[Any, Say], None], settings: Any, pipe: Connection, log: Path, name: str) -> None:
     """Run a part here; what it prints goes to the log, what it says and how it ends into the pipe."""
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1), os.dup2(file, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    print(f"\n--- {name}, {seconds:.0f} s")
+    print(f"\n--- {name}, {settings.seconds:.0f} s")
     try:
-        run(settings, seconds, lambda said: pipe.send(("said", said)))
+        run(settings, lambda said: pipe.send(("said", said)))
     except NotRun as reason:
         pipe.send(("not run", str(reason)))
     except BaseException as error:  # noqa: BLE001  whatever ends a part is a result, and the other parts go on

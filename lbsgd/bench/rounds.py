@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from statistics import median_high
 
 import torch
 
@@ -84,5 +85,5 @@ def synchronise(device: str) -> None:
 
 def milliseconds(seconds: Mapping[str, list[float]]) -> str:
     """Tell the median milliseconds of each, to stand beside their ratios."""
-    medians = {name: sorted(values)[len(values) // 2] for name, values in seconds.items()}
+    medians = {name: median_high(values) for name, values in seconds.items()}
     return ", ".join(f"{name} {1000 * median:.3g} ms" for name, median in medians.items())

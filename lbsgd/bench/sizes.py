@@ -94,6 +94,7 @@ class Settings:
     folder   for what they make on the way
     jpegs    a tar of JPEGs that the loader is fed with, if there is one
     task     a recipe's (`train/task.py`): its network and its loss
+    seconds  that the part has
     """
 
     sizes: Sizes
@@ -102,3 +103,4 @@ class Settings:
     folder: Path
     jpegs: Path | None
     task: Any
+    seconds: float = 0.0

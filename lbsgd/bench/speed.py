@@ -25,7 +25,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.train.engine import start_processes
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.train.session import DTYPES
-from lbsgd.units import size
+from lbsgd.units import markdown_table, size
 
 NORM_GOAL = Goal("at most", 1.03)  # the step with n = 32, of the step with plain batch norm
 STEP_GOAL = Goal("at least", 1.1)  # lbsgd's images per second, of plain PyTorch's
@@ -48,7 +48,7 @@ def measured(
     return found
 
 
-def norm_in_the_step(given: Settings, seconds: float, say: Say) -> None:
+def norm_in_the_step(given: Settings, say: Say) -> None:
     """Compare the training step with batch norm over n images and the step with torch's over the micro batch.
 
     Everything else is one and the same plain loop in bf16. One implementation comes after the other, so that what is
@@ -64,7 +64,7 @@ def norm_in_the_step(given: Settings, seconds: float, say: Say) -> None:
             say(ratio_figure(f"{name}, {about}", found[how], found["plain"], goal=goal, beside=milliseconds(found)))
 
 
-def norm_layers(given: Settings, seconds: float, say: Say) -> None:
+def norm_layers(given: Settings, say: Say) -> None:
     """Compare batch norm layers by themselves, forward and backward, in both layouts; the rule is written from this."""
     sizes, dtype = given.sizes, DTYPES[given.sizes.half]
     n, micro_batch = sizes.per_worker_batch, max(sizes.micro_batches)
@@ -88,7 +88,7 @@ def pass_through(layer: nn.Module, x: torch.Tensor) -> Step:
     return lambda: torch.autograd.grad(layer(x), wanted, grad_y)
 
 
-def whole_step(given: Settings, seconds: float, say: Say) -> None:
+def whole_step(given: Settings, say: Say) -> None:
     """Compare the trainer's own update with a plain PyTorch loop in autocast and channels_last, images per second.
 
     On a GPU lbsgd launches CUDA graphs, as it does by default; without them it is measured beside.
@@ -111,7 +111,7 @@ def whole_step(given: Settings, seconds: float, say: Say) -> None:
             say(ratio_figure(about, found["plain"], found[name], goal=goal, beside=beside))
 
 
-def weights_layout(given: Settings, seconds: float, say: Say) -> None:
+def weights_layout(given: Settings, say: Say) -> None:
     """Tell what half weights in NCHW cost, which ZeRO's flat buffers keep, while images come in channels_last."""
     for micro_batch in given.sizes.micro_batches:
         plan = plan_for(given, micro_batch)
@@ -140,7 +140,7 @@ def half_pass(given: Settings, plan: Plan, layout: torch.memory_format) -> Step:
     return step
 
 
-def compiled_step(given: Settings, seconds: float, say: Say) -> None:
+def compiled_step(given: Settings, say: Say) -> None:
     """Compare with torch.compile on both sides, and each with itself without; the plain network is compiled whole."""
     start_processes()
     sizes = given.sizes
@@ -168,7 +168,7 @@ def compiled_step(given: Settings, seconds: float, say: Say) -> None:
     compare(steps, *pairs, ("lbsgd compiled", "lbsgd", None))
 
 
-def top_kernels(given: Settings, seconds: float, say: Say) -> None:
+def top_kernels(given: Settings, say: Say) -> None:
     """Say which kernels take the time of the trainer's update, and their shares of it."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -185,11 +185,11 @@ def top_kernels(given: Settings, seconds: float, say: Say) -> None:
     total = sum(getattr(event, key) for event in events)
     if not total:
         raise NotRun("the profiler saw no kernel")
-    lines = [f"| {100 * getattr(e, key) / total:.1f} | {e.count} | `{e.key[:110]}` |" for e in events[:TOP]]
-    say("\n".join(["| % of the time | calls | kernel |", "|---|---|---|", *lines]))
+    rows = [(f"{100 * getattr(e, key) / total:.1f}", str(e.count), f"`{e.key[:110]}`") for e in events[:TOP]]
+    say(markdown_table(("% of the time", "calls", "kernel"), rows))
 
 
-def memory_taken(given: Settings, seconds: float, say: Say) -> None:
+def memory_taken(given: Settings, say: Say) -> None:
     """Hold the peak of what torch allocates in training against the estimate of `lbsgd plan`."""
     if given.device != "cuda":
         raise NotRun("the estimate is of a GPU's memory")
