@@ -13,7 +13,8 @@ setup(
             depends=["lbsgd/data/native/huffman.h"],
             libraries=["jpeg", "m"],
             optional=True,
+            # No fused multiply-add: the same pixels on any machine.
             extra_compile_args=["-O3", "-ffp-contract=off"],
         )
     ]
-)  # no fused multiply-add: the same pixels on any machine
+)

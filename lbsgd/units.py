@@ -28,8 +28,8 @@ def size(num_bytes: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 error`, `2 errors`."""
-    return f"{number} {noun}{'s' * (number != 1)}"
+    """`1 error`, `2,000 errors`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def shortened(names: Sequence[str], num_names: int | None = None) -> str:

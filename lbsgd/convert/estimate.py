@@ -15,11 +15,12 @@ from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE, Stored, out_of_memo
 from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import ImageReader, Images, Source
+from lbsgd.data.beton_format import ALLOCATION, CHECKSUM
 from lbsgd.data.pil_image import ImageError
 from lbsgd.errors import DataError
 from lbsgd.units import duration, size
 
-TABLES_BYTES = METADATA.itemsize + 24 + 4  # per image: metadata, allocation, checksum
+TABLES_BYTES = METADATA.itemsize + ALLOCATION.itemsize + CHECKSUM.itemsize  # per image
 MARGIN = 1.05  # of an estimate, when the disk is checked
 SAMPLE_SECONDS = 3
 WRITING_SECONDS = 1e-4  # per image, on its way from a process to the file
@@ -53,21 +54,23 @@ def _sample(images: Images, settings: Settings, page_size: int, num_images: int)
     import cv2  # now, because the images' time does not include it
 
     threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
     spread = np.linspace(0, len(images) - 1, min(num_images, len(images)), dtype=int)
     reader, start = images.reader(), time.monotonic()
     kinds: list[int] = []
     num_scaled = 0
     sizes: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # of JPEGs and of pixels: (in the source, kept)
-    for index in np.random.default_rng(0).permutation(spread).tolist():
-        stored = _stored(images, index, reader, settings, page_size)
-        kinds.append(stored.kind if stored else UNDECODABLE)
-        if stored:
-            num_scaled += stored.scaled
-            sizes[stored.kind == PIXELS].append((int(images.sizes[index]), len(stored.data)))
-        if time.monotonic() - start > SAMPLE_SECONDS:
-            break
-    cv2.setNumThreads(threads)
+    cv2.setNumThreads(1)
+    try:
+        for index in np.random.default_rng(0).permutation(spread).tolist():
+            stored = _stored(images, index, reader, settings, page_size)
+            kinds.append(stored.kind if stored else UNDECODABLE)
+            if stored:
+                num_scaled += stored.scaled
+                sizes[stored.kind == PIXELS].append((int(images.sizes[index]), len(stored.data)))
+            if time.monotonic() - start > SAMPLE_SECONDS:
+                break
+    finally:
+        cv2.setNumThreads(threads)
     jpegs, pixels = (_mean_size(sizes[raw] or sizes[not raw], images.sizes) for raw in (False, True))
     mean = (1 - settings.raw_fraction) * jpegs + settings.raw_fraction * pixels
     return Estimate(

@@ -62,6 +62,8 @@ def _decoded(text: bytes) -> str:
 
 
 # --- MATLAB 5 files, as far as meta.mat needs them: a struct array of numbers and strings -----------------------------
+# scipy.io.loadmat reads them too, but a damaged file can end the process (SIGSEGV in one of 35 with random bytes
+# changed, scipy 1.17), and nothing bounds what it uncompresses.
 
 STRUCT, CHARACTERS = 2, 4  # classes of an array
 MATRIX, COMPRESSED = 14, 15  # types of an element; the others are numbers

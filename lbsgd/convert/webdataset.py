@@ -26,8 +26,8 @@ def _add_shard(files: Files, shard: int, path: Path) -> None:
     images: dict[str, Member] = {}
     classes: dict[str, Member] = {}
     for member in members(path):
-        stem, _, _ = member.name.rpartition("/")[2].partition(".")
-        key = member.name[: len(member.name) - len(member.name.rpartition("/")[2])] + stem
+        folder, slash, base = member.name.rpartition("/")
+        key = folder + slash + base.partition(".")[0]
         if member.name == key + CLASS:
             classes[key] = member
         elif reason := path_reason(member.name):
