@@ -17,6 +17,7 @@ from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest, Split
 from lbsgd.disk import is_there
 from lbsgd.errors import DataError
+from lbsgd.units import counted
 
 
 def made_with(data_dir: Path, source: Path, settings: Settings) -> Manifest | None:
@@ -95,7 +96,7 @@ def _require_writable(data_dir: Path) -> None:
 def complete_lines(data_dir: Path, data: Manifest, source: Source | None = None) -> list[str]:
     """Return what the folder holds, and what a listing of the source, if there was need of one, leaves open."""
     skipped = sum(map(len, data.skipped.values()))
-    told = f", {skipped:,} image{'s' if skipped > 1 else ''} skipped" if skipped else ""
+    told = f", {counted(skipped, 'image')} skipped" if skipped else ""
     lines = [
         f"{data_dir} is complete: {data.train.num_images:,} training and {data.val.num_images:,} validation images, "
         f"{len(data.classes):,} classes{told}; --overwrite makes it again"
