@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import bz2
+import contextlib
 import errno
 import gzip
 import lzma
+import re
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +23,7 @@ MIN_TAR_BYTES = 1 << 20  # that a small one may hold in any case: mostly padding
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk says that takes no more
 ROOM = "while it is read; make room, or name another folder: with --data_dir, or TMPDIR where --data_dir is only read"
 LONG_BYTES = 1 << 30  # of an archive that takes so long to go through that we say so
+CONTENT = (".tar", ".images")  # suffixes of files in a scratch folder that hold what an archive or shards hold
 Opener = Callable[..., IO[bytes]]
 COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 UNPACK = "unpack it and name the folder with --source"
@@ -80,6 +83,7 @@ def uncompressed(path: Path, scratch: Path) -> Path:
         scratch.mkdir(parents=True, exist_ok=True)
         for left in scratch.glob("*.partial"):  # behind by a process that was killed: one at a time has the folder
             left.unlink()
+        drop_content(scratch, rf"{re.escape(path.name)}\.\d+\.\d+\.tar(\.\d+\.\d+\.listing)?")  # of earlier versions
         num_bytes = path.stat().st_size
         require_room(scratch, path, num_bytes)  # images hardly compress
         say_if_long(f"uncompressing {path} into {scratch}", path)
@@ -88,12 +92,34 @@ def uncompressed(path: Path, scratch: Path) -> Path:
     return tar
 
 
+def drop_content(scratch: Path, names: str) -> None:
+    """Remove the files of the scratch folder whose names match a regular expression."""
+    for path in [path for path in scratch.iterdir() if re.fullmatch(names, path.name)]:
+        path.unlink()
+
+
+def kept_content(folder: Path) -> int:
+    """Return how many bytes of the content of archives and shards a scratch folder holds."""
+    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in CONTENT)
+
+
 def require_room(folder: Path, source: Path, num_bytes: int) -> None:
     """Raise DataError if the disk of a scratch folder has less than num_bytes free."""
     if (free := shutil.disk_usage(folder).free) < num_bytes:
         raise DataError(
             f"{folder} has {size(free)} free, and the content of {source} needs about {size(num_bytes)} there {ROOM}"
         )
+
+
+@contextlib.contextmanager
+def telling_what_stays(scratch: Path) -> Iterator[None]:
+    """Say what content a refused command leaves in its scratch folder, which is hidden, because it may be large."""
+    try:
+        yield
+    except DataError:
+        if kept := kept_content(scratch):
+            say(f"{scratch} keeps {size(kept)} of unpacked content for the next try; remove it if there will be none")
+        raise
 
 
 def no_room(folder: Path, source: Path, error: OSError) -> DataError | None:

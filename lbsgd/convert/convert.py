@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from lbsgd.convert.beton_writer import BetonWriter, page_size
+from lbsgd.convert.compressed import telling_what_stays
 from lbsgd.convert.convert_split import convert_split
 from lbsgd.convert.estimate import check_disk, dry_run
 from lbsgd.convert.existing_data import (
@@ -80,7 +81,7 @@ def convert(
     with stoppable(f"what is done is kept in {work}: the same command goes on from there"):
         if not overwrite and _is_complete_and_read_only(source, data_dir, settings):
             return
-        with writing_to(data_dir), locked(work):
+        with writing_to(data_dir), locked(work), telling_what_stays(work):
             found = _found_to_convert(source, data_dir, work, settings, overwrite)
             if found is None:
                 remove_work(work)
@@ -90,7 +91,7 @@ def convert(
                 refuse_unusable(found)
             identity = conversion_identity(found, settings)
             if not is_partly_published(data_dir, work, identity):
-                start_over_if_other(work, identity)
+                start_over_if_other(work, identity, found)
                 Conversion(found, settings, work).run(num_processes, commit_seconds, on_error)
             publish(data_dir, work)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lbsgd.convert.archives import MAX_IMAGE_BYTES
-from lbsgd.convert.compressed import require_room
+from lbsgd.convert.compressed import drop_content, require_room
 from lbsgd.convert.files import Files
 from lbsgd.disk import appearing
 from lbsgd.errors import DataError, one_line
@@ -29,6 +29,8 @@ def copy_images(folder: Path, shard_names: list[str], target: Path) -> Files:
     Raises DataError without PyArrow, for a damaged shard, and for one that does not hold images and labels.
     """
     pyarrow = _pyarrow()
+    split = target.name.partition(".")[0]
+    drop_content(target.parent, rf"{split}\.[0-9a-f]+\.(images|listing)")  # of earlier versions of the shards
     require_room(target.parent, folder, sum((folder / name).stat().st_size for name in shard_names))
     files = Files("offsets", "shards", "labels")
     with appearing(target) as partial, open(partial, "wb") as file:

@@ -71,8 +71,8 @@ def _finished(data_dir: Path, work: Path, name: str) -> BetonFile:
     return BetonFile.open(place / f"{name}.beton")
 
 
-def start_over_if_other(work: Path, identity: Mapping[str, object]) -> None:
-    """Drop the work of another conversion, and finished work of which a part is lost; what archives hold stays."""
+def start_over_if_other(work: Path, identity: Mapping[str, object], source: Source) -> None:
+    """Drop the work of another conversion, and finished work of which a part is lost; what the source holds stays."""
     if same := _read_identity(work) == identity:
         if not (work / "manifest.json").exists():
             return
@@ -81,8 +81,9 @@ def start_over_if_other(work: Path, identity: Mapping[str, object]) -> None:
         say(f"{work} holds work on other images or settings, or of another version: it begins again")
     for name in ("identity.json", "manifest.json"):  # first, so that a part of the work never passes for all of it
         (work / name).unlink(missing_ok=True)
+    in_use = [work / "lock", *(images.container for images in source.splits.values())]
     for path in work.iterdir():
-        if path.name != "lock" and path.suffix not in (".tar", ".listing", ".images"):
+        if path not in in_use and path.suffix != ".listing":
             path.unlink()
     replace_file(work / "identity.json", json.dumps(identity).encode())
 
