@@ -14,6 +14,7 @@ from pathlib import Path
 
 from lbsgd.disk import locked, replace_file, say
 from lbsgd.errors import ConfigError
+from lbsgd.report.run_log import LOG_NAME
 
 ROOT = Path(__file__).parent.parent.parent
 CODE_FOLDER = "code"  # in a grid's folder
@@ -75,15 +76,25 @@ def open_checkout(grid_folder: Path, published: Path | None = None, root: Path =
 
 
 def noted_commit(place: Path) -> str | None:
-    """Return the commit of the runs in a folder, None where it holds no note of it; ConfigError for a broken note."""
+    """Return the commit of the runs in a folder; None where it holds no note of it, and no published runs either.
+
+    Raises ConfigError for a broken note, and for published runs without one: HEAD need not be their commit.
+    """
     note = place / NOTE
     try:
-        return json.loads(note.read_text())["commit"] if note.exists() else None
+        said = json.loads(note.read_text())["commit"]
+    except FileNotFoundError:
+        if not any(place.glob(f"runs/*/*/{LOG_NAME}")):
+            return None
+        said = None
     except (ValueError, TypeError, KeyError):  # the marks of a merge, say
+        said = None
+    if not isinstance(said, str) or not said:
         raise ConfigError(
             f"{note} does not say the commit of the runs beside it; restore it, or begin another grid with --work_dir "
             "and --results"
-        ) from None
+        )
+    return said
 
 
 def add_worktree(checkout: Checkout, root: Path) -> None:

@@ -27,6 +27,7 @@ from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
 from lbsgd.experiments.launch import Machine
 from lbsgd.experiments.printed import print_study
 from lbsgd.experiments.runner import Runner
+from lbsgd.experiments.same_data import require_same_data
 from lbsgd.report.page import PAGE_NAME, Section
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at, rows_by_name, write_report
@@ -68,6 +69,11 @@ class Request:
     def logs(self) -> Path:
         """Where the thinned logs lie, those of a trial in the grid itself."""
         return self.grid if self.epochs else self.published / "runs"
+
+    @property
+    def data_folder(self) -> Path:
+        """Where the images lie."""
+        return Path(self.data.data_dir.format(work_dir=self.work_dir))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -129,6 +135,8 @@ def begin(request: Request) -> Checkout:
     if waiting:  # a report needs logs only
         require_inputs(waiting, request.work_dir)
         prepare(request, checkout)
+        done = [job.folder(request.grid) for job in request.jobs]  # those published are brought back there
+        require_same_data(request.data, request.data_folder, done, checkout)
     return checkout
 
 
@@ -187,8 +195,7 @@ def require_inputs(jobs: Sequence[Job], work_dir: Path) -> None:
 
 def prepare(request: Request, checkout: Checkout) -> None:
     """Make the data folder by the repository's own tools; complete, they leave it as it is."""
-    places = {"work_dir": request.work_dir}
-    folder = Path(request.data.data_dir.format(**places))
+    places, folder = {"work_dir": request.work_dir}, request.data_folder
     for arguments in request.data.prepare:
         try:
             run_tool([sys.executable, *(part.format(**places) for part in arguments)], checkout)

@@ -10,7 +10,7 @@ from lbsgd.report.groups import Group
 from lbsgd.report.match import mean_curve, of_epochs, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, note_of_codes, place_of, without_result
-from lbsgd.report.paper_tables import COLUMNS, our_cells, paper_tables, wanted
+from lbsgd.report.paper_tables import COLUMNS, LAYOUTS, our_cells, paper_tables, wanted
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import configuration, described, lr_chart
 
@@ -40,7 +40,7 @@ def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:
     heads = ["", *COLUMNS.heads[FIRST_OF_OURS:]]
     heads[3] = f"{measure.short} {measure.unit}".rstrip()
     labels = [family.label(row) for row in family.rows]
-    why = family.without_baseline if len(rows) > 1 else ""
+    why = family.without_baseline if len(rows) > 1 and not LAYOUTS.keys().isdisjoint(tables) else ""
     note = " ".join(filter(None, [why, note_of_codes(labels, family.rows)]))
     return [Section(place_of(family), note, heads, rows, curve_charts(labels, family.rows))]
 

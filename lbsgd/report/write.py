@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lbsgd.disk import replace_file
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.families import Family, families_of
 from lbsgd.report.figures import band_figure, batch_figure, save
 from lbsgd.report.group_page import group_page
@@ -105,8 +105,16 @@ def as_csv(heads: Cells, rows: Sequence[Cells]) -> str:
 
 
 def rows_by_name(families: Sequence[Family]) -> dict[str, Group]:
-    """Return the rows of a grid by their names."""
-    return {name_of(row): row for family in families for row in family.rows}
+    """Return the rows of a grid by their names. Raises DataError for two of one name, of which one would be lost."""
+    found: dict[str, Group] = {}
+    for row in (row for family in families for row in family.rows):
+        first = found.setdefault(name_of(row), row)
+        if first is not row:
+            raise DataError(
+                f"{first.runs[0].path} and {row.runs[0].path} are of one row by their folders, but differ in their "
+                "plan, their data or where they ended; leave one out, or run it again"
+            )
+    return found
 
 
 def name_of(row: Group) -> str:
