@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 from lbsgd.algorithm import published
-from lbsgd.config.aggregation import Choice, choose, own_reduction
+from lbsgd.config.aggregation import Choice, choose
 from lbsgd.config.plan import Plan
 
 FLAT_RING, RING, HALVING = "flat ring", "ring", "halving/doubling"
@@ -98,7 +98,7 @@ def running(plan: Plan, gpus_per_server: int, backend: str = "nccl") -> tuple[st
 
     Raises ConfigError if the JSON demands one that cannot run there.
     """
-    reason = own_reduction(plan.config, plan.recipe)
+    reason = plan.own_reduction
     if reason is not None or plan.recipe.aggregation is None:
         return FLAT_RING, f"DeepSpeed's own: {reason}"
     full, rest = divmod(plan.world_size, gpus_per_server)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from lbsgd.algorithm.published import IMAGES_PER_SECOND as PAPER_IMAGES_PER_SECOND
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, all_reduce_seconds
-from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.keypath import get
 from lbsgd.config.memory import Network, bytes_per_weight
 from lbsgd.config.plan import Plan
@@ -130,7 +129,7 @@ def reduction_of(plan: Plan, size: Network) -> Reduction:
     """
     P, w = size.num_parameters, bytes_per_weight(plan.precision)
     bucket = get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)
-    if plan.zero_stage == 0 and own_reduction(plan.config, plan.recipe) is not None:
+    if plan.zero_stage == 0 and not plan.aggregates:
         bucket = OWN_BUCKET_AT_STAGE_0
     return Reduction(
         w * P,
@@ -150,7 +149,7 @@ def bytes_per_iteration(reduction: Reduction, gpus: int) -> float:
 
 def no_overlap(plan: Plan, reduction: Reduction) -> str | None:
     """Return why aggregation cannot overlap back-propagation with this JSON in DeepSpeed 0.19.8; None where it can."""
-    if plan.zero_stage == 0 and own_reduction(plan.config, plan.recipe) is not None:
+    if plan.zero_stage == 0 and not plan.aggregates:
         return "at stage 0 DeepSpeed aggregates after back-propagation"
     if get(plan.config, "zero_optimization.overlap_comm") is not True:
         return "zero_optimization.overlap_comm is not true"
@@ -161,6 +160,6 @@ def overlap_in_words(plan: Plan, reduction: Reduction) -> str:
     """Tell whether this JSON lets aggregation overlap back-propagation, and if not, why."""
     if reason := no_overlap(plan, reduction):
         return f"no: {reason}"
-    if own_reduction(plan.config, plan.recipe) is None:
+    if plan.aggregates:
         return f"yes: {reduction.num_buckets} buckets"
     return f"yes: ZeRO-{plan.zero_stage} with overlap_comm and {reduction.num_buckets} buckets"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lbsgd.algorithm.schedule import Schedule
+from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.checks.block import parse_recipe
 from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import (
@@ -108,6 +109,16 @@ class Plan:
     def steps_per_print(self) -> int:
         """Iterations between two lines of the log; only then do numbers come to the host."""
         return int(self.config.get("steps_per_print") or 10)
+
+    @property
+    def own_reduction(self) -> str | None:
+        """Why DeepSpeed's own reduction runs, or None where lbsgd aggregates."""
+        return own_reduction(self.config, self.recipe)
+
+    @property
+    def aggregates(self) -> bool:
+        """Whether lbsgd aggregates; otherwise DeepSpeed does."""
+        return self.own_reduction is None
 
     def summary(self) -> dict[str, str]:
         """Return the numbers that a reader of the paper looks for first, as printed at the start."""

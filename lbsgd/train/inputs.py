@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
-from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
@@ -45,7 +44,7 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
     """Return the JSON for DeepSpeed: without our block, and without the lines that lbsgd prints itself."""
     config = {key: value for key, value in plan.config.items() if key not in ("lbsgd", "steps_per_print")}
     zero = dict(config.get("zero_optimization", {}))
-    if own_reduction(plan.config, plan.recipe) is None:  # ZeRO would reduce in its own hooks, before ours
+    if plan.aggregates:  # ZeRO would reduce in its own hooks, before ours
         zero["overlap_comm"] = False
     if has_nothing_to_reduce(plan):
         zero["contiguous_gradients"] = False  # where DeepSpeed would copy each gradient to, by a hook of its own
@@ -60,7 +59,7 @@ def deepspeed_config(plan: Plan) -> dict[str, Any]:
 
 def has_nothing_to_reduce(plan: Plan) -> bool:
     """Whether ZeRO 1 has one process only, and a JSON without offload_optimizer, so gradients stay on the device."""
-    alone = plan.world_size == 1 and plan.zero_stage == 1 and own_reduction(plan.config, plan.recipe) is None
+    alone = plan.world_size == 1 and plan.zero_stage == 1 and plan.aggregates
     return alone and "offload_optimizer" not in plan.config["zero_optimization"]
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.checks.deepspeed_batch import FACTOR, NAMES_OF_TYPES
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
@@ -21,10 +20,6 @@ CONTIGUOUS = "zero_optimization.contiguous_gradients"
 ONE_EACH = ("sequence_parallel_size", "tensor_parallel.autotp_size")
 
 
-def aggregates(planned: Planned) -> bool:
-    return own_reduction(planned.config, planned.recipe) is None
-
-
 def hit(key: str, message: str) -> Hit:
     return Hit(key, message, correction={key: DELETE})
 
@@ -32,7 +27,7 @@ def hit(key: str, message: str) -> Hit:
 def has_another_type(planned: Planned, key: str) -> bool:
     """Whether a type other than the gradients' own stands at a key, and lbsgd aggregates."""
     value, own = planned.get(key), "fp16" if enabled(planned.config, "fp16") else "fp32"
-    return aggregates(planned) and value is not None and str(value).lower() not in NAMES_OF_TYPES[own]
+    return planned.aggregates and value is not None and str(value).lower() not in NAMES_OF_TYPES[own]
 
 
 @rule(
@@ -71,7 +66,7 @@ def another_precision(planned: Planned) -> Iterator[Hit]:
     example={"zero_optimization": {"contiguous_gradients": False}},
 )
 def scattered_gradients(planned: Planned) -> Iterator[Hit]:
-    if aggregates(planned) and planned.get("zero_optimization.stage") == 1 and planned.get(CONTIGUOUS) is False:
+    if planned.aggregates and planned.get("zero_optimization.stage") == 1 and planned.get(CONTIGUOUS) is False:
         yield hit(CONTIGUOUS, "is false, and ZeRO-1 then reduces by itself")
 
 
@@ -116,7 +111,7 @@ def divided_network(planned: Planned) -> Iterator[Hit]:
     example={"zero_optimization": {"stage": 2}, "lbsgd": {"aggregation": {"between": "halving_doubling"}}},
 )
 def idle_algorithm(planned: Planned) -> Iterator[Hit]:
-    wanted, reason = planned.recipe.aggregation, own_reduction(planned.config, planned.recipe)
+    wanted, reason = planned.recipe.aggregation, planned.own_reduction
     if wanted is None or reason is None:
         return
     for key, value in wanted.model_dump().items():

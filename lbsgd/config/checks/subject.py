@@ -8,6 +8,7 @@ from typing import Any
 
 from lbsgd.config.accepted.schema import VERSIONS, Accepted, accepted, first_to_read, short
 from lbsgd.config.accepted.values import as_bool, as_whole_number
+from lbsgd.config.aggregation import own_reduction
 from lbsgd.config.checks.rule import Kind
 from lbsgd.config.keypath import block_of, enabled, get
 from lbsgd.config.schema import Recipe
@@ -106,3 +107,13 @@ class Planned:
     def per_worker_batch(self) -> int:
         """The paper's n."""
         return self.recipe.batch_norm.per_worker_batch
+
+    @property
+    def own_reduction(self) -> str | None:
+        """Why DeepSpeed's own reduction runs, or None where lbsgd aggregates."""
+        return own_reduction(self.config, self.recipe)
+
+    @property
+    def aggregates(self) -> bool:
+        """Whether lbsgd aggregates; otherwise DeepSpeed does."""
+        return self.own_reduction is None

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.nn import Parameter
 
-from lbsgd.config.aggregation import Choice, choose, own_reduction
+from lbsgd.config.aggregation import Choice, choose
 from lbsgd.config.keypath import get
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation as Wanted
@@ -157,7 +157,7 @@ def attach(engine, plan: Plan) -> None:
     """
     engine.aggregation, engine.waiting = None, Waiting(engine.device)
     reduce = engine.allreduce_gradients
-    if aggregates(plan) and plan.world_size > 1:
+    if plan.aggregates and plan.world_size > 1:
         if engine.has_moe_layers:
             raise ConfigError(
                 "lbsgd.aggregation takes the mean over all processes, and experts have groups of their own; delete it "
@@ -172,11 +172,6 @@ def attach(engine, plan: Plan) -> None:
     elif has_nothing_to_reduce(plan):
         take_gradients_in_place(engine)
     engine.allreduce_gradients = engine.waiting.timed(reduce)
-
-
-def aggregates(plan: Plan) -> bool:
-    """Whether lbsgd aggregates; otherwise DeepSpeed does."""
-    return own_reduction(plan.config, plan.recipe) is None
 
 
 def instead_of(engine, reduce):
@@ -226,7 +221,7 @@ def described(plan: Plan, engine) -> str:
     if plan.world_size == 1:
         return "none: one process"
     if engine.aggregation is None:
-        return f"DeepSpeed's own: {own_reduction(plan.config, plan.recipe)}"
+        return f"DeepSpeed's own: {plan.own_reduction}"
     aggregation, order = engine.aggregation, ""
     if not aggregation.placement.in_blocks:
         order = "; ranks are not in blocks, and grouped by host"
