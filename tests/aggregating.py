@@ -5,7 +5,7 @@ import copy
 import torch
 import torch.distributed as dist
 from oracle import N, network
-from test_engine import recipe
+from small_engine import recipe
 from torch.nn import functional as F
 
 import lbsgd

@@ -19,7 +19,7 @@ from aggregating import (
 )
 from oracle import BOUND, ITERATIONS, distance, network
 from processes import in_processes
-from test_engine import recipe, train
+from small_engine import recipe, train
 from torch import nn
 
 import lbsgd

@@ -15,7 +15,7 @@ import torch.multiprocessing
 from aggregating import OURS, config, noise, one_iteration, parameters, run, same_bits
 from oracle import network
 from processes import in_processes
-from test_engine import recipe, train
+from small_engine import recipe, train
 from torch.nn import functional as F
 
 import lbsgd

@@ -3,7 +3,7 @@
 import copy
 
 import pytest
-from test_engine import recipe
+from small_engine import recipe
 
 from lbsgd.config.aggregation import Choice, choose
 from lbsgd.config.overrides import Overrides

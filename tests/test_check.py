@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from edited_jsons import WRONG, edited
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from locked import as_nobody
 from rich.console import Console
-from test_plan import WRONG, edited
 
 from lbsgd.commands.check_screen import print_inspections
 from lbsgd.commands.main import main

@@ -3,8 +3,8 @@
 import json
 
 import pytest
+from edited_jsons import edited
 from test_check import errors
-from test_plan import edited
 
 from lbsgd.commands.main import main
 from lbsgd.config.checks.inspection import corrected, findings_of

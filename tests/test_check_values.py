@@ -7,8 +7,8 @@ import json
 import hjson
 import pytest
 from deepspeed import DeepSpeedEngine
+from edited_jsons import edited
 from test_check import errors
-from test_plan import edited
 
 from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.deepspeed_switches import OF_OPTIMIZER, OF_SCHEDULER

@@ -9,8 +9,7 @@ import torch
 from crash import completed, config
 from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, K, N, distance
-from test_engine import recipe, train
-from test_oracle import in_precision
+from small_engine import in_precision, recipe, train
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode

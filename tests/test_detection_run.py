@@ -13,8 +13,8 @@ from coco_scenes import load_tool
 from detecting import SIZES
 from mask_rcnn import MaskRCNN
 from processes import in_processes
-from test_trainer import NobodyAsks, Records
 from torchvision.models import resnet18
+from trainers import NobodyAsks, Records
 
 import lbsgd
 from lbsgd.commands.detect import DetectionRequest

@@ -11,6 +11,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch, network
 from processes import in_processes
+from small_engine import aggregated, recipe, train, trained
 from torch.nn import functional as F
 
 import lbsgd
@@ -21,54 +22,6 @@ from lbsgd.config.plan import Plan
 from lbsgd.config.precision import set_precision
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.train.engine_state import gather_state, restore_state
-
-
-def recipe(stage=0, momentum=None, micro_batch=N, **batch_norm):
-    """What oracle.py computes: 64 images an update, lr 0.05 -> 0.4 over 10 iterations, a decay at iteration 15."""
-    return {
-        "train_batch_size": K * N,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "optimizer": {"type": "SGD", "params": {"lr": 0.4, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}},
-        "scheduler": {
-            "type": "WarmupLR",
-            "params": {"warmup_min_lr": 0.05, "warmup_max_lr": 0.4, "warmup_num_steps": 10, "warmup_type": "linear"},
-        },
-        "gradient_clipping": 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {"stage": stage, "reduce_bucket_size": 6_000_000},
-        "lbsgd": {
-            "epochs": 10,
-            "num_images": 2 * K * N,
-            "linear_scaling": {"base_lr": 0.05, "base_batch": N},
-            "warmup": {"kind": "gradual", "epochs": 5},
-            "decay": {"epochs": [7.5], "factor": 0.1},
-            "momentum": momentum or {},
-            "batch_norm": {"per_worker_batch": N, **batch_norm},
-        },
-    }
-
-
-def train(engine, plan, first=0, last=ITERATIONS, backward=lambda engine, loss: engine.backward(loss)):
-    """A user's own loop: this rank's passes over its part of each global batch; the lr that each update took."""
-    rank, lrs = torch.distributed.get_rank(), []
-    for iteration in range(first, last):
-        images, labels = (part.chunk(plan.world_size)[rank].to(engine.device) for part in global_batch(iteration))
-        for x, y in zip(images.split(plan.micro_batch), labels.split(plan.micro_batch), strict=True):
-            backward(engine, F.cross_entropy(engine(x).float(), y))
-            lrs_before_step = [group["lr"] for group in engine.basic_optimizer.param_groups]
-            engine.step()
-        lrs.append(lrs_before_step)
-    return lrs
-
-
-def trained(config, last=ITERATIONS, state=None, seed=0, **options):
-    """State after training in this process's group; from a gathered state if one is given."""
-    engine, plan = lbsgd.initialize(network(seed, **options), config)
-    if state is not None:
-        restore_state(engine, state)
-    lrs = train(engine, plan, engine.global_steps, last)
-    lbsgd.agree_statistics(engine.module)
-    return gather_state(engine), lrs
 
 
 @pytest.fixture(scope="module")
@@ -157,11 +110,6 @@ def test_form_10_keeps_the_last_lr_in_the_state(expected):
 def test_one_process_reduces_nothing():
     engine, _ = lbsgd.initialize(network(), recipe())
     assert engine.enable_backward_allreduce is False
-
-
-def aggregated(config):
-    config["lbsgd"]["aggregation"] = {}
-    return config
 
 
 @pytest.mark.parametrize("micro_batch", [K * N, N])

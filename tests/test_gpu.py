@@ -16,8 +16,7 @@ from crash import SMALL, config
 from crash_runs import assert_same_log, weights
 from deepspeed.accelerator import get_accelerator
 from oracle import N, distance, network
-from test_engine import recipe, trained
-from test_oracle import in_precision
+from small_engine import in_precision, recipe, trained
 
 from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
 

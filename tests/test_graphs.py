@@ -14,9 +14,8 @@ import torchvision
 from crash import Command, config
 from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch
+from small_engine import aggregated, in_precision, recipe, train
 from test_compiled import RECIPE, network
-from test_engine import aggregated, recipe, train
-from test_oracle import in_precision
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook

@@ -9,8 +9,8 @@ from deepspeed.accelerator import get_accelerator
 from host_reads import HostReads
 from oracle import K, N, network
 from resnet50 import ResNet50
-from test_oracle import in_precision
-from test_trainer import NobodyAsks, Records
+from small_engine import in_precision
+from trainers import NobodyAsks, Records
 
 import lbsgd
 from lbsgd.data.fake import FakeImages

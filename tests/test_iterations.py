@@ -6,9 +6,9 @@ import pytest
 import torch
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch, network
 from processes import in_processes
-from test_engine import recipe, train
-from test_trainer import trainer
+from small_engine import recipe, train
 from torch.nn import functional as F
+from trainers import trainer
 
 import lbsgd
 from lbsgd.algorithm.schedule import learning_rate

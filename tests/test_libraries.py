@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracle import BOUND, distance
 from processes import in_processes
-from test_engine import recipe
+from small_engine import recipe
 from test_reuse import images_and_labels, run_block, with_json
 from torch import nn
 from torch.nn import functional as F

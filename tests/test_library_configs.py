@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from small_engine import recipe
 from test_codes import merged
-from test_engine import recipe
 from test_reuse import BLOCKS
 from torch import nn
 

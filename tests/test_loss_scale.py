@@ -47,7 +47,7 @@ def test_a_process_without_gradients_of_its_own_saw_no_overflow():
 @pytest.mark.parametrize("bad", [None, *BAD])
 def test_an_engine_in_fp16_skips_an_update_with_such_a_gradient(monkeypatch, bad):
     from deepspeed.accelerator import get_accelerator
-    from test_oracle import in_precision
+    from small_engine import in_precision
 
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     monkeypatch.setattr(torch.Tensor, "amax", None)  # of DeepSpeed's own way

@@ -234,7 +234,7 @@ def test_maps_too_large_or_too_small_are_left_to_the_loop(monkeypatch, layout, s
 
 
 def test_triton_without_a_gpu_is_refused_in_one_line():
-    from test_engine import recipe
+    from small_engine import recipe
 
     config = recipe(implementation="triton")
     with pytest.raises(ConfigError, match="implementation triton needs a GPU, and this device is cpu"):

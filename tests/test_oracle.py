@@ -12,13 +12,12 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, N, distance, network
 from processes import in_processes
-from test_engine import recipe, train, trained
+from small_engine import in_precision, recipe, train, trained
 from test_evaluation import make_trainer
 from torch import nn
 from torch.nn import functional as F
 
 import lbsgd
-from lbsgd.config.precision import set_precision
 from lbsgd.train.engine_state import gather_state
 
 ON_ONE_PROCESS = [(stage, micro_batch) for stage in (0, 1, 2) for micro_batch in (64, 8)]  # 1 and 8 passes
@@ -29,15 +28,6 @@ NETWORKS = range(1, 8)  # of the ReLU runs
 # Half precision against plain PyTorch autocast's own distance, measured: bf16 1.0 to 1.4, fp16 1.5 to 2.2 times as far.
 MULTIPLE = 5
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def in_precision(precision, stage=0, micro_batch=N, **fp16):
-    """Return the recipe in bf16 autocast, or in fp16 from a loss scale of 2^10, at which nothing overflows."""
-    config = recipe(stage, micro_batch=micro_batch)
-    set_precision(config, precision)
-    if precision == "fp16":
-        config["fp16"] |= {"initial_scale_power": 10, **fp16}
-    return config
 
 
 def by_the_trainer(stage, micro_batch):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from grid_logs import write_log
-from test_trainer import Records, trainer
+from trainers import Records, trainer
 
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.plan import Plan

@@ -12,7 +12,7 @@ import pytest
 import torch
 from deepspeed.runtime.lr_schedules import WarmupLR
 from oracle import BOUND, ITERATIONS, K, N, distance, network
-from test_engine import recipe, train
+from small_engine import recipe, train
 from torch import nn
 from torchvision.models import resnet50
 

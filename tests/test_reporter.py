@@ -4,7 +4,7 @@ import re
 from types import SimpleNamespace
 
 import pytest
-from test_trainer import Records
+from trainers import Records
 
 from lbsgd.commands import convert, detect, train
 from lbsgd.report.measure import TOP1

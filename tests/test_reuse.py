@@ -14,7 +14,7 @@ import torch
 from oracle import BOUND, distance
 from PIL import Image
 from processes import in_processes
-from test_engine import recipe
+from small_engine import recipe
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset

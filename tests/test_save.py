@@ -17,9 +17,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from oracle import network
+from small_engine import recipe, train
 from test_checkpoint import saved
-from test_engine import network, recipe, train
-from test_trainer import trainer
+from trainers import trainer
 
 import lbsgd
 from lbsgd.commands.flag_types import interval

@@ -5,56 +5,17 @@ import time
 
 import pytest
 import torch
+from oracle import N, network
 from processes import in_processes
-from resnet50 import ResNet50
-from test_engine import K, N, network, recipe
+from small_engine import recipe
+from trainers import NUM_IMAGES, Records, trainer
 
 import lbsgd
-from lbsgd.data.fake import FakeEval, FakeImages
-from lbsgd.data.share import Pixels, Share
 from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
 from lbsgd.train.clock import Clock
-from lbsgd.train.images import Images
 from lbsgd.train.reporter import Reporter
-from lbsgd.train.saver import Saver
-from lbsgd.train.trainer import Trainer
-
-ITERATIONS = 2  # of an epoch
-NUM_IMAGES = ITERATIONS * K * N
-
-
-class Records:
-    """Stands where log and screen stand; keeps what comes."""
-
-    def __init__(self):
-        self.epochs, self.iterations, self.said = [], [], []
-        self.epoch, self.iteration = self.epochs.append, self.iterations.append
-        self.say, self.advance = self.said.append, lambda: None
-
-
-class NobodyAsks:
-    """Stands where the guard stands."""
-
-    stop_requested, nothing_to_save = None, True
-
-    def alive(self, position):
-        self.position = position
-
-
-def trainer(folder, val_images=50, iterations=ITERATIONS, steps_per_print=10, resume=False, **batch_norm):
-    config = recipe(**batch_norm)
-    config["steps_per_print"], config["lbsgd"]["num_images"] = steps_per_print, iterations * K * N
-    config["scheduler"]["params"]["warmup_num_steps"] = 5 * iterations
-    engine, plan = lbsgd.initialize(network(), config)
-    share = dict(seed=0, share=Share(), pixels=Pixels(resolution=6, device=engine.device))
-    data = FakeImages(plan.num_images, 5, global_batch=K * N, micro_batch=N, **share)
-    images = Images(data, FakeEval(val_images, 5, batch=16, **share))
-    reporter = Reporter(Records(), Records(), engine)
-    saver = Saver(engine, folder, {"recipe": "small"}, {}, say=reporter.progress.say)
-    reached = saver.restore() if resume else None
-    return Trainer(engine, plan, ResNet50(), images, saver, NobodyAsks(), reporter, reached)
 
 
 def test_an_evaluation_counts_every_image_once_in_whole_numbers(tmp_path):

@@ -1,0 +1,48 @@
+"""The trainer on the small network, with stand-ins for log, screen and guard."""
+
+from oracle import K, N, network
+from resnet50 import ResNet50
+from small_engine import recipe
+
+import lbsgd
+from lbsgd.data.fake import FakeEval, FakeImages
+from lbsgd.data.share import Pixels, Share
+from lbsgd.train.images import Images
+from lbsgd.train.reporter import Reporter
+from lbsgd.train.saver import Saver
+from lbsgd.train.trainer import Trainer
+
+ITERATIONS = 2  # of an epoch
+NUM_IMAGES = ITERATIONS * K * N
+
+
+class Records:
+    """Stands where log and screen stand; keeps what comes."""
+
+    def __init__(self):
+        self.epochs, self.iterations, self.said = [], [], []
+        self.epoch, self.iteration = self.epochs.append, self.iterations.append
+        self.say, self.advance = self.said.append, lambda: None
+
+
+class NobodyAsks:
+    """Stands where the guard stands."""
+
+    stop_requested, nothing_to_save = None, True
+
+    def alive(self, position):
+        self.position = position
+
+
+def trainer(folder, val_images=50, iterations=ITERATIONS, steps_per_print=10, resume=False, **batch_norm):
+    config = recipe(**batch_norm)
+    config["steps_per_print"], config["lbsgd"]["num_images"] = steps_per_print, iterations * K * N
+    config["scheduler"]["params"]["warmup_num_steps"] = 5 * iterations
+    engine, plan = lbsgd.initialize(network(), config)
+    share = dict(seed=0, share=Share(), pixels=Pixels(resolution=6, device=engine.device))
+    data = FakeImages(plan.num_images, 5, global_batch=K * N, micro_batch=N, **share)
+    images = Images(data, FakeEval(val_images, 5, batch=16, **share))
+    reporter = Reporter(Records(), Records(), engine)
+    saver = Saver(engine, folder, {"recipe": "small"}, {}, say=reporter.progress.say)
+    reached = saver.restore() if resume else None
+    return Trainer(engine, plan, ResNet50(), images, saver, NobodyAsks(), reporter, reached)
