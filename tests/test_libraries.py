@@ -17,8 +17,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader, Dataset
 
 import lbsgd
-from lbsgd.config.keypath import get, put
-from lbsgd.config.libraries.automatic import FILLED, automatic_keys
+from lbsgd.config.keypath import automatic_keys, get, put
+from lbsgd.config.libraries.automatic import FILLED
 from lbsgd.config.libraries.needs import needs_of
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError

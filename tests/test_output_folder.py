@@ -6,15 +6,13 @@ import time
 
 import pytest
 import torch
-from grid_logs import DIGITS, write_log
+from grid_logs import write_log
 
 from lbsgd.errors import CheckpointError, ConfigError
-from lbsgd.experiments.grid import baseline
+from lbsgd.experiments.grid import BASELINE
 from lbsgd.train.checkpoint import comparable
 from lbsgd.train.run import Run, only_writer, prepare_output
 from lbsgd.train.session import windows_of
-
-BASELINE = baseline(DIGITS)
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch):
