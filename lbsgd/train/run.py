@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -10,11 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from lbsgd.config.json_file import write_json
 from lbsgd.config.plan import Plan
-from lbsgd.disk import is_there
+from lbsgd.disk import is_there, locked
 from lbsgd.errors import CheckpointError, ConfigError
 from lbsgd.report.run_log import LOG_NAME, read_run
 
@@ -131,22 +130,11 @@ def only_writer(folder: Path) -> Iterator[None]:
     require_writable(folder)
     with open(folder / WRITER_NAME, "wb") as lock:
         ends = time.monotonic() + WRITER_SECONDS
-        while not is_locked(lock):
+        while not locked(lock, wait=False):
             if time.monotonic() > ends:
                 raise ConfigError(f"another run writes into {folder}; end it, or choose another --output_dir")
             time.sleep(0.5)
         yield
-
-
-def is_locked(file: BinaryIO) -> bool:
-    """Lock a file, and return whether that is done or cannot be; False where another process has locked it."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def begin_output(run: Run) -> None:
