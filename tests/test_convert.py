@@ -73,6 +73,9 @@ def test_a_complete_folder_is_left_and_a_damaged_one_made_again(tree, tmp_path, 
 
     os.truncate(data / "train.beton", 1000)
     convert(tree, data, **SETTINGS)
+    assert (
+        "data is damaged: its files are not those of its manifest.json, and are made again" in capsys.readouterr().out
+    )
     assert open_data(data).train.num_images == 3
 
 
@@ -178,7 +181,10 @@ def test_a_disk_without_room_for_the_result_is_refused_before_anything_is_writte
                 DataError, match=r"has [\d.]+ MB free, and the result needs about [\d.]+ MB more; make room"
             ):
                 convert(tree, tmp_path / "data", **SETTINGS)
+            last = look(tree, tmp_path / "data", 1, max_side=500).splitlines()[-1]
+            assert last.startswith(f"refused: {tmp_path}/data has 0.0 MB free, and the result needs about 0.0 MB more;")
         else:
+            assert "refused" not in look(tree, tmp_path / "data", 1, max_side=500)
             convert(tree, tmp_path / "data", **SETTINGS)
 
 

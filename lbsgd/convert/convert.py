@@ -19,7 +19,6 @@ from lbsgd.convert.compressed import telling_what_stays
 from lbsgd.convert.convert_split import convert_split
 from lbsgd.convert.estimate import check_disk, dry_run
 from lbsgd.convert.existing_data import (
-    before_the_conversion,
     complete_by_version,
     complete_data,
     complete_lines,
@@ -131,6 +130,8 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
         raise
     if complete:
         _say_all(complete_lines(data_dir, complete, found))
+    elif (data_dir / "manifest.json").exists():
+        say(f"{data_dir} is damaged: its files are not those of its manifest.json, and are made again")
     return None if complete else found
 
 
@@ -141,8 +142,7 @@ def look(
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     with stoppable(NOTHING_KEPT), tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir)
-        said = dry_run(found, wanted, _page_size(found, wanted), data_dir, num_processes)
-        return "\n".join([said, *before_the_conversion(data_dir, found, wanted, overwrite)])
+        return dry_run(found, wanted, _page_size(found, wanted), data_dir, num_processes, overwrite)
 
 
 def _say_all(lines: list[str]) -> None:

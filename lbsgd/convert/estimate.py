@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from lbsgd.convert.beton_writer import METADATA
+from lbsgd.convert.existing_data import before_the_conversion
 from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE, Stored, out_of_memory_is_told, stored_image
 from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line
 from lbsgd.convert.settings import Settings
@@ -114,19 +115,29 @@ def free_bytes(folder: Path) -> int:
 def check_disk(source: Source, settings: Settings, page_size: int, work: Path, done: int) -> None:
     """Raises DataError if the result will not fit on the disk, where `done` bytes of it are already."""
     needed = int(MARGIN * max(0, estimate(source, settings, page_size, num_images=24).num_bytes - done))
-    free = free_bytes(work)
-    if free < needed:
-        raise DataError(
-            f"{work.parent} has {size(free)} free, and the result needs about {size(needed)} more;"
-            f" make room or name another folder with --data_dir (--short_side 256 makes small files)"
-        )
+    if full := _no_room(work.parent, needed):
+        raise DataError(full)
 
 
-def dry_run(source: Source, settings: Settings, page_size: int, data_dir: Path, num_processes: int) -> str:
-    """Return, in some lines, what was found, the size of the result and the time it will take."""
+def _no_room(data_dir: Path, needed: int) -> str | None:
+    """Return what to say of a disk with less than `needed` bytes free, None if it has them."""
+    free = free_bytes(data_dir)
+    if free >= needed:
+        return None
+    return (
+        f"{data_dir} has {size(free)} free, and the result needs about {size(needed)} more;"
+        f" make room or name another folder with --data_dir (--short_side 256 makes small files)"
+    )
+
+
+def dry_run(
+    source: Source, settings: Settings, page_size: int, data_dir: Path, num_processes: int, overwrite: bool
+) -> str:
+    """Return, in some lines, what was found, the size of the result, the time it will take, and what is in its way."""
     found, classes = estimate(source, settings, page_size, num_images=200), source.train.classes
     unusable = unusable_images(source)
     seconds, free = duration(found.seconds / num_processes), size(free_bytes(data_dir))
+    full = _no_room(data_dir, int(MARGIN * max(0, found.num_bytes - _bytes_in(data_dir / ".converting"))))
     return "\n".join(
         [
             *(_found(images, name) for name, images in (("training", source.train), ("validation", source.val))),
@@ -135,8 +146,14 @@ def dry_run(source: Source, settings: Settings, page_size: int, data_dir: Path, 
             f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
             f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",
             f"time    about {seconds} with {num_processes} processes, if the disk keeps up",
+            *(before_the_conversion(data_dir, source, settings, overwrite) or ([f"refused: {full}"] if full else [])),
         ]
     )
+
+
+def _bytes_in(work: Path) -> int:
+    """Return the bytes of what an earlier run has done: the conversion goes on from them, or makes room of them."""
+    return sum(512 * path.stat().st_blocks for path in work.glob("*.beton"))  # their tables are holes at first
 
 
 def _found(images: Images, name: str) -> str:
