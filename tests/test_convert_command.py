@@ -352,9 +352,11 @@ def test_looking_says_what_a_conversion_would_refuse_or_find_complete(tree, tmp_
     )
     save(tree / "val/bee/new.JPEG")
     assert last("--data_dir", "data").startswith("refused: data already holds another data set: ")
-    for place in ("file", "file/data"):
-        told = f"refused: cannot write to {place}: Not a directory; name another folder with --data_dir"
-        assert last("--data_dir", place) == last("--data_dir", place, "--overwrite") == told
+    (tmp_path / "link").symlink_to("gone")
+    for place in ("file", "file/data", "link"):
+        told = f"cannot write to {place}: Not a directory; name another folder with --data_dir"
+        assert last("--data_dir", place) == last("--data_dir", place, "--overwrite") == f"refused: {told}"
+        assert command("--source", "source", "--data_dir", place).stderr == f"error: {told}\n"
     assert last("--data_dir", "other").startswith("time ")
 
 

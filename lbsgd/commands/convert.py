@@ -31,7 +31,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--source", type=named, metavar="PATH", help="a folder or a tar, see above")
     add("--data_dir", type=named, metavar="DIR", help="where the FFCV files go")
-    add("--dry_run", action="store_true", help="say what was found, the result's size and the time; write nothing")
+    look = "say what was found, the result's size, the time, and what would be refused; write nothing"
+    add("--dry_run", action="store_true", help=look)
     add("--verify", action="store_true", help="read all images of --data_dir back; with --source, compare them with it")
     add("--max_side", type=positive, metavar="PIXELS", help="shrink images whose longer side is longer (default: 500)")
     add("--short_side", type=positive, metavar="PIXELS", help="instead: shrink images whose shorter side is longer")

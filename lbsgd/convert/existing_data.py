@@ -87,7 +87,7 @@ def before_the_conversion(data_dir: Path, source: Source, settings: Settings, ov
 
 
 def _require_writable(data_dir: Path) -> None:
-    place = next(place for place in (data_dir, *data_dir.absolute().parents) if place.exists())
+    place = next(place for place in (data_dir, *data_dir.absolute().parents) if os.path.lexists(place))
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         number = errno.EACCES if place.is_dir() else errno.ENOTDIR
         raise DataError(f"cannot write to {data_dir}: {os.strerror(number)}; name another folder with --data_dir")

@@ -85,6 +85,7 @@ def start_over_if_other(work: Path, identity: Mapping[str, object], source: Sour
     for path in work.iterdir():
         if path not in in_use and path.suffix != ".listing":
             path.unlink()
+    to_disk(work)  # so that no old journal comes back beside the new identity when the machine dies
     replace_file(work / "identity.json", json.dumps(identity).encode())
 
 
@@ -133,9 +134,9 @@ def writing_to(data_dir: Path) -> Iterator[None]:
         if _is_elsewhere(error.filename, data_dir):
             help_ = "mend it, and the same command goes on"
             raise DataError(f"cannot use {error.filename}: {error.strerror}; {help_}") from error
-        full = error.errno in FULL
+        full, in_the_way = error.errno in FULL, isinstance(error, FileExistsError)
         raise DataError(
-            f"cannot write to {data_dir}: {error.strerror}; "
+            f"cannot write to {data_dir}: {os.strerror(errno.ENOTDIR) if in_the_way else error.strerror}; "
             + ("what is done is kept: make room and run the same command, or name" if full else "name")
             + " another folder with --data_dir"
         ) from error
