@@ -5,13 +5,15 @@ import os
 import shutil
 
 import pytest
-from converter import SETTINGS, encoded, make_tree
+from converter import SETTINGS, change_byte, encoded, make_tree
 from test_convert_shards import webdataset
 from test_sources import LAYOUTS, make_kaggle, make_tar
 
+from lbsgd.convert.beton_writer import METADATA_AT
 from lbsgd.convert.convert import convert
 from lbsgd.convert.sources import source_version
 from lbsgd.convert.verify import verify
+from lbsgd.data.folder import open_data
 from lbsgd.errors import DataError
 
 MADE = {**LAYOUTS, "shards": webdataset}
@@ -107,3 +109,15 @@ def test_a_manifest_of_an_earlier_converter_tells_as_much_as_it_holds(tmp_path, 
     capsys.readouterr()
     convert(source, tmp_path / "data", **SETTINGS)
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_a_file_of_which_any_byte_of_the_tables_has_changed_is_not_called_complete(tmp_path, capsys):
+    """Also one beside the labels, sizes and checksums: a training would refuse it."""
+    tree, data = make_tree(tmp_path / "source"), tmp_path / "data"
+    convert(tree, data, **SETTINGS)
+    change_byte(data / "train.beton", METADATA_AT - 1)
+    with pytest.raises(DataError, match="is not the file that manifest.json beside it was written for"):
+        open_data(data)
+    convert(tree, data, **SETTINGS)
+    assert "data is damaged: " in capsys.readouterr().out
+    open_data(data)

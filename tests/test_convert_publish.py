@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from converter import SETTINGS, make_tree, names_in
 
-from lbsgd.convert.convert import convert
+from lbsgd.convert.convert import convert, look
 from lbsgd.data.folder import open_data
 from lbsgd.errors import DataError
 
@@ -83,6 +83,7 @@ def test_killed_while_the_files_get_their_names_it_is_absent_then_complete_and_e
         data = tmp_path / f"data{step}"
         died = converted_until(step, monkeypatch, source, data, **SETTINGS)
         assert fingerprint(data) == (fingerprint(expected) if (data / "manifest.json").exists() else None)
+        assert "refused" not in look(source, data, 1, max_side=500)
         convert(source, data, **SETTINGS)
         assert_same_files(data, expected)
         if not died:

@@ -12,9 +12,9 @@ from pathlib import Path
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.convert.sources import source_version
-from lbsgd.convert.work_folder import CONVERTER_VERSION
+from lbsgd.convert.work_folder import CONVERTER_VERSION, conversion_identity, is_partly_published
 from lbsgd.data.beton import BetonFile
-from lbsgd.data.folder import Manifest, Split
+from lbsgd.data.folder import Manifest
 from lbsgd.disk import is_there
 from lbsgd.errors import DataError
 from lbsgd.units import counted
@@ -77,8 +77,10 @@ def complete_by_version(data_dir: Path, source: Path, settings: Settings) -> Man
 
 def before_the_conversion(data_dir: Path, source: Source, settings: Settings, overwrite: bool) -> list[str]:
     """Return lines on what keeps a conversion from its work: that it is done, or why it would be refused."""
+    identity = conversion_identity(source, settings)
+    to_be_published = is_partly_published(data_dir, data_dir / ".converting", identity)
     try:
-        if not overwrite and (complete := complete_data(data_dir, source, settings)):
+        if not (overwrite or to_be_published) and (complete := complete_data(data_dir, source, settings)):
             return complete_lines(data_dir, complete, source)
         _require_writable(data_dir)
     except DataError as error:
@@ -125,5 +127,5 @@ def is_read_only(data_dir: Path) -> bool:
 
 def _is_intact(data_dir: Path, manifest: Manifest) -> bool:
     with contextlib.suppress(DataError):
-        return all(Split.of(BetonFile.open(data_dir / f"{name}.beton")) == getattr(manifest, name) for name in SPLITS)
+        return all(getattr(manifest, name).describes(BetonFile.open(data_dir / f"{name}.beton")) for name in SPLITS)
     return False
