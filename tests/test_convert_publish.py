@@ -106,6 +106,19 @@ def test_files_that_are_removed_before_they_are_all_published_are_made_again(mad
     assert step >= 4 and died
 
 
+def test_a_run_that_only_publishes_says_so(made, tmp_path, monkeypatch, capsys):
+    source, expected, _ = made
+    with monkeypatch.context() as patch:
+        patch.setattr("lbsgd.convert.convert.publish", lambda *_: None)
+        convert(source, tmp_path / "data", **SETTINGS)
+    capsys.readouterr()
+    convert(source, tmp_path / "data", **SETTINGS)
+    data = tmp_path / "data"
+    told = f"{data}/.converting holds what an earlier run has finished: it only goes to {data}\n"
+    assert capsys.readouterr().out == told
+    assert_same_files(data, expected)
+
+
 def test_a_file_that_was_replaced_before_all_are_published_is_not_published(made, tmp_path, monkeypatch):
     source, expected, other = made
     with monkeypatch.context() as patch:

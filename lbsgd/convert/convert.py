@@ -89,7 +89,9 @@ def convert(
             if on_error == "fail":
                 refuse_unusable(found)
             identity = conversion_identity(found, settings)
-            if not is_partly_published(data_dir, work, identity):
+            if is_partly_published(data_dir, work, identity):
+                say(f"{work} holds what an earlier run has finished: it only goes to {data_dir}")
+            else:
                 start_over_if_other(work, identity, found)
                 Conversion(found, settings, work).run(num_processes, commit_seconds, on_error)
             publish(data_dir, work)
