@@ -48,3 +48,26 @@ def test_a_part_that_it_lacks_and_a_file_of_something_else_are_refused_in_one_li
     for name in ("other.json", "none.json"):
         with pytest.raises(ConfigError, match=f"{name}: holds no results of tools/bench_gpu.py"):
             bench_tables(folder / name, [])
+
+
+@pytest.mark.parametrize("value", [..., None, 5, "", [], {"a": 1}])
+def test_no_value_of_a_file_is_a_traceback(folder, value):
+    whole = (folder / "speed.json").read_text()
+    for path in ((), ("parts", 0), ("parts", 0, "figures", 0)):
+        block = json.loads(whole)
+        for key in path:
+            block = block[key]
+        for key in block:
+            changed = json.loads(whole)
+            inner = changed
+            for name in path:
+                inner = inner[name]
+            if value is ...:
+                del inner[key]
+            else:
+                inner[key] = value
+            (folder / "changed.json").write_text(json.dumps(changed))
+            try:
+                bench_tables(folder / "changed.json", [])
+            except ConfigError as error:
+                assert "changed.json: holds no results of tools/bench_gpu.py" in str(error)

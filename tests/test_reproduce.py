@@ -49,7 +49,7 @@ if behaviour == "fail" and folder.name == "seed1":
 if behaviour == "diverge" and folder.name == "seed1":
     print("error: the loss of iteration 5 is not a number", file=sys.stderr)
     sys.exit(3)
-header = {key: {} for key in ("model", "precision", "schedule", "config")}
+header = {"model": "resnet8", "precision": "fp32", "schedule": {}, "config": {}}
 counts = {key: 1 for key in ("global_batch", "num_workers", "iterations_per_epoch")}
 header = {"kind": "run", **header, **counts, "recipe": {"epochs": 1}}
 epoch = {"kind": "epoch", "epoch": 1, "train_loss": 1, "train_top1_error_pct": 5, "val_top1_error_pct": 5, "seconds": 1}

@@ -10,6 +10,12 @@ from typing import Any
 from lbsgd.errors import ConfigError
 from lbsgd.units import markdown_table
 
+PART = {"name": str, "title": str, "state": str, "why": str | None, "figures": list, "notes": list}
+END = int | float | None
+FIGURE = {
+    **{key: str for key in ("name", "unit", "verdict", "beside")},
+    **{"value": int | float, "low": END, "high": END, "goal": str | None, "count": int},
+}
 HEADS = ("what", "measured [95 %]", "goal", "", "of", "beside")
 
 
@@ -43,12 +49,27 @@ def bench_tables(path: Path, wanted: Sequence[str]) -> list[str]:
     try:
         found = json.loads(path.read_bytes())
         parts = {part["name"]: part for part in found["parts"]}
-        about = f"{found['device']}, {found['started'].split()[0]}"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        about = f"{found['device']}, {[*found['started'].split(), ''][0]}"
+        for part in parts.values():
+            require_types(part)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: holds no results of tools/bench_gpu.py ({error})") from None
     if missing := [name for name in wanted if name not in parts]:
         raise ConfigError(f"{path}: has no part {', '.join(missing)}; it has {', '.join(parts)}")
     return [part_table(parts[name], about) for name in wanted or parts]
+
+
+def require_types(part: Mapping[str, Any]) -> None:
+    """Raise KeyError or TypeError where a part, or one of its figures, lacks what a table needs of it."""
+    parts = [(part, PART), *((figure, FIGURE) for figure in part["figures"])]
+    for block, types in parts:
+        for key, kind in types.items():
+            if not isinstance(block[key], kind):
+                raise TypeError(f"{key} is {block[key]!r}")
+    if not all(isinstance(note, str) for note in part["notes"]):
+        raise TypeError("a note is no text")
+    if any((figure["low"] is None) != (figure["high"] is None) for figure in part["figures"]):
+        raise TypeError("an interval has one end")
 
 
 def part_table(part: Mapping[str, Any], about: str) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbsgd.algorithm.schedule import Schedule, learning_rate
+from lbsgd.errors import DataError
 from lbsgd.report.measure import TOP1
 from lbsgd.report.picture import COLOURS, replace_picture
 from lbsgd.report.run_log import LoggedRun
@@ -88,5 +90,13 @@ def learning_rates(run: LoggedRun) -> list[float]:
 
 
 def schedule_of(run: LoggedRun) -> Schedule:
-    numbers = run.header["schedule"]
-    return Schedule(**{**numbers, "decay_iterations": tuple(numbers["decay_iterations"])})
+    """Return the schedule of a run. What a later version says of it besides is left out.
+
+    Raises DataError for one that cannot be.
+    """
+    known = {field.name for field in fields(Schedule)}
+    numbers = {key: value for key, value in run.header["schedule"].items() if key in known}
+    try:
+        return Schedule(**{**numbers, "decay_iterations": tuple(numbers.get("decay_iterations", ()))})
+    except ValueError as error:
+        raise DataError(f"{run.path}, line 1: {error}") from None

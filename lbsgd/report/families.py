@@ -118,14 +118,19 @@ def further_settings(row: Group) -> dict[str, Any]:
     leaves = {key: value for key, value in flat(rest).items() if key not in NAMED and value is not None}
     if "warmup" in rest:
         leaves["warmup.start_fraction"] = recipe["warmup"].get("start_fraction") or "by default"
-    found = {re.sub("[._]", " ", key): value for key, value in leaves.items()}
+    found = {re.sub("[._]", " ", key): comparable(value) for key, value in leaves.items()}
     found["precision"] = row.header["precision"]
     if row.factor <= 1:
         found["warmup"] = recipe["warmup"]["kind"]
-    found |= {key: value for key, value in params.items() if key in ("momentum", "nesterov")}
+    found |= {key: comparable(value) for key, value in params.items() if key in ("momentum", "nesterov")}
     if recipe["weight_decay"]["scaling"] == "none":
-        found["weight decay"] = params.get("weight_decay")
+        found["weight decay"] = comparable(params.get("weight_decay"))
     return found
+
+
+def comparable(value: Any) -> Any:
+    """Return a value that can be counted, lists and objects as text."""
+    return json.dumps(value) if isinstance(value, (list, dict)) else value
 
 
 def families_of(groups: Sequence[Group]) -> list[Family]:

@@ -14,7 +14,7 @@ from typing import Any
 from lbsgd.config.schema import NO_NUMBER
 from lbsgd.errors import DataError
 from lbsgd.report.measure import Measure
-from lbsgd.report.run_log import LOG_NAME, LoggedRun, read_run
+from lbsgd.report.run_log import LOG_NAME, LoggedRun, read_run, require_reportable
 from lbsgd.report.seeds import one_of_each_seed, require_one_code
 from lbsgd.report.statistics import Spread, spread
 
@@ -55,6 +55,7 @@ def read_runs(places: Sequence[str | Path]) -> tuple[list[LoggedRun], list[str]]
         for log in logs:
             try:
                 run = read_run(log)
+                require_reportable(run)
             except DataError as error:
                 bad.append(f"{error}; mend it, or leave it out")
             else:

@@ -1,8 +1,8 @@
 """Write and read the run log, `log.jsonl` in the run's folder; tables and curves are made from it.
 
-The log is strict JSON, one object per line. `kind` tells the lines apart; the keys in `KEYS` are always there, and
-others may be. `judged_by` in the first line names the numbers that the run is judged by (`report.measure`), here those
-of a classifier; every record of an evaluation has them:
+The log is strict JSON, one object per line. `kind` tells the lines apart; the keys in `log_lines.KEYS` are always
+there, and others may be. `judged_by` in the first line names the numbers that the run is judged by (`report.measure`),
+here those of a classifier; every record of an evaluation has them:
 
     {"kind": "run", "model": "resnet50", "global_batch": 8192, ..., "environment": {...}}    the first line, and only it
     {"kind": "iteration", "iteration": 0, "epoch": 0.0, "lr": 0.1, "train_loss": 6.91, ...}
@@ -20,42 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from lbsgd.config.keypath import is_number
 from lbsgd.disk import is_there, replace_file
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.report.log_lines import KEYS, Record, missing_keys, missing_leaves, mistyped
 from lbsgd.report.measure import Measure, measures_of
 
 LOG_NAME = "log.jsonl"
-
-Record = dict[str, Any]
-
-# The keys that readers of a log rely on: the report, the progress display and a resumed run.
-KEYS = {
-    "run": set("model precision global_batch num_workers iterations_per_epoch recipe schedule config".split()),
-    "iteration": {"iteration", "epoch", "lr", "train_loss", "images_per_second", "data_wait_pct"},
-    "epoch": {"epoch", "train_loss", "seconds"},
-    "resume": {"iteration"},
-    "result": set(),
-}
-OBJECTS = {"recipe", "schedule", "config"}
-COUNTS = {"global_batch", "iterations_per_epoch", "num_iterations", "iteration", "epoch"}
-
-
-def missing_keys(record: Record, header: Record) -> list[str]:
-    """Return the keys that a record in a log with this first line lacks; an epoch may be without its evaluation."""
-    kind, measures = record["kind"], measures_of(header)
-    training = {measure.training for measure in measures if measure.training} if kind == "epoch" else set()
-    judged = {measure.key for measure in measures}
-    evaluated = kind == "result" or (kind == "epoch" and judged & record.keys())
-    length = {"num_iterations"} if kind == "run" and (record.get("recipe") or {}).get("epochs") is None else set()
-    return sorted((KEYS[kind] | length | training | (judged if evaluated else set())) - record.keys())
-
-
-def mistyped(record: Record) -> list[str]:
-    """Return what is wrong with a record's values of `OBJECTS` and `COUNTS`, in words."""
-    found = [f"{key}, which is no object" for key in OBJECTS & record.keys() if not isinstance(record[key], dict)]
-    numbers = COUNTS & {key for key, value in record.items() if not is_number(value)}
-    return sorted(found + [f"{key}, which is no number" for key in numbers])
 
 
 class RunLog:
@@ -178,6 +148,22 @@ def read_run(path: str | Path) -> LoggedRun:
     return LoggedRun(path, records[0], by_kind["iteration"], by_kind["epoch"], result)
 
 
+def require_reportable(run: LoggedRun) -> None:
+    """Raise DataError where the first line lacks what a report needs, or records lie where no run of the plan comes."""
+    if missing := missing_leaves(run.header):
+        raise DataError(f"{run.path}, line 1: not a run log: run without {', '.join(missing)}")
+    most = math.ceil(run.planned_epochs)
+    places = [record["epoch"] for record in (*run.iterations, *run.epochs)]
+    places += [record["iteration"] / run.header["iterations_per_epoch"] for record in run.iterations]
+    if beyond := [place for place in places if not 0 <= place <= most]:
+        raise DataError(f"{run.path}: not a run log: a record at epoch {beyond[0]:g}, of {most:g} that were planned")
+
+
+def not_strict(constant: str) -> None:
+    """Refuse NaN and infinity, which Python's json would take."""
+    raise ValueError(constant)
+
+
 def _line(record: Record, header: Record) -> bytes:
     missing = missing_keys(record, header)
     assert not missing, f"{record['kind']} record without {missing}"
@@ -230,14 +216,14 @@ def _read(path: Path) -> list[Record]:
 def _record(line: bytes, header: Record | None) -> Record:
     """Return one line's record; the first line has no header before it."""
     try:
-        record = json.loads(line)
-    except ValueError:
+        record = json.loads(line, parse_constant=not_strict)
+    except (ValueError, RecursionError):
         raise ValueError("not JSON") from None
     if not isinstance(record, dict) or record.get("kind") not in list(KEYS):
         raise ValueError(f"not an object of kind {', '.join(KEYS)}")
     if (header is None) != (record["kind"] == "run"):
         raise ValueError("the first line, and only it, is of kind run")
-    if wrong := mistyped(record):
+    if wrong := mistyped(record, header or record):
         raise ValueError(f"{record['kind']} with {', '.join(wrong)}")
     if missing := missing_keys(record, header or record):
         raise ValueError(f"{record['kind']} without {', '.join(missing)}")

@@ -1,0 +1,140 @@
+"""What the lines of a run log hold: the keys that are always there, and the types of the values that readers use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from lbsgd.config.keypath import is_number
+from lbsgd.report.measure import measures_of
+
+Record = dict[str, Any]
+
+# The keys that readers of a log rely on: the report, the progress display and a resumed run.
+KEYS = {
+    "run": set("model precision global_batch num_workers iterations_per_epoch recipe schedule config".split()),
+    "iteration": {"iteration", "epoch", "lr", "train_loss", "images_per_second", "data_wait_pct"},
+    "epoch": {"epoch", "train_loss", "seconds"},
+    "resume": {"iteration"},
+    "result": set(),
+}
+
+
+class Kind(NamedTuple):
+    """A type of values: what else is not, and how to tell."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def one_of(*names: str) -> Kind:
+    return Kind(f"none of {', '.join(names)}", lambda value: isinstance(value, str) and value in names)
+
+
+def or_null(kind: Kind) -> Kind:
+    return Kind(kind.words, lambda value: value is None or kind.holds(value))
+
+
+NUMBER = Kind("no number", is_number)
+POSITIVE = Kind("no number above 0", lambda value: is_number(value) and value > 0)
+WHOLE = Kind("no whole number", lambda value: type(value) is int)
+TEXT = Kind("no text", lambda value: isinstance(value, str))
+SWITCH = Kind("neither true nor false", lambda value: isinstance(value, bool))
+OBJECT = Kind("no object", lambda value: isinstance(value, dict))
+LIST = Kind("no list", lambda value: isinstance(value, list))
+NUMBERS = Kind("no list of numbers", lambda value: isinstance(value, list) and all(map(is_number, value)))
+
+# Of the first line, by key path. A report needs each of them; a run that goes on does not.
+FIRST_LINE = {
+    "model": TEXT,
+    "precision": TEXT,
+    "global_batch": POSITIVE,
+    "num_workers": NUMBER,
+    "iterations_per_epoch": POSITIVE,
+    "recipe": OBJECT,
+    "recipe.seed": WHOLE,
+    "recipe.num_images": POSITIVE,
+    "recipe.linear_scaling.rule": one_of("linear", "sqrt", "fixed"),
+    "recipe.linear_scaling.base_lr": POSITIVE,
+    "recipe.linear_scaling.base_batch": POSITIVE,
+    "recipe.warmup.kind": one_of("none", "constant", "gradual"),
+    "recipe.momentum.correction": SWITCH,
+    "recipe.weight_decay.scaling": TEXT,
+    "recipe.weight_decay.on_batch_norm": SWITCH,
+    "recipe.batch_norm.per_worker_batch": POSITIVE,
+    "recipe.batch_norm.scope": TEXT,
+    "recipe.batch_norm.statistics": TEXT,
+    "recipe.batch_norm.zero_last_gamma": SWITCH,
+    "schedule": OBJECT,
+    "schedule.base_lr": NUMBER,
+    "schedule.reference_lr": NUMBER,
+    "config": OBJECT,
+    "config.optimizer": OBJECT,
+}
+# Of the first line, where they are there.
+FURTHER = {
+    "num_iterations": POSITIVE,
+    "started_from": or_null(TEXT),
+    "recipe.epochs": or_null(POSITIVE),
+    "schedule.warmup_kind": one_of("none", "constant", "gradual"),
+    "schedule.warmup_iterations": NUMBER,
+    "schedule.decay_iterations": NUMBERS,
+    "schedule.decay_factor": NUMBER,
+    "config.optimizer.params": OBJECT,
+    "environment": OBJECT,
+    "environment.code": or_null(TEXT),
+    "environment.data": TEXT,
+    "environment.packages": OBJECT,
+    "environment.command": LIST,
+}
+TYPES = {**FIRST_LINE, **FURTHER}
+# Of the other lines.
+PLACES = {"iteration", "epoch", "seconds"}
+# There, null stands for what was no number.
+NUMBERS_OR_NULL = {"lr", "train_loss", "val_loss", "images_per_second", "data_wait_pct"}
+ABSENT = object()
+
+
+def missing_keys(record: Record, header: Record) -> list[str]:
+    """Return the keys that a record in a log with this first line lacks; an epoch may be without its evaluation."""
+    kind, measures = record["kind"], measures_of(header)
+    training = {measure.training for measure in measures if measure.training} if kind == "epoch" else set()
+    judged = {measure.key for measure in measures}
+    evaluated = kind == "result" or (kind == "epoch" and judged & record.keys())
+    length = {"num_iterations"} if kind == "run" and (record.get("recipe") or {}).get("epochs") is None else set()
+    return sorted((KEYS[kind] | length | training | (judged if evaluated else set())) - record.keys())
+
+
+def missing_leaves(header: Record) -> list[str]:
+    """Return the key paths that a report needs and that a first line lacks."""
+    return [path for path in FIRST_LINE if at(header, path) is ABSENT]
+
+
+def mistyped(record: Record, header: Record) -> list[str]:
+    """Return what is wrong with the values of a record, in words; of the first line, header is the same."""
+    if record["kind"] == "run":
+        values = {path: at(record, path) for path in TYPES}
+        wrong = {path for path, value in values.items() if value is not ABSENT and not TYPES[path].holds(value)}
+        found = {path: TYPES[path].words for path in wrong}
+        try:
+            measures = measures_of(record)
+        except (TypeError, AttributeError):
+            measures = ()
+        if not measures or not all(isinstance(measure.key, str) and measure.key for measure in measures):
+            found["judged_by"] = "no list of measures"
+    else:
+        judged = {key for measure in measures_of(header) for key in (measure.key, measure.training) if key}
+        found = {key: NUMBER.words for key in PLACES & record.keys() if not NUMBER.holds(record[key])}
+        others = (NUMBERS_OR_NULL | judged) & record.keys()
+        found |= {key: NUMBER.words for key in others if not or_null(NUMBER).holds(record[key])}
+    return [f"{path}, which is {words}" for path, words in sorted(found.items())]
+
+
+def at(record: Record, path: str) -> Any:
+    """Return a value by its key path, or ABSENT."""
+    value: Any = record
+    for key in path.split("."):
+        if not isinstance(value, dict) or key not in value:
+            return ABSENT
+        value = value[key]
+    return value
