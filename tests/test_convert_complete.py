@@ -57,6 +57,21 @@ def test_nor_for_a_folder_that_can_only_be_read(tmp_path, unopened, monkeypatch,
     assert "data is complete: " in capsys.readouterr().out
 
 
+def test_nor_beside_what_an_interrupted_command_with_other_settings_had_finished(
+    tmp_path, unopened, monkeypatch, capsys
+):
+    source, data = make_tar(tmp_path / "source", "w:gz", "imagenet.tar.gz"), tmp_path / "data"
+    convert(source, data, **SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr("lbsgd.convert.convert.publish", lambda *_: None)
+        convert(source, data, **SETTINGS | {"quality": 80, "overwrite": True})
+    unopened()
+    with pytest.raises(DataError, match="differs in quality"):
+        convert(source, data, **SETTINGS | {"quality": 70})
+    convert(source, data, **SETTINGS)
+    assert "data is complete: " in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("layout", LISTED)
 def test_folders_of_images_have_no_version(tmp_path, layout):
     assert source_version(MADE[layout](tmp_path / "source")) == ""

@@ -22,6 +22,7 @@ from lbsgd.convert.existing_data import (
     complete_by_version,
     complete_data,
     complete_lines,
+    is_finished,
     is_read_only,
 )
 from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries
@@ -117,7 +118,7 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
 
     What can be told without the source is told first, because an archive may take hours to be unpacked.
     """
-    if not overwrite and not (work / "manifest.json").exists():
+    if not overwrite and not is_finished(work, source, settings):
         if by_version := complete_by_version(data_dir, source, settings):
             _say_all(complete_lines(data_dir, by_version))
             return None

@@ -75,6 +75,13 @@ def complete_by_version(data_dir: Path, source: Path, settings: Settings) -> Man
     return None
 
 
+def is_finished(work: Path, source: Path, settings: Settings) -> bool:
+    """Return whether a work folder holds all that the same command makes, as far as its manifest tells."""
+    with contextlib.suppress(DataError):
+        return made_with(work, source, settings) is not None
+    return False
+
+
 def before_the_conversion(data_dir: Path, source: Source, settings: Settings, overwrite: bool) -> list[str]:
     """Return lines on what keeps a conversion from its work: that it is done, or why it would be refused."""
     identity = conversion_identity(source, settings)
