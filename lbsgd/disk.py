@@ -6,11 +6,12 @@ import os
 import resource
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from lbsgd.errors import DataError
+from lbsgd.errors import ConfigError, DataError
 
 
 def is_there(path: Path) -> bool:
@@ -35,6 +36,17 @@ class OutputError(Exception):
 
     This is no OSError, so that no caller blames a file for it.
     """
+
+    def refusal(self) -> ConfigError:
+        """Return it as the error that ends a command."""
+        reason = self.__cause__.strerror if isinstance(self.__cause__, OSError) else self
+        return ConfigError(f"the output cannot be written ({reason})")
+
+
+def require_output() -> None:
+    """Raise ConfigError where the caller has closed standard output: the next file opened would take its place."""
+    if sys.stdout is None:
+        raise ConfigError("standard output is closed; send it to a file, or to /dev/null")
 
 
 def say(line: str) -> None:

@@ -14,10 +14,8 @@ from contextlib import ExitStack
 from digits import DigitsResNet
 
 from lbsgd.commands.flag_types import at_least_zero
-from lbsgd.commands.simulate import opened
-from lbsgd.commands.train import Request, parser
-from lbsgd.errors import LbsgdError
-from lbsgd.processes.ending import end_with_error
+from lbsgd.commands.simulate import opened, run_simulation
+from lbsgd.commands.train import parser
 
 
 def main():
@@ -28,10 +26,7 @@ def main():
     flags.add_argument(
         "--spread", type=at_least_zero, default=0.3, metavar="S", help="of the workers' times (default: 0.3)"
     )
-    try:
-        simulate(Request(flags.parse_args()))
-    except LbsgdError as error:
-        end_with_error(error)
+    run_simulation(flags, simulate)
 
 
 def simulate(request):
@@ -39,13 +34,12 @@ def simulate(request):
     updates, spread = request.flags.updates, request.flags.spread
     described = {"model": f"resnet8, {updates}", "simulated": {"updates": updates, "spread": spread}}
     with ExitStack() as stack:
-        server, images, log = opened(
-            request, DigitsResNet(), described, stack, asynchronous=updates == "async", spread=spread
-        )
-        for epoch in range(request.flags.epochs or int(request.plan.num_epochs)):
+        simulation = opened(request, DigitsResNet(), described, stack, asynchronous=updates == "async", spread=spread)
+        server, images = simulation.server, simulation.images
+        for epoch in range(simulation.num_epochs):
             training = server.train(images.train.epoch(epoch))
-            log.epoch({"epoch": epoch + 1, **training, **server.evaluate(images.val)})
-        log.result()
+            simulation.epoch({"epoch": epoch + 1, **training, **server.evaluate(images.val)})
+        simulation.result()
 
 
 if __name__ == "__main__":

@@ -17,30 +17,27 @@ from itertools import islice
 
 from digits import DigitsResNet
 
-from lbsgd.commands.simulate import opened
-from lbsgd.commands.train import Request, parser
-from lbsgd.errors import LbsgdError
-from lbsgd.processes.ending import end_with_error
+from lbsgd.commands.simulate import opened, run_simulation
+from lbsgd.commands.train import parser
 
 
 def main():
-    try:
-        compare(Request(parser(__doc__).parse_args()))
-    except LbsgdError as error:
-        end_with_error(error)
+    run_simulation(parser(__doc__), compare)
 
 
 def compare(request):
     """Train, and log the two steps before each update."""
     with ExitStack() as stack:
-        server, images, log = opened(request, DigitsResNet(), {"model": "resnet8, one large step"}, stack)
-        for epoch in range(request.flags.epochs or int(request.plan.num_epochs)):
-            trained = [one_update(server, chunk, log) for chunk in chunks(images.train.epoch(epoch), server.workers)]
+        simulation = opened(request, DigitsResNet(), {"model": "resnet8, one large step"}, stack)
+        server, images = simulation.server, simulation.images
+        for epoch in range(simulation.num_epochs):
+            batches = chunks(images.train.epoch(epoch), server.workers)
+            trained = [one_update(server, chunk, simulation.log) for chunk in batches]
             num_images = len(trained) * server.plan.global_batch
             error = {"train_top1_error_pct": 100 * sum(wrong for _, wrong in trained) / num_images}
             loss = {"train_loss": sum(loss for loss, _ in trained) / len(trained)}
-            log.epoch({"epoch": epoch + 1, **loss, **error, "seconds": 0.0, **server.evaluate(images.val)})
-        log.result()
+            simulation.epoch({"epoch": epoch + 1, **loss, **error, "seconds": 0.0, **server.evaluate(images.val)})
+        simulation.result()
 
 
 def one_update(server, chunk, log):

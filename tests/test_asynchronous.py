@@ -1,10 +1,14 @@
 """The simulated workers: whose gradient comes when, how old its weights are, and the two steps that are compared."""
 
+import json
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-from commands import ROOT, refused, script
+from commands import ROOT, environment_with, refused, script
 from update_magnitude import steps
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
@@ -152,3 +156,90 @@ def test_an_output_folder_that_cannot_be_written_is_one_line(recipe, flags):
     config = ROOT / "ds_configs/digits/256.json"
     arguments = [*flags, "--fake_data", "--deepspeed_config", config, "--output_dir", "/proc/x"]
     refused(script(f"recipes/{recipe}.py", *arguments), "/proc/x", "choose another --output_dir")
+
+
+DIGITS = ("--fake_data", "--deepspeed_config", ROOT / "ds_configs/digits/256.json")
+SYNC = ("recipes/asynchronous.py", "--updates", "sync")
+SMALL = ("--set", "lbsgd.num_images=512", "--epochs", "1")
+
+
+@pytest.mark.parametrize("resume", [(), ("--resume",)])
+@pytest.mark.parametrize("held", ["another", "finished", "checkpoints"])
+def test_a_folder_that_holds_a_run_is_refused_and_left_as_it_is(tmp_path, resume, held):
+    """--resume used to begin a new log over any other run's."""
+    if held == "checkpoints":
+        (tmp_path / "checkpoints").mkdir()
+    else:
+        settings = ("--seed", "1") if held == "another" else ()
+        assert script(*SYNC, *DIGITS, *SMALL, *settings, "--output_dir", tmp_path).returncode == 0
+        if held == "another":
+            interrupt(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+    done = script(*SYNC, *DIGITS, *SMALL, "--output_dir", tmp_path, *resume)
+    refused(done, tmp_path, "holds a run", "choose another --output_dir")
+    assert before == {path.name: path.read_bytes() for path in tmp_path.glob("*.jsonl")}
+
+
+def interrupt(folder):
+    """Take the end out of a log."""
+    *lines, last = (folder / "log.jsonl").read_text().splitlines()
+    assert json.loads(last)["kind"] == "result"
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_an_interrupted_simulation_begins_anew_and_says_what_it_does(tmp_path):
+    arguments = (*SYNC, *DIGITS, *SMALL, "--output_dir", tmp_path)
+    done = script(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "kn = 256" in done.stdout and "epoch 1/1  error: train" in done.stdout
+    assert done.stdout.splitlines()[-1].split() == ["log", f"{tmp_path}/log.jsonl"]
+    interrupt(tmp_path)
+    again = script(*arguments, "--resume")
+    assert again.returncode == 0 and "beginning it anew" in again.stdout, again.stderr
+    kinds = [json.loads(line)["kind"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert kinds == ["run", "resume", "epoch", "result"]
+
+
+@pytest.mark.parametrize(
+    "key, values",
+    [
+        ("lbsgd.batch_norm.scope", ["all"]),
+        ("lbsgd.batch_norm.statistics", ["recomputed", "lbsgd.batch_norm.statistics_images=64"]),
+        ("lbsgd.batch_norm.statistics", ["first_worker"]),
+        ("lbsgd.batch_norm.implementation", ["triton"]),
+        ("lbsgd.diagnostics.gradient_noise", ["10"]),
+    ],
+)
+def test_keys_that_a_simulation_does_not_read_are_refused(tmp_path, key, values):
+    """The log would name them as if they had been used."""
+    first, *more = values
+    settings = [part for setting in (f"{key}={first}", *more) for part in ("--set", setting)]
+    done = script(*SYNC, *DIGITS, *settings, "--output_dir", tmp_path / "run")
+    refused(done, key, first, "not simulated", f"set {key}=")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("recipe", [SYNC, ("recipes/update_magnitude.py",)])
+def test_a_simulation_that_is_told_to_stop_ends_with_75_and_one_line(tmp_path, recipe, number):
+    process = subprocess.Popen(
+        [sys.executable, *map(str, (*recipe, *DIGITS, "--output_dir", tmp_path))],
+        cwd=ROOT,
+        env=environment_with({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline()  # the plan
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert errors.splitlines() == [
+        f"stopped: {number.name}; a simulation saves nothing: the same command with --resume begins it anew"
+    ]
+
+
+@pytest.mark.parametrize("recipe", [SYNC[:1], ("recipes/update_magnitude.py",)])
+def test_help_is_told_where_the_terminal_lacks_greek(recipe):
+    done = script(*recipe, "--help", PYTHONIOENCODING="ascii")
+    assert done.returncode == 0 and "Sec. " in done.stdout, done.stderr

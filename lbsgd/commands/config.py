@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
-from lbsgd.commands.flag_types import add_settings, positive, require_alone
+from lbsgd.commands.flag_types import add_settings, named, positive, require_alone
 from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.config.precision import PRECISIONS
 from lbsgd.errors import ConfigError
@@ -22,7 +22,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--global_batch", type=positive, metavar="KN", help="images per update, kn")
     add(
-        "--from", dest="source", metavar="FILE", help="instead, with --for, start from this JSON; other flags change it"
+        "--from",
+        type=named,
+        dest="source",
+        metavar="FILE",
+        help="instead, with --for, start from this JSON; other flags change it",
     )
     add("--for", dest="library", choices=LIBRARIES, help="write the JSON that this library needs on --gpus N")
     add("--parts", action="store_true", help="with --for: leave optimizer and schedule to lbsgd.parts_for in the code")
@@ -36,8 +40,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     epochs = f"(default: {EPOCHS}, or those of --from; detectors are counted in iterations)"
     add("--epochs", type=positive, metavar="N", help=epochs)
     add_settings(command)
-    add("--output", metavar="FILE", help="write the JSON into this file (default: print it)")
-    add("--all", metavar="DIR", help="instead, write the paper's whole grid and its README into a folder")
+    add("--output", type=named, metavar="FILE", help="write the JSON into this file (default: print it)")
+    add("--all", type=named, metavar="DIR", help="instead, write the paper's whole grid and its README into a folder")
 
 
 def run(given: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from lbsgd.commands.train import Request, run_recipe, with_flags
 from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories
 from lbsgd.disk import is_there
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.report.lines import say_fact
 from lbsgd.report.run_log import LOG_NAME, read_run
 from lbsgd.train.checkpoint_names import named as named_checkpoints
 from lbsgd.train.weights import weights_in
@@ -116,9 +117,7 @@ def trained_as(weights: Path) -> str:
 
 def print_split(split: Split) -> None:
     left_out = "; ".join(f"{number:,} {what} left out" for what, number in split.left_out.items())
-    print(
-        f"{split.name:15}{len(split):,} images, {len(split.names)} categories{left_out and f'; {left_out}'}", flush=True
-    )
+    say_fact(split.name, f"{len(split):,} images, {len(split.names)} categories{left_out and f'; {left_out}'}")
 
 
 def add_data(flags: argparse.ArgumentParser) -> None:
@@ -129,7 +128,7 @@ def add_data(flags: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="annotations/ and the images' folders; else $COCO_DIR, else data/coco",
     )
-    add("--train_split", metavar="NAME", help="such as train2017 (default: the one that annotations/ has)")
+    add("--train_split", type=named, metavar="NAME", help="such as train2017 (default: the one that annotations/ has)")
     add_val_split(flags)
     add(
         "--backbone_weights",
@@ -144,7 +143,7 @@ def add_data(flags: argparse.ArgumentParser) -> None:
 def add_val_split(flags: argparse.ArgumentParser) -> None:
     """Add what says which images are evaluated on, which a picture of detections asks as well."""
     add = flags.add_argument
-    add("--val_split", metavar="NAME", help="such as val2017 (default: the one that annotations/ has)")
+    add("--val_split", type=named, metavar="NAME", help="such as val2017 (default: the one that annotations/ has)")
     on_error: tuple[OnError, ...] = ("raise", "skip")
     help_text = "for an image without its file or a broken annotation (default: %(default)s)"
     add("--on_error", choices=on_error, default="raise", help=help_text)

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
+import json
+import signal
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lbsgd.commands.plain_letters import print_plain_letters_where_needed
+from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.train import Request
-from lbsgd.errors import ConfigError
+from lbsgd.disk import OutputError, is_there, require_output, say
+from lbsgd.errors import ConfigError, LbsgdError, Stopped
+from lbsgd.processes.ending import end_with_error
+from lbsgd.processes.signals import STOP_SIGNALS, ignored_by_nohup
+from lbsgd.report.run_log import LOG_NAME, RunLog, read_run
+from lbsgd.train.run import only_writer
 
 if TYPE_CHECKING:  # a wrong flag is reported before torch loads
-    from lbsgd.report.run_log import RunLog
     from lbsgd.train.images import Images
     from lbsgd.train.simulated import Server
     from lbsgd.train.task import Task
@@ -26,6 +37,45 @@ NOT_SIMULATED = (
 )
 
 
+@dataclass(frozen=True)
+class Simulation:
+    """One process's workers, the images that they take, and the log, whose epochs the screen shows too."""
+
+    server: Server
+    images: Images
+    log: RunLog
+    num_epochs: int
+
+    def epoch(self, record: dict[str, Any]) -> None:
+        self.log.epoch(record)
+        errors = f"train {record['train_top1_error_pct']:5.2f} %  val {record['val_top1_error_pct']:5.2f} %"
+        say(f"epoch {record['epoch']}/{self.num_epochs}  error: {errors}  loss {record['train_loss']:.4f}")
+
+    def result(self) -> None:
+        self.log.result()
+        say(f"{'log':15}{self.log.path}")
+
+
+def run_simulation(flags: argparse.ArgumentParser, simulate: Callable[[Request], None]) -> None:
+    """Run a recipe that simulates. Ends the process with the exit codes of `commands.train.run_recipe`."""
+    print_plain_letters_where_needed()
+    for number in STOP_SIGNALS:
+        if not ignored_by_nohup(number):
+            signal.signal(number, stopped)
+    try:
+        require_output()
+        simulate(Request(flags.parse_args()))
+    except LbsgdError as error:
+        end_with_error(error)
+    except OutputError as error:
+        end_with_error(error.refusal())
+
+
+def stopped(number: int, _: object) -> None:
+    name = signal.Signals(number).name
+    end_with_error(Stopped(f"{name}; a simulation saves nothing: the same command with --resume begins it anew"))
+
+
 def opened(
     request: Request,
     task: Task,
@@ -34,38 +84,40 @@ def opened(
     *,
     asynchronous: bool = False,
     spread: float = 0.0,
-) -> tuple[Server, Images, RunLog]:
-    """Return server, images and log; `stack` closes them. A run that was interrupted begins anew.
+) -> Simulation:
+    """Print the plan, and return server, images and log; `stack` closes them.
 
     task         a classifier, whose network is trained
     described    what the log's header says beside the plan, such as the model's name
 
-    Raises ConfigError for what is not simulated.
+    Raises ConfigError for what is not simulated, and for an output folder that holds a run.
     """
     require_simulable(request)
+    plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
+    described = {**described, **plan.as_dict()}
+    stack.enter_context(only_writer(request.output_dir))
+    require_no_run(request, described)
+    print_plan(request.plan, request.output_dir)
     import torch
 
     from lbsgd.data.share import Pixels
-    from lbsgd.report.run_log import RunLog
     from lbsgd.train.facts import environment
     from lbsgd.train.images import FakeImageSource, FfcvFiles
-    from lbsgd.train.run import require_writable
     from lbsgd.train.simulated import Server
 
-    plan = replace(request.plan, micro_batch=request.plan.per_worker_batch)  # a worker's images in a batch
     threads = request.flags.loader_threads or 1
     source = FfcvFiles(request.data, threads) if request.data else FakeImageSource()
-    require_writable(request.output_dir)
     pixels = Pixels(resolution=plan.recipe.augmentation.resolution, device=torch.device("cpu"))
     images = source.open(plan, request.processes, pixels, stack)
-    header = {**described, **plan.as_dict(), "environment": environment(source.place)}
+    header = {**described, "environment": environment(source.place)}
     log = stack.enter_context(RunLog(request.output_dir, header, 0 if request.flags.resume else None))
     torch.set_num_threads(threads)  # FFCV has changed it
-    return Server(task.network(source.num_classes, plan), plan, asynchronous, spread), images, log
+    server = Server(task.network(source.num_classes, plan), plan, asynchronous, spread)
+    return Simulation(server, images, log, request.flags.epochs or int(plan.num_epochs))
 
 
 def require_simulable(request: Request) -> None:
-    """Raise ConfigError for what the simulation would only seem to do: flags, several processes, fp16, bf16."""
+    """Raise ConfigError for what the simulation would only seem to do: flags, keys of the JSON, several processes."""
     given = [flag for flag in NOT_SIMULATED if getattr(request.flags, flag)]
     if request.flags.evaluate_every > 1:
         given.append("evaluate_every")
@@ -75,3 +127,39 @@ def require_simulable(request: Request) -> None:
         raise ConfigError("the workers are simulated on one process; start the recipe without a launcher")
     if request.plan.precision != "fp32":
         raise ConfigError(f"the workers are simulated in fp32, not {request.plan.precision}; give --precision fp32")
+    norm = request.plan.recipe.batch_norm
+    noise = request.plan.recipe.diagnostics.gradient_noise
+    for key, found, simulated in (
+        ("batch_norm.scope", norm.scope, ("worker",)),
+        ("batch_norm.statistics", norm.statistics, ("average",)),
+        ("batch_norm.implementation", norm.implementation, ("loop", "rule")),
+        ("diagnostics.gradient_noise", noise, (None,)),
+    ):
+        if found not in simulated:
+            instead = "null" if simulated[0] is None else simulated[0]
+            raise ConfigError(
+                f"{request.plan.name}.json: lbsgd.{key} is {found}, which is not simulated; set lbsgd.{key}={instead}"
+            )
+
+
+def require_no_run(request: Request, described: dict[str, Any]) -> None:
+    """Raise ConfigError where the output folder holds a run. --resume begins this very simulation anew if it was cut.
+
+    `lbsgd reproduce` gives --resume, so that its command is the same each time.
+    """
+    folder = request.output_dir
+    if is_there(folder / LOG_NAME) or is_there(folder / "checkpoints"):
+        if not (request.flags.resume and is_cut(folder, described)):
+            raise ConfigError(
+                f"{folder} already holds a run, which no simulation goes on with; choose another --output_dir"
+            )
+        say(f"the simulation in {folder} was interrupted: beginning it anew")
+
+
+def is_cut(folder: Path, described: dict[str, Any]) -> bool:
+    """Whether a folder holds this very simulation without its end, and nothing else."""
+    if is_there(folder / "checkpoints"):
+        return False
+    run = read_run(folder)
+    same = json.loads(json.dumps(described))  # as a log has it
+    return run.result is None and {key: run.header.get(key) for key in same} == same

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 import psutil
 
-from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, natural, positive
+from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, named, natural, positive
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
+from lbsgd.commands.plan_lines import print_plan
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.precision import PRECISIONS
 from lbsgd.data.folder import ImageNetData, data_folder, open_data
+from lbsgd.disk import OutputError, require_output
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import end_before_joining, end_despite_threads, end_with_error
 from lbsgd.processes.environment import Processes
@@ -52,11 +54,16 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     end_with_launcher(started_by)
     stopwatch = Stopwatch(started_by)
     try:
+        require_output()
         require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
         request = request_of(flags.parse_args())
         task = task_of(request)
+        if request.processes.is_rank_0:
+            print_plan(request.plan, request.output_dir)
     except LbsgdError as error:
         end_before_joining(error)
+    except OutputError as error:
+        end_before_joining(error.refusal())
     stopwatch.lap("flags and data")
     try:
         start(task, request, started_by, stopwatch)
@@ -133,9 +140,7 @@ def overrides_of(flags: argparse.Namespace) -> Overrides:
 
 
 def start(task: Task, request: Request, started_by: list[psutil.Process], stopwatch: Stopwatch) -> None:
-    """Print the plan, import what takes seconds, and train."""
-    if request.processes.is_rank_0:
-        print_plan(request.plan, request.output_dir)
+    """Import what takes seconds, and train."""
     # PyTorch's C++ code prints stack traces when another process is gone, which bury the line that says so.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from lbsgd.train.session import Launch, train
@@ -163,16 +168,6 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], stopwa
     train(run, Launch(processes, started_by, flags.hang_timeout, facts, stopwatch))
 
 
-def print_plan(plan: Plan, output_dir: Path) -> None:
-    for name, value in plan.summary().items():
-        print(f"{name:15}{value}")
-    for change in plan.changes:
-        print(f"{'changed':15}{change}")
-    for warning in plan.warnings:
-        print(f"warning: {plan.name}.json: {warning}")
-    print(f"{'output':15}{output_dir}", flush=True)
-
-
 def parser(description: str) -> argparse.ArgumentParser:
     """Return the parser of a classifier's flags."""
     return with_flags(description, add_data)
@@ -182,7 +177,7 @@ def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], N
     """Return the parser of every recipe's flags, with those of its data."""
     flags = OneLineParser(description=description)
     flags.add_argument(
-        "--deepspeed_config", required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json"
+        "--deepspeed_config", type=named, required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json"
     )
     flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it, as LOCAL_RANK
     add_data(flags)
@@ -200,7 +195,8 @@ def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], N
 
 def add_data(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument
-    add("--data_dir", metavar="DIR", help="train.beton and val.beton; else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv")
+    folder = "train.beton and val.beton; else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv"
+    add("--data_dir", type=named, metavar="DIR", help=folder)
     add("--fake_data", action="store_true", help="seeded random images instead, as many as the JSON's num_images")
     threads = "decoding threads per process (default: cores / processes)"
     add("--loader_threads", type=positive, metavar="N", help=threads)
@@ -209,16 +205,22 @@ def add_data(flags: argparse.ArgumentParser) -> None:
 
 def add_output(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument
-    add("--output_dir", metavar="DIR", help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)")
+    add(
+        "--output_dir",
+        type=named,
+        metavar="DIR",
+        help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)",
+    )
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
     add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir, on any data")
-    add("--weights", metavar="FILE", help="with --evaluate_only: a state_dict in its place, such as a run's weights.pt")
+    in_place = "with --evaluate_only: a state_dict in its place, such as a run's weights.pt"
+    add("--weights", type=named, metavar="FILE", help=in_place)
     rarely = (
         "evaluate every N-th epoch only, and those that the run is judged by: a classifier's last five, else the end"
     )
     add("--evaluate_every", type=positive, metavar="N", default=1, help=rarely)
     against = "warn when training leaves the curve of these runs, at least 3 seeds of one recipe"
-    add("--baseline", nargs="+", metavar="RUN", help=against)
+    add("--baseline", type=named, nargs="+", metavar="RUN", help=against)
     often = "save every N iterations, or N minutes (as 10m), in addition to the end of each epoch"
     add("--checkpoint_every", type=interval, metavar="N|Nm", help=often)
 

@@ -78,9 +78,10 @@ def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
     gone keeps no process from ending.
     """
     with suppress(OSError, ValueError):
-        if sys.stdout.isatty():
+        if sys.stdout and sys.stdout.isatty():
             sys.stdout.write("\033[?25h")  # show the cursor, which the progress bar hides
-        sys.stdout.flush()
+        if sys.stdout:  # none where it was closed at the start
+            sys.stdout.flush()
     if not quiet:
         print_error(error)
     os._exit(error.exit_code)

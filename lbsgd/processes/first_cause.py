@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
 from lbsgd.processes.meeting import pause
 from lbsgd.processes.peers import Peers
@@ -22,8 +23,10 @@ WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", 
 def explained(error: BaseException, position: str, peers: Peers | None) -> LbsgdError:
     """Return an exception that is not ours as one of ours.
 
-    It is a lost process, a GPU's full memory, or a bug, whose traceback is printed.
+    It is an output that takes no more, a lost process, a GPU's full memory, or a bug, whose traceback is printed.
     """
+    if isinstance(error, OutputError):
+        return error.refusal()
     text = one_line(error)
     if reason := " ".join(str(error).partition("Last error:")[2].split()):  # NCCL's, which its first line lacks
         text = f"{text}: {reason}"

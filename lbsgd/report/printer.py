@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from lbsgd.disk import OutputError
+from lbsgd.report.lines import fitted
 
 HEIGHT = 25  # rich takes no width without a height where TERM is dumb
-LEAST_WIDTH = 20  # of wrapped text
 
 
 def on_terminal() -> bool:
@@ -41,10 +40,7 @@ class Printer(Console):
         """Return a text in the terminal's width, further lines indented; in one line where there is no terminal."""
         if not self.is_for_people:
             return text
-        width = max(indent + LEAST_WIDTH, self.width)
-        return textwrap.fill(
-            text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
-        )
+        return fitted(text, self.width, indent)
 
     def print(self, *objects: Any, **options: Any) -> None:
         """Print as rich does. Raises OutputError where it is the output that takes no more, as `disk.say`."""

@@ -16,6 +16,7 @@ from lbsgd.data.read_ahead import ReadFrom, read_whole
 from lbsgd.data.share import EvalData, Pixels, Share, TrainData
 from lbsgd.errors import missing_ffcv
 from lbsgd.processes.environment import Processes
+from lbsgd.report.lines import say_fact
 
 FAKE_CLASSES, FAKE_VAL_IMAGES = 1000, 512
 OURS, FFCVS = "lbsgd's own", "FFCV's, because lbsgd was installed without a C compiler or libjpeg's headers"
@@ -132,7 +133,7 @@ class FfcvFiles:
         """Choose where the file is read from and print it; with in_memory one process of each host reads it whole."""
         source = ReadFrom.choose(file.path, self.in_memory)
         if processes.is_rank_0:
-            print(f"{file.path.stem:15}from {source.kind}: {source.reason}", flush=True)
+            say_fact(file.path.stem, f"from {source.kind}: {source.reason}")
         if source.kind == "memory" and processes.local_rank == 0:
             # Beside training, which a slow disk would hold up for longer than the guards of the other hosts wait.
             threading.Thread(target=read_whole, args=(file.path,), name="lbsgd read whole", daemon=True).start()

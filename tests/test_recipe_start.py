@@ -1,0 +1,57 @@
+"""The start of a recipe: an output that takes nothing, and flags whose variable nobody has set, are one line."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from commands import ROOT, command, environment_with, recipe, refused, script
+
+JSON = ("--deepspeed_config", ROOT / "ds_configs/digits.json")
+SCENES = ("--deepspeed_config", ROOT / "ds_configs/detection/scenes.json")
+FULL, CLOSED, GONE = "No space left on device", "standard output is closed", "Broken pipe"
+CLASSIFIER = ("recipes/digits.py", *JSON, "--fake_data")
+SIMULATION = ("recipes/asynchronous.py", *JSON, "--fake_data", "--updates", "sync")
+
+
+def printing_into(output, arguments):
+    """Run a recipe whose standard output is a file of ours, or closed."""
+    preparing = {"preexec_fn": lambda: os.close(1)} if output is None else {"stdout": output}
+    words = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        words, cwd=ROOT, env=environment_with({}), stderr=subprocess.PIPE, text=True, timeout=60, **preparing
+    )
+
+
+@pytest.mark.parametrize("arguments", [CLASSIFIER, SIMULATION])
+@pytest.mark.parametrize("why", [FULL, CLOSED, GONE])
+def test_an_output_that_takes_nothing_ends_a_recipe_with_2_and_one_line(tmp_path, arguments, why):
+    read, write = os.pipe()
+    os.close(read)
+    with open("/dev/full", "w") as full:
+        output = {FULL: full, CLOSED: None, GONE: write}[why]
+        done = printing_into(output, (*arguments, "--output_dir", tmp_path / "run"))
+    os.close(write)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and why in done.stderr
+    assert not list(tmp_path.glob("run/*.jsonl"))
+
+
+@pytest.mark.parametrize("flag", ["--data_dir", "--output_dir", "--weights", "--baseline"])
+def test_an_empty_name_of_a_file_or_folder_is_refused(flag):
+    """It is a variable that nobody has set; it used to name the default, or the current folder."""
+    refused(recipe(JSON[1], flag, ""), flag, "a variable that nobody has set")
+
+
+def test_an_empty_name_of_a_json_is_refused():
+    refused(recipe(""), "--deepspeed_config", "a variable that nobody has set")
+
+
+@pytest.mark.parametrize("flag", ["--data_dir", "--train_split", "--val_split", "--backbone_weights", "--output_dir"])
+def test_an_empty_name_is_refused_by_a_detector(flag):
+    refused(script("recipes/mask_rcnn_digits.py", *SCENES, flag, ""), flag, "a variable that nobody has set")
+
+
+@pytest.mark.parametrize("flag", ["--from", "--output", "--all"])
+def test_an_empty_name_is_refused_where_a_json_is_written(flag):
+    refused(command(sys.executable, "-m", "lbsgd", "config", flag, ""), flag, "a variable that nobody has set")
