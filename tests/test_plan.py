@@ -9,6 +9,7 @@ from edited_jsons import CONFIGS, WRONG, edited
 from lbsgd.config.json_file import read_json, write_json
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
+from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
 
@@ -329,3 +330,19 @@ def test_a_warmup_that_rounds_to_nothing_is_none_and_warned_of():
 def test_a_setting_equal_to_what_follows_is_accepted():
     plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("optimizer.params.lr=3.2", "lbsgd.seed=0")))
     assert plan.changes == ()
+
+
+@pytest.mark.parametrize("text", ["epochs=2", "warmup.epochs=2", 'warmup={"kind": "none", "epochs": 0}', "seed=3"])
+def test_a_setting_that_lacks_its_first_word_is_refused(text):
+    """DeepSpeed would ignore the key, and the whole schedule would run."""
+    key = text.partition("=")[0]
+    with pytest.raises(ConfigError, match=f"did you mean lbsgd.{key}[?]"):
+        Overrides(settings=(text,)).values()
+    assert Overrides(settings=(f"{key}=null",)).values() == {key: None}  # takes one out of a JSON
+    assert Overrides(settings=(f"lbsgd.{text}",)).values()
+
+
+def test_no_key_of_the_block_is_one_of_deepspeeds_too():
+    from lbsgd.config.accepted.schema import accepted
+
+    assert not accepted().top_level & set(Recipe.model_fields)

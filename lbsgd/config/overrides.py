@@ -82,11 +82,14 @@ class Overrides:
 def setting(text: str) -> tuple[str, Any]:
     """Return the key path and the value of one --set: JSON, else the text itself; null deletes the key.
 
-    Raises ConfigError where the text is no KEY=VALUE, or the value is NaN or infinite.
+    Raises ConfigError where the text is no KEY=VALUE, the key is one of the lbsgd block without its first word, or the
+    value is NaN or infinite.
     """
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {text!r}: give a key path and a value, such as lbsgd.warmup.epochs=2")
+    if key.partition(".")[0] in Recipe.model_fields and value != "null":  # DeepSpeed has none of these
+        raise ConfigError(f"--set {text!r}: DeepSpeed has no key {key} and ignores it; did you mean lbsgd.{key}?")
     try:
         parsed = json.loads(value)
     except (ValueError, RecursionError):
