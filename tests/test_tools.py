@@ -2,6 +2,8 @@
 
 import io
 import re
+import signal
+import subprocess
 import sys
 import tarfile
 from types import SimpleNamespace
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from coco_scenes import load_tool
-from commands import ROOT, command, refused, script
+from commands import ROOT, command, environment_with, refused, script
 from mask_rcnn_digits import SmallMaskRCNN
 from PIL import Image
 
@@ -206,3 +208,45 @@ def test_scaling_refuses_an_unknown_flag_and_prints_its_tables():
 def test_the_reference_takes_a_flag_for_no_folder():
     done = script("tools/reference.py", "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: reference.py") and not (ROOT / "--help").exists()
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("given", [("--output_dir", "runs/x"), ("--data_dir=data",), ("--deepspeed_config", "8k.json")])
+def test_the_demo_refuses_what_it_chooses_itself(given):
+    refused(command(sys.executable, "tools/demo.py", *given), given[0].partition("=")[0], "--work_dir")
+
+
+SAVES = """
+import signal, sys, time
+def save(*_):
+    time.sleep(2)
+    print("saved", flush=True)
+    sys.exit(1)
+signal.signal(signal.SIGTERM, save)
+print("runs", flush=True)
+time.sleep(60)
+"""
+STARTS = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]]).wait(); sys.exit(1)"
+WAITS = "import sys; sys.path.insert(0, 'tools'); import demo; sys.exit(demo.run(sys.argv[1:]))"
+
+
+@pytest.mark.parametrize("launched", [False, True])
+def test_the_demo_waits_for_a_command_that_ctrl_c_lets_save(tmp_path, launched):
+    """A launcher passes no signal on, so what it has started is told."""
+    (tmp_path / "deepspeed").write_text(STARTS)
+    words = [sys.executable, *([str(tmp_path / "deepspeed"), SAVES] if launched else ["-c", SAVES])]
+    demo = subprocess.Popen(
+        [sys.executable, "-c", WAITS, *words],
+        cwd=ROOT,
+        env=environment_with({}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert demo.stdout.readline() == "runs\n"
+    demo.send_signal(signal.SIGINT)
+    said, errors = demo.communicate(timeout=60)
+    assert (demo.returncode, said, errors) == (75, "saved\n", "")

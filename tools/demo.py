@@ -9,14 +9,20 @@ to the recipe, such as --epochs 2.
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+from argparse import SUPPRESS, ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+import psutil
 import torch
 
 from lbsgd.commands.flag_types import OneLineParser, natural, path
+from lbsgd.errors import Stopped
+from lbsgd.processes.launcher import command_line, is_launcher
 from lbsgd.processes.ports import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -71,10 +77,44 @@ def commands(seed: int, work_dir: Path, recipe_flags: Sequence[str] = ()) -> lis
     ]
 
 
+def run(command: Sequence[str]) -> int:
+    """Run a command and return its exit code. Told to stop by Ctrl-C, it waits until the command has saved: 75."""
+    child = subprocess.Popen(command, preexec_fn=ignore_ctrl_c)
+    code, stopped = None, False
+    while code is None:
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            stopped = True
+            stop(psutil.Process(child.pid))
+    return Stopped.exit_code if stopped and code else code
+
+
+def ignore_ctrl_c() -> None:
+    """DeepSpeed's launcher would end at once, with a traceback, while the processes of the run still save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def stop(process: psutil.Process) -> None:
+    """Send SIGTERM to a command; in place of `deepspeed`, which passes none on, to what it has started."""
+    try:
+        passed_over = is_launcher(command_line(process))
+        for each in process.children() if passed_over else [process]:
+            each.terminate()
+    except psutil.NoSuchProcess:  # it has just ended
+        pass
+
+
+def the_demos(_: str) -> NoReturn:
+    raise ArgumentTypeError("the demo chooses it itself; --work_dir says where data/ and runs/ go")
+
+
 def main() -> int:
     flags = OneLineParser(description=__doc__)
     flags.add_argument("--seed", type=natural, default=0, help="of weights, shuffle and augmentation (default: 0)")
     flags.add_argument("--work_dir", type=path, help="where data/ and runs/ go (default: the repository)")
+    for flag in ("--deepspeed_config", "--data_dir", "--output_dir"):
+        flags.add_argument(flag, type=the_demos, help=SUPPRESS)
     arguments, recipe_flags = flags.parse_known_args()
     work_dir = arguments.work_dir.resolve() if arguments.work_dir else Path()
     os.chdir(ROOT)
@@ -82,7 +122,7 @@ def main() -> int:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed's launcher would find that by itself, with a warning
     for command in commands(arguments.seed, work_dir, recipe_flags):
         print(f"$ {shlex.join(command)}", flush=True)
-        code = subprocess.run(command).returncode
+        code = run(command)
         if code:
             return code
     page = (work_dir / "runs" / run_name(arguments.seed) / "index.html").resolve()
