@@ -17,7 +17,8 @@ from torchvision.models import resnet18
 from trainers import NobodyAsks, Records
 
 import lbsgd
-from lbsgd.commands.detect import DetectionRequest
+from lbsgd.commands.detect import DetectionRequest, add_data
+from lbsgd.commands.train import with_flags
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
@@ -149,6 +150,14 @@ def test_the_command_trains_evaluates_and_exports(scenes, tmp_path):
     assert "train          24 images, 10 categories" in done.stdout and "mask AP" in done.stdout
     assert log.result.keys() == {"kind", "val_box_ap", "val_mask_ap"}
     assert "backbone.body.layer2.0.conv1.weight" in torch.load(output / "weights.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("val_split, warned", [("train", True), ("val", False)])
+def test_a_detector_that_is_evaluated_on_its_training_images_says_so(val_split, warned, scenes, capsys):
+    flags = ("--evaluate_only", "--train_split", "train", "--val_split", val_split, "--data_dir", str(scenes))
+    config = ("--deepspeed_config", str(ROOT / "ds_configs/detection/scenes.json"))
+    DetectionRequest(with_flags("", add_data).parse_args([*config, *flags]))
+    assert ("warning: the split train holds the images of train" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize(

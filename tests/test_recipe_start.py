@@ -1,11 +1,16 @@
 """The start of a recipe: an output that takes nothing, and flags whose variable nobody has set, are one line."""
 
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
 from commands import ROOT, command, environment_with, recipe, refused, script
+
+from lbsgd.commands.plan_lines import print_plan
+from lbsgd.config.plan import Plan
+from lbsgd.data.folder import open_data
 
 JSON = ("--deepspeed_config", ROOT / "ds_configs/digits.json")
 SCENES = ("--deepspeed_config", ROOT / "ds_configs/detection/scenes.json")
@@ -50,6 +55,15 @@ def test_an_empty_name_of_a_json_is_refused():
 @pytest.mark.parametrize("flag", ["--data_dir", "--train_split", "--val_split", "--backbone_weights", "--output_dir"])
 def test_an_empty_name_is_refused_by_a_detector(flag):
     refused(script("recipes/mask_rcnn_digits.py", *SCENES, flag, ""), flag, "a variable that nobody has set")
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_classifier_that_is_evaluated_on_its_training_images_says_so(copied, digits_data, tmp_path, capsys):
+    for name in ("train", "val"):
+        shutil.copy(digits_data / f"{'train' if copied else name}.beton", tmp_path / f"{name}.beton")
+    print_plan(Plan.read(JSON[1], 1), tmp_path / "run", open_data(tmp_path))
+    warning = f"warning: {tmp_path}/val.beton holds the images of train.beton"
+    assert (warning in capsys.readouterr().out) == copied
 
 
 @pytest.mark.parametrize("flag", ["--from", "--output", "--all"])

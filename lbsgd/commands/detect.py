@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbsgd.commands.flag_types import named, natural
+from lbsgd.commands.plan_lines import SAME_IMAGES
 from lbsgd.commands.train import Request, run_recipe, with_flags
 from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories
-from lbsgd.disk import is_there
+from lbsgd.disk import is_there, say
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.report.lines import say_fact
+from lbsgd.report.lines import on_width, say_fact
 from lbsgd.report.run_log import LOG_NAME, read_run
 from lbsgd.train.checkpoint_names import named as named_checkpoints
 from lbsgd.train.weights import weights_in
@@ -62,6 +63,8 @@ class DetectionRequest(Request):
         if self.processes.is_rank_0:
             print_split(self.train)
             print_split(self.val)
+            if self.train.fingerprint.split()[0] == self.val.fingerprint.split()[0]:  # of the file
+                say(on_width(SAME_IMAGES.format(f"the split {self.val.name}", self.train.name)))
         return len(self.train)
 
     def require_backbone(self) -> None:

@@ -97,7 +97,7 @@ def opened(
     described = {**described, **plan.as_dict()}
     stack.enter_context(only_writer(request.output_dir))
     require_no_run(request, described)
-    print_plan(request.plan, request.output_dir)
+    print_plan(request.plan, request.output_dir, request.data)
     import torch
 
     from lbsgd.data.share import Pixels

@@ -59,7 +59,7 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
         request = request_of(flags.parse_args())
         task = task_of(request)
         if request.processes.is_rank_0:
-            print_plan(request.plan, request.output_dir)
+            print_plan(request.plan, request.output_dir, request.data)
     except LbsgdError as error:
         end_before_joining(error)
     except OutputError as error:
@@ -78,6 +78,7 @@ class Request:
     Raises LbsgdError for flags, a JSON or data that cannot be right.
     """
 
+    data: ImageNetData | None = None  # a classifier's
     started_from: str | None = None  # what the first weights were trained as; a classifier begins with random ones
 
     def __init__(self, flags: argparse.Namespace):
@@ -95,7 +96,6 @@ class Request:
 
     def open_data(self) -> int | None:
         """Open the data and return the number of training images; None where there is no data but fake data."""
-        self.data: ImageNetData | None = None
         if self.plan.recipe.detection:
             raise ConfigError(
                 f"{self.plan.name}.json is of a detector (lbsgd.detection), and this recipe trains a classifier: "
