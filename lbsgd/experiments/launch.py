@@ -203,11 +203,6 @@ def is_done(folder: Path) -> bool:
     return (folder / LOG_NAME).exists() and read_run(folder).result is not None
 
 
-def epochs_done(folder: Path) -> int:
-    """Return the epochs of a run so far."""
-    return len(read_run(folder).epochs) if (folder / LOG_NAME).exists() else 0
-
-
 def clear_up(folder: Path) -> None:
     """Delete what a finished run does not need any more: 90 MB of checkpoints of a ResNet-18. Its weights stay."""
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from lbsgd.experiments import launch
 from lbsgd.experiments.grid import Job
+from lbsgd.experiments.watch import Watch
 from lbsgd.report.groups import DIVERGED
 from lbsgd.report.printer import Printer
 from lbsgd.report.run_log import LOG_NAME, read_run
@@ -26,6 +27,7 @@ class Overview:
         self.runs, self.planned = runs, {job.name: epochs_of(job) for job in jobs}
         self.printer = Printer(WIDTH)
         self.live = Live("", console=self.printer, refresh_per_second=2) if self.printer.is_for_people else None
+        self.watch, self.running = Watch(), list[Job]()
         self.done = {job.name: launch.is_done(job.folder(runs)) for job in jobs}
         self.reached = {job.name: self.epochs_done(job) for job in jobs}
         self.reached_before, self.began = sum(self.reached.values()), time.monotonic()
@@ -45,17 +47,28 @@ class Overview:
         self.printer.print(Text(line), soft_wrap=True)
 
     def epochs_done(self, job: Job) -> int:
-        folder, planned = job.folder(self.runs), self.planned[job.name]
-        return planned if launch.is_done(folder) else min(planned, launch.epochs_done(folder))
+        planned = self.planned[job.name]
+        return planned if self.done[job.name] else min(planned, self.watch.look(job.folder(self.runs)).epochs)
+
+    def may_be_done(self, job: Job) -> bool:
+        """Whether a run has ended by the last words of its log, which are read at no cost."""
+        folder = job.folder(self.runs)
+        return (folder / DIVERGED).exists() or self.watch.look(folder).has_result
 
     def update(self, running: Sequence[Job]) -> None:
-        for job in running:
-            self.reached[job.name] = self.epochs_done(job)
+        """Show how far the running ones are; without a terminal they are asked only where a line is written."""
+        self.running = list(running)
         if self.live:
+            self.look()
             names = ", ".join(f"{job.name} {self.reached[job.name]}/{self.planned[job.name]}" for job in running)
             self.live.update(Text(f"{self.standing()}   now {names}", overflow="ellipsis", no_wrap=True))
 
+    def look(self) -> None:
+        for job in self.running:
+            self.reached[job.name] = self.epochs_done(job)
+
     def ended(self, job: Job) -> None:
+        self.look()
         self.done[job.name], self.reached[job.name] = True, self.planned[job.name]
         self.say(f"{self.standing()}   {job.name}: {self.outcome(job)}")
 

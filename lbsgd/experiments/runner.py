@@ -110,7 +110,7 @@ class Runner:
 
     def done_elsewhere(self, job: Job, overview: Overview) -> bool:
         """Whether another grid has finished a run that waits here."""
-        if not launch.is_done(job.folder(self.runs)):
+        if not overview.may_be_done(job) or not launch.is_done(job.folder(self.runs)):
             return False
         self.end(job, overview)
         return True

@@ -66,7 +66,7 @@ class PaperTable:
     @property
     def note(self) -> str:
         """Say which rows are of other code, if any are."""
-        return note_of_codes(self.labels, self.groups)
+        return note_of_codes(self.labels, self.groups) if self.groups else ""
 
     def markdown(self) -> str:
         body = markdown_table(self.columns.with_sides("paper: ", "ours: "), self.rows)

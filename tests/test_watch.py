@@ -1,0 +1,53 @@
+"""A grid's looks at its runs: only what is new in a log is read, and without a terminal nothing is."""
+
+from grid_logs import DIGITS, write_log
+
+from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.experiments.grid import Job
+from lbsgd.experiments.overview import Overview
+from lbsgd.experiments.watch import Seen, Watch
+from lbsgd.report.run_log import RunLog, read_run
+
+ROW = STUDIES["table1"].rows(DIGITS)[0]
+
+
+def test_epochs_are_counted_from_what_is_new(tmp_path, monkeypatch):
+    log = write_log(tmp_path, ROW, 0, [3.0, 2.0, 1.0]) / "log.jsonl"
+    whole, watch, counted = log.read_bytes(), Watch(), []
+    monkeypatch.setattr(
+        Watch, "count", lambda self, seen, new, count=Watch.count: (counted.append(new), count(self, seen, new))
+    )
+    assert watch.look(tmp_path) == Seen()
+    log.write_bytes(b"")
+    for end in range(1, len(whole) + 1, 97):
+        with open(log, "ab") as file:
+            file.write(whole[log.stat().st_size : end])
+        lines = whole[:end].split(b"\n")[:-1]
+        assert watch.look(log.parent).epochs == sum(b'"kind": "epoch"' in line for line in lines)
+        looks = len(counted)
+        assert watch.look(log.parent) and len(counted) == looks  # unchanged, so nothing is read
+    assert len(counted[-1]) < 500 < len(whole)  # the last line alone
+
+
+def test_a_run_that_goes_on_in_a_new_file_is_counted_anew(tmp_path):
+    folder, watch = write_log(tmp_path, ROW, 0, [3.0, 2.0, 1.0]), Watch()
+    assert watch.look(folder).epochs == 3 and watch.look(folder).has_result
+    header = read_run(folder).header
+    RunLog(folder, header, resume_iteration=header["iterations_per_epoch"] + 1).close()
+    assert watch.look(folder).epochs == 1 and not watch.look(folder).has_result
+
+
+def test_into_a_pipe_no_log_is_looked_at_until_a_run_ends(tmp_path, monkeypatch, capsys):
+    jobs = [Job(ROW, seed) for seed in (0, 1)]
+    overview = Overview(jobs, tmp_path, lambda job: 4)
+    write_log(tmp_path, ROW, 0, [3.0] * 4)
+    write_log(tmp_path, ROW, 1, [3.0, 2.0], planned=4)
+    looks = []
+    monkeypatch.setattr(
+        Watch, "look", lambda self, folder, look=Watch.look: (looks.append(folder), look(self, folder))[1]
+    )
+    overview.update(jobs)
+    assert looks == []
+    overview.update(jobs[1:])
+    overview.ended(jobs[0])
+    assert "1 of 2 runs, 75 %" in capsys.readouterr().out  # 4 + 2 of 8 epochs
