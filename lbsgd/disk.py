@@ -72,7 +72,7 @@ def appearing(path: Path) -> Iterator[Path]:
 def replace_file(path: Path, data: bytes) -> None:
     """Write a whole file: it holds the old bytes or the new ones, whenever the process or the machine dies.
 
-    One process at a time may write it: a later call overwrites what a killed one has left.
+    One process at a time may write it (`rewrite_file`, several): a later call overwrites what a killed one has left.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -108,10 +108,11 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:
+def rewrite_file(path: Path, data: bytes, like: Path | None = None, to_the_disk: bool = True) -> None:
     """Write a whole file that a user named: the one behind a symbolic link, and with the mode that it has.
 
     A new file gets the mode of `like`, or the usual one. What is no file, such as /dev/stdout, is written into.
+    Several processes may write it at once: one of them is the last. Without to_the_disk a dying machine may lose it.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
@@ -125,7 +126,8 @@ def rewrite_file(path: Path, data: bytes, like: Path | None = None) -> None:
                 os.fchmod(file.fileno(), stat.S_IMODE(model.stat().st_mode))
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if to_the_disk:
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

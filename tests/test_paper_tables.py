@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import math
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from grid_logs import DIGITS, write_log, write_rows
@@ -370,6 +372,23 @@ def test_files_are_the_same_bytes_each_time(table_1_runs, tmp_path):
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["index.html", "table1.png", "table1.svg", "tables.csv", "tables.md"]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+
+def test_two_reports_may_write_into_one_folder_at_once(table_1_runs, tmp_path, monkeypatch):
+    def write():
+        return write_report(families_at([table_1_runs]), tmp_path, "digits", ["table1"])
+
+    replace_really, begun = os.replace, []
+
+    def in_between(temporary, path):
+        if not begun.count(path):  # the other one writes the same file, from its beginning to its end
+            begun.append(path)
+            write()
+        replace_really(temporary, path)
+
+    monkeypatch.setattr("os.replace", in_between)
+    written = write()
+    assert {Path(path) for path in begun} == set(written) == set(tmp_path.iterdir())
 
 
 def test_a_region_of_a_file_is_written_again(table_1_runs, tmp_path):

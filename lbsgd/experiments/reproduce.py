@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbsgd.disk import replace_file, say
+from lbsgd.disk import rewrite_file, say
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments import launch
 from lbsgd.experiments.answers import HEADS, answers, markdown
@@ -156,7 +156,7 @@ def report(request: Request, commit: str) -> None:
         title = f"{study.source}: {study.title} ({request.data.place})"
         own = study.sections(rows_by_name(families)) if study.sections else []
         write_report(families, folder, title, study.tables, [*own, *sections])
-        replace_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
+        rewrite_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
         print_study([table for family in families for table in wanted(paper_tables(family), study.tables)], found)
         say(f"page           {folder / PAGE_NAME}")
 

@@ -9,7 +9,7 @@ from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lbsgd.disk import replace_file
+from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.curves import add_legend, learning_rates
 from lbsgd.report.families import Family
@@ -122,7 +122,7 @@ def save(picture: Figure, stem: Path) -> list[Path]:
         with matplotlib.rc_context({"svg.hashsalt": SALT}):
             picture.savefig(data, format=kind, dpi=110, metadata=metadata)
         try:
-            replace_file(path, data.getvalue())
+            rewrite_file(path, data.getvalue())
         except OSError as error:
             raise ConfigError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         paths.append(path)

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -113,13 +112,9 @@ class Page:
         It is made again from the log at any time, so it is not forced to the disk, for which training would wait.
         """
         path = folder / PAGE_NAME
-        temporary = folder / f"{PAGE_NAME}.tmp"
         try:
-            temporary.write_text(self.html(), encoding="utf-8")
-            os.replace(temporary, path)
+            rewrite_file(path, self.html().encode(), to_the_disk=False)
         except OSError as error:
-            with suppress(OSError):
-                temporary.unlink()
             raise ConfigError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         return path
 

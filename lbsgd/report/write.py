@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lbsgd.disk import replace_file
+from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.families import Family, families_of
 from lbsgd.report.figures import band_figure, batch_figure, save
@@ -53,7 +53,7 @@ def write_report(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in zip(written, ["\n".join(in_markdown), *(as_csv(*given) for given in in_csv)], strict=True):
-            replace_file(path, text.encode())
+            rewrite_file(path, text.encode())
     except OSError as error:
         raise ConfigError(f"cannot write into {folder}: {error.strerror}; choose another folder") from error
     for family, made, end in found:
