@@ -34,6 +34,13 @@ def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
     assert 0.95 * made < told.num_bytes + 2 * 2120 < 1.05 * made
 
 
+def test_a_dry_run_prints_nothing_of_opencv_s_own(damaged, tmp_path, capfd):
+    """Such as that no JPEG is 70,000 pixels wide."""
+    Image.new("L", (70_000, 1)).save(damaged / "train/ant/wide.png")
+    assert "42.9% cannot be decoded" in look(damaged, tmp_path / "data", 2, short_side=64)
+    assert capfd.readouterr() == ("", "")
+
+
 def photographs(folder, count=60):
     """Make JPEGs whose sizes and sides differ as those of ImageNet do: 100 to 900 pixels, smooth to noisy."""
     rng = np.random.default_rng(0)

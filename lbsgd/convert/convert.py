@@ -31,6 +31,7 @@ from lbsgd.convert.process_pool import checked_num_processes
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Source
 from lbsgd.convert.sources import find_source, source_path
+from lbsgd.convert.undecodable import names_of, report_undecodable
 from lbsgd.convert.work_folder import (
     CONVERTER_VERSION,
     NOTHING_KEPT,
@@ -172,7 +173,7 @@ class Conversion:
     def run(self, num_processes: int, commit_seconds: float, on_error: str) -> None:
         """Do all of it, but for the final names (`publish`)."""
         self.convert_images(num_processes, commit_seconds)
-        self.report_undecodable(on_error)
+        report_undecodable(self.source, self.undecodable(), self.settings, self.page_size, on_error)
         self.finish()
 
     def convert_images(self, num_processes: int, commit_seconds: float) -> None:
@@ -182,31 +183,10 @@ class Conversion:
         for name, images in self.source.splits.items():
             convert_split(name, images, self.writers[name], self.settings, num_processes, commit_seconds)
 
-    def undecodable_numbers(self) -> dict[str, list[int]]:
+    def undecodable(self) -> dict[str, list[int]]:
         """Return the numbers of the images that cannot be decoded, by split."""
         kinds = {name: writer.records["kind"] for name, writer in self.writers.items()}
         return {name: np.flatnonzero(kinds[name] == UNDECODABLE).tolist() for name in kinds}
-
-    def undecodable(self) -> dict[str, list[str]]:
-        """Return the images that cannot be decoded, by split, as a person would call them."""
-        numbers, splits = self.undecodable_numbers(), self.source.splits
-        return {name: [images.where(index) for index in numbers[name]] for name, images in splits.items()}
-
-    def report_undecodable(self, on_error: str) -> None:
-        """Print the images that cannot be decoded. Raises DataError if there are any and on_error is "fail"."""
-        names = [name for names in self.undecodable().values() for name in names]
-        if not names:
-            return
-        for name in names:
-            say(f"cannot be decoded: {name}")
-        share = f"{len(names):,} of {len(self.source):,} images"
-        if on_error == "fail":
-            raise DataError(
-                f"{self.source.path}: {share} cannot be decoded ({', '.join(names[:3])}"
-                f"{' ...' if len(names) > 3 else ''}); leave them out with --on_error skip, for which the others are "
-                f"done, or replace or remove them, after which all are converted again"
-            )
-        say(f"left out: {share}")
 
     def finish(self) -> None:
         """Complete both files and write the manifest. Raises DataError if no image of a split can be decoded."""
@@ -231,8 +211,8 @@ class Conversion:
             images_per_class=counts,
             libraries=libraries(),
             stored={name: _stored_as(writer) for name, writer in self.writers.items()},
-            skipped=self.undecodable(),
-            skipped_numbers=self.undecodable_numbers(),
+            skipped=names_of(self.source, self.undecodable()),
+            skipped_numbers=self.undecodable(),
             left_out={name: dict(images.left_out.counts) for name, images in self.source.splits.items()},
         )
 

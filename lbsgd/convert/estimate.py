@@ -6,14 +6,25 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from lbsgd.convert.beton_writer import METADATA
 from lbsgd.convert.existing_data import before_the_conversion
-from lbsgd.convert.image import COPIED, PIXELS, UNDECODABLE, Stored, out_of_memory_is_told, stored_image
+from lbsgd.convert.image import (
+    COPIED,
+    PIXELS,
+    UNDECODABLE,
+    Stored,
+    libraries,
+    out_of_memory_is_told,
+    quiet_opencv,
+    stored_image,
+)
 from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line
+from lbsgd.convert.process_pool import ProcessPool
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import ImageReader, Images, Source
 from lbsgd.data.beton_format import ALLOCATION, CHECKSUM
@@ -38,8 +49,13 @@ class Estimate:
 
 
 def estimate(source: Source, settings: Settings, page_size: int, num_images: int) -> Estimate:
-    """Convert num_images images of each split, or as many as SAMPLE_SECONDS allow, and keep none."""
-    parts = [_sample(images, settings, page_size, num_images) for images in source.splits.values()]
+    """Convert num_images images of each split, or as many as SAMPLE_SECONDS allow, and keep none.
+
+    A process of its own does it, in which OpenCV prints nothing. Raises DataError if that dies.
+    """
+    libraries()  # raises ImportError here, before the process does
+    with ProcessPool(1, lambda: partial(_sample, source, settings, page_size, num_images)) as pool:
+        parts = [part for part, _ in pool.results(source.splits)]
     weights = np.array([len(images) for images in source.splits.values()]) / len(source)
     return Estimate(
         num_bytes=sum(part.num_bytes for part in parts),
@@ -51,27 +67,24 @@ def estimate(source: Source, settings: Settings, page_size: int, num_images: int
     )
 
 
-def _sample(images: Images, settings: Settings, page_size: int, num_images: int) -> Estimate:
-    import cv2  # now, because the images' time does not include it
-
-    threads = cv2.getNumThreads()
+def _sample(
+    source: Source, settings: Settings, page_size: int, num_images: int, split: str, _slot: memoryview
+) -> Estimate:
+    quiet_opencv()
+    images = source.splits[split]
     spread = np.linspace(0, len(images) - 1, min(num_images, len(images)), dtype=int)
     reader, start = images.reader(), time.monotonic()
     kinds: list[int] = []
     num_scaled = 0
     sizes: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # of JPEGs and of pixels: (in the source, kept)
-    cv2.setNumThreads(1)
-    try:
-        for index in np.random.default_rng(0).permutation(spread).tolist():
-            stored = _stored(images, index, reader, settings, page_size)
-            kinds.append(stored.kind if stored else UNDECODABLE)
-            if stored:
-                num_scaled += stored.scaled
-                sizes[stored.kind == PIXELS].append((int(images.sizes[index]), len(stored.data)))
-            if time.monotonic() - start > SAMPLE_SECONDS:
-                break
-    finally:
-        cv2.setNumThreads(threads)
+    for index in np.random.default_rng(0).permutation(spread).tolist():
+        stored = _stored(images, index, reader, settings, page_size)
+        kinds.append(stored.kind if stored else UNDECODABLE)
+        if stored:
+            num_scaled += stored.scaled
+            sizes[stored.kind == PIXELS].append((int(images.sizes[index]), len(stored.data)))
+        if time.monotonic() - start > SAMPLE_SECONDS:
+            break
     jpegs, pixels = (_mean_size(sizes[raw] or sizes[not raw], images.sizes) for raw in (False, True))
     mean = (1 - settings.raw_fraction) * jpegs + settings.raw_fraction * pixels
     return Estimate(

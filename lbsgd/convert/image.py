@@ -34,6 +34,7 @@ COPIED, ENCODED, PIXELS, UNDECODABLE = 0, 1, 2, 255  # what became of an image
 SCALED = 16  # is added to the kind of an image whose samples had 16 bits
 KINDS = {"copied": COPIED, "encoded": ENCODED, "raw": PIXELS}
 MODES = {COPIED: JPEG, ENCODED: JPEG, PIXELS: RAW}
+JPEG_SIDE = 65_500  # of libjpeg, for what it writes
 BIG = 60_000_000  # bytes; one process at a time does what needs more, which bounds the memory of all
 PIL_BYTES = 12  # per pixel that PIL decodes, at most: its own two copies, and NumPy's
 NO_LOCK: Lock = contextlib.nullcontext()
@@ -69,8 +70,11 @@ def stored_image(data: bytes, index: int, settings: Settings, page_size: int, me
         pixels = _resized(pixels, target or settings.size(*pixels.shape[1::-1]))
         height, width = pixels.shape[:2]
         raw = raw and pixels.nbytes <= page_size
+        if max(width, height) > (most := MAX_SIDE if raw else JPEG_SIDE):
+            holder = "a .beton file" if raw else "a JPEG"
+            raise ImageError(f"{width} x {height} pixels, and {holder} holds sides of at most {most:,}")
         kept = np.ascontiguousarray(pixels[:, :, ::-1]).reshape(-1) if raw else _encoded(pixels, settings.quality)
-    if len(kept) > page_size or max(width, height) > MAX_SIDE:
+    if len(kept) > page_size:
         raise ImageError(f"{width} x {height} pixels are {len(kept):,} bytes, more than a page of {page_size:,}")
     return Stored(PIXELS if raw else ENCODED, width, height, kept, scaled)
 

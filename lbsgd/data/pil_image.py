@@ -54,10 +54,15 @@ def library_errors() -> Iterator[None]:
 
 def opened(data: bytes) -> Image.Image:
     """Return PIL's image, whose header has been read and nothing else."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
-    with library_errors():
-        return Image.open(io.BytesIO(data))
+    try:
+        with library_errors():
+            return Image.open(io.BytesIO(data))
+    except ImageError as error:
+        if isinstance(error.__cause__, UnidentifiedImageError):  # whose words are the place of the data in memory
+            raise ImageError("no image that PIL knows" if data else "an empty file") from error.__cause__
+        raise
 
 
 def unusable_depth(image: Image.Image) -> str | None:

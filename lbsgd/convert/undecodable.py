@@ -1,0 +1,75 @@
+"""The images of a conversion that cannot be decoded: each is told, the first of them with the reason."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
+from lbsgd.convert.files import Member
+from lbsgd.convert.image import quiet_opencv, stored_image
+from lbsgd.convert.process_pool import Job, ProcessPool
+from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import Images, Source
+from lbsgd.data.pil_image import ImageError
+from lbsgd.disk import say
+from lbsgd.errors import DataError, LbsgdError, one_line
+
+REASONS = 100  # that are told of each split: an image is decoded once more, because only that it failed was kept
+
+Numbers = Mapping[str, Sequence[int]]  # of images, by split
+Failed = tuple[int, Member]  # number and place of an image
+
+
+def names_of(source: Source, numbers: Numbers) -> dict[str, list[str]]:
+    """Return the images as a person would call them, by split."""
+    return {name: [images.where(number) for number in numbers[name]] for name, images in source.splits.items()}
+
+
+def report_undecodable(source: Source, numbers: Numbers, settings: Settings, page_size: int, on_error: str) -> None:
+    """Print the images that cannot be decoded. Raises DataError if there are any and on_error is "fail"."""
+    names = [name for names in names_of(source, numbers).values() for name in names]
+    if not names:
+        return
+    for split, images in source.splits.items():
+        reasons = list(_reasons(images, numbers[split][:REASONS], settings, page_size))
+        for at, number in enumerate(numbers[split]):
+            reason = f": {reasons[at]}" if at < len(reasons) and reasons[at] else ""
+            say(f"cannot be decoded: {images.where(number)}{reason}")
+    share = f"{len(names):,} of {len(source):,} images"
+    if on_error == "fail":
+        raise DataError(
+            f"{source.path}: {share} cannot be decoded ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}); "
+            f"leave them out with --on_error skip, for which the others are done, or replace or remove them, after "
+            f"which all are converted again"
+        )
+    say(f"left out: {share}")
+
+
+def _reasons(images: Images, numbers: Sequence[int], settings: Settings, page_size: int) -> Iterator[str]:
+    """Yield why each image cannot be decoded, as far as a process can tell that does not die of it."""
+    if not numbers:
+        return
+    with (
+        contextlib.suppress(LbsgdError),
+        ProcessPool(1, partial(_make_job, images, settings, page_size)) as pool,
+    ):
+        for reason, _ in pool.results((number, images.member(number)) for number in numbers):
+            yield reason
+
+
+def _make_job(images: Images, settings: Settings, page_size: int) -> Job[Failed, str]:
+    quiet_opencv()
+    reader = images.reader()
+
+    def reason(failed: Failed, _slot: memoryview) -> str:
+        number, member = failed
+        try:
+            stored_image(reader.read(member), number, settings, page_size)
+        except (ImageError, DataError) as error:
+            return one_line(error)
+        except MemoryError:
+            return "not enough memory to decode it once more"
+        return ""
+
+    return reason
