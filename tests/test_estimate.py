@@ -1,12 +1,14 @@
 """`--dry_run` tells the size and the time of a conversion from a few images."""
 
+import subprocess
+import sys
 import time
 from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from converter import SETTINGS, damage, encoded, make_tree, picture, save
+from converter import ROOT, SETTINGS, damage, encoded, make_tree, picture, save
 from PIL import Image
 
 import lbsgd.convert.image
@@ -39,6 +41,30 @@ def test_a_dry_run_prints_nothing_of_opencv_s_own(damaged, tmp_path, capfd):
     Image.new("L", (70_000, 1)).save(damaged / "train/ant/wide.png")
     assert "42.9% cannot be decoded" in look(damaged, tmp_path / "data", 2, short_side=64)
     assert capfd.readouterr() == ("", "")
+
+
+THREADED = """
+import sys
+from pathlib import Path
+import cv2
+import numpy as np
+from lbsgd.convert.convert import convert, look
+from lbsgd.convert.verify import verify
+
+source, data = map(Path, sys.argv[1:])
+steps = [lambda: look(source, data, 1, max_side=40), lambda: convert(source, data, max_side=40), lambda: verify(data)]
+for step in steps:
+    cv2.setNumThreads(4)
+    cv2.resize(np.zeros((4000, 4000, 3), np.uint8), (3000, 3000))
+    step()
+    assert cv2.getNumThreads() == 4
+"""
+
+
+def test_all_is_done_in_a_process_whose_opencv_has_threads(tmp_path):
+    """They are not there in a fork, which would wait for them."""
+    command = [sys.executable, "-c", THREADED, str(make_tree(tmp_path / "source")), str(tmp_path / "data")]
+    assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
 
 
 def photographs(folder, count=60):

@@ -18,10 +18,10 @@ from lbsgd.convert.image import (
     PIXELS,
     UNDECODABLE,
     Stored,
-    libraries,
     out_of_memory_is_told,
     quiet_opencv,
     stored_image,
+    without_opencv_threads,
 )
 from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line
 from lbsgd.convert.process_pool import ProcessPool
@@ -53,8 +53,8 @@ def estimate(source: Source, settings: Settings, page_size: int, num_images: int
 
     A process of its own does it, in which OpenCV prints nothing. Raises DataError if that dies.
     """
-    libraries()  # raises ImportError here, before the process does
-    with ProcessPool(1, lambda: partial(_sample, source, settings, page_size, num_images)) as pool:
+    sample = partial(_sample, source, settings, page_size, num_images)
+    with without_opencv_threads(), ProcessPool(1, lambda: sample) as pool:
         parts = [part for part, _ in pool.results(source.splits)]
     weights = np.array([len(images) for images in source.splits.values()]) / len(source)
     return Estimate(

@@ -99,6 +99,19 @@ def quiet_opencv() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
+@contextlib.contextmanager
+def without_opencv_threads() -> Iterator[None]:
+    """End OpenCV's threads meanwhile, if it has any: a forked process has none of them, and would wait for them."""
+    import cv2
+
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
 def libraries() -> dict[str, str]:
     """Return the versions of the libraries that decode and encode; others may give other bytes."""
     import cv2

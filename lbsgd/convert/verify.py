@@ -27,6 +27,7 @@ from lbsgd.convert.image import (
     out_of_memory_is_told,
     quiet_opencv,
     stored_image,
+    without_opencv_threads,
 )
 from lbsgd.convert.process_pool import CHUNK_IMAGES, ProcessPool, checked_num_processes, with_room
 from lbsgd.convert.progress import Meter
@@ -51,7 +52,7 @@ def verify(data_dir: Path, num_processes: int | None = None, source: Path | None
     """
     libraries()  # raises ImportError here, before any process does
     data_dir, num_processes = Path(data_dir), checked_num_processes(num_processes)
-    with stoppable(NOTHING_KEPT):
+    with stoppable(NOTHING_KEPT), without_opencv_threads():
         _verify(data_dir, num_processes, source)
 
 
