@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import zipfile
 
 import cv2
@@ -317,6 +318,16 @@ def test_sixteen_bits_become_eight(kind):
     expected = np.rint(pixels / 257).astype(np.uint8).reshape(64, 64, -1)
     assert (np.frombuffer(kept.view, np.uint8).reshape(64, 64, 3) == expected).all()
     assert kept.scaled
+
+
+def test_sixteen_bits_of_a_whole_pixel_are_not_scaled():
+    """A BMP of 5, 6 and 5 bits."""
+    pixels = np.full((8, 8), 0xF81F, "<u2").tobytes()
+    masks = struct.pack("<3I", 0xF800, 0x7E0, 0x1F)
+    header = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 16, 3, len(pixels), 0, 0, 0, 0) + masks
+    data = struct.pack("<2sIHHI", b"BM", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
+    kept = stored_image(data, 0, Settings(max_side=64, raw_fraction=1.0), 1 << 23)
+    assert not kept.scaled and bytes(kept.view[:3]) == bytes((255, 0, 255))
 
 
 def test_the_manifest_and_the_dry_run_tell_what_was_scaled(tmp_path):

@@ -80,7 +80,8 @@ def unusable_depth(image: Image.Image) -> str | None:
 def has_16_bits(image: Image.Image) -> bool:
     """Return whether an image's samples are scaled from 16 bits to 8."""
     how = str(_decoder_arguments(image))
-    return image.mode.startswith("I") or ";16" in how or (image.format == "PPM" and str(WHITE) in how)
+    packed = "BGR;16" in how  # three samples of 5 and 6 bits, as in a BMP
+    return image.mode.startswith("I") or (";16" in how and not packed) or (image.format == "PPM" and str(WHITE) in how)
 
 
 def _decoder_arguments(image: Image.Image) -> object:
