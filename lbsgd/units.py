@@ -44,8 +44,8 @@ def printable(text: str) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown, a line per row, without a line break at the end."""
-    lines = [heads, ["---"] * len(heads), *rows]
+    """Return a table in Markdown, a line per row, without a line break at the end; a bar in a cell is no border."""
+    lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 

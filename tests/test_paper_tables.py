@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -372,6 +373,12 @@ def test_files_are_the_same_bytes_each_time(table_1_runs, tmp_path):
     names = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert names == ["index.html", "table1.png", "table1.svg", "tables.csv", "tables.md"]
     assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in names)
+
+
+def test_a_bar_in_a_folder_s_name_is_no_border_of_a_table(table_1_runs, tmp_path):
+    shutil.copytree(table_1_runs / "x8" / "seed0", tmp_path / "a|b" / "seed0")
+    write_report(families_at([tmp_path]), tmp_path / "report", "digits")
+    assert (tmp_path / "report" / "tables.md").read_text().splitlines()[2].startswith("| a\\|b | 256 |")
 
 
 def test_two_reports_may_write_into_one_folder_at_once(table_1_runs, tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lbsgd.report.groups import read_rows
-from lbsgd.report.measure import Measure
+from lbsgd.report.measure import Measure, Record
 from lbsgd.report.run_log import LOG_NAME, LoggedRun
 
 WIDE = 80  # columns of a terminal that hold all
@@ -98,6 +98,11 @@ def numbers_of(run: LoggedRun) -> tuple[float | None, float | None, float | None
 
 
 def speed_cell(run: LoggedRun) -> str:
-    # The median, because the first iterations and those after an evaluation are slow.
-    speeds = [record["images_per_second"] for record in run.iterations if record["images_per_second"] is not None]
+    # Of the epochs, where they have it: a published log holds only the first iterations of each, which are slow. The
+    # median, because the first epoch, or iteration, is slow.
+    speeds = speeds_of(run.epochs) or speeds_of(run.iterations)
     return f"{median(speeds):.0f}" if speeds else "-"
+
+
+def speeds_of(records: Sequence[Record]) -> list[float]:
+    return [record["images_per_second"] for record in records if record.get("images_per_second") is not None]
