@@ -6,13 +6,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from lbsgd.commands.check_screen import lines_of
 from lbsgd.commands.main import main
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_screen import span
+from lbsgd.config.checks.explain import explain_all
+from lbsgd.config.checks.inspection import inspect
 from lbsgd.experiments.overview import Overview
+from lbsgd.report.lines import on_width
 from lbsgd.report.paper_table import Columns, PaperTable
 from lbsgd.report.printer import Printer
 
@@ -37,7 +42,7 @@ def on_terminal(monkeypatch, capsys):
 # --- plan -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("columns", [60, 80, 160])
+@pytest.mark.parametrize("columns", [40, 50, 60, 80, 160])
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -54,7 +59,8 @@ def test_a_plan_fits_the_terminal_and_says_what_it_says_in_a_pipe(capsys, on_ter
     assert main(command) == 0
     piped = capsys.readouterr().out
     lines = on_terminal(columns, *command)
-    assert max(map(len, lines)) <= columns, max(lines, key=len)
+    long = [line for line in lines if len(line) > columns]
+    assert not long or columns < 60 and all(len(line.split()) == 1 for line in long), long  # a key is not broken
 
     def words(text):
         return set(re.findall(r"[\w.,%]+", re.sub("[─▁-█]+", "", re.sub(r"(?m)^ *[\d.]+ ┤.*|.* epochs$", "", text))))
@@ -82,6 +88,48 @@ def test_in_a_pipe_each_fact_of_a_plan_is_one_line_whatever_the_width(capsys, mo
 )
 def test_a_span_of_times_has_one_unit(shortest, longest, words):
     assert span(shortest, longest) == words
+
+
+def test_a_table_that_no_terminal_column_holds_is_a_list(on_terminal):
+    lines = on_terminal(50, "plan", EIGHT_K, "--gpus", "256")
+    ring = lines.index("   ring")
+    assert lines[ring + 1 : ring + 5] == [
+        "     aggregation      35.3 ms",
+        "     without overlap  267.1 ms",
+        "     with overlap     249.4 ms",
+        "     efficiency       86.8% to 92.9%",
+    ]
+
+
+# --- check, and the start of a recipe ---------------------------------------------------------------------------------
+
+
+def test_the_head_of_a_checked_file_breaks_between_its_parts():
+    found = inspect(str(ROOT / "tests/fixtures/foreign/misspelt.json"), version="0.19")
+    lines = ["".join(text for text, _ in line) for line in lines_of(found, 50)]
+    assert lines[1:3] == ["    (plain DeepSpeed 0.19.8: no lbsgd block)", "    1 error, 6 warnings, 2 notes"]
+    assert max(map(len, lines[1:])) <= 50
+    words = " ".join(lines).split()
+    assert set(" ".join("".join(text for text, _ in line) for line in lines_of(found, None)).split()) <= set(words)
+
+
+@pytest.mark.parametrize("width", [50, 80, 100, 1000])
+def test_a_code_is_explained_in_the_terminals_width(width):
+    text = explain_all(width)
+    assert text.split() == explain_all().split()
+    long = [line for line in text.splitlines() if len(line) > min(width, 100)]
+    assert all(len(line.split()) <= 2 for line in long), long  # a name and a word that is longer than its room
+
+
+def test_a_fact_of_a_recipe_breaks_between_words(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "36")
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: True))
+    assert on_width(f"{'warmup':15}gradual, W = 780 iterations", 15).splitlines() == [
+        "warmup         gradual, W = 780",
+        "               iterations",
+    ]
+    monkeypatch.setattr("sys.stdout", SimpleNamespace(isatty=lambda: False))
+    assert on_width("x " * 40) == "x " * 40
 
 
 # --- reproduce and report ---------------------------------------------------------------------------------------------

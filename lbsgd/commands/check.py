@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+import sys
 from collections.abc import Sequence
 
 from lbsgd.commands.flag_types import require_alone
@@ -85,10 +87,11 @@ def check_files(
 
 def print_explanation(code: str, as_markdown: bool = False) -> int:
     """Print the entry of a code, or of all; as Markdown, always all: docs/checks.md."""
-    from lbsgd.config.checks.explain import explain, explain_all, markdown
+    from lbsgd.config.checks.explain import WIDTH, explain, explain_all, markdown
 
     if as_markdown:
         print(markdown(), end="")
     else:
-        print(explain_all() if code == "all" else explain(code))
+        width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else WIDTH
+        print(explain_all(width) if code == "all" else explain(code, width))
     return 0

@@ -36,14 +36,17 @@ def print_inspections(inspections: Sequence[Inspection], console: Console | None
         from rich.console import Console
 
         console = Console(highlight=False)
+    width = console.width if console else None
     for each in inspections:
-        for line in lines_of(each, console.width if console else None):
+        for line in lines_of(each, width):
             print_line(line, console)
     if len(inspections) > 1:
         totals = (counted(sum(each.count(severity) for each in inspections), severity) for severity in SEVERITIES)
-        print_line([(f"{len(inspections)} files: {', '.join(totals)}", "")], console)
+        for text in wrapped(f"{len(inspections)} files: {', '.join(totals)}", "", width):
+            print_line([(text, "")], console)
     if passed_over:
-        print_line([(others_passed_over(passed_over), "dim")], console)
+        for text in wrapped(others_passed_over(passed_over), "", width):
+            print_line([(text, "dim")], console)
 
 
 def others_passed_over(number: int) -> str:
@@ -66,13 +69,27 @@ def lines_of(inspection: Inspection, width: int | None) -> Iterator[Line]:
     version = accepted(inspection.version).version
     kind = f" (DeepSpeed {version})" if inspection.ours else f" (plain DeepSpeed {version}: no lbsgd block)"
     kind = kind if inspection.config is not None else ""
-    yield [(printable(inspection.file), "bold"), (kind, "dim"), ("  ", ""), verdict(inspection)]
+    head: Line = [(printable(inspection.file), "bold"), (kind, "dim"), ("  ", ""), verdict(inspection)]
+    if width is None or sum(len(text) for text, _ in head) <= width:
+        yield head
+    else:  # its parts below each other
+        yield head[:1]
+        for text, style in (head[1], head[3]):
+            yield from ([(f"    {part}", style)] for part in wrapped(text.strip(), "    ", width) if part)
     for change in inspection.fixed:
-        yield [("    ", ""), ("fixed    ", "green"), (printable(change), "")]
+        yield from named("fixed", printable(change), width)
     if inspection.kept:
-        yield [("    ", ""), ("kept     ", "green"), (f"the file as it was in {printable(inspection.kept)}", "")]
+        yield from named("kept", f"the file as it was in {printable(inspection.kept)}", width)
     for finding in inspection.findings:
         yield from lines_of_finding(finding, width)
+
+
+def named(name: str, text: str, width: int | None) -> Iterator[Line]:
+    """Yield what was done to a file, after its name."""
+    indent = " " * 13
+    first, *rest = wrapped(text, indent, width)
+    yield [("    ", ""), (f"{name:9}", "green"), (first, "")]
+    yield from ([(indent + line, "")] for line in rest)
 
 
 def verdict(inspection: Inspection) -> tuple[str, str]:
@@ -100,4 +117,5 @@ def wrapped(text: str, indent: str, width: int | None) -> list[str]:
     """Return a text in lines that fit beside an indent; in one line for a file or a pipe, which have no width."""
     if width is None:
         return [text]
-    return textwrap.wrap(text, max(20, width - len(indent))) or [""]
+    width = max(20, width - len(indent))
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]

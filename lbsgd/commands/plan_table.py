@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from lbsgd.report.lines import fitted
+
 Row = list[list[str]]  # of cells, each the lines of its text
 BREAK = "|"  # where a head may be divided by a hyphen
 
@@ -13,7 +15,9 @@ def table_lines(heads: Sequence[str], rows: Iterable[Sequence[str]], num_words: 
     """Return the lines of the heads and of each row: words in the first num_words columns, numbers in the others.
 
     A table that is too wide has heads of several lines, less room between its columns, and a last column that wraps.
+    Where that is too wide too, each row becomes a list of its cells, and there is no line of heads.
     """
+    rows = list(rows)
     cells: list[Row] = [[[cell] for cell in row] for row in rows]
     whole = [[[head.replace(BREAK, "")] for head in heads], *cells]
     if 1 + sum(widths_of(whole)) + 2 * (len(heads) - 1) <= width:
@@ -24,7 +28,19 @@ def table_lines(heads: Sequence[str], rows: Iterable[Sequence[str]], num_words: 
     room = max(1, width - 1 - sum(others) - len(others))
     for row in cells:
         row[-1] = textwrap.wrap(row[-1][0], room, break_long_words=False) or [""]
-    return [joined(row, widths_of(narrow), num_words, " ") for row in narrow]
+    widths = widths_of(narrow)
+    if 1 + sum(widths) + len(widths) - 1 > width:
+        return [[], *(listed([head.replace(BREAK, "") for head in heads], row, width) for row in rows)]
+    return [joined(row, widths, num_words, " ") for row in narrow]
+
+
+def listed(heads: Sequence[str], row: Sequence[str], width: int) -> list[str]:
+    """Return a row as lines: its first cell, and below it the others, each after its head."""
+    of_heads = max(map(len, heads[1:]), default=0)
+    lines = [fitted(f" {heads[0]} {row[0]}" if heads[0] else f" {row[0]}", width, 4)]
+    for head, cell in zip(heads[1:], row[1:], strict=True):
+        lines.append(fitted(f"     {head:{of_heads}}  {cell}", width, 7))
+    return [line for each in lines for line in each.split("\n")]
 
 
 def widths_of(rows: Sequence[Row]) -> list[int]:

@@ -25,7 +25,9 @@ def on_width(text: str, indent: int = 2) -> str:
 
 
 def fitted(text: str, width: int, indent: int) -> str:
-    """Return a text in lines of a width, broken between words, further lines indented."""
+    """Return a text in lines of a width, broken between words, further lines indented; as it is where it fits."""
+    if len(text) <= width:
+        return text
     return textwrap.fill(
         text,
         max(indent + LEAST_WIDTH, width),

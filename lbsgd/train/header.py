@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from lbsgd.config.memory import NETWORKS, memory
+from lbsgd.report.lines import NAME_WIDTH
 from lbsgd.report.measure import described as measures_described
 from lbsgd.train.aggregation.aggregation import described as aggregation_described
 from lbsgd.train.device_rules import norm_implementation
@@ -45,7 +46,7 @@ def say_what_runs(progress: Progress, header: dict[str, Any]) -> None:
     }
     for name, words in lines.items():
         if words:
-            progress.say(f"{name:15}{words}")
+            progress.say(f"{name:{NAME_WIDTH}}{words}", NAME_WIDTH)
 
 
 def norm_described(run: Run, device: torch.device) -> str:

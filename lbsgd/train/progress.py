@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from lbsgd.report.lines import fitted
 from lbsgd.report.measure import TOP1, Measure
 from lbsgd.units import clock
 
@@ -97,8 +98,10 @@ class Progress:
         loss = f"loss {_number(record['train_loss'], '.4f')}  took {clock(record['seconds'])}"
         self.say(f"{self._epoch(ceil(record['epoch']))}  {judged}  {loss}")
 
-    def say(self, text: str) -> None:
-        """Print a line. What cannot be printed ends no training: the log has it, too."""
+    def say(self, text: str, indent: int = 2) -> None:
+        """Print a line, in a terminal's width. What cannot be printed ends no training: the log has it, too."""
+        if self.console.is_terminal:
+            text = fitted(text, self.console.width, indent)
         with suppress(OSError):  # a full disk under a file
             # soft_wrap: a file has no width, so a line there is never broken.
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -12,25 +12,36 @@ from lbsgd.config.checks.rule import Rule
 from lbsgd.errors import ConfigError
 from lbsgd.units import markdown_table
 
-WIDTH = 100
+WIDTH, LEAST_WIDTH = 100, 30
 
 
-def explain(code: str) -> str:
-    """Return the entry of one code for the screen; ConfigError names near codes where there is no such one."""
+def explain(code: str, width: int = WIDTH) -> str:
+    """Return the entry of one code for a screen of a width; ConfigError names near codes where there is no such one."""
     rule = CODES.get(code.upper())
     if rule is None:
         near = difflib.get_close_matches(code.upper(), CODES, n=4, cutoff=0.5)
         instead = f"near it are {', '.join(sorted(near))}" if near else "say `--explain all` for the whole list"
         raise ConfigError(f"--explain {code}: there is no such code; {instead}")
-    lines = [f"{rule.code}  {rule.title}", f"      {severities(rule)}", ""]
-    for name, text in (("why", rule.why), ("example", example(rule)), ("fix", rule.fix)):
-        lines += textwrap.wrap(text, WIDTH, initial_indent=f"{name:9}", subsequent_indent=" " * 9)
-    return "\n".join(lines)
+    head = [*part(f"{rule.code}  ", rule.title, width), *part(" " * 6, severities(rule), width)]
+    texts = (("why", rule.why), ("example", example(rule)), ("fix", rule.fix))
+    return "\n".join([*head, "", *(line for name, text in texts for line in part(f"{name:9}", text, width))])
 
 
-def explain_all() -> str:
-    """Return the entries of all codes for the screen."""
-    return "\n\n".join(map(explain, CODES))
+def part(name: str, text: str, width: int) -> list[str]:
+    """Return a text beside its name, broken between words."""
+    return textwrap.wrap(
+        text,
+        max(LEAST_WIDTH, min(width, WIDTH)),
+        initial_indent=name,
+        subsequent_indent=" " * len(name),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def explain_all(width: int = WIDTH) -> str:
+    """Return the entries of all codes for a screen of a width."""
+    return "\n\n".join(explain(code, width) for code in CODES)
 
 
 def severities(rule: Rule[Any]) -> str:
