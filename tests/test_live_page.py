@@ -57,6 +57,12 @@ def test_a_baseline_is_three_finished_seeds_of_one_recipe(tmp_path, baseline):
             baseline_band(runs)
 
 
+def test_a_baseline_of_which_a_seed_diverged_is_none(tmp_path, baseline):
+    (write_log(tmp_path / "runs", BASELINE, 3, CURVE[:2], planned=6) / "diverged.txt").write_text("error: no number\n")
+    with pytest.raises(ConfigError, match="1 of 4 seeds diverged"):
+        baseline_band([tmp_path / "runs"])
+
+
 def test_an_infinite_noise_scale_is_a_gap_and_no_error(tmp_path):
     """|G|² may be estimated at 0 or below; the log has null then."""
     said, page = warnings_of(tmp_path, BASELINE, [50.0], ())

@@ -20,8 +20,8 @@ Band = Sequence[tuple[float, float]]
 def baseline_band(runs: Sequence[str | Path]) -> Band:
     """Return the training errors between which a run follows the baseline, per epoch (`report.match.band`).
 
-    Raises ConfigError if they are not at least 3 finished runs of one recipe with different seeds, DataError for a log
-    that cannot be read.
+    Raises ConfigError if they are not at least 3 finished runs of one recipe with different seeds, or one of them has
+    diverged, DataError for a log that cannot be read.
     """
     groups = group_runs(find_runs(runs))
     for group in groups:
@@ -35,6 +35,11 @@ def baseline_band(runs: Sequence[str | Path]) -> Band:
         raise ConfigError(
             f"--baseline {' '.join(map(str, runs))}: {finished} finished runs of {len(groups)} recipes; give at least "
             f"{SEEDS} finished runs of one recipe that differ in their seed"
+        )
+    if not groups[0].whole:
+        raise ConfigError(
+            f"--baseline {' '.join(map(str, runs))}: {groups[0].num_diverged} of {len(groups[0].runs)} seeds diverged, "
+            "and the curves of the others are not the recipe's; give a recipe whose seeds all finish"
         )
     return band(groups[0].finished)
 
