@@ -103,6 +103,20 @@ def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_p
     assert ("kept as pixels" in line) == ("raw_fraction" in settings)
 
 
+@pytest.mark.parametrize("side", [1250, 1000])
+def test_a_dry_run_counts_what_is_left_at_the_ends_of_pages(tmp_path, side):
+    """Images of 4.7 or 3 MB in pages of 8.4 MB."""
+    for number in range(10):
+        save(tmp_path / f"source/{'val' if number > 5 else 'train'}/a/{number}.JPEG", size=(side, side), phase=number)
+    settings = dict(max_side=side, raw_fraction=1.0)
+    found = find_source(tmp_path / "source", tmp_path, tmp_path / "data")
+    told = estimate(found, Settings(**settings), 1 << 23, 24).num_bytes
+    convert(tmp_path / "source", tmp_path / "data", num_processes=2, **settings)
+    made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
+    assert abs(told / made - 1) < 0.01
+    assert made > 1.2 * 10 * 3 * side**2
+
+
 @pytest.mark.parametrize(
     "found, mean",
     [

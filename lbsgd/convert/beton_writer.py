@@ -100,6 +100,10 @@ class BetonWriter:
         """Return how many of some images, by default of all so far, cannot be decoded."""
         return int(np.count_nonzero(self.records["kind"][: self.done][images] == UNDECODABLE))
 
+    def image_bytes(self) -> int:
+        """Return the bytes of all images so far, with what is left at the ends of pages."""
+        return self.end - METADATA_AT - len(self.records) * METADATA.itemsize
+
     def commit(self, done: int) -> None:
         """Force the first `done` images to the disk, then say so in the journal. May run in another thread."""
         if done == self._committed:

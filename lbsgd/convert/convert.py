@@ -178,7 +178,7 @@ class Conversion:
 
     def convert_images(self, num_processes: int, commit_seconds: float) -> None:
         """Raises DataError if the disk has no room for the result, or if a process dies."""
-        done = sum(int(writer.records["num_bytes"].sum()) for writer in self.writers.values())
+        done = sum(writer.image_bytes() for writer in self.writers.values())
         check_disk(self.source, self.settings, self.page_size, self.work, done)
         for name, images in self.source.splits.items():
             convert_split(name, images, self.writers[name], self.settings, num_processes, commit_seconds)

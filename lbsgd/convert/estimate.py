@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import time
 from collections.abc import Sequence
@@ -35,6 +36,7 @@ from lbsgd.units import duration, size
 TABLES_BYTES = METADATA.itemsize + ALLOCATION.itemsize + CHECKSUM.itemsize  # per image
 MARGIN = 1.05  # of an estimate, when the disk is checked
 SAMPLE_SECONDS = 3
+PACKED_IMAGES = 10_000  # that are put into pages to see what is left at the ends of these
 WRITING_SECONDS = 1e-4  # per image, on its way from a process to the file
 
 
@@ -77,18 +79,21 @@ def _sample(
     kinds: list[int] = []
     num_scaled = 0
     sizes: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # of JPEGs and of pixels: (in the source, kept)
+    kept: list[int] = []  # sizes of both
     for index in np.random.default_rng(0).permutation(spread).tolist():
         stored = _stored(images, index, reader, settings, page_size)
         kinds.append(stored.kind if stored else UNDECODABLE)
         if stored:
             num_scaled += stored.scaled
-            sizes[stored.kind == PIXELS].append((int(images.sizes[index]), len(stored.data)))
+            kept.append(len(stored.data))
+            sizes[stored.kind == PIXELS].append((int(images.sizes[index]), kept[-1]))
         if time.monotonic() - start > SAMPLE_SECONDS:
             break
     jpegs, pixels = (_mean_size(sizes[raw] or sizes[not raw], images.sizes) for raw in (False, True))
     mean = (1 - settings.raw_fraction) * jpegs + settings.raw_fraction * pixels
+    in_pages = _in_pages(kept, len(images), page_size)
     return Estimate(
-        num_bytes=int(len(images) * mean) + TABLES_BYTES * len(images),
+        num_bytes=int(len(images) * mean * in_pages) + TABLES_BYTES * len(images),
         seconds=((time.monotonic() - start) / len(kinds) + WRITING_SECONDS) * len(images),
         copied=kinds.count(COPIED) / len(kinds),
         raw=kinds.count(PIXELS) / len(kinds),
@@ -104,6 +109,16 @@ def _stored(images: Images, index: int, reader: ImageReader, settings: Settings,
             return stored_image(data, index, settings, page_size)
     except ImageError:
         return None
+
+
+def _in_pages(sizes: Sequence[int], num_images: int, page_size: int) -> float:
+    """Return how much larger than its images a file is in which none lies in two pages (see `BetonWriter.append`)."""
+    end = used = 0
+    for num_bytes in itertools.islice(itertools.cycle(sizes), min(num_images, PACKED_IMAGES)):
+        if end % page_size + num_bytes > page_size:
+            end += -end % page_size
+        end, used = end + num_bytes, used + num_bytes
+    return end / used if used else 1.0
 
 
 def _mean_size(found: Sequence[tuple[int, int]], sizes: np.ndarray) -> float:
