@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -17,7 +18,9 @@ from test_sources import VAL_CLASSES, WNIDS, find, make_folders, make_kaggle, ma
 
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.image import stored_image
+from lbsgd.convert.preflight import unusable_images
 from lbsgd.convert.settings import Settings
+from lbsgd.convert.source_images import ImageReader
 from lbsgd.convert.verify import verify
 from lbsgd.data.pil_image import ImageError
 from lbsgd.errors import DataError
@@ -360,6 +363,20 @@ def test_floats_and_their_like_are_refused_before_the_work_begins(tmp_path, kind
         f"{tree}/train/ant/odd.tif"
     ]
     assert len(stored(tmp_path / "data/train.beton")) == 3
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_depths_are_told_from_the_headers_alone(tmp_path, monkeypatch, packed):
+    tree = make_tree(tmp_path / "source")
+    (tree / "train/ant/x.tif").write_bytes(by_pil(np.zeros((1500, 2000), np.float32), "TIFF"))
+    (tree / "val/bee/x.pgm").write_bytes(b"P5 2000 2000 65535\n" + bytes(8_000_000))
+    (tree / "val/ant/x.tif").write_bytes(b"")
+    source = Path(shutil.make_archive(str(tmp_path / "packed"), "tar", tree)) if packed else tree
+    found, taken, pread = find(source, tmp_path), [], os.pread
+    monkeypatch.setattr(os, "pread", lambda *arguments: taken.append(arguments[1]) or pread(*arguments))
+    monkeypatch.setattr(ImageReader, "read", None)
+    [told] = unusable_images(found)
+    assert told.endswith("x.tif (floating-point samples)") and sum(taken) < 100_000
 
 
 def test_twelve_bits_in_sixteen_are_not_taken_for_black():

@@ -30,7 +30,8 @@ def _unusable(images: Images) -> list[str]:
     for index, name in enumerate(images.names):
         if name.lower().endswith(ANY_DEPTH):
             try:
-                depth = unusable_depth(opened(reader.read(images.member(index))))
+                with reader.file(images.member(index)) as file:
+                    depth = unusable_depth(opened(file))
             except ImageError:
                 continue
             if depth:

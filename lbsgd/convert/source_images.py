@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,6 +129,38 @@ class Source:
         return digest.hexdigest()
 
 
+class Stretch(io.RawIOBase):
+    """Some bytes of an open file as a file of their own; closing it closes that."""
+
+    def __init__(self, descriptor: int, start: int, num_bytes: int) -> None:
+        self.descriptor, self.start, self.num_bytes, self.position = descriptor, start, num_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.num_bytes}[whence]
+        if position < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.position = position
+        return position
+
+    def readinto(self, buffer: Any) -> int:
+        left = max(0, self.num_bytes - self.position)
+        data = os.pread(self.descriptor, min(len(buffer), left), self.start + self.position)
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self.descriptor)
+        super().close()
+
+
 class ImageReader:
     """Reads the bytes of a split's images."""
 
@@ -149,6 +184,15 @@ class ImageReader:
                 f"command again"
             )
         return data
+
+    def file(self, member: Member) -> io.BufferedReader:
+        """Return an image as a file, of which no more is read than asked for. Raises DataError if it is not there."""
+        shard = self._shard(member)
+        path = shard or f"{self.container}/{member.name}"
+        try:
+            return io.BufferedReader(Stretch(os.open(path, os.O_RDONLY), member.offset, member.num_bytes))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
 
     def _shard(self, member: Member) -> str | None:
         """Return the path of the file that holds the image among others, None if it is a file of its own."""

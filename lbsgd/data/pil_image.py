@@ -16,7 +16,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -52,13 +52,13 @@ def library_errors() -> Iterator[None]:
         raise ImageError(f"{type(error).__name__}: {error}") from error
 
 
-def opened(data: bytes) -> Image.Image:
-    """Return PIL's image, whose header has been read and nothing else."""
+def opened(data: bytes | BinaryIO) -> Image.Image:
+    """Return PIL's image, whose header has been read and nothing else, from its bytes or a file."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with library_errors():
-            return Image.open(io.BytesIO(data))
+            return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
     except ImageError as error:
         if isinstance(error.__cause__, UnidentifiedImageError):  # whose words are the place of the data in memory
             raise ImageError("no image that PIL knows" if data else "an empty file") from error.__cause__
