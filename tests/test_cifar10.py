@@ -4,12 +4,13 @@ import gzip
 import io
 import pickle
 import tarfile
+import tracemalloc
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from lbsgd.convert.cifar10 import BATCHES, FOLDER, as_tar
+from lbsgd.convert.cifar10 import BATCHES, FOLDER, as_tar, is_cifar10
 from lbsgd.convert.convert import convert
 from lbsgd.convert.sources import find_source
 from lbsgd.data.folder import open_data
@@ -81,6 +82,26 @@ def test_a_flipped_bit_of_the_download_is_found_by_the_checksum_of_gzip(tmp_path
     with pytest.raises(DataError, match="cifar-10-python.tar.gz.*again"):
         find_source(path, tmp_path / "work", tmp_path / "data")
     assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz"])
+def test_what_is_told_of_a_hostile_archive_takes_no_memory(tmp_path, mode):
+    """A name of 3 GB, of which a sparse or a compressed file takes nothing."""
+    path = tmp_path / "x.tar"
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 3 << 30
+    with open(path, "wb") as file:
+        file.write(name.tobuf())
+        file.truncate(3 << 30)
+    if mode == "w:gz":
+        with gzip.open(path, "wb", compresslevel=1) as file:
+            file.write(name.tobuf() + bytes(200 << 20))
+    tracemalloc.start()
+    try:
+        assert not is_cifar10(path)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_it_converts_to_the_very_pixels(tmp_path):

@@ -573,6 +573,32 @@ def header(name, num_bytes, kind=tarfile.REGTYPE):
     return bytes(data)
 
 
+def sparse(**attributes):
+    info = tarfile.TarInfo("train/a/x.JPEG")
+    info.pax_headers = {f"GNU.sparse.{name}": value for name, value in attributes.items()}
+    return info.tobuf(tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        dict(map="0,a"),
+        dict(map="0,1", size="x"),
+        dict(size="x"),
+        dict(major="1", minor="0", realsize="x"),
+        dict(map=""),
+    ],
+)
+def test_a_damaged_header_of_a_sparse_member_is_refused(tmp_path, attributes, nested):
+    content = sparse(**attributes) + bytes(20_480)
+    (tmp_path / "a.tar").write_bytes(tar_bytes({"n02102040.tar": content}) if nested else content)
+    for read in (members, lambda path: find(path, tmp_path)):
+        with pytest.raises(DataError) as error:
+            read(tmp_path / "a.tar")
+        assert str(tmp_path / "a.tar") in str(error.value) and "\n" not in str(error.value)
+
+
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize(
     "hostile, message",

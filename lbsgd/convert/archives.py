@@ -119,7 +119,9 @@ def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
             part.seek(tar.offset)  # where tarfile saw the end: it takes half a header for an end, too
             if (end := part.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(WHY_IT_ENDS.get(len(end), "it ends within a header"))
-    except (tarfile.TarError, EOFError) as error:
+    except DataError:
+        raise
+    except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: of no number in a sparse member's header
         advice = "it is truncated or damaged: fetch it again" if after else "name a folder or a tar, or fetch it again"
         raise DataError(f"{path} cannot be read as a tar ({error}{after}); {advice}") from error
 

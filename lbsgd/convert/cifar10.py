@@ -5,33 +5,47 @@ Its images become PNG files, which lose nothing, in a tar of train/<class>/* and
 
 from __future__ import annotations
 
+import contextlib
 import io
+import lzma
 import os
 import pickle
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from lbsgd.convert.compressed import uncompressed
+from lbsgd.convert.archives import MAX_HEADER_BYTES
+from lbsgd.convert.compressed import decompressor, uncompressed
 from lbsgd.disk import appearing
 from lbsgd.errors import DataError
 
 FOLDER = "cifar-10-batches-py"
 BATCHES = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "val"}
 SIDE = 32
+DAMAGED = (lzma.LZMAError, zlib.error)  # what decompressing raises, besides OSError and EOFError
 
 
 def is_cifar10(path: Path) -> bool:
     """Return whether a file is the archive, by the name of its first member."""
     try:
-        with tarfile.open(path) as archive:
+        with tarfile.open(fileobj=io.BytesIO(_start_of(path)), mode="r:") as archive:
             first = archive.next()
-    except (tarfile.TarError, OSError, EOFError):
+    except (tarfile.TarError, OSError, EOFError, ValueError):
         return False  # whatever it is, the reader of tars says what is wrong with it
     return first is not None and first.name.split("/")[0] == FOLDER
+
+
+def _start_of(path: Path) -> bytes:
+    """Return the first bytes of a file, uncompressed, as far as it can be read: a header may say that it has 3 GB."""
+    start = io.BytesIO()
+    with (decompressor(path) or open)(path, "rb") as file, contextlib.suppress(OSError, EOFError, *DAMAGED):
+        while start.tell() < MAX_HEADER_BYTES and (data := file.read(tarfile.BLOCKSIZE)):
+            start.write(data)
+    return start.getvalue()
 
 
 def as_tar(path: Path, scratch: Path) -> Path:
