@@ -1,6 +1,7 @@
 """The blocks of docs/in_your_project.md in the real libraries: two processes train what lbsgd.initialize trains."""
 
 import random
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -258,7 +259,18 @@ class TrainerOfNothing:
     """Stands for transformers.Trainer where nothing is trained."""
 
     def __init__(self, **given):
-        self.optimizer = None
+        self.optimizer = self.lr_scheduler = self.optimizer_cls_and_kwargs = None
+        self.__dict__.update(given)
+
+
+@dataclass
+class Arguments:
+    """Stands for transformers.TrainingArguments, which take seconds to make."""
+
+    learning_rate: float = 5e-5
+    lr_scheduler_type: str = "linear"
+
+    def __init__(self, **given):
         self.__dict__.update(given)
 
 
@@ -276,9 +288,9 @@ def test_a_plan_that_is_counted_in_iterations_trains_in_transformers_too(fewer):
     arguments = needs_of(plan, "transformers", parts=True).arguments
     assert arguments["max_steps"] == 6
     options = dict(model=oracle.network(), train_dataset=range(plan.num_images))
-    MixedIn(args=SimpleNamespace(**arguments | fewer), plan=plan, **options).create_optimizer()
+    MixedIn(args=Arguments(**arguments | fewer), plan=plan, **options).create_optimizer()
     with pytest.raises(ConfigError, match="has bf16=True; the plan needs bf16=False"):
-        MixedIn(args=SimpleNamespace(**arguments | {"bf16": True}), plan=plan, **options).create_optimizer()
+        MixedIn(args=Arguments(**arguments | {"bf16": True}), plan=plan, **options).create_optimizer()
 
 
 # --- Accelerate ------------------------------------------------------------------------------------------------------

@@ -460,6 +460,26 @@ def test_ffcv_s_own_loader_takes_the_shared_shuffle_as_its_order(photos, rank):
         assert np.array_equal(order, rank_batches(epoch_order(NUM_TRAIN, 3, epoch), rank=rank, **cut).ravel())
 
 
+def order_of_a_part(path, image_field, indices, batch_size):
+    """The order of the first epoch over some images of a file, or why FFCV's Loader cannot have it."""
+    from ffcv.loader import Loader
+
+    order = SharedShuffleOrder(rank=0, **CUT)
+    try:
+        loader = Loader(str(path), batch_size, order=order, indices=indices, pipelines={image_field: None})
+    except ValueError as error:
+        return str(error)
+    return loader.next_traversal_order()
+
+
+def test_the_shared_shuffle_of_ffcv_s_loader_is_of_the_images_that_it_is_given(photos):
+    given = np.arange(1, 41)
+    place = photos.train.path, photos.train.image_field
+    order = with_stock_ffcv(order_of_a_part, *place, given, 4)
+    assert len(order) == 16 and set(order) <= set(given)  # 2 iterations of half of 16 images
+    assert "batch_size=8, and the order micro_batch=4" in with_stock_ffcv(order_of_a_part, *place, given, 8)
+
+
 def test_torch_s_dataloader_goes_through_the_shared_shuffle():
     sampler = SharedShuffleSampler(100, global_batch=32, micro_batch=8, seed=5, world_size=2, rank=1)
     loader = torch.utils.data.DataLoader(range(100), batch_sampler=sampler)

@@ -314,3 +314,20 @@ def test_one_step_without_a_gradient_shrinks_all_but_batch_norm():
     optimizer.step()
     for (name, now), then in zip(model.named_parameters(), before.parameters(), strict=True):
         torch.testing.assert_close(now, then * (1 if name.startswith("1.") else 1 - 0.1 * 0.5))
+
+
+@pytest.mark.parametrize("option", ["maximize", "dampening"])
+def test_form_10_refuses_options_of_torch_s_that_it_does_not_have(option):
+    w = torch.zeros(1, requires_grad=True)
+    group = {"params": [w], option: True, "nesterov": False}
+    with pytest.raises(ValueError, match=f"form 'lr_inside' has no {option}"):
+        MomentumCorrectedSGD([group], lr=0.1, form="lr_inside")
+    optimizer = MomentumCorrectedSGD([torch.zeros(1, requires_grad=True)], lr=0.1, form="lr_inside")
+    with pytest.raises(ValueError, match=f"form 'lr_inside' has no {option}"):
+        optimizer.add_param_group(group)
+    assert MomentumCorrectedSGD([group], lr=0.1).param_groups[0][option] is True
+
+
+def test_the_decay_is_given_by_name_because_its_place_is_not_torch_s():
+    with pytest.raises(TypeError, match="positional"):
+        MomentumCorrectedSGD([torch.zeros(1, requires_grad=True)], 0.1, 0.9, 0, 1e-4)

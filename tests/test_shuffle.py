@@ -145,3 +145,11 @@ def test_a_number_of_images_of_ffcv_s_type_gives_the_same_order():
     """NumPy alone would permute it in floating point."""
     order = epoch_order(np.uint64(50), 3, 4)
     assert order.dtype == np.int64 and order.tolist() == epoch_order(50, 3, 4).tolist()
+
+
+def test_the_epoch_that_counts_is_the_one_set_when_the_first_batch_is_asked_for():
+    """Lightning asks for an iterator before it tells the epoch of a resumed run."""
+    sampler = SharedShuffleSampler(64, global_batch=16, micro_batch=16)
+    batches = iter(sampler)
+    sampler.set_epoch(2)
+    assert next(batches) == epoch_order(64, 0, 2)[:16].tolist()

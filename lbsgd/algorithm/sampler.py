@@ -61,7 +61,7 @@ class SharedShuffleSampler(Sampler[list[int]]):
         return self
 
     def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches.tolist())
+        yield from self.batches.tolist()  # of the epoch that is set when the first is asked for, as by Lightning
 
     def __len__(self) -> int:
         return len(self.batches)

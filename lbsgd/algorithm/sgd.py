@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
 import torch
@@ -38,6 +38,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         params: ParamsT,
         lr: float,
         momentum: float = 0.9,
+        *,
         weight_decay: float = 0.0,
         nesterov: bool = True,
         form: MomentumForm = "lr_outside",
@@ -58,6 +59,14 @@ class MomentumCorrectedSGD(torch.optim.SGD):
             params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, foreach=foreach, fused=fused
         )
         self.form, self.correction = form, correction
+        if form == "lr_inside":
+            require_no_options(self.param_groups)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group as torch does. Raises ValueError for options of torch's SGD that form (10) does not have."""
+        if getattr(self, "form", None) == "lr_inside":
+            require_no_options([param_group])
+        super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"form": self.form, "correction": self.correction}
@@ -140,6 +149,13 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         """η_t/η_last of Remark 2; 1 before the first step, when v = 0 and needs no correction."""
         last_lr: float = self.state[p].get("last_lr", 0.0)
         return lr / last_lr if self.correction and last_lr else 1.0
+
+
+def require_no_options(groups: Iterable[Mapping[str, Any]]) -> None:
+    """Raise ValueError for a group with maximize or dampening, which momentum form (10) would pass over in silence."""
+    for name in ("maximize", "dampening"):
+        if any(group.get(name) for group in groups):
+            raise ValueError(f"momentum form 'lr_inside' has no {name}: use form 'lr_outside', or leave it out")
 
 
 def _torch_step() -> Callable[..., Any]:

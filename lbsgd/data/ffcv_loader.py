@@ -234,10 +234,15 @@ class SharedShuffleOrder(TraversalOrder):
         self.cut = cut
 
     def __call__(self, loader: Loader) -> SharedShuffleOrder:
-        """Called by FFCV's Loader, which knows the number of images."""
-        self.sampler = SharedShuffleSampler(loader.reader.num_samples, **self.cut)
+        """Called by FFCV's Loader, which knows its images. Raises ValueError where its batches are no micro batches."""
+        if loader.batch_size != self.cut["micro_batch"]:
+            raise ValueError(
+                f"the Loader has batch_size={loader.batch_size}, and the order micro_batch={self.cut['micro_batch']}"
+            )
+        self.indices = loader.indices
+        self.sampler = SharedShuffleSampler(len(self.indices), **self.cut)
         return self
 
     def sample_order(self, epoch: int) -> np.ndarray:
         self.sampler.set_epoch(epoch)
-        return self.sampler.batches.reshape(-1)
+        return self.indices[self.sampler.batches.reshape(-1)]

@@ -10,10 +10,10 @@ from typing import Any
 from lbsgd.errors import ConfigError
 from lbsgd.units import markdown_table
 
-PART = {"name": str, "title": str, "state": str, "why": str | None, "figures": list, "notes": list}
+PART: dict[str, Any] = {"name": str, "title": str, "state": str, "why": str | None, "figures": list, "notes": list}
 END = int | float | None
-FIGURE = {
-    **{key: str for key in ("name", "unit", "verdict", "beside")},
+FIGURE: dict[str, Any] = {
+    **dict.fromkeys(("name", "unit", "verdict", "beside"), str),
     **{"value": int | float, "low": END, "high": END, "goal": str | None, "count": int},
 }
 HEADS = ("what", "measured [95 %]", "goal", "", "of", "beside")

@@ -31,7 +31,8 @@ class LargeMinibatchTrainer:
 
     Batch norm is per worker (Sec. 2.3), γ and β do not decay, and momentum has the plan's form (Sec. 3, 5.1). Update t
     takes learning_rate(t), also after an update that fp16 overflow skipped. All processes cut one shuffle per epoch
-    (Remark 4). The workers' statistics agree before an evaluation, a prediction and a save.
+    (Remark 4). The workers' statistics agree before an evaluation, a prediction and a save, so all processes must call
+    `save_model`.
 
     model         its forward takes the keys of a batch and returns the mean loss first, as the Trainer wants it
     plan          a `Plan` for args.world_size processes and this train_dataset
@@ -42,9 +43,10 @@ class LargeMinibatchTrainer:
 
     # What transformers.Trainer gives; only annotated, because nothing here imports it.
     args: Any
-    model: nn.Module
+    model: Any
     optimizer: torch.optim.Optimizer | None
     lr_scheduler: Any
+    optimizer_cls_and_kwargs: Any
     state: Any
     train_dataset: Any
     data_collator: Any
@@ -52,6 +54,10 @@ class LargeMinibatchTrainer:
 
     def __init__(self, *args: Any, plan: Plan, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if self.optimizer is not None or self.lr_scheduler is not None or self.optimizer_cls_and_kwargs is not None:
+            raise ConfigError(
+                "the plan makes optimizer and schedule: leave out optimizers and optimizer_cls_and_kwargs"
+            )
         # Else the Trainer takes the loss of a forward with **kwargs for one that is divided by the passes already.
         self.model_accepts_loss_kwargs = False
         self.plan = plan
@@ -115,6 +121,14 @@ class LargeMinibatchTrainer:
             given = getattr(self.args, name)
             if given != wanted:
                 raise ConfigError(f"TrainingArguments has {name}={given!r}; the plan needs {name}={wanted!r}")
+        for name, wanted in {"learning_rate": self.plan.schedule.reference_lr, "lr_scheduler_type": None}.items():
+            given, usual = getattr(self.args, name), type(self.args).__dataclass_fields__[name].default
+            if given not in (usual, wanted):
+                raise ConfigError(
+                    f"TrainingArguments has {name}={given!r}, and the plan has the schedule; leave it out"
+                )
+        if not hasattr(self.train_dataset, "__len__"):
+            raise ConfigError("train_dataset is missing or has no length; the shared shuffle needs all images' numbers")
         if len(self.train_dataset) != self.plan.num_images:
             raise ConfigError(
                 f"train_dataset has {len(self.train_dataset)} images and the plan {self.plan.num_images}; give "

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbsgd.config.checks.rule import Hit, rule
-from lbsgd.config.keypath import automatic_keys, get, is_count
-from lbsgd.config.libraries.arguments import CALLS, Library, arguments_of
+from lbsgd.config.keypath import automatic_keys, get, is_count, paths_to
+from lbsgd.config.libraries.arguments import CALLS, HUGGING_FACE, Library, arguments_of
 from lbsgd.config.libraries.automatic import DEFAULTS, FILLED, FROM_HIDDEN_SIZE
 
-HUGGING_FACE = ("transformers", "accelerate")
 WRITE_IT = "let `lbsgd config --from FILE --for LIBRARY --gpus N` write the file"
 
 
@@ -33,7 +32,8 @@ class InLibrary:
     def automatic(self) -> list[str]:
         """Key paths of all values "auto"; not the number of passes, where Lightning refuses any value."""
         refused = {"gradient_accumulation_steps"} if self.library == "lightning" else set()
-        return [key for key in automatic_keys(self.config) if key not in refused]
+        inside = paths_to("auto", self.config.get("lbsgd", {}), "lbsgd") if self.library in HUGGING_FACE else ()
+        return [key for key in (*automatic_keys(self.config), *inside) if key not in refused]
 
 
 @rule(

@@ -9,6 +9,7 @@ from lbsgd.config.keypath import get
 from lbsgd.errors import ConfigError
 
 Library = Literal["transformers", "accelerate", "lightning", "deepspeed"]
+HUGGING_FACE: tuple[Library, ...] = ("transformers", "accelerate")
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 
 # The class of each library that takes them.

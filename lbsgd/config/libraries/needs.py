@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbsgd.config.keypath import put
-from lbsgd.config.libraries.arguments import CALLS, Library, arguments_of, require_library
+from lbsgd.config.libraries.arguments import CALLS, HUGGING_FACE, Library, arguments_of, require_library
 from lbsgd.config.plan import Plan
 
 FROM_PARTS = ("optimizer", "scheduler", "lbsgd")  # the parts in the code take their place
@@ -90,12 +90,16 @@ def needs_of(plan: Plan, library: Library, parts: bool = False) -> Needs:
     """
     require_library(library)
     config = {key: value for key, value in plan.config.items() if not parts or key not in FROM_PARTS}
+    if library in HUGGING_FACE and "lbsgd" in config:  # they refuse the word auto anywhere, and this block has it
+        config["lbsgd"] = {key: value for key, value in config["lbsgd"].items() if key != "aggregation"}
     put(config, "gradient_accumulation_steps", plan.accumulation_steps)
     arguments = arguments_of(config, library)
     if library == "lightning":  # which writes them itself, and refuses a JSON that has them
         arguments["accumulate_grad_batches"] = config.pop("gradient_accumulation_steps")
     if parts:
         arguments |= FOR_PARTS.get(library, {})
+    if parts and library == "transformers":  # which seeds augmentation by it, and the weights of model_init
+        arguments["seed"] = plan.recipe.seed
     if library in EPOCHS and plan.recipe.epochs is not None:
         arguments[EPOCHS[library]] = plan.recipe.epochs
     elif library in EPOCHS:  # a run that is counted in iterations
