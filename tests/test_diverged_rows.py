@@ -1,6 +1,7 @@
 """Rows of which seeds have diverged, in pictures and pages: the seeds that are left never stand for the whole row."""
 
 import math
+import shutil
 
 import pytest
 from grid_logs import DIGITS, write_log
@@ -8,11 +9,12 @@ from test_page import chromium
 from test_paper_tables import diverged
 
 from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.experiments.checkout import ROOT
 from lbsgd.report.figures import band_figure, batch_figure
 from lbsgd.report.group_page import batch_chart, curve_charts, group_page
 from lbsgd.report.match import matched_from
 from lbsgd.report.paper_tables import paper_tables
-from lbsgd.report.write import families_at
+from lbsgd.report.write import families_at, rows_by_name
 
 LOST = {"x1": 0, "x2": 0, "x4": 1, "x8": 2, "x16": 3}  # of three seeds
 
@@ -91,3 +93,15 @@ def test_whether_curves_match_is_not_known_where_a_seed_diverged(table):
     words = [matched_from(row, family.baseline).words for row in family.rows]
     assert words == ["from epoch 1", "from epoch 1", "-", "-", "-"]
     assert matched_from(family.baseline, family.rows[2]).words == "-"
+
+
+def test_a_simulated_row_whose_seeds_all_diverged_stays_on_its_page(tmp_path):
+    study = STUDIES["async"]
+    for row in study.rows(DIGITS):
+        shutil.copytree(ROOT / "results" / "digits" / "runs" / row.name, tmp_path / row.name)
+    for log in tmp_path.glob("*async/*/log.jsonl"):
+        log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"result"' not in line))
+        (log.parent / "diverged.txt").write_text("error: not a number\n")
+    [section] = study.sections(rows_by_name(families_at([tmp_path])))
+    assert ["asynchronous", "all diverged", "5", "-", "-"] in section.rows
+    assert "asynchronous, all diverged" in [series.name for series in section.charts[1].series]

@@ -11,7 +11,7 @@ from lbsgd.report.group_page import band_of
 from lbsgd.report.groups import Group
 from lbsgd.report.measure import TOP1
 from lbsgd.report.page import Chart, Section, Series
-from lbsgd.report.paper_table import error_cell
+from lbsgd.report.paper_table import error_cell, without_result
 
 SCRIPT = "recipes/asynchronous.py"
 NAMES = {"async": "asynchronous", "sync": "synchronous"}
@@ -32,12 +32,14 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
 
 def sections(groups: dict[str, Group]) -> list[Section]:
     """Return both curves over epochs and over simulated time."""
-    found = {name: group for name, group in groups.items() if group.finished}
-    labels = {name: NAMES[name.rsplit("_", 1)[1]] for name in found}
-    over_epochs = [band_of(labels[name], group.finished, TOP1.key) for name, group in found.items()]
-    over_time = [in_time(series, found[name]) for name, series in zip(found, over_epochs, strict=True)]
+    labels = {name: NAMES[name.rsplit("_", 1)[1]] for name in groups}
+    over_epochs = [
+        band_of(", ".join([labels[name], *without_result(group)]), group.shown, TOP1.key)
+        for name, group in groups.items()
+    ]
+    over_time = [in_time(series, groups[name]) for name, series in zip(groups, over_epochs, strict=True)]
     heads = ("updates", "error %", "seeds", "mean staleness", "simulated time")
-    cells = [[labels[name], *described(group)] for name, group in found.items()]
+    cells = [[labels[name], *described(group)] for name, group in groups.items()]
     charts = [
         Chart("validation error at equal images, mean ± std (band: 2 std)", over_epochs, "%"),
         Chart("validation error at equal simulated time", over_time, "%", "mean times of one gradient"),
@@ -51,12 +53,14 @@ def last(group: Group, key: str) -> float:
 
 
 def described(group: Group) -> list[str]:
-    numbers = f"{last(group, 'staleness'):.1f}", f"{last(group, 'simulated_time'):,.0f}"
+    numbers = ("-", "-")
+    if group.finished:
+        numbers = f"{last(group, 'staleness'):.1f}", f"{last(group, 'simulated_time'):,.0f}"
     return [error_cell(group), str(len(group.runs)), *numbers]
 
 
 def in_time(series: Series, group: Group) -> Series:
-    times = zip(*([record["simulated_time"] for record in run.epochs] for run in group.finished), strict=False)
+    times = zip(*([record["simulated_time"] for record in run.epochs] for run in group.shown), strict=False)
     return Series(series.name, [sum(column) / len(column) for column in times], series.y, series.low, series.high)
 
 

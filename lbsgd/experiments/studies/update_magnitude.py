@@ -5,7 +5,6 @@ from __future__ import annotations
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Chart, Section, Series
-from lbsgd.report.run_log import LoggedRun
 
 SCRIPT, EPOCHS = "recipes/update_magnitude.py", 6
 
@@ -50,7 +49,7 @@ def relative(record: dict) -> float | None:
 
 def mean_of(name: str, group: Group, value) -> Series:
     """Return the mean over seeds where every seed has a number; the log has null for what is none."""
-    runs: tuple[LoggedRun, ...] = group.finished or group.runs
+    runs = group.shown
     columns = zip(*([record for record in run.iterations if "apart_sq" in record] for run in runs), strict=False)
     values = [(column[0]["epoch"], [value(record) for record in column]) for column in columns]
     known = [(epoch, numbers) for epoch, numbers in values if None not in numbers]
