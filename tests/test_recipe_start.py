@@ -11,6 +11,8 @@ from commands import ROOT, command, environment_with, recipe, refused, script
 from lbsgd.commands.plan_lines import print_plan
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import open_data
+from lbsgd.disk import OutputError
+from lbsgd.processes.first_cause import explained
 
 JSON = ("--deepspeed_config", ROOT / "ds_configs/digits.json")
 SCENES = ("--deepspeed_config", ROOT / "ds_configs/detection/scenes.json")
@@ -40,6 +42,14 @@ def test_an_output_that_takes_nothing_ends_a_recipe_with_2_and_one_line(tmp_path
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and why in done.stderr
     assert not list(tmp_path.glob("run/*.jsonl"))
+
+
+def test_an_output_that_is_full_once_the_processes_have_met_is_no_bug():
+    """Where the files are read from is told then."""
+    full = OutputError("no room")
+    full.__cause__ = OSError(28, FULL)
+    error = explained(full, "the start", None)
+    assert (error.exit_code, str(error)) == (2, f"the output cannot be written ({FULL})")
 
 
 @pytest.mark.parametrize("flag", ["--data_dir", "--output_dir", "--weights", "--baseline"])

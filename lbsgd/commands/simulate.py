@@ -127,6 +127,11 @@ def require_simulable(request: Request) -> None:
         raise ConfigError("the workers are simulated on one process; start the recipe without a launcher")
     if request.plan.precision != "fp32":
         raise ConfigError(f"the workers are simulated in fp32, not {request.plan.precision}; give --precision fp32")
+    if not request.flags.epochs and request.plan.num_epochs % 1:
+        raise ConfigError(
+            f"the simulation takes whole epochs, and {request.plan.name}.json has {request.plan.num_epochs:g}; "
+            "give --epochs"
+        )
     norm = request.plan.recipe.batch_norm
     noise = request.plan.recipe.diagnostics.gradient_noise
     for key, found, simulated in (
