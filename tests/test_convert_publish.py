@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,25 +33,32 @@ def assert_same_files(data, expected):
         assert (data / name).read_bytes() == (expected / name).read_bytes()
 
 
-def converted_until(step, monkeypatch, source, data, **settings):
-    """Convert, and die before the file that is removed or renamed after `step` others; whether it came to that."""
-    steps = iter(range(step + 1))
+def converted_until(step, source, data, **settings):
+    """Convert, and be killed before the file that is removed or renamed after `step` others; whether it came to that.
 
-    def dying(function):
+    It is a process of its own that is killed, because one that raises would clean up.
+    """
+    steps = itertools.count()
+
+    def deadly(function):
         def stepwise(*arguments, **options):
-            if next(steps, step) == step:  # also whatever would be cleaned up: a killed process cleans up nothing
-                raise SystemExit
+            if next(steps) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
             return function(*arguments, **options)
 
         return stepwise
 
-    with monkeypatch.context() as patch:
-        for place, name in ((Path, "unlink"), (Path, "rename"), (os, "replace")):
-            patch.setattr(place, name, dying(getattr(place, name)))
-        with contextlib.suppress(SystemExit):
+    if not (child := os.fork()):
+        try:
+            for place, name in ((Path, "unlink"), (Path, "rename"), (os, "replace")):
+                setattr(place, name, deadly(getattr(place, name)))
             convert(source, data, **settings)
-            return False
-    return True
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitpid(child, 0)[1]
+    assert status in (0, signal.SIGKILL)
+    return status != 0
 
 
 def fingerprint(data):
@@ -60,12 +68,12 @@ def fingerprint(data):
     return None
 
 
-def test_a_folder_that_is_replaced_holds_the_old_pair_the_new_pair_or_none(made, tmp_path, monkeypatch):
+def test_a_folder_that_is_replaced_holds_the_old_pair_the_new_pair_or_none(made, tmp_path):
     source, old, new = made
     found = []
     for step in itertools.count():
         data = Path(shutil.copytree(old, tmp_path / f"data{step}"))
-        died = converted_until(step, monkeypatch, source, data, **OTHER | {"overwrite": True})
+        died = converted_until(step, source, data, **OTHER | {"overwrite": True})
         found.append(fingerprint(data))
         convert(source, data, **OTHER | {"overwrite": found[-1] is not None})
         assert_same_files(data, new)
@@ -75,13 +83,11 @@ def test_a_folder_that_is_replaced_holds_the_old_pair_the_new_pair_or_none(made,
     assert kinds == [fingerprint(old), None, fingerprint(new)] and found.count(None) >= 4
 
 
-def test_killed_while_the_files_get_their_names_it_is_absent_then_complete_and_ends_with_the_same_bytes(
-    made, tmp_path, monkeypatch
-):
+def test_killed_while_the_files_get_their_names_it_is_absent_then_complete_and_ends_with_the_same_bytes(made, tmp_path):
     source, expected, _ = made
     for step in itertools.count():
         data = tmp_path / f"data{step}"
-        died = converted_until(step, monkeypatch, source, data, **SETTINGS)
+        died = converted_until(step, source, data, **SETTINGS)
         assert fingerprint(data) == (fingerprint(expected) if (data / "manifest.json").exists() else None)
         assert "refused" not in look(source, data, 1, max_side=500)
         convert(source, data, **SETTINGS)
@@ -92,11 +98,11 @@ def test_killed_while_the_files_get_their_names_it_is_absent_then_complete_and_e
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_files_that_are_removed_before_they_are_all_published_are_made_again(made, tmp_path, monkeypatch, overwrite):
+def test_files_that_are_removed_before_they_are_all_published_are_made_again(made, tmp_path, overwrite):
     source, expected, _ = made
     for step in itertools.count():
         data = tmp_path / f"data{step}"
-        died = converted_until(step, monkeypatch, source, data, **SETTINGS)
+        died = converted_until(step, source, data, **SETTINGS)
         if (data / "manifest.json").exists():
             break
         for path in data.glob("*.beton"):
@@ -138,7 +144,7 @@ def test_finished_work_that_another_command_has_begun_to_drop_is_done_again(made
         with monkeypatch.context() as patch:
             patch.setattr("lbsgd.convert.convert.publish", lambda *_: None)
             convert(source, data, **SETTINGS)
-        assert converted_until(step, monkeypatch, source, data, **OTHER)
+        assert converted_until(step, source, data, **OTHER)
         if names_in(data) != [".converting"]:
             break
         convert(source, data, **SETTINGS)
