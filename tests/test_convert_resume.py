@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import gc
 import os
 import resource
 import shutil
@@ -328,3 +329,14 @@ def test_an_error_of_a_commit_is_raised_where_the_images_are_written(tmp_path, m
         commits.start_if_due()
         commits.thread.join()
         commits.start_if_due()
+
+
+def test_conversions_that_fail_leave_no_files_open(tree, tmp_path):
+    (tree / "train/ant/1.JPEG").write_text("no image")
+    opened = []
+    for _ in range(3):
+        with contextlib.suppress(DataError):
+            convert(tree, tmp_path / "data", **SETTINGS)
+        gc.collect()
+        opened.append(len(os.listdir("/proc/self/fd")))
+    assert opened[0] == opened[-1]

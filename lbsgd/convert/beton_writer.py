@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import errno
 import os
+import weakref
 import zlib
 from pathlib import Path
 
@@ -55,9 +56,9 @@ class BetonWriter:
         self.end = METADATA_AT + num_images * METADATA.itemsize
         self._journal = os.open(self.journal_path, os.O_RDWR | os.O_CREAT, 0o666)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        self._close = weakref.finalize(self, _close, self._file, self._journal)  # also after a conversion that failed
         self._resume()
         self._committed = self.done
-        self._closed = False
 
     def _resume(self) -> None:
         """Take up the images that the journal lists, and drop what came after them."""
@@ -152,10 +153,12 @@ class BetonWriter:
         return header.tobytes() + fields.tobytes()
 
     def close(self) -> None:
-        if not self._closed:
-            os.close(self._file)
-            os.close(self._journal)
-        self._closed = True
+        self._close()
+
+
+def _close(*files: int) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _allocations(stored: np.ndarray, first: int) -> np.ndarray:
