@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lbsgd.config.json_file import write_json
 from lbsgd.config.plan import Plan
-from lbsgd.disk import is_there, locked
+from lbsgd.disk import is_there, locked, say
 from lbsgd.errors import CheckpointError, ConfigError
 from lbsgd.report.run_log import LOG_NAME, read_run
 
@@ -106,7 +106,7 @@ def prepare_output(run: Run, newest: Path | None) -> None:
         )
     if run.resume and not newest:
         require_not_begun(run)
-        print(f"no complete checkpoint in {run.checkpoints}: starting anew", flush=True)
+        say(f"no complete checkpoint in {run.checkpoints}: starting anew")
 
 
 def require_not_begun(run: Run) -> None:

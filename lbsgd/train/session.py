@@ -14,6 +14,7 @@ import torch
 
 from lbsgd.config.plan import Plan
 from lbsgd.data.share import Pixels
+from lbsgd.disk import say
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
@@ -170,7 +171,7 @@ def evaluate_only(run: Run, trainer: Trainer) -> None:
     if torch.distributed.get_rank() == 0:
         judged = (f"{measure.name} {measure.words(record[measure.key])}" for measure in trainer.task.judged_by)
         what = run.weights or f"iteration {trainer.iteration}"
-        print(f"{what}: {', '.join(judged)} on {record['val_images']} images of {run.images.place}")
+        say(f"{what}: {', '.join(judged)} on {record['val_images']} images of {run.images.place}")
 
 
 def windows_of(network: torch.nn.Module) -> dict[str, str]:
