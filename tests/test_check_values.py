@@ -13,6 +13,7 @@ from test_check import errors
 from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.deepspeed_switches import OF_OPTIMIZER, OF_SCHEDULER
 from lbsgd.config.checks.deepspeed_values import OF_MUON
+from lbsgd.config.checks.in_library import in_library
 from lbsgd.config.checks.inspection import as_hjson, corrected, findings_of
 from lbsgd.config.checks.inspection import inspect as inspect_file
 from lbsgd.config.keypath import put
@@ -325,6 +326,22 @@ def test_an_offload_needs_its_folder_and_zero():
     assert found(offloading(2, "offload_optimizer", device="cpu"), key) == []
 
 
+@pytest.mark.parametrize("kind, params", [("RMSprop", {}), ("Lamb", {}), ("AdamW", {"torch_adam": True})])
+def test_an_optimizer_that_is_not_built_for_the_cpu_may_stand_beside_an_offload_at_stage_0(kind, params):
+    optimizer = {"type": kind, "params": {"lr": 0.001, **params}}
+    zero = {"stage": 0, "offload_optimizer": {"device": "cpu"}}
+    assert "D66" not in {
+        each.code for each in findings_of({**PLAIN, "optimizer": optimizer, "zero_optimization": zero})
+    }
+
+
+@pytest.mark.parametrize("least, expected", [(0, [("D74", "error")]), (0.1, [])])
+def test_a_warmup_down_to_0_moves_the_weights_and_one_from_0_to_0_does_not(least, expected):
+    warm = {"warmup_min_lr": least, "warmup_max_lr": 0, "warmup_num_steps": 10, "warmup_type": "linear"}
+    config = {**PLAIN, "optimizer": SGD, "scheduler": {"type": "WarmupLR", "params": warm}}
+    assert found(config, "scheduler.params.warmup_max_lr") == expected
+
+
 @pytest.mark.parametrize("name, meant", [("steplr", "StepLR"), ("warmuplr", "WarmupLR"), ("StepLr", "StepLR")])
 def test_a_scheduler_of_another_case_is_corrected(name, meant):
     params = {"step_size": 30} if meant == "StepLR" else {}
@@ -342,6 +359,9 @@ def test_plain_deepspeed_reads_whole_floats_as_whole_numbers(tmp_path):
     path.write_text(json.dumps({**PLAIN, "optimizer": SGD, "scheduler": {"type": "WarmupLR", "params": warm}}))
     said = {each.code: each.severity for each in inspect_file(str(path)).findings}
     assert said["D46"] == "warning" and "error" not in said.values()
+    for library, severity in (("deepspeed", "warning"), ("transformers", "error")):
+        in_it = in_library(inspect_file(str(path)), library).findings
+        assert {each.severity for each in in_it if each.code == "D46"} == {severity}
     cycle = {"max_lr": 0.1, "total_steps": 1000, "pct_start": 1.0}
     path.write_text(json.dumps({**PLAIN, "optimizer": SGD, "scheduler": {"type": "OneCycleLR", "params": cycle}}))
     errors = [each.key for each in inspect_file(str(path)).findings if each.severity == "error"]

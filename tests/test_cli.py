@@ -381,6 +381,8 @@ def test_a_flag_takes_what_its_type_says(kind, text, value):
         (positive, ["0", "-1", "+1", "1.0", "1_000", "²", "٣", "many", ""], "whole number of at least 1"),
         (positive, ["1000000000000", "9" * 31, "9" * 5000], "too large"),
         (natural, ["-1", "1.5", "²", ""], "whole number of at least 0"),
+        (natural, ["1000000000000", "9" * 31], "too large"),
+        (interval, ["1000000000000", "9" * 31], "too large"),
         (quantity, ["0", "-2", "nan", "inf", "fast"], "number above 0"),
         (quantity, ["1e300", "1e-300"], "too large or too small"),
         (at_least_zero, ["-1", "nan", "inf", "fast"], "number of at least 0"),

@@ -9,9 +9,9 @@ from locked import as_nobody
 
 from lbsgd.commands.detect import only_split, trained_as
 from lbsgd.data.folder import open_data
-from lbsgd.errors import DataError
+from lbsgd.errors import CheckpointError, LbsgdError
 from lbsgd.report.run_log import RunLog, read_run
-from lbsgd.train.checkpoint import complete
+from lbsgd.train.checkpoint import newest
 from lbsgd.train.run import Run, prepare_output
 
 HEADER = {"model": "resnet50"}
@@ -21,7 +21,7 @@ TAKES_A_FOLDER = {
     "data of a classifier": open_data,
     "data of a detector": lambda folder: only_split(folder, "val"),
     "a backbone's run": lambda folder: trained_as(folder / "weights.pt"),
-    "checkpoints": complete,
+    "checkpoints": newest,
     "an output folder": lambda folder: prepare_output(Run(None, None, None, folder, 1), newest=None),
     "a log to write": lambda folder: RunLog(folder, HEADER),
     "a log to read": read_run,
@@ -46,12 +46,12 @@ def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none():
     with tempfile.TemporaryDirectory() as name, as_nobody(name):
         folder = Path(name, "checkpoints")
         folder.mkdir(mode=0)
-        with pytest.raises(DataError, match=f"^cannot read {folder}: Permission denied$"):
-            complete(folder)
+        with pytest.raises(CheckpointError, match=f"^cannot read {folder}: Permission denied$"):
+            newest(folder)
         folder.chmod(0o700)
 
 
 @pytest.mark.parametrize("takes", TAKES_A_FOLDER.values(), ids=TAKES_A_FOLDER)
 def test_a_folder_that_may_not_be_looked_into_is_one_line(takes, locked):
-    with pytest.raises(DataError, match=f"^cannot read {locked}.*: Permission denied$"):
+    with pytest.raises(LbsgdError, match=f"^cannot read {locked}.*: Permission denied$"):
         takes(locked)

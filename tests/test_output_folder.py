@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from lbsgd.errors import CheckpointError, ConfigError
 from lbsgd.experiments.grid import BASELINE
 from lbsgd.train.checkpoint import comparable
 from lbsgd.train.run import Run, only_writer, prepare_output
+from lbsgd.train.saver import Saver
 from lbsgd.train.session import windows_of
 
 
@@ -51,18 +53,37 @@ def test_without_locks_of_the_file_system_a_run_begins(tmp_path, monkeypatch):
         pass
 
 
-@pytest.mark.parametrize("left", ["weights.pt", "two epochs"])
-def test_a_run_whose_checkpoints_are_gone_is_not_written_over(tmp_path, left):
-    if left == "weights.pt":
-        (tmp_path / left).write_bytes(b"of the end")
-    folder = tmp_path if left == "weights.pt" else write_log(tmp_path, BASELINE, 0, [50.0, 40.0])
-    with pytest.raises(CheckpointError, match=f"{folder} holds a run without its checkpoints"):
-        prepare_output(Run(None, None, None, folder, 1, resume=True), newest=None)
+def test_a_run_that_has_ended_and_whose_checkpoints_are_gone_is_not_written_over(tmp_path):
+    (tmp_path / "weights.pt").write_bytes(b"of the end")
+    with pytest.raises(CheckpointError, match=f"{tmp_path} holds a run that has ended, without its checkpoints"):
+        prepare_output(Run(None, None, None, tmp_path, 1, resume=True), newest=None)
 
 
-def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path):
-    folder = write_log(tmp_path, BASELINE, 0, [50.0])
+@pytest.mark.parametrize("content", [b"", b"{", None])
+def test_a_run_that_never_had_a_checkpoint_begins_anew(tmp_path, content):
+    """As on a full disk, on which epochs come to the log and checkpoints do not."""
+    folder = tmp_path if content is not None else write_log(tmp_path, BASELINE, 0, [50.0, 40.0, 30.0])
+    if content is not None:
+        (folder / "log.jsonl").write_bytes(content)
     prepare_output(Run(None, None, None, folder, 1, resume=True), newest=None)
+
+
+def test_a_lock_that_cannot_be_made_is_one_line(tmp_path):
+    (tmp_path / ".writer").mkdir()
+    with pytest.raises(ConfigError, match=f"cannot write {tmp_path}/.writer"), only_writer(tmp_path):
+        pass
+
+
+def test_a_folder_of_checkpoints_that_fails_for_a_moment_costs_one_checkpoint(tmp_path, monkeypatch):
+    def fails(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    said = []
+    saver = SimpleNamespace(folder=tmp_path, say=said.append, wait=lambda: True)
+    monkeypatch.setattr("os.listdir", fails)
+    assert Saver.write(saver, 3, {}, {}) is False
+    assert "iteration 3 could not be written ([Errno 5] Input/output error)" in said[0]
+    assert Saver.newest_written(saver) is None
 
 
 def test_a_network_of_the_same_weights_and_other_strides_is_another_one():

@@ -110,7 +110,7 @@ def the_demos(_: str) -> NoReturn:
 
 
 def main() -> int:
-    flags = OneLineParser(description=__doc__)
+    flags = OneLineParser(description=__doc__, allow_abbrev=False)
     flags.add_argument("--seed", type=natural, default=0, help="of weights, shuffle and augmentation (default: 0)")
     flags.add_argument("--work_dir", type=path, help="where data/ and runs/ go (default: the repository)")
     for flag in ("--deepspeed_config", "--data_dir", "--output_dir"):

@@ -16,7 +16,7 @@ from lbsgd.disk import is_there, say
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.lines import on_width, say_fact
 from lbsgd.report.run_log import LOG_NAME, read_run
-from lbsgd.train.checkpoint_names import named as named_checkpoints
+from lbsgd.train.checkpoint_names import named_at_start
 from lbsgd.train.weights import weights_in
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class DetectionRequest(Request):
         flags = self.flags
         if flags.evaluate_only or not flags.resume or not self.processes.is_rank_0:
             return flags.evaluate_only or flags.resume
-        return bool(named_checkpoints(Path(flags.output_dir or Path("runs") / self.plan.name) / "checkpoints"))
+        return bool(named_at_start(Path(flags.output_dir or Path("runs") / self.plan.name) / "checkpoints"))
 
     def images(self) -> ImageSource:
         from lbsgd.train.coco_source import CocoSource

@@ -44,6 +44,8 @@ def natural(text: str) -> int:
     number = whole_number(text)
     if number is None:
         raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    if number >= TOO_LARGE:
+        raise ArgumentTypeError(f"{text!r} is too large: give a whole number below 10^12")
     return number
 
 
@@ -75,8 +77,8 @@ def fraction(text: str) -> float:
 
 def interval(text: str) -> tuple[int | None, float | None]:
     """Iterations and minutes, one of them None: `50` means 50 iterations, `10m` means 10 minutes."""
-    if iterations := whole_number(text):
-        return iterations, None
+    if (whole_number(text) or 0) > 0:
+        return positive(text), None
     minutes = above_zero(text.removesuffix("m")) if text.endswith("m") else None
     if minutes is None:
         raise ArgumentTypeError(f"{text!r} is neither a number of iterations, such as 50, nor of minutes, such as 10m")

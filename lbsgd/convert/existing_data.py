@@ -112,8 +112,8 @@ def complete_lines(data_dir: Path, data: Manifest, source: Source | None = None)
     ]
     if source and data.stamps not in ("", source.stamps_digest()):
         lines.append(
-            f"names and sizes in {source.path} agree with it, times do not: --verify --source {source.path} compares "
-            f"the images"
+            f"names and sizes in {source.path} agree with it, times do not: --data_dir {data_dir} --verify --source "
+            f"{source.path} compares the images"
         )
     return lines
 

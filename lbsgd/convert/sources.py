@@ -68,7 +68,8 @@ def source_path(path: Path) -> Path:
     Raises DataError where this user may not look.
     """
     try:
-        return path.parent if path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) or is_shard(path) else path
+        is_part = path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) and not path.is_dir()
+        return path.parent if is_part or is_shard(path) else path
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 

@@ -30,7 +30,7 @@ from safetensors.torch import save as serialise
 from lbsgd.config.neutral import completed
 from lbsgd.disk import to_disk
 from lbsgd.errors import CheckpointError, one_line
-from lbsgd.train.checkpoint_names import named, place
+from lbsgd.train.checkpoint_names import named, named_at_start, place
 
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
 AGAIN = "make room, and give the same command with --resume, which evaluates and writes it again"
@@ -104,8 +104,8 @@ def complete(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest checkpoint, damaged or not, or None if there never was one."""
-    return max(named(folder), key=place, default=None)
+    """Return the newest checkpoint, damaged or not, or None if there never was one. Raises CheckpointError."""
+    return max(named_at_start(folder), key=place, default=None)
 
 
 def load_newest(

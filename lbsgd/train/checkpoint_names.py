@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 
-from lbsgd.errors import DataError
+from lbsgd.errors import CheckpointError
 
 CHECKPOINT_NAME = re.compile(r"iteration_\d+(\.\d+)?")
 
@@ -17,15 +17,21 @@ CHECKPOINT_NAME = re.compile(r"iteration_\d+(\.\d+)?")
 def named(folder: Path) -> list[Path]:
     """Return what bears a checkpoint's name in a folder, oldest first, damaged or not; nothing where no folder is.
 
-    Raises DataError for a folder that cannot be read: a run without checkpoints begins anew.
+    Raises OSError for a folder that cannot be read.
     """
     try:
         names = os.listdir(folder)
     except FileNotFoundError:
         return []
-    except OSError as error:
-        raise DataError(f"cannot read {folder}: {error.strerror}") from None
     return sorted((folder / name for name in names if CHECKPOINT_NAME.fullmatch(name)), key=place)
+
+
+def named_at_start(folder: Path) -> list[Path]:
+    """Return `named`. Raises CheckpointError for a folder that cannot be read, which is not an empty one."""
+    try:
+        return named(folder)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {folder}: {error.strerror}") from None
 
 
 def place(path: Path) -> tuple[str, int]:

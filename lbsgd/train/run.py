@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from lbsgd.config.json_file import write_json
 from lbsgd.config.plan import Plan
 from lbsgd.disk import is_there, locked, say
 from lbsgd.errors import CheckpointError, ConfigError
-from lbsgd.report.run_log import LOG_NAME, read_run
+from lbsgd.report.run_log import LOG_NAME
 
 if TYPE_CHECKING:  # a wrong flag is reported before torch loads
     from lbsgd.train.images import ImageSource
     from lbsgd.train.task import Task
 
-WRITER_SECONDS = 40.0  # for a run that was told to stop, which has 25 s to save
+WRITER_SECONDS = 100.0  # for a run that still saves, and for the lock of a host that has died (NFS: 90 s)
+POLL_SECONDS = 0.5
 WRITER_NAME = ".writer"  # in the output folder: locked by the run that writes there
 WEIGHTS_NAME = "weights.pt"  # in the output folder: the float32 state_dict of a run that has ended
 
@@ -110,31 +111,43 @@ def prepare_output(run: Run, newest: Path | None) -> None:
 
 
 def require_not_begun(run: Run) -> None:
-    """Raise CheckpointError where a run without its checkpoints has come further than to its first one."""
-    log = run.output_dir / LOG_NAME
-    done = read_run(log).epochs if is_there(log) else []
-    if len(done) > 1 or is_there(run.output_dir / WEIGHTS_NAME):
+    """Raise CheckpointError where a run has ended whose checkpoints are gone.
+
+    One that has not ended may never have had any, on a full disk, and begins anew.
+    """
+    if is_there(run.output_dir / WEIGHTS_NAME):
         raise CheckpointError(
-            f"{run.output_dir} holds a run without its checkpoints, which would be written over; put them back, or "
-            "choose another --output_dir"
+            f"{run.output_dir} holds a run that has ended, without its checkpoints; it would be written over: choose "
+            "another --output_dir"
         )
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, alive: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Make an output folder and keep other runs out of it, waiting for one that still saves.
 
-    Raises ConfigError where it cannot be written, or another run goes on there. Without locks of the file system all
-    may go in.
+    alive: called while this waits. Raises ConfigError where the folder cannot be written, or another run goes on there.
+    Without locks of the file system all may go in.
     """
     require_writable(folder)
-    with open(folder / WRITER_NAME, "wb") as lock:
-        ends = time.monotonic() + WRITER_SECONDS
+    with opened(folder / WRITER_NAME) as lock:
+        began = time.monotonic()
         while not locked(lock, wait=False):
-            if time.monotonic() > ends:
+            if time.monotonic() - began > WRITER_SECONDS:
                 raise ConfigError(f"another run writes into {folder}; end it, or choose another --output_dir")
-            time.sleep(0.5)
+            if time.monotonic() - began < POLL_SECONDS:  # once
+                say(f"waiting        for another run that writes into {folder}")
+            alive()
+            time.sleep(POLL_SECONDS)
         yield
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a file to lock it. Raises ConfigError where it cannot be."""
+    try:
+        return open(path, "wb")
+    except OSError as error:
+        raise ConfigError(f"cannot write {path} ({error.strerror}); choose another --output_dir") from None
 
 
 def begin_output(run: Run) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -13,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics
-from lbsgd.errors import TrainingError
+from lbsgd.errors import CheckpointError, TrainingError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.resume import resume_choice, saved_choice
@@ -146,7 +147,9 @@ class Saver:
 
     def newest_written(self) -> Path | None:
         self.wait()
-        return checkpoint.newest(self.folder)
+        with suppress(CheckpointError):  # a disk that fails now hides no other cause, and ends no training
+            return checkpoint.newest(self.folder)
+        return None
 
     def read_newest(self) -> None:
         """Let a thread of rank 0 read the newest whole checkpoint, for `restore`."""

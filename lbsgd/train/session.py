@@ -62,7 +62,7 @@ def train(run: Run, launch: Launch) -> None:
     with Guard(launch.processes, launch.hang_timeout, launch.launchers) as guard, ExitStack() as stack:
         processes = meet(launch, guard)
         launch.stopwatch.lap("meeting")
-        from_rank_0(lambda: open_output(run, stack))
+        from_rank_0(lambda: open_output(run, guard, stack))
         limit_threads(processes)
         engine, plan, graphs = build_engine(run)
         launch.stopwatch.lap("engine")
@@ -87,10 +87,10 @@ def train(run: Run, launch: Launch) -> None:
             engine.aggregation.close()  # Python aborts if it ends while a thread is in torch's C++ code
 
 
-def open_output(run: Run, stack: ExitStack) -> None:
+def open_output(run: Run, guard: Guard, stack: ExitStack) -> None:
     """Take the output folder until the stack ends, and see that the run may go there; rank 0 alone does it."""
     if not run.evaluate_only:
-        stack.enter_context(only_writer(run.output_dir))
+        stack.enter_context(only_writer(run.output_dir, partial(guard.alive, "the wait for the folder")))
     prepare_output(run, checkpoint.newest(run.checkpoints))
 
 
@@ -215,7 +215,7 @@ def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None
         weights = run.output_dir / WEIGHTS_NAME
         checkpoint.export_weights(weights, state.weights)
         files = {
-            "checkpoint": checkpoint.newest(run.checkpoints) or "none could be written",
+            "checkpoint": saver.newest_written() or "none could be written",
             "weights": f"{weights} (float32 state_dict)",
         }
         reporter.conclude(run.task.judged_by, files)

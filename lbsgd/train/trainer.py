@@ -174,7 +174,8 @@ class Trainer:
         self.guard.saved = from_rank_0(self.saver.wait)
         outcome = f"saved after {self.iteration} iterations; the same command with --resume goes on"
         if not self.guard.saved:
-            outcome = f"the checkpoint of iteration {self.iteration} could not be written; --resume uses the one before"
+            missing = f"the checkpoint of iteration {self.iteration} could not be written"
+            outcome = f"{missing}; --resume goes on from the one before, if there is any"
         raise Stopped(f"{self.guard.stop_requested or 'another process was told to'}: {outcome}")
 
     def save(self, random: dict[str, torch.Tensor] | None = None) -> None:

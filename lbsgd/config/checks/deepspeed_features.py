@@ -12,6 +12,7 @@ from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import shown
 
 ZENFLOW, HYBRID = "zero_optimization.zenflow", "hybrid_engine.enabled"
+BUILT_FOR_CPU = ("adam", "adamw", "adagrad", "lion", "muon")
 NEEDED = {  # the keys without which a feature fails where it is on; the last three are gone in 0.19
     "data_efficiency.data_sampling.curriculum_learning": ("curriculum_metrics",),
     "data_efficiency.data_sampling.dynamic_batching": ("max_tokens",),
@@ -81,8 +82,8 @@ def pathless_offload(json: Document) -> Iterator[Hit]:
     "D66",
     "an offloaded optimizer without ZeRO",
     plain="warning",
-    why="DeepSpeed builds its optimizer for the CPU wherever offload_optimizer stands, and moves nothing to the CPU at "
-    "stage 0. The first update on a GPU fails, because the weights lie there.",
+    why="DeepSpeed builds its own Adam, Adagrad, Lion and Muon for the CPU wherever offload_optimizer stands, and "
+    "moves nothing there at stage 0. The first update on a GPU fails, because the weights lie there.",
     fix="delete it, or use ZeRO stage 1, 2 or 3",
     example={
         "optimizer": {"type": "AdamW", "params": {"lr": 0.001}},
@@ -90,7 +91,8 @@ def pathless_offload(json: Document) -> Iterator[Hit]:
     },
 )
 def offload_without_zero(json: Document) -> Iterator[Hit]:
-    if json.stage == 0 and not json.is_sgd:
+    own = str(json.get("optimizer.type")).lower() in BUILT_FOR_CPU and not json.get("optimizer.params.torch_adam")
+    if json.stage == 0 and own:
         for key in offloading(json, "offload_optimizer"):
             yield Hit(f"zero_optimization.{key}", "moves the update to the CPU, and at stage 0 the weights stay")
 

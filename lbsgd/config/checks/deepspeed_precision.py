@@ -45,7 +45,7 @@ def unknown_autocast_key(json: Document) -> Iterator[Hit]:
     example={"fp16": {"enabled": None, "auto_cast": None}, "zero_optimization": {"stage": 0}},
 )
 def precision_left_off(json: Document) -> Iterator[Hit]:
-    if any(json.enabled(block) for block in BLOCKS):
+    if any(json.enabled(block) for block in BLOCKS) or json.get("amp.enabled"):
         return
     for block in (*BLOCKS, "bfloat16"):
         if json.block(block) and "enabled" not in json.block(block):

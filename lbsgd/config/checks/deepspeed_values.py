@@ -192,7 +192,7 @@ def decisive_rates(json: Document) -> Iterator[str]:
         yield "optimizer.params.lr"
     if kind == "OneCycleLR":
         yield "scheduler.params.max_lr"
-    if kind in ("WarmupLR", "WarmupDecayLR"):
+    if kind in ("WarmupLR", "WarmupDecayLR") and json.get("scheduler.params.warmup_min_lr", 0) == 0:
         yield "scheduler.params.warmup_max_lr"
     if kind == "LRRangeTest":
         yield "scheduler.params.lr_range_test_min_lr"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lbsgd.config.checks.clashes import RULES, InLibrary
-from lbsgd.config.checks.inspection import Inspection, worst_first
+from lbsgd.config.checks.finding import Finding
+from lbsgd.config.checks.inspection import IN_PYTHON, Inspection, worst_first
 from lbsgd.config.checks.rule import findings_by
 from lbsgd.config.libraries.arguments import Library
 
@@ -17,5 +18,12 @@ def in_library(inspection: Inspection, library: Library) -> Inspection:
     if inspection.config is None:
         return inspection
     found = findings_by(RULES, InLibrary(inspection.config, library), "lbsgd" if inspection.ours else "plain")
-    kept = [finding for finding in inspection.findings if finding.code != AUTOMATIC]
+    kept = [read_by(library, finding) for finding in inspection.findings if finding.code != AUTOMATIC]
     return replace(inspection, findings=worst_first(kept + found))
+
+
+def read_by(library: Library, finding: Finding) -> Finding:
+    """Return a finding as it is in a library: all but DeepSpeed itself read the file with Python's json."""
+    if library == "deepspeed" or not finding.message.endswith(IN_PYTHON):
+        return finding
+    return replace(finding, message=finding.message.removesuffix(IN_PYTHON), severity="error")

@@ -28,6 +28,8 @@ from lbsgd.config.keypath import differences, put
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
+IN_PYTHON = ", in a program that reads the file with Python's json"  # and not with hjson, as DeepSpeed does
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -83,9 +85,8 @@ def findings_of_file(config: Mapping[str, Any], version: str | None = None) -> t
     read = findings_of(as_read, version)
     alone = {(finding.code, finding.key) for finding in found if finding.severity == "error"}
     alone -= {(finding.code, finding.key) for finding in read}
-    said = "in a program that reads the file with Python's json"
     doubtful = [
-        replace(finding, message=f"{finding.message}, {said}", severity="warning")
+        replace(finding, message=finding.message + IN_PYTHON, severity="warning")
         for finding in found
         if (finding.code, finding.key) in alone
     ]
