@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from hypothesis import settings
 
 TOOLS = Path(__file__).parent.parent / "tools"
 sys.path.insert(0, str(TOOLS.parent / "recipes"))  # tests train with the recipes' own tasks
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start would, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("shared machine", deadline=None)  # an example may wait for other processes
 settings.load_profile("shared machine")

@@ -124,7 +124,7 @@ def test_steps_that_are_no_numbers_for_one_seed_are_left_out_of_the_mean():
         SimpleNamespace(iterations=[{"epoch": epoch, **record} for epoch, record in enumerate(each)])
         for each in (found, 4 * [near])
     ]
-    series = mean_of("steps", SimpleNamespace(finished=runs), relative)
+    series = mean_of("steps", SimpleNamespace(shown=runs), relative)
     assert (series.x, series.y) == ([0, 3], [0.5, 0.5])
 
 

@@ -49,6 +49,14 @@ def test_a_launcher_that_dies_while_the_processes_start_is_missed(small, tmp_pat
     assert run.errors[0].startswith(f"stopped: its launcher (process {launcher.pid}) is gone")
 
 
+def command_of(process):
+    """Its command; empty where it has ended meanwhile."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 class Launched:
     """A long run that DeepSpeed's command starts, once its processes train, or import; on leaving, none is left."""
 
@@ -64,7 +72,7 @@ class Launched:
         try:
             self.wait_for(lambda: "\noutput  " in self.printed.read_text())
             children = psutil.Process().children(recursive=True)
-            mine = [process for process in children if str(self.run) in process.cmdline()]
+            mine = [process for process in children if str(self.run) in command_of(process)]
             mine.sort(key=lambda process: (process.create_time(), process.pid))
             self.deepspeed, self.launch, *self.ranks = mine
             assert "deepspeed.launcher.launch" in self.launch.cmdline() and len(self.ranks) == 2
