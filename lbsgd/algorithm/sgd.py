@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any, get_args
 
 import torch
@@ -55,17 +55,16 @@ class MomentumCorrectedSGD(torch.optim.SGD):
             )
         if form == "lr_inside" and (fused or foreach is False):
             raise ValueError("momentum form 'lr_inside' runs on foreach kernels only: leave fused and foreach unset")
+        self.form, self.correction = form, correction  # before torch adds the groups, which the form limits
         super().__init__(
             params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, foreach=foreach, fused=fused
         )
-        self.form, self.correction = form, correction
-        if form == "lr_inside":
-            require_no_options(self.param_groups)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group as torch does. Raises ValueError for options of torch's SGD that form (10) does not have."""
-        if getattr(self, "form", None) == "lr_inside":
-            require_no_options([param_group])
+        wrong = [name for name in ("maximize", "dampening") if param_group.get(name)]
+        if wrong and self.form == "lr_inside":
+            raise ValueError(f"momentum form 'lr_inside' has no {wrong[0]}: use form 'lr_outside', or leave it out")
         super().add_param_group(param_group)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -149,13 +148,6 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         """η_t/η_last of Remark 2; 1 before the first step, when v = 0 and needs no correction."""
         last_lr: float = self.state[p].get("last_lr", 0.0)
         return lr / last_lr if self.correction and last_lr else 1.0
-
-
-def require_no_options(groups: Iterable[Mapping[str, Any]]) -> None:
-    """Raise ValueError for a group with maximize or dampening, which momentum form (10) would pass over in silence."""
-    for name in ("maximize", "dampening"):
-        if any(group.get(name) for group in groups):
-            raise ValueError(f"momentum form 'lr_inside' has no {name}: use form 'lr_outside', or leave it out")
 
 
 def _torch_step() -> Callable[..., Any]:

@@ -55,6 +55,23 @@ def own_reduction(config: Mapping[str, Any], recipe: Recipe) -> str | None:
     return None
 
 
+class DecidesReduction:
+    """A JSON with its recipe, which together decide who reduces the gradients."""
+
+    config: Mapping[str, Any]
+    recipe: Recipe
+
+    @property
+    def own_reduction(self) -> str | None:
+        """Why DeepSpeed's own reduction runs, or None where lbsgd aggregates."""
+        return own_reduction(self.config, self.recipe)
+
+    @property
+    def aggregates(self) -> bool:
+        """Whether lbsgd aggregates; otherwise DeepSpeed does."""
+        return self.own_reduction is None
+
+
 def choose(wanted: Aggregation, sizes: Sequence[int], backend: str) -> Choice:
     """Return the algorithm for servers with so many processes each.
 

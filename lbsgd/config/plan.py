@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lbsgd.algorithm.schedule import Schedule
-from lbsgd.config.aggregation import own_reduction
+from lbsgd.config.aggregation import DecidesReduction
 from lbsgd.config.checks.block import parse_recipe
 from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import (
@@ -42,7 +42,7 @@ NO_OVERRIDES = Overrides()
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(DecidesReduction):
     """A resolved run. Names are the glossary's; `config` is DeepSpeed's own JSON, `recipe` its `lbsgd` block.
 
     changes are lines `key: old -> new` where overrides or other data changed the JSON; warnings are lines, too.
@@ -109,16 +109,6 @@ class Plan:
     def steps_per_print(self) -> int:
         """Iterations between two lines of the log; only then do numbers come to the host."""
         return int(self.config.get("steps_per_print") or 10)
-
-    @property
-    def own_reduction(self) -> str | None:
-        """Why DeepSpeed's own reduction runs, or None where lbsgd aggregates."""
-        return own_reduction(self.config, self.recipe)
-
-    @property
-    def aggregates(self) -> bool:
-        """Whether lbsgd aggregates; otherwise DeepSpeed does."""
-        return self.own_reduction is None
 
     def summary(self) -> dict[str, str]:
         """Return the numbers that a reader of the paper looks for first, as printed at the start."""

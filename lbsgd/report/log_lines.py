@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from lbsgd.config.keypath import is_number
+from lbsgd.config.keypath import get, is_number
 from lbsgd.report.measure import measures_of
 
 Record = dict[str, Any]
@@ -107,13 +107,13 @@ def missing_keys(record: Record, header: Record) -> list[str]:
 
 def missing_leaves(header: Record) -> list[str]:
     """Return the key paths that a report needs and that a first line lacks."""
-    return [path for path in FIRST_LINE if at(header, path) is ABSENT]
+    return [path for path in FIRST_LINE if get(header, path, ABSENT) is ABSENT]
 
 
 def mistyped(record: Record, header: Record) -> list[str]:
     """Return what is wrong with the values of a record, in words; of the first line, header is the same."""
     if record["kind"] == "run":
-        values = {path: at(record, path) for path in TYPES}
+        values = {path: get(record, path, ABSENT) for path in TYPES}
         wrong = {path for path, value in values.items() if value is not ABSENT and not TYPES[path].holds(value)}
         found = {path: TYPES[path].words for path in wrong}
         try:
@@ -128,13 +128,3 @@ def mistyped(record: Record, header: Record) -> list[str]:
         others = (NUMBERS_OR_NULL | judged) & record.keys()
         found |= {key: NUMBER.words for key in others if not or_null(NUMBER).holds(record[key])}
     return [f"{path}, which is {words}" for path, words in sorted(found.items())]
-
-
-def at(record: Record, path: str) -> Any:
-    """Return a value by its key path, or ABSENT."""
-    value: Any = record
-    for key in path.split("."):
-        if not isinstance(value, dict) or key not in value:
-            return ABSENT
-        value = value[key]
-    return value

@@ -15,6 +15,7 @@ from lbsgd.config.json_file import write_json
 from lbsgd.config.plan import Plan
 from lbsgd.disk import is_there, locked, say
 from lbsgd.errors import CheckpointError, ConfigError
+from lbsgd.report.lines import say_fact
 from lbsgd.report.run_log import LOG_NAME
 
 if TYPE_CHECKING:  # a wrong flag is reported before torch loads
@@ -136,7 +137,7 @@ def only_writer(folder: Path, alive: Callable[[], None] = lambda: None) -> Itera
             if time.monotonic() - began > WRITER_SECONDS:
                 raise ConfigError(f"another run writes into {folder}; end it, or choose another --output_dir")
             if time.monotonic() - began < POLL_SECONDS:  # once
-                say(f"waiting        for another run that writes into {folder}")
+                say_fact("waiting", f"for another run that writes into {folder}")
             alive()
             time.sleep(POLL_SECONDS)
         yield

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from lbsgd.config.accepted.values import takes, unknown_fields
@@ -26,6 +26,11 @@ def nearest(key: str, known: frozenset[str]) -> str:
     """Return the fix for an unknown word."""
     near = similar(key, known)
     return f"did you mean {near}?" if near else "delete it"
+
+
+def in_another_case(word: object, known: Iterable[str]) -> str | None:
+    """Return the known word that differs from this one in its capitals alone, if any does."""
+    return next((each for each in known if each.lower() == str(word).lower()), None)
 
 
 def unread_at_the_top(json: Document) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.checks.deepspeed_keys import nearest
+from lbsgd.config.checks.deepspeed_keys import in_another_case, nearest
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -42,7 +42,7 @@ def unknown_optimizer(json: Document) -> Iterator[Hit]:
         said = f"is {kind}, which was removed from DeepSpeed"
         yield Hit(TYPE, said, f"use {successor}, and delete the parameters that only {kind} knew")
         return
-    right = next((known for known in torch_names if known.lower() == name), None)
+    right = in_another_case(kind, torch_names)
     said = f"is {shown(kind)}, which DeepSpeed refuses: it wants a class of torch.optim, letter for letter"
     fix = f'use "{right}"' if right else nearest(str(kind), torch_names)
     yield Hit(TYPE, said, fix, {TYPE: right} if right else None)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lbsgd.config.accepted.values import takes
-from lbsgd.config.checks.deepspeed_keys import nearest
+from lbsgd.config.checks.deepspeed_keys import in_another_case, nearest
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_count, is_number, shown
@@ -48,9 +48,9 @@ def unknown_scheduler(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
     if kind is not None and kind != "auto" and json.accepted.scheduler(kind) is None:
         known = [*json.accepted.schedulers, *json.accepted.torch_schedulers]
-        meant = [name for name in known if name.lower() == str(kind).lower()]
-        fix = f"did you mean {meant[0]}?" if meant else nearest(str(kind), frozenset(known))
-        yield Hit(TYPE, f"is {shown(kind)}, which DeepSpeed does not know", fix, {TYPE: meant[0]} if meant else None)
+        meant = in_another_case(kind, known)
+        fix = f"did you mean {meant}?" if meant else nearest(str(kind), frozenset(known))
+        yield Hit(TYPE, f"is {shown(kind)}, which DeepSpeed does not know", fix, {TYPE: meant} if meant else None)
 
 
 @rule(

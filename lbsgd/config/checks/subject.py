@@ -8,7 +8,7 @@ from typing import Any
 
 from lbsgd.config.accepted.schema import VERSIONS, Accepted, accepted, first_to_read, short
 from lbsgd.config.accepted.values import as_bool, as_whole_number
-from lbsgd.config.aggregation import own_reduction
+from lbsgd.config.aggregation import DecidesReduction
 from lbsgd.config.checks.rule import Kind
 from lbsgd.config.keypath import block_of, enabled, get
 from lbsgd.config.schema import Recipe
@@ -82,7 +82,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Planned:
+class Planned(DecidesReduction):
     """A JSON with valid batch sizes, and the recipe in its `lbsgd` block, on so many processes."""
 
     config: Mapping[str, Any]
@@ -107,13 +107,3 @@ class Planned:
     def per_worker_batch(self) -> int:
         """The paper's n."""
         return self.recipe.batch_norm.per_worker_batch
-
-    @property
-    def own_reduction(self) -> str | None:
-        """Why DeepSpeed's own reduction runs, or None where lbsgd aggregates."""
-        return own_reduction(self.config, self.recipe)
-
-    @property
-    def aggregates(self) -> bool:
-        """Whether lbsgd aggregates; otherwise DeepSpeed does."""
-        return self.own_reduction is None
