@@ -2,6 +2,7 @@
 
 import io
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -250,3 +251,30 @@ def test_the_demo_waits_for_a_command_that_ctrl_c_lets_save(tmp_path, launched):
     demo.send_signal(signal.SIGINT)
     said, errors = demo.communicate(timeout=60)
     assert (demo.returncode, said, errors) == (75, "saved\n", "")
+
+
+# --- setup.sh ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "said, told",
+    [
+        (
+            "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device",
+            "setup: the disk is full: ",
+        ),
+        ("ERROR: No matching distribution found for torch", "setup: setuptools and wheel failed (exit code 1); "),
+    ],
+)
+def test_a_setup_that_fails_says_why(said, told, tmp_path):
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "setup.sh", tmp_path / "tools")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    python.chmod(0o755)
+    ended = subprocess.run([tmp_path / "tools" / "setup.sh"], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2
+    last = ended.stderr.splitlines()[-1]
+    assert last.startswith(told) and str(tmp_path) in last
+    assert (said in ended.stderr) == ("full" not in told)  # the reader gets one line where that says all

@@ -13,15 +13,21 @@ mkdir -p .venv
 export PIP_CONSTRAINT=$PWD/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 
 step() {  # step WHAT COMMAND...: run a command silently, and show the end of the log if it fails
-  local what=$1 began=$SECONDS code=0
+  local what=$1 began=$SECONDS code=0 said
   shift
   printf 'setup: %s ... ' "$what"
   printf '\n== %s\n' "$what" >> "$log"
   "$@" >> "$log" 2>&1 || code=$?
   [ "$code" = 0 ] && { echo "$((SECONDS - began)) s"; return; }
   echo "failed after $((SECONDS - began)) s"
-  { tac "$log" | sed '/^== /q' | tac | grep -v '^WARNING:' | tail -n 20  # this step's lines alone
-    echo "setup: $what failed (exit code $code); the whole output is in $PWD/$log"; } >&2
+  said=$(tac "$log" | sed '/^== /q' | tac | grep -v '^WARNING:')  # this step's lines alone
+  if [[ $said == *"No space left on device"* ]]; then
+    echo "setup: the disk is full: $PWD/.venv takes 6 GB, and ${TMPDIR:-/tmp} up to 3 GB meanwhile. Free some, and run" \
+      "this again" >&2
+  else
+    tail -n 20 <<< "$said" >&2
+    echo "setup: $what failed (exit code $code); the whole output is in $PWD/$log" >&2
+  fi
   exit 2
 }
 pip() { .venv/bin/python -m pip "$@"; }
