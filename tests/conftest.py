@@ -18,8 +18,11 @@ from hypothesis import settings
 TOOLS = Path(__file__).parent.parent / "tools"
 sys.path.insert(0, str(TOOLS.parent / "recipes"))  # tests train with the recipes' own tasks
 
-# A shell that starts the tests in the background has them ignore Ctrl-C, and all that they start would, too.
+# A shell that starts the tests in the background has them ignore Ctrl-C, nohup a hangup, and all that they start would,
+# too. A handler of our own does not reach what they start; this one lets the tests themselves outlast a hangup.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 settings.register_profile("shared machine", deadline=None)  # an example may wait for other processes
 settings.load_profile("shared machine")

@@ -31,6 +31,12 @@ OPTIMIZERS = {
     "SparseAdam": {"lr": 0.01},
     "LBFGS": {"lr": 1.0, "max_iter": 5},
 }
+LENGTHS = (  # of a OneCycleLR
+    {"total_steps": None, "epochs": 9, "steps_per_epoch": 10},
+    {"total_steps": None},
+    {"total_steps": 100, "epochs": None},
+    {"epochs": 3, "steps_per_epoch": None},
+)
 SCHEDULERS = {
     "WarmupLR": {"warmup_min_lr": 0.001, "warmup_max_lr": 0.01, "warmup_num_steps": 5, "warmup_type": "linear"},
     "WarmupDecayLR": {"total_num_steps": 100, "warmup_min_lr": 0.001, "warmup_max_lr": 0.01, "warmup_num_steps": 10},
@@ -203,6 +209,7 @@ REPORTED = (  # single mistakes and harmless habits, as people report them
     {**BASE, "scheduler": {"type": "PolynomialLR", "params": {"total_iters": 40, "power": -1.0}}},
     {**MOMENTUM, "scheduler": {"type": "OneCycleLR", "params": {"max_lr": 0.1}}},
     {**MOMENTUM, "scheduler": {"type": "OneCycleLR", "params": {"max_lr": 0.1, "epochs": 9, "steps_per_epoch": 10}}},
+    *({**MOMENTUM, "scheduler": {"type": "OneCycleLR", "params": {"max_lr": 0.1, **length}}} for length in LENGTHS),
     {**BASE, "scheduler": {"type": "LRRangeTest", "params": {"lr_range_test_min_lr": False}}},
     {**BASE, "scheduler": {"type": "ExponentialLR", "params": {"gamma": 100}}},
     {**BASE, "optimizer": {"type": "RMSprop", "params": {"lr": 0.001, "alpha": 100}}},

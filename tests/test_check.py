@@ -877,11 +877,12 @@ def test_fix_leaves_a_file_without_errors_as_it_was_to_the_byte(tmp_path):
     assert main(["check", "--fix", str(path)]) == 0 and path.read_bytes() == before
 
 
-def test_fix_does_not_touch_what_it_cannot_read(tmp_path):
+def test_fix_does_not_touch_what_it_cannot_read(tmp_path, capsys):
     path = tmp_path / "commented.json"
     path.write_text((FOREIGN / "with_comments.json").read_text())
     main(["check", "--fix", str(path)])
     assert path.read_text() == (FOREIGN / "with_comments.json").read_text()
+    assert "because comments would be lost" in " ".join(capsys.readouterr().out.split())
 
 
 # --- anything at all --------------------------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def missing_parameters(json: Document) -> Iterator[Hit]:
         yield Hit(PARAMS, said, "give {} at least", correction if missing else None)
     elif needed:
         yield Hit(f"{PARAMS}.{needed[0]}", f"is missing, and {kind} needs {' and '.join(needed)}")
-    elif ways and not any(set(way) <= set(json.block(PARAMS)) for way in ways):
+    elif ways and not any(all(json.get(f"{PARAMS}.{name}") is not None for name in way) for way in ways):
         wanted = ", or ".join(" and ".join(way) for way in ways)
         yield Hit(f"{PARAMS}.{ways[0][0]}", f"is missing, and {kind} needs {wanted}")
 

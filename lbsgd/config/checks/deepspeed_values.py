@@ -82,8 +82,9 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
 def refused_arguments(json: Document, key: str, entry: Entry) -> Iterator[tuple[str, str]]:
     """Yield the arguments of an optimizer or a scheduler that it refuses."""
     params: Any = json.block(key)
+    unset = {name for way in entry.get("either", ()) for name in way if params.get(name) is None}  # D45 wants one way
     for name, description in entry.get("params", {}).items():
-        if is_taken_beside(json, f"{key}.{name}"):
+        if name in unset or is_taken_beside(json, f"{key}.{name}"):
             continue
         if name in params and params[name] != "auto" and not takes(description, params[name]):
             said = "needs a program: it is no value of a JSON" if not description else "is not taken"

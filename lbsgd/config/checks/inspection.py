@@ -125,7 +125,7 @@ def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspect
     try:
         config = read_json(file)
     except ConfigError as error:
-        return inspect_unstrict(file, error, version)
+        return inspect_unstrict(file, error, fix, version)
     if not fix or not is_deepspeed_json(config):
         return Inspection(file, config, findings_of_file(config, version), version=version)
     mended = corrected(config, version)
@@ -136,8 +136,11 @@ def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspect
     return Inspection(file, mended, findings_of_file(mended, version), changes, kept, version)
 
 
-def inspect_unstrict(file: str, error: ConfigError, version: str | None = None) -> Inspection:
-    """Check a file that is no strict JSON. DeepSpeed reads Hjson; we take it from files without an lbsgd block only."""
+def inspect_unstrict(file: str, error: ConfigError, fix: bool = False, version: str | None = None) -> Inspection:
+    """Check a file that is no strict JSON. DeepSpeed reads Hjson; we take it from files without an lbsgd block only.
+
+    Nothing is written back, with fix either: comments would be lost.
+    """
     config = None
     try:
         config = None if isinstance(error, RepeatedKeyError) else read_hjson(file)
@@ -147,6 +150,8 @@ def inspect_unstrict(file: str, error: ConfigError, version: str | None = None) 
         config = None
     kind: Kind = "lbsgd" if config is None else "plain"
     reason = str(error).removeprefix(file).lstrip(":, ")
+    if fix:
+        reason += ", and then run --fix again: it changes strict JSON only, because comments would be lost"
     found = findings_by(strictness.RULES, UnstrictFile(reason, readable=config is not None), kind)
     about = findings_of(config, version) if config is not None else ()
     return Inspection(file, config, (*about, *found), version=version)
