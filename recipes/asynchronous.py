@@ -1,4 +1,4 @@
-"""Asynchronous against synchronous updates, simulated on one process (the paper's Sec. 6 on related work).
+r"""Asynchronous against synchronous updates, simulated on one process (the paper's Sec. 6 on related work).
 
     python recipes/asynchronous.py --updates async --deepspeed_config ds_configs/digits/256.json --data_dir ... \
         --output_dir runs/async

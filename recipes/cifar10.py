@@ -1,4 +1,4 @@
-"""A residual network of 8 layers for CIFAR-10, small enough for two CPU cores, with the paper's recipe.
+r"""A residual network of 8 layers for CIFAR-10, small enough for two CPU cores, with the paper's recipe.
 
     lbsgd convert --source cifar-10-python.tar.gz --data_dir data/cifar10_ffcv --raw_fraction 1 --max_side 32
     python recipes/cifar10.py --deepspeed_config ds_configs/cifar10/1k.json --data_dir data/cifar10_ffcv \

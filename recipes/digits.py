@@ -1,4 +1,4 @@
-"""The residual network of recipes/cifar10.py on scikit-learn's digits at 16x16, seconds per epoch on one core.
+r"""The residual network of recipes/cifar10.py on scikit-learn's digits at 16x16, seconds per epoch on one core.
 
     python tools/render_digits.py --num_val 261 --output_dir data/digits_1536
     lbsgd convert --source data/digits_1536 --data_dir data/digits_1536_ffcv

@@ -1,4 +1,4 @@
-"""Mask R-CNN with ResNet-50 and a feature pyramid on COCO, by the linear scaling rule (Sec. 5.4, Table 3).
+r"""Mask R-CNN with ResNet-50 and a feature pyramid on COCO, by the linear scaling rule (Sec. 5.4, Table 3).
 
     deepspeed --num_gpus 8 recipes/mask_rcnn.py --deepspeed_config ds_configs/detection/mask_rcnn_16.json \
         --data_dir data/coco --backbone_weights runs/8k/weights.pt

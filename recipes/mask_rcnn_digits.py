@@ -1,4 +1,4 @@
-"""A small Mask R-CNN for scenes of handwritten digits (tools/render_scenes.py), by the recipe of recipes/mask_rcnn.py.
+r"""A small Mask R-CNN for scenes of handwritten digits (tools/render_scenes.py), by the recipe of recipes/mask_rcnn.py.
 
     python tools/render_scenes.py
     python recipes/mask_rcnn_digits.py --deepspeed_config ds_configs/detection/scenes.json --data_dir data/scenes \

@@ -1,4 +1,4 @@
-"""One large step against k small ones from the same weights: the assumption behind the linear rule (Sec. 2.1).
+r"""One large step against k small ones from the same weights: the assumption behind the linear rule (Sec. 2.1).
 
     python recipes/update_magnitude.py --deepspeed_config ds_configs/digits/256.json --data_dir ... \
         --output_dir runs/magnitude --epochs 6

@@ -1,9 +1,11 @@
 """The command `lbsgd`: its output, its refusals, and its start within half a second."""
 
+import ast
 import json
 import os
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from argparse import ArgumentTypeError
@@ -13,9 +15,10 @@ from pathlib import Path
 import pytest
 from coco_scenes import load_tool
 
-from lbsgd.commands.flag_types import at_least_zero, interval, natural, positive, quantity
+from lbsgd.commands.flag_types import OneLineParser, at_least_zero, interval, natural, positive, quantity
 from lbsgd.commands.help import kept_line
 from lbsgd.commands.main import main
+from lbsgd.commands.train import parser
 from lbsgd.config.checks.inspection import findings_of
 from lbsgd.config.json_file import read_json
 
@@ -463,7 +466,7 @@ def test_help_fits_the_terminal_and_fills_it(command, columns, monkeypatch, caps
         return capsys.readouterr().out
 
     text = help_in(columns)
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("[--for ")]  # one word of 70 letters
+    lines = text.splitlines()
     assert max(map(len, lines)) <= columns, max(lines, key=len)
     assert text.split() == help_in(1000).split()
     paragraph = text.split("\n\n")[1].splitlines()  # what follows could not have stood in the line before
@@ -563,3 +566,41 @@ def test_a_command_in_help_can_be_pasted_also_where_it_takes_several_lines():
     assert len(lines) == 4 and max(map(len, [*lines, comment])) <= 40 and comment.split() == ["#", "many", "hosts"]
     assert "\n".join(lines).replace("\\\n", "").split() == command.split()
     assert kept_line("  " + "words " * 10, 40)[0].endswith("words")
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*.py"), key=lambda path: path.name)
+
+
+def commands_in(text):
+    """Return the words of each command that a reader would paste: four spaces in, on to the last backslash."""
+    text = text.replace("\\\n", " ")
+    return [
+        shlex.split(line, comments=True)
+        for line in text.splitlines()
+        if re.match(" {4}(python|deepspeed|lbsgd) ", line)
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_commands_of_a_recipe_can_be_pasted_from_its_help(recipe, width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    source = recipe.read_text()
+    docstring = ast.get_docstring(ast.parse(source), clean=False)
+    helped = OneLineParser(description=docstring).format_help()
+    meant = commands_in(source.partition('"""')[2].partition('"""')[0])
+    assert commands_in(helped) == meant and all(len(command) > 1 for command in meant)
+    assert not re.search(r"\S {2,}-", helped.partition("options:")[0])  # the hole of a swallowed end of line
+
+
+def test_each_item_of_a_list_begins_a_line_of_help(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "42")
+    text = "Two:\n\n* the first, which is longer\n  than one line of the text\n* the second"
+    helped = OneLineParser(description=text).format_help()
+    assert "\n* the first, which is longer than one\n  line of the text\n* the second\n" in helped
+
+
+def test_the_usage_of_a_recipe_fits_a_narrow_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    usage = parser("A recipe.").format_usage()
+    assert max(map(len, usage.splitlines())) <= 60 and "--compile | --cuda_graphs" in usage

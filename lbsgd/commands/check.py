@@ -20,7 +20,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("files", nargs="*", metavar="FILE", help="DeepSpeed JSONs, with or without an lbsgd block, or folders of them")
     add("--json", action="store_true", help="print the findings as JSON, for machines")
     add("--fix", action="store_true", help="write what can be corrected back into the file, and say what changed")
-    add("--for", dest="library", choices=LIBRARIES, help="find what would clash in this library")
+    clashes = f"find what would clash in this library: {', '.join(LIBRARIES)}"
+    add("--for", dest="library", choices=LIBRARIES, metavar="LIBRARY", help=clashes)
     add(
         "--explain", metavar="CODE", help="print why a code such as D12 hurts, an example and the fix; `all` prints all"
     )

@@ -28,7 +28,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="instead, with --for, start from this JSON; other flags change it",
     )
-    add("--for", dest="library", choices=LIBRARIES, help="write the JSON that this library needs on --gpus N")
+    needed = f"write the JSON that this library needs on --gpus N: {', '.join(LIBRARIES)}"
+    add("--for", dest="library", choices=LIBRARIES, metavar="LIBRARY", help=needed)
     add("--parts", action="store_true", help="with --for: leave optimizer and schedule to lbsgd.parts_for in the code")
     add("--gpus", type=positive, metavar="N", help="choose the micro batch for N GPUs (default: one GPU per worker, k)")
     add("--micro_batch", type=positive, metavar="N", help="images per GPU and pass (default: its share, at most 256)")

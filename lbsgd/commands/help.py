@@ -7,19 +7,28 @@ import textwrap
 from argparse import PARSER, Action, HelpFormatter
 from collections.abc import Generator
 from itertools import groupby
+from typing import Any
 
 INDENT = " " * 6  # of the further lines of a kept line
 
 
 class Help(HelpFormatter):
-    """Fits help to the terminal: it fills paragraphs, and keeps each indented line, such as a command, for itself."""
+    """Fits help to the terminal: it fills paragraphs and items, and keeps each indented line, such as a command."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
-        for is_paragraph, block in groupby(text.strip().splitlines(), key=lambda line: line[:1] not in ("", " ")):
-            kept = [part for line in block for part in ([line] if is_paragraph else kept_line(line, width))]
-            lines += textwrap.wrap(" ".join(kept), width) if is_paragraph else kept
+        by_kind = groupby(whole_lines(text).splitlines(), key=lambda line: line[:1] not in ("", " ", "*"))
+        for is_paragraph, block in by_kind:
+            if is_paragraph:
+                lines += textwrap.wrap(" ".join(block), width)
+            else:
+                lines += [part for line in block for part in kept_line(line, width)]
         return "\n".join(lines)
+
+    def _format_usage(self, *given: Any) -> str:
+        """Break also the alternatives of a group, which argparse keeps in one line."""
+        lines = super()._format_usage(*given).split("\n")
+        return "\n".join(part for line in lines for part in broken_usage(line, self._width))
 
     def _format_action(self, action: Action) -> str:
         """Leave out the line above the list of commands, which only repeats their heading."""
@@ -31,6 +40,12 @@ class Help(HelpFormatter):
         yield from getattr(action, "_get_subactions", list)()
 
 
+def whole_lines(text: str) -> str:
+    """Return the text with each command, and each item of a list, in one line."""
+    text = re.sub(r" *\\\n *", " ", text.strip())
+    return re.sub(r"^\* .*(?:\n  \S.*)+", lambda item: re.sub(r"\n *", " ", item[0]), text, flags=re.MULTILINE)
+
+
 def kept_line(line: str, width: int) -> list[str]:
     """Return a kept line and, behind three spaces or more, what it does; below it where one line is too short.
 
@@ -38,9 +53,19 @@ def kept_line(line: str, width: int) -> list[str]:
     """
     if len(line) <= width:
         return [line]
+    if line.startswith("* "):
+        return textwrap.wrap(line, width, subsequent_indent="  ")
     kept, *comments = re.split(r"(?<=\S) {3,}", line)
     whole = textwrap.TextWrapper(width - 2, subsequent_indent=INDENT, break_on_hyphens=False, break_long_words=False)
     *first, last = whole.wrap(kept)
     below = [textwrap.fill(words, width, initial_indent=INDENT, subsequent_indent=INDENT) for words in comments]
     goes_on = " \\" if line.startswith(" " * 4) else ""
     return [*(part + goes_on for part in first), last, *below]
+
+
+def broken_usage(line: str, width: int) -> list[str]:
+    """Return a line of the usage in lines that fit."""
+    indent = " " * (len(line) - len(line.lstrip()) + 1)  # inside its bracket
+    return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False) or [
+        line
+    ]
