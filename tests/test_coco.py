@@ -12,6 +12,7 @@ import pytest
 import torch
 from coco_scenes import load_tool
 from pycocotools import mask as coco_mask
+from torchvision.models.detection.transform import resize_boxes
 
 from lbsgd.data.coco_annotations import read_split, require_same_categories
 from lbsgd.data.coco_faults import run_lengths
@@ -187,6 +188,7 @@ def no_object(content):
         (lambda content: content["categories"][1].update(id="2"), "ids of categories are numbers and texts"),
         (lambda content: content["images"][1].update(id="2"), "ids of images are numbers and texts"),
         (lambda content: [each.update(id=[each["id"]]) for each in content["images"]], r"an id of images is \[1\]"),
+        (lambda content: content["images"][1].update(id=math.nan), "an id of images is nan"),
         (lambda content: content["images"][0].update(height=math.inf), "an image has no .*scene_00000.png"),
         (lambda content: content["images"][0].update(width=10**400), "an image has no .*scene_00000.png"),
         (lambda content: content["images"][0].update(height=-5), "an image has no .*scene_00000.png"),
@@ -206,6 +208,21 @@ def test_a_box_that_float32_would_flatten_is_none(scenes, box):
     assert image.box_of({"bbox": box}) is None
     left, top, right, bottom = image.box_of({"bbox": [639.9, 10, 5, 0.01]})
     assert torch.tensor(left) < torch.tensor(right) and torch.tensor(top) < torch.tensor(bottom)
+
+
+@pytest.mark.parametrize("width", [1000, 40_000, 1_000_000])
+def test_no_box_is_flattened_by_a_flip_and_a_resize(scenes, width):
+    """torchvision refuses a box whose sides are equal in float32 after both, with an AssertionError."""
+    image = dataclasses.replace(read_split(scenes, "train").images[0], width=width, height=1000)
+    thin = ({"bbox": [width - 10, 10, side, 500]} for side in np.geomspace(1e-4, 10, 500))
+    boxes = [box for box in map(image.box_of, thin) if box]
+    assert 50 < len(boxes) < 450
+    boxes = torch.tensor(boxes, dtype=torch.float32)
+    flipped = torch.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], dim=1)
+    for kept in (boxes, flipped):
+        for longer in (800, 1333, 3999):
+            resized = resize_boxes(kept, [1000, width], [longer * 1000 // width, longer])
+            assert (resized[:, 2] > resized[:, 0]).all()
 
 
 def test_hosts_that_lack_different_images_do_not_agree(scenes, tmp_path):
@@ -313,8 +330,28 @@ def test_files_that_are_not_there_or_not_cocos(changed, tmp_path):
     with pytest.raises(DataError, match="has no list of annotations, categories"):
         read_split(folder, "train")
     path.write_text('{"images": [], "annotations": [], "categories": []}')
-    with pytest.raises(DataError, match="no image of it can be used"):
+    with pytest.raises(DataError, match="no image of it can be used: it lists none$"):
         read_split(folder, "train")
+
+
+def test_a_split_of_which_nothing_can_be_used_says_why(changed):
+    folder = changed(lambda content: content["annotations"].clear())
+    (folder / "train" / "scene_00004.png").unlink()
+    words = "no image of it can be used: 1 images without a file left out; 11 images without objects left out$"
+    with pytest.raises(DataError, match=words):
+        read_split(folder, "train", "skip")
+
+
+def test_category_ids_may_be_floats_as_pandas_writes_them(changed):
+    def as_floats(content):
+        for each in content["categories"]:
+            each["id"] = float(each["id"])
+        for each in content["annotations"]:
+            each["category_id"] = float(each["category_id"])
+
+    split = read_split(changed(as_floats), "train")
+    labels = {split.label_of[each["category_id"]] for image in split.images for each in image.annotations}
+    assert labels <= {*range(1, 11)} and len(labels) > 3 and not split.left_out
 
 
 def test_splits_of_different_data_sets_are_told_apart(changed):

@@ -41,7 +41,8 @@ class Jittered:
 
     def __call__(self, pixels):
         image = self.images[float(pixels[0].double().sum())]
-        random, boxes, labels, masks, scores = np.random.default_rng(image.id), [], [], [], []
+        random = np.random.default_rng(int(image.path.stem.removeprefix("scene_")))
+        boxes, labels, masks, scores = [], [], [], []
         for each in image.annotations:
             if random.random() < 0.2:
                 continue
@@ -81,13 +82,18 @@ def by_the_files(folder):
     return numbers
 
 
+def require_numbers_of_the_files(numbers, folder):
+    known = {key: value for key, value in numbers.items() if key != "val_images"}
+    expected = by_the_files(folder)
+    assert known == {key: None if value < 0 else pytest.approx(value) for key, value in expected.items()}
+
+
 def test_the_numbers_are_pycocotools_and_the_same_on_1_2_and_3_processes(scenes, capfd):
     one, two, three = (in_processes(count, evaluated, scenes) for count in (1, 2, 3))
     assert len({json.dumps(numbers) for numbers in one + two + three}) == 1
-    expected = by_the_files(scenes)
-    known = {key: value for key, value in one[0].items() if key != "val_images"}
-    assert known == {key: None if value < 0 else pytest.approx(value) for key, value in expected.items()}
-    assert one[0]["val_images"] == NUM_IMAGES and 20 < known["val_box_ap"] < 80 and 10 < known["val_mask_ap"] < 80
+    require_numbers_of_the_files(one[0], scenes)
+    assert one[0]["val_images"] == NUM_IMAGES
+    assert 20 < one[0]["val_box_ap"] < 80 and 10 < one[0]["val_mask_ap"] < 80
     assert "Average Precision" not in capfd.readouterr().out
 
 
@@ -110,14 +116,63 @@ def test_finding_nothing_is_an_average_precision_of_0_of_what_there_is(scenes):
         assert numbers[key] == (None if with_detections[key] is None else 0.0), key
 
 
+@pytest.fixture
+def changed(scenes, tmp_path):
+    """A copy whose validation annotations a test changes: changed(function of the parsed file)."""
+    folder = shutil.copytree(scenes, tmp_path / "scenes")
+    path = folder / "annotations" / "instances_val.json"
+
+    def change(edit):
+        content = json.loads(path.read_text())
+        edit(content)
+        path.write_text(json.dumps(content))
+        return folder
+
+    return change
+
+
 @pytest.mark.parametrize("numbering", [lambda at: at, lambda at: 7, None], ids=["from 0", "all alike", "none"])
-def test_ids_of_annotations_mean_nothing(scenes, tmp_path, numbering):
-    [expected] = in_processes(1, evaluated, scenes)
-    shutil.copytree(scenes, tmp_path / "scenes")
-    path = tmp_path / "scenes" / "annotations" / "instances_val.json"
-    content = json.loads(path.read_text())
-    for at, annotation in enumerate(content["annotations"]):
-        del annotation["id"]
-        annotation |= {"id": numbering(at)} if numbering else {}
-    path.write_text(json.dumps(content))
-    assert in_processes(1, evaluated, tmp_path / "scenes") == [expected]
+def test_ids_of_annotations_mean_nothing(scenes, changed, numbering):
+    def renumber(content):
+        for at, annotation in enumerate(content["annotations"]):
+            del annotation["id"]
+            annotation |= {"id": numbering(at)} if numbering else {}
+
+    assert in_processes(1, evaluated, changed(renumber)) == in_processes(1, evaluated, scenes)
+
+
+@pytest.mark.parametrize("kind, key", [("images", "image_id"), ("categories", "category_id")])
+@pytest.mark.parametrize(
+    "id_of", [lambda at: at * (2**60 + 1) + 2**62, lambda at: "a" + at * "\0"], ids=["unsigned", "NUL"]
+)
+def test_ids_of_images_and_categories_may_be_any(scenes, changed, kind, key, id_of):
+    def renumber(content):
+        new = {each["id"]: id_of(at) for at, each in enumerate(content[kind])}
+        for each in content[kind]:
+            each["id"] = new[each["id"]]
+        for each in content["annotations"]:
+            each[key] = new[each[key]]
+
+    assert in_processes(1, evaluated, changed(renumber)) == in_processes(1, evaluated, scenes)
+
+
+def test_an_area_of_0_is_an_area_and_a_missing_one_is_the_box_s(changed):
+    def empty(content):
+        for each in content["annotations"][::2]:
+            each["area"] = 0
+
+    folder = changed(empty)
+    [numbers] = in_processes(1, evaluated, folder)
+    require_numbers_of_the_files(numbers, folder)
+
+    def of_the_box(content):
+        for each in content["annotations"]:
+            each["area"] = each["bbox"][2] * each["bbox"][3]
+
+    def missing(content):
+        for each in content["annotations"]:
+            del each["area"]
+
+    [with_box] = in_processes(1, evaluated, changed(of_the_box))
+    assert with_box["val_box_ap_medium"] != numbers["val_box_ap_medium"]
+    assert in_processes(1, evaluated, changed(missing)) == [with_box]

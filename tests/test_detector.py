@@ -53,6 +53,22 @@ def test_an_image_has_the_same_samples_wherever_it_is_processed():
     assert far(gradients(ours, [other[:2], other[2:]]), first) > 100 * BOUND
 
 
+@pytest.mark.parametrize("height", [20, 40, 66])
+def test_what_an_image_s_regions_are_does_not_depend_on_the_images_before(height):
+    batch, fresh, used = examples(2), detector().eval(), detector().eval()
+    with torch.no_grad():
+        for network in (fresh, used):
+            network.transform.min_size = (height,)
+        used([torch.rand(3, height, 128, generator=torch.Generator().manual_seed(0))])
+        for network in (fresh, used):
+            network.transform.min_size = (64,)
+        first, second = (network([e.pixels for e in batch]) for network in (fresh, used))
+    assert len(first[0]["boxes"]) > 0
+    assert all(torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a)
+    for pool in (fresh.roi_heads.box_roi_pool, fresh.roi_heads.mask_roi_pool):
+        assert pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
 def test_samples_have_torchvisions_numbers_of_positives_and_negatives():
     generator = torch.Generator().manual_seed(0)
     for positives, negatives in ((500, 5000), (3, 5000), (500, 10), (0, 7), (0, 0)):
@@ -143,6 +159,10 @@ def test_a_backbone_is_loaded_whole_or_refused_by_name():
         load_backbone(ours, {**weights, "head.weight": torch.ones(1)}, "weights.pt")
     with pytest.raises(ValueError, match="has in another shape conv1.weight"):
         load_backbone(ours, {**weights, "conv1.weight": torch.ones(1)}, "weights.pt")
+    with pytest.raises(ValueError, match="has as no tensor conv1.weight"):
+        load_backbone(ours, {**weights, "conv1.weight": [1.0]}, "weights.pt")
+    with pytest.raises(ValueError, match="has in addition 5, step"):
+        load_backbone(ours, {**weights, "step": 7, 5: None}, "weights.pt")
 
 
 def test_the_paper_s_detector_has_the_paper_s_sizes():

@@ -1,4 +1,4 @@
-"""DeepSpeed 0.19.8, torch and FFCV differ from what the paper needs in these points, and lbsgd works around them.
+"""DeepSpeed 0.19.8, torch, torchvision and FFCV lack in these points what the paper needs, and lbsgd works around them.
 
 Each test pins one point and fails when upstream mends it. Then delete the workaround that its docstring names.
 """
@@ -21,6 +21,7 @@ from torch.distributed import DistStoreError, TCPStore
 from torch.distributed.elastic.rendezvous.c10d_rendezvous_backend import C10dRendezvousBackend
 from torch.distributed.elastic.rendezvous.dynamic_rendezvous import DynamicRendezvousHandler, RendezvousTimeout
 from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
+from torchvision.ops import MultiScaleRoIAlign
 
 from lbsgd.config.json_file import read_json
 from lbsgd.train.engine import start_processes
@@ -254,3 +255,13 @@ def test_torchrun_lets_in_a_host_that_comes_late_only_where_a_variable_says_so(m
         hosts_of_a_second_agent_that_comes_late()
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     assert hosts_of_a_second_agent_that_comes_late() == 2
+
+
+@pytest.mark.parametrize("height, scale", [(64, 1 / 4), (40, 1 / 2)])
+def test_torchvision_pools_every_image_by_scales_that_it_guesses_from_the_first(height, scale):
+    """torchvision 0.26 sees an image's height without its padding to 64; PerForwardMaskRCNN sets the scales itself."""
+    pool = MultiScaleRoIAlign(["0", "1"], output_size=2, sampling_ratio=2)
+    for first_height in (height, 64):
+        features = {str(level): torch.ones(1, 1, 16 >> level, 16 >> level) for level in range(2)}
+        pool(features, [torch.tensor([[0.0, 0.0, 8.0, 8.0]])], [(first_height, 64)])
+    assert pool.scales == [scale, scale / 2]

@@ -21,11 +21,13 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d
+from torchvision.ops.poolers import initLevelMapper
 
 from lbsgd.algorithm.seeded import seeded
 from lbsgd.units import shortened
 
 FROZEN = ("conv1", "bn1", "layer1")  # Detectron's FREEZE_AT 2: the stem and the first stage keep their weights
+LEVELS = (2, 3, 4, 5)  # of the pyramid, that regions are pooled from: their maps have 1/2^level of the pixels a side
 CLASSIFIER = {"fc.weight", "fc.bias"}  # of a pre-trained backbone; a detector has none
 
 
@@ -128,6 +130,10 @@ class PerForwardMaskRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no 
             part.box_coder = Float32Boxes(part.box_coder.weights)
         rpn.fg_bg_sampler = DrawnSampler(rpn.fg_bg_sampler.batch_size_per_image, 0.5, purpose=1)
         heads.fg_bg_sampler = DrawnSampler(heads.fg_bg_sampler.batch_size_per_image, 0.25, purpose=2)
+        for pool in (heads.box_roi_pool, heads.mask_roi_pool):
+            # torchvision guesses both from the first images, without their padding: 40 pixels would double all scales.
+            pool.scales = [2.0**-level for level in LEVELS]
+            pool.map_levels = initLevelMapper(LEVELS[0], LEVELS[-1], pool.canonical_scale, pool.canonical_level)
 
     def forward(self, images: list[torch.Tensor], targets: list[dict[str, torch.Tensor]] | None = None) -> Any:
         if not self.training:
@@ -196,18 +202,21 @@ def pyramid(name: str, channels: int) -> BackboneWithFPN:
     return BackboneWithFPN(resnet, stages, widths, channels)
 
 
-def load_backbone(detector: PerForwardMaskRCNN, weights: dict[str, torch.Tensor], where: str) -> None:
+def load_backbone(detector: PerForwardMaskRCNN, weights: dict[str, Any], where: str) -> None:
     """Load a classifier's weights into the ResNet below the pyramid; only its classifier may be left over.
 
     Raises ValueError that names what is missing or does not fit: a backbone that is partly random would train, badly.
     """
     body = detector.backbone.body
     own = body.state_dict()
-    missing = sorted(own.keys() - weights.keys())
-    counters = {name for name in weights if name.endswith("num_batches_tracked")}  # frozen batch norm counts nothing
-    unexpected = sorted(weights.keys() - own.keys() - CLASSIFIER - counters)
-    wrong = [name for name in own.keys() & weights.keys() if own[name].shape != weights[name].shape]
-    for what, names in (("lacks", missing), ("has in addition", unexpected), ("has in another shape", sorted(wrong))):
+    counters = {name for name in weights if str(name).endswith("num_batches_tracked")}  # frozen norm counts nothing
+    shapes = {name: getattr(weights[name], "shape", None) for name in own.keys() & weights.keys()}
+    for what, names in (
+        ("lacks", own.keys() - weights.keys()),
+        ("has in addition", weights.keys() - own.keys() - CLASSIFIER - counters),
+        ("has as no tensor", {name for name, shape in shapes.items() if shape is None}),
+        ("has in another shape", {name for name, shape in shapes.items() if shape != own[name].shape}),
+    ):
         if names:
-            raise ValueError(f"{where} {what} {shortened(names)}: not a backbone of this detector")
+            raise ValueError(f"{where} {what} {shortened(sorted(map(str, names)))}: not a backbone of this detector")
     body.load_state_dict({name: weights[name] for name in own})

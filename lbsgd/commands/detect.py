@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from lbsgd.commands.flag_types import named, natural
 from lbsgd.commands.plan_lines import SAME_IMAGES
 from lbsgd.commands.train import Request, run_recipe, with_flags
-from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories
+from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories, words_of
 from lbsgd.disk import is_there, say
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.lines import on_width, say_fact
@@ -119,8 +119,8 @@ def trained_as(weights: Path) -> str:
 
 
 def print_split(split: Split) -> None:
-    left_out = "; ".join(f"{number:,} {what} left out" for what, number in split.left_out.items())
-    say_fact(split.name, f"{len(split):,} images, {len(split.names)} categories{left_out and f'; {left_out}'}")
+    what = [f"{len(split):,} images, {len(split.names)} categories", words_of(split.left_out)]
+    say_fact(split.name, "; ".join(filter(None, what)))
 
 
 def add_data(flags: argparse.ArgumentParser) -> None:

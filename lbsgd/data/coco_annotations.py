@@ -24,7 +24,10 @@ from lbsgd.data.coco_file import DOWNLOAD, by_image, listed_images, names_of, re
 from lbsgd.errors import DataError
 
 OnError = Literal["raise", "skip"]
-LEAST_SIDE = 1e-3  # pixels of a box: float32 has steps of 1e-4 there, and torchvision refuses boxes without an area
+LEAST_SIDE = 1e-3  # pixels of a box
+# Of a box, as a share of the image's longer side: several steps of float32, so that flipped and resized to any size it
+# has an area. torchvision refuses boxes without one.
+LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Image:
         x, y, width, height = map(float, annotation["bbox"])
         left, top = max(0.0, x), max(0.0, y)
         right, bottom = min(float(self.width), x + width), min(float(self.height), y + height)
-        return (left, top, right, bottom) if min(right - left, bottom - top) > LEAST_SIDE else None
+        least = max(LEAST_SIDE, LEAST_SHARE * max(self.width, self.height))
+        return (left, top, right, bottom) if min(right - left, bottom - top) > least else None
 
 
 class Packed(Sequence[Image]):
@@ -131,7 +135,7 @@ def read_split(
     if on_error == "skip":  # which images are used depends on the disk, too
         fingerprint += " " + hashlib.sha256(repr([image.id for image in images]).encode()).hexdigest()
     if not images:
-        raise DataError(f"{path}: no image of it can be used; {DOWNLOAD}")
+        raise DataError(f"{path}: no image of it can be used: {words_of(reader.left_out) or 'it lists none'}")
     tall = np.array([image.is_tall for image in images])
     return Split(name, Packed(images), names, tall, fingerprint, +reader.left_out)
 
@@ -146,6 +150,11 @@ def with_objects(images: Iterable[Image], left_out: Counter[str]) -> list[Image]
         if objects:
             kept.append(image)
     return kept
+
+
+def words_of(left_out: Counter[str]) -> str:
+    """Return how much was left out of a split, and why."""
+    return "; ".join(f"{number:,} {what} left out" for what, number in (+left_out).items())
 
 
 class _Reader:

@@ -20,7 +20,7 @@ def repeated(numbers: Iterable[Any]) -> Any | None:
 def fault_of(annotation: Mapping[str, Any], height: int, width: int, categories: Mapping[int, str]) -> str:
     """Return what is wrong with an annotation of an image; the empty text where it can be used."""
     category, box, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
-    if not isinstance(category, (int, str)) or category not in categories:
+    if not isinstance(category, (int, float, str)) or category not in categories:
         return f"category {category!r} is not listed"
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
         return f"its box {str(box):.80} is not four numbers"

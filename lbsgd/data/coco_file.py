@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lbsgd.data.coco_faults import repeated
+from lbsgd.data.coco_faults import is_finite, repeated
 from lbsgd.errors import DataError
 
 DOWNLOAD = "docs/detection.md says how to download COCO"
@@ -83,7 +83,7 @@ def by_image(path: Path, annotations: Iterable[Any]) -> dict[Any, list[dict[str,
 def require_ids(path: Path, what: str, ids: Sequence[Any]) -> None:
     """Raise DataError for ids that cannot be told apart, or be put in an order."""
     for each in ids:
-        if not isinstance(each, (int, float, str)):
+        if not isinstance(each, str) and not is_finite(each):  # nan is equal to no other id
             raise DataError(f"{path}: an id of {what} is {each!r:.50}, neither a number nor a text; renumber them")
     if len({isinstance(each, str) for each in ids}) > 1:
         raise DataError(f"{path}: ids of {what} are numbers and texts; give all of them one kind")

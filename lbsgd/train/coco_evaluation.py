@@ -62,26 +62,36 @@ def compared(gathered: list[tuple[list[Image], Found]], names: dict[int, str]) -
     from pycocotools.coco import COCO
 
     images = sorted((image for part, _ in gathered for image in part), key=lambda image: image.id)
-    found = sorted((each for _, part in gathered for each in part), key=lambda each: each["image_id"])
-    known = (each for image in images for each in image.annotations)
+    # Numbered anew, as NumPy has them: pycocotools puts ids into arrays, where 2^63 becomes a float, and a text's NUL
+    # goes. An annotation of id 0 would be no match, and a repeated one another object.
+    numbers = {image.id: number for number, image in enumerate(images, start=1)}
+    labels = {category: label for label, category in categories_by_label(names).items()}
+    found = [renumbered(each, numbers, labels) for _, part in gathered for each in part]
+    found.sort(key=lambda each: each["image_id"])
+    known = (renumbered(each, numbers, labels) for image in images for each in image.annotations)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {
-            "images": [{"id": image.id, "height": image.height, "width": image.width} for image in images],
-            "categories": [{"id": number, "name": name} for number, name in names.items()],
-            "annotations": [  # numbered anew: to pycocotools an id of 0 is no match, and a repeated one another object
+            "images": [{"id": numbers[image.id], "height": image.height, "width": image.width} for image in images],
+            "categories": [{"id": labels[category], "name": name} for category, name in names.items()],
+            "annotations": [
                 {**each, "id": number, "iscrowd": each.get("iscrowd", 0), "area": area_of(each)}
                 for number, each in enumerate(known, start=1)
             ],
         }
         truth.createIndex()
-        numbers = {**precision(truth, found, "bbox", "box"), **precision(truth, found, "segm", "mask")}
-    return {**numbers, "val_images": len(images)}
+        precisions = {**precision(truth, found, "bbox", "box"), **precision(truth, found, "segm", "mask")}
+    return {**precisions, "val_images": len(images)}
+
+
+def renumbered(each: dict[str, Any], numbers: dict[Any, int], labels: dict[Any, int]) -> dict[str, Any]:
+    """Return an annotation or a detection with other ids of its image and category."""
+    return {**each, "image_id": numbers[each["image_id"]], "category_id": labels[each["category_id"]]}
 
 
 def area_of(annotation: dict[str, Any]) -> float:
-    """Return an object's area, of its box where the file has none."""
-    return annotation.get("area") or annotation["bbox"][2] * annotation["bbox"][3]
+    """Return an object's area, of its box where the file has none; 0 is one, of a small object."""
+    return annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
 
 
 def precision(truth: Any, found: Found, kind: str, name: str) -> dict[str, float | None]:
