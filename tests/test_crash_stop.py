@@ -159,3 +159,25 @@ def test_a_second_signal_ends_a_process_at_once(small, tmp_path):
             assert time.monotonic() - began < 20, run.console  # after 25 s the guard gives up saving
         assert time.monotonic() - began > 1
         assert run.exit_codes() == [75, 75] and "by a second signal, SIGTERM; nothing was saved" in run.errors[0]
+
+
+def passes_of_three_seconds_from_iteration_3():
+    agree_every(0.01)
+
+    def slowly(trainer):
+        if trainer.iteration >= 3:
+            print("a slow pass")
+            time.sleep(3)
+
+    before_each_pass(slowly)
+
+
+def test_processes_that_are_stopped_one_after_another_save_all_the_same(small, tmp_path):
+    """As by hand on two hosts: the second process has long heard of the first one's signal when its own comes."""
+    with Command(small, tmp_path / "run", fault=passes_of_three_seconds_from_iteration_3) as run:
+        for rank in (0, 1):
+            run.wait_for("a slow pass", rank)
+            run.send(signal.SIGTERM, rank)
+            time.sleep(2.2 * (rank == 0))
+        assert run.exit_codes() == [75, 75], run.console
+    assert len(run.errors) == 1 and saved_iteration(tmp_path / "run") >= 3

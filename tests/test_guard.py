@@ -331,12 +331,17 @@ def test_a_console_that_is_gone_keeps_no_process_from_ending():
 
 @pytest.mark.parametrize("saved, words", [(True, "the run was saved"), (False, "nothing was saved")])
 def test_a_second_signal_says_whether_the_run_was_saved(monkeypatch, saved, words):
-    """DeepSpeed's launcher signals the next process once the first has ended, which is after the save."""
-    said = []
+    """Another process's signal is not this one's first: somebody may stop the hosts by hand, one after another."""
+    said, clock = [], Clock()
+    monkeypatch.setattr(guard_module, "time", clock)
     monkeypatch.setattr(guard_module, "end_with_error", lambda error, quiet: said.append((str(error), quiet)))
     guard = Guard(Processes(1, 2, 1, 2), 60)
     guard.request_stop("another process was told to")
-    guard.saved, guard.stop_began = saved, guard.stop_began - 5
+    guard.saved = saved
+    for clock.now in (5, 5.9):
+        guard.signalled(signal.SIGTERM)
+    assert said == []
+    clock.now = 6.1
     guard.signalled(signal.SIGTERM)
     assert said == [(f"by a second signal, SIGTERM; {words}", saved)]
 

@@ -55,6 +55,7 @@ class Guard:
         self.nothing_to_save, self.saved = True, False  # so far
         self.position, self.moved = "the start", time.monotonic()
         self.stop_began = time.monotonic()
+        self.first_signal: float | None = None  # when this process itself received it
         self.closing, self.ending = threading.Event(), threading.Lock()
 
     def __enter__(self) -> Guard:
@@ -115,7 +116,10 @@ class Guard:
                     self.end(cause or self.hanging())
 
     def signalled(self, number: signal.Signals) -> None:
-        if self.stop_requested and time.monotonic() - self.stop_began > SAME_REQUEST_SECONDS:
+        now = time.monotonic()
+        if self.first_signal is None:
+            self.first_signal = now
+        if now - self.first_signal > SAME_REQUEST_SECONDS:
             what = "the run was saved" if self.saved else "nothing was saved"
             end_with_error(Stopped(f"by a second signal, {number.name}; {what}"), quiet=self.saved)
         # The kernel and DeepSpeed's launcher answer a launcher's death with SIGTERM, which may come before we look.
