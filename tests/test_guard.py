@@ -18,6 +18,7 @@ from crash import PATIENCE_SECONDS, forked, lines_that_end
 from torch.distributed import HashStore, TCPStore
 
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
+from lbsgd.processes import connection
 from lbsgd.processes import first_cause as first_cause_module
 from lbsgd.processes import guard as guard_module
 from lbsgd.processes import peers as peers_module
@@ -344,6 +345,36 @@ def test_a_second_signal_says_whether_the_run_was_saved(monkeypatch, saved, word
     clock.now = 6.1
     guard.signalled(signal.SIGTERM)
     assert said == [(f"by a second signal, SIGTERM; {words}", saved)]
+
+
+def meets(rank, address, port, seconds):
+    os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
+    connection.NAME_SECONDS = connection.OWN_SECONDS = 1.5
+    processes = Processes(rank, 2, rank, 1)
+    with Guard(processes, seconds) as guard:
+        Peers.meet(processes, seconds, guard.alive)
+
+
+UNKNOWN = "error: MASTER_ADDR is 'no-host.invalid', and this host does not know it"
+
+
+@pytest.mark.parametrize(
+    "rank, address, code, told",
+    [
+        (0, "no-host.invalid", 2, UNKNOWN),
+        (1, "no-host.invalid", 2, UNKNOWN),
+        (0, "a..b", 2, "error: MASTER_ADDR is 'a..b', and this host does not know it"),
+        (1, "127.0.0.1", 4, "error: cannot reach rank 0 at 127.0.0.1:{} (no answer within 4 s); look at its host"),
+        (0, "192.0.2.1", 2, "error: cannot open 192.0.2.1:{} for the other processes (no answer within 1.5 s)"),
+    ],
+)
+def test_a_meeting_point_that_cannot_be_reached_is_told_before_the_guard_sees_a_hang(
+    tmp_path, rank, address, code, told
+):
+    port = free_port()
+    ending = Ending(tmp_path, meets, rank, address, port, 4)
+    [line] = ending.lines
+    assert ending.code == code and line.startswith(told.format(port))
 
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"

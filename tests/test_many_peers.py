@@ -11,7 +11,7 @@ from many_peers import measure, simulate
 from torch.distributed import HashStore
 
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError
-from lbsgd.processes import first_cause, meeting
+from lbsgd.processes import connection, first_cause, meeting
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.meeting import fresh_prefix, read
 from lbsgd.processes.peers import OtherFailed, Peers
@@ -83,12 +83,12 @@ def test_rank_0_may_have_a_file_open_for_each_connection(monkeypatch):
     limits = [(1024, 8192)]
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
     monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
-    meeting.allow_connections(100)
+    connection.allow_connections(100)
     assert len(limits) == 1
-    meeting.allow_connections(2048)
+    connection.allow_connections(2048)
     assert limits[1:] == [(6656, 8192)]
     with pytest.raises(ConfigError, match="rank 0 needs 12,800 open files .* of 4,096 processes, .* allows 8,192"):
-        meeting.allow_connections(4096)
+        connection.allow_connections(4096)
 
 
 def come(store, rank, world_size, seconds):
@@ -125,6 +125,19 @@ def test_those_that_came_hear_of_an_error_on_a_third_host_which_never_comes():
             DataError.exit_code,
             f"by rank 2 on {socket.gethostname()}: no such file",
         )
+
+
+@pytest.mark.parametrize("sizes", [(2, 4, 4, 4), (4, 2), (1, 2)])
+def test_processes_that_disagree_on_their_number_are_told_so_at_once(sizes):
+    store, began = HashStore(), time.monotonic()
+    with ThreadPoolExecutor() as threads:
+        seen = [*threads.map(lambda rank: come(store, rank, sizes[rank], 30), range(len(sizes)))]
+    told = f"WORLD_SIZE is {sizes[1]} for rank {{}} on {socket.gethostname()}, but {sizes[0]} for rank 0; start all"
+    for rank, error in enumerate(seen[1:], start=1):
+        assert isinstance(error, ConfigError) and str(error).startswith(told.format(rank))
+    if sizes[0] > 1:  # else rank 0 waits for nobody
+        assert isinstance(seen[0], OtherFailed) and seen[0].exit_code == ConfigError.exit_code
+    assert time.monotonic() - began < 10
 
 
 def names_of(store):

@@ -7,23 +7,19 @@ are, and rank 0 alone reads the list of all. The store's own blocking wait print
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from datetime import timedelta
 from itertools import groupby
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import PrefixStore, Store
 
-from lbsgd.disk import allow_open_files
-from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
-from lbsgd.processes.environment import Processes, master
+from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
+from lbsgd.processes.connection import MEETING, of_agent
+from lbsgd.processes.environment import Processes
 
 QUESTIONS_PER_SECOND = 2000  # of all processes that wait, of which a store answers ten times as many
-CONNECTIONS = 3  # of a process to the store: for these messages, for torch's group, and one while it fails
-OTHER_FILES = 512  # that rank 0 may have open beside them
 
 
 class OtherFailed(LbsgdError):
@@ -36,55 +32,6 @@ class OtherFailed(LbsgdError):
         self.host, self.exit_code = host, exit_code
 
 
-def meeting_point(processes: Processes, timeout_seconds: float) -> TCPStore:
-    """Return the store at MASTER_ADDR:MASTER_PORT, which rank 0 serves where torchrun's agent does not.
-
-    Raises ConfigError where rank 0 cannot open the port or may not have enough files open, LostProcessError where
-    another rank cannot reach it.
-    """
-    address, port = master()
-    serves = processes.is_rank_0 and not of_agent()
-    if serves:
-        allow_connections(processes.world_size)
-    try:
-        return TCPStore(
-            address,
-            port,
-            is_master=serves,
-            wait_for_workers=False,
-            timeout=timedelta(seconds=timeout_seconds),
-            multi_tenant=True,
-        )
-    except RuntimeError as error:
-        reason = one_line(error)
-        if processes.is_rank_0:
-            raise ConfigError(
-                f"cannot open {address}:{port} for the other processes ({reason}); if the port is taken, give the "
-                "launcher another --master_port"
-            ) from error
-        raise LostProcessError(
-            f"cannot reach rank 0 at {address}:{port} ({reason}); look at its host, at --master_addr and --master_port"
-        ) from error
-
-
-def allow_connections(world_size: int) -> None:
-    """Raise this process's limit of open files so that all processes can connect to it.
-
-    A store that has reached the limit refuses without a word. Raises ConfigError where the system forbids it.
-    """
-    needed = CONNECTIONS * world_size + OTHER_FILES
-    if (most := allow_open_files(needed)) is not None:
-        raise ConfigError(
-            f"rank 0 needs {needed:,} open files for the connections of {world_size:,} processes, and its host allows "
-            f"{most:,}; raise the hard limit there (ulimit -Hn)"
-        )
-
-
-def of_agent() -> bool:
-    """Return whether torchrun's agent serves the store, and so keeps it over restarts."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-
 def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, alive: Callable[[str], None]) -> str:
     """Return a prefix of keys that all processes of this start agree on and that no earlier start knows.
 
@@ -94,17 +41,23 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
     processes before new ones begin.
 
     Nobody returns before all have come: whoever waits here hears why another process never will.
-    Raises LostProcessError, which names the missing ones, after timeout_seconds, and OtherFailed where another process
-    ended before it came.
+    Raises LostProcessError, which names the missing ones, after timeout_seconds, OtherFailed where another process
+    ended before it came, and ConfigError where it has another world size than rank 0.
     """
     name, rank = uuid.uuid4().hex, processes.rank
     prefix: str | None = None
+    same_world = of_agent()  # torchrun gives all its processes one world size, but another after a restart
     store.append("arrived", f"{rank} {name}\n")  # type: ignore[attr-defined]  # torch's type stubs lack it
     patience = timeout_seconds + (5 if rank else 0)  # rank 0, which knows more, ends first
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
-        alive("the meeting of all processes")
-        if not prefix and (prefix := join(store, name, rank) if rank else lead(store, name, processes.world_size)):
+        alive(MEETING)
+        same_world = same_world or has_same_world(store, processes)
+        if (
+            same_world
+            and not prefix
+            and (prefix := join(store, name, rank) if rank else lead(store, name, processes.world_size))
+        ):
             deadline = time.monotonic() + patience  # rank 0 may have come later than this process
         if prefix and read(store, f"{prefix}/host/0"):
             return prefix
@@ -117,6 +70,26 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
         tell(news_of(store, name), rank, error)
         let_others_read(processes)
     raise error
+
+
+def has_same_world(store: Store, processes: Processes) -> bool:
+    """Tell the others the world size of rank 0, or compare this process's with it; return whether it is told yet.
+
+    Raises ConfigError, and tells it to those that wait, where the two differ.
+    """
+    if processes.is_rank_0:
+        store.set("world_size", str(processes.world_size))
+        return True
+    if not (first := read(store, "world_size")):
+        return False
+    if int(first) != processes.world_size:
+        error = ConfigError(
+            f"WORLD_SIZE is {processes.world_size} for rank {processes.rank} on {socket.gethostname()}, but {first} "
+            "for rank 0; start all processes with the same"
+        )
+        tell(store, processes.rank, error)
+        raise error
+    return True
 
 
 def some_did_not_come(store: Store, name: str, processes: Processes, timeout_seconds: float) -> LostProcessError:

@@ -14,8 +14,9 @@ from functools import cached_property
 from torch.distributed import PrefixStore, Store
 
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
+from lbsgd.processes.connection import meeting_point
 from lbsgd.processes.environment import Processes
-from lbsgd.processes.meeting import OtherFailed, fresh_prefix, meeting_point, read, tell
+from lbsgd.processes.meeting import OtherFailed, fresh_prefix, read, tell
 
 
 class Peers:
@@ -33,9 +34,10 @@ class Peers:
         """Wait until all processes are there, and call `alive` meanwhile.
 
         Raises LostProcessError, which names the missing ones, after timeout_seconds, or where rank 0 is gone,
-        ConfigError where the meeting point cannot be used, and OtherFailed where another process ended before it came.
+        ConfigError where the meeting point cannot be used or world sizes differ, and OtherFailed where another process
+        ended before it came.
         """
-        store = meeting_point(processes, 0.9 * timeout_seconds)  # before a guard takes the wait for a hang
+        store = meeting_point(processes, timeout_seconds, alive)
         try:
             prefix = fresh_prefix(store, processes, timeout_seconds, alive)
         except RuntimeError as error:
