@@ -4,6 +4,7 @@ import math
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -18,12 +19,13 @@ from lbsgd.experiments.launch import end_with_grid
 from lbsgd.processes import launcher as launcher_module
 from lbsgd.processes.environment import Processes, master
 from lbsgd.processes.launcher import is_launcher, named_hostfile, require_hosts, require_no_hostfile
+from lbsgd.processes.ports import free_port
 from lbsgd.train.engine import require_device
 
 ROOT = Path(__file__).parent.parent
 DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]
 # Variables that launchers set, or that an earlier test has set in this process.
-LAUNCHERS = ("SLURM_", "OMPI_", "PMI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
+LAUNCHERS = ("SLURM_", "OMPI_", "MV2_", "TORCHELASTIC_", "PMI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
 
 
 @pytest.mark.parametrize(
@@ -47,7 +49,7 @@ def environment(monkeypatch):
 
     def set_to(variables):
         for name in list(os.environ):
-            if re.match("(SLURM|OMPI|PMI|MASTER)_|(LOCAL_)?(RANK|SIZE)$|(LOCAL_)?WORLD_SIZE$", name):
+            if re.match("(SLURM|OMPI|MV2|PMI|MASTER|TORCHELASTIC)_|(LOCAL_)?(RANK|SIZE)$|(LOCAL_)?WORLD_SIZE$", name):
                 monkeypatch.delenv(name)
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
@@ -72,7 +74,9 @@ def test_processes_with_no_more_than_their_ranks_are_on_one_host(environment):
     assert Processes.from_environment() == Processes(rank=5, world_size=8, local_rank=5, local_world_size=8)
 
 
-@pytest.mark.parametrize("variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"])
+@pytest.mark.parametrize(
+    "variable", ["SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE", "WORLD_SIZE"]
+)
 def test_several_processes_that_would_each_train_alone_are_refused(environment, variable):
     environment({"SLURM_STEP_ID": "0", variable: "4"})
     with pytest.raises(ConfigError, match=f"{variable} is 4, but RANK is not set, so each process would train alone"):
@@ -115,6 +119,17 @@ ALL, MINE = frozenset(range(64)), frozenset(range(8))
         ({"SLURM_STEP_ID": "0", "SLURM_CPUS_PER_TASK": "8"}, ALL, ALL, 8),  # given, but not bound
         ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "8", "SLURM_CPUS_PER_TASK": "8"}, MINE, ALL, 8),
         ({"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "1", "SLURM_CPUS_PER_TASK": "64"}, ALL, ALL, 8),  # torchrun
+        (
+            {  # eight tasks, each a torchrun that starts one or more of the eight processes
+                "SLURM_STEP_ID": "0",
+                "SLURM_STEP_NUM_TASKS": "8",
+                "SLURM_CPUS_PER_TASK": "64",
+                "TORCHELASTIC_RUN_ID": "none",
+            },
+            ALL,
+            ALL,
+            8,
+        ),
     ],
 )
 def test_cores_that_are_bound_to_a_process_are_not_divided_again(
@@ -156,6 +171,9 @@ FOUR = {"RANK": "1", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}
         (FOUR | {"WORLD_SIZE": "4.0"}, "WORLD_SIZE is '4.0', not a whole number"),
         (FOUR | {"LOCAL_RANK": ""}, "LOCAL_RANK is not set, but RANK is 1; start the recipe with"),
         (FOUR | {"LOCAL_RANK": "2"}, "LOCAL_RANK is 2, but this host has 2 processes, so it can be 1 at most"),
+        (FOUR | {"LOCAL_SIZE": "8"}, "LOCAL_SIZE is 8, but WORLD_SIZE is 4, so it can be 4 at most"),
+        (FOUR | {"LOCAL_WORLD_SIZE": "8"}, "LOCAL_WORLD_SIZE is 8, but WORLD_SIZE is 4, so it can be 4 at most"),
+        (FOUR | {"RANK": "0"}, "LOCAL_RANK is 1, but RANK is 0, which is less; start the recipe with"),
         (FOUR | {"LOCAL_SIZE": "many"}, "LOCAL_SIZE is 'many', not a whole number"),
         (
             {"RANK": "8", "WORLD_SIZE": "16", "LOCAL_RANK": "0"},
@@ -176,6 +194,7 @@ def test_variables_that_make_no_sense_are_named_with_their_value(environment, va
         ({"MASTER_PORT": "29500"}, "MASTER_ADDR is not set, but RANK is 1"),
         ({"MASTER_ADDR": "localhost"}, "MASTER_PORT is not set, but RANK is 1"),
         ({"MASTER_ADDR": "localhost", "MASTER_PORT": "http"}, "MASTER_PORT is 'http', not a whole number"),
+        ({"MASTER_ADDR": "localhost", "MASTER_PORT": "0"}, "MASTER_PORT is '0', not a whole number of at least 1"),
         ({"MASTER_ADDR": "localhost", "MASTER_PORT": "70000"}, "MASTER_PORT is 70000, but a port has 16 bits"),
     ],
 )
@@ -183,6 +202,15 @@ def test_a_meeting_point_that_makes_no_sense_is_named(environment, variables, to
     environment(FOUR | variables)
     with pytest.raises(ConfigError, match=told):
         master()
+
+
+def test_a_port_that_another_address_of_the_host_has_is_not_free(monkeypatch):
+    """Rank 0 listens on all addresses."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.2", 0))
+        ports = [taken.getsockname()[1], free_port()]
+        monkeypatch.setattr("random.SystemRandom.sample", lambda *_: ports)
+        assert free_port() == ports[1]
 
 
 @pytest.mark.parametrize(

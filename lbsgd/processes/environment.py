@@ -35,21 +35,25 @@ class Processes:
             require_single_process()
             return cls(rank=0, world_size=1, local_rank=0, local_world_size=1)
         world_size = required_number("WORLD_SIZE", at_least=1)
-        by_torchrun, by_deepspeed = number("LOCAL_WORLD_SIZE", at_least=1), number("LOCAL_SIZE", at_least=1)
-        local_world_size = by_torchrun or by_deepspeed or world_size
+        local_name = next(filter(os.environ.get, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")), None)  # torchrun's, DeepSpeed's
+        most = world_size, f"WORLD_SIZE is {world_size}"
+        local_world_size = required_number(local_name, 1, most) if local_name else world_size
+        rank = required_number("RANK", at_most=(world_size - 1, f"WORLD_SIZE is {world_size}"))
         processes = cls(
-            rank=required_number("RANK", at_most=(world_size - 1, f"WORLD_SIZE is {world_size}")),
+            rank=rank,
             world_size=world_size,
             local_rank=required_number(
                 "LOCAL_RANK", at_most=(local_world_size - 1, f"this host has {local_world_size} processes")
             ),
             local_world_size=local_world_size,
         )
-        if not (by_torchrun or by_deepspeed) and processes.local_rank != processes.rank:
+        if not local_name and processes.local_rank != rank:
             raise ConfigError(
-                f"LOCAL_WORLD_SIZE is not set, but RANK is {processes.rank} and LOCAL_RANK {processes.local_rank}, so "
+                f"LOCAL_WORLD_SIZE is not set, but RANK is {rank} and LOCAL_RANK {processes.local_rank}, so "
                 f"there are several hosts; {WAY_OUT}"
             )
+        if processes.local_rank > rank:  # launchers count both upwards, in one order
+            raise ConfigError(f"LOCAL_RANK is {processes.local_rank}, but RANK is {rank}, which is less; {WAY_OUT}")
         return processes
 
     @property
@@ -81,7 +85,8 @@ def are_bound(cores: set[int]) -> bool:
     """
     per_task, world_size = os.environ.get("SLURM_CPUS_PER_TASK", ""), os.environ.get("WORLD_SIZE")
     each_is_a_task = os.environ.get("SLURM_STEP_NUM_TASKS", world_size) == world_size  # else a task starts several
-    if os.environ.get("SLURM_STEP_ID") and each_is_a_task:
+    by_torchrun = os.environ.get("TORCHELASTIC_RUN_ID")  # which may be a task, whatever the number of tasks
+    if os.environ.get("SLURM_STEP_ID") and each_is_a_task and not by_torchrun:
         return per_task.isdecimal() and len(cores) <= int(per_task)
     try:
         return cores < os.sched_getaffinity(os.getppid())
@@ -91,12 +96,12 @@ def are_bound(cores: set[int]) -> bool:
 
 def master() -> tuple[str, int]:
     """Return address and port of rank 0, where the processes of a run meet. Raises ConfigError without them."""
-    return required("MASTER_ADDR"), required_number("MASTER_PORT", at_most=(65535, "a port has 16 bits"))
+    return required("MASTER_ADDR"), required_number("MASTER_PORT", 1, (65535, "a port has 16 bits"))
 
 
 def require_single_process() -> None:
     """Raise ConfigError where RANK is not set although several processes run."""
-    for name in ("WORLD_SIZE", slurm_variable(), "OMPI_COMM_WORLD_SIZE", "PMI_SIZE"):
+    for name in ("WORLD_SIZE", slurm_variable(), "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE"):
         if name and (number(name, at_least=1) or 1) > 1:
             raise ConfigError(
                 f"{name} is {os.environ[name]}, but RANK is not set, so each process would train alone; {WAY_OUT}; "

@@ -16,7 +16,7 @@ def free_port() -> int:
     for port in random.SystemRandom().sample(range(10240, 32768), 100):
         with socket.socket() as listener:
             try:
-                listener.bind(("127.0.0.1", port))
+                listener.bind(("", port))  # every address of the host, as rank 0 does
             except OSError:
                 continue
             return port
