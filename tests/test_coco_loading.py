@@ -15,10 +15,11 @@ import pytest
 import torch
 from coco_scenes import load_tool
 from PIL import Image as PILImage
+from PIL import ImageOps
 from torch.utils.data import Dataset
 
 from lbsgd.data import coco_images, coco_loader
-from lbsgd.data.coco_annotations import read_split
+from lbsgd.data.coco_annotations import Image, read_split
 from lbsgd.data.coco_images import CocoEval, CocoTrain, example_of, pixels_of
 from lbsgd.data.coco_loader import TENSORS, loaded, tensors_of
 from lbsgd.data.share import Share
@@ -228,6 +229,55 @@ def test_grey_of_16_bits_is_scaled_as_in_a_conversion(scenes, tmp_path):
     PILImage.fromarray(grey).save(path)
     object.__setattr__(image, "path", path)
     assert (pixels_of(image).numpy() == np.rint(grey / 257).astype(np.uint8)).all()
+
+
+# --- EXIF orientation -------------------------------------------------------------------------------------------------
+
+
+def shown_by(orientation, path, deep=False):
+    """Write a 6x4 image of an orientation; return how PIL shows it, as uint8 (3, H, W)."""
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    exif = PILImage.Exif()
+    exif[0x0112] = orientation
+    if deep:  # grey of 16 bits
+        pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
+        PILImage.fromarray(pixels[:, :, 0].astype(np.uint16) * 257).save(path, exif=exif)
+    else:
+        PILImage.fromarray(pixels).save(path, exif=exif, quality=100, lossless=True)
+        pixels = np.asarray(PILImage.open(path).convert("RGB")) if path.suffix != ".tiff" else pixels
+    shown = PILImage.fromarray(pixels)
+    shown.getexif()[0x0112] = orientation
+    return np.asarray(ImageOps.exif_transpose(shown)).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "tiff", "deep.png", "deep.tiff"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_pixels_are_those_that_are_shown(tmp_path, kind, orientation):
+    path = tmp_path / f"image.{kind}"
+    shown = shown_by(orientation, path, deep="deep" in kind)
+    _, height, width = shown.shape
+    assert (height > width) == (orientation > 4)
+    assert (pixels_of(Image(1, path, height, width, [])).numpy() == shown).all()
+
+
+def test_annotations_of_the_pixels_before_a_turn_are_refused_by_name(tmp_path):
+    shown_by(6, tmp_path / "image.jpg")
+    words = "image.jpg has 4x6 pixels, its annotations say 6x4; its EXIF orientation 6 turns it: make it 1 if they are"
+    with pytest.raises(DataError, match=words):
+        pixels_of(Image(1, tmp_path / "image.jpg", 4, 6, []))
+    with pytest.raises(DataError, match="its annotations say 6x5; the file belongs to other annotations"):
+        pixels_of(Image(1, tmp_path / "image.jpg", 5, 6, []))
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65_535])
+def test_an_orientation_that_there_is_not_turns_nothing(tmp_path, orientation):
+    shown_by(orientation, tmp_path / "image.jpg")
+    assert pixels_of(Image(1, tmp_path / "image.jpg", 4, 6, [])).shape == (3, 4, 6)
+
+
+def test_exif_that_cannot_be_read_turns_nothing(tmp_path):
+    PILImage.new("RGB", (6, 4)).save(tmp_path / "image.jpg", exif=b"Exif\0\0no TIFF's header")
+    assert pixels_of(Image(1, tmp_path / "image.jpg", 4, 6, [])).shape == (3, 4, 6)
 
 
 def test_an_image_that_is_gone_is_one_line(scenes, tmp_path):

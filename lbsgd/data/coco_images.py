@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from lbsgd.algorithm.pairs import grouped_order
 from lbsgd.data.coco_annotations import Image, Split
 from lbsgd.data.coco_loader import loaded
-from lbsgd.data.pil_image import ImageError, opened, rgb_pixels
+from lbsgd.data.pil_image import ImageError, opened, orientation_of, rgb_pixels, turned
 from lbsgd.data.share import EvalData, Share, TrainData
 from lbsgd.errors import DataError, missing_pycocotools
 
@@ -62,20 +62,26 @@ def draw_of(seed: int, epoch: int, number: int) -> int:
 
 
 def pixels_of(image: Image) -> torch.Tensor:
-    """Return an image's pixels, uint8 (3, H, W); samples of 16 bits are scaled, as in a conversion.
+    """Return an image's pixels, uint8 (3, H, W), turned by EXIF; samples of 16 bits are scaled, as in a conversion.
 
-    Raises DataError for a file that is none, or of another size than is listed.
+    Annotations are of the image as it is shown, on which tools draw them. Raises DataError for a file that is none, or
+    of another size than is listed.
     """
     try:
         data = image.path.read_bytes()
-        array = rgb_pixels(opened(data), data)
+        file = opened(data)
+        orientation = orientation_of(file)
+        array = turned(rgb_pixels(file, data), orientation)
     except (ImageError, OSError) as error:
         said = " ".join(str(error).split())
         raise DataError(f"{image.path} cannot be decoded ({said}); fetch it again") from error
     if array.shape[:2] != (image.height, image.width):
+        why = "the file belongs to other annotations"
+        if orientation > 4 and array.shape[:2] == (image.width, image.height):
+            why = f"its EXIF orientation {orientation} turns it: make it 1 if they are of the pixels before the turn"
         raise DataError(
             f"{image.path} has {array.shape[1]}x{array.shape[0]} pixels, its annotations say "
-            f"{image.width}x{image.height}; the file belongs to other annotations"
+            f"{image.width}x{image.height}; {why}"
         )
     return torch.from_numpy(np.array(array.transpose(2, 0, 1), order="C"))
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 OPENCV_OUT_OF_MEMORY = -4  # cv2.Error.StsNoMem
-BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of a TIFF
+BITS, PHOTOMETRIC, ORIENTATION = 258, 262, 274  # tags of a TIFF, and of EXIF
 WHITE_IS_ZERO = 0
 WHITE = 65_535
 STRIPE = 256  # rows that are scaled at a time
@@ -63,6 +63,31 @@ def opened(data: bytes | BinaryIO) -> Image.Image:
         if isinstance(error.__cause__, UnidentifiedImageError):  # whose words are the place of the data in memory
             raise ImageError("no image that PIL knows" if data else "an empty file") from error.__cause__
         raise
+
+
+def orientation_of(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8, that an opened image's pixels have still to be turned by; 1 for none.
+
+    PIL itself turns a TIFF's. What cannot be read turns nothing, as in other programs.
+    """
+    from PIL import Image
+
+    exif = Image.Exif()
+    try:
+        with library_errors():
+            exif.load(image.info.get("exif"))  # getexif() would decode a PNG first, and lose how deep its samples are
+            orientation = exif.get(ORIENTATION, 1)
+    except ImageError:
+        return 1
+    return int(orientation) if orientation in range(1, 9) else 1
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Return a view of pixels (height, width, 3) as they are to be shown by their EXIF orientation."""
+    if orientation > 4:
+        pixels = pixels.swapaxes(0, 1)
+    rows, columns = ((1, 1), (1, -1), (-1, -1), (-1, 1))[(orientation - 1) % 4]
+    return pixels[::rows, ::columns]
 
 
 def unusable_depth(image: Image.Image) -> str | None:
