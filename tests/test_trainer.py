@@ -214,6 +214,17 @@ def test_the_share_of_an_epoch_that_was_waited_is_that_of_all_its_iterations(tmp
     assert told[0] * ours.reporter.log.epochs[0]["seconds"] / 100 == pytest.approx(1000.0 * passes, rel=1e-3)
 
 
+def test_a_record_counts_no_aggregation_from_before_its_time(tmp_path, monkeypatch):
+    ours, shares = trainer(tmp_path, iterations=2, steps_per_print=4), []
+    backward = ours.engine.backward
+    slow = ours.engine.waiting.timed(lambda loss: (backward(loss), time.sleep(0.1)))
+    monkeypatch.setattr(ours.engine, "backward", slow)
+    monkeypatch.setattr(ours, "aggregation_share", lambda s: shares.append(ours.engine.waiting.take() / s) or {})
+    ours.train(6)  # the second record is of one iteration, three after the first
+    assert [record["num_iterations"] for record in ours.reporter.log.iterations] == [1, 1]
+    assert len(shares) == 2 and 0 < min(shares) and max(shares) <= 1
+
+
 def test_the_wait_for_the_first_batch_of_a_run_is_no_advice():
     """The loader starts and compiles meanwhile; more threads or a faster disk would not shorten it."""
     clock = Clock()

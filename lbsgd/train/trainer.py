@@ -136,6 +136,7 @@ class Trainer:
     def start_epoch(self) -> None:
         self.totals = Totals(self.engine.device, len(self.task.counts))
         self.clock.start_epoch()
+        self.engine.waiting.take()  # of iterations since the last record, whose time no record tells of
         self.agreement.restart()
 
     def go_on(self, reached: Reached) -> None:
@@ -225,7 +226,6 @@ class Trainer:
         epoch, last = self.epochs_done, last_iteration / self.plan.iterations_per_epoch
         self.reporter.advise_on_waiting(100 * self.clock.epoch_waited / seconds)
         self.reporter.advise_on_aggregation()
-        counted = zip(self.task.counts, means.counts_pct, strict=True)
         self.reporter.report(
             "epoch",
             {
@@ -233,7 +233,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
                 "train_loss": means.loss,
-                **{f"train_{name}_pct": pct for name, pct in counted},
+                **{f"train_{name}_pct": pct for name, pct in zip(self.task.counts, means.counts_pct, strict=True)},
                 **(self.evaluate(int(epoch)) if is_due(epoch, last, evaluate_every, self.task.judged_by) else {}),
                 "seconds": seconds,
                 "images_per_second": means.num_images / seconds,
