@@ -83,4 +83,5 @@ WRONG = [
     (dict(lbsgd__batch_norm={"statistics": "recomputed"}), "R12", "lbsgd.batch_norm", ["statistics_images"]),
     (dict(lbsgd__batch_norm={"scope": "all", "statistics": "first_worker"}), "R12", "lbsgd.batch_norm", ["average"]),
     (dict(lbsgd__augmentation={"crop_scale": [1.0, 0.5]}), "R12", "lbsgd.augmentation", ["smaller first"]),
+    (dict(lbsgd__detection={"shorter_side": 1334}), "R12", "lbsgd.detection", ["1334 is longer than longer_side 1333"]),
 ]

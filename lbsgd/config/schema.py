@@ -30,11 +30,12 @@ class _Block(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def one_length(epochs: float | None, iterations: int | None) -> float | None:
+def one_length(epochs: Any, info: ValidationInfo) -> Any:
     """Return the epochs, checked: a length is in epochs or in iterations, not in both.
 
     Iterations are those of base_batch images; a run of kn images takes base_batch/kn as many, the same images.
     """
+    iterations = info.data.get("iterations")
     if epochs is None and iterations is None:
         raise PydanticCustomError("missing", "is missing")
     if epochs is not None and iterations is not None:
@@ -63,10 +64,7 @@ class Warmup(_Block):
     start_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     scaled: bool = False
 
-    @field_validator("epochs")
-    @classmethod
-    def _one_length(cls, epochs: Any, info: ValidationInfo) -> Any:
-        return one_length(epochs, info.data.get("iterations"))
+    _one_length = field_validator("epochs")(one_length)
 
     @model_validator(mode="after")
     def _kind_agrees_with_length(self) -> Self:
@@ -175,12 +173,17 @@ class Augmentation(_Block):
 class Detection(_Block):
     """Mask R-CNN (Sec. 5.4): pixels of an image's sides. A JSON with this block trains a detector.
 
-    batch_norm.per_worker_batch is then the number of images of a forward, whose losses are means over it. Batch norm
-    itself is frozen.
+    batch_norm.per_worker_batch is then the images of a forward, whose losses are means over it; batch norm is frozen.
     """
 
     shorter_side: Pixels = 800
     longer_side: Pixels = 1333
+
+    @model_validator(mode="after")
+    def _longer_is_not_shorter(self) -> Self:
+        if self.shorter_side > self.longer_side:
+            raise ValueError(f"shorter_side {self.shorter_side} is longer than longer_side {self.longer_side}")
+        return self
 
 
 class Diagnostics(_Block):
@@ -229,10 +232,7 @@ class Recipe(_Block):
     # NumPy splits a larger seed: (2**32 + s, epoch 0) would be (s, epoch 1).
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
-    @field_validator("epochs")
-    @classmethod
-    def _one_length(cls, epochs: Any, info: ValidationInfo) -> Any:
-        return one_length(epochs, info.data.get("iterations"))
+    _one_length = field_validator("epochs")(one_length)
 
     @model_validator(mode="after")
     def _lengths_are_of_one_kind(self) -> Self:
