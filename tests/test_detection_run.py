@@ -1,6 +1,7 @@
 """A detector's run: on to the bit after a stop inside an epoch, on other numbers of processes, and by its command."""
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import ExitStack, nullcontext
@@ -12,11 +13,13 @@ import torch
 from coco_scenes import load_tool
 from detecting import SIZES
 from mask_rcnn import MaskRCNN
+from mask_rcnn_digits import SmallMaskRCNN
 from processes import in_processes
 from torchvision.models import resnet18
 from trainers import NobodyAsks, Records
 
 import lbsgd
+from lbsgd.algorithm.mask_rcnn import Sizes, mask_rcnn
 from lbsgd.commands.detect import DetectionRequest, add_data
 from lbsgd.commands.train import with_flags
 from lbsgd.config.generate import generate
@@ -114,8 +117,6 @@ def test_an_epoch_that_is_not_evaluated_has_a_record_without_those_numbers(stopp
 
 
 def copied(folder, to):
-    import shutil
-
     return shutil.copytree(folder, to / "copy")
 
 
@@ -153,11 +154,16 @@ def test_the_command_trains_evaluates_and_exports(scenes, tmp_path):
 
 
 @pytest.mark.parametrize("val_split, warned", [("train", True), ("val", False)])
-def test_a_detector_that_is_evaluated_on_its_training_images_says_so(val_split, warned, scenes, capsys):
-    flags = ("--evaluate_only", "--train_split", "train", "--val_split", val_split, "--data_dir", str(scenes))
+def test_a_detector_that_is_evaluated_on_its_training_images_says_so(val_split, warned, scenes, capsys, tmp_path):
+    (tmp_path / "weights.pt").touch()
+    flags = ("--train_split", "train", "--val_split", val_split, "--data_dir", str(scenes))
+    flags += ("--backbone_weights", str(tmp_path / "weights.pt"))
     config = ("--deepspeed_config", str(ROOT / "ds_configs/detection/scenes.json"))
     DetectionRequest(with_flags("", add_data).parse_args([*config, *flags]))
     assert ("warning: the split train holds the images of train" in capsys.readouterr().out) == warned
+
+
+ONE_PIXEL = ("--set", "lbsgd.detection.shorter_side=1", "--set", "lbsgd.detection.longer_side=1")
 
 
 @pytest.mark.parametrize(
@@ -166,8 +172,8 @@ def test_a_detector_that_is_evaluated_on_its_training_images_says_so(val_split, 
         ((), "--backbone_weights is missing: a detector starts from a classifier"),
         (("--backbone_weights", "no.pt"), "--backbone_weights no.pt: no file that can be read"),
         (("--evaluate_only", "--resolution", "64"), "--resolution is a classifier's"),
-        (("--evaluate_only", "--data_dir", "nowhere"), "nowhere/annotations/instances_train.*json is not there; docs"),
-        (("--evaluate_only", "--set", "lbsgd.detection.longer_side=1"), "image 1 .* pixels, .*longer_side, 1; mend"),
+        (("--evaluate_only", "--data_dir", "nowhere"), "nowhere/annotations/instances_val.*json is not there; docs"),
+        (("--evaluate_only", *ONE_PIXEL), "image 1 .* pixels, .*longer_side, 1; mend"),
         (("--evaluate_only", "--precision", "fp16"), "box coordinates do not survive it.*M01"),
     ],
 )
@@ -200,10 +206,54 @@ def test_a_backbone_in_a_folder_that_nobody_may_enter_is_one_line(monkeypatch):
     def refuse(path, **_):
         raise PermissionError(13, "Permission denied", path)
 
-    request = SimpleNamespace(flags=SimpleNamespace(backbone_weights="locked/weights.pt", evaluate_only=False))
+    flags = SimpleNamespace(backbone_weights="locked/weights.pt", evaluate_only=False)
+    request = SimpleNamespace(flags=flags, processes=SimpleNamespace(is_rank_0=True))
     with monkeypatch.context() as locked, pytest.raises(DataError, match="locked/weights.pt: no file that can be read"):
         locked.setattr(os, "stat", refuse)
         DetectionRequest.require_backbone(request)
+
+
+def backbone_of(folder):
+    rank = lbsgd.train.engine.start_processes().rank
+    request = DetectionRequest.__new__(DetectionRequest)
+    request.processes = SimpleNamespace(is_rank_0=rank == 0)
+    request.flags = SimpleNamespace(backbone_weights=str(folder / f"host{rank}" / "weights.pt"), evaluate_only=False)
+    request.require_backbone()
+    return request.backbone(), request.started_from
+
+
+def test_all_processes_begin_with_the_backbone_of_rank_0(tmp_path):
+    """DeepSpeed makes parameters alike, and would leave each host its own statistics of batch norm."""
+    for rank in range(2):  # the third has none
+        (tmp_path / f"host{rank}").mkdir()
+        torch.save({"bn1.running_mean": torch.full((4,), float(rank))}, tmp_path / f"host{rank}" / "weights.pt")
+    found = in_processes(3, backbone_of, tmp_path)
+    assert [weights["bn1.running_mean"].tolist() for weights, _ in found] == 3 * [4 * [0.0]]
+    assert [started_from for _, started_from in found] == ["weights.pt", None, None]
+
+
+def test_an_evaluation_needs_no_training_images(scenes, tmp_path):
+    shutil.copytree(scenes, tmp_path / "scenes", ignore=shutil.ignore_patterns("*train*"))
+    sides = [part for setting in SIDES for part in ("--set", setting)]
+    command = [
+        "recipes/mask_rcnn_digits.py",
+        "--deepspeed_config",
+        "ds_configs/detection/scenes.json",
+        "--evaluate_only",
+    ]
+    torch.save(detector_of_digits().state_dict(), tmp_path / "weights.pt")
+    data = ("--data_dir", tmp_path / "scenes", "--weights", tmp_path / "weights.pt", "--loader_workers", "0")
+    done = subprocess.run(
+        [sys.executable, *map(str, (*command, *sides, *data))],
+        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "val            3 images, 10 categories" in done.stdout and "on 3 images of" in done.stdout, done.stdout
+
+
+def detector_of_digits():
+    sizes = Sizes(shorter_side=64, longer_side=128, **SmallMaskRCNN.sizes)
+    return mask_rcnn(10, 2, sizes, seed=0)
 
 
 def test_a_backbone_that_does_not_fit_is_one_line(scenes, tmp_path):

@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING
 from lbsgd.commands.flag_types import named, natural
 from lbsgd.commands.plan_lines import SAME_IMAGES
 from lbsgd.commands.train import Request, run_recipe, with_flags
-from lbsgd.data.coco_annotations import DOWNLOAD, OnError, Split, read_split, require_same_categories, words_of
+from lbsgd.data.coco_annotations import (
+    DOWNLOAD,
+    OnError,
+    Split,
+    read_split,
+    require_same_categories,
+    without_images,
+    words_of,
+)
 from lbsgd.disk import is_there, say
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.processes.ending import from_rank_0
 from lbsgd.report.lines import on_width, say_fact
 from lbsgd.report.run_log import LOG_NAME, read_run
 from lbsgd.train.checkpoint_names import named_at_start
@@ -41,7 +50,7 @@ class DetectionRequest(Request):
     train: Split
     val: Split
 
-    def open_data(self) -> int:
+    def open_data(self) -> int | None:
         flags = self.flags
         if not self.plan.recipe.detection:
             raise ConfigError(f"{self.plan.name}.json is no detector's: it has no lbsgd.detection block")
@@ -54,29 +63,42 @@ class DetectionRequest(Request):
             )
         self.require_backbone()
         self.folder = Path(flags.data_dir or os.environ.get("COCO_DIR") or "data/coco")
-        train, val = flags.train_split or only_split(self.folder, "train"), flags.val_split
-        longer_side = self.plan.recipe.detection.longer_side
-        self.train = read_split(self.folder, train, flags.on_error, longer_side=longer_side)
-        val = val or only_split(self.folder, "val")
-        self.val = read_split(self.folder, val, flags.on_error, training=False, longer_side=longer_side)
+        train = None if flags.evaluate_only else self.read("train", flags.train_split)
+        self.val = self.read("val", flags.val_split)
+        self.train = train or without_images(self.val)
         require_same_categories(self.train, self.val)
         if self.processes.is_rank_0:
-            print_split(self.train)
-            print_split(self.val)
-            if self.train.fingerprint.split()[0] == self.val.fingerprint.split()[0]:  # of the file
-                say(on_width(SAME_IMAGES.format(f"the split {self.val.name}", self.train.name)))
-        return len(self.train)
+            self.print_splits()
+        return len(self.train) or None
+
+    def read(self, kind: str, name: str | None) -> Split:
+        """Read the split that a flag names, or the one that there is."""
+        name, sides = name or only_split(self.folder, kind), self.plan.recipe.detection
+        assert sides
+        training, longer_side = kind == "train", sides.longer_side
+        return read_split(self.folder, name, self.flags.on_error, training=training, longer_side=longer_side)
+
+    def print_splits(self) -> None:
+        for split in filter(len, (self.train, self.val)):
+            print_split(split)
+        if self.train.fingerprint.split()[:1] == self.val.fingerprint.split()[:1]:  # of the file
+            say(on_width(SAME_IMAGES.format(f"the split {self.val.name}", self.train.name)))
 
     def require_backbone(self) -> None:
-        """Raise ConfigError if a run would begin from random weights, DataError if its backbone is not there."""
+        """Raise ConfigError if a run would begin from random weights, DataError if its backbone is not there.
+
+        Rank 0 alone reads the file, so the other hosts need not have it.
+        """
         weights = self.flags.backbone_weights
         if weights is None and not self.has_weights():
             raise ConfigError(
                 "--backbone_weights is missing: a detector starts from a classifier, such as runs/8k/weights.pt"
             )
-        if weights is not None and not os.path.isfile(weights):  # nor one in a folder that nobody may enter
+        if weights is None or not self.processes.is_rank_0:
+            return
+        if not os.path.isfile(weights):  # nor one in a folder that nobody may enter
             raise DataError(f"--backbone_weights {weights}: no file that can be read; it is the weights.pt of a run")
-        self.started_from = trained_as(Path(weights)) if weights else None
+        self.started_from = trained_as(Path(weights))
 
     def has_weights(self) -> bool:
         """Whether a checkpoint brings all weights; rank 0 alone looks, because other hosts may not have the folder."""
@@ -93,9 +115,13 @@ class DetectionRequest(Request):
         return CocoSource(str(self.folder), self.train, self.val, workers)
 
     def backbone(self) -> dict | None:
-        """Return the classifier's weights; imports PyTorch. Raises DataError for a file that holds none."""
+        """Return the classifier's weights in rank 0's file; all processes must call it, once they have met.
+
+        DeepSpeed would make parameters equal on all of them, but not batch norm's frozen statistics, which are buffers.
+        Raises DataError for a file that holds no weights.
+        """
         path = self.flags.backbone_weights
-        return None if path is None else weights_in(Path(path))
+        return None if path is None else from_rank_0(lambda: weights_in(Path(path)))
 
 
 def only_split(folder: Path, kind: str) -> str:
@@ -131,7 +157,12 @@ def add_data(flags: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="annotations/ and the images' folders; else $COCO_DIR, else data/coco",
     )
-    add("--train_split", type=named, metavar="NAME", help="such as train2017 (default: the one that annotations/ has)")
+    add(
+        "--train_split",
+        type=named,
+        metavar="NAME",
+        help="such as train2017 (default: the one that annotations/ has; --evaluate_only reads none)",
+    )
     add_val_split(flags)
     add(
         "--backbone_weights",

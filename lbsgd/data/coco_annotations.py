@@ -152,6 +152,11 @@ def with_objects(images: Iterable[Image], left_out: Counter[str]) -> list[Image]
     return kept
 
 
+def without_images(split: Split) -> Split:
+    """Return a split of the same categories and no images, which stands for one that is not read."""
+    return Split("", Packed([]), split.names, split.is_tall[:0], "")
+
+
 def words_of(left_out: Counter[str]) -> str:
     """Return how much was left out of a split, and why."""
     return "; ".join(f"{number:,} {what} left out" for what, number in (+left_out).items())

@@ -75,7 +75,9 @@ def orientation_of(image: Image.Image) -> int:
     exif = Image.Exif()
     try:
         with library_errors():
-            exif.load(image.info.get("exif"))  # getexif() would decode a PNG first, and lose how deep its samples are
+            exif.load(
+                image.info.get("exif", b"")
+            )  # getexif() would decode a PNG first, and lose how deep its samples are
             orientation = exif.get(ORIENTATION, 1)
     except ImageError:
         return 1
