@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from crash import PATIENCE_SECONDS
+from deepspeed.launcher.runner import DLTS_HOSTFILE, parse_args
 
 from lbsgd.errors import ConfigError
 from lbsgd.experiments.launch import end_with_grid
@@ -28,19 +29,49 @@ DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]
 LAUNCHERS = ("SLURM_", "OMPI_", "MV2_", "TORCHELASTIC_", "PMI_", "RANK", "WORLD_SIZE", "LOCAL_", "MASTER_")
 
 
+SCRIPT = ["recipes/resnet50.py", "--fake_data"]
+
+
 @pytest.mark.parametrize(
-    "arguments, hostfile",
+    "given, hostfile",
     [
-        ([*DEEPSPEED, "--hostfile", "hosts", "recipes/resnet50.py"], "hosts"),
-        ([*DEEPSPEED, "--hostfile=hosts", "recipes/resnet50.py"], "hosts"),
-        ([*DEEPSPEED, "-H", "hosts", "recipes/resnet50.py"], "hosts"),
-        ([*DEEPSPEED, "--num_gpus", "2", "recipes/resnet50.py"], None),
-        ([*DEEPSPEED, "recipes/resnet50.py", "--hostfile", "hosts"], None),  # the script's own flag
-        (["vim", "--hostfile", "hosts"], None),
+        (["--hostfile", "hosts"], "hosts"),
+        (["--hostfile=hosts"], "hosts"),
+        (["-H", "hosts"], "hosts"),
+        (["-Hhosts"], "hosts"),
+        (["-qHhosts"], "hosts"),
+        (["--hostf", "hosts"], "hosts"),
+        (["--ho=hosts"], "hosts"),
+        (["-H", "others", "--num_nodes", "2", "-H", "hosts"], "hosts"),
+        (["--num_gpus", "2"], None),
     ],
 )
-def test_the_launchers_hostfile_is_found_among_its_own_arguments(arguments, hostfile):
-    assert named_hostfile(arguments) == hostfile
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        DEEPSPEED,
+        ["/usr/bin/python3", "/venv/bin/ds"],
+        ["/usr/bin/python3", "/venv/bin/deepspeed.pt"],
+        ["python", "-u", "-X", "faulthandler", "-m", "deepspeed.launcher.runner"],
+    ],
+)
+def test_the_launchers_hostfile_is_found_among_its_own_arguments_as_deepspeed_finds_it(launcher, given, hostfile):
+    assert is_launcher([*launcher, *given, *SCRIPT]) and named_hostfile([*launcher, *given, *SCRIPT]) == hostfile
+    assert parse_args([*given, *SCRIPT]).hostfile == (hostfile or DLTS_HOSTFILE)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*DEEPSPEED, *SCRIPT, "--hostfile", "hosts"],  # the script's own flag
+        [*DEEPSPEED, "--h", "hosts", *SCRIPT],  # DeepSpeed refuses it
+        [*DEEPSPEED, "--hostfile", *SCRIPT],
+        ["vim", "--hostfile", "hosts"],
+        ["python", "-u"],
+    ],
+)
+def test_where_the_launcher_reads_no_hostfile_none_is_found(arguments):
+    assert named_hostfile(arguments) is None
 
 
 @pytest.fixture
@@ -271,11 +302,11 @@ def test_a_hostfile_that_names_other_hosts_than_it_seems_to_is_refused(monkeypat
         require_hosts(Processes(0, 1, 0, 1), None)
 
 
-@pytest.mark.parametrize("flags", [["--hostfile", "hosts"], ["--hostfile=hosts"], ["--fake_data", "-H", "hosts"]])
+@pytest.mark.parametrize("flags", [["--hostfile", "hosts"], ["--hostfile=hosts"], ["--fake_data", "-Hhosts"]])
 def test_a_hostfile_among_the_recipe_s_flags_is_refused(flags):
     with pytest.raises(ConfigError, match="--hostfile hosts stands after my.py"):
         require_no_hostfile(["my.py", *flags])
-    require_no_hostfile(["my.py", "--fake_data"])
+    require_no_hostfile(["my.py", "--fake_data", "--host", "alpha"])
 
 
 # --- as a user meets it ----------------------------------------------------------------------------------------------

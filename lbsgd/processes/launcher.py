@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import codecs
 import os
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import NoReturn
 
 import psutil
 
@@ -13,7 +15,7 @@ from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.signals import end_with
 
-DEEPSPEED = ("deepspeed", "ds")  # two names of one command
+DEEPSPEED = ("deepspeed", "ds", "deepspeed.pt", "deepspeed.launcher.runner")  # names of one command
 
 
 def launchers() -> list[psutil.Process]:
@@ -22,16 +24,23 @@ def launchers() -> list[psutil.Process]:
 
 
 def is_launcher(arguments: Sequence[str]) -> bool:
-    """Return whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them.
+    """Return whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them."""
+    return program_of(arguments)[0] in (*DEEPSPEED, "torchrun", "deepspeed.launcher.launch", "torch.distributed.run")
 
-    The name must be the program itself, or the first argument of Python that is no flag; any other argument may bear it
-    by chance.
+
+def program_of(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
+    """Return the name of the program that a command line runs, and the program's arguments.
+
+    It is the first word, or after Python the first argument that is no flag; any other argument may bear a program's
+    name by chance.
     """
-    program, *rest = map(os.path.basename, arguments or [""])
-    if program.startswith("python"):
-        given = (name for before, name in pairwise([program, *rest]) if before not in ("-X", "-W"))
-        program = next((name for name in given if not name.startswith("-")), "")
-    return program in (*DEEPSPEED, "torchrun", "deepspeed.launcher.launch", "torch.distributed.run")
+    name, rest = os.path.basename(next(iter(arguments), "")), arguments[1:]
+    if not name.startswith("python"):
+        return name, rest
+    for position, (before, given) in enumerate(pairwise([name, *rest]), start=1):
+        if before not in ("-X", "-W") and not given.startswith("-"):
+            return os.path.basename(given), rest[position:]
+    return "", []
 
 
 def is_gone(process: psutil.Process) -> bool:
@@ -102,28 +111,38 @@ def folder_of(process: psutil.Process) -> str:
 
 
 def named_hostfile(arguments: Sequence[str]) -> str | None:
-    """Return the value of --hostfile (or -H) among the launcher's own arguments, which end at the script's name."""
-    if not any(os.path.basename(argument) in DEEPSPEED for argument in arguments[:3]):
+    """Return the value of --hostfile among the launcher's own arguments, which end at the script's name."""
+    program, given = program_of(arguments)
+    if program not in DEEPSPEED:
         return None
-    script = next((i for i, argument in enumerate(arguments) if argument.endswith(".py")), len(arguments))
-    return hostfile_among(arguments[:script])
+    script = next((i for i, argument in enumerate(given) if argument.endswith(".py")), len(given))
+    return hostfile_among(given[:script], abbreviated=True)
 
 
 def require_no_hostfile(arguments: Sequence[str]) -> None:
     """Raise ConfigError for a --hostfile among a recipe's own arguments (`sys.argv`): the launcher has not seen it."""
     script, *flags = arguments
-    if hostfile := hostfile_among(flags):
+    if hostfile := hostfile_among(flags, abbreviated=False):  # --host may be a flag of this recipe
         raise ConfigError(
             f"--hostfile {hostfile} stands after {script}, so the launcher does not read it and would train on "
             f"this host alone; put it before the script: deepspeed --hostfile {hostfile} {script} ..."
         )
 
 
-def hostfile_among(arguments: Sequence[str]) -> str | None:
-    """Return the value of --hostfile or -H."""
-    for position, argument in enumerate(arguments):
-        if argument in ("--hostfile", "-H"):
-            return next(iter(arguments[position + 1 :]), None)
-        if argument.startswith("--hostfile="):
-            return argument.split("=", 1)[1]
-    return None
+class Quiet(argparse.ArgumentParser):
+    """A parser that raises what is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def hostfile_among(arguments: Sequence[str], abbreviated: bool) -> str | None:
+    """Return the value of --hostfile or -H as DeepSpeed's parser finds it; None also for what it would refuse."""
+    parser = Quiet(add_help=False, allow_abbrev=abbreviated)
+    parser.add_argument("-H", "--hostfile")
+    parser.add_argument("-q", "--quiet", action="store_true")  # may stand before the H, as in -qH
+    parser.add_argument("-h", "--help", action="store_true")  # with it --h is no abbreviation
+    try:
+        return parser.parse_known_args(arguments)[0].hostfile
+    except ValueError:
+        return None
