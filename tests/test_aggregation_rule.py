@@ -108,6 +108,8 @@ def test_the_divisors_of_deepspeed_are_honoured():
     assert (of({}, 4, False).before, of({}, 4, False).after) == (1.0, 4.0)
     assert (of({}, 4, True).before, of({}, 4, True).after) == (4, 1.0)  # fp16: before the sum
     prescaled, predivided = of({"prescale_gradients": True}, 4, False), of({"gradient_predivide_factor": 2.0}, 4, False)
+    asked = of({"gradient_predivide_factor": 2.0}, 4, True)
+    assert (asked.before, asked.after) == (2.0, 2.0)  # in fp16 too, as in DeepSpeed
     assert (prescaled.before, prescaled.after, predivided.before, predivided.after) == (4, 1.0, 2.0, 2.0)
 
 

@@ -40,6 +40,7 @@ from lbsgd.config.plan import Plan, plan_for
 from lbsgd.errors import ConfigError, one_line
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
+from lbsgd.train.aggregation.alike import require_alike
 from lbsgd.train.device_rules import lay_out, norm_implementation
 from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config, refusal, require_passes, unwarned
 from lbsgd.train.loss_scale import grow_after_the_update, see_overflow_at_once
@@ -149,7 +150,7 @@ def initialize(
     num_images    size of the training data, from which iterations are derived
     overrides     values to lay over the JSON
 
-    Raises ConfigError if JSON, processes, data or device cannot go together.
+    Raises ConfigError if JSON, processes, data or device cannot go together, or networks differ between processes.
     """
     start_processes()
     plan = plan_for(torch.distributed.get_world_size(), config, num_images, overrides)
@@ -158,6 +159,7 @@ def initialize(
     convert_network(model, plan, how)
     if how == "triton":
         fuse_blocks(model)
+    require_alike(model, plan)
     engine, scheduler = deepspeed_engine(model, plan)
     attach(engine, plan)
     hold_to_plan(engine)

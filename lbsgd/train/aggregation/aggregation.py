@@ -42,9 +42,12 @@ class Settings:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], world_size: int, half: bool) -> Settings:
-        """Read them. half: gradients are fp16, whose sum of many would overflow, so all division comes before it."""
+        """Read them.
+
+        half: gradients are fp16, whose sum of many would overflow, so all division comes before it unless asked for.
+        """
         before = get(config, "gradient_predivide_factor", 1.0)
-        if half or get(config, "prescale_gradients", False):
+        if get(config, "prescale_gradients", False) or (half and before == 1):
             before = world_size
         return cls(
             bucket_elements=int(get(config, "zero_optimization.reduce_bucket_size", 5e8)),

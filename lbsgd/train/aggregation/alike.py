@@ -1,0 +1,54 @@
+"""What all processes must have alike, before the first collective call on their parameters."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+
+import torch
+import torch.distributed as dist
+
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
+from lbsgd.train.aggregation.aggregation import Settings
+
+
+def require_alike(model: torch.nn.Module, plan: Plan) -> None:
+    """Compare what this process trains, and how, with rank 0; all processes must call it.
+
+    Parameters of other lengths would end a process inside gloo, and of equal lengths be added to one another in
+    silence. Raises ConfigError on all processes, which names the first difference.
+    """
+    if plan.world_size == 1:
+        return
+    mine = facts(model, plan)
+    box = [mine]
+    dist.broadcast_object_list(box)
+    pairs = zip_longest(mine, box[0], fillvalue="nothing more")
+    found: list[tuple[str, str] | None] = [None] * plan.world_size
+    dist.all_gather_object(found, next(((here, first) for here, first in pairs if here != first), None))
+    for rank, difference in enumerate(found):
+        if difference:
+            here, first = difference
+            raise ConfigError(
+                f"rank {rank} has {here}, where rank 0 has {first}; give lbsgd.initialize the same network and JSON on "
+                "all processes"
+            )
+
+
+def facts(model: torch.nn.Module, plan: Plan) -> list[str]:
+    """Return in words what decides which numbers are added to which."""
+    settings = Settings.of(plan.config, plan.world_size, plan.precision == "fp16")
+    how = {
+        "zero_optimization.stage": plan.zero_stage,
+        "precision": plan.precision,
+        "train_micro_batch_size_per_gpu": plan.micro_batch,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        "lbsgd.aggregation": plan.recipe.aggregation,
+        "zero_optimization.reduce_bucket_size": settings.bucket_elements,
+        "gradient_predivide_factor": settings.before,
+    }
+    parameters = [
+        f"{name} ({', '.join(map(str, each.shape))}; {each.dtype}; {'trained' if each.requires_grad else 'frozen'})"
+        for name, each in model.named_parameters()
+    ]
+    return [f"{name} {value}" for name, value in how.items()] + parameters

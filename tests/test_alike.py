@@ -1,0 +1,56 @@
+"""Networks and JSONs that differ between processes, which one of them, or all in silence, would train wrongly."""
+
+import torch
+import torch.distributed as dist
+from aggregating import OURS, config
+from oracle import network
+from processes import in_processes
+
+import lbsgd
+from lbsgd.errors import ConfigError
+from lbsgd.train.engine import start_processes
+
+
+def refusal(model, values):
+    try:
+        lbsgd.initialize(model, values)
+    except ConfigError as error:
+        return str(error)
+    return None
+
+
+def network_without(frozen):
+    model = network()
+    model.get_parameter(frozen).requires_grad_(False)
+    return model
+
+
+def refusals():
+    start_processes()
+    first = dist.get_rank() == 0
+    two_norms = [name for name, each in network().named_parameters() if each.shape == (8,)][:2]
+    wider = torch.nn.Sequential(torch.nn.Linear(4, 4 if first else 5))
+    longer = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(1 if first else 2)))
+    return two_norms, {
+        "frozen": refusal(network_without(two_norms[0 if first else 1]), config(2, block=OURS)),
+        "wider": refusal(wider, config(2)),
+        "longer": refusal(longer, config(2)),
+        "buckets": refusal(network(), config(2, bucket=500 if first else 600, block=OURS)),
+        "who reduces": refusal(network(), config(2, block=OURS if first else None)),
+        "alike": refusal(network(), config(2, block=OURS, overlap=first)),  # when it starts changes no sum
+    }
+
+
+def test_networks_and_jsons_that_differ_between_processes_are_refused_on_all_of_them():
+    (norms, said), (_, other) = in_processes(2, refusals)
+    assert said == other and said.pop("alike") is None
+    trained, frozen = (f"{norms[0]} (8; torch.float32; {how})" for how in ("trained", "frozen"))
+    for case, told in {
+        "frozen": f"rank 1 has {trained}, where rank 0 has {frozen}; give lbsgd.initialize the same network and JSON",
+        "wider": "rank 1 has 0.weight (5, 4; torch.float32; trained), where rank 0 has 0.weight (4, 4; ",
+        "longer": "rank 1 has 1.weight (4, 4; torch.float32; trained), where rank 0 has nothing more",
+        "buckets": "rank 1 has zero_optimization.reduce_bucket_size 600, where rank 0 has "
+        "zero_optimization.reduce_bucket_size 500",
+        "who reduces": "rank 1 has lbsgd.aggregation None, where rank 0 has lbsgd.aggregation hierarchy='auto' between",
+    }.items():
+        assert said[case].startswith(told), said[case]
