@@ -42,7 +42,8 @@ def test_what_is_asked_for_comes_first():
     assert choose(asked, [3, 3], "gloo").inside == RING and not choose(asked, [3, 3], "gloo").is_tree
     assert choose(Aggregation(hierarchy="flat"), [2, 2], "gloo").hierarchy == "flat"
     assert choose(Aggregation(between="backend"), [2, 2], "gloo").between == RING
-    assert choose(Aggregation(hierarchy="servers"), [2, 1], "gloo").hierarchy == "flat"  # unequal
+    asked = choose(Aggregation(between="halving_doubling"), [2, 2], "nccl")
+    assert str(asked) == "halving/doubling between all processes (2 servers x 2 processes; as the JSON says)"
 
 
 @pytest.mark.parametrize("sizes, words", [([3], "3 processes"), ([2, 2, 2], "3 servers"), ([2, 1], "3 processes")])
@@ -50,6 +51,11 @@ def test_what_cannot_be_is_refused_in_one_line(sizes, words):
     with pytest.raises(ConfigError, match=words) as refused:
         choose(Aggregation(between="halving_doubling"), sizes, "gloo")
     assert "\n" not in str(refused.value) and "use backend or auto" in str(refused.value)
+
+
+def test_phases_on_servers_of_unequal_size_are_refused_where_they_are_demanded():
+    with pytest.raises(ConfigError, match="hierarchy: servers needs as many processes on each, and these have 3, 1;"):
+        choose(Aggregation(hierarchy="servers"), [3, 1], "gloo")
 
 
 # --- keys that reroute DeepSpeed's reduction --------------------------------------------------------------------------

@@ -124,6 +124,22 @@ def test_flags_that_cannot_be_right_are_told_before_any_work(tool, flags):
     assert "error: " in last and str(flags[-1]) in last
 
 
+# --- bench_aggregation ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "sizes, ours",
+    [
+        ([2, 2], ["flat", "three phases", "halving/doubling", "ZeRO-1, three phases"]),
+        ([1, 1], ["flat", "halving/doubling", "ZeRO-1, flat"]),  # the phases inside a host are none
+        ([2], ["flat", "halving/doubling", "ZeRO-1, flat"]),
+        ([2, 2, 2], ["flat", "three phases", "ZeRO-1, three phases"]),  # halving/doubling cannot be between three
+    ],
+)
+def test_each_algorithm_that_can_run_is_measured_once_by_its_name(sizes, ours):
+    assert [*load_tool("bench_aggregation").different(sizes)] == ["stage 0", "ZeRO-1", "DDP", *ours]
+
+
 # --- bench_loader -----------------------------------------------------------------------------------------------------
 
 

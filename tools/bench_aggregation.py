@@ -39,6 +39,24 @@ BASES = ("stage 0", "DDP", "ZeRO-1")  # what others have
 OTHERS = 0.1  # of the CPU's time, above which a round is left out
 
 
+def different(sizes: list[int]) -> dict:
+    """Return the variants that these hosts can run, each algorithm once, by the simplest of its names."""
+    from lbsgd.config.aggregation import choose
+    from lbsgd.config.schema import Aggregation
+    from lbsgd.errors import ConfigError
+
+    found: dict = {}
+    for name, (stage, block) in VARIANTS.items():
+        try:
+            how = block and choose(Aggregation(**block), sizes, "gloo").as_dict()
+        except ConfigError:  # halving/doubling between three
+            continue
+        if block == PHASES and how["hierarchy"] == "flat":  # with one process per host, or one host
+            name = name.replace("three phases", "flat")
+        found.setdefault(name, (stage, block))
+    return found
+
+
 def configuration(world_size: int, micro_batch: int, stage: int, block: dict | None) -> dict:
     from lbsgd.config.generate import generate
     from lbsgd.config.keypath import put
@@ -124,7 +142,8 @@ def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
     from lbsgd.train.engine import start_processes
 
     start_processes()
-    variants = {name: Variant(*how, micro_batch) for name, how in VARIANTS.items()}
+    sizes = [per_host] * (dist.get_world_size() // per_host)
+    variants = {name: Variant(*how, micro_batch) for name, how in different(sizes).items()}
     found: dict[str, dict] = {name: {"seconds": []} for name in variants}
     for name, variant in variants.items():
         variant.iterations(2)

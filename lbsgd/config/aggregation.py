@@ -81,8 +81,14 @@ def choose(wanted: Aggregation, sizes: Sequence[int], backend: str) -> Choice:
         unequal servers, one server             flat
 
     wanted: what the JSON says; "auto" leaves the decision to this rule. backend: torch's, "gloo" or "nccl".
-    Raises ConfigError if the JSON demands halving/doubling between a number that is no power of two.
+    Raises ConfigError if the JSON demands halving/doubling between a number that is no power of two, or phases on
+    servers of unequal size.
     """
+    if wanted.hierarchy == "servers" and len(set(sizes)) > 1:
+        raise ConfigError(
+            "lbsgd.aggregation.hierarchy: servers needs as many processes on each, and these have "
+            f"{', '.join(map(str, sizes))}; use flat or auto, or other servers"
+        )
     flat, reason = is_flat(wanted, sizes, backend)
     parties, local = (sum(sizes), 1) if flat else (len(sizes), sizes[0])
     if wanted.between == "halving_doubling" and not power_of_two(parties):
@@ -115,7 +121,8 @@ def is_flat(wanted: Aggregation, sizes: Sequence[int], backend: str) -> tuple[bo
     if wanted.hierarchy == "flat":
         return True, f"{shape}, flat as the JSON says"
     if wanted.hierarchy == "auto" and backend != "gloo":
-        return True, f"{shape}; NCCL finds its own way between them"
+        asked = wanted.between == "halving_doubling"
+        return True, f"{shape}; {'as the JSON says' if asked else 'NCCL finds its own way between them'}"
     return False, shape
 
 

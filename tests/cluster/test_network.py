@@ -73,6 +73,7 @@ def test_an_aggregation_takes_the_time_and_the_bytes_that_plan_predicts(hosts, p
     for name, (seconds, sent) in found.items():
         algorithm = HALVING if name.endswith(HALVING) else name
         predicted = all_reduce_seconds(algorithm, BYTES * network.HEADERS, hosts, gpus, mbit / 1e3, 0.0)
+        print(f"\n{hosts} x {per_host} at {mbit} Mbit/s, {name}: {seconds / predicted:.2f} of the predicted time")
         assert sent == pytest.approx(share_over_a_link(algorithm, hosts, gpus), rel=0.02), name
         assert seconds == pytest.approx(predicted, rel=0.15), name
 
