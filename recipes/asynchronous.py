@@ -14,8 +14,8 @@ from contextlib import ExitStack
 from digits import DigitsResNet
 
 from lbsgd.commands.flag_types import at_least_zero
+from lbsgd.commands.recipe_flags import parser
 from lbsgd.commands.simulate import opened, run_simulation
-from lbsgd.commands.train import parser
 
 
 def main():

@@ -17,8 +17,8 @@ from itertools import islice
 
 from digits import DigitsResNet
 
+from lbsgd.commands.recipe_flags import parser
 from lbsgd.commands.simulate import opened, run_simulation
-from lbsgd.commands.train import parser
 
 
 def main():

@@ -11,7 +11,7 @@ from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import ALLOCATION, FIELD, HEADER, IMAGE, IMAGE_FIELD, INT_FIELD, LABEL
 from lbsgd.data.beton_layout import read_layout
 from lbsgd.data.beton_survey import survey
-from lbsgd.data.folder import Manifest, Split, data_folder, open_data
+from lbsgd.data.folder import Manifest, Split, data_folder, open_data, open_val
 from lbsgd.errors import DataError
 
 
@@ -213,6 +213,26 @@ def test_a_folder_without_data_says_what_to_run(tmp_path, present, missing):
     with pytest.raises(DataError, match=missing) as error:
         open_data(folder)
     assert f"python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir {folder}" in str(error.value)
+
+
+def test_an_evaluation_reads_val_beton_and_the_manifest_alone(tmp_path):
+    folder = data_of(tmp_path / "data", val=(1, 0))
+    (folder / "train.beton").unlink()
+    data = open_val(folder)
+    assert (data.val.num_images, data.num_classes, data.classes) == (2, 3, open_val(folder).classes)
+    (folder / "val.beton").write_bytes((data_of(tmp_path / "other", val=(2, 1)) / "val.beton").read_bytes())
+    with pytest.raises(DataError, match="val.beton is not the file that manifest.json beside it was written for"):
+        open_val(folder)
+    (folder / "val.beton").unlink()
+    with pytest.raises(DataError, match=f"no data in {folder}: val.beton not found"):
+        open_val(folder)
+
+
+def test_without_a_manifest_an_evaluation_counts_the_classes_of_the_training_labels_if_there_are_any(tmp_path):
+    folder = data_of(tmp_path / "data", val=(1, 0), manifest=False)
+    assert open_val(folder).num_classes == 3
+    (folder / "train.beton").unlink()
+    assert open_val(folder).num_classes == 2
 
 
 def test_the_data_folder_is_the_flag_else_the_environment_else_the_default(monkeypatch):

@@ -522,15 +522,16 @@ def test_a_folder_is_the_deepspeed_jsons_in_it(tmp_path, capsys):
     for name, text in (("package", '{"name": "x"}'), ("list", "[1]"), ("broken", "{"), ("binary", "\0")):
         (tmp_path / f"{name}.json").write_text(text)
     (tmp_path / "commented.json").write_text('{"train_batch_size": 8, // images\n}')
+    (tmp_path / "theirs.json").write_text('{"name": "x"}', encoding="utf-16")
     assert main(["check", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "inner/ds.json" in out and "commented.json" in out and "2 files" in out
-    assert "4 other JSONs passed over: no DeepSpeed JSON" in out
+    assert "5 other JSONs passed over: no DeepSpeed JSON" in out
     assert main(["check", str(tmp_path), "--deepspeed", "0.18..0.19"]) == 0
-    assert "4 other JSONs passed over: no DeepSpeed JSON" in capsys.readouterr().out
+    assert "5 other JSONs passed over: no DeepSpeed JSON" in capsys.readouterr().out
     (tmp_path / "commented.json").unlink()
     (tmp_path / "inner" / "ds.json").unlink()
-    assert main(["check", str(tmp_path)]) == 2 and "holds 4 JSONs, and none is DeepSpeed's" in capsys.readouterr().err
+    assert main(["check", str(tmp_path)]) == 2 and "holds 5 JSONs, and none is DeepSpeed's" in capsys.readouterr().err
 
 
 def test_a_version_is_chosen_and_stands_in_the_output(tmp_path, capsys):
@@ -1097,3 +1098,11 @@ def test_adagrad_in_half_precision_is_refused_until_torch_2_11(monkeypatch, torc
         "bf16": {"enabled": True},
     }
     assert ("D84" in errors(config)) == refused
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", json.dumps(SGD).encode("utf-16")])
+def test_a_file_in_a_folder_that_nobody_can_read_is_an_error_as_it_is_by_name(content, tmp_path, capsys):
+    (tmp_path / "ds.json").write_bytes(content)
+    assert main(["check", str(tmp_path / "ds.json")]) == 1
+    said = capsys.readouterr().out
+    assert "J01" in said and main(["check", str(tmp_path)]) == 1 and capsys.readouterr().out == said

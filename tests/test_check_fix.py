@@ -10,6 +10,8 @@ from lbsgd.commands.main import main
 from lbsgd.config.checks.inspection import corrected, findings_of
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import get, put
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
 
 BUCKET = "zero_optimization.reduce_bucket_size"
 
@@ -116,3 +118,38 @@ def test_offload_is_deleted_under_its_old_names_too():
 def test_engines_for_other_training_are_deleted():
     config = changed(zero_optimization__zenflow={}, hybrid_engine={"enabled": True})
     assert errors(config) == ["D91", "D91"] and corrected(config) == edited()
+
+
+def renamed_block(name, **beside):
+    config = edited()
+    return {**{name if key == "lbsgd" else key: value for key, value in config.items()}, **beside}
+
+
+@pytest.mark.parametrize("name", ["lbsg", "Lbsgd", "LBSGD", "lbsgd_"])
+def test_a_misspelt_lbsgd_block_is_an_error_and_the_only_one_that_stops_a_plan(name):
+    """Its values "auto" are none of DeepSpeed's, and nobody should delete it."""
+    config = renamed_block(name)
+    assert errors(config) == ["R21"] and not {"D02", "D03", "D21"} & {each.code for each in findings_of(config)}
+    with pytest.raises(ConfigError, match=rf"^the configuration: {name} .*did you mean lbsgd\?") as refused:
+        Plan.read(config, 1)
+    assert "\n" not in str(refused.value)
+    assert corrected(config) == edited()
+
+
+def test_two_blocks_that_could_be_ours_stay():
+    config = renamed_block("lbsg", lbsgd=edited()["lbsgd"])
+    assert errors(config) == ["R21"] and corrected(config) == config
+
+
+@pytest.mark.parametrize("block", [{"lbsg": {"my_own": 1}}, {"lbsg": 3}, {"my_project": {"epochs": 90}}])
+def test_a_block_that_does_not_look_like_ours_is_another_program_s(block):
+    config = {**edited(), **block}
+    assert "R21" not in {each.code for each in findings_of(config)}
+
+
+def test_no_number_is_derived_from_a_batch_that_is_refused():
+    """250 images are no whole number of workers: they say nothing of the learning rate, nor that warmup must go."""
+    config = changed(train_batch_size=250)
+    assert errors(config) == ["R02"] and corrected(config) == config
+    with pytest.raises(ConfigError, match="use 224 or 256"):
+        Plan.read(config, 1)

@@ -18,7 +18,7 @@ from coco_scenes import load_tool
 from lbsgd.commands.flag_types import OneLineParser, at_least_zero, interval, natural, positive, quantity
 from lbsgd.commands.help import kept_line
 from lbsgd.commands.main import main
-from lbsgd.commands.train import parser
+from lbsgd.commands.recipe_flags import parser
 from lbsgd.config.checks.inspection import findings_of
 from lbsgd.config.json_file import read_json
 

@@ -57,6 +57,18 @@ def in_tar(folder):
     return folder.with_suffix(".tar")
 
 
+def test_photos_that_are_not_read_are_told_by_suffix_and_how_to_keep_them(tmp_path):
+    folder = make_folders(tmp_path / "source")
+    for name in ("1.gif", "2.GIF", "1.jfif", "readme.txt"):
+        (folder / "train/n01440764" / name).write_bytes(b"x")
+    told = look(folder, tmp_path / "data", 1, max_side=500).splitlines()[2]
+    assert told == (
+        "left out of train: 2 .gif files (such as n01440764/1.gif), 1 .jfif file (n01440764/1.jfif), 1 non-image file "
+        "(n01440764/readme.txt); to keep .gif, .jfif, make JPEGs of them first; a .jfif is a JPEG, and need only be "
+        "renamed to .jpg"
+    )
+
+
 @pytest.mark.parametrize("form", [lambda folder: folder, in_tar], ids=["folder", "tar"])
 def test_what_is_no_image_is_left_out_told_and_counted(tmp_path, form):
     clean = find(make_folders(tmp_path / "clean"), tmp_path)

@@ -21,7 +21,7 @@ from trainers import NobodyAsks, Records
 import lbsgd
 from lbsgd.algorithm.mask_rcnn import Sizes, mask_rcnn
 from lbsgd.commands.detect import DetectionRequest, add_data
-from lbsgd.commands.train import with_flags
+from lbsgd.commands.recipe_flags import with_flags
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split

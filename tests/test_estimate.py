@@ -1,5 +1,6 @@
 """`--dry_run` tells the size and the time of a conversion from a few images."""
 
+import re
 import subprocess
 import sys
 import time
@@ -26,7 +27,10 @@ def damaged(tmp_path):
 
 def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
     lines = look(damaged, tmp_path / "data", 2, max_side=500).splitlines()
-    assert "33.3% cannot be decoded" in lines[3]
+    assert "33.3% cannot be decoded" in lines[4]
+    refused = r"refused: 33.3% cannot be decoded, such as .*source/(train/ant|val/bee)/1.JPEG: the conversion ends with"
+    assert re.match(refused, lines[2]) and lines[2].endswith(" that unless --on_error skip")
+    assert look(damaged, tmp_path / "data", 2, max_side=500, on_error="skip").splitlines() == lines[:2] + lines[3:]
     (damaged / "train/ant/1.JPEG").write_bytes(encoded())
     save(damaged / "val/bee/1.JPEG")
     found = find_source(damaged, tmp_path, tmp_path / "data")

@@ -7,11 +7,15 @@ import sys
 
 import pytest
 from commands import ROOT, command, environment_with, recipe, refused, script
+from test_beton import write_beton
 
 from lbsgd.commands.plan_lines import print_plan
+from lbsgd.commands.recipe_flags import parser
+from lbsgd.commands.train import Request
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import open_data
 from lbsgd.disk import OutputError
+from lbsgd.errors import ConfigError
 from lbsgd.processes.first_cause import explained
 
 JSON = ("--deepspeed_config", ROOT / "ds_configs/digits.json")
@@ -74,6 +78,22 @@ def test_a_classifier_that_is_evaluated_on_its_training_images_says_so(copied, d
     print_plan(Plan.read(JSON[1], 1), tmp_path / "run", open_data(tmp_path))
     warning = f"warning: {tmp_path}/val.beton holds the images of train.beton"
     assert (warning in capsys.readouterr().out) == copied
+
+
+@pytest.mark.parametrize("statistics", [None, "recomputed"])
+def test_an_evaluation_asks_nothing_of_the_training_images_unless_it_recomputes_statistics(statistics, tmp_path):
+    """F03, and the rules of the schedule, compare the JSON with training data that are not read."""
+    write_beton(tmp_path / "val.beton", [0, 1, 2])
+    write_beton(tmp_path / "train.beton", [0, 1, 2])
+    asked = [JSON[0], str(JSON[1]), "--data_dir", str(tmp_path), "--evaluate_only"]
+    if statistics:
+        key = "lbsgd.batch_norm.statistics"
+        asked += ["--set", f"{key}={statistics}", "--set", f"{key}_images=32"]
+        with pytest.raises(ConfigError, match="more than the 3 images of the training data"):
+            Request(parser("").parse_args(asked))
+    else:
+        request = Request(parser("").parse_args(asked))
+        assert request.plan == Plan.read(JSON[1], 1) and request.data.val.num_images == 3
 
 
 @pytest.mark.parametrize("flag", ["--from", "--output", "--all"])

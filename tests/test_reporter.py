@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from trainers import Records
 
-from lbsgd.commands import convert, detect, train
+from lbsgd.commands import convert, detect, recipe_flags
 from lbsgd.report.measure import TOP1
 from lbsgd.train.coco_source import CocoSource
 from lbsgd.train.images import FakeImageSource, FfcvFiles
@@ -44,8 +44,8 @@ def flags_of(*parsers):
     return {flag for parser in parsers for flag in parser._option_string_actions}
 
 
-OF_DETECTORS = flags_of(train.with_flags("", detect.add_data))
-OF_CLASSIFIERS = flags_of(train.parser(""), convert.parser())
+OF_DETECTORS = flags_of(recipe_flags.with_flags("", detect.add_data))
+OF_CLASSIFIERS = flags_of(recipe_flags.parser(""), convert.parser())
 
 
 @pytest.mark.parametrize(

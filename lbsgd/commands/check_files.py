@@ -85,7 +85,7 @@ def is_environment(folder: Path) -> bool:
 
 
 def is_theirs(path: Path) -> bool:
-    """Whether a file in a folder is a DeepSpeed JSON, be it a broken one."""
+    """Whether a file in a folder is a DeepSpeed JSON, be it a broken one; an empty one may be one."""
     try:
         return is_deepspeed_json(read_json(path))
     except ConfigError as error:
@@ -95,6 +95,8 @@ def is_theirs(path: Path) -> bool:
         if config is not None:
             return is_deepspeed_json(config)
     try:
-        return may_be_deepspeed_json(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
+        content = path.read_bytes()
+    except OSError:
         return False
+    text = content.replace(b"\0", b"").decode(errors="replace")  # UTF-16, as Windows may write it, has zeros between
+    return not content.strip() or may_be_deepspeed_json(text)

@@ -77,11 +77,10 @@ def convert_look_or_verify(given: argparse.Namespace) -> None:
     sizes = {name: getattr(given, name) for name in SIZES}
     if sizes["max_side"] is None and sizes["short_side"] is None:
         sizes["max_side"] = 500
+    wanted = {"on_error": given.on_error, "overwrite": given.overwrite, **sizes}
     if given.dry_run:
-        return say(look(source, data_dir, num_processes, overwrite=given.overwrite, **sizes))
-    return convert(
-        source, data_dir, num_processes=num_processes, on_error=given.on_error, overwrite=given.overwrite, **sizes
-    )
+        return say(look(source, data_dir, num_processes, **wanted))
+    return convert(source, data_dir, num_processes=num_processes, **wanted)
 
 
 def refuse_beside_verify(given: argparse.Namespace) -> None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from lbsgd.commands.flag_types import named, natural
 from lbsgd.commands.plan_lines import SAME_IMAGES
-from lbsgd.commands.train import Request, run_recipe, with_flags
+from lbsgd.commands.recipe_flags import with_flags
+from lbsgd.commands.train import Request, run_recipe
 from lbsgd.data.coco_annotations import (
     DOWNLOAD,
     OnError,

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from lbsgd.config.plan import Plan
-from lbsgd.data.folder import ImageNetData
+from lbsgd.data.folder import ImageNetData, ValData
 from lbsgd.disk import say
 from lbsgd.report.lines import on_width, say_fact
 
 SAME_IMAGES = "warning: {} holds the images of {}, so the validation error says nothing of images never seen"
 
 
-def print_plan(plan: Plan, output_dir: Path, data: ImageNetData | None) -> None:
+def print_plan(plan: Plan, output_dir: Path, data: ValData | None) -> None:
     """Print what the run is, and what is doubtful of it. Raises OutputError."""
     for name, value in plan.summary().items():
         say_fact(name, value)
@@ -20,6 +20,6 @@ def print_plan(plan: Plan, output_dir: Path, data: ImageNetData | None) -> None:
         say_fact("changed", change)
     for warning in plan.warnings:
         say(on_width(f"warning: {plan.name}.json: {warning}"))
-    if data and data.train.fingerprint == data.val.fingerprint:
+    if isinstance(data, ImageNetData) and data.train.fingerprint == data.val.fingerprint:
         say(on_width(SAME_IMAGES.format(data.val.path, data.train.path.name)))
     say_fact("output", str(output_dir))

@@ -140,13 +140,20 @@ def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settin
 
 
 def look(
-    source: Path, data_dir: Path, num_processes: int | None = None, *, overwrite: bool = False, **settings: Any
+    source: Path,
+    data_dir: Path,
+    num_processes: int | None = None,
+    *,
+    overwrite: bool = False,
+    on_error: str = "fail",
+    **settings: Any,
 ) -> str:
     """Return, in some lines, what `convert` would do (--dry_run). Leaves nothing behind."""
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     with stoppable(NOTHING_KEPT), tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir)
-        return dry_run(found, wanted, _page_size(found, wanted), data_dir, num_processes, overwrite)
+        page_size = _page_size(found, wanted)
+        return dry_run(found, wanted, page_size, data_dir, num_processes, overwrite, on_error)
 
 
 def _say_all(lines: list[str]) -> None:

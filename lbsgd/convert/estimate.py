@@ -48,6 +48,7 @@ class Estimate:
     raw: float
     undecodable: float
     scaled: float  # from 16 bits to 8
+    broken: str  # an image that cannot be decoded; empty without any
 
 
 def estimate(source: Source, settings: Settings, page_size: int, num_images: int) -> Estimate:
@@ -66,6 +67,7 @@ def estimate(source: Source, settings: Settings, page_size: int, num_images: int
         raw=float(weights @ [part.raw for part in parts]),
         undecodable=float(weights @ [part.undecodable for part in parts]),
         scaled=float(weights @ [part.scaled for part in parts]),
+        broken=next((part.broken for part in parts if part.broken), ""),
     )
 
 
@@ -77,7 +79,7 @@ def _sample(
     spread = np.linspace(0, len(images) - 1, min(num_images, len(images)), dtype=int)
     reader, start = images.reader(), time.monotonic()
     kinds: list[int] = []
-    num_scaled = 0
+    num_scaled, broken = 0, ""
     sizes: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # of JPEGs and of pixels: (in the source, kept)
     kept: list[int] = []  # sizes of both
     for index in np.random.default_rng(0).permutation(spread).tolist():
@@ -87,6 +89,8 @@ def _sample(
             num_scaled += stored.scaled
             kept.append(len(stored.data))
             sizes[stored.kind == PIXELS].append((int(images.sizes[index]), kept[-1]))
+        else:
+            broken = images.where(index)
         if time.monotonic() - start > SAMPLE_SECONDS:
             break
     jpegs, pixels = (_mean_size(sizes[raw] or sizes[not raw], images.sizes) for raw in (False, True))
@@ -99,6 +103,7 @@ def _sample(
         raw=kinds.count(PIXELS) / len(kinds),
         undecodable=kinds.count(UNDECODABLE) / len(kinds),
         scaled=num_scaled / len(kinds),
+        broken=broken,
     )
 
 
@@ -159,24 +164,40 @@ def _no_room(data_dir: Path, needed: int) -> str | None:
 
 
 def dry_run(
-    source: Source, settings: Settings, page_size: int, data_dir: Path, num_processes: int, overwrite: bool
+    source: Source,
+    settings: Settings,
+    page_size: int,
+    data_dir: Path,
+    num_processes: int,
+    overwrite: bool,
+    on_error: str,
 ) -> str:
     """Return, in some lines, what was found, the size of the result, the time it will take, and what is in its way."""
     found, classes = estimate(source, settings, page_size, num_images=200), source.train.classes
-    unusable = unusable_images(source)
+    in_the_way = _in_the_way(source, found) if on_error == "fail" else []
     seconds, free = duration(found.seconds / num_processes), size(free_bytes(data_dir))
     full = _no_room(data_dir, int(MARGIN * max(0, found.num_bytes - _bytes_in(data_dir / ".converting"))))
     return "\n".join(
         [
             *(_found(images, name) for name, images in (("training", source.train), ("validation", source.val))),
             *left_out_lines(source),
-            *([f"refused: {unusable_line(unusable)}"] if unusable else []),
+            *(f"refused: {line}" for line in in_the_way),
             f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
             f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",
             f"time    about {seconds} with {num_processes} processes, if the disk keeps up",
             *(before_the_conversion(data_dir, source, settings, overwrite) or ([f"refused: {full}"] if full else [])),
         ]
     )
+
+
+def _in_the_way(source: Source, found: Estimate) -> list[str]:
+    """Return which images end the conversion unless they are left out."""
+    unusable = unusable_images(source)
+    lines = [unusable_line(unusable)] if unusable else []
+    if found.broken and not unusable:
+        share = f"{found.undecodable:.1%} cannot be decoded, such as {found.broken}"
+        lines.append(f"{share}: the conversion ends with that unless --on_error skip")
+    return lines
 
 
 def _bytes_in(work: Path) -> int:

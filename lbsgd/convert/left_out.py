@@ -16,6 +16,19 @@ REPEATED_FOLDER = "repeated folder"  # a link to a folder that is in already, or
 APPLE_DOUBLE = "AppleDouble file"
 HIDDEN_FILE = "hidden file"
 OTHER_FILE = "non-image file"  # by its suffix
+PHOTOS = (
+    ".gif",
+    ".jfif",
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+)  # not read
 STRAY_FILE = "stray file"  # an image beside the class folders
 SYSTEM_FOLDERS = frozenset(
     ("__macosx", "__pycache__", "lost+found", "$recycle.bin", "#recycle", "#snapshot", "~snapshot")
@@ -36,7 +49,9 @@ def file_reason(name: str) -> str | None:
         return APPLE_DOUBLE
     if name.startswith("."):
         return HIDDEN_FILE
-    return None if name.lower().endswith(SUFFIXES) else OTHER_FILE
+    if name.lower().endswith(SUFFIXES):
+        return None
+    return next((f"{suffix} file" for suffix in PHOTOS if name.lower().endswith(suffix)), OTHER_FILE)
 
 
 def path_reason(path: str) -> tuple[str, str] | None:
@@ -67,8 +82,13 @@ class LeftOut:
         self.examples[reason] = min(path, self.examples.get(reason, path))
 
     def __str__(self) -> str:
-        """`2 hidden folders (cat/.git), 1 AppleDouble file (cat/._1.jpg)`; empty if nothing is left out."""
-        return ", ".join(
+        """`2 hidden folders (such as cat/.git), 1 AppleDouble file (cat/._1.jpg)`; empty if nothing is left out."""
+        listed = ", ".join(
             f"{counted(self.counts[reason], reason)} ({'such as ' * (self.counts[reason] > 1)}{self.examples[reason]})"
             for reason in sorted(self.counts)
         )
+        photos = [suffix for suffix in PHOTOS if f"{suffix} file" in self.counts]
+        if not photos:
+            return listed
+        renamed = "; a .jfif is a JPEG, and need only be renamed to .jpg" if ".jfif" in photos else ""
+        return f"{listed}; to keep {', '.join(photos)}, make JPEGs of them first{renamed}"

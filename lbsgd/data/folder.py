@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -111,14 +112,20 @@ class Manifest:
 
 
 @dataclass(frozen=True, eq=False)
-class ImageNetData:
-    """A verified data folder: both files agree with each other, and with the manifest if there is one."""
+class ValData:
+    """What an evaluation reads of a data folder."""
 
-    train: BetonFile
     val: BetonFile
     num_classes: int
     classes: list[str] | None  # None without a manifest
     fingerprint: str
+
+
+@dataclass(frozen=True, eq=False)
+class ImageNetData(ValData):
+    """A verified data folder: both files agree with each other, and with the manifest if there is one."""
+
+    train: BetonFile
 
 
 def data_folder(flag: str | None) -> Path:
@@ -132,34 +139,54 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
     The converter's manifest names the classes, and the number of images, the size and the fingerprint of both files.
     Files from elsewhere have no manifest: their classes are 0 ... the highest label of the training images.
     """
+    [train, val], classes, num_classes = _open(Path(data_dir), ("train.beton", "val.beton"))
+    return ImageNetData(val, num_classes, classes, _fingerprint(train, val, num_classes), train)
+
+
+def open_val(data_dir: str | os.PathLike) -> ValData:
+    """Open val.beton and verify it against the manifest. Raise DataError if it is not the manifest's.
+
+    Without a manifest the classes are counted as `open_data` does, or by val.beton where there is no train.beton.
+    """
     folder = Path(data_dir)
-    missing = [name for name in ("train.beton", "val.beton") if not is_there(folder / name)]
+    counted = not is_there(folder / "manifest.json") and is_there(folder / "train.beton")
+    [*_, val], classes, num_classes = _open(folder, ("train.beton", "val.beton") if counted else ("val.beton",))
+    return ValData(val, num_classes, classes, _fingerprint(val, num_classes))
+
+
+def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], list[str] | None, int]:
+    """Return the verified files, and the classes by name and by number; without a manifest the first file tells it."""
+    missing = [name for name in names if not is_there(folder / name)]
     if missing:
         raise DataError(
             f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "
             f"{CONVERT.format(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR"
         )
-    train, val = BetonFile.open(folder / "train.beton"), BetonFile.open(folder / "val.beton")
-    classes = None
+    files, classes = [BetonFile.open(folder / name) for name in names], None
     interrupted = os.path.exists(folder / UNPUBLISHED)  # looked for first, because its next place is the folder
     if (folder / "manifest.json").exists():
         manifest = Manifest.read(folder / "manifest.json")
-        _check_manifest(manifest, train, val)
+        _check_manifest(manifest, files)
         classes = manifest.classes
     elif interrupted:
         raise DataError(
             f"{folder} is not complete: a conversion is giving its files their names, or was interrupted while it did; "
             f"run its command again: {CONVERT.format(folder)}"
         )
-    num_classes = len(classes) if classes else _classes_by_labels(train)
-    for beton in (train, val):
+    num_classes = len(classes) if classes else _classes_by_labels(files[0])
+    for beton in files:
         _check_labels(beton, num_classes)
-    fingerprint = hashlib.sha256(f"{train.fingerprint} {val.fingerprint} {num_classes}".encode()).hexdigest()
-    return ImageNetData(train, val, num_classes, classes, fingerprint)
+    return files, classes, num_classes
 
 
-def _check_manifest(manifest: Manifest, train: BetonFile, val: BetonFile) -> None:
-    for beton, expected in ((train, manifest.train), (val, manifest.val)):
+def _fingerprint(*parts: BetonFile | int) -> str:
+    said = (part.fingerprint if isinstance(part, BetonFile) else str(part) for part in parts)
+    return hashlib.sha256(" ".join(said).encode()).hexdigest()
+
+
+def _check_manifest(manifest: Manifest, files: Sequence[BetonFile]) -> None:
+    for beton in files:
+        expected = manifest.train if beton.path.stem == "train" else manifest.val
         if expected.describes(beton):
             continue
         if (index := manifest.first_wrong_label(beton)) is not None:
@@ -179,13 +206,13 @@ def _described(split: Split) -> str:
     return f"{split.num_images:,} images, {split.num_bytes:,} bytes, fingerprint {split.fingerprint:.8}{tables}"
 
 
-def _classes_by_labels(train: BetonFile) -> int:
+def _classes_by_labels(beton: BetonFile) -> int:
     """Return how many classes the labels tell of. Raise DataError where nobody can have meant so many."""
-    highest = train.survey.highest_label
-    if highest >= max(MOST_CLASSES, train.num_images):
+    highest = beton.survey.highest_label
+    if highest >= max(MOST_CLASSES, beton.num_images):
         raise DataError(
-            f"{train.path}: its highest label is {highest}, and no manifest.json beside it names as many classes; "
-            f"copy the file again, or make it again with: {CONVERT.format(train.path.parent)} --overwrite"
+            f"{beton.path}: its highest label is {highest}, and no manifest.json beside it names as many classes; "
+            f"copy the file again, or make it again with: {CONVERT.format(beton.path.parent)} --overwrite"
         )
     return highest + 1
 

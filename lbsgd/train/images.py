@@ -10,7 +10,7 @@ from typing import NamedTuple, Protocol
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.fake import FakeEval, FakeImages
-from lbsgd.data.folder import ImageNetData
+from lbsgd.data.folder import ImageNetData, ValData
 from lbsgd.data.native.library import library
 from lbsgd.data.read_ahead import ReadFrom, read_whole
 from lbsgd.data.share import EvalData, Pixels, Share, TrainData
@@ -23,9 +23,9 @@ OURS, FFCVS = "lbsgd's own", "FFCV's, because lbsgd was installed without a C co
 
 
 class Images(NamedTuple):
-    """This process's share of the images to train on and to evaluate on."""
+    """This process's share of the images to train on, if the run trains, and to evaluate on."""
 
-    train: TrainData
+    train: TrainData | None
     val: EvalData
 
 
@@ -64,9 +64,12 @@ class ImageSource(Protocol):
 
 @dataclass(frozen=True)
 class FfcvFiles:
-    """train.beton and val.beton, decoded by `threads` threads; in_memory reads them whole while training begins."""
+    """train.beton and val.beton, decoded by `threads` threads; in_memory reads them whole while training begins.
 
-    data: ImageNetData
+    data: of val.beton alone where nothing is trained
+    """
+
+    data: ImageNetData | ValData
     threads: int
     in_memory: bool = False
 
@@ -80,7 +83,7 @@ class FfcvFiles:
 
     @property
     def place(self) -> str:
-        return str(self.data.train.path.parent)
+        return str(self.data.val.path.parent)
 
     @property
     def decoder(self) -> str:
@@ -105,19 +108,21 @@ class FfcvFiles:
         except ImportError as error:
             raise missing_ffcv(error) from error
         augmentation, share = plan.recipe.augmentation, Share(processes.rank, plan.world_size)
-        train = TrainLoader(
-            self.data.train,
-            from_disk=self.is_read_from_disk(self.data.train, processes),
-            seed=plan.recipe.seed,
-            global_batch=plan.global_batch,
-            micro_batch=plan.micro_batch,
-            crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
-            flip=augmentation.flip,
-            threads=self.threads,
-            share=share,
-            pixels=pixels,
-        )
-        stack.enter_context(closing(train))
+        train = None
+        if isinstance(self.data, ImageNetData):
+            train = TrainLoader(
+                self.data.train,
+                from_disk=self.is_read_from_disk(self.data.train, processes),
+                seed=plan.recipe.seed,
+                global_batch=plan.global_batch,
+                micro_batch=plan.micro_batch,
+                crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
+                flip=augmentation.flip,
+                threads=self.threads,
+                share=share,
+                pixels=pixels,
+            )
+            stack.enter_context(closing(train))
         val = EvalLoader(
             self.data.val,
             from_disk=self.is_read_from_disk(self.data.val, processes),

@@ -92,6 +92,7 @@ class Trainer:
         if first_iteration == 0:
             self.start_epoch()
         self.engine.train()
+        assert self.images.train, "an evaluation opens no training images"
         batches = self.images.train.epoch(epoch, first_iteration)
         while self.iteration < last_iteration:
             self.update(batches)
@@ -245,6 +246,5 @@ class Trainer:
         """Return the errors on the validation images; the guard may end the process at any time, as all is saved."""
         from_rank_0(self.saver.wait)
         self.guard.nothing_to_save = True
-        norm = self.plan.recipe.batch_norm
-        sync_batch_norm_statistics(self.engine, norm, self.images.train, epoch, self.guard.alive)
+        sync_batch_norm_statistics(self.engine, self.plan.recipe.batch_norm, self.images.train, epoch, self.guard.alive)
         return evaluate(self.engine, self.task, self.images.val, self.guard.alive)

@@ -8,8 +8,10 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from lbsgd.config.checks.deepspeed_keys import similar
-from lbsgd.config.checks.finding import Finding, refuse
+from lbsgd.config.checks.finding import DELETE, Finding, refuse
+from lbsgd.config.checks.recognise import is_misspelt_block
 from lbsgd.config.checks.rule import Hit, findings_by, rule
+from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import shown
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
@@ -61,6 +63,23 @@ def recipe_or_findings(config: Mapping[str, Any]) -> Recipe | list[Finding]:
 def key_of(complaint: Mapping[str, Any]) -> str:
     """Return the key path that one of pydantic's complaints is about."""
     return ".".join(["lbsgd", *map(str, complaint["loc"])])
+
+
+@rule(
+    "R21",
+    "a misspelt lbsgd block",
+    lbsgd="error",
+    plain="error",
+    why="Nothing reads the block under another name, so the recipe that it states is lost without a word.",
+    fix="did you mean lbsgd?",
+    example={"lbsg": {"epochs": 90}},
+)
+def misspelt_block(json: Document) -> Iterator[Hit]:
+    found = [key for key, value in json.config.items() if is_misspelt_block(key, value)]
+    for key in found:
+        taken = len(found) > 1 or "lbsgd" in json.config
+        correction = None if taken else {key: DELETE, "lbsgd": json.config[key]}
+        yield Hit(key, "is no block that lbsgd or DeepSpeed reads", correction=correction)
 
 
 @rule(
@@ -135,4 +154,5 @@ def in_words(complaint: Mapping[str, Any]) -> str:
     return f"{is_}, and must be {must_be}"
 
 
+NAME_RULES = (misspelt_block,)  # apart, because they look at a JSON whose block may not be there
 RULES = (unknown_block_key, missing_block_key, impossible_block_value)

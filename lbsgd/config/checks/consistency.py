@@ -27,7 +27,7 @@ LR = "optimizer.params.lr"
 )
 def contradicted_number(planned: Planned) -> Iterator[Hit]:
     kn = planned.global_batch
-    for key, number in explicit_numbers(planned.recipe, kn).items():
+    for key, number in explicit_numbers(planned.recipe, kn).items() if planned.has_whole_workers else ():
         value = planned.get(key)
         if is_close(value, number):
             continue
@@ -57,7 +57,7 @@ def contradicted_number(planned: Planned) -> Iterator[Hit]:
 )
 def needless_warmup(planned: Planned) -> Iterator[Hit]:
     kn, base, kind = planned.global_batch, planned.recipe.linear_scaling.base_batch, planned.recipe.warmup.kind
-    if is_needless(planned.recipe, kn):
+    if planned.has_whole_workers and is_needless(planned.recipe, kn):
         said = f"is {kind} for {kn} images, but up to base_batch = {base} there is nothing to warm up to"
         yield Hit("lbsgd.warmup.kind", said, correction={"lbsgd.warmup": NO_WARMUP})
 

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from lbsgd.config.accepted.values import takes, unknown_fields
 from lbsgd.config.checks.finding import DELETE
+from lbsgd.config.checks.recognise import is_misspelt_block
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import automatic_keys, shown
@@ -39,8 +40,9 @@ def unread_at_the_top(json: Document) -> list[str]:
 
 
 def unknown_at_the_top(json: Document) -> list[str]:
-    """Return those of them that no later version reads either (D87)."""
-    return [key for key in unread_at_the_top(json) if "." in key or not json.reader_to_come(key)]
+    """Return those of them that no later version reads either (D87), and that are no misspelt lbsgd block (R21)."""
+    unread = [key for key in unread_at_the_top(json) if not is_misspelt_block(key, json.config[key])]
+    return [key for key in unread if "." in key or not json.reader_to_come(key)]
 
 
 def lax_blocks(json: Document) -> Iterator[tuple[str, list[str]]]:
@@ -219,7 +221,8 @@ def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
     example={"zero_optimization": {"allgather_bucket_size": "auto"}},
 )
 def automatic_value(json: Document) -> Iterator[Hit]:
-    found = sorted(automatic_keys(json.config))
+    unread = unread_at_the_top(json)
+    found = sorted(key for key in automatic_keys(json.config) if key.partition(".")[0] not in unread)
     if found:
         others = [*found[1:4], "..."] if len(found) > 4 else found[1:]
         also = f" (as {'are' if len(found) > 2 else 'is'} {', '.join(others)})" if others else ""

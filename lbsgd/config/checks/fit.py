@@ -25,15 +25,11 @@ from lbsgd.config.schema import Recipe
     lbsgd="error",
     why="Each of the paper's k workers normalises n = 32 images, so kn must be a multiple of n (Sec. 2.3).",
     fix="use a multiple of n",
-    example={
-        "train_batch_size": 8184,
-        "optimizer": {"params": {"lr": 3.196875}},
-        "scheduler": {"params": {"warmup_max_lr": 3.196875}},
-    },
+    example={"train_batch_size": 8184},
 )
 def whole_workers(planned: Planned) -> Iterator[Hit]:
     kn, n = planned.global_batch, planned.per_worker_batch
-    if kn % n:
+    if not planned.has_whole_workers:
         fitting = " or ".join(str(k * n) for k in (kn // n, kn // n + 1) if k)
         fix = f"k = kn/n workers must be whole: use {fitting}"
         yield Hit("train_batch_size", f"is {kn}, no multiple of n = {n}", fix)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import SequenceMatcher
 from typing import Any
 
 from lbsgd.config.keypath import block_of
+from lbsgd.config.schema import Recipe
 
 # A key of these is DeepSpeed's alone; others, such as optimizer or checkpoint, stand in everybody's files.
 OWN_KEYS = frozenset(
@@ -30,3 +32,9 @@ def is_deepspeed_json(config: Mapping[str, Any]) -> bool:
 def may_be_deepspeed_json(text: str) -> bool:
     """Whether a text that is no JSON names a key that only DeepSpeed's files have."""
     return any(f'"{key}"' in text for key in OWN_KEYS)
+
+
+def is_misspelt_block(key: str, value: object) -> bool:
+    """Whether a key of the top level, which DeepSpeed does not know, is the `lbsgd` block under another spelling."""
+    is_ours = isinstance(value, dict) and not Recipe.model_fields.keys().isdisjoint(value)
+    return is_ours and key != "lbsgd" and SequenceMatcher(None, key.lower(), "lbsgd").ratio() >= 0.8

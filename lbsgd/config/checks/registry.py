@@ -35,7 +35,7 @@ from lbsgd.config.checks.rule import Kind, Rule, findings_by
 from lbsgd.config.checks.subject import Document, Planned
 
 DEEPSPEED_GROUPS: dict[str, tuple[Rule[Document], ...]] = {
-    "Keys": (*deepspeed_keys.RULES, *deepspeed_versions.RULES),
+    "Keys": (*deepspeed_keys.RULES, *block.NAME_RULES, *deepspeed_versions.RULES),
     "Values": (*deepspeed_values.RULES, *deepspeed_switches.RULES),
     "Values that do not go together": (*deepspeed_validators.RULES, *deepspeed_features.RULES),
     "Batch and gradients": deepspeed_batch.RULES,

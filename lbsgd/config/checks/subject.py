@@ -107,3 +107,8 @@ class Planned(DecidesReduction):
     def per_worker_batch(self) -> int:
         """The paper's n."""
         return self.recipe.batch_norm.per_worker_batch
+
+    @property
+    def has_whole_workers(self) -> bool:
+        """Whether kn is a multiple of n; no number follows from a batch that is not (R02)."""
+        return self.global_batch % self.per_worker_batch == 0

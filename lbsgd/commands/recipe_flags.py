@@ -1,0 +1,89 @@
+"""The flags of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, named, natural, positive
+from lbsgd.config.precision import PRECISIONS
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return the parser of a classifier's flags."""
+    return with_flags(description, add_data)
+
+
+def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], None]) -> argparse.ArgumentParser:
+    """Return the parser of every recipe's flags, with those of its data."""
+    flags = OneLineParser(description=description)
+    flags.add_argument(
+        "--deepspeed_config", type=named, required=True, metavar="JSON", help="the recipe, such as ds_configs/8k.json"
+    )
+    flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it, as LOCAL_RANK
+    add_data(flags)
+    add_output(flags)
+    add_ends(flags.add_argument_group("ending earlier; the schedule does not move"))
+    add_overrides(flags.add_argument_group("instead of the JSON's; what depends on them is derived again and printed"))
+    blocks = flags.add_mutually_exclusive_group()
+    compiled = "torch.compile each residual block in training (off by default: whether it is faster is not measured)"
+    blocks.add_argument("--compile", action="store_true", help=compiled)
+    graphs = "launch each residual block in training as CUDA graphs, with the same bits (default: on one GPU)"
+    blocks.add_argument("--cuda_graphs", action=argparse.BooleanOptionalAction, help=graphs)
+    add_processes(flags)
+    return flags
+
+
+def add_data(flags: argparse.ArgumentParser) -> None:
+    add = flags.add_argument
+    folder = "train.beton and val.beton; else $IMAGENET_FFCV_DIR, else data/imagenet_ffcv"
+    add("--data_dir", type=named, metavar="DIR", help=folder)
+    add("--fake_data", action="store_true", help="seeded random images instead, as many as the JSON's num_images")
+    threads = "decoding threads per process (default: cores / processes)"
+    add("--loader_threads", type=positive, metavar="N", help=threads)
+    add("--in_memory", action="store_true", help="read the data into memory while training begins")
+
+
+def add_output(flags: argparse.ArgumentParser) -> None:
+    add = flags.add_argument
+    add(
+        "--output_dir",
+        type=named,
+        metavar="DIR",
+        help="log, checkpoints, curves and weights (default: runs/NAME OF THE JSON)",
+    )
+    add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
+    add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir, on any data")
+    in_place = "with --evaluate_only: a state_dict in its place, such as a run's weights.pt"
+    add("--weights", type=named, metavar="FILE", help=in_place)
+    rarely = (
+        "evaluate every N-th epoch only, and those that the run is judged by: a classifier's last five, else the end"
+    )
+    add("--evaluate_every", type=positive, metavar="N", default=1, help=rarely)
+    against = "warn when training leaves the curve of these runs, at least 3 seeds of one recipe"
+    add("--baseline", type=named, nargs="+", metavar="RUN", help=against)
+    often = "save every N iterations, or N minutes (as 10m), in addition to the end of each epoch"
+    add("--checkpoint_every", type=interval, metavar="N|Nm", help=often)
+
+
+def add_ends(group: Group) -> None:
+    group.add_argument("--epochs", type=positive, metavar="N", help="stop after this epoch")
+    group.add_argument("--max_iterations", type=positive, metavar="N", help="stop after this many iterations in all")
+
+
+def add_overrides(group: Group) -> None:
+    add = group.add_argument
+    add("--global_batch", type=positive, metavar="KN", help="images per update (train_batch_size)")
+    add("--micro_batch", type=positive, metavar="N", help="images that a process takes in one pass")
+    add("--resolution", type=positive, metavar="PIXELS", help="side of the images")
+    precision = "fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, ZeRO stage 1 at least"
+    add("--precision", choices=PRECISIONS, help=precision)
+    add("--seed", type=natural, metavar="N", help="of weights, shuffle and augmentation")
+    add_settings(group)
+
+
+def add_processes(flags: argparse.ArgumentParser) -> None:
+    add = flags.add_argument
+    add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
+    hang = "end if nothing moves for this long (default: %(default)s)"
+    add("--hang_timeout", type=positive, default=600, metavar="SECONDS", help=hang)
