@@ -39,11 +39,10 @@ def test_an_epoch_s_record_has_the_peak_on_a_gpu_and_none_on_a_cpu(of_a_gpu):
 def test_the_log_s_first_line_has_the_estimate_of_a_known_network():
     plan = Plan.read(ROOT / "ds_configs/256.json", 1)
     known = SimpleNamespace(plan=plan, task=SimpleNamespace(name="resnet50"))
-    graphed, plain = (memory(plan, NETWORKS["resnet50"], plan.zero_stage, graphed).total for graphed in (True, False))
     gpu, unknown = torch.device("cuda"), SimpleNamespace(plan=plan, task=SimpleNamespace(name="resnet8"))
-    assert estimated_memory(known, gpu, graphed=True) == {"memory_estimate_bytes": graphed}
-    assert estimated_memory(known, gpu, graphed=False) == {"memory_estimate_bytes": plain} and graphed > plain > 1e9
-    assert estimated_memory(unknown, gpu, True) == estimated_memory(known, torch.device("cpu"), True) == {}
+    estimate = memory(plan, NETWORKS["resnet50"], plan.zero_stage).total
+    assert estimated_memory(known, gpu) == {"memory_estimate_bytes": estimate} and estimate > 1e9
+    assert estimated_memory(unknown, gpu) == estimated_memory(known, torch.device("cpu")) == {}
 
 
 def test_the_page_shows_both(tmp_path, of_a_gpu):

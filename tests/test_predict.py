@@ -242,8 +242,6 @@ def test_memory_by_stage_in_half_precision():
     assert memory(Plan.read(config, 256), network("resnet50"), 1).buckets == 2 * 2 * 6_000_000  # DeepSpeed's own
     assert of[1].activations == 2 * 32 * 21_477_376
     assert of[1].total == sum((of[1].weights, of[1].gradients, of[1].optimizer, of[1].buckets, of[1].activations))
-    assert of[1].graphs == 0 and memory(plan("256", 1), network("resnet50"), 1).graphs == 2 * 32 * 5_720_064
-    assert memory(it, network("resnet50"), 1, graphed=True).total == of[1].total + 2 * 32 * 5_720_064
 
 
 def test_each_stages_row_is_of_the_reduction_that_runs_at_that_stage():

@@ -1,6 +1,7 @@
 """Tools refuse what cannot be right in one line, and the small ones do what they say."""
 
 import io
+import os
 import re
 import shutil
 import signal
@@ -193,6 +194,15 @@ def test_a_case_is_timed_and_held_against_its_limit(tmp_path):
 
 
 # --- bench_step -------------------------------------------------------------------------------------------------------
+
+
+def test_both_sides_of_the_bench_of_a_cpu_are_on_the_cpu_where_there_is_a_gpu():
+    """What DeepSpeed's accelerator and torch find is fixed when they are imported."""
+    code = "import sys; sys.path.insert(0, 'tools'); import bench_step, os, torch; print(torch.cuda.is_available(), "
+    code += "os.environ['CUDA_VISIBLE_DEVICES'] == '', os.environ['DS_ACCELERATOR'])"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "0", "DS_ACCELERATOR": "cuda"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.stdout == "False True cpu\n", done.stderr
 
 
 def test_a_step_is_measured_and_printed():

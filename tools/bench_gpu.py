@@ -15,6 +15,7 @@ ImageNet, which the converter converts.
 
 import platform
 import re
+import signal
 import sys
 import tempfile
 from importlib import import_module
@@ -25,6 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
 from lbsgd.commands.flag_types import OneLineParser, path, quantity  # noqa: E402  beside the paths above
 from lbsgd.errors import LbsgdError, print_error  # noqa: E402
+from lbsgd.processes.control_groups import usable_cores  # noqa: E402
+from lbsgd.processes.signals import STOP_SIGNALS, ignored_by_nohup  # noqa: E402
 
 SECONDS = 480.0
 IMPORTED_ONCE = ("lbsgd.train.session", "torch._dynamo")  # by a CPU's parts; a GPU's each begin from nothing
@@ -41,7 +44,7 @@ def about(device: str) -> dict[str, str]:
     return {
         "device": name,
         "cuda": str(torch.version.cuda),
-        "cores": str(torch.get_num_threads()),
+        "cores": str(usable_cores()),
         "python": facts["python"],
         "packages": ", ".join(f"{package} {version}" for package, version in facts["packages"].items() if version),
         "compiled kernels of the loader": code_of(ROOT / "lbsgd")["compiled kernels of lbsgd"],
@@ -53,6 +56,13 @@ def about(device: str) -> dict[str, str]:
 
 def folder_for(device: str) -> Path:
     return ROOT / "results" / f"gpu_{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}"
+
+
+def end_by(number: int, frame: object) -> None:
+    """End this process, and on the way its parts and their folder, which a second signal does not disturb."""
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def main() -> int:
@@ -83,6 +93,9 @@ def main() -> int:
         flags.error(f"no part {', '.join(sorted(unknown))}; {given.bench} has {', '.join(names)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = about(device)
+    for number in STOP_SIGNALS:
+        if not ignored_by_nohup(number):
+            signal.signal(number, end_by)
     with tempfile.TemporaryDirectory(prefix="lbsgd_bench_") as folder:
         sizes, task = (ON_A_GPU, ResNet50()) if device == "cuda" else (ON_A_CPU, SmallResNet())
         settings = Settings(sizes, device, ROOT, Path(folder), given.jpegs and given.jpegs.resolve(), task)

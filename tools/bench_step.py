@@ -8,17 +8,20 @@ loader feeds the trainer, which shows how long it waits. What happens every 50 i
 once in 50 updates; a checkpoint is gathered, written and forced to the disk. `tools/bench_gpu.py` measures a GPU.
 """
 
+import os
 import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
 
-from resnet18 import ResNet18  # noqa: E402  beside the path above
+os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # for both sides, also where there is a GPU
+
+import torch  # noqa: E402  after the lines above
+from resnet18 import ResNet18  # noqa: E402
 
 from lbsgd.bench.contestants import (  # noqa: E402
     our_step,
@@ -29,9 +32,9 @@ from lbsgd.bench.contestants import (  # noqa: E402
     with_batch_norm,
     without_end,
 )
-from lbsgd.bench.feeding import fed, loader_for  # noqa: E402
+from lbsgd.bench.feeding import loader_for, window  # noqa: E402
 from lbsgd.bench.figure import mean_figure, ratio_figure  # noqa: E402
-from lbsgd.bench.rounds import in_turn, milliseconds  # noqa: E402
+from lbsgd.bench.rounds import compared, in_turn, milliseconds  # noqa: E402
 from lbsgd.bench.sizes import ON_A_CPU, Settings  # noqa: E402
 from lbsgd.commands.flag_types import OneLineParser, named, positive  # noqa: E402
 from lbsgd.data.folder import open_data  # noqa: E402
@@ -39,7 +42,7 @@ from lbsgd.errors import LbsgdError, print_error  # noqa: E402
 from lbsgd.report.bench_tables import words_of  # noqa: E402
 from lbsgd.train.engine import start_processes  # noqa: E402
 
-IMAGES, WARM_UP, OFTEN = 64, 3, 50
+IMAGES, WARM_UP, OFTEN, WINDOWS = 64, 3, 50, 10
 SIZES = replace(ON_A_CPU, resolution=64, per_worker_batch=32, step_batch=IMAGES)
 
 
@@ -48,7 +51,7 @@ def against_plain(given, rounds):
     plan = plan_for(given, IMAGES, "fp32")
     steps = {"plain": plain_step(given, plan, with_batch_norm(plan, "loop")), "lbsgd": our_step(given, plan)}
     found = measured(steps, rounds)
-    return ratio_figure("lbsgd / a bare PyTorch loop", found["lbsgd"], found["plain"], beside=milliseconds(found))
+    return compared("lbsgd / a bare PyTorch loop", found, "lbsgd", "plain")
 
 
 def with_checkpoints(given, rounds):
@@ -91,10 +94,10 @@ def waiting(given, rounds, data):
     trainer = our_trainer(given, plan)
     loader = loader_for(data.train, plan, trainer.engine.device, torch.get_num_threads())
     batches = without_end(loader.epoch)
-    fed(trainer, batches, WARM_UP)
-    waits, speed = fed(trainer, batches, rounds)
+    window(trainer, batches, WARM_UP)
+    waits, speeds = zip(*(window(trainer, batches, max(1, rounds // WINDOWS)) for _ in range(WINDOWS)), strict=True)
     loader.close()
-    return mean_figure("waiting for data", waits, unit="% of the time", beside=f"{speed:.0f} images/s")
+    return mean_figure("waiting for data", waits, unit="% of the time", beside=f"{median(speeds):.0f} images/s")
 
 
 def main():

@@ -11,18 +11,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
+from lbsgd.bench.family import end_family
 from lbsgd.bench.figure import Figure, Goal
 from lbsgd.bench.parts import Part, Say
 from lbsgd.bench.sizes import Settings
 from lbsgd.errors import TrainingError
 from lbsgd.experiments.data_sets.digits import DATA_SET as DIGITS
+from lbsgd.processes.signals import end_with
 from lbsgd.report.run_log import read_run
 from lbsgd.report.statistics import difference, spread
 
 OUTCOME = re.compile(r"^(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
-SUMMARY = re.compile(r"^(FAILED|ERROR) (.+)$")
+SUMMARY = re.compile(r"^(FAILED|ERROR) tests/")  # and not a line of a log, "ERROR    name:file.py:1 ..."
 DEMO_GOAL = Goal("at most", 8.0)  # % error, the bound of the demo's own test
 LEAST_SEEDS = 2  # of the digits' row; one alone makes no interval
 SPARE_SECONDS = 3.0  # before a part's time is over, its commands are ended and what is known is said
@@ -33,24 +36,13 @@ MATTER_MOST = ("test_graphs", "test_norm_kernels", "test_oracle", "test_prefetch
 TAKE_LONG = ("test_gpu",)
 
 
-class Deadline:
-    """The time that a part's commands have together."""
-
-    def __init__(self, seconds: float):
-        self.at = time.monotonic() + seconds - SPARE_SECONDS
-
-    @property
-    def left(self) -> float:
-        return max(0.1, self.at - time.monotonic())
-
-
-def lines_of(command: Sequence[str], root: Path, deadline: Deadline, **environment: str) -> Iterator[str]:
+def lines_of(command: Sequence[str], given: Settings, **environment: str) -> Iterator[str]:
     """Run a command and yield its output's lines, which go to the log as well; raise TrainingError where it fails."""
     print(f"$ {shlex.join(command)}")
-    paths = f"{root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    paths = f"{given.root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     process = subprocess.Popen(
         command,
-        cwd=root,
+        cwd=given.root,
         env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1", **environment},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -58,9 +50,11 @@ def lines_of(command: Sequence[str], root: Path, deadline: Deadline, **environme
         text=True,
         errors="replace",
         start_new_session=True,
+        preexec_fn=partial(end_with, os.getpid(), signal.SIGKILL),
     )
     # With all that it has started, which else would hold the pipe open.
-    timer = threading.Timer(deadline.left, os.killpg, (process.pid, signal.SIGKILL))
+    left = max(0.1, given.deadline - SPARE_SECONDS - time.monotonic())
+    timer = threading.Timer(left, end_family, (process.pid,))
     timer.start()
     assert process.stdout is not None
     for line in process.stdout:
@@ -73,15 +67,15 @@ def lines_of(command: Sequence[str], root: Path, deadline: Deadline, **environme
         raise TrainingError(f"{shlex.join(command)[:200]} {why}; the log has its output")
 
 
-def run_all(commands: Sequence[Sequence[str]], given: Settings, deadline: Deadline) -> None:
+def run_all(commands: Sequence[Sequence[str]], given: Settings) -> None:
     for command in commands:
-        for _ in lines_of(command, given.root, deadline):
+        for _ in lines_of(command, given):
             pass
 
 
 def tests_on_the_device(given: Settings, say: Say) -> None:
     """Run the tests that need a GPU: oracle, batch norm's kernels, prefetcher, repeated bits, kill and resume."""
-    deadline, root = Deadline(given.seconds), given.root
+    root = given.root
     files = [path for path in (root / "tests").glob("test_*.py") if GPU_MARK in path.read_text()]
     files.sort(key=lambda path: (path.stem not in MATTER_MOST, path.stem in TAKE_LONG, path.stem))
     chosen = SMALL_TESTS if given.sizes.is_small else (*(str(path.relative_to(root)) for path in files), "-m", "gpu")
@@ -91,18 +85,18 @@ def tests_on_the_device(given: Settings, say: Say) -> None:
     outcomes: dict[str, str] = {}
     broken: list[str] = []
     try:
-        for line in lines_of(command, root, deadline, **on_gpu):
+        for line in lines_of(command, given, **on_gpu):
             if found := OUTCOME.match(line):
                 outcomes[found[1]] = found[2]
-            elif found := SUMMARY.match(line):
-                broken.append(found[0])
-        ended = bool(outcomes)
+            elif SUMMARY.match(line):
+                broken.append(line)
+        ended = "PASSED" in outcomes.values()
     finally:
         counts = {state: list(outcomes.values()).count(state) for state in sorted(set(outcomes.values()))}
         failed = len(broken) or sum(state in ("FAILED", "ERROR") for state in outcomes.values())
         beside = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
-        goal = Goal("at most", 0) if ended or failed else None  # tests that did not run say nothing
-        say(Figure("tests that failed", failed, count=len(outcomes), goal=goal, beside=beside))
+        goal = Goal("at most", 0) if ended or failed else None  # tests that did not run, or were skipped, say nothing
+        say(Figure("tests that failed", failed, count=len(outcomes), unit="tests", goal=goal, beside=beside))
         for line in broken:
             say(f"* `{line[:300]}`")
 
@@ -111,7 +105,7 @@ def demo(given: Settings, say: Say) -> None:
     """Run `make demo`'s command: digits as JPEGs, converted, ResNet-50 trained."""
     flags = ["--max_iterations", "1"] if given.sizes.is_small else []
     work_dir = given.folder / "demo"
-    run_all([[sys.executable, "tools/demo.py", "--work_dir", str(work_dir), *flags]], given, Deadline(given.seconds))
+    run_all([[sys.executable, "tools/demo.py", "--work_dir", str(work_dir), *flags]], given)
     run = read_run(work_dir / "runs/digits")
     if run.value is None:
         say(f"{len(run.iterations)} iteration of kn = {run.header['global_batch']}, no evaluation")
@@ -121,20 +115,19 @@ def demo(given: Settings, say: Say) -> None:
 
 def digits_row(given: Settings, say: Say) -> None:
     """Train Table 1's row of the large batch with gradual warmup in fp16, and compare with the published fp32 runs."""
-    deadline, data = Deadline(given.seconds), DIGITS
+    data = DIGITS
     precision = "fp32" if given.sizes.is_small else "fp16"
     seeds = (0,) if given.sizes.is_small else (0, 1, 2)
     ends = ["--epochs", "1"] if given.sizes.is_small else []
     work_dir = given.folder / "row"
-    run_all([[sys.executable, *(part.format(work_dir=work_dir) for part in step)] for step in data.prepare],
-            given, deadline)  # fmt: skip
+    run_all([[sys.executable, *(part.format(work_dir=work_dir) for part in step)] for step in data.prepare], given)
     errors: list[float] = []
     for seed in seeds:
         folder = work_dir / f"seed{seed}"
         command = [sys.executable, data.recipe, "--deepspeed_config", data.config, "--precision", precision]
         command += ["--data_dir", data.data_dir.format(work_dir=work_dir), "--output_dir", str(folder)]
         try:
-            run_all([[*command, "--seed", str(seed), *ends]], given, deadline)
+            run_all([[*command, "--seed", str(seed), *ends]], given)
         except TrainingError as error:
             if len(errors) < LEAST_SEEDS:
                 raise
@@ -147,9 +140,9 @@ def digits_row(given: Settings, say: Say) -> None:
     published = published_errors(given.root)
     apart = difference(errors, published)
     assert apart is not None
-    name = f"Table 1 on digits, gradual warmup: {precision} - published fp32, points"
+    name = f"Table 1 on digits, gradual warmup: {precision} - published fp32"
     goal, beside = Goal("at most", data.margin_pct), f"ours {spread(errors)}, published {spread(published)} %"
-    say(Figure(name, *apart, count=len(errors), goal=goal, beside=beside))
+    say(Figure(name, *apart, count=len(errors), unit="points", goal=goal, beside=beside))
 
 
 def published_errors(root: Path) -> list[float]:

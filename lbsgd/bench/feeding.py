@@ -1,17 +1,17 @@
-"""How long the trainer waits for its images when the loader feeds it real JPEGs."""
+"""How long the device waits for its images, and what that costs, when the loader feeds the trainer real JPEGs."""
 
 from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median_high
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lbsgd.bench.contestants import our_trainer, plan_for, without_end
-from lbsgd.bench.figure import Goal, mean_figure
+from lbsgd.bench.contestants import fake_images, our_trainer, plan_for, without_end
+from lbsgd.bench.figure import Goal, mean_figure, ratio_figure
 from lbsgd.bench.parts import NotRun, Say
 from lbsgd.bench.sizes import Settings
 from lbsgd.config.plan import Plan
@@ -26,12 +26,16 @@ if TYPE_CHECKING:
     from lbsgd.data.loaders import TrainLoader
 
 WAIT_GOAL = Goal("at most", 2.0)  # % of the time, with 16 cores
-WINDOWS = 10
+WINDOWS = 5
+UNTIMED = 6  # updates at the beginning of a window, which take the batches that lie ready
 KINDS, CLASSES = (".jpeg", ".jpg"), 10
 
 
 def data_wait(given: Settings, say: Say) -> None:
-    """Feed the trainer's update by the FFCV loader, with as many threads as there are cores, and count its waits."""
+    """Feed the trainer's update by the FFCV loader, with as many threads as there are cores.
+
+    Its waits are counted, and its images per second are held against those of images that are on the device already.
+    """
     from lbsgd.convert.convert import convert
     from lbsgd.data.folder import open_data
     from lbsgd.data.native.library import library
@@ -47,14 +51,22 @@ def data_wait(given: Settings, say: Say) -> None:
     plan = plan_for(given, sizes.step_batch)
     trainer = our_trainer(given, plan, sizes.blocks)
     loader = loader_for(open_data(ffcv).train, plan, trainer.engine.device, cores)
-    batches = without_end(loader.epoch)
-    fed(trainer, batches, sizes.warm_up)
+    batches, unfed = without_end(loader.epoch), fake_images(plan, trainer.engine.device).epoch(0)
+    for source in (batches, unfed):
+        window(trainer, source, sizes.warm_up)
     say("the first updates are made")
-    waits, speed = fed(trainer, batches, sizes.fed_updates)
+    waits, speeds, unfed_speeds = [], [], []
+    for _ in range(WINDOWS):
+        window(trainer, batches, UNTIMED)
+        waited, speed = window(trainer, batches, sizes.fed_updates // WINDOWS)
+        waits.append(waited)
+        speeds.append(speed)
+        unfed_speeds.append(window(trainer, unfed, sizes.fed_updates // WINDOWS)[1])
     loader.close()
     decoder = "lbsgd's decoder" if library() else "FFCV's decoder, because lbsgd's is not compiled here"
-    beside = f"{speed:.0f} images/s, {cores} cores, {decoder}"
+    beside = f"{median(speeds):.0f} and {median(unfed_speeds):.0f} images/s, {cores} cores, {decoder}"
     say(mean_figure("waiting for data", waits, unit="% of the time", goal=WAIT_GOAL, beside=beside))
+    say(ratio_figure("images/s, fed by the loader / from images on the device", speeds, unfed_speeds, beside=beside))
 
 
 def loader_for(train: BetonFile, plan: Plan, device: Any, threads: int) -> TrainLoader:
@@ -66,20 +78,15 @@ def loader_for(train: BetonFile, plan: Plan, device: Any, threads: int) -> Train
     return TrainLoader(train, seed=0, threads=threads, share=Share(), pixels=pixels, **batches)
 
 
-def fed(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[list[float], float]:
-    """Make updates; return the share of its time that each window of them waited, in per cent, and the images/s."""
-    waits, speeds = [], []
-    per_window = max(1, num_updates // WINDOWS)
-    for _ in range(num_updates // per_window):
-        trainer.require_numbers()  # waits for the device, so that a window's time is its own
-        trainer.clock.start_window()
-        for _ in range(per_window):
-            trainer.update(batches)
-        trainer.require_numbers()
-        took = trainer.clock.window_seconds
-        waits.append(100 * trainer.clock.window_waited / took)
-        speeds.append(per_window * trainer.plan.global_batch / took)
-    return waits, median_high(speeds)
+def window(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[float, float]:
+    """Make updates; return the share of their time that the device waited for data, in per cent, and the images/s."""
+    trainer.require_numbers()  # waits for the device, so that a window's time is its own
+    trainer.clock.start_window()
+    for _ in range(num_updates):
+        trainer.update(batches)
+    trainer.require_numbers()
+    took = trainer.clock.window_seconds
+    return 100 * trainer.clock.window_waited / took, num_updates * trainer.plan.global_batch / took
 
 
 def repeated(tar: Path, tree: Path, num_images: int) -> int:

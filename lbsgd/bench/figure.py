@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from math import exp, log, sqrt
 from statistics import mean, stdev
 from typing import Any, Literal
@@ -11,15 +11,21 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound that a figure is to keep, fixed before it was measured."""
+    """A bound that a figure is to keep, fixed before it was measured; `within` is for a ratio: 1 ± the bound."""
 
-    kind: Literal["at most", "at least"]
+    kind: Literal["at most", "at least", "within"]
     bound: float
 
     def __str__(self) -> str:
-        return f"{self.kind} {self.bound:g}"
+        return "{:g} to {:g}".format(*self.ends) if self.kind == "within" else f"{self.kind} {self.bound:g}"
+
+    @property
+    def ends(self) -> tuple[float, ...]:
+        return (1 - self.bound, 1 + self.bound) if self.kind == "within" else (self.bound,)
 
     def keeps(self, value: float) -> bool:
+        if self.kind == "within":
+            return abs(value - 1) <= self.bound
         return value <= self.bound if self.kind == "at most" else value >= self.bound
 
 
@@ -28,6 +34,7 @@ class Figure:
     """A value, its 95 % confidence interval where it has one, and the number of rounds or runs behind it.
 
     beside    plain numbers that explain it, such as the milliseconds of both sides of a ratio
+    seconds   of each round, by what was timed in it
     """
 
     name: str
@@ -38,6 +45,7 @@ class Figure:
     unit: str = ""
     goal: Goal | None = None
     beside: str = ""
+    seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
     @property
     def verdict(self) -> str:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from lbsgd.bench.family import end_family
 from lbsgd.bench.figure import Figure
 from lbsgd.bench.results import PartResult, Results
 
 LEAST_SECONDS = 5.0  # with less left, a part is not begun
 OUT_OF_TIME = "out of time"
+ENDS_BY_ITSELF = "done", "not run", "failed"
 WORST = 300  # characters of an error's line in the results; the log has the traceback
 
 Say = Callable[[Figure | str], None]  # takes each figure and each note as it comes
@@ -27,7 +27,7 @@ Say = Callable[[Figure | str], None]  # takes each figure and each note as it co
 
 @dataclass(frozen=True)
 class Part:
-    """A part: a function of a module that is called with the settings, which hold its seconds, and `say`."""
+    """A part: a function of a module that is called with the settings, which hold its deadline, and `say`."""
 
     name: str
     title: str
@@ -49,7 +49,8 @@ def run_parts(
 ) -> bool:
     """Run the parts in order within total_seconds; return whether all that could run are done.
 
-    A part for which no time is left is out of time, so it is not done, whether or not it could run here.
+    A part for which no time is left is out of time, so it is not done, whether or not it could run here. What ends this
+    function early ends the parts that run.
 
     preload: modules that all parts need, imported once. They must not touch a GPU, which no forked process can use
     after that. together: all at once, for parts that measure no time.
@@ -57,73 +58,96 @@ def run_parts(
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(list(preload))
     deadline = time.monotonic() + total_seconds
-    announced = [results.announce(part.name, part.title) for part in parts]
-
-    def run(part: Part, result: PartResult) -> None:
-        seconds = min(part.most_seconds, deadline - time.monotonic())
-        if seconds < LEAST_SECONDS:
-            result.state, result.why = OUT_OF_TIME, "not begun, because the parts before it took all the time"
-        else:
-            run_part(forking, part, settings, results, result, seconds)
-        results.write()
-        results.draw()
-        print(f"{part.name:16}{result.state} {result.why}".rstrip(), flush=True)
-
-    with ThreadPoolExecutor(len(parts) if together else 1) as pool:
-        list(pool.map(run, parts, announced))
-    return all(result.state in ("done", "not run") for result in announced)
-
-
-def run_part(forking: Any, part: Part, settings: Any, results: Results, result: PartResult, seconds: float) -> None:
-    """Run one part; results are written with whatever it says."""
-    ours, theirs = forking.Pipe(duplex=False)
-    arguments = part.run, replace(settings, seconds=seconds), theirs, results.log, part.name
-    process = forking.Process(target=in_its_process, args=arguments)
-    began = time.monotonic()
-    result.state = "running"
-    results.write()
-    process.start()
-    theirs.close()
-    result.state, result.why = listen(ours, result, results, seconds)
-    end_group(process)
-    if not result.state:
-        result.state, result.why = "failed", f"its process ended with code {process.exitcode}"
-    result.seconds = round(time.monotonic() - began, 1)
-
-
-def listen(connection: Connection, result: PartResult, results: Results, seconds: float) -> tuple[str, str]:
-    """Take in what a part says until it ends; return its state, empty where it ended without a word."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if not connection.poll(max(0.0, deadline - time.monotonic())):
-            return OUT_OF_TIME, f"stopped after {seconds:.0f} s; what it had found stands here"
-        try:
-            kind, said = connection.recv()
-        except EOFError:
-            return "", ""
-        if kind != "said":
-            return kind, said
-        (result.figures if isinstance(said, Figure) else result.notes).append(said)
-        results.write()
-
-
-def end_group(process: Any) -> None:
-    """End a part's process with all that it has started, compilers' workers among them."""
-    process.join(1.0)
+    waiting = [(part, results.announce(part.name, part.title)) for part in parts]
+    running: list[Running] = []
     try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        process.kill()
-    process.join()
+        while waiting or running:
+            while waiting and (together or not running):
+                part, result = waiting.pop(0)
+                part_deadline = min(deadline, time.monotonic() + part.most_seconds)
+                if part_deadline - time.monotonic() < LEAST_SECONDS:
+                    result.state, result.why = OUT_OF_TIME, "not begun, because the parts before it took all the time"
+                    finish(result, results)
+                else:
+                    running.append(Running(forking, part, settings, results, result, part_deadline))
+            for each in ready(running):
+                if each.has_ended():
+                    running.remove(each)
+                    each.end()
+                    finish(each.result, results)
+                results.write()
+    finally:
+        for each in running:
+            each.end()
+    return all(part.state in ("done", "not run") for part in results.parts)
+
+
+def finish(result: PartResult, results: Results) -> None:
+    results.write()
+    results.draw()
+    print(f"{result.name:16}{result.state} {result.why}".rstrip(), flush=True)
+
+
+class Running:
+    """A part that runs in a process of its own, until it has ended or its time is over."""
+
+    def __init__(self, forking: Any, part: Part, settings: Any, results: Results, result: PartResult, deadline: float):
+        self.result, self.deadline, self.began = result, deadline, time.monotonic()
+        self.connection, theirs = forking.Pipe(duplex=False)
+        result.state = "running"
+        results.write()
+        arguments = part.run, replace(settings, deadline=deadline), theirs, results.log, part.name
+        self.process = forking.Process(target=in_its_process, args=arguments)
+        self.process.start()
+        theirs.close()
+
+    def has_ended(self) -> bool:
+        """Take in what the part says; return whether it has ended, or has to."""
+        result = self.result
+        if not self.connection.poll():
+            if time.monotonic() < self.deadline:
+                return False
+            why = f"stopped after {self.deadline - self.began:.0f} s; what it had found stands here"
+            result.state, result.why = OUT_OF_TIME, why
+            return True
+        try:
+            kind, said = self.connection.recv()
+        except EOFError:  # it ended without a word
+            self.process.join(1.0)
+            result.state, result.why = "failed", f"its process ended with code {self.process.exitcode}"
+            return True
+        if kind == "said":
+            (result.figures if isinstance(said, Figure) else result.notes).append(said)
+            return False
+        result.state, result.why = kind, said
+        return True
+
+    def end(self) -> None:
+        """End the part's process with all that it has started."""
+        if self.result.state in ENDS_BY_ITSELF:
+            self.process.join(1.0)
+        end_family(self.process.pid)
+        self.process.join()
+        self.connection.close()
+        self.result.seconds = round(time.monotonic() - self.began, 1)
+
+
+def ready(running: Sequence[Running]) -> list[Running]:
+    """Wait until a part says something, or the time of one is over; return those."""
+    if not running:
+        return []
+    seconds = max(0.0, min(each.deadline for each in running) - time.monotonic())
+    spoken = wait([each.connection for each in running], seconds)
+    return [each for each in running if each.connection in spoken or time.monotonic() >= each.deadline]
 
 
 def in_its_process(run: Callable[[Any, Say], None], settings: Any, pipe: Connection, log: Path, name: str) -> None:
     """Run a part here; what it prints goes to the log, what it says and how it ends into the pipe."""
     os.setsid()
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(file, 1), os.dup2(file, 2)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    print(f"\n--- {name}, {settings.seconds:.0f} s")
+    print(f"\n--- {name}, {settings.deadline - time.monotonic():.0f} s")
     try:
         run(settings, lambda said: pipe.send(("said", said)))
     except NotRun as reason:

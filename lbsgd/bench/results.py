@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import RLock
 from typing import Any
 
 from lbsgd.bench.figure import Figure
@@ -41,7 +40,7 @@ class PartResult:
 
 
 class Results:
-    """The results of one bench in a folder: NAME.json, NAME.md and NAME.png.
+    """The results of one bench in a folder, in place of those of a run before: NAME.json, NAME.md, NAME.png, NAME.log.
 
     about: the device, the versions and the command. Raises ConfigError where the folder cannot be written.
     """
@@ -49,15 +48,20 @@ class Results:
     def __init__(self, folder: Path, name: str, about: Mapping[str, Any]):
         self.folder, self.name, self.about = folder, name, dict(about)
         self.parts: list[PartResult] = []
-        self.writing = RLock()  # parts that run at once write too
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            for written_later in (self.picture, self.log):
+                written_later.unlink(missing_ok=True)
         except OSError as error:
-            raise ConfigError(f"cannot make {folder} ({error.strerror}); choose another --output_dir") from None
+            raise ConfigError(f"cannot write in {folder} ({error.strerror}); choose another --output_dir") from None
 
     @property
     def log(self) -> Path:
         return self.folder / f"{self.name}.log"
+
+    @property
+    def picture(self) -> Path:
+        return self.folder / f"{self.name}.png"
 
     def announce(self, name: str, title: str) -> PartResult:
         """Add a part that is to run."""
@@ -70,43 +74,47 @@ class Results:
         found = {**self.about, "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         facts = "\n".join(f"* {key}: {value}" for key, value in found.items())
         head = f"# {self.name} on {self.about['device']}\n\n{facts}\n\n"
-        with self.writing:
-            data = json.dumps({**found, "parts": [part.as_dict() for part in self.parts]}, indent=1, ensure_ascii=False)
-            replace_file(self.folder / f"{self.name}.json", data.encode())
-            page = head + "\n".join(map(PartResult.markdown, self.parts))
-            replace_file(self.folder / f"{self.name}.md", page.encode())
+        data = json.dumps({**found, "parts": [part.as_dict() for part in self.parts]}, indent=1, ensure_ascii=False)
+        replace_file(self.folder / f"{self.name}.json", data.encode())
+        page = head + "\n".join(map(PartResult.markdown, self.parts))
+        replace_file(self.folder / f"{self.name}.md", page.encode())
 
     def draw(self) -> None:
-        """Draw each part's figures with their intervals and goals."""
-        with self.writing:
-            self._draw()
-
-    def _draw(self) -> None:
+        """Draw each part's figures with their intervals and goals; figures of one unit share an axis."""
         from matplotlib.figure import Figure as Picture
 
         from lbsgd.report.picture import replace_picture
 
-        drawn = [part for part in self.parts if part.figures]
-        if not drawn:
+        panels = [
+            (part.title, unit, figures)
+            for part in self.parts
+            for unit in dict.fromkeys(each.unit for each in part.figures)
+            if (figures := [each for each in part.figures if each.unit == unit])
+        ]
+        if not panels:
             return
-        heights = [1 + 0.35 * len(part.figures) for part in drawn]
-        picture = Picture(figsize=(10, sum(heights) + 0.5), layout="constrained")
+        heights = [0.8 + 0.42 * len(figures) for _, _, figures in panels]
+        picture = Picture(figsize=(9, sum(heights) + 0.5), layout="constrained")
         picture.suptitle(f"{self.name} on {self.about['device']}")
-        panels = picture.subplots(len(drawn), 1, height_ratios=heights, squeeze=False)[:, 0]
-        for axes, part in zip(panels, drawn, strict=True):
-            draw_part(axes, part)
-        replace_picture(self.folder / f"{self.name}.png", picture)
+        all_axes = picture.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for axes, (title, unit, figures) in zip(all_axes, panels, strict=True):
+            axes.set_title(title, loc="left", fontsize=10)
+            draw_figures(axes, figures)
+            axes.set_xlabel(unit or ("ratio" if all(" / " in each.name for each in figures) else ""))
+        replace_picture(self.picture, picture)
 
 
-def draw_part(axes: Any, part: PartResult) -> None:
-    """Draw the figures of one part below each other; a goal is a red bar at its bound."""
-    for place, each in enumerate(part.figures):
+def draw_figures(axes: Any, figures: Sequence[Figure]) -> None:
+    """Draw figures below each other, each under its name, so that long names leave the width; a goal is a red bar."""
+    for place, each in enumerate(figures):
         low, high = (each.value, each.value) if each.low is None or each.high is None else (each.low, each.high)
-        axes.errorbar([each.value], [place], xerr=[[each.value - low], [high - each.value]], fmt="o", capsize=4)
-        if each.goal:
-            axes.plot([each.goal.bound], [place], "|", color="red", markersize=16)
-    units = sorted({each.unit for each in part.figures if each.unit})
-    axes.set_yticks(range(len(part.figures)), [each.name for each in part.figures])
-    axes.set(title=part.title, xlabel=", ".join(units) or "ratio")
-    axes.invert_yaxis()
+        axes.errorbar(
+            [each.value], [place], xerr=[[each.value - low], [high - each.value]], fmt="o", color="tab:blue", capsize=4
+        )
+        for end in each.goal.ends if each.goal else ():
+            axes.plot([end], [place], "|", color="red", markersize=14)
+        axes.text(0.005, place - 0.44, each.name, transform=axes.get_yaxis_transform(), fontsize=8, va="center")
+    axes.set_yticks([])
+    axes.set_ylim(len(figures) - 0.5, -0.9)
+    axes.margins(x=0.05)
     axes.grid(axis="x", alpha=0.3)

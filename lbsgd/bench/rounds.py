@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median_high
 
 import torch
 
+from lbsgd.bench.figure import Figure, Goal, ratio_figure
+
 Step = Callable[[], object]
 Timer = Callable[[Step, str, int], float]
 SLEEP_CYCLES = 20_000_000  # about 10 ms of a GPU
-WHOLE_STEP_CYCLES = 150_000_000  # about 80 ms, in which a slow host queues the 1,000 kernels of a step
+WHOLE_STEP_CYCLES = 150_000_000  # about 80 ms, in which a slow host queues the 1,000 kernels of one step
+LONGEST_SLEEP = 4  # times the first; beyond it, it is the GPU's queue that is full
 
 
 def in_turn(
@@ -25,13 +28,17 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Return each step's seconds per call, one number per round, by `seconds_of` or another timer.
 
-    A round calls every step `calls` times in a row; the order is turned by one place from round to round.
+    A round calls every step `calls` times in a row; the order is turned by one place from round to round. A first
+    round does not count: to record CUDA graphs takes away the memory that torch keeps, and the other steps, which are
+    warm already, have to ask for theirs again.
     """
     seconds_per_call = timer or seconds_of
     names = list(steps)
     for name in names:
         for _ in range(warm_up):
             steps[name]()
+    for name in names:
+        seconds_per_call(steps[name], device, calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(rounds):
         turned = number % len(names)
@@ -54,28 +61,45 @@ def seconds_of(step: Step, device: str, calls: int) -> float:
     return (clock() - began) / calls
 
 
-def kernel_seconds_of(step: Step, device: str, calls: int, sleep_cycles: int = SLEEP_CYCLES) -> float:
-    """Time the kernels of some calls alone; return the seconds of one.
+class KernelTimer:
+    """Times the kernels of some calls alone, or of one call for whole steps; a CPU's by `seconds_of`.
 
     The GPU sleeps while the host queues them, as it works on something else in training: a small kernel takes less
-    time than its launch.
+    time than its launch. Where the host has not queued all when the sleep ends, it is done again with a longer sleep.
+
+    late: the steps whose host was too late for the longest sleep as well, so that their times contain the host's
     """
-    if device != "cuda":
-        return seconds_of(step, device, calls)
-    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    synchronise(device)
-    torch.cuda._sleep(sleep_cycles)
-    began.record()
-    for _ in range(calls):
-        step()
-    ended.record()
-    ended.synchronize()
-    return began.elapsed_time(ended) / 1e3 / calls
 
+    def __init__(self, whole_steps: bool = False):
+        self.whole_steps = whole_steps
+        self.sleep_cycles = WHOLE_STEP_CYCLES if whole_steps else SLEEP_CYCLES
+        self.longest = LONGEST_SLEEP * self.sleep_cycles
+        self.late: set[Step] = set()
 
-def gpu_seconds_of(step: Step, device: str, calls: int) -> float:
-    """Time what the GPU takes for one call of a whole step, with all of it queued before, and so without its host."""
-    return kernel_seconds_of(step, device, 1, sleep_cycles=WHOLE_STEP_CYCLES)
+    def __call__(self, step: Step, device: str, calls: int) -> float:
+        if device != "cuda":
+            return seconds_of(step, device, calls)
+        calls = 1 if self.whole_steps else calls
+        seconds, was_late = self.attempt(step, calls)
+        while was_late and self.sleep_cycles < self.longest:
+            self.sleep_cycles *= 2
+            seconds, was_late = self.attempt(step, calls)
+        if was_late:
+            self.late.add(step)
+        return seconds
+
+    def attempt(self, step: Step, calls: int) -> tuple[float, bool]:
+        """Return the seconds of one call, and whether the GPU woke before all was queued."""
+        began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        torch.cuda._sleep(self.sleep_cycles)
+        began.record()
+        for _ in range(calls):
+            step()
+        ended.record()
+        was_late = began.query()
+        ended.synchronize()
+        return began.elapsed_time(ended) / 1e3 / calls, was_late
 
 
 def synchronise(device: str) -> None:
@@ -87,3 +111,21 @@ def milliseconds(seconds: Mapping[str, list[float]]) -> str:
     """Tell the median milliseconds of each, to stand beside their ratios."""
     medians = {name: median_high(values) for name, values in seconds.items()}
     return ", ".join(f"{name} {1000 * median:.3g} ms" for name, median in medians.items())
+
+
+def compared(
+    name: str,
+    seconds: Mapping[str, list[float]],
+    above: str,
+    below: str,
+    goal: Goal | None = None,
+    late: Sequence[str] = (),
+) -> Figure:
+    """Return the ratio of two of those that took turns, with the times of all.
+
+    late: those whose times of the GPU contain their host's; no goal is reached or missed by them.
+    """
+    beside = milliseconds(seconds)
+    if late:
+        goal, beside = None, f"{beside}; of {' and '.join(late)} the host queued too late, so its time is in it"
+    return ratio_figure(name, seconds[above], seconds[below], goal=goal, beside=beside, seconds=seconds)

@@ -18,10 +18,11 @@ class Sizes:
     micro_batches      of the norm's comparison, each a multiple of n = per_worker_batch
     implementations    of batch norm that the device has (`algorithm/norm_rule.py`)
     precisions         with the ZeRO stage of each, in which the trainer is held against the plain loop
+    tuned_batches      at which they are compared with cudnn.benchmark as well
     half               the precision that the device multiplies fastest in
     layers             shapes (C, H, W) whose batch norm is timed by itself
     rounds, calls      rounds of each comparison, and calls per round and contestant
-    fed_updates        updates that the loader feeds, after those that warm up
+    fed_updates        timed updates that the loader feeds
     blocks             what runs residual blocks where a user says nothing: CUDA graphs on a GPU
     backend            torch.compile's
     is_small           whether this is the CPU's: nothing but the lines is tried
@@ -34,6 +35,7 @@ class Sizes:
     compile_batch: int
     implementations: tuple[Implementation, ...]
     precisions: tuple[tuple[str, int], ...]
+    tuned_batches: tuple[int, ...]
     half: str
     layers: tuple[tuple[int, int, int], ...]
     rounds: int
@@ -54,12 +56,13 @@ ON_A_GPU = Sizes(
     compile_batch=128,
     implementations=("loop", "triton"),
     precisions=(("fp16", 1), ("bf16", 0)),
+    tuned_batches=(256, 128),
     half="fp16",
     layers=((64, 112, 112), (256, 56, 56), (512, 28, 28), (1024, 14, 14), (2048, 7, 7)),
     rounds=10,
     calls=3,
     warm_up=3,
-    fed_updates=90,
+    fed_updates=60,  # and 33 that are not timed
     images_to_feed=25_600,  # 100 updates of step_batch: no epoch, which begins with a wait, ends in the measurement
     blocks="graphs",
     backend="inductor",
@@ -73,12 +76,13 @@ ON_A_CPU = Sizes(
     compile_batch=4,
     implementations=("loop",),
     precisions=(("fp32", 1), ("bf16", 0)),  # DeepSpeed refuses fp16 where a CPU is slow at it
+    tuned_batches=(4,),
     half="bf16",
     layers=((8, 4, 4),),
     rounds=2,
     calls=1,
     warm_up=1,
-    fed_updates=4,
+    fed_updates=5,
     images_to_feed=24,
     blocks="as they are",
     backend="aot_eager",
@@ -90,11 +94,11 @@ ON_A_CPU = Sizes(
 class Settings:
     """What the parts of a bench are given.
 
-    root     of the repository, whose tests, tools and recipes the parts run
-    folder   for what they make on the way
-    jpegs    a tar of JPEGs that the loader is fed with, if there is one
-    task     a recipe's (`train/task.py`): its network and its loss
-    seconds  that the part has
+    root      of the repository, whose tests, tools and recipes the parts run
+    folder    for what they make on the way
+    jpegs     a tar of JPEGs that the loader is fed with, if there is one
+    task      a recipe's (`train/task.py`): its network and its loss
+    deadline  of the part, by time.monotonic(), which is the same in all processes
     """
 
     sizes: Sizes
@@ -103,4 +107,4 @@ class Settings:
     folder: Path
     jpegs: Path | None
     task: Any
-    seconds: float = 0.0
+    deadline: float = 0.0

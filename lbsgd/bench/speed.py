@@ -1,6 +1,7 @@
 """The speed of a training step, part by part: batch norm, the whole step, torch.compile, the loader, the kernels.
 
-Every figure is a ratio of two things that took turns in one run (`rounds`). Goals were written before a GPU was there.
+Figures are ratios of things that took turns in one run (`rounds`), but for those of waiting and of memory. Goals were
+written before a GPU was there.
 """
 
 from __future__ import annotations
@@ -16,22 +17,20 @@ from torch import nn
 from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
 from lbsgd.bench.contestants import network, our_step, plain_step, plan_for, with_batch_norm
 from lbsgd.bench.feeding import data_wait
-from lbsgd.bench.figure import Figure, Goal, ratio_figure
+from lbsgd.bench.figure import Goal
+from lbsgd.bench.memory_taken import memory_taken
 from lbsgd.bench.parts import NotRun, Part, Say
-from lbsgd.bench.rounds import Step, Timer, gpu_seconds_of, in_turn, kernel_seconds_of, milliseconds, seconds_of
+from lbsgd.bench.rounds import KernelTimer, Step, Timer, compared, in_turn, seconds_of
 from lbsgd.bench.sizes import Settings
-from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.plan import Plan
 from lbsgd.train.engine import start_processes
-from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.train.session import DTYPES
-from lbsgd.units import markdown_table, size
+from lbsgd.units import markdown_table
 
 NORM_GOAL = Goal("at most", 1.03)  # the step with n = 32, of the step with plain batch norm
 STEP_GOAL = Goal("at least", 1.1)  # lbsgd's images per second, of plain PyTorch's
 COMPILED_GOAL = Goal("at least", 1.0)
 LAYOUT_GOAL = Goal("at most", 1.01)
-MEMORY_GOAL = Goal("at most", 1.1)  # beyond it, a plan that fits may not run
 TOP = 10
 
 
@@ -59,9 +58,18 @@ def norm_in_the_step(given: Settings, say: Say) -> None:
         steps = {"plain": plain_step(given, plan), how: plain_step(given, plan, with_batch_norm(plan, how))}
         about = f"n = {plan.per_worker_batch} by {how} / plain batch norm, micro batch {micro_batch}"
         goal = NORM_GOAL if micro_batch >= 128 else None
-        for name, timer in (("step", None), ("the GPU's time of it", gpu_seconds_of)):
-            found = measured(given, say, steps, timer)
-            say(ratio_figure(f"{name}, {about}", found[how], found["plain"], goal=goal, beside=milliseconds(found)))
+        say(compared(f"step, {about}", measured(given, say, steps), how, "plain", goal))
+        timer = KernelTimer(whole_steps=True)
+        found = measured(given, say, steps, timer)
+        say(compared(f"{alone(given)} of it, {about}", found, how, "plain", goal, late_of(steps, timer)))
+
+
+def alone(given: Settings) -> str:
+    return f"the {'GPU' if given.device == 'cuda' else 'CPU'}'s time"
+
+
+def late_of(steps: Mapping[str, Step], timer: KernelTimer) -> list[str]:
+    return [name for name, step in steps.items() if step in timer.late]
 
 
 def norm_layers(given: Settings, say: Say) -> None:
@@ -76,10 +84,11 @@ def norm_layers(given: Settings, say: Say) -> None:
             ours = PerWorkerBatchNorm2d(channels, per_worker_batch=n, implementation=how)
             layers = {"torch": nn.BatchNorm2d(channels), how: ours}
             steps = {name: pass_through(layer.to(given.device), x) for name, layer in layers.items()}
-            found = measured(given, say, steps, kernel_seconds_of)
+            timer = KernelTimer()
+            found = measured(given, say, steps, timer)
             what = " x ".join(map(str, (micro_batch, channels, *shape)))
             name = f"layer by {how} / torch's, {layout}, {what}"
-            say(ratio_figure(name, found[how], found["torch"], beside=milliseconds(found)))
+            say(compared(name, found, how, "torch", late=late_of(steps, timer)))
 
 
 def pass_through(layer: nn.Module, x: torch.Tensor) -> Step:
@@ -95,20 +104,33 @@ def whole_step(given: Settings, say: Say) -> None:
     """
     start_processes()
     for micro_batch, (precision, stage) in product(reversed(given.sizes.micro_batches), given.sizes.precisions):
-        plan = plan_for(given, micro_batch, precision, stage)
-        gc.collect()  # engines refer to themselves, and those before still hold the GPU's memory
-        steps = {
-            "plain": plain_step(given, plan),
-            "lbsgd": our_step(given, plan, given.sizes.blocks),
-        }
-        if given.sizes.blocks == "graphs":
-            steps["lbsgd without graphs"] = our_step(given, plan)
-        found = measured(given, say, steps)
-        beside = milliseconds(found)
-        for name in list(found)[1:]:
-            about = f"images/s, {name} / plain, {precision}, ZeRO {stage}, {micro_batch} images"
-            goal = STEP_GOAL if name == "lbsgd" else None
-            say(ratio_figure(about, found["plain"], found[name], goal=goal, beside=beside))
+        whole_step_of(given, say, micro_batch, precision, stage)
+        gc.collect()  # engines refer to themselves, and hold the GPU's memory until then
+
+
+def whole_step_of(given: Settings, say: Say, micro_batch: int, precision: str, stage: int, tuned: bool = False) -> None:
+    plan = plan_for(given, micro_batch, precision, stage)
+    steps = {"plain": plain_step(given, plan), "lbsgd": our_step(given, plan, given.sizes.blocks)}
+    if given.sizes.blocks == "graphs" and not tuned:
+        steps["lbsgd without graphs"] = our_step(given, plan)
+    found = measured(given, say, steps)
+    for name in list(found)[1:]:
+        what = f"images/s, {name} / plain, {precision}, ZeRO {stage}, {micro_batch} images"
+        what += ", cudnn.benchmark" if tuned else ""
+        say(compared(what, found, "plain", name, STEP_GOAL if name == "lbsgd" else None))
+
+
+def tuned_step(given: Settings, say: Say) -> None:
+    """Compare with torch.backends.cudnn.benchmark on both sides, which lets cuDNN try its algorithms at each size.
+
+    In a process of its own: torch remembers one algorithm per size, whoever found it. lbsgd does not turn it on by
+    itself, because the algorithms may then be others from run to run, and so may the bits.
+    """
+    start_processes()
+    torch.backends.cudnn.benchmark = True
+    for micro_batch, (precision, stage) in product(given.sizes.tuned_batches, given.sizes.precisions):
+        whole_step_of(given, say, micro_batch, precision, stage, tuned=True)
+        gc.collect()
 
 
 def weights_layout(given: Settings, say: Say) -> None:
@@ -119,10 +141,11 @@ def weights_layout(given: Settings, say: Say) -> None:
             name: half_pass(given, plan, layout)
             for name, layout in (("NCHW", torch.contiguous_format), ("channels_last", torch.channels_last))
         }
-        found = measured(given, say, steps, gpu_seconds_of)
+        timer = KernelTimer(whole_steps=True)
+        found = measured(given, say, steps, timer)
         about = f"weights NCHW / channels_last, {given.sizes.half}, micro batch {micro_batch}"
-        name = f"the GPU's time of forward and backward, {about}"
-        say(ratio_figure(name, found["NCHW"], found["channels_last"], goal=LAYOUT_GOAL, beside=milliseconds(found)))
+        name = f"{alone(given)} of forward and backward, {about}"
+        say(compared(name, found, "NCHW", "channels_last", LAYOUT_GOAL, late_of(steps, timer)))
 
 
 def half_pass(given: Settings, plan: Plan, layout: torch.memory_format) -> Step:
@@ -154,7 +177,7 @@ def compiled_step(given: Settings, say: Say) -> None:
         found = measured(given, say, steps)
         for above, below, goal in pairs:
             name = f"images/s, {above} / {below}, bf16, {sizes.compile_batch} images"
-            say(ratio_figure(name, found[below], found[above], goal=goal, beside=milliseconds(found)))
+            say(compared(name, found, below, above, goal))
 
     plain_compiled = plain_step(given, plan, whole)
     say(f"first call of plain compiled: {seconds_of(plain_compiled, given.device, 1):.1f} s, compilation included")
@@ -189,33 +212,14 @@ def top_kernels(given: Settings, say: Say) -> None:
     say(markdown_table(("% of the time", "calls", "kernel"), rows))
 
 
-def memory_taken(given: Settings, say: Say) -> None:
-    """Hold the peak of what torch allocates in training against the estimate of `lbsgd plan`."""
-    if given.device != "cuda":
-        raise NotRun("the estimate is of a GPU's memory")
-    start_processes()
-    for precision, stage in given.sizes.precisions:
-        plan = plan_for(given, given.sizes.step_batch, precision, stage)
-        gc.collect()  # the engine before, which refers to itself
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step = our_step(given, plan, given.sizes.blocks)
-        for _ in range(given.sizes.warm_up):
-            step()
-        peak = peak_bytes(given.device)["peak_memory_bytes"] - before
-        estimate = memory(plan, NETWORKS[given.task.name], stage).total
-        name, beside = f"peak / estimate, {precision}, ZeRO {stage}", f"{size(peak)} and {size(estimate)}"
-        say(Figure(name, peak / estimate, goal=MEMORY_GOAL, beside=beside))
-        del step
-
-
 PARTS = (  # what matters most first, because together they may take longer than there is time
     Part("step", "The trainer's update against plain PyTorch", whole_step, 130),
     Part("norm", "Batch norm over n images in the training step", norm_in_the_step, 130),
     Part("loader", "Fed by the loader", data_wait, 150),
+    Part("memory", "Peak memory against the estimate", memory_taken, 45),
+    Part("tuned", "The same with cudnn.benchmark on both sides", tuned_step, 80),
     Part("layers", "Batch norm, layer by layer", norm_layers, 60),
     Part("profile", "Where the time goes", top_kernels, 45),
-    Part("memory", "Peak memory against the estimate", memory_taken, 45),
     Part("layout", "Layout of half weights", weights_layout, 60),
     Part("compile", "torch.compile on both sides", compiled_step, 240),
 )

@@ -63,11 +63,10 @@ class Screen:
 
     def memory(self) -> None:
         plan, resolution = self.plan, self.plan.recipe.augmentation.resolution
-        graphs = ", with gradients that CUDA graphs keep" if self.outlook.memories[0].graphs else ""
         self.title(
             "memory of a GPU in MB",
             f"({self.outlook.model}, {plan.micro_batch} images of {resolution} pixels per pass; estimated, "
-            f"activations of {bytes_per_activation(plan.precision)} bytes counted{graphs}; "
+            f"activations of {bytes_per_activation(plan.precision)} bytes counted; "
             "momentum+: with float32 masters where DeepSpeed keeps them)",
         )
         # fp16 does not train at stage 0.
@@ -153,7 +152,7 @@ class Screen:
 
 
 def memory_row(memory: Memory, is_chosen: bool) -> list[str]:
-    parts = (memory.weights, memory.gradients, memory.optimizer, memory.buckets, memory.activations + memory.graphs)
+    parts = (memory.weights, memory.gradients, memory.optimizer, memory.buckets, memory.activations)
     name = f"ZeRO-{memory.stage}" if memory.stage else "stage 0"
     return [f"{'>' if is_chosen else ' '} {name}", *(f"{part / 1e6:,.0f}" for part in (*parts, memory.total))]
 

@@ -1,6 +1,8 @@
 """Estimate a GPU's memory by ZeRO stage from counts.
 
 Without CUDA graphs ResNet-50's peak on an H100 was 1.03 to 1.04 of it; with them nobody has measured it (docs/gpu.md).
+The gradients that graphs keep between blocks add nothing: they are made in the recorded backward, when more activations
+are freed than they take (tests/test_graphs.py).
 
 Activations are counted: they are the values that autograd keeps for the backward pass of torchvision's networks, seen
 through torch.autograd.graph.saved_tensors_hooks (tests/test_predict.py counts them again). The estimate leaves out
@@ -26,20 +28,18 @@ class Network:
 
     num_parameters    of the whole network
     kept_values       kept for the backward pass
-    between_blocks    inputs of the residual blocks and output of the last one: as many values have their gradients
     """
 
     num_parameters: int
     kept_values: int
-    between_blocks: int
 
 
 NETWORKS = {
-    "resnet18": Network(11_689_512, 5_544_960, 953_344),
-    "resnet34": Network(21_797_672, 8_053_760, 1_580_544),
-    "resnet50": Network(25_557_032, 21_477_376, 5_720_064),
-    "resnet101": Network(44_549_160, 31_713_280, 9_132_032),
-    "resnet152": Network(60_192_808, 44_357_632, 13_346_816),
+    "resnet18": Network(11_689_512, 5_544_960),
+    "resnet34": Network(21_797_672, 8_053_760),
+    "resnet50": Network(25_557_032, 21_477_376),
+    "resnet101": Network(44_549_160, 31_713_280),
+    "resnet152": Network(60_192_808, 44_357_632),
 }
 
 
@@ -60,11 +60,10 @@ class Memory:
     optimizer: int  # momentum and, for half weights or under ZeRO, float32 masters
     buckets: int
     activations: int
-    graphs: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.buckets + self.activations + self.graphs
+        return self.weights + self.gradients + self.optimizer + self.buckets + self.activations
 
 
 def bytes_per_weight(precision: str) -> int:
@@ -76,7 +75,7 @@ def bytes_per_activation(precision: str) -> int:
     return 4 if precision == "fp32" else 2
 
 
-def memory(plan: Plan, size: Network, stage: int, graphed: bool | None = None) -> Memory:
+def memory(plan: Plan, size: Network, stage: int) -> Memory:
     """Estimate the memory for P parameters on W GPUs, with w bytes per weight and 4 per master and per momentum:
 
         stage 0      weights w·P   gradients w·P     momentum 4·P (and masters 4·P where w = 2)
@@ -87,9 +86,6 @@ def memory(plan: Plan, size: Network, stage: int, graphed: bool | None = None) -
     of reduce_bucket_size beside them. DeepSpeed's own are two of that size where aggregation overlaps
     back-propagation, else one; at stage 0 it copies all gradients into one buffer. Whose buckets they are depends on
     the stage asked for, which need not be the plan's.
-
-    graphed: whether blocks run as CUDA graphs, by default as they do without a flag: on one GPU. Each graph keeps the
-    gradients at both its ends, which else live only until the block before has used them.
     """
     P, W, w = size.num_parameters, plan.world_size, bytes_per_weight(plan.precision)
     share = math.ceil(P / W)
@@ -98,17 +94,14 @@ def memory(plan: Plan, size: Network, stage: int, graphed: bool | None = None) -
     buckets = bucket * (1 + overlaps) if stage else P if W > 1 else 0
     if stage == 1 and W > 1 and own_reduction(at_stage(plan.config, stage), plan.recipe) is None:
         buckets = P + bucket
-    graphed = W == 1 if graphed is None else graphed
     images = plan.micro_batch * (plan.recipe.augmentation.resolution / 224) ** 2  # of 224 pixels
-    value = images * bytes_per_activation(plan.precision)
     return Memory(
         stage=stage,
         weights=w * P,
         gradients=w * (share if stage == 2 else P),
         optimizer=8 * share if stage else (8 if w == 2 else 4) * P,
         buckets=w * buckets,
-        activations=round(size.kept_values * value),
-        graphs=round(size.between_blocks * value) if graphed else 0,
+        activations=round(size.kept_values * images * bytes_per_activation(plan.precision)),
     )
 
 

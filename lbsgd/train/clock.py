@@ -3,45 +3,115 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import TypeVar
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import torch
 
 Item = TypeVar("Item")
+
+
+class HostEvent:
+    """Stands where torch.cuda.Event stands for a GPU: a CPU has done all it was given when Python goes on."""
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end: HostEvent) -> float:
+        return 1e3 * (end.at - self.at)
+
+
+def events_of(device: torch.device | str) -> Callable[[], Any]:
+    """Return what makes the events of a device's queue."""
+    if torch.device(device).type == "cuda":
+        return lambda: torch.cuda.Event(enable_timing=True)
+    return HostEvent
+
+
+class Waits:
+    """The time that a device has nothing to do because the host waits for data.
+
+    The host queues an event before a wait and one behind it. What passes between these two on the device is 0 where it
+    has work left meanwhile, and else the rest of the wait. Nobody waits for the events: they are read once they have
+    happened.
+    """
+
+    def __init__(self, event: Callable[[], Any]):
+        self.event = event
+        self.pairs: deque[tuple[Any, Any]] = deque()
+
+    def queue(self) -> Any:
+        event = self.event()
+        event.record()
+        return event
+
+    def add(self, began: Any) -> None:
+        """Add the wait that began with an event, and ends now."""
+        self.pairs.append((began, self.queue()))
+
+    def take(self) -> float:
+        """Return the seconds of the waits that are over on the device, each once."""
+        milliseconds = 0.0
+        while self.pairs and self.pairs[0][1].query():
+            began, ended = self.pairs.popleft()
+            milliseconds += began.elapsed_time(ended)
+        return milliseconds / 1e3
 
 
 class Clock:
     """Two stopwatches: one for the epoch, one for the iterations since the last record (the window).
 
     The first wait of all is counted as part of the time and not as waiting: the loader starts and compiles then, and no
-    advice about threads or disks would shorten it.
+    advice about threads or disks would shorten it. What was waited is known after the device has been waited for, as
+    before a record.
     """
 
-    def __init__(self) -> None:
-        self.started = False
+    def __init__(self, event: Callable[[], Any] = HostEvent) -> None:
+        self.started, self.waits = False, Waits(event)
+        self._epoch_waited = self._window_waited = 0.0
         self.start_epoch()
 
     def start_epoch(self, seconds_before: float = 0.0) -> None:
         """Begin an epoch, or go on with one that took seconds_before already, before a restart."""
         self.epoch_began = time.perf_counter() - seconds_before
-        self.epoch_waited = 0.0
         self.start_window()
+        self._epoch_waited = 0.0
 
     def start_window(self) -> None:
         """Begin what the next iteration record tells of."""
-        self.window_began, self.window_waited = time.perf_counter(), 0.0
+        self.read()
+        self.window_began, self._window_waited = time.perf_counter(), 0.0
 
     def next_of(self, items: Iterator[Item]) -> Item:
         """Return the next item, and count the wait for it."""
-        began = time.perf_counter()
+        began = self.waits.queue()
         item = next(items)
         if self.started:
-            self.add_wait(time.perf_counter() - began)
+            self.waits.add(began)
+            self.read()  # keeps few of them
         self.started = True
         return item
 
+    def read(self) -> None:
+        self.add_wait(self.waits.take())
+
     def add_wait(self, seconds: float) -> None:
-        self.epoch_waited += seconds
-        self.window_waited += seconds
+        self._epoch_waited += seconds
+        self._window_waited += seconds
+
+    @property
+    def epoch_waited(self) -> float:
+        self.read()
+        return self._epoch_waited
+
+    @property
+    def window_waited(self) -> float:
+        self.read()
+        return self._window_waited
 
     @property
     def epoch_seconds(self) -> float:

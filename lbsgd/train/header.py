@@ -30,7 +30,7 @@ def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
         "batch_norm": norm_described(run, engine.device),
         **({"compiled": "each residual block"} if run.compiled else {}),
         **({"cuda_graphs": graphs.words} if graphs.words else {}),
-        **estimated_memory(run, engine.device, graphs.are_on),
+        **estimated_memory(run, engine.device),
         "environment": {**environment(run.images.place), **of_the_device(engine.device)},
     }
 
@@ -56,12 +56,12 @@ def norm_described(run: Run, device: torch.device) -> str:
     return f"{implementation}{outside}, by {reason}"
 
 
-def estimated_memory(run: Run, device: torch.device, graphed: bool) -> dict[str, int]:
+def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
     """Return for the log what `lbsgd plan` says of a GPU's memory, where it knows the network."""
     size, plan = NETWORKS.get(run.task.name), run.plan
     if size is None or device.type != "cuda":
         return {}
-    return {"memory_estimate_bytes": memory(plan, size, plan.zero_stage, graphed).total}
+    return {"memory_estimate_bytes": memory(plan, size, plan.zero_stage).total}
 
 
 def of_the_device(device: torch.device) -> dict[str, Any]:

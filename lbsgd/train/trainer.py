@@ -12,7 +12,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.errors import Stopped
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train.agreement import Agreement, Decision
-from lbsgd.train.clock import Clock
+from lbsgd.train.clock import Clock, events_of
 from lbsgd.train.evaluation import evaluate, is_due, sync_batch_norm_statistics
 from lbsgd.train.gradient_noise import gradient_noise
 from lbsgd.train.images import Images
@@ -49,7 +49,7 @@ class Trainer:
         self.saver, self.guard, self.reporter = saver, guard, reporter
         self.first_bad = torch.full((), NEVER, device=engine.device)  # first iteration whose loss is not a number
         self.agreement, self.decision = Agreement(engine.device), Decision()
-        self.totals, self.clock = Totals(engine.device, len(task.counts)), Clock()
+        self.totals, self.clock = Totals(engine.device, len(task.counts)), Clock(events_of(engine.device))
         self.noise = gradient_noise(engine, plan)
         if reached:
             self.go_on(reached)

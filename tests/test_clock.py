@@ -1,0 +1,63 @@
+"""Waiting for data is time in which the device has nothing to do, and not time in which the host has nothing to do."""
+
+import pytest
+import torch
+from simulated_gpu import SimulatedGpu
+
+from lbsgd.train.clock import Clock, HostEvent, events_of
+
+LAUNCH = 0.001  # seconds in which the host queues an update
+
+
+def trained(seconds_per_batch, seconds_per_update, updates=100):
+    """Return the share that a run waits when its loader and its device take so long."""
+    gpu = SimulatedGpu()
+    clock = Clock(gpu.event)
+
+    def batches():
+        ready_at = 0.0
+        while True:
+            ready_at += seconds_per_batch
+            gpu.now = max(gpu.now, ready_at)
+            yield "a batch"
+
+    source = batches()
+    for _ in range(updates):
+        clock.next_of(source)
+        gpu.now += LAUNCH
+        gpu.work(seconds_per_update)
+    gpu.synchronise()  # as before a record
+    assert clock.window_waited == clock.epoch_waited and not clock.waits.pairs
+    return clock.window_waited / gpu.now
+
+
+@pytest.mark.parametrize(
+    "batch, update, share",
+    [
+        (0.030, 0.046, 0.0),  # the host waits for most of each batch; the device never
+        (0.046, 0.030, 15 / 46),  # the device waits for the rest of each batch, and for the launch
+        (0.0, 0.030, 0.0),
+    ],
+)
+def test_a_gpu_that_has_work_left_waits_for_no_data(batch, update, share):
+    assert trained(batch, update) == pytest.approx(share, abs=0.01)
+
+
+def test_the_clock_never_waits_for_the_gpu():
+    gpu = SimulatedGpu()
+    clock, source = Clock(gpu.event), iter("abc")
+    for _ in "abc":
+        clock.next_of(source)
+        gpu.work(1.0)
+        assert clock.window_waited == 0.0
+    assert gpu.now == 0.0 and len(clock.waits.pairs) == 2
+    gpu.now = 1.5
+    clock.start_window()
+    assert len(clock.waits.pairs) == 1
+
+
+def test_the_events_are_those_of_the_device(monkeypatch):
+    gpu = SimulatedGpu()
+    monkeypatch.setattr(torch.cuda, "Event", gpu.event)
+    assert events_of("cuda")().gpu is gpu
+    assert isinstance(events_of(torch.device("cpu"))(), HostEvent)
