@@ -36,7 +36,7 @@ def table(tmp_path_factory):
 
 def test_the_legend_of_the_curves_has_the_words_of_the_table(table):
     found, _ = table
-    picture = band_figure(found.labels, found.groups)
+    picture = band_figure("Figure 1", found.labels, found.groups)
     legend = [text.get_text() for text in picture.legends[0].get_texts()]
     assert legend == [
         "baseline, kn 32: 11.00 ± 1.00 %",
@@ -55,7 +55,7 @@ def test_the_legend_of_the_curves_has_the_words_of_the_table(table):
 
 def test_the_picture_over_the_batch_marks_what_has_diverged(table):
     found, family = table
-    picture = batch_figure(family, found.groups)
+    picture = batch_figure("Figure 1", family, found.groups)
     [axes] = picture.axes
     assert [label.get_text() for label in axes.get_xticklabels()] == ["32", "64", "128", "256", "512"]
     whole, partly = axes.containers
@@ -102,6 +102,6 @@ def test_a_simulated_row_whose_seeds_all_diverged_stays_on_its_page(tmp_path):
     for log in tmp_path.glob("*async/*/log.jsonl"):
         log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"result"' not in line))
         (log.parent / "diverged.txt").write_text("error: not a number\n")
-    [section] = study.sections(rows_by_name(families_at([tmp_path])))
+    [section] = study.sections(DIGITS, rows_by_name(families_at([tmp_path])))
     assert ["asynchronous", "all diverged", "5", "-", "-"] in section.rows
     assert "asynchronous, all diverged" in [series.name for series in section.charts[1].series]

@@ -1,5 +1,6 @@
 """The page in a real browser: Debian's headless Chromium, which tests/browser/setup.sh installs."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,10 +11,12 @@ from grid_logs import DIGITS, write_log, write_rows
 from PIL import Image
 
 from lbsgd.errors import ConfigError
-from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
+from lbsgd.experiments.checkout import ROOT
+from lbsgd.experiments.reproduce import Request, report
 from lbsgd.report.page import Chart, Page, Section, Series
 from lbsgd.report.run_log import read_run
-from lbsgd.report.run_page import run_page
+from lbsgd.report.run_page import configuration, run_page
 from lbsgd.report.write import families_at, write_report
 
 ROWS = STUDIES["table1"].rows(DIGITS)
@@ -81,6 +84,34 @@ def test_the_page_fits_a_narrow_screen(group, tmp_path, width):
     assert int(title[1]) <= int(title[2])  # the tables scroll by themselves
 
 
+@pytest.mark.parametrize("width", [390, 1400])
+def test_claims_can_be_read_beside_their_answers(tmp_path, width):
+    """Long words break into lines, a claim is no column of single words, and its answer is in sight."""
+    request = Request((STUDIES["table3a"],), DATA_SETS["scenes"], (0, 1, 2), ROOT, tmp_path)
+    shutil.copytree(ROOT / "results" / "scenes" / "runs", request.logs)
+    report(request, "0123456789")
+    page = tmp_path / "scenes" / "table3a" / "index.html"
+    probe = """<script>document.title = JSON.stringify([...document.querySelectorAll(".words tbody tr")].map(row =>
+      [row.cells[0].clientWidth, row.cells[1].textContent, row.cells[1].getBoundingClientRect().right,
+       row.cells[4].getBoundingClientRect().right]))</script></body>"""
+    page.write_text(page.read_text().replace("</body>", probe))
+    rows = json.loads(re.search("<title>(.*?)</title>", chromium(page, "--dump-dom", width=width))[1])
+    assert [answer for _, answer, *_ in rows] == ["no", "no", "could not be answered"]
+    assert all(claim > 120 and answered <= width for claim, _, answered, _ in rows)
+    assert width < 1000 or all(end <= width for *_, end in rows)
+
+
+def test_a_learning_rate_that_stays_is_a_line_in_the_middle(tmp_path):
+    run = read_run(write_log(tmp_path, ROWS[0], 0, [50.0, 40.0, 30.0]))
+    run.header["schedule"] |= {"reference_lr": 0.025, "decay_iterations": []}
+    dom = chromium(run_page(run).write(tmp_path), "--dump-dom")
+    chart = re.findall(r"<figure.*?</figure>", dom, re.DOTALL)[-1]
+    assert re.findall(r'text-anchor="end">([\d.]+)<', chart) == ["0.02", "0.03", "0.04", "0.05"]
+    top, *_, bottom = sorted({float(y) for y in re.findall(r' y2="([\d.]+)"', chart)})
+    [height] = {float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", re.search(r'<path d="([^"]*)"', chart)[1])}
+    assert top + 50 < height < bottom
+
+
 def test_the_page_is_dark_in_dark_mode(group, tmp_path):
     corners = []
     for number, scheme in enumerate((1, 0)):  # Chromium's light and dark
@@ -131,6 +162,16 @@ def test_configuration_that_is_not_the_paper_s_is_marked(tmp_path):
     assert "batch_norm.per_worker_batch" not in dict(marked)
     baseline = run_page(read_run(write_log(tmp_path / "x1", ROWS[0], 0, [50.0]))).html()
     assert "paper: gradual" not in baseline  # up to base_batch the paper has no warmup
+
+
+def test_configuration_is_what_the_run_obeyed(tmp_path):
+    """Decay points in iterations take the place of those in epochs; a detector has sides of its own."""
+    run = read_run(ROOT / "results" / "scenes" / "runs" / "x4_from_x1" / "seed0")
+    facts = {fact.name: fact.value for fact in configuration(run.header)}
+    assert facts["decay.iterations"] == "[1536]" and facts["detection.shorter_side"] == "112"
+    assert not {"decay.epochs", "augmentation.resolution", "augmentation.crop_scale", "epochs"} & facts.keys()
+    facts = {fact.name for fact in configuration(read_run(write_log(tmp_path, ROWS[0], 0, [50.0])).header)}
+    assert {"decay.epochs", "augmentation.resolution", "augmentation.crop_scale", "epochs"} <= facts
 
 
 def test_training_waits_less_than_50_ms_for_the_page(tmp_path):

@@ -252,7 +252,7 @@ def test_the_picture_shows_the_run_in_its_colour(tmp_path):
 
 def test_more_rows_than_colours_are_all_drawn(tmp_path):
     rows = group_runs([write(tmp_path / str(kn), val=[90.0, 50.0], kn=kn) for kn in range(1, 10)])
-    picture = band_figure([str(row.global_batch) for row in rows], rows)
+    picture = band_figure("nine", [str(row.global_batch) for row in rows], rows)
     assert [len(axes.lines) for axes in picture.axes] == [9, 9, 9] and len(picture.legends[0].get_texts()) == 9
 
 

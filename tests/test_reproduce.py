@@ -272,6 +272,21 @@ def test_a_finished_grid_is_reported_from_its_published_logs_without_data(tmp_pa
     assert len({table.read_bytes() for table in tables}) == 1 and not (tmp_path / "data").exists()
 
 
+def test_published_runs_are_told_where_their_page_cannot_be_written(tmp_path, capsys):
+    shutil.copytree(ROOT / "results" / "digits" / "runs", tmp_path / "digits" / "runs")
+    shutil.copy(ROOT / "results" / "digits" / "grid.json", tmp_path / "digits")
+    folder = tmp_path / "digits" / "table1"
+    folder.touch()  # where the folder should be; what one may not write to, root may
+    assert main(["reproduce", "table1", "digits", "--results", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert (
+        "| gradual warmup |" in out
+        and "| with gradual warmup the large batch reaches the baseline's error | yes" in out
+    )
+    last = f"warning: {folder} cannot be written (File exists), so the page there is not made again"
+    assert out.splitlines()[-1] == last and err == ""
+
+
 def test_data_made_by_other_code_are_refused_with_what_to_do(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "tool.py").write_text("import sys; sys.exit('error: already holds another data set')")

@@ -155,7 +155,7 @@ def test_reproduce_prints_tables_on_a_terminal_and_markdown_in_a_pipe(finished_g
         assert max(len(line) for line in tables if "/" not in line) <= columns  # but for paths
         assert "| ---" not in printed and "**" not in printed
         assert "gradual warmup" in printed if columns > 60 else "no warmup" in printed
-        assert "Claims, stated before the runs" in printed and re.search(r"\+0.23 \[-0.24, \+0.70\] +yes", printed)
+        assert "Claims, stated before the runs" in printed and re.search(r"yes +\+0.23 \[-0.24, \+0.70\]", printed)
         assert ("x8_no_warmup - x1" in printed) == (columns == 160)
     monkeypatch.setattr("lbsgd.report.printer.on_terminal", lambda: False)
     assert main(finished_grid) == 0

@@ -165,7 +165,7 @@ def test_a_row_of_which_two_seeds_of_three_diverge_is_not_known_to_be_worse(tmp_
         (folder / "diverged.txt").write_text("error: the loss of iteration 25 is not a number\n")
     found = answers(B, SCENES, rows_by_name(families_at([tmp_path])), 3)
     assert [answer.holds for answer in found] == [True, True, None, None]  # two of three, beside none of three: p = 0.2
-    assert found[2].cells[3] == "2 of 3 seeds of x8_from_x1 diverged"
+    assert found[2].cells[2] == "2 of 3 seeds of x8_from_x1 diverged"
 
 
 def test_a_row_with_fewer_seeds_answers_nothing(tmp_path):

@@ -50,23 +50,27 @@ def run(given: argparse.Namespace) -> int:
     for file in given.update:
         print(f"{file}: {'written again' if file in changed else 'as the logs have it'}")
     runs, bad = read_runs(given.runs)
+    unmade: list[str] = []
     try:
         if runs:
-            show(runs, given, bad)
+            unmade = show(runs, given, bad)
     except DataError as error:  # what else is wrong is told, too
         bad.append(str(error))
     if bad and given.output_dir:
         bad.append(f"{given.output_dir}: nothing is written there, because these runs would be missing")
-    if bad:
-        raise DataError("\n".join(bad))
+    if bad or unmade:
+        raise DataError("\n".join([*bad, *unmade]))
     return 0
 
 
-def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -> None:
-    """Print tables of runs; where nothing is bad, write them into --output_dir, too. Rows that make none are bad."""
+def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -> list[str]:
+    """Print tables of runs; where nothing is bad, write them into --output_dir, too. Rows that make none are bad.
+
+    Return why tables that were asked for are not there.
+    """
     from lbsgd.report.families import families_of
     from lbsgd.report.groups import read_rows
-    from lbsgd.report.paper_tables import paper_tables, wanted
+    from lbsgd.report.paper_tables import paper_tables, wanted, why_not
     from lbsgd.report.printer import Printer
     from lbsgd.report.tables import error_table
     from lbsgd.report.write import write_report
@@ -78,9 +82,6 @@ def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -
     printer = Printer(PIPE_WIDTH)  # rich would take 80 columns and leave half of a table out
     if not tables or len(runs) <= 20:
         printer.print(error_table(runs, printer.width))
-    for family in families:
-        if given.table and not tables and len(family.rows) > 1 and family.without_baseline:
-            printer.print(f"\n{family.without_baseline}", markup=False)
     for table in tables:
         printer.print(table.rich(printer.width))
     if bad:  # here, too: the errors do not go where the tables go
@@ -89,3 +90,4 @@ def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -
         title = ", ".join(Path(place).resolve().name for place in given.runs)
         for file in write_report(families, given.output_dir, title, given.table):
             print(file)
+    return why_not(families, given.table)

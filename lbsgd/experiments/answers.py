@@ -54,15 +54,16 @@ class Answer:
 
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
+        """The row of the claims' table; the answer comes first where only some columns are in sight."""
         pair = f"{self.claim.row} - {self.claim.against}"
         rows = zip((self.claim.row, self.claim.against), self.diverged, strict=True)
         lost = ", ".join(f"{number} of {ended} seeds of {name} diverged" for name, (number, ended) in rows if number)
         settled = self.ended and (lost or self.num_seeds > 1)
         holds = UNANSWERABLE if self.holds is None and settled else WORDS[self.holds]
-        return self.claim.text, pair, self.test, str(self.apart or lost or "-"), holds
+        return self.claim.text, holds, str(self.apart or lost or "-"), pair, self.test
 
 
-HEADS = ("claim", "rows", "test", "difference [95 %]", "holds")
+HEADS = ("claim", "holds", "difference [95 %]", "rows", "test")
 
 
 def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int) -> list[Answer]:

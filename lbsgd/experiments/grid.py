@@ -101,7 +101,7 @@ class Study:
     source: str
     rows: Callable[[DataSet], tuple[Row, ...]]
     claims: Callable[[DataSet], tuple[Claim, ...]]
-    sections: Callable[[dict[str, Group]], list[Section]] | None = None
+    sections: Callable[[DataSet, dict[str, Group]], list[Section]] | None = None
     apart: bool = False
     is_detection: bool = False
     table: str = ""

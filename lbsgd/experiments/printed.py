@@ -13,7 +13,7 @@ from lbsgd.experiments.answers import HEADS, Answer, markdown
 from lbsgd.report.paper_table import WIDE, PaperTable
 from lbsgd.report.printer import Printer
 
-NARROW = (0, 3, 4)  # the columns of the claims that fit into 80 of a terminal
+NARROW = 3  # columns of the claims that fit into 80 of a terminal
 
 
 def print_study(tables: Sequence[PaperTable], found: Sequence[Answer]) -> None:
@@ -33,9 +33,9 @@ def claims_table(found: Sequence[Answer], width: int) -> Table:
     """Return the claims with their answers; a terminal narrower than WIDE gets the columns that matter most."""
     title = "\nClaims, stated before the runs"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    shown = range(len(HEADS)) if width >= WIDE else NARROW
-    for number in shown:
-        table.add_column(HEADS[number], justify="right" if number == NARROW[1] else "left", overflow="fold")
+    shown = len(HEADS) if width >= WIDE else NARROW
+    for head in HEADS[:shown]:
+        table.add_column(head, justify="right" if head.startswith("difference") else "left", overflow="fold")
     for answer in found:
-        table.add_row(*(escape(answer.cells[number]) for number in shown))
+        table.add_row(*map(escape, answer.cells[:shown]))
     return table

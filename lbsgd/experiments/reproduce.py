@@ -12,7 +12,7 @@ from pathlib import Path
 from lbsgd.disk import rewrite_file, say
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments import launch
-from lbsgd.experiments.answers import HEADS, answers, markdown
+from lbsgd.experiments.answers import HEADS, Answer, answers, markdown
 from lbsgd.experiments.checkout import (
     NOTE,
     ROOT,
@@ -28,6 +28,7 @@ from lbsgd.experiments.launch import Machine
 from lbsgd.experiments.printed import print_study
 from lbsgd.experiments.runner import Runner
 from lbsgd.experiments.same_data import require_same_data
+from lbsgd.report.families import Family
 from lbsgd.report.page import PAGE_NAME, Section
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at, rows_by_name, write_report
@@ -141,7 +142,7 @@ def begin(request: Request) -> Checkout:
 
 
 def report(request: Request, commit: str) -> None:
-    """Write tables, curves, page and answers of each study beside its logs, and print the tables."""
+    """Print tables and answers of each study, and write them beside its logs with curves and page."""
     for study in request.studies:
         rows = study.rows(request.data)
         places = [request.logs / row.name for row in rows if (request.logs / row.name).exists()]
@@ -149,16 +150,26 @@ def report(request: Request, commit: str) -> None:
             raise DataError(f"{request.logs} holds no run of {study.name}, so there is nothing to report")
         families = families_at(places)
         found = answers(study, request.data, rows_by_name(families), len(request.seeds))
-        sections = (
-            [Section("Claims", "stated before the runs", HEADS, [answer.cells for answer in found])] if found else []
-        )
-        folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
-        title = f"{study.source}: {study.title} ({request.data.place})"
-        own = study.sections(rows_by_name(families)) if study.sections else []
-        write_report(families, folder, title, study.tables, [*own, *sections])
-        rewrite_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
         print_study([table for family in families for table in wanted(paper_tables(family), study.tables)], found)
-        say(f"page           {folder / PAGE_NAME}")
+        folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
+        try:
+            write_study(folder, study, request.data, families, found, commit)
+        except (ConfigError, OSError) as error:  # such as a checkout that is another user's: the numbers are told
+            reason = getattr(error.__cause__ or error, "strerror", error)
+            say(f"warning: {folder} cannot be written ({reason}), so the page there is not made again")
+        else:
+            say(f"page           {folder / PAGE_NAME}")
+
+
+def write_study(
+    folder: Path, study: Study, data: DataSet, families: Sequence[Family], found: Sequence[Answer], commit: str
+) -> None:
+    """Write tables, curves, page and answers of a study. Raises ConfigError or OSError where that is not allowed."""
+    title = f"{study.source}: {study.title} ({data.place})"
+    claims = Section("Claims", "stated before the runs", HEADS, [answer.cells for answer in found], words=True)
+    own = study.sections(data, rows_by_name(families)) if study.sections else []
+    write_report(families, folder, title, study.tables, [*own, *([claims] if found else [])])
+    rewrite_file(folder / "claims.md", f"# {title}\n\nCommit {commit}.\n\n{markdown(found)}".encode())
 
 
 def require_possible(request: Request) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.errors import DataError
 from lbsgd.report.measure import TOP1
+from lbsgd.report.names import names_of
 from lbsgd.report.picture import COLOURS, replace_picture
 from lbsgd.report.run_log import LoggedRun
-from lbsgd.report.tables import names_of, percent
+from lbsgd.report.tables import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,13 +42,19 @@ def figure(run: LoggedRun) -> Figure:
     for axes in (error, lr):
         axes.grid(alpha=0.3)
     title = "final validation error (%)" if run.measures[0].key == TOP1.key else "final number on validation images"
-    add_legend(picture, title=title, loc="outside right upper")  # beside the axes, where it hides no curve
+    add_legend(picture, title, loc="outside right upper")
     return picture
 
 
-def add_legend(picture: Figure, **layout: Any) -> None:
-    """Name the curves, letter by letter: a folder's name may hold dollars, and is no formula."""
-    for text in picture.legend(**layout).get_texts():
+def add_legend(picture: Figure, title: str, **layout: Any) -> None:
+    """Name the picture and its curves beside the axes, where that hides nothing.
+
+    Letter by letter: a folder's name may hold dollars, and is no formula.
+    """
+    legend = picture.legend(**layout)
+    legend.set_title("\n".join(fill(line, 90) for line in title.split("\n")))
+    legend.get_title().set_multialignment("center")
+    for text in (legend.get_title(), *legend.get_texts()):
         text.set_parse_math(False)
 
 

@@ -11,7 +11,7 @@ from lbsgd.algorithm.published import DETECTOR_AP, PRE_TRAINING_AP
 from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
 from lbsgd.report.measure import MASK_AP
-from lbsgd.report.paper_table import Columns, PaperTable, difference_cell, error_cell, place_of
+from lbsgd.report.paper_table import Columns, PaperTable, difference_cell, error_cell
 from lbsgd.report.statistics import spread
 
 COLUMNS = Columns(
@@ -94,7 +94,7 @@ def table(key: str, title: str, family: Family, rows: Sequence[Group], names: Se
         (name.label, *paper_cells(name), f"{name.kn:,}", *our_cells(row, rows[0]))
         for row, name in zip(rows, names, strict=True)
     )
-    return PaperTable(key, title, place_of(family), COLUMNS, cells, tuple(rows))
+    return PaperTable(key, title, family.place, COLUMNS, cells, tuple(rows))
 
 
 def paper_cells(name: Name) -> tuple[str, ...]:

@@ -8,10 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 from lbsgd.report.groups import NOT_A_ROW, Group, data_of, scaling_of
-from lbsgd.report.run_page import flat
+from lbsgd.report.names import places_of, row_names
+from lbsgd.report.recipe import flat
 
 SHARED = ("epochs", "iterations", "num_images", "decay", "augmentation")  # keys of the recipe that make a family
 # Further leaves that make one, and those that `changes_of` has words for.
@@ -24,10 +26,16 @@ NAMED = {
 
 @dataclass(frozen=True)
 class Family:
-    """Rows of one network on one data set over the same epochs; base_lr is the learning rate of most of them."""
+    """Rows of one network on one data set over the same epochs.
+
+    base_lr    the learning rate of most of them; None where they are candidates for it
+    names      of the rows, by their folders; place    what they were measured on, for headings
+    """
 
     rows: tuple[Group, ...]
-    base_lr: float
+    base_lr: float | None
+    names: tuple[str, ...]
+    place: str
 
     @cached_property
     def baseline(self) -> Group | None:
@@ -60,8 +68,9 @@ class Family:
             changes.add({"fixed": "lr not scaled", "sqrt": "square-root rule"}[rule])
         if row.factor > 1 and warmup != "gradual" and rule != "fixed":
             changes.add({"none": "no warmup", "constant": "constant warmup"}[warmup])
-        times = scaling["base_lr"] / self.base_lr
-        if not 0.999 < times < 1.001:
+        if self.base_lr is None:
+            changes.add(f"lr {row.lr:g}")
+        elif not 0.999 < (times := scaling["base_lr"] / self.base_lr) < 1.001:
             changes.add({0.5: "half the lr", 2.0: "twice the lr"}.get(round(times, 3), f"lr x {times:g}"))
         if not recipe["batch_norm"]["zero_last_gamma"]:
             changes.add("γ = 1")
@@ -85,10 +94,14 @@ class Family:
         return {key: counter.most_common(1)[0][0] for key, counter in counts.items()}
 
     def label(self, row: Group) -> str:
-        """Return a row's name in the tables."""
+        """Return a row's name in the tables of the paper."""
         changes = sorted(self.changes_of(row))
         plain = "baseline" if row.factor == 1 else "gradual warmup" if row.factor > 1 else "small batch"
         return ", ".join(changes) if changes else plain
+
+    def labels(self) -> list[str]:
+        """Return the rows' names where they make no table of the paper: their folders tell which is which."""
+        return [f"{name}, {self.label(row)}" for name, row in zip(self.names, self.rows, strict=True)]
 
 
 def other_changes(recipe: dict[str, Any]) -> dict[str, str]:
@@ -139,8 +152,12 @@ def families_of(groups: Sequence[Group]) -> list[Family]:
     for group in groups:
         alike.setdefault(family_key(group), {}).setdefault(group.ended_after, []).append(group)
     families = [rows for by_end in alike.values() for rows in families_by_end(by_end)]
-    found = [Family(tuple(rows), most_common_lr(rows)) for rows in families]
-    return sorted(found, key=lambda family: -len(family.rows))
+    families.sort(key=lambda rows: -len(rows))
+    names = iter(row_names([row for rows in families for row in rows]))
+    return [
+        Family(tuple(rows), common_lr(rows), tuple(islice(names, len(rows))), place)
+        for rows, place in zip(families, places_of(families), strict=True)
+    ]
 
 
 def families_by_end(by_end: dict[float | None, list[Group]]) -> list[list[Group]]:
@@ -166,9 +183,13 @@ def family_key(group: Group) -> str:
     return json.dumps([group.header["model"], shared, n, base, data_of(run)], sort_keys=True)
 
 
-def most_common_lr(rows: Sequence[Group]) -> float:
-    """Return the base_lr that most rows have; of several the middle one, which is the reference of a table of lrs."""
+def common_lr(rows: Sequence[Group]) -> float | None:
+    """Return the base_lr that most rows have; of several the middle one, which is the reference of a table of lrs.
+
+    Small batches alone, several lrs of which are equally common, are candidates: none is the reference yet.
+    """
     counts = Counter(scaling_of(row.recipe)["base_lr"] for row in rows)
     most = max(counts.values())
     common = sorted(lr for lr, count in counts.items() if count == most)
-    return common[len(common) // 2]
+    candidates = len(common) > 1 and all(row.factor <= 1 for row in rows)
+    return None if candidates else common[len(common) // 2]

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from io import BytesIO
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.curves import add_legend, learning_rates
 from lbsgd.report.families import Family
-from lbsgd.report.group_page import band_of, by_outcome, curve_keys
+from lbsgd.report.group_page import band_of, by_outcome, curve_keys, means_of
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Series
 from lbsgd.report.paper_table import error_cell
@@ -24,10 +25,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STYLES = ("-", "--", "-.", ":")  # a second way to tell rows apart, for print and for the colour-blind
+LABEL_WIDTH = 55  # letters, of which two columns fit into the picture
 SALT = "lbsgd"  # of the names inside an SVG, which else are random
 
 
-def band_figure(labels: Sequence[str], rows: Sequence[Group]) -> Figure:
+def band_figure(title: str, labels: Sequence[str], rows: Sequence[Group]) -> Figure:
     """Draw rows over each other, mean and ± 2 std over seeds: what they are judged by, and the learning rate.
 
     Of a classifier these are its validation and training error.
@@ -39,7 +41,7 @@ def band_figure(labels: Sequence[str], rows: Sequence[Group]) -> Figure:
     *panels, lr = picture.subplots(len(shown) + 1, 1, sharex=True, height_ratios=[3] * len(shown) + [1])
     for name, row, colour, style in zip(labels, rows, cycle(COLOURS), cycle(STYLES), strict=False):
         runs, number = row.shown, error_cell(row, row.measure.unit)
-        label = f"{name}, kn {row.global_batch:,}" + (f": {number}" if number else "")
+        label = fill(f"{name}, kn {row.global_batch:,}" + (f": {number}" if number else ""), LABEL_WIDTH)
         for axes, (_, key, _) in zip(panels, shown, strict=True):
             draw_band(axes, band_of(label, runs, key), colour, style, label if axes is panels[0] else None)
         lrs = learning_rates(runs[0])
@@ -52,7 +54,7 @@ def band_figure(labels: Sequence[str], rows: Sequence[Group]) -> Figure:
     lr.yaxis.set_major_formatter("{x:g}")
     for axes in (*panels, lr):
         axes.grid(alpha=0.3)
-    add_legend(picture, title="mean, band: ± 2 std over seeds", loc="outside upper center", ncols=2)
+    add_legend(picture, f"{title}\nmean, band: ± 2 std over seeds", loc="outside upper center", ncols=2)
     return picture
 
 
@@ -63,15 +65,17 @@ def begin_at_zero(axes: Axes, unit: str) -> None:
 
 
 def draw_band(axes: Axes, band: Series, colour: str, style: str, label: str | None) -> None:
-    y, low, high = (
-        [math.nan if value is None else value for value in values]
-        for values in (band.y, band.low or band.y, band.high or band.y)
-    )
+    y, low, high = map(gaps, (band.y, band.low or band.y, band.high or band.y))
     axes.fill_between(band.x, low, high, color=colour, alpha=0.2, linewidth=0)
     axes.plot(band.x, y, ("." if len(band.x) == 1 else "") + style, color=colour, linewidth=1.5, label=label)
 
 
-def batch_figure(family: Family, rows: Sequence[Group]) -> Figure:
+def gaps(values: Sequence[float | None]) -> list[float]:
+    """Return the values as matplotlib draws them: what is not known is not a number, and leaves a gap."""
+    return [math.nan if value is None else value for value in values]
+
+
+def batch_figure(title: str, family: Family, rows: Sequence[Group]) -> Figure:
     """Draw the error over the global batch, with ± 2 std, as in Fig. 1: a plateau, then an elbow.
 
     Rows of which seeds have diverged stand out: hollow, or as a cross at the top where none is left.
@@ -97,7 +101,7 @@ def batch_figure(family: Family, rows: Sequence[Group]) -> Figure:
     axes.set_xticks(batches, [f"{kn:,}" for kn in batches])
     axes.minorticks_off()
     axes.grid(alpha=0.3)
-    picture.legend(loc="outside upper center", ncols=4, fontsize="small")  # beside the axes, where it hides no bar
+    add_legend(picture, title, loc="outside upper center", ncols=4, fontsize="small")
     return picture
 
 
@@ -105,11 +109,11 @@ def draw_means(axes: Axes, rows: Sequence[Group], style: str, label: str) -> Non
     """Draw the means of rows over their batch, hollow where no line joins them; one seed has no bar."""
     if not rows:
         return
-    spreads = [row.spread for row in rows if row.spread]
-    bars = [math.nan if spread.std is None else 2 * spread.std for spread in spreads]
+    means = means_of(label, rows)
+    y, high = gaps(means.y), gaps(means.high or means.y)
+    bars = [top - mean for mean, top in zip(y, high, strict=True)]
     inside = COLOURS[0] if "-" in style else "white"
-    batches, means = [row.global_batch for row in rows], [spread.mean for spread in spreads]
-    axes.errorbar(batches, means, yerr=bars, fmt=style, color=COLOURS[0], mfc=inside, capsize=4, label=label)
+    axes.errorbar(means.x, y, yerr=bars, fmt=style, color=COLOURS[0], mfc=inside, capsize=4, label=label)
 
 
 def save(picture: Figure, stem: Path) -> list[Path]:

@@ -9,7 +9,7 @@ from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
 from lbsgd.report.match import mean_curve, of_epochs, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
-from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, note_of_codes, place_of, without_result
+from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, note_of_codes, without_result
 from lbsgd.report.paper_tables import COLUMNS, LAYOUTS, our_cells, paper_tables, wanted
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import configuration, described, lr_chart
@@ -35,14 +35,16 @@ def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:
     found = wanted(paper_tables(family), tables)
     if found:
         return list(map(table_section, found))
-    rows = [[family.label(row), *our_cells(family, row)] for row in family.rows]
+    labels = family.labels()
+    rows = [[label, *our_cells(family, row)] for label, row in zip(labels, family.rows, strict=True)]
     measure = family.rows[0].measure
     heads = ["", *COLUMNS.heads[FIRST_OF_OURS:]]
     heads[3] = f"{measure.short} {measure.unit}".rstrip()
-    labels = [family.label(row) for row in family.rows]
     why = family.without_baseline if len(rows) > 1 and not LAYOUTS.keys().isdisjoint(tables) else ""
     note = " ".join(filter(None, [why, note_of_codes(labels, family.rows)]))
-    return [Section(place_of(family), note, heads, rows, curve_charts(labels, family.rows))]
+    filled = [number for number, column in enumerate(zip(*rows, strict=True)) if any(column)]  # else nothing compares
+    heads, *rows = ([cells[number] for number in filled] for cells in (heads, *rows))
+    return [Section(family.place, note, heads, rows, curve_charts(labels, family.rows))]
 
 
 def table_section(table: PaperTable) -> Section:
@@ -132,10 +134,10 @@ def origin(families: Sequence[Family]) -> list[Section]:
         return []
     family = families[0]
     row = family.baseline or family.rows[0]
-    header = row.header
+    name, header = family.labels()[family.rows.index(row)], row.header
     environment = {key: value for key, value in header.get("environment", {}).items() if key != "started"}
     facts: list[Fact] = described(environment)
     return [
-        Section(f"Configuration of the row: {family.label(row)}", facts=configuration(header)),
+        Section(f"Configuration of the row: {name}", facts=configuration(header)),
         Section("Environment", facts=facts),
     ]

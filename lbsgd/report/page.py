@@ -70,7 +70,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page: a table, charts, facts and a command, each if there is one."""
+    """A part of the page: a table, charts, facts and a command, each if there is one.
+
+    words    whether the table's cells are words, which break into lines, or numbers
+    """
 
     title: str = ""
     note: str = ""
@@ -79,6 +82,7 @@ class Section:
     charts: Sequence[Chart] = ()
     facts: Sequence[Fact] = ()
     command: str = ""
+    words: bool = False
 
 
 @dataclass(frozen=True)

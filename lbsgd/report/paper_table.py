@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 from rich import box
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from lbsgd.algorithm.published import IMAGENET_IMAGES
-from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
 from lbsgd.report.seeds import code_of
 from lbsgd.report.statistics import difference
@@ -130,20 +127,3 @@ def note_of_codes(labels: Sequence[str], rows: Sequence[Group]) -> str:
     first = next(iter(codes), "")
     others = [name for name, code in codes.items() if code != codes[first]]
     return f"Run by other code of lbsgd than {first}: {', '.join(others)}." if others else ""
-
-
-def place_of(family: Family) -> str:
-    """Return what ours was measured on, as the heading says it."""
-    row = next((row for row in family.rows if row.finished), family.rows[0])  # one that diverged has no end
-    planned = f"{row.runs[0].planned_epochs:.4g} epochs"
-    epochs = planned if row.ended_after is None else f"{row.ended_after:.4g} of {planned}"
-    return f"{row.header['model']} on {images_of(row)}, {epochs}"
-
-
-def images_of(row: Group) -> str:
-    images, data = row.recipe["num_images"], Path(row.header.get("environment", {}).get("data", "")).name
-    if data == "fake":
-        return "fake images"
-    if images == IMAGENET_IMAGES:
-        return "ImageNet"
-    return f"{images:,} images of {data.removesuffix('_ffcv') or 'unknown data'}"

@@ -11,7 +11,7 @@ from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
 from lbsgd.report.match import matched_from
 from lbsgd.report.measure import BOX_AP, TOP1
-from lbsgd.report.paper_table import Columns, PaperTable, difference_cell, error_cell, place_of
+from lbsgd.report.paper_table import Columns, PaperTable, difference_cell, error_cell
 
 BASE, LARGE = 256, 8192  # the paper's global batches
 RESNET_101 = {256: (22.08, 0.06), 8192: (22.36, 0.09)}  # Table 2c
@@ -54,6 +54,18 @@ LAYOUTS = {
     ),
 }
 
+# What a table is made of, for those who ask for one that their runs do not make.
+NEEDS = {
+    **{
+        name: f"the baseline and a row with {' or '.join(dict.fromkeys(row.change for row in layout if row.change))}"
+        for name, (_, layout) in LAYOUTS.items()
+    },
+    "table2c": "a resnet101 with two global batches",
+    "figure1": "a network with two global batches",
+    "table3a": "detectors with two backbones",
+    "table3b": "detectors with two global batches",
+}
+
 
 def paper_tables(family: Family) -> list[PaperTable]:
     """Return the tables for which a family has at least two rows; one per large batch where there are several.
@@ -86,7 +98,24 @@ def paper_tables(family: Family) -> list[PaperTable]:
 
 def wanted(tables: Iterable[PaperTable], names: Sequence[str]) -> list[PaperTable]:
     """Return the tables of these names, or all; a table per large batch has the name of all of them."""
-    return [table for table in tables if not names or table.name.split("_x")[0] in names]
+    return [table for table in tables if not names or name_of(table) in names]
+
+
+def name_of(table: PaperTable) -> str:
+    return table.name.split("_x")[0]
+
+
+def why_not(families: Sequence[Family], names: Sequence[str]) -> list[str]:
+    """Say of each of these tables that no family makes what it would be made of, and what is wrong if that is known."""
+    made = {name_of(table) for family in families for table in paper_tables(family)}
+    without = dict.fromkeys(family.without_baseline for family in families if len(family.rows) > 1)
+    lacks = " ".join(filter(None, without)).rstrip(".")
+    return [
+        f"no {name} can be made of these runs: it takes {NEEDS[name]}"
+        + (f". {lacks}" if lacks and name in LAYOUTS else "")
+        for name in dict.fromkeys(names)
+        if name not in made
+    ]
 
 
 def find(family: Family, cell: Wanted, factor: float | None) -> Group | None:
@@ -112,13 +141,14 @@ def filled(family: Family, name: str, title: str, rows: Iterable[tuple[Group | N
     cells = tuple(
         (family.label(row), *paper_cells(kn, error, row, family), *our_cells(family, row)) for row, kn, error in there
     )
-    return PaperTable(name, title, place_of(family), COLUMNS, cells, tuple(row for row, *_ in there))
+    return PaperTable(name, title, family.place, COLUMNS, cells, tuple(row for row, *_ in there))
 
 
 def paper_cells(kn: int, error: tuple[float, float] | None, row: Group, family: Family) -> tuple[str, str, str]:
     """Return the paper's kn, η (by the same rule as ours) and error."""
     if error is None:
         return "-", "-", "-"
+    assert family.base_lr  # candidates for it are rows of no table
     times = row.lr / (family.base_lr * row.factor)
     rule = {"lr not scaled": 0.1, "square-root rule": 0.1 * (kn / BASE) ** 0.5}
     lr = next((rule[change] for change in family.changes_of(row) if change in rule), 0.1 * kn / BASE * times)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from lbsgd.config.generate import template as paper_recipe
 from lbsgd.report.curves import schedule_of
 from lbsgd.report.measure import Measure
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
+from lbsgd.report.recipe import flat, shown, that_counts
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.units import duration, size
 
@@ -162,9 +162,7 @@ def configuration(header: dict[str, Any]) -> list[Fact]:
         Fact("learning rate", f"η = {header['schedule']['reference_lr']:g}"),
         Fact("precision", str(header["precision"])),
     ]
-    for key, value in flat({**header["recipe"]}).items():
-        if value is None:
-            continue
+    for key, value in that_counts(header["recipe"]).items():
         other = key in paper and key not in NOT_COMPARED and paper[key] != value
         facts.append(Fact(key, shown(value), shown(paper[key]) if other else None))
     return facts
@@ -172,19 +170,6 @@ def configuration(header: dict[str, Any]) -> list[Fact]:
 
 def per_worker(header: dict[str, Any]) -> int:
     return header["recipe"]["batch_norm"]["per_worker_batch"]
-
-
-def flat(block: dict[str, Any], path: str = "") -> dict[str, Any]:
-    """Return the leaves of a block by their key paths."""
-    leaves: dict[str, Any] = {}
-    for key, value in block.items():
-        name = f"{path}.{key}" if path else key
-        leaves.update(flat(value, name) if isinstance(value, dict) else {name: value})
-    return leaves
-
-
-def shown(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def described(environment: dict[str, Any]) -> list[Fact]:

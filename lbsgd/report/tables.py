@@ -12,7 +12,8 @@ from rich.table import Table
 
 from lbsgd.report.groups import read_rows
 from lbsgd.report.measure import Measure, Record
-from lbsgd.report.run_log import LOG_NAME, LoggedRun
+from lbsgd.report.names import names_of
+from lbsgd.report.run_log import LoggedRun
 
 WIDE = 80  # columns of a terminal that hold all
 ONLY_WIDE = ("k", "train", "images\n/s")
@@ -62,18 +63,6 @@ def caption(measure: Measure) -> str:
     """Return `top-1 errors in %; val, train: median of last 5 epochs`."""
     unit = f"s in {measure.unit}" if measure.unit else ""
     return f"{measure.name}{unit}; val{', train' if measure.training else ''}: {measure.how}"
-
-
-def names_of(runs: Sequence[LoggedRun]) -> list[str]:
-    """Name each run by its folder, with only as much of the path as tells the runs apart."""
-    paths = [run.path.resolve() for run in runs]
-    places = [path.parent if path.name == LOG_NAME else path.with_suffix("") for path in paths]
-    names: list[str] = []
-    for depth in range(1, max(len(place.parts) for place in places) + 1):
-        names = ["/".join(place.parts[-depth:]) for place in places]
-        if len(set(names)) == len(set(places)):
-            break
-    return names
 
 
 def percent(value: float | None) -> str:

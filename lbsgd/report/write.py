@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,13 +13,13 @@ from lbsgd.report.families import Family, families_of
 from lbsgd.report.figures import band_figure, batch_figure, save
 from lbsgd.report.group_page import group_page
 from lbsgd.report.groups import Group, find_runs, group_runs
+from lbsgd.report.names import folder_of
 from lbsgd.report.page import Section
 from lbsgd.report.paper_table import PaperTable, error_cell
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.units import markdown_table
 
 Cells = tuple[str, ...]
-SEED = re.compile(r"seed\d+")  # the folder of a run in a row of a grid
 
 
 def families_at(places: Sequence[str | Path]) -> list[Family]:
@@ -66,12 +65,12 @@ def pictures(family: Family, tables: Sequence[PaperTable], folder: Path, ending:
     """Draw a picture per table, or one of a family without any; `ending` keeps the names of two families apart."""
     written = []
     for table in tables:
-        written += save(band_figure(table.labels, table.groups), folder / f"{table.name}{ending}")
+        title = f"{table.title}\n{table.ours}"
+        written += save(band_figure(title, table.labels, table.groups), folder / f"{table.name}{ending}")
         if table.name.startswith("figure1"):
-            written += save(batch_figure(family, table.groups), folder / f"error_over_batch{ending}")
+            written += save(batch_figure(title, family, table.groups), folder / f"error_over_batch{ending}")
     if not tables:
-        labels = [family.label(row) for row in family.rows]
-        written += save(band_figure(labels, family.rows), folder / f"curves{ending}")
+        written += save(band_figure(family.place, family.labels(), family.rows), folder / f"curves{ending}")
     return written
 
 
@@ -82,12 +81,12 @@ def ending_of(number: int) -> str:
 
 def rows_of(families: Sequence[Family]) -> list[tuple[Cells, list[Cells]]]:
     """Return heads and rows of runs that make no table of the paper: a table for each measure."""
-    return by_heads(map(row_of, (row for family in families for row in family.rows)))
+    return by_heads(row_of(*named) for family in families for named in zip(family.names, family.rows, strict=True))
 
 
-def row_of(row: Group) -> tuple[Cells, list[Cells]]:
+def row_of(name: str, row: Group) -> tuple[Cells, list[Cells]]:
     heads = ("row", "kn", "η", f"{row.measure.short} {row.measure.unit}".rstrip(), "seeds")
-    return heads, [(name_of(row), f"{row.global_batch:,}", f"{row.lr:.3g}", error_cell(row), str(len(row.runs)))]
+    return heads, [(name, f"{row.global_batch:,}", f"{row.lr:.3g}", error_cell(row), str(len(row.runs)))]
 
 
 def by_heads(tables: Iterable[tuple[Cells, list[Cells]]]) -> list[tuple[Cells, list[Cells]]]:
@@ -108,16 +107,10 @@ def rows_by_name(families: Sequence[Family]) -> dict[str, Group]:
     """Return the rows of a grid by their names. Raises DataError for two of one name, of which one would be lost."""
     found: dict[str, Group] = {}
     for row in (row for family in families for row in family.rows):
-        first = found.setdefault(name_of(row), row)
+        first = found.setdefault(folder_of(row).name, row)
         if first is not row:
             raise DataError(
                 f"{first.runs[0].path} and {row.runs[0].path} are of one row by their folders, but differ in their "
                 "plan, their data or where they ended; leave one out, or run it again"
             )
     return found
-
-
-def name_of(row: Group) -> str:
-    """Return the name of a row's folder: .../NAME/seed0/log.jsonl in a grid, else .../NAME/log.jsonl."""
-    folder = row.runs[0].path.resolve().parent
-    return folder.parent.name if SEED.fullmatch(folder.name) else folder.name

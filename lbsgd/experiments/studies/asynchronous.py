@@ -30,7 +30,7 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
     return (Claim("at equal images asynchronous updates are worse than synchronous ones", names[0], "worse", names[1]),)
 
 
-def sections(groups: dict[str, Group]) -> list[Section]:
+def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
     """Return both curves over epochs and over simulated time."""
     labels = {name: NAMES[name.rsplit("_", 1)[1]] for name in groups}
     over_epochs = [

@@ -6,6 +6,8 @@ The linear rule has no number of its own to tune (Sec. 2.1): what is chosen here
 from __future__ import annotations
 
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
+from lbsgd.report.groups import Group
+from lbsgd.report.page import Section
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
@@ -16,4 +18,10 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
     return ()  # a choice, no claim
 
 
-STUDY = Study("baseline_lr", "the choice of the baseline's lr", "Sec. 5.1", rows, claims, apart=True)
+def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
+    """Say which learning rate the data set has by these runs."""
+    rule = f"the largest of these whose error is within the margin of ±{data.margin_pct:g} of the best"
+    return [Section("Choice", f"The baseline's learning rate is {data.base_lr:g}: {rule}.")]
+
+
+STUDY = Study("baseline_lr", "the choice of the baseline's lr", "Sec. 5.1", rows, claims, sections, apart=True)

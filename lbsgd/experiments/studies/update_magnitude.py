@@ -23,7 +23,7 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
     return ()  # a figure that the paper does not have
 
 
-def sections(groups: dict[str, Group]) -> list[Section]:
+def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
     """Return how far the large step lies from the small ones, and how long both are."""
     labels = {name: "no warmup" if name.endswith("no_warmup") else "gradual warmup" for name in groups}
     apart = [mean_of(labels[name], group, relative) for name, group in groups.items()]

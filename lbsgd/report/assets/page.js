@@ -23,7 +23,7 @@ function ticks(low, high, count) {  // round numbers between low and high
 function decades(low, high) {
   const found = [];
   for (let power = Math.ceil(Math.log10(low) - 1e-9); power <= Math.log10(high) + 1e-9; power++) found.push(10 ** power);
-  return found.length > 1 ? found : [low, high];
+  return found.length > 1 ? found : ticks(low, high, 4);
 }
 
 const words = value => value === null || value === undefined ? "–" : String(+(+value).toPrecision(4));
@@ -36,7 +36,8 @@ function scales(chart, width) {
   const positive = chart.logx ? xs.filter(x => x > 0) : xs;
   const x0 = chart.logx ? Math.min(...positive) / 1.2 : 0, x1 = Math.max(...positive, chart.xmax || 0) * (chart.logx ? 1.2 : 1) || 1;
   const limit = (chart.unit || "").trim() === "%" ? 100 : Infinity;  // a band of 2 std may reach beyond
-  const y0 = chart.log ? Math.min(...ys) : 0, y1 = Math.min(Math.max(...ys, chart.log ? 0 : 1e-9) * (chart.log ? 1 : 1.04), limit);
+  const least = Math.min(...ys), flat = least === Math.max(...ys) ? 2 : 1;  // one value alone lies in the middle
+  const y0 = chart.log ? least / flat : 0, y1 = Math.min(Math.max(...ys, chart.log ? 0 : 1e-9) * (chart.log ? flat : 1.04), limit);
   const f = (log, v) => log ? Math.log10(v) : v;
   const X = v => margin.left + (f(chart.logx, v) - f(chart.logx, x0)) / (f(chart.logx, x1) - f(chart.logx, x0) || 1)
     * (width - margin.left - margin.right);

@@ -1,0 +1,78 @@
+"""Names of runs, rows and families: as short as tells them apart."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lbsgd.algorithm.published import IMAGENET_IMAGES
+from lbsgd.report.groups import Group, data_of, scaling_of
+from lbsgd.report.recipe import shown, that_counts
+from lbsgd.report.run_log import LOG_NAME, LoggedRun
+
+SEED = re.compile(r"seed\d+")  # the folder of a run in a row of a grid
+
+
+def names_of(runs: Sequence[LoggedRun]) -> list[str]:
+    """Name each run by its folder, with only as much of the path as tells the runs apart."""
+    paths = [run.path.resolve() for run in runs]
+    return told_apart([path.parent if path.name == LOG_NAME else path.with_suffix("") for path in paths])
+
+
+def row_names(rows: Sequence[Group]) -> list[str]:
+    """Name each row by its folder, with only as much of the path as tells the rows apart."""
+    return told_apart([folder_of(row) for row in rows])
+
+
+def folder_of(row: Group) -> Path:
+    """Return a row's folder: that of NAME/seed0/log.jsonl in a grid is NAME, as that of NAME/log.jsonl."""
+    folder = row.runs[0].path.resolve().parent
+    return folder.parent if SEED.fullmatch(folder.name) else folder
+
+
+def told_apart(places: Sequence[Path]) -> list[str]:
+    names: list[str] = []
+    for depth in range(1, max((len(place.parts) for place in places), default=0) + 1):
+        names = ["/".join(place.parts[-depth:]) for place in places]
+        if len(set(names)) == len(set(places)):
+            break
+    return names
+
+
+def places_of(families: Sequence[Sequence[Group]]) -> list[str]:
+    """Return what each family was measured on, as headings say it; equal headings go on with what sets them apart."""
+    places, settings = [place_of(rows) for rows in families], [settings_of(rows[0]) for rows in families]
+    found = []
+    for place, own in zip(places, settings, strict=True):
+        others = [other for same, other in zip(places, settings, strict=True) if same == place]
+        apart = [f"{key} {shown(own[key])}" for key in own if any(other.get(key) != own[key] for other in others)]
+        found.append(", ".join([place, *apart]))
+    return found
+
+
+def place_of(rows: Sequence[Group]) -> str:
+    """Return the network, the images and the epochs of a family."""
+    row = next((row for row in rows if row.finished), rows[0])  # one that diverged has no end
+    planned = f"{row.runs[0].planned_epochs:.4g} epochs"
+    epochs = planned if row.ended_after is None else f"{row.ended_after:.4g} of {planned}"
+    return f"{row.header['model']} on {images_of(row)}, {epochs}"
+
+
+def images_of(row: Group) -> str:
+    images, data = row.recipe["num_images"], Path(row.header.get("environment", {}).get("data", "")).name
+    if data == "fake":
+        return "fake images"
+    if images == IMAGENET_IMAGES:
+        return "ImageNet"
+    return f"{images:,} images of {data.removesuffix('_ffcv') or 'unknown data'}"
+
+
+def settings_of(row: Group) -> dict[str, Any]:
+    """Return what the rows of a family share besides (`families.family_key`)."""
+    leaves = that_counts(row.recipe)
+    found = {key: value for key, value in leaves.items() if key.split(".")[0] in ("decay", "augmentation")}
+    found["n"], found["base_batch"] = row.recipe["batch_norm"]["per_worker_batch"], scaling_of(row.recipe)["base_batch"]
+    data = data_of(row.runs[0])
+    return {**found, "fingerprint": data[:8] if data else "unknown"}

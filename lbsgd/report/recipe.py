@@ -1,0 +1,28 @@
+"""The recipe in the first line of a log as a report shows it: what counts of it, by key paths."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+
+def that_counts(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return the leaves of a recipe that the run obeyed: no null, and no default that another key has replaced."""
+    leaves = {key: value for key, value in flat(recipe).items() if value is not None}
+    unused = ["decay.epochs"] if "decay.iterations" in leaves else []
+    if recipe.get("detection"):  # has sides of its own, and crops nothing
+        unused += ["augmentation.resolution", "augmentation.crop_scale"]
+    return {key: value for key, value in leaves.items() if key not in unused}
+
+
+def flat(block: dict[str, Any], path: str = "") -> dict[str, Any]:
+    """Return the leaves of a block by their key paths."""
+    leaves: dict[str, Any] = {}
+    for key, value in block.items():
+        name = f"{path}.{key}" if path else key
+        leaves.update(flat(value, name) if isinstance(value, dict) else {name: value})
+    return leaves
+
+
+def shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,149 @@
+"""A report says which run is which: in headings, in rows and in pictures, whatever the runs differ in."""
+
+import re
+
+import pytest
+from grid_logs import DIGITS, write_log, write_rows
+from test_paper_tables import edited
+from test_report import write
+
+from lbsgd.commands.main import main
+from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.report.figures import band_figure, batch_figure
+from lbsgd.report.names import row_names
+from lbsgd.report.paper_tables import paper_tables
+from lbsgd.report.write import families_at, write_report
+
+SMALL, LARGE = STUDIES["table1"].rows(DIGITS)[::3]
+PLACE = "resnet18 on 1,536 images of digits_1536, 3 epochs"
+
+
+def run(folder, change=lambda header: None, row=SMALL):
+    write_log(folder.parent / "grid", row, 0, [50.0, 40.0, 30.0]).rename(folder)
+    (folder.parent / "grid" / row.name).rmdir()
+    edited(folder, change)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A run, one with another weight decay, and one with other images, which compares with neither."""
+    run(tmp_path / "plain")
+    run(tmp_path / "wd", lambda header: header["config"]["optimizer"]["params"].update(weight_decay=0.001))
+    run(tmp_path / "flip", lambda header: header["recipe"]["augmentation"].update(flip=True))
+    return tmp_path
+
+
+def test_headings_name_what_sets_families_apart_and_rows_their_folders(three):
+    page = write_report(families_at([three]), three / "report", "three")[-1].read_text()
+    headings = re.findall(r"<h2>(resnet.*)</h2>", page)
+    assert headings == [f"{PLACE}, augmentation.flip false", f"{PLACE}, augmentation.flip true"]
+    assert re.findall(r"<tr><td[^>]*>([^<]*)</td>", page) == [
+        "plain, baseline",
+        "wd, weight decay 0.001",
+        "flip, baseline",
+    ]
+    assert '"name":"wd, weight decay 0.001, 32"' in page
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda header: header["recipe"]["decay"].update(epochs=[2.0]), ("epochs [10.0, 20.0, 27.0]", "epochs [2.0]")),
+        (lambda header: header["recipe"]["batch_norm"].update(per_worker_batch=16), ("n 32", "n 16")),
+        (lambda header: header.update(data="abcdef0123456789"), ("fingerprint unknown", "fingerprint abcdef01")),
+    ],
+)
+def test_whatever_makes_a_family_is_in_its_heading(tmp_path, change, words):
+    run(tmp_path / "plain")
+    run(tmp_path / "other", change)
+    places = [family.place for family in families_at([tmp_path])]
+    assert sorted(places) != sorted([PLACE] * 2) and all(place.startswith(PLACE) for place in places)
+    assert all(any(word in place for place in places) for word in words)
+
+
+def test_headings_that_differ_anyway_stay_short(tmp_path):
+    run(tmp_path / "plain")
+    run(
+        tmp_path / "other",
+        lambda header: header.update(model="resnet50") or header["recipe"]["decay"].update(factor=0.5),
+    )
+    assert {family.place for family in families_at([tmp_path])} == {PLACE, PLACE.replace("18", "50")}
+
+
+def test_rows_of_equal_folders_are_told_apart(tmp_path):
+    for place, row in (("a", SMALL), ("b", LARGE)):
+        (tmp_path / place).mkdir()
+        run(tmp_path / place / "runs", row=row)
+    [family] = families_at([tmp_path])
+    assert row_names(family.rows) == ["a/runs", "b/runs"] == list(family.names)
+
+
+def test_pictures_have_the_heading_as_their_title(three):
+    family, _ = families_at([three])
+    picture = band_figure(family.place, family.labels(), family.rows)
+    [legend] = picture.legends
+    assert legend.get_title().get_text().startswith(f"{PLACE}, augmentation.flip false\nmean, band")
+    assert legend.get_texts()[1].get_text() == "wd, weight decay 0.001, kn 32: 40.00 %"
+    svg = write_report([family], three / "report", "three")[-2].read_text()
+    assert "augmentation.flip false" in svg
+
+
+def test_a_title_is_whole_and_hides_nothing(tmp_path):
+    for row in (SMALL, LARGE):
+        write_log(tmp_path, row, 0, [50.0, 40.0])
+    [family] = families_at([tmp_path])
+    [found] = paper_tables(family)
+    long = f"{found.title}\n{'a setting with its value, ' * 8}"
+    labels = [f"{'folder' * 20}, {label}" for label in found.labels]
+    for picture in (band_figure(long, labels, found.groups), batch_figure(long, family, found.groups)):
+        picture.draw_without_rendering()
+        around, paper = picture.get_tightbbox(), picture.bbox_inches
+        assert 0 <= around.x0 and 0 <= around.y0 and around.x1 <= paper.x1 and around.y1 <= paper.y1
+        legend = picture.legends[0].get_window_extent()
+        assert not any(legend.overlaps(axes.get_window_extent()) for axes in picture.axes)
+
+
+# --- candidates for the learning rate ---------------------------------------------------------------------------------
+
+
+def test_candidates_for_the_lr_are_named_by_it_and_none_is_the_baseline(tmp_path):
+    rows = STUDIES["baseline_lr"].rows(DIGITS)
+    write_rows(tmp_path / "runs", rows, {row.name: [1.0, 2.0] for row in rows})
+    [family] = families_at([tmp_path / "runs"])
+    assert list(map(family.label, family.rows)) == ["lr 0.025", "lr 0.05", "lr 0.1", "lr 0.2"]
+    assert family.baseline is None and paper_tables(family) == []
+    page = write_report([family], tmp_path / "report", "lr")[-1].read_text()
+    assert "x1_lr_0.1, lr 0.1" in page and not re.search(
+        "baseline|the lr|difference|curves match", page.split("<main>")[1]
+    )
+
+
+def test_learning_rates_beside_a_large_batch_or_a_more_frequent_one_have_a_reference(tmp_path):
+    rows = STUDIES["table2a"].rows(DIGITS)
+    names = [
+        row for row in rows if row.name in ("x1_half_lr", "x1", "x1_double_lr", "x8_half_lr", "x8", "x8_double_lr")
+    ]
+    write_rows(tmp_path / "six", names, {row.name: [1.0] for row in names}, epochs=1)
+    [family] = families_at([tmp_path / "six"])
+    labels = ["half the lr", "baseline", "twice the lr", "half the lr", "gradual warmup", "twice the lr"]
+    assert sorted(map(family.label, family.rows)) == sorted(labels)
+
+
+def test_the_page_of_the_choice_says_what_was_chosen():
+    [section] = STUDIES["baseline_lr"].sections(DIGITS, {})
+    assert section.note.startswith("The baseline's learning rate is 0.2: the largest of these")
+
+
+# --- the table that was asked for -------------------------------------------------------------------------------------
+
+
+def test_a_table_that_the_runs_do_not_make_is_told_after_the_files_are_written(tmp_path, capsys):
+    write(tmp_path / "a", val=[9.0, 8.0])
+    words = ["report", str(tmp_path / "a"), "--table", "table1", "--table", "table3a"]
+    assert main([*words, "--output_dir", str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert "top-1 errors" in out and (tmp_path / "out" / "index.html").exists()
+    assert err.splitlines() == [
+        "error: no table1 can be made of these runs: it takes the baseline and a row with no warmup or constant warmup",
+        "error: no table3a can be made of these runs: it takes detectors with two backbones",
+    ]
