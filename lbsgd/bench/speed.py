@@ -217,7 +217,7 @@ PARTS = (  # what matters most first, because together they may take longer than
     Part("norm", "Batch norm over n images in the training step", norm_in_the_step, 130),
     Part("loader", "Fed by the loader", data_wait, 150),
     Part("memory", "Peak memory against the estimate", memory_taken, 45),
-    Part("tuned", "The same with cudnn.benchmark on both sides", tuned_step, 80),
+    Part("tuned", "The update with cudnn.benchmark on both sides", tuned_step, 80),
     Part("layers", "Batch norm, layer by layer", norm_layers, 60),
     Part("profile", "Where the time goes", top_kernels, 45),
     Part("layout", "Layout of half weights", weights_layout, 60),
