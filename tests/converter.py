@@ -4,15 +4,19 @@ import io
 import os
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from lbsgd.convert.beton_writer import RECORD, BetonWriter
+from lbsgd.convert.image import COPIED, UNDECODABLE
 from lbsgd.data.beton import BetonFile
 
 ROOT = Path(__file__).parent.parent
 TOOL = ROOT / "tools/convert_imagenet_to_ffcv.py"
+PAGE = 1 << 23  # bytes, of the files that append_images writes
 SETTINGS = dict(max_side=500, quality=90, num_processes=2, overwrite=False)
 
 
@@ -76,3 +80,25 @@ def run_tool(folder, *flags, **environment):
     return subprocess.run(
         [sys.executable, TOOL, *flags], cwd=folder, capture_output=True, text=True, env={**os.environ, **environment}
     )
+
+
+def blob(number):
+    """Return bytes that only a writer takes for an image, of sizes that do not fit pages well."""
+    return bytes([number]) * (1_300_000 + 100_000 * number)
+
+
+def append_images(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, finish=True):
+    """Append images one at a time and commit every so many of them."""
+    writer = BetonWriter(path, len(contents), PAGE)
+    assert writer.done == start
+    for number in range(start, len(contents) if stop is None else stop):
+        kind = kinds[number] if kinds else COPIED
+        data = contents[number]
+        width, height = (40, 30) if kind != UNDECODABLE else (0, 0)
+        writer.append(np.array([(kind, width, height, len(data), zlib.crc32(data), 0)], RECORD), memoryview(data))
+        if (number + 1) % commit_each == 0:
+            writer.commit(writer.done)
+    if finish:
+        writer.commit(writer.done)
+        writer.finish(np.arange(len(contents)) % 5)
+    return writer

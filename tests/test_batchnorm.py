@@ -659,3 +659,15 @@ def test_on_one_process_scope_all_is_plain_batch_norm_and_agreement_changes_noth
     before = layer.running_mean.clone()
     agree_statistics(layer)
     assert torch.equal(layer.running_mean, before)
+
+
+def test_a_recomputation_that_fails_leaves_the_statistics_and_the_layer_in_training():
+    layer, twin = (PerWorkerBatchNorm2d(3, per_worker_batch=4) for _ in range(2))
+    x = torch.randn(8, 3, 5, 5)
+    with pytest.raises(ZeroDivisionError), recomputing_statistics(layer):
+        layer(x)
+        1 / 0  # noqa: B018
+    assert torch.equal(layer.running_mean, torch.zeros(3)) and int(layer.num_batches_tracked) == 0
+    layer(2 * x), twin(2 * x)
+    assert torch.equal(layer.running_mean, twin.running_mean) and torch.equal(layer.running_var, twin.running_var)
+    assert int(layer.num_batches_tracked) == 1

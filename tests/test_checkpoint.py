@@ -9,12 +9,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from small_engine import recipe
 
+from lbsgd.config.plan import Plan
 from lbsgd.errors import CheckpointError, DataError
 from lbsgd.train import checkpoint
 from lbsgd.train.random_states import random_states, restore_random_states
 from lbsgd.train.saver import Saver
 from lbsgd.train.weights import put_weights, weights_in
+
+ONE_WEIGHT = {name: {"w": torch.zeros(1)} for name in ("weights", "momentum", "random")}
 
 
 def saved(folder, iteration, value=1.0):
@@ -281,3 +285,23 @@ def test_the_export_loads_without_unpickling_objects(tmp_path):
     checkpoint.export_weights(tmp_path / "weights.pt", {"w": torch.ones(2)})
     assert torch.equal(torch.load(tmp_path / "weights.pt", weights_only=True)["w"], torch.ones(2))
     assert [path.name for path in tmp_path.iterdir()] == ["weights.pt"]
+
+
+@pytest.mark.parametrize("key, value", [("momentum", 0.8), ("nesterov", False), ("weight_decay", 0.02)])
+def test_a_checkpoint_of_another_optimizer_is_refused_by_its_key(tmp_path, key, value):
+    now, other = recipe(), recipe()
+    other["optimizer"]["params"][key] = value
+    state = {"counters": {}, "identity": Plan.read(other, 1).identity()}
+    checkpoint.save(tmp_path, 1, ONE_WEIGHT, state)
+    with pytest.raises(CheckpointError, match=f"is of another run: optimizer.{key} is "):
+        checkpoint.load_newest(tmp_path, Plan.read(now, 1).identity(), print)
+
+
+def test_a_checkpoint_of_another_global_batch_is_refused_though_its_lr_is_the_same(tmp_path):
+    """As by the rule "fixed" of Table 2a, where the recipe is the same and so is every learning rate."""
+    now = recipe()
+    identity = Plan.read(now, 1).identity()
+    assert identity["global_batch"] == now["train_batch_size"]
+    checkpoint.save(tmp_path, 1, ONE_WEIGHT, {"counters": {}, "identity": {**identity, "global_batch": 128}})
+    with pytest.raises(CheckpointError, match="is of another run: global_batch is 128 there and 64 here"):
+        checkpoint.load_newest(tmp_path, identity, print)

@@ -136,3 +136,21 @@ def test_a_file_of_which_any_byte_of_the_tables_has_changed_is_not_called_comple
     convert(tree, data, **SETTINGS)
     assert "data is damaged: " in capsys.readouterr().out
     open_data(data)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda manifest: manifest.update(converter_version=2), "differs in converter version"),
+        (lambda manifest: manifest["settings"].update(sharpen=True), "differs in settings"),
+        (lambda manifest: manifest["classes"].reverse(), "differs in classes"),
+    ],
+)
+def test_a_folder_of_another_converter_is_refused_by_what_differs(tmp_path, change, words):
+    source, data = make_tree(tmp_path / "source"), tmp_path / "data"
+    convert(source, data, **SETTINGS)
+    manifest = json.loads((data / "manifest.json").read_text())
+    change(manifest)
+    (data / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=words):
+        convert(source, data, **SETTINGS)

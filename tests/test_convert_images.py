@@ -6,7 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-from converter import JPEG, SETTINGS, encoded, picture, stored
+from converter import JPEG, SETTINGS, encoded, picture, save, stored
 from PIL import Image
 from stock_ffcv import read_by_stock_ffcv
 
@@ -17,8 +17,10 @@ from lbsgd.convert.jpeg_header import MAX_PIXELS, plain_size
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.verify import verify
 from lbsgd.data.beton import BetonFile
+from lbsgd.data.beton_format import IMAGE_FIELD
 from lbsgd.data.beton_format import JPEG as JPEG_MODE
 from lbsgd.data.beton_format import RAW as RAW_MODE
+from lbsgd.data.beton_layout import read_layout
 from lbsgd.errors import ConfigError, DataError
 
 
@@ -201,8 +203,8 @@ def test_random_damage_to_a_header_never_passes_for_a_plain_jpeg_that_pil_refuse
         if size := plain_size(bytes(data)):
             try:
                 assert pil(bytes(data)).shape[1::-1] == size
-            except OSError:  # PIL's "broken data stream": tables whose content is damaged, which only decoding shows
-                pass
+            except OSError as error:  # tables whose content is damaged, which only decoding shows
+                assert "broken data stream" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +281,7 @@ def test_a_jpeg_that_libjpeg_refuses_is_found_by_verifying_and_left_out_where_al
     """It is copied, because its header is plain: this is what the loader's message tells to do."""
     jpeg = bytearray(JPEG)
     table = jpeg.index(b"\xff\xc4") + 5
-    jpeg[table : table + 16] = b"\xff" * 16
+    jpeg[table : table + 16] = bytes([sum(jpeg[table : table + 16]), *[0] * 15])  # more codes of one bit than there are
     for split, content in (("train", jpeg), ("val", JPEG)):
         (tmp_path / "source" / split / "a").mkdir(parents=True)
         (tmp_path / "source" / split / "a/1.JPEG").write_bytes(JPEG)
@@ -306,3 +308,17 @@ def test_a_tiff_comes_out_turned_as_torchvision_s_loader_sees_it():
     kept = stored_image(buffer.getvalue(), 0, Settings(max_side=64, raw_fraction=1.0), 1 << 23)
     assert (kept.width, kept.height) == (64, 32)
     assert (np.frombuffer(kept.view, np.uint8).reshape(32, 64, 3) == as_torchvision).all()
+
+
+def test_pixels_are_counted_beyond_16_bits_and_must_be_the_image_s_bytes(tmp_path):
+    for name in ("train/ant/1.JPEG", "train/bee/1.JPEG", "val/ant/1.JPEG", "val/bee/1.JPEG"):
+        save(tmp_path / "source" / name, size=(256, 256))  # 3 * 256 * 256 is 0 in 16 bits
+    convert(tmp_path / "source", tmp_path / "data", max_side=500, raw_fraction=1.0, num_processes=1)
+    path = tmp_path / "data/train.beton"
+    assert BetonFile.open(path).sizes.tolist() == [3 * 256 * 256] * 2
+    layout = read_layout(path)
+    table = np.memmap(path, layout.record, "r+", layout.metadata_at, (2,))
+    table[layout.column(IMAGE_FIELD)]["width"][1] = 255
+    table.flush()
+    with pytest.raises(DataError, match="image 1 does not have the bytes of its pixels"):
+        BetonFile.open(path)

@@ -340,3 +340,16 @@ def test_conversions_that_fail_leave_no_files_open(tree, tmp_path):
         gc.collect()
         opened.append(len(os.listdir("/proc/self/fd")))
     assert opened[0] == opened[-1]
+
+
+def test_finished_or_begun_work_of_other_libraries_is_done_again(tmp_path, monkeypatch, capsys):
+    source, data = make_tree(tmp_path / "source"), tmp_path / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr("lbsgd.convert.convert.publish", lambda *_: None)
+        patch.setattr("lbsgd.convert.work_folder.libraries", lambda: {"pillow": "another"})
+        convert(source, data, **SETTINGS)
+    capsys.readouterr()
+    convert(source, data, **SETTINGS)
+    said = capsys.readouterr().out
+    assert "holds work on other images or settings, or of another version: it begins again" in said
+    assert "it only goes to" not in said and (data / "manifest.json").exists()

@@ -331,3 +331,20 @@ def test_form_10_refuses_options_of_torch_s_that_it_does_not_have(option):
 def test_the_decay_is_given_by_name_because_its_place_is_not_torch_s():
     with pytest.raises(TypeError, match="positional"):
         MomentumCorrectedSGD([torch.zeros(1, requires_grad=True)], 0.1, 0.9, 0, 1e-4)
+
+
+def test_biases_with_a_learning_rate_of_their_own_may_decay():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    groups = {group["name"]: group for group in decay_groups(model, 0.1, bias_lr_factor=2.0)}
+    assert groups["biases"]["params"] == [model[0].bias] and groups["decay"]["params"] == [model[0].weight]
+    assert (groups["biases"]["lr_factor"], groups["biases"]["weight_decay"]) == (2.0, 0.1)
+
+
+def test_no_momentum_is_taken_for_a_momentum_of_0():
+    """As torch's own SGD takes it, which kept None in its state once."""
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = MomentumCorrectedSGD([weight], 0.1, momentum=0.9, nesterov=False, form="lr_inside")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": {0: {"momentum_buffer": None}}})
+    weight.grad = torch.ones(2)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full((2,), 0.9))

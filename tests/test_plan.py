@@ -28,7 +28,7 @@ def test_8k_is_the_papers_run_on_256_gpus():
 @pytest.mark.parametrize("world_size, micro_batch, passes", [(256, 32, 1), (8, 256, 4), (2, 32, 128), (1, 8192, 1)])
 def test_the_number_of_gpus_and_the_micro_batch_change_only_the_passes(world_size, micro_batch, passes):
     plan = Plan.read(CONFIGS / "8k.json", world_size, overrides=Overrides(micro_batch=micro_batch))
-    assert plan.accumulation_steps == passes
+    assert (plan.num_workers, plan.accumulation_steps) == (256, passes)
     assert plan.identity() == Plan.read(CONFIGS / "8k.json", 256).identity()
 
 

@@ -1,6 +1,8 @@
 """Runs that make no row, or rows that compare badly: each is named, and the others are still shown."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from grid_logs import DIGITS, write_log, write_rows
@@ -8,8 +10,10 @@ from grid_logs import DIGITS, write_log, write_rows
 from lbsgd.commands.main import main
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.catalogue import STUDIES
-from lbsgd.report.groups import find_runs, group_runs
+from lbsgd.report.groups import DIVERGED, find_runs, group_runs, has_diverged
+from lbsgd.report.measure import TOP1
 from lbsgd.report.regions import update
+from lbsgd.report.seeds import one_of_each_seed, require_one_code
 from lbsgd.report.write import families_at, write_report
 
 TABLE_1 = STUDIES["table1"].rows(DIGITS)
@@ -70,3 +74,27 @@ def test_a_table_without_the_small_batch_says_so(tmp_path, capsys):
     write_rows(tmp_path, TABLE_1[1:], ERRORS)
     said = reported(capsys, tmp_path, "--table", "table1")[2]
     assert "No row is the baseline: none has 32 images per update" in said
+
+
+def log_of(name, error=10.0, finished=True, code=None, seed=0):
+    header = {"recipe": {"seed": seed}, "environment": {"code": code} if code else {}}
+    return SimpleNamespace(
+        path=Path(name), header=header, result={} if finished else None, measures=(TOP1,), curve=lambda _: {1: error}
+    )
+
+
+def test_of_copies_of_a_seed_the_finished_one_counts_and_an_unfinished_one_contradicts_nothing():
+    finished, begun, other = log_of("a"), log_of("b", 50.0, finished=False), log_of("c", seed=1)
+    for order in ([finished, begun, other], [begun, other, finished]):
+        assert one_of_each_seed(order) == [finished, other]
+
+
+def test_a_log_that_does_not_know_its_code_contradicts_none():
+    require_one_code([log_of("a", code="0123"), log_of("b"), log_of("c", code="0123")])
+
+
+def test_a_run_that_was_started_again_and_has_finished_did_not_diverge(tmp_path):
+    (tmp_path / DIVERGED).write_text("error: the loss of iteration 5 is not a number\n")
+    log = tmp_path / "log.jsonl"
+    assert not has_diverged(SimpleNamespace(path=log, result={}, epochs=[{}]))
+    assert has_diverged(SimpleNamespace(path=log, result=None, epochs=[{}]))

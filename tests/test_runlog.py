@@ -308,3 +308,11 @@ def test_a_log_that_tells_no_length_is_refused(tmp_path):
     path.write_text(json.dumps(header) + "\n" + "".join(rest))
     with pytest.raises(DataError, match="line 1: not a run log: run without num_iterations"):
         read_run(path)
+
+
+def test_a_record_is_in_the_file_as_soon_as_it_is_written(tmp_path):
+    """A run that is killed a moment later leaves it."""
+    log = RunLog(tmp_path, RUN)
+    log.iteration(iteration(0))
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["kind"] == "iteration"
+    log.close()

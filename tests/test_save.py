@@ -492,3 +492,18 @@ def test_the_loss_scale_and_the_skipped_updates_come_back_from_the_disk(tmp_path
     ours, theirs = gather_state(again), gather_state(engine)
     assert ours.counters == theirs.counters
     assert all(torch.equal(tensor, theirs.weights[name]) for name, tensor in ours.weights.items())
+
+
+def test_a_checkpoint_by_minutes_is_due_again_only_so_many_minutes_after_the_last(tmp_path, monkeypatch):
+    ours = trainer(tmp_path)
+    clock = [ours.saver.last_time]
+    monkeypatch.setattr("lbsgd.train.saver.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    ours.saver.every = Every(minutes=10)
+    for due_at in (600, 1200):
+        clock[0] += 599
+        assert not ours.saver.due_by_time()
+        clock[0] += 1
+        assert ours.saver.due_by_time(), due_at
+        ours.save()
+        assert not ours.saver.due_by_time()
+    ours.saver.wait()

@@ -2,6 +2,7 @@
 
 import pytest
 
+import lbsgd
 from lbsgd.algorithm.schedule import Schedule, learning_rate, scaled_lr
 
 EIGHT_K = Schedule(
@@ -69,3 +70,9 @@ def test_without_warmup_the_first_update_takes_the_reference_lr():
 def test_a_warmup_that_would_silently_be_another_is_refused(kind, message):
     with pytest.raises(ValueError, match=message):
         Schedule(0.1, 3.2, kind, 780)
+
+
+def test_a_decay_point_and_a_warmup_inside_an_epoch_are_the_nearest_iteration():
+    rule = lbsgd.LargeMinibatchSGD(0.1, 256, 512, warmup_epochs=0.29, decay_epochs=(0.57, 2.3))
+    schedule = rule.schedule(100)  # 0.57 * 100 = 56.99999999999999 and 0.29 * 100 = 28.999999999999996
+    assert (schedule.warmup_iterations, schedule.decay_iterations) == (29, (57, 230))

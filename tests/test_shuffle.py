@@ -8,6 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+import lbsgd
+from lbsgd.algorithm import process_group
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches, rank_groups, rank_share
 
@@ -153,3 +155,11 @@ def test_the_epoch_that_counts_is_the_one_set_when_the_first_batch_is_asked_for(
     batches = iter(sampler)
     sampler.set_epoch(2)
     assert next(batches) == epoch_order(64, 0, 2)[:16].tolist()
+
+
+def test_rank_0_that_is_asked_for_is_rank_0_on_every_process(monkeypatch):
+    monkeypatch.setattr(process_group, "rank", lambda: 1)
+    monkeypatch.setattr(process_group, "world_size", lambda: 2)
+    cut = dict(global_batch=8, micro_batch=2, seed=3)
+    asked, own = lbsgd.SharedShuffleSampler(32, **cut, rank=0), lbsgd.SharedShuffleSampler(32, **cut)
+    assert list(asked) == list(lbsgd.SharedShuffleSampler(32, **cut, world_size=2, rank=0)) != list(own)

@@ -2,6 +2,7 @@
 
 import math
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,10 +12,13 @@ from small_engine import recipe
 from trainers import NUM_IMAGES, Records, trainer
 
 import lbsgd
+from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.errors import CheckpointError, ConfigError, Stopped, TrainingError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
+from lbsgd.train.agreement import Decision
 from lbsgd.train.clock import Clock
+from lbsgd.train.random_states import random_states
 from lbsgd.train.reporter import Reporter
 
 
@@ -240,3 +244,32 @@ def test_the_wait_for_the_first_batch_of_a_run_is_no_advice():
     assert 0.02 <= clock.window_waited == clock.epoch_waited <= clock.epoch_seconds
     clock.start_epoch(), clock.next_of(batches)
     assert clock.epoch_waited >= 0.02  # a later epoch's first batch counts: nothing is compiled for it
+
+
+def test_a_given_up_iteration_leaves_the_random_states_and_the_totals_from_before_it(tmp_path, monkeypatch):
+    ours = trainer(tmp_path)
+    ours.engine.train(), ours.start_epoch()
+    batches, loss_of = ours.images.train.epoch(0), ours.task.loss
+
+    def drawing(engine, batch):
+        torch.rand(3)  # as dropout does
+        return loss_of(engine, batch)
+
+    ours.task = SimpleNamespace(counts=ours.task.counts, loss=drawing)
+    ours.update(batches)
+    before, totals = random_states(0), ours.totals.of_all()
+    monkeypatch.setattr(ours.agreement, "after_pass", lambda stop, save: Decision(stop=True, pass_seconds=1000.0))
+    with pytest.raises(Stopped, match="saved after 1 iterations"):
+        ours.update(batches)
+    assert not torch.equal(random_states(0)["torch.0"], before["torch.0"])
+    tensors, state = checkpoint.load(checkpoint.newest(tmp_path))
+    assert state["counters"]["iteration"] == 1 and state["epoch_totals"] == totals.tolist()
+    assert all(torch.equal(tensors["random"][name], kept) for name, kept in before.items())
+
+
+def test_an_epoch_s_record_has_the_learning_rate_of_its_last_update(tmp_path):
+    ours = trainer(tmp_path)  # in the ramp, where every update has another
+    ours.train(last_iteration=4), ours.saver.wait()
+    found = [record["lr"] for record in ours.reporter.log.epochs]
+    assert found == pytest.approx([learning_rate(t, ours.plan.schedule) for t in (1, 3)], rel=1e-12)
+    assert found[0] != pytest.approx(learning_rate(2, ours.plan.schedule), rel=1e-3)

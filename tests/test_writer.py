@@ -15,6 +15,7 @@ import zlib
 
 import numpy as np
 import pytest
+from converter import PAGE, append_images, blob
 from PIL import Image
 from stock_ffcv import read_by_stock_ffcv
 
@@ -22,7 +23,6 @@ from lbsgd.convert.beton_writer import (
     METADATA,
     METADATA_AT,
     RECORD,
-    BetonWriter,
     journal_block,
     page_size,
     read_journal,
@@ -32,8 +32,6 @@ from lbsgd.convert.process_pool import SLOT_BYTES, SLOTS, ProcessPool
 from lbsgd.data.beton import BetonFile
 from lbsgd.errors import ConfigError, DataError
 
-PAGE = 1 << 23
-
 
 def picture(number):
     """Return a JPEG of 40 x 30 pixels, colour or grey, another for each number."""
@@ -41,28 +39,6 @@ def picture(number):
     buffer = io.BytesIO()
     pixels.convert("L" if number % 3 == 0 else "RGB").save(buffer, "JPEG", quality=90)
     return buffer.getvalue()
-
-
-def blob(number):
-    """Return bytes that only a writer takes for an image, of sizes that do not fit pages well."""
-    return bytes([number]) * (1_300_000 + 100_000 * number)
-
-
-def write(path, contents, *, start=0, stop=None, kinds=None, commit_each=1, finish=True):
-    """Append images one at a time and commit every so many of them."""
-    writer = BetonWriter(path, len(contents), PAGE)
-    assert writer.done == start
-    for number in range(start, len(contents) if stop is None else stop):
-        kind = kinds[number] if kinds else COPIED
-        data = contents[number]
-        width, height = (40, 30) if kind != UNDECODABLE else (0, 0)
-        writer.append(np.array([(kind, width, height, len(data), zlib.crc32(data), 0)], RECORD), memoryview(data))
-        if (number + 1) % commit_each == 0:
-            writer.commit(writer.done)
-    if finish:
-        writer.commit(writer.done)
-        writer.finish(np.arange(len(contents)) % 5)
-    return writer
 
 
 # --- the file ---------------------------------------------------------------------------------------------------------
@@ -76,7 +52,7 @@ def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
     kinds = [PIXELS if number % 4 == 0 else COPIED for number in range(40)]
     columns = kinds, expected, jpegs
     contents = [pixels.tobytes() if kind == PIXELS else data for kind, pixels, data in zip(*columns, strict=True)]
-    write(tmp_path / "a.beton", contents, kinds=kinds)
+    append_images(tmp_path / "a.beton", contents, kinds=kinds)
     images, labels = read_by_stock_ffcv(tmp_path / "a.beton", 40, os_cache)
     for number, (image, pixels) in enumerate(zip(images, expected, strict=True)):
         distance = np.abs(image.astype(int) - pixels)
@@ -85,7 +61,7 @@ def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
 
 
 def test_no_image_lies_in_two_pages(tmp_path):
-    write(tmp_path / "a.beton", [blob(number) for number in range(20)])
+    append_images(tmp_path / "a.beton", [blob(number) for number in range(20)])
     beton = BetonFile.open(tmp_path / "a.beton")
     first, last = beton.images["data_at"], beton.images["data_at"] + beton.sizes - np.uint64(1)
     assert (first // PAGE == last // PAGE).all() and last[-1] // PAGE >= 4
@@ -94,7 +70,7 @@ def test_no_image_lies_in_two_pages(tmp_path):
 
 def test_checksums_and_contents_are_those_of_the_images(tmp_path):
     contents = [blob(number) for number in range(6)]
-    write(tmp_path / "a.beton", contents)
+    append_images(tmp_path / "a.beton", contents)
     beton, data = BetonFile.open(tmp_path / "a.beton"), (tmp_path / "a.beton").read_bytes()
     assert beton.checksums.tolist() == [zlib.crc32(content) for content in contents]
     assert [data[at : at + size] for at, size in zip(beton.images["data_at"], beton.sizes, strict=True)] == contents
@@ -102,19 +78,19 @@ def test_checksums_and_contents_are_those_of_the_images(tmp_path):
 
 def test_the_fingerprint_covers_every_bit_of_every_image(tmp_path):
     contents = [picture(number) for number in range(3)]
-    write(tmp_path / "a.beton", contents)
-    write(tmp_path / "b.beton", [contents[0], contents[1][:-1] + b"\0", contents[2]])
+    append_images(tmp_path / "a.beton", contents)
+    append_images(tmp_path / "b.beton", [contents[0], contents[1][:-1] + b"\0", contents[2]])
     assert BetonFile.open(tmp_path / "a.beton").fingerprint != BetonFile.open(tmp_path / "b.beton").fingerprint
 
 
 def test_images_that_cannot_be_decoded_get_no_number(tmp_path):
     contents = [picture(0), b"", picture(2), b"", picture(4)]
-    write(tmp_path / "a.beton", contents, kinds=[COPIED, UNDECODABLE, COPIED, UNDECODABLE, COPIED])
+    append_images(tmp_path / "a.beton", contents, kinds=[COPIED, UNDECODABLE, COPIED, UNDECODABLE, COPIED])
     beton = BetonFile.open(tmp_path / "a.beton")
     assert beton.labels.tolist() == [0, 2, 4]
     assert beton.checksums.tolist() == [zlib.crc32(contents[number]) for number in (0, 2, 4)]
     with pytest.raises(DataError, match="none of the 2 images can be decoded"):
-        write(tmp_path / "b.beton", [b"", b""], kinds=[UNDECODABLE] * 2)
+        append_images(tmp_path / "b.beton", [b"", b""], kinds=[UNDECODABLE] * 2)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +116,7 @@ CONTENTS = [blob(number) if number % 4 == 0 else picture(number) for number in r
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     path = tmp_path_factory.mktemp("whole") / "a.beton"
-    write(path, CONTENTS)
+    append_images(path, CONTENTS)
     return path.read_bytes()
 
 
@@ -149,28 +125,28 @@ def uninterrupted(tmp_path_factory):
 def test_an_interrupted_file_becomes_the_same_file(tmp_path, uninterrupted, stop, lost_bytes):
     """Commits come after every second image; a power failure may take the journal's last bytes as well."""
     path = tmp_path / "a.beton"
-    write(path, CONTENTS, stop=stop, commit_each=2, finish=False).close()
+    append_images(path, CONTENTS, stop=stop, commit_each=2, finish=False).close()
     with open(path, "ab") as file:
         file.write(b"half of an image that came after the last commit")
     journal = path.with_suffix(".journal")
     os.truncate(journal, max(0, journal.stat().st_size - lost_bytes))
     committed = max(0, stop // 2 * 2 - (2 if lost_bytes else 0))
-    write(path, CONTENTS, start=committed)
+    append_images(path, CONTENTS, start=committed)
     assert path.read_bytes() == uninterrupted
 
 
 def test_a_finished_file_can_be_finished_again(tmp_path, uninterrupted):
     path = tmp_path / "a.beton"
     for start in (0, 12, 12):
-        write(path, CONTENTS, start=start)
+        append_images(path, CONTENTS, start=start)
         assert path.read_bytes() == uninterrupted
 
 
 def test_a_journal_without_its_file_counts_for_nothing(tmp_path, uninterrupted):
     path = tmp_path / "a.beton"
-    write(path, CONTENTS, stop=8, finish=False).close()
+    append_images(path, CONTENTS, stop=8, finish=False).close()
     path.unlink()
-    write(path, CONTENTS, start=0)
+    append_images(path, CONTENTS, start=0)
     assert path.read_bytes() == uninterrupted
 
 
@@ -391,3 +367,17 @@ def _runs(pid):
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_nothing_of_a_journal_without_its_file_comes_back_behind_new_blocks(tmp_path):
+    path, contents = tmp_path / "train.beton", [blob(number) for number in range(4)]
+    append_images(path, contents, stop=3, finish=False).close()
+    path.unlink()
+    append_images(path, contents, stop=1, finish=False).close()
+    append_images(path, contents, start=1, stop=2, finish=False).close()
+
+
+def test_a_journal_of_more_images_than_the_file_is_to_hold_counts_for_nothing(tmp_path):
+    path, contents = tmp_path / "train.beton", [blob(number) for number in range(3)]
+    append_images(path, contents, stop=3, finish=False).close()
+    append_images(path, contents[:2], start=0)

@@ -139,9 +139,9 @@ class MomentumCorrectedSGD(torch.optim.SGD):
 
     def _velocity(self, p: torch.Tensor) -> torch.Tensor:
         state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        velocity: torch.Tensor = state["momentum_buffer"]
+        velocity: torch.Tensor | None = state.get("momentum_buffer")  # a state_dict of torch's SGD may hold None
+        if velocity is None:
+            velocity = state["momentum_buffer"] = torch.zeros_like(p)
         return velocity
 
     def _lr_ratio(self, p: torch.Tensor, lr: float) -> float:

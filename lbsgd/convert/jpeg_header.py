@@ -35,14 +35,27 @@ def _segments(data: bytes) -> tuple[dict[int, bytes], int]:
     while data[at] == 0xFF:
         marker, end = data[at + 1], at + 2 + (data[at + 2] << 8 | data[at + 3])
         if marker == SOS:
-            return segments, at
+            return segments, at if end == at + 8 + 2 * data[at + 4] else 0  # two bytes for each component of the scan
         if not (marker in (*HUFFMAN_FRAMES, DQT, DHT, DRI, COM) or APP0 <= marker < APP0 + 16):
+            break
+        if marker in (DQT, DHT) and not _whole_tables(marker, data[at + 4 : end]):
             break
         name = data[at + 4 : at + 9]
         if not APP0 <= marker < APP0 + 16 or (marker, name) in ((APP0, b"JFIF\0"), (APP14, b"Adobe")):
             segments[marker] = data[at + 4 : end]
         at = end
     return segments, 0
+
+
+def _whole_tables(marker: int, tables: bytes) -> bool:
+    """Whether a segment holds whole tables with numbers that libjpeg has room for: it refuses an image of others."""
+    at = 0
+    while at < len(tables):
+        kind, number = tables[at] >> 4, tables[at] & 15
+        if kind > 1 or number > 3:
+            return False
+        at += 1 + 64 * (1 + kind) if marker == DQT else 17 + sum(tables[at + 1 : at + 17])
+    return at == len(tables)
 
 
 def _plain_frame(segments: dict[int, bytes]) -> tuple[int, int] | None:
