@@ -1078,7 +1078,7 @@ def test_a_switch_in_a_plain_json_is_read_as_deepspeed_reads_it(code, key, found
         (
             "augmentation.crop_scale",
             [1, 2],
-            "crop_scale [1.0, 2.0] must be two shares of the image, smaller first, up to 1",
+            "[1.0, 2.0] must be two shares of the image, smaller first, up to 1",
         ),
     ],
 )

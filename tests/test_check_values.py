@@ -372,3 +372,21 @@ def test_what_hjson_makes_of_numbers_is_what_deepspeed_s_parser_makes_of_them():
     for text in ("1e3", "5.0", "-2.0", "0.5", "1e22", "3", "9999999999.0", "10000000000.0"):
         ours, theirs = as_hjson(json.loads(text)), hjson.loads(f'{{"a": {text}}}')["a"]
         assert ours == theirs and type(ours) is type(theirs), text
+
+
+@pytest.mark.parametrize(
+    "key, value, said",
+    [
+        ("decay.epochs", "10,20", 'lbsgd.decay.epochs is "10,20", and must be a list; write [10, 20] [R12]'),
+        ("decay.epochs", "[10, 20", 'lbsgd.decay.epochs is "[10, 20", and must be a list; write [10, 20] [R12]'),
+        ("epochs", "90", 'lbsgd.epochs is "90", and must be a whole number; write 90 [R12]'),
+        ("warmup.epochs", "few", 'lbsgd.warmup.epochs is "few", and must be a number; correct it [R12]'),
+        ("decay.epochs", [80, 30], "lbsgd.decay.epochs [80.0, 30.0] must ascend; correct it [R12]"),
+        ("batch_norm.statistics", "recomputed", "lbsgd.batch_norm.statistics_images is needed with statistics"),
+        ("decay.epochs", [3], "lbsgd.decay at epoch 3 is inside the 5 of warmup"),
+    ],
+)
+def test_a_value_of_the_block_is_named_with_its_whole_key_and_the_form_it_should_have(key, value, said):
+    config = edited()
+    put(config, f"lbsgd.{key}", value)
+    assert [str(each)[: len(said)] for each in findings_of(config) if each.code == "R12"] == [said]

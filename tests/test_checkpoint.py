@@ -156,7 +156,7 @@ def test_the_first_difference_between_two_runs_is_named(tmp_path):
             {"recipe": {"seed": 0}, "network": {"fc.weight": [1000, 512]}},
             r"network.fc.weight is \[1000, 512\] there and \[10, 512\] here",
         ),
-        ({"recipe": {"seed": 0}, "network": {}}, "network.fc.weight is null there"),
+        ({"recipe": {"seed": 0}, "network": {}}, "network.fc.weight is none there"),
     ]:
         with pytest.raises(CheckpointError, match=words):
             checkpoint.require_same(tmp_path, there, here, "")
@@ -173,6 +173,13 @@ PLAN = {"plan": {"precision": "fp32"}}
         ({}, {"precision": "bf16", "decoder": "ours"}, 'precision is "fp32" there and "bf16" here'),
         ({"decoder": "ours"}, {"decoder": "FFCV's"}, 'decoder is "ours" there and "FFCV\'s" here'),
         ({"precision": "fp32", "decoder": "ours", "data": "a"}, {}, ""),  # --evaluate_only
+        (
+            {"model": "resnet8", "network": {"0.weight": [24, 3, 3, 3]}},
+            {"model": "resnet50", "network": {}},
+            r"run \(resnet8 there, resnet50 here\): network.0.weight is \[24, 3, 3, 3\] there and none here",
+        ),
+        ({"model": "mine", "network": {}}, {"model": "renamed", "network": {}}, ""),  # a name is no weight
+        ({"network": {}}, {"model": "resnet50", "network": {}}, ""),  # of an earlier lbsgd
     ],
 )
 def test_a_run_goes_on_in_its_precision_and_with_its_decoder(tmp_path, saved, here, words):

@@ -155,3 +155,12 @@ def test_the_grid_takes_no_other_flag(tmp_path, capsys):
     assert not list(tmp_path.iterdir())
     code, _, [error] = config(f"--all {tmp_path / 'grid'} --set lbsgd.seed=1 --from {EIGHT_K} --for deepspeed", capsys)
     assert code == 2 and all(name in error for name in ("--set", "--from", "--for"))
+
+
+def test_a_file_that_is_written_over_is_kept_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("my.json").write_text('{"mine": 1}')
+    for _ in range(2):  # the second writes what is there
+        assert main(["config", "--global_batch", "1024", "--output", "my.json"]) == 0
+    assert capsys.readouterr().err == "# kept: the file as it was in my.json.orig\n"
+    assert Path("my.json.orig").read_text() == '{"mine": 1}' and len(list(tmp_path.iterdir())) == 2

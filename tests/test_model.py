@@ -1,11 +1,18 @@
 """The network of Sec. 5.1: torchvision's layers, the paper's initial values."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from lbsgd.algorithm.resnet import resnet
+from lbsgd.config.plan import Plan
+from lbsgd.errors import ConfigError
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -76,5 +83,16 @@ def test_the_weights_are_those_of_the_cpu_on_the_default_device():
 
 
 def test_an_unknown_name_is_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match="resnet101"):
-        resnet("resnet51", 10)
+    with pytest.raises(ConfigError, match=r"'mobilenet_v3_small' is none .*resnet101.*override `network\(\)` in your"):
+        resnet("mobilenet_v3_small", 10)
+
+
+def test_the_documented_recipe_of_another_network_builds_it_the_same_on_every_process(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    section = (ROOT / "docs/running.md").read_text().split("## Another network")[1]
+    names = {"__name__": "recipe"}
+    exec(re.search(r"```python\n(.*?)```", section, re.DOTALL)[1], names)
+    plan = Plan.read(ROOT / "ds_configs/256.json", 1)
+    one, other = (names["MobileNet"]().network(10, plan).state_dict() for _ in range(2))
+    assert "classifier.3.weight" in one and one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

@@ -310,7 +310,7 @@ def test_a_diagnostic_changes_no_number_so_the_file_keeps_its_purpose():
     ],
 )
 def test_decays_that_leave_no_learning_rate_are_refused(settings):
-    with pytest.raises(ConfigError, match="lbsgd.decay factor .* leaves no learning rate"):
+    with pytest.raises(ConfigError, match="lbsgd.decay.factor .* leaves no learning rate"):
         Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=settings))
 
 

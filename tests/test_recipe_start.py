@@ -1,6 +1,7 @@
 """The start of a recipe: an output that takes nothing, and flags whose variable nobody has set, are one line."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -99,3 +100,23 @@ def test_an_evaluation_asks_nothing_of_the_training_images_unless_it_recomputes_
 @pytest.mark.parametrize("flag", ["--from", "--output", "--all"])
 def test_an_empty_name_is_refused_where_a_json_is_written(flag):
     refused(command(sys.executable, "-m", "lbsgd", "config", flag, ""), flag, "a variable that nobody has set")
+
+
+@pytest.mark.parametrize("left", ["log.jsonl", "checkpoints/iteration_00000003"])
+def test_an_output_folder_with_a_run_is_refused_before_anything_heavy_is_imported(left, tmp_path):
+    (tmp_path / "run" / left).mkdir(parents=True)
+    asked = [*JSON, "--fake_data", "--output_dir", tmp_path / "run"]
+    request = Request(parser("").parse_args([str(each) for each in asked]))
+    with pytest.raises(ConfigError, match="already holds a run: continue it with --resume"):
+        request.require_place()
+
+
+@pytest.mark.parametrize(
+    "flags, words", [((), "cannot write into the output folder"), (("--evaluate_only",), "Not a directory")]
+)
+def test_a_file_as_output_folder_is_refused_before_anything_heavy_is_imported(flags, words, tmp_path):
+    (tmp_path / "file").touch()
+    asked = ["recipes/digits.py", *JSON, "--fake_data", "--output_dir", tmp_path / "file", *flags]
+    done = command(sys.executable, "-X", "importtime", *asked)
+    assert done.returncode == 2 and words in done.stderr.splitlines()[-1], done.stderr
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE) and done.stdout == ""

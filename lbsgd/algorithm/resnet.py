@@ -6,6 +6,7 @@ import torch
 import torchvision
 
 from lbsgd.algorithm.seeded import seeded
+from lbsgd.errors import ConfigError
 
 
 def resnet(name: str, num_classes: int, zero_last_gamma: bool = True, seed: int = 0) -> torch.nn.Module:
@@ -18,11 +19,14 @@ def resnet(name: str, num_classes: int, zero_last_gamma: bool = True, seed: int 
     The weights are drawn from `seed` alone, on the CPU whatever the default device, so every process builds the same
     network. The caller's random state stays as it was, that of GPUs too.
 
-    Raises ValueError for a name that torchvision does not have.
+    Raises ConfigError for any other name.
     """
     known = [model for model in torchvision.models.list_models(torchvision.models) if model.startswith("resnet")]
     if name not in known:
-        raise ValueError(f"no network {name!r}; torchvision has {', '.join(known)}")
+        raise ConfigError(
+            f"{name!r} is none of torchvision's ResNets ({', '.join(known)}); for another network override `network()` "
+            "in your recipe (docs/running.md)"
+        )
     device = torch.get_default_device()
     with seeded(seed):
         network: torch.nn.Module = torchvision.models.get_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,7 +42,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     epochs = f"(default: {EPOCHS}, or those of --from; detectors are counted in iterations)"
     add("--epochs", type=positive, metavar="N", help=epochs)
     add_settings(command)
-    add("--output", type=named, metavar="FILE", help="write the JSON into this file (default: print it)")
+    add(
+        "--output",
+        type=named,
+        metavar="FILE",
+        help="write the JSON into this file, and keep one that is there as FILE.orig (default: print it)",
+    )
     add("--all", type=named, metavar="DIR", help="instead, write the paper's whole grid and its README into a folder")
 
 
@@ -72,12 +78,12 @@ def write_all(folder: str) -> int:
 def for_lbsgd(given: argparse.Namespace) -> int:
     """Write a JSON for a global batch, with the warnings that `lbsgd check` would print."""
     from lbsgd.config.checks.inspection import findings_of
-    from lbsgd.config.json_file import format_json, write_json
+    from lbsgd.config.json_file import format_json
 
     config = config_of(given)
     print_beside(f"warning: {finding}" for finding in findings_of(config) if finding.severity == "warning")
     if given.output:
-        write_json(given.output, config)
+        write_beside(given.output, config)
         print(f"{given.output}: see what it means with `lbsgd plan {given.output} --gpus N`")
     else:
         print(format_json(config))
@@ -89,7 +95,7 @@ def for_library(given: argparse.Namespace) -> int:
 
     What changed and what is doubtful stands below them in comments, so that all of it can be pasted.
     """
-    from lbsgd.config.json_file import format_json, write_json
+    from lbsgd.config.json_file import format_json
     from lbsgd.config.libraries.needs import needs_of
     from lbsgd.config.plan import Plan
 
@@ -103,7 +109,7 @@ def for_library(given: argparse.Namespace) -> int:
     plan = Plan.read(given.source, given.gpus, overrides=overrides_of(given))
     needs = needs_of(plan, given.library, given.parts)
     if given.output:
-        write_json(given.output, needs.config)
+        write_beside(given.output, needs.config)
         print(needs.text(given.output))
     else:
         print(format_json(needs.config))
@@ -111,6 +117,15 @@ def for_library(given: argparse.Namespace) -> int:
     print_beside(f"# changed: {change}" for change in plan.changes)
     print_beside(f"# warning: {warning}" for warning in plan.warnings)
     return 0
+
+
+def write_beside(output: str, config: dict[str, Any]) -> None:
+    """Write a JSON; a file that is there already, and differs, is kept beside it, as `lbsgd check --fix` does."""
+    from lbsgd.config.json_file import keep_original, text_written, write_json
+
+    if os.path.isfile(output) and Path(output).read_bytes() != text_written(config):
+        print_beside([f"# kept: the file as it was in {keep_original(output)}"])
+    write_json(output, config)
 
 
 def print_beside(lines: Iterable[str]) -> None:

@@ -26,9 +26,11 @@ from lbsgd.processes.ending import end_before_joining, end_despite_threads, end_
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.processes.start import Stopwatch
+from lbsgd.report.lines import say_fact
+from lbsgd.train.checkpoint_names import named_at_start
 from lbsgd.train.facts import fingerprints
 from lbsgd.train.live_page import Band, baseline_band
-from lbsgd.train.run import Every, Run, last_iteration
+from lbsgd.train.run import CHECKPOINTS, Every, Run, last_iteration, require_place, require_writable
 
 if TYPE_CHECKING:
     from lbsgd.train.images import ImageSource
@@ -58,7 +60,10 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
         request = request_of(flags.parse_args())
         task = task_of(request)
         if request.processes.is_rank_0:
+            request.require_place()
             print_plan(request.plan, request.output_dir, request.data)
+            if sys.stdout.isatty():  # where somebody waits for the next line
+                say_fact("loading", "PyTorch and DeepSpeed")
     except LbsgdError as error:
         end_before_joining(error)
     except OutputError as error:
@@ -111,6 +116,22 @@ class Request:
             return None
         self.data = data = open_data(folder)
         return data.train.num_images
+
+    def require_place(self) -> None:
+        """Raise LbsgdError where the run may not go into its output folder, which is looked at again once it is locked.
+
+        Rank 0 alone looks.
+        """
+        flags, folder = self.flags, self.output_dir
+        if not flags.evaluate_only:
+            require_writable(folder)
+        require_place(
+            folder,
+            bool(named_at_start(folder / CHECKPOINTS)),
+            resume=flags.resume,
+            evaluate_only=flags.evaluate_only,
+            weights=self.weights is not None,
+        )
 
     def images(self) -> ImageSource:
         """Return where the images of the run come from; imports PyTorch."""

@@ -156,10 +156,14 @@ def keep_original(path: str | Path) -> Path:
     return copied
 
 
+def text_written(config: Mapping[str, Any]) -> bytes:
+    """Return a JSON as `write_json` writes it; half a surrogate pair, which UTF-8 lacks, stays JSON's own escape."""
+    return (format_json(config, ascii_only=False) + "\n").encode("utf-8", "backslashreplace")
+
+
 def write_json(path: str | Path, config: Mapping[str, Any]) -> None:
     """Write a JSON file in UTF-8 that is whole or as it was; ConfigError where it cannot be written."""
-    text = format_json(config, ascii_only=False) + "\n"
-    try:  # half a surrogate pair, which UTF-8 lacks, stays JSON's own escape
-        rewrite_file(Path(path), text.encode("utf-8", "backslashreplace"))
+    try:
+        rewrite_file(Path(path), text_written(config))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from None

@@ -125,7 +125,7 @@ class Plan(DecidesReduction):
             "on": f"world size {self.world_size} x micro batch {self.micro_batch} x {passes}",
             "learning rate": f"η = {schedule.reference_lr:g} ({recipe.linear_scaling.rule} rule)"
             + (f", from η0 = {schedule.base_lr:g}" if W else ""),
-            "warmup": f"{schedule.warmup_kind}, W = {W} iterations" if W else "none",
+            "warmup": f"{schedule.warmup_kind}, W = {W:,} iterations" if W else "none",
             "iterations": f"{self.iterations_per_epoch:,} per epoch of {self.num_images:,} images, "
             f"{self.num_iterations:,} in {self.num_epochs:.4g} epochs",
             "precision": f"{self.precision}, ZeRO stage {self.zero_stage}",

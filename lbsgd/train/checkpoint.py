@@ -35,6 +35,7 @@ from lbsgd.train.checkpoint_names import named, named_at_start, place
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
 AGAIN = "make room, and give the same command with --resume, which evaluates and writes it again"
 VERSION = 1
+MODEL = "model"  # in an identity: the name of the network, for messages
 TENSORS = ("weights", "momentum", "random")
 FILES = {*(f"{name}.safetensors" for name in TENSORS), "state.json"}  # that the manifest of a checkpoint describes
 
@@ -124,7 +125,9 @@ def load_newest(
         except DamagedError as damage:
             damaged.append(damage)
             continue
-        require_same(path, comparable(state, identity), with_defaults(identity), "")
+        there, here = state["identity"].get(MODEL), identity.get(MODEL)
+        networks = f" ({there} there, {here} here)" if there and there != here else ""
+        require_same(f"{path} is of another run{networks}", comparable(state, identity), with_defaults(identity), "")
         for each in damaged:
             say(f"warning: {each}; going on from the one before it")
         say(f"resuming from {path}")
@@ -180,16 +183,26 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
     return tensors, state
 
 
-def require_same(path: Path, saved: Any, now: Any, what: str) -> None:
-    """Raise CheckpointError that names the first difference between two descriptions of a run."""
+def require_same(other: str, saved: Any, now: Any, what: str) -> None:
+    """Raise CheckpointError that names the first difference between two descriptions of a run.
+
+    other: what to say of the saved one where they differ. The name of the network alone is no difference.
+    """
+    if what == MODEL:
+        return
     if isinstance(saved, dict) and isinstance(now, dict):
         for key in [*saved, *(key for key in now if key not in saved)]:
-            require_same(path, saved.get(key), now.get(key), f"{what}.{key}" if what else key)
+            require_same(other, saved.get(key), now.get(key), f"{what}.{key}" if what else key)
     elif saved != now:
         raise CheckpointError(
-            f"{path} is of another run: {in_json(what)} is {json.dumps(saved)} there and {json.dumps(now)} here; "
+            f"{other}: {in_json(what)} is {in_words(saved)} there and {in_words(now)} here; "
             "use the same recipe, network and data, or another --output_dir"
         )
+
+
+def in_words(value: Any) -> str:
+    """Return a value of an identity as JSON; one that only the other run has is none."""
+    return "none" if value is None else json.dumps(value)
 
 
 def in_json(key: str) -> str:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # a wrong flag is reported before torch loads
 WRITER_SECONDS = 100.0  # for a run that still saves, and for the lock of a host that has died (NFS: 90 s)
 POLL_SECONDS = 0.5
 WRITER_NAME = ".writer"  # in the output folder: locked by the run that writes there
+CHECKPOINTS = "checkpoints"  # in the output folder
 WEIGHTS_NAME = "weights.pt"  # in the output folder: the float32 state_dict of a run that has ended
 
 
@@ -68,7 +69,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
-        return self.output_dir / "checkpoints"
+        return self.output_dir / CHECKPOINTS
 
 
 def last_iteration(plan: Plan, epochs: int | None, max_iterations: int | None) -> int:
@@ -89,24 +90,30 @@ def last_iteration(plan: Plan, epochs: int | None, max_iterations: int | None) -
     return min(plan.num_iterations, max_iterations or plan.num_iterations, by_epochs)
 
 
-def prepare_output(run: Run, newest: Path | None) -> None:
-    """Make the output folder.
+def require_place(folder: Path, has_checkpoint: bool, *, resume: bool, evaluate_only: bool, weights: bool) -> None:
+    """Raise ConfigError rather than write over a run, CheckpointError where there is nothing to evaluate.
 
-    newest: the newest checkpoint there. Only rank 0 looks, because the other hosts may not have the folder.
-    Raises ConfigError rather than write over a run, CheckpointError where there is nothing to evaluate.
+    Only rank 0 looks at the output folder, because the other hosts may not have it.
     """
-    if run.evaluate_only:
-        if not newest and not run.weights:
-            raise CheckpointError(
-                f"no complete checkpoint in {run.checkpoints} to evaluate; train first, or name its --output_dir, "
-                "or other --weights"
-            )
-        return
-    if not run.resume and (newest or is_there(run.output_dir / LOG_NAME)):
-        raise ConfigError(
-            f"{run.output_dir} already holds a run: continue it with --resume or choose another --output_dir"
+    if evaluate_only and not (has_checkpoint or weights):
+        raise CheckpointError(
+            f"no complete checkpoint in {folder / CHECKPOINTS} to evaluate; train first, or name its --output_dir, or "
+            "other --weights"
         )
-    if run.resume and not newest:
+    if not (evaluate_only or resume) and (has_checkpoint or is_there(folder / LOG_NAME)):
+        raise ConfigError(f"{folder} already holds a run: continue it with --resume or choose another --output_dir")
+
+
+def prepare_output(run: Run, newest: Path | None) -> None:
+    """See that a run may begin in its output folder; newest is the newest checkpoint there (`require_place`)."""
+    require_place(
+        run.output_dir,
+        newest is not None,
+        resume=run.resume,
+        evaluate_only=run.evaluate_only,
+        weights=run.weights is not None,
+    )
+    if run.resume and not (newest or run.evaluate_only):
         require_not_begun(run)
         say(f"no complete checkpoint in {run.checkpoints}: starting anew")
 

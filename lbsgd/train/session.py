@@ -144,7 +144,11 @@ def pixels_of(plan: Plan, device: torch.device) -> Pixels:
 def open_saver(run: Run, engine, progress: Progress) -> Saver:
     """Open the run's checkpoints. One to resume must agree with the run; one to evaluate, in the network alone."""
     network = {name: list(tensor.shape) for name, tensor in engine.module.state_dict().items()}
-    identity: dict[str, Any] = {"network": network, "windows": windows_of(engine.module)}
+    identity: dict[str, Any] = {
+        checkpoint.MODEL: run.task.name,
+        "network": network,
+        "windows": windows_of(engine.module),
+    }
     if not run.evaluate_only:  # a network may be evaluated on any data, at any size, in any precision
         images = {"data": run.images.fingerprint, "decoder": run.images.decoder}
         identity |= {**run.plan.identity(), "precision": run.plan.precision, **images}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
 
@@ -138,7 +139,27 @@ def is_block(annotation: Any) -> bool:
 def impossible_block_value(complaints: Complaints) -> Iterator[Hit]:
     for complaint in complaints:
         if complaint["type"] not in ("extra_forbidden", "missing"):
-            yield Hit(key_of(complaint), in_words(complaint))
+            yield Hit(*place_and_words(complaint), written_right(complaint))
+
+
+def place_and_words(complaint: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the key that a complaint is about, and what it says; one of ours about a block may begin with its key."""
+    key, words = key_of(complaint), in_words(complaint)
+    inner, _, rest = words.partition(" ")
+    is_ours = complaint["type"] == "value_error" and isinstance(complaint["input"], Mapping)
+    return (f"{key}.{inner}", rest) if is_ours and inner in keys_beside([*complaint["loc"], ""]) else (key, words)
+
+
+def written_right(complaint: Mapping[str, Any]) -> str | None:
+    """Return how a text is written as the list, or the number, that it stands for; None if it stands for none."""
+    text = complaint["input"]
+    if not isinstance(text, str) or complaint["type"] not in ("tuple_type", "list_type", "int_type", "float_type"):
+        return None
+    listed = text if complaint["type"] in ("int_type", "float_type") else f"[{text.strip('[]() ')}]"
+    try:
+        return f"write {json.dumps(json.loads(listed))}"
+    except ValueError:
+        return None
 
 
 def in_words(complaint: Mapping[str, Any]) -> str:
