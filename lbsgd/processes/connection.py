@@ -58,8 +58,8 @@ def meeting_point(
                     "launcher another --master_port; if the address is not this host's, another --master_addr"
                 ) from error
             raise LostProcessError(
-                f"cannot reach rank 0 at {address}:{port} ({reason}); look at its host, at --master_addr and "
-                "--master_port"
+                f"cannot reach rank 0 at {address}:{port} within {timeout_seconds:g} s ({reason}); look at its host, "
+                "at --master_addr and --master_port"
             ) from error
 
 
