@@ -1,6 +1,6 @@
 """All processes learn after the same pass what one of them wishes, also where the answer is read one question later."""
 
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,35 +8,44 @@ import torch.distributed as dist
 from processes import in_processes
 
 import lbsgd.train.agreement
-from lbsgd.train.agreement import Agreement
+from lbsgd.train.agreement import Agreement, Decision
 from lbsgd.train.engine import start_processes
 
 
-def decisions_of(late, stop_at, passes=12):
-    """Return for each pass what this process learns; rank 1 wishes to stop from a pass on, rank 0 to save once."""
-    lbsgd.train.agreement.AGREE_SECONDS = 0.03
+def decisions_of(late, stop_at, passes=16):
+    """Return what this process learns after which pass, by a clock of its own.
+
+    Rank 1 wishes to stop from a pass on, and rank 0, whose passes take a quarter of the time, to save once.
+    """
     start_processes()
-    rank, due, decisions = dist.get_rank(), 2, []
+    rank, due, decisions, now = dist.get_rank(), 2, {}, 0.0
+    lbsgd.train.agreement.time = SimpleNamespace(monotonic=lambda: now)
     agreement = Agreement(torch.device("cpu"), late)
     for number in range(passes):
-        time.sleep(0.01 if rank else 0.002)
+        now += 1 / 16 if rank else 1 / 64
         decision = agreement.after_pass(rank == 1 and number >= stop_at, rank == 0 and number >= due)
-        decisions.append(decision and (decision.stop, decision.save))
+        if decision:
+            decisions[number] = decision
         if decision and decision.save:
             due = 1000
             agreement.saved(decision)
     return decisions
 
 
-@pytest.mark.parametrize("late", [False, True])
-def test_both_learn_the_same_after_the_same_pass_and_save_once(late):
-    first, second = in_processes(2, decisions_of, late, 7)
-    assert first == second and None in first
-    said = [decision for decision in first if decision]
-    assert [save for _, save in said].count(True) == 1
-    stops = [number for number, decision in enumerate(first) if decision and decision[0]]
-    assert 7 <= stops[0] <= 11 and all(decision is None or decision[0] for decision in first[stops[0] :])
-    assert (first[0] is None) == late
+NOTHING, SAVE, STOP = (
+    Decision(*wishes, pass_seconds=1 / 16) for wishes in ((False, False), (False, True), (True, False))
+)
+
+
+@pytest.mark.parametrize(
+    "late, expected",  # a quarter of a second is four passes of the slower process
+    [
+        (False, {0: NOTHING, 4: SAVE, 8: STOP, 12: STOP}),
+        (True, {1: NOTHING, 5: NOTHING, 9: SAVE, 13: STOP}),  # what was asked four passes before
+    ],
+)
+def test_both_learn_the_same_after_the_same_pass_and_save_once(late, expected):
+    assert in_processes(2, decisions_of, late, 7) == [expected, expected]
 
 
 def test_a_process_alone_learns_at_once():

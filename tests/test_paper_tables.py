@@ -319,6 +319,7 @@ def test_an_evaluation_without_a_number_is_a_gap(tmp_path):
     [
         ([50.0, 30.9, 20.9, 10.9], "from epoch 2"),  # the band is mean ± 2 std = ± 2 at epoch 2, ± 1 after it
         ([50.0, 30.0, 22.0, 10.0], "from epoch 4"),
+        ([40.0, 30.0, 18.0, 10.0], "from epoch 4"),
         ([40.0, 30.0, 20.0, 12.0], "never"),
         ([40.0, 30.0, 20.0, 10.0], "from epoch 1"),
     ],

@@ -39,6 +39,7 @@ def test_a_difference_that_rounds_to_nothing_has_no_minus():
 
 def test_a_difference_without_two_seeds_of_each_has_no_interval():
     assert difference([1.0], [2.0, 3.0]) == Difference(-1.5, None, None)
+    assert difference([2.0, 3.0], [1.0]) == Difference(1.5, None, None)
     assert difference([], [2.0]) is None
 
 
@@ -52,6 +53,7 @@ def test_seeds_that_are_equal_by_chance_make_no_interval_of_width_zero():
     [
         ("same", -0.9, 0.9, True),
         ("same", -0.2, 1.2, False),  # the difference may be 1.2: too little evidence, whatever the p-value
+        ("same", -1.2, 0.2, False),
         ("same", 0.2, 0.4, True),  # significant, and small
         ("no worse", -5.0, 0.9, True),
         ("no worse", -5.0, 1.1, False),

@@ -18,8 +18,10 @@ from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
 from lbsgd.train.agreement import Decision
 from lbsgd.train.clock import Clock
+from lbsgd.train.engine import start_processes
 from lbsgd.train.random_states import random_states
 from lbsgd.train.reporter import Reporter
+from lbsgd.train.totals import Means, Totals
 
 
 def test_an_evaluation_counts_every_image_once_in_whole_numbers(tmp_path):
@@ -47,6 +49,22 @@ def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
         torch.equal(a, b)
         for a, b in zip(again.engine.module.parameters(), ours.engine.module.parameters(), strict=True)
     )
+
+
+def totals_of_a_process():
+    """Passes of 4 and 12 images on each process; the second on totals that go on from those of the first."""
+    start_processes()
+    before, after = (Totals(torch.device("cpu"), num_counts=1) for _ in range(2))
+    before.add(torch.tensor(2.0), [torch.tensor(1)], 4)
+    after.go_on(before.of_all())
+    after.add(torch.tensor(1.0), [torch.tensor(6)], 12)
+    return after.read(), after.read(since_mark=True)
+
+
+def test_totals_are_means_over_the_images_of_all_processes_also_where_they_go_on():
+    # (2 · 4 + 1 · 12) / 16 and (1 + 6) / 16 on each process
+    for found in in_processes(2, totals_of_a_process):
+        assert found == (Means(1.25, (43.75,), 32), Means(1.0, (50.0,), 24))
 
 
 def test_a_run_goes_on_from_an_epoch_s_end_whose_checkpoint_lacks_the_epoch_s_totals(tmp_path):
@@ -112,7 +130,7 @@ def test_a_process_alone_is_stopped_after_the_iteration_in_which_it_was_asked(tm
 
 def test_recomputed_statistics_are_the_exact_ones_of_the_training_images(tmp_path):
     ours = trainer(tmp_path, statistics="recomputed", statistics_images=NUM_IMAGES)
-    ours.evaluate(epoch=0)
+    ours.evaluate(epoch=1), ours.evaluate(epoch=0)  # the second follows no training
     images = torch.cat(list(ours.images.train.statistics_batches(0, NUM_IMAGES, N)))
     with torch.no_grad():
         values = ours.engine.module.conv(images).double()

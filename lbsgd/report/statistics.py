@@ -77,7 +77,7 @@ def fisher(lost: int, num_seeds: int, lost_beside: int, num_beside: int) -> floa
     Σ C(n₁, i) · C(n₂, m - i) / C(n₁ + n₂, m)        over i ≥ lost, m = all lost seeds of the two rows
     """
     total = lost + lost_beside
-    ways = sum(comb(num_seeds, i) * comb(num_beside, total - i) for i in range(lost, min(total, num_seeds) + 1))
+    ways = sum(comb(num_seeds, i) * comb(num_beside, total - i) for i in range(lost, total + 1))
     return ways / comb(num_seeds + num_beside, total)
 
 
