@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ def make_once(path):
     def make():
         with open(path, "a") as file:
             file.write("made\n")
+        time.sleep(0.1)  # in which all others begin to wait
         return b"content"
 
     assert host_files.shared("order", "a", make).tobytes() == b"content"
@@ -44,9 +46,15 @@ def test_one_of_many_processes_makes_a_file_and_all_read_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda content: content[:-1], lambda content: b"", lambda content: content[:70] + b"?"]
+    "damage",
+    [
+        lambda content: content[:-1],
+        lambda content: b"",
+        lambda content: content[:70] + b"?",
+        lambda content: b"lbsgd-h0" + content[8:],
+    ],
 )
-def test_a_damaged_file_is_made_again(tmp_path, damage):
+def test_a_damaged_file_or_one_of_another_version_is_made_again(tmp_path, damage):
     make_once(tmp_path / "log")
     path = host_files.folder() / "order-a"
     path.write_bytes(damage(path.read_bytes()))
@@ -55,11 +63,21 @@ def test_a_damaged_file_is_made_again(tmp_path, damage):
     assert (tmp_path / "log").read_text() == "made\n" * 2
 
 
-def test_a_folder_that_others_may_write_into_is_not_used(temporary):
-    host_files.folder().chmod(0o777)
+@pytest.mark.parametrize("mode", [0o777, 0o770])
+def test_a_folder_that_others_may_write_into_is_not_used(temporary, mode):
+    host_files.folder().chmod(mode)
     assert host_files.folder() is None
     assert host_files.shared("order", "a", lambda: b"content").tobytes() == b"content"
     assert not list((temporary / f"lbsgd-{os.getuid()}").iterdir())
+
+
+def test_another_s_folder_and_a_link_to_a_folder_are_not_used(temporary, monkeypatch):
+    """Compiled code is read from it, and old files in it are removed."""
+    (temporary / "mine").mkdir(mode=0o700)
+    (temporary / f"lbsgd-{os.getuid()}").symlink_to(temporary / "mine")
+    assert host_files.folder() is None
+    monkeypatch.setattr(os, "getuid", lambda: 12345)  # whose folder is made by the user of this test
+    assert host_files.folder() is None and (temporary / "lbsgd-12345").is_dir()
 
 
 def test_a_full_disk_costs_memory_and_ends_nothing(monkeypatch):
@@ -71,17 +89,23 @@ def test_a_full_disk_costs_memory_and_ends_nothing(monkeypatch):
     assert not list(host_files.folder().glob(".order*"))
 
 
-@pytest.mark.parametrize("num_images, seed, epoch", [(1 << 18, 0, 0), (300_001, 3, 7), (300_001, 3, 8), (1000, 1, 1)])
-def test_the_host_s_order_is_the_epoch_s_order(num_images, seed, epoch):
-    order = host_order(num_images, seed, epoch)
-    assert np.array_equal(order, epoch_order(num_images, seed, epoch))
-    assert (order.dtype == np.uint32) == (num_images >= epoch_orders.SHARED_FROM)
+def test_the_host_s_order_is_the_epoch_s_order():
+    """Whatever other orders of runs and epochs lie beside it."""
+    for asked in ((1 << 18, 0, 0), (300_001, 3, 7), (300_001, 3, 8), (300_001, 4, 8), (300_000, 4, 8), (1000, 1, 1)):
+        order = host_order(*asked)
+        assert np.array_equal(order, epoch_order(*asked))
+        assert (order.dtype == np.uint32) == (asked[0] >= epoch_orders.SHARED_FROM)
 
 
-def test_orders_of_epochs_that_are_over_do_not_stay():
-    for epoch in range(5):
-        host_order(1 << 18, 0, epoch)
-    assert len(list(host_files.folder().glob("order-*"))) == host_files.KEPT["order"]
+def test_orders_of_epochs_that_are_over_do_not_stay_nor_what_a_killed_process_was_writing():
+    folder, never = host_files.folder(), 1 << 22  # no process of Linux has this number
+    for process in (never, os.getpid()):
+        (folder / f".order-x.{process}").touch()
+    for number, epoch in enumerate("abcde"):
+        host_files.write("order", epoch, b"content")
+        os.utime(folder / f"order-{epoch}", (number, number))  # a file system's clock may be coarse
+    assert {path.name for path in folder.glob("order-*")} == {"order-d", "order-e"}
+    assert [path.name for path in folder.glob(".order-*")] == [f".order-x.{os.getpid()}"]
 
 
 def test_a_file_is_surveyed_once_per_version_and_at_once_after_it_was_written(tmp_path, monkeypatch):

@@ -286,7 +286,12 @@ def test_memory_is_used_again_only_when_nothing_refers_to_it():
     second = memory.take((2, 3)).fill_(2)
     assert second.data_ptr() != address and row.tolist() == [1, 1, 1]
     del row
-    assert memory.take((2, 3)).data_ptr() == address
+    third = memory.take((2, 3))
+    assert third.data_ptr() == address
+    del third
+    assert memory.take((1, 3)).shape == (1, 3)  # the last batch of an evaluation
+    fourth, fifth = memory.take((2, 3)), memory.take((2, 3))
+    assert len({each.data_ptr() for each in (second, fourth, fifth)}) == 3
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -294,8 +299,10 @@ def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(channels_last):
     pixels = np.random.default_rng(0).integers(0, 256, (3, 37, 37, 3), np.uint8)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     prefetcher = Prefetcher(Pixels(resolution=37, device="cpu", memory_format=layout))
-    [images] = prefetcher([pixels])
-    assert torch.equal(images, prefetcher._normalised(torch.from_numpy(pixels)))
+    expected = prefetcher._normalised(torch.from_numpy(pixels))
+    for batch in (pixels, np.asfortranarray(pixels)):  # the same numbers in another order of the memory
+        [images] = prefetcher([batch])
+        assert torch.equal(images, expected)
 
 
 @pytest.mark.parametrize(

@@ -338,6 +338,18 @@ def test_images_are_asked_for_in_their_order_and_not_too_far_ahead(photos, monke
     assert asked == [(8192, 1408), (0, 300), (4096, 1704), (16384, 3716)]
 
 
+def test_an_image_that_is_too_large_to_be_asked_for_holds_up_no_later_one(photos, monkeypatch):
+    asked = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: asked.append((start, size)))
+    monkeypatch.setattr("lbsgd.data.read_ahead.AHEAD_BYTES", 1000)
+    reader = ReadAhead(photos.train.path, np.array([0, 4096, 8192, 12288]), np.array([600, 2000, 300, 800]))
+    wait_until(lambda: len(asked) == 1)
+    reader.advance(2)
+    wait_until(lambda: len(asked) == 2)
+    reader.close()
+    assert asked == [(0, 600), (8192, 300)]  # the last image would make them 1,100 bytes
+
+
 @pytest.mark.parametrize("failing", ["fadvise", "open", "read_whole"])
 def test_what_cannot_be_read_ahead_is_said_once(photos, tmp_path, monkeypatch, capfd, failing):
     def raising(*_):
