@@ -9,6 +9,7 @@ from test_report import write
 
 from lbsgd.commands.main import main
 from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.report.curves import figure
 from lbsgd.report.figures import band_figure, batch_figure
 from lbsgd.report.names import row_names
 from lbsgd.report.paper_tables import paper_tables
@@ -78,6 +79,26 @@ def test_rows_of_equal_folders_are_told_apart(tmp_path):
     assert row_names(family.rows) == ["a/runs", "b/runs"] == list(family.names)
 
 
+def test_a_row_of_several_folders_is_not_named_as_if_it_were_one(tmp_path):
+    for seed in range(3):
+        run(tmp_path / f"run{seed}", lambda header: header["recipe"].update(seed=seed))  # noqa: B023
+    for seed, name in enumerate(("c", "d")):
+        run(tmp_path / name, lambda header: header["recipe"].update(seed=seed), row=LARGE)  # noqa: B023
+        (tmp_path / name / "log.jsonl").rename(tmp_path / f"{name}.jsonl")
+    [family] = families_at([tmp_path, tmp_path / "c.jsonl", tmp_path / "d.jsonl"])
+    assert list(family.names) == ["run0 and 2 more", "c and 1 more"]
+
+
+def test_a_folder_that_begins_with_an_underscore_has_its_name_in_the_legend(tmp_path):
+    run(tmp_path / "_a")
+    [family] = families_at([tmp_path])
+    for picture, label in (
+        (band_figure(family.place, family.labels(), family.rows), "_a, baseline, kn 32: 40.00 %"),
+        (figure(family.rows[0].runs[0]), "_a  40.00"),
+    ):
+        assert [text.get_text() for text in picture.legends[0].get_texts()] == [label]
+
+
 def test_pictures_have_the_heading_as_their_title(three):
     family, _ = families_at([three])
     picture = band_figure(family.place, family.labels(), family.rows)
@@ -94,8 +115,9 @@ def test_a_title_is_whole_and_hides_nothing(tmp_path):
     [family] = families_at([tmp_path])
     [found] = paper_tables(family)
     long = f"{found.title}\n{'a setting with its value, ' * 8}"
-    labels = [f"{'folder' * 20}, {label}" for label in found.labels]
-    for picture in (band_figure(long, labels, found.groups), batch_figure(long, family, found.groups)):
+    labels = [[f"{folder}, {label}" for label in found.labels] for folder in ("folder" * 20, "MOMENTUM_WARMUP_WD")]
+    bands = [band_figure(long, each, found.groups) for each in labels]
+    for picture in (*bands, batch_figure(long, family, found.groups)):
         picture.draw_without_rendering()
         around, paper = picture.get_tightbbox(), picture.bbox_inches
         assert 0 <= around.x0 and 0 <= around.y0 and around.x1 <= paper.x1 and around.y1 <= paper.y1

@@ -19,6 +19,7 @@ from lbsgd.report.tables import percent
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 
 def curves(run: LoggedRun, path: str | Path) -> None:
@@ -32,7 +33,7 @@ def figure(run: LoggedRun) -> Figure:
 
     picture = Figure(figsize=(10, 6), layout="constrained")
     error, lr = picture.subplots(2, 1, sharex=True, height_ratios=[3, 1])
-    draw_errors(error, run)
+    line = draw_errors(error, run)
     draw_learning_rate(lr, run)
     lr.set(xlabel="epochs", ylabel="learning rate")
     lr.set_xlim(left=0)
@@ -42,14 +43,16 @@ def figure(run: LoggedRun) -> Figure:
     for axes in (error, lr):
         axes.grid(alpha=0.3)
     title = "final validation error (%)" if run.measures[0].key == TOP1.key else "final number on validation images"
-    add_legend(picture, title, loc="outside right upper")
+    [name] = names_of([run])
+    add_legend(picture, title, handles=[line], labels=[f"{name}  {percent(run.value)}"], loc="outside right upper")
     return picture
 
 
 def add_legend(picture: Figure, title: str, **layout: Any) -> None:
     """Name the picture and its curves beside the axes, where that hides nothing.
 
-    Letter by letter: a folder's name may hold dollars, and is no formula.
+    Letter by letter: a folder's name may hold dollars, and is no formula. One that begins with _ is given in labels,
+    because Matplotlib takes it for a curve that has no name.
     """
     legend = picture.legend(**layout)
     legend.set_title("\n".join(fill(line, 90) for line in title.split("\n")))
@@ -58,19 +61,20 @@ def add_legend(picture: Figure, title: str, **layout: Any) -> None:
         text.set_parse_math(False)
 
 
-def draw_errors(axes: Axes, run: LoggedRun) -> None:
+def draw_errors(axes: Axes, run: LoggedRun) -> Line2D:
     """Draw what the run is judged by. The two kinds of line are named above, as samples would look like more runs."""
-    measure, [name] = run.measures[0], names_of([run])
+    measure = run.measures[0]
     if measure.training:
         training = run.curve(measure.training)
         style = marker(training) + "--"
         axes.plot([*training], [*training.values()], style, color=COLOURS[0], linewidth=1, markersize=3)
-    validation, label = run.curve(measure.key), f"{name}  {percent(run.value)}"
+    validation = run.curve(measure.key)
     style = marker(validation) + "-"
-    axes.plot([*validation], [*validation.values()], style, color=COLOURS[0], linewidth=2, label=label)
+    [line] = axes.plot([*validation], [*validation.values()], style, color=COLOURS[0], linewidth=2)
     axes.set(ylabel=f"{measure.name} ({measure.unit})" if measure.unit else measure.name, ylim=(0, 100))
     lines = "solid: validation" + ("   dashed: training" if measure.training else "")
     axes.set_title(lines, loc="left", fontsize="medium", color="dimgrey")
+    return line
 
 
 def draw_learning_rate(axes: Axes, run: LoggedRun) -> None:

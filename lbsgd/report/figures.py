@@ -23,9 +23,10 @@ from lbsgd.report.picture import COLOURS
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 STYLES = ("-", "--", "-.", ":")  # a second way to tell rows apart, for print and for the colour-blind
-LABEL_WIDTH = 55  # letters, of which two columns fit into the picture
+LABEL_WIDTHS = {1: 85, 2: 40}  # letters of a curve's name, by the number of columns that then fit into the picture
 SALT = "lbsgd"  # of the names inside an SVG, which else are random
 
 
@@ -39,11 +40,12 @@ def band_figure(title: str, labels: Sequence[str], rows: Sequence[Group]) -> Fig
     picture = Figure(figsize=(10, 8), layout="constrained")
     shown = curve_keys(rows[0].runs[0])
     *panels, lr = picture.subplots(len(shown) + 1, 1, sharex=True, height_ratios=[3] * len(shown) + [1])
-    for name, row, colour, style in zip(labels, rows, cycle(COLOURS), cycle(STYLES), strict=False):
-        runs, number = row.shown, error_cell(row, row.measure.unit)
-        label = fill(f"{name}, kn {row.global_batch:,}" + (f": {number}" if number else ""), LABEL_WIDTH)
-        for axes, (_, key, _) in zip(panels, shown, strict=True):
-            draw_band(axes, band_of(label, runs, key), colour, style, label if axes is panels[0] else None)
+    names, lines = [legend_name(*each) for each in zip(labels, rows, strict=True)], []
+    for name, row, colour, style in zip(names, rows, cycle(COLOURS), cycle(STYLES), strict=False):
+        runs = row.shown
+        bands = [band_of(name, runs, key) for _, key, _ in shown]
+        [line, *_] = [draw_band(axes, band, colour, style) for axes, band in zip(panels, bands, strict=True)]
+        lines.append(line)
         lrs = learning_rates(runs[0])
         per_epoch = row.header["iterations_per_epoch"]
         lr.plot([t / per_epoch for t in range(len(lrs))], lrs, style, color=colour, drawstyle="steps-post")
@@ -54,8 +56,16 @@ def band_figure(title: str, labels: Sequence[str], rows: Sequence[Group]) -> Fig
     lr.yaxis.set_major_formatter("{x:g}")
     for axes in (*panels, lr):
         axes.grid(alpha=0.3)
-    add_legend(picture, f"{title}\nmean, band: ± 2 std over seeds", loc="outside upper center", ncols=2)
+    columns = 2 if max(map(len, names)) <= LABEL_WIDTHS[2] else 1
+    names = [fill(name, LABEL_WIDTHS[columns]) for name in names]
+    title = f"{title}\nmean, band: ± 2 std over seeds"
+    add_legend(picture, title, handles=lines, labels=names, loc="outside upper center", ncols=columns)
     return picture
+
+
+def legend_name(label: str, row: Group) -> str:
+    number = error_cell(row, row.measure.unit)
+    return f"{label}, kn {row.global_batch:,}" + (f": {number}" if number else "")
 
 
 def begin_at_zero(axes: Axes, unit: str) -> None:
@@ -64,10 +74,11 @@ def begin_at_zero(axes: Axes, unit: str) -> None:
     axes.set_ylim(0, min(top, 100) if unit == "%" else top)
 
 
-def draw_band(axes: Axes, band: Series, colour: str, style: str, label: str | None) -> None:
+def draw_band(axes: Axes, band: Series, colour: str, style: str) -> Line2D:
     y, low, high = map(gaps, (band.y, band.low or band.y, band.high or band.y))
     axes.fill_between(band.x, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(band.x, y, ("." if len(band.x) == 1 else "") + style, color=colour, linewidth=1.5, label=label)
+    [line] = axes.plot(band.x, y, ("." if len(band.x) == 1 else "") + style, color=colour, linewidth=1.5)
+    return line
 
 
 def gaps(values: Sequence[float | None]) -> list[float]:

@@ -17,19 +17,26 @@ SEED = re.compile(r"seed\d+")  # the folder of a run in a row of a grid
 
 def names_of(runs: Sequence[LoggedRun]) -> list[str]:
     """Name each run by its folder, with only as much of the path as tells the runs apart."""
-    paths = [run.path.resolve() for run in runs]
-    return told_apart([path.parent if path.name == LOG_NAME else path.with_suffix("") for path in paths])
+    return told_apart([place_of_run(run) for run in runs])
 
 
 def row_names(rows: Sequence[Group]) -> list[str]:
-    """Name each row by its folder, with only as much of the path as tells the rows apart."""
-    return told_apart([folder_of(row) for row in rows])
+    """Name each row by its folder as `names_of` names runs; one of several by the first, with how many more."""
+    places = [list(dict.fromkeys(map(row_place_of, row.runs))) for row in rows]
+    names = told_apart([first for first, *_ in places])
+    return [f"{name} and {len(more)} more" if more else name for name, (_, *more) in zip(names, places, strict=True)]
 
 
-def folder_of(row: Group) -> Path:
-    """Return a row's folder: that of NAME/seed0/log.jsonl in a grid is NAME, as that of NAME/log.jsonl."""
-    folder = row.runs[0].path.resolve().parent
-    return folder.parent if SEED.fullmatch(folder.name) else folder
+def place_of_run(run: LoggedRun) -> Path:
+    """Return what names a run: its folder, or its log where that has a name of its own."""
+    path = run.path.resolve()
+    return path.parent if path.name == LOG_NAME else path.with_suffix("")
+
+
+def row_place_of(run: LoggedRun) -> Path:
+    """Return what names the row of a run: NAME is that of NAME/seed0/log.jsonl in a grid, as of NAME/log.jsonl."""
+    place = place_of_run(run)
+    return place.parent if SEED.fullmatch(place.name) else place
 
 
 def told_apart(places: Sequence[Path]) -> list[str]:

@@ -13,7 +13,7 @@ from lbsgd.report.families import Family, families_of
 from lbsgd.report.figures import band_figure, batch_figure, save
 from lbsgd.report.group_page import group_page
 from lbsgd.report.groups import Group, find_runs, group_runs
-from lbsgd.report.names import folder_of
+from lbsgd.report.names import row_place_of
 from lbsgd.report.page import Section
 from lbsgd.report.paper_table import PaperTable, error_cell
 from lbsgd.report.paper_tables import paper_tables, wanted
@@ -107,7 +107,7 @@ def rows_by_name(families: Sequence[Family]) -> dict[str, Group]:
     """Return the rows of a grid by their names. Raises DataError for two of one name, of which one would be lost."""
     found: dict[str, Group] = {}
     for row in (row for family in families for row in family.rows):
-        first = found.setdefault(folder_of(row).name, row)
+        first = found.setdefault(row_place_of(row.runs[0]).name, row)
         if first is not row:
             raise DataError(
                 f"{first.runs[0].path} and {row.runs[0].path} are of one row by their folders, but differ in their "
