@@ -1100,9 +1100,20 @@ def test_adagrad_in_half_precision_is_refused_until_torch_2_11(monkeypatch, torc
     assert ("D84" in errors(config)) == refused
 
 
-@pytest.mark.parametrize("content", [b"", b"\n", json.dumps(SGD).encode("utf-16")])
-def test_a_file_in_a_folder_that_nobody_can_read_is_an_error_as_it_is_by_name(content, tmp_path, capsys):
-    (tmp_path / "ds.json").write_bytes(content)
+def test_a_file_in_a_folder_that_nobody_can_read_is_an_error_as_it_is_by_name(tmp_path, capsys):
+    (tmp_path / "ds.json").write_bytes(json.dumps(SGD).encode("utf-16"))
     assert main(["check", str(tmp_path / "ds.json")]) == 1
     said = capsys.readouterr().out
     assert "J01" in said and main(["check", str(tmp_path)]) == 1 and capsys.readouterr().out == said
+
+
+@pytest.mark.parametrize("content", ["", "\n"])
+def test_an_empty_file_in_a_folder_is_passed_over_by_name_and_by_name_it_is_an_error(content, tmp_path, capsys):
+    (tmp_path / "ds.json").write_text(json.dumps(SGD))
+    (tmp_path / "placeholder.json").write_text(content)
+    assert main(["check", "--json", str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert (
+        said.err == f"{tmp_path}/placeholder.json is empty, passed over\n" and json.loads(said.out)["passed_over"] == 0
+    )
+    assert main(["check", str(tmp_path / "placeholder.json")]) == 1 and "J01" in capsys.readouterr().out

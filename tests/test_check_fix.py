@@ -130,21 +130,33 @@ def test_a_misspelt_lbsgd_block_is_an_error_and_the_only_one_that_stops_a_plan(n
     """Its values "auto" are none of DeepSpeed's, and nobody should delete it."""
     config = renamed_block(name)
     assert errors(config) == ["R21"] and not {"D02", "D03", "D21"} & {each.code for each in findings_of(config)}
-    with pytest.raises(ConfigError, match=rf"^the configuration: {name} .*did you mean lbsgd\?") as refused:
+    with pytest.raises(ConfigError, match=rf"^the configuration: {name} .*; rename it to lbsgd \[R21\]$") as refused:
         Plan.read(config, 1)
     assert "\n" not in str(refused.value)
-    assert corrected(config) == edited()
+    assert corrected(config) == config
 
 
-def test_two_blocks_that_could_be_ours_stay():
-    config = renamed_block("lbsg", lbsgd=edited()["lbsgd"])
-    assert errors(config) == ["R21"] and corrected(config) == config
+@pytest.mark.parametrize("name", ["lbsg", "lbsgd2"])
+def test_a_second_block_beside_ours_is_a_warning(name):
+    config = renamed_block(name, lbsgd=edited()["lbsgd"])
+    assert [(each.severity, each.code) for each in findings_of(config) if each.key == name] == [("warning", "D03")]
+    assert errors(config) == [] and Plan.read(config, 1).global_batch == 8192 and corrected(config) == config
 
 
-@pytest.mark.parametrize("block", [{"lbsg": {"my_own": 1}}, {"lbsg": 3}, {"my_project": {"epochs": 90}}])
-def test_a_block_that_does_not_look_like_ours_is_another_program_s(block):
-    config = {**edited(), **block}
-    assert "R21" not in {each.code for each in findings_of(config)}
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"lbsg": {"my_own": 1}},
+        {"my_project": edited()["lbsgd"]},
+        {"lsgd": {"warmup": 100, "sync_every": 8}},
+        {"lbsg": {"epochs": 90}},
+    ],
+)
+def test_a_block_that_is_no_recipe_is_another_program_s(block):
+    """Such as Local SGD's: its DeepSpeed JSON stays as it is."""
+    config = {"train_batch_size": 8, "gradient_clipping": 1.0, **block}
+    assert errors(config) == [] and corrected(config) == config
+    assert [each.code for each in findings_of(config) if each.key in block] == ["D03"]
 
 
 def test_no_number_is_derived_from_a_batch_that_is_refused():

@@ -164,3 +164,19 @@ def test_a_file_that_is_written_over_is_kept_once(tmp_path, monkeypatch, capsys)
         assert main(["config", "--global_batch", "1024", "--output", "my.json"]) == 0
     assert capsys.readouterr().err == "# kept: the file as it was in my.json.orig\n"
     assert Path("my.json.orig").read_text() == '{"mine": 1}' and len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_file_that_cannot_be_kept_is_not_written_over(tmp_path, monkeypatch, capsys):
+    place = tmp_path / "my.json"
+    place.write_text('{"mine": 1}')
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as locked:  # the superuser, as whom tests may run, reads everything
+        locked.setattr(Path, "read_bytes", refuse)
+        code, _, [error] = config(f"--global_batch 1024 --output {place}", capsys)
+    assert (
+        code == 2 and error == f"error: {place}: is there and cannot be read (Permission denied); choose another place"
+    )
+    assert [*tmp_path.iterdir()] == [place] and place.read_text() == '{"mine": 1}'

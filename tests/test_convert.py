@@ -190,7 +190,7 @@ def test_the_first_of_many_undecodable_images_have_their_reasons_also_after_an_i
 def test_a_source_of_nothing_but_empty_files_is_refused(tree, tmp_path, capsys):
     for path in tree.glob("*/*/*"):
         path.write_bytes(b"")
-    assert "100.0% cannot be decoded" in look(tree, tmp_path / "data", 2, max_side=500)
+    assert "5 of 5 images looked at cannot be decoded" in look(tree, tmp_path / "data", 2, max_side=500)
     with pytest.raises(DataError, match="5 of 5 images cannot be decoded"):
         convert(tree, tmp_path / "data", **SETTINGS)
     with pytest.raises(DataError, match="none of the 3 images can be decoded"):

@@ -27,9 +27,10 @@ def damaged(tmp_path):
 
 def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
     lines = look(damaged, tmp_path / "data", 2, max_side=500).splitlines()
-    assert "33.3% cannot be decoded" in lines[4]
-    refused = r"refused: 33.3% cannot be decoded, such as .*source/(train/ant|val/bee)/1.JPEG: the conversion ends with"
-    assert re.match(refused, lines[2]) and lines[2].endswith(" that unless --on_error skip")
+    assert "2 of 6 images looked at cannot be decoded" in lines[4]
+    refused = "refused: 2 of 6 images looked at cannot be decoded, such as "
+    path = r".*source/(train/ant|val/bee)/1.JPEG: the conversion ends with"
+    assert re.match(refused + path, lines[2]) and lines[2].endswith(" that unless --on_error skip")
     assert look(damaged, tmp_path / "data", 2, max_side=500, on_error="skip").splitlines() == lines[:2] + lines[3:]
     (damaged / "train/ant/1.JPEG").write_bytes(encoded())
     save(damaged / "val/bee/1.JPEG")
@@ -43,7 +44,7 @@ def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
 def test_a_dry_run_prints_nothing_of_opencv_s_own(damaged, tmp_path, capfd):
     """Such as that no JPEG is 70,000 pixels wide."""
     Image.new("L", (70_000, 1)).save(damaged / "train/ant/wide.png")
-    assert "42.9% cannot be decoded" in look(damaged, tmp_path / "data", 2, short_side=64)
+    assert "3 of 7 images looked at cannot be decoded" in look(damaged, tmp_path / "data", 2, short_side=64)
     assert capfd.readouterr() == ("", "")
 
 

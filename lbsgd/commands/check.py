@@ -69,6 +69,8 @@ def check_files(
     if len(versions) > 1 and (as_json or fix or library):
         raise ConfigError("lbsgd check: a range of versions is a table; --json, --fix and --for want one version")
     files = files_of(names)
+    for name in files.empty:  # beside the output, which may be JSON
+        print(f"{name} is empty, passed over", file=sys.stderr)
     if fix:
         files.require_all()  # before anything is written
     if len(versions) > 1:

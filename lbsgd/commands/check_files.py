@@ -20,9 +20,14 @@ NOT_ENTERED = frozenset({"node_modules", ".git", "__pycache__", "site-packages",
 
 @dataclass(frozen=True)
 class Files:
-    """The files to check, how many other JSONs lie in the folders, and in a line each what cannot be checked."""
+    """The files to check, and in a line each what cannot be checked.
+
+    empty          files of the folders without content, which need not be DeepSpeed's
+    passed_over    how many other JSONs lie in the folders
+    """
 
     checked: tuple[str, ...]
+    empty: tuple[str, ...]
     passed_over: int
     problems: tuple[str, ...] = ()
 
@@ -39,6 +44,7 @@ def files_of(given: Sequence[str]) -> Files:
     can be checked.
     """
     checked: list[str] = []
+    empty: list[str] = []
     problems: list[str] = []
     passed_over = 0
     for name in given:
@@ -53,9 +59,11 @@ def files_of(given: Sequence[str]) -> Files:
         if not theirs:
             held = f"{counted(len(found), 'JSON')}, and none is DeepSpeed's" if found else "no .json file"
             problems.append(f"{name}: holds {held}; name a DeepSpeed JSON, or a folder of them")
+        without_content = [path for path in sorted({*found} - {*theirs}) if is_empty(Path(path))]
         checked += theirs
-        passed_over += len(found) - len(theirs)
-    files = Files(tuple(checked), passed_over, tuple(problems))
+        empty += without_content
+        passed_over += len(found) - len(theirs) - len(without_content)
+    files = Files(tuple(checked), tuple(empty), passed_over, tuple(problems))
     if not checked:
         files.require_all()
     return files
@@ -85,7 +93,7 @@ def is_environment(folder: Path) -> bool:
 
 
 def is_theirs(path: Path) -> bool:
-    """Whether a file in a folder is a DeepSpeed JSON, be it a broken one; an empty one may be one."""
+    """Whether a file in a folder is a DeepSpeed JSON, be it a broken one."""
     try:
         return is_deepspeed_json(read_json(path))
     except ConfigError as error:
@@ -99,4 +107,12 @@ def is_theirs(path: Path) -> bool:
     except OSError:
         return False
     text = content.replace(b"\0", b"").decode(errors="replace")  # UTF-16, as Windows may write it, has zeros between
-    return not content.strip() or may_be_deepspeed_json(text)
+    return may_be_deepspeed_json(text)
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a file holds nothing but space, as a placeholder does."""
+    try:
+        return not path.read_bytes().strip()
+    except OSError:
+        return False

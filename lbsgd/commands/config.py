@@ -120,10 +120,17 @@ def for_library(given: argparse.Namespace) -> int:
 
 
 def write_beside(output: str, config: dict[str, Any]) -> None:
-    """Write a JSON; a file that is there already, and differs, is kept beside it, as `lbsgd check --fix` does."""
+    """Write a JSON; a file that is there already, and differs, is kept beside it, as `lbsgd check --fix` does.
+
+    Raises ConfigError where it may not be read, and so not be kept, or not be written.
+    """
     from lbsgd.config.json_file import keep_original, text_written, write_json
 
-    if os.path.isfile(output) and Path(output).read_bytes() != text_written(config):
+    try:
+        differs = os.path.isfile(output) and Path(output).read_bytes() != text_written(config)
+    except OSError as error:
+        raise ConfigError(f"{output}: is there and cannot be read ({error.strerror}); choose another place") from None
+    if differs:
         print_beside([f"# kept: the file as it was in {keep_original(output)}"])
     write_json(output, config)
 

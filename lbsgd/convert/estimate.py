@@ -48,6 +48,8 @@ class Estimate:
     raw: float
     undecodable: float
     scaled: float  # from 16 bits to 8
+    looked_at: int  # how many images all this is estimated from
+    damaged: int  # of these, how many cannot be decoded
     broken: str  # an image that cannot be decoded; empty without any
 
 
@@ -67,6 +69,8 @@ def estimate(source: Source, settings: Settings, page_size: int, num_images: int
         raw=float(weights @ [part.raw for part in parts]),
         undecodable=float(weights @ [part.undecodable for part in parts]),
         scaled=float(weights @ [part.scaled for part in parts]),
+        looked_at=sum(part.looked_at for part in parts),
+        damaged=sum(part.damaged for part in parts),
         broken=next((part.broken for part in parts if part.broken), ""),
     )
 
@@ -103,6 +107,8 @@ def _sample(
         raw=kinds.count(PIXELS) / len(kinds),
         undecodable=kinds.count(UNDECODABLE) / len(kinds),
         scaled=num_scaled / len(kinds),
+        looked_at=len(kinds),
+        damaged=kinds.count(UNDECODABLE),
         broken=broken,
     )
 
@@ -195,8 +201,8 @@ def _in_the_way(source: Source, found: Estimate) -> list[str]:
     unusable = unusable_images(source)
     lines = [unusable_line(unusable)] if unusable else []
     if found.broken and not unusable:
-        share = f"{found.undecodable:.1%} cannot be decoded, such as {found.broken}"
-        lines.append(f"{share}: the conversion ends with that unless --on_error skip")
+        damaged = f"{_damaged(found)}, such as {found.broken}"
+        lines.append(f"{damaged}: the conversion ends with that unless --on_error skip")
     return lines
 
 
@@ -214,5 +220,9 @@ def _shares(found: Estimate) -> str:
     words = [f"{found.copied:.0%} of the images untouched", f"{encoded:.0%} encoded again"]
     words += [f"{found.raw:.0%} kept as pixels"] if found.raw else []
     words += [f"{found.scaled:.1%} scaled from 16 bits to 8"] if found.scaled else []
-    words += [f"{found.undecodable:.1%} cannot be decoded"] if found.undecodable else []
+    words += [_damaged(found)] if found.damaged else []
     return ", ".join(words)
+
+
+def _damaged(found: Estimate) -> str:
+    return f"{found.damaged:,} of {found.looked_at:,} images looked at cannot be decoded"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_args
@@ -9,8 +10,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from lbsgd.config.checks.deepspeed_keys import similar
-from lbsgd.config.checks.finding import DELETE, Finding, refuse
-from lbsgd.config.checks.recognise import is_misspelt_block
+from lbsgd.config.checks.finding import Finding, refuse
+from lbsgd.config.checks.recognise import misspelt_blocks
 from lbsgd.config.checks.rule import Hit, findings_by, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import shown
@@ -43,6 +44,7 @@ WANTED = {  # by the type of a complaint
 def parse_recipe(where: str, config: Mapping[str, Any]) -> Recipe:
     """Return the recipe in the `lbsgd` block; ConfigError names each key that cannot be right."""
     if "lbsgd" not in config:
+        refuse(where, findings_by(NAME_RULES, Document(config, "plain"), "plain"))
         raise ConfigError(
             f"{where}: has no lbsgd block, which says epochs, num_images and warmup; take one from ds_configs/8k.json"
         )
@@ -58,7 +60,8 @@ def recipe_or_findings(config: Mapping[str, Any]) -> Recipe | list[Finding]:
     try:
         return Recipe.model_validate(config["lbsgd"])
     except ValidationError as error:
-        return findings_by(RULES, error.errors(include_url=False))
+        block, found = config["lbsgd"], error.errors(include_url=False)
+        return findings_by(RULES, [{**each, "written_right": written_right(block, each, found)} for each in found])
 
 
 def key_of(complaint: Mapping[str, Any]) -> str:
@@ -69,18 +72,14 @@ def key_of(complaint: Mapping[str, Any]) -> str:
 @rule(
     "R21",
     "a misspelt lbsgd block",
-    lbsgd="error",
     plain="error",
     why="Nothing reads the block under another name, so the recipe that it states is lost without a word.",
-    fix="did you mean lbsgd?",
-    example={"lbsg": {"epochs": 90}},
+    fix="rename it to lbsgd",
+    example={"lbsg": {"epochs": 90, "num_images": 1281167, "warmup": {"kind": "gradual", "epochs": 5}}},
 )
 def misspelt_block(json: Document) -> Iterator[Hit]:
-    found = [key for key, value in json.config.items() if is_misspelt_block(key, value)]
-    for key in found:
-        taken = len(found) > 1 or "lbsgd" in json.config
-        correction = None if taken else {key: DELETE, "lbsgd": json.config[key]}
-        yield Hit(key, "is no block that lbsgd or DeepSpeed reads", correction=correction)
+    for key in misspelt_blocks(json.config):
+        yield Hit(key, "is no block that lbsgd or DeepSpeed reads")
 
 
 @rule(
@@ -139,7 +138,7 @@ def is_block(annotation: Any) -> bool:
 def impossible_block_value(complaints: Complaints) -> Iterator[Hit]:
     for complaint in complaints:
         if complaint["type"] not in ("extra_forbidden", "missing"):
-            yield Hit(*place_and_words(complaint), written_right(complaint))
+            yield Hit(*place_and_words(complaint), complaint["written_right"])
 
 
 def place_and_words(complaint: Mapping[str, Any]) -> tuple[str, str]:
@@ -150,16 +149,34 @@ def place_and_words(complaint: Mapping[str, Any]) -> tuple[str, str]:
     return (f"{key}.{inner}", rest) if is_ours and inner in keys_beside([*complaint["loc"], ""]) else (key, words)
 
 
-def written_right(complaint: Mapping[str, Any]) -> str | None:
-    """Return how a text is written as the list, or the number, that it stands for; None if it stands for none."""
+def written_right(block: Any, complaint: Mapping[str, Any], beside: Complaints) -> str | None:
+    """Return how a text is written as the list, or the number, that it stands for; None if that is refused as well.
+
+    block is the whole `lbsgd` block, and beside are all complaints about it.
+    """
     text = complaint["input"]
     if not isinstance(text, str) or complaint["type"] not in ("tuple_type", "list_type", "int_type", "float_type"):
         return None
     listed = text if complaint["type"] in ("int_type", "float_type") else f"[{text.strip('[]() ')}]"
     try:
-        return f"write {json.dumps(json.loads(listed))}"
+        value = json.loads(listed)
+        Recipe.model_validate(with_value(block, complaint["loc"], value))
+    except ValidationError as error:
+        others = [each["loc"] for each in beside if each["loc"] != complaint["loc"]]
+        if not all(each["loc"] in others for each in error.errors()):
+            return None
     except ValueError:
         return None
+    return f"write {json.dumps(value)}"
+
+
+def with_value(block: Any, path: Sequence[str | int], value: Any) -> Any:
+    """Return a copy of a block, or of a list, with a value at a path that it has."""
+    if not path:
+        return value
+    changed = copy.copy(block)
+    changed[path[0]] = with_value(block[path[0]], path[1:], value)
+    return changed
 
 
 def in_words(complaint: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from lbsgd.config.accepted.values import takes, unknown_fields
 from lbsgd.config.checks.finding import DELETE
-from lbsgd.config.checks.recognise import is_misspelt_block
+from lbsgd.config.checks.recognise import misspelt_blocks
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import automatic_keys, shown
@@ -41,8 +41,8 @@ def unread_at_the_top(json: Document) -> list[str]:
 
 def unknown_at_the_top(json: Document) -> list[str]:
     """Return those of them that no later version reads either (D87), and that are no misspelt lbsgd block (R21)."""
-    unread = [key for key in unread_at_the_top(json) if not is_misspelt_block(key, json.config[key])]
-    return [key for key in unread if "." in key or not json.reader_to_come(key)]
+    unread, ours = unread_at_the_top(json), misspelt_blocks(json.config)
+    return [key for key in unread if key not in ours and ("." in key or not json.reader_to_come(key))]
 
 
 def lax_blocks(json: Document) -> Iterator[tuple[str, list[str]]]:

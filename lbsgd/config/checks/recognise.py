@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from difflib import SequenceMatcher
 from typing import Any
 
+from pydantic import ValidationError
+
 from lbsgd.config.keypath import block_of
 from lbsgd.config.schema import Recipe
 
@@ -34,7 +36,17 @@ def may_be_deepspeed_json(text: str) -> bool:
     return any(f'"{key}"' in text for key in OWN_KEYS)
 
 
+def misspelt_blocks(config: Mapping[str, Any]) -> list[str]:
+    """Return the keys of the top level that are the `lbsgd` block under another spelling, where there is none."""
+    return [] if "lbsgd" in config else [key for key, value in config.items() if is_misspelt_block(key, value)]
+
+
 def is_misspelt_block(key: str, value: object) -> bool:
-    """Whether a key of the top level, which DeepSpeed does not know, is the `lbsgd` block under another spelling."""
-    is_ours = isinstance(value, dict) and not Recipe.model_fields.keys().isdisjoint(value)
-    return is_ours and key != "lbsgd" and SequenceMatcher(None, key.lower(), "lbsgd").ratio() >= 0.8
+    """Whether a key is nearly `lbsgd`, and its value a whole recipe: another program's block may have such a name."""
+    if SequenceMatcher(None, key.lower(), "lbsgd").ratio() < 0.8:
+        return False
+    try:
+        Recipe.model_validate(value)
+    except ValidationError:
+        return False
+    return True
