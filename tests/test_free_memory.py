@@ -35,7 +35,7 @@ TREES = {
             f"{V2}/slurm/job_7/step_0/task_0/memory.max": "max\n",
             f"{V2}/slurm/job_7/step_0/task_0/memory.stat": "anon 1000000000\nfile 5\n",
             f"{V2}/slurm/job_7/memory.max": "64000000000\n",
-            f"{V2}/slurm/job_7/memory.stat": "anon 3000000000\nfile 50000000000\nshmem 1000000000\n",
+            f"{V2}/slurm/job_7/memory.stat": "anon 3000000000\nfile 50000000000\nshmem 1000000000\nanon_thp 7\n",
         },
         60,
     ),
@@ -101,9 +101,11 @@ CPU1 = "sys/fs/cgroup/cpu"
         ),
         (
             {
-                "proc/self/cgroup": "5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n0::/\n",
+                "proc/self/cgroup": "6:cpuset:/other\n5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n0::/\n",
                 f"{CPU1}/cpu.cfs_quota_us": "150000\n",
                 f"{CPU1}/cpu.cfs_period_us": "50000\n",
+                f"{CPU1}/other/cpu.cfs_quota_us": "50000\n",
+                f"{CPU1}/other/cpu.cfs_period_us": "50000\n",
             },
             3,
         ),

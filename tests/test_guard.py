@@ -525,6 +525,36 @@ def test_what_one_process_was_told_stops_the_others(tmp_path):
     ]
 
 
+def test_a_process_tells_the_others_what_it_was_told_first_and_its_time_to_save_is_from_then_on(monkeypatch):
+    monkeypatch.setattr(Peers, "BEAT_SECONDS", 0.01)
+    first, second = two_peers()
+    guard = Guard(ALONE, 60)
+    guard.request_stop("SIGTERM")
+    began = guard.stop_began
+    guard.follow(first)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not second.stop_requested():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    guard.request_stop("SIGUSR1")
+    guard.closing.set(), guard.peers_thread.join()
+    assert guard.stop_requested == second.stop_requested() == "SIGTERM" and guard.stop_began == began
+
+
+def has_nothing_to_save(port):
+    Peers.BEAT_SECONDS = 1000  # so that only its last words tell anything
+    processes = Processes(1, 2, 0, 1)
+    guarded(peers=Peers(processes, TCPStore("127.0.0.1", port)), processes=processes)
+
+
+def test_a_process_that_ends_with_nothing_to_save_stops_the_others(tmp_path):
+    """They would wait for it, and take it for one that has died."""
+    store = TCPStore("127.0.0.1", port := free_port(), is_master=True, wait_for_workers=False)
+    ending = Ending(tmp_path, has_nothing_to_save, port, signals=[signal.SIGTERM])
+    assert (ending.code, ending.lines) == (75, [])  # rank 0 says it
+    assert Peers(Processes(0, 2, 0, 1), store).stop_requested() == "SIGTERM"
+
+
 def leaves():
     before = threading.active_count()
     with Guard(ALONE, 60):

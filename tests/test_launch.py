@@ -10,6 +10,7 @@ import sys
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from crash import PATIENCE_SECONDS
@@ -297,7 +298,8 @@ class Launcher:
 def test_a_hostfile_that_names_other_hosts_than_it_seems_to_is_refused(monkeypatch, tmp_path, hostfile, told):
     if hostfile:
         (tmp_path / "hosts").write_bytes(hostfile)
-    monkeypatch.setattr(launcher_module, "launchers", lambda: [Launcher(tmp_path)])
+    nearer = SimpleNamespace(cmdline=lambda: ["python", "-m", "deepspeed.launcher.launch", "recipes/resnet50.py"])
+    monkeypatch.setattr(launcher_module, "launchers", lambda: [nearer, Launcher(tmp_path)])
     with pytest.raises(ConfigError, match=re.escape(told)) if told else nullcontext():
         require_hosts(Processes(0, 1, 0, 1), None)
 

@@ -104,6 +104,17 @@ def test_the_other_libraries_get_theirs(library, file, passes, arguments):
     assert (needs.call, needs.arguments) == (CALLS[library], arguments)
 
 
+def test_arguments_repeat_what_the_file_says_and_not_what_it_leaves_to_the_library():
+    config = {"optimizer": {"params": {"betas": [0.8, 0.95], "eps": 1e-7, "lr": "auto"}}, "fp16": {"enabled": "auto"}}
+    assert arguments_of(config, "transformers") == {
+        "adam_beta1": 0.8,
+        "adam_beta2": 0.95,
+        "adam_epsilon": 1e-7,
+        "bf16": False,
+    }
+    assert arguments_of(config, "accelerate") == arguments_of(config, "lightning") == {}
+
+
 @pytest.mark.parametrize("library, epochs", [("transformers", "num_train_epochs"), ("lightning", "max_epochs")])
 def test_a_run_counted_in_iterations_is_so_many_steps(library, epochs):
     plan = Plan.read(ROOT / "ds_configs/detection/mask_rcnn_16.json", 8)
@@ -142,6 +153,12 @@ def test_parts_take_the_place_of_optimizer_and_schedule(library):
     assert alone.config == parts.config | replaced
     assert not {"optimizer", "scheduler", "lbsgd"} & parts.config.keys()
     assert not {"learning_rate", "weight_decay", "warmup_steps"} & parts.arguments.keys()
+    more = {
+        "transformers": {"ddp_broadcast_buffers": False, "seed": 0},
+        "lightning": {"use_distributed_sampler": False},
+    }
+    found = {name: value for name, value in parts.arguments.items() if name not in alone.arguments}
+    assert found == more.get(library, {})
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

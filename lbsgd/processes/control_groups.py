@@ -26,7 +26,7 @@ def groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]
 
 def usable_cores(root: Path = Path("/")) -> int:
     """Return how many cores this process may use, alone or together with all others of its container or job."""
-    return max(1, int(min(len(os.sched_getaffinity(0)), quota_of_cores(root))))
+    return int(min(len(os.sched_getaffinity(0)), quota_of_cores(root)))
 
 
 def quota_of_cores(root: Path = Path("/")) -> float:
