@@ -15,7 +15,7 @@ from lbsgd.report.curves import figure
 from lbsgd.report.families import families_of
 from lbsgd.report.group_page import group_page
 from lbsgd.report.groups import group_runs
-from lbsgd.report.measure import CLASSIFIER, TOP1, Measure, described
+from lbsgd.report.measure import CLASSIFIER, TOP1, Measure, described, measures_of
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.report.tables import error_table
@@ -94,6 +94,7 @@ def test_nothing_counted_in_training_is_no_baseline(trained):
 def test_what_a_run_is_judged_by():
     epochs = [{"val_top1_error_pct": error, "score": error} for error in (9.0, 30.0, 10.0, 20.0, 40.0, 50.0)]
     assert TOP1.of(epochs) == 30.0 and TOP1.best(epochs) == 9.0 and TOP1.of([]) is None
+    assert TOP1.of([*epochs[:2], {"val_top1_error_pct": None}]) == 19.5  # no number, as a log has it
     last = Measure("score", "score", "score", of_run="last", higher=True)
     assert last.of(epochs) == 50.0 and last.best(epochs) == 50.0
     assert last.of([*epochs, {"epoch": 7}]) == 50.0  # an epoch without an evaluation
@@ -104,6 +105,8 @@ def test_an_earlier_log_is_a_classifiers_and_a_record_without_a_judged_number_is
     run = read_run(write_log(tmp_path, row, 0, [5.0]))
     assert "judged_by" not in run.header and run.measures == (TOP1,)
     header = {**run.header, "judged_by": described(CLASSIFIER)}
+    of_a_later_version = [{**each, "what nobody knows yet": 1} for each in header["judged_by"]]
+    assert measures_of({"judged_by": of_a_later_version}) == CLASSIFIER
     with RunLog(tmp_path / "new", header) as log, pytest.raises(AssertionError, match="val_top5_error_pct"):
         log.epoch({key: value for key, value in run.epochs[0].items() if key != "kind"})
     text = (

@@ -127,6 +127,13 @@ def test_an_image_that_is_not_the_source_s_is_named(converted, tree):
         verify(converted, 2, tree)
 
 
+def test_a_source_whose_classes_have_other_names_is_another(converted, tree):
+    for split in ("train", "val"):
+        (tree / split / "bee").rename(tree / split / "wasp")
+    with pytest.raises(DataError, match="it was made from another source"):
+        verify(converted, 2, tree)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("spelling", ["{name}", "./{name}", "link/{name}", "link/../{folder}/{name}", "{path}"])
 def test_images_that_were_left_out_are_known_however_the_source_is_spelled(
