@@ -126,6 +126,10 @@ def dies_after_one(given, say):
     os._exit(7)
 
 
+def leaves_a_child(given, say):
+    subprocess.Popen(["sleep", "1235.5"], start_new_session=True)
+
+
 def tells_its_deadline(given, say):
     say(str(given.deadline))
 
@@ -215,6 +219,30 @@ def test_a_signal_ends_the_bench_with_all_that_it_has_started(tmp_path, number):
         assert run.wait(10) == 128 + number
     assert list(tmp_path.glob("lbsgd_bench_*")) == []
     assert psutil.wait_procs(family, timeout=5)[1] == []
+
+
+@pytest.mark.parametrize("call", ["start", "suspend", "kill"])
+def test_a_signal_while_a_part_starts_or_ends_leaves_no_process(tmp_path, call):
+    """A part that is stopped and in no list would be waited for without end when Python ends."""
+    seconds = f"1{os.getpid()}.{len(call)}"
+    command = [sys.executable, ROOT / "tests/signalled_bench.py", call, seconds, tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as run:
+        family, deadline = [], time.monotonic() + 30
+        while run.poll() is None and time.monotonic() < deadline:
+            family = psutil.Process(run.pid).children(recursive=True) or family
+            time.sleep(0.05)
+        for each in family if run.poll() is None else ():
+            each.kill()
+            run.kill()
+    assert run.returncode == 128 + signal.SIGTERM
+    assert seconds not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
+
+
+def test_what_a_part_leaves_behind_in_another_session_ends_with_it(tmp_path):
+    results = Results(tmp_path, "fake", {"device": "none"})
+    assert run_parts([Part("leaves", "leaves", leaves_a_child, 60.0)], Given(), results, total_seconds=60.0)
+    assert "1235.5" not in subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
 
 
 def test_a_run_replaces_the_results_in_its_folder(tmp_path):

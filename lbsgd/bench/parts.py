@@ -8,14 +8,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from lbsgd.bench.family import end_family
+from lbsgd.bench.family import descendants, end_family
 from lbsgd.bench.figure import Figure
 from lbsgd.bench.results import PartResult, Results
+from lbsgd.processes.signals import handled_afterwards
 
 LEAST_SECONDS = 5.0  # with less left, a part is not begun
 OUT_OF_TIME = "out of time"
@@ -69,16 +71,19 @@ def run_parts(
                     result.state, result.why = OUT_OF_TIME, "not begun, because the parts before it took all the time"
                     finish(result, results)
                 else:
-                    running.append(Running(forking, part, settings, results, result, part_deadline))
+                    with handled_afterwards():  # else a part that has started may be in no list
+                        running.append(Running(forking, part, settings, results, result, part_deadline))
             for each in ready(running):
                 if each.has_ended():
-                    running.remove(each)
-                    each.end()
+                    with handled_afterwards():
+                        each.end()
+                        running.remove(each)
                     finish(each.result, results)
                 results.write()
     finally:
-        for each in running:
-            each.end()
+        with handled_afterwards():
+            for each in running:
+                each.end()
     return all(part.state in ("done", "not run") for part in results.parts)
 
 
@@ -93,7 +98,7 @@ class Running:
 
     def __init__(self, forking: Any, part: Part, settings: Any, results: Results, result: PartResult, deadline: float):
         self.result, self.deadline, self.began = result, deadline, time.monotonic()
-        self.connection, theirs = forking.Pipe(duplex=False)
+        self.connection, theirs = forking.Pipe()
         result.state = "running"
         results.write()
         arguments = part.run, replace(settings, deadline=deadline), theirs, results.log, part.name
@@ -123,12 +128,16 @@ class Running:
         return True
 
     def end(self) -> None:
-        """End the part's process with all that it has started."""
+        """End the part's process with all that it has started.
+
+        If it died without a word, what it had started in other sessions is not found.
+        """
+        known = descendants(self.process.pid)
+        self.connection.close()  # for which a part that has said its last word waits
         if self.result.state in ENDS_BY_ITSELF:
             self.process.join(1.0)
-        end_family(self.process.pid)
+        end_family(self.process.pid, known)
         self.process.join()
-        self.connection.close()
         self.result.seconds = round(time.monotonic() - self.began, 1)
 
 
@@ -142,7 +151,10 @@ def ready(running: Sequence[Running]) -> list[Running]:
 
 
 def in_its_process(run: Callable[[Any, Say], None], settings: Any, pipe: Connection, log: Path, name: str) -> None:
-    """Run a part here; what it prints goes to the log, what it says and how it ends into the pipe."""
+    """Run a part here; what it prints goes to the log, what it says and how it ends into the pipe.
+
+    It then waits until the other side has seen what it has started, and closes the pipe.
+    """
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.dup2(file, 1), os.dup2(file, 2)
@@ -158,3 +170,5 @@ def in_its_process(run: Callable[[Any, Say], None], settings: Any, pipe: Connect
         pipe.send(("failed", " ".join("".join(lines).split())[:WORST]))
     else:
         pipe.send(("done", ""))
+    with suppress(EOFError):
+        pipe.recv()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
 import signal
+from collections.abc import Iterator
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -53,6 +55,26 @@ class StopSignals:
 def ignored_by_nohup(number: signal.Signals) -> bool:
     """Whether it is the signal of a closed terminal, and `nohup` has asked to go on without one."""
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+@contextlib.contextmanager
+def handled_afterwards() -> Iterator[None]:
+    """Let the Python handlers of the stop signals wait until the end; to be called in the main thread.
+
+    To block the signals would not do: the kernel gives one to another thread that does not block it, such as numpy's,
+    and Python still runs the handler in the main thread.
+    """
+    arrived: list[int] = []
+    handlers = {each: before for each in STOP_SIGNALS if callable(before := signal.getsignal(each))}
+    for each in handlers:
+        signal.signal(each, lambda number, frame: arrived.append(number))
+    try:
+        yield
+    finally:
+        for each, handler in handlers.items():
+            signal.signal(each, handler)
+        for number in arrived:
+            signal.raise_signal(number)
 
 
 def end_with(parent: int, by: signal.Signals = signal.SIGTERM) -> None:
