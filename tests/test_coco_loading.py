@@ -1,5 +1,6 @@
 """Images of COCO on their way to the device: no copy that the host waits for, and every loss in one line."""
 
+import io
 import multiprocessing
 import os
 import resource
@@ -16,6 +17,7 @@ import torch
 from coco_scenes import load_tool
 from PIL import Image as PILImage
 from PIL import ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch.utils.data import Dataset
 
 from lbsgd.data import coco_images, coco_loader
@@ -258,6 +260,76 @@ def test_pixels_are_those_that_are_shown(tmp_path, kind, orientation):
     _, height, width = shown.shape
     assert (height > width) == (orientation > 4)
     assert (pixels_of(Image(1, path, height, width, [])).numpy() == shown).all()
+
+
+def behind_the_pixels(png):
+    """Move a PNG's eXIf chunk behind the last of its pixels."""
+    at = png.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(png[at : at + 4])
+    last = png.index(b"IEND") - 4
+    return png[:at] + png[end:last] + png[at:end] + png[last:]
+
+
+XMP = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="{}"/></x:xmpmeta>'
+
+
+def said_elsewhere(how, orientation, pixels):
+    """Return a file whose orientation does not stand in EXIF ahead of its pixels."""
+    file, exif, texts = io.BytesIO(), PILImage.Exif(), PngInfo()
+    exif[0x0112] = orientation
+    image, xmp = PILImage.fromarray(pixels), XMP.format(orientation)
+    if how == "jpg with XMP":
+        image.save(file, "JPEG", quality=100, subsampling=0, xmp=xmp.encode())
+    elif how == "tiff with XMP":
+        image.save(file, "TIFF", tiffinfo={700: xmp.encode()})
+    elif "XMP" in how:
+        texts.add_itxt("XML:com.adobe.xmp", xmp)
+        image.save(file, "PNG", pnginfo=texts)
+    elif "raw profile" in how:
+        texts.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes()):8}\n{exif.tobytes().hex()}\n")
+        image.save(file, "PNG", pnginfo=texts)
+    else:
+        image.save(file, "PNG", exif=exif)
+        return behind_the_pixels(file.getvalue())
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "png behind its pixels",
+        "deep png behind its pixels",
+        "png with XMP",
+        "deep png with XMP",
+        "jpg with XMP",
+        "tiff with XMP",
+        "png with a raw profile",
+    ],
+)
+def test_an_orientation_that_stands_elsewhere_turns_the_pixels_too(tmp_path, how, orientation):
+    """As by Detectron2, whose getexif() knows all of these; else the images are trained on upside down."""
+    pixels = np.repeat(np.random.default_rng(0).integers(0, 256, (4, 6, 1), dtype=np.uint8), 3, axis=2)
+    written = pixels[:, :, 0].astype(np.uint16) * 257 if "deep" in how else pixels
+    (path := tmp_path / "image").write_bytes(said_elsewhere(how, orientation, written))
+    turn = {1: 0, 3: 2, 6: 3}[orientation]  # quarters against the clock
+    shown = np.rot90(pixels, turn).transpose(2, 0, 1)
+    assert (np.abs(pixels_of(Image(1, path, *shown.shape[1:], [])).numpy().astype(int) - shown) < 3).all()
+
+
+def test_a_png_of_16_bits_in_colours_is_turned_by_what_stands_behind_its_pixels(tmp_path):
+    """OpenCV decodes it, so PIL has not read to its end."""
+    cv2 = pytest.importorskip("cv2")
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    data = cv2.imencode(".png", pixels[:, :, ::-1].astype(np.uint16) * 257)[1].tobytes()
+    exif = PILImage.Exif()
+    exif[0x0112] = 3
+    last = data.index(b"IEND") - 4
+    chunk = b"eXIf" + exif.tobytes()[6:]
+    chunk = (len(chunk) - 4).to_bytes(4) + chunk + zlib.crc32(chunk).to_bytes(4)
+    (tmp_path / "image.png").write_bytes(data[:last] + chunk + data[last:])
+    shown = pixels[::-1, ::-1].transpose(2, 0, 1)
+    assert (pixels_of(Image(1, tmp_path / "image.png", 4, 6, [])).numpy() == shown).all()
 
 
 def test_annotations_of_the_pixels_before_a_turn_are_refused_by_name(tmp_path):

@@ -70,8 +70,9 @@ def pixels_of(image: Image) -> torch.Tensor:
     try:
         data = image.path.read_bytes()
         file = opened(data)
-        orientation = orientation_of(file)
-        array = turned(rgb_pixels(file, data), orientation)
+        array = rgb_pixels(file, data)
+        orientation = orientation_of(file)  # only now all of the file is read
+        array = turned(array, orientation)
     except (ImageError, OSError) as error:
         said = " ".join(str(error).split())
         raise DataError(f"{image.path} cannot be decoded ({said}); fetch it again") from error

@@ -66,19 +66,18 @@ def opened(data: bytes | BinaryIO) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8, that an opened image's pixels have still to be turned by; 1 for none.
+    """Return the EXIF orientation, 1 to 8, that pixels from `rgb_pixels` have still to be turned by; 1 for none.
 
-    PIL itself turns a TIFF's. What cannot be read turns nothing, as in other programs.
+    It may stand behind a PNG's pixels, and in XMP in place of EXIF. PIL itself turns a TIFF when it decodes it. What
+    cannot be read turns nothing, as in other programs.
     """
     from PIL import Image
 
-    exif = Image.Exif()
     try:
         with library_errors():
-            exif.load(
-                image.info.get("exif", b"")
-            )  # getexif() would decode a PNG first, and lose how deep its samples are
-            orientation = exif.get(ORIENTATION, 1)
+            if image.tile:  # OpenCV has decoded it, and PIL has not read to its end
+                image.load()
+            orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's own would decode a closed image
     except ImageError:
         return 1
     return int(orientation) if orientation in range(1, 9) else 1
