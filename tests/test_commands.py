@@ -200,6 +200,7 @@ def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_rep
     again = recipe(DIGITS, "--data_dir", tmp_path / "val", "--output_dir", tmp_path / "run", "--evaluate_only")
     judged = f"top-1 error {epoch['val_top1_error_pct']:.2f} %"
     assert judged in again.stdout and "\nval " in again.stdout and "\ntrain " not in again.stdout, again.stderr
+    assert "per epoch" not in again.stdout and "learning rate" not in again.stdout
     weights = (
         DIGITS,
         "--data_dir",

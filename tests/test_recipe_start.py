@@ -81,6 +81,18 @@ def test_a_classifier_that_is_evaluated_on_its_training_images_says_so(copied, d
     assert (warning in capsys.readouterr().out) == copied
 
 
+def test_an_evaluation_prints_no_schedule(tmp_path, capsys):
+    """It would be that of the JSON's own num_images, and of a run that is not this one."""
+    plan = Plan.read(JSON[1], 1)
+    shown = {}
+    for training in (True, False):
+        print_plan(plan, tmp_path / "run", None, training)
+        shown[training] = capsys.readouterr().out
+    for line in ("\nlearning rate ", "\nwarmup ", "\niterations ", "global batch "):
+        assert line in shown[True] and line.strip() not in shown[False], line
+    assert "on             world size 1 x micro batch 32\n" in shown[False] and "\nprecision " in shown[False]
+
+
 @pytest.mark.parametrize("statistics", [None, "recomputed"])
 def test_an_evaluation_asks_nothing_of_the_training_images_unless_it_recomputes_statistics(statistics, tmp_path):
     """F03, and the rules of the schedule, compare the JSON with training data that are not read."""

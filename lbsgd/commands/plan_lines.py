@@ -12,9 +12,12 @@ from lbsgd.report.lines import on_width, say_fact
 SAME_IMAGES = "warning: {} holds the images of {}, so the validation error says nothing of images never seen"
 
 
-def print_plan(plan: Plan, output_dir: Path, data: ValData | None) -> None:
-    """Print what the run is, and what is doubtful of it. Raises OutputError."""
-    for name, value in plan.summary().items():
+def print_plan(plan: Plan, output_dir: Path, data: ValData | None, training: bool = True) -> None:
+    """Print what the run is, without a schedule where it does not train, and what is doubtful of it.
+
+    Raises OutputError.
+    """
+    for name, value in plan.summary(training).items():
         say_fact(name, value)
     for change in plan.changes:
         say_fact("changed", change)

@@ -61,7 +61,7 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
         task = task_of(request)
         if request.processes.is_rank_0:
             request.require_place()
-            print_plan(request.plan, request.output_dir, request.data)
+            print_plan(request.plan, request.output_dir, request.data, not request.flags.evaluate_only)
             if sys.stdout.isatty():  # where somebody waits for the next line
                 say_fact("loading", "PyTorch and DeepSpeed")
     except LbsgdError as error:

@@ -110,25 +110,32 @@ class Plan(DecidesReduction):
         """Iterations between two lines of the log; only then do numbers come to the host."""
         return int(self.config.get("steps_per_print") or 10)
 
-    def summary(self) -> dict[str, str]:
-        """Return the numbers that a reader of the paper looks for first, as printed at the start."""
+    def summary(self, training: bool = True) -> dict[str, str]:
+        """Return the numbers that a reader of the paper looks for first, as printed at the start.
+
+        training: with the updates and their schedule, which an evaluation has not.
+        """
         schedule, recipe = self.schedule, self.recipe
         described = {} if recipe.purpose is None else {"purpose": recipe.purpose}
         if recipe.paper_error_pct:
             described["in the paper"] = "top-1 error {:.2f} ± {:.2f} %".format(*recipe.paper_error_pct)
+        processes = f"world size {self.world_size} x micro batch {self.micro_batch}"
+        precision = {"precision": f"{self.precision}, ZeRO stage {self.zero_stage}"}
+        if not training:
+            return {**described, "on": processes, **precision}
         passes = f"{self.accumulation_steps} pass{'es' * (self.accumulation_steps != 1)}"
         W = schedule.warmup_iterations
         return {
             **described,
             "global batch": f"kn = {self.global_batch:,} images = k {self.num_workers} workers x n "
             f"{self.per_worker_batch}",
-            "on": f"world size {self.world_size} x micro batch {self.micro_batch} x {passes}",
+            "on": f"{processes} x {passes}",
             "learning rate": f"η = {schedule.reference_lr:g} ({recipe.linear_scaling.rule} rule)"
             + (f", from η0 = {schedule.base_lr:g}" if W else ""),
             "warmup": f"{schedule.warmup_kind}, W = {W:,} iterations" if W else "none",
             "iterations": f"{self.iterations_per_epoch:,} per epoch of {self.num_images:,} images, "
             f"{self.num_iterations:,} in {self.num_epochs:.4g} epochs",
-            "precision": f"{self.precision}, ZeRO stage {self.zero_stage}",
+            **precision,
         }
 
     def as_dict(self) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def orientation_of(image: Image.Image) -> int:
 
     try:
         with library_errors():
-            if image.tile:  # OpenCV has decoded it, and PIL has not read to its end
+            if getattr(image, "tile", None):  # OpenCV has decoded it, and PIL has not read to its end
                 image.load()
             orientation = Image.Image.getexif(image).get(ORIENTATION, 1)  # a PNG's own would decode a closed image
     except ImageError:
