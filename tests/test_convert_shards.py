@@ -585,6 +585,16 @@ def test_a_shard_of_parquet_is_not_held_in_memory(tmp_path, monkeypatch):
     assert len(held) == 400 and max(held) < 20_000_000
 
 
+def test_classes_without_names_come_in_the_order_of_their_numbers(tmp_path):
+    (tmp_path / "source" / "data").mkdir(parents=True)
+    table = pyarrow.table({"image": [b"of 10", b"of 2", b"of 0"], "label": [10, 2, 0]})
+    for split in ("train", "validation"):
+        pyarrow.parquet.write_table(table, tmp_path / "source" / "data" / f"{split}-00000-of-00001.parquet")
+    train = find(tmp_path / "source", tmp_path).train
+    assert train.classes == ["0", "2", "10"] and train.labels.tolist() == [0, 1, 2]
+    assert [train.reader().read(train.member(row)) for row in range(3)] == [b"of 0", b"of 2", b"of 10"]
+
+
 def test_a_validation_class_without_training_images_is_refused(tmp_path):
     source = webdataset(tmp_path / "source")
     with tarfile.open(source / "imagenet-val-000000.tar", "a") as tar:

@@ -90,6 +90,8 @@ def test_a_run_that_torchrun_starts_again_hears_nothing_of_the_failure_before(me
     """Its agent keeps the store over restarts."""
     agent = TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=True, wait_for_workers=False)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    [gave_up] = meet_in_threads(2, [0], seconds=0.5)  # which it tells to those that wait
+    assert isinstance(gave_up, LostProcessError)
     first, second = meet_in_threads(2, [0, 1], seconds=30)
     first.fail(DataError("no such file")), first.request_stop("SIGTERM")
     assert second.failure() and second.stop_requested() == "SIGTERM"
