@@ -545,11 +545,12 @@ def test_a_sample_without_a_class_is_refused(tmp_path):
 def test_images_of_one_name_in_different_folders_or_shards_are_all_there(tmp_path):
     source = webdataset(tmp_path / "webdataset")
     with tarfile.open(source / "imagenet-train-000000.tar", "a") as tar:
-        for name, content in (("b/1.cls", b"2"), ("b/1.jpg", b"of b"), ("a/1.cls", b"2"), ("a/1.jpg", b"of a")):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    assert [name for name in find(source, tmp_path).train.names if "/" in name] == ["a/1.jpg", "b/1.jpg"]
+        for key in ("b/1", "a/1", "z/0"):
+            for name, content in ((f"{key}.cls", b"2"), (f"{key}.jpg", key.encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    assert [name for name in find(source, tmp_path).train.names if "/" in name] == ["z/0.jpg", "a/1.jpg", "b/1.jpg"]
     source = parquet(tmp_path / "parquet")
     for shard in range(2):
         images = [{"bytes": b"%d of %d" % (label, shard), "path": "1.JPEG"} for label in range(3)]
