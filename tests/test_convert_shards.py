@@ -586,6 +586,14 @@ def test_a_shard_of_parquet_is_not_held_in_memory(tmp_path, monkeypatch):
     assert len(held) == 400 and max(held) < 20_000_000
 
 
+def test_one_shard_that_was_written_again_makes_the_images_others(tmp_path):
+    """By this a finished conversion knows that it is out of date."""
+    source = webdataset(tmp_path / "source")
+    before = find(source, tmp_path).stamps_digest()
+    os.utime(source / "imagenet-train-000001.tar", (1 << 32, 1 << 32))
+    assert find(source, tmp_path).stamps_digest() != before
+
+
 def test_classes_without_names_come_in_the_order_of_their_numbers(tmp_path):
     (tmp_path / "source" / "data").mkdir(parents=True)
     table = pyarrow.table({"image": [b"of 10", b"of 2", b"of 0"], "label": [10, 2, 0]})
