@@ -10,24 +10,20 @@ import pickle
 import oracle
 import pytest
 import torch
-import torchvision
 from crash import Command, config
 from deepspeed.accelerator import get_accelerator
 from oracle import BOUND, ITERATIONS, K, N, distance, global_batch
 from small_engine import aggregated, in_precision, recipe, train
 from test_compiled import RECIPE, network
 from torch import nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn import functional as F
 from torch.nn.modules.module import register_module_forward_hook
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.resnet import BasicBlock
 
 import lbsgd
 from lbsgd.algorithm.batch_norm import convert_batch_norm
-from lbsgd.algorithm.fused_blocks import fuse_blocks, residual_blocks
+from lbsgd.algorithm.fused_blocks import fuse_blocks
 from lbsgd.errors import ConfigError
 from lbsgd.train.engine_state import gather_state, restore_state
 from lbsgd.train.graphs import by_rule, graph_blocks
@@ -620,50 +616,3 @@ def test_without_a_gpu_the_flag_ends_a_run_with_one_line_and_beside_compile_it_i
         assert run.errors == ["error: --cuda_graphs: there is no GPU here; leave the flag out"]
     with Command(json, tmp_path / "both", "--cuda_graphs", "--compile", world_size=1, recipe=RECIPE) as run:
         assert run.exit_codes() == [2] and "not allowed with argument" in run.console
-
-
-class LiveBytes(TorchDispatchMode):
-    """The most bytes that a step's tensors take at once, beside those of the network."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.of_the_network = {each.data_ptr() for each in (*model.parameters(), *model.buffers())}
-        self.live, self.peak = {}, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        made = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(made):
-            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().data_ptr() not in self.of_the_network:
-                storage = tensor.untyped_storage()
-                self.live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
-        self.live = {key: each for key, each in self.live.items() if not each[0].expired()}
-        self.peak = max(self.peak, sum(nbytes for _, nbytes in self.live.values()))
-        return made
-
-
-class CallsOnce:
-    """Records, and replays nothing: a replay makes no tensors."""
-
-    def record(self, function):
-        return function(), lambda: None
-
-
-def test_recording_takes_no_more_memory_than_a_plain_pass():
-    """The estimate of a GPU's memory adds nothing for the gradients that the graphs keep between the blocks."""
-    images = 32
-    model = convert_batch_norm(torchvision.models.resnet18(), images)
-    graph_blocks(model, 1, CallsOnce())
-
-    def live_bytes(backward):
-        model.zero_grad()
-        with LiveBytes(model) as live:
-            loss = model(torch.randn(images, 3, 64, 64)).sum()
-            if backward:
-                loss.backward()
-        return live.peak
-
-    plain = [live_bytes(backward=True) for _ in range(WARM_UP)]
-    recorded = live_bytes(backward=False)  # all blocks, backwards too, when the forward begins
-    recordings = [block.forward.recording for block in residual_blocks(model)]
-    kept = {grad.data_ptr(): grad.nbytes for each in recordings for grad in (each.grad_x, each.grad_y)}
-    assert recorded <= plain[0] == plain[1] < recorded + sum(kept.values())
