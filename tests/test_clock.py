@@ -56,6 +56,19 @@ def test_the_clock_never_waits_for_the_gpu():
     assert len(clock.waits.pairs) == 1
 
 
+def test_events_are_used_again():
+    made = []
+
+    def event():
+        made.append(HostEvent())
+        return made[-1]
+
+    clock, source = Clock(event), iter(range(100))
+    for _ in range(100):
+        clock.next_of(source)
+    assert len(made) == 3  # the first wait of all is not counted
+
+
 def test_the_events_are_those_of_the_device(monkeypatch):
     gpu = SimulatedGpu()
     monkeypatch.setattr(torch.cuda, "Event", gpu.event)

@@ -36,16 +36,18 @@ class Waits:
     """The time that a device has nothing to do because the host waits for data.
 
     The host queues an event before a wait and one behind it. What passes between these two on the device is 0 where it
-    has work left meanwhile, and else the rest of the wait. Nobody waits for the events: they are read once they have
-    happened.
+    has work left meanwhile, and else the rest of the wait. It includes the little that the wait itself queues there, such
+    as copies of labels, or a detector's copies of images. Nobody waits for the events: they are read once they have
+    happened, and then used again.
     """
 
     def __init__(self, event: Callable[[], Any]):
         self.event = event
         self.pairs: deque[tuple[Any, Any]] = deque()
+        self.spare: list[Any] = []
 
     def queue(self) -> Any:
-        event = self.event()
+        event = self.spare.pop() if self.spare else self.event()
         event.record()
         return event
 
@@ -59,6 +61,7 @@ class Waits:
         while self.pairs and self.pairs[0][1].query():
             began, ended = self.pairs.popleft()
             milliseconds += began.elapsed_time(ended)
+            self.spare += began, ended
         return milliseconds / 1e3
 
 
