@@ -36,8 +36,8 @@ class Waits:
     """The time that a device has nothing to do because the host waits for data.
 
     The host queues an event before a wait and one behind it. What passes between these two on the device is 0 where it
-    has work left meanwhile, and else the rest of the wait. It includes the little that the wait itself queues there, such
-    as copies of labels, or a detector's copies of images. Nobody waits for the events: they are read once they have
+    has work left meanwhile, and else the rest of the wait. It includes the little that the wait itself queues there:
+    copies of labels, and a detector's of images. Nobody waits for the events: they are read once they have
     happened, and then used again.
     """
 
