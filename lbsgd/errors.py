@@ -11,6 +11,7 @@ class LbsgdError(ValueError):
 
     exit_code = 2
     label = "error"
+    of_rank_0 = False  # whether the other processes cannot have found it
 
 
 class ConfigError(LbsgdError):

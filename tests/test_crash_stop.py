@@ -181,3 +181,12 @@ def test_processes_that_are_stopped_one_after_another_save_all_the_same(small, t
             time.sleep(2.2 * (rank == 0))
         assert run.exit_codes() == [75, 75], run.console
     assert len(run.errors) == 1 and saved_iteration(tmp_path / "run") >= 3
+
+
+def test_what_rank_0_alone_can_refuse_ends_processes_that_no_launcher_would_end(small, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/log.jsonl").touch()
+    with Command(small, tmp_path / "run", "--hang_timeout", 100) as run:
+        assert run.exit_codes(within=60) == [2, 2], run.console
+    refused = "already holds a run: continue it with --resume or choose another --output_dir"
+    assert run.errors == [f"error: {tmp_path}/run {refused}"]

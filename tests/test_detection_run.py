@@ -1,5 +1,6 @@
 """A detector's run: on to the bit after a stop inside an epoch, on other numbers of processes, and by its command."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -28,7 +29,7 @@ from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.share import Pixels
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.environment import Processes
-from lbsgd.report.run_log import read_run
+from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train.coco_source import CocoSource
 from lbsgd.train.reporter import Reporter, Silence
 from lbsgd.train.saver import Saver
@@ -147,6 +148,7 @@ def test_the_command_trains_evaluates_and_exports(scenes, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     log = read_run(output)
+    assert log.header["classes"] == read_split(scenes, "val", training=False).class_names
     assert log.header["started_from"] == "weights.pt" and log.epochs_done == 2 == log.planned_epochs
     assert "train          24 images, 10 categories" in done.stdout and "mask AP" in done.stdout
     assert log.result.keys() == {"kind", "val_box_ap", "val_mask_ap"}
@@ -161,6 +163,55 @@ def test_a_detector_that_is_evaluated_on_its_training_images_says_so(val_split, 
     config = ("--deepspeed_config", str(ROOT / "ds_configs/detection/scenes.json"))
     DetectionRequest(with_flags("", add_data).parse_args([*config, *flags]))
     assert ("warning: the split train holds the images of train" in capsys.readouterr().out) == warned
+
+
+def evaluation(scenes, weights, *flags):
+    """The request of an evaluation of weights, which rank 0 has held against their training."""
+    config = ("--deepspeed_config", str(ROOT / "ds_configs/detection/scenes.json"), "--data_dir", str(scenes))
+    weights.parent.mkdir(exist_ok=True)
+    weights.touch()
+    flags = (*config, "--evaluate_only", "--weights", str(weights), *flags)
+    request = DetectionRequest(with_flags("", add_data).parse_args(flags))
+    request.require_place()
+    return request
+
+
+@pytest.fixture
+def other_categories(scenes, tmp_path):
+    """The scenes, of which the training annotations have another name for the third category."""
+    folder = shutil.copytree(scenes, tmp_path / "others")
+    place = folder / "annotations/instances_train.json"
+    content = json.loads(place.read_text())
+    content["categories"][2]["name"] = "zebra"
+    place.write_text(json.dumps(content))
+    return folder
+
+
+def test_weights_that_know_other_categories_by_the_training_annotations_are_not_evaluated(other_categories, tmp_path):
+    with pytest.raises(DataError, match="label 3 was zebra in training and is .*instances_val.json has other categor"):
+        evaluation(other_categories, tmp_path / "weights.pt")
+    (other_categories / "annotations/instances_train.json").unlink()
+    evaluation(other_categories, tmp_path / "weights.pt")  # nobody can say
+
+
+def test_weights_that_know_other_categories_by_their_log_are_not_evaluated(scenes, other_categories, tmp_path):
+    train, plan = read_split(scenes, "train"), Plan.read(ROOT / "ds_configs/detection/scenes.json", 1)
+    header = {"model": "small", **plan.as_dict(), "data": CocoSource("", train, train, 0).fingerprint}
+    with RunLog(tmp_path / "run", {**header, "classes": train.class_names}):
+        evaluation(other_categories, tmp_path / "run/weights.pt")  # whatever the annotations say
+    with RunLog(tmp_path / "other", {**header, "classes": [*train.class_names, "zebra"]}):
+        with pytest.raises(DataError, match=f"label 11 was zebra .* than the training of {tmp_path}/other; evaluate"):
+            evaluation(scenes, tmp_path / "other/weights.pt")
+
+
+@pytest.mark.parametrize("logged", [True, False])
+@pytest.mark.parametrize("val_split", ["train", "val"])
+def test_a_detector_that_is_evaluated_alone_on_its_training_images_says_so(logged, val_split, scenes, capsys, tmp_path):
+    train, plan = read_split(scenes, "train"), Plan.read(ROOT / "ds_configs/detection/scenes.json", 1)
+    header = {"model": "small", **plan.as_dict(), "data": CocoSource("", train, train, 0).fingerprint}
+    with RunLog(tmp_path / "run", {**header, **({"classes": train.class_names} if logged else {})}):
+        evaluation(scenes, tmp_path / "run/weights.pt", "--val_split", val_split)
+    assert ("warning: the split train holds the images of " in capsys.readouterr().out) == (val_split == "train")
 
 
 ONE_PIXEL = ("--set", "lbsgd.detection.shorter_side=1", "--set", "lbsgd.detection.longer_side=1")
@@ -198,8 +249,9 @@ def test_a_run_that_goes_on_needs_no_backbone(tmp_path, resume, rank, checkpoint
     request = DetectionRequest.__new__(DetectionRequest)
     request.processes = SimpleNamespace(is_rank_0=rank == 0)
     request.flags = SimpleNamespace(backbone_weights=None, evaluate_only=False, resume=resume, output_dir=str(tmp_path))
-    with pytest.raises(ConfigError, match="--backbone_weights is missing") if asked else nullcontext():
+    with pytest.raises(ConfigError, match="--backbone_weights is missing") if asked else nullcontext() as refused:
         request.require_backbone()
+    assert not asked or refused.value.of_rank_0 == resume
 
 
 def test_a_backbone_in_a_folder_that_nobody_may_enter_is_one_line(monkeypatch):
@@ -208,9 +260,13 @@ def test_a_backbone_in_a_folder_that_nobody_may_enter_is_one_line(monkeypatch):
 
     flags = SimpleNamespace(backbone_weights="locked/weights.pt", evaluate_only=False)
     request = SimpleNamespace(flags=flags, processes=SimpleNamespace(is_rank_0=True))
-    with monkeypatch.context() as locked, pytest.raises(DataError, match="locked/weights.pt: no file that can be read"):
+    with (
+        monkeypatch.context() as locked,
+        pytest.raises(DataError, match="locked/weights.pt: no file that can be read") as refused,
+    ):
         locked.setattr(os, "stat", refuse)
         DetectionRequest.require_backbone(request)
+    assert refused.value.of_rank_0
 
 
 def backbone_of(folder):

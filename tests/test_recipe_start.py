@@ -14,10 +14,11 @@ from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.recipe_flags import parser
 from lbsgd.commands.train import Request
 from lbsgd.config.plan import Plan
-from lbsgd.data.folder import open_data
+from lbsgd.data.folder import Manifest, Split, open_data, open_val
 from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError
 from lbsgd.processes.first_cause import explained
+from lbsgd.report.run_log import RunLog
 
 JSON = ("--deepspeed_config", ROOT / "ds_configs/digits.json")
 SCENES = ("--deepspeed_config", ROOT / "ds_configs/detection/scenes.json")
@@ -91,6 +92,42 @@ def test_an_evaluation_prints_no_schedule(tmp_path, capsys):
     for line in ("\nlearning rate ", "\nwarmup ", "\niterations ", "global batch "):
         assert line in shown[True] and line.strip() not in shown[False], line
     assert "on             world size 1 x micro batch 32\n" in shown[False] and "\nprecision " in shown[False]
+
+
+@pytest.mark.parametrize("copied", [True, False])
+@pytest.mark.parametrize("there", [("train.beton",), ("manifest.json",)])
+def test_a_classifier_that_is_evaluated_alone_says_so_too(there, copied, digits_data, tmp_path, capsys):
+    for name in ("train", "val"):
+        shutil.copy(digits_data / f"{'train' if copied else name}.beton", tmp_path / f"{name}.beton")
+    train, val = open_data(tmp_path).train, open_data(tmp_path).val
+    manifest = Manifest([str(k) for k in range(10)], Split.of(train), Split.of(val), "", {}, 1)
+    manifest.write(tmp_path / "manifest.json")
+    for name in {"train.beton", "manifest.json"} - {*there}:
+        (tmp_path / name).unlink()
+    print_plan(Plan.read(JSON[1], 1), tmp_path / "run", open_val(tmp_path))
+    warning = f"warning: {tmp_path}/val.beton holds the images of train.beton"
+    assert (warning in capsys.readouterr().out) == copied
+
+
+@pytest.mark.parametrize("classes, warned", [("ab", False), ("ac", True), ("abc", True)])
+def test_labels_that_meant_other_classes_in_training_are_told(classes, warned, tmp_path, capsys):
+    write_beton(tmp_path / "val.beton", [0, 1])
+    val = open_val(tmp_path).val
+    Manifest([*"ab"], Split.of(val), Split.of(val), "", {}, 1).write(tmp_path / "manifest.json")
+    header = {"model": "small", **Plan.read(JSON[1], 1).as_dict(), "classes": [*classes]}
+    with RunLog(tmp_path / "run", header):
+        (tmp_path / "run/weights.pt").touch()
+    asked = [
+        JSON[0],
+        str(JSON[1]),
+        "--data_dir",
+        str(tmp_path),
+        "--evaluate_only",
+        "--weights",
+        f"{tmp_path}/run/weights.pt",
+    ]
+    Request(parser("").parse_args(asked)).require_place()
+    assert ("in training and is" in capsys.readouterr().out) == warned
 
 
 @pytest.mark.parametrize("statistics", [None, "recomputed"])

@@ -12,18 +12,21 @@ from lbsgd.commands.flag_types import named, natural
 from lbsgd.commands.plan_lines import SAME_IMAGES
 from lbsgd.commands.recipe_flags import with_flags
 from lbsgd.commands.train import Request, run_recipe
+from lbsgd.commands.trained_on import header_in, other_class
 from lbsgd.data.coco_annotations import (
     DOWNLOAD,
     OnError,
     Split,
+    names_by_label,
     read_split,
     require_same_categories,
     without_images,
     words_of,
 )
+from lbsgd.data.coco_file import names_of, read_annotations
 from lbsgd.disk import is_there, say
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.processes.ending import from_rank_0
+from lbsgd.processes.ending import found_by_rank_0, from_rank_0
 from lbsgd.report.lines import on_width, say_fact
 from lbsgd.report.run_log import LOG_NAME, read_run
 from lbsgd.train.checkpoint_names import named_at_start
@@ -66,8 +69,9 @@ class DetectionRequest(Request):
         self.folder = Path(flags.data_dir or os.environ.get("COCO_DIR") or "data/coco")
         train = None if flags.evaluate_only else self.read("train", flags.train_split)
         self.val = self.read("val", flags.val_split)
+        if train:
+            require_same_categories(train, self.val)
         self.train = train or without_images(self.val)
-        require_same_categories(self.train, self.val)
         if self.processes.is_rank_0:
             self.print_splits()
         return len(self.train) or None
@@ -82,8 +86,34 @@ class DetectionRequest(Request):
     def print_splits(self) -> None:
         for split in filter(len, (self.train, self.val)):
             print_split(split)
-        if self.train.fingerprint.split()[:1] == self.val.fingerprint.split()[:1]:  # of the file
-            say(on_width(SAME_IMAGES.format(f"the split {self.val.name}", self.train.name)))
+        self.warn_of(self.train.fingerprint, self.train.name)
+
+    def warn_of(self, training_images: str, name: str) -> None:
+        """Warn where these are the validation images too; both fingerprints begin with that of a file."""
+        if training_images.split()[:1] == self.val.fingerprint.split()[:1]:
+            say(on_width(SAME_IMAGES.format(f"the split {self.val.name}", name)))
+
+    def compare_with_training(self, folder: Path) -> None:
+        """Raise DataError where the weights in a run's folder know other categories, and warn of training images.
+
+        Where no log tells them, they are those of the training annotations, if these are there.
+        """
+        header = header_in(folder)
+        trained, images, told_by = header.get("classes"), header.get("data") or "", f"the training of {folder}"
+        if trained is None:
+            try:
+                told_by = self.flags.train_split or only_split(self.folder, "train")
+            except DataError:
+                return
+            path = self.folder / "annotations" / f"instances_{told_by}.json"
+            content, images = read_annotations(path)
+            trained = names_by_label(names_of(path, content["categories"]))
+        if other := other_class(trained, self.val.class_names, first_label=1):
+            raise DataError(
+                f"{other}: instances_{self.val.name}.json has other categories than {told_by}; evaluate on images of "
+                "that data set"
+            )
+        self.warn_of(images, told_by)
 
     def require_backbone(self) -> None:
         """Raise ConfigError if a run would begin from random weights, DataError if its backbone is not there.
@@ -92,14 +122,19 @@ class DetectionRequest(Request):
         """
         weights = self.flags.backbone_weights
         if weights is None and not self.has_weights():
-            raise ConfigError(
+            missing = ConfigError(
                 "--backbone_weights is missing: a detector starts from a classifier, such as runs/8k/weights.pt"
             )
+            missing.of_rank_0 = self.flags.resume  # else all find it
+            raise missing
         if weights is None or not self.processes.is_rank_0:
             return
-        if not os.path.isfile(weights):  # nor one in a folder that nobody may enter
-            raise DataError(f"--backbone_weights {weights}: no file that can be read; it is the weights.pt of a run")
-        self.started_from = trained_as(Path(weights))
+        with found_by_rank_0():
+            if not os.path.isfile(weights):  # nor one in a folder that nobody may enter
+                raise DataError(
+                    f"--backbone_weights {weights}: no file that can be read; it is the weights.pt of a run"
+                )
+            self.started_from = trained_as(Path(weights))
 
     def has_weights(self) -> bool:
         """Whether a checkpoint brings all weights; rank 0 alone looks, because other hosts may not have the folder."""
@@ -162,7 +197,7 @@ def add_data(flags: argparse.ArgumentParser) -> None:
         "--train_split",
         type=named,
         metavar="NAME",
-        help="such as train2017 (default: the one that annotations/ has; --evaluate_only reads none)",
+        help="such as train2017 (default: the one that annotations/ has; --evaluate_only reads no images of it)",
     )
     add_val_split(flags)
     add(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lbsgd.config.plan import Plan
-from lbsgd.data.folder import ImageNetData, ValData
+from lbsgd.data.folder import ValData
 from lbsgd.disk import say
 from lbsgd.report.lines import on_width, say_fact
 
@@ -23,6 +23,6 @@ def print_plan(plan: Plan, output_dir: Path, data: ValData | None, training: boo
         say_fact("changed", change)
     for warning in plan.warnings:
         say(on_width(f"warning: {plan.name}.json: {warning}"))
-    if isinstance(data, ImageNetData) and data.train.fingerprint == data.val.fingerprint:
-        say(on_width(SAME_IMAGES.format(data.val.path, data.train.path.name)))
+    if data and data.train_fingerprint == data.val.fingerprint:
+        say(on_width(SAME_IMAGES.format(data.val.path, "train.beton")))
     say_fact("output", str(output_dir))

@@ -17,16 +17,17 @@ import psutil
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.recipe_flags import parser
+from lbsgd.commands.trained_on import header_in, other_class
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
-from lbsgd.disk import OutputError, require_output
+from lbsgd.disk import OutputError, require_output, say
 from lbsgd.errors import ConfigError, DataError, LbsgdError
-from lbsgd.processes.ending import end_before_joining, end_despite_threads, end_with_error
+from lbsgd.processes.ending import end_before_joining, end_despite_threads, end_with_error, found_by_rank_0
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.processes.start import Stopwatch
-from lbsgd.report.lines import say_fact
+from lbsgd.report.lines import on_width, say_fact
 from lbsgd.train.checkpoint_names import named_at_start
 from lbsgd.train.facts import fingerprints
 from lbsgd.train.live_page import Band, baseline_band
@@ -60,14 +61,17 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
         request = request_of(flags.parse_args())
         task = task_of(request)
         if request.processes.is_rank_0:
-            request.require_place()
+            with found_by_rank_0():
+                request.require_place()
             print_plan(request.plan, request.output_dir, request.data, not request.flags.evaluate_only)
             if sys.stdout.isatty():  # where somebody waits for the next line
                 say_fact("loading", "PyTorch and DeepSpeed")
     except LbsgdError as error:
         end_before_joining(error)
     except OutputError as error:
-        end_before_joining(error.refusal())
+        refusal = error.refusal()
+        refusal.of_rank_0 = True  # no other prints
+        end_before_joining(refusal)
     stopwatch.lap("flags and data")
     try:
         start(task, request, started_by, stopwatch)
@@ -95,7 +99,10 @@ class Request:
         if num_images is not None:
             self.plan = Plan.read(config, world_size, num_images, overrides)
         self.output_dir = Path(flags.output_dir or Path("runs") / self.plan.name)
-        self.baseline: Band = baseline_band(flags.baseline) if flags.baseline and self.processes.rank == 0 else ()
+        self.baseline: Band = ()
+        if flags.baseline and self.processes.is_rank_0:
+            with found_by_rank_0():
+                self.baseline = baseline_band(flags.baseline)
         self.last_iteration = last_iteration(self.plan, flags.epochs, flags.max_iterations)
 
     def open_data(self) -> int | None:
@@ -120,7 +127,7 @@ class Request:
     def require_place(self) -> None:
         """Raise LbsgdError where the run may not go into its output folder, which is looked at again once it is locked.
 
-        Rank 0 alone looks.
+        Rank 0 alone looks. An evaluation is held against what its weights were trained on.
         """
         flags, folder = self.flags, self.output_dir
         if not flags.evaluate_only:
@@ -132,6 +139,16 @@ class Request:
             evaluate_only=flags.evaluate_only,
             weights=self.weights is not None,
         )
+        if flags.evaluate_only:
+            self.compare_with_training(self.weights.parent if self.weights else folder)
+
+    def compare_with_training(self, folder: Path) -> None:
+        """Warn where a label meant another class to the weights in a run's folder: sources may name classes alike."""
+        trained, here = header_in(folder).get("classes"), self.data and self.data.classes
+        other = other_class(trained, here) if trained and here else None
+        if other:
+            said = f"warning: {other}, so the validation error says nothing unless the two are names of one class"
+            say(on_width(said))
 
     def images(self) -> ImageSource:
         """Return where the images of the run come from; imports PyTorch."""
@@ -155,7 +172,8 @@ def weights_of(flags: argparse.Namespace, is_rank_0: bool) -> Path | None:
     if not flags.evaluate_only:
         raise ConfigError("--weights goes with --evaluate_only: training starts anew, or goes on with --resume")
     if is_rank_0 and not os.path.isfile(flags.weights):
-        raise DataError(f"--weights {flags.weights}: no such file; it is a state_dict, such as a run's weights.pt")
+        with found_by_rank_0():
+            raise DataError(f"--weights {flags.weights}: no such file; it is a state_dict, such as a run's weights.pt")
     return Path(flags.weights)
 
 

@@ -105,6 +105,10 @@ class Split:
         return {category: label for label, category in self.category_of.items()}
 
     @property
+    def class_names(self) -> list[str]:
+        return names_by_label(self.names)
+
+    @property
     def category_of(self) -> dict[int, int]:
         return categories_by_label(self.names)
 
@@ -112,6 +116,11 @@ class Split:
 def categories_by_label(ids: Iterable[int]) -> dict[int, int]:
     """Return COCO's category ids, which have gaps, by labels 1, 2, ... in their order; 0 is the background."""
     return dict(enumerate(sorted(ids), start=1))
+
+
+def names_by_label(names: Mapping[Any, str]) -> list[str]:
+    """Return the names of the labels 1, 2, ..., of names by category id."""
+    return [names[category] for category in sorted(names)]
 
 
 def read_split(

@@ -119,6 +119,7 @@ class ValData:
     num_classes: int
     classes: list[str] | None  # None without a manifest
     fingerprint: str
+    train_fingerprint: str | None  # of train.beton, which need not be there; None where nobody knows
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +140,9 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
     The converter's manifest names the classes, and the number of images, the size and the fingerprint of both files.
     Files from elsewhere have no manifest: their classes are 0 ... the highest label of the training images.
     """
-    [train, val], classes, num_classes = _open(Path(data_dir), ("train.beton", "val.beton"))
-    return ImageNetData(val, num_classes, classes, _fingerprint(train, val, num_classes), train)
+    [train, val], manifest, num_classes = _open(Path(data_dir), ("train.beton", "val.beton"))
+    classes, fingerprint = manifest.classes if manifest else None, _fingerprint(train, val, num_classes)
+    return ImageNetData(val, num_classes, classes, fingerprint, train.fingerprint, train)
 
 
 def open_val(data_dir: str | os.PathLike) -> ValData:
@@ -150,33 +152,34 @@ def open_val(data_dir: str | os.PathLike) -> ValData:
     """
     folder = Path(data_dir)
     counted = not is_there(folder / "manifest.json") and is_there(folder / "train.beton")
-    [*_, val], classes, num_classes = _open(folder, ("train.beton", "val.beton") if counted else ("val.beton",))
-    return ValData(val, num_classes, classes, _fingerprint(val, num_classes))
+    [*train, val], manifest, num_classes = _open(folder, ("train.beton", "val.beton") if counted else ("val.beton",))
+    known = manifest.train.fingerprint if manifest else train[0].fingerprint if train else None
+    classes = manifest.classes if manifest else None
+    return ValData(val, num_classes, classes, _fingerprint(val, num_classes), known)
 
 
-def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], list[str] | None, int]:
-    """Return the verified files, and the classes by name and by number; without a manifest the first file tells it."""
+def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest | None, int]:
+    """Return the verified files, their manifest, and how many classes there are: without it the first file tells."""
     missing = [name for name in names if not is_there(folder / name)]
     if missing:
         raise DataError(
             f"no data in {folder}: {' and '.join(missing)} not found; make the folder with: "
             f"{CONVERT.format(folder)}, or name another with --data_dir or IMAGENET_FFCV_DIR"
         )
-    files, classes = [BetonFile.open(folder / name) for name in names], None
+    files, manifest = [BetonFile.open(folder / name) for name in names], None
     interrupted = os.path.exists(folder / UNPUBLISHED)  # looked for first, because its next place is the folder
     if (folder / "manifest.json").exists():
         manifest = Manifest.read(folder / "manifest.json")
         _check_manifest(manifest, files)
-        classes = manifest.classes
     elif interrupted:
         raise DataError(
             f"{folder} is not complete: a conversion is giving its files their names, or was interrupted while it did; "
             f"run its command again: {CONVERT.format(folder)}"
         )
-    num_classes = len(classes) if classes else _classes_by_labels(files[0])
+    num_classes = len(manifest.classes) if manifest and manifest.classes else _classes_by_labels(files[0])
     for beton in files:
         _check_labels(beton, num_classes)
-    return files, classes, num_classes
+    return files, manifest, num_classes
 
 
 def _fingerprint(*parts: BetonFile | int) -> str:

@@ -6,12 +6,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from lbsgd.errors import ConfigError, LbsgdError, print_error
 from lbsgd.processes.environment import Processes
+from lbsgd.processes.launcher import launchers
 
 
 def from_rank_0(function: Callable[[], Any]) -> Any:
@@ -36,13 +37,23 @@ def from_rank_0(function: Callable[[], Any]) -> Any:
     return box[0]
 
 
+@contextmanager
+def found_by_rank_0() -> Iterator[None]:
+    """Mark the errors of what rank 0 alone looks at, so that `end_before_joining` tells the others."""
+    try:
+        yield
+    except LbsgdError as error:
+        error.of_rank_0 = True
+        raise
+
+
 def end_before_joining(error: LbsgdError) -> NoReturn:
     """End this process before it has met the others, and all of them with it.
 
     Most errors that one process finds, the others of its host find at the same time, and the launcher ends them when
     the first one ends. So the process with local rank 0 prints its error at once, and the others only if they are still
-    alive after a while because the error was theirs alone. No launcher ends the processes of other hosts, so they are
-    told where they wait.
+    alive after a while because the error was theirs alone. No launcher ends the processes of other hosts, and some end
+    none at all, so those are told where they wait.
     """
     try:
         processes = Processes.from_environment()
@@ -51,7 +62,8 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
     if processes.local_rank:
         time.sleep(5)
     print_error(error)
-    if processes.world_size > processes.local_world_size:
+    waited_for = error.of_rank_0 and processes.world_size > 1 and not launchers()
+    if waited_for or processes.world_size > processes.local_world_size:
         from lbsgd.processes.peers import tell_before_joining  # late, because it loads PyTorch
 
         tell_before_joining(processes, error)

@@ -42,6 +42,7 @@ TEXT = Kind("no text", lambda value: isinstance(value, str))
 SWITCH = Kind("neither true nor false", lambda value: isinstance(value, bool))
 OBJECT = Kind("no object", lambda value: isinstance(value, dict))
 LIST = Kind("no list", lambda value: isinstance(value, list))
+TEXTS = Kind("no list of texts", lambda value: isinstance(value, list) and all(isinstance(each, str) for each in value))
 NUMBERS = Kind("no list of numbers", lambda value: isinstance(value, list) and all(map(is_number, value)))
 
 # Of the first line, by key path. A report needs each of them; a run that goes on does not.
@@ -81,6 +82,7 @@ FURTHER = {
     "schedule.decay_iterations": NUMBERS,
     "schedule.decay_factor": NUMBER,
     "config.optimizer.params": OBJECT,
+    "classes": TEXTS,
     "environment": OBJECT,
     "environment.code": or_null(TEXT),
     "environment.data": TEXT,

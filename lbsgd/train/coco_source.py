@@ -26,6 +26,10 @@ class CocoSource:
         return len(self.train.names)
 
     @property
+    def class_names(self) -> list[str]:
+        return self.train.class_names
+
+    @property
     def fingerprint(self) -> str:
         """Depends on both files of annotations and on how many images could be used."""
         return f"{self.train.fingerprint} {len(self.train)} {self.val.fingerprint} {len(self.val)}"

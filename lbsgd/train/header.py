@@ -25,6 +25,7 @@ def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
         "judged_by": measures_described(run.task.judged_by),
         **run.plan.as_dict(),
         "data": run.images.fingerprint,
+        **({"classes": run.images.class_names} if run.images.class_names else {}),
         **({"decoder": run.images.decoder} if run.images.decoder else {}),
         "aggregation": aggregation_described(run.plan, engine),
         "batch_norm": norm_described(run, engine.device),

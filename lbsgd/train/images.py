@@ -33,6 +33,7 @@ class ImageSource(Protocol):
     """The images of a run, whatever they are: `FfcvFiles` and `FakeImageSource` are such.
 
     num_classes    how many labels there are
+    class_names    what the labels mean, in their order; None where nobody knows
     fingerprint    the same for the same images, and only for them
     place          where they are, for the screen and the log
     decoder        whose code makes pixels of them, where there are several that differ; else empty
@@ -41,6 +42,9 @@ class ImageSource(Protocol):
 
     @property
     def num_classes(self) -> int: ...
+
+    @property
+    def class_names(self) -> list[str] | None: ...
 
     @property
     def fingerprint(self) -> str: ...
@@ -76,6 +80,10 @@ class FfcvFiles:
     @property
     def num_classes(self) -> int:
         return self.data.num_classes
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self.data.classes
 
     @property
     def fingerprint(self) -> str:
@@ -150,6 +158,7 @@ class FakeImageSource:
     """Seeded random images, as many as the plan says (`--fake_data`)."""
 
     num_classes: int = FAKE_CLASSES
+    class_names: None = None
     fingerprint: str = "fake"
     place: str = "seeded random images (--fake_data)"
     decoder: str = ""

@@ -1,0 +1,27 @@
+"""What weights that are evaluated were trained on: the log beside them says it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+from lbsgd.errors import DataError
+from lbsgd.report.log_lines import Record
+from lbsgd.report.run_log import read_run
+
+
+def header_in(folder: Path) -> Record:
+    """Return the first line of the log in a run's folder; it is empty where there is no log that can be read."""
+    try:
+        return read_run(folder).header
+    except DataError:  # weights of another program, or moved: they can be evaluated all the same
+        return {}
+
+
+def other_class(trained: Sequence[str], here: Sequence[str], first_label: int = 0) -> str | None:
+    """Return in words the first label that meant another class in training; None where none did."""
+    for label, (there, now) in enumerate(zip_longest(trained, here, fillvalue="no class"), first_label):
+        if there != now:
+            return f"label {label} was {there} in training and is {now} here"
+    return None
