@@ -18,7 +18,6 @@ from crash import PATIENCE_SECONDS, forked, lines_that_end
 from torch.distributed import HashStore, TCPStore
 
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
-from lbsgd.processes import connection
 from lbsgd.processes import first_cause as first_cause_module
 from lbsgd.processes import guard as guard_module
 from lbsgd.processes import peers as peers_module
@@ -351,7 +350,6 @@ def test_a_second_signal_says_whether_the_run_was_saved(monkeypatch, saved, word
 
 def meets(rank, address, port, seconds):
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
-    connection.NAME_SECONDS = connection.OWN_SECONDS = 1.5
     processes = Processes(rank, 2, rank, 1)
     with Guard(processes, seconds) as guard:
         Peers.meet(processes, seconds, guard.alive)

@@ -10,14 +10,13 @@ from datetime import timedelta
 
 from torch.distributed import TCPStore
 
-from lbsgd.disk import allow_open_files
+from lbsgd.disk import allow_open_files, say
 from lbsgd.errors import ConfigError, LostProcessError, one_line
 from lbsgd.processes.environment import Processes, master
 
 CONNECTIONS = 3  # of a process to the store: for these messages, for torch's group, and one while it fails
 OTHER_FILES = 512  # that rank 0 may have open beside them
-NAME_SECONDS = 20.0  # a cluster may make a host's name only when the host is up
-OWN_SECONDS = 20.0  # in which rank 0 finds the store that it serves itself
+TOLD_AFTER_SECONDS = 20.0  # that a name is not known yet
 MEETING = "the meeting of all processes"
 
 
@@ -27,7 +26,8 @@ def meeting_point(
     """Return the store at MASTER_ADDR:MASTER_PORT, which rank 0 serves where torchrun's agent does not.
 
     alive: called before each attempt, of which none takes longer than two thirds of timeout_seconds: torch's client may
-    try again after its own timeout, and so take twice as long.
+    try again after its own timeout, and so take twice as long. Rank 0 has one attempt, because the others connect to
+    what it serves meanwhile.
 
     Raises ConfigError where the address is not known, where rank 0 cannot open the port, is not at that address or may
     not have enough files open, LostProcessError where another rank cannot reach it.
@@ -36,12 +36,12 @@ def meeting_point(
     serves = processes.is_rank_0 and not of_agent()
     if serves:
         allow_connections(processes.world_size)
-    require_resolved(address, min(timeout_seconds, NAME_SECONDS), alive)
-    deadline = time.monotonic() + timeout_seconds
-    attempt = min(timeout_seconds / 3, OWN_SECONDS) if serves else timeout_seconds / 3
+    began = time.monotonic()
+    wait_for_name(address, timeout_seconds, alive)
     while True:
         alive(MEETING)
-        timeout = timedelta(seconds=max(0.1, min(attempt, deadline - time.monotonic())))
+        left = began + timeout_seconds - time.monotonic()
+        timeout = timedelta(seconds=max(0.1, min(timeout_seconds / 3, left / 2)))
         try:
             store = TCPStore(
                 address, port, is_master=serves, wait_for_workers=False, timeout=timeout, multi_tenant=True
@@ -49,34 +49,41 @@ def meeting_point(
             store.set_timeout(timedelta(seconds=timeout_seconds))
             return store
         except RuntimeError as error:
-            if not serves and time.monotonic() < deadline:
+            spent, reason = time.monotonic() - began, one_line(error)
+            if not serves and spent < 0.9 * timeout_seconds:
                 continue
-            reason = one_line(error)
             if processes.is_rank_0:
                 raise ConfigError(
                     f"cannot open {address}:{port} for the other processes ({reason}); if the port is taken, give the "
                     "launcher another --master_port; if the address is not this host's, another --master_addr"
                 ) from error
             raise LostProcessError(
-                f"cannot reach rank 0 at {address}:{port} within {timeout_seconds:g} s ({reason}); look at its host, "
+                f"cannot reach rank 0 at {address}:{port} within {spent:.0f} s ({reason}); look at its host, "
                 "at --master_addr and --master_port"
             ) from error
 
 
-def require_resolved(address: str, seconds: float, alive: Callable[[str], None]) -> None:
-    """Wait until this host knows the address of rank 0. Raises ConfigError where it does not within so many seconds."""
-    deadline = time.monotonic() + seconds
+def wait_for_name(address: str, seconds: float, alive: Callable[[str], None]) -> None:
+    """Wait until this host knows the address of rank 0: a cluster may make a host's name only when the host is up.
+
+    Raises ConfigError where it does not within so many seconds, and at once for what no host can be named.
+    """
+    began, told = time.monotonic(), False
     while True:
         alive(MEETING)
         try:
             socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)
             return
-        except (OSError, UnicodeError) as error:  # UnicodeError: no host can have this name
-            if isinstance(error, UnicodeError) or time.monotonic() > deadline:
+        except (OSError, UnicodeError) as error:
+            waited = time.monotonic() - began
+            if isinstance(error, UnicodeError) or waited > seconds:
                 raise ConfigError(
                     f"MASTER_ADDR is {address!r}, and this host does not know it ({one_line(error)}); correct it, or "
                     "the launcher's --master_addr"
                 ) from error
+            if waited > TOLD_AFTER_SECONDS and not told:
+                told = True
+                say(f"waiting for MASTER_ADDR {address!r}, which {socket.gethostname()} does not know yet")
         time.sleep(0.5)
 
 

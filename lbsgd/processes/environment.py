@@ -36,7 +36,8 @@ class Processes:
             return cls(rank=0, world_size=1, local_rank=0, local_world_size=1)
         world_size = required_number("WORLD_SIZE", at_least=1)
         local_name = next(filter(os.environ.get, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")), None)  # torchrun's, DeepSpeed's
-        most = world_size, f"WORLD_SIZE is {world_size}"
+        # One started within another has the other's number on this host.
+        most = (world_size, f"WORLD_SIZE is {world_size}") if world_size > 1 else None
         local_world_size = required_number(local_name, 1, most) if local_name else world_size
         rank = required_number("RANK", at_most=(world_size - 1, f"WORLD_SIZE is {world_size}"))
         processes = cls(
@@ -52,8 +53,6 @@ class Processes:
                 f"LOCAL_WORLD_SIZE is not set, but RANK is {rank} and LOCAL_RANK {processes.local_rank}, so "
                 f"there are several hosts; {WAY_OUT}"
             )
-        if processes.local_rank > rank:  # launchers count both upwards, in one order
-            raise ConfigError(f"LOCAL_RANK is {processes.local_rank}, but RANK is {rank}, which is less; {WAY_OUT}")
         return processes
 
     @property
@@ -95,8 +94,12 @@ def are_bound(cores: set[int]) -> bool:
 
 
 def master() -> tuple[str, int]:
-    """Return address and port of rank 0, where the processes of a run meet. Raises ConfigError without them."""
-    return required("MASTER_ADDR"), required_number("MASTER_PORT", 1, (65535, "a port has 16 bits"))
+    """Return address and port of rank 0, where the processes of a run meet. Raises ConfigError without them.
+
+    Port 0, any that is free, is one for a single process alone: others could not know it.
+    """
+    least = int(os.environ.get("WORLD_SIZE") != "1")
+    return required("MASTER_ADDR"), required_number("MASTER_PORT", least, (65535, "a port has 16 bits"))
 
 
 def require_single_process() -> None:

@@ -15,6 +15,12 @@ from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.signals import end_with
 
+# Flags of DeepSpeed's launcher besides --hostfile and those of one letter.
+WITH_VALUE = (
+    "num_nodes num_gpus num_accelerators master_port master_addr node_rank launcher launcher_args enable_each_rank_log "
+    "autotuning bind_core_list ssh_port venv_script log_level"
+).split()
+SWITCHES = "module no_python no_local_rank no_ssh no_ssh_check force_multi save_pid bind_cores_to_rank".split()
 DEEPSPEED = ("deepspeed", "ds", "deepspeed.pt", "deepspeed.launcher.runner")  # names of one command
 
 
@@ -111,18 +117,37 @@ def folder_of(process: psutil.Process) -> str:
 
 
 def named_hostfile(arguments: Sequence[str]) -> str | None:
-    """Return the value of --hostfile among the launcher's own arguments, which end at the script's name."""
+    """Return the value of --hostfile as DeepSpeed's launcher finds it among its arguments; None where it refuses them.
+
+    What follows the script's name, or with --module the module's, is not the launcher's.
+    """
     program, given = program_of(arguments)
     if program not in DEEPSPEED:
         return None
-    script = next((i for i, argument in enumerate(given) if argument.endswith(".py")), len(given))
-    return hostfile_among(given[:script], abbreviated=True)
+    parser = Quiet(add_help=False)
+    parser.add_argument("-H", "--hostfile")
+    for short, name in (("-i", "--include"), ("-e", "--exclude")):
+        parser.add_argument(short, name)
+    for name in WITH_VALUE:
+        parser.add_argument(f"--{name}")
+    parser.add_argument("-q", "--quiet", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    for name in SWITCHES:
+        parser.add_argument(f"--{name}", action="store_true")
+    parser.add_argument("script")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER)
+    try:
+        return parser.parse_args(given).hostfile
+    except ValueError:
+        return None
 
 
 def require_no_hostfile(arguments: Sequence[str]) -> None:
     """Raise ConfigError for a --hostfile among a recipe's own arguments (`sys.argv`): the launcher has not seen it."""
     script, *flags = arguments
-    if hostfile := hostfile_among(flags, abbreviated=False):  # --host may be a flag of this recipe
+    words = [word for flag in flags for word in flag.split("=", 1)]  # not --host or -Hx: they may be this recipe's own
+    hostfile = next((after for flag, after in pairwise(words) if flag in ("--hostfile", "-H")), None)
+    if hostfile:
         raise ConfigError(
             f"--hostfile {hostfile} stands after {script}, so the launcher does not read it and would train on "
             f"this host alone; put it before the script: deepspeed --hostfile {hostfile} {script} ..."
@@ -134,15 +159,3 @@ class Quiet(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
-
-
-def hostfile_among(arguments: Sequence[str], abbreviated: bool) -> str | None:
-    """Return the value of --hostfile or -H as DeepSpeed's parser finds it; None also for what it would refuse."""
-    parser = Quiet(add_help=False, allow_abbrev=abbreviated)
-    parser.add_argument("-H", "--hostfile")
-    parser.add_argument("-q", "--quiet", action="store_true")  # may stand before the H, as in -qH
-    parser.add_argument("-h", "--help", action="store_true")  # with it --h is no abbreviation
-    try:
-        return parser.parse_known_args(arguments)[0].hostfile
-    except ValueError:
-        return None

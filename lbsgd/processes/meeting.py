@@ -46,19 +46,16 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
     """
     name, rank = uuid.uuid4().hex, processes.rank
     prefix: str | None = None
-    same_world = of_agent()  # torchrun gives all its processes one world size, but another after a restart
-    store.append("arrived", f"{rank} {name}\n")  # type: ignore[attr-defined]  # torch's type stubs lack it
+    arrived = False
     patience = timeout_seconds + (5 if rank else 0)  # rank 0, which knows more, ends first
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         alive(MEETING)
-        same_world = same_world or has_same_world(store, processes)
-        if (
-            same_world
-            and not prefix
-            and (prefix := join(store, name, rank) if rank else lead(store, name, processes.world_size))
-        ):
-            deadline = time.monotonic() + patience  # rank 0 may have come later than this process
+        if not arrived and (arrived := is_of_same_run(store, processes)):
+            store.append("arrived", f"{rank} {name}\n")  # type: ignore[attr-defined]  # torch's type stubs lack it
+        if arrived and not prefix:
+            prefix = join(store, name, rank) if rank else lead(store, name, processes.world_size)
+            deadline = time.monotonic() + patience if prefix else deadline  # rank 0 may have come later than this one
         if prefix and read(store, f"{prefix}/host/0"):
             return prefix
         if failure := read(news_of(store, prefix or name), "failure"):
@@ -72,23 +69,24 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
     raise error
 
 
-def has_same_world(store: Store, processes: Processes) -> bool:
-    """Tell the others the world size of rank 0, or compare this process's with it; return whether it is told yet.
+def is_of_same_run(store: Store, processes: Processes) -> bool:
+    """Say the world size of rank 0, or compare this process's with it; return whether rank 0 has said it yet.
 
-    Raises ConfigError, and tells it to those that wait, where the two differ.
+    Raises ConfigError where the two differ. Nobody else is told, because the store may be that of another run, to which
+    this process has come by its port.
     """
+    if of_agent():  # torchrun gives all its processes one world size, but another after a restart
+        return True
     if processes.is_rank_0:
         store.set("world_size", str(processes.world_size))
         return True
     if not (first := read(store, "world_size")):
         return False
     if int(first) != processes.world_size:
-        error = ConfigError(
+        raise ConfigError(
             f"WORLD_SIZE is {processes.world_size} for rank {processes.rank} on {socket.gethostname()}, but {first} "
-            "for rank 0; start all processes with the same"
+            "for rank 0; start all processes with the same, and a second run with another --master_port"
         )
-        tell(store, processes.rank, error)
-        raise error
     return True
 
 

@@ -44,9 +44,10 @@ def facts(model: torch.nn.Module, plan: Plan) -> list[str]:
         "train_micro_batch_size_per_gpu": plan.micro_batch,
         "gradient_accumulation_steps": plan.accumulation_steps,
         "lbsgd.aggregation": plan.recipe.aggregation,
-        "zero_optimization.reduce_bucket_size": settings.bucket_elements,
-        "gradient_predivide_factor": settings.before,
+        "gradient_predivide_factor": float(settings.before),
     }
+    if plan.aggregates:
+        how["zero_optimization.reduce_bucket_size"] = settings.bucket_elements
     parameters = [
         f"{name} ({', '.join(map(str, each.shape))}; {each.dtype}; {'trained' if each.requires_grad else 'frozen'})"
         for name, each in model.named_parameters()
