@@ -36,6 +36,8 @@ def refusals():
         "wider": refusal(wider, config(2)),
         "longer": refusal(longer, config(2)),
         "buckets": refusal(network(), config(2, bucket=500 if first else 600, block=OURS)),
+        "buckets at stage 2": refusal(network(), config(2, stage=2, bucket=500 if first else 600)),
+        "stage 0's buckets": refusal(network(), config(2, bucket=500 if first else 600)),
         "who reduces": refusal(network(), config(2, block=OURS if first else None)),
         "alike": refusal(network(), config(2, block=OURS, overlap=first)),  # when it starts changes no sum
     }
@@ -43,7 +45,8 @@ def refusals():
 
 def test_networks_and_jsons_that_differ_between_processes_are_refused_on_all_of_them():
     (norms, said), (_, other) = in_processes(2, refusals)
-    assert said == other and said.pop("alike") is None
+    assert said == other and said.pop("alike") is None and said.pop("stage 0's buckets") is None
+    assert said["buckets"] == said.pop("buckets at stage 2")
     trained, frozen = (f"{norms[0]} (8; torch.float32; {how})" for how in ("trained", "frozen"))
     for case, told in {
         "frozen": f"rank 1 has {trained}, where rank 0 has {frozen}; give lbsgd.initialize the same network and JSON",

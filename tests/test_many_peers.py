@@ -139,6 +139,8 @@ def test_processes_that_disagree_on_their_number_are_told_so_at_once_and_end_nob
         if sizes[0] > 1:  # else rank 0 waits for nobody
             rest = [threads.submit(come, store, rank, sizes[0], 30) for rank in range(1, sizes[0])]
             assert len({first.result(), *(each.result() for each in rest)}) == 1  # they meet all the same
+            alone = str(come(store, 0, sizes[0] + 1, 0.2))
+            assert alone.endswith(f"for rank {len(seen)} on {socket.gethostname()}, which is not {sizes[0] + 1}")
     told = f"WORLD_SIZE is {sizes[1]} for rank {{}} on {socket.gethostname()}, but {sizes[0]} for rank 0; start all"
     for rank, error in enumerate(seen, start=1):
         assert isinstance(error, ConfigError) and str(error).startswith(told.format(rank))

@@ -146,7 +146,7 @@ def test_what_does_not_fit_the_processes_or_the_data_names_what_would(arguments,
         ('{"a":\n 1' + 5000 * "0" + "}", ["line 2 a whole number of 5001 digits"]),
         (" \n", ["is empty; give"]),
         ("[1]", ["no JSON object"]),
-        ("{}", ["train_batch_size"]),
+        ("{}", ["has no lbsgd block"]),
     ],
 )
 def test_what_is_not_strict_json_is_refused_with_its_place(tmp_path, text, words):

@@ -96,24 +96,26 @@ class DetectionRequest(Request):
     def compare_with_training(self, folder: Path) -> None:
         """Raise DataError where the weights in a run's folder know other categories, and warn of training images.
 
-        Where no log tells them, they are those of the training annotations, if these are there.
+        Where no log tells them, the training annotations may, if they can be read: their data are not surely those of
+        the weights, so other categories are a warning.
         """
         header = header_in(folder)
-        trained, images, told_by = header.get("classes"), header.get("data") or "", f"the training of {folder}"
-        if trained is None:
+        if logged := header.get("classes"):
+            trained, images, told_by = logged, header.get("data") or "", "training"
+        else:
             try:
                 told_by = self.flags.train_split or only_split(self.folder, "train")
+                path = self.folder / "annotations" / f"instances_{told_by}.json"
+                content, images = read_annotations(path)
+                trained = names_by_label(names_of(path, content["categories"]))
             except DataError:
                 return
-            path = self.folder / "annotations" / f"instances_{told_by}.json"
-            content, images = read_annotations(path)
-            trained = names_by_label(names_of(path, content["categories"]))
-        if other := other_class(trained, self.val.class_names, first_label=1):
-            raise DataError(
-                f"{other}: instances_{self.val.name}.json has other categories than {told_by}; evaluate on images of "
-                "that data set"
-            )
-        self.warn_of(images, told_by)
+        if other := other_class(trained, self.val.class_names, first_label=1, there=told_by):
+            words = f"{other}: instances_{self.val.name}.json has other categories"
+            if logged:
+                raise DataError(f"{words} than the training of {folder}; evaluate on images of that data set")
+            say(on_width(f"warning: {words} than {told_by}; AP says nothing if the weights were trained on that"))
+        self.warn_of(images, f"the training of {folder}" if logged else told_by)
 
     def require_backbone(self) -> None:
         """Raise ConfigError if a run would begin from random weights, DataError if its backbone is not there.

@@ -19,9 +19,11 @@ def header_in(folder: Path) -> Record:
         return {}
 
 
-def other_class(trained: Sequence[str], here: Sequence[str], first_label: int = 0) -> str | None:
-    """Return in words the first label that meant another class in training; None where none did."""
-    for label, (there, now) in enumerate(zip_longest(trained, here, fillvalue="no class"), first_label):
-        if there != now:
-            return f"label {label} was {there} in training and is {now} here"
+def other_class(
+    trained: Sequence[str], here: Sequence[str], first_label: int = 0, there: str = "training"
+) -> str | None:
+    """Return in words the first label that meant another class in training, or in what is named; None for none."""
+    for label, (then, now) in enumerate(zip_longest(trained, here, fillvalue="no class"), first_label):
+        if then != now:
+            return f"label {label} was {then} in {there} and is {now} here"
     return None

@@ -171,6 +171,8 @@ def plan_for(
 
 def require_sound(where: str, config: Mapping[str, Any], world_size: int | None) -> None:
     """Raise ConfigError for a JSON that contradicts itself, or, where a number is given, that number of processes."""
+    if "lbsgd" not in config:  # whatever else is wrong may follow from it
+        parse_recipe(where, config)
     refuse(where, deepspeed_findings(config))
     planned = Planned(config, parse_recipe(where, config), world_size or 1)
     refuse(where, consistency_findings(planned))

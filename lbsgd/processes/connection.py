@@ -37,7 +37,7 @@ def meeting_point(
     if serves:
         allow_connections(processes.world_size)
     began = time.monotonic()
-    wait_for_name(address, timeout_seconds, alive)
+    wait_for_name(address, timeout_seconds, alive, tells=processes.local_rank == 0)
     while True:
         alive(MEETING)
         left = began + timeout_seconds - time.monotonic()
@@ -63,12 +63,14 @@ def meeting_point(
             ) from error
 
 
-def wait_for_name(address: str, seconds: float, alive: Callable[[str], None]) -> None:
+def wait_for_name(address: str, seconds: float, alive: Callable[[str], None], tells: bool) -> None:
     """Wait until this host knows the address of rank 0: a cluster may make a host's name only when the host is up.
+
+    tells: whether this process is the one of its host that says so.
 
     Raises ConfigError where it does not within so many seconds, and at once for what no host can be named.
     """
-    began, told = time.monotonic(), False
+    began = time.monotonic()
     while True:
         alive(MEETING)
         try:
@@ -81,8 +83,8 @@ def wait_for_name(address: str, seconds: float, alive: Callable[[str], None]) ->
                     f"MASTER_ADDR is {address!r}, and this host does not know it ({one_line(error)}); correct it, or "
                     "the launcher's --master_addr"
                 ) from error
-            if waited > TOLD_AFTER_SECONDS and not told:
-                told = True
+            if tells and waited > TOLD_AFTER_SECONDS:
+                tells = False
                 say(f"waiting for MASTER_ADDR {address!r}, which {socket.gethostname()} does not know yet")
         time.sleep(0.5)
 

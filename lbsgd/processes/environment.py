@@ -36,7 +36,7 @@ class Processes:
             return cls(rank=0, world_size=1, local_rank=0, local_world_size=1)
         world_size = required_number("WORLD_SIZE", at_least=1)
         local_name = next(filter(os.environ.get, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")), None)  # torchrun's, DeepSpeed's
-        # One started within another has the other's number on this host.
+        # A single process that is started inside another run inherits that run's LOCAL_WORLD_SIZE.
         most = (world_size, f"WORLD_SIZE is {world_size}") if world_size > 1 else None
         local_world_size = required_number(local_name, 1, most) if local_name else world_size
         rank = required_number("RANK", at_most=(world_size - 1, f"WORLD_SIZE is {world_size}"))

@@ -55,7 +55,8 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
             store.append("arrived", f"{rank} {name}\n")  # type: ignore[attr-defined]  # torch's type stubs lack it
         if arrived and not prefix:
             prefix = join(store, name, rank) if rank else lead(store, name, processes.world_size)
-            deadline = time.monotonic() + patience if prefix else deadline  # rank 0 may have come later than this one
+            if prefix:
+                deadline = time.monotonic() + patience  # rank 0 may have come later than this process
         if prefix and read(store, f"{prefix}/host/0"):
             return prefix
         if failure := read(news_of(store, prefix or name), "failure"):
@@ -69,11 +70,11 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
     raise error
 
 
-def is_of_same_run(store: Store, processes: Processes) -> bool:
-    """Say the world size of rank 0, or compare this process's with it; return whether rank 0 has said it yet.
+def is_of_same_run(store: Store, processes: Processes, if_not_said: bool = False) -> bool:
+    """Say the world size of rank 0, or compare this process's with it; if_not_said where rank 0 has not said it yet.
 
-    Raises ConfigError where the two differ. Nobody else is told, because the store may be that of another run, to which
-    this process has come by its port.
+    Raises ConfigError where the two differ. That ends nobody else, because the store may be that of another run, to
+    which this process has come by its port; but rank 0 has it in its words if it waits in vain.
     """
     if of_agent():  # torchrun gives all its processes one world size, but another after a restart
         return True
@@ -81,11 +82,13 @@ def is_of_same_run(store: Store, processes: Processes) -> bool:
         store.set("world_size", str(processes.world_size))
         return True
     if not (first := read(store, "world_size")):
-        return False
+        return if_not_said
     if int(first) != processes.world_size:
+        mine = f"WORLD_SIZE is {processes.world_size} for rank {processes.rank} on {socket.gethostname()}"
+        store.set("refused", mine)
         raise ConfigError(
-            f"WORLD_SIZE is {processes.world_size} for rank {processes.rank} on {socket.gethostname()}, but {first} "
-            "for rank 0; start all processes with the same, and a second run with another --master_port"
+            f"{mine}, but {first} for rank 0; start all processes with the same, and a second run with another "
+            "--master_port"
         )
     return True
 
@@ -93,10 +96,11 @@ def is_of_same_run(store: Store, processes: Processes) -> bool:
 def some_did_not_come(store: Store, name: str, processes: Processes, timeout_seconds: float) -> LostProcessError:
     """Return the error of a process that has waited in vain; rank 0, whose name is given, knows for whom."""
     missing = [] if processes.rank else not_joined(store, name, processes.world_size)
+    refused = read(store, "refused")
     return LostProcessError(
         f"of {processes.world_size} processes some did not come within {timeout_seconds:g} s"
         + (f": rank {in_words(missing)}" if missing else "")
-        + "; look at their hosts"
+        + ("; " + (f"{refused}, which is not {processes.world_size}" if refused else "look at their hosts"))
     )
 
 

@@ -16,7 +16,7 @@ from torch.distributed import PrefixStore, Store
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
 from lbsgd.processes.connection import meeting_point
 from lbsgd.processes.environment import Processes
-from lbsgd.processes.meeting import OtherFailed, fresh_prefix, read, tell
+from lbsgd.processes.meeting import OtherFailed, fresh_prefix, is_of_same_run, read, tell
 
 
 class Peers:
@@ -121,12 +121,14 @@ class Peers:
 
 
 def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
-    """Tell the other hosts why this process never comes; on its own host the launcher ends the others."""
+    """Tell the processes that wait for this one, and that no launcher ends, why it never comes."""
     seconds = 20
     try:
-        peers = Peers(processes, meeting_point(processes, seconds))
-        peers.fail(error)
+        store = meeting_point(processes, seconds)
+        if not is_of_same_run(store, processes, if_not_said=True):
+            return
+        Peers(processes, store).fail(error)
     except LbsgdError:
         return  # nobody to tell
     if processes.is_rank_0:
-        time.sleep(seconds)  # the store is this process's own, and ends with `peers`
+        time.sleep(seconds)  # the store is this process's own, and ends with it

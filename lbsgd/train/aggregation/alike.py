@@ -46,7 +46,7 @@ def facts(model: torch.nn.Module, plan: Plan) -> list[str]:
         "lbsgd.aggregation": plan.recipe.aggregation,
         "gradient_predivide_factor": float(settings.before),
     }
-    if plan.aggregates:
+    if plan.aggregates or plan.zero_stage:  # DeepSpeed without ZeRO cuts the same sums into other buckets
         how["zero_optimization.reduce_bucket_size"] = settings.bucket_elements
     parameters = [
         f"{name} ({', '.join(map(str, each.shape))}; {each.dtype}; {'trained' if each.requires_grad else 'frozen'})"
