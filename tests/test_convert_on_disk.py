@@ -1,4 +1,4 @@
-"""What the converter has finished is on the disk, in the order that a machine which loses its power needs."""
+"""The converter forces its work to the disk, in an order that leaves nothing wrong where the power is lost."""
 
 import os
 from pathlib import Path

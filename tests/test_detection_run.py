@@ -254,7 +254,8 @@ def test_a_run_that_goes_on_needs_no_backbone(tmp_path, resume, rank, checkpoint
         (tmp_path / "checkpoints/iteration_00000003").mkdir()
     request = DetectionRequest.__new__(DetectionRequest)
     request.processes = SimpleNamespace(is_rank_0=rank == 0)
-    request.flags = SimpleNamespace(backbone_weights=None, evaluate_only=False, resume=resume, output_dir=str(tmp_path))
+    request.flags = SimpleNamespace(backbone_weights=None, evaluate_only=False, resume=resume)
+    request.output_dir = tmp_path
     with pytest.raises(ConfigError, match="--backbone_weights is missing") if asked else nullcontext() as refused:
         request.require_backbone()
     assert not asked or refused.value.of_rank_0 == resume

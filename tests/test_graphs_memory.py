@@ -1,4 +1,4 @@
-"""What CUDA graphs of the residual blocks add to the memory of a training step, counted on a CPU."""
+"""Counts on a CPU what CUDA graphs of the residual blocks add to the memory of a training step."""
 
 import pytest
 import torch

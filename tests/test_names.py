@@ -4,6 +4,7 @@ import re
 
 import pytest
 from grid_logs import DIGITS, write_log, write_rows
+from pictures import require_whole
 from test_paper_tables import edited
 from test_report import write
 
@@ -118,11 +119,7 @@ def test_a_title_is_whole_and_hides_nothing(tmp_path):
     labels = [[f"{folder}, {label}" for label in found.labels] for folder in ("folder" * 20, "MOMENTUM_WARMUP_WD")]
     bands = [band_figure(long, each, found.groups) for each in labels]
     for picture in (*bands, batch_figure(long, family, found.groups)):
-        picture.draw_without_rendering()
-        around, paper = picture.get_tightbbox(), picture.bbox_inches
-        assert 0 <= around.x0 and 0 <= around.y0 and around.x1 <= paper.x1 and around.y1 <= paper.y1
-        legend = picture.legends[0].get_window_extent()
-        assert not any(legend.overlaps(axes.get_window_extent()) for axes in picture.axes)
+        require_whole(picture)
 
 
 # --- candidates for the learning rate ---------------------------------------------------------------------------------

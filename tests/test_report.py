@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from matplotlib.image import imread
+from pictures import require_whole
 from rich.console import Console
 
 from lbsgd.commands.main import main
@@ -222,11 +223,7 @@ def test_a_folder_s_name_is_no_formula(tmp_path):
 
 def test_no_label_is_cut_off_and_the_legend_hides_no_curve(tmp_path):
     picture = figure(write(tmp_path / "resnet50-65536", val=[99.9] * 90, kn=65536))
-    picture.draw_without_rendering()
-    around, paper = picture.get_tightbbox(), picture.bbox_inches
-    assert 0 <= around.x0 and 0 <= around.y0 and around.x1 <= paper.x1 and around.y1 <= paper.y1
-    legend = picture.legends[0].get_window_extent()
-    assert not any(legend.overlaps(axes.get_window_extent()) for axes in picture.axes)
+    require_whole(picture)
 
 
 def test_a_run_of_one_iteration_is_a_visible_point(tmp_path):

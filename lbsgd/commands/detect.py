@@ -30,6 +30,7 @@ from lbsgd.processes.ending import found_by_rank_0, from_rank_0
 from lbsgd.report.lines import on_width, say_fact
 from lbsgd.report.run_log import LOG_NAME, read_run
 from lbsgd.train.checkpoint_names import named_at_start
+from lbsgd.train.run import CHECKPOINTS
 from lbsgd.train.weights import weights_in
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class DetectionRequest(Request):
         flags = self.flags
         if flags.evaluate_only or not flags.resume or not self.processes.is_rank_0:
             return flags.evaluate_only or flags.resume
-        return bool(named_at_start(Path(flags.output_dir or Path("runs") / self.plan.name) / "checkpoints"))
+        return bool(named_at_start(self.output_dir / CHECKPOINTS))
 
     def images(self) -> ImageSource:
         from lbsgd.train.coco_source import CocoSource

@@ -95,10 +95,10 @@ class Request:
         self.weights = weights_of(flags, self.processes.is_rank_0)
         config, world_size, overrides = flags.deepspeed_config, self.processes.world_size, overrides_of(flags)
         self.plan = Plan.read(config, world_size, overrides=overrides)  # a mistake in the JSON is told first
+        self.output_dir = Path(flags.output_dir or Path("runs") / self.plan.name)
         num_images = self.open_data()
         if num_images is not None:
             self.plan = Plan.read(config, world_size, num_images, overrides)
-        self.output_dir = Path(flags.output_dir or Path("runs") / self.plan.name)
         self.baseline: Band = ()
         if flags.baseline and self.processes.is_rank_0:
             with found_by_rank_0():

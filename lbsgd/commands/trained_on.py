@@ -1,4 +1,4 @@
-"""What weights that are evaluated were trained on: the log beside them says it."""
+"""Reads from the log beside weights what they were trained on."""
 
 from __future__ import annotations
 

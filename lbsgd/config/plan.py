@@ -14,7 +14,7 @@ from typing import Any
 
 from lbsgd.algorithm.schedule import Schedule
 from lbsgd.config.aggregation import DecidesReduction
-from lbsgd.config.checks.block import parse_recipe
+from lbsgd.config.checks.block import parse_recipe, require_block
 from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import (
     consistency_findings,
@@ -171,8 +171,7 @@ def plan_for(
 
 def require_sound(where: str, config: Mapping[str, Any], world_size: int | None) -> None:
     """Raise ConfigError for a JSON that contradicts itself, or, where a number is given, that number of processes."""
-    if "lbsgd" not in config:  # whatever else is wrong may follow from it
-        parse_recipe(where, config)
+    require_block(where, config)  # first, because whatever else is wrong may follow from it
     refuse(where, deepspeed_findings(config))
     planned = Planned(config, parse_recipe(where, config), world_size or 1)
     refuse(where, consistency_findings(planned))

@@ -16,19 +16,7 @@ REPEATED_FOLDER = "repeated folder"  # a link to a folder that is in already, or
 APPLE_DOUBLE = "AppleDouble file"
 HIDDEN_FILE = "hidden file"
 OTHER_FILE = "non-image file"  # by its suffix
-PHOTOS = (
-    ".gif",
-    ".jfif",
-    ".heic",
-    ".heif",
-    ".avif",
-    ".jxl",
-    ".jp2",
-    ".dng",
-    ".cr2",
-    ".nef",
-    ".arw",
-)  # not read
+PHOTOS = tuple(".gif .jfif .heic .heif .avif .jxl .jp2 .dng .cr2 .nef .arw".split())  # that are not read
 STRAY_FILE = "stray file"  # an image beside the class folders
 SYSTEM_FOLDERS = frozenset(
     ("__macosx", "__pycache__", "lost+found", "$recycle.bin", "#recycle", "#snapshot", "~snapshot")

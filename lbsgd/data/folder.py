@@ -113,7 +113,7 @@ class Manifest:
 
 @dataclass(frozen=True, eq=False)
 class ValData:
-    """What an evaluation reads of a data folder."""
+    """The part of a data folder that an evaluation reads."""
 
     val: BetonFile
     num_classes: int

@@ -13,7 +13,7 @@ EPOCH, RESULT = b'{"kind": "epoch"', b'{"kind": "result"'  # as `RunLog` begins 
 
 @dataclass
 class Seen:
-    """What a log has had so far: its whole lines up to `read` bytes."""
+    """The part of a log that has been read: its whole lines up to `read` bytes."""
 
     file: tuple[int, int] = (0, 0)  # device and inode: a run that goes on has a file of its own
     read: int = 0

@@ -70,8 +70,8 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
     raise error
 
 
-def is_of_same_run(store: Store, processes: Processes, if_not_said: bool = False) -> bool:
-    """Say the world size of rank 0, or compare this process's with it; if_not_said where rank 0 has not said it yet.
+def is_of_same_run(store: Store, processes: Processes) -> bool:
+    """Say the world size of rank 0, or compare this process's with it; return whether rank 0 has said it yet.
 
     Raises ConfigError where the two differ. That ends nobody else, because the store may be that of another run, to
     which this process has come by its port; but rank 0 has it in its words if it waits in vain.
@@ -82,7 +82,7 @@ def is_of_same_run(store: Store, processes: Processes, if_not_said: bool = False
         store.set("world_size", str(processes.world_size))
         return True
     if not (first := read(store, "world_size")):
-        return if_not_said
+        return False
     if int(first) != processes.world_size:
         mine = f"WORLD_SIZE is {processes.world_size} for rank {processes.rank} on {socket.gethostname()}"
         store.set("refused", mine)

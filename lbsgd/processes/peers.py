@@ -125,8 +125,7 @@ def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
     seconds = 20
     try:
         store = meeting_point(processes, seconds)
-        if not is_of_same_run(store, processes, if_not_said=True):
-            return
+        is_of_same_run(store, processes)  # raises ConfigError where the store is another run's
         Peers(processes, store).fail(error)
     except LbsgdError:
         return  # nobody to tell

@@ -1,4 +1,4 @@
-"""What the lines of a run log hold: the keys that are always there, and the types of the values that readers use."""
+"""Names the keys that are always in the lines of a run log, and the types of the values that readers use."""
 
 from __future__ import annotations
 

@@ -41,13 +41,18 @@ WANTED = {  # by the type of a complaint
 }
 
 
-def parse_recipe(where: str, config: Mapping[str, Any]) -> Recipe:
-    """Return the recipe in the `lbsgd` block; ConfigError names each key that cannot be right."""
+def require_block(where: str, config: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a JSON without an `lbsgd` block, or with one under another name."""
     if "lbsgd" not in config:
         refuse(where, findings_by(NAME_RULES, Document(config, "plain"), "plain"))
         raise ConfigError(
             f"{where}: has no lbsgd block, which says epochs, num_images and warmup; take one from ds_configs/8k.json"
         )
+
+
+def parse_recipe(where: str, config: Mapping[str, Any]) -> Recipe:
+    """Return the recipe in the `lbsgd` block; ConfigError names each key that cannot be right."""
+    require_block(where, config)
     parsed = recipe_or_findings(config)
     if isinstance(parsed, Recipe):
         return parsed

@@ -1,4 +1,4 @@
-"""What all processes must have alike, before the first collective call on their parameters."""
+"""Checks that all processes have the same parameters and settings, before the first collective call on those."""
 
 from __future__ import annotations
 
