@@ -111,6 +111,18 @@ def test_every_row_of_every_data_set_is_a_plan(name):
             assert left_out / plan.num_images <= 0.05
 
 
+@pytest.mark.parametrize("name", [name for name, data in DATA_SETS.items() if not data.is_detection])
+def test_a_data_set_and_its_json_agree_on_the_schedule_and_longer_stretches_it(name):
+    data = DATA_SETS[name]
+    rows = [Row("large", data.large), STUDIES["longer"].rows(data)[1]]
+    plain, longer = [launch.plan_of(Job(row, 0), data, ROOT).recipe for row in rows]
+    assert (plain.epochs, plain.warmup.epochs) == (data.epochs, data.warmup_epochs)
+    assert tuple(plain.decay.epochs) == data.decay_epochs
+    assert (longer.epochs, longer.warmup.epochs) == (3 * data.epochs, 3 * data.warmup_epochs)
+    assert longer.decay.epochs == [3 * epoch for epoch in data.decay_epochs]
+    assert longer.linear_scaling.base_lr == data.base_lr / 4
+
+
 GRID = """
 import sys
 sys.path.insert(0, {tests!r})

@@ -17,6 +17,7 @@ class DataSet:
 
     recipe, config    the recipe's script and the JSON of the large batch, from the repository's root
     base_batch        images per update of the baseline; base_lr is its learning rate, chosen among candidate_lrs if any
+    decay_epochs      where the learning rate falls, in epochs; none where the JSON counts in iterations
     large             the factor at which Tables 1 and 2 compare; factors are those of Figure 1
     micro_batch       most images of one pass
     margin_pct        two rows differ by less than this many points, or the claim of "no difference" fails
@@ -36,6 +37,7 @@ class DataSet:
     base_batch: int
     base_lr: float
     warmup_epochs: float
+    decay_epochs: tuple[float, ...]
     epochs: int
     large: int
     factors: tuple[int, ...]

@@ -22,6 +22,7 @@ DATA_SET = DataSet(
     base_lr=0.4,
     candidate_lrs=(0.1, 0.2, 0.4),
     warmup_epochs=1,
+    decay_epochs=(8, 12, 14),
     epochs=15,
     large=8,
     factors=(1, 8, 16, 32),

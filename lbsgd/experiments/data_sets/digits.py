@@ -23,6 +23,7 @@ DATA_SET = DataSet(
     base_lr=0.2,
     candidate_lrs=(0.025, 0.05, 0.1, 0.2),
     warmup_epochs=2,
+    decay_epochs=(10, 20, 27),
     epochs=30,
     large=8,
     factors=(1, 2, 4, 8, 16, 24),

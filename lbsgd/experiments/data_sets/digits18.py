@@ -19,6 +19,7 @@ DATA_SET = replace(
     base_lr=0.05,
     candidate_lrs=(),
     warmup_epochs=1,
+    decay_epochs=(5, 10, 13.5),
     epochs=15,
     factors=(1, 8, 16, 24),
 )

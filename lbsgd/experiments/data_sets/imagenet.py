@@ -16,6 +16,7 @@ DATA_SET = DataSet(
     base_lr=0.1,
     candidate_lrs=(0.05, 0.1, 0.2),
     warmup_epochs=5,
+    decay_epochs=(30, 60, 80),
     epochs=90,
     large=32,
     factors=(1, 2, 4, 8, 16, 32, 64, 128, 256),

@@ -19,6 +19,7 @@ DATA_SET = DataSet(
     base_batch=2,
     base_lr=0.0025,
     warmup_epochs=0,
+    decay_epochs=(),
     epochs=4,
     large=8,
     factors=(1, 2, 4, 8),
