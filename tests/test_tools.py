@@ -259,8 +259,9 @@ STARTS = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.ar
 WAITS = "import sys; sys.path.insert(0, 'tools'); import demo; sys.exit(demo.run(sys.argv[1:]))"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("launched", [False, True])
-def test_the_demo_waits_for_a_command_that_ctrl_c_lets_save(tmp_path, launched):
+def test_the_demo_told_to_stop_waits_until_its_command_has_saved(tmp_path, launched, number):
     """A launcher passes no signal on, so what it has started is told."""
     (tmp_path / "deepspeed").write_text(STARTS)
     words = [sys.executable, *([str(tmp_path / "deepspeed"), SAVES] if launched else ["-c", SAVES])]
@@ -274,7 +275,7 @@ def test_the_demo_waits_for_a_command_that_ctrl_c_lets_save(tmp_path, launched):
         start_new_session=True,
     )
     assert demo.stdout.readline() == "runs\n"
-    demo.send_signal(signal.SIGINT)
+    demo.send_signal(number)
     said, errors = demo.communicate(timeout=60)
     assert (demo.returncode, said, errors) == (75, "saved\n", "")
 

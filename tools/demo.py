@@ -78,7 +78,8 @@ def commands(seed: int, work_dir: Path, recipe_flags: Sequence[str] = ()) -> lis
 
 
 def run(command: Sequence[str]) -> int:
-    """Run a command and return its exit code. Told to stop by Ctrl-C, it waits until the command has saved: 75."""
+    """Run a command and return its exit code. Told to stop, it waits until the command has saved: 75."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     child = subprocess.Popen(command, preexec_fn=ignore_ctrl_c)
     code, stopped = None, False
     while code is None:
