@@ -5,8 +5,8 @@ r"""Asynchronous against synchronous updates, simulated on one process (the pape
 
 k workers take n images at a time. Asynchronous: as soon as a worker is ready, the server moves the weights by its
 gradient, computed at weights τ updates old, and hands it the new ones. Synchronous: one update per k gradients, when
-the slowest is ready. Each gradient moves the weights by η/k in both, and the images are the same. How long a worker
-takes is drawn per gradient, log-normal with mean 1 and the given spread (`lbsgd/train/simulated.py`).
+the slowest is ready. In both, each gradient moves the weights by η/k, and the images are the same. The time of each
+gradient is drawn from a log-normal distribution with mean 1 and the given spread (`lbsgd/train/simulated.py`).
 """
 
 from contextlib import ExitStack

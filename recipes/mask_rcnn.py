@@ -4,8 +4,8 @@ r"""Mask R-CNN with ResNet-50 and a feature pyramid on COCO, by the linear scali
         --data_dir data/coco --backbone_weights runs/8k/weights.pt
 
 The paper reached 35.6 box AP and 33.6 mask AP with 16 images an update; this repository has not trained on COCO yet.
-docs/detection.md has the data and the commands. Every forward takes n = 2 images. What differs from the paper's
-reference, Detectron, because torchvision's parts do it so:
+docs/detection.md has the data and the commands. Every forward takes n = 2 images. torchvision's parts differ from the
+paper's reference, Detectron:
 
 * anchors that cross the image's border are trained on, and proposals inside crowds count as background; Detectron
   leaves both out
@@ -15,8 +15,8 @@ reference, Detectron, because torchvision's parts do it so:
 
 Two things differ by choice:
 
-* warmup starts at η/3 and rises per iteration as theirs, but momentum needs no correction here (form (9), Remark 2)
-* aspect ratios are two, tall and wide, and the pairs come out of the one shuffle of an epoch (Remark 4)
+* warmup starts at η/3 and rises each iteration as Detectron's, but momentum needs no correction (form (9), Remark 2)
+* there are two aspect ratios, tall and wide, and the pairs come out of the one shuffle of an epoch (Remark 4)
 """
 
 from lbsgd.commands.detect import main

@@ -6,11 +6,11 @@
     correctness    the tests that need a GPU, `make demo`'s command, and Table 1's row on digits in fp16
     speed          the training step against plain PyTorch, batch norm, the loader, torch.compile, a profile
 
-Results come as they are measured: NAME.json, NAME.md, NAME.png and NAME.log in DIR, by default results/gpu_<device>. A
-part that fails or takes too long is told there, and the others go on. Those for which no time is left are told as well.
-The exit code is 1 unless all are done that can run here; --parts and --seconds give the rest another run. On a CPU
-everything is tiny: it shows that each line runs, and nothing else. --jpegs is a tar of JPEGs, such as a sample of
-ImageNet, which the converter converts.
+Results are written as they are measured: NAME.json, NAME.md, NAME.png and NAME.log in DIR, by default
+results/gpu_<device>. They list each part that failed, took too long or had no time left; the other parts go on. The
+exit code is 1 unless every part that can run here is done; run the rest again with --parts and --seconds. On a CPU all
+sizes are tiny, which only shows that each line runs. --jpegs is a tar of JPEGs for the converter, such as a sample of
+ImageNet.
 """
 
 import platform

@@ -2,8 +2,8 @@
 
     python tools/demo.py [--seed N] [--work_dir DIR] [FLAGS OF THE RECIPE]        (make demo)
 
-Runs the commands that it prints. Interrupted, it goes on where it was; `make clean` starts it over. Any other flag goes
-to the recipe, such as --epochs 2.
+Print and run each command. After an interruption the same command goes on where it was; `make clean` starts it over.
+Any other flag goes to the recipe, such as --epochs 2.
 """
 
 import os

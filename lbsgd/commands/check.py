@@ -1,4 +1,4 @@
-"""`lbsgd check`: what is wrong in DeepSpeed JSONs, why it hurts, and the fix; and what a code means."""
+"""`lbsgd check`: find what is wrong in DeepSpeed JSONs, why it hurts, and the fix; explain a code."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     clashes = f"find what would clash in this library: {', '.join(LIBRARIES)}"
     add("--for", dest="library", choices=LIBRARIES, metavar="LIBRARY", help=clashes)
     add(
-        "--explain", metavar="CODE", help="print why a code such as D12 hurts, an example and the fix; `all` prints all"
+        "--explain",
+        metavar="CODE",
+        help="explain a code such as D12, with an example and the fix; `all` explains every code",
     )
     add(
         "--deepspeed",
         metavar="VERSION",
-        help="what this version of DeepSpeed accepts: 0.16 to 0.19, by default the installed one; "
-        "a range such as 0.16..0.19 is a table of what changes",
+        help="check against this version of DeepSpeed, 0.16 to 0.19 (default: the installed one); "
+        "a range such as 0.16..0.19 prints a table of what changes",
     )
     add("--markdown", action="store_true", help="with --explain all: print docs/checks.md")
 

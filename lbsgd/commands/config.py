@@ -27,28 +27,28 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         type=named,
         dest="source",
         metavar="FILE",
-        help="instead, with --for, start from this JSON; other flags change it",
+        help="with --for, in place of --global_batch: start from this JSON; other flags change it",
     )
     needed = f"write the JSON that this library needs on --gpus N: {', '.join(LIBRARIES)}"
     add("--for", dest="library", choices=LIBRARIES, metavar="LIBRARY", help=needed)
     add("--parts", action="store_true", help="with --for: leave optimizer and schedule to lbsgd.parts_for in the code")
     add("--gpus", type=positive, metavar="N", help="choose the micro batch for N GPUs (default: one GPU per worker, k)")
     add("--micro_batch", type=positive, metavar="N", help="images per GPU and pass (default: its share, at most 256)")
-    add("--precision", choices=PRECISIONS, help="(default: fp16, of a detector fp32, or that of --from)")
-    add("--zero_stage", type=int, choices=(0, 1, 2), help="(default: 1 in fp16, else 0, or that of --from)")
+    add("--precision", choices=PRECISIONS, help="(default: that of --from, else fp16, for a detector fp32)")
+    add("--zero_stage", type=int, choices=(0, 1, 2), help="(default: that of --from, else 1 in fp16 and 0 otherwise)")
     add("--detection", action="store_true", help="Mask R-CNN on COCO, in place of a classifier on ImageNet")
-    images = f"default: ImageNet's {IMAGENET_IMAGES}, of a detector COCO's {COCO_IMAGES}, or those of --from"
+    images = f"default: those of --from, else ImageNet's {IMAGENET_IMAGES}, for a detector COCO's {COCO_IMAGES}"
     add("--num_images", type=positive, metavar="N", help=f"training images ({images})")
-    epochs = f"(default: {EPOCHS}, or those of --from; detectors are counted in iterations)"
+    epochs = f"(default: those of --from, else {EPOCHS}; detectors are counted in iterations)"
     add("--epochs", type=positive, metavar="N", help=epochs)
     add_settings(command)
     add(
         "--output",
         type=named,
         metavar="FILE",
-        help="write the JSON into this file, and keep one that is there as FILE.orig (default: print it)",
+        help="write the JSON into this file, and keep an existing one as FILE.orig (default: print it)",
     )
-    add("--all", type=named, metavar="DIR", help="instead, write the paper's whole grid and its README into a folder")
+    add("--all", type=named, metavar="DIR", help="write the paper's whole grid and its README into this folder instead")
 
 
 def run(given: argparse.Namespace) -> int:

@@ -11,7 +11,7 @@ from lbsgd.disk import say
 from lbsgd.errors import ConfigError, DataError
 
 DESCRIPTION = """
-Makes train.beton, val.beton and manifest.json in --data_dir ($IMAGENET_FFCV_DIR, else data/imagenet_ffcv) from your
+Make train.beton, val.beton and manifest.json in --data_dir ($IMAGENET_FFCV_DIR, else data/imagenet_ffcv) from your
 copy of ImageNet in --source ($IMAGENET_DIR, else data/imagenet):
 
   train/<class>/* and val/<class>/*, as folders or in one tar
@@ -19,8 +19,8 @@ copy of ImageNet in --source ($IMAGENET_DIR, else data/imagenet):
   Kaggle's folders or .tar.gz with its annotations or LOC_val_solution.csv beside
   shards: TFRecords, WebDataset, parquet
 
-Archives are read in place. What is left out, such as hidden folders, is said and counted. After an interruption, the
-same command goes on from where it was.
+Archives are read in place. What is left out, such as hidden folders, is counted and reported. After an interruption,
+the same command goes on from where it was.
 """
 VERIFYING = ("data_dir", "source", "num_processes", "verify")  # the flags that go with --verify
 SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
@@ -29,19 +29,33 @@ SIZES = ("max_side", "short_side", "quality", "raw_fraction", "reencode")
 def add_arguments(command: argparse.ArgumentParser) -> None:
     command.description = DESCRIPTION
     add = command.add_argument
-    add("--source", type=named, metavar="PATH", help="a folder or a tar, see above")
+    add("--source", type=named, metavar="PATH", help="folder or tar to read, see above")
     add("--data_dir", type=named, metavar="DIR", help="where the FFCV files go")
-    look = "say what was found, the result's size, the time, and what would be refused; write nothing"
+    look = "list the source, estimate size and time, say what would be refused; write nothing"
     add("--dry_run", action="store_true", help=look)
-    add("--verify", action="store_true", help="read all images of --data_dir back; with --source, compare them with it")
+    add(
+        "--verify",
+        action="store_true",
+        help="read back all images of --data_dir; with --source, compare them with the source",
+    )
     add("--max_side", type=positive, metavar="PIXELS", help="shrink images whose longer side is longer (default: 500)")
-    add("--short_side", type=positive, metavar="PIXELS", help="instead: shrink images whose shorter side is longer")
-    add("--quality", type=positive, default=90, help="of JPEGs that are encoded again, 1 to 100 (default: 90)")
-    add("--raw_fraction", type=fraction, default=0.0, help="of the images, kept as pixels: faster to read, much larger")
+    add(
+        "--short_side",
+        type=positive,
+        metavar="PIXELS",
+        help="instead of --max_side: shrink images whose shorter side is longer",
+    )
+    add("--quality", type=positive, default=90, help="quality of JPEGs that are encoded again, 1 to 100 (default: 90)")
+    add(
+        "--raw_fraction",
+        type=fraction,
+        default=0.0,
+        help="fraction of images kept as pixels: faster to read, much larger",
+    )
     add("--reencode", action="store_true", help="encode all JPEGs, even those that could be kept untouched")
     on_error = "what to do about images that cannot be decoded, once all are listed (default: fail)"
     add("--on_error", choices=("fail", "skip"), default="fail", help=on_error)
-    add("--num_processes", "--num_workers", type=positive, metavar="N", help="that convert (default: cores)")
+    add("--num_processes", "--num_workers", type=positive, metavar="N", help="processes that convert (default: cores)")
     add("--overwrite", action="store_true", help="replace the content of the data folder")
 
 

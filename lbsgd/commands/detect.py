@@ -207,9 +207,9 @@ def add_data(flags: argparse.ArgumentParser) -> None:
         "--backbone_weights",
         type=named,
         metavar="FILE",
-        help="weights.pt of the classifier that the backbone comes from",
+        help="weights.pt of the classifier that gives the backbone",
     )
-    workers = f"loader processes per process, 0 for none (default: cores / processes - 1, at most {MOST_WORKERS})"
+    workers = f"loader workers per process, 0 for none (default: cores / processes - 1, at most {MOST_WORKERS})"
     add("--loader_workers", "--loader_threads", type=natural, metavar="N", help=workers)
 
 
@@ -218,5 +218,5 @@ def add_val_split(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument
     add("--val_split", type=named, metavar="NAME", help="such as val2017 (default: the one that annotations/ has)")
     on_error: tuple[OnError, ...] = ("raise", "skip")
-    help_text = "for an image without its file or a broken annotation (default: %(default)s)"
+    help_text = "what to do about a missing image or a broken annotation (default: %(default)s)"
     add("--on_error", choices=on_error, default="raise", help=help_text)

@@ -17,15 +17,17 @@ from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.units import installed
 
 DESCRIPTION = "Large minibatches as in Goyal et al. 2017, on DeepSpeed and FFCV. `python -m lbsgd` is the same command."
-EPILOG = "`lbsgd COMMAND --help` tells the flags of a command. A recipe trains: `python recipes/resnet50.py --help`."
+EPILOG = (
+    "`lbsgd COMMAND --help` lists the flags of a command. To train, run a recipe: `python recipes/resnet50.py --help`."
+)
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # why an open stream takes no more
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
-    0 done, 1 `check` found errors, 130 Ctrl-C, else that of the error, which is told in one line: 2 something given is
-    wrong, 3 a run of `reproduce` failed, 75 `convert` or `reproduce` was stopped, and the same command goes on.
+    0 done, 1 `check` found errors, 2 something given is wrong, 3 a run of `reproduce` failed, 75 `convert` or
+    `reproduce` was stopped, and the same command goes on, 130 Ctrl-C. Errors are printed in one line.
     """
     print_plain_letters_where_needed()
     try:
@@ -59,7 +61,7 @@ def run(arguments: list[str]) -> int:
 
 
 def without_output(error: OSError) -> int:
-    """Return the exit code after an error of standard output, and tell it unless a reader has seen enough."""
+    """Return the exit code after an error of standard output, and print the error unless the reader closed the pipe."""
     drop_output()
     if isinstance(error, BrokenPipeError):  # `lbsgd plan ... | head`
         return 0
@@ -96,12 +98,12 @@ def parser() -> argparse.ArgumentParser:
     top.set_defaults(run=None)
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
     for name, module, summary in (
-        ("plan", plan, "what a JSON means on N GPUs, and how long it would take"),
-        ("check", check, "what is wrong in DeepSpeed JSONs, why it hurts, and the fix"),
-        ("config", config, "a complete JSON for a global batch"),
-        ("convert", convert, "your copy of ImageNet -> the FFCV files that training reads"),
-        ("report", report, "table and curves of runs"),
-        ("reproduce", reproduce, "runs a table or figure of the paper, and reports it"),
+        ("plan", plan, "show what a JSON means on N GPUs, and predict how long it takes"),
+        ("check", check, "find what is wrong in DeepSpeed JSONs, why it hurts, and the fix"),
+        ("config", config, "write a complete JSON for a global batch, or for another library"),
+        ("convert", convert, "convert your copy of ImageNet into the FFCV files that training reads"),
+        ("report", report, "make tables and curves of runs from their logs"),
+        ("reproduce", reproduce, "run a table or figure of the paper, and report it"),
     ):
         command = commands.add_parser(name, help=summary, description=summary)
         module.add_arguments(command)

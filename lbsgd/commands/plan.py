@@ -11,24 +11,24 @@ from lbsgd.commands.flag_types import add_settings, named, positive, quantity
 def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("file", type=named, metavar="FILE", help="a DeepSpeed JSON with an lbsgd block, such as ds_configs/8k.json")
-    add("--gpus", type=positive, metavar="N", help="(default: as many as take kn in one pass)")
+    add("--gpus", type=positive, metavar="N", help="number of GPUs (default: as many as take kn in one pass)")
     add("--images", type=positive, metavar="N", help="training images (default: the JSON's)")
-    add("--global_batch", type=positive, metavar="KN", help="instead of the JSON's")
-    add("--micro_batch", type=positive, metavar="N", help="instead of the JSON's")
+    add("--global_batch", type=positive, metavar="KN", help="images per update, kn (default: the JSON's)")
+    add("--micro_batch", type=positive, metavar="N", help="images per GPU and pass (default: the JSON's)")
     add_settings(command)
-    add("--model", default="resnet50", help="for memory and bytes, and for time with its speed (default: %(default)s)")
+    add("--model", default="resnet50", help="network to estimate memory, bytes and time of (default: %(default)s)")
     add("--png", type=named, metavar="FILE", help="draw the schedule, as .png, .svg or .pdf")
-    add("--json", action="store_true", help="everything as JSON, for machines")
+    add("--json", action="store_true", help="print everything as JSON, for machines")
     add_machines(command.add_argument_group("for the prediction; the defaults are the paper's machines"))
 
 
 def add_machines(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     speed = "images per second of one GPU inside its server (default, of ResNet-50 at 224: a P100's 138, 29 h on 8)"
-    kinds = "machines whose figures stand in for the next three, each with its source (default: %(default)s)"
+    kinds = "kind of machine, which sets the next three; the output names the source of each (default: %(default)s)"
     add("--machine", choices=("p100-2017", "dgx-a100", "dgx-h100"), default="p100-2017", help=kinds)
     add("--images_per_second", type=quantity, metavar="X", help=speed)
-    add("--gpus_per_server", type=positive, metavar="N", help="(default: 8)")
+    add("--gpus_per_server", type=positive, metavar="N", help="GPUs that share a server's links (default: 8)")
     add("--link_gbit", type=quantity, metavar="X", help="Gbit/s of a server's links together (default: a P100's 50)")
     latency = "microseconds per message between servers, an assumption (default: %(default)g)"
     add("--latency_us", type=quantity, default=20.0, metavar="X", help=latency)

@@ -23,8 +23,10 @@ def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], N
     flags.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher adds it, as LOCAL_RANK
     add_data(flags)
     add_output(flags)
-    add_ends(flags.add_argument_group("ending earlier; the schedule does not move"))
-    add_overrides(flags.add_argument_group("instead of the JSON's; what depends on them is derived again and printed"))
+    add_ends(flags.add_argument_group("to stop earlier; the schedule does not move"))
+    add_overrides(
+        flags.add_argument_group("to override the JSON; what depends on these values is derived again and printed")
+    )
     blocks = flags.add_mutually_exclusive_group()
     compiled = "torch.compile each residual block in training (off by default: whether it is faster is not measured)"
     blocks.add_argument("--compile", action="store_true", help=compiled)
@@ -54,15 +56,13 @@ def add_output(flags: argparse.ArgumentParser) -> None:
     )
     add("--resume", action="store_true", help="go on from the newest checkpoint in --output_dir, if there is one")
     add("--evaluate_only", action="store_true", help="evaluate the newest checkpoint in --output_dir, on any data")
-    in_place = "with --evaluate_only: a state_dict in its place, such as a run's weights.pt"
+    in_place = "with --evaluate_only: evaluate this state_dict instead, such as a run's weights.pt"
     add("--weights", type=named, metavar="FILE", help=in_place)
-    rarely = (
-        "evaluate every N-th epoch only, and those that the run is judged by: a classifier's last five, else the end"
-    )
+    rarely = "evaluate only every N-th epoch, and those that judge the run: a classifier's last five, a detector's last"
     add("--evaluate_every", type=positive, metavar="N", default=1, help=rarely)
-    against = "warn when training leaves the curve of these runs, at least 3 seeds of one recipe"
+    against = "warn when training leaves the curve of these runs (at least 3 seeds of one recipe)"
     add("--baseline", type=named, nargs="+", metavar="RUN", help=against)
-    often = "save every N iterations, or N minutes (as 10m), in addition to the end of each epoch"
+    often = "save every N iterations, or every N minutes (such as 10m), as well as after each epoch"
     add("--checkpoint_every", type=interval, metavar="N|Nm", help=often)
 
 
@@ -74,11 +74,11 @@ def add_ends(group: Group) -> None:
 def add_overrides(group: Group) -> None:
     add = group.add_argument
     add("--global_batch", type=positive, metavar="KN", help="images per update (train_batch_size)")
-    add("--micro_batch", type=positive, metavar="N", help="images that a process takes in one pass")
+    add("--micro_batch", type=positive, metavar="N", help="images per process and pass")
     add("--resolution", type=positive, metavar="PIXELS", help="side of the images")
-    precision = "fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, ZeRO stage 1 at least"
+    precision = "fp32: no precision block; bf16: torch_autocast; fp16: the fp16 block, and at least ZeRO stage 1"
     add("--precision", choices=PRECISIONS, help=precision)
-    add("--seed", type=natural, metavar="N", help="of weights, shuffle and augmentation")
+    add("--seed", type=natural, metavar="N", help="seed of weights, shuffle and augmentation")
     add_settings(group)
 
 

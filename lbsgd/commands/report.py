@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from lbsgd.report.run_log import LoggedRun
 
 EPILOG = """
---output_dir DIR writes tables.md, tables.csv, pictures (PNG, SVG) and index.html there.
---update FILE writes the marked regions of a Markdown file again; no RUN is needed then."""
+--output_dir DIR receives tables.md, tables.csv, pictures (PNG, SVG) and index.html. --update FILE needs no RUN."""
 
 
 PIPE_WIDTH = 160  # of a file, which has none
@@ -34,9 +33,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="folder of a run, its log.jsonl, or a folder with runs below it",
     )
     add("--output_dir", type=path, metavar="DIR", help="where the files go (default: only print)")
-    which = f"one of {', '.join(TABLES)}; may be repeated (default: all)"
+    which = f"make only this table; may be repeated: {', '.join(TABLES)} (default: all)"
     add("--table", action="append", default=[], choices=TABLES, metavar="NAME", help=which)
-    add("--update", type=path, action="append", default=[], metavar="FILE", help="write the regions of FILE again")
+    add(
+        "--update",
+        type=path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="write the marked regions of a Markdown file again",
+    )
 
 
 def run(given: argparse.Namespace) -> int:

@@ -8,12 +8,12 @@ from lbsgd.commands.flag_types import path, positive, whole_number
 
 MOST_SEEDS = 10_000  # above what anybody runs; more is a slip of the finger
 
-DESCRIPTION = """runs a table or figure of the paper on your machine, and reports it
+DESCRIPTION = """run a table or figure of the paper on your machine, and report it
 
   lbsgd reproduce table1 digits     warmup: none, constant, gradual; 20 runs, about 45 minutes on 2 cores
   lbsgd reproduce table1 table2a table2b figure1 digits     all four; rows that they share run once
 
-Interrupted in any way, the same command goes on. A grid runs the code of the commit that it began with."""
+After any interruption the same command goes on. All runs of a grid use the code of the commit that it began with."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -23,8 +23,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("studies", nargs="+", metavar="EXPERIMENT", help=", ".join(STUDIES))
     add("data_set", metavar="DATA_SET", help=", ".join(DATA_SETS))
-    add("--seeds", type=seeds, default=tuple(range(5)), metavar="N|A-B", help="as many, or from A to B (default: 5)")
-    add("--side_by_side", type=positive, metavar="N", help="runs at a time (default: one per GPU, else per core)")
+    add(
+        "--seeds",
+        type=seeds,
+        default=tuple(range(5)),
+        metavar="N|A-B",
+        help="number of seeds, or seeds from A to B (default: 5)",
+    )
+    add(
+        "--side_by_side",
+        type=positive,
+        metavar="N",
+        help="number of runs at a time (default: one per GPU, else one per core)",
+    )
     add("--epochs", type=positive, metavar="N", help="stop every run after N epochs, to try a grid out")
     add("--work_dir", type=path, metavar="DIR", help="where data/ and runs/ go (default: the repository)")
     add("--results", type=path, metavar="DIR", help="where logs and pages go (default: results/ of the repository)")
