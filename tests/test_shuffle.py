@@ -107,6 +107,9 @@ def test_epochs_and_seeds_shuffle_differently_and_repeatably():
         (dict(first_iteration=-1), "iteration -1 is outside"),
         (dict(rank=3), "rank 3 is not one of the 3"),
         (dict(world_size=0), "rank 0 is not one of the 0"),
+        (dict(micro_batch=0), r"micro_batch \(0\) must be at least 1"),
+        (dict(micro_batch=-8), r"micro_batch \(-8\) must be at least 1"),
+        (dict(global_batch=0), r"global_batch \(0\) and .* must be at least 1"),
     ],
 )
 def test_what_does_not_divide_is_refused(sizes, message):

@@ -39,9 +39,12 @@ def rank_batches(
     for any world size, micro batch and number of passes: these only say where worker w lives.
 
     first_iteration leaves out the iterations before it, to continue in the middle of an epoch.
-    Raises ValueError if kn is not a multiple of world_size · micro_batch, or if there is no such iteration or rank.
+    Raises ValueError if kn is no positive multiple of world_size · micro_batch, or if there is no such iteration or
+    rank.
     """
     _require_rank(rank, world_size)
+    if global_batch < 1 or micro_batch < 1:
+        raise ValueError(f"global_batch ({global_batch}) and micro_batch ({micro_batch}) must be at least 1")
     if global_batch % (world_size * micro_batch):
         raise ValueError(
             f"a global batch of {global_batch} images is not a multiple of {world_size} ranks x {micro_batch} images"
