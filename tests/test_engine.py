@@ -281,6 +281,35 @@ def test_a_network_that_is_all_frozen_is_refused():
         lbsgd.initialize(network().requires_grad_(False), recipe())
 
 
+@pytest.mark.parametrize("first", [torch.nn.LazyLinear(4), torch.nn.Linear(4, 4, device="meta")])
+def test_weights_that_have_no_values_yet_are_refused_before_an_optimizer_takes_them(first):
+    model = torch.nn.Sequential(first, network())
+    with pytest.raises(ConfigError, match="0.weight of the network has no values yet: .* to_empty .* one forward"):
+        lbsgd.initialize(model, recipe())
+    with pytest.raises(ConfigError, match="0.weight of the network has no values yet"):
+        lbsgd.parts_for(model, Plan.read(recipe(), 1))
+
+
+class Complex(torch.nn.Module):
+    """A layer with a complex weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(5, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x * self.weight).abs()
+
+
+def test_complex_weights_train_without_zero_which_would_make_them_real():
+    model = torch.nn.Sequential(network(), Complex())
+    engine, plan = lbsgd.initialize(model, recipe())
+    train(engine, plan, last=2)
+    assert model[1].weight.is_complex() and not torch.equal(model[1].weight, torch.ones_like(model[1].weight))
+    with pytest.raises(ConfigError, match="1.weight of the network is complex, and ZeRO stage 1 would lose"):
+        lbsgd.initialize(torch.nn.Sequential(network(), Complex()), recipe(1))
+
+
 def test_deepspeed_does_not_warn_of_our_optimizer_and_still_warns_of_others():
     said = []
     logger, handler = logging.getLogger("DeepSpeed"), logging.Handler()

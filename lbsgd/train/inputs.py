@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch.nn.parameter import is_lazy
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.choices import Implementation
@@ -18,7 +19,11 @@ from lbsgd.errors import ConfigError
 
 
 def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implementation = "loop") -> None:
-    """Make a model's batch norms, found by type, the plan's per-worker ones (Sec. 2.3), in place."""
+    """Make a model's batch norms, found by type, the plan's per-worker ones (Sec. 2.3), in place.
+
+    Raises ConfigError for a network that could not be trained then.
+    """
+    require_trainable(model, plan)
     norm = plan.recipe.batch_norm
     passes = plan.accumulation_steps
     convert_batch_norm(model, norm.per_worker_batch, passes, norm.statistics, norm.scope, implementation)
@@ -28,16 +33,35 @@ def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> M
     """Return SGD as the JSON's optimizer block and the `lbsgd` block say, with batch norm in a group of its own.
 
     So are biases, where the recipe trains them otherwise. Where the JSON chooses no kernel, fused takes one for the
-    whole update, 2.7 times as fast as torch's default on a CPU (docs/experiments.md); without it torch chooses.
+    whole update, 2.7 times as fast as torch's default on a CPU (docs/experiments.md); without it torch chooses, as for
+    complex weights.
     """
     params, recipe = dict(plan.config["optimizer"]["params"]), plan.recipe
-    if fused:
+    if fused and not any(parameter.is_complex() for parameter in model.parameters()):
         params.setdefault("fused", recipe.momentum.form == "lr_outside" and not params.get("foreach"))
     decay, biases = params.pop("weight_decay"), recipe.biases
     groups = decay_groups(model, decay, recipe.weight_decay.on_batch_norm, biases.weight_decay, biases.lr_factor)
     if not groups:
         raise ConfigError(f"{plan.name}: the network has no parameter to train; all are frozen")
     return MomentumCorrectedSGD(groups, **params, form=recipe.momentum.form, correction=recipe.momentum.correction)
+
+
+def require_trainable(model: torch.nn.Module, plan: Plan) -> None:
+    """Raise ConfigError for weights without values, and for complex ones under ZeRO, which takes their real parts.
+
+    An optimizer would keep the tensors without values, and the network get others.
+    """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter) or parameter.is_meta:
+            raise ConfigError(
+                f"{name} of the network has no values yet: move it from the meta device by to_empty and load or draw "
+                "them, or run one forward where its layers are lazy, and do that before lbsgd is given the network"
+            )
+        if plan.zero_stage and parameter.is_complex() and parameter.requires_grad:
+            raise ConfigError(
+                f"{name} of the network is complex, and ZeRO stage {plan.zero_stage} would lose its imaginary part; "
+                "use zero_optimization.stage 0, or a real parameter behind torch.view_as_complex"
+            )
 
 
 def deepspeed_config(plan: Plan) -> dict[str, Any]:
