@@ -394,6 +394,13 @@ def test_a_cast_to_half_passes_the_running_statistics_by(dtype):
     assert layer.double().running_var.dtype is torch.float64
 
 
+def test_statistics_of_a_file_in_half_precision_are_widened_where_they_are_taken_as_they_are():
+    layer, saved = PerWorkerBatchNorm2d(5, per_worker_batch=N), nn.BatchNorm2d(5).half().state_dict()
+    layer.load_state_dict(saved, assign=True)  # as one loads a network that was made on the meta device
+    assert layer.weight.dtype is torch.float16 and layer.running_var.dtype is torch.float32
+    layer(images(N, dtype=torch.float16))
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_half_parameters_act_in_float32(dtype, workers):

@@ -124,6 +124,33 @@ def test_a_refused_model_is_left_as_it_was():
     assert type(model[0]) is nn.BatchNorm2d and not model._forward_pre_hooks
 
 
+@pytest.mark.parametrize("in_torchscript", [torch.jit.script, lambda model: torch.jit.trace(model.eval(), images(N))])
+def test_a_batch_norm_in_torchscript_is_refused_rather_than_left_torchs(in_torchscript):
+    model = nn.Sequential(in_torchscript(small()))
+    with pytest.raises(ValueError, match="0.1 is a BatchNorm2d in TorchScript, .* before torch.jit.script"):
+        convert_batch_norm(model, N)
+
+
+def test_a_lazy_batch_norm_is_converted_once_it_has_channels():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.LazyBatchNorm2d())
+    with pytest.raises(ValueError, match="1 is a LazyBatchNorm2d, still without channels; run one forward before"):
+        convert_batch_norm(model, N)
+    model(images(N))
+    assert isinstance(convert_batch_norm(model, N)[1], PerWorkerBatchNorm)
+
+
+def test_torchscript_takes_the_trained_weights_in_the_network_as_it_was():
+    plain = small()
+    model = convert_batch_norm(copy.deepcopy(plain), N)
+    model(images(2 * N))
+    with pytest.raises(ValueError, match="load this network's state_dict into the network as it was"):
+        torch.jit.script(model)
+    plain.load_state_dict(model.state_dict())
+    x = images(3)
+    assert torch.equal(torch.jit.script(plain.eval())(x), model.eval()(x))
+    assert torch.equal(torch.jit.trace(model, x)(x), model(x))
+
+
 @pytest.mark.parametrize("make", [torchvision.models.resnet18, lambda: timm.create_model("regnetx_002")])
 def test_features_are_extracted_at_the_nodes_that_torchs_batch_norms_have(make):
     torch.manual_seed(0)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 from lbsgd.algorithm.choices import Implementation, Scope, Statistics
@@ -48,8 +50,10 @@ def convert_batch_norm(
     Only a module's class changes: parameters, buffers, hooks, momentum, ε and mode remain the very same objects.
     timm's BatchNormAct2d keeps its drop and its activation. Give the module that is called once per pass, because hooks
     on it tell the passes apart where one forward uses a batch norm twice.
-    Raises ValueError for a batch norm of anyone else's, because whatever it does beyond torch's would be lost.
+    Raises ValueError for a batch norm of anyone else's, because whatever it does beyond torch's would be lost, for one
+    that TorchScript holds, and for a lazy one that has seen no images.
     """
+    require_python(model)
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     # By type: torchvision names the shortcuts' batch norms `downsample.1`, so a search for "bn" misses them.
     kinds = {name: _kind_of(name, module) for name, module in norms.items()}
@@ -61,6 +65,16 @@ def convert_batch_norm(
     return model
 
 
+def require_python(model: nn.Module) -> None:
+    """Raise ValueError for a batch norm in TorchScript: its class is fixed, so it would stay torch's unsaid."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in module.original_name:
+            raise ValueError(
+                f"{name or 'the model'} is a {module.original_name} in TorchScript, which cannot be converted; give the"
+                " network as it was before torch.jit.script or torch.jit.trace"
+            )
+
+
 def _kind_of(name: str, norm: _BatchNorm) -> type[PerWorkerBatchNorm]:
     kind = type(norm)
     if issubclass(kind, PerWorkerBatchNorm):
@@ -70,6 +84,8 @@ def _kind_of(name: str, norm: _BatchNorm) -> type[PerWorkerBatchNorm]:
         from lbsgd.algorithm import timm_batch_norm  # here, because only its users have timm
 
         kinds = _KINDS | timm_batch_norm.KINDS
+    if isinstance(norm, LazyModuleMixin):
+        raise ValueError(f"{name or 'the model'} is a {kind.__name__}, still without channels; run one forward before")
     if kind not in kinds:
         raise ValueError(
             f"{name or 'the model'} is a {kind.__name__}, neither torch's own batch norm nor timm's BatchNormAct2d; put"

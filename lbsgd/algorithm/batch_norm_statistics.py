@@ -42,6 +42,9 @@ class RunningStatistics(_BatchNorm):
         self._built_with = self.momentum
         self._forwards = NetworkForwards()
         self._number = numbered(self)
+        self._widen()
+
+    def _widen(self) -> None:
         for name in ("running_mean", "running_var"):
             self._buffers[name] = at_least_float32(self._buffers[name])
 
@@ -129,6 +132,7 @@ class RunningStatistics(_BatchNorm):
         """Load as torch does. The next forward begins an iteration: what passes before it left is forgotten."""
         self._pending.clear()
         super()._load_from_state_dict(*args, **kwargs)
+        self._widen()  # with assign=True they are the file's own tensors
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:
         """Move or cast as every module does, but keep a cast to half away from the running statistics."""

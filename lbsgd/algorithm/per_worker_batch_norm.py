@@ -7,7 +7,7 @@ batch and take several passes per iteration. Neither shows in the outputs, the g
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any, NoReturn, get_args
 
 from torch import Tensor, nn
 from torch.fx import Proxy
@@ -93,6 +93,12 @@ class PerWorkerBatchNorm(RunningStatistics):
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (got {input.dim()}D input)")
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        raise ValueError(
+            "torch.jit.script takes torch's own batch norm only: load this network's state_dict into the network as it"
+            " was before its conversion, or use torch.jit.trace or torch.export"
+        )
 
     def forward(self, input: Tensor) -> Tensor:
         if isinstance(input, Proxy):
