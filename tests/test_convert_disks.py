@@ -59,14 +59,23 @@ def in_tar(folder):
 
 def test_photos_that_are_not_read_are_told_by_suffix_and_how_to_keep_them(tmp_path):
     folder = make_folders(tmp_path / "source")
-    for name in ("1.gif", "2.GIF", "1.jfif", "readme.txt"):
+    for name in ("1.gif", "2.GIF", "1.avif", "readme.txt"):
         (folder / "train/n01440764" / name).write_bytes(b"x")
     told = look(folder, tmp_path / "data", 1, max_side=500).splitlines()[2]
     assert told == (
-        "left out of train: 2 .gif files (such as n01440764/1.gif), 1 .jfif file (n01440764/1.jfif), 1 non-image file "
-        "(n01440764/readme.txt); to keep .gif, .jfif, make JPEGs of them first; a .jfif is a JPEG, and need only be "
-        "renamed to .jpg"
+        "left out of train: 1 .avif file (n01440764/1.avif), 2 .gif files (such as n01440764/1.gif), 1 non-image file "
+        "(n01440764/readme.txt); to keep .gif, .avif, make JPEGs of them first"
     )
+
+
+@pytest.mark.parametrize("form", [lambda folder: folder, in_tar], ids=["folder", "tar"])
+def test_jfif_is_a_suffix_of_jpegs(tmp_path, form):
+    folder = make_folders(tmp_path / "source")
+    save(folder / "train/n01440764/a.jfif")
+    save(folder / "train/n01440764/b.JFIF")
+    found = find(form(folder), tmp_path)
+    names = [os.path.basename(name) for name in found.train.names]
+    assert {"a.jfif", "b.JFIF"} < set(names) and not found.train.left_out.counts
 
 
 @pytest.mark.parametrize("form", [lambda folder: folder, in_tar], ids=["folder", "tar"])

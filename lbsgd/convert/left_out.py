@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from lbsgd.units import counted
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
+# torchvision's, and .jfif, which is what browsers on Windows call a JPEG
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 HIDDEN_FOLDER = "hidden folder"  # .git, .ipynb_checkpoints, @eaDir
 SYSTEM_FOLDER = "system folder"
@@ -16,7 +17,7 @@ REPEATED_FOLDER = "repeated folder"  # a link to a folder that is in already, or
 APPLE_DOUBLE = "AppleDouble file"
 HIDDEN_FILE = "hidden file"
 OTHER_FILE = "non-image file"  # by its suffix
-PHOTOS = tuple(".gif .jfif .heic .heif .avif .jxl .jp2 .dng .cr2 .nef .arw".split())  # that are not read
+PHOTOS = tuple(".gif .heic .heif .avif .jxl .jp2 .dng .cr2 .nef .arw".split())  # that are not read
 STRAY_FILE = "stray file"  # an image beside the class folders
 SYSTEM_FOLDERS = frozenset(
     ("__macosx", "__pycache__", "lost+found", "$recycle.bin", "#recycle", "#snapshot", "~snapshot")
@@ -76,7 +77,4 @@ class LeftOut:
             for reason in sorted(self.counts)
         )
         photos = [suffix for suffix in PHOTOS if f"{suffix} file" in self.counts]
-        if not photos:
-            return listed
-        renamed = "; a .jfif is a JPEG, and need only be renamed to .jpg" if ".jfif" in photos else ""
-        return f"{listed}; to keep {', '.join(photos)}, make JPEGs of them first{renamed}"
+        return f"{listed}; to keep {', '.join(photos)}, make JPEGs of them first" if photos else listed
