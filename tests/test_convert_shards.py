@@ -16,6 +16,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 import lbsgd.convert.parquet
+from lbsgd.convert import convert_split
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.files import Files
 from lbsgd.convert.parquet import copy_images
@@ -272,6 +273,18 @@ def test_an_undecodable_image_is_named_with_its_shard_and_skipped(tmp_path):
         convert(source, tmp_path / "data", max_side=500, num_processes=1)
     convert(source, tmp_path / "data", max_side=500, num_processes=1, on_error="skip")
     verify(tmp_path / "data", 1, source)
+
+
+def test_a_lack_of_memory_is_told_with_the_shard(tmp_path, monkeypatch):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    source = webdataset(tmp_path / "source")
+    monkeypatch.setattr(convert_split, "stored_image", no_memory)
+    with pytest.raises(
+        DataError, match=rf"^{source}/.*train.*\.tar/n01440764_\d+\.jpg: not enough memory to decode it"
+    ):
+        convert(source, tmp_path / "data", max_side=500, num_processes=1)
 
 
 def pushed_folders(folder):

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from converter import SETTINGS, change_byte, damage, make_tree, picture, save
 
 from lbsgd.convert.beton_writer import METADATA, METADATA_AT
 from lbsgd.convert.convert import convert
-from lbsgd.convert.verify import verify
+from lbsgd.convert.verify import ChunkVerifier, verify
 from lbsgd.data.beton import BetonFile
 from lbsgd.errors import DataError
 
@@ -55,6 +56,17 @@ def test_the_first_damaged_image_is_named(converted):
             DataError, match=f"train.beton: image {index} .label 1. is damaged: its bytes have checksum"
         ):
             verify(converted, 2)
+
+
+def test_the_death_of_a_process_names_the_images_and_promises_nothing(converted, monkeypatch):
+    monkeypatch.setattr(ChunkVerifier, "wrong", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    at = f"images 0 to 3 of {converted}/train.beton"
+    with pytest.raises(DataError) as raised:
+        verify(converted, 2)
+    assert str(raised.value) == (
+        f"one of the processes that read the images died at {at}: killed by signal 9, as when memory runs out; "
+        "nothing of it is kept: the same command begins again; --num_processes sets how many there are"
+    )
 
 
 TABLE = METADATA_AT  # the first image's coding, width, height, place and label

@@ -234,7 +234,7 @@ def test_the_death_of_a_process_ends_the_work_within_seconds(code):
 
     start = time.monotonic()
     reason = "killed by signal 9, as when memory runs out" if code == signal.SIGKILL else "exit code 3"
-    with pytest.raises(DataError, match=f"died: {reason}; what is done is kept"), ProcessPool(2, make) as pool:
+    with pytest.raises(DataError, match=f"died at 4: {reason}; what is done is kept"), ProcessPool(2, make) as pool:
         list(pool.results(range(10)))
     assert time.monotonic() - start < 5 and all(process.exitcode is not None for process in pool.processes)
 
@@ -249,11 +249,31 @@ def test_a_death_is_told_whatever_the_pipe_says(num_chunks):
 
         return job
 
-    with pytest.raises(DataError, match="died: exit code 3; what is done is kept"), ProcessPool(1, make) as pool:
+    with pytest.raises(DataError, match="died at 1: exit code 3; what is done is kept"), ProcessPool(1, make) as pool:
         results = pool.results(range(num_chunks))
         assert next(results)[0] == b""
         pool.processes[0].join()
         next(results)
+
+
+def test_a_death_is_told_at_the_chunk_at_work_also_if_results_before_it_wait_to_be_read():
+    def make():
+        def job(chunk, _slot):
+            if chunk == 0:
+                time.sleep(60)
+            if chunk == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return chunk
+
+        return job
+
+    place, then = {each: f"number {each} of train" for each in range(6)}.__getitem__, "see to it"
+    with pytest.raises(DataError) as raised, ProcessPool(2, make, place, then) as pool:
+        list(pool.results(range(6)))
+    reason = "killed by signal 9, as when memory runs out"
+    assert (
+        str(raised.value) == f"one of the processes that read the images died at number 5 of train: {reason}; see to it"
+    )
 
 
 def test_many_processes_may_have_their_files_open(monkeypatch):

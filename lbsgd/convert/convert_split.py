@@ -59,8 +59,12 @@ def convert_split(
     memory_lock = multiprocessing.get_context("fork").RLock()
     make_job = partial(ChunkConverter, images, settings, writer.page_size, memory_lock)
     num_bytes, done_bytes = int(images.sizes.sum()), int(images.sizes[:done].sum())
+
+    def place(chunk: Chunk) -> str:
+        return " to ".join(dict.fromkeys(images.where(number) for number, _ in (chunk[0], chunk[-1])))
+
     with (
-        ProcessPool(num_processes, make_job) as pool,
+        ProcessPool(num_processes, make_job, place) as pool,
         Commits(writer, commit_seconds) as commits,
         Meter(name, len(images), num_bytes, done=done, done_bytes=done_bytes, failed=writer.failed()) as meter,
     ):
@@ -122,7 +126,7 @@ class ChunkConverter:
 
     def __init__(self, images: Images, settings: Settings, page_size: int, memory_lock: Lock) -> None:
         quiet_opencv()
-        self.reader, self.memory_lock = images.reader(), memory_lock
+        self.images, self.reader, self.memory_lock = images, images.reader(), memory_lock
         self.store = partial(stored_image, settings=settings, page_size=page_size, memory_lock=memory_lock)
 
     def __call__(self, chunk: Chunk, slot: memoryview) -> ConvertedChunk:
@@ -146,7 +150,8 @@ class ChunkConverter:
         return ConvertedChunk(records, num_in_slot, b"".join(rest))
 
     def _stored(self, index: int, member: Member) -> Stored:
-        with out_of_memory_is_told(member.name), lock_if_big(self.memory_lock, 3 * member.num_bytes):
+        told = out_of_memory_is_told(partial(self.images.where, index))
+        with told, lock_if_big(self.memory_lock, 3 * member.num_bytes):
             return self.store(self.reader.read(member), index)
 
 

@@ -59,7 +59,8 @@ def estimate(source: Source, settings: Settings, page_size: int, num_images: int
     A process of its own does it, in which OpenCV prints nothing. Raises DataError if that dies.
     """
     sample = partial(_sample, source, settings, page_size, num_images)
-    with without_opencv_threads(), ProcessPool(1, lambda: sample) as pool:
+    origins, then = {name: images.origin for name, images in source.splits.items()}, "see that more memory is free"
+    with without_opencv_threads(), ProcessPool(1, lambda: sample, origins.__getitem__, then) as pool:
         parts = [part for part, _ in pool.results(source.splits)]
     weights = np.array([len(images) for images in source.splits.values()]) / len(source)
     return Estimate(
@@ -116,7 +117,7 @@ def _sample(
 def _stored(images: Images, index: int, reader: ImageReader, settings: Settings, page_size: int) -> Stored | None:
     data = reader.read(images.member(index))
     try:
-        with out_of_memory_is_told(images.where(index)):
+        with out_of_memory_is_told(partial(images.where, index)):
             return stored_image(data, index, settings, page_size)
     except ImageError:
         return None

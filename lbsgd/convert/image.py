@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
@@ -83,12 +83,12 @@ def stored_image(data: bytes, index: int, settings: Settings, page_size: int, me
 
 
 @contextlib.contextmanager
-def out_of_memory_is_told(image: str) -> Iterator[None]:
-    """Name the image whose decoding ran out of memory: it is not damaged, so it is not left out either."""
+def out_of_memory_is_told(place: Callable[[], str]) -> Iterator[None]:
+    """Name the place of an image whose decoding runs out of memory: it is not damaged, so it is not left out either."""
     try:
         yield
     except MemoryError as error:
-        raise DataError(f"{image}: not enough memory to decode it; give fewer --num_processes") from error
+        raise DataError(f"{place()}: not enough memory to decode it; give fewer --num_processes") from error
 
 
 def quiet_opencv() -> None:

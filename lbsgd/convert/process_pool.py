@@ -17,9 +17,9 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, DataError, LbsgdError
@@ -33,17 +33,37 @@ OPEN_FILES = 3  # of a process in its parent, and in the processes that start la
 OTHER_FILES = 128  # that a process may have open beside them, such as shards
 RESULT_BYTES = 40 << 20  # a process may hold three results of this size, beside its slots, and stays below 200 MB
 STOPPING = (signal.SIGINT, signal.SIGTERM)
+GOES_ON = "what is done is kept, and the same command goes on from there; --num_processes sets how many there are"
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
 Job = Callable[[Chunk, memoryview], Result]  # a chunk, and a slot for its many bytes -> the result
 
 
-class ProcessPool(Generic[Chunk, Result]):
-    """N processes, each of which calls make_job() once and the job that this returns for each of its chunks."""
+class Running(NamedTuple, Generic[Chunk]):
+    """A chunk that a process has been sent and not yet answered."""
 
-    def __init__(self, num_processes: int, make_job: Callable[[], Job[Chunk, Result]]) -> None:
+    process: int
+    slot: int
+    num_bytes: int  # of the message
+    chunk: Chunk
+
+
+class ProcessPool(Generic[Chunk, Result]):
+    """N processes, each of which calls make_job() once and the job that this returns for each of its chunks.
+
+    If a process dies, place says of its chunk where the images lie, and then what becomes of the work.
+    """
+
+    def __init__(
+        self,
+        num_processes: int,
+        make_job: Callable[[], Job[Chunk, Result]],
+        place: Callable[[Chunk], str] = str,
+        then: str = GOES_ON,
+    ) -> None:
         _allow_files(num_processes)
+        self.place, self.then = place, then
         self.slots = [[mmap.mmap(-1, SLOT_BYTES) for _ in range(SLOTS)] for _ in range(num_processes)]
         self.pipes: list[Connection] = []
         self.processes: list[multiprocessing.process.BaseProcess] = []
@@ -86,55 +106,66 @@ class ProcessPool(Generic[Chunk, Result]):
         Raises the LbsgdError that a job raised, RuntimeError with the traceback of any other exception, and DataError
         if a process has died.
         """
-        waiting, running = iter(chunks), deque[tuple[int, int, int]]()
+        waiting, running = iter(chunks), deque[Running[Chunk]]()
         free = deque((process, slot) for slot in range(SLOTS) for process in range(len(self.processes)))
         unanswered = [0] * len(self.processes)  # bytes that lie in each pipe, at most
         message = b""  # a chunk for the first of the free slots, which its process cannot be sent yet
         while True:
             while free:
                 process, slot = free[0]
-                if not message and (chunk := next(waiting, None)) is not None:
-                    message = pickle.dumps((slot, chunk))
+                if not message and (following := next(waiting, None)) is not None:
+                    chunk, message = following, pickle.dumps((slot, following))
                 if not message or unanswered[process] and unanswered[process] + len(message) > PIPE_BYTES:
                     break
-                self._send(process, message)
-                running.append((*free.popleft(), len(message)))
+                self._send(process, message, running)
+                running.append(Running(*free.popleft(), len(message), chunk))
                 unanswered[process] += len(message)
                 message = b""
             if not running:
                 return
-            process, slot, num_bytes = running.popleft()
-            yield self._receive(process), memoryview(self.slots[process][slot])
+            result = self._receive(running)
+            process, slot, num_bytes, _ = running.popleft()
+            yield result, memoryview(self.slots[process][slot])
             unanswered[process] -= num_bytes
             free.append((process, slot))
 
-    def _send(self, process: int, message: bytes) -> None:
+    def _send(self, process: int, message: bytes, running: Iterable[Running[Chunk]]) -> None:
         try:
             self.pipes[process].send_bytes(message)
         except OSError:
-            raise self._death() from None
+            raise self._death(running) from None
 
-    def _receive(self, process: int) -> Result:
-        """Raises DataError if a process has died: its pipe then ends, breaks off or, with a chunk unread, is reset."""
-        pipe = self.pipes[process]
+    def _receive(self, running: Sequence[Running[Chunk]]) -> Result:
+        """Return the result of the first chunk of all that are running.
+
+        Raises DataError if a process has died: its pipe then ends, breaks off or, with a chunk unread, is reset.
+        """
+        pipe = self.pipes[running[0].process]
         with contextlib.suppress(EOFError, OSError):
             if pipe in wait([pipe, *(process.sentinel for process in self.processes)]):
                 result = pipe.recv()
                 if isinstance(result, BaseException):
                     raise result
                 return result
-        raise self._death()
+        raise self._death(running)
 
-    def _death(self) -> DataError:
-        [dead, *_] = wait([process.sentinel for process in self.processes])
-        process = next(process for process in self.processes if process.sentinel == dead)
-        process.join()  # its code is there a moment after its death
-        code = process.exitcode or 0
+    def _death(self, running: Iterable[Running[Chunk]]) -> DataError:
+        [sentinel, *_] = wait([process.sentinel for process in self.processes])
+        dead = next(number for number, process in enumerate(self.processes) if process.sentinel == sentinel)
+        self.processes[dead].join()  # its code is there a moment after its death
+        code = self.processes[dead].exitcode or 0
         reason = f"killed by signal {-code}, as when memory runs out" if code < 0 else f"exit code {code}"
-        return DataError(
-            f"one of the processes that read the images died: {reason}; what is done is kept, and the same "
-            f"command goes on from there; --num_processes sets how many there are"
-        )
+        chunks = [each.chunk for each in running if each.process == dead][self._unread_results(dead) :]
+        at = f" at {self.place(chunks[0])}" if chunks else ""
+        return DataError(f"one of the processes that read the images died{at}: {reason}; {self.then}")
+
+    def _unread_results(self, process: int) -> int:
+        num_results, pipe = 0, self.pipes[process]
+        with contextlib.suppress(EOFError, OSError):  # at the end, and where a result breaks off
+            while pipe.poll():
+                pipe.recv_bytes()
+                num_results += 1
+        return num_results
 
 
 @contextlib.contextmanager

@@ -172,8 +172,12 @@ def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -
     sizes = beton.sizes.astype(np.int64)
     num_processes = min(with_room(num_processes, int(sizes.max())), -(-beton.num_images // CHUNK_IMAGES))
     make_job = partial(ChunkVerifier, beton, origin, multiprocessing.get_context("fork").RLock())
+
+    def place(chunk: range) -> str:
+        return f"images {chunk[0]:,} to {chunk[-1]:,} of {beton.path}"
+
     with (
-        ProcessPool(num_processes, make_job) as pool,
+        ProcessPool(num_processes, make_job, place, f"{NOTHING_KEPT}; --num_processes sets how many there are") as pool,
         Meter(beton.path.stem, beton.num_images, int(sizes.sum())) as meter,
     ):
         for (wrong, images_read), _ in pool.results(_chunks(beton.num_images)):
@@ -204,7 +208,7 @@ class ChunkVerifier:
     def __call__(self, chunk: range, _slot: memoryview) -> tuple[tuple[int, str] | None, int]:
         """Return (image, what is wrong with it), or None, and the number of images read."""
         for index in chunk:
-            with out_of_memory_is_told(f"{self.beton.path}: image {index}"):
+            with out_of_memory_is_told(partial("{}: image {}".format, self.beton.path, index)):
                 if reason := self.wrong(index):
                     return (index, reason), len(chunk)
         return None, len(chunk)
