@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from lbsgd.experiments.answers import answers
+from lbsgd.experiments.answers import answers, markdown
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.grid import Claim
 from lbsgd.report.measure import TOP1
@@ -69,3 +69,7 @@ def test_equal_seeds_answer_nothing(kind):
 def test_a_claim_is_open_while_a_run_goes_on():
     assert cells("worse", ([1.0], 0), ONE_OF_TWO) == ("1 of 2 seeds of b diverged", "not known yet")
     assert cells("worse", ([], 1), FINISHED) == ("1 of 1 seeds of a diverged", "not known yet")
+
+
+def test_a_study_without_claims_has_no_empty_table():
+    assert markdown([]) == "No claim.\n"

@@ -14,7 +14,7 @@ from lbsgd.report.figures import band_figure, batch_figure
 from lbsgd.report.group_page import batch_chart, curve_charts, group_page
 from lbsgd.report.match import matched_from
 from lbsgd.report.paper_tables import paper_tables
-from lbsgd.report.write import families_at, rows_by_name
+from lbsgd.report.write import families_at, rows_by_name, write_report
 
 LOST = {"x1": 0, "x2": 0, "x4": 1, "x8": 2, "x16": 3}  # of three seeds
 
@@ -36,7 +36,7 @@ def table(tmp_path_factory):
 
 def test_the_legend_of_the_curves_has_the_words_of_the_table(table):
     found, _ = table
-    picture = band_figure("Figure 1", found.labels, found.groups)
+    picture = band_figure("Figure 1", found.curve_names, found.groups)
     legend = [text.get_text() for text in picture.legends[0].get_texts()]
     assert legend == [
         "baseline, kn 32: 11.00 ± 1.00 %",
@@ -45,11 +45,11 @@ def test_the_legend_of_the_curves_has_the_words_of_the_table(table):
         "gradual warmup, kn 256: 12.00 %, 2 diverged",
         "gradual warmup, kn 512: all diverged",
     ]
-    names = [series.name for series in curve_charts(found.labels, found.groups)[0].series]
+    names = [series.name for series in curve_charts(found.curve_names, found.groups)[0].series]
     assert names[2:] == [
-        "gradual warmup, 128, 1 diverged",
-        "gradual warmup, 256, 2 diverged",
-        "gradual warmup, 512, all diverged",
+        "gradual warmup, kn 128, 1 diverged",
+        "gradual warmup, kn 256, 2 diverged",
+        "gradual warmup, kn 512, all diverged",
     ]
 
 
@@ -86,6 +86,14 @@ def test_the_page_draws_the_marks_and_says_what_its_legend_is_of(table, tmp_path
     assert "linear rule, gradual warmup <b></b>" in chart  # whose rows are of other batches
     assert "without seeds that diverged <b>12 %</b>" in chart  # one seed: no deviation
     assert "all seeds diverged <b></b>" in chart
+
+
+@pytest.mark.filterwarnings("error")
+def test_runs_that_all_go_on_have_curves_and_no_empty_picture_over_the_batch(tmp_path):
+    for row in STUDIES["figure1"].rows(DIGITS)[:2]:
+        write_log(tmp_path / "runs", row, 0, [50.0, 40.0], planned=6)
+    written = {file.name for file in write_report(families_at([tmp_path / "runs"]), tmp_path / "report", "digits")}
+    assert "figure1.png" in written and "error_over_batch.png" not in written
 
 
 def test_whether_curves_match_is_not_known_where_a_seed_diverged(table):

@@ -14,7 +14,7 @@ from lbsgd.report.curves import figure
 from lbsgd.report.figures import band_figure, batch_figure
 from lbsgd.report.names import row_names
 from lbsgd.report.paper_tables import paper_tables
-from lbsgd.report.write import families_at, write_report
+from lbsgd.report.write import families_at, rows_by_name, write_report
 
 SMALL, LARGE = STUDIES["table1"].rows(DIGITS)[::3]
 PLACE = "resnet18 on 1,536 images of digits_1536, 3 epochs"
@@ -44,7 +44,7 @@ def test_headings_name_what_sets_families_apart_and_rows_their_folders(three):
         "wd, weight decay 0.001",
         "flip, baseline",
     ]
-    assert '"name":"wd, weight decay 0.001, 32"' in page
+    assert '"name":"wd, weight decay 0.001, kn 32"' in page
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_a_folder_that_begins_with_an_underscore_has_its_name_in_the_legend(tmp_
     run(tmp_path / "_a")
     [family] = families_at([tmp_path])
     for picture, label in (
-        (band_figure(family.place, family.labels(), family.rows), "_a, baseline, kn 32: 40.00 %"),
+        (band_figure(family.place, family.curve_names(), family.rows), "_a, baseline, kn 32: 40.00 %"),
         (figure(family.rows[0].runs[0]), "_a  40.00"),
     ):
         assert [text.get_text() for text in picture.legends[0].get_texts()] == [label]
@@ -102,7 +102,7 @@ def test_a_folder_that_begins_with_an_underscore_has_its_name_in_the_legend(tmp_
 
 def test_pictures_have_the_heading_as_their_title(three):
     family, _ = families_at([three])
-    picture = band_figure(family.place, family.labels(), family.rows)
+    picture = band_figure(family.place, family.curve_names(), family.rows)
     [legend] = picture.legends
     assert legend.get_title().get_text().startswith(f"{PLACE}, augmentation.flip false\nmean, band")
     assert legend.get_texts()[1].get_text() == "wd, weight decay 0.001, kn 32: 40.00 %"
@@ -116,8 +116,8 @@ def test_a_title_is_whole_and_hides_nothing(tmp_path):
     [family] = families_at([tmp_path])
     [found] = paper_tables(family)
     long = f"{found.title}\n{'a setting with its value, ' * 8}"
-    labels = [[f"{folder}, {label}" for label in found.labels] for folder in ("folder" * 20, "MOMENTUM_WARMUP_WD")]
-    bands = [band_figure(long, each, found.groups) for each in labels]
+    names = [[f"{folder}, {name}" for name in found.curve_names] for folder in ("folder" * 20, "MOMENTUM_WARMUP_WD")]
+    bands = [band_figure(long, each, found.groups) for each in names]
     for picture in (*bands, batch_figure(long, family, found.groups)):
         require_whole(picture)
 
@@ -148,9 +148,23 @@ def test_learning_rates_beside_a_large_batch_or_a_more_frequent_one_have_a_refer
     assert sorted(map(family.label, family.rows)) == sorted(labels)
 
 
-def test_the_page_of_the_choice_says_what_was_chosen():
-    [section] = STUDIES["baseline_lr"].sections(DIGITS, {})
-    assert section.note.startswith("The baseline's learning rate is 0.2: the largest of these")
+@pytest.mark.parametrize(
+    ("errors", "said"),
+    [
+        ([1.3, 0.8, 0.8, 0.8], "is 0.2: the largest whose error is within the margin of ±1 of the best."),
+        ([0.8, 1.3, 1.7, 1.9], "is 0.1: the largest whose error is within the margin of ±1 of the best. The other"),
+    ],
+)
+def test_the_page_of_the_choice_says_what_these_runs_choose(tmp_path, errors, said):
+    study = STUDIES["baseline_lr"]
+    rows = study.rows(DIGITS)
+    write_rows(tmp_path, rows, {row.name: [error] * 2 for row, error in zip(rows, errors, strict=True)})
+    [section] = study.sections(DIGITS, rows_by_name(families_at([tmp_path])))
+    assert said in section.note and ("The other experiments have 0.2." in section.note) == ("is 0.1" in section.note)
+
+
+def test_a_choice_without_a_result_is_none():
+    assert STUDIES["baseline_lr"].sections(DIGITS, {}) == []
 
 
 # --- the table that was asked for -------------------------------------------------------------------------------------

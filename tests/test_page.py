@@ -1,6 +1,8 @@
 """The page in a real browser: Debian's headless Chromium, which tests/browser/setup.sh installs."""
 
+import itertools
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -14,7 +16,7 @@ from lbsgd.errors import ConfigError
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import ROOT
 from lbsgd.experiments.reproduce import Request, report
-from lbsgd.report.page import Chart, Page, Section, Series
+from lbsgd.report.page import Chart, Page, Section, Series, asset
 from lbsgd.report.run_log import read_run
 from lbsgd.report.run_page import configuration, run_page
 from lbsgd.report.write import families_at, write_report
@@ -47,12 +49,12 @@ def test_a_group_s_page_draws_every_row_with_its_values(group):
     assert re.findall(r"<td>(\d+\.\d+ ± \d+\.\d+)</td>", dom)[1::2] == [
         f"{number}1.00 ± 1.00"[number == 0 :] for number in range(4)
     ]
-    legend = re.findall(r"</svg>([a-z ]+, \d+ )<b>([^<]*)</b>", dom)[:4]
+    legend = re.findall(r"</svg>([a-z ]+, kn \d+ )<b>([^<]*)</b>", dom)[:4]
     assert legend == [
-        ("baseline, 32 ", "1 ± 1 %"),
-        ("no warmup, 256 ", "11 ± 1 %"),
-        ("constant warmup, 256 ", "21 ± 1 %"),
-        ("gradual warmup, 256 ", "31 ± 1 %"),
+        ("baseline, kn 32 ", "1 ± 1 %"),
+        ("no warmup, kn 256 ", "11 ± 1 %"),
+        ("constant warmup, kn 256 ", "21 ± 1 %"),
+        ("gradual warmup, kn 256 ", "31 ± 1 %"),
     ]
     assert dom.count("<path") >= 4 * 2 * 2 + 4  # lines and bands of two charts, and the learning rates
 
@@ -110,6 +112,37 @@ def test_a_learning_rate_that_stays_is_a_line_in_the_middle(tmp_path):
     top, *_, bottom = sorted({float(y) for y in re.findall(r' y2="([\d.]+)"', chart)})
     [height] = {float(y) for y in re.findall(r"[ML][\d.]+ ([\d.]+)", re.search(r'<path d="([^"]*)"', chart)[1])}
     assert top + 50 < height < bottom
+
+
+def test_a_curve_that_has_ended_before_the_others_says_at_which_epoch(tmp_path):
+    write_log(tmp_path / "runs", ROWS[0], 0, [50.0, 40.0, 30.0, 20.0])
+    write_log(tmp_path / "runs", ROWS[3], 0, [80.0, 70.0], planned=4)
+    page = write_report(families_at([tmp_path / "runs"]), tmp_path, "digits", ["figure1"])[-1]
+    _, validation, training, lr = re.findall("<figure.*?</figure>", chromium(page, "--dump-dom"), re.DOTALL)
+    for chart in (validation, training):
+        assert "baseline, kn 32 <b>20 %</b>" in chart
+        assert "gradual warmup, kn 256, 1 not finished <b>70 % (epoch 2)</b>" in chart
+    assert "<li>epoch 4:</li>" in lr and "baseline, kn 32 <b>0.2</b>" in lr  # the last iteration lasts to the end
+    assert "1 not finished <b>1.483 (epoch 2)</b>" in lr
+
+
+def test_the_charts_of_rows_have_one_axis_of_epochs_also_where_the_runs_ended_early(tmp_path):
+    for row in ROWS[::3]:
+        write_log(tmp_path / "runs", row, 0, [80.0, 70.0], planned=90)
+    page = write_report(families_at([tmp_path / "runs"]), tmp_path, "digits", ["figure1"])[-1]
+    _, *charts = re.findall("<figure.*?</figure>", chromium(page, "--dump-dom"), re.DOTALL)
+    assert [re.findall(r'text-anchor="middle">(\d+)<', chart) for chart in charts] == [["0", "1", "2"]] * 3
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_no_two_curves_have_colours_that_look_alike(dark):
+    css = asset("page.css")
+    light, *dim = css.split("@media (prefers-color-scheme: dark)")
+    styles = "".join([light, *(dim if dark else [block.split("}\n", 1)[-1] for block in dim])])
+    colours = dict(re.findall(r"\.s(\d) \{ color: #(\w{6})", styles))
+    assert len(colours) == 6
+    seen = [tuple(int(colour[at : at + 2], 16) for at in (0, 2, 4)) for colour in colours.values()]
+    assert min(math.dist(one, other) for one, other in itertools.combinations(seen, 2)) > 60
 
 
 def test_the_page_is_dark_in_dark_mode(group, tmp_path):

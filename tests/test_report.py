@@ -1,5 +1,6 @@
 """Tables and curves show the numbers of the logs, and nothing else, where a reader looks for them."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -245,6 +246,18 @@ def test_the_picture_shows_the_run_in_its_colour(tmp_path):
     red, green, blue = (int(COLOURS[0][i : i + 2], 16) / 255 for i in (1, 3, 5))
     assert (abs(pixels - [red, green, blue]) < 0.02).all(axis=2).sum() > 1000
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "run"]
+
+
+@pytest.mark.parametrize("lrs", [(0.2, 1.6), (0.0003, 0.003), (0.25, 0.45), (0.2, 0.2), (1e-6, 3.2), (0.001, 0.01)])
+def test_the_learning_rates_of_an_axis_are_few_plain_numbers_side_by_side(tmp_path, lrs):
+    rows = group_runs([write(tmp_path / f"{n}", val=[9.0], kn=128 * (n + 1), lr=lr) for n, lr in enumerate(lrs)])
+    for picture in (band_figure("Table 1", ["small", "large"], rows), figure(rows[0].runs[0])):
+        picture.draw_without_rendering()
+        axis = picture.axes[-1].yaxis
+        labels = [label for label in axis.get_ticklabels(which="both") if label.get_text()]
+        assert 2 <= len(labels) <= 4 and all(float(label.get_text()) > 0 for label in labels)
+        boxes = [label.get_window_extent() for label in labels]
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
 def test_more_rows_than_colours_are_all_drawn(tmp_path):

@@ -48,7 +48,7 @@ def test_rows_of_several_codes_are_noted_under_their_table(tmp_path, capsys):
     for row in TABLE_1:
         for seed in range(2):
             write_log(tmp_path, row, seed, [10.0 + seed] * 6, code="another code" if row.name == "x8" else "one code")
-    note = "Run by other code of lbsgd than baseline (kn 32): gradual warmup (kn 256)."
+    note = "Run by other code of lbsgd than baseline, kn 32: gradual warmup, kn 256."
     assert note in reported(capsys, tmp_path)[1]
     page = write_report(families_at([tmp_path]), tmp_path / "report", "digits", ["table1"])[-1]
     assert note in page.read_text()

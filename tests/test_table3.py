@@ -142,6 +142,8 @@ def test_table_3_has_the_papers_numbers_beside_ours(tmp_path):
     assert rows["x8, lr not scaled"][:6] == ("-", "-", "-", "16", "0.0025", "31.33 ± 1.53")
     page = (tmp_path / "report" / "index.html").read_text()
     assert "validation box AP" in page and "top-1" not in page
+    assert '"name":"x8, kn 256"' in page  # the pre-training's kn, as in the table; all detectors have 8
+    assert "x8, kn 16" in page
     assert "Paper: Mask R-CNN with ResNet-50 on COCO, ours: small on 1,024 images" in page
     tables = (tmp_path / "report" / "tables.md").read_text()
     assert "|  | paper: kn | paper: box AP | paper: mask AP | ours: kn | η | box AP |" in tables

@@ -109,4 +109,4 @@ def clearly_more(row: Seeds, against: Seeds) -> bool:
 
 
 def markdown(found: Sequence[Answer]) -> str:
-    return markdown_table(HEADS, [answer.cells for answer in found]) + "\n"
+    return (markdown_table(HEADS, [answer.cells for answer in found]) if found else "No claim.") + "\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
@@ -35,11 +36,8 @@ def figure(run: LoggedRun) -> Figure:
     error, lr = picture.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     line = draw_errors(error, run)
     draw_learning_rate(lr, run)
-    lr.set(xlabel="epochs", ylabel="learning rate")
     lr.set_xlim(left=0)
-    if run.iterations:  # matplotlib refuses a logarithmic axis of nothing
-        lr.set_yscale("log")
-        lr.yaxis.set_major_formatter("{x:g}")
+    label_learning_rate(lr)
     for axes in (error, lr):
         axes.grid(alpha=0.3)
     title = "final validation error (%)" if run.measures[0].key == TOP1.key else "final number on validation images"
@@ -79,15 +77,37 @@ def draw_errors(axes: Axes, run: LoggedRun) -> Line2D:
 
 def draw_learning_rate(axes: Axes, run: LoggedRun) -> None:
     """Draw the learning rate of every iteration, held while the iteration lasts."""
-    lrs = learning_rates(run)
-    lrs += lrs[-1:]  # where the last iteration ends
-    epochs = [t / run.header["iterations_per_epoch"] for t in range(len(lrs))]
+    epochs, lrs = lr_steps(run)
     axes.plot(epochs, lrs, marker(epochs) + "-", color=COLOURS[0], drawstyle="steps-post")
+
+
+def label_learning_rate(axes: Axes) -> None:
+    """Name both axes below learning rates that are drawn, with two to four plain numbers on the logarithmic one."""
+    axes.set(xlabel="epochs", ylabel="learning rate")
+    if not math.isfinite(axes.dataLim.y0):  # matplotlib refuses a logarithmic axis of nothing
+        return
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)))
+    for digits in ((1,), (1, 2, 5), range(1, 10)):
+        ticks = [tick for power in decades for digit in digits if low <= (tick := float(f"{digit}e{power}")) <= high]
+        if len(ticks) > 1:
+            break
+    shown = ticks[:: math.ceil(len(ticks) / 4)] if ticks else [low, high]
+    axes.set_yticks(shown, [f"{tick:.3g}" for tick in shown])
 
 
 def marker(points: Collection[Any]) -> str:
     # Few points are marked, because one alone makes no line. Many are not, because marks would hide the dashes.
     return "." if len(points) < 30 else ""
+
+
+def lr_steps(run: LoggedRun) -> tuple[list[float], list[float]]:
+    """Return the epoch at which each iteration begins and its learning rate, which lasts to where the last one ends."""
+    lrs = learning_rates(run)
+    lrs += lrs[-1:]
+    return [t / run.header["iterations_per_epoch"] for t in range(len(lrs))], lrs
 
 
 def learning_rates(run: LoggedRun) -> list[float]:

@@ -103,6 +103,10 @@ class Family:
         """Return the rows' names where they make no table of the paper: their folders tell which is which."""
         return [f"{name}, {self.label(row)}" for name, row in zip(self.names, self.rows, strict=True)]
 
+    def curve_names(self) -> list[str]:
+        """Return these names as curves have them, with kn."""
+        return [f"{label}, kn {row.global_batch:,}" for label, row in zip(self.labels(), self.rows, strict=True)]
+
 
 def other_changes(recipe: dict[str, Any]) -> dict[str, str]:
     """Return further keys that are not the paper's, as words."""

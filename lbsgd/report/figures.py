@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
-from lbsgd.report.curves import add_legend, learning_rates
+from lbsgd.report.curves import add_legend, label_learning_rate, lr_steps
 from lbsgd.report.families import Family
 from lbsgd.report.group_page import band_of, by_outcome, curve_keys, means_of
 from lbsgd.report.groups import Group
@@ -30,7 +30,7 @@ LABEL_WIDTHS = {1: 85, 2: 40}  # letters of a curve's name, by the number of col
 SALT = "lbsgd"  # of the names inside an SVG, which else are random
 
 
-def band_figure(title: str, labels: Sequence[str], rows: Sequence[Group]) -> Figure:
+def band_figure(title: str, names: Sequence[str], rows: Sequence[Group]) -> Figure:
     """Draw rows over each other, mean and ± 2 std over seeds: what they are judged by, and the learning rate.
 
     Of a classifier these are its validation and training error.
@@ -40,20 +40,17 @@ def band_figure(title: str, labels: Sequence[str], rows: Sequence[Group]) -> Fig
     picture = Figure(figsize=(10, 8), layout="constrained")
     shown = curve_keys(rows[0].runs[0])
     *panels, lr = picture.subplots(len(shown) + 1, 1, sharex=True, height_ratios=[3] * len(shown) + [1])
-    names, lines = [legend_name(*each) for each in zip(labels, rows, strict=True)], []
+    names, lines = [legend_name(*each) for each in zip(names, rows, strict=True)], []
     for name, row, colour, style in zip(names, rows, cycle(COLOURS), cycle(STYLES), strict=False):
         runs = row.shown
         bands = [band_of(name, runs, key) for _, key, _ in shown]
         [line, *_] = [draw_band(axes, band, colour, style) for axes, band in zip(panels, bands, strict=True)]
         lines.append(line)
-        lrs = learning_rates(runs[0])
-        per_epoch = row.header["iterations_per_epoch"]
-        lr.plot([t / per_epoch for t in range(len(lrs))], lrs, style, color=colour, drawstyle="steps-post")
+        lr.plot(*lr_steps(runs[0]), style, color=colour, drawstyle="steps-post")
     for axes, (curve, _, unit) in zip(panels, shown, strict=True):
         axes.set(ylabel=f"{curve} ({unit})" if unit else curve)
         begin_at_zero(axes, unit)
-    lr.set(xlabel="epochs", ylabel="learning rate", yscale="log")
-    lr.yaxis.set_major_formatter("{x:g}")
+    label_learning_rate(lr)
     for axes in (*panels, lr):
         axes.grid(alpha=0.3)
     columns = 2 if max(map(len, names)) <= LABEL_WIDTHS[2] else 1
@@ -63,9 +60,9 @@ def band_figure(title: str, labels: Sequence[str], rows: Sequence[Group]) -> Fig
     return picture
 
 
-def legend_name(label: str, row: Group) -> str:
+def legend_name(name: str, row: Group) -> str:
     number = error_cell(row, row.measure.unit)
-    return f"{label}, kn {row.global_batch:,}" + (f": {number}" if number else "")
+    return name + (f": {number}" if number else "")
 
 
 def begin_at_zero(axes: Axes, unit: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from lbsgd.report.families import Family
 from lbsgd.report.groups import Group
-from lbsgd.report.match import mean_curve, of_epochs, std_curve
+from lbsgd.report.match import MEANING, mean_curve, of_epochs, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, note_of_codes, without_result
 from lbsgd.report.paper_tables import COLUMNS, LAYOUTS, our_cells, paper_tables, wanted
@@ -41,38 +41,38 @@ def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:
     heads = ["", *COLUMNS.heads[FIRST_OF_OURS:]]
     heads[3] = f"{measure.short} {measure.unit}".rstrip()
     why = family.without_baseline if len(rows) > 1 and not LAYOUTS.keys().isdisjoint(tables) else ""
-    note = " ".join(filter(None, [why, note_of_codes(labels, family.rows)]))
+    note = " ".join(filter(None, [why, note_of_codes(family.curve_names(), family.rows)]))
     filled = [number for number, column in enumerate(zip(*rows, strict=True)) if any(column)]  # else nothing compares
     heads, *rows = ([cells[number] for number in filled] for cells in (heads, *rows))
-    return [Section(family.place, note, heads, rows, curve_charts(labels, family.rows))]
+    return [Section(family.place, note, heads, rows, curve_charts(family.curve_names(), family.rows))]
 
 
 def table_section(table: PaperTable) -> Section:
-    charts = curve_charts(table.labels, table.groups)
+    charts = curve_charts(table.curve_names, table.groups)
     if table.name.startswith("figure1"):
         charts = [batch_chart(table.groups), *charts]
     measure = table.groups[0].measure
     judged = f"A run's {measure.short} is the {measure.how.replace('of last', 'of its last')}."
-    note = " ".join(filter(None, [table.measured, judged, table.note]))
+    match = MEANING if COLUMNS.heads[-1] in table.columns.heads else ""
+    note = " ".join(filter(None, [table.measured, judged, match, table.note]))
     return Section(table.title, note, table.columns.with_sides("paper ", "ours "), table.rows, charts)
 
 
-def curve_charts(labels: Sequence[str], rows: Sequence[Group]) -> list[Chart]:
-    planned = max(run.planned_epochs for row in rows for run in row.runs)
-    names = [
-        ", ".join([label, f"{row.global_batch:,}", *without_result(row)])
-        for label, row in zip(labels, rows, strict=True)
-    ]
+def curve_charts(names: Sequence[str], rows: Sequence[Group]) -> list[Chart]:
+    """Return the charts of what rows are judged by and of their learning rates, all as long as the runs have come."""
+    reached = max(run.epochs_done for row in rows for run in row.shown)
+    names = [", ".join([name, *without_result(row)]) for name, row in zip(names, rows, strict=True)]
     charts = [
         Chart(
             f"{curve}, mean ± std (band: 2 std)",
             [band_of(name, row.shown, key) for name, row in zip(names, rows, strict=True)],
             unit,
+            xmax=reached,
         )
         for curve, key, unit in curve_keys(rows[0].runs[0])
     ]
     shown = [(name, row.shown[0]) for name, row in zip(names, rows, strict=True)]
-    return [*charts, lr_chart(shown, planned)]
+    return [*charts, lr_chart(shown, reached)]
 
 
 def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:

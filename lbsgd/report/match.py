@@ -12,6 +12,10 @@ from lbsgd.report.measure import TRAIN_TOP1
 from lbsgd.report.run_log import LoggedRun
 
 POINTS = 0.5  # the band is never narrower
+MEANING = (
+    "Curves match from the epoch from which the mean training error stays within 2 std of the baseline's mean, or "
+    f"within {POINTS} points where that is more, to the end."
+)
 SEEDS = 3  # of the baseline, for a band that a running job is held against
 
 CAUSES = "no warmup, a global batch beyond the elbow of the linear rule (Fig. 1), or weight decay on batch norm"

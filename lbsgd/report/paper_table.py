@@ -51,9 +51,9 @@ class PaperTable:
     groups: tuple[Group, ...]
 
     @property
-    def labels(self) -> list[str]:
-        """The names of the rows."""
-        return [row[0] for row in self.rows]
+    def curve_names(self) -> list[str]:
+        """The names of the rows' curves, with kn as the table has it: in Table 3a it is that of the pre-training."""
+        return [f"{row[0]}, kn {row[FIRST_OF_OURS]}" for row in self.rows]
 
     @property
     def measured(self) -> str:
@@ -63,7 +63,7 @@ class PaperTable:
     @property
     def note(self) -> str:
         """Say which rows are of other code, if any are."""
-        return note_of_codes(self.labels, self.groups) if self.groups else ""
+        return note_of_codes(self.curve_names, self.groups) if self.groups else ""
 
     def markdown(self) -> str:
         body = markdown_table(self.columns.with_sides("paper: ", "ours: "), self.rows)
@@ -120,10 +120,9 @@ def difference_cell(row: Group, baseline: Group | None) -> str:
     return str(apart or "")
 
 
-def note_of_codes(labels: Sequence[str], rows: Sequence[Group]) -> str:
+def note_of_codes(names: Sequence[str], rows: Sequence[Group]) -> str:
     """Name the rows that other code has run than the first that is known of; old logs do not tell."""
-    names = [f"{label} (kn {row.global_batch:,})" for label, row in zip(labels, rows, strict=True)]
     codes = {name: code for name, row in zip(names, rows, strict=True) if (code := code_of(row.runs[0]))}
     first = next(iter(codes), "")
     others = [name for name, code in codes.items() if code != codes[first]]
-    return f"Run by other code of lbsgd than {first}: {', '.join(others)}." if others else ""
+    return f"Run by other code of lbsgd than {first}: {'; '.join(others)}." if others else ""

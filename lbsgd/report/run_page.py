@@ -91,7 +91,7 @@ def noise_sections(run: LoggedRun) -> list[Section]:
         return []
     epochs, batch = [record["epoch"] for record in found], run.header["global_batch"]
     scale = Series("noise scale tr Σ / |G|²", epochs, [record["noise_scale"] for record in found])
-    used = Series("global batch in use", [epochs[0], epochs[-1]], [batch, batch])
+    used = Series("global batch in use", epochs, [batch] * len(epochs))
     note = "far above the noise scale, a larger batch gains little (McCandlish et al. 2018)"
     charts = [Chart("noise scale, images", [scale, used], log=True)]
     for title, key in (("|w| / |g| over the layers", "weight_to_gradient"), (SPREAD, "batch_norm_spread")):
@@ -133,15 +133,16 @@ def memory_sections(run: LoggedRun) -> list[Section]:
     return [Section("Memory of a GPU", "of rank 0", facts=facts)]
 
 
-def lr_chart(runs: Sequence[tuple[str, LoggedRun]], planned: float) -> Chart:
+def lr_chart(runs: Sequence[tuple[str, LoggedRun]], xmax: float) -> Chart:
     """Return the learning rates of runs."""
     series = [Series(name, *lr_points(run)) for name, run in runs]
-    return Chart("learning rate", series, log=True, step=True, xmax=planned)
+    return Chart("learning rate", series, log=True, step=True, xmax=xmax)
 
 
 def lr_points(run: LoggedRun) -> tuple[list[float], list[float]]:
     """Return epochs and learning rates: some hundreds of the iterations done, among them both sides of each jump.
 
+    The last one holds to where its iteration ends, as the curves over epochs do.
     A run of ImageNet has half a million iterations, too many for a page that training waits for.
     """
     schedule, per_epoch = schedule_of(run), run.header["iterations_per_epoch"]
@@ -149,7 +150,8 @@ def lr_points(run: LoggedRun) -> tuple[list[float], list[float]]:
     jumps = (schedule.warmup_iterations, *schedule.decay_iterations)
     chosen = {*range(0, done, max(1, done // POINTS)), done - 1, *(t for jump in jumps for t in (jump - 1, jump))}
     shown = sorted(t for t in chosen if 0 <= t < done)
-    return [t / per_epoch for t in shown], [learning_rate(t, schedule) for t in shown]
+    lrs = [learning_rate(t, schedule) for t in shown]
+    return [t / per_epoch for t in (*shown, *([done] if shown else []))], lrs + lrs[-1:]
 
 
 def configuration(header: dict[str, Any]) -> list[Fact]:

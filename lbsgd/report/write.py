@@ -11,7 +11,7 @@ from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.families import Family, families_of
 from lbsgd.report.figures import band_figure, batch_figure, save
-from lbsgd.report.group_page import group_page
+from lbsgd.report.group_page import by_outcome, group_page
 from lbsgd.report.groups import Group, find_runs, group_runs
 from lbsgd.report.names import row_place_of
 from lbsgd.report.page import Section
@@ -66,11 +66,11 @@ def pictures(family: Family, tables: Sequence[PaperTable], folder: Path, ending:
     written = []
     for table in tables:
         title = f"{table.title}\n{table.ours}"
-        written += save(band_figure(title, table.labels, table.groups), folder / f"{table.name}{ending}")
-        if table.name.startswith("figure1"):
+        written += save(band_figure(title, table.curve_names, table.groups), folder / f"{table.name}{ending}")
+        if table.name.startswith("figure1") and any(by_outcome(table.groups)):
             written += save(batch_figure(title, family, table.groups), folder / f"error_over_batch{ending}")
     if not tables:
-        written += save(band_figure(family.place, family.labels(), family.rows), folder / f"curves{ending}")
+        written += save(band_figure(family.place, family.curve_names(), family.rows), folder / f"curves{ending}")
     return written
 
 

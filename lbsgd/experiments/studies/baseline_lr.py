@@ -6,7 +6,7 @@ The linear rule has no number of its own to tune (Sec. 2.1): what is chosen here
 from __future__ import annotations
 
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
-from lbsgd.report.groups import Group
+from lbsgd.report.groups import Group, scaling_of
 from lbsgd.report.page import Section
 
 
@@ -19,9 +19,14 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
 
 
 def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
-    """Say which learning rate the data set has by these runs."""
-    rule = f"the largest of these whose error is within the margin of ±{data.margin_pct:g} of the best"
-    return [Section("Choice", f"The baseline's learning rate is {data.base_lr:g}: {rule}.")]
+    """Say which learning rate these runs choose, and where the data set has another."""
+    errors = {scaling_of(row.recipe)["base_lr"]: row.spread.mean for row in groups.values() if row.spread and row.whole}
+    if not errors:
+        return []
+    chosen = max(lr for lr, error in errors.items() if error <= min(errors.values()) + data.margin_pct)
+    rule = f"the largest whose error is within the margin of ±{data.margin_pct:g} of the best"
+    others = "" if chosen == data.base_lr else f" The other experiments have {data.base_lr:g}."
+    return [Section("Choice", f"By these runs the baseline's learning rate is {chosen:g}: {rule}.{others}")]
 
 
 STUDY = Study("baseline_lr", "the choice of the baseline's lr", "Sec. 5.1", rows, claims, sections, apart=True)

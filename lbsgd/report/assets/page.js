@@ -78,7 +78,7 @@ function draw(figure) {
     element("text", {x: margin.left - 6, y: Y(y) + 4, "text-anchor": "end"}, svg, words(y));
   }
   for (const x of xticks) element("text", {x: X(x), y: height - 16, "text-anchor": "middle"}, svg, xwords(chart, x));
-  element("text", {x: width - margin.right, y: height - 2, "text-anchor": "end"}, svg, chart.xname);
+  element("text", {x: width - margin.right, y: height - 4, "text-anchor": "end"}, svg, chart.xname);
   const rows = chart.series.map((series, number) => {
     const group = element("g", {class: `s${number % 7}`}, svg), dash = DASHES[number % 4];
     if (series.low) {
@@ -120,8 +120,10 @@ function draw(figure) {
         const nearer = chart.logx ? place === x : chart.step ? place <= x : best < 0 || Math.abs(place - x) < Math.abs(series.x[best] - x);
         if (nearer) best = i;
       });
+      const place = series.x[best], other = chart.step ? place === series.x.at(-1) && place < x : place !== x;
       value.textContent = best < 0 ? "" : words(series.y[best]) + (series.low && series.low[best] !== null
-        ? ` ± ${words((series.high[best] - series.low[best]) / 4)}` : "") + (chart.unit || "");
+        ? ` ± ${words((series.high[best] - series.low[best]) / 4)}` : "") + (chart.unit || "")
+        + (other ? ` (${chart.xname} ${xwords(chart, place)})` : "");  // a curve that has ended, or was not evaluated
     }
   }
   show(last);
