@@ -329,6 +329,8 @@ def test_the_epoch_from_which_training_follows_the_baseline(tmp_path, curve, wor
         train = [40.0 + by, 30.0 + by, 20.0 + by / 2, 10.0 + by / 2]
         write_log(tmp_path, TABLE_1[0], seed, [5.0] * 4, train)
     write_log(tmp_path, TABLE_1[3], 0, [5.0] * 4, curve)
+    for row in (TABLE_1[0], TABLE_1[3]):
+        write_log(tmp_path, row, 5, [5.0], [90.0], planned=4)  # under way, and not compared yet
     [family] = families_at([tmp_path])
     baseline = family.baseline
     assert band(baseline.finished)[2] == (19.0, 21.0)
@@ -340,6 +342,21 @@ def test_the_band_is_never_narrower_than_half_a_point(tmp_path):
         write_log(tmp_path, TABLE_1[0], seed, [5.0], [10.0])
     [group] = group_runs(find_runs([tmp_path]))
     assert band(group.runs) == [(9.5, 10.5)]
+
+
+def test_curves_are_compared_where_both_rows_have_finished_runs_with_the_same_epochs(tmp_path):
+    for seed, epochs in enumerate((2, 1)):
+        for row in (TABLE_1[0], TABLE_1[3]):
+            write_log(tmp_path, row, seed, [5.0] * epochs, [10.0 + 4 * seed] * epochs, planned=3)
+    [family] = families_at([tmp_path])
+    assert band(family.baseline.runs) == [pytest.approx((12 - 4 * math.sqrt(2), 12 + 4 * math.sqrt(2)))]  # of epoch 1
+    assert matched_from(family.find(8), family.baseline).words == "-"
+    write_log(tmp_path, TABLE_1[0], 2, [5.0] * 3)
+    log = write_log(tmp_path, TABLE_1[3], 2, [5.0] * 3) / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(line for line in lines if '"epoch": 1,' not in line))  # lost, and begun where it went on
+    [family] = families_at([tmp_path])
+    assert matched_from(family.find(8), family.baseline).words == "-"
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

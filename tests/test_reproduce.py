@@ -31,6 +31,7 @@ from lbsgd.experiments.launch import Machine
 from lbsgd.experiments.overview import Overview
 from lbsgd.experiments.reproduce import Request, prepare, report, reproduce
 from lbsgd.experiments.runner import Runner
+from lbsgd.report.groups import DIVERGED
 from lbsgd.report.run_log import read_run
 
 RECIPE = """
@@ -349,11 +350,23 @@ def test_a_published_log_says_once_what_a_resumed_run_repeats(tmp_path):
     assert read_run(tmp_path / "published").epochs == read_run(folder).epochs
 
 
-def test_the_log_of_90_epochs_is_published_without_its_iterations_where_they_are_too_many(tmp_path):
-    folder = write_log(tmp_path, STUDIES["table1"].rows(DIGITS)[0], 0, [5.0] * 400)
+@pytest.mark.parametrize("epochs, iterations", [(200, 100), (400, 0)])
+def test_a_long_log_is_published_with_fewer_iterations_or_without(tmp_path, epochs, iterations):
+    folder = write_log(tmp_path, STUDIES["table1"].rows(DIGITS)[0], 0, [5.0] * epochs)
     collect(folder, tmp_path / "published")
     published = read_run(tmp_path / "published")
-    assert published.epochs == read_run(folder).epochs and published.iterations == []
+    assert published.epochs == read_run(folder).epochs and len(published.iterations) == iterations
+
+
+def test_a_diverged_run_comes_back_as_one_and_a_log_of_this_machine_stays(tmp_path):
+    folder = write_log(tmp_path, STUDIES["table1"].rows(DIGITS)[0], 0, [5.0, 90.0], planned=6)
+    (folder / DIVERGED).write_text("error: the loss of iteration 5 is not a number\n")
+    collect(folder, tmp_path / "published")
+    bring_back(tmp_path / "published", tmp_path / "elsewhere" / "seed0")
+    assert launch.is_done(tmp_path / "elsewhere" / "seed0")
+    (folder / "log.jsonl").write_text("of this machine")
+    bring_back(tmp_path / "published", folder)
+    assert (folder / "log.jsonl").read_text() == "of this machine"
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), FileNotFoundError(2, "No such file")])

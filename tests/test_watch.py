@@ -1,5 +1,7 @@
 """A grid's looks at its runs: only what is new in a log is read, and without a terminal nothing is."""
 
+import os
+
 from grid_logs import DIGITS, write_log
 
 from lbsgd.experiments.catalogue import STUDIES
@@ -35,6 +37,9 @@ def test_a_run_that_goes_on_in_a_new_file_is_counted_anew(tmp_path):
     header = read_run(folder).header
     RunLog(folder, header, resume_iteration=header["iterations_per_epoch"] + 1).close()
     assert watch.look(folder).epochs == 1 and not watch.look(folder).has_result
+    log = folder / "log.jsonl"
+    os.truncate(log, log.read_bytes().index(b"\n") + 1)  # as a new file that took over the number of one before
+    assert watch.look(folder).epochs == 0
 
 
 def test_into_a_pipe_no_log_is_looked_at_until_a_run_ends(tmp_path, monkeypatch, capsys):

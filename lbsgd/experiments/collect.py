@@ -63,5 +63,5 @@ def thinned(lines: list[bytes]) -> list[bytes]:
 def short_resume(line: bytes, record: dict[str, Any], header: dict[str, Any]) -> bytes:
     if record["kind"] != "resume":
         return line
-    new = {key: value for key, value in record.items() if key == "iteration" or header.get(key) != value}
+    new = {key: value for key, value in record.items() if header.get(key) != value}
     return json.dumps(new).encode() + b"\n"

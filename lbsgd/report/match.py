@@ -64,12 +64,9 @@ def band(baseline: Sequence[LoggedRun]) -> list[tuple[float, float]]:
 def matched_from(row: Group, baseline: Group) -> Match:
     """Return the epoch from which the row's mean training curve stays inside the baseline's band to the end.
 
-    Not known of runs that are judged by something else than a classifier's error, because none is counted in training,
-    nor where a seed of either row has diverged.
+    Not known of runs that count no classifier's error in training, nor where a seed of either row has diverged.
     """
     if not row.whole or not baseline.whole:
-        return Match(None, known=False)
-    if {row.measure.training, baseline.measure.training} != {TRAIN_TOP1}:
         return Match(None, known=False)
     curve, borders = mean_curve(row.finished, TRAIN_TOP1), band(baseline.finished)
     if not curve or len(curve) != len(borders):
