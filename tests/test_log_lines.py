@@ -79,9 +79,10 @@ def test_a_schedule_may_say_more_in_a_later_version(tmp_path):
 @pytest.mark.parametrize(("number", "key"), [(1, "iteration"), (1, "epoch"), (2, "epoch")])
 def test_a_record_beyond_the_plan_is_refused_before_anybody_counts_up_to_it(tmp_path, number, key):
     log = write_log(tmp_path, ROW, 0, [50.0]) / "log.jsonl"
-    rewritten(log, number, key, 1e9)
-    [error] = read_runs([tmp_path])[1]
-    assert "a record at epoch" in error and "of 1 that were planned" in error
+    for place in (1e9, -1):
+        rewritten(log, number, key, place)
+        [error] = read_runs([tmp_path])[1]
+        assert "a record at epoch" in error and "of 1 that were planned" in error
 
 
 def test_nan_is_no_strict_json(tmp_path):

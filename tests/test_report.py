@@ -18,7 +18,7 @@ from lbsgd.report.curves import COLOURS, curves, figure
 from lbsgd.report.figures import band_figure
 from lbsgd.report.group_page import band_of
 from lbsgd.report.groups import ended_after, group_runs
-from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.report.run_log import RunLog, read_run, require_reportable
 from lbsgd.report.run_page import charts_of
 from lbsgd.report.tables import error_table
 
@@ -199,6 +199,7 @@ def test_a_run_that_ends_inside_an_epoch_has_reached_its_plan_however_it_is_roun
     for epoch, reached in ((3 + 814 / 3062, True), (10_000 / 3062, True), (9_999 / 3062, False)):
         run.epochs[-1]["epoch"] = epoch
         assert run.reached_its_plan == reached and (ended_after(run) is None) == reached
+        require_reportable(run)
 
 
 def test_every_line_of_the_picture_is_a_curve_of_the_run(tmp_path):

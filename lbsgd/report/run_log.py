@@ -60,10 +60,9 @@ class RunLog:
         self.epochs.append(record)
         self._write("epoch", record)
 
-    def result(self, record: Record | None = None) -> Record:
-        """Write the last line, the numbers that the run is judged by and whatever `record` adds, and return it."""
-        judged = {measure.key: measure.of(self.epochs) for measure in measures_of(self.header)}
-        result = {**judged, **(record or {})}
+    def result(self) -> Record:
+        """Write the last line, the numbers that the run is judged by, and return it."""
+        result = {measure.key: measure.of(self.epochs) for measure in measures_of(self.header)}
         self._write("result", result)
         return result
 
