@@ -415,11 +415,18 @@ def test_parts_are_for_the_processes_that_are_there():
         lbsgd.parts_for(nn.BatchNorm2d(3), Plan.read(recipe(), 2))
 
 
+@pytest.mark.parametrize("num_images", [127, 1_281_167])
+def test_parts_for_data_of_another_size_are_refused(num_images):
+    words = f"^the training data has {num_images:,} images and the plan 128; give Plan.read the size of the data$"
+    with pytest.raises(ConfigError, match=words):
+        lbsgd.parts_for(nn.BatchNorm2d(3), Plan.read(recipe(), 1), num_images=num_images)
+
+
 def test_parts_follow_the_plan():
     config = recipe(momentum={"form": "lr_inside", "correction": False}, micro_batch=16)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
     plan = Plan.read(config, 1)
-    optimizer, scheduler, sampler = lbsgd.parts_for(model, plan)
+    optimizer, scheduler, sampler = lbsgd.parts_for(model, plan, num_images=128)
     assert (optimizer.form, optimizer.correction) == ("lr_inside", False)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
     assert (model[1].per_worker_batch, model[1].passes) == (8, 4) and len(sampler) == 8

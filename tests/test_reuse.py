@@ -17,7 +17,7 @@ from processes import in_processes
 from small_engine import recipe
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import lbsgd
 from lbsgd.algorithm.schedule import Schedule, learning_rate
@@ -237,7 +237,7 @@ def test_a_batch_norm_that_does_more_is_refused_with_its_name(tmp_path):
 # --- 3. without DeepSpeed
 # -----------------------------------------------------------------------------------------------
 
-PARTS = "lbsgd.parts_for(model, plan)"
+PARTS = "lbsgd.parts_for(model, plan, num_images=len(dataset))"
 BROKEN = {
     "statistics that move in every pass": [(PARTS, f"{PARTS}; lbsgd.convert_batch_norm(model, plan.micro_batch)")],
     "weight decay on gamma and beta": [(PARTS, f"{PARTS}; sgd.param_groups[1]['weight_decay'] = 0.01")],
@@ -408,6 +408,31 @@ def test_a_plain_data_loader_takes_the_shared_shuffle(tmp_path):
     assert labels_seen(
         "shared_shuffle_sampler", tmp_path, dataset=TensorDataset(numbers, numbers)
     ) == in_the_shared_order(numbers)
+
+
+class Crops(Dataset):
+    """A data set whose items are what a random transform would draw."""
+
+    def __len__(self):
+        return 64
+
+    def __getitem__(self, number):
+        return float(torch.rand(()))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_the_seed_that_the_page_names_gives_each_process_and_epoch_crops_of_its_own(num_workers):
+    [seeding] = re.findall(r"`(torch\.manual_seed\(.*\))`", PAGES[1].read_text())
+
+    def crops(rank, epoch, code):
+        sampler = lbsgd.SharedShuffleSampler(64, global_batch=64, micro_batch=32, world_size=2, rank=rank)
+        exec(code, dict(torch=torch, seed=0, world_size=2, rank=rank, epoch=epoch))
+        [batch] = DataLoader(Crops(), batch_sampler=sampler, num_workers=num_workers)
+        return tuple(batch.tolist())
+
+    with torch.random.fork_rng():
+        assert crops(0, 0, "torch.manual_seed(seed)") == crops(1, 0, "torch.manual_seed(seed)")
+        assert len({crops(rank, epoch, seeding) for rank in range(2) for epoch in range(2)}) == 4
 
 
 def test_ffcv_s_own_loader_takes_the_shared_shuffle(tmp_path):

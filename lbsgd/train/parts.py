@@ -1,7 +1,7 @@
 """The parts of the algorithm for a training loop that has no engine of ours: one call gives all that go together.
 
     plan = lbsgd.Plan.read("ds_configs/8k.json", world_size, len(dataset))
-    parts = lbsgd.parts_for(model, plan)
+    parts = lbsgd.parts_for(model, plan, num_images=len(dataset))
     loader = DataLoader(dataset, batch_sampler=parts.sampler)
 
 docs/in_your_project.md shows it in Accelerate, Lightning and timm.
@@ -35,13 +35,19 @@ class Parts(NamedTuple):
     sampler: SharedShuffleSampler
 
 
-def parts_for(model: nn.Module, plan: Plan) -> Parts:
+def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Parts:
     """Convert a model's batch norms in place and return the other parts that a plan asks for.
 
     Call it once the processes have met and before the model is wrapped: the sampler takes this process's rank from
-    torch.distributed. Raises ConfigError for a number of processes that is not the plan's, and ValueError for a batch
-    norm of anyone else's.
+    torch.distributed. num_images is the size of the training data at hand: of data larger than the plan's, the sampler
+    would never choose the rest. Raises ConfigError for a number of images or of processes that is not the plan's, and
+    ValueError for a batch norm of anyone else's.
     """
+    if num_images not in (None, plan.num_images):
+        raise ConfigError(
+            f"the training data has {num_images:,} images and the plan {plan.num_images:,}; give Plan.read the size of "
+            "the data"
+        )
     if world_size() != plan.world_size:
         raise ConfigError(
             f"the plan is for {plan.world_size} processes, and torch.distributed knows of {world_size()}; read the "
