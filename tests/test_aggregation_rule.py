@@ -138,3 +138,9 @@ def test_where_deepspeed_must_reduce_auto_lets_it_and_a_demand_is_refused(stage,
 def test_a_file_without_the_block_keeps_deepspeeds_own_reduction():
     plan = Plan.read(recipe(), 2)
     assert "no lbsgd.aggregation" in plan.own_reduction
+
+
+@pytest.mark.parametrize("sizes, words", [([3, 1], "3, 1"), ([6, 6, 4], "2 x 6, 4"), ([8] * 124 + [4], "124 x 8, 4")])
+def test_many_servers_of_unequal_size_are_told_in_a_few_words(sizes, words):
+    choice = choose(Aggregation(), sizes, "nccl")
+    assert choice.reason == f"servers of unequal size: {words} processes"

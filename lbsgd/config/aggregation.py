@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -87,7 +88,7 @@ def choose(wanted: Aggregation, sizes: Sequence[int], backend: str) -> Choice:
     if wanted.hierarchy == "servers" and len(set(sizes)) > 1:
         raise ConfigError(
             "lbsgd.aggregation.hierarchy: servers needs as many processes on each, and these have "
-            f"{', '.join(map(str, sizes))}; use flat or auto, or other servers"
+            f"{in_order(sizes)}; use flat or auto, or other servers"
         )
     flat, reason = is_flat(wanted, sizes, backend)
     parties, local = (sum(sizes), 1) if flat else (len(sizes), sizes[0])
@@ -115,7 +116,7 @@ def is_flat(wanted: Aggregation, sizes: Sequence[int], backend: str) -> tuple[bo
     if len(sizes) == 1:
         return True, f"one server of {sizes[0]} processes"
     if len(set(sizes)) > 1:
-        return True, f"servers of unequal size: {', '.join(map(str, sizes))} processes"
+        return True, f"servers of unequal size: {in_order(sizes)} processes"
     if sizes[0] == 1:
         return True, f"{len(sizes)} servers of one process"
     if wanted.hierarchy == "flat":
@@ -124,6 +125,12 @@ def is_flat(wanted: Aggregation, sizes: Sequence[int], backend: str) -> tuple[bo
         asked = wanted.between == "halving_doubling"
         return True, f"{shape}; {'as the JSON says' if asked else 'NCCL finds its own way between them'}"
     return False, shape
+
+
+def in_order(sizes: Sequence[int]) -> str:
+    """Return the sizes of servers in their order, equal neighbours together: `31 x 8, 2`."""
+    runs = [(size, len(list(alike))) for size, alike in itertools.groupby(sizes)]
+    return ", ".join(f"{number} x {size}" if number > 1 else str(size) for size, number in runs)
 
 
 def power_of_two(number: int) -> bool:
