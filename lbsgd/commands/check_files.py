@@ -45,8 +45,8 @@ def files_of(given: Sequence[str]) -> Files:
     """
     checked: list[str] = []
     empty: list[str] = []
+    others: list[str] = []
     problems: list[str] = []
-    passed_over = 0
     for name in given:
         if not name:
             raise ConfigError("lbsgd check: a name is empty; name a DeepSpeed JSON or a folder of them")
@@ -59,14 +59,21 @@ def files_of(given: Sequence[str]) -> Files:
         if not theirs:
             held = f"{counted(len(found), 'JSON')}, and none is DeepSpeed's" if found else "no .json file"
             problems.append(f"{name}: holds {held}; name a DeepSpeed JSON, or a folder of them")
-        without_content = [path for path in sorted({*found} - {*theirs}) if is_empty(Path(path))]
         checked += theirs
-        empty += without_content
-        passed_over += len(found) - len(theirs) - len(without_content)
-    files = Files(tuple(checked), tuple(empty), passed_over, tuple(problems))
+        for path in sorted({*found} - {*theirs}):
+            (empty if is_empty(Path(path)) else others).append(path)
+    files = Files(once(checked), once(empty), len(once(others)), tuple(problems))
     if not checked:
         files.require_all()
     return files
+
+
+def once(names: Sequence[str]) -> tuple[str, ...]:
+    """Return each file by its first name alone: a folder may be named beside a file in it."""
+    first: dict[str, str] = {}
+    for name in names:
+        first.setdefault(os.path.realpath(name), name)
+    return tuple(first.values())
 
 
 def unreadable(name: str) -> str | None:

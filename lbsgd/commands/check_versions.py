@@ -9,6 +9,7 @@ from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.checks.finding import SEVERITIES
 from lbsgd.config.checks.inspection import Inspection, inspect
 from lbsgd.errors import ConfigError
+from lbsgd.report.lines import on_width
 from lbsgd.units import counted, printable
 
 Row = tuple[str, str]  # code and key path of a finding
@@ -49,8 +50,8 @@ def table(file: str, inspections: Sequence[Inspection], versions: Sequence[str])
     rows = sorted({row for column in columns for row in column}, key=lambda row: worst(row, columns))
     differing = [row for row in rows if len({column.get(row) for column in columns}) > 1]
     same = [row for row in rows if row not in differing]
-    yield f"{printable(file)}  DeepSpeed {', '.join(accepted(version).version for version in versions)}"
-    width = max((len(key) for _, key in differing), default=0)
+    yield on_width(f"{printable(file)}  DeepSpeed {', '.join(accepted(version).version for version in versions)}", 4)
+    width = max((len(printable(key)) for _, key in differing), default=0)
     if differing:
         yield f"  {'':5}{'':{width}}  " + "".join(f"{version:9}" for version in versions).rstrip()
     for code, key in differing:
@@ -60,7 +61,7 @@ def table(file: str, inspections: Sequence[Inspection], versions: Sequence[str])
     yield f"  {counted(len(same), 'finding')} the same in all" + (
         f", {counted(len(errors), 'error')}:" if errors else ""
     )
-    yield from (f"  {each.code:5}{printable(each.key)} {printable(each.message)}" for each in errors)
+    yield from (on_width(f"  {each.code:5}{printable(each.key)} {printable(each.message)}", 7) for each in errors)
 
 
 def severities(inspection: Inspection) -> dict[Row, str]:
