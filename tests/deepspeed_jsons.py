@@ -133,6 +133,7 @@ WARM = {"type": "WarmupLR", "params": {"warmup_num_steps": 10, "warmup_max_lr": 
 ADAGRAD = {**BASE, **ALLOW, "optimizer": {"type": "Adagrad", "params": {"lr": 0.01}}, "bf16": {"enabled": True}}
 MOMENTUM = {**BASE, "optimizer": {"type": "SGD", "params": {"lr": 0.01, "momentum": 0.9}}}
 TEXT_LR = {**BASE, "optimizer": {"type": "AdamW", "params": {"lr": "0.001"}}}
+FUSION = {"type": "Adam", "params": {"lr": 0.001}, "legacy_fusion": True}
 STATES = {"enabled": True, "bf16_optimizer_states": True}
 MASTERS = {"enabled": True, "bf16_master_weights_and_grads": True}
 ONE_BETA = {**BASE, "optimizer": {"type": "Lion", "params": {"lr": 0.001, "betas": [0.9]}}}
@@ -259,6 +260,15 @@ REPORTED = (  # single mistakes and harmless habits, as people report them
     {**ADAM, "torch_autocast": {"enabled": False, "lower_precision_safe_modules": ["Linear"]}},
     {**ADAM, "torch_autocast": {"enabled": True}, "zero_optimization": {"stage": 0, "zero_quantized_weights": True}},
     {**ADAM, "dump_state": "false", "disable_allgather": [], "aio": {"block_size": "1MB"}},
+    {**ADAM, "optimizer": FUSION},
+    {**ADAM, "optimizer": FUSION, "bf16": {"enabled": True}},
+    {**ADAM, "optimizer": FUSION, "bf16": {"enabled": True}, "zero_optimization": {"stage": 1}},
+    {**ADAM, "optimizer": {**FUSION, "params": {"torch_adam": True}}, "bf16": {"enabled": True}},
+    {**ADAM, "checkpoint": {"writer": {"type": "FAST"}}},
+    {**ADAM, "checkpoint": {"writer": {"type": "python", "data_parallel": "replica"}}},
+    {**ADAM, "checkpoint": {"writer": {"type": "quick", "data_parallel": "replica"}}},
+    {**ADAM, "checkpoint": {"writer": {"data_parallel": "process"}}},
+    {**ADAM, "checkpoint": {"writer": {"decoupled": True}}, "zero_optimization": {"stage": 3}},
 )
 BATCH_KEYS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 WORDS = ("", "x", "none", "yes", "true", "0", "fp16", "auto_", "float32", "bf16", "cpu", "linear", "log", "SGD", "Adam")

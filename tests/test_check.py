@@ -162,13 +162,14 @@ def test_a_file_with_nothing_to_say_has_no_finding_at_all_but_the_timer_that_is_
         ({}, {"D54": None}),  # WarmupLR alone never decays
         ({"scheduler": None}, {"D52": 1.1}),  # no warmup
         ({"optimizer.params.lr": 0.1, "scheduler": None}, {"D52": 1.1, "D53": 17.93}),
-        ({"optimizer.params.lr": 0.566}, {"D53": 2.48, "D54": None}),
+        ({"scheduler.params.warmup_max_lr": 0.566}, {"D53": 2.48, "D54": None}),
         ({"train_batch_size": 256, "optimizer.params.lr": 0.1, "scheduler": None}, {}),
         ({"optimizer.type": "AdamW", "optimizer.params.lr": 0.1, "scheduler": None}, {}),
     ],
 )
 def test_sgd_over_large_minibatches_is_told_what_the_paper_measured(changes, expected):
-    config = with_changes({"train_batch_size": 8192, "optimizer.params.lr": 3.2, **changes})
+    rates = {"optimizer.params.lr": 3.2, "scheduler.params.warmup_max_lr": 3.2}
+    config = with_changes({"train_batch_size": 8192, **rates, **changes})
     notes = {finding.code: finding.points for finding in findings_of(config) if finding.severity == "note"}
     assert {code: points for code, points in notes.items() if code in ("D52", "D53", "D54")} == expected
 

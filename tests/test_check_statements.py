@@ -1,6 +1,7 @@
 """What the entries of `lbsgd check` say about DeepSpeed is what DeepSpeed does, with this optimizer and scheduler."""
 
 import pytest
+from processes import in_processes
 
 from lbsgd.config.checks.inspection import findings_of
 
@@ -134,3 +135,59 @@ def test_d43_the_first_two_updates_move_nothing_and_the_advised_key_helps(weight
 def test_d74_a_learning_rate_of_0_moves_nothing(weights_after):
     config = {**SMALL, "optimizer": {"type": "SGD", "params": {"lr": 0}}}
     assert severity(config, "D74") == "error" and weights_after(config, 3)[-1] == 0
+
+
+@pytest.mark.parametrize("kind, highest", [("WarmupDecayLR", 0.001), ("WarmupLR", 0.1)])
+def test_d44_without_its_end_warmup_decay_ends_at_its_default(weights_after, kind, highest):
+    params = {"warmup_min_lr": 0.0001, "warmup_num_steps": 2, "warmup_type": "linear"}
+    params |= {"total_num_steps": 100} if kind == "WarmupDecayLR" else {}
+    config = {**SMALL, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
+    config["scheduler"] = {"type": kind, "params": params}
+    assert severity(config, "D44") == ("warning" if highest < 0.1 else None)
+    moved = weights_after(config, 4)
+    assert moved[3] - moved[2] == pytest.approx(highest, rel=0.02)
+
+
+@pytest.mark.parametrize("total, warning", [(10, None), (5, "warning"), (3, "warning")])
+@pytest.mark.parametrize("kind", ["WarmupDecayLR", "WarmupCosineLR"])
+def test_d58_after_a_warmup_of_all_steps_nothing_moves(weights_after, kind, total, warning):
+    params = {"total_num_steps": total, "warmup_num_steps": 5, "warmup_type": "linear"}
+    params |= {"warmup_max_lr": 0.1} if kind == "WarmupDecayLR" else {"cos_min_ratio": 0.0}
+    config = {**SMALL, "optimizer": {"type": "SGD", "params": {"lr": 0.1}}}
+    config["scheduler"] = {"type": kind, "params": params}
+    assert severity(config, "D58") == warning
+    moved = weights_after(config, 8)
+    assert (moved[7] == moved[6]) == bool(warning)
+
+
+def bias_after_an_update(config):
+    import deepspeed
+    import torch
+
+    from lbsgd.train.engine import start_processes
+
+    start_processes()
+    model = torch.nn.Linear(4, 2)
+    torch.nn.init.zeros_(model.bias)
+    engine = deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)[0]
+    engine.backward(engine(torch.ones(1, 4)).sum())
+    engine.step()
+    with deepspeed.zero.GatheredParameters(model.bias):
+        return abs(model.bias[0].item())
+
+
+@pytest.mark.parametrize("factor, prescale, twice", [(2, False, True), (4, False, False), (2, True, False)])
+def test_d59_zero_3_divides_twice_by_a_factor_that_is_the_number_of_processes(factor, prescale, twice):
+    config = {
+        **SMALL,
+        "train_batch_size": 2,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "optimizer": {"type": "SGD", "params": {"lr": 1.0}},
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {"stage": 3, "reduce_scatter": False},
+        "gradient_predivide_factor": factor,
+        "prescale_gradients": prescale,
+    }
+    assert severity(config, "D59") == ("warning" if twice else None)
+    assert in_processes(2, bias_after_an_update, config) == [0.5 if twice else 1.0] * 2

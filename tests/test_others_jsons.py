@@ -2,7 +2,11 @@
 
 import json
 
+import pytest
+
 from lbsgd.commands.main import main
+from lbsgd.config.checks.in_library import in_library
+from lbsgd.config.checks.inspection import Inspection, findings_of
 
 SGD = {
     "train_batch_size": 8192,
@@ -11,6 +15,113 @@ SGD = {
     "optimizer": {"type": "SGD", "params": {"lr": 3.2, "momentum": 0.9}},
 }
 ADAM = {**SGD, "optimizer": {"type": "AdamW", "params": {"lr": 0.001}}}
+LINEAR = {"warmup_min_lr": 0.1, "warmup_num_steps": 780, "warmup_type": "linear"}
+
+
+def found(config, code, library=None, version=None):
+    findings = findings_of(config, version)
+    if library:
+        findings = in_library(Inspection("ds.json", config, findings), library).findings
+    return [finding for finding in findings if finding.code == code]
+
+
+@pytest.mark.parametrize(
+    "lr, kind, highest, key",
+    [
+        (0.1, "WarmupLR", {"warmup_max_lr": 3.2}, None),
+        (3.2, "WarmupLR", {"warmup_max_lr": 0.1}, "scheduler.params.warmup_max_lr"),
+        (0.1, "WarmupLR", {}, "optimizer.params.lr"),
+        (0.1, "OneCycle", {"cycle_min_lr": 0.1, "cycle_max_lr": 3.2}, None),
+        (3.2, "OneCycleLR", {"max_lr": 0.1, "total_steps": 14000}, "scheduler.params.max_lr"),
+        (0.1, "StepLR", {"step_size": 30}, "optimizer.params.lr"),
+    ],
+)
+def test_a_large_minibatch_is_judged_by_the_learning_rate_that_it_has(lr, kind, highest, key):
+    params = {**LINEAR, **highest} if kind == "WarmupLR" else highest
+    config = {**SGD, "optimizer": {"type": "SGD", "params": {"lr": lr, "momentum": 0.9}}}
+    config["scheduler"] = {"type": kind, "params": params}
+    assert [finding.key for finding in found(config, "D53")] == ([key] if key else [])
+
+
+@pytest.mark.parametrize(
+    "kind, versions", [("WarmupLR", ["0.16"]), ("WarmupDecayLR", ["0.16", "0.17", "0.18", "0.19"])]
+)
+def test_a_warmup_without_its_end_has_a_default_for_it(kind, versions):
+    params = {**LINEAR, **({"total_num_steps": 14000} if kind == "WarmupDecayLR" else {})}
+    config = {**SGD, "scheduler": {"type": kind, "params": params}}
+    told = {version: found(config, "D44", version=version) for version in ("0.16", "0.17", "0.18", "0.19")}
+    assert [version for version, findings in told.items() if findings] == versions
+    [finding] = told["0.16"]
+    assert "goes to 0.001, its default" in finding.message and finding.fix == "give scheduler.params.warmup_max_lr: 3.2"
+
+
+@pytest.mark.parametrize(
+    "sizes, told",
+    [
+        ({"train_batch_size": 256}, True),
+        ({"train_batch_size": 256, "train_micro_batch_size_per_gpu": 16, "gradient_accumulation_steps": 2}, True),
+        ({"train_batch_size": 256, "train_micro_batch_size_per_gpu": 16, "gradient_accumulation_steps": 1}, False),
+    ],
+)
+def test_a_predivision_is_told_where_the_number_of_processes_may_be_it(sizes, told):
+    config = {**sizes, "gradient_predivide_factor": 8, "zero_optimization": {"stage": 3, "reduce_scatter": False}}
+    assert bool(found(config, "D59")) == told
+
+
+@pytest.mark.parametrize(
+    "kind, fix",
+    [
+        ("FusedAdam", 'use "Adam"'),
+        ("DeepSpeedCPUAdam", 'use "Adam"'),
+        ("LARS", "name one that DeepSpeed knows"),
+        ("Adagrat", 'use "Adagrad"'),
+    ],
+)
+def test_an_unknown_optimizer_is_not_to_be_deleted(kind, fix):
+    config = {**SGD, "optimizer": {"type": kind, "params": {"lr": 0.1}}, "fp16": {"enabled": True}}
+    assert [finding.fix for finding in found(config, "D06")] == [fix]
+    assert not found(config, "D11"), "nothing is known of its updates"
+
+
+@pytest.mark.parametrize("kind", ["OneBitAdam", "ZeroOneAdam", "OneBitLamb"])
+def test_a_one_bit_optimizer_moves_the_weights_where_it_is_there(kind):
+    config = {**SGD, "optimizer": {"type": kind, "params": {"lr": 0.1}}, "fp16": {"enabled": True}}
+    told = {code: [v for v in ("0.18", "0.19") if found(config, code, version=v)] for code in ("D06", "D11", "D73")}
+    assert told == {"D06": ["0.19"], "D11": [], "D73": ["0.18"]}
+
+
+@pytest.mark.parametrize("name", ["select_strategy", "select_interval", "update_interval"])
+def test_zenflow_knows_the_word_auto_and_hugging_face_refuses_it(name):
+    offload = {"stage": 2, "offload_optimizer": {"device": "cpu"}}
+    config = {**ADAM, "zero_optimization": {**offload, "zenflow": {name: "auto"}}}
+    assert not found(config, "D21")
+    refused = [library for library in ("transformers", "accelerate", "lightning", "deepspeed")
+               if found(config, "L04", library)]  # fmt: skip
+    assert refused == ["transformers", "accelerate"]
+
+
+@pytest.mark.parametrize("left_out, code", [("gradient_clipping", "D08"), ("train_batch_size", "D49")])
+def test_lightning_writes_clipping_and_micro_batch_where_they_are_left_out(left_out, code):
+    config = {key: value for key, value in ADAM.items() if key != left_out}
+    assert found(config, code) and found(config, code, "transformers") and not found(config, code, "lightning")
+
+
+def test_lightning_does_not_mend_batches_that_do_not_fit():
+    assert found({**ADAM, "train_batch_size": 100, "train_micro_batch_size_per_gpu": 32}, "D49", "lightning")
+
+
+QUANTIZED = {
+    "shared_parameters": {"enabled": True, "quantization_type": "symmetric", "quantize_weight_in_forward": True},
+    "different_groups": {"wq1": {"params": {"start_bits": 8, "target_bits": 8}, "modules": ["attention.self"]}},
+}
+
+
+@pytest.mark.parametrize("version, code", [("0.16", None), ("0.17", None), ("0.18", None), ("0.19", "D01")])
+def test_a_block_that_needs_keys_of_its_own_is_no_refused_value(version, code):
+    config = {**ADAM, "compression_training": {"weight_quantization": QUANTIZED}}
+    errors = [finding.code for finding in findings_of(config, version) if finding.severity == "error"]
+    assert errors == ([code] if code else [])
+    assert found({**ADAM, "steps_per_print": {"every": 10}}, "D70", version=version)
 
 
 def test_a_table_of_versions_breaks_its_lines_between_words_on_a_terminal(tmp_path, capsys, monkeypatch):

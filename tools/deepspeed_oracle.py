@@ -61,6 +61,7 @@ def start() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_SIZE="1", MASTER_ADDR="127.0.0.1")
+    os.environ.update(CROSS_RANK="0", CROSS_SIZE="1")  # of hosts, as DeepSpeed's launcher says them
     os.environ["MASTER_PORT"] = str(port)
     import deepspeed
     import torch

@@ -39,6 +39,13 @@ def takes(description: Mapping[str, Any], value: Any) -> bool:
     return takes_list(description.get("list", False), value)
 
 
+def is_untried(description: Mapping[str, Any], value: Any) -> bool:
+    """Whether a value is a block with content where trials found nothing accepted: they tried an empty block alone."""
+    kinds = ("bool", "int", "float", "list", "block")
+    accepts = any(description.get(kind) for kind in kinds) or any(description.get("text", {}).values())
+    return isinstance(value, dict) and bool(value) and not accepts
+
+
 def takes_text(description: Mapping[str, Any], value: str) -> bool:
     """Whether a text is taken: as a word, or as a number where trials took all numbers that are texts."""
     text = description["text"]

@@ -30,10 +30,13 @@ class InLibrary:
 
     @property
     def automatic(self) -> list[str]:
-        """Key paths of all values "auto"; not the number of passes, where Lightning refuses any value."""
+        """Key paths of all values "auto" that somebody must fill in: in Hugging Face's libraries wherever it stands.
+
+        The number of passes is none of them where Lightning refuses any value.
+        """
         refused = {"gradient_accumulation_steps"} if self.library == "lightning" else set()
-        inside = paths_to("auto", self.config.get("lbsgd", {}), "lbsgd") if self.library in HUGGING_FACE else ()
-        return [key for key in (*automatic_keys(self.config), *inside) if key not in refused]
+        found = paths_to("auto", self.config) if self.library in HUGGING_FACE else automatic_keys(self.config)
+        return [key for key in found if key not in refused]
 
 
 @rule(

@@ -15,6 +15,8 @@ from lbsgd.config.keypath import is_number, shown
 
 LR, BETAS = "optimizer.params.lr", "optimizer.params.betas"
 GAMMA, POWER = "scheduler.params.gamma", "scheduler.params.power"
+FUSION, WRITER = "optimizer.legacy_fusion", "checkpoint.writer"
+OF_WRITER = {"type": ("mock", "python", "fast"), "data_parallel": ("replica", "socket", "machine")}
 TRIED = 50  # updates of a trial: what fails later was not seen
 OLD_NAMES = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}
 REPLACING = ("OneCycle", "LRRangeTest", "OneCycleLR", "CyclicLR")  # schedulers that never read the first lr
@@ -30,6 +32,20 @@ def refused_beside(json: Document) -> Iterator[tuple[str, str]]:
         yield key, "is true, and works without torch_autocast only"
     if json.get("scheduler.type") == "StepLR" and gamma != "auto" and not isinstance(gamma, (int, float)):
         yield GAMMA, f"is {shown(gamma)}, with which StepLR multiplies after step_size updates"
+    if json.get(FUSION) and wraps_fused_adam(json):
+        yield FUSION, "is true, and DeepSpeed's Adam no longer takes the arguments that this gives it at stage 0"
+    if isinstance(json.get(WRITER), dict) and json.since("0.17"):
+        yield from refused_in_writer(json)
+
+
+def refused_in_writer(json: Document) -> Iterator[tuple[str, str]]:
+    """Yield what DeepSpeed refuses in checkpoint.writer, whose keys were not tried one by one."""
+    for name, known in OF_WRITER.items():
+        value = json.get(f"{WRITER}.{name}")
+        if value is not None and str(value).lower() not in known:
+            yield f"{WRITER}.{name}", f"is {shown(value)}, and DeepSpeed knows {', '.join(known)}"
+    if json.get(f"{WRITER}.data_parallel") is None and json.stage in (0, 1, 2):
+        yield f"{WRITER}.data_parallel", "is missing, without which DeepSpeed looks for a rank that is not there"
 
 
 def is_taken_beside(json: Document, key: str) -> bool:
@@ -88,6 +104,13 @@ def is_power_of_no_zero(json: Document) -> bool:
     end: Any = json.get("scheduler.params.total_iters", 5)
     meets_zero = isinstance(end, (int, float)) and 1 <= end <= TRIED and end == int(end)
     return json.get("scheduler.type") == "PolynomialLR" and is_number(json.get(POWER)) and not meets_zero
+
+
+def wraps_fused_adam(json: Document) -> bool:
+    """Whether DeepSpeed's fused Adam runs inside its fp16 optimizer, which 0.17 and later use for bf16 as well."""
+    adam = str(json.get("optimizer.type")).lower() in ("adam", "adamw") and not json.get("optimizer.params.torch_adam")
+    half = json.enabled("fp16") or (json.enabled("bf16") and json.since("0.17"))
+    return adam and half and json.stage == 0 and not offloading(json, "offload_optimizer")
 
 
 def moves_without_rate(json: Document) -> bool:

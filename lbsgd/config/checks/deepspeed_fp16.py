@@ -14,7 +14,10 @@ DYNAMIC = {"initial_scale_power": 16, "loss_scale_window": 1000, "min_loss_scale
 LEAST_POWER, LARGEST_POWER = -24, 63  # float16 holds no smaller number, and torch no larger whole one
 LARGEST_STATIC = 2**32
 MOST_SKIPPED = 1000
-SCALE_FREE = frozenset("adam adamw adamax nadam radam adagrad adadelta rmsprop rprop adafactor lamb lion muon".split())
+SCALE_FREE = frozenset(
+    "adam adamw adamax nadam radam adagrad adadelta rmsprop rprop adafactor lamb lion muon muadam muadamw "
+    "onebitadam zerooneadam onebitlamb".split()
+)
 
 
 @rule(
@@ -33,7 +36,7 @@ def fp16_at_stage_0(json: Document) -> Iterator[Hit]:
         yield Hit(
             "zero_optimization.stage",
             f"is 0 with fp16, where DeepSpeed does not scale the loss, yet divides the gradients by its scale: "
-            f"{json.get(TYPE, 'an optimizer')} makes every update {scale_of(json):g} times too small",
+            f"{json.get(TYPE, 'an optimizer such as SGD')} makes every update {scale_of(json):g} times too small",
             correction=json.beside_intent({"zero_optimization.stage": 1}),
         )
 
@@ -128,12 +131,19 @@ def stuck(json: Document) -> Iterator[Hit]:
 
 def is_unscaled(json: Document) -> bool:
     """Whether fp16 runs at stage 0, where this version of DeepSpeed forgets to scale the loss."""
-    return json.enabled("fp16") and json.stage == 0 and json.refused("D11") and not (json.plain and scale_of(json) == 1)
+    judged = not json.plain or (scale_of(json) != 1 and not is_refused(json))
+    return json.enabled("fp16") and json.stage == 0 and json.refused("D11") and judged
 
 
 def is_scale_free(json: Document) -> bool:
     """Whether the optimizer's updates are the same for gradients that are a multiple."""
     return str(json.get(TYPE)).lower() in SCALE_FREE
+
+
+def is_refused(json: Document) -> bool:
+    """Whether DeepSpeed knows no optimizer by this name (D06), so that nothing can be said of its updates."""
+    kind = json.get(TYPE)
+    return kind not in (None, "auto") and not json.is_sgd and json.accepted.optimizer(kind) is None
 
 
 def scale_of(json: Document) -> float:

@@ -215,9 +215,9 @@ def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
     'a value "auto"',
     lbsgd="error",
     plain="note",
-    why='Hugging Face\'s Trainer and Accelerate fill in a value "auto" before DeepSpeed sees the file. For DeepSpeed '
-    "itself it is a string in the place of a number; only data_types.keep_in_fp32_modules knows the word.",
-    fix="write the number",
+    why='Hugging Face\'s Trainer and Accelerate fill in a value "auto" before DeepSpeed sees the file. DeepSpeed takes '
+    "its default in blocks that it parses strictly, and a string for a number elsewhere. Few keys know the word.",
+    fix="write the value",
     example={"zero_optimization": {"allgather_bucket_size": "auto"}},
 )
 def automatic_value(json: Document) -> Iterator[Hit]:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lbsgd.algorithm import published
+from lbsgd.config.checks.deepspeed_warmup import highest_rate
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_count, is_number
-
-LR = "optimizer.params.lr"
 
 
 def large_batch(json: Document) -> int | None:
@@ -33,12 +32,12 @@ def large_batch(json: Document) -> int | None:
     },
 )
 def unscaled_learning_rate(json: Document) -> Iterator[Hit]:
-    kn, lr = large_batch(json), json.get(LR)
+    kn, (key, lr) = large_batch(json), highest_rate(json)
     cost = published.points_of_lr(kn, lr) if kn and is_number(lr) else None
     if kn and cost and cost[1] in ("fixed", "sqrt"):
         points, _ = cost
         said = f"is {lr:g} for {kn} images, where the linear rule gives {0.1 * kn / 256:g}"
-        yield Hit(LR, f"{said}; with this the paper lost {points:g} points (Table 2a)", points=points)
+        yield Hit(key, f"{said}; with this the paper lost {points:g} points (Table 2a)", points=points)
 
 
 @rule(

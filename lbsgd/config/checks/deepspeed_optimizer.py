@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.checks.deepspeed_keys import in_another_case, nearest
+from lbsgd.config.checks.deepspeed_keys import in_another_case, similar
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -19,6 +19,12 @@ REMOVED_OPTIMIZERS = frozenset("onebitadam zerooneadam onebitlamb".split())  # s
 def is_known(json: Document, kind: Any) -> bool:
     """Whether DeepSpeed knows an optimizer by this name: its own in any case, torch's letter for letter."""
     return json.accepted.optimizer(kind) is not None
+
+
+def own_class(json: Document, name: str) -> str | None:
+    """Return the type whose class of DeepSpeed's somebody names, such as Adam of FusedAdam and of DeepSpeedCPUAdam."""
+    stem = name.removeprefix("deepspeed").removeprefix("cpu").removeprefix("fused")
+    return stem.capitalize() if stem in json.accepted.optimizers else None
 
 
 @rule(
@@ -44,8 +50,8 @@ def unknown_optimizer(json: Document) -> Iterator[Hit]:
         return
     right = in_another_case(kind, torch_names)
     said = f"is {shown(kind)}, which DeepSpeed refuses: it wants a class of torch.optim, letter for letter"
-    fix = f'use "{right}"' if right else nearest(str(kind), torch_names)
-    yield Hit(TYPE, said, fix, {TYPE: right} if right else None)
+    near = right or own_class(json, name) or similar(str(kind), torch_names)
+    yield Hit(TYPE, said, f'use "{near}"' if near else None, {TYPE: right} if right else None)
 
 
 @rule(

@@ -10,7 +10,7 @@ from typing import Any
 
 from lbsgd.config.accepted.schema import NEWEST, Entry
 from lbsgd.config.accepted.schema import accepted as accepted_by
-from lbsgd.config.accepted.values import as_bool, model_refusals, takes
+from lbsgd.config.accepted.values import as_bool, is_untried, model_refusals, takes
 from lbsgd.config.checks.deepspeed_beside import is_taken_beside, moves_without_rate, refused_beside
 from lbsgd.config.checks.deepspeed_keys import block_names, nearest
 from lbsgd.config.checks.deepspeed_later import refused_later
@@ -68,7 +68,7 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
     for key, description in accepted.keys.items():
         value = get(json.config, key, "auto")
         judged = value != "auto" and key not in blocks and not key.startswith(WHOLE) and not is_taken_beside(json, key)
-        if judged and not takes(description, value):
+        if judged and not (takes(description, value) or is_untried(description, value)):
             yield key, f"is {shown(value)}, which DeepSpeed does not take"
     yield from refused_beside(json)
     yield from refused_later(json)

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from lbsgd.config.accepted.values import as_bool, as_whole_number
-from lbsgd.config.checks.deepspeed_beside import OLD_NAMES, copies_weights_itself, offloading
+from lbsgd.config.checks.deepspeed_batch import BATCH, FACTOR, MICRO, PASSES, is_divisor
+from lbsgd.config.checks.deepspeed_beside import OLD_NAMES, copies_weights_itself, offloading, reads_factor
 from lbsgd.config.checks.deepspeed_values import numbers_meant
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import is_number, shown
+from lbsgd.config.keypath import is_count, is_number, shown
 
 ZERO = "zero_optimization"
 STAGE, BUCKET, GATHERED = (f"{ZERO}.{key}" for key in ("stage", "reduce_bucket_size", "allgather_bucket_size"))
@@ -180,6 +181,33 @@ def checkpoint_of_adam(json: Document) -> Iterator[Hit]:
             yield Hit(key, said, correction=json.beside_intent({key: DELETE}))
 
 
+@rule(
+    "D59",
+    "gradients divided twice",
+    plain="warning",
+    why="At ZeRO stage 3 without reduce_scatter DeepSpeed divides gradients by gradient_predivide_factor and by the "
+    "number of processes, and then multiplies them by the factor, but not where the two are the same number: "
+    "gradients are then so many times too small.",
+    fix="delete it",
+    example={
+        "gradient_predivide_factor": 8,
+        "zero_optimization": {"stage": 3, "reduce_scatter": False, "overlap_comm": True},
+    },
+)
+def divided_twice(json: Document) -> Iterator[Hit]:
+    factor, processes = json.get(FACTOR, 1), processes_of(json)
+    scatters = as_bool(json.get(f"{ZERO}.reduce_scatter", True))
+    if json.stage == 3 and not scatters and reads_factor(json) and is_divisor(factor) and factor > 1:
+        if processes in (None, factor):
+            yield Hit(FACTOR, f"is {factor:g}, and on {factor:g} processes ZeRO-3 divides gradients by it twice")
+
+
+def processes_of(json: Document) -> int | None:
+    """Return the number of processes that follows from three batch sizes; None where one is not given."""
+    kn, micro, passes = (json.get(key) for key in (BATCH, MICRO, PASSES))
+    return kn // (micro * passes) if is_count(kn) and is_count(micro) and is_count(passes) else None
+
+
 RULES = (
     unusable_stage,
     idle_keys,
@@ -189,4 +217,5 @@ RULES = (
     large_bucket,
     no_overlap,
     checkpoint_of_adam,
+    divided_twice,
 )

@@ -11,6 +11,7 @@ from lbsgd.config.checks.rule import findings_by
 from lbsgd.config.libraries.arguments import Library
 
 AUTOMATIC = "D21"  # says that only Hugging Face fills in "auto"; the rules here know which keys
+WRITTEN_BY_LIGHTNING = ("D08", "D49")  # it writes clipping and micro batch where they are left out
 
 
 def in_library(inspection: Inspection, library: Library) -> Inspection:
@@ -18,7 +19,12 @@ def in_library(inspection: Inspection, library: Library) -> Inspection:
     if inspection.config is None:
         return inspection
     found = findings_by(RULES, InLibrary(inspection.config, library), "lbsgd" if inspection.ours else "plain")
-    kept = [read_by(library, finding) for finding in inspection.findings if finding.code != AUTOMATIC]
+    written = WRITTEN_BY_LIGHTNING if library == "lightning" and not inspection.ours else ()
+    kept = [
+        read_by(library, finding)
+        for finding in inspection.findings
+        if finding.code != AUTOMATIC and not (finding.code in written and finding.key not in inspection.config)
+    ]
     return replace(inspection, findings=worst_first(kept + found))
 
 
