@@ -1,4 +1,4 @@
-"""The connection of a process to the store at which those of a run meet."""
+"""Connect a process to the store at which all processes of a run meet."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from lbsgd.disk import allow_open_files, say
 from lbsgd.errors import ConfigError, LostProcessError, one_line
 from lbsgd.processes.environment import Processes, master
 
-CONNECTIONS = 3  # of a process to the store: for these messages, for torch's group, and one while it fails
-OTHER_FILES = 512  # that rank 0 may have open beside them
-TOLD_AFTER_SECONDS = 20.0  # that a name is not known yet
+CONNECTIONS = 3  # of a process to the store: for these messages, for torch's group, and one more while it fails
+OTHER_FILES = 512  # that rank 0 may have open beside the connections
+TOLD_AFTER_SECONDS = 20.0  # of waiting for an unknown name
 MEETING = "the meeting of all processes"
 
 
 def meeting_point(
     processes: Processes, timeout_seconds: float, alive: Callable[[str], None] = lambda position: None
 ) -> TCPStore:
-    """Return the store at MASTER_ADDR:MASTER_PORT, which rank 0 serves where torchrun's agent does not.
+    """Return the store at MASTER_ADDR:MASTER_PORT, which rank 0 serves if torchrun's agent does not.
 
-    alive: called before each attempt, of which none takes longer than two thirds of timeout_seconds: torch's client may
-    try again after its own timeout, and so take twice as long. Rank 0 has one attempt, because the others connect to
-    what it serves meanwhile.
+    alive: called before each attempt. An attempt takes at most two thirds of timeout_seconds, because torch's client
+    may try again after its own timeout, which doubles the time. Rank 0 has only one attempt, because the others connect
+    to the store that it serves meanwhile.
 
-    Raises ConfigError where the address is not known, where rank 0 cannot open the port, is not at that address or may
-    not have enough files open, LostProcessError where another rank cannot reach it.
+    Raises ConfigError if the address is not known, or if rank 0 cannot open the port, is not at that address or may not
+    open enough files. Raises LostProcessError if another rank cannot reach rank 0.
     """
     address, port = master()
     serves = processes.is_rank_0 and not of_agent()
@@ -64,11 +64,11 @@ def meeting_point(
 
 
 def wait_for_name(address: str, seconds: float, alive: Callable[[str], None], tells: bool) -> None:
-    """Wait until this host knows the address of rank 0: a cluster may make a host's name only when the host is up.
+    """Wait until this host knows the address of rank 0: a cluster may create a host's name only when the host is up.
 
-    tells: whether this process is the one of its host that says so.
+    tells: whether this process tells the user about the wait, which one process of each host does.
 
-    Raises ConfigError where it does not within so many seconds, and at once for what no host can be named.
+    Raises ConfigError if the address stays unknown for so many seconds, and at once for an impossible name.
     """
     began = time.monotonic()
     while True:
@@ -90,9 +90,9 @@ def wait_for_name(address: str, seconds: float, alive: Callable[[str], None], te
 
 
 def allow_connections(world_size: int) -> None:
-    """Raise this process's limit of open files so that all processes can connect to it.
+    """Raise this process's limit of open files, so that all processes can connect to it.
 
-    A store that has reached the limit refuses without a word. Raises ConfigError where the system forbids it.
+    A store that has reached the limit refuses silently. Raises ConfigError if the system forbids a higher limit.
     """
     needed = CONNECTIONS * world_size + OTHER_FILES
     if (most := allow_open_files(needed)) is not None:
@@ -103,5 +103,5 @@ def allow_connections(world_size: int) -> None:
 
 
 def of_agent() -> bool:
-    """Return whether torchrun's agent serves the store, and so keeps it over restarts."""
+    """Return whether torchrun's agent serves the store, which then survives restarts."""
     return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

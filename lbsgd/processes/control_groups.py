@@ -1,4 +1,4 @@
-"""The control groups that hold this process, in which a container or a job of Slurm has limits of memory and cores."""
+"""Find this process's control groups, by which containers and Slurm jobs limit memory and cores."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 
 def groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
-    """Yield the folder and the version of each group: this process's own, and those above.
+    """Yield the folder and the version of each group: this process's own group, then the groups above it.
 
-    Containers may hide the group itself, but not those above. root: of the host's /proc and /sys.
+    Containers may hide the process's own group, but not those above. root: the folder that holds /proc and /sys.
     """
     with contextlib.suppress(OSError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
@@ -25,12 +25,12 @@ def groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Return how many cores this process may use, alone or together with all others of its container or job."""
+    """Return how many cores this process may use, alone or together with all others in its container or job."""
     return int(min(len(os.sched_getaffinity(0)), quota_of_cores(root)))
 
 
 def quota_of_cores(root: Path = Path("/")) -> float:
-    """Return for how many whole cores all processes of the container or job together have time; inf without a quota."""
+    """Return the time quota of the whole container or job in cores, rounded up; inf without a quota."""
     return min(_quotas(root), default=math.inf)
 
 

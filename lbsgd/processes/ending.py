@@ -18,10 +18,10 @@ from lbsgd.processes.launcher import launchers
 def from_rank_0(function: Callable[[], Any]) -> Any:
     """Return on every process what `function` returns on rank 0, or raise its LbsgdError; all processes must call it.
 
-    An error that only rank 0 can find, such as one of the output folder, then ends all hosts at once. Otherwise they
+    An error that only rank 0 can find, such as a wrong output folder, then ends all hosts at once. Otherwise the others
     would wait for rank 0 until the collective call times out.
     """
-    import torch  # late, so that a process that only has an error to print does not load it
+    import torch  # late, so that a process that only prints an error does not load it
 
     box: list[Any] = [None]
     if torch.distributed.get_rank() == 0:
@@ -31,7 +31,7 @@ def from_rank_0(function: Callable[[], Any]) -> Any:
             box = [error]
     torch.distributed.broadcast_object_list(box)
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # NCCL only queues what rank 0 says, and rank 0 may end now
+        torch.cuda.synchronize()  # NCCL has only queued the message of rank 0, which may end now
     if isinstance(box[0], LbsgdError):
         raise box[0]
     return box[0]
@@ -39,7 +39,7 @@ def from_rank_0(function: Callable[[], Any]) -> Any:
 
 @contextmanager
 def found_by_rank_0() -> Iterator[None]:
-    """Mark the errors of what rank 0 alone looks at, so that `end_before_joining` tells the others."""
+    """Mark errors that only rank 0 can find, so that `end_before_joining` tells the others."""
     try:
         yield
     except LbsgdError as error:
@@ -50,14 +50,14 @@ def found_by_rank_0() -> Iterator[None]:
 def end_before_joining(error: LbsgdError) -> NoReturn:
     """End this process before it has met the others, and all of them with it.
 
-    Most errors that one process finds, the others of its host find at the same time, and the launcher ends them when
-    the first one ends. So the process with local rank 0 prints its error at once, and the others only if they are still
-    alive after a while because the error was theirs alone. No launcher ends the processes of other hosts, and some end
-    none at all, so those are told where they wait.
+    Usually all processes of a host find the same error at the same time, and the launcher ends them when the first one
+    ends. So the process with local rank 0 prints its error at once. The others print theirs only if they are still
+    alive after a while, because then the error was theirs alone. No launcher ends the processes of other hosts, and
+    some launchers end none at all, so processes that wait for this one are told.
     """
     try:
         processes = Processes.from_environment()
-    except ConfigError:  # then this is the error, and nobody can say where the others wait
+    except ConfigError:  # the environment is wrong, so nobody can say where the others wait
         end_with_error(error)
     if processes.local_rank:
         time.sleep(5)
@@ -71,10 +71,10 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
 
 
 def end_despite_threads() -> None:
-    """End this process, all of whose work is done, if one of our threads still waits in torch's C++ code.
+    """End this process, whose work is done, if one of our threads still waits in torch's C++ code.
 
-    Python would abort there, with exit code -6: on a busy machine the store of the job may answer too late for a thread
-    to end in time.
+    On a busy machine the store of the job may answer too late for a thread to end in time. Python would then abort with
+    exit code -6.
     """
     if any(thread.name.startswith("lbsgd") for thread in threading.enumerate()):
         with suppress(OSError, ValueError):
@@ -86,8 +86,8 @@ def end_despite_threads() -> None:
 def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
     """End this process with the error's exit code; unless quiet, print the error's lines on stderr.
 
-    Nothing is cleaned up, because that could wait for the other processes or for a loader's threads. A console that is
-    gone keeps no process from ending.
+    Nothing is cleaned up, because that could wait for the other processes or for a loader's threads. The process ends
+    even if its console is gone.
     """
     with suppress(OSError, ValueError):
         if sys.stdout and sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""Read from the environment which of how many processes this one is."""
+"""Read from the environment which process this is, and how many there are."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Read what DeepSpeed's launcher or torchrun has set; without either, this is a single process.
+        """Read the variables of DeepSpeed's launcher or torchrun; without them, this is a single process.
 
-        Raises ConfigError, which names the variable, for values that make no sense, and where another launcher has
-        started several processes that would each take itself for the only one. Where nothing says how many processes
-        are on this host, all are taken to be on one; a local rank that contradicts it raises ConfigError too.
+        If no variable says how many processes this host has, all are assumed to be on one host.
+
+        Raises ConfigError, which names the variable, for values that make no sense, for a local rank that contradicts
+        that assumption, and if another launcher has started several processes of which each would train alone.
         """
         if not os.environ.get("RANK"):
             require_single_process()
@@ -67,9 +68,9 @@ class Processes:
 
     @property
     def cores(self) -> int:
-        """Number of CPU cores for this process: those bound to it alone, else its share of the host's.
+        """Number of CPU cores for this process: the cores bound to it alone, else its share of the host's cores.
 
-        All processes of a container share its quota of time, which may be for fewer cores than it sees.
+        All processes of a container share its time quota, which may allow fewer cores than the container sees.
         """
         cores, together = os.sched_getaffinity(0), self.local_world_size
         of_its_own = len(cores) if are_bound(cores) else len(cores) // together
@@ -79,8 +80,8 @@ class Processes:
 def are_bound(cores: set[int]) -> bool:
     """Whether the launcher has bound this process to these cores.
 
-    srun does with --cpus-per-task, `deepspeed --bind_cores_to_rank` and torchrun with their bindings: their own process
-    keeps all cores.
+    srun does so with --cpus-per-task, and DeepSpeed and torchrun do with their own bindings (`--bind_cores_to_rank`).
+    The launcher's own process keeps all cores.
     """
     per_task, world_size = os.environ.get("SLURM_CPUS_PER_TASK", ""), os.environ.get("WORLD_SIZE")
     each_is_a_task = os.environ.get("SLURM_STEP_NUM_TASKS", world_size) == world_size  # else a task starts several
@@ -96,14 +97,14 @@ def are_bound(cores: set[int]) -> bool:
 def master() -> tuple[str, int]:
     """Return address and port of rank 0, where the processes of a run meet. Raises ConfigError without them.
 
-    Port 0, any that is free, is one for a single process alone: others could not know it.
+    Port 0 means any free port. Only a single process may use it, because others could not know the port.
     """
     least = int(os.environ.get("WORLD_SIZE") != "1")
     return required("MASTER_ADDR"), required_number("MASTER_PORT", least, (65535, "a port has 16 bits"))
 
 
 def require_single_process() -> None:
-    """Raise ConfigError where RANK is not set although several processes run."""
+    """Raise ConfigError if RANK is not set although several processes run."""
     for name in ("WORLD_SIZE", slurm_variable(), "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PMI_SIZE"):
         if name and (number(name, at_least=1) or 1) > 1:
             raise ConfigError(
@@ -113,13 +114,13 @@ def require_single_process() -> None:
 
 
 def slurm_variable() -> str | None:
-    """Return the name of the variable with the number of processes that srun has started, if it has.
+    """Return the name of the variable with the number of processes that srun has started, None without srun.
 
-    `salloc` and `sbatch` set SLURM_NTASKS for the whole allocation, also for the one shell or script that runs in it,
-    and sbatch a SLURM_PROCID of 0 for its script. srun adds the number of its step and how many tasks it has, which may
-    be fewer than the allocation's.
+    `salloc` and `sbatch` set SLURM_NTASKS for the whole allocation, even though only one shell or script runs in it;
+    sbatch also sets SLURM_PROCID to 0 for its script. srun adds the number of its step and the step's number of tasks,
+    which may be fewer than those of the allocation.
     """
-    number("SLURM_NTASKS", at_least=1)  # refused where it is no number, whether or not it counts
+    number("SLURM_NTASKS", at_least=1)  # raises if it is no number, even if it does not count
     if os.environ.get("SLURM_STEP_NUM_TASKS"):
         return "SLURM_STEP_NUM_TASKS"
     return "SLURM_NTASKS" if os.environ.get("SLURM_STEP_ID") else None
@@ -138,14 +139,14 @@ def required_number(name: str, at_least: int = 0, at_most: tuple[int, str] | Non
 
 
 def required(name: str) -> str:
-    """Return the text in a variable that a launcher always sets beside RANK. Raises ConfigError where it is not set."""
+    """Return the text in a variable that a launcher always sets beside RANK. Raises ConfigError if it is not set."""
     if text := os.environ.get(name):
         return text
     raise ConfigError(f"{name} is not set, but RANK is {os.environ['RANK']}; {WAY_OUT}; or unset RANK to run alone")
 
 
 def number(name: str, at_least: int = 0) -> int | None:
-    """Return the whole number in an environment variable, None where it is not set or empty."""
+    """Return the whole number in an environment variable, None if it is not set or empty."""
     if not (text := os.environ.get(name)):
         return None
     if not (text.isascii() and text.isdigit()) or int(text) < at_least:

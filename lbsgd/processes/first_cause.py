@@ -15,15 +15,16 @@ from lbsgd.processes.meeting import pause
 from lbsgd.processes.peers import Peers
 
 FIRST_CAUSE_SECONDS = 8.0
-TOLD_SECONDS = 2.0  # of these, while a process that failed tells the others
+TOLD_SECONDS = 2.0  # of these 8, for a failed process to tell the others
 FROM_CHECKPOINT = "--resume goes on from the newest checkpoint"
 WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
 
 
 def explained(error: BaseException, position: str, peers: Peers | None) -> LbsgdError:
-    """Return an exception that is not ours as one of ours.
+    """Return an exception of another library as one of ours.
 
-    It is an output that takes no more, a lost process, a GPU's full memory, or a bug, whose traceback is printed.
+    It means that the output cannot be written, a process was lost, or a GPU's memory is full. Any other is a bug, and
+    its traceback is printed.
     """
     if isinstance(error, OutputError):
         return error.refusal()
@@ -45,7 +46,7 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
 
 
 def first_cause(peers: Peers, position: str) -> LbsgdError | None:
-    """Return the first failure that another process told, or which one does not answer; None where neither is found."""
+    """Return the first failure that another process reported, or name one that does not answer; else None."""
     return ask(lambda: look_for_cause(peers, position), FIRST_CAUSE_SECONDS)
 
 
@@ -63,7 +64,7 @@ def look_for_cause(peers: Peers, position: str) -> LbsgdError | None:
 
 
 def told(peers: Peers, seconds: float) -> LbsgdError | None:
-    """Wait for the first failure that another process tells; None if none does."""
+    """Wait for the first failure that another process reports; None if none does."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if failure := peers.failure():
@@ -73,7 +74,7 @@ def told(peers: Peers, seconds: float) -> LbsgdError | None:
 
 
 def ask(function: Callable[[], Any], seconds: float) -> Any:
-    """Return what a question to the store returns; None if it is gone or, as over a cut network, takes longer."""
+    """Return the answer of the store; None if the store is gone, or if it takes too long, as over a cut network."""
     answer: list[Any] = []
 
     def wait() -> None:

@@ -1,7 +1,7 @@
-"""End this process when it should not go on: it was told to stop, another one failed, or nothing moves.
+"""End this process when it should not go on: it was told to stop, another process failed, or nothing moves.
 
-The main thread may be stuck in a collective call that never returns. So all of this happens in threads of their own,
-and none of them waits for the main thread.
+The main thread may be stuck in a collective call that never returns. So the guard has threads of its own, which never
+wait for the main thread.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lbsgd.processes.launcher import is_gone
 from lbsgd.processes.peers import OtherFailed, Peers
 from lbsgd.processes.signals import StopSignals
 
-SAME_REQUEST_SECONDS = 1.0  # launchers pass a signal on that the terminal has sent as well
+SAME_REQUEST_SECONDS = 1.0  # a launcher may pass on a signal that the terminal has sent to this process as well
 SAVE_SECONDS = 25.0  # DeepSpeed's launcher kills 30 s after SIGTERM
-LAST_WORDS_SECONDS = 2.0  # rank 0's store ends with it, and the others look once a second
+LAST_WORDS_SECONDS = 2.0  # the store ends with rank 0, and the others look once a second
 
 
 class Guard:
@@ -36,12 +36,11 @@ class Guard:
             guard.follow(peers)             if there are any
             guard.alive("iteration 12")     whenever the main thread makes progress
             guard.stop_requested            why the run should save and end, if it should
-            guard.nothing_to_save = True    while a checkpoint holds all there is
+            guard.nothing_to_save = True    while a checkpoint holds everything
             guard.saved = True              once the run has saved because of a request, and only has to end
 
-    launchers: the launchers of this process, which ends when one of them does. An exception that leaves the `with`
-    block ends the process, with the first cause on the console and its exit code, and within hang_timeout seconds all
-    other processes.
+    launchers: this process ends when one of its launchers ends. An exception that leaves the `with` block ends the
+    process with its exit code and prints the first cause. Within hang_timeout seconds all other processes end, too.
     """
 
     signals: StopSignals  # inside the `with` block
@@ -84,7 +83,7 @@ class Guard:
         self.end(error)
 
     def close(self) -> None:
-        """End the threads; signals mean again what they did before."""
+        """End the threads and restore the previous signal handlers."""
         self.signals.restore()
         self.closing.set()
         self.signals.wake()
@@ -95,13 +94,13 @@ class Guard:
         self.signals.close()
 
     def alive(self, position: str) -> None:
-        """Note how far the main thread has got; nothing hangs while this is called."""
+        """Note how far the main thread has got; as long as this is called, nothing counts as hanging."""
         self.position, self.moved = position, time.monotonic()
 
     # --- what can end the process ------------------------------------------------------------------------------------
 
     def watch(self) -> None:
-        """Look twice a second for signals, for the launchers' death, and for time that runs out."""
+        """Look twice a second for signals, dead launchers and expired time limits."""
         while not self.closing.is_set():
             for number in self.signals.wait(0.5):
                 self.signalled(number)
@@ -111,7 +110,7 @@ class Guard:
                 self.stop(self.stop_requested)
             moved = self.moved
             if time.monotonic() - moved > self.hang_timeout:
-                cause = self.first_cause()  # takes seconds, in which the main thread may move again
+                cause = self.first_cause()  # takes seconds, during which the main thread may move again
                 if cause or (self.moved == moved and not self.closing.is_set()):
                     self.end(cause or self.hanging())
 
@@ -122,7 +121,7 @@ class Guard:
         if now - self.first_signal > SAME_REQUEST_SECONDS:
             what = "the run was saved" if self.saved else "nothing was saved"
             end_with_error(Stopped(f"by a second signal, {number.name}; {what}"), quiet=self.saved)
-        # The kernel and DeepSpeed's launcher answer a launcher's death with SIGTERM, which may come before we look.
+        # When a launcher dies, the kernel or DeepSpeed sends SIGTERM, perhaps before we have noticed the death.
         lost_launcher = self.lost_launcher() if number == signal.SIGTERM else None
         self.request_stop(lost_launcher or number.name)
 
@@ -168,7 +167,7 @@ class Guard:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self, error: LbsgdError) -> None:
-        """End this process. One process of all prints why, and one of each other host that ends because of it."""
+        """End this process. One process of all prints why, and so does one on each other host that ends because of it."""
         self.ending.acquire()  # never released, so that only the first thread to come prints
         self.closing.set()
         if isinstance(error, Stopped):
@@ -181,9 +180,9 @@ class Guard:
         end_with_error(error, quiet)
 
     def last_words(self, tell: Callable[[Peers], Any]) -> Any:
-        """Return the answer to what this process tells the others before it ends, None without peers or an answer.
+        """Tell the others something before this process ends; return the answer, None without peers or an answer.
 
-        Rank 0, whose store ends with it, waits until the others have read it.
+        Rank 0 then waits until the others have read it, because the store ends with rank 0.
         """
         if not (peers := self.peers):
             return None

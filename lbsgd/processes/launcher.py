@@ -1,4 +1,4 @@
-"""Find the launcher that started this process, DeepSpeed's or torch's, by its command line, and end with it."""
+"""Find the launcher that started this process, DeepSpeed's or torch's, by its command line; end when it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.signals import end_with
 
-# Flags of DeepSpeed's launcher besides --hostfile and those of one letter.
+# Flags of DeepSpeed's launcher besides --hostfile and the flags of one letter.
 WITH_VALUE = (
     "num_nodes num_gpus num_accelerators master_port master_addr node_rank launcher launcher_args enable_each_rank_log "
     "autotuning bind_core_list ssh_port venv_script log_level"
@@ -25,7 +25,7 @@ DEEPSPEED = ("deepspeed", "ds", "deepspeed.pt", "deepspeed.launcher.runner")  # 
 
 
 def launchers() -> list[psutil.Process]:
-    """Return the processes on this host of DeepSpeed's or torch's launcher that started this one, nearest first."""
+    """Return the launcher processes (DeepSpeed's or torch's) on this host that started this one, nearest first."""
     return [process for process in psutil.Process().parents() if is_launcher(command_line(process))]
 
 
@@ -37,8 +37,8 @@ def is_launcher(arguments: Sequence[str]) -> bool:
 def program_of(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     """Return the name of the program that a command line runs, and the program's arguments.
 
-    It is the first word, or after Python the first argument that is no flag; any other argument may bear a program's
-    name by chance.
+    The program is the first word, or after Python the first argument that is no flag. Other arguments do not count,
+    because they may have a program's name by chance.
     """
     name, rest = os.path.basename(next(iter(arguments), "")), arguments[1:]
     if not name.startswith("python"):
@@ -65,9 +65,9 @@ def command_line(process: psutil.Process) -> list[str]:
 
 
 def end_with_launcher(started_by: Sequence[psutil.Process]) -> None:
-    """Ask the kernel for SIGTERM when the launcher that started this process dies (Linux), so that nothing is orphaned.
+    """Ask the kernel for SIGTERM when the launcher that started this process dies (Linux), to leave no orphan.
 
-    A launcher that is dead already is no longer the parent. The guard, which watches all launchers, notices that.
+    If the launcher is dead already, it is no longer the parent. The guard watches all launchers and notices that.
     """
     if started_by and started_by[0].pid == os.getppid():
         end_with(started_by[0].pid)
@@ -79,9 +79,9 @@ def end_with_launcher(started_by: Sequence[psutil.Process]) -> None:
 def require_hosts(processes: Processes, expect_world_size: int | None) -> None:
     """Refuse to train on fewer hosts than were meant.
 
-    Where the launcher's --hostfile does not exist, DeepSpeed only warns and trains on this host alone: the global batch
-    would be the same, in many more passes. Raises ConfigError then, for a hostfile whose first name DeepSpeed misreads,
-    and where the world size is not --expect_world_size.
+    If the launcher's --hostfile does not exist, DeepSpeed only warns and trains on this host alone, with the same
+    global batch in many more passes. Raises ConfigError for a missing hostfile, for a hostfile in which DeepSpeed
+    misreads the first name, and if the world size is not --expect_world_size.
     """
     if expect_world_size not in (None, processes.world_size):
         raise ConfigError(
@@ -94,7 +94,7 @@ def require_hosts(processes: Processes, expect_world_size: int | None) -> None:
 
 
 def require_readable(hostfile: str, folder: str) -> None:
-    """Raise ConfigError where DeepSpeed finds no hostfile (relative to a folder), or another first host in it."""
+    """Raise ConfigError if DeepSpeed finds no hostfile (relative to a folder), or reads another first host from it."""
     path = os.path.join(folder, hostfile)
     if not os.path.isfile(path):
         raise ConfigError(
@@ -117,9 +117,9 @@ def folder_of(process: psutil.Process) -> str:
 
 
 def named_hostfile(arguments: Sequence[str]) -> str | None:
-    """Return the value of --hostfile as DeepSpeed's launcher finds it among its arguments; None where it refuses them.
+    """Return the value of --hostfile as DeepSpeed's launcher reads it; None if the launcher refuses its arguments.
 
-    What follows the script's name, or with --module the module's, is not the launcher's.
+    Arguments after the name of the script (with --module, of the module) are not the launcher's.
     """
     program, given = program_of(arguments)
     if program not in DEEPSPEED:
@@ -143,7 +143,7 @@ def named_hostfile(arguments: Sequence[str]) -> str | None:
 
 
 def require_no_hostfile(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for a --hostfile among a recipe's own arguments (`sys.argv`): the launcher has not seen it."""
+    """Raise ConfigError for a --hostfile among a recipe's arguments (`sys.argv`), which the launcher does not see."""
     script, *flags = arguments
     words = [word for flag in flags for word in flag.split("=", 1)]  # not --host or -Hx: they may be this recipe's own
     hostfile = next((after for flag, after in pairwise(words) if flag in ("--hostfile", "-H")), None)
@@ -155,7 +155,7 @@ def require_no_hostfile(arguments: Sequence[str]) -> None:
 
 
 class Quiet(argparse.ArgumentParser):
-    """A parser that raises what is wrong."""
+    """A parser that raises ValueError instead of ending the process."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)

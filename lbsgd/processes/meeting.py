@@ -1,7 +1,8 @@
-"""How the processes of a run meet at one store, and agree on a part of it that is theirs alone.
+"""Let the processes of a run meet at one store, and agree on a part of the store that is theirs alone.
 
-Thousands of them wait at the store of one process. So each asks for a key of its own, less often the more there
-are, and rank 0 alone reads the list of all. The store's own blocking wait prints warnings whenever it times out.
+Thousands of processes may wait at the store of one process. So each asks for a key of its own, less often the more
+processes there are, and only rank 0 reads the list of all. They do not use the store's own blocking wait, because it
+prints warnings whenever it times out.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
 from lbsgd.processes.connection import MEETING, of_agent
 from lbsgd.processes.environment import Processes
 
-QUESTIONS_PER_SECOND = 2000  # of all processes that wait, of which a store answers ten times as many
+QUESTIONS_PER_SECOND = 2000  # of all waiting processes together; a store could answer ten times as many
 
 
 class OtherFailed(LbsgdError):
-    """Another process failed first. This one ends with the same exit code, and does not call it an error of its own."""
+    """Another process failed first. This one ends with the same exit code, and says that the error was the other's."""
 
     label = "ended"
 
@@ -35,19 +36,19 @@ class OtherFailed(LbsgdError):
 def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, alive: Callable[[str], None]) -> str:
     """Return a prefix of keys that all processes of this start agree on and that no earlier start knows.
 
-    torchrun keeps one store over its restarts (pytorch/pytorch#135712, #167288), and its TORCHELASTIC_RESTART_COUNT is
-    each agent's own. So every process gives itself a new name and adds it to a list. Rank 0 answers each name with its
-    own, which becomes the prefix of keys. Only a rank 0 of the same start can answer a name, because agents end all old
-    processes before new ones begin.
+    torchrun keeps one store over its restarts (pytorch/pytorch#135712, #167288), and each agent has its own
+    TORCHELASTIC_RESTART_COUNT. So every process gives itself a new name and adds it to a list. Rank 0 answers each name
+    with its own name, which becomes the prefix of keys. Only a rank 0 of the same start can answer, because agents end
+    all old processes before new ones begin.
 
-    Nobody returns before all have come: whoever waits here hears why another process never will.
-    Raises LostProcessError, which names the missing ones, after timeout_seconds, OtherFailed where another process
-    ended before it came, and ConfigError where it has another world size than rank 0.
+    No process returns before all have come, so a waiting process learns if another one will never come.
+    Raises LostProcessError, which names the missing processes, after timeout_seconds. Raises OtherFailed if another
+    process ended before it came, and ConfigError if this process has another world size than rank 0.
     """
     name, rank = uuid.uuid4().hex, processes.rank
     prefix: str | None = None
     arrived = False
-    patience = timeout_seconds + (5 if rank else 0)  # rank 0, which knows more, ends first
+    patience = timeout_seconds + (5 if rank else 0)  # rank 0 knows more, so it ends first
     deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         alive(MEETING)
@@ -71,10 +72,10 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
 
 
 def is_of_same_run(store: Store, processes: Processes) -> bool:
-    """Say the world size of rank 0, or compare this process's with it; return whether rank 0 has said it yet.
+    """Publish rank 0's world size, or compare this process's with it; return whether rank 0 has published it yet.
 
-    Raises ConfigError where the two differ. That ends nobody else, because the store may be that of another run, to
-    which this process has come by its port; but rank 0 has it in its words if it waits in vain.
+    Raises ConfigError if the two differ. No other process ends then, because this one may have come to the store of
+    another run by its port. But if rank 0 waits in vain, its error says so.
     """
     if of_agent():  # torchrun gives all its processes one world size, but another after a restart
         return True
@@ -94,7 +95,7 @@ def is_of_same_run(store: Store, processes: Processes) -> bool:
 
 
 def some_did_not_come(store: Store, name: str, processes: Processes, timeout_seconds: float) -> LostProcessError:
-    """Return the error of a process that has waited in vain; rank 0, whose name is given, knows for whom."""
+    """Return the error of a process that has waited in vain; rank 0 can name the missing ones. name: of rank 0."""
     missing = [] if processes.rank else not_joined(store, name, processes.world_size)
     refused = read(store, "refused")
     return LostProcessError(
@@ -105,21 +106,21 @@ def some_did_not_come(store: Store, name: str, processes: Processes, timeout_sec
 
 
 def news_of(store: Store, prefix: str) -> Store:
-    """Return the part of the store where a failure is told to the processes that wait for others.
+    """Return the part of the store in which waiting processes look for a failure.
 
-    Normally the whole store, because processes that rank 0 has not answered must be able to read it. torchrun's agent
-    keeps the store over restarts, with the failures of earlier starts, so there it is the part of this start.
+    Normally this is the whole store, because processes that rank 0 has not answered must be able to read it. torchrun's
+    agent keeps the store over restarts, with the failures of earlier starts, so there it is the part of this start.
     """
     return PrefixStore(prefix, store) if of_agent() else store
 
 
 def pause(world_size: int) -> float:
-    """Return the seconds between two questions of a process that waits."""
+    """Return the seconds between two questions of a waiting process."""
     return max(0.1, world_size / QUESTIONS_PER_SECOND)
 
 
 def lead(store: Store, name: str, world_size: int) -> str | None:
-    """Do rank 0's part: answer those that have come since; return its name once all others have joined it."""
+    """Do rank 0's part: answer the processes that have come; return rank 0's name once all have joined."""
     missing = not_joined(store, name, world_size)
     if missing:
         names = dict(line.split() for line in read(store, "arrived").splitlines())  # the newest name of each rank
@@ -147,19 +148,19 @@ def not_joined(store: Store, name: str, world_size: int) -> list[int]:
 
 
 def tell(store: Store, rank: int, error: LbsgdError) -> int:
-    """Leave word of what ends this process, unless another one has; return the rank of the one that did first."""
+    """Store what ends this process, unless another one was first; return the rank of the first."""
     mine = {"rank": rank, "host": socket.gethostname(), "error": str(error), "exit_code": error.exit_code}
     return json.loads(store.compare_set("failure", "", json.dumps(mine)))["rank"]
 
 
 def let_others_read(processes: Processes) -> None:
-    """Keep the store, which ends with rank 0, until all that wait have looked for a failure."""
+    """On rank 0, keep the store alive until all waiting processes have looked for a failure."""
     if processes.is_rank_0 and not of_agent():
         time.sleep(1 + pause(processes.world_size))
 
 
 def in_words(ranks: Sequence[int]) -> str:
-    """Return rising numbers as a list, in which three or more in a row are one entry: 1, 2, 8 to 15."""
+    """Return rising numbers as a list in words; three or more in a row become one entry: 1, 2, 8 to 15."""
     entries: list[str] = []
     for _, row in groupby(enumerate(ranks), lambda pair: pair[1] - pair[0]):
         first, *rest = [rank for _, rank in row]
@@ -168,5 +169,5 @@ def in_words(ranks: Sequence[int]) -> str:
 
 
 def read(store: Store, key: str) -> str:
-    """Return the value of a key, "" where it is not set; `get` alone would wait for it."""
+    """Return the value of a key, "" if it is not set; `get` alone would wait for it."""
     return store.get(key).decode() if store.check([key]) else ""

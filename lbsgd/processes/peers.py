@@ -1,7 +1,7 @@
-"""Let processes tell each other, beside their collective calls, which are there, failed first, or are silent.
+"""Let processes tell each other, outside of collective calls, who is there, who failed first, and who is silent.
 
 Collective calls wait for every process, so they cannot say that one is missing. These messages go through the key-value
-store at which torch's processes meet. Rank 0 serves it, or torchrun's agent.
+store at which torch's processes meet, served by rank 0 or by torchrun's agent.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Peers:
     """The processes of one run as this one sees them, once all have met at `store`."""
 
     BEAT_SECONDS = 1.0
-    LOOKERS = 16  # processes that may look for silent ones; thousands would keep the store too busy to answer any
+    LOOKERS = 16  # processes that may look for silent ones; thousands would overload the store
 
     def __init__(self, processes: Processes, store: Store):
         self.rank, self.world_size, self.store = processes.rank, processes.world_size, store
@@ -33,9 +33,9 @@ class Peers:
     def meet(cls, processes: Processes, timeout_seconds: float, alive: Callable[[str], None]) -> Peers:
         """Wait until all processes are there, and call `alive` meanwhile.
 
-        Raises LostProcessError, which names the missing ones, after timeout_seconds, or where rank 0 is gone,
-        ConfigError where the meeting point cannot be used or world sizes differ, and OtherFailed where another process
-        ended before it came.
+        Raises LostProcessError after timeout_seconds, which names the missing processes, or if rank 0 is gone. Raises
+        ConfigError if the meeting point cannot be used or world sizes differ, and OtherFailed if another process ended
+        before it came.
         """
         store = meeting_point(processes, timeout_seconds, alive)
         try:
@@ -45,10 +45,10 @@ class Peers:
         return cls(processes, PrefixStore(prefix, store))
 
     def agree(self, facts: Mapping[str, str]) -> None:
-        """Compare facts (name -> fingerprint, as of the code). Raises ConfigError where they differ from rank 0's."""
+        """Compare facts (name -> fingerprint, such as the code's). Raises ConfigError if they differ from rank 0's."""
         if self.rank == 0:
             self.store.set("facts", json.dumps(facts))
-        first = json.loads(self.store.get("facts"))  # waits no longer than rank 0 takes: all have come
+        first = json.loads(self.store.get("facts"))  # a short wait for rank 0, because all have come
         for name, fingerprint in facts.items():
             if first[name] != fingerprint:
                 raise ConfigError(
@@ -57,7 +57,7 @@ class Peers:
                 )
 
     def own_connection(self) -> Store:
-        """Return another connection to the store; a thread that waits on one holds up all others that use it."""
+        """Return another connection to the store: a thread that waits on one blocks all other users of it."""
         return self.store.clone()  # type: ignore[attr-defined]  # torch's type stubs lack it
 
     def name(self, rank: int) -> str:
@@ -66,9 +66,9 @@ class Peers:
     # --- the first failure -------------------------------------------------------------------------------------------
 
     def fail(self, error: LbsgdError) -> bool:
-        """Tell the others what ends this process; return False where another one has failed before.
+        """Tell the others what ends this process; return False if another one failed first.
 
-        Also True where the store is gone, because then nobody else can have told.
+        Return True if the store is gone, because then no other process can have told.
         """
         try:
             return tell(self.store, self.rank, error) == self.rank
@@ -76,7 +76,7 @@ class Peers:
             return True
 
     def failure(self) -> OtherFailed | None:
-        """Return the first failure, if it is another process's. Raises RuntimeError where the store is gone."""
+        """Return the first failure if it is another process's. Raises RuntimeError if the store is gone."""
         found = json.loads(read(self.store, "failure") or "null")
         return OtherFailed(**found) if found and found["rank"] != self.rank else None
 
@@ -89,13 +89,13 @@ class Peers:
 
     @cached_property
     def may_look(self) -> bool:
-        """Whether this process is among the first that ask; the others will hear what these have found."""
+        """Whether this process is among the first that ask; the others will be told what these find."""
         return self.store.add("looks", 1) <= self.LOOKERS
 
     def silent(self) -> list[str]:
         """Return the names of the processes that give no sign of life within three beats.
 
-        It compares values and not times, because clocks differ between hosts.
+        This compares values and not times, because clocks differ between hosts.
         """
         before = self.all_beats()
         time.sleep(3 * self.BEAT_SECONDS)
@@ -121,7 +121,7 @@ class Peers:
 
 
 def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
-    """Tell the processes that wait for this one, and that no launcher ends, why it never comes."""
+    """Tell the processes that wait for this one, and are not ended by a launcher, why it never comes."""
     seconds = 20
     try:
         store = meeting_point(processes, seconds)
@@ -130,4 +130,4 @@ def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
     except LbsgdError:
         return  # nobody to tell
     if processes.is_rank_0:
-        time.sleep(seconds)  # the store is this process's own, and ends with it
+        time.sleep(seconds)  # the store ends with this process

@@ -9,9 +9,9 @@ from lbsgd.errors import ConfigError
 
 
 def free_port() -> int:
-    """Return a port of this host that nobody has; a launcher's default, 29500, is taken where another run goes on.
+    """Return a free port of this host; a launcher's default, 29500, is taken if another run goes on.
 
-    Linux hands out the ports from 32768 on by itself, so one of those could be gone before the run opens it.
+    Linux itself hands out ports from 32768 on, so one of those could be taken before the run opens it.
     """
     for port in random.SystemRandom().sample(range(10240, 32768), 100):
         with socket.socket() as listener:

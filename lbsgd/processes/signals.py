@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop, a thread of one's own that receives them, and one for a parent's death."""
+"""Receive the signals that ask a run to stop, also in another thread; ask for a signal when the parent dies."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 class StopSignals:
-    """Catches the stop signals from its creation on, and hands them to the thread that waits for them.
+    """Catches the stop signals as soon as it is made, and hands them to the thread that waits for them.
 
         signals = StopSignals()         in the main thread
         signals.wait(seconds)           in the other thread, again and again
@@ -33,13 +33,13 @@ class StopSignals:
         self.writer_before = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
 
     def wait(self, seconds: float) -> list[signal.Signals]:
-        """Return the stop signals that have arrived, at the latest after so many seconds."""
+        """Return the stop signals that have arrived, at the latest after the given seconds."""
         if not select.select([self.reader], [], [], seconds)[0]:
             return []
         return [signal.Signals(number) for number in os.read(self.reader, 64) if number in STOP_SIGNALS]
 
     def restore(self) -> None:
-        """Give the signals back to their former handlers; to be called in the main thread."""
+        """Restore the former handlers; call this in the main thread."""
         signal.set_wakeup_fd(self.writer_before)
         for number, handler in self.handlers_before.items():
             signal.signal(number, handler or signal.SIG_DFL)  # None: set by others than Python
@@ -53,16 +53,16 @@ class StopSignals:
 
 
 def ignored_by_nohup(number: signal.Signals) -> bool:
-    """Whether it is the signal of a closed terminal, and `nohup` has asked to go on without one."""
+    """Whether this is the signal of a closed terminal, which `nohup` asks to ignore."""
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextlib.contextmanager
 def handled_afterwards() -> Iterator[None]:
-    """Let the Python handlers of the stop signals wait until the end; to be called in the main thread.
+    """Delay the Python handlers of the stop signals until the block ends; call this in the main thread.
 
-    To block the signals would not do: the kernel gives one to another thread that does not block it, such as numpy's,
-    and Python still runs the handler in the main thread.
+    Blocking the signals would not work: the kernel gives them to another thread that does not block them, such as one
+    of numpy's, and Python still runs the handler in the main thread.
     """
     arrived: list[int] = []
     handlers = {each: before for each in STOP_SIGNALS if callable(before := signal.getsignal(each))}
@@ -78,7 +78,7 @@ def handled_afterwards() -> Iterator[None]:
 
 
 def end_with(parent: int, by: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel for a signal when this process's parent dies (Linux); take it now if it is dead already."""
+    """Ask the kernel for a signal when this process's parent dies (Linux); send it now if it is dead."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os.kill(os.getpid(), by)

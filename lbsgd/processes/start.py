@@ -1,4 +1,4 @@
-"""How long the parts of a start take, from the command to the first update."""
+"""Measure how long the parts of a start take, from the command to the first update."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import psutil
 
-LONG_SECONDS = 20.0  # a start that takes longer deserves a line
+LONG_SECONDS = 20.0  # a longer start is reported in a line
 
 
 class Stopwatch:
-    """A stopwatch that runs since the outermost launcher began; each part is named when it is over.
+    """A stopwatch that has run since the outermost launcher began; each part is named when it is over.
 
-    The time before this object is made belongs to the launcher and to Python, which the system's clock tells apart.
+    The time before this object is made belongs to the launcher and to Python, as the start times of processes tell.
     """
 
     def __init__(self, launchers: Sequence[psutil.Process] = ()) -> None:
@@ -28,13 +28,13 @@ class Stopwatch:
         self.lap("Python")
 
     def lap(self, part: str) -> None:
-        """Name what has been going on since the part before it."""
+        """Name the part that has just ended; it began when the part before ended."""
         now = time.time()
         self.parts.append((part, now - self.last))
         self.last = now
 
     def line(self) -> str | None:
-        """Return what took how long; None if the start was no longer than LONG_SECONDS."""
+        """Return how long each part took; None if the start took at most LONG_SECONDS."""
         total = sum(seconds for _, seconds in self.parts)
         if total <= LONG_SECONDS:
             return None

@@ -1,4 +1,4 @@
-"""When aggregation holds training up, and what could be changed."""
+"""Tell when aggregation slows training down, and what could be changed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-MUCH_PCT = 20.0  # of the time of an epoch's iterations; the paper's 90 % efficiency leaves half of that
+MUCH_PCT = 20.0  # of the time of an epoch's iterations; at the paper's 90 % efficiency all losses are half of that
 
 
 @dataclass
 class AggregationAdvice:
-    """Collects the iteration records of an epoch, and speaks once in a run.
+    """Collects the iteration records of an epoch, and gives advice once in a run.
 
-    waited, of    time waiting and time in all, in units of an iteration; records may speak of different numbers of them
+    waited, of    time spent waiting, and time in all; a record may cover several iterations
     """
 
     waited: float = 0.0
@@ -21,7 +21,7 @@ class AggregationAdvice:
     given: bool = False
 
     def note(self, record: Mapping[str, Any]) -> None:
-        """Add an iteration record; records without a share are left out."""
+        """Add an iteration record; skip a record without a share."""
         share = record.get("aggregation_wait_pct")
         if share is None or not record.get("images_per_second"):
             return

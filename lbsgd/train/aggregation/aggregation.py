@@ -1,8 +1,8 @@
 """Aggregation of gradients during back-propagation (Sec. 4), in place of DeepSpeed's own at ZeRO stages 0 and 1.
 
 In the last pass of an iteration a bucket starts as soon as its last gradient has come and all buckets before it have
-started; so they start in one order on all processes. `engine.backward` ends by waiting for them. In earlier passes
-gradients only add up. At stage 1 ZeRO then copies its share from gradients that are means already.
+started. So buckets start in the same order on all processes. `engine.backward` ends by waiting for them. In earlier
+passes gradients only add up. At stage 1 ZeRO then copies its share from gradients that are means already.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from lbsgd.train.inputs import has_nothing_to_reduce
 
 @dataclass(frozen=True)
 class Settings:
-    """DeepSpeed's own keys, with the meaning that they have there.
+    """DeepSpeed's own keys, with DeepSpeed's meaning.
 
     bucket_elements    zero_optimization.reduce_bucket_size
     overlap            zero_optimization.overlap_comm
-    before, after      what gradients are divided by before and after the sum; the product is the world size
+    before, after      divisors of the gradients before and after the sum; their product is the world size
     """
 
     bucket_elements: int
@@ -42,9 +42,9 @@ class Settings:
 
     @classmethod
     def of(cls, config: Mapping[str, Any], world_size: int, half: bool) -> Settings:
-        """Read them.
+        """Read the settings from a JSON.
 
-        half: gradients are fp16, whose sum of many would overflow, so all division comes before it unless asked for.
+        half: gradients are fp16. A sum of many would overflow, so all division comes first unless the JSON differs.
         """
         before = get(config, "gradient_predivide_factor", 1.0)
         if get(config, "prescale_gradients", False) or (half and before == 1):
@@ -58,7 +58,7 @@ class Settings:
 
 
 class Aggregation:
-    """The gradients of one engine.
+    """Aggregates the gradients of one engine.
 
     choice    the algorithm that runs
     """
@@ -81,7 +81,7 @@ class Aggregation:
         self.runner = runner(phases_of(choice, self.placement, device, self.settings.after), device)
 
     def arrived(self, parameter: Parameter) -> None:
-        """Take a gradient of the last pass; called by autograd once it has added up.
+        """Take a gradient of the last pass; autograd calls this once it has accumulated the gradient.
 
         Gradients of other backward calls, such as another engine's on the same network, only add up, as in DeepSpeed.
         """
@@ -108,7 +108,7 @@ class Aggregation:
         return self.runner.start(bucket.buffer)
 
     def finish(self) -> None:
-        """Take what has not come by itself, and wait until every gradient is the mean over the processes."""
+        """Take the gradients that have not arrived, and wait until every gradient is the mean over the processes."""
         self.require_new(False)
         self.require_known()
         for bucket in self.buckets:
@@ -119,11 +119,11 @@ class Aggregation:
         self.done_in_pass = self.engine.micro_steps
 
     def close(self) -> None:
-        """End what runs the phases; nothing is aggregated afterwards."""
+        """End the threads that run the phases; nothing is aggregated afterwards."""
         self.runner.close()
 
     def begin(self) -> None:
-        """Expect the gradients of another iteration, once nothing moves in the buffers any more."""
+        """Wait until no buffer is in use, and expect the gradients of the next iteration."""
         for job in self.jobs:
             self.runner.wait(job)
         self.jobs, self.done_in_pass = [], None
@@ -131,7 +131,7 @@ class Aggregation:
             bucket.empty()
 
     def require_new(self, came_before: bool) -> None:
-        """Raise TrainingError for a gradient that comes when its mean is already made, or being made."""
+        """Raise TrainingError if a gradient arrives after its aggregation has begun."""
         if came_before or self.done_in_pass == self.engine.micro_steps:
             raise TrainingError(
                 f"in iteration {self.engine.global_steps} a gradient came twice in the last pass, the second time "
@@ -140,7 +140,7 @@ class Aggregation:
             )
 
     def require_known(self) -> None:
-        """Raise TrainingError for a parameter that was unfrozen or added since: it would differ between processes."""
+        """Raise TrainingError for a parameter that was unfrozen or added later: it would differ between processes."""
         for name, parameter in self.engine.module.named_parameters():
             if parameter.requires_grad and parameter not in self.bucket_of:
                 raise TrainingError(
@@ -153,7 +153,7 @@ class Aggregation:
 
 
 def attach(engine, plan: Plan) -> None:
-    """Let the engine aggregate as the plan says, and count what it waits; all processes must call it.
+    """Make the engine aggregate as the plan says, and measure how long it waits; all processes must call it.
 
     engine.aggregation    an `Aggregation`, or None where DeepSpeed's own reduction runs
     engine.waiting        a `Waiting`
@@ -178,7 +178,7 @@ def attach(engine, plan: Plan) -> None:
 
 
 def instead_of(engine, reduce):
-    """Return what stands for engine.allreduce_gradients, which DeepSpeed calls after each backward."""
+    """Return the replacement of engine.allreduce_gradients, which DeepSpeed calls after each backward."""
     if engine.zero_optimization():
         engine.optimizer.average_tensor = lambda *_: None  # the gradients that ZeRO distributes are means already
 
@@ -195,16 +195,16 @@ def instead_of(engine, reduce):
 def take_gradients_in_place(engine):
     """Let ZeRO 1 take the gradients of its only process from where they lie.
 
-    DeepSpeed copies each of them twice and has a hook for each, which costs the host more time than a GPU computes
-    (docs/experiments.md). Without the hooks only engine.backward knows when a pass ends, so any other back-propagation
-    through the engine's output is refused; through engine.module's it is not.
+    DeepSpeed has a hook for each gradient and copies each twice, which takes the host longer than a GPU computes
+    (docs/experiments.md). Without the hooks only engine.backward knows when a pass ends. So any other back-propagation
+    through the output of the engine is refused; through the output of engine.module it is not.
     """
     zero = engine.optimizer
     zero.reduce_gradients = lambda **_: zero.overlapping_partition_gradients_reduce_epilogue()
     engine._support_torch_style_backward = False
 
     def keep(*_):
-        """Copy what waits for the update: another pass of CUDA graphs would write over it (`GraphedBlock`)."""
+        """Copy gradients that wait for the update: a pass of CUDA graphs would overwrite them (`GraphedBlock`)."""
         for gradients in zero.averaged_gradients.values():
             for gradient in gradients or ():
                 gradient.data = gradient.data.clone()  # ZeRO marks some of these tensors, so each stays itself

@@ -1,4 +1,4 @@
-"""Checks that all processes have the same parameters and settings, before the first collective call on those."""
+"""Check that all processes have the same parameters and settings, before their first collective call on these."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lbsgd.train.aggregation.aggregation import Settings
 def require_alike(model: torch.nn.Module, plan: Plan) -> None:
     """Compare what this process trains, and how, with rank 0; all processes must call it.
 
-    Parameters of other lengths would end a process inside gloo, and of equal lengths be added to one another in
-    silence. Raises ConfigError on all processes, which names the first difference.
+    Parameters of different lengths would end a process inside gloo; parameters of equal lengths would be added to one
+    another in silence. Raises ConfigError on all processes, which names the first difference.
     """
     if plan.world_size == 1:
         return
@@ -36,7 +36,7 @@ def require_alike(model: torch.nn.Module, plan: Plan) -> None:
 
 
 def facts(model: torch.nn.Module, plan: Plan) -> list[str]:
-    """Return in words what decides which numbers are added to which."""
+    """Return in words the settings and parameters that decide which numbers are added to which."""
     settings = Settings.of(plan.config, plan.world_size, plan.precision == "fp16")
     how = {
         "zero_optimization.stage": plan.zero_stage,

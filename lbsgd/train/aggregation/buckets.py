@@ -1,4 +1,4 @@
-"""Gradients in flat buffers: which lie together, in which order they go, and how they get in and out."""
+"""Gradients in flat buffers: which lie together, in which order, and how they get in and out."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.nn import Parameter
 
 
 class Bucket:
-    """Some parameters' gradients in one flat buffer, which stays for the whole run.
+    """The gradients of some parameters in one flat buffer, which is kept for the whole run.
 
-    multiple: the buffer's length is padded to it with zeros, so that shares of all processes are equally long.
+    multiple: zeros pad the buffer to a multiple of this length, so that all processes have equal shares.
     """
 
     def __init__(self, parameters: list[Parameter], multiple: int):
@@ -28,10 +28,10 @@ class Bucket:
         self.streams: set[torch.cuda.Stream] = set()  # that have written into the buffer
 
     def take(self, parameter: Parameter) -> None:
-        """Copy a gradient into the buffer, zeros if this process has none, and let the parameter's be a view of it.
+        """Copy a gradient into the buffer, or zeros if this process has none, and make parameter.grad a view of it.
 
-        Each time a new view: ZeRO points the old one at a buffer of its own, and writes would go there. A parameter
-        that was frozen since the start has none, because an optimizer would move it by its momentum.
+        The view is new each time, because ZeRO points the old one at a buffer of its own, and writes would go there. A
+        parameter that was frozen later gets no gradient, because with one an optimizer would move it by its momentum.
         """
         view = self.views[parameter]
         if parameter.grad is None:
@@ -44,12 +44,12 @@ class Bucket:
             self.streams.add(torch.cuda.current_stream())
 
     def wait_for_streams(self) -> None:
-        """Let the current stream wait for all that have written: autograd runs a hook on its parameter's own stream."""
+        """Make the current stream wait for all writers: autograd runs a hook on the stream of its parameter."""
         for stream in self.streams:
             torch.cuda.current_stream().wait_stream(stream)
 
     def empty(self) -> None:
-        """Expect all gradients anew."""
+        """Expect all gradients again."""
         self.missing = set(self.parameters)
         self.streams.clear()
 
@@ -63,16 +63,16 @@ def strides(parameter: Parameter) -> tuple[int, ...]:
 
 
 def fill(parameters: Iterable[Parameter], bucket_elements: int, multiple: int) -> list[Bucket]:
-    """Return buckets of at most so many elements, a larger parameter in one of its own.
+    """Return buckets of at most bucket_elements; a larger parameter gets a bucket of its own.
 
-    They follow the order in which the parameters were registered, from the last: about that in which back-propagation
-    makes gradients, and the same on every process and after every resume. An order observed at run time is neither.
+    They take the parameters in reverse order of registration. Back-propagation makes gradients in about this order,
+    and it is the same on every process and after every resume, unlike an order that is observed at run time.
     """
     return [Bucket(together, multiple) for together in cut([*parameters][::-1], bucket_elements)]
 
 
 def cut(parameters: list[Parameter], bucket_elements: int) -> Iterator[list[Parameter]]:
-    """Yield neighbours of one precision and device, at most so many elements at once."""
+    """Yield neighbouring parameters of one precision and device, with at most bucket_elements together."""
     together: list[Parameter] = []
     for parameter in parameters:
         kind = (parameter.dtype, parameter.device)

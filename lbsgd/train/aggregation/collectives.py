@@ -1,4 +1,4 @@
-"""Collective calls by the backend's own algorithms, with the interface of `HalvingDoubling`."""
+"""Collective calls with the backend's own algorithms and the interface of `HalvingDoubling`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lbsgd.train.aggregation.halving_doubling import exchange
 
 
 class Collective(Protocol):
-    """Sums of flat buffers between some processes."""
+    """What sums flat buffers between some processes."""
 
     def all_reduce(self, buffer: torch.Tensor) -> None: ...
     def reduce_scatter(self, buffer: torch.Tensor) -> torch.Tensor: ...
@@ -20,9 +20,11 @@ class Collective(Protocol):
 
 
 class Backend:
-    """The backend's calls; where gloo's reduce-scatter is slow (12 times its all-reduce), each sends each its share.
+    """The backend's calls.
 
-    ranks, group: as of `HalvingDoubling`. Buffers' lengths are multiples of the number of ranks.
+    gloo's reduce-scatter takes 12 times as long as its all-reduce, so there each process sends every other its share.
+
+    ranks, group: as in `HalvingDoubling`. Lengths of buffers are multiples of the number of ranks.
     """
 
     def __init__(self, ranks: Sequence[int], group: dist.ProcessGroup | None, rank: int):

@@ -1,10 +1,10 @@
 """Recursive halving and doubling (Sec. 4), the paper's all-reduce: 2·log2(p) steps, 2·(p−1)/p of the bytes.
 
-Step d of halving: processes whose positions differ in bit d exchange one half of what they are left with, and add. So
-each ends with 1/p of the sum. Doubling goes the same way back. Low bits come first: where the ranks of a server are
-neighbours, the sum inside the server is over before a byte leaves it. Every element is summed in one order,
-((g0+g1)+(g2+g3))+..., which depends neither on the size of the buffer nor on the process that ends up with it. A ring's
-order depends on both.
+In step d of halving, two processes that differ in bit d of their positions exchange one half of what they still have,
+and add. So each ends with 1/p of the sum. Doubling takes the same steps back. Low bits come first, so if the ranks of a
+server are neighbours, the sum inside the server is complete before a byte leaves it. Every element is summed in one
+order, ((g0+g1)+(g2+g3))+..., which depends neither on the size of the buffer nor on the process that ends up with the
+element. In a ring the order depends on both.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class HalvingDoubling:
     """The algorithm between p = 2^m processes.
 
     ranks    the processes in the order of their positions
-    group    one that nobody else uses at the same time
-    back     another such group, which carries what goes from higher positions to lower; by default the same one.
-             gloo keeps one connection per pair and group, and sends at half the speed while it receives on it
+    group    a group that nobody else uses at the same time
+    back     another such group, for messages from higher positions to lower; by default the same group. gloo keeps one
+             connection per pair and group, and sends at half the speed while it receives on it
 
     Buffers are flat and contiguous, their length a multiple of p.
     """
@@ -43,7 +43,7 @@ class HalvingDoubling:
         self.all_gather(buffer)
 
     def reduce_scatter(self, buffer: torch.Tensor) -> torch.Tensor:
-        """Return this process's share of the sum: a view of its buffer, whose rest is left as it happens to be."""
+        """Return this process's share of the sum as a view of the buffer; the rest of the buffer is undefined."""
         share = buffer
         for bit, kept, sent in self.halves(buffer):
             received = self.room(kept)
@@ -53,12 +53,12 @@ class HalvingDoubling:
         return share
 
     def all_gather(self, buffer: torch.Tensor) -> None:
-        """Fill the buffer from all processes' shares, which lie where `reduce_scatter` left them."""
+        """Fill the buffer with the shares of all processes, which lie where `reduce_scatter` left them."""
         for bit, kept, other in reversed([*self.halves(buffer)]):
             self.exchange(bit, kept, other)
 
     def halves(self, buffer: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Yield each bit from the lowest, with the half that this process keeps and the one that it gives."""
+        """Yield each bit from the lowest, with the half that this process keeps and the half that it sends."""
         bit = 1
         while bit < len(self.ranks):
             low, high = buffer.chunk(2)
@@ -72,7 +72,7 @@ class HalvingDoubling:
         exchange([(partner, sent)], [(partner, received)], *ways)
 
     def room(self, like: torch.Tensor) -> torch.Tensor:
-        """Return memory for a half, which is kept for the next time."""
+        """Return memory for a half; it is reused the next time."""
         room = self.scratch.get(like.dtype)
         if room is None or room.numel() < like.numel():
             room = self.scratch[like.dtype] = torch.empty_like(like)
@@ -85,10 +85,10 @@ def exchange(
     group: dist.ProcessGroup | None,
     back: dist.ProcessGroup | None,
 ) -> None:
-    """Send to other ranks by one group and receive by another at the same time; return when all of it is done."""
+    """Send to other ranks by one group and receive by another at the same time; return when both are done."""
     out = [dist.P2POp(dist.isend, tensor, rank, group) for rank, tensor in sent]
     home = [dist.P2POp(dist.irecv, tensor, rank, back) for rank, tensor in received]
-    # NCCL waits for ever unless messages both ways are one call, which takes one group only.
+    # NCCL waits for ever unless one call holds the messages of both ways, and a call takes only one group.
     calls = [out + home] if group is back else [out, home]
     for work in [work for messages in calls if messages for work in dist.batch_isend_irecv(messages)]:
         work.wait()

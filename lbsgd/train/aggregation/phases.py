@@ -1,14 +1,14 @@
-"""The three phases of an aggregation (Sec. 4), each bucket in one while the next bucket is in the one before.
+"""The three phases of an aggregation (Sec. 4); while one bucket is in a phase, the next bucket is in the phase before.
 
     1  reduce-scatter inside each server: every process has 1/L of the server's sum
     2  all-reduce of these shares between the servers, with the division
     3  all-gather inside each server
 
-Flat, there is phase 2 alone. Halving/doubling is two phases by itself: a bucket doubles while the next one halves,
-which fills the link while a process adds or waits for its partner.
+A flat aggregation has only phase 2. Halving/doubling makes two phases of it: one bucket doubles while the next one
+halves, which keeps the link busy while a process adds or waits for its partner.
 
-gloo's calls block, so a thread runs each phase; on a GPU a stream does. Every phase has groups of its own: calls of two
-phases never meet.
+gloo's calls block, so each phase has a thread; on a GPU it has a stream. Each phase has groups of its own, so calls of
+two phases never meet.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from lbsgd.train.aggregation.placement import Placement
 
 
 class Job:
-    """One bucket on its way.
+    """One bucket on its way through the phases.
 
-    share: the part that this process sums between the servers. piece: the part of it whose sum halving leaves here.
+    share: the part that this process sums between the servers. piece: the part of the share that halving sums here.
     """
 
     def __init__(self, buffer: torch.Tensor):
@@ -44,7 +44,7 @@ Phase = Callable[[Job], None]
 
 
 def phases_of(choice: Choice, placement: Placement, device: torch.device, divisor: float) -> list[Phase]:
-    """Return the phases of this process; all processes must call it, because it makes groups."""
+    """Return the phases of this process; all processes must call this, because it makes groups."""
     rank, timeout = dist.get_rank(), timeout_of(device)
     everybody = tuple(range(dist.get_world_size()))
     inside: tuple[int, ...]
@@ -78,7 +78,7 @@ def phases_of(choice: Choice, placement: Placement, device: torch.device, diviso
 
 
 def between_servers(collectives: Sequence[Collective], divisor: float) -> list[Phase]:
-    """Return phase 2, whole by one collective, or its halving and doubling by two; divisor: of the sum."""
+    """Return phase 2: one phase for one collective, halving and doubling for two. divisor: divides the sum."""
     first, last = collectives[0], collectives[-1]
 
     def divide(part: torch.Tensor) -> None:
@@ -110,18 +110,18 @@ def groups(lists: Sequence[Sequence[int]], rank: int, timeout: timedelta) -> dis
 
 
 def timeout_of(device: torch.device) -> timedelta:
-    """Return the timeout that the processes joined with; torch would give new groups its own, 30 minutes."""
+    """Return the timeout of the first group; torch would give new groups its default of 30 minutes."""
     return dist.distributed_c10d._get_default_group()._get_backend(device).options._timeout
 
 
 # --- who runs them ----------------------------------------------------------------------------------------------------
 
 
-CLOSE_SECONDS = 5.0  # for threads that wait for nothing
+CLOSE_SECONDS = 5.0  # enough for idle threads to end
 
 
 class Threads:
-    """Runs phases of buffers in the host's memory, a daemon thread each, which ends with this object."""
+    """Runs phases of buffers in the host's memory, each in a daemon thread, which ends with this object."""
 
     def __init__(self, phases: Sequence[Phase]):
         self.queues = [queue.SimpleQueue[Job | None]() for _ in phases]
@@ -132,7 +132,7 @@ class Threads:
             name = f"lbsgd phase {number + 1}"
             self.threads.append(threading.Thread(target=work, args=arguments, name=name, daemon=True))
             self.threads[-1].start()
-        # At the interpreter's end they stay where they wait: a thread that it ends inside torch's C++ code aborts.
+        # Not at the interpreter's end: a thread that woke then and was ended inside torch's C++ code would abort.
         weakref.finalize(self, self.queues[0].put, None).atexit = False
 
     def start(self, buffer: torch.Tensor) -> Job:
@@ -141,7 +141,7 @@ class Threads:
         return job
 
     def close(self) -> None:
-        """End the threads, which have nothing to do any more."""
+        """End the threads once they have no more work."""
         self.queues[0].put(None)
         for thread in self.threads:
             thread.join(CLOSE_SECONDS)
@@ -154,7 +154,7 @@ class Threads:
 
 
 def work(phase: Phase, jobs: queue.SimpleQueue[Job | None], rest: queue.SimpleQueue[Job | None] | None) -> None:
-    """Run one phase of each job, and hand it on; the error of one ends the thread, whose group is broken then."""
+    """Run one phase of each job and pass the job on; after an error run no more, because the group is broken."""
     error: BaseException | None = None
     while job := jobs.get():
         try:
@@ -172,7 +172,7 @@ def work(phase: Phase, jobs: queue.SimpleQueue[Job | None], rest: queue.SimpleQu
 
 
 class Streams:
-    """Runs phases of buffers on a GPU, a stream each; no call blocks the host."""
+    """Runs phases of buffers on a GPU, each in a stream; no call blocks the host."""
 
     def __init__(self, phases: Sequence[Phase]):
         self.phases = phases
@@ -196,5 +196,5 @@ class Streams:
 
 
 def runner(phases: Sequence[Phase], device: torch.device) -> Threads | Streams:
-    """Return what runs the phases beside back-propagation: streams of a GPU, or threads."""
+    """Return the runner of the phases beside back-propagation: streams on a GPU, else threads."""
     return Streams(phases) if device.type == "cuda" else Threads(phases)

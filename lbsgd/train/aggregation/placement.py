@@ -14,13 +14,13 @@ def host_name() -> str:
 
 @dataclass(frozen=True)
 class Placement:
-    """The ranks on each server, in ascending order; servers by their lowest rank. Any order of ranks will do."""
+    """The ranks on each server, in ascending order, with servers sorted by lowest rank; ranks may be in any order."""
 
     servers: tuple[tuple[int, ...], ...]
 
     @classmethod
     def gather(cls) -> Placement:
-        """Learn from all processes where they run; all of them must call it."""
+        """Learn where each process runs; all processes must call this."""
         names: list[str] = [""] * dist.get_world_size()
         dist.all_gather_object(names, host_name())
         ranks = {
@@ -34,11 +34,11 @@ class Placement:
 
     @property
     def in_blocks(self) -> bool:
-        """Whether ranks run through the servers one after another, as with all launchers but Slurm's cyclic order."""
+        """Whether each server has consecutive ranks, as with all launchers except in Slurm's cyclic order."""
         return [rank for ranks in self.servers for rank in ranks] == list(range(sum(self.sizes)))
 
     def of(self, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the ranks of this one's server, and those at its place in all servers (of equal size)."""
+        """Return the ranks of this rank's server, and the ranks at its place in all servers (of equal size)."""
         inside = next(ranks for ranks in self.servers if rank in ranks)
         place = inside.index(rank)
         return inside, tuple(ranks[place] for ranks in self.servers)

@@ -1,4 +1,4 @@
-"""Aggregation after a restart: the order of every sum, and so every bit, as before where that can be."""
+"""Restore the aggregation after a restart: the order of every sum, and so every bit, if possible."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def saved_choice(engine) -> Saved | None:
 def resume_choice(engine, saved: Saved | None, worlds: tuple[int, int], say: Callable[[str], None]) -> None:
     """Aggregate as before the restart, or say in one line that last bits may differ; all processes must call it.
 
-    saved     what `saved_choice` returned then; None also for a checkpoint that is older than aggregation
+    saved     the result of `saved_choice` then; None also for a checkpoint from before aggregation existed
     worlds    world size then and now
 
-    What the JSON demands by name comes before what was saved.
+    What the JSON demands by name takes precedence over what was saved.
     """
     before, now = worlds
     saved = saved and {"backend": "gloo", **saved}  # older checkpoints are of CPUs
@@ -44,7 +44,7 @@ def resume_choice(engine, saved: Saved | None, worlds: tuple[int, int], say: Cal
 
 
 def same_order(one: Saved | None, other: Saved | None) -> bool:
-    """Whether both sum every element in the same order."""
+    """Whether both choices sum every element in the same order."""
     if one is None or other is None:
         return one is other
     if choice_of(one).is_tree and choice_of(other).is_tree:

@@ -1,4 +1,4 @@
-"""How long training waits for aggregation, and for the slower processes in it."""
+"""Measure how long training waits for aggregation, and in it for slower processes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import torch
 
 
 class Waiting:
-    """Seconds between the end of back-propagation and that of aggregation, since they were last taken.
+    """Counts the seconds between the end of back-propagation and the end of aggregation, since the last `take`.
 
-    On a GPU two events per pass measure it on the device, so that the host does not wait, and are read later.
+    On a GPU two events per pass measure the time on the device. They are read later, so that the host does not wait.
     """
 
     def __init__(self, device: torch.device):
@@ -22,7 +22,7 @@ class Waiting:
         self.events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, with the time that each call takes counted."""
+        """Return the function, wrapped to count the time of each call."""
 
         @wraps(function)
         def counted(*arguments: Any, **options: Any) -> Any:
@@ -47,13 +47,13 @@ class Waiting:
         return first, second
 
     def count_past(self) -> None:
-        """Count events that are over, without a wait, so that a loop which never asks does not collect them."""
+        """Count events that are over without waiting, so that events do not pile up if a loop never calls `take`."""
         while self.events and self.events[0][1].query():
             first, second = self.events.pop(0)
             self.seconds += first.elapsed_time(second) / 1e3
 
     def take(self) -> float:
-        """Return the seconds, and begin anew; waits for the GPU."""
+        """Return the seconds and start from zero; waits for the GPU."""
         for first, second in self.events:
             second.synchronize()
             self.seconds += first.elapsed_time(second) / 1e3
