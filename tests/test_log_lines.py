@@ -90,3 +90,14 @@ def test_nan_is_no_strict_json(tmp_path):
     rewritten(log, 2, "train_loss", float("nan"))
     [error] = read_runs([tmp_path])[1]
     assert f"{log}, line 3: not a run log: not JSON" in error
+
+
+@pytest.mark.parametrize(("order", "after"), [((0, 1, 1, 2), 2), ((0, 2, 1), 3)])
+def test_a_log_whose_epochs_do_not_rise_is_refused(tmp_path, order, after):
+    """Two pieces joined by hand, say: its last 5 epochs would be others."""
+    log = write_log(tmp_path, ROW, 0, [50.0, 40.0, 30.0]) / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    epochs = [line for line in lines if '"kind": "epoch"' in line]
+    log.write_text("".join([lines[0], *(epochs[at] for at in order), lines[-1]]))
+    said = f"{log}: not a run log: epoch 2 comes after epoch {after}; mend it, or leave it out"
+    assert read_runs([tmp_path])[1] == [said]

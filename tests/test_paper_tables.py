@@ -465,6 +465,7 @@ def test_an_example_in_a_fence_is_left_alone(table_1_runs, tmp_path, fence):
         ("<!-- report a -->\nprose\n* <!-- report b -->\n<!-- end of report -->", "1 regions begin and 0 are complete"),
         ("```\n<!-- report a -->\n<!-- end of report -->\n```\n", "0 regions begin"),
         ("<!-- report --table table1 -->\n<!-- end of report -->", "marker is wrong: .*places"),
+        ("<!-- report a --table table9 -->\n<!-- end of report -->", "no table is table9; there are table1, table2a"),
         (
             "<!-- report ../Bob's runs -->\n<!-- end of report -->",
             "marker is wrong: ../Bob's runs: No closing quotation",
@@ -475,6 +476,20 @@ def test_a_file_without_a_whole_region_is_refused(tmp_path, text, reason):
     (tmp_path / "a.md").write_text(text)
     with pytest.raises(ConfigError, match=reason):
         update([tmp_path / "a.md"])
+
+
+def test_a_region_lacks_no_table_that_it_asks_for(table_1_runs, tmp_path):
+    file = tmp_path / "a.md"
+    text = f"<!-- report {table_1_runs} --table table1 --table table2b -->\nold\n<!-- end of report -->\n"
+    file.write_text(text)
+    with pytest.raises(
+        ConfigError, match="a.md: no table2b can be made of these runs: it takes the baseline and a row"
+    ):
+        update([file])
+    assert file.read_text() == text
+    file.write_text(f"<!-- report {table_1_runs / 'x1'} -->\n<!-- end of report -->\n")
+    with pytest.raises(ConfigError, match="a.md: no table of the paper can be made of .*x1; give more rows"):
+        update([file])
 
 
 def test_rows_of_other_data_are_no_family(tmp_path):

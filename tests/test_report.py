@@ -137,6 +137,15 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path, other
     assert not any("mean" in row for row in rows([first, second])[:-1])
 
 
+def test_means_of_several_rows_are_told_apart(tmp_path):
+    places = [(name, seed) for name in ("plain", "wd[a]") for seed in (0, 1)]
+    runs = [
+        write(tmp_path / name / f"seed{seed}", val=[9.0], seed=seed, config={"optimizer": {"type": name}})
+        for name, seed in places
+    ]
+    assert [row[:4] for row in rows(runs)[-3:-1]] == ["plain: mean of 2".split(), "wd[a]: mean of 2".split()]
+
+
 def test_a_copy_of_a_seed_leaves_the_mean_of_the_others(tmp_path):
     runs = [write(tmp_path / str(place), val=[9.0, 8.0 + seed], seed=seed) for place, seed in enumerate((0, 0, 1))]
     assert rows(runs)[-2][:4] == "mean of 2 ±".split() and rows(runs)[-2][-3:] == "8.75 ± 0.35".split()

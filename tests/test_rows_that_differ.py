@@ -66,7 +66,7 @@ def test_a_table_without_a_baseline_says_why(tmp_path, capsys):
     assert why in write_report(families_at([tmp_path]), tmp_path / "report", "digits", ["table1"])[-1].read_text()
     file = tmp_path / "a.md"
     file.write_text("<!-- report . --table table1 -->\n<!-- end of report -->\n")
-    with pytest.raises(ConfigError, match="no table table1 can be made of .*precision fp32"):
+    with pytest.raises(ConfigError, match="a.md: no table1 can be made of these runs: it takes .*precision fp32"):
         update([file])
 
 

@@ -65,7 +65,7 @@ def run(given: argparse.Namespace) -> int:
     studies = tuple(find_study(name) for name in given.studies)
     for study in studies:
         if study.apart and len(studies) > 1:
-            raise ConfigError(f"reproduce: {study.name} runs by itself, because the others depend on what it decides")
+            raise ConfigError(f"reproduce: {study.name} runs by itself, because its runs are a grid of their own")
     request = Request(
         studies=studies,
         data=find_data_set(given.data_set),

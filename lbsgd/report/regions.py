@@ -20,7 +20,7 @@ from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.bench_tables import bench_tables
 from lbsgd.report.groups import BadLogs
-from lbsgd.report.paper_tables import paper_tables, wanted
+from lbsgd.report.paper_tables import NEEDS, paper_tables, wanted, why_not
 from lbsgd.report.write import families_at
 
 FENCE = r"^[ \t]*(?P<fence>`{3,}|~{3,})[^`\n]*\n.*?(?:^[ \t]*(?P=fence)|\Z)"  # code, whose markers are examples
@@ -105,11 +105,14 @@ def body(arguments: str, file: Path) -> str:
     places = [file.parent / place for place in given.places]
     if [place.suffix for place in places] == [".json"]:
         return "\n" + "\n".join(bench_tables(places[0], given.table)) + "\n"
+    if unknown := [name for name in given.table if name not in NEEDS]:
+        raise ConfigError(f"{file}: a report's marker is wrong: no table is {unknown[0]}; there are {', '.join(NEEDS)}")
     families = families_at(places)
+    if unmade := why_not(families, given.table):
+        raise ConfigError(f"{file}: {'; '.join(unmade)}")
     tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
     if not tables:
-        why = " ".join(["", *filter(None, (family.without_baseline for family in families))]).rstrip(".")
-        raise ConfigError(f"{file}: no table {' or '.join(given.table)} can be made of {' '.join(given.places)}.{why}")
+        raise ConfigError(f"{file}: no table of the paper can be made of {' '.join(given.places)}; give more rows")
     return "\n" + "\n".join(table.markdown() for table in tables) + "\n"
 
 

@@ -17,6 +17,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -148,7 +149,10 @@ def read_run(path: str | Path) -> LoggedRun:
 
 
 def require_reportable(run: LoggedRun) -> None:
-    """Raise DataError where the first line lacks what a report needs, or records lie where no run of the plan comes."""
+    """Raise DataError where the first line lacks what a report needs, or records lie where no run of the plan comes.
+
+    Nor does a run evaluate an epoch after a later one: its last epochs would be others.
+    """
     if missing := missing_leaves(run.header):
         raise DataError(f"{run.path}, line 1: not a run log: run without {', '.join(missing)}")
     most = math.ceil(run.planned_epochs)
@@ -156,6 +160,9 @@ def require_reportable(run: LoggedRun) -> None:
     places += [record["iteration"] / run.header["iterations_per_epoch"] for record in run.iterations]
     if beyond := [place for place in places if not 0 <= place <= most]:
         raise DataError(f"{run.path}: not a run log: a record at epoch {beyond[0]:g}, of {most:g} that were planned")
+    epochs = [record["epoch"] for record in run.epochs]
+    if back := [pair for pair in pairwise(epochs) if pair[0] >= pair[1]]:
+        raise DataError(f"{run.path}: not a run log: epoch {back[0][1]:g} comes after epoch {back[0][0]:g}")
 
 
 def not_strict(constant: str) -> None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from lbsgd.report.groups import read_rows
 from lbsgd.report.measure import Measure, Record
-from lbsgd.report.names import names_of
+from lbsgd.report.names import names_of, row_names
 from lbsgd.report.run_log import LoggedRun
 
 WIDE = 80  # columns of a terminal that hold all
@@ -23,7 +23,7 @@ def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
     """Return a row per run and, as in the paper's tables, mean ± std of runs that differ only in their seed.
 
     The numbers are those of each run's first measure; other headlines, such as mask AP, have columns of their own. A
-    terminal narrower than WIDE gets the columns that matter most.
+    terminal narrower than WIDE gets the columns that matter most. Several means have the names of their rows' folders.
     """
     further = list(dict.fromkeys(measure for run in runs for measure in headlines(run)[1:]))
     table = Table(
@@ -49,9 +49,10 @@ def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
         numbers = [*numbers_of(run), *(measure.of(run.epochs) for measure in further)]
         add(escape(name), *recipe_cells(run), *map(percent, numbers), speed_cell(run))
     table.add_section()
-    for row in read_rows(runs)[0]:
-        if len(row.values) > 1:
-            add(f"mean of {len(row.values)} ± std", *recipe_cells(row.finished[0]), str(row.spread))
+    rows = [row for row in read_rows(runs)[0] if len(row.values) > 1]
+    for name, row in zip(row_names(rows), rows, strict=True):
+        which = f"{escape(name)}: " if len(rows) > 1 else ""
+        add(f"{which}mean of {len(row.values)} ± std", *recipe_cells(row.finished[0]), str(row.spread))
     return table
 
 
