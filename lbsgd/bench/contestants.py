@@ -1,4 +1,4 @@
-"""The training steps that are held against each other: lbsgd's own update, and a plain PyTorch loop."""
+"""The training steps that the bench compares: lbsgd's own update, and a plain PyTorch loop."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from lbsgd.train.session import DTYPES, pixels_of
 from lbsgd.train.trainer import NEVER, Trainer
 
 NUM_CLASSES, NUM_IMAGES = 1000, 10**6  # enough images that no epoch ends
-FP16_SCALE_POWER = 10  # no first update overflows: torch 2.11's fused SGD would keep a momentum that it never wrote
+FP16_SCALE_POWER = 10  # so that the first update never overflows: torch 2.11's fused SGD would keep unwritten momentum
 Change = Callable[[nn.Module], nn.Module]
 UpdateStep = Callable[[], torch.Tensor]  # makes an update, and returns whether the loss is a number
 
@@ -46,7 +46,7 @@ def plan_for(
     num_images: int = NUM_IMAGES,
     more: tuple[str, ...] = (),
 ) -> Plan:
-    """Return the recipe with some passes of micro_batch images per update and no warmup; `more` changes its keys."""
+    """Return the recipe without warmup, with `passes` of micro_batch images per update; `more` sets further keys."""
     sizes = given.sizes
     settings = (
         'lbsgd.warmup={"kind": "none", "epochs": 0}',
@@ -73,7 +73,7 @@ def network(given: Settings, plan: Plan) -> nn.Module:
 
 
 def fake_images(plan: Plan, device: Any, dtype: torch.dtype | None = None) -> FakeImages:
-    """Return seeded images that are on the device already, by default in the plan's precision."""
+    """Return seeded images that are already on the device, by default in the plan's precision."""
     pixels = pixels_of(plan, torch.device(device))
     pixels = replace(pixels, device=device, dtype=dtype or pixels.dtype)
     batches = {"global_batch": plan.global_batch, "micro_batch": plan.micro_batch}
@@ -93,12 +93,12 @@ def our_trainer(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> 
 
 
 def our_step(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> UpdateStep:
-    """Return the trainer's own update, with all that it does beside computing: schedule, totals, the check for NaN."""
+    """Return the trainer's own update, including schedule, totals and the check for NaN."""
     return step_of(our_trainer(given, plan, blocks), plan)
 
 
 def step_of(trainer: Trainer, plan: Plan) -> UpdateStep:
-    """Return the update of a trainer, from images that are on the device already."""
+    """Return the update of a trainer on images that are already on the device."""
     batches = fake_images(plan, trainer.engine.device).epoch(0)
 
     def step() -> torch.Tensor:
@@ -109,7 +109,7 @@ def step_of(trainer: Trainer, plan: Plan) -> UpdateStep:
 
 
 def with_batch_norm(plan: Plan, implementation: Any) -> Change:
-    """Return what gives a network batch norm over n images by an implementation, as `lbsgd.initialize` does."""
+    """Return a function that gives a network batch norm over n images, as `lbsgd.initialize` does."""
 
     def change(model: nn.Module) -> nn.Module:
         convert_batch_norm(model, plan.per_worker_batch, implementation=implementation)
@@ -119,9 +119,9 @@ def with_batch_norm(plan: Plan, implementation: Any) -> Change:
 
 
 def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model) -> UpdateStep:
-    """Return what a careful engineer writes without a library: autocast, channels_last on a GPU, torch's fused SGD.
+    """Return the update that a careful engineer would write: autocast, channels_last on a GPU, torch's fused SGD.
 
-    change: is given the network before training, and returns the one to train.
+    change: takes the network before training, and returns the network to train.
     """
     device = given.device
     model: Any = change(network(given, plan))  # torch types no memory_format
@@ -137,7 +137,7 @@ def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model
 def autocast_step(
     model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any], precision: str, device_type: str
 ) -> UpdateStep:
-    """Return PyTorch's usual update from one batch: cross-entropy in autocast, and a scaled loss in fp16."""
+    """Return PyTorch's usual update on one batch: cross-entropy in autocast, and a scaled loss in fp16."""
     scaler = torch.amp.GradScaler(device_type, init_scale=2.0**FP16_SCALE_POWER, enabled=precision == "fp16")
 
     def step() -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""What must be right on a GPU, part by part: the tests that need one, `make demo`, and a row of Table 1 in fp16."""
+"""Check part by part what must be right on a GPU: the tests that need one, `make demo`, a row of Table 1 in fp16."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from lbsgd.report.statistics import difference, spread
 OUTCOME = re.compile(r"^(tests/\S+?::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL|XPASS)\b")
 SUMMARY = re.compile(r"^(FAILED|ERROR) tests/")  # and not a line of a log, "ERROR    name:file.py:1 ..."
 DEMO_GOAL = Goal("at most", 8.0)  # % error, the bound of the demo's own test
-LEAST_SEEDS = 2  # of the digits' row; one alone makes no interval
-SPARE_SECONDS = 3.0  # before a part's time is over, its commands are ended and what is known is said
+LEAST_SEEDS = 2  # of the digits' row; a single one has no interval
+SPARE_SECONDS = 3.0  # left to report when a part's commands are ended shortly before its time is over
 SMALL_TESTS = ("tests/test_prefetch.py", "-m", "not gpu", "-k", "cpu and dtype0")
 GPU_MARK = "mark.gpu"
-# First, because the time may end before the last.
+# These run first, because the time may end before the last test.
 MATTER_MOST = ("test_graphs", "test_norm_kernels", "test_oracle", "test_prefetch")
 TAKE_LONG = ("test_gpu",)
 
 
 def lines_of(command: Sequence[str], given: Settings, **environment: str) -> Iterator[str]:
-    """Run a command and yield its output's lines, which go to the log as well; raise TrainingError where it fails."""
+    """Run a command and yield the lines of its output, which also go to the log; raise TrainingError if it fails."""
     print(f"$ {shlex.join(command)}")
     paths = f"{given.root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     process = subprocess.Popen(
@@ -52,7 +52,7 @@ def lines_of(command: Sequence[str], given: Settings, **environment: str) -> Ite
         start_new_session=True,
         preexec_fn=partial(end_with, os.getpid(), signal.SIGKILL),
     )
-    # With all that it has started, which else would hold the pipe open.
+    # Its children are ended, too, because they would hold the pipe open.
     left = max(0.1, given.deadline - SPARE_SECONDS - time.monotonic())
     timer = threading.Timer(left, end_family, (process.pid,))
     timer.start()
@@ -95,14 +95,14 @@ def tests_on_the_device(given: Settings, say: Say) -> None:
         counts = {state: list(outcomes.values()).count(state) for state in sorted(set(outcomes.values()))}
         failed = len(broken) or sum(state in ("FAILED", "ERROR") for state in outcomes.values())
         beside = ", ".join(f"{count} {state.lower()}" for state, count in counts.items())
-        goal = Goal("at most", 0) if ended or failed else None  # tests that did not run, or were skipped, say nothing
+        goal = Goal("at most", 0) if ended or failed else None  # none if all tests were skipped or did not run
         say(Figure("tests that failed", failed, count=len(outcomes), unit="tests", goal=goal, beside=beside))
         for line in broken:
             say(f"* `{line[:300]}`")
 
 
 def demo(given: Settings, say: Say) -> None:
-    """Run `make demo`'s command: digits as JPEGs, converted, ResNet-50 trained."""
+    """Run the command of `make demo`: make JPEGs of digits, convert them, train ResNet-50."""
     flags = ["--max_iterations", "1"] if given.sizes.is_small else []
     work_dir = given.folder / "demo"
     run_all([[sys.executable, "tools/demo.py", "--work_dir", str(work_dir), *flags]], given)
@@ -146,7 +146,7 @@ def digits_row(given: Settings, say: Say) -> None:
 
 
 def published_errors(root: Path) -> list[float]:
-    """Return the errors of the published runs of the row, kn = 256 with gradual warmup."""
+    """Return the errors of the row's published runs, kn = 256 with gradual warmup."""
     folders = sorted((root / "results/digits/runs" / f"x{DIGITS.large}").glob("seed*"))
     return [value for folder in folders if (value := read_run(folder).value) is not None]
 

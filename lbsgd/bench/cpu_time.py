@@ -1,4 +1,4 @@
-"""The CPU time of this process and of its children that have ended, for benches that start processes."""
+"""Measure the CPU time of this process and of its children that have ended, for benches that start processes."""
 
 from __future__ import annotations
 

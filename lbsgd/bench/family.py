@@ -1,4 +1,4 @@
-"""Ends a process with all that it has started, in whatever session that runs."""
+"""End a process with all its descendants, in whatever session they run."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import psutil
 
 
 def descendants(leader: int) -> list[psutil.Process]:
-    """Return what a process has started, and what that has, while the process lives: later nobody knows."""
+    """Return the descendants of a living process; after its death they cannot be found."""
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(leader).children(recursive=True)
     return []
 
 
 def end_family(leader: int, known: Sequence[psutil.Process] = ()) -> None:
-    """Kill a process and its descendants; if it has ended by itself, the known ones and the process group it led."""
+    """Kill a process and its descendants; if it has ended already, kill the known ones and its process group."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(leader)
         process.suspend()  # so that it starts nothing more
@@ -27,7 +27,7 @@ def end_family(leader: int, known: Sequence[psutil.Process] = ()) -> None:
             while living := [each for each in process.children(recursive=True) if is_alive(each)]:
                 kill(living)
                 time.sleep(0.01)
-        finally:  # a stopped process would be waited for without end
+        finally:  # else the caller would wait for a suspended process for ever
             process.kill()
     kill(known)
     with suppress(ProcessLookupError, PermissionError):

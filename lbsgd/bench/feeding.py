@@ -1,4 +1,4 @@
-"""How long the device waits for its images, and what that costs, when the loader feeds the trainer real JPEGs."""
+"""Measure how long the device waits for images, and what that costs, when the loader feeds the trainer real JPEGs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 WAIT_GOAL = Goal("at most", 2.0)  # % of the time, with 16 cores
 WINDOWS = 5
-UNTIMED = 6  # updates at the beginning of a window, which take the batches that lie ready
+UNTIMED = 6  # updates at the beginning of a window, which use up the batches that are ready
 KINDS, CLASSES = (".jpeg", ".jpg"), 10
 
 
 def data_wait(given: Settings, say: Say) -> None:
     """Feed the trainer's update by the FFCV loader, with as many threads as there are cores.
 
-    Its waits are counted, and its images per second are held against those of images that are on the device already.
+    Report how long it waits, and compare its images per second with those of images that are already on the device.
     """
     from lbsgd.convert.convert import convert
     from lbsgd.data.folder import open_data
@@ -79,7 +79,7 @@ def loader_for(train: BetonFile, plan: Plan, device: Any, threads: int) -> Train
 
 
 def window(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[float, float]:
-    """Make updates; return the share of their time that the device waited for data, in per cent, and the images/s."""
+    """Make updates; return for what percentage of the time the device waited for data, and the images/s."""
     trainer.require_numbers()  # waits for the device, so that a window's time is its own
     trainer.clock.start_window()
     for _ in range(num_updates):
@@ -90,9 +90,9 @@ def window(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[
 
 
 def repeated(tar: Path, tree: Path, num_images: int) -> int:
-    """Put the JPEGs of a tar into a tree as ImageNet's, under several names each; return how many there are.
+    """Put the JPEGs of a tar into a tree like ImageNet's, each under several names; return how many JPEGs there are.
 
-    Raises NotRun for a tar without any.
+    Raises NotRun for a tar without JPEGs.
     """
     found: list[Path] = []
     with tarfile.open(tar) as archive:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound that a figure is to keep, fixed before it was measured; `within` is for a ratio: 1 ± the bound."""
+    """A bound that a figure should keep, fixed before the measurement; `within` is for a ratio: 1 ± the bound."""
 
     kind: Literal["at most", "at least", "within"]
     bound: float
@@ -31,10 +31,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Figure:
-    """A value, its 95 % confidence interval where it has one, and the number of rounds or runs behind it.
+    """A value, its 95 % confidence interval if it has one, and the number of rounds or runs behind it.
 
-    beside    plain numbers that explain it, such as the milliseconds of both sides of a ratio
-    seconds   of each round, by what was timed in it
+    beside    plain numbers that explain the value, such as the milliseconds of both sides of a ratio
+    seconds   of each round, for each step that was timed
     """
 
     name: str
@@ -49,7 +49,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """Say of the goal `reached` or `missed`, or `undecided` where the bound lies inside the interval."""
+        """Whether the goal is `reached` or `missed`, or `undecided` because the bound lies inside the interval."""
         if self.goal is None:
             return ""
         kept = {self.goal.keeps(value) for value in (self.low, self.value, self.high) if value is not None}
@@ -69,7 +69,7 @@ def mean_figure(name: str, values: Sequence[float], **more: Any) -> Figure:
 def ratio_figure(name: str, above: Sequence[float], below: Sequence[float], **more: Any) -> Figure:
     """Return the geometric mean of the rounds' ratios, with the interval of the mean of their logarithms.
 
-    Both sides of a round were measured one right after the other, so what slows the machine slows both.
+    Both sides of a round are measured right after each other, so what slows the machine slows both.
     """
     logs = mean_figure(name, [log(a / b) for a, b in zip(above, below, strict=True)])
     low, high = (None if bound is None else exp(bound) for bound in (logs.low, logs.high))

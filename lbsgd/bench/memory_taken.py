@@ -1,4 +1,4 @@
-"""How much of a GPU's memory training takes, beside the estimate of `lbsgd plan`."""
+"""Compare the GPU memory that training takes with the estimate of `lbsgd plan`."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from lbsgd.train.engine import start_processes
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.units import size
 
-MEMORY_GOAL = Goal("within", 0.1)  # above it a plan that fits may not run, and below it one that runs may not fit
+MEMORY_GOAL = Goal("within", 0.1)  # above, a plan that should fit does not run; below, a run that fits is refused
 
 
 def memory_taken(given: Settings, say: Say) -> None:
-    """Hold the peaks of what tensors take in training, and of what torch takes for them, against `lbsgd plan`."""
+    """Compare the peak memory of tensors in training, and the peak that torch reserves, with `lbsgd plan`."""
     if given.device != "cuda":
         raise NotRun("the estimate is of a GPU's memory")
     start_processes()
     for precision, stage in given.sizes.precisions:
         memory_taken_by(given, say, precision, stage)
-        gc.collect()  # the engine, which refers to itself
+        gc.collect()  # frees the engine, which refers to itself
         torch.cuda.empty_cache()
 
 
 def memory_taken_by(given: Settings, say: Say, precision: str, stage: int) -> None:
-    """Reserved memory is what runs out: CUDA graphs keep theirs although no tensor lies in it between two updates."""
+    """Report both peaks. A GPU runs out of reserved memory: CUDA graphs keep theirs even without tensors in it."""
     plan = plan_for(given, given.sizes.step_batch, precision, stage)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()

@@ -1,4 +1,4 @@
-"""Runs the parts of a bench, each in a process of its own and for so long: one that fails or hangs spoils no other."""
+"""Run each part of a bench in a process of its own with a time limit: a part that fails or hangs spoils no other."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from lbsgd.bench.figure import Figure
 from lbsgd.bench.results import PartResult, Results
 from lbsgd.processes.signals import handled_afterwards
 
-LEAST_SECONDS = 5.0  # with less left, a part is not begun
+LEAST_SECONDS = 5.0  # a part is not begun with less time left
 OUT_OF_TIME = "out of time"
 ENDS_BY_ITSELF = "done", "not run", "failed"
-WORST = 300  # characters of an error's line in the results; the log has the traceback
+WORST = 300  # most characters of an error in the results; the log has the traceback
 
 Say = Callable[[Figure | str], None]  # takes each figure and each note as it comes
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part: a function of a module that is called with the settings, which hold its deadline, and `say`."""
+    """A part of a bench. `run` is a function of a module; it takes the settings, which hold the deadline, and `say`."""
 
     name: str
     title: str
@@ -38,7 +38,7 @@ class Part:
 
 
 class NotRun(Exception):
-    """A part has nothing to run on here, as where no images were given; its words say what is missing."""
+    """A part cannot run here, for example because no images were given; the message says what is missing."""
 
 
 def run_parts(
@@ -49,13 +49,13 @@ def run_parts(
     preload: Sequence[str] = (),
     together: bool = False,
 ) -> bool:
-    """Run the parts in order within total_seconds; return whether all that could run are done.
+    """Run the parts in order within total_seconds; return whether every part that can run here is done.
 
-    A part for which no time is left is out of time, so it is not done, whether or not it could run here. What ends this
-    function early ends the parts that run.
+    A part without time left is out of time and so not done, even if it could not run here. If this function ends early,
+    it ends the running parts.
 
-    preload: modules that all parts need, imported once. They must not touch a GPU, which no forked process can use
-    after that. together: all at once, for parts that measure no time.
+    preload: modules that all parts need, imported once. They must not touch a GPU, because no forked process could use
+    it afterwards. together: run all parts at once, for parts that measure no time.
     """
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(list(preload))
@@ -71,7 +71,7 @@ def run_parts(
                     result.state, result.why = OUT_OF_TIME, "not begun, because the parts before it took all the time"
                     finish(result, results)
                 else:
-                    with handled_afterwards():  # else a part that has started may be in no list
+                    with handled_afterwards():  # so that no started part is missing from the list
                         running.append(Running(forking, part, settings, results, result, part_deadline))
             for each in ready(running):
                 if each.has_ended():
@@ -107,7 +107,7 @@ class Running:
         theirs.close()
 
     def has_ended(self) -> bool:
-        """Take in what the part says; return whether it has ended, or has to."""
+        """Take in what the part says; return whether it has ended or must end."""
         result = self.result
         if not self.connection.poll():
             if time.monotonic() < self.deadline:
@@ -117,7 +117,7 @@ class Running:
             return True
         try:
             kind, said = self.connection.recv()
-        except EOFError:  # it ended without a word
+        except EOFError:  # it ended without a message
             self.process.join(1.0)
             result.state, result.why = "failed", f"its process ended with code {self.process.exitcode}"
             return True
@@ -128,12 +128,12 @@ class Running:
         return True
 
     def end(self) -> None:
-        """End the part's process with all that it has started.
+        """End the part's process with all its descendants.
 
-        If it died without a word, what it had started in other sessions is not found.
+        If it died without a message, its descendants in other sessions are not found.
         """
         known = descendants(self.process.pid)
-        self.connection.close()  # for which a part that has said its last word waits
+        self.connection.close()  # a part that has sent its last message waits for this
         if self.result.state in ENDS_BY_ITSELF:
             self.process.join(1.0)
         end_family(self.process.pid, known)
@@ -142,7 +142,7 @@ class Running:
 
 
 def ready(running: Sequence[Running]) -> list[Running]:
-    """Wait until a part says something, or the time of one is over; return those."""
+    """Wait until a part says something or its time is over; return all such parts."""
     if not running:
         return []
     seconds = max(0.0, min(each.deadline for each in running) - time.monotonic())
@@ -151,9 +151,9 @@ def ready(running: Sequence[Running]) -> list[Running]:
 
 
 def in_its_process(run: Callable[[Any, Say], None], settings: Any, pipe: Connection, log: Path, name: str) -> None:
-    """Run a part here; what it prints goes to the log, what it says and how it ends into the pipe.
+    """Run a part in this process: its prints go to the log, its messages and its end into the pipe.
 
-    It then waits until the other side has seen what it has started, and closes the pipe.
+    Then wait until the other side has noted the part's descendants and closed the pipe.
     """
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -1,4 +1,4 @@
-"""The results of a bench as files, written again with each figure: a run that is killed leaves what it had."""
+"""Write the results of a bench into files, again with each figure: a killed run leaves what it had."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from lbsgd.report.bench_tables import paragraphs
 class PartResult:
     """What is known of one part.
 
-    state    waiting, running, done, failed, "out of time" or "not run", because it cannot run here; `why` says why
-             it is not done
+    state    waiting, running, done, failed, "out of time", or "not run" if it cannot run here
+    why      the reason if it is not done
     notes    lines for the reader
     """
 
@@ -40,9 +40,9 @@ class PartResult:
 
 
 class Results:
-    """The results of one bench in a folder, in place of those of a run before: NAME.json, NAME.md, NAME.png, NAME.log.
+    """The results of one bench in a folder: NAME.json, NAME.md, NAME.png, NAME.log. They replace those of earlier runs.
 
-    about: the device, the versions and the command. Raises ConfigError where the folder cannot be written.
+    about: the device, the versions and the command. Raises ConfigError if the folder cannot be written.
     """
 
     def __init__(self, folder: Path, name: str, about: Mapping[str, Any]):
@@ -70,7 +70,7 @@ class Results:
         return self.parts[-1]
 
     def write(self) -> None:
-        """Write the JSON and the Markdown as they are now, each whole."""
+        """Write the present JSON and Markdown, each as a whole."""
         found = {**self.about, "written": time.strftime("%Y-%m-%d %H:%M:%S %z")}
         facts = "\n".join(f"* {key}: {value}" for key, value in found.items())
         head = f"# {self.name} on {self.about['device']}\n\n{facts}\n\n"
@@ -80,7 +80,7 @@ class Results:
         replace_file(self.folder / f"{self.name}.md", page.encode())
 
     def draw(self) -> None:
-        """Draw each part's figures with their intervals and goals; figures of one unit share an axis."""
+        """Draw each part's figures with their intervals and goals; figures with the same unit share an axis."""
         from matplotlib.figure import Figure as Picture
 
         from lbsgd.report.picture import replace_picture
@@ -105,7 +105,7 @@ class Results:
 
 
 def draw_figures(axes: Any, figures: Sequence[Figure]) -> None:
-    """Draw figures below each other, each under its name, so that long names leave the width; a goal is a red bar."""
+    """Draw figures below each other, each under its name, so that long names take no width; a goal is a red bar."""
     for place, each in enumerate(figures):
         low, high = (each.value, each.value) if each.low is None or each.high is None else (each.low, each.high)
         axes.errorbar(

@@ -1,4 +1,4 @@
-"""Times several things against each other: in turn, round by round, so that a drift of the machine meets them all."""
+"""Time several steps in turn, round by round, so that a drift of the machine affects them all."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from lbsgd.bench.figure import Figure, Goal, ratio_figure
 
 Step = Callable[[], object]
 Timer = Callable[[Step, str, int], float]
-SLEEP_CYCLES = 20_000_000  # about 10 ms of a GPU
+SLEEP_CYCLES = 20_000_000  # about 10 ms on a GPU
 WHOLE_STEP_CYCLES = 150_000_000  # about 80 ms, in which a slow host queues the 1,000 kernels of one step
-LONGEST_SLEEP = 4  # times the first; beyond it, it is the GPU's queue that is full
+LONGEST_SLEEP = 4  # times the first sleep; a longer one does not help, because the GPU's queue is full
 
 
 def in_turn(
@@ -28,9 +28,9 @@ def in_turn(
 ) -> dict[str, list[float]]:
     """Return each step's seconds per call, one number per round, by `seconds_of` or another timer.
 
-    A round calls every step `calls` times in a row; the order is turned by one place from round to round. A first
-    round does not count: to record CUDA graphs takes away the memory that torch keeps, and the other steps, which are
-    warm already, have to ask for theirs again.
+    A round calls every step `calls` times in a row; from round to round the order is rotated by one place. The first
+    round does not count, because recording CUDA graphs empties torch's store of free memory, so steps that are already
+    warm must ask the driver for memory again.
     """
     seconds_per_call = timer or seconds_of
     names = list(steps)
@@ -48,9 +48,9 @@ def in_turn(
 
 
 def seconds_of(step: Step, device: str, calls: int) -> float:
-    """Time some calls in a row; return the seconds of one.
+    """Time some calls in a row; return the seconds per call.
 
-    A GPU is timed by the clock, a CPU by its process time, which other work on the machine spoils less.
+    This is wall-clock time on a GPU, and process time on a CPU, because other work on the machine affects that less.
     """
     clock = time.perf_counter if device == "cuda" else time.process_time
     synchronise(device)
@@ -62,12 +62,12 @@ def seconds_of(step: Step, device: str, calls: int) -> float:
 
 
 class KernelTimer:
-    """Times the kernels of some calls alone, or of one call for whole steps; a CPU's by `seconds_of`.
+    """Times only the kernels of some calls, or of one call for whole steps; on a CPU by `seconds_of`.
 
-    The GPU sleeps while the host queues them, as it works on something else in training: a small kernel takes less
-    time than its launch. Where the host has not queued all when the sleep ends, it is done again with a longer sleep.
+    A small kernel takes less time than its launch. So the GPU sleeps while the host queues the kernels; in training it
+    works on something else. If the sleep ends before all are queued, they are timed again with a longer sleep.
 
-    late: the steps whose host was too late for the longest sleep as well, so that their times contain the host's
+    late: the steps for which even the longest sleep was too short, so that their times include the host's
     """
 
     def __init__(self, whole_steps: bool = False):
@@ -89,7 +89,7 @@ class KernelTimer:
         return seconds
 
     def attempt(self, step: Step, calls: int) -> tuple[float, bool]:
-        """Return the seconds of one call, and whether the GPU woke before all was queued."""
+        """Return the seconds per call, and whether the GPU woke before all kernels were queued."""
         began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         torch.cuda.synchronize()
         torch.cuda._sleep(self.sleep_cycles)
@@ -108,7 +108,7 @@ def synchronise(device: str) -> None:
 
 
 def milliseconds(seconds: Mapping[str, list[float]]) -> str:
-    """Tell the median milliseconds of each, to stand beside their ratios."""
+    """Return the median milliseconds of each step in words, to show beside the ratios."""
     medians = {name: median_high(values) for name, values in seconds.items()}
     return ", ".join(f"{name} {1000 * median:.3g} ms" for name, median in medians.items())
 
@@ -121,9 +121,9 @@ def compared(
     goal: Goal | None = None,
     late: Sequence[str] = (),
 ) -> Figure:
-    """Return the ratio of two of those that took turns, with the times of all.
+    """Return the ratio of two of the steps that took turns, with the times of all.
 
-    late: those whose times of the GPU contain their host's; no goal is reached or missed by them.
+    late: the steps whose GPU times include the host's; for them there is no goal.
     """
     beside = milliseconds(seconds)
     if late:

@@ -1,4 +1,4 @@
-"""How large a bench is: what a GPU is measured at, and the smallest sizes that run every line of it on a CPU."""
+"""The sizes of a bench: those that measure a GPU, and the smallest that run every line of the bench on a CPU."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Blocks = Literal["as they are", "compiled", "graphs"]
 class Sizes:
     """Images and rounds of the speed bench, and the length of the correctness bench.
 
-    micro_batches      of the norm's comparison, each a multiple of n = per_worker_batch
+    micro_batches      for comparing batch norms, each a multiple of n = per_worker_batch
     implementations    of batch norm that the device has (`algorithm/norm_rule.py`)
-    precisions         with the ZeRO stage of each, in which the trainer is held against the plain loop
-    tuned_batches      at which they are compared with cudnn.benchmark as well
-    half               the precision that the device multiplies fastest in
-    layers             shapes (C, H, W) whose batch norm is timed by itself
+    precisions         each with its ZeRO stage, for comparing the trainer with the plain loop
+    tuned_batches      micro batches for comparing them also with cudnn.benchmark
+    half               the precision in which the device multiplies fastest
+    layers             shapes (C, H, W) for timing batch norm by itself
     rounds, calls      rounds of each comparison, and calls per round and contestant
     fed_updates        timed updates that the loader feeds
-    blocks             what runs residual blocks where a user says nothing: CUDA graphs on a GPU
-    backend            torch.compile's
-    is_small           whether this is the CPU's: nothing but the lines is tried
+    blocks             how residual blocks run by default: by CUDA graphs on a GPU
+    backend            of torch.compile
+    is_small           whether these are the sizes for a CPU, which only try that each line runs
     """
 
     resolution: int
@@ -63,7 +63,7 @@ ON_A_GPU = Sizes(
     calls=3,
     warm_up=3,
     fed_updates=60,  # and 33 that are not timed
-    images_to_feed=25_600,  # 100 updates of step_batch: no epoch, which begins with a wait, ends in the measurement
+    images_to_feed=25_600,  # 100 updates of step_batch, so that no new epoch, which begins with a wait, is measured
     blocks="graphs",
     backend="inductor",
     is_small=False,
@@ -75,7 +75,7 @@ ON_A_CPU = Sizes(
     step_batch=4,
     compile_batch=4,
     implementations=("loop",),
-    precisions=(("fp32", 1), ("bf16", 0)),  # DeepSpeed refuses fp16 where a CPU is slow at it
+    precisions=(("fp32", 1), ("bf16", 0)),  # DeepSpeed refuses fp16 on a CPU that is slow at it
     tuned_batches=(4,),
     half="bf16",
     layers=((8, 4, 4),),
@@ -92,12 +92,12 @@ ON_A_CPU = Sizes(
 
 @dataclass(frozen=True)
 class Settings:
-    """What the parts of a bench are given.
+    """The settings that the parts of a bench get.
 
-    root      of the repository, whose tests, tools and recipes the parts run
-    folder    for what they make on the way
-    jpegs     a tar of JPEGs that the loader is fed with, if there is one
-    task      a recipe's (`train/task.py`): its network and its loss
+    root      the repository, with the tests, tools and recipes that the parts run
+    folder    for temporary files
+    jpegs     a tar of JPEGs for the loader, if there is one
+    task      the task of a recipe (`train/task.py`): its network and its loss
     deadline  of the part, by time.monotonic(), which is the same in all processes
     """
 

@@ -1,7 +1,7 @@
-"""The speed of a training step, part by part: batch norm, the whole step, torch.compile, the loader, the kernels.
+"""Measure the speed of a training step, part by part: batch norm, the whole step, torch.compile, loader, kernels.
 
-Figures are ratios of things that took turns in one run (`rounds`), but for those of waiting and of memory. Goals were
-written before a GPU was there.
+Figures are ratios of steps that took turns in one run (`rounds`), except those of waiting and of memory. The goals were
+written before there was a GPU.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lbsgd.train.engine import start_processes
 from lbsgd.train.session import DTYPES
 from lbsgd.units import markdown_table
 
-NORM_GOAL = Goal("at most", 1.03)  # the step with n = 32, of the step with plain batch norm
-STEP_GOAL = Goal("at least", 1.1)  # lbsgd's images per second, of plain PyTorch's
+NORM_GOAL = Goal("at most", 1.03)  # time of the step with n = 32 / with plain batch norm
+STEP_GOAL = Goal("at least", 1.1)  # images per second of lbsgd / of plain PyTorch
 COMPILED_GOAL = Goal("at least", 1.0)
 LAYOUT_GOAL = Goal("at most", 1.01)
 TOP = 10
@@ -37,7 +37,7 @@ TOP = 10
 def measured(
     given: Settings, say: Say, steps: Mapping[str, Step], timer: Timer | None = None
 ) -> dict[str, list[float]]:
-    """Time the steps in turn; say which of them computes no numbers, because those take another time."""
+    """Time the steps in turn; say if a loss is not a number, because such a step takes another time."""
     sizes = given.sizes
     found = in_turn(steps, given.device, rounds=sizes.rounds, calls=sizes.calls, warm_up=sizes.warm_up, timer=timer)
     for name, step in steps.items():
@@ -50,8 +50,8 @@ def measured(
 def norm_in_the_step(given: Settings, say: Say) -> None:
     """Compare the training step with batch norm over n images and the step with torch's over the micro batch.
 
-    Everything else is one and the same plain loop in bf16. One implementation comes after the other, so that what is
-    known of the first stands if the second fails. The GPU's own time is without its host, which may be the slower one.
+    Everything else is the same plain loop in bf16. The implementations come one after the other, so that the results of
+    the first remain if the second fails. The GPU's own time leaves out the host, which may be slower than the GPU.
     """
     for how, micro_batch in product(reversed(given.sizes.implementations), given.sizes.micro_batches):
         plan = plan_for(given, micro_batch)
@@ -73,7 +73,7 @@ def late_of(steps: Mapping[str, Step], timer: KernelTimer) -> list[str]:
 
 
 def norm_layers(given: Settings, say: Say) -> None:
-    """Compare batch norm layers by themselves, forward and backward, in both layouts; the rule is written from this."""
+    """Compare batch norm layers by themselves, forward and backward, in both layouts; the rule follows from this."""
     sizes, dtype = given.sizes, DTYPES[given.sizes.half]
     n, micro_batch = sizes.per_worker_batch, max(sizes.micro_batches)
     layouts = (("channels_last", torch.channels_last), ("NCHW", torch.contiguous_format))
@@ -100,7 +100,7 @@ def pass_through(layer: nn.Module, x: torch.Tensor) -> Step:
 def whole_step(given: Settings, say: Say) -> None:
     """Compare the trainer's own update with a plain PyTorch loop in autocast and channels_last, images per second.
 
-    On a GPU lbsgd launches CUDA graphs, as it does by default; without them it is measured beside.
+    On a GPU lbsgd launches CUDA graphs, as by default; lbsgd without them is measured as well.
     """
     start_processes()
     for micro_batch, (precision, stage) in product(reversed(given.sizes.micro_batches), given.sizes.precisions):
@@ -123,8 +123,8 @@ def whole_step_of(given: Settings, say: Say, micro_batch: int, precision: str, s
 def tuned_step(given: Settings, say: Say) -> None:
     """Compare with torch.backends.cudnn.benchmark on both sides, which lets cuDNN try its algorithms at each size.
 
-    In a process of its own: torch remembers one algorithm per size, whoever found it. lbsgd does not turn it on by
-    itself, because the algorithms may then be others from run to run, and so may the bits.
+    This needs a process of its own, because torch remembers one algorithm per size, whoever found it. lbsgd does not
+    turn benchmark on by itself, because then the algorithms, and so the bits, may differ from run to run.
     """
     start_processes()
     torch.backends.cudnn.benchmark = True
@@ -134,7 +134,7 @@ def tuned_step(given: Settings, say: Say) -> None:
 
 
 def weights_layout(given: Settings, say: Say) -> None:
-    """Tell what half weights in NCHW cost, which ZeRO's flat buffers keep, while images come in channels_last."""
+    """Measure what weights in NCHW cost in half precision, as in ZeRO's flat buffers, with images in channels_last."""
     for micro_batch in given.sizes.micro_batches:
         plan = plan_for(given, micro_batch)
         steps = {
@@ -149,7 +149,7 @@ def weights_layout(given: Settings, say: Say) -> None:
 
 
 def half_pass(given: Settings, plan: Plan, layout: torch.memory_format) -> Step:
-    """Return a pass of a network in half precision with its weights in a layout and its images in channels_last."""
+    """Return a pass of a network in half precision, with weights in the given layout and images in channels_last."""
     dtype, resolution = DTYPES[given.sizes.half], given.sizes.resolution
     model: Any = with_batch_norm(plan, given.sizes.implementations[-1])(network(given, plan))  # no type for a layout
     model = model.to(given.device, dtype).to(memory_format=layout).train()
@@ -164,7 +164,7 @@ def half_pass(given: Settings, plan: Plan, layout: torch.memory_format) -> Step:
 
 
 def compiled_step(given: Settings, say: Say) -> None:
-    """Compare with torch.compile on both sides, and each with itself without; the plain network is compiled whole."""
+    """Compare both sides with torch.compile, and each side with and without; the plain network is compiled whole."""
     start_processes()
     sizes = given.sizes
     plan = plan_for(given, sizes.compile_batch)
@@ -192,7 +192,7 @@ def compiled_step(given: Settings, say: Say) -> None:
 
 
 def top_kernels(given: Settings, say: Say) -> None:
-    """Say which kernels take the time of the trainer's update, and their shares of it."""
+    """List the kernels that take most of the time of the trainer's update, with their shares."""
     from torch.profiler import ProfilerActivity, profile
 
     start_processes()
@@ -212,7 +212,7 @@ def top_kernels(given: Settings, say: Say) -> None:
     say(markdown_table(("% of the time", "calls", "kernel"), rows))
 
 
-PARTS = (  # what matters most first, because together they may take longer than there is time
+PARTS = (  # the most important first, because all together may take more time than there is
     Part("step", "The trainer's update against plain PyTorch", whole_step, 130),
     Part("norm", "Batch norm over n images in the training step", norm_in_the_step, 130),
     Part("loader", "Fed by the loader", data_wait, 150),

@@ -167,7 +167,7 @@ class Guard:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self, error: LbsgdError) -> None:
-        """End this process. One process of all prints why, and so does one on each other host that ends because of it."""
+        """End this process. One process of all prints why, and so does one on each other host that ends with it."""
         self.ending.acquire()  # never released, so that only the first thread to come prints
         self.closing.set()
         if isinstance(error, Stopped):

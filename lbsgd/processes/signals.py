@@ -78,7 +78,7 @@ def handled_afterwards() -> Iterator[None]:
 
 
 def end_with(parent: int, by: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel for a signal when this process's parent dies (Linux); send it now if it is dead."""
+    """Ask the kernel for a signal when the parent process dies (Linux); send it now if the parent is dead."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os.kill(os.getpid(), by)
