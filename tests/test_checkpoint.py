@@ -245,8 +245,11 @@ def test_weights_without_counters_of_batches_are_taken(tmp_path):
     [
         (torch.nn.Linear(2, 2), "holds more than tensors; save the network's state_dict"),
         ({"state_dict": {}, "epoch": 3}, "holds a state_dict among other things"),
+        ({"model": {"weight": torch.ones(2)}, "epoch": 3}, "holds a state_dict among other things"),
         ([torch.ones(2)], "holds no state_dict"),
-        (b"no zip", "cannot be read as weights|holds more than tensors"),
+        (b"<!DOCTYPE html>", "is no file of torch.save, as it begins with b'<!DOCTYP'"),  # of a download that failed
+        (b"", "is no file of torch.save, as it begins with b''"),
+        (b"PK\x03\x04 no zip", "cannot be read as weights"),
     ],
 )
 def test_what_is_no_state_dict_is_one_line(tmp_path, content, words):

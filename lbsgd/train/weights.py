@@ -11,20 +11,26 @@ from lbsgd.errors import DataError, one_line
 if TYPE_CHECKING:  # a flag that is wrong is reported before torch loads
     from torch.nn import Module
 
+BEGINS = b"PK\x03\x04", b"\x80"  # of a file that torch.save writes: a zip archive, or a pickle as before torch 1.6
+
 
 def weights_in(path: Path) -> dict[str, Any]:
     """Return the weights in a file; imports PyTorch. Raises DataError for a file that holds none."""
     import torch
 
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            begin = file.read(8)
+        weights = torch.load(path, map_location="cpu", weights_only=True) if begin.startswith(BEGINS) else None
     except UnpicklingError:
         raise DataError(f"{path} holds more than tensors; save the network's state_dict() and give that") from None
     except Exception as error:  # noqa: BLE001  torch raises whatever the bytes make it raise
         raise DataError(f"{path} cannot be read as weights ({one_line(error)}); give the weights.pt of a run") from None
+    if weights is None:
+        raise DataError(f"{path} is no file of torch.save, as it begins with {begin!r}; give the weights.pt of a run")
     if not isinstance(weights, dict):
         raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
-    if isinstance(weights.get("state_dict"), dict):
+    if any(isinstance(value, dict) for value in weights.values()):
         raise DataError(f"{path} holds a state_dict among other things; save that alone and give it")
     return weights
 
