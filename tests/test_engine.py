@@ -290,6 +290,30 @@ def test_weights_that_have_no_values_yet_are_refused_before_an_optimizer_takes_t
         lbsgd.parts_for(model, Plan.read(recipe(), 1))
 
 
+class Wide(torch.nn.Module):
+    """The network in float64."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = network().double()
+
+    def forward(self, x):
+        return self.inner(x.double())
+
+
+def test_a_network_in_float64_goes_on_to_the_bit():
+    engine, plan = lbsgd.initialize(Wide(), recipe())
+    train(engine, plan, last=2)
+    half_way = gather_state(engine)
+    train(engine, plan, first=2, last=4)
+    resumed, plan = lbsgd.initialize(Wide(), recipe())
+    restore_state(resumed, half_way)
+    train(resumed, plan, first=2, last=4)
+    whole, parts = gather_state(engine).weights, gather_state(resumed).weights
+    assert whole["inner.fc.weight"].dtype is torch.float64
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
 class Complex(torch.nn.Module):
     """A layer with a complex weight."""
 

@@ -1,4 +1,4 @@
-"""The state of an engine, whole, in float32 on the CPU, whatever the world size and ZeRO stage."""
+"""The state of an engine, whole, in float32 at least on the CPU, whatever the world size and ZeRO stage."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lbsgd.algorithm.grouped_norm import at_least_float32
 from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.train.engine import (
     MOMENTUM,
@@ -21,7 +22,7 @@ from lbsgd.train.trained import trained
 
 @dataclass
 class EngineState:
-    """Weights and momentum of a run in float32 on the CPU, whole, whatever the world size and ZeRO stage."""
+    """Weights and momentum of a run in float32 at least on the CPU, whole, whatever the world size and ZeRO stage."""
 
     weights: dict[str, torch.Tensor]  # parameters (the float32 masters under fp16) and buffers, by state_dict name
     momentum: dict[str, torch.Tensor]  # u of (9) or v of (10), by parameter name; empty before the first update
@@ -93,8 +94,8 @@ def link_momentum(engine) -> None:
 
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
-    """Copy to the CPU, contiguous, in float32 (integers stay integers)."""
-    dtype = torch.float32 if tensor.is_floating_point() else tensor.dtype
+    """Copy to the CPU, contiguous, in float32 at least."""
+    dtype = at_least_float32(tensor.new_empty(0)).dtype
     return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
 
 
