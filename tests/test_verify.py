@@ -139,6 +139,19 @@ def test_an_image_that_is_not_the_source_s_is_named(converted, tree):
         verify(converted, 2, tree)
 
 
+def test_where_images_differ_and_other_libraries_made_them_both_are_told(converted, tree):
+    save(tree / "train/bee/1.JPEG", phase=9)
+    told = "gives with the manifest's settings and {'opencv': .*}; copy"
+    with pytest.raises(DataError, match=told):
+        verify(converted, 1, tree)
+    manifest = json.loads((converted / "manifest.json").read_text())
+    manifest["libraries"]["opencv"] = "3.0"
+    (converted / "manifest.json").write_text(json.dumps(manifest))
+    told = r"and {'opencv': .*} \(it was made with {'opencv': '3.0', .*}, which may give other bytes\); copy"
+    with pytest.raises(DataError, match=told):
+        verify(converted, 1, tree)
+
+
 def test_a_source_whose_classes_have_other_names_is_another(converted, tree):
     for split in ("train", "val"):
         (tree / split / "bee").rename(tree / split / "wasp")

@@ -105,6 +105,7 @@ class Origin:
     images: Images
     numbers: np.ndarray  # of the file's images among those of the source
     settings: Settings
+    libraries: dict[str, str]  # with which the file was made
 
     @classmethod
     def of(cls, beton: BetonFile, source: Source, manifest: Manifest) -> Origin:
@@ -123,7 +124,7 @@ class Origin:
                 f"{beton.path}: image {index} has label {beton.labels[index]}, and {images.where(number)} has "
                 f"{images.labels[number]}"
             )
-        return cls(images, numbers, _settings(manifest, beton.path.parent))
+        return cls(images, numbers, _settings(manifest, beton.path.parent), manifest.libraries)
 
 
 def _settings(manifest: Manifest, data_dir: Path) -> Settings:
@@ -243,4 +244,7 @@ class ChunkVerifier:
             stored = stored_image(data, number, origin.settings, int(self.beton.sizes[index]), self.memory_lock)
             if zlib.crc32(stored.view) == checksum:
                 return None
-        return f"is not what {origin.images.where(number)} gives with the manifest's settings and {libraries()}"
+        gives = f"is not what {origin.images.where(number)} gives with the manifest's settings and {libraries()}"
+        if origin.libraries in ({}, libraries()):  # {}: of a manifest of an earlier converter
+            return gives
+        return f"{gives} (it was made with {origin.libraries}, which may give other bytes)"
