@@ -250,6 +250,19 @@ def annotation(*classes):
     return f"<annotation>\n\t<folder>val</folder><source><name>x</name></source>{objects}</annotation>".encode()
 
 
+@pytest.mark.parametrize("make", [make_official, make_kaggle])
+def test_validation_images_that_have_a_label_and_are_not_there_are_told(tmp_path, make):
+    """As after a copy or an unpacking that was interrupted, which lacks images of any class."""
+    source, images = make(tmp_path / "source"), val_files()
+    lacking = [images.popitem()[0], images.popitem()[0]]
+    if make is make_official:
+        (source / "ILSVRC2012_img_val.tar").write_bytes(tar_bytes(images))
+    for name in lacking:
+        (source / "ILSVRC/Data/CLS-LOC/val" / name).unlink(missing_ok=True)
+    told = look(source, tmp_path / "data", 1, max_side=500).splitlines()[2]
+    assert told == "left out of val: 2 missing images (such as ILSVRC2012_val_00000005)"
+
+
 def with_annotations(folder):
     """Take the table of labels away and give each validation image its annotation."""
     (folder / "LOC_val_solution.csv").unlink()

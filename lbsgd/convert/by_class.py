@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lbsgd.convert.files import Files, sorted_rows
-from lbsgd.convert.left_out import STRAY_FILE, SUFFIXES, LeftOut, path_reason
+from lbsgd.convert.left_out import MISSING_IMAGE, STRAY_FILE, SUFFIXES, LeftOut, path_reason
 from lbsgd.convert.source_images import Images
 from lbsgd.errors import DataError
 from lbsgd.units import shortened
@@ -57,13 +57,15 @@ class ByClass:
     def label_loose(self, labels: Mapping[str, str], classes: list[str]) -> None:
         """Add the loose images to the classes that a table gives them, by their names without suffix.
 
+        Those of the table that are not there are counted, because a copy of the images may have been interrupted.
         Raises DataError for one without a class that has training images.
         """
-        known = set(classes)
+        known, missing = set(classes), set(labels)
         self.numbers = {}  # of folders that hold no images
         for row in self.loose:
             name = self.files.names[row]
             label = labels.get(Path(name).stem)
+            missing.discard(Path(name).stem)
             if label is None or label not in known:
                 wrong = (
                     f"has class {label}, which has no training images"
@@ -73,6 +75,8 @@ class ByClass:
                 raise DataError(f"{self.origin}: {name} {wrong}; use archives of one data set")
             self.add(row, label)
         self.loose = array("I")
+        for name in missing:
+            self.left_out.add(MISSING_IMAGE, name)
 
     def images(self, key: Key = by_path, classes: list[str] | None = None, *, may_repeat: bool = False) -> Images:
         """Return all that was added.
