@@ -124,6 +124,15 @@ def test_a_block_that_needs_keys_of_its_own_is_no_refused_value(version, code):
     assert found({**ADAM, "steps_per_print": {"every": 10}}, "D70", version=version)
 
 
+@pytest.mark.parametrize("flags", [[], ["--gpus", "8"]], ids=["as many GPUs as fit", "8 GPUs"])
+def test_a_plan_of_a_file_without_an_lbsgd_block_says_that_and_nothing_of_the_paper(tmp_path, capsys, flags):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(ADAM))
+    assert main(["plan", str(path), *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "ds.json: has no lbsgd block" in err
+
+
 def test_a_table_of_versions_breaks_its_lines_between_words_on_a_terminal(tmp_path, capsys, monkeypatch):
     path = tmp_path / "ds.json"
     path.write_text(json.dumps({**ADAM, "zero_optimization": {"stage": 1, "stage3_param_persitence_threshold": 10}}))

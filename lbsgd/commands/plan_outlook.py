@@ -18,14 +18,11 @@ from lbsgd.commands.plan_time import (
     predict,
     reduction_of,
 )
-from lbsgd.config.checks.block import parse_recipe
-from lbsgd.config.checks.finding import refuse
-from lbsgd.config.checks.registry import deepspeed_findings
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import is_count
 from lbsgd.config.memory import Memory, memory, network
 from lbsgd.config.overrides import KEYS, Given, Overrides, override, require_agreement
-from lbsgd.config.plan import Plan
+from lbsgd.config.plan import Plan, require_sound
 
 
 @dataclass(frozen=True)
@@ -129,8 +126,7 @@ def read_plan(given: argparse.Namespace) -> Plan:
 def default_gpus(file: str, overrides: Overrides) -> int:
     """Return kn / max(n, micro batch), and by the passes that a file says, at least 1."""
     config = read_json(file)
-    refuse(file, deepspeed_findings(config))
-    parse_recipe(file, config)  # so that what is wrong in the file is told of the file, not of the flags
+    require_sound(file, config, None)  # so that what is wrong in the file is told of the file, not of the flags
     changed, recipe = override(config, overrides)
     kn, micro_batch = changed["train_batch_size"], changed["train_micro_batch_size_per_gpu"]
     written = config.get("gradient_accumulation_steps")
