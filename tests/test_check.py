@@ -1014,9 +1014,11 @@ def test_no_bytes_make_a_traceback(tmp_path_factory, data):
     assert inspect(str(path)).file == str(path)
 
 
-def test_a_file_nested_without_end_is_one_finding(tmp_path):
+@pytest.mark.parametrize("key", ['"a"', "a"], ids=["json", "hjson"])
+@pytest.mark.parametrize("levels, ends", [(100_000, 0), (500, 500), (200, 200)])
+def test_a_file_nested_without_end_is_one_finding(tmp_path, key, levels, ends):
     path = tmp_path / "deep.json"
-    path.write_text('{"a":' * 100_000)
+    path.write_text(f"{{{key}: " * levels + "1" + "}" * ends)
     assert [finding.code for finding in inspect(str(path)).findings] == ["J01"]
 
 

@@ -23,7 +23,15 @@ from lbsgd.config.checks.registry import (
 from lbsgd.config.checks.rule import Kind, findings_by
 from lbsgd.config.checks.strictness import UnstrictFile
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.json_file import RepeatedKeyError, keep_original, read_json, text_of, without_repetition, write_json
+from lbsgd.config.json_file import (
+    RepeatedKeyError,
+    keep_original,
+    read_json,
+    require_shallow,
+    text_of,
+    without_repetition,
+    write_json,
+)
 from lbsgd.config.keypath import differences, put
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
@@ -169,6 +177,7 @@ def read_hjson(file: str) -> dict[str, Any] | None:
         config = hjson.loads(text, object_pairs_hook=without_repetition)
         if not config and "{" not in text:
             return None  # to hjson comments alone, or nothing, are an empty object, and to nobody else
+        require_shallow(config)
         config = json.loads(json.dumps(config, allow_nan=False))
     except RepeatedKeyError:
         raise
