@@ -95,7 +95,7 @@ def no_zero_block(use: InLibrary) -> Iterator[Hit]:
     lbsgd="error",
     plain="error",
     why="transformers and accelerate fill in the keys that repeat arguments of theirs. Any other, and every key in "
-    "Lightning and DeepSpeed itself, reaches DeepSpeed as the word. With any library.",
+    'Lightning and DeepSpeed itself, reaches DeepSpeed as the text "auto". With any library.',
     fix="write the value",
     example={"zero_optimization": {"allgather_bucket_size": "auto"}},
 )

@@ -64,7 +64,7 @@ def needless_warmup(planned: Planned) -> Iterator[Hit]:
 
 @rule(
     "R05",
-    "no number from 0 to 1 for momentum or weight decay",
+    "a momentum or a weight decay that is not from 0 to 1",
     lbsgd="error",
     why="Both belong to the recipe, and neither has a default here: DeepSpeed would take torch's, which is 0. With a "
     "momentum of 1 or more the sum of gradients grows without end.",

@@ -25,7 +25,7 @@ BATCH, MICRO, PASSES = "train_batch_size", "train_micro_batch_size_per_gpu", "gr
 
 @rule(
     "D04",
-    "a batch size that is no number of images",
+    "a batch size that is not a whole number",
     lbsgd="error",
     plain="error",
     why="DeepSpeed divides with these numbers and fails on anything but positive whole ones. Beside an lbsgd "
@@ -76,7 +76,7 @@ def misspelt_batch(json: Document) -> dict[str, Any] | None:
 
 @rule(
     "D24",
-    "steps_per_print that is no number of iterations",
+    "steps_per_print that is not a whole number",
     lbsgd="error",
     why="lbsgd writes a line of its log, and reads numbers from the GPU, every so many iterations.",
     fix="give it as a whole number of iterations from 1 to 10^12",
@@ -137,7 +137,7 @@ def sum_that_is_refused(json: Document) -> Iterator[Hit]:
     plain="note",
     why="Under torch_autocast ZeRO reduces the gradients of convolutions and linear layers in the autocast's 16 bits, "
     "which rounds every one before it is added to the others. At stage 0 they are reduced in float32. Beside "
-    "lbsgd.aggregation DeepSpeed reduces at stage 1 by itself, and lbsgd's algorithms stand still.",
+    "lbsgd.aggregation DeepSpeed reduces at stage 1 by itself, and lbsgd's algorithms do not run.",
     fix="set it to 0, as `--precision bf16` does",
     example={"fp16": None, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}, "zero_optimization": {"stage": 1}},
 )

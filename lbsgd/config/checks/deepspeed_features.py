@@ -27,8 +27,8 @@ NEEDED = {  # the keys without which a feature fails where it is on; the last th
     "D91",
     "an engine for another kind of training",
     lbsgd="error",
-    why="ZenFlow updates a part of the weights at once and the others later, on the CPU: no longer one update per kn "
-    "images. The hybrid engine turns between training a language model and generating text with it.",
+    why="ZenFlow updates a part of the weights at once and the others later on the CPU, so there is no longer one "
+    "update per kn images. The hybrid engine switches between training a language model and generating text with it.",
     fix="delete it",
     example={"hybrid_engine": {"enabled": True}},
 )
@@ -58,7 +58,7 @@ def zenflow_alone(json: Document) -> Iterator[Hit]:
     "D99",
     "an offload to NVMe without its path",
     plain="error",
-    why="DeepSpeed writes what it offloads to NVMe into the folder nvme_path, and ZeRO stage 3 fails without.",
+    why="DeepSpeed writes what it offloads to NVMe into the folder nvme_path, and ZeRO stage 3 fails without it.",
     fix='give a folder, such as "/local_nvme"',
     example={
         "train_batch_size": 256,
@@ -82,8 +82,8 @@ def pathless_offload(json: Document) -> Iterator[Hit]:
     "D66",
     "an offloaded optimizer without ZeRO",
     plain="warning",
-    why="DeepSpeed builds its own Adam, Adagrad, Lion and Muon for the CPU wherever offload_optimizer stands, and "
-    "moves nothing there at stage 0. The first update on a GPU fails, because the weights lie there.",
+    why="DeepSpeed builds its own Adam, Adagrad, Lion and Muon for the CPU if offload_optimizer is given, but at "
+    "stage 0 it moves nothing there. The first update on a GPU fails, because the weights lie there.",
     fix="delete it, or use ZeRO stage 1, 2 or 3",
     example={
         "optimizer": {"type": "AdamW", "params": {"lr": 0.001}},
@@ -118,7 +118,7 @@ def needy_feature(json: Document) -> Iterator[Hit]:
 
 @rule(
     "D96",
-    "an accumulation of one's own that DeepSpeed refuses",
+    "accumulation by the program that DeepSpeed refuses",
     plain="error",
     why="Without managed_gradient_accumulation the program says when weights move. DeepSpeed refuses that beside "
     "overlap_comm at stages 0 and 1, and beside DeepCompile.",

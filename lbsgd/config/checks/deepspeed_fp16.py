@@ -26,8 +26,8 @@ SCALE_FREE = frozenset(
     lbsgd="error",
     plain="error",
     why="At stage 0 DeepSpeed 0.19 does not scale the loss but still divides the gradients by the loss scale, 65536 "
-    "at the start. With SGD every update is so many times too small, and the loss looks like that of a network that "
-    "does not learn. D73 is about optimizers that divide by the gradients' size.",
+    "at the start. With SGD every update is too small by this factor, and the loss looks as if the network did not "
+    "learn. D73 is about optimizers that divide by the gradients' size.",
     fix="set it to 1, or use torch_autocast with bfloat16",
     example={"zero_optimization": {"stage": 0}},
 )
@@ -65,8 +65,8 @@ def unscaled_gradients(json: Document) -> Iterator[Hit]:
     "D86",
     "Lamb without a dynamic loss scale",
     plain="error",
-    why="DeepSpeed builds its Lamb only where the loss scale is dynamic or never named. A static one is refused, from "
-    "0.17 on even in an fp16 block that is off; 0.16 refuses bf16 as well, which has no scale.",
+    why="DeepSpeed builds its Lamb only if the loss scale is dynamic or not given. A static one is refused, from 0.17 "
+    "on even in an fp16 block that is off; 0.16 refuses bf16 as well, which has no scale.",
     fix="set it to 0, which makes it dynamic",
     example={"optimizer": {"type": "Lamb", "params": {"lr": 0.001}}, "fp16": {"enabled": False, "loss_scale": 128}},
 )
@@ -88,11 +88,12 @@ def lamb_without_dynamic_scale(json: Document) -> Iterator[Hit]:
     "a loss scale that cannot train",
     lbsgd="error",
     plain="error",
-    why="Where fp16.loss_scale is 0, the scale starts at 2 to the initial_scale_power, a number that torch must hold. "
-    "DeepSpeed divides by loss_scale_window, lowers the scale once hysteresis has counted down to 1, and never below "
-    "min_loss_scale. Version 0.19 refuses a window and a minimum below 1 at the start; earlier ones fail with a window "
-    "of 0 only. Any other loss_scale stays as it is, and float16 must hold the scaled gradients. Hysteresis, and a "
-    "minimum above the start, are judged beside an lbsgd block only: plain DeepSpeed may meet no overflow.",
+    why="If fp16.loss_scale is 0, the scale starts at 2 to the power of initial_scale_power, a number that torch must "
+    "hold. DeepSpeed divides by loss_scale_window, lowers the scale once hysteresis has counted down to 1, and never "
+    "goes below min_loss_scale. Version 0.19 refuses a window and a minimum below 1 at the start; earlier ones fail "
+    "only with a window of 0. Any other loss_scale stays as it is, and float16 must hold the scaled gradients. "
+    "Hysteresis, and a minimum above the start, are judged only beside an lbsgd block: plain DeepSpeed may meet no "
+    "overflow.",
     fix="give a number that can be used, or delete it",
     example={"fp16": {"min_loss_scale": 0}},
 )

@@ -84,8 +84,8 @@ def meant(json: Document, key: str) -> str | None:
     "a key that was removed from DeepSpeed",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed 0.19 dropped whole features, such as elasticity, curriculum learning and MiCS. It refuses the "
-    "keys of a dropped feature when it starts, even where they switch it off.",
+    why="DeepSpeed 0.19 dropped whole features, such as elasticity, curriculum learning and MiCS. It refuses the keys "
+    "of a dropped feature when it starts, even if they switch it off.",
     fix="delete it",
     example={"elasticity": {}},
 )
@@ -140,7 +140,7 @@ def unknown_key(json: Document) -> Iterator[Hit]:
 
 @rule(
     "D29",
-    "a block that is no block",
+    "a plain value in the place of a block",
     lbsgd="error",
     plain="error",
     why="DeepSpeed reads keys inside this block. A plain value in its place ends in a traceback, or is taken for "
@@ -215,8 +215,8 @@ def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
     'a value "auto"',
     lbsgd="error",
     plain="note",
-    why='Hugging Face\'s Trainer and Accelerate fill in a value "auto" before DeepSpeed sees the file. DeepSpeed takes '
-    "its default in blocks that it parses strictly, and a string for a number elsewhere. Few keys know the word.",
+    why='Hugging Face\'s Trainer and Accelerate fill in a value "auto" before DeepSpeed sees the file. In blocks '
+    "that it parses strictly, DeepSpeed takes its default; in others it takes the text for a number.",
     fix="write the value",
     example={"zero_optimization": {"allgather_bucket_size": "auto"}},
 )

@@ -18,9 +18,9 @@ FP16_MASTERS = "fp16.fp16_master_weights_and_grads"
     "master weights or optimizer states in half precision",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed keeps master weights in half precision under ZeRO only, for its own Adam on the CPU under offload; "
-    "in bfloat16 also together with bf16_optimizer_states, which needs them in turn. An assertion fails at the start "
-    "otherwise. Beside an lbsgd block all of them are refused, because small updates are rounded away.",
+    why="DeepSpeed keeps master weights in half precision only under ZeRO: for its own Adam on the CPU under offload, "
+    "and in bfloat16 also together with bf16_optimizer_states, which in turn needs them. Otherwise an assertion fails "
+    "at the start. Beside an lbsgd block all of these are refused, because small updates are rounded away.",
     fix="delete it",
     example={"fp16": {"fp16_master_weights_and_grads": True}},
 )

@@ -70,10 +70,10 @@ def wrong_in_profiler(json: Document) -> dict[str, Any]:
 
 @rule(
     "D90",
-    "a throughput timer that nobody switched on",
+    "a throughput timer that is on by default",
     plain="note",
-    why="DeepSpeed measures its throughput where the JSON says nothing, and synchronises host and GPU before and after "
-    "every pass to do so. The host can then queue no work ahead.",
+    why="By default DeepSpeed measures its throughput, and synchronises host and GPU before and after every pass to "
+    "do so. The host can then queue no work ahead.",
     fix='write "timers": {"throughput": {"enabled": false}}, or "synchronized": false in its place',
     example={"timers": None},
 )

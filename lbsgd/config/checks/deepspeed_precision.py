@@ -100,8 +100,9 @@ def rounds_statistics(json: Document, weights: str) -> bool:
     "images cast to float16 for weights that are not",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed casts images where fp16.auto_cast is true, whether fp16 is on or not, and float16 images meet other "
-    "weights in the first layer. Only torch_autocast takes them, rounded. Version 0.16 looks at enabled first.",
+    why="DeepSpeed casts images if fp16.auto_cast is true, even if fp16 is off. The float16 images then meet weights "
+    "of another type in the first layer, which only torch_autocast accepts, with rounded images. Version 0.16 looks "
+    "at enabled first.",
     fix="delete it, or switch fp16 on",
     example={"fp16": {"enabled": False}, "zero_optimization": {"stage": 0}},
 )

@@ -26,7 +26,7 @@ FLOAT32_DIGITS = math.log10(3.4028235e38)
 
 @rule(
     "D77",
-    "a type of the weights that is not the enabled one",
+    "a type of the weights that is not the enabled precision",
     lbsgd="error",
     plain="error",
     why="DeepSpeed 0.19 takes data_types.param_dtype only where it repeats the precision that fp16 or bf16 switches "
@@ -44,11 +44,11 @@ def weights_of_another_type(json: Document) -> Iterator[Hit]:
 
 @rule(
     "D79",
-    "a gradient norm that is left out and needed",
+    "a gradient norm that is switched off but needed",
     lbsgd="error",
     plain="error",
     why="DeepSpeed can leave the norm of the gradients out at ZeRO stages 1 and 2 only, and needs it for clipping. It "
-    "refuses compute_grad_norm false at any other stage, and beside gradient_clipping, 1.0 where nobody sets it.",
+    "refuses compute_grad_norm false at any other stage, and beside gradient_clipping, which is 1.0 by default.",
     fix="delete it, or use ZeRO stage 1 or 2 with gradient_clipping 0",
     example={
         "fp16": None,

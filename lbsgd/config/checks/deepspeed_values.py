@@ -139,8 +139,8 @@ def unknown_argument(json: Document) -> Iterator[Hit]:
     "D67",
     "an argument that Muon ignores",
     plain="warning",
-    why="DeepSpeed 0.19 takes from optimizer.params what Muon and its Adam know, and passes over all else without a "
-    "word, so a typing error means that the default is used.",
+    why="DeepSpeed 0.19 takes from optimizer.params what Muon and its Adam know, and ignores everything else without "
+    "a word, so a typing error means that the default is used.",
     fix="correct its spelling, or delete it",
     example={"optimizer": {"type": "Muon", "params": {"lr": 0.01, "weight_decy": 0.1}}},
 )
@@ -154,7 +154,7 @@ def ignored_by_muon(json: Document) -> Iterator[Hit]:
     "D72",
     "an optimizer or a scheduler that no JSON can run",
     plain="error",
-    why="Some of torch's classes need what no JSON can say, such as a function, a closure for every step, sparse "
+    why="Some torch classes need what no JSON can hold, such as a function, a closure for every step, sparse "
     "gradients, or weights of two dimensions only. DeepSpeed builds them, if at all, and the first update fails.",
     fix="name another one, or build it in your program",
     example={"optimizer": {"type": "SparseAdam", "params": {"lr": 0.01}}},
@@ -224,8 +224,8 @@ def missing_momentum(json: Document) -> Iterator[Hit]:
     "D76",
     "Muon at ZeRO stage 3 with reduce_scatter",
     plain="error",
-    why="At stage 3 DeepSpeed gives Muon whole gradients, which reduce_scatter, on by default, does not leave it. It "
-    "refuses the pair at the start.",
+    why="At stage 3 Muon needs whole gradients, but reduce_scatter, which is on by default, leaves only parts of "
+    "them. DeepSpeed refuses the pair at the start.",
     fix="set zero_optimization.reduce_scatter to false",
     example={
         "optimizer": {"type": "Muon", "params": {"lr": 0.01}},

@@ -14,8 +14,8 @@ from lbsgd.config.checks.subject import Document
     "a key that only a later DeepSpeed reads",
     lbsgd="warning",
     plain="warning",
-    why="DeepSpeed ignores a key that it does not know. A later version knows this one, so what it asks for happens "
-    "there only: before 0.17, for instance, torch_autocast leaves the network in float32.",
+    why="DeepSpeed ignores a key that it does not know. Only a later version knows this one, and does what it asks "
+    "for: before 0.17, for instance, torch_autocast leaves the network in float32.",
     fix="use a version that reads it, or delete it",
     example={"data_types": {"keep_in_fp32_modules": ["running_mean", "running_var"]}},
     version="0.18",

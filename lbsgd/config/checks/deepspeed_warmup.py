@@ -81,7 +81,7 @@ def warmup_from_zero(json: Document) -> Iterator[Hit]:
 
 @rule(
     "D46",
-    "a warmup of no whole number of steps",
+    "a warmup that is not a whole number of steps",
     plain="error",
     why="DeepSpeed 0.19 raises a ValueError for anything but a positive whole number, 5.0 included; it takes true for "
     "1. Earlier versions take any number.",
@@ -105,9 +105,9 @@ def warmup_steps(json: Document) -> Iterator[Hit]:
     "D44",
     "a learning rate that the scheduler replaces",
     plain="warning",
-    why="A warmup of DeepSpeed sets the learning rate in every iteration and ends at warmup_max_lr. Where that is left "
-    "out, WarmupDecayLR ends at 0.001; WarmupLR does so before 0.17, and at the optimizer's lr since. Otherwise the "
-    "optimizer's own lr is read by people only.",
+    why="A warmup of DeepSpeed sets the learning rate in every iteration and ends at warmup_max_lr. If that is left "
+    "out, WarmupDecayLR ends at 0.001. So does WarmupLR before 0.17; since then it ends at the optimizer's lr. In all "
+    "other cases the optimizer's own lr has no effect.",
     fix="make the two the same",
     example={
         "optimizer": {"type": "AdamW", "params": {"lr": 0.1}},
@@ -129,9 +129,9 @@ def replaced_learning_rate(json: Document) -> Iterator[Hit]:
     "D58",
     "a warmup that outlasts its schedule",
     plain="warning",
-    why="WarmupDecayLR and WarmupCosineLR count the warmup, 1000 steps where warmup_num_steps is left out, into "
-    "total_num_steps. Where it takes all of them, a run of so many steps ends within its warmup, and what follows is "
-    "no decay but the last learning rate at once: 0, or the smallest of the cosine.",
+    why="WarmupDecayLR and WarmupCosineLR count the warmup (1000 steps if warmup_num_steps is left out) into "
+    "total_num_steps. If the warmup takes all of these steps, a run of that length ends within its warmup. After that "
+    "there is no decay: the learning rate drops at once to its last value, 0 or the smallest of the cosine.",
     fix="give the number of updates of the whole run",
     example={
         "optimizer": {"type": "AdamW", "params": {"lr": 0.1}},

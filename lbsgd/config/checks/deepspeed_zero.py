@@ -27,8 +27,8 @@ LARGEST_BUCKET = 25_000_000
     "a ZeRO stage that cannot be used",
     lbsgd="error",
     plain="error",
-    why="DeepSpeed knows the stages 0 to 3. Stage 3 divides the weights themselves among GPUs; lbsgd does not "
-    "support it, because a ResNet fits on every GPU whole.",
+    why="DeepSpeed knows the stages 0 to 3. Stage 3 divides the weights themselves among GPUs; lbsgd does not support "
+    "it, because a whole ResNet fits on every GPU.",
     fix="use 0, 1 or 2: ResNets fit on every GPU whole",
     example={"zero_optimization": {"stage": 3}},
 )
@@ -44,8 +44,8 @@ def unusable_stage(json: Document) -> Iterator[Hit]:
     "D50",
     "keys without effect at this ZeRO stage",
     plain="note",
-    why="The keys stage3_*, offload_param, with old name cpu_offload_param, sub_group_size, zero_hpz_partition_size "
-    "and zero_quantized_weights act at stage 3. At any other stage DeepSpeed ignores them.",
+    why="The keys stage3_*, offload_param (formerly cpu_offload_param), sub_group_size, zero_hpz_partition_size and "
+    "zero_quantized_weights act at stage 3. At any other stage DeepSpeed ignores them.",
     fix="delete it, or use stage 3",
     example={
         "zero_optimization": {
@@ -85,7 +85,7 @@ def offloaded_sgd(json: Document) -> Iterator[Hit]:
 
 @rule(
     "D51",
-    "a bucket size that is no number",
+    "a bucket size that is not a number",
     lbsgd="error",
     why="The size of a bucket decides how many gradients DeepSpeed reduces at a time, and `lbsgd plan` counts with it.",
     fix="give it as a number of elements",
@@ -186,8 +186,8 @@ def checkpoint_of_adam(json: Document) -> Iterator[Hit]:
     "gradients divided twice",
     plain="warning",
     why="At ZeRO stage 3 without reduce_scatter DeepSpeed divides gradients by gradient_predivide_factor and by the "
-    "number of processes, and then multiplies them by the factor, but not where the two are the same number: "
-    "gradients are then so many times too small.",
+    "number of processes, and then multiplies them by the factor, unless the two are the same number. Then the "
+    "gradients are too small by this factor.",
     fix="delete it",
     example={
         "gradient_predivide_factor": 8,

@@ -65,8 +65,9 @@ def half_precision(planned: Planned) -> Iterator[Hit]:
     "M02",
     "a learning rate of another number of images",
     lbsgd="warning",
-    why="Detectron's 0.02 belongs to 16 images on all GPUs together. Taken for the images of one GPU, or left as it is "
-    "on fewer GPUs, it is off by the number of GPUs: the most frequent question about detectors' learning rates.",
+    why="Detectron's 0.02 belongs to 16 images on all GPUs together. If it is taken for the images of one GPU, or "
+    "left as it is on fewer GPUs, it is wrong by the number of GPUs. This is the most frequent question about "
+    "detectors' learning rates.",
     fix="give base_lr and base_batch that belong together: 0.02 and 16 on COCO, whatever the number of GPUs",
     example=over_8k(
         lbsgd__linear_scaling={"base_lr": 0.02, "base_batch": 2},

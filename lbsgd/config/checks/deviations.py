@@ -61,9 +61,8 @@ def no_warmup(planned: Planned) -> Iterator[Hit]:
     "R07",
     "a constant warmup",
     lbsgd="warning",
-    why="After a few epochs at the small learning rate comes a jump to the full one, which undoes what the warmup "
-    "is for (Sec. 2.2). The paper lost 2.14 points with it at 8192 images, more than without any warmup "
-    "(Table 1).",
+    why="After a few epochs the small learning rate jumps to the full one, which undoes what the warmup is for (Sec. "
+    "2.2). The paper lost 2.14 points with it at 8192 images, more than without any warmup (Table 1).",
     fix='use "gradual" unless you compare',
     example={"lbsgd": {"warmup": {"kind": "constant"}}, "scheduler": {"params": {"warmup_min_lr": 3.2}}},
 )
@@ -99,8 +98,8 @@ def other_scaling(planned: Planned) -> Iterator[Hit]:
     "R09",
     "another base learning rate than the paper's",
     lbsgd="warning",
-    why="0.1 for 256 images was the best on ImageNet; half and double of it lost 0.08 to 0.53 points (Table 2a). "
-    "On smaller data another one may well be right, so this is asked of more than a million images only.",
+    why="0.1 for 256 images was the best on ImageNet; half and double of it lost 0.08 to 0.53 points (Table 2a). On "
+    "smaller data another one may well be right, so this rule looks only at more than a million images.",
     fix="use 0.1 for 256 images unless you compare",
     example={
         "lbsgd": {"linear_scaling": {"base_lr": 0.05}},

@@ -21,7 +21,7 @@ from lbsgd.config.schema import Recipe
 
 @rule(
     "R02",
-    "a global batch that is no whole number of workers",
+    "a global batch that is not a multiple of n",
     lbsgd="error",
     why="Each of the paper's k workers normalises n = 32 images, so kn must be a multiple of n (Sec. 2.3).",
     fix="use a multiple of n",
@@ -142,7 +142,7 @@ def impossible_passes(planned: Planned) -> Iterator[Hit]:
     "F08",
     "a warmup shorter than an iteration",
     lbsgd="warning",
-    why="A warmup of a part of an epoch is rounded to whole iterations. One that rounds to none is none: the first "
+    why="A warmup of a part of an epoch is rounded to whole iterations. A warmup that rounds to 0 is none: the first "
     "update has the full learning rate.",
     fix="give at least one iteration, or use kind none",
     example={"lbsgd": {"warmup": {"epochs": 0.001}}, "scheduler": {"params": {"warmup_num_steps": 1}}},
@@ -160,7 +160,7 @@ def no_iteration_of_warmup(planned: Planned) -> Iterator[Hit]:
     "F06",
     "a schedule that reaches beyond its run",
     lbsgd="warning",
-    why="Warmup and decay points are epochs of their own and do not follow lbsgd.epochs. In a run of 4 epochs the "
+    why="Warmup and decay points are given in epochs, and do not follow lbsgd.epochs. In a run of 4 epochs the "
     "paper's warmup of 5 never reaches the learning rate, and none of its decays at 30, 60 and 80 comes.",
     fix="choose lbsgd.warmup.epochs and lbsgd.decay.epochs for the run's length",
     example={"lbsgd": {"epochs": 70}},

@@ -61,7 +61,7 @@ def another_precision(planned: Planned) -> Iterator[Hit]:
     "D62",
     "gradients that ZeRO-1 reduces by itself",
     lbsgd="error",
-    why="Without contiguous gradients ZeRO-1 reduces in a place that lbsgd does not reach, a second time.",
+    why="Without contiguous gradients ZeRO-1 reduces them a second time, in a place that lbsgd does not reach.",
     fix=WAY_OUT,
     example={"zero_optimization": {"contiguous_gradients": False}},
 )
@@ -72,7 +72,7 @@ def scattered_gradients(planned: Planned) -> Iterator[Hit]:
 
 @rule(
     "D63",
-    "a divisor that is none",
+    "a divisor that cannot divide",
     lbsgd="error",
     why="Gradients are divided by it before they are summed, and by the rest of the world size afterwards, by lbsgd as "
     "by DeepSpeed.",
@@ -89,9 +89,9 @@ def bad_divisor(planned: Planned) -> Iterator[Hit]:
     "D64",
     "a network divided among processes",
     lbsgd="error",
-    why="Where several processes share one network or one sequence, DeepSpeed divides the global batch among fewer of "
-    "them: it waits for more passes than planned before it moves the weights, and a mean over all processes is another "
-    "one.",
+    why="If several processes share one network or one sequence, DeepSpeed divides the global batch among fewer of "
+    "them. It then waits for more passes than planned before it moves the weights, and a mean over all processes is "
+    "no longer the mean over kn images.",
     fix="delete it: a ResNet fits on every GPU whole",
     example={"sequence_parallel_size": 2},
 )

@@ -24,8 +24,8 @@ class UnstrictFile:
     "a file that cannot be read",
     lbsgd="error",
     plain="error",
-    why="The file is missing, or it is no JSON object, or a key stands there twice, so nobody can say which value "
-    "counts. A file with an lbsgd block must be strict JSON: its numbers are written back by program.",
+    why="The file is missing, is not a JSON object, or has a key twice, so that nobody can say which value counts. A "
+    "file with an lbsgd block must be strict JSON, because lbsgd writes its numbers back.",
     fix="correct it",
     example='{"train_batch_size": 256, "train_batch_size": 512}',
 )
