@@ -1,5 +1,6 @@
 """A report says which run is which: in headings, in rows and in pictures, whatever the runs differ in."""
 
+import itertools
 import re
 
 import pytest
@@ -120,6 +121,21 @@ def test_a_title_is_whole_and_hides_nothing(tmp_path):
     bands = [band_figure(long, each, found.groups) for each in names]
     for picture in (*bands, batch_figure(long, family, found.groups)):
         require_whole(picture)
+
+
+def test_many_rows_leave_room_for_their_curves(tmp_path):
+    for number in range(20):
+        run(
+            tmp_path / f"my_experiment_number_{number}_with_a_name_of_many_letters_that_takes_two_lines",
+            lambda header: header["config"]["optimizer"]["params"].update(weight_decay=0.001 * (number + 1)),  # noqa: B023
+        )
+    [family] = families_at([tmp_path])
+    picture = band_figure(family.place, family.curve_names(), family.rows)
+    require_whole(picture)
+    heights = [axes.get_window_extent().height / picture.dpi for axes in picture.axes]
+    assert min(heights[:2]) > 2 and heights[2] > 0.7
+    labels = [axes.yaxis.label.get_window_extent() for axes in picture.axes]
+    assert not any(one.overlaps(other) for one, other in itertools.pairwise(labels))
 
 
 # --- candidates for the learning rate ---------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 STYLES = ("-", "--", "-.", ":")  # a second way to tell rows apart, for print and for the colour-blind
 LABEL_WIDTHS = {1: 85, 2: 40}  # letters of a curve's name, by the number of columns that then fit into the picture
+LEGEND_LINES = 8  # that leave the curves enough of a picture 8 inches high; more make it higher
 SALT = "lbsgd"  # of the names inside an SVG, which else are random
 
 
@@ -56,6 +57,8 @@ def band_figure(title: str, names: Sequence[str], rows: Sequence[Group]) -> Figu
     columns = 2 if max(map(len, names)) <= LABEL_WIDTHS[2] else 1
     names = [fill(name, LABEL_WIDTHS[columns]) for name in names]
     title = f"{title}\nmean, band: ± 2 std over seeds"
+    in_legend = title.count("\n") + 1 + math.ceil(sum(name.count("\n") + 1 for name in names) / columns)
+    picture.set_figheight(8 + 0.25 * max(0, in_legend - LEGEND_LINES))
     add_legend(picture, title, handles=lines, labels=names, loc="outside upper center", ncols=columns)
     return picture
 
