@@ -290,6 +290,41 @@ def test_weights_that_have_no_values_yet_are_refused_before_an_optimizer_takes_t
         lbsgd.parts_for(model, Plan.read(recipe(), 1))
 
 
+class Scaled(torch.nn.Module):
+    """The network with a learnt temperature, as contrastive networks have it."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.inner, self.scale = network(), torch.nn.Parameter(torch.full(shape, 0.5))
+
+    def forward(self, x):
+        return self.inner(x) * self.scale
+
+
+def trained_with_a_scale(stage, shape):
+    """Weights after 4 updates with a state put back in their middle; ranks begin with different scales."""
+    model = Scaled(shape)
+    with torch.no_grad():
+        model.scale += torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    engine, plan = lbsgd.initialize(model, aggregated(recipe(stage)) if stage < 2 else recipe(stage))
+    train(engine, plan, last=2)
+    restore_state(engine, gather_state(engine))
+    train(engine, plan, first=2, last=4)
+    return gather_state(engine).weights
+
+
+def with_and_without_a_dimension():
+    return [[trained_with_a_scale(stage, shape) for shape in ((), (1,))] for stage in (0, 1, 2)]
+
+
+def test_a_parameter_without_a_dimension_is_sent_and_trained_as_one_with_one():
+    ranks = in_processes(2, with_and_without_a_dimension)
+    for stage, (without, plain) in enumerate(ranks[0]):
+        assert without["scale"].shape == () and abs(without["scale"] - 0.5) > 1e-4
+        assert torch.equal(without["scale"].view(1), plain["scale"])
+        assert torch.equal(without["scale"], ranks[1][stage][0]["scale"])
+
+
 class Wide(torch.nn.Module):
     """The network in float64."""
 

@@ -131,6 +131,14 @@ def test_a_channels_last_network_crashes_initialize():
         engine_for(settings(), nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last))
 
 
+def test_a_parameter_without_a_dimension_crashes_initialize():
+    """device_rules.scalars_sent gives it one while it is sent."""
+    model = nn.Linear(2, 2)
+    model.register_parameter("scale", nn.Parameter(torch.ones(())))
+    with pytest.raises(RuntimeError, match="dim.. cannot be 0"):
+        engine_for(settings(), model)
+
+
 def test_torchs_fused_sgd_on_a_cpu_looks_at_no_strides():
     weight = torch.zeros(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
     weight.grad = torch.arange(24.0).view(2, 3, 2, 2)
