@@ -11,10 +11,12 @@ from test_report import write
 
 from lbsgd.commands.main import main
 from lbsgd.experiments.catalogue import STUDIES
-from lbsgd.report.curves import figure
+from lbsgd.report.curves import curves, figure
 from lbsgd.report.figures import band_figure, batch_figure
 from lbsgd.report.names import row_names
 from lbsgd.report.paper_tables import paper_tables
+from lbsgd.report.run_log import read_run
+from lbsgd.report.run_page import run_page
 from lbsgd.report.write import families_at, rows_by_name, write_report
 
 SMALL, LARGE = STUDIES["table1"].rows(DIGITS)[::3]
@@ -99,6 +101,23 @@ def test_a_folder_that_begins_with_an_underscore_has_its_name_in_the_legend(tmp_
         (figure(family.rows[0].runs[0]), "_a  40.00"),
     ):
         assert [text.get_text() for text in picture.legends[0].get_texts()] == [label]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_folder_may_have_any_name(tmp_path):
+    """Line ends, escapes of a terminal, bytes that are no UTF-8, and letters that the pictures' font lacks."""
+    names = ["new\nline", "\x1b[31mred", "half\udcff", "\u65e5\u672c"]
+    for number, name in enumerate(names):
+        decay = 0.001 * (number + 1)
+        run(tmp_path / name, lambda header: header["config"]["optimizer"]["params"].update(weight_decay=decay))  # noqa: B023
+    out = tmp_path / "report"
+    assert main(["report", *(str(tmp_path / name) for name in names), "--output_dir", str(out)]) == 0
+    rows = [line.split(" | ")[0] for line in (out / "tables.md").read_text().splitlines()[2:]]
+    assert rows == ["| new?line", "| ?[31mred", "| half?", "| \u65e5\u672c"]
+    one = read_run(tmp_path / names[2])
+    one.header["environment"]["data"] = "data/half\udcff"
+    assert "data/half?" in run_page(one).write(out).read_text()
+    curves(one, out / "curves.png")
 
 
 def test_pictures_have_the_heading_as_their_title(three):

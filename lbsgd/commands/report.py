@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lbsgd.commands.flag_types import named, path
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.units import counted
+from lbsgd.units import counted, printable
 
 if TYPE_CHECKING:
     from lbsgd.report.run_log import LoggedRun
@@ -93,7 +93,7 @@ def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -
     if bad:  # here, too: the errors do not go where the tables go
         printer.print(f"\nthese tables lack what cannot be read: {counted(len(bad), 'error')}")
     elif given.output_dir:
-        title = ", ".join(Path(place).resolve().name for place in given.runs)
+        title = ", ".join(printable(Path(place).resolve().name) for place in given.runs)
         for file in write_report(families, given.output_dir, title, given.table):
             print(file)
     return why_not(families, given.table)

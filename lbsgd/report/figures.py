@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from io import BytesIO
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
@@ -18,7 +17,7 @@ from lbsgd.report.group_page import band_of, by_outcome, curve_keys, means_of
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Series
 from lbsgd.report.paper_table import error_cell
-from lbsgd.report.picture import COLOURS
+from lbsgd.report.picture import COLOURS, drawn
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -133,11 +132,11 @@ def save(picture: Figure, stem: Path) -> list[Path]:
 
     paths = []
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        data, path = BytesIO(), stem.with_name(f"{stem.name}.{kind}")
+        path = stem.with_name(f"{stem.name}.{kind}")
         with matplotlib.rc_context({"svg.hashsalt": SALT}):
-            picture.savefig(data, format=kind, dpi=110, metadata=metadata)
+            data = drawn(picture, kind, dpi=110, metadata=metadata)
         try:
-            rewrite_file(path, data.getvalue())
+            rewrite_file(path, data)
         except OSError as error:
             raise ConfigError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         paths.append(path)

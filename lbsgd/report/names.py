@@ -11,6 +11,7 @@ from lbsgd.algorithm.published import IMAGENET_IMAGES
 from lbsgd.report.groups import Group, data_of, scaling_of
 from lbsgd.report.recipe import shown, that_counts
 from lbsgd.report.run_log import LOG_NAME, LoggedRun
+from lbsgd.units import printable
 
 SEED = re.compile(r"seed\d+")  # the folder of a run in a row of a grid
 
@@ -45,7 +46,7 @@ def told_apart(places: Sequence[Path]) -> list[str]:
         names = ["/".join(place.parts[-depth:]) for place in places]
         if len(set(names)) == len(set(places)):
             break
-    return names
+    return list(map(printable, names))
 
 
 def places_of(families: Sequence[Sequence[Group]]) -> list[str]:
@@ -73,7 +74,7 @@ def images_of(row: Group) -> str:
         return "fake images"
     if images == IMAGENET_IMAGES:
         return "ImageNet"
-    return f"{images:,} images of {data.removesuffix('_ffcv') or 'unknown data'}"
+    return f"{images:,} images of {printable(data.removesuffix('_ffcv')) or 'unknown data'}"
 
 
 def settings_of(row: Group) -> dict[str, Any]:

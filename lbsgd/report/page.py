@@ -117,7 +117,7 @@ class Page:
         """
         path = folder / PAGE_NAME
         try:
-            rewrite_file(path, self.html().encode(), to_the_disk=False)
+            rewrite_file(path, self.html().encode(errors="replace"), to_the_disk=False)
         except OSError as error:
             raise ConfigError(f"cannot write {path}: {error.strerror}; choose another folder") from error
         return path

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
@@ -19,11 +20,20 @@ COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 def replace_picture(path: Path, picture: Figure) -> None:
     """Write a picture, whole or not at all. Raises ConfigError for another kind, and where it cannot be written."""
-    kind, image = path.suffix.lstrip(".").lower(), BytesIO()
+    kind = path.suffix.lstrip(".").lower()
     if kind not in KINDS:  # Matplotlib's others need programs or libraries that may be missing
         raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
-    picture.savefig(image, format=kind, dpi=150)
+    image = drawn(picture, kind, dpi=150)
     try:
-        rewrite_file(path, image.getvalue())
+        rewrite_file(path, image)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from error
+
+
+def drawn(picture: Figure, kind: str, **how: Any) -> bytes:
+    """Return a picture as the bytes of a file. A letter that the font lacks is a box, without a warning."""
+    image = BytesIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        picture.savefig(image, format=kind, **how)
+    return image.getvalue()
