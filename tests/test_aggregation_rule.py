@@ -54,7 +54,9 @@ def test_what_cannot_be_is_refused_in_one_line(sizes, words):
 
 
 def test_phases_on_servers_of_unequal_size_are_refused_where_they_are_demanded():
-    with pytest.raises(ConfigError, match="hierarchy: servers needs as many processes on each, and these have 3, 1;"):
+    with pytest.raises(
+        ConfigError, match="hierarchy: servers needs equally many processes on each, and these have 3, 1;"
+    ):
         choose(Aggregation(hierarchy="servers"), [3, 1], "gloo")
 
 

@@ -195,7 +195,7 @@ def test_an_interrupted_simulation_begins_anew_and_says_what_it_does(tmp_path):
     assert done.stdout.splitlines()[-1].split() == ["log", f"{tmp_path}/log.jsonl"]
     interrupt(tmp_path)
     again = script(*arguments, "--resume")
-    assert again.returncode == 0 and "beginning it anew" in again.stdout, again.stderr
+    assert again.returncode == 0 and "starting it again" in again.stdout, again.stderr
     kinds = [json.loads(line)["kind"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert kinds == ["run", "resume", "epoch", "result"]
 
@@ -243,7 +243,7 @@ def test_a_simulation_that_is_told_to_stop_ends_with_75_and_one_line(tmp_path, r
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
     assert errors.splitlines() == [
-        f"stopped: {number.name}; a simulation saves nothing: the same command with --resume begins it anew"
+        f"stopped: {number.name}; a simulation saves nothing: the same command with --resume starts it again"
     ]
 
 

@@ -247,8 +247,11 @@ def test_weights_without_counters_of_batches_are_taken(tmp_path):
         ({"state_dict": {}, "epoch": 3}, "holds a state_dict among other things"),
         ({"model": {"weight": torch.ones(2)}, "epoch": 3}, "holds a state_dict among other things"),
         ([torch.ones(2)], "holds no state_dict"),
-        (b"<!DOCTYPE html>", "is no file of torch.save, as it begins with b'<!DOCTYP'"),  # of a download that failed
-        (b"", "is no file of torch.save, as it begins with b''"),
+        (
+            b"<!DOCTYPE html>",
+            "was not written by torch.save, as it begins with b'<!DOCTYP'",
+        ),  # of a download that failed
+        (b"", "was not written by torch.save, as it begins with b''"),
         (b"PK\x03\x04 no zip", "cannot be read as weights"),
     ],
 )

@@ -137,7 +137,7 @@ def test_a_detector_is_refused_in_one_line(flag):
     request = SimpleNamespace(
         flags=SimpleNamespace(resolution=None, **{"compile": False, "cuda_graphs": False, flag: True}), plan=plan
     )
-    with pytest.raises(ConfigError, match=f"--{flag} is a classifier's"):
+    with pytest.raises(ConfigError, match=f"--{flag} is for classifiers"):
         DetectionRequest.open_data(request)
 
 

@@ -176,7 +176,5 @@ def test_a_file_that_cannot_be_kept_is_not_written_over(tmp_path, monkeypatch, c
     with monkeypatch.context() as locked:  # the superuser, as whom tests may run, reads everything
         locked.setattr(Path, "read_bytes", refuse)
         code, _, [error] = config(f"--global_batch 1024 --output {place}", capsys)
-    assert (
-        code == 2 and error == f"error: {place}: is there and cannot be read (Permission denied); choose another place"
-    )
+    assert code == 2 and error == f"error: {place}: exists and cannot be read (Permission denied); choose another place"
     assert [*tmp_path.iterdir()] == [place] and place.read_text() == '{"mine": 1}'

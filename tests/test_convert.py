@@ -132,8 +132,8 @@ def test_undecodable_images_are_all_listed_before_it_fails(damaged, tmp_path, ca
         convert(damaged, tmp_path / "data", **SETTINGS)
     assert f"{damaged}/train/ant/1.JPEG, {damaged}/val/bee/1.JPEG" in str(error.value)
     assert str(error.value).endswith(
-        "leave them out with --on_error skip, for which the others are done, or replace or remove them, after which "
-        "all are converted again"
+        "leave them out with --on_error skip (the others are done), or replace or remove them (then all are "
+        "converted again)"
     )
     listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("cannot be decoded: ")]
     assert len(listed) == 2 and listed[0].startswith(f"cannot be decoded: {damaged}/train/ant/1.JPEG: OSError: ")

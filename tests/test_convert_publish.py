@@ -120,7 +120,7 @@ def test_a_run_that_only_publishes_says_so(made, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     convert(source, tmp_path / "data", **SETTINGS)
     data = tmp_path / "data"
-    told = f"{data}/.converting holds what an earlier run has finished: it only goes to {data}\n"
+    told = f"{data}/.converting holds the finished files of an earlier run, which only move to {data}\n"
     assert capsys.readouterr().out == told
     assert_same_files(data, expected)
 

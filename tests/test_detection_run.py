@@ -227,8 +227,8 @@ ONE_PIXEL = ("--set", "lbsgd.detection.shorter_side=1", "--set", "lbsgd.detectio
     "flags, words",
     [
         ((), "--backbone_weights is missing: a detector starts from a classifier"),
-        (("--backbone_weights", "no.pt"), "--backbone_weights no.pt: no file that can be read"),
-        (("--evaluate_only", "--resolution", "64"), "--resolution is a classifier's"),
+        (("--backbone_weights", "no.pt"), "--backbone_weights no.pt: cannot be read"),
+        (("--evaluate_only", "--resolution", "64"), "--resolution is for classifiers"),
         (("--evaluate_only", "--data_dir", "nowhere"), "nowhere/annotations/instances_val.*json is not there; docs"),
         (("--evaluate_only", *ONE_PIXEL), "image 1 .* pixels, .*longer_side, 1; mend"),
         (("--evaluate_only", "--precision", "fp16"), "box coordinates do not survive it.*M01"),
@@ -269,7 +269,7 @@ def test_a_backbone_in_a_folder_that_nobody_may_enter_is_one_line(monkeypatch):
     request = SimpleNamespace(flags=flags, processes=SimpleNamespace(is_rank_0=True))
     with (
         monkeypatch.context() as locked,
-        pytest.raises(DataError, match="locked/weights.pt: no file that can be read") as refused,
+        pytest.raises(DataError, match="locked/weights.pt: cannot be read") as refused,
     ):
         locked.setattr(os, "stat", refuse)
         DetectionRequest.require_backbone(request)

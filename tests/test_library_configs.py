@@ -202,10 +202,10 @@ def test_flags_change_the_file_as_they_change_a_run(capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (f"--from {EIGHT_K} --gpus 8", "--from and --for go with each other and with --gpus"),
-        ("--for transformers --gpus 8", "--from and --for go with each other and with --gpus"),
-        (f"--from {EIGHT_K} --for transformers", "--from and --for go with each other and with --gpus"),
-        ("--parts --global_batch 256", "--from and --for go with each other and with --gpus"),
+        (f"--from {EIGHT_K} --gpus 8", "give --from, --for and --gpus together"),
+        ("--for transformers --gpus 8", "give --from, --for and --gpus together"),
+        (f"--from {EIGHT_K} --for transformers", "give --from, --for and --gpus together"),
+        ("--parts --global_batch 256", "give --from, --for and --gpus together"),
         (f"--from {EIGHT_K} --for transformers --gpus 96", "256 workers"),
         ("--from no.json --for transformers --gpus 8", "no.json"),
     ],

@@ -465,7 +465,10 @@ def test_an_example_in_a_fence_is_left_alone(table_1_runs, tmp_path, fence):
         ("<!-- report a -->\nprose\n* <!-- report b -->\n<!-- end of report -->", "1 regions begin and 0 are complete"),
         ("```\n<!-- report a -->\n<!-- end of report -->\n```\n", "0 regions begin"),
         ("<!-- report --table table1 -->\n<!-- end of report -->", "marker is wrong: .*places"),
-        ("<!-- report a --table table9 -->\n<!-- end of report -->", "no table is table9; there are table1, table2a"),
+        (
+            "<!-- report a --table table9 -->\n<!-- end of report -->",
+            "there is no table table9; there are table1, table2a",
+        ),
         (
             "<!-- report ../Bob's runs -->\n<!-- end of report -->",
             "marker is wrong: ../Bob's runs: No closing quotation",

@@ -571,7 +571,7 @@ def test_an_installed_wheel_says_that_the_clone_is_needed(tmp_path, monkeypatch,
 
 def test_what_cannot_be_is_not_listed(capsys):
     assert main(["reproduce", "table3b", "digits", "--list"]) == 2
-    assert "table3b compares detectors, and digits is no data set of theirs" in capsys.readouterr().err
+    assert "table3b compares detectors, and digits is no data set for these" in capsys.readouterr().err
     assert main(["reproduce", "async", "cifar10", "--list"]) == 2
     assert "async has nothing to run on cifar10" in capsys.readouterr().err
 

@@ -101,11 +101,13 @@ def for_library(given: argparse.Namespace) -> int:
 
     if not (given.source and given.library and given.gpus):
         raise ConfigError(
-            "lbsgd config: --from and --for go with each other and with --gpus, such as --from ds_configs/8k.json "
+            "lbsgd config: give --from, --for and --gpus together, such as --from ds_configs/8k.json "
             "--for transformers --gpus 8"
         )
     if given.detection:
-        raise ConfigError("lbsgd config: --detection makes a new JSON: leave it out with --from, whose file says it")
+        raise ConfigError(
+            "lbsgd config: --detection makes a new JSON: leave it out with --from, because the file says it"
+        )
     plan = Plan.read(given.source, given.gpus, overrides=overrides_of(given))
     needs = needs_of(plan, given.library, given.parts)
     if given.output:
@@ -129,7 +131,7 @@ def write_beside(output: str, config: dict[str, Any]) -> None:
     try:
         differs = os.path.isfile(output) and Path(output).read_bytes() != text_written(config)
     except OSError as error:
-        raise ConfigError(f"{output}: is there and cannot be read ({error.strerror}); choose another place") from None
+        raise ConfigError(f"{output}: exists and cannot be read ({error.strerror}); choose another place") from None
     if differs:
         print_beside([f"# kept: the file as it was in {keep_original(output)}"])
     write_json(output, config)

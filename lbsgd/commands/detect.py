@@ -58,13 +58,13 @@ class DetectionRequest(Request):
     def open_data(self) -> int | None:
         flags = self.flags
         if not self.plan.recipe.detection:
-            raise ConfigError(f"{self.plan.name}.json is no detector's: it has no lbsgd.detection block")
+            raise ConfigError(f"{self.plan.name}.json trains no detector: it has no lbsgd.detection block")
         if flags.resolution:
-            raise ConfigError("--resolution is a classifier's: use --set lbsgd.detection.shorter_side=PIXELS")
+            raise ConfigError("--resolution is for classifiers: use --set lbsgd.detection.shorter_side=PIXELS")
         if flags.compile or flags.cuda_graphs:
             flag = "--compile" if flags.compile else "--cuda_graphs"
             raise ConfigError(
-                f"{flag} is a classifier's: a detector's images differ in size, and a block is kept for one"
+                f"{flag} is for classifiers: a detector's images differ in size, and a block is kept for one size"
             )
         self.require_backbone()
         self.folder = Path(flags.data_dir or os.environ.get("COCO_DIR") or "data/coco")
@@ -134,9 +134,7 @@ class DetectionRequest(Request):
             return
         with found_by_rank_0():
             if not os.path.isfile(weights):  # nor one in a folder that nobody may enter
-                raise DataError(
-                    f"--backbone_weights {weights}: no file that can be read; it is the weights.pt of a run"
-                )
+                raise DataError(f"--backbone_weights {weights}: cannot be read; give the weights.pt of a run")
             self.started_from = trained_as(Path(weights))
 
     def has_weights(self) -> bool:

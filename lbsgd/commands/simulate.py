@@ -73,7 +73,7 @@ def run_simulation(flags: argparse.ArgumentParser, simulate: Callable[[Request],
 
 def stopped(number: int, _: object) -> None:
     name = signal.Signals(number).name
-    end_with_error(Stopped(f"{name}; a simulation saves nothing: the same command with --resume begins it anew"))
+    end_with_error(Stopped(f"{name}; a simulation saves nothing: the same command with --resume starts it again"))
 
 
 def opened(
@@ -156,9 +156,9 @@ def require_no_run(request: Request, described: dict[str, Any]) -> None:
     if is_there(folder / LOG_NAME) or is_there(folder / "checkpoints"):
         if not (request.flags.resume and is_cut(folder, described)):
             raise ConfigError(
-                f"{folder} already holds a run, which no simulation goes on with; choose another --output_dir"
+                f"{folder} already holds a run that no simulation can continue; choose another --output_dir"
             )
-        say(f"the simulation in {folder} was interrupted: beginning it anew")
+        say(f"the simulation in {folder} was interrupted: starting it again")
 
 
 def is_cut(folder: Path, described: dict[str, Any]) -> bool:

@@ -112,7 +112,7 @@ class Request:
         """
         if self.plan.recipe.detection:
             raise ConfigError(
-                f"{self.plan.name}.json is of a detector (lbsgd.detection), and this recipe trains a classifier: "
+                f"{self.plan.name}.json is for a detector (lbsgd.detection), and this recipe trains a classifier: "
                 "use recipes/mask_rcnn.py"
             )
         if self.flags.fake_data:

@@ -87,7 +87,7 @@ def choose(wanted: Aggregation, sizes: Sequence[int], backend: str) -> Choice:
     """
     if wanted.hierarchy == "servers" and len(set(sizes)) > 1:
         raise ConfigError(
-            "lbsgd.aggregation.hierarchy: servers needs as many processes on each, and these have "
+            "lbsgd.aggregation.hierarchy: servers needs equally many processes on each, and these have "
             f"{in_order(sizes)}; use flat or auto, or other servers"
         )
     flat, reason = is_flat(wanted, sizes, backend)

@@ -46,7 +46,7 @@ NETWORKS = {
 def network(name: str) -> Network:
     """Return the counts of a network. Raises ConfigError for a name that is not in NETWORKS."""
     if name not in NETWORKS:
-        raise ConfigError(f"--model {name}: nothing is known of its size; choose one of {', '.join(NETWORKS)}")
+        raise ConfigError(f"--model {name}: its size is not known; choose one of {', '.join(NETWORKS)}")
     return NETWORKS[name]
 
 

@@ -92,7 +92,7 @@ def convert(
                 refuse_unusable(found)
             identity = conversion_identity(found, settings)
             if is_partly_published(data_dir, work, identity):
-                say(f"{work} holds what an earlier run has finished: it only goes to {data_dir}")
+                say(f"{work} holds the finished files of an earlier run, which only move to {data_dir}")
             else:
                 start_over_if_other(work, identity, found)
                 Conversion(found, settings, work).run(num_processes, commit_seconds, on_error)

@@ -40,8 +40,8 @@ def report_undecodable(source: Source, numbers: Numbers, settings: Settings, pag
     if on_error == "fail":
         raise DataError(
             f"{source.path}: {share} cannot be decoded ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}); "
-            f"leave them out with --on_error skip, for which the others are done, or replace or remove them, after "
-            f"which all are converted again"
+            "leave them out with --on_error skip (the others are done), or replace or remove them (then all are "
+            "converted again)"
         )
     say(f"left out: {share}")
 

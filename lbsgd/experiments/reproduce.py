@@ -188,7 +188,7 @@ def require_together(study: Study, data: DataSet) -> None:
     """Raise ConfigError for a study that is not of this data set."""
     if data.is_detection != study.is_detection:
         kind = "detectors" if study.is_detection else "classifiers"
-        raise ConfigError(f"reproduce: {study.name} compares {kind}, and {data.name} is no data set of theirs")
+        raise ConfigError(f"reproduce: {study.name} compares {kind}, and {data.name} is no data set for these")
     if not study.rows(data):
         raise ConfigError(f"reproduce: {study.name} has nothing to run on {data.name}")
 

@@ -106,7 +106,9 @@ def body(arguments: str, file: Path) -> str:
     if [place.suffix for place in places] == [".json"]:
         return "\n" + "\n".join(bench_tables(places[0], given.table)) + "\n"
     if unknown := [name for name in given.table if name not in NEEDS]:
-        raise ConfigError(f"{file}: a report's marker is wrong: no table is {unknown[0]}; there are {', '.join(NEEDS)}")
+        raise ConfigError(
+            f"{file}: a report's marker is wrong: there is no table {unknown[0]}; there are {', '.join(NEEDS)}"
+        )
     families = families_at(places)
     if unmade := why_not(families, given.table):
         raise ConfigError(f"{file}: {'; '.join(unmade)}")

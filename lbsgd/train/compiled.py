@@ -25,7 +25,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
     blocks = residual_blocks(model)
     if not blocks:
         raise ConfigError(
-            "--compile: this network has no residual blocks of torchvision's kind, which are what is compiled; "
+            "--compile: this network has no residual blocks of torchvision's kind, and nothing else is compiled; "
             "leave the flag out"
         )
     import torch._dynamo  # late: it takes seconds, which only this flag's users should wait for

@@ -38,7 +38,7 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
     blocks = residual_blocks(model)
     if not blocks:
         raise ConfigError(
-            "--cuda_graphs: this network has no residual blocks of torchvision's kind, which are what is recorded; "
+            "--cuda_graphs: this network has no residual blocks of torchvision's kind, and nothing else is recorded; "
             "leave the flag out"
         )
     if any("forward" in vars(block) for block in blocks) or not all(map(has_bare_parts, blocks)):

@@ -27,8 +27,8 @@ def baseline_band(runs: Sequence[str | Path]) -> Band:
     for group in groups:
         if group.measure != TOP1:
             raise ConfigError(
-                f"--baseline {' '.join(map(str, runs))}: {group.header['model']} counts no training error to be held "
-                "against; leave the flag out"
+                f"--baseline {' '.join(map(str, runs))}: {group.header['model']} has no training error to compare "
+                "with; leave the flag out"
             )
     if len(groups) != 1 or len(groups[0].finished) < SEEDS:
         finished = sum(len(group.finished) for group in groups)

@@ -27,7 +27,9 @@ def weights_in(path: Path) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  torch raises whatever the bytes make it raise
         raise DataError(f"{path} cannot be read as weights ({one_line(error)}); give the weights.pt of a run") from None
     if weights is None:
-        raise DataError(f"{path} is no file of torch.save, as it begins with {begin!r}; give the weights.pt of a run")
+        raise DataError(
+            f"{path} was not written by torch.save, as it begins with {begin!r}; give the weights.pt of a run"
+        )
     if not isinstance(weights, dict):
         raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
     if any(isinstance(value, dict) for value in weights.values()):
