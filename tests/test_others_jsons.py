@@ -69,6 +69,14 @@ def test_a_predivision_is_told_where_the_number_of_processes_may_be_it(sizes, to
 
 
 @pytest.mark.parametrize(
+    "key", ["zero_quantized_weights", "zero_quantized_gradients", "zero_quantized_nontrainable_weights"]
+)
+@pytest.mark.parametrize("stage, told", [(0, True), (1, True), (2, True), (3, False)])
+def test_what_zero_plus_plus_quantizes_is_quantized_at_stage_3_alone(key, stage, told):
+    assert bool(found({**ADAM, "zero_optimization": {"stage": stage, key: True}}, "D50")) == told
+
+
+@pytest.mark.parametrize(
     "kind, fix",
     [
         ("FusedAdam", 'use "Adam"'),

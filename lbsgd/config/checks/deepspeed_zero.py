@@ -16,7 +16,7 @@ from lbsgd.config.keypath import is_count, is_number, shown
 
 ZERO = "zero_optimization"
 STAGE, BUCKET, GATHERED = (f"{ZERO}.{key}" for key in ("stage", "reduce_bucket_size", "allgather_bucket_size"))
-OF_STAGE_3 = ("sub_group_size", "zero_hpz_partition_size", "zero_quantized_weights")
+OF_STAGE_3 = ("sub_group_size", "zero_hpz_partition_size")
 DEFAULT_BUCKET = 5e8  # of DeepSpeed, in elements
 RESNET50_BUCKET = 6_000_000  # a fourth of its 25.6 million parameters
 LARGEST_BUCKET = 25_000_000
@@ -44,8 +44,9 @@ def unusable_stage(json: Document) -> Iterator[Hit]:
     "D50",
     "keys without effect at this ZeRO stage",
     plain="note",
-    why="The keys stage3_*, offload_param (formerly cpu_offload_param), sub_group_size, zero_hpz_partition_size and "
-    "zero_quantized_weights act at stage 3. At any other stage DeepSpeed ignores them.",
+    why="The keys stage3_*, zero_quantized_*, offload_param (formerly cpu_offload_param), sub_group_size and "
+    "zero_hpz_partition_size act at stage 3. At any other stage DeepSpeed ignores them, though it may log "
+    '"Using quantized gradients".',
     fix="delete it, or use stage 3",
     example={
         "zero_optimization": {
@@ -58,7 +59,7 @@ def unusable_stage(json: Document) -> Iterator[Hit]:
 )
 def idle_keys(json: Document) -> Iterator[Hit]:
     alone = ("offload_param", OLD_NAMES["offload_param"], *OF_STAGE_3)
-    idle = sorted(key for key in json.block(ZERO) if key.startswith("stage3_") or key in alone)
+    idle = sorted(key for key in json.block(ZERO) if key.startswith(("stage3_", "zero_quantized_")) or key in alone)
     if idle and json.stage in (0, 1, 2):
         others = f", nor have {len(idle) - 1} more keys" if len(idle) > 1 else ""
         yield Hit(f"{ZERO}.{idle[0]}", f"has no effect at stage {json.stage}{others}")
