@@ -91,6 +91,23 @@ def test_an_unknown_optimizer_is_not_to_be_deleted(kind, fix):
     assert not found(config, "D11"), "nothing is known of its updates"
 
 
+@pytest.mark.parametrize(
+    "params, fp16, zero, versions",
+    [
+        ({}, {}, {}, ["0.17"]),
+        ({}, {"loss_scale": 128}, {}, ["0.16", "0.17"]),
+        ({"torch_adam": True}, {"loss_scale": 128}, {}, []),
+        ({}, {"loss_scale": 128}, {"stage": 1}, []),
+    ],
+)
+def test_fp16_around_deepspeeds_own_adam_fails_at_stage_0_in_earlier_versions(params, fp16, zero, versions):
+    config = {**ADAM, "optimizer": {"type": "Adam", "params": {"lr": 0.001, **params}}}
+    config |= {"fp16": {"enabled": True, **fp16}, "zero_optimization": zero}
+    assert [
+        version for version in ("0.16", "0.17", "0.18", "0.19") if found(config, "D11", version=version)
+    ] == versions
+
+
 @pytest.mark.parametrize("kind", ["OneBitAdam", "ZeroOneAdam", "OneBitLamb"])
 def test_a_one_bit_optimizer_moves_the_weights_where_it_is_there(kind):
     config = {**SGD, "optimizer": {"type": kind, "params": {"lr": 0.1}}, "fp16": {"enabled": True}}

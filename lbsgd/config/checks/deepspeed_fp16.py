@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lbsgd.config.accepted.values import as_number, as_whole_number
+from lbsgd.config.checks.deepspeed_beside import wraps_fused_adam
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_count, is_number, shown
@@ -27,7 +28,8 @@ SCALE_FREE = frozenset(
     plain="error",
     why="At stage 0 DeepSpeed 0.19 does not scale the loss but still divides the gradients by the loss scale, 65536 "
     "at the start. With SGD every update is too small by this factor, and the loss looks as if the network did not "
-    "learn. D73 is about optimizers that divide by the gradients' size.",
+    "learn. D73 is about optimizers that divide by the gradients' size. Version 0.17.6 never reaches the update of its "
+    "own Adam there, and 0.16 fails in it with a static loss scale.",
     fix="set it to 1, or use torch_autocast with bfloat16",
     example={"zero_optimization": {"stage": 0}},
 )
@@ -39,6 +41,17 @@ def fp16_at_stage_0(json: Document) -> Iterator[Hit]:
             f"{json.get(TYPE, 'an optimizer such as SGD')} makes every update {scale_of(json):g} times too small",
             correction=json.beside_intent({"zero_optimization.stage": 1}),
         )
+    if why := failing_adam(json):
+        yield Hit("zero_optimization.stage", f"is 0 with fp16, where DeepSpeed {json.accepted.version} {why}")
+
+
+def failing_adam(json: Document) -> str | None:
+    """Return how the fp16 optimizer of an earlier version fails around DeepSpeed's own Adam, None where it does not."""
+    if not (json.plain and json.enabled("fp16") and wraps_fused_adam(json)) or json.since("0.18"):
+        return None
+    if json.since("0.17"):
+        return "never moves the weights of its Adam"
+    return "fails in the first update of its Adam, if the scale is static" if static_scale(json) else None
 
 
 @rule(
@@ -98,7 +111,7 @@ def lamb_without_dynamic_scale(json: Document) -> Iterator[Hit]:
     example={"fp16": {"min_loss_scale": 0}},
 )
 def unusable_loss_scale(json: Document) -> Iterator[Hit]:
-    static = as_number(json.get("fp16.loss_scale", 0))
+    static = static_scale(json)
     if not json.enabled("fp16") or static is None:
         return
     if static and not (static < 0 or 2.0**LEAST_POWER <= static <= LARGEST_STATIC):  # D70 judges those below 0
@@ -145,6 +158,11 @@ def is_refused(json: Document) -> bool:
     """Whether DeepSpeed knows no optimizer by this name (D06), so that nothing can be said of its updates."""
     kind = json.get(TYPE)
     return kind not in (None, "auto") and not json.is_sgd and json.accepted.optimizer(kind) is None
+
+
+def static_scale(json: Document) -> float | None:
+    """Return the scale that stays as it is, 0 for a dynamic one, None for what is no number."""
+    return as_number(json.get("fp16.loss_scale", 0))
 
 
 def scale_of(json: Document) -> float:
