@@ -92,8 +92,8 @@ CPU1 = "sys/fs/cgroup/cpu"
         ({"proc/self/cgroup": "0::/\n", f"{V2}/cpu.max": "1000 100000\n"}, 1),
         (
             {
-                "proc/self/cgroup": "0::/pod/ab\n",
-                f"{V2}/pod/ab/cpu.max": "max 100000\n",
+                "proc/self/cgroup": "0::/pod/cri:ab\n",
+                f"{V2}/pod/cri:ab/cpu.max": "max 100000\n",
                 f"{V2}/pod/cpu.max": "400000 100000\n",
                 f"{V2}/cpu.max": "800000 100000\n",
             },

@@ -1,5 +1,7 @@
 """The gradient's noise: the formulas on numbers worked by hand, and Var(∇L_k) = Var(∇L_1)/k on real digits."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -20,6 +22,8 @@ def test_the_formulas_on_numbers_worked_by_hand():
     # |G|² = 4 and tr Σ = 60: a mean over b images has 4 + 60/b. b = 10: 10; b = 30: 6
     found = noise(chunk_sq=10.0, total_sq=6.0, chunk_images=10, total_images=30)
     assert found == pytest.approx({"gradient_sq": 4.0, "gradient_variance": 60.0, "noise_scale": 15.0})
+    below = noise(chunk_sq=10.0, total_sq=3.0, chunk_images=10, total_images=30)
+    assert below["gradient_sq"] == pytest.approx(-0.5) and below["noise_scale"] == float("inf")
 
 
 def gradients_of_digits():
@@ -136,5 +140,25 @@ def test_the_spread_of_batch_norm_over_workers_whatever_the_processes():
 
 def test_a_single_chunk_is_refused():
     plan = Plan.read(config(0), 1, overrides=Overrides(micro_batch=16))
-    with pytest.raises(ConfigError, match="16 images is one chunk on 1 process"):
+    with pytest.raises(ConfigError, match="16 images is one chunk on 1 process.*; use --micro_batch 8 or"):
         GradientNoise(None, plan, 50)
+
+
+def test_gradients_in_fp16_are_refused():
+    plan = Plan.read(config(0), 1, overrides=Overrides(micro_batch=4, precision="fp16"))
+    with pytest.raises(ConfigError, match="fp16 are scaled and may overflow"):
+        GradientNoise(None, plan, 50)
+
+
+def test_what_is_measured_is_of_one_iteration_and_taken_once(monkeypatch):
+    monkeypatch.setattr("lbsgd.train.gradient_noise.full_gradient", lambda engine, parameter: parameter.grad)
+    layer, images, found = torch.nn.Linear(3, 2), torch.randn(16, 3), []
+    plan = Plan.read(config(0), 1, overrides=Overrides(micro_batch=4))
+    diagnostic = GradientNoise(SimpleNamespace(module=layer, device="cpu"), plan, every=2)
+    for iteration in range(3):
+        layer.zero_grad()
+        for part in images.chunk(plan.accumulation_steps):
+            with diagnostic.watching(iteration):
+                (layer(part).square().mean() / plan.accumulation_steps).backward()
+        found.append(diagnostic.take())
+    assert found == [found[0], {}, found[0]] and found[0]["gradient_variance"] > 0

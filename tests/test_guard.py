@@ -1,5 +1,6 @@
 """The threads that end a process, and what processes tell each other beside collective calls."""
 
+import io
 import os
 import select
 import signal
@@ -109,6 +110,15 @@ def test_the_reason_that_nccl_gives_last_is_told():
     assert said.endswith("Error while creating shared memory segment /dev/shm/nccl-a (size 9637888))")
 
 
+def test_words_of_a_connection_tell_of_no_lost_process_where_nobody_else_is_or_no_call_failed(monkeypatch):
+    """Each is a bug, also where the console that its traceback goes to is gone."""
+    console = io.StringIO()
+    console.close()
+    monkeypatch.setattr("sys.stderr", console)
+    for error, peers in ((RuntimeError("Connection closed"), None), (ValueError("Connection closed"), object())):
+        assert first_cause_module.explained(error, "iteration 0", peers).exit_code == 1
+
+
 def test_the_first_failure_counts_and_is_not_another_s_to_its_own_process():
     first, second = two_peers()
     assert second.failure() is None
@@ -118,6 +128,14 @@ def test_the_first_failure_counts_and_is_not_another_s_to_its_own_process():
     assert isinstance(failure, OtherFailed) and failure.exit_code == TrainingError.exit_code == 3
     assert str(failure) == f"by rank 0 on {socket.gethostname()}: no number"
     assert first.failure() is None
+
+
+def test_what_a_process_tells_is_heard_before_it_is_called_silent(monkeypatch):
+    first, second = two_peers()
+    monkeypatch.setattr(second, "silent", lambda: ["rank 0 on alpha"])
+    threading.Timer(0.1, first.fail, [TrainingError("no number")]).start()
+    cause = first_cause_module.look_for_cause(second, "iteration 7")
+    assert isinstance(cause, OtherFailed) and cause.exit_code == 3
 
 
 def test_a_process_that_gives_no_sign_of_life_within_three_beats_is_named(monkeypatch):

@@ -38,7 +38,7 @@ class Totals:
     def go_on(self, sums: torch.Tensor) -> None:
         """Take up sums over all processes, as `of_all` has returned them, and begin the shorter sum after them."""
         if dist.get_rank() == 0:
-            self.sums = self.sums + sums.to(self.sums.device)
+            self.sums = sums.to(self.sums.device)
         self.mark()
 
     def mark(self) -> None:
