@@ -94,6 +94,23 @@ def test_the_fingerprint_follows_the_images_and_not_their_places(tmp_path):
     assert len({same, fingerprint([0, 2]), fingerprint([0, 1, 1]), fingerprint([0, 1], jpegs=[b"12", b"345"])}) == 4
 
 
+def test_the_fingerprint_follows_coding_sides_and_checksum_of_an_image(tmp_path, digits_data):
+    def fingerprints(path, *places):
+        """Those of the file, and of it with a bit flipped at each place."""
+        content, layout = path.read_bytes(), read_layout(path)
+        for place in (None, *(at(layout) for at in places)):
+            changed = bytearray(content)
+            if place:
+                changed[place] ^= 1
+            (tmp_path / "changed.beton").write_bytes(changed)
+            yield BetonFile.open(tmp_path / "changed.beton").fingerprint
+
+    one = write_beton(tmp_path / "one.beton", [0], jpegs=[bytes(3 * 20 * 30)])  # a JPEG or, flipped, raw pixels
+    parts = [lambda layout, at=IMAGE.fields[name][1]: layout.metadata_at + at for name in ("mode", "width", "height")]
+    assert len({*fingerprints(one, *parts)}) == 4
+    assert len({*fingerprints(digits_data / "val.beton", lambda layout: layout.checksums_at)}) == 2
+
+
 @pytest.mark.parametrize("missing_bytes", [1, 23, 24, 25, 100])
 def test_a_truncated_file_is_refused_even_for_its_last_byte(tmp_path, missing_bytes):
     path = write_beton(tmp_path / "a.beton", range(10))

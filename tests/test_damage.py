@@ -107,6 +107,7 @@ def test_a_mutated_file_is_refused_with_one_line_or_read_and_with_its_manifest_a
     "column, value, message",
     [
         ("data_at", 5, "image 3 lies outside the part of the file that holds the images"),
+        ("data_at", 1 << 62, "image 3 lies outside"),
         ("num_bytes", 1 << 62, "image 3 lies outside"),
         ("num_bytes", 0, "image 3 has no bytes"),
         ("image", 4, "allocation table does not give each of its 24 images a place"),

@@ -3,6 +3,7 @@
 import io
 import os
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -342,11 +343,13 @@ def test_an_error_ends_with_its_code_and_a_bug_with_its_traceback(tmp_path, erro
     assert ("Traceback" in ending.text) == traceback
 
 
-def test_a_console_that_is_gone_keeps_no_process_from_ending():
-    """Where stderr cannot be written, a process still ends, with its error's code."""
-    code = "from lbsgd.processes.ending import *; end_with_error(LbsgdError('b'))"
-    with open("/dev/full", "w") as full:
-        assert subprocess.run([sys.executable, "-c", code], stdout=full, stderr=full, timeout=60).returncode == 2
+@pytest.mark.parametrize("console", ["> /dev/full 2>&1", ">&- 2>&-"])
+def test_a_console_that_is_gone_keeps_no_process_from_ending(console):
+    """Where nothing can be written, a process still ends, with its error's code."""
+    code = "from lbsgd.processes.ending import *; print('a'); end_with_error(LbsgdError('b'))"
+    command = f"{shlex.join([sys.executable, '-c', code])} {console}"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    assert subprocess.run(command, shell=True, env=buffered, timeout=60).returncode == 2
 
 
 @pytest.mark.parametrize("saved, words", [(True, "the run was saved"), (False, "nothing was saved")])

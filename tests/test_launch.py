@@ -359,13 +359,15 @@ ENDS_WITH_TWO_LINES = """
 import os, time
 from lbsgd.processes.ending import end_with_error
 from lbsgd.errors import DataError
+print("before it")
 end_with_error(DataError("first line\\nsecond line"))
 """
 
 
 def test_an_error_is_its_lines_on_stderr_and_the_exit_code():
-    done = subprocess.run([sys.executable, "-c", ENDS_WITH_TWO_LINES], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", "error: first line\nerror: second line\n")
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-c", ENDS_WITH_TWO_LINES], env=buffered, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "before it\n", "error: first line\nerror: second line\n")
 
 
 ALONE_AND_ITS_CHILD = """

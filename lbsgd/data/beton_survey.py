@@ -105,7 +105,7 @@ class _Pass:
         place, num_bytes = allocated["data_at"], allocated["num_bytes"]
         pixels = 3 * images["width"].astype(np.uint64) * images["height"]
         first, end = np.uint64(self.layout.images_at), np.uint64(self.layout.images_end)
-        outside = (place < first) | (place > end) | (num_bytes > end - np.minimum(place, end))
+        outside = (place < first) | (num_bytes > end - np.minimum(place, end))
         for wrong, reason in (
             (outside, "lies outside the part of the file that holds the images"),
             (images["data_at"] != place, "has two places, one in the metadata and one in the allocation table"),
