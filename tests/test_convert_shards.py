@@ -559,11 +559,15 @@ def test_images_of_one_name_in_different_folders_or_shards_are_all_there(tmp_pat
     source = webdataset(tmp_path / "webdataset")
     with tarfile.open(source / "imagenet-train-000000.tar", "a") as tar:
         for key in ("b/1", "a/1", "z/0"):
-            for name, content in ((f"{key}.cls", b"2"), (f"{key}.jpg", key.encode())):
+            for name, content in ((f"{key}.cls", b"2\n"), (f"{key}.small.jpg", key.encode())):
                 info = tarfile.TarInfo(name)
                 info.size = len(content)
                 tar.addfile(info, io.BytesIO(content))
-    assert [name for name in find(source, tmp_path).train.names if "/" in name] == ["z/0.jpg", "a/1.jpg", "b/1.jpg"]
+    assert [name for name in find(source, tmp_path).train.names if "/" in name] == [
+        "z/0.small.jpg",
+        "a/1.small.jpg",
+        "b/1.small.jpg",
+    ]
     source = parquet(tmp_path / "parquet")
     for shard in range(2):
         images = [{"bytes": b"%d of %d" % (label, shard), "path": "1.JPEG"} for label in range(3)]
