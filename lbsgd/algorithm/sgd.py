@@ -172,8 +172,9 @@ def decay_groups(
 
         [{"params": [...], "weight_decay": λ, "name": "decay"}, {..., "weight_decay": 0.0, "name": "batch_norm"}]
 
-    The fully connected bias decays, because the paper exempts batch norm only. Frozen parameters and empty groups are
-    left out, and a shared parameter stands once. Batch norm is found by its type, at any depth and under any name.
+    The fully connected bias decays, and so do LayerNorm's and GroupNorm's parameters, because the paper exempts batch
+    norm only. Frozen parameters and empty groups are left out, and a shared parameter stands once. Batch norm is found
+    by its type, at any depth and under any name.
 
     Detectors (Sec. 5.4) leave biases out of decay and train them at twice the learning rate: with on_biases=False or
     another bias_lr_factor, biases outside batch norm are a third group, {..., "name": "biases", "lr_factor": 2.0}. The
