@@ -129,6 +129,7 @@ def test_a_batch_norm_in_torchscript_is_refused_rather_than_left_torchs(in_torch
     model = nn.Sequential(in_torchscript(small()))
     with pytest.raises(ValueError, match="0.1 is a BatchNorm2d in TorchScript, .* before torch.jit.script"):
         convert_batch_norm(model, N)
+    assert convert_batch_norm(model.requires_grad_(False), N) is model  # a teacher, say
 
 
 def test_a_lazy_batch_norm_is_converted_once_it_has_channels():

@@ -50,8 +50,8 @@ def convert_batch_norm(
     Only a module's class changes: parameters, buffers, hooks, momentum, ε and mode remain the very same objects.
     timm's BatchNormAct2d keeps its drop and its activation. Give the module that is called once per pass, because hooks
     on it tell the passes apart where one forward uses a batch norm twice.
-    Raises ValueError for a batch norm of anyone else's, because whatever it does beyond torch's would be lost, for one
-    that TorchScript holds, and for a lazy one that has seen no images.
+    Raises ValueError for a batch norm of anyone else's, because whatever it does beyond torch's would be lost, for a
+    trained one in TorchScript, and for a lazy one that has seen no images.
     """
     require_python(model)
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
@@ -66,9 +66,13 @@ def convert_batch_norm(
 
 
 def require_python(model: nn.Module) -> None:
-    """Raise ValueError for a batch norm in TorchScript: its class is fixed, so it would stay torch's unsaid."""
+    """Raise ValueError for a batch norm in TorchScript that is trained: its class is fixed, so it would stay torch's.
+
+    A frozen one may stay, as in a teacher.
+    """
     for name, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in module.original_name:
+        in_torchscript = isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in module.original_name
+        if in_torchscript and any(parameter.requires_grad for parameter in module.parameters()):
             raise ValueError(
                 f"{name or 'the model'} is a {module.original_name} in TorchScript, which cannot be converted; give the"
                 " network as it was before torch.jit.script or torch.jit.trace"
