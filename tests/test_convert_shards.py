@@ -541,6 +541,7 @@ def test_packed_and_unpacked_labels_are_read(tmp_path):
         ([(".png", b"x")], r"are two images of one sample, '(n0|ILSVRC)"),
         ([(".cls", b"tench")], r"holds b'tench', and no number of a class"),
         ([(".cls", b"-1")], r"holds b'-1', and no number of a class"),
+        ([(".cls", b"1234567890")], r"holds b'1234567890', and no number of a class"),
     ],
 )
 def test_samples_that_are_not_one_image_and_one_class_are_refused(tmp_path, extra, message):
@@ -624,11 +625,11 @@ def test_classes_without_names_come_in_the_order_of_their_numbers(tmp_path):
 def test_a_validation_class_without_training_images_is_refused(tmp_path):
     source = webdataset(tmp_path / "source")
     with tarfile.open(source / "imagenet-val-000000.tar", "a") as tar:
-        for name, content in (("z.cls", b"7"), ("z.jpg", b"x")):
+        for name, content in (("z.cls", b"123456789"), ("z.jpg", b"x")):
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
-    assert "z.jpg has class 7, which has no training images" in refused(source, tmp_path)
+    assert "z.jpg has class 123456789, which has no training images" in refused(source, tmp_path)
 
 
 def test_parquet_of_something_else_is_refused(tmp_path):
