@@ -59,6 +59,7 @@ def test_masks_boxes_and_areas_agree(scenes):
 
 def test_a_category_s_label_is_its_place_among_the_ids(changed):
     def gaps(content):
+        content["categories"].reverse()
         for each in content["categories"]:
             each["id"] = 3 * each["id"]
         for each in content["annotations"]:
@@ -67,6 +68,7 @@ def test_a_category_s_label_is_its_place_among_the_ids(changed):
     split = read_split(changed(gaps), "train")
     assert split.label_of == {3 * digit: digit for digit in range(1, 11)}
     assert all(split.category_of[label] == category for category, label in split.label_of.items())
+    assert split.class_names == [split.names[3 * digit] for digit in range(1, 11)]
 
 
 def test_crowds_and_boxes_without_an_area_are_not_trained_on_but_kept(changed):
@@ -124,6 +126,7 @@ def other(key, value):
     [
         (polygon([[1, 2, 3, 4]]), "a polygon of 4 numbers"),
         (polygon([[1, 2, 3, 4, 5, None]]), "a polygon of 6 numbers"),
+        (polygon([[1, 1, 9, 1, 9, 9], 7]), "a polygon of"),
         (polygon([]), "no polygon"),
         (rle(size=[5, 5]), r"run lengths are of \[5, 5\]"),
         (rle(counts=[7]), "run lengths make 7 pixels"),
@@ -202,8 +205,8 @@ def test_lists_that_cannot_be_understood_are_one_line_also_under_skip(changed, e
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("box", [[50, 10, 1e-5, 5], [639.99999, 10, 5, 5], [10, 20, 5, 0.0004]])
-def test_a_box_that_float32_would_flatten_is_none(scenes, box):
+@pytest.mark.parametrize("box", [[50, 10, 1e-5, 5], [639.99999, 10, 5, 5], [10, 20, 5, 0.0004], [-9, 10, 5, 5]])
+def test_a_box_that_float32_would_flatten_or_outside_the_image_is_none(scenes, box):
     image = dataclasses.replace(read_split(scenes, "train").images[0], width=640, height=480)
     assert image.box_of({"bbox": box}) is None
     left, top, right, bottom = image.box_of({"bbox": [639.9, 10, 5, 0.01]})
@@ -249,11 +252,11 @@ def test_run_lengths_that_pycocotools_cannot_read_are_one_line(scenes):
 
 def test_a_polygon_that_is_a_point_costs_only_itself(changed):
     good = [[1, 1, 30, 1, 30, 30]]
-    folder = changed(polygon([*good, [5, 5]]))
+    folder = changed(polygon([*good, [5, 5], [6, 6]]))
     with pytest.raises(DataError, match="a polygon of 2 numbers, not of 3 points or more"):
         read_split(folder, "train")
     split = read_split(folder, "train", "skip")
-    assert split.left_out == {"polygons of fewer than 3 points": 1}
+    assert split.left_out == {"polygons of fewer than 3 points": 2}
     assert good in [each["segmentation"] for image in split.images for each in image.annotations]
 
 
@@ -313,6 +316,8 @@ def test_an_image_without_its_file_is_named_or_left_out(changed):
 def test_an_annotation_of_an_unknown_image_is_named(changed):
     with pytest.raises(DataError, match="annotation 4 belongs to image 99, which is not listed"):
         read_split(changed(other("image_id", 99)), "train")
+    folder = changed(lambda content: content["annotations"][-1].update(image_id=99))
+    assert read_split(folder, "train", "skip").left_out["annotations of unknown images"] == 2
 
 
 def test_files_that_are_not_there_or_not_cocos(changed, tmp_path):

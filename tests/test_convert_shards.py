@@ -648,6 +648,21 @@ def test_parquet_of_something_else_is_refused(tmp_path):
     assert f"{path} cannot be read as parquet" in refused(source, tmp_path)
 
 
+def test_a_full_disk_is_no_damage_of_a_parquet_shard(tmp_path, monkeypatch):
+    source = parquet(tmp_path / "source")
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(lbsgd.convert.parquet, "_copy_shard", full)
+    assert "has no room (No space left on device)" in refused(source, tmp_path)
+
+
+def test_an_image_of_parquet_beyond_the_stated_size_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(lbsgd.convert.parquet, "MAX_IMAGE_BYTES", 1)
+    assert "row 0 holds no image of at most 1 bytes" in refused(parquet(tmp_path / "source"), tmp_path)
+
+
 def test_a_damaged_parquet_shard_is_one_line_with_its_name(tmp_path):
     """PyArrow raises an OSError without a number for most damage, and UnicodeDecodeError for a byte of a name."""
     source = parquet(tmp_path / "source")

@@ -3,6 +3,7 @@
 import io
 import os
 import resource
+import struct
 import subprocess
 import tarfile
 import tracemalloc
@@ -321,6 +322,15 @@ def change_labels(folder, name, old, new):
             lambda folder: change_labels(folder, "LOC_val_solution.csv", "ImageId", "Image"),
             "is not Kaggle's LOC_val_solution.csv",
         ),
+        *(
+            (
+                lambda folder, row=row: (folder / "LOC_val_solution.csv").write_bytes(
+                    b"ImageId,PredictionString\n" + row
+                ),
+                "is not Kaggle's LOC_val_solution.csv",
+            )
+            for row in (b"a", b"a,", b"\xff,b", b"a," + 200_000 * b"b")
+        ),
     ],
 )
 def test_validation_images_without_good_labels_are_refused(tmp_path, change, message):
@@ -330,9 +340,27 @@ def test_validation_images_without_good_labels_are_refused(tmp_path, change, mes
         find(folder, tmp_path)
 
 
+def meta_of(kind, content):
+    """A meta.mat of a single element."""
+    return bytes(126) + b"IM" + element(kind, content)
+
+
+def element(kind, content):
+    return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
+
+
+NO_NUMBER = (  # a struct array, whose one record has nothing as its ILSVRC2012_ID
+    *(element(6, b"\2"), element(5, struct.pack("<ii", 1, 1)), element(1, b"")),
+    *(element(5, struct.pack("<i", 16)), element(1, b"ILSVRC2012_ID".ljust(16, b"\0")), element(14, b"")),
+)
+
+
 @pytest.mark.parametrize(
     "name, content",
     [
+        ("data/meta.mat", meta_of(14, b"".join(NO_NUMBER))),
+        ("data/meta.mat", meta_of(14, element(6, b""))),
+        ("data/meta.mat", meta_of(15, b"not zlib's")),
         ("data/meta.mat", b"MATLAB 5.0 MAT-file".ljust(126) + b"IM" + bytes(40)),
         ("data/meta.mat", b""),
         ("data/meta.mat", devkit_files()["data/meta.mat"][:300]),
