@@ -32,6 +32,10 @@ class TrainingError(LbsgdError):
     exit_code = 3
 
 
+class DivergedError(TrainingError):
+    """The loss, the weights or the scaled gradients of a run are not numbers any more."""
+
+
 class LostProcessError(LbsgdError):
     """Another process, or its host, is not there any more or does not answer."""
 

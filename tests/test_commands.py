@@ -18,6 +18,7 @@ from lbsgd.config.json_file import read_json
 from lbsgd.data import beton
 from lbsgd.data.loaders import EvalLoader
 from lbsgd.data.share import Pixels, Share
+from lbsgd.report.groups import has_diverged
 from lbsgd.report.run_log import read_run
 from lbsgd.train.run import Run, begin_output, prepare_output
 
@@ -171,6 +172,7 @@ def test_a_loss_that_is_not_a_number_stops_all_ranks_names_the_iteration_and_kee
     assert done.returncode != 0 and "Traceback" not in done.stderr
     assert "error: the loss of iteration 2 is not a number" in done.stderr, done.stderr
     assert "no checkpoint was written yet" in done.stderr
+    assert has_diverged(read_run(tmp_path / "run"))
 
 
 def test_the_result_of_a_real_run_is_a_network_of_torchvision_with_the_error_reported(digits_data, tmp_path):

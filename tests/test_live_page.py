@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from grid_logs import DIGITS, write_log
 
-from lbsgd.errors import ConfigError, TrainingError
+from lbsgd.errors import ConfigError, DivergedError, TrainingError
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.report.measure import TOP1
-from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.report.run_log import DIVERGED, RunLog, read_run
 from lbsgd.train.live_page import LivePage, baseline_band
 from lbsgd.train.reporter import Reporter
 
@@ -101,11 +101,21 @@ def reporting(folder):
 def test_the_page_of_a_run_that_an_error_ends_says_why_and_reloads_itself_no_more(tmp_path):
     reporter, _ = reporting(tmp_path)
     reporter.log.epoch(epochs([50.0])[0])
-    with pytest.raises(TrainingError), reporter:
-        raise TrainingError("the loss of iteration 60 is not a number")
+    with pytest.raises(DivergedError), reporter:
+        raise DivergedError("the loss of iteration 60 is not a number")
     html = (tmp_path / "index.html").read_text()
     assert 'data-reload-seconds=""' in html and "ended after 1 of 6 epochs: top-1 error 5.00 %" in html
     assert "; the loss of iteration 60 is not a number<" in html
+
+
+@pytest.mark.parametrize("error, diverged", [(DivergedError("the loss is not a number"), True), (TrainingError, False)])
+def test_a_run_that_diverges_leaves_a_word_for_reports_until_it_goes_on(tmp_path, error, diverged):
+    reporter, _ = reporting(tmp_path)
+    with pytest.raises(TrainingError), reporter:
+        raise error
+    assert (tmp_path / DIVERGED).exists() == diverged
+    RunLog(tmp_path, reporter.log.header, resume_iteration=0).close()
+    assert not (tmp_path / DIVERGED).exists()
 
 
 def test_the_page_of_a_run_that_was_to_end_inside_its_first_epoch_reloads_itself_no_more(tmp_path):

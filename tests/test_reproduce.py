@@ -31,8 +31,7 @@ from lbsgd.experiments.launch import Machine
 from lbsgd.experiments.overview import Overview
 from lbsgd.experiments.reproduce import Request, prepare, report, reproduce
 from lbsgd.experiments.runner import Runner
-from lbsgd.report.groups import DIVERGED
-from lbsgd.report.run_log import read_run
+from lbsgd.report.run_log import DIVERGED, read_run
 
 RECIPE = """
 import json, os, sys, time

@@ -10,9 +10,10 @@ from grid_logs import DIGITS, write_log, write_rows
 from lbsgd.commands.main import main
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.catalogue import STUDIES
-from lbsgd.report.groups import DIVERGED, find_runs, group_runs, has_diverged
+from lbsgd.report.groups import find_runs, group_runs, has_diverged
 from lbsgd.report.measure import TOP1
 from lbsgd.report.regions import update
+from lbsgd.report.run_log import DIVERGED
 from lbsgd.report.seeds import one_of_each_seed, require_one_code
 from lbsgd.report.write import families_at, write_report
 

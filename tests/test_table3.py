@@ -13,10 +13,9 @@ from lbsgd.experiments.checkout import NOTE, ROOT, Checkout
 from lbsgd.experiments.grid import Job
 from lbsgd.experiments.launch import Machine, plan_of
 from lbsgd.experiments.reproduce import Request, require_inputs, require_together
-from lbsgd.report.groups import DIVERGED
 from lbsgd.report.measure import DETECTOR, described
 from lbsgd.report.paper_tables import paper_tables
-from lbsgd.report.run_log import RunLog
+from lbsgd.report.run_log import DIVERGED, RunLog
 from lbsgd.report.statistics import Difference
 from lbsgd.report.write import families_at, rows_by_name, write_report
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from lbsgd.disk import alone_in, replace_file
 from lbsgd.errors import DataError
-from lbsgd.report.groups import DIVERGED
-from lbsgd.report.run_log import LOG_NAME
+from lbsgd.report.run_log import DIVERGED, LOG_NAME
 
 MOST_BYTES = 50_000
 

@@ -22,8 +22,7 @@ from lbsgd.experiments.grid import DataSet, Job
 from lbsgd.processes.control_groups import usable_cores
 from lbsgd.processes.ports import free_port
 from lbsgd.processes.signals import end_with
-from lbsgd.report.groups import DIVERGED
-from lbsgd.report.run_log import LOG_NAME, read_run
+from lbsgd.report.run_log import DIVERGED, LOG_NAME, read_run
 
 DIVERGED_CODE = 3  # exit code of a recipe whose loss is not a number
 STOPPED_CODE = 75

@@ -12,9 +12,8 @@ from rich.text import Text
 from lbsgd.experiments import launch
 from lbsgd.experiments.grid import Job
 from lbsgd.experiments.watch import Watch
-from lbsgd.report.groups import DIVERGED
 from lbsgd.report.printer import Printer
-from lbsgd.report.run_log import LOG_NAME, read_run
+from lbsgd.report.run_log import DIVERGED, LOG_NAME, read_run
 from lbsgd.units import duration
 
 WIDTH = 160  # of a pipe, whose lines do not wrap

@@ -14,7 +14,7 @@ from lbsgd.experiments.checkout import Checkout
 from lbsgd.experiments.grid import DataSet, Job
 from lbsgd.experiments.launch import Machine, Started
 from lbsgd.experiments.overview import Overview
-from lbsgd.report.groups import DIVERGED
+from lbsgd.report.run_log import DIVERGED
 
 LOOK_SECONDS = 1.0  # between two looks at the runs
 
@@ -100,7 +100,7 @@ class Runner:
             return
         self.running.remove(started)
         with started.lock:  # until all is written, or another grid would start the run again
-            if code == launch.DIVERGED_CODE:
+            if code == launch.DIVERGED_CODE:  # runs of an earlier commit do not write it themselves
                 (folder / DIVERGED).write_text(started.last_words() + "\n")
             if launch.is_done(folder):
                 self.end(started.job, overview)

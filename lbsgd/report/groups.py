@@ -14,11 +14,10 @@ from typing import Any
 from lbsgd.config.schema import NO_NUMBER
 from lbsgd.errors import DataError
 from lbsgd.report.measure import Measure
-from lbsgd.report.run_log import LOG_NAME, LoggedRun, read_run, require_reportable
+from lbsgd.report.run_log import DIVERGED, LOG_NAME, LoggedRun, read_run, require_reportable
 from lbsgd.report.seeds import one_of_each_seed, require_one_code
 from lbsgd.report.statistics import Spread, spread
 
-DIVERGED = "diverged.txt"  # beside the log of a run whose loss was not a number
 SAME_IN_A_ROW = ("model", "global_batch", "precision", "schedule")
 # Keys of the recipe in which the runs of one row may differ: all but the seed change no number.
 NOT_A_ROW = ("seed", *NO_NUMBER)

@@ -16,17 +16,19 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lbsgd.disk import is_there, replace_file
-from lbsgd.errors import ConfigError, DataError
+from lbsgd.errors import ConfigError, DataError, DivergedError
 from lbsgd.report.log_lines import KEYS, Record, missing_keys, missing_leaves, mistyped
 from lbsgd.report.measure import Measure, measures_of
 
 LOG_NAME = "log.jsonl"
+DIVERGED = "diverged.txt"  # beside the log of a run whose loss was not a number
 
 
 class RunLog:
@@ -36,7 +38,8 @@ class RunLog:
     resume_iteration    iterations already done in the checkpoint; None begins a new log
 
     A resumed log keeps the lines from before that iteration and drops the work that is done again, so an interrupted
-    run reads as one run. `epochs` holds the epoch records so far, including those from before the interruption.
+    run reads as one run. `epochs` holds the epoch records so far, including those from before the interruption. A
+    DivergedError that ends the run is written beside the log, as DIVERGED.
 
     Raises ConfigError for a folder that cannot be written or already holds a run, and DataError for a broken log.
     """
@@ -73,11 +76,15 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, DivergedError):
+            with suppress(OSError):  # on a full disk the run counts as one that has not finished
+                replace_file(self.path.with_name(DIVERGED), f"{error.label}: {error}\n".encode())
         self.close()
 
     def _begin(self, header: Record, resume_iteration: int | None) -> None:
         """Put the lines before the first new record in place, all at once."""
+        self.path.with_name(DIVERGED).unlink(missing_ok=True)
         records = [{"kind": "run", **header}]
         if resume_iteration is not None:
             # A checkpoint is good without its log (lost, or in another folder): the log then begins there. Without a

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lbsgd.errors import TrainingError
+from lbsgd.errors import DivergedError
 
 
 def grow_after_the_update(optimizer: Any) -> None:
@@ -48,7 +48,7 @@ def see_overflow_at_once(optimizer: Any) -> None:
 
 
 def step(engine: Any) -> None:
-    """Call engine.step(). Raises TrainingError that names the iteration if the loss scale cannot fall any further.
+    """Call engine.step(). Raises DivergedError that names the iteration if the loss scale cannot fall any further.
 
     DeepSpeed finds that on all processes at once.
     """
@@ -57,7 +57,7 @@ def step(engine: Any) -> None:
     except Exception as error:
         if "loss scale already at minimum" not in str(error):
             raise
-        raise TrainingError(
+        raise DivergedError(
             f"the gradients of iteration {engine.global_steps} overflow fp16 at the smallest loss scale; look at "
             "the learning rate and the data, or use bf16"
         ) from error

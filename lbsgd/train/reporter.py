@@ -49,7 +49,7 @@ class Reporter:
         if error and self.page:
             self.page.write(self.log.epochs, ended=str(error) or type(error).__name__)
         with suppress(OSError):  # already reported when the line was written
-            self.log.close()
+            self.log.__exit__(kind, error, trace)
 
     def advance(self) -> None:
         """Count one iteration; costs an addition and a look at the clock."""

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics
-from lbsgd.errors import CheckpointError, TrainingError
+from lbsgd.errors import CheckpointError, DivergedError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.resume import resume_choice, saved_choice
@@ -76,7 +76,7 @@ class Saver:
         """Copy the state and let a thread of rank 0 write it; all processes must call it.
 
         random: this process's random states, by default those of now.
-        Raises TrainingError for weights that are not numbers: such a checkpoint must not take the place of a good one.
+        Raises DivergedError for weights that are not numbers: such a checkpoint must not take the place of a good one.
         """
         agree_statistics(self.engine.module)
         self.require_finite_weights()
@@ -126,7 +126,7 @@ class Saver:
         self.thread.shutdown()
 
     def require_finite_weights(self) -> None:
-        """Raise TrainingError on all processes if a weight is not a number on one of them."""
+        """Raise DivergedError on all processes if a weight is not a number on one of them."""
         named = [
             (name, tensor) for name, tensor in self.engine.module.state_dict().items() if tensor.is_floating_point()
         ]
@@ -137,9 +137,9 @@ class Saver:
             self.stop(f"after iteration {self.engine.global_steps - 1} the weights {broken} are not numbers")
 
     def stop(self, reason: str) -> NoReturn:
-        """Raise TrainingError with the reason and the checkpoint that stands; all processes must call it."""
+        """Raise DivergedError with the reason and the checkpoint that stands; all processes must call it."""
         kept = from_rank_0(self.newest_written)  # it alone has the folder, and may still be writing
-        raise TrainingError(
+        raise DivergedError(
             f"{reason}; "
             + (f"the newest checkpoint is {kept}" if kept else "no checkpoint was written yet")
             + "; look at the learning rate and the data"

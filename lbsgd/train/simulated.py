@@ -18,7 +18,7 @@ from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.config.plan import Plan
-from lbsgd.errors import TrainingError
+from lbsgd.errors import DivergedError
 from lbsgd.train.inputs import build_optimizer
 
 Batch = tuple[Tensor, Tensor]  # n images and their labels
@@ -75,9 +75,9 @@ class Server:
         return loss.item(), int((logits.argmax(1) != labels).sum())
 
     def require_numbers(self, found: Sequence[Tensor]) -> None:
-        """Raise TrainingError for a loss or weights that are not numbers, as the trainer does: the run has diverged."""
+        """Raise DivergedError for a loss or weights that are not numbers, as the trainer does: the run has diverged."""
         if not all(tensor.isfinite().all() for tensor in found):
-            raise TrainingError(f"after {self.gradients // self.workers} iterations the loss is not a number")
+            raise DivergedError(f"after {self.gradients // self.workers} iterations the loss is not a number")
 
     def move(self, lr: float) -> None:
         """Move the weights by the gradients that were added up."""
@@ -125,7 +125,7 @@ class Server:
         return loss, wrong, 0
 
     def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
-        """Return the validation error for the log. Raises TrainingError for weights that are not numbers."""
+        """Return the validation error for the log. Raises DivergedError for weights that are not numbers."""
         self.require_numbers(self.weights)  # no loss follows the last update
         self.network.eval()
         wrong = seen = 0

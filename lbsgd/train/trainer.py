@@ -186,7 +186,7 @@ class Trainer:
         self.decision = self.agreement.saved(self.decision)
 
     def require_numbers(self) -> None:
-        """Raise TrainingError on all processes if the loss of an iteration was not a number on one of them."""
+        """Raise DivergedError on all processes if the loss of an iteration was not a number on one of them."""
         first_bad = self.first_bad.clone()
         dist.all_reduce(first_bad, op=dist.ReduceOp.MIN)
         if first_bad < NEVER:
