@@ -52,8 +52,9 @@ def test_the_warmup_may_leave_it(tmp_path, baseline):
 
 def test_a_baseline_is_three_finished_seeds_of_one_recipe(tmp_path, baseline):
     assert len(baseline_band(baseline)) == 6
-    for runs in (baseline[:2], [*baseline[:2], write_log(tmp_path / "other", GRADUAL, 2, CURVE)]):
-        with pytest.raises(ConfigError, match="give at least 3 finished runs of one recipe"):
+    two_recipes = [*baseline[:2], write_log(tmp_path / "other", GRADUAL, 2, CURVE)]
+    for runs, found in ((baseline[:1], "1 finished run of 1 recipe;"), (two_recipes, "3 finished runs of 2 recipes;")):
+        with pytest.raises(ConfigError, match=f"{found} give at least 3 finished runs of one recipe"):
             baseline_band(runs)
 
 

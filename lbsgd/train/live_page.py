@@ -12,6 +12,7 @@ from lbsgd.report.match import CAUSES, SEEDS, band
 from lbsgd.report.measure import TOP1, TRAIN_TOP1
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import run_page
+from lbsgd.units import counted
 
 Records = Sequence[dict[str, Any]]
 Band = Sequence[tuple[float, float]]
@@ -31,9 +32,9 @@ def baseline_band(runs: Sequence[str | Path]) -> Band:
                 "with; leave the flag out"
             )
     if len(groups) != 1 or len(groups[0].finished) < SEEDS:
-        finished = sum(len(group.finished) for group in groups)
+        finished = counted(sum(len(group.finished) for group in groups), "finished run")
         raise ConfigError(
-            f"--baseline {' '.join(map(str, runs))}: {finished} finished runs of {len(groups)} recipes; give at least "
+            f"--baseline {' '.join(map(str, runs))}: {finished} of {counted(len(groups), 'recipe')}; give at least "
             f"{SEEDS} finished runs of one recipe that differ in their seed"
         )
     if not groups[0].whole:
