@@ -637,7 +637,7 @@ def test_parquet_of_something_else_is_refused(tmp_path):
     path = source / "data/train-00000-of-00002.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"text": ["a"], "label": [1]}), path)
     assert "has no column image, but text, label" in refused(source, tmp_path)
-    for label in (-1, 1 << 31):
+    for label in (-1, 1 << 31, None):
         pyarrow.parquet.write_table(pyarrow.table({"image": [{"bytes": b"x", "path": "a"}], "label": [label]}), path)
         assert f"row 0 has label {label}, which is no number of a class" in refused(source, tmp_path)
     pyarrow.parquet.write_table(
