@@ -31,13 +31,15 @@ def found(config, code, library=None, version=None):
         (0.1, "WarmupLR", {"warmup_max_lr": 3.2}, None),
         (3.2, "WarmupLR", {"warmup_max_lr": 0.1}, "scheduler.params.warmup_max_lr"),
         (0.1, "WarmupLR", {}, "optimizer.params.lr"),
+        (0.1, "WarmupLR", {"warmup_max_lr": "auto"}, "optimizer.params.lr"),
+        (0.1, "WarmupDecayLR", {"warmup_max_lr": "auto", "total_num_steps": "auto"}, "optimizer.params.lr"),
         (0.1, "OneCycle", {"cycle_min_lr": 0.1, "cycle_max_lr": 3.2}, None),
         (3.2, "OneCycleLR", {"max_lr": 0.1, "total_steps": 14000}, "scheduler.params.max_lr"),
         (0.1, "StepLR", {"step_size": 30}, "optimizer.params.lr"),
     ],
 )
 def test_a_large_minibatch_is_judged_by_the_learning_rate_that_it_has(lr, kind, highest, key):
-    params = {**LINEAR, **highest} if kind == "WarmupLR" else highest
+    params = {**LINEAR, **highest} if kind.startswith("Warmup") else highest
     config = {**SGD, "optimizer": {"type": "SGD", "params": {"lr": lr, "momentum": 0.9}}}
     config["scheduler"] = {"type": kind, "params": params}
     assert [finding.key for finding in found(config, "D53")] == ([key] if key else [])
@@ -147,6 +149,13 @@ def test_a_block_that_needs_keys_of_its_own_is_no_refused_value(version, code):
     errors = [finding.code for finding in findings_of(config, version) if finding.severity == "error"]
     assert errors == ([code] if code else [])
     assert found({**ADAM, "steps_per_print": {"every": 10}}, "D70", version=version)
+
+
+@pytest.mark.parametrize("writer, key", [({}, ""), ({"type": "FAST"}, ".data_parallel")])
+def test_a_writer_of_checkpoints_without_its_key_is_told_once(writer, key):
+    assert [each.key for each in found({**ADAM, "checkpoint": {"writer": writer}}, "D70")] == [
+        f"checkpoint.writer{key}"
+    ]
 
 
 @pytest.mark.parametrize("flags", [[], ["--gpus", "8"]], ids=["as many GPUs as fit", "8 GPUs"])

@@ -34,7 +34,7 @@ def refused_beside(json: Document) -> Iterator[tuple[str, str]]:
         yield GAMMA, f"is {shown(gamma)}, with which StepLR multiplies after step_size updates"
     if json.get(FUSION) and wraps_fused_adam(json):
         yield FUSION, "is true, and DeepSpeed's Adam no longer takes the arguments that this gives it at stage 0"
-    if isinstance(json.get(WRITER), dict) and json.since("0.17"):
+    if json.block(WRITER) and json.since("0.17"):
         yield from refused_in_writer(json)
 
 

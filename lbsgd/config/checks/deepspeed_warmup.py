@@ -29,6 +29,8 @@ def highest_rate(json: Document) -> tuple[str, Any]:
     """Return key and value of the highest learning rate of a run: the scheduler's, or the optimizer's."""
     kind = json.get(TYPE)
     key = f"{PARAMS}.{HIGHEST[kind]}" if isinstance(kind, str) and kind in HIGHEST else LR
+    if json.get(key) == "auto":  # Hugging Face's libraries fill in the optimizer's
+        key = LR
     if json.get(key) is None and kind in ENDING_AT_A_RATE:
         return (LR, json.get(LR)) if kind == "WarmupLR" and json.since("0.17") else (key, DEFAULT_HIGHEST)
     return key, json.get(key)
