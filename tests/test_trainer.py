@@ -162,6 +162,13 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     assert len(checkpoint.complete(tmp_path)) == 1
 
 
+def test_complex_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    ours = trainer(tmp_path)
+    ours.engine.module.rotation = torch.nn.Parameter(torch.full((2,), complex(1, float("inf"))), requires_grad=False)
+    with pytest.raises(TrainingError, match="the weights rotation are not numbers"):
+        ours.save()
+
+
 def test_a_loss_scale_that_cannot_fall_ends_training_and_names_the_iteration(tmp_path, monkeypatch):
     ours = trainer(tmp_path)
 

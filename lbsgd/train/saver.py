@@ -127,9 +127,8 @@ class Saver:
 
     def require_finite_weights(self) -> None:
         """Raise DivergedError on all processes if a weight is not a number on one of them."""
-        named = [
-            (name, tensor) for name, tensor in self.engine.module.state_dict().items() if tensor.is_floating_point()
-        ]
+        state = self.engine.module.state_dict().items()
+        named = [(name, tensor) for name, tensor in state if tensor.is_floating_point() or tensor.is_complex()]
         finite = torch.stack([tensor.isfinite().all() for _, tensor in named]).int()
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)  # a broken GPU is alone with its numbers
         if not finite.all():  # the only wait for the device
