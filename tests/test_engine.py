@@ -22,6 +22,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.config.precision import set_precision
 from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.train.engine_state import gather_state, restore_state
+from lbsgd.train.inputs import require_real
 
 
 @pytest.fixture(scope="module")
@@ -360,13 +361,29 @@ class Complex(torch.nn.Module):
         return (x * self.weight).abs()
 
 
-def test_complex_weights_train_without_zero_which_would_make_them_real():
+def trained_with_a_complex_weight(config):
     model = torch.nn.Sequential(network(), Complex())
-    engine, plan = lbsgd.initialize(model, recipe())
+    engine, plan = lbsgd.initialize(model, config)
     train(engine, plan, last=2)
-    assert model[1].weight.is_complex() and not torch.equal(model[1].weight, torch.ones_like(model[1].weight))
+    return model[1].weight.detach()
+
+
+def test_complex_weights_train_without_zero_to_the_same_on_several_processes():
+    alone = trained_with_a_complex_weight(recipe())
+    assert alone.is_complex() and not torch.equal(alone, torch.ones_like(alone))
+    for weight in in_processes(2, trained_with_a_complex_weight, aggregated(recipe())):
+        torch.testing.assert_close(weight, alone)
+
+
+def test_complex_weights_are_refused_where_deepspeed_loses_their_half_or_cannot_reduce_them():
+    model = torch.nn.Sequential(network(), Complex())
     with pytest.raises(ConfigError, match="1.weight of the network is complex, and ZeRO stage 1 would lose"):
-        lbsgd.initialize(torch.nn.Sequential(network(), Complex()), recipe(1))
+        lbsgd.initialize(model, recipe(1))
+    lbsgd.parts_for(model, Plan.read(recipe(1), 1))  # for a loop without DeepSpeed
+    require_real(model, Plan.read(aggregated(recipe()), 2))
+    with pytest.raises(ConfigError, match="DeepSpeed cannot reduce its gradient, .* no lbsgd.aggregation; add that"):
+        require_real(model, Plan.read(recipe(), 2))
+    require_real(model.requires_grad_(False), Plan.read(recipe(), 2))
 
 
 def test_deepspeed_does_not_warn_of_our_optimizer_and_still_warns_of_others():

@@ -132,7 +132,7 @@ def test_a_channels_last_network_crashes_initialize():
 
 
 def test_a_parameter_without_a_dimension_crashes_initialize():
-    """device_rules.scalars_sent gives it one while it is sent."""
+    """building.scalars_sent gives it one while it is sent."""
     model = nn.Linear(2, 2)
     model.register_parameter("scale", nn.Parameter(torch.ones(())))
     with pytest.raises(RuntimeError, match="dim.. cannot be 0"):

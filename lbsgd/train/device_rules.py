@@ -1,10 +1,6 @@
-"""The layout of images and weights, as devices and DeepSpeed want it, and what computes batch norm, by the device."""
+"""Rules by the kind of device: the layout of images and weights, and what computes batch norm."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import nn
@@ -29,26 +25,6 @@ def lay_out(model: nn.Module, layout: torch.memory_format = LAYOUT) -> None:
             parameter.data = torch.empty_like(plain, dtype=parameter.dtype, device=parameter.device).copy_(
                 parameter.data
             )
-
-
-@contextmanager
-def scalars_sent(engine_class: Any) -> Iterator[None]:
-    """Let a DeepSpeed engine that is made inside send parameters without a dimension, at which 0.19.8 raises."""
-    send = engine_class._broadcast_model
-
-    def send_all(engine: Any) -> None:
-        scalars = [parameter for parameter in engine.module.parameters() if parameter.dim() == 0]
-        for parameter in scalars:
-            parameter.data = parameter.data.view(1)
-        send(engine)
-        for parameter in scalars:
-            parameter.data = parameter.data.view(())
-
-    engine_class._broadcast_model = send_all
-    try:
-        yield
-    finally:
-        engine_class._broadcast_model = send
 
 
 def kind_in_rule(device: torch.device) -> str:

@@ -42,8 +42,9 @@ from lbsgd.errors import ConfigError, one_line
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.aggregation.alike import require_alike
-from lbsgd.train.device_rules import lay_out, norm_implementation, scalars_sent
-from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config, refusal, require_passes, unwarned
+from lbsgd.train.building import scalars_sent, unwarned
+from lbsgd.train.device_rules import lay_out, norm_implementation
+from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config, refusal, require_passes, require_real
 from lbsgd.train.loss_scale import grow_after_the_update, see_overflow_at_once
 from lbsgd.train.trained import hold_to_plan
 
@@ -156,6 +157,7 @@ def initialize(
     start_processes()
     plan = plan_for(torch.distributed.get_world_size(), config, num_images, overrides)
     require_arithmetic(plan.precision)
+    require_real(model, plan)
     how, _ = norm_implementation(plan, deepspeed.accelerator.get_accelerator().device_name())
     convert_network(model, plan, how)
     if how == "triton":

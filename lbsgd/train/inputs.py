@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,7 +20,7 @@ def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implemen
 
     Raises ConfigError for a network that could not be trained then.
     """
-    require_trainable(model, plan)
+    require_values(model)
     norm = plan.recipe.batch_norm
     passes = plan.accumulation_steps
     convert_batch_norm(model, norm.per_worker_batch, passes, norm.statistics, norm.scope, implementation)
@@ -46,21 +43,28 @@ def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> M
     return MomentumCorrectedSGD(groups, **params, form=recipe.momentum.form, correction=recipe.momentum.correction)
 
 
-def require_trainable(model: torch.nn.Module, plan: Plan) -> None:
-    """Raise ConfigError for weights without values, and for complex ones under ZeRO, which takes their real parts.
-
-    An optimizer would keep the tensors without values, and the network get others.
-    """
+def require_values(model: torch.nn.Module) -> None:
+    """Raise ConfigError for weights without values: an optimizer would keep these, and the network get others."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter) or parameter.is_meta:
             raise ConfigError(
                 f"{name} of the network has no values yet: move it from the meta device by to_empty and load or draw "
                 "them, or run one forward where its layers are lazy, and do that before lbsgd is given the network"
             )
-        if plan.zero_stage and parameter.is_complex() and parameter.requires_grad:
+
+
+def require_real(model: torch.nn.Module, plan: Plan) -> None:
+    """Raise ConfigError for complex weights where DeepSpeed keeps their real parts only, or cannot reduce them."""
+    if plan.zero_stage:
+        why = f"ZeRO stage {plan.zero_stage} would lose its imaginary part; use zero_optimization.stage 0"
+    elif plan.world_size > 1 and not plan.aggregates:
+        why = f"DeepSpeed cannot reduce its gradient, as it has to because {plan.own_reduction}; add that block"
+    else:
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.is_complex() and parameter.requires_grad:
             raise ConfigError(
-                f"{name} of the network is complex, and ZeRO stage {plan.zero_stage} would lose its imaginary part; "
-                "use zero_optimization.stage 0, or a real parameter behind torch.view_as_complex"
+                f"{name} of the network is complex, and {why}, or use a real parameter behind torch.view_as_complex"
             )
 
 
@@ -85,21 +89,6 @@ def has_nothing_to_reduce(plan: Plan) -> bool:
     """Whether ZeRO 1 has one process only, and a JSON without offload_optimizer, so gradients stay on the device."""
     alone = plan.world_size == 1 and plan.zero_stage == 1 and plan.aggregates
     return alone and "offload_optimizer" not in plan.config["zero_optimization"]
-
-
-@contextmanager
-def unwarned(words: str) -> Iterator[None]:
-    """Leave out what DeepSpeed's logger says with these words meanwhile."""
-    logger = logging.getLogger("DeepSpeed")
-
-    def others(record: logging.LogRecord) -> bool:
-        return words not in record.getMessage()
-
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)
 
 
 def refusal(plan: Plan, error: Exception) -> ConfigError:
