@@ -193,3 +193,7 @@ def test_a_file_is_checked_once_under_however_many_names(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "2 files: 0 errors" in out and "1 other JSON passed over" in out and err.count("is empty") == 1
     assert out.index("inner/b.json") < out.index("inner/a.json") and "link.json" not in out
+    named = [inner / "empty.json", inner / "other.json"]
+    assert main(["check", str(inner), *map(str, named)]) == 1
+    out, err = capsys.readouterr()
+    assert "4 files: " in out and "passed over" not in out + err

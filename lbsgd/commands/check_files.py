@@ -62,18 +62,22 @@ def files_of(given: Sequence[str]) -> Files:
         checked += theirs
         for path in sorted({*found} - {*theirs}):
             (empty if is_empty(Path(path)) else others).append(path)
-    files = Files(once(checked), once(empty), len(once(others)), tuple(problems))
+    seen: set[str] = set()
+    files = Files(once(checked, seen), once(empty, seen), len(once(others, seen)), tuple(problems))
     if not checked:
         files.require_all()
     return files
 
 
-def once(names: Sequence[str]) -> tuple[str, ...]:
-    """Return each file by its first name alone: a folder may be named beside a file in it."""
-    first: dict[str, str] = {}
+def once(names: Sequence[str], seen: set[str]) -> tuple[str, ...]:
+    """Return each file that was not seen, by its first name: a folder may be named beside a file in it."""
+    first = []
     for name in names:
-        first.setdefault(os.path.realpath(name), name)
-    return tuple(first.values())
+        place = os.path.realpath(name)
+        if place not in seen:
+            first.append(name)
+        seen.add(place)
+    return tuple(first)
 
 
 def unreadable(name: str) -> str | None:
