@@ -30,7 +30,7 @@ def highest_rate(json: Document) -> tuple[str, Any]:
     kind = json.get(TYPE)
     key = f"{PARAMS}.{HIGHEST[kind]}" if isinstance(kind, str) and kind in HIGHEST else LR
     if json.get(key) == "auto":  # Hugging Face's libraries fill in the optimizer's
-        key = LR
+        return LR, json.get(LR)
     if json.get(key) is None and kind in ENDING_AT_A_RATE:
         return (LR, json.get(LR)) if kind == "WarmupLR" and json.since("0.17") else (key, DEFAULT_HIGHEST)
     return key, json.get(key)
