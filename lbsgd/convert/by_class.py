@@ -64,8 +64,9 @@ class ByClass:
         self.numbers = {}  # of folders that hold no images
         for row in self.loose:
             name = self.files.names[row]
-            label = labels.get(Path(name).stem)
-            missing.discard(Path(name).stem)
+            stem = Path(name).stem
+            label = labels.get(stem)
+            missing.discard(stem)
             if label is None or label not in known:
                 wrong = (
                     f"has class {label}, which has no training images"
