@@ -83,7 +83,7 @@ def pathless_offload(json: Document) -> Iterator[Hit]:
     "an offloaded optimizer without ZeRO",
     plain="warning",
     why="DeepSpeed builds its own Adam, Adagrad, Lion and Muon for the CPU if offload_optimizer is given, but at "
-    "stage 0 it moves nothing there. The first update on a GPU fails, because the weights lie there.",
+    "stage 0 it leaves the weights on the GPU, so the first update fails there.",
     fix="delete it, or use ZeRO stage 1, 2 or 3",
     example={
         "optimizer": {"type": "AdamW", "params": {"lr": 0.001}},

@@ -216,7 +216,7 @@ def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
     lbsgd="error",
     plain="note",
     why='Hugging Face\'s Trainer and Accelerate fill in a value "auto" before DeepSpeed sees the file. In blocks '
-    "that it parses strictly, DeepSpeed takes its default; in others it takes the text for a number.",
+    "that it parses strictly, DeepSpeed takes its default instead; in others it takes the text as the value.",
     fix="write the value",
     example={"zero_optimization": {"allgather_bucket_size": "auto"}},
 )
