@@ -49,9 +49,9 @@ def convert_batch_norm(
 
     Only a module's class changes: parameters, buffers, hooks, momentum, ε and mode remain the very same objects.
     timm's BatchNormAct2d keeps its drop and its activation. Give the module that is called once per pass, because hooks
-    on it tell the passes apart where one forward uses a batch norm twice.
-    Raises ValueError for a batch norm of anyone else's, because whatever it does beyond torch's would be lost, for a
-    trained one in TorchScript, and for a lazy one that has seen no images.
+    on it tell the passes apart if one forward uses a batch norm twice.
+    Raises ValueError for a trained batch norm in TorchScript, for a lazy one that has seen no images, and for a batch
+    norm of any other class, because whatever it does beyond torch's would be lost.
     """
     require_python(model)
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}

@@ -1,4 +1,4 @@
-"""How far the workers' batch-norm statistics lie apart, the price of normalising over n images (Sec. 2.3)."""
+"""Measure how much the workers' batch-norm statistics differ, the price of normalising over n images (Sec. 2.3)."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from lbsgd.algorithm.process_group import world_size
 
 @torch.no_grad()
 def batch_norm_spread(model: nn.Module) -> dict[str, float]:
-    """Return for each layer how far its workers' means lay apart in the last iteration; a collective call.
+    """Return for each layer how much its workers' means differed in the last iteration; a collective call.
 
         √ mean_c(s²_c) / √ mean_c(v_c)     s²_c the unbiased variance over the k workers of channel c's mean,
                                            v_c the mean over them of its variance
 
     Without unit. For n independent values per channel it is about 1/√n; the values of one image are not independent, so
-    n images count for more than n and for less than n·H·W. Layers that no iteration has moved, and those whose k is 1,
-    are left out.
+    n images count for more than n and for less than n·H·W. A layer is left out if no iteration has moved it, or if its
+    k is 1.
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, RunningStatistics) and m.last is not None}
     if not layers:

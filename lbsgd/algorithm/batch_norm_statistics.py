@@ -23,7 +23,7 @@ class RunningStatistics(_BatchNorm):
     """The part of `PerWorkerBatchNorm` that keeps running_mean and running_var, in float32 at least.
 
     `_record` has the moments of each training forward. The running statistics move once every `passes` forwards. So a
-    training forward outside of any iteration shifts the count, until load_state_dict begins it anew.
+    training forward outside of any iteration shifts the count, until load_state_dict resets it.
     """
 
     passes: int
@@ -77,7 +77,7 @@ class RunningStatistics(_BatchNorm):
     ) -> None:
         """Do the work of `_record` on these statistics, which are the layer's own or a compiler's stand-ins.
 
-        together: whether they may move with those of all other layers when the network's forward ends.
+        together: whether all layers' statistics may move at once when the network's forward ends.
         """
         if torch._C._current_graph_task_id() != -1:
             return  # inside backward, where gradient checkpointing repeats a forward that is recorded already
@@ -129,7 +129,7 @@ class RunningStatistics(_BatchNorm):
             statistic.lerp_(average, momentum)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Load as torch does. The next forward begins an iteration: what passes before it left is forgotten."""
+        """Load as torch does. The next forward begins an iteration; the moments of earlier passes are forgotten."""
         self._pending.clear()
         super()._load_from_state_dict(*args, **kwargs)
         self._widen()  # with assign=True they are the file's own tensors
@@ -176,7 +176,7 @@ def recomputing_statistics(model: nn.Module) -> Iterator[None]:
 
     The forwards normalise per worker, as in training. Leaving is a collective call: running_mean and running_var become
     the mean and unbiased variance of all values in all processes' forwards. A process may have made none.
-    num_batches_tracked and an iteration under way stay as they are, and so do frozen layers, those in eval mode.
+    num_batches_tracked and an iteration under way stay as they are, and so do frozen layers (in eval mode).
     Raises ValueError if no layer saw anything, or a layer in training mode did not.
     """
     layers = [layer for layer in _tracking_layers(model) if layer.track_running_stats]
@@ -194,7 +194,7 @@ def recomputing_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def _take_over(layers: Sequence[RunningStatistics], pooled: Tensor) -> None:
-    """Set the statistics of the layers that saw values to those of the values, (3, ΣC) side by side."""
+    """Set the statistics of the layers that saw values to the pooled ones, (3, ΣC) side by side."""
     parts = pooled.split([layer.num_features for layer in layers], dim=1)
     seen = {layer: part for layer, part in zip(layers, parts, strict=True) if part[0].all()}
     if not seen or any(layer.training and layer not in seen for layer in layers):

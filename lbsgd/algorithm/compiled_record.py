@@ -1,8 +1,8 @@
-"""What a graph of torch.compile calls to move running statistics: operators that the compiler does not look into.
+"""Operators that a graph of torch.compile calls to move running statistics: the compiler does not look into them.
 
-A graph reads and writes tensors. The moments of the passes so far and the forward under way are Python's. Read inside
-the graph they would become its guards, and every pass would be compiled anew. So each object that keeps them has a
-number, a tensor that the graph takes as an input, and the operators find the object by its number.
+A graph reads and writes tensors. The moments of the passes so far and the forward under way are Python's. If the graph
+read them, they would become its guards, and every pass would be compiled again. So each object that keeps them has a
+number in a tensor. The graph takes the tensor as an input, and the operators find the object by the number.
 
 torch.func calls them too: an operator sees the tensors beneath its transforms, so statistics can move there as well.
 """
@@ -73,9 +73,9 @@ def record_moments(
 
 @mark_forward.register_fake
 def _(forwards: Tensor, begins: bool) -> None:
-    """Do nothing: which tensors the operator changes, the compiler reads in the schema."""
+    """Do nothing: the schema tells the compiler which tensors the operator changes."""
 
 
 @record_moments.register_fake
 def _(*tensors: Any) -> None:
-    """Do nothing: which tensors the operator changes, the compiler reads in the schema."""
+    """Do nothing: the schema tells the compiler which tensors the operator changes."""

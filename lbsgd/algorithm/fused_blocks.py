@@ -2,8 +2,8 @@
 
 `fuse_blocks` changes the class of exactly torchvision's BasicBlock and Bottleneck, as `convert_batch_norm` does for
 batch norms: parameters, buffers, hooks and names stay the same objects. torchvision's own forward runs wherever the
-fused one could not be told from it: in evaluation, on a CPU, under torch.fx, torch.compile or torch.func, with hooks on
-a batch norm or a ReLU of the block, and with any other batch norm than ours.
+fused one could be noticed: in evaluation, on a CPU, under torch.fx, torch.compile or torch.func, with hooks on a batch
+norm or a ReLU of the block, and with any other batch norm than ours.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def fuse_blocks(model: nn.Module) -> nn.Module:
 
 
 def can_fuse(block: nn.Module, x: Tensor, *norms: nn.Module) -> bool:
-    """Whether nobody can tell the fused forward of a block from torchvision's, but by its speed and rounding."""
+    """Whether the fused forward of a block differs from torchvision's in speed and rounding only."""
     if torch.compiler.is_compiling():  # before anything that would become a guard of the compiled block
         return False
     if isinstance(x, Proxy) or not block.training:
@@ -90,7 +90,7 @@ def is_bare(module: nn.Module) -> bool:
 
 
 def through_relu(block: nn.Module, norm: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Return relu(norm(x) + residual), fused where the types are alike: autocast may leave the residual in float32."""
+    """Return relu(norm(x) + residual), fused if both have one type: autocast may leave the residual in float32."""
     if triton_takes(x) and (residual is None or (residual.dtype == x.dtype and residual.shape == x.shape)):
         y: Tensor = norm.forward_in_training(x, relu=True, residual=residual)
         return y

@@ -29,7 +29,7 @@ FEWEST_PIXELS = 512  # in NCHW; smaller maps take the kernels up to 1.9 times as
 def can_take(x: Tensor) -> bool:
     """Whether the kernels can run on a tensor: in fp16, bf16 or fp32 on a GPU, or in Triton's interpreter on a CPU.
 
-    Maps of more than a million pixels, such as large volumes, have more splits than one program adds up; small ones in
+    Maps of more than a million pixels, such as large volumes, have more splits than one program adds up. Small maps in
     NCHW are left to the loop.
     """
     there, pixels = x.device.type == ("cpu" if kernels.INTERPRETED else "cuda"), x.shape[2:].numel()
@@ -108,8 +108,8 @@ def in_the_layout_of(x: Tensor, other: Tensor) -> Tensor:
 class Launches:
     """The launches of the kernels over G groups of one shape; each call gives the tensors.
 
-    types: of x, γ and β. These and the device are only part of the key by which `launches` keeps these objects, because
-    a kernel is found for one type and one device.
+    types: of x, γ and β. They and the device are part of the key under which `launches` keeps an object, because a
+    kernel is found for one type and one device.
     """
 
     def __init__(

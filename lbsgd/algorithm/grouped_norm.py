@@ -33,7 +33,7 @@ def normalise_groups(
 ) -> tuple[Tensor, Tensor, int]:
     """Normalise every n images by themselves.
 
-    Where implementation is "triton" and its kernels take x, y may go through a ReLU, to which a residual may be added
+    If implementation is "triton" and its kernels take x, a residual may be added to y, and y may go through a ReLU
     (`fused_norm`). γ and β may be in half precision and act in float32.
 
     Raises ValueError if N is no multiple of n, or if n images hold a single value per channel.
@@ -86,8 +86,8 @@ def triton_takes(x: Tensor) -> bool:
 class _GroupedBatchNorm(torch.autograd.Function):
     """Batch norm of every n images, written side by side into one output: a loop and a cat would write it twice.
 
-    These are aten's native kernels: on the CPU those of F.batch_norm, bit for bit. They exist on CUDA as well, where
-    the kernels of `fused_norm` are faster (docs/gpu.md).
+    These are aten's native kernels: on the CPU those of F.batch_norm, bit for bit. They exist on CUDA as well, but
+    there the kernels of `fused_norm` are faster (docs/gpu.md).
     The backward is made of differentiable operators, so gradients of gradients are right too.
     """
 

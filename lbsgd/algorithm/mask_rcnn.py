@@ -35,7 +35,7 @@ CLASSIFIER = {"fc.weight", "fc.bias"}  # of a pre-trained backbone; a detector h
 class Sizes:
     """The sizes of a detector; the defaults are the paper's.
 
-    shorter_side, longer_side    pixels: an image is resized to the one, or less if it would exceed the other
+    shorter_side, longer_side    the shorter side in pixels, or less if the longer side would exceed the other number
     anchors                      sides of the anchors in pixels, one per level of the pyramid
     proposals                    kept per level before suppression and per image after it, in training twice as many
     regions                      sampled per image, a quarter of them objects
@@ -53,7 +53,7 @@ class Sizes:
 
 
 class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's, which under autocast take the features' precision: bf16 has no number between 1024 and 1032."""
+    """torchvision's anchors, in float32 under autocast too: bf16 has no number between 1024 and 1032."""
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
         super().set_cell_anchors(torch.float32, device)
@@ -68,7 +68,7 @@ class Float32Boxes(BoxCoder):  # type: ignore[misc]  # torchvision has no types
 
 
 class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's, whose float32 buffers would turn every map of a ResNet under autocast into float32 again."""
+    """torchvision's frozen batch norm, but its float32 buffers do not turn a map under autocast into float32 again."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -79,9 +79,9 @@ class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no
 
 
 class DrawnSampler:
-    """torchvision's sampler of positives and negatives, drawn per image in place of from torch's one generator.
+    """torchvision's sampler of positives and negatives, drawn per image and not from torch's global generator.
 
-    The global generator would give an image other samples on another number of processes. `begin` says which images
+    That generator would give an image other samples on another number of processes. `begin` says which images
     the next call is about. Numbers are drawn on the host, so that every device takes the same samples.
     """
 

@@ -1,4 +1,4 @@
-"""Which forward of a network is under way: it tells a module's second use in one pass from its use in the next pass."""
+"""Count a network's forwards, to tell a module's second use in one pass from its use in the next pass."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from lbsgd.algorithm.compiled_record import exporting, mark_forward, numbered
 class NetworkForwards:
     """The training forwards of one network, counted by hooks on it; the network's batch norms share it.
 
-    current: the number of the forward under way. None between forwards, and where nobody runs the network as a whole,
-    as in a graph of torch.fx or when a user calls its parts.
+    current: the number of the forward under way. None between forwards, and if the network does not run as a whole, as
+    in a graph of torch.fx or when a user calls its parts.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class NetworkForwards:
         return counter
 
     def at_the_end(self, do: Callable[[list[Any]], None], item: Any) -> None:
-        """Have `do` called once with all that is given for it in the forward under way, when that ends."""
+        """Call `do` once when the forward under way ends, with everything that was given for it."""
         self._due.setdefault(do, []).append(item)
 
     def mark(self, begins: bool) -> None:

@@ -28,11 +28,11 @@ RUNS_COMPILED = triton.__version__.startswith("3.6.") and not INTERPRETED
 
 
 class KernelLaunch:
-    """A kernel with all that it is given but its tensors; a call launches it on the current device.
+    """A kernel with all its arguments except the tensors; a call launches it on the current device.
 
     One object is for tensors of the same types, at addresses that are multiples of 16, on the same device. The first
-    call has Triton compile the kernel, or find it. Later calls run what it found, because to search takes Triton 60 µs
-    of the host's time for each launch, and ResNet-50 has 318 launches in a pass.
+    call has Triton compile the kernel, or find it. Later calls reuse it, because Triton's search takes 60 µs of the
+    host's time per launch, and ResNet-50 has 318 launches in a pass.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], numbers: tuple[float, ...], warps: int, **constants: Any):
@@ -54,7 +54,7 @@ class KernelLaunch:
 
 
 def current_stream(x: Tensor) -> int:
-    """Return the stream that kernels on x are launched on, 0 where they are interpreted."""
+    """Return the stream on which kernels on x are launched, 0 if they are interpreted."""
     return 0 if INTERPRETED else torch._C._cuda_getCurrentRawStream(x.get_device())
 
 
@@ -176,7 +176,7 @@ def partial_gradients(
 ):  # fmt: skip
     """Write Σdz and Σdz·x̂ of each split, parts (2, G, S, C); dz is dy where the ReLU let pass.
 
-    With a residual, y tells where that was, and dz is written, because it is the residual's gradient.
+    With a residual, y shows where the ReLU let pass, and dz is written, because it is the residual's gradient.
     """
     c, at, within, o, exists = _place(outer, channels, inner, steps, OUTER, CHANNELS, INNER)
     mean, rstd, gamma, beta = _statistics(stats, weight, bias, c, channels)

@@ -1,7 +1,7 @@
 """The rule that says what computes batch norm in training: by device, layout and Triton, never by measuring in a run.
 
-So all processes of a run, and the run that goes on from its checkpoint, compute the same, where the same packages are
-installed. The JSON's `lbsgd.batch_norm.implementation` overrides it.
+So all processes of a run, and a run resumed from its checkpoint, compute the same if the same packages are installed.
+The JSON's `lbsgd.batch_norm.implementation` overrides it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RULE: dict[tuple[str, torch.memory_format], Implementation] = {
 
 
 def triton_version() -> tuple[int, ...]:
-    """Return the installed Triton's version, such as (3, 6); empty where there is none."""
+    """Return the installed Triton's version, such as (3, 6); empty if there is none."""
     return numbers(installed("triton"))
 
 
@@ -33,7 +33,7 @@ def implementation_for(
 ) -> tuple[Implementation, str]:
     """Return what computes batch norm on a kind of device, and why in words.
 
-    Raises ValueError for Triton on a CPU, or where it is not installed.
+    Raises ValueError for Triton on a CPU, or if it is not installed.
     """
     if asked == "rule":
         where, found = f"{device}, {str(layout).removeprefix('torch.')}", RULE.get((device, layout), "loop")

@@ -16,8 +16,8 @@ def grouped_order(order: np.ndarray, kinds: np.ndarray, n: int) -> np.ndarray:
     n        images of a forward
 
     The images of a kind keep their order, and the groups stand in the order in which `order` completes them, so a
-    random permutation stays one. Images left over, fewer than n of each kind, stand at the end in their order: only
-    there a group can have several kinds.
+    random permutation stays one. Fewer than n images of each kind are left over. They come last, in their order, and
+    only their groups can have several kinds.
 
     Raises ValueError if n is not positive.
     """

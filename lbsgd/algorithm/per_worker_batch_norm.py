@@ -1,4 +1,4 @@
-"""Batch normalisation over one worker's n images, whatever the hardware (Sec. 2.3).
+"""Batch normalisation over one worker's n images, on any hardware (Sec. 2.3).
 
 The paper's loss of an image depends on the n - 1 other images that its worker normalises with it. So n = 32 is a
 hyper-parameter of the network and no property of a GPU. Here a process may hold several of the k workers in one micro
@@ -32,10 +32,10 @@ class PerWorkerBatchNorm(RunningStatistics):
 
     Inside a forward of the converted network all layers' statistics move together, when it ends.
     A module that one forward uses twice moves them twice per iteration, first by all passes' first uses. A forward that
-    gradient checkpointing repeats inside backward does not count. A training forward outside of any iteration does and
-    shifts the count of those that follow, until load_state_dict begins it anew. Where momentum is None, or has become 1
+    gradient checkpointing repeats inside backward does not count. A training forward outside of any iteration does
+    count, and shifts the count of later ones until load_state_dict resets it. If momentum is None, or has become 1
     since the layer was built, somebody averages over forwards, as torch.optim.swa_utils.update_bn does: then every
-    forward moves them.
+    forward moves the statistics.
 
     Arguments beside those of torch's batch norm:
         per_worker_batch: n.

@@ -30,7 +30,7 @@ def scaled_lr(global_batch: int, base_lr: float, base_batch: int, rule: ScalingR
 
 @dataclass(frozen=True)
 class Schedule:
-    """The numbers that decide every learning rate of a run; `Plan.schedule` holds those of a JSON.
+    """The numbers that decide every learning rate of a run; `Plan.schedule` has those of a JSON.
 
     Warmup goes from base_lr (η0) to reference_lr (η) and takes warmup_iterations updates (W), 0 for none. Each of
     decay_iterations multiplies η by decay_factor once that many updates are done.

@@ -23,8 +23,8 @@ class MomentumCorrectedSGD(torch.optim.SGD):
     `correction=False` leaves the factor out of (10), for comparison. (9) never needs it and is torch.optim.SGD, with
     its fused or foreach kernels. Putting the factor on (9) is a well-known bug.
 
-    An update with η = 0 leaves w alone and changes the momentum only, but in (10) without correction. With it (10)
-    keeps the last η that was not 0 as its unit there, v ← m·v + η_last·g, so that v = η_last·u goes on.
+    An update with η = 0 leaves w alone and changes the momentum only, except in (10) without correction. With
+    correction (10) then takes the last η that was not 0: v ← m·v + η_last·g, so that v = η_last·u still holds.
 
     Raises ValueError for an unknown form, for (9) with correction=False, for (10) with fused or foreach=False, and for
     a state_dict whose momentum has the other form.
@@ -178,7 +178,7 @@ def decay_groups(
 
     Detectors (Sec. 5.4) leave biases out of decay and train them at twice the learning rate: with on_biases=False or
     another bias_lr_factor, biases outside batch norm are a third group, {..., "name": "biases", "lr_factor": 2.0}. The
-    schedule multiplies the learning rate of a group by its lr_factor, 1 where it has none.
+    schedule multiplies the learning rate of a group by its lr_factor, 1 if it has none.
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     gamma_beta = {p for module in norms for p in module.parameters(recurse=False)}

@@ -13,7 +13,7 @@ from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm, PerWorkerB
 class PerWorkerBatchNormAct2d(BatchNormAct2d, PerWorkerBatchNorm2d):
     """`PerWorkerBatchNorm2d`, then timm's own drop and activation; `convert_batch_norm` makes it of a BatchNormAct2d.
 
-    It stays a BatchNormAct2d, so that timm still knows it, as where it freezes batch norms.
+    It stays a BatchNormAct2d, so that timm still knows it, for example when it freezes batch norms.
     """
 
     def forward(self, x: Tensor) -> Tensor:

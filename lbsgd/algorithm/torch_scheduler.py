@@ -22,8 +22,9 @@ class LargeMinibatchLR(LRScheduler):
             scheduler.step()                # after the last pass of an update, as optimizer.step()
 
     In update t every parameter group takes learning_rate(t, schedule) times its lr_factor, 1 where it has none
-    (`decay_groups`). Construction sets that of update 0. torch's last_epoch counts updates here. Loading a state_dict
-    continues where it was taken. A learning rate that is a tensor stays that tensor.
+    (`decay_groups`). The constructor sets the learning rate of update 0. torch's last_epoch counts updates here. After
+    load_state_dict the schedule goes on from where the state_dict was saved. If a learning rate is a tensor, it stays
+    the same tensor.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
