@@ -1,4 +1,4 @@
-"""The labels of ImageNet's validation images by their annotations, where no table of labels is at hand.
+"""Read the labels of ImageNet's validation images from their annotations, if there is no table of labels.
 
 Kaggle's archive has Annotations/CLS-LOC/val/NAME.xml beside Data/CLS-LOC: the boxes of an image's objects, each with a
 WordNet id as its name, the image's class.
@@ -20,7 +20,7 @@ CLASS_NAME = re.compile(rb"<object>.*?<name>\s*([^<\s]+)\s*</name>", re.DOTALL)
 
 
 def labels_in_folder(folder: Path) -> dict[str, str]:
-    """Return the classes of the validation images by their names without suffix; empty where there is no folder.
+    """Return the classes of the validation images by their names without suffix; empty if there is no folder.
 
     Raises DataError for an annotation that names no class, or several.
     """

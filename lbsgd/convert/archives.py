@@ -1,7 +1,7 @@
 """Archives as data: the places of a tar's members, to be read there. Nothing is unpacked to a name from an archive.
 
 A member is refused, by its name, if it is not a plain file or folder, if its path leaves the archive, or if it is too
-large for anything that belongs in a data set of images. A hard link is the file that another member holds.
+large for anything that belongs in a data set of images. A hard link counts as the file that it names.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def listed_once(cache: Path, make: Callable[[], Files], what: str, sources: list
 
 
 def members(path: Path, origin: Path | None = None) -> Files:
-    """Return all plain files of a tar, in its order; those of tars within it in their places; hard links at the end.
+    """Return all plain files of a tar in its order, with the files of inner tars in their places, and hard links last.
 
     origin: the archive whose content the tar is, for messages. Raises DataError.
     """

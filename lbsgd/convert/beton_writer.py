@@ -61,7 +61,7 @@ class BetonWriter:
         self._committed = self.done
 
     def _resume(self) -> None:
-        """Take up the images that the journal lists, and drop what came after them."""
+        """Go on after the images that the journal lists, and drop the bytes after them."""
         content = os.pread(self._journal, os.fstat(self._journal).st_size, 0)
         records, num_bytes = read_journal(content)
         stored = records[records["kind"] != UNDECODABLE]
@@ -196,7 +196,7 @@ def journal_block(records: np.ndarray) -> bytes:
 
 
 def read_journal(content: bytes) -> tuple[np.ndarray, int]:
-    """Return the records of all whole blocks and their bytes; a block that a power failure has cut does not count."""
+    """Return the records of all whole blocks and their bytes; a block cut by a power failure does not count."""
     at, blocks = 0, [np.zeros(0, RECORD)]
     while at + BLOCK.itemsize <= len(content):
         [block] = np.frombuffer(content, BLOCK, 1, at)

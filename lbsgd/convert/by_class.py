@@ -57,8 +57,8 @@ class ByClass:
     def label_loose(self, labels: Mapping[str, str], classes: list[str]) -> None:
         """Add the loose images to the classes that a table gives them, by their names without suffix.
 
-        Those of the table that are not there are counted, because a copy of the images may have been interrupted.
-        Raises DataError for one without a class that has training images.
+        Images that the table lists and that are missing are counted, because a copy may have been interrupted.
+        Raises DataError for an image whose class is unknown or has no training images.
         """
         known, missing = set(classes), set(labels)
         self.numbers = {}  # of folders that hold no images

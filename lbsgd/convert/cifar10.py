@@ -40,7 +40,7 @@ def is_cifar10(path: Path) -> bool:
 
 
 def _start_of(path: Path) -> bytes:
-    """Return the first bytes of a file, uncompressed, as far as it can be read: a header may say that it has 3 GB."""
+    """Return the first bytes of a file, uncompressed, as far as they can be read: a header may claim 3 GB."""
     start = io.BytesIO()
     with (decompressor(path) or open)(path, "rb") as file, contextlib.suppress(OSError, EOFError, *DAMAGED):
         while start.tell() < MAX_HEADER_BYTES and (data := file.read(tarfile.BLOCKSIZE)):
@@ -49,9 +49,9 @@ def _start_of(path: Path) -> bytes:
 
 
 def as_tar(path: Path, scratch: Path) -> Path:
-    """Write the archive's images as a tar into `scratch`, the same bytes each time; one that is there is kept.
+    """Write the archive's images as a tar into `scratch`, the same bytes each time; keep a tar that is there.
 
-    Raises DataError for an archive that is not complete or not the one that its name says.
+    Raises DataError for an archive that is incomplete, or that is not CIFAR-10 despite its name.
     """
     target = scratch / "cifar10.tar"
     if target.exists() and target.stat().st_mtime_ns == path.stat().st_mtime_ns:

@@ -1,4 +1,4 @@
-"""Compressed archives: their content as a tar in a scratch folder; and files that are no archive that can be read."""
+"""Unpack a compressed archive into a tar in a scratch folder, and refuse files that are no readable archive."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def say_if_long(what: str, *sources: Path) -> None:
 def uncompressed(path: Path, scratch: Path) -> Path:
     """Return the archive or, if it is compressed, its content as a tar in the folder scratch, to be read in place.
 
-    Raises DataError for a damaged archive, for one that holds more than a data set would, and for what is no tar.
+    Raises DataError for a damaged archive, for one too large for a data set, and for a file that is no tar.
     """
     refuse_other(path)
     decompress = decompressor(path)
@@ -113,7 +113,7 @@ def require_room(folder: Path, source: Path, num_bytes: int) -> None:
 
 @contextlib.contextmanager
 def telling_what_stays(scratch: Path) -> Iterator[None]:
-    """Say what content a refused command leaves in its scratch folder, which is hidden, because it may be large."""
+    """Say what content a refused command leaves in its hidden scratch folder, because it may be large."""
     try:
         yield
     except DataError:

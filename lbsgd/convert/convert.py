@@ -1,7 +1,8 @@
 """A person's copy of ImageNet -> train.beton, val.beton and manifest.json.
 
-A data folder is complete or absent. All work is done in its .converting, which remembers how far it is: the same
-command goes on from there, to the same bytes. Complete files are forced to the disk and renamed, the manifest last.
+A data folder is complete or absent. All work is done in its folder .converting, which records the progress. So the same
+command goes on from there, and gives the same bytes. Complete files are forced to the disk and renamed, the manifest
+last.
 """
 
 from __future__ import annotations
@@ -100,7 +101,7 @@ def convert(
 
 
 def _is_complete_and_read_only(source: Path, data_dir: Path, settings: Settings) -> bool:
-    """Return whether there is nothing to do in a folder where nothing can be done, not even a lock be taken."""
+    """Return whether a folder is complete and cannot be written: then no lock can be taken, and none is needed."""
     if not is_read_only(data_dir):
         return False
     if by_version := complete_by_version(data_dir, source, settings):
@@ -117,7 +118,7 @@ def _is_complete_and_read_only(source: Path, data_dir: Path, settings: Settings)
 def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settings, overwrite: bool) -> Source | None:
     """Return the source, None if the folder already holds what it becomes. Raises DataError for other data.
 
-    What can be told without the source is told first, because an archive may take hours to be unpacked.
+    Differences that show without the source are reported first, because an archive may take hours to unpack.
     """
     if not overwrite and not is_finished(work, source, settings):
         if by_version := complete_by_version(data_dir, source, settings):
@@ -178,7 +179,7 @@ class Conversion:
         }
 
     def run(self, num_processes: int, commit_seconds: float, on_error: str) -> None:
-        """Do all of it, but for the final names (`publish`)."""
+        """Do all the work except giving the files their final names (`publish`)."""
         self.convert_images(num_processes, commit_seconds)
         report_undecodable(self.source, self.undecodable(), self.settings, self.page_size, on_error)
         self.finish()

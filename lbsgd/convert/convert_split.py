@@ -99,7 +99,7 @@ def _images_per_chunk(settings: Settings, kept_bytes: int) -> int:
 def _chunks(images: Images, first: int, most_images: int) -> Iterator[Chunk]:
     """Yield the images from number `first` on, some at a time.
 
-    Each brings its name along, because looking a name up in the process would copy the memory that it lies in.
+    Each image comes with its name, because a look-up in the process would copy the memory that holds the name.
     """
     chunk: Chunk = []
     num_bytes = 0

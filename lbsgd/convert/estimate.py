@@ -56,7 +56,7 @@ class Estimate:
 def estimate(source: Source, settings: Settings, page_size: int, num_images: int) -> Estimate:
     """Convert num_images images of each split, or as many as SAMPLE_SECONDS allow, and keep none.
 
-    A process of its own does it, in which OpenCV prints nothing. Raises DataError if that dies.
+    A process of its own, in which OpenCV prints nothing, does this. Raises DataError if the process dies.
     """
     sample = partial(_sample, source, settings, page_size, num_images)
     origins, then = {name: images.origin for name, images in source.splits.items()}, "see that more memory is free"
@@ -124,7 +124,7 @@ def _stored(images: Images, index: int, reader: ImageReader, settings: Settings,
 
 
 def _in_pages(sizes: Sequence[int], num_images: int, page_size: int) -> float:
-    """Return how much larger than its images a file is in which none lies in two pages (see `BetonWriter.append`)."""
+    """Return how much larger a file is than its images, because no image crosses a page (see `BetonWriter.append`)."""
     end = used = 0
     for num_bytes in itertools.islice(itertools.cycle(sizes), min(num_images, PACKED_IMAGES)):
         if end % page_size + num_bytes > page_size:
@@ -208,7 +208,7 @@ def _in_the_way(source: Source, found: Estimate) -> list[str]:
 
 
 def _bytes_in(work: Path) -> int:
-    """Return the bytes of what an earlier run has done: the conversion goes on from them, or makes room of them."""
+    """Return the bytes of an earlier run's work: the conversion goes on from them, or deletes them."""
     return sum(512 * path.stat().st_blocks for path in work.glob("*.beton"))  # their tables are holes at first
 
 

@@ -23,7 +23,7 @@ from lbsgd.units import counted
 def made_with(data_dir: Path, source: Path, settings: Settings) -> Manifest | None:
     """Return the folder's manifest if the same command made it, None if it holds nothing.
 
-    Raises DataError for other data, as far as that can be told before the source is listed.
+    Raises DataError for other data, if that shows before the source is listed.
     """
     if not is_there(data_dir / "manifest.json"):
         existing = [name for name in SPLITS if (data_dir / f"{name}.beton").exists()]
@@ -64,7 +64,7 @@ def complete_data(data_dir: Path, source: Source, settings: Settings) -> Manifes
 def complete_by_version(data_dir: Path, source: Path, settings: Settings) -> Manifest | None:
     """Return the same without opening the source, None if its manifest cannot tell. Raises DataError for other data.
 
-    Only archives and shards have a version. Listing them again may take an hour, and room for all that they hold.
+    Only archives and shards have a version. To list them again may take an hour, and as much disk as their content.
     """
     manifest = made_with(data_dir, source, settings)
     if manifest is None or not manifest.source_version:
@@ -103,7 +103,7 @@ def _require_writable(data_dir: Path) -> None:
 
 
 def complete_lines(data_dir: Path, data: Manifest, source: Source | None = None) -> list[str]:
-    """Return what the folder holds, and what a listing of the source, if there was need of one, leaves open."""
+    """Return what the folder holds and, if the source was listed, whether images may have been replaced since."""
     skipped = sum(map(len, data.skipped.values()))
     told = f", {counted(skipped, 'image')} skipped" if skipped else ""
     lines = [
@@ -128,7 +128,7 @@ def _refuse_other(data_dir: Path, same: Mapping[str, bool]) -> None:
 
 
 def is_read_only(data_dir: Path) -> bool:
-    """Return whether a folder with a manifest cannot be written to, so that only what is complete is of use there."""
+    """Return whether a folder has a manifest and cannot be written to: then it is of use only if it is complete."""
     return is_there(data_dir / "manifest.json") and not os.access(data_dir, os.W_OK)
 
 

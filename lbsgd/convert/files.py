@@ -1,7 +1,7 @@
 """Files of a source in columns. A million tuples take 300 MB, a million rows of columns 60.
 
-Names lie one after the other in a single piece of memory. They are sorted in runs that are merged, so that sorting
-takes no memory that grows with the number of files, apart from the order itself.
+Names lie one after the other in a single piece of memory. They are sorted in runs, which are then merged. So only the
+order itself takes memory that grows with the number of files.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Files:
     """Files in the order in which they were found: names, sizes in bytes, and whichever other columns they need.
 
     offsets: of the first byte in a shard. stamps: times of modification. shards: which file of the container.
-    labels: numbers of the classes, as the container gives them; class_names: the names of those that have one.
+    labels: numbers of the classes, as the container gives them; class_names: the names of the classes that have one.
     """
 
     def __init__(self, *columns: str) -> None:

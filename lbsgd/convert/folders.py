@@ -1,7 +1,7 @@
 """Images in folders on a real disk: one folder per class, images at any depth, also through symbolic links.
 
-Links to class folders elsewhere are how people make subsets, so links are followed. One that leads back to a folder
-which holds it, or to one that its class has already, is left out; a folder that would belong to two classes is refused.
+People make subsets by links to class folders elsewhere, so links are followed. A link is left out if it leads back to a
+folder that holds it, or to a folder that its class has already. A folder that would belong to two classes is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Identity = tuple[int, int]  # device and inode
 
 
 def in_folders(folder: Path) -> ByClass | None:
-    """Return the images of a folder by its class folders; those that lie in none are loose. None if it is not there."""
+    """Return the images of a folder by its class folders; others are loose. None if the folder is not there."""
     if not folder.is_dir():
         return None
     walk = _Walk(folder)
@@ -94,7 +94,7 @@ class _Walk:
         return folders
 
     def _add_file(self, name: str, class_name: str | None) -> None:
-        """Raises DataError for what is no plain file, such as a pipe, which would be waited for."""
+        """Raises DataError for anything but a plain file: to read a pipe, for example, would wait for ever."""
         if reason := file_reason(name.rpartition("/")[2]):
             self.found.left_out.add(reason, name)
             return

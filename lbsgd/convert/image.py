@@ -84,7 +84,7 @@ def stored_image(data: bytes, index: int, settings: Settings, page_size: int, me
 
 @contextlib.contextmanager
 def out_of_memory_is_told(place: Callable[[], str]) -> Iterator[None]:
-    """Name the place of an image whose decoding runs out of memory: it is not damaged, so it is not left out either."""
+    """Name the place of an image if its decoding runs out of memory; it is not damaged, so it is not left out."""
     try:
         yield
     except MemoryError as error:
@@ -101,7 +101,7 @@ def quiet_opencv() -> None:
 
 @contextlib.contextmanager
 def without_opencv_threads() -> Iterator[None]:
-    """End OpenCV's threads meanwhile, if it has any: a forked process has none of them, and would wait for them."""
+    """End OpenCV's threads meanwhile, if it has any: a forked process would wait for threads that it does not have."""
     import cv2
 
     threads = cv2.getNumThreads()
@@ -124,7 +124,7 @@ def libraries() -> dict[str, str]:
 
 
 def lock_if_big(memory_lock: Lock, num_bytes: int) -> Lock:
-    """Return the lock that bounds the memory of all processes if so many bytes are more than a little, else none."""
+    """Return the lock that bounds the memory of all processes if an image needs much memory, else no lock."""
     return memory_lock if num_bytes > BIG else NO_LOCK
 
 

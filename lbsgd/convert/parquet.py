@@ -1,7 +1,7 @@
 """Hugging Face's parquet shards of images, such as those of imagenet-1k: a column of files and one of labels.
 
-Parquet compresses its pages, in the order of the shards. So the images are copied, once, into one file of the scratch
-folder, from which they are read in the order of the classes.
+Parquet compresses its pages, in the order of the shards. So the images are copied once into a file of the scratch
+folder, and read from there in the order of the classes.
 """
 
 from __future__ import annotations

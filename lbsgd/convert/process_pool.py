@@ -1,4 +1,4 @@
-"""Processes that do a job on chunks of work. Results come in the chunks' order, and nobody waits for a dead process.
+"""Processes that do a job on chunks of work. Results come in the chunks' order, and a dead process is noticed.
 
 Each process shares a few slots of memory with its parent, and results of many bytes lie there instead of being sent.
 Chunk c goes to process c mod N: results are awaited in turn, and a process works ahead as far as its slots reach. A
@@ -52,7 +52,7 @@ class Running(NamedTuple, Generic[Chunk]):
 class ProcessPool(Generic[Chunk, Result]):
     """N processes, each of which calls make_job() once and the job that this returns for each of its chunks.
 
-    If a process dies, place says of its chunk where the images lie, and then what becomes of the work.
+    If a process dies, `place` says where the images of its chunk are, and `then` what becomes of the work.
     """
 
     def __init__(
@@ -170,9 +170,9 @@ class ProcessPool(Generic[Chunk, Result]):
 
 @contextlib.contextmanager
 def _signals_wait() -> Iterator[None]:
-    """Let what would end this process wait, and also reach the processes that start meanwhile a little later.
+    """Delay the signals that would end this process, also for the processes that start meanwhile.
 
-    In the first moments of its life a process has its parent's handlers, which would raise there, or loses a signal.
+    A new process still has its parent's handlers at first, which would raise there, or it loses a signal.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
     try:

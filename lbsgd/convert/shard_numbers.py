@@ -18,7 +18,7 @@ FIRST_YEAR = 1000  # a lowest number from here on, without a zero before it, is 
 def refuse_copies(path: Path, names: list[str]) -> None:
     """Raise DataError if two shards have one place in a series: one is a copy, or of the same images cut otherwise.
 
-    Such are train-00000-of-01024 in two folders, and beside train-00000-of-00256.
+    Examples: train-00000-of-01024 in two folders, or together with train-00000-of-00256.
     """
     places: dict[tuple[str, int | None], str] = {}
     for name in names:
@@ -63,7 +63,7 @@ def _expected(matches: list[re.Match[str]], total: str) -> range:
 
 
 def _with_number(match: re.Match[str], number: int) -> str:
-    """Return the name of another shard of a series; a part of it where the rest may differ, too."""
+    """Return the name of another shard of a series; only a part of it if the rest may differ, too."""
     digits = f"{number:0{len(match['number'])}}"
     if match["total"]:
         return f"{digits}-of-{match['total']}"

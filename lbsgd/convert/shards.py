@@ -5,7 +5,7 @@
     train-00000-of-00294.parquet, validation-...            parquet
 
 All shards lie in one folder, in its folder data/, or in folders train/ and val/ or validation/ of it. Classes are
-numbers; they get names where the shards hold them. Images come class by class and sorted by name, as from any source;
+numbers; they get names if the shards hold names. Images come class by class and sorted by name, as from any source;
 those of one name, such as 0000.jpg of every folder that was pushed to Hugging Face, in the order of the shards.
 """
 
@@ -148,7 +148,7 @@ def _listed(path: Path, kind: str, split: str, names: list[str], scratch: Path) 
 
 
 def _copy(path: Path, split: str, names: list[str], scratch: Path) -> Path:
-    """Return where the images of parquet go; its name changes with the shards."""
+    """Return the path for the images of parquet; its name changes with the shards."""
     digest = hashlib.sha256(
         "\n".join(version(path / name) for name in names).encode(errors="surrogateescape")
     ).hexdigest()

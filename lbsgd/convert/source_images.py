@@ -88,7 +88,7 @@ class Images:
         return digest.hexdigest()
 
     def reader(self) -> ImageReader:
-        """Return what reads these images; each process needs one of its own."""
+        """Return a reader of these images; each process needs its own."""
         return ImageReader(self.container, self.shard_names)
 
 
@@ -130,7 +130,7 @@ class Source:
 
 
 class Stretch(io.RawIOBase):
-    """Some bytes of an open file as a file of their own; closing it closes that."""
+    """Some bytes of an open file as a file of their own; closing it closes the open file."""
 
     def __init__(self, descriptor: int, start: int, num_bytes: int) -> None:
         self.descriptor, self.start, self.num_bytes, self.position = descriptor, start, num_bytes, 0
@@ -186,7 +186,7 @@ class ImageReader:
         return data
 
     def file(self, member: Member) -> io.BufferedReader:
-        """Return an image as a file, of which no more is read than asked for. Raises DataError if it is not there."""
+        """Return an image as a file that reads no more than asked for. Raises DataError if the image is not there."""
         shard = self._shard(member)
         path = shard or f"{self.container}/{member.name}"
         try:

@@ -7,7 +7,7 @@
     train-00000-of-01024, ...                           shards: TFRecords, WebDataset, parquet (see shards)
 
 The parts may be mixed, such as training folders and a validation archive. Images come class by class and sorted by name
-(torchvision's order), in whichever form they are held.
+(torchvision's order), in any of these forms.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
 
 
 def source_path(path: Path) -> Path:
-    """Return what a source is called: the folder for one of several files in it, which are read together.
+    """Return a source's name: the folder's, if several files in it are read together.
 
-    Raises DataError where this user may not look.
+    Raises DataError if this user may not look there.
     """
     try:
         is_part = path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) and not path.is_dir()
@@ -75,9 +75,9 @@ def source_path(path: Path) -> Path:
 
 
 def source_version(path: Path) -> str:
-    """Return what changes with the archives or shards that a source is read from, without a look into them.
+    """Return a text that changes with the archives or shards of a source, without opening them.
 
-    Empty for a source of which any part lies in a folder of images. Raises DataError if shards are missing, OSError.
+    Empty if any part of the source lies in a folder of images. Raises DataError if shards are missing, OSError.
     """
     files = _archives_of(path)
     return hashlib.sha256("\n".join(map(version, files)).encode(errors="surrogateescape")).hexdigest() if files else ""
@@ -99,7 +99,7 @@ def _archives_of(path: Path) -> list[Path]:
 
 
 def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
-    """Return the images of a tar of train/<class>/* and val/<class>/*, or val/*, whatever stands before these."""
+    """Return the images of a tar of train/<class>/* and val/<class>/*, or val/*, at any depth."""
     tar = cifar10.as_tar(path, scratch) if cifar10.is_cifar10(path) else uncompressed(path, scratch)
     members = cached_members(tar, scratch, path)
     found = splits_in(members, tar, path)

@@ -32,7 +32,7 @@ Span = tuple[int, int]  # from the first byte to the one after the last
 
 
 def list_tfrecords(folder: Path, shard_names: list[str]) -> Files:
-    """Return the images of some shards; their class_names are WordNet ids where the records hold them.
+    """Return the images of some shards; their class_names are WordNet ids if the records hold these.
 
     Raises DataError for a damaged record, and for one that is no Example of an image and its label.
     """

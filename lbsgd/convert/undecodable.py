@@ -1,4 +1,4 @@
-"""The images of a conversion that cannot be decoded: each is told, the first of them with the reason."""
+"""Report the images of a conversion that cannot be decoded: all of them, the first ones with the reason."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def report_undecodable(source: Source, numbers: Numbers, settings: Settings, pag
 
 
 def _reasons(images: Images, numbers: Sequence[int], settings: Settings, page_size: int) -> Iterator[str]:
-    """Yield why each image cannot be decoded, as far as a process can tell that does not die of it."""
+    """Yield why each image cannot be decoded, until decoding one ends the process."""
     if not numbers:
         return
     with (

@@ -1,8 +1,8 @@
 """Reads a data folder back, image by image, and names the first that is not as it was made.
 
-open_data has compared sizes, labels and checksums with the manifest, whose fingerprints cover them. It remains to check
-that each image's bytes have the checksum that the file keeps, and decode to the size that it keeps. With the source at
-hand, each image is also made from it once more, and its label compared.
+open_data has compared sizes, labels and checksums with the manifest by their fingerprints. What remains to check is
+that each image's bytes have the checksum and decode to the size that the file keeps. With the source at hand, each
+image is also made from the source once more, and its label compared.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ def _settings(manifest: Manifest, data_dir: Path) -> Settings:
 def _kept_numbers(source: Source, images: Images, manifest: Manifest, split: str) -> np.ndarray:
     """Return the numbers of the images that are not among the skipped ones, however the source was spelled then.
 
-    A skipped image is named by the source, as it was given with --source, and by its place within. It has its number
-    unless the source has changed since, such as by the removal of the skipped images.
+    The manifest names a skipped image by the source, as it was given with --source, and by its place within. The image
+    still has its number unless the source has changed since, for example because skipped images were removed.
     """
     skipped, numbers = manifest.skipped.get(split, []), manifest.skipped_numbers.get(split, [])
     parts = [name.split("/") for name in skipped]
@@ -161,7 +161,7 @@ def _kept_numbers(source: Source, images: Images, manifest: Manifest, split: str
 
 
 def _names(images: Images, number: int) -> Iterator[str]:
-    """Yield the name of an image in its source, now and as earlier converters called one in a shard."""
+    """Yield the name of an image in its source, now and as earlier converters named an image in a shard."""
     name = images.within(number)
     yield name
     if images.counted_as:

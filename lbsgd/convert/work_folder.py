@@ -72,7 +72,7 @@ def _finished(data_dir: Path, work: Path, name: str) -> BetonFile:
 
 
 def start_over_if_other(work: Path, identity: Mapping[str, object], source: Source) -> None:
-    """Drop the work of another conversion, and finished work of which a part is lost; what the source holds stays."""
+    """Drop the work of another conversion, and finished work with a part missing; keep the content of the source."""
     if same := _read_identity(work) == identity:
         if not (work / "manifest.json").exists():
             return
@@ -156,7 +156,7 @@ def _is_elsewhere(name: Any, data_dir: Path) -> bool:
 
 @contextlib.contextmanager
 def locked(work: Path) -> Iterator[None]:
-    """Keep a second conversion out of the folder. The lock ends with the process that holds it. Raises DataError.
+    """Keep a second conversion out of the folder (DataError). The lock ends with the process that holds it.
 
     The work folder is made, and removed if nothing is left in it.
     """
@@ -169,7 +169,7 @@ def locked(work: Path) -> Iterator[None]:
 
 
 def _locked_file(work: Path) -> IO[str]:
-    """Return the lock that others find, too: the process that held it may have removed the folder meanwhile."""
+    """Return the lock that others will find, too: its last holder may have removed the folder meanwhile."""
     while True:
         work.mkdir(parents=True, exist_ok=True)
         try:
@@ -196,7 +196,7 @@ def _is_there(lock: IO[str]) -> bool:
 
 
 def remove_added(work: Path, there: set[Path]) -> None:
-    """Remove what was not in the work folder before; what was may be the work of another command."""
+    """Remove what this command has added to the work folder; the rest may be the work of another command."""
     for path in set(work.iterdir()) - there:
         path.unlink()
 

@@ -1,4 +1,4 @@
-"""An FFCV file of images and labels, verified without FFCV and mapped: what grows with the images stays in the file.
+"""An FFCV file of images and labels, verified without FFCV and mapped: the tables of images stay in the file.
 
 `import ffcv` takes seconds. A plan, a check or a refusal needs only a few facts, so this module reads them with NumPy.
 The tables are mapped, so that all processes of a host share one copy of them.
@@ -30,7 +30,7 @@ PUT_BACK = "put the old one back (tools/convert_imagenet_to_ffcv.py --verify che
 
 @dataclass(frozen=True, eq=False)
 class BetonFile:
-    """All that an FFCV file of labelled images tells without decoding one.
+    """Everything about an FFCV file of labelled images that needs no decoding.
 
     content, labels, images, sizes and checksums are read-only views of the mapped file. An index or a slice of numbers
     reads only what it selects; an operation on a whole column reads all of it.
@@ -55,7 +55,7 @@ class BetonFile:
     def is_as_converted(self, image: int) -> bool:
         """Return whether the bytes of an image are those that the converter wrote; False without checksums.
 
-        The converter copies JPEGs, so one that decodes with warnings may have been damaged in the source already.
+        The converter copies JPEGs, so a JPEG that decodes with warnings may have been damaged in the source already.
         """
         place = int(self.images[image]["data_at"])
         data = self.content[place : place + int(self.sizes[image])]

@@ -2,7 +2,7 @@
 
 The pass reads blocks of rows, so its memory does not grow with the file. Its result is kept for all processes of the
 host and for later starts (`host_files.py`), under the version of the file. A file that was written a moment ago is
-surveyed each time, because its file system's clock may not tell it from what it becomes next.
+surveyed each time, because a further change may leave its times the same.
 """
 
 from __future__ import annotations

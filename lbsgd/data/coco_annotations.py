@@ -63,7 +63,7 @@ class Image:
 
 
 class Packed(Sequence[Image]):
-    """Images in one buffer of bytes: forked loaders share it, where counting references would copy every object."""
+    """Images in one buffer of bytes, which forked loaders share: counting references would copy Python's objects."""
 
     def __init__(self, images: Sequence[Image]):
         pickled = [pickle.dumps(image, protocol=5) for image in images]
@@ -130,7 +130,7 @@ def read_split(
 
     training       leave images without objects out, and count them; evaluation keeps every image
     on_error       raise, or leave out and count: an image without its file, one too thin, a broken annotation
-    longer_side    pixels that no side of an image exceeds in the network
+    longer_side    most pixels of an image's longer side in the network
 
     Raises DataError that names the file, and the image or annotation in it.
     """
@@ -162,7 +162,7 @@ def with_objects(images: Iterable[Image], left_out: Counter[str]) -> list[Image]
 
 
 def without_images(split: Split) -> Split:
-    """Return a split of the same categories and no images, which stands for one that is not read."""
+    """Return a split with the same categories and no images, in place of one that is not read."""
     return Split("", Packed([]), split.names, split.is_tall[:0], "")
 
 
@@ -172,7 +172,7 @@ def words_of(left_out: Counter[str]) -> str:
 
 
 class _Reader:
-    """Turns the lists of a file into images; what cannot be used is an error, or is counted and left out."""
+    """Turns the lists of a file into images; an unusable entry is an error, or is counted and left out."""
 
     def __init__(self, path: Path, folder: Path, on_error: OnError, names: Mapping[int, str], longer_side: float):
         self.path, self.folder, self.on_error, self.names = path, folder, on_error, names
@@ -218,7 +218,7 @@ class _Reader:
         return not wrong
 
     def leave_out_points(self, annotation: dict[str, Any]) -> None:
-        """Leave polygons of fewer than three points out, where the object has others."""
+        """Leave out polygons of fewer than three points, if the object has others."""
         outline = annotation.get("segmentation")
         if isinstance(outline, list):
             with_area = [polygon for polygon in outline if not isinstance(polygon, list) or len(polygon) >= 6]

@@ -12,13 +12,13 @@ FARTHEST = 10  # sides of the image: pycocotools counts a polygon's pixels one b
 
 
 def repeated(numbers: Iterable[Any]) -> Any | None:
-    """Return an id that stands there twice, the most frequent one; None where each stands there once."""
+    """Return the most frequent of the ids that occur more than once; None if there is none."""
     [(number, times)] = Counter(numbers).most_common(1) or [(None, 0)]
     return number if times > 1 else None
 
 
 def fault_of(annotation: Mapping[str, Any], height: int, width: int, categories: Mapping[int, str]) -> str:
-    """Return what is wrong with an annotation of an image; the empty text where it can be used."""
+    """Return what is wrong with an annotation of an image; an empty text if it can be used."""
     category, box, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
     if not isinstance(category, (int, float, str)) or category not in categories:
         return f"category {category!r} is not listed"
@@ -66,10 +66,10 @@ def fault_of_runs(runs: Mapping[str, Any], height: int, width: int) -> str:
 
 
 def run_lengths(text: str) -> list[int] | None:
-    """Return the run lengths that a text of COCO's stands for, None for one that stands for none.
+    """Return the run lengths in one of COCO's texts, None if the text holds none.
 
-    A letter, less 48, holds 5 bits of a number, the lowest first, and in its sixth whether the number goes on; the last
-    of its bits is its sign. From the fourth on, numbers are added to the run before the last.
+    A letter's code less 48 has 5 bits of a number, the lowest first, and a sixth bit that says whether the number goes
+    on. The number's highest bit is its sign. From the fourth on, numbers are added to the run before the last.
     """
     runs: list[int] = []
     value = shift = 0

@@ -43,7 +43,7 @@ def read_annotations(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def names_of(path: Path, categories: Sequence[Any]) -> dict[Any, str]:
-    """Return the names of the categories by their ids. Raises DataError for one without either, or one id of two."""
+    """Return the names of the categories by their ids. Raises DataError if one lacks either, or two have one id."""
     try:
         ids, names = [each["id"] for each in categories], [str(each["name"]) for each in categories]
     except (KeyError, TypeError) as error:

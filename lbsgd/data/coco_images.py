@@ -1,7 +1,7 @@
 """Images and objects of COCO as batches on the device, through torch's DataLoader (Sec. 5.4).
 
-What is random, the flip of an image here and the sampling of its anchors and regions in the network, is drawn per
-(seed, epoch, image): the same on any number of processes and loader workers, and after a restart.
+The flip of an image here, and the samples of its anchors and regions in the network, are drawn per (seed, epoch,
+image). So they are the same on any number of processes and loader workers, and after a restart.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Example(NamedTuple):
 
 
 def on_device(tensor: torch.Tensor, device: torch.device | str) -> torch.Tensor:
-    """Copy a tensor to a device; where its memory is pinned, the host does not wait for the device's work before."""
+    """Copy a tensor to a device; if its memory is pinned, the host does not wait for the device's earlier work."""
     return tensor.to(device, non_blocking=True)
 
 
@@ -64,8 +64,8 @@ def draw_of(seed: int, epoch: int, number: int) -> int:
 def pixels_of(image: Image) -> torch.Tensor:
     """Return an image's pixels, uint8 (3, H, W), turned by EXIF; samples of 16 bits are scaled, as in a conversion.
 
-    Annotations are of the image as it is shown, on which tools draw them. Raises DataError for a file that is none, or
-    of another size than is listed.
+    Annotations belong to the image as it is shown, because tools draw on that. Raises DataError for a file that is no
+    image, or whose size is not the listed one.
     """
     try:
         data = image.path.read_bytes()

@@ -31,8 +31,8 @@ def loaded(
     """Yield lists of images, loaded by as many worker processes (in this process with 0).
 
     They are in the host's memory, which is pinned if they are for a GPU: otherwise a copy to the device would wait for
-    what the device does. Raises the DataErrors of workers, one for a worker that is lost, and ConfigError where the
-    system allows too few open files.
+    the device's work. Raises the DataErrors of workers, a DataError if a worker is lost, and ConfigError if the system
+    allows too few open files.
     """
     if workers:
         allow_batches(workers, max(map(len, batches), default=0))
@@ -59,9 +59,9 @@ def loaded(
 def allow_batches(workers: int, images: int) -> None:
     """Raise this process's limit of open files, which its workers inherit, so that batches of so many images fit.
 
-    torch loads two batches per worker ahead, and one is in use. A worker has up to three of its own (measured). Where
-    the limit ends, a thread of torch's prints an error and the run would wait in vain. Raises ConfigError where the
-    system forbids it.
+    torch loads two batches per worker ahead, and one is in use. A worker has up to three of its own (measured). At the
+    limit a thread of torch's prints an error, and the run would wait in vain. Raises ConfigError if the system forbids
+    a higher limit.
     """
     needed = TENSORS * images * (2 * workers + 2) + len(os.listdir("/proc/self/fd")) + OTHER_FILES
     if (most := allow_open_files(needed)) is not None:
@@ -109,7 +109,7 @@ def lost_workers_told() -> Iterator[None]:
 
 
 class TellsOfLostWorkers:
-    """torch's handler of SIGCHLD, which raises its error wherever the run is when a worker ends: here a DataError."""
+    """torch's handler of SIGCHLD raises an error wherever the run is when a worker ends; here it is a DataError."""
 
     def __init__(self, of_torch: Callable[..., Any]):
         self.of_torch = of_torch
@@ -120,7 +120,7 @@ class TellsOfLostWorkers:
 
 
 def tell_of_lost_workers() -> None:
-    """Put ours around torch's handler, which stands from the first worker of a process on."""
+    """Put our handler around torch's, which a process has from its first worker on."""
     handler = signal.getsignal(signal.SIGCHLD)
     if callable(handler) and not isinstance(handler, TellsOfLostWorkers):
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
@@ -141,8 +141,8 @@ def as_worker(number: int) -> None:
     """Let a loader worker end with its run and never before it.
 
     Launchers send signals to all processes, to the youngest first, and a run that loses a worker cannot save. A fork
-    would also pass signals on to the pipe by which the guard of the run listens, and free what the run has dropped but
-    not freed: gloo's groups end threads that no fork has.
+    would also pass signals on to the pipe of the run's guard. And it would free objects that the run has dropped but
+    not freed: gloo's groups then end threads that no fork has.
     """
     gc.freeze()
     signal.set_wakeup_fd(-1)

@@ -1,8 +1,8 @@
 """The door to FFCV: its threads decode our crops (Sec. 5.1), its own Loader takes our shuffle (Remark 4).
 
 FFCV decodes in threads of its own, without Python. Three things are added here. The crop and flip of an image depend on
-(seed, epoch, image) alone, and so not on threads, batches, processes and restarts. An epoch may start anywhere. A
-failure in FFCV's thread ends the training instead of blocking it forever.
+(seed, epoch, image) alone, not on threads, batches, processes or restarts. An epoch may start anywhere. A failure in
+FFCV's thread ends the training instead of blocking it forever.
 
 All of it is done in subclasses. FFCV's own classes and functions stay as they are: a stock Loader beside ours, or with
 `SharedShuffleOrder` as its order, behaves as if this module were not there.
@@ -100,7 +100,7 @@ class MappedFile(MemoryContext):
 
     @property
     def state(self) -> tuple[np.ndarray, np.ndarray]:
-        """What FFCV hands on to each operation."""
+        """The state that FFCV passes on to each operation."""
         return self.file
 
     def __enter__(self) -> MappedFile:
@@ -234,7 +234,7 @@ class SharedShuffleOrder(TraversalOrder):
         self.cut = cut
 
     def __call__(self, loader: Loader) -> SharedShuffleOrder:
-        """Called by FFCV's Loader, which knows its images. Raises ValueError where its batches are no micro batches."""
+        """Called by FFCV's Loader, which knows its images. Raises ValueError if its batches are no micro batches."""
         if loader.batch_size != self.cut["micro_batch"]:
             raise ValueError(
                 f"the Loader has batch_size={loader.batch_size}, and the order micro_batch={self.cut['micro_batch']}"

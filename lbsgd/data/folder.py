@@ -46,8 +46,8 @@ class Manifest:
 
     settings are the converter's, libraries the versions of the libraries that decoded and encoded. stored counts the
     images of each split by the way they are kept; skipped names those that could not be decoded, if the converter was
-    told to leave them out, and skipped_numbers their numbers in the source's order. left_out counts, for each
-    split, what lay among the images and was none, by reason.
+    told to leave them out, and skipped_numbers their numbers in the source's order. left_out counts for each split, by
+    reason, the files among the images that are no images.
     """
 
     classes: list[str]
@@ -97,7 +97,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read a manifest. Raise DataError for a file that is none."""
+        """Read a manifest. Raise DataError for a file that is no manifest."""
         try:
             content = json.loads(path.read_text())
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
@@ -148,7 +148,7 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
 def open_val(data_dir: str | os.PathLike) -> ValData:
     """Open val.beton and verify it against the manifest. Raise DataError if it is not the manifest's.
 
-    Without a manifest the classes are counted as `open_data` does, or by val.beton where there is no train.beton.
+    Without a manifest the classes are counted as `open_data` does, or by val.beton if there is no train.beton.
     """
     folder = Path(data_dir)
     counted = not is_there(folder / "manifest.json") and is_there(folder / "train.beton")
@@ -210,7 +210,7 @@ def _described(split: Split) -> str:
 
 
 def _classes_by_labels(beton: BetonFile) -> int:
-    """Return how many classes the labels tell of. Raise DataError where nobody can have meant so many."""
+    """Return how many classes the labels imply. Raise DataError if nobody can have meant so many."""
     highest = beton.survey.highest_label
     if highest >= max(MOST_CLASSES, beton.num_images):
         raise DataError(

@@ -1,8 +1,8 @@
 """Files that the processes of a host share, and find again at the next start: tables surveyed, orders, compiled code.
 
-Each can be made again at any time. So one that is missing, damaged or of another version is made anew, and where no
-folder can be used, each process makes its own copy in memory. They lie in TMPDIR/lbsgd-UID, which must be this user's
-alone, because compiled code is among them.
+Each can be made again at any time. So a file that is missing, damaged or of another version is replaced, and if no
+folder can be used, each process makes its own copy in memory. The files lie in TMPDIR/lbsgd-UID, which must be this
+user's alone, because compiled code is among them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read(kind: str, key: str) -> np.ndarray | None:
 
 
 def write(kind: str, key: str, content: bytes | np.ndarray) -> None:
-    """Write a file that other processes find whole or not at all. Do nothing where there is no room for it."""
+    """Write a file that other processes find whole or not at all. Do nothing if there is no room for it."""
     place = folder()
     if place is None:
         return

@@ -1,8 +1,9 @@
 """Numba's compiled code, kept between starts of a host: loading it takes a tenth of the time of compiling.
 
 Numba's own cache does not fit here. It tells functions apart by the identity of the compiled functions that they call,
-which changes with every start, it does not notice a change in another module, and a damaged file crashes it. So code is
-kept in `host_files`, under everything that it depends on, and machine code is checked before it is loaded.
+and this identity changes with every start. It does not notice a change in another module, and a damaged file crashes
+it. So code is kept in `host_files` under a key of everything that it depends on, and machine code is checked before it
+is loaded.
 
 Code that is kept must hold no address of this process. It reaches C functions by their symbols' names (`kernels.py`).
 """
@@ -62,7 +63,7 @@ def sources() -> list[str]:
 
 @cache
 def digest_of(path: str) -> str:
-    """Return the digest of a source; of a function that was made without one, nothing is known but its name."""
+    """Return the digest of a source file, or its name if there is no such file, as for generated functions."""
     try:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError:
@@ -75,7 +76,7 @@ def keep(function) -> None:
 
 
 def stamp_of(function) -> object:
-    """Return what tells functions apart: their source, Numba's options, and the constants that they enclose."""
+    """Return what distinguishes functions: their source, Numba's options, and the constants that they enclose."""
     constants = []
     for cell in function.py_func.__closure__ or ():
         value = cell.cell_contents

@@ -23,7 +23,7 @@ BATCHES_OF_LABELS = 256
 class DecodedImages:
     """The images of one file, cropped by `draw` (see crops.py) and put on the device in batches.
 
-    threads decode; from_disk asks the disk for the images ahead of them, where memory cannot hold the file.
+    threads decode; from_disk asks the disk for images ahead of the threads, for a file that memory cannot hold.
     Raises ConfigError for a number of threads that this process cannot have, DataError for an unusable file.
     """
 

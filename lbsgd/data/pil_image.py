@@ -38,7 +38,7 @@ class ImageError(ValueError):
 def library_errors() -> Iterator[None]:
     """Turn what PIL and OpenCV raise into ImageError, and drop PIL's warnings, such as of corrupt EXIF or many pixels.
 
-    Wrap calls of theirs and nothing else: an exception of our own code is a bug, and must not pass for a damaged image.
+    Wrap only calls of these libraries: an exception of our own code is a bug, and must not pass for a damaged image.
     """
     try:
         with warnings.catch_warnings():
@@ -68,8 +68,8 @@ def opened(data: bytes | BinaryIO) -> Image.Image:
 def orientation_of(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8, that pixels from `rgb_pixels` have still to be turned by; 1 for none.
 
-    It may stand behind a PNG's pixels, and in XMP in place of EXIF. PIL itself turns a TIFF when it decodes it. What
-    cannot be read turns nothing, as in other programs.
+    It may stand behind a PNG's pixels, and in XMP in place of EXIF. PIL itself turns a TIFF when it decodes it. An
+    orientation that cannot be read turns nothing, as in other programs.
     """
     from PIL import Image
 
@@ -111,7 +111,7 @@ def has_16_bits(image: Image.Image) -> bool:
 
 
 def _decoder_arguments(image: Image.Image) -> object:
-    """Return what PIL's decoder is told: such as RGB;16B, or RGB and the largest value of a PPM."""
+    """Return the arguments of PIL's decoder, such as RGB;16B, or RGB and the largest value of a PPM."""
     tiles = getattr(image, "tile", None)
     return tiles[0][3] if tiles else ""
 
@@ -140,7 +140,7 @@ def _grey_of_16_bits(image: Image.Image) -> np.ndarray:
 
 
 def _colours_of_16_bits(image: Image.Image, data: bytes) -> np.ndarray | None:
-    """Return OpenCV's pixels, scaled; None if it has no three colours of them, and PIL's high bytes must do."""
+    """Return OpenCV's pixels, scaled; None if OpenCV gives no three colours, so that PIL's high bytes must do."""
     try:
         import cv2
     except ImportError:  # which detection does without

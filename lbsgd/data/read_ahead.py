@@ -104,7 +104,7 @@ class ReadAhead:
             warn(self.path, str(error.strerror))
 
     def follow(self, file: int) -> None:
-        """Ask for images whenever others are decoded, until the end."""
+        """Ask for more images whenever some are decoded, until the end."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.closed or self.decoded > self.counted or self.may_ask())
@@ -119,7 +119,7 @@ class ReadAhead:
         return len(next_one) > 0 and self.bytes_ahead + int(next_one[0]) < AHEAD_BYTES
 
     def forget(self, decoded: int) -> None:
-        """Take the images that are decoded out of the count; some may have been too large to be asked for."""
+        """Subtract the decoded images from the count; some may have been too large to ask for."""
         self.bytes_ahead -= int(self.sizes[self.counted : min(decoded, self.asked)].sum())
         self.counted, self.asked = decoded, max(decoded, self.asked)
 

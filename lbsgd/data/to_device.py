@@ -1,4 +1,4 @@
-"""Decoded batches -> normalised images on the device (Sec. 5.1); a GPU does it while it trains on the batch before."""
+"""Decoded batches -> normalised images on the device (Sec. 5.1); a GPU does this while it trains on the last batch."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Prefetcher:
 
 
 def on_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
-    """Copy an array to a device; the host does not wait for a GPU, as it does where memory is not pinned."""
+    """Copy an array to a device; for a GPU its memory is pinned first, so that the host does not wait."""
     tensor = torch.from_numpy(array)
     if torch.device(device).type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Why an image that was not decoded as it should be ends a run, and when it does not."""
+"""Decide whether an image that was not decoded as it should be ends a run, and say why."""
 
 from __future__ import annotations
 

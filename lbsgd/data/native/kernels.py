@@ -1,4 +1,4 @@
-"""The code that runs per image: crop_jpeg.c and pixels.c where they were compiled, else FFCV's own functions.
+"""The code that runs per image: crop_jpeg.c and pixels.c if they were compiled, else FFCV's own functions.
 
 Both crop the same boxes. Their pixels differ a little: ours decodes a crop at a smaller scale if that still covers the
 output, and resizes without OpenCV's rounding of places.
@@ -40,7 +40,7 @@ class Crops(NamedTuple):
 def by_name(function) -> types.ExternalFunction:
     """Return a function of the kernels for compiled code, which finds it by its name and not by its address.
 
-    An address is another one in every process, and code that holds one cannot be kept (`kept_code.py`).
+    An address differs from process to process, and code that holds one cannot be kept (`kept_code.py`).
     """
     numba_type = {ctypes.c_void_p: types.uintp, ctypes.c_long: types.intp, ctypes.c_double: types.float64}
     arguments = [numba_type[each] for each in function.argtypes]

@@ -1,4 +1,4 @@
-"""The C files of this folder where they were compiled, loaded without Numba, which takes a second to import."""
+"""Load the compiled C files of this folder, without Numba, which takes a second to import."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def library(folder: Path = Path(__file__).parent) -> ctypes.CDLL | None:
 
 
 def declared(kernels: ctypes.CDLL) -> ctypes.CDLL:
-    """Return the kernels with the types of all functions. Raises AttributeError where one is missing."""
+    """Return the kernels with the types of all functions. Raises AttributeError if one is missing."""
     pointer, number = ctypes.c_void_p, ctypes.c_long
     kernels.lbsgd_decode_crop.restype = number
     kernels.lbsgd_decode_crop.argtypes = [pointer, *[number] * 8, pointer, number]
