@@ -15,7 +15,7 @@ from lbsgd.train.engine import start_processes
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.units import size
 
-MEMORY_GOAL = Goal("within", 0.1)  # above, a plan that should fit does not run; below, a run that fits is refused
+MEMORY_GOAL = Goal("within", 0.1)  # above, a plan that should fit may not run; below, one that runs may seem not to fit
 
 
 def memory_taken(given: Settings, say: Say) -> None:

@@ -18,7 +18,7 @@ class Sizes:
     micro_batches      for comparing batch norms, each a multiple of n = per_worker_batch
     implementations    of batch norm that the device has (`algorithm/norm_rule.py`)
     precisions         each with its ZeRO stage, for comparing the trainer with the plain loop
-    tuned_batches      micro batches for comparing them also with cudnn.benchmark
+    tuned_batches      micro batches at which the two are compared with cudnn.benchmark, too
     half               the precision in which the device multiplies fastest
     layers             shapes (C, H, W) for timing batch norm by itself
     rounds, calls      rounds of each comparison, and calls per round and contestant

@@ -47,8 +47,8 @@ class Agreement:
     Clocks differ between processes, so the next agreement comes a number of passes later, which all of them count
     alike. A single process checks after every pass, which costs nothing.
 
-    late: whether an answer is read with the next question only, by default on a GPU, where it has long been there by
-    then and the host need not wait.
+    late: whether an answer is read only with the next question. This is the default on a GPU: the answer has long
+    arrived by then, and the host need not wait.
     """
 
     def __init__(self, device: torch.device, late: bool | None = None):
@@ -88,7 +88,7 @@ class Agreement:
         return decision
 
     def saved(self, decision: Decision) -> Decision:
-        """Take note of a checkpoint, which all processes save at once; return the decision with what is left of it."""
+        """Note that all processes have saved; return what is left of the decision."""
         if self.asked:
             self.asked.saved_since = True
         return replace(decision, save=False)

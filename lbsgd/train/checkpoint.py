@@ -93,7 +93,7 @@ def unused(folder: Path, name: str) -> Path:
 
 
 def delete(path: Path) -> None:
-    """Delete a checkpoint, its name first, so that nothing takes the remains of one for a checkpoint."""
+    """Delete a checkpoint, its name first, so that its remains never pass for a checkpoint."""
     hidden = path.with_name(f".{path.name}.deleted")
     path.rename(hidden)
     shutil.rmtree(hidden, ignore_errors=True)
@@ -114,8 +114,8 @@ def load_newest(
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Return tensors and state of the newest whole checkpoint, as they were given to `save`.
 
-    say: told which one it is, and what is wrong with newer ones. Raises CheckpointError that names the first
-    difference if the checkpoint is of another run than this identity, and if none is whole: a run that silently began
+    say: told which one it is, and what is wrong with newer ones. Raises CheckpointError that names the first difference
+    if the checkpoint belongs to a run with another identity. Raises it also if none is whole: a run that silently began
     again would overwrite what somebody may still repair.
     """
     damaged = []
@@ -186,7 +186,7 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
 def require_same(other: str, saved: Any, now: Any, what: str) -> None:
     """Raise CheckpointError that names the first difference between two descriptions of a run.
 
-    other: what to say of the saved one where they differ. The name of the network alone is no difference.
+    other: what to call the saved one if they differ. Another name of the network alone is no difference.
     """
     if what == MODEL:
         return
@@ -201,7 +201,7 @@ def require_same(other: str, saved: Any, now: Any, what: str) -> None:
 
 
 def in_words(value: Any) -> str:
-    """Return a value of an identity as JSON; one that only the other run has is none."""
+    """Return a value of an identity as JSON; `none` for a value that only the other run has."""
     return "none" if value is None else json.dumps(value)
 
 
@@ -213,7 +213,7 @@ def in_json(key: str) -> str:
 def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     """Write a float32 state_dict for torch.load(path) and torchvision's load_state_dict; whole or absent.
 
-    Raises CheckpointError where the disk fails.
+    Raises CheckpointError if the disk fails.
     """
     building = path.with_name(f".{path.name}.tmp")  # one name, so that a later call overwrites what a killed one left
     try:

@@ -1,4 +1,4 @@
-"""The names of checkpoints: `iteration_00001560`, or `iteration_00001560.1` where that iteration was saved before.
+"""The names of checkpoints: `iteration_00001560`, or `iteration_00001560.1` if that iteration was saved before.
 
 Without torch, so that a command can look for checkpoints before torch loads.
 """
@@ -15,7 +15,7 @@ CHECKPOINT_NAME = re.compile(r"iteration_\d+(\.\d+)?")
 
 
 def named(folder: Path) -> list[Path]:
-    """Return what bears a checkpoint's name in a folder, oldest first, damaged or not; nothing where no folder is.
+    """Return the entries of a folder with a checkpoint's name, oldest first, damaged or not; none without the folder.
 
     Raises OSError for a folder that cannot be read.
     """
@@ -35,5 +35,5 @@ def named_at_start(folder: Path) -> list[Path]:
 
 
 def place(path: Path) -> tuple[str, int]:
-    """Return what checkpoints are sorted by: the iteration, and how often it was saved before."""
+    """Return the key for sorting checkpoints: the iteration, and how often it was saved before."""
     return path.stem, int(path.suffix[1:] or 0)

@@ -13,7 +13,7 @@ Item = TypeVar("Item")
 
 
 class HostEvent:
-    """Stands where torch.cuda.Event stands for a GPU: a CPU has done all it was given when Python goes on."""
+    """Replaces torch.cuda.Event on a CPU, which has done all its work when Python goes on."""
 
     def record(self) -> None:
         self.at = time.perf_counter()
@@ -26,7 +26,7 @@ class HostEvent:
 
 
 def events_of(device: torch.device | str) -> Callable[[], Any]:
-    """Return what makes the events of a device's queue."""
+    """Return the function that makes the events of a device's queue."""
     if torch.device(device).type == "cuda":
         return lambda: torch.cuda.Event(enable_timing=True)
     return HostEvent
@@ -35,10 +35,9 @@ def events_of(device: torch.device | str) -> Callable[[], Any]:
 class Waits:
     """The time that a device has nothing to do because the host waits for data.
 
-    The host queues an event before a wait and one behind it. What passes between these two on the device is 0 where it
-    has work left meanwhile, and else the rest of the wait. It includes the little that the wait itself queues there:
-    copies of labels, and a detector's of images. Nobody waits for the events: they are read once they have
-    happened, and then used again.
+    The host queues an event before a wait and one after it. The device's time between the two is 0 if it has work left
+    meanwhile, else the rest of the wait. It includes the short copies that the wait itself queues: of labels, and of a
+    detector's images. Nobody waits for the events: they are read once they have happened, and then used again.
     """
 
     def __init__(self, event: Callable[[], Any]):
@@ -69,7 +68,7 @@ class Clock:
     """Two stopwatches: one for the epoch, one for the iterations since the last record (the window).
 
     The first wait of all is counted as part of the time and not as waiting: the loader starts and compiles then, and no
-    advice about threads or disks would shorten it. What was waited is known after the device has been waited for, as
+    advice about threads or disks would shorten it. The waits are known once the host has waited for the device, as
     before a record.
     """
 
@@ -85,7 +84,7 @@ class Clock:
         self._epoch_waited = 0.0
 
     def start_window(self) -> None:
-        """Begin what the next iteration record tells of."""
+        """Begin the window of the next iteration record."""
         self.read()
         self.window_began, self._window_waited = time.perf_counter(), 0.0
 

@@ -26,8 +26,8 @@ def coco_numbers(network: Any, batches: Iterable[TestImage], names: dict[int, st
     """Return AP, AP50, AP75 and AP by size of boxes and masks in %; all processes must call it.
 
     names: of the categories by id; label k of the network is the k-th id. An image is a forward by itself, so its
-    detections depend on nothing else. Rank 0 compares those of all processes, in the order of the images' ids. Where
-    no object of a size is known, the number is None.
+    detections depend on nothing else. Rank 0 compares the detections of all processes, in the order of the images' ids.
+    A number is None if there is no object of its size.
     """
     category_of = categories_by_label(names)
     images, found = [], []
@@ -58,7 +58,7 @@ def detections(image: Image, detected: dict[str, torch.Tensor], category_of: dic
 
 
 def compared(gathered: list[tuple[list[Image], Found]], names: dict[int, str]) -> dict[str, Any]:
-    """Return the numbers of all processes' detections; pycocotools prints as it goes, which nobody needs."""
+    """Return the numbers of all processes' detections; pycocotools' own output is dropped."""
     from pycocotools.coco import COCO
 
     images = sorted((image for part, _ in gathered for image in part), key=lambda image: image.id)
@@ -90,12 +90,12 @@ def renumbered(each: dict[str, Any], numbers: dict[Any, int], labels: dict[Any, 
 
 
 def area_of(annotation: dict[str, Any]) -> float:
-    """Return an object's area, of its box where the file has none; 0 is one, of a small object."""
+    """Return an object's area, or its box's if the file has none; 0 counts as an area, of a small object."""
     return annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
 
 
 def precision(truth: Any, found: Found, kind: str, name: str) -> dict[str, float | None]:
-    """Return COCO's six average precisions in %; None where nothing is to be found, else 0 without any detection."""
+    """Return COCO's six average precisions in %; None if there is no object, else 0 without any detection."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

@@ -1,4 +1,4 @@
-"""A run's images from a COCO data set: what a detector's recipe hands to the session in place of FFCV files."""
+"""A run's images from a COCO data set: a detector's recipe gives the session this in place of FFCV files."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """torch.compile, one residual block at a time, so that gradients still arrive block by block and aggregation overlaps.
 
-A network that is compiled whole has one backward, and all its gradients come at its end. Evaluation runs as it is
+A network compiled as a whole has one backward, and all its gradients come at the end. Evaluation runs as it is
 (`as_it_is`), because another mode and a smaller last batch would compile every block again.
 """
 
@@ -40,7 +40,7 @@ def compile_blocks(model: nn.Module, backend: str = "inductor") -> int:
 
 @contextmanager
 def as_it_is(model: nn.Module) -> Iterator[None]:
-    """Run a network's blocks uncompiled inside; nothing is imported or done where none is compiled."""
+    """Run a network's blocks uncompiled inside; import and do nothing if none is compiled."""
     if any(module._compiled_call_impl is not None for module in model.modules()):
         with torch.compiler.set_stance("force_eager"):
             yield

@@ -95,7 +95,7 @@ class LinearScalingWarmupLR(WarmupLR):
 def start_processes(timeout_seconds: float = 600, store: Store | None = None) -> Processes:
     """Join the processes of this run, a single one if no launcher started us, without compiling anything.
 
-    store              where the processes have met already; by default they meet at MASTER_ADDR:MASTER_PORT
+    store              the processes have met there already; by default they meet at MASTER_ADDR:MASTER_PORT
     timeout_seconds    a collective call that takes longer raises
 
     Raises ConfigError if they cannot meet.
@@ -130,7 +130,7 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
 
 
 def require_device(processes: Processes) -> None:
-    """Raise ConfigError where this host has fewer GPUs than processes."""
+    """Raise ConfigError if this host has fewer GPUs than processes."""
     if torch.cuda.is_available() and processes.local_rank >= torch.cuda.device_count():
         raise ConfigError(
             f"local rank {processes.local_rank} finds {torch.cuda.device_count()} GPUs on its host; give the host "
@@ -235,7 +235,7 @@ def spread_parameters(engine) -> None:
 
 
 def full_momentum(engine, parameter) -> torch.Tensor:
-    """Return a parameter's momentum whole; zeros where no gradient has come yet. Collective under ZeRO."""
+    """Return a parameter's momentum whole; zeros if no gradient has come yet. Collective under ZeRO."""
     if engine.zero_optimization():
         return safe_get_full_optimizer_state(parameter, MOMENTUM)
     momentum = engine.basic_optimizer.state[parameter].get(MOMENTUM)

@@ -51,7 +51,7 @@ def over_all_processes(sums: torch.Tensor) -> list[float]:
 def sync_batch_norm_statistics(engine, norm: BatchNorm, images, epoch: int, alive: Callable[[str], None]) -> None:
     """Give all processes the batch norm statistics for evaluation, checkpoint and export (Sec. 5.2).
 
-    images: the training images, some of which the statistics are recomputed from if the plan says so.
+    images: the training images; if the plan says so, the statistics are recomputed from some of them.
     """
     if norm.statistics != "recomputed":
         agree_statistics(engine.module)

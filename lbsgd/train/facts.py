@@ -19,7 +19,7 @@ PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv", "triton")
 
 
 def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) -> dict[str, str]:
-    """Return what all processes must have in common, whatever host they run on, by the name that an error gives it."""
+    """Return the facts that all processes must have in common on all hosts, by the names for an error."""
     return {
         "configuration": digest(json.dumps([plan.config, plan.recipe.model_dump()]).encode()),
         **code_of(Path(__file__).parent.parent),
@@ -43,7 +43,7 @@ def accelerator_kind() -> str:
 def code_of(package: Path) -> dict[str, str]:
     """Return the sources' digest, and whether the C among them is compiled.
 
-    The pixels of the compiled kernels differ a little from those of what stands in for them.
+    The compiled kernels and their substitutes differ a little in their pixels.
     """
     sources = sorted(path for kind in ("py", "c", "h") for path in package.rglob(f"*.{kind}"))
     return {

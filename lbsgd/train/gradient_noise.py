@@ -7,8 +7,8 @@ With B = kn images in all, and |g_b|² the mean of the chunks' squared norms,
     tr Σ  = (|g_b|² - |g_B|²) / (1/b - 1/B)         of the covariance of one image's gradient, unbiased
     noise scale = tr Σ / |G|²                       images; far above it a larger batch hardly helps
 
-At the same iterations |w|/|g| of each layer's weights: with one learning rate, the layer where it is smallest moves
-farthest relative to its size. And how far the workers' batch-norm statistics lie apart, per layer.
+At the same iterations it measures |w|/|g| of each layer's weights (with one learning rate, the layer with the smallest
+moves farthest relative to its size), and how much the workers' batch-norm statistics differ, per layer.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def square(tensor: torch.Tensor) -> float:
 
 
 def noise(chunk_sq: float, total_sq: float, chunk_images: int, total_images: int) -> dict[str, float]:
-    """Return |G|², tr Σ and the noise scale from squared norms; the scale is infinite where |G|² is not positive."""
+    """Return |G|², tr Σ and the noise scale from squared norms; the scale is infinite if |G|² is not positive."""
     b, total = chunk_images, total_images
     gradient_sq = (total * total_sq - b * chunk_sq) / (total - b)
     variance = (chunk_sq - total_sq) / (1 / b - 1 / total)
@@ -114,7 +114,7 @@ class GradientNoise:
 
 
 class NotMeasured:
-    """Stands where the diagnostic stands, in a run that does not ask for it."""
+    """Replaces the diagnostic in a run that does not ask for it."""
 
     @contextmanager
     def watching(self, iteration: int) -> Iterator[None]:

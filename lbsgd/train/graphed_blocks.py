@@ -20,7 +20,7 @@ END = 2**31  # a place after all
 
 @contextmanager
 def nothing_collected() -> Iterator[None]:
-    """Collect Python's garbage first, and none inside: to free GPU memory during a recording breaks it."""
+    """Collect Python's garbage first, and none inside: freeing GPU memory during a recording breaks it."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -34,7 +34,7 @@ def nothing_collected() -> Iterator[None]:
 class Graphs:
     """The recordings of a network's blocks, made together and replayed in the same order, because they share memory.
 
-    Memory that one recording has left is free for the next one, as in training. So forwards must follow one another as
+    A recording may use the memory that the last one has left, as in training. So forwards must follow one another as
     they were recorded, and backwards the other way round. A forward out of order runs as it is; a backward raises.
     """
 
@@ -54,7 +54,7 @@ class Graphs:
         self.last, self.last_backward = -1, END  # places in `recorded` of the last replays
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what no copy can share."""
+        """Leave out what copies cannot share."""
         copied = Graphs(self.passes, self.recorder)
         return dict(vars(copied))
 
@@ -96,7 +96,7 @@ class Graphs:
 
 @dataclass(frozen=True)
 class Kind:
-    """All that fixes which kernels a block launches, and where its input lay."""
+    """Everything that decides which kernels a block launches, and the place of its input."""
 
     address: int
     form: tuple[Any, ...]  # shape, strides, type, device
@@ -109,7 +109,7 @@ class Kind:
         return cls(x.data_ptr(), (x.shape, x.stride(), x.dtype, x.device), x.requires_grad, autocast)
 
     def is_like(self, other: Kind) -> bool:
-        """Whether they are the same but for where the input lies."""
+        """Whether both are the same except for the place of the input."""
         return replace(self, address=other.address) == other
 
 

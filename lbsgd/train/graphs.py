@@ -1,11 +1,11 @@
 """--cuda_graphs: each residual block's forward, and its backward, is launched at once, as a CUDA graph.
 
-With n = 32 images a GPU computes faster than its host launches kernels one by one (docs/gpu.md). The graphs are those
-of single blocks, so gradients still arrive block by block, and aggregation and ZeRO take them as they come. They lie
-where the next replay writes: copy what has to outlast it. Another size, order or precision runs a block as it is, and
-so does gradient checkpointing. Other weights, modes and hooks are seen when a forward begins, and the blocks are
-recorded again. Do not change anything else that a block computes with, such as ε or n. Evaluation runs as it is. The
-bits are those of the plain run.
+With n = 32 images a GPU computes faster than its host launches kernels one by one (docs/gpu.md). Each block has its own
+graphs, so gradients still arrive block by block, and aggregation and ZeRO take them as they come. The next replay
+overwrites their memory: copy what has to outlast it. Another size, order or precision runs a block as it is, and so
+does gradient checkpointing. Other weights, modes and hooks are seen when a forward begins, and the blocks are recorded
+again. Do not change anything else that a block computes with, such as ε or n. Evaluation runs as it is. The bits are
+those of the plain run.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ def graph_blocks(model: nn.Module, passes: int, recorder: Recorder | None = None
 
 
 class GraphChoice(NamedTuple):
-    """Whether training runs as CUDA graphs, and the reason in words; none where there is no GPU."""
+    """Whether training runs as CUDA graphs, and the reason in words; no reason without a GPU."""
 
     are_on: bool
     words: str
 
 
 def choose_graphs(run: Run, engine: Any) -> GraphChoice:
-    """Return whether training runs as CUDA graphs: by the flag, or by the rule where it is not given."""
+    """Return whether training runs as CUDA graphs: by the flag, or without it by the rule."""
     graphed, reason = run.graphed, "the flag"
     if graphed is None:
         graphed, reason = by_rule(engine.module, run.plan.world_size, engine.device, run.compiled)
@@ -79,7 +79,7 @@ def choose_graphs(run: Run, engine: Any) -> GraphChoice:
 def by_rule(model: nn.Module, num_processes: int, device: torch.device, compiled: bool) -> tuple[bool, str]:
     """Return whether training is graphed when no flag says so, and why.
 
-    It is on one GPU, with blocks of which a recording keeps everything: exactly torchvision's, of torch's layers.
+    It is on one GPU, if a recording keeps everything of the blocks: exactly torchvision's, of torch's layers.
     """
     blocks = residual_blocks(model)
     if (kind := kind_in_rule(device)) != "cuda":

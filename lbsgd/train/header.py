@@ -1,4 +1,4 @@
-"""What the first line of a run's log says of the run, and the lines on the screen that tell it too."""
+"""Describe a run in the first line of its log and in lines on the screen."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
 
 
 def say_what_runs(progress: Progress, header: dict[str, Any]) -> None:
-    """Say what the plan, which stands on the screen already, leaves open: the data, and what computes."""
+    """Say what the printed plan leaves open: the data, and what computes."""
     lines = {
         "data": header["environment"]["data"],
         "decoder": header.get("decoder"),
@@ -58,7 +58,7 @@ def norm_described(run: Run, device: torch.device) -> str:
 
 
 def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
-    """Return for the log what `lbsgd plan` says of a GPU's memory, where it knows the network."""
+    """Return for the log what `lbsgd plan` says of a GPU's memory, if it knows the network."""
     size, plan = NETWORKS.get(run.task.name), run.plan
     if size is None or device.type != "cuda":
         return {}
@@ -66,7 +66,7 @@ def estimated_memory(run: Run, device: torch.device) -> dict[str, int]:
 
 
 def of_the_device(device: torch.device) -> dict[str, Any]:
-    """Return for the log what computes; on a GPU also where torch multiplies float32 as TF32."""
+    """Return for the log what computes; on a GPU also in which operations torch computes float32 as TF32."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {"device": name, "threads": torch.get_num_threads()}
     if device.type == "cuda":

@@ -38,7 +38,7 @@ class LargeMinibatchTrainer:
     plan          a `Plan` for args.world_size processes and this train_dataset
     args          TrainingArguments with `needs_of(plan, "transformers", parts=True).arguments`
 
-    Raises ConfigError where the arguments or the data are not the plan's, before training begins.
+    Raises ConfigError before training begins if the arguments or the data are not the plan's.
     """
 
     # What transformers.Trainer gives; only annotated, because nothing here imports it.
@@ -113,7 +113,7 @@ class LargeMinibatchTrainer:
         return super().save_model(*args, **kwargs)  # type: ignore[misc]
 
     def _require_the_plans_numbers(self) -> None:
-        """Raise ConfigError where the Trainer would train another global batch, or other data, than the plan."""
+        """Raise ConfigError if the Trainer would train another global batch, or other data, than the plan."""
         needed = needs_of(self.plan, "transformers", parts=True).arguments
         for length in ("num_train_epochs", "max_steps"):  # a plan has one; a shorter run does not move the schedule
             needed.pop(length, None)
@@ -137,7 +137,7 @@ class LargeMinibatchTrainer:
 
 
 def seed_worker(number: int, first: int) -> None:
-    """Give each worker of each process draws of its own: torch has seeded those of all processes alike.
+    """Give each worker of each process its own random numbers: torch has seeded all processes' workers alike.
 
     first: the number of a process's first worker among those of all processes.
     """

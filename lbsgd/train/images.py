@@ -33,11 +33,11 @@ class ImageSource(Protocol):
     """The images of a run, whatever they are: `FfcvFiles` and `FakeImageSource` are such.
 
     num_classes    how many labels there are
-    class_names    what the labels mean, in their order; None where nobody knows
+    class_names    what the labels mean, in their order; None if unknown
     fingerprint    the same for the same images, and only for them
     place          where they are, for the screen and the log
-    decoder        whose code makes pixels of them, where there are several that differ; else empty
-    waiting_advice    who decodes, and which flags help where training waits for it; only its recipe knows those
+    decoder        which code makes pixels of them, if there are several that differ; else empty
+    waiting_advice    what decodes, and which flags help if training waits for it; only its recipe knows these
     """
 
     @property
@@ -70,7 +70,7 @@ class ImageSource(Protocol):
 class FfcvFiles:
     """train.beton and val.beton, decoded by `threads` threads; in_memory reads them whole while training begins.
 
-    data: of val.beton alone where nothing is trained
+    data: of val.beton alone if nothing is trained
     """
 
     data: ImageNetData | ValData

@@ -1,4 +1,4 @@
-"""Prepare what DeepSpeed is given by a plan: batch norms, optimizer and JSON; and say what it refuses of them."""
+"""Prepare a plan's batch norms, optimizer and JSON for DeepSpeed, and say what DeepSpeed refuses of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lbsgd.errors import ConfigError
 def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implementation = "loop") -> None:
     """Make a model's batch norms, found by type, the plan's per-worker ones (Sec. 2.3), in place.
 
-    Raises ConfigError for a network that could not be trained then.
+    Raises ConfigError for a network that could not be trained afterwards.
     """
     require_values(model)
     norm = plan.recipe.batch_norm
@@ -29,9 +29,9 @@ def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implemen
 def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> MomentumCorrectedSGD:
     """Return SGD as the JSON's optimizer block and the `lbsgd` block say, with batch norm in a group of its own.
 
-    So are biases, where the recipe trains them otherwise. Where the JSON chooses no kernel, fused takes one for the
-    whole update, 2.7 times as fast as torch's default on a CPU (docs/experiments.md); without it torch chooses, as for
-    complex weights.
+    Biases have one, too, if the recipe trains them otherwise. If the JSON chooses no kernel, one fused kernel makes the
+    whole update, 2.7 times as fast as torch's default on a CPU (docs/experiments.md). If torch has no such kernel, as
+    for complex weights, it chooses.
     """
     params, recipe = dict(plan.config["optimizer"]["params"]), plan.recipe
     if fused and not any(parameter.is_complex() for parameter in model.parameters()):
@@ -92,7 +92,7 @@ def has_nothing_to_reduce(plan: Plan) -> bool:
 
 
 def refusal(plan: Plan, error: Exception) -> ConfigError:
-    """Return what DeepSpeed refuses when it builds its engine, in one line and its own words."""
+    """Return DeepSpeed's own words, in one line, for what it refuses when it builds its engine."""
     if isinstance(error, ValidationError):  # an unknown key or a wrong value in a block that DeepSpeed checks itself
         [details, *_] = error.errors()
         key = ".".join(map(str, details["loc"]))
@@ -110,7 +110,7 @@ def refusal(plan: Plan, error: Exception) -> ConfigError:
 
 
 def require_passes(passes: int, plan: Plan) -> None:
-    """Raise ConfigError where DeepSpeed would move the weights after another number of passes than the plan."""
+    """Raise ConfigError if DeepSpeed would move the weights after another number of passes than the plan."""
     if passes != plan.accumulation_steps:
         raise ConfigError(
             f"{plan.name}: DeepSpeed would move the weights after {passes:g} passes, and the plan after "

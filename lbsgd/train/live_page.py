@@ -49,7 +49,7 @@ class LivePage:
     """Writes index.html after each epoch and at the end. A page that cannot be written ends no training.
 
     folder, header    the run's folder, and the first line of its log
-    baseline          training errors (lowest, highest) of each epoch; training outside is told, after the warmup
+    baseline          training errors (lowest, highest) of each epoch; after the warmup, errors outside are reported
     """
 
     def __init__(self, folder: Path, header: dict[str, Any], baseline: Band = ()):
@@ -60,14 +60,14 @@ class LivePage:
         self.cannot_write = False
 
     def take_up(self, logged: LoggedRun) -> None:
-        """Go on with what the log holds of the run: what was measured, and the warnings that were said."""
+        """Go on with the log's record of the run: the measured numbers, and the warnings already given."""
         self.measured = [record for record in logged.iterations if "noise_scale" in record]
         self.warnings = [warning for record in logged.epochs for warning in self.compare(record)]
 
     def write(self, epochs: Records, result: dict[str, Any] | None = None, ended: str = "") -> list[str]:
-        """Write the page with these epochs; return what is to be said of the last one.
+        """Write the page with these epochs; return the lines to print: a warning about the last epoch, if any.
 
-        ended: why a run without a result goes on no more; without it the page of such a run reloads itself.
+        ended: why a run without a result has stopped; otherwise its page reloads itself.
         """
         said = self.compare(epochs[-1]) if epochs and result is None else []
         self.warnings += said

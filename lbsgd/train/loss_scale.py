@@ -12,9 +12,9 @@ from lbsgd.errors import DivergedError
 def grow_after_the_update(optimizer: Any) -> None:
     """Let ZeRO's optimizer double the loss scale once an update is over.
 
-    DeepSpeed 0.19.8 doubles it between back-propagation and the division of the gradients, which carry the old scale.
-    So the last update of each window would have half its gradient (tests/test_upstream.py). An overflow halves the
-    scale at once, as before: its update is skipped.
+    DeepSpeed 0.19.8 doubles it between back-propagation and the division of the gradients, although these were computed
+    with the old scale. So the last update of each window would have half its gradient (tests/test_upstream.py). An
+    overflow halves the scale at once, as before: its update is skipped.
     """
     update_scale, update_weights = optimizer._update_scale, optimizer.step
 
@@ -31,7 +31,7 @@ def grow_after_the_update(optimizer: Any) -> None:
 
 
 def see_overflow_at_once(optimizer: Any) -> None:
-    """Let ZeRO 1 and 2 look for values that are not finite in all gradients at once.
+    """Let ZeRO 1 and 2 check all gradients at once for values that are not finite.
 
     DeepSpeed 0.19.8 launches seven kernels for each parameter, one after the other, while the GPU waits
     (docs/experiments.md). The answer is the same.
@@ -50,7 +50,7 @@ def see_overflow_at_once(optimizer: Any) -> None:
 def step(engine: Any) -> None:
     """Call engine.step(). Raises DivergedError that names the iteration if the loss scale cannot fall any further.
 
-    DeepSpeed finds that on all processes at once.
+    DeepSpeed finds this on all processes at once.
     """
     try:
         engine.step()

@@ -1,4 +1,4 @@
-"""The parts of the algorithm for a training loop that has no engine of ours: one call gives all that go together.
+"""The parts of the algorithm for a training loop without lbsgd's engine: one call gives all that go together.
 
     plan = lbsgd.Plan.read("ds_configs/8k.json", world_size, len(dataset))
     parts = lbsgd.parts_for(model, plan, num_images=len(dataset))
@@ -23,7 +23,7 @@ from lbsgd.train.inputs import build_optimizer, convert_network
 
 
 class Parts(NamedTuple):
-    """What a loop takes beside its model, whose batch norms are per worker now (Sec. 2.3).
+    """What a loop needs besides its model; the model's batch norms are per worker now (Sec. 2.3).
 
     optimizer    SGD in the plan's form of momentum (Sec. 3), γ and β in a group without weight decay (Sec. 5.1)
     scheduler    warmup and decay (Sec. 2.2, 5.1); one step per update, whatever the number of processes
@@ -39,9 +39,9 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     """Convert a model's batch norms in place and return the other parts that a plan asks for.
 
     Call it once the processes have met and before the model is wrapped: the sampler takes this process's rank from
-    torch.distributed. num_images is the size of the training data at hand: of data larger than the plan's, the sampler
-    would never choose the rest. Raises ConfigError for a number of images or of processes that is not the plan's, and
-    ValueError for a batch norm of anyone else's.
+    torch.distributed. num_images is the size of the training data at hand: if it exceeds the plan's, the sampler would
+    never choose the rest. Raises ConfigError for a number of images or of processes that is not the plan's, and
+    ValueError for a batch norm of an unknown class.
     """
     if num_images not in (None, plan.num_images):
         raise ConfigError(

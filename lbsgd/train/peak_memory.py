@@ -6,10 +6,10 @@ import torch
 
 
 def peak_bytes(device: torch.device | str) -> dict[str, int]:
-    """Return what tensors took at most, and what torch's allocator had taken for them; nothing on a CPU.
+    """Return the most memory that tensors took, and that torch's allocator had reserved; nothing on a CPU.
 
-    NCCL, cuDNN's handles and the CUDA context come on top. A CPU's memory is left out, because libraries, the loader
-    and other tensors lie in it too, and none of it is what `config/memory.py` estimates.
+    NCCL, cuDNN's handles and the CUDA context come on top. A CPU's memory is left out, because it also holds libraries,
+    the loader and other tensors, which `config/memory.py` does not estimate.
     """
     if torch.device(device).type != "cuda":
         return {}

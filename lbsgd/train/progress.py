@@ -1,4 +1,4 @@
-"""Shows a person how a run goes on: a bar on a terminal, plain lines anywhere else (rank 0 only)."""
+"""Shows the progress of a run: a bar on a terminal, plain lines anywhere else (rank 0 only)."""
 
 import os
 import sys
@@ -22,7 +22,7 @@ RECENT_ITERATIONS = 20
 
 
 class Screen(Console):
-    """A console whose reader may go, such as `tee` on Ctrl-C or a lost ssh; rich would end the process."""
+    """A console that survives its reader, such as `tee` on Ctrl-C or a lost ssh; rich would end the process."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -40,7 +40,7 @@ class Progress:
             progress.say(text)            any other line that stays
 
     A resumed run begins at first_iteration, or where `begin` says. With images_per_iteration, a terminal shows the
-    speed of the last iterations, which moves with each of them, in place of the last record's. `console` tells
+    speed of the last iterations, updated with each, in place of the last record's. `console` tells
     whether there is a terminal; by default it is stdout's. `judged_by` are the numbers that an epoch's line shows.
     """
 
@@ -146,12 +146,12 @@ class Progress:
 
 
 def _has(measure: Measure, record: dict) -> bool:
-    """Whether an epoch's record has anything of a measure: without an evaluation only what training counts."""
+    """Whether an epoch's record has numbers of a measure; without an evaluation it has only training's counts."""
     return measure.key in record or measure.training in record
 
 
 def _judged(measure: Measure, record: dict) -> str:
-    """Return `error: train 12.35 %  val  9.80 %`, or `box AP 35.90` where nothing is counted in training."""
+    """Return `error: train 12.35 %  val  9.80 %`, or `box AP 35.90` if nothing is counted in training."""
     unit = measure.unit and f" {measure.unit}"
     value = _number(record.get(measure.key), "5.2f") + unit
     if measure.training is None:

@@ -1,7 +1,7 @@
 """A residual block's forward and backward, recorded once and replayed; on a GPU as CUDA graphs (`graphs`).
 
-A replay runs the kernels of the recording on the addresses that they had, and no Python. So it writes over the tensors
-of the replay before it.
+A replay runs the kernels of the recording on their old addresses, and no Python. So it overwrites the tensors of the
+replay before it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Recorder(Protocol):
     """Records what a function launches."""
 
     def record(self, function: Callable[[], Sequence[Tensor]]) -> tuple[Sequence[Tensor], Replay]:
-        """Return the function's tensors, and what computes their values anew, in place."""
+        """Return the function's tensors, and a call that computes their values again, in place."""
 
 
 class CudaRecorder:
@@ -109,7 +109,7 @@ class Recording:
         self.grads = grads[self.x.requires_grad :]
 
     def forward(self, x: Tensor, keeps_moments: bool) -> Tensor:
-        """Replay the forward on x and hand on what its batch norms noted; keeps_moments: beyond the next replay."""
+        """Replay the forward on x and pass on the moments of its batch norms; keeps_moments: beyond the next replay."""
         if x.data_ptr() != self.x.data_ptr():
             self.x.detach().copy_(x)
         increment_version(self.y)  # whoever else has saved the values of the replay before gets autograd's error
@@ -137,8 +137,8 @@ class Recording:
 def standing_in(block: nn.Module) -> Iterator[list[nn.Parameter]]:
     """Replace a block's parameters by leaves of autograd that share their memory; yield the trainable ones.
 
-    autograd ties a parameter's leaf to the stream on which somebody asked for it first, as ZeRO does, and no recording
-    may wait for that stream. And the hooks of a parameter are for gradients of training.
+    autograd ties a parameter's leaf to the stream on which it was first asked for, as ZeRO does, and no recording may
+    wait for that stream. Nor may a recording call the parameter's hooks, which are for gradients of training.
     """
     own = {id(each): each for each in block.parameters()}
     stand_ins = {key: nn.Parameter(each.detach(), each.requires_grad) for key, each in own.items()}

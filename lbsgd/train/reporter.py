@@ -25,9 +25,9 @@ POSITION = ("iteration", "num_iterations", "epoch")  # monitors have an axis of 
 
 @dataclass
 class Reporter:
-    """Writes each record to the log, the screen, the page and, where the JSON asks for them, to DeepSpeed's monitors.
+    """Writes each record to the log, the screen, the page and, if the JSON asks for them, to DeepSpeed's monitors.
 
-    waiting_advice    who decodes, and what helps where training waits for it (`ImageSource`)
+    waiting_advice    what decodes, and what helps if training waits for it (`ImageSource`)
     stopwatch         of the start, which the first update ends
     """
 
@@ -61,7 +61,7 @@ class Reporter:
             self.stopwatch = None
 
     def report(self, kind: str, record: dict[str, Any]) -> None:
-        """Write a record of the log, of kind iteration or epoch; an epoch's tells the peak memory of rank 0's GPU."""
+        """Write a record of kind iteration or epoch into the log; an epoch's has the peak memory of rank 0's GPU."""
         if kind == "epoch":
             record = record | peak_bytes(self.engine.device)
         try:
@@ -98,9 +98,9 @@ class Reporter:
             self.progress.say(advice)
 
     def conclude(self, judged_by: Sequence[Measure], files: Mapping[str, object]) -> None:
-        """Write the result, the page and the curves of a run that has ended, and say where they and the files are.
+        """Write the result, the page and the curves of a run that has ended, and say where all files are.
 
-        Raises DataError where the disk fails; the run itself is not lost.
+        Raises DataError if the disk fails; the run itself is not lost.
         """
         say, folder = self.progress.say, self.log.path.parent
         say(f"trained        {self.trained(judged_by)}")
@@ -116,7 +116,7 @@ class Reporter:
             say(f"{name:15}{place}")
 
     def trained(self, judged_by: Sequence[Measure]) -> str:
-        """Return how far the run is, and what of it no evaluation has seen yet."""
+        """Return how far the run is, and which part of it no evaluation has seen yet."""
         per_epoch, done = self.progress.per_epoch, self.progress.done
         judged = {measure.key for measure in judged_by}
         seen = (round(each["epoch"] * per_epoch) for each in reversed(self.log.epochs) if judged & each.keys())
@@ -136,7 +136,7 @@ class Reporter:
 
 
 class Silence:
-    """Stands where the reporter stands, on every process but rank 0."""
+    """Replaces the reporter on every process but rank 0."""
 
     def __enter__(self) -> Silence:
         return self

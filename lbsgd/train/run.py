@@ -31,7 +31,7 @@ WEIGHTS_NAME = "weights.pt"  # in the output folder: the float32 state_dict of a
 
 @dataclass(frozen=True)
 class Every:
-    """How often to save beside the end of each epoch: after so many iterations, or minutes, or neither."""
+    """How often to save besides the end of each epoch: after so many iterations, or minutes, or neither."""
 
     iterations: int | None = None
     minutes: float | None = None
@@ -44,12 +44,12 @@ class Run:
     last_iteration    where the run ends: with the schedule, or earlier
     resume            go on from the newest checkpoint in output_dir
     evaluate_only     evaluate that checkpoint and train nothing
-    weights           a file with weights to evaluate in its place
-    evaluate_every    so many epochs, beside those that the run is judged by
+    weights           a file with weights to evaluate in place of a checkpoint
+    evaluate_every    epochs from one evaluation to the next; the epochs that judge the run are always evaluated
     compiled          whether training compiles each residual block (`compiled.compile_blocks`)
     graphed           whether training launches each residual block as CUDA graphs; None: by the rule (`graphs`)
-    baseline          training errors of each epoch that the run is held against (`live_page.baseline_band`)
-    started_from      what the weights that the run begins with were trained as, for the log; None without any
+    baseline          training errors of each epoch to compare the run with (`live_page.baseline_band`)
+    started_from      how the weights were trained that the run begins with, for the log; None without any
     """
 
     task: Task
@@ -91,7 +91,7 @@ def last_iteration(plan: Plan, epochs: int | None, max_iterations: int | None) -
 
 
 def require_place(folder: Path, has_checkpoint: bool, *, resume: bool, evaluate_only: bool, weights: bool) -> None:
-    """Raise ConfigError rather than write over a run, CheckpointError where there is nothing to evaluate.
+    """Raise ConfigError rather than overwrite a run, and CheckpointError if there is nothing to evaluate.
 
     Only rank 0 looks at the output folder, because the other hosts may not have it.
     """
@@ -119,9 +119,9 @@ def prepare_output(run: Run, newest: Path | None) -> None:
 
 
 def require_not_begun(run: Run) -> None:
-    """Raise CheckpointError where a run has ended whose checkpoints are gone.
+    """Raise CheckpointError if a run has ended and its checkpoints are gone.
 
-    One that has not ended may never have had any, on a full disk, and begins anew.
+    A run that has not ended may never have had any, on a full disk, so it begins again.
     """
     if is_there(run.output_dir / WEIGHTS_NAME):
         raise CheckpointError(
@@ -134,8 +134,8 @@ def require_not_begun(run: Run) -> None:
 def only_writer(folder: Path, alive: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Make an output folder and keep other runs out of it, waiting for one that still saves.
 
-    alive: called while this waits. Raises ConfigError where the folder cannot be written, or another run goes on there.
-    Without locks of the file system all may go in.
+    alive: called while this waits. Raises ConfigError if the folder cannot be written, or if another run goes on there.
+    On a file system without locks all may go in.
     """
     require_writable(folder)
     with opened(folder / WRITER_NAME) as lock:
@@ -151,7 +151,7 @@ def only_writer(folder: Path, alive: Callable[[], None] = lambda: None) -> Itera
 
 
 def opened(path: Path) -> BinaryIO:
-    """Open a file to lock it. Raises ConfigError where it cannot be."""
+    """Open a file to lock it. Raises ConfigError if it cannot be opened."""
     try:
         return open(path, "wb")
     except OSError as error:
@@ -159,10 +159,10 @@ def opened(path: Path) -> BinaryIO:
 
 
 def begin_output(run: Run) -> None:
-    """Write the run's JSON, every override included, so that it can be fed back; remove the weights of an earlier end.
+    """Write the run's JSON with every override, so that a run can start from it; remove the weights of an earlier end.
 
-    Weights are there only of a run that has reached its end, by which scripts tell whether to go on. To be called once
-    a checkpoint to resume is known to be this run's. Raises ConfigError where the folder cannot be written.
+    Scripts go on until there are weights, because only a run that has reached its end has them. Call this once a
+    checkpoint to resume is known to be this run's. Raises ConfigError if the folder cannot be written.
     """
     try:
         write_json(run.output_dir / f"{run.plan.name}.json", run.plan.config)

@@ -40,9 +40,9 @@ class BeforeUpdate(NamedTuple):
 class Saver:
     """The checkpoints of one run; every process has one, and rank 0's writes.
 
-    identity     what a run that goes on from them must agree in
+    identity     what a resumed run must have in common with them
     described    more plain data for state.json
-    every        how often to save beside the end of each epoch
+    every        how often to save besides the end of each epoch
     say          prints a line, on rank 0
     """
 
@@ -75,7 +75,7 @@ class Saver:
     def save(self, reached: Reached, random: dict[str, torch.Tensor] | None = None) -> None:
         """Copy the state and let a thread of rank 0 write it; all processes must call it.
 
-        random: this process's random states, by default those of now.
+        random: this process's random states, by default the present ones.
         Raises DivergedError for weights that are not numbers: such a checkpoint must not take the place of a good one.
         """
         agree_statistics(self.engine.module)
@@ -106,7 +106,7 @@ class Saver:
         self.writing = self.thread.submit(self.write, self.engine.global_steps, tensors, described)
 
     def write(self, iteration: int, tensors: dict, described: dict[str, Any]) -> bool:
-        """Write a checkpoint; False, and a line on the screen, where the disk fails."""
+        """Write a checkpoint; print a line and return False if the disk fails."""
         try:
             checkpoint.save(self.folder, iteration, tensors, described)
         except OSError as error:
@@ -136,7 +136,7 @@ class Saver:
             self.stop(f"after iteration {self.engine.global_steps - 1} the weights {broken} are not numbers")
 
     def stop(self, reason: str) -> NoReturn:
-        """Raise DivergedError with the reason and the checkpoint that stands; all processes must call it."""
+        """Raise DivergedError with the reason and the newest checkpoint; all processes must call it."""
         kept = from_rank_0(self.newest_written)  # it alone has the folder, and may still be writing
         raise DivergedError(
             f"{reason}; "
@@ -176,9 +176,9 @@ class Saver:
         return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
 
     def restore_threads(self, saved: int) -> None:
-        """Take the checkpoint's number of threads: sums over another one differ in their last bits on a CPU.
+        """Take the checkpoint's number of threads: with another number, sums on a CPU differ in their last bits.
 
-        Where the user gives another number, or there are fewer cores, it stays as it is.
+        If the user gives another number, or there are fewer cores, the present number stays.
         """
         own = torch.get_num_threads()
         if saved == own or self.engine.device.type != "cpu":

@@ -1,4 +1,4 @@
-"""A run from the meeting of its processes to its results: everything is built here, in order, and handed on."""
+"""A run from the meeting of its processes to its results: everything is built here, in order, and passed on."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def limit_threads(processes: Processes) -> None:
 
 
 def build_engine(run: Run) -> tuple[Any, Plan, GraphChoice]:
-    """Return the engine, whose blocks are compiled or graphed as the run asks for, its plan, and that choice."""
+    """Return the engine, with its blocks compiled or graphed as the run asks, its plan, and the choice of graphs."""
     engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
     if run.compiled:
         compile_blocks(engine.module)
@@ -158,7 +158,7 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
 def begin_reading(run: Run, saver: Saver) -> bool:
     """Return whether the run goes on from a checkpoint, which a thread then reads while the data opens.
 
-    All processes must call it, and `saver.restore` where it does.
+    All processes must call it, and `saver.restore` if it returns true.
     """
     wanted = not run.weights and (run.resume or run.evaluate_only)
     goes_on = wanted and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints)))
@@ -179,7 +179,7 @@ def evaluate_only(run: Run, trainer: Trainer) -> None:
 
 
 def windows_of(network: torch.nn.Module) -> dict[str, str]:
-    """Return how each convolution and each pooling moves over its input, of which no weight tells."""
+    """Return how each convolution and each pooling moves over its input, because no weight shows it."""
     keys = ("kernel_size", "stride", "padding", "dilation")
     return {
         name: ", ".join(f"{key} {getattr(part, key)}" for key in keys if hasattr(part, key))

@@ -1,4 +1,4 @@
-"""k workers simulated on one process: whose gradient comes when, and how old the weights are that it is of (Sec. 6).
+"""Simulate k workers on one process: when each gradient comes, and how old the weights are behind it (Sec. 6).
 
 A worker takes n images at a time. How long it takes is drawn per gradient, log-normal with mean 1 and a given spread.
 """

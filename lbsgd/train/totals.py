@@ -52,7 +52,7 @@ class Totals:
         return sums
 
     def read(self, since_mark: bool = False) -> Means:
-        """Return the means over all processes' images, NaN where there are none; all processes must call it.
+        """Return the means over all processes' images, NaN without images; all processes must call it.
 
         A checkpoint that an earlier version saved during an epoch's first iteration holds none.
         """

@@ -10,12 +10,12 @@ from lbsgd.errors import ConfigError, TrainingError
 
 
 def hold_to_plan(engine: Any) -> None:
-    """Remember which parameters are trained, as engine.trained, and see to it that an update is the same everywhere.
+    """Remember the trained parameters as engine.trained, and make an update the same everywhere.
 
-    A parameter that a loss does not use counts as zeros, as it does on several processes and under ZeRO. One that is
-    frozen stays where it is, but not under ZeRO, whose update moves it by its momentum; there the update raises
-    TrainingError, and everywhere where one is unfrozen that no engine trains. Between updates anything may be frozen.
-    Another batch size is refused: learning rate and batch norm are the plan's.
+    If a loss does not use a parameter, its gradient counts as zeros, as on several processes and under ZeRO. A frozen
+    parameter stays where it is. ZeRO's update would still move it by its momentum, so under ZeRO the update raises
+    TrainingError. At any stage it does so if a parameter was unfrozen that no engine trains. Between updates anything
+    may be frozen. Another batch size is refused: learning rate and batch norm are the plan's.
     """
     engine.trained = trained(engine)
     fixed = {name: each for name, each in engine.module.named_parameters() if name not in engine.trained}

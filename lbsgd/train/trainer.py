@@ -31,7 +31,7 @@ NEVER = 2**62  # later than any iteration
 class Trainer:
     """One run: engine, plan, task and images; the saver of its checkpoints, the guard that watches it, the reporter.
 
-    reached: what a checkpoint says of the epoch that the run goes on in.
+    reached: how far the checkpoint's epoch had got, from which the run goes on.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Trainer:
     # --- the algorithm ------------------------------------------------------------------------------------------------
 
     def train(self, last_iteration: int, evaluate_every: int = 1) -> None:
-        """Train up to `last_iteration`; save where it stops, and after each epoch, then report and evaluate (`is_due`).
+        """Train up to `last_iteration`; save at the stop and after each epoch, then report and evaluate (`is_due`).
 
         A run that goes on from the end of an epoch begins with its report, which may not have been finished.
         """
@@ -130,7 +130,7 @@ class Trainer:
             self.after_pass(self.plan.accumulation_steps - 1 - number, before)
 
     def begin_together(self) -> None:
-        """Wait for all processes. From here on none ends at once when told to, because the others would wait for it."""
+        """Wait for all processes. From now on none ends at once when told to stop: the others would wait for it."""
         self.require_numbers()
         self.guard.nothing_to_save = False
 
@@ -146,7 +146,7 @@ class Trainer:
         self.clock.start_epoch(reached.epoch_seconds)
 
     def after_update(self, last_iteration: int) -> None:
-        """Report, save and stop between two iterations, where one of these is due."""
+        """Report, save or stop between two iterations, if that is due."""
         self.reporter.advance()
         if (self.iteration - 1) % self.plan.steps_per_print == 0:
             self.report_iteration(self.iteration - 1)

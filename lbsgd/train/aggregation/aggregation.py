@@ -44,7 +44,7 @@ class Settings:
     def of(cls, config: Mapping[str, Any], world_size: int, half: bool) -> Settings:
         """Read the settings from a JSON.
 
-        half: gradients are fp16. A sum of many would overflow, so all division comes first unless the JSON differs.
+        half: gradients are fp16. A sum of many would overflow, so all division comes first by default.
         """
         before = get(config, "gradient_predivide_factor", 1.0)
         if get(config, "prescale_gradients", False) or (half and before == 1):
