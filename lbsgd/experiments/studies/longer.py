@@ -1,7 +1,7 @@
 """Does the large batch want more updates? Table 1's baseline and large batch for three times the epochs.
 
 At a quarter of the learning rate the large batch still ends above its baseline on CIFAR-10 (`elbow`). An epoch of it
-has a few updates where the paper's has 156. Hypothesis: it lacks updates, so with three times as many, and warmup and
+has 48 updates there, and 156 in the paper. Hypothesis: it lacks updates, so with three times as many, and warmup and
 decay at the same shares of the run, it ends at the baseline's error. Stated after the results of `elbow` were known,
 and before any run of this one.
 """
