@@ -491,7 +491,10 @@ def test_a_region_lacks_no_table_that_it_asks_for(table_1_runs, tmp_path):
         update([file])
     assert file.read_text() == text
     file.write_text(f"<!-- report {table_1_runs / 'x1'} -->\n<!-- end of report -->\n")
-    with pytest.raises(ConfigError, match="a.md: no table of the paper can be made of .*x1; give more rows"):
+    with pytest.raises(ConfigError, match="a.md: no table of the paper can be made of .*x1. Give more rows"):
+        update([file])
+    file.write_text(f"<!-- report {table_1_runs / 'x8'} {table_1_runs / 'x8_no_warmup'} -->\n<!-- end of report -->\n")
+    with pytest.raises(ConfigError, match="made of .*x8_no_warmup. No row is the baseline: none has 32 images per up"):
         update([file])
 
 

@@ -108,14 +108,19 @@ def name_of(table: PaperTable) -> str:
 def why_not(families: Sequence[Family], names: Sequence[str]) -> list[str]:
     """Say of each of these tables that no family makes what it would be made of, and what is wrong if that is known."""
     made = {name_of(table) for family in families for table in paper_tables(family)}
-    without = dict.fromkeys(family.without_baseline for family in families if len(family.rows) > 1)
-    lacks = " ".join(filter(None, without)).rstrip(".")
+    lacks = lacking(families)
     return [
         f"no {name} can be made of these runs: it takes {NEEDS[name]}"
         + (f". {lacks}" if lacks and name in LAYOUTS else "")
         for name in dict.fromkeys(names)
         if name not in made
     ]
+
+
+def lacking(families: Sequence[Family]) -> str:
+    """Say why families of several rows have no baseline, if any has none."""
+    without = dict.fromkeys(family.without_baseline for family in families if len(family.rows) > 1)
+    return " ".join(filter(None, without)).rstrip(".")
 
 
 def find(family: Family, cell: Wanted, factor: float | None) -> Group | None:
