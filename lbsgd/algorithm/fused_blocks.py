@@ -50,7 +50,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: FusedBasicBlock, B
 
 
 def residual_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return all of a network's blocks of torchvision's kind, also those of classes derived from it."""
+    """Return all of a network's blocks of torchvision's classes, or of classes derived from them."""
     return [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
 
 

@@ -127,7 +127,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
 def _normalise_by_formula(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float
 ) -> tuple[Tensor, Tensor, int]:
-    """Do the same in plain operators, for torch.compile, which fuses them, and torch.func, which transforms them.
+    """Do the same in plain operators, which torch.compile can fuse and torch.func can transform.
 
     All groups are normalised at once, so that a graph is as small for many workers as for one.
     """

@@ -60,7 +60,7 @@ def current_stream(x: Tensor) -> int:
 
 @triton.jit
 def _place(outer, channels, inner, steps, OUTER: tl.constexpr, CHANNELS: tl.constexpr, INNER: tl.constexpr):
-    """Return a program's c, the first tile's offset, those within it, its `o`s, and which of its c and i exist."""
+    """Return a program's c, the offset of its first tile, the offsets within it, its `o`s, and which c and i exist."""
     blocks = tl.cdiv(inner, INNER)
     split = tl.program_id(1)
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
@@ -174,9 +174,9 @@ def partial_gradients(
     grad_y, x, y, grad_z, parts, stats, weight, bias, outer, channels, inner, steps,
     RELU: tl.constexpr, OUTER: tl.constexpr, CHANNELS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """Write Σdz and Σdz·x̂ of each split, parts (2, G, S, C); dz is dy where the ReLU let pass.
+    """Write Σdz and Σdz·x̂ of each split, parts (2, G, S, C); dz is dy if the ReLU let the value pass, else 0.
 
-    With a residual, y shows where the ReLU let pass, and dz is written, because it is the residual's gradient.
+    With a residual, y shows which values passed, and dz is written, because it is the residual's gradient.
     """
     c, at, within, o, exists = _place(outer, channels, inner, steps, OUTER, CHANNELS, INNER)
     mean, rstd, gamma, beta = _statistics(stats, weight, bias, c, channels)

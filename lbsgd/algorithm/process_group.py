@@ -1,4 +1,4 @@
-"""This process's place in torch's process group, or alone where there is none."""
+"""This process's place in torch's process group; without a group it is alone."""
 
 from __future__ import annotations
 

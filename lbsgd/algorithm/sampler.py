@@ -20,8 +20,8 @@ class SharedShuffleSampler(Sampler[list[int]]):
             for images, labels in loader: ...   # accumulation_steps batches of micro_batch images per iteration
 
     All processes cut one permutation of (seed, epoch). Iteration t takes its images t·kn ... (t+1)·kn, the same set for
-    any number of processes. No image comes twice in an epoch, and none is padded. world_size and rank are by default
-    those of torch.distributed, or a single process. Raises ValueError if global_batch is no multiple of
+    any number of processes. No image comes twice in an epoch, and none is padded. By default world_size and rank come
+    from torch.distributed, or are 1 and 0 without it. Raises ValueError if global_batch is no multiple of
     world_size · micro_batch, if rank is not below world_size, or if the images do not fill one global batch.
     """
 

@@ -168,7 +168,7 @@ def decay_groups(
     on_biases: bool = True,
     bias_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimizer: λ on all but batch norm's γ and β (Sec. 5.1), or on those as well.
+    """Return parameter groups for an optimizer: λ on all but batch norm's γ and β (Sec. 5.1), or on these too.
 
         [{"params": [...], "weight_decay": λ, "name": "decay"}, {..., "weight_decay": 0.0, "name": "batch_norm"}]
 

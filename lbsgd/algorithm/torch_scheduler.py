@@ -21,7 +21,7 @@ class LargeMinibatchLR(LRScheduler):
             optimizer.step()
             scheduler.step()                # after the last pass of an update, as optimizer.step()
 
-    In update t every parameter group takes learning_rate(t, schedule) times its lr_factor, 1 where it has none
+    In update t every parameter group takes learning_rate(t, schedule) times its lr_factor, 1 if it has none
     (`decay_groups`). The constructor sets the learning rate of update 0. torch's last_epoch counts updates here. After
     load_state_dict the schedule goes on from where the state_dict was saved. If a learning rate is a tensor, it stays
     the same tensor.

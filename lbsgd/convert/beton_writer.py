@@ -75,7 +75,7 @@ class BetonWriter:
         os.ftruncate(self._file, self.end)
 
     def append(self, records: np.ndarray, data: memoryview) -> None:
-        """Write images one after the other: records of RECORD, whose places are set here, and the bytes of all."""
+        """Write images one after the other: records of RECORD, in which this sets the places, and the bytes of all."""
         start, position, run_at = 0, 0, self.end
         for record in records:
             num_bytes = int(record["num_bytes"])

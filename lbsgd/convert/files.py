@@ -119,7 +119,7 @@ class Files:
         return files
 
     def column(self, name: str) -> np.ndarray:
-        """Return a column, not copied; zeros, which take no memory, for one that these files do not have."""
+        """Return a column, not copied; if the files lack it, zeros that take no memory."""
         if name in self.columns:
             return np.asarray(self.columns[name])
         return np.broadcast_to(np.zeros((), TYPES[name]), len(self))

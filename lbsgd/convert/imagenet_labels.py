@@ -45,7 +45,7 @@ def devkit_labels(path: Path) -> dict[str, str]:
 
 
 def kaggle_labels(path: Path) -> dict[str, str]:
-    """Return the same from LOC_val_solution.csv: ImageId,PredictionString, whose string begins with the WordNet id."""
+    """Return the same from LOC_val_solution.csv: ImageId,PredictionString; the string begins with the WordNet id."""
     try:
         rows = csv.DictReader(_decoded(path.read_bytes()).splitlines())
         return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}

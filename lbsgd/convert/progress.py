@@ -17,7 +17,7 @@ WIDE = 80  # columns of a terminal that hold all
 
 
 class Meter:
-    """Counts images, those of them that failed, and their bytes in the source; tells the time left by the bytes."""
+    """Counts images, failed images and bytes in the source; estimates the time left from the bytes."""
 
     def __init__(
         self, title: str, num_images: int, num_bytes: int, *, done: int = 0, done_bytes: int = 0, failed: int = 0
@@ -60,7 +60,7 @@ class Meter:
         )
 
     def failures(self) -> str:
-        """Return `, 3 failed`; nothing where none has."""
+        """Return `, 3 failed`; nothing if none has."""
         return f", {self.failed:,} failed" if self.failed else ""
 
     def seconds(self) -> float:

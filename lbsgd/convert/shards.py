@@ -6,7 +6,7 @@
 
 All shards lie in one folder, in its folder data/, or in folders train/ and val/ or validation/ of it. Classes are
 numbers; they get names if the shards hold names. Images come class by class and sorted by name, as from any source;
-those of one name, such as 0000.jpg of every folder that was pushed to Hugging Face, in the order of the shards.
+images of one name, such as 0000.jpg of every folder that was pushed to Hugging Face, in the order of the shards.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def source_version(path: Path) -> str:
 
 
 def _archives_of(path: Path) -> list[Path]:
-    """Return the archives or shards of a source and the tables of labels beside them; none if a folder is among it."""
+    """Return the archives or shards of a source and the tables of labels beside them; none if it includes a folder."""
     base, places = path, [path.parent]
     if not path.is_file():
         base, places = _base_of(path), [_base_of(path), path]

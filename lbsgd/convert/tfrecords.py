@@ -174,7 +174,7 @@ def _fields(data: bytes, span: Span) -> Iterator[tuple[int, int, Span]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number, whose bytes hold seven bits each, the lowest first, and the place after it."""
+    """Return a number and the place after it; each byte holds seven bits of the number, the lowest first."""
     value = shift = 0
     while True:
         byte = data[at]

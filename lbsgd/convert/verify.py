@@ -128,7 +128,7 @@ class Origin:
 
 
 def _settings(manifest: Manifest, data_dir: Path) -> Settings:
-    """Return the settings of a manifest. Raises DataError for those of an unknown kind."""
+    """Return the settings of a manifest. Raises DataError for settings of an unknown kind."""
     try:
         return Settings(**cast(dict[str, Any], manifest.settings))
     except (TypeError, ConfigError) as error:

@@ -40,7 +40,7 @@ def metadata_record(types: list[int]) -> np.dtype:
 
 
 def damaged(path: Path, reason: str) -> DataError:
-    """Return the error for a file whose tables cannot be right."""
+    """Return the error for a file with tables that cannot be right."""
     return DataError(
         f"{path} is damaged: {reason}; copy it again, or make it again with: {CONVERT.format(path.parent)}"
     )

@@ -50,7 +50,7 @@ class Image:
         return [each for each in self.alone() if self.box_of(each) is not None]
 
     def alone(self) -> list[dict[str, Any]]:
-        """Return the annotations of single objects, which are those of no crowds."""
+        """Return the annotations of single objects, without crowds."""
         return [each for each in self.annotations if not each.get("iscrowd")]
 
     def box_of(self, annotation: Mapping[str, Any]) -> tuple[float, float, float, float] | None:

@@ -74,7 +74,8 @@ def allow_batches(workers: int, images: int) -> None:
 def in_shared_memory(batch: list[Any]) -> list[Any]:
     """Return a batch as it is; a worker moves its tensors to shared memory first.
 
-    torch would move them in a thread whose errors end nothing: with a full /dev/shm the run would wait in vain.
+    torch would move them in a thread, and its errors would end nothing: with a full /dev/shm the run would wait in
+    vain.
     """
     if get_worker_info() is not None:
         try:

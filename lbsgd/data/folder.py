@@ -36,7 +36,7 @@ class Split:
         return cls(beton.num_images, beton.identity.num_bytes, beton.fingerprint, beton.survey.tables)
 
     def describes(self, beton: BetonFile) -> bool:
-        """Return whether this is the file, byte for byte but for those of the images, which `--verify` reads."""
+        """Return whether this is the file, in all bytes except the images', which `--verify` reads."""
         return self == Split.of(beton) and self.tables in ("", beton.survey.tables)
 
 
@@ -45,8 +45,8 @@ class Manifest:
     """manifest.json. The converter writes it last, so the two files that it describes are complete.
 
     settings are the converter's, libraries the versions of the libraries that decoded and encoded. stored counts the
-    images of each split by the way they are kept; skipped names those that could not be decoded, if the converter was
-    told to leave them out, and skipped_numbers their numbers in the source's order. left_out counts for each split, by
+    images of each split by the way they are kept. If the converter was told to leave out images that cannot be decoded,
+    skipped has their names, and skipped_numbers their numbers in the source's order. left_out counts for each split, by
     reason, the files among the images that are no images.
     """
 

@@ -33,7 +33,7 @@ from lbsgd.data.host_files import key_of, read, write
 class KeptCode(NullCache):
     """The cache of one compiled function, in the form that Numba's dispatchers ask for.
 
-    stamp: names what the code depends on beside its sources, argument types, this processor and Numba.
+    stamp: names what else the code depends on, besides its sources, argument types, this processor and Numba.
     """
 
     def __init__(self, stamp: object) -> None:
@@ -57,7 +57,7 @@ class KeptCode(NullCache):
 
 
 def sources() -> list[str]:
-    """Return digests of all modules of this folder, whose functions call each other."""
+    """Return digests of all modules of this folder, because their functions call each other."""
     return [digest_of(str(path)) for path in sorted(Path(__file__).parent.rglob("*.py"))]
 
 

@@ -49,7 +49,7 @@ class DecodedImages:
         self._threads: set[DecodingThread] = set()
 
     def batches(self, numbers: np.ndarray, key: np.uint64) -> Batches:
-        """Yield the images of these numbers, whose crops are drawn under the key."""
+        """Yield the images of these numbers, with crops drawn under the key."""
         if len(numbers) == 0:
             return
         self.beton.require_unchanged()

@@ -124,7 +124,7 @@ class ReadAhead:
         self.counted, self.asked = decoded, max(decoded, self.asked)
 
     def ask(self, file: int) -> None:
-        """Ask for the next images of the order, as long as those ahead have less than AHEAD_BYTES."""
+        """Ask for the next images of the order, as long as the images ahead have less than AHEAD_BYTES."""
         rows = slice(self.asked, self.asked + IMAGES_AT_ONCE)
         for start, num_bytes in zip(self.starts[rows].tolist(), self.sizes[rows].tolist(), strict=True):
             if self.bytes_ahead + num_bytes >= AHEAD_BYTES:

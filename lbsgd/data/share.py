@@ -91,8 +91,8 @@ class TrainData(ABC):
 class EvalData(ABC):
     """One process's share of the validation images; all shares together hold each image exactly once.
 
-    Each iteration over it yields (images, labels) in batches, the last of which may be smaller. A process without
-    images yields nothing.
+    Each iteration over it yields (images, labels) in batches; the last one may be smaller. A process without images
+    yields nothing.
     """
 
     def __init__(self, num_images: int, share: Share) -> None:

@@ -64,7 +64,7 @@ def restore_state(engine, state: EngineState) -> None:
 
 
 def drop_gradients(engine) -> None:
-    """Forget what the passes of an unfinished iteration have added up, wherever DeepSpeed keeps it."""
+    """Drop the gradients of an unfinished iteration, wherever DeepSpeed keeps them."""
     optimizer = engine.optimizer
     optimizer.zero_grad(set_to_none=True)
     if engine.zero_optimization():

@@ -33,7 +33,7 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
 
 
 def accelerator_kind() -> str:
-    """Return `cuda` or `cpu`: a host whose driver is broken would join the others with another backend, and hang."""
+    """Return `cuda` or `cpu`: a host with a broken driver would join the others with another backend, and hang."""
     import torch  # late: what asks for a digest alone loads no PyTorch
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -148,7 +148,7 @@ class GraphedBlock:
         return y
 
     def can_replay(self, x: Tensor, recording: Recording) -> bool:
-        """Whether x is of the recording's kind, and no replay whose backward is to come would be spoilt."""
+        """Whether x is of the recording's kind, and no replay that still awaits its backward would be spoilt."""
         waits = any(block.is_waiting() for block in self.graphs.recorded[self.place :])
         if waits or self.place <= self.graphs.last or self.took is None or not Kind.of(x).is_like(self.took):
             return False

@@ -139,7 +139,7 @@ class LargeMinibatchTrainer:
 def seed_worker(number: int, first: int) -> None:
     """Give each worker of each process its own random numbers: torch has seeded all processes' workers alike.
 
-    first: the number of a process's first worker among those of all processes.
+    first: the number of a process's first worker among all processes' workers.
     """
     seed = (torch.initial_seed() + first) % 2**32
     random.seed(seed)

@@ -125,7 +125,7 @@ class Progress:
         )
 
     def _speed(self) -> float | None:
-        """Return the images per second of the last iterations, or those of the last record."""
+        """Return the images per second of the last iterations, or of the last record."""
         if self.images_per_iteration is None or len(self._ticks) < 2:
             return self._record["images_per_second"]
         (first, start), (last, now) = self._ticks[0], self._ticks[-1]

@@ -88,7 +88,7 @@ class Recording:
         )
 
     def record_backward(self, grad_y: Tensor) -> None:
-        """Record the backward from this gradient of y, whose values come with each replay.
+        """Record the backward from this gradient of y; its values come with each replay.
 
         A parameter that the forward does not use has no gradient, as without a recording.
         """

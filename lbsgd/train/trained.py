@@ -49,6 +49,6 @@ def refuse_another_batch(*_: Any) -> None:
 
 
 def trained(engine: Any) -> dict[str, torch.nn.Parameter]:
-    """Return the parameters that an engine trains, by name; of an engine that is not lbsgd's, those that would be."""
+    """Return by name the parameters that an engine trains; without lbsgd's record, all that require gradients."""
     known: dict[str, torch.nn.Parameter] | None = getattr(engine, "trained", None)
     return {n: each for n, each in engine.module.named_parameters() if each.requires_grad} if known is None else known
