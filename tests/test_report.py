@@ -258,7 +258,9 @@ def test_the_picture_shows_the_run_in_its_colour(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "run"]
 
 
-@pytest.mark.parametrize("lrs", [(0.2, 1.6), (0.0003, 0.003), (0.25, 0.45), (0.2, 0.2), (1e-6, 3.2), (0.001, 0.01)])
+@pytest.mark.parametrize(
+    "lrs", [(0.2, 1.6), (0.0003, 0.003), (0.25, 0.45), (0.2, 0.2), (1e-6, 3.2), (0.001, 0.01), (0.1, 0.15)]
+)
 def test_the_learning_rates_of_an_axis_are_few_plain_numbers_side_by_side(tmp_path, lrs):
     rows = group_runs([write(tmp_path / f"{n}", val=[9.0], kn=128 * (n + 1), lr=lr) for n, lr in enumerate(lrs)])
     for picture in (band_figure("Table 1", ["small", "large"], rows), figure(rows[0].runs[0])):

@@ -82,7 +82,10 @@ def draw_learning_rate(axes: Axes, run: LoggedRun) -> None:
 
 
 def label_learning_rate(axes: Axes) -> None:
-    """Name both axes below learning rates that are drawn, with two to four plain numbers on the logarithmic one."""
+    """Name both axes below learning rates that are drawn, with two to four plain numbers on the logarithmic one.
+
+    They are round ones, or the lowest and the highest learning rate where these lie close together.
+    """
     axes.set(xlabel="epochs", ylabel="learning rate")
     if not math.isfinite(axes.dataLim.y0):  # matplotlib refuses a logarithmic axis of nothing
         return
@@ -94,8 +97,10 @@ def label_learning_rate(axes: Axes) -> None:
         ticks = [tick for power in decades for digit in digits if low <= (tick := float(f"{digit}e{power}")) <= high]
         if len(ticks) > 1:
             break
-    shown = ticks[:: math.ceil(len(ticks) / 4)] if ticks else [low, high]
-    axes.set_yticks(shown, [f"{tick:.3g}" for tick in shown])
+    else:
+        ticks = [axes.dataLim.y0, axes.dataLim.y1]
+    shown = {f"{tick:.3g}": tick for tick in ticks[:: math.ceil(len(ticks) / 4)]}
+    axes.set_yticks([*shown.values()], [*shown])
 
 
 def marker(points: Collection[Any]) -> str:
