@@ -87,7 +87,7 @@ def test_tables_pages_and_curves_show_its_numbers(trained, tmp_path):
 
 
 def test_nothing_counted_in_training_is_no_baseline(trained):
-    with pytest.raises(ConfigError, match="counts no training error"):
+    with pytest.raises(ConfigError, match="has no training error to compare with"):
         baseline_band([trained[0]])
 
 
