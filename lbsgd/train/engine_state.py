@@ -95,8 +95,7 @@ def link_momentum(engine) -> None:
 
 def to_host(tensor: torch.Tensor) -> torch.Tensor:
     """Copy to the CPU, contiguous, in float32 at least."""
-    dtype = at_least_float32(tensor.new_empty(0)).dtype
-    return tensor.detach().to("cpu", dtype, copy=True, memory_format=torch.contiguous_format)
+    return at_least_float32(tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format))
 
 
 SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
