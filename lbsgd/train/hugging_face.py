@@ -23,7 +23,7 @@ from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.config.libraries.needs import needs_of
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
-from lbsgd.train.parts import Parts, parts_for
+from lbsgd.train.parts import Parts, parts_for, require_images
 
 
 class LargeMinibatchTrainer:
@@ -129,11 +129,7 @@ class LargeMinibatchTrainer:
                 )
         if not hasattr(self.train_dataset, "__len__"):
             raise ConfigError("train_dataset is missing or has no length; the shared shuffle needs all images' numbers")
-        if len(self.train_dataset) != self.plan.num_images:
-            raise ConfigError(
-                f"train_dataset has {len(self.train_dataset)} images and the plan {self.plan.num_images}; give "
-                "Plan.read the size of the data"
-            )
+        require_images(self.plan, len(self.train_dataset), "train_dataset")
 
 
 def seed_worker(number: int, first: int) -> None:

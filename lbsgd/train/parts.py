@@ -43,11 +43,8 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     never choose the rest. Raises ConfigError for a number of images or of processes that is not the plan's, and
     ValueError for a batch norm of an unknown class.
     """
-    if num_images not in (None, plan.num_images):
-        raise ConfigError(
-            f"the training data has {num_images:,} images and the plan {plan.num_images:,}; give Plan.read the size of "
-            "the data"
-        )
+    if num_images is not None:
+        require_images(plan, num_images, "the training data")
     if world_size() != plan.world_size:
         raise ConfigError(
             f"the plan is for {plan.world_size} processes, and torch.distributed knows of {world_size()}; read the "
@@ -62,3 +59,11 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     convert_network(model, plan)
     optimizer = build_optimizer(model, plan, fused=False)  # FSDP2's parameters have no such kernel
     return Parts(optimizer, LargeMinibatchLR(optimizer, plan.schedule), sampler)
+
+
+def require_images(plan: Plan, num_images: int, what: str) -> None:
+    """Raise ConfigError, which names the data, if they have another number of images than the plan."""
+    if num_images != plan.num_images:
+        raise ConfigError(
+            f"{what} has {num_images:,} images and the plan {plan.num_images:,}; give Plan.read the size of the data"
+        )
