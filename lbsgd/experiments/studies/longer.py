@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lbsgd.experiments.grid import BASELINE, Claim, DataSet, Row, Study, gradual, setting
-from lbsgd.experiments.studies.elbow import SHARE
+from lbsgd.experiments.studies.elbow import lower_lr
 
 TIMES = 3
 
@@ -19,7 +19,7 @@ TIMES = 3
 def rows(data: DataSet) -> tuple[Row, ...]:
     epochs = TIMES * data.epochs
     longer = (
-        setting("linear_scaling.base_lr", SHARE * data.base_lr),
+        lower_lr(data),
         setting("epochs", epochs),
         setting("decay.epochs", [TIMES * epoch for epoch in data.decay_epochs]),
     )
