@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 from lbsgd.errors import ConfigError
 
 LARGEST = 10**12  # no count or factor of a run is larger
-AUTOMATIC = frozenset(  # where "auto" is a value of DeepSpeed's own
+OWN_AUTO = frozenset(  # where "auto" is a value of DeepSpeed's own
     "data_types.keep_in_fp32_modules pipeline.stages zero_optimization.zenflow.select_strategy "
     "zero_optimization.zenflow.select_interval zero_optimization.zenflow.update_interval".split()
 )
@@ -81,7 +81,7 @@ def paths_to(wanted: str, config: Any, path: str = "") -> Iterator[str]:
 
 def automatic_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the key paths of all values "auto", but for the lbsgd block's and those that DeepSpeed itself knows."""
-    return [path for path in paths_to("auto", config) if path.partition(".")[0] != "lbsgd" and path not in AUTOMATIC]
+    return [path for path in paths_to("auto", config) if path.partition(".")[0] != "lbsgd" and path not in OWN_AUTO]
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
