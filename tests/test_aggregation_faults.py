@@ -31,7 +31,6 @@ from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.aggregation.aggregation import Aggregation, Settings, attach
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.aggregation.resume import go_back, resume_choice, same_order
-from lbsgd.train.aggregation.waiting import Waiting
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.saver import Saver
@@ -184,30 +183,6 @@ def test_experts_are_refused():
     plan = Plan.read(values, 2)
     with pytest.raises(ConfigError, match="experts have groups of their own"):
         attach(SimpleNamespace(device="cpu", allreduce_gradients=None, has_moe_layers=True), plan)
-
-
-class Event:
-    """An event of a GPU that is over or not."""
-
-    def __init__(self, is_over):
-        self.is_over = is_over
-
-    def record(self):
-        pass
-
-    def query(self):
-        return self.is_over
-
-    def elapsed_time(self, other):
-        return 2000.0
-
-
-def test_events_that_are_over_are_counted_and_not_kept():
-    waiting = Waiting("cpu")
-    for is_over in (True, True, False):
-        waiting.record = lambda is_over=is_over: (Event(True), Event(is_over))
-        waiting.timed(lambda: None)()
-    assert len(waiting.events) == 1 and waiting.seconds == 4.0
 
 
 def refusals():

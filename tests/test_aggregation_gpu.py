@@ -11,7 +11,7 @@ from lbsgd.config.schema import Aggregation as Wanted
 from lbsgd.train.aggregation.aggregation import Aggregation, Settings
 from lbsgd.train.aggregation.phases import Streams
 from lbsgd.train.aggregation.placement import Placement
-from lbsgd.train.aggregation.waiting import Waiting
+from lbsgd.train.clock import Waits, events_of
 from lbsgd.train.engine import start_processes
 
 pytestmark = pytest.mark.gpu
@@ -47,6 +47,7 @@ def test_gradients_of_one_process_come_back_as_they_went(hierarchy, between, mon
 
 
 def test_waiting_is_measured_on_the_device():
-    waiting = Waiting(torch.device("cuda"))
+    waiting = Waits(events_of("cuda"))
     waiting.timed(lambda: torch.cuda._sleep(10_000_000))()
+    torch.cuda.synchronize()  # as before a record
     assert waiting.take() > 1e-4 and waiting.take() == 0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from simulated_gpu import SimulatedGpu
 
-from lbsgd.train.clock import Clock, HostEvent, events_of
+from lbsgd.train.clock import Clock, HostEvent, Waits, events_of
 
 LAUNCH = 0.001  # seconds in which the host queues an update
 
@@ -67,6 +67,17 @@ def test_events_are_used_again():
     for _ in range(100):
         clock.next_of(source)
     assert len(made) == 3  # the first wait of all is not counted
+
+
+def test_waits_that_are_over_are_counted_and_not_kept_even_if_nobody_takes_them():
+    gpu = SimulatedGpu()
+    waits = Waits(gpu.event)
+    aggregate = waits.timed(lambda: gpu.work(2.0))
+    aggregate(), aggregate()
+    gpu.synchronise()
+    aggregate()
+    assert len(waits.pairs) == 1 and waits.seconds == 4.0
+    assert waits.take() == 4.0 and waits.take() == 0.0
 
 
 def test_the_events_are_those_of_the_device(monkeypatch):

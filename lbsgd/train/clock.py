@@ -1,10 +1,11 @@
-"""How long an epoch and its iterations take on this process, and how much of that is waiting for data."""
+"""How long an epoch and its iterations take on this process, and how much of that is waiting."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import wraps
 from typing import Any, TypeVar
 
 import torch
@@ -33,15 +34,16 @@ def events_of(device: torch.device | str) -> Callable[[], Any]:
 
 
 class Waits:
-    """The time that a device has nothing to do because the host waits for data.
+    """The seconds that a device waits, for data or for aggregation, since the last `take`.
 
-    The host queues an event before a wait and one after it. The device's time between the two is 0 if it has work left
-    meanwhile, else the rest of the wait. It includes the short copies that the wait itself queues: of labels, and of a
-    detector's images. Nobody waits for the events: they are read once they have happened, and then used again.
+    The host queues an event before a wait and one after it, and the device's time between the two counts. If the host
+    waits for data, it is 0 if the device has work left meanwhile, else the rest of the wait. It includes the short
+    copies that the wait itself queues: of labels, and of a detector's images. Nobody waits for the events: they are
+    read once they have happened, and then used again.
     """
 
     def __init__(self, event: Callable[[], Any]):
-        self.event = event
+        self.event, self.seconds = event, 0.0
         self.pairs: deque[tuple[Any, Any]] = deque()
         self.spare: list[Any] = []
 
@@ -53,15 +55,33 @@ class Waits:
     def add(self, began: Any) -> None:
         """Add the wait that began with an event, and ends now."""
         self.pairs.append((began, self.queue()))
+        self.read()  # keeps few of them, even if nobody calls `take`
 
-    def take(self) -> float:
-        """Return the seconds of the waits that are over on the device, each once."""
-        milliseconds = 0.0
+    def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function, wrapped to count each call as a wait."""
+
+        @wraps(function)
+        def counted(*arguments: Any, **options: Any) -> Any:
+            began = self.queue()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self.add(began)
+
+        return counted
+
+    def read(self) -> None:
+        """Count the waits that are over on the device, each once."""
         while self.pairs and self.pairs[0][1].query():
             began, ended = self.pairs.popleft()
-            milliseconds += began.elapsed_time(ended)
+            self.seconds += began.elapsed_time(ended) / 1e3
             self.spare += began, ended
-        return milliseconds / 1e3
+
+    def take(self) -> float:
+        """Return the seconds of the waits that are over, and start from zero."""
+        self.read()
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
 
 
 class Clock:
@@ -94,7 +114,6 @@ class Clock:
         item = next(items)
         if self.started:
             self.waits.add(began)
-            self.read()  # keeps few of them
         self.started = True
         return item
 

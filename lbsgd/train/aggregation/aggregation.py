@@ -22,7 +22,7 @@ from lbsgd.errors import ConfigError, TrainingError
 from lbsgd.train.aggregation.buckets import Bucket, fill
 from lbsgd.train.aggregation.phases import Job, phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
-from lbsgd.train.aggregation.waiting import Waiting
+from lbsgd.train.clock import Waits, events_of
 from lbsgd.train.inputs import has_nothing_to_reduce
 
 
@@ -156,9 +156,9 @@ def attach(engine, plan: Plan) -> None:
     """Make the engine aggregate as the plan says, and measure how long it waits; all processes must call it.
 
     engine.aggregation    an `Aggregation`, or None where DeepSpeed's own reduction runs
-    engine.waiting        a `Waiting`
+    engine.waiting        the `Waits` between the end of back-propagation and the end of aggregation
     """
-    engine.aggregation, engine.waiting = None, Waiting(engine.device)
+    engine.aggregation, engine.waiting = None, Waits(events_of(engine.device))
     reduce = engine.allreduce_gradients
     if plan.aggregates and plan.world_size > 1:
         if engine.has_moe_layers:
