@@ -11,6 +11,7 @@ import torch.distributed as dist
 from lbsgd.config.plan import Plan
 from lbsgd.errors import Stopped
 from lbsgd.processes.ending import from_rank_0
+from lbsgd.processes.guard import Guard
 from lbsgd.train.agreement import Agreement, Decision
 from lbsgd.train.clock import Clock, events_of
 from lbsgd.train.evaluation import evaluate, is_due, sync_batch_norm_statistics
@@ -22,7 +23,6 @@ from lbsgd.train.reporter import Reporter, Silence
 from lbsgd.train.saver import BeforeUpdate, Reached, Saver
 from lbsgd.train.task import Batch, Task
 from lbsgd.train.totals import Totals
-from lbsgd.train.watcher import Watcher
 
 FINISH_SECONDS = 10.0  # an iteration that ends sooner is finished before the run stops
 NEVER = 2**62  # later than any iteration
@@ -41,7 +41,7 @@ class Trainer:
         task: Task,
         images: Images,
         saver: Saver,
-        guard: Watcher,
+        guard: Guard,
         reporter: Reporter | Silence,
         reached: Reached | None = None,
     ):
