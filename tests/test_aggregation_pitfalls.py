@@ -3,6 +3,8 @@
 Each wrong version is a part of lbsgd replaced by the usual mistake.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -45,9 +47,7 @@ def kept_view(monkeypatch):
 def divided_after(monkeypatch):
     """fp16: the sum first, which overflows where the mean does not."""
     original = Settings.of.__func__
-    monkeypatch.setattr(
-        Settings, "of", classmethod(lambda cls, config, world_size, half: original(cls, config, world_size, False))
-    )
+    monkeypatch.setattr(Settings, "of", classmethod(lambda cls, plan: original(cls, replace(plan, precision="fp32"))))
 
 
 def mean_of_large_gradients(values):

@@ -1,6 +1,7 @@
 """What `auto` chooses, by one fixed rule, and which of DeepSpeed's keys are honoured or refused."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 from small_engine import recipe
@@ -112,11 +113,13 @@ def test_without_the_block_these_keys_are_deepspeeds_business():
 
 
 def test_the_divisors_of_deepspeed_are_honoured():
-    of = Settings.of
-    assert (of({}, 4, False).before, of({}, 4, False).after) == (1.0, 4.0)
-    assert (of({}, 4, True).before, of({}, 4, True).after) == (4, 1.0)  # fp16: before the sum
-    prescaled, predivided = of({"prescale_gradients": True}, 4, False), of({"gradient_predivide_factor": 2.0}, 4, False)
-    asked = of({"gradient_predivide_factor": 2.0}, 4, True)
+    def of(precision="fp32", **config):
+        return Settings.of(SimpleNamespace(config=config, world_size=4, precision=precision))
+
+    assert (of().before, of().after) == (1.0, 4.0)
+    assert (of("fp16").before, of("fp16").after) == (4, 1.0)  # before the sum
+    prescaled, predivided = of(prescale_gradients=True), of(gradient_predivide_factor=2.0)
+    asked = of("fp16", gradient_predivide_factor=2.0)
     assert (asked.before, asked.after) == (2.0, 2.0)  # in fp16 too, as in DeepSpeed
     assert (prescaled.before, prescaled.after, predivided.before, predivided.after) == (4, 1.0, 2.0, 2.0)
 

@@ -7,9 +7,7 @@ passes gradients only add up. At stage 1 ZeRO then copies its share from gradien
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch.distributed as dist
 from torch.nn import Parameter
@@ -41,19 +39,17 @@ class Settings:
     after: float
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], world_size: int, half: bool) -> Settings:
-        """Read the settings from a JSON.
-
-        half: gradients are fp16. A sum of many would overflow, so all division comes first by default.
-        """
+    def of(cls, plan: Plan) -> Settings:
+        """Read the settings. A sum of many fp16 gradients would overflow, so by default these are divided before it."""
+        config = plan.config
         before = get(config, "gradient_predivide_factor", 1.0)
-        if get(config, "prescale_gradients", False) or (half and before == 1):
-            before = world_size
+        if get(config, "prescale_gradients", False) or (plan.precision == "fp16" and before == 1):
+            before = plan.world_size
         return cls(
             bucket_elements=int(get(config, "zero_optimization.reduce_bucket_size", 5e8)),
             overlap=get(config, "zero_optimization.overlap_comm") is True,
             before=before,
-            after=world_size / before,
+            after=plan.world_size / before,
         )
 
 
@@ -167,7 +163,7 @@ def attach(engine, plan: Plan) -> None:
                 "from the JSON"
             )
         placement, wanted = Placement.gather(), plan.recipe.aggregation or Wanted()
-        settings = Settings.of(plan.config, plan.world_size, plan.precision == "fp16")
+        settings = Settings.of(plan)
         choice = choose(wanted, placement.sizes, dist.get_backend())
         engine.aggregation = Aggregation(engine, settings, wanted, placement, choice)
         engine.coalesce_grad_reduction = refuse_coalescing

@@ -37,7 +37,7 @@ def require_alike(model: torch.nn.Module, plan: Plan) -> None:
 
 def facts(model: torch.nn.Module, plan: Plan) -> list[str]:
     """Return in words the settings and parameters that decide which numbers are added to which."""
-    settings = Settings.of(plan.config, plan.world_size, plan.precision == "fp16")
+    settings = Settings.of(plan)
     how = {
         "zero_optimization.stage": plan.zero_stage,
         "precision": plan.precision,
