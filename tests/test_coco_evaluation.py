@@ -69,8 +69,10 @@ def by_the_files(folder):
     """The same, by pycocotools from the annotations' file and the detections in one list."""
     split = read_split(folder, "val", training=False)
     network, found, numbers = Jittered(split), [], {}
+    category_of = {label: category for category, label in split.label_of.items()}
     for pixels, image in CocoEval(split, workers=0, device="cpu", share=Share()):
-        found += detections(image, network([pixels])[0], split.category_of)
+        for each in detections(image, network([pixels])[0]):
+            found.append({**each, "category_id": category_of[each["category_id"]]})
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         kept = {"bbox": "segmentation", "segm": "bbox"}[kind]
         with contextlib.redirect_stdout(io.StringIO()):

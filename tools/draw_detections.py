@@ -82,7 +82,7 @@ def picture(detector, split, number: int):
     axes = drawn.subplots(rows, COLUMNS, squeeze=False)
     for each in axes.flat:
         each.set_axis_off()
-    names = {label: split.names[category] for label, category in split.category_of.items()}
+    names = dict(enumerate(split.class_names, start=1))
     for position in range(number):
         image = split.images[position]
         pixels, target = as_fractions(pixels_of(image)), example_of(image, split.label_of, 0, flip=False).target

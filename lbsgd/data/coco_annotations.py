@@ -101,21 +101,16 @@ class Split:
 
     @property
     def label_of(self) -> dict[int, int]:
-        """The labels by COCO's category ids."""
-        return {category: label for label, category in self.category_of.items()}
+        return labels_of(self.names)
 
     @property
     def class_names(self) -> list[str]:
         return names_by_label(self.names)
 
-    @property
-    def category_of(self) -> dict[int, int]:
-        return categories_by_label(self.names)
 
-
-def categories_by_label(ids: Iterable[int]) -> dict[int, int]:
-    """Return COCO's category ids, which have gaps, by labels 1, 2, ... in their order; 0 is the background."""
-    return dict(enumerate(sorted(ids), start=1))
+def labels_of(ids: Iterable[int]) -> dict[int, int]:
+    """Return labels 1, 2, ... by COCO's category ids, which have gaps, in their order; 0 is the background."""
+    return {category: label for label, category in enumerate(sorted(ids), start=1)}
 
 
 def names_by_label(names: Mapping[Any, str]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from lbsgd.data.coco_annotations import Image, categories_by_label
+from lbsgd.data.coco_annotations import Image, labels_of
 from lbsgd.data.coco_images import TestImage
 from lbsgd.errors import missing_pycocotools
 from lbsgd.processes.ending import from_rank_0
@@ -25,23 +25,25 @@ Found = list[dict[str, Any]]
 def coco_numbers(network: Any, batches: Iterable[TestImage], names: dict[int, str]) -> dict[str, Any]:
     """Return AP, AP50, AP75 and AP by size of boxes and masks in %; all processes must call it.
 
-    names: of the categories by id; label k of the network is the k-th id. An image is a forward by itself, so its
+    names: of the categories by id (`labels_of`). An image is a forward by itself, so its
     detections depend on nothing else. Rank 0 compares the detections of all processes, in the order of the images' ids.
     A number is None if there is no object of its size.
     """
-    category_of = categories_by_label(names)
     images, found = [], []
     for pixels, image in batches:
         [detected] = network([pixels])
         images.append(image)
-        found += detections(image, detected, category_of)
+        found += detections(image, detected)
     gathered: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
     dist.gather_object((images, found), gathered or None)
     return from_rank_0(lambda: compared(gathered, names))
 
 
-def detections(image: Image, detected: dict[str, torch.Tensor], category_of: dict[int, int]) -> Found:
-    """Return an image's detections as COCO's results: boxes, run lengths of the masks (probability above 1/2)."""
+def detections(image: Image, detected: dict[str, torch.Tensor]) -> Found:
+    """Return an image's detections as COCO's results: boxes, run lengths of the masks (probability above 1/2).
+
+    Their category is the label.
+    """
     try:
         from pycocotools import mask
     except ImportError as error:
@@ -52,7 +54,7 @@ def detections(image: Image, detected: dict[str, torch.Tensor], category_of: dic
     encoded = mask.encode(np.asfortranarray(masks.transpose(1, 2, 0))) if len(masks) else []
     rows = zip(detected["labels"].tolist(), detected["scores"].tolist(), boxes.tolist(), encoded, strict=True)
     return [
-        {"image_id": image.id, "category_id": category_of[label], "score": score, "bbox": box, "segmentation": outline}
+        {"image_id": image.id, "category_id": label, "score": score, "bbox": box, "segmentation": outline}
         for label, score, box, outline in rows
     ]
 
@@ -65,28 +67,30 @@ def compared(gathered: list[tuple[list[Image], Found]], names: dict[int, str]) -
     # Numbered anew, as NumPy has them: pycocotools puts ids into arrays, where 2^63 becomes a float, and a text's NUL
     # goes. An annotation of id 0 would be no match, and a repeated one another object.
     numbers = {image.id: number for number, image in enumerate(images, start=1)}
-    labels = {category: label for label, category in categories_by_label(names).items()}
-    found = [renumbered(each, numbers, labels) for _, part in gathered for each in part]
+    labels = labels_of(names)
+    found = [{**each, "image_id": numbers[each["image_id"]]} for _, part in gathered for each in part]
     found.sort(key=lambda each: each["image_id"])
-    known = (renumbered(each, numbers, labels) for image in images for each in image.annotations)
+    known = (each for image in images for each in image.annotations)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
         truth.dataset = {
             "images": [{"id": numbers[image.id], "height": image.height, "width": image.width} for image in images],
             "categories": [{"id": labels[category], "name": name} for category, name in names.items()],
             "annotations": [
-                {**each, "id": number, "iscrowd": each.get("iscrowd", 0), "area": area_of(each)}
+                {
+                    **each,
+                    "id": number,
+                    "image_id": numbers[each["image_id"]],
+                    "category_id": labels[each["category_id"]],
+                    "iscrowd": each.get("iscrowd", 0),
+                    "area": area_of(each),
+                }
                 for number, each in enumerate(known, start=1)
             ],
         }
         truth.createIndex()
         precisions = {**precision(truth, found, "bbox", "box"), **precision(truth, found, "segm", "mask")}
     return {**precisions, "val_images": len(images)}
-
-
-def renumbered(each: dict[str, Any], numbers: dict[Any, int], labels: dict[Any, int]) -> dict[str, Any]:
-    """Return an annotation or a detection with other ids of its image and category."""
-    return {**each, "image_id": numbers[each["image_id"]], "category_id": labels[each["category_id"]]}
 
 
 def area_of(annotation: dict[str, Any]) -> float:
@@ -100,10 +104,9 @@ def precision(truth: Any, found: Found, kind: str, name: str) -> dict[str, float
     from pycocotools.cocoeval import COCOeval
 
     keys = [f"val_{name}_{key}" for key in NAMES]
+    other = "segmentation" if kind == "bbox" else "bbox"
     # Each kind gets its own copies: loadRes writes areas and boxes into the detections.
-    copies = [{key: value for key, value in each.items() if key != "bbox" or kind == "bbox"} for each in found]
-    if kind == "bbox":
-        copies = [{key: value for key, value in each.items() if key != "segmentation"} for each in copies]
+    copies = [{key: value for key, value in each.items() if key != other} for each in found]
     results = truth.loadRes(copies) if copies else COCO()  # loadRes looks at the first
     evaluation = COCOeval(truth, results, kind)
     evaluation.evaluate()
