@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from lbsgd.report.groups import NOT_A_ROW, Group, data_of, scaling_of
+from lbsgd.report.groups import NOT_A_ROW, Group, by_batch, data_of, scaling_of, with_diverged
 from lbsgd.report.names import places_of, row_names
 from lbsgd.report.recipe import flat
 
@@ -155,27 +155,15 @@ def families_of(groups: Sequence[Group]) -> list[Family]:
     alike: dict[str, dict[float | None, list[Group]]] = {}
     for group in groups:
         alike.setdefault(family_key(group), {}).setdefault(group.ended_after, []).append(group)
-    families = [rows for by_end in alike.values() for rows in families_by_end(by_end)]
+    families = [
+        sorted(rows, key=by_batch) for by_end in alike.values() for rows in with_diverged(by_end, lambda row: row.lost)
+    ]
     families.sort(key=lambda rows: -len(rows))
     names = iter(row_names([row for rows in families for row in rows]))
     return [
         Family(tuple(rows), common_lr(rows), tuple(islice(names, len(rows))), place)
         for rows, place in zip(families, places_of(families), strict=True)
     ]
-
-
-def families_by_end(by_end: dict[float | None, list[Group]]) -> list[list[Group]]:
-    """Return the families of rows that are given by where they ended (`Group.ended_after`).
-
-    A row whose runs have all diverged has no end. As a single seed does (`groups.rows_of_recipe`), it belongs to the
-    trial that ended last, unless another row was trained to its end or goes on.
-    """
-    early, others = sorted(end for end in by_end if end is not None), by_end.get(None, [])
-    if not early or not all(row.num_diverged == len(row.runs) for row in others):
-        return list(by_end.values())
-    *before, last = early
-    rows = sorted([*by_end[last], *others], key=lambda row: (row.header["model"], row.global_batch))
-    return [*(by_end[end] for end in before), rows]
 
 
 def family_key(group: Group) -> str:

@@ -102,7 +102,7 @@ def by_outcome(rows: Sequence[Group]) -> tuple[list[Group], list[Group], list[Gr
     """
     whole = [row for row in rows if row.spread and row.whole]
     partly = [row for row in rows if row.spread and not row.whole]
-    return whole, partly, [row for row in rows if row.num_diverged == len(row.runs)]
+    return whole, partly, [row for row in rows if row.lost]
 
 
 def batch_chart(rows: Sequence[Group]) -> Chart:

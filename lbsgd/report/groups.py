@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lbsgd.config.schema import NO_NUMBER
 from lbsgd.errors import DataError
@@ -18,6 +18,7 @@ from lbsgd.report.run_log import DIVERGED, LOG_NAME, LoggedRun, read_run, requir
 from lbsgd.report.seeds import one_of_each_seed, require_one_code
 from lbsgd.report.statistics import Spread, spread
 
+T = TypeVar("T")
 SAME_IN_A_ROW = ("model", "global_batch", "precision", "schedule")
 # Keys of the recipe in which the runs of one row may differ: all but the seed change no number.
 NOT_A_ROW = ("seed", *NO_NUMBER)
@@ -143,6 +144,11 @@ class Group:
         return not self.num_diverged
 
     @property
+    def lost(self) -> bool:
+        """Whether all seeds have diverged."""
+        return self.num_diverged == len(self.runs)
+
+    @property
     def ended_after(self) -> float | None:
         """The epochs of finished runs that ended early; a run that diverged has none of its own."""
         return ended_after(self.finished[0]) if self.finished else None
@@ -176,23 +182,28 @@ def read_rows(runs: Sequence[LoggedRun]) -> tuple[list[Group], list[str]]:
         recipes.setdefault(row_key(run), {}).setdefault(ended_after(run), []).append(run)
     rows, bad = [], []
     for by_end in recipes.values():
-        for alike in rows_of_recipe(by_end):
+        for alike in with_diverged(by_end, has_diverged):
             try:
                 require_one_code(alike)
                 rows.append(Group(tuple(one_of_each_seed(alike))))
             except DataError as error:
                 bad.append(str(error))
-    return sorted(rows, key=lambda row: (row.header["model"], row.global_batch)), bad
+    return sorted(rows, key=by_batch), bad
 
 
-def rows_of_recipe(by_end: dict[float | None, list[LoggedRun]]) -> list[list[LoggedRun]]:
-    """Return the rows of a recipe, whose runs are given by where they ended (`ended_after`).
+def by_batch(row: Group) -> tuple[str, int]:
+    """Return the key of the order in which rows are shown."""
+    return row.header["model"], row.global_batch
 
-    In a grid that is tried out for a few epochs, a run that diverged has no end to tell it by: its row is that of the
-    seeds which ended early, unless another seed was to go on.
+
+def with_diverged(by_end: dict[float | None, list[T]], diverged: Callable[[T], bool]) -> list[list[T]]:
+    """Return the runs of a recipe, or the rows of a family, that belong together; given by where they ended.
+
+    In a grid that is tried out for a few epochs, what has diverged has no end to tell it by (`ended_after`): it belongs
+    to the trial that ended last, unless another run was trained to its end or goes on.
     """
     early, others = sorted(end for end in by_end if end is not None), by_end.get(None, [])
-    if not early or not all(map(has_diverged, others)):
+    if not early or not all(map(diverged, others)):
         return list(by_end.values())
     *before, last = early
     return [*(by_end[end] for end in before), by_end[last] + others]

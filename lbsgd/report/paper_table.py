@@ -104,7 +104,7 @@ def without_result(row: Group) -> list[str]:
     said = []
     others = len(row.runs) - len(row.finished) - row.num_diverged  # they go on, or were killed: the logs do not tell
     if row.num_diverged:
-        said.append("all diverged" if row.num_diverged == len(row.runs) else f"{row.num_diverged} diverged")
+        said.append("all diverged" if row.lost else f"{row.num_diverged} diverged")
     said += [f"{others} not finished"] if others else []
     return said
 
