@@ -18,12 +18,24 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/cluster")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests/cluster"))
 
-import network  # noqa: E402  beside the path above
+import network
+import psutil
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
 
-from lbsgd.commands.flag_types import OneLineParser, at_least_zero, positive, quantity  # noqa: E402
+import lbsgd
+from lbsgd.bench.figure import half_width
+from lbsgd.commands.flag_types import OneLineParser, at_least_zero, positive, quantity
+from lbsgd.config.aggregation import Choice, choose
+from lbsgd.config.generate import generate
+from lbsgd.config.keypath import put
+from lbsgd.config.schema import Aggregation
+from lbsgd.errors import ConfigError
+from lbsgd.train.aggregation.phases import phases_of, runner
+from lbsgd.train.aggregation.placement import Placement
 
 PHASES = {"hierarchy": "servers", "between": "backend"}
 VARIANTS = {
@@ -41,10 +53,6 @@ OTHERS = 0.1  # of the CPU's time, above which a round is left out
 
 def different(sizes: list[int]) -> dict:
     """Return the variants that these hosts can run, each algorithm once, by the simplest of its names."""
-    from lbsgd.config.aggregation import choose
-    from lbsgd.config.schema import Aggregation
-    from lbsgd.errors import ConfigError
-
     found: dict = {}
     for name, (stage, block) in VARIANTS.items():
         try:
@@ -58,9 +66,6 @@ def different(sizes: list[int]) -> dict:
 
 
 def configuration(world_size: int, micro_batch: int, stage: int, block: dict | None) -> dict:
-    from lbsgd.config.generate import generate
-    from lbsgd.config.keypath import put
-
     config = generate(
         world_size * micro_batch,
         gpus=world_size,
@@ -79,14 +84,7 @@ class Variant:
     """One way to train ResNet-50 on noise; `iterations` returns the seconds of some."""
 
     def __init__(self, stage: int | None, block: dict | None, micro_batch: int):
-        import torch
-        import torch.distributed as dist
-
-        import lbsgd
-        from lbsgd.algorithm.resnet import resnet
-
-        world_size = dist.get_world_size()
-        model = resnet("resnet50", 1000)
+        model = lbsgd.resnet("resnet50", 1000)
         self.images = torch.randn(micro_batch, 3, 32, 32)
         self.labels = torch.randint(0, 1000, (micro_batch,))
         self.engine = None
@@ -94,13 +92,12 @@ class Variant:
             self.model = torch.nn.parallel.DistributedDataParallel(model)
             self.optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True, fused=True)
         else:
-            self.engine, _ = lbsgd.initialize(model, configuration(world_size, micro_batch, stage, block))
+            config = configuration(dist.get_world_size(), micro_batch, stage, block)
+            self.engine, _ = lbsgd.initialize(model, config)
             self.model = self.engine
         self.gradient_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
 
     def iteration(self) -> None:
-        from torch.nn import functional as F
-
         loss = F.cross_entropy(self.model(self.images), self.labels)
         if self.engine:
             self.engine.backward(loss)
@@ -111,8 +108,6 @@ class Variant:
             self.optimizer.zero_grad()
 
     def iterations(self, count: int) -> float:
-        import torch.distributed as dist
-
         dist.barrier()
         began = time.perf_counter()
         for _ in range(count):
@@ -126,8 +121,6 @@ def busy_of_others(before: tuple[float, float]) -> tuple[float, tuple[float, flo
 
     Interrupts are left out: nearly all of them carry the packets of this bench, and belong to no process.
     """
-    import psutil
-
     times = psutil.cpu_times()
     busy = times.user + times.system + times.nice
     here = sum(sum(process.cpu_times()[:2]) for process in psutil.Process().parent().children(recursive=True))
@@ -137,9 +130,7 @@ def busy_of_others(before: tuple[float, float]) -> tuple[float, tuple[float, flo
 
 def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
     """Return, by variant, the seconds of an iteration in each undisturbed round, and the bytes that a host sends."""
-    import torch.distributed as dist
-
-    from lbsgd.train.engine import start_processes
+    from lbsgd.train.engine import start_processes  # late: DeepSpeed takes seconds, and --help shows none of it
 
     start_processes()
     sizes = [per_host] * (dist.get_world_size() // per_host)
@@ -173,8 +164,6 @@ def measure(per_host: int, micro_batch: int, rounds: int, block: int) -> dict:
 
 def interval(values: list[float]) -> tuple[float, float]:
     """Return the mean and half the width of its 95 % interval; rounds are independent."""
-    from lbsgd.bench.figure import half_width
-
     half = half_width(values)
     return (statistics.mean(values) if values else math.nan), math.nan if half is None else half
 
@@ -196,12 +185,6 @@ def show(found: dict) -> None:
 
 def halving(sizes: list[int]) -> dict:
     """Seconds of one all-reduce by either algorithm, the fastest of 5, by bytes."""
-    import torch
-    import torch.distributed as dist
-
-    from lbsgd.config.aggregation import Choice
-    from lbsgd.train.aggregation.phases import phases_of, runner
-    from lbsgd.train.aggregation.placement import Placement
     from lbsgd.train.engine import start_processes
 
     start_processes()
