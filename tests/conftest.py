@@ -12,7 +12,7 @@ if "LBSGD_TEST_ON_GPU" not in os.environ:
     os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import pytest  # noqa: E402
+import pytest
 from hypothesis import settings
 
 TOOLS = Path(__file__).parent.parent / "tools"

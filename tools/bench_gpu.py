@@ -21,14 +21,15 @@ import tempfile
 from importlib import import_module
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from lbsgd.commands.flag_types import OneLineParser, path, quantity
+from lbsgd.errors import LbsgdError, print_error
+from lbsgd.processes.control_groups import usable_cores
+from lbsgd.processes.signals import STOP_SIGNALS, ignored_by_nohup
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
-
-from lbsgd.commands.flag_types import OneLineParser, path, quantity  # noqa: E402  beside the paths above
-from lbsgd.errors import LbsgdError, print_error  # noqa: E402
-from lbsgd.processes.control_groups import usable_cores  # noqa: E402
-from lbsgd.processes.signals import STOP_SIGNALS, ignored_by_nohup  # noqa: E402
-
 SECONDS = 480.0
 IMPORTED_ONCE = ("lbsgd.train.session", "torch._dynamo")  # by a CPU's parts; a GPU's each begin from nothing
 

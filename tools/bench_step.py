@@ -15,15 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "recipes")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")  # for both sides, also where there is a GPU
 
-os.environ |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}  # for both sides, also where there is a GPU
+import torch
+from resnet18 import ResNet18
 
-import torch  # noqa: E402  after the lines above
-from resnet18 import ResNet18  # noqa: E402
-
-from lbsgd.bench.contestants import (  # noqa: E402
+from lbsgd.bench.contestants import (
     our_step,
     our_trainer,
     plain_step,
@@ -32,16 +31,17 @@ from lbsgd.bench.contestants import (  # noqa: E402
     with_batch_norm,
     without_end,
 )
-from lbsgd.bench.feeding import loader_for, window  # noqa: E402
-from lbsgd.bench.figure import mean_figure, ratio_figure  # noqa: E402
-from lbsgd.bench.rounds import compared, in_turn, milliseconds  # noqa: E402
-from lbsgd.bench.sizes import ON_A_CPU, Settings  # noqa: E402
-from lbsgd.commands.flag_types import OneLineParser, named, positive  # noqa: E402
-from lbsgd.data.folder import open_data  # noqa: E402
-from lbsgd.errors import LbsgdError, print_error  # noqa: E402
-from lbsgd.report.bench_tables import words_of  # noqa: E402
-from lbsgd.train.engine import start_processes  # noqa: E402
+from lbsgd.bench.feeding import loader_for, window
+from lbsgd.bench.figure import mean_figure, ratio_figure
+from lbsgd.bench.rounds import compared, in_turn, milliseconds
+from lbsgd.bench.sizes import ON_A_CPU, Settings
+from lbsgd.commands.flag_types import OneLineParser, named, positive
+from lbsgd.data.folder import open_data
+from lbsgd.errors import LbsgdError, print_error
+from lbsgd.report.bench_tables import words_of
+from lbsgd.train.engine import start_processes
 
+ROOT = Path(__file__).resolve().parent.parent
 IMAGES, WARM_UP, OFTEN, WINDOWS = 64, 3, 50, 10
 SIZES = replace(ON_A_CPU, resolution=64, per_worker_batch=32, step_batch=IMAGES)
 

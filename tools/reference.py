@@ -11,12 +11,12 @@ import warnings
 from pathlib import Path
 from types import ModuleType
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # importing lbsgd's modules imports DeepSpeed
 
-import pdoc  # noqa: E402  after the line above, because importing lbsgd's modules imports DeepSpeed
+import pdoc
 
-import lbsgd  # noqa: E402
-from lbsgd.commands.flag_types import OneLineParser, path  # noqa: E402
+import lbsgd
+from lbsgd.commands.flag_types import OneLineParser, path
 
 
 def main(folder: Path) -> None:

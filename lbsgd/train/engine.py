@@ -20,7 +20,7 @@ if not torch.accelerator.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would find that by itself, with a warning
 
 import deepspeed
-import deepspeed.utils.pin_memory  # noqa: F401  an engine that Python frees imports it, perhaps amid another import
+import deepspeed.utils.pin_memory  # an engine that Python frees imports it, perhaps amid another import
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.lr_schedules import WarmupLR
 from deepspeed.runtime.zero.utils import ZeRORuntimeException

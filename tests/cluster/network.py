@@ -18,7 +18,7 @@ import torch.distributed
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import processes  # noqa: E402  beside the path above
+import processes
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 INTERFACE, SUBNET = "eth0", "10.84.0"

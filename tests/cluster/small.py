@@ -13,7 +13,7 @@ from lbsgd.commands.train import main
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
-from resnet50 import ResNet50  # noqa: E402  beside the path above
+from resnet50 import ResNet50
 
 
 class Small(ResNet50):
