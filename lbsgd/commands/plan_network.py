@@ -72,20 +72,6 @@ def steps(algorithm: str, servers: int, gpus: int) -> int:
     return 2 * ((gpus if algorithm == FLAT_RING else servers) - 1)
 
 
-def all_reduce_seconds(
-    algorithm: str,
-    num_bytes: float,
-    servers: int,
-    gpus: int,
-    link_gbit: float,
-    latency_seconds: float,
-    buckets: int = 1,
-) -> float:
-    """Time one all-reduce over the links: bytes that leave a server / link + messages · latency · buckets."""
-    moved = share_over_a_link(algorithm, servers, gpus) * num_bytes
-    return moved * 8 / (link_gbit * 1e9) + steps(algorithm, servers, gpus) * latency_seconds * buckets
-
-
 def algorithm_of(choice: Choice) -> str:
     """Return the name under which an algorithm is predicted; halving in blocks moves what phases move, flat or not."""
     if choice.between == "halving_doubling":

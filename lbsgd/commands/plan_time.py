@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from lbsgd.algorithm.published import IMAGES_PER_SECOND as PAPER_IMAGES_PER_SECOND
-from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, all_reduce_seconds
+from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link, steps
 from lbsgd.config.keypath import get
 from lbsgd.config.memory import Network, bytes_per_weight
 from lbsgd.config.plan import Plan
@@ -54,16 +54,11 @@ ALGORITHMS = (RING, HALVING, FLAT_RING)  # three phases with a ring or halving/d
 
 
 def gradient_seconds(reduction: Reduction, machines: Machines, gpus: int, algorithm: str) -> float:
-    """Time one all-reduce over the servers' links (Sec. 4; plan_network.py)."""
-    return all_reduce_seconds(
-        algorithm,
-        reduction.gradient_bytes,
-        machines.servers(gpus),
-        gpus,
-        machines.link_gbit,
-        machines.latency_seconds,
-        reduction.num_buckets,
-    )
+    """Time one all-reduce over the links: bytes that leave a server / link + messages · latency · buckets (Sec. 4)."""
+    servers = machines.servers(gpus)
+    moved = share_over_a_link(algorithm, servers, gpus) * reduction.gradient_bytes
+    late = steps(algorithm, servers, gpus) * machines.latency_seconds * reduction.num_buckets
+    return moved * 8 / (machines.link_gbit * 1e9) + late
 
 
 def weight_seconds(reduction: Reduction, machines: Machines, gpus: int) -> float:

@@ -13,7 +13,8 @@ import torch.distributed as dist
 from aggregating import config, noise, run
 from torch.nn import functional as F
 
-from lbsgd.commands.plan_network import FLAT_RING, HALVING, RING, all_reduce_seconds, share_over_a_link
+from lbsgd.commands.plan_network import FLAT_RING, HALVING, RING, share_over_a_link
+from lbsgd.commands.plan_time import Machines, Reduction, gradient_seconds
 from lbsgd.config.aggregation import Choice
 from lbsgd.train.aggregation.phases import phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
@@ -70,9 +71,10 @@ def test_an_aggregation_takes_the_time_and_the_bytes_that_plan_predicts(hosts, p
     with network.Network(hosts, mbit) as emulated:
         found = emulated.run(seconds_and_bytes, per_host, per_host=per_host)[0]
     gpus = hosts * per_host
+    machines = Machines(gpus_per_server=per_host, link_gbit=mbit / 1e3, latency_seconds=0.0)
     for name, (seconds, sent) in found.items():
         algorithm = HALVING if name.endswith(HALVING) else name
-        predicted = all_reduce_seconds(algorithm, BYTES * network.HEADERS, hosts, gpus, mbit / 1e3, 0.0)
+        predicted = gradient_seconds(Reduction(BYTES * network.HEADERS), machines, gpus, algorithm)
         print(f"\n{hosts} x {per_host} at {mbit} Mbit/s, {name}: {seconds / predicted:.2f} of the predicted time")
         assert sent == pytest.approx(share_over_a_link(algorithm, hosts, gpus), rel=0.02), name
         assert seconds == pytest.approx(predicted, rel=0.15), name
