@@ -93,10 +93,11 @@ def check_files(
 def print_explanation(code: str, as_markdown: bool = False) -> int:
     """Print the entry of a code, or of all; as Markdown, always all: docs/checks.md."""
     from lbsgd.config.checks.explain import WIDTH, explain, explain_all, markdown
+    from lbsgd.report.lines import on_terminal
 
     if as_markdown:
         print(markdown(), end="")
     else:
-        width = shutil.get_terminal_size().columns if sys.stdout is not None and sys.stdout.isatty() else WIDTH
+        width = shutil.get_terminal_size().columns if on_terminal() else WIDTH
         print(explain_all(width) if code == "all" else explain(code, width))
     return 0

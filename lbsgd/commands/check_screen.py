@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 from lbsgd.config.accepted.schema import accepted
 from lbsgd.config.checks.finding import SEVERITIES, Finding
 from lbsgd.config.checks.inspection import Inspection
+from lbsgd.report.lines import on_terminal
 from lbsgd.units import counted, printable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def as_dict(inspections: Sequence[Inspection], version: str, passed_over: int = 
 
 def print_inspections(inspections: Sequence[Inspection], console: Console | None = None, passed_over: int = 0) -> None:
     """Print each file with its findings, and the totals of several; in colours on a console, by default a terminal."""
-    if console is None and sys.stdout is not None and sys.stdout.isatty():
+    if console is None and on_terminal():
         from rich.console import Console
 
         console = Console(highlight=False)

@@ -12,6 +12,11 @@ NAME_WIDTH = 15  # letters of the column before a fact
 LEAST_WIDTH = 20  # of wrapped text
 
 
+def on_terminal() -> bool:
+    """Return whether a person reads; FORCE_COLOR, which build servers set, makes rich take a file for a terminal."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
 def say_fact(name: str, value: str) -> None:
     """Print a name and what there is to say of it, in two columns. Raises OutputError."""
     say(on_width(f"{name:{NAME_WIDTH}}{value}", NAME_WIDTH))
@@ -19,7 +24,7 @@ def say_fact(name: str, value: str) -> None:
 
 def on_width(text: str, indent: int = 2) -> str:
     """Return a text in the terminal's width, further lines indented; as it is where stdout is no terminal."""
-    if sys.stdout is None or not sys.stdout.isatty():
+    if not on_terminal():
         return text
     return fitted(text, shutil.get_terminal_size().columns, indent)
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
 from lbsgd.disk import OutputError
-from lbsgd.report.lines import fitted
+from lbsgd.report.lines import fitted, on_terminal
 
 HEIGHT = 25  # rich takes no width without a height where TERM is dumb
-
-
-def on_terminal() -> bool:
-    """Return whether a person reads; FORCE_COLOR, which build servers set, makes rich take a file for a terminal."""
-    return sys.stdout is not None and sys.stdout.isatty()
 
 
 class Printer(Console):
