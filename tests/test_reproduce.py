@@ -27,7 +27,7 @@ from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import ROOT, Checkout, git, one_at_a_time, open_checkout
 from lbsgd.experiments.collect import MOST_BYTES, bring_back, collect
 from lbsgd.experiments.grid import Job, Row, jobs_of
-from lbsgd.experiments.launch import Machine
+from lbsgd.experiments.launch import Grid, Machine
 from lbsgd.experiments.overview import Overview
 from lbsgd.experiments.reproduce import Request, prepare, report, reproduce
 from lbsgd.experiments.runner import Runner
@@ -63,12 +63,12 @@ ROWS = (Row("a", 1), Row("b", 8))
 DATA = replace(DIGITS, recipe="recipe.py", data_dir="{work_dir}")
 
 
-def runner(folder, side_by_side=2, **changes):
+def runner(folder, side_by_side=2, epochs=None, finished=lambda job: None):
     """A runner of the recipe above, in folder/code."""
     (folder / "code").mkdir(exist_ok=True)
     (folder / "code" / "recipe.py").write_text(RECIPE)
     checkout = Checkout(folder / "code", "abc")
-    return Runner(DATA, checkout, folder, folder, Machine(side_by_side, 1), **changes)
+    return Runner(Grid(DATA, folder, folder, Machine(side_by_side, 1), epochs), checkout, finished)
 
 
 def starts(folder):
@@ -202,7 +202,7 @@ def test_progress_counts_the_epochs_of_each_row(tmp_path):
     trial = Overview(jobs_of(rows, (0,)), tmp_path, runner(tmp_path, epochs=2).epochs_of)
     assert trial.standing() == "0 of 2 runs, 50 %"
     for given, expected in ((None, "6"), (2, "2")):
-        command = launch.command(Job(rows[1], 0), DATA, tmp_path, tmp_path, Machine(1, 1), given)
+        command = launch.command(Job(rows[1], 0), Grid(DATA, tmp_path, tmp_path, Machine(1, 1), given))
         assert command.count("--epochs") == 1 and command[command.index("--epochs") + 1] == expected
 
 
@@ -484,7 +484,7 @@ def test_a_run_on_several_gpus_takes_those_that_the_user_was_given(tmp_path, mon
     job = jobs_of(STUDIES["table1"].rows(imagenet), (0,))[0]
 
     def command():
-        return launch.command(job, imagenet, tmp_path, tmp_path, Machine.here(imagenet, None), None)
+        return launch.command(job, Grid(imagenet, tmp_path, tmp_path, Machine.here(imagenet, None)))
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     assert command()[1:3] == ["--include", "localhost:4,5,6,7"]

@@ -11,7 +11,7 @@ from lbsgd.experiments.answers import answers
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import NOTE, ROOT, Checkout
 from lbsgd.experiments.grid import Job
-from lbsgd.experiments.launch import Machine, plan_of
+from lbsgd.experiments.launch import Grid, Machine, plan_of
 from lbsgd.experiments.reproduce import Request, require_inputs, require_together
 from lbsgd.report.measure import DETECTOR, described
 from lbsgd.report.paper_tables import paper_tables
@@ -37,7 +37,7 @@ def test_the_rows_are_those_of_the_paper_s_table():
 
 def test_a_run_starts_from_the_backbone_of_its_seed(tmp_path):
     runs = tmp_path / "runs" / "reproduce" / "scenes"
-    command = launch.command(Job(ROWS_A[1], 2), SCENES, tmp_path, runs, Machine(1, 1), None)
+    command = launch.command(Job(ROWS_A[1], 2), Grid(SCENES, tmp_path, runs, Machine(1, 1)))
     place = command.index("--backbone_weights") + 1
     assert command[place] == "../../digits18/x8/seed2/weights.pt"  # from the code's folder, so that logs can move
     assert command[command.index("--micro_batch") + 1] == "2"

@@ -54,6 +54,22 @@ class Machine:
         return {"CUDA_VISIBLE_DEVICES": self.gpus[slot % len(self.gpus)]}
 
 
+@dataclass(frozen=True)
+class Grid:
+    """What the runs of a grid have in common.
+
+    work_dir    where data and the files of other runs lie
+    runs        where these runs lie, beside their code
+    epochs      end every run earlier
+    """
+
+    data: DataSet
+    work_dir: Path
+    runs: Path
+    machine: Machine
+    epochs: int | None = None
+
+
 def visible_gpus() -> tuple[str, ...]:
     """Return the GPUs that the runs may use, without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -91,33 +107,31 @@ def images_per_pass(global_batch: int, data: DataSet, processes: int) -> int:
     return max(n * k for k in range(1, share // n + 1) if share % (n * k) == 0 and n * k <= max(n, data.micro_batch))
 
 
-def command(
-    job: Job, data: DataSet, work_dir: Path, runs: Path, machine: Machine, epochs: int | None, place: Path | None = None
-) -> list[str]:
+def command(job: Job, grid: Grid, place: Path | None = None) -> list[str]:
     """Return the command of a run, to be started in the grid's code folder; the log keeps it, with relative paths.
 
     place    another folder to start it in, with the repository's own code: the grid's may not be there yet
     """
-    code = ROOT if place else runs / CODE_FOLDER
+    code, data = ROOT if place else grid.runs / CODE_FOLDER, grid.data
 
     def path(target: Path) -> str:
         return os.path.relpath(target, place or code)
 
     global_batch = job.global_batch(data)
-    gpus = machine.gpus[: data.gpus_per_run or None]
+    gpus = grid.machine.gpus[: data.gpus_per_run or None]
     processes = max(p for p in range(1, max(1, len(gpus)) + 1) if global_batch // data.per_worker_batch % p == 0)
-    epochs = epochs or job.row.epochs
+    epochs = grid.epochs or job.row.epochs
     return [
         *launcher(gpus[:processes]),
         path(code / (job.row.script or data.recipe)),
         *job.row.flags,
-        *(part for flag, file in job.inputs(work_dir).items() for part in (flag, path(file))),
+        *(part for flag, file in job.inputs(grid.work_dir).items() for part in (flag, path(file))),
         *("--deepspeed_config", path(code / data.config)),
         *settings_of(job, data),
         *("--micro_batch", str(images_per_pass(global_batch, data, processes))),
-        *("--data_dir", path(Path(data.data_dir.format(work_dir=work_dir)))),
-        *("--output_dir", path(job.folder(runs))),
-        *("--loader_threads", str(max(1, machine.threads // processes))),
+        *("--data_dir", path(Path(data.data_dir.format(work_dir=grid.work_dir)))),
+        *("--output_dir", path(job.folder(grid.runs))),
+        *("--loader_threads", str(max(1, grid.machine.threads // processes))),
         *("--hang_timeout", str(PATIENCE_SECONDS)),
         *(("--epochs", str(epochs)) if epochs else ()),
         "--resume",
@@ -156,10 +170,9 @@ class Started:
         return (errors or lines)[-1]
 
 
-def start(
-    job: Job, arguments: list[str], checkout: Checkout, folder: Path, slot: int, machine: Machine
-) -> Started | None:
+def start(job: Job, grid: Grid, checkout: Checkout, slot: int) -> Started | None:
     """Start a run; None where another process is at it, or has just finished it."""
+    folder, machine = job.folder(grid.runs), grid.machine
     folder.mkdir(parents=True, exist_ok=True)
     lock = open(folder / "lock", "w")
     if not locked(lock, wait=False) or is_done(folder):
@@ -169,7 +182,7 @@ def start(
     with open(folder / "output.txt", "ab") as output:
         said_before = output.tell()
         process = subprocess.Popen(
-            arguments,
+            command(job, grid),
             cwd=checkout.folder,
             env=environment,
             stdin=subprocess.DEVNULL,

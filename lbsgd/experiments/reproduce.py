@@ -24,7 +24,7 @@ from lbsgd.experiments.checkout import (
 )
 from lbsgd.experiments.collect import bring_back, collect
 from lbsgd.experiments.grid import DataSet, Job, Row, Study, jobs_of
-from lbsgd.experiments.launch import Machine
+from lbsgd.experiments.launch import Grid, Machine
 from lbsgd.experiments.printed import print_study
 from lbsgd.experiments.runner import Runner
 from lbsgd.experiments.same_data import require_same_data
@@ -89,12 +89,14 @@ class Request:
 def listed(request: Request) -> str:
     """Return the commands of all runs, a line each, to be pasted in the current folder."""
     require_possible(request)
-    machine, place = Machine.here(request.data, request.side_by_side), Path.cwd()
-    commands = (
-        launch.command(job, request.data, request.work_dir, request.grid, machine, request.epochs, place)
-        for job in request.jobs
-    )
-    return "\n".join(shlex.join(command) for command in commands)
+    grid = grid_of(request)
+    return "\n".join(shlex.join(launch.command(job, grid, Path.cwd())) for job in request.jobs)
+
+
+def grid_of(request: Request) -> Grid:
+    """Return the grid on this machine. Raises ConfigError, as `Machine.here`."""
+    machine = Machine.here(request.data, request.side_by_side)
+    return Grid(request.data, request.work_dir, request.grid, machine, request.epochs)
 
 
 def reproduce(request: Request) -> None:
@@ -106,20 +108,20 @@ def reproduce(request: Request) -> None:
         say("               to train them yourself, give another place with --results")
         report(request, commit)  # which needs no code and no data
         return
-    machine = Machine.here(request.data, request.side_by_side)
+    grid = grid_of(request)
     with one_at_a_time(request.grid):
         checkout = begin(request)
     seeds = len(request.seeds)
     say(
-        f"grid           {len(request.rows)} rows x {seeds} seeds, {machine.side_by_side} side by side, "
-        f"{machine.threads} threads each"
+        f"grid           {len(request.rows)} rows x {seeds} seeds, {grid.machine.side_by_side} side by side, "
+        f"{grid.machine.threads} threads each"
     )
 
     def publish(job: Job) -> None:
         if not request.epochs:
             collect(job.folder(request.grid), job.folder(request.logs))
 
-    Runner(request.data, checkout, request.work_dir, request.grid, machine, publish, request.epochs).run(request.jobs)
+    Runner(grid, checkout, publish).run(request.jobs)
     report(request, checkout.commit)
 
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from lbsgd.disk import say
 from lbsgd.errors import LbsgdError, Stopped, TrainingError
 from lbsgd.experiments import launch
 from lbsgd.experiments.checkout import Checkout
-from lbsgd.experiments.grid import DataSet, Job
-from lbsgd.experiments.launch import Machine, Started
+from lbsgd.experiments.grid import Job
+from lbsgd.experiments.launch import Grid, Started
 from lbsgd.experiments.overview import Overview
 from lbsgd.report.run_log import DIVERGED
 
@@ -25,18 +24,8 @@ class Runner:
     finished    called with each job that has ended, also before this start
     """
 
-    def __init__(
-        self,
-        data: DataSet,
-        checkout: Checkout,
-        work_dir: Path,
-        runs: Path,
-        machine: Machine,
-        finished: Callable[[Job], None] = lambda job: None,
-        epochs: int | None = None,
-    ):
-        self.data, self.checkout, self.work_dir, self.runs, self.machine = data, checkout, work_dir, runs, machine
-        self.finished, self.epochs = finished, epochs
+    def __init__(self, grid: Grid, checkout: Checkout, finished: Callable[[Job], None]):
+        self.grid, self.checkout, self.finished = grid, checkout, finished
         self.running: list[Started] = []
         self.failed: dict[str, str] = {}
         self.stop_requested: str | None = None
@@ -45,13 +34,13 @@ class Runner:
         """Run what is not done yet. Raises Stopped after SIGTERM or Ctrl-C, TrainingError where runs failed."""
         waiting = []
         for job in jobs:
-            if launch.is_done(job.folder(self.runs)):
+            if launch.is_done(job.folder(self.grid.runs)):
                 self.publish(job, say)
             else:
                 waiting.append(job)
         before = {number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            with Overview(jobs, self.runs, self.epochs_of) as overview:
+            with Overview(jobs, self.grid.runs, self.epochs_of) as overview:
                 self.work_off(waiting, overview)
         finally:
             for number, handler in before.items():
@@ -60,7 +49,7 @@ class Runner:
             raise TrainingError("\n".join(f"{name}: {words}" for name, words in self.failed.items()))
 
     def epochs_of(self, job: Job) -> int:
-        return self.epochs or job.row.epochs or self.data.epochs
+        return self.grid.epochs or job.row.epochs or self.grid.data.epochs
 
     def request_stop(self, number: int, frame: object) -> None:
         self.stop_requested = signal.Signals(number).name
@@ -80,22 +69,19 @@ class Runner:
 
     def free_slots(self) -> list[int]:
         taken = {started.slot for started in self.running}
-        return [slot for slot in range(self.machine.side_by_side) if slot not in taken]
+        return [slot for slot in range(self.grid.machine.side_by_side) if slot not in taken]
 
     def start_next(self, waiting: list[Job], slot: int) -> None:
         """Start the first run that no other process is at."""
         for job in waiting:
-            folder = job.folder(self.runs)
-            arguments = launch.command(job, self.data, self.work_dir, self.runs, self.machine, self.epochs)
-            started = launch.start(job, arguments, self.checkout, folder, slot, self.machine)
-            if started:
+            if started := launch.start(job, self.grid, self.checkout, slot):
                 self.running.append(started)
                 waiting.remove(job)
                 return
 
     def take_leave(self, started: Started, overview: Overview) -> None:
         """See whether a run has ended, and how."""
-        code, folder = started.process.poll(), started.job.folder(self.runs)
+        code, folder = started.process.poll(), started.job.folder(self.grid.runs)
         if code is None:
             return
         self.running.remove(started)
@@ -110,13 +96,13 @@ class Runner:
 
     def done_elsewhere(self, job: Job, overview: Overview) -> bool:
         """Whether another grid has finished a run that waits here."""
-        if not overview.may_be_done(job) or not launch.is_done(job.folder(self.runs)):
+        if not overview.may_be_done(job) or not launch.is_done(job.folder(self.grid.runs)):
             return False
         self.end(job, overview)
         return True
 
     def end(self, job: Job, overview: Overview) -> None:
-        launch.clear_up(job.folder(self.runs))
+        launch.clear_up(job.folder(self.grid.runs))
         overview.ended(job)
         self.publish(job, overview.say)
 
