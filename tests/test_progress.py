@@ -97,7 +97,8 @@ def test_time_left_is_that_of_the_whole_run_and_leaves_the_slow_first_iteration_
 
 
 def test_a_resumed_run_is_timed_from_where_it_goes_on(clock):
-    progress = Progress(total_iterations=14040, iterations_per_epoch=156, first_iteration=7020, console=terminal())
+    progress = Progress(total_iterations=14040, iterations_per_epoch=156, console=terminal())
+    progress.begin(7020)
     for clock[0] in (10.0, 12.0):
         progress.advance()
     assert progress._left() == "left 3:53:56"  # 7,018 iterations at 2 s
@@ -106,7 +107,8 @@ def test_a_resumed_run_is_timed_from_where_it_goes_on(clock):
 
 @pytest.mark.parametrize("width", [60, 80, 120])
 def test_a_terminal_shows_two_lines_and_wraps_none(clock, width):
-    progress = Progress(14040, 156, first_iteration=7000, console=terminal(width))
+    progress = Progress(14040, 156, console=terminal(width))
+    progress.begin(7000)
     for clock[0] in (0.0, 6.0):
         progress.advance()
     progress.iteration(iteration(7001, lr=25.6, train_loss=6.9078, images_per_second=123456.0, data_wait_pct=100.0))
@@ -123,7 +125,8 @@ def test_a_narrow_terminal_loses_words_but_keeps_its_two_lines():
 
 
 def test_the_last_iteration_is_still_one_of_the_last_epoch():
-    progress = Progress(165, 11, first_iteration=154, console=terminal())
+    progress = Progress(165, 11, console=terminal())
+    progress.begin(154)
     assert screen(progress)[0].startswith("epoch 15/15 ")
     progress.advance(11)
     assert screen(progress)[0].startswith("epoch 15/15 ") and " 165/165 " in screen(progress)[0]

@@ -39,22 +39,21 @@ class Progress:
             progress.epoch(record)        an epoch record: a line that stays
             progress.say(text)            any other line that stays
 
-    A resumed run begins at first_iteration, or where `begin` says. With images_per_iteration, a terminal shows the
-    speed of the last iterations, updated with each, in place of the last record's. `console` tells
-    whether there is a terminal; by default it is stdout's. `judged_by` are the numbers that an epoch's line shows.
+    A resumed run begins where `begin` says. With images_per_iteration, a terminal shows the speed of the last
+    iterations, updated with each, in place of the last record's. `console` tells whether there is a terminal; by
+    default it is stdout's. `judged_by` are the numbers that an epoch's line shows.
     """
 
     def __init__(
         self,
         total_iterations: int,
         iterations_per_epoch: int,
-        first_iteration: int = 0,
         console: Console | None = None,
         images_per_iteration: int | None = None,
         judged_by: Sequence[Measure] = (TOP1,),
     ):
         self.total, self.per_epoch = total_iterations, iterations_per_epoch
-        self.first = self.done = first_iteration
+        self.first = self.done = 0
         self.images_per_iteration = images_per_iteration
         self.judged_by = [measure for measure in judged_by if measure.headline]
         # Decided here, because FORCE_COLOR, which build servers set, makes rich take a file for a terminal.
