@@ -9,15 +9,13 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from lbsgd.disk import rewrite_file
-from lbsgd.errors import ConfigError
 from lbsgd.report.curves import add_legend, label_learning_rate, lr_steps
 from lbsgd.report.families import Family
 from lbsgd.report.group_page import band_of, by_outcome, curve_keys, means_of
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Series
 from lbsgd.report.paper_table import error_cell
-from lbsgd.report.picture import COLOURS, drawn
+from lbsgd.report.picture import COLOURS, replace_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -134,10 +132,6 @@ def save(picture: Figure, stem: Path) -> list[Path]:
     for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
         path = stem.with_name(f"{stem.name}.{kind}")
         with matplotlib.rc_context({"svg.hashsalt": SALT}):
-            data = drawn(picture, kind, dpi=110, metadata=metadata)
-        try:
-            rewrite_file(path, data)
-        except OSError as error:
-            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another folder") from error
+            replace_picture(path, picture, dpi=110, metadata=metadata)
         paths.append(path)
     return paths

@@ -18,22 +18,19 @@ KINDS = ("png", "svg", "pdf")
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 
 
-def replace_picture(path: Path, picture: Figure) -> None:
-    """Write a picture, whole or not at all. Raises ConfigError for another kind, and where it cannot be written."""
+def replace_picture(path: Path, picture: Figure, dpi: int = 150, **how: Any) -> None:
+    """Write a picture, whole or not at all. Raises ConfigError for another kind, and where it cannot be written.
+
+    how: for savefig. A letter that the font lacks is a box, without a warning.
+    """
     kind = path.suffix.lstrip(".").lower()
     if kind not in KINDS:  # Matplotlib's others need programs or libraries that may be missing
         raise ConfigError(f"{path}: no picture of that kind can be drawn; choose .png, .svg or .pdf")
-    image = drawn(picture, kind, dpi=150)
-    try:
-        rewrite_file(path, image)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from error
-
-
-def drawn(picture: Figure, kind: str, **how: Any) -> bytes:
-    """Return a picture as the bytes of a file. A letter that the font lacks is a box, without a warning."""
     image = BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        picture.savefig(image, format=kind, **how)
-    return image.getvalue()
+        picture.savefig(image, format=kind, dpi=dpi, **how)
+    try:
+        rewrite_file(path, image.getvalue())
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from error
