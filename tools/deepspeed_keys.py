@@ -128,7 +128,7 @@ def takes_block(path: str) -> bool:
     return not why_not(path, {}) and bool(why_not(path, 1))
 
 
-def why_not(path: str, value: Any, updates: int = 2) -> str:
+def why_not(path: str, value: Any) -> str:
     """Return why DeepSpeed refuses a value at a path of a small JSON."""
     config: dict[str, Any] = copy.deepcopy(BASE)
     *blocks, last = path.split(".")
@@ -136,7 +136,7 @@ def why_not(path: str, value: Any, updates: int = 2) -> str:
     for name in blocks:
         place = place.setdefault(name, {})
     place[last] = value
-    return deepspeed_oracle.refusal(config, updates)
+    return deepspeed_oracle.refusal(config, 2)
 
 
 def place(path: str) -> Any:

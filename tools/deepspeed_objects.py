@@ -39,19 +39,19 @@ def of_torch() -> dict[str, Any]:
         "version": torch.__version__.split("+")[0],
         "optimizers": {
             name: {
-                **entry(thing, optimizer_trial(thing)),
+                **entry(thing, OptimizerTrial(thing)),
                 **({"cycles_momentum": True} if cycles_momentum(name) else {}),
             }
             for name, thing in optimizers.items()
         },
-        "schedulers": {name: entry(thing, scheduler_trial(thing)) for name, thing in schedulers.items()},
+        "schedulers": {name: entry(thing, SchedulerTrial(thing)) for name, thing in schedulers.items()},
     }
 
 
 def own_schedulers() -> dict[str, Any]:
     """Return DeepSpeed's schedulers."""
     names = [name for name in lr_schedules.VALID_LR_SCHEDULES if hasattr(lr_schedules, name)]
-    return {name: entry(thing := getattr(lr_schedules, name), scheduler_trial(thing)) for name in names}
+    return {name: entry(thing := getattr(lr_schedules, name), SchedulerTrial(thing)) for name in names}
 
 
 def own_optimizers() -> dict[str, Any]:
@@ -87,7 +87,7 @@ def own_entry(name: str, thing: type) -> dict[str, Any]:
         arguments = ("lr", "momentum", "weight_decay", "betas", "eps")
         described = {each: describe(lambda value, each=each: engine_takes(name, {each: value})) for each in arguments}
         return {"required": [], "any_argument": True, **momentum, "params": described}
-    found = entry(thing, optimizer_trial(thing))
+    found = entry(thing, OptimizerTrial(thing))
     for each in ("torch_adam", "adam_w_mode", "fp32_optimizer_states"):
         if each not in found["params"] and engine_takes(name, {each: False}):
             found["params"][each] = {}
@@ -175,7 +175,7 @@ def words(thing: type) -> list[str]:
     return sorted({text for text in texts if isinstance(text, str) and text.isidentifier() and len(text) < 20})[:40]
 
 
-class optimizer_trial:
+class OptimizerTrial:
     """Whether an optimizer of torch can be built with arguments, and stepped; why says why not."""
 
     def __init__(self, thing: type):
@@ -184,35 +184,32 @@ class optimizer_trial:
     def __call__(self, arguments: dict[str, Any]) -> bool:
         with quiet():
             try:
-                network = torch.nn.Linear(4, 2)
-                optimizer = self.thing(network.parameters(), **arguments)
-                for _ in range(3):
-                    optimizer.zero_grad()
-                    network(torch.ones(1, 4)).sum().backward()
-                    optimizer.step()
+                self.run(arguments)
             except Exception as error:  # noqa: BLE001  whatever it raises is its refusal
                 self.why = f"{type(error).__name__}: {error}"[:120]
                 return False
         return True
 
+    def run(self, arguments: dict[str, Any]) -> None:
+        network = torch.nn.Linear(4, 2)
+        optimizer = self.thing(network.parameters(), **arguments)
+        for _ in range(3):
+            optimizer.zero_grad()
+            network(torch.ones(1, 4)).sum().backward()
+            optimizer.step()
 
-class scheduler_trial(optimizer_trial):
+
+class SchedulerTrial(OptimizerTrial):
     """Whether a scheduler can be built with arguments, and stepped as DeepSpeed's engine steps it."""
 
-    def __call__(self, arguments: dict[str, Any]) -> bool:
-        with quiet():
-            try:
-                optimizer = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=1e-3, momentum=0.9)
-                scheduler = self.thing(optimizer, **arguments)
-                for _ in range(2 if {"total_steps", "epochs"} & set(arguments) else NUM_STEPS):
-                    optimizer.step()
-                    self.step(scheduler)
-                    if not isinstance(optimizer.param_groups[0]["lr"], (int, float, torch.Tensor)):
-                        raise TypeError("the learning rate is no number")
-            except Exception as error:  # noqa: BLE001  whatever it raises is its refusal
-                self.why = f"{type(error).__name__}: {error}"[:120]
-                return False
-        return True
+    def run(self, arguments: dict[str, Any]) -> None:
+        optimizer = torch.optim.SGD(torch.nn.Linear(4, 2).parameters(), lr=1e-3, momentum=0.9)
+        scheduler = self.thing(optimizer, **arguments)
+        for _ in range(2 if {"total_steps", "epochs"} & set(arguments) else NUM_STEPS):
+            optimizer.step()
+            self.step(scheduler)
+            if not isinstance(optimizer.param_groups[0]["lr"], (int, float, torch.Tensor)):
+                raise TypeError("the learning rate is no number")
 
     @staticmethod
     def step(scheduler: Any) -> None:

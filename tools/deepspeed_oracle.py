@@ -80,9 +80,9 @@ def start() -> None:
     ):
         built = types.SimpleNamespace(load=lambda kernels=kernels: types.SimpleNamespace(**kernels))
         setattr(module, builder, lambda built=built: built)
-    for module, kernel in ((fused_adam, "multi_tensor_applier"), (fused_lion, "multi_tensor_applier")):
-        if hasattr(module, kernel):
-            setattr(module, kernel, lambda function, overflow, lists, *rest: function(overflow, lists, *rest))
+    for module in (fused_adam, fused_lion):
+        if hasattr(module, "multi_tensor_applier"):
+            module.multi_tensor_applier = lambda function, overflow, lists, *rest: function(overflow, lists, *rest)
     deepspeed.ops.op_builder.builder.OpBuilder.jit_load = refuse_to_compile
     gc.collect = lambda *_: 0  # memory_breakdown calls it in every pass, and a heap as large as torch's takes a second
     sys.path[0] = os.path.abspath(sys.path[0])
