@@ -31,19 +31,18 @@ class OneLineParser(ArgumentParser):
 
 def positive(text: str) -> int:
     """A whole number of at least 1, below 10^12, in decimal digits."""
-    number = whole_number(text)
-    if number is None or number < 1:
-        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    if number >= TOO_LARGE:
-        raise ArgumentTypeError(f"{text!r} is too large: give a whole number below 10^12")
-    return number
+    return whole_from(text, 1)
 
 
 def natural(text: str) -> int:
-    """A whole number of at least 0, in decimal digits."""
+    """A whole number of at least 0, below 10^12, in decimal digits."""
+    return whole_from(text, 0)
+
+
+def whole_from(text: str, least: int) -> int:
     number = whole_number(text)
-    if number is None:
-        raise ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    if number is None or number < least:
+        raise ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     if number >= TOO_LARGE:
         raise ArgumentTypeError(f"{text!r} is too large: give a whole number below 10^12")
     return number
