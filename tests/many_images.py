@@ -59,7 +59,7 @@ import json, resource, sys, time
 import lbsgd.data.loaders
 from lbsgd.data.loaders import TrainLoader
 from lbsgd.data.beton import BetonFile
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Cut, Pixels, Share
 
 def kilobytes(*names):
     with open("/proc/self/smaps_rollup") as file:
@@ -71,8 +71,8 @@ def mark():
     marks.append((time.perf_counter(), time.process_time()))
 beton = BetonFile.open(path)
 mark()
-share, pixels = Share(rank, world_size), Pixels(resolution=8, device="cpu")
-loader = TrainLoader(beton, seed=0, global_batch=32 * world_size, micro_batch=32, share=share, pixels=pixels, threads=1)
+cut = Cut(seed=0, global_batch=32 * world_size, micro_batch=32, share=Share(rank, world_size))
+loader = TrainLoader(beton, cut, pixels=Pixels(resolution=8, device="cpu"), threads=1)
 mark()
 batches = loader.epoch(0)
 next(batches)

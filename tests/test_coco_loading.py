@@ -24,7 +24,7 @@ from lbsgd.data import coco_images, coco_loader
 from lbsgd.data.coco_annotations import Image, read_split
 from lbsgd.data.coco_images import CocoEval, CocoTrain, example_of, pixels_of
 from lbsgd.data.coco_loader import TENSORS, loaded, tensors_of
-from lbsgd.data.share import Share
+from lbsgd.data.share import Cut, Share
 from lbsgd.errors import ConfigError, DataError
 
 
@@ -39,8 +39,8 @@ def scenes(tmp_path_factory):
 
 
 def passes(split, device):
-    cut = dict(seed=0, global_batch=2, micro_batch=2, per_forward=2, flip=True)
-    return CocoTrain(split, **cut, workers=0, device=device, share=Share()).epoch(0)
+    cut = Cut(seed=0, global_batch=2, micro_batch=2)
+    return CocoTrain(split, cut, per_forward=2, flip=True, workers=0, device=device).epoch(0)
 
 
 @pytest.mark.parametrize("device, pinned", [("cpu", False), ("cuda", True), (torch.device("cuda", 1), True)])

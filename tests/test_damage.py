@@ -17,7 +17,7 @@ from lbsgd.data.beton_format import ALLOCATION, HEADER
 from lbsgd.data.beton_layout import read_layout
 from lbsgd.data.folder import Manifest, open_data
 from lbsgd.data.loaders import TrainLoader
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Cut, Pixels
 from lbsgd.errors import DataError
 
 NUM_IMAGES = 24
@@ -45,8 +45,8 @@ def mutated(whole, tmp_path_factory):
 
 
 def epoch(beton):
-    cut = dict(seed=0, global_batch=8, micro_batch=8, share=Share(), threads=1)
-    with closing(TrainLoader(beton, **cut, pixels=Pixels(resolution=8, device="cpu"))) as loader:
+    cut = Cut(seed=0, global_batch=8, micro_batch=8)
+    with closing(TrainLoader(beton, cut, threads=1, pixels=Pixels(resolution=8, device="cpu"))) as loader:
         return [labels for _, labels in loader.epoch(0)]
 
 

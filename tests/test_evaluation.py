@@ -14,7 +14,7 @@ from torch.utils.data import DistributedSampler
 import lbsgd
 from lbsgd.algorithm.shuffle import rank_share
 from lbsgd.data.fake import FakeEval, FakeImages
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Cut, Pixels, Share
 from lbsgd.report.measure import CLASSIFIER, DETECTOR
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.evaluation import is_due
@@ -75,9 +75,10 @@ def trained_and_evaluated(world_size):
     """Return the trainer's record of its own shares, that of torch's DistributedSampler's shares, and the weights."""
     engine, plan = lbsgd.initialize(network(classes=NUM_CLASSES), config(world_size))
     rank = torch.distributed.get_rank()
-    share = dict(seed=0, share=Share(rank, world_size), pixels=PIXELS)
-    images = FakeImages(120, NUM_CLASSES, global_batch=60, micro_batch=plan.micro_batch, **share)
-    trainer = make_trainer(engine, plan, images, FakeEval(NUM_IMAGES, NUM_CLASSES, batch=4, **share))
+    share = dict(seed=0, share=Share(rank, world_size))
+    cut = Cut(global_batch=60, micro_batch=plan.micro_batch, **share)
+    images = FakeImages(120, NUM_CLASSES, cut, PIXELS)
+    trainer = make_trainer(engine, plan, images, FakeEval(NUM_IMAGES, NUM_CLASSES, batch=4, pixels=PIXELS, **share))
     for epoch in range(20):
         trainer.train_epoch(epoch, 2 * (epoch + 1))
     right = trainer.evaluate(epoch=20)

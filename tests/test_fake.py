@@ -5,14 +5,14 @@ from dataclasses import replace
 import torch
 
 from lbsgd.data.fake import FakeEval, FakeImages
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Cut, Pixels, Share
 
 PIXELS = Pixels(resolution=8, device="cpu")
 
 
 def train(world_size=1, micro_batch=16, rank=0, pixels=PIXELS):
-    share = Share(rank, world_size)
-    return FakeImages(1000, 10, seed=3, global_batch=64, micro_batch=micro_batch, share=share, pixels=pixels)
+    cut = Cut(seed=3, global_batch=64, micro_batch=micro_batch, share=Share(rank, world_size))
+    return FakeImages(1000, 10, cut, pixels)
 
 
 def test_an_epoch_is_the_same_for_any_world_size_and_micro_batch():

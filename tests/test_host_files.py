@@ -146,11 +146,11 @@ START = """
 import hashlib, sys
 from numba.extending import is_jitted
 from lbsgd.data.loaders import TrainLoader
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Cut, Pixels
 from numba.typed import typeddict
 
-cut = dict(seed=0, global_batch=32, micro_batch=32, share=Share(), threads=2)
-loader = TrainLoader(sys.argv[1], **cut, pixels=Pixels(resolution=16, device="cpu"))
+cut = Cut(seed=0, global_batch=32, micro_batch=32)
+loader = TrainLoader(sys.argv[1], cut, threads=2, pixels=Pixels(resolution=16, device="cpu"))
 images, _ = next(loader.epoch(0))
 [(stage, _)], _ = loader.images.pipeline.code
 [crop] = [function for function in stage.__globals__.values() if is_jitted(function)]

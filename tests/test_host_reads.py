@@ -16,7 +16,7 @@ import lbsgd
 from lbsgd.data.fake import FakeImages
 from lbsgd.data.folder import open_data
 from lbsgd.data.loaders import TrainLoader
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Cut, Pixels
 from lbsgd.train.images import Images
 from lbsgd.train.reporter import Reporter
 from lbsgd.train.saver import Saver
@@ -34,9 +34,8 @@ def steady_trainer(folder, config):
     config["scheduler"]["params"]["warmup_num_steps"] = 100
     engine, plan = lbsgd.initialize(network(), config)
     pixels = replace(pixels_of(plan, engine.device), resolution=6)
-    images = FakeImages(
-        plan.num_images, 5, seed=0, global_batch=K * N, micro_batch=plan.micro_batch, share=Share(), pixels=pixels
-    )
+    cut = Cut(seed=0, global_batch=K * N, micro_batch=plan.micro_batch)
+    images = FakeImages(plan.num_images, 5, cut, pixels)
     saver = Saver(engine, folder, {}, {})
     reporter = Reporter(Records(), Records(), engine)
     ours = Trainer(engine, plan, ResNet50(), Images(images, []), saver, NobodyAsks(), reporter)
@@ -91,8 +90,8 @@ def test_on_a_gpu_nothing_waits_in_bf16(tmp_path):
 @pytest.mark.gpu
 def test_on_a_gpu_the_loader_waits_for_nothing_but_its_own_copies(digits_data):
     pixels = Pixels(resolution=32, device="cuda", dtype=torch.bfloat16, memory_format=torch.channels_last)
-    options = {"global_batch": 32, "micro_batch": 32, "threads": 2, "share": Share(), "pixels": pixels}
-    loader = TrainLoader(open_data(digits_data).train, seed=0, **options)
+    cut = Cut(seed=0, global_batch=32, micro_batch=32)
+    loader = TrainLoader(open_data(digits_data).train, cut, threads=2, pixels=pixels)
     torch.cuda.set_sync_debug_mode("error")
     try:
         labels = [labels for _, labels in loader.epoch(0)]

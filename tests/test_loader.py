@@ -30,7 +30,7 @@ from lbsgd.data.folder import open_data
 from lbsgd.data.loaders import EvalLoader, TrainLoader
 from lbsgd.data.native.kernels import NO_MEMORY, Crops
 from lbsgd.data.read_ahead import ReadAhead, ReadFrom, read_whole
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Cut, Pixels, Share
 from lbsgd.errors import ConfigError, DataError
 
 NUM_TRAIN, NUM_VAL, GLOBAL_BATCH = 53, 21, 16
@@ -53,8 +53,8 @@ def photos(tmp_path_factory):
 
 
 def train_loader(photos, *, threads, micro_batch, share=ALONE, pixels=PIXELS, **options):
-    cut = dict(seed=7, global_batch=GLOBAL_BATCH, micro_batch=micro_batch)
-    return TrainLoader(photos.train, **cut, share=share, pixels=pixels, threads=threads, **options)
+    cut = Cut(seed=7, global_batch=GLOBAL_BATCH, micro_batch=micro_batch, share=share)
+    return TrainLoader(photos.train, cut, pixels=pixels, threads=threads, **options)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_batch_norm_statistics_are_taken_from_the_epoch_s_first_images(photos, l
     first = joined(loader.epoch(5))[0][:32].view(8, 4, 3, 24, 24)
     for rank in range(2):
         one_of_two = copy.copy(loader)  # spares a compilation
-        one_of_two.share = Share(rank, 2)
+        one_of_two.cut = replace(one_of_two.cut, share=Share(rank, 2))
         batches = list(one_of_two.statistics_batches(5, num_images=32, per_worker_batch=4))
         assert [len(images) for images in batches] == [8, 8]
         assert torch.equal(torch.cat(batches), first[rank::2].flatten(0, 1))
@@ -272,8 +272,8 @@ def with_noise_in(photos, image, folder, *, converted_so=False, damage=noise):
 
 
 def load(file):
-    cut = dict(seed=7, global_batch=16, micro_batch=16, share=ALONE)
-    with closing(TrainLoader(file, **cut, pixels=PIXELS, crop_scale=(1.0, 1.0), threads=1)) as loader:
+    cut = Cut(seed=7, global_batch=16, micro_batch=16)
+    with closing(TrainLoader(file, cut, pixels=PIXELS, crop_scale=(1.0, 1.0), threads=1)) as loader:
         return joined(loader.epoch(0))
 
 

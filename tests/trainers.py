@@ -6,7 +6,7 @@ from small_engine import recipe
 
 import lbsgd
 from lbsgd.data.fake import FakeEval, FakeImages
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Cut, Pixels, Share
 from lbsgd.train.images import Images
 from lbsgd.train.reporter import Reporter
 from lbsgd.train.saver import Saver
@@ -39,9 +39,9 @@ def trainer(folder, val_images=50, iterations=ITERATIONS, steps_per_print=10, re
     config["steps_per_print"], config["lbsgd"]["num_images"] = steps_per_print, iterations * K * N
     config["scheduler"]["params"]["warmup_num_steps"] = 5 * iterations
     engine, plan = lbsgd.initialize(network(), config)
-    share = dict(seed=0, share=Share(), pixels=Pixels(resolution=6, device=engine.device))
-    data = FakeImages(plan.num_images, 5, global_batch=K * N, micro_batch=N, **share)
-    images = Images(data, FakeEval(val_images, 5, batch=16, **share))
+    pixels = Pixels(resolution=6, device=engine.device)
+    data = FakeImages(plan.num_images, 5, Cut(seed=0, global_batch=K * N, micro_batch=N), pixels)
+    images = Images(data, FakeEval(val_images, 5, seed=0, batch=16, share=Share(), pixels=pixels))
     reporter = Reporter(Records(), Records(), engine)
     saver = Saver(engine, folder, {"recipe": "small"}, {}, say=reporter.progress.say)
     reached = saver.restore() if resume else None

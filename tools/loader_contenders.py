@@ -29,11 +29,11 @@ def lbsgd_pixels(data, threads, num_images):
 
 def lbsgd_loader(data, threads):
     from lbsgd.data.loaders import TrainLoader
-    from lbsgd.data.share import Pixels, Share
+    from lbsgd.data.share import Cut, Pixels
 
-    cut = dict(seed=0, global_batch=BATCH, micro_batch=BATCH, share=Share())
+    cut = Cut(seed=0, global_batch=BATCH, micro_batch=BATCH)
     pixels = Pixels(resolution=RESOLUTION, device="cpu")
-    return TrainLoader(Path(data) / "train.beton", **cut, pixels=pixels, threads=threads)
+    return TrainLoader(Path(data) / "train.beton", cut, pixels=pixels, threads=threads)
 
 
 def lbsgd_images(data, threads, num_images):

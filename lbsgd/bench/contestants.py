@@ -17,14 +17,13 @@ from lbsgd.bench.sizes import Blocks, Settings
 from lbsgd.config.generate import generate
 from lbsgd.config.plan import Plan
 from lbsgd.data.fake import FakeImages
-from lbsgd.data.share import Share
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.device_rules import LAYOUT
 from lbsgd.train.engine import initialize
 from lbsgd.train.graphs import graph_blocks
-from lbsgd.train.images import Images
+from lbsgd.train.images import Images, cut_of
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import DTYPES, pixels_of
@@ -76,8 +75,7 @@ def fake_images(plan: Plan, device: Any, dtype: torch.dtype | None = None) -> Fa
     """Return seeded images that are already on the device, by default in the plan's precision."""
     pixels = pixels_of(plan, torch.device(device))
     pixels = replace(pixels, device=device, dtype=dtype or pixels.dtype)
-    batches = {"global_batch": plan.global_batch, "micro_batch": plan.micro_batch}
-    return FakeImages(plan.num_images, NUM_CLASSES, seed=0, share=Share(), pixels=pixels, **batches)
+    return FakeImages(plan.num_images, NUM_CLASSES, cut_of(plan, Processes.from_environment()), pixels)
 
 
 def our_trainer(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> Trainer:

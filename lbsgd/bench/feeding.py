@@ -15,9 +15,10 @@ from lbsgd.bench.figure import Goal, mean_figure, ratio_figure
 from lbsgd.bench.parts import NotRun, Say
 from lbsgd.bench.sizes import Settings
 from lbsgd.config.plan import Plan
-from lbsgd.data.share import Share
 from lbsgd.processes.control_groups import usable_cores
+from lbsgd.processes.environment import Processes
 from lbsgd.train.engine import start_processes
+from lbsgd.train.images import cut_of
 from lbsgd.train.session import pixels_of
 from lbsgd.train.trainer import Trainer
 
@@ -73,9 +74,8 @@ def loader_for(train: BetonFile, plan: Plan, device: Any, threads: int) -> Train
     """Return the loader of a run on one process."""
     from lbsgd.data.loaders import TrainLoader  # late: FFCV compiles
 
-    batches: dict[str, Any] = {"global_batch": plan.global_batch, "micro_batch": plan.micro_batch}
-    pixels = pixels_of(plan, torch.device(device))
-    return TrainLoader(train, seed=0, threads=threads, share=Share(), pixels=pixels, **batches)
+    cut, pixels = cut_of(plan, Processes.from_environment()), pixels_of(plan, torch.device(device))
+    return TrainLoader(train, cut, threads=threads, pixels=pixels)
 
 
 def window(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[float, float]:

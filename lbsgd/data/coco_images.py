@@ -17,7 +17,7 @@ from lbsgd.algorithm.pairs import grouped_order
 from lbsgd.data.coco_annotations import Image, Split
 from lbsgd.data.coco_loader import loaded
 from lbsgd.data.pil_image import ImageError, opened, orientation_of, rgb_pixels, turned
-from lbsgd.data.share import EvalData, Share, TrainData
+from lbsgd.data.share import Cut, EvalData, Share, TrainData
 from lbsgd.errors import DataError, missing_pycocotools
 
 Target = dict[str, torch.Tensor]
@@ -147,17 +147,14 @@ class CocoTrain(TrainData):
     def __init__(
         self,
         split: Split,
+        cut: Cut,
         *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
         per_forward: int,
         flip: bool,
         workers: int,
         device: torch.device | str,
-        share: Share,
     ):
-        super().__init__(len(split), seed=seed, global_batch=global_batch, micro_batch=micro_batch, share=share)
+        super().__init__(len(split), cut)
         self.split, self.per_forward, self.flip = split, per_forward, flip
         self.workers, self.device = workers, device
 
@@ -165,8 +162,8 @@ class CocoTrain(TrainData):
         return grouped_order(super().order(epoch), self.split.is_tall, self.per_forward)
 
     def batches(self, numbers: np.ndarray, epoch: int) -> Iterator[Any]:
-        examples = _Examples(self.split, self.seed, epoch, self.flip)
-        for batch in loaded(examples, numbers.reshape(-1, self.micro_batch).tolist(), self.workers, self.device):
+        examples = _Examples(self.split, self.cut.seed, epoch, self.flip)
+        for batch in loaded(examples, numbers.reshape(-1, self.cut.micro_batch).tolist(), self.workers, self.device):
             yield [example.to(self.device) for example in batch]
 
 

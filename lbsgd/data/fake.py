@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lbsgd.data.share import Batches, EvalData, Pixels, Share, TrainData
+from lbsgd.data.share import Batches, Cut, EvalData, Pixels, Share, TrainData
 
 POOL_SIZE = 256
 
@@ -32,22 +32,12 @@ class _Pool:
 class FakeImages(TrainData):
     """num_images random training images, cut like those of `loaders.TrainLoader`."""
 
-    def __init__(
-        self,
-        num_images: int,
-        num_classes: int,
-        *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        share: Share,
-        pixels: Pixels,
-    ) -> None:
-        super().__init__(num_images, seed=seed, global_batch=global_batch, micro_batch=micro_batch, share=share)
-        self._pool = _Pool(num_classes, seed, pixels)
+    def __init__(self, num_images: int, num_classes: int, cut: Cut, pixels: Pixels) -> None:
+        super().__init__(num_images, cut)
+        self._pool = _Pool(num_classes, cut.seed, pixels)
 
     def batches(self, numbers: np.ndarray, epoch: int) -> Batches:
-        return self._pool.batches(numbers, self.micro_batch)
+        return self._pool.batches(numbers, self.cut.micro_batch)
 
 
 class FakeEval(EvalData):

@@ -13,7 +13,7 @@ from lbsgd.data.beton import BetonFile
 from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
 from lbsgd.data.ffcv_loader import CropDecoder, CropPipeline, DecodingThread
 from lbsgd.data.read_ahead import Chosen, ReadAhead
-from lbsgd.data.share import Batches, EvalData, Pixels, Share, TrainData
+from lbsgd.data.share import Batches, Cut, EvalData, Pixels, Share, TrainData
 from lbsgd.data.to_device import Prefetcher, on_device
 from lbsgd.errors import ConfigError
 
@@ -87,11 +87,8 @@ class TrainLoader(TrainData):
     def __init__(
         self,
         beton: BetonFile | str | os.PathLike,
+        cut: Cut,
         *,
-        seed: int,
-        global_batch: int,
-        micro_batch: int,
-        share: Share,
         pixels: Pixels,
         threads: int,
         crop_scale: tuple[float, float] = (0.08, 1.0),
@@ -99,12 +96,13 @@ class TrainLoader(TrainData):
         from_disk: bool = False,
     ) -> None:
         draw = random_resized_crop(crop_scale, flip)
-        self.images = DecodedImages(beton, draw, batch=micro_batch, pixels=pixels, threads=threads, from_disk=from_disk)
-        num_images = self.images.beton.num_images
-        super().__init__(num_images, seed=seed, global_batch=global_batch, micro_batch=micro_batch, share=share)
+        self.images = DecodedImages(
+            beton, draw, batch=cut.micro_batch, pixels=pixels, threads=threads, from_disk=from_disk
+        )
+        super().__init__(self.images.beton.num_images, cut)
 
     def batches(self, numbers: np.ndarray, epoch: int) -> Batches:
-        return self.images.batches(numbers, crop_key(self.seed, epoch))
+        return self.images.batches(numbers, crop_key(self.cut.seed, epoch))
 
     def close(self) -> None:
         self.images.close()

@@ -28,6 +28,16 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cut:
+    """How epochs are cut: shuffled by a seed, into updates and passes of so many images, for one process."""
+
+    seed: int
+    global_batch: int
+    micro_batch: int
+    share: Share = Share()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Pixels:
     """The form of a batch of images: resolution x resolution pixels of dtype on the device, in a memory format."""
 
@@ -44,13 +54,12 @@ class TrainData(ABC):
     An epoch may start at any iteration.
     """
 
-    def __init__(self, num_images: int, *, seed: int, global_batch: int, micro_batch: int, share: Share) -> None:
-        self.num_images, self.seed, self.share = num_images, seed, share
-        self.global_batch, self.micro_batch = global_batch, micro_batch
+    def __init__(self, num_images: int, cut: Cut) -> None:
+        self.num_images, self.cut = num_images, cut
 
     def order(self, epoch: int) -> np.ndarray:
         """Return the images in the order that all ranks cut: the epoch's one shuffle."""
-        return host_order(self.num_images, self.seed, epoch)
+        return host_order(self.num_images, self.cut.seed, epoch)
 
     @abstractmethod
     def batches(self, numbers: np.ndarray, epoch: int) -> Batches:
@@ -61,12 +70,13 @@ class TrainData(ABC):
 
     def epoch(self, epoch: int, first_iteration: int = 0) -> Batches:
         """Yield the passes of this rank, accumulation_steps per iteration, from first_iteration to the epoch's end."""
+        cut = self.cut
         numbers = rank_batches(
             self.order(epoch),
-            global_batch=self.global_batch,
-            world_size=self.share.world_size,
-            micro_batch=self.micro_batch,
-            rank=self.share.rank,
+            global_batch=cut.global_batch,
+            world_size=cut.share.world_size,
+            micro_batch=cut.micro_batch,
+            rank=cut.share.rank,
             first_iteration=first_iteration,
         )
         return self.batches(numbers.reshape(-1), epoch)
@@ -77,13 +87,13 @@ class TrainData(ABC):
         They come in whole groups of n = per_worker_batch, as many at once as a micro batch holds. The groups are the
         same for any world size; each rank gets its share of them.
         """
-        assert self.micro_batch % per_worker_batch == 0
+        assert self.cut.micro_batch % per_worker_batch == 0
         groups = rank_groups(
             self.order(epoch),
             num_images=num_images,
             per_worker_batch=per_worker_batch,
-            world_size=self.share.world_size,
-            rank=self.share.rank,
+            world_size=self.cut.share.world_size,
+            rank=self.cut.share.rank,
         )
         return (images for images, _ in self.batches(groups.reshape(-1), epoch))
 

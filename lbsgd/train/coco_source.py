@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import Split
-from lbsgd.data.share import Pixels, Share
+from lbsgd.data.share import Pixels
 from lbsgd.processes.environment import Processes
-from lbsgd.train.images import Images
+from lbsgd.train.images import Images, cut_of
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,13 @@ class CocoSource:
     def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
         from lbsgd.data.coco_images import CocoEval, CocoTrain
 
-        share = Share(processes.rank, plan.world_size)
+        cut = cut_of(plan, processes)
         train = CocoTrain(
             self.train,
-            seed=plan.recipe.seed,
-            global_batch=plan.global_batch,
-            micro_batch=plan.micro_batch,
+            cut,
             per_forward=plan.per_worker_batch,
             flip=plan.recipe.augmentation.flip,
             workers=self.workers,
             device=pixels.device,
-            share=share,
         )
-        return Images(train, CocoEval(self.val, workers=self.workers, device=pixels.device, share=share))
+        return Images(train, CocoEval(self.val, workers=self.workers, device=pixels.device, share=cut.share))

@@ -13,7 +13,7 @@ from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.data.folder import ImageNetData, ValData
 from lbsgd.data.native.library import library
 from lbsgd.data.read_ahead import ReadFrom, read_whole
-from lbsgd.data.share import EvalData, Pixels, Share, TrainData
+from lbsgd.data.share import Cut, EvalData, Pixels, Share, TrainData
 from lbsgd.errors import missing_ffcv
 from lbsgd.processes.environment import Processes
 from lbsgd.report.lines import say_fact
@@ -27,6 +27,16 @@ class Images(NamedTuple):
 
     train: TrainData | None
     val: EvalData
+
+
+def cut_of(plan: Plan, processes: Processes) -> Cut:
+    """Return how a plan cuts its epochs for this process."""
+    return Cut(
+        seed=plan.recipe.seed,
+        global_batch=plan.global_batch,
+        micro_batch=plan.micro_batch,
+        share=Share(processes.rank, plan.world_size),
+    )
 
 
 class ImageSource(Protocol):
@@ -115,19 +125,16 @@ class FfcvFiles:
             from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
         except ImportError as error:
             raise missing_ffcv(error) from error
-        augmentation, share = plan.recipe.augmentation, Share(processes.rank, plan.world_size)
+        augmentation, cut = plan.recipe.augmentation, cut_of(plan, processes)
         train = None
         if isinstance(self.data, ImageNetData):
             train = TrainLoader(
                 self.data.train,
+                cut,
                 from_disk=self.is_read_from_disk(self.data.train, processes),
-                seed=plan.recipe.seed,
-                global_batch=plan.global_batch,
-                micro_batch=plan.micro_batch,
                 crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
                 flip=augmentation.flip,
                 threads=self.threads,
-                share=share,
                 pixels=pixels,
             )
             stack.enter_context(closing(train))
@@ -136,7 +143,7 @@ class FfcvFiles:
             from_disk=self.is_read_from_disk(self.data.val, processes),
             batch=plan.micro_batch,
             threads=self.threads,
-            share=share,
+            share=cut.share,
             pixels=pixels,
         )
         stack.enter_context(closing(val))
@@ -165,15 +172,9 @@ class FakeImageSource:
     waiting_advice: str = "each process draws its own"
 
     def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
-        seed, share = plan.recipe.seed, Share(processes.rank, plan.world_size)
-        train = FakeImages(
-            plan.num_images,
-            self.num_classes,
-            seed=seed,
-            global_batch=plan.global_batch,
-            micro_batch=plan.micro_batch,
-            share=share,
-            pixels=pixels,
+        cut = cut_of(plan, processes)
+        train = FakeImages(plan.num_images, self.num_classes, cut, pixels)
+        val = FakeEval(
+            FAKE_VAL_IMAGES, self.num_classes, seed=cut.seed, batch=cut.micro_batch, share=cut.share, pixels=pixels
         )
-        val = FakeEval(FAKE_VAL_IMAGES, self.num_classes, seed=seed, batch=plan.micro_batch, share=share, pixels=pixels)
         return Images(train, val)
