@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from lbsgd.experiments.grid import BASELINE
 from lbsgd.train.checkpoint import comparable
 from lbsgd.train.run import Run, only_writer, prepare_output
 from lbsgd.train.saver import Saver
-from lbsgd.train.session import windows_of
+from lbsgd.train.session import open_output, windows_of
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch):
@@ -42,6 +43,17 @@ def test_a_run_waits_for_the_one_before_it_which_still_saves(tmp_path):
     with only_writer(tmp_path):
         assert (tmp_path / "saved").exists()
     thread.join()
+
+
+def test_rank_0_waits_for_the_folder_no_longer_than_the_others_wait_for_rank_0(tmp_path):
+    began = time.monotonic()
+
+    def alive(position):
+        assert time.monotonic() - began < 5, "the others have taken rank 0 for lost"
+
+    guard = SimpleNamespace(hang_timeout=1, alive=alive)
+    with only_writer(tmp_path), ExitStack() as stack, pytest.raises(ConfigError, match="another run writes into"):
+        open_output(Run(None, None, None, tmp_path, 1, resume=True), guard, stack)
 
 
 def test_without_locks_of_the_file_system_a_run_begins(tmp_path, monkeypatch):

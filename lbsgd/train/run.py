@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from math import ceil
+from math import ceil, inf
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -131,17 +131,17 @@ def require_not_begun(run: Run) -> None:
 
 
 @contextmanager
-def only_writer(folder: Path, alive: Callable[[], None] = lambda: None) -> Iterator[None]:
+def only_writer(folder: Path, alive: Callable[[], None] = lambda: None, most: float = inf) -> Iterator[None]:
     """Make an output folder and keep other runs out of it, waiting for one that still saves.
 
-    alive: called while this waits. Raises ConfigError if the folder cannot be written, or if another run goes on there.
-    On a file system without locks all may go in.
+    alive: called while this waits, for WRITER_SECONDS or for `most` seconds. Raises ConfigError if the folder cannot be
+    written, or if another run goes on there. On a file system without locks all may go in.
     """
     require_writable(folder)
     with opened(folder / WRITER_NAME) as lock:
         began = time.monotonic()
         while not locked(lock, wait=False):
-            if time.monotonic() - began > WRITER_SECONDS:
+            if time.monotonic() - began > min(most, WRITER_SECONDS):
                 raise ConfigError(f"another run writes into {folder}; end it, or choose another --output_dir")
             if time.monotonic() - began < POLL_SECONDS:  # once
                 say_fact("waiting", f"for another run that writes into {folder}")

@@ -90,7 +90,9 @@ def train(run: Run, launch: Launch) -> None:
 def open_output(run: Run, guard: Guard, stack: ExitStack) -> None:
     """Take the output folder until the stack ends, and see that the run may go there; rank 0 alone does it."""
     if not run.evaluate_only:
-        stack.enter_context(only_writer(run.output_dir, partial(guard.alive, "the wait for the folder")))
+        alive = partial(guard.alive, "the wait for the folder")
+        most = guard.hang_timeout / 2  # the other processes wait for rank 0, and must not take it for lost
+        stack.enter_context(only_writer(run.output_dir, alive, most))
     prepare_output(run, checkpoint.newest(run.checkpoints))
 
 
