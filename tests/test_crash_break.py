@@ -113,6 +113,7 @@ class OtherFlags:
 
     def __call__(self):
         socket.gethostname = lambda: f"host{os.environ['RANK']}"
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         if is_rank(self.rank):
             sys.argv += self.flags
 

@@ -16,9 +16,11 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from commands import ROOT
 from crash import PATIENCE_SECONDS, forked, lines_that_end
 from torch.distributed import HashStore, TCPStore
 
+from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
 from lbsgd.processes import first_cause as first_cause_module
 from lbsgd.processes import guard as guard_module
@@ -28,6 +30,7 @@ from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import OtherFailed, Peers
 from lbsgd.processes.ports import free_port
 from lbsgd.processes.signals import STOP_SIGNALS
+from lbsgd.train.facts import fingerprints
 
 ALONE = Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)
 
@@ -53,6 +56,35 @@ def test_what_differs_between_hosts_is_named():
         ConfigError, match="rank 1 on beta does not have the data of rank 0 on alpha; make them the same on all"
     ):
         second.agree({"configuration": "1f", "data": "e1"})
+
+
+def test_versions_of_which_the_training_depends_must_be_the_same_on_all_hosts(monkeypatch):
+    """NumPy draws the same order of images from the same version only."""
+    plan, facts = Plan.read(ROOT / "ds_configs/digits.json", 1), []
+    for version in ("2.4.6", "2.2.6"):
+        monkeypatch.setattr("lbsgd.train.facts.installed", lambda package, version=version: f"{package} {version}")
+        facts.append(fingerprints(plan, None, {}, ""))
+    differ = {name for name in facts[0] if facts[0][name] != facts[1][name]}
+    assert differ == {f"version of {name}" for name in ("torch", "torchvision", "deepspeed", "numpy", "triton")}
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_host_whose_name_leads_to_itself_alone_is_refused_where_there_are_others(monkeypatch, rank):
+    """Debian writes 127.0.1.1 into /etc/hosts."""
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    found = []
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: [(0, 0, 0, "", (found[-1], 0))])
+    hosts = two_peers()
+    for address in ("10.0.0.7", "fe80::1%eth0"):
+        found.append(address)
+        hosts[rank].require_address()
+    for address in ("127.0.1.1", "::1"):
+        found.append(address)
+        two_peers(hosts=("alpha", "alpha"))[rank].require_address()
+        with pytest.raises(ConfigError, match=f"on {'alpha beta'.split()[rank]} takes {address} for its .*IFNAME"):
+            hosts[rank].require_address()
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    hosts[rank].require_address()
 
 
 @pytest.fixture

@@ -6,7 +6,10 @@ store at which torch's processes meet, served by rank 0 or by torchrun's agent.
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -55,6 +58,21 @@ class Peers:
                     f"{self.name(self.rank)} does not have the {name} of {self.name(0)}; make them the same on "
                     "all hosts"
                 )
+
+    def require_address(self) -> None:
+        """Raise ConfigError if there are other hosts, and gloo would tell them an address that only this host reaches.
+
+        gloo takes the address of the host's own name, which is 127.0.1.1 on a fresh Debian.
+        """
+        mine, other = self.name(self.rank), self.name(0 if self.rank else self.world_size - 1)
+        if os.environ.get("GLOO_SOCKET_IFNAME") or mine.split()[-1] == other.split()[-1]:
+            return
+        address = own_address()
+        if ipaddress.ip_address(address).is_loopback:
+            raise ConfigError(
+                f"{mine} takes {address} for its address, at which {other} cannot reach it; set GLOO_SOCKET_IFNAME to "
+                "the network's interface (`ip -brief address` lists them), or correct the host's name in /etc/hosts"
+            )
 
     def own_connection(self) -> Store:
         """Return another connection to the store: a thread that waits on one blocks all other users of it."""
@@ -131,3 +149,11 @@ def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
         return  # nobody to tell
     if processes.is_rank_0:
         time.sleep(seconds)  # the store ends with this process
+
+
+def own_address() -> str:
+    """Return the address to which this host's own name leads; without one, torch takes this address, too."""
+    try:
+        return str(socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        return "127.0.0.1"

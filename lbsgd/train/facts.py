@@ -16,6 +16,9 @@ from lbsgd.data.native.library import LIBRARY
 from lbsgd.units import installed
 
 PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv", "triton")
+# All hosts must have the same: NumPy draws the shared order of images, and batch norm's kernels are triton's.
+ALIKE = ("torch", "torchvision", "deepspeed", "numpy", "triton")
+KIND_OF_DEVICE = "kind of device"
 
 
 def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) -> dict[str, str]:
@@ -25,9 +28,8 @@ def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) 
         **code_of(Path(__file__).parent.parent),
         "recipe script": digest(*(path.read_bytes() for path in files_of(task))),
         "flags": json.dumps(dict(flags)),
-        "version of torch": installed("torch") or "",
-        "version of triton": installed("triton") or "",  # batch norm's kernels depend on it
-        "kind of device": accelerator_kind(),
+        **{f"version of {name}": installed(name) or "" for name in ALIKE},
+        KIND_OF_DEVICE: accelerator_kind(),
         "data": data,
     }
 

@@ -26,6 +26,7 @@ from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.device_rules import LAYOUT
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
+from lbsgd.train.facts import KIND_OF_DEVICE
 from lbsgd.train.graphs import GraphChoice, choose_graphs, graph_blocks
 from lbsgd.train.header import header_of, say_what_runs
 from lbsgd.train.live_page import LivePage
@@ -103,6 +104,8 @@ def meet(launch: Launch, guard: Guard) -> Processes:
         peers = Peers.meet(launch.processes, launch.hang_timeout, guard.alive)
         guard.follow(peers)
         peers.agree(dict(launch.facts))
+        if launch.facts[KIND_OF_DEVICE] == "cpu":  # so the processes meet by gloo
+            peers.require_address()
     # A connection of its own: a wait for another process in torch's calls would hold up the threads that watch.
     return start_processes(launch.hang_timeout + COLLECTIVE_SECONDS, peers.own_connection() if peers else None)
 
