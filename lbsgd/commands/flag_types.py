@@ -34,6 +34,14 @@ def positive(text: str) -> int:
     return whole_from(text, 1)
 
 
+def seconds(text: str) -> int:
+    """A whole number of seconds, of at least 1 and below 10^9: torch counts nanoseconds in 64 bits."""
+    number = positive(text)
+    if number >= 10**9:
+        raise ArgumentTypeError(f"{text!r} is too large: give fewer than 10^9 seconds, which are 31 years")
+    return number
+
+
 def natural(text: str) -> int:
     """A whole number of at least 0, below 10^12, in decimal digits."""
     return whole_from(text, 0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, named, natural, positive
+from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, named, natural, positive, seconds
 from lbsgd.config.precision import PRECISIONS
 
 
@@ -86,4 +86,4 @@ def add_processes(flags: argparse.ArgumentParser) -> None:
     add = flags.add_argument
     add("--expect_world_size", type=positive, metavar="N", help="refuse to run with another number of processes")
     hang = "end if nothing moves for this long (default: %(default)s)"
-    add("--hang_timeout", type=positive, default=600, metavar="SECONDS", help=hang)
+    add("--hang_timeout", type=seconds, default=600, metavar="SECONDS", help=hang)

@@ -14,6 +14,7 @@ complete, or was damaged afterwards.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -217,10 +218,11 @@ def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
     """
     building = path.with_name(f".{path.name}.tmp")  # one name, so that a later call overwrites what a killed one left
     try:
-        torch.save(weights, building)
-        to_disk(building)
+        whole = io.BytesIO()  # on a full disk torch's own writer says nothing of that
+        torch.save(weights, whole)
+        write(building, whole.getvalue())
         building.rename(path)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises RuntimeError on a full disk
+    except OSError as error:
         building.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path} ({one_line(error)}); {AGAIN}") from None
 
