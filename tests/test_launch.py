@@ -370,6 +370,24 @@ def test_an_error_is_its_lines_on_stderr_and_the_exit_code():
     assert (done.returncode, done.stdout, done.stderr) == (2, "before it\n", "error: first line\nerror: second line\n")
 
 
+ENDS_BY_ANOTHERS_HAND = """
+import signal, time
+from lbsgd.errors import DataError
+from lbsgd.processes.ending import end_at_a_signal, end_before_joining
+time.sleep = lambda seconds: signal.raise_signal(signal.SIGTERM)
+end_at_a_signal(" at the start")
+end_before_joining(DataError("no file"))
+"""
+
+
+def test_a_process_that_is_ended_while_another_one_tells_their_error_has_its_exit_code():
+    """srun ends all once one has ended, and returns the highest of their codes; 75 would start the job again."""
+    place = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}
+    words = [sys.executable, "-c", ENDS_BY_ANOTHERS_HAND]
+    done = subprocess.run(words, env={**os.environ, **place}, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", "")
+
+
 ALONE_AND_ITS_CHILD = """
 import os, subprocess, sys
 from lbsgd.train.engine import start_processes

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -48,6 +49,23 @@ def test_an_output_that_takes_nothing_ends_a_recipe_with_2_and_one_line(tmp_path
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: ") and why in done.stderr
     assert not list(tmp_path.glob("run/*.jsonl"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_recipe_that_is_told_to_stop_while_it_imports_ends_with_75_and_one_line(tmp_path, number):
+    words = [sys.executable, *map(str, (*CLASSIFIER, "--output_dir", tmp_path / "run"))]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(words, cwd=ROOT, env=environment_with({}), **pipes)
+    assert process.stdout.readline()  # the plan
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    told = f"stopped: {number.name} at the start; the same command with --resume goes on\n"
+    assert (process.returncode, errors) == (75, told)
+
+
+@pytest.mark.parametrize("given", ["0", "1000000000", "1e3"])
+def test_a_timeout_that_torch_cannot_count_is_refused(given):
+    refused(recipe(JSON[1], "--hang_timeout", given), "--hang_timeout", given)
 
 
 def test_an_output_that_is_full_once_the_processes_have_met_is_no_bug():

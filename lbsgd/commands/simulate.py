@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,9 +14,8 @@ from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_lines import print_plan
 from lbsgd.commands.train import Request
 from lbsgd.disk import OutputError, is_there, require_output, say
-from lbsgd.errors import ConfigError, LbsgdError, Stopped
-from lbsgd.processes.ending import end_with_error
-from lbsgd.processes.signals import STOP_SIGNALS, ignored_by_nohup
+from lbsgd.errors import ConfigError, LbsgdError
+from lbsgd.processes.ending import end_at_a_signal, end_with_error
 from lbsgd.report.run_log import LOG_NAME, RunLog, read_run
 from lbsgd.train.run import only_writer
 
@@ -59,9 +57,7 @@ class Simulation:
 def run_simulation(flags: argparse.ArgumentParser, simulate: Callable[[Request], None]) -> None:
     """Run a recipe that simulates. Ends the process with the exit codes of `commands.train.run_recipe`."""
     print_plain_letters_where_needed()
-    for number in STOP_SIGNALS:
-        if not ignored_by_nohup(number):
-            signal.signal(number, stopped)
+    end_at_a_signal("; a simulation saves nothing: the same command with --resume starts it again")
     try:
         require_output()
         simulate(Request(flags.parse_args()))
@@ -69,11 +65,6 @@ def run_simulation(flags: argparse.ArgumentParser, simulate: Callable[[Request],
         end_with_error(error)
     except OutputError as error:
         end_with_error(error.refusal())
-
-
-def stopped(number: int, _: object) -> None:
-    name = signal.Signals(number).name
-    end_with_error(Stopped(f"{name}; a simulation saves nothing: the same command with --resume starts it again"))
 
 
 def opened(

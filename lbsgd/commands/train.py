@@ -23,7 +23,13 @@ from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
 from lbsgd.disk import OutputError, require_output, say
 from lbsgd.errors import ConfigError, DataError, LbsgdError
-from lbsgd.processes.ending import end_before_joining, end_despite_threads, end_with_error, found_by_rank_0
+from lbsgd.processes.ending import (
+    end_at_a_signal,
+    end_before_joining,
+    end_despite_threads,
+    end_with_error,
+    found_by_rank_0,
+)
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.processes.start import Stopwatch
@@ -54,6 +60,8 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     print_plain_letters_where_needed()
     started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
     end_with_launcher(started_by)
+    told = bool(started_by)  # by the launcher, which also ends this process after another one's error
+    end_at_a_signal(" at the start; the same command with --resume goes on", quiet=told)
     stopwatch = Stopwatch(started_by)
     try:
         require_output()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -10,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from lbsgd.errors import ConfigError, LbsgdError, print_error
+from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import launchers
+from lbsgd.processes.signals import STOP_SIGNALS, ignored_by_nohup
 
 
 def from_rank_0(function: Callable[[], Any]) -> Any:
@@ -55,6 +57,7 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
     alive after a while, because then the error was theirs alone. No launcher ends the processes of other hosts, and
     some launchers end none at all, so processes that wait for this one are told.
     """
+    at_a_signal(lambda number: end_with_error(error, quiet=True))  # srun, say, which ends all after the first
     try:
         processes = Processes.from_environment()
     except ConfigError:  # the environment is wrong, so nobody can say where the others wait
@@ -81,6 +84,26 @@ def end_despite_threads() -> None:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(0)
+
+
+def end_at_a_signal(words: str, quiet: bool = False) -> None:
+    """Let a stop signal end this process at once, with exit code 75, until a `Guard` takes over.
+
+    Ctrl-C would print a traceback otherwise, and no signal would end the first process of a container.
+    """
+
+    def end(number: int) -> None:
+        is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+        end_with_error(Stopped(f"{signal.Signals(number).name}{words}"), quiet or not is_first)
+
+    at_a_signal(end)
+
+
+def at_a_signal(end: Callable[[int], None]) -> None:
+    """Call `end` with the number of each stop signal from now on."""
+    for number in STOP_SIGNALS:
+        if not ignored_by_nohup(number):
+            signal.signal(number, lambda number, _: end(number))
 
 
 def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
