@@ -82,13 +82,7 @@ def die_at(point):
             change("half a file", ())
             return len(data) // 2 + file.write(data[len(data) // 2 :])
 
-    def torch_in_halves(content, path):
-        write(content, path)
-        os.truncate(path, path.stat().st_size // 2)
-        change("half a file", ())
-        write(content, path)
-
-    write, torch.save, Path.write_bytes = torch.save, torch_in_halves, in_halves
+    Path.write_bytes = in_halves
     sys.addaudithook(change)
 
 
