@@ -6,10 +6,9 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 
 from lbsgd.commands.flag_types import require_alone
-from lbsgd.config.libraries.arguments import LIBRARIES, Library
+from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.errors import ConfigError
 
 
@@ -44,16 +43,10 @@ def run(given: argparse.Namespace) -> int:
         raise ConfigError("--markdown writes docs/checks.md, which holds every code: say --explain all")
     if given.explain is not None:
         return print_explanation(given.explain, as_markdown=given.markdown)
-    return check_files(given.files, given.json, given.fix, given.deepspeed, given.library)
+    return check_files(given)
 
 
-def check_files(
-    names: Sequence[str],
-    as_json: bool = False,
-    fix: bool = False,
-    deepspeed: str | None = None,
-    library: Library | None = None,
-) -> int:
+def check_files(given: argparse.Namespace) -> int:
     """Print the findings of files and folders, in a library's hands if one is given; return 1 if there are errors.
 
     Raises ConfigError that names what could not be checked, once the rest is printed.
@@ -65,24 +58,24 @@ def check_files(
     from lbsgd.config.checks.in_library import in_library
     from lbsgd.config.checks.inspection import inspect
 
-    if not names:
+    if not given.files:
         raise ConfigError("lbsgd check: name a DeepSpeed JSON or a folder of them, or a code with --explain")
-    versions = versions_in(deepspeed or installed())
-    if len(versions) > 1 and (as_json or fix or library):
+    versions = versions_in(given.deepspeed or installed())
+    if len(versions) > 1 and (given.json or given.fix or given.library):
         raise ConfigError("lbsgd check: a range of versions is a table; --json, --fix and --for want one version")
-    files = files_of(names)
+    files = files_of(given.files)
     for name in files.empty:  # beside the output, which may be JSON
         print(f"{name} is empty, passed over", file=sys.stderr)
-    if fix:
+    if given.fix:
         files.require_all()  # before anything is written
     if len(versions) > 1:
         code = print_versions(files.checked, versions, files.passed_over)
         files.require_all()
         return code
-    inspections = [inspect(file, fix, versions[0]) for file in files.checked]
-    if library:
-        inspections = [in_library(each, library) for each in inspections]
-    if as_json:
+    inspections = [inspect(file, given.fix, versions[0]) for file in files.checked]
+    if given.library:
+        inspections = [in_library(each, given.library) for each in inspections]
+    if given.json:
         print(json.dumps(as_dict(inspections, versions[0], files.passed_over), indent=2))
     else:
         print_inspections(inspections, passed_over=files.passed_over)
@@ -90,7 +83,7 @@ def check_files(
     return int(any(each.count("error") for each in inspections))
 
 
-def print_explanation(code: str, as_markdown: bool = False) -> int:
+def print_explanation(code: str, as_markdown: bool) -> int:
     """Print the entry of a code, or of all; as Markdown, always all: docs/checks.md."""
     from lbsgd.config.checks.explain import WIDTH, explain, explain_all, markdown
     from lbsgd.report.lines import on_terminal

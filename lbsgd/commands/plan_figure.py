@@ -22,7 +22,7 @@ LABELS = 10  # letters before the first column
 WIDTH = 120  # letters: enough for all columns
 
 
-def in_terminal(plan: Plan, width: int = WIDTH, height: int = HEIGHT) -> list[str]:
+def in_terminal(plan: Plan, width: int = WIDTH) -> list[str]:
     """Return the lines of a bar chart: a column per stretch of iterations, the learning rate on a logarithmic axis.
 
     The axis, which says `epochs` behind the last column, has at most `width` letters.
@@ -32,10 +32,10 @@ def in_terminal(plan: Plan, width: int = WIDTH, height: int = HEIGHT) -> list[st
     lrs = [learning_rate(plan.num_iterations * column // columns, plan.schedule) for column in range(columns)]
     low, high = math.log10(min(lrs)), math.log10(max(lrs))
     low -= 0.15 * (high - low) or 1.0  # so that the lowest bar still shows
-    levels = [round((math.log10(lr) - low) / (high - low) * height * 8) for lr in lrs]
+    levels = [round((math.log10(lr) - low) / (high - low) * HEIGHT * 8) for lr in lrs]
     lines = []
-    for row in reversed(range(height)):
-        label = f"{10 ** (low + (high - low) * (row + 1) / height):.2g}"
+    for row in reversed(range(HEIGHT)):
+        label = f"{10 ** (low + (high - low) * (row + 1) / HEIGHT):.2g}"
         bars = "".join(BLOCKS[min(8, max(0, level - 8 * row))] for level in levels)
         lines.append(f"{label:>8} ┤{bars}")
     return [*lines, " " * (LABELS - 1) + "└" + "─" * columns, " " * LABELS + axis(plan.num_epochs, columns)]

@@ -79,8 +79,8 @@ def algorithm_of(choice: Choice) -> str:
     return RING if choice.hierarchy == "servers" else FLAT_RING
 
 
-def running(plan: Plan, gpus_per_server: int, backend: str = "nccl") -> tuple[str, str]:
-    """Return the algorithm that runs with a plan on such servers, and why.
+def running(plan: Plan, gpus_per_server: int) -> tuple[str, str]:
+    """Return the algorithm that runs with a plan and NCCL on such servers, and why.
 
     Raises ConfigError if the JSON demands one that cannot run there.
     """
@@ -89,5 +89,5 @@ def running(plan: Plan, gpus_per_server: int, backend: str = "nccl") -> tuple[st
         return FLAT_RING, f"DeepSpeed's own: {reason}"
     full, rest = divmod(plan.world_size, gpus_per_server)
     sizes = [gpus_per_server] * full + ([rest] if rest else [])
-    choice = choose(plan.recipe.aggregation, sizes, backend)
+    choice = choose(plan.recipe.aggregation, sizes, "nccl")
     return algorithm_of(choice), str(choice)
