@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,10 @@ class Checkout:
     def environment(self, **more: str) -> dict[str, str]:
         """Return the environment in which Python imports this code and no other."""
         return {**os.environ, "PYTHONPATH": str(self.folder), **more}
+
+    def run(self, command: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        """Run a command in this code and return how it ended, with what it printed."""
+        return subprocess.run(command, cwd=self.folder, env=self.environment(), capture_output=True, text=True)
 
 
 @contextmanager
@@ -132,10 +136,14 @@ def require_untouched(checkout: Checkout) -> None:
 def build_kernels(checkout: Checkout) -> None:
     """Compile the loader's kernels there, and say so where that fails: the pixels are others without them."""
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-    done = subprocess.run(command, cwd=checkout.folder, capture_output=True, text=True, check=False)
+    done = checkout.run(command)
     if not list(checkout.folder.glob(KERNELS)):  # setup.py takes them as optional, and ends with 0
-        why = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-        say(f"warning: no kernels were compiled in {checkout.folder}, so FFCV decodes the images ({why})")
+        say(f"warning: no kernels were compiled in {checkout.folder}, so FFCV decodes the images ({last_line(done)})")
+
+
+def last_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line that a command has printed, of its errors if there are any."""
+    return (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
 
 
 def unsaved_changes(root: Path = ROOT) -> str:
@@ -150,8 +158,8 @@ def git(folder: Path, *arguments: str) -> str:
     except FileNotFoundError:
         raise ConfigError("reproduce: git is not installed; a grid runs from a git worktree of its commit") from None
     if done.returncode:
-        said = done.stderr.strip().splitlines() or ["no reason given"]
         raise ConfigError(
-            f"reproduce: git {arguments[0]} failed in {folder} ({said[-1]}); run it from a git clone of the repository"
+            f"reproduce: git {arguments[0]} failed in {folder} ({last_line(done)}); run it from a git clone of "
+            "the repository"
         )
     return done.stdout.strip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from lbsgd.experiments.checkout import (
     NOTE,
     ROOT,
     Checkout,
+    last_line,
     noted_commit,
     one_at_a_time,
     open_checkout,
@@ -210,20 +210,13 @@ def prepare(request: Request, checkout: Checkout) -> None:
     """Make the data folder by the repository's own tools; complete, they leave it as it is."""
     places, folder = {"work_dir": request.work_dir}, request.data_folder
     for arguments in request.data.prepare:
-        try:
-            run_tool([sys.executable, *(part.format(**places) for part in arguments)], checkout)
-        except DataError as error:
+        tool = [part.format(**places) for part in arguments]
+        done = checkout.run([sys.executable, *tool])
+        if done.returncode:
             older = f"; if other code than {checkout.commit[:10]} made {folder}, delete it" if folder.exists() else ""
-            raise DataError(f"{error}{older}") from None
+            raise DataError(f"{shlex.join(tool)}: {last_line(done).removeprefix('error: ')}{older}")
     if not (folder / request.data.complete).exists():
         raise DataError(
             f"{folder} holds no converted data; make it with "
             f"`python tools/convert_imagenet_to_ffcv.py --source YOUR_COPY --data_dir {folder}`"
         )
-
-
-def run_tool(command: Sequence[str], checkout: Checkout) -> None:
-    done = subprocess.run(command, cwd=checkout.folder, env=checkout.environment(), capture_output=True, text=True)
-    if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
-        raise DataError(f"{shlex.join(command[1:])}: {said.removeprefix('error: ')}")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 from lbsgd.disk import say
 from lbsgd.errors import DataError
-from lbsgd.experiments.checkout import Checkout
+from lbsgd.experiments.checkout import Checkout, last_line
 from lbsgd.experiments.grid import DataSet
 from lbsgd.report.run_log import LOG_NAME
 
@@ -54,9 +53,7 @@ def logged_fingerprint(run: Path) -> str:
 def fingerprint_of(data: DataSet, folder: Path, checkout: Checkout) -> str:
     """Return the fingerprint of a data folder; nothing, and a warning, where the grid's code cannot tell it."""
     code = "import sys; from pathlib import Path; " + (DETECTOR if data.is_detection else CLASSIFIER)
-    command = [sys.executable, "-c", code, str(folder.resolve())]
-    done = subprocess.run(command, cwd=checkout.folder, env=checkout.environment(), capture_output=True, text=True)
+    done = checkout.run([sys.executable, "-c", code, str(folder.resolve())])
     if done.returncode:
-        why = (done.stderr.strip() or "no reason given").splitlines()[-1]
-        say(f"warning: whether {folder} holds the images of the runs before is not known ({why})")
+        say(f"warning: whether {folder} holds the images of the runs before is not known ({last_line(done)})")
     return done.stdout.strip()
