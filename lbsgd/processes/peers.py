@@ -64,14 +64,15 @@ class Peers:
 
         gloo takes the address of the host's own name, which is 127.0.1.1 on a fresh Debian.
         """
-        mine, other = self.name(self.rank), self.name(0 if self.rank else self.world_size - 1)
-        if os.environ.get("GLOO_SOCKET_IFNAME") or mine.split()[-1] == other.split()[-1]:
+        other = 0 if self.rank else self.world_size - 1
+        if os.environ.get("GLOO_SOCKET_IFNAME") or self.host(self.rank) == self.host(other):
             return
         address = own_address()
         if ipaddress.ip_address(address).is_loopback:
             raise ConfigError(
-                f"{mine} takes {address} for its address, at which {other} cannot reach it; set GLOO_SOCKET_IFNAME to "
-                "the network's interface (`ip -brief address` lists them), or correct the host's name in /etc/hosts"
+                f"{self.name(self.rank)} takes {address} for its address, at which {self.name(other)} cannot reach it; "
+                "set GLOO_SOCKET_IFNAME to the network's interface (`ip -brief address` lists them), or correct the "
+                "host's name in /etc/hosts"
             )
 
     def own_connection(self) -> Store:
@@ -79,7 +80,10 @@ class Peers:
         return self.store.clone()  # type: ignore[attr-defined]  # torch's type stubs lack it
 
     def name(self, rank: int) -> str:
-        return f"rank {rank} on {self.store.get(f'host/{rank}').decode()}"
+        return f"rank {rank} on {self.host(rank)}"
+
+    def host(self, rank: int) -> str:
+        return self.store.get(f"host/{rank}").decode()
 
     # --- the first failure -------------------------------------------------------------------------------------------
 
