@@ -425,7 +425,7 @@ def test_a_meeting_point_that_cannot_be_reached_is_told_before_the_guard_sees_a_
     tmp_path, rank, address, code, told
 ):
     port = free_port()
-    ending = Ending(tmp_path, meets, rank, address, port, 6)  # each attempt may take 4, and waits for a busy machine
+    ending = Ending(tmp_path, meets, rank, address, port, 9)  # each attempt may take 6, and waits for a busy machine
     [line] = ending.lines
     assert (ending.code, line[: len(told.format(port))]) == (code, told.format(port))
 
