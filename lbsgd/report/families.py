@@ -16,10 +16,9 @@ from lbsgd.report.names import places_of, row_names
 from lbsgd.report.recipe import flat
 
 SHARED = ("epochs", "iterations", "num_images", "decay", "augmentation")  # keys of the recipe that make a family
-# Further leaves that make one, and those that `changes_of` has words for.
-NAMED = {
-    *("batch_norm.per_worker_batch", "batch_norm.scope", "batch_norm.statistics", "batch_norm.zero_last_gamma"),
-    *("linear_scaling.rule", "linear_scaling.base_lr", "linear_scaling.base_batch", "warmup.kind"),
+NAMED = {  # leaves that `changes_of` has words for
+    *("batch_norm.scope", "batch_norm.statistics", "batch_norm.zero_last_gamma"),
+    *("linear_scaling.rule", "linear_scaling.base_lr", "warmup.kind"),
     *("momentum.correction", "weight_decay.scaling", "weight_decay.on_batch_norm"),
 }
 
@@ -127,7 +126,7 @@ def further_settings(row: Group) -> dict[str, Any]:
     Null is no value: what it stands for follows from a key with words. The start of the warmup alone has a default.
     """
     recipe, params = row.recipe, row.header["config"]["optimizer"].get("params", {})
-    rest = {key: block for key, block in recipe.items() if key not in (*SHARED, *NOT_A_ROW)}
+    rest = {key: block for key, block in recipe.items() if key not in NOT_A_ROW}
     if not recipe["momentum"]["correction"]:
         del rest["momentum"]  # "not corrected" says the form
     if recipe["warmup"]["kind"] == "none":
