@@ -517,11 +517,15 @@ def test_the_mean_of_the_workers_variances_is_not_the_variance_of_all():
     assert (moved_once(x, momentum=1.0)[1] / exact(x)[1]).max() < 0.6
 
 
-def test_recomputing_without_a_training_forward_is_refused():
+def test_recomputing_without_a_training_forward_of_each_layer_in_training_is_refused():
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N).eval()
     with pytest.raises(ValueError, match="no forward in training mode"), recomputing_statistics(layer):
         layer(images(N))
     assert not layer.running_mean.any()
+    used, unused = (PerWorkerBatchNorm2d(5, per_worker_batch=N) for _ in range(2))
+    with pytest.raises(ValueError, match="made no forward"), recomputing_statistics(nn.Sequential(used, unused)):
+        used(images(N))
+    assert not used.running_mean.any()
 
 
 # --- several processes -----------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import OtherFailed, Peers
 from lbsgd.processes.ports import free_port
-from lbsgd.processes.signals import STOP_SIGNALS
+from lbsgd.processes.signals import STOP_SIGNALS, StopSignals
 from lbsgd.train.facts import fingerprints
 
 ALONE = Processes(rank=0, world_size=1, local_rank=0, local_world_size=1)
@@ -242,6 +242,22 @@ def test_a_signal_ends_at_once_a_process_that_has_nothing_to_save(tmp_path, numb
     ending = Ending(tmp_path, guarded, signals=[number])
     assert ending.code == Stopped.exit_code == 75
     assert ending.lines == [f"stopped: {number.name} at iteration 7; the same command with --resume goes on"]
+
+
+def test_a_signal_that_asks_for_something_else_is_no_request_to_stop():
+    """Python writes the number of every signal that has a handler into the pipe."""
+    before = signal.signal(signal.SIGWINCH, lambda *_: None)
+    signals = StopSignals()
+    try:
+        signal.raise_signal(signal.SIGWINCH)
+        assert signals.wait(PATIENCE_SECONDS) == []
+        signal.raise_signal(signal.SIGUSR1)
+        assert signals.wait(PATIENCE_SECONDS) == [signal.SIGUSR1]
+    finally:
+        signals.restore()
+        signal.signal(signal.SIGWINCH, before)
+        signals.wake()
+        signals.close()
 
 
 def guarded_under_nohup():

@@ -421,3 +421,15 @@ def test_a_run_whose_grid_has_died_before_it_asks_ends_at_once():
         assert run.wait(PATIENCE_SECONDS) == -signal.SIGTERM
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def test_a_port_that_is_taken_is_not_given(monkeypatch):
+    with socket.socket() as taken, socket.socket() as other:
+        for each in (taken, other):
+            each.bind(("", 0))
+        ports = [each.getsockname()[1] for each in (taken, other)]
+        monkeypatch.setattr("random.SystemRandom", lambda: SimpleNamespace(sample=lambda *_: ports))
+        with pytest.raises(ConfigError, match="no port is free among 100"):
+            free_port()
+        other.close()
+        assert free_port() == ports[1]

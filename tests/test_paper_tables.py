@@ -256,6 +256,20 @@ def edited(folder, edit):
             ),
             "momentum 0.8, momentum not corrected",
         ),
+        (
+            lambda header: (
+                header["recipe"]["batch_norm"].update(scope="all"),
+                header["recipe"]["weight_decay"].update(on_batch_norm=True),
+            ),
+            "batch norm all, decay on batch norm yes",
+        ),
+        (
+            lambda header: (
+                header["recipe"]["batch_norm"].update(statistics="first_worker"),
+                header["recipe"]["weight_decay"].update(scaling="inverse_lr", base=1e-4),
+            ),
+            "statistics first_worker, weight decay inverse_lr",
+        ),
     ],
 )
 def test_what_differs_is_named_and_is_not_the_paper_s_row(tmp_path, edit, label):
@@ -279,10 +293,39 @@ def test_a_warmup_up_to_base_batch_is_named(tmp_path):
     assert family.baseline.values == ERRORS["x1"]
 
 
-def test_runs_on_other_images_are_no_seeds_of_one_row(tmp_path):
-    for seed, data in enumerate(["images a", "images b"]):
-        edited(write_log(tmp_path, TABLE_1[0], seed, [1.0]), lambda header, data=data: header.update(data=data))
-    assert [len(family.rows) for family in families_at([tmp_path])] == [1, 1]
+OTHER_FAMILY = [
+    lambda header: header.update(data="other images"),
+    lambda header: header.update(model="resnet50"),
+    lambda header: header["recipe"].update(num_images=1437),
+    lambda header: header["recipe"].update(epochs=None, iterations=48),
+    lambda header: header["recipe"].update(epochs=None, iterations=96),
+    lambda header: header["recipe"]["decay"].update(factor=0.2),
+    lambda header: header["recipe"]["augmentation"].update(resolution=64),
+    lambda header: header["recipe"]["batch_norm"].update(per_worker_batch=16),
+    lambda header: header["recipe"]["linear_scaling"].update(base_batch=64),
+]
+OTHER_ROW = [
+    *OTHER_FAMILY,
+    lambda header: header.update(global_batch=64),
+    lambda header: header.update(precision="bf16"),
+    lambda header: header.update(started_from="a network"),
+    lambda header: header["schedule"].update(reference_lr=0.3),
+    lambda header: header["recipe"]["biases"].update(lr_factor=2.0),
+    lambda header: header["config"]["optimizer"]["params"].update(momentum=0.8),
+]
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_no_seeds_of_one_row(tmp_path):
+    for seed, edit in enumerate([lambda header: None, *OTHER_ROW]):
+        edited(write_log(tmp_path, TABLE_1[0], seed, [1.0]), edit)
+    assert [len(row.runs) for row in group_runs(find_runs([tmp_path]))] == [1] * (1 + len(OTHER_ROW))
+
+
+def test_rows_that_do_not_share_network_images_and_schedule_are_not_compared(tmp_path):
+    write_log(tmp_path / "longer", TABLE_1[0], 0, [1.0, 1.0])
+    for seed, edit in enumerate([lambda header: None, *OTHER_FAMILY]):
+        edited(write_log(tmp_path, TABLE_1[0], seed, [1.0]), edit)
+    assert [len(family.rows) for family in families_at([tmp_path])] == [1] * (2 + len(OTHER_FAMILY))
 
 
 def test_published_logs_in_a_grid_s_checkout_are_not_its_runs(tmp_path):

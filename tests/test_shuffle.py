@@ -118,6 +118,14 @@ def test_what_does_not_divide_is_refused(sizes, message):
         rank_batches(epoch_order(1000, 0, 0), **{**fitting, **sizes})
 
 
+@pytest.mark.parametrize("rank", [-1, 3])
+def test_no_share_is_made_for_a_rank_that_does_not_exist(rank):
+    with pytest.raises(ValueError, match=f"rank {rank} is not one of the 3 ranks"):
+        rank_share(10, world_size=3, rank=rank)
+    with pytest.raises(ValueError, match=f"rank {rank} is not one of the 3 ranks"):
+        rank_groups(epoch_order(10, 0, 0), num_images=10, per_worker_batch=2, world_size=3, rank=rank)
+
+
 @pytest.mark.parametrize("cut", [dict(world_size=0), dict(world_size=2, rank=2)])
 def test_the_sampler_takes_no_world_size_for_another(cut):
     with pytest.raises(ValueError, match="is not one of the"):
@@ -155,6 +163,7 @@ def test_a_number_of_images_of_ffcv_s_type_gives_the_same_order():
 def test_the_epoch_that_counts_is_the_one_set_when_the_first_batch_is_asked_for():
     """Lightning asks for an iterator before it tells the epoch of a resumed run."""
     sampler = SharedShuffleSampler(64, global_batch=16, micro_batch=16)
+    assert list(sampler)[0] == epoch_order(64, 0, 0)[:16].tolist()  # epoch 0 where nobody sets one
     batches = iter(sampler)
     sampler.set_epoch(2)
     assert next(batches) == epoch_order(64, 0, 2)[:16].tolist()
