@@ -15,15 +15,12 @@ from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import explicit_numbers
 
 
-def deviation(
-    key: str, message: str, fix: str, source: str, planned: Planned, lost: published.Loss | None = None
-) -> Hit:
+def deviation(key: str, message: str, source: str, planned: Planned, lost: published.Loss | None = None) -> Hit:
     """Return the hit for an intent that is not the paper's: where the paper says so, and what it lost at what batch."""
-    said = (
-        f"{message}; with this the paper lost {lost.points:g} points at {lost.global_batch} images" if lost else message
-    )
-    points = lost.points_at(planned.global_batch) if lost else None
-    return Hit(key, f"{said} ({source})", f"{fix} unless you compare", points=points)
+    if lost is None:
+        return Hit(key, f"{message} ({source})")
+    said = f"{message}; with this the paper lost {lost.points:g} points at {lost.global_batch} images ({source})"
+    return Hit(key, said, points=lost.points_at(planned.global_batch))
 
 
 def loss_of(measured: Mapping[int, tuple[float, float]], planned: Planned) -> published.Loss:
@@ -54,7 +51,7 @@ def no_warmup(planned: Planned) -> Iterator[Hit]:
     if is_scaled_up(planned) and planned.recipe.warmup.kind == "none" and rises:
         said = f"is none for {kn} images, {kn / scaling.base_batch:g} times base_batch"
         lost = loss_of(published.NO_WARMUP, planned)
-        yield deviation("lbsgd.warmup.kind", said, 'use "gradual"', "Table 1", planned, lost)
+        yield deviation("lbsgd.warmup.kind", said, "Table 1", planned, lost)
 
 
 @rule(
@@ -69,7 +66,7 @@ def no_warmup(planned: Planned) -> Iterator[Hit]:
 def constant_warmup(planned: Planned) -> Iterator[Hit]:
     if is_scaled_up(planned) and planned.recipe.warmup.kind == "constant":
         said, lost = "is constant, and the jump to the full learning rate undoes it", published.CONSTANT_WARMUP
-        yield deviation("lbsgd.warmup.kind", said, 'use "gradual"', "Table 1", planned, loss_of(lost, planned))
+        yield deviation("lbsgd.warmup.kind", said, "Table 1", planned, loss_of(lost, planned))
 
 
 @rule(
@@ -91,7 +88,7 @@ def other_scaling(planned: Planned) -> Iterator[Hit]:
     if is_scaled_up(planned) and rule_name != "linear":
         said = f"is {rule_name}, too small a learning rate for {planned.global_batch} images"
         lost = published.SQRT_RULE if rule_name == "sqrt" else published.FIXED_LR
-        yield deviation("lbsgd.linear_scaling.rule", said, 'use "linear"', "Table 2a", planned, loss_of(lost, planned))
+        yield deviation("lbsgd.linear_scaling.rule", said, "Table 2a", planned, loss_of(lost, planned))
 
 
 @rule(
@@ -115,7 +112,7 @@ def other_base_lr(planned: Planned) -> Iterator[Hit]:
         tried = {0.5: published.HALF_LR, 2.0: published.DOUBLE_LR}
         measured = next((tried[each] for each in tried if math.isclose(factor, each, rel_tol=0.02)), None)
         lost = loss_of(measured, planned) if measured else None
-        yield deviation("lbsgd.linear_scaling.base_lr", said, "use 0.1 for 256 images", "Table 2a", planned, lost)
+        yield deviation("lbsgd.linear_scaling.base_lr", said, "Table 2a", planned, lost)
 
 
 @rule(
@@ -135,7 +132,7 @@ def too_large_batch(planned: Planned) -> Iterator[Hit]:
     most, lost = published.LARGEST_GOOD_BATCH, published.loss_to_size(planned.global_batch)
     if planned.global_batch > most:
         said = f"is {planned.global_batch}, beyond the {most} up to which the linear rule matches the baseline"
-        yield deviation("train_batch_size", said, f"use {most} or fewer", "Fig. 1", planned, lost)
+        yield deviation("train_batch_size", said, "Fig. 1", planned, lost)
 
 
 @rule(
@@ -150,7 +147,7 @@ def too_large_batch(planned: Planned) -> Iterator[Hit]:
 def gamma_one(planned: Planned) -> Iterator[Hit]:
     if not planned.recipe.batch_norm.zero_last_gamma:
         said, lost = "is false, so blocks do not begin as the identity", loss_of(published.GAMMA_ONE, planned)
-        yield deviation("lbsgd.batch_norm.zero_last_gamma", said, "use true", "Table 2b", planned, lost)
+        yield deviation("lbsgd.batch_norm.zero_last_gamma", said, "Table 2b", planned, lost)
 
 
 @rule(
@@ -165,7 +162,7 @@ def gamma_one(planned: Planned) -> Iterator[Hit]:
 def statistics_of_all(planned: Planned) -> Iterator[Hit]:
     if planned.recipe.batch_norm.scope == "all":
         said = "is all, and statistics over all processes make another loss function, which depends on their number"
-        yield deviation("lbsgd.batch_norm.scope", said, 'use "worker"', "Sec. 2.3", planned)
+        yield deviation("lbsgd.batch_norm.scope", said, "Sec. 2.3", planned)
 
 
 @rule(
@@ -180,7 +177,7 @@ def statistics_of_all(planned: Planned) -> Iterator[Hit]:
 def uncorrected_momentum(planned: Planned) -> Iterator[Hit]:
     if not planned.recipe.momentum.correction:
         said = "is false, and the old momentum is too small while the learning rate rises"
-        yield deviation("lbsgd.momentum.correction", said, "use true", "Remark 2", planned)
+        yield deviation("lbsgd.momentum.correction", said, "Remark 2", planned)
 
 
 @rule(
@@ -199,7 +196,7 @@ def scaled_weight_decay(planned: Planned) -> Iterator[Hit]:
     scaling = planned.recipe.weight_decay.scaling
     if scaling != "none":
         said = f"is {scaling}, which scaling the loss in place of the learning rate amounts to"
-        yield deviation("lbsgd.weight_decay.scaling", said, 'use "none"', "Remark 1", planned)
+        yield deviation("lbsgd.weight_decay.scaling", said, "Remark 1", planned)
 
 
 @rule(
@@ -213,13 +210,8 @@ def scaled_weight_decay(planned: Planned) -> Iterator[Hit]:
 )
 def decayed_batch_norm(planned: Planned) -> Iterator[Hit]:
     if planned.recipe.weight_decay.on_batch_norm:
-        yield deviation(
-            "lbsgd.weight_decay.on_batch_norm",
-            "is true, and gamma and beta shrink, too",
-            "use false",
-            "Sec. 5.1",
-            planned,
-        )
+        said = "is true, and gamma and beta shrink, too"
+        yield deviation("lbsgd.weight_decay.on_batch_norm", said, "Sec. 5.1", planned)
 
 
 RULES = (
