@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from typing import Any, TypeGuard
 
-from lbsgd.config.accepted.values import as_bool
 from lbsgd.config.checks.deepspeed_keys import similar
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
@@ -123,7 +122,7 @@ def sum_that_is_refused(json: Document) -> Iterator[Hit]:
     beside = {
         "at ZeRO stage 3": json.stage == 3,
         "beside ZenFlow": json.get("zero_optimization.zenflow") is not None,
-        "beside DeepCompile": as_bool(json.get("compile.deepcompile", False)),
+        "beside DeepCompile": json.is_on("compile.deepcompile"),
     }
     where = [words for words, stands in beside.items() if stands]
     if sums(json) and where:
@@ -142,7 +141,7 @@ def sum_that_is_refused(json: Document) -> Iterator[Hit]:
     example={"fp16": None, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}, "zero_optimization": {"stage": 1}},
 )
 def rounded_by_zero(json: Document) -> Iterator[Hit]:
-    alone = json.enabled("torch_autocast") and not (json.enabled("fp16") or json.enabled("bf16"))  # else D15
+    alone = json.enabled("torch_autocast") and json.weights == "fp32"  # else D15
     rounds = json.get("torch_autocast.lower_precision_safe_modules") != [] and json.since("0.17")
     dtype = json.get("torch_autocast.dtype", "bfloat16")
     if alone and rounds and json.stage and dtype not in NAMES_OF_TYPES["fp16"]:  # which D14 refuses
@@ -190,7 +189,7 @@ def update_after_every_pass(json: Document) -> Iterator[Hit]:
     example={"zero_optimization": {"stage": 2}, "prescale_gradients": True},
 )
 def scaled_before_reduction(json: Document) -> Iterator[Hit]:
-    if json.stage not in (2, 3) or not as_bool(json.get("zero_optimization.reduce_scatter", True)) or sums(json):
+    if json.stage not in (2, 3) or not json.is_on("zero_optimization.reduce_scatter", True) or sums(json):
         return
     scaled = {"prescale_gradients": bool(json.get("prescale_gradients")), FACTOR: json.get(FACTOR, 1.0) != 1.0}
     for key in scaled:
@@ -217,8 +216,7 @@ def scaled_before_reduction(json: Document) -> Iterator[Hit]:
 )
 def gradient_type(json: Document) -> Iterator[Hit]:
     key = "data_types.grad_accum_dtype"
-    weights = "fp16" if json.enabled("fp16") else "bf16" if json.enabled("bf16") else "fp32"
-    given, correction = json.get(key), json.beside_intent({key: DELETE})
+    weights, given, correction = json.weights, json.get(key), json.beside_intent({key: DELETE})
     copied = NAMES_OF_TYPES["fp32"] if weights == "bf16" and not json.since("0.18") else ()
     if json.stage == 0 and given is not None and given not in (*NAMES_OF_TYPES[weights], *copied):
         yield Hit(key, f"is not {weights}, and stage 0 knows one type for both", correction=correction)

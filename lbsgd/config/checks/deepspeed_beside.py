@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.accepted.values import as_bool
 from lbsgd.config.checks.deepspeed_batch import FACTOR, NAMES_OF_TYPES, sums
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_number, shown
@@ -25,10 +24,10 @@ REPLACING = ("OneCycle", "LRRangeTest", "OneCycleLR", "CyclicLR")  # schedulers 
 def refused_beside(json: Document) -> Iterator[tuple[str, str]]:
     """Yield each value that other keys make one that DeepSpeed refuses, and why."""
     key, gamma = "zero_optimization.legacy_stage1", json.get(GAMMA, 0.1)
-    if json.stage and as_bool(json.get(key, False)):
+    if json.stage and json.is_on(key):
         yield key, "is true, and the old ZeRO stage 1 is gone"
     key = "zero_optimization.zero_quantized_weights"
-    if json.enabled("torch_autocast") and as_bool(json.get(key, False)) and json.since("0.17"):
+    if json.enabled("torch_autocast") and json.is_on(key) and json.since("0.17"):
         yield key, "is true, and works without torch_autocast only"
     if json.get("scheduler.type") == "StepLR" and gamma != "auto" and not isinstance(gamma, (int, float)):
         yield GAMMA, f"is {shown(gamma)}, with which StepLR multiplies after step_size updates"
@@ -63,40 +62,36 @@ def reads_factor(json: Document) -> bool:
 
     It does not before it scales, nor where ZeRO-1 scatters, nor where it sums.
     """
-    scatters = json.stage == 1 and as_bool(json.get("zero_optimization.reduce_scatter", True))
+    scatters = json.stage == 1 and json.is_on("zero_optimization.reduce_scatter", True)
     return not json.get("prescale_gradients") and not sums(json) and not (scatters and not copies_weights_itself(json))
 
 
 def copies_weights_itself(json: Document) -> bool:
     """Whether DeepSpeed's fp16 or bf16 optimizer keeps float32 weights, and not that of a ZeRO stage."""
     float32 = json.get("data_types.grad_accum_dtype") in NAMES_OF_TYPES["fp32"]
-    bf16 = json.enabled("bf16")
-    return (json.stage == 0 and (bf16 or json.enabled("fp16"))) or (json.stage == 1 and bf16 and float32)
+    return (json.stage == 0 and json.weights != "fp32") or (json.stage == 1 and json.enabled("bf16") and float32)
 
 
 def is_replaced(json: Document) -> bool:
     """Whether a scheduler writes over the learning rate of an optimizer of DeepSpeed's before anything reads it."""
     kind, params = json.get("scheduler.type"), json.block("scheduler.params")
     warms_up = kind in ("WarmupLR", "WarmupDecayLR") and params.get("warmup_max_lr") is not None
-    optimizer = str(json.get("optimizer.type")).lower()
-    own = optimizer in json.accepted.optimizers and optimizer != "adagrad"  # which is torch's, and looks at it
-    return (warms_up or kind in REPLACING) and own and not json.block("optimizer.params").get("torch_adam")
+    own = json.accepted.optimizers.keys() - {"adagrad"}  # which is torch's, and looks at it
+    return (warms_up or kind in REPLACING) and json.has_own(own)
 
 
 def offloading(json: Document, name: str) -> list[str]:
     """Return the keys inside zero_optimization, of today's name and of the old one, that switch an offload on."""
     device = json.get(f"zero_optimization.{name}.device", "none")
     old = OLD_NAMES[name]
-    switches = {name: device not in ("none", None), old: as_bool(json.get(f"zero_optimization.{old}", False))}
+    switches = {name: device not in ("none", None), old: json.is_on(f"zero_optimization.{old}")}
     return [key for key, on in switches.items() if on]
 
 
 def is_cycled(json: Document) -> bool:
     """Whether OneCycle writes over the betas of an optimizer of DeepSpeed's before anything reads them."""
-    kind, params = str(json.get("optimizer.type")).lower(), json.block("optimizer.params")
-    own = kind in ("adam", "adamw", "lamb", "lion") and not params.get("torch_adam")
     cycles = json.get("scheduler.type") == "OneCycle" and json.get("scheduler.params.cycle_momentum", True)
-    return bool(own and cycles) and not copies_weights_itself(json)
+    return bool(cycles) and json.has_own(("adam", "adamw", "lamb", "lion")) and not copies_weights_itself(json)
 
 
 def is_power_of_no_zero(json: Document) -> bool:
@@ -108,9 +103,8 @@ def is_power_of_no_zero(json: Document) -> bool:
 
 def wraps_fused_adam(json: Document) -> bool:
     """Whether DeepSpeed's fused Adam runs inside its fp16 optimizer, which 0.17 and later use for bf16 as well."""
-    adam = str(json.get("optimizer.type")).lower() in ("adam", "adamw") and not json.get("optimizer.params.torch_adam")
     half = json.enabled("fp16") or (json.enabled("bf16") and json.since("0.17"))
-    return adam and half and json.stage == 0 and not offloading(json, "offload_optimizer")
+    return json.has_own(("adam", "adamw")) and half and json.stage == 0 and not offloading(json, "offload_optimizer")
 
 
 def moves_without_rate(json: Document) -> bool:

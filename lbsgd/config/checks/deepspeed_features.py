@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbsgd.config.accepted.values import as_bool
 from lbsgd.config.checks.deepspeed_beside import offloading
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
@@ -35,7 +34,7 @@ NEEDED = {  # the keys without which a feature fails where it is on; the last th
 def other_engine(json: Document) -> Iterator[Hit]:
     if json.get(ZENFLOW) is not None:
         yield Hit(ZENFLOW, "updates a part of the weights later, on the CPU", correction={ZENFLOW: DELETE})
-    if as_bool(json.get(HYBRID, False)):
+    if json.is_on(HYBRID):
         yield Hit(HYBRID, "is true, and builds an engine for language models", correction={"hybrid_engine": DELETE})
 
 
@@ -91,8 +90,7 @@ def pathless_offload(json: Document) -> Iterator[Hit]:
     },
 )
 def offload_without_zero(json: Document) -> Iterator[Hit]:
-    own = str(json.get("optimizer.type")).lower() in BUILT_FOR_CPU and not json.get("optimizer.params.torch_adam")
-    if json.stage == 0 and own:
+    if json.stage == 0 and json.has_own(BUILT_FOR_CPU):
         for key in offloading(json, "offload_optimizer"):
             yield Hit(f"zero_optimization.{key}", "moves the update to the CPU, and at stage 0 the weights stay")
 
@@ -129,8 +127,8 @@ def own_accumulation_that_is_refused(json: Document) -> Iterator[Hit]:
     key = "managed_gradient_accumulation"
     beside = {
         f"beside overlap_comm at ZeRO stage {json.stage}": json.stage in (0, 1)
-        and as_bool(json.get("zero_optimization.overlap_comm", False)),
-        "beside DeepCompile": as_bool(json.get("compile.deepcompile", False)),
+        and json.is_on("zero_optimization.overlap_comm"),
+        "beside DeepCompile": json.is_on("compile.deepcompile"),
     }
     where = [words for words, stands in beside.items() if stands]
     if not json.get(key, True) and where and json.since("0.19"):

@@ -84,8 +84,8 @@ def unscaled_gradients(json: Document) -> Iterator[Hit]:
     example={"optimizer": {"type": "Lamb", "params": {"lr": 0.001}}, "fp16": {"enabled": False, "loss_scale": 128}},
 )
 def lamb_without_dynamic_scale(json: Document) -> Iterator[Hit]:
-    kind = str(json.get(TYPE))
-    if not kind.lower().endswith("lamb") or kind.lower() not in json.accepted.optimizers:
+    kind = json.get(TYPE)
+    if not json.optimizer.endswith("lamb") or json.optimizer not in json.accepted.optimizers:
         return
     static = json.get("fp16.loss_scale", 0) not in (0, "0", "0.0", "auto")
     if static and (json.enabled("fp16") or json.refused("D86 off")):
@@ -151,7 +151,7 @@ def is_unscaled(json: Document) -> bool:
 
 def is_scale_free(json: Document) -> bool:
     """Whether the optimizer's updates are the same for gradients that are a multiple."""
-    return str(json.get(TYPE)).lower() in SCALE_FREE
+    return json.optimizer in SCALE_FREE
 
 
 def is_refused(json: Document) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.accepted.values import as_bool, as_whole_number
+from lbsgd.config.accepted.values import as_whole_number
 from lbsgd.config.checks.deepspeed_beside import is_taken_beside
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import LARGEST, get, shown
@@ -36,7 +36,7 @@ def refused_later(json: Document) -> Iterator[tuple[str, str]]:
         if is_read(json, key) and value not in (None, "auto") and not is_count_from(least, value):
             yield key, f"is {shown(value)}, and DeepSpeed wants a whole number of at least {least}"
     method = json.get("optimizer.params.ns_method", "auto")
-    if str(json.get("optimizer.type")).lower() == "muon" and method not in ("auto", *NS_METHODS) and json.since("0.19"):
+    if json.optimizer == "muon" and method not in ("auto", *NS_METHODS) and json.since("0.19"):
         yield "optimizer.params.ns_method", f"is {shown(method)}, and Muon knows {' and '.join(NS_METHODS)}"
     modules = json.get(MODULES)
     if modules and json.enabled("torch_autocast") and json.since("0.17"):
@@ -52,7 +52,7 @@ def too_large(json: Document) -> Iterator[tuple[str, str]]:
             if any(abs(each) >= limit for each in numbers_in(value)) and not is_taken_beside(json, key):
                 yield key, f"is {shown(value)}, and no network survives updates with numbers of 10^12 or more"
     bucket = as_whole_number(json.get(BUCKET))
-    is_made = not json.plain or (json.stage and as_bool(json.get("zero_optimization.contiguous_gradients", True)))
+    is_made = not json.plain or (json.stage and json.is_on("zero_optimization.contiguous_gradients", True))
     if bucket is not None and bucket >= LARGEST and is_made:
         yield BUCKET, f"is {shown(json.get(BUCKET))}, a bucket that no memory holds"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from lbsgd.config.accepted.values import as_bool
 from lbsgd.config.checks.deepspeed_beside import copies_weights_itself, offloading
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
@@ -30,7 +29,7 @@ def half_master_weights(json: Document) -> Iterator[Hit]:
         if json.plain:
             why = fp16_refusal(json, masters) if key == FP16_MASTERS else bf16_refusal(json, key, masters, states)
         else:
-            why = "works with Adam on the CPU under offload only" if as_bool(json.get(key, False)) else None
+            why = "works with Adam on the CPU under offload only" if json.is_on(key) else None
         if why:
             yield Hit(key, why, correction=json.beside_intent({key: DELETE}))
 
@@ -41,40 +40,36 @@ def bf16_keys(json: Document) -> tuple[str, str]:
     return f"{block}.bf16_master_weights_and_grads", f"{block}.bf16_optimizer_states"
 
 
-def is_on(json: Document, key: str) -> bool:
-    return as_bool(json.get(key, False))
-
-
 def fp16_refusal(json: Document, bf16_masters: str) -> str | None:
     """Return why DeepSpeed refuses master weights in float16, None where it does not, or never reads the key."""
-    if not is_on(json, FP16_MASTERS) or not (json.since("0.17") or json.enabled("fp16")):
+    if not json.is_on(FP16_MASTERS) or not (json.since("0.17") or json.enabled("fp16")):
         return None
     stages = (1, 2, 3) if json.since("0.18") else (2,)
     if json.stage is not None and json.stage not in stages:
         return f"is true at ZeRO stage {json.stage}"
     if copies_weights_itself(json):
         return None
-    if json.since("0.18") and is_on(json, bf16_masters):
+    if json.since("0.18") and json.is_on(bf16_masters):
         return f"is true together with {bf16_masters}"
     return None if offloads_adam(json) else "is true, and works with Adam on the CPU under offload only"
 
 
 def bf16_refusal(json: Document, key: str, masters: str, states: str) -> str | None:
     """Return why DeepSpeed refuses one of the two keys of bfloat16, None where it does not."""
-    if not is_on(json, key) or not json.since("0.18"):
+    if not json.is_on(key) or not json.since("0.18"):
         return None
     if json.stage == 0:
         return "is true at ZeRO stage 0"
     if key == states:
-        return None if is_on(json, masters) else f"is true, and needs {masters}"
-    alone = not (is_on(json, states) or offloads_adam(json) or copies_weights_itself(json))
+        return None if json.is_on(masters) else f"is true, and needs {masters}"
+    alone = not (json.is_on(states) or offloads_adam(json) or copies_weights_itself(json))
     return f"is true, and needs {states}, or Adam on the CPU under offload" if alone else None
 
 
 def offloads_adam(json: Document) -> bool:
     """Whether DeepSpeed's own Adam runs on the CPU, or may: the program may bring it."""
     kind = json.get("optimizer.type")
-    own = kind in (None, "auto") or str(kind).lower() in ("adam", "adamw")
+    own = kind in (None, "auto") or json.optimizer in ("adam", "adamw")
     return own and bool(offloading(json, "offload_optimizer"))
 
 

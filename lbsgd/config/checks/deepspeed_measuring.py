@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from lbsgd.config.accepted.values import as_bool
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -35,12 +34,12 @@ SWITCHES = ("wall_clock_breakdown", f"{FLOPS}.enabled", "memory_breakdown")
 def measurement(json: Document) -> Iterator[Hit]:
     for key in SWITCHES:
         broken = key.startswith(FLOPS) and wrong_in_profiler(json)  # D97 says so
-        if as_bool(json.get(key, False)) and not broken:
+        if json.is_on(key) and not broken:
             yield Hit(key, "makes the host wait for the GPU in every pass", correction={key: DELETE})
-    if as_bool(json.get("comms_logger.enabled", False)):
+    if json.is_on("comms_logger.enabled"):
         said = "makes the host wait for the GPU after every collective call"
         yield Hit("comms_logger.enabled", said, correction={"comms_logger": DELETE})
-    if as_bool(json.get(f"{TIMER}.enabled", False)) and synchronizes(json):
+    if json.is_on(f"{TIMER}.enabled") and synchronizes(json):
         key, said = f"{TIMER}.enabled", "makes the host wait for the GPU before and after every pass"
         yield Hit(key, said, "set it to false when you have measured", {key: False})
 
@@ -62,7 +61,7 @@ def unusable_profiler(json: Document) -> Iterator[Hit]:
 
 def wrong_in_profiler(json: Document) -> dict[str, Any]:
     """Return the values that the profiler cannot compute with; in a plain JSON only where it runs."""
-    if json.plain and not as_bool(json.get(f"{FLOPS}.enabled", False)):
+    if json.plain and not json.is_on(f"{FLOPS}.enabled"):
         return {}
     values = json.block(FLOPS).items()
     return {name: value for name, value in values if name in PROFILER and not PROFILER[name][1](value)}
@@ -85,7 +84,7 @@ def timer_by_default(json: Document) -> Iterator[Hit]:
 
 def synchronizes(json: Document) -> bool:
     """Whether the throughput timer waits for the GPU where it is on."""
-    return as_bool(json.get(f"{TIMER}.synchronized", True))
+    return json.is_on(f"{TIMER}.synchronized", True)
 
 
 @rule(

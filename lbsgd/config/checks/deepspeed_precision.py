@@ -83,16 +83,15 @@ def images_not_cast(json: Document) -> Iterator[Hit]:
     },
 )
 def half_batch_norm(json: Document) -> Iterator[Hit]:
-    on = [block for block in ("fp16", "bf16") if json.enabled(block)]
-    if on and json.is_sgd and json.since("0.19") and not rounds_statistics(json, on[0]):
+    if json.weights != "fp32" and json.is_sgd and json.since("0.19") and not rounds_statistics(json):
         said = "makes weights half precision, and torch's BatchNorm then fails on a CPU and on contiguous GPU tensors"
-        yield Hit(on[0], said)
+        yield Hit(json.weights, said)
 
 
-def rounds_statistics(json: Document, weights: str) -> bool:
+def rounds_statistics(json: Document) -> bool:
     """Whether batch norm's buffers get the type of its weights, all of them."""
     kept = json.get("data_types.keep_in_fp32_modules")
-    return json.get("data_types.buffer_dtype") in NAMES_OF_TYPES[weights] and kept in (None, "auto", [])
+    return json.get("data_types.buffer_dtype") in NAMES_OF_TYPES[json.weights] and kept in (None, "auto", [])
 
 
 @rule(
@@ -110,7 +109,7 @@ def images_cast_alone(json: Document) -> Iterator[Hit]:
     switch = json.get("fp16.enabled", False)
     unclear = switch == "auto" or (not json.plain and type(switch) is not bool)  # D27
     fits = unclear or json.enabled("fp16") or (json.plain and json.enabled("torch_autocast"))
-    if as_bool(json.get("fp16.auto_cast", False)) and not fits and json.since("0.17"):
+    if json.is_on("fp16.auto_cast") and not fits and json.since("0.17"):
         yield Hit("fp16.auto_cast", "is true without fp16, so float16 images meet weights of another type")
 
 

@@ -55,7 +55,7 @@ def unknown_scheduler(json: Document) -> Iterator[Hit]:
     example={"bf16": {"enabled": True}, "scheduler": {"type": "StepLR", "params": {"step_size": 30}}},
 )
 def torch_scheduler_on_wrapped_optimizer(json: Document) -> Iterator[Hit]:
-    kind, wrapped = json.get(TYPE), json.stage or json.enabled("fp16") or json.enabled("bf16")
+    kind, wrapped = json.get(TYPE), json.stage or json.weights != "fp32"
     known = isinstance(kind, str) and kind not in json.accepted.schedulers and kind in json.accepted.torch_schedulers
     if wrapped and known:
         yield Hit(TYPE, f"is torch's {kind}, which fails on the optimizer that ZeRO, fp16 and bf16 wrap")

@@ -35,8 +35,7 @@ FLOAT32_DIGITS = math.log10(3.4028235e38)
     example={"data_types": {"param_dtype": "fp32"}},
 )
 def weights_of_another_type(json: Document) -> Iterator[Hit]:
-    enabled = "fp16" if json.enabled("fp16") else "bf16" if json.enabled("bf16") else "fp32"
-    given = json.get(PARAM_DTYPE)
+    enabled, given = json.weights, json.get(PARAM_DTYPE)
     if PARAM_DTYPE in json.accepted.keys and given not in (None, "auto", *NAMES_OF_TYPES[enabled]):
         said = f"is {shown(given)}, and the precision that is switched on is {enabled}"
         yield Hit(PARAM_DTYPE, said, correction=json.beside_intent({PARAM_DTYPE: DELETE}))
@@ -147,7 +146,7 @@ def unknown_buffer_type(json: Document) -> Iterator[Hit]:
     known = {"int8", "torch.int8"}.union(*NAMES_OF_TYPES.values())
     given = json.get(BUFFER_DTYPE)
     taken = given in (None, "auto", *known) or BUFFER_DTYPE not in json.accepted.keys
-    if not taken and (json.enabled("fp16") or json.enabled("bf16")):
+    if not taken and json.weights != "fp32":
         yield Hit(BUFFER_DTYPE, f"is {shown(given)}")
 
 
@@ -162,9 +161,8 @@ def unknown_buffer_type(json: Document) -> Iterator[Hit]:
     example={"optimizer": {"type": "Adagrad", "params": {"lr": 0.01}}, "bf16": {"enabled": True}},
 )
 def half_adagrad(json: Document) -> Iterator[Hit]:
-    kind = json.get("optimizer.type")
-    if str(kind).lower() == "adagrad" and copies_weights_itself(json) and numbers(installed("torch")) < (2, 12):
-        said = f"is {json.stage}, where half precision copies the weights after {kind} was built"
+    if json.optimizer == "adagrad" and copies_weights_itself(json) and numbers(installed("torch")) < (2, 12):
+        said = f"is {json.stage}, where half precision copies the weights after {json.get('optimizer.type')} was built"
         yield Hit("zero_optimization.stage", said)
 
 
@@ -187,7 +185,7 @@ def infinite_weights(json: Document) -> Iterator[Hit]:
     if grows and is_number(lr) and lr and math.log10(abs(lr)) + digits_after_50(gamma) > FLOAT32_DIGITS:
         yield Hit("scheduler.params.gamma", f"is {shown(gamma)}: after 50 updates no float32 holds the learning rate")
     momentum = json.get("optimizer.params.momentum")
-    sums = kind in ("SGD", "RMSprop") or str(kind).lower() == "muon"
+    sums = kind in ("SGD", "RMSprop") or json.optimizer == "muon"
     if sums and is_number(momentum) and digits_after_50(momentum) > FLOAT32_DIGITS:
         yield Hit("optimizer.params.momentum", f"is {shown(momentum)}: after 50 updates no float32 holds the sum")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from lbsgd.config.accepted.schema import NEWEST, Entry
 from lbsgd.config.accepted.schema import accepted as accepted_by
-from lbsgd.config.accepted.values import as_bool, is_untried, model_refusals, takes
+from lbsgd.config.accepted.values import is_untried, model_refusals, takes
 from lbsgd.config.checks.deepspeed_beside import is_taken_beside, moves_without_rate, refused_beside
 from lbsgd.config.checks.deepspeed_keys import block_names, nearest
 from lbsgd.config.checks.deepspeed_later import refused_later
@@ -27,7 +27,6 @@ BESIDE_BLOCK = frozenset(  # keys that a rule of their own judges where an lbsgd
     "optimizer.params.lr optimizer.params.momentum optimizer.params.weight_decay optimizer.params.nesterov "
     "scheduler.params.warmup_min_lr scheduler.params.warmup_max_lr gradient_predivide_factor".split()
 )
-NUMERALS = (int, float)
 OF_MUON = frozenset(
     "lr muon_lr adam_lr momentum weight_decay ns_method betas eps "
     "adam_w_mode torch_adam foreach fp32_optimizer_states".split()
@@ -103,7 +102,7 @@ def number_in_text(json: Document, key: str) -> dict[str, Any] | None:
 
 def numbers_meant(value: Any) -> Iterator[int | float]:
     """Yield the finite numbers that a text may stand for, or the whole one that a float is."""
-    for kind in NUMERALS if isinstance(value, str) else ():
+    for kind in (int, float) if isinstance(value, str) else ():
         with contextlib.suppress(ValueError):
             if is_number(number := kind(value)):
                 yield number
@@ -145,7 +144,7 @@ def unknown_argument(json: Document) -> Iterator[Hit]:
     example={"optimizer": {"type": "Muon", "params": {"lr": 0.01, "weight_decy": 0.1}}},
 )
 def ignored_by_muon(json: Document) -> Iterator[Hit]:
-    if str(json.get("optimizer.type")).lower() == "muon" and json.since("0.19"):
+    if json.optimizer == "muon" and json.since("0.19"):
         for name in sorted(set(json.block("optimizer.params")) - OF_MUON - {"max_grad_norm"}):  # D11 refuses the last
             yield Hit(f"optimizer.params.{name}", "is unknown to Muon, and ignored in silence", nearest(name, OF_MUON))
 
@@ -234,8 +233,8 @@ def missing_momentum(json: Document) -> Iterator[Hit]:
 )
 def scattered_muon(json: Document) -> Iterator[Hit]:
     key = "zero_optimization.reduce_scatter"
-    muon = str(json.get("optimizer.type")).lower() == "muon" and json.accepted.optimizer(json.get("optimizer.type"))
-    if muon and json.stage == 3 and as_bool(json.get(key, True)) and json.refused("D76"):
+    muon = json.optimizer == "muon" and json.accepted.optimizer(json.get("optimizer.type"))
+    if muon and json.stage == 3 and json.is_on(key, True) and json.refused("D76"):
         yield Hit(key, "is not false, and Muon at stage 3 needs whole gradients")
 
 

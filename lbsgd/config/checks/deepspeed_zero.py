@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.accepted.values import as_bool, as_whole_number
+from lbsgd.config.accepted.values import as_whole_number
 from lbsgd.config.checks.deepspeed_batch import BATCH, FACTOR, MICRO, PASSES, is_divisor
 from lbsgd.config.checks.deepspeed_beside import OLD_NAMES, copies_weights_itself, offloading, reads_factor
 from lbsgd.config.checks.deepspeed_values import numbers_meant
@@ -156,7 +156,7 @@ def large_bucket(json: Document) -> Iterator[Hit]:
 )
 def no_overlap(json: Document) -> Iterator[Hit]:
     key = "zero_optimization.overlap_comm"
-    if json.stage in (1, 2) and not as_bool(json.get(key)):
+    if json.stage in (1, 2) and not json.is_on(key):
         said = (
             "gradients are reduced after back-propagation"
             if json.stage == 1
@@ -177,7 +177,7 @@ def no_overlap(json: Document) -> Iterator[Hit]:
 )
 def checkpoint_of_adam(json: Document) -> Iterator[Hit]:
     for key in ("zero_optimization.elastic_checkpoint", "checkpoint.load_universal"):
-        if json.is_sgd and as_bool(json.get(key, False)):
+        if json.is_sgd and json.is_on(key):
             said = "expects Adam's state: with SGD it fails when a checkpoint is loaded"
             yield Hit(key, said, correction=json.beside_intent({key: DELETE}))
 
@@ -197,7 +197,7 @@ def checkpoint_of_adam(json: Document) -> Iterator[Hit]:
 )
 def divided_twice(json: Document) -> Iterator[Hit]:
     factor, processes = json.get(FACTOR, 1), processes_of(json)
-    scatters = as_bool(json.get(f"{ZERO}.reduce_scatter", True))
+    scatters = json.is_on(f"{ZERO}.reduce_scatter", True)
     if json.stage == 3 and not scatters and reads_factor(json) and is_divisor(factor) and factor > 1:
         if processes in (None, factor):
             yield Hit(FACTOR, f"is {factor:g}, and on {factor:g} processes ZeRO-3 divides gradients by it twice")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,10 @@ class Document:
         """Return the block at a key path, empty where there is none."""
         return block_of(self.config, name)
 
+    def is_on(self, key: str, default: bool = False) -> bool:
+        """Whether DeepSpeed's models take the value at a key path, or the default, for true."""
+        return as_bool(self.get(key, default))
+
     def enabled(self, block: str) -> bool:
         """Whether a precision block is switched on: by true, and in a plain JSON by whatever DeepSpeed takes for it."""
         if not self.plain:
@@ -76,9 +80,23 @@ class Document:
         return stage if type(stage) is int and 0 <= stage <= 3 else None
 
     @property
+    def weights(self) -> str:
+        """The type of the weights: fp16 or bf16 where that block is switched on, else fp32."""
+        return next((block for block in ("fp16", "bf16") if self.enabled(block)), "fp32")
+
+    @property
+    def optimizer(self) -> str:
+        """The optimizer's type in small letters, as DeepSpeed looks up its own."""
+        return str(self.get("optimizer.type")).lower()
+
+    @property
     def is_sgd(self) -> bool:
         """Whether the optimizer block names SGD, in whatever case."""
-        return str(self.get("optimizer.type")).lower() == "sgd"
+        return self.optimizer == "sgd"
+
+    def has_own(self, kinds: Container[str]) -> bool:
+        """Whether DeepSpeed builds an optimizer of its own of these types, and not torch's Adam in its place."""
+        return self.optimizer in kinds and not self.get("optimizer.params.torch_adam")
 
 
 @dataclass(frozen=True)
