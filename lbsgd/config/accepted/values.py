@@ -135,8 +135,9 @@ def type_refusals(models: Mapping[str, Any], kind: Any, value: Any) -> Iterator[
     """Yield what a type refuses in a value: nothing, one thing, or several inside a block or a list."""
     if kind == "any":
         return
-    if kind == "null" or isinstance(kind, str):
-        if value is not None if kind == "null" else not converts(kind, value):
+    if isinstance(kind, str):
+        fits = value is None if kind == "null" else converts(kind, value)
+        if not fits:
             yield "", f"is {shown(value)}, and DeepSpeed wants {NAMES[kind]}"
     elif "of" in kind:
         yield from bounded(models, kind, value)
@@ -153,7 +154,7 @@ def type_refusals(models: Mapping[str, Any], kind: Any, value: Any) -> Iterator[
         yield from each_refusals(models, kind["list"], value, list, "a list")
     elif "dict" in kind:
         yield from each_refusals(models, kind["dict"], value, dict, "a block of keys")
-    elif "enum" in kind and not converts_enum(tuple(kind["enum"]), value):
+    elif "enum" in kind and converted(enum_adapter(tuple(kind["enum"])), value) is None:
         yield "", f"is {shown(value)}, and DeepSpeed wants one of {', '.join(map(str, kind['enum']))}"
 
 
@@ -207,38 +208,32 @@ def enum_adapter(values: tuple[Any, ...]) -> Any:
     return TypeAdapter(base("Values", names))
 
 
-def converts(kind: str, value: Any) -> bool:
-    """Whether pydantic converts a value to a plain type."""
+def converted(adapter: Any, value: Any) -> Any:
+    """Return what one of pydantic's conversions makes of a value; None where it refuses it."""
     from pydantic import ValidationError
 
-    try:
-        adapter(kind).validate_python(value)
-    except ValidationError:
-        return False
-    return True
+    with contextlib.suppress(ValidationError):
+        return adapter.validate_python(value)
+    return None
+
+
+def converts(kind: str, value: Any) -> bool:
+    """Whether pydantic converts a value to a plain type."""
+    return converted(adapter(kind), value) is not None
 
 
 def as_bool(value: Any) -> bool:
     """Return what pydantic makes of a switch, such as "yes" or 1; False where it refuses it."""
-    return converts("bool", value) and bool(adapter("bool").validate_python(value))
+    return bool(converted(adapter("bool"), value))
 
 
 def as_whole_number(value: Any) -> int | None:
     """Return what pydantic makes of a whole number, such as "2" or 1.0; None where it refuses it."""
-    return int(adapter("int").validate_python(value)) if converts("int", value) else None
+    number: int | None = converted(adapter("int"), value)
+    return number
 
 
 def as_number(value: Any) -> float | None:
     """Return what pydantic makes of a number, such as "0.5" or 1; None where it refuses it."""
-    return float(adapter("float").validate_python(value)) if converts("float", value) else None
-
-
-def converts_enum(values: tuple[Any, ...], value: Any) -> bool:
-    """Whether pydantic converts a value to one of an enumeration's."""
-    from pydantic import ValidationError
-
-    try:
-        enum_adapter(values).validate_python(value)
-    except ValidationError:
-        return False
-    return True
+    number: float | None = converted(adapter("float"), value)
+    return number
