@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,10 @@ class Accepted:
     default_clipping: float
     refuses: frozenset[str]  # codes of the rules about several keys whose case this version refuses
 
-    @property
+    @cached_property
     def top_level(self) -> frozenset[str]:
         """The keys that are read at the top level."""
-        return top_level_keys(self.version)
+        return frozenset(path for path in (*self.keys, *self.blocks) if "." not in path) | PROGRAM_KEYS
 
     def inside(self, block: str) -> frozenset[str]:
         """The keys that are read one by one inside a block, which ignores all others."""
@@ -125,10 +125,3 @@ def first_to_read(key: str, version: str) -> str | None:
 def short(version: str) -> str:
     """Return 0.16 for 0.16.9."""
     return ".".join(version.split(".")[:2])
-
-
-@lru_cache
-def top_level_keys(version: str) -> frozenset[str]:
-    """Return the keys that are read at the top level."""
-    one = accepted(short(version))
-    return frozenset(path for path in (*one.keys, *one.blocks) if "." not in path) | PROGRAM_KEYS
