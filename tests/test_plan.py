@@ -230,6 +230,8 @@ def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
         ("train_batch_size", ["train_batch_size", "lbsgd.warmup.epochs=2"]),
         ("a..b=1", ["a..b"]),
         ("lbsgd.seed=NaN", ["NaN", "strict JSON"]),
+        ("lbsgd.decay.epochs=[30, 1e999]", ["1e999", "strict JSON"]),
+        (f"lbsgd.seed={'[' * 900}{']' * 900}", ["lbsgd.seed is [[[", "whole number"]),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_and_one_that_follows_from_others_is_not_ignored(setting, words):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import itertools
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from lbsgd.config.checks.block import parse_recipe
 from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import deepspeed_findings
 from lbsgd.config.derive import derive, is_close
+from lbsgd.config.json_file import NumberError, finite, refuse_constant
 from lbsgd.config.keypath import get, is_number, put
 from lbsgd.config.precision import precision_of, set_precision
 from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
@@ -91,12 +91,11 @@ def setting(text: str) -> tuple[str, Any]:
     if key.partition(".")[0] in Recipe.model_fields and value != "null":  # DeepSpeed has none of these
         raise ConfigError(f"--set {text!r}: DeepSpeed has no key {key} and ignores it; did you mean lbsgd.{key}?")
     try:
-        parsed = json.loads(value)
+        return key, json.loads(value, parse_constant=refuse_constant, parse_float=finite)
+    except NumberError:
+        raise ConfigError(f"--set {text!r}: {value} is not strict JSON; write a number") from None
     except (ValueError, RecursionError):
         return key, value
-    if not is_strict(parsed):
-        raise ConfigError(f"--set {text!r}: {value} is not strict JSON; write a number")
-    return key, parsed
 
 
 def require_agreement(given: Iterable[Given]) -> None:
@@ -111,13 +110,6 @@ def value_inside(given: Given, key: str) -> Any:
     """Return what a flag gives to its own key path, or to one inside its block."""
     rest = key.removeprefix(given.key).removeprefix(".")
     return get(given.value, rest) if rest else given.value
-
-
-def is_strict(value: Any) -> bool:
-    """Whether a parsed value is free of NaN and infinity, which JSON does not have."""
-    if isinstance(value, (dict, list)):
-        return all(map(is_strict, value.values() if isinstance(value, dict) else value))
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def override(
