@@ -10,10 +10,7 @@ from lbsgd.errors import ConfigError
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")  # the worst first
-
-
-class DELETE:
-    """Stands in a correction for the value of a key that should go."""
+DELETE = None  # in a correction, as for `keypath.put`: the key goes
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 
 from lbsgd.config.checks import strictness
 from lbsgd.config.checks.block import recipe_or_findings
-from lbsgd.config.checks.finding import DELETE, SEVERITIES, Finding, Severity
+from lbsgd.config.checks.finding import SEVERITIES, Finding, Severity
 from lbsgd.config.checks.recognise import is_deepspeed_json
 from lbsgd.config.checks.registry import (
     consistency_findings,
@@ -208,6 +208,6 @@ def apply(config: dict[str, Any], correction: Mapping[str, Any]) -> None:
     """Put a correction's values into a JSON, up to the first that has no place."""
     for key, value in correction.items():
         try:
-            put(config, key, None if value is DELETE else copy.deepcopy(value))
+            put(config, key, copy.deepcopy(value))
         except ConfigError:  # it lies in a block that is none, which is a finding of its own
             return
