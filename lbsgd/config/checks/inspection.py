@@ -81,7 +81,7 @@ def findings_of(config: Mapping[str, Any], version: str | None = None) -> tuple[
     return worst_first(found)
 
 
-def findings_of_file(config: Mapping[str, Any], version: str | None = None) -> tuple[Finding, ...]:
+def findings_of_file(config: Mapping[str, Any], version: str | None) -> tuple[Finding, ...]:
     """Return everything to say about the JSON in a file, which plain DeepSpeed does not read as Python does.
 
     Hjson makes 5 of 5.0. What is an error about 5.0 alone is a warning, because it is one in a program that reads the
@@ -110,7 +110,7 @@ def as_hjson(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1e10 else value
 
 
-def our_findings(config: Mapping[str, Any], version: str | None = None) -> list[Finding]:
+def our_findings(config: Mapping[str, Any], version: str | None) -> list[Finding]:
     """Return at once all that `Plan.read` would refuse or warn of, on any number of processes."""
     found, parsed = deepspeed_findings(config, version=version), recipe_or_findings(config)
     if not isinstance(parsed, Recipe):
@@ -144,16 +144,15 @@ def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspect
     return Inspection(file, mended, findings_of_file(mended, version), changes, kept, version)
 
 
-def inspect_unstrict(file: str, error: ConfigError, fix: bool = False, version: str | None = None) -> Inspection:
+def inspect_unstrict(file: str, error: ConfigError, fix: bool, version: str | None) -> Inspection:
     """Check a file that is no strict JSON. DeepSpeed reads Hjson; we take it from files without an lbsgd block only.
 
     Nothing is written back, with fix either: comments would be lost.
     """
-    config = None
     try:
         config = None if isinstance(error, RepeatedKeyError) else read_hjson(file)
     except RepeatedKeyError as repeated:
-        error = repeated
+        config, error = None, repeated
     if config is not None and "lbsgd" in config:
         config = None
     kind: Kind = "lbsgd" if config is None else "plain"
