@@ -23,7 +23,7 @@ def explain(code: str, width: int = WIDTH) -> str:
         instead = f"near it are {', '.join(sorted(near))}" if near else "say `--explain all` for the whole list"
         raise ConfigError(f"--explain {code}: there is no such code; {instead}")
     head = [*part(f"{rule.code}  ", rule.title, width), *part(" " * 6, severities(rule), width)]
-    texts = (("why", rule.why), ("example", example(rule)), ("fix", rule.fix))
+    texts = (("why", rule.why), ("example", written(rule) + where(rule)), ("fix", rule.fix))
     return "\n".join([*head, "", *(line for name, text in texts for line in part(f"{name:9}", text, width))])
 
 
@@ -50,11 +50,6 @@ def severities(rule: Rule[Any]) -> str:
     if rule.lbsgd == rule.plain:
         return f"{rule.lbsgd} in every JSON"
     return ", ".join(f"{severity} {where}" for severity, where in said if severity)
-
-
-def example(rule: Rule[Any]) -> str:
-    """Return a rule's example as one text."""
-    return written(rule) + where(rule)
 
 
 def written(rule: Rule[Any]) -> str:
@@ -109,20 +104,16 @@ def entry(rule: Rule[Any]) -> str:
     """Return the entry of one rule: what it finds, why it hurts, an example, the fix."""
     on = where(rule).strip()
     on = f" {on[0].upper()}{on[1:]}:" if on else ""
-    said = f"*{rule.title}* ({severities(rule)})"
-    return "\n".join(
-        [
-            f"### {rule.code}",
-            "",
-            said,
-            "",
-            rule.why + on,
-            "",
-            "```json",
-            written(rule),
-            "```",
-            "",
-            f"Fix: {rule.fix}.",
-            "",
-        ]
-    )
+    return f"""\
+### {rule.code}
+
+*{rule.title}* ({severities(rule)})
+
+{rule.why}{on}
+
+```json
+{written(rule)}
+```
+
+Fix: {rule.fix}.
+"""
