@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbsgd.config.checks.rule import Hit, rule
-from lbsgd.config.keypath import automatic_keys, get, is_count, paths_to
+from lbsgd.config.keypath import automatic_keys, is_count, paths_to
 from lbsgd.config.libraries.arguments import CALLS, HUGGING_FACE, Library, arguments_of
 from lbsgd.config.libraries.automatic import DEFAULTS, FILLED, FROM_HIDDEN_SIZE
 
@@ -23,10 +23,6 @@ class InLibrary:
 
     config: Mapping[str, Any]
     library: Library
-
-    def get(self, key: str) -> Any:
-        """Return the value at a key path, or None."""
-        return get(self.config, key)
 
     @property
     def automatic(self) -> list[str]:
@@ -51,7 +47,7 @@ class InLibrary:
     example={"gradient_accumulation_steps": None},
 )
 def passes_left_out(use: InLibrary) -> Iterator[Hit]:
-    kn, micro = use.get("train_batch_size"), use.get("train_micro_batch_size_per_gpu")
+    kn, micro = use.config.get("train_batch_size"), use.config.get("train_micro_batch_size_per_gpu")
     left_out = use.library in HUGGING_FACE and "gradient_accumulation_steps" not in use.config
     if left_out and is_count(kn) and is_count(micro):
         on = f"{kn // micro} processes only" if kn % micro == 0 else "no number of processes"
