@@ -411,7 +411,7 @@ def test_a_missing_shard_among_numbered_ones_is_refused_and_named(tmp_path, name
 def test_shards_that_leave_no_number_out_are_found(tmp_path, names):
     for name in [*names, *(name.replace("train", "val") for name in names)]:
         (tmp_path / name).write_bytes(b"")
-    assert find_shards(tmp_path)[1]["train"] == sorted(names)
+    assert find_shards(tmp_path).names["train"] == sorted(names)
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lbsgd.convert.archives import listed_once
@@ -41,16 +41,31 @@ SPLIT = re.compile(r"(?:^|[-_.])(train|validation|val)(?=[-_.\d]|$)")
 CLASS_TAR = re.compile(r"(?:^|/)n\d{8}\.tar$")  # as lies in ImageNet's own archive, and is no shard
 SYNSET = re.compile(r"_n\d{8}(?=\.\w+$)")  # that Hugging Face appends to ImageNet's own names
 
-Shards = dict[str, list[str]]  # by split: names in the folder
+NamesBySplit = dict[str, list[str]]
 
 
-def find_shards(path: Path) -> tuple[str, Shards] | None:
-    """Return the kind and the shards of each split in a folder; None without shards.
+@dataclass(frozen=True)
+class Shards:
+    """The shards of a data set, which are of one of KINDS, by their names in a folder."""
+
+    path: Path
+    kind: str
+    names: NamesBySplit
+
+    def copy_path(self, split: str, scratch: Path) -> Path:
+        """Return the path for the images of parquet in a scratch folder; its name changes with the shards."""
+        versions = "\n".join(version(self.path / name) for name in self.names[split])
+        digest = hashlib.sha256(versions.encode(errors="surrogateescape")).hexdigest()
+        return scratch / f"{split}.{digest:.16}.images"
+
+
+def find_shards(path: Path) -> Shards | None:
+    """Return the shards of both splits in a folder; None without shards.
 
     Raises DataError if shards of several kinds are there, if some are there twice, or if some are missing, such as all
     of one split.
     """
-    found: dict[str, Shards] = {}
+    found: dict[str, NamesBySplit] = {}
     for kind, split, name in _shards_in(path):
         found.setdefault(kind, {}).setdefault(split, []).append(name)
     whole = {kind: shards for kind, shards in found.items() if len(shards) == len(SPLITS)}
@@ -64,7 +79,7 @@ def find_shards(path: Path) -> tuple[str, Shards] | None:
         for names in shards.values():
             refuse_copies(path, names)
             refuse_missing(path, names)
-        return kind, shards
+        return Shards(path, kind, shards)
     return None
 
 
@@ -81,7 +96,7 @@ def _shards_in(path: Path) -> Iterator[tuple[str, str, str]]:
                 seen.add(file)
 
 
-def _refuse_class_tars(path: Path, shards: Shards) -> None:
+def _refuse_class_tars(path: Path, shards: NamesBySplit) -> None:
     """Raise DataError if ImageNet's archive of training images was unpacked, and the tars that it holds were not."""
     if tars := [path / name for names in shards.values() for name in names if CLASS_TAR.search(name)]:
         unpack = "for tar in n*.tar; do mkdir -p ${tar%.tar} && tar xf $tar -C ${tar%.tar}; done"
@@ -107,20 +122,18 @@ def _split(name: str) -> str | None:
     return SPLIT_WORDS[word[1]] if word else None
 
 
-def images_of_shards(path: Path, kind: str, shards: Shards, scratch: Path) -> tuple[Images, Images]:
+def images_of_shards(shards: Shards, scratch: Path) -> tuple[Images, Images]:
     """Return the training and the validation images.
 
     Raises DataError if a class has no images in one of them, or two names.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    listed = {split: _listed(path, kind, split, shards[split], scratch) for split in SPLITS}
+    listed = {split: _listed(shards, split, scratch) for split in SPLITS}
     numbers = sorted(set(listed["train"].column("labels").tolist()))
-    names = _class_names(path, listed["train"], listed["val"])
+    names = _class_names(shards.path, listed["train"], listed["val"])
     classes = [names.get(number, str(number)) for number in numbers]
-    train, val = (
-        _images(path, kind, split, shards[split], scratch, listed.pop(split), [str(number) for number in numbers])
-        for split in SPLITS
-    )
+    known = [str(number) for number in numbers]
+    train, val = (_images(shards, split, scratch, listed.pop(split), known) for split in SPLITS)
     return replace(train, classes=classes), replace(val, classes=classes)
 
 
@@ -135,42 +148,35 @@ def _class_names(path: Path, train: Files, val: Files) -> dict[int, str]:
     return names
 
 
-def _listed(path: Path, kind: str, split: str, names: list[str], scratch: Path) -> Files:
-    make: dict[str, Callable[[], Files]] = {
-        "tfrecord": lambda: list_tfrecords(path, names),
-        "webdataset": lambda: list_webdataset(path, names),
-        "parquet": lambda: copy_images(path, names, _copy(path, split, names, scratch)),
-    }
-    listing = _copy(path, split, names, scratch).with_suffix(".listing")
-    if kind == "parquet" and not listing.with_suffix(".images").exists():
+def _listed(shards: Shards, split: str, scratch: Path) -> Files:
+    path, names, copy = shards.path, shards.names[split], shards.copy_path(split, scratch)
+
+    def make() -> Files:
+        if shards.kind == "parquet":
+            return copy_images(path, names, copy)
+        return list_tfrecords(path, names) if shards.kind == "tfrecord" else list_webdataset(path, names)
+
+    listing = copy.with_suffix(".listing")
+    if shards.kind == "parquet" and not copy.exists():
         listing.unlink(missing_ok=True)
-    return listed_once(listing, make[kind], f"reading {len(names):,} shards of {path}", [path / name for name in names])
+    return listed_once(listing, make, f"reading {len(names):,} shards of {path}", [path / name for name in names])
 
 
-def _copy(path: Path, split: str, names: list[str], scratch: Path) -> Path:
-    """Return the path for the images of parquet; its name changes with the shards."""
-    digest = hashlib.sha256(
-        "\n".join(version(path / name) for name in names).encode(errors="surrogateescape")
-    ).hexdigest()
-    return scratch / f"{split}.{digest:.16}.images"
-
-
-def _images(
-    path: Path, kind: str, split: str, shards: list[str], scratch: Path, files: Files, classes: list[str]
-) -> Images:
-    container = _copy(path, split, shards, scratch) if kind == "parquet" else path
-    changed = max((path / shard).stat().st_mtime_ns for shard in shards)
+def _images(shards: Shards, split: str, scratch: Path, files: Files, classes: list[str]) -> Images:
+    path, names, kind = shards.path, shards.names[split], shards.kind
+    container = shards.copy_path(split, scratch) if kind == "parquet" else path
+    changed = max((path / name).stat().st_mtime_ns for name in names)
     found = ByClass(files, container, str(path), place=f"{path}, {split}", stamp=changed)
     known = set(classes)
     for row, label in enumerate(files.column("labels")):
         if str(label) not in known:
-            place = path / shards[files.member(row).shard]
+            place = path / names[files.member(row).shard]
             raise DataError(f"{place}: {files.names[row]} has class {label}, which has no training images")
         found.add(row, str(label))
     found.left_out = files.left_out
     images = found.images(_by_own_name if kind == "parquet" else _by_base_name, classes, may_repeat=True)
     images = replace(images, counted_as=COUNTED_AS.get(kind, ""))
-    return replace(images, copied_from=shards) if kind == "parquet" else replace(images, shard_names=shards)
+    return replace(images, copied_from=names) if kind == "parquet" else replace(images, shard_names=names)
 
 
 def _by_base_name(name: str, shard: int) -> tuple[str, int, str]:

@@ -89,7 +89,7 @@ def _archives_of(path: Path) -> list[Path]:
     if not path.is_file():
         base, places = _base_of(path), [_base_of(path), path]
         if shards := _shards_of(base, path):
-            return [path / name for names in shards[1].values() for name in names]
+            return [path / name for names in shards.names.values() for name in names]
         if has_class_folders(base / "train") or has_images(base / "val"):
             return []
     archives = [path] if path.is_file() else [base / TRAIN_TAR, base / VAL_TAR]
@@ -121,7 +121,7 @@ def _labelled(val: ByClass, classes: list[str], labels: Labels) -> Images:
 def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
     base = _base_of(path)
     if shards := _shards_of(base, path):
-        return images_of_shards(path, *shards, scratch)
+        return images_of_shards(shards, scratch)
     train, val = _train_of(base, scratch), _val_of(base, scratch)
     if not (train and val):
         missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
@@ -138,7 +138,7 @@ def _base_of(path: Path) -> Path:
     return next((path / inner for inner in (KAGGLE, "Data/CLS-LOC") if (path / inner).is_dir()), path)
 
 
-def _shards_of(base: Path, path: Path) -> tuple[str, Shards] | None:
+def _shards_of(base: Path, path: Path) -> Shards | None:
     """Return the shards of a source, None if it has images in another form."""
     return None if (base / TRAIN_TAR).exists() or has_class_folders(base / "train") else find_shards(path)
 
