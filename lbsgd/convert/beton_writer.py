@@ -56,7 +56,7 @@ class BetonWriter:
         self.end = METADATA_AT + num_images * METADATA.itemsize
         self._journal = os.open(self.journal_path, os.O_RDWR | os.O_CREAT, 0o666)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        self._close = weakref.finalize(self, _close, self._file, self._journal)  # also after a conversion that failed
+        self.close = weakref.finalize(self, _close, self._file, self._journal)  # also after a conversion that failed
         self._resume()
         self._committed = self.done
 
@@ -151,9 +151,6 @@ class BetonWriter:
         fields["arguments"][0] = np.frombuffer(note.ljust(FIELD["arguments"].itemsize, b"\0"), FIELD["arguments"])[0]
         header = np.array((FORMAT_VERSION, len(TYPES), self.page_size, num_images, allocations_at), HEADER)
         return header.tobytes() + fields.tobytes()
-
-    def close(self) -> None:
-        self._close()
 
 
 def _close(*files: int) -> None:

@@ -14,7 +14,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -111,9 +111,6 @@ class ArraysOnly(pickle.Unpickler):
     """Builds NumPy arrays and nothing else: a pickle may otherwise run any code."""
 
     ALLOWED = {"_reconstruct": "numpy.core.multiarray", "ndarray": "numpy", "dtype": "numpy", "encode": "_codecs"}
-
-    def __init__(self, file: BinaryIO | Any, encoding: str):
-        super().__init__(file, encoding=encoding)
 
     def find_class(self, module: str, name: str) -> Any:
         home = self.ALLOWED.get(name)

@@ -98,11 +98,6 @@ def drop_content(scratch: Path, names: str) -> None:
         path.unlink()
 
 
-def kept_content(folder: Path) -> int:
-    """Return how many bytes of the content of archives and shards a scratch folder holds."""
-    return sum(path.stat().st_size for path in folder.iterdir() if path.suffix in CONTENT)
-
-
 def require_room(folder: Path, source: Path, num_bytes: int) -> None:
     """Raise DataError if the disk of a scratch folder has less than num_bytes free."""
     if (free := shutil.disk_usage(folder).free) < num_bytes:
@@ -117,7 +112,7 @@ def telling_what_stays(scratch: Path) -> Iterator[None]:
     try:
         yield
     except DataError:
-        if kept := kept_content(scratch):
+        if kept := sum(path.stat().st_size for path in scratch.iterdir() if path.suffix in CONTENT):
             say(f"{scratch} keeps {size(kept)} of unpacked content for the next try; remove it if there will be none")
         raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lbsgd.convert.left_out import LeftOut
 from lbsgd.convert.source_images import Images, Source
 from lbsgd.data.pil_image import ImageError, opened, unusable_depth
 from lbsgd.errors import DataError
@@ -13,8 +12,8 @@ ANY_DEPTH = (".tif", ".tiff", ".pgm", ".ppm")  # formats whose samples may be an
 
 def left_out_lines(source: Source) -> list[str]:
     """Return a line for each split that leaves something out of its folder or archive."""
-    left_out: dict[str, LeftOut] = {name: images.left_out for name, images in source.splits.items()}
-    return [f"left out of {name}: {each}" for name, each in left_out.items() if each.counts]
+    splits = source.splits.items()
+    return [f"left out of {name}: {images.left_out}" for name, images in splits if images.left_out.counts]
 
 
 def unusable_images(source: Source) -> list[str]:

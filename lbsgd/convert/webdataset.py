@@ -42,8 +42,7 @@ def _add_shard(files: Files, shard: int, path: Path) -> None:
                 raise DataError(f"{path}: {member.name} has no {key}{CLASS}, which would say its class")
             text = os.pread(tar.fileno(), min(64, classes[key].num_bytes), classes[key].offset)
             label = _label(text, path, classes[key])
-            place = dict(offsets=member.offset, sizes=member.num_bytes, shards=shard, labels=label)
-            files.add(member.name, **place)
+            files.add(member.name, offsets=member.offset, sizes=member.num_bytes, shards=shard, labels=label)
 
 
 def _label(text: bytes, path: Path, member: Member) -> int:
