@@ -44,7 +44,7 @@ WANTED = {  # by the type of a complaint
 def require_block(where: str, config: Mapping[str, Any]) -> None:
     """Raise ConfigError for a JSON without an `lbsgd` block, or with one under another name."""
     if "lbsgd" not in config:
-        refuse(where, findings_by(NAME_RULES, Document(config, "plain"), "plain"))
+        refuse(where, findings_by(NAME_RULES, Document(config), "plain"))
         raise ConfigError(
             f"{where}: has no lbsgd block, which says epochs, num_images and warmup; take one from ds_configs/8k.json"
         )

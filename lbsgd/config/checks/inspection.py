@@ -77,7 +77,7 @@ class Inspection:
 
 def findings_of(config: Mapping[str, Any], version: str | None = None) -> tuple[Finding, ...]:
     """Return everything to say about a parsed JSON, the worst first; it has an `lbsgd` block, or it has none."""
-    found = our_findings(config, version) if "lbsgd" in config else deepspeed_findings(config, "plain", version)
+    found = our_findings(config, version) if "lbsgd" in config else deepspeed_findings(config, version)
     return worst_first(found)
 
 
@@ -112,7 +112,7 @@ def as_hjson(value: Any) -> Any:
 
 def our_findings(config: Mapping[str, Any], version: str | None) -> list[Finding]:
     """Return at once all that `Plan.read` would refuse or warn of, on any number of processes."""
-    found, parsed = deepspeed_findings(config, version=version), recipe_or_findings(config)
+    found, parsed = deepspeed_findings(config, version), recipe_or_findings(config)
     if not isinstance(parsed, Recipe):
         return found + parsed
     if any(finding.code == "D04" for finding in found):  # without batch sizes there is nothing to compare

@@ -32,7 +32,7 @@ from lbsgd.config.checks import (
     strictness,
 )
 from lbsgd.config.checks.finding import Finding
-from lbsgd.config.checks.rule import Kind, Rule, findings_by
+from lbsgd.config.checks.rule import Rule, findings_by
 from lbsgd.config.checks.subject import Document, Planned
 
 DEEPSPEED_GROUPS: dict[str, tuple[Rule[Document], ...]] = {
@@ -61,9 +61,10 @@ CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for 
 DEEPSPEED_RULES = tuple(rule for rules in DEEPSPEED_GROUPS.values() for rule in rules)
 
 
-def deepspeed_findings(config: Mapping[str, Any], kind: Kind = "lbsgd", version: str | None = None) -> list[Finding]:
+def deepspeed_findings(config: Mapping[str, Any], version: str | None = None) -> list[Finding]:
     """Return everything to say about DeepSpeed's own blocks; the severity depends on the kind of the JSON."""
-    return without_doubles(findings_by(DEEPSPEED_RULES, Document(config, kind, version), kind))
+    json = Document(config, version)
+    return without_doubles(findings_by(DEEPSPEED_RULES, json, "plain" if json.plain else "lbsgd"))
 
 
 def without_doubles(findings: list[Finding]) -> list[Finding]:

@@ -9,7 +9,6 @@ from typing import Any
 from lbsgd.config.accepted.schema import VERSIONS, Accepted, accepted, first_to_read, short
 from lbsgd.config.accepted.values import as_bool, as_whole_number
 from lbsgd.config.aggregation import DecidesReduction
-from lbsgd.config.checks.rule import Kind
 from lbsgd.config.keypath import block_of, enabled, get
 from lbsgd.config.schema import Recipe
 
@@ -19,7 +18,6 @@ class Document:
     """A DeepSpeed JSON, of which nothing is known yet: any value may stand anywhere."""
 
     config: Mapping[str, Any]
-    kind: Kind = "lbsgd"
     version: str | None = None  # of DeepSpeed, such as 0.18; None: the installed one
 
     @property
@@ -67,7 +65,7 @@ class Document:
     @property
     def plain(self) -> bool:
         """Whether no lbsgd block stands beside DeepSpeed's own."""
-        return self.kind == "plain"
+        return "lbsgd" not in self.config
 
     @property
     def stage(self) -> int | None:
