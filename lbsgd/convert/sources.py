@@ -122,7 +122,8 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
     base = _base_of(path)
     if shards := _shards_of(base, path):
         return images_of_shards(shards, scratch)
-    train, val = _train_of(base, scratch), _val_of(base, scratch)
+    train = _split_of(base / "train", has_class_folders, base / TRAIN_TAR, scratch, has_classes=True)
+    val = _split_of(base / "val", has_images, base / VAL_TAR, scratch, has_classes=False)
     if not (train and val):
         missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
         missing += [] if val else [f"val/ and no {VAL_TAR}"]
@@ -143,31 +144,20 @@ def _shards_of(base: Path, path: Path) -> Shards | None:
     return None if (base / TRAIN_TAR).exists() or has_class_folders(base / "train") else find_shards(path)
 
 
-def _train_of(base: Path, scratch: Path) -> ByClass | None:
-    """Return the images of the folder or, if that has no classes yet, of the archive."""
-    found = None if has_class_folders(base / "train") else _official(base / TRAIN_TAR, scratch)
-    if found is None:
-        return in_folders(base / "train")
-    for row, name in enumerate(found.files.names):
-        found.add_by_folder(row, name)
-    return found
+def _split_of(
+    folder: Path, is_unpacked: Callable[[Path], bool], tar: Path, scratch: Path, *, has_classes: bool
+) -> ByClass | None:
+    """Return the images of a folder or, if it is not unpacked yet, of ImageNet's archive; None without either.
 
-
-def _val_of(base: Path, scratch: Path) -> ByClass | None:
-    found = None if has_images(base / "val") else _official(base / VAL_TAR, scratch)
-    if found is None:
-        return in_folders(base / "val")
-    for row, name in enumerate(found.files.names):
-        found.add_by_folder(row, os.path.basename(name))
-    return found
-
-
-def _official(tar: Path, scratch: Path) -> ByClass | None:
-    """Return the members of one of ImageNet's archives, not yet by class; None if it is not there."""
-    if not tar.is_file():
-        return None
+    has_classes: whether the archive's folders are classes.
+    """
+    if is_unpacked(folder) or not tar.is_file():
+        return in_folders(folder)
     content = uncompressed(tar, scratch)
-    return ByClass(cached_members(content, scratch, tar), content, str(tar), stamp=tar.stat().st_mtime_ns)
+    found = ByClass(cached_members(content, scratch, tar), content, str(tar), stamp=tar.stat().st_mtime_ns)
+    for row, name in enumerate(found.files.names):
+        found.add_by_folder(row, name if has_classes else os.path.basename(name))
+    return found
 
 
 def _labels_for(images: Path, folders: list[Path], annotated: Labels, data_dir: Path) -> Mapping[str, str]:
