@@ -25,81 +25,75 @@ WHERE = "lbsgd config"
 # ResNet-50 at 224 pixels then has 11 GB of activations in half precision, 22 in float32 (config/memory.py).
 MOST_IMAGES_PER_PASS = 256
 
+# The paper's recipe (Sec. 5.1) in fp16; `override` puts in what the flags say, and the numbers that follow.
+PAPER: dict[str, Any] = {
+    "train_batch_size": 256,
+    "train_micro_batch_size_per_gpu": 32,
+    "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0001}},
+    "scheduler": {
+        "type": "WarmupLR",
+        "params": {"warmup_min_lr": 0.1, "warmup_max_lr": 0.1, "warmup_num_steps": 1, "warmup_type": "linear"},
+    },
+    "gradient_clipping": 0.0,
+    "zero_allow_untested_optimizer": True,
+    "zero_optimization": {
+        "stage": 1,
+        "overlap_comm": True,
+        "reduce_bucket_size": 6_000_000,
+        "allgather_bucket_size": 30_000_000,
+    },
+    "fp16": {
+        "enabled": True,
+        "auto_cast": True,
+        "loss_scale": 0,
+        "initial_scale_power": 16,
+        "loss_scale_window": 1000,
+        "hysteresis": 2,
+        "min_loss_scale": 1,
+    },
+    "data_types": {"keep_in_fp32_modules": ["running_mean", "running_var"]},
+    "timers": {"throughput": {"enabled": False}},
+    "steps_per_print": 10,
+    "lbsgd": {
+        "epochs": EPOCHS,
+        "num_images": IMAGENET_IMAGES,
+        "linear_scaling": {"rule": "linear", "base_lr": 0.1, "base_batch": 256},
+        "warmup": {"kind": "gradual", "epochs": 5},
+        "decay": {"epochs": [30, 60, 80], "factor": 0.1},
+        "momentum": {"form": "lr_outside", "correction": True},
+        "weight_decay": {"on_batch_norm": False, "scaling": "none"},
+        "batch_norm": {"per_worker_batch": 32, "scope": "worker", "statistics": "average", "zero_last_gamma": True},
+        "augmentation": {"resolution": 224, "crop_scale": [0.08, 1.0], "flip": True},
+        "aggregation": {"hierarchy": "auto", "between": "auto"},
+        "seed": 0,
+    },
+}
 
-def template(global_batch: int, micro_batch: int, num_images: int, epochs: int) -> dict[str, Any]:
-    """Return the paper's recipe (Sec. 5.1) in fp16; `override` puts in the numbers that follow from kn."""
-    return {
-        "train_batch_size": global_batch,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.0001}},
-        "scheduler": {
-            "type": "WarmupLR",
-            "params": {"warmup_min_lr": 0.1, "warmup_max_lr": 0.1, "warmup_num_steps": 1, "warmup_type": "linear"},
-        },
-        "gradient_clipping": 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_optimization": {
-            "stage": 1,
-            "overlap_comm": True,
-            "reduce_bucket_size": 6_000_000,
-            "allgather_bucket_size": 30_000_000,
-        },
-        "fp16": {
-            "enabled": True,
-            "auto_cast": True,
-            "loss_scale": 0,
-            "initial_scale_power": 16,
-            "loss_scale_window": 1000,
-            "hysteresis": 2,
-            "min_loss_scale": 1,
-        },
-        "data_types": {"keep_in_fp32_modules": ["running_mean", "running_var"]},
-        "timers": {"throughput": {"enabled": False}},
-        "steps_per_print": 10,
-        "lbsgd": {
-            "epochs": epochs,
-            "num_images": num_images,
-            "linear_scaling": {"rule": "linear", "base_lr": 0.1, "base_batch": 256},
-            "warmup": {"kind": "gradual", "epochs": 5},
-            "decay": {"epochs": [30, 60, 80], "factor": 0.1},
-            "momentum": {"form": "lr_outside", "correction": True},
-            "weight_decay": {"on_batch_norm": False, "scaling": "none"},
-            "batch_norm": {"per_worker_batch": 32, "scope": "worker", "statistics": "average", "zero_last_gamma": True},
-            "augmentation": {"resolution": 224, "crop_scale": [0.08, 1.0], "flip": True},
-            "aggregation": {"hierarchy": "auto", "between": "auto"},
-            "seed": 0,
-        },
-    }
-
-
-def detection_template(global_batch: int, micro_batch: int, num_images: int) -> dict[str, Any]:
-    """Return Mask R-CNN's recipe (Sec. 5.4, Table 3b) in fp32: Detectron's 2x schedule for 16 images an update."""
-    paper = template(global_batch, micro_batch, num_images, 1)
-    kept = ("gradient_clipping", "zero_allow_untested_optimizer", "zero_optimization", "timers", "steps_per_print")
-    return {
-        "train_batch_size": global_batch,
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "optimizer": {
-            "type": "SGD",
-            "params": {"lr": 0.02, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0001},
-        },
-        "scheduler": paper["scheduler"],
-        **{key: paper[key] for key in kept},
-        "lbsgd": {
-            "iterations": 160_000,
-            "num_images": num_images,
-            "linear_scaling": {"rule": "linear", "base_lr": 0.02, "base_batch": 16},
-            "warmup": {"kind": "gradual", "iterations": 500, "start_fraction": 1 / 3, "scaled": False},
-            "decay": {"iterations": [120_000], "factor": 0.1},
-            "momentum": {"form": "lr_outside", "correction": True},
-            "biases": {"lr_factor": 2.0, "weight_decay": False},
-            "batch_norm": {"per_worker_batch": 2},
-            "augmentation": {"flip": True},
-            "detection": {"shorter_side": 800, "longer_side": 1333},
-            "aggregation": {"hierarchy": "auto", "between": "auto"},
-            "seed": 0,
-        },
-    }
+SHARED = "scheduler gradient_clipping zero_allow_untested_optimizer zero_optimization timers steps_per_print".split()
+# Mask R-CNN's (Sec. 5.4, Table 3b) in fp32: Detectron's 2x schedule for 16 images an update.
+DETECTOR: dict[str, Any] = {
+    "train_batch_size": 16,
+    "train_micro_batch_size_per_gpu": 2,
+    "optimizer": {
+        "type": "SGD",
+        "params": {"lr": 0.02, "momentum": 0.9, "nesterov": False, "weight_decay": 0.0001},
+    },
+    **{key: PAPER[key] for key in SHARED},
+    "lbsgd": {
+        "iterations": 160_000,
+        "num_images": COCO_IMAGES,
+        "linear_scaling": {"rule": "linear", "base_lr": 0.02, "base_batch": 16},
+        "warmup": {"kind": "gradual", "iterations": 500, "start_fraction": 1 / 3, "scaled": False},
+        "decay": {"iterations": [120_000], "factor": 0.1},
+        "momentum": {"form": "lr_outside", "correction": True},
+        "biases": {"lr_factor": 2.0, "weight_decay": False},
+        "batch_norm": {"per_worker_batch": 2},
+        "augmentation": {"flip": True},
+        "detection": {"shorter_side": 800, "longer_side": 1333},
+        "aggregation": {"hierarchy": "auto", "between": "auto"},
+        "seed": 0,
+    },
+}
 
 
 def generate(
@@ -123,11 +117,6 @@ def generate(
     """
     if detection and epochs:
         raise ConfigError(f"{WHERE}: a detector's run is counted in iterations: use --set lbsgd.iterations=N")
-    if detection:
-        written, most = detection_template(global_batch, 1, num_images or COCO_IMAGES), 1
-    else:
-        written = template(global_batch, 1, num_images or IMAGENET_IMAGES, epochs or EPOCHS)
-        most = MOST_IMAGES_PER_PASS
     overrides = Overrides(
         global_batch,
         micro_batch,
@@ -137,30 +126,27 @@ def generate(
         epochs=epochs,
         num_images=num_images,
     )
-    config, recipe = override(written, overrides)
+    config, recipe = override(DETECTOR if detection else PAPER, overrides)
     gpus = gpus or max(1, config["train_batch_size"] // recipe.batch_norm.per_worker_batch)
     asked = overrides.values()
-    put_defaults(config, defaults_of(config, recipe, gpus, most), asked)
+    put_defaults(config, defaults_of(config, recipe, gpus), asked)
     if get(config, "zero_optimization.stage", 0) not in (0, 1) and not is_asked("lbsgd.aggregation", asked):
         config["lbsgd"].pop("aggregation", None)  # ZeRO-2 reduces in every pass by itself
     require_kept(config, asked)
     require_passes(config, asked, gpus)
-    require_sound(Planned(config, recipe, gpus))
-    return in_template_order(config)
-
-
-def require_sound(planned: Planned) -> None:
-    """Raise ConfigError for a JSON in which `lbsgd check` or `Plan.read` on so many GPUs would find an error."""
-    refuse(WHERE, deepspeed_findings(planned.config))
+    planned = Planned(config, recipe, gpus)
+    refuse(WHERE, deepspeed_findings(config))
     refuse(WHERE, consistency_findings(planned) + deviation_findings(planned))
     refuse(WHERE, fit_findings(planned))
+    return in_paper_order(config)
 
 
-def defaults_of(config: Mapping[str, Any], recipe: Recipe, gpus: int, most: int) -> dict[str, Any]:
+def defaults_of(config: Mapping[str, Any], recipe: Recipe, gpus: int) -> dict[str, Any]:
     """Return the values, by key path, that follow from batch, data and precision where nobody says otherwise."""
-    kn = config["train_batch_size"]
+    kn, n = config["train_batch_size"], recipe.batch_norm.per_worker_batch
+    most = MOST_IMAGES_PER_PASS if recipe.detection is None else n
     return {
-        "train_micro_batch_size_per_gpu": images_per_pass(kn, recipe.batch_norm.per_worker_batch, gpus, most),
+        "train_micro_batch_size_per_gpu": images_per_pass(kn, n, gpus, most),
         "zero_optimization.stage": int(precision_of(config) == "fp16"),
         "steps_per_print": 100 if recipe.num_images // kn >= 1000 else 10,  # 8 to 60 lines per epoch
     }
@@ -185,8 +171,8 @@ def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int, most: i
     return per_worker_batch * max(fitting, default=1)
 
 
-def in_template_order(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON with its keys in the order of the template, and those of the block in the order of `Recipe`."""
-    order, fields = list(template(1, 1, 1, 1)), list(Recipe.model_fields)
+def in_paper_order(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON with its keys in the order of PAPER, and those of the block in the order of `Recipe`."""
+    order, fields = list(PAPER), list(Recipe.model_fields)
     config["lbsgd"] = dict(sorted(config["lbsgd"].items(), key=lambda item: fields.index(item[0])))
     return dict(sorted(config.items(), key=lambda item: order.index(item[0] if item[0] in order else "fp16")))

@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 from lbsgd.algorithm.schedule import learning_rate
-from lbsgd.config.generate import template as paper_recipe
+from lbsgd.config.generate import PAPER
 from lbsgd.report.curves import schedule_of
 from lbsgd.report.measure import Measure
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
@@ -156,7 +156,7 @@ def lr_points(run: LoggedRun) -> tuple[list[float], list[float]]:
 
 def configuration(header: dict[str, Any]) -> list[Fact]:
     """Return the numbers of the run, and the paper's where they are others."""
-    paper = {} if header["recipe"].get("detection") else flat(paper_recipe(256, 32, 1, 90)["lbsgd"])
+    paper = {} if header["recipe"].get("detection") else flat(PAPER["lbsgd"])
     if paper and header["global_batch"] <= header["recipe"]["linear_scaling"]["base_batch"]:
         paper |= {"warmup.kind": "none", "warmup.epochs": 0}  # Sec. 5.1: above 256 images only
     facts = [
