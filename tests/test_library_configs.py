@@ -17,9 +17,10 @@ from lbsgd import LargeMinibatchTrainer
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.commands.main import main
-from lbsgd.config.checks.clashes import RULES
+from lbsgd.config.checks import clashes
 from lbsgd.config.checks.in_library import in_library
 from lbsgd.config.checks.inspection import Inspection, findings_of, inspect
+from lbsgd.config.checks.rule import rules_of
 from lbsgd.config.json_file import read_json, write_json
 from lbsgd.config.keypath import paths_to, put
 from lbsgd.config.libraries.arguments import CALLS, LIBRARIES, arguments_of
@@ -228,7 +229,7 @@ def test_an_unknown_library_is_refused(capsys):
 # --- check -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)
+@pytest.mark.parametrize("rule", rules_of(clashes), ids=lambda rule: rule.code)
 def test_an_example_triggers_its_code_and_no_other_rule_of_a_library(rule):
     base = {library: needs_of(Plan.read(EIGHT_K, 8), library).config for library in LIBRARIES}
     found = {library: set(codes(merged(base[library], rule.example), library)) for library in LIBRARIES}

@@ -148,14 +148,3 @@ def arguments_to_give(use: InLibrary) -> Iterator[Hit]:
     if arguments:
         call = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
         yield Hit("file", f"goes with {CALLS[use.library]}({call})")
-
-
-RULES = (
-    passes_left_out,
-    passes_given,
-    no_zero_block,
-    unfilled,
-    becomes_a_default,
-    needs_a_hidden_size,
-    arguments_to_give,
-)

@@ -122,6 +122,3 @@ def noise_in_fp16(planned: Planned) -> Iterator[Hit]:
     every = planned.recipe.diagnostics.gradient_noise
     if every is not None and precision_of(planned.config) == "fp16":
         yield Hit("lbsgd.diagnostics.gradient_noise", f"is {every} with fp16, whose gradients are scaled")
-
-
-RULES = (contradicted_number, needless_warmup, momentum_and_decay, nesterov, kernel_of_form_10, noise_in_fp16)

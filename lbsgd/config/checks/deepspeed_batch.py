@@ -230,17 +230,3 @@ def types_of_sums(json: Document) -> tuple[str, ...]:
     """Return the names of the types in which ZeRO adds gradients up; 0.19 no longer does in int8 at stage 1."""
     int8 = () if json.stage == 1 and json.since("0.19") else ("int8", "torch.int8")
     return (*itertools.chain(*NAMES_OF_TYPES.values()), *int8)
-
-
-RULES = (
-    batch_size,
-    unresolvable_batch,
-    report_interval,
-    summed_gradients,
-    sum_that_is_refused,
-    rounded_by_zero,
-    rounded_communication,
-    update_after_every_pass,
-    scaled_before_reduction,
-    gradient_type,
-)

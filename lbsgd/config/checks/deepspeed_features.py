@@ -133,13 +133,3 @@ def own_accumulation_that_is_refused(json: Document) -> Iterator[Hit]:
     where = [words for words, stands in beside.items() if stands]
     if not json.get(key, True) and where and json.since("0.19"):
         yield Hit(key, f"is {shown(json.get(key))} {where[0]}")
-
-
-RULES = (
-    other_engine,
-    zenflow_alone,
-    pathless_offload,
-    offload_without_zero,
-    needy_feature,
-    own_accumulation_that_is_refused,
-)

@@ -171,6 +171,3 @@ def scale_of(json: Document) -> float:
     if is_number(scale) and scale > 0:
         return scale
     return 2.0**power if is_count(power) and power < 100 else 65536.0
-
-
-RULES = (fp16_at_stage_0, unscaled_gradients, lamb_without_dynamic_scale, unusable_loss_scale)

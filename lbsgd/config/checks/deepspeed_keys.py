@@ -237,14 +237,3 @@ def block_names(json: Document) -> list[str]:
     accepted = json.accepted
     lax = {path.partition(".")[0] for path in accepted.keys if "." in path}
     return sorted({*accepted.blocks, *lax, *OPTIMIZER_BLOCKS, "lbsgd"})
-
-
-RULES = (
-    removed_key,
-    misspelt_key,
-    unknown_key,
-    no_block,
-    unknown_key_in_strict_block,
-    unknown_key_in_lax_block,
-    automatic_value,
-)

@@ -77,6 +77,3 @@ def no_warmup(json: Document) -> Iterator[Hit]:
 def no_decay(json: Document) -> Iterator[Hit]:
     if large_batch(json) and json.get("scheduler.type") == "WarmupLR":
         yield Hit("scheduler.type", "is WarmupLR, which holds its last learning rate for ever")
-
-
-RULES = (unscaled_learning_rate, no_warmup, no_decay)

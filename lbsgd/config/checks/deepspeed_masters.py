@@ -71,6 +71,3 @@ def offloads_adam(json: Document) -> bool:
     kind = json.get("optimizer.type")
     own = kind in (None, "auto") or json.optimizer in ("adam", "adamw")
     return own and bool(offloading(json, "offload_optimizer"))
-
-
-RULES = (half_master_weights,)

@@ -105,6 +105,3 @@ def autotuning(json: Document) -> Iterator[Hit]:
             "changes the batch sizes, measures and exits",
             correction=json.beside_intent({"autotuning": DELETE}),
         )
-
-
-RULES = (measurement, unusable_profiler, timer_by_default, autotuning)

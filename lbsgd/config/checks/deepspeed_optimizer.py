@@ -192,16 +192,3 @@ def untested_with_zero(json: Document) -> Iterator[Hit]:
     if json.stage and untested and not allowed:
         said = f"is not true, and ZeRO then refuses {kind}"
         yield Hit("zero_allow_untested_optimizer", said, correction={"zero_allow_untested_optimizer": True})
-
-
-RULES = (
-    unknown_optimizer,
-    other_optimizer,
-    unknown_sgd_parameter,
-    nesterov_without_momentum,
-    clipped_gradients,
-    block_without_type,
-    overridden_block,
-    misplaced_clipping,
-    untested_with_zero,
-)

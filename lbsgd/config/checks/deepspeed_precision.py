@@ -202,17 +202,3 @@ def rounded_buffers(json: Document) -> Iterator[Hit]:
 def unseen_overflow(json: Document) -> Iterator[Hit]:
     if json.enabled("fp16") and json.get("steps_per_print") is None:
         yield Hit("steps_per_print", "is not set, and updates that overflow skips then go unseen")
-
-
-RULES = (
-    unknown_autocast_key,
-    precision_left_off,
-    images_not_cast,
-    half_batch_norm,
-    images_cast_alone,
-    bfloat16_weights,
-    float16_autocast,
-    two_precisions,
-    rounded_buffers,
-    unseen_overflow,
-)

@@ -106,12 +106,3 @@ def unknown_parameter(json: Document) -> Iterator[Hit]:
     if unknown := sorted(set(params) - known):
         fix = nearest(unknown[0], known) if len(unknown) == 1 else f"known are {', '.join(sorted(known))}"
         yield Hit(PARAMS, f"has {', '.join(map(shown, unknown))}, unknown to {kind}", fix)
-
-
-RULES = (
-    other_scheduler,
-    unknown_scheduler,
-    torch_scheduler_on_wrapped_optimizer,
-    missing_parameters,
-    unknown_parameter,
-)

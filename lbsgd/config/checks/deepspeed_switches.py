@@ -63,6 +63,3 @@ def meant(value: Any, unconverted: bool = False) -> str:
     if not unconverted and not converts("bool", value):
         return f"is {shown(value)}"
     return f"is {shown(value)}, and DeepSpeed takes it for {shown(bool(value) if unconverted else as_bool(value))}"
-
-
-RULES = (ambiguous_switch,)

@@ -25,6 +25,51 @@ FLOAT32_DIGITS = math.log10(3.4028235e38)
 
 
 @rule(
+    "D84",
+    "torch's Adagrad in half precision without ZeRO",
+    plain="error",
+    why="torch's Adagrad makes its sums of squares when it is built; torch 2.12 and later make them in the first "
+    "update, and train. DeepSpeed's fp16 and bf16 optimizers then give it other weights, float32 copies, and the first "
+    "update ends in KeyError: 'sum'. ZeRO builds Adagrad anew.",
+    fix="set it to 1 (with bf16, and gradients in bf16), or use another optimizer",
+    example={"optimizer": {"type": "Adagrad", "params": {"lr": 0.01}}, "bf16": {"enabled": True}},
+)
+def half_adagrad(json: Document) -> Iterator[Hit]:
+    if json.optimizer == "adagrad" and copies_weights_itself(json) and numbers(installed("torch")) < (2, 12):
+        said = f"is {json.stage}, where half precision copies the weights after {json.get('optimizer.type')} was built"
+        yield Hit("zero_optimization.stage", said)
+
+
+@rule(
+    "D85",
+    "a number that soon makes the weights infinite",
+    plain="error",
+    why="RMSprop takes the square root of an average of squares: with alpha above 1 it is that of a negative number. "
+    "ExponentialLR multiplies the learning rate by gamma in every update, and SGD, RMSprop and Muon multiply their "
+    "running sum of gradients by the momentum: after 50 updates they must still be numbers that float32 can hold.",
+    fix="give a number below 1",
+    example={"optimizer": {"type": "RMSprop", "params": {"lr": 0.01, "alpha": 99}}},
+)
+def infinite_weights(json: Document) -> Iterator[Hit]:
+    kind, alpha = json.get("optimizer.type"), json.get("optimizer.params.alpha")
+    if kind == "RMSprop" and is_number(alpha) and alpha > 1:
+        yield Hit("optimizer.params.alpha", f"is {shown(alpha)}: the square root of a negative number is none")
+    lr, gamma = json.get("optimizer.params.lr"), json.get("scheduler.params.gamma")
+    grows = json.get("scheduler.type") == "ExponentialLR" and kind not in BOUNDED_STEPS and is_number(gamma)
+    if grows and is_number(lr) and lr and math.log10(abs(lr)) + digits_after_50(gamma) > FLOAT32_DIGITS:
+        yield Hit("scheduler.params.gamma", f"is {shown(gamma)}: after 50 updates no float32 holds the learning rate")
+    momentum = json.get("optimizer.params.momentum")
+    sums = kind in ("SGD", "RMSprop") or json.optimizer == "muon"
+    if sums and is_number(momentum) and digits_after_50(momentum) > FLOAT32_DIGITS:
+        yield Hit("optimizer.params.momentum", f"is {shown(momentum)}: after 50 updates no float32 holds the sum")
+
+
+def digits_after_50(factor: float) -> float:
+    """Return by how many decimal digits a number has grown in the 50th update that multiplies it."""
+    return 49 * math.log10(max(1, abs(factor)))
+
+
+@rule(
     "D77",
     "a type of the weights that is not the enabled precision",
     lbsgd="error",
@@ -39,6 +84,27 @@ def weights_of_another_type(json: Document) -> Iterator[Hit]:
     if PARAM_DTYPE in json.accepted.keys and given not in (None, "auto", *NAMES_OF_TYPES[enabled]):
         said = f"is {shown(given)}, and the precision that is switched on is {enabled}"
         yield Hit(PARAM_DTYPE, said, correction=json.beside_intent({PARAM_DTYPE: DELETE}))
+
+
+@rule(
+    "D83",
+    "a type of the buffers that DeepSpeed does not know",
+    plain="error",
+    why="Where fp16 or bf16 is on, DeepSpeed 0.19 casts the buffers to data_types.buffer_dtype. It raises a ValueError "
+    "for a name that it does not know, and without fp16 and bf16 never looks.",
+    fix="use fp16, bf16 or fp32, or delete it",
+    example={
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.001}},
+        "bf16": {"enabled": True},
+        "data_types": {"buffer_dtype": "double"},
+    },
+)
+def unknown_buffer_type(json: Document) -> Iterator[Hit]:
+    known = {"int8", "torch.int8"}.union(*NAMES_OF_TYPES.values())
+    given = json.get(BUFFER_DTYPE)
+    taken = given in (None, "auto", *known) or BUFFER_DTYPE not in json.accepted.keys
+    if not taken and json.weights != "fp32":
+        yield Hit(BUFFER_DTYPE, f"is {shown(given)}")
 
 
 @rule(
@@ -127,81 +193,3 @@ def two_implementations(json: Document) -> Iterator[Hit]:
     has_both = entry is not None and {"fused", "foreach"} <= set(entry.get("params", ()))
     if has_both and params.get("fused") and params.get("foreach"):
         yield Hit("optimizer.params.fused", f"is {shown(params['fused'])} together with foreach")
-
-
-@rule(
-    "D83",
-    "a type of the buffers that DeepSpeed does not know",
-    plain="error",
-    why="Where fp16 or bf16 is on, DeepSpeed 0.19 casts the buffers to data_types.buffer_dtype. It raises a ValueError "
-    "for a name that it does not know, and without fp16 and bf16 never looks.",
-    fix="use fp16, bf16 or fp32, or delete it",
-    example={
-        "optimizer": {"type": "AdamW", "params": {"lr": 0.001}},
-        "bf16": {"enabled": True},
-        "data_types": {"buffer_dtype": "double"},
-    },
-)
-def unknown_buffer_type(json: Document) -> Iterator[Hit]:
-    known = {"int8", "torch.int8"}.union(*NAMES_OF_TYPES.values())
-    given = json.get(BUFFER_DTYPE)
-    taken = given in (None, "auto", *known) or BUFFER_DTYPE not in json.accepted.keys
-    if not taken and json.weights != "fp32":
-        yield Hit(BUFFER_DTYPE, f"is {shown(given)}")
-
-
-@rule(
-    "D84",
-    "torch's Adagrad in half precision without ZeRO",
-    plain="error",
-    why="torch's Adagrad makes its sums of squares when it is built; torch 2.12 and later make them in the first "
-    "update, and train. DeepSpeed's fp16 and bf16 optimizers then give it other weights, float32 copies, and the first "
-    "update ends in KeyError: 'sum'. ZeRO builds Adagrad anew.",
-    fix="set it to 1 (with bf16, and gradients in bf16), or use another optimizer",
-    example={"optimizer": {"type": "Adagrad", "params": {"lr": 0.01}}, "bf16": {"enabled": True}},
-)
-def half_adagrad(json: Document) -> Iterator[Hit]:
-    if json.optimizer == "adagrad" and copies_weights_itself(json) and numbers(installed("torch")) < (2, 12):
-        said = f"is {json.stage}, where half precision copies the weights after {json.get('optimizer.type')} was built"
-        yield Hit("zero_optimization.stage", said)
-
-
-@rule(
-    "D85",
-    "a number that soon makes the weights infinite",
-    plain="error",
-    why="RMSprop takes the square root of an average of squares: with alpha above 1 it is that of a negative number. "
-    "ExponentialLR multiplies the learning rate by gamma in every update, and SGD, RMSprop and Muon multiply their "
-    "running sum of gradients by the momentum: after 50 updates they must still be numbers that float32 can hold.",
-    fix="give a number below 1",
-    example={"optimizer": {"type": "RMSprop", "params": {"lr": 0.01, "alpha": 99}}},
-)
-def infinite_weights(json: Document) -> Iterator[Hit]:
-    kind, alpha = json.get("optimizer.type"), json.get("optimizer.params.alpha")
-    if kind == "RMSprop" and is_number(alpha) and alpha > 1:
-        yield Hit("optimizer.params.alpha", f"is {shown(alpha)}: the square root of a negative number is none")
-    lr, gamma = json.get("optimizer.params.lr"), json.get("scheduler.params.gamma")
-    grows = json.get("scheduler.type") == "ExponentialLR" and kind not in BOUNDED_STEPS and is_number(gamma)
-    if grows and is_number(lr) and lr and math.log10(abs(lr)) + digits_after_50(gamma) > FLOAT32_DIGITS:
-        yield Hit("scheduler.params.gamma", f"is {shown(gamma)}: after 50 updates no float32 holds the learning rate")
-    momentum = json.get("optimizer.params.momentum")
-    sums = kind in ("SGD", "RMSprop") or json.optimizer == "muon"
-    if sums and is_number(momentum) and digits_after_50(momentum) > FLOAT32_DIGITS:
-        yield Hit("optimizer.params.momentum", f"is {shown(momentum)}: after 50 updates no float32 holds the sum")
-
-
-def digits_after_50(factor: float) -> float:
-    """Return by how many decimal digits a number has grown in the 50th update that multiplies it."""
-    return 49 * math.log10(max(1, abs(factor)))
-
-
-RULES = (
-    half_adagrad,
-    infinite_weights,
-    weights_of_another_type,
-    unknown_buffer_type,
-    missing_norm,
-    partial_offload,
-    unknown_zenflow,
-    two_implementations,
-)

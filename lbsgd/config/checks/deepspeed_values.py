@@ -236,14 +236,3 @@ def scattered_muon(json: Document) -> Iterator[Hit]:
     muon = json.optimizer == "muon" and json.accepted.optimizer(json.get("optimizer.type"))
     if muon and json.stage == 3 and json.is_on(key, True) and json.refused("D76"):
         yield Hit(key, "is not false, and Muon at stage 3 needs whole gradients")
-
-
-RULES = (
-    refused_value,
-    unknown_argument,
-    ignored_by_muon,
-    unusable_class,
-    no_learning_rate,
-    missing_momentum,
-    scattered_muon,
-)

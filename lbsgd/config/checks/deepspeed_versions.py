@@ -28,6 +28,3 @@ def key_to_come(json: Document) -> Iterator[Hit]:
                 f"has no effect in DeepSpeed {json.accepted.version}, which ignores it: {later} is the first to read it"
             )
             yield Hit(key, said, f"use DeepSpeed {later} or newer, or delete it")
-
-
-RULES = (key_to_come,)

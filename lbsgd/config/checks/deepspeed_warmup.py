@@ -149,6 +149,3 @@ def endless_warmup(json: Document) -> Iterator[Hit]:
     if json.get(TYPE) in ("WarmupDecayLR", "WarmupCosineLR") and is_number(total) and is_number(steps):
         if total <= steps:
             yield Hit(key, f"is {total:g}, and the warmup alone takes {steps:g} steps")
-
-
-RULES = (other_ramp, warmup_from_zero, warmup_steps, replaced_learning_rate, endless_warmup)

@@ -207,16 +207,3 @@ def processes_of(json: Document) -> int | None:
     """Return the number of processes that follows from three batch sizes; None where one is not given."""
     kn, micro, passes = (json.get(key) for key in (BATCH, MICRO, PASSES))
     return kn // (micro * passes) if is_count(kn) and is_count(micro) and is_count(passes) else None
-
-
-RULES = (
-    unusable_stage,
-    idle_keys,
-    offloaded_sgd,
-    bucket_size,
-    odd_bucket,
-    large_bucket,
-    no_overlap,
-    checkpoint_of_adam,
-    divided_twice,
-)

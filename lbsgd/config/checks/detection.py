@@ -131,6 +131,3 @@ def frozen_statistics(planned: Planned) -> Iterator[Hit]:
     norm = planned.recipe.batch_norm
     if planned.recipe.detection and (norm.scope, norm.statistics) != ("worker", "average"):
         yield Hit("lbsgd.batch_norm", f"has scope {norm.scope} and statistics {norm.statistics}, but it is frozen")
-
-
-RULES = (half_precision, lr_of_all_images, beyond_the_rule, images_of_a_forward, frozen_statistics)

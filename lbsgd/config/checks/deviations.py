@@ -212,17 +212,3 @@ def decayed_batch_norm(planned: Planned) -> Iterator[Hit]:
     if planned.recipe.weight_decay.on_batch_norm:
         said = "is true, and gamma and beta shrink, too"
         yield deviation("lbsgd.weight_decay.on_batch_norm", said, "Sec. 5.1", planned)
-
-
-RULES = (
-    no_warmup,
-    constant_warmup,
-    other_scaling,
-    other_base_lr,
-    too_large_batch,
-    gamma_one,
-    statistics_of_all,
-    uncorrected_momentum,
-    scaled_weight_decay,
-    decayed_batch_norm,
-)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lbsgd.config.checks.clashes import RULES, InLibrary
+from lbsgd.config.checks import clashes
+from lbsgd.config.checks.clashes import InLibrary
 from lbsgd.config.checks.finding import Finding
 from lbsgd.config.checks.inspection import IN_PYTHON, Inspection, worst_first
-from lbsgd.config.checks.rule import findings_by
+from lbsgd.config.checks.rule import findings_by, rules_of
 from lbsgd.config.libraries.arguments import Library
 
 AUTOMATIC = "D21"  # says that only Hugging Face fills in "auto"; the rules here know which keys
@@ -18,7 +19,9 @@ def in_library(inspection: Inspection, library: Library) -> Inspection:
     """Return an inspection with what would clash in this library."""
     if inspection.config is None:
         return inspection
-    found = findings_by(RULES, InLibrary(inspection.config, library), "lbsgd" if inspection.ours else "plain")
+    found = findings_by(
+        rules_of(clashes), InLibrary(inspection.config, library), "lbsgd" if inspection.ours else "plain"
+    )
     written = WRITTEN_BY_LIGHTNING if library == "lightning" and not inspection.ours else ()
     kept = [
         read_by(library, finding)

@@ -20,7 +20,7 @@ from lbsgd.config.checks.registry import (
     fit_findings,
     without_doubles,
 )
-from lbsgd.config.checks.rule import Kind, findings_by
+from lbsgd.config.checks.rule import Kind, findings_by, rules_of
 from lbsgd.config.checks.strictness import UnstrictFile
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.json_file import (
@@ -159,7 +159,7 @@ def inspect_unstrict(file: str, error: ConfigError, fix: bool, version: str | No
     reason = str(error).removeprefix(file).lstrip(":, ")
     if fix:
         reason += ", and then run --fix again: it changes strict JSON only, because comments would be lost"
-    found = findings_by(strictness.RULES, UnstrictFile(reason, readable=config is not None), kind)
+    found = findings_by(rules_of(strictness), UnstrictFile(reason, readable=config is not None), kind)
     about = findings_of(config, version) if config is not None else ()
     return Inspection(file, config, (*about, *found), version=version)
 

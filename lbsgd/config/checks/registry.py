@@ -32,30 +32,30 @@ from lbsgd.config.checks import (
     strictness,
 )
 from lbsgd.config.checks.finding import Finding
-from lbsgd.config.checks.rule import Rule, findings_by
+from lbsgd.config.checks.rule import Rule, findings_by, rules_of
 from lbsgd.config.checks.subject import Document, Planned
 
-DEEPSPEED_GROUPS: dict[str, tuple[Rule[Document], ...]] = {
-    "Keys": (*deepspeed_keys.RULES, *block.NAME_RULES, *deepspeed_versions.RULES),
-    "Values": (*deepspeed_values.RULES, *deepspeed_switches.RULES),
-    "Values that do not go together": (*deepspeed_validators.RULES, *deepspeed_features.RULES),
-    "Batch and gradients": deepspeed_batch.RULES,
-    "Optimizer": deepspeed_optimizer.RULES,
-    "Scheduler": (*deepspeed_scheduler.RULES, *deepspeed_warmup.RULES),
-    "Large minibatches in plain DeepSpeed": deepspeed_large_batch.RULES,
-    "Precision": (*deepspeed_fp16.RULES, *deepspeed_precision.RULES, *deepspeed_masters.RULES),
-    "ZeRO and speed": (*deepspeed_zero.RULES, *deepspeed_measuring.RULES),
+DEEPSPEED_GROUPS: dict[str, tuple[Rule[Any], ...]] = {
+    "Keys": (*rules_of(deepspeed_keys), *block.NAME_RULES, *rules_of(deepspeed_versions)),
+    "Values": rules_of(deepspeed_values, deepspeed_switches),
+    "Values that do not go together": rules_of(deepspeed_validators, deepspeed_features),
+    "Batch and gradients": rules_of(deepspeed_batch),
+    "Optimizer": rules_of(deepspeed_optimizer),
+    "Scheduler": rules_of(deepspeed_scheduler, deepspeed_warmup),
+    "Large minibatches in plain DeepSpeed": rules_of(deepspeed_large_batch),
+    "Precision": rules_of(deepspeed_fp16, deepspeed_precision, deepspeed_masters),
+    "ZeRO and speed": rules_of(deepspeed_zero, deepspeed_measuring),
 }
 GROUPS: dict[str, tuple[Rule[Any], ...]] = {
-    "The file": strictness.RULES,
+    "The file": rules_of(strictness),
     **DEEPSPEED_GROUPS,
     "The lbsgd block by itself": block.RULES,
-    "DeepSpeed's blocks against the lbsgd block": consistency.RULES,
-    "Keys that reroute gradients": rerouted.RULES,
-    "Intents that the paper measured as worse": deviations.RULES,
-    "Detectors": detection.RULES,
+    "DeepSpeed's blocks against the lbsgd block": rules_of(consistency),
+    "Keys that reroute gradients": rules_of(rerouted),
+    "Intents that the paper measured as worse": rules_of(deviations),
+    "Detectors": rules_of(detection),
     "Processes and data": (*fit.RULES, *fit.PASSES_RULES, *fit.FILE_RULES),
-    "In another library (`--for`)": clashes.RULES,
+    "In another library (`--for`)": rules_of(clashes),
 }
 CODES: dict[str, Rule[Any]] = {rule.code: rule for rules in GROUPS.values() for rule in rules}
 DEEPSPEED_RULES = tuple(rule for rules in DEEPSPEED_GROUPS.values() for rule in rules)
@@ -75,12 +75,12 @@ def without_doubles(findings: list[Finding]) -> list[Finding]:
 
 def consistency_findings(planned: Planned) -> list[Finding]:
     """Return where DeepSpeed's blocks contradict the lbsgd block."""
-    return findings_by((*consistency.RULES, *rerouted.RULES), planned)
+    return findings_by(rules_of(consistency, rerouted), planned)
 
 
 def deviation_findings(planned: Planned) -> list[Finding]:
     """Return the intents that are not the paper's."""
-    return findings_by((*deviations.RULES, *detection.RULES), planned)
+    return findings_by(rules_of(deviations, detection), planned)
 
 
 def fit_findings(planned: Planned) -> list[Finding]:

@@ -117,6 +117,3 @@ def idle_algorithm(planned: Planned) -> Iterator[Hit]:
     for key, value in wanted.model_dump().items():
         if value != "auto":
             yield Hit(f"lbsgd.aggregation.{key}", f"is {value}, but {reason}")
-
-
-RULES = (another_accumulation, another_precision, scattered_gradients, bad_divisor, divided_network, idle_algorithm)

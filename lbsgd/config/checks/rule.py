@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Generic, Literal, TypeVar
 
 from lbsgd.config.checks.finding import Finding, Severity
@@ -74,6 +75,11 @@ def rule(
         return Rule(code, title, lbsgd, plain, why, fix, example, processes, version, look)
 
     return declare
+
+
+def rules_of(*modules: ModuleType) -> tuple[Rule[Any], ...]:
+    """Return the rules that some modules define, in their order there."""
+    return tuple(value for module in modules for value in vars(module).values() if isinstance(value, Rule))
 
 
 def findings_by(rules: Iterable[Rule[Subject]], subject: Subject, kind: Kind = "lbsgd") -> list[Finding]:

@@ -49,6 +49,3 @@ def hjson(file: UnstrictFile) -> Iterator[Hit]:
     if file.readable:
         problem, _, fix = file.reason.rpartition("; ")
         yield Hit("file", f"{problem}: DeepSpeed reads it, and most other tools do not", fix)
-
-
-RULES = (unreadable, hjson)
