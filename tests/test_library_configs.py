@@ -22,7 +22,7 @@ from lbsgd.config.checks.in_library import in_library
 from lbsgd.config.checks.inspection import Inspection, findings_of, inspect
 from lbsgd.config.checks.rule import rules_of
 from lbsgd.config.json_file import read_json, write_json
-from lbsgd.config.keypath import paths_to, put
+from lbsgd.config.keypath import paths_to_auto, put
 from lbsgd.config.libraries.arguments import CALLS, LIBRARIES, arguments_of
 from lbsgd.config.libraries.needs import missing, needs_of
 from lbsgd.config.plan import Plan
@@ -249,7 +249,7 @@ def test_an_example_triggers_its_code_and_no_other_rule_of_a_library(rule):
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_a_shipped_file_as_it_is_would_fail_in_hugging_faces_libraries(path, library, expected):
     findings = in_library(inspect(str(path)), library).findings
-    refused = [*paths_to("auto", read_json(path)["lbsgd"])] if library in ("transformers", "accelerate") else []
+    refused = [*paths_to_auto(read_json(path)["lbsgd"])] if library in ("transformers", "accelerate") else []
     errors = [finding.code for finding in findings if finding.severity == "error"]
     assert errors == [*expected, *["L04"] * len(refused)]
 

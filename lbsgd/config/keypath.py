@@ -70,18 +70,18 @@ def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:
     return () if old == new else (f"{path}: {old} -> {new}",)  # as text, because 5 == 5.0 and True == 1
 
 
-def paths_to(wanted: str, config: Any, path: str = "") -> Iterator[str]:
-    """Yield the key paths of all values that are this string; lists are not looked into."""
+def paths_to_auto(config: Any, path: str = "") -> Iterator[str]:
+    """Yield the key paths of all values "auto"; lists are not looked into."""
     if isinstance(config, dict):
         for key, value in config.items():
-            yield from paths_to(wanted, value, f"{path}.{key}" if path else key)
-    elif config == wanted:
+            yield from paths_to_auto(value, f"{path}.{key}" if path else key)
+    elif config == "auto":
         yield path
 
 
 def automatic_keys(config: Mapping[str, Any]) -> list[str]:
     """Return the key paths of all values "auto", but for the lbsgd block's and those that DeepSpeed itself knows."""
-    return [path for path in paths_to("auto", config) if path.partition(".")[0] != "lbsgd" and path not in OWN_AUTO]
+    return [path for path in paths_to_auto(config) if path.partition(".")[0] != "lbsgd" and path not in OWN_AUTO]
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:

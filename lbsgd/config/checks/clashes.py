@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbsgd.config.checks.rule import Hit, rule
-from lbsgd.config.keypath import automatic_keys, is_count, paths_to
+from lbsgd.config.keypath import automatic_keys, is_count, paths_to_auto
 from lbsgd.config.libraries.arguments import CALLS, HUGGING_FACE, Library, arguments_of
 from lbsgd.config.libraries.automatic import DEFAULTS, FILLED, FROM_HIDDEN_SIZE
 
@@ -31,7 +31,7 @@ class InLibrary:
         The number of passes is none of them where Lightning refuses any value.
         """
         refused = {"gradient_accumulation_steps"} if self.library == "lightning" else set()
-        found = paths_to("auto", self.config) if self.library in HUGGING_FACE else automatic_keys(self.config)
+        found = paths_to_auto(self.config) if self.library in HUGGING_FACE else automatic_keys(self.config)
         return [key for key in found if key not in refused]
 
 
