@@ -192,8 +192,8 @@ def scaled_before_reduction(json: Document) -> Iterator[Hit]:
     if json.stage not in (2, 3) or not json.is_on("zero_optimization.reduce_scatter", True) or sums(json):
         return
     scaled = {"prescale_gradients": bool(json.get("prescale_gradients")), FACTOR: json.get(FACTOR, 1.0) != 1.0}
-    for key in scaled:
-        if scaled[key]:
+    for key, is_scaled in scaled.items():
+        if is_scaled:
             said = f"is {shown(json.get(key))}, which ZeRO-{json.stage} refuses with reduce_scatter"
             yield Hit(key, said, correction=json.beside_intent({key: DELETE}))
 

@@ -38,8 +38,7 @@ def own_class(json: Document, name: str) -> str | None:
     example={"optimizer": {"type": "sgd"}},
 )
 def unknown_optimizer(json: Document) -> Iterator[Hit]:
-    kind = json.get(TYPE)
-    name = kind.lower() if isinstance(kind, str) else ""
+    kind, name = json.get(TYPE), json.optimizer
     if kind in (None, "auto") or is_known(json, kind):
         return
     torch_names = frozenset(json.accepted.torch_optimizers)
@@ -98,11 +97,8 @@ def unknown_sgd_parameter(json: Document) -> Iterator[Hit]:
 def nesterov_without_momentum(json: Document) -> Iterator[Hit]:
     params = json.block(PARAMS)
     momentum = params.get("momentum", 0 if json.plain else None)  # R05 asks for one beside an lbsgd block
-    if (
-        json.get(TYPE) == "SGD"
-        and params.get("nesterov")
-        and (momentum == 0 or (json.plain and params.get("dampening", 0)))
-    ):
+    refused = momentum == 0 or (json.plain and params.get("dampening", 0))
+    if json.get(TYPE) == "SGD" and params.get("nesterov") and refused:
         yield Hit(f"{PARAMS}.nesterov", "is true with momentum 0 or with dampening")
 
 
@@ -184,11 +180,8 @@ def misplaced_clipping(json: Document) -> Iterator[Hit]:
 )
 def untested_with_zero(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
-    known = isinstance(kind, str) and (is_known(json, kind) or kind.lower() == "sgd")
-    untested = (
-        known and (kind.lower() if kind.lower() in json.accepted.optimizers else kind) not in json.accepted.zero_tested
-    )
-    allowed = json.get("zero_allow_untested_optimizer")
-    if json.stage and untested and not allowed:
+    name = json.optimizer if json.optimizer in json.accepted.optimizers else kind
+    untested = (is_known(json, kind) or json.is_sgd) and name not in json.accepted.zero_tested
+    if json.stage and untested and not json.get("zero_allow_untested_optimizer"):
         said = f"is not true, and ZeRO then refuses {kind}"
         yield Hit("zero_allow_untested_optimizer", said, correction={"zero_allow_untested_optimizer": True})

@@ -76,10 +76,8 @@ def missing_parameters(json: Document) -> Iterator[Hit]:
     needed = sorted(set(entry["required"]) - set(json.block(PARAMS))) if entry else []
     ways = entry.get("either", ()) if entry else ()
     if kind is not None and not isinstance(json.get(PARAMS), dict):
-        correction: dict[str, Any] = {PARAMS: {}}
-        missing = not needed and json.get(PARAMS) is None
-        said = "is no block, which ends in a TypeError"
-        yield Hit(PARAMS, said, "give {} at least", correction if missing else None)
+        correction: dict[str, Any] | None = {PARAMS: {}} if json.get(PARAMS) is None and not needed else None
+        yield Hit(PARAMS, "is no block, which ends in a TypeError", "give {} at least", correction)
     elif needed:
         yield Hit(f"{PARAMS}.{needed[0]}", f"is missing, and {kind} needs {' and '.join(needed)}")
     elif ways and not any(all(json.get(f"{PARAMS}.{name}") is not None for name in way) for way in ways):

@@ -125,9 +125,8 @@ def unknown_argument(json: Document) -> Iterator[Hit]:
     if entry is None or "params" not in entry or params is None:
         return
     if not isinstance(params, dict):
-        if not params and not json.refused("D71 empty"):
-            return
-        yield Hit("optimizer.params", f"is {shown(params)}, and {kind} wants a block of arguments")
+        if params or json.refused("D71 empty"):
+            yield Hit("optimizer.params", f"is {shown(params)}, and {kind} wants a block of arguments")
         return
     unknown = set() if entry.get("any_argument") else set(params) - set(entry["params"]) - {"max_grad_norm"}
     for name in sorted(unknown):

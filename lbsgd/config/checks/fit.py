@@ -47,7 +47,7 @@ def whole_workers(planned: Planned) -> Iterator[Hit]:
 def dividable_workers(planned: Planned) -> Iterator[Hit]:
     kn, n, world_size = planned.global_batch, planned.per_worker_batch, planned.world_size
     k = kn // n
-    if kn % n == 0 and k % world_size:
+    if planned.has_whole_workers and k % world_size:
         said = f"is {kn}, whose k = {k} workers of n = {n} cannot be divided among {world_size} processes"
         yield Hit("train_batch_size", said, f"numbers of processes that fit: {shortened(divisors(k))}")
 
