@@ -13,6 +13,7 @@ from update_magnitude import steps
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.config.generate import generate
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import TrainingError
 from lbsgd.experiments.studies.update_magnitude import mean_of, relative
@@ -25,7 +26,8 @@ def plan(workers, base_lr=0.1, *more):
     settings = ("lbsgd.batch_norm.per_worker_batch=4", "lbsgd.linear_scaling.base_batch=4", "lbsgd.decay.epochs=[]")
     settings += (f"lbsgd.linear_scaling.base_lr={base_lr}", 'lbsgd.warmup={"kind": "none", "epochs": 0}')
     settings += more
-    config = generate(4 * workers, gpus=1, micro_batch=4, precision="fp32", num_images=96, epochs=2, settings=settings)
+    overrides = Overrides(4 * workers, 4, precision="fp32", num_images=96, epochs=2, settings=settings)
+    config = generate(overrides, gpus=1)
     return Plan.read(config, 1)
 
 

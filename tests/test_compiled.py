@@ -21,6 +21,7 @@ from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.fused_blocks import fuse_blocks
 from lbsgd.commands.detect import DetectionRequest
 from lbsgd.config.generate import generate
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 from lbsgd.report.run_log import read_run
@@ -133,7 +134,7 @@ def test_the_flag_compiles_a_recipe_which_is_resumed_and_logged(tmp_path, fault)
 
 @pytest.mark.parametrize("flag", ["compile", "cuda_graphs"])
 def test_a_detector_is_refused_in_one_line(flag):
-    plan = Plan.read(generate(4, num_images=24, detection=True, gpus=1), 1)
+    plan = Plan.read(generate(Overrides(4, num_images=24), detection=True, gpus=1), 1)
     request = SimpleNamespace(
         flags=SimpleNamespace(resolution=None, **{"compile": False, "cuda_graphs": False, flag: True}), plan=plan
     )

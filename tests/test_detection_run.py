@@ -24,6 +24,7 @@ from lbsgd.algorithm.mask_rcnn import Sizes, mask_rcnn
 from lbsgd.commands.detect import DetectionRequest, add_data
 from lbsgd.commands.recipe_flags import with_flags
 from lbsgd.config.generate import generate
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.share import Pixels
@@ -58,7 +59,8 @@ def trainer(stack, scenes, folder, resume=False, workers=0):
     processes = Processes.from_environment()
     world_size = torch.distributed.get_world_size()
     train, val = (read_split(scenes, name, training=name == "train") for name in ("train", "val"))
-    config = generate(12, num_images=24, detection=True, gpus=world_size, settings=(*LENGTHS, *SIDES), micro_batch=4)
+    overrides = Overrides(12, 4, num_images=24, settings=(*LENGTHS, *SIDES))
+    config = generate(overrides, detection=True, gpus=world_size)
     config["steps_per_print"] = 1
     plan = Plan.read(config, world_size)
     task = Small(SimpleNamespace(val=val, backbone=lambda: None))

@@ -15,6 +15,7 @@ import lbsgd
 from lbsgd.algorithm.mask_rcnn import DrawnSampler, load_backbone, mask_rcnn
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.generate import generate
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.train.device_rules import lay_out
 from lbsgd.train.engine import start_processes
@@ -180,7 +181,7 @@ def test_the_paper_s_detector_has_the_paper_s_sizes():
 
 
 def plan(world_size, micro_batch):
-    config = generate(8, num_images=64, micro_batch=micro_batch, gpus=world_size, detection=True)
+    config = generate(Overrides(8, micro_batch, num_images=64), gpus=world_size, detection=True)
     return Plan.read(config, world_size)
 
 

@@ -69,7 +69,7 @@ def noise_of(gradients):
 def config(stage):
     settings = ("lbsgd.augmentation.resolution=32", "lbsgd.batch_norm.per_worker_batch=4", "steps_per_print=1")
     settings += ("lbsgd.linear_scaling.base_batch=16", "lbsgd.warmup=" + '{"kind": "none", "epochs": 0}')
-    return generate(16, gpus=2, micro_batch=4, precision="fp32", zero_stage=stage, num_images=64, settings=settings)
+    return generate(Overrides(16, 4, precision="fp32", zero_stage=stage, num_images=64, settings=settings), gpus=2)
 
 
 def measured(stage):

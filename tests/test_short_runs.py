@@ -5,11 +5,12 @@ import pytest
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.commands.plan_figure import stretches
 from lbsgd.config.generate import generate
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 
 
 def warnings(**lbsgd):
-    config = generate(8192, epochs=lbsgd.pop("epochs"))
+    config = generate(Overrides(8192, epochs=lbsgd.pop("epochs")))
     for block, values in lbsgd.items():
         config["lbsgd"][block] |= values
     return [line for line in Plan.read(config, 8).warnings if "F06" in line]
@@ -32,6 +33,6 @@ def test_the_papers_schedule_fits_its_90_epochs_and_decays_may_be_moved_into_a_s
 
 
 def test_the_plan_shows_the_learning_rate_that_such_a_run_really_comes_to():
-    plan = Plan.read(generate(8192, epochs=4), 8)
+    plan = Plan.read(generate(Overrides(8192, epochs=4)), 8)
     assert stretches(plan) == [("0 to 4", "0 to 624", "0.1 -> 2.58, by 0.00397 per iteration")]
     assert learning_rate(plan.num_iterations, plan.schedule) == pytest.approx(2.58)

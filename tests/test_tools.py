@@ -19,6 +19,7 @@ from mask_rcnn_digits import SmallMaskRCNN
 from PIL import Image
 
 from lbsgd.config.generate import generate
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
@@ -48,7 +49,7 @@ def run_of(tmp_path):
     """Return a function that writes the log of a run that has just begun, and returns its folder and plan."""
 
     def write(model):
-        plan = Plan.read(generate(4, num_images=4, detection=True, gpus=1, settings=SIDES, micro_batch=4), 1, 4)
+        plan = Plan.read(generate(Overrides(4, 4, num_images=4, settings=SIDES), detection=True, gpus=1), 1, 4)
         with RunLog(tmp_path / model, {"model": model, **plan.as_dict(), "environment": {}}):
             return tmp_path / model, plan
 

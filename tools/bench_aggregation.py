@@ -32,6 +32,7 @@ from lbsgd.commands.flag_types import OneLineParser, at_least_zero, positive, qu
 from lbsgd.config.aggregation import Choice, choose
 from lbsgd.config.generate import generate
 from lbsgd.config.keypath import put
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.schema import Aggregation
 from lbsgd.errors import ConfigError
 from lbsgd.train.aggregation.phases import phases_of, runner
@@ -66,15 +67,15 @@ def different(sizes: list[int]) -> dict:
 
 
 def configuration(world_size: int, micro_batch: int, stage: int, block: dict | None) -> dict:
-    config = generate(
+    overrides = Overrides(
         world_size * micro_batch,
-        gpus=world_size,
-        micro_batch=micro_batch,
+        micro_batch,
         precision="fp32",
         zero_stage=stage,
         num_images=100 * world_size * micro_batch,
         settings=(f"lbsgd.batch_norm.per_worker_batch={micro_batch}", "lbsgd.augmentation.resolution=32"),
     )
+    config = generate(overrides, gpus=world_size)
     put(config, "lbsgd.aggregation", block)
     put(config, "zero_allow_untested_optimizer", True)
     return config

@@ -15,6 +15,7 @@ from lbsgd.algorithm.fused_blocks import fuse_blocks
 from lbsgd.algorithm.sgd import decay_groups
 from lbsgd.bench.sizes import Blocks, Settings
 from lbsgd.config.generate import generate
+from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.fake import FakeImages
 from lbsgd.processes.environment import Processes
@@ -54,16 +55,15 @@ def plan_for(
         *((f"fp16.initial_scale_power={FP16_SCALE_POWER}",) if precision == "fp16" else ()),
         *more,
     )
-    config = generate(
+    overrides = Overrides(
         passes * micro_batch,
-        gpus=1,
-        micro_batch=micro_batch,
+        micro_batch,
         precision=precision,
         zero_stage=stage,
         num_images=num_images,
         settings=settings,
     )
-    return Plan.read(config, 1, num_images)
+    return Plan.read(generate(overrides, gpus=1), 1, num_images)
 
 
 def network(given: Settings, plan: Plan) -> nn.Module:

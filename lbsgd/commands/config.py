@@ -168,14 +168,4 @@ def generated(arguments: list[str]) -> dict[str, Any]:
 def config_of(given: argparse.Namespace) -> dict[str, Any]:
     from lbsgd.config.generate import generate
 
-    return generate(
-        given.global_batch,
-        gpus=given.gpus,
-        micro_batch=given.micro_batch,
-        precision=given.precision,
-        zero_stage=given.zero_stage,
-        num_images=given.num_images,
-        epochs=given.epochs,
-        settings=tuple(given.settings),
-        detection=given.detection,
-    )
+    return generate(overrides_of(given), gpus=given.gpus, detection=given.detection)

@@ -96,36 +96,16 @@ DETECTOR: dict[str, Any] = {
 }
 
 
-def generate(
-    global_batch: int,
-    *,
-    gpus: int | None = None,
-    micro_batch: int | None = None,
-    precision: str | None = None,
-    zero_stage: int | None = None,
-    num_images: int | None = None,
-    epochs: int | None = None,
-    settings: tuple[str, ...] = (),
-    detection: bool = False,
-) -> dict[str, Any]:
-    """Return a checked JSON for kn images per update; `lbsgd check` finds no error in it.
+def generate(overrides: Overrides, *, gpus: int | None = None, detection: bool = False) -> dict[str, Any]:
+    """Return a checked JSON with what the overrides say of the paper's; `lbsgd check` finds no error in it.
 
-    gpus: the number of GPUs that the micro batch is chosen for, by default k with one worker each. The micro batch is
-    the largest of at most 256 images that divides a GPU's share. zero_stage: by default 1 in fp16, else 0. settings:
-    those of --set. detection: Mask R-CNN on COCO in fp32 and forwards of 2, in place of a classifier on ImageNet in
+    gpus: the number of GPUs that the micro batch is chosen for, by default k with one worker each. Where no override
+    is about it, the micro batch is the largest of at most 256 images that divides a GPU's share, and the ZeRO stage is
+    1 in fp16, else 0. detection: Mask R-CNN on COCO in fp32 and forwards of 2, in place of a classifier on ImageNet in
     fp16. Raises ConfigError where the numbers cannot go together, or two of them say different things of one key.
     """
-    if detection and epochs:
+    if detection and overrides.epochs:
         raise ConfigError(f"{WHERE}: a detector's run is counted in iterations: use --set lbsgd.iterations=N")
-    overrides = Overrides(
-        global_batch,
-        micro_batch,
-        precision=precision,
-        settings=settings,
-        zero_stage=zero_stage,
-        epochs=epochs,
-        num_images=num_images,
-    )
     config, recipe = override(DETECTOR if detection else PAPER, overrides)
     gpus = gpus or max(1, config["train_batch_size"] // recipe.batch_norm.per_worker_batch)
     asked = overrides.values()
