@@ -16,6 +16,7 @@ from lbsgd.convert.beton_writer import METADATA
 from lbsgd.convert.existing_data import before_the_conversion
 from lbsgd.convert.image import (
     COPIED,
+    ENCODED,
     PIXELS,
     UNDECODABLE,
     Stored,
@@ -45,8 +46,8 @@ class Estimate:
     num_bytes: int  # of the result
     seconds: float  # of one process
     copied: float  # fraction of the images
+    encoded: float
     raw: float
-    undecodable: float
     scaled: float  # from 16 bits to 8
     looked_at: int  # how many images all this is estimated from
     damaged: int  # of these, how many cannot be decoded
@@ -67,8 +68,8 @@ def estimate(source: Source, settings: Settings, page_size: int, num_images: int
         num_bytes=sum(part.num_bytes for part in parts),
         seconds=sum(part.seconds for part in parts),
         copied=float(weights @ [part.copied for part in parts]),
+        encoded=float(weights @ [part.encoded for part in parts]),
         raw=float(weights @ [part.raw for part in parts]),
-        undecodable=float(weights @ [part.undecodable for part in parts]),
         scaled=float(weights @ [part.scaled for part in parts]),
         looked_at=sum(part.looked_at for part in parts),
         damaged=sum(part.damaged for part in parts),
@@ -105,8 +106,8 @@ def _sample(
         num_bytes=int(len(images) * mean * in_pages) + TABLES_BYTES * len(images),
         seconds=((time.monotonic() - start) / len(kinds) + WRITING_SECONDS) * len(images),
         copied=kinds.count(COPIED) / len(kinds),
+        encoded=kinds.count(ENCODED) / len(kinds),
         raw=kinds.count(PIXELS) / len(kinds),
-        undecodable=kinds.count(UNDECODABLE) / len(kinds),
         scaled=num_scaled / len(kinds),
         looked_at=len(kinds),
         damaged=kinds.count(UNDECODABLE),
@@ -217,8 +218,7 @@ def _found(images: Images, name: str) -> str:
 
 
 def _shares(found: Estimate) -> str:
-    encoded = max(0.0, 1 - found.copied - found.raw - found.undecodable)
-    words = [f"{found.copied:.0%} of the images untouched", f"{encoded:.0%} encoded again"]
+    words = [f"{found.copied:.0%} of the images untouched", f"{found.encoded:.0%} encoded again"]
     words += [f"{found.raw:.0%} kept as pixels"] if found.raw else []
     words += [f"{found.scaled:.1%} scaled from 16 bits to 8"] if found.scaled else []
     words += [_damaged(found)] if found.damaged else []
