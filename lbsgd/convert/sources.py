@@ -85,14 +85,15 @@ def source_version(path: Path) -> str:
 
 def _archives_of(path: Path) -> list[Path]:
     """Return the archives or shards of a source and the tables of labels beside them; none if it includes a folder."""
-    base, places = path, [path.parent]
-    if not path.is_file():
-        base, places = _base_of(path), [_base_of(path), path]
+    if path.is_file():
+        archives, places = [path], [path.parent]
+    else:
+        base = _base_of(path)
         if shards := _shards_of(base, path):
             return [path / name for names in shards.names.values() for name in names]
         if has_class_folders(base / "train") or has_images(base / "val"):
             return []
-    archives = [path] if path.is_file() else [base / TRAIN_TAR, base / VAL_TAR]
+        archives, places = [base / TRAIN_TAR, base / VAL_TAR], [base, path]
     labels = {place / name for place in places for name in (KAGGLE_LABELS, ANNOTATIONS, *DEVKITS)}
     files = [*archives, *sorted(label for label in labels if label.exists())]
     return files if all(file.is_file() for file in files) else []
@@ -128,9 +129,11 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
         missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
         missing += [] if val else [f"val/ and no {VAL_TAR}"]
         raise _nothing_found(path, missing, data_dir)
-    images, above = train.images(), base.absolute().parent.parent if base.name == "CLS-LOC" else path
+    images, above, places = train.images(), path, [base, path]
+    if base.name == "CLS-LOC":  # Kaggle's
+        above = base.absolute().parent.parent
+        places.append(above.parent)
     annotated = partial(labels_in_folder, above / ANNOTATIONS)
-    places = [base, path, above.parent] if base.name == "CLS-LOC" else [base, path]
     return images, _labelled(val, images.classes, lambda: _labels_for(val.container, places, annotated, data_dir))
 
 
