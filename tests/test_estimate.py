@@ -35,7 +35,7 @@ def test_a_dry_run_tells_the_size_and_what_cannot_be_decoded(damaged, tmp_path):
     (damaged / "train/ant/1.JPEG").write_bytes(encoded())
     save(damaged / "val/bee/1.JPEG")
     found = find_source(damaged, tmp_path, tmp_path / "data")
-    told = estimate(found, Settings(max_side=500), 1 << 23, 100)
+    told = estimate(found, Settings(max_side=500), 100)
     convert(damaged, tmp_path / "data", **SETTINGS)
     made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
     assert 0.95 * made < told.num_bytes + 2 * 2120 < 1.05 * made
@@ -100,7 +100,7 @@ def photos(tmp_path_factory):
 )
 def test_a_dry_run_tells_the_size_within_a_tenth_from_a_few_images(photos, tmp_path, settings):
     found = find_source(photos, tmp_path, tmp_path / "data")
-    told = estimate(found, Settings(**settings), 1 << 23, 40).num_bytes
+    told = estimate(found, Settings(**settings), 40).num_bytes
     convert(photos, tmp_path / "data", num_processes=2, **settings)
     made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
     assert abs(told / made - 1) < 0.1
@@ -115,7 +115,7 @@ def test_a_dry_run_counts_what_is_left_at_the_ends_of_pages(tmp_path, side):
         save(tmp_path / f"source/{'val' if number > 5 else 'train'}/a/{number}.JPEG", size=(side, side), phase=number)
     settings = dict(max_side=side, raw_fraction=1.0)
     found = find_source(tmp_path / "source", tmp_path, tmp_path / "data")
-    told = estimate(found, Settings(**settings), 1 << 23, 24).num_bytes
+    told = estimate(found, Settings(**settings), 24).num_bytes
     convert(tmp_path / "source", tmp_path / "data", num_processes=2, **settings)
     made = sum((tmp_path / f"data/{name}.beton").stat().st_size for name in ("train", "val"))
     assert abs(told / made - 1) < 0.01
@@ -148,7 +148,7 @@ def test_a_dry_run_tells_the_time_that_it_takes(photos, tmp_path, monkeypatch, c
     monkeypatch.setattr("lbsgd.convert.estimate.stored_image", slow)
     monkeypatch.setattr("lbsgd.convert.convert_split.CHUNK_IMAGES", 4)
     found = find_source(photos, tmp_path, tmp_path / "data")
-    told = estimate(found, Settings(max_side=500), 1 << 23, 20).seconds / 2
+    told = estimate(found, Settings(max_side=500), 20).seconds / 2
     convert(photos, tmp_path / "data", max_side=500, num_processes=2)
     took = sum(float(line.split(" images in ")[1].split()[0]) for line in capsys.readouterr().out.splitlines())
     assert 0.5 * took < told < 1.5 * took
@@ -161,5 +161,5 @@ def test_the_margin_is_asked_for_on_what_is_still_to_be_written(monkeypatch, tmp
     monkeypatch.setattr("lbsgd.convert.estimate.estimate", lambda *_, **__: told)
     monkeypatch.setattr("lbsgd.convert.estimate.free_bytes", lambda folder: free)
     with nullcontext() if fits else pytest.raises(DataError, match="needs about 1.1 MB more"):
-        check_disk(None, Settings(max_side=500), 1 << 23, tmp_path / ".converting", 9_000_000)
-    check_disk(None, Settings(max_side=500), 1 << 23, tmp_path / ".converting", 11_000_000)
+        check_disk(None, Settings(max_side=500), tmp_path / ".converting", 9_000_000)
+    check_disk(None, Settings(max_side=500), tmp_path / ".converting", 11_000_000)

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from lbsgd.convert.beton_writer import BetonWriter, page_size
+from lbsgd.convert.beton_writer import BetonWriter
 from lbsgd.convert.compressed import telling_what_stays
 from lbsgd.convert.convert_split import convert_split
-from lbsgd.convert.estimate import check_disk, dry_run
+from lbsgd.convert.estimate import check_disk, dry_run, page_size_for
 from lbsgd.convert.existing_data import (
     complete_by_version,
     complete_data,
@@ -153,8 +153,7 @@ def look(
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     with stoppable(NOTHING_KEPT), tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir)
-        page_size = _page_size(found, wanted)
-        return dry_run(found, wanted, page_size, data_dir, num_processes, overwrite, on_error)
+        return dry_run(found, wanted, data_dir, num_processes, overwrite, on_error)
 
 
 def _say_all(lines: list[str]) -> None:
@@ -162,17 +161,12 @@ def _say_all(lines: list[str]) -> None:
         say(line)
 
 
-def _page_size(source: Source, settings: Settings) -> int:
-    largest = max(int(images.sizes.max()) for images in source.splits.values())
-    return page_size(settings.side, largest, raw=settings.raw_fraction > 0)
-
-
 class Conversion:
     """The work in the work folder: train.beton, val.beton and manifest.json, from where an earlier run left them."""
 
     def __init__(self, source: Source, settings: Settings, work: Path) -> None:
         self.source, self.settings, self.work = source, settings, work
-        self.page_size = _page_size(source, settings)
+        self.page_size = page_size_for(source, settings)
         self.writers = {
             name: BetonWriter(work / f"{name}.beton", len(images), self.page_size)
             for name, images in source.splits.items()
@@ -187,7 +181,7 @@ class Conversion:
     def convert_images(self, num_processes: int, commit_seconds: float) -> None:
         """Raises DataError if the disk has no room for the result, or if a process dies."""
         done = sum(writer.image_bytes() for writer in self.writers.values())
-        check_disk(self.source, self.settings, self.page_size, self.work, done)
+        check_disk(self.source, self.settings, self.work, done)
         for name, images in self.source.splits.items():
             convert_split(name, images, self.writers[name], self.settings, num_processes, commit_seconds)
 

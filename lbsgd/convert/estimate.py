@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lbsgd.convert.beton_writer import METADATA
+from lbsgd.convert import beton_writer
 from lbsgd.convert.existing_data import before_the_conversion
 from lbsgd.convert.image import (
     COPIED,
@@ -34,7 +34,7 @@ from lbsgd.data.pil_image import ImageError
 from lbsgd.errors import DataError
 from lbsgd.units import duration, size
 
-TABLES_BYTES = METADATA.itemsize + ALLOCATION.itemsize + CHECKSUM.itemsize  # per image
+TABLES_BYTES = beton_writer.METADATA.itemsize + ALLOCATION.itemsize + CHECKSUM.itemsize  # per image
 MARGIN = 1.05  # of an estimate, when the disk is checked
 SAMPLE_SECONDS = 3
 PACKED_IMAGES = 10_000  # that are put into pages to see what is left at the ends of these
@@ -54,12 +54,18 @@ class Estimate:
     broken: str  # an image that cannot be decoded; empty without any
 
 
-def estimate(source: Source, settings: Settings, page_size: int, num_images: int) -> Estimate:
+def page_size_for(source: Source, settings: Settings) -> int:
+    """Return the size of the result's pages."""
+    largest = max(int(images.sizes.max()) for images in source.splits.values())
+    return beton_writer.page_size(settings.side, largest, raw=settings.raw_fraction > 0)
+
+
+def estimate(source: Source, settings: Settings, num_images: int) -> Estimate:
     """Convert num_images images of each split, or as many as SAMPLE_SECONDS allow, and keep none.
 
     A process of its own, in which OpenCV prints nothing, does this. Raises DataError if the process dies.
     """
-    sample = partial(_sample, source, settings, page_size, num_images)
+    sample = partial(_sample, source, settings, page_size_for(source, settings), num_images)
     origins, then = {name: images.origin for name, images in source.splits.items()}, "see that more memory is free"
     with without_opencv_threads(), ProcessPool(1, lambda: sample, origins.__getitem__, then) as pool:
         parts = [part for part, _ in pool.results(source.splits)]
@@ -153,9 +159,9 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
 
 
-def check_disk(source: Source, settings: Settings, page_size: int, work: Path, done: int) -> None:
+def check_disk(source: Source, settings: Settings, work: Path, done: int) -> None:
     """Raises DataError if the result will not fit on the disk, where `done` bytes of it are already."""
-    needed = int(MARGIN * max(0, estimate(source, settings, page_size, num_images=24).num_bytes - done))
+    needed = int(MARGIN * max(0, estimate(source, settings, num_images=24).num_bytes - done))
     if full := _no_room(work.parent, needed):
         raise DataError(full)
 
@@ -174,14 +180,13 @@ def _no_room(data_dir: Path, needed: int) -> str | None:
 def dry_run(
     source: Source,
     settings: Settings,
-    page_size: int,
     data_dir: Path,
     num_processes: int,
     overwrite: bool,
     on_error: str,
 ) -> str:
     """Return, in some lines, what was found, the size of the result, the time it will take, and what is in its way."""
-    found, classes = estimate(source, settings, page_size, num_images=200), source.train.classes
+    found, classes = estimate(source, settings, num_images=200), source.train.classes
     in_the_way = _in_the_way(source, found) if on_error == "fail" else []
     seconds, free = duration(found.seconds / num_processes), size(free_bytes(data_dir))
     full = _no_room(data_dir, int(MARGIN * max(0, found.num_bytes - _bytes_in(data_dir / ".converting"))))
