@@ -66,7 +66,7 @@ def _decoded(text: bytes) -> str:
 # changed, scipy 1.17), and nothing bounds what it uncompresses.
 
 STRUCT, CHARACTERS = 2, 4  # classes of an array
-MATRIX, COMPRESSED = 14, 15  # types of an element; the others are numbers
+COMPRESSED = 15  # type of an element that holds a compressed one
 NUMBERS = dict(enumerate("<i1 <u1 <i2 <u2 <i4 <u4 <f4".split(), 1)) | {9: "<f8", 12: "<i8", 13: "<u8", 16: "<u1"}
 
 

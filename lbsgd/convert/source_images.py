@@ -80,7 +80,7 @@ class Images:
         """Return a digest of the classes, names, labels and sizes, and of further columns."""
         digest = hashlib.sha256("\n".join([*self.classes, ""]).encode(errors="surrogateescape"))
         all_names = self.names
-        for block in _blocks(len(self)):
+        for block in blocks(len(self)):
             names = "".join(f"\n{all_names[index]}" for index in block)
             digest.update(names.encode(errors="surrogateescape"))
         for column in (self.labels, self.sizes, *columns):
@@ -93,12 +93,13 @@ class Images:
 
 
 def _update(digest: hashlib._Hash, column: np.ndarray) -> None:
-    for block in _blocks(len(column)):
+    for block in blocks(len(column)):
         digest.update(column[block.start : block.stop].astype(np.int64).data)
 
 
-def _blocks(num_rows: int) -> Iterator[range]:
-    return (range(at, min(at + BLOCK, num_rows)) for at in range(0, num_rows, BLOCK))
+def blocks(num_rows: int, most: int = BLOCK) -> Iterator[range]:
+    """Yield the numbers of rows, at most so many at a time."""
+    return (range(at, min(at + most, num_rows)) for at in range(0, num_rows, most))
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,7 +32,7 @@ from lbsgd.convert.image import (
 from lbsgd.convert.process_pool import CHUNK_IMAGES, ProcessPool, checked_num_processes, with_room
 from lbsgd.convert.progress import Meter
 from lbsgd.convert.settings import Settings
-from lbsgd.convert.source_images import SPLITS, ImageReader, Images, Source
+from lbsgd.convert.source_images import SPLITS, ImageReader, Images, Source, blocks
 from lbsgd.convert.sources import find_source
 from lbsgd.convert.work_folder import NOTHING_KEPT, stoppable
 from lbsgd.data.beton import BetonFile
@@ -181,7 +181,7 @@ def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -
         ProcessPool(num_processes, make_job, place, f"{NOTHING_KEPT}; --num_processes sets how many there are") as pool,
         Meter(beton.path.stem, beton.num_images, int(sizes.sum())) as meter,
     ):
-        for (wrong, images_read), _ in pool.results(_chunks(beton.num_images)):
+        for (wrong, images_read), _ in pool.results(blocks(beton.num_images, CHUNK_IMAGES)):
             if wrong:
                 index, reason = wrong
                 raise DataError(
@@ -190,10 +190,6 @@ def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -
                 )
             meter.advance(images_read, int(sizes[meter.done : meter.done + images_read].sum()))
     return meter
-
-
-def _chunks(num_images: int) -> Iterator[range]:
-    return (range(at, min(at + CHUNK_IMAGES, num_images)) for at in range(0, num_images, CHUNK_IMAGES))
 
 
 class ChunkVerifier:
