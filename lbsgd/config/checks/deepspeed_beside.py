@@ -77,7 +77,7 @@ def is_replaced(json: Document) -> bool:
     kind, params = json.get("scheduler.type"), json.block("scheduler.params")
     warms_up = kind in ("WarmupLR", "WarmupDecayLR") and params.get("warmup_max_lr") is not None
     own = json.accepted.optimizers.keys() - {"adagrad"}  # which is torch's, and looks at it
-    return (warms_up or kind in REPLACING) and json.has_own(own)
+    return (warms_up or kind in REPLACING) and json.has_own_optimizer(own)
 
 
 def offloading(json: Document, name: str) -> list[str]:
@@ -91,7 +91,8 @@ def offloading(json: Document, name: str) -> list[str]:
 def is_cycled(json: Document) -> bool:
     """Whether OneCycle writes over the betas of an optimizer of DeepSpeed's before anything reads them."""
     cycles = json.get("scheduler.type") == "OneCycle" and json.get("scheduler.params.cycle_momentum", True)
-    return bool(cycles) and json.has_own(("adam", "adamw", "lamb", "lion")) and not copies_weights_itself(json)
+    own = json.has_own_optimizer(("adam", "adamw", "lamb", "lion"))
+    return bool(own and cycles) and not copies_weights_itself(json)
 
 
 def is_power_of_no_zero(json: Document) -> bool:
@@ -104,7 +105,8 @@ def is_power_of_no_zero(json: Document) -> bool:
 def wraps_fused_adam(json: Document) -> bool:
     """Whether DeepSpeed's fused Adam runs inside its fp16 optimizer, which 0.17 and later use for bf16 as well."""
     half = json.enabled("fp16") or (json.enabled("bf16") and json.since("0.17"))
-    return json.has_own(("adam", "adamw")) and half and json.stage == 0 and not offloading(json, "offload_optimizer")
+    on_gpu = json.stage == 0 and not offloading(json, "offload_optimizer")
+    return json.has_own_optimizer(("adam", "adamw")) and half and on_gpu
 
 
 def moves_without_rate(json: Document) -> bool:

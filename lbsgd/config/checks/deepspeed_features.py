@@ -90,7 +90,7 @@ def pathless_offload(json: Document) -> Iterator[Hit]:
     },
 )
 def offload_without_zero(json: Document) -> Iterator[Hit]:
-    if json.stage == 0 and json.has_own(BUILT_FOR_CPU):
+    if json.stage == 0 and json.has_own_optimizer(BUILT_FOR_CPU):
         for key in offloading(json, "offload_optimizer"):
             yield Hit(f"zero_optimization.{key}", "moves the update to the CPU, and at stage 0 the weights stay")
 

@@ -92,7 +92,7 @@ class Document:
         """Whether the optimizer block names SGD, in whatever case."""
         return self.optimizer == "sgd"
 
-    def has_own(self, kinds: Container[str]) -> bool:
+    def has_own_optimizer(self, kinds: Container[str]) -> bool:
         """Whether DeepSpeed builds an optimizer of its own of these types, and not torch's Adam in its place."""
         return self.optimizer in kinds and not self.get("optimizer.params.torch_adam")
 
