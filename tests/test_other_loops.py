@@ -425,6 +425,58 @@ def test_one_use_alone_is_torchs_order_of_two_moves():
     torch.testing.assert_close(statistics(model), statistics(plain))
 
 
+# --- rows that are no images -----------------------------------------------------------------------------------------
+
+
+class Tokens(nn.Module):
+    """Normalises the tokens of all images as so many rows, as timm's LeViT does."""
+
+    def __init__(self, checkpointing=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.checkpointing = nn.Conv2d(3, 4, 3), nn.BatchNorm1d(4), checkpointing
+
+    def rows(self, x):
+        x = self.conv(x).flatten(2).transpose(1, 2)  # (N, tokens, C)
+        return self.norm(x.flatten(0, 1)).reshape_as(x)
+
+    def forward(self, name=None, x=None):
+        return checkpoint(self.rows, x, use_reentrant=False) if self.checkpointing else self.rows(x)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_rows_of_one_worker_s_images_are_normalised_together(compiler, checkpointing, compiled):
+    model, plain = convert_batch_norm(Tokens(checkpointing), N, passes=2), Tokens()
+    run = torch.compile(model, backend="aot_eager", fullgraph=not checkpointing) if compiled else model
+    for seed in range(2):
+        for _ in range(2):  # passes, each of one worker with the same images
+            run("images", x=images(N, seed)).pow(3).mean().mul(0.5).backward()
+        plain(x=images(N, seed)).pow(3).mean().backward()
+    assert_same(model, plain, rtol=1e-4, atol=1e-5)
+    assert model.norm.num_batches_tracked == 2
+
+
+def test_rows_of_several_workers_are_refused_with_the_numbers():
+    model = convert_batch_norm(Tokens(), N)
+    with pytest.raises(ValueError, match=r"makes 288 rows of 8 images .* a micro batch of 4$"):
+        model(x=images(2 * N))
+    assert model.rows(images(2 * N)).shape == (2 * N, 36, 4)  # outside of any forward nobody knows the images
+
+
+@pytest.mark.parametrize("name", ["levit_128s", "efficientvit_m0"])
+def test_networks_of_timm_that_normalise_tokens_or_windows_are_torchs_on_one_worker(name):
+    torch.manual_seed(0)
+    plain, x = timm.create_model(name, num_classes=4), images(N, size=224)
+    model = convert_batch_norm(copy.deepcopy(plain), N)
+    for each in (model, plain):
+        torch.manual_seed(1)  # of the head's dropout
+        out = each(x)
+        (sum(out) if isinstance(out, tuple) else out).square().sum().backward()
+    assert torch.equal(gradient(model), gradient(plain))
+    torch.testing.assert_close(statistics(model), statistics(plain), rtol=1e-5, atol=1e-6)
+
+
 # --- copies, files and graphs ----------------------------------------------------------------------------------------
 
 

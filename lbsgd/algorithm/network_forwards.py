@@ -16,7 +16,11 @@ class NetworkForwards:
 
     current: the number of the forward under way. None between forwards, and if the network does not run as a whole, as
     in a graph of torch.fx or when a user calls its parts.
+    images: how many images that forward has, the length of its first tensor. None as above, and if no argument is one.
     """
+
+    images: int | None = None
+    last_images: int | None = None  # of the last forward, which gradient checkpointing may repeat in part
 
     def __init__(self) -> None:
         self.begun = 0
@@ -36,7 +40,7 @@ class NetworkForwards:
             if isinstance(counter := getattr(hook, "__self__", None), cls):
                 return counter
         counter = cls()
-        network.register_forward_pre_hook(counter.before)
+        network.register_forward_pre_hook(counter.before, with_kwargs=True)
         # Before other hooks, because those may read what is due at the forward's end.
         network.register_forward_hook(counter.after, always_call=True, prepend=True)
         return counter
@@ -52,10 +56,14 @@ class NetworkForwards:
         for do, items in due.items():
             do(items)
 
-    def before(self, network: nn.Module, inputs: Any) -> None:
+    def before(self, network: nn.Module, inputs: Any, named: dict[str, Any]) -> None:
+        if network.training:
+            tensors = [value for value in (*inputs, *named.values()) if isinstance(value, torch.Tensor) and value.dim()]
+            self.images = self.last_images = tensors[0].shape[0] if tensors else None
         self._mark_training(network, begins=True)
 
     def after(self, network: nn.Module, inputs: Any, output: Any) -> None:
+        self.images = None
         if self.current is not None and not network.training:  # somebody changed the mode inside
             self.mark(begins=False)
         self._mark_training(network, begins=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, NoReturn, get_args
 
+import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.nn import functional as F
@@ -25,6 +26,8 @@ class PerWorkerBatchNorm(RunningStatistics):
         y = γ · (x − mean(x)) / √(var(x) + ε) + β     over images g·n .. (g+1)·n of the micro batch, those of worker g
 
     x is (N, C, ...) with N a multiple of n, in fp16, bf16, fp32 or fp64; γ, β and statistics act in float32 at least.
+    If the network has made more rows of its images, such as tokens or windows, a pass must hold one worker's n images:
+    then all rows are normalised together.
     In eval mode the running statistics normalise; without any, all N images at once, as torch's batch norm does. They
     move once every `passes` training forwards, once per iteration:
 
@@ -45,8 +48,8 @@ class PerWorkerBatchNorm(RunningStatistics):
         scope: "worker" (the paper); "all" (for comparison) normalises over all processes' images of one pass.
         implementation: "loop"; "triton" computes training forwards on a GPU by the kernels of `fused_norm`.
 
-    Raises ValueError for arguments that are none of these, and in forward if N is no multiple of n or n images hold a
-    single value per channel.
+    Raises ValueError for arguments that are none of these, and in forward if N is no multiple of n, if n images hold a
+    single value per channel, or if there are more rows than images, of several workers.
     """
 
     implementation: Implementation = "loop"  # of layers pickled before there was a choice, too
@@ -117,13 +120,27 @@ class PerWorkerBatchNorm(RunningStatistics):
             weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
             output, moments, count = normalise_over_processes(input, weight, bias, self.eps)
         else:
-            n = self.per_worker_batch if self.scope == "worker" else len(input)
+            n = self._rows_of_a_worker(len(input)) if self.scope == "worker" else len(input)
             affine = self.weight, self.bias
             how = self.implementation
             output, moments, count = normalise_groups(input, *affine, n, self.eps, how, relu=relu, residual=residual)
         if self.track_running_stats and self.running_mean is not None:
             self._record(moments, count)
         return output
+
+    def _rows_of_a_worker(self, rows: int) -> int:
+        """Return n, or all rows where the network has made more rows of one worker's images, as tokens or windows."""
+        images, n = self._forwards.images, self.per_worker_batch
+        if images is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            images = self._forwards.last_images  # gradient checkpointing repeats a part of the network's forward
+        if images is None or rows <= images:
+            return n
+        if images != n:
+            raise ValueError(
+                f"the network makes {rows} rows of {images} images before a batch norm, which cannot tell one worker's"
+                f" rows from another's: give each pass the images of one worker, a micro batch of {n}"
+            )
+        return rows
 
 
 def as_leaf(module: nn.Module, input: Proxy) -> Tensor:
