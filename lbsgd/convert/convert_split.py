@@ -68,10 +68,12 @@ def convert_split(
         Commits(writer, commit_seconds) as commits,
         Meter(name, len(images), num_bytes, done=done, done_bytes=done_bytes, failed=writer.failed()) as meter,
     ):
-        for converted, slot in pool.results(_chunks(images, done, _images_per_chunk(settings, kept_bytes))):
-            num_converted = _append(writer, converted, slot)
-            of_chunk = slice(writer.done - num_converted, writer.done)
-            meter.advance(num_converted, int(images.sizes[of_chunk].sum()), writer.failed(of_chunk))
+        chunks = _chunks(images, done, _images_per_chunk(settings, kept_bytes))
+        for (records, num_in_slot, rest), slot in pool.results(chunks):
+            writer.append(records[:num_in_slot], slot)
+            writer.append(records[num_in_slot:], memoryview(rest))
+            of_chunk = slice(writer.done - len(records), writer.done)
+            meter.advance(len(records), int(images.sizes[of_chunk].sum()), writer.failed(of_chunk))
             commits.start_if_due()
     speed = f"{len(images) - done:,} images in {meter.seconds():.1f} s ({meter.speed()})"
     say(f"{name}: {speed}{meter.failures()}, {writer.end / 1e6:.1f} MB")
@@ -111,14 +113,6 @@ def _chunks(images: Images, first: int, most_images: int) -> Iterator[Chunk]:
             chunk, num_bytes = [], 0
     if chunk:
         yield chunk
-
-
-def _append(writer: BetonWriter, converted: ConvertedChunk, slot: memoryview) -> int:
-    """Write the images of a chunk, and return how many they are."""
-    records, num_in_slot, rest = converted
-    writer.append(records[:num_in_slot], slot)
-    writer.append(records[num_in_slot:], memoryview(rest))
-    return len(records)
 
 
 class ChunkConverter:
