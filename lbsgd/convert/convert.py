@@ -56,47 +56,43 @@ def convert(
     source: Path,
     data_dir: Path,
     *,
-    max_side: int | None = None,
-    short_side: int | None = None,
-    quality: int = 90,
-    raw_fraction: float = 0.0,
-    reencode: bool = False,
     num_processes: int | None = None,
     on_error: str = "fail",
     overwrite: bool = False,
     commit_seconds: float = 2.0,
+    **settings: Any,
 ) -> None:
     """Make the data folder from a source that `sources.find_source` understands, or go on after an interruption.
 
     num_processes: by default one per core.
     on_error: "fail" or "skip", what to do about images that cannot be decoded, once all have been tried.
     commit_seconds: the most work that is lost when the process or the machine dies.
+    settings: those of `Settings`.
     Raises ConfigError for settings that cannot be right, Stopped after SIGINT or SIGTERM, and DataError, with nothing
     under the final names, if the source or one of its images cannot be used.
     """
-    settings = Settings(max_side, short_side, quality, raw_fraction, reencode)
-    num_processes = checked_num_processes(num_processes)
+    wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     if on_error not in ("fail", "skip"):
         raise ConfigError(f"--on_error {on_error} is not fail or skip")
     source, data_dir = source_path(Path(source)), Path(data_dir)
     work = data_dir / ".converting"
     with stoppable(f"what is done is kept in {work}: the same command goes on from there"):
-        if not overwrite and _is_complete_and_read_only(source, data_dir, settings):
+        if not overwrite and _is_complete_and_read_only(source, data_dir, wanted):
             return
         with writing_to(data_dir), locked(work), telling_what_stays(work):
-            found = _found_to_convert(source, data_dir, work, settings, overwrite)
+            found = _found_to_convert(source, data_dir, work, wanted, overwrite)
             if found is None:
                 remove_work(work)
                 return
             _say_all(left_out_lines(found))
             if on_error == "fail":
                 refuse_unusable(found)
-            identity = conversion_identity(found, settings)
+            identity = conversion_identity(found, wanted)
             if is_partly_published(data_dir, work, identity):
                 say(f"{work} holds the finished files of an earlier run, which only move to {data_dir}")
             else:
                 start_over_if_other(work, identity, found)
-                Conversion(found, settings, work).run(num_processes, commit_seconds, on_error)
+                Conversion(found, wanted, work).run(num_processes, commit_seconds, on_error)
             publish(data_dir, work)
 
 
