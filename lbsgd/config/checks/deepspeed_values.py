@@ -144,7 +144,7 @@ def unknown_argument(json: Document) -> Iterator[Hit]:
 )
 def ignored_by_muon(json: Document) -> Iterator[Hit]:
     if json.optimizer == "muon" and json.since("0.19"):
-        for name in sorted(set(json.block("optimizer.params")) - OF_MUON - {"max_grad_norm"}):  # D11 refuses the last
+        for name in sorted(set(json.block("optimizer.params")) - OF_MUON - {"max_grad_norm"}):  # which D33 refuses
             yield Hit(f"optimizer.params.{name}", "is unknown to Muon, and ignored in silence", nearest(name, OF_MUON))
 
 
