@@ -34,6 +34,9 @@ def config(arguments, capsys):
     [
         ("--detection --global_batch 16 --precision fp16", "M01"),
         ("--detection --global_batch 16 --set lbsgd.batch_norm.scope=all", "M05"),
+        ("--detection --global_batch 16 --set lbsgd.batch_norm.zero_last_gamma=false", "M05"),
+        ("--detection --global_batch 16 --set lbsgd.augmentation.resolution=512", "M06"),
+        ("--detection --global_batch 16 --set lbsgd.augmentation.crop_scale=[0.5,1.0]", "M06"),
     ],
 )
 def test_what_check_calls_an_error_is_not_written(tmp_path, capsys, arguments, code):

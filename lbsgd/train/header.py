@@ -51,7 +51,9 @@ def say_what_runs(progress: Progress, header: dict[str, Any]) -> None:
 
 
 def norm_described(run: Run, device: torch.device) -> str:
-    """Tell what computes batch norm in training, and why."""
+    """Tell what computes batch norm in training, and why; a detector's is frozen."""
+    if run.plan.recipe.detection:
+        return "frozen"
     implementation, reason = norm_implementation(run.plan, device)
     outside = " outside of compiled blocks" if run.compiled and implementation == "triton" else ""
     return f"{implementation}{outside}, by {reason}"

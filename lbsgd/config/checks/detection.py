@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
+
+from pydantic import BaseModel
 
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.precision import precision_of
+from lbsgd.config.schema import Augmentation, BatchNorm
 
 LR_OF_AN_IMAGE = 0.02 / 16  # Detectron's, on COCO
 FEWEST_IMAGES = 100_000  # of a data set of COCO's size; smaller ones have learning rates of their own
@@ -119,15 +123,36 @@ def images_of_a_forward(planned: Planned) -> Iterator[Hit]:
 
 @rule(
     "M05",
-    "statistics of a batch norm that is frozen",
+    "settings of a batch norm that is frozen",
     lbsgd="error",
     why="A detector keeps its backbone's statistics: with 2 images a forward new ones would be noise.",
-    fix="leave scope and statistics out",
+    fix="leave out all but per_worker_batch",
     example=over_8k(
         lbsgd__batch_norm={"per_worker_batch": 2, "statistics": "recomputed", "statistics_images": 16},
     ),
 )
-def frozen_statistics(planned: Planned) -> Iterator[Hit]:
-    norm = planned.recipe.batch_norm
-    if planned.recipe.detection and (norm.scope, norm.statistics) != ("worker", "average"):
-        yield Hit("lbsgd.batch_norm", f"has scope {norm.scope} and statistics {norm.statistics}, but it is frozen")
+def frozen_batch_norm(planned: Planned) -> Iterator[Hit]:
+    if planned.recipe.detection:
+        for key, value in other_values(planned.recipe.batch_norm, BatchNorm()).items():
+            if key not in ("per_worker_batch", "statistics_images"):  # which goes with statistics
+                yield Hit(f"lbsgd.batch_norm.{key}", f"is {json.dumps(value)}, but batch norm is frozen")
+
+
+@rule(
+    "M06",
+    "a classifier's sizes for a detector",
+    lbsgd="error",
+    why="A detector crops nothing and has sides of its own, so resolution and crop_scale would change nothing.",
+    fix="leave it out; lbsgd.detection.shorter_side and longer_side are a detector's sizes",
+    example=over_8k(lbsgd__augmentation={"resolution": 512}),
+)
+def sizes_of_a_classifier(planned: Planned) -> Iterator[Hit]:
+    if planned.recipe.detection:
+        for key, value in other_values(planned.recipe.augmentation, Augmentation()).items():
+            if key != "flip":
+                yield Hit(f"lbsgd.augmentation.{key}", f"is {json.dumps(value)}, and a detector does not read it")
+
+
+def other_values(block: BaseModel, default: BaseModel) -> dict[str, Any]:
+    """Return the values of a block that are not its defaults."""
+    return {key: value for key, value in block if value != getattr(default, key)}
