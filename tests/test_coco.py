@@ -135,6 +135,7 @@ def other(key, value):
         (other("iscrowd", None), "its iscrowd is None, neither 0 nor 1"),
         (other("iscrowd", "0"), "its iscrowd is '0', neither 0 nor 1"),
         (other("area", "361"), "its area '361' is no number"),
+        (other("area", -361), "its area -361 is no number from 0 on"),  # an area of no size would leave it out of AP
         (rle(counts=[128 * 128 + 5, -5]), "its run lengths are no whole numbers from 0 on"),
         (rle(counts=[1, "2"]), "its run lengths are no whole numbers from 0 on"),
         (rle(counts="8P?oi"), "its run lengths are no text of COCO's"),  # COCOeval hung on it
@@ -310,6 +311,19 @@ def test_an_image_without_its_file_is_named_or_left_out(changed):
         read_split(folder, "train")
     split = read_split(folder, "train", "skip")
     assert len(split) == 11 and split.left_out == {"images without a file": 1}
+
+
+@pytest.mark.parametrize("instead", [lambda place: place.symlink_to("nowhere.png"), lambda place: place.mkdir()])
+def test_a_link_to_nowhere_and_a_folder_are_no_file_of_an_image(changed, instead):
+    folder = changed(lambda content: None)
+    place = folder / "train" / "scene_00004.png"
+    place.rename(folder / "elsewhere.png")
+    instead(place)
+    with pytest.raises(DataError, match="image 5: .*scene_00004.png does not exist; mend it"):
+        read_split(folder, "train")
+    place.rmdir() if place.is_dir() else place.unlink()
+    place.symlink_to(folder / "elsewhere.png")
+    assert len(read_split(folder, "train")) == 12
 
 
 def test_an_annotation_of_an_unknown_image_is_named(changed):

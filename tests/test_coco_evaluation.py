@@ -17,7 +17,7 @@ import lbsgd.train.engine as engine
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import CocoEval, mask_of
 from lbsgd.data.share import Share
-from lbsgd.train.coco_evaluation import NAMES, coco_numbers, detections
+from lbsgd.train.coco_evaluation import NAMES, area_of, coco_numbers, detections
 
 NUM_IMAGES = 7
 
@@ -178,3 +178,4 @@ def test_an_area_of_0_is_an_area_and_a_missing_one_is_the_box_s(changed):
     [with_box] = in_processes(1, evaluated, changed(of_the_box))
     assert with_box["val_box_ap_medium"] != numbers["val_box_ap_medium"]
     assert in_processes(1, evaluated, changed(missing)) == [with_box]
+    assert area_of({"bbox": [50, 50, -20, 20]}) == 0  # COCO would ignore an object of less

@@ -174,7 +174,8 @@ class _Reader:
         self.longer_side = longer_side
         self.left_out: Counter[str] = Counter()
         try:
-            self.files = {entry.name for entry in folder.iterdir()}
+            with os.scandir(folder) as entries:  # which knows files without asking the disk for each
+                self.files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
         except OSError as error:
             raise DataError(f"{folder} cannot be read ({error.strerror}); {DOWNLOAD}") from None
 
@@ -185,7 +186,7 @@ class _Reader:
         self.require_images_of(annotations, {image.id for image in listed})
         for number, file_name, height, width in listed:
             path = self.folder / file_name
-            if file_name not in self.files and not os.path.isfile(path):  # a name may hold folders
+            if file_name not in self.files and not os.path.isfile(path):  # a name may hold folders, or be a link
                 self.leave_out(f"image {number}: {path} does not exist", "images without a file")
                 continue
             if max(height, width) >= self.longer_side * min(height, width):  # torchvision would leave it no pixels

@@ -19,15 +19,15 @@ def repeated(numbers: Iterable[Any]) -> Any | None:
 
 def fault_of(annotation: Mapping[str, Any], height: int, width: int, categories: Mapping[int, str]) -> str:
     """Return what is wrong with an annotation of an image; an empty text if it can be used."""
-    category, box, area = (annotation.get(key) for key in ("category_id", "bbox", "area"))
+    category, box, area = annotation.get("category_id"), annotation.get("bbox"), annotation.get("area", 0)
     if not isinstance(category, (int, float, str)) or category not in categories:
         return f"category {category!r} is not listed"
     if not isinstance(box, list) or len(box) != 4 or not all(map(is_finite, box)):
         return f"its box {str(box):.80} is not four numbers"
     if annotation.get("iscrowd", 0) not in (0, 1):
         return f"its iscrowd is {annotation['iscrowd']!r}, neither 0 nor 1"
-    if "area" in annotation and not is_finite(area):
-        return f"its area {area!r} is no number"
+    if not is_finite(area) or area < 0:
+        return f"its area {area!r:.50} is no number from 0 on"
     return fault_of_outline(annotation.get("segmentation"), height, width)
 
 

@@ -95,7 +95,8 @@ def compared(gathered: list[tuple[list[Image], Found]], names: dict[int, str]) -
 
 def area_of(annotation: dict[str, Any]) -> float:
     """Return an object's area, or its box's if the file has none; 0 counts as an area, of a small object."""
-    return annotation.get("area", annotation["bbox"][2] * annotation["bbox"][3])
+    width, height = annotation["bbox"][2:]
+    return annotation.get("area", max(0, width) * max(0, height))
 
 
 def precision(truth: Any, found: Found, kind: str, name: str) -> dict[str, float | None]:
