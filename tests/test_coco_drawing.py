@@ -96,3 +96,18 @@ def test_weights_that_are_cut_short_are_one_line(tool, tmp_path):
         file.truncate(1000)
     with pytest.raises(DataError, match="weights.pt cannot be read as weights"):
         tool.weights_in(weights)
+
+
+def test_names_with_dollars_and_an_image_of_one_row_are_drawn(draw, scenes):
+    path = scenes / "annotations" / "instances_val.json"
+    content = json.loads(path.read_text())
+    for category in content["categories"]:
+        category["name"] = r"US$\bad$"
+    low = content["images"][0]
+    low |= {"height": 1, "width": 2}
+    Image.new("RGB", (2, 1)).save(scenes / "val" / low["file_name"])
+    outline = {"size": [1, 2], "counts": [0, 2]}
+    box = {"id": 999, "image_id": low["id"], "category_id": 1, "bbox": [0, 0, 2, 1], "segmentation": outline}
+    content["annotations"].append(box)
+    path.write_text(json.dumps(content))
+    assert draw()

@@ -108,8 +108,9 @@ def show(axes, pixels: torch.Tensor, objects, title: str) -> None:
         colour = COLOURS[number % len(COLOURS)]
         left, top, right, bottom = box.tolist()
         axes.add_patch(rectangle(left, top, right - left, bottom - top, colour))
-        axes.contour(mask.float(), levels=[0.5], colors=colour, linewidths=0.8)
-        axes.text(left, top - 1, words, color=colour, fontsize="x-small")
+        if min(mask.shape) > 1:  # else no line has room
+            axes.contour(mask.float(), levels=[0.5], colors=colour, linewidths=0.8)
+        axes.text(left, top - 1, words, color=colour, fontsize="x-small", parse_math=False)  # a name may hold dollars
 
 
 def rectangle(left: float, top: float, width: float, height: float, colour: str):
