@@ -21,7 +21,7 @@ from trainers import NobodyAsks, Records
 
 import lbsgd
 from lbsgd.algorithm.mask_rcnn import Sizes, mask_rcnn
-from lbsgd.commands.detect import DetectionRequest, add_data
+from lbsgd.commands.detect import DetectionRequest, add_data, trained_as
 from lbsgd.commands.recipe_flags import with_flags
 from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides
@@ -151,6 +151,7 @@ def test_the_command_trains_evaluates_and_exports(scenes, tmp_path):
     assert done.returncode == 0, done.stderr
     log = read_run(output)
     assert log.header["classes"] == read_split(scenes, "val", training=False).class_names
+    assert log.header["batch_norm"] == "frozen"
     assert log.header["started_from"] == "weights.pt" and log.epochs_done == 2 == log.planned_epochs
     assert "train          24 images, 10 categories" in done.stdout and "mask AP" in done.stdout
     assert log.result.keys() == {"kind", "val_box_ap", "val_mask_ap"}
@@ -230,7 +231,8 @@ ONE_PIXEL = ("--set", "lbsgd.detection.shorter_side=1", "--set", "lbsgd.detectio
     [
         ((), "--backbone_weights is missing: a detector starts from a classifier"),
         (("--backbone_weights", "no.pt"), "--backbone_weights no.pt: cannot be read"),
-        (("--evaluate_only", "--resolution", "64"), "--resolution is for classifiers"),
+        (("--evaluate_only", "--resolution", "64"), "resolution is 64, and a detector does not read it.*M06"),
+        (("--evaluate_only", "--resolution", "224"), "--resolution is for classifiers"),
         (("--evaluate_only", "--data_dir", "nowhere"), "nowhere/annotations/instances_val.*json is not there; docs"),
         (("--evaluate_only", *ONE_PIXEL), "image 1 .* pixels, .*longer_side, 1; mend"),
         (("--evaluate_only", "--precision", "fp16"), "box coordinates do not survive it.*M01"),
@@ -276,6 +278,13 @@ def test_a_backbone_in_a_folder_that_nobody_may_enter_is_one_line(monkeypatch):
         locked.setattr(os, "stat", refuse)
         DetectionRequest.require_backbone(request)
     assert refused.value.of_rank_0
+
+
+@pytest.mark.parametrize("log", ['{"mode": "train", "loss": 1.5}\n', '{"kind": "run"}\n', ""])
+def test_a_backbone_beside_a_log_of_another_program_is_named_by_its_file(log, tmp_path, capsys):
+    (tmp_path / "log.jsonl").write_text(log)
+    assert trained_as(tmp_path / "resnet50.pt") == "resnet50.pt"
+    assert capsys.readouterr().out.startswith(f"warning: {tmp_path}/log.jsonl, line 1: not a run log")
 
 
 def backbone_of(folder):

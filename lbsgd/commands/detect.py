@@ -28,7 +28,7 @@ from lbsgd.disk import is_there, say
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.ending import found_by_rank_0, from_rank_0
 from lbsgd.report.lines import on_width, say_fact
-from lbsgd.report.run_log import LOG_NAME, read_run
+from lbsgd.report.run_log import LOG_NAME, read_run, require_reportable
 from lbsgd.train.checkpoint_names import named_at_start
 from lbsgd.train.run import CHECKPOINTS
 from lbsgd.train.weights import weights_in
@@ -176,7 +176,12 @@ def trained_as(weights: Path) -> str:
     """Return what a run's log beside its weights says of them, the same for every seed; else the file's name."""
     if not is_there(weights.parent / LOG_NAME):
         return weights.name
-    run = read_run(weights.parent)
+    try:
+        run = read_run(weights.parent)
+        require_reportable(run)
+    except DataError as error:  # another program may write a log of this name, too
+        say(on_width(f"warning: {error}; this run's log names its backbone {weights.name}"))
+        return weights.name
     lr = run.header["schedule"]["reference_lr"]
     return f"{run.header['model']}, kn = {run.header['global_batch']}, lr {lr:g}, {run.epochs_done:g} epochs"
 
