@@ -175,3 +175,14 @@ def test_rank_0_that_is_asked_for_is_rank_0_on_every_process(monkeypatch):
     cut = dict(global_batch=8, micro_batch=2, seed=3)
     asked, own = lbsgd.SharedShuffleSampler(32, **cut, rank=0), lbsgd.SharedShuffleSampler(32, **cut)
     assert list(asked) == list(lbsgd.SharedShuffleSampler(32, **cut, world_size=2, rank=0)) != list(own)
+
+
+def test_processes_that_have_not_met_are_not_each_taken_for_the_only_one(monkeypatch):
+    cut = dict(global_batch=8, micro_batch=2)
+    for alone in ("", "1"):
+        monkeypatch.setenv("WORLD_SIZE", alone)
+        assert len(lbsgd.SharedShuffleSampler(32, **cut)) == 16
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"^WORLD_SIZE is 2, but the processes have not met: call .* first, or give"):
+        lbsgd.SharedShuffleSampler(32, **cut)
+    assert len(lbsgd.SharedShuffleSampler(32, **cut, world_size=2, rank=1)) == 8

@@ -22,7 +22,8 @@ class SharedShuffleSampler(Sampler[list[int]]):
     All processes cut one permutation of (seed, epoch). Iteration t takes its images t·kn ... (t+1)·kn, the same set for
     any number of processes. No image comes twice in an epoch, and none is padded. By default world_size and rank come
     from torch.distributed, or are 1 and 0 without it. Raises ValueError if global_batch is no multiple of
-    world_size · micro_batch, if rank is not below world_size, or if the images do not fill one global batch.
+    world_size · micro_batch, if rank is not below world_size, if the images do not fill one global batch, or if a
+    launcher has started several processes, which have not met.
     """
 
     def __init__(
@@ -40,6 +41,8 @@ class SharedShuffleSampler(Sampler[list[int]]):
                 f"{num_images} images do not fill one global batch of {global_batch}, so no epoch has an iteration;"
                 " give more images or a smaller global_batch"
             )
+        if world_size is None:
+            process_group.require_met()
         self.num_images, self.seed = num_images, seed
         self.cut = dict(
             global_batch=global_batch,
