@@ -305,6 +305,21 @@ def test_frozen_parameters_are_left_out_shared_ones_stand_once_and_no_group_is_e
     assert [id(p) for p in decay["params"]] == [id(model[0].weight), id(model[1].bias)]
 
 
+def test_gamma_inside_another_parameter_is_refused_because_it_would_decay():
+    """FSDP flattens all parameters of a module into one, and leaves views of it, unless use_orig_params is given."""
+    flat = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    flat.flat_parameter = nn.Parameter(torch.ones(4))
+    del flat[1].weight, flat[1].bias
+    flat[1].weight, flat[1].bias = flat.flat_parameter.split(2)
+    with pytest.raises(ValueError, match=r"^weight of the batch norm 1 is part of another .* use_orig_params=True$"):
+        decay_groups(flat, 1e-4)
+    fixed = nn.BatchNorm1d(2)
+    for name in ("weight", "bias"):
+        delattr(fixed, name)
+        fixed.register_buffer(name, torch.ones(2))
+    assert decay_groups(fixed, 1e-4) == []
+
+
 def test_one_step_without_a_gradient_shrinks_all_but_batch_norm():
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
     before = copy.deepcopy(model)

@@ -16,6 +16,7 @@ from PIL import Image
 from processes import in_processes
 from small_engine import recipe
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -237,6 +238,11 @@ def test_a_batch_norm_that_does_more_is_refused_with_its_name(tmp_path):
 # --- 3. without DeepSpeed
 # -----------------------------------------------------------------------------------------------
 
+PLAN = "plan = lbsgd.Plan.read("
+FSDP2 = [  # it replaces the parameters
+    (PLAN, f"from torch.distributed.fsdp import fully_shard; fully_shard(model); {PLAN}"),
+    ("DistributedDataParallel(model, broadcast_buffers=False)", "model"),
+]
 PARTS = "lbsgd.parts_for(model, plan, num_images=len(dataset))"
 BROKEN = {
     "statistics that move in every pass": [(PARTS, f"{PARTS}; lbsgd.convert_batch_norm(model, plan.micro_batch)")],
@@ -265,9 +271,13 @@ def both_ways(folder):
         names = run_block("own_loop", place, model=oracle.network(), dataset=images_and_labels())
         states["deepspeed", micro_batch] = gather_state(names["engine"]).weights
         common = dict(config=config, world_size=2, dataset=images_and_labels(), RANK=torch.distributed.get_rank())
-        for name, changes in {"torch": [], **(BROKEN if micro_batch == 8 else {})}.items():
+        for name, changes in {"torch": [], "FSDP2": FSDP2, **(BROKEN if micro_batch == 8 else {})}.items():
             names = run_block("without_deepspeed", folder, without=changes, model=oracle.network(), **common)
-            states[name, micro_batch] = {key: tensor.clone() for key, tensor in names["model"].state_dict().items()}
+            state = names["model"].state_dict()
+            states[name, micro_batch] = {
+                key: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
+                for key, tensor in state.items()
+            }
     return states
 
 
@@ -283,11 +293,12 @@ def of_floats(weights):
     return {name: tensor for name, tensor in weights.items() if "num_batches" not in name}
 
 
+@pytest.mark.parametrize("wrapper", ["torch", "FSDP2"])
 @pytest.mark.parametrize("micro_batch", [32, 8])  # 1 and 4 passes
-def test_without_deepspeed_two_processes_train_the_same_weights(two_processes, micro_batch):
+def test_without_deepspeed_two_processes_train_the_same_weights(two_processes, wrapper, micro_batch):
     for states in two_processes:
         expected = of_floats(states["deepspeed", micro_batch])
-        assert distance(states["torch", micro_batch], expected) < BOUND
+        assert distance(states[wrapper, micro_batch], expected) < BOUND
 
 
 @pytest.mark.parametrize("mistake", BROKEN)
@@ -340,6 +351,23 @@ def test_the_scheduler_is_torchs_own_kind_and_goes_on_where_its_state_was_taken(
     assert [group["lr"] for group in resumed.param_groups] == [t * learning_rate(3, schedule) for t in (1, 1, 2)]
     resumed.step(), other.step()
     assert resumed.param_groups[1]["lr"] == learning_rate(4, schedule)
+
+
+def test_a_group_s_own_learning_rate_is_refused_rather_than_replaced():
+    schedule = Schedule(0.1, 0.8, "gradual", 4)
+
+    def sgd(**group):
+        one, other = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1))
+        return torch.optim.SGD([{"params": [one]}, {"params": [other], **group}], lr=0.8)
+
+    with pytest.raises(
+        ValueError, match=r"^parameter group 1 has .* its own, 0.08, .* give the group lr_factor, [^\n]*$"
+    ):
+        lbsgd.LargeMinibatchLR(sgd(lr=0.08), schedule)
+    optimizer = sgd(lr_factor=0.1)
+    for _ in range(2):  # once as it is built, once as the schedule leaves it and a resumed run finds it
+        lbsgd.LargeMinibatchLR(optimizer, schedule)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.01])
 
 
 def test_a_learning_rate_that_is_a_tensor_stays_that_tensor():

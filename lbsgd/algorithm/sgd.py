@@ -179,9 +179,12 @@ def decay_groups(
     Detectors (Sec. 5.4) leave biases out of decay and train them at twice the learning rate: with on_biases=False or
     another bias_lr_factor, biases outside batch norm are a third group, {..., "name": "biases", "lr_factor": 2.0}. The
     schedule multiplies the learning rate of a group by its lr_factor, 1 if it has none.
+
+    Raises ValueError for a batch norm whose γ or β is part of another parameter, as in FSDP without use_orig_params.
     """
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    gamma_beta = {p for module in norms for p in module.parameters(recurse=False)}
+    gamma_beta = {
+        p for name, norm in model.named_modules() if isinstance(norm, _BatchNorm) for p in _affine(name, norm)
+    }
     trainable = [p for p in model.parameters() if p.requires_grad]
     apart = not on_biases or bias_lr_factor != 1.0
     biases = {p for module in model.modules() for p in bias_of(module)} - gamma_beta if apart else set()
@@ -196,6 +199,18 @@ def decay_groups(
         for name, (params, decay) in kinds.items()
         if params
     ]
+
+
+def _affine(name: str, norm: _BatchNorm) -> list[nn.Parameter]:
+    """Return γ and β, as far as the batch norm has them."""
+    own, fixed = dict(norm.named_parameters(recurse=False)), dict(norm.named_buffers(recurse=False))
+    for part in ("weight", "bias"):
+        if getattr(norm, part, None) is not None and part not in own | fixed:
+            raise ValueError(
+                f"{part} of the batch norm {name} is part of another parameter, so weight decay cannot leave it out:"
+                " use FSDP with use_orig_params=True"
+            )
+    return list(own.values())
 
 
 def bias_of(module: nn.Module) -> list[nn.Parameter]:

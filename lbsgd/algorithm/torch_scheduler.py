@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -25,9 +26,12 @@ class LargeMinibatchLR(LRScheduler):
     (`decay_groups`). The constructor sets the learning rate of update 0. torch's last_epoch counts updates here. After
     load_state_dict the schedule goes on from where the state_dict was saved. If a learning rate is a tensor, it stays
     the same tensor.
+
+    Raises ValueError for a parameter group with a learning rate of its own, because the schedule would replace it.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
+        _require_one_lr(optimizer.param_groups)
         self.schedule = schedule
         super().__init__(optimizer, last_epoch)
 
@@ -50,3 +54,16 @@ class LargeMinibatchLR(LRScheduler):
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+
+
+def _require_one_lr(groups: list[dict[str, Any]]) -> None:
+    """Raise ValueError unless all groups have one learning rate, as when built, or times lr_factor, as scheduled."""
+    lrs, factors = [float(group["lr"]) for group in groups], [lr_factor(group) for group in groups]
+    scheduled = (math.isclose(lr * factors[0], lrs[0] * factor) for lr, factor in zip(lrs, factors, strict=True))
+    if all(scheduled) or len(set(lrs)) == 1:
+        return
+    number, lr = next((number, lr) for number, lr in enumerate(lrs) if lr != lrs[0])
+    raise ValueError(
+        f"parameter group {number} has a learning rate of its own, {lr:g}, which the schedule would replace; leave it"
+        " out, and give the group lr_factor, the multiple of the schedule's learning rate that it takes"
+    )

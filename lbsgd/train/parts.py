@@ -38,10 +38,10 @@ class Parts(NamedTuple):
 def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Parts:
     """Convert a model's batch norms in place and return the other parts that a plan asks for.
 
-    Call it once the processes have met and before the model is wrapped: the sampler takes this process's rank from
-    torch.distributed. num_images is the size of the training data at hand: if it exceeds the plan's, the sampler would
-    never choose the rest. Raises ConfigError for a number of images or of processes that is not the plan's, and
-    ValueError for a batch norm of an unknown class.
+    Call it once the processes have met and before the model is wrapped, but after FSDP2's fully_shard, which replaces
+    the parameters. The sampler takes this process's rank from torch.distributed. num_images is the size of the training
+    data at hand: if it exceeds the plan's, the sampler would never choose the rest. Raises ConfigError for a number of
+    images or of processes that is not the plan's, and ValueError for a batch norm of an unknown class.
     """
     if num_images is not None:
         require_images(plan, num_images, "the training data")
