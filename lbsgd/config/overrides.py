@@ -141,7 +141,7 @@ def apply(values: Mapping[str, Any], num_images: int | None, config: dict[str, A
     """Put the values into a JSON, and take out the number of passes, which follows from the processes."""
     for key, value in values.items():
         put(config, key, value)
-    if num_images:
+    if num_images is not None:
         put(config, "lbsgd.num_images", num_images)
     config.pop(PASSES, None)
 
@@ -149,7 +149,7 @@ def apply(values: Mapping[str, Any], num_images: int | None, config: dict[str, A
 def require_images(values: Mapping[str, Any], num_images: int | None) -> None:
     """Raise ConfigError where an override gives another number of images than there are."""
     key = KEYS["num_images"]
-    if num_images and values.get(key, num_images) != num_images:
+    if num_images is not None and values.get(key, num_images) != num_images:
         raise ConfigError(
             f"--set {key}={json.dumps(values[key])} disagrees with the {num_images} images of the data; leave it out"
         )

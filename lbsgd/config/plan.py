@@ -81,6 +81,8 @@ class Plan(DecidesReduction):
 
         Raises ConfigError, one line per finding, where the JSON, the processes and the data cannot go together.
         """
+        if world_size < 1:
+            raise ConfigError(f"world_size is {world_size}; give the number of processes, 1 or more")
         if isinstance(source, Mapping):
             name, where, written = "config", "the configuration", copy.deepcopy(dict(source))
         else:
