@@ -7,6 +7,7 @@ The paper reached 35.6 box AP and 33.6 mask AP with 16 images an update; this re
 docs/detection.md has the data and the commands. Every forward takes n = 2 images. torchvision's parts differ from the
 paper's reference, Detectron:
 
+* an anchor's centre is the upper left corner of its cell; Detectron's is the middle
 * anchors that cross the image's border are trained on, and proposals inside crowds count as background; Detectron
   leaves both out
 * 2,000 proposals are kept per image in training; Detectron keeps as many of both images together

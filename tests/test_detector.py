@@ -1,6 +1,7 @@
 """The detector: forwards of n images, samples drawn per image, what is frozen, and the backbone that it starts from."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ from processes import in_processes
 from torch import nn
 from torchvision.models import resnet18
 from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
+from torchvision.models.detection.image_list import ImageList
 
 import lbsgd
 from lbsgd.algorithm.mask_rcnn import DrawnSampler, load_backbone, mask_rcnn
@@ -68,6 +70,20 @@ def test_what_an_image_s_regions_are_does_not_depend_on_the_images_before(height
     assert all(torch.equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a)
     for pool in (fresh.roi_heads.box_roi_pool, fresh.roi_heads.mask_roi_pool):
         assert pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
+
+
+@pytest.mark.parametrize("height, width", [(96, 64), (160, 224), (800, 1056)])
+def test_anchors_of_every_level_lie_as_far_apart_as_its_pixels(height, width):
+    """Also where the last map has half a row or column too much; torchvision moved its anchors together."""
+    levels = range(2, 7)
+    maps = [torch.zeros(1, 1, math.ceil(height / 2**level), math.ceil(width / 2**level)) for level in levels]
+    [found] = detector().rpn.anchor_generator(ImageList(torch.zeros(1, 3, height, width), [(height, width)]), maps)
+    kinds = 3
+    for level, part in zip(levels, found.split([kinds * each.numel() for each in maps]), strict=True):
+        rows, columns = maps[level - 2].shape[-2:]
+        middles = ((part[:, :2] + part[:, 2:]) / 2).reshape(rows, columns, kinds, 2)
+        places = torch.meshgrid(torch.arange(columns), torch.arange(rows), indexing="xy")
+        assert torch.equal(middles, 2.0**level * torch.stack(places, -1)[:, :, None].expand(-1, -1, kinds, -1)), level
 
 
 def test_samples_have_torchvisions_numbers_of_positives_and_negatives():

@@ -53,10 +53,20 @@ class Sizes:
 
 
 class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's anchors, in float32 under autocast too: bf16 has no number between 1024 and 1032."""
+    """torchvision's anchors, in float32 under autocast too: bf16 has no number between 1024 and 1032.
+
+    They lie 2^level pixels apart. torchvision divides the image's side by the map's, which is rounded up at the last
+    level: of 800 rows it has 13 there, and anchors 61 pixels apart instead of 64. An image beside a larger one, with
+    more padding, would get other anchors.
+    """
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
         super().set_cell_anchors(torch.float32, device)
+
+    def grid_anchors(self, grid_sizes: list[Any], strides: list[Any]) -> list[torch.Tensor]:
+        apart = [(2**level, 2**level) for level, _ in enumerate(grid_sizes, start=LEVELS[0])]
+        anchors: list[torch.Tensor] = super().grid_anchors(grid_sizes, apart)
+        return anchors
 
 
 class Float32Boxes(BoxCoder):  # type: ignore[misc]  # torchvision has no types
