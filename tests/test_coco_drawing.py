@@ -111,3 +111,10 @@ def test_names_with_dollars_and_an_image_of_one_row_are_drawn(draw, scenes):
     content["annotations"].append(box)
     path.write_text(json.dumps(content))
     assert draw()
+
+
+def test_a_set_with_other_names_than_the_run_s_is_refused(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "header_in", lambda run: {"classes": ["cat", "dog"]})
+    split = SimpleNamespace(class_names=["cat", "zebra"], names={1: "cat", 2: "zebra"}, name="val")
+    with pytest.raises(DataError, match="label 2 was dog in training and is zebra here: give --data_dir"):
+        tool.detector_of(tmp_path, None, None, split)

@@ -12,6 +12,7 @@ import torch
 
 from lbsgd.commands.detect import add_val_split, only_split, weights_in
 from lbsgd.commands.flag_types import OneLineParser, path, positive
+from lbsgd.commands.trained_on import header_in, other_class
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import as_fractions, example_of, pixels_of
@@ -64,6 +65,9 @@ def trained_as(run: Path):
 
 def detector_of(run: Path, task, plan: Plan, split):
     """Return the network of a run with its weights, for evaluation. Raises DataError for one of other categories."""
+    here = split.class_names
+    if other := other_class(header_in(run).get("classes") or here, here, first_label=1):
+        raise DataError(f"{other}: give --data_dir of the data that the run had")
     network = task(SimpleNamespace(val=split, backbone=lambda: None)).network(len(split.names), plan)
     weights = run / WEIGHTS_NAME
     try:
