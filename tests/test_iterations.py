@@ -93,7 +93,9 @@ def test_lengths_that_cannot_go_together_are_refused(block, words):
 def test_a_warmup_or_a_decay_beyond_the_end_is_warned_of():
     def findings(kn, **block):
         plan = counted(kn, **block)
-        return [(finding.code, finding.key) for finding in fit_findings(Planned(plan.config, plan.recipe))]
+        found = fit_findings(Planned(plan.config, plan.recipe))
+        assert all("lbsgd.decay.iterations" in each.fix and "epochs" not in each.fix for each in found)
+        return [(finding.code, finding.key) for finding in found]
 
     assert findings(16) == []
     assert findings(16, decay={"iterations": [120_000, 160_000]}) == [("F06", "lbsgd.decay.iterations")]

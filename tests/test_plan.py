@@ -283,15 +283,16 @@ def test_a_number_of_images_that_is_not_the_datas_is_refused_as_such():
 
 
 @pytest.mark.parametrize(
-    "setting, instead",
+    "name, setting, instead",
     [
-        ("optimizer.params.lr=1.0", "lbsgd.linear_scaling.base_lr"),
-        ("scheduler.params.warmup_num_steps=5", "lbsgd.warmup.epochs"),
+        ("8k", "optimizer.params.lr=1.0", "lbsgd.linear_scaling.base_lr"),
+        ("8k", "scheduler.params.warmup_num_steps=5", "lbsgd.warmup.epochs"),
+        ("detection/mask_rcnn_16", "scheduler.params.warmup_num_steps=5", "lbsgd.warmup.iterations"),
     ],
 )
-def test_a_number_that_follows_names_what_it_follows_from(setting, instead):
+def test_a_number_that_follows_names_what_it_follows_from(name, setting, instead):
     with pytest.raises(ConfigError, match=f"set those instead, such as {instead}$"):
-        Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=(setting,)))
+        Plan.read(CONFIGS / f"{name}.json", 8, overrides=Overrides(settings=(setting,)))
 
 
 def test_the_number_of_passes_may_be_given_where_it_is_the_one_that_follows():

@@ -29,10 +29,6 @@ KEYS = {  # the key that each flag is about
     "epochs": "lbsgd.epochs",
     "num_images": "lbsgd.num_images",
 }
-SOURCES = {  # what to set in place of a number that follows
-    "scheduler.params.warmup_num_steps": "lbsgd.warmup.epochs",
-    "optimizer.params.weight_decay": "lbsgd.weight_decay.base",
-}
 PASSES = "gradient_accumulation_steps"
 
 
@@ -177,11 +173,19 @@ def require_kept(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
     for key, value in values.items():
         found = get(config, key)
         if key != PASSES and found != value and not (is_number(value) and is_close(found, value)):
-            source = "train_batch_size" if key.startswith("lbsgd.warmup") else "lbsgd.linear_scaling.base_lr"
             raise ConfigError(
                 f"--set {key}={json.dumps(value)}: this number follows from the others, which make it "
-                f"{json.dumps(found)}; set those instead, such as {SOURCES.get(key, source)}"
+                f"{json.dumps(found)}; set those instead, such as {source_of(key, config)}"
             )
+
+
+def source_of(key: str, config: Mapping[str, Any]) -> str:
+    """Return the key to set in place of a number that follows from others."""
+    if key == "scheduler.params.warmup_num_steps":
+        return "lbsgd.warmup.epochs" if get(config, "lbsgd.iterations") is None else "lbsgd.warmup.iterations"
+    if key == "optimizer.params.weight_decay":
+        return "lbsgd.weight_decay.base"
+    return "train_batch_size" if key.startswith("lbsgd.warmup") else "lbsgd.linear_scaling.base_lr"
 
 
 def meaning(config: Mapping[str, Any]) -> Any:

@@ -187,13 +187,15 @@ def iterations_within_run(planned: Planned) -> Iterator[Hit]:
     recipe, kn = planned.recipe, planned.global_batch
     length, warmup = length_in_iterations(recipe, kn), warmup_in_iterations(recipe, kn)
     first, *_ = (*decay_in_iterations(recipe, kn), length)
+    fix = "choose lbsgd.warmup.iterations and lbsgd.decay.iterations for the run's length"
     if warmup >= min(first, length):
-        said = f"takes {warmup} iterations at {kn} images, but the run has {length} and its first decay is at {first}"
-        yield Hit("lbsgd.warmup.iterations", said)
+        end = f"the run has {length}" if first >= length else f"the first decay is at {first}"
+        said = f"takes {warmup} iterations at {kn} images, but {end}: no update has the full learning rate"
+        yield Hit("lbsgd.warmup.iterations", said, fix)
     missed = [point for point in recipe.decay.iterations or [] if point >= (recipe.iterations or 0)]
     if missed:
         said = f"has {', '.join(map(str, missed))}, but the run of {recipe.iterations} iterations ends before"
-        yield Hit("lbsgd.decay.iterations", said)
+        yield Hit("lbsgd.decay.iterations", said, fix)
 
 
 def shortened(numbers: list[int], most: int = 12) -> str:
