@@ -124,8 +124,10 @@ def other(key, value):
     "edit, words",
     [
         (polygon([[1, 2, 3, 4]]), "a polygon of 4 numbers"),
-        (polygon([[1, 2, 3, 4, 5, None]]), "a polygon of 6 numbers"),
-        (polygon([[1, 1, 9, 1, 9, 9], 7]), "a polygon of"),
+        (polygon([[1, 2, 3, 4, 5, 6, 7]]), "a polygon of 7 numbers, not of 3 points or more"),
+        (polygon([[1, 2, 3, 4, 5, None]]), "a polygon has None in place of a number"),
+        (polygon([[1, 1, 9, 1, 9, 9], 7]), "a polygon is 7 and no list"),
+        (polygon([1, 1, 9, 1, 9, 9]), "a polygon is 1 and no list"),
         (polygon([]), "no polygon"),
         (rle(size=[5, 5]), r"run lengths are of \[5, 5\]"),
         (rle(counts=[7]), "run lengths make 7 pixels"),
@@ -148,7 +150,7 @@ def other(key, value):
         (rle(counts="PPPPPPPPPPPP0"), "its run lengths are no text of COCO's"),  # over 32 bits, where C begins anew
         (polygon([[1, 1, 1e8, 1, 1e8, 11, 1, 11]]), "from 1 to 100000000.0, more than 10 sides outside"),
         (polygon([[1, 1, 9, 1, 9, -3e9]]), "from -3000000000.0 to 9, more than 10 sides outside"),
-        (polygon([[1, 1, 9, 1, 9, 10**400]]), "a polygon of 6 numbers"),
+        (polygon([[1, 1, 9, 1, 9, 10**400]]), "a polygon has 1000.*0 in place of a number"),
         (other("bbox", [1, 2, 3, 10**400]), "not four numbers"),
     ],
 )

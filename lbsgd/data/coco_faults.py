@@ -39,9 +39,12 @@ def fault_of_outline(outline: Any, height: int, width: int) -> str:
         return "it has no polygon"
     side = max(height, width)
     for polygon in outline:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2 or not all(map(is_finite, polygon)):
-            many = len(polygon) if isinstance(polygon, list) else "no"
-            return f"a polygon of {many} numbers, not of 3 points or more"
+        if not isinstance(polygon, list):
+            return f"a polygon is {polygon!r:.50} and no list: write [[x, y, x, y, x, y]]"
+        if strange := [value for value in polygon if not is_finite(value)]:
+            return f"a polygon has {strange[0]!r:.50} in place of a number"
+        if len(polygon) < 6 or len(polygon) % 2:
+            return f"a polygon of {len(polygon)} numbers, not of 3 points or more"
         least, most = min(polygon), max(polygon)
         if least < -FARTHEST * side or most > (FARTHEST + 1) * side:
             return f"a polygon reaches from {least} to {most}, more than {FARTHEST} sides outside of the image"
