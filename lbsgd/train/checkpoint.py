@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 
 from lbsgd.config.neutral import completed
-from lbsgd.disk import to_disk
+from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import CheckpointError, one_line
 from lbsgd.train.checkpoint_names import named, named_at_start, place
 
@@ -216,14 +216,11 @@ def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
 
     Raises CheckpointError if the disk fails.
     """
-    building = path.with_name(f".{path.name}.tmp")  # one name, so that a later call overwrites what a killed one left
+    whole = io.BytesIO()  # on a full disk torch's own writer says nothing of that
+    torch.save(weights, whole)
     try:
-        whole = io.BytesIO()  # on a full disk torch's own writer says nothing of that
-        torch.save(weights, whole)
-        write(building, whole.getvalue())
-        building.rename(path)
+        replace_file(path, whole.getvalue())
     except OSError as error:
-        building.unlink(missing_ok=True)
         raise CheckpointError(f"cannot write {path} ({one_line(error)}); {AGAIN}") from None
 
 
