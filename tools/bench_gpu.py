@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lbsgd.commands.flag_types import OneLineParser, path, quantity
 from lbsgd.errors import LbsgdError, print_error
 from lbsgd.processes.control_groups import usable_cores
-from lbsgd.processes.signals import STOP_SIGNALS, ignored_by_nohup
+from lbsgd.processes.signals import STOP_SIGNALS, at_a_signal
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 480.0
@@ -59,7 +59,7 @@ def folder_for(device: str) -> Path:
     return ROOT / "results" / f"gpu_{re.sub('[^a-z0-9]+', '_', device.lower()).strip('_')}"
 
 
-def end_by(number: int, frame: object) -> None:
+def end_by(number: int) -> None:
     """End this process, and on the way its parts and their folder, which a second signal does not disturb."""
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
@@ -94,9 +94,7 @@ def main() -> int:
         flags.error(f"no part {', '.join(sorted(unknown))}; {given.bench} has {', '.join(names)}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     facts = about(device)
-    for number in STOP_SIGNALS:
-        if not ignored_by_nohup(number):
-            signal.signal(number, end_by)
+    at_a_signal(end_by)
     with tempfile.TemporaryDirectory(prefix="lbsgd_bench_") as folder:
         sizes, task = (ON_A_GPU, ResNet50()) if device == "cuda" else (ON_A_CPU, SmallResNet())
         settings = Settings(sizes, device, ROOT, Path(folder), given.jpegs and given.jpegs.resolve(), task)

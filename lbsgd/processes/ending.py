@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import launchers
-from lbsgd.processes.signals import STOP_SIGNALS, ignored_by_nohup
+from lbsgd.processes.signals import at_a_signal
 
 
 def from_rank_0(function: Callable[[], Any]) -> Any:
@@ -97,13 +97,6 @@ def end_at_a_signal(words: str, quiet: bool = False) -> None:
         end_with_error(Stopped(f"{signal.Signals(number).name}{words}"), quiet or not is_first)
 
     at_a_signal(end)
-
-
-def at_a_signal(end: Callable[[int], None]) -> None:
-    """Call `end` with the number of each stop signal from now on."""
-    for number in STOP_SIGNALS:
-        if not ignored_by_nohup(number):
-            signal.signal(number, lambda number, _: end(number))
 
 
 def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:

@@ -7,7 +7,7 @@ import ctypes
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -55,6 +55,13 @@ class StopSignals:
 def ignored_by_nohup(number: signal.Signals) -> bool:
     """Whether this is the signal of a closed terminal, which `nohup` asks to ignore."""
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+
+
+def at_a_signal(do: Callable[[int], None]) -> None:
+    """Call `do` with the number of each stop signal from now on, in the main thread."""
+    for number in STOP_SIGNALS:
+        if not ignored_by_nohup(number):
+            signal.signal(number, lambda number, _: do(number))
 
 
 @contextlib.contextmanager
