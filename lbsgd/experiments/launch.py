@@ -56,7 +56,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Grid:
-    """What the runs of a grid have in common.
+    """Holds what the runs of a grid have in common.
 
     work_dir    where data and the files of other runs lie
     runs        where these runs lie, beside their code

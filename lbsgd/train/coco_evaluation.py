@@ -25,9 +25,9 @@ Found = list[dict[str, Any]]
 def coco_numbers(network: Any, batches: Iterable[TestImage], names: dict[int, str]) -> dict[str, Any]:
     """Return AP, AP50, AP75 and AP by size of boxes and masks in %; all processes must call it.
 
-    names: of the categories by id (`labels_of`). An image is a forward by itself, so its
-    detections depend on nothing else. Rank 0 compares the detections of all processes, in the order of the images' ids.
-    A number is None if there is no object of its size.
+    names: of the categories by id (`labels_of`). An image is a forward by itself, so its detections depend on nothing
+    else. Rank 0 compares the detections of all processes, in the order of the images' ids. A number is None if there is
+    no object of its size.
     """
     images, found = [], []
     for pixels, image in batches:

@@ -6,12 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.precision import precision_of
-from lbsgd.config.schema import Augmentation, BatchNorm
 
 LR_OF_AN_IMAGE = 0.02 / 16  # Detectron's, on COCO
 FEWEST_IMAGES = 100_000  # of a data set of COCO's size; smaller ones have learning rates of their own
@@ -133,7 +130,7 @@ def images_of_a_forward(planned: Planned) -> Iterator[Hit]:
 )
 def frozen_batch_norm(planned: Planned) -> Iterator[Hit]:
     if planned.recipe.detection:
-        for key, value in other_values(planned.recipe.batch_norm, BatchNorm()).items():
+        for key, value in planned.recipe.batch_norm.model_dump(exclude_defaults=True).items():
             if key not in ("per_worker_batch", "statistics_images"):  # which goes with statistics
                 yield Hit(f"lbsgd.batch_norm.{key}", f"is {json.dumps(value)}, but batch norm is frozen")
 
@@ -148,11 +145,6 @@ def frozen_batch_norm(planned: Planned) -> Iterator[Hit]:
 )
 def sizes_of_a_classifier(planned: Planned) -> Iterator[Hit]:
     if planned.recipe.detection:
-        for key, value in other_values(planned.recipe.augmentation, Augmentation()).items():
+        for key, value in planned.recipe.augmentation.model_dump(exclude_defaults=True).items():
             if key != "flip":
                 yield Hit(f"lbsgd.augmentation.{key}", f"is {json.dumps(value)}, and a detector does not read it")
-
-
-def other_values(block: BaseModel, default: BaseModel) -> dict[str, Any]:
-    """Return the values of a block that are not its defaults."""
-    return {key: value for key, value in block if value != getattr(default, key)}
