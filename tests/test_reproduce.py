@@ -123,6 +123,20 @@ def test_a_data_set_and_its_json_agree_on_the_schedule_and_longer_stretches_it(n
     assert longer.linear_scaling.base_lr == data.base_lr / 4
 
 
+@pytest.mark.parametrize("name", [name for name, data in DATA_SETS.items() if not data.is_detection])
+def test_table_1_for_longer_differs_from_table_1_in_its_schedule_alone(name):
+    def recipe(row):
+        return launch.plan_of(Job(row, 0), data, ROOT).recipe
+
+    data = DATA_SETS[name]
+    for plain, longer in zip(STUDIES["table1"].rows(data), STUDIES["longer_table1"].rows(data), strict=True):
+        now, then = recipe(plain), recipe(longer)
+        assert (then.epochs, then.decay.epochs) == (3 * now.epochs, [3 * epoch for epoch in now.decay.epochs])
+        assert (then.warmup.kind, then.warmup.epochs) == (now.warmup.kind, 3 * now.warmup.epochs)
+        schedule = {"epochs", "decay", "warmup", "purpose"}
+        assert then.model_dump(exclude=schedule) == now.model_dump(exclude=schedule)
+
+
 GRID = """
 import sys
 sys.path.insert(0, {tests!r})

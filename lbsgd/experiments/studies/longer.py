@@ -19,16 +19,27 @@ from lbsgd.experiments.studies.elbow import lower_lr
 TIMES = 3
 
 
-def rows(data: DataSet) -> tuple[Row, ...]:
-    epochs = TIMES * data.epochs
-    longer = (
-        lower_lr(data),
-        setting("epochs", epochs),
-        setting("decay.epochs", [TIMES * epoch for epoch in data.decay_epochs]),
+def stretched(data: DataSet) -> DataSet:
+    """Return the data set with TIMES the epochs, and with warmup and decay at the same shares of the run."""
+    return replace(
+        data,
+        epochs=TIMES * data.epochs,
+        warmup_epochs=TIMES * data.warmup_epochs,
+        decay_epochs=tuple(TIMES * epoch for epoch in data.decay_epochs),
     )
-    warmup = setting("warmup.epochs", TIMES * data.warmup_epochs)
+
+
+def stretch(row: Row, data: DataSet, *, is_gradual: bool) -> Row:
+    """Return the row with the schedule of a stretched data set, in place of its JSON's."""
+    settings = (setting("epochs", data.epochs), setting("decay.epochs", list(data.decay_epochs)))
+    warmup = (setting("warmup.epochs", data.warmup_epochs),) if is_gradual else ()
+    return replace(row, settings=(*row.settings, *settings, *warmup), epochs=data.epochs)
+
+
+def rows(data: DataSet) -> tuple[Row, ...]:
+    lower = (lower_lr(data),)
     return tuple(
-        replace(gradual(factor), settings=(*longer, warmup) if factor > 1 else longer, epochs=epochs)
+        stretch(replace(gradual(factor), settings=lower), stretched(data), is_gradual=factor > 1)
         for factor in data.factors
         if factor == 1 or factor >= data.large
     )
