@@ -49,6 +49,9 @@ if behaviour == "fail" and folder.name == "seed1":
 if behaviour == "diverge" and folder.name == "seed1":
     print("error: the loss of iteration 5 is not a number", file=sys.stderr)
     sys.exit(3)
+if behaviour == "err" and folder.name == "seed1":
+    print("error: in iteration 0 a gradient came twice in the last pass", file=sys.stderr)
+    sys.exit(3)
 header = {"model": "resnet8", "precision": "fp32", "schedule": {}, "config": {}}
 counts = {key: 1 for key in ("global_batch", "num_workers", "iterations_per_epoch")}
 header = {"kind": "run", **header, **counts, "recipe": {"epochs": 1}}
@@ -189,6 +192,13 @@ def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
     monkeypatch.setenv("BEHAVIOUR", "diverge")
     runner(tmp_path).run(jobs_of(ROWS[:1], (0, 1)))
     assert (tmp_path / "a/seed1/diverged.txt").read_text() == "error: the loss of iteration 5 is not a number\n"
+
+
+def test_a_run_that_ends_with_the_code_of_divergence_and_does_not_say_so_has_failed(tmp_path, monkeypatch):
+    monkeypatch.setenv("BEHAVIOUR", "err")
+    with pytest.raises(TrainingError, match="a/seed1: error: in iteration 0 a gradient came twice"):
+        runner(tmp_path).run(jobs_of(ROWS[:1], (0, 1)))
+    assert not (tmp_path / "a/seed1/diverged.txt").exists()
 
 
 def test_a_run_stays_locked_until_it_is_written_down_that_it_diverged(tmp_path, monkeypatch):

@@ -24,7 +24,8 @@ from lbsgd.processes.ports import free_port
 from lbsgd.processes.signals import end_with
 from lbsgd.report.run_log import DIVERGED, LOG_NAME, read_run
 
-DIVERGED_CODE = 3  # exit code of a recipe whose loss is not a number
+# What the last words of a diverged run hold, which a run of an earlier commit does not write as DIVERGED itself.
+SAID_OF_DIVERGENCE = ("is not a number", "are not numbers", "overflow fp16")
 STOPPED_CODE = 75
 PATIENCE_SECONDS = 24 * 3600  # a run at low priority may stand still for long on a busy machine
 
@@ -168,6 +169,12 @@ class Started:
         lines = [line for line in said.splitlines() if line.strip()] or ["(no output)"]
         errors = [line for line in lines if line.startswith("error: ")]
         return (errors or lines)[-1]
+
+    def note_divergence(self) -> None:
+        """Write DIVERGED beside the log of a run that said it, as an earlier commit's did not write it itself."""
+        words = self.last_words()
+        if any(said in words for said in SAID_OF_DIVERGENCE) and not (self.output.parent / DIVERGED).exists():
+            (self.output.parent / DIVERGED).write_text(words + "\n")
 
 
 def start(job: Job, grid: Grid, checkout: Checkout, slot: int) -> Started | None:

@@ -13,7 +13,6 @@ from lbsgd.experiments.checkout import Checkout
 from lbsgd.experiments.grid import Job
 from lbsgd.experiments.launch import Grid, Started
 from lbsgd.experiments.overview import Overview
-from lbsgd.report.run_log import DIVERGED
 
 LOOK_SECONDS = 1.0  # between two looks at the runs
 
@@ -86,8 +85,8 @@ class Runner:
             return
         self.running.remove(started)
         with started.lock:  # until all is written, or another grid would start the run again
-            if code == launch.DIVERGED_CODE:  # runs of an earlier commit do not write it themselves
-                (folder / DIVERGED).write_text(started.last_words() + "\n")
+            if code == TrainingError.exit_code:
+                started.note_divergence()
             if launch.is_done(folder):
                 self.end(started.job, overview)
             elif code != launch.STOPPED_CODE or not self.stop_requested:
