@@ -20,6 +20,7 @@ from lbsgd.convert.archives import cached_members, members, read_members
 from lbsgd.convert.compressed import uncompressed
 from lbsgd.convert.convert import convert, look
 from lbsgd.convert.imagenet_labels import synsets
+from lbsgd.convert.preflight import left_out_lines
 from lbsgd.convert.sources import find_source
 from lbsgd.errors import DataError
 
@@ -249,6 +250,46 @@ def test_folders_without_images_beside_the_archives_hide_nothing(tmp_path, val):
     source = find(folder, tmp_path)
     assert source.train.container.name == "ILSVRC2012_img_train.tar" and len(source.train) == 12
     assert source.val.container.name == "ILSVRC2012_img_val.tar" and len(source.val) == 6
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_archive_beside_its_unpacked_images_is_told(tmp_path, split):
+    """The folder is read, and may hold a part of the archive, or other images."""
+    folder = make_official(tmp_path / "source")
+    files = {"train": train_files(), "val": labelled(val_files())}[split]
+    write_files(folder / split, files)
+    source = find(folder, tmp_path)
+    assert source.splits[split].container == folder / split
+    archive = folder / f"ILSVRC2012_img_{split}.tar"
+    assert left_out_lines(source) == [f"left out of {split}: 1 other source ({archive})"]
+
+
+def test_what_lies_above_kaggle_s_folders_is_told(tmp_path):
+    folder = make_kaggle(tmp_path / "source")
+    write_files(folder / "train", train_files())
+    (folder / "ILSVRC2012_img_val.tar").write_bytes(b"")
+    (folder / "train-00000-of-00001.parquet").write_bytes(b"")
+    assert left_out_lines(find(folder, tmp_path)) == [
+        f"left out of train: 2 other sources (such as {folder}/train)",
+        f"left out of val: 1 other source ({folder}/ILSVRC2012_img_val.tar)",
+    ]
+
+
+@pytest.mark.parametrize(
+    "named, beside",
+    [
+        ("ILSVRC2012_img_train.tar", "train/n01440764"),
+        ("ILSVRC2012_img_val.tar", "val/n01440764"),
+        ("ILSVRC2012_img_train.tar", "ILSVRC/Data/CLS-LOC"),
+        ("train-00000-of-00001.parquet", "train/n01440764"),
+    ],
+)
+def test_an_archive_that_is_named_is_read_or_refused(tmp_path, named, beside):
+    path = tmp_path / named
+    path.write_bytes(b"")
+    (tmp_path / beside).mkdir(parents=True)
+    with pytest.raises(DataError, match=f"would be read instead of {path}; move it away, or name {tmp_path} to"):
+        find(path, tmp_path)
 
 
 def test_ground_truth_numbers_are_the_devkit_s_and_not_positions(tmp_path):

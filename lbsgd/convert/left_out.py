@@ -20,6 +20,7 @@ OTHER_FILE = "non-image file"  # by its suffix
 PHOTOS = tuple(".gif .heic .heif .avif .jxl .jp2 .dng .cr2 .nef .arw".split())  # that are not read
 STRAY_FILE = "stray file"  # an image beside the class folders
 MISSING_IMAGE = "missing image"  # one that has a label in a table, and is not there
+OTHER_SOURCE = "other source"  # of the split, beside the one that is read: an archive that was unpacked there
 SYSTEM_FOLDERS = frozenset(
     ("__macosx", "__pycache__", "lost+found", "$recycle.bin", "#recycle", "#snapshot", "~snapshot")
     + ("system volume information", "found.000")

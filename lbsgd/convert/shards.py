@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -83,10 +83,15 @@ def find_shards(path: Path) -> Shards | None:
     return None
 
 
-def _shards_in(path: Path) -> Iterator[tuple[str, str, str]]:
+def shards_beside(path: Path, split: str) -> list[Path]:
+    """Return the shards of a split in a folder or in its data/, and not in its train/ or val/."""
+    return [path / name for _, of, name in _shards_in(path, ("", "data")) if of == split]
+
+
+def _shards_in(path: Path, folders: Sequence[str] = ("", "data", *SPLIT_WORDS)) -> Iterator[tuple[str, str, str]]:
     """Yield (kind, split, name) of each shard, once per split whatever names links give it, as of val -> validation."""
     seen = set()
-    for folder in ("", "data", *SPLIT_WORDS):
+    for folder in folders:
         for place in sorted((path / folder).iterdir()) if (path / folder).is_dir() else []:
             kind, split = _kind(place.name), _split(place.name) or SPLIT_WORDS.get(folder)
             if kind and split and stat.S_ISREG((info := followed(place)).st_mode):

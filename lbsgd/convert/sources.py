@@ -25,7 +25,8 @@ from lbsgd.convert.by_class import ByClass
 from lbsgd.convert.compressed import no_room, uncompressed, version
 from lbsgd.convert.folders import has_class_folders, has_images, in_folders
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
-from lbsgd.convert.shards import Shards, find_shards, images_of_shards, is_shard
+from lbsgd.convert.left_out import OTHER_SOURCE
+from lbsgd.convert.shards import Shards, find_shards, images_of_shards, is_shard, shards_beside
 from lbsgd.convert.source_images import SPLITS, Images, Source
 from lbsgd.convert.tar_layout import splits_in
 from lbsgd.data.beton_format import CONVERT
@@ -34,6 +35,8 @@ from lbsgd.units import shortened
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKITS = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12.tar", "ILSVRC2012_devkit_t12")
+# Of each split: whether its folder has images, and the archive that is read if it has none.
+FORMS = {"train": (has_class_folders, TRAIN_TAR), "val": (has_images, VAL_TAR)}
 KAGGLE, KAGGLE_LABELS = "ILSVRC/Data/CLS-LOC", "LOC_val_solution.csv"
 
 Labels = Callable[[], Mapping[str, str]]  # -> the class of each validation image, by its name without suffix
@@ -65,13 +68,31 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
 def source_path(path: Path) -> Path:
     """Return a source's name: the folder's, if several files in it are read together.
 
-    Raises DataError if this user may not look there.
+    Raises DataError if something beside a file that is named would be read in its place, and if this user may not look
+    there.
     """
     try:
         is_part = path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) and not path.is_dir()
-        return path.parent if is_part or is_shard(path) else path
+        if not (is_part or is_shard(path)):
+            return path
+        if other := _read_instead(path):
+            raise DataError(f"{other} would be read instead of {path}; move it away, or name {path.parent} to read it")
+        return path.parent
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+def _read_instead(named: Path) -> Path | None:
+    """Return what is read in place of an archive or a shard that is named as the source, None if that itself is."""
+    base = _base_of(named.parent)
+    for split, (is_unpacked, archive) in FORMS.items():
+        if named.name == archive and base != named.parent:
+            return base
+        if named.name == archive and is_unpacked(base / split):
+            return base / split
+    if is_shard(named) and _shards_of(base, named.parent) is None:
+        return base
+    return None
 
 
 def source_version(path: Path) -> str:
@@ -122,7 +143,7 @@ def _labelled(val: ByClass, classes: list[str], labels: Labels) -> Images:
 def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:
     base = _base_of(path)
     if shards := _shards_of(base, path):
-        return images_of_shards(shards, scratch)
+        return _noting_others(images_of_shards(shards, scratch), base, path)
     train = _split_of(base / "train", has_class_folders, base / TRAIN_TAR, scratch, has_classes=True)
     val = _split_of(base / "val", has_images, base / VAL_TAR, scratch, has_classes=False)
     if not (train and val):
@@ -134,7 +155,21 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
         above = base.absolute().parent.parent
         places.append(above.parent)
     annotated = partial(labels_in_folder, above / ANNOTATIONS)
-    return images, _labelled(val, images.classes, lambda: _labels_for(val.container, places, annotated, data_dir))
+    labels = partial(_labels_for, val.container, places, annotated, data_dir)
+    return _noting_others((images, _labelled(val, images.classes, labels)), base, path)
+
+
+def _noting_others(found: tuple[Images, Images], base: Path, path: Path) -> tuple[Images, Images]:
+    """Note what else in a folder could be taken for the images of a split, such as the archive beside its content."""
+    for (split, (is_unpacked, archive)), images in zip(FORMS.items(), found, strict=True):
+        others = [place / split for place in (base, path) if is_unpacked(place / split)]
+        others += [place / archive for place in (base, path) if (place / archive).is_file()]
+        if not (images.shard_names or images.copied_from):
+            others += shards_beside(path, split)
+        for other in dict.fromkeys(others):
+            if str(other) != images.origin:
+                images.left_out.add(OTHER_SOURCE, str(other))
+    return found
 
 
 def _base_of(path: Path) -> Path:
