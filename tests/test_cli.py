@@ -140,19 +140,22 @@ def test_epochs_have_four_digits_or_all_that_are_whole(capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments, gpus",
+    "arguments, gpus, passes",
     [
-        (["--micro_batch", "16", "--set", "lbsgd.batch_norm.per_worker_batch=16"], 512),
-        (["--set", "lbsgd.batch_norm.per_worker_batch=64", "--micro_batch", "64"], 128),
-        (["--global_batch", "4096"], 128),
-        (["--micro_batch", "256"], 32),
-        ([], 256),
+        (["--micro_batch", "16", "--set", "lbsgd.batch_norm.per_worker_batch=16"], 512, "1 pass"),
+        (["--set", "lbsgd.batch_norm.per_worker_batch=64", "--micro_batch", "64"], 128, "1 pass"),
+        (["--global_batch", "4096"], 128, "1 pass"),
+        (["--micro_batch", "256"], 32, "1 pass"),
+        ([], 256, "1 pass"),
+        (["--set", "gradient_accumulation_steps=4"], 64, "4 passes"),
     ],
 )
-def test_without_gpus_as_many_take_the_global_batch_in_one_pass(capsys, arguments, gpus):
+def test_without_gpus_as_many_take_the_global_batch_in_one_pass_or_those_that_flags_say(
+    capsys, arguments, gpus, passes
+):
     assert main(["plan", EIGHT_K, *arguments]) == 0
     out = capsys.readouterr().out
-    assert f"8k.json on {gpus} GPUs" in out and "x 1 pass\n" in out
+    assert f"8k.json on {gpus} GPUs" in out and f"x {passes}\n" in out
 
 
 def printing_into(stream, arguments, buffered):

@@ -107,8 +107,15 @@ def test_what_cannot_be_right_is_refused_with_its_key_and_the_numbers(changes, c
     assert all(word in line for word in words), line
 
 
-def test_unknown_keys_that_resemble_none_and_doubtful_numbers_are_warnings():
-    plan = Plan.read(edited(my_project={"x": 1}, zero_optimization__reduce_bucket_size=500_000_000), 8)
+def test_unknown_keys_that_resemble_none_and_doubtful_numbers_are_warnings_and_a_note_is_none():
+    plan = Plan.read(
+        edited(
+            my_project={"x": 1},
+            zero_optimization__reduce_bucket_size=500_000_000,
+            zero_optimization__overlap_comm=False,
+        ),
+        8,
+    )
     assert [line.split()[0] for line in plan.warnings] == ["my_project", "zero_optimization.reduce_bucket_size"]
     config = edited(
         lbsgd__warmup={"kind": "none", "epochs": 0},
@@ -167,6 +174,11 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
         Plan.read(tmp_path / "binary.json", 1)
 
 
+@pytest.mark.parametrize("written, iterations", [(7, 7), (None, 10)])
+def test_a_log_has_a_line_for_every_10_iterations_unless_the_json_says_otherwise(written, iterations):
+    assert Plan.read(edited(steps_per_print=written), 8).steps_per_print == iterations
+
+
 def test_reading_leaves_the_callers_object_alone_and_the_plan_is_plain_data():
     config = edited()
     before = copy.deepcopy(config)
@@ -205,13 +217,11 @@ def test_the_resulting_json_can_be_fed_back(tmp_path):
 
 def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
     same = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(seed=3, precision="bf16", micro_batch=256))
-    assert same.recipe.purpose.startswith("the paper's run") and same.summary()["in the paper"].endswith(
-        "23.74 ± 0.09 %"
-    )
+    assert same.recipe.purpose.startswith("the paper's run") and same.summary()["purpose"] == same.recipe.purpose
+    assert same.summary()["in the paper"].endswith("23.74 ± 0.09 %")
     other = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("lbsgd.warmup.epochs=2",)))
-    assert (
-        other.recipe.purpose is None and other.recipe.paper_error_pct is None and "in the paper" not in other.summary()
-    )
+    assert other.recipe.purpose is None and other.recipe.paper_error_pct is None
+    assert not {"purpose", "in the paper"} & other.summary().keys()
     assert same.identity()["recipe"].keys() == other.identity()["recipe"].keys()  # a purpose is no reason not to resume
     assert same.identity() == Plan.read(edited(lbsgd__purpose=None, lbsgd__seed=3), 8).identity()
 
@@ -228,6 +238,7 @@ def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
         ("train_batchsize=64", ["did you mean train_batch_size"]),
         ("optimizer.type=Adam", ['"Adam"', "SGD"]),
         ("optimizer=null", ["optimizer.type", "null"]),
+        ("communication_data_type=fp32", ["communication_data_type", "lbsgd sends gradients in their own", "D61"]),
         ("optimizer.type.name=SGD", ["optimizer.type is no block"]),
         ("train_batch_size", ["train_batch_size", "lbsgd.warmup.epochs=2"]),
         ("a..b=1", ["a..b"]),
@@ -299,6 +310,21 @@ def test_the_number_of_passes_may_be_given_where_it_is_the_one_that_follows():
     given = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=("gradient_accumulation_steps=32",)))
     written = Plan.read({**read_json(CONFIGS / "8k.json"), "gradient_accumulation_steps": 32}, 8)
     assert given.accumulation_steps == written.accumulation_steps == 32 and given.changes == written.changes == ()
+
+
+@pytest.mark.parametrize(
+    "flags, passes",
+    [
+        (dict(micro_batch=64), 16),
+        (dict(global_batch=4096), 16),
+        (dict(settings=("gradient_accumulation_steps=null",)), 32),
+        (dict(settings=("gradient_accumulation_steps=32",)), 32),
+    ],
+)
+def test_a_number_of_passes_of_the_json_does_not_count_where_flags_say_otherwise(flags, passes):
+    written = {**read_json(CONFIGS / "8k.json"), "gradient_accumulation_steps": 4}  # those of 64 processes
+    plan = Plan.read(written, 8, overrides=Overrides(**flags))
+    assert plan.accumulation_steps == passes and "gradient_accumulation_steps" not in plan.config
 
 
 def test_a_diagnostic_changes_no_number_so_the_file_keeps_its_purpose():

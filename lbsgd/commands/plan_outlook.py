@@ -21,7 +21,7 @@ from lbsgd.commands.plan_time import (
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import is_count
 from lbsgd.config.memory import Memory, memory, network
-from lbsgd.config.overrides import KEYS, Given, Overrides, override, require_agreement
+from lbsgd.config.overrides import KEYS, PASSES, Given, Overrides, override, require_agreement
 from lbsgd.config.plan import Plan, require_sound
 
 
@@ -124,11 +124,11 @@ def read_plan(given: argparse.Namespace) -> Plan:
 
 
 def default_gpus(file: str, overrides: Overrides) -> int:
-    """Return kn / max(n, micro batch), and by the passes that a file says, at least 1."""
+    """Return kn / max(n, micro batch), and by the passes that flags or file say, at least 1."""
     config = read_json(file)
     require_sound(file, config, None)  # so that what is wrong in the file is told of the file, not of the flags
     changed, recipe = override(config, overrides)
     kn, micro_batch = changed["train_batch_size"], changed["train_micro_batch_size_per_gpu"]
-    written = config.get("gradient_accumulation_steps")
-    passes = written if is_count(written) and not overrides.divide_otherwise() else 1
+    written = overrides.values().get(PASSES) if overrides.divide_otherwise() else config.get(PASSES)
+    passes = written if is_count(written) else 1
     return max(1, kn // (max(recipe.batch_norm.per_worker_batch, micro_batch) * passes))

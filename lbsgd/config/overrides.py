@@ -71,8 +71,8 @@ class Overrides:
         return {key: value for _, key, value in given}
 
     def divide_otherwise(self) -> bool:
-        """Whether they change the batch sizes, so that the JSON's number of passes no longer holds."""
-        return any(key.startswith("train_") for key in self.values())
+        """Whether they give batch sizes or a number of passes, so that the JSON's number of passes does not count."""
+        return any(key.startswith("train_") or key == PASSES for key in self.values())
 
 
 def setting(text: str) -> tuple[str, Any]:

@@ -6,7 +6,6 @@ micro_batch · accumulation_steps, and DeepSpeed's own numbers are those of the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -84,7 +83,7 @@ class Plan(DecidesReduction):
         if world_size < 1:
             raise ConfigError(f"world_size is {world_size}; give the number of processes, 1 or more")
         if isinstance(source, Mapping):
-            name, where, written = "config", "the configuration", copy.deepcopy(dict(source))
+            name, where, written = "config", "the configuration", dict(source)
         else:
             name, where, written = Path(source).stem, str(source), read_json(source)
         require_sound(where, written, None if overrides.divide_otherwise() else world_size)
