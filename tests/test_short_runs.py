@@ -24,7 +24,7 @@ def test_decays_that_never_come_are_named(epochs, missed):
 
 @pytest.mark.parametrize("epochs, outlasts", [(4, True), (5, True), (6, False)])
 def test_a_warmup_that_outlasts_the_run_is_told(epochs, outlasts):
-    said = f"lbsgd.warmup.epochs is 5, but the run has {epochs}: no update has the full learning rate"
+    said = f"lbsgd.warmup.epochs is 5, 780 iterations of 8192 images, but the run has {156 * epochs}: no update has"
     assert any(said in line for line in warnings(epochs=epochs)) is outlasts
 
 

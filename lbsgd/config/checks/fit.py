@@ -16,7 +16,6 @@ from lbsgd.config.derive import (
     warmup_in_iterations,
 )
 from lbsgd.config.keypath import shown
-from lbsgd.config.schema import Recipe
 
 
 @rule(
@@ -160,42 +159,26 @@ def no_iteration_of_warmup(planned: Planned) -> Iterator[Hit]:
     "F06",
     "a schedule that reaches beyond its run",
     lbsgd="warning",
-    why="Warmup and decay points are given in epochs, and do not follow lbsgd.epochs. In a run of 4 epochs the "
+    why="Warmup and decay points do not follow the run's length, lbsgd.epochs or lbsgd.iterations. In a run of 4 epochs the "
     "paper's warmup of 5 never reaches the learning rate, and none of its decays at 30, 60 and 80 comes.",
-    fix="choose lbsgd.warmup.epochs and lbsgd.decay.epochs for the run's length",
+    fix="choose lbsgd.warmup and lbsgd.decay for the run's length",
     example={"lbsgd": {"epochs": 70}},
 )
 def schedule_within_run(planned: Planned) -> Iterator[Hit]:
-    recipe = planned.recipe
-    if recipe.iterations is not None:
-        yield from iterations_within_run(planned)
-    elif recipe.epochs is not None:
-        yield from epochs_within_run(recipe, recipe.epochs)
-
-
-def epochs_within_run(recipe: Recipe, length: int) -> Iterator[Hit]:
-    warmup, first = recipe.warmup.epochs or 0, min([length, *recipe.decay.epochs])
-    if warmup >= first:
-        end = f"the run has {length}" if first == length else f"the first decay is at {first:g}"
-        yield Hit("lbsgd.warmup.epochs", f"is {warmup:g}, but {end}: no update has the full learning rate")
-    missed = [f"{epoch:g}" for epoch in recipe.decay.epochs if epoch >= length]
-    if missed:
-        yield Hit("lbsgd.decay.epochs", f"has {', '.join(missed)}, but the run of {length} epochs ends before")
-
-
-def iterations_within_run(planned: Planned) -> Iterator[Hit]:
     recipe, kn = planned.recipe, planned.global_batch
     length, warmup = length_in_iterations(recipe, kn), warmup_in_iterations(recipe, kn)
-    first, *_ = (*decay_in_iterations(recipe, kn), length)
-    fix = "choose lbsgd.warmup.iterations and lbsgd.decay.iterations for the run's length"
-    if warmup >= min(first, length):
-        end = f"the run has {length}" if first >= length else f"the first decay is at {first}"
-        said = f"takes {warmup} iterations at {kn} images, but {end}: no update has the full learning rate"
-        yield Hit("lbsgd.warmup.iterations", said, fix)
-    missed = [point for point in recipe.decay.iterations or [] if point >= (recipe.iterations or 0)]
+    if not length:  # F03 says so
+        return
+    unit = "epochs" if recipe.iterations is None else "iterations"
+    first = min([length, *decay_in_iterations(recipe, kn)])
+    if warmup >= first:
+        end = f"the run has {length}" if first == length else f"the first decay is at {first}"
+        said = f"is {getattr(recipe.warmup, unit):.12g}, {warmup} iterations of {kn} images, but {end}"
+        yield Hit(f"lbsgd.warmup.{unit}", f"{said}: no update has the full learning rate")
+    written = getattr(recipe, unit)
+    missed = [f"{point:.12g}" for point in getattr(recipe.decay, unit) if point >= written]
     if missed:
-        said = f"has {', '.join(map(str, missed))}, but the run of {recipe.iterations} iterations ends before"
-        yield Hit("lbsgd.decay.iterations", said, fix)
+        yield Hit(f"lbsgd.decay.{unit}", f"has {', '.join(missed)}, but the run of {written} {unit} ends before")
 
 
 def shortened(numbers: list[int], most: int = 12) -> str:
