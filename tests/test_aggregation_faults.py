@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 import lbsgd
 from lbsgd.config.aggregation import Choice
+from lbsgd.config.keypath import put
 from lbsgd.config.neutral import completed
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation as Wanted
@@ -30,7 +31,7 @@ from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.aggregation.aggregation import Aggregation, Settings, attach
 from lbsgd.train.aggregation.placement import Placement
-from lbsgd.train.aggregation.resume import go_back, resume_choice, same_order
+from lbsgd.train.aggregation.resume import go_back, resume_choice, same_order, say_other_sums
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.saver import Saver
@@ -258,7 +259,8 @@ def test_a_peer_that_is_killed_is_noticed_at_once_and_a_silent_one_after_the_tim
 
 def old_saver(engine, plan, say=lambda _: None):
     network_ = {name: list(tensor.shape) for name, tensor in engine.module.state_dict().items()}
-    return Saver(engine, OLD, {**plan.identity(), "network": network_, "data": "fake"}, {}, say=say)
+    identity = {**plan.identity(), "network": network_, "data": "fake"}
+    return Saver(engine, OLD, identity, {"plan": plan.as_dict()}, say=say)
 
 
 def resumed_from_before(block):
@@ -358,6 +360,39 @@ def test_another_number_of_processes_is_said():
     resume_choice(SimpleNamespace(aggregation=None), None, (4, 2), said.append)
     resume_choice(SimpleNamespace(aggregation=None), None, (2, 2), said.append)
     assert said == ["resuming on 2 processes instead of 4: last bits may differ"]
+
+
+def test_another_micro_batch_than_the_checkpoints_is_said():
+    said = []
+    for micro_batch in (8, 16):
+        values = {**recipe(), "train_micro_batch_size_per_gpu": micro_batch}
+        engine, plan = lbsgd.initialize(network(seed=1), values)
+        old_saver(engine, plan, said.append).restore()
+    said = [line for line in said if not line.startswith(("resuming from", "threads"))]
+    words = "not as in the checkpoint, so the run goes on, but not to the bit"
+    assert said == [f"train_micro_batch_size_per_gpu: {words}"]
+
+
+@pytest.mark.parametrize(
+    "world_size, own, key, said",
+    [
+        (1, True, "gradient_predivide_factor", False),
+        (2, True, "gradient_predivide_factor", True),
+        (4, False, "gradient_predivide_factor", True),
+        (2, True, "zero_optimization.reduce_bucket_size", False),  # the sum of two has one order
+        (4, True, "zero_optimization.reduce_bucket_size", True),
+        (4, False, "zero_optimization.reduce_bucket_size", False),
+        (4, True, "zero_optimization.allgather_bucket_size", False),
+    ],
+)
+def test_other_buckets_and_divisors_than_the_checkpoints_are_said(monkeypatch, world_size, own, key, said):
+    monkeypatch.setattr("lbsgd.train.aggregation.resume.dist.get_world_size", lambda: world_size)
+    before, now, lines = {"zero_optimization": {"stage": 1}}, {"zero_optimization": {"stage": 1}}, []
+    engine = SimpleNamespace(aggregation=None if own else object())
+    put(before, "prescale_gradients", False)  # as by default
+    put(now, key, 4)
+    say_other_sums(engine, before, now, lines.append)
+    assert [line.partition(":")[0] for line in lines] == said * [key]
 
 
 # --- advice -----------------------------------------------------------------------------------------------------------

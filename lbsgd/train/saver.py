@@ -14,10 +14,11 @@ import torch
 import torch.distributed as dist
 
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics
+from lbsgd.config.keypath import get
 from lbsgd.errors import CheckpointError, DivergedError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
-from lbsgd.train.aggregation.resume import resume_choice, saved_choice
+from lbsgd.train.aggregation.resume import resume_choice, saved_choice, say_other_sums
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
 from lbsgd.train.random_states import random_states, restore_random_states
 from lbsgd.train.run import Every
@@ -172,6 +173,9 @@ class Saver:
             self.restore_threads(found["num_threads"])
         worlds = (found["world_size"], dist.get_world_size())
         resume_choice(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
+        if worlds[0] == worlds[1]:
+            jsons = (get(state, "plan.config", {}) for state in (found, self.described))
+            say_other_sums(self.engine, *jsons, self.say_on_rank_0)
         self.last_iteration = self.engine.global_steps
         return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
 

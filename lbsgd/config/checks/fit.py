@@ -159,8 +159,8 @@ def no_iteration_of_warmup(planned: Planned) -> Iterator[Hit]:
     "F06",
     "a schedule that reaches beyond its run",
     lbsgd="warning",
-    why="Warmup and decay points do not follow the run's length, lbsgd.epochs or lbsgd.iterations. In a run of 4 epochs the "
-    "paper's warmup of 5 never reaches the learning rate, and none of its decays at 30, 60 and 80 comes.",
+    why="Warmup and decay points do not follow the run's length, lbsgd.epochs or lbsgd.iterations. In a run of 4 "
+    "epochs the paper's warmup of 5 never reaches the learning rate, and none of its decays at 30, 60 and 80 comes.",
     fix="choose lbsgd.warmup and lbsgd.decay for the run's length",
     example={"lbsgd": {"epochs": 70}},
 )

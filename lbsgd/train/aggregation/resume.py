@@ -1,14 +1,27 @@
-"""Restore the aggregation after a restart: the order of every sum, and so every bit, if possible."""
+"""Restore the order of every sum after a restart, and so every bit, if possible; say in one line if it is not."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch.distributed as dist
 
 from lbsgd.config.aggregation import Choice
+from lbsgd.config.keypath import get
 from lbsgd.train.aggregation.aggregation import Aggregation
+
+# Keys of the JSON on which the last bits of sums depend, with DeepSpeed's defaults: on any number of processes, on
+# several, and on several whose gradients DeepSpeed's ZeRO reduces.
+ALONE = {"train_micro_batch_size_per_gpu": None, "zero_optimization.stage": 0, "data_types.grad_accum_dtype": None}
+TOGETHER = {"gradient_predivide_factor": 1.0, "prescale_gradients": False, "communication_data_type": None}
+BUCKETS = {
+    "zero_optimization.reduce_bucket_size": 5e8,
+    "zero_optimization.reduce_scatter": True,
+    "zero_optimization.contiguous_gradients": True,
+    "zero_optimization.round_robin_gradients": False,
+    "zero_optimization.use_multi_rank_bucket_allreduce": True,
+}
 
 Saved = dict[str, Any]  # a choice as plain data, with the servers, the size of buckets and torch's backend
 
@@ -41,6 +54,18 @@ def resume_choice(engine, saved: Saved | None, worlds: tuple[int, int], say: Cal
     elif now > 2 and saved != saved_choice(engine):  # the sum of two has one order
         if not same_order(saved, saved_choice(engine)) and not go_back(engine.aggregation, saved):
             say("gradients are aggregated otherwise than before the restart: last bits may differ")
+
+
+def say_other_sums(engine, before: Mapping[str, Any], now: Mapping[str, Any], say: Callable[[str], None]) -> None:
+    """Say in one line which keys of the JSON make other sums than before the restart, on as many processes.
+
+    `resume_choice` speaks of the kind of aggregation, and of the buckets of lbsgd's own.
+    """
+    defaults = ALONE if dist.get_world_size() == 1 else ALONE | TOGETHER
+    if dist.get_world_size() > 2 and engine.aggregation is None and get(now, "zero_optimization.stage"):
+        defaults = defaults | BUCKETS
+    if other := [key for key, default in defaults.items() if get(before, key, default) != get(now, key, default)]:
+        say(f"{', '.join(other)}: not as in the checkpoint, so the run goes on, but not to the bit")
 
 
 def same_order(one: Saved | None, other: Saved | None) -> bool:
