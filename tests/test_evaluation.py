@@ -15,12 +15,14 @@ import lbsgd
 from lbsgd.algorithm.shuffle import rank_share
 from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.data.share import Cut, Pixels, Share
+from lbsgd.errors import DataError
 from lbsgd.report.measure import CLASSIFIER, DETECTOR
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.evaluation import is_due
 from lbsgd.train.images import Images
 from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
+from lbsgd.train.session import evaluate_only
 from lbsgd.train.trainer import Trainer
 
 WORLD_SIZES = (1, 2, 3, 5)
@@ -160,3 +162,23 @@ def test_the_real_loader_gives_the_digits_once_on_any_number_of_ranks(digits_dat
     labels, correct = counted(1)
     assert len(labels) == 360 and 0 < correct < 360
     assert all(counted(world_size) == (labels, correct) for world_size in (2, 3, 5, 7))
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (float("nan"), "iteration 0: the weights {} are not numbers; evaluate weights from before that"),
+        (3e38, "iteration 0: val_loss is not a number in fp32, so nothing else is a result"),
+    ],
+)
+def test_weights_without_numbers_give_no_result(value, words, capsys):
+    """Their logits are equal to nothing, and an error of 90 % or an AP of 0.00 would pass for one."""
+    engine, plan = lbsgd.initialize(network(), config(1))
+    trainer = make_trainer(engine, plan, val_data=FakeEval(6, 5, seed=0, batch=6, share=Share(), pixels=PIXELS))
+    (name, weight), (_, bias) = list(engine.module.named_parameters())[-2:]
+    with torch.no_grad():
+        weight.fill_(value)
+        bias.fill_(value)
+    with pytest.raises(DataError, match=words.format(name)):
+        evaluate_only(SimpleNamespace(weights=None), trainer)
+    assert "top-1 error" not in capsys.readouterr().out

@@ -128,13 +128,16 @@ class Saver:
 
     def require_finite_weights(self) -> None:
         """Raise DivergedError on all processes if a weight is not a number on one of them."""
+        if broken := self.broken_weights():
+            self.stop(f"after iteration {self.engine.global_steps - 1} the weights {broken} are not numbers")
+
+    def broken_weights(self) -> str | None:
+        """Return which weights are not numbers on one of the processes, None without any; all must call it."""
         state = self.engine.module.state_dict().items()
         named = [(name, tensor) for name, tensor in state if tensor.is_floating_point() or tensor.is_complex()]
         finite = torch.stack([tensor.isfinite().all() for _, tensor in named]).int()
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)  # a broken GPU is alone with its numbers
-        if not finite.all():  # the only wait for the device
-            broken = named[int(finite.argmin())][0]
-            self.stop(f"after iteration {self.engine.global_steps - 1} the weights {broken} are not numbers")
+        return None if finite.all() else named[int(finite.argmin())][0]  # the only wait for the device
 
     def stop(self, reason: str) -> NoReturn:
         """Raise DivergedError with the reason and the newest checkpoint; all processes must call it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -15,6 +16,7 @@ import torch
 from lbsgd.config.plan import Plan
 from lbsgd.data.share import Pixels
 from lbsgd.disk import say
+from lbsgd.errors import DataError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
@@ -173,13 +175,23 @@ def begin_reading(run: Run, saver: Saver) -> bool:
 
 
 def evaluate_only(run: Run, trainer: Trainer) -> None:
-    """Evaluate the weights that the run names, or the checkpoint that the trainer has, and print it on rank 0."""
+    """Evaluate the weights that the run names, or the checkpoint that the trainer has, and print it on rank 0.
+
+    Raises DataError for weights that are not numbers or make none, because an AP of 0 would pass for a result.
+    """
     if run.weights:
         put_weights(trainer.engine.module, from_rank_0(partial(weights_in, run.weights)), run.weights)
+    what = run.weights or f"iteration {trainer.iteration}"
+    if broken := trainer.saver.broken_weights():
+        raise DataError(f"{what}: the weights {broken} are not numbers; evaluate weights from before that")
     record = trainer.evaluate(trainer.iteration // trainer.plan.iterations_per_epoch)
+    if no_number := [key for key, value in record.items() if isinstance(value, float) and not math.isfinite(value)]:
+        raise DataError(
+            f"{what}: {no_number[0]} is not a number in {trainer.plan.precision}, so nothing else is a result; "
+            "evaluate in fp32, or other weights"
+        )
     if torch.distributed.get_rank() == 0:
         judged = (f"{measure.name} {measure.words(record[measure.key])}" for measure in trainer.task.judged_by)
-        what = run.weights or f"iteration {trainer.iteration}"
         say(f"{what}: {', '.join(judged)} on {record['val_images']} images of {run.images.place}")
 
 
