@@ -177,8 +177,8 @@ class Saver:
         worlds = (found["world_size"], dist.get_world_size())
         resume_choice(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
         if worlds[0] == worlds[1]:
-            jsons = (get(state, "plan.config", {}) for state in (found, self.described))
-            say_other_sums(self.engine, *jsons, self.say_on_rank_0)
+            before, now = (get(state, "plan.config", {}) for state in (found, self.described))
+            say_other_sums(self.engine, before, now, self.say_on_rank_0)
         self.last_iteration = self.engine.global_steps
         return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
 
