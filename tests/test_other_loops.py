@@ -555,3 +555,14 @@ def test_torch_func_gives_the_same_gradient_and_moves_the_statistics(workers):
         torch.testing.assert_close(gradients[name], p.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(statistics(model), statistics(plain), rtol=1e-5, atol=1e-6)
     assert model[1].num_batches_tracked == 1
+
+
+def test_vmap_is_refused_in_one_line_as_long_as_statistics_would_move():
+    model, x = ours(), torch.stack([images(2 * N, seed) for seed in range(3)])
+    with pytest.raises(ValueError, match=r"^torch.vmap cannot move [^\n]* track_running_stats to False[^\n]*$"):
+        torch.vmap(model)(x)
+    for norm in norms(model).values():
+        norm.track_running_stats = False
+    for mode in (True, False):
+        model.train(mode)
+        torch.testing.assert_close(torch.vmap(model)(x), torch.stack([model(part) for part in x]))

@@ -10,7 +10,7 @@ torch.func calls them too: an operator sees the tensors beneath its transforms, 
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakValueDictionary
 
 import torch
@@ -79,3 +79,11 @@ def _(forwards: Tensor, begins: bool) -> None:
 @record_moments.register_fake
 def _(*tensors: Any) -> None:
     """Do nothing: the schema tells the compiler which tensors the operator changes."""
+
+
+@record_moments.register_vmap
+def _(*arguments: Any) -> NoReturn:
+    raise ValueError(
+        "torch.vmap cannot move a batch norm's running statistics: set its track_running_stats to False, or take"
+        " model.eval()"
+    )
