@@ -269,6 +269,7 @@ class Arguments:
 
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
+    ignore_data_skip: bool = False
 
     def __init__(self, **given):
         self.__dict__.update(given)
@@ -289,8 +290,9 @@ def test_a_plan_that_is_counted_in_iterations_trains_in_transformers_too(fewer):
     assert arguments["max_steps"] == 6
     options = dict(model=oracle.network(), train_dataset=range(plan.num_images))
     MixedIn(args=Arguments(**arguments | fewer), plan=plan, **options).create_optimizer()
-    with pytest.raises(ConfigError, match="has bf16=True; the plan needs bf16=False"):
-        MixedIn(args=Arguments(**arguments | {"bf16": True}), plan=plan, **options).create_optimizer()
+    for given, said in (("bf16", "has bf16=True; the plan needs bf16=False"), ("ignore_data_skip", "leave it out")):
+        with pytest.raises(ConfigError, match=said):
+            MixedIn(args=Arguments(**arguments | {given: True}), plan=plan, **options).create_optimizer()
 
 
 # --- Accelerate ------------------------------------------------------------------------------------------------------

@@ -127,6 +127,11 @@ class LargeMinibatchTrainer:
                 raise ConfigError(
                     f"TrainingArguments has {name}={given!r}, and the plan has the schedule; leave it out"
                 )
+        if self.args.ignore_data_skip:
+            raise ConfigError(
+                "TrainingArguments has ignore_data_skip=True, with which a resumed epoch takes its first images twice;"
+                " leave it out: skipping reads no image here"
+            )
         if not hasattr(self.train_dataset, "__len__"):
             raise ConfigError("train_dataset is missing or has no length; the shared shuffle needs all images' numbers")
         require_images(self.plan, len(self.train_dataset), "train_dataset")

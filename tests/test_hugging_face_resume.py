@@ -1,0 +1,79 @@
+"""A run of Hugging Face's Trainer that goes on in the middle of an epoch ends as the run that nobody stopped."""
+
+import pytest
+import torch
+from oracle import BOUND, distance
+from processes import in_processes
+from test_libraries import Named, Recorder, WithLoss, config_of, floats
+
+import lbsgd
+from lbsgd.config.libraries.needs import needs_of
+from lbsgd.train.engine import start_processes
+
+STOPPED, UPDATES = 3, 6  # an epoch has two updates
+CASES = [  # with DeepSpeed, form of momentum, ZeRO's stage
+    (True, "lr_inside", 0),
+    (True, "lr_inside", 2),
+    (True, "lr_outside", 1),
+    (False, "lr_inside", 0),
+]
+
+
+class Watched(Named):
+    """Notes which images are asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.asked = []
+
+    def __getitem__(self, number):
+        self.asked.append(number)
+        return super().__getitem__(number)
+
+
+def train(folder, config, with_deepspeed, checkpoint=None):
+    """Return the weights of a run, the images it asked for and its learning rates, or those after a checkpoint."""
+    import transformers
+
+    class Trainer(lbsgd.LargeMinibatchTrainer, transformers.Trainer):
+        pass
+
+    dataset, model = Watched(), WithLoss()
+    if checkpoint is not None:  # which holds the values
+        for parameter in model.parameters():
+            torch.nn.init.zeros_(parameter)
+    plan = lbsgd.Plan.read(config, torch.distributed.get_world_size(), num_images=len(dataset))
+    needs = needs_of(plan, "transformers", parts=True)
+    saving = dict(save_strategy="steps", save_steps=STOPPED, report_to=[], disable_tqdm=True, logging_strategy="no")
+    options = {**needs.arguments, **saving, "deepspeed": needs.config if with_deepspeed else None, "use_cpu": True}
+    args = transformers.TrainingArguments(folder, **options)
+    trainer = Trainer(model=model, args=args, train_dataset=dataset, plan=plan)
+    with Recorder() as recorder:
+        trainer.train(resume_from_checkpoint=checkpoint)
+    return floats(trainer.model.state_dict()), dataset.asked, recorder.lrs
+
+
+def whole_and_resumed(folder):
+    from accelerate.state import DistributedType, PartialState
+
+    prepare, found = PartialState._prepare_backend, []
+    start_processes()
+    for case in CASES:
+        with_deepspeed, form, stage = case
+        # On a CPU, with DeepSpeed, each process would believe that it is alone.
+        PartialState._prepare_backend = (lambda *_: ("gloo", DistributedType.NO)) if with_deepspeed else prepare
+        config, place = config_of(), f"{folder}/{CASES.index(case)}"
+        config["lbsgd"]["momentum"], config["zero_optimization"]["stage"] = {"form": form}, stage
+        whole = train(place, config, with_deepspeed)
+        found.append((whole, train(place, config, with_deepspeed, f"{place}/checkpoint-{STOPPED}")))
+    return found
+
+
+@pytest.mark.parametrize("processes", [1, 2])  # of four and of two passes per update
+def test_in_the_middle_of_an_epoch_images_learning_rates_and_momentum_go_on(tmp_path, processes):
+    for found in in_processes(processes, whole_and_resumed, str(tmp_path)):
+        for case, ((weights, images, lrs), (weights_after, images_after, lrs_after)) in zip(CASES, found, strict=True):
+            assert images_after == images[len(images) // 2 :] and len(images) == 64 * UPDATES / processes, case
+            assert lrs_after == lrs[len(lrs) // 2 :], case
+            assert distance(weights_after, weights) < 1e-7, case
+            assert distance(weights, found[0][0][0]) < BOUND, case
