@@ -370,6 +370,24 @@ def test_a_group_s_own_learning_rate_is_refused_rather_than_replaced():
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1, 0.01])
 
 
+def test_timms_layer_decay_scales_the_schedule_as_timms_own_schedulers_do():
+    from timm import create_model
+    from timm.optim import param_groups_layer_decay
+    from timm.scheduler import StepLRScheduler
+
+    schedule, model = Schedule(0.1, 0.8, "gradual", 2), create_model("resnet10t", num_classes=4)
+    groups = param_groups_layer_decay(model, layer_decay=0.5)
+    sgd = lbsgd.MomentumCorrectedSGD(groups, lr=0.8)
+    ours, scales = lbsgd.LargeMinibatchLR(sgd, schedule), [group["lr_scale"] for group in groups]
+    theirs = StepLRScheduler(sgd, decay_t=100)
+    assert len(set(scales)) > 2
+    for t in range(4):
+        ours.move_to(t)
+        lrs = [group["lr"] for group in sgd.param_groups]
+        theirs.update_groups(learning_rate(t, schedule))
+        assert lrs == [group["lr"] for group in sgd.param_groups] == [learning_rate(t, schedule) * s for s in scales]
+
+
 def test_a_learning_rate_that_is_a_tensor_stays_that_tensor():
     """Compiled and captured steps of an optimizer read that tensor and see no float in its place."""
     schedule, lr = Schedule(0.125, 1.0, "gradual", 7), torch.tensor(9.0)

@@ -219,6 +219,6 @@ def bias_of(module: nn.Module) -> list[nn.Parameter]:
 
 
 def lr_factor(group: dict[str, Any]) -> float:
-    """Return what the learning rate of a parameter group is multiplied by."""
-    factor: float = group.get("lr_factor", 1.0)
+    """Return what the learning rate of a parameter group is multiplied by; timm's layer decay calls it lr_scale."""
+    factor: float = group.get("lr_factor", 1.0) * group.get("lr_scale", 1.0)
     return factor

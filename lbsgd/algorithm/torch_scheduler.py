@@ -22,10 +22,10 @@ class LargeMinibatchLR(LRScheduler):
             optimizer.step()
             scheduler.step()                # after the last pass of an update, as optimizer.step()
 
-    In update t every parameter group takes learning_rate(t, schedule) times its lr_factor, 1 if it has none
-    (`decay_groups`). The constructor sets the learning rate of update 0. torch's last_epoch counts updates here. After
-    load_state_dict the schedule goes on from where the state_dict was saved. If a learning rate is a tensor, it stays
-    the same tensor.
+    In update t every parameter group takes learning_rate(t, schedule) times its lr_factor (`decay_groups`) and its
+    lr_scale (timm's layer decay), each 1 if it has none. The constructor sets the learning rate of update 0. torch's
+    last_epoch counts updates here. After load_state_dict the schedule goes on from where the state_dict was saved. If a
+    learning rate is a tensor, it stays the same tensor.
 
     Raises ValueError for a parameter group with a learning rate of its own, because the schedule would replace it.
     """
