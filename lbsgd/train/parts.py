@@ -9,8 +9,9 @@ docs/in_your_project.md shows it in Accelerate, Lightning and timm.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from lbsgd.algorithm.process_group import world_size
@@ -41,7 +42,8 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     Call it once the processes have met and before the model is wrapped, but after FSDP2's fully_shard, which replaces
     the parameters. The sampler takes this process's rank from torch.distributed. num_images is the size of the training
     data at hand: if it exceeds the plan's, the sampler would never choose the rest. Raises ConfigError for a number of
-    images or of processes that is not the plan's, and ValueError for a batch norm of an unknown class.
+    images or of processes that is not the plan's, and ValueError for a batch norm of an unknown class. The optimizer's
+    first step raises ConfigError if the model has come by a parameter that the optimizer does not have.
     """
     if num_images is not None:
         require_images(plan, num_images, "the training data")
@@ -58,7 +60,31 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     )
     convert_network(model, plan)
     optimizer = build_optimizer(model, plan, fused=False)  # FSDP2's parameters have no such kernel
+    require_its_parameters(optimizer, model)
     return Parts(optimizer, LargeMinibatchLR(optimizer, plan.schedule), sampler)
+
+
+def require_its_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Have the optimizer's first step raise ConfigError if it lacks a parameter that the model trains by then."""
+    given = parameters_of(optimizer)
+
+    def check(*_: Any) -> None:
+        held = parameters_of(optimizer)
+        missing = [name for name, p in model.named_parameters() if p.requires_grad and p not in held]
+        if missing and given <= held:  # else a library has put masters of its own in their places, as DeepSpeed does
+            raise ConfigError(
+                f"{missing[0]} of the network was added, replaced or unfrozen after parts_for, so the optimizer does"
+                " not train it: do that before parts_for, as FSDP2's fully_shard; the first FSDP needs"
+                " use_orig_params=True"
+            )
+        hook.remove()
+
+    hook = optimizer.register_step_pre_hook(check)
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> set[torch.Tensor]:
+    """Return the parameters of all groups."""
+    return {parameter for group in optimizer.param_groups for parameter in group["params"]}
 
 
 def require_images(plan: Plan, num_images: int, what: str) -> None:

@@ -1,0 +1,68 @@
+"""`parts_for` in the wrong place: parameters that come after it are told at the first step, not left untrained."""
+
+import torch
+from processes import in_processes
+from small_engine import recipe
+from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+import lbsgd
+from lbsgd.errors import ConfigError
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+def step_after(change, model=None):
+    """Take one step after a change of the model; return what it raises, or how far each weight here has moved."""
+    model = network() if model is None else model
+    world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    sgd, *_ = lbsgd.parts_for(model, lbsgd.Plan.read(recipe(), world_size))
+    changed = change(model) or model
+    changed(torch.randn(8, 4, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+    before = [p.detach().clone() for p in model.parameters()]
+    for _ in range(2):  # a second try is no way around it
+        try:
+            sgd.step()
+        except ConfigError as error:
+            said = str(error)
+        else:
+            return [float((p.detach() - b).norm()) for p, b in zip(model.parameters(), before, strict=True)]
+    return said
+
+
+def new_head(model):
+    model[2] = nn.Linear(8, 3)
+
+
+def test_a_head_that_is_replaced_after_parts_for_is_told_at_the_first_step():
+    assert step_after(new_head).startswith("2.weight of the network was added, replaced or unfrozen after parts_for")
+
+
+def test_a_layer_that_is_unfrozen_after_parts_for_is_told_and_a_frozen_one_is_none():
+    model = network()
+    model[0].requires_grad_(False)
+    assert "0.weight" in step_after(lambda model: model.requires_grad_(True), model)
+    model[0].requires_grad_(False)
+    moved = step_after(lambda model: None, model)
+    assert moved[:2] == [0, 0] and min(moved[2:]) > 0
+
+
+def under_fsdp():
+    torch.distributed.init_process_group("gloo")
+
+    def flat(use_orig_params):
+        return lambda model: FullyShardedDataParallel(
+            model, use_orig_params=use_orig_params, device_id=torch.device("cpu")
+        )
+
+    return [step_after(fully_shard), step_after(flat(False)), step_after(flat(True))]
+
+
+def test_fsdp_after_parts_for_is_told_where_it_replaces_the_parameters():
+    for sharded, flattened, kept in in_processes(2, under_fsdp):
+        assert "0.weight of the network was" in sharded and "fully_shard" in sharded
+        assert "_flat_param of the network was" in flattened and "use_orig_params=True" in flattened
+        assert len(kept) == 6 and sum(kept) > 0
