@@ -8,13 +8,16 @@ import tempfile
 import time
 from pathlib import Path
 
+import numba
 import numpy as np
 import pytest
 
 from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.data import beton_survey, epoch_orders, host_files
 from lbsgd.data.beton import BetonFile
+from lbsgd.data.crops import random_resized_crop
 from lbsgd.data.epoch_orders import host_order
+from lbsgd.data.kept_code import keep
 
 
 @pytest.fixture(autouse=True)
@@ -176,3 +179,27 @@ def test_compiled_code_is_kept_between_starts_gives_the_same_pixels_and_is_made_
     mended = start()
     assert mended[1:] == ["0"] * 3
     assert compiled[0] == kept[0] == mended[0]
+
+
+def crops_of(scales):
+    """Return a training crop for each scale, by functions that are all alive; each is compiled, or kept before."""
+
+    def kept(scale):
+        draw = random_resized_crop((scale, scale), flip=False)
+        function = numba.njit(lambda image: np.array(draw(0, image, 100, 100)[:4]))
+        keep(function)
+        return function
+
+    functions = [kept(scale) for scale in scales]
+    return [function(0).tolist() for function in functions]
+
+
+@pytest.mark.parametrize("starts", [([0.3], [0.6], [0.3, 0.6]), ([0.3], [0.3, 0.6], [0.3, 0.6])])
+def test_functions_of_one_name_that_different_processes_compiled_do_not_meet_in_a_third(starts):
+    """Numba numbers functions from 1 in each process. So two with one number were linked, or had one's constants."""
+    context = multiprocessing.get_context("fork")
+    expected = {scale: random_resized_crop((scale, scale), flip=False)(0, 0, 100, 100)[:4] for scale in (0.3, 0.6)}
+    for scales in starts:
+        with context.Pool(1) as pool:
+            assert pool.apply(crops_of, (scales,)) == [list(expected[scale]) for scale in scales]
+    assert len(list(host_files.folder().glob("code-*"))) == 2

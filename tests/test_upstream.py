@@ -1,9 +1,11 @@
-"""DeepSpeed 0.19.8, torch, torchvision and FFCV lack in these points what the paper needs, and lbsgd works around them.
+"""DeepSpeed, torch, torchvision, FFCV and Numba lack in these points what the paper needs; lbsgd works around them.
 
 Each test pins one point and fails when upstream mends it. Then delete the workaround that its docstring names.
 """
 
 import copy
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -232,6 +234,13 @@ def test_ffcv_s_loader_changes_the_hash_of_types_that_numba_shares():
     """So tests make such a Loader in a process of its own: tests/stock_ffcv.py."""
     before, after = with_stock_ffcv(type_hash_before_and_after_ffcv_s_loader)
     assert before != after
+
+
+def test_numba_gives_different_functions_of_different_processes_one_name():
+    """Numba 0.68: so data/kept_code.py, which loads both into one process, numbers functions at random."""
+    code = "import numba; f = numba.njit(lambda: {}); f(); print(f.overloads[()].fndesc.mangled_name)"
+    one, two = (subprocess.check_output([sys.executable, "-c", code.format(number)]) for number in (1, 2))
+    assert one == two
 
 
 def hosts_of_a_second_agent_that_comes_late():

@@ -6,6 +6,7 @@ it. So code is kept in `host_files` under a key of everything that it depends on
 is loaded.
 
 Code that is kept must hold no address of this process. It reaches C functions by their symbols' names (`kernels.py`).
+Nor may other code bear its names, so functions are numbered at random, as below.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import contextlib
 import hashlib
 import pickle
 import sys
+import uuid
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -21,6 +23,7 @@ from typing import Any
 
 import llvmlite
 import numba
+from numba.core.bytecode import FunctionIdentity
 from numba.core.caching import NullCache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
@@ -28,6 +31,11 @@ from numba.extending import is_jitted
 from numba.typed import typeddict
 
 from lbsgd.data.host_files import key_of, read, write
+
+# Numba names machine code and its constants by a function's name, argument types and number, and counts from 1 in each
+# process. So crops that different processes had compiled could share a name. A process that loaded both ran one in the
+# place of the other, or missed its constants: "'descr' is NULL" (numba/numba#10486).
+FunctionIdentity._unique_ids = iter(lambda: uuid.uuid4().int, None)  # type: ignore[assignment]
 
 
 class KeptCode(NullCache):
