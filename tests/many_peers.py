@@ -17,9 +17,10 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
+from lbsgd.processes.connection import pause
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.first_cause import look_for_cause
-from lbsgd.processes.meeting import pause, read
+from lbsgd.processes.meeting import read
 from lbsgd.processes.peers import OtherFailed, Peers
 from lbsgd.processes.ports import free_port
 

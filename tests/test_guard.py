@@ -433,8 +433,14 @@ UNKNOWN = "error: MASTER_ADDR is 'no-host.invalid', and this host does not know 
         (0, "no-host.invalid", 2, UNKNOWN),
         (1, "no-host.invalid", 2, UNKNOWN),
         (0, "a..b", 2, "error: MASTER_ADDR is 'a..b', and this host does not know it"),
-        (1, "127.0.0.1", 4, "error: cannot reach rank 0 at 127.0.0.1:{} within "),
-        (0, "192.0.2.1", 2, "error: cannot open 192.0.2.1:{} for the other processes ("),
+        (1, "192.0.2.1", 4, "error: cannot reach rank 0 at 192.0.2.1:{} within 9 s ("),
+        (
+            1,
+            "127.0.0.1",
+            4,
+            "error: cannot reach rank 0 at 127.0.0.1:{} within 9 s ([Errno 111] Connection refused); on ",
+        ),
+        (0, "192.0.2.1", 2, f"error: rank 0 runs on {socket.gethostname()}, and 192.0.2.1:{{}} does not lead there ("),
     ],
 )
 def test_a_meeting_point_that_cannot_be_reached_is_told_before_the_guard_sees_a_hang(
@@ -444,6 +450,17 @@ def test_a_meeting_point_that_cannot_be_reached_is_told_before_the_guard_sees_a_
     ending = Ending(tmp_path, meets, rank, address, port, 9)  # each attempt may take 6, and waits for a busy machine
     [line] = ending.lines
     assert (ending.code, line[: len(told.format(port))]) == (code, told.format(port))
+    assert "frame #" not in ending.text  # torch's own client prints its stack for each attempt
+
+
+def test_a_port_at_which_something_else_listens_is_named(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ending = Ending(tmp_path, meets, 1, "127.0.0.1", port := other.getsockname()[1], 3)
+    [line] = ending.lines
+    assert ending.code == 4
+    assert line.startswith(
+        f"error: nothing has moved for 3 s since the connection to 127.0.0.1:{port}; another process"
+    )
 
 
 GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1234"

@@ -5,6 +5,7 @@ import resource
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from many_peers import measure, simulate
@@ -65,7 +66,7 @@ def test_one_that_waits_for_the_others_asks_little_and_rank_0_no_more_the_more_t
     assert not meeting.lead(leads, names[0], 500)
     assert meeting.join(store, names[499], 499) == names[0]
     assert meeting.lead(leads, names[0], 500) == names[0]
-    assert [meeting.pause(world_size) for world_size in (2, 200, 2000)] == [0.1, 0.1, 1]
+    assert [connection.pause(world_size) for world_size in (2, 200, 2000)] == [0.1, 0.1, 1]
 
 
 def test_few_of_many_look_for_the_silent_one_and_each_with_two_questions():
@@ -91,10 +92,10 @@ def test_rank_0_may_have_a_file_open_for_each_connection(monkeypatch):
         connection.allow_connections(4096)
 
 
-def come(store, rank, world_size, seconds):
+def come(store, rank, world_size, seconds, on_a_host=1):
     """Return the prefix on which a process agrees with the others, or the error that keeps it from that."""
     try:
-        return fresh_prefix(store, Processes(rank, world_size, 0, 1), seconds, lambda position: None)
+        return fresh_prefix(store, Processes(rank, world_size, 0, on_a_host), seconds, lambda position: None)
     except LbsgdError as error:
         return error
 
@@ -140,10 +141,60 @@ def test_processes_that_disagree_on_their_number_are_told_so_at_once_and_end_nob
             rest = [threads.submit(come, store, rank, sizes[0], 30) for rank in range(1, sizes[0])]
             assert len({first.result(), *(each.result() for each in rest)}) == 1  # they meet all the same
             alone = str(come(store, 0, sizes[0] + 1, 0.2))
-            assert alone.endswith(f"for rank {len(seen)} on {socket.gethostname()}, which is not {sizes[0] + 1}")
+            assert alone.endswith(f"for rank {len(seen)} on {socket.gethostname()}, but {sizes[0]} for rank 0")
     told = f"WORLD_SIZE is {sizes[1]} for rank {{}} on {socket.gethostname()}, but {sizes[0]} for rank 0; start all"
     for rank, error in enumerate(seen, start=1):
         assert isinstance(error, ConfigError) and str(error).startswith(told.format(rank))
+
+
+def wait_for_rank_0(store):
+    while not read(store, "run"):
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("name", ["SLURM_JOB_ID", "SLURM_HET_JOB_ID", "PMIX_NAMESPACE", "the launcher's process id"])
+def test_a_process_of_another_run_of_the_same_size_does_not_take_the_place_of_one_that_is_still_to_come(
+    monkeypatch, name
+):
+    """Two jobs of an array may share their hosts, and their scripts the port."""
+
+    def belongs_to(run):
+        if name.isupper():
+            return monkeypatch.setenv(name, run)
+        monkeypatch.setattr(meeting, "launchers", lambda: [SimpleNamespace(pid=run)])
+
+    store = HashStore()
+    belongs_to("8")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(come, store, 0, 2, 30, on_a_host=2)
+        wait_for_rank_0(store)
+        belongs_to("9")
+        refused = come(store, 1, 2, 30, on_a_host=2)
+        belongs_to("8")
+        assert come(store, 1, 2, 30, on_a_host=2) == first.result()
+    differ = f"{name} is 9 for rank 1 on {socket.gethostname()}, but 8 for rank 0; start all processes with the same"
+    assert isinstance(refused, ConfigError) and str(refused).startswith(differ)
+
+
+def test_a_process_that_ssh_has_started_has_no_job_and_meets_the_others(monkeypatch):
+    store = HashStore()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(come, store, 0, 2, 30)
+        wait_for_rank_0(store)
+        monkeypatch.delenv("SLURM_JOB_ID")
+        assert come(store, 1, 2, 30) == first.result()
+
+
+def test_launchers_on_several_hosts_are_several_processes_and_no_part_of_a_run_s_identity(monkeypatch):
+    monkeypatch.setattr(meeting, "launchers", lambda: [SimpleNamespace(pid=7)])
+    assert "the launcher's process id" not in meeting.run_of(Processes(2, 4, 0, 2))
+
+
+def test_the_parts_of_a_heterogeneous_job_have_its_first_number_in_common(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "9")
+    monkeypatch.setenv("SLURM_HET_JOB_ID", "8")
+    assert meeting.run_of(Processes(0, 4, 0, 2)) == {"SLURM_HET_JOB_ID": "8", "WORLD_SIZE": "4"}
 
 
 def names_of(store):

@@ -58,6 +58,8 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     request_of    resolves the flags; task_of makes the task of what it has found, before anything heavy is imported
     """
     print_plain_letters_where_needed()
+    # PyTorch's C++ code prints stack traces when another process is gone, which bury the line that says so.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     started_by = launchers()  # read first: a launcher that dies during our slow imports is no longer our parent
     end_with_launcher(started_by)
     told = bool(started_by)  # by the launcher, which also ends this process after another one's error
@@ -194,8 +196,6 @@ def overrides_of(flags: argparse.Namespace) -> Overrides:
 
 def start(task: Task, request: Request, started_by: list[psutil.Process], stopwatch: Stopwatch) -> None:
     """Import what takes seconds, and train."""
-    # PyTorch's C++ code prints stack traces when another process is gone, which bury the line that says so.
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from lbsgd.train.session import Launch, train
 
     stopwatch.lap("imports")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import time
@@ -11,11 +12,13 @@ from datetime import timedelta
 from torch.distributed import TCPStore
 
 from lbsgd.disk import allow_open_files, say
-from lbsgd.errors import ConfigError, LostProcessError, one_line
+from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
 from lbsgd.processes.environment import Processes, master
 
 CONNECTIONS = 3  # of a process to the store: for these messages, for torch's group, and one more while it fails
 OTHER_FILES = 512  # that rank 0 may have open beside the connections
+QUESTIONS_PER_SECOND = 2000  # of all waiting processes together; a store could answer ten times as many
+ATTEMPT_SECONDS = 5.0  # for a connection
 TOLD_AFTER_SECONDS = 20.0  # of waiting for an unknown name
 MEETING = "the meeting of all processes"
 
@@ -25,9 +28,7 @@ def meeting_point(
 ) -> TCPStore:
     """Return the store at MASTER_ADDR:MASTER_PORT, which rank 0 serves if torchrun's agent does not.
 
-    alive: called before each attempt. An attempt takes at most two thirds of timeout_seconds, because torch's client
-    may try again after its own timeout, which doubles the time. Rank 0 has only one attempt, because the others connect
-    to the store that it serves meanwhile.
+    alive: called again and again while this waits.
 
     Raises ConfigError if the address is not known, or if rank 0 cannot open the port, is not at that address or may not
     open enough files. Raises LostProcessError if another rank cannot reach rank 0.
@@ -36,31 +37,84 @@ def meeting_point(
     serves = processes.is_rank_0 and not of_agent()
     if serves:
         allow_connections(processes.world_size)
-    began = time.monotonic()
+    deadline = time.monotonic() + timeout_seconds
     wait_for_name(address, timeout_seconds, alive, tells=processes.local_rank == 0)
+    served = serve(address, port, timeout_seconds) if serves else None
+    port = served.port if served else port  # a single process may ask for any
+    try:
+        wait_for_port(address, port, deadline, pause(processes.world_size), alive)
+        alive(f"the connection to {address}:{port}")  # torch waits for ever where something else listens
+        store = served or TCPStore(
+            # torch's client may try again after its own timeout, which doubles the time; the guard waits for all of it.
+            address,
+            port,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=max(0.1, (deadline - time.monotonic()) / 3)),
+        )
+    except (OSError, RuntimeError) as error:
+        raise unreachable(address, port, processes, timeout_seconds, one_line(error)) from error
+    store.set_timeout(timedelta(seconds=timeout_seconds))
+    return store
+
+
+def serve(address: str, port: int, timeout_seconds: float) -> TCPStore:
+    """Open the store on rank 0, which listens on all addresses of its host. Raises ConfigError if the port is taken."""
+    try:
+        return TCPStore(
+            "localhost",
+            port,
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_seconds / 3),
+            multi_tenant=True,
+        )
+    except RuntimeError as error:
+        raise ConfigError(
+            f"cannot open {address}:{port} for the other processes ({one_line(error)}); if the port is taken, give the "
+            "launcher another --master_port (or MASTER_PORT)"
+        ) from error
+
+
+def wait_for_port(address: str, port: int, deadline: float, between: float, alive: Callable[[str], None]) -> None:
+    """Wait until somebody listens there, and ask every `between` seconds. Raises OSError if nobody does in time.
+
+    torch's own client would wait as well, but it prints a stack trace for every attempt that fails.
+    """
     while True:
         alive(MEETING)
-        left = began + timeout_seconds - time.monotonic()
-        timeout = timedelta(seconds=max(0.1, min(timeout_seconds / 3, left / 2)))
         try:
-            store = TCPStore(
-                address, port, is_master=serves, wait_for_workers=False, timeout=timeout, multi_tenant=True
-            )
-            store.set_timeout(timedelta(seconds=timeout_seconds))
-            return store
-        except RuntimeError as error:
-            spent, reason = time.monotonic() - began, one_line(error)
-            if not serves and spent < 0.9 * timeout_seconds:
-                continue
-            if processes.is_rank_0:
-                raise ConfigError(
-                    f"cannot open {address}:{port} for the other processes ({reason}); if the port is taken, give the "
-                    "launcher another --master_port; if the address is not this host's, another --master_addr"
-                ) from error
-            raise LostProcessError(
-                f"cannot reach rank 0 at {address}:{port} within {spent:.0f} s ({reason}); look at its host, "
-                "at --master_addr and --master_port"
-            ) from error
+            left = deadline - time.monotonic()
+            socket.create_connection((address, port), timeout=max(0.1, min(ATTEMPT_SECONDS, left))).close()
+            return
+        except OSError:
+            if time.monotonic() + between > deadline:
+                raise
+        time.sleep(between)
+
+
+def unreachable(address: str, port: int, processes: Processes, seconds: float, reason: str) -> LbsgdError:
+    """Return the error of a process that has waited in vain for the store of rank 0."""
+    if processes.is_rank_0 and not of_agent():
+        return ConfigError(
+            f"rank 0 runs on {socket.gethostname()}, and {address}:{port} does not lead there ({reason}); give the "
+            "launcher this host as --master_addr (or MASTER_ADDR), or start rank 0 on the other"
+        )
+    server = "the agent of torchrun" if of_agent() else "rank 0"
+    way_out = "look at its host, at --master_addr and --master_port"
+    if processes.world_size > processes.local_world_size and is_loopback(address):
+        way_out = f"on {socket.gethostname()} this address is {socket.gethostname()} itself: name the host of rank 0"
+    return LostProcessError(f"cannot reach {server} at {address}:{port} within {seconds:.0f} s ({reason}); {way_out}")
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether an address that this host knows leads to the host itself, wherever it is asked."""
+    found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]
+    return ipaddress.ip_address(found).is_loopback
+
+
+def pause(world_size: int) -> float:
+    """Return the seconds between two questions of a waiting process."""
+    return max(0.1, world_size / QUESTIONS_PER_SECOND)
 
 
 def wait_for_name(address: str, seconds: float, alive: Callable[[str], None], tells: bool) -> None:

@@ -126,6 +126,15 @@ def slurm_variable() -> str | None:
     return "SLURM_NTASKS" if os.environ.get("SLURM_STEP_ID") else None
 
 
+def jobs() -> dict[str, str]:
+    """Return the variables that say which job of Slurm, and which start of mpirun, this process belongs to.
+
+    An ssh forwards neither, so other processes of the same run may lack them.
+    """
+    slurm = "SLURM_HET_JOB_ID" if os.environ.get("SLURM_HET_JOB_ID") else "SLURM_JOB_ID"  # each part of it has its own
+    return {name: value for name in (slurm, "PMIX_NAMESPACE") if (value := os.environ.get(name))}
+
+
 def required_number(name: str, at_least: int = 0, at_most: tuple[int, str] | None = None) -> int:
     """Return the whole number in a variable that a launcher always sets beside RANK.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
-from lbsgd.processes.meeting import pause
+from lbsgd.processes.connection import pause
 from lbsgd.processes.peers import Peers
 
 FIRST_CAUSE_SECONDS = 8.0

@@ -17,10 +17,9 @@ from itertools import groupby
 from torch.distributed import PrefixStore, Store
 
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError
-from lbsgd.processes.connection import MEETING, of_agent
-from lbsgd.processes.environment import Processes
-
-QUESTIONS_PER_SECOND = 2000  # of all waiting processes together; a store could answer ten times as many
+from lbsgd.processes.connection import MEETING, of_agent, pause
+from lbsgd.processes.environment import Processes, jobs
+from lbsgd.processes.launcher import launchers
 
 
 class OtherFailed(LbsgdError):
@@ -72,7 +71,7 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
 
 
 def is_of_same_run(store: Store, processes: Processes) -> bool:
-    """Publish rank 0's world size, or compare this process's with it; return whether rank 0 has published it yet.
+    """Publish what this run is, on rank 0, or compare with it; return whether rank 0 has published it yet.
 
     Raises ConfigError if the two differ. No other process ends then, because this one may have come to the store of
     another run by its port. But if rank 0 waits in vain, its error says so.
@@ -80,18 +79,33 @@ def is_of_same_run(store: Store, processes: Processes) -> bool:
     if of_agent():  # torchrun gives all its processes one world size, but another after a restart
         return True
     if processes.is_rank_0:
-        store.set("world_size", str(processes.world_size))
+        store.set("run", json.dumps(run_of(processes)))
         return True
-    if not (first := read(store, "world_size")):
+    if not (published := read(store, "run")):
         return False
-    if int(first) != processes.world_size:
-        mine = f"WORLD_SIZE is {processes.world_size} for rank {processes.rank} on {socket.gethostname()}"
-        store.set("refused", mine)
-        raise ConfigError(
-            f"{mine}, but {first} for rank 0; start all processes with the same, and a second run with another "
-            "--master_port"
-        )
+    first = json.loads(published)
+    for name, value in run_of(processes).items():
+        if first.get(name, value) != value:
+            differ = (
+                f"{name} is {value} for rank {processes.rank} on {socket.gethostname()}, but {first[name]} for rank 0"
+            )
+            store.set("refused", differ)
+            raise ConfigError(
+                f"{differ}; start all processes with the same, and a second run with another --master_port "
+                "(or MASTER_PORT)"
+            )
     return True
+
+
+def run_of(processes: Processes) -> dict[str, str]:
+    """Return what the processes of a run have in common and those of another one mostly have not, as far as known.
+
+    Only a launcher on the same host is known to be the same for all of them.
+    """
+    run = {**jobs(), "WORLD_SIZE": str(processes.world_size)}
+    if processes.world_size == processes.local_world_size and (started_by := launchers()):
+        run["the launcher's process id"] = str(started_by[0].pid)
+    return run
 
 
 def some_did_not_come(store: Store, name: str, processes: Processes, timeout_seconds: float) -> LostProcessError:
@@ -101,7 +115,7 @@ def some_did_not_come(store: Store, name: str, processes: Processes, timeout_sec
     return LostProcessError(
         f"of {processes.world_size} processes some did not come within {timeout_seconds:g} s"
         + (f": rank {in_words(missing)}" if missing else "")
-        + ("; " + (f"{refused}, which is not {processes.world_size}" if refused else "look at their hosts"))
+        + f"; {refused or 'look at their hosts'}"
     )
 
 
@@ -112,11 +126,6 @@ def news_of(store: Store, prefix: str) -> Store:
     agent keeps the store over restarts, with the failures of earlier starts, so there it is the part of this start.
     """
     return PrefixStore(prefix, store) if of_agent() else store
-
-
-def pause(world_size: int) -> float:
-    """Return the seconds between two questions of a waiting process."""
-    return max(0.1, world_size / QUESTIONS_PER_SECOND)
 
 
 def lead(store: Store, name: str, world_size: int) -> str | None:
