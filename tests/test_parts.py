@@ -50,6 +50,35 @@ def test_a_layer_that_is_unfrozen_after_parts_for_is_told_and_a_frozen_one_is_no
     assert moved[:2] == [0, 0] and min(moved[2:]) > 0
 
 
+def test_a_loop_goes_on_from_the_state_dicts_of_model_optimizer_and_scheduler():
+    config = recipe(micro_batch=32, momentum={"form": "lr_inside"})
+    images = torch.randn(128, 4, generator=torch.Generator().manual_seed(0))
+
+    def train(first, last, state=None):
+        plan = lbsgd.Plan.read(config, 1)
+        model = network() if state is None else nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+        parts = lbsgd.parts_for(model, plan, num_images=len(images))
+        stateful = model, parts.optimizer, parts.scheduler
+        for each, saved in zip(stateful, state or (), strict=False):
+            each.load_state_dict(saved)
+        assert parts.scheduler.last_epoch == first
+        epoch, first_iteration = divmod(parts.scheduler.last_epoch, plan.iterations_per_epoch)
+        parts.sampler.set_epoch(epoch, first_iteration)
+        while parts.scheduler.last_epoch < last:
+            for number, batch in enumerate(parts.sampler, start=1):
+                (model(images[batch]).square().mean() / plan.accumulation_steps).backward()
+                if number % plan.accumulation_steps == 0:
+                    parts.optimizer.step(), parts.optimizer.zero_grad(), parts.scheduler.step()
+                if parts.scheduler.last_epoch == last:
+                    break
+            epoch += 1
+            parts.sampler.set_epoch(epoch)
+        return [each.state_dict() for each in stateful]
+
+    whole, resumed = train(0, 6)[0], train(3, 6, train(0, 3))[0]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
 def under_fsdp():
     torch.distributed.init_process_group("gloo")
 
