@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from crash import PATIENCE_SECONDS
 from deepspeed.launcher.runner import DLTS_HOSTFILE, parse_args
@@ -22,6 +23,7 @@ from lbsgd.processes import launcher as launcher_module
 from lbsgd.processes.environment import Processes, master
 from lbsgd.processes.launcher import is_launcher, named_hostfile, require_hosts, require_no_hostfile
 from lbsgd.processes.ports import free_port
+from lbsgd.processes.start import Stopwatch
 from lbsgd.train.engine import require_device
 
 ROOT = Path(__file__).parent.parent
@@ -274,6 +276,14 @@ def test_a_port_that_another_address_of_the_host_has_is_not_free(monkeypatch):
 )
 def test_launchers_are_known_by_their_command_lines(arguments, expected):
     assert is_launcher(arguments) is expected
+
+
+def test_the_training_before_torchrun_has_restarted_a_process_is_no_part_of_its_start(environment):
+    launcher = SimpleNamespace(create_time=lambda: psutil.Process().create_time() - 500)
+    environment({})
+    assert "launcher 500.0" in Stopwatch([launcher]).line()
+    environment({"TORCHELASTIC_RUN_ID": "none"})
+    assert [part for part, _ in Stopwatch([launcher]).parts] == ["Python"]
 
 
 def test_an_unexpected_world_size_is_refused():

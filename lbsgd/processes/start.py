@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -14,12 +15,13 @@ class Stopwatch:
     """A stopwatch that has run since the outermost launcher began; each part is named when it is over.
 
     The time before this object is made belongs to the launcher and to Python, as the start times of processes tell.
+    torchrun's time is left out, because it starts processes again, after a death, and the training before is no start.
     """
 
     def __init__(self, launchers: Sequence[psutil.Process] = ()) -> None:
         self.parts: list[tuple[str, float]] = []
         self.last = began = psutil.Process().create_time()
-        for launcher in launchers[-1:]:
+        for launcher in () if os.environ.get("TORCHELASTIC_RUN_ID") else launchers[-1:]:
             try:
                 began = launcher.create_time()
             except psutil.Error:  # it has ended, which the guard will notice
