@@ -50,7 +50,7 @@ def main(rank, world_size):
     from lbsgd.processes.guard import Guard
     from lbsgd.train.aggregation import phases
     from lbsgd.train.aggregation.placement import Placement
-    from lbsgd.train.images import FakeImageSource, Images
+    from lbsgd.train.images import Images, fake_images
     from lbsgd.train.reporter import Silence
     from lbsgd.train.saver import Saver
     from lbsgd.train.trainer import Trainer
@@ -70,7 +70,7 @@ def main(rank, world_size):
     engine, _ = lbsgd.initialize(task.network(1000, plan), plan)
     marks.append(time.process_time())
     processes = Processes.from_environment()
-    images = FakeImageSource().open(plan, processes, Pixels(resolution=32, device="cpu"), None)
+    images = fake_images().open(plan, processes, Pixels(resolution=32, device="cpu"), None)
     trainer = Trainer(
         engine, plan, task, images, Saver(engine, Path("unused"), {}, {}), Guard(processes, 600), Silence()
     )

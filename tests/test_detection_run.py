@@ -31,7 +31,7 @@ from lbsgd.data.share import Pixels
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.environment import Processes
 from lbsgd.report.run_log import RunLog, read_run
-from lbsgd.train.coco_source import CocoSource
+from lbsgd.train.coco_source import coco_files
 from lbsgd.train.reporter import Reporter, Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
@@ -66,7 +66,7 @@ def trainer(stack, scenes, folder, resume=False, workers=0):
     task = Small(SimpleNamespace(val=val, backbone=lambda: None))
     torch.manual_seed(5)
     engine, plan = lbsgd.initialize(task.network(10, plan), plan)
-    source = CocoSource(str(scenes), train, val, workers)
+    source = coco_files(scenes, train, val, workers)
     images = source.open(plan, processes, Pixels(resolution=0, device=engine.device), stack)
     first = torch.distributed.get_rank() == 0
     reporter = Reporter(Records(), Records(), engine) if first else Silence()
@@ -205,7 +205,7 @@ def test_weights_that_may_know_other_categories_by_the_training_annotations_are_
 
 def test_weights_that_know_other_categories_by_their_log_are_not_evaluated(scenes, other_categories, tmp_path):
     train, plan = read_split(scenes, "train"), Plan.read(ROOT / "ds_configs/detection/scenes.json", 1)
-    header = {"model": "small", **plan.as_dict(), "data": CocoSource("", train, train, 0).fingerprint}
+    header = {"model": "small", **plan.as_dict(), "data": coco_files(Path(), train, train, 0).fingerprint}
     with RunLog(tmp_path / "run", {**header, "classes": train.class_names}):
         evaluation(other_categories, tmp_path / "run/weights.pt")  # whatever the annotations say
     with RunLog(tmp_path / "other", {**header, "classes": [*train.class_names, "zebra"]}):
@@ -217,7 +217,7 @@ def test_weights_that_know_other_categories_by_their_log_are_not_evaluated(scene
 @pytest.mark.parametrize("val_split", ["train", "val"])
 def test_a_detector_that_is_evaluated_alone_on_its_training_images_says_so(logged, val_split, scenes, capsys, tmp_path):
     train, plan = read_split(scenes, "train"), Plan.read(ROOT / "ds_configs/detection/scenes.json", 1)
-    header = {"model": "small", **plan.as_dict(), "data": CocoSource("", train, train, 0).fingerprint}
+    header = {"model": "small", **plan.as_dict(), "data": coco_files(Path(), train, train, 0).fingerprint}
     with RunLog(tmp_path / "run", {**header, **({"classes": train.class_names} if logged else {})}):
         evaluation(scenes, tmp_path / "run/weights.pt", "--val_split", val_split)
     assert ("warning: the split train holds the images of " in capsys.readouterr().out) == (val_split == "train")

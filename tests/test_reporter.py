@@ -1,15 +1,17 @@
 """A reporter hands DeepSpeed's monitors what they can draw, and advises what can be done."""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from trainers import Records
 
 from lbsgd.commands import convert, detect, recipe_flags
+from lbsgd.data.coco_annotations import Split
 from lbsgd.report.measure import TOP1
-from lbsgd.train.coco_source import CocoSource
-from lbsgd.train.images import FakeImageSource, FfcvFiles
+from lbsgd.train.coco_source import coco_files
+from lbsgd.train.images import fake_images, ffcv_files
 from lbsgd.train.reporter import Reporter
 
 
@@ -46,15 +48,17 @@ def flags_of(*parsers):
 
 OF_DETECTORS = flags_of(recipe_flags.with_flags("", detect.add_data))
 OF_CLASSIFIERS = flags_of(recipe_flags.parser(""), convert.parser())
+DATA = SimpleNamespace(num_classes=1, classes=None, fingerprint="", val=SimpleNamespace(path=Path("val.beton")))
+SPLIT = Split("", [], {}, 0, "", {})
 
 
 @pytest.mark.parametrize(
     "source, known, named",
     [
-        (CocoSource("", None, None, 4), OF_DETECTORS, {"--loader_workers"}),
-        (CocoSource("", None, None, 0), OF_DETECTORS, {"--loader_workers"}),
-        (FfcvFiles(None, 4), OF_CLASSIFIERS, {"--loader_threads", "--in_memory", "--max_side"}),
-        (FakeImageSource(), OF_CLASSIFIERS, set()),
+        (coco_files(Path(), SPLIT, SPLIT, 4), OF_DETECTORS, {"--loader_workers"}),
+        (coco_files(Path(), SPLIT, SPLIT, 0), OF_DETECTORS, {"--loader_workers"}),
+        (ffcv_files(DATA, 4), OF_CLASSIFIERS, {"--loader_threads", "--in_memory", "--max_side"}),
+        (fake_images(), OF_CLASSIFIERS, set()),
     ],
     ids=["COCO", "COCO, no workers", "FFCV", "fake"],
 )
@@ -68,7 +72,8 @@ def test_an_epoch_that_waited_names_flags_that_its_recipe_has(source, known, nam
 
 def test_a_decoder_that_is_ffcvs_is_told_and_named_first_where_training_waits(monkeypatch):
     monkeypatch.setattr("lbsgd.train.images.library", lambda: None)
-    source = FfcvFiles(None, 4)
+    source = ffcv_files(DATA, 4)
     assert source.decoder.startswith("FFCV's, because") and source.waiting_advice.startswith("the decoder is FFCV's")
     monkeypatch.setattr("lbsgd.train.images.library", lambda: "kernels")
+    source = ffcv_files(DATA, 4)
     assert source.decoder == "lbsgd's own" and "decoder" not in source.waiting_advice

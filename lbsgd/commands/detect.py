@@ -145,11 +145,11 @@ class DetectionRequest(Request):
         return bool(named_at_start(self.output_dir / CHECKPOINTS))
 
     def images(self) -> ImageSource:
-        from lbsgd.train.coco_source import CocoSource
+        from lbsgd.train.coco_source import coco_files
 
         workers = self.flags.loader_workers
         workers = min(MOST_WORKERS, max(1, self.processes.cores - 1)) if workers is None else workers
-        return CocoSource(str(self.folder), self.train, self.val, workers)
+        return coco_files(self.folder, self.train, self.val, workers)
 
     def backbone(self) -> dict | None:
         """Return the classifier's weights in rank 0's file; all processes must call it, once they have met.

@@ -93,11 +93,11 @@ def opened(
 
     from lbsgd.data.share import Pixels
     from lbsgd.train.facts import environment
-    from lbsgd.train.images import FakeImageSource, FfcvFiles
+    from lbsgd.train.images import fake_images, ffcv_files
     from lbsgd.train.simulated import Server
 
     threads = request.flags.loader_threads or 1
-    source = FfcvFiles(request.data, threads) if request.data else FakeImageSource()
+    source = ffcv_files(request.data, threads) if request.data else fake_images()
     pixels = Pixels(resolution=plan.recipe.augmentation.resolution, device=torch.device("cpu"))
     images = source.open(plan, request.processes, pixels, stack)
     header = {**described, "environment": environment(source.place)}

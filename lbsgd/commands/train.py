@@ -162,11 +162,11 @@ class Request:
 
     def images(self) -> ImageSource:
         """Return where the images of the run come from; imports PyTorch."""
-        from lbsgd.train.images import FakeImageSource, FfcvFiles
+        from lbsgd.train.images import fake_images, ffcv_files
 
         if not self.data:
-            return FakeImageSource()
-        return FfcvFiles(self.data, self.flags.loader_threads or self.processes.cores, self.flags.in_memory)
+            return fake_images()
+        return ffcv_files(self.data, self.flags.loader_threads or self.processes.cores, self.flags.in_memory)
 
 
 R = TypeVar("R", bound=Request)

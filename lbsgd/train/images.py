@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import NamedTuple
 
 from lbsgd.config.plan import Plan
 from lbsgd.data.beton import BetonFile
@@ -39,142 +41,120 @@ def cut_of(plan: Plan, processes: Processes) -> Cut:
     )
 
 
-class ImageSource(Protocol):
-    """The images of a run, whatever they are: `FfcvFiles` and `FakeImageSource` are such.
-
-    num_classes    how many labels there are
-    class_names    what the labels mean, in their order; None if unknown
-    fingerprint    the same for the same images, and only for them
-    place          where they are, for the screen and the log
-    decoder        which code makes pixels of them, if there are several that differ; else empty
-    waiting_advice    what decodes, and which flags help if training waits for it; only its recipe knows these
-    """
-
-    @property
-    def num_classes(self) -> int: ...
-
-    @property
-    def class_names(self) -> list[str] | None: ...
-
-    @property
-    def fingerprint(self) -> str: ...
-
-    @property
-    def place(self) -> str: ...
-
-    @property
-    def decoder(self) -> str: ...
-
-    @property
-    def waiting_advice(self) -> str: ...
-
-    def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
-        """Open this process's share of the training and validation images; `stack` closes them.
-
-        pixels: the form of the batches.
-        """
-        ...
-
-
 @dataclass(frozen=True)
-class FfcvFiles:
-    """train.beton and val.beton, decoded by `threads` threads; in_memory reads them whole while training begins.
+class ImageSource:
+    """The images of a run: `ffcv_files`, `fake_images` and `coco_source.coco_files` describe theirs.
 
-    data: of val.beton alone if nothing is trained
+    num_classes       how many labels there are
+    class_names       what the labels mean, in their order; None if unknown
+    fingerprint       the same for the same images, and only for them
+    place             where they are, for the screen and the log
+    waiting_advice    what decodes, and which flags help if training waits for it; only its recipe knows these
+    open              opens this process's share, in batches of the form that is given; the stack closes it
+    decoder           which code makes pixels of them, if there are several that differ; else empty
     """
 
-    data: ImageNetData | ValData
-    threads: int
-    in_memory: bool = False
+    num_classes: int
+    class_names: list[str] | None
+    fingerprint: str
+    place: str
+    waiting_advice: str
+    open: Callable[[Plan, Processes, Pixels, ExitStack], Images]
+    decoder: str = ""
 
-    @property
-    def num_classes(self) -> int:
-        return self.data.num_classes
 
-    @property
-    def class_names(self) -> list[str] | None:
-        return self.data.classes
+def ffcv_files(data: ImageNetData | ValData, threads: int, in_memory: bool = False) -> ImageSource:
+    """Return train.beton and val.beton, decoded by `threads` threads; without `library` FFCV itself decodes.
 
-    @property
-    def fingerprint(self) -> str:
-        return self.data.fingerprint
-
-    @property
-    def place(self) -> str:
-        return str(self.data.val.path.parent)
-
-    @property
-    def decoder(self) -> str:
-        return OURS if library() else FFCVS
-
-    @property
-    def waiting_advice(self) -> str:
-        if self.decoder == FFCVS:
-            return (
+    data         of val.beton alone if nothing is trained
+    in_memory    read the files whole while training begins
+    """
+    decoder, advice = (
+        OURS,
+        (
+            f"{threads} loader threads per process: give more --loader_threads if cores are idle, --in_memory "
+            "if the disk is slow, or convert with a smaller --max_side"
+        ),
+    )
+    if not library():
+        decoder, advice = (
+            FFCVS,
+            (
                 f"the decoder is {FFCVS}: install libjpeg-turbo's header and a C compiler, and then lbsgd again; "
                 "its own decoder is 2.6 times as fast"
-            )
-        return (
-            f"{self.threads} loader threads per process: give more --loader_threads if cores are idle, --in_memory "
-            "if the disk is slow, or convert with a smaller --max_side"
+            ),
         )
+    return ImageSource(
+        data.num_classes,
+        data.classes,
+        data.fingerprint,
+        str(data.val.path.parent),
+        advice,
+        partial(open_ffcv, data, threads, in_memory),
+        decoder,
+    )
 
-    def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
-        """Raise DataError if FFCV is missing, ConfigError if in_memory is asked for and a file does not fit."""
-        try:
-            from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
-        except ImportError as error:
-            raise missing_ffcv(error) from error
-        augmentation, cut = plan.recipe.augmentation, cut_of(plan, processes)
-        train = None
-        if isinstance(self.data, ImageNetData):
-            train = TrainLoader(
-                self.data.train,
-                cut,
-                from_disk=self.is_read_from_disk(self.data.train, processes),
-                crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
-                flip=augmentation.flip,
-                threads=self.threads,
-                pixels=pixels,
-            )
-            stack.enter_context(closing(train))
-        val = EvalLoader(
-            self.data.val,
-            from_disk=self.is_read_from_disk(self.data.val, processes),
-            batch=plan.micro_batch,
-            threads=self.threads,
-            share=cut.share,
+
+def open_ffcv(
+    data: ImageNetData | ValData,
+    threads: int,
+    in_memory: bool,
+    plan: Plan,
+    processes: Processes,
+    pixels: Pixels,
+    stack: ExitStack,
+) -> Images:
+    """Open the loaders. Raises DataError if FFCV is missing, ConfigError if in_memory is asked for and does not fit."""
+    try:
+        from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
+    except ImportError as error:
+        raise missing_ffcv(error) from error
+    augmentation, cut = plan.recipe.augmentation, cut_of(plan, processes)
+    train = None
+    if isinstance(data, ImageNetData):
+        train = TrainLoader(
+            data.train,
+            cut,
+            from_disk=is_read_from_disk(data.train, in_memory, processes),
+            crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
+            flip=augmentation.flip,
+            threads=threads,
             pixels=pixels,
         )
-        stack.enter_context(closing(val))
-        return Images(train, val)
+        stack.enter_context(closing(train))
+    val = EvalLoader(
+        data.val,
+        from_disk=is_read_from_disk(data.val, in_memory, processes),
+        batch=plan.micro_batch,
+        threads=threads,
+        share=cut.share,
+        pixels=pixels,
+    )
+    stack.enter_context(closing(val))
+    return Images(train, val)
 
-    def is_read_from_disk(self, file: BetonFile, processes: Processes) -> bool:
-        """Choose where the file is read from and print it; with in_memory one process of each host reads it whole."""
-        source = ReadFrom.choose(file.path, self.in_memory)
-        if processes.is_rank_0:
-            say_fact(file.path.stem, f"from {source.kind}: {source.reason}")
-        if source.kind == "memory" and processes.local_rank == 0:
-            # Beside training, which a slow disk would hold up for longer than the guards of the other hosts wait.
-            threading.Thread(target=read_whole, args=(file.path,), name="lbsgd read whole", daemon=True).start()
-        return source.kind == "disk"
+
+def is_read_from_disk(file: BetonFile, in_memory: bool, processes: Processes) -> bool:
+    """Choose where the file is read from and print it; with in_memory one process of each host reads it whole."""
+    source = ReadFrom.choose(file.path, in_memory)
+    if processes.is_rank_0:
+        say_fact(file.path.stem, f"from {source.kind}: {source.reason}")
+    if source.kind == "memory" and processes.local_rank == 0:
+        # Beside training, which a slow disk would hold up for longer than the guards of the other hosts wait.
+        threading.Thread(target=read_whole, args=(file.path,), name="lbsgd read whole", daemon=True).start()
+    return source.kind == "disk"
 
 
-@dataclass(frozen=True)
-class FakeImageSource:
-    """Seeded random images, as many as the plan says (`--fake_data`)."""
+def fake_images() -> ImageSource:
+    """Return seeded random images, as many as the plan says (`--fake_data`)."""
 
-    num_classes: int = FAKE_CLASSES
-    class_names: None = None
-    fingerprint: str = "fake"
-    place: str = "seeded random images (--fake_data)"
-    decoder: str = ""
-    waiting_advice: str = "each process draws its own"
-
-    def open(self, plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
+    def opened(plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
         cut = cut_of(plan, processes)
-        train = FakeImages(plan.num_images, self.num_classes, cut, pixels)
+        train = FakeImages(plan.num_images, FAKE_CLASSES, cut, pixels)
         val = FakeEval(
-            FAKE_VAL_IMAGES, self.num_classes, seed=cut.seed, batch=cut.micro_batch, share=cut.share, pixels=pixels
+            FAKE_VAL_IMAGES, FAKE_CLASSES, seed=cut.seed, batch=cut.micro_batch, share=cut.share, pixels=pixels
         )
         return Images(train, val)
+
+    place = "seeded random images (--fake_data)"
+    return ImageSource(FAKE_CLASSES, None, "fake", place, "each process draws its own", opened)
