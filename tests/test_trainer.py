@@ -233,7 +233,7 @@ def test_the_share_of_an_epoch_that_was_waited_is_that_of_all_its_iterations(tmp
 
     def slowly(batches):
         batch = next_of(batches)
-        ours.clock.add_wait(1000.0)  # of seconds, beside which the epoch's own are nothing
+        ours.clock.waits.seconds += 1000.0  # of seconds, beside which the epoch's own are nothing
         return batch
 
     monkeypatch.setattr(ours.clock, "next_of", slowly)

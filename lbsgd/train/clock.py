@@ -34,7 +34,7 @@ def events_of(device: torch.device | str) -> Callable[[], Any]:
 
 
 class Waits:
-    """The seconds that a device waits, for data or for aggregation, since the last `take`.
+    """The seconds that a device waits, for data or for aggregation.
 
     The host queues an event before a wait and one after it, and the device's time between the two counts. If the host
     waits for data, it is 0 if the device has work left meanwhile, else the rest of the wait. It includes the short
@@ -55,7 +55,7 @@ class Waits:
     def add(self, began: Any) -> None:
         """Add the wait that began with an event, and ends now."""
         self.pairs.append((began, self.queue()))
-        self.read()  # keeps few of them, even if nobody calls `take`
+        self.read()  # keeps few of them, even if nobody reads
 
     def timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Return the function, wrapped to count each call as a wait."""
@@ -70,17 +70,17 @@ class Waits:
 
         return counted
 
-    def read(self) -> None:
-        """Count the waits that are over on the device, each once."""
+    def read(self) -> float:
+        """Return the seconds of all waits that are over on the device."""
         while self.pairs and self.pairs[0][1].query():
             began, ended = self.pairs.popleft()
             self.seconds += began.elapsed_time(ended) / 1e3
             self.spare += began, ended
+        return self.seconds
 
     def take(self) -> float:
         """Return the seconds of the waits that are over, and start from zero."""
-        self.read()
-        seconds, self.seconds = self.seconds, 0.0
+        seconds, self.seconds = self.read(), 0.0
         return seconds
 
 
@@ -94,19 +94,17 @@ class Clock:
 
     def __init__(self, event: Callable[[], Any] = HostEvent) -> None:
         self.started, self.waits = False, Waits(event)
-        self._epoch_waited = self._window_waited = 0.0
         self.start_epoch()
 
     def start_epoch(self, seconds_before: float = 0.0) -> None:
         """Begin an epoch, or go on with one that took seconds_before already, before a restart."""
         self.epoch_began = time.perf_counter() - seconds_before
+        self.waited_before_epoch = self.waits.read()
         self.start_window()
-        self._epoch_waited = 0.0
 
     def start_window(self) -> None:
         """Begin the window of the next iteration record."""
-        self.read()
-        self.window_began, self._window_waited = time.perf_counter(), 0.0
+        self.window_began, self.waited_before_window = time.perf_counter(), self.waits.read()
 
     def next_of(self, items: Iterator[Item]) -> Item:
         """Return the next item, and count the wait for it."""
@@ -117,22 +115,13 @@ class Clock:
         self.started = True
         return item
 
-    def read(self) -> None:
-        self.add_wait(self.waits.take())
-
-    def add_wait(self, seconds: float) -> None:
-        self._epoch_waited += seconds
-        self._window_waited += seconds
-
     @property
     def epoch_waited(self) -> float:
-        self.read()
-        return self._epoch_waited
+        return self.waits.read() - self.waited_before_epoch
 
     @property
     def window_waited(self) -> float:
-        self.read()
-        return self._window_waited
+        return self.waits.read() - self.waited_before_window
 
     @property
     def epoch_seconds(self) -> float:
