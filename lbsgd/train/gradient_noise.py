@@ -41,23 +41,19 @@ def noise(chunk_sq: float, total_sq: float, chunk_images: int, total_images: int
 
 
 class GradientNoise:
-    """Measures the noise every `every` iterations; the numbers go into the next record of an iteration.
+    """Measures the noise every so many iterations, if the plan says so, for the next record of an iteration.
 
-    Raises ConfigError for a plan whose updates have a single chunk, and for fp16.
+    Raises ConfigError for a plan whose updates have a single chunk.
     """
 
-    def __init__(self, engine: Any, plan: Plan, every: int):
-        self.engine, self.plan, self.every = engine, plan, every
+    def __init__(self, engine: Any, plan: Plan):
+        self.engine, self.plan, self.every = engine, plan, plan.recipe.diagnostics.gradient_noise
         self.chunks = plan.world_size * plan.accumulation_steps
-        if self.chunks < 2:
+        if self.every and self.chunks < 2:
             half = max(plan.per_worker_batch, plan.micro_batch // 2)
             raise ConfigError(
                 f"lbsgd.diagnostics.gradient_noise: an update of {plan.global_batch} images is one chunk on 1 process, "
                 f"and noise needs two; use --micro_batch {half} or more processes"
-            )
-        if plan.precision == "fp16":
-            raise ConfigError(
-                "lbsgd.diagnostics.gradient_noise: gradients in fp16 are scaled and may overflow; use --precision bf16"
             )
         self.chunk_sq = torch.zeros((), dtype=torch.float64, device=engine.device)
         self.found: dict[str, Any] = {}
@@ -66,7 +62,7 @@ class GradientNoise:
     @contextmanager
     def watching(self, iteration: int) -> Iterator[None]:
         """Around a backward of one pass: add up its squared gradients, and measure after the last one."""
-        if iteration % self.every:
+        if not self.every or iteration % self.every:
             yield
             return
         if iteration != self.iteration:
@@ -111,20 +107,3 @@ class GradientNoise:
         """Return the numbers since the last call, once."""
         found, self.found = self.found, {}
         return found
-
-
-class NotMeasured:
-    """Replaces the diagnostic in a run that does not ask for it."""
-
-    @contextmanager
-    def watching(self, iteration: int) -> Iterator[None]:
-        yield
-
-    def take(self) -> dict[str, Any]:
-        return {}
-
-
-def gradient_noise(engine: Any, plan: Plan) -> GradientNoise | NotMeasured:
-    """Return the diagnostic if the plan asks for it."""
-    every = plan.recipe.diagnostics.gradient_noise
-    return GradientNoise(engine, plan, every) if every else NotMeasured()

@@ -15,7 +15,7 @@ from lbsgd.processes.guard import Guard
 from lbsgd.train.agreement import Agreement, Decision
 from lbsgd.train.clock import Clock, events_of
 from lbsgd.train.evaluation import evaluate, is_due, sync_batch_norm_statistics
-from lbsgd.train.gradient_noise import gradient_noise
+from lbsgd.train.gradient_noise import GradientNoise
 from lbsgd.train.images import Images
 from lbsgd.train.loss_scale import step
 from lbsgd.train.random_states import random_states
@@ -50,7 +50,7 @@ class Trainer:
         self.first_bad = torch.full((), NEVER, device=engine.device)  # first iteration whose loss is not a number
         self.agreement, self.decision = Agreement(engine.device), Decision()
         self.totals, self.clock = Totals(engine.device, len(task.counts)), Clock(events_of(engine.device))
-        self.noise = gradient_noise(engine, plan)
+        self.noise = GradientNoise(engine, plan)
         if reached:
             self.go_on(reached)
 
