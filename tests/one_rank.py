@@ -51,7 +51,6 @@ def main(rank, world_size):
     from lbsgd.train.aggregation import phases
     from lbsgd.train.aggregation.placement import Placement
     from lbsgd.train.images import Images, fake_images
-    from lbsgd.train.reporter import Silence
     from lbsgd.train.saver import Saver
     from lbsgd.train.trainer import Trainer
 
@@ -71,9 +70,7 @@ def main(rank, world_size):
     marks.append(time.process_time())
     processes = Processes.from_environment()
     images = fake_images().open(plan, processes, Pixels(resolution=32, device="cpu"), None)
-    trainer = Trainer(
-        engine, plan, task, images, Saver(engine, Path("unused"), {}, {}), Guard(processes, 600), Silence()
-    )
+    trainer = Trainer(engine, plan, task, images, Saver(engine, Path("unused"), {}, {}), Guard(processes, 600))
     batches = Images(*images).train.epoch(0)
     engine.train()
     trainer.update(batches)

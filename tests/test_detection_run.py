@@ -32,7 +32,7 @@ from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.environment import Processes
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train.coco_source import coco_files
-from lbsgd.train.reporter import Reporter, Silence
+from lbsgd.train.reporter import Reporter
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
 
@@ -69,7 +69,7 @@ def trainer(stack, scenes, folder, resume=False, workers=0):
     source = coco_files(scenes, train, val, workers)
     images = source.open(plan, processes, Pixels(resolution=0, device=engine.device), stack)
     first = torch.distributed.get_rank() == 0
-    reporter = Reporter(Records(), Records(), engine) if first else Silence()
+    reporter = Reporter(Records(), Records(), engine) if first else None
     saver = Saver(engine, folder, {"detector": "small"}, {})
     return Trainer(engine, plan, task, images, saver, NobodyAsks(), reporter, saver.restore() if resume else None)
 
@@ -81,7 +81,7 @@ def run(scenes, folder, last, resume=False, workers=0, evaluate_every=1):
         ours.train(last, evaluate_every)
         ours.saver.wait()
         weights = {name: value.clone() for name, value in ours.engine.module.state_dict().items()}
-        if isinstance(ours.reporter, Silence):
+        if ours.reporter is None:
             return None
         losses = {record["iteration"]: record["train_loss"] for record in ours.reporter.log.iterations}
         return weights, losses, ours.reporter.log.epochs

@@ -20,7 +20,6 @@ from lbsgd.report.measure import CLASSIFIER, DETECTOR
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.evaluation import is_due
 from lbsgd.train.images import Images
-from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import evaluate_only
 from lbsgd.train.trainer import Trainer
@@ -70,7 +69,7 @@ def test_evaluations_are_due_every_so_often_and_where_the_run_is_judged(measures
 def make_trainer(engine, plan, train_data=None, val_data=None, folder=None):
     nobody_asks = SimpleNamespace(stop_requested=None, nothing_to_save=True, alive=lambda position: None)
     images, saver = Images(train_data, val_data), Saver(engine, folder, {}, {})
-    return Trainer(engine, plan, ResNet50(), images, saver, nobody_asks, Silence())
+    return Trainer(engine, plan, ResNet50(), images, saver, nobody_asks)
 
 
 def trained_and_evaluated(world_size):

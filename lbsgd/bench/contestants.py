@@ -25,7 +25,6 @@ from lbsgd.train.device_rules import LAYOUT
 from lbsgd.train.engine import initialize
 from lbsgd.train.graphs import graph_blocks
 from lbsgd.train.images import Images, cut_of
-from lbsgd.train.reporter import Silence
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import DTYPES, pixels_of
 from lbsgd.train.trainer import NEVER, Trainer
@@ -87,7 +86,7 @@ def our_trainer(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> 
         graph_blocks(engine.module, plan.accumulation_steps)
     guard, saver = Guard(Processes.from_environment(), 600), Saver(engine, given.folder, {}, {})
     engine.train()
-    return Trainer(engine, plan, given.task, Images(None, None), saver, guard, Silence())  # type: ignore[arg-type]
+    return Trainer(engine, plan, given.task, Images(None, None), saver, guard)  # type: ignore[arg-type]
 
 
 def our_step(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> UpdateStep:

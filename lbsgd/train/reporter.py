@@ -133,28 +133,3 @@ class Reporter:
         except OSError as error:
             raise DataError(f"cannot write the results in {folder} ({error}); {AGAIN}") from None
         return result
-
-
-class Silence:
-    """Replaces the reporter on every process but rank 0."""
-
-    def __enter__(self) -> Silence:
-        return self
-
-    def __exit__(self, *error) -> None:
-        pass
-
-    def advance(self) -> None:
-        pass
-
-    def report(self, kind: str, record: dict[str, Any]) -> None:
-        pass
-
-    def advise_on_waiting(self, waited_pct: float) -> None:
-        pass
-
-    def advise_on_aggregation(self) -> None:
-        pass
-
-    def conclude(self, judged_by: Sequence[Measure], files: Mapping[str, object]) -> None:
-        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -33,7 +33,7 @@ from lbsgd.train.graphs import GraphChoice, choose_graphs, graph_blocks
 from lbsgd.train.header import header_of, say_what_runs
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
-from lbsgd.train.reporter import Reporter, Silence
+from lbsgd.train.reporter import Reporter
 from lbsgd.train.run import WEIGHTS_NAME, Run, begin_output, only_writer, prepare_output
 from lbsgd.train.saver import Saver
 from lbsgd.train.trainer import Trainer
@@ -79,10 +79,10 @@ def train(run: Run, launch: Launch) -> None:
             reached = saver.restore()
             launch.stopwatch.lap("checkpoint")
         if run.evaluate_only:
-            evaluate_only(run, Trainer(engine, plan, run.task, images, saver, guard, Silence(), reached))
+            evaluate_only(run, Trainer(engine, plan, run.task, images, saver, guard, reached=reached))
             return
         reporter = open_reporter(run, engine, progress, launch.stopwatch, graphs)
-        stack.enter_context(reporter)
+        stack.enter_context(reporter or nullcontext())
         trainer = Trainer(engine, plan, run.task, images, saver, guard, reporter, reached)
         trainer.train(run.last_iteration, run.evaluate_every)
         export(run, engine, saver, reporter)
@@ -205,18 +205,16 @@ def windows_of(network: torch.nn.Module) -> dict[str, str]:
     }
 
 
-def open_reporter(
-    run: Run, engine, progress: Progress, stopwatch: Stopwatch, graphs: GraphChoice
-) -> Reporter | Silence:
-    """Begin the output, and open log and screen, on rank 0; an error there ends all processes."""
-    from_rank_0(lambda: begin_output(run))
+def open_reporter(run: Run, engine, progress: Progress, stopwatch: Stopwatch, graphs: GraphChoice) -> Reporter | None:
+    """Return rank 0's reporter, and None on other processes; an error on rank 0 ends them all."""
     opened: list[Reporter] = []  # rank 0's own, which no other process is sent
     from_rank_0(lambda: opened.append(reporter_of(run, engine, progress, stopwatch, graphs)))
-    return opened[0] if opened else Silence()
+    return opened[0] if opened else None
 
 
 def reporter_of(run: Run, engine, progress: Progress, stopwatch: Stopwatch, graphs: GraphChoice) -> Reporter:
-    """Open log, screen and page, and say what runs."""
+    """Begin the output, open log, screen and page, and say what runs."""
+    begin_output(run)
     header = header_of(run, engine, graphs)
     log = RunLog(run.output_dir, header, engine.global_steps if run.resume else None)
     progress.begin(engine.global_steps)
@@ -227,11 +225,12 @@ def reporter_of(run: Run, engine, progress: Progress, stopwatch: Stopwatch, grap
     return Reporter(log, progress, engine, run.images.waiting_advice, page, stopwatch)
 
 
-def export(run: Run, engine, saver: Saver, reporter: Reporter | Silence) -> None:
+def export(run: Run, engine, saver: Saver, reporter: Reporter | None) -> None:
     """Write the weights and let the reporter conclude; all processes must call it."""
-    state = gather_state(engine, keep=torch.distributed.get_rank() == 0)
+    state = gather_state(engine, keep=reporter is not None)
 
     def conclude() -> None:
+        assert reporter is not None
         saver.wait()
         weights = run.output_dir / WEIGHTS_NAME
         checkpoint.export_weights(weights, state.weights)

@@ -19,7 +19,7 @@ from lbsgd.train.gradient_noise import GradientNoise
 from lbsgd.train.images import Images
 from lbsgd.train.loss_scale import step
 from lbsgd.train.random_states import random_states
-from lbsgd.train.reporter import Reporter, Silence
+from lbsgd.train.reporter import Reporter
 from lbsgd.train.saver import BeforeUpdate, Reached, Saver
 from lbsgd.train.task import Batch, Task
 from lbsgd.train.totals import Totals
@@ -29,9 +29,10 @@ NEVER = 2**62  # later than any iteration
 
 
 class Trainer:
-    """One run: engine, plan, task and images; the saver of its checkpoints, the guard that watches it, the reporter.
+    """One run: engine, plan, task and images; the saver of its checkpoints, the guard that watches it.
 
-    reached: how far the checkpoint's epoch had got, from which the run goes on.
+    reporter    of rank 0, unless nothing is reported
+    reached     how far the checkpoint's epoch had got, from which the run goes on
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Trainer:
         images: Images,
         saver: Saver,
         guard: Guard,
-        reporter: Reporter | Silence,
+        reporter: Reporter | None = None,
         reached: Reached | None = None,
     ):
         self.engine, self.plan, self.task, self.images = engine, plan, task, images
@@ -147,7 +148,8 @@ class Trainer:
 
     def after_update(self, last_iteration: int) -> None:
         """Report, save or stop between two iterations, if that is due."""
-        self.reporter.advance()
+        if self.reporter:
+            self.reporter.advance()
         if (self.iteration - 1) % self.plan.steps_per_print == 0:
             self.report_iteration(self.iteration - 1)
         if self.iteration < last_iteration and (self.decision.save or self.saver.due_by_iterations()):
@@ -198,7 +200,7 @@ class Trainer:
         """Write a record of the log: means since the record before, the start of the epoch or a resume."""
         self.require_numbers()
         means, seconds = self.totals.read(since_mark=True), self.clock.window_seconds
-        self.reporter.report(
+        self.report(
             "iteration",
             {
                 "iteration": iteration,
@@ -225,9 +227,10 @@ class Trainer:
         self.require_numbers()
         means, seconds = self.totals.read(), self.clock.epoch_seconds
         epoch, last = self.epochs_done, last_iteration / self.plan.iterations_per_epoch
-        self.reporter.advise_on_waiting(100 * self.clock.epoch_waited / seconds)
-        self.reporter.advise_on_aggregation()
-        self.reporter.report(
+        if self.reporter:
+            self.reporter.advise_on_waiting(100 * self.clock.epoch_waited / seconds)
+            self.reporter.advise_on_aggregation()
+        self.report(
             "epoch",
             {
                 "epoch": epoch,
@@ -241,6 +244,10 @@ class Trainer:
                 "skipped_iterations": self.engine.skipped_steps,
             },
         )
+
+    def report(self, kind: str, record: dict[str, Any]) -> None:
+        if self.reporter:
+            self.reporter.report(kind, record)
 
     def evaluate(self, epoch: int) -> dict[str, Any]:
         """Return the errors on the validation images; the guard may end the process at any time, as all is saved."""
