@@ -24,7 +24,7 @@ from torch import nn
 
 import lbsgd
 from lbsgd.train import engine as lbsgd_engine
-from lbsgd.train.aggregation.resume import resume_choice, saved_choice
+from lbsgd.train.aggregation.resume import saved_choice, tell_of_another_order
 from lbsgd.train.engine_state import gather_state, restore_state
 
 TREE = {"between": "halving_doubling"}
@@ -223,16 +223,16 @@ def of_oracle():
 
 
 def resumed():
-    """A run by the ring, stopped after 2 of 4 iterations; it goes on under three JSONs."""
+    """A run by the ring, stopped after 2 of 4 iterations; it goes on under three JSONs, the first its own."""
     whole = run(config(4, block=RING))
     half = run(config(4, block=RING), iterations=2)
     state, saved = gather_state(half), saved_choice(half)
     found = {}
-    for name, block in [("auto", OURS), ("demanded", {"between": "halving_doubling"}), ("none", None)]:
+    for name, block in [("same", RING), ("other", OURS), ("none", None)]:
         engine, plan = lbsgd.initialize(network(seed=1), config(4, block=block))
         restore_state(engine, state)
         said = []
-        resume_choice(engine, saved, (4, 4), said.append)
+        tell_of_another_order(engine, saved, (4, 4), said.append)
         while engine.global_steps < 4:
             one_iteration(engine, plan)
         found[name] = same_bits(parameters(engine), parameters(whole)), said
@@ -276,7 +276,7 @@ def test_ranks_that_go_round_the_hosts_are_grouped_by_host(of_four):
 
 
 def test_a_resumed_run_aggregates_as_before_or_says_that_it_does_not(of_four):
-    (same, said), demanded, none = (of_four["resumed"][name] for name in ("auto", "demanded", "none"))
+    (same, said), other, none = (of_four["resumed"][name] for name in ("same", "other", "none"))
     assert same and said == []
-    for _, lines in (demanded, none):
+    for _, lines in (other, none):
         assert len(lines) == 1 and "last bits may differ" in lines[0]

@@ -23,7 +23,6 @@ from lbsgd.config.aggregation import Choice
 from lbsgd.config.keypath import put
 from lbsgd.config.neutral import completed
 from lbsgd.config.plan import Plan
-from lbsgd.config.schema import Aggregation as Wanted
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.processes.ports import free_port
@@ -31,7 +30,7 @@ from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.aggregation.aggregation import Aggregation, Settings, attach
 from lbsgd.train.aggregation.placement import Placement
-from lbsgd.train.aggregation.resume import go_back, resume_choice, same_order, say_other_sums
+from lbsgd.train.aggregation.resume import same_order, say_other_sums, tell_of_another_order
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.saver import Saver
@@ -54,7 +53,7 @@ def alone(model, bucket=500, boundary=True):
         global_steps=7,
         is_gradient_accumulation_boundary=lambda: boundary,
     )
-    aggregation = Aggregation(engine, Settings(bucket, True, 1.0, 1.0), Wanted(), ALONE, FLAT)
+    aggregation = Aggregation(engine, Settings(bucket, True, 1.0, 1.0), ALONE, FLAT)
     started = []
     start = aggregation.runner.start
     aggregation.runner.start = lambda buffer: (started.append(buffer.data_ptr()), start(buffer))[1]
@@ -327,6 +326,9 @@ def saved(hierarchy="flat", between="halving_doubling", inside="halving_doubling
     }
 
 
+NCCL = {**saved(between="backend"), "backend": "nccl"}
+
+
 @pytest.mark.parametrize(
     "one, other, same",
     [
@@ -335,6 +337,9 @@ def saved(hierarchy="flat", between="halving_doubling", inside="halving_doubling
         (saved(), saved("servers", servers=((0, 2), (1, 3))), False),  # cyclic: another tree
         (saved(between="backend"), saved(between="backend"), True),
         (saved(between="backend"), saved(between="backend", bucket=9), False),
+        (saved(between="backend"), saved(between="backend", servers=((0, 1), (2, 3))), True),
+        (NCCL, {**NCCL, "servers": [[0, 1], [2, 3]]}, False),
+        (NCCL, saved(between="backend"), False),
         (saved(), saved(between="backend"), False),
         (None, saved(), False),
         (None, None, True),
@@ -344,21 +349,10 @@ def test_what_decides_the_order_of_a_sum(one, other, same):
     assert same_order(one, other) is same
 
 
-def test_nccls_sums_depend_on_the_hosts_and_gloos_choice_is_not_carried_to_gpus(monkeypatch):
-    now = SimpleNamespace(
-        wanted=Wanted(), placement=Placement(((0, 1), (2, 3))), settings=Settings(500, True, 1, 1), use=lambda _: None
-    )
-    flat = {**saved(between="backend", servers=((0, 1), (2, 3))), "backend": "nccl"}
-    monkeypatch.setattr("lbsgd.train.aggregation.resume.dist.get_backend", lambda: "nccl")
-    assert go_back(now, flat)
-    assert not go_back(now, {**flat, "servers": [[0, 1, 2, 3]]})
-    assert not go_back(now, {**saved(), "backend": "gloo"})
-
-
 def test_another_number_of_processes_is_said():
     said = []
-    resume_choice(SimpleNamespace(aggregation=None), None, (4, 2), said.append)
-    resume_choice(SimpleNamespace(aggregation=None), None, (2, 2), said.append)
+    tell_of_another_order(SimpleNamespace(aggregation=None), None, (4, 2), said.append)
+    tell_of_another_order(SimpleNamespace(aggregation=None), None, (2, 2), said.append)
     assert said == ["resuming on 2 processes instead of 4: last bits may differ"]
 
 

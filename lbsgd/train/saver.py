@@ -18,7 +18,7 @@ from lbsgd.config.keypath import get
 from lbsgd.errors import CheckpointError, DivergedError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.train import checkpoint
-from lbsgd.train.aggregation.resume import resume_choice, saved_choice, say_other_sums
+from lbsgd.train.aggregation.resume import saved_choice, say_other_sums, tell_of_another_order
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
 from lbsgd.train.random_states import random_states, restore_random_states
 from lbsgd.train.run import Every
@@ -175,7 +175,7 @@ class Saver:
             restore_random_states(tensors["random"], dist.get_rank())
             self.restore_threads(found["num_threads"])
         worlds = (found["world_size"], dist.get_world_size())
-        resume_choice(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
+        tell_of_another_order(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
         if worlds[0] == worlds[1]:
             before, now = (get(state, "plan.config", {}) for state in (found, self.described))
             say_other_sums(self.engine, before, now, self.say_on_rank_0)

@@ -54,27 +54,20 @@ class Settings:
 
 
 class Aggregation:
-    """Aggregates the gradients of one engine.
+    """Aggregates the gradients of one engine by the chosen algorithm; all processes must build it."""
 
-    choice    the algorithm that runs
-    """
-
-    def __init__(self, engine, settings: Settings, wanted: Wanted, placement: Placement, choice: Choice):
-        self.engine, self.settings, self.wanted, self.placement = engine, settings, wanted, placement
+    def __init__(self, engine, settings: Settings, placement: Placement, choice: Choice):
+        self.engine, self.settings, self.placement, self.choice = engine, settings, placement, choice
         parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
         self.buckets = fill(parameters, settings.bucket_elements, dist.get_world_size())
         self.bucket_of = {parameter: bucket for bucket in self.buckets for parameter in bucket.parameters}
         self.jobs: list[Job] = []
         self.done_in_pass: int | None = None
-        self.use(choice)
+        device = self.buckets[0].buffer.device
+        self.runner = runner(phases_of(choice, placement, device, settings.after), device)
         if settings.overlap:
             for parameter in parameters:
                 parameter.register_post_accumulate_grad_hook(self.arrived)
-
-    def use(self, choice: Choice) -> None:
-        """Aggregate by this algorithm from now on; all processes must call it."""
-        self.choice, device = choice, self.buckets[0].buffer.device
-        self.runner = runner(phases_of(choice, self.placement, device, self.settings.after), device)
 
     def arrived(self, parameter: Parameter) -> None:
         """Take a gradient of the last pass; autograd calls this once it has accumulated the gradient.
@@ -162,10 +155,9 @@ def attach(engine, plan: Plan) -> None:
                 "lbsgd.aggregation takes the mean over all processes, and experts have groups of their own; delete it "
                 "from the JSON"
             )
-        placement, wanted = Placement.gather(), plan.recipe.aggregation or Wanted()
-        settings = Settings.of(plan)
-        choice = choose(wanted, placement.sizes, dist.get_backend())
-        engine.aggregation = Aggregation(engine, settings, wanted, placement, choice)
+        placement = Placement.gather()
+        choice = choose(plan.recipe.aggregation or Wanted(), placement.sizes, dist.get_backend())
+        engine.aggregation = Aggregation(engine, Settings.of(plan), placement, choice)
         engine.coalesce_grad_reduction = refuse_coalescing
         reduce = instead_of(engine, reduce)
     elif has_nothing_to_reduce(plan):
