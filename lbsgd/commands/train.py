@@ -196,7 +196,7 @@ def overrides_of(flags: argparse.Namespace) -> Overrides:
 
 def start(task: Task, request: Request, started_by: list[psutil.Process], stopwatch: Stopwatch) -> None:
     """Import what takes seconds, and train."""
-    from lbsgd.train.session import Launch, train
+    from lbsgd.train.session import train
 
     stopwatch.lap("imports")
     flags, processes, images = request.flags, request.processes, request.images()
@@ -218,4 +218,4 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], stopwa
         started_from=request.started_from,
     )
     facts = fingerprints(request.plan, task, {**vars(flags), "local_rank": None}, images.fingerprint)
-    train(run, Launch(processes, started_by, flags.hang_timeout, facts, stopwatch))
+    train(run, processes, started_by, flags.hang_timeout, facts, stopwatch)

@@ -48,9 +48,9 @@ class Progress:
         self,
         total_iterations: int,
         iterations_per_epoch: int,
-        console: Console | None = None,
         images_per_iteration: int | None = None,
         judged_by: Sequence[Measure] = (TOP1,),
+        console: Console | None = None,
     ):
         self.total, self.per_epoch = total_iterations, iterations_per_epoch
         self.first = self.done = 0

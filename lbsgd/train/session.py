@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -43,45 +42,41 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COLLECTIVE_SECONDS = 30  # longer than --hang_timeout a collective call may take, so that the guard speaks first
 
 
-@dataclass(frozen=True)
-class Launch:
-    """How this process was started, and what it must have in common with the others.
+def train(
+    run: Run,
+    processes: Processes,
+    launchers: Sequence[psutil.Process],
+    hang_timeout: float,
+    facts: Mapping[str, str],
+    stopwatch: Stopwatch,
+) -> None:
+    """Train, or evaluate, on all processes; raise LbsgdError for what ends the run early.
 
     launchers       the processes that started this one, the nearest first
     hang_timeout    seconds without progress after which the run ends
-    facts           fingerprints of code, configuration and data, by name
+    facts           fingerprints of code, configuration and data, by name, which all processes must have in common
     stopwatch       of the start, from the command to the first update
     """
-
-    processes: Processes
-    launchers: Sequence[psutil.Process]
-    hang_timeout: float
-    facts: Mapping[str, str]
-    stopwatch: Stopwatch = field(default_factory=Stopwatch)
-
-
-def train(run: Run, launch: Launch) -> None:
-    """Train, or evaluate, on all processes; raise LbsgdError for what ends the run early."""
-    with Guard(launch.processes, launch.hang_timeout, launch.launchers) as guard, ExitStack() as stack:
-        processes = meet(launch, guard)
-        launch.stopwatch.lap("meeting")
+    with Guard(processes, hang_timeout, launchers) as guard, ExitStack() as stack:
+        meet(processes, facts, guard)
+        stopwatch.lap("meeting")
         from_rank_0(lambda: open_output(run, guard, stack))
         limit_threads(processes)
-        engine, plan, graphs = build_engine(run)
-        launch.stopwatch.lap("engine")
-        progress = progress_of(run, plan)
+        plan, (engine, graphs) = run.plan, build_engine(run)
+        stopwatch.lap("engine")
+        progress = Progress(run.last_iteration, plan.iterations_per_epoch, plan.global_batch, run.task.judged_by)
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
         goes_on = begin_reading(run, saver)
         images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
-        launch.stopwatch.lap("loaders")
+        stopwatch.lap("loaders")
         reached = None
         if goes_on:
             reached = saver.restore()
-            launch.stopwatch.lap("checkpoint")
+            stopwatch.lap("checkpoint")
         if run.evaluate_only:
             evaluate_only(run, Trainer(engine, plan, run.task, images, saver, guard, reached=reached))
             return
-        reporter = open_reporter(run, engine, progress, launch.stopwatch, graphs)
+        reporter = open_reporter(run, engine, progress, stopwatch, graphs)
         stack.enter_context(reporter or nullcontext())
         trainer = Trainer(engine, plan, run.task, images, saver, guard, reporter, reached)
         trainer.train(run.last_iteration, run.evaluate_every)
@@ -99,17 +94,17 @@ def open_output(run: Run, guard: Guard, stack: ExitStack) -> None:
     prepare_output(run, checkpoint.newest(run.checkpoints))
 
 
-def meet(launch: Launch, guard: Guard) -> Processes:
+def meet(processes: Processes, facts: Mapping[str, str], guard: Guard) -> None:
     """Wait for the other processes, compare facts with them, and join torch's group."""
     peers = None
-    if not launch.processes.alone:
-        peers = Peers.meet(launch.processes, launch.hang_timeout, guard.alive)
+    if not processes.alone:
+        peers = Peers.meet(processes, guard.hang_timeout, guard.alive)
         guard.follow(peers)
-        peers.agree(dict(launch.facts))
-        if launch.facts[KIND_OF_DEVICE] == "cpu":  # so the processes meet by gloo
+        peers.agree(dict(facts))
+        if facts[KIND_OF_DEVICE] == "cpu":  # so the processes meet by gloo
             peers.require_address()
     # A connection of its own: a wait for another process in torch's calls would hold up the threads that watch.
-    return start_processes(launch.hang_timeout + COLLECTIVE_SECONDS, peers.own_connection() if peers else None)
+    start_processes(guard.hang_timeout + COLLECTIVE_SECONDS, peers.own_connection() if peers else None)
 
 
 def limit_threads(processes: Processes) -> None:
@@ -118,24 +113,15 @@ def limit_threads(processes: Processes) -> None:
         torch.set_num_threads(processes.cores)
 
 
-def build_engine(run: Run) -> tuple[Any, Plan, GraphChoice]:
-    """Return the engine, with its blocks compiled or graphed as the run asks, its plan, and the choice of graphs."""
+def build_engine(run: Run) -> tuple[Any, GraphChoice]:
+    """Return the engine, with its blocks compiled or graphed as the run asks, and the choice of graphs."""
     engine, plan = initialize(run.task.network(run.images.num_classes, run.plan), run.plan)
     if run.compiled:
         compile_blocks(engine.module)
     graphs = choose_graphs(run, engine)
     if graphs.are_on:
         graph_blocks(engine.module, plan.accumulation_steps)
-    return engine, plan, graphs
-
-
-def progress_of(run: Run, plan: Plan) -> Progress:
-    return Progress(
-        run.last_iteration,
-        plan.iterations_per_epoch,
-        images_per_iteration=plan.global_batch,
-        judged_by=run.task.judged_by,
-    )
+    return engine, graphs
 
 
 def pixels_of(plan: Plan, device: torch.device) -> Pixels:
