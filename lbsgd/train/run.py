@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil, inf
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from lbsgd.config.json_file import write_json
 from lbsgd.config.plan import Plan
@@ -114,20 +114,13 @@ def prepare_output(run: Run, newest: Path | None) -> None:
         weights=run.weights is not None,
     )
     if run.resume and not (newest or run.evaluate_only):
-        require_not_begun(run)
+        # A run that has not ended may never have had any, on a full disk, so it begins again.
+        if is_there(run.output_dir / WEIGHTS_NAME):
+            raise CheckpointError(
+                f"{run.output_dir} holds a run that has ended, without its checkpoints; it would be written over: "
+                "choose another --output_dir"
+            )
         say(f"no complete checkpoint in {run.checkpoints}: starting anew")
-
-
-def require_not_begun(run: Run) -> None:
-    """Raise CheckpointError if a run has ended and its checkpoints are gone.
-
-    A run that has not ended may never have had any, on a full disk, so it begins again.
-    """
-    if is_there(run.output_dir / WEIGHTS_NAME):
-        raise CheckpointError(
-            f"{run.output_dir} holds a run that has ended, without its checkpoints; it would be written over: choose "
-            "another --output_dir"
-        )
 
 
 @contextmanager
@@ -138,7 +131,11 @@ def only_writer(folder: Path, alive: Callable[[], None] = lambda: None, most: fl
     written, or if another run goes on there. On a file system without locks all may go in.
     """
     require_writable(folder)
-    with opened(folder / WRITER_NAME) as lock:
+    try:
+        lock = open(folder / WRITER_NAME, "wb")
+    except OSError as error:  # another user's, say
+        raise ConfigError(f"cannot write {error.filename} ({error.strerror}); choose another --output_dir") from None
+    with lock:
         began = time.monotonic()
         while not locked(lock, wait=False):
             if time.monotonic() - began > min(most, WRITER_SECONDS):
@@ -148,14 +145,6 @@ def only_writer(folder: Path, alive: Callable[[], None] = lambda: None, most: fl
             alive()
             time.sleep(POLL_SECONDS)
         yield
-
-
-def opened(path: Path) -> BinaryIO:
-    """Open a file to lock it. Raises ConfigError if it cannot be opened."""
-    try:
-        return open(path, "wb")
-    except OSError as error:
-        raise ConfigError(f"cannot write {path} ({error.strerror}); choose another --output_dir") from None
 
 
 def begin_output(run: Run) -> None:
