@@ -17,7 +17,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import TrainingError
 from lbsgd.experiments.studies.update_magnitude import mean_of, relative
-from lbsgd.train.inputs import build_optimizer
+from lbsgd.train.parts import build_optimizer
 from lbsgd.train.simulated import Server
 
 

@@ -21,8 +21,8 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.precision import set_precision
 from lbsgd.errors import ConfigError, TrainingError
+from lbsgd.train.deepspeed_setup import require_real
 from lbsgd.train.engine_state import gather_state, restore_state
-from lbsgd.train.inputs import require_real
 
 
 @pytest.fixture(scope="module")

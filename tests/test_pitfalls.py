@@ -22,9 +22,10 @@ from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 from lbsgd.config.plan import Plan
+from lbsgd.train.deepspeed_setup import deepspeed_config
 from lbsgd.train.engine import LinearScalingWarmupLR
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.inputs import build_optimizer, deepspeed_config
+from lbsgd.train.parts import build_optimizer
 
 SCHEDULE = Plan.read(recipe(), 1).schedule
 
@@ -110,7 +111,7 @@ class CorrectedTwice(MomentumCorrectedSGD):
 
 def test_remark_2_form_9_has_its_correction_built_in(monkeypatch, expected):
     assert distance(weights(recipe()), expected) < BOUND
-    monkeypatch.setattr("lbsgd.train.inputs.MomentumCorrectedSGD", CorrectedTwice)
+    monkeypatch.setattr("lbsgd.train.parts.MomentumCorrectedSGD", CorrectedTwice)
     assert distance(weights(recipe()), expected) > 100 * BOUND
 
 
@@ -150,7 +151,7 @@ def test_batch_norm_found_by_its_name_decays_in_the_shortcuts(monkeypatch, expec
     assert [sum(norm.weight in those and norm.bias in those for norm in norms) for those in decaying] == [0, 4]
     assert len(norms) == 53
     assert distance(weights(recipe()), expected) < BOUND
-    monkeypatch.setattr("lbsgd.train.inputs.decay_groups", groups_by_name)
+    monkeypatch.setattr("lbsgd.train.parts.decay_groups", groups_by_name)
     assert distance(weights(recipe()), expected) > 100 * BOUND
 
 
@@ -169,7 +170,7 @@ def test_gamma_and_beta_do_not_decay_and_everything_else_does(expected):
 def test_statistics_across_workers_are_another_network(monkeypatch, expected):
     assert distance(weights(recipe(micro_batch=K * N)), expected) < BOUND
     assert distance(weights(recipe(micro_batch=K * N, scope="all")), expected) > 100 * BOUND
-    monkeypatch.setattr("lbsgd.train.inputs.convert_batch_norm", torchs_own)  # over the whole micro batch
+    monkeypatch.setattr("lbsgd.train.parts.convert_batch_norm", torchs_own)  # over the whole micro batch
     assert distance(weights(recipe(micro_batch=K * N)), expected) > 100 * BOUND
 
 
@@ -199,7 +200,7 @@ def torchs_own(model, *_):
 def test_statistics_move_once_an_iteration(monkeypatch, expected, micro_batch, mistake):
     """Moved more often, they forget faster. Training does not use them, so no weight tells: only evaluation suffers."""
     assert distance(weights(recipe(micro_batch=micro_batch)), expected) < BOUND
-    monkeypatch.setattr("lbsgd.train.inputs.convert_batch_norm", mistake)
+    monkeypatch.setattr("lbsgd.train.parts.convert_batch_norm", mistake)
     wrong = weights(recipe(micro_batch=micro_batch))
     (same, moved), (right_weights, right_statistics) = split(wrong), split(expected)
     assert distance(same, right_weights) < BOUND

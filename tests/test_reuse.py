@@ -27,7 +27,7 @@ from lbsgd.config.json_file import write_json
 from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.inputs import build_optimizer
+from lbsgd.train.parts import build_optimizer
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "docs" / "in_your_project.md"]

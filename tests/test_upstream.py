@@ -134,7 +134,7 @@ def test_a_channels_last_network_crashes_initialize():
 
 
 def test_a_parameter_without_a_dimension_crashes_initialize():
-    """building.scalars_sent gives it one while it is sent."""
+    """deepspeed_setup.building gives it one while it is sent."""
     model = nn.Linear(2, 2)
     model.register_parameter("scale", nn.Parameter(torch.ones(())))
     with pytest.raises(RuntimeError, match="dim.. cannot be 0"):

@@ -42,10 +42,10 @@ from lbsgd.errors import ConfigError, one_line
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.aggregation.alike import require_alike
-from lbsgd.train.building import scalars_sent, unwarned
+from lbsgd.train.deepspeed_setup import building, deepspeed_config, refusal, require_passes, require_real
 from lbsgd.train.device_rules import lay_out, norm_implementation
-from lbsgd.train.inputs import build_optimizer, convert_network, deepspeed_config, refusal, require_passes, require_real
 from lbsgd.train.loss_scale import grow_after_the_update, see_overflow_at_once
+from lbsgd.train.parts import build_optimizer, convert_network
 from lbsgd.train.trained import hold_to_plan
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
@@ -177,8 +177,7 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
     lay_out(model, torch.contiguous_format)  # DeepSpeed cannot send weights in channels_last to other processes
     optimizer, config = build_optimizer(model, plan), deepspeed_config(plan)
     try:
-        # tests/test_oracle.py tests ZeRO with this optimizer
-        with unwarned("untested optimizer"), scalars_sent(deepspeed.DeepSpeedEngine):
+        with building(deepspeed.DeepSpeedEngine):
             engine, _, _, scheduler = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,

@@ -19,7 +19,7 @@ from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.config.plan import Plan
 from lbsgd.errors import DivergedError
-from lbsgd.train.inputs import build_optimizer
+from lbsgd.train.parts import build_optimizer
 
 Batch = tuple[Tensor, Tensor]  # n images and their labels
 

@@ -21,7 +21,7 @@ from lbsgd.train.aggregation.buckets import Bucket, fill
 from lbsgd.train.aggregation.phases import Job, phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.clock import Waits, events_of
-from lbsgd.train.inputs import has_nothing_to_reduce
+from lbsgd.train.deepspeed_setup import has_nothing_to_reduce
 
 
 @dataclass(frozen=True)

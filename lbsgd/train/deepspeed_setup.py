@@ -1,56 +1,17 @@
-"""Prepare a plan's batch norms, optimizer and JSON for DeepSpeed, and say what DeepSpeed refuses of them."""
+"""How DeepSpeed builds an engine for a plan: its JSON, what it would lose or refuses, and two changes meanwhile."""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch.nn.parameter import is_lazy
 
-from lbsgd.algorithm.batch_norm import convert_batch_norm
-from lbsgd.algorithm.choices import Implementation
-from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
-
-
-def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implementation = "loop") -> None:
-    """Make a model's batch norms, found by type, the plan's per-worker ones (Sec. 2.3), in place.
-
-    Raises ConfigError for a network that could not be trained afterwards.
-    """
-    require_values(model)
-    norm = plan.recipe.batch_norm
-    passes = plan.accumulation_steps
-    convert_batch_norm(model, norm.per_worker_batch, passes, norm.statistics, norm.scope, implementation)
-
-
-def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> MomentumCorrectedSGD:
-    """Return SGD as the JSON's optimizer block and the `lbsgd` block say, with batch norm in a group of its own.
-
-    Biases have one, too, if the recipe trains them otherwise. If the JSON chooses no kernel, one fused kernel makes the
-    whole update, 2.7 times as fast as torch's default on a CPU (docs/experiments.md). If torch has no such kernel, as
-    for complex weights, it chooses.
-    """
-    params, recipe = dict(plan.config["optimizer"]["params"]), plan.recipe
-    if fused and not any(parameter.is_complex() for parameter in model.parameters()):
-        params.setdefault("fused", recipe.momentum.form == "lr_outside" and not params.get("foreach"))
-    decay, biases = params.pop("weight_decay"), recipe.biases
-    groups = decay_groups(model, decay, recipe.weight_decay.on_batch_norm, biases.weight_decay, biases.lr_factor)
-    if not groups:
-        raise ConfigError(f"{plan.name}: the network has no parameter to train; all are frozen")
-    return MomentumCorrectedSGD(groups, **params, form=recipe.momentum.form, correction=recipe.momentum.correction)
-
-
-def require_values(model: torch.nn.Module) -> None:
-    """Raise ConfigError for weights without values: an optimizer would keep these, and the network get others."""
-    for name, parameter in model.named_parameters():
-        if is_lazy(parameter) or parameter.is_meta:
-            raise ConfigError(
-                f"{name} of the network has no values yet: move it from the meta device by to_empty and load or draw "
-                "them, or run one forward where its layers are lazy, and do that before lbsgd is given the network"
-            )
 
 
 def require_real(model: torch.nn.Module, plan: Plan) -> None:
@@ -116,3 +77,31 @@ def require_passes(passes: int, plan: Plan) -> None:
             f"{plan.name}: DeepSpeed would move the weights after {passes:g} passes, and the plan after "
             f"{plan.accumulation_steps}; delete the key that divides a network or a sequence among processes"
         )
+
+
+@contextmanager
+def building(engine_class: Any) -> Iterator[None]:
+    """Let a DeepSpeed engine that is made inside send parameters without a dimension, at which 0.19.8 raises.
+
+    Its warning of an optimizer that was not tested with ZeRO is left out: tests/test_oracle.py tests ours.
+    """
+    logger, send = logging.getLogger("DeepSpeed"), engine_class._broadcast_model
+
+    def others(record: logging.LogRecord) -> bool:
+        return "untested optimizer" not in record.getMessage()
+
+    def send_all(engine: Any) -> None:
+        scalars = [parameter for parameter in engine.module.parameters() if parameter.dim() == 0]
+        for parameter in scalars:
+            parameter.data = parameter.data.view(1)
+        send(engine)
+        for parameter in scalars:
+            parameter.data = parameter.data.view(())
+
+    logger.addFilter(others)
+    engine_class._broadcast_model = send_all
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
+        engine_class._broadcast_model = send
