@@ -1,6 +1,7 @@
-"""A grid's looks at its runs: only what is new in a log is read, and without a terminal nothing is."""
+"""A grid's looks at its runs: a log is read where it has changed, and without a terminal none is."""
 
 import os
+from pathlib import Path
 
 from grid_logs import DIGITS, write_log
 
@@ -13,22 +14,17 @@ from lbsgd.report.run_log import RunLog, read_run
 ROW = STUDIES["table1"].rows(DIGITS)[0]
 
 
-def test_epochs_are_counted_from_what_is_new(tmp_path, monkeypatch):
+def test_epochs_are_counted_while_the_log_grows_and_an_unchanged_one_is_not_read(tmp_path, monkeypatch):
     log = write_log(tmp_path, ROW, 0, [3.0, 2.0, 1.0]) / "log.jsonl"
-    whole, watch, counted = log.read_bytes(), Watch(), []
-    monkeypatch.setattr(
-        Watch, "count", lambda self, seen, new, count=Watch.count: (counted.append(new), count(self, seen, new))
-    )
+    lines, watch = log.read_bytes().splitlines(keepends=True), Watch()
     assert watch.look(tmp_path) == Seen()
-    log.write_bytes(b"")
-    for end in range(1, len(whole) + 1, 97):
-        with open(log, "ab") as file:
-            file.write(whole[log.stat().st_size : end])
-        lines = whole[:end].split(b"\n")[:-1]
-        assert watch.look(log.parent).epochs == sum(b'"kind": "epoch"' in line for line in lines)
-        looks = len(counted)
-        assert watch.look(log.parent) and len(counted) == looks  # unchanged, so nothing is read
-    assert len(counted[-1]) < 500 < len(whole)  # the last line alone
+    for end in range(len(lines) + 1):
+        log.write_bytes(b"".join(lines[:end]))
+        seen = watch.look(log.parent)
+        assert seen.epochs == sum(b'"kind": "epoch"' in line for line in lines[:end])
+        assert seen.has_result == (end == len(lines))
+    monkeypatch.delattr(Path, "read_bytes")
+    assert watch.look(log.parent) == seen
 
 
 def test_a_run_that_goes_on_in_a_new_file_is_counted_anew(tmp_path):
