@@ -27,7 +27,6 @@ from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.processes.ports import free_port
 from lbsgd.train import checkpoint
-from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.aggregation.aggregation import Aggregation, Settings, attach
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.aggregation.resume import same_order, say_other_sums, tell_of_another_order
@@ -387,26 +386,3 @@ def test_other_buckets_and_divisors_than_the_checkpoints_are_said(monkeypatch, w
     put(now, key, 4)
     say_other_sums(engine, before, now, lines.append)
     assert [line.partition(":")[0] for line in lines] == said * [key]
-
-
-# --- advice -----------------------------------------------------------------------------------------------------------
-
-
-def record(share, iterations=10, speed=100.0):
-    return {"aggregation_wait_pct": share, "num_iterations": iterations, "images_per_second": speed}
-
-
-def test_above_20_percent_of_an_epoch_one_line_says_what_to_change_once():
-    advice = AggregationAdvice()
-    for share in (10, 28):
-        advice.note(record(share))
-    assert advice.of_epoch() is None  # 19 %
-    advice.note({"data_wait_pct": 1.0})  # one process: no share
-    assert advice.of_epoch() is None
-    advice.note(record(10))
-    advice.note(record(40, iterations=30))
-    said = advice.of_epoch()
-    assert said.startswith("warning: 32 %") and "\n" not in said
-    assert all(word in said for word in ("reduce_bucket_size", "hierarchy", "micro batch"))
-    advice.note(record(90))
-    assert advice.of_epoch() is None

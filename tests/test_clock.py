@@ -27,8 +27,8 @@ def trained(seconds_per_batch, seconds_per_update, updates=100):
         gpu.now += LAUNCH
         gpu.work(seconds_per_update)
     gpu.synchronise()  # as before a record
-    assert clock.window_waited == clock.epoch_waited and not clock.waits.pairs
-    return clock.window_waited / gpu.now
+    assert clock.data.of_window == clock.data.of_epoch and not clock.data.pairs
+    return clock.data.of_window / gpu.now
 
 
 @pytest.mark.parametrize(
@@ -49,11 +49,11 @@ def test_the_clock_never_waits_for_the_gpu():
     for _ in "abc":
         clock.next_of(source)
         gpu.work(1.0)
-        assert clock.window_waited == 0.0
-    assert gpu.now == 0.0 and len(clock.waits.pairs) == 2
+        assert clock.data.of_window == 0.0
+    assert gpu.now == 0.0 and len(clock.data.pairs) == 2
     gpu.now = 1.5
     clock.start_window()
-    assert len(clock.waits.pairs) == 1
+    assert len(clock.data.pairs) == 1
 
 
 def test_events_are_used_again():
@@ -69,7 +69,7 @@ def test_events_are_used_again():
     assert len(made) == 3  # the first wait of all is not counted
 
 
-def test_waits_that_are_over_are_counted_and_not_kept_even_if_nobody_takes_them():
+def test_waits_that_are_over_are_counted_and_not_kept_even_if_nobody_asks():
     gpu = SimulatedGpu()
     waits = Waits(gpu.event)
     aggregate = waits.timed(lambda: gpu.work(2.0))
@@ -77,7 +77,9 @@ def test_waits_that_are_over_are_counted_and_not_kept_even_if_nobody_takes_them(
     gpu.synchronise()
     aggregate()
     assert len(waits.pairs) == 1 and waits.seconds == 4.0
-    assert waits.take() == 4.0 and waits.take() == 0.0
+    assert waits.of_window == waits.of_epoch == 4.0
+    waits.start_window()
+    assert (waits.of_window, waits.of_epoch) == (0.0, 4.0)
 
 
 def test_the_events_are_those_of_the_device(monkeypatch):

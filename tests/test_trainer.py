@@ -227,13 +227,23 @@ def test_an_epoch_that_waited_for_its_data_says_once_what_to_change():
     assert "31 % of the epoch" in said and "4 loader threads a process" in said
 
 
+def test_above_20_percent_of_an_epoch_one_line_says_once_what_to_change_for_aggregation():
+    records = Records()
+    reporter = Reporter(Records(), records, None)
+    for waited_pct in (19.0, 32.4, 90.0):
+        reporter.advise_on_aggregation(waited_pct)
+    [said] = records.said
+    assert said.startswith("warning: 32 %") and "\n" not in said
+    assert all(word in said for word in ("reduce_bucket_size", "hierarchy", "micro batch"))
+
+
 def test_the_share_of_an_epoch_that_was_waited_is_that_of_all_its_iterations(tmp_path, monkeypatch):
     ours, told = trainer(tmp_path), []
     next_of = ours.clock.next_of
 
     def slowly(batches):
         batch = next_of(batches)
-        ours.clock.waits.seconds += 1000.0  # of seconds, beside which the epoch's own are nothing
+        ours.clock.data.seconds += 1000.0  # of seconds, beside which the epoch's own are nothing
         return batch
 
     monkeypatch.setattr(ours.clock, "next_of", slowly)
@@ -246,9 +256,14 @@ def test_the_share_of_an_epoch_that_was_waited_is_that_of_all_its_iterations(tmp
 def test_a_record_counts_no_aggregation_from_before_its_time(tmp_path, monkeypatch):
     ours, shares = trainer(tmp_path, iterations=2, steps_per_print=4), []
     backward = ours.engine.backward
-    slow = ours.engine.waiting.timed(lambda loss: (backward(loss), time.sleep(0.1)))
+    slow = ours.clock.aggregation.timed(lambda loss: (backward(loss), time.sleep(0.1)))
     monkeypatch.setattr(ours.engine, "backward", slow)
-    monkeypatch.setattr(ours, "aggregation_share", lambda s: shares.append(ours.engine.waiting.take() / s) or {})
+    clock, report = ours.clock, ours.report_iteration
+    monkeypatch.setattr(
+        ours,
+        "report_iteration",
+        lambda t: (shares.append(clock.aggregation.of_window / clock.window_seconds), report(t)),
+    )
     ours.train(6)  # the second record is of one iteration, three after the first
     assert [record["num_iterations"] for record in ours.reporter.log.iterations] == [1, 1]
     assert len(shares) == 2 and 0 < min(shares) and max(shares) <= 1
@@ -264,11 +279,11 @@ def test_the_wait_for_the_first_batch_of_a_run_is_no_advice():
             yield "a batch"
 
     batches = slow_batches()
-    assert clock.next_of(batches) == "a batch" and clock.epoch_waited == clock.window_waited == 0.0
+    assert clock.next_of(batches) == "a batch" and clock.data.of_epoch == clock.data.of_window == 0.0
     clock.start_window(), clock.next_of(batches)
-    assert 0.02 <= clock.window_waited == clock.epoch_waited <= clock.epoch_seconds
+    assert 0.02 <= clock.data.of_window == clock.data.of_epoch <= clock.epoch_seconds
     clock.start_epoch(), clock.next_of(batches)
-    assert clock.epoch_waited >= 0.02  # a later epoch's first batch counts: nothing is compiled for it
+    assert clock.data.of_epoch >= 0.02  # a later epoch's first batch counts: nothing is compiled for it
 
 
 def test_a_given_up_iteration_leaves_the_random_states_and_the_totals_from_before_it(tmp_path, monkeypatch):

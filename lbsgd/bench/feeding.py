@@ -86,7 +86,7 @@ def window(trainer: Trainer, batches: Iterator[Any], num_updates: int) -> tuple[
         trainer.update(batches)
     trainer.require_numbers()
     took = trainer.clock.window_seconds
-    return 100 * trainer.clock.window_waited / took, num_updates * trainer.plan.global_batch / took
+    return 100 * trainer.clock.data.of_window / took, num_updates * trainer.plan.global_batch / took
 
 
 def repeated(tar: Path, tree: Path, num_images: int) -> int:

@@ -46,6 +46,23 @@ class Waits:
         self.event, self.seconds = event, 0.0
         self.pairs: deque[tuple[Any, Any]] = deque()
         self.spare: list[Any] = []
+        self.start_epoch()
+
+    def start_epoch(self) -> None:
+        """Begin to count for an epoch, and for its first window."""
+        self.before_epoch = self.read()
+        self.start_window()
+
+    def start_window(self) -> None:
+        self.before_window = self.read()
+
+    @property
+    def of_epoch(self) -> float:
+        return self.read() - self.before_epoch
+
+    @property
+    def of_window(self) -> float:
+        return self.read() - self.before_window
 
     def queue(self) -> Any:
         event = self.spare.pop() if self.spare else self.event()
@@ -78,50 +95,40 @@ class Waits:
             self.spare += began, ended
         return self.seconds
 
-    def take(self) -> float:
-        """Return the seconds of the waits that are over, and start from zero."""
-        seconds, self.seconds = self.read(), 0.0
-        return seconds
-
 
 class Clock:
     """Two stopwatches: one for the epoch, one for the iterations since the last record (the window).
 
-    The first wait of all is counted as part of the time and not as waiting: the loader starts and compiles then, and no
-    advice about threads or disks would shorten it. The waits are known once the host has waited for the device, as
-    before a record.
+    data, aggregation    the waits for them, in both. The first wait for data is counted as part of the time and not as
+                         waiting: the loader starts and compiles then, and no advice about threads or disks would
+                         shorten it. The waits are known once the host has waited for the device, as before a record
     """
 
-    def __init__(self, event: Callable[[], Any] = HostEvent) -> None:
-        self.started, self.waits = False, Waits(event)
+    def __init__(self, event: Callable[[], Any] = HostEvent, aggregation: Waits | None = None) -> None:
+        self.started, self.data, self.aggregation = False, Waits(event), aggregation or Waits(event)
         self.start_epoch()
 
     def start_epoch(self, seconds_before: float = 0.0) -> None:
         """Begin an epoch, or go on with one that took seconds_before already, before a restart."""
-        self.epoch_began = time.perf_counter() - seconds_before
-        self.waited_before_epoch = self.waits.read()
-        self.start_window()
+        self.window_began = time.perf_counter()
+        self.epoch_began = self.window_began - seconds_before
+        self.data.start_epoch()
+        self.aggregation.start_epoch()
 
     def start_window(self) -> None:
         """Begin the window of the next iteration record."""
-        self.window_began, self.waited_before_window = time.perf_counter(), self.waits.read()
+        self.window_began = time.perf_counter()
+        self.data.start_window()
+        self.aggregation.start_window()
 
     def next_of(self, items: Iterator[Item]) -> Item:
         """Return the next item, and count the wait for it."""
-        began = self.waits.queue()
+        began = self.data.queue()
         item = next(items)
         if self.started:
-            self.waits.add(began)
+            self.data.add(began)
         self.started = True
         return item
-
-    @property
-    def epoch_waited(self) -> float:
-        return self.waits.read() - self.waited_before_epoch
-
-    @property
-    def window_waited(self) -> float:
-        return self.waits.read() - self.waited_before_window
 
     @property
     def epoch_seconds(self) -> float:

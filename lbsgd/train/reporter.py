@@ -13,13 +13,13 @@ from lbsgd.report.curves import curves
 from lbsgd.report.measure import Measure
 from lbsgd.report.page import PAGE_NAME
 from lbsgd.report.run_log import RunLog, read_run
-from lbsgd.train.aggregation.advice import AggregationAdvice
 from lbsgd.train.checkpoint import AGAIN
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.peak_memory import peak_bytes
 from lbsgd.train.progress import Progress
 
 WAITING_PCT = 5.0  # of an epoch; more deserves a word
+AGGREGATING_PCT = 20.0  # likewise; at the paper's 90 % efficiency all losses are half of that
 POSITION = ("iteration", "num_iterations", "epoch")  # monitors have an axis of their own for it
 
 
@@ -37,8 +37,7 @@ class Reporter:
     waiting_advice: str = ""
     page: LivePage | None = None
     stopwatch: Stopwatch | None = None
-    advised: bool = field(default=False, init=False)
-    aggregating: AggregationAdvice = field(default_factory=AggregationAdvice, init=False)
+    advised: set[str] = field(default_factory=set, init=False)  # on what
 
     def __enter__(self) -> Reporter:
         self.progress.__enter__()
@@ -68,7 +67,6 @@ class Reporter:
             getattr(self.log, kind)(record)
         except OSError as error:  # the file keeps the line, and the next one writes both
             self.progress.say(f"warning: {self.log.path} could not be written ({error}); training goes on")
-        self.aggregating.note(record)
         getattr(self.progress, kind)(record)
         if self.page and "noise_scale" in record:
             self.page.measured.append(record)
@@ -87,15 +85,25 @@ class Reporter:
 
     def advise_on_waiting(self, waited_pct: float) -> None:
         """Say once what to change if an epoch's training waited for its images."""
-        if waited_pct > WAITING_PCT and not self.advised:
-            self.advised = True
-            waited = f"{waited_pct:.0f} % of the epoch's time was spent waiting for data"
-            self.progress.say(f"warning: {waited}; {self.waiting_advice}")
+        if waited_pct > WAITING_PCT:
+            self.advise(
+                "data", f"{waited_pct:.0f} % of the epoch's time was spent waiting for data; {self.waiting_advice}"
+            )
 
-    def advise_on_aggregation(self) -> None:
+    def advise_on_aggregation(self, waited_pct: float) -> None:
         """Say once what to change if an epoch's training waited for aggregation."""
-        if advice := self.aggregating.of_epoch():
-            self.progress.say(advice)
+        if waited_pct > AGGREGATING_PCT:
+            self.advise(
+                "aggregation",
+                f"{waited_pct:.0f} % of the epoch's time was spent waiting for aggregation: with "
+                "zero_optimization.overlap_comm true, try another reduce_bucket_size, lbsgd.aggregation.hierarchy "
+                "servers where servers share a slow link, or a larger micro batch, whose back-propagation hides more",
+            )
+
+    def advise(self, on: str, words: str) -> None:
+        if on not in self.advised:
+            self.advised.add(on)
+            self.progress.say(f"warning: {words}")
 
     def conclude(self, judged_by: Sequence[Measure], files: Mapping[str, object]) -> None:
         """Write the result, the page and the curves of a run that has ended, and say where all files are.

@@ -50,7 +50,8 @@ class Trainer:
         self.saver, self.guard, self.reporter = saver, guard, reporter
         self.first_bad = torch.full((), NEVER, device=engine.device)  # first iteration whose loss is not a number
         self.agreement, self.decision = Agreement(engine.device), Decision()
-        self.totals, self.clock = Totals(engine.device, len(task.counts)), Clock(events_of(engine.device))
+        self.totals = Totals(engine.device, len(task.counts))
+        self.clock = Clock(events_of(engine.device), engine.waiting if plan.world_size > 1 else None)
         self.noise = GradientNoise(engine, plan)
         if reached:
             self.go_on(reached)
@@ -138,7 +139,6 @@ class Trainer:
     def start_epoch(self) -> None:
         self.totals = Totals(self.engine.device, len(self.task.counts))
         self.clock.start_epoch()
-        self.engine.waiting.take()  # of iterations since the last record, whose time no record tells of
         self.agreement.restart()
 
     def go_on(self, reached: Reached) -> None:
@@ -200,54 +200,42 @@ class Trainer:
         """Write a record of the log: means since the record before, the start of the epoch or a resume."""
         self.require_numbers()
         means, seconds = self.totals.read(since_mark=True), self.clock.window_seconds
-        self.report(
-            "iteration",
-            {
-                "iteration": iteration,
-                "num_iterations": means.num_images // self.plan.global_batch,
-                "epoch": iteration / self.plan.iterations_per_epoch,
-                "lr": self.engine.lr_scheduler.lr_of(iteration),
-                "train_loss": means.loss,
-                "images_per_second": means.num_images / seconds,
-                "data_wait_pct": 100 * self.clock.window_waited / seconds,
-                **self.aggregation_share(seconds),
-                **self.noise.take(),
-            },
-        )
+        record = {
+            "iteration": iteration,
+            "num_iterations": means.num_images // self.plan.global_batch,
+            "epoch": iteration / self.plan.iterations_per_epoch,
+            "lr": self.engine.lr_scheduler.lr_of(iteration),
+            "train_loss": means.loss,
+            "images_per_second": means.num_images / seconds,
+            "data_wait_pct": 100 * self.clock.data.of_window / seconds,
+        }
+        if self.plan.world_size > 1:
+            record["aggregation_wait_pct"] = 100 * self.clock.aggregation.of_window / seconds
+        if self.reporter:
+            self.reporter.report("iteration", record | self.noise.take())
         self.totals.mark()
         self.clock.start_window()
-
-    def aggregation_share(self, seconds: float) -> dict[str, float]:
-        """Return for the log how much of the time was spent waiting for aggregation; nothing on one process."""
-        waited = self.engine.waiting.take()
-        return {"aggregation_wait_pct": 100 * waited / seconds} if self.plan.world_size > 1 else {}
 
     def report_epoch(self, last_iteration: int, evaluate_every: int) -> None:
         """Write a record of the log: errors on the training images as augmented, and on the whole validation set."""
         self.require_numbers()
         means, seconds = self.totals.read(), self.clock.epoch_seconds
         epoch, last = self.epochs_done, last_iteration / self.plan.iterations_per_epoch
+        record = {
+            "epoch": epoch,
+            "iteration": self.iteration,
+            "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
+            "train_loss": means.loss,
+            **{f"train_{name}_pct": pct for name, pct in zip(self.task.counts, means.counts_pct, strict=True)},
+            **(self.evaluate(int(epoch)) if is_due(epoch, last, evaluate_every, self.task.judged_by) else {}),
+            "seconds": seconds,
+            "images_per_second": means.num_images / seconds,
+            "skipped_iterations": self.engine.skipped_steps,
+        }
         if self.reporter:
-            self.reporter.advise_on_waiting(100 * self.clock.epoch_waited / seconds)
-            self.reporter.advise_on_aggregation()
-        self.report(
-            "epoch",
-            {
-                "epoch": epoch,
-                "iteration": self.iteration,
-                "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
-                "train_loss": means.loss,
-                **{f"train_{name}_pct": pct for name, pct in zip(self.task.counts, means.counts_pct, strict=True)},
-                **(self.evaluate(int(epoch)) if is_due(epoch, last, evaluate_every, self.task.judged_by) else {}),
-                "seconds": seconds,
-                "images_per_second": means.num_images / seconds,
-                "skipped_iterations": self.engine.skipped_steps,
-            },
-        )
-
-    def report(self, kind: str, record: dict[str, Any]) -> None:
-        if self.reporter:
-            self.reporter.report(kind, record)
+            self.reporter.advise_on_waiting(100 * self.clock.data.of_epoch / seconds)
+            self.reporter.advise_on_aggregation(100 * self.clock.aggregation.of_epoch / seconds)
+            self.reporter.report("epoch", record)
 
     def evaluate(self, epoch: int) -> dict[str, Any]:
         """Return the errors on the validation images; the guard may end the process at any time, as all is saved."""
