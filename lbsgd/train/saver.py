@@ -60,7 +60,6 @@ class Saver:
         self.every, self.say = every or Every(), say
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbsgd checkpoint")
         self.writing: Future | None = None
-        self.reading: Future | None = None
         self.last_iteration, self.last_time = engine.global_steps, time.monotonic()
 
     def due_by_iterations(self) -> bool:
@@ -154,11 +153,6 @@ class Saver:
             return checkpoint.newest(self.folder)
         return None
 
-    def read_newest(self) -> None:
-        """Let a thread of rank 0 read the newest whole checkpoint, for `restore`."""
-        if dist.get_rank() == 0:
-            self.reading = self.thread.submit(checkpoint.load_newest, self.folder, self.identity, self.say)
-
     def restore(self) -> Reached:
         """Put the newest whole checkpoint into the engine; all processes must call it.
 
@@ -166,10 +160,7 @@ class Saver:
         written with. At the same world size, random states and the number of threads come back too, and so every bit.
         Raises CheckpointError for a checkpoint of another recipe, network or data, and if none is whole.
         """
-        if self.reading is None:
-            self.read_newest()
-        tensors, found = from_rank_0(lambda: self.reading.result())  # type: ignore[union-attr]
-        self.reading = None
+        tensors, found = from_rank_0(lambda: checkpoint.load_newest(self.folder, self.identity, self.say))
         restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], found["counters"]))
         if found["world_size"] == dist.get_world_size():
             restore_random_states(tensors["random"], dist.get_rank())

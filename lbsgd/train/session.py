@@ -66,11 +66,10 @@ def train(
         stopwatch.lap("engine")
         progress = Progress(run.last_iteration, plan.iterations_per_epoch, plan.global_batch, run.task.judged_by)
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
-        goes_on = begin_reading(run, saver)
         images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
         stopwatch.lap("loaders")
         reached = None
-        if goes_on:
+        if begins_with_checkpoint(run):
             reached = saver.restore()
             stopwatch.lap("checkpoint")
         if run.evaluate_only:
@@ -148,16 +147,10 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
     return Saver(engine, run.checkpoints, identity, {"plan": run.plan.as_dict()}, run.every, progress.say)
 
 
-def begin_reading(run: Run, saver: Saver) -> bool:
-    """Return whether the run goes on from a checkpoint, which a thread then reads while the data opens.
-
-    All processes must call it, and `saver.restore` if it returns true.
-    """
+def begins_with_checkpoint(run: Run) -> bool:
+    """Whether the run goes on from a checkpoint, or evaluates one; all processes must call it."""
     wanted = not run.weights and (run.resume or run.evaluate_only)
-    goes_on = wanted and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints)))
-    if goes_on:
-        saver.read_newest()
-    return goes_on
+    return wanted and from_rank_0(lambda: bool(checkpoint.newest(run.checkpoints)))
 
 
 def evaluate_only(run: Run, trainer: Trainer) -> None:
