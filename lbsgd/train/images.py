@@ -69,20 +69,15 @@ def ffcv_files(data: ImageNetData | ValData, threads: int, in_memory: bool = Fal
     data         of val.beton alone if nothing is trained
     in_memory    read the files whole while training begins
     """
-    decoder, advice = (
-        OURS,
-        (
-            f"{threads} loader threads per process: give more --loader_threads if cores are idle, --in_memory "
-            "if the disk is slow, or convert with a smaller --max_side"
-        ),
+    decoder = OURS if library() else FFCVS
+    advice = (
+        f"{threads} loader threads per process: give more --loader_threads if cores are idle, --in_memory "
+        "if the disk is slow, or convert with a smaller --max_side"
     )
-    if not library():
-        decoder, advice = (
-            FFCVS,
-            (
-                f"the decoder is {FFCVS}: install libjpeg-turbo's header and a C compiler, and then lbsgd again; "
-                "its own decoder is 2.6 times as fast"
-            ),
+    if decoder == FFCVS:
+        advice = (
+            f"the decoder is {FFCVS}: install libjpeg-turbo's header and a C compiler, and then lbsgd again; "
+            "its own decoder is 2.6 times as fast"
         )
     return ImageSource(
         data.num_classes,
