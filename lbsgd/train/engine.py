@@ -191,10 +191,9 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
         lay_out(engine.module)  # ZeRO flattens weights, and would lose their layout
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.
         engine.enable_backward_allreduce = plan.world_size > 1
-    if plan.precision == "fp16":
+    if plan.precision == "fp16":  # at ZeRO stage 1 or 2, because the rules refuse it at 0
         grow_after_the_update(engine.optimizer)
-        if plan.zero_stage in (1, 2):
-            see_overflow_at_once(engine.optimizer)
+        see_overflow_at_once(engine.optimizer)
     return engine, scheduler
 
 
