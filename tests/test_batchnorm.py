@@ -13,14 +13,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lbsgd.algorithm.batch_norm import (
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
+from lbsgd.algorithm.per_worker_batch_norm import (
     PerWorkerBatchNorm,
     PerWorkerBatchNorm1d,
     PerWorkerBatchNorm2d,
     PerWorkerBatchNorm3d,
-    convert_batch_norm,
 )
-from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 
 N = 8  # images of one worker
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}

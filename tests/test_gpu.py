@@ -18,7 +18,7 @@ from deepspeed.accelerator import get_accelerator
 from oracle import N, distance, network
 from small_engine import in_precision, recipe, trained
 
-from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
+from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm2d
 
 ROOT = Path(__file__).parent.parent
 BOUNDS = {torch.float16: 2e-3, torch.bfloat16: 1.6e-2, torch.float32: 2e-5}

@@ -19,8 +19,9 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import lbsgd
 from lbsgd.algorithm import fused_norm, norm_rule
-from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d, convert_batch_norm
+from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.fused_blocks import FusedBottleneck, can_fuse, fuse_blocks
+from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm2d
 from lbsgd.errors import ConfigError
 from lbsgd.train.device_rules import kind_in_rule
 
@@ -245,8 +246,8 @@ def test_without_triton_the_kernels_are_refused_and_all_else_works():
     code = (
         "import sys; sys.modules['triton'] = None\n"
         "import torch, lbsgd\n"
-        "from lbsgd.algorithm import batch_norm, fused_blocks, norm_rule\n"
-        "batch_norm.PerWorkerBatchNorm2d(3, per_worker_batch=2)(torch.randn(4, 3, 2, 2))\n"
+        "from lbsgd.algorithm import fused_blocks, norm_rule, per_worker_batch_norm\n"
+        "per_worker_batch_norm.PerWorkerBatchNorm2d(3, per_worker_batch=2)(torch.randn(4, 3, 2, 2))\n"
         "norm_rule.triton_version = lambda: ()\n"
         "try: norm_rule.implementation_for('triton', 'cuda', torch.channels_last)\n"
         "except ValueError as error: print(error)\n"

@@ -15,7 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 import lbsgd
-from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm, convert_batch_norm
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm
 
 N = 4  # images of one worker
 

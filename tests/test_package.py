@@ -41,10 +41,6 @@ def test_the_types_are_announced_and_installed():
 
 def test_the_words_of_a_configuration_need_no_torch():
     code = (
-        "import sys; from lbsgd.algorithm import choices, schedule\n"
-        "assert not {'torch', 'numpy'} & set(sys.modules)\n"
-        "from lbsgd.algorithm import batch_norm, sgd\n"
-        "assert sgd.MomentumForm is choices.MomentumForm\n"
-        "assert batch_norm.Statistics is choices.Statistics and batch_norm.Scope is choices.Scope\n"
+        "import sys; from lbsgd.algorithm import choices, schedule\nassert not {'torch', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -17,7 +17,8 @@ from torch import nn
 from torchvision.models import resnet50
 
 import lbsgd
-from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm, convert_batch_norm
+from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches

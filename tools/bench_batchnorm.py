@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
 from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.norm_rule import implementation_for
+from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm2d
 from lbsgd.bench.rounds import in_turn
 from lbsgd.bench.speed import pass_through
 from lbsgd.commands.flag_types import OneLineParser, positive

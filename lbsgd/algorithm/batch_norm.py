@@ -1,4 +1,4 @@
-"""Batch norm per worker (Sec. 2.3) for a whole network: `convert_batch_norm`, and all names that go with it."""
+"""Batch norm per worker (Sec. 2.3) for a whole network: `convert_batch_norm`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 from lbsgd.algorithm.choices import Implementation, Scope, Statistics
 from lbsgd.algorithm.network_forwards import NetworkForwards
 from lbsgd.algorithm.per_worker_batch_norm import (
@@ -16,18 +15,6 @@ from lbsgd.algorithm.per_worker_batch_norm import (
     PerWorkerBatchNorm2d,
     PerWorkerBatchNorm3d,
 )
-
-__all__ = [
-    "PerWorkerBatchNorm",
-    "PerWorkerBatchNorm1d",
-    "PerWorkerBatchNorm2d",
-    "PerWorkerBatchNorm3d",
-    "Scope",
-    "Statistics",
-    "agree_statistics",
-    "convert_batch_norm",
-    "recomputing_statistics",
-]
 
 _KINDS: dict[type[_BatchNorm], type[PerWorkerBatchNorm]] = {
     nn.BatchNorm1d: PerWorkerBatchNorm1d,

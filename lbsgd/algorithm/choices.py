@@ -1,6 +1,6 @@
 """The words that choose a form of momentum or of batch norm.
 
-They stand apart from `sgd` and `batch_norm`, which offer them too, because a configuration is read without torch.
+They stand apart from `sgd` and `batch_norm`, because a configuration is read without torch.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import ParamsT
 
-from lbsgd.algorithm.choices import MomentumForm as MomentumForm
+from lbsgd.algorithm.choices import MomentumForm
 
 
 class MomentumCorrectedSGD(torch.optim.SGD):

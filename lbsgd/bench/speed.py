@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lbsgd.algorithm.batch_norm import PerWorkerBatchNorm2d
+from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm2d
 from lbsgd.bench.contestants import network, our_step, plain_step, plan_for, with_batch_norm
 from lbsgd.bench.feeding import data_wait
 from lbsgd.bench.figure import Goal

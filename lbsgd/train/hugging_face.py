@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lbsgd.algorithm.batch_norm import agree_statistics
+from lbsgd.algorithm.batch_norm_statistics import agree_statistics
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.config.libraries.needs import needs_of
 from lbsgd.config.plan import Plan
