@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 
 from lbsgd.config.neutral import completed
@@ -80,6 +80,11 @@ def write(path: Path, data: bytes) -> dict[str, Any]:
     """Write a file through to the disk and return its entry in the manifest."""
     path.write_bytes(data)
     to_disk(path)
+    return described(data)
+
+
+def described(data: bytes) -> dict[str, Any]:
+    """Return a file's entry in the manifest."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
@@ -168,11 +173,12 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
         manifest = json.loads((path / "manifest.json").read_text())
         if not isinstance(manifest, dict) or manifest.keys() != FILES:
             raise DamagedError(f"{path / 'manifest.json'} does not name the files of a checkpoint")
-        for name, written in manifest.items():
-            if describe(path / name) != written:
+        content = {name: (path / name).read_bytes() for name in manifest}
+        for name, data in content.items():
+            if described(data) != manifest[name]:
                 raise DamagedError(f"{path / name} is not as it was written (its checksum differs)")
-        state = json.loads((path / "state.json").read_text())
-        tensors = {name: load_file(path / f"{name}.safetensors") for name in TENSORS}
+        state = json.loads(content["state.json"])
+        tensors = {name: deserialise(content[f"{name}.safetensors"]) for name in TENSORS}
     except (OSError, ValueError, SafetensorError) as error:
         if isinstance(error, DamagedError):
             raise
@@ -222,10 +228,3 @@ def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
         replace_file(path, whole.getvalue())
     except OSError as error:
         raise CheckpointError(f"cannot write {path} ({one_line(error)}); {AGAIN}") from None
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """Return a file's entry in the manifest, from what is on the disk."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
