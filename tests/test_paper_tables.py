@@ -123,9 +123,9 @@ def test_what_changes_no_number_parts_no_seeds(tmp_path):
         optimizer = header["config"]["optimizer"]
         header["config"]["optimizer"] = dict(reversed(optimizer.items()))
 
-    edited(write_log(tmp_path, TABLE_1[0], 0, [1.0]), measure_noise)
+    edited(write_log(tmp_path, TABLE_1[0], 0, [0.0]), measure_noise)  # an error of 0 is a number, too
     write_log(tmp_path, TABLE_1[0], 1, [2.0])
-    assert [row.values for row in group_runs(find_runs([tmp_path]))] == [[1.0, 2.0]]
+    assert [row.values for row in group_runs(find_runs([tmp_path]))] == [[0.0, 2.0]]
 
 
 def test_a_diverged_run_and_one_under_way_are_told(tmp_path):

@@ -8,7 +8,7 @@ from edited_jsons import CONFIGS, WRONG, edited
 
 from lbsgd.config.json_file import read_json, write_json
 from lbsgd.config.overrides import Overrides
-from lbsgd.config.plan import Plan
+from lbsgd.config.plan import Plan, plan_for
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
@@ -78,6 +78,7 @@ def test_fp16_raises_the_stage_to_1_because_stage_0_does_not_train():
     plan = Plan.read(CONFIGS / "digits.json", 2, overrides=Overrides(precision="fp16"))
     assert plan.zero_stage == 1 and plan.config["fp16"]["auto_cast"] is True
     assert "zero_optimization.stage: 0 -> 1" in plan.changes
+    assert Plan.read(edited("digits", zero_optimization=None), 2).zero_stage == 0  # as in DeepSpeed
 
 
 def test_precision_is_set_before_the_settings_so_that_they_are_judged_beside_it():
@@ -174,6 +175,18 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
         Plan.read(tmp_path / "binary.json", 1)
 
 
+def test_a_plan_is_taken_as_it_is_for_its_own_processes_alone():
+    file, flags = CONFIGS / "8k.json", Overrides(seed=7)
+    plan = Plan.read(file, 8, 100_000, flags)
+    assert plan_for(8, file, 100_000, flags) == plan and plan_for(8, plan, None, None) is plan
+    for world_size in (4, 16):
+        with pytest.raises(ConfigError, match=f"^the plan is for 8 processes, but {world_size} run; read it for"):
+            plan_for(world_size, plan, None, None)
+    for num_images, overrides in ((100_000, None), (None, flags)):
+        with pytest.raises(ConfigError, match="8k: a plan has its num_images and overrides; give them to Plan.read"):
+            plan_for(8, plan, num_images, overrides)
+
+
 @pytest.mark.parametrize("written, iterations", [(7, 7), (None, 10)])
 def test_a_log_has_a_line_for_every_10_iterations_unless_the_json_says_otherwise(written, iterations):
     assert Plan.read(edited(steps_per_print=written), 8).steps_per_print == iterations
@@ -191,18 +204,17 @@ def test_reading_leaves_the_callers_object_alone_and_the_plan_is_plain_data():
 
 
 def test_settings_put_values_at_key_paths_and_derive_what_depends_on_them():
-    plan = Plan.read(
-        CONFIGS / "8k.json", 8, overrides=Overrides(settings=("lbsgd.warmup.epochs=2", "train_batch_size=4096"))
-    )
-    assert (
-        plan.global_batch == 4096 and plan.schedule.reference_lr == 1.6 and plan.schedule.warmup_iterations == 2 * 312
-    )
+    settings = ("lbsgd.warmup.epochs=2", "train_batch_size=4096", "lbsgd.decay.factor=0.5")
+    plan = Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=settings))
+    assert plan.global_batch == 4096 and plan.schedule.reference_lr == 1.6
+    assert plan.schedule.warmup_iterations == 2 * 312 and plan.schedule.decay_factor == 0.5
     assert set(plan.changes) == {
         "train_batch_size: 8192 -> 4096",
         "optimizer.params.lr: 3.2 -> 1.6",
         "scheduler.params.warmup_max_lr: 3.2 -> 1.6",
         "scheduler.params.warmup_num_steps: 780 -> 624",
         "lbsgd.warmup.epochs: 5 -> 2",
+        "lbsgd.decay.factor: 0.1 -> 0.5",
     }
 
 

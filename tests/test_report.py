@@ -146,6 +146,16 @@ def test_means_of_several_rows_are_told_apart(tmp_path):
     assert [row[:4] for row in rows(runs)[-3:-1]] == ["plain: mean of 2".split(), "wd[a]: mean of 2".split()]
 
 
+def test_rows_come_by_network_and_batch_and_seeds_in_their_order_whatever_that_of_the_runs(tmp_path):
+    made = [("resnet50", 256, 1), ("resnet50", 128, 0), ("resnet18", 512, 0), ("resnet50", 256, 0)]
+    runs = [write(tmp_path / str(at), val=[9.0], model=m, kn=kn, seed=seed) for at, (m, kn, seed) in enumerate(made)]
+    rows = [
+        [(run.header["model"], run.header["global_batch"], run.header["recipe"]["seed"]) for run in row.runs]
+        for row in group_runs(runs)
+    ]
+    assert rows == [made[2:3], made[1:2], [made[3], made[0]]]
+
+
 def test_a_copy_of_a_seed_leaves_the_mean_of_the_others(tmp_path):
     runs = [write(tmp_path / str(place), val=[9.0, 8.0 + seed], seed=seed) for place, seed in enumerate((0, 0, 1))]
     assert rows(runs)[-2][:4] == "mean of 2 ±".split() and rows(runs)[-2][-3:] == "8.75 ± 0.35".split()

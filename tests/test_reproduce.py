@@ -21,7 +21,7 @@ from grid_logs import DIGITS, write_log
 from lbsgd.commands.main import main
 from lbsgd.commands.reproduce import seeds
 from lbsgd.disk import alone_in
-from lbsgd.errors import ConfigError, DataError, TrainingError
+from lbsgd.errors import ConfigError, DataError, Stopped, TrainingError
 from lbsgd.experiments import launch
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import ROOT, Checkout, git, one_at_a_time, open_checkout
@@ -49,9 +49,10 @@ if behaviour == "fail" and folder.name == "seed1":
 if behaviour == "diverge" and folder.name == "seed1":
     print("error: the loss of iteration 5 is not a number", file=sys.stderr)
     sys.exit(3)
-if behaviour == "err" and folder.name == "seed1":
-    print("error: in iteration 0 a gradient came twice in the last pass", file=sys.stderr)
-    sys.exit(3)
+if behaviour.startswith("end with ") and folder.name == "seed1":
+    _, _, code, words = behaviour.split(maxsplit=3)
+    print(words, file=sys.stderr)
+    sys.exit(int(code))
 header = {"model": "resnet8", "precision": "fp32", "schedule": {}, "config": {}}
 counts = {key: 1 for key in ("global_batch", "num_workers", "iterations_per_epoch")}
 header = {"kind": "run", **header, **counts, "recipe": {"epochs": 1}}
@@ -93,6 +94,31 @@ def test_every_run_runs_once_and_a_second_start_runs_nothing(tmp_path, capsys):
     assert len(list(tmp_path.glob("*/*/weights.pt"))) == 4 and not list(tmp_path.glob("*/*/checkpoints"))
     said = capsys.readouterr().out
     assert "4 of 4 runs, 100 %" in said and "a/seed0: error 5.00 %" in said and "4 of 4 runs were done before" in said
+
+
+def test_no_more_runs_go_on_at_a_time_than_are_asked_for_each_in_a_place_of_its_own(tmp_path, monkeypatch):
+    grid, start, seen = runner(tmp_path, side_by_side=2), launch.start, []
+
+    def watched(job, given, checkout, slot):
+        seen.append(sorted([*(started.slot for started in grid.running), slot]))
+        return start(job, given, checkout, slot)
+
+    monkeypatch.setattr(launch, "start", watched)
+    grid.run(jobs_of(ROWS, (0, 1)))
+    assert [0, 1] in seen and all(slots in ([0], [1], [0, 1]) for slots in seen)
+
+
+def test_a_waiting_run_that_another_grid_finishes_is_published_and_does_not_run_here(tmp_path, capsys):
+    published = []
+
+    def finished(job):
+        published.append(job.name)
+        if job.seed == 0:  # the other grid ends as well
+            shutil.copytree(tmp_path / "a/seed0", tmp_path / "a/seed1")
+
+    runner(tmp_path, side_by_side=1, finished=finished).run(jobs_of(ROWS[:1], (0, 1)))
+    assert starts(tmp_path) == ["a/seed0"] and published == ["a/seed0", "a/seed1"]
+    assert "2 of 2 runs, 100 %   a/seed1: error 5.00 %" in capsys.readouterr().out
 
 
 def test_rows_that_studies_share_run_once(tmp_path):
@@ -181,10 +207,19 @@ def test_a_grid_told_to_stop_lets_its_runs_end_first(tmp_path):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is at it
 
 
-def test_failed_runs_are_named_with_their_error_and_the_others_finish(tmp_path, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_grid_says_by_which_signal_it_was_stopped_and_catches_none_afterwards(tmp_path, number):
+    before, grid = signal.getsignal(number), runner(tmp_path, finished=lambda job: signal.raise_signal(number))
+    with pytest.raises(Stopped, match=f"^{number.name}: the runs have saved what they had; the same command goes on"):
+        grid.run(jobs_of(ROWS, (0, 1)))
+    assert signal.getsignal(number) == before
+
+
+def test_failed_runs_are_named_with_their_error_at_once_and_the_others_finish(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("BEHAVIOUR", "fail")
     with pytest.raises(TrainingError, match="a/seed1: error: cannot read the data; mend it .*output.txt"):
         runner(tmp_path).run(jobs_of(ROWS[:1], (0, 1, 2)))
+    assert "a/seed1: ended with exit code 1: error: cannot read the data; mend it\n" in capsys.readouterr().out
     assert read_run(tmp_path / "a/seed2").result
 
 
@@ -194,9 +229,19 @@ def test_a_diverged_run_is_a_result(tmp_path, monkeypatch):
     assert (tmp_path / "a/seed1/diverged.txt").read_text() == "error: the loss of iteration 5 is not a number\n"
 
 
-def test_a_run_that_ends_with_the_code_of_divergence_and_does_not_say_so_has_failed(tmp_path, monkeypatch):
-    monkeypatch.setenv("BEHAVIOUR", "err")
-    with pytest.raises(TrainingError, match="a/seed1: error: in iteration 0 a gradient came twice"):
+@pytest.mark.parametrize(
+    "code, words",
+    [
+        (3, "error: in iteration 0 a gradient came twice"),
+        (2, "error: --lr: x is not a number"),
+        (75, "stopped: SIGTERM: saved after 4 iterations"),  # by somebody who did not stop the grid
+    ],
+)
+def test_a_run_that_was_stopped_or_has_the_code_or_the_words_of_divergence_alone_has_failed(
+    tmp_path, monkeypatch, code, words
+):
+    monkeypatch.setenv("BEHAVIOUR", f"end with {code} {words}")
+    with pytest.raises(TrainingError, match=f"a/seed1: {words}"):
         runner(tmp_path).run(jobs_of(ROWS[:1], (0, 1)))
     assert not (tmp_path / "a/seed1/diverged.txt").exists()
 

@@ -10,7 +10,7 @@ from grid_logs import DIGITS, write_log, write_rows
 from lbsgd.commands.main import main
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.catalogue import STUDIES
-from lbsgd.report.groups import find_runs, group_runs, has_diverged
+from lbsgd.report.groups import find_runs, group_runs, has_diverged, with_diverged
 from lbsgd.report.measure import TOP1
 from lbsgd.report.regions import update
 from lbsgd.report.run_log import DIVERGED
@@ -99,3 +99,10 @@ def test_a_run_that_was_started_again_and_has_finished_did_not_diverge(tmp_path)
     log = tmp_path / "log.jsonl"
     assert not has_diverged(SimpleNamespace(path=log, result={}, epochs=[{}]))
     assert has_diverged(SimpleNamespace(path=log, result=None, epochs=[{}]))
+
+
+def test_what_has_diverged_belongs_to_the_trial_that_ended_last_wherever_that_comes():
+    for ends in ((3, 1, 2), (1, 2, 3), (2, 3, 1)):
+        found = with_diverged({**{end: [f"{end}"] for end in ends}, None: ["lost"]}, lambda run: run == "lost")
+        assert found == [["1"], ["2"], ["3", "lost"]]
+    assert with_diverged({1: ["1"], None: ["lost", "whole"]}, lambda run: run == "lost") == [["1"], ["lost", "whole"]]

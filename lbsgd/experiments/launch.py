@@ -26,7 +26,6 @@ from lbsgd.report.run_log import DIVERGED, LOG_NAME, read_run
 
 # What the last words of a diverged run hold, which a run of an earlier commit does not write as DIVERGED itself.
 SAID_OF_DIVERGENCE = ("is not a number", "are not numbers", "overflow fp16")
-STOPPED_CODE = 75
 PATIENCE_SECONDS = 24 * 3600  # a run at low priority may stand still for long on a busy machine
 
 

@@ -89,7 +89,7 @@ class Runner:
                 started.note_divergence()
             if launch.is_done(folder):
                 self.end(started.job, overview)
-            elif code != launch.STOPPED_CODE or not self.stop_requested:
+            else:
                 self.failed[started.job.name] = f"{started.last_words()} [{started.output}]"
                 overview.say(f"{started.job.name}: ended with exit code {code}: {started.last_words()}")
 
