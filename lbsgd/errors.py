@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from contextlib import suppress
 
+from lbsgd.units import printable
+
 
 class LbsgdError(ValueError):
     """Base of what is the user's to mend or to know; the recipes print it without a traceback."""
@@ -70,7 +72,9 @@ def one_line(error: BaseException) -> str:
 def print_error(error: LbsgdError) -> None:
     """Print each line of an error on stderr, after its label: `error: FILE: what is wrong; what to do`.
 
-    Where the console is gone or full, the process still ends with the error's exit code.
+    What a file or its name holds moves no cursor. Where the console is gone or full, the process still ends with the
+    error's exit code.
     """
+    lines = [f"{error.label}: {printable(line)}" for line in str(error).splitlines()]
     with suppress(OSError, ValueError):
-        print(*(f"{error.label}: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr, flush=True)
+        print(*lines, sep="\n", file=sys.stderr, flush=True)

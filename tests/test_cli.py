@@ -607,3 +607,11 @@ def test_the_usage_of_a_recipe_fits_a_narrow_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     usage = parser("A recipe.").format_usage()
     assert max(map(len, usage.splitlines())) <= 60 and "--compile | --cuda_graphs" in usage
+
+
+def test_an_error_moves_no_cursor_whatever_a_file_holds(tmp_path, capsys):
+    config = json.loads(Path(EIGHT_K).read_text())
+    config["lbsgd"]["\x1b[2Jseed\a"] = 0
+    (tmp_path / "a.json").write_text(json.dumps(config))
+    assert main(["plan", str(tmp_path / "a.json")]) == 2
+    assert "lbsgd.?[2Jseed? is an unknown key" in capsys.readouterr().err

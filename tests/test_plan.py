@@ -171,7 +171,7 @@ def test_a_missing_or_binary_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="nothing.json: cannot be read"):
         Plan.read(tmp_path / "nothing.json", 1)
     (tmp_path / "binary.json").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match="is not text"):
+    with pytest.raises(ConfigError, match="is not text in UTF-8; save it so"):
         Plan.read(tmp_path / "binary.json", 1)
 
 

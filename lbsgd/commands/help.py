@@ -25,6 +25,10 @@ class Help(HelpFormatter):
                 lines += [part for line in block for part in kept_line(line, width)]
         return "\n".join(lines)
 
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        """Break no name at its hyphen, because a part of it is another."""
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
     def _format_usage(self, *given: Any) -> str:
         """Break also the alternatives of a group, which argparse keeps in one line."""
         lines = super()._format_usage(*given).split("\n")

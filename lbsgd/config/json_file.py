@@ -44,7 +44,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except OSError as error:
         problem = f"cannot be read ({error.strerror}); {INSTEAD}"
     except UnicodeDecodeError:
-        problem = f"is not text; {INSTEAD}"
+        problem = f"is not text in UTF-8; save it so, or {INSTEAD}"
     except json.JSONDecodeError as error:
         problem = (
             f"is no strict JSON in line {error.lineno}, column {error.colno} ({error.msg}); "
