@@ -37,6 +37,9 @@ def end_of(code, folder):
     [
         ("shrink(one); last_of(content[0])", "one.beton", "put it back"),
         ("shrink(other); last_of(content[1])", "other.beton", "remove it"),
+        ("os.truncate(one, 0); int(content[0][0])", "one.beton", "put it back"),
+        # Module globals whose names begin with _ go first, after all functions of atexit.
+        ("_end = type('End', (), {'__del__': lambda self: (shrink(one), last_of(content[0]))})()", "one", "put it"),
         ("more = mapped(one, 'a third'); del more; gc.collect(); shrink(one); last_of(content[0])", "one", "put it"),
         (
             "shrink(one); [threading.Thread(target=last_of, args=content[:1]).start() for _ in range(8)]",
