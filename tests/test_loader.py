@@ -323,12 +323,18 @@ def test_reading_ahead_changes_no_pixel_and_leaves_no_thread(photos, loader):
 
 
 def test_images_are_asked_for_in_their_order_and_not_too_far_ahead(photos, monkeypatch):
-    asked = []
-    monkeypatch.setattr(os, "posix_fadvise", lambda file, start, size, advice: asked.append((start, size)))
+    asked, advices = [], set()
+
+    def advise(file, start, size, advice):
+        asked.append((start, size))
+        advices.add(advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
     monkeypatch.setattr("lbsgd.data.read_ahead.AHEAD_BYTES", 1000)
     starts, sizes = np.array([9000, 0, 5000, 20000]), np.array([600, 300, 800, 100])
     reader = ReadAhead(photos.train.path, starts, sizes)
     wait_until(lambda: len(asked) == 2)  # 900 bytes; the third image would make them 1,700
+    reader.advance(1)  # with 300 bytes the third image would still make them 1,100
     reader.advance(2)
     wait_until(lambda: len(asked) == 4)
     reader.close()
@@ -336,6 +342,7 @@ def test_images_are_asked_for_in_their_order_and_not_too_far_ahead(photos, monke
     reader.close()  # FFCV does
     os.close(other)
     assert asked == [(8192, 1408), (0, 300), (4096, 1704), (16384, 3716)]
+    assert advices == {os.POSIX_FADV_WILLNEED}
 
 
 def test_an_image_that_is_too_large_to_be_asked_for_holds_up_no_later_one(photos, monkeypatch):
@@ -383,7 +390,9 @@ def wait_until(condition):
 
 def test_a_file_that_fits_comes_from_memory_and_one_that_does_not_from_the_disk(photos, monkeypatch):
     path, size = photos.train.path, photos.train.path.stat().st_size
-    for free, in_memory, kind in ((2 * size, False, "page cache"), (size, False, "disk"), (2 * size, True, "memory")):
+    kinds = (2, False, "page cache"), (1.3, False, "page cache"), (1.2, False, "disk"), (2, True, "memory")
+    for files, in_memory, kind in kinds:
+        free = int(files * size)
         monkeypatch.setattr("psutil.virtual_memory", partial(SimpleNamespace, available=free))
         read_from = ReadFrom.choose(path, in_memory)
         assert read_from.kind == kind and f"train.beton has {size / 1e6:.1f} MB" in read_from.reason
