@@ -112,7 +112,7 @@ def _archives_of(path: Path) -> list[Path]:
         base = _base_of(path)
         if shards := _shards_of(base, path):
             return [path / name for names in shards.names.values() for name in names]
-        if has_class_folders(base / "train") or has_images(base / "val"):
+        if any(is_unpacked(base / split) for split, (is_unpacked, _) in FORMS.items()):
             return []
         archives, places = [base / TRAIN_TAR, base / VAL_TAR], [base, path]
     labels = {place / name for place in places for name in (KAGGLE_LABELS, ANNOTATIONS, *DEVKITS)}
@@ -144,11 +144,11 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
     base = _base_of(path)
     if shards := _shards_of(base, path):
         return _noting_others(images_of_shards(shards, scratch), base, path)
-    train = _split_of(base / "train", has_class_folders, base / TRAIN_TAR, scratch, has_classes=True)
-    val = _split_of(base / "val", has_images, base / VAL_TAR, scratch, has_classes=False)
+    train, val = _split_of("train", base, scratch), _split_of("val", base, scratch)
     if not (train and val):
-        missing = [] if train else [f"train/ and no {TRAIN_TAR}"]
-        missing += [] if val else [f"val/ and no {VAL_TAR}"]
+        missing = [
+            f"{split}/ and no {FORMS[split][1]}" for split, found in (("train", train), ("val", val)) if not found
+        ]
         raise _nothing_found(path, missing, data_dir)
     images, above, places = train.images(), path, [base, path]
     if base.name == "CLS-LOC":  # Kaggle's
@@ -182,19 +182,16 @@ def _shards_of(base: Path, path: Path) -> Shards | None:
     return None if (base / TRAIN_TAR).exists() or has_class_folders(base / "train") else find_shards(path)
 
 
-def _split_of(
-    folder: Path, is_unpacked: Callable[[Path], bool], tar: Path, scratch: Path, *, has_classes: bool
-) -> ByClass | None:
-    """Return the images of a folder or, if it is not unpacked yet, of ImageNet's archive; None without either.
-
-    has_classes: whether the archive's folders are classes.
-    """
+def _split_of(split: str, base: Path, scratch: Path) -> ByClass | None:
+    """Return the images of a folder or, if it is not unpacked yet, of ImageNet's archive; None without either."""
+    is_unpacked, archive = FORMS[split]
+    folder, tar = base / split, base / archive
     if is_unpacked(folder) or not tar.is_file():
         return in_folders(folder)
     content = uncompressed(tar, scratch)
     found = ByClass(cached_members(content, scratch, tar), content, str(tar), stamp=tar.stat().st_mtime_ns)
     for row, name in enumerate(found.files.names):
-        found.add_by_folder(row, name if has_classes else os.path.basename(name))
+        found.add_by_folder(row, name if split == "train" else os.path.basename(name))
     return found
 
 
