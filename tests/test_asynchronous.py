@@ -94,6 +94,8 @@ def test_the_synchronous_update_is_one_of_kn_images():
     torch.nn.functional.cross_entropy(plain(inputs), labels).backward()
     optimizer.step()
     assert torch.allclose(weights(found), torch.cat([p.detach().flatten() for p in plain.parameters()]), atol=1e-6)
+    for one, other in zip(found.network.buffers(), plain.buffers(), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)  # the running statistics moved once
 
 
 def test_small_steps_go_where_the_large_one_goes_while_the_learning_rate_is_small():

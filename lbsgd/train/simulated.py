@@ -28,11 +28,13 @@ class Server:
     """Weights, momentum and the workers that take them.
 
     asynchronous: each gradient moves the weights as soon as its worker is ready, which then takes the new ones. Else
-    the weights move once per k gradients, when the slowest worker is ready.
+    the weights move once per k gradients, when the slowest worker is ready. Batch norm's running statistics move with
+    the weights.
     """
 
     def __init__(self, network: nn.Module, plan: Plan, asynchronous: bool, spread: float):
-        self.network, self.plan = convert_batch_norm(network, plan.per_worker_batch), plan
+        gradients_per_update = 1 if asynchronous else plan.num_workers
+        self.network, self.plan = convert_batch_norm(network, plan.per_worker_batch, gradients_per_update), plan
         self.asynchronous, self.spread = asynchronous, spread
         self.optimizer, self.weights = build_optimizer(network, plan), list(network.parameters())
         self.random = np.random.default_rng([plan.recipe.seed, 1])
