@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 from grid_logs import DIGITS, write_log
 
-from lbsgd.errors import ConfigError, DivergedError, TrainingError
+from lbsgd.errors import ConfigError, DataError, DivergedError, TrainingError
 from lbsgd.experiments.catalogue import STUDIES
-from lbsgd.report.measure import TOP1
+from lbsgd.report import picture
+from lbsgd.report.measure import CLASSIFIER, TOP1
 from lbsgd.report.run_log import DIVERGED, RunLog, read_run
 from lbsgd.train.live_page import LivePage, baseline_band
 from lbsgd.train.reporter import Reporter
@@ -125,3 +126,53 @@ def test_the_page_of_a_run_that_was_to_end_inside_its_first_epoch_reloads_itself
     html = (tmp_path / "index.html").read_text()
     assert 'data-reload-seconds=""' in html and "ended after 0 of 6 epochs: no epoch is finished yet; it was to" in html
     assert said[1].startswith("page ") and read_run(tmp_path).result is None
+
+
+def ended(folder):
+    """A reporter of a run with two epochs, and what it says on the screen."""
+    reporter, said = reporting(folder)
+    for record in epochs([50.0, 40.0]):
+        reporter.log.epoch(record)
+    return reporter, said
+
+
+def test_the_end_says_the_number_that_the_run_is_judged_by_and_where_all_files_are(tmp_path):
+    reporter, said = ended(tmp_path)
+    reporter.conclude(CLASSIFIER, {"weights": tmp_path / "weights.pt"})
+    assert said[0].startswith("trained        iterations 1 to 60; ")
+    assert said[1:] == [
+        f"page           {tmp_path}/index.html",
+        "top-1 error    5.00 %, median of 2 evaluations in the last 5 epochs",
+        f"curves         {tmp_path}/curves.png",
+        f"log            {tmp_path}/log.jsonl",
+        f"weights        {tmp_path}/weights.pt",
+    ]
+    assert (tmp_path / "curves.png").stat().st_size > 10_000 and read_run(tmp_path).result
+
+
+@pytest.mark.parametrize("blocked", ["log.jsonl", "curves.png"])
+def test_results_for_which_there_is_no_room_are_one_line_with_the_way_out(tmp_path, monkeypatch, blocked):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    reporter, _ = ended(tmp_path)
+    monkeypatch.setattr(
+        *{"log.jsonl": (reporter.log, "result"), "curves.png": (picture, "rewrite_file")}[blocked], full
+    )
+    words = r"cannot write the results in .* \(.*No space left on device\); make room, .* same command with --resume, "
+    with pytest.raises(DataError, match=words) as refused:
+        reporter.conclude([TOP1], {})
+    assert "\n" not in str(refused.value) and "another place" not in str(refused.value)
+
+
+def test_the_page_of_a_run_has_what_it_measured_and_the_screen_the_page_s_warnings(tmp_path, baseline):
+    reporter, said = reporting(tmp_path)
+    reporter.engine = SimpleNamespace(device="cpu", monitor=SimpleNamespace(enabled=False))
+    reporter.progress.iteration = reporter.progress.epoch = lambda record: None
+    reporter.page.baseline = baseline_band(baseline)
+    speed = {"lr": 0.1, "train_loss": 1.0, "images_per_second": 9.0, "data_wait_pct": 1.0}
+    reporter.report("iteration", {"iteration": 0, "epoch": 0.0, "noise_scale": 9.0, **speed})
+    reporter.report("epoch", epochs([70.0])[0])
+    assert "Gradient noise" in (tmp_path / "index.html").read_text()
+    [line] = said
+    assert line.startswith("warning: epoch 1: training error 70.00 % is outside the baseline's")

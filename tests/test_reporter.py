@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from trainers import Records
 
 from lbsgd.commands import convert, detect, recipe_flags
 from lbsgd.data.coco_annotations import Split
+from lbsgd.processes.start import Stopwatch
 from lbsgd.report.measure import TOP1
 from lbsgd.train.coco_source import coco_files
 from lbsgd.train.images import fake_images, ffcv_files
@@ -21,6 +23,7 @@ def test_a_monitor_gets_numbers_alone():
     monitor = SimpleNamespace(enabled=True, write_events=events.extend)
     engine = SimpleNamespace(device="cpu", monitor=monitor, global_samples=64)
     record = {"epoch": 1, "val_box_ap": 3.5, "val_box_ap_small": None, "weight_to_gradient": {"fc": 2.0}}
+    record |= {"iteration": 16, "num_iterations": 8}  # of which its axis tells
     Reporter(Records(), Records(), engine).report("epoch", record)
     assert events == [("lbsgd/val_box_ap", 3.5, 64)]
 
@@ -77,3 +80,32 @@ def test_a_decoder_that_is_ffcvs_is_told_and_named_first_where_training_waits(mo
     monkeypatch.setattr("lbsgd.train.images.library", lambda: "kernels")
     source = ffcv_files(DATA, 4)
     assert source.decoder == "lbsgd's own" and "decoder" not in source.waiting_advice
+
+
+def launcher(create_time):
+    return SimpleNamespace(create_time=create_time)
+
+
+@pytest.mark.parametrize("seconds, told", [(15.0, False), (16.0, True)])
+def test_a_start_of_more_than_20_seconds_is_told_once_with_what_its_parts_took(monkeypatch, seconds, told):
+    stopwatch, records = Stopwatch(), Records()
+    assert [name for name, _ in stopwatch.parts] == ["Python"]
+    monkeypatch.setattr("lbsgd.processes.start.time", SimpleNamespace(time=lambda: 1000.0))
+    stopwatch.parts, stopwatch.last = [("launcher", 2.0), ("Python", 3.0)], 1000.0 - seconds
+    reporter = Reporter(records, records, None, stopwatch=stopwatch)
+    reporter.advance(), reporter.advance()
+    said = "start          21 s to the first update: launcher 2.0, Python 3.0, first update 16.0"
+    assert records.said == [said] * told
+
+
+def test_a_start_begins_with_that_of_the_outermost_launcher():
+    own = psutil.Process().create_time()
+    stopwatch = Stopwatch([launcher(lambda: own - 2.0), launcher(lambda: own - 6.0)])
+    assert stopwatch.parts[0] == ("launcher", pytest.approx(6.0)) and len(stopwatch.parts) == 2
+
+
+def test_a_launcher_that_has_ended_has_no_part_in_the_start():
+    def gone():
+        raise psutil.NoSuchProcess(1)
+
+    assert [name for name, _ in Stopwatch([launcher(gone)]).parts] == ["Python"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 
 import psutil
 
@@ -20,13 +21,10 @@ class Stopwatch:
 
     def __init__(self, launchers: Sequence[psutil.Process] = ()) -> None:
         self.parts: list[tuple[str, float]] = []
-        self.last = began = psutil.Process().create_time()
-        for launcher in () if os.environ.get("TORCHELASTIC_RUN_ID") else launchers[-1:]:
-            try:
-                began = launcher.create_time()
-            except psutil.Error:  # it has ended, which the guard will notice
-                break
-            self.parts.append(("launcher", self.last - began))
+        self.last = psutil.Process().create_time()
+        outermost = () if os.environ.get("TORCHELASTIC_RUN_ID") else launchers[-1:]
+        with suppress(psutil.Error):  # it has ended, which the guard will notice
+            self.parts += [("launcher", self.last - launcher.create_time()) for launcher in outermost]
         self.lap("Python")
 
     def lap(self, part: str) -> None:

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from lbsgd.errors import DataError
+from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.start import Stopwatch
 from lbsgd.report.curves import curves
 from lbsgd.report.measure import Measure
@@ -138,6 +138,6 @@ class Reporter:
         try:
             result = self.log.result()
             curves(read_run(folder), folder / "curves.png")
-        except OSError as error:
-            raise DataError(f"cannot write the results in {folder} ({error}); {AGAIN}") from None
+        except (OSError, ConfigError) as error:  # the picture's advises another place, where no run's picture can lie
+            raise DataError(f"cannot write the results in {folder} ({error.__cause__ or error}); {AGAIN}") from None
         return result
