@@ -51,8 +51,9 @@ class Jittered:
             boxes.append([x + shift, y, x + width + shift, y + height])
             labels.append(self.label_of[each["category_id"]])
             masks.append(np.roll(mask_of(each["segmentation"], image), shift, axis=1))
-            scores.append(random.random())
-        tensor = torch.tensor(np.array(masks, dtype=np.float32).reshape(-1, 1, image.height, image.width))
+            scores.append(random.integers(1, 5) / 5)  # alike in several images, as those of a sure detector
+        likely = 0.4 + 0.2 * np.array(masks, dtype=np.float32)  # 0.6 inside of an object
+        tensor = torch.tensor(likely.reshape(-1, 1, image.height, image.width))
         boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
         return [{"boxes": boxes, "labels": torch.tensor(labels), "masks": tensor, "scores": torch.tensor(scores)}]
 
@@ -179,3 +180,20 @@ def test_an_area_of_0_is_an_area_and_a_missing_one_is_the_box_s(changed):
     assert with_box["val_box_ap_medium"] != numbers["val_box_ap_medium"]
     assert in_processes(1, evaluated, changed(missing)) == [with_box]
     assert area_of({"bbox": [50, 50, -20, 20]}) == 0  # COCO would ignore an object of less
+
+
+def test_a_crowd_counts_as_in_coco_and_an_object_that_says_nothing_of_it_is_none(changed):
+    def some(content):
+        for each in content["annotations"][::3]:
+            each["iscrowd"] = 1
+
+    folder = changed(some)
+    [numbers] = in_processes(1, evaluated, folder)
+    require_numbers_of_the_files(numbers, folder)
+
+    def unsaid(content):
+        for each in content["annotations"]:
+            if not each["iscrowd"]:
+                del each["iscrowd"]
+
+    assert in_processes(1, evaluated, changed(unsaid)) == [numbers]

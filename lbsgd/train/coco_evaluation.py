@@ -69,7 +69,6 @@ def compared(gathered: list[tuple[list[Image], Found]], names: dict[int, str]) -
     numbers = {image.id: number for number, image in enumerate(images, start=1)}
     labels = labels_of(names)
     found = [{**each, "image_id": numbers[each["image_id"]]} for _, part in gathered for each in part]
-    found.sort(key=lambda each: each["image_id"])
     known = (each for image in images for each in image.annotations)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
