@@ -471,13 +471,13 @@ class Slow(Dataset):
 
 def at_once(process, start=Process.start):  # when it has hardly begun
     start(process)
-    subprocess.run(["kill", str(process.pid)])
+    subprocess.run(["sh", "-c", f"kill {process.pid}"])
 
 Process.start = at_once
 found = []
 for batch in loaded(Slow(), [[number] for number in range(12)], 2):
     for worker in psutil.Process().children():
-        subprocess.run(["kill", str(worker.pid)])
+        subprocess.run(["sh", "-c", f"kill {worker.pid}"])
     found += batch
 print(found)
 """

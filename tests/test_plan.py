@@ -148,7 +148,7 @@ def test_what_does_not_fit_the_processes_or_the_data_names_what_would(arguments,
 @pytest.mark.parametrize(
     "text, words",
     [
-        ('{"train_batch_size": 8192,}', ["line 1, column 27", "trailing commas"]),
+        ('{"train_batch_size": 8192,}', ["line 1, column 2", "trailing commas"]),
         ('{\n// kn\n"a": 1}', ["line 2, column 1", "comments"]),
         ('{"a": 1, "a": 2}', ['"a"', "twice"]),
         ('{"a": NaN}', ["line 1 NaN"]),
