@@ -106,7 +106,7 @@ def test_whether_curves_match_is_not_known_where_a_seed_diverged(table):
 def test_a_simulated_row_whose_seeds_all_diverged_stays_on_its_page(tmp_path):
     study = STUDIES["async"]
     for row in study.rows(DIGITS):
-        shutil.copytree(ROOT / "results" / "digits" / "runs" / row.name, tmp_path / row.name)
+        shutil.copytree(ROOT / "results/digits/async/runs" / row.name, tmp_path / row.name)
     for log in tmp_path.glob("*async/*/log.jsonl"):
         log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if '"result"' not in line))
         (log.parent / "diverged.txt").write_text("error: not a number\n")

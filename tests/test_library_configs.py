@@ -310,10 +310,11 @@ class BareTrainer:
 
 @dataclass
 class Scheduled:
-    """The arguments of transformers about the schedule, with its defaults."""
+    """The arguments of transformers about schedule and resume, with its defaults."""
 
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
+    ignore_data_skip: bool = False
 
 
 class OurTrainer(LargeMinibatchTrainer, BareTrainer):
