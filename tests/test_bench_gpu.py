@@ -180,12 +180,14 @@ def test_what_a_part_found_before_it_broke_hung_or_died_is_kept_and_the_others_g
     assert "**out of time**" in (tmp_path / "fake.md").read_text() and (tmp_path / "fake.png").stat().st_size > 1000
 
 
-def test_a_part_that_starts_late_ends_its_commands_by_the_same_deadline(tmp_path):
+def test_a_part_that_starts_late_ends_its_commands_by_the_same_deadline(tmp_path, monkeypatch):
     """A fork and imports may take longer than the time that is left to tell of what was found."""
     results, began = Results(tmp_path, "fake", {"device": "none"}), time.monotonic()
     assert run_parts([Part("tells", "tells", tells_its_deadline, 60.0)], Given(), results, total_seconds=60.0)
     assert began + 60 <= float(results.parts[0].notes[0]) < began + 61
     given = SimpleNamespace(root=ROOT, deadline=time.monotonic() + SPARE_SECONDS + 0.5)
+    # On a busy machine the command's end is seen before the thread that has ended it goes on.
+    monkeypatch.setattr(correctness, "end_family", lambda pid: (end_family(pid), time.sleep(0.5)))
     with pytest.raises(TrainingError, match="sleep 50 ended because its time was over"):
         list(lines_of(["sleep", "50"], given))
     assert time.monotonic() < given.deadline

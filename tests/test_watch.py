@@ -23,7 +23,7 @@ def test_epochs_are_counted_while_the_log_grows_and_an_unchanged_one_is_not_read
         seen = watch.look(log.parent)
         assert seen.epochs == sum(b'"kind": "epoch"' in line for line in lines[:end])
         assert seen.has_result == (end == len(lines))
-    monkeypatch.delattr(Path, "read_bytes")
+    monkeypatch.setattr(Path, "read_bytes", None)
     assert watch.look(log.parent) == seen
 
 

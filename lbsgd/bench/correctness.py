@@ -53,17 +53,20 @@ def lines_of(command: Sequence[str], given: Settings, **environment: str) -> Ite
         preexec_fn=partial(end_with, os.getpid(), signal.SIGKILL),
     )
     # Its children are ended, too, because they would hold the pipe open.
-    left = max(0.1, given.deadline - SPARE_SECONDS - time.monotonic())
-    timer = threading.Timer(left, end_family, (process.pid,))
+    deadline = max(time.monotonic() + 0.1, given.deadline - SPARE_SECONDS)
+    timer = threading.Timer(deadline - time.monotonic(), end_family, (process.pid,))
     timer.start()
     assert process.stdout is not None
     for line in process.stdout:
         print(line, end="")
         yield line.rstrip("\n")
-    over = not timer.is_alive()
     timer.cancel()
     if process.wait() != 0:
-        why = "ended because its time was over" if over else f"ended with code {process.returncode}"
+        why = (
+            "ended because its time was over"
+            if time.monotonic() >= deadline
+            else f"ended with code {process.returncode}"
+        )
         raise TrainingError(f"{shlex.join(command)[:200]} {why}; the log has its output")
 
 
