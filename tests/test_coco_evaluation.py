@@ -91,6 +91,13 @@ def require_numbers_of_the_files(numbers, folder):
     assert known == {key: None if value < 0 else pytest.approx(value) for key, value in expected.items()}
 
 
+def numbers_of_the_files(folder):
+    """Return our numbers of a folder, which must be pycocotools'."""
+    [numbers] = in_processes(1, evaluated, folder)
+    require_numbers_of_the_files(numbers, folder)
+    return numbers
+
+
 def test_the_numbers_are_pycocotools_and_the_same_on_1_2_and_3_processes(scenes, capfd):
     one, two, three = (in_processes(count, evaluated, scenes) for count in (1, 2, 3))
     assert len({json.dumps(numbers) for numbers in one + two + three}) == 1
@@ -164,9 +171,7 @@ def test_an_area_of_0_is_an_area_and_a_missing_one_is_the_box_s(changed):
         for each in content["annotations"][::2]:
             each["area"] = 0
 
-    folder = changed(empty)
-    [numbers] = in_processes(1, evaluated, folder)
-    require_numbers_of_the_files(numbers, folder)
+    numbers = numbers_of_the_files(changed(empty))
 
     def of_the_box(content):
         for each in content["annotations"]:
@@ -187,9 +192,7 @@ def test_a_crowd_counts_as_in_coco_and_an_object_that_says_nothing_of_it_is_none
         for each in content["annotations"][::3]:
             each["iscrowd"] = 1
 
-    folder = changed(some)
-    [numbers] = in_processes(1, evaluated, folder)
-    require_numbers_of_the_files(numbers, folder)
+    numbers = numbers_of_the_files(changed(some))
 
     def unsaid(content):
         for each in content["annotations"]:

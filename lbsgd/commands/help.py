@@ -6,10 +6,13 @@ import re
 import textwrap
 from argparse import PARSER, Action, HelpFormatter
 from collections.abc import Generator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
 INDENT = " " * 6  # of the further lines of a kept line
+
+in_lines = partial(textwrap.wrap, break_on_hyphens=False)  # because a part of a name is another name
 
 
 class Help(HelpFormatter):
@@ -20,14 +23,13 @@ class Help(HelpFormatter):
         by_kind = groupby(whole_lines(text).splitlines(), key=lambda line: line[:1] not in ("", " ", "*"))
         for is_paragraph, block in by_kind:
             if is_paragraph:
-                lines += textwrap.wrap(" ".join(block), width)
+                lines += in_lines(" ".join(block), width)
             else:
                 lines += [part for line in block for part in kept_line(line, width)]
         return "\n".join(lines)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        """Break no name at its hyphen, because a part of it is another."""
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+        return in_lines(" ".join(text.split()), width)
 
     def _format_usage(self, *given: Any) -> str:
         """Break also the alternatives of a group, which argparse keeps in one line."""
@@ -58,11 +60,10 @@ def kept_line(line: str, width: int) -> list[str]:
     if len(line) <= width:
         return [line]
     if line.startswith("* "):
-        return textwrap.wrap(line, width, subsequent_indent="  ")
+        return in_lines(line, width, subsequent_indent="  ")
     kept, *comments = re.split(r"(?<=\S) {3,}", line)
-    whole = textwrap.TextWrapper(width - 2, subsequent_indent=INDENT, break_on_hyphens=False, break_long_words=False)
-    *first, last = whole.wrap(kept)
-    below = [textwrap.fill(words, width, initial_indent=INDENT, subsequent_indent=INDENT) for words in comments]
+    *first, last = in_lines(kept, width - 2, subsequent_indent=INDENT, break_long_words=False)
+    below = [part for words in comments for part in in_lines(INDENT + words, width, subsequent_indent=INDENT)]
     goes_on = " \\" if line.startswith(" " * 4) else ""
     return [*(part + goes_on for part in first), last, *below]
 
@@ -70,6 +71,4 @@ def kept_line(line: str, width: int) -> list[str]:
 def broken_usage(line: str, width: int) -> list[str]:
     """Return a line of the usage in lines that fit."""
     indent = " " * (len(line) - len(line.lstrip()) + 1)  # inside its bracket
-    return textwrap.wrap(line, width, subsequent_indent=indent, break_on_hyphens=False, break_long_words=False) or [
-        line
-    ]
+    return in_lines(line, width, subsequent_indent=indent, break_long_words=False) or [line]
