@@ -12,7 +12,7 @@ EPOCH, RESULT = b'{"kind": "epoch"', b'{"kind": "result"'  # as `RunLog` begins 
 
 
 class Seen(NamedTuple):
-    """What a log has told so far."""
+    """How many epochs a log has, and whether it has a result."""
 
     epochs: int = 0
     has_result: bool = False

@@ -41,7 +41,7 @@ def noise(chunk_sq: float, total_sq: float, chunk_images: int, total_images: int
 
 
 class GradientNoise:
-    """Measures the noise every so many iterations, if the plan says so, for the next record of an iteration.
+    """Measures the noise as often as the plan says; the numbers go into the next record of an iteration.
 
     Raises ConfigError for a plan whose updates have a single chunk.
     """

@@ -48,7 +48,7 @@ class ImageSource:
     num_classes       how many labels there are
     class_names       what the labels mean, in their order; None if unknown
     fingerprint       the same for the same images, and only for them
-    place             where they are, for the screen and the log
+    place             where they are, as screen and log name it
     waiting_advice    what decodes, and which flags help if training waits for it; only its recipe knows these
     open              opens this process's share, in batches of the form that is given; the stack closes it
     decoder           which code makes pixels of them, if there are several that differ; else empty
