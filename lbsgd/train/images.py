@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 from lbsgd.config.plan import Plan
@@ -79,54 +78,39 @@ def ffcv_files(data: ImageNetData | ValData, threads: int, in_memory: bool = Fal
             f"the decoder is {FFCVS}: install libjpeg-turbo's header and a C compiler, and then lbsgd again; "
             "its own decoder is 2.6 times as fast"
         )
-    return ImageSource(
-        data.num_classes,
-        data.classes,
-        data.fingerprint,
-        str(data.val.path.parent),
-        advice,
-        partial(open_ffcv, data, threads, in_memory),
-        decoder,
-    )
 
-
-def open_ffcv(
-    data: ImageNetData | ValData,
-    threads: int,
-    in_memory: bool,
-    plan: Plan,
-    processes: Processes,
-    pixels: Pixels,
-    stack: ExitStack,
-) -> Images:
-    """Open the loaders. Raises DataError if FFCV is missing, ConfigError if in_memory is asked for and does not fit."""
-    try:
-        from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
-    except ImportError as error:
-        raise missing_ffcv(error) from error
-    augmentation, cut = plan.recipe.augmentation, cut_of(plan, processes)
-    train = None
-    if isinstance(data, ImageNetData):
-        train = TrainLoader(
-            data.train,
-            cut,
-            from_disk=is_read_from_disk(data.train, in_memory, processes),
-            crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
-            flip=augmentation.flip,
+    def opened(plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
+        """Raise DataError if FFCV is missing, and ConfigError if in_memory is asked for and does not fit."""
+        try:
+            from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
+        except ImportError as error:
+            raise missing_ffcv(error) from error
+        augmentation, cut = plan.recipe.augmentation, cut_of(plan, processes)
+        train = None
+        if isinstance(data, ImageNetData):
+            train = TrainLoader(
+                data.train,
+                cut,
+                from_disk=is_read_from_disk(data.train, in_memory, processes),
+                crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
+                flip=augmentation.flip,
+                threads=threads,
+                pixels=pixels,
+            )
+            stack.enter_context(closing(train))
+        val = EvalLoader(
+            data.val,
+            from_disk=is_read_from_disk(data.val, in_memory, processes),
+            batch=plan.micro_batch,
             threads=threads,
+            share=cut.share,
             pixels=pixels,
         )
-        stack.enter_context(closing(train))
-    val = EvalLoader(
-        data.val,
-        from_disk=is_read_from_disk(data.val, in_memory, processes),
-        batch=plan.micro_batch,
-        threads=threads,
-        share=cut.share,
-        pixels=pixels,
-    )
-    stack.enter_context(closing(val))
-    return Images(train, val)
+        stack.enter_context(closing(val))
+        return Images(train, val)
+
+    place = str(data.val.path.parent)
+    return ImageSource(data.num_classes, data.classes, data.fingerprint, place, advice, opened, decoder)
 
 
 def is_read_from_disk(file: BetonFile, in_memory: bool, processes: Processes) -> bool:

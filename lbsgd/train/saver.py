@@ -153,25 +153,33 @@ class Saver:
             return checkpoint.newest(self.folder)
         return None
 
-    def restore(self) -> Reached:
-        """Put the newest whole checkpoint into the engine; all processes must call it.
+    def restore(self, to_train: bool = True) -> Reached:
+        """Put the newest whole checkpoint into the engine, to train on or to evaluate; all processes must call it.
 
         Rank 0 reads it and sends it to the others. World size, micro batch and passes may differ from those that it was
-        written with. At the same world size, random states and the number of threads come back too, and so every bit.
+        written with.
         Raises CheckpointError for a checkpoint of another recipe, network or data, and if none is whole.
         """
         tensors, found = from_rank_0(lambda: checkpoint.load_newest(self.folder, self.identity, self.say))
         restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], found["counters"]))
-        if found["world_size"] == dist.get_world_size():
-            restore_random_states(tensors["random"], dist.get_rank())
-            self.restore_threads(found["num_threads"])
+        if to_train:
+            self.restore_bits(tensors["random"], found)
+        self.last_iteration = self.engine.global_steps
+        return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
+
+    def restore_bits(self, random: dict[str, torch.Tensor], found: dict[str, Any]) -> None:
+        """Take the random states and the number of threads, and so every bit, at the world size of the checkpoint.
+
+        Say what makes other last bits.
+        """
         worlds = (found["world_size"], dist.get_world_size())
+        if worlds[0] == worlds[1]:
+            restore_random_states(random, dist.get_rank())
+            self.restore_threads(found["num_threads"])
         tell_of_another_order(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
         if worlds[0] == worlds[1]:
             before, now = (get(state, "plan.config", {}) for state in (found, self.described))
             say_other_sums(self.engine, before, now, self.say_on_rank_0)
-        self.last_iteration = self.engine.global_steps
-        return Reached(torch.tensor(found["epoch_totals"], dtype=torch.float64), found["epoch_seconds"])
 
     def restore_threads(self, saved: int) -> None:
         """Take the checkpoint's number of threads: with another number, sums on a CPU differ in their last bits.

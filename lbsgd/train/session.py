@@ -70,7 +70,7 @@ def train(
         stopwatch.lap("loaders")
         reached = None
         if begins_with_checkpoint(run):
-            reached = saver.restore()
+            reached = saver.restore(to_train=not run.evaluate_only)
             stopwatch.lap("checkpoint")
         if run.evaluate_only:
             evaluate_only(run, Trainer(engine, plan, run.task, images, saver, guard, reached=reached))
