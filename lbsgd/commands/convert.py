@@ -55,6 +55,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--reencode", action="store_true", help="encode all JPEGs, even those that could be kept untouched")
     on_error = "what to do about images that cannot be decoded, once all are listed (default: fail)"
     add("--on_error", choices=("fail", "skip"), default="fail", help=on_error)
+    subset = "take validation images of some classes only, as in ImageNet-5k; errors are then among these classes"
+    add("--val_subset", action="store_true", help=subset)
     add("--num_processes", "--num_workers", type=positive, metavar="N", help="processes that convert (default: cores)")
     add("--overwrite", action="store_true", help="replace the content of the data folder")
 
@@ -91,7 +93,12 @@ def convert_look_or_verify(given: argparse.Namespace) -> None:
     sizes = {name: getattr(given, name) for name in SIZES}
     if sizes["max_side"] is None and sizes["short_side"] is None:
         sizes["max_side"] = 500
-    wanted = {"on_error": given.on_error, "overwrite": given.overwrite, **sizes}
+    wanted = {
+        "on_error": given.on_error,
+        "overwrite": given.overwrite,
+        "val_subset": given.val_subset,
+        **sizes,
+    }
     if given.dry_run:
         return say(look(source, data_dir, num_processes, **wanted))
     return convert(source, data_dir, num_processes=num_processes, **wanted)

@@ -82,8 +82,9 @@ class ByClass:
     def images(self, key: Key = by_path, classes: list[str] | None = None, *, may_repeat: bool = False) -> Images:
         """Return all that was added.
 
-        classes: in their order, by default sorted by name. Raises DataError for one without images, and for images of
-        one key unless keys may repeat: such images come in the order in which they were found.
+        classes: in their order, also those without images; by default those that were found, sorted by name.
+        Raises DataError without images, for a class folder without images, and for images of one key unless keys may
+        repeat: such images come in the order in which they were found.
         """
         for row in self.loose:
             self.left_out.add(STRAY_FILE, self.files.names[row])
@@ -107,7 +108,7 @@ class ByClass:
         position_of = np.array([positions[name] for name in self.numbers], np.uint32)
         labels = position_of[np.asarray(self.numbers_of_rows)]
         counts = np.bincount(labels, minlength=len(classes))
-        self._refuse_empty([name for name, count in zip(classes, counts, strict=True) if not count], len(labels))
+        self._refuse_empty([name for name in sorted(self.numbers) if not counts[positions[name]]], len(labels))
         by_class = np.argsort(labels, kind="stable").astype(np.uint32)
         rows = np.asarray(self.rows)[by_class]
         del by_class, labels

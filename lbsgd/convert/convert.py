@@ -27,7 +27,7 @@ from lbsgd.convert.existing_data import (
     is_read_only,
 )
 from lbsgd.convert.image import KINDS, SCALED, UNDECODABLE, libraries
-from lbsgd.convert.preflight import left_out_lines, refuse_unusable
+from lbsgd.convert.preflight import left_out_lines, refuse_unusable, refuse_unvalidated
 from lbsgd.convert.process_pool import checked_num_processes
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Source
@@ -59,6 +59,7 @@ def convert(
     num_processes: int | None = None,
     on_error: str = "fail",
     overwrite: bool = False,
+    val_subset: bool = False,
     commit_seconds: float = 2.0,
     **settings: Any,
 ) -> None:
@@ -66,6 +67,7 @@ def convert(
 
     num_processes: by default one per core.
     on_error: "fail" or "skip", what to do about images that cannot be decoded, once all have been tried.
+    val_subset: whether classes may have no validation images; errors are then among the others.
     commit_seconds: the most work that is lost when the process or the machine dies.
     settings: those of `Settings`.
     Raises ConfigError for settings that cannot be right, Stopped after SIGINT or SIGTERM, and DataError, with nothing
@@ -85,6 +87,8 @@ def convert(
                 remove_work(work)
                 return
             _say_all(left_out_lines(found))
+            if not val_subset:
+                refuse_unvalidated(found)
             if on_error == "fail":
                 refuse_unusable(found)
             identity = conversion_identity(found, wanted)
@@ -143,13 +147,14 @@ def look(
     *,
     overwrite: bool = False,
     on_error: str = "fail",
+    val_subset: bool = False,
     **settings: Any,
 ) -> str:
     """Return, in some lines, what `convert` would do (--dry_run). Leaves nothing behind."""
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     with stoppable(NOTHING_KEPT), tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir)
-        return dry_run(found, wanted, data_dir, num_processes, overwrite, on_error)
+        return dry_run(found, wanted, data_dir, num_processes, overwrite, on_error, val_subset)
 
 
 def _say_all(lines: list[str]) -> None:

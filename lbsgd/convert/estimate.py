@@ -25,7 +25,7 @@ from lbsgd.convert.image import (
     stored_image,
     without_opencv_threads,
 )
-from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line
+from lbsgd.convert.preflight import left_out_lines, unusable_images, unusable_line, unvalidated_line
 from lbsgd.convert.process_pool import ProcessPool
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import ImageReader, Images, Source
@@ -184,10 +184,13 @@ def dry_run(
     num_processes: int,
     overwrite: bool,
     on_error: str,
+    val_subset: bool,
 ) -> str:
     """Return, in some lines, what was found, the size of the result, the time it will take, and what is in its way."""
     found, classes = estimate(source, settings, num_images=200), source.train.classes
     in_the_way = _in_the_way(source, found) if on_error == "fail" else []
+    if not val_subset and (unvalidated := unvalidated_line(source)):
+        in_the_way.insert(0, unvalidated)
     seconds, free = duration(found.seconds / num_processes), size(free_bytes(data_dir))
     full = _no_room(data_dir, int(MARGIN * max(0, found.num_bytes - _bytes_in(data_dir / ".converting"))))
     return "\n".join(

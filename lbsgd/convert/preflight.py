@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from lbsgd.convert.source_images import Images, Source
 from lbsgd.data.pil_image import ImageError, opened, unusable_depth
 from lbsgd.errors import DataError
@@ -43,6 +45,26 @@ def unusable_line(unusable: list[str]) -> str:
         f"{counted(len(unusable), 'image')} cannot become 8 bits, because nobody can tell which value is white: "
         f"{shortened(unusable)}; store them with 8 or 16 bits, or leave them out with --on_error skip"
     )
+
+
+def unvalidated_line(source: Source) -> str | None:
+    """Return what to say of classes without validation images, None if all classes have some."""
+    images = source.val
+    counts = np.bincount(images.labels, minlength=len(images.classes))
+    without = [name for name, count in zip(images.classes, counts, strict=True) if not count]
+    if not without:
+        return None
+    return (
+        f"{images.origin} has no validation images of {len(without):,} of {len(images.classes):,} classes: "
+        f"{shortened(without)}; complete it, or give --val_subset if that is meant, as in the paper's ImageNet-5k: "
+        "errors are then among the other classes"
+    )
+
+
+def refuse_unvalidated(source: Source) -> None:
+    """Raise DataError if a class has no validation images."""
+    if line := unvalidated_line(source):
+        raise DataError(line)
 
 
 def refuse_unusable(source: Source) -> None:

@@ -130,7 +130,7 @@ def _split(name: str) -> str | None:
 def images_of_shards(shards: Shards, scratch: Path) -> tuple[Images, Images]:
     """Return the training and the validation images.
 
-    Raises DataError if a class has no images in one of them, or two names.
+    Raises DataError if a class has no training images, or two names.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     listed = {split: _listed(shards, split, scratch) for split in SPLITS}

@@ -46,7 +46,8 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
     """Find the images of a folder or a tar.
 
     scratch: a folder for the content of a compressed archive. data_dir: the data folder, for the commands in messages.
-    Raises DataError if there are none, or if the splits have different classes.
+    Raises DataError if there are none, or if validation images are of a class that has no training images. Classes
+    without validation images are `preflight.refuse_unvalidated`'s to refuse.
     """
     path = source_path(path)
     try:
@@ -57,10 +58,10 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
             raise full from error
         raise DataError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
     if train.classes != val.classes:
-        differing = sorted(set(train.classes) ^ set(val.classes))
+        untrained = sorted(set(val.classes) - set(train.classes))
         raise DataError(
-            f"{val.container} has other classes than {train.container}: {shortened(differing)} in one of them "
-            f"only; both must have the same"
+            f"{val.container} has other classes than {train.container}, which has no {shortened(untrained)}; both must "
+            "have the same"
         )
     return Source(path, train, val, version_)
 
@@ -134,10 +135,10 @@ def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Im
 
 def _labelled(val: ByClass, classes: list[str], labels: Labels) -> Images:
     """Return the validation images by their class folders or, without any, by a table of labels."""
-    if val.rows or not val.loose:
-        return val.images()
-    val.label_loose(labels(), classes)
-    return val.images(lambda name, _: os.path.basename(name), classes)
+    if val.loose and not val.rows:
+        val.label_loose(labels(), classes)
+        return val.images(lambda name, _: os.path.basename(name), classes)
+    return val.images(classes=classes if val.numbers.keys() <= set(classes) else None)
 
 
 def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Images]:

@@ -71,6 +71,13 @@ class Manifest:
         replace_file(path, json.dumps(asdict(self), indent=1).encode())
         to_disk(path.parent)
 
+    @property
+    def val_classes(self) -> list[int] | None:
+        """Return the numbers of the classes that have validation images, None if all have or nobody knows."""
+        counts = self.images_per_class.get("val", [])
+        found = [number for number, count in enumerate(counts) if count]
+        return found if found and len(found) < len(counts) == len(self.classes) else None
+
     def first_wrong_label(self, beton: BetonFile) -> int | None:
         """Return the first image of train.beton or val.beton whose label contradicts images_per_class."""
         counts = self.images_per_class.get(beton.path.stem, [])
@@ -120,6 +127,7 @@ class ValData:
     classes: list[str] | None  # None without a manifest
     fingerprint: str
     train_fingerprint: str | None  # of train.beton, which need not be there; None where nobody knows
+    val_classes: list[int] | None  # among which errors are counted, if not among all
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,8 +149,9 @@ def open_data(data_dir: str | os.PathLike) -> ImageNetData:
     Files from elsewhere have no manifest: their classes are 0 ... the highest label of the training images.
     """
     [train, val], manifest, num_classes = _open(Path(data_dir), ("train.beton", "val.beton"))
-    classes, fingerprint = manifest.classes if manifest else None, _fingerprint(train, val, num_classes)
-    return ImageNetData(val, num_classes, classes, fingerprint, train.fingerprint, train)
+    names, among = (manifest.classes, manifest.val_classes) if manifest else (None, None)
+    fingerprint = _fingerprint(train, val, num_classes)
+    return ImageNetData(val, num_classes, names, fingerprint, train.fingerprint, among, train)
 
 
 def open_val(data_dir: str | os.PathLike) -> ValData:
@@ -154,8 +163,8 @@ def open_val(data_dir: str | os.PathLike) -> ValData:
     counted = not is_there(folder / "manifest.json") and is_there(folder / "train.beton")
     [*train, val], manifest, num_classes = _open(folder, ("train.beton", "val.beton") if counted else ("val.beton",))
     known = manifest.train.fingerprint if manifest else train[0].fingerprint if train else None
-    classes = manifest.classes if manifest else None
-    return ValData(val, num_classes, classes, _fingerprint(val, num_classes), known)
+    names, among = (manifest.classes, manifest.val_classes) if manifest else (None, None)
+    return ValData(val, num_classes, names, _fingerprint(val, num_classes), known, among)
 
 
 def _open(folder: Path, names: Sequence[str]) -> tuple[list[BetonFile], Manifest | None, int]:

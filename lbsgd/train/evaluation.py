@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,17 +17,43 @@ from lbsgd.train.task import Batch, Task
 
 
 @torch.no_grad()
-def evaluate(engine, task: Task, batches: Iterable[Batch], alive: Callable[[str], None]) -> dict[str, Any]:
+def evaluate(
+    engine,
+    task: Task,
+    batches: Iterable[Batch],
+    alive: Callable[[str], None],
+    among: Sequence[int] | None = None,
+) -> dict[str, Any]:
     """Return the task's evaluation; all processes must call it.
 
-    batches: this process's share of the images. alive: told of each batch.
+    batches: this process's share of the images. alive: told of each batch. among: the classes that the network may
+    answer with, by default all.
     """
     engine.eval()
-    with as_it_is(engine.module):
+    with as_it_is(engine.module), answering_among(among, engine.module):
         found = task.evaluate(engine, watched(batches, alive))
     missing = {measure.key for measure in task.judged_by} - found.keys()
     assert not missing, f"an evaluation without {sorted(missing)}, by which the task is judged"
     return found
+
+
+@contextmanager
+def answering_among(classes: Sequence[int] | None, network: torch.nn.Module) -> Iterator[None]:
+    """Let a classifier answer with some of its classes only: inside, the logits of all others are -inf.
+
+    So a network of 5,000 classes is judged as one of the 1,000 that validation images have (ImageNet-5k, Sec. 5.3).
+    """
+
+    def others_left_out(_network, _images, logits: torch.Tensor) -> torch.Tensor:
+        kept = torch.tensor(classes, device=logits.device)
+        return torch.full_like(logits, -torch.inf).index_copy(1, kept, logits.index_select(1, kept))
+
+    hook = None if classes is None else network.register_forward_hook(others_left_out)
+    try:
+        yield
+    finally:
+        if hook:
+            hook.remove()
 
 
 def is_due(epoch: float, last: float, every: int, judged_by: Sequence[Measure]) -> bool:

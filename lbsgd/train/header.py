@@ -27,6 +27,7 @@ def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
         "data": run.images.fingerprint,
         **({"classes": run.images.class_names} if run.images.class_names else {}),
         **({"decoder": run.images.decoder} if run.images.decoder else {}),
+        **({"errors": run.images.errors} if run.images.errors else {}),
         "aggregation": aggregation_described(run.plan, engine),
         "batch_norm": norm_described(run, engine.device),
         **({"compiled": "each residual block"} if run.compiled else {}),
@@ -41,6 +42,7 @@ def say_what_runs(progress: Progress, header: dict[str, Any]) -> None:
     lines = {
         "data": header["environment"]["data"],
         "decoder": header.get("decoder"),
+        "errors": header.get("errors"),
         "aggregation": header["aggregation"],
         "batch norm": header["batch_norm"],
         "CUDA graphs": header.get("cuda_graphs"),

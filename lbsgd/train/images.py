@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -24,10 +24,14 @@ OURS, FFCVS = "lbsgd's own", "FFCV's, because lbsgd was installed without a C co
 
 
 class Images(NamedTuple):
-    """This process's share of the images to train on, if the run trains, and to evaluate on."""
+    """This process's share of the images to train on, if the run trains, and to evaluate on.
+
+    among: the classes that a classifier may answer with in an evaluation; None for all
+    """
 
     train: TrainData | None
     val: EvalData
+    among: Sequence[int] | None = None
 
 
 def cut_of(plan: Plan, processes: Processes) -> Cut:
@@ -51,6 +55,7 @@ class ImageSource:
     waiting_advice    what decodes, and which flags help if training waits for it; only its recipe knows these
     open              opens this process's share, in batches of the form that is given; the stack closes it
     decoder           which code makes pixels of them, if there are several that differ; else empty
+    errors            among which classes errors are counted, if not among all; else empty
     """
 
     num_classes: int
@@ -60,6 +65,7 @@ class ImageSource:
     waiting_advice: str
     open: Callable[[Plan, Processes, Pixels, ExitStack], Images]
     decoder: str = ""
+    errors: str = ""
 
 
 def ffcv_files(data: ImageNetData | ValData, threads: int, in_memory: bool = False) -> ImageSource:
@@ -107,10 +113,12 @@ def ffcv_files(data: ImageNetData | ValData, threads: int, in_memory: bool = Fal
             pixels=pixels,
         )
         stack.enter_context(closing(val))
-        return Images(train, val)
+        return Images(train, val, data.val_classes)
 
-    place = str(data.val.path.parent)
-    return ImageSource(data.num_classes, data.classes, data.fingerprint, place, advice, opened, decoder)
+    place, errors = str(data.val.path.parent), ""
+    if data.val_classes:
+        errors = f"among the {len(data.val_classes):,} of {data.num_classes:,} classes that have validation images"
+    return ImageSource(data.num_classes, data.classes, data.fingerprint, place, advice, opened, decoder, errors)
 
 
 def is_read_from_disk(file: BetonFile, in_memory: bool, processes: Processes) -> bool:

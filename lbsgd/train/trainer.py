@@ -242,4 +242,4 @@ class Trainer:
         from_rank_0(self.saver.wait)
         self.guard.nothing_to_save = True
         sync_batch_norm_statistics(self.engine, self.plan.recipe.batch_norm, self.images.train, epoch, self.guard.alive)
-        return evaluate(self.engine, self.task, self.images.val, self.guard.alive)
+        return evaluate(self.engine, self.task, self.images.val, self.guard.alive, self.images.among)

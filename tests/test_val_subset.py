@@ -1,0 +1,146 @@
+"""Validation images of some classes only, as in the paper's ImageNet-5k: errors are among these classes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from converter import SETTINGS, make_tree
+from test_convert_shards import KINDS
+from test_sources import WNIDS, devkit, find, make_folders, make_official
+
+from lbsgd.convert.convert import convert, look
+from lbsgd.convert.preflight import unvalidated_line
+from lbsgd.convert.verify import verify
+from lbsgd.data.beton import BetonFile
+from lbsgd.data.folder import Manifest, open_data, open_val
+from lbsgd.data.loaders import EvalLoader
+from lbsgd.data.share import Pixels, Share
+from lbsgd.errors import DataError
+from lbsgd.train.evaluation import answering_among
+
+ROOT = Path(__file__).parent.parent
+MORE = ["n00000001", "n02000000", "n99999999"]  # before, between and after ImageNet's own
+
+
+def folders_of_more_classes(folder):
+    """Training images of seven classes, and validation images of four."""
+    make_folders(folder)
+    for name in MORE:
+        shutil.copytree(folder / "train" / WNIDS[0], folder / "train" / name)
+    return folder
+
+
+def official_validation(folder):
+    """The same, with ImageNet's own archive of validation images and its devkit in place of folders."""
+    folders_of_more_classes(folder)
+    shutil.rmtree(folder / "val")
+    shutil.copy(make_official(folder.with_name("official")) / "ILSVRC2012_img_val.tar", folder)
+    devkit(folder)
+    return folder
+
+
+@pytest.mark.parametrize("make", [folders_of_more_classes, official_validation])
+def test_validation_images_have_the_numbers_of_the_training_classes(tmp_path, make):
+    source, whole = find(make(tmp_path / "source"), tmp_path), find(make_folders(tmp_path / "whole"), tmp_path)
+    assert source.val.classes == source.train.classes == sorted([*WNIDS, *MORE])
+    names = [[images.classes[label] for label in images.labels] for images in (source.val, whole.val)]
+    assert names[0] == names[1]
+    assert "no validation images of 3 of 7 classes: n00000001, n02000000, n99999999; " in unvalidated_line(source)
+    assert unvalidated_line(whole) is None
+
+
+def test_it_is_refused_unless_it_is_asked_for(tmp_path):
+    source, data = folders_of_more_classes(tmp_path / "source"), tmp_path / "data"
+    refused = "no validation images of 3 of 7 classes: .*; complete it, or give --val_subset"
+    with pytest.raises(DataError, match=refused):
+        convert(source, data, **SETTINGS)
+    assert not (data / "manifest.json").exists()
+    assert "refused: " in look(source, data, 1, max_side=500)
+    assert "refused: " not in look(source, data, 1, max_side=500, val_subset=True)
+    convert(source, data, val_subset=True, **SETTINGS)
+    verify(data, 1, source)
+    for opened in (open_data(data), open_val(data)):
+        assert [opened.classes[number] for number in opened.val_classes] == WNIDS
+
+
+def test_shards_too_may_lack_validation_images_of_a_class(tmp_path):
+    make, _ = KINDS["webdataset"]
+    source = make(tmp_path / "source")
+    for shard in source.glob("*val*.tar"):
+        shard.unlink()
+    [name] = {path.name for path in source.glob("*train-000000.tar")}
+    shutil.copy(source / name, source / name.replace("train", "val"))  # one shard of the images, of some classes
+    found = find(source, tmp_path)
+    assert found.val.classes == found.train.classes
+    assert 0 < len(set(found.val.labels.tolist())) <= 3
+
+
+def test_an_empty_folder_of_a_class_is_refused_also_where_classes_may_lack(tmp_path):
+    source = folders_of_more_classes(tmp_path / "source")
+    (source / "val" / MORE[0]).mkdir()
+    with pytest.raises(DataError, match=f"no images in .*val for class {MORE[0]}"):
+        find(source, tmp_path)
+
+
+def test_a_manifest_whose_classes_all_have_images_restricts_nothing(tmp_path):
+    convert(make_tree(tmp_path / "tree"), tmp_path / "data", **SETTINGS)
+    assert open_data(tmp_path / "data").val_classes is None
+    manifest = tmp_path / "data/manifest.json"
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({key: value for key, value in content.items() if key != "images_per_class"}))
+    assert Manifest.read(manifest).val_classes is None  # of an earlier converter, which could not restrict them
+
+
+def test_a_network_answers_among_the_classes_that_it_may_answer_with():
+    network, images = torch.nn.Linear(6, 5), torch.randn(40, 6)
+    logits = network(images)
+    with answering_among([1, 3, 4], network):
+        among = network(images)
+    assert torch.equal(among[:, [1, 3, 4]], logits[:, [1, 3, 4]]) and among[:, [0, 2]].isneginf().all()
+    assert not torch.equal(among.argmax(1), logits.argmax(1))  # or the restriction could not show
+    assert torch.equal(network(images), logits)  # afterwards it answers with all of them
+    with answering_among(None, network):
+        assert torch.equal(network(images), logits)
+
+
+def test_a_run_counts_errors_among_the_classes_of_the_validation_images(digits_tree, tmp_path):
+    """A network of ten classes on images of three of them: 3-way errors, as torchvision's network gives by hand."""
+    classes, source = [1, 4, 7], tmp_path / "source"
+    source.mkdir()
+    (source / "train").symlink_to(digits_tree / "train")
+    for number in classes:
+        (source / "val").mkdir(exist_ok=True)
+        (source / f"val/{number}").symlink_to(digits_tree / f"val/{number}")
+    convert(source, tmp_path / "data", val_subset=True, **SETTINGS)
+    torch.manual_seed(0)
+    network = torchvision.models.resnet50(num_classes=10).eval()
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    loader = EvalLoader(
+        BetonFile.open(tmp_path / "data/val.beton"),
+        batch=60,
+        share=Share(),
+        pixels=Pixels(resolution=32, device="cpu"),
+        threads=1,
+    )
+    with torch.no_grad(), closing(loader):
+        answers = [(network(images), labels) for images, labels in loader]
+    logits, labels = (torch.cat(parts) for parts in zip(*answers, strict=True))
+    restricted = torch.tensor(classes)[logits[:, classes].argmax(1)]
+    error = 100 * (restricted != labels).double().mean().item()
+    assert error < 100 * (logits.argmax(1) != labels).double().mean().item()  # ten-way errors are others
+    flags = ["--data_dir", "data", "--evaluate_only", "--weights", "weights.pt", "--output_dir", "run"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "recipes/resnet50.py", "--deepspeed_config", ROOT / "ds_configs/digits.json", *flags],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"top-1 error {error:.2f} %" in done.stdout
+    assert "among the 3 of 10 classes that have validation images" in done.stdout.replace("\n", " ")
