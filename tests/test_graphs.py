@@ -112,6 +112,17 @@ def assert_same(ours, theirs):
     assert [name for name, u in theirs.momentum.items() if not torch.equal(u, ours.momentum[name])] == []
 
 
+class CannotRecord:
+    def record(self, function):
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might")
+
+
+def test_blocks_that_cannot_be_recorded_end_the_run_with_the_flag_that_helps(recorder):
+    told = r"cannot be recorded here \(CUDA error: .* is capturing\); train with --no-cuda_graphs"
+    with pytest.raises(ConfigError, match=told):
+        trained(recipe(), CannotRecord)
+
+
 @pytest.fixture(scope="module")
 def expected():
     return oracle.train(network())

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lbsgd.errors import ConfigError, one_line
 from lbsgd.train.recording import CudaRecorder, Recorder, Recording, has_bare_parts
 
 END = 2**31  # a place after all
@@ -59,7 +60,10 @@ class Graphs:
         return dict(vars(copied))
 
     def begin(self, network: nn.Module, inputs: Any) -> None:
-        """Begin a forward of the network: record its blocks if two forwards have run the same ones."""
+        """Begin a forward of the network: record its blocks if two forwards have run the same ones.
+
+        Raises ConfigError where they cannot be recorded. Running on as they are would differ between processes.
+        """
         if not network.training or not torch.is_grad_enabled() or within_autograd():
             return
         self.last, self.last_backward = -1, END
@@ -68,7 +72,15 @@ class Graphs:
         if not self.recorded:
             fitting = [block for block in self.ran if block.fits(self.ran)]
             if fitting and self.ran == self.ran_before:
-                self.record(fitting)
+                try:
+                    self.record(fitting)
+                except torch.OutOfMemoryError:
+                    raise
+                except RuntimeError as error:
+                    raise ConfigError(
+                        f"CUDA graphs: the residual blocks cannot be recorded here ({one_line(error)}); train with "
+                        "--no-cuda_graphs, which gives the same bits"
+                    ) from error
             self.ran_before, self.ran = self.ran, []
 
     def record(self, blocks: Sequence[GraphedBlock]) -> None:
