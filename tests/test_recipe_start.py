@@ -7,7 +7,9 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 from commands import ROOT, command, environment_with, recipe, refused, script
 from test_beton import write_beton
 
@@ -74,6 +76,15 @@ def test_an_output_that_is_full_once_the_processes_have_met_is_no_bug():
     full.__cause__ = OSError(28, FULL)
     error = explained(full, "the start", None)
     assert (error.exit_code, str(error)) == (2, f"the output cannot be written ({FULL})")
+
+
+@pytest.mark.parametrize("library", [torch.empty, np.empty])
+def test_a_host_whose_memory_is_full_is_no_bug(library):
+    with pytest.raises((RuntimeError, MemoryError)) as full:
+        library(10**15)
+    error = explained(full.value, "the start", None)
+    assert error.exit_code == 2 and str(error).startswith("the host's memory is full at the start (")
+    assert "--micro_batch" in str(error)
 
 
 @pytest.mark.parametrize("flag", ["--data_dir", "--output_dir", "--weights", "--baseline"])

@@ -18,13 +18,14 @@ FIRST_CAUSE_SECONDS = 8.0
 TOLD_SECONDS = 2.0  # of these 8, for a failed process to tell the others
 FROM_CHECKPOINT = "--resume goes on from the newest checkpoint"
 WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
+NO_MEMORY = "can't allocate memory"  # as torch's allocator on a CPU says in a RuntimeError
 
 
 def explained(error: BaseException, position: str, peers: Peers | None) -> LbsgdError:
     """Return an exception of another library as one of ours.
 
-    It means that the output cannot be written, a process was lost, or a GPU's memory is full. Any other is a bug, and
-    its traceback is printed.
+    It means that the output cannot be written, a process was lost, or memory is full. Any other is a bug, and its
+    traceback is printed.
     """
     if isinstance(error, OutputError):
         return error.refusal()
@@ -37,6 +38,11 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
         return ConfigError(
             f"the GPU's memory is full at {position} ({text}); take fewer images a pass by --micro_batch, which leaves "
             "the iteration as it is, compute in --precision bf16, or leave out CUDA graphs by --no-cuda_graphs"
+        )
+    if isinstance(error, MemoryError) or NO_MEMORY in text:
+        return ConfigError(
+            f"the host's memory is full at {position} ({text}); take fewer images a pass by --micro_batch, which "
+            "leaves the iteration as it is, or fewer --loader_threads"
         )
     with suppress(OSError, ValueError):  # a console that is gone
         traceback.print_exception(error)
