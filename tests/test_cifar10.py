@@ -62,6 +62,11 @@ def test_the_same_archive_gives_the_same_tar(tmp_path):
         (lambda batches: batches["data_batch_1"].pop(b"labels"), "labels"),
         (lambda batches: batches["data_batch_1"].update({b"labels": [0, 1]}), "3 images and 2 labels"),
         (lambda batches: batches.update(data_batch_3=pickle.dumps(print)), "it would call builtins.print"),
+        (lambda batches: batches.update(data_batch_3=b"\x80\x02}K\x01a."), "data_batch_3: .* no attribute 'append'"),
+        (lambda batches: batches.update(data_batch_3=b"\x80\x04\x8e" + b"\xff" * 8), "data_batch_3: BINBYTES"),
+        (lambda batches: batches["data_batch_1"].update({b"data": np.zeros((3, 3072))}), "no array of bytes"),
+        (lambda batches: batches["data_batch_1"].update({b"data": np.array([{}] * 3)}), "no array of bytes"),
+        (lambda batches: batches["data_batch_1"].update({b"data": [[0] * 3072] * 3}), "no array of bytes"),
     ],
 )
 def test_a_damaged_or_hostile_archive_is_refused(tmp_path, change, reason):

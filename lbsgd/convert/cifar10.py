@@ -21,7 +21,7 @@ import numpy as np
 from lbsgd.convert.archives import MAX_HEADER_BYTES
 from lbsgd.convert.compressed import decompressor, uncompressed
 from lbsgd.disk import appearing
-from lbsgd.errors import DataError
+from lbsgd.errors import DataError, one_line
 
 FOLDER = "cifar-10-batches-py"
 BATCHES = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "val"}
@@ -62,7 +62,7 @@ def as_tar(path: Path, scratch: Path) -> Path:
         with appearing(target) as partial:
             _write_images(content, partial)
             os.utime(partial, ns=(path.stat().st_mtime_ns,) * 2)
-    except (tarfile.TarError, EOFError, KeyError, IndexError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except (tarfile.TarError, LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{path}: is not the whole cifar-10-python.tar.gz ({error}); download it again") from error
     finally:
         if content != path:
@@ -84,7 +84,7 @@ def images_of(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
     numbers = {"train": 0, "val": 0}
     for batch, split in BATCHES.items():
         content = unpickled(archive, batch)
-        pixels = np.asarray(content[b"data"], np.uint8).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
+        pixels = np.frombuffer(bytes_of(content[b"data"]), np.uint8).reshape(-1, 3, SIDE, SIDE).transpose(0, 2, 3, 1)
         if len(pixels) != len(content[b"labels"]):
             raise ValueError(f"{batch} has {len(pixels)} images and {len(content[b'labels'])} labels")
         for image, label in zip(pixels, content[b"labels"], strict=True):
@@ -101,26 +101,48 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def unpickled(archive: tarfile.TarFile, name: str) -> dict[bytes, Any]:
-    """Return the content of one of the archive's pickles."""
+    """Return the content of one of the archive's pickles. Raises ValueError for a damaged one, KeyError for none."""
     file = archive.extractfile(f"{FOLDER}/{name}")
-    assert file is not None  # a member that is no file raises KeyError or is a directory, which the archive has not
-    return ArraysOnly(file, encoding="bytes").load()
+    if file is None:
+        raise ValueError(f"{name} is no file")
+    try:
+        return ArraysOnly(file, encoding="bytes").load()
+    except OSError:  # of the disk
+        raise
+    except Exception as error:  # pickle raises nearly anything for damage
+        raise ValueError(f"{name}: {one_line(error)}") from error
+
+
+class Built:
+    """What a pickle gives NumPy to build an array of; NumPy may end the process if it builds a damaged one."""
+
+    state: Any = None
+
+    def __init__(self, *_: Any) -> None:
+        """Take the arguments, which say no more than the state."""
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def bytes_of(array: Any) -> bytes:
+    """Return the bytes of an array of bytes. Raises ValueError for anything else."""
+    match getattr(array, "state", None):
+        case (_, (images, num_bytes), _, False, bytes(content)) if images * num_bytes == len(content):
+            return content
+    raise ValueError("no array of bytes, a row per image")
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Builds NumPy arrays and nothing else: a pickle may otherwise run any code."""
+    """Builds nothing, and keeps of an array what it is built of: a pickle may otherwise run any code."""
 
-    ALLOWED = {"_reconstruct": "numpy.core.multiarray", "ndarray": "numpy", "dtype": "numpy", "encode": "_codecs"}
+    HOMES = {"_reconstruct": "numpy.core.multiarray", "ndarray": "numpy", "dtype": "numpy", "encode": "_codecs"}
 
     def find_class(self, module: str, name: str) -> Any:
-        home = self.ALLOWED.get(name)
+        home = self.HOMES.get(name)
         if home is None or module.replace("numpy._core", "numpy.core") != home:
             raise pickle.UnpicklingError(f"it would call {module}.{name}")
-        if name == "encode":
-            return latin1  # in which Python 3 writes bytes for Python 2
-        if name == "_reconstruct":
-            return np.array(0).__reduce__()[0]  # wherever this version of NumPy keeps it
-        return getattr(np, name)
+        return latin1 if name == "encode" else Built  # Python 3 writes bytes for Python 2 in latin1
 
 
 def latin1(text: str, encoding: str) -> bytes:
