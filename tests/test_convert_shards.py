@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import tarfile
+from types import SimpleNamespace
 from zlib import crc32
 
 import numpy as np
@@ -649,6 +650,14 @@ def test_parquet_of_something_else_is_refused(tmp_path):
     assert "row 0 holds no image" in refused(source, tmp_path)
     path.write_bytes(path.read_bytes()[:-30])
     assert f"{path} cannot be read as parquet" in refused(source, tmp_path)
+
+
+def test_what_a_killed_process_had_copied_of_parquet_takes_no_room(tmp_path, monkeypatch):
+    source, left = parquet(tmp_path / "source"), tmp_path / "scratch/train.0123456789abcdef.partial"
+    left.parent.mkdir()
+    left.touch()
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0 if left.exists() else 1 << 40))
+    assert len(find_source(source, tmp_path / "scratch", tmp_path / "data").train) > 0
 
 
 def test_a_full_disk_is_no_damage_of_a_parquet_shard(tmp_path, monkeypatch):

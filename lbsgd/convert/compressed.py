@@ -81,8 +81,6 @@ def uncompressed(path: Path, scratch: Path) -> Path:
     tar = scratch / f"{version(path)}.tar"
     if not tar.exists():
         scratch.mkdir(parents=True, exist_ok=True)
-        for left in scratch.glob("*.partial"):  # behind by a process that was killed: one at a time has the folder
-            left.unlink()
         drop_content(scratch, rf"{re.escape(path.name)}\.\d+\.\d+\.tar(\.\d+\.\d+\.listing)?")  # of earlier versions
         num_bytes = path.stat().st_size
         require_room(scratch, path, num_bytes)  # images hardly compress
@@ -93,8 +91,11 @@ def uncompressed(path: Path, scratch: Path) -> Path:
 
 
 def drop_content(scratch: Path, names: str) -> None:
-    """Remove the files of the scratch folder whose names match a regular expression."""
-    for path in [path for path in scratch.iterdir() if re.fullmatch(names, path.name)]:
+    """Remove from the scratch folder what a killed process has left, and files whose names match a regular expression.
+
+    One process at a time has the folder.
+    """
+    for path in [path for path in scratch.iterdir() if path.suffix == ".partial" or re.fullmatch(names, path.name)]:
         path.unlink()
 
 
