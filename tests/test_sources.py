@@ -1,6 +1,7 @@
 """Sources are found and read in place: folders, ImageNet's archives, Kaggle's folders. Archives are data only."""
 
 import io
+import math
 import os
 import resource
 import struct
@@ -389,17 +390,35 @@ def element(kind, content):
     return struct.pack("<II", kind, len(content)) + content + bytes(-len(content) % 8)
 
 
-NO_NUMBER = (  # a struct array, whose one record has nothing as its ILSVRC2012_ID
-    *(element(6, b"\2"), element(5, struct.pack("<ii", 1, 1)), element(1, b"")),
-    *(element(5, struct.pack("<i", 16)), element(1, b"ILSVRC2012_ID".ljust(16, b"\0")), element(14, b"")),
-)
+def table_with(value):
+    """Return a struct array, whose one record has this element as its ILSVRC2012_ID."""
+    head = element(6, b"\2") + element(5, struct.pack("<ii", 1, 1)) + element(1, b"")
+    return head + element(5, struct.pack("<i", 16)) + element(1, b"ILSVRC2012_ID".ljust(16, b"\0")) + value
+
+
+def number(value):
+    return (
+        element(6, b"\6")
+        + element(5, struct.pack("<ii", 1, 1))
+        + element(1, b"")
+        + element(9, struct.pack("<d", value))
+    )
+
+
+def nested(depth):
+    content = b""
+    for _ in range(depth):
+        content = table_with(element(14, content))
+    return content
 
 
 @pytest.mark.parametrize(
     "name, content",
     [
-        ("data/meta.mat", meta_of(14, b"".join(NO_NUMBER))),
+        ("data/meta.mat", meta_of(14, table_with(element(14, b"")))),
         ("data/meta.mat", meta_of(14, element(6, b""))),
+        ("data/meta.mat", meta_of(14, table_with(element(14, number(math.inf))))),
+        ("data/meta.mat", meta_of(14, nested(1100))),
         ("data/meta.mat", meta_of(15, b"not zlib's")),
         ("data/meta.mat", b"MATLAB 5.0 MAT-file".ljust(126) + b"IM" + bytes(40)),
         ("data/meta.mat", b""),
@@ -715,6 +734,11 @@ def test_what_is_no_plain_file_of_a_bounded_size_is_refused_in_folders_too(tmp_p
     (folder / "large.JPEG").touch()
     os.truncate(folder / "large.JPEG", (1 << 28) + 1)
     assert f"{folder}/large.JPEG is larger than 268,435,456 bytes" in refusal(tmp_path / "source", tmp_path)
+
+
+def test_kaggle_s_table_is_found_from_within_its_folder_by_a_dot(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_kaggle(tmp_path / "source") / "ILSVRC/Data/CLS-LOC")
+    assert len(find(Path("."), tmp_path).val) == 6
 
 
 def test_what_a_killed_process_had_uncompressed_is_not_left(tmp_path):

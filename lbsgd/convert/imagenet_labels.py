@@ -37,7 +37,7 @@ def devkit_labels(path: Path) -> dict[str, str]:
         wnids = synsets(meta)
         numbers = _decoded(truth).split()
         return {f"ILSVRC2012_val_{image:08}": wnids[int(number)] for image, number in enumerate(numbers, 1)}
-    except (ValueError, KeyError, IndexError, TypeError, StopIteration, zlib.error) as error:
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError, StopIteration, zlib.error) as error:
         raise DataError(
             f"{path}: {META} and {GROUND_TRUTH} do not give the classes of the validation images ({error!r}); "
             f"fetch the devkit again"

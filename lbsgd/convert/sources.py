@@ -152,8 +152,9 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
         ]
         raise _nothing_found(path, missing, data_dir)
     images, above, places = train.images(), path, [base, path]
-    if base.name == "CLS-LOC":  # Kaggle's
-        above = base.absolute().parent.parent
+    whole = Path(os.path.abspath(base))  # a relative one may lack a name
+    if whole.name == "CLS-LOC":  # Kaggle's
+        above = whole.parent.parent
         places.append(above.parent)
     annotated = partial(labels_in_folder, above / ANNOTATIONS)
     labels = partial(_labels_for, val.container, places, annotated, data_dir)
