@@ -324,6 +324,17 @@ def test_commits_write_each_image_once_however_often_they_come(tmp_path):
     assert len(records) == 50 and len(set(records["data_at"].tolist())) == 50
 
 
+def test_a_conversion_that_is_stopped_waits_for_its_commit(tmp_path, monkeypatch):
+    """Else the journal of the next one, which begins once the lock is free, could be written by both."""
+    writer, slow = BetonWriter(tmp_path / "a.beton", 1, 1 << 23), os.fdatasync
+    writer.append(np.array([(COPIED, 64, 64, len(JPEG), 0, 0)], RECORD), memoryview(JPEG))
+    monkeypatch.setattr(os, "fdatasync", lambda file: (time.sleep(0.5), slow(file)))
+    with contextlib.suppress(KeyboardInterrupt), convert_split.Commits(writer, 0) as commits:
+        commits.start_if_due()
+        raise KeyboardInterrupt
+    assert not commits.thread.is_alive()
+
+
 def test_an_error_of_a_commit_is_raised_where_the_images_are_written(tmp_path, monkeypatch):
     writer = BetonWriter(tmp_path / "a.beton", 1, 1 << 23)
     writer.append(np.array([(COPIED, 64, 64, len(JPEG), 0, 0)], RECORD), memoryview(JPEG))

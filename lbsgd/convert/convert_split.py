@@ -152,7 +152,8 @@ class ChunkConverter:
 class Commits:
     """Forces what is done to the disk every so many seconds, in a thread, so that the conversion goes on meanwhile.
 
-    An OSError of the thread is raised by the next call. Leaving without an exception commits the rest.
+    An OSError of the thread is raised by the next call. Leaving waits for the thread, because the next conversion in
+    the folder may begin then; without an exception it commits the rest.
     """
 
     def __init__(self, writer: BetonWriter, seconds: float) -> None:
@@ -165,9 +166,9 @@ class Commits:
         return self
 
     def __exit__(self, error_type: type[BaseException] | None, *_) -> None:
+        if self.thread:
+            self.thread.join()
         if error_type is None:
-            if self.thread:
-                self.thread.join()
             self._raise_error()
             self.writer.commit(self.writer.done)
 
