@@ -524,6 +524,7 @@ def test_a_folder_is_the_deepspeed_jsons_in_it(tmp_path, capsys):
         (tmp_path / f"{name}.json").write_text(text)
     (tmp_path / "commented.json").write_text('{"train_batch_size": 8, // images\n}')
     (tmp_path / "theirs.json").write_text('{"name": "x"}', encoding="utf-16")
+    os.mkfifo(tmp_path / "pipe.json")  # to which nobody writes
     assert main(["check", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "inner/ds.json" in out and "commented.json" in out and "2 files" in out
@@ -560,6 +561,7 @@ def test_a_range_of_versions_is_a_table_of_what_changes(tmp_path, capsys):
     "flags, words",
     [
         (["--deepspeed", "0.15"], ["0.15", "known are 0.16"]),
+        (["--deepspeed", ""], ["--deepspeed : known are 0.16"]),
         (["--deepspeed", "0.19..0.16"], ["runs backwards", "0.16..0.19"]),
         (["--deepspeed", "0.16..0.19", "--fix"], ["--fix", "one version"]),
         (["--deepspeed", "0.16..0.19", "--for", "accelerate"], ["--for", "one version"]),

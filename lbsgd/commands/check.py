@@ -60,7 +60,7 @@ def check_files(given: argparse.Namespace) -> int:
 
     if not given.files:
         raise ConfigError("lbsgd check: name a DeepSpeed JSON or a folder of them, or a code with --explain")
-    versions = versions_in(given.deepspeed or installed())
+    versions = versions_in(installed() if given.deepspeed is None else given.deepspeed)
     if len(versions) > 1 and (given.json or given.fix or given.library):
         raise ConfigError("lbsgd check: a range of versions is a table; --json, --fix and --for want one version")
     files = files_of(given.files)

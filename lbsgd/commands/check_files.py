@@ -92,10 +92,13 @@ def unreadable(name: str) -> str | None:
 
 
 def jsons_below(folder: Path) -> Iterator[Path]:
-    """Yield the .json files in a folder and below it, without what package managers, git and Python keep there."""
+    """Yield the .json files in a folder and below it, without what package managers, git and Python keep there.
+
+    Pipes and devices are no files: to open one may wait for ever.
+    """
     for path, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if name not in NOT_ENTERED and not is_environment(Path(path) / name)]
-        yield from (Path(path) / name for name in names if name.endswith(".json"))
+        yield from (Path(path) / name for name in names if name.endswith(".json") and os.path.isfile(Path(path) / name))
 
 
 def is_environment(folder: Path) -> bool:
