@@ -223,12 +223,15 @@ def test_keys_that_a_simulation_does_not_read_are_refused(tmp_path, key, values)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_schedule_that_ends_inside_an_epoch_is_refused(tmp_path):
-    """Its last part would not be simulated."""
+@pytest.mark.parametrize("flags", [(), ("--epochs", 1)])
+def test_a_schedule_that_ends_inside_an_epoch_is_refused(tmp_path, flags):
+    """Its last part would not be simulated, or what lies beyond its end would be."""
     lengths = ("lbsgd.epochs=null", "lbsgd.iterations=9", 'lbsgd.decay={"iterations": []}')
     settings = [*lengths, 'lbsgd.warmup={"kind": "none", "epochs": 0}', "lbsgd.num_images=1536"]
-    done = script(*SYNC, *DIGITS, *(part for each in settings for part in ("--set", each)), "--output_dir", tmp_path)
-    refused(done, "whole epochs", "0.166667", "give --epochs")
+    done = script(
+        *SYNC, *DIGITS, *(part for each in settings for part in ("--set", each)), *flags, "--output_dir", tmp_path
+    )
+    refused(done, "whole epochs", "0.166667", "give fewer with --epochs, or change lbsgd.epochs")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

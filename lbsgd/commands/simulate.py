@@ -118,10 +118,11 @@ def require_simulable(request: Request) -> None:
         raise ConfigError("the workers are simulated on one process; start the recipe without a launcher")
     if request.plan.precision != "fp32":
         raise ConfigError(f"the workers are simulated in fp32, not {request.plan.precision}; give --precision fp32")
-    if not request.flags.epochs and request.plan.num_epochs % 1:
+    epochs = request.flags.epochs or request.plan.num_epochs
+    if epochs % 1 or epochs > request.plan.num_epochs:
         raise ConfigError(
             f"the simulation takes whole epochs, and {request.plan.name}.json has {request.plan.num_epochs:g}; "
-            "give --epochs"
+            "give fewer with --epochs, or change lbsgd.epochs"
         )
     norm = request.plan.recipe.batch_norm
     noise = request.plan.recipe.diagnostics.gradient_noise
