@@ -73,11 +73,11 @@ class Outlook:
         """Return everything on the screen for machines, in seconds and bytes."""
         keys = ("epochs", "iterations", "lr")
         rates = [dict(zip(keys, row, strict=True)) for row in stretches(self.plan)]
+        known = {**self.plan.as_dict(), "learning_rates": rates}
         if not self.is_estimated:
-            return {**self.plan.as_dict(), "learning_rates": rates}
+            return known
         return {
-            **self.plan.as_dict(),
-            "learning_rates": rates,
+            **known,
             "memory_bytes": {f"stage_{each.stage}": {**asdict(each), "total": each.total} for each in self.memories},
             "algorithm": self.running[0],
             "bytes_per_iteration": bytes_per_iteration(self.reduction, self.plan.world_size),

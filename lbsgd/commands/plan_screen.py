@@ -47,7 +47,7 @@ class Screen:
 
     def run(self) -> None:
         plan = self.plan
-        self.line(f"{printable(plan.name)}.json on {plan.world_size:,} GPU{'s' * (plan.world_size > 1)}", "bold")
+        self.line(f"{printable(plan.name)}.json on {counted(plan.world_size, 'GPU')}", "bold")
         for name, value in plan.summary().items():
             self.fact(name, value, "dim")
         for change in plan.changes:

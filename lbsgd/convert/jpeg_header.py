@@ -1,8 +1,8 @@
 """The header of a JPEG: whether the file is plain, and its size.
 
 A JPEG is plain if every libjpeg-turbo takes it for the same pixels without being told anything: YCbCr or grey, eight
-bits, Huffman coding, usual subsampling, all tables, and its end. PIL and OpenCV then decode it to equal pixels, bit for
-bit.
+bits, Huffman coding, usual subsampling, whole tables, and its end. PIL and OpenCV then decode it to equal pixels, bit
+for bit.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 
 from lbsgd.convert.files import Member
 from lbsgd.convert.image import quiet_opencv, stored_image
@@ -14,6 +15,7 @@ from lbsgd.convert.source_images import Images, Source
 from lbsgd.data.pil_image import ImageError
 from lbsgd.disk import say
 from lbsgd.errors import DataError, LbsgdError, one_line
+from lbsgd.units import shortened
 
 REASONS = 100  # that are told of each split: an image is decoded once more, because only that it failed was kept
 
@@ -28,18 +30,18 @@ def names_of(source: Source, numbers: Numbers) -> dict[str, list[str]]:
 
 def report_undecodable(source: Source, numbers: Numbers, settings: Settings, page_size: int, on_error: str) -> None:
     """Print the images that cannot be decoded. Raises DataError if there are any and on_error is "fail"."""
-    names = [name for names in names_of(source, numbers).values() for name in names]
+    by_split = names_of(source, numbers)
+    names = [name for split in by_split for name in by_split[split]]
     if not names:
         return
     for split, images in source.splits.items():
         reasons = list(_reasons(images, numbers[split][:REASONS], settings, page_size))
-        for at, number in enumerate(numbers[split]):
-            reason = f": {reasons[at]}" if at < len(reasons) and reasons[at] else ""
-            say(f"cannot be decoded: {images.where(number)}{reason}")
+        for name, reason in zip_longest(by_split[split], reasons, fillvalue=""):
+            say(f"cannot be decoded: {name}{f': {reason}' if reason else ''}")
     share = f"{len(names):,} of {len(source):,} images"
     if on_error == "fail":
         raise DataError(
-            f"{source.path}: {share} cannot be decoded ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''}); "
+            f"{source.path}: {share} cannot be decoded ({shortened(names)}); "
             "leave them out with --on_error skip (the others are done), or replace or remove them (then all are "
             "converted again)"
         )
