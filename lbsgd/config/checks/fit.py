@@ -74,7 +74,7 @@ def micro_batch(planned: Planned) -> Iterator[Hit]:
     "a global batch larger than the data",
     lbsgd="error",
     why="An epoch is ⌊N/kn⌋ iterations. With more images in a batch than in the data it has none.",
-    fix="use a smaller --global_batch or more data",
+    fix="use a smaller train_batch_size (--global_batch) or more data",
     example={"lbsgd": {"num_images": 8000}, "scheduler": {"params": {"warmup_num_steps": 1}}},
 )
 def an_iteration(planned: Planned) -> Iterator[Hit]:
