@@ -28,8 +28,9 @@ def size(num_bytes: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 error`, `2,000 errors`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
+    """`1 error`, `2,000 errors`, `2 processes`."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{plural * (number != 1)}"
 
 
 def shortened(names: Sequence[str], num_names: int | None = None) -> str:

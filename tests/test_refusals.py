@@ -135,7 +135,7 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
 
 
 def test_an_unexpected_number_of_processes_is_refused():
-    refused(recipe(DIGITS, "--fake_data", "--expect_world_size", 256), "256", "1 processes")
+    refused(recipe(DIGITS, "--fake_data", "--expect_world_size", 256), "256", "the world size is 1")
 
 
 def test_a_missing_hostfile_is_refused_and_no_rank_hangs(tmp_path):

@@ -36,6 +36,7 @@ from lbsgd.config.overrides import PASSES, Overrides, override, require_passes
 from lbsgd.config.precision import precision_of
 from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
 from lbsgd.errors import ConfigError
+from lbsgd.units import counted
 
 NO_OVERRIDES = Overrides()
 
@@ -124,7 +125,7 @@ class Plan(DecidesReduction):
         precision = {"precision": f"{self.precision}, ZeRO stage {self.zero_stage}"}
         if not training:
             return {**described, "on": processes, **precision}
-        passes = f"{self.accumulation_steps} pass{'es' * (self.accumulation_steps != 1)}"
+        passes = counted(self.accumulation_steps, "pass")
         W = schedule.warmup_iterations
         return {
             **described,
@@ -165,7 +166,7 @@ def plan_for(
         raise ConfigError(f"{config.name}: a plan has its num_images and overrides; give them to Plan.read")
     if config.world_size != world_size:
         raise ConfigError(
-            f"the plan is for {config.world_size} processes, but {world_size} run; read it for {world_size}"
+            f"the plan is for {counted(config.world_size, 'process')}, but {world_size} run; read it for {world_size}"
         )
     return config
 

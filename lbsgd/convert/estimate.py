@@ -32,7 +32,7 @@ from lbsgd.convert.source_images import ImageReader, Images, Source
 from lbsgd.data.beton_format import ALLOCATION, CHECKSUM
 from lbsgd.data.pil_image import ImageError
 from lbsgd.errors import DataError
-from lbsgd.units import duration, size
+from lbsgd.units import counted, duration, size
 
 TABLES_BYTES = beton_writer.METADATA.itemsize + ALLOCATION.itemsize + CHECKSUM.itemsize  # per image
 MARGIN = 1.05  # of an estimate, when the disk is checked
@@ -200,7 +200,7 @@ def dry_run(
             *(f"refused: {line}" for line in in_the_way),
             f"classes {len(classes):,}, from {classes[0]} to {classes[-1]}",
             f"result  about {size(found.num_bytes)} in {data_dir} ({free} free): {_shares(found)}",
-            f"time    about {seconds} with {num_processes} processes, if the disk keeps up",
+            f"time    about {seconds} with {counted(num_processes, 'process')}, if the disk keeps up",
             *(before_the_conversion(data_dir, source, settings, overwrite) or ([f"refused: {full}"] if full else [])),
         ]
     )

@@ -85,7 +85,7 @@ def require_hosts(processes: Processes, expect_world_size: int | None) -> None:
     """
     if expect_world_size not in (None, processes.world_size):
         raise ConfigError(
-            f"--expect_world_size is {expect_world_size}, but {processes.world_size} processes run; look at "
+            f"--expect_world_size is {expect_world_size}, but the world size is {processes.world_size}; look at "
             "the hostfile and at what the launcher printed"
         )
     for launcher in launchers():

@@ -13,6 +13,7 @@ from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.keypath import automatic_keys, is_count, paths_to_auto
 from lbsgd.config.libraries.arguments import CALLS, HUGGING_FACE, Library, arguments_of
 from lbsgd.config.libraries.automatic import DEFAULTS, FILLED, FROM_HIDDEN_SIZE
+from lbsgd.units import counted
 
 WRITE_IT = "let `lbsgd config --from FILE --for LIBRARY --gpus N` write the file"
 
@@ -50,7 +51,7 @@ def passes_left_out(use: InLibrary) -> Iterator[Hit]:
     kn, micro = use.config.get("train_batch_size"), use.config.get("train_micro_batch_size_per_gpu")
     left_out = use.library in HUGGING_FACE and "gradient_accumulation_steps" not in use.config
     if left_out and is_count(kn) and is_count(micro):
-        on = f"{kn // micro} processes only" if kn % micro == 0 else "no number of processes"
+        on = f"{counted(kn // micro, 'process')} only" if kn % micro == 0 else "no number of processes"
         said = f"is left out, and {use.library} takes 1: {kn} = {micro} x 1 x N holds on {on}"
         yield Hit("gradient_accumulation_steps", said)
 

@@ -16,6 +16,7 @@ from lbsgd.config.derive import (
     warmup_in_iterations,
 )
 from lbsgd.config.keypath import shown
+from lbsgd.units import counted
 
 
 @rule(
@@ -114,7 +115,8 @@ def passes(planned: Planned) -> Iterator[Hit]:
     written, kn, micro, world_size = planned.get(key), planned.global_batch, planned.micro_batch, planned.world_size
     following = kn / (world_size * micro)
     if written is not None and written != following:
-        said = f"is {shown(written)}, but {kn} images on {world_size} processes x {micro} are {following:g} passes"
+        on = f"{counted(world_size, 'process')} x {micro}"
+        said = f"is {shown(written)}, but {kn} images on {on} are {following:g} passes"
         yield Hit(key, said, correction={key: DELETE})
 
 

@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from lbsgd.config.aggregation import Choice
 from lbsgd.config.keypath import get
+from lbsgd.units import counted
 
 # Keys of the JSON on which the last bits of sums depend, with DeepSpeed's defaults: on any number of processes, on
 # several, and on several whose gradients DeepSpeed's ZeRO reduces.
@@ -46,7 +47,7 @@ def tell_of_another_order(engine, saved: Saved | None, worlds: tuple[int, int], 
     """
     before, now = worlds
     if before != now:
-        say(f"resuming on {now} process{'es' * (now > 1)} instead of {before}: last bits may differ")
+        say(f"resuming on {counted(now, 'process')} instead of {before}: last bits may differ")
     elif now > 2 and not same_order(saved, saved_choice(engine)):  # the sum of two has one order
         say("gradients are aggregated otherwise than before the restart: last bits may differ")
 
