@@ -1,4 +1,4 @@
-"""The page that a run writes while it trains, and the warning when it leaves the baseline's curve."""
+"""The page that a run writes while it trains, and the warning when it stays above the baseline's curve."""
 
 import math
 from types import SimpleNamespace
@@ -8,21 +8,30 @@ from grid_logs import DIGITS, write_log
 
 from lbsgd.errors import ConfigError, DataError, DivergedError, TrainingError
 from lbsgd.experiments.catalogue import STUDIES
+from lbsgd.experiments.checkout import ROOT
 from lbsgd.report import picture
+from lbsgd.report.groups import find_runs
+from lbsgd.report.match import limit, limits
 from lbsgd.report.measure import CLASSIFIER, TOP1
 from lbsgd.report.run_log import DIVERGED, RunLog, read_run
-from lbsgd.train.live_page import LivePage, baseline_band
+from lbsgd.train.live_page import LivePage, baseline_limits
 from lbsgd.train.reporter import Reporter
 
 BASELINE, NO_WARMUP, _, GRADUAL = STUDIES["table1"].rows(DIGITS)
-CURVE = [90.0, 50.0, 20.0, 10.0, 8.0, 6.0]
+CURVE = [90.0, 50.0, 20.0, 10.0, 8.0, 6.0, 5.0, 4.0, 4.0, 3.0, 3.0, 3.0]
+RESULTS = ROOT / "results"
 
 
 @pytest.fixture
 def baseline(tmp_path):
-    """Three seeds whose training errors are CURVE and 1 point around it: a band of ± 2 points."""
+    """Three seeds whose training errors are CURVE and 1 point around it: a fourth may lie 4.97 points above CURVE."""
     errors = [[error + by for error in CURVE] for by in (-1, 0, 1)]
     return [write_log(tmp_path / "runs", BASELINE, seed, CURVE, train) for seed, train in enumerate(errors)]
+
+
+def above(*numbers):
+    """Training errors that are above the limits in these epochs, and follow the baseline in all others."""
+    return [error + (5.5 if number in numbers else 4.5) for number, error in enumerate(CURVE, 1)]
 
 
 def epochs(errors):
@@ -30,64 +39,123 @@ def epochs(errors):
     return [{"epoch": number, "train_top1_error_pct": error, **rest} for number, error in enumerate(errors, 1)]
 
 
-def warnings_of(folder, row, errors, band):
+def warnings_of(folder, row, errors, limits=None):
     header = read_run(write_log(folder / "header", row, 0, [5.0])).header
-    page = LivePage(folder, header, band)
+    page = LivePage(folder, header, limits)
     done = epochs(errors)
     return [page.write(done[: number + 1]) for number in range(len(done))], page
 
 
-def test_leaving_the_baseline_s_curve_is_told_once_until_it_has_come_back(tmp_path, baseline):
-    errors = [70.0, 53.0, 20.5, 13.0, 10.5, 5.0]  # outside at epochs 1, 2, 4 and 5
-    said, page = warnings_of(tmp_path, NO_WARMUP, errors, baseline_band(baseline))
-    assert [len(warnings) for warnings in said] == [1, 0, 0, 1, 0, 0]
-    assert said[3][0].startswith("epoch 4: training error 13.00 % is outside the baseline's 8.00 to 12.00 %")
-    assert "usual causes: no warmup, a global batch beyond the elbow" in said[3][0]
+def test_the_limit_is_the_prediction_interval_of_one_more_seed(baseline):
+    assert baseline_limits(baseline)[12] == pytest.approx(3 + 4.302653 * math.sqrt(1 + 1 / 3), abs=1e-6)
+    assert limit([3.0, 3.1, 3.2, 3.1]) == pytest.approx(3.1 + 0.5)  # never narrower than half a point
+
+
+def test_staying_above_the_baseline_is_told_once_until_the_curve_has_come_back(tmp_path, baseline):
+    said, page = warnings_of(tmp_path, NO_WARMUP, above(4, 5, 6, 7, 9, 10, 11), baseline_limits(baseline))
+    assert [number for number, warnings in enumerate(said, 1) if warnings] == [6, 11]
+    [warning] = said[5]
+    assert warning.startswith(
+        "epoch 6: the training error, now 11.50 %, has been above the baseline's (at most 10.97 %)"
+    )
+    assert " for 3 epochs; " in warning and "usual causes: no warmup, a global batch beyond the elbow" in warning
     assert (tmp_path / "index.html").read_text().count("warning: epoch") == 2
 
 
-def test_the_warmup_may_leave_it(tmp_path, baseline):
-    said, _ = warnings_of(tmp_path, GRADUAL, [95.0, 80.0, 50.0, 30.0, 8.0, 6.0], baseline_band(baseline))
+@pytest.mark.parametrize(
+    "errors",
+    [
+        above(4, 5, 7, 8, 10, 12),  # never three in a row
+        above(1, 2, 3, 4, 5),  # the first three epochs are a quarter
+        [error - 10 for error in CURVE],  # a lower error ends no higher
+        [*above(4, 5)[:6], None, math.nan],  # of which the log has no number
+    ],
+)
+def test_a_run_that_follows_the_baseline_gets_no_warning(tmp_path, baseline, errors):
+    said, _ = warnings_of(tmp_path, NO_WARMUP, errors, baseline_limits(baseline))
+    assert not any(said)
+
+
+def test_the_warmup_may_lie_above_it(tmp_path, baseline):
+    said, _ = warnings_of(tmp_path, GRADUAL, above(1, 2, 3, 4, 5, 6), baseline_limits(baseline))
     assert not any(said)  # two epochs of warmup, and as many to come back
 
 
+@pytest.mark.parametrize(
+    "place, row, warned",
+    [
+        ("digits/longer", "x8", 0),
+        ("digits/longer", "x16", 0),
+        ("cifar10/longer", "x8", 0),
+        ("digits", "x1", 0),
+        ("digits/longer", "x1", 0),
+        ("cifar10/longer", "x1", 0),
+        ("digits", "x8", 4),  # half a point above, to the end
+        ("digits", "x8_no_warmup", 5),
+        ("digits", "x8_constant_warmup", 5),
+        ("cifar10", "x8_no_warmup", 5),
+        ("cifar10", "x8_constant_warmup", 5),
+        ("cifar10", "x32", 3),
+    ],
+)
+def test_of_the_published_runs_those_that_end_higher_get_a_warning(place, row, warned):
+    seeds = find_runs([RESULTS / place / "runs" / "x1"])
+    found = []
+    for run in find_runs([RESULTS / place / "runs" / row]):
+        others = [seed for seed in seeds if seed.path != run.path]
+        found.append(LivePage(run.path.parent, run.header, limits(others)).compare(run.epochs))
+    assert sum(map(bool, found)) == warned
+
+
 def test_a_baseline_is_three_finished_seeds_of_one_recipe(tmp_path, baseline):
-    assert len(baseline_band(baseline)) == 6
+    assert list(baseline_limits(baseline)) == list(range(1, 13))
     two_recipes = [*baseline[:2], write_log(tmp_path / "other", GRADUAL, 2, CURVE)]
     for runs, found in ((baseline[:1], "1 finished run of 1 recipe;"), (two_recipes, "3 finished runs of 2 recipes;")):
         with pytest.raises(ConfigError, match=f"{found} give at least 3 finished runs of one recipe"):
-            baseline_band(runs)
+            baseline_limits(runs)
 
 
 def test_a_baseline_of_which_a_seed_diverged_is_none(tmp_path, baseline):
-    (write_log(tmp_path / "runs", BASELINE, 3, CURVE[:2], planned=6) / "diverged.txt").write_text("error: no number\n")
+    (write_log(tmp_path / "runs", BASELINE, 3, CURVE[:2], planned=12) / "diverged.txt").write_text("error: no number\n")
     with pytest.raises(ConfigError, match="1 of 4 seeds diverged"):
-        baseline_band([tmp_path / "runs"])
+        baseline_limits([tmp_path / "runs"])
 
 
 def test_an_infinite_noise_scale_is_a_gap_and_no_error(tmp_path):
     """|G|² may be estimated at 0 or below; the log has null then."""
-    said, page = warnings_of(tmp_path, BASELINE, [50.0], ())
+    said, page = warnings_of(tmp_path, BASELINE, [50.0])
     page.measured += [{"iteration": t, "epoch": t / 4, "noise_scale": scale} for t, scale in enumerate([9.0, math.inf])]
     assert page.write(epochs([50.0])) == [] and "[9.0,null]" in (tmp_path / "index.html").read_text()
 
 
 def test_a_page_that_cannot_be_written_ends_no_training(tmp_path, monkeypatch):
-    said, page = warnings_of(tmp_path, BASELINE, [50.0], ())
+    said, page = warnings_of(tmp_path, BASELINE, [50.0])
     page.folder = tmp_path / "missing"
     assert "cannot write" in page.write(epochs([50.0]))[0] and page.write(epochs([50.0, 40.0])) == []
 
 
+@pytest.mark.parametrize("done", range(1, 13))
+def test_a_resumed_run_gets_the_warnings_of_a_run_without_a_stop(tmp_path, baseline, done):
+    errors = above(4, 5, 6, 7, 9, 10, 11)
+    run = read_run(write_log(tmp_path, NO_WARMUP, 0, [5.0] * done, errors[:done], planned=13))
+    page = LivePage(run.path.parent, run.header, baseline_limits(baseline))
+    page.take_up(run)
+    told = len(page.warnings)
+    said = [page.write(epochs(errors)[:number]) for number in range(done, 13)]  # the page is written before it goes on
+    assert said[0] == [] and len(page.warnings) == told + sum(map(len, said)) == 2
+    assert [warning.split(":")[0] for warning in page.warnings] == ["epoch 6", "epoch 11"]
+
+
 def test_a_resumed_run_s_page_keeps_what_was_measured_and_said_before(tmp_path, baseline):
-    folder = write_log(tmp_path, NO_WARMUP, 0, [5.0] * 2, [70.0, 50.0], planned=6)  # epoch 1 is outside
+    folder = write_log(tmp_path, NO_WARMUP, 0, [5.0] * 6, above(4, 5, 6)[:6], planned=12)
     log = folder / "log.jsonl"
     log.write_text(log.read_text().replace('{"kind": "iteration",', '{"kind": "iteration", "noise_scale": 9.0,'))
     run = read_run(folder)
-    page = LivePage(folder, run.header, baseline_band(baseline))
+    page = LivePage(folder, run.header, baseline_limits(baseline))
     page.take_up(run)
     assert page.write(run.epochs) == []  # nothing is said twice
     html = (folder / "index.html").read_text()
-    assert html.count("warning: epoch 1") == 1 and "Gradient noise" in html
+    assert html.count("warning: epoch 6") == 1 and "Gradient noise" in html
 
 
 def reporting(folder):
@@ -169,10 +237,11 @@ def test_the_page_of_a_run_has_what_it_measured_and_the_screen_the_page_s_warnin
     reporter, said = reporting(tmp_path)
     reporter.engine = SimpleNamespace(device="cpu", monitor=SimpleNamespace(enabled=False))
     reporter.progress.iteration = reporter.progress.epoch = lambda record: None
-    reporter.page.baseline = baseline_band(baseline)
+    reporter.page.baseline = baseline_limits(baseline)
     speed = {"lr": 0.1, "train_loss": 1.0, "images_per_second": 9.0, "data_wait_pct": 1.0}
     reporter.report("iteration", {"iteration": 0, "epoch": 0.0, "noise_scale": 9.0, **speed})
-    reporter.report("epoch", epochs([70.0])[0])
+    for record in epochs(above(4, 5, 6)[:6]):
+        reporter.report("epoch", record)
     assert "Gradient noise" in (tmp_path / "index.html").read_text()
     [line] = said
-    assert line.startswith("warning: epoch 1: training error 70.00 % is outside the baseline's")
+    assert line.startswith("warning: epoch 6: the training error, now 11.50 %, has been above the baseline's")

@@ -19,7 +19,7 @@ from lbsgd.report.measure import CLASSIFIER, TOP1, Measure, described, measures_
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.report.tables import error_table
-from lbsgd.train.live_page import baseline_band
+from lbsgd.train.live_page import baseline_limits
 
 ROOT = Path(__file__).parent.parent
 SETTINGS = {"lbsgd.num_images": 256, "lbsgd.epochs": 2, "lbsgd.warmup": '{"kind":"none","epochs":0}'}
@@ -89,7 +89,7 @@ def test_tables_pages_and_curves_show_its_numbers(trained, tmp_path):
 
 def test_nothing_counted_in_training_is_no_baseline(trained):
     with pytest.raises(ConfigError, match="has no training error to compare with"):
-        baseline_band([trained[0]])
+        baseline_limits([trained[0]])
 
 
 def test_what_a_run_is_judged_by():

@@ -60,7 +60,7 @@ def add_output(flags: argparse.ArgumentParser) -> None:
     add("--weights", type=named, metavar="FILE", help=in_place)
     rarely = "evaluate only every N-th epoch, and those that judge the run: a classifier's last five, a detector's last"
     add("--evaluate_every", type=positive, metavar="N", default=1, help=rarely)
-    against = "warn when training leaves the curve of these runs (at least 3 seeds of one recipe)"
+    against = "warn when training stays above the curve of these runs (at least 3 seeds of one recipe)"
     add("--baseline", type=named, nargs="+", metavar="RUN", help=against)
     often = "save every N iterations, or every N minutes (such as 10m), as well as after each epoch"
     add("--checkpoint_every", type=interval, metavar="N|Nm", help=often)

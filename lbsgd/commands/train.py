@@ -36,7 +36,7 @@ from lbsgd.processes.start import Stopwatch
 from lbsgd.report.lines import on_width, say_fact
 from lbsgd.train.checkpoint_names import named_at_start
 from lbsgd.train.facts import fingerprints
-from lbsgd.train.live_page import Band, baseline_band
+from lbsgd.train.live_page import Limits, baseline_limits
 from lbsgd.train.run import CHECKPOINTS, Every, Run, last_iteration, require_place, require_writable
 
 if TYPE_CHECKING:
@@ -109,10 +109,10 @@ class Request:
         num_images = self.open_data()
         if num_images is not None:
             self.plan = Plan.read(config, world_size, num_images, overrides)
-        self.baseline: Band = ()
+        self.baseline: Limits = {}
         if flags.baseline and self.processes.is_rank_0:
             with found_by_rank_0():
-                self.baseline = baseline_band(flags.baseline)
+                self.baseline = baseline_limits(flags.baseline)
         self.last_iteration = last_iteration(self.plan, flags.epochs, flags.max_iterations)
 
     def open_data(self) -> int | None:

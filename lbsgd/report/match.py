@@ -61,6 +61,24 @@ def band(baseline: Sequence[LoggedRun]) -> list[tuple[float, float]]:
     return [(value - w, value + w) for value, w in zip(mean_curve(baseline, TRAIN_TOP1), widths, strict=True)]
 
 
+def limits(baseline: Sequence[LoggedRun]) -> dict[float, float]:
+    """Return how high one more seed's training error may lie in each epoch that two or more of s seeds have:
+
+    mean + max(t(0.975, s - 1) · std · √(1 + 1/s), 0.5 points)
+
+    √(1 + 1/s) because the new seed varies as well as the mean. Without the floor, 1 of 40 new seeds lies higher.
+    """
+    return {epoch: limit(values) for epoch, values in of_epochs(baseline, TRAIN_TOP1).items() if len(values) > 1}
+
+
+def limit(values: Sequence[float]) -> float:
+    """Return the upper end of the 95 % prediction interval for one more value, at least POINTS above the mean."""
+    from scipy.special import stdtrit  # late: only a run with --baseline needs it
+
+    s = len(values)
+    return mean(values) + max(float(stdtrit(s - 1, 0.975)) * stdev(values) * math.sqrt(1 + 1 / s), POINTS)
+
+
 def matched_from(row: Group, baseline: Group) -> Match:
     """Return the epoch from which the row's mean training curve stays inside the baseline's band to the end.
 

@@ -1,25 +1,26 @@
-"""The page of a run while it trains, and the warning when its training curve leaves the baseline's band."""
+"""The page of a run while it trains, and the warning when its training curve stays above the baseline's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 from lbsgd.errors import ConfigError
 from lbsgd.report.groups import find_runs, group_runs
-from lbsgd.report.match import CAUSES, SEEDS, band
+from lbsgd.report.match import CAUSES, SEEDS, limits
 from lbsgd.report.measure import TOP1, TRAIN_TOP1
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import run_page
 from lbsgd.units import counted
 
 Records = Sequence[dict[str, Any]]
-Band = Sequence[tuple[float, float]]
+Limits = Mapping[float, float]  # of the training error, by epoch
 
 
-def baseline_band(runs: Sequence[str | Path]) -> Band:
-    """Return the training errors between which a run follows the baseline, per epoch (`report.match.band`).
+def baseline_limits(runs: Sequence[str | Path]) -> Limits:
+    """Return how high the training error of a run that follows the baseline may be (`report.match.limits`).
 
     Raises ConfigError if they are not at least 3 finished runs of one recipe with different seeds, or one of them has
     diverged, DataError for a log that cannot be read.
@@ -42,35 +43,34 @@ def baseline_band(runs: Sequence[str | Path]) -> Band:
             f"--baseline {' '.join(map(str, runs))}: {groups[0].num_diverged} of {len(groups[0].runs)} seeds diverged, "
             "and the curves of the others are not the recipe's; give a recipe whose seeds all finish"
         )
-    return band(groups[0].finished)
+    return limits(groups[0].finished)
 
 
 class LivePage:
     """Writes index.html after each epoch and at the end. A page that cannot be written ends no training.
 
     folder, header    the run's folder, and the first line of its log
-    baseline          training errors (lowest, highest) of each epoch; after the warmup, errors outside are reported
+    baseline          limits of the training error (`baseline_limits`); a run that stays above them gets a warning
     """
 
-    def __init__(self, folder: Path, header: dict[str, Any], baseline: Band = ()):
-        self.folder, self.header, self.baseline = folder, header, baseline
+    def __init__(self, folder: Path, header: dict[str, Any], baseline: Limits | None = None):
+        self.folder, self.header, self.baseline = folder, header, baseline or {}
         self.warnings: list[str] = []
         self.measured: list[dict[str, Any]] = []  # iteration records with diagnostics
-        self.outside = False
         self.cannot_write = False
 
     def take_up(self, logged: LoggedRun) -> None:
         """Go on with the log's record of the run: the measured numbers, and the warnings already given."""
         self.measured = [record for record in logged.iterations if "noise_scale" in record]
-        self.warnings = [warning for record in logged.epochs for warning in self.compare(record)]
+        self.warnings = self.compare(logged.epochs)
 
     def write(self, epochs: Records, result: dict[str, Any] | None = None, ended: str = "") -> list[str]:
-        """Write the page with these epochs; return the lines to print: a warning about the last epoch, if any.
+        """Write the page with these epochs; return the lines to print, such as a warning that is new.
 
         ended: why a run without a result has stopped; otherwise its page reloads itself.
         """
-        said = self.compare(epochs[-1]) if epochs and result is None else []
-        self.warnings += said
+        known, self.warnings = len(self.warnings), self.compare(epochs)
+        said = self.warnings[known:]
         try:
             run = LoggedRun(self.folder, self.header, self.measured, list(epochs), result)
             run_page(run, self.warnings, ended).write(self.folder)
@@ -79,17 +79,25 @@ class LivePage:
             self.cannot_write = True
         return said
 
-    def compare(self, record: dict[str, Any]) -> list[str]:
-        """Return a warning if the epoch leaves the baseline's band; another one only after it has come back."""
-        epoch, error = record["epoch"], record.get(TRAIN_TOP1)
+    def compare(self, epochs: Records) -> list[str]:
+        """Return a warning for each time that training rises above the baseline's limits and stays there.
+
+        It is looked at after a quarter of the epochs, when the paper's curves have met (Sec. 5.2), and after twice the
+        warmup. To stay is to be above in a tenth of the epochs in a row, and at least 3, which chance rarely gives.
+        """
+        planned = max(self.baseline, default=0)
         warmup = self.header["schedule"]["warmup_iterations"] / self.header["iterations_per_epoch"]
-        if error is None or epoch != int(epoch) or epoch > len(self.baseline) or epoch <= 2 * warmup:
-            return []
-        low, high = self.baseline[epoch - 1]
-        before, self.outside = self.outside, not low <= error <= high
-        if before or not self.outside:
-            return []
-        return [
-            f"epoch {epoch}: training error {error:.2f} % is outside the baseline's {max(low, 0):.2f} to {high:.2f} %; "
-            f"a curve that does not follow it ends at a higher error (Sec. 5.2), usual causes: {CAUSES}"
-        ]
+        first, stay = max(planned / 4, 2 * warmup), max(3, ceil(planned / 10))
+        warnings, above = [], 0
+        for epoch, error in ((record["epoch"], record.get(TRAIN_TOP1)) for record in epochs):
+            if epoch not in self.baseline or epoch <= first:
+                continue
+            highest = self.baseline[epoch]
+            above = above + 1 if error is not None and error > highest else 0
+            if above == stay:
+                warnings.append(
+                    f"epoch {epoch:g}: the training error, now {error:.2f} %, has been above the baseline's (at most "
+                    f"{highest:.2f} %) for {stay} epochs; a curve that stays above mostly ends at a higher error "
+                    f"(Sec. 5.2), usual causes: {CAUSES}"
+                )
+        return warnings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil, inf
@@ -48,7 +48,7 @@ class Run:
     evaluate_every    epochs from one evaluation to the next; the epochs that judge the run are always evaluated
     compiled          whether training compiles each residual block (`compiled.compile_blocks`)
     graphed           whether training launches each residual block as CUDA graphs; None: by the rule (`graphs`)
-    baseline          training errors of each epoch to compare the run with (`live_page.baseline_band`)
+    baseline          limits of the training error by epoch (`live_page.baseline_limits`); empty without a baseline
     started_from      how the weights were trained that the run begins with, for the log; None without any
     """
 
@@ -64,7 +64,7 @@ class Run:
     evaluate_every: int = 1
     compiled: bool = False
     graphed: bool | None = None
-    baseline: Sequence[tuple[float, float]] = ()
+    baseline: Mapping[float, float] = field(default_factory=dict)
     started_from: str | None = None
 
     @property
