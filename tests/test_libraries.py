@@ -11,7 +11,7 @@ import torch
 from oracle import BOUND, distance
 from processes import in_processes
 from small_engine import recipe
-from test_reuse import images_and_labels, run_block, with_json
+from test_reuse import COUNTED_DDP, AllReduces, images_and_labels, run_block, with_json
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -445,14 +445,15 @@ class OfTimmsLayers(nn.Module):
 
 def in_timm(folder):
     start_processes()
-    results = {"lbsgd": reference(folder, OfTimmsLayers)}
-    for name, changes in {"library": [], **TIMM_MISTAKES}.items():
-        names = dict(model=OfTimmsLayers(), world_size=2, dataset=images_and_labels())
+    results, counted = {"lbsgd": reference(folder, OfTimmsLayers)}, AllReduces()
+    for name, changes in {"library": COUNTED_DDP, **TIMM_MISTAKES}.items():
+        names = dict(model=OfTimmsLayers(), world_size=2, dataset=images_and_labels(), counted=counted)
         results[name] = trained("timm", folder, changes, **names)
-    return results
+    return {**results, "all-reduces": counted.number}
 
 
 def test_the_loop_of_timms_script_trains_the_same(tmp_path):
     results = in_processes(2, in_timm, str(with_json(tmp_path, config_of())))
     assert_same(results)
     assert_other(results, TIMM_MISTAKES)
+    assert [each["all-reduces"] for each in results] == [UPDATES, UPDATES]  # one bucket, once an update

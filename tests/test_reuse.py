@@ -16,6 +16,7 @@ from PIL import Image
 from processes import in_processes
 from small_engine import recipe
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -55,6 +56,25 @@ def run_block(name, folder, without=(), **names):
         patch.chdir(folder)
         exec(code, names)
     return names
+
+
+DDP = "DistributedDataParallel(model, broadcast_buffers=False)"
+COUNTED_DDP = [(DDP, f"counted({DDP})")]
+
+
+class AllReduces:
+    """Counts the all-reduces of a network in DDP."""
+
+    def __init__(self):
+        self.number = 0
+
+    def __call__(self, network):
+        network.register_comm_hook(None, self.reduce)
+        return network
+
+    def reduce(self, group, bucket):
+        self.number += 1
+        return allreduce_hook(group, bucket)
 
 
 def with_json(folder, config):
@@ -241,7 +261,8 @@ def test_a_batch_norm_that_does_more_is_refused_with_its_name(tmp_path):
 PLAN = "plan = lbsgd.Plan.read("
 FSDP2 = [  # it replaces the parameters
     (PLAN, f"from torch.distributed.fsdp import fully_shard; fully_shard(model); {PLAN}"),
-    ("DistributedDataParallel(model, broadcast_buffers=False)", "model"),
+    (DDP, "model"),
+    ("nullcontext() if last else network.no_sync()", "nullcontext(model.set_requires_gradient_sync(last))"),
 ]
 PARTS = "lbsgd.parts_for(model, plan, num_images=len(dataset))"
 BROKEN = {
@@ -271,8 +292,10 @@ def both_ways(folder):
         names = run_block("own_loop", place, model=oracle.network(), dataset=images_and_labels())
         states["deepspeed", micro_batch] = gather_state(names["engine"]).weights
         common = dict(config=config, world_size=2, dataset=images_and_labels(), RANK=torch.distributed.get_rank())
-        for name, changes in {"torch": [], "FSDP2": FSDP2, **(BROKEN if micro_batch == 8 else {})}.items():
-            names = run_block("without_deepspeed", folder, without=changes, model=oracle.network(), **common)
+        for name, changes in {"torch": COUNTED_DDP, "FSDP2": FSDP2, **(BROKEN if micro_batch == 8 else {})}.items():
+            counted = AllReduces()
+            names = run_block("without_deepspeed", folder, changes, model=oracle.network(), counted=counted, **common)
+            states["all-reduces", name, micro_batch] = counted.number
             state = names["model"].state_dict()
             states[name, micro_batch] = {
                 key: tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
@@ -299,6 +322,12 @@ def test_without_deepspeed_two_processes_train_the_same_weights(two_processes, w
     for states in two_processes:
         expected = of_floats(states["deepspeed", micro_batch])
         assert distance(states[wrapper, micro_batch], expected) < BOUND
+
+
+@pytest.mark.parametrize("micro_batch", [32, 8])
+def test_without_deepspeed_gradients_are_averaged_once_in_an_update(two_processes, micro_batch):
+    for states in two_processes:
+        assert states["all-reduces", "torch", micro_batch] == 20  # the network fills one of DDP's buckets
 
 
 @pytest.mark.parametrize("mistake", BROKEN)
