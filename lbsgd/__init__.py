@@ -33,6 +33,7 @@ _HOMES = {
     "resnet": "algorithm.resnet",
 }
 __all__ = sorted(_HOMES)
+__version__: str
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says that they are public
     from lbsgd.algorithm.batch_norm import convert_batch_norm as convert_batch_norm
@@ -62,10 +63,16 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says tha
 else:  # hidden from type checkers, which would let any misspelt name pass
 
     def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from lbsgd.units import NOT_INSTALLED, installed
+
+            if version := installed("lbsgd"):
+                return version
+            raise AttributeError(NOT_INSTALLED)
         if name not in _HOMES:
             raise AttributeError(f"module 'lbsgd' has no attribute {name!r}")
         return getattr(importlib.import_module(f"lbsgd.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+    return sorted([*globals(), "__version__", *__all__])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+NOT_INSTALLED = "lbsgd is not installed, so it has no version; run `pip install -e .`"
+
 
 def clock(seconds: float) -> str:
     """`2:05` or `1:02:05`, to the second, as a counter shows it."""

@@ -32,6 +32,21 @@ def test_the_names_are_listed_and_no_others_exist():
         _ = lbsgd.inititalise
 
 
+def test_the_version_is_that_of_the_installation():
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    assert lbsgd.__version__ == settings["metadata"]["version"] and "__version__" in dir(lbsgd)
+
+
+def test_a_clone_that_is_not_installed_says_so(tmp_path):
+    (tmp_path / "lbsgd").symlink_to(ROOT / "lbsgd")  # and no metadata beside it
+    without_packages = [sys.executable, "-S", "-c", "import lbsgd; lbsgd.__version__"]
+    said = subprocess.run(without_packages, cwd=tmp_path, env={}, capture_output=True, text=True).stderr
+    assert said.splitlines()[-1] == (
+        "AttributeError: lbsgd is not installed, so it has no version; run `pip install -e .`"
+    )
+
+
 def test_the_types_are_announced_and_installed():
     assert importlib.resources.files("lbsgd").joinpath("py.typed").is_file()
     settings = configparser.ConfigParser()

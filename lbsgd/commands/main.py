@@ -14,7 +14,7 @@ from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
-from lbsgd.units import installed
+from lbsgd.units import NOT_INSTALLED, installed
 
 DESCRIPTION = "Large minibatches as in Goyal et al. 2017, on DeepSpeed and FFCV. `python -m lbsgd` is the same command."
 EPILOG = (
@@ -86,7 +86,7 @@ class Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         version = installed("lbsgd")
         if version is None:
-            raise ConfigError("lbsgd is not installed, so it has no version; run `pip install -e .`")
+            raise ConfigError(NOT_INSTALLED)
         print(f"lbsgd {version}")
         parser.exit()
 
