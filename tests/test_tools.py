@@ -284,6 +284,40 @@ def test_the_demo_told_to_stop_waits_until_its_command_has_saved(tmp_path, launc
 # --- setup.sh ---------------------------------------------------------------------------------------------------------
 
 
+def program(path, lines):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{lines}")
+    path.chmod(0o755)
+    return path
+
+
+def set_up(folder, **environment):
+    """Run setup.sh in a folder that has what it reads first."""
+    (folder / "tools").mkdir()
+    for name in ("setup.cfg", "tools/setup.sh"):
+        shutil.copy(ROOT / name, folder / name)
+    everything = {**os.environ, **environment}
+    return subprocess.run([folder / "tools/setup.sh"], capture_output=True, text=True, timeout=60, env=everything)
+
+
+OLDER_PYTHON = """
+[ "$1" = --version ] && { echo Python 3.10.13; exit; }
+shift
+code=$1
+shift
+exec %s -c "import sys; sys.version_info = (3, 10, 13, 'final', 0)
+$code" "$@"
+"""
+
+
+def test_a_python_that_is_too_old_is_refused_before_anything_is_made(tmp_path):
+    python = program(tmp_path / "python3.10", OLDER_PYTHON % sys.executable)
+    ended = set_up(tmp_path, PYTHON=str(python))
+    assert ended.returncode == 2 and not ended.stdout and not (tmp_path / ".venv").exists()
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"setup: lbsgd needs Python 3.11 or newer, and {python} is Python 3.10.13; ")
+
+
 @pytest.mark.parametrize(
     "said, told",
     [
@@ -295,13 +329,8 @@ def test_the_demo_told_to_stop_waits_until_its_command_has_saved(tmp_path, launc
     ],
 )
 def test_a_setup_that_fails_says_why(said, told, tmp_path):
-    (tmp_path / "tools").mkdir()
-    shutil.copy(ROOT / "tools" / "setup.sh", tmp_path / "tools")
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
-    python.chmod(0o755)
-    ended = subprocess.run([tmp_path / "tools" / "setup.sh"], capture_output=True, text=True, timeout=60)
+    program(tmp_path / ".venv/bin/python", f"echo '{said}' >&2\nexit 1\n")
+    ended = set_up(tmp_path)
     assert ended.returncode == 2
     last = ended.stderr.splitlines()[-1]
     assert last.startswith(told) and str(tmp_path) in last

@@ -8,6 +8,19 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 log=.venv/setup.log
+have() { command -v "$1" > /dev/null 2>&1; }
+
+# --- Python ----------------------------------------------------------------------------------------------------------
+oldest=$(sed -n 's/^python_requires = >=//p' setup.cfg)
+require_python() {
+  "$python" -c 'import sys; sys.exit(sys.version_info[:2] < tuple(map(int, sys.argv[1].split("."))))' "$oldest" \
+    2> /dev/null && return
+  echo "setup: lbsgd needs Python $oldest or newer, and $python is $("$python" --version 2>&1 | head -n 1); name a newer" \
+    "one: PYTHON=python$oldest make setup" >&2
+  exit 2
+}
+if have "$python"; then require_python; fi
+
 mkdir -p .venv
 : > "$log"
 export PIP_CONSTRAINT=$PWD/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
@@ -31,7 +44,6 @@ step() {  # step WHAT COMMAND...: run a command silently, and show the end of th
   exit 2
 }
 pip() { .venv/bin/python -m pip "$@"; }
-have() { command -v "$1" > /dev/null 2>&1; }
 can() { have "$python" && "$python" -c "$1" 2> /dev/null; }
 library() { [ -n "$(/sbin/ldconfig -p | grep -F "$1")" ]; }
 
@@ -58,6 +70,7 @@ if [ ${#needed[@]} -gt 0 ]; then
   fi
   step "list of system packages" "${root[@]}" apt-get update
   step "system packages: ${needed[*]}" "${root[@]}" apt-get install -y --no-install-recommends "${needed[@]}"
+  require_python    # the system's own may have come just now
 fi
 
 # --- Python packages -------------------------------------------------------------------------------------------------
