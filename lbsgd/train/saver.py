@@ -173,11 +173,10 @@ class Saver:
         Say what makes other last bits.
         """
         worlds = (found["world_size"], dist.get_world_size())
+        tell_of_another_order(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
         if worlds[0] == worlds[1]:
             restore_random_states(random, dist.get_rank())
             self.restore_threads(found["num_threads"])
-        tell_of_another_order(self.engine, found.get("aggregation"), worlds, self.say_on_rank_0)
-        if worlds[0] == worlds[1]:
             before, now = (get(state, "plan.config", {}) for state in (found, self.described))
             say_other_sums(self.engine, before, now, self.say_on_rank_0)
 
