@@ -131,6 +131,8 @@ def test_an_error_on_one_host_before_the_processes_meet_ends_the_others(small, t
     with Command(small, tmp_path / "run", fault=fault, LOCAL_SIZE=1) as run:
         run.processes[1 - rank].join(PATIENCE_SECONDS)
         assert run.processes[1 - rank].exitcode == 2, run.console
-    [told] = [line for line in run.errors if line.startswith("error: --expect_world_size is 3, but 2 processes run")]
+    [told] = [
+        line for line in run.errors if line.startswith("error: --expect_world_size is 3, but the world size is 2")
+    ]
     assert sorted(run.errors) == sorted([told, told.replace("error: ", f"ended: by rank {rank} on host{rank}: ")])
     assert told in run.printed(rank)

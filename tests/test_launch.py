@@ -288,7 +288,7 @@ def test_the_training_before_torchrun_has_restarted_a_process_is_no_part_of_its_
 
 def test_an_unexpected_world_size_is_refused():
     require_hosts(Processes(0, 4, 0, 4), expect_world_size=4)
-    with pytest.raises(ConfigError, match="--expect_world_size is 256, but 4 processes run"):
+    with pytest.raises(ConfigError, match="--expect_world_size is 256, but the world size is 4"):
         require_hosts(Processes(0, 4, 0, 4), expect_world_size=256)
 
 

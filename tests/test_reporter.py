@@ -10,6 +10,7 @@ from trainers import Records
 
 from lbsgd.commands import convert, detect, recipe_flags
 from lbsgd.data.coco_annotations import Split
+from lbsgd.data.folder import ValData
 from lbsgd.processes.start import Stopwatch
 from lbsgd.report.measure import TOP1
 from lbsgd.train.coco_source import coco_files
@@ -51,7 +52,7 @@ def flags_of(*parsers):
 
 OF_DETECTORS = flags_of(recipe_flags.with_flags("", detect.add_data))
 OF_CLASSIFIERS = flags_of(recipe_flags.parser(""), convert.parser())
-DATA = SimpleNamespace(num_classes=1, classes=None, fingerprint="", val=SimpleNamespace(path=Path("val.beton")))
+DATA = ValData(SimpleNamespace(path=Path("val.beton")), 1, None, "", None, None)
 SPLIT = Split("", [], {}, 0, "", {})
 
 
