@@ -8,11 +8,11 @@ from collections.abc import Iterable, Sequence
 NOT_INSTALLED = "lbsgd is not installed, so it has no version; run `pip install -e .`"
 
 
-def clock(seconds: float) -> str:
-    """`2:05` or `1:02:05`, to the second, as a counter shows it."""
+def clock(seconds: float, with_hours: bool = False) -> str:
+    """`2:05` or `1:02:05`, to the second, as a counter shows it; `0:02:05` with_hours."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours or with_hours else f"{minutes}:{seconds:02}"
 
 
 def duration(seconds: float, more_digits: int = 0) -> str:

@@ -174,7 +174,10 @@ def test_the_page_of_a_run_that_an_error_ends_says_why_and_reloads_itself_no_mor
     with pytest.raises(DivergedError), reporter:
         raise DivergedError("the loss of iteration 60 is not a number")
     html = (tmp_path / "index.html").read_text()
-    assert 'data-reload-seconds=""' in html and "ended after 1 of 6 epochs: top-1 error 5.00 %" in html
+    assert (
+        'data-reload-seconds=""' in html
+        and "ended after 1 of 6 epochs, trained in 0:00:01 on 1 process: top-1 error 5.00 %" in html
+    )
     assert "; the loss of iteration 60 is not a number<" in html
 
 
@@ -209,6 +212,7 @@ def test_the_end_says_the_number_that_the_run_is_judged_by_and_where_all_files_a
     reporter.conclude(CLASSIFIER, {"weights": tmp_path / "weights.pt"})
     assert said[0].startswith("trained        iterations 1 to 60; ")
     assert said[1:] == [
+        "training time  0:00:02 on 1 process, without evaluations",
         f"page           {tmp_path}/index.html",
         "top-1 error    5.00 %, median of 2 evaluations in the last 5 epochs",
         f"curves         {tmp_path}/curves.png",

@@ -81,7 +81,7 @@ def recipe_of(kn, epochs, seed):
 def rows(runs, width=80):
     """Print the table and split each line into words: two lines of header, a rule, then the rows from [3] on."""
     console = Console(width=width, record=True, file=open("/dev/null", "w"))
-    console.print(error_table(runs))
+    console.print(error_table(runs, width))
     lines = console.export_text().splitlines()
     assert all(len(line) <= width for line in lines)
     return [line.split() for line in lines if line.strip()]
@@ -96,6 +96,14 @@ def test_a_row_holds_the_numbers_of_its_run(tmp_path):
     assert above == ["best", "images"] and header == ["run", "kn", "k", "η", "epochs", "val", "val", "train", "/s"]
     # val: the median of 24 26 22 25 23; images/s: the median of 50 161 162 163 164 165
     assert row == ["8k", "8192", "256", "3.2", "6", "24.00", "22.00", "23.00", "162"]
+
+
+def test_a_wide_terminal_shows_how_long_a_run_trained_and_on_how_many_processes(tmp_path):
+    run = write(tmp_path / "8k", val=[90.0, 24.0, 26.0, 22.0, 25.0, 23.0], kn=8192, world_size=16)
+    above, _, _, row, _, time = rows([run], width=90)
+    assert above[-1] == "training" and row[-2:] == ["162", "0:00:48"]  # 6 epochs of 8 s
+    assert time == "training time: h:mm:ss, without evaluations".split()
+    assert rows([run], width=101)[3][-2:] == ["0:00:48", "16"]
 
 
 def test_the_speed_is_that_of_whole_epochs_where_the_log_has_it(tmp_path):

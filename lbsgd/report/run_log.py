@@ -103,13 +103,17 @@ class RunLog:
 
 @dataclass(frozen=True)
 class LoggedRun:
-    """A run as its log tells it: the first line, the records of each kind, and the result of a run that has ended."""
+    """A run as its log tells it: the first line, the records of each kind, and the result of a run that has ended.
+
+    resumes    a record for each time that it was continued, with what the first line would say then
+    """
 
     path: Path
     header: Record
     iterations: list[Record]
     epochs: list[Record]
     result: Record | None
+    resumes: Sequence[Record] = ()
 
     @property
     def measures(self) -> tuple[Measure, ...]:
@@ -152,7 +156,7 @@ def read_run(path: str | Path) -> LoggedRun:
     records = _read(path)
     by_kind = {kind: [record for record in records if record["kind"] == kind] for kind in KEYS}
     result = by_kind["result"][-1] if by_kind["result"] else None
-    return LoggedRun(path, records[0], by_kind["iteration"], by_kind["epoch"], result)
+    return LoggedRun(path, records[0], by_kind["iteration"], by_kind["epoch"], result, by_kind["resume"])
 
 
 def require_reportable(run: LoggedRun) -> None:

@@ -15,6 +15,7 @@ from lbsgd.report.measure import Measure
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.recipe import flat, shown, that_counts
 from lbsgd.report.run_log import LoggedRun
+from lbsgd.report.training_time import trained_for
 from lbsgd.units import duration, size
 
 SPREAD = "spread of batch-norm means over workers, of the standard deviation"
@@ -47,15 +48,17 @@ def run_page(run: LoggedRun, warnings: Sequence[str] = (), ended: str = "") -> P
 
 
 def status(run: LoggedRun, ended: str = "") -> str:
-    """Return how far the run is, its error so far, and the time left."""
+    """Return how far the run is, its error so far, and the time left, or how long one that goes on no more trained."""
     done, planned, measure = run.epochs_done, run.planned_epochs, run.measures[0]
     said = "no evaluation yet" if run.epochs else "no epoch is finished yet"
     if run.value is not None:
         said = f"{measure.name} {measure.words(run.value)}, {measure.how_of(run.epochs)}"
+    time = trained_for(run)
+    trained = f", trained in {time}" if time else ""
     if run.result is not None:
-        return f"finished after {done:.4g} epochs: {said}"
+        return f"finished after {done:.4g} epochs{trained}: {said}"
     if ended:
-        return f"ended after {done:.4g} of {planned:.4g} epochs: {said}; {ended}"
+        return f"ended after {done:.4g} of {planned:.4g} epochs{trained}: {said}; {ended}"
     seconds = [record["seconds"] for record in run.epochs[-5:]]
     left = f", about {duration(mean(seconds) * (planned - done))} left" if seconds and done < planned else ""
     return f"epoch {done:.4g} of {planned:.4g}{left}: {said}"

@@ -14,16 +14,19 @@ from lbsgd.report.groups import read_rows
 from lbsgd.report.measure import Measure, Record
 from lbsgd.report.names import names_of, row_names
 from lbsgd.report.run_log import LoggedRun
+from lbsgd.report.training_time import processes, training_time
 
-WIDE = 80  # columns of a terminal that hold all
-ONLY_WIDE = ("k", "train", "images\n/s")
+WIDE = 80  # columns of a terminal that hold what the paper has of a run, and its speed
+SPEED, TIME, PROCESSES = "images\n/s", "training\ntime", "processes"
+# How wide a terminal has to be for a column; the names of the runs keep the room that they have at WIDE.
+LEAST_WIDTH = {"k": WIDE, "train": WIDE, SPEED: WIDE, TIME: WIDE + 10, PROCESSES: WIDE + 21}
 
 
 def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
     """Return a row per run and, as in the paper's tables, mean ± std of runs that differ only in their seed.
 
     The numbers are those of each run's first measure; other headlines, such as mask AP, have columns of their own. A
-    terminal narrower than WIDE gets the columns that matter most. Several means have the names of their rows' folders.
+    narrow terminal gets the columns that matter most. Several means have the names of their rows' folders.
     """
     further = list(dict.fromkeys(measure for run in runs for measure in headlines(run)[1:]))
     table = Table(
@@ -31,11 +34,13 @@ def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
         show_edge=False,
         padding=(0, 1, 0, 0),
         caption_justify="left",
-        caption="\n" + "; ".join(dict.fromkeys(caption(run.measures[0]) for run in runs)),
+        caption="\n"
+        + "; ".join(dict.fromkeys(caption(run.measures[0]) for run in runs))
+        + ("\ntraining time: h:mm:ss, without evaluations" if width >= LEAST_WIDTH[TIME] else ""),
     )
     shorts = [measure.short.replace(" ", "\n") for measure in further]
-    heads = ["run", "kn", "k", "η", "epochs", "val", "best\nval", "train", *shorts, "images\n/s"]
-    shown = [number for number, head in enumerate(heads) if width >= WIDE or head not in ONLY_WIDE]
+    heads = ["run", "kn", "k", "η", "epochs", "val", "best\nval", "train", *shorts, SPEED, TIME, PROCESSES]
+    shown = [number for number, head in enumerate(heads) if width >= LEAST_WIDTH.get(head, 0)]
     for number in shown:
         if number == 0:
             table.add_column(heads[0], overflow="fold")
@@ -47,7 +52,7 @@ def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
 
     for name, run in zip(names_of(runs), runs, strict=True):
         numbers = [*numbers_of(run), *(measure.of(run.epochs) for measure in further)]
-        add(escape(name), *recipe_cells(run), *map(percent, numbers), speed_cell(run))
+        add(escape(name), *recipe_cells(run), *map(percent, numbers), speed_cell(run), *time_cells(run))
     table.add_section()
     rows = [row for row in read_rows(runs)[0] if len(row.values) > 1]
     for name, row in zip(row_names(rows), rows, strict=True):
@@ -92,6 +97,10 @@ def speed_cell(run: LoggedRun) -> str:
     # median, because the first epoch, or iteration, is slow.
     speeds = speeds_of(run.epochs) or speeds_of(run.iterations)
     return f"{median(speeds):.0f}" if speeds else "-"
+
+
+def time_cells(run: LoggedRun) -> list[str]:
+    return [training_time(run) or "-", processes(run) or "-"]
 
 
 def speeds_of(records: Sequence[Record]) -> list[float]:

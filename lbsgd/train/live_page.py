@@ -56,11 +56,13 @@ class LivePage:
     def __init__(self, folder: Path, header: dict[str, Any], baseline: Limits | None = None):
         self.folder, self.header, self.baseline = folder, header, baseline or {}
         self.warnings: list[str] = []
+        self.starts: Records = ()  # earlier ones, as the log describes them; the header is of this one
         self.measured: list[dict[str, Any]] = []  # iteration records with diagnostics
         self.cannot_write = False
 
     def take_up(self, logged: LoggedRun) -> None:
-        """Go on with the log's record of the run: the measured numbers, and the warnings already given."""
+        """Go on with the log's record of the run: what was measured, on how many processes, and warned about."""
+        self.starts = [logged.header, *logged.resumes]
         self.measured = [record for record in logged.iterations if "noise_scale" in record]
         self.warnings = self.compare(logged.epochs)
 
@@ -72,7 +74,7 @@ class LivePage:
         known, self.warnings = len(self.warnings), self.compare(epochs)
         said = self.warnings[known:]
         try:
-            run = LoggedRun(self.folder, self.header, self.measured, list(epochs), result)
+            run = LoggedRun(self.folder, self.header, self.measured, list(epochs), result, self.starts)
             run_page(run, self.warnings, ended).write(self.folder)
         except ConfigError as error:
             said += [] if self.cannot_write else [f"{error}; training goes on without the page"]

@@ -12,7 +12,8 @@ from lbsgd.processes.start import Stopwatch
 from lbsgd.report.curves import curves
 from lbsgd.report.measure import Measure
 from lbsgd.report.page import PAGE_NAME
-from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.report.run_log import LoggedRun, RunLog, read_run
+from lbsgd.report.training_time import trained_for
 from lbsgd.train.checkpoint import AGAIN
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.peak_memory import peak_bytes
@@ -112,7 +113,10 @@ class Reporter:
         """
         say, folder = self.progress.say, self.log.path.parent
         say(f"trained        {self.trained(judged_by)}")
-        result = self.write_result() if self.log.epochs else None
+        run = self.write_result() if self.log.epochs else None
+        result = run.result if run else None
+        if run and (time := trained_for(run)):
+            say(f"training time  {time}, without evaluations")
         if self.page:
             self.page.write(self.log.epochs, result, "" if result else "it was to end inside its first epoch")
             say(f"page           {folder / PAGE_NAME}")
@@ -133,11 +137,13 @@ class Reporter:
         said = f"iterations {first} to {done}" if first <= done else f"nothing; {done} iterations were done before"
         return said + (f"; no evaluation has seen the last {unseen}: --evaluate_only makes one" if unseen else "")
 
-    def write_result(self) -> dict[str, Any]:
+    def write_result(self) -> LoggedRun:
+        """Write the result and the curves; return the run as its log tells it."""
         folder = self.log.path.parent
         try:
-            result = self.log.result()
-            curves(read_run(folder), folder / "curves.png")
+            self.log.result()
+            run = read_run(folder)
+            curves(run, folder / "curves.png")
         except (OSError, ConfigError) as error:  # the picture's advises another place, where no run's picture can lie
             raise DataError(f"cannot write the results in {folder} ({error.__cause__ or error}); {AGAIN}") from None
-        return result
+        return run
