@@ -11,13 +11,16 @@ import resource
 import shutil
 import sys
 import threading
+import time
 import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
+import aggregating
 import pytest
 import torch
 from oracle import network
+from processes import in_processes
 from small_engine import recipe, train
 from test_checkpoint import saved
 from trainers import trainer
@@ -26,12 +29,13 @@ import lbsgd
 from lbsgd.commands.flag_types import interval
 from lbsgd.config.precision import set_precision
 from lbsgd.disk import replace_file
-from lbsgd.errors import CheckpointError
+from lbsgd.errors import CheckpointError, DivergedError
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
 from lbsgd.train.reporter import Reporter
 from lbsgd.train.run import Every
+from lbsgd.train.saver import Reached, Saver
 
 FILES = ("weights.safetensors", "momentum.safetensors", "random.safetensors", "state.json", "manifest.json")
 KILLED, UNSUPPORTED = 9, 77
@@ -411,6 +415,14 @@ def test_a_run_is_saved_at_the_intervals_and_where_an_epoch_or_the_run_ends(tmp_
     assert [path.name for path in checkpoint.complete(tmp_path)] == [f"iteration_0000000{name}" for name in names]
 
 
+def test_a_checkpoint_by_iterations_is_due_so_many_after_the_last_also_in_a_resumed_run(tmp_path):
+    for last, names in ((4, [3, 4]), (9, [4, 7, 9])):  # the newest three stay
+        ours = trainer(tmp_path, iterations=10, resume=last == 9)
+        ours.saver.every = Every(iterations=3)
+        ours.train(last_iteration=last), ours.saver.wait()
+        assert [path.name for path in checkpoint.complete(tmp_path)] == [f"iteration_0000000{name}" for name in names]
+
+
 def test_training_goes_on_while_a_checkpoint_is_written_which_holds_what_was_when_it_was_saved(tmp_path, monkeypatch):
     ours, proceed, write = trainer(tmp_path), threading.Event(), checkpoint.write
     ours.train(last_iteration=1), ours.saver.wait()
@@ -454,6 +466,34 @@ def test_the_number_of_threads_comes_back_unless_the_processes_are_others(tmp_pa
             assert torch.get_num_threads() == expected
     finally:
         torch.set_num_threads(threads)
+
+
+def saved_broken_and_restored(folder):
+    """Save on two processes, then with a weight of rank 1 that is no number; what is said, drawn next and restored."""
+    engine = aggregating.run(aggregating.config(2), iterations=1)
+    rank, write = torch.distributed.get_rank(), checkpoint.save
+    checkpoint.save = lambda *given: (time.sleep(0.2), write(*given))  # not done when the second save comes
+    saver = Saver(engine, folder / str(rank), {}, {})  # rank 0 alone has the checkpoint
+    torch.manual_seed(rank)
+    saver.save(Reached(torch.tensor([0.1, 2.0], dtype=torch.float64), 1.5))
+    drawn = torch.rand(3)
+    if rank == 1:
+        engine.module.fc.bias.data[0] = torch.nan
+    with pytest.raises(DivergedError) as broken:
+        saver.save(Reached(torch.zeros(2), 2.5))
+    reached = saver.restore()
+    return str(broken.value), drawn.tolist(), torch.rand(3).tolist(), (reached.totals.tolist(), reached.epoch_seconds)
+
+
+def test_two_processes_stop_for_what_one_finds_and_each_has_its_own_random_numbers_again(tmp_path):
+    found = in_processes(2, saved_broken_and_restored, tmp_path)
+    for said, drawn, drawn_again, reached in found:
+        assert said.startswith(
+            "after iteration 0 the weights fc.bias are not numbers; the newest checkpoint is "
+            f"{tmp_path / '0' / 'iteration_00000001'}; "
+        )
+        assert drawn == drawn_again and reached == ([0.1, 2.0], 1.5)
+    assert found[0][1] != found[1][1] and not (tmp_path / "1").exists()
 
 
 def with_world_size(loaded, world_size):
