@@ -51,6 +51,12 @@ def test_the_limit_is_the_prediction_interval_of_one_more_seed(baseline):
     assert limit([3.0, 3.1, 3.2, 3.1]) == pytest.approx(3.1 + 0.5)  # never narrower than half a point
 
 
+def test_an_epoch_has_a_limit_where_two_seeds_have_a_number(tmp_path):
+    errors = [[9.0, math.nan, 3.0], [math.nan, math.nan, 3.0], [11.0, 5.0, 3.0]]
+    runs = [write_log(tmp_path, BASELINE, seed, [5.0] * 3, train) for seed, train in enumerate(errors)]
+    assert baseline_limits(runs) == {1: limit([9.0, 11.0]), 3: 3.5}
+
+
 def test_staying_above_the_baseline_is_told_once_until_the_curve_has_come_back(tmp_path, baseline):
     said, page = warnings_of(tmp_path, NO_WARMUP, above(4, 5, 6, 7, 9, 10, 11), baseline_limits(baseline))
     assert [number for number, warnings in enumerate(said, 1) if warnings] == [6, 11]
@@ -68,7 +74,7 @@ def test_staying_above_the_baseline_is_told_once_until_the_curve_has_come_back(t
         above(4, 5, 7, 8, 10, 12),  # never three in a row
         above(1, 2, 3, 4, 5),  # the first three epochs are a quarter
         [error - 10 for error in CURVE],  # a lower error ends no higher
-        [*above(4, 5)[:6], None, math.nan],  # of which the log has no number
+        [*above(4, 5)[:5], None, math.nan],  # of which the log has no number
     ],
 )
 def test_a_run_that_follows_the_baseline_gets_no_warning(tmp_path, baseline, errors):
@@ -79,6 +85,13 @@ def test_a_run_that_follows_the_baseline_gets_no_warning(tmp_path, baseline, err
 def test_the_warmup_may_lie_above_it(tmp_path, baseline):
     said, _ = warnings_of(tmp_path, GRADUAL, above(1, 2, 3, 4, 5, 6), baseline_limits(baseline))
     assert not any(said)  # two epochs of warmup, and as many to come back
+
+
+def test_in_a_long_run_a_tenth_of_the_epochs_must_lie_above_it(tmp_path):
+    header = read_run(write_log(tmp_path, NO_WARMUP, 0, [5.0])).header
+    errors = [10.0] * 10 + [10.1] * 3 + [10.0] * 5 + [10.1] * 4 + [10.0] * 9  # 4 of 31 are a tenth
+    [warning] = LivePage(tmp_path, header, dict.fromkeys(range(1, 32), 10.0)).compare(epochs(errors))
+    assert warning.startswith("epoch 22:") and " for 4 epochs; " in warning
 
 
 @pytest.mark.parametrize(
@@ -109,8 +122,8 @@ def test_of_the_published_runs_those_that_end_higher_get_a_warning(place, row, w
 
 def test_a_baseline_is_three_finished_seeds_of_one_recipe(tmp_path, baseline):
     assert list(baseline_limits(baseline)) == list(range(1, 13))
-    two_recipes = [*baseline[:2], write_log(tmp_path / "other", GRADUAL, 2, CURVE)]
-    for runs, found in ((baseline[:1], "1 finished run of 1 recipe;"), (two_recipes, "3 finished runs of 2 recipes;")):
+    two_recipes = [*baseline, write_log(tmp_path / "other", GRADUAL, 2, CURVE)]
+    for runs, found in ((baseline[:2], "2 finished runs of 1 recipe;"), (two_recipes, "4 finished runs of 2 recipes;")):
         with pytest.raises(ConfigError, match=f"{found} give at least 3 finished runs of one recipe"):
             baseline_limits(runs)
 
