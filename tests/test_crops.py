@@ -61,6 +61,12 @@ def test_crops_lie_within_the_image(draw, height, width):
         assert h >= 1 and w >= 1 and 0 <= top <= height - h and 0 <= left <= width - w
 
 
+def test_crops_smaller_than_the_image_reach_all_its_edges(draw):
+    top, left, h, w, _ = our_crops(draw, 40, 40, 1000).T
+    for start, size in ((top, h), (left, w)):
+        assert start.min() == 0 and (start + size)[size < 40].max() == 40
+
+
 def test_an_image_in_which_no_try_fits_gives_torchvision_s_fallback(draw):
     theirs = RandomResizedCrop.get_params(torch.empty(3, 10, 1000), (0.5, 1.0), (3 / 4, 4 / 3))
     assert random_resized_crop((0.5, 1.0), flip=False)(crop_key(0, 0), 0, 10, 1000)[:4] == theirs
@@ -82,14 +88,29 @@ def test_crops_differ_between_images_epochs_and_seeds(draw):
     assert len(crops) == 100
 
 
+def test_no_random_number_serves_twice(draw, monkeypatch):
+    """Or small crops, say, would be the mirrored ones. Here only the last try of each image fits."""
+    taken = []
+
+    def recorded(key, position):
+        taken.append(int(position))
+        return float(len(taken) % 23 < 20)  # 1 of each image for its flip, 18 for 9 tries, 4 for the last
+
+    monkeypatch.setattr("lbsgd.data.crops.uniform", recorded)
+    for image in range(3):
+        assert draw.py_func(0, image, 100, 100)[2:4] == (33, 24)
+    assert len(set(taken)) == len(taken) == 3 * 23
+
+
 def test_the_generator_is_splitmix64():
     """The first numbers of its reference implementation (Steele, Lea and Flood 2014) from state 1234567."""
     reference = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]
     assert [uniform(np.uint64(1234567), np.uint64(i)) for i in range(4)] == [(x >> 11) * 2.0**-53 for x in reference]
 
 
-def test_mirror_reverses_rows():
-    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+@pytest.mark.parametrize("width", [7, 8])
+def test_mirror_reverses_rows(width):
+    image = np.random.default_rng(0).integers(0, 256, (5, width, 3), np.uint8)
     mirrored = image.copy()
     mirror(mirrored)
     assert np.array_equal(mirrored, image[:, ::-1])
