@@ -130,7 +130,11 @@ def test_a_process_alone_is_stopped_after_the_iteration_in_which_it_was_asked(tm
 
 def test_recomputed_statistics_are_the_exact_ones_of_the_training_images(tmp_path):
     ours = trainer(tmp_path, statistics="recomputed", statistics_images=NUM_IMAGES)
+    told = []
+    ours.guard.alive = told.append
     ours.evaluate(epoch=1), ours.evaluate(epoch=0)  # the second follows no training
+    recomputing = ["recomputing statistics"] * (NUM_IMAGES // N)  # the guard ends what is silent for long
+    assert told == 2 * [*recomputing, *(f"evaluation, batch {number}" for number in range(4))]
     images = torch.cat(list(ours.images.train.statistics_batches(0, NUM_IMAGES, N)))
     with torch.no_grad():
         values = ours.engine.module.conv(images).double()
