@@ -402,15 +402,17 @@ def test_floats_and_their_like_are_refused_before_the_work_begins(tmp_path, kind
 @pytest.mark.parametrize("packed", [False, True])
 def test_depths_are_told_from_the_headers_alone(tmp_path, monkeypatch, packed):
     tree = make_tree(tmp_path / "source")
-    (tree / "train/ant/x.tif").write_bytes(by_pil(np.zeros((1500, 2000), np.float32), "TIFF"))
+    (tree / "train/ant/x.TIF").write_bytes(by_pil(np.zeros((1500, 2000), np.float32), "TIFF"))
     (tree / "val/bee/x.pgm").write_bytes(b"P5 2000 2000 65535\n" + bytes(8_000_000))
     (tree / "val/ant/x.tif").write_bytes(b"")
+    (tree / "val/bee/y.tiff").write_bytes(UNUSABLE["32-bit or signed"])
     source = Path(shutil.make_archive(str(tmp_path / "packed"), "tar", tree)) if packed else tree
     found, taken, pread = find(source, tmp_path), [], os.pread
     monkeypatch.setattr(os, "pread", lambda *arguments: taken.append(arguments[1]) or pread(*arguments))
     monkeypatch.setattr(ImageReader, "read", None)
-    [told] = unusable_images(found)
-    assert told.endswith("x.tif (floating-point samples)") and sum(taken) < 100_000
+    first, second = unusable_images(found)
+    assert first.endswith("ant/x.TIF (floating-point samples)") and second.endswith("y.tiff (32-bit or signed samples)")
+    assert sum(taken) < 100_000
 
 
 def test_twelve_bits_in_sixteen_are_not_taken_for_black():
