@@ -475,6 +475,8 @@ def saved_broken_and_restored(folder):
     checkpoint.save = lambda *given: (time.sleep(0.2), write(*given))  # not done when the second save comes
     saver = Saver(engine, folder / str(rank), {}, {})  # rank 0 alone has the checkpoint
     torch.manual_seed(rank)
+    means = engine.module.bn.running_mean.clone()
+    torch.distributed.all_reduce(means)
     saver.save(Reached(torch.tensor([0.1, 2.0], dtype=torch.float64), 1.5))
     drawn = torch.rand(3)
     if rank == 1:
@@ -482,6 +484,7 @@ def saved_broken_and_restored(folder):
     with pytest.raises(DivergedError) as broken:
         saver.save(Reached(torch.zeros(2), 2.5))
     reached = saver.restore()
+    torch.testing.assert_close(engine.module.bn.running_mean, means / 2)  # neither process's own
     return str(broken.value), drawn.tolist(), torch.rand(3).tolist(), (reached.totals.tolist(), reached.epoch_seconds)
 
 
