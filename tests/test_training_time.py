@@ -1,4 +1,4 @@
-"""How long a run has trained, for the table, the page and the end of a run, also where it was interrupted."""
+"""Table, page and last lines of a run tell how long it has trained, interrupted or not."""
 
 import json
 

@@ -83,8 +83,8 @@ class ByClass:
         """Return all that was added.
 
         classes: in their order, also those without images; by default those that were found, sorted by name.
-        Raises DataError without images, for a class folder without images, and for images of one key unless keys may
-        repeat: such images come in the order in which they were found.
+        Raises DataError if there are no images, if a class folder has none, and if images share a key. Where keys may
+        repeat, such images come in the order in which they were found.
         """
         for row in self.loose:
             self.left_out.add(STRAY_FILE, self.files.names[row])

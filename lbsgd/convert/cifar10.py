@@ -114,7 +114,7 @@ def unpickled(archive: tarfile.TarFile, name: str) -> dict[bytes, Any]:
 
 
 class Built:
-    """What a pickle gives NumPy to build an array of; NumPy may end the process if it builds a damaged one."""
+    """Keeps the state that a pickle would have NumPy build an array from; a damaged one may crash NumPy."""
 
     state: Any = None
 

@@ -35,20 +35,23 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
     if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):
         return LostProcessError(f"lost another process at {position} ({text})")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not load
-        return ConfigError(
-            f"the GPU's memory is full at {position} ({text}); take fewer images a pass by --micro_batch, which leaves "
-            "the iteration as it is, compute in --precision bf16, or leave out CUDA graphs by --no-cuda_graphs"
-        )
+        others = "compute in --precision bf16, or leave out CUDA graphs by --no-cuda_graphs"
+        return memory_is_full("the GPU's", position, text, others)
     if isinstance(error, MemoryError) or NO_MEMORY in text:
-        return ConfigError(
-            f"the host's memory is full at {position} ({text}); take fewer images a pass by --micro_batch, which "
-            "leaves the iteration as it is, or fewer --loader_threads"
-        )
+        return memory_is_full("the host's", position, text, "or fewer --loader_threads")
     with suppress(OSError, ValueError):  # a console that is gone
         traceback.print_exception(error)
     bug = LbsgdError(f"{type(error).__name__}: {text}")
     bug.exit_code = 1
     return bug
+
+
+def memory_is_full(whose: str, position: str, text: str, others: str) -> ConfigError:
+    """Return the refusal for a full memory; `others` are the ways out besides a smaller micro batch."""
+    return ConfigError(
+        f"{whose} memory is full at {position} ({text}); take fewer images a pass by --micro_batch, which leaves the "
+        f"iteration as it is, {others}"
+    )
 
 
 def first_cause(peers: Peers, position: str) -> LbsgdError | None:

@@ -43,17 +43,16 @@ def answering_among(classes: Sequence[int] | None, network: torch.nn.Module) -> 
 
     So a network of 5,000 classes is judged as one of the 1,000 that validation images have (ImageNet-5k, Sec. 5.3).
     """
+    if classes is None:
+        yield
+        return
+    kept = torch.tensor(classes, device=next(network.parameters()).device)  # copied once, and not with each batch
 
     def others_left_out(_network, _images, logits: torch.Tensor) -> torch.Tensor:
-        kept = torch.tensor(classes, device=logits.device)
         return torch.full_like(logits, -torch.inf).index_copy(1, kept, logits.index_select(1, kept))
 
-    hook = None if classes is None else network.register_forward_hook(others_left_out)
-    try:
+    with network.register_forward_hook(others_left_out):
         yield
-    finally:
-        if hook:
-            hook.remove()
 
 
 def is_due(epoch: float, last: float, every: int, judged_by: Sequence[Measure]) -> bool:
