@@ -416,6 +416,27 @@ def test_claims_are_answered_also_where_they_fail(table_1_runs):
     assert [answer.holds for answer in answers(STUDIES["table1"], DIGITS, rows, num_seeds=5)] == [None] * 5
 
 
+def test_a_claim_about_curves_compares_how_far_they_lie_from_the_baselines_mean(tmp_path):
+    first = [50.0, 50.0]  # the first third of six epochs does not count
+    curves = {
+        "x1": [[9.0] * 6, [11.0] * 6],  # mean 10
+        "x8": [[*first, 10, 10, 10, 11], [*first, 10, 10, 10, 8]],  # 0.25 and 0.5 points away
+        "x1_half_lr": [[*first, 12, 8, 12, 8], [*first, 13, 7, 13, 7]],  # 2 and 3 points, whatever the sign
+    }
+    rows = [row for row in STUDIES["longer_figure5"].rows(DIGITS) if row.name in curves]
+    for row in rows:
+        for seed, train in enumerate(curves[row.name]):
+            write_log(tmp_path, row, seed, [5.0 + seed] * 6, train)
+    groups = rows_by_name(families_at([tmp_path]))
+    *_, half, double = answers(STUDIES["longer_figure5"], DIGITS, groups, num_seeds=2)
+    assert half.apart.value == pytest.approx(2.5 - 0.375)
+    # Welch: 2.125 ± t(0.975, 1.12) · √(0.5/2 + 0.03125/2) = 2.125 ± 9.8 · 0.515, which two seeds cannot tell from 0
+    assert half.holds is False and half.apart.low < -2
+    assert half.cells[3] == "x1_half_lr - x8, distances of curves from x1" and double.holds is None
+    *_, half, _ = answers(STUDIES["longer_figure5"], DIGITS, {**groups, "x1": groups["x8"]}, num_seeds=3)
+    assert half.apart is None and half.holds is None  # the baseline lacks a seed
+
+
 def test_a_diverged_seed_counts_also_where_enough_others_ended(tmp_path):
     write_rows(tmp_path, TABLE_1, ERRORS)
     (write_log(tmp_path, TABLE_1[3], 3, [90.0], planned=6) / "diverged.txt").write_text("error: not a number\n")

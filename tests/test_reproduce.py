@@ -129,6 +129,17 @@ def test_rows_that_studies_share_run_once(tmp_path):
     assert [job.seed for job in request.jobs[:16]] == [0] * 16  # all rows with one seed first
 
 
+def test_studies_of_one_grid_share_its_code_its_logs_and_the_rows_of_the_same_name(tmp_path):
+    names = ("longer_table1", "longer_table2a", "longer_figure5")
+    together = Request(tuple(STUDIES[name] for name in names), DIGITS, (0,), tmp_path, tmp_path)
+    assert [row.name for row in together.rows if row.name in ("x1", "x8")] == ["x1", "x8"]
+    assert len(together.rows) == len(set(together.rows)) == 4 + 8 - 2
+    for name in names:
+        alone = Request((STUDIES[name],), DIGITS, (0,), tmp_path, tmp_path)
+        assert (alone.grid, alone.logs) == (together.grid, together.logs)
+        assert set(alone.rows) <= set(together.rows)  # the very same rows: a name stands for one recipe
+
+
 @pytest.mark.parametrize("name", DATA_SETS)
 def test_every_row_of_every_data_set_is_a_plan(name):
     data = DATA_SETS[name]
@@ -153,12 +164,13 @@ def test_a_data_set_and_its_json_agree_on_the_schedule_and_longer_stretches_it(n
 
 
 @pytest.mark.parametrize("name", [name for name, data in DATA_SETS.items() if not data.is_detection])
-def test_table_1_for_longer_differs_from_table_1_in_its_schedule_alone(name):
+@pytest.mark.parametrize("table", ["table1", "table2a"])
+def test_a_table_for_longer_differs_from_the_table_in_its_schedule_alone(table, name):
     def recipe(row):
         return launch.plan_of(Job(row, 0), data, ROOT).recipe
 
     data = DATA_SETS[name]
-    for plain, longer in zip(STUDIES["table1"].rows(data), STUDIES["longer_table1"].rows(data), strict=True):
+    for plain, longer in zip(STUDIES[table].rows(data), STUDIES[f"longer_{table}"].rows(data), strict=True):
         now, then = recipe(plain), recipe(longer)
         assert (then.epochs, then.decay.epochs) == (3 * now.epochs, [3 * epoch for epoch in now.decay.epochs])
         assert (then.warmup.kind, then.warmup.epochs) == (now.warmup.kind, 3 * now.warmup.epochs)
@@ -592,7 +604,7 @@ def test_the_command_lists_its_runs_and_refuses_what_it_does_not_know(capsys):
     assert main(["reproduce", "digits", "table1"]) == 2
     assert "digits is a data set, and one of them comes last" in capsys.readouterr().err
     assert main(["reproduce", "baseline_lr", "table1", "digits"]) == 2
-    assert "baseline_lr runs by itself" in capsys.readouterr().err
+    assert "the runs of table1 are of another grid than those of baseline_lr" in capsys.readouterr().err
     assert seeds("3") == (0, 1, 2) and seeds("5-7") == (5, 6, 7)
 
 

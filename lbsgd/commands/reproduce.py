@@ -64,8 +64,11 @@ def run(given: argparse.Namespace) -> int:
 
     studies = tuple(find_study(name) for name in given.studies)
     for study in studies:
-        if study.apart and len(studies) > 1:
-            raise ConfigError(f"reproduce: {study.name} runs by itself, because its runs are a grid of their own")
+        if study.grid != studies[0].grid:
+            raise ConfigError(
+                f"reproduce: the runs of {study.name} are of another grid than those of {studies[0].name}; give a "
+                "command for each"
+            )
     request = Request(
         studies=studies,
         data=find_data_set(given.data_set),

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from lbsgd.experiments.grid import Claim, DataSet, Study
 from lbsgd.report.groups import Group
+from lbsgd.report.match import distances
 from lbsgd.report.statistics import Difference, difference, fisher, verdict
 from lbsgd.units import markdown_table
 
@@ -55,7 +56,8 @@ class Answer:
     @property
     def cells(self) -> tuple[str, str, str, str, str]:
         """The row of the claims' table; the answer comes first where only some columns are in sight."""
-        pair = f"{self.claim.row} - {self.claim.against}"
+        curves = f", distances of curves from {self.claim.curves_from}" if self.claim.curves_from else ""
+        pair = f"{self.claim.row} - {self.claim.against}{curves}"
         rows = zip((self.claim.row, self.claim.against), self.diverged, strict=True)
         lost = ", ".join(f"{number} of {ended} seeds of {name} diverged" for name, (number, ended) in rows if number)
         settled = self.ended and (lost or self.num_seeds > 1)
@@ -72,12 +74,12 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
     for claim in study.claims(data):
         row, against = rows.get(claim.row), rows.get(claim.against)
         pair = [each for each in (row, against) if each]
-        values = [each.values for each in pair if len(each.values) >= num_seeds]
+        values = [seen for each in pair if len(seen := compared(claim, each, rows, num_seeds)) >= num_seeds]
         diverged = Seeds.of(row), Seeds.of(against)
         ended = all(seeds.ended >= num_seeds for seeds in diverged)
         lost = any(seeds.diverged for seeds in diverged)
         apart = difference(*values) if len(values) == 2 and not lost else None
-        higher = any(each.measure.higher for each in pair)
+        higher = not claim.curves_from and any(each.measure.higher for each in pair)
         test = (MORE_IS_BETTER if higher else TESTS)[claim.kind].format(margin=data.margin_pct)
         judged = apart.opposite() if apart and higher else apart
         holds = verdict(claim.kind, judged, data.margin_pct)
@@ -86,6 +88,16 @@ def answers(study: Study, data: DataSet, rows: dict[str, Group], num_seeds: int)
             holds = of_diverged(claim.kind, *diverged) if ended else None
         found.append(Answer(claim, apart, holds, test, diverged, ended, num_seeds))
     return found
+
+
+def compared(claim: Claim, row: Group, rows: dict[str, Group], num_seeds: int) -> list[float]:
+    """Return what the claim compares of a row's seeds: their errors, or the distances of their curves."""
+    if not claim.curves_from:
+        return row.values
+    baseline = rows.get(claim.curves_from)
+    if baseline is None or not baseline.whole or len(baseline.finished) < num_seeds:
+        return []  # its mean is not known
+    return distances(row, baseline)
 
 
 def of_diverged(kind: str, row: Seeds, against: Seeds) -> bool | None:

@@ -80,12 +80,15 @@ class Claim:
     kind    "same": the 95 % interval of the difference (row - against) lies within ± the data set's margin;
             "no worse": the interval lies below the margin; "worse": it lies above zero. Where more is better, as with
             average precision, "below" and "above" change places
+    curves_from    the row from whose mean training curve the curves of both are measured (`match.distances`), and these
+            distances are compared; without it the errors are
     """
 
     text: str
     row: str
     kind: str
     against: str
+    curves_from: str = ""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class Study:
     """One experiment: its rows and its claims for a data set, and the place in the paper that it repeats.
 
     sections    what its page shows of the rows, by their names; by default the paper's table and its curves
-    apart       whether its runs are a grid of their own, with a commit of its own
+    grid        the grid, with a commit of its own, that its runs belong to; by default the data set's
     is_detection    whether it compares detectors, which have data sets of their own
     table       the table of the paper that its rows make, by default that of its own name
     """
@@ -104,7 +107,7 @@ class Study:
     rows: Callable[[DataSet], tuple[Row, ...]]
     claims: Callable[[DataSet], tuple[Claim, ...]]
     sections: Callable[[DataSet, dict[str, Group]], list[Section]] | None = None
-    apart: bool = False
+    grid: str = ""
     is_detection: bool = False
     table: str = ""
 

@@ -53,18 +53,18 @@ class Request:
     @property
     def grid(self) -> Path:
         """Where the runs lie."""
-        name = "_".join([self.data.name, *self.apart, *([f"{self.epochs}_epochs"] if self.epochs else [])])
+        name = "_".join([self.data.name, *self.own_grid, *([f"{self.epochs}_epochs"] if self.epochs else [])])
         return self.work_dir / "runs" / "reproduce" / name
 
     @property
-    def apart(self) -> list[str]:
-        """The name of a study whose runs are a grid of their own; it is the only one then."""
-        return [study.name for study in self.studies if study.apart]
+    def own_grid(self) -> list[str]:
+        """The grid of the studies, where it is not the data set's."""
+        return [grid for grid in {study.grid for study in self.studies} if grid]
 
     @property
     def published(self) -> Path:
         """Where runs/ with the thinned logs lies, and the note of their commit."""
-        return Path(self.results, self.data.name, *self.apart)
+        return Path(self.results, self.data.name, *self.own_grid)
 
     @property
     def logs(self) -> Path:

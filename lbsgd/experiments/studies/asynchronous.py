@@ -64,4 +64,4 @@ def in_time(series: Series, group: Group) -> Series:
     return Series(series.name, [sum(column) / len(column) for column in times], series.y, series.low, series.high)
 
 
-STUDY = Study("async", "synchronous and asynchronous updates", "Sec. 6", rows, claims, sections, apart=True)
+STUDY = Study("async", "synchronous and asynchronous updates", "Sec. 6", rows, claims, sections, grid="async")

@@ -29,4 +29,4 @@ def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
     return [Section("Choice", f"By these runs the baseline's learning rate is {chosen:g}: {rule}.{others}")]
 
 
-STUDY = Study("baseline_lr", "the choice of the baseline's lr", "Sec. 5.1", rows, claims, sections, apart=True)
+STUDY = Study("baseline_lr", "the choice of the baseline's lr", "Sec. 5.1", rows, claims, sections, grid="baseline_lr")

@@ -36,5 +36,5 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
 
 
 STUDY = Study(
-    "elbow", "at a quarter of the learning rate", "Figures 1 and 3", rows, claims, apart=True, table="figure1"
+    "elbow", "at a quarter of the learning rate", "Figures 1 and 3", rows, claims, grid="elbow", table="figure1"
 )

@@ -15,8 +15,7 @@ from lbsgd.experiments.studies.longer import TIMES, stretch, stretched
 
 def rows(data: DataSet) -> tuple[Row, ...]:
     longer = stretched(data)
-    *others, gradual = table1.rows(longer)
-    return (*(stretch(row, longer, is_gradual=False) for row in others), stretch(gradual, longer, is_gradual=True))
+    return tuple(stretch(row, longer) for row in table1.rows(longer))
 
 
 STUDY = Study(
@@ -25,6 +24,6 @@ STUDY = Study(
     "Table 1",
     rows,
     table1.claims,
-    apart=True,
+    grid="longer_table1",
     table="table1",
 )
