@@ -3,7 +3,7 @@
 # make test-slow  the tests that take minutes each; make test-gpu those that need a GPU
 # make lint       ruff and mypy, as set in pyproject.toml; make format lets ruff rewrite what it can
 # make docs       the API reference in docs/api
-# make setup      system packages and .venv only
+# make setup      system packages and .venv only; with CUDA=12 torch's build for drivers before 580, and for V100
 # make clean      remove what make demo made; make distclean also .venv
 
 PYTHON ?= python3
@@ -11,6 +11,11 @@ PYTHON ?= python3
 .PHONY: setup demo lint format test test-slow test-gpu docs clean distclean
 
 setup: .venv/.complete
+
+# Another CUDA than .venv has is installed in place of it.
+ifneq ($(filter-out $(shell cat .venv/.complete 2> /dev/null),$(CUDA)),)
+.PHONY: .venv/.complete
+endif
 
 .venv/.complete: tools/setup.sh setup.cfg setup.py constraints.txt $(wildcard lbsgd/data/native/*.[ch])
 	PYTHON=$(PYTHON) tools/setup.sh

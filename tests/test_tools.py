@@ -294,10 +294,43 @@ def program(path, lines):
 def set_up(folder, **environment):
     """Run setup.sh in a folder that has what it reads first."""
     (folder / "tools").mkdir()
-    for name in ("setup.cfg", "tools/setup.sh"):
+    for name in ("setup.cfg", "constraints.txt", "tools/setup.sh"):
         shutil.copy(ROOT / name, folder / name)
     everything = {**os.environ, **environment}
     return subprocess.run([folder / "tools/setup.sh"], capture_output=True, text=True, timeout=60, env=everything)
+
+
+@pytest.mark.parametrize("given, had, torch", [("", "", "2.11.0"), ("12", "13", "2.10.0"), ("", "12", "2.10.0")])
+def test_setup_takes_the_cuda_that_is_asked_for_or_the_one_that_is_there(given, had, torch, tmp_path):
+    program(tmp_path / ".venv/bin/python", "exit 1\n")
+    (tmp_path / ".venv/.complete").write_text(had)
+    assert set_up(tmp_path, CUDA=given).returncode == 2
+    lines = (tmp_path / ".venv/constraints.txt").read_text().splitlines()
+    assert [line for line in lines if line.startswith("torch==")] == [f"torch=={torch}"]
+    everything = (ROOT / "constraints.txt").read_text().splitlines()
+    names = {line.split("==")[0] for line in everything} - {line.split("==")[0] for line in lines}
+    assert all(name.startswith(("nvidia-", "cuda-")) or name == "triton" for name in names)
+    assert bool(names) == (torch == "2.10.0")  # torch itself asks for those of another CUDA
+    assert not (tmp_path / ".venv/.complete").exists()  # half of another CUDA is no whole set-up
+
+
+def test_a_cuda_that_was_not_tried_is_refused(tmp_path):
+    ended = set_up(tmp_path, CUDA="11")
+    assert (ended.returncode, ended.stdout) == (2, "") and not (tmp_path / ".venv").exists()
+    assert ended.stderr == "setup: CUDA=11 is no build of torch that was tried; give 12 or 13\n"
+
+
+@pytest.mark.parametrize("cuda, runs", [("", False), ("13", False), ("12", True)])
+def test_make_sets_up_again_for_another_cuda_than_is_there(cuda, runs, tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    for name in ("setup.cfg", "setup.py", "constraints.txt"):
+        (tmp_path / name).touch()
+    program(tmp_path / "tools/setup.sh", 'echo "with $CUDA"\n')
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/.complete").write_text("13\n")
+    command = ["make", "-s", "setup", *([f"CUDA={cuda}"] if cuda else [])]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert ("with 12\n" in said) == runs and ("with" in said) == runs
 
 
 OLDER_PYTHON = """

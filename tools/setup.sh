@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # tools/setup.sh: install everything that lbsgd needs into .venv. `make setup` calls it only when something is missing.
 #
-#   PYTHON=python3.11 tools/setup.sh
+#   PYTHON=python3.11 CUDA=12 tools/setup.sh
 #
+# CUDA is that of torch's build: 13 by default, or what .venv has. 12 also serves drivers before 580, and V100.
 # Each step is one line with the time it took. What apt, pip and the compiler say goes into .venv/setup.log.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,9 +22,21 @@ require_python() {
 }
 if have "$python"; then require_python; fi
 
+cuda=${CUDA:-$(cat .venv/.complete 2> /dev/null || true)}
+case ${cuda:=13} in
+  12 | 13) ;;
+  *) echo "setup: CUDA=$cuda is no build of torch that was tried; give 12 or 13" >&2; exit 2 ;;
+esac
 mkdir -p .venv
+rm -f .venv/.complete
 : > "$log"
-export PIP_CONSTRAINT=$PWD/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
+cp constraints.txt .venv/constraints.txt
+if [ "$cuda" = 12 ]; then
+  # The last torch with CUDA 12 at PyPI, which itself asks for the exact versions of NVIDIA's packages and triton.
+  sed -i -E '/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z]+)==/d' .venv/constraints.txt
+  printf '%s\n' torch==2.10.0 torchvision==0.25.0 >> .venv/constraints.txt
+fi
+export PIP_CONSTRAINT=$PWD/.venv/constraints.txt PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_PROGRESS_BAR=off
 
 step() {  # step WHAT COMMAND...: run a command silently, and show the end of the log if it fails
   local what=$1 began=$SECONDS code=0 said
@@ -88,12 +101,12 @@ install_ffcv() {
 echo "setup: 2 to 5 minutes in all on an idle machine with a fast network; details in $log"
 [ -x .venv/bin/python ] || step "virtual environment" "$python" -m venv .venv
 step "setuptools and wheel" pip install setuptools wheel
-step "torch and torchvision (2 GB with CUDA, the longest step)" pip install torch torchvision
+step "torch and torchvision (2 GB with CUDA $cuda, the longest step)" pip install torch torchvision
 if ! pip show -q ffcv > /dev/null 2>&1; then
   opencv=$(mktemp -d)
   trap 'rm -rf "$opencv"' EXIT
   step "ffcv, compiled here" install_ffcv "$opencv"
 fi
 step "lbsgd with its kernels, deepspeed, and what the tests need" pip install -e '.[ffcv,detection,test]'
-touch .venv/.complete
+echo "$cuda" > .venv/.complete
 echo "setup: done in $SECONDS s"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -19,6 +21,7 @@ PACKAGES = ("lbsgd", "torch", "torchvision", "deepspeed", "ffcv", "triton")
 # All hosts must have the same: NumPy draws the shared order of images, and batch norm's kernels are triton's.
 ALIKE = ("torch", "torchvision", "deepspeed", "numpy", "triton")
 KIND_OF_DEVICE = "kind of device"
+OLDEST_DRIVER = 580  # of CUDA 13
 
 
 def fingerprints(plan: Plan, task: object, flags: Mapping[str, Any], data: str) -> dict[str, str]:
@@ -40,6 +43,29 @@ def accelerator_kind() -> str:
 
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return found.type if found else "cpu"
+
+
+def unused_gpu(driver: Path = Path("/proc/driver/nvidia/version"), devices: Path = Path("/dev")) -> str:
+    """Return why a host with an NVIDIA GPU trains on its CPU, and what to do; "" where it need not be told.
+
+    driver     the file in which NVIDIA's driver says its version; devices    where its GPUs lie
+    """
+    import torch
+
+    hidden = not os.environ.get("CUDA_VISIBLE_DEVICES", "0")[:1].isalnum()  # on purpose, by "" or -1
+    if hidden or accelerator_kind() != "cpu" or not any(devices.glob("nvidia[0-9]*")):
+        return ""
+    found = re.search(r"\s(\d+)(\.\d+)+\s", driver.read_text()) if driver.exists() else None
+    version = f" with driver {found[0].strip()}" if found else ""
+    host = f"this host has an NVIDIA GPU{version}, but torch {torch.__version__}"
+    if torch.version.cuda is None:
+        return f"{host} is built without CUDA, so the CPU computes; install another build"
+    if found and int(found[1]) < OLDEST_DRIVER and torch.version.cuda.startswith("13."):
+        return (
+            f"{host} needs driver {OLDEST_DRIVER} or newer, so the CPU computes; `make setup CUDA=12` installs a build "
+            "for older ones"
+        )
+    return f"{host} cannot use it, so the CPU computes; `python -c 'import torch; torch.cuda.init()'` may say why"
 
 
 def code_of(package: Path) -> dict[str, str]:

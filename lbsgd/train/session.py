@@ -21,13 +21,14 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
 from lbsgd.processes.start import Stopwatch
+from lbsgd.report.lines import on_width
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.compiled import compile_blocks
 from lbsgd.train.device_rules import LAYOUT
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.facts import KIND_OF_DEVICE
+from lbsgd.train.facts import KIND_OF_DEVICE, unused_gpu
 from lbsgd.train.graphs import GraphChoice, choose_graphs, graph_blocks
 from lbsgd.train.header import header_of, say_what_runs
 from lbsgd.train.live_page import LivePage
@@ -60,6 +61,8 @@ def train(
     with Guard(processes, hang_timeout, launchers) as guard, ExitStack() as stack:
         meet(processes, facts, guard)
         stopwatch.lap("meeting")
+        if processes.is_rank_0 and (reason := unused_gpu()):
+            say(on_width(f"warning: {reason}"))
         from_rank_0(lambda: open_output(run, guard, stack))
         limit_threads(processes)
         plan, (engine, graphs) = run.plan, build_engine(run)

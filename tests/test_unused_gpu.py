@@ -1,0 +1,76 @@
+"""A host with a GPU that torch cannot use: the run says why its CPU computes, before anything takes long."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import lbsgd.train.session as session
+from lbsgd.errors import DataError
+from lbsgd.processes.start import Stopwatch
+from lbsgd.train.facts import unused_gpu
+
+OPEN_550 = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\nGCC version:  gcc 12.2.0\n"
+)
+CLOSED_580 = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.65.06  Sun Jul 27 2025\n"
+TOO_OLD = "with driver 550.54.15, but torch 2.11.0 needs driver 580 or newer, so the CPU computes; `make setup CUDA=12`"
+
+
+@pytest.fixture
+def why(tmp_path, monkeypatch):
+    """A function of the driver's own words and of torch's CUDA, on a host with a GPU."""
+    monkeypatch.setattr("lbsgd.train.facts.accelerator_kind", lambda: "cpu")
+    monkeypatch.setattr(torch, "__version__", "2.11.0")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "nvidia0").touch()
+
+    def asked(driver=OPEN_550, cuda="13.0"):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        (tmp_path / "version").unlink(missing_ok=True)
+        if driver:
+            (tmp_path / "version").write_text(driver)
+        return unused_gpu(tmp_path / "version", tmp_path)
+
+    return asked
+
+
+def test_a_driver_before_580_is_named_with_the_set_up_that_serves_it(why):
+    assert TOO_OLD in why()
+    for driver, cuda in ((CLOSED_580, "13.0"), (OPEN_550, "12.8"), ("", "13.0"), ("other words\n", "13.0")):
+        said = why(driver, cuda)
+        assert "cannot use it, so the CPU computes" in said and "CUDA=12" not in said
+    assert "with driver 580.65.06, but" in why(CLOSED_580)
+
+
+def test_a_torch_without_cuda_is_named(why):
+    assert "but torch 2.11.0 is built without CUDA, so the CPU computes" in why(cuda=None)
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_a_gpu_that_is_hidden_or_used_or_that_no_container_was_given_is_not_told(why, hidden, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert why() == ""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")  # DeepSpeed's launcher sets it
+    assert TOO_OLD in why()
+    with monkeypatch.context() as patch:
+        patch.setattr("lbsgd.train.facts.accelerator_kind", lambda: "cuda")
+        assert why() == ""
+    (tmp_path / "nvidia0").rename(tmp_path / "nvidiactl")
+    assert why() == ""
+
+
+@pytest.mark.parametrize("rank, told", [(0, "warning: no driver\n"), (1, "")])
+def test_a_run_warns_once_the_processes_have_met(rank, told, monkeypatch, capsys):
+    def refuse(*_):
+        raise DataError("the folder is taken")
+
+    monkeypatch.setattr(session, "Guard", lambda *_: nullcontext())
+    monkeypatch.setattr(session, "meet", lambda *_: None)
+    monkeypatch.setattr(session, "unused_gpu", lambda: "no driver")
+    monkeypatch.setattr(session, "from_rank_0", refuse)
+    with pytest.raises(DataError, match="taken"):
+        session.train(None, SimpleNamespace(is_rank_0=rank == 0), [], 60, {}, Stopwatch([]))
+    assert capsys.readouterr().out == told
