@@ -132,12 +132,11 @@ def test_the_flag_compiles_a_recipe_which_is_resumed_and_logged(tmp_path, fault)
     assert [record["iteration"] for record in run.iterations] == [*range(8)] and run.result
 
 
-@pytest.mark.parametrize("flag", ["compile", "cuda_graphs"])
+@pytest.mark.parametrize("flag", ["compile", "cuda_graphs", "deterministic"])
 def test_a_detector_is_refused_in_one_line(flag):
     plan = Plan.read(generate(Overrides(4, num_images=24), detection=True, gpus=1), 1)
-    request = SimpleNamespace(
-        flags=SimpleNamespace(resolution=None, **{"compile": False, "cuda_graphs": False, flag: True}), plan=plan
-    )
+    given = {"resolution": None, "compile": False, "cuda_graphs": False, "deterministic": False, flag: True}
+    request = SimpleNamespace(flags=SimpleNamespace(**given), plan=plan)
     with pytest.raises(ConfigError, match=f"--{flag} is for classifiers"):
         DetectionRequest.open_data(request)
 

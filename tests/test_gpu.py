@@ -75,10 +75,8 @@ def test_a_killed_run_goes_on_from_its_checkpoint(where, tmp_path):
     assert killed.wait() == -signal.SIGKILL
     assert start(json, tmp_path / "killed", "--resume").wait() == 0, printed(tmp_path / "killed")
     resumed, whole = (weights(tmp_path / name) for name in ("killed", "whole"))
-    if where == "cpu":
-        assert_same_log(tmp_path / "killed", tmp_path / "whole")
-    for name, tensor in whole.items():  # cuDNN may sum in another order, which 80 iterations amplify
-        torch.testing.assert_close(resumed[name], tensor, rtol=1e-2, atol=1e-3)
+    assert_same_log(tmp_path / "killed", tmp_path / "whole")
+    assert [name for name, tensor in whole.items() if not torch.equal(resumed[name], tensor)] == []
 
 
 def start(json, folder, *flags):
@@ -86,7 +84,7 @@ def start(json, folder, *flags):
     paths = os.pathsep.join((str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")))
     with open(f"{folder}.txt", "ab") as output:
         return subprocess.Popen(
-            [*map(str, command), "--checkpoint_every", "7", *flags],
+            [*map(str, command), "--checkpoint_every", "7", "--deterministic", *flags],
             env={**os.environ, "PYTHONPATH": paths},
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -66,6 +66,8 @@ class DetectionRequest(Request):
             raise ConfigError(
                 f"{flag} is for classifiers: a detector's images differ in size, and a block is kept for one size"
             )
+        if flags.deterministic:
+            raise ConfigError("--deterministic is for classifiers: on a GPU RoIAlign adds gradients in any order")
         self.require_backbone()
         self.folder = Path(flags.data_dir or os.environ.get("COCO_DIR") or "data/coco")
         train = None if flags.evaluate_only else self.read("train", flags.train_split)

@@ -30,6 +30,7 @@ NOT_SIMULATED = (
     "checkpoint_every",
     "compile",
     "cuda_graphs",
+    "deterministic",
     "in_memory",
     "baseline",
 )

@@ -214,6 +214,7 @@ def start(task: Task, request: Request, started_by: list[psutil.Process], stopwa
         evaluate_every=flags.evaluate_every,
         compiled=flags.compile,
         graphed=flags.cuda_graphs,
+        deterministic=flags.deterministic,
         baseline=request.baseline,
         started_from=request.started_from,
     )

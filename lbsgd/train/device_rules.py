@@ -27,6 +27,12 @@ def lay_out(model: nn.Module, layout: torch.memory_format = LAYOUT) -> None:
             )
 
 
+def repeat_bits() -> None:
+    """Let cuDNN use only algorithms that add in the same order each time, as our kernels always do."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False  # which may choose another algorithm each time
+
+
 def kind_in_rule(device: torch.device) -> str:
     """Return the device's type, or "a GPU of another kind" for one older than the A100 or not NVIDIA's."""
     if device.type != "cuda" or (torch.version.cuda and torch.cuda.get_device_capability(device) >= (8, 0)):

@@ -74,6 +74,7 @@ def of_the_device(device: torch.device) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     found: dict[str, Any] = {"device": name, "threads": torch.get_num_threads()}
     if device.type == "cuda":
+        found["deterministic"] = torch.backends.cudnn.deterministic
         found["tf32"] = {
             "convolutions": torch.backends.cudnn.allow_tf32,
             "products": torch.backends.cuda.matmul.allow_tf32,

@@ -48,6 +48,7 @@ class Run:
     evaluate_every    epochs from one evaluation to the next; the epochs that judge the run are always evaluated
     compiled          whether training compiles each residual block (`compiled.compile_blocks`)
     graphed           whether training launches each residual block as CUDA graphs; None: by the rule (`graphs`)
+    deterministic     whether a GPU repeats its bits (`device_rules.repeat_bits`)
     baseline          limits of the training error by epoch (`live_page.baseline_limits`); empty without a baseline
     started_from      how the weights were trained that the run begins with, for the log; None without any
     """
@@ -64,6 +65,7 @@ class Run:
     evaluate_every: int = 1
     compiled: bool = False
     graphed: bool | None = None
+    deterministic: bool = False
     baseline: Mapping[float, float] = field(default_factory=dict)
     started_from: str | None = None
 

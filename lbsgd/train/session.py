@@ -25,7 +25,7 @@ from lbsgd.report.lines import on_width
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.compiled import compile_blocks
-from lbsgd.train.device_rules import LAYOUT
+from lbsgd.train.device_rules import LAYOUT, repeat_bits
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import KIND_OF_DEVICE, unused_gpu
@@ -65,6 +65,8 @@ def train(
             say(on_width(f"warning: {reason}"))
         from_rank_0(lambda: open_output(run, guard, stack))
         limit_threads(processes)
+        if run.deterministic:
+            repeat_bits()
         plan, (engine, graphs) = run.plan, build_engine(run)
         stopwatch.lap("engine")
         progress = Progress(run.last_iteration, plan.iterations_per_epoch, plan.global_batch, run.task.judged_by)

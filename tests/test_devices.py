@@ -1,16 +1,20 @@
-"""A host with a GPU that torch cannot use: the run says why its CPU computes, before anything takes long."""
+"""What a run says of a GPU that torch cannot use, before anything takes long, and what it asks of one that repeats."""
 
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import lbsgd.train.session as session
+from lbsgd.commands import train as command
+from lbsgd.commands.recipe_flags import parser
 from lbsgd.errors import DataError
 from lbsgd.processes.start import Stopwatch
 from lbsgd.train.facts import unused_gpu
 
+ROOT = Path(__file__).parent.parent
 OPEN_550 = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  550.54.15  Release Build\nGCC version:  gcc 12.2.0\n"
 )
@@ -74,3 +78,25 @@ def test_a_run_warns_once_the_processes_have_met(rank, told, monkeypatch, capsys
     with pytest.raises(DataError, match="taken"):
         session.train(None, SimpleNamespace(is_rank_0=rank == 0), [], 60, {}, Stopwatch([]))
     assert capsys.readouterr().out == told
+
+
+# --- --deterministic --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flags, wanted", [([], False), (["--deterministic"], True)])
+def test_cudnn_repeats_its_bits_where_the_flag_says_so(flags, wanted, tmp_path, monkeypatch):
+    found = []
+
+    def stop(*_):
+        found.append((torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark))
+        raise DataError("enough")
+
+    monkeypatch.setattr(session, "Guard", lambda *_: nullcontext())
+    for name in ("meet", "from_rank_0", "limit_threads"):
+        monkeypatch.setattr(session, name, lambda *_: None)
+    monkeypatch.setattr(session, "build_engine", stop)
+    config = ["--deepspeed_config", str(ROOT / "ds_configs/digits.json"), "--output_dir", str(tmp_path)]
+    request = command.Request(parser("").parse_args([*config, "--fake_data", *flags]))
+    with torch.backends.cudnn.flags(deterministic=False, benchmark=True), pytest.raises(DataError, match="enough"):
+        command.start(SimpleNamespace(), request, [], Stopwatch([]))
+    assert found == [(wanted, not wanted)]
