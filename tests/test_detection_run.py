@@ -231,8 +231,7 @@ ONE_PIXEL = ("--set", "lbsgd.detection.shorter_side=1", "--set", "lbsgd.detectio
     [
         ((), "--backbone_weights is missing: a detector starts from a classifier"),
         (("--backbone_weights", "no.pt"), "--backbone_weights no.pt: cannot be read"),
-        (("--evaluate_only", "--resolution", "64"), "resolution is 64, and a detector does not read it.*M06"),
-        (("--evaluate_only", "--resolution", "224"), "--resolution is for classifiers"),
+        (("--evaluate_only", "--resolution", "64"), "error: --resolution is for classifiers: use --set"),
         (("--evaluate_only", "--data_dir", "nowhere"), "nowhere/annotations/instances_val.*json is not there; docs"),
         (("--evaluate_only", *ONE_PIXEL), "image 1 .* pixels, .*longer_side, 1; mend"),
         (("--evaluate_only", "--precision", "fp16"), "box coordinates do not survive it.*M01"),

@@ -55,12 +55,15 @@ class DetectionRequest(Request):
     train: Split
     val: Split
 
+    def __init__(self, flags: argparse.Namespace):
+        if flags.resolution:  # seen before the plan is, whose rule would call it a key of the JSON
+            raise ConfigError("--resolution is for classifiers: use --set lbsgd.detection.shorter_side=PIXELS")
+        super().__init__(flags)
+
     def open_data(self) -> int | None:
         flags = self.flags
         if not self.plan.recipe.detection:
             raise ConfigError(f"{self.plan.name}.json trains no detector: it has no lbsgd.detection block")
-        if flags.resolution:
-            raise ConfigError("--resolution is for classifiers: use --set lbsgd.detection.shorter_side=PIXELS")
         if flags.compile or flags.cuda_graphs:
             flag = "--compile" if flags.compile else "--cuda_graphs"
             raise ConfigError(
