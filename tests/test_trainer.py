@@ -241,9 +241,16 @@ def test_above_20_percent_of_an_epoch_one_line_says_once_what_to_change_for_aggr
     assert all(word in said for word in ("reduce_bucket_size", "hierarchy", "micro batch"))
 
 
-def test_the_share_of_an_epoch_that_was_waited_is_that_of_all_its_iterations(tmp_path, monkeypatch):
+@pytest.mark.parametrize("seconds_before", [0.0, 1e6])
+def test_the_share_of_an_epoch_that_was_waited_is_that_of_its_iterations_since_a_resume(
+    tmp_path, monkeypatch, seconds_before
+):
     ours, told = trainer(tmp_path), []
-    next_of = ours.clock.next_of
+    if seconds_before:
+        ours.train(last_iteration=1), ours.saver.wait()
+        ours = trainer(tmp_path, resume=True)
+        ours.clock.start_epoch(seconds_before)
+    next_of, passes = ours.clock.next_of, (2 - ours.iteration) * ours.plan.accumulation_steps
 
     def slowly(batches):
         batch = next_of(batches)
@@ -253,8 +260,8 @@ def test_the_share_of_an_epoch_that_was_waited_is_that_of_all_its_iterations(tmp
     monkeypatch.setattr(ours.clock, "next_of", slowly)
     monkeypatch.setattr(ours.reporter, "advise_on_waiting", told.append)
     ours.train(last_iteration=2)
-    passes = 2 * ours.plan.accumulation_steps
-    assert told[0] * ours.reporter.log.epochs[0]["seconds"] / 100 == pytest.approx(1000.0 * passes, rel=1e-3)
+    seconds = ours.reporter.log.epochs[0]["seconds"] - seconds_before
+    assert 0 < seconds < 1000 and told[0] * seconds / 100 == pytest.approx(1000.0 * passes, rel=1e-3)
 
 
 def test_a_record_counts_no_aggregation_from_before_its_time(tmp_path, monkeypatch):

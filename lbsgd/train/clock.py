@@ -110,8 +110,8 @@ class Clock:
 
     def start_epoch(self, seconds_before: float = 0.0) -> None:
         """Begin an epoch, or go on with one that took seconds_before already, before a restart."""
-        self.window_began = time.perf_counter()
-        self.epoch_began = self.window_began - seconds_before
+        self.seconds_before = seconds_before
+        self.window_began = self.epoch_began = time.perf_counter()
         self.data.start_epoch()
         self.aggregation.start_epoch()
 
@@ -132,7 +132,7 @@ class Clock:
 
     @property
     def epoch_seconds(self) -> float:
-        return time.perf_counter() - self.epoch_began
+        return self.seconds_before + time.perf_counter() - self.epoch_began
 
     @property
     def window_seconds(self) -> float:

@@ -233,8 +233,9 @@ class Trainer:
             "skipped_iterations": self.engine.skipped_steps,
         }
         if self.reporter:
-            self.reporter.advise_on_waiting(100 * self.clock.data.of_epoch / seconds)
-            self.reporter.advise_on_aggregation(100 * self.clock.aggregation.of_epoch / seconds)
+            here = seconds - self.clock.seconds_before  # how long it waited before a restart is not known
+            self.reporter.advise_on_waiting(100 * self.clock.data.of_epoch / here)
+            self.reporter.advise_on_aggregation(100 * self.clock.aggregation.of_epoch / here)
             self.reporter.report("epoch", record)
 
     def evaluate(self, epoch: int) -> dict[str, Any]:
