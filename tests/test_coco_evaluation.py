@@ -3,12 +3,15 @@
 import contextlib
 import io
 import json
+import math
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from coco_scenes import load_tool
+from detecting import detector
 from processes import in_processes
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -38,6 +41,9 @@ class Jittered:
             float(pixels.double().sum()): image
             for pixels, image in CocoEval(split, workers=0, device="cpu", share=Share())
         }
+
+    def modules(self):
+        return ()  # no head
 
     def __call__(self, pixels):
         image = self.images[float(pixels[0].double().sum())]
@@ -113,6 +119,9 @@ class Blind:
     def __init__(self, split):
         pass
 
+    def modules(self):
+        return ()
+
     def __call__(self, pixels):
         empty = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0), "scores": torch.zeros(0)}
         return [{**empty, "masks": torch.zeros(0, 1, 8, 8)}]
@@ -124,6 +133,22 @@ def test_finding_nothing_is_an_average_precision_of_0_of_what_there_is(scenes):
     assert numbers["val_images"] == NUM_IMAGES and numbers["val_box_ap_large"] is None
     for key in numbers.keys() - {"val_images"}:
         assert numbers[key] == (None if with_detections[key] is None else 0.0), key
+
+
+def overflowing(part, split):
+    """A detector whose weights are numbers, and the outputs of one part are not."""
+    network = detector(num_classes=len(split.names)).eval()
+    torch.nn.init.constant_(network.get_submodule(part).weight, 3e38)
+    return network
+
+
+HEADS = ("rpn.head.bbox_pred", "roi_heads.box_predictor.cls_score", "roi_heads.mask_predictor.mask_fcn_logits")
+
+
+@pytest.mark.parametrize("part", HEADS)
+def test_outputs_that_are_not_numbers_give_none_for_a_result(scenes, part):
+    [numbers] = in_processes(1, evaluated, scenes, partial(overflowing, part))
+    assert numbers.pop("val_images") == NUM_IMAGES and all(math.isnan(number) for number in numbers.values())
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.share import Pixels
-from lbsgd.errors import ConfigError, DataError
+from lbsgd.errors import ConfigError, DataError, DivergedError
 from lbsgd.processes.environment import Processes
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train.coco_source import coco_files
@@ -117,6 +117,24 @@ def test_an_epoch_that_is_not_evaluated_has_a_record_without_those_numbers(stopp
     [record] = stopped_run[1][2]
     assert record["epoch"] == 1 and "train_loss" in record
     assert not [key for key in record if key.startswith("val_")]
+
+
+def overflowing_at_the_evaluation(scenes, folder):
+    """What a run says that is told to go on after it, and its records of epochs."""
+    with ExitStack() as stack:
+        ours = trainer(stack, scenes, folder)
+        evaluate, scores = ours.evaluate, ours.engine.module.roi_heads.box_predictor.cls_score
+        ours.evaluate = lambda epoch: (torch.nn.init.constant_(scores.weight, 3e38), evaluate(epoch))[1]
+        with pytest.raises(DivergedError) as error:
+            ours.train(4)
+        return str(error.value), ours.reporter.log.epochs
+
+
+def test_a_detector_whose_outputs_are_no_numbers_has_diverged(scenes, tmp_path):
+    [(said, records)] = in_processes(1, overflowing_at_the_evaluation, scenes, tmp_path)
+    newest = tmp_path / "iteration_00000002"
+    assert said.startswith(f"after iteration 1 the box AP is not a number; the newest checkpoint is {newest}; ")
+    assert records == []  # with an AP of 0
 
 
 def copied(folder, to):

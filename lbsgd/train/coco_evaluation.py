@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.utils._pytree import tree_leaves
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
 
 from lbsgd.data.coco_annotations import Image, labels_of
 from lbsgd.data.coco_images import TestImage
@@ -17,6 +22,7 @@ from lbsgd.errors import missing_pycocotools
 from lbsgd.processes.ending import from_rank_0
 
 NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first six of COCO's numbers
+HEADS = (RPNHead, FastRCNNPredictor, MaskRCNNPredictor)  # whose outputs become detections
 
 Found = list[dict[str, Any]]
 
@@ -27,16 +33,35 @@ def coco_numbers(network: Any, batches: Iterable[TestImage], names: dict[int, st
 
     names: of the categories by id (`labels_of`). An image is a forward by itself, so its detections depend on nothing
     else. Rank 0 compares the detections of all processes, in the order of the images' ids. A number is None if there is
-    no object of its size.
+    no object of its size. All are NaN if an output of the network is not a number.
     """
     images, found = [], []
-    for pixels, image in batches:
-        [detected] = network([pixels])
-        images.append(image)
-        found += detections(image, detected)
+    with watched_outputs(network) as finite:
+        for pixels, image in batches:
+            [detected] = network([pixels])
+            images.append(image)
+            found += detections(image, detected)
     gathered: list[Any] = [None] * dist.get_world_size() if dist.get_rank() == 0 else []
-    dist.gather_object((images, found), gathered or None)
+    dist.gather_object((images, found, all(finite)), gathered or None)
     return from_rank_0(lambda: compared(gathered, names))
+
+
+@contextlib.contextmanager
+def watched_outputs(network: Any) -> Iterator[list[torch.Tensor]]:
+    """Keep in a list whether all outputs of the heads so far are numbers, on the device, which nobody waits for.
+
+    torchvision drops a detection that is not a number, and an AP of 0 would pass for a result.
+    """
+    finite: list[torch.Tensor] = []
+
+    def note(_head: Any, _inputs: Any, outputs: Any) -> None:
+        finite[:] = [torch.stack([*finite, *(each.isfinite().all() for each in tree_leaves(outputs))]).all()]
+
+    with contextlib.ExitStack() as hooks:
+        for part in network.modules():
+            if isinstance(part, HEADS):
+                hooks.enter_context(part.register_forward_hook(note))
+        yield finite
 
 
 def detections(image: Image, detected: dict[str, torch.Tensor]) -> Found:
@@ -59,16 +84,16 @@ def detections(image: Image, detected: dict[str, torch.Tensor]) -> Found:
     ]
 
 
-def compared(gathered: list[tuple[list[Image], Found]], names: dict[int, str]) -> dict[str, Any]:
+def compared(gathered: list[tuple[list[Image], Found, bool]], names: dict[int, str]) -> dict[str, Any]:
     """Return the numbers of all processes' detections; pycocotools' own output is dropped."""
     from pycocotools.coco import COCO
 
-    images = sorted((image for part, _ in gathered for image in part), key=lambda image: image.id)
+    images = sorted((image for part, _, _ in gathered for image in part), key=lambda image: image.id)
     # Numbered anew, as NumPy has them: pycocotools puts ids into arrays, where 2^63 becomes a float, and a text's NUL
     # goes. An annotation of id 0 would be no match, and a repeated one another object.
     numbers = {image.id: number for number, image in enumerate(images, start=1)}
     labels = labels_of(names)
-    found = [{**each, "image_id": numbers[each["image_id"]]} for _, part in gathered for each in part]
+    found = [{**each, "image_id": numbers[each["image_id"]]} for _, part, _ in gathered for each in part]
     known = (each for image in images for each in image.annotations)
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO()
@@ -89,6 +114,8 @@ def compared(gathered: list[tuple[list[Image], Found]], names: dict[int, str]) -
         }
         truth.createIndex()
         precisions = {**precision(truth, found, "bbox", "box"), **precision(truth, found, "segm", "mask")}
+    if not all(finite for _, _, finite in gathered):
+        precisions = dict.fromkeys(precisions, math.nan)
     return {**precisions, "val_images": len(images)}
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch.distributed as dist
 
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 from lbsgd.config.schema import BatchNorm
+from lbsgd.processes.ending import from_rank_0
 from lbsgd.report.measure import LAST_EPOCHS, Measure
 from lbsgd.train.compiled import as_it_is
 from lbsgd.train.task import Batch, Task
@@ -53,6 +55,12 @@ def answering_among(classes: Sequence[int] | None, network: torch.nn.Module) -> 
 
     with network.register_forward_hook(others_left_out):
         yield
+
+
+def without_number(found: Mapping[str, Any], judged_by: Sequence[Measure]) -> str | None:
+    """Return the first number that judges a run and is not one on rank 0, which logs it; all processes must call it."""
+    broken = (measure.name for measure in judged_by if not math.isfinite(found.get(measure.key) or 0))
+    return from_rank_0(lambda: next(broken, None))
 
 
 def is_due(epoch: float, last: float, every: int, judged_by: Sequence[Measure]) -> bool:

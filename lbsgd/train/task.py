@@ -40,6 +40,7 @@ class Task(Protocol):
     def evaluate(self, network: Any, batches: Iterable[Batch]) -> dict[str, Any]:
         """Return the numbers of an evaluation for the log; `batches` are this process's share of the images.
 
-        Runs in evaluation mode and without gradients. The key of each of `judged_by` is among them.
+        Runs in evaluation mode and without gradients. The key of each of `judged_by` is among them; if one is NaN, the
+        run has diverged.
         """
         ...

@@ -14,7 +14,7 @@ from lbsgd.processes.ending import from_rank_0
 from lbsgd.processes.guard import Guard
 from lbsgd.train.agreement import Agreement, Decision
 from lbsgd.train.clock import Clock, events_of
-from lbsgd.train.evaluation import evaluate, is_due, sync_batch_norm_statistics
+from lbsgd.train.evaluation import evaluate, is_due, sync_batch_norm_statistics, without_number
 from lbsgd.train.gradient_noise import GradientNoise
 from lbsgd.train.images import Images
 from lbsgd.train.loss_scale import step
@@ -221,13 +221,16 @@ class Trainer:
         self.require_numbers()
         means, seconds = self.totals.read(), self.clock.epoch_seconds
         epoch, last = self.epochs_done, last_iteration / self.plan.iterations_per_epoch
+        found = self.evaluate(int(epoch)) if is_due(epoch, last, evaluate_every, self.task.judged_by) else {}
+        if broken := without_number(found, self.task.judged_by):
+            self.saver.stop(f"after iteration {self.iteration - 1} the {broken} is not a number")
         record = {
             "epoch": epoch,
             "iteration": self.iteration,
             "lr": self.engine.lr_scheduler.lr_of(self.iteration - 1),
             "train_loss": means.loss,
             **{f"train_{name}_pct": pct for name, pct in zip(self.task.counts, means.counts_pct, strict=True)},
-            **(self.evaluate(int(epoch)) if is_due(epoch, last, evaluate_every, self.task.judged_by) else {}),
+            **found,
             "seconds": seconds,
             "images_per_second": means.num_images / seconds,
             "skipped_iterations": self.engine.skipped_steps,
