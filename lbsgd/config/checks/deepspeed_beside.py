@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from lbsgd.config.checks.deepspeed_batch import FACTOR, NAMES_OF_TYPES, sums
+from lbsgd.config.checks.deepspeed_warmup import ENDING_AT_A_RATE
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_number, shown
 
@@ -75,7 +76,7 @@ def copies_weights_itself(json: Document) -> bool:
 def is_replaced(json: Document) -> bool:
     """Whether a scheduler writes over the learning rate of an optimizer of DeepSpeed's before anything reads it."""
     kind, params = json.get("scheduler.type"), json.block("scheduler.params")
-    warms_up = kind in ("WarmupLR", "WarmupDecayLR") and params.get("warmup_max_lr") is not None
+    warms_up = kind in ENDING_AT_A_RATE and params.get("warmup_max_lr") is not None
     own = json.accepted.optimizers.keys() - {"adagrad"}  # which is torch's, and looks at it
     return (warms_up or kind in REPLACING) and json.has_own_optimizer(own)
 

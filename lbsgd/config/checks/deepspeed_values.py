@@ -14,6 +14,7 @@ from lbsgd.config.accepted.values import is_untried, model_refusals, takes
 from lbsgd.config.checks.deepspeed_beside import is_taken_beside, moves_without_rate, refused_beside
 from lbsgd.config.checks.deepspeed_keys import block_names, nearest
 from lbsgd.config.checks.deepspeed_later import refused_later
+from lbsgd.config.checks.deepspeed_warmup import ENDING_AT_A_RATE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import get, is_number, put, shown
@@ -191,7 +192,7 @@ def decisive_rates(json: Document) -> Iterator[str]:
         yield "optimizer.params.lr"
     if kind == "OneCycleLR":
         yield "scheduler.params.max_lr"
-    if kind in ("WarmupLR", "WarmupDecayLR") and json.get("scheduler.params.warmup_min_lr", 0) == 0:
+    if kind in ENDING_AT_A_RATE and json.get("scheduler.params.warmup_min_lr", 0) == 0:
         yield "scheduler.params.warmup_max_lr"
     if kind == "LRRangeTest":
         yield "scheduler.params.lr_range_test_min_lr"
