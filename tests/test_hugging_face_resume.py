@@ -1,4 +1,7 @@
-"""A run of Hugging Face's Trainer that goes on in the middle of an epoch ends as the run that nobody stopped."""
+"""A run of Hugging Face's Trainer that goes on in the middle of an epoch ends as the run that nobody stopped.
+
+A second run of the same Trainer begins without the momentum of the first.
+"""
 
 import pytest
 import torch
@@ -31,23 +34,27 @@ class Watched(Named):
         return super().__getitem__(number)
 
 
-def train(folder, config, with_deepspeed, checkpoint=None):
-    """Return the weights of a run, the images it asked for and its learning rates, or those after a checkpoint."""
+def make_trainer(folder, config, with_deepspeed, dataset, model):
     import transformers
 
     class Trainer(lbsgd.LargeMinibatchTrainer, transformers.Trainer):
         pass
 
-    dataset, model = Watched(), WithLoss()
-    if checkpoint is not None:  # which holds the values
-        for parameter in model.parameters():
-            torch.nn.init.zeros_(parameter)
     plan = lbsgd.Plan.read(config, torch.distributed.get_world_size(), num_images=len(dataset))
     needs = needs_of(plan, "transformers", parts=True)
     saving = dict(save_strategy="steps", save_steps=STOPPED, report_to=[], disable_tqdm=True, logging_strategy="no")
     options = {**needs.arguments, **saving, "deepspeed": needs.config if with_deepspeed else None, "use_cpu": True}
     args = transformers.TrainingArguments(folder, **options)
-    trainer = Trainer(model=model, args=args, train_dataset=dataset, plan=plan)
+    return Trainer(model=model, args=args, train_dataset=dataset, plan=plan)
+
+
+def train(folder, config, with_deepspeed, checkpoint=None):
+    """Return the weights of a run, the images it asked for and its learning rates, or those after a checkpoint."""
+    dataset, model = Watched(), WithLoss()
+    if checkpoint is not None:  # which holds the values
+        for parameter in model.parameters():
+            torch.nn.init.zeros_(parameter)
+    trainer = make_trainer(folder, config, with_deepspeed, dataset, model)
     with Recorder() as recorder:
         trainer.train(resume_from_checkpoint=checkpoint)
     return floats(trainer.model.state_dict()), dataset.asked, recorder.lrs
@@ -77,3 +84,21 @@ def test_in_the_middle_of_an_epoch_images_learning_rates_and_momentum_go_on(tmp_
             assert lrs_after == lrs[len(lrs) // 2 :], case
             assert distance(weights_after, weights) < 1e-7, case
             assert distance(weights, found[0][0][0]) < BOUND, case
+
+
+def trained_twice(folder):
+    """The weights after each of two runs of one Trainer without DeepSpeed, from the same first weights."""
+    start_processes()
+    model, ends = WithLoss(), []
+    trainer = make_trainer(folder, config_of(), False, Watched(), model)
+    first = {name: value.clone() for name, value in model.state_dict().items()}
+    for _ in range(2):
+        model.load_state_dict(first)
+        trainer.train()
+        ends.append({name: value.clone() for name, value in floats(model.state_dict()).items()})
+    return ends
+
+
+def test_a_second_run_of_a_trainer_begins_without_momentum(tmp_path):
+    [(once, again)] = in_processes(1, trained_twice, str(tmp_path))
+    assert distance(again, once) == 0.0

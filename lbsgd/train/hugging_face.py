@@ -71,8 +71,12 @@ class LargeMinibatchTrainer:
             self._parts = parts_for(self.model, self.plan)
         return self._parts
 
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self.optimizer = None  # that of an earlier call has momentum; with DeepSpeed the Trainer forgets it as well
+        return super().train(*args, **kwargs)  # type: ignore[misc]
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        if self.optimizer is None:  # so it is whenever train() begins: no momentum of an earlier run
+        if self.optimizer is None:
             self._parts = None
             self.optimizer = self.parts.optimizer
         return self.optimizer
