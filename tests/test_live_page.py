@@ -87,6 +87,16 @@ def test_the_warmup_may_lie_above_it(tmp_path, baseline):
     assert not any(said)  # two epochs of warmup, and as many to come back
 
 
+def test_a_run_that_ends_before_any_warning_is_told_so(tmp_path, baseline):
+    header = read_run(write_log(tmp_path / "header", NO_WARMUP, 0, [5.0])).header
+    page = LivePage(tmp_path, header, baseline_limits(baseline))
+    line = "--baseline warns from epoch 6 on at the earliest, and epoch {} is the last that it compares"
+    assert page.too_short(5.5) == line.format("5.5") and page.too_short(6) is None
+    assert LivePage(tmp_path, header).too_short(1) is None  # without a baseline
+    page.header = header | {"schedule": header["schedule"] | {"warmup_iterations": 5 * header["iterations_per_epoch"]}}
+    assert page.too_short(90) == line.format("12").replace("6", "13", 1)  # the baseline's last
+
+
 def test_in_a_long_run_a_tenth_of_the_epochs_must_lie_above_it(tmp_path):
     header = read_run(write_log(tmp_path, NO_WARMUP, 0, [5.0])).header
     errors = [10.0] * 10 + [10.1] * 3 + [10.0] * 5 + [10.1] * 4 + [10.0] * 9  # 4 of 31 are a tenth

@@ -6,16 +6,22 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from grid_logs import DIGITS, write_log
 from trainers import Records
 
 from lbsgd.commands import convert, detect, recipe_flags
 from lbsgd.data.coco_annotations import Split
 from lbsgd.data.folder import ValData
+from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.processes.start import Stopwatch
 from lbsgd.report.measure import TOP1
+from lbsgd.report.run_log import read_run
+from lbsgd.train import session
 from lbsgd.train.coco_source import coco_files
 from lbsgd.train.images import fake_images, ffcv_files
 from lbsgd.train.reporter import Reporter
+
+DIGITS_WITHOUT_WARMUP = STUDIES["table1"].rows(DIGITS)[1]
 
 
 def test_a_monitor_gets_numbers_alone():
@@ -44,6 +50,21 @@ def test_the_end_says_what_was_trained_and_what_no_evaluation_has_seen(first, do
     epochs = [{"epoch": e, **({"val_top1_error_pct": 5.0} if e in evaluated else {})} for e in range(1, done // 12 + 1)]
     progress = SimpleNamespace(first=first, done=done, per_epoch=12)
     assert Reporter(SimpleNamespace(epochs=epochs), progress, None).trained([TOP1]) == said
+
+
+@pytest.mark.parametrize("epochs, told", [(5, ["warning: --baseline warns from epoch 6 on"]), (6, [])])
+def test_a_run_too_short_for_a_warning_says_so_when_it_starts(epochs, told, tmp_path, monkeypatch):
+    header = read_run(write_log(tmp_path / "other", DIGITS_WITHOUT_WARMUP, 0, [5.0])).header
+    monkeypatch.setattr(session, "begin_output", lambda run: run.output_dir.mkdir())
+    monkeypatch.setattr(session, "header_of", lambda *arguments: header)
+    monkeypatch.setattr(session, "say_what_runs", lambda *arguments: None)
+    per_epoch, said = header["iterations_per_epoch"], []
+    run = SimpleNamespace(output_dir=tmp_path / "run", resume=False, baseline=dict.fromkeys(range(1, 13), 5.0))
+    run.plan, run.last_iteration = SimpleNamespace(iterations_per_epoch=per_epoch), epochs * per_epoch
+    run.images = SimpleNamespace(waiting_advice="")
+    progress, engine = SimpleNamespace(begin=lambda done: None, say=said.append), SimpleNamespace(global_steps=0)
+    session.reporter_of(run, engine, progress, None, None)
+    assert [line.split(" at the earliest")[0] for line in said] == told
 
 
 def flags_of(*parsers):

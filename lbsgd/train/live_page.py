@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil
+from math import ceil, floor
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +81,32 @@ class LivePage:
             self.cannot_write = True
         return said
 
-    def compare(self, epochs: Records) -> list[str]:
-        """Return a warning for each time that training rises above the baseline's limits and stays there.
+    @property
+    def patience(self) -> tuple[float, int]:
+        """How many epochs are left out, and in how many in a row after them training must lie above.
 
-        It is looked at after a quarter of the epochs, when the paper's curves have met (Sec. 5.2), and after twice the
-        warmup. To stay is to be above in a tenth of the epochs in a row, and at least 3, which chance rarely gives.
+        Training is looked at after a quarter of the epochs, when the paper's curves have met (Sec. 5.2), and after
+        twice the warmup. It must lie above in a tenth of the epochs, and at least 3, which chance rarely gives.
         """
         planned = max(self.baseline, default=0)
         warmup = self.header["schedule"]["warmup_iterations"] / self.header["iterations_per_epoch"]
-        first, stay = max(planned / 4, 2 * warmup), max(3, ceil(planned / 10))
+        return max(planned / 4, 2 * warmup), max(3, ceil(planned / 10))
+
+    def too_short(self, last: float) -> str | None:
+        """Return the line for a run whose last epoch, or the baseline's, comes before any warning can."""
+        first, last = floor(self.patience[0]) + self.patience[1], min(last, max(self.baseline, default=last))
+        if not self.baseline or first <= last:
+            return None
+        return (
+            f"--baseline warns from epoch {first} on at the earliest, and epoch {last:g} is the last that it compares"
+        )
+
+    def compare(self, epochs: Records) -> list[str]:
+        """Return a warning for each time that training rises above the baseline's limits and stays there."""
+        left_out, stay = self.patience
         warnings, above = [], 0
         for epoch, error in ((record["epoch"], record.get(TRAIN_TOP1)) for record in epochs):
-            if epoch not in self.baseline or epoch <= first:
+            if epoch not in self.baseline or epoch <= left_out:
                 continue
             highest = self.baseline[epoch]
             above = above + 1 if error is not None and error > highest else 0

@@ -205,6 +205,8 @@ def reporter_of(run: Run, engine, progress: Progress, stopwatch: Stopwatch, grap
     progress.begin(engine.global_steps)
     say_what_runs(progress, header)
     page = LivePage(run.output_dir, header, run.baseline)
+    if line := page.too_short(run.last_iteration / run.plan.iterations_per_epoch):
+        progress.say(f"warning: {line}")
     page.take_up(read_run(log.path))  # of a run that is resumed
     page.write(log.epochs)
     return Reporter(log, progress, engine, run.images.waiting_advice, page, stopwatch)
