@@ -35,7 +35,13 @@ PACKAGES = {  # program -> Debian package
 INTERFACE = "eth0"
 SUBNET = "10.83.0"
 # Variables that processes need on each host to train; also in .deepspeed_env, for those that pdsh starts.
-TRAINING = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": INTERFACE}
+# PYTHONPATH because the virtual environment may have another checkout's package.
+TRAINING = {
+    "DS_ACCELERATOR": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "GLOO_SOCKET_IFNAME": INTERFACE,
+    "PYTHONPATH": str(ROOT),
+}
 
 
 def why_not() -> str | None:
