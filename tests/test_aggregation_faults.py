@@ -27,7 +27,7 @@ from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.processes.ports import free_port
 from lbsgd.train import checkpoint
-from lbsgd.train.aggregation.aggregation import Aggregation, Settings, attach
+from lbsgd.train.aggregation.aggregation import Aggregation, AggregationSettings, attach
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.aggregation.resume import same_order, say_other_sums, tell_of_another_order
 from lbsgd.train.engine import start_processes
@@ -52,7 +52,7 @@ def alone(model, bucket=500, boundary=True):
         global_steps=7,
         is_gradient_accumulation_boundary=lambda: boundary,
     )
-    aggregation = Aggregation(engine, Settings(bucket, True, 1.0, 1.0), ALONE, FLAT)
+    aggregation = Aggregation(engine, AggregationSettings(bucket, True, 1.0, 1.0), ALONE, FLAT)
     started = []
     start = aggregation.runner.start
     aggregation.runner.start = lambda buffer: (started.append(buffer.data_ptr()), start(buffer))[1]

@@ -7,7 +7,7 @@ import torch
 from oracle import network
 
 from lbsgd.config.aggregation import Choice
-from lbsgd.train.aggregation.aggregation import Aggregation, Settings
+from lbsgd.train.aggregation.aggregation import Aggregation, AggregationSettings
 from lbsgd.train.aggregation.phases import Streams
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.clock import Waits, events_of
@@ -31,7 +31,7 @@ def test_gradients_of_one_process_come_back_as_they_went(hierarchy, between, mon
         is_gradient_accumulation_boundary=lambda: True,
     )
     choice = Choice(hierarchy, between, between)
-    aggregation = Aggregation(engine, Settings(500, True, 1.0, 1.0), ALONE, choice)
+    aggregation = Aggregation(engine, AggregationSettings(500, True, 1.0, 1.0), ALONE, choice)
     assert isinstance(aggregation.runner, Streams) and len(aggregation.buckets) > 4
     images = torch.randn(8, 3, 6, 6, device="cuda")
     torch.manual_seed(0)

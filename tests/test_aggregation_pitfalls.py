@@ -13,7 +13,7 @@ from oracle import BOUND, distance
 from processes import in_processes
 
 import lbsgd
-from lbsgd.train.aggregation.aggregation import Settings
+from lbsgd.train.aggregation.aggregation import AggregationSettings
 from lbsgd.train.aggregation.buckets import Bucket, fill
 
 # --- an order observed at run time, which processes and resumed runs need not share ---------------------------------
@@ -46,8 +46,10 @@ def kept_view(monkeypatch):
 
 def divided_after(monkeypatch):
     """fp16: the sum first, which overflows where the mean does not."""
-    original = Settings.of.__func__
-    monkeypatch.setattr(Settings, "of", classmethod(lambda cls, plan: original(cls, replace(plan, precision="fp32"))))
+    original = AggregationSettings.of.__func__
+    monkeypatch.setattr(
+        AggregationSettings, "of", classmethod(lambda cls, plan: original(cls, replace(plan, precision="fp32")))
+    )
 
 
 def mean_of_large_gradients(values):

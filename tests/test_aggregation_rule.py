@@ -11,7 +11,7 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Aggregation
 from lbsgd.errors import ConfigError
-from lbsgd.train.aggregation.aggregation import Settings
+from lbsgd.train.aggregation.aggregation import AggregationSettings
 
 TREE, RING = "halving_doubling", "backend"
 
@@ -114,7 +114,7 @@ def test_without_the_block_these_keys_are_deepspeeds_business():
 
 def test_the_divisors_of_deepspeed_are_honoured():
     def of(precision="fp32", **config):
-        return Settings.of(SimpleNamespace(config=config, world_size=4, precision=precision))
+        return AggregationSettings.of(SimpleNamespace(config=config, world_size=4, precision=precision))
 
     assert (of().before, of().after) == (1.0, 4.0)
     assert (of("fp16").before, of("fp16").after) == (4, 1.0)  # before the sum

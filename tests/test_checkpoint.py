@@ -141,7 +141,7 @@ def test_another_format_is_refused(tmp_path):
     state = {**json.loads((path / "state.json").read_text()), "version": 99}
     (path / "state.json").write_text(json.dumps(state))
     manifest = json.loads((path / "manifest.json").read_text())
-    manifest["state.json"] = checkpoint.described((path / "state.json").read_bytes())
+    manifest["state.json"] = checkpoint.manifest_entry((path / "state.json").read_bytes())
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CheckpointError, match="format 99"):
         checkpoint.load(path)

@@ -20,7 +20,7 @@ from lbsgd.data.share import Cut, Pixels
 from lbsgd.train.images import Images
 from lbsgd.train.reporter import Reporter
 from lbsgd.train.saver import Saver
-from lbsgd.train.session import pixels_of
+from lbsgd.train.session import pixel_form
 from lbsgd.train.trainer import Trainer
 
 BEFORE, COUNTED = 2, 4  # iterations; the first is reported, and DeepSpeed sets itself up in it
@@ -33,7 +33,7 @@ def steady_trainer(folder, config):
     config["steps_per_print"], config["lbsgd"]["num_images"] = 100, 20 * K * N
     config["scheduler"]["params"]["warmup_num_steps"] = 100
     engine, plan = lbsgd.initialize(network(), config)
-    pixels = replace(pixels_of(plan, engine.device), resolution=6)
+    pixels = replace(pixel_form(plan, engine.device), resolution=6)
     cut = Cut(seed=0, global_batch=K * N, micro_batch=plan.micro_batch)
     images = FakeImages(plan.num_images, 5, cut, pixels)
     saver = Saver(engine, folder, {}, {})

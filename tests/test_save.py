@@ -372,7 +372,7 @@ def test_loading_a_checkpoint_or_an_export_unpickles_no_object(tmp_path):
     def load_a_bomb():
         for name in FILES[:3]:
             (path / name).write_bytes(pickle.dumps(Bomb()))
-            manifest = {other: checkpoint.described((path / other).read_bytes()) for other in FILES[:4]}
+            manifest = {other: checkpoint.manifest_entry((path / other).read_bytes()) for other in FILES[:4]}
             (path / "manifest.json").write_text(json.dumps(manifest))
             with pytest.raises(checkpoint.DamagedError):
                 checkpoint.load(path)

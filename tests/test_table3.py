@@ -13,7 +13,7 @@ from lbsgd.experiments.checkout import NOTE, ROOT, Checkout
 from lbsgd.experiments.grid import Job
 from lbsgd.experiments.launch import Grid, Machine, plan_of
 from lbsgd.experiments.reproduce import Request, require_inputs, require_together
-from lbsgd.report.measure import DETECTOR, described
+from lbsgd.report.measure import DETECTOR, as_data
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.run_log import DIVERGED, RunLog
 from lbsgd.report.statistics import Difference
@@ -88,7 +88,7 @@ def write_runs(folder, rows, ap):
         for seed, box in enumerate(ap[row.name]):
             plan = plan_of(Job(row, seed), SCENES, ROOT)
             started = f"resnet18, kn = {32 * int(row.name.rpartition('x')[2].split('_')[0])}"
-            header = {"model": "small", "judged_by": described(DETECTOR), "started_from": started, **plan.as_dict()}
+            header = {"model": "small", "judged_by": as_data(DETECTOR), "started_from": started, **plan.as_dict()}
             with RunLog(Job(row, seed).folder(folder), header) as log:
                 for epoch, value in ((1, box + 10), (4, box)):
                     ap_of = {"val_box_ap": value, "val_mask_ap": value - 9}

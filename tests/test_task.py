@@ -15,7 +15,7 @@ from lbsgd.report.curves import figure
 from lbsgd.report.families import families_of
 from lbsgd.report.group_page import group_page
 from lbsgd.report.groups import group_runs
-from lbsgd.report.measure import CLASSIFIER, TOP1, Measure, described, measures_of
+from lbsgd.report.measure import CLASSIFIER, TOP1, Measure, as_data, measures_of
 from lbsgd.report.paper_tables import paper_tables
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.report.tables import error_table
@@ -105,7 +105,7 @@ def test_an_earlier_log_is_a_classifiers_and_a_record_without_a_judged_number_is
     [row, *_] = STUDIES["figure1"].rows(DIGITS)
     run = read_run(write_log(tmp_path, row, 0, [5.0]))
     assert "judged_by" not in run.header and run.measures == (TOP1,)
-    header = {**run.header, "judged_by": described(CLASSIFIER)}
+    header = {**run.header, "judged_by": as_data(CLASSIFIER)}
     of_a_later_version = [{**each, "what nobody knows yet": 1} for each in header["judged_by"]]
     assert measures_of({"judged_by": of_a_later_version}) == CLASSIFIER
     with RunLog(tmp_path / "new", header) as log, pytest.raises(AssertionError, match="val_top5_error_pct"):

@@ -86,7 +86,7 @@ def main() -> int:
 
     from lbsgd.bench.parts import run_parts
     from lbsgd.bench.results import Results
-    from lbsgd.bench.sizes import ON_A_CPU, ON_A_GPU, Settings
+    from lbsgd.bench.sizes import ON_A_CPU, ON_A_GPU, BenchSettings
 
     parts = import_module(f"lbsgd.bench.{given.bench}").PARTS
     names = [part.name for part in parts]
@@ -97,7 +97,7 @@ def main() -> int:
     at_a_signal(end_by)
     with tempfile.TemporaryDirectory(prefix="lbsgd_bench_") as folder:
         sizes, task = (ON_A_GPU, ResNet50()) if device == "cuda" else (ON_A_CPU, SmallResNet())
-        settings = Settings(sizes, device, ROOT, Path(folder), given.jpegs and given.jpegs.resolve(), task)
+        settings = BenchSettings(sizes, device, ROOT, Path(folder), given.jpegs and given.jpegs.resolve(), task)
         try:
             results = Results(given.output_dir or folder_for(facts["device"]), given.bench, facts)
         except LbsgdError as error:

@@ -34,11 +34,11 @@ from lbsgd.bench.contestants import (
 from lbsgd.bench.feeding import loader_for, window
 from lbsgd.bench.figure import mean_figure, ratio_figure
 from lbsgd.bench.rounds import compared, in_turn, milliseconds
-from lbsgd.bench.sizes import ON_A_CPU, Settings
+from lbsgd.bench.sizes import ON_A_CPU, BenchSettings
 from lbsgd.commands.flag_types import OneLineParser, named, positive
 from lbsgd.data.folder import open_data
 from lbsgd.errors import LbsgdError, print_error
-from lbsgd.report.bench_tables import words_of
+from lbsgd.report.bench_tables import value_words
 from lbsgd.train.engine import start_processes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -113,7 +113,7 @@ def main():
     start_processes()
     print(f"ResNet-18, {IMAGES} images of 64x64, n = 32, fp32, {torch.get_num_threads()} threads, CPU time")
     with tempfile.TemporaryDirectory() as folder:
-        given = Settings(SIZES, "cpu", ROOT, Path(folder), None, ResNet18())
+        given = BenchSettings(SIZES, "cpu", ROOT, Path(folder), None, ResNet18())
         parts = [against_plain, with_checkpoints, with_diagnostics]
         try:
             for part in parts:
@@ -127,7 +127,7 @@ def main():
 
 
 def say(figure):
-    words = words_of(figure.value, figure.low, figure.high, figure.unit)
+    words = value_words(figure.value, figure.low, figure.high, figure.unit)
     print(f"{figure.name}: {words} ({figure.beside})", flush=True)
 
 

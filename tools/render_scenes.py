@@ -63,7 +63,9 @@ def write_split(folder: Path, split: str, number: int, digits, pool: list[int]) 
         images.append({"id": scene + 1, "file_name": name, "height": height, "width": width})
         for label, mask in seen:
             number_of = len(annotations) + 1
-            annotations.append({"id": number_of, "image_id": scene + 1, "category_id": label + 1, **described(mask)})
+            annotations.append(
+                {"id": number_of, "image_id": scene + 1, "category_id": label + 1, **annotation_of(mask)}
+            )
     content = {
         "info": {"description": "scenes of scikit-learn's digits, for lbsgd"},
         "images": images,
@@ -102,7 +104,7 @@ def placed(digit: np.ndarray, random: np.random.Generator, height: int, width: i
     return scene
 
 
-def described(mask: np.ndarray) -> dict:
+def annotation_of(mask: np.ndarray) -> dict:
     """Return COCO's box, area and run lengths (column by column, background first) of a mask."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = [columns[0], rows[0], columns[-1] - columns[0] + 1, rows[-1] - rows[0] + 1]

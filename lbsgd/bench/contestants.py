@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.fused_blocks import fuse_blocks
 from lbsgd.algorithm.sgd import decay_groups
-from lbsgd.bench.sizes import Blocks, Settings
+from lbsgd.bench.sizes import BenchSettings, Blocks
 from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
@@ -26,7 +26,7 @@ from lbsgd.train.engine import initialize
 from lbsgd.train.graphs import graph_blocks
 from lbsgd.train.images import Images, cut_of
 from lbsgd.train.saver import Saver
-from lbsgd.train.session import DTYPES, pixels_of
+from lbsgd.train.session import DTYPES, pixel_form
 from lbsgd.train.trainer import NEVER, Trainer
 
 NUM_CLASSES, NUM_IMAGES = 1000, 10**6  # enough images that no epoch ends
@@ -36,7 +36,7 @@ UpdateStep = Callable[[], torch.Tensor]  # makes an update, and returns whether 
 
 
 def plan_for(
-    given: Settings,
+    given: BenchSettings,
     micro_batch: int,
     precision: str = "bf16",
     stage: int = 0,
@@ -65,19 +65,19 @@ def plan_for(
     return Plan.read(generate(overrides, gpus=1), 1, num_images)
 
 
-def network(given: Settings, plan: Plan) -> nn.Module:
+def network(given: BenchSettings, plan: Plan) -> nn.Module:
     model: nn.Module = given.task.network(NUM_CLASSES, plan)
     return model
 
 
 def fake_images(plan: Plan, device: Any, dtype: torch.dtype | None = None) -> FakeImages:
     """Return seeded images that are already on the device, by default in the plan's precision."""
-    pixels = pixels_of(plan, torch.device(device))
+    pixels = pixel_form(plan, torch.device(device))
     pixels = replace(pixels, device=device, dtype=dtype or pixels.dtype)
     return FakeImages(plan.num_images, NUM_CLASSES, cut_of(plan, Processes.from_environment()), pixels)
 
 
-def our_trainer(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> Trainer:
+def our_trainer(given: BenchSettings, plan: Plan, blocks: Blocks = "as they are") -> Trainer:
     """Return the trainer of a recipe, without a log and without images."""
     engine, _ = initialize(network(given, plan), plan)
     if blocks == "compiled":
@@ -89,7 +89,7 @@ def our_trainer(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> 
     return Trainer(engine, plan, given.task, Images(None, None), saver, guard)  # type: ignore[arg-type]
 
 
-def our_step(given: Settings, plan: Plan, blocks: Blocks = "as they are") -> UpdateStep:
+def our_step(given: BenchSettings, plan: Plan, blocks: Blocks = "as they are") -> UpdateStep:
     """Return the trainer's own update, including schedule, totals and the check for NaN."""
     return step_of(our_trainer(given, plan, blocks), plan)
 
@@ -115,7 +115,7 @@ def with_batch_norm(plan: Plan, implementation: Any) -> Change:
     return change
 
 
-def plain_step(given: Settings, plan: Plan, change: Change = lambda model: model) -> UpdateStep:
+def plain_step(given: BenchSettings, plan: Plan, change: Change = lambda model: model) -> UpdateStep:
     """Return the update that a careful engineer would write: autocast, channels_last on a GPU, torch's fused SGD.
 
     change: takes the network before training, and returns the network to train.

@@ -17,7 +17,7 @@ from pathlib import Path
 from lbsgd.bench.family import end_family
 from lbsgd.bench.figure import Figure, Goal
 from lbsgd.bench.parts import Part, Say
-from lbsgd.bench.sizes import Settings
+from lbsgd.bench.sizes import BenchSettings
 from lbsgd.errors import TrainingError
 from lbsgd.experiments.data_sets.digits import DATA_SET as DIGITS
 from lbsgd.processes.signals import end_with
@@ -36,7 +36,7 @@ MATTER_MOST = ("test_graphs", "test_norm_kernels", "test_oracle", "test_prefetch
 TAKE_LONG = ("test_gpu",)
 
 
-def lines_of(command: Sequence[str], given: Settings, **environment: str) -> Iterator[str]:
+def lines_of(command: Sequence[str], given: BenchSettings, **environment: str) -> Iterator[str]:
     """Run a command and yield the lines of its output, which also go to the log; raise TrainingError if it fails."""
     print(f"$ {shlex.join(command)}")
     paths = f"{given.root}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
@@ -70,13 +70,13 @@ def lines_of(command: Sequence[str], given: Settings, **environment: str) -> Ite
         raise TrainingError(f"{shlex.join(command)[:200]} {why}; the log has its output")
 
 
-def run_all(commands: Sequence[Sequence[str]], given: Settings) -> None:
+def run_all(commands: Sequence[Sequence[str]], given: BenchSettings) -> None:
     for command in commands:
         for _ in lines_of(command, given):
             pass
 
 
-def tests_on_the_device(given: Settings, say: Say) -> None:
+def tests_on_the_device(given: BenchSettings, say: Say) -> None:
     """Run the tests that need a GPU: oracle, batch norm's kernels, prefetcher, repeated bits, kill and resume."""
     root = given.root
     files = [path for path in (root / "tests").glob("test_*.py") if GPU_MARK in path.read_text()]
@@ -104,7 +104,7 @@ def tests_on_the_device(given: Settings, say: Say) -> None:
             say(f"* `{line[:300]}`")
 
 
-def demo(given: Settings, say: Say) -> None:
+def demo(given: BenchSettings, say: Say) -> None:
     """Run the command of `make demo`: make JPEGs of digits, convert them, train ResNet-50."""
     flags = ["--max_iterations", "1"] if given.sizes.is_small else []
     work_dir = given.folder / "demo"
@@ -116,7 +116,7 @@ def demo(given: Settings, say: Say) -> None:
         say(Figure("make demo, ResNet-50 on digits", run.value, unit="% error", goal=DEMO_GOAL))
 
 
-def digits_row(given: Settings, say: Say) -> None:
+def digits_row(given: BenchSettings, say: Say) -> None:
     """Train Table 1's row of the large batch with gradual warmup in fp16, and compare with the published fp32 runs."""
     data = DIGITS
     precision = "fp32" if given.sizes.is_small else "fp16"

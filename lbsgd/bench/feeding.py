@@ -13,13 +13,13 @@ import torch
 from lbsgd.bench.contestants import fake_images, our_trainer, plan_for, without_end
 from lbsgd.bench.figure import Goal, mean_figure, ratio_figure
 from lbsgd.bench.parts import NotRun, Say
-from lbsgd.bench.sizes import Settings
+from lbsgd.bench.sizes import BenchSettings
 from lbsgd.config.plan import Plan
 from lbsgd.processes.control_groups import usable_cores
 from lbsgd.processes.environment import Processes
 from lbsgd.train.engine import start_processes
 from lbsgd.train.images import cut_of
-from lbsgd.train.session import pixels_of
+from lbsgd.train.session import pixel_form
 from lbsgd.train.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ UNTIMED = 6  # updates at the beginning of a window, which use up the batches th
 KINDS, CLASSES = (".jpeg", ".jpg"), 10
 
 
-def data_wait(given: Settings, say: Say) -> None:
+def data_wait(given: BenchSettings, say: Say) -> None:
     """Feed the trainer's update by the FFCV loader, with as many threads as there are cores.
 
     Report how long it waits, and compare its images per second with those of images that are already on the device.
@@ -74,7 +74,7 @@ def loader_for(train: BetonFile, plan: Plan, device: Any, threads: int) -> Train
     """Return the loader of a run on one process."""
     from lbsgd.data.loaders import TrainLoader  # late: FFCV compiles
 
-    cut, pixels = cut_of(plan, Processes.from_environment()), pixels_of(plan, torch.device(device))
+    cut, pixels = cut_of(plan, Processes.from_environment()), pixel_form(plan, torch.device(device))
     return TrainLoader(train, cut, threads=threads, pixels=pixels)
 
 

@@ -9,7 +9,7 @@ import torch
 from lbsgd.bench.contestants import our_step, plan_for
 from lbsgd.bench.figure import Figure, Goal
 from lbsgd.bench.parts import NotRun, Say
-from lbsgd.bench.sizes import Settings
+from lbsgd.bench.sizes import BenchSettings
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.train.engine import start_processes
 from lbsgd.train.peak_memory import peak_bytes
@@ -18,7 +18,7 @@ from lbsgd.units import size
 MEMORY_GOAL = Goal("within", 0.1)  # above, a plan that should fit may not run; below, one that runs may seem not to fit
 
 
-def memory_taken(given: Settings, say: Say) -> None:
+def memory_taken(given: BenchSettings, say: Say) -> None:
     """Compare the peak memory of tensors in training, and the peak that torch reserves, with `lbsgd plan`."""
     if given.device != "cuda":
         raise NotRun("the estimate is of a GPU's memory")
@@ -29,7 +29,7 @@ def memory_taken(given: Settings, say: Say) -> None:
         torch.cuda.empty_cache()
 
 
-def memory_taken_by(given: Settings, say: Say, precision: str, stage: int) -> None:
+def memory_taken_by(given: BenchSettings, say: Say, precision: str, stage: int) -> None:
     """Report both peaks. A GPU runs out of reserved memory: CUDA graphs keep theirs even without tensors in it."""
     plan = plan_for(given, given.sizes.step_batch, precision, stage)
     torch.cuda.reset_peak_memory_stats()

@@ -91,7 +91,7 @@ ON_A_CPU = Sizes(
 
 
 @dataclass(frozen=True)
-class Settings:
+class BenchSettings:
     """The settings that the parts of a bench get.
 
     root      the repository, with the tests, tools and recipes that the parts run

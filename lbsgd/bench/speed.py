@@ -21,7 +21,7 @@ from lbsgd.bench.figure import Goal
 from lbsgd.bench.memory_taken import memory_taken
 from lbsgd.bench.parts import NotRun, Part, Say
 from lbsgd.bench.rounds import KernelTimer, Step, Timer, compared, in_turn, seconds_of
-from lbsgd.bench.sizes import Settings
+from lbsgd.bench.sizes import BenchSettings
 from lbsgd.config.plan import Plan
 from lbsgd.train.engine import start_processes
 from lbsgd.train.session import DTYPES
@@ -35,7 +35,7 @@ TOP = 10
 
 
 def measured(
-    given: Settings, say: Say, steps: Mapping[str, Step], timer: Timer | None = None
+    given: BenchSettings, say: Say, steps: Mapping[str, Step], timer: Timer | None = None
 ) -> dict[str, list[float]]:
     """Time the steps in turn; say if a loss is not a number, because such a step takes another time."""
     sizes = given.sizes
@@ -47,7 +47,7 @@ def measured(
     return found
 
 
-def norm_in_the_step(given: Settings, say: Say) -> None:
+def norm_in_the_step(given: BenchSettings, say: Say) -> None:
     """Compare the training step with batch norm over n images and the step with torch's over the micro batch.
 
     Everything else is the same plain loop in bf16. The implementations come one after the other, so that the results of
@@ -64,7 +64,7 @@ def norm_in_the_step(given: Settings, say: Say) -> None:
         say(compared(f"{alone(given)} of it, {about}", found, how, "plain", goal, late_of(steps, timer)))
 
 
-def alone(given: Settings) -> str:
+def alone(given: BenchSettings) -> str:
     return f"the {'GPU' if given.device == 'cuda' else 'CPU'}'s time"
 
 
@@ -72,7 +72,7 @@ def late_of(steps: Mapping[str, Step], timer: KernelTimer) -> list[str]:
     return [name for name, step in steps.items() if step in timer.late]
 
 
-def norm_layers(given: Settings, say: Say) -> None:
+def norm_layers(given: BenchSettings, say: Say) -> None:
     """Compare batch norm layers by themselves, forward and backward, in both layouts; the rule follows from this."""
     sizes, dtype = given.sizes, DTYPES[given.sizes.half]
     n, micro_batch = sizes.per_worker_batch, max(sizes.micro_batches)
@@ -97,7 +97,7 @@ def pass_through(layer: nn.Module, x: torch.Tensor) -> Step:
     return lambda: torch.autograd.grad(layer(x), wanted, grad_y)
 
 
-def whole_step(given: Settings, say: Say) -> None:
+def whole_step(given: BenchSettings, say: Say) -> None:
     """Compare the trainer's own update with a plain PyTorch loop in autocast and channels_last, images per second.
 
     On a GPU lbsgd launches CUDA graphs, as by default; lbsgd without them is measured as well.
@@ -108,7 +108,9 @@ def whole_step(given: Settings, say: Say) -> None:
         gc.collect()  # engines refer to themselves, and hold the GPU's memory until then
 
 
-def whole_step_of(given: Settings, say: Say, micro_batch: int, precision: str, stage: int, tuned: bool = False) -> None:
+def whole_step_of(
+    given: BenchSettings, say: Say, micro_batch: int, precision: str, stage: int, tuned: bool = False
+) -> None:
     plan = plan_for(given, micro_batch, precision, stage)
     steps = {"plain": plain_step(given, plan), "lbsgd": our_step(given, plan, given.sizes.blocks)}
     if given.sizes.blocks == "graphs" and not tuned:
@@ -120,7 +122,7 @@ def whole_step_of(given: Settings, say: Say, micro_batch: int, precision: str, s
         say(compared(what, found, "plain", name, STEP_GOAL if name == "lbsgd" else None))
 
 
-def tuned_step(given: Settings, say: Say) -> None:
+def tuned_step(given: BenchSettings, say: Say) -> None:
     """Compare with torch.backends.cudnn.benchmark on both sides, which lets cuDNN try its algorithms at each size.
 
     This needs a process of its own, because torch remembers one algorithm per size, whoever found it. lbsgd does not
@@ -133,7 +135,7 @@ def tuned_step(given: Settings, say: Say) -> None:
         gc.collect()
 
 
-def weights_layout(given: Settings, say: Say) -> None:
+def weights_layout(given: BenchSettings, say: Say) -> None:
     """Measure what weights in NCHW cost in half precision, as in ZeRO's flat buffers, with images in channels_last."""
     for micro_batch in given.sizes.micro_batches:
         plan = plan_for(given, micro_batch)
@@ -148,7 +150,7 @@ def weights_layout(given: Settings, say: Say) -> None:
         say(compared(name, found, "NCHW", "channels_last", LAYOUT_GOAL, late_of(steps, timer)))
 
 
-def half_pass(given: Settings, plan: Plan, layout: torch.memory_format) -> Step:
+def half_pass(given: BenchSettings, plan: Plan, layout: torch.memory_format) -> Step:
     """Return a pass of a network in half precision, with weights in the given layout and images in channels_last."""
     dtype, resolution = DTYPES[given.sizes.half], given.sizes.resolution
     model: Any = with_batch_norm(plan, given.sizes.implementations[-1])(network(given, plan))  # no type for a layout
@@ -163,7 +165,7 @@ def half_pass(given: Settings, plan: Plan, layout: torch.memory_format) -> Step:
     return step
 
 
-def compiled_step(given: Settings, say: Say) -> None:
+def compiled_step(given: BenchSettings, say: Say) -> None:
     """Compare both sides with torch.compile, and each side with and without; the plain network is compiled whole."""
     start_processes()
     sizes = given.sizes
@@ -191,7 +193,7 @@ def compiled_step(given: Settings, say: Say) -> None:
     compare(steps, *pairs, ("lbsgd compiled", "lbsgd", None))
 
 
-def top_kernels(given: Settings, say: Say) -> None:
+def top_kernels(given: BenchSettings, say: Say) -> None:
     """List the kernels that take most of the time of the trainer's update, with their shares."""
     from torch.profiler import ProfilerActivity, profile
 

@@ -17,11 +17,11 @@ from lbsgd.data.coco_annotations import (
     DOWNLOAD,
     OnError,
     Split,
+    left_out_words,
     names_by_label,
     read_split,
     require_same_categories,
     without_images,
-    words_of,
 )
 from lbsgd.data.coco_file import names_of, read_annotations
 from lbsgd.disk import is_there, say
@@ -192,7 +192,7 @@ def trained_as(weights: Path) -> str:
 
 
 def print_split(split: Split) -> None:
-    what = [f"{len(split):,} images, {len(split.names)} categories", words_of(split.left_out)]
+    what = [f"{len(split):,} images, {len(split.names)} categories", left_out_words(split.left_out)]
     say_fact(split.name, "; ".join(filter(None, what)))
 
 

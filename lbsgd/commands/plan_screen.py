@@ -77,7 +77,7 @@ class Screen:
     def prediction(self) -> None:
         plan, machines, reduction = self.plan, self.outlook.machines, self.outlook.reduction
         sent = bytes_per_iteration(reduction, plan.world_size)
-        self.title("iteration, predicted", f"({described(self.outlook)})")
+        self.title("iteration, predicted", f"({basis_of(self.outlook)})")
         self.say(f"machines: {machines.source}")
         self.say(f"reduced: {moved(reduction)}; {sent / 1e6:.0f} MB leave each GPU")
         self.compute()
@@ -169,7 +169,7 @@ def prediction_row(prediction: Prediction, is_running: bool, overlaps: bool) -> 
     ]
 
 
-def described(outlook: Outlook) -> str:
+def basis_of(outlook: Outlook) -> str:
     """Tell the machines of a prediction in words."""
     machines, gpus = outlook.machines, outlook.plan.world_size
     source = f" with ResNet-50 in {machines.precision}" if machines.precision else ", as given"

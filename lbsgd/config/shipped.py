@@ -165,7 +165,7 @@ def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> No
 def readme(folder: Path) -> str:
     """Return ds_configs/README.md, generated from the files."""
     files = [(shipped, read_json(folder / f"{shipped.name}.json")) for shipped in GRID]
-    rows = [(folder_of(shipped), [link(shipped), *described(config)]) for shipped, config in files]
+    rows = [(folder_of(shipped), [link(shipped), *json_cells(config)]) for shipped, config in files]
     tables = {name: table([row for of, row in rows if of == name]) for name in ("", *FOLDERS)}
     commands = "\n".join(f"{shipped.name + '.json':42}{shipped.arguments}" for shipped in GRID)
     return README.format(grid=tables[""], **{name: tables[name] for name in FOLDERS}, commands=commands)
@@ -189,7 +189,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return markdown_table(heads, others)
 
 
-def described(config: Mapping[str, Any]) -> list[str]:
+def json_cells(config: Mapping[str, Any]) -> list[str]:
     """Return a file's row: kn, k × n, η, warmup, precision, error in the paper, purpose."""
     block, kn = config["lbsgd"], config["train_batch_size"]
     n, warmup, error = block["batch_norm"]["per_worker_batch"], block["warmup"], block.get("paper_error_pct")

@@ -139,7 +139,7 @@ def read_split(
     if on_error == "skip":  # which images are used depends on the disk, too
         fingerprint += " " + hashlib.sha256(repr([image.id for image in images]).encode()).hexdigest()
     if not images:
-        raise DataError(f"{path}: no image of it can be used: {words_of(reader.left_out) or 'it lists none'}")
+        raise DataError(f"{path}: no image of it can be used: {left_out_words(reader.left_out) or 'it lists none'}")
     tall = np.array([image.is_tall for image in images])
     return Split(name, Packed(images), names, tall, fingerprint, +reader.left_out)
 
@@ -161,7 +161,7 @@ def without_images(split: Split) -> Split:
     return Split("", Packed([]), split.names, split.is_tall[:0], "")
 
 
-def words_of(left_out: Counter[str]) -> str:
+def left_out_words(left_out: Counter[str]) -> str:
     """Return how much was left out of a split, and why."""
     return "; ".join(f"{number:,} {what} left out" for what, number in (+left_out).items())
 

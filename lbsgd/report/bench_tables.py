@@ -19,7 +19,7 @@ FIGURE: dict[str, Any] = {
 HEADS = ("what", "measured [95 %]", "goal", "", "of", "beside")
 
 
-def words_of(value: float, low: float | None, high: float | None, unit: str) -> str:
+def value_words(value: float, low: float | None, high: float | None, unit: str) -> str:
     """Return a measured value with its unit and its interval, where it has one."""
     after = f" {unit}" if unit else ""
     return f"{value:.4g}{after}" if low is None else f"{value:.3f}{after} [{low:.3f}, {high:.3f}]"
@@ -30,7 +30,7 @@ def figures_table(figures: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             each["name"],
-            words_of(each["value"], each["low"], each["high"], each["unit"]),
+            value_words(each["value"], each["low"], each["high"], each["unit"]),
             each["goal"] or "",
             each["verdict"],
             str(each["count"]),

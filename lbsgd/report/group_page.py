@@ -12,7 +12,7 @@ from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, note_of_codes, without_result
 from lbsgd.report.paper_tables import COLUMNS, LAYOUTS, our_cells, paper_tables, wanted
 from lbsgd.report.run_log import LoggedRun
-from lbsgd.report.run_page import configuration, described, lr_chart
+from lbsgd.report.run_page import configuration, facts_of, lr_chart
 
 
 def group_page(
@@ -136,7 +136,7 @@ def origin(families: Sequence[Family]) -> list[Section]:
     row = family.baseline or family.rows[0]
     name, header = family.labels()[family.rows.index(row)], row.header
     environment = {key: value for key, value in header.get("environment", {}).items() if key != "started"}
-    facts: list[Fact] = described(environment)
+    facts: list[Fact] = facts_of(environment)
     return [
         Section(f"Configuration of the row: {name}", facts=configuration(header)),
         Section("Environment", facts=facts),

@@ -78,7 +78,7 @@ MASK_AP = Measure("val_mask_ap", "mask AP", "mask AP", of_run="last", higher=Tru
 DETECTOR = (BOX_AP, MASK_AP)
 
 
-def described(measures: Sequence[Measure]) -> list[dict[str, Any]]:
+def as_data(measures: Sequence[Measure]) -> list[dict[str, Any]]:
     """Return measures as plain data, for the first line of a log."""
     return [asdict(measure) for measure in measures]
 

@@ -41,7 +41,7 @@ def run_page(run: LoggedRun, warnings: Sequence[str] = (), ended: str = "") -> P
             *skipped_sections(run),
             *memory_sections(run),
             Section("Configuration", "marked: not the paper's (Sec. 5.1)", facts=configuration(header)),
-            Section("Environment", facts=described(environment), command=command_of(environment)),
+            Section("Environment", facts=facts_of(environment), command=command_of(environment)),
         ),
         finished=run.result is not None or bool(ended),
     )
@@ -177,7 +177,7 @@ def per_worker(header: dict[str, Any]) -> int:
     return header["recipe"]["batch_norm"]["per_worker_batch"]
 
 
-def described(environment: dict[str, Any]) -> list[Fact]:
+def facts_of(environment: dict[str, Any]) -> list[Fact]:
     packages = environment.get("packages", {})
     facts = {key: value for key, value in environment.items() if key not in ("command", "packages")}
     facts["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items() if version)

@@ -80,10 +80,10 @@ def write(path: Path, data: bytes) -> dict[str, Any]:
     """Write a file through to the disk and return its entry in the manifest."""
     path.write_bytes(data)
     to_disk(path)
-    return described(data)
+    return manifest_entry(data)
 
 
-def described(data: bytes) -> dict[str, Any]:
+def manifest_entry(data: bytes) -> dict[str, Any]:
     """Return a file's entry in the manifest."""
     return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -175,7 +175,7 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
             raise DamagedError(f"{path / 'manifest.json'} does not name the files of a checkpoint")
         content = {name: (path / name).read_bytes() for name in manifest}
         for name, data in content.items():
-            if described(data) != manifest[name]:
+            if manifest_entry(data) != manifest[name]:
                 raise DamagedError(f"{path / name} is not as it was written (its checksum differs)")
         state = json.loads(content["state.json"])
         tensors = {name: deserialise(content[f"{name}.safetensors"]) for name in TENSORS}

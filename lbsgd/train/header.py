@@ -8,8 +8,8 @@ import torch
 
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.report.lines import NAME_WIDTH
-from lbsgd.report.measure import described as measures_described
-from lbsgd.train.aggregation.aggregation import described as aggregation_described
+from lbsgd.report.measure import as_data
+from lbsgd.train.aggregation.aggregation import aggregation_words
 from lbsgd.train.device_rules import norm_implementation
 from lbsgd.train.facts import environment
 from lbsgd.train.graphs import GraphChoice
@@ -22,13 +22,13 @@ def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
     return {
         **({"started_from": run.started_from} if run.started_from else {}),
         "model": run.task.name,
-        "judged_by": measures_described(run.task.judged_by),
+        "judged_by": as_data(run.task.judged_by),
         **run.plan.as_dict(),
         "data": run.images.fingerprint,
         **({"classes": run.images.class_names} if run.images.class_names else {}),
         **({"decoder": run.images.decoder} if run.images.decoder else {}),
         **({"errors": run.images.errors} if run.images.errors else {}),
-        "aggregation": aggregation_described(run.plan, engine),
+        "aggregation": aggregation_words(run.plan, engine),
         "batch_norm": norm_described(run, engine.device),
         **({"compiled": "each residual block"} if run.compiled else {}),
         **({"cuda_graphs": graphs.words} if graphs.words else {}),

@@ -71,7 +71,7 @@ def train(
         stopwatch.lap("engine")
         progress = Progress(run.last_iteration, plan.iterations_per_epoch, plan.global_batch, run.task.judged_by)
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
-        images = run.images.open(plan, processes, pixels_of(plan, engine.device), stack)
+        images = run.images.open(plan, processes, pixel_form(plan, engine.device), stack)
         stopwatch.lap("loaders")
         reached = None
         if begins_with_checkpoint(run):
@@ -128,7 +128,7 @@ def build_engine(run: Run) -> tuple[Any, GraphChoice]:
     return engine, graphs
 
 
-def pixels_of(plan: Plan, device: torch.device) -> Pixels:
+def pixel_form(plan: Plan, device: torch.device) -> Pixels:
     """Return the form in which the network takes its images."""
     return Pixels(
         resolution=plan.recipe.augmentation.resolution,

@@ -46,11 +46,11 @@ def put_weights(network: Module, weights: dict[str, Any], path: Path) -> None:
     counters = {name: value for name, value in here.items() if name.endswith("num_batches_tracked")}
     weights = counters | weights
     for name in [*here, *(name for name in weights if name not in here)]:
-        theirs, ours = (described(tensors.get(name)) for tensors in (weights, here))
+        theirs, ours = (shape_words(tensors.get(name)) for tensors in (weights, here))
         if theirs != ours:
             raise DataError(f"{path} is of another network: {name} is {theirs} there and {ours} here")
     network.load_state_dict(weights)
 
 
-def described(tensor: Any) -> str:
+def shape_words(tensor: Any) -> str:
     return str(list(tensor.shape)) if hasattr(tensor, "shape") else "missing" if tensor is None else "no tensor"

@@ -39,7 +39,7 @@ def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
     ]
     over_time = [in_time(series, groups[name]) for name, series in zip(groups, over_epochs, strict=True)]
     heads = ("updates", "error %", "seeds", "mean staleness", "simulated time")
-    cells = [[labels[name], *described(group)] for name, group in groups.items()]
+    cells = [[labels[name], *simulated_cells(group)] for name, group in groups.items()]
     charts = [
         Chart("validation error at equal images, mean ± std (band: 2 std)", over_epochs, "%"),
         Chart("validation error at equal simulated time", over_time, "%", "mean times of one gradient"),
@@ -52,7 +52,7 @@ def last(group: Group, key: str) -> float:
     return sum(run.epochs[-1][key] for run in group.finished) / len(group.finished)
 
 
-def described(group: Group) -> list[str]:
+def simulated_cells(group: Group) -> list[str]:
     numbers = ("-", "-")
     if group.finished:
         numbers = f"{last(group, 'staleness'):.1f}", f"{last(group, 'simulated_time'):,.0f}"

@@ -25,7 +25,7 @@ from lbsgd.train.deepspeed_setup import has_nothing_to_reduce
 
 
 @dataclass(frozen=True)
-class Settings:
+class AggregationSettings:
     """DeepSpeed's own keys, with DeepSpeed's meaning.
 
     bucket_elements    zero_optimization.reduce_bucket_size
@@ -39,7 +39,7 @@ class Settings:
     after: float
 
     @classmethod
-    def of(cls, plan: Plan) -> Settings:
+    def of(cls, plan: Plan) -> AggregationSettings:
         """Read the settings. A sum of many fp16 gradients would overflow, so by default these are divided before it."""
         config = plan.config
         before = get(config, "gradient_predivide_factor", 1.0)
@@ -56,7 +56,7 @@ class Settings:
 class Aggregation:
     """Aggregates the gradients of one engine by the chosen algorithm; all processes must build it."""
 
-    def __init__(self, engine, settings: Settings, placement: Placement, choice: Choice):
+    def __init__(self, engine, settings: AggregationSettings, placement: Placement, choice: Choice):
         self.engine, self.settings, self.placement, self.choice = engine, settings, placement, choice
         parameters = [parameter for parameter in engine.module.parameters() if parameter.requires_grad]
         self.buckets = fill(parameters, settings.bucket_elements, dist.get_world_size())
@@ -157,7 +157,7 @@ def attach(engine, plan: Plan) -> None:
             )
         placement = Placement.gather()
         choice = choose(plan.recipe.aggregation or Wanted(), placement.sizes, dist.get_backend())
-        engine.aggregation = Aggregation(engine, Settings.of(plan), placement, choice)
+        engine.aggregation = Aggregation(engine, AggregationSettings.of(plan), placement, choice)
         engine.coalesce_grad_reduction = refuse_coalescing
         reduce = instead_of(engine, reduce)
     elif has_nothing_to_reduce(plan):
@@ -207,7 +207,7 @@ def refuse_coalescing(*_):
     )
 
 
-def described(plan: Plan, engine) -> str:
+def aggregation_words(plan: Plan, engine) -> str:
     """Return in words how the gradients of this run are aggregated, for the screen and the log."""
     if plan.world_size == 1:
         return "none: one process"

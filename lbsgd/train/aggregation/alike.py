@@ -9,7 +9,7 @@ import torch.distributed as dist
 
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
-from lbsgd.train.aggregation.aggregation import Settings
+from lbsgd.train.aggregation.aggregation import AggregationSettings
 
 
 def require_alike(model: torch.nn.Module, plan: Plan) -> None:
@@ -37,7 +37,7 @@ def require_alike(model: torch.nn.Module, plan: Plan) -> None:
 
 def facts(model: torch.nn.Module, plan: Plan) -> list[str]:
     """Return in words the settings and parameters that decide which numbers are added to which."""
-    settings = Settings.of(plan)
+    settings = AggregationSettings.of(plan)
     how = {
         "zero_optimization.stage": plan.zero_stage,
         "precision": plan.precision,
