@@ -294,15 +294,41 @@ def test_memory_is_used_again_only_when_nothing_refers_to_it():
     assert len({each.data_ptr() for each in (second, fourth, fifth)}) == 3
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(channels_last):
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 37, 37, 3), np.uint8)
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    prefetcher = Prefetcher(Pixels(resolution=37, device="cpu", memory_format=layout))
-    expected = prefetcher._normalised(torch.from_numpy(pixels))
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("num_images, resolution", [(3, 37), (1, 1), (5, 1), (2, 3), (1, 32)])
+def test_normalisation_on_the_cpu_is_torch_s_to_the_last_bit(layout, dtype, num_images, resolution, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (num_images, resolution, resolution, 3), np.uint8)
+    prefetcher = Prefetcher(Pixels(resolution=resolution, device="cpu", dtype=dtype, memory_format=layout))
+    with monkeypatch.context() as patched:  # as where the package was installed without a C compiler
+        patched.setattr("lbsgd.data.to_device.library", lambda: None)
+        [expected] = prefetcher([pixels])
+    monkeypatch.delattr(Prefetcher, "_normalised")  # so the kernel makes the images, in either layout
     for batch in (pixels, np.asfortranarray(pixels)):  # the same numbers in another order of the memory
         [images] = prefetcher([batch])
-        assert torch.equal(images, expected)
+        assert torch.equal(images, expected) and images.dtype is dtype
+        assert images.stride() == expected.stride() and images.is_contiguous(memory_format=layout)
+
+
+def test_every_value_of_a_pixel_is_normalised_to_torch_s_last_bit():
+    pixels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(1, 16, 16, 3)
+    prefetcher = Prefetcher(Pixels(resolution=16, device="cpu", memory_format=torch.channels_last))
+    [images] = prefetcher([pixels])
+    assert torch.equal(images, prefetcher._normalised(torch.from_numpy(pixels)))
+
+
+def test_images_in_channels_last_lie_in_memory_that_is_used_again_and_keep_it():
+    batches = np.random.default_rng(0).integers(0, 256, (4, 2, 5, 5, 3), np.uint8)
+    prefetcher = Prefetcher(Pixels(resolution=5, device="cpu", memory_format=torch.channels_last))
+    dropped, kept = [], []
+    for images in prefetcher(batches):
+        dropped.append(images.data_ptr())
+        del images
+    assert len(set(dropped)) <= 2  # one is made while the reader has the other
+    for images in prefetcher(batches):
+        kept.append(images)
+    for images, pixels in zip(kept, batches, strict=True):
+        assert torch.equal(images, prefetcher._normalised(torch.from_numpy(pixels)))
 
 
 @pytest.mark.parametrize(

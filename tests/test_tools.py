@@ -25,6 +25,7 @@ from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.coco_annotations import read_split
 from lbsgd.report.run_log import RunLog
+from lbsgd.train.device_rules import LAYOUT
 
 SIDES = ("lbsgd.detection.shorter_side=64", "lbsgd.detection.longer_side=128")
 DRAW = "tools/draw_detections.py"
@@ -163,6 +164,15 @@ def test_lbsgd_reads_the_images_that_its_rivals_read(tmp_path):
     for contender in (contenders.lbsgd_pixels, contenders.lbsgd_images):
         epochs = contender(tmp_path / "data", 1, contenders.BATCH)
         assert [next(epochs) for _ in range(2)] == 2 * [contenders.BATCH]
+
+
+def test_images_that_a_run_would_convert_do_not_count():
+    counted, images = load_tool("loader_contenders").counted, torch.zeros(4, 3, 5, 5)
+    as_in_runs = images.contiguous(memory_format=LAYOUT)
+    assert counted([(as_in_runs, None), (as_in_runs[:3], None)]) == 7
+    for other in (images, as_in_runs.half()):
+        with pytest.raises(ValueError, match="strides"):
+            counted([(other, None)])
 
 
 # --- bench_convert ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """The contenders of tools/bench_loader.py: each opens the data and yields the number of images of each epoch.
 
 All read the first num_images of the file, in an order of their own. All but the bare decoder crop at random, resize to
-RESOLUTION and flip, in batches of BATCH.
+RESOLUTION and flip, in batches of BATCH. Whoever normalises gives what a training run takes: float32 in LAYOUT.
 """
 
 import itertools
@@ -9,10 +9,22 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from lbsgd.data.beton import BetonFile
+from lbsgd.train.device_rules import LAYOUT
 
 RESOLUTION, BATCH = 224, 64
+
+
+def counted(batches):
+    """Return the number of images of an epoch. Raise ValueError for images that a run would have to convert."""
+    found = 0
+    for images, _ in batches:
+        if images.dtype != torch.float32 or not images.is_contiguous(memory_format=LAYOUT):
+            raise ValueError(f"images of {images.dtype} with strides {images.stride()} are not float32 in {LAYOUT}")
+        found += len(images)
+    return found
 
 
 def lbsgd_pixels(data, threads, num_images):
@@ -32,7 +44,7 @@ def lbsgd_loader(data, threads):
     from lbsgd.data.share import Cut, Pixels
 
     cut = Cut(seed=0, global_batch=BATCH, micro_batch=BATCH)
-    pixels = Pixels(resolution=RESOLUTION, device="cpu")
+    pixels = Pixels(resolution=RESOLUTION, device="cpu", memory_format=LAYOUT)
     return TrainLoader(Path(data) / "train.beton", cut, pixels=pixels, threads=threads)
 
 
@@ -42,21 +54,17 @@ def lbsgd_images(data, threads, num_images):
 
     loader = lbsgd_loader(data, threads)
     for epoch in itertools.count():
-        yield sum(len(labels) for _, labels in loader.batches(epoch_order(num_images, 0, epoch), epoch))
+        yield counted(loader.batches(epoch_order(num_images, 0, epoch), epoch))
 
 
-def stock_pixels(data, threads, num_images, normalised=False):
-    """FFCV as in its documentation, up to uint8 pixels."""
+def stock_loader(data, threads, num_images, *normalise):
+    """FFCV as in its documentation; its images are in channels_last."""
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
-    from ffcv.transforms import NormalizeImage, RandomHorizontalFlip, ToTensor, ToTorchImage
+    from ffcv.transforms import RandomHorizontalFlip, ToTensor, ToTorchImage
 
-    from lbsgd.data.to_device import MEAN, STD
-
-    image = [RandomResizedCropRGBImageDecoder((RESOLUTION, RESOLUTION)), RandomHorizontalFlip()]
-    if normalised:
-        image += [NormalizeImage(255 * np.array(MEAN), 255 * np.array(STD), np.float32)]
-    loader = Loader(
+    image = [RandomResizedCropRGBImageDecoder((RESOLUTION, RESOLUTION)), RandomHorizontalFlip(), *normalise]
+    return Loader(
         f"{data}/train.beton",
         BATCH,
         num_workers=threads,
@@ -66,13 +74,25 @@ def stock_pixels(data, threads, num_images, normalised=False):
         drop_last=False,
         pipelines={"image": [*image, ToTensor(), ToTorchImage()], "label": [IntDecoder(), ToTensor()]},
     )
+
+
+def stock_pixels(data, threads, num_images):
+    """FFCV up to uint8 pixels."""
+    loader = stock_loader(data, threads, num_images)
     while True:
         yield sum(len(labels) for _, labels in loader)
 
 
 def stock_images(data, threads, num_images):
-    """FFCV as in its documentation, normalised to float32 by its own operation."""
-    return stock_pixels(data, threads, num_images, normalised=True)
+    """FFCV, normalised to float32 by its own operation."""
+    from ffcv.transforms import NormalizeImage
+
+    from lbsgd.data.to_device import MEAN, STD
+
+    normalise = NormalizeImage(255 * np.array(MEAN), 255 * np.array(STD), np.float32)
+    loader = stock_loader(data, threads, num_images, normalise)
+    while True:
+        yield counted(loader)
 
 
 def torchvision_images(data, threads, num_images):
@@ -98,7 +118,7 @@ def torchvision_images(data, threads, num_images):
         )
         loader = DataLoader(images, BATCH, shuffle=True, num_workers=threads)
         while True:
-            yield sum(len(labels) for _, labels in loader)
+            yield counted((images.contiguous(memory_format=LAYOUT), labels) for images, labels in loader)
 
 
 def dali_images(data, threads, num_images):
@@ -113,9 +133,8 @@ def dali_images(data, threads, num_images):
         jpegs, labels = fn.readers.file(file_root=folder, random_shuffle=True, name="reader")
         images = fn.decoders.image_random_crop(jpegs, device="cpu", output_type=types.RGB)
         images = fn.resize(images, resize_x=RESOLUTION, resize_y=RESOLUTION)
-        return fn.crop_mirror_normalize(
-            images, mean=[255 * m for m in MEAN], std=[255 * s for s in STD], mirror=fn.random.coin_flip()
-        ), labels
+        colours = {"mean": [255 * m for m in MEAN], "std": [255 * s for s in STD]}
+        return fn.crop_mirror_normalize(images, **colours, mirror=fn.random.coin_flip(), output_layout="HWC"), labels
 
     with tempfile.TemporaryDirectory() as folder:
         write_files(data, folder, num_images)
@@ -123,7 +142,7 @@ def dali_images(data, threads, num_images):
         built.build()
         loader = DALIClassificationIterator(built, reader_name="reader", auto_reset=True)
         while True:
-            yield sum(len(batch[0]["label"]) for batch in loader)
+            yield counted((batch["data"].permute(0, 3, 1, 2), batch["label"]) for [batch] in loader)
 
 
 def bare_decoder(data, threads, num_images):

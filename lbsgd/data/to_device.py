@@ -41,13 +41,12 @@ class Prefetcher:
         kernels, memory = library(), ReusedMemory()
         mean, std = (colours.flatten() for colours in (self.mean, self.std))
         for pixels in map(np.ascontiguousarray, batches):
-            if kernels and self.memory_format == torch.contiguous_format:
-                images = memory.take((len(pixels), 3, *pixels.shape[1:3]))
+            if kernels:
+                images = memory.take(pixels.shape)
                 colours = mean.data_ptr(), std.data_ptr()
-                kernels.lbsgd_normalise(
-                    pixels.ctypes.data, len(pixels), pixels[0].size // 3, *colours, images.data_ptr()
-                )
-                yield images.to(self.dtype)
+                kernels.lbsgd_normalise_interleaved(pixels.ctypes.data, pixels.size // 3, *colours, images.data_ptr())
+                # Free in channels_last and fp32, which a run on a CPU asks for most often.
+                yield images.permute(0, 3, 1, 2).to(self.dtype, memory_format=self.memory_format)
             else:
                 yield self._normalised(torch.from_numpy(pixels))
 

@@ -34,8 +34,8 @@ def declared(kernels: ctypes.CDLL) -> ctypes.CDLL:
     kernels.lbsgd_decode_crop.argtypes = [pointer, *[number] * 8, pointer, number]
     kernels.lbsgd_resize.restype = number
     kernels.lbsgd_resize.argtypes = [pointer, number, *[ctypes.c_double] * 4, number, pointer, number]
-    kernels.lbsgd_normalise.restype = None
-    kernels.lbsgd_normalise.argtypes = [pointer, number, number, *[pointer] * 3]
+    kernels.lbsgd_normalise_interleaved.restype = None
+    kernels.lbsgd_normalise_interleaved.argtypes = [pointer, number, *[pointer] * 3]
     kernels.lbsgd_watch.restype = pointer
     kernels.lbsgd_watch.argtypes = [pointer, number, ctypes.c_char_p, number]
     kernels.lbsgd_forget.restype = None

@@ -186,18 +186,12 @@ long lbsgd_resize(const uint8_t *pixels, long stride, double top, double left, d
     return ready ? 0 : 3;
 }
 
-/* images[n, c, i] = (pixels[n, i, c] - mean[c]) / std[c] for the `count` pixels i of each image. */
+/* images[i, c] = (pixels[i, c] - mean[c]) / std[c] for `count` pixels i of one image or several. */
 FOR_SEVERAL_CPUS
-void lbsgd_normalise(const uint8_t *restrict pixels, long num_images, long count, const float *mean, const float *std,
-                     float *restrict images)
+void lbsgd_normalise_interleaved(const uint8_t *restrict pixels, long count, const float *mean, const float *std,
+                                 float *restrict images)
 {
-    const float m0 = mean[0], m1 = mean[1], m2 = mean[2], s0 = std[0], s1 = std[1], s2 = std[2];
-    for (long n = 0; n < num_images; n++, pixels += 3 * count, images += 3 * count) {
-        float *restrict red = images, *restrict green = images + count, *restrict blue = images + 2 * count;
-        for (long i = 0; i < count; i++) {
-            red[i] = (pixels[3 * i] - m0) / s0;
-            green[i] = (pixels[3 * i + 1] - m1) / s1;
-            blue[i] = (pixels[3 * i + 2] - m2) / s2;
-        }
-    }
+    for (long i = 0; i < count; i++)
+        for (int c = 0; c < 3; c++)
+            images[3 * i + c] = (pixels[3 * i + c] - mean[c]) / std[c];
 }
