@@ -12,7 +12,7 @@ PYTHON ?= python3
 
 setup: .venv/.complete
 
-# Another CUDA than .venv has is installed in place of it.
+# For another CUDA than .venv has, setup.sh makes it anew.
 ifneq ($(filter-out $(shell cat .venv/.complete 2> /dev/null),$(CUDA)),)
 .PHONY: .venv/.complete
 endif

@@ -314,7 +314,11 @@ def set_up(folder, **environment):
 def test_setup_takes_the_cuda_that_is_asked_for_or_the_one_that_is_there(given, had, torch, tmp_path):
     program(tmp_path / ".venv/bin/python", "exit 1\n")
     (tmp_path / ".venv/.complete").write_text(had)
-    assert set_up(tmp_path, CUDA=given).returncode == 2
+    (tmp_path / ".venv/lib").mkdir()
+    python = program(tmp_path / "python", '[ "$1" = -c ]\n')  # new enough, and makes no virtual environment
+    assert set_up(tmp_path, CUDA=given, PYTHON=str(python)).returncode == 2
+    # Files of two CUDAs have the same names, so nothing of another one stays.
+    assert (tmp_path / ".venv/lib").exists() == (given in ("", had))
     lines = (tmp_path / ".venv/constraints.txt").read_text().splitlines()
     assert [line for line in lines if line.startswith("torch==")] == [f"torch=={torch}"]
     everything = (ROOT / "constraints.txt").read_text().splitlines()

@@ -22,11 +22,14 @@ require_python() {
 }
 if have "$python"; then require_python; fi
 
-cuda=${CUDA:-$(cat .venv/.complete 2> /dev/null || true)}
-case ${cuda:=13} in
+there=$(cat .venv/.complete 2> /dev/null || true)
+cuda=${CUDA:-${there:-13}}
+case $cuda in
   12 | 13) ;;
   *) echo "setup: CUDA=$cuda is no build of torch that was tried; give 12 or 13" >&2; exit 2 ;;
 esac
+# NVIDIA's packages for CUDA 12 and 13 have files of the same names, which pip would mix.
+[ "${there:-$cuda}" = "$cuda" ] || rm -rf .venv
 mkdir -p .venv
 rm -f .venv/.complete
 : > "$log"
