@@ -18,9 +18,10 @@ from coco_scenes import load_tool
 from lbsgd.commands.flag_types import OneLineParser, at_least_zero, interval, natural, positive, quantity
 from lbsgd.commands.help import kept_line
 from lbsgd.commands.main import main
-from lbsgd.commands.recipe_flags import parser
+from lbsgd.commands.recipe_flags import overrides_of, parser
 from lbsgd.config.checks.inspection import findings_of
 from lbsgd.config.json_file import read_json
+from lbsgd.config.plan import Plan
 
 ROOT = Path(__file__).parent.parent
 EIGHT_K = str(ROOT / "ds_configs/8k.json")
@@ -229,6 +230,18 @@ def test_plan_for_machines_is_json(capsys):
     assert plan["global_batch"] == 8192 and plan["learning_rates"][1]["lr"] == "3.2"
     assert plan["prediction"]["ring"]["with_overlap_seconds"] < plan["prediction"]["ring"]["without_overlap_seconds"]
     assert plan["memory_bytes"]["stage_1"]["total"] > 10**9 and plan["bytes_per_iteration"] > 10**7
+
+
+def test_plan_takes_what_a_recipe_lays_over_the_json(capsys):
+    flags = (
+        "--global_batch 512 --micro_batch 64 --resolution 160 --precision bf16 --seed 7 --set lbsgd.epochs=80".split()
+    )
+    assert main(["plan", str(ROOT / "ds_configs/256.json"), "--gpus", "1", *flags, "--json"]) == 0
+    planned = json.loads(capsys.readouterr().out)
+    recipe = parser("").parse_args(["--deepspeed_config", "ds_configs/256.json", *flags])
+    trained = Plan.read("ds_configs/256.json", 1, overrides=overrides_of(recipe)).as_dict()
+    assert {key: planned[key] for key in trained} == json.loads(json.dumps(trained))
+    assert trained["precision"] == "bf16" and trained["accumulation_steps"] == 8
 
 
 def test_the_run_time_hides_nothing_where_the_json_forbids_overlap(capsys):

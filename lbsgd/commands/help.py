@@ -26,7 +26,7 @@ class Help(HelpFormatter):
                 lines += in_lines(" ".join(block), width)
             else:
                 lines += [part for line in block for part in kept_line(line, width)]
-        return "\n".join(lines)
+        return "\n".join(indent + line for line in lines)
 
     def _split_lines(self, text: str, width: int) -> list[str]:
         return in_lines(" ".join(text.split()), width)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from lbsgd.commands.flag_types import add_settings, named, positive, quantity
+from lbsgd.commands.flag_types import named, positive, quantity
+from lbsgd.commands.recipe_flags import add_overrides
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
@@ -13,12 +14,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("file", type=named, metavar="FILE", help="a DeepSpeed JSON with an lbsgd block, such as ds_configs/8k.json")
     add("--gpus", type=positive, metavar="N", help="number of GPUs (default: as many as take kn in one pass)")
     add("--images", type=positive, metavar="N", help="training images (default: the JSON's)")
-    add("--global_batch", type=positive, metavar="KN", help="images per update, kn (default: the JSON's)")
-    add("--micro_batch", type=positive, metavar="N", help="images per GPU and pass (default: the JSON's)")
-    add_settings(command)
     add("--model", default="resnet50", help="network to estimate memory, bytes and time of (default: %(default)s)")
     add("--png", type=named, metavar="FILE", help="draw the schedule, as .png, .svg or .pdf")
     add("--json", action="store_true", help="print everything as JSON, for machines")
+    add_overrides(command)
     add_machines(command.add_argument_group("for the prediction; the defaults are the paper's machines"))
 
 

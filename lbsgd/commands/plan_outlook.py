@@ -18,6 +18,7 @@ from lbsgd.commands.plan_time import (
     predict,
     reduction_of,
 )
+from lbsgd.commands.recipe_flags import overrides_of
 from lbsgd.config.json_file import read_json
 from lbsgd.config.keypath import is_count
 from lbsgd.config.memory import Memory, memory, network
@@ -115,7 +116,7 @@ def machines_of(given: argparse.Namespace) -> Machines:
 
 def read_plan(given: argparse.Namespace) -> Plan:
     """Read the plan for the GPUs asked for, by default as many as take the global batch in one pass."""
-    overrides = Overrides(given.global_batch, given.micro_batch, settings=tuple(given.settings))
+    overrides = overrides_of(given)
     if given.images:
         images = Given(f"--images {given.images}", KEYS["num_images"], given.images)
         require_agreement([images, *overrides.given()])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from lbsgd.commands.flag_types import Group, OneLineParser, add_settings, interval, named, natural, positive, seconds
 from lbsgd.config.precision import PRECISIONS
+
+if TYPE_CHECKING:
+    from lbsgd.config.overrides import Overrides
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -24,9 +28,7 @@ def with_flags(description: str, add_data: Callable[[argparse.ArgumentParser], N
     add_data(flags)
     add_output(flags)
     add_ends(flags.add_argument_group("to stop earlier; the schedule does not move"))
-    add_overrides(
-        flags.add_argument_group("to override the JSON; what depends on these values is derived again and printed")
-    )
+    add_overrides(flags)
     blocks = flags.add_mutually_exclusive_group()
     compiled = "torch.compile each residual block in training (off by default: whether it is faster is not measured)"
     blocks.add_argument("--compile", action="store_true", help=compiled)
@@ -73,7 +75,10 @@ def add_ends(group: Group) -> None:
     group.add_argument("--max_iterations", type=positive, metavar="N", help="stop after this many iterations in all")
 
 
-def add_overrides(group: Group) -> None:
+def add_overrides(flags: argparse.ArgumentParser) -> None:
+    """Add the flags that `overrides_of` reads, which recipes and `lbsgd plan` take alike."""
+    printed = "What depends on these values is derived again and printed."
+    group = flags.add_argument_group("to override the JSON", printed)
     add = group.add_argument
     add("--global_batch", type=positive, metavar="KN", help="images per update (train_batch_size)")
     add("--micro_batch", type=positive, metavar="N", help="images per process and pass")
@@ -82,6 +87,15 @@ def add_overrides(group: Group) -> None:
     add("--precision", choices=PRECISIONS, help=precision)
     add("--seed", type=natural, metavar="N", help="seed of weights, shuffle and augmentation")
     add_settings(group)
+
+
+def overrides_of(flags: argparse.Namespace) -> Overrides:
+    """Return what the flags lay over the JSON."""
+    from lbsgd.config.overrides import Overrides  # late: a wrong flag is reported before pydantic loads
+
+    return Overrides(
+        flags.global_batch, flags.micro_batch, flags.resolution, flags.precision, flags.seed, tuple(flags.settings)
+    )
 
 
 def add_processes(flags: argparse.ArgumentParser) -> None:

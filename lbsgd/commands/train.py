@@ -16,9 +16,8 @@ import psutil
 
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_lines import print_plan
-from lbsgd.commands.recipe_flags import parser
+from lbsgd.commands.recipe_flags import overrides_of, parser
 from lbsgd.commands.trained_on import header_in, other_class
-from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
 from lbsgd.disk import OutputError, require_output, say
@@ -185,13 +184,6 @@ def weights_of(flags: argparse.Namespace, is_rank_0: bool) -> Path | None:
         with found_by_rank_0():
             raise DataError(f"--weights {flags.weights}: no such file; it is a state_dict, such as a run's weights.pt")
     return Path(flags.weights)
-
-
-def overrides_of(flags: argparse.Namespace) -> Overrides:
-    """Return what the flags lay over the JSON."""
-    return Overrides(
-        flags.global_batch, flags.micro_batch, flags.resolution, flags.precision, flags.seed, tuple(flags.settings)
-    )
 
 
 def start(task: Task, request: Request, started_by: list[psutil.Process], stopwatch: Stopwatch) -> None:
