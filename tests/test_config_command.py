@@ -48,7 +48,7 @@ def test_what_check_calls_an_error_is_not_written(tmp_path, capsys, arguments, c
 @pytest.mark.parametrize(
     "arguments, codes",
     [
-        ("--global_batch 8192 --epochs 4", ["F06", "F06"]),
+        ("--global_batch 8192 --set lbsgd.decay.epochs=[90]", ["F06"]),
         ("--global_batch 16384", ["R20"]),
         ("--global_batch 8192 --set my_project=1", ["D03"]),
         ("--detection --global_batch 256", ["M03"]),
@@ -63,6 +63,14 @@ def test_what_check_warns_of_stands_on_stderr_and_the_json_alone_on_stdout(tmp_p
     assert warnings == [f"warning: {each}" for each in found]
     code, out, again = config(f"{arguments} --output {tmp_path / 'a.json'}", capsys)
     assert code == 0 and again == warnings and "warning" not in out
+
+
+def test_what_follows_the_length_of_the_run_is_told_in_one_line(capsys):
+    code, out, beside = config("--global_batch 8192 --gpus 8 --precision bf16 --epochs 18", capsys)
+    assert code == 0 and json.loads(out)["lbsgd"]["epochs"] == 18
+    assert beside == ["scaled from the paper's 90 epochs: lbsgd.warmup.epochs 1, lbsgd.decay.epochs [6, 12, 16]"]
+    _, _, beside = config("--global_batch 256 --epochs 18", capsys)  # which needs no warmup
+    assert beside == ["scaled from the paper's 90 epochs: lbsgd.decay.epochs [6, 12, 16]"]
 
 
 def test_a_file_from_another_says_what_changed_and_what_is_doubtful_as_comments_beside_the_call(capsys):

@@ -1,16 +1,18 @@
-"""A schedule that reaches beyond its run: said by `lbsgd check` and at the start of the run."""
+"""A schedule that reaches beyond its run: said by `lbsgd check` and at the start of the run; `lbsgd config` fits it."""
 
 import pytest
 
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.commands.plan_figure import stretches
+from lbsgd.config.checks.inspection import findings_of
 from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 
 
 def warnings(**lbsgd):
-    config = generate(Overrides(8192, epochs=lbsgd.pop("epochs")))
+    config = generate(Overrides(8192))
+    config["lbsgd"]["epochs"] = lbsgd.pop("epochs")
     for block, values in lbsgd.items():
         config["lbsgd"][block] |= values
     return [line for line in Plan.read(config, 8).warnings if "F06" in line]
@@ -32,7 +34,34 @@ def test_the_papers_schedule_fits_its_90_epochs_and_decays_may_be_moved_into_a_s
     assert warnings(epochs=90) == [] == warnings(epochs=30, decay={"epochs": [10, 20, 26]})
 
 
+@pytest.mark.parametrize(
+    "given, warmup, decay",
+    [
+        (dict(epochs=18), 1, [6, 12, 16]),
+        (dict(settings=("lbsgd.epochs=18",)), 1, [6, 12, 16]),
+        (dict(epochs=50), 2.8, [16.7, 33.3, 44.4]),
+        (dict(epochs=180), 10, [60, 120, 160]),
+        (dict(epochs=90), 5, [30, 60, 80]),
+        (dict(epochs=18, settings=("lbsgd.decay.epochs=[9]",)), 1, [9]),
+        (dict(epochs=18, settings=("lbsgd.warmup.epochs=2", "lbsgd.decay.factor=0.2")), 2, [6, 12, 16]),
+        (dict(epochs=18, settings=('lbsgd.warmup={"kind": "none", "epochs": 0}',)), 0, [6, 12, 16]),
+    ],
+)
+def test_a_generated_schedule_has_the_papers_parts_where_no_flag_says_otherwise(given, warmup, decay):
+    config = generate(Overrides(8192, **given))
+    block = config["lbsgd"]
+    assert repr((block["warmup"]["epochs"], block["decay"]["epochs"])) == repr((warmup, decay))  # 1 is no 1.0
+    assert config["scheduler"]["params"]["warmup_num_steps"] == max(1, round(warmup * 156))
+
+
+def test_a_generated_schedule_fits_a_run_of_any_length():
+    for epochs in range(1, 100):
+        config = generate(Overrides(8192, epochs=epochs))
+        assert [each for each in findings_of(config) if each.severity != "note"] == [], epochs
+        assert sorted(set(config["lbsgd"]["decay"]["epochs"])) == config["lbsgd"]["decay"]["epochs"]
+
+
 def test_the_plan_shows_the_learning_rate_that_such_a_run_really_comes_to():
-    plan = Plan.read(generate(Overrides(8192, epochs=4)), 8)
+    plan = Plan.read(generate(Overrides(8192)), 8, overrides=Overrides(epochs=4))
     assert stretches(plan) == [("0 to 4", "0 to 624", "0.1 -> 2.58, by 0.00397 per iteration")]
     assert learning_rate(plan.num_iterations, plan.schedule) == pytest.approx(2.58)

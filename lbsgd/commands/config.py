@@ -39,7 +39,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--detection", action="store_true", help="Mask R-CNN on COCO, in place of a classifier on ImageNet")
     images = f"default: those of --from, else ImageNet's {IMAGENET_IMAGES}, for a detector COCO's {COCO_IMAGES}"
     add("--num_images", type=positive, metavar="N", help=f"training images ({images})")
-    epochs = f"(default: those of --from, else {EPOCHS}; detectors are counted in iterations)"
+    scaled = "without --from, warmup and decay scale with them unless given"
+    epochs = f"{scaled} (default: those of --from, else {EPOCHS}; detectors are counted in iterations)"
     add("--epochs", type=positive, metavar="N", help=epochs)
     add_settings(command)
     add(
@@ -81,6 +82,7 @@ def for_lbsgd(given: argparse.Namespace) -> int:
     from lbsgd.config.json_file import format_json
 
     config = config_of(given)
+    print_beside(scaled_in(config, given))
     print_beside(f"warning: {finding}" for finding in findings_of(config) if finding.severity == "warning")
     if given.output:
         write_beside(given.output, config)
@@ -88,6 +90,16 @@ def for_lbsgd(given: argparse.Namespace) -> int:
     else:
         print(format_json(config))
     return 0
+
+
+def scaled_in(config: dict[str, Any], given: argparse.Namespace) -> list[str]:
+    """Return the line that says which of the paper's numbers follow the run's length, where any does."""
+    from lbsgd.config.generate import scaled_epochs
+    from lbsgd.config.keypath import get
+
+    scaled = {} if given.detection else scaled_epochs(overrides_of(given))
+    said = [f"{key} {value}" for key, value in scaled.items() if get(config, key) == value]
+    return [f"scaled from the paper's {EPOCHS} epochs: {', '.join(said)}"] if said else []
 
 
 def for_library(given: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from lbsgd.config.checks.registry import (
 )
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import divisors
-from lbsgd.config.keypath import get, put
+from lbsgd.config.keypath import get, is_count, put
 from lbsgd.config.overrides import Overrides, override, require_kept, require_passes
 from lbsgd.config.precision import precision_of
 from lbsgd.config.schema import Recipe
@@ -106,7 +107,7 @@ def generate(overrides: Overrides, *, gpus: int | None = None, detection: bool =
     """
     if detection and overrides.epochs:
         raise ConfigError(f"{WHERE}: a detector's run is counted in iterations: use --set lbsgd.iterations=N")
-    config, recipe = override(DETECTOR if detection else PAPER, overrides)
+    config, recipe = override(DETECTOR if detection else paper_scaled_to(overrides), overrides)
     gpus = gpus or max(1, config["train_batch_size"] // recipe.batch_norm.per_worker_batch)
     asked = overrides.values()
     put_defaults(config, defaults_of(config, recipe, gpus), asked)
@@ -119,6 +120,35 @@ def generate(overrides: Overrides, *, gpus: int | None = None, detection: bool =
     refuse(WHERE, consistency_findings(planned) + deviation_findings(planned))
     refuse(WHERE, fit_findings(planned))
     return in_paper_order(config)
+
+
+def paper_scaled_to(overrides: Overrides) -> dict[str, Any]:
+    """Return PAPER with the warmup and the decay points of a run of other epochs."""
+    paper = copy.deepcopy(PAPER)
+    for key, value in scaled_epochs(overrides).items():
+        put(paper, key, value)
+    return paper
+
+
+def scaled_epochs(overrides: Overrides) -> dict[str, Any]:
+    """Return the paper's warmup and decay, by key path, as the same parts of a run of other epochs.
+
+    To a tenth of an epoch, and without those that a flag is about. None where the epochs are the paper's, or no count.
+    """
+    asked = overrides.values()
+    epochs = asked.get("lbsgd.epochs", EPOCHS)
+    if epochs == EPOCHS or not is_count(epochs):
+        return {}
+
+    def scaled(epoch: float) -> float:
+        moved = round(epoch * epochs / EPOCHS, 1)
+        return int(moved) if moved == int(moved) else moved
+
+    points = {
+        "lbsgd.warmup.epochs": scaled(get(PAPER, "lbsgd.warmup.epochs")),
+        "lbsgd.decay.epochs": [scaled(epoch) for epoch in get(PAPER, "lbsgd.decay.epochs")],
+    }
+    return {key: value for key, value in points.items() if not is_asked(key, asked)}
 
 
 def defaults_of(config: Mapping[str, Any], recipe: Recipe, gpus: int) -> dict[str, Any]:
