@@ -10,8 +10,12 @@ import torch
 import lbsgd.train.session as session
 from lbsgd.commands import train as command
 from lbsgd.commands.recipe_flags import parser
+from lbsgd.config.generate import generate
+from lbsgd.config.overrides import Overrides
+from lbsgd.config.plan import Plan
 from lbsgd.errors import DataError
 from lbsgd.processes.start import Stopwatch
+from lbsgd.train.device_rules import emulated_bf16
 from lbsgd.train.facts import unused_gpu
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +81,58 @@ def test_a_run_warns_once_the_processes_have_met(rank, told, monkeypatch, capsys
     monkeypatch.setattr(session, "from_rank_0", refuse)
     with pytest.raises(DataError, match="taken"):
         session.train(None, SimpleNamespace(is_rank_0=rank == 0), [], 60, {}, Stopwatch([]))
+    assert capsys.readouterr().out == told
+
+
+# --- bf16 -------------------------------------------------------------------------------------------------------------
+
+V100 = "V100 (compute capability 7.0) only emulates bf16: results are right, but slow; use --precision fp16"
+
+
+@pytest.mark.parametrize(
+    "precision, capability, cuda, said",
+    [
+        ("bf16", (7, 0), "12.8", V100),
+        ("bf16", (8, 0), "12.8", ""),
+        ("fp16", (7, 0), "12.8", ""),
+        ("bf16", (7, 0), None, ""),  # AMD's, which count otherwise
+    ],
+)
+def test_a_gpu_that_emulates_bf16_is_told_with_what_is_faster(precision, capability, cuda, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "V100")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    plan = Plan.read(ROOT / "ds_configs/8k.json", 8, overrides=Overrides(precision=precision))
+    found = emulated_bf16(plan, torch.device("cuda"))
+    assert found.startswith(said) and bool(found) == bool(said)
+    assert emulated_bf16(plan, torch.device("cpu")) == ""
+
+
+def test_a_detector_is_not_sent_to_fp16_which_it_refuses(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "T4")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    plan = Plan.read(generate(Overrides(16, precision="bf16"), detection=True), 1)
+    assert "use --precision fp32" in emulated_bf16(plan, torch.device("cuda"))
+
+
+@pytest.mark.parametrize("rank, told", [(0, "warning: it emulates bf16\n"), (1, "")])
+def test_a_run_warns_of_it_once_the_engine_stands(rank, told, tmp_path, monkeypatch, capsys):
+    def stop(*_):
+        raise DataError("enough")
+
+    monkeypatch.setattr(session, "Guard", lambda *_: nullcontext())
+    for name in ("meet", "from_rank_0", "limit_threads"):
+        monkeypatch.setattr(session, name, lambda *_: None)
+    monkeypatch.setattr(session, "unused_gpu", lambda: "")
+    monkeypatch.setattr(session, "build_engine", lambda run: (SimpleNamespace(device=torch.device("cpu")), None))
+    monkeypatch.setattr(session, "emulated_bf16", lambda plan, device: "it emulates bf16")
+    monkeypatch.setattr(session, "Progress", stop)
+    with pytest.raises(DataError, match="enough"):
+        plan = SimpleNamespace(iterations_per_epoch=1, global_batch=1)
+        task = SimpleNamespace(judged_by=())
+        run = SimpleNamespace(plan=plan, deterministic=False, last_iteration=1, task=task)
+        session.train(run, SimpleNamespace(is_rank_0=rank == 0), [], 60, {}, Stopwatch([]))
     assert capsys.readouterr().out == told
 
 

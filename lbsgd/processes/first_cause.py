@@ -35,7 +35,7 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
     if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):
         return LostProcessError(f"lost another process at {position} ({text})")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not load
-        others = "compute in --precision bf16, or leave out CUDA graphs by --no-cuda_graphs"
+        others = "compute in --precision bf16 (before the A100 fp16), or leave out CUDA graphs by --no-cuda_graphs"
         return memory_is_full("the GPU's", position, text, others)
     if isinstance(error, MemoryError) or NO_MEMORY in text:
         return memory_is_full("the host's", position, text, "or fewer --loader_threads")

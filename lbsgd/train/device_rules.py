@@ -13,6 +13,7 @@ from lbsgd.errors import ConfigError
 # The layout of images and weights: tensor cores want it, and most networks are faster in it on a CPU
 # (docs/experiments.md).
 LAYOUT = torch.channels_last
+A100 = (8, 0)  # the compute capability from which GPUs of NVIDIA compute in bf16
 
 
 def lay_out(model: nn.Module, layout: torch.memory_format = LAYOUT) -> None:
@@ -35,9 +36,25 @@ def repeat_bits() -> None:
 
 def kind_in_rule(device: torch.device) -> str:
     """Return the device's type, or "a GPU of another kind" for one older than the A100 or not NVIDIA's."""
-    if device.type != "cuda" or (torch.version.cuda and torch.cuda.get_device_capability(device) >= (8, 0)):
+    if device.type != "cuda" or (torch.version.cuda and torch.cuda.get_device_capability(device) >= A100):
         return device.type
     return "a GPU of another kind"
+
+
+def emulated_bf16(plan: Plan, device: torch.device) -> str:
+    """Return what to say of a plan in bf16 on a GPU that only emulates it; "" where there is nothing to say.
+
+    It is no error, because the results are right. torch's own question, and DeepSpeed's, count emulation as support.
+    """
+    if plan.precision != "bf16" or device.type != "cuda" or not torch.version.cuda:
+        return ""
+    if (capability := torch.cuda.get_device_capability(device)) >= A100:
+        return ""
+    name, faster = torch.cuda.get_device_name(device), "fp32" if plan.recipe.detection else "fp16"
+    return (
+        f"{name} (compute capability {capability[0]}.{capability[1]}) only emulates bf16: results are right, but slow; "
+        f"use --precision {faster}, or an A100 or newer"
+    )
 
 
 def norm_implementation(plan: Plan, device: torch.device | str) -> tuple[Implementation, str]:

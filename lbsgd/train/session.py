@@ -25,7 +25,7 @@ from lbsgd.report.lines import on_width
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.compiled import compile_blocks
-from lbsgd.train.device_rules import LAYOUT, repeat_bits
+from lbsgd.train.device_rules import LAYOUT, emulated_bf16, repeat_bits
 from lbsgd.train.engine import initialize, start_processes
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import KIND_OF_DEVICE, unused_gpu
@@ -69,6 +69,8 @@ def train(
             repeat_bits()
         plan, (engine, graphs) = run.plan, build_engine(run)
         stopwatch.lap("engine")
+        if processes.is_rank_0 and (reason := emulated_bf16(plan, engine.device)):
+            say(on_width(f"warning: {reason}"))
         progress = Progress(run.last_iteration, plan.iterations_per_epoch, plan.global_batch, run.task.judged_by)
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
         images = run.images.open(plan, processes, pixel_form(plan, engine.device), stack)
