@@ -18,7 +18,7 @@ from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import divisors
 from lbsgd.config.keypath import get, is_count, put
 from lbsgd.config.overrides import Overrides, override, require_kept, require_passes
-from lbsgd.config.precision import precision_of
+from lbsgd.config.precision import FP16, precision_of
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
@@ -43,15 +43,7 @@ PAPER: dict[str, Any] = {
         "reduce_bucket_size": 6_000_000,
         "allgather_bucket_size": 30_000_000,
     },
-    "fp16": {
-        "enabled": True,
-        "auto_cast": True,
-        "loss_scale": 0,
-        "initial_scale_power": 16,
-        "loss_scale_window": 1000,
-        "hysteresis": 2,
-        "min_loss_scale": 1,
-    },
+    "fp16": FP16,
     "data_types": {"keep_in_fp32_modules": ["running_mean", "running_var"]},
     "timers": {"throughput": {"enabled": False}},
     "steps_per_print": 10,

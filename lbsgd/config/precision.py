@@ -8,6 +8,15 @@ from typing import Any
 from lbsgd.config.keypath import enabled
 
 PRECISIONS = ("fp16", "bf16", "fp32")
+FP16 = {  # DeepSpeed's own loss scale, written out
+    "enabled": True,
+    "auto_cast": True,
+    "loss_scale": 0,
+    "initial_scale_power": 16,
+    "loss_scale_window": 1000,
+    "hysteresis": 2,
+    "min_loss_scale": 1,
+}
 
 
 def precision_of(config: Mapping[str, Any]) -> str:
@@ -34,7 +43,7 @@ def set_precision(config: dict[str, Any], precision: str) -> None:
         if zero.get("compute_grad_norm") is False:  # which stage 0 refuses
             del zero["compute_grad_norm"]
     if precision == "fp16":
-        config["fp16"] = {"enabled": True, "auto_cast": True}
+        config["fp16"] = dict(FP16)
         zero = config.setdefault("zero_optimization", {})
         zero["stage"] = max(1, zero.get("stage", 0))
         config["zero_allow_untested_optimizer"] = True
