@@ -1,8 +1,10 @@
 """The house: which folder may import which, read from the code itself; no import points upwards or goes in a circle."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
+from shutil import which
 
 import pytest
 
@@ -151,3 +153,10 @@ def test_at_most_six_files_lie_beside_the_folders_and_no_room_is_over_250_lines(
     assert len([name for name in ROOMS if name.count(".") == 1]) <= 6
     long = {name: lines for name, path in ROOMS.items() if (lines := len(path.read_text().splitlines())) > 250}
     assert not long
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not which("git"), reason="nobody knows what is tracked")
+def test_no_tracked_file_is_a_symbolic_link():
+    """A link may point to what only one machine has."""
+    listed = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert listed and [line for line in listed.splitlines() if line.startswith("120000")] == []
