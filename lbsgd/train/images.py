@@ -82,7 +82,7 @@ def ffcv_files(data: ImageNetData | ValData, threads: int, in_memory: bool = Fal
     if decoder == FFCVS:
         advice = (
             f"the decoder is {FFCVS}: install libjpeg-turbo's header and a C compiler, and then lbsgd again; "
-            "its own decoder is 2.6 times as fast"
+            "its own decoder is about 2.5 times as fast"
         )
 
     def opened(plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
