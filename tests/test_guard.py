@@ -22,9 +22,11 @@ from torch.distributed import HashStore, TCPStore
 
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError, Stopped, TrainingError
+from lbsgd.processes import connection
 from lbsgd.processes import first_cause as first_cause_module
 from lbsgd.processes import guard as guard_module
 from lbsgd.processes import peers as peers_module
+from lbsgd.processes.ending import end_at_a_signal
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import OtherFailed, Peers
@@ -106,8 +108,11 @@ def meet_in_threads(world_size, ranks, seconds):
         return list(threads.map(meet, ranks))
 
 
-def test_processes_that_do_not_come_are_named(meeting_point):
+def test_processes_that_do_not_come_are_named(meeting_point, monkeypatch):
+    asked = []
+    monkeypatch.setattr(connection, "allow_connections", asked.append)
     [error] = meet_in_threads(3, [0], seconds=0.5)
+    assert asked == [3]
     assert isinstance(error, LostProcessError)
     assert "of 3 processes some did not come within 0.5 s: rank 1, 2; look at their hosts" in str(error)
 
@@ -128,7 +133,7 @@ def test_a_run_that_torchrun_starts_again_hears_nothing_of_the_failure_before(me
     first, second = meet_in_threads(2, [0, 1], seconds=30)
     first.fail(DataError("no such file")), first.request_stop("SIGTERM")
     assert second.failure() and second.stop_requested() == "SIGTERM"
-    for peers in meet_in_threads(2, [0, 1], seconds=30):
+    for peers in meet_in_threads(3, [1, 2, 0], seconds=30):  # on more hosts, and rank 0 last
         assert peers.failure() is None and peers.stop_requested() is None
     assert agent.port
 
@@ -262,6 +267,8 @@ def test_a_signal_that_asks_for_something_else_is_no_request_to_stop():
 
 def guarded_under_nohup():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    end_at_a_signal(" at the start")
+    os.kill(os.getpid(), signal.SIGHUP)
     with Guard(ALONE, 60):
         os.kill(os.getpid(), signal.SIGHUP)
         time.sleep(1.5)  # the guard looks twice a second
@@ -273,8 +280,14 @@ def test_under_nohup_a_closed_terminal_ends_nothing(tmp_path):
 
 
 def cannot_save():
+    """It goes on and on with its passes."""
     guard_module.SAVE_SECONDS = 0.5
-    guarded(nothing_to_save=False)
+    with Guard(ALONE, 60) as guard:
+        guard.nothing_to_save = False
+        os.write(1, b"ready\n")
+        while True:
+            guard.alive("iteration 7")
+            time.sleep(0.05)
 
 
 def test_a_process_that_cannot_save_in_time_ends(tmp_path):
@@ -383,6 +396,7 @@ def raises(error):
         (ZeroDivisionError("division by zero"), 1, True),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), 2, False),
         (Stopped("SIGTERM"), 75, False),
+        (SystemExit("a recipe's own end, of which the others do not know"), 1, True),
     ],
 )
 def test_an_error_ends_with_its_code_and_a_bug_with_its_traceback(tmp_path, error, code, traceback):
@@ -598,6 +612,65 @@ def test_a_stop_is_one_line_also_where_the_store_is_gone(tmp_path):
     assert (ending.code, ending.lines) == (75, [told]) and "Traceback" not in ending.text
 
 
+class Gone:
+    """A store whose process has ended."""
+
+    def __getattr__(self, name):
+        raise RuntimeError("Connection reset by peer")
+
+
+def leaves_after_rank_0(error):
+    Peers.BEAT_SECONDS = 0.01
+    with Guard(Processes(1, 2, 1, 2), 60) as guard:
+        guard.follow(Peers(Processes(1, 2, 1, 2), Gone()))
+        time.sleep(0.3)
+        if error:
+            raise error
+    print("left")
+
+
+@pytest.mark.parametrize(
+    "error, code, text", [(None, 0, "left\n"), (DataError("no such file"), 2, "error: no such file\n")]
+)
+def test_a_process_whose_store_has_ended_first_still_ends_as_it_should(tmp_path, error, code, text):
+    """At the end of a run the store goes with rank 0. With a failure nobody else can have told another one."""
+    ending = Ending(tmp_path, leaves_after_rank_0, error)
+    assert (ending.code, ending.text) == (code, text)
+
+
+def test_a_meeting_whose_store_ends_is_a_lost_process(monkeypatch):
+    monkeypatch.setattr(peers_module, "meeting_point", lambda *_: Gone())
+    with pytest.raises(LostProcessError, match="rank 0, or the way to its host, is gone .Connection reset by peer"):
+        Peers.meet(Processes(1, 2, 0, 1), 60, lambda position: None)
+
+
+def leaves_while_the_store_answers(seconds):
+    Peers.BEAT_SECONDS, asked = 0.01, threading.Event()
+    guard_module.LAST_WORDS_SECONDS = min(seconds, 0.5)
+    store = SimpleNamespace(set=lambda *_: (asked.set(), time.sleep(seconds / 2)), check=lambda _: False)
+    with Guard(ALONE, 60) as guard:
+        guard.follow(Peers(Processes(0, 2, 0, 1), store))
+        asked.wait()
+    print("waiting" if guard.peers_thread.is_alive() else "ended")
+
+
+@pytest.mark.parametrize("seconds, text", [(0.5, "ended\n"), (2000, "waiting\n")])
+def test_a_run_that_ends_waits_for_the_store_s_answer_but_not_for_ever(tmp_path, seconds, text):
+    ending = Ending(tmp_path, leaves_while_the_store_answers, seconds)
+    assert (ending.code, ending.text) == (0, text)
+
+
+def test_only_the_first_of_two_threads_that_end_a_process_says_why(monkeypatch):
+    said = []
+    monkeypatch.setattr(guard_module, "end_with_error", lambda error, quiet: said.append(str(error)))
+    guard = Guard(ALONE, 60)
+    guard.end(DataError("the cause"))
+    second = threading.Thread(target=guard.end, args=[LostProcessError("its consequence")], daemon=True)
+    second.start()
+    second.join(0.2)
+    assert said == ["the cause"]
+
+
 def told_by_another(reason):
     Peers.BEAT_SECONDS = guard_module.LAST_WORDS_SECONDS = 0.05
     first, second = two_peers()
@@ -689,5 +762,6 @@ def test_a_thread_of_ours_that_still_waits_makes_no_finished_run_fail(name, code
         "end_despite_threads()\n"
         "sys.exit(9)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
+    done = subprocess.run([sys.executable, "-c", script], env=buffered, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (code, "all is written\n")

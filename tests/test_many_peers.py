@@ -13,9 +13,10 @@ from torch.distributed import HashStore
 
 from lbsgd.errors import ConfigError, DataError, LbsgdError, LostProcessError
 from lbsgd.processes import connection, first_cause, meeting
+from lbsgd.processes import peers as peers_module
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.meeting import fresh_prefix, read
-from lbsgd.processes.peers import OtherFailed, Peers
+from lbsgd.processes.peers import OtherFailed, Peers, tell_before_joining
 from lbsgd.processes.ports import free_port
 
 CAUSE = r"rank {} on .* died or has not answered since iteration 7"
@@ -92,21 +93,59 @@ def test_rank_0_may_have_a_file_open_for_each_connection(monkeypatch):
         connection.allow_connections(4096)
 
 
+@pytest.mark.parametrize("address, seconds, asked", [("a..b", 60, 1), ("no-host", 1.2, 4)])
+def test_an_unknown_name_is_waited_for_and_told_once_and_an_impossible_one_is_not(
+    monkeypatch, capsys, address, seconds, asked
+):
+    monkeypatch.setattr(connection, "TOLD_AFTER_SECONDS", 0)
+    seen = []
+    with pytest.raises(ConfigError, match=f"MASTER_ADDR is '{address}', and this host does not know it"):
+        connection.wait_for_name(address, seconds, seen.append, tells=True)
+    assert seen == [connection.MEETING] * asked
+    assert capsys.readouterr().out.count("waiting for MASTER_ADDR 'no-host'") == (asked > 1)
+
+
+def test_an_error_before_joining_is_told_to_this_run_and_to_no_other(monkeypatch):
+    """The store may be that of another run, whose port this process was given."""
+    for world_size, told in ((2, True), (4, False)):
+        store = HashStore()
+        meeting.is_of_same_run(store, Processes(0, world_size, 0, 1))
+        monkeypatch.setattr(peers_module, "meeting_point", lambda *_, store=store: store)
+        tell_before_joining(Processes(1, 2, 0, 1), DataError("no such file"))
+        assert bool(read(store, "failure")) == told
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """Seconds for which rank 0 keeps the store, so that others can read in it; tests do not wait for them."""
+    seconds = []
+
+    def sleep(pause):
+        seconds.append(pause) if pause >= 1 else time.sleep(pause)
+
+    monkeypatch.setattr(meeting, "time", SimpleNamespace(monotonic=time.monotonic, sleep=sleep))
+    return seconds
+
+
 def come(store, rank, world_size, seconds, on_a_host=1):
     """Return the prefix on which a process agrees with the others, or the error that keeps it from that."""
+    seen = []
     try:
-        return fresh_prefix(store, Processes(rank, world_size, 0, on_a_host), seconds, lambda position: None)
+        return fresh_prefix(store, Processes(rank, world_size, 0, on_a_host), seconds, seen.append)
     except LbsgdError as error:
         return error
+    finally:
+        assert seen and set(seen) == {connection.MEETING}  # else the guard would take the wait for a hang
 
 
 @pytest.mark.parametrize("agent", ["False", "True"])
-def test_those_that_came_hear_why_rank_0_gave_up_and_those_that_come_late(monkeypatch, agent):
+def test_those_that_came_hear_why_rank_0_gave_up_and_those_that_come_late(monkeypatch, kept, agent):
     """Rank 2 never comes. The others would otherwise only find the store gone."""
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", agent)
     store = HashStore()
     with ThreadPoolExecutor() as threads:
         rank_0, rank_1 = threads.map(lambda rank: come(store, rank, 4, 0.5), [0, 1])
+    assert kept == ([] if agent == "True" else [1.1])
     missing = "of 4 processes some did not come within 0.5 s: rank 2, 3; look at their hosts"
     assert str(rank_0) == missing and isinstance(rank_0, LostProcessError)
     others = [rank_1] if agent == "True" else [rank_1, come(store, 3, 4, 0.5)]
@@ -114,7 +153,7 @@ def test_those_that_came_hear_why_rank_0_gave_up_and_those_that_come_late(monkey
         assert isinstance(told, OtherFailed) and str(told) == f"by rank 0 on {socket.gethostname()}: {missing}"
 
 
-def test_those_that_came_hear_of_an_error_on_a_third_host_which_never_comes():
+def test_those_that_came_hear_of_an_error_on_a_third_host_which_never_comes(kept):
     store = HashStore()
     with ThreadPoolExecutor() as threads:
         waiting = [threads.submit(come, store, rank, 3, 30) for rank in (0, 1)]
@@ -126,6 +165,7 @@ def test_those_that_came_hear_of_an_error_on_a_third_host_which_never_comes():
             DataError.exit_code,
             f"by rank 2 on {socket.gethostname()}: no such file",
         )
+    assert kept == [1.1]
 
 
 @pytest.mark.parametrize("sizes", [(2, 4, 4, 4), (4, 2), (1, 2)])

@@ -74,8 +74,6 @@ class Guard:
     ) -> None:
         if error is None:
             return self.close()
-        if isinstance(error, SystemExit):
-            return
         if not isinstance(error, LbsgdError):
             error = explained(error, self.position, self.peers)
         if isinstance(error, LostProcessError):
