@@ -24,6 +24,9 @@ from torch import nn
 
 import lbsgd
 from lbsgd.train import engine as lbsgd_engine
+from lbsgd.train.aggregation.collectives import Backend
+from lbsgd.train.aggregation.halving_doubling import HalvingDoubling
+from lbsgd.train.aggregation.phases import groups, timeout_of
 from lbsgd.train.aggregation.resume import saved_choice, tell_of_another_order
 from lbsgd.train.engine_state import gather_state, restore_state
 
@@ -191,7 +194,7 @@ HOSTS = {"4x1": (1, 1, 1, 1), "2x2": (2, 2), "1x4": (4,)}
 
 
 def four():
-    found = {}
+    found = {"sums": sums()}
     for name, sizes in HOSTS.items():
         play_hosts(*sizes)
         for bucket, overlap in [(500, True), (ONE_BUCKET, False)]:
@@ -209,6 +212,27 @@ def four():
     found["cyclic"] = parameters(engine), str(engine.aggregation.choice), engine.aggregation.placement
     play_hosts(2, 2)
     return found | {"resumed": resumed(), "oracle": of_oracle()}
+
+
+def sums():
+    """Whether all sums between some of the processes are right, by algorithm and groups."""
+    lbsgd_engine.start_processes()
+    rank, timeout, found = dist.get_rank(), timeout_of(torch.device("cpu")), {}
+    for lists in ([(0, 2), (1, 3)], [(0, 1, 2, 3)]):
+        [ranks] = [ranks for ranks in lists if rank in ranks]
+        group, back = (groups(lists, rank, timeout) for _ in range(2))
+        for collective in (Backend(ranks, group, rank), HalvingDoubling(ranks, group, rank, back)):
+            for dtype, length in ((torch.float32, 4), (torch.float64, 8), (torch.float32, 12)):  # memory is used again
+                numbers = torch.arange(length, dtype=dtype)
+                whole, parts = numbers + 100 * rank, numbers + 100 * rank
+                time.sleep(0.02 * rank)  # some wait for others
+                collective.all_reduce(whole)
+                collective.reduce_scatter(parts)
+                collective.all_gather(parts)
+                expected = len(ranks) * numbers + 100 * sum(ranks)
+                right = torch.equal(whole, expected) and torch.equal(parts, expected)
+                found.setdefault((type(collective).__name__, len(lists)), []).append(right)
+    return found
 
 
 def of_oracle():
@@ -241,6 +265,11 @@ def resumed():
 @pytest.fixture(scope="module")
 def of_four():
     return in_processes(4, four)[0]
+
+
+def test_sums_between_some_of_the_processes_are_right_in_each_type_and_length(of_four):
+    algorithms = [(algorithm, number) for number in (2, 1) for algorithm in ("Backend", "HalvingDoubling")]
+    assert of_four["sums"] == {each: [True] * 3 for each in algorithms}
 
 
 def test_bits_are_the_same_on_any_hosts_with_any_buckets_with_overlap_and_without(of_four):

@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import pytest
 import torch
 import torch.multiprocessing
 from aggregating import OURS, config, noise, one_iteration, parameters, run, same_bits
+from crash import PATIENCE_SECONDS
 from oracle import network
 from processes import in_processes
 from small_engine import recipe, train
@@ -28,6 +30,7 @@ from lbsgd.errors import CheckpointError, ConfigError, TrainingError
 from lbsgd.processes.ports import free_port
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.aggregation import Aggregation, AggregationSettings, attach
+from lbsgd.train.aggregation.phases import Threads
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.aggregation.resume import same_order, say_other_sums, tell_of_another_order
 from lbsgd.train.engine import start_processes
@@ -91,6 +94,44 @@ def test_before_the_last_pass_nothing_starts():
     for parameter in model.parameters():
         aggregation.arrived(parameter)
     assert started == []
+
+
+# --- phases -----------------------------------------------------------------------------------------------------------
+
+
+def test_after_an_error_no_further_bucket_is_summed_and_each_is_told_at_once():
+    """The group is broken then, so that every further call would wait for its timeout."""
+    ran, released = set(), threading.Event()
+
+    def first(job):
+        ran.add(("first", int(job.buffer)))
+        if job.buffer == 1:
+            raise RuntimeError("a process is gone")
+
+    def second(job):
+        ran.add(("second", int(job.buffer)))
+        released.wait()
+
+    runner = Threads([first, second])
+    whole, *broken = [runner.start(torch.tensor(number)) for number in range(3)]
+    assert all(job.done.wait(PATIENCE_SECONDS) for job in broken)  # though the second phase is still busy
+    threading.Timer(0.2, released.set).start()
+    runner.close()
+    assert not any(thread.is_alive() for thread in runner.threads)
+    runner.wait(whole)
+    for job in broken:
+        with pytest.raises(RuntimeError, match="a process is gone"):
+            runner.wait(job)
+    assert ran == {("first", 0), ("second", 0), ("first", 1)}
+
+
+def test_the_threads_of_phases_end_with_what_starts_them():
+    runner = Threads([lambda job: None] * 2)
+    threads = runner.threads
+    del runner
+    for thread in threads:
+        thread.join(PATIENCE_SECONDS)
+        assert not thread.is_alive()
 
 
 # --- gradients that come twice, calls that go past --------------------------------------------------------------------

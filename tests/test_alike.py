@@ -1,13 +1,16 @@
 """Networks and JSONs that differ between processes, which one of them, or all in silence, would train wrongly."""
 
+import pytest
 import torch
 import torch.distributed as dist
 from aggregating import OURS, config
-from oracle import network
+from oracle import N, network
 from processes import in_processes
 
 import lbsgd
+from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
+from lbsgd.train.aggregation.alike import facts
 from lbsgd.train.engine import start_processes
 
 
@@ -57,3 +60,19 @@ def test_networks_and_jsons_that_differ_between_processes_are_refused_on_all_of_
         "who reduces": "rank 1 has lbsgd.aggregation None, where rank 0 has lbsgd.aggregation hierarchy='auto' between",
     }.items():
         assert said[case].startswith(told), said[case]
+
+
+@pytest.mark.parametrize(
+    "name, other",
+    [
+        ("zero_optimization.stage", config(2, passes=2, stage=1)),
+        ("precision", config(2, passes=2, precision="bf16")),
+        ("train_micro_batch_size_per_gpu", config(2, passes=2) | {"train_micro_batch_size_per_gpu": 2 * N}),
+        ("gradient_accumulation_steps", config(2)),
+        ("gradient_predivide_factor", config(2, passes=2) | {"gradient_predivide_factor": 2.0}),
+    ],
+)
+def test_what_decides_which_numbers_are_added_to_which_is_compared(name, other):
+    plans = [Plan.read(values, 2) for values in (config(2, passes=2), other)]
+    here, there = ({line.split()[0]: line for line in facts(network(), plan)} for plan in plans)
+    assert here[name] != there[name]

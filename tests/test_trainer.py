@@ -22,6 +22,7 @@ from lbsgd.train.engine import start_processes
 from lbsgd.train.random_states import random_states
 from lbsgd.train.reporter import Reporter
 from lbsgd.train.totals import Means, Totals
+from lbsgd.train.trainer import NEVER, Trainer
 
 
 def test_an_evaluation_counts_every_image_once_in_whole_numbers(tmp_path):
@@ -220,6 +221,18 @@ def fail_on_rank_0():
 
 def test_what_rank_0_finds_wrong_ends_every_process():
     assert in_processes(2, fail_on_rank_0) == ["no complete checkpoint"] * 2
+
+
+def stopped_by_a_loss():
+    """Return what stops this process if only rank 1's loss of iteration 3 is not a number."""
+    start_processes()
+    said, first_bad = [], torch.tensor(3 if torch.distributed.get_rank() else NEVER)
+    Trainer.require_numbers(SimpleNamespace(first_bad=first_bad, saver=SimpleNamespace(stop=said.append)))
+    return said
+
+
+def test_a_loss_that_is_no_number_on_one_process_stops_every_process():
+    assert in_processes(2, stopped_by_a_loss) == [["the loss of iteration 3 is not a number"]] * 2
 
 
 def test_an_epoch_that_waited_for_its_data_says_once_what_to_change():
