@@ -21,7 +21,14 @@ from lbsgd.errors import ConfigError
 from lbsgd.experiments.launch import end_with_grid
 from lbsgd.processes import launcher as launcher_module
 from lbsgd.processes.environment import Processes, master
-from lbsgd.processes.launcher import is_launcher, named_hostfile, require_hosts, require_no_hostfile
+from lbsgd.processes.launcher import (
+    command_line,
+    end_with_launcher,
+    is_launcher,
+    named_hostfile,
+    require_hosts,
+    require_no_hostfile,
+)
 from lbsgd.processes.ports import free_port
 from lbsgd.processes.start import Stopwatch
 from lbsgd.train.engine import require_device
@@ -276,6 +283,24 @@ def test_a_port_that_another_address_of_the_host_has_is_not_free(monkeypatch):
 )
 def test_launchers_are_known_by_their_command_lines(arguments, expected):
     assert is_launcher(arguments) is expected
+
+
+def test_a_process_whose_command_line_is_hidden_is_no_launcher():
+    """As of other users, where /proc is mounted with hidepid."""
+
+    def hidden():
+        raise psutil.AccessDenied
+
+    assert command_line(SimpleNamespace(cmdline=hidden)) == []
+
+
+def test_only_the_launcher_that_is_the_parent_takes_its_process_along(monkeypatch):
+    """A shell or numactl may stand between them, and the guard watches the launcher then."""
+    asked, parent = [], os.getppid()
+    monkeypatch.setattr(launcher_module, "end_with", asked.append)
+    for pids in ([], [parent + 1, parent], [parent]):
+        end_with_launcher([SimpleNamespace(pid=pid) for pid in pids])
+    assert asked == [parent]
 
 
 def test_the_training_before_torchrun_has_restarted_a_process_is_no_part_of_its_start(environment):

@@ -11,6 +11,7 @@ import zlib
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from queue import Empty
 from types import SimpleNamespace
 
 import numba
@@ -25,7 +26,7 @@ from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
-from lbsgd.data.ffcv_loader import SharedShuffleOrder, keeping_threads
+from lbsgd.data.ffcv_loader import DecodingThread, SharedShuffleOrder, keeping_threads
 from lbsgd.data.folder import open_data
 from lbsgd.data.loaders import EvalLoader, TrainLoader
 from lbsgd.data.native.kernels import NO_MEMORY, Crops
@@ -180,15 +181,28 @@ def decoding_threads():
 
 def test_a_failure_in_ffcv_s_thread_ends_the_training_within_seconds(loader, monkeypatch):
     def fails(**_):
-        raise RuntimeError("the disk is gone")
+        raise RuntimeError(f"the disk is gone, for {numba.get_num_threads()} thread")
 
     stages, outputs = loader.images.pipeline.code
     monkeypatch.setattr(loader.images.pipeline, "code", ([(fails, stages[0][1])], outputs))
     start = time.monotonic()
-    with pytest.raises(DataError, match="decoding .*train.beton failed: RuntimeError.*the disk is gone"):
+    with pytest.raises(DataError, match="decoding .*train.beton failed: RuntimeError.*the disk is gone, for 1 thread"):
         next(loader.epoch(0))
     assert time.monotonic() - start < 5
     assert not decoding_threads()
+
+
+def test_a_batch_that_comes_while_its_reader_gives_up_waiting_is_taken():
+    """A slow thread may put its last batch, and end, just then."""
+
+    def get(timeout):
+        if thread.alive:
+            thread.alive = False
+            raise Empty
+        return "the last batch"
+
+    thread = SimpleNamespace(alive=True, is_alive=lambda: thread.alive, output_queue=SimpleNamespace(get=get))
+    assert DecodingThread._take(thread) == "the last batch"
 
 
 def test_an_epoch_that_is_left_leaves_no_thread(loader):
@@ -314,9 +328,12 @@ def test_an_image_for_which_no_memory_is_left_ends_the_epoch_and_is_not_taken_fo
 # --- from the disk ----------------------------------------------------------------------------------------------------
 
 
-def test_reading_ahead_changes_no_pixel_and_leaves_no_thread(photos, loader):
+def test_reading_ahead_changes_no_pixel_and_leaves_no_thread(photos, loader, monkeypatch):
+    taken, advance = [], ReadAhead.advance
+    monkeypatch.setattr(ReadAhead, "advance", lambda self, number: (taken.append(number), advance(self, number)))
     ahead = train_loader(photos, threads=2, micro_batch=8, from_disk=True)
     assert all(map(torch.equal, joined(ahead.epoch(3)), joined(loader.epoch(3))))
+    assert taken == [8, 16, 24, 32, 40, 48]  # else it would stop where it is far enough ahead
     next(ahead.epoch(4))
     ahead.close()
     assert not [thread for thread in threading.enumerate() if thread.name == "lbsgd read ahead"]

@@ -216,7 +216,6 @@ class DecodingThread(EpochIterator):
             with contextlib.suppress(Empty):
                 self.output_queue.get(timeout=0.1)
         super().close()
-        self.closed = True
         if self.read_ahead:
             self.read_ahead.close()
 
