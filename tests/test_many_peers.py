@@ -187,6 +187,14 @@ def test_processes_that_disagree_on_their_number_are_told_so_at_once_and_end_nob
         assert isinstance(error, ConfigError) and str(error).startswith(told.format(rank))
 
 
+def test_a_restart_by_torchrun_on_fewer_hosts_belongs_to_the_same_run(monkeypatch):
+    """The agent keeps the store, and in it what an earlier start was."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    store = HashStore()
+    store.set("run", '{"WORLD_SIZE": "4"}')
+    assert meeting.is_of_same_run(store, Processes(1, 2, 0, 1))
+
+
 def wait_for_rank_0(store):
     while not read(store, "run"):
         time.sleep(0.02)
