@@ -120,7 +120,7 @@ def test_an_epoch_that_is_not_evaluated_has_a_record_without_those_numbers(stopp
 
 
 def overflowing_at_the_evaluation(scenes, folder):
-    """What a run says that is told to go on after it, and its records of epochs."""
+    """Train until outputs overflow at an evaluation; return what ends the run, and its records of epochs."""
     with ExitStack() as stack:
         ours = trainer(stack, scenes, folder)
         evaluate, scores = ours.evaluate, ours.engine.module.roi_heads.box_predictor.cls_score

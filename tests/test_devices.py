@@ -1,4 +1,4 @@
-"""What a run says of a GPU that torch cannot use, before anything takes long, and what it asks of one that repeats."""
+"""A run warns of a GPU that torch cannot use, before anything takes long; --deterministic reaches cuDNN."""
 
 from contextlib import nullcontext
 from pathlib import Path

@@ -14,12 +14,9 @@ from lbsgd.experiments.grid import Claim, DataSet, Row, Study, gradual, setting
 SHARE = 1 / 4
 
 
-def lower_lr(data: DataSet) -> str:
-    return setting("linear_scaling.base_lr", SHARE * data.base_lr)
-
-
 def rows(data: DataSet) -> tuple[Row, ...]:
-    return tuple(replace(gradual(factor), settings=(lower_lr(data),)) for factor in data.factors)
+    lower = setting("linear_scaling.base_lr", SHARE * data.base_lr)
+    return tuple(replace(gradual(factor), settings=(lower,)) for factor in data.factors)
 
 
 def claims(data: DataSet) -> tuple[Claim, ...]:

@@ -11,12 +11,19 @@ batch has enough updates too, and the largest lacks them. Stated before any of t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
-from lbsgd.experiments.grid import Claim, DataSet, Row, Study, gradual, setting
-from lbsgd.experiments.studies.elbow import lower_lr
+from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
+from lbsgd.experiments.studies import elbow
 
 TIMES = 3
+
+
+def for_longer(rows: Callable[[DataSet], tuple[Row, ...]], data: DataSet) -> tuple[Row, ...]:
+    """Return a study's rows for TIMES the epochs."""
+    longer = stretched(data)
+    return tuple(stretch(row, longer) for row in rows(longer))
 
 
 def stretched(data: DataSet) -> DataSet:
@@ -41,12 +48,8 @@ def stretch(row: Row, data: DataSet) -> Row:
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
-    lower = (lower_lr(data),)
-    return tuple(
-        stretch(replace(gradual(factor), settings=lower), stretched(data))
-        for factor in data.factors
-        if factor == 1 or factor >= data.large
-    )
+    compared = replace(data, factors=tuple(each for each in data.factors if each == 1 or each >= data.large))
+    return for_longer(elbow.rows, compared)
 
 
 def claims(data: DataSet) -> tuple[Claim, ...]:

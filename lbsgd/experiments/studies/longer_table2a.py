@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from lbsgd.experiments.grid import DataSet, Row, Study
 from lbsgd.experiments.studies import longer_table1, table2a
-from lbsgd.experiments.studies.longer import TIMES, stretch, stretched
+from lbsgd.experiments.studies.longer import TIMES, for_longer
 
 
 def rows(data: DataSet) -> tuple[Row, ...]:
-    longer = stretched(data)
-    return tuple(stretch(row, longer) for row in table2a.rows(longer))
+    return for_longer(table2a.rows, data)
 
 
 STUDY = Study(
