@@ -13,7 +13,7 @@ from lbsgd.commands.train import main
 
 
 class SmallResNet(ResNet50):
-    """A 3x3 stem and one basic block per resolution; everything else is recipes/resnet50.py's.
+    """A 3x3 stem and basic blocks, one per resolution; everything else is recipes/resnet50.py's.
 
     The stem halves the resolution, because a core then trains 1.8 times as many images as with the same channels at
     the full one.
@@ -21,6 +21,7 @@ class SmallResNet(ResNet50):
 
     name = "resnet8"
     widths = (24, 48, 96)  # channels at 16x16, 8x8 and 4x4
+    blocks = 1  # at each resolution
     stem_stride = 2
 
     def network(self, num_classes, plan):
@@ -28,10 +29,10 @@ class SmallResNet(ResNet50):
 
         with seeded(plan.recipe.seed):
             zero_last_gamma = plan.recipe.batch_norm.zero_last_gamma
-            return small_resnet(self.widths, self.stem_stride, num_classes, zero_last_gamma)
+            return small_resnet(self.widths, self.blocks, self.stem_stride, num_classes, zero_last_gamma)
 
 
-def small_resnet(widths, stem_stride, num_classes, zero_last_gamma):
+def small_resnet(widths, blocks, stem_stride, num_classes, zero_last_gamma):
     """Return the network with the initialisation of Sec. 5.1."""
     from torch import nn
     from torchvision.models.resnet import BasicBlock
@@ -43,6 +44,7 @@ def small_resnet(widths, stem_stride, num_classes, zero_last_gamma):
         stride = 1 if before == width else 2
         shortcut = [nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width)] if stride == 2 else None
         layers.append(BasicBlock(before, width, stride, nn.Sequential(*shortcut) if shortcut else None))
+        layers += [BasicBlock(width, width) for _ in range(blocks - 1)]
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes))
     for module in network.modules():
         if isinstance(module, nn.Conv2d):

@@ -9,7 +9,7 @@ from lbsgd.report.run_log import RunLog
 DIGITS = DATA_SETS["digits"]
 
 
-def write_log(runs, row, seed, errors, train=None, code="one code", planned=None):
+def write_log(runs, row, seed, errors, train=None, code="one code", planned=None, model="resnet18"):
     """A run of a row of digits with these validation errors, one an epoch; `train` are its training errors.
 
     planned: its epochs, more than there are errors for a run that is not finished
@@ -20,7 +20,7 @@ def write_log(runs, row, seed, errors, train=None, code="one code", planned=None
         "code": code,
         "data": "data/digits_1536_ffcv",
     }
-    header = {"model": "resnet18", **plan.as_dict(), "environment": environment}
+    header = {"model": model, **plan.as_dict(), "environment": environment}
     header["recipe"]["epochs"] = planned or len(errors)
     folder = Job(row, seed).folder(runs)
     with RunLog(folder, header) as log:

@@ -1,5 +1,6 @@
 """The network of Sec. 5.1: torchvision's layers, the paper's initial values."""
 
+import importlib
 import re
 from pathlib import Path
 
@@ -96,3 +97,19 @@ def test_the_documented_recipe_of_another_network_builds_it_the_same_on_every_pr
     one, other = (names["MobileNet"]().network(10, plan).state_dict() for _ in range(2))
     assert "classifier.3.weight" in one and one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "task", "layers"), [("digits", "DigitsResNet", 8), ("digits_resnet14", "DeeperDigitsResNet", 14)]
+)
+def test_the_small_networks_have_the_layers_of_their_names(monkeypatch, recipe, task, layers):
+    monkeypatch.syspath_prepend(ROOT / "recipes")
+    task = getattr(importlib.import_module(recipe), task)()
+    network = task.network(10, Plan.read(ROOT / "ds_configs/digits/256.json", 1))
+    weights = {
+        name: weight for name, weight in network.named_parameters() if weight.ndim > 1 and "downsample" not in name
+    }
+    assert task.name == f"resnet{layers}" and len(weights) == layers
+    last_gammas = [weight for name, weight in network.named_parameters() if name.endswith("bn2.weight")]
+    assert len(last_gammas) == (layers - 2) // 2 and not any(map(torch.any, last_gammas))
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 10)

@@ -15,7 +15,7 @@ from grid_logs import DIGITS, write_log, write_rows
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.answers import answers
 from lbsgd.experiments.catalogue import STUDIES
-from lbsgd.experiments.grid import Claim
+from lbsgd.experiments.grid import Claim, Row
 from lbsgd.report.families import families_of
 from lbsgd.report.group_page import curve_charts
 from lbsgd.report.groups import find_runs, group_runs
@@ -85,6 +85,25 @@ def test_every_row_of_a_study_is_a_row_of_its_table(tmp_path, name):
     found = table(tmp_path, name)
     assert len(found.rows) == len(rows)
     assert [row[6][:4] for row in found.rows] == [f"{1.25 + number:.2f}" for number in range(len(rows))]
+
+
+@pytest.mark.parametrize("model", ["resnet101", "resnet14"])
+def test_a_deeper_network_is_compared_with_the_paper_s_deeper_network(tmp_path, model):
+    for row, error in zip(STUDIES["table2c"].rows(DIGITS), (1.0, 2.0), strict=True):
+        for seed in range(2):
+            write_log(tmp_path, row, seed, [error + seed / 10], model=model)
+    [family] = families_at([tmp_path])
+    [found] = paper_tables(family)
+    assert found.name == "table2c" and found.measured == (
+        f"Paper: ResNet-101 on ImageNet, ours: {model} on 1,536 images of digits_1536, 1 epochs."
+    )
+    assert [row[:7] for row in found.rows] == [
+        ("baseline", "256", "0.1", "22.08 ± 0.06", "32", "0.2", "1.05 ± 0.07"),
+        ("gradual warmup", "8,192", "3.2", "22.36 ± 0.09", "256", "1.6", "2.05 ± 0.07"),
+    ]
+    write_log(tmp_path, Row("x16", 16), 0, [3.0], model=model)
+    [family] = families_at([tmp_path])
+    assert [table.name for table in paper_tables(family)] == ["table2c_x8", "table2c_x16"]
 
 
 def test_csv_holds_the_same_cells(table_1_runs, tmp_path):

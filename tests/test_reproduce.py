@@ -14,6 +14,7 @@ import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from grid_logs import DIGITS, write_log
@@ -26,10 +27,10 @@ from lbsgd.experiments import launch
 from lbsgd.experiments.catalogue import DATA_SETS, STUDIES
 from lbsgd.experiments.checkout import ROOT, Checkout, git, one_at_a_time, open_checkout
 from lbsgd.experiments.collect import MOST_BYTES, bring_back, collect
-from lbsgd.experiments.grid import Job, Row, jobs_of
+from lbsgd.experiments.grid import Job, Row, gradual, jobs_of
 from lbsgd.experiments.launch import Grid, Machine
 from lbsgd.experiments.overview import Overview
-from lbsgd.experiments.reproduce import Request, prepare, report, reproduce
+from lbsgd.experiments.reproduce import Request, prepare, report, reproduce, require_together
 from lbsgd.experiments.runner import Runner
 from lbsgd.report.run_log import DIVERGED, read_run
 
@@ -138,6 +139,19 @@ def test_studies_of_one_grid_share_its_code_its_logs_and_the_rows_of_the_same_na
         alone = Request((STUDIES[name],), DIGITS, (0,), tmp_path, tmp_path)
         assert (alone.grid, alone.logs) == (together.grid, together.logs)
         assert set(alone.rows) <= set(together.rows)  # the very same rows: a name stands for one recipe
+
+
+def test_a_deeper_network_changes_the_recipe_alone(tmp_path):
+    for name, script in (("digits", "digits_resnet14"), ("imagenet", "resnet101")):
+        data = DATA_SETS[name]
+        grid = Grid(data, tmp_path, tmp_path, Machine(1, 1))
+        for factor, row in zip((1, data.large), STUDIES["table2c"].rows(data), strict=True):
+            deeper, own = (launch.command(Job(each, 0), grid) for each in (row, gradual(factor)))
+            differing = [(Path(a).stem, Path(b).name) for a, b in zip(deeper, own, strict=True) if a != b]
+            assert differing[0] == (script, Path(data.recipe).name)
+            assert differing[1:] == [("seed0", "seed0")]  # in folders of their own
+    with pytest.raises(ConfigError, match="table2c has nothing to run on digits18"):
+        require_together(STUDIES["table2c"], DATA_SETS["digits18"])
 
 
 @pytest.mark.parametrize("name", DATA_SETS)

@@ -36,6 +36,8 @@ HALF_LR = {256: (23.92, 0.10), 8192: (24.27, 0.08)}
 DOUBLE_LR = {256: (23.68, 0.09), 8192: (24.05, 0.18)}
 GAMMA_ONE = {256: (23.84, 0.18), 8192: (24.11, 0.07)}
 
+RESNET_101 = {256: (22.08, 0.06), 8192: (22.36, 0.09)}  # Table 2c
+
 # Table 3, box AP and mask AP: by the global batch of the pre-training (a), and by that of the detector itself (b).
 PRE_TRAINING_AP = {
     256: (35.9, 33.9),

@@ -16,6 +16,7 @@ class DataSet:
     """A data set, its network, and the numbers of its baseline, which were chosen on the baseline alone.
 
     recipe, config    the recipe's script and the JSON of the large batch, from the repository's root
+    deeper            the recipe of a deeper network, for Table 2c; empty where there is none
     base_batch        images per update of the baseline; base_lr is its learning rate, chosen among candidate_lrs if any
     decay_epochs      where the learning rate falls, in epochs; none where the JSON counts in iterations
     large             the factor at which Tables 1 and 2 compare; factors are those of Figure 1
@@ -50,6 +51,7 @@ class DataSet:
     per_worker_batch: int = 32
     complete: str = "manifest.json"
     is_detection: bool = False
+    deeper: str = ""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lbsgd.report.measure import BOX_AP, TOP1
 from lbsgd.report.paper_table import Columns, PaperTable, difference_cell, error_cell
 
 BASE, LARGE = 256, 8192  # the paper's global batches
-RESNET_101 = {256: (22.08, 0.06), 8192: (22.36, 0.09)}  # Table 2c
+DEEPER = ("resnet101", "resnet14")  # the networks of Table 2c: the paper's, and ours in miniature
 COLUMNS = Columns(
     heads=("", "kn", "η", "error %", "kn", "η", "error %", "seeds", "difference [95 %]", "curves match"),
     narrow=(0, 3, 4, 6, 8),
@@ -60,7 +60,7 @@ NEEDS = {
         name: f"the baseline and a row with {' or '.join(dict.fromkeys(row.change for row in layout if row.change))}"
         for name, (_, layout) in LAYOUTS.items()
     },
-    "table2c": "a resnet101 with two global batches",
+    "table2c": f"a {' or a '.join(DEEPER)} with two global batches",
     "figure1": "a network with two global batches",
     "table3a": "detectors with two backbones",
     "table3b": "detectors with two global batches",
@@ -83,17 +83,37 @@ def paper_tables(family: Family) -> list[PaperTable]:
         factors: list[float | None] = [*family.factors(*changes)] or [None]
         for factor in factors:
             rows = [(find(family, cell, factor), cell) for cell in layout]
-            own = f"{name}_x{factor:g}" if len(factors) > 1 and factor else name
             if family.baseline and any(cell.change and row for row, cell in rows):
+                own = name_at(name, factor, factors)
                 tables.append(filled(family, own, title, [(row, papers(cell)) for row, cell in rows]))
-    plain = [row for row in family.rows if not family.changes_of(row)]
-    if family.rows[0].header["model"] == "resnet101":
-        known = [(row, (kn_of(row), RESNET_101.get(kn_of(row)))) for row in plain]
-        tables.append(filled(family, "table2c", "Table 2c, ResNet-101", known))
+    if family.rows[0].header["model"] in DEEPER:
+        tables += tables_2c(family)
     else:
+        plain = [row for row in family.rows if not family.changes_of(row)]
         known = [(row, (kn_of(row), paper.ERROR_PCT.get(kn_of(row)))) for row in plain]
         tables.append(filled(family, "figure1", "Figures 1 and 3, error over the global batch", known))
     return [table for table in tables if len(table.rows) > 1]
+
+
+def tables_2c(family: Family) -> list[PaperTable]:
+    """Return Table 2c of each large batch: the baseline and it."""
+    columns, factors = COLUMNS._replace(measured_on="ResNet-101 on ImageNet"), family.factors("")
+    wanted_at = ((Wanted(False), BASE), (Wanted(True), LARGE))
+    return [
+        filled(
+            family,
+            name_at("table2c", factor, factors),
+            "Table 2c, a deeper network",
+            [(find(family, cell, factor), (kn, paper.RESNET_101[kn])) for cell, kn in wanted_at],
+            columns,
+        )
+        for factor in factors
+    ]
+
+
+def name_at(name: str, factor: float | None, factors: Sequence[float | None]) -> str:
+    """Return the name of the table at one of several large batches, or its own."""
+    return f"{name}_x{factor:g}" if len(factors) > 1 and factor else name
 
 
 def wanted(tables: Iterable[PaperTable], names: Sequence[str]) -> list[PaperTable]:
@@ -140,13 +160,15 @@ def papers(cell: Wanted) -> tuple[int, tuple[float, float] | None]:
     return kn, MEASURED.get(cell.change, paper.ERROR_PCT).get(kn)
 
 
-def filled(family: Family, name: str, title: str, rows: Iterable[tuple[Group | None, tuple]]) -> PaperTable:
+def filled(
+    family: Family, name: str, title: str, rows: Iterable[tuple[Group | None, tuple]], columns: Columns = COLUMNS
+) -> PaperTable:
     """Fill in the cells; rows that nobody ran are left out."""
     there = [(row, *known) for row, known in rows if row is not None]
     cells = tuple(
         (family.label(row), *paper_cells(kn, error, row, family), *our_cells(family, row)) for row, kn, error in there
     )
-    return PaperTable(name, title, family.place, COLUMNS, cells, tuple(row for row, *_ in there))
+    return PaperTable(name, title, family.place, columns, cells, tuple(row for row, *_ in there))
 
 
 def paper_cells(kn: int, error: tuple[float, float] | None, row: Group, family: Family) -> tuple[str, str, str]:

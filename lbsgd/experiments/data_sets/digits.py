@@ -34,4 +34,5 @@ DATA_SET = DataSet(
         ("tools/convert_imagenet_to_ffcv.py", "--source", TREE, "--data_dir", FFCV),
     ),
     data_dir=FFCV,
+    deeper="recipes/digits_resnet14.py",
 )

@@ -15,6 +15,7 @@ DATA_SET = replace(
     name="digits18",
     place="ResNet-18 on scikit-learn's digits, 32x32",
     recipe="recipes/resnet18.py",
+    deeper="",
     config="ds_configs/digits/resnet18.json",
     base_lr=0.05,
     candidate_lrs=(),

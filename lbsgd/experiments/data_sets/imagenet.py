@@ -25,4 +25,5 @@ DATA_SET = DataSet(
     prepare=(),
     data_dir="{work_dir}/data/imagenet_ffcv",
     gpus_per_run=0,
+    deeper="recipes/resnet101.py",
 )
