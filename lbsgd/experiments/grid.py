@@ -5,10 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from typing import NamedTuple
 
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Section
+
+
+class Deeper(NamedTuple):
+    """Another network for a data set: its recipe, and what `ours` is measured on with it."""
+
+    recipe: str
+    place: str
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,7 @@ class DataSet:
     """A data set, its network, and the numbers of its baseline, which were chosen on the baseline alone.
 
     recipe, config    the recipe's script and the JSON of the large batch, from the repository's root
-    deeper            the recipe of a deeper network, for Table 2c; empty where there is none
+    deeper            a deeper network for Table 2c, where there is one
     base_batch        images per update of the baseline; base_lr is its learning rate, chosen among candidate_lrs if any
     decay_epochs      where the learning rate falls, in epochs; none where the JSON counts in iterations
     large             the factor at which Tables 1 and 2 compare; factors are those of Figure 1
@@ -51,7 +60,7 @@ class DataSet:
     per_worker_batch: int = 32
     complete: str = "manifest.json"
     is_detection: bool = False
-    deeper: str = ""
+    deeper: Deeper | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,7 @@ class Study:
     grid        the grid, with a commit of its own, that its runs belong to; by default the data set's
     is_detection    whether it compares detectors, which have data sets of their own
     table       the table of the paper that its rows make, by default that of its own name
+    place       what `ours` is measured on, by default the data set's
     """
 
     name: str
@@ -112,6 +122,7 @@ class Study:
     grid: str = ""
     is_detection: bool = False
     table: str = ""
+    place: Callable[[DataSet], str] = attrgetter("place")
 
     @property
     def tables(self) -> tuple[str]:

@@ -167,7 +167,7 @@ def write_study(
     folder: Path, study: Study, data: DataSet, families: Sequence[Family], found: Sequence[Answer], commit: str
 ) -> None:
     """Write tables, curves, page and answers of a study. Raises ConfigError or OSError where that is not allowed."""
-    title = f"{study.source}: {study.title} ({data.place})"
+    title = f"{study.source}: {study.title} ({study.place(data)})"
     claims = Section("Claims", "stated before the runs", HEADS, [answer.cells for answer in found], words=True)
     own = study.sections(data, rows_by_name(families)) if study.sections else []
     write_report(families, folder, title, study.tables, [*own, *([claims] if found else [])])

@@ -10,7 +10,7 @@ spends 60 % of the time in its last stage, whose maps are of one pixel.
 
 from __future__ import annotations
 
-from lbsgd.experiments.grid import DataSet
+from lbsgd.experiments.grid import DataSet, Deeper
 
 TREE, FFCV = "{work_dir}/data/digits_1536", "{work_dir}/data/digits_1536_ffcv"
 
@@ -34,5 +34,5 @@ DATA_SET = DataSet(
         ("tools/convert_imagenet_to_ffcv.py", "--source", TREE, "--data_dir", FFCV),
     ),
     data_dir=FFCV,
-    deeper="recipes/digits_resnet14.py",
+    deeper=Deeper("recipes/digits_resnet14.py", "a residual network of 14 layers on scikit-learn's digits, 16x16"),
 )

@@ -5,7 +5,7 @@ The margin is the paper's own difference between the two, 0.14 points, and twice
 
 from __future__ import annotations
 
-from lbsgd.experiments.grid import DataSet
+from lbsgd.experiments.grid import DataSet, Deeper
 
 DATA_SET = DataSet(
     name="imagenet",
@@ -25,5 +25,5 @@ DATA_SET = DataSet(
     prepare=(),
     data_dir="{work_dir}/data/imagenet_ffcv",
     gpus_per_run=0,
-    deeper="recipes/resnet101.py",
+    deeper=Deeper("recipes/resnet101.py", "ResNet-101 on ImageNet"),
 )

@@ -8,6 +8,7 @@ batch ends at the baseline's error. Stated before any run.
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study, gradual
 
@@ -15,7 +16,9 @@ from lbsgd.experiments.grid import Claim, DataSet, Row, Study, gradual
 def rows(data: DataSet) -> tuple[Row, ...]:
     if not data.deeper:
         return ()
-    return tuple(replace(gradual(factor), name=f"x{factor}_deeper", script=data.deeper) for factor in (1, data.large))
+    return tuple(
+        replace(gradual(factor), name=f"x{factor}_deeper", script=data.deeper.recipe) for factor in (1, data.large)
+    )
 
 
 def claims(data: DataSet) -> tuple[Claim, ...]:
@@ -29,4 +32,4 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
     )
 
 
-STUDY = Study("table2c", "a deeper network", "Table 2c", rows, claims, grid="table2c")
+STUDY = Study("table2c", "a deeper network", "Table 2c", rows, claims, grid="table2c", place=attrgetter("deeper.place"))
