@@ -291,6 +291,26 @@ def test_weights_that_have_no_values_yet_are_refused_before_an_optimizer_takes_t
         lbsgd.parts_for(model, Plan.read(recipe(), 1))
 
 
+class Own(torch.nn.BatchNorm2d):
+    """It might do more than torch's."""
+
+
+@pytest.mark.parametrize(
+    "norm, words",
+    [
+        (lambda: Own(3), "0 is a Own, neither torch's own batch norm nor timm's"),
+        (lambda: torch.nn.LazyBatchNorm2d(affine=False), "0 is a LazyBatchNorm2d, still without channels"),
+        (lambda: torch.jit.script(torch.nn.BatchNorm2d(3)), "0 is a BatchNorm2d in TorchScript"),
+    ],
+)
+def test_a_batch_norm_that_cannot_be_converted_is_the_users_to_mend(norm, words):
+    model = torch.nn.Sequential(norm(), network())
+    with pytest.raises(ConfigError, match=words):
+        lbsgd.initialize(model, recipe())
+    with pytest.raises(ConfigError, match=words):
+        lbsgd.parts_for(model, Plan.read(recipe(), 1))
+
+
 class Scaled(torch.nn.Module):
     """The network with a learnt temperature, as contrastive networks have it."""
 

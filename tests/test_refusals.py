@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, recipe, refused
+from commands import DIGITS, LAUNCHER, RECIPE, ROOT, command, recipe, refused, script
 
 from lbsgd.config.json_file import read_json
 from lbsgd.data import beton, beton_format
@@ -136,6 +136,32 @@ def test_an_output_folder_that_cannot_be_written_is_refused(tmp_path):
 
 def test_an_unexpected_number_of_processes_is_refused():
     refused(recipe(DIGITS, "--fake_data", "--expect_world_size", 256), "256", "the world size is 1")
+
+
+OWN_NORM = """
+from digits import DigitsResNet
+from torch import nn
+
+from lbsgd.commands.train import main
+
+
+class OwnNorm(nn.BatchNorm2d):
+    pass
+
+
+class Own(DigitsResNet):
+    def network(self, num_classes, plan):
+        return nn.Sequential(nn.Conv2d(3, 3, 1), OwnNorm(3), super().network(num_classes, plan))
+
+
+main(Own(), "")
+"""
+
+
+def test_a_network_with_a_batch_norm_of_an_unknown_class_is_refused(tmp_path):
+    (tmp_path / "own.py").write_text(OWN_NORM)
+    done = script(tmp_path / "own.py", "--deepspeed_config", DIGITS, "--fake_data", "--output_dir", tmp_path / "run")
+    refused(done, "digits: 1 is a OwnNorm, neither torch's own batch norm nor timm's")
 
 
 def test_a_missing_hostfile_is_refused_and_no_rank_hangs(tmp_path):

@@ -44,8 +44,8 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     Call it once the processes have met and before the model is wrapped, but after FSDP2's fully_shard, which replaces
     the parameters. The sampler takes this process's rank from torch.distributed. num_images is the size of the training
     data at hand: if it exceeds the plan's, the sampler would never choose the rest. Raises ConfigError for a number of
-    images or of processes that is not the plan's, and ValueError for a batch norm of an unknown class. The optimizer's
-    first step raises ConfigError if the model has come by a parameter that the optimizer does not have.
+    images or of processes that is not the plan's, and for a network that could not be trained afterwards. The
+    optimizer's first step raises it if the model has come by a parameter that the optimizer does not have.
     """
     if num_images is not None:
         require_images(plan, num_images, "the training data")
@@ -105,7 +105,10 @@ def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implemen
     require_values(model)
     norm = plan.recipe.batch_norm
     passes = plan.accumulation_steps
-    convert_batch_norm(model, norm.per_worker_batch, passes, norm.statistics, norm.scope, implementation)
+    try:
+        convert_batch_norm(model, norm.per_worker_batch, passes, norm.statistics, norm.scope, implementation)
+    except ValueError as error:
+        raise ConfigError(f"{plan.name}: {error}") from error
 
 
 def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> MomentumCorrectedSGD:
