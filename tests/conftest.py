@@ -1,6 +1,5 @@
 """Data that several test files share: handwritten digits as JPEG files, and as FFCV files made from those."""
 
-import importlib.util
 import os
 import signal
 import sys
@@ -14,9 +13,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from hypothesis import settings
+from tool_modules import load_tool
 
-TOOLS = Path(__file__).parent.parent / "tools"
-sys.path.insert(0, str(TOOLS.parent / "recipes"))  # tests train with the recipes' own tasks
+sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))  # tests train with the recipes' own tasks
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, nohup a hangup, and all that they start would,
 # too. A handler of our own does not reach what they start; this one lets the tests themselves outlast a hangup.
@@ -31,10 +30,7 @@ settings.load_profile("shared machine")
 @pytest.fixture(scope="session")
 def render_digits():
     """tools/render_digits.py as a module."""
-    spec = importlib.util.spec_from_file_location("render_digits", TOOLS / "render_digits.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("render_digits")
 
 
 @pytest.fixture(scope="session")

@@ -18,8 +18,8 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from coco_scenes import load_tool
 from PIL import Image
+from tool_modules import load_tool
 
 from lbsgd.bench import correctness, speed
 from lbsgd.bench.correctness import OUTCOME, SPARE_SECONDS, lines_of

@@ -13,7 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from coco_scenes import load_tool
+from tool_modules import load_tool
 
 from lbsgd.commands.flag_types import OneLineParser, at_least_zero, interval, natural, positive, quantity
 from lbsgd.commands.help import kept_line

@@ -10,8 +10,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from coco_scenes import load_tool
 from pycocotools import mask as coco_mask
+from tool_modules import load_tool
 from torchvision.models.detection.transform import resize_boxes
 
 from lbsgd.data.coco_annotations import read_split, require_same_categories

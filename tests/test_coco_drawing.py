@@ -7,8 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from coco_scenes import load_tool
 from PIL import Image
+from tool_modules import load_tool
 
 from lbsgd.errors import DataError
 

@@ -10,11 +10,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from coco_scenes import load_tool
 from detecting import detector
 from processes import in_processes
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+from tool_modules import load_tool
 
 import lbsgd.train.engine as engine
 from lbsgd.data.coco_annotations import read_split

@@ -14,10 +14,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from coco_scenes import load_tool
 from PIL import Image as PILImage
 from PIL import ImageOps
 from PIL.PngImagePlugin import PngInfo
+from tool_modules import load_tool
 from torch.utils.data import Dataset
 
 from lbsgd.data import coco_images, coco_loader

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from coco_scenes import load_tool
 from detecting import SIZES
 from mask_rcnn import MaskRCNN
 from mask_rcnn_digits import SmallMaskRCNN
 from processes import in_processes
+from tool_modules import load_tool
 from torchvision.models import resnet18
 from trainers import NobodyAsks, Records
 

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from coco_scenes import load_tool
 from locked import as_nobody
+from tool_modules import load_tool
 
 from lbsgd.commands.detect import only_split, trained_as
 from lbsgd.data.folder import open_data

@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from coco_scenes import load_tool
 from commands import ROOT, command, environment_with, refused, script
 from mask_rcnn_digits import SmallMaskRCNN
 from PIL import Image
+from tool_modules import load_tool
 
 from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides

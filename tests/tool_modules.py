@@ -1,4 +1,4 @@
-"""The tools that render digits, as modules of the tests."""
+"""The files of `tools/` as modules of the tests."""
 
 import importlib.util
 import sys
