@@ -198,14 +198,14 @@ WITHOUT_SHARED_MEMORY = """
 import resource
 import torch
 from torch.utils.data import Dataset
-from lbsgd.data.coco_images import TestImage
+from lbsgd.data.coco_images import ValImage
 from lbsgd.data.coco_loader import TENSORS, loaded, tensors_of
 from lbsgd.errors import ConfigError, DataError
 
 class Big(Dataset):
     def __getitem__(self, number):
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))  # of this worker, as if it were full
-        return TestImage(torch.zeros(3, 100, 100, dtype=torch.uint8), None)
+        return ValImage(torch.zeros(3, 100, 100, dtype=torch.uint8), None)
 
 try:
     list(loaded(Big(), [[0], [1]], 1))

@@ -49,7 +49,7 @@ def as_fractions(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 255
 
 
-class TestImage(NamedTuple):
+class ValImage(NamedTuple):
     """A validation image and what is known of it."""
 
     pixels: torch.Tensor
@@ -132,13 +132,13 @@ class _Examples(Dataset):
         return example_of(self.images[number], self.label_of, draw, self.flip)
 
 
-class _TestImages(Dataset):
+class _ValImages(Dataset):
     def __init__(self, split: Split):
         self.images = split.images
 
-    def __getitem__(self, number: int) -> TestImage:
+    def __getitem__(self, number: int) -> ValImage:
         image = self.images[number]
-        return TestImage(pixels_of(image), image)
+        return ValImage(pixels_of(image), image)
 
 
 class CocoTrain(TrainData):
@@ -176,5 +176,5 @@ class CocoEval(EvalData):
 
     def __iter__(self) -> Iterator[Any]:
         numbers = [[number] for number in self.numbers.tolist()]
-        for [image] in loaded(_TestImages(self.split), numbers, self.workers, self.device):
+        for [image] in loaded(_ValImages(self.split), numbers, self.workers, self.device):
             yield image._replace(pixels=as_fractions(on_device(image.pixels, self.device)))

@@ -17,7 +17,7 @@ from torchvision.models.detection.mask_rcnn import MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
 
 from lbsgd.data.coco_annotations import Image, labels_of
-from lbsgd.data.coco_images import TestImage
+from lbsgd.data.coco_images import ValImage
 from lbsgd.errors import missing_pycocotools
 from lbsgd.processes.ending import from_rank_0
 
@@ -28,7 +28,7 @@ Found = list[dict[str, Any]]
 
 
 @torch.no_grad()
-def coco_numbers(network: Any, batches: Iterable[TestImage], names: dict[int, str]) -> dict[str, Any]:
+def coco_numbers(network: Any, batches: Iterable[ValImage], names: dict[int, str]) -> dict[str, Any]:
     """Return AP, AP50, AP75 and AP by size of boxes and masks in %; all processes must call it.
 
     names: of the categories by id (`labels_of`). An image is a forward by itself, so its detections depend on nothing
