@@ -114,7 +114,8 @@ def test_without_the_block_these_keys_are_deepspeeds_business():
 
 def test_the_divisors_of_deepspeed_are_honoured():
     def of(precision="fp32", **config):
-        return AggregationSettings.of(SimpleNamespace(config=config, world_size=4, precision=precision))
+        plan = SimpleNamespace(config=config, world_size=4, precision=precision, bucket_elements=1, overlaps=True)
+        return AggregationSettings.of(plan)
 
     assert (of().before, of().after) == (1.0, 4.0)
     assert (of("fp16").before, of("fp16").after) == (4, 1.0)  # before the sum

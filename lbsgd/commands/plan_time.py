@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from lbsgd.algorithm.published import IMAGES_PER_SECOND as PAPER_IMAGES_PER_SECOND
 from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link, steps
-from lbsgd.config.keypath import get
 from lbsgd.config.memory import Network, bytes_per_weight
 from lbsgd.config.plan import Plan
 
@@ -123,9 +122,8 @@ def reduction_of(plan: Plan, size: Network) -> Reduction:
     stage 0 DeepSpeed's own reduction reads no reduce_bucket_size.
     """
     P, w = size.num_parameters, bytes_per_weight(plan.precision)
-    bucket = get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)
-    if plan.zero_stage == 0 and not plan.aggregates:
-        bucket = OWN_BUCKET_AT_STAGE_0
+    own_at_stage_0 = plan.zero_stage == 0 and not plan.aggregates
+    bucket = OWN_BUCKET_AT_STAGE_0 if own_at_stage_0 else plan.bucket_elements
     return Reduction(
         w * P,
         max(1, math.ceil(P / bucket)),
@@ -146,7 +144,7 @@ def no_overlap(plan: Plan, reduction: Reduction) -> str | None:
     """Return why aggregation cannot overlap back-propagation with this JSON in DeepSpeed 0.19.8; None where it can."""
     if plan.zero_stage == 0 and not plan.aggregates:
         return "at stage 0 DeepSpeed aggregates after back-propagation"
-    if get(plan.config, "zero_optimization.overlap_comm") is not True:
+    if not plan.overlaps:
         return "zero_optimization.overlap_comm is not true"
     return "one bucket holds all gradients" if reduction.num_buckets == 1 else None
 

@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 from lbsgd.errors import ConfigError
 
 LARGEST = 10**12  # no count or factor of a run is larger
+LR, BUCKET = "optimizer.params.lr", "zero_optimization.reduce_bucket_size"
+DEFAULT_BUCKET = 500_000_000  # of DeepSpeed, in elements
 OWN_AUTO = frozenset(  # where "auto" is a value of DeepSpeed's own
     "data_types.keep_in_fp32_modules pipeline.stages zero_optimization.zenflow.select_strategy "
     "zero_optimization.zenflow.select_interval zero_optimization.zenflow.update_interval".split()

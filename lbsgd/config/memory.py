@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbsgd.config.aggregation import own_reduction
-from lbsgd.config.keypath import block_of, get
+from lbsgd.config.keypath import block_of
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
 
@@ -89,9 +89,8 @@ def memory(plan: Plan, size: Network, stage: int) -> Memory:
     """
     P, W, w = size.num_parameters, plan.world_size, bytes_per_weight(plan.precision)
     share = math.ceil(P / W)
-    bucket = min(P, int(get(plan.config, "zero_optimization.reduce_bucket_size", 5e8)))
-    overlaps = get(plan.config, "zero_optimization.overlap_comm") is True
-    buckets = bucket * (1 + overlaps) if stage else P if W > 1 else 0
+    bucket = min(P, plan.bucket_elements)
+    buckets = bucket * (1 + plan.overlaps) if stage else P if W > 1 else 0
     if stage == 1 and W > 1 and own_reduction(at_stage(plan.config, stage), plan.recipe) is None:
         buckets = P + bucket
     images = plan.micro_batch * (plan.recipe.augmentation.resolution / 224) ** 2  # of 224 pixels

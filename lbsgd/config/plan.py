@@ -31,7 +31,7 @@ from lbsgd.config.derive import (
     warmup_in_iterations,
 )
 from lbsgd.config.json_file import read_json
-from lbsgd.config.keypath import differences, get
+from lbsgd.config.keypath import BUCKET, DEFAULT_BUCKET, differences, get
 from lbsgd.config.overrides import PASSES, Overrides, override, require_passes
 from lbsgd.config.precision import precision_of
 from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
@@ -111,6 +111,16 @@ class Plan(DecidesReduction):
     def steps_per_print(self) -> int:
         """Iterations between two lines of the log; only then do numbers come to the host."""
         return int(self.config.get("steps_per_print") or 10)
+
+    @property
+    def bucket_elements(self) -> int:
+        """Gradients that are reduced at a time."""
+        return int(get(self.config, BUCKET, DEFAULT_BUCKET))
+
+    @property
+    def overlaps(self) -> bool:
+        """Whether the JSON wants gradients reduced during back-propagation."""
+        return get(self.config, "zero_optimization.overlap_comm") is True
 
     def summary(self, training: bool = True) -> dict[str, str]:
         """Return the numbers that a reader of the paper looks for first, as printed at the start.

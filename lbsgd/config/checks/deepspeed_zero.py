@@ -12,12 +12,11 @@ from lbsgd.config.checks.deepspeed_values import numbers_meant
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import is_count, is_number, shown
+from lbsgd.config.keypath import BUCKET, DEFAULT_BUCKET, is_count, is_number, shown
 
 ZERO = "zero_optimization"
-STAGE, BUCKET, GATHERED = (f"{ZERO}.{key}" for key in ("stage", "reduce_bucket_size", "allgather_bucket_size"))
+STAGE, GATHERED = f"{ZERO}.stage", f"{ZERO}.allgather_bucket_size"
 OF_STAGE_3 = ("sub_group_size", "zero_hpz_partition_size")
-DEFAULT_BUCKET = 5e8  # of DeepSpeed, in elements
 RESNET50_BUCKET = 6_000_000  # a fourth of its 25.6 million parameters
 LARGEST_BUCKET = 25_000_000
 

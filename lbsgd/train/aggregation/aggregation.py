@@ -46,8 +46,8 @@ class AggregationSettings:
         if get(config, "prescale_gradients", False) or (plan.precision == "fp16" and before == 1):
             before = plan.world_size
         return cls(
-            bucket_elements=int(get(config, "zero_optimization.reduce_bucket_size", 5e8)),
-            overlap=get(config, "zero_optimization.overlap_comm") is True,
+            bucket_elements=plan.bucket_elements,
+            overlap=plan.overlaps,
             before=before,
             after=plan.world_size / before,
         )

@@ -8,7 +8,7 @@ from typing import Any
 import torch.distributed as dist
 
 from lbsgd.config.aggregation import Choice
-from lbsgd.config.keypath import get
+from lbsgd.config.keypath import BUCKET, DEFAULT_BUCKET, get
 from lbsgd.units import counted
 
 # Keys of the JSON on which the last bits of sums depend, with DeepSpeed's defaults: on any number of processes, on
@@ -16,7 +16,7 @@ from lbsgd.units import counted
 ALONE = {"train_micro_batch_size_per_gpu": None, "zero_optimization.stage": 0, "data_types.grad_accum_dtype": None}
 TOGETHER = {"gradient_predivide_factor": 1.0, "prescale_gradients": False, "communication_data_type": None}
 BUCKETS = {
-    "zero_optimization.reduce_bucket_size": 5e8,
+    BUCKET: DEFAULT_BUCKET,
     "zero_optimization.reduce_scatter": True,
     "zero_optimization.contiguous_gradients": True,
     "zero_optimization.round_robin_gradients": False,
