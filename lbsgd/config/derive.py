@@ -112,3 +112,10 @@ def divisors(number: int) -> list[int]:
     """Return all divisors of a number, ascending."""
     small = [d for d in range(1, math.isqrt(number) + 1) if number % d == 0]
     return sorted({*small, *(number // d for d in small)})
+
+
+def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int, most: int) -> int:
+    """Return the largest micro batch of whole workers that divides a GPU's share of kn, of at most so many images."""
+    workers = global_batch // (gpus * per_worker_batch)
+    fitting = [d for d in divisors(workers) if d * per_worker_batch <= most]
+    return per_worker_batch * max(fitting, default=1)

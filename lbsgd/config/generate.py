@@ -15,7 +15,7 @@ from lbsgd.config.checks.registry import (
     fit_findings,
 )
 from lbsgd.config.checks.subject import Planned
-from lbsgd.config.derive import divisors
+from lbsgd.config.derive import images_per_pass
 from lbsgd.config.keypath import get, is_count, put
 from lbsgd.config.overrides import Overrides, override, require_kept, require_passes
 from lbsgd.config.precision import FP16, precision_of
@@ -164,13 +164,6 @@ def put_defaults(config: dict[str, Any], defaults: Mapping[str, Any], asked: Map
 def is_asked(key: str, asked: Mapping[str, Any]) -> bool:
     """Whether a flag is about a key, about the block around it, or about a key inside it."""
     return any(f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in asked)
-
-
-def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int, most: int) -> int:
-    """Return the largest micro batch of whole workers that divides a GPU's share of kn, of at most so many images."""
-    workers = global_batch // (gpus * per_worker_batch)
-    fitting = [d for d in divisors(workers) if d * per_worker_batch <= most]
-    return per_worker_batch * max(fitting, default=1)
 
 
 def in_paper_order(config: dict[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
+from lbsgd.config.derive import images_per_pass
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.disk import locked
@@ -94,17 +95,11 @@ def plan_of(job: Job, data: DataSet, folder: Path) -> Plan:
     global_batch = job.global_batch(data)
     overrides = Overrides(
         global_batch=global_batch,
-        micro_batch=images_per_pass(global_batch, data, 1),
+        micro_batch=images_per_pass(global_batch, data.per_worker_batch, 1, data.micro_batch),
         seed=job.seed,
         settings=job.row.settings,
     )
     return Plan.read(folder / data.config, 1, overrides=overrides)
-
-
-def images_per_pass(global_batch: int, data: DataSet, processes: int) -> int:
-    """Return the largest micro batch that divides a process's share and is no more than the data set's."""
-    share, n = global_batch // processes, data.per_worker_batch
-    return max(n * k for k in range(1, share // n + 1) if share % (n * k) == 0 and n * k <= max(n, data.micro_batch))
 
 
 def command(job: Job, grid: Grid, place: Path | None = None) -> list[str]:
@@ -120,6 +115,7 @@ def command(job: Job, grid: Grid, place: Path | None = None) -> list[str]:
     global_batch = job.global_batch(data)
     gpus = grid.machine.gpus[: data.gpus_per_run or None]
     processes = max(p for p in range(1, max(1, len(gpus)) + 1) if global_batch // data.per_worker_batch % p == 0)
+    micro_batch = images_per_pass(global_batch, data.per_worker_batch, processes, data.micro_batch)
     epochs = grid.epochs or job.row.epochs
     return [
         *launcher(gpus[:processes]),
@@ -128,7 +124,7 @@ def command(job: Job, grid: Grid, place: Path | None = None) -> list[str]:
         *(part for flag, file in job.inputs(grid.work_dir).items() for part in (flag, path(file))),
         *("--deepspeed_config", path(code / data.config)),
         *settings_of(job, data),
-        *("--micro_batch", str(images_per_pass(global_batch, data, processes))),
+        *("--micro_batch", str(micro_batch)),
         *("--data_dir", path(Path(data.data_dir.format(work_dir=grid.work_dir)))),
         *("--output_dir", path(job.folder(grid.runs))),
         *("--loader_threads", str(max(1, grid.machine.threads // processes))),
