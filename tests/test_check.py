@@ -16,7 +16,6 @@ from rich.console import Console
 from lbsgd.commands.check_screen import print_inspections
 from lbsgd.commands.main import main
 from lbsgd.commands.plan_figure import in_terminal, stretches
-from lbsgd.commands.plan_time import Machines, predict, reduction_of
 from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.checks.inspection import Inspection, corrected, findings_of, inspect
 from lbsgd.config.derive import NO_WARMUP
@@ -25,6 +24,7 @@ from lbsgd.config.keypath import differences, get, put
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
+from lbsgd.config.prediction import Machines, predict, reduction_of
 from lbsgd.errors import ConfigError
 
 FOREIGN = Path(__file__).parent / "fixtures" / "foreign"

@@ -521,7 +521,7 @@ def test_the_reference_pages_build_without_a_warning(tmp_path):
     assert done.returncode == 0 and "Warn" not in done.stderr, done.stderr
     page = (tmp_path / "api/lbsgd.html").read_text()
     assert all(name in page for name in ("MomentumCorrectedSGD", "LargeMinibatchLR", "Remark 2"))
-    assert (tmp_path / "api/lbsgd/commands/plan_time.html").is_file() and (tmp_path / "api/index.html").is_file()
+    assert (tmp_path / "api/lbsgd/config/prediction.html").is_file() and (tmp_path / "api/index.html").is_file()
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 
 from lbsgd.commands.plan import add_machines
-from lbsgd.commands.plan_network import PRESETS, running, share_over_a_link, steps
-from lbsgd.commands.plan_time import (
+from lbsgd.config.json_file import read_json
+from lbsgd.config.memory import NETWORKS, memory, network
+from lbsgd.config.overrides import Overrides
+from lbsgd.config.plan import Plan
+from lbsgd.config.prediction import (
     BACKWARD_SHARE,
     PAPER_IMAGES_PER_SECOND,
     Machines,
@@ -21,10 +24,7 @@ from lbsgd.commands.plan_time import (
     reduction_of,
     weight_seconds,
 )
-from lbsgd.config.json_file import read_json
-from lbsgd.config.memory import NETWORKS, memory, network
-from lbsgd.config.overrides import Overrides
-from lbsgd.config.plan import Plan
+from lbsgd.config.traffic import PRESETS, running, share_over_a_link, steps
 from lbsgd.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from lbsgd.commands.flag_types import OneLineParser
-from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link
-from lbsgd.commands.plan_time import BACKWARD_SHARE, Machines, Prediction, Reduction, predict
 from lbsgd.config.memory import network
+from lbsgd.config.prediction import BACKWARD_SHARE, Machines, Prediction, Reduction, predict
+from lbsgd.config.traffic import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link
 from lbsgd.units import markdown_table
 
 PAGE = Path(__file__).parent.parent / "docs/scaling.md"

@@ -7,8 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lbsgd.commands.plan_figure import stretches
-from lbsgd.commands.plan_network import PRESETS, running
-from lbsgd.commands.plan_time import (
+from lbsgd.commands.recipe_flags import overrides_of
+from lbsgd.config.json_file import read_json
+from lbsgd.config.keypath import is_count
+from lbsgd.config.memory import Memory, memory, network
+from lbsgd.config.overrides import KEYS, PASSES, Given, Overrides, override, require_agreement
+from lbsgd.config.plan import Plan, require_sound
+from lbsgd.config.prediction import (
     ALGORITHMS,
     Machines,
     Prediction,
@@ -18,12 +23,7 @@ from lbsgd.commands.plan_time import (
     predict,
     reduction_of,
 )
-from lbsgd.commands.recipe_flags import overrides_of
-from lbsgd.config.json_file import read_json
-from lbsgd.config.keypath import is_count
-from lbsgd.config.memory import Memory, memory, network
-from lbsgd.config.overrides import KEYS, PASSES, Given, Overrides, override, require_agreement
-from lbsgd.config.plan import Plan, require_sound
+from lbsgd.config.traffic import PRESETS, running
 
 
 @dataclass(frozen=True)

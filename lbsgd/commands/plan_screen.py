@@ -7,17 +7,17 @@ from collections.abc import Iterable
 from rich.text import Text
 
 from lbsgd.commands import plan_figure
-from lbsgd.commands.plan_network import FLAT_RING, HALVING, MIXED
 from lbsgd.commands.plan_outlook import Outlook
 from lbsgd.commands.plan_table import table_lines
-from lbsgd.commands.plan_time import (
+from lbsgd.config.memory import Memory, bytes_per_activation
+from lbsgd.config.prediction import (
     BACKWARD_SHARE,
     Prediction,
     Reduction,
     bytes_per_iteration,
     overlap_in_words,
 )
-from lbsgd.config.memory import Memory, bytes_per_activation
+from lbsgd.config.traffic import FLAT_RING, HALVING, MIXED
 from lbsgd.report.printer import Printer
 from lbsgd.units import counted, printable
 

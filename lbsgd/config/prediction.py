@@ -10,9 +10,9 @@ import math
 from dataclasses import dataclass
 
 from lbsgd.algorithm.published import IMAGES_PER_SECOND as PAPER_IMAGES_PER_SECOND
-from lbsgd.commands.plan_network import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link, steps
 from lbsgd.config.memory import Network, bytes_per_weight
 from lbsgd.config.plan import Plan
+from lbsgd.config.traffic import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link, steps
 
 PAPER = PRESETS["p100-2017"]  # the paper's machines
 # Back-propagation takes 120 ms of that server's iteration of 8 x 32 images (Sec. 4).
