@@ -32,7 +32,7 @@ MEASURED = {
 }
 
 
-class Wanted(NamedTuple):
+class PaperRow(NamedTuple):
     """A row of a table of the paper: at the small or the large batch, with one change or none."""
 
     large: bool
@@ -40,17 +40,20 @@ class Wanted(NamedTuple):
 
 
 LAYOUTS = {
-    "table1": ("Table 1, warmup", (Wanted(False), *(Wanted(True, c) for c in ("no warmup", "constant warmup", "")))),
+    "table1": (
+        "Table 1, warmup",
+        (PaperRow(False), *(PaperRow(True, c) for c in ("no warmup", "constant warmup", ""))),
+    ),
     "table2a": (
         "Table 2a, learning-rate rules",
         (
-            *(Wanted(False, change) for change in ("half the lr", "", "twice the lr")),
-            *(Wanted(True, c) for c in ("half the lr", "", "twice the lr", "lr not scaled", "square-root rule")),
+            *(PaperRow(False, change) for change in ("half the lr", "", "twice the lr")),
+            *(PaperRow(True, c) for c in ("half the lr", "", "twice the lr", "lr not scaled", "square-root rule")),
         ),
     ),
     "table2b": (
         "Table 2b, γ of each block's last batch norm",
-        tuple(Wanted(large, change) for large in (False, True) for change in ("γ = 1", "")),
+        tuple(PaperRow(large, change) for large in (False, True) for change in ("γ = 1", "")),
     ),
 }
 
@@ -82,10 +85,10 @@ def paper_tables(family: Family) -> list[PaperTable]:
         changes = {row.change for row in layout if row.large and row.change}
         factors: list[float | None] = [*family.factors(*changes)] or [None]
         for factor in factors:
-            rows = [(find(family, cell, factor), cell) for cell in layout]
-            if family.baseline and any(cell.change and row for row, cell in rows):
+            rows = [(find(family, asked, factor), asked) for asked in layout]
+            if family.baseline and any(asked.change and row for row, asked in rows):
                 own = name_at(name, factor, factors)
-                tables.append(filled(family, own, title, [(row, papers(cell)) for row, cell in rows]))
+                tables.append(filled(family, own, title, [(row, papers(asked)) for row, asked in rows]))
     if family.rows[0].header["model"] in DEEPER:
         tables += tables_2c(family)
     else:
@@ -98,13 +101,13 @@ def paper_tables(family: Family) -> list[PaperTable]:
 def tables_2c(family: Family) -> list[PaperTable]:
     """Return Table 2c of each large batch: the baseline and it."""
     columns, factors = COLUMNS._replace(measured_on="ResNet-101 on ImageNet"), family.factors("")
-    wanted_at = ((Wanted(False), BASE), (Wanted(True), LARGE))
+    rows_at = ((PaperRow(False), BASE), (PaperRow(True), LARGE))
     return [
         filled(
             family,
             name_at("table2c", factor, factors),
             "Table 2c, a deeper network",
-            [(find(family, cell, factor), (kn, paper.RESNET_101[kn])) for cell, kn in wanted_at],
+            [(find(family, asked, factor), (kn, paper.RESNET_101[kn])) for asked, kn in rows_at],
             columns,
         )
         for factor in factors
@@ -143,10 +146,10 @@ def lacking(families: Sequence[Family]) -> str:
     return " ".join(filter(None, without)).rstrip(".")
 
 
-def find(family: Family, cell: Wanted, factor: float | None) -> Group | None:
-    if cell.large and factor is None:
+def find(family: Family, asked: PaperRow, factor: float | None) -> Group | None:
+    if asked.large and factor is None:
         return None
-    return family.find(factor if cell.large and factor else 1, *filter(None, [cell.change]))
+    return family.find(factor if asked.large and factor else 1, *filter(None, [asked.change]))
 
 
 def kn_of(row: Group) -> int:
@@ -154,10 +157,10 @@ def kn_of(row: Group) -> int:
     return round(BASE * row.factor)
 
 
-def papers(cell: Wanted) -> tuple[int, tuple[float, float] | None]:
+def papers(asked: PaperRow) -> tuple[int, tuple[float, float] | None]:
     """Return the paper's global batch and error of a row."""
-    kn = LARGE if cell.large else BASE
-    return kn, MEASURED.get(cell.change, paper.ERROR_PCT).get(kn)
+    kn = LARGE if asked.large else BASE
+    return kn, MEASURED.get(asked.change, paper.ERROR_PCT).get(kn)
 
 
 def filled(
