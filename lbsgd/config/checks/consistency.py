@@ -9,10 +9,8 @@ from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import NO_WARMUP, explicit_numbers, is_close, is_needless, tidy
-from lbsgd.config.keypath import is_number, shown
+from lbsgd.config.keypath import LR, is_number, shown
 from lbsgd.config.precision import precision_of
-
-LR = "optimizer.params.lr"
 
 
 @rule(

@@ -11,9 +11,9 @@ from typing import Any
 from lbsgd.config.checks.deepspeed_batch import FACTOR, NAMES_OF_TYPES, sums
 from lbsgd.config.checks.deepspeed_warmup import ENDING_AT_A_RATE
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import is_number, shown
+from lbsgd.config.keypath import LR, is_number, shown
 
-LR, BETAS = "optimizer.params.lr", "optimizer.params.betas"
+BETAS = "optimizer.params.betas"
 GAMMA, POWER = "scheduler.params.gamma", "scheduler.params.power"
 FUSION, WRITER = "optimizer.legacy_fusion", "checkpoint.writer"
 OF_WRITER = {"type": ("mock", "python", "fast"), "data_parallel": ("replica", "socket", "machine")}

@@ -11,10 +11,9 @@ from typing import Any
 from lbsgd.config.accepted.values import as_whole_number
 from lbsgd.config.checks.deepspeed_beside import is_taken_beside
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import LARGEST, get, shown
+from lbsgd.config.keypath import BUCKET, LARGEST, get, shown
 
 MODULES = "torch_autocast.lower_precision_safe_modules"
-BUCKET = "zero_optimization.reduce_bucket_size"
 COUNTS = {  # the least of each
     "aio.block_size": 1,
     "aio.queue_depth": 1,

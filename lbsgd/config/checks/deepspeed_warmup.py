@@ -8,9 +8,9 @@ from typing import Any
 from lbsgd.config.accepted.values import takes
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import is_count, is_number, shown
+from lbsgd.config.keypath import LR, is_count, is_number, shown
 
-LR, TYPE, PARAMS = "optimizer.params.lr", "scheduler.type", "scheduler.params"
+SCHEDULER_TYPE, PARAMS = "scheduler.type", "scheduler.params"
 ENDING_AT_A_RATE = ("WarmupLR", "WarmupDecayLR")  # of their own, WarmupCosineLR at the optimizer's
 HIGHEST = {"OneCycle": "cycle_max_lr", "OneCycleLR": "max_lr", "CyclicLR": "max_lr"} | dict.fromkeys(
     ENDING_AT_A_RATE, "warmup_max_lr"
@@ -21,13 +21,13 @@ WARMUPS = frozenset("WarmupLR WarmupDecayLR WarmupCosineLR".split())
 
 def warmup_of(json: Document) -> str | None:
     """Return the scheduler's type where it is one of DeepSpeed's warmups."""
-    kind = json.get(TYPE)
+    kind = json.get(SCHEDULER_TYPE)
     return kind if isinstance(kind, str) and kind in WARMUPS else None
 
 
 def highest_rate(json: Document) -> tuple[str, Any]:
     """Return key and value of the highest learning rate of a run: the scheduler's, or the optimizer's."""
-    kind = json.get(TYPE)
+    kind = json.get(SCHEDULER_TYPE)
     key = f"{PARAMS}.{HIGHEST[kind]}" if isinstance(kind, str) and kind in HIGHEST else LR
     if json.get(key) == "auto":  # Hugging Face's libraries fill in the optimizer's
         return LR, json.get(LR)
@@ -121,7 +121,7 @@ def warmup_steps(json: Document) -> Iterator[Hit]:
 )
 def replaced_learning_rate(json: Document) -> Iterator[Hit]:
     lr, (where, most) = json.get(LR), highest_rate(json)
-    if json.get(TYPE) in ENDING_AT_A_RATE and is_number(most) and is_number(lr) and most != lr:
+    if json.get(SCHEDULER_TYPE) in ENDING_AT_A_RATE and is_number(most) and is_number(lr) and most != lr:
         left_out = ", its default" if json.get(where) is None else ""
         fix = f"give scheduler.params.warmup_max_lr: {lr:g}" if left_out else None
         yield Hit(LR, f"is {lr:g}, a dead number: the scheduler goes to {most:g}{left_out}", fix)
@@ -146,6 +146,6 @@ def replaced_learning_rate(json: Document) -> Iterator[Hit]:
 def endless_warmup(json: Document) -> Iterator[Hit]:
     key = f"{PARAMS}.total_num_steps"
     total, steps = json.get(key), json.get(f"{PARAMS}.warmup_num_steps", 1000)
-    if json.get(TYPE) in ("WarmupDecayLR", "WarmupCosineLR") and is_number(total) and is_number(steps):
+    if json.get(SCHEDULER_TYPE) in ("WarmupDecayLR", "WarmupCosineLR") and is_number(total) and is_number(steps):
         if total <= steps:
             yield Hit(key, f"is {total:g}, and the warmup alone takes {steps:g} steps")
