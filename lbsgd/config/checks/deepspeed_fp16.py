@@ -9,9 +9,10 @@ from lbsgd.config.checks.deepspeed_beside import wraps_fused_adam
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_count, is_number, shown
+from lbsgd.config.precision import FP16
 
 TYPE = "optimizer.type"
-DYNAMIC = {"initial_scale_power": 16, "loss_scale_window": 1000, "min_loss_scale": 1, "hysteresis": 2}
+DYNAMIC = ("initial_scale_power", "loss_scale_window", "min_loss_scale", "hysteresis")
 LEAST_POWER, LARGEST_POWER = -24, 63  # float16 holds no smaller number, and torch no larger whole one
 LARGEST_STATIC = 2**32
 MOST_SKIPPED = 1000
@@ -123,7 +124,7 @@ def unusable_loss_scale(json: Document) -> Iterator[Hit]:
 
 def stuck(json: Document) -> Iterator[Hit]:
     """Yield what keeps a dynamic loss scale from its start, or from its changes."""
-    scale = {name: as_whole_number(json.get(f"fp16.{name}", usual)) for name, usual in DYNAMIC.items()}
+    scale = {name: as_whole_number(json.get(f"fp16.{name}", FP16[name])) for name in DYNAMIC}
     power, least, hysteresis = scale["initial_scale_power"], scale["min_loss_scale"], scale["hysteresis"]
     can_start = power is not None and LEAST_POWER <= power <= LARGEST_POWER
     if power is not None and not can_start:
