@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from grid_logs import DIGITS, write_log, write_rows
 
+from lbsgd.commands.report import TABLES
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments.answers import answers
 from lbsgd.experiments.catalogue import STUDIES
@@ -21,7 +22,7 @@ from lbsgd.report.group_page import curve_charts
 from lbsgd.report.groups import find_runs, group_runs
 from lbsgd.report.match import band, matched_from, mean_curve
 from lbsgd.report.paper_table import error_cell
-from lbsgd.report.paper_tables import paper_tables
+from lbsgd.report.paper_tables import NEEDS, paper_tables
 from lbsgd.report.regions import update
 from lbsgd.report.write import families_at, rows_by_name, write_report
 
@@ -71,6 +72,10 @@ def test_table_1_has_the_paper_s_errors_beside_ours(table_1_runs):
     # 0.1 ± t(0.975, 4) · √(0.04/3 + 0.04/3) = 0.1 ± 2.776 · 0.1633
     assert [row[7:9] for row in found.rows][::3] == [("3", ""), ("3", "+0.10 [-0.35, +0.55]")]
     assert "ours: resnet18 on 1,536 images of digits_1536" in found.markdown()
+
+
+def test_every_table_can_be_asked_for_by_its_name():
+    assert TABLES == tuple(NEEDS)
 
 
 def test_ungrouped_seeds_would_be_noticed(table_1_runs):
