@@ -15,13 +15,13 @@ def clock(seconds: float, with_hours: bool = False) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours or with_hours else f"{minutes}:{seconds:02}"
 
 
-def duration(seconds: float, more_digits: int = 0) -> str:
-    """`45 s`, `12 min` or `3.2 h`, as an estimate is told; with one more digit `45.0 s`, `12.3 min` or `3.21 h`."""
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min` or `3.2 h`, as an estimate is told."""
     if seconds < 60:
-        return f"{seconds:.{more_digits}f} s"
+        return f"{seconds:.0f} s"
     if seconds < 3600:
-        return f"{seconds / 60:.{more_digits}f} min"
-    return f"{seconds / 3600:.{1 + more_digits}f} h"
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
 
 
 def size(num_bytes: float) -> str:

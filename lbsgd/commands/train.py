@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from lbsgd.train.images import ImageSource
     from lbsgd.train.task import Task
 
+R = TypeVar("R", bound="Request")
+
 
 def main(task: Task, description: str) -> None:
     """Run a recipe of a classifier (`run_recipe`)."""
@@ -166,9 +168,6 @@ class Request:
         if not self.data:
             return fake_images()
         return ffcv_files(self.data, self.flags.loader_threads or self.processes.cores, self.flags.in_memory)
-
-
-R = TypeVar("R", bound=Request)
 
 
 def weights_of(flags: argparse.Namespace, is_rank_0: bool) -> Path | None:

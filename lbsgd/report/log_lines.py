@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+from lbsgd.algorithm.schedule import ScalingRule
 from lbsgd.config.keypath import get, is_number
 from lbsgd.report.measure import measures_of
 
@@ -55,7 +56,7 @@ FIRST_LINE = {
     "recipe": OBJECT,
     "recipe.seed": WHOLE,
     "recipe.num_images": POSITIVE,
-    "recipe.linear_scaling.rule": one_of("linear", "sqrt", "fixed"),
+    "recipe.linear_scaling.rule": one_of(*get_args(ScalingRule)),
     "recipe.linear_scaling.base_lr": POSITIVE,
     "recipe.linear_scaling.base_batch": POSITIVE,
     "recipe.warmup.kind": one_of("none", "constant", "gradual"),
