@@ -31,7 +31,7 @@ def compare(request):
         simulation = opened(request, DigitsResNet(), {"model": "resnet8, one large step"}, stack)
         server, images = simulation.server, simulation.images
         for epoch in range(simulation.num_epochs):
-            batches = chunks(images.train.epoch(epoch), server.workers)
+            batches = chunks(images.train.epoch(epoch), server.num_workers)
             trained = [one_update(server, chunk, simulation.log) for chunk in batches]
             num_images = len(trained) * server.plan.global_batch
             error = {"train_top1_error_pct": 100 * sum(wrong for _, wrong in trained) / num_images}
@@ -43,7 +43,7 @@ def compare(request):
 def one_update(server, chunk, log):
     """Log the two steps and make the paper's update; return mean loss and number of wrong answers."""
     server.network.train()
-    position = {"iteration": server.moves, "epoch": server.moves / server.plan.iterations_per_epoch}
+    position = {"iteration": server.num_moves, "epoch": server.num_moves / server.plan.iterations_per_epoch}
     found = steps(server, chunk)
     trained = [server.synchronously(batch)[:2] for batch in chunk]
     loss = sum(loss for loss, _ in trained) / len(trained)

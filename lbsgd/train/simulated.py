@@ -38,11 +38,11 @@ class Server:
         self.asynchronous, self.spread = asynchronous, spread
         self.optimizer, self.weights = build_optimizer(network, plan), list(network.parameters())
         self.random = np.random.default_rng([plan.recipe.seed, 1])
-        self.workers, self.time, self.gradients, self.moves = plan.num_workers, 0.0, 0, 0
-        self.ready = [(self.draw(), worker) for worker in range(self.workers)]
+        self.num_workers, self.time, self.num_gradients, self.num_moves = plan.num_workers, 0.0, 0, 0
+        self.ready = [(self.draw(), worker) for worker in range(self.num_workers)]
         heapq.heapify(self.ready)
         # The weights that each worker has, and after how many moves it took them.
-        self.held = [(self.copies(), 0) for _ in range(self.workers if asynchronous else 0)]
+        self.held = [(self.copies(), 0) for _ in range(self.num_workers if asynchronous else 0)]
 
     def copies(self) -> list[Tensor]:
         return [weight.detach().clone() for weight in self.weights]
@@ -79,7 +79,7 @@ class Server:
     def require_numbers(self, found: Sequence[Tensor]) -> None:
         """Raise DivergedError for a loss or weights that are not numbers, as the trainer does: the run has diverged."""
         if not all(tensor.isfinite().all() for tensor in found):
-            raise DivergedError(f"after {self.gradients // self.workers} iterations the loss is not a number")
+            raise DivergedError(f"after {self.num_gradients // self.num_workers} iterations the loss is not a number")
 
     def move(self, lr: float) -> None:
         """Move the weights by the gradients that were added up."""
@@ -87,10 +87,10 @@ class Server:
             group["lr"] = lr * lr_factor(group)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.moves += 1
+        self.num_moves += 1
 
     def lr(self) -> float:
-        return learning_rate(self.gradients // self.workers, self.plan.schedule)
+        return learning_rate(self.num_gradients // self.num_workers, self.plan.schedule)
 
     def asynchronously(self, batch: Batch) -> tuple[float, int, int]:
         """Compute the gradient of the worker that is ready first, at the weights it holds, and move the server's.
@@ -103,11 +103,11 @@ class Server:
         self.put(self.weights, held)
         loss, wrong = self.gradient(batch, 1.0)
         self.put(self.weights, now)
-        age = self.moves - version
-        self.move(self.lr() / self.workers)
-        self.gradients += 1
+        age = self.num_moves - version
+        self.move(self.lr() / self.num_workers)
+        self.num_gradients += 1
         self.put(held, self.weights)
-        self.held[worker] = (held, self.moves)
+        self.held[worker] = (held, self.num_moves)
         heapq.heappush(self.ready, (self.time + self.draw(), worker))
         return loss, wrong, age
 
@@ -118,11 +118,11 @@ class Server:
 
     def synchronously(self, batch: Batch) -> tuple[float, int, int]:
         """Add one worker's gradient; after the last one the weights move, when the slowest is ready."""
-        loss, wrong = self.gradient(batch, 1 / self.workers)
+        loss, wrong = self.gradient(batch, 1 / self.num_workers)
         lr = self.lr()
-        self.gradients += 1
-        if self.gradients % self.workers == 0:
-            self.time += max(self.draw() for _ in range(self.workers))
+        self.num_gradients += 1
+        if self.num_gradients % self.num_workers == 0:
+            self.time += max(self.draw() for _ in range(self.num_workers))
             self.move(lr)
         return loss, wrong, 0
 
