@@ -292,7 +292,7 @@ def test_a_file_s_name_may_hold_a_folder(changed):
 def test_an_image_that_a_loader_worker_cannot_decode_is_one_line(changed):
     folder = changed(lambda content: None)
     (folder / "val" / "scene_00003.png").write_bytes(b"no image")
-    images = CocoEval(read_split(folder, "val", training=False), workers=1, device="cpu", share=Share())
+    images = CocoEval(read_split(folder, "val", training=False), loader_workers=1, device="cpu", share=Share())
     with pytest.raises(DataError, match="^.*/val/scene_00003.png cannot be decoded .*; fetch it again$") as caught:
         list(images)
     assert "\n" not in str(caught.value)

@@ -39,7 +39,7 @@ class Jittered:
         self.label_of = split.label_of
         self.images = {
             float(pixels.double().sum()): image
-            for pixels, image in CocoEval(split, workers=0, device="cpu", share=Share())
+            for pixels, image in CocoEval(split, loader_workers=0, device="cpu", share=Share())
         }
 
     def modules(self):
@@ -69,7 +69,7 @@ def evaluated(folder, network=Jittered):
     processes = engine.start_processes()
     split = read_split(folder, "val", training=False)
     share = Share(processes.rank, processes.world_size)
-    return coco_numbers(network(split), CocoEval(split, workers=0, device="cpu", share=share), split.names)
+    return coco_numbers(network(split), CocoEval(split, loader_workers=0, device="cpu", share=share), split.names)
 
 
 def by_the_files(folder):
@@ -77,7 +77,7 @@ def by_the_files(folder):
     split = read_split(folder, "val", training=False)
     network, found, numbers = Jittered(split), [], {}
     category_of = {label: category for category, label in split.label_of.items()}
-    for pixels, image in CocoEval(split, workers=0, device="cpu", share=Share()):
+    for pixels, image in CocoEval(split, loader_workers=0, device="cpu", share=Share()):
         for each in detections(image, network([pixels])[0]):
             found.append({**each, "category_id": category_of[each["category_id"]]})
     for kind, name in (("bbox", "box"), ("segm", "mask")):

@@ -40,7 +40,7 @@ def scenes(tmp_path_factory):
 
 def passes(split, device):
     cut = Cut(seed=0, global_batch=2, micro_batch=2)
-    return CocoTrain(split, cut, per_forward=2, flip=True, workers=0, device=device).epoch(0)
+    return CocoTrain(split, cut, per_forward=2, flip=True, loader_workers=0, device=device).epoch(0)
 
 
 @pytest.mark.parametrize("device, pinned", [("cpu", False), ("cuda", True), (torch.device("cuda", 1), True)])
@@ -53,7 +53,7 @@ def test_images_are_loaded_into_pinned_memory_exactly_for_a_gpu(scenes, monkeypa
 
     monkeypatch.setattr(coco_loader, "DataLoader", nothing)
     split = read_split(scenes, "train")
-    assert [*passes(split, device), *CocoEval(split, workers=2, device=device, share=Share())] == []
+    assert [*passes(split, device), *CocoEval(split, loader_workers=2, device=device, share=Share())] == []
     assert asked == [pinned, pinned]
 
 
@@ -66,7 +66,7 @@ def test_no_copy_to_the_device_is_waited_for(scenes, monkeypatch):
 
     monkeypatch.setattr(torch.Tensor, "to", noted)
     example_of(split.images[0], split.label_of, 0, flip=False).to("cpu")
-    list(CocoEval(split, workers=0, device="cpu", share=Share()))
+    list(CocoEval(split, loader_workers=0, device="cpu", share=Share()))
     assert copies == [{"non_blocking": True}] * (4 + 4)  # pixels, boxes, labels and masks; four images' pixels
 
 

@@ -53,8 +53,8 @@ def rank_batches(
     if not 0 <= first_iteration <= iterations:
         raise ValueError(f"iteration {first_iteration} is outside an epoch of {iterations} iterations")
     passes = global_batch // (world_size * micro_batch)
-    workers = order[: iterations * global_batch].reshape(iterations, world_size, passes, micro_batch)
-    return workers[first_iteration:, rank]
+    numbers = order[: iterations * global_batch].reshape(iterations, world_size, passes, micro_batch)
+    return numbers[first_iteration:, rank]
 
 
 def rank_groups(order: np.ndarray, *, num_images: int, per_worker_batch: int, world_size: int, rank: int) -> np.ndarray:

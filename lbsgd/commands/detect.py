@@ -152,9 +152,9 @@ class DetectionRequest(Request):
     def images(self) -> ImageSource:
         from lbsgd.train.coco_source import coco_files
 
-        workers = self.flags.loader_workers
-        workers = min(MOST_WORKERS, max(1, self.processes.cores - 1)) if workers is None else workers
-        return coco_files(self.folder, self.train, self.val, workers)
+        given = self.flags.loader_workers
+        loader_workers = min(MOST_WORKERS, max(1, self.processes.cores - 1)) if given is None else given
+        return coco_files(self.folder, self.train, self.val, loader_workers)
 
     def backbone(self) -> dict | None:
         """Return the classifier's weights in rank 0's file; all processes must call it, once they have met.

@@ -121,7 +121,7 @@ def example_of(image: Image, label_of: dict[int, int], draw: int, flip: bool) ->
 
 
 class _Examples(Dataset):
-    """The training images of one epoch by their numbers, for DataLoader's workers."""
+    """The training images of one epoch by their numbers, for loader workers."""
 
     def __init__(self, split: Split, seed: int, epoch: int, flip: bool):
         self.images, self.label_of = split.images, split.label_of
@@ -151,30 +151,31 @@ class CocoTrain(TrainData):
         *,
         per_forward: int,
         flip: bool,
-        workers: int,
+        loader_workers: int,
         device: torch.device | str,
     ):
         super().__init__(len(split), cut)
         self.split, self.per_forward, self.flip = split, per_forward, flip
-        self.workers, self.device = workers, device
+        self.loader_workers, self.device = loader_workers, device
 
     def order(self, epoch: int) -> np.ndarray:
         return grouped_order(super().order(epoch), self.split.is_tall, self.per_forward)
 
     def batches(self, numbers: np.ndarray, epoch: int) -> Iterator[Any]:
         examples = _Examples(self.split, self.cut.seed, epoch, self.flip)
-        for batch in loaded(examples, numbers.reshape(-1, self.cut.micro_batch).tolist(), self.workers, self.device):
+        passes = numbers.reshape(-1, self.cut.micro_batch).tolist()
+        for batch in loaded(examples, passes, self.loader_workers, self.device):
             yield [example.to(self.device) for example in batch]
 
 
 class CocoEval(EvalData):
     """The validation images, one a batch, so that no image is padded to another's size."""
 
-    def __init__(self, split: Split, *, workers: int, device: torch.device | str, share: Share):
+    def __init__(self, split: Split, *, loader_workers: int, device: torch.device | str, share: Share):
         super().__init__(len(split), share)
-        self.split, self.workers, self.device = split, workers, device
+        self.split, self.loader_workers, self.device = split, loader_workers, device
 
     def __iter__(self) -> Iterator[Any]:
         numbers = [[number] for number in self.numbers.tolist()]
-        for [image] in loaded(_ValImages(self.split), numbers, self.workers, self.device):
+        for [image] in loaded(_ValImages(self.split), numbers, self.loader_workers, self.device):
             yield image._replace(pixels=as_fractions(on_device(image.pixels, self.device)))

@@ -1,6 +1,6 @@
 """Load examples in processes of their own, which end with their run and never before it.
 
-A worker's error, a full shared memory and a lost worker each end the run with one line.
+A loader worker's error, a full shared memory and a lost loader worker each end the run with one line.
 """
 
 from __future__ import annotations
@@ -26,48 +26,48 @@ OTHER_FILES = 64  # opened later
 
 
 def loaded(
-    data: Dataset, batches: Sequence[Sequence[int]], workers: int, device: torch.device | str = "cpu"
+    data: Dataset, batches: Sequence[Sequence[int]], loader_workers: int, device: torch.device | str = "cpu"
 ) -> Iterator[list[Any]]:
-    """Yield lists of images, loaded by as many worker processes (in this process with 0).
+    """Yield lists of images, loaded by as many loader workers (in this process with 0).
 
     They are in the host's memory, which is pinned if they are for a GPU: otherwise a copy to the device would wait for
     the device's work. Raises the DataErrors of workers, a DataError if a worker is lost, and ConfigError if the system
     allows too few open files.
     """
-    if workers:
-        allow_batches(workers, max(map(len, batches), default=0))
+    if loader_workers:
+        allow_batches(loader_workers, max(map(len, batches), default=0))
     loader: DataLoader = DataLoader(
         data,
         batch_sampler=[list(map(int, batch)) for batch in batches],
-        num_workers=workers,
+        num_workers=loader_workers,
         collate_fn=in_shared_memory,
         pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=as_worker,
+        worker_init_fn=as_loader_worker,
         generator=torch.Generator(),  # else every epoch would move torch's own, and a resumed one once more
     )
     try:
-        with lost_workers_told():
-            with held_back(STOP_SIGNALS):  # a fork inherits it, and as_worker comes a moment later
+        with lost_loader_workers_told():
+            with held_back(STOP_SIGNALS):  # a fork inherits it, and as_loader_worker comes a moment later
                 loading = iter(loader)
-            if workers:
-                tell_of_lost_workers()
+            if loader_workers:
+                tell_of_lost_loader_workers()
             yield from loading
-    except DataError as error:  # a worker's, which torch hands on with its traceback in the text
+    except DataError as error:  # a loader worker's, which torch hands on with its traceback in the text
         raise DataError(str(error).rsplit("DataError: ", 1)[-1].strip()) from None
 
 
-def allow_batches(workers: int, images: int) -> None:
+def allow_batches(loader_workers: int, images: int) -> None:
     """Raise this process's limit of open files, which its workers inherit, so that batches of so many images fit.
 
     torch loads two batches per worker ahead, and one is in use. A worker has up to three of its own (measured). At the
     limit a thread of torch's prints an error, and the run would wait in vain. Raises ConfigError if the system forbids
     a higher limit.
     """
-    needed = TENSORS * images * (2 * workers + 2) + len(os.listdir("/proc/self/fd")) + OTHER_FILES
+    needed = TENSORS * images * (2 * loader_workers + 2) + len(os.listdir("/proc/self/fd")) + OTHER_FILES
     if (most := allow_open_files(needed)) is not None:
         raise ConfigError(
-            f"{workers} loader workers with {images} images a pass need {needed:,} open files, and this system allows "
-            f"{most:,}; raise the hard limit (ulimit -Hn), or give a smaller --micro_batch or --loader_workers 0"
+            f"{loader_workers} loader workers with {images} images a pass need {needed:,} open files, and this system "
+            f"allows {most:,}; raise the hard limit (ulimit -Hn), or give a smaller --micro_batch or --loader_workers 0"
         )
 
 
@@ -95,7 +95,7 @@ def tensors_of(part: Any) -> Iterator[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def lost_workers_told() -> Iterator[None]:
+def lost_loader_workers_told() -> Iterator[None]:
     """Turn torch's error for a worker that has ended into a DataError."""
     try:
         yield
@@ -109,23 +109,23 @@ def lost_workers_told() -> Iterator[None]:
         raise DataError(f"a loader worker {how}: {why}; {ROOM}") from None
 
 
-class TellsOfLostWorkers:
+class TellsOfLostLoaderWorkers:
     """torch's handler of SIGCHLD raises an error wherever the run is when a worker ends; here it is a DataError."""
 
     def __init__(self, of_torch: Callable[..., Any]):
         self.of_torch = of_torch
 
     def __call__(self, number: int, frame: Any) -> None:
-        with lost_workers_told():
+        with lost_loader_workers_told():
             self.of_torch(number, frame)
 
 
-def tell_of_lost_workers() -> None:
+def tell_of_lost_loader_workers() -> None:
     """Put our handler around torch's, which a process has from its first worker on."""
     handler = signal.getsignal(signal.SIGCHLD)
-    if callable(handler) and not isinstance(handler, TellsOfLostWorkers):
+    if callable(handler) and not isinstance(handler, TellsOfLostLoaderWorkers):
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
-            signal.signal(signal.SIGCHLD, TellsOfLostWorkers(handler))
+            signal.signal(signal.SIGCHLD, TellsOfLostLoaderWorkers(handler))
 
 
 @contextlib.contextmanager
@@ -138,7 +138,7 @@ def held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def as_worker(number: int) -> None:
+def as_loader_worker(number: int) -> None:
     """Let a loader worker end with its run and never before it.
 
     Launchers send signals to all processes, to the youngest first, and a run that loses a worker cannot save. A fork

@@ -12,11 +12,11 @@ from lbsgd.processes.environment import Processes
 from lbsgd.train.images import Images, ImageSource, cut_of
 
 
-def coco_files(folder: Path, train: Split, val: Split, workers: int) -> ImageSource:
-    """Return the two splits of a folder, loaded by `workers` processes (in this one with 0)."""
-    if workers:
+def coco_files(folder: Path, train: Split, val: Split, loader_workers: int) -> ImageSource:
+    """Return the two splits of a folder, loaded by as many loader workers per process (in this one with 0)."""
+    if loader_workers:
         advice = (
-            f"{workers} loader workers per process: give more --loader_workers if cores are idle; a faster disk "
+            f"{loader_workers} loader workers per process: give more --loader_workers if cores are idle; a faster disk "
             "or smaller images help, too"
         )
     else:
@@ -26,9 +26,9 @@ def coco_files(folder: Path, train: Split, val: Split, workers: int) -> ImageSou
         from lbsgd.data.coco_images import CocoEval, CocoTrain
 
         cut, device = cut_of(plan, processes), pixels.device
-        flip = plan.recipe.augmentation.flip
-        of_train = CocoTrain(train, cut, per_forward=plan.per_worker_batch, flip=flip, workers=workers, device=device)
-        return Images(of_train, CocoEval(val, workers=workers, device=device, share=cut.share))
+        n, flip = plan.per_worker_batch, plan.recipe.augmentation.flip
+        of_train = CocoTrain(train, cut, per_forward=n, flip=flip, loader_workers=loader_workers, device=device)
+        return Images(of_train, CocoEval(val, loader_workers=loader_workers, device=device, share=cut.share))
 
     # Depends on both files of annotations and on how many images could be used.
     fingerprint = f"{train.fingerprint} {len(train)} {val.fingerprint} {len(val)}"
