@@ -140,7 +140,7 @@ def test_work_for_other_images_or_settings_is_not_taken_up_and_a_line_says_so(tr
 def another_process_converts(data):
     code = (
         "import sys, time, lbsgd.convert.work_folder as w; from pathlib import Path\n"
-        "with w.locked(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
+        "with w.converting_alone(Path(sys.argv[1])): print('locked', flush=True); time.sleep(60)"
     )
     data.mkdir(exist_ok=True)
     other = subprocess.Popen([sys.executable, "-c", code, data / ".converting"], stdout=subprocess.PIPE, cwd=ROOT)

@@ -10,7 +10,7 @@ from grid_logs import DIGITS, write_log
 from trainers import Records
 
 from lbsgd.commands import convert, detect, recipe_flags
-from lbsgd.data.coco_annotations import Split
+from lbsgd.data.coco_annotations import CocoSplit
 from lbsgd.data.folder import ValData
 from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.processes.start import Stopwatch
@@ -74,7 +74,7 @@ def flags_of(*parsers):
 OF_DETECTORS = flags_of(recipe_flags.with_flags("", detect.add_data))
 OF_CLASSIFIERS = flags_of(recipe_flags.parser(""), convert.parser())
 DATA = ValData(SimpleNamespace(path=Path("val.beton")), 1, None, "", None, None)
-SPLIT = Split("", [], {}, 0, "", {})
+SPLIT = CocoSplit("", [], {}, 0, "", {})
 
 
 @pytest.mark.parametrize(

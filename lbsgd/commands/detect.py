@@ -15,8 +15,8 @@ from lbsgd.commands.train import Request, run_recipe
 from lbsgd.commands.trained_on import header_in, other_class
 from lbsgd.data.coco_annotations import (
     DOWNLOAD,
+    CocoSplit,
     OnError,
-    Split,
     left_out_words,
     names_by_label,
     read_split,
@@ -52,8 +52,8 @@ class DetectionRequest(Request):
     Raises LbsgdError for flags, a JSON or data that cannot be right.
     """
 
-    train: Split
-    val: Split
+    train: CocoSplit
+    val: CocoSplit
 
     def __init__(self, flags: argparse.Namespace):
         if flags.resolution:  # seen before the plan is, whose rule would call it a key of the JSON
@@ -82,7 +82,7 @@ class DetectionRequest(Request):
             self.print_splits()
         return len(self.train) or None
 
-    def read(self, kind: str, name: str | None) -> Split:
+    def read(self, kind: str, name: str | None) -> CocoSplit:
         """Read the split that a flag names, or the one that there is."""
         name, sides = name or only_split(self.folder, kind), self.plan.recipe.detection
         assert sides
@@ -191,7 +191,7 @@ def trained_as(weights: Path) -> str:
     return f"{run.header['model']}, kn = {run.header['global_batch']}, lr {lr:g}, {run.epochs_done:g} epochs"
 
 
-def print_split(split: Split) -> None:
+def print_split(split: CocoSplit) -> None:
     what = [f"{len(split):,} images, {len(split.names)} categories", left_out_words(split.left_out)]
     say_fact(split.name, "; ".join(filter(None, what)))
 

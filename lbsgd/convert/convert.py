@@ -37,8 +37,8 @@ from lbsgd.convert.work_folder import (
     CONVERTER_VERSION,
     NOTHING_KEPT,
     conversion_identity,
+    converting_alone,
     is_partly_published,
-    locked,
     publish,
     remove_added,
     remove_work,
@@ -81,7 +81,7 @@ def convert(
     with stoppable(f"what is done is kept in {work}: the same command goes on from there"):
         if not overwrite and _is_complete_and_read_only(source, data_dir, wanted):
             return
-        with writing_to(data_dir), locked(work), telling_what_stays(work):
+        with writing_to(data_dir), converting_alone(work), telling_what_stays(work):
             found = _found_to_convert(source, data_dir, work, wanted, overwrite)
             if found is None:
                 remove_work(work)

@@ -155,10 +155,11 @@ def _is_elsewhere(name: Any, data_dir: Path) -> bool:
 
 
 @contextlib.contextmanager
-def locked(work: Path) -> Iterator[None]:
-    """Keep a second conversion out of the folder (DataError). The lock ends with the process that holds it.
+def converting_alone(work: Path) -> Iterator[None]:
+    """Keep a second conversion out of the folder (DataError).
 
-    The work folder is made, and removed if nothing is left in it.
+    The lock ends with this process: the processes that decode do not inherit lockf's, as they would the flock of
+    `disk.locked`. The work folder is made, and removed if nothing is left in it.
     """
     with _locked_file(work) as lock:
         try:

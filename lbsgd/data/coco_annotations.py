@@ -82,7 +82,7 @@ class Packed(Sequence[Image]):
 
 
 @dataclass(frozen=True, eq=False)
-class Split:
+class CocoSplit:
     """The images of a split that can be used.
 
     names       of the categories, by their ids; the k-th of them, counted from 1, is label k
@@ -120,7 +120,7 @@ def names_by_label(names: Mapping[Any, str]) -> list[str]:
 
 def read_split(
     folder: Path, name: str, on_error: OnError = "raise", training: bool = True, longer_side: float = math.inf
-) -> Split:
+) -> CocoSplit:
     """Read DIR/annotations/instances_NAME.json and look for its images in DIR/NAME.
 
     training       leave images without objects out, and count them; evaluation keeps every image
@@ -141,7 +141,7 @@ def read_split(
     if not images:
         raise DataError(f"{path}: no image of it can be used: {left_out_words(reader.left_out) or 'it lists none'}")
     tall = np.array([image.is_tall for image in images])
-    return Split(name, Packed(images), names, tall, fingerprint, +reader.left_out)
+    return CocoSplit(name, Packed(images), names, tall, fingerprint, +reader.left_out)
 
 
 def with_objects(images: Iterable[Image], left_out: Counter[str]) -> list[Image]:
@@ -156,9 +156,9 @@ def with_objects(images: Iterable[Image], left_out: Counter[str]) -> list[Image]
     return kept
 
 
-def without_images(split: Split) -> Split:
+def without_images(split: CocoSplit) -> CocoSplit:
     """Return a split with the same categories and no images, in place of one that is not read."""
-    return Split("", Packed([]), split.names, split.is_tall[:0], "")
+    return CocoSplit("", Packed([]), split.names, split.is_tall[:0], "")
 
 
 def left_out_words(left_out: Counter[str]) -> str:
@@ -228,7 +228,7 @@ class _Reader:
         self.left_out[what] += number
 
 
-def require_same_categories(train: Split, val: Split) -> None:
+def require_same_categories(train: CocoSplit, val: CocoSplit) -> None:
     """Raise DataError with the first category that two splits do not have in common."""
     for category in sorted({*train.names, *val.names}, key=lambda each: (isinstance(each, str), each)):
         first, second = train.names.get(category, "not there"), val.names.get(category, "not there")

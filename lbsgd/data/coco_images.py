@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import Dataset
 
 from lbsgd.algorithm.pairs import grouped_order
-from lbsgd.data.coco_annotations import Image, Split
+from lbsgd.data.coco_annotations import CocoSplit, Image
 from lbsgd.data.coco_loader import loaded
 from lbsgd.data.pil_image import ImageError, opened, orientation_of, rgb_pixels, turned
 from lbsgd.data.share import Cut, EvalData, Share, TrainData
@@ -123,7 +123,7 @@ def example_of(image: Image, label_of: dict[int, int], draw: int, flip: bool) ->
 class _Examples(Dataset):
     """The training images of one epoch by their numbers, for loader workers."""
 
-    def __init__(self, split: Split, seed: int, epoch: int, flip: bool):
+    def __init__(self, split: CocoSplit, seed: int, epoch: int, flip: bool):
         self.images, self.label_of = split.images, split.label_of
         self.seed, self.epoch, self.flip = seed, epoch, flip
 
@@ -133,7 +133,7 @@ class _Examples(Dataset):
 
 
 class _ValImages(Dataset):
-    def __init__(self, split: Split):
+    def __init__(self, split: CocoSplit):
         self.images = split.images
 
     def __getitem__(self, number: int) -> ValImage:
@@ -146,7 +146,7 @@ class CocoTrain(TrainData):
 
     def __init__(
         self,
-        split: Split,
+        split: CocoSplit,
         cut: Cut,
         *,
         per_forward: int,
@@ -171,7 +171,7 @@ class CocoTrain(TrainData):
 class CocoEval(EvalData):
     """The validation images, one a batch, so that no image is padded to another's size."""
 
-    def __init__(self, split: Split, *, loader_workers: int, device: torch.device | str, share: Share):
+    def __init__(self, split: CocoSplit, *, loader_workers: int, device: torch.device | str, share: Share):
         super().__init__(len(split), share)
         self.split, self.loader_workers, self.device = split, loader_workers, device
 

@@ -14,7 +14,7 @@ from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
 from lbsgd.data.ffcv_loader import CropDecoder, CropPipeline, DecodingThread
 from lbsgd.data.read_ahead import Chosen, ReadAhead
 from lbsgd.data.share import Batches, Cut, EvalData, Pixels, Share, TrainData
-from lbsgd.data.to_device import Prefetcher, on_device
+from lbsgd.data.to_device import Prefetcher, array_on_device
 from lbsgd.errors import ConfigError
 
 BATCHES_OF_LABELS = 256
@@ -70,7 +70,7 @@ class DecodedImages:
         several = self.batch * BATCHES_OF_LABELS
         for first in range(0, len(numbers), several):
             labels = self.beton.labels[numbers[first : first + several]]
-            yield from on_device(labels, self.device).split(self.batch)
+            yield from array_on_device(labels, self.device).split(self.batch)
 
     def close(self) -> None:
         for thread in list(self._threads):

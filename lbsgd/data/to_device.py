@@ -74,7 +74,7 @@ class Prefetcher:
         return images
 
 
-def on_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
+def array_on_device(array: np.ndarray, device: torch.device | str) -> torch.Tensor:
     """Copy an array to a device; for a GPU its memory is pinned first, so that the host does not wait."""
     tensor = torch.from_numpy(array)
     if torch.device(device).type == "cuda":

@@ -6,13 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lbsgd.config.plan import Plan
-from lbsgd.data.coco_annotations import Split
+from lbsgd.data.coco_annotations import CocoSplit
 from lbsgd.data.share import Pixels
 from lbsgd.processes.environment import Processes
 from lbsgd.train.images import Images, ImageSource, cut_of
 
 
-def coco_files(folder: Path, train: Split, val: Split, loader_workers: int) -> ImageSource:
+def coco_files(folder: Path, train: CocoSplit, val: CocoSplit, loader_workers: int) -> ImageSource:
     """Return the two splits of a folder, loaded by as many loader workers per process (in this one with 0)."""
     if loader_workers:
         advice = (

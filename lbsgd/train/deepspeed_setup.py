@@ -70,7 +70,7 @@ def refusal(plan: Plan, error: Exception) -> ConfigError:
     )
 
 
-def require_passes(passes: int, plan: Plan) -> None:
+def require_planned_passes(passes: int, plan: Plan) -> None:
     """Raise ConfigError if DeepSpeed would move the weights after another number of passes than the plan."""
     if passes != plan.accumulation_steps:
         raise ConfigError(

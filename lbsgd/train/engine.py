@@ -42,7 +42,7 @@ from lbsgd.errors import ConfigError, one_line
 from lbsgd.processes.environment import Processes
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.aggregation.alike import require_alike
-from lbsgd.train.deepspeed_setup import building, deepspeed_config, refusal, require_passes, require_real
+from lbsgd.train.deepspeed_setup import building, deepspeed_config, refusal, require_planned_passes, require_real
 from lbsgd.train.device_rules import lay_out, norm_implementation
 from lbsgd.train.loss_scale import grow_after_the_update, see_overflow_at_once
 from lbsgd.train.parts import build_optimizer, convert_network
@@ -186,7 +186,7 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
             )
     except REFUSALS as error:
         raise refusal(plan, error) from error
-    require_passes(engine.gradient_accumulation_steps(), plan)
+    require_planned_passes(engine.gradient_accumulation_steps(), plan)
     if plan.zero_stage == 0:
         lay_out(engine.module)  # ZeRO flattens weights, and would lose their layout
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.

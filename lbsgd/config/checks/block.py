@@ -123,11 +123,11 @@ def keys_beside(path: Sequence[str | int]) -> frozenset[str]:
     block: type[BaseModel] = Recipe
     for name in path[:-1]:
         annotation = block.model_fields[str(name)].annotation
-        [block] = [each for each in (annotation, *get_args(annotation)) if is_block(each)]
+        [block] = [each for each in (annotation, *get_args(annotation)) if is_model(each)]
     return frozenset(block.model_fields)
 
 
-def is_block(annotation: Any) -> bool:
+def is_model(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 

@@ -44,21 +44,21 @@ def ambiguous_switch(json: Document) -> Iterator[Hit]:
     for key in (AUTOCAST, *CONVERTED):
         value = json.get(key, False)
         if type(value) is not bool and not (json.plain and value == "auto"):
-            yield Hit(key, meant(value, unconverted=key == AUTOCAST))
+            yield Hit(key, taken_for(value, unconverted=key == AUTOCAST))
     for key in (f"zero_optimization.{name}" for name in OF_ZERO):
         value = json.get(key)
         if not json.plain and type(value) is not bool and converts("bool", value):  # else D70 says more
-            yield Hit(key, meant(value))
+            yield Hit(key, taken_for(value))
     params = [f"optimizer.params.{name}" for name in OF_OPTIMIZER]
     params += [f"scheduler.params.{name}" for name in OF_SCHEDULER]
     for key in (*params, *(name for name in UNCONVERTED if name in json.accepted.keys)):
         value = json.get(key)
         unclear = value not in (None, False, True, "auto")  # nor 0 and 1, which are False and True
         if unclear and takes(json.accepted.keys.get(key, {}), value):
-            yield Hit(key, meant(value, unconverted=True))
+            yield Hit(key, taken_for(value, unconverted=True))
 
 
-def meant(value: Any, unconverted: bool = False) -> str:
+def taken_for(value: Any, unconverted: bool = False) -> str:
     """Say what a value is, and what DeepSpeed takes it for where it does not refuse it."""
     if not unconverted and not converts("bool", value):
         return f"is {shown(value)}"

@@ -49,7 +49,7 @@ def dividable_workers(planned: Planned) -> Iterator[Hit]:
     k = kn // n
     if planned.has_whole_workers and k % world_size:
         said = f"is {kn}, whose k = {k} workers of n = {n} cannot be divided among {world_size} processes"
-        yield Hit("train_batch_size", said, f"numbers of processes that fit: {shortened(divisors(k))}")
+        yield Hit("train_batch_size", said, f"numbers of processes that fit: {on_one_line(divisors(k))}")
 
 
 @rule(
@@ -67,7 +67,7 @@ def micro_batch(planned: Planned) -> Iterator[Hit]:
     if kn % (n * world_size) == 0 and (micro % n or share % micro):
         said = f"is {micro}, no multiple of n = {n} that divides the {share} images of each of {world_size} processes"
         fitting = [n * d for d in divisors(share // n)]
-        yield Hit("train_micro_batch_size_per_gpu", said, f"micro batches that fit: {shortened(fitting)}")
+        yield Hit("train_micro_batch_size_per_gpu", said, f"micro batches that fit: {on_one_line(fitting)}")
 
 
 @rule(
@@ -183,11 +183,9 @@ def schedule_within_run(planned: Planned) -> Iterator[Hit]:
         yield Hit(f"lbsgd.decay.{unit}", f"has {', '.join(missed)}, but the run of {written} {unit} ends before")
 
 
-def shortened(numbers: list[int], most: int = 12) -> str:
-    """Return numbers as a list that stays on one line."""
-    if len(numbers) <= most:
-        return ", ".join(map(str, numbers))
-    return ", ".join(map(str, numbers[: most - 1])) + f", ... {numbers[-1]}"
+def on_one_line(numbers: list[int]) -> str:
+    """Return numbers as a list; of more than 12 the first 11 and the last."""
+    return ", ".join(map(str, numbers if len(numbers) <= 12 else [*numbers[:11], f"... {numbers[-1]}"]))
 
 
 RULES = (
