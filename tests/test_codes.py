@@ -10,11 +10,11 @@ import pytest
 import lbsgd.config.checks
 import lbsgd.config.libraries
 from lbsgd.commands.main import main
-from lbsgd.config.checks import explain
+from lbsgd.config.checks import explain, fit
 from lbsgd.config.checks.block import parse_recipe
 from lbsgd.config.checks.inspection import findings_of, inspect
-from lbsgd.config.checks.registry import CODES, GROUPS, fit_findings, passes_findings
-from lbsgd.config.checks.rule import Rule
+from lbsgd.config.checks.registry import CODES, GROUPS
+from lbsgd.config.checks.rule import Rule, findings_by
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.json_file import read_json
 
@@ -43,7 +43,7 @@ def all_findings(config, processes=1, version=None):
     findings = list(findings_of(config, version))
     if processes > 1:
         planned = Planned(config, parse_recipe("example", config), processes)
-        findings += fit_findings(planned) + passes_findings(planned)
+        findings += findings_by(fit.RULES + fit.PASSES_RULES, planned)
     return findings
 
 

@@ -13,7 +13,8 @@ from trainers import trainer
 import lbsgd
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.algorithm.sgd import decay_groups
-from lbsgd.config.checks.registry import fit_findings
+from lbsgd.config.checks import fit
+from lbsgd.config.checks.rule import findings_by
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
@@ -93,7 +94,7 @@ def test_lengths_that_cannot_go_together_are_refused(block, words):
 def test_a_warmup_or_a_decay_beyond_the_end_is_warned_of():
     def findings(kn, **block):
         plan = counted(kn, **block)
-        found = fit_findings(Planned(plan.config, plan.recipe))
+        found = findings_by(fit.RULES, Planned(plan.config, plan.recipe))
         assert all("epochs" not in str(each) for each in found)
         return [(finding.code, finding.key) for finding in found]
 

@@ -7,13 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
+from lbsgd.config.checks import fit
 from lbsgd.config.checks.finding import refuse
-from lbsgd.config.checks.registry import (
-    consistency_findings,
-    deepspeed_findings,
-    deviation_findings,
-    fit_findings,
-)
+from lbsgd.config.checks.registry import CONSISTENCY, DEVIATIONS, deepspeed_findings
+from lbsgd.config.checks.rule import findings_by
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import images_per_pass
 from lbsgd.config.keypath import get, is_count, put
@@ -109,8 +106,8 @@ def generate(overrides: Overrides, *, gpus: int | None = None, detection: bool =
     require_passes(config, asked, gpus)
     planned = Planned(config, recipe, gpus)
     refuse(WHERE, deepspeed_findings(config))
-    refuse(WHERE, consistency_findings(planned) + deviation_findings(planned))
-    refuse(WHERE, fit_findings(planned))
+    refuse(WHERE, findings_by(CONSISTENCY + DEVIATIONS, planned))
+    refuse(WHERE, findings_by(fit.RULES, planned))
     return in_paper_order(config)
 
 

@@ -13,15 +13,11 @@ from typing import Any
 
 from lbsgd.algorithm.schedule import Schedule
 from lbsgd.config.aggregation import DecidesReduction
+from lbsgd.config.checks import fit
 from lbsgd.config.checks.block import parse_recipe, require_block
 from lbsgd.config.checks.finding import refuse
-from lbsgd.config.checks.registry import (
-    consistency_findings,
-    deepspeed_findings,
-    deviation_findings,
-    fit_findings,
-    passes_findings,
-)
+from lbsgd.config.checks.registry import CONSISTENCY, DEVIATIONS, deepspeed_findings
+from lbsgd.config.checks.rule import findings_by
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import (
     decay_in_iterations,
@@ -91,15 +87,15 @@ class Plan(DecidesReduction):
         config, recipe = override(written, overrides, num_images)
         require_passes(config, overrides.values(), world_size)
         planned = Planned(config, recipe, world_size)
-        findings = deepspeed_findings(config) + consistency_findings(planned) + deviation_findings(planned)
+        findings = deepspeed_findings(config) + findings_by(CONSISTENCY + DEVIATIONS, planned)
         refuse(where, findings)
-        fit = fit_findings(planned)
-        refuse(where, fit)
+        misfits = findings_by(fit.RULES, planned)
+        refuse(where, misfits)
         return resolve(
             planned,
             name=name,
             changes=differences(without_prose(written), without_prose(config)),
-            warnings=tuple(str(finding) for finding in findings + fit if finding.severity == "warning"),
+            warnings=tuple(str(finding) for finding in findings + misfits if finding.severity == "warning"),
         )
 
     @property
@@ -186,9 +182,9 @@ def require_sound(where: str, config: Mapping[str, Any], world_size: int | None)
     require_block(where, config)  # first, because whatever else is wrong may follow from it
     refuse(where, deepspeed_findings(config))
     planned = Planned(config, parse_recipe(where, config), world_size or 1)
-    refuse(where, consistency_findings(planned))
+    refuse(where, findings_by(CONSISTENCY, planned))
     if world_size:
-        refuse(where, passes_findings(planned))
+        refuse(where, findings_by(fit.PASSES_RULES, planned))
 
 
 def without_prose(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -82,8 +82,8 @@ def key_of(complaint: Mapping[str, Any]) -> str:
     fix="rename it to lbsgd",
     example={"lbsg": {"epochs": 90, "num_images": 1281167, "warmup": {"kind": "gradual", "epochs": 5}}},
 )
-def misspelt_block(json: Document) -> Iterator[Hit]:
-    for key in misspelt_blocks(json.config):
+def misspelt_block(document: Document) -> Iterator[Hit]:
+    for key in misspelt_blocks(document.config):
         yield Hit(key, "is no block that lbsgd or DeepSpeed reads")
 
 

@@ -8,18 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lbsgd.config.checks import strictness
+from lbsgd.config.checks import fit, strictness
 from lbsgd.config.checks.block import recipe_or_findings
 from lbsgd.config.checks.finding import SEVERITIES, Finding, Severity
 from lbsgd.config.checks.recognise import is_deepspeed_json
-from lbsgd.config.checks.registry import (
-    consistency_findings,
-    deepspeed_findings,
-    deviation_findings,
-    file_findings,
-    fit_findings,
-    without_doubles,
-)
+from lbsgd.config.checks.registry import CONSISTENCY, DEVIATIONS, deepspeed_findings, without_doubles
 from lbsgd.config.checks.rule import Kind, findings_by, rules_of
 from lbsgd.config.checks.strictness import UnstrictFile
 from lbsgd.config.checks.subject import Planned
@@ -117,10 +110,8 @@ def our_findings(config: Mapping[str, Any], version: str | None) -> list[Finding
         return found + parsed
     if any(finding.code == "D04" for finding in found):  # without batch sizes there is nothing to compare
         return found
-    planned = Planned(config, parsed)
-    found += consistency_findings(planned) + deviation_findings(planned)
-    found += fit_findings(planned) + file_findings(planned)
-    return without_doubles(found)
+    rules = (*CONSISTENCY, *DEVIATIONS, *fit.RULES, *fit.FILE_RULES)
+    return without_doubles(found + findings_by(rules, Planned(config, parsed)))
 
 
 def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:

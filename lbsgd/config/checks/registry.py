@@ -33,8 +33,10 @@ from lbsgd.config.checks import (
 )
 from lbsgd.config.checks.finding import Finding
 from lbsgd.config.checks.rule import Rule, findings_by, rules_of
-from lbsgd.config.checks.subject import Document, Planned
+from lbsgd.config.checks.subject import Document
 
+CONSISTENCY = rules_of(consistency, rerouted)  # DeepSpeed's blocks against the lbsgd block
+DEVIATIONS = rules_of(deviations, detection)  # from the paper's intents
 DEEPSPEED_GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "Keys": (*rules_of(deepspeed_keys), *block.NAME_RULES, *rules_of(deepspeed_versions)),
     "Values": rules_of(deepspeed_values, deepspeed_switches),
@@ -63,36 +65,11 @@ DEEPSPEED_RULES = tuple(rule for rules in DEEPSPEED_GROUPS.values() for rule in 
 
 def deepspeed_findings(config: Mapping[str, Any], version: str | None = None) -> list[Finding]:
     """Return everything to say about DeepSpeed's own blocks; the severity depends on the kind of the JSON."""
-    json = Document(config, version)
-    return without_doubles(findings_by(DEEPSPEED_RULES, json, "plain" if json.plain else "lbsgd"))
+    document = Document(config, version)
+    return without_doubles(findings_by(DEEPSPEED_RULES, document, "plain" if document.plain else "lbsgd"))
 
 
 def without_doubles(findings: list[Finding]) -> list[Finding]:
     """Return findings without the refused values (D70) of which another error says more."""
     told = {finding.key for finding in findings if finding.severity == "error" and finding.code != "D70"}
     return [finding for finding in findings if finding.code != "D70" or finding.key not in told]
-
-
-def consistency_findings(planned: Planned) -> list[Finding]:
-    """Return where DeepSpeed's blocks contradict the lbsgd block."""
-    return findings_by(rules_of(consistency, rerouted), planned)
-
-
-def deviation_findings(planned: Planned) -> list[Finding]:
-    """Return the intents that are not the paper's."""
-    return findings_by(rules_of(deviations, detection), planned)
-
-
-def fit_findings(planned: Planned) -> list[Finding]:
-    """Return why the run does not fit its processes and its data."""
-    return findings_by(fit.RULES, planned)
-
-
-def file_findings(planned: Planned) -> list[Finding]:
-    """Return why a file alone fits no number of processes."""
-    return findings_by(fit.FILE_RULES, planned)
-
-
-def passes_findings(planned: Planned) -> list[Finding]:
-    """Return the findings where a written number of passes contradicts the batches and the number of processes."""
-    return findings_by(fit.PASSES_RULES, planned)
