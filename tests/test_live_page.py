@@ -11,6 +11,7 @@ from lbsgd.experiments.catalogue import STUDIES
 from lbsgd.experiments.checkout import ROOT
 from lbsgd.report import picture
 from lbsgd.report.groups import find_runs
+from lbsgd.report.lines import fact
 from lbsgd.report.match import limit, limits
 from lbsgd.report.measure import CLASSIFIER, TOP1
 from lbsgd.report.run_log import DIVERGED, RunLog, read_run
@@ -186,7 +187,8 @@ def reporting(folder):
     header = read_run(write_log(folder / "header", BASELINE, 0, [5.0], planned=6)).header
     said = []
     ends = {"first": 0, "done": 60, "per_epoch": header["iterations_per_epoch"]}
-    progress = SimpleNamespace(say=said.append, **ends, __enter__=lambda: None, __exit__=lambda *error: None)
+    said_as = {"say": said.append, "say_fact": lambda name, value: said.append(fact(name, value))}
+    progress = SimpleNamespace(**said_as, **ends, __enter__=lambda: None, __exit__=lambda *error: None)
     reporter = Reporter(RunLog(folder, header), progress, None, page=LivePage(folder, header))
     return reporter, said
 

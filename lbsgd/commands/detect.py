@@ -24,10 +24,10 @@ from lbsgd.data.coco_annotations import (
     without_images,
 )
 from lbsgd.data.coco_file import names_of, read_annotations
-from lbsgd.disk import is_there, say
+from lbsgd.disk import is_there
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.ending import found_by_rank_0, from_rank_0
-from lbsgd.report.lines import on_width, say_fact
+from lbsgd.report.lines import say_fact, warn
 from lbsgd.report.run_log import LOG_NAME, read_run, require_reportable
 from lbsgd.train.checkpoint_names import named_at_start
 from lbsgd.train.run import CHECKPOINTS
@@ -97,7 +97,7 @@ class DetectionRequest(Request):
     def warn_of(self, training_images: str, name: str) -> None:
         """Warn where these are the validation images too; both fingerprints begin with that of a file."""
         if training_images.split()[:1] == self.val.fingerprint.split()[:1]:
-            say(on_width(SAME_IMAGES.format(f"the split {self.val.name}", name)))
+            warn(SAME_IMAGES.format(f"the split {self.val.name}", name))
 
     def compare_with_training(self, folder: Path) -> None:
         """Raise DataError where the weights in a run's folder know other categories, and warn of training images.
@@ -120,7 +120,7 @@ class DetectionRequest(Request):
             words = f"{other}: instances_{self.val.name}.json has other categories"
             if logged:
                 raise DataError(f"{words} than the training of {folder}; evaluate on images of that data set")
-            say(on_width(f"warning: {words} than {told_by}; AP says nothing if the weights were trained on that"))
+            warn(f"{words} than {told_by}; AP says nothing if the weights were trained on that")
         self.warn_of(images, f"the training of {folder}" if logged else told_by)
 
     def require_backbone(self) -> None:
@@ -185,7 +185,7 @@ def trained_as(weights: Path) -> str:
         run = read_run(weights.parent)
         require_reportable(run)
     except DataError as error:  # another program may write a log of this name, too
-        say(on_width(f"warning: {error}; this run's log names its backbone {weights.name}"))
+        warn(f"{error}; this run's log names its backbone {weights.name}")
         return weights.name
     lr = run.header["schedule"]["reference_lr"]
     return f"{run.header['model']}, kn = {run.header['global_batch']}, lr {lr:g}, {run.epochs_done:g} epochs"

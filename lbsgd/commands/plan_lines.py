@@ -6,10 +6,9 @@ from pathlib import Path
 
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData
-from lbsgd.disk import say
-from lbsgd.report.lines import on_width, say_fact
+from lbsgd.report.lines import say_fact, warn
 
-SAME_IMAGES = "warning: {} holds the images of {}, so the validation error says nothing of images never seen"
+SAME_IMAGES = "{} holds the images of {}, so the validation error says nothing of images never seen"
 
 
 def print_plan(plan: Plan, output_dir: Path, data: ValData | None, training: bool = True) -> None:
@@ -22,7 +21,7 @@ def print_plan(plan: Plan, output_dir: Path, data: ValData | None, training: boo
     for change in plan.changes:
         say_fact("changed", change)
     for warning in plan.warnings:
-        say(on_width(f"warning: {plan.name}.json: {warning}"))
+        warn(f"{plan.name}.json: {warning}")
     if data and data.train_fingerprint == data.val.fingerprint:
-        say(on_width(SAME_IMAGES.format(data.val.path, "train.beton")))
+        warn(SAME_IMAGES.format(data.val.path, "train.beton"))
     say_fact("output", str(output_dir))

@@ -18,11 +18,11 @@ from lbsgd.config.prediction import (
     overlap_in_words,
 )
 from lbsgd.config.traffic import FLAT_RING, HALVING, MIXED
+from lbsgd.report.lines import NAME_WIDTH, fact
 from lbsgd.report.printer import Printer
 from lbsgd.units import counted, printable
 
 WIDE = 1000  # letters: more than any row has
-NAME_WIDTH = 15
 UNITS = (("h", 3600, 2), ("min", 60, 1), ("s", 1, 1))  # of times, in seconds, with their digits after the point
 NOT_ITS_SPEED = "the speed is ResNet-50's at 224 pixels; give --images_per_second"
 
@@ -130,7 +130,7 @@ class Screen:
         self.line(f"{text} {remark}", "bold", len(text), rest="dim")
 
     def fact(self, name: str, value: str, style: str) -> None:
-        self.line(f"  {name:{NAME_WIDTH}}{value}", style, 2 + NAME_WIDTH, indent=2 + NAME_WIDTH)
+        self.line(f"  {fact(name, value)}", style, 2 + NAME_WIDTH, indent=2 + NAME_WIDTH)
 
     def say(self, text: str) -> None:
         self.line(f"  {text}", indent=4)

@@ -16,6 +16,7 @@ from lbsgd.commands.train import Request
 from lbsgd.disk import OutputError, is_there, require_output, say
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_at_a_signal, end_with_error
+from lbsgd.report.lines import say_fact
 from lbsgd.report.run_log import LOG_NAME, RunLog, read_run
 from lbsgd.train.run import only_writer
 
@@ -52,7 +53,7 @@ class Simulation:
 
     def result(self) -> None:
         self.log.result()
-        say(f"{'log':15}{self.log.path}")
+        say_fact("log", self.log.path)
 
 
 def run_simulation(flags: argparse.ArgumentParser, simulate: Callable[[Request], None]) -> None:

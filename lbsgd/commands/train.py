@@ -20,7 +20,7 @@ from lbsgd.commands.recipe_flags import overrides_of, parser
 from lbsgd.commands.trained_on import header_in, other_class
 from lbsgd.config.plan import Plan
 from lbsgd.data.folder import ValData, data_folder, open_data, open_val
-from lbsgd.disk import OutputError, require_output, say
+from lbsgd.disk import OutputError, require_output
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.ending import (
     end_at_a_signal,
@@ -32,7 +32,7 @@ from lbsgd.processes.ending import (
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.processes.start import Stopwatch
-from lbsgd.report.lines import on_width, say_fact
+from lbsgd.report.lines import say_fact, warn
 from lbsgd.train.checkpoint_names import named_at_start
 from lbsgd.train.facts import fingerprints
 from lbsgd.train.live_page import Limits, baseline_limits
@@ -158,8 +158,7 @@ class Request:
         trained, here = header_in(folder).get("classes"), self.data and self.data.classes
         other = other_class(trained, here) if trained and here else None
         if other:
-            said = f"warning: {other}, so the validation error says nothing unless the two are names of one class"
-            say(on_width(said))
+            warn(f"{other}, so the validation error says nothing unless the two are names of one class")
 
     def images(self) -> ImageSource:
         """Return where the images of the run come from; imports PyTorch."""

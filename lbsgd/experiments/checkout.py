@@ -12,8 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbsgd.disk import locked, replace_file, say
+from lbsgd.disk import locked, replace_file
 from lbsgd.errors import ConfigError
+from lbsgd.report.lines import say_fact, warn
 from lbsgd.report.run_log import LOG_NAME
 
 ROOT = Path(__file__).parent.parent.parent
@@ -45,7 +46,7 @@ def one_at_a_time(grid_folder: Path) -> Iterator[None]:
     grid_folder.mkdir(parents=True, exist_ok=True)
     with open(grid_folder / "checkout.lock", "w") as lock:
         if not locked(lock, wait=False):
-            say(f"waiting        for another start of {grid_folder}, which makes its code and data")
+            say_fact("waiting", f"for another start of {grid_folder}, which makes its code and data")
             locked(lock, wait=True)
         yield
 
@@ -138,7 +139,7 @@ def build_kernels(checkout: Checkout) -> None:
     command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
     done = checkout.run(command)
     if not list(checkout.folder.glob(KERNELS)):  # setup.py takes them as optional, and ends with 0
-        say(f"warning: no kernels were compiled in {checkout.folder}, so FFCV decodes the images ({last_line(done)})")
+        warn(f"no kernels were compiled in {checkout.folder}, so FFCV decodes the images ({last_line(done)})")
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbsgd.disk import rewrite_file, say
+from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.experiments import launch
 from lbsgd.experiments.answers import HEADS, Answer, answers, markdown
@@ -29,6 +29,7 @@ from lbsgd.experiments.printed import print_study
 from lbsgd.experiments.runner import Runner
 from lbsgd.experiments.same_data import require_same_data
 from lbsgd.report.families import Family
+from lbsgd.report.lines import say_fact, warn
 from lbsgd.report.page import PAGE_NAME, Section
 from lbsgd.report.paper_tables import paper_tables, wanted
 from lbsgd.report.write import families_at, rows_by_name, write_report
@@ -104,17 +105,18 @@ def reproduce(request: Request) -> None:
     require_possible(request)
     commit = noted_commit(request.published)
     if commit and not request.epochs and all(launch.is_done(job.folder(request.logs)) for job in request.jobs):
-        say(f"runs           all {len(request.jobs)} are in {request.logs}, of commit {commit[:10]}")
-        say("               to train them yourself, give another place with --results")
+        say_fact("runs", f"all {len(request.jobs)} are in {request.logs}, of commit {commit[:10]}")
+        say_fact("", "to train them yourself, give another place with --results")
         report(request, commit)  # which needs no code and no data
         return
     grid = grid_of(request)
     with one_at_a_time(request.grid):
         checkout = begin(request)
     seeds = len(request.seeds)
-    say(
-        f"grid           {len(request.rows)} rows x {seeds} seeds, {grid.machine.side_by_side} side by side, "
-        f"{grid.machine.threads} threads each"
+    say_fact(
+        "grid",
+        f"{len(request.rows)} rows x {seeds} seeds, {grid.machine.side_by_side} side by side, "
+        f"{grid.machine.threads} threads each",
     )
 
     def publish(job: Job) -> None:
@@ -129,11 +131,11 @@ def begin(request: Request) -> Checkout:
     """Return the grid's code; what its runs need is there."""
     begins = not (request.grid / NOTE).exists()
     if begins and (changed := unsaved_changes()):
-        say(f"warning: the grid runs the last commit, without {len(changed.splitlines())} changed files")
+        warn(f"the grid runs the last commit, without {len(changed.splitlines())} changed files")
     checkout = open_checkout(request.grid, None if request.epochs else request.published)
     for job in request.jobs:
         bring_back(job.folder(request.logs), job.folder(request.grid))
-    say(f"code           commit {checkout.commit[:10]}, in {checkout.folder}")
+    say_fact("code", f"commit {checkout.commit[:10]}, in {checkout.folder}")
     waiting = [job for job in request.jobs if not launch.is_done(job.folder(request.grid))]
     if waiting:  # a report needs logs only
         require_inputs(waiting, request.work_dir)
@@ -158,9 +160,9 @@ def report(request: Request, commit: str) -> None:
             write_study(folder, study, request.data, families, found, commit)
         except (ConfigError, OSError) as error:  # such as a checkout that is another user's: the numbers are told
             reason = getattr(error.__cause__ or error, "strerror", error)
-            say(f"warning: {folder} cannot be written ({reason}), so the page there is not made again")
+            warn(f"{folder} cannot be written ({reason}), so the page there is not made again")
         else:
-            say(f"page           {folder / PAGE_NAME}")
+            say_fact("page", folder / PAGE_NAME)
 
 
 def write_study(

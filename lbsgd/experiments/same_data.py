@@ -7,10 +7,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from lbsgd.disk import say
 from lbsgd.errors import DataError
 from lbsgd.experiments.checkout import Checkout, last_line
 from lbsgd.experiments.grid import DataSet
+from lbsgd.report.lines import warn
 from lbsgd.report.run_log import LOG_NAME
 
 # What a log's first line has as `data`, by the code that trains: it alone knows its own fingerprints.
@@ -55,5 +55,5 @@ def fingerprint_of(data: DataSet, folder: Path, checkout: Checkout) -> str:
     code = "import sys; from pathlib import Path; " + (DETECTOR if data.is_detection else CLASSIFIER)
     done = checkout.run([sys.executable, "-c", code, str(folder.resolve())])
     if done.returncode:
-        say(f"warning: whether {folder} holds the images of the runs before is not known ({last_line(done)})")
+        warn(f"whether {folder} holds the images of the runs before is not known ({last_line(done)})")
     return done.stdout.strip()

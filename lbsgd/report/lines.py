@@ -17,9 +17,19 @@ def on_terminal() -> bool:
     return sys.stdout is not None and sys.stdout.isatty()
 
 
-def say_fact(name: str, value: str) -> None:
-    """Print a name and what there is to say of it, in two columns. Raises OutputError."""
-    say(on_width(f"{name:{NAME_WIDTH}}{value}", NAME_WIDTH))
+def fact(name: str, value: object) -> str:
+    """Return a name and what there is to say of it, in two columns."""
+    return f"{name:{NAME_WIDTH}}{value}"
+
+
+def say_fact(name: str, value: object) -> None:
+    """Print a name and what there is to say of it. Raises OutputError."""
+    say(on_width(fact(name, value), NAME_WIDTH))
+
+
+def warn(text: str) -> None:
+    """Print what is doubtful. Raises OutputError."""
+    say(on_width(f"warning: {text}"))
 
 
 def on_width(text: str, indent: int = 2) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 import torch
 
 from lbsgd.config.memory import NETWORKS, memory
-from lbsgd.report.lines import NAME_WIDTH
 from lbsgd.report.measure import as_data
 from lbsgd.train.aggregation.aggregation import aggregation_words
 from lbsgd.train.device_rules import norm_implementation
@@ -49,7 +48,7 @@ def say_what_runs(progress: Progress, header: dict[str, Any]) -> None:
     }
     for name, words in lines.items():
         if words:
-            progress.say(f"{name:{NAME_WIDTH}}{words}", NAME_WIDTH)
+            progress.say_fact(name, words)
 
 
 def norm_described(run: Run, device: torch.device) -> str:

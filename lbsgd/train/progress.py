@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from lbsgd.report.lines import fitted
+from lbsgd.report.lines import NAME_WIDTH, fact, fitted
 from lbsgd.report.measure import TOP1, Measure
 from lbsgd.units import clock
 
@@ -104,6 +104,10 @@ class Progress:
         with suppress(OSError):  # a full disk under a file
             # soft_wrap: a file has no width, so a line there is never broken.
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def say_fact(self, name: str, value: object) -> None:
+        """Print a name and what there is to say of it."""
+        self.say(fact(name, value), NAME_WIDTH)
 
     def _screen(self) -> Group:
         """Draw the two lines at the foot of a terminal, a few times per second; at most 80 columns."""

@@ -111,21 +111,22 @@ class Reporter:
 
         Raises DataError if the disk fails; the run itself is not lost.
         """
-        say, folder = self.progress.say, self.log.path.parent
-        say(f"trained        {self.trained(judged_by)}")
+        say_fact, folder = self.progress.say_fact, self.log.path.parent
+        say_fact("trained", self.trained(judged_by))
         run = self.write_result() if self.log.epochs else None
         result = run.result if run else None
         if run and (time := trained_for(run)):
-            say(f"training time  {time}, without evaluations")
+            say_fact("training time", f"{time}, without evaluations")
         if self.page:
             self.page.write(self.log.epochs, result, "" if result else "it was to end inside its first epoch")
-            say(f"page           {folder / PAGE_NAME}")
+            say_fact("page", folder / PAGE_NAME)
         if result:
             for measure in (measure for measure in judged_by if measure.headline):
-                say(f"{measure.name:15}{measure.words(result[measure.key])}, {measure.how_of(self.log.epochs)}")
-            say(f"curves         {folder / 'curves.png'}")
+                said = f"{measure.words(result[measure.key])}, {measure.how_of(self.log.epochs)}"
+                say_fact(measure.name, said)
+            say_fact("curves", folder / "curves.png")
         for name, place in {"log": self.log.path, **files}.items():
-            say(f"{name:15}{place}")
+            say_fact(name, place)
 
     def trained(self, judged_by: Sequence[Measure]) -> str:
         """Return how far the run is, and which part of it no evaluation has seen yet."""

@@ -17,6 +17,7 @@ from lbsgd.algorithm.batch_norm_statistics import agree_statistics
 from lbsgd.config.keypath import get
 from lbsgd.errors import CheckpointError, DivergedError
 from lbsgd.processes.ending import from_rank_0
+from lbsgd.report.lines import fact
 from lbsgd.train import checkpoint
 from lbsgd.train.aggregation.resume import saved_choice, say_other_sums, tell_of_another_order
 from lbsgd.train.engine_state import EngineState, gather_state, restore_state
@@ -189,10 +190,11 @@ class Saver:
         if saved == own or self.engine.device.type != "cpu":
             return
         if saved > own or "OMP_NUM_THREADS" in os.environ:
-            self.say_on_rank_0(f"threads        {own}; the checkpoint has {saved}, so the last bits of sums may differ")
+            said = f"{own}; the checkpoint has {saved}, so the last bits of sums may differ"
         else:
             torch.set_num_threads(saved)
-            self.say_on_rank_0(f"threads        {saved} as in the checkpoint, for the same bits, of {own} cores")
+            said = f"{saved} as in the checkpoint, for the same bits, of {own} cores"
+        self.say_on_rank_0(fact("threads", said))
 
     def say_on_rank_0(self, line: str) -> None:
         """Say a line on rank 0."""

@@ -21,7 +21,7 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
 from lbsgd.processes.start import Stopwatch
-from lbsgd.report.lines import on_width
+from lbsgd.report.lines import warn
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
 from lbsgd.train.compiled import compile_blocks
@@ -62,7 +62,7 @@ def train(
         meet(processes, facts, guard)
         stopwatch.lap("meeting")
         if processes.is_rank_0 and (reason := unused_gpu()):
-            say(on_width(f"warning: {reason}"))
+            warn(reason)
         from_rank_0(lambda: open_output(run, guard, stack))
         limit_threads(processes)
         if run.deterministic:
@@ -70,7 +70,7 @@ def train(
         plan, (engine, graphs) = run.plan, build_engine(run)
         stopwatch.lap("engine")
         if processes.is_rank_0 and (reason := emulated_bf16(plan, engine.device)):
-            say(on_width(f"warning: {reason}"))
+            warn(reason)
         progress = Progress(run.last_iteration, plan.iterations_per_epoch, plan.global_batch, run.task.judged_by)
         saver = stack.enter_context(closing(open_saver(run, engine, progress)))
         images = run.images.open(plan, processes, pixel_form(plan, engine.device), stack)
