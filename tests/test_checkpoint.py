@@ -14,6 +14,7 @@ from small_engine import recipe
 from lbsgd.config.plan import Plan
 from lbsgd.errors import CheckpointError, DataError
 from lbsgd.train import checkpoint
+from lbsgd.train.identity import require_same
 from lbsgd.train.random_states import random_states, restore_random_states
 from lbsgd.train.saver import Saver
 from lbsgd.train.weights import put_weights, weights_in
@@ -149,7 +150,7 @@ def test_another_format_is_refused(tmp_path):
 
 def test_the_first_difference_between_two_runs_is_named(tmp_path):
     here = {"recipe": {"seed": 0}, "network": {"fc.weight": [10, 512]}}
-    checkpoint.require_same(tmp_path, here, json.loads(json.dumps(here)), "")
+    require_same(tmp_path, here, json.loads(json.dumps(here)), "")
     for there, words in [
         ({"recipe": {"seed": 1}, "network": here["network"]}, "lbsgd.seed is 1 there and 0 here"),
         (
@@ -159,7 +160,7 @@ def test_the_first_difference_between_two_runs_is_named(tmp_path):
         ({"recipe": {"seed": 0}, "network": {}}, "network.fc.weight is none there"),
     ]:
         with pytest.raises(CheckpointError, match=words):
-            checkpoint.require_same(tmp_path, there, here, "")
+            require_same(tmp_path, there, here, "")
 
 
 PLAN = {"plan": {"precision": "fp32"}}

@@ -12,7 +12,7 @@ from grid_logs import write_log
 
 from lbsgd.errors import CheckpointError, ConfigError
 from lbsgd.experiments.grid import BASELINE
-from lbsgd.train.checkpoint import comparable
+from lbsgd.train.identity import comparable
 from lbsgd.train.run import Run, only_writer, prepare_output
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import open_output, windows_of

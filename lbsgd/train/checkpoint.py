@@ -28,15 +28,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load as deserialise
 from safetensors.torch import save as serialise
 
-from lbsgd.config.neutral import completed
 from lbsgd.disk import replace_file, to_disk
 from lbsgd.errors import CheckpointError, one_line
 from lbsgd.train.checkpoint_names import named, named_at_start, place
+from lbsgd.train.identity import require_same_run
 
 KEEP = 3  # the newest; an older one is deleted only when a newer one stands
 AGAIN = "make room, and give the same command with --resume, which evaluates and writes it again"
 VERSION = 1
-MODEL = "model"  # in an identity: the name of the network, for messages
 TENSORS = ("weights", "momentum", "random")
 FILES = {*(f"{name}.safetensors" for name in TENSORS), "state.json"}  # that the manifest of a checkpoint describes
 
@@ -131,9 +130,7 @@ def load_newest(
         except DamagedError as damage:
             damaged.append(damage)
             continue
-        there, here = state["identity"].get(MODEL), identity.get(MODEL)
-        networks = f" ({there} there, {here} here)" if there and there != here else ""
-        require_same(f"{path} is of another run{networks}", comparable(state, identity), with_defaults(identity), "")
+        require_same_run(path, state, identity)
         for each in damaged:
             say(f"warning: {each}; going on from the one before it")
         say(f"resuming from {path}")
@@ -142,25 +139,6 @@ def load_newest(
         "; ".join(map(str, damaged)) + f"; no whole checkpoint is left in {folder}: put one back, or delete "
         "the folder to start anew"
     )
-
-
-def comparable(state: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of a saved identity that this run has.
-
-    Precision, decoder and windows, which early checkpoints lack, then count as equal.
-    """
-    saved = {"precision": state.get("plan", {}).get("precision"), **state["identity"]}
-    later = {
-        key: identity[key] for key in ("precision", "decoder", "windows") if key in identity and saved.get(key) is None
-    }
-    return {key: value for key, value in with_defaults(saved | later).items() if key in identity}
-
-
-def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
-    """Return an identity with every key of the recipe, because keys that came later change nothing by default."""
-    if not isinstance(identity.get("recipe"), dict):
-        return identity
-    return {**identity, "recipe": completed(identity["recipe"])}
 
 
 class DamagedError(CheckpointError):
@@ -188,33 +166,6 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
             f"{path} has format {state['version']}, this lbsgd reads {VERSION}; use the lbsgd that wrote it"
         )
     return tensors, state
-
-
-def require_same(other: str, saved: Any, now: Any, what: str) -> None:
-    """Raise CheckpointError that names the first difference between two descriptions of a run.
-
-    other: what to call the saved one if they differ. Another name of the network alone is no difference.
-    """
-    if what == MODEL:
-        return
-    if isinstance(saved, dict) and isinstance(now, dict):
-        for key in [*saved, *(key for key in now if key not in saved)]:
-            require_same(other, saved.get(key), now.get(key), f"{what}.{key}" if what else key)
-    elif saved != now:
-        raise CheckpointError(
-            f"{other}: {in_json(what)} is {in_words(saved)} there and {in_words(now)} here; "
-            "use the same recipe, network and data, or another --output_dir"
-        )
-
-
-def in_words(value: Any) -> str:
-    """Return a value of an identity as JSON; `none` for a value that only the other run has."""
-    return "none" if value is None else json.dumps(value)
-
-
-def in_json(key: str) -> str:
-    """Return a key of an identity as the user's JSON has it: `recipe` is the `lbsgd` block there."""
-    return f"lbsgd.{key.removeprefix('recipe.')}" if key.startswith("recipe.") else key
 
 
 def export_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -31,6 +31,7 @@ from lbsgd.train.engine_state import gather_state
 from lbsgd.train.facts import KIND_OF_DEVICE, unused_gpu
 from lbsgd.train.graphs import GraphChoice, choose_graphs, graph_blocks
 from lbsgd.train.header import header_of, say_what_runs
+from lbsgd.train.identity import MODEL
 from lbsgd.train.live_page import LivePage
 from lbsgd.train.progress import Progress
 from lbsgd.train.reporter import Reporter
@@ -144,7 +145,7 @@ def open_saver(run: Run, engine, progress: Progress) -> Saver:
     """Open the run's checkpoints. One to resume must agree with the run; one to evaluate, in the network alone."""
     network = {name: list(tensor.shape) for name, tensor in engine.module.state_dict().items()}
     identity: dict[str, Any] = {
-        checkpoint.MODEL: run.task.name,
+        MODEL: run.task.name,
         "network": network,
         "windows": windows_of(engine.module),
     }

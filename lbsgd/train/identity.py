@@ -1,0 +1,65 @@
+"""What a run must have in common with the checkpoint that it goes on from: recipe, network, data, and the like."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lbsgd.config.neutral import completed
+from lbsgd.errors import CheckpointError
+
+MODEL = "model"  # in an identity: the name of the network, for messages
+
+
+def require_same_run(path: Path, state: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise CheckpointError that names the first difference between a checkpoint's identity and a run's."""
+    there, here = state["identity"].get(MODEL), identity.get(MODEL)
+    networks = f" ({there} there, {here} here)" if there and there != here else ""
+    require_same(f"{path} is of another run{networks}", comparable(state, identity), with_defaults(identity), "")
+
+
+def comparable(state: dict[str, Any], identity: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of a saved identity that this run has.
+
+    Precision, decoder and windows, which early checkpoints lack, then count as equal.
+    """
+    saved = {"precision": state.get("plan", {}).get("precision"), **state["identity"]}
+    later = {
+        key: identity[key] for key in ("precision", "decoder", "windows") if key in identity and saved.get(key) is None
+    }
+    return {key: value for key, value in with_defaults(saved | later).items() if key in identity}
+
+
+def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
+    """Return an identity with every key of the recipe, because keys that came later change nothing by default."""
+    if not isinstance(identity.get("recipe"), dict):
+        return identity
+    return {**identity, "recipe": completed(identity["recipe"])}
+
+
+def require_same(other: str, saved: Any, now: Any, what: str) -> None:
+    """Raise CheckpointError that names the first difference between two descriptions of a run.
+
+    other: what to call the saved one if they differ. Another name of the network alone is no difference.
+    """
+    if what == MODEL:
+        return
+    if isinstance(saved, dict) and isinstance(now, dict):
+        for key in [*saved, *(key for key in now if key not in saved)]:
+            require_same(other, saved.get(key), now.get(key), f"{what}.{key}" if what else key)
+    elif saved != now:
+        raise CheckpointError(
+            f"{other}: {in_json(what)} is {in_words(saved)} there and {in_words(now)} here; "
+            "use the same recipe, network and data, or another --output_dir"
+        )
+
+
+def in_words(value: Any) -> str:
+    """Return a value of an identity as JSON; `none` for a value that only the other run has."""
+    return "none" if value is None else json.dumps(value)
+
+
+def in_json(key: str) -> str:
+    """Return a key of an identity as the user's JSON has it: `recipe` is the `lbsgd` block there."""
+    return f"lbsgd.{key.removeprefix('recipe.')}" if key.startswith("recipe.") else key
