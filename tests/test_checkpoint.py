@@ -76,7 +76,7 @@ def test_a_folder_without_manifest_was_damaged_and_the_one_before_it_serves(tmp_
     saved(tmp_path, 1)
     damaged, said = saved(tmp_path, 2), []
     (damaged / "manifest.json").unlink()
-    _, state = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
+    _, state, _ = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
     assert state["counters"] == {"iteration": 1}
     assert (
         said[0].startswith("warning: ")
@@ -133,7 +133,7 @@ def test_a_manifest_that_names_no_files_is_damage_and_the_one_before_is_taken(tm
     saved(tmp_path, 1)
     (saved(tmp_path, 2) / "manifest.json").write_text(manifest)
     said = []
-    _, state = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
+    _, state, _ = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
     assert state["counters"]["iteration"] == 1 and "2/manifest.json does not name the files of a checkpoint" in said[0]
 
 

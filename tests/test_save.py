@@ -325,7 +325,7 @@ def test_a_damaged_file_is_named_and_the_next_older_whole_checkpoint_is_used(tmp
         path = tmp_path / f"iteration_0000000{iteration}" / name
         path.write_bytes(DAMAGE[damage](path.read_bytes()))
     said = []
-    tensors, state = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
+    tensors, state, _ = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
     assert tensors["weights"]["w"][0, 0] == 1 and state["counters"] == {"iteration": 1}
     first, second, last = said
     for line, iteration in ((first, 3), (second, 2)):
@@ -472,7 +472,7 @@ def saved_broken_and_restored(folder):
     """Save on two processes, then with a weight of rank 1 that is no number; what is said, drawn next and restored."""
     engine = aggregating.run(aggregating.config(2), iterations=1)
     rank, write = torch.distributed.get_rank(), checkpoint.save
-    checkpoint.save = lambda *given: (time.sleep(0.2), write(*given))  # not done when the second save comes
+    checkpoint.save = lambda *given: (time.sleep(0.2), write(*given))[1]  # not done when the second save comes
     saver = Saver(engine, folder / str(rank), {}, {})  # rank 0 alone has the checkpoint
     torch.manual_seed(rank)
     means = engine.module.bn.running_mean.clone()
@@ -500,8 +500,7 @@ def test_two_processes_stop_for_what_one_finds_and_each_has_its_own_random_numbe
 
 
 def with_world_size(loaded, world_size):
-    tensors, state = loaded
-    return tensors, {**state, "world_size": world_size}
+    return loaded._replace(state={**loaded.state, "world_size": world_size})
 
 
 def test_the_loss_scale_and_the_skipped_updates_come_back_from_the_disk(tmp_path, monkeypatch):

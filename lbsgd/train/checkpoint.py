@@ -21,7 +21,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -40,11 +40,33 @@ TENSORS = ("weights", "momentum", "random")
 FILES = {*(f"{name}.safetensors" for name in TENSORS), "state.json"}  # that the manifest of a checkpoint describes
 
 
-def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> Path:
-    """Write one checkpoint, delete all but the newest three, and return its folder.
+class GoneOn(NamedTuple):
+    """The checkpoint that a run went on from, and the newer ones that it passed over, because they were damaged."""
+
+    path: Path
+    passed_over: set[Path]
+
+
+class Loaded(NamedTuple):
+    """Tensors and state of a checkpoint, as they were given to `save`."""
+
+    tensors: dict[str, dict[str, torch.Tensor]]
+    state: dict[str, Any]
+    gone_on: GoneOn
+
+
+def save(
+    folder: Path,
+    iteration: int,
+    tensors: dict[str, dict[str, torch.Tensor]],
+    state: dict[str, Any],
+    gone_on: GoneOn | None = None,
+) -> Path:
+    """Write one checkpoint, delete those that are no longer needed (`unneeded`), and return its folder.
 
     tensors    weights, momentum and random, each by name
     state      plain data for state.json
+    gone_on    None in a run that began anew
 
     Raises OSError when the disk fails; the folder then holds what it held before.
     """
@@ -67,12 +89,30 @@ def save(folder: Path, iteration: int, tensors: dict[str, dict[str, torch.Tensor
         to_disk(folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-    standing = complete(folder)
-    last_of_each_iteration = {path.stem: path for path in standing}
-    for old in set(standing) - set([*last_of_each_iteration.values()][-KEEP:]):
+    if gone_on:
+        gone_on.passed_over.discard(final)  # deleted, and now made again
+    for old in unneeded(folder, final, gone_on):
         with suppress(OSError):  # it takes room, and nothing else
             delete(old)
     return final
+
+
+def unneeded(folder: Path, final: Path, gone_on: GoneOn | None) -> list[Path]:
+    """Return the checkpoints to delete once `final` is written: all but the newest three up to it.
+
+    Neither damaged ones, where that is known, nor any that are newer than `final` count among the three. Those that
+    the run passed over stay until three of its own stand, in case somebody mends them.
+    """
+    passed_over = gone_on.passed_over if gone_on else set()
+    own = [path for path in named(folder) if path not in passed_over and place(path) <= place(final)]
+    whole = [path for path in own if has_manifest(path)]
+    kept = [*{path.stem: path for path in whole}.values()][-KEEP:]  # of each iteration, the last save
+    old = [path for path in whole if path not in kept]
+    if len(kept) == KEEP:
+        old += [path for path in own if place(path) < place(kept[0]) and path not in whole]
+        if gone_on and place(kept[0]) > place(gone_on.path):
+            old += passed_over
+    return old
 
 
 def write(path: Path, data: bytes) -> dict[str, Any]:
@@ -105,8 +145,12 @@ def delete(path: Path) -> None:
 
 
 def complete(folder: Path) -> list[Path]:
-    """Return the checkpoints with a manifest, which `save` counts before it deletes an older one."""
-    return [path for path in named(folder) if (path / "manifest.json").is_file()]
+    """Return the checkpoints with a manifest."""
+    return [path for path in named(folder) if has_manifest(path)]
+
+
+def has_manifest(path: Path) -> bool:
+    return os.path.isfile(path / "manifest.json")
 
 
 def newest(folder: Path) -> Path | None:
@@ -114,29 +158,27 @@ def newest(folder: Path) -> Path | None:
     return max(named_at_start(folder), key=place, default=None)
 
 
-def load_newest(
-    folder: Path, identity: dict[str, Any], say: Callable[[str], None]
-) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Return tensors and state of the newest whole checkpoint, as they were given to `save`.
+def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], None]) -> Loaded:
+    """Load the newest whole checkpoint.
 
     say: told which one it is, and what is wrong with newer ones. Raises CheckpointError that names the first difference
     if the checkpoint belongs to a run with another identity. Raises it also if none is whole: a run that silently began
     again would overwrite what somebody may still repair.
     """
-    damaged = []
+    damaged: dict[Path, DamagedError] = {}
     for path in reversed(named(folder)):
         try:
             tensors, state = load(path)
         except DamagedError as damage:
-            damaged.append(damage)
+            damaged[path] = damage
             continue
         require_same_run(path, state, identity)
-        for each in damaged:
+        for each in damaged.values():
             say(f"warning: {each}; going on from the one before it")
         say(f"resuming from {path}")
-        return tensors, state
+        return Loaded(tensors, state, GoneOn(path, set(damaged)))
     raise CheckpointError(
-        "; ".join(map(str, damaged)) + f"; no whole checkpoint is left in {folder}: put one back, or delete "
+        "; ".join(map(str, damaged.values())) + f"; no whole checkpoint is left in {folder}: put one back, or delete "
         "the folder to start anew"
     )
 

@@ -6,7 +6,6 @@ import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -15,7 +14,7 @@ import torch.distributed as dist
 
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics
 from lbsgd.config.keypath import get
-from lbsgd.errors import CheckpointError, DivergedError
+from lbsgd.errors import DivergedError
 from lbsgd.processes.ending import from_rank_0
 from lbsgd.report.lines import fact
 from lbsgd.train import checkpoint
@@ -61,6 +60,8 @@ class Saver:
         self.every, self.say = every or Every(), say
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lbsgd checkpoint")
         self.writing: Future | None = None
+        self.gone_on: checkpoint.GoneOn | None = None
+        self.newest: Path | None = None  # on rank 0: what this run wrote last, or went on from
         self.last_iteration, self.last_time = engine.global_steps, time.monotonic()
 
     def due_by_iterations(self) -> bool:
@@ -109,7 +110,7 @@ class Saver:
     def write(self, iteration: int, tensors: dict, described: dict[str, Any]) -> bool:
         """Write a checkpoint; print a line and return False if the disk fails."""
         try:
-            checkpoint.save(self.folder, iteration, tensors, described)
+            self.newest = checkpoint.save(self.folder, iteration, tensors, described, self.gone_on)
         except OSError as error:
             self.say(
                 f"warning: the checkpoint of iteration {iteration} could not be written ({error}); the one before it "
@@ -149,10 +150,9 @@ class Saver:
         )
 
     def newest_written(self) -> Path | None:
+        """Return the checkpoint that this run wrote last, or went on from, on rank 0; None without any."""
         self.wait()
-        with suppress(CheckpointError):  # a disk that fails now hides no other cause, and ends no training
-            return checkpoint.newest(self.folder)
-        return None
+        return self.newest
 
     def restore(self, to_train: bool = True) -> Reached:
         """Put the newest whole checkpoint into the engine, to train on or to evaluate; all processes must call it.
@@ -161,7 +161,8 @@ class Saver:
         written with.
         Raises CheckpointError for a checkpoint of another recipe, network or data, and if none is whole.
         """
-        tensors, found = from_rank_0(lambda: checkpoint.load_newest(self.folder, self.identity, self.say))
+        tensors, found, self.gone_on = from_rank_0(lambda: checkpoint.load_newest(self.folder, self.identity, self.say))
+        self.newest = self.gone_on.path
         restore_state(self.engine, EngineState(tensors["weights"], tensors["momentum"], found["counters"]))
         if to_train:
             self.restore_bits(tensors["random"], found)
