@@ -59,11 +59,6 @@ def known_inside(json: Document, name: str) -> frozenset[str]:
     return known | {"type", "params"} if name in OPTIMIZER_BLOCKS else known
 
 
-def is_off(value: object) -> bool:
-    """Whether a removed feature was switched off, so that nothing is lost with its key."""
-    return not value or (isinstance(value, dict) and value.get("enabled", False) is False)
-
-
 def fits(json: Document, key: str, value: object) -> bool:
     """Whether DeepSpeed takes a value at a key of the top level."""
     return isinstance(value, dict) if is_block(json, key) else takes(json.accepted.keys.get(key, {}), value)
@@ -77,26 +72,6 @@ def meant(json: Document, key: str) -> str | None:
     """Return the known key that an unknown one may stand for: no block where there is a text or a number."""
     near = similar(key, json.accepted.top_level)
     return near if near and isinstance(json.config[key], dict) == is_block(json, near) else None
-
-
-@rule(
-    "D01",
-    "a key that was removed from DeepSpeed",
-    lbsgd="error",
-    plain="error",
-    why="DeepSpeed 0.19 dropped whole features, such as elasticity, curriculum learning and MiCS. It refuses the keys "
-    "of a dropped feature when it starts, even if they switch it off.",
-    fix="delete it",
-    example={"elasticity": {}},
-)
-def removed_key(json: Document) -> Iterator[Hit]:
-    accepted = json.accepted
-    removed = [key for key in json.config if key in accepted.removed]
-    zero_keys = sorted(accepted.removed_zero & set(json.block("zero_optimization")))
-    removed += [f"zero_optimization.{key}" for key in zero_keys]
-    for key in removed:
-        correction = {key: DELETE} if not json.plain or is_off(json.get(key)) else None
-        yield Hit(key, "was removed from DeepSpeed, which refuses it", correction=correction)
 
 
 @rule(

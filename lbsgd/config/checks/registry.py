@@ -18,6 +18,7 @@ from lbsgd.config.checks import (
     deepspeed_measuring,
     deepspeed_optimizer,
     deepspeed_precision,
+    deepspeed_removed,
     deepspeed_scheduler,
     deepspeed_switches,
     deepspeed_validators,
@@ -38,7 +39,7 @@ from lbsgd.config.checks.subject import Document
 CONSISTENCY = rules_of(consistency, rerouted)  # DeepSpeed's blocks against the lbsgd block
 DEVIATIONS = rules_of(deviations, detection)  # from the paper's intents
 DEEPSPEED_GROUPS: dict[str, tuple[Rule[Any], ...]] = {
-    "Keys": (*rules_of(deepspeed_keys), *block.NAME_RULES, *rules_of(deepspeed_versions)),
+    "Keys": (*rules_of(deepspeed_removed, deepspeed_keys), *block.NAME_RULES, *rules_of(deepspeed_versions)),
     "Values": rules_of(deepspeed_values, deepspeed_switches),
     "Values that do not go together": rules_of(deepspeed_validators, deepspeed_features),
     "Batch and gradients": rules_of(deepspeed_batch),

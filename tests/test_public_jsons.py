@@ -1,0 +1,82 @@
+"""`lbsgd check` on what public DeepSpeed JSONs hold: dropped features, keys of other libraries, comments."""
+
+import json
+
+import pytest
+
+from lbsgd.commands.main import main
+from lbsgd.config.checks.in_library import in_library
+from lbsgd.config.checks.inspection import Inspection, corrected, findings_of
+
+SGD = {
+    "train_batch_size": 256,
+    "gradient_clipping": 0.0,
+    "timers": {"throughput": {"enabled": False}},
+    "optimizer": {"type": "SGD", "params": {"lr": 0.1, "momentum": 0.9}},
+}
+
+
+def found(config, code, library=None, version="0.19"):
+    findings = findings_of(config, version)
+    if library:
+        findings = in_library(Inspection("ds.json", config, findings), library).findings
+    return [finding for finding in findings if finding.code == code]
+
+
+def technique(enabled):
+    return {"shared_parameters": {"enabled": enabled, "method": "l1"}, "different_groups": {"a": {"modules": ["b"]}}}
+
+
+OFF = {"sparse_pruning": technique(False), "layer_reduction": {"enabled": False, "keep_number_layer": 5}}
+ON = {"sparse_pruning": technique(False), "channel_pruning": technique(True)}
+
+
+@pytest.mark.parametrize(
+    "key, value, is_off",
+    [
+        ("compression_training", ON, False),
+        ("compression_training", {"layer_reduction": {"enabled": True}}, False),
+        ("compression_training", OFF, True),
+        ("compression_training", {}, True),
+        ("sparse_attention", {"mode": "fixed", "block": 16}, False),
+        ("zero_optimization.zeropp_loco_param", {"err_beta": 0.8}, False),
+        ("quantize_training", {"quantize_bits": {"start_bits": 12}, "fp16_mixed_quantize": {"enabled": False}}, False),
+        ("eigenvalue", {"enabled": True}, False),
+        ("eigenvalue", {"enabled": False, "verbose": True}, True),
+        ("elasticity", {"enabled": True, "max_train_batch_size": 256}, False),
+        ("sparse_gradients", True, False),
+        ("sparse_gradients", False, True),
+    ],
+)
+def test_a_removed_feature_is_deleted_only_where_all_of_it_is_off(key, value, is_off):
+    block, _, name = key.rpartition(".")
+    config = {**SGD, block: {name: value}} if block else {**SGD, name: value}
+    [finding] = found(config, "D01")
+    assert (finding.key, finding.severity) == (key, "error")
+    left = found(corrected(config, "0.19"), "D01")
+    assert not left if is_off else left == [finding]
+    assert is_off or finding.fix != "delete it"
+
+
+def test_fix_says_by_its_exit_code_that_a_feature_that_is_on_stays(tmp_path, capsys):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({**SGD, "compression_training": ON}))
+    assert main(["check", "--fix", "--deepspeed", "0.19", str(path)]) == 1
+    assert "compression_training was removed" in capsys.readouterr().out
+    assert json.loads(path.read_text())["compression_training"] == ON
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("curriculum_learning", {"enabled": True}, "data_efficiency.data_sampling.curriculum_learning"),
+        ("amp", {"enabled": True, "opt_level": "O1"}, "fp16, bf16 or torch_autocast"),
+        ("elasticity", {"enabled": True}, "set train_batch_size"),
+        ("sparse_attention", {"mode": "fixed"}, "or use DeepSpeed 0.18"),
+        ("quantize_training", {"quantize_groups": 16}, "delete it and train without it"),
+        ("amp", {"enabled": False}, "delete it"),
+    ],
+)
+def test_a_removed_feature_names_its_successor(key, value, words):
+    [finding] = found({**SGD, key: value}, "D01")
+    assert words in finding.fix
