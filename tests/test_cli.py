@@ -489,6 +489,15 @@ def test_help_fits_the_terminal_and_fills_it(command, columns, monkeypatch, caps
     assert all(len(line) + 1 + len(after.split()[0]) > columns - 2 for line, after in pairwise(paragraph))
 
 
+@pytest.mark.parametrize("columns", ["1", "2", "3"])
+def test_a_terminal_narrower_than_any_word_ends_no_command(columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            main([*command.split(), "--help"])
+        assert ended.value.code == 0 and capsys.readouterr().out
+
+
 def test_the_console_command_is_this_one():
     from configparser import ConfigParser
 

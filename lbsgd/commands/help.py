@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import textwrap
 from argparse import PARSER, Action, HelpFormatter
 from collections.abc import Generator
@@ -11,12 +12,17 @@ from itertools import groupby
 from typing import Any
 
 INDENT = " " * 6  # of the further lines of a kept line
+LEAST_WIDTH = 20  # letters, also on a terminal that has fewer, or that does not know
 
 in_lines = partial(textwrap.wrap, break_on_hyphens=False)  # because a part of a name is another name
 
 
 class Help(HelpFormatter):
     """Fits help to the terminal: it fills paragraphs and items, and keeps each indented line, such as a command."""
+
+    def __init__(self, prog: str, width: int | None = None, **layout: Any) -> None:
+        columns = width or shutil.get_terminal_size().columns - 2  # as argparse has it
+        super().__init__(prog, width=max(columns, LEAST_WIDTH), **layout)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         lines: list[str] = []
