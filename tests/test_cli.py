@@ -318,6 +318,20 @@ def test_plan_draws_the_schedule(tmp_path, capsys):
     assert main(["plan", str(ROOT / "ds_configs/256.json"), "--png", str(tmp_path / "256.png")]) == 0
 
 
+@pytest.mark.parametrize(
+    "command",
+    [["plan", EIGHT_K, "--png", "a.png"], ["report", ROOT / "results/digits/runs/x1", "--output_dir", "report"]],
+)
+def test_the_backend_that_jupyter_gives_each_command_draws_nothing_here(command, tmp_path):
+    backend = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    command = [sys.executable, "-m", "lbsgd", *map(str, command)]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT), **backend}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.rglob("*.png"))
+
+
 def test_a_name_that_looks_like_mathematics_or_is_no_text_is_drawn(tmp_path, capsys):
     """Matplotlib takes what stands between two dollars for TeX."""
     for name in (r"a$\foo$b.json", "run$1 $_.json", os.fsdecode(b"a\xff.json"), "a\x01\n.json"):

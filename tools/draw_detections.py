@@ -18,7 +18,7 @@ from lbsgd.data.coco_annotations import read_split
 from lbsgd.data.coco_images import as_fractions, example_of, pixels_of
 from lbsgd.errors import DataError, LbsgdError
 from lbsgd.processes.ending import end_with_error
-from lbsgd.report.picture import COLOURS, replace_picture
+from lbsgd.report.picture import COLOURS, empty_picture, replace_picture
 from lbsgd.report.run_log import read_run
 from lbsgd.train.run import WEIGHTS_NAME
 
@@ -79,10 +79,8 @@ def detector_of(run: Path, task, plan: Plan, split):
 
 
 def picture(detector, split, number: int):
-    from matplotlib.figure import Figure
-
     rows = 2 * -(-number // COLUMNS)
-    drawn = Figure(figsize=(2.2 * COLUMNS, 2.2 * rows), layout="constrained")
+    drawn = empty_picture(figsize=(2.2 * COLUMNS, 2.2 * rows), layout="constrained")
     axes = drawn.subplots(rows, COLUMNS, squeeze=False)
     for each in axes.flat:
         each.set_axis_off()

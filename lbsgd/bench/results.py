@@ -13,6 +13,7 @@ from lbsgd.bench.figure import Figure
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.bench_tables import paragraphs
+from lbsgd.report.picture import empty_picture, replace_picture
 
 
 @dataclass
@@ -81,10 +82,6 @@ class Results:
 
     def draw(self) -> None:
         """Draw each part's figures with their intervals and goals; figures with the same unit share an axis."""
-        from matplotlib.figure import Figure as Picture
-
-        from lbsgd.report.picture import replace_picture
-
         panels = [
             (part.title, unit, figures)
             for part in self.parts
@@ -94,7 +91,7 @@ class Results:
         if not panels:
             return
         heights = [0.8 + 0.42 * len(figures) for _, _, figures in panels]
-        picture = Picture(figsize=(9, sum(heights) + 0.5), layout="constrained")
+        picture = empty_picture(figsize=(9, sum(heights) + 0.5), layout="constrained")
         picture.suptitle(f"{self.name} on {self.about['device']}")
         all_axes = picture.subplots(len(panels), 1, height_ratios=heights, squeeze=False)[:, 0]
         for axes, (title, unit, figures) in zip(all_axes, panels, strict=True):

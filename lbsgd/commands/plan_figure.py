@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lbsgd.algorithm.schedule import learning_rate
 from lbsgd.config.plan import Plan
-from lbsgd.report.picture import COLOURS, replace_picture
+from lbsgd.report.picture import COLOURS, empty_picture, replace_picture
 from lbsgd.units import printable
 
 if TYPE_CHECKING:
@@ -84,10 +84,8 @@ def draw(plan: Plan, path: str | Path) -> None:
 
 def figure(plan: Plan) -> Figure:
     """Return a Matplotlib figure: the learning rate of every iteration and, beside it, the warmup."""
-    from matplotlib.figure import Figure  # late: it takes half a second, and the terminal does not need it
-
     has_warmup = plan.schedule.warmup_iterations > 0
-    picture = Figure(figsize=(10, 4.2), layout="constrained")
+    picture = empty_picture(figsize=(10, 4.2), layout="constrained")
     panels = picture.subplots(1, 2, width_ratios=[2.2, 1]) if has_warmup else [picture.subplots()]
     draw_schedule(panels[0], plan)
     if has_warmup:

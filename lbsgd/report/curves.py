@@ -13,7 +13,7 @@ from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.errors import DataError
 from lbsgd.report.measure import TOP1
 from lbsgd.report.names import names_of
-from lbsgd.report.picture import COLOURS, replace_picture
+from lbsgd.report.picture import COLOURS, empty_picture, replace_picture
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.tables import percent
 
@@ -30,9 +30,7 @@ def curves(run: LoggedRun, path: str | Path) -> None:
 
 def figure(run: LoggedRun) -> Figure:
     """Return a Matplotlib figure: what the run is judged by over epochs, and the learning rate below it."""
-    from matplotlib.figure import Figure  # late: it takes half a second, and tables alone do not need it
-
-    picture = Figure(figsize=(10, 6), layout="constrained")
+    picture = empty_picture(figsize=(10, 6), layout="constrained")
     error, lr = picture.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     line = draw_errors(error, run)
     draw_learning_rate(lr, run)

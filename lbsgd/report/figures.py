@@ -15,7 +15,7 @@ from lbsgd.report.group_page import band_of, by_outcome, curve_keys, means_of
 from lbsgd.report.groups import Group
 from lbsgd.report.page import Series
 from lbsgd.report.paper_table import error_cell
-from lbsgd.report.picture import COLOURS, replace_picture
+from lbsgd.report.picture import COLOURS, empty_picture, replace_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,9 +33,7 @@ def band_figure(title: str, names: Sequence[str], rows: Sequence[Group]) -> Figu
 
     Of a classifier these are its validation and training error.
     """
-    from matplotlib.figure import Figure
-
-    picture = Figure(figsize=(10, 8), layout="constrained")
+    picture = empty_picture(figsize=(10, 8), layout="constrained")
     shown = curve_keys(rows[0].runs[0])
     *panels, lr = picture.subplots(len(shown) + 1, 1, sharex=True, height_ratios=[3] * len(shown) + [1])
     names, lines = [legend_name(*each) for each in zip(names, rows, strict=True)], []
@@ -88,9 +86,7 @@ def batch_figure(title: str, family: Family, rows: Sequence[Group]) -> Figure:
 
     Rows of which seeds have diverged stand out: hollow, or as a cross at the top where none is left.
     """
-    from matplotlib.figure import Figure
-
-    picture = Figure(figsize=(7, 4), layout="constrained")
+    picture = empty_picture(figsize=(7, 4), layout="constrained")
     axes = picture.subplots()
     whole, partly, lost = by_outcome(rows)
     draw_means(axes, whole, "o-", "mean ± 2 std over seeds")

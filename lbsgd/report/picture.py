@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +17,21 @@ if TYPE_CHECKING:
 KINDS = ("png", "svg", "pdf")
 # Okabe and Ito's colours, which colour-blind readers tell apart, without the yellow, too light for a thin line.
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+
+
+def empty_picture(**layout: Any) -> Figure:
+    """Return an empty Matplotlib figure, which no window or notebook shows.
+
+    So the backend that a caller of this process draws with counts for nothing. Jupyter names its own in MPLBACKEND to
+    each command that it runs, and a Matplotlib without that backend would refuse to be imported.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        from matplotlib.figure import Figure  # late: it takes half a second, and tables alone do not need it
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return Figure(**layout)
 
 
 def replace_picture(path: Path, picture: Figure, dpi: int = 150, **how: Any) -> None:
