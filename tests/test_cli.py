@@ -204,6 +204,43 @@ def test_a_reader_who_leaves_ends_the_command_in_silence(arguments, buffered):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.parametrize(
+    "arguments, code, said",
+    [
+        (["check", "--explain", "all", "--markdown"], 0, ""),
+        (["check", "tests/fixtures/foreign"], 1, ""),
+        (["check", EIGHT_K, "nowhere.json"], 2, "error: nowhere.json: "),
+        (["report", "results/digits/runs/x1", "nowhere"], 2, "error: no run log at nowhere"),
+        (["--help"], 0, ""),
+        (["reproduce", "table1", "digits", "--list"], 0, ""),
+        (["reproduce", "table1", "digits"], 2, "error: the output cannot be written (Broken pipe)\n"),
+    ],
+)
+def test_a_reader_who_leaves_changes_no_exit_code_and_ends_no_work_in_silence(arguments, code, said):
+    read, write = os.pipe()
+    os.close(read)
+    done = printing_into(write, arguments, buffered=True)
+    os.close(write)
+    assert done.returncode == code and done.stderr.startswith(said) and done.stderr.count("\n") == bool(said)
+
+
+def test_a_report_whose_reader_leaves_is_written(tmp_path):
+    read, write = os.pipe()
+    os.close(read)
+    done = printing_into(write, ["report", "results/digits/runs/x1", "--output_dir", str(tmp_path)], buffered=False)
+    os.close(write)
+    assert done.returncode == 0 and (tmp_path / "index.html").exists()
+
+
+@pytest.mark.parametrize("command", ["convert", "convert --verify", "reproduce table1 digits"])
+def test_work_begins_only_where_it_can_say_how_it_ends(command, tmp_path):
+    line = f"exec {sys.executable} -m lbsgd {command} >&-"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(["sh", "-c", line], cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=environment)
+    assert done.returncode == 2
+    assert done.stderr == "error: standard output is closed; send it to a file, or to /dev/null\n"
+
+
 @pytest.mark.parametrize("command", ["plan", "check"])
 def test_a_closed_output_is_no_traceback(command):
     line = f"exec {sys.executable} -m lbsgd {command} {EIGHT_K} >&-"

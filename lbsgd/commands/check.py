@@ -8,6 +8,7 @@ import shutil
 import sys
 
 from lbsgd.commands.flag_types import require_alone
+from lbsgd.commands.reader import reader_may_leave
 from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.errors import ConfigError
 
@@ -35,6 +36,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--markdown", action="store_true", help="with --explain all: print docs/checks.md")
 
 
+@reader_may_leave()
 def run(given: argparse.Namespace) -> int:
     """Check files, or explain a code; return the exit code."""
     if given.explain is not None:

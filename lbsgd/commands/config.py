@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbsgd.algorithm.published import COCO_IMAGES, EPOCHS, IMAGENET_IMAGES
 from lbsgd.commands.flag_types import add_settings, named, positive, require_alone
+from lbsgd.commands.reader import reader_may_leave
 from lbsgd.config.libraries.arguments import LIBRARIES
 from lbsgd.config.precision import PRECISIONS
 from lbsgd.errors import ConfigError
@@ -52,6 +53,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--all", type=named, metavar="DIR", help="write the paper's whole grid and its README into this folder instead")
 
 
+@reader_may_leave()
 def run(given: argparse.Namespace) -> int:
     """Write one JSON, or the grid; what is doubtful goes to stderr, so that `> FILE` takes the JSON alone."""
     if given.all:

@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 from lbsgd.commands.flag_types import OneLineParser, fraction, named, positive
-from lbsgd.disk import say
+from lbsgd.commands.reader import reader_may_leave
+from lbsgd.disk import require_output, say
 from lbsgd.errors import ConfigError, DataError
 
 DESCRIPTION = """
@@ -69,6 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(given: argparse.Namespace) -> int:
     """Convert, look or verify. Raises LbsgdError."""
+    require_output()
     try:
         convert_look_or_verify(given)
     except ImportError as error:
@@ -100,7 +102,8 @@ def convert_look_or_verify(given: argparse.Namespace) -> None:
         **sizes,
     }
     if given.dry_run:
-        return say(look(source, data_dir, num_processes, **wanted))
+        with reader_may_leave():
+            return say(look(source, data_dir, num_processes, **wanted))
     return convert(source, data_dir, num_processes=num_processes, **wanted)
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from lbsgd.commands import check, config, convert, plan, report, reproduce
 from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
+from lbsgd.commands.reader import reader_may_leave
 from lbsgd.disk import OutputError
 from lbsgd.errors import ConfigError, LbsgdError, Stopped, print_error
 from lbsgd.units import NOT_INSTALLED, installed
@@ -27,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     0 done, 1 `check` found errors, 2 something given is wrong, 3 a run of `reproduce` failed, 75 `convert` or
-    `reproduce` was stopped, and the same command goes on, 130 Ctrl-C. Errors are printed in one line.
+    `reproduce` was stopped, and the same command goes on, 130 Ctrl-C. Errors are printed in one line. Where the reader
+    leaves, commands that print go on in silence; `convert` and `reproduce`, whose work would then end, say so with 2.
     """
     print_plain_letters_where_needed()
     try:
@@ -39,12 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
         print_error(error)
         return error.exit_code
     except OutputError as error:
-        assert isinstance(error.__cause__, OSError)
-        return without_output(error.__cause__)
+        return without_output(error)
     except OSError as error:
         if not isinstance(error, BrokenPipeError) and (error.errno not in FULL or error.filename is not None):
             raise  # of a file, of which the command should have told
-        return without_output(error)
+        unwritten = OutputError(str(error))
+        unwritten.__cause__ = error
+        return without_output(unwritten)
     except KeyboardInterrupt:
         print_error(Stopped("Ctrl-C"))
         return 130  # as of a shell: 128 and the signal's number
@@ -53,20 +56,20 @@ def main(arguments: list[str] | None = None) -> int:
 def run(arguments: list[str]) -> int:
     """Run a command and return its exit code; its errors are raised."""
     commands = parser()
-    given = commands.parse_args(arguments)
+    with reader_may_leave():  # --help prints
+        given = commands.parse_args(arguments)
     if given.run is None:
         commands.print_help(sys.stderr)
         commands.exit(2, "\nerror: name one of these commands\n")
     return given.run(given)
 
 
-def without_output(error: OSError) -> int:
-    """Return the exit code after an error of standard output, and print the error unless the reader closed the pipe."""
+def without_output(error: OutputError) -> int:
+    """Print an error of standard output, and return its exit code."""
     drop_output()
-    if isinstance(error, BrokenPipeError):  # `lbsgd plan ... | head`
-        return 0
-    print_error(ConfigError(f"the output cannot be written ({error.strerror})"))
-    return 2
+    refusal = error.refusal()
+    print_error(refusal)
+    return refusal.exit_code
 
 
 def flush_output() -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 
 from lbsgd.commands.flag_types import named, positive, quantity
+from lbsgd.commands.reader import reader_may_leave
 from lbsgd.commands.recipe_flags import add_overrides
 
 
@@ -33,6 +34,7 @@ def add_machines(group: argparse._ArgumentGroup) -> None:
     add("--latency_us", type=quantity, default=20.0, metavar="X", help=latency)
 
 
+@reader_may_leave()
 def run(given: argparse.Namespace) -> int:
     """Print the plan, or its JSON, and draw the picture if one is asked for."""
     # Late: the other commands start without the plan and its schema.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lbsgd.commands.flag_types import named, path
+from lbsgd.commands.reader import reader_may_leave
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.units import counted, printable
 
@@ -45,6 +46,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+@reader_may_leave()
 def run(given: argparse.Namespace) -> int:
     """Print the tables of what can be read, and write files where nothing is missing. Raises LbsgdError."""
     from lbsgd.report.groups import read_runs  # late: `lbsgd --help` needs none of it

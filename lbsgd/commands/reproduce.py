@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 
 from lbsgd.commands.flag_types import path, positive, whole_number
+from lbsgd.commands.reader import reader_may_leave
+from lbsgd.disk import require_output
 
 MOST_SEEDS = 10_000  # above what anybody runs; more is a slip of the finger
 
@@ -57,6 +59,7 @@ def seeds(text: str) -> tuple[int, ...]:
 
 
 def run(given: argparse.Namespace) -> int:
+    """List the runs of studies, or run and report them. Raises LbsgdError."""
     from lbsgd.errors import ConfigError
     from lbsgd.experiments.catalogue import find_data_set, find_study
     from lbsgd.experiments.checkout import ROOT
@@ -79,8 +82,10 @@ def run(given: argparse.Namespace) -> int:
         epochs=given.epochs,
     )
     if given.list:
-        print(listed(request))
+        with reader_may_leave():
+            print(listed(request))
         return 0
+    require_output()
     try:
         reproduce(request)
     except OSError as error:  # no right to write, or a full disk

@@ -1,0 +1,52 @@
+"""Standard output that somebody reads, who may leave, as `head` does."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Go on in silence once nobody reads standard output, so that a command ends with its own exit code.
+
+    This is for commands that do no more than print, or print last.
+    """
+    output = sys.stdout
+    raw = getattr(getattr(output, "buffer", None), "raw", None) or getattr(output, "buffer", None)
+    if not isinstance(output, io.TextIOWrapper) or not isinstance(raw, io.FileIO):  # closed, or a notebook's
+        yield
+        return
+    output.flush()
+    pipe = io.BufferedWriter(_Pipe(raw.fileno(), "wb", closefd=False))
+    sys.stdout = io.TextIOWrapper(
+        pipe,
+        output.encoding,
+        output.errors,
+        line_buffering=output.line_buffering,
+        write_through=output.write_through,
+    )
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    finally:
+        sys.stdout = output
+
+
+class _Pipe(io.FileIO):
+    """A file that leads nowhere once nobody reads it."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except BrokenPipeError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.fileno())
+            os.close(nowhere)
+            return super().write(data)
