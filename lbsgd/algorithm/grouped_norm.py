@@ -49,7 +49,8 @@ def normalise_groups(
         return *normalise_fused(x, weight, bias, n, eps, relu=relu, residual=residual), count
     assert not relu and residual is None
     weight, bias = at_least_float32(weight), at_least_float32(bias)
-    if len(x) != n if torch.compiler.is_compiling() else torch._C._are_functorch_transforms_active():
+    by_formula = len(x) != n if torch.compiler.is_compiling() else torch._C._are_functorch_transforms_active()
+    if by_formula:
         return _normalise_by_formula(x, weight, bias, n, eps)
     # With momentum 1, batch norm leaves the batch's own moments in the tensors given as its running statistics.
     moments = torch.zeros(2, len(x) // n, x.size(1), dtype=at_least_float32(x[:0]).dtype, device=x.device)

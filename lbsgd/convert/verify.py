@@ -220,7 +220,8 @@ class ChunkVerifier:
         checksum = zlib.crc32(data)
         if self.beton.checksums is not None and checksum != self.beton.checksums[index]:
             return f"is damaged: its bytes have checksum {checksum:08x}, not {self.beton.checksums[index]:08x}"
-        if self._decoded_size(data) != (width, height) if mode == JPEG else len(data) != 3 * width * height:
+        other_size = self._decoded_size(data) != (width, height) if mode == JPEG else len(data) != 3 * width * height
+        if other_size:
             return f"does not decode to its {width} x {height} pixels"
         if self.origin and self.reader:
             return self._differs(self.origin, self.reader, index, checksum)

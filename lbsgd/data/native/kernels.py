@@ -82,9 +82,9 @@ def ffcv_crops(decode_jpeg: Callable, resize: Callable) -> Crops:
         pixels = np.zeros(height * width * 3, np.uint8)
         pixels[-3:] = UNTOUCHED
         status = decode_jpeg(data, pixels, height, width, height, width, 0, 0, 1, 1, False, False)
-        if status != 0 and np.array_equal(
-            pixels[-3:], UNTOUCHED
-        ):  # FFCV tells warnings and refusals by the same status
+        # FFCV tells warnings and refusals by the same status.
+        refused = status != 0 and np.array_equal(pixels[-3:], UNTOUCHED)
+        if refused:
             destination[:] = 0
             return NOT_DECODED
         of_pixels(pixels.reshape(height, width, 3), top, left, h, w, mirrored, destination)
