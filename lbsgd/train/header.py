@@ -18,19 +18,22 @@ from lbsgd.train.run import Run
 
 def header_of(run: Run, engine: Any, graphs: GraphChoice) -> dict[str, Any]:
     """Return what the log's first line says."""
+    optional = {
+        "started_from": run.started_from,
+        "classes": run.images.class_names,
+        "decoder": run.images.decoder,
+        "errors": run.images.errors,
+        "compiled": "each residual block" if run.compiled else None,
+        "cuda_graphs": graphs.words,
+    }
     return {
-        **({"started_from": run.started_from} if run.started_from else {}),
         "model": run.task.name,
         "judged_by": as_data(run.task.judged_by),
         **run.plan.as_dict(),
         "data": run.images.fingerprint,
-        **({"classes": run.images.class_names} if run.images.class_names else {}),
-        **({"decoder": run.images.decoder} if run.images.decoder else {}),
-        **({"errors": run.images.errors} if run.images.errors else {}),
         "aggregation": aggregation_words(run.plan, engine),
         "batch_norm": norm_described(run, engine.device),
-        **({"compiled": "each residual block"} if run.compiled else {}),
-        **({"cuda_graphs": graphs.words} if graphs.words else {}),
+        **{key: value for key, value in optional.items() if value},
         **estimated_memory(run, engine.device),
         "environment": {**environment(run.images.place), **of_the_device(engine.device)},
     }
