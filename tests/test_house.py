@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "algorithm": set(),
     "config": {"algorithm"},
     "data": {"algorithm", "processes.control_groups", "processes.signals"},
-    "convert": {"data", "processes.control_groups"},
+    "convert": {"data", "processes.control_groups", "processes.signals"},
     "processes": set(),
     "train": {"algorithm", "config", "data", "processes", "report"},
     "report": {"config", "algorithm.schedule", "algorithm.published"},

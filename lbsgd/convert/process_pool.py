@@ -24,6 +24,7 @@ from typing import Generic, NamedTuple, TypeVar
 from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.control_groups import usable_cores
+from lbsgd.processes.signals import held_back
 
 CHUNK_IMAGES = 32  # what a process is given at a time
 SLOTS = 3  # a chunk at work, one that waits for its turn, one to begin with meanwhile
@@ -78,7 +79,8 @@ class ProcessPool(Generic[Chunk, Result]):
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         process = context.Process(target=_live, args=(theirs, slots, make_job, os.getpid()), daemon=True)
-        with _signals_wait():
+        # At first a new process has its parent's handlers, which would raise there; or it would lose a signal.
+        with held_back(STOPPING):
             try:
                 process.start()
             except OSError as error:
@@ -166,19 +168,6 @@ class ProcessPool(Generic[Chunk, Result]):
                 pipe.recv_bytes()
                 num_results += 1
         return num_results
-
-
-@contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Delay the signals that would end this process, also for the processes that start meanwhile.
-
-    A new process still has its parent's handlers at first, which would raise there, or it loses a signal.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def checked_num_processes(asked_for: int | None) -> int:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.processes.signals import STOP_SIGNALS, end_with
+from lbsgd.processes.signals import STOP_SIGNALS, end_with, held_back
 
 ROOM = "in a container give --ipc=host or --shm-size=4g, or do without by --loader_workers 0"
 TENSORS = 5  # of an example, each an open file in shared memory
@@ -126,16 +126,6 @@ def tell_of_lost_loader_workers() -> None:
     if callable(handler) and not isinstance(handler, TellsOfLostLoaderWorkers):
         if threading.current_thread() is threading.main_thread():  # no other may set handlers
             signal.signal(signal.SIGCHLD, TellsOfLostLoaderWorkers(handler))
-
-
-@contextlib.contextmanager
-def held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Let signals that come meanwhile wait until the end."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def as_loader_worker(number: int) -> None:

@@ -7,7 +7,7 @@ import ctypes
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -82,6 +82,19 @@ def handled_afterwards() -> Iterator[None]:
             signal.signal(each, handler)
         for number in arrived:
             signal.raise_signal(number)
+
+
+@contextlib.contextmanager
+def held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
+    """Block signals in this thread until the end, and in processes that it forks meanwhile until they unblock them.
+
+    Another thread of this process may still take them, as `handled_afterwards` says.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with(parent: int, by: signal.Signals = signal.SIGTERM) -> None:
