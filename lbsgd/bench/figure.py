@@ -8,6 +8,8 @@ from math import exp, log, sqrt
 from statistics import mean, stdev
 from typing import Any, Literal
 
+from lbsgd.report.statistics import student
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -80,6 +82,4 @@ def half_width(values: Sequence[float]) -> float | None:
     """Return half the width of the mean's 95 % confidence interval (Student); None for a single value."""
     if len(values) < 2:
         return None
-    from scipy.stats import t  # late: it takes a second
-
-    return float(t.ppf(0.975, len(values) - 1)) * stdev(values) / sqrt(len(values))
+    return student(len(values) - 1) * stdev(values) / sqrt(len(values))

@@ -10,6 +10,7 @@ from statistics import mean, stdev
 from lbsgd.report.groups import Group
 from lbsgd.report.measure import TRAIN_TOP1
 from lbsgd.report.run_log import LoggedRun
+from lbsgd.report.statistics import student
 
 POINTS = 0.5  # the band is never narrower
 MEANING = (
@@ -75,10 +76,8 @@ def limits(baseline: Sequence[LoggedRun]) -> dict[float, float]:
 
 def limit(values: Sequence[float]) -> float:
     """Return the upper end of the 95 % prediction interval for one more value, at least POINTS above the mean."""
-    from scipy.special import stdtrit  # late: only a run with --baseline needs it
-
     s = len(values)
-    return mean(values) + max(float(stdtrit(s - 1, 0.975)) * stdev(values) * math.sqrt(1 + 1 / s), POINTS)
+    return mean(values) + max(student(s - 1) * stdev(values) * math.sqrt(1 + 1 / s), POINTS)
 
 
 def distances(row: Group, baseline: Group) -> list[float]:

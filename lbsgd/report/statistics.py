@@ -71,6 +71,13 @@ def difference(errors: Sequence[float], baseline: Sequence[float]) -> Difference
     return Difference(value, float(interval.low), float(interval.high))
 
 
+def student(degrees: int) -> float:
+    """Return t(0.975, ν), the factor of a 95 % confidence interval, for ν degrees of freedom."""
+    from scipy.special import stdtrit  # late: few commands need it
+
+    return float(stdtrit(degrees, 0.975))
+
+
 def fisher(lost: int, num_seeds: int, lost_beside: int, num_beside: int) -> float:
     """Return Fisher's exact p, one-sided: that chance alone gives this row as many of the lost seeds, or more.
 
