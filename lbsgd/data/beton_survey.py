@@ -85,10 +85,10 @@ class _Pass:
 
     def survey(self) -> Survey:
         image, label = self.layout.column(IMAGE_FIELD), self.layout.column(INT_FIELD)
-        labels, digest = _Range(), hashlib.sha256()
+        digest, lowest, highest = hashlib.sha256(), np.iinfo(np.int64).max, np.iinfo(np.int64).min
         for (at, rows), (_, allocated) in zip(self._metadata(), self._allocations(), strict=True):
             self._check(at, rows[image], allocated)
-            labels.include(rows[label])
+            lowest, highest = min(lowest, int(rows[label].min())), max(highest, int(rows[label].max()))
             _cover(digest, rows[label])
         for column in ("width", "height", "mode"):
             for _, rows in self._metadata():
@@ -98,7 +98,7 @@ class _Pass:
         if self.layout.checksums_at is not None:
             for _, checksums in self._blocks(self.layout.checksums_at, CHECKSUM, self.num_images):
                 _cover(digest, checksums)
-        return Survey(digest.hexdigest(), self._digest_of_tables(), labels.lowest, labels.highest, self.in_order)
+        return Survey(digest.hexdigest(), self._digest_of_tables(), lowest, highest, self.in_order)
 
     def _check(self, at: int, images: np.ndarray, allocated: np.ndarray) -> None:
         """Raise DataError for the first of these images that contradicts its allocation or the format."""
@@ -159,16 +159,6 @@ class _Pass:
                 if len(rows) < min(ROWS, num_rows - first):
                     raise damaged(self.layout.path, "it was made shorter while it was read")
                 yield first, rows
-
-
-class _Range:
-    """The lowest and the highest of some numbers."""
-
-    def __init__(self) -> None:
-        self.lowest, self.highest = np.iinfo(np.int64).max, np.iinfo(np.int64).min
-
-    def include(self, numbers: np.ndarray) -> None:
-        self.lowest, self.highest = min(self.lowest, int(numbers.min())), max(self.highest, int(numbers.max()))
 
 
 def _cover(digest, column: np.ndarray) -> None:
