@@ -21,10 +21,13 @@ def batch_norm_spread(model: nn.Module) -> dict[str, float]:
     n images count for more than n and for less than n·H·W. A layer is left out if no iteration has moved it, or if its
     k is 1.
     """
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, RunningStatistics) and m.last is not None}
-    if not layers:
+    sums = {
+        name: sums_over_workers(module.last)
+        for name, module in model.named_modules()
+        if isinstance(module, RunningStatistics) and module.last is not None
+    }
+    if not sums:
         return {}
-    sums = {name: sums_over_workers(layer.last) for name, layer in layers.items() if layer.last is not None}
     flat = torch.cat(list(sums.values()), dim=1)
     if world_size() > 1:
         dist.all_reduce(flat)
