@@ -22,7 +22,7 @@ from lbsgd.algorithm.process_group import world_size
 class RunningStatistics(_BatchNorm):
     """The part of `PerWorkerBatchNorm` that keeps running_mean and running_var, in float32 at least.
 
-    `_record` has the moments of each training forward. The running statistics move once every `passes` forwards. So a
+    `_record` takes the moments of each training forward. The running statistics move once every `passes` forwards. So a
     training forward outside of any iteration shifts the count, until load_state_dict resets it.
     """
 

@@ -215,7 +215,8 @@ def pyramid(name: str, channels: int) -> BackboneWithFPN:
 def load_backbone(detector: PerForwardMaskRCNN, weights: dict[str, Any], where: str) -> None:
     """Load a classifier's weights into the ResNet below the pyramid; only its classifier may be left over.
 
-    Raises ValueError that names what is missing or does not fit: a backbone that is partly random would train, badly.
+    Raises ValueError that names `where` they come from and what is missing or does not fit: a backbone that is partly
+    random would train, badly.
     """
     body = detector.backbone.body
     own = body.state_dict()

@@ -1,7 +1,7 @@
 """Which images a process takes and in which form: the one place that cuts an epoch for a rank (Remark 4).
 
 `TrainData` and `EvalData` say which images come, by their numbers. Their subclasses turn numbers into batches:
-`loaders.py` from FFCV files, `fake.py` from random images.
+`loaders.py` from FFCV files, `coco_images.py` from COCO's images, `fake.py` from random ones.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import torch
 from lbsgd.algorithm.shuffle import rank_batches, rank_groups, rank_share
 from lbsgd.data.epoch_orders import host_order
 
-Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]  # images (batch, 3, R, R) and labels int64 (batch,)
+# A classifier's: images (batch, 3, R, R) and labels int64 (batch,). A detector's are those of `coco_images.py`.
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
