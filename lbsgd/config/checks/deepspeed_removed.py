@@ -23,8 +23,8 @@ SUCCESSORS = {  # as DeepSpeed's own error messages name them
     lbsgd="error",
     plain="error",
     why="DeepSpeed 0.19 dropped whole features, such as elasticity, curriculum learning and MiCS. It refuses the keys "
-    "of a dropped feature when it starts, even if they switch it off. In a plain JSON --fix deletes a feature only where "
-    "all of it is switched off.",
+    "of a dropped feature when it starts, even if they switch it off. In a plain JSON --fix deletes a feature only "
+    "where all of it is switched off.",
     fix="delete it",
     example={"elasticity": {}},
 )
