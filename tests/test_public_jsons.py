@@ -80,3 +80,19 @@ def test_fix_says_by_its_exit_code_that_a_feature_that_is_on_stays(tmp_path, cap
 def test_a_removed_feature_names_its_successor(key, value, words):
     [finding] = found({**SGD, key: value}, "D01")
     assert words in finding.fix
+
+
+@pytest.mark.parametrize(
+    "name, number",
+    [
+        ("reduce_bucket_size", "6000000"),
+        ("stage3_prefetch_bucket_size", "6000000"),
+        ("stage3_param_persistence_threshold", "100000"),
+    ],
+)
+def test_a_size_that_is_worked_out_from_the_network_has_a_number_of_its_own(name, number):
+    """A threshold of 6000000 would keep all of ResNet-50's weights whole on every GPU; DeepSpeed's default is 1e5."""
+    config = {**SGD, "zero_optimization": {"stage": 3, name: "auto"}}
+    [finding] = found(config, "L06", "transformers")
+    assert finding.severity == "note" and "model.config.hidden_size" in finding.message
+    assert finding.fix.endswith(f"such as {number}")

@@ -122,16 +122,18 @@ def becomes_a_default(use: InLibrary) -> Iterator[Hit]:
     "L06",
     'an "auto" that needs a transformer',
     lbsgd="error",
-    plain="warning",
+    plain="note",
     why="These sizes are worked out from model.config.hidden_size or hidden_sizes. A network of torchvision or timm "
     "has none, and is refused. With --for transformers or accelerate.",
-    fix="write a number, such as 6000000",
+    fix="write a number where the network has no hidden_size",
     example={"zero_optimization": {"reduce_bucket_size": "auto"}},
 )
 def needs_a_hidden_size(use: InLibrary) -> Iterator[Hit]:
+    said = 'is "auto", and is worked out from model.config.hidden_size, which few image networks have'
     for key in use.automatic:
         if key in FROM_HIDDEN_SIZE and key in FILLED[use.library]:
-            yield Hit(key, 'is "auto", and is worked out from model.config.hidden_size, which few image networks have')
+            fix = f"write a number where the network has no hidden_size, such as {FROM_HIDDEN_SIZE[key]}"
+            yield Hit(key, said, fix)
 
 
 @rule(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from lbsgd.config.libraries.arguments import Library
 
-# From model.config.hidden_size, or the largest of hidden_sizes.
-FROM_HIDDEN_SIZE = frozenset(
-    f"zero_optimization.{name}"
-    for name in ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
-)
-_BOTH = FROM_HIDDEN_SIZE | {
+# From model.config.hidden_size, or the largest of hidden_sizes; and a number for an image network, which has neither:
+# of ResNet-50's 25.6 million weights a fourth at a time, and DeepSpeed's own default for those that stay whole.
+FROM_HIDDEN_SIZE = {
+    "zero_optimization.reduce_bucket_size": 6_000_000,
+    "zero_optimization.stage3_prefetch_bucket_size": 6_000_000,
+    "zero_optimization.stage3_param_persistence_threshold": 100_000,
+}
+_BOTH = frozenset(FROM_HIDDEN_SIZE) | {
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps",
