@@ -96,3 +96,22 @@ def test_a_size_that_is_worked_out_from_the_network_has_a_number_of_its_own(name
     [finding] = found(config, "L06", "transformers")
     assert finding.severity == "note" and "model.config.hidden_size" in finding.message
     assert finding.fix.endswith(f"such as {number}")
+
+
+@pytest.mark.parametrize(
+    "optimizer, severity, code",
+    [
+        (None, "warning", "D73"),
+        ({"type": "auto"}, "warning", "D73"),
+        ({"type": "AdamW", "params": {"lr": 0.001}}, "warning", "D73"),
+        ({"type": "SGD", "params": {"lr": 0.1}}, "error", "D11"),
+    ],
+)
+def test_fp16_at_stage_0_is_an_error_only_with_an_optimizer_that_is_named(optimizer, severity, code):
+    """Most programs that leave the block out pass an AdamW of their own, whose updates have their full size."""
+    config = {**SGD, "optimizer": optimizer, "fp16": {"enabled": True}}
+    config = {key: value for key, value in config.items() if value is not None}
+    [finding] = found(config, "D11") + found(config, "D73")
+    assert (finding.code, finding.severity) == (code, severity)
+    unnamed = code == "D73" and "AdamW" not in str(optimizer)
+    assert ("SGD makes every update 65536 times too small" in finding.message) == (unnamed or code == "D11")

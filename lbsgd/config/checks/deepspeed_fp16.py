@@ -35,7 +35,7 @@ SCALE_FREE = frozenset(
     example={"zero_optimization": {"stage": 0}},
 )
 def fp16_at_stage_0(json: Document) -> Iterator[Hit]:
-    if is_unscaled(json) and not (json.plain and is_scale_free(json)):
+    if is_unscaled(json) and not (json.plain and (is_scale_free(json) or is_unnamed(json))):
         yield Hit(
             "zero_optimization.stage",
             f"is 0 with fp16, where DeepSpeed does not scale the loss, yet divides the gradients by its scale: "
@@ -62,17 +62,19 @@ def failing_adam(json: Document) -> str | None:
     why="At stage 0 DeepSpeed 0.19 does not scale the loss but still divides the gradients by the loss scale. "
     "Optimizers such as Adam divide by the gradients' size, so the weights move all the same; but small gradients are "
     "rounded to zero, which the scale is there to prevent, and eps and gradient_clipping meet gradients 65536 times "
-    "smaller.",
+    "smaller. A file that names no optimizer leaves it to the program; D11 is about one that names SGD.",
     fix="set it to 1, or use torch_autocast with bfloat16",
     example={"optimizer": {"type": "Adam", "params": {"lr": 0.001}}, "fp16": {"enabled": True}, "steps_per_print": 10},
 )
 def unscaled_gradients(json: Document) -> Iterator[Hit]:
-    if is_unscaled(json) and is_scale_free(json):
-        yield Hit(
-            "zero_optimization.stage",
-            f"is 0 with fp16, where DeepSpeed divides gradients by {scale_of(json):g} but never multiplied the loss "
-            f"by it: {json.get(TYPE)} moves the weights, and small gradients are lost",
-        )
+    if is_unscaled(json) and (is_scale_free(json) or is_unnamed(json)):
+        scale = scale_of(json)
+        if is_unnamed(json):
+            then = f"Adam moves the weights but loses small gradients, and SGD makes every update {scale:g} times too small"
+        else:
+            then = f"{json.get(TYPE)} moves the weights, and small gradients are lost"
+        said = f"is 0 with fp16, where DeepSpeed divides gradients by {scale:g} but never multiplied the loss by it"
+        yield Hit("zero_optimization.stage", f"{said}: {then}")
 
 
 @rule(
@@ -153,6 +155,11 @@ def is_unscaled(json: Document) -> bool:
 def is_scale_free(json: Document) -> bool:
     """Whether the optimizer's updates are the same for gradients that are a multiple."""
     return json.optimizer in SCALE_FREE
+
+
+def is_unnamed(json: Document) -> bool:
+    """Whether the file leaves the optimizer to the program, which mostly passes an Adam."""
+    return json.get(TYPE) in (None, "auto")
 
 
 def is_refused(json: Document) -> bool:
