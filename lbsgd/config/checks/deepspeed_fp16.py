@@ -70,7 +70,8 @@ def unscaled_gradients(json: Document) -> Iterator[Hit]:
     if is_unscaled(json) and (is_scale_free(json) or is_unnamed(json)):
         scale = scale_of(json)
         if is_unnamed(json):
-            then = f"Adam moves the weights but loses small gradients, and SGD makes every update {scale:g} times too small"
+            then = "Adam moves the weights but loses small gradients, "
+            then += f"and SGD makes every update {scale:g} times too small"
         else:
             then = f"{json.get(TYPE)} moves the weights, and small gradients are lost"
         said = f"is 0 with fp16, where DeepSpeed divides gradients by {scale:g} but never multiplied the loss by it"
