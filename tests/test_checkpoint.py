@@ -137,6 +137,14 @@ def test_a_manifest_that_names_no_files_is_damage_and_the_one_before_is_taken(tm
     assert state["counters"]["iteration"] == 1 and "2/manifest.json does not name the files of a checkpoint" in said[0]
 
 
+def test_a_manifest_that_is_nested_without_end_is_damage_and_the_one_before_is_taken(tmp_path):
+    saved(tmp_path, 1)
+    (saved(tmp_path, 2) / "manifest.json").write_text("[" * 100_000)
+    said = []
+    _, state, _ = checkpoint.load_newest(tmp_path, {"seed": 0}, said.append)
+    assert state["counters"]["iteration"] == 1 and f"{tmp_path}/iteration_00000002/manifest.json is nested" in said[0]
+
+
 def test_another_format_is_refused(tmp_path):
     path = saved(tmp_path, 1)
     state = {**json.loads((path / "state.json").read_text()), "version": 99}

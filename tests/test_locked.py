@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 from locked import as_nobody
+from test_checkpoint import saved
 from tool_modules import load_tool
 
 from lbsgd.commands.detect import only_split, trained_as
 from lbsgd.data.folder import open_data
 from lbsgd.errors import CheckpointError, LbsgdError
 from lbsgd.report.run_log import RunLog, read_run
-from lbsgd.train.checkpoint import newest
+from lbsgd.train.checkpoint import load_newest, newest
 from lbsgd.train.run import Run, prepare_output
 
 HEADER = {"model": "resnet50"}
@@ -22,6 +23,7 @@ TAKES_A_FOLDER = {
     "data of a detector": lambda folder: only_split(folder, "val"),
     "a backbone's run": lambda folder: trained_as(folder / "weights.pt"),
     "checkpoints": newest,
+    "checkpoints to load": lambda folder: load_newest(folder, {}, print),
     "an output folder": lambda folder: prepare_output(Run(None, None, None, folder, 1), newest=None),
     "a log to write": lambda folder: RunLog(folder, HEADER),
     "a log to read": read_run,
@@ -49,6 +51,20 @@ def test_checkpoints_that_may_not_be_listed_are_not_taken_for_none():
         with pytest.raises(CheckpointError, match=f"^cannot read {folder}: Permission denied$"):
             newest(folder)
         folder.chmod(0o700)
+
+
+@pytest.mark.parametrize("name", [".", "manifest.json", "weights.safetensors", "state.json"])
+def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(name):
+    """The one before it is no way on, because the run would then delete what it may not read."""
+    with tempfile.TemporaryDirectory() as outer, as_nobody(outer):
+        folder = Path(outer, "checkpoints")
+        saved(folder, 1)
+        locked = saved(folder, 2) / name
+        mode = locked.stat().st_mode
+        locked.chmod(0)
+        with pytest.raises(CheckpointError, match=f"^cannot read {locked}.*: Permission denied$"):
+            load_newest(folder, {"seed": 0}, print)
+        locked.chmod(mode)
 
 
 @pytest.mark.parametrize("takes", TAKES_A_FOLDER.values(), ids=TAKES_A_FOLDER)

@@ -162,11 +162,11 @@ def load_newest(folder: Path, identity: dict[str, Any], say: Callable[[str], Non
     """Load the newest whole checkpoint.
 
     say: told which one it is, and what is wrong with newer ones. Raises CheckpointError that names the first difference
-    if the checkpoint belongs to a run with another identity. Raises it also if none is whole: a run that silently began
-    again would overwrite what somebody may still repair.
+    if the checkpoint belongs to a run with another identity. Raises it also if none is whole, or one may not be read: a
+    run that silently went on from before would delete what somebody may still repair.
     """
     damaged: dict[Path, DamagedError] = {}
-    for path in reversed(named(folder)):
+    for path in reversed(named_at_start(folder)):
         try:
             tensors, state = load(path)
         except DamagedError as damage:
@@ -188,7 +188,10 @@ class DamagedError(CheckpointError):
 
 
 def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Return tensors and state as given to `save`. Raises DamagedError if a file is missing or not as written."""
+    """Return tensors and state as given to `save`.
+
+    Raises DamagedError if a file is missing or not as written, and CheckpointError if this user may not read it.
+    """
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if not isinstance(manifest, dict) or manifest.keys() != FILES:
@@ -199,9 +202,13 @@ def load(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]
                 raise DamagedError(f"{path / name} is not as it was written (its checksum differs)")
         state = json.loads(content["state.json"])
         tensors = {name: deserialise(content[f"{name}.safetensors"]) for name in TENSORS}
+    except DamagedError:
+        raise
+    except PermissionError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from None
+    except RecursionError:
+        raise DamagedError(f"{path / 'manifest.json'} is nested too deeply for that of a checkpoint") from None
     except (OSError, ValueError, SafetensorError) as error:
-        if isinstance(error, DamagedError):
-            raise
         raise DamagedError(f"{path} cannot be read ({error})") from None
     if state["version"] != VERSION:
         raise CheckpointError(
