@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from locked import as_nobody
 from test_checkpoint import saved
+from test_runlog import RUN
 from tool_modules import load_tool
 
 from lbsgd.commands.detect import only_split, trained_as
 from lbsgd.data.folder import open_data
-from lbsgd.errors import CheckpointError, LbsgdError
-from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.errors import CheckpointError, ConfigError, LbsgdError
+from lbsgd.report.run_log import DIVERGED, RunLog, read_run
 from lbsgd.train.checkpoint import load_newest, newest
 from lbsgd.train.run import Run, prepare_output
 
@@ -65,6 +66,18 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(name):
         with pytest.raises(CheckpointError, match=f"^cannot read {locked}.*: Permission denied$"):
             load_newest(folder, {"seed": 0}, print)
         locked.chmod(mode)
+
+
+def test_a_log_that_may_not_be_written_refuses_to_go_on_before_anything_is_changed():
+    with tempfile.TemporaryDirectory() as name, as_nobody(name):
+        folder = Path(name)
+        with RunLog(folder, RUN) as log:
+            pass
+        log.path.chmod(0o400)
+        log.path.with_name(DIVERGED).write_text("error: then")
+        with pytest.raises(ConfigError, match=f"^cannot write {log.path}: Permission denied$"):
+            RunLog(folder, RUN, 2, begin=lambda: pytest.fail("the output has begun"))
+        assert log.path.with_name(DIVERGED).exists()
 
 
 @pytest.mark.parametrize("takes", TAKES_A_FOLDER.values(), ids=TAKES_A_FOLDER)

@@ -55,7 +55,7 @@ def test_the_end_says_what_was_trained_and_what_no_evaluation_has_seen(first, do
 @pytest.mark.parametrize("epochs, told", [(5, ["warning: --baseline warns from epoch 6 on"]), (6, [])])
 def test_a_run_too_short_for_a_warning_says_so_when_it_starts(epochs, told, tmp_path, monkeypatch):
     header = read_run(write_log(tmp_path / "other", DIGITS_WITHOUT_WARMUP, 0, [5.0])).header
-    monkeypatch.setattr(session, "begin_output", lambda run: run.output_dir.mkdir())
+    monkeypatch.setattr(session, "begin_output", lambda run: None)
     monkeypatch.setattr(session, "header_of", lambda *arguments: header)
     monkeypatch.setattr(session, "say_what_runs", lambda *arguments: None)
     per_epoch, said = header["iterations_per_epoch"], []

@@ -12,7 +12,7 @@ import pytest
 from lbsgd.disk import replace_file
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.report.measure import TOP1
-from lbsgd.report.run_log import RunLog, read_run
+from lbsgd.report.run_log import DIVERGED, RunLog, read_run
 
 RUN = {
     "model": "resnet50",
@@ -219,6 +219,41 @@ def test_a_rewrite_that_fails_leaves_the_old_log(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="No space left on device"):
         RunLog(tmp_path, RUN, resume_iteration=2)
     assert path.read_bytes() == before
+
+
+def broken_line(path):
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], b"no JSON\n", *lines[2:]]))
+
+
+@pytest.mark.parametrize(
+    "damage, words",
+    [
+        (lambda path: path.write_bytes(b""), "line 1: not a run log: no complete line"),
+        (broken_line, "line 2: not a run log: not JSON"),
+    ],
+    ids=["empty", "a broken line"],
+)
+def test_a_broken_log_refuses_to_go_on_before_anything_is_changed_and_says_what_to_do(tmp_path, damage, words):
+    path = write(tmp_path, epochs=2)
+    damage(path)
+    path.with_name(DIVERGED).write_text("error: then")
+    before = {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    told = f"^{path}, {words}; put it back from a copy, or delete it: a new log then begins at iteration 2$"
+    with pytest.raises(DataError, match=told):
+        RunLog(tmp_path, RUN, 2, begin=lambda: pytest.fail("the output has begun"))
+    assert before == {each.name: each.read_bytes() for each in tmp_path.iterdir()}
+    path.unlink()
+    RunLog(tmp_path, RUN, 2).close()  # as the line says
+    assert kinds(path) == ["run", "resume"]
+
+
+def test_the_output_begins_before_the_log_of_a_run_that_goes_on_changes(tmp_path):
+    """So no kill between the two leaves weights of an earlier end beside a log without its result."""
+    path, seen = write(tmp_path, epochs=2), []
+    before = path.read_bytes()
+    RunLog(tmp_path, RUN, 2, begin=lambda: seen.append(path.read_bytes())).close()
+    assert seen == [before] and kinds(path)[-1] == "resume"
 
 
 # --- refused ----------------------------------------------------------------------------------------------------------

@@ -1,15 +1,19 @@
-"""Names the keys that are always in the lines of a run log, and the types of the values that readers use."""
+"""Reads the lines of a run log: the keys that are always in them, and the types of the values that readers use."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from lbsgd.algorithm.schedule import ScalingRule
 from lbsgd.config.keypath import get, is_number
+from lbsgd.errors import DataError
 from lbsgd.report.measure import measures_of
 
 Record = dict[str, Any]
+LOG_NAME = "log.jsonl"
 
 # The keys that readers of a log rely on: the report, the progress display and a resumed run.
 KEYS = {
@@ -131,3 +135,47 @@ def mistyped(record: Record, header: Record) -> list[str]:
         others = (NUMBERS_OR_NULL | judged) & record.keys()
         found |= {key: NUMBER.words for key in others if not or_null(NUMBER).holds(record[key])}
     return [f"{path}, which is {words}" for path, words in sorted(found.items())]
+
+
+def read_records(path: Path) -> list[Record]:
+    """Return the records of a log. Raises DataError with the line that is none, or caused by an OSError."""
+    try:
+        with open(path, "rb") as file:
+            lines = file.readlines()
+    except FileNotFoundError:
+        raise DataError(f"no run log at {path}: give the folder of a run, which holds {LOG_NAME}") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+    records: list[Record] = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            records.append(record_of(line, records[0] if records else None))
+        except ValueError as error:
+            if not line.endswith(b"\n"):  # the last line, cut short by a kill
+                break
+            raise DataError(f"{path}, line {number}: not a run log: {error}") from error
+    if not records:
+        raise DataError(f"{path}, line 1: not a run log: no complete line")
+    return records
+
+
+def record_of(line: bytes, header: Record | None) -> Record:
+    """Return one line's record; the first line has no header before it."""
+    try:
+        record = json.loads(line, parse_constant=not_strict)
+    except (ValueError, RecursionError):
+        raise ValueError("not JSON") from None
+    if not isinstance(record, dict) or record.get("kind") not in list(KEYS):
+        raise ValueError(f"not an object of kind {', '.join(KEYS)}")
+    if (header is None) != (record["kind"] == "run"):
+        raise ValueError("the first line, and only it, is of kind run")
+    if wrong := mistyped(record, header or record):
+        raise ValueError(f"{record['kind']} with {', '.join(wrong)}")
+    if missing := missing_keys(record, header or record):
+        raise ValueError(f"{record['kind']} without {', '.join(missing)}")
+    return record
+
+
+def not_strict(constant: str) -> None:
+    """Refuse NaN and infinity, which Python's json would take."""
+    raise ValueError(constant)

@@ -24,10 +24,9 @@ from typing import Any, BinaryIO
 
 from lbsgd.disk import is_there, replace_file
 from lbsgd.errors import ConfigError, DataError, DivergedError
-from lbsgd.report.log_lines import KEYS, Record, missing_keys, missing_leaves, mistyped
+from lbsgd.report.log_lines import KEYS, LOG_NAME, Record, missing_keys, missing_leaves, read_records
 from lbsgd.report.measure import Measure, measures_of
 
-LOG_NAME = "log.jsonl"
 DIVERGED = "diverged.txt"  # beside the log of a run whose loss was not a number
 
 
@@ -36,6 +35,7 @@ class RunLog:
 
     header              {"model": its name, **plan.as_dict(), "environment": {...}}
     resume_iteration    iterations already done in the checkpoint; None begins a new log
+    begin               called once nothing speaks against the log, before it changes
 
     A resumed log keeps the lines from before that iteration and drops the work that is done again, so an interrupted
     run reads as one run. `epochs` holds the epoch records so far, including those from before the interruption. A
@@ -44,7 +44,13 @@ class RunLog:
     Raises ConfigError for a folder that cannot be written or already holds a run, and DataError for a broken log.
     """
 
-    def __init__(self, folder: str | Path, header: Record, resume_iteration: int | None = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        header: Record,
+        resume_iteration: int | None = None,
+        begin: Callable[[], None] = lambda: None,
+    ):
         self.path = Path(folder) / LOG_NAME
         self.epochs: list[Record] = []
         self.header = header
@@ -52,7 +58,10 @@ class RunLog:
             raise ConfigError(f"{folder} already holds a run: continue it with --resume or choose another --output_dir")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._begin(header, resume_iteration)
+            lines = self._first_lines(header, resume_iteration)
+            begin()
+            self.path.with_name(DIVERGED).unlink(missing_ok=True)
+            replace_file(self.path, lines)
             self._file: BinaryIO = open(self.path, "ab")
         except OSError as error:
             raise ConfigError(f"cannot write {self.path}: {error.strerror}") from error
@@ -82,18 +91,30 @@ class RunLog:
                 replace_file(self.path.with_name(DIVERGED), f"{error.label}: {error}\n".encode())
         self.close()
 
-    def _begin(self, header: Record, resume_iteration: int | None) -> None:
-        """Put the lines before the first new record in place, all at once."""
-        self.path.with_name(DIVERGED).unlink(missing_ok=True)
+    def _first_lines(self, header: Record, resume_iteration: int | None) -> bytes:
+        """Return the lines before the first new record."""
         records = [{"kind": "run", **header}]
         if resume_iteration is not None:
             # A checkpoint is good without its log (lost, or in another folder): the log then begins there. Without a
             # checkpoint nothing says that this run is the one in the log.
             if resume_iteration and self.path.exists():
-                records = _happened_before(resume_iteration, _read(self.path))
+                records = _happened_before(resume_iteration, self._to_go_on(resume_iteration))
             self.epochs = [record for record in records if record["kind"] == "epoch"]
             records.append({"kind": "resume", **header, "iteration": resume_iteration})
-        replace_file(self.path, b"".join(_line(record, records[0]) for record in records))
+        return b"".join(_line(record, records[0]) for record in records)
+
+    def _to_go_on(self, iteration: int) -> list[Record]:
+        """Return the records of the log that is there."""
+        with open(self.path, "ab"):
+            pass  # a file that may not be written is refused here
+        try:
+            return read_records(self.path)
+        except DataError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            raise DataError(
+                f"{error}; put it back from a copy, or delete it: a new log then begins at iteration {iteration}"
+            ) from None
 
     def _write(self, kind: str, record: Record) -> None:
         # A whole line and a flush make one write(), so that a killed run leaves at most its last line incomplete.
@@ -153,7 +174,7 @@ def read_run(path: str | Path) -> LoggedRun:
     """
     path = Path(path)
     path = path / LOG_NAME if is_there(path) and path.is_dir() else path
-    records = _read(path)
+    records = read_records(path)
     by_kind = {kind: [record for record in records if record["kind"] == kind] for kind in KEYS}
     result = by_kind["result"][-1] if by_kind["result"] else None
     return LoggedRun(path, records[0], by_kind["iteration"], by_kind["epoch"], result, by_kind["resume"])
@@ -174,11 +195,6 @@ def require_reportable(run: LoggedRun) -> None:
     epochs = [record["epoch"] for record in run.epochs]
     if back := [pair for pair in pairwise(epochs) if pair[0] >= pair[1]]:
         raise DataError(f"{run.path}: not a run log: epoch {back[0][1]:g} comes after epoch {back[0][0]:g}")
-
-
-def not_strict(constant: str) -> None:
-    """Refuse NaN and infinity, which Python's json would take."""
-    raise ValueError(constant)
 
 
 def _line(record: Record, header: Record) -> bytes:
@@ -207,41 +223,3 @@ def _happened_before(iteration: int, records: Sequence[Record]) -> list[Record]:
         "result": lambda record: math.inf,
     }
     return [record for record in records if over_at[record["kind"]](record) <= iteration]
-
-
-def _read(path: Path) -> list[Record]:
-    try:
-        with open(path, "rb") as file:
-            lines = file.readlines()
-    except FileNotFoundError:
-        raise DataError(f"no run log at {path}: give the folder of a run, which holds {LOG_NAME}") from None
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    records: list[Record] = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            records.append(_record(line, records[0] if records else None))
-        except ValueError as error:
-            if not line.endswith(b"\n"):  # the last line, cut short by a kill
-                break
-            raise DataError(f"{path}, line {number}: not a run log: {error}") from error
-    if not records:
-        raise DataError(f"{path}, line 1: not a run log: no complete line")
-    return records
-
-
-def _record(line: bytes, header: Record | None) -> Record:
-    """Return one line's record; the first line has no header before it."""
-    try:
-        record = json.loads(line, parse_constant=not_strict)
-    except (ValueError, RecursionError):
-        raise ValueError("not JSON") from None
-    if not isinstance(record, dict) or record.get("kind") not in list(KEYS):
-        raise ValueError(f"not an object of kind {', '.join(KEYS)}")
-    if (header is None) != (record["kind"] == "run"):
-        raise ValueError("the first line, and only it, is of kind run")
-    if wrong := mistyped(record, header or record):
-        raise ValueError(f"{record['kind']} with {', '.join(wrong)}")
-    if missing := missing_keys(record, header or record):
-        raise ValueError(f"{record['kind']} without {', '.join(missing)}")
-    return record

@@ -202,9 +202,8 @@ def open_reporter(run: Run, engine, progress: Progress, stopwatch: Stopwatch, gr
 
 def reporter_of(run: Run, engine, progress: Progress, stopwatch: Stopwatch, graphs: GraphChoice) -> Reporter:
     """Begin the output, open log, screen and page, and say what runs."""
-    begin_output(run)
     header = header_of(run, engine, graphs)
-    log = RunLog(run.output_dir, header, engine.global_steps if run.resume else None)
+    log = RunLog(run.output_dir, header, engine.global_steps if run.resume else None, partial(begin_output, run))
     progress.begin(engine.global_steps)
     say_what_runs(progress, header)
     page = LivePage(run.output_dir, header, run.baseline)
