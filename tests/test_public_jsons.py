@@ -6,7 +6,7 @@ import pytest
 
 from lbsgd.commands.main import main
 from lbsgd.config.checks.in_library import in_library
-from lbsgd.config.checks.inspection import Inspection, corrected, findings_of
+from lbsgd.config.checks.inspection import Inspection, corrected, findings_of, inspect
 
 SGD = {
     "train_batch_size": 256,
@@ -115,3 +115,58 @@ def test_fp16_at_stage_0_is_an_error_only_with_an_optimizer_that_is_named(optimi
     assert (finding.code, finding.severity) == (code, severity)
     unnamed = code == "D73" and "AdamW" not in str(optimizer)
     assert ("SGD makes every update 65536 times too small" in finding.message) == (unnamed or code == "D11")
+
+
+ACCELERATE = """compute_environment: LOCAL_MACHINE
+deepspeed_config:
+  {inner}
+  zero3_init_flag: true
+distributed_type: DEEPSPEED
+mixed_precision: bf16
+num_processes: 8
+"""
+NPM = {"name": "my-project", "version": "1.0.0", "type": "module", "scripts": {"test": "jest"}, "dependencies": {}}
+MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 4096,
+    "initializer_range": 0.02,
+    "gradient_checkpointing": False,
+    "torch_dtype": "bfloat16",
+    "vocab_size": 32000,
+}
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        (json.dumps(NPM), "name a DeepSpeed JSON"),
+        (json.dumps(MODEL), "name a DeepSpeed JSON"),
+        (ACCELERATE.format(inner="deepspeed_config_file: conf/ds.json"), "check conf/ds.json"),
+        (ACCELERATE.format(inner="gradient_clipping: 1.0"), "deepspeed_config_file"),
+        (json.dumps({"compute_environment": "LOCAL", "deepspeed_config": {"zero_stage": 2}}), "deepspeed_config_file"),
+    ],
+)
+def test_a_file_of_another_kind_is_one_error_and_stays_as_it_is(tmp_path, text, words):
+    path = tmp_path / "other"
+    path.write_text(text)
+    for fix in (False, True):
+        inspection = inspect(str(path), fix)
+        [finding] = inspection.findings
+        assert (finding.code, finding.severity) == ("J03", "error") and words in finding.fix
+    assert path.read_text() == text
+
+
+@pytest.mark.parametrize(
+    "config, codes",
+    [
+        ({"train_batchsize": 256}, {"D02", "D49"}),
+        ({"zero_optimisation": {"stage": 1}, "my_project": {"a": 1}}, {"D02", "D03"}),
+        ({"optimizer": {"type": "Adam"}, "name": "mine"}, {"D49", "D03"}),
+        ({"fp16": {}, "comment": "half precision"}, {"D49"}),
+        ({}, {"D49"}),
+    ],
+)
+def test_a_deepspeed_json_with_mistakes_in_its_keys_is_still_judged(tmp_path, config, codes):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(config))
+    assert codes <= {finding.code for finding in inspect(str(path)).findings}

@@ -11,6 +11,7 @@ from typing import Any
 from lbsgd.config.checks import fit, strictness
 from lbsgd.config.checks.block import recipe_or_findings
 from lbsgd.config.checks.finding import SEVERITIES, Finding, Severity
+from lbsgd.config.checks.foreign import foreign_findings
 from lbsgd.config.checks.recognise import is_deepspeed_json
 from lbsgd.config.checks.registry import CONSISTENCY, DEVIATIONS, deepspeed_findings, without_doubles
 from lbsgd.config.checks.rule import Kind, findings_by, rules_of
@@ -125,6 +126,8 @@ def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspect
         config = read_json(file)
     except ConfigError as error:
         return inspect_unstrict(file, error, fix, version)
+    if foreign := foreign_findings(text_if_there(file), config):
+        return Inspection(file, None, foreign, version=version)
     if not fix or not is_deepspeed_json(config):
         return Inspection(file, config, findings_of_file(config, version), version=version)
     mended = corrected(config, version)
@@ -144,6 +147,8 @@ def inspect_unstrict(file: str, error: ConfigError, fix: bool, version: str | No
         config = None if isinstance(error, RepeatedKeyError) else read_hjson(file)
     except RepeatedKeyError as repeated:
         config, error = None, repeated
+    if foreign := foreign_findings(text_if_there(file), config):
+        return Inspection(file, None, foreign, version=version)
     if config is not None and "lbsgd" in config:
         config = None
     kind: Kind = "lbsgd" if config is None else "plain"
@@ -153,6 +158,14 @@ def inspect_unstrict(file: str, error: ConfigError, fix: bool, version: str | No
     found = findings_by(rules_of(strictness), UnstrictFile(reason, readable=config is not None), kind)
     about = findings_of(config, version) if config is not None else ()
     return Inspection(file, config, (*about, *found), version=version)
+
+
+def text_if_there(file: str) -> str:
+    """Return the text of a file, nothing where it cannot be read."""
+    try:
+        return text_of(file)
+    except (OSError, UnicodeDecodeError):
+        return ""
 
 
 def read_hjson(file: str) -> dict[str, Any] | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 from typing import Any
 
+from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.keypath import block_of
 from lbsgd.config.schema import Recipe
 
@@ -27,6 +28,13 @@ def is_deepspeed_json(config: Mapping[str, Any]) -> bool:
         or any("enabled" in block_of(config, name) for name in SWITCHED_BLOCKS)
         or any({"type", "params"} <= set(block_of(config, name)) for name in TYPED_BLOCKS)
     )
+
+
+def is_meant_as_deepspeed_json(config: Mapping[str, Any]) -> bool:
+    """Whether a JSON that somebody names is to be judged: DeepSpeed's files, and those of typing errors alone."""
+    resembling = any(get_close_matches(key, OWN_KEYS, n=1, cutoff=0.8) for key in config)
+    known = sum(any(key in accepted(version).top_level for version in VERSIONS) for key in config)
+    return is_deepspeed_json(config) or resembling or 2 * known >= len(config)
 
 
 def may_be_deepspeed_json(text: str) -> bool:

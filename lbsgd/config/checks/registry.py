@@ -29,6 +29,7 @@ from lbsgd.config.checks import (
     detection,
     deviations,
     fit,
+    foreign,
     rerouted,
     strictness,
 )
@@ -50,7 +51,7 @@ DEEPSPEED_GROUPS: dict[str, tuple[Rule[Any], ...]] = {
     "ZeRO and speed": rules_of(deepspeed_zero, deepspeed_measuring),
 }
 GROUPS: dict[str, tuple[Rule[Any], ...]] = {
-    "The file": rules_of(strictness),
+    "The file": rules_of(strictness, foreign),
     **DEEPSPEED_GROUPS,
     "The lbsgd block by itself": block.RULES,
     "DeepSpeed's blocks against the lbsgd block": rules_of(consistency),
