@@ -113,7 +113,7 @@ sys.exit(main(["convert", "--source", "source.tar.gz", "--data_dir", "data", sys
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("flag", ["--dry_run", "--verify"])
 def test_looking_and_verifying_end_at_a_signal_without_a_trace(tree, tmp_path, number, flag):
     """Neither a traceback nor the unpacked archive in TMPDIR is left."""

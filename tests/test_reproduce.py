@@ -32,6 +32,7 @@ from lbsgd.experiments.launch import Grid, Machine
 from lbsgd.experiments.overview import Overview
 from lbsgd.experiments.reproduce import Request, prepare, report, reproduce, require_together
 from lbsgd.experiments.runner import Runner
+from lbsgd.processes.signals import STOP_SIGNALS
 from lbsgd.report.run_log import DIVERGED, read_run
 
 RECIPE = """
@@ -233,7 +234,14 @@ def test_a_grid_told_to_stop_lets_its_runs_end_first(tmp_path):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody is at it
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.fixture(params=STOP_SIGNALS)
+def number(request):
+    """A stop signal, which does not end the tests where nobody catches it."""
+    before = signal.signal(request.param, lambda number, frame: None)
+    yield request.param
+    signal.signal(request.param, before)
+
+
 def test_a_grid_says_by_which_signal_it_was_stopped_and_catches_none_afterwards(tmp_path, number):
     before, grid = signal.getsignal(number), runner(tmp_path, finished=lambda job: signal.raise_signal(number))
     with pytest.raises(Stopped, match=f"^{number.name}: the runs have saved what they had; the same command goes on"):
@@ -551,13 +559,21 @@ def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, capsys):
     assert re.fullmatch(r"error: reproduce: .*/file/\S+: Not a directory; .* with --work_dir or --results\n", said)
 
 
-def test_ctrl_c_is_no_traceback(monkeypatch, capsys):
-    def interrupted(request):
-        raise KeyboardInterrupt
+def test_a_grid_that_is_told_to_stop_before_its_first_run_ends_as_one_that_runs(number, monkeypatch, capsys):
+    handler = signal.getsignal(number)
+    monkeypatch.setattr("lbsgd.experiments.reproduce.reproduce", lambda request: signal.raise_signal(number))
+    assert main(["reproduce", "table1", "digits"]) == 75
+    assert capsys.readouterr().err == f"stopped: {number.name}; the same command goes on\n"
+    assert signal.getsignal(number) == handler
 
-    monkeypatch.setattr("lbsgd.experiments.reproduce.reproduce", interrupted)
-    assert main(["reproduce", "table1", "digits"]) == 130
-    assert capsys.readouterr().err == "stopped: Ctrl-C\n"
+
+def test_runs_are_told_to_stop_while_they_take_it_for_the_same_ctrl_c(tmp_path, monkeypatch):
+    monkeypatch.setattr("lbsgd.experiments.runner.LOOK_SECONDS", 60.0)
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    began = time.monotonic()
+    with pytest.raises(Stopped):
+        runner(tmp_path).run(jobs_of(ROWS, (0, 1)))
+    assert time.monotonic() - began < 30  # of which the fake recipe takes some
 
 
 def test_gpus_are_those_that_the_user_was_given(monkeypatch):

@@ -334,7 +334,7 @@ def test_processes_that_cannot_be_started_are_one_line_and_the_others_end(monkey
 SIGNALLED_AT_BIRTH = """
 import os, signal, sys
 from lbsgd.convert.process_pool import ProcessPool
-from lbsgd.convert.work_folder import stoppable
+from lbsgd.processes.signals import stoppable
 from lbsgd.errors import DataError
 
 def fork_and_signal(fork=os.fork):
@@ -353,9 +353,16 @@ with stoppable("no help"):
 """
 
 
-@pytest.mark.parametrize("number, said", [(signal.SIGINT, "0 1 2 3"), (signal.SIGTERM, "killed by signal 15")])
+@pytest.mark.parametrize(
+    "number, said",
+    [
+        (signal.SIGINT, "0 1 2 3"),
+        (signal.SIGHUP, "0 1 2 3"),
+        (signal.SIGTERM, "killed by signal 15"),
+    ],
+)
 def test_a_signal_at_a_process_s_birth_is_neither_a_traceback_nor_lost(number, said):
-    """The parent answers Ctrl-C for all of them; SIGTERM is what Python ends them with when it exits."""
+    """The parent answers a terminal's signals for all of them; SIGTERM is what Python ends them with when it exits."""
     command = [sys.executable, "-c", SIGNALLED_AT_BIRTH, str(int(number))]
     result = subprocess.run(command, capture_output=True, text=True, timeout=20)
     assert said in result.stdout and result.stderr == ""

@@ -10,6 +10,7 @@ from lbsgd.commands.flag_types import OneLineParser, fraction, named, positive
 from lbsgd.commands.reader import reader_may_leave
 from lbsgd.disk import require_output, say
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.processes.signals import stoppable
 
 DESCRIPTION = """
 Make train.beton, val.beton and manifest.json in --data_dir ($IMAGENET_FFCV_DIR, else data/imagenet_ffcv) from your
@@ -72,7 +73,8 @@ def run(given: argparse.Namespace) -> int:
     """Convert, look or verify. Raises LbsgdError."""
     require_output()
     try:
-        convert_look_or_verify(given)
+        with stoppable("the same command goes on"):  # also while NumPy is imported
+            convert_look_or_verify(given)
     except ImportError as error:
         hint = "run `make setup`, or `pip install 'lbsgd[ffcv]'`"
         raise DataError(f"the converter needs OpenCV and Pillow ({error}); {hint}") from None

@@ -7,6 +7,7 @@ import argparse
 from lbsgd.commands.flag_types import path, positive, whole_number
 from lbsgd.commands.reader import reader_may_leave
 from lbsgd.disk import require_output
+from lbsgd.processes.signals import stoppable
 
 MOST_SEEDS = 10_000  # above what anybody runs; more is a slip of the finger
 
@@ -60,6 +61,12 @@ def seeds(text: str) -> tuple[int, ...]:
 
 def run(given: argparse.Namespace) -> int:
     """List the runs of studies, or run and report them. Raises LbsgdError."""
+    with stoppable("the same command goes on"):  # the runner lets runs that have begun save first
+        list_or_reproduce(given)
+    return 0
+
+
+def list_or_reproduce(given: argparse.Namespace) -> None:
     from lbsgd.errors import ConfigError
     from lbsgd.experiments.catalogue import find_data_set, find_study
     from lbsgd.experiments.checkout import ROOT
@@ -83,8 +90,7 @@ def run(given: argparse.Namespace) -> int:
     )
     if given.list:
         with reader_may_leave():
-            print(listed(request))
-        return 0
+            return print(listed(request))
     require_output()
     try:
         reproduce(request)
@@ -93,4 +99,3 @@ def run(given: argparse.Namespace) -> int:
             f"reproduce: {error.filename or request.grid}: {error.strerror}; mend it, and the same command goes on, or "
             "give another place with --work_dir or --results"
         ) from None
-    return 0

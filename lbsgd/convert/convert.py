@@ -43,13 +43,13 @@ from lbsgd.convert.work_folder import (
     remove_added,
     remove_work,
     start_over_if_other,
-    stoppable,
     writing_to,
 )
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest, Split
 from lbsgd.disk import say
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.processes.signals import stoppable
 
 
 def convert(
@@ -70,7 +70,7 @@ def convert(
     val_subset: whether classes may have no validation images; errors are then among the others.
     commit_seconds: the most work that is lost when the process or the machine dies.
     settings: those of `Settings`.
-    Raises ConfigError for settings that cannot be right, Stopped after SIGINT or SIGTERM, and DataError, with nothing
+    Raises ConfigError for settings that cannot be right, Stopped after a stop signal, and DataError, with nothing
     under the final names, if the source or one of its images cannot be used.
     """
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)

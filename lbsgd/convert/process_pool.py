@@ -24,7 +24,7 @@ from typing import Generic, NamedTuple, TypeVar
 from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.control_groups import usable_cores
-from lbsgd.processes.signals import held_back
+from lbsgd.processes.signals import STOP_SIGNALS, held_back
 
 CHUNK_IMAGES = 32  # what a process is given at a time
 SLOTS = 3  # a chunk at work, one that waits for its turn, one to begin with meanwhile
@@ -33,7 +33,6 @@ PIPE_BYTES = 1 << 16  # that a pipe takes in any case: a process that sends a re
 OPEN_FILES = 3  # of a process in its parent, and in the processes that start later
 OTHER_FILES = 128  # that a process may have open beside them, such as shards
 RESULT_BYTES = 40 << 20  # a process may hold three results of this size, beside its slots, and stays below 200 MB
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 GOES_ON = "what is done is kept, and the same command goes on from there; --num_processes sets how many there are"
 
 Chunk = TypeVar("Chunk")
@@ -80,7 +79,7 @@ class ProcessPool(Generic[Chunk, Result]):
         ours, theirs = context.Pipe()
         process = context.Process(target=_live, args=(theirs, slots, make_job, os.getpid()), daemon=True)
         # At first a new process has its parent's handlers, which would raise there; or it would lose a signal.
-        with held_back(STOPPING):
+        with held_back():
             try:
                 process.start()
             except OSError as error:
@@ -195,9 +194,9 @@ def with_room(num_processes: int, result_bytes: int) -> int:
 def _live(pipe: Connection, slots: list[mmap.mmap], make_job: Callable[[], Job], parent: int) -> None:
     """Do the job for every chunk that the pipe brings, as long as the parent lives."""
     gc.freeze()  # what the parent has dropped but not freed stays: gloo's groups end threads that no fork has
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes; the parent ends the others
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # which the fork has kept waiting
+    for number in STOP_SIGNALS:  # a terminal sends some to all processes; the parent ends the others, by SIGTERM
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # which the fork has kept waiting
     try:
         job = make_job()
         while True:

@@ -34,13 +34,14 @@ from lbsgd.convert.progress import Meter
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, ImageReader, Images, Source, blocks
 from lbsgd.convert.sources import find_source
-from lbsgd.convert.work_folder import NOTHING_KEPT, stoppable
+from lbsgd.convert.work_folder import NOTHING_KEPT
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import CONVERT, JPEG
 from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
 from lbsgd.data.pil_image import ImageError
 from lbsgd.disk import say
 from lbsgd.errors import ConfigError, DataError
+from lbsgd.processes.signals import stoppable
 
 
 def verify(data_dir: Path, num_processes: int | None = None, source: Path | None = None) -> None:
@@ -48,7 +49,7 @@ def verify(data_dir: Path, num_processes: int | None = None, source: Path | None
 
     num_processes: by default one per core.
     source: the images must also be those that this source gives with the manifest's settings. Raises Stopped after
-    SIGINT or SIGTERM.
+    a stop signal.
     """
     libraries()  # raises ImportError here, before any process does
     data_dir, num_processes = Path(data_dir), checked_num_processes(num_processes)

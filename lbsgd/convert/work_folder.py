@@ -14,8 +14,6 @@ import errno
 import fcntl
 import json
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -28,7 +26,7 @@ from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest
 from lbsgd.disk import replace_file, say, to_disk
-from lbsgd.errors import DataError, Stopped
+from lbsgd.errors import DataError
 
 HELD = (errno.EACCES, errno.EAGAIN)  # what lockf says of a lock that another process has
 CONVERTER_VERSION = 3  # raise it when the same source and settings would give other files
@@ -93,30 +91,6 @@ def start_over_if_other(work: Path, identity: Mapping[str, object], source: Sour
 
 
 NOTHING_KEPT = "nothing of it is kept: the same command begins again"  # what a signal leaves of looking and verifying
-
-
-class _Stop(BaseException):
-    """Not an Exception, so that nothing between the signal and `stoppable` catches it."""
-
-
-@contextlib.contextmanager
-def stoppable(help_: str) -> Iterator[None]:
-    """End the work at once on SIGINT or SIGTERM, with a line that says how to go on. Raises Stopped."""
-
-    def stop(number, _frame) -> None:
-        raise _Stop(signal.Signals(number).name)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except _Stop as stopped:
-        raise Stopped(f"{stopped}; {help_}") from None
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

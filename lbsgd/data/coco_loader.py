@@ -47,7 +47,7 @@ def loaded(
     )
     try:
         with lost_loader_workers_told():
-            with held_back(STOP_SIGNALS):  # a fork inherits it, and as_loader_worker comes a moment later
+            with held_back():  # a fork inherits it, and as_loader_worker comes a moment later
                 loading = iter(loader)
             if loader_workers:
                 tell_of_lost_loader_workers()

@@ -13,6 +13,7 @@ from lbsgd.experiments.checkout import Checkout
 from lbsgd.experiments.grid import Job
 from lbsgd.experiments.launch import Grid, Started
 from lbsgd.experiments.overview import Overview
+from lbsgd.processes.signals import calling
 
 LOOK_SECONDS = 1.0  # between two looks at the runs
 
@@ -30,20 +31,15 @@ class Runner:
         self.stop_requested: str | None = None
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run what is not done yet. Raises Stopped after SIGTERM or Ctrl-C, TrainingError where runs failed."""
+        """Run what is not done yet. Raises Stopped after a stop signal, TrainingError where runs failed."""
         waiting = []
         for job in jobs:
             if launch.is_done(job.folder(self.grid.runs)):
                 self.publish(job, say)
             else:
                 waiting.append(job)
-        before = {number: signal.signal(number, self.request_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            with Overview(jobs, self.grid.runs, self.epochs_of) as overview:
-                self.work_off(waiting, overview)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        with calling(self.request_stop), Overview(jobs, self.grid.runs, self.epochs_of) as overview:
+            self.work_off(waiting, overview)
         if self.failed:
             raise TrainingError("\n".join(f"{name}: {words}" for name, words in self.failed.items()))
 
@@ -64,7 +60,16 @@ class Runner:
                 self.start_next(waiting, slot)
             waiting[:] = [job for job in waiting if not self.done_elsewhere(job, overview)]
             overview.update([started.job for started in self.running])
-            time.sleep(LOOK_SECONDS)
+            self.doze()
+
+    def doze(self) -> None:
+        """Wait until the next look, which comes at once after a stop signal.
+
+        A terminal sends Ctrl-C to the runs, too, which take ours for the same request only if it follows soon.
+        """
+        until = time.monotonic() + LOOK_SECONDS
+        while not self.stop_requested and time.monotonic() < until:
+            time.sleep(min(0.1, LOOK_SECONDS))
 
     def free_slots(self) -> list[int]:
         taken = {started.slot for started in self.running}

@@ -1,4 +1,4 @@
-"""Receive the signals that ask a run to stop, also in another thread; ask for a signal when the parent dies."""
+"""Receive the signals that ask to stop, also in another thread; ask for a signal when the parent dies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import ctypes
 import os
 import select
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator
+
+from lbsgd.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -52,6 +55,39 @@ class StopSignals:
         os.close(self.reader)
 
 
+class _Stop(BaseException):
+    """Not an Exception, so that nothing between the signal and `stoppable` catches it."""
+
+
+@contextlib.contextmanager
+def stoppable(then: str) -> Iterator[None]:
+    """End the work at once on a stop signal. Raises Stopped, which says how to go on; does nothing in other threads."""
+
+    def stop(number: int, _frame: object) -> None:
+        raise _Stop(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    try:
+        with calling(stop):
+            yield
+    except _Stop as stopped:
+        raise Stopped(f"{stopped}; {then}") from None
+
+
+@contextlib.contextmanager
+def calling(handler: Callable[[int, object], None]) -> Iterator[None]:
+    """Call a handler at each stop signal while the block lasts; call this in the main thread."""
+    caught = [number for number in STOP_SIGNALS if not ignored_by_nohup(number)]
+    before = {number: signal.signal(number, handler) for number in caught}
+    try:
+        yield
+    finally:
+        for number, earlier in before.items():
+            signal.signal(number, earlier or signal.SIG_DFL)  # None: set by others than Python
+
+
 def ignored_by_nohup(number: signal.Signals) -> bool:
     """Whether this is the signal of a closed terminal, which `nohup` asks to ignore."""
     return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
@@ -85,12 +121,12 @@ def handled_afterwards() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def held_back(signals: Sequence[signal.Signals]) -> Iterator[None]:
-    """Block signals in this thread until the end, and in processes that it forks meanwhile until they unblock them.
+def held_back() -> Iterator[None]:
+    """Block the stop signals in this thread until the end, in processes that it forks meanwhile until they unblock them.
 
     Another thread of this process may still take them, as `handled_afterwards` says.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
