@@ -4,6 +4,7 @@ import json
 import random
 import resource
 import signal
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -231,6 +232,9 @@ def test_the_checkpoint_s_threads_are_taken_where_they_are_there_and_none_are_as
         ({"bias": None}, "bias is missing there"),
         ({"fc.bias": torch.zeros(1)}, r"fc.bias is \[1\] there and missing here"),
         ({"bias": 3}, "bias is no tensor there"),
+        ({"weight": torch.ones(2, 3) > 0}, r"weight is of bool there and of float32 here"),
+        ({"weight": torch.ones(2, 3).int()}, r"weight is of int32 there and of float32 here"),
+        ({"weight": torch.ones(2, 3) + 1j}, r"weight is of complex64 there and of float32 here"),
     ],
 )
 def test_weights_of_another_network_are_refused_by_their_first_difference(tmp_path, change, words):
@@ -241,6 +245,15 @@ def test_weights_of_another_network_are_refused_by_their_first_difference(tmp_pa
         put_weights(torch.nn.Linear(3, 2), weights, tmp_path / "w.pt")
 
 
+def test_weights_of_other_floats_and_complex_ones_of_a_complex_network_are_taken(tmp_path):
+    for dtype in (torch.bfloat16, torch.float64, torch.float8_e4m3fn):
+        network = torch.nn.Linear(3, 2)
+        put_weights(network, {"weight": torch.ones(2, 3).to(dtype), "bias": torch.ones(2)}, tmp_path / "w.pt")
+        assert torch.equal(network.weight, torch.ones(2, 3))
+    network = torch.nn.Linear(3, 2, dtype=torch.complex64)
+    put_weights(network, {name: value * 1j for name, value in network.state_dict().items()}, tmp_path / "w.pt")
+
+
 def test_weights_without_counters_of_batches_are_taken(tmp_path):
     """As in torchvision's old files."""
     network = torch.nn.BatchNorm2d(3)
@@ -249,6 +262,13 @@ def test_weights_without_counters_of_batches_are_taken(tmp_path):
     assert torch.equal(network.running_mean, torch.ones(3)) and network.num_batches_tracked == 0
 
 
+def nested():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "a prototype"
+        return torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+
+
+@pytest.mark.filterwarnings("ignore:TypedStorage", "ignore:Sparse invariant")
 @pytest.mark.parametrize(
     "content, words",
     [
@@ -262,6 +282,15 @@ def test_weights_without_counters_of_batches_are_taken(tmp_path):
         ),  # of a download that failed
         (b"", "was not written by torch.save, as it begins with b''"),
         (b"PK\x03\x04 no zip", "cannot be read as weights"),
+        *(
+            ({"bias": torch.ones(2), "weight": tensor}, f"weight is no dense tensor there, but {words}; save")
+            for tensor, words in (
+                (torch.eye(2).to_sparse(), "sparse_coo"),
+                (torch.empty(2, 2, device="meta"), "without values"),
+                (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "quantized"),
+                (nested(), "nested"),
+            )
+        ),
     ],
 )
 def test_what_is_no_state_dict_is_one_line(tmp_path, content, words):

@@ -178,6 +178,8 @@ def test_a_backbone_is_loaded_whole_or_refused_by_name():
         load_backbone(ours, {**weights, "conv1.weight": torch.ones(1)}, "weights.pt")
     with pytest.raises(ValueError, match="has as no tensor conv1.weight"):
         load_backbone(ours, {**weights, "conv1.weight": [1.0]}, "weights.pt")
+    with pytest.raises(ValueError, match="has not as floats conv1.weight"):
+        load_backbone(ours, {**weights, "conv1.weight": weights["conv1.weight"] > 0}, "weights.pt")
     with pytest.raises(ValueError, match="has in addition 5, step"):
         load_backbone(ours, {**weights, "step": 7, 5: None}, "weights.pt")
 

@@ -222,11 +222,13 @@ def load_backbone(detector: PerForwardMaskRCNN, weights: dict[str, Any], where: 
     own = body.state_dict()
     counters = {name for name in weights if str(name).endswith("num_batches_tracked")}  # frozen norm counts nothing
     shapes = {name: getattr(weights[name], "shape", None) for name in own.keys() & weights.keys()}
+    tensors = {name: weights[name] for name, shape in shapes.items() if shape is not None}
     for what, names in (
         ("lacks", own.keys() - weights.keys()),
         ("has in addition", weights.keys() - own.keys() - CLASSIFIER - counters),
         ("has as no tensor", {name for name, shape in shapes.items() if shape is None}),
         ("has in another shape", {name for name, shape in shapes.items() if shape != own[name].shape}),
+        ("has not as floats", {name for name, tensor in tensors.items() if not tensor.is_floating_point()}),
     ):
         if names:
             raise ValueError(f"{where} {what} {shortened(sorted(map(str, names)))}: not a backbone of this detector")

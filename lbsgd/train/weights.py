@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lbsgd.errors import DataError, one_line
 
 if TYPE_CHECKING:  # a flag that is wrong is reported before torch loads
+    from torch import Tensor
     from torch.nn import Module
 
 BEGINS = b"PK\x03\x04", b"\x80"  # of a file that torch.save writes: a zip archive, or a pickle as before torch 1.6
@@ -34,7 +35,23 @@ def weights_in(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} holds no state_dict; give the weights.pt of a run")
     if any(isinstance(value, dict) for value in weights.values()):
         raise DataError(f"{path} holds a state_dict among other things; save that alone and give it")
+    for name, value in weights.items():
+        if isinstance(value, torch.Tensor) and (other := other_than_dense(value)):
+            raise DataError(
+                f"{path}: {name} is no dense tensor there, but {other}; save the network's state_dict() and give that"
+            )
     return weights
+
+
+def other_than_dense(tensor: Tensor) -> str | None:
+    """Return what a tensor is that does not hold each of its values; None if it does."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.is_meta:
+        return "without values"
+    if tensor.is_quantized:
+        return "quantized"
+    return words_of(tensor.layout) if words_of(tensor.layout) != "strided" else None
 
 
 def put_weights(network: Module, weights: dict[str, Any], path: Path) -> None:
@@ -49,8 +66,21 @@ def put_weights(network: Module, weights: dict[str, Any], path: Path) -> None:
         theirs, ours = (shape_words(tensors.get(name)) for tensors in (weights, here))
         if theirs != ours:
             raise DataError(f"{path} is of another network: {name} is {theirs} there and {ours} here")
+        theirs, ours = (of_numbers(tensors[name]) for tensors in (weights, here))
+        if theirs != ours and name not in counters:
+            pair = f"of {words_of(weights[name].dtype)} there and of {words_of(here[name].dtype)} here"
+            raise DataError(f"{path} is of another network: {name} is {pair}")
     network.load_state_dict(weights)
 
 
 def shape_words(tensor: Any) -> str:
     return str(list(tensor.shape)) if hasattr(tensor, "shape") else "missing" if tensor is None else "no tensor"
+
+
+def of_numbers(tensor: Tensor) -> str:
+    """Return which kind of numbers a tensor holds; one kind of floats becomes another without harm."""
+    return "floats" if tensor.is_floating_point() else "complex" if tensor.is_complex() else "whole"
+
+
+def words_of(dtype_or_layout: object) -> str:
+    return str(dtype_or_layout).removeprefix("torch.")
