@@ -339,6 +339,22 @@ def test_a_changed_checkout_is_refused(tmp_path, repository):
         open_checkout(tmp_path / "grid", root=repository)
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_grid_goes_on_where_its_clone_was_moved(tmp_path, repository, forgotten):
+    """git forgets a worktree that it does not find, when another one is made."""
+    grid = repository / "runs" / "grid"
+    commit = open_checkout(grid, root=repository).commit
+    change(repository)
+    moved = repository.rename(tmp_path / "moved")
+    if forgotten:
+        git(moved, "worktree", "prune")
+    checkout = open_checkout(moved / "runs" / "grid", root=moved)
+    assert checkout.commit == commit and (checkout.folder / "recipes" / "a.py").read_text() == "a = 1\n"
+    (checkout.folder / "recipes" / "a.py").write_text("a = 3\n")
+    with pytest.raises(ConfigError, match="has changed files"):
+        open_checkout(moved / "runs" / "grid", root=moved)
+
+
 def test_a_grid_goes_on_from_its_published_runs_with_their_code(tmp_path, repository):
     """On another machine, which has the repository and nothing in runs/."""
     results, grid = tmp_path / "results", tmp_path / "grid"

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +71,7 @@ def open_checkout(grid_folder: Path, published: Path | None = None, root: Path =
     places = [place for place in (published, grid_folder) if place]
     for place in places:
         place.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and note.exists():
+    if folder.exists() and note.exists() and is_linked_again(folder, root):
         require_untouched(checkout)
     else:
         add_worktree(checkout, root)
@@ -100,6 +100,23 @@ def noted_commit(place: Path) -> str | None:
             "and --results"
         )
     return said
+
+
+def is_linked_again(folder: Path, root: Path) -> bool:
+    """Return whether git knows a checkout, which is linked to its repository again where either was moved."""
+    if not is_linked(folder):
+        with suppress(ConfigError):  # git has forgotten it, and it is made anew
+            git(root, "worktree", "repair", str(folder))
+    return is_linked(folder)
+
+
+def is_linked(folder: Path) -> bool:
+    """Return whether what a checkout's .git leads to is there."""
+    try:
+        link = (folder / ".git").read_text()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return False
+    return Path(folder, link.strip().removeprefix("gitdir: ")).exists()
 
 
 def add_worktree(checkout: Checkout, root: Path) -> None:

@@ -122,7 +122,7 @@ def handled_afterwards() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Block the stop signals in this thread until the end, in processes that it forks meanwhile until they unblock them.
+    """Block the stop signals in this thread until the end, in what it forks meanwhile until it unblocks them.
 
     Another thread of this process may still take them, as `handled_afterwards` says.
     """
