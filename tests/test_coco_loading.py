@@ -141,6 +141,18 @@ def test_more_files_than_the_system_allows_are_refused_before_a_worker_starts(mo
 
 # --- loader workers that are lost -------------------------------------------------------------------------------------
 
+
+def test_a_full_dev_shm_that_takes_no_lock_is_named(scenes, monkeypatch):
+    split = read_split(scenes, "train")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", full)
+    with pytest.raises(DataError, match="^/dev/shm takes no lock of the processes .*--loader_workers 0$"):
+        list(CocoEval(split, loader_workers=2, device="cpu", share=Share()))
+
+
 LOST = r"^a loader worker \(pid.*\) .*/dev/shm.*--loader_workers 0"
 
 

@@ -367,6 +367,21 @@ def test_looking_says_that_a_folder_cannot_be_written_to(tree, command, monkeypa
     assert said.splitlines()[-1] == f"refused: {told}"
 
 
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+@pytest.mark.parametrize("flags", [("--source", "source"), ("--verify",)])
+def test_memory_that_takes_no_lock_is_not_the_data_folder_s_fault(tree, tmp_path, command, monkeypatch, flags, code):
+    if "--verify" in flags:
+        convert(tree, tmp_path / "data", **SETTINGS)
+
+    def full(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("multiprocessing.synchronize._multiprocessing.SemLock", full)
+    done = command("--data_dir", "data", *flags)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: /dev/shm takes no lock of the processes ({os.strerror(code)}); make room")
+
+
 @pytest.mark.parametrize("flags", [(), ("--verify",)])
 @pytest.mark.parametrize("output", ["gone", "full"])
 def test_an_output_that_takes_no_more_is_not_the_data_folder_s_fault(tree, tmp_path, flags, output):

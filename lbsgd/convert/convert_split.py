@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import threading
 import time
 import zlib
@@ -29,6 +28,7 @@ from lbsgd.convert.progress import Meter
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import Images
 from lbsgd.data.pil_image import ImageError
+from lbsgd.data.process_lock import process_lock
 from lbsgd.disk import say
 from lbsgd.units import size
 
@@ -56,8 +56,7 @@ def convert_split(
         return
     kept_bytes = _kept_bytes(images, settings, writer.page_size)
     num_processes = min(_fitting(name, num_processes, kept_bytes), -(-(len(images) - done) // CHUNK_IMAGES))
-    memory_lock = multiprocessing.get_context("fork").RLock()
-    make_job = partial(ChunkConverter, images, settings, writer.page_size, memory_lock)
+    make_job = partial(ChunkConverter, images, settings, writer.page_size, process_lock())
     num_bytes, done_bytes = int(images.sizes.sum()), int(images.sizes[:done].sum())
 
     def place(chunk: Chunk) -> str:

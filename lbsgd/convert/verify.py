@@ -8,7 +8,6 @@ image is also made from the source once more, and its label compared.
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import tempfile
 import zlib
@@ -39,6 +38,7 @@ from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import CONVERT, JPEG
 from lbsgd.data.folder import ImageNetData, Manifest, Split, open_data
 from lbsgd.data.pil_image import ImageError
+from lbsgd.data.process_lock import process_lock
 from lbsgd.disk import say
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.signals import stoppable
@@ -173,7 +173,7 @@ def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -
     """Check all images of a file. Raises DataError for the first that is wrong."""
     sizes = beton.sizes.astype(np.int64)
     num_processes = min(with_room(num_processes, int(sizes.max())), -(-beton.num_images // CHUNK_IMAGES))
-    make_job = partial(ChunkVerifier, beton, origin, multiprocessing.get_context("fork").RLock())
+    make_job = partial(ChunkVerifier, beton, origin, process_lock())
 
     def place(chunk: range) -> str:
         return f"images {chunk[0]:,} to {chunk[-1]:,} of {beton.path}"

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from lbsgd.data.process_lock import process_lock
 from lbsgd.disk import allow_open_files
 from lbsgd.errors import ConfigError, DataError
 from lbsgd.processes.signals import STOP_SIGNALS, end_with, held_back
@@ -36,6 +37,7 @@ def loaded(
     """
     if loader_workers:
         allow_batches(loader_workers, max(map(len, batches), default=0))
+        process_lock(ROOM)  # torch needs some, and would say less
     loader: DataLoader = DataLoader(
         data,
         batch_sampler=[list(map(int, batch)) for batch in batches],
