@@ -170,3 +170,27 @@ def test_a_deepspeed_json_with_mistakes_in_its_keys_is_still_judged(tmp_path, co
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(config))
     assert codes <= {finding.code for finding in inspect(str(path)).findings}
+
+
+@pytest.mark.parametrize(
+    "fp16, stage, versions",
+    [
+        ({}, 1, ["0.17", "0.18", "0.19"]),
+        ({}, 0, ["0.17"]),
+        ({"loss_scale": 1}, 0, ["0.17", "0.18", "0.19"]),
+        ({"loss_scale": 128}, 1, ["0.17", "0.18"]),
+    ],
+)
+@pytest.mark.parametrize("steps_per_print", [None, 1])
+def test_skipped_updates_are_unseen_where_deepspeed_prints_none_whatever_steps_per_print_is(
+    fp16, stage, versions, steps_per_print
+):
+    """As four skipped updates of each version showed: 0.16 logs them, 0.19 warns under ZeRO if the scale is static.
+
+    At stage 0 of later versions D11 says more: the loss is not scaled at all.
+    """
+    config = {**SGD, "fp16": {"enabled": True, **fp16}, "zero_optimization": {"stage": stage}}
+    config |= {"steps_per_print": steps_per_print} if steps_per_print else {}
+    told = {version: found(config, "D42", version=version) for version in ("0.16", "0.17", "0.18", "0.19")}
+    assert [version for version, findings in told.items() if findings] == versions
+    assert all("engine.skipped_steps" in finding.fix for [finding] in (told["0.17"],))

@@ -64,7 +64,7 @@ def failing_adam(json: Document) -> str | None:
     "rounded to zero, which the scale is there to prevent, and eps and gradient_clipping meet gradients 65536 times "
     "smaller. A file that names no optimizer leaves it to the program; D11 is about one that names SGD.",
     fix="set it to 1, or use torch_autocast with bfloat16",
-    example={"optimizer": {"type": "Adam", "params": {"lr": 0.001}}, "fp16": {"enabled": True}, "steps_per_print": 10},
+    example={"optimizer": {"type": "Adam", "params": {"lr": 0.001}}, "fp16": {"enabled": True}},
 )
 def unscaled_gradients(json: Document) -> Iterator[Hit]:
     if is_unscaled(json) and (is_scale_free(json) or is_unnamed(json)):

@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.accepted.values import as_bool, converts
+from lbsgd.config.accepted.values import as_bool, as_number, converts
 from lbsgd.config.checks.deepspeed_batch import NAMES_OF_TYPES
+from lbsgd.config.checks.deepspeed_fp16 import is_unscaled
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
@@ -191,14 +192,17 @@ def rounded_buffers(json: Document) -> Iterator[Hit]:
     "D42",
     "skipped updates that nobody sees",
     plain="note",
-    why="fp16 skips every update whose gradients overflow. DeepSpeed says so only in the lines that "
-    "steps_per_print asks for.",
-    fix="set it to 10",
+    why="fp16 skips every update whose gradients overflow. Since 0.17 DeepSpeed logs that below the level that it "
+    "prints, as the lines that steps_per_print asks for. Version 0.19 warns of each where the loss scale is "
+    "static and ZeRO is on.",
+    fix="read engine.skipped_steps in your program",
     example={
         "fp16": {"enabled": True},
         "zero_optimization": {"stage": 1, "overlap_comm": True, "reduce_bucket_size": 1000},
     },
 )
 def unseen_overflow(json: Document) -> Iterator[Hit]:
-    if json.enabled("fp16") and json.get("steps_per_print") is None:
-        yield Hit("steps_per_print", "is not set, and updates that overflow skips then go unseen")
+    warns = json.since("0.19") and json.stage != 0 and as_number(json.get("fp16.loss_scale", 0)) != 0
+    if json.enabled("fp16") and json.since("0.17") and not warns and not is_unscaled(json):  # D11 and D73 say more
+        said = f"is on, and DeepSpeed {json.accepted.version} prints nothing of an update that it skips for overflow"
+        yield Hit("fp16", said)
