@@ -1,7 +1,8 @@
-"""Files that are whole or not there, whenever the process or the machine dies; how many may be open; and the output."""
+"""Files that are whole or not there, whatever dies, and JSON in them; how many may be open; and the output."""
 
 import contextlib
 import fcntl
+import json
 import os
 import resource
 import secrets
@@ -9,9 +10,11 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from lbsgd.errors import ConfigError, DataError
+
+MOST_LEVELS = 100  # of blocks inside each other, of any JSON
 
 
 def is_there(path: Path) -> bool:
@@ -83,6 +86,33 @@ def replace_file(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def read_note(path: Path) -> Any:
+    """Return the JSON that a file holds. Raises OSError, and ValueError as `parse_note`."""
+    return parse_note(path.read_bytes())
+
+
+def parse_note(text: str | bytes) -> Any:
+    """Return the JSON that a text holds. Raises ValueError where it holds none, or one that no command writes.
+
+    Python's own json raises RecursionError, which no reader expects, for one that is nested deeply.
+    """
+    try:
+        value = json.loads(text)
+        require_shallow(value)
+    except RecursionError:
+        raise ValueError(f"nested in more than {MOST_LEVELS} levels") from None
+    return value
+
+
+def require_shallow(value: Any, levels: int = MOST_LEVELS) -> None:
+    """Raise RecursionError for a JSON value of more levels, in which a walk through it may end so."""
+    if isinstance(value, (dict, list)):
+        if not levels:
+            raise RecursionError
+        for inner in value.values() if isinstance(value, dict) else value:
+            require_shallow(inner, levels - 1)
 
 
 def locked(file: IO | int, *, wait: bool) -> bool:

@@ -367,6 +367,36 @@ def test_looking_says_that_a_folder_cannot_be_written_to(tree, command, monkeypa
     assert said.splitlines()[-1] == f"refused: {told}"
 
 
+def locked(path, *_):
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+@pytest.mark.parametrize(
+    "name, reader", [("train.beton", "data.beton.read_layout"), ("manifest.json", "data.folder.read_note")]
+)
+def test_data_that_may_not_be_read_are_not_made_again(tree, tmp_path, command, monkeypatch, name, reader):
+    convert(tree, tmp_path / "data", **SETTINGS)
+    before = names_in(tmp_path / "data")
+    monkeypatch.setattr(f"lbsgd.{reader}", locked)
+    done = command("--source", "source", "--data_dir", "data")
+    assert (done.returncode, done.stderr) == (2, f"error: cannot read data/{name}: Permission denied\n")
+    assert names_in(tmp_path / "data") == before
+
+
+@pytest.mark.parametrize("name", ["identity.json", "manifest.json", "train.beton"])
+def test_finished_work_that_may_not_be_read_is_kept(tree, tmp_path, command, monkeypatch, name):
+    with monkeypatch.context() as patch, pytest.raises(KeyError):
+        patch.setattr("lbsgd.convert.convert.publish", lambda data_dir, work: {}[work])
+        convert(tree, tmp_path / "data", **SETTINGS)
+    work = tmp_path / "data" / ".converting"
+    before = names_in(work)
+    place = {"identity.json": "convert.work_folder.read_note", "manifest.json": "data.folder.read_note"}
+    monkeypatch.setattr(f"lbsgd.{place.get(name, 'data.beton.read_layout')}", locked)
+    done = command("--source", "source", "--data_dir", "data", "--max_side", str(SETTINGS.get("max_side", 500)))
+    assert done.returncode == 2 and done.stderr == f"error: cannot read data/.converting/{name}: Permission denied\n"
+    assert names_in(work) == before
+
+
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
 @pytest.mark.parametrize("flags", [("--source", "source"), ("--verify",)])
 def test_memory_that_takes_no_lock_is_not_the_data_folder_s_fault(tree, tmp_path, command, monkeypatch, flags, code):

@@ -170,6 +170,14 @@ def test_a_manifest_whose_parts_are_of_another_kind_is_refused_with_one_line(who
     assert "\n" not in str(error.value)
 
 
+def test_a_manifest_nested_without_end_is_refused_with_one_line(tmp_path):
+    path = tmp_path / "manifest.json"
+    for content in ("[" * 100_000, '{"settings": ' + "[" * 200 + "]" * 200 + "}"):
+        path.write_text(content)
+        with pytest.raises(DataError, match="cannot be read as a manifest .nested in more than 100 levels.; make the"):
+            Manifest.read(path)
+
+
 # --- replaced while a run reads it ------------------------------------------------------------------------------------
 
 

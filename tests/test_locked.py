@@ -10,8 +10,8 @@ from test_runlog import RUN
 from tool_modules import load_tool
 
 from lbsgd.commands.detect import only_split, trained_as
-from lbsgd.data.folder import open_data
-from lbsgd.errors import CheckpointError, ConfigError, LbsgdError
+from lbsgd.data.folder import Manifest, open_data
+from lbsgd.errors import CheckpointError, ConfigError, DataError, LbsgdError
 from lbsgd.report.run_log import DIVERGED, RunLog, read_run
 from lbsgd.train.checkpoint import load_newest, newest
 from lbsgd.train.run import Run, prepare_output
@@ -66,6 +66,15 @@ def test_a_checkpoint_that_may_not_be_read_is_not_taken_for_damaged(name):
         with pytest.raises(CheckpointError, match=f"^cannot read {locked}.*: Permission denied$"):
             load_newest(folder, {"seed": 0}, print)
         locked.chmod(mode)
+
+
+def test_a_manifest_that_may_not_be_read_is_not_called_damaged():
+    """Nobody should make data again that only lack a permission."""
+    with tempfile.TemporaryDirectory() as name, as_nobody(name):
+        path = Path(name, "manifest.json")
+        path.touch(mode=0)
+        with pytest.raises(DataError, match=f"^cannot read {path}: Permission denied$"):
+            Manifest.read(path)
 
 
 def test_a_log_that_may_not_be_written_refuses_to_go_on_before_anything_is_changed():

@@ -221,6 +221,13 @@ def test_settings_put_values_at_key_paths_and_derive_what_depends_on_them():
     }
 
 
+@pytest.mark.parametrize("text", [".".join("a" * 990) + "=1", "a=" + "[" * 990 + "]" * 990, "a=" + "[" * 100_000])
+def test_a_setting_nested_without_end_is_one_line(text):
+    with pytest.raises(ConfigError, match="^--set .*nested") as error:
+        Plan.read(CONFIGS / "8k.json", 8, overrides=Overrides(settings=(text,)))
+    assert len(str(error.value)) < 200
+
+
 def test_the_resulting_json_can_be_fed_back(tmp_path):
     settings = ("lbsgd.linear_scaling.rule=sqrt", "train_batch_size=2048", "fp16=null", "zero_optimization.stage=0")
     plan = Plan.read(CONFIGS / "8k.json", 8, num_images=100_000, overrides=Overrides(settings=settings))
@@ -259,7 +266,7 @@ def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
         ("a..b=1", ["a..b"]),
         ("lbsgd.seed=NaN", ["NaN", "strict JSON"]),
         ("lbsgd.decay.epochs=[30, 1e999]", ["1e999", "strict JSON"]),
-        (f"lbsgd.seed={'[' * 900}{']' * 900}", ["lbsgd.seed is [[[", "whole number"]),
+        (f"lbsgd.seed={'[' * 900}{']' * 900}", ["--set 'lbsgd.seed=[[[", "nested"]),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_and_one_that_follows_from_others_is_not_ignored(setting, words):

@@ -560,9 +560,10 @@ def test_kernels_that_cannot_be_compiled_are_told(tmp_path, repository, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_note_with_the_marks_of_a_merge_is_refused(tmp_path, repository):
+@pytest.mark.parametrize("content", ['<<<<<<< HEAD\n{"commit": "a"}\n=======\n', "[" * 100_000])
+def test_a_note_that_is_broken_as_by_the_marks_of_a_merge_is_refused(tmp_path, repository, content):
     (tmp_path / "results").mkdir()
-    (tmp_path / "results" / "grid.json").write_text('<<<<<<< HEAD\n{"commit": "a"}\n=======\n')
+    (tmp_path / "results" / "grid.json").write_text(content)
     with pytest.raises(ConfigError, match="results/grid.json does not say the commit of the runs beside it"):
         open_checkout(tmp_path / "grid", tmp_path / "results", repository)
 

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from lbsgd.config.keypath import shown
-from lbsgd.disk import rewrite_file
+from lbsgd.disk import require_shallow, rewrite_file
 from lbsgd.errors import ConfigError
 
 INSTEAD = "give a DeepSpeed JSON such as ds_configs/8k.json"
 WIDTH = 127  # of a line in the shipped files
-MOST_LEVELS = 100  # of blocks inside each other
 
 
 class RepeatedKeyError(ConfigError):
@@ -90,15 +89,6 @@ def strict_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ConfigError(f"holds no JSON object; {INSTEAD}")
     return value
-
-
-def require_shallow(value: Any, levels: int = MOST_LEVELS) -> None:
-    """Raise RecursionError for a JSON value of more levels, in which a walk through it may end so."""
-    if isinstance(value, (dict, list)):
-        if not levels:
-            raise RecursionError
-        for inner in value.values() if isinstance(value, dict) else value:
-            require_shallow(inner, levels - 1)
 
 
 def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from lbsgd.config.json_file import NumberError, finite, refuse_constant
 from lbsgd.config.keypath import get, is_number, put
 from lbsgd.config.precision import precision_of, set_precision
 from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
+from lbsgd.disk import MOST_LEVELS, require_shallow
 from lbsgd.errors import ConfigError
 
 WHERE = "the flags"
@@ -87,10 +88,15 @@ def setting(text: str) -> tuple[str, Any]:
     if key.partition(".")[0] in Recipe.model_fields and value != "null":  # DeepSpeed has none of these
         raise ConfigError(f"--set {text!r}: DeepSpeed has no key {key} and ignores it; did you mean lbsgd.{key}?")
     try:
-        return key, json.loads(value, parse_constant=refuse_constant, parse_float=finite)
+        require_shallow([], levels=max(0, MOST_LEVELS - key.count(".")))  # the blocks of the key path
+        found = json.loads(value, parse_constant=refuse_constant, parse_float=finite)
+        require_shallow(found)
+        return key, found
     except NumberError:
         raise ConfigError(f"--set {text!r}: {value} is not strict JSON; write a number") from None
-    except (ValueError, RecursionError):
+    except RecursionError:
+        raise ConfigError(f"--set {text[:36]!r} ...: nested in more than {MOST_LEVELS} levels; no JSON is") from None
+    except ValueError:
         return key, value
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.convert.sources import source_version
-from lbsgd.convert.work_folder import CONVERTER_VERSION, conversion_identity, is_partly_published
+from lbsgd.convert.work_folder import CONVERTER_VERSION, conversion_identity, damage_passed_over, is_partly_published
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest
 from lbsgd.disk import is_there
@@ -77,7 +77,7 @@ def complete_by_version(data_dir: Path, source: Path, settings: Settings) -> Man
 
 def is_finished(work: Path, source: Path, settings: Settings) -> bool:
     """Return whether a work folder holds all that the same command makes, as far as its manifest tells."""
-    with contextlib.suppress(DataError):
+    with damage_passed_over():
         return made_with(work, source, settings) is not None
     return False
 
@@ -133,6 +133,6 @@ def is_read_only(data_dir: Path) -> bool:
 
 
 def _is_intact(data_dir: Path, manifest: Manifest) -> bool:
-    with contextlib.suppress(DataError):
+    with damage_passed_over():
         return all(getattr(manifest, name).describes(BetonFile.open(data_dir / f"{name}.beton")) for name in SPLITS)
     return False

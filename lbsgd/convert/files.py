@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lbsgd.convert.left_out import LeftOut
-from lbsgd.disk import appearing
+from lbsgd.disk import appearing, parse_note
 
 RUN = 50_000  # names that are sorted at a time
 TYPES = {"sizes": "I", "offsets": "Q", "stamps": "q", "shards": "I", "labels": "i"}
@@ -114,7 +114,7 @@ class Files:
         with np.load(path, allow_pickle=False) as saved:
             files.names = Names(saved["names"], saved["ends"])
             files.columns = {name: saved[name] for name in saved.files if name in TYPES}
-            class_names, files.left_out.counts, files.left_out.examples = json.loads(saved["notes"].tobytes())
+            class_names, files.left_out.counts, files.left_out.examples = parse_note(saved["notes"].tobytes())
             files.class_names = dict(class_names)
         return files
 

@@ -7,7 +7,6 @@ folder, and read from there in the order of the classes.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 from lbsgd.convert.archives import MAX_IMAGE_BYTES
 from lbsgd.convert.compressed import drop_content, require_room
 from lbsgd.convert.files import Files
-from lbsgd.disk import appearing
+from lbsgd.disk import appearing, parse_note
 from lbsgd.errors import DataError, one_line
 
 ROWS = 64  # that are read at a time
@@ -89,5 +88,5 @@ def _rows(file: Any) -> Iterator[tuple[Any, Any]]:
 def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
     """Return the names of the labels that Hugging Face keeps beside the schema; none if it has none."""
     with contextlib.suppress(KeyError, ValueError, TypeError):
-        return [str(name) for name in json.loads(metadata[b"huggingface"])["info"]["features"][LABEL]["names"]]
+        return [str(name) for name in parse_note(metadata[b"huggingface"])["info"]["features"][LABEL]["names"]]
     return []

@@ -25,7 +25,7 @@ from lbsgd.convert.settings import Settings
 from lbsgd.convert.source_images import SPLITS, Source
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.folder import Manifest
-from lbsgd.disk import replace_file, say, to_disk
+from lbsgd.disk import read_note, replace_file, say, to_disk
 from lbsgd.errors import DataError
 
 HELD = (errno.EACCES, errno.EAGAIN)  # what lockf says of a lock that another process has
@@ -46,9 +46,23 @@ def conversion_identity(source: Source, settings: Settings) -> dict[str, object]
 
 
 def _read_identity(work: Path) -> dict[str, Any] | None:
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads((work / "identity.json").read_bytes())
-    return None
+    path = work / "identity.json"
+    try:
+        return read_note(path)
+    except (FileNotFoundError, ValueError):
+        return None
+    except OSError as error:  # the work may be the right one
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def damage_passed_over() -> Iterator[None]:
+    """Pass over a DataError of damaged or missing files, which are made again, and not one of files that are locked."""
+    try:
+        yield
+    except DataError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
 
 
 def is_partly_published(data_dir: Path, work: Path, identity: Mapping[str, object]) -> bool:
@@ -58,7 +72,7 @@ def is_partly_published(data_dir: Path, work: Path, identity: Mapping[str, objec
     """
     if _read_identity(work) != identity or not (work / "manifest.json").exists():
         return False
-    with contextlib.suppress(DataError):
+    with damage_passed_over():
         manifest = Manifest.read(work / "manifest.json")
         return all(getattr(manifest, name).describes(_finished(data_dir, work, name)) for name in SPLITS)
     return False

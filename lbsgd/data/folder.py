@@ -14,7 +14,7 @@ import numpy as np
 
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.beton_format import CONVERT
-from lbsgd.disk import is_there, replace_file, to_disk
+from lbsgd.disk import is_there, read_note, replace_file, to_disk
 from lbsgd.errors import DataError
 
 UNPUBLISHED = ".converting/manifest.json"  # there from when the converter has finished both files until it names them
@@ -104,14 +104,16 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Read a manifest. Raise DataError for a file that is no manifest."""
+        """Read a manifest. Raise DataError for a file that is no manifest, or that this user may not read."""
         try:
-            content = json.loads(path.read_text())
+            content = read_note(path)
             known = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
             found = cls(**{**known, "train": Split(**content["train"]), "val": Split(**content["val"])})
             found._require_types()
             return found
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} cannot be read as a manifest ({error}); "
                 f"make the folder again with: {CONVERT.format(path.parent)} --overwrite"

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from lbsgd.disk import locked, replace_file
+from lbsgd.disk import locked, read_note, replace_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.lines import say_fact, warn
 from lbsgd.report.run_log import LOG_NAME
@@ -87,7 +87,7 @@ def noted_commit(place: Path) -> str | None:
     """
     note = place / NOTE
     try:
-        said = json.loads(note.read_text())["commit"]
+        said = read_note(note)["commit"]
     except FileNotFoundError:
         if not any(place.glob(f"runs/*/*/{LOG_NAME}")):
             return None

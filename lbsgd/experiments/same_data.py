@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from lbsgd.disk import parse_note
 from lbsgd.errors import DataError
 from lbsgd.experiments.checkout import Checkout, last_line
 from lbsgd.experiments.grid import DataSet
@@ -44,7 +44,7 @@ def logged_fingerprint(run: Path) -> str:
     """Return the fingerprint in the first line of a run's log, or nothing."""
     try:
         with open(run / LOG_NAME, "rb") as log:
-            said = json.loads(log.readline()).get("data")
+            said = parse_note(log.readline()).get("data")
     except (OSError, ValueError, AttributeError):  # none yet, or half a line; its reader will say so
         return ""
     return said if isinstance(said, str) else ""

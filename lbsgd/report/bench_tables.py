@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lbsgd.disk import read_note
 from lbsgd.errors import ConfigError
 from lbsgd.units import markdown_table
 
@@ -47,7 +47,7 @@ def bench_tables(path: Path, wanted: Sequence[str]) -> list[str]:
     Raises ConfigError for a file that is no bench's, and for a part that it lacks.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = read_note(path)
         parts = {part["name"]: part for part in found["parts"]}
         about = f"{found['device']}, {[*found['started'].split(), ''][0]}"
         for part in parts.values():

@@ -21,13 +21,13 @@ from lbsgd.config.json_file import (
     RepeatedKeyError,
     keep_original,
     read_json,
-    require_shallow,
     text_of,
     without_repetition,
     write_json,
 )
 from lbsgd.config.keypath import differences, put
 from lbsgd.config.schema import Recipe
+from lbsgd.disk import require_shallow
 from lbsgd.errors import ConfigError
 
 IN_PYTHON = ", in a program that reads the file with Python's json"  # and not with hjson, as DeepSpeed does
