@@ -65,8 +65,8 @@ def missing_pycocotools(error: ImportError) -> DataError:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of an error's words, or its type's name where it has none."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """Return the first line of an error's words that is not empty, or its type's name where it has none."""
+    return next(filter(str.strip, str(error).splitlines()), "") or type(error).__name__
 
 
 def print_error(error: LbsgdError) -> None:

@@ -16,6 +16,7 @@ from lbsgd.commands.train import Request
 from lbsgd.disk import OutputError, is_there, require_output, say
 from lbsgd.errors import ConfigError, LbsgdError
 from lbsgd.processes.ending import end_at_a_signal, end_with_error
+from lbsgd.processes.surroundings import importing, require_surroundings
 from lbsgd.report.lines import say_fact
 from lbsgd.report.run_log import LOG_NAME, RunLog, read_run
 from lbsgd.train.run import only_writer
@@ -62,6 +63,7 @@ def run_simulation(flags: argparse.ArgumentParser, simulate: Callable[[Request],
     end_at_a_signal("; a simulation saves nothing: the same command with --resume starts it again")
     try:
         require_output()
+        require_surroundings()
         simulate(Request(flags.parse_args()))
     except LbsgdError as error:
         end_with_error(error)
@@ -91,7 +93,8 @@ def opened(
     stack.enter_context(only_writer(request.output_dir))
     require_no_run(request, described)
     print_plan(request.plan, request.output_dir, request.data)
-    import torch
+    with importing():
+        import torch
 
     from lbsgd.data.share import Pixels
     from lbsgd.train.facts import environment

@@ -32,6 +32,7 @@ from lbsgd.processes.ending import (
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
 from lbsgd.processes.start import Stopwatch
+from lbsgd.processes.surroundings import importing, require_compiling, require_surroundings
 from lbsgd.report.lines import say_fact, warn
 from lbsgd.train.checkpoint_names import named_at_start
 from lbsgd.train.facts import fingerprints
@@ -69,6 +70,7 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
     try:
         require_output()
         require_no_hostfile(sys.argv)  # the parser would only call it an unknown flag
+        require_surroundings()
         request = request_of(flags.parse_args())
         task = task_of(request)
         if request.processes.is_rank_0:
@@ -84,6 +86,12 @@ def run_recipe(flags: argparse.ArgumentParser, request_of: type[R], task_of: Cal
         refusal.of_rank_0 = True  # no other prints
         end_before_joining(refusal)
     stopwatch.lap("flags and data")
+    try:
+        with importing():
+            import lbsgd.train.session  # noqa: F401  takes seconds
+    except LbsgdError as error:
+        end_before_joining(error)
+    stopwatch.lap("imports")
     try:
         start(task, request, started_by, stopwatch)
     except LbsgdError as error:
@@ -128,6 +136,7 @@ class Request:
             )
         if self.flags.fake_data:
             return None
+        require_compiling()
         folder = data_folder(self.flags.data_dir)
         if self.flags.evaluate_only and self.plan.recipe.batch_norm.statistics != "recomputed":
             self.data = open_val(folder)
@@ -185,10 +194,9 @@ def weights_of(flags: argparse.Namespace, is_rank_0: bool) -> Path | None:
 
 
 def start(task: Task, request: Request, started_by: list[psutil.Process], stopwatch: Stopwatch) -> None:
-    """Import what takes seconds, and train."""
+    """Train, or evaluate."""
     from lbsgd.train.session import train
 
-    stopwatch.lap("imports")
     flags, processes, images = request.flags, request.processes, request.images()
     every = Every(*flags.checkpoint_every) if flags.checkpoint_every else Every()
     run = Run(

@@ -67,9 +67,10 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
     print_error(error)
     waited_for = error.of_rank_0 and processes.world_size > 1 and not launchers()
     if waited_for or processes.world_size > processes.local_world_size:
-        from lbsgd.processes.peers import tell_before_joining  # late, because it loads PyTorch
+        with suppress(ValueError):  # the error may be PyTorch's own, at its import
+            from lbsgd.processes.peers import tell_before_joining  # late, because it loads PyTorch
 
-        tell_before_joining(processes, error)
+            tell_before_joining(processes, error)
     end_with_error(error, quiet=True)
 
 

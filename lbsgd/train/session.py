@@ -21,6 +21,7 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
 from lbsgd.processes.start import Stopwatch
+from lbsgd.processes.surroundings import require_devices
 from lbsgd.report.lines import warn
 from lbsgd.report.run_log import RunLog, read_run
 from lbsgd.train import checkpoint
@@ -110,6 +111,7 @@ def meet(processes: Processes, facts: Mapping[str, str], guard: Guard) -> None:
         peers.agree(dict(facts))
         if facts[KIND_OF_DEVICE] == "cpu":  # so the processes meet by gloo
             peers.require_address()
+    require_devices(facts[KIND_OF_DEVICE])
     # A connection of its own: a wait for another process in torch's calls would hold up the threads that watch.
     start_processes(guard.hang_timeout + COLLECTIVE_SECONDS, peers.own_connection() if peers else None)
 

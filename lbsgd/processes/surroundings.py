@@ -1,0 +1,81 @@
+"""Refuse variables and folders with which a library would end in a traceback."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from lbsgd.errors import ConfigError, LbsgdError, one_line
+
+ACCELERATORS = ("cuda", "cpu")
+
+
+def require_surroundings() -> None:
+    """Raise ConfigError for what no recipe can begin with, before PyTorch is imported."""
+    require_temporary_folder()
+    accelerator = os.environ.get("DS_ACCELERATOR")
+    if accelerator not in (None, *ACCELERATORS):
+        raise ConfigError(f"DS_ACCELERATOR is {accelerator!r}, neither cuda nor cpu; unset or correct it")
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Raise ConfigError where a library refuses, when it is imported, what a variable tells it: TORCH_LOGS, say."""
+    try:
+        yield
+    except LbsgdError:
+        raise
+    except ValueError as error:
+        raise ConfigError(
+            f"a library refuses its environment ({one_line(error)}); correct or unset the variable that says so"
+        ) from error
+
+
+def require_temporary_folder() -> None:
+    """Raise ConfigError if no folder for temporary files can be written: torchvision's import makes one."""
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        raise ConfigError(
+            "no folder for temporary files can be written (TMPDIR, /tmp and the like): set TMPDIR to a folder that can "
+            "be written"
+        ) from None
+
+
+def require_devices(kind: str) -> None:
+    """Raise ConfigError if variables name devices that are not there; kind: of what computes, `cuda` or `cpu`.
+
+    The processes meet by gloo where the CPU computes.
+    """
+    if kind != "cpu":
+        return
+    if os.environ.get("DS_ACCELERATOR") == "cuda":
+        raise ConfigError("DS_ACCELERATOR is cuda, but torch finds no GPU here; unset it, and the CPU computes")
+    wanted = os.environ.get("GLOO_SOCKET_IFNAME", "")
+    there = {
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(each.family in (socket.AF_INET, socket.AF_INET6) for each in addresses)
+    }
+    for name in filter(None, wanted.split(",")):
+        if name not in there:
+            raise ConfigError(
+                f"GLOO_SOCKET_IFNAME is {wanted!r}, but this host has no interface {name} with an address, only these: "
+                f"{', '.join(sorted(there))}; correct it"
+            )
+
+
+def require_compiling() -> None:
+    """Raise ConfigError for variables with which Numba compiles no loader. Of what is no number it warns itself."""
+    for name, is_wrong, what in (
+        ("NUMBA_DISABLE_JIT", lambda number: number != 0, "nothing decodes images"),
+        ("NUMBA_NUM_THREADS", lambda number: number < 1, "no thread decodes images"),
+    ):
+        value = os.environ.get(name, "")
+        if value.lstrip("-").isdecimal() and is_wrong(int(value)):
+            raise ConfigError(f"{name} is {value}, with which {what}; unset it")

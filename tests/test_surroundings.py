@@ -1,0 +1,97 @@
+"""Variables and folders that a library would refuse with a traceback are one line that names them."""
+
+import os
+import socket
+import sys
+import tempfile
+from types import SimpleNamespace
+
+import pytest
+from commands import ROOT, command, recipe, refused
+
+from lbsgd.commands.recipe_flags import parser
+from lbsgd.commands.train import Request
+from lbsgd.errors import ConfigError
+from lbsgd.processes.surroundings import require_compiling, require_devices, require_surroundings
+
+JSON = ("--deepspeed_config", ROOT / "ds_configs/digits.json")
+
+
+def test_an_accelerator_that_deepspeed_does_not_have_is_named(monkeypatch):
+    for value in ("cpu", "cuda"):
+        monkeypatch.setenv("DS_ACCELERATOR", value)
+        require_surroundings()
+    for value in ("junk", "xpu", "CPU", ""):
+        monkeypatch.setenv("DS_ACCELERATOR", value)
+        with pytest.raises(ConfigError, match=f"^DS_ACCELERATOR is '{value}', neither cuda nor cpu; unset or correct"):
+            require_surroundings()
+
+
+@pytest.mark.parametrize(
+    "name, wrong, right",
+    [
+        ("NUMBA_DISABLE_JIT", ["1", "-1"], ["0", "no number", ""]),  # Numba warns of what is none, and goes on
+        ("NUMBA_NUM_THREADS", ["0", "-4"], ["1", "4", "no number", ""]),
+    ],
+)
+def test_a_variable_without_which_numba_would_decode_is_named_where_there_are_images(monkeypatch, name, wrong, right):
+    for value in right:
+        monkeypatch.setenv(name, value)
+        require_compiling()
+    for value in wrong:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigError, match=f"^{name} is {value}, with which .*; unset it$"):
+            require_compiling()
+    Request(parser("").parse_args([*map(str, JSON), "--fake_data"]))
+    with pytest.raises(ConfigError, match=f"^{name} is "):
+        Request(parser("").parse_args([*map(str, JSON), "--data_dir", "nowhere"]))
+
+
+def test_a_network_interface_that_gloo_does_not_find_is_named(monkeypatch):
+    there = {"lo": [SimpleNamespace(family=socket.AF_INET)], "bond1": [SimpleNamespace(family=socket.AF_PACKET)]}
+    monkeypatch.setattr("psutil.net_if_addrs", lambda: there)
+    for value, missing in (("nope0", "nope0"), ("lo,nope0", "nope0"), ("bond1", "bond1")):
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", value)
+        require_devices("cuda")
+        with pytest.raises(ConfigError, match=f"^GLOO_SOCKET_IFNAME is '{value}', .* no interface {missing} .*: lo"):
+            require_devices("cpu")
+    for value in ("lo", "lo,", ""):
+        monkeypatch.setenv("GLOO_SOCKET_IFNAME", value)
+        require_devices("cpu")
+
+
+def test_deepspeed_told_of_a_gpu_that_torch_does_not_find_is_one_line(monkeypatch):
+    monkeypatch.setenv("DS_ACCELERATOR", "cuda")
+    require_devices("cuda")
+    with pytest.raises(ConfigError, match="^DS_ACCELERATOR is cuda, but torch finds no GPU here; unset it"):
+        require_devices("cpu")
+
+
+@pytest.mark.parametrize(
+    "path, more",
+    [("recipes/digits.py", ()), ("recipes/asynchronous.py", ("--updates", "sync"))],
+    ids=["training", "simulation"],
+)
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("DS_ACCELERATOR", "junk", "DS_ACCELERATOR is 'junk'"),
+        ("TORCH_DISTRIBUTED_DEBUG", "JUNK", "The value of TORCH_DISTRIBUTED_DEBUG must be"),
+        ("TORCH_LOGS", "junk", "refuses its environment (Invalid log settings: junk"),
+    ],
+)
+def test_a_recipe_ends_with_one_line(name, value, words, path, more, tmp_path):
+    flags = (*JSON, "--fake_data", "--output_dir", tmp_path / "run", *more)
+    refused(command(sys.executable, path, *flags, **{name: value}), words)
+
+
+def test_a_recipe_without_the_network_interface_that_it_shall_take_ends_with_one_line(tmp_path):
+    told = recipe(JSON[1], "--fake_data", "--output_dir", tmp_path / "run", GLOO_SOCKET_IFNAME="nope0")
+    refused(told, "GLOO_SOCKET_IFNAME is 'nope0'")
+
+
+def test_without_a_folder_for_temporary_files_a_recipe_is_refused(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    with pytest.raises(ConfigError, match="^no folder for temporary files .*: set TMPDIR to a folder that can be wri"):
+        require_surroundings()
