@@ -95,3 +95,12 @@ def test_without_a_folder_for_temporary_files_a_recipe_is_refused(monkeypatch):
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
     with pytest.raises(ConfigError, match="^no folder for temporary files .*: set TMPDIR to a folder that can be wri"):
         require_surroundings()
+
+
+def test_where_matplotlib_may_write_nowhere_a_picture_is_one_line():
+    code = "import tempfile; tempfile._candidate_tempdir_list = lambda: ['/proc']; import lbsgd.report.picture as p"
+    code += "\nfrom lbsgd.errors import LbsgdError\ntry: p.empty_picture()\nexcept LbsgdError as error: print(error)"
+    environment = dict.fromkeys(("HOME", "MPLCONFIGDIR", "XDG_CONFIG_HOME", "XDG_CACHE_HOME"), os.devnull)
+    done = command(sys.executable, "-c", code, **environment)
+    assert done.stdout.startswith("no picture can be drawn, because Matplotlib finds no folder")
+    assert "Traceback" not in done.stderr

@@ -24,10 +24,17 @@ def empty_picture(**layout: Any) -> Figure:
 
     So the backend that a caller of this process draws with counts for nothing. Jupyter names its own in MPLBACKEND to
     each command that it runs, and a Matplotlib without that backend would refuse to be imported.
+
+    Raises ConfigError where Matplotlib finds no folder for its notes.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         from matplotlib.figure import Figure  # late: it takes half a second, and tables alone do not need it
+    except OSError:
+        raise ConfigError(
+            "no picture can be drawn, because Matplotlib finds no folder that it can write into: set TMPDIR or "
+            "MPLCONFIGDIR to one"
+        ) from None
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
