@@ -194,3 +194,35 @@ def test_skipped_updates_are_unseen_where_deepspeed_prints_none_whatever_steps_p
     told = {version: found(config, "D42", version=version) for version in ("0.16", "0.17", "0.18", "0.19")}
     assert [version for version, findings in told.items() if findings] == versions
     assert all("engine.skipped_steps" in finding.fix for [finding] in (told["0.17"],))
+
+
+@pytest.mark.parametrize(
+    "changes, code, key, fix",
+    [
+        ({"fp16": {"enabled": True, "dynamic_loss_scale": True}}, "D31", "fp16.dynamic_loss_scale",
+         "use fp16.loss_scale, in which 0 is dynamic"),
+        ({"gradient_accumulation_dtype": "fp32"}, "D03", "gradient_accumulation_dtype",
+         "use data_types.grad_accum_dtype"),
+        ({"max_grad_norm": 1.0}, "D03", "max_grad_norm", "use gradient_clipping"),
+        ({"optimizer": {"type": "AdamW", "params": {}, "weight_decay": 0.1}}, "D32", "optimizer.weight_decay",
+         "move it into optimizer.params"),
+        ({"scheduler": {"type": "WarmupLR", "params": {}, "warmup_num_steps": 10}}, "D32", "scheduler.warmup_num_steps",
+         "move it into scheduler.params"),
+        ({"optimizer": {"type": "AdamW", "params": {}, "name": "x"}}, "D32", "optimizer.name", "delete it"),
+        ({"optimizer": {"type": "AdamW", "params": {"learning_rate": 0.1}}}, "D71", "optimizer.params.learning_rate",
+         "use lr"),
+        ({"optimizer": {"type": "AdamW", "params": {"weight_deca": 0.1}}}, "D71", "optimizer.params.weight_deca",
+         "did you mean weight_decay?"),
+        ({"scheduler": {"type": "cosine", "params": {}}}, "D48", "scheduler.type", "use WarmupCosineLR"),
+        ({"scheduler": {"type": "mine", "params": {}}}, "D48", "scheduler.type", "name one that DeepSpeed knows"),
+        ({"bf16": True}, "D29", "bf16", 'write {"enabled": true}'),
+        ({"zero_optimization": 2}, "D29", "zero_optimization", 'write {"stage": 2}'),
+        ({"csv_monitor": "yes"}, "D29", "csv_monitor", "give it as a block of keys: {...}"),
+        ({"train_batchsize": "256"}, "D02", "train_batchsize", "did you mean train_batch_size?"),
+        ({"train_batchsize": "auto"}, "D02", "train_batchsize", "did you mean train_batch_size?"),
+        ({"steps_per_prin": "often"}, "D03", "steps_per_prin", "delete it unless you read it"),
+    ],
+)  # fmt: skip
+def test_a_key_of_another_place_or_library_is_answered_by_deepspeeds(changes, code, key, fix):
+    [finding] = [finding for finding in findings_of({**SGD, **changes}, "0.19") if finding.key == key]
+    assert (finding.code, finding.fix) == (code, fix)

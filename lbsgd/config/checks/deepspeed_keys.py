@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
-from lbsgd.config.accepted.values import takes, unknown_fields
+from lbsgd.config.accepted.values import as_number, takes, unknown_fields
+from lbsgd.config.checks.elsewhere import FIXES, moved_into_params
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.recognise import misspelt_blocks
 from lbsgd.config.checks.rule import Hit, rule
@@ -69,9 +70,12 @@ def is_block(json: Document, key: str) -> bool:
 
 
 def meant(json: Document, key: str) -> str | None:
-    """Return the known key that an unknown one may stand for: no block where there is a text or a number."""
-    near = similar(key, json.accepted.top_level)
-    return near if near and isinstance(json.config[key], dict) == is_block(json, near) else None
+    """Return the known key that an unknown one may stand for: one that takes its value, or the number in its text."""
+    near, value = similar(key, json.accepted.top_level), json.config[key]
+    if near is None or key in FIXES or isinstance(value, dict) != is_block(json, near):
+        return None
+    number = as_number(value) if isinstance(value, str) else None
+    return near if value == "auto" or fits(json, near, value) or (number and fits(json, near, number)) else None
 
 
 @rule(
@@ -80,7 +84,7 @@ def meant(json: Document, key: str) -> str | None:
     lbsgd="error",
     plain="warning",
     why="DeepSpeed ignores an unknown key at the top level without a word, so a typing error means that the "
-    "default is used. This key is one or two letters away from a known one that takes such a value.",
+    "default is used. This key resembles a known one that takes such a value.",
     fix="correct its spelling",
     example={"train_batchsize": 8192},
 )
@@ -110,7 +114,7 @@ def misspelt_key(json: Document) -> Iterator[Hit]:
 def unknown_key(json: Document) -> Iterator[Hit]:
     for key in unknown_at_the_top(json):
         if not meant(json, key):
-            yield Hit(key, "is an unknown key, which DeepSpeed ignores")
+            yield Hit(key, "is an unknown key, which DeepSpeed ignores", FIXES.get(key))
 
 
 @rule(
@@ -127,7 +131,18 @@ def no_block(json: Document) -> Iterator[Hit]:
     for name in block_names(json):
         value = json.get(name, {})
         if not isinstance(value, dict) and not (json.plain and passes_for_block(json, name, value)):
-            yield Hit(name, f"is {shown(value)}")
+            yield Hit(name, f"is {shown(value)}", as_block(json, name, value))
+
+
+def as_block(json: Document, name: str, value: object) -> str | None:
+    """Return how a switch, or a stage, is written as the block that it stands for."""
+    if name == "zero_optimization" and type(value) is int and 0 <= value <= 3:
+        return f'write {{"stage": {value}}}'
+    return (
+        f'write {{"enabled": {shown(value)}}}'
+        if json.accepted.reads(f"{name}.enabled") and type(value) is bool
+        else None
+    )
 
 
 def passes_for_block(json: Document, name: str, value: object) -> bool:
@@ -161,7 +176,8 @@ def unknown_key_in_strict_block(json: Document) -> Iterator[Hit]:
             key, known = path.rpartition(".")[2], accepted.field_names(inner)
             message = "is an unknown key, which DeepSpeed refuses when it starts"
             later = json.reader_to_come(f"{name}.{path}")
-            fix = f"use DeepSpeed {later} or newer, or delete it" if later else nearest(key, known)
+            fix = FIXES.get(f"{name}.{path}", nearest(key, known))
+            fix = f"use DeepSpeed {later} or newer, or delete it" if later else fix
             only_deleted = path == key and not later and not similar(key, known)
             correction = json.beside_intent({f"{name}.{path}": DELETE}) if only_deleted else None
             yield Hit(f"{name}.{path}", message, fix, correction)
@@ -182,7 +198,8 @@ def unknown_key_in_lax_block(json: Document) -> Iterator[Hit]:
     for name, unknown in lax_blocks(json):
         for key in unknown:
             if not json.reader_to_come(f"{name}.{key}"):
-                yield Hit(f"{name}.{key}", message, nearest(key, known_inside(json, name)))
+                fix = moved_into_params(json.accepted, name, key) or nearest(key, known_inside(json, name))
+                yield Hit(f"{name}.{key}", message, fix)
 
 
 @rule(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lbsgd.config.checks.deepspeed_keys import in_another_case, nearest
+from lbsgd.config.checks.deepspeed_keys import in_another_case, nearest, similar
+from lbsgd.config.checks.elsewhere import SCHEDULERS
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import shown
@@ -41,7 +42,8 @@ def unknown_scheduler(json: Document) -> Iterator[Hit]:
     if kind is not None and kind != "auto" and json.accepted.scheduler(kind) is None:
         known = [*json.accepted.schedulers, *json.accepted.torch_schedulers]
         meant = in_another_case(kind, known)
-        fix = f"did you mean {meant}?" if meant else nearest(str(kind), frozenset(known))
+        near, named = meant or similar(str(kind), frozenset(known)), SCHEDULERS.get(str(kind))
+        fix = f"use {named}" if named else f"did you mean {near}?" if near else None
         yield Hit(TYPE, f"is {shown(kind)}, which DeepSpeed does not know", fix, {TYPE: meant} if meant else None)
 
 

@@ -12,9 +12,10 @@ from lbsgd.config.accepted.schema import NEWEST, Entry
 from lbsgd.config.accepted.schema import accepted as accepted_by
 from lbsgd.config.accepted.values import is_untried, model_refusals, takes
 from lbsgd.config.checks.deepspeed_beside import is_taken_beside, moves_without_rate, refused_beside
-from lbsgd.config.checks.deepspeed_keys import block_names, nearest
+from lbsgd.config.checks.deepspeed_keys import block_names, nearest, similar
 from lbsgd.config.checks.deepspeed_later import refused_later
 from lbsgd.config.checks.deepspeed_warmup import ENDING_AT_A_RATE
+from lbsgd.config.checks.elsewhere import ARGUMENTS
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import get, is_number, put, shown
@@ -131,7 +132,9 @@ def unknown_argument(json: Document) -> Iterator[Hit]:
         return
     unknown = set() if entry.get("any_argument") else set(params) - set(entry["params"]) - {"max_grad_norm"}
     for name in sorted(unknown):
-        yield Hit(f"optimizer.params.{name}", f"is unknown to {kind}, which raises a TypeError")
+        named, near = ARGUMENTS.get(name), similar(name, frozenset(entry["params"]))
+        fix = f"use {named}" if named in entry["params"] else f"did you mean {near}?" if near else None
+        yield Hit(f"optimizer.params.{name}", f"is unknown to {kind}, which raises a TypeError", fix)
 
 
 @rule(
