@@ -29,6 +29,7 @@ from lbsgd.disk import read_note, replace_file, say, to_disk
 from lbsgd.errors import DataError
 
 HELD = (errno.EACCES, errno.EAGAIN)  # what lockf says of a lock that another process has
+ABSENT = (FileNotFoundError, NotADirectoryError)
 CONVERTER_VERSION = 3  # raise it when the same source and settings would give other files
 
 
@@ -49,7 +50,7 @@ def _read_identity(work: Path) -> dict[str, Any] | None:
     path = work / "identity.json"
     try:
         return read_note(path)
-    except (FileNotFoundError, ValueError):
+    except (*ABSENT, ValueError):
         return None
     except OSError as error:  # the work may be the right one
         raise DataError(f"cannot read {path}: {error.strerror}") from error
@@ -61,7 +62,7 @@ def damage_passed_over() -> Iterator[None]:
     try:
         yield
     except DataError as error:
-        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, ABSENT):
             raise
 
 
