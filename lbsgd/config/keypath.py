@@ -96,6 +96,11 @@ def is_count(value: Any) -> TypeGuard[int]:
     return type(value) is int and 1 <= value <= LARGEST
 
 
+def stated(value: Any) -> str:
+    """Return what a message says of the value of a key, None where the key is not there."""
+    return "is not set" if value is None else f"is {shown(value)}"
+
+
 def shown(value: Any) -> str:
     """Return a JSON value as a message shows it: as JSON, at most 40 characters long."""
     text = json.dumps(value, ensure_ascii=False, default=repr)

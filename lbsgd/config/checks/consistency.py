@@ -9,7 +9,7 @@ from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Planned
 from lbsgd.config.derive import NO_WARMUP, explicit_numbers, is_close, is_needless, tidy
-from lbsgd.config.keypath import LR, is_number, shown
+from lbsgd.config.keypath import LR, is_number, shown, stated
 from lbsgd.config.precision import precision_of
 
 
@@ -33,7 +33,7 @@ def contradicted_number(planned: Planned) -> Iterator[Hit]:
         lost = f"; the paper lost {cost[0]:g} points with that (Table 2a, {cost[1]})" if cost else ""
         yield Hit(
             key,
-            f"is {shown(value)}, but the lbsgd block makes it {number:.10g} for a global batch of {kn} of "
+            f"{stated(value)}, but the lbsgd block makes it {number:.10g} for a global batch of {kn} of "
             f"{planned.recipe.num_images} images{lost}",
             f"set it to {number:.10g}",
             correction={key: tidy(number)},
@@ -73,7 +73,7 @@ def momentum_and_decay(planned: Planned) -> Iterator[Hit]:
     for key in ("optimizer.params.momentum", "optimizer.params.weight_decay"):
         value = planned.get(key)
         if not is_number(value) or not 0 <= value < 1:
-            yield Hit(key, f"is {shown(value)}")
+            yield Hit(key, stated(value))
 
 
 @rule(
@@ -88,7 +88,7 @@ def momentum_and_decay(planned: Planned) -> Iterator[Hit]:
 def nesterov(planned: Planned) -> Iterator[Hit]:
     value = planned.get("optimizer.params.nesterov")
     if type(value) is not bool:
-        yield Hit("optimizer.params.nesterov", f"is {shown(value)}")
+        yield Hit("optimizer.params.nesterov", stated(value))
 
 
 @rule(

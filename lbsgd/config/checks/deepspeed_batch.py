@@ -11,7 +11,7 @@ from lbsgd.config.checks.deepspeed_keys import similar
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import LARGEST, is_count, shown
+from lbsgd.config.keypath import LARGEST, is_count, shown, stated
 
 NAMES_OF_TYPES = {
     "fp16": ("fp16", "float16", "torch.float16", "half"),
@@ -37,7 +37,7 @@ def batch_size(json: Document) -> Iterator[Hit]:
     for key in (BATCH, MICRO, PASSES) if json.plain else (BATCH, MICRO):
         value = json.get(key)
         if not is_count(value) and not (json.plain and (value in (None, "auto") or is_divisor(value))):
-            yield Hit(key, f"is {shown(value)}")
+            yield Hit(key, stated(value))
 
 
 @rule(

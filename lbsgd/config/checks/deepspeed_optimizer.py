@@ -9,7 +9,7 @@ from lbsgd.config.checks.deepspeed_keys import in_another_case, similar
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import shown
+from lbsgd.config.keypath import shown, stated
 
 TYPE, PARAMS = "optimizer.type", "optimizer.params"
 SGD_PARAMS = frozenset("lr momentum nesterov weight_decay foreach fused".split())
@@ -65,7 +65,7 @@ def unknown_optimizer(json: Document) -> Iterator[Hit]:
 def other_optimizer(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
     if kind != "SGD" and (kind in (None, "auto") or is_known(json, kind)):
-        yield Hit(TYPE, f'is {shown(kind)}, and the paper\'s recipe is "SGD"')
+        yield Hit(TYPE, f'{stated(kind)}, and the paper\'s recipe is "SGD"')
 
 
 @rule(

@@ -9,7 +9,7 @@ from lbsgd.config.checks.deepspeed_keys import in_another_case, nearest, similar
 from lbsgd.config.checks.elsewhere import SCHEDULERS
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import shown
+from lbsgd.config.keypath import shown, stated
 
 TYPE, PARAMS = "scheduler.type", "scheduler.params"
 
@@ -25,7 +25,7 @@ TYPE, PARAMS = "scheduler.type", "scheduler.params"
 )
 def other_scheduler(json: Document) -> Iterator[Hit]:
     if json.get(TYPE) != "WarmupLR":
-        yield Hit(TYPE, f"is {shown(json.get(TYPE))}")
+        yield Hit(TYPE, stated(json.get(TYPE)))
 
 
 @rule(
