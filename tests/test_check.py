@@ -830,14 +830,14 @@ def test_a_key_that_stands_twice_in_hjson_is_refused_as_deepspeed_refuses_it(tmp
 
 
 def test_a_key_stands_for_no_block_where_it_holds_a_text():
-    found = {each.key: each.code for each in findings_of({"comment": "x", "zero_optimisation": {"stage": 1}})}
-    assert (found["comment"], found["zero_optimisation"]) == ("D03", "D02")  # comet is a block
+    found = {each.key: each.code for each in findings_of({"commet": "x", "zero_optimisation": {"stage": 1}})}
+    assert (found["commet"], found["zero_optimisation"]) == ("D03", "D02")  # comet is a block
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        {"comment": "ResNet-50, 8 GPUs", "train_batch_size": 1},  # resembles comet
+        {"commet": "ResNet-50, 8 GPUs", "train_batch_size": 1},  # resembles comet
         {"checkpoints": "runs", "time": "12:00", "train_batch_size": 1},  # checkpoint, timers
         {"tensorboard_dir": "logs", "train_batch_size": 1},
         {"train_batch_size": 8.0, "zero_optimization": {"stage": "2"}},  # which DeepSpeed converts

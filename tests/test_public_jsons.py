@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from edited_jsons import edited
 
 from lbsgd.commands.main import main
 from lbsgd.config.checks.in_library import in_library
 from lbsgd.config.checks.inspection import Inspection, corrected, findings_of, inspect
+from lbsgd.config.keypath import get, put
 
 SGD = {
     "train_batch_size": 256,
@@ -226,3 +228,41 @@ def test_skipped_updates_are_unseen_where_deepspeed_prints_none_whatever_steps_p
 def test_a_key_of_another_place_or_library_is_answered_by_deepspeeds(changes, code, key, fix):
     [finding] = [finding for finding in findings_of({**SGD, **changes}, "0.19") if finding.key == key]
     assert (finding.code, finding.fix) == (code, fix)
+
+
+def paths(config, before=""):
+    """The key paths of all blocks and values."""
+    for key, value in config.items():
+        yield f"{before}{key}"
+        if isinstance(value, dict):
+            yield from paths(value, f"{before}{key}.")
+
+
+@pytest.mark.parametrize("path", paths(edited()))
+def test_a_key_that_is_not_there_is_not_called_null(path):
+    config = edited()
+    put(config, path, None)
+    absent = [finding for finding in findings_of(config, "0.19") if get(config, finding.key, 0) == 0]
+    assert not [str(finding) for finding in absent if "null" in finding.message]
+
+
+def test_a_warmup_of_0_steps_is_a_whole_number_that_is_not_positive():
+    config = {**SGD, "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 0}}}
+    [finding] = found(config, "D46")
+    assert finding.message == "is 0, and DeepSpeed wants a positive whole number"
+
+
+@pytest.mark.parametrize("version, code", [("0.16", "D27"), ("0.19", "D70")])
+@pytest.mark.parametrize("block", ["fp16", "torch_autocast"])
+def test_a_switch_that_is_refused_is_told_once(version, code, block):
+    config = {**SGD, block: {"enabled": "CONFIG_FP16_ENABLED,"}}
+    assert len([each for each in findings_of(config, version) if each.key == f"{block}.enabled"]) <= 1
+    if block == "fp16":
+        assert [each.code for each in findings_of(config, version) if each.key == "fp16.enabled"] == [code]
+
+
+@pytest.mark.parametrize("key", ["_comment", "comment", "comments", "_read_the_docs", "//", "#", "//1", "$schema"])
+@pytest.mark.parametrize("value", ["take care", ["take", "care"], {"of": "it"}])
+def test_a_comment_in_a_key_is_no_unknown_key(key, value):
+    config = {**SGD, key: value, "my_project": 1}
+    assert [finding.key for finding in findings_of(config) if finding.code in ("D02", "D03")] == ["my_project"]

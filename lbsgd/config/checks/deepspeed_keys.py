@@ -43,7 +43,13 @@ def unread_at_the_top(json: Document) -> list[str]:
 def unknown_at_the_top(json: Document) -> list[str]:
     """Return those of them that no later version reads either (D87), and that are no misspelt lbsgd block (R21)."""
     unread, ours = unread_at_the_top(json), misspelt_blocks(json.config)
+    unread = [key for key in unread if not is_comment(key)]
     return [key for key in unread if key not in ours and ("." in key or not json.reader_to_come(key))]
+
+
+def is_comment(key: str) -> bool:
+    """Whether a key is one of those in which people write comments, because a strict JSON has none."""
+    return key.startswith(("_", "//", "#", "$")) or key in ("comment", "comments")
 
 
 def lax_blocks(json: Document) -> Iterator[tuple[str, list[str]]]:
@@ -107,7 +113,7 @@ def misspelt_key(json: Document) -> Iterator[Hit]:
     lbsgd="warning",
     plain="warning",
     why="DeepSpeed ignores an unknown key at the top level without a word. It may be read by your own program; if "
-    "it is not, what it asks for does not happen.",
+    "it is not, what it asks for does not happen. Keys of comments, such as _comment and //, are passed over.",
     fix="delete it unless you read it",
     example={"my_project": {"name": "a"}},
 )

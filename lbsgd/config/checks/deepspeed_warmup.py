@@ -87,7 +87,7 @@ def warmup_from_zero(json: Document) -> Iterator[Hit]:
     plain="error",
     why="DeepSpeed 0.19 raises a ValueError for anything but a positive whole number, 5.0 included; it takes true for "
     "1. Earlier versions take any number.",
-    fix="give a whole number, or delete the scheduler",
+    fix="give a positive whole number, or delete the scheduler",
     example={
         "scheduler": {
             "type": "WarmupLR",
@@ -100,7 +100,7 @@ def warmup_steps(json: Document) -> Iterator[Hit]:
     steps = json.get(key, 1000)
     if entry and steps != "auto" and not takes(entry["params"]["warmup_num_steps"], steps):
         whole = {key: int(steps)} if is_number(steps) and steps >= 1 and steps == int(steps) else None
-        yield Hit(key, f"is {shown(steps)}, and DeepSpeed wants a whole number", correction=whole)
+        yield Hit(key, f"is {shown(steps)}, and DeepSpeed wants a positive whole number", correction=whole)
 
 
 @rule(

@@ -72,6 +72,8 @@ def deepspeed_findings(config: Mapping[str, Any], version: str | None = None) ->
 
 
 def without_doubles(findings: list[Finding]) -> list[Finding]:
-    """Return findings without the refused values (D70) of which another error says more."""
+    """Return findings without the refused values (D70) of which another error says more, and D27 beside D70."""
     told = {finding.key for finding in findings if finding.severity == "error" and finding.code != "D70"}
-    return [finding for finding in findings if finding.code != "D70" or finding.key not in told]
+    kept = [finding for finding in findings if finding.code != "D70" or finding.key not in told]
+    refused = {finding.key for finding in kept if finding.code == "D70"}
+    return [finding for finding in kept if finding.code != "D27" or finding.key not in refused]
