@@ -259,7 +259,7 @@ def test_a_changed_run_does_not_keep_the_files_purpose_nor_the_papers_error():
         ("lbsgd.warmup.kind=none", ["lbsgd.warmup", "5 epochs"]),
         ("train_batchsize=64", ["did you mean train_batch_size"]),
         ("optimizer.type=Adam", ['"Adam"', "SGD"]),
-        ("optimizer=null", ["optimizer.type", "null"]),
+        ("optimizer=null", ["optimizer.type", "is not set"]),
         ("communication_data_type=fp32", ["communication_data_type", "lbsgd sends gradients in their own", "D61"]),
         ("optimizer.type.name=SGD", ["optimizer.type is no block"]),
         ("train_batch_size", ["train_batch_size", "lbsgd.warmup.epochs=2"]),
