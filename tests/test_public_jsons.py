@@ -266,3 +266,20 @@ def test_a_switch_that_is_refused_is_told_once(version, code, block):
 def test_a_comment_in_a_key_is_no_unknown_key(key, value):
     config = {**SGD, key: value, "my_project": 1}
     assert [finding.key for finding in findings_of(config) if finding.code in ("D02", "D03")] == ["my_project"]
+
+
+@pytest.mark.parametrize(
+    "library, severity",
+    [
+        (None, "error"),
+        ("deepspeed", "error"),
+        ("accelerate", "error"),
+        ("lightning", "error"),
+        ("transformers", "note"),
+    ],
+)
+def test_images_are_cast_that_are_given_by_position_and_the_trainer_gives_them_by_keyword(library, severity):
+    config = {**SGD, "fp16": {"enabled": False, "auto_cast": True}}
+    [finding] = found(config, "D94", library)
+    assert finding.severity == severity and "by position" in finding.message
+    assert ("the Trainer gives them by keyword" in finding.message) == (library == "transformers")

@@ -58,7 +58,8 @@ def precision_left_off(json: Document) -> Iterator[Hit]:
     "fp16 that does not cast the images",
     lbsgd="warning",
     why="The weights are float16, and without auto_cast DeepSpeed passes the images on as they are: float32 "
-    "images meet float16 weights, and the first convolution fails.",
+    "images meet float16 weights, and the first convolution fails. It casts what the network is given by position, "
+    "and nothing by keyword.",
     fix="set it to true",
     example={"fp16": {"auto_cast": False}},
 )
@@ -101,8 +102,9 @@ def rounds_statistics(json: Document) -> bool:
     lbsgd="error",
     plain="error",
     why="DeepSpeed casts images if fp16.auto_cast is true, even if fp16 is off. The float16 images then meet weights "
-    "of another type in the first layer, which only torch_autocast accepts, with rounded images. Version 0.16 looks "
-    "at enabled first.",
+    "of another type in the first layer, which only torch_autocast accepts, with rounded images. It casts what the "
+    "network is given by position, and nothing by keyword, as Hugging Face's Trainer gives it. Version 0.16 looks at "
+    "enabled first.",
     fix="delete it, or switch fp16 on",
     example={"fp16": {"enabled": False}, "zero_optimization": {"stage": 0}},
 )
@@ -111,7 +113,10 @@ def images_cast_alone(json: Document) -> Iterator[Hit]:
     unclear = switch == "auto" or (not json.plain and type(switch) is not bool)  # D27
     fits = unclear or json.enabled("fp16") or (json.plain and json.enabled("torch_autocast"))
     if json.is_on("fp16.auto_cast") and not fits and json.since("0.17"):
-        yield Hit("fp16.auto_cast", "is true without fp16, so float16 images meet weights of another type")
+        yield Hit(
+            "fp16.auto_cast",
+            "is true without fp16, so images given by position meet weights of another type in float16",
+        )
 
 
 @rule(
