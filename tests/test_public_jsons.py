@@ -1,6 +1,7 @@
 """`lbsgd check` on what public DeepSpeed JSONs hold: dropped features, keys of other libraries, comments."""
 
 import json
+import re
 
 import pytest
 from edited_jsons import edited
@@ -283,3 +284,43 @@ def test_images_are_cast_that_are_given_by_position_and_the_trainer_gives_them_b
     [finding] = found(config, "D94", library)
     assert finding.severity == severity and "by position" in finding.message
     assert ("the Trainer gives them by keyword" in finding.message) == (library == "transformers")
+
+
+def folder_of_jsons(folder, with_timer, without):
+    """A folder of JSONs, some of which get the note D90."""
+    for number in range(with_timer + without):
+        config = {key: value for key, value in SGD.items() if key != "timers" or number >= with_timer}
+        (folder / f"{number}.json").write_text(json.dumps({**config, "my_project": number}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("with_timer, without, at_the_end", [(2, 2, True), (4, 0, True), (2, 3, False), (3, 0, False)])
+def test_a_note_of_half_of_four_or_more_files_is_told_once_at_the_end(
+    tmp_path, capsys, with_timer, without, at_the_end
+):
+    assert main(["check", folder_of_jsons(tmp_path, with_timer, without)]) == 0
+    said = capsys.readouterr().out
+    files = with_timer + without
+    assert said.count("D90") == (1 if at_the_end else with_timer)
+    assert (f"in {with_timer} of {files} files:" in said) == at_the_end
+    assert said.count("D03") == files, "a warning stays with its file"
+    assert f"{files} files: 0 errors, {files} warnings, {files + with_timer} notes" in said
+    if at_the_end:
+        assert said.index("D90") > said.rindex("D03") and "1 warning, 2 notes (2 at the end)" in said
+        assert f"in {files} of {files} files:" in said, "D55"
+
+
+@pytest.mark.parametrize("columns", [60, 100])
+def test_notes_at_the_end_fit_a_terminal(tmp_path, capsys, monkeypatch, columns):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.chdir(tmp_path)
+    folder_of_jsons(tmp_path, 4, 0)
+    assert main(["check", "."]) == 0
+    lines = re.sub(r"\x1b\[\d*m", "", capsys.readouterr().out).splitlines()  # no colours
+    assert sum("D90" in line for line in lines) == 1 and max(map(len, lines)) <= columns
+
+
+def test_machines_get_every_note_of_every_file(tmp_path, capsys):
+    assert main(["check", "--json", folder_of_jsons(tmp_path, 4, 0)]) == 0
+    assert capsys.readouterr().out.count("D90") == 4

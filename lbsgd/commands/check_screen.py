@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from lbsgd.config.accepted.schema import accepted
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Line = list[tuple[str, str]]  # its parts, each with rich's style
+FEWEST_FILES = 4  # of which notes in the same words are told once
 STYLES = {"error": "bold red", "warning": "yellow", "note": "cyan"}
 
 
@@ -31,14 +33,22 @@ def as_dict(inspections: Sequence[Inspection], version: str, passed_over: int = 
 
 
 def print_inspections(inspections: Sequence[Inspection], console: Console | None = None, passed_over: int = 0) -> None:
-    """Print each file with its findings, and the totals of several; in colours on a console, by default a terminal."""
+    """Print each file with its findings, and the totals of several; in colours on a console, by default a terminal.
+
+    What is noted of many files with the same words stands once, at the end.
+    """
     if console is None and on_terminal():
         from rich.console import Console
 
         console = Console(highlight=False)
     width = console.width if console else None
+    common = common_notes(inspections)
     for each in inspections:
-        for line in lines_of(each, width):
+        for line in lines_of(each, width, common.keys()):
+            print_line(line, console)
+    for note, number in common.values():
+        print_line([(f"in {number} of {len(inspections)} files:", "bold")], console)
+        for line in lines_of_finding(note, width):
             print_line(line, console)
     if len(inspections) > 1:
         totals = (counted(sum(each.count(severity) for each in inspections), severity) for severity in SEVERITIES)
@@ -47,6 +57,16 @@ def print_inspections(inspections: Sequence[Inspection], console: Console | None
     if passed_over:
         for text in wrapped(others_passed_over(passed_over), "", width):
             print_line([(text, "dim")], console)
+
+
+def common_notes(inspections: Sequence[Inspection]) -> dict[str, tuple[Finding, int]]:
+    """Return the notes that at least half of four or more files have in the same words: by them, and in how many."""
+    notes = [note for each in inspections for note in each.findings if note.severity == "note"]
+    numbers = Counter(map(str, notes))
+    is_many = len(inspections) >= FEWEST_FILES
+    common = {str(note): (note, numbers[str(note)]) for note in notes}
+    found = {words: each for words, each in common.items() if is_many and 2 * each[1] >= len(inspections)}
+    return dict(sorted(found.items(), key=lambda item: -item[1][1]))
 
 
 def others_passed_over(number: int) -> str:
@@ -64,12 +84,17 @@ def print_line(line: Line, console: Console | None) -> None:
         console.print(Text.assemble(*line), soft_wrap=True)
 
 
-def lines_of(inspection: Inspection, width: int | None) -> Iterator[Line]:
-    """Yield the lines of one file: its name and verdict, what was fixed, and its findings."""
+def lines_of(inspection: Inspection, width: int | None, elsewhere: Collection[str] = ()) -> Iterator[Line]:
+    """Yield the lines of one file: its name and verdict, what was fixed, and its findings but for those elsewhere."""
     version = accepted(inspection.version).version
     kind = f" (DeepSpeed {version})" if inspection.ours else f" (plain DeepSpeed {version}: no lbsgd block)"
     kind = kind if inspection.config is not None else ""
-    head: Line = [(printable(inspection.file), "bold"), (kind, "dim"), ("  ", ""), verdict(inspection)]
+    head: Line = [
+        (printable(inspection.file), "bold"),
+        (kind, "dim"),
+        ("  ", ""),
+        verdict(inspection, sum(str(each) in elsewhere for each in inspection.findings)),
+    ]
     if width is None or sum(len(text) for text, _ in head) <= width:
         yield head
     else:  # its parts below each other
@@ -81,7 +106,8 @@ def lines_of(inspection: Inspection, width: int | None) -> Iterator[Line]:
     if inspection.kept:
         yield from named("kept", f"the file as it was in {printable(inspection.kept)}", width)
     for finding in inspection.findings:
-        yield from lines_of_finding(finding, width)
+        if str(finding) not in elsewhere:
+            yield from lines_of_finding(finding, width)
 
 
 def named(name: str, text: str, width: int | None) -> Iterator[Line]:
@@ -92,12 +118,13 @@ def named(name: str, text: str, width: int | None) -> Iterator[Line]:
     yield from ([(indent + line, "")] for line in rest)
 
 
-def verdict(inspection: Inspection) -> tuple[str, str]:
-    """Return a file's counts and their style."""
+def verdict(inspection: Inspection, elsewhere: int = 0) -> tuple[str, str]:
+    """Return a file's counts and their style; so many of its findings stand at the end."""
     counts = [counted(inspection.count(severity), severity) for severity in SEVERITIES if inspection.count(severity)]
     fixed = f"{len(inspection.fixed)} fixed, " if inspection.fixed else ""
     if counts:
-        return f"{fixed}left: {', '.join(counts)}" if fixed else ", ".join(counts), ""
+        said = ", ".join(counts) + (f" ({elsewhere} at the end)" if elsewhere else "")
+        return f"{fixed}left: {said}" if fixed else said, ""
     return f"{fixed}nothing left" if fixed else "nothing found", "green"
 
 
