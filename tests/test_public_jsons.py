@@ -9,6 +9,7 @@ from edited_jsons import edited
 from lbsgd.commands.main import main
 from lbsgd.config.checks.in_library import in_library
 from lbsgd.config.checks.inspection import Inspection, corrected, findings_of, inspect
+from lbsgd.config.json_file import write_json
 from lbsgd.config.keypath import get, put
 
 SGD = {
@@ -324,3 +325,17 @@ def test_notes_at_the_end_fit_a_terminal(tmp_path, capsys, monkeypatch, columns)
 def test_machines_get_every_note_of_every_file(tmp_path, capsys):
     assert main(["check", "--json", folder_of_jsons(tmp_path, 4, 0)]) == 0
     assert capsys.readouterr().out.count("D90") == 4
+
+
+@pytest.mark.parametrize("indent, relaid", [(4, True), (None, False)])
+def test_fix_shortens_a_block_that_it_deletes_and_says_that_it_lays_the_file_out_anew(tmp_path, capsys, indent, relaid):
+    path = tmp_path / "ds.json"
+    config = {**SGD, "compression_training": {f"layer_{number}": technique(False) for number in range(40)}}
+    write_json(path, config)
+    if indent:
+        path.write_text(json.dumps(config, indent=indent))
+    assert main(["check", "--fix", "--deepspeed", "0.19", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert 'compression_training: {"layer_0": ' in said and "... -> (none)" in said
+    assert max(map(len, said.splitlines())) < 300 + len(str(path))
+    assert ("layout   of the whole file is written anew" in said) == relaid

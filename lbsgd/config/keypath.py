@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeGuard
 
 from lbsgd.errors import ConfigError
@@ -59,17 +59,21 @@ class MISSING:
     """Stands for the value of a key that is not there, which null is not."""
 
 
-def differences(before: Any, after: Any, path: str = "") -> tuple[str, ...]:
-    """Return a line `key: old -> new` for every leaf in which two JSON values differ."""
+def differences(before: Any, after: Any, path: str = "", written: Callable[[Any], str] = json.dumps) -> tuple[str, ...]:
+    """Return a line `key: old -> new` for every leaf in which two JSON values differ, each as `written` writes it."""
     if isinstance(before, dict) and isinstance(after, dict):
         keys = [*before, *(key for key in after if key not in before)]
         return tuple(
             line
             for key in keys
-            for line in differences(before.get(key, MISSING), after.get(key, MISSING), f"{path}.{key}" if path else key)
+            for line in differences(
+                before.get(key, MISSING), after.get(key, MISSING), f"{path}.{key}" if path else key, written
+            )
         )
-    old, new = ("(none)" if value is MISSING else json.dumps(value) for value in (before, after))
-    return () if old == new else (f"{path}: {old} -> {new}",)  # as text, because 5 == 5.0 and True == 1
+    if MISSING not in (before, after) and json.dumps(before) == json.dumps(after):  # 5 == 5.0, and True == 1
+        return ()
+    old, new = ("(none)" if value is MISSING else written(value) for value in (before, after))
+    return (f"{path}: {old} -> {new}",)
 
 
 def paths_to_auto(config: Any, path: str = "") -> Iterator[str]:
