@@ -27,6 +27,7 @@ from lbsgd.algorithm.shuffle import epoch_order
 from lbsgd.config.json_file import write_json
 from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
+from lbsgd.errors import ConfigError
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.parts import build_optimizer
 
@@ -380,6 +381,18 @@ def test_the_scheduler_is_torchs_own_kind_and_goes_on_where_its_state_was_taken(
     assert [group["lr"] for group in resumed.param_groups] == [t * learning_rate(3, schedule) for t in (1, 1, 2)]
     resumed.step(), other.step()
     assert resumed.param_groups[1]["lr"] == learning_rate(4, schedule)
+
+
+def test_a_step_to_an_epoch_is_refused_because_the_schedule_counts_updates():
+    sgd = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=9.0)
+    scheduler = lbsgd.LargeMinibatchLR(sgd, Schedule(0.1, 0.8, "gradual", 4, (6,)))
+    sgd.step(), scheduler.step()
+    for epoch in (0, 2):
+        with pytest.raises(
+            ConfigError, match=rf"^scheduler.step\({epoch}\): [^\n]* updates, not epochs; [^\n]*move_to"
+        ):
+            scheduler.step(epoch)
+    assert scheduler.last_epoch == 1
 
 
 def test_a_group_s_own_learning_rate_is_refused_rather_than_replaced():

@@ -10,6 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.algorithm.sgd import lr_factor
+from lbsgd.errors import ConfigError
 
 
 class LargeMinibatchLR(LRScheduler):
@@ -34,6 +35,15 @@ class LargeMinibatchLR(LRScheduler):
         _require_one_lr(optimizer.param_groups)
         self.schedule = schedule
         super().__init__(optimizer, last_epoch)
+
+    def step(self, epoch: int | None = None) -> None:
+        """Go to the next update. Raises ConfigError for an argument, which torch would take for an update's number."""
+        if epoch is not None:
+            raise ConfigError(
+                f"scheduler.step({epoch}): the schedule counts updates, not epochs; call step() after each update, and"
+                " move_to(t) to go to update t"
+            )
+        super().step()
 
     def get_lr(self) -> list[float | torch.Tensor]:
         lr = learning_rate(self.last_epoch, self.schedule)
