@@ -270,6 +270,8 @@ class Arguments:
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
     ignore_data_skip: bool = False
+    world_size: int = 1
+    deepspeed: str | None = None
 
     def __init__(self, **given):
         self.__dict__.update(given)
@@ -293,6 +295,17 @@ def test_a_plan_that_is_counted_in_iterations_trains_in_transformers_too(fewer):
     for given, said in (("bf16", "has bf16=True; the plan needs bf16=False"), ("ignore_data_skip", "leave it out")):
         with pytest.raises(ConfigError, match=said):
             MixedIn(args=Arguments(**arguments | {given: True}), plan=plan, **options).create_optimizer()
+
+
+def test_a_trainer_that_takes_each_process_for_the_only_one_is_refused_before_it_trains():
+    plan = Plan.read(config_of(), 2)
+    arguments = Arguments(**needs_of(plan, "transformers", parts=True).arguments)
+    trainer = MixedIn(args=arguments, plan=plan, model=oracle.network(), train_dataset=range(plan.num_images))
+    with pytest.raises(ConfigError, match=r"for 2 processes, and the Trainer knows of 1,[^\n]* use_cpu=True$"):
+        trainer.create_optimizer()
+    arguments.world_size = 2
+    with pytest.raises(ConfigError, match="torch.distributed knows of 1"):  # the next to look
+        trainer.create_optimizer()
 
 
 # --- Accelerate ------------------------------------------------------------------------------------------------------

@@ -310,11 +310,13 @@ class BareTrainer:
 
 @dataclass
 class Scheduled:
-    """The arguments of transformers about schedule and resume, with its defaults."""
+    """The arguments of transformers about schedule, resume and processes, with its defaults."""
 
     learning_rate: float = 5e-5
     lr_scheduler_type: str = "linear"
     ignore_data_skip: bool = False
+    world_size: int = 1
+    deepspeed: str | None = None
 
 
 class OurTrainer(LargeMinibatchTrainer, BareTrainer):

@@ -118,6 +118,11 @@ class LargeMinibatchTrainer:
 
     def _require_the_plans_numbers(self) -> None:
         """Raise ConfigError if the Trainer would train another global batch, or other data, than the plan."""
+        if not self.args.deepspeed and self.args.world_size != self.plan.world_size:  # DeepSpeed asks torch itself
+            raise ConfigError(
+                f"the plan is for {self.plan.world_size} processes, and the Trainer knows of {self.args.world_size}, so"
+                " each would train alone; on a CPU give TrainingArguments use_cpu=True"
+            )
         needed = needs_of(self.plan, "transformers", parts=True).arguments
         for length in ("num_train_epochs", "max_steps"):  # a plan has one; a shorter run does not move the schedule
             needed.pop(length, None)
