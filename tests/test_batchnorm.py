@@ -219,8 +219,11 @@ def test_only_what_needs_a_gradient_gets_one():
 
 
 @pytest.mark.parametrize("micro_batch", [0, 4, 12])
-def test_a_micro_batch_that_cuts_a_worker_is_refused_with_the_numbers(micro_batch):
-    with pytest.raises(ValueError, match=f"micro batch of {micro_batch} images is no multiple of the 8"):
+def test_a_micro_batch_that_cuts_a_worker_is_refused_with_the_numbers_and_the_cure(micro_batch):
+    said = (
+        rf"^a micro batch of {micro_batch} images is no multiple of the 8 [^\n]* as batch_sampler[^\n]* model.eval\(\)"
+    )
+    with pytest.raises(ValueError, match=said):
         PerWorkerBatchNorm2d(5, per_worker_batch=N)(images(micro_batch))
 
 

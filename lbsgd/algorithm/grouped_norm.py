@@ -39,7 +39,10 @@ def normalise_groups(
     Raises ValueError if N is no multiple of n, or if n images hold a single value per channel.
     """
     if len(x) == 0 or len(x) % n:
-        raise ValueError(f"a micro batch of {len(x)} images is no multiple of the {n} that one worker normalises")
+        raise ValueError(
+            f"a micro batch of {len(x)} images is no multiple of the {n} that one worker normalises: give the DataLoader"
+            " SharedShuffleSampler as batch_sampler, or drop_last=True; outside of training call model.eval() first"
+        )
     count = x[:n, 0].numel()
     if count < 2:
         raise ValueError(f"{n} images of shape {tuple(x.shape[1:])} have one value per channel and so no variance")
