@@ -1,5 +1,7 @@
 """`parts_for` in the wrong place: parameters that come after it are told at the first step, not left untrained."""
 
+import pytest
+import timm
 import torch
 from processes import in_processes
 from small_engine import recipe
@@ -48,6 +50,34 @@ def test_a_layer_that_is_unfrozen_after_parts_for_is_told_and_a_frozen_one_is_no
     model[0].requires_grad_(False)
     moved = step_after(lambda model: None, model)
     assert moved[:2] == [0, 0] and min(moved[2:]) > 0
+
+
+@pytest.mark.parametrize("convert", [nn.SyncBatchNorm.convert_sync_batchnorm, timm.layers.convert_sync_batchnorm])
+def test_batch_norms_that_are_converted_again_after_parts_for_are_told_at_the_first_step(convert):
+    said = step_after(convert)
+    assert said.startswith("1 of the network became a SyncBatchNorm") and "\n" not in said
+
+
+def test_a_layer_without_parameters_is_told_too_if_it_stands_in_the_place_of_a_converted_one():
+    model = network()
+    model[1] = nn.BatchNorm1d(8, affine=False)
+    assert step_after(nn.SyncBatchNorm.convert_sync_batchnorm, model).startswith("1 of the network became")
+
+
+def test_an_optimizer_of_the_parts_takes_further_hooks():
+    model, seen = network(), []
+    sgd, *_ = lbsgd.parts_for(model, lbsgd.Plan.read(recipe(), 1))
+    sgd.register_step_pre_hook(lambda *_: seen.append(1))
+    sgd.step(), sgd.step()
+    assert seen == [1, 1]
+
+
+def test_a_frozen_teacher_with_batch_norms_of_its_own_may_come_after_parts_for():
+    def teach(model):
+        model[0].teacher = network().requires_grad_(False)
+
+    moved = step_after(teach)
+    assert [distance > 0 for distance in moved] == [True] * 2 + [False] * 6 + [True] * 4
 
 
 def test_a_loop_goes_on_from_the_state_dicts_of_model_optimizer_and_scheduler():

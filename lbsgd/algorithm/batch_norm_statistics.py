@@ -224,6 +224,13 @@ def _tracking_layers(model: nn.Module) -> list[RunningStatistics]:
     return [m for m in model.modules() if isinstance(m, RunningStatistics) and m.running_mean is not None]
 
 
+def foreign_batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    """Yield by name the batch norms that are no `PerWorkerBatchNorm`."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, RunningStatistics):
+            yield name, layer
+
+
 def _running_statistics(layers: Sequence[RunningStatistics]) -> Tensor:
     """Put all layers' running means and variances side by side (2, ΣC), so that one collective call serves them all."""
     return torch.cat([torch.stack(layer._running()) for layer in layers], dim=1)

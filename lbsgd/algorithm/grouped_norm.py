@@ -40,8 +40,8 @@ def normalise_groups(
     """
     if len(x) == 0 or len(x) % n:
         raise ValueError(
-            f"a micro batch of {len(x)} images is no multiple of the {n} that one worker normalises: give the DataLoader"
-            " SharedShuffleSampler as batch_sampler, or drop_last=True; outside of training call model.eval() first"
+            f"a micro batch of {len(x)} images is no multiple of the {n} that one worker normalises; give DataLoader a"
+            " SharedShuffleSampler as batch_sampler, or drop_last=True; outside of training call model.eval()"
         )
     count = x[:n, 0].numel()
     if count < 2:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.batch_norm_statistics import RunningStatistics, foreign_batch_norms
 from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.process_group import world_size
 from lbsgd.algorithm.sampler import SharedShuffleSampler
@@ -45,7 +46,8 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     the parameters. The sampler takes this process's rank from torch.distributed. num_images is the size of the training
     data at hand: if it exceeds the plan's, the sampler would never choose the rest. Raises ConfigError for a number of
     images or of processes that is not the plan's, and for a network that could not be trained afterwards. The
-    optimizer's first step raises it if the model has come by a parameter that the optimizer does not have.
+    optimizer's first step raises it if the model has come by a parameter that the optimizer does not have, or if its
+    batch norms were converted again.
     """
     if num_images is not None:
         require_images(plan, num_images, "the training data")
@@ -62,26 +64,44 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     )
     convert_network(model, plan)
     optimizer = build_optimizer(model, plan, fused=False)  # FSDP2's parameters have no such kernel
-    require_its_parameters(optimizer, model)
+    require_unchanged(optimizer, model)
     return Parts(optimizer, LargeMinibatchLR(optimizer, plan.schedule), sampler)
 
 
-def require_its_parameters(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
-    """Have the optimizer's first step raise ConfigError if it lacks a parameter that the model trains by then."""
+def require_unchanged(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
+    """Have the optimizer's first step raise ConfigError if the model's parameters or batch norms are others by then."""
     given = parameters_of(optimizer)
+    converted = {name for name, layer in model.named_modules() if isinstance(layer, RunningStatistics)}
+    checks = [lambda: require_parameters(optimizer, model, given), lambda: require_batch_norms(model, converted)]
 
-    def check(*_: Any) -> None:
-        held = parameters_of(optimizer)
-        missing = [name for name, p in model.named_parameters() if p.requires_grad and p not in held]
-        if missing and given <= held:  # else a library has put masters of its own in their places, as DeepSpeed does
+    def check(*_: Any) -> None:  # it stays: torch would stumble over a hook that removes itself before another
+        for each in checks:
+            each()
+        checks.clear()
+
+    optimizer.register_step_pre_hook(check)
+
+
+def require_parameters(optimizer: torch.optim.Optimizer, model: nn.Module, given: set[torch.Tensor]) -> None:
+    """Raise ConfigError if the optimizer lacks a parameter that the model trains."""
+    held = parameters_of(optimizer)
+    missing = [name for name, p in model.named_parameters() if p.requires_grad and p not in held]
+    if missing and given <= held:  # else a library has put masters of its own in their places, as DeepSpeed does
+        raise ConfigError(
+            f"{missing[0]} of the network was added, replaced or unfrozen after parts_for, so the optimizer does"
+            " not train it: do that before parts_for, as FSDP2's fully_shard; the first FSDP needs"
+            " use_orig_params=True"
+        )
+
+
+def require_batch_norms(model: nn.Module, converted: set[str]) -> None:
+    """Raise ConfigError for a batch norm that is trained, or was converted, and is no per-worker one."""
+    for name, layer in foreign_batch_norms(model):
+        if name in converted or any(parameter.requires_grad for parameter in layer.parameters()):
             raise ConfigError(
-                f"{missing[0]} of the network was added, replaced or unfrozen after parts_for, so the optimizer does"
-                " not train it: do that before parts_for, as FSDP2's fully_shard; the first FSDP needs"
-                " use_orig_params=True"
+                f"{name} of the network became a {type(layer).__name__} after parts_for, so it does not normalise per"
+                " worker: leave out convert_sync_batchnorm, and Lightning's sync_batchnorm"
             )
-        hook.remove()
-
-    hook = optimizer.register_step_pre_hook(check)
 
 
 def parameters_of(optimizer: torch.optim.Optimizer) -> set[torch.Tensor]:
