@@ -91,6 +91,7 @@ def test_the_pages_blocks_are_all_there():
         "own_loop",
         "without_deepspeed",
         "warmup_schedule",
+        "single_parts",
         "overlay",
         "shared_shuffle_sampler",
         "shared_shuffle_order",
@@ -354,6 +355,19 @@ def test_the_seeds_interface_is_a_view_of_the_same_function(tmp_path):
     assert names["lrs"] == [pytest.approx(learning_rate(t, schedule), rel=1e-12) for t in range(14_040)]
     small = lbsgd.LargeMinibatchSGD(0.1, 256, 128)
     assert small.warmup_schedule(0, 0, 10) == 0.05 and small.warmup_schedule(30, 0, 10) == pytest.approx(0.005)
+
+
+def test_the_parts_one_by_one_are_those_of_the_papers_json(tmp_path):
+    plan = lbsgd.Plan.read(ROOT / "ds_configs/1k.json", 1, overrides=lbsgd.Overrides(micro_batch=256))
+    torch.manual_seed(0)
+    by_hand, whole = Mixed(), Mixed()
+    names = run_block("single_parts", tmp_path, model=by_hand, dataset=range(plan.num_images))
+    parts = lbsgd.parts_for(whole, plan)
+    assert names["scheduler"].schedule == parts.scheduler.schedule and plan.accumulation_steps == 4
+    assert [str(layer) for layer in by_hand.modules()] == [str(layer) for layer in whole.modules()]
+    for group, expected in zip(names["sgd"].param_groups, parts.optimizer.param_groups, strict=True):
+        assert [p.shape for p in group.pop("params")] == [p.shape for p in expected.pop("params")]
+        assert group == expected
 
 
 def test_the_scheduler_is_torchs_own_kind_and_goes_on_where_its_state_was_taken():
