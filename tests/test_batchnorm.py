@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from torch import nn
 from torch.nn import functional as F
+from torch.optim import swa_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
@@ -548,6 +549,18 @@ def agreed(rank, statistics):
     return layer.state_dict()
 
 
+def averaged(x_of_all, rank=None):
+    """Train two iterations, and keep the moving average of the network as EMA does; its statistics agree at the end."""
+    layer = PerWorkerBatchNorm2d(5, per_worker_batch=N)
+    average = swa_utils.AveragedModel(layer, multi_avg_fn=swa_utils.get_ema_multi_avg_fn(0.9), use_buffers=True)
+    for x in x_of_all:
+        layer(x if rank is None else of_process(x, rank))
+        average.update_parameters(layer)
+    apart = average.module.running_mean.clone()
+    agree_statistics(average)
+    return {"apart": apart, "mean": average.module.running_mean, "var": average.module.running_var}
+
+
 def recomputed(rank, share):
     """Recompute over 32 images: process 0 has the first `share` of them, process 1 the others."""
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N)
@@ -593,6 +606,7 @@ def one_process(rank, folder):
     results = {
         "average": agreed(rank, "average"),
         "first_worker": agreed(rank, "first_worker"),
+        "EMA": averaged([images(32, seed=seed) for seed in range(2)], rank),
         "shared": recomputed(rank, share=8),
         "all by one": recomputed(rank, share=0),
         "together": normalised_together(rank),
@@ -620,6 +634,14 @@ def test_agreed_statistics_are_those_of_one_process_with_all_workers(two_process
         states = [results[statistics][name] for results in two_processes]
         assert torch.equal(*states)
         torch.testing.assert_close(states[0], expected, rtol=1e-6, atol=0)
+
+
+def test_the_statistics_of_a_moving_average_agree_as_those_of_the_network(two_processes):
+    alone, (one, other) = averaged([images(32, seed=seed) for seed in range(2)]), (r["EMA"] for r in two_processes)
+    assert (one["apart"] - other["apart"]).abs().max() > 1e-3
+    for name in ("mean", "var"):
+        assert torch.equal(one[name], other[name])
+        torch.testing.assert_close(one[name], alone[name])
 
 
 @pytest.mark.parametrize("shares", ["shared", "all by one"])
