@@ -3,6 +3,7 @@
 import copy
 import itertools
 import sys
+import warnings
 from collections import Counter
 
 import pytest
@@ -561,6 +562,27 @@ def averaged(x_of_all, rank=None):
     return {"apart": apart, "mean": average.module.running_mean, "var": average.module.running_var}
 
 
+def complaints(model):
+    """What agree_statistics warns about a model."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        agree_statistics(model)
+    return [str(each.message) for each in caught]
+
+
+def of_torchs_batch_norms():
+    frozen = nn.Sequential(nn.BatchNorm2d(5)).requires_grad_(False).eval()
+    ours = PerWorkerBatchNorm2d(5, per_worker_batch=N)
+    return {
+        "trained": complaints(nn.Sequential(nn.Conv2d(3, 5, 1), nn.BatchNorm2d(5), nn.BatchNorm2d(5))),
+        "evaluated": complaints(nn.Sequential(nn.BatchNorm2d(5)).eval()),
+        "without statistics": complaints(nn.BatchNorm2d(5, track_running_stats=False)),
+        "over all processes": complaints(nn.SyncBatchNorm(5)),
+        "frozen beside ours": complaints(nn.Sequential(ours, frozen)),
+        "none": complaints(nn.Conv2d(3, 5, 1)),
+    }
+
+
 def recomputed(rank, share):
     """Recompute over 32 images: process 0 has the first `share` of them, process 1 the others."""
     layer = PerWorkerBatchNorm2d(5, per_worker_batch=N)
@@ -607,6 +629,7 @@ def one_process(rank, folder):
         "average": agreed(rank, "average"),
         "first_worker": agreed(rank, "first_worker"),
         "EMA": averaged([images(32, seed=seed) for seed in range(2)], rank),
+        "torch's": of_torchs_batch_norms(),
         "shared": recomputed(rank, share=8),
         "all by one": recomputed(rank, share=0),
         "together": normalised_together(rank),
@@ -642,6 +665,15 @@ def test_the_statistics_of_a_moving_average_agree_as_those_of_the_network(two_pr
     for name in ("mean", "var"):
         assert torch.equal(one[name], other[name])
         torch.testing.assert_close(one[name], alone[name])
+
+
+def test_a_trained_batch_norm_whose_statistics_stay_apart_is_named(two_processes):
+    for results in two_processes:
+        found = results["torch's"]
+        [said], [evaluated] = found.pop("trained"), found.pop("evaluated")
+        assert said.startswith("agree_statistics leaves 1, a BatchNorm2d, as each process has it") and "\n" not in said
+        assert evaluated.startswith("agree_statistics leaves 0, a BatchNorm2d")
+        assert not any(found.values()), found
 
 
 @pytest.mark.parametrize("shares", ["shared", "all by one"])

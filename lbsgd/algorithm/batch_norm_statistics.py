@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lbsgd.algorithm.batch_norm_moves import Move, move_together
 from lbsgd.algorithm.choices import Scope, Statistics
 from lbsgd.algorithm.compiled_record import exporting, numbered, record_moments
+from lbsgd.algorithm.foreign_batch_norm import warn_of_statistics_left_apart
 from lbsgd.algorithm.grouped_norm import at_least_float32
 from lbsgd.algorithm.network_forwards import NetworkForwards
 from lbsgd.algorithm.process_group import world_size
@@ -152,9 +153,11 @@ def agree_statistics(model: nn.Module) -> None:
     "first_worker" takes process 0's. Otherwise r becomes the mean over the processes p. Averaging this late loses
     nothing: r_p ← (1 − m)·r_p + m·s_p is linear, so mean_p(r_p) moves by mean_p(s_p). That is the mean over all k
     workers, because every process holds equally many. One process with all k workers would hold the same.
+    Any other batch norm stays as it is; warns if one is trained.
     """
     if world_size() == 1:
         return
+    warn_of_statistics_left_apart(model)
     layers = _tracking_layers(model)
     if first := [layer for layer in layers if layer.statistics == "first_worker"]:
         flat = _running_statistics(first)
@@ -222,13 +225,6 @@ def _of_all_processes(part: Tensor) -> Tensor:
 
 def _tracking_layers(model: nn.Module) -> list[RunningStatistics]:
     return [m for m in model.modules() if isinstance(m, RunningStatistics) and m.running_mean is not None]
-
-
-def foreign_batch_norms(model: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
-    """Yield by name the batch norms that are no `PerWorkerBatchNorm`."""
-    for name, layer in model.named_modules():
-        if isinstance(layer, _BatchNorm) and not isinstance(layer, RunningStatistics):
-            yield name, layer
 
 
 def _running_statistics(layers: Sequence[RunningStatistics]) -> Tensor:
