@@ -13,7 +13,7 @@ from lbsgd.units import installed, numbers
     [
         (ValueError("the first line\nthe second"), "the first line"),
         (RuntimeError(), "RuntimeError"),
-        (OSError("\nbehind an empty line"), "OSError"),
+        (OSError("\nbehind an empty line"), "behind an empty line"),
         (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
     ],
 )
