@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from torch.utils.data import Sampler
 
 from lbsgd.algorithm import process_group
 from lbsgd.algorithm.shuffle import epoch_order, rank_batches
+
+
+@dataclass
+class Pass:
+    """One pass through an epoch's batches: the update it begins with, and how many batches were taken from it."""
+
+    first_update: int
+    earlier: int  # batches that the sampler gave in passes before this one
+    given: int = 0
 
 
 class SharedShuffleSampler(Sampler[list[int]]):
@@ -50,6 +60,8 @@ class SharedShuffleSampler(Sampler[list[int]]):
             world_size=world_size if world_size is not None else process_group.world_size(),
             rank=rank if rank is not None else process_group.rank(),
         )
+        self.begun: Pass | None = None
+        self.given = 0  # batches in all passes
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, first_iteration: int = 0) -> None:
@@ -57,6 +69,8 @@ class SharedShuffleSampler(Sampler[list[int]]):
         order = epoch_order(self.num_images, self.seed, epoch)
         batches = rank_batches(order, first_iteration=first_iteration, **self.cut)
         self.batches = batches.reshape(-1, self.cut["micro_batch"])
+        per_epoch = self.num_images // self.cut["global_batch"]
+        self.next_update, self.announced = epoch * per_epoch + first_iteration, True
 
     @property
     def sampler(self) -> SharedShuffleSampler:
@@ -64,7 +78,12 @@ class SharedShuffleSampler(Sampler[list[int]]):
         return self
 
     def __iter__(self) -> Iterator[list[int]]:
-        yield from self.batches.tolist()  # of the epoch that is set when the first is asked for, as by Lightning
+        batches = self.batches.tolist()  # of the epoch that is set when the first is asked for, as by Lightning
+        self.begun = begun = Pass(self.next_update, self.given)
+        for batch in batches:
+            begun.given += 1
+            self.given += 1
+            yield batch
 
     def __len__(self) -> int:
         return len(self.batches)

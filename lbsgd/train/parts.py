@@ -25,6 +25,7 @@ from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.algorithm.torch_scheduler import LargeMinibatchLR
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
+from lbsgd.train.pace import watch_pace
 
 
 class Parts(NamedTuple):
@@ -65,8 +66,10 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     )
     convert_network(model, plan)
     optimizer = build_optimizer(model, plan, fused=False)  # FSDP2's parameters have no such kernel
+    scheduler = LargeMinibatchLR(optimizer, plan.schedule)
+    watch_pace(optimizer, scheduler, sampler, plan)
     require_unchanged(optimizer, model)
-    return Parts(optimizer, LargeMinibatchLR(optimizer, plan.schedule), sampler)
+    return Parts(optimizer, scheduler, sampler)
 
 
 def require_unchanged(optimizer: torch.optim.Optimizer, model: nn.Module) -> None:
