@@ -28,8 +28,7 @@ class Loop:
         self.model, self.plan, (self.sgd, self.scheduler, self.sampler) = pieces()
         self.passes, self.schedule, self.announce, self.times = passes, schedule, announce, times
         data = TensorDataset(torch.randn(IMAGES, 4))
-        options = dict(num_workers=workers, persistent_workers=True) if workers else {}
-        self.loader = DataLoader(data, batch_sampler=self.sampler, **options)
+        self.loader = DataLoader(data, batch_sampler=self.sampler, num_workers=workers)
 
     def evaluate(self):
         with torch.no_grad():
@@ -107,5 +106,91 @@ def test_the_same_batches_after_a_break_or_around_an_evaluation_are_no_second_ep
         loop.announce = False
         loop.sampler.set_epoch(1, 2)
         loop.epoch(1)
+
+    assert said(run) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_step_per_pass_is_told_in_the_first_epoch(workers):
+    [line] = said(epochs(3, passes=1, workers=workers))
+    assert "steps of the optimizer for" in line and "of which each update takes 2;" in line
+    assert workers or line.startswith("lbsgd: 1 steps of the optimizer for 1 batches of the sampler")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_scheduler_that_steps_once_per_process_is_told_in_the_first_epoch(workers):
+    [line] = said(epochs(3, times=2, workers=workers))
+    assert "steps of the scheduler for" in line
+
+
+def test_a_scheduler_that_steps_per_epoch_is_told_in_the_second():
+    [line] = said(epochs(3, schedule="epoch"))
+    assert line.startswith("lbsgd: the scheduler is at update 1 and the sampler at 4, with 4 updates per epoch; call")
+
+
+@pytest.mark.parametrize("batches", [slice(None, None, 2), slice(4)])
+def test_batches_that_are_split_between_processes_again_are_told(batches):
+    def run():
+        loop = Loop()
+        loop.loader = loop.loader.batch_sampler
+        for epoch in range(3):
+            loop.sampler.set_epoch(epoch)
+            for i, numbers in enumerate(list(loop.sampler)[batches], start=1):
+                loop.model(torch.randn(len(numbers), 4)).square().mean().backward()
+                if i % PASSES == 0:
+                    loop.sgd.step(), loop.scheduler.step()
+
+    [line] = said(run)
+    assert "at update 2 and the sampler at 4" in line
+
+
+def resumed(load, first=None, skipped=0):
+    """Go on after 6 updates, in the middle of the second epoch, for two epochs more."""
+
+    def run():
+        whole, loop = Loop(), Loop()
+        whole.epoch(0), whole.epoch(1, stop=2)
+        if load:
+            loop.scheduler.load_state_dict(whole.scheduler.state_dict())
+        loop.epoch(1, first or 0, skipped)
+        for epoch in (2, 3):
+            loop.epoch(epoch)
+
+    return run
+
+
+def test_a_loop_that_resumes_without_the_schedulers_state_is_told():
+    [line] = said(resumed(load=False, first=2))
+    assert "at update 0 and the sampler at 6" in line and "load its state_dict" in line
+
+
+@pytest.mark.parametrize("how", [dict(first=2), dict(skipped=2)])
+def test_a_loop_that_resumes_in_the_middle_of_an_epoch_is_told_nothing(how):
+    assert said(resumed(load=True, **how)) == []
+
+
+def test_an_epoch_that_begins_again_after_a_resume_is_told_when_it_has_made_too_many_updates():
+    [line] = said(resumed(load=True))
+    assert "at update 10 and the sampler at 8" in line
+
+
+def test_a_run_longer_than_the_plan_and_updates_that_overflow_skips_are_told_nothing():
+    def run():
+        loop = Loop()
+        loop.sgd.step = (lambda step: lambda: loop.skip.pop() or step() if loop.skip else step())(loop.sgd.step)
+        loop.skip = [True, False, False, True]
+        for epoch in range(loop.plan.num_iterations // EPOCH + 2):
+            loop.epoch(epoch)
+
+    assert said(run) == []
+
+
+def test_a_step_for_each_parameter_group_as_zero_takes_it_is_told_nothing():
+    def run():
+        loop = Loop()
+        step = loop.sgd.step
+        loop.sgd.step = lambda: [step() for _ in loop.sgd.param_groups]
+        for epoch in range(2):
+            loop.epoch(epoch)
 
     assert said(run) == []

@@ -43,6 +43,9 @@ class _Pace:
         self.trained: Pass | None = None  # begun last, as the last step saw it
         self.given = 0  # batches of that pass at its first step
         self.repeated = False  # whether that pass follows a whole one and set_epoch did not announce it
+        self.epoch: Pass | None = None  # the last pass that set_epoch announced
+        self.start = self.steps = 0  # the scheduler's update at that pass's first step, and steps since
+        self.last = 0  # batches in all passes at the last step
 
     def before_step(self) -> str | None:
         """Return what is wrong before this step of the optimizer, or None."""
@@ -53,9 +56,44 @@ class _Pace:
             announced, self.sampler.announced = self.sampler.announced, False
             self.repeated = last is not None and last.given == len(self.sampler) and not announced
             self.trained, self.given = now, now.given
+            if announced:
+                first, self.epoch, self.start, self.steps = self.epoch is None, now, self.scheduler.last_epoch, 0
+                if self.is_off(now, first):
+                    return self.off(now)
         if self.repeated and now.given > self.given:
             return (
                 f"lbsgd: another epoch takes the batches of epoch {now.first_update // self.plan.iterations_per_epoch}"
                 " in the same order; call sampler.set_epoch(epoch) before each"
             )
+        return self.too_many()
+
+    def is_off(self, now: Pass, first: bool) -> bool:
+        """Whether scheduler and sampler begin an epoch with different updates.
+
+        A library that resumes in the middle of an epoch passes over the sampler's first batches. A loop may leave the
+        scheduler where it is when fp16 skips an update.
+        """
+        ahead, epoch = self.scheduler.last_epoch - now.first_update, self.plan.iterations_per_epoch
+        return ahead >= (epoch if first else 1) or -2 * ahead >= max(epoch, 2)
+
+    def off(self, now: Pass) -> str:
+        return (
+            f"lbsgd: the scheduler is at update {self.scheduler.last_epoch} and the sampler at {now.first_update}, with"
+            f" {self.plan.iterations_per_epoch} updates per epoch; call scheduler.step() once after each update, load"
+            " its state_dict when you resume, and let no library split the sampler's batches again"
+        )
+
+    def too_many(self) -> str | None:
+        """Return what to say if this epoch has had more updates than its batches make."""
+        if self.epoch is None:
+            return None
+        self.steps += self.sampler.given > self.last  # ZeRO steps once per parameter group, on the same batches
+        self.last = self.sampler.given
+        batches, passes = self.sampler.given - self.epoch.earlier, self.plan.accumulation_steps
+        for what, number in {"optimizer": self.steps, "scheduler": self.scheduler.last_epoch - self.start}.items():
+            if number * passes > batches:
+                return (
+                    f"lbsgd: {number} steps of the {what} for {batches} batches of the sampler, of which each update"
+                    f" takes {passes}; step once per update, that is, per plan.accumulation_steps batches"
+                )
         return None
