@@ -268,6 +268,18 @@ def test_another_batch_is_refused_where_learning_rate_and_batch_norm_would_not_f
 
 
 @pytest.mark.parametrize("stage", [0, 1])
+def test_the_optimizer_s_own_step_is_refused_because_it_passes_the_engine_by(stage):
+    engine, plan = lbsgd.initialize(network(), recipe(stage, micro_batch=K * N))
+    train(engine, plan, last=1)
+    before = [p.detach().clone() for p in engine.module.parameters()]
+    images, labels = global_batch(1)
+    engine.backward(F.cross_entropy(engine(images), labels))
+    with pytest.raises(ConfigError, match=r"^engine.optimizer.step\(\) [^\n]* call engine.step\(\)[^\n]*$"):
+        engine.optimizer.step()
+    assert all(map(torch.equal, before, engine.module.parameters()))
+
+
+@pytest.mark.parametrize("stage", [0, 1])
 def test_weights_in_any_dense_layout_are_taken(stage):
     volumes = torch.nn.Unflatten(1, (4, 1, 1, 1)), torch.nn.Conv3d(4, 5, 1), torch.nn.Flatten()
     model = torch.nn.Sequential(network(), torch.nn.Linear(5, 4), *volumes)

@@ -15,7 +15,8 @@ def hold_to_plan(engine: Any) -> None:
     If a loss does not use a parameter, its gradient counts as zeros, as on several processes and under ZeRO. A frozen
     parameter stays where it is. ZeRO's update would still move it by its momentum, so under ZeRO the update raises
     TrainingError. At any stage it does so if a parameter was unfrozen that no engine trains. Between updates anything
-    may be frozen. Another batch size is refused: learning rate and batch norm are the plan's.
+    may be frozen. Another batch size is refused, because learning rate and batch norm are the plan's, and so is a step
+    of the optimizer outside of engine.step.
     """
     engine.trained = trained(engine)
     fixed = {name: each for name, each in engine.module.named_parameters() if name not in engine.trained}
@@ -24,6 +25,11 @@ def hold_to_plan(engine: Any) -> None:
     zero = engine.zero_optimization()
 
     def before_update(*_: Any) -> None:
+        if not engine._running_engine_step:
+            raise ConfigError(
+                "engine.optimizer.step() leaves out the mean over processes, the schedule and the count of passes;"
+                " call engine.step() after each engine.backward(loss)"
+            )
         for name, parameter in fixed.items():
             if parameter.requires_grad and not hasattr(parameter, "is_trained_by_lbsgd"):
                 refuse(name, "unfrozen", "would not be trained")
