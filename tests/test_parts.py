@@ -23,6 +23,7 @@ def step_after(change, model=None):
     world_size = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     sgd, *_ = lbsgd.parts_for(model, lbsgd.Plan.read(recipe(), world_size))
     changed = change(model) or model
+    changed.eval()  # SyncBatchNorm trains on a GPU only, where an earlier test has joined a group of processes
     changed(torch.randn(8, 4, generator=torch.Generator().manual_seed(1))).square().sum().backward()
     before = [p.detach().clone() for p in model.parameters()]
     for _ in range(2):  # a second try is no way around it
