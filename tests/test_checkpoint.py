@@ -23,6 +23,11 @@ from lbsgd.train.weights import put_weights, weights_in
 ONE_WEIGHT = {name: {"w": torch.zeros(1)} for name in ("weights", "momentum", "random")}
 
 
+def complete(folder):
+    """The checkpoints with a manifest, oldest first."""
+    return [path for path in checkpoint.named(folder) if checkpoint.has_manifest(path)]
+
+
 def saved(folder, iteration, value=1.0):
     tensors = {
         "weights": {"w": torch.full((3, 2), value), "count": torch.tensor(4)},
@@ -43,7 +48,7 @@ def test_what_was_saved_is_loaded_bit_for_bit(tmp_path):
 def test_the_newest_three_are_kept_and_the_newest_is_found(tmp_path):
     for iteration in (1, 2, 30, 4, 100):
         saved(tmp_path, iteration)
-    assert [path.name for path in checkpoint.complete(tmp_path)] == [
+    assert [path.name for path in complete(tmp_path)] == [
         "iteration_00000004",
         "iteration_00000030",
         "iteration_00000100",
@@ -103,7 +108,7 @@ def test_whole_checkpoints_do_not_make_room_for_folders_without_manifest(tmp_pat
         (saved(tmp_path, iteration) / "manifest.json").unlink()
     for iteration in (1, 2, 3, 4):
         saved(tmp_path, iteration)
-    assert [int(path.stem[-1]) for path in checkpoint.complete(tmp_path)] == [2, 3, 4]
+    assert [int(path.stem[-1]) for path in complete(tmp_path)] == [2, 3, 4]
     assert [int(path.stem[-1]) for path in checkpoint.named(tmp_path)] == [2, 3, 4, 6, 7, 8]
 
 

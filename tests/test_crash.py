@@ -23,6 +23,7 @@ from crash_runs import (
     weights,
 )
 from oracle import BOUND, distance
+from test_checkpoint import complete
 
 from lbsgd.report.run_log import read_run
 from lbsgd.train import checkpoint
@@ -214,7 +215,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(small, whole
     ids=["a flipped bit", "no manifest"],
 )
 def test_with_no_whole_checkpoint_left_a_run_stops_rather_than_starts_over(small, copy, damage, told):
-    for path in checkpoint.complete(copy / "checkpoints"):
+    for path in complete(copy / "checkpoints"):
         damage(path)
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     with Command(small, copy, *EVERY, "--resume") as run:

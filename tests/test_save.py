@@ -22,7 +22,7 @@ import torch
 from oracle import network
 from processes import in_processes
 from small_engine import recipe, train
-from test_checkpoint import saved
+from test_checkpoint import complete, saved
 from trainers import trainer
 
 import lbsgd
@@ -65,7 +65,7 @@ def value(path):
 
 
 def values(folder):
-    return {path.name[:18]: value(path) for path in checkpoint.complete(folder)}
+    return {path.name[:18]: value(path) for path in complete(folder)}
 
 
 # --- killed between any two writes
@@ -115,9 +115,7 @@ def test_a_save_killed_anywhere_leaves_the_checkpoint_before_it_or_the_new_one(t
     for done in killed_at_every_point(template, folder, lambda folder: saved(folder, 5, value=2.0)):
         points += 1
         found = values(folder)
-        assert checkpoint.named(folder) == checkpoint.complete(
-            folder
-        )  # who has the name has all files, and had them first
+        assert checkpoint.named(folder) == complete(folder)  # who has the name has all files, and had them first
         newest = dict([*found.items()][-1:])
         assert newest == new or newest == dict([*old.items()][-1:]) and not done
         assert found.items() <= old.items() | new.items() and len(found) >= min(3, len(before))
@@ -270,7 +268,7 @@ def test_what_cannot_be_deleted_stops_no_save(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "rmtree", busy)
     for iteration in range(1, 6):
         checkpoint.save(tmp_path, iteration, {}, {})
-    assert [path.name for path in checkpoint.complete(tmp_path)] == [f"iteration_0000000{at}" for at in (3, 4, 5)]
+    assert [path.name for path in complete(tmp_path)] == [f"iteration_0000000{at}" for at in (3, 4, 5)]
 
 
 def test_a_log_that_cannot_be_written_is_told_and_the_next_line_brings_both(tmp_path):
@@ -412,7 +410,7 @@ def test_a_run_is_saved_at_the_intervals_and_where_an_epoch_or_the_run_ends(tmp_
     ours = trainer(tmp_path)
     ours.saver.every = every
     ours.train(last_iteration=3), ours.saver.wait()
-    assert [path.name for path in checkpoint.complete(tmp_path)] == [f"iteration_0000000{name}" for name in names]
+    assert [path.name for path in complete(tmp_path)] == [f"iteration_0000000{name}" for name in names]
 
 
 def test_a_checkpoint_by_iterations_is_due_so_many_after_the_last_also_in_a_resumed_run(tmp_path):
@@ -420,7 +418,7 @@ def test_a_checkpoint_by_iterations_is_due_so_many_after_the_last_also_in_a_resu
         ours = trainer(tmp_path, iterations=10, resume=last == 9)
         ours.saver.every = Every(iterations=3)
         ours.train(last_iteration=last), ours.saver.wait()
-        assert [path.name for path in checkpoint.complete(tmp_path)] == [f"iteration_0000000{name}" for name in names]
+        assert [path.name for path in complete(tmp_path)] == [f"iteration_0000000{name}" for name in names]
 
 
 def test_training_goes_on_while_a_checkpoint_is_written_which_holds_what_was_when_it_was_saved(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import torch
 from oracle import N, network
 from processes import in_processes
 from small_engine import recipe
+from test_checkpoint import complete
 from trainers import NUM_IMAGES, Records, trainer
 
 import lbsgd
@@ -40,7 +41,7 @@ def test_an_epoch_is_logged_and_saved_and_goes_on_from_there(tmp_path):
     ours.train(last_iteration=3), ours.saver.wait()
     assert [record["epoch"] for record in ours.reporter.log.epochs] == [1]
     assert ours.reporter.log.iterations[0]["iteration"] == 0
-    assert [path.name for path in checkpoint.complete(tmp_path)] == ["iteration_00000002", "iteration_00000003"]
+    assert [path.name for path in complete(tmp_path)] == ["iteration_00000002", "iteration_00000003"]
     again = trainer(tmp_path, resume=True)
     assert again.iteration == 3
     again.train(last_iteration=4), ours.train(last_iteration=4)
@@ -164,7 +165,7 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
         TrainingError, match=r"the weights fc.weight are not numbers; the newest checkpoint is .*_00000001"
     ):
         ours.save()
-    assert len(checkpoint.complete(tmp_path)) == 1
+    assert len(complete(tmp_path)) == 1
 
 
 def test_complex_weights_that_are_no_numbers_are_not_saved(tmp_path):

@@ -144,11 +144,6 @@ def delete(path: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
 
 
-def complete(folder: Path) -> list[Path]:
-    """Return the checkpoints with a manifest."""
-    return [path for path in named(folder) if has_manifest(path)]
-
-
 def has_manifest(path: Path) -> bool:
     return os.path.isfile(path / "manifest.json")
 

@@ -1,4 +1,4 @@
-"""What people write who know a setting from elsewhere, from another library or from another place of the JSON."""
+"""Settings that people know from another library, or write in the wrong place of the JSON, and DeepSpeed's own."""
 
 from __future__ import annotations
 
