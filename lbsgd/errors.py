@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 
@@ -75,6 +76,9 @@ def print_error(error: LbsgdError) -> None:
     What a file or its name holds moves no cursor. Where the console is gone or full, the process still ends with the
     error's exit code.
     """
-    lines = [f"{error.label}: {printable(line)}" for line in str(error).splitlines()]
+    text = "".join(f"{error.label}: {printable(line)}\n" for line in str(error).splitlines())
     with suppress(OSError, ValueError):
-        print(*lines, sep="\n", file=sys.stderr, flush=True)
+        try:
+            print(text, end="", file=sys.stderr, flush=True)
+        except RuntimeError:  # this is a signal's handler, and the signal came while stderr was being written
+            os.write(sys.stderr.fileno(), text.encode())

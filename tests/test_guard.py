@@ -414,6 +414,32 @@ def test_a_console_that_is_gone_keeps_no_process_from_ending(console):
     assert subprocess.run(command, shell=True, env=buffered, timeout=60).returncode == 2
 
 
+# A stream within whose write the signal comes.
+SIGNALLED = """
+import io, os, signal, sys
+from lbsgd.processes.ending import end_at_a_signal
+
+class Signalled(io.FileIO):
+    def write(self, data):
+        written = super().write(data)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return written
+
+end_at_a_signal(" at the start")
+sys.{stream} = io.TextIOWrapper(io.BufferedWriter(Signalled(sys.{stream}.fileno(), "w")))
+print("the plan", file=sys.{stream}, flush=True)
+"""
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_signal_that_comes_while_a_line_is_written_ends_a_process_as_any_other(stream):
+    """Python refuses a second write to a stream from a signal's handler while the first one lasts."""
+    code = SIGNALLED.format(stream=stream)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 75
+    assert done.stdout + done.stderr == "the plan\nstopped: SIGTERM at the start\n"
+
+
 @pytest.mark.parametrize("saved, words", [(True, "the run was saved"), (False, "nothing was saved")])
 def test_a_second_signal_says_whether_the_run_was_saved(monkeypatch, saved, words):
     """Another process's signal is not this one's first: somebody may stop the hosts by hand, one after another."""

@@ -106,7 +106,7 @@ def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
     Nothing is cleaned up, because that could wait for the other processes or for a loader's threads. The process ends
     even if its console is gone.
     """
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a signal came while stdout was being written
         if sys.stdout and sys.stdout.isatty():
             sys.stdout.write("\033[?25h")  # show the cursor, which the progress bar hides
         if sys.stdout:  # none where it was closed at the start
