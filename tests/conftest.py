@@ -11,9 +11,12 @@ if "LBSGD_TEST_ON_GPU" not in os.environ:
     os.environ.update(CUDA_VISIBLE_DEVICES="", DS_ACCELERATOR="cpu")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numba
 import pytest
 from hypothesis import settings
 from tool_modules import load_tool
+
+LAST_LINES = 40  # of a failure that are told at once; all of them come at the end
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))  # tests train with the recipes' own tasks
 
@@ -22,6 +25,26 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "recipes"))  # tests train
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
     signal.signal(signal.SIGHUP, lambda number, frame: None)
+
+
+class FailuresAtOnce:
+    """Tells each failure when it comes, too: a suite that hangs later, or is killed, has then said why."""
+
+    def __init__(self, terminal):
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            self.terminal.write_line("")
+            self.terminal.write_sep("_", f"{report.nodeid}, {report.when}, after {report.duration:.0f} s")
+            self.terminal.write_line("\n".join(report.longreprtext.splitlines()[-LAST_LINES:]))
+
+
+@pytest.hookimpl(trylast=True)  # the terminal's reporter comes before
+def pytest_configure(config):
+    if not hasattr(config, "workerinput"):  # the process that prints
+        config.pluginmanager.register(FailuresAtOnce(config.pluginmanager.get_plugin("terminalreporter")))
+
 
 settings.register_profile("shared machine", deadline=None)  # an example may wait for other processes
 settings.load_profile("shared machine")
@@ -50,3 +73,11 @@ def digits_data(digits_tree):
     folder = digits_tree.with_name("ffcv")
     convert(digits_tree, folder, max_side=500, quality=90, num_processes=2, overwrite=False)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def numba_s_types_stay_as_they_are():
+    """FFCV's own Loader changes one, and what comes later may then hang (stock_ffcv.py)."""
+    shared = numba.uint8[::1]
+    yield
+    assert shared.mutable, "this test has changed a type of Numba's: it needs a process of its own"

@@ -15,6 +15,7 @@ from oracle import BOUND, distance
 from PIL import Image
 from processes import in_processes
 from small_engine import recipe
+from stock_ffcv import with_stock_ffcv
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.tensor import DTensor
@@ -545,4 +546,4 @@ def test_ffcv_s_own_loader_takes_the_shared_shuffle(tmp_path):
             Image.new("RGB", (16, 12), (number % 256, 0, 0)).save(path)
     convert(tmp_path / "images", tmp_path, max_side=500, num_processes=1)
     labels = BetonFile.open(tmp_path / "train.beton").labels
-    assert labels_seen("shared_shuffle_order", tmp_path) == in_the_shared_order(labels)
+    assert with_stock_ffcv(labels_seen, "shared_shuffle_order", tmp_path) == in_the_shared_order(labels)
