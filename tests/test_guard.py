@@ -414,6 +414,31 @@ def test_a_console_that_is_gone_keeps_no_process_from_ending(console):
     assert subprocess.run(command, shell=True, env=buffered, timeout=60).returncode == 2
 
 
+# A pipe that nobody reads: the main thread writes until it is full, and another one ends the process.
+FULL_PIPE = """
+import threading, time
+from lbsgd.processes import ending
+ending.LAST_WORDS_SECONDS = 0.5
+
+def end():
+    time.sleep(0.5)
+    ending.end_with_error(ending.Stopped("SIGTERM"))
+
+threading.Thread(target=end).start()
+while True:
+    print("x" * 10_000, flush=True)
+"""
+
+
+def test_a_console_that_takes_no_more_keeps_no_process_from_ending():
+    command, buffered = [sys.executable, "-c", FULL_PIPE], {**os.environ, "PYTHONUNBUFFERED": ""}
+    with subprocess.Popen(command, cwd=ROOT, env=buffered, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.wait(30) == 75
+        finally:
+            process.kill()
+
+
 # A stream within whose write the signal comes.
 SIGNALLED = """
 import io, os, signal, sys

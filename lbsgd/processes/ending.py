@@ -16,6 +16,8 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import launchers
 from lbsgd.processes.signals import at_a_signal
 
+LAST_WORDS_SECONDS = 5.0
+
 
 def from_rank_0(function: Callable[[], Any]) -> Any:
     """Return on every process what `function` returns on rank 0, or raise its LbsgdError; all processes must call it.
@@ -104,8 +106,11 @@ def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
     """End this process with the error's exit code; unless quiet, print the error's lines on stderr.
 
     Nothing is cleaned up, because that could wait for the other processes or for a loader's threads. The process ends
-    even if its console is gone.
+    even if its console is gone, or takes no more while another thread writes to it.
     """
+    cut_off = threading.Timer(LAST_WORDS_SECONDS, os._exit, (error.exit_code,))
+    cut_off.daemon = True
+    cut_off.start()
     with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a signal came while stdout was being written
         if sys.stdout and sys.stdout.isatty():
             sys.stdout.write("\033[?25h")  # show the cursor, which the progress bar hides
