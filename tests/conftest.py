@@ -1,4 +1,4 @@
-"""Data that several test files share: handwritten digits as JPEG files, and as FFCV files made from those."""
+"""What all tests share: settings, how failures are told, and handwritten digits as JPEG files and as FFCV files."""
 
 import os
 import signal
@@ -77,7 +77,7 @@ def digits_data(digits_tree):
 
 @pytest.fixture(autouse=True)
 def numba_s_types_stay_as_they_are():
-    """FFCV's own Loader changes one, and what comes later may then hang (stock_ffcv.py)."""
+    """FFCV's own Loader changes one, and a later test may then hang (stock_ffcv.py)."""
     shared = numba.uint8[::1]
     yield
     assert shared.mutable, "this test has changed a type of Numba's: it needs a process of its own"

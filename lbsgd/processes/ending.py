@@ -110,7 +110,8 @@ def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
     """
     cut_off = threading.Timer(LAST_WORDS_SECONDS, os._exit, (error.exit_code,))
     cut_off.daemon = True
-    cut_off.start()
+    with suppress(RuntimeError):  # where no thread may be started any more
+        cut_off.start()
     with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a signal came while stdout was being written
         if sys.stdout and sys.stdout.isatty():
             sys.stdout.write("\033[?25h")  # show the cursor, which the progress bar hides
