@@ -1,4 +1,4 @@
-"""What all tests share: settings, how failures are told, and handwritten digits as JPEG files and as FFCV files."""
+"""Shared by all tests: settings, the report of failures, and handwritten digits as JPEG files and as FFCV files."""
 
 import os
 import signal

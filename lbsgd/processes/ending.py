@@ -16,7 +16,7 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import launchers
 from lbsgd.processes.signals import at_a_signal
 
-LAST_WORDS_SECONDS = 5.0
+LAST_WORDS_SECONDS = 5.0  # in which the console must take an error, or the process ends without it
 
 
 def from_rank_0(function: Callable[[], Any]) -> Any:
