@@ -100,7 +100,13 @@ def test_the_documented_recipe_of_another_network_builds_it_the_same_on_every_pr
 
 
 @pytest.mark.parametrize(
-    ("recipe", "task", "layers"), [("digits", "DigitsResNet", 8), ("digits_resnet14", "DeeperDigitsResNet", 14)]
+    ("recipe", "task", "layers"),
+    [
+        ("digits", "DigitsResNet", 8),
+        ("digits_resnet14", "DeeperDigitsResNet", 14),
+        ("cifar10", "SmallResNet", 8),
+        ("cifar10_resnet14", "DeeperSmallResNet", 14),
+    ],
 )
 def test_the_small_networks_have_the_layers_of_their_names(monkeypatch, recipe, task, layers):
     monkeypatch.syspath_prepend(ROOT / "recipes")

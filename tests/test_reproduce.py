@@ -143,7 +143,7 @@ def test_studies_of_one_grid_share_its_code_its_logs_and_the_rows_of_the_same_na
 
 
 def test_a_deeper_network_changes_the_recipe_alone(tmp_path):
-    for name, script in (("digits", "digits_resnet14"), ("imagenet", "resnet101")):
+    for name, script in (("digits", "digits_resnet14"), ("cifar10", "cifar10_resnet14"), ("imagenet", "resnet101")):
         data = DATA_SETS[name]
         grid = Grid(data, tmp_path, tmp_path, Machine(1, 1))
         for factor, row in zip((1, data.large), STUDIES["table2c"].rows(data), strict=True):

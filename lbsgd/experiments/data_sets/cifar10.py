@@ -8,7 +8,7 @@ baseline_lr cifar10 --seeds 100-101`). A factor of 32 makes 12 iterations of 50,
 
 from __future__ import annotations
 
-from lbsgd.experiments.grid import DataSet
+from lbsgd.experiments.grid import DataSet, Deeper
 
 ARCHIVE, FFCV = "{work_dir}/data/cifar-10-python.tar.gz", "{work_dir}/data/cifar10_ffcv"
 CONVERT = ("tools/convert_imagenet_to_ffcv.py", "--raw_fraction", "1", "--max_side", "32")  # the very pixels
@@ -30,4 +30,5 @@ DATA_SET = DataSet(
     margin_pct=1.0,
     prepare=((*CONVERT, "--source", ARCHIVE, "--data_dir", FFCV),),
     data_dir=FFCV,
+    deeper=Deeper("recipes/cifar10_resnet14.py", "a residual network of 14 layers on CIFAR-10"),
 )
