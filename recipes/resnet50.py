@@ -35,7 +35,6 @@ class ResNet50:
 
     def evaluate(self, network, batches):
         import torch
-        from torch.nn.functional import cross_entropy
 
         from lbsgd.train.evaluation import over_all_processes
 
@@ -43,7 +42,8 @@ class ResNet50:
         for images, labels in batches:
             logits = network(images).float()
             hits = logits.topk(min(5, logits.shape[1])).indices == labels[:, None]
-            loss = cross_entropy(logits, labels, reduction="sum")
+            hits &= ~logits.isnan().any(1, keepdim=True)  # topk takes NaN for the largest, which would be class 0
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
             sums += torch.stack([loss, hits[:, 0].sum(), hits.sum(), loss.new_full((), len(labels))])
         loss, top1, top5, num_images = over_all_processes(sums)
         return {

@@ -1,6 +1,7 @@
 """An evaluation counts every validation image exactly once, on any number of processes, in the same whole numbers."""
 
 import copy
+import math
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.data.share import Cut, Pixels, Share
 from lbsgd.errors import DataError
 from lbsgd.report.measure import CLASSIFIER, DETECTOR
+from lbsgd.train import evaluation
 from lbsgd.train.engine_state import gather_state
 from lbsgd.train.evaluation import is_due
 from lbsgd.train.images import Images
@@ -49,6 +51,19 @@ def config(world_size):
             "batch_norm": {"per_worker_batch": 2},
         },
     }
+
+
+def test_an_image_whose_outputs_are_not_numbers_is_an_error(monkeypatch):
+    """topk takes NaN for the largest value, so that images of class 0 would count as right."""
+    monkeypatch.setattr(evaluation, "over_all_processes", torch.Tensor.tolist)
+    logits = torch.eye(4)
+    logits[0] = torch.nan  # of an image of class 0
+    logits[3, :2] = -torch.inf  # left out by answering_among
+    network = lambda images: images  # noqa: E731
+    network.device = "cpu"
+    found = ResNet50().evaluate(network, [(logits, torch.arange(4))])
+    assert (found["val_correct_top1"], found["val_correct_top5"], found["val_images"]) == (3, 3, 4)
+    assert math.isnan(found["val_loss"])
 
 
 @pytest.mark.parametrize(

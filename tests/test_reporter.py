@@ -1,5 +1,6 @@
 """A reporter hands DeepSpeed's monitors what they can draw, and advises what can be done."""
 
+import math
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,6 +34,17 @@ def test_a_monitor_gets_numbers_alone():
     record |= {"iteration": 16, "num_iterations": 8}  # of which its axis tells
     Reporter(Records(), Records(), engine).report("epoch", record)
     assert events == [("lbsgd/val_box_ap", 3.5, 64)]
+
+
+@pytest.mark.parametrize("loss, num_warnings", [(0.7, 0), (math.nan, 1), (math.inf, 1)])
+def test_a_validation_loss_that_is_not_a_number_is_a_warning(loss, num_warnings):
+    progress = Records()
+    progress.say = (said := []).append
+    engine = SimpleNamespace(device="cpu", monitor=SimpleNamespace(enabled=False))
+    reporter = Reporter(Records(), progress, engine)
+    reporter.report("epoch", {"epoch": 1, "val_loss": loss})
+    reporter.report("epoch", {"epoch": 2})  # not evaluated
+    assert len(said) == num_warnings and all("warning: val_loss is not a number" in line for line in said)
 
 
 @pytest.mark.parametrize(

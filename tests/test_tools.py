@@ -1,6 +1,8 @@
 """Tools refuse what cannot be right in one line, and the small ones do what they say."""
 
+import importlib
 import io
+import multiprocessing
 import os
 import re
 import shutil
@@ -16,7 +18,7 @@ import torch
 from commands import ROOT, command, environment_with, refused, script
 from mask_rcnn_digits import SmallMaskRCNN
 from PIL import Image
-from tool_modules import load_tool
+from tool_modules import TOOLS, load_tool
 
 from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides
@@ -24,6 +26,7 @@ from lbsgd.config.plan import Plan
 from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.coco_annotations import read_split
+from lbsgd.errors import TrainingError
 from lbsgd.report.run_log import RunLog
 from lbsgd.train.device_rules import LAYOUT
 
@@ -173,6 +176,19 @@ def test_images_that_a_run_would_convert_do_not_count():
     for other in (images, as_in_runs.half()):
         with pytest.raises(ValueError, match="strides"):
             counted([(other, None)])
+
+
+def test_a_contender_that_fails_is_named_and_ends_the_others(capfd, monkeypatch):
+    monkeypatch.syspath_prepend(TOOLS)  # where its processes look for it
+    bench = importlib.import_module("bench_loader")
+    waiting = bench.start("torchvision", os.walk, (TOOLS,))
+    with pytest.raises(TrainingError, match="^DALI, CPU: its process has ended"):
+        bench.start("DALI, CPU", iter, (0,))  # its first epoch raises TypeError
+    waiting.close()
+    processes = multiprocessing.active_children()
+    for process in processes:
+        process.join(60)
+    assert {process.exitcode for process in processes} <= {0, 1} and capfd.readouterr().err.count("Traceback") == 1
 
 
 # --- bench_convert ----------------------------------------------------------------------------------------------------

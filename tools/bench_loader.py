@@ -23,7 +23,7 @@ from rich.table import Table
 from lbsgd.bench.cpu_time import cpu_seconds
 from lbsgd.commands.flag_types import OneLineParser, named, positive
 from lbsgd.data.beton import BetonFile
-from lbsgd.errors import ConfigError, LbsgdError, print_error
+from lbsgd.errors import ConfigError, LbsgdError, TrainingError, print_error
 from lbsgd.processes.control_groups import usable_cores
 
 WIDE = 160  # columns, more than the table has
@@ -34,11 +34,19 @@ def contend(pipe, contender, arguments):
     epochs = contender(*arguments)
     next(epochs)  # compiles, starts, fills the page cache
     pipe.send("ready")
-    while pipe.recv():
+    while is_asked(pipe):
         began, cpu = time.perf_counter(), cpu_seconds()
         images = next(epochs)
         pipe.send((images, time.perf_counter() - began, cpu_seconds() - cpu, peak_memory()))
     epochs.close()
+
+
+def is_asked(pipe):
+    """Whether another round is wanted; none is if another contender has failed."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        return False
 
 
 def peak_memory():
@@ -46,18 +54,26 @@ def peak_memory():
     return 1024 * sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
 
 
-def start(contender, arguments):
+def start(name, contender, arguments):
     pipe, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=contend, args=(theirs, contender, arguments))
     process.start()
     theirs.close()
-    pipe.recv()
+    answer(name, pipe)
     return pipe
 
 
-def turn(pipe):
+def turn(name, pipe):
     pipe.send(True)
-    return pipe.recv()
+    return answer(name, pipe)
+
+
+def answer(name, pipe):
+    """Return what a contender sends. Raises TrainingError if it has ended."""
+    try:
+        return pipe.recv()
+    except EOFError:
+        raise TrainingError(f"{name}: its process has ended; what it printed stands above") from None
 
 
 def main():
@@ -71,28 +87,32 @@ def main():
     if arguments.threads > cores:
         flags.error(f"--threads {arguments.threads}: this process can use {cores} cores")
     try:
-        num_images = whole_batches(arguments.data, arguments.images)
+        rounds = measured(arguments)
     except LbsgdError as error:
         print_error(error)
         return error.exit_code
-    contenders = {
-        name: contender for name, contender in CONTENDERS.items() if name != "DALI, CPU" or find_spec("nvidia.dali")
-    }
-    pipes = {
-        name: start(contender, (arguments.data, arguments.threads, num_images))
-        for name, contender in contenders.items()
-    }
-    rounds = {name: [] for name in pipes}
-    for _ in range(arguments.rounds):
-        for name, pipe in pipes.items():
-            rounds[name].append(turn(pipe))
-    for pipe in pipes.values():
-        pipe.send(False)
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDE)  # a file has no width, and Rich's guess of 80 would break the columns into words
     console.print(results(rounds, arguments.threads))
     return 0
+
+
+def measured(arguments):
+    """Return (images, seconds, CPU seconds, peak memory) of each round, by the contenders' names."""
+    shared = (arguments.data, arguments.threads, whole_batches(arguments.data, arguments.images))
+    pipes = {
+        name: start(name, contender, shared)
+        for name, contender in CONTENDERS.items()
+        if name != "DALI, CPU" or find_spec("nvidia.dali")
+    }
+    rounds = {name: [] for name in pipes}
+    for _ in range(arguments.rounds):
+        for name, pipe in pipes.items():
+            rounds[name].append(turn(name, pipe))
+    for pipe in pipes.values():
+        pipe.send(False)
+    return rounds
 
 
 def whole_batches(data, num_images):

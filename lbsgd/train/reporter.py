@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -69,6 +70,11 @@ class Reporter:
         except OSError as error:  # the file keeps the line, and the next one writes both
             self.progress.say(f"warning: {self.log.path} could not be written ({error}); training goes on")
         getattr(self.progress, kind)(record)
+        if not math.isfinite(record.get("val_loss") or 0):
+            self.progress.say(
+                "warning: val_loss is not a number, because the network's outputs on some validation images are not; "
+                "these count as errors. Running statistics that are not numbers cause it, or an overflow in fp16"
+            )
         if self.page and "noise_scale" in record:
             self.page.measured.append(record)
         if self.page and kind == "epoch":
