@@ -44,9 +44,10 @@ from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.aggregation.alike import require_alike
 from lbsgd.train.deepspeed_setup import building, deepspeed_config, refusal, require_planned_passes, require_real
 from lbsgd.train.device_rules import lay_out, norm_implementation
-from lbsgd.train.loss_scale import grow_after_the_update, see_overflow_at_once
+from lbsgd.train.loss_scale import grow_after_the_update
 from lbsgd.train.parts import build_optimizer, convert_network
 from lbsgd.train.trained import hold_to_plan
+from lbsgd.train.zero_host import spare_the_host
 
 MOMENTUM = "momentum_buffer"  # torch.optim.SGD's name for u
 REFUSALS = (
@@ -191,9 +192,10 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
         lay_out(engine.module)  # ZeRO flattens weights, and would lose their layout
         # One process has nothing to aggregate; DeepSpeed would copy all gradients into one buffer and back.
         engine.enable_backward_allreduce = plan.world_size > 1
+    else:
+        spare_the_host(engine.optimizer)
     if plan.precision == "fp16":  # at ZeRO stage 1 or 2, because the rules refuse it at 0
         grow_after_the_update(engine.optimizer)
-        see_overflow_at_once(engine.optimizer)
     return engine, scheduler
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from lbsgd.errors import DivergedError
 
 
@@ -28,23 +26,6 @@ def grow_after_the_update(optimizer: Any) -> None:
             update_scale(False)
 
     optimizer._update_scale, optimizer.step = shrink, step
-
-
-def see_overflow_at_once(optimizer: Any) -> None:
-    """Let ZeRO 1 and 2 check all gradients at once for values that are not finite.
-
-    DeepSpeed 0.19.8 launches seven kernels for each parameter, one after the other, while the GPU waits
-    (docs/experiments.md). The answer is the same.
-    """
-
-    def overflowed() -> torch.Tensor:
-        kept = [each for group in optimizer.averaged_gradients.values() for each in group or () if each is not None]
-        if not (kept := [each for each in kept if each.numel()]):
-            return torch.zeros(1, dtype=torch.bool, device=optimizer.device)
-        largest = torch._foreach_norm(kept, float("inf"))  # NaN passes
-        return torch.stack(largest).isfinite().all().logical_not().view(1)
-
-    optimizer.has_overflow_partitioned_grads_serial = overflowed
 
 
 def step(engine: Any) -> None:

@@ -22,6 +22,7 @@ from lbsgd.train.aggregation.phases import Job, phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.clock import Waits, events_of
 from lbsgd.train.deepspeed_setup import has_nothing_to_reduce
+from lbsgd.train.zero_host import take_gradients_in_place
 
 
 @dataclass(frozen=True)
@@ -178,26 +179,6 @@ def instead_of(engine, reduce):
         reduce(*arguments, **options)
 
     return allreduce_gradients
-
-
-def take_gradients_in_place(engine):
-    """Let ZeRO 1 take the gradients of its only process from where they lie.
-
-    DeepSpeed has a hook for each gradient and copies each twice, which takes the host longer than a GPU computes
-    (docs/experiments.md). Without the hooks only engine.backward knows when a pass ends. So any other back-propagation
-    through the output of the engine is refused; through the output of engine.module it is not.
-    """
-    zero = engine.optimizer
-    zero.reduce_gradients = lambda **_: zero.overlapping_partition_gradients_reduce_epilogue()
-    engine._support_torch_style_backward = False
-
-    def keep(*_):
-        """Copy gradients that wait for the update: a pass of CUDA graphs would overwrite them (`GraphedBlock`)."""
-        for gradients in zero.averaged_gradients.values():
-            for gradient in gradients or ():
-                gradient.data = gradient.data.clone()  # ZeRO marks some of these tensors, so each stays itself
-
-    engine.module.register_forward_pre_hook(keep)
 
 
 def refuse_coalescing(*_):
