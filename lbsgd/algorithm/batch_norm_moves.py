@@ -14,6 +14,28 @@ import torch
 from torch import Tensor
 
 
+class Kept:
+    """What a layer keeps from one training forward to the next.
+
+    An object of its own, because the host takes microseconds to set an attribute of a module.
+
+    pending    the moments (2, G, C) of each pass of the iteration under way, by use within a forward
+    last       those that moved the statistics last
+    """
+
+    def __init__(self) -> None:
+        self.pending: dict[int, list[Tensor]] = {}
+        self.last: Tensor | None = None
+        self.forward: int | None = None  # the network's forward that used the layer last, and which use in it that was
+        self.use = 0
+
+    def use_in(self, forward: int | None) -> int:
+        """Return which use of the layer in the network's forward under way this is, from 0; 0 outside of any."""
+        self.use = self.use + 1 if forward is not None and forward == self.forward else 0
+        self.forward = forward
+        return self.use
+
+
 class Move(NamedTuple):
     """A layer's running statistics, the moments (2, G, C) of an iteration that move them, and the momentum m."""
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lbsgd.algorithm.batch_norm_moves import Move, move_together
+from lbsgd.algorithm.batch_norm_moves import Kept, Move, move_together
 from lbsgd.algorithm.choices import Scope, Statistics
 from lbsgd.algorithm.compiled_record import exporting, numbered, record_moments
 from lbsgd.algorithm.foreign_batch_norm import warn_of_statistics_left_apart
@@ -30,20 +30,23 @@ class RunningStatistics(_BatchNorm):
     passes: int
     statistics: Statistics
     scope: Scope
-    # The groups' means and variances (2, G, C) that moved the statistics last. With CUDA graphs and a single pass they
-    # are the recording's own, which the next forward writes over.
-    last: Tensor | None
 
     def _start_statistics(self) -> None:
         # Plain attributes, because they outlive no iteration and no recomputation: not in the state_dict, never cast.
-        self._pending: dict[int, list[Tensor]] = {}  # by use within a forward: each pass's (2, G, C) of the iteration
+        self._kept = Kept()
         self._pool: Tensor | None = None  # while recomputing: count, mean and squared deviations so far (3, C)
-        self.last = None
-        self._last_use: tuple[int | None, int] = (None, 0)  # number of the network's forward, and use in it
         self._built_with = self.momentum
         self._forwards = NetworkForwards()
         self._number = numbered(self)
         self._widen()
+
+    @property
+    def last(self) -> Tensor | None:
+        """The groups' means and variances (2, G, C) that moved the statistics last.
+
+        With CUDA graphs and a single pass they are the recording's own, which the next forward writes over.
+        """
+        return self._kept.last
 
     def _widen(self) -> None:
         for name in ("running_mean", "running_var"):
@@ -54,8 +57,9 @@ class RunningStatistics(_BatchNorm):
         self._number = numbered(self)  # a copy is another layer
 
     def _running(self) -> tuple[Tensor, Tensor]:
-        assert self.running_mean is not None and self.running_var is not None
-        return self.running_mean, self.running_var
+        mean, var = self.running_mean, self.running_var
+        assert mean is not None and var is not None
+        return mean, var
 
     def _record(self, moments: Tensor, count: int) -> None:
         """Take in the groups' means and unbiased variances (2, G, C), each over `count` values per channel."""
@@ -89,23 +93,16 @@ class RunningStatistics(_BatchNorm):
         if self.momentum in (None, 1.0) and self.momentum != self._built_with:
             self._move(moments, running, tracked)
             return
-        pending = self._pending.setdefault(self._use(), [])
+        kept = self._kept
+        pending = kept.pending.setdefault(kept.use_in(self._forwards.current), [])
         pending.append(moments)
         if self.momentum is None:  # an average over all passes needs no whole iterations, and update_bn may give none
             self._move(moments, running, tracked)
         if len(pending) >= self.passes:
-            self.last = pending[0] if len(pending) == 1 else torch.cat(pending, dim=1)
+            kept.last = last = pending[0] if len(pending) == 1 else torch.cat(pending, dim=1)
             pending.clear()
             if self.momentum is not None:
-                self._move(self.last, running, tracked, together=together)
-
-    def _use(self) -> int:
-        """Return which use of this layer in the network's forward under way this is, from 0; 0 outside of any."""
-        forward = self._forwards.current
-        last_forward, last_use = self._last_use
-        use = last_use + 1 if forward is not None and forward == last_forward else 0
-        self._last_use = forward, use
-        return use
+                self._move(last, running, tracked, together=together)
 
     def _pooled(self, pool: Tensor, moments: Tensor, count: int) -> Tensor:
         if self.scope == "all" and world_size() > 1 and dist.get_rank() > 0:
@@ -131,7 +128,7 @@ class RunningStatistics(_BatchNorm):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         """Load as torch does. The next forward begins an iteration; the moments of earlier passes are forgotten."""
-        self._pending.clear()
+        self._kept.pending.clear()
         super()._load_from_state_dict(*args, **kwargs)
         self._widen()  # with assign=True they are the file's own tensors
 

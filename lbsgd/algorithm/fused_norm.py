@@ -18,7 +18,16 @@ from torch.autograd.function import once_differentiable
 
 from lbsgd.algorithm import norm_kernels as kernels
 from lbsgd.algorithm.norm_kernels import KernelLaunch
-from lbsgd.algorithm.norm_tiling import TILES, Tiling, View, aligned, ceil_div, laid_out, next_power_of_two
+from lbsgd.algorithm.norm_tiling import (
+    TILES,
+    Tiling,
+    View,
+    aligned,
+    ceil_div,
+    is_channels_last,
+    laid_out,
+    next_power_of_two,
+)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MOST_CHANNELS, MOST_SUMS = 32, 4096  # that one program of a pool_ kernel adds up
@@ -35,7 +44,7 @@ def can_take(x: Tensor) -> bool:
     there, pixels = x.device.type == ("cpu" if kernels.INTERPRETED else "cuda"), x.shape[2:].numel()
     if not there or x.dtype not in DTYPES or pixels > MOST_PIXELS:
         return False
-    return pixels == 1 or pixels >= FEWEST_PIXELS or x.movedim(1, -1).is_contiguous()
+    return pixels == 1 or pixels >= FEWEST_PIXELS or is_channels_last(x)
 
 
 def normalise_fused(
@@ -66,7 +75,7 @@ class _FusedNorm(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         x, view = laid_out(x, n)
         types = x.dtype, None if weight is None else weight.dtype, None if bias is None else bias.dtype
-        run = launches(view, len(x) // n, eps, relu, residual is not None, types, x.get_device())
+        run = launches(view, x.size(0) // n, eps, relu, residual is not None, types, x.get_device())
         residual = None if residual is None else in_the_layout_of(x, residual)
         y, parts, stats = torch.empty_like(x), run.parts(x), run.sums(3, x)
         with torch.cuda.device_of(x):  # Triton launches on the current one; autograd's thread has x's
@@ -94,7 +103,7 @@ class _FusedNorm(torch.autograd.Function):
         if needs_x:
             run.input_gradient(grad_z, x, grad_x, sums, stats, weight, bias, stream=stream)
         # Over all groups, Σdz is the gradient of β and Σdz·x̂ that of γ.
-        grad_bias, grad_weight = sums.sum(1) if run.groups > 1 else sums[:, 0]
+        grad_bias, grad_weight = (sums.sum(1) if run.groups > 1 else sums.squeeze(1)).unbind()
         affine = zip((grad_weight, grad_bias), (weight, bias), needs_affine, strict=True)
         grad_affine = (grad.to(each.dtype) if needed else None for grad, each, needed in affine)
         return grad_x, None if y is None else grad_z, *grad_affine, None, None, None

@@ -19,6 +19,8 @@ from torch.nn import functional as F
 from lbsgd.algorithm.choices import Implementation
 from lbsgd.algorithm.process_group import world_size
 
+HALF = torch.float16, torch.bfloat16
+
 
 def normalise_groups(
     x: Tensor,
@@ -33,32 +35,35 @@ def normalise_groups(
 ) -> tuple[Tensor, Tensor, int]:
     """Normalise every n images by themselves.
 
-    If implementation is "triton" and its kernels take x, a residual may be added to y, and y may go through a ReLU
-    (`fused_norm`). γ and β may be in half precision and act in float32.
+    Triton's kernels do so if implementation is "triton" and they take x. Only if they do (`triton_takes`), y may go
+    through a ReLU, before which a residual may be added. γ and β may be in half precision and act in float32.
 
     Raises ValueError if N is no multiple of n, or if n images hold a single value per channel.
     """
-    if len(x) == 0 or len(x) % n:
+    num_images = x.size(0)
+    if num_images == 0 or num_images % n:
         raise ValueError(
-            f"a micro batch of {len(x)} images is no multiple of the {n} that one worker normalises; give DataLoader a"
-            " SharedShuffleSampler as batch_sampler, or drop_last=True; outside of training call model.eval()"
+            f"a micro batch of {num_images} images is no multiple of the {n} that one worker normalises; give"
+            " DataLoader a SharedShuffleSampler as batch_sampler, or drop_last=True; outside of training call"
+            " model.eval()"
         )
-    count = x[:n, 0].numel()
+    count = n * x.shape[2:].numel()
     if count < 2:
         raise ValueError(f"{n} images of shape {tuple(x.shape[1:])} have one value per channel and so no variance")
-    if implementation == "triton" and triton_takes(x):
+    if relu or (implementation == "triton" and triton_takes(x)):  # for a ReLU the caller has asked
         from lbsgd.algorithm.fused_norm import normalise_fused  # here, because triton may not be installed
 
         return *normalise_fused(x, weight, bias, n, eps, relu=relu, residual=residual), count
-    assert not relu and residual is None
+    assert residual is None
     weight, bias = at_least_float32(weight), at_least_float32(bias)
-    by_formula = len(x) != n if torch.compiler.is_compiling() else torch._C._are_functorch_transforms_active()
+    by_formula = num_images != n if torch.compiler.is_compiling() else torch._C._are_functorch_transforms_active()
     if by_formula:
         return _normalise_by_formula(x, weight, bias, n, eps)
     # With momentum 1, batch norm leaves the batch's own moments in the tensors given as its running statistics.
-    moments = torch.zeros(2, len(x) // n, x.size(1), dtype=at_least_float32(x[:0]).dtype, device=x.device)
-    if len(x) == n:
-        mean, var = moments[:, 0]
+    dtype = torch.float32 if x.dtype in HALF else x.dtype
+    moments = torch.zeros(2, num_images // n, x.size(1), dtype=dtype, device=x.device)
+    if num_images == n:
+        mean, var = moments.squeeze(1).unbind()
         return F.batch_norm(x, mean, var, weight, bias, True, 1.0, eps), moments, count
     x = densely(x)
     y = _GroupedBatchNorm.apply(x, weight, bias, moments, n, eps)  # type: ignore[no-untyped-call]  # torch's has no types
@@ -174,4 +179,4 @@ def at_least_float32(tensor: Tensor) -> Tensor: ...
 def at_least_float32(tensor: Tensor | None) -> Tensor | None: ...
 def at_least_float32(tensor: Tensor | None) -> Tensor | None:
     """Return the tensor, in float32 if it was in half precision; None stays None."""
-    return tensor.float() if tensor is not None and tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor is not None and tensor.dtype in HALF else tensor

@@ -120,7 +120,8 @@ class PerWorkerBatchNorm(RunningStatistics):
             weight, bias = at_least_float32(self.weight), at_least_float32(self.bias)
             output, moments, count = normalise_over_processes(input, weight, bias, self.eps)
         else:
-            n = self._rows_of_a_worker(len(input)) if self.scope == "worker" else len(input)
+            rows = input.size(0)
+            n = self._rows_of_a_worker(rows) if self.scope == "worker" else rows
             affine = self.weight, self.bias
             how = self.implementation
             output, moments, count = normalise_groups(input, *affine, n, self.eps, how, relu=relu, residual=residual)
