@@ -19,24 +19,26 @@ def cells(kind, row, against):
         name: SimpleNamespace(values=values, num_diverged=diverged, measure=TOP1)
         for name, (values, diverged) in zip(names, (row, against), strict=True)
     }
-    [answer] = answers(study, DATA_SETS["digits"], rows, num_seeds=2)
+    num_seeds = min(len(values) + diverged for values, diverged in (row, against))
+    [answer] = answers(study, DATA_SETS["digits"], rows, num_seeds=max(2, num_seeds))
     return answer.cells[2], answer.cells[1]
 
 
 KINDS = ("worse", "same", "no worse")
 OPEN = "could not be answered"
-FINISHED, DIVERGED, ONE_OF_TWO = ([1.0, 2.0], 0), ([], 2), ([1.0], 1)
+TWO, TWO_OF_TWO, ONE_OF_TWO = ([1.0, 2.0], 0), ([], 2), ([1.0], 1)
+FINISHED, DIVERGED = ([1.0, 2.0, 1.0], 0), ([], 3)
 FIVE, ONE_OF_FIVE, FOUR_OF_FIVE = ([1.0, 2.0, 1.0, 2.0, 1.0], 0), ([1.0, 2.0, 1.0, 2.0], 1), ([1.0], 4)
 
 
 @pytest.mark.parametrize("kind, holds", zip(KINDS, (OPEN, "no", "yes"), strict=True))
 def test_a_row_beside_one_that_diverged_is_no_worse_and_nobody_knows_whether_it_is_worse(kind, holds):
-    assert cells(kind, FINISHED, DIVERGED) == ("2 of 2 seeds of b diverged", holds)
+    assert cells(kind, FINISHED, DIVERGED) == ("3 of 3 seeds of b diverged", holds)
 
 
 @pytest.mark.parametrize("kind, holds", zip(KINDS, ("yes", "no", "no"), strict=True))
 def test_a_row_that_diverged_is_worse(kind, holds):
-    assert cells(kind, DIVERGED, FINISHED) == ("2 of 2 seeds of a diverged", holds)
+    assert cells(kind, DIVERGED, FINISHED) == ("3 of 3 seeds of a diverged", holds)  # p = 1/20
     assert cells(kind, FOUR_OF_FIVE, FIVE) == ("4 of 5 seeds of a diverged", holds)  # p = 5/210
 
 
@@ -44,6 +46,12 @@ def test_a_row_that_diverged_is_worse(kind, holds):
 def test_a_single_diverged_seed_answers_nothing(kind):
     assert cells(kind, ONE_OF_FIVE, FIVE) == ("1 of 5 seeds of a diverged", OPEN)  # p = 0.5
     assert cells(kind, FIVE, ONE_OF_FIVE) == ("1 of 5 seeds of b diverged", OPEN)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_seeds_are_too_few_even_if_all_of_a_row_diverge(kind):
+    assert cells(kind, TWO_OF_TWO, TWO) == ("2 of 2 seeds of a diverged", OPEN)  # p = 1/6
+    assert cells(kind, TWO, TWO_OF_TWO) == ("2 of 2 seeds of b diverged", OPEN)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -58,7 +66,7 @@ def test_the_test_says_by_what_diverged_seeds_are_judged(kind):
     study = replace(STUDIES["table1"], claims=lambda data: (Claim("a claim", "a", kind, "b"),))
     row = SimpleNamespace(values=[1.0], num_diverged=1, measure=TOP1)
     [answer] = answers(study, DATA_SETS["digits"], {"a": row, "b": row}, num_seeds=2)
-    assert "Fisher's exact test of their number, one-sided, p < 0.05" in answer.test
+    assert "Fisher's exact test of their number, one-sided, p ≤ 0.05" in answer.test
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -68,7 +76,7 @@ def test_equal_seeds_answer_nothing(kind):
 
 def test_a_claim_is_open_while_a_run_goes_on():
     assert cells("worse", ([1.0], 0), ONE_OF_TWO) == ("1 of 2 seeds of b diverged", "not known yet")
-    assert cells("worse", ([], 1), FINISHED) == ("1 of 1 seeds of a diverged", "not known yet")
+    assert cells("worse", ([], 1), TWO) == ("1 of 1 seeds of a diverged", "not known yet")
 
 
 def test_a_study_without_claims_has_no_empty_table():

@@ -25,9 +25,7 @@ MORE_IS_BETTER = {
 WORDS = {True: "yes", False: "no", None: "not known yet"}
 UNANSWERABLE = "could not be answered"  # too few seeds have diverged to tell, or both rows' have; or all are equal
 SIGNIFICANT = 0.05
-BY_SEEDS = (
-    f"; as seeds diverged: Fisher's exact test of their number, one-sided, p < {SIGNIFICANT:g}, or all against none"
-)
+BY_SEEDS = f"; as seeds diverged: Fisher's exact test of their number, one-sided, p ≤ {SIGNIFICANT:g}"
 
 
 class Seeds(NamedTuple):
@@ -114,10 +112,8 @@ def of_diverged(kind: str, row: Seeds, against: Seeds) -> bool | None:
 
 
 def clearly_more(row: Seeds, against: Seeds) -> bool:
-    """Return whether more seeds diverge than chance explains, or all of a row's and none of the other's."""
-    if row.diverged == row.ended and not against.diverged:
-        return True
-    return fisher(row.diverged, row.ended, against.diverged, against.ended) < SIGNIFICANT
+    """Return whether more seeds diverge than chance explains. Three of three against none of three has p = 0.05."""
+    return fisher(row.diverged, row.ended, against.diverged, against.ended) <= SIGNIFICANT
 
 
 def markdown(found: Sequence[Answer]) -> str:
