@@ -461,6 +461,17 @@ def test_a_claim_about_curves_compares_how_far_they_lie_from_the_baselines_mean(
     assert half.apart is None and half.holds is None  # the baseline lacks a seed
 
 
+def test_the_page_tells_the_distance_of_curves_also_with_the_epochs_that_no_claim_counts(tmp_path):
+    curves = {"x1": [[10.0] * 6, [10.0] * 6], "x8": [[40.0, 40, 10, 10, 11, 11], [46.0, 46, 10, 10, 12, 12]]}
+    for row in STUDIES["longer_figure5"].rows(DIGITS):
+        for seed, train in enumerate(curves.get(row.name, [])):
+            write_log(tmp_path, row, seed, [5.0 + seed] * 6, train)
+    [section] = STUDIES["longer_figure5"].sections(DIGITS, rows_by_name(families_at([tmp_path])))
+    assert section.heads == ("row", "epochs after the first third", "all epochs", "seeds")
+    # 0.5 and 1 points over the last four epochs; (2 · 30 + 2 · 1) / 6 and (2 · 36 + 2 · 2) / 6 over all six
+    assert section.rows == [["x8", "0.75 ± 0.35", "11.50 ± 1.65", "2"]]
+
+
 def test_a_diverged_seed_counts_also_where_enough_others_ended(tmp_path):
     write_rows(tmp_path, TABLE_1, ERRORS)
     (write_log(tmp_path, TABLE_1[3], 3, [90.0], planned=6) / "diverged.txt").write_text("error: not a number\n")

@@ -19,7 +19,7 @@ MEANING = (
 )
 SEEDS = 3  # of the baseline, for a band that a running job is held against
 
-FIRST_PART = 1 / 3  # of the epochs, which `distances` leaves out: there large batches lag in the paper's Figure 3 too
+FIRST_PART = 1 / 3  # of the epochs, left out by claims: there large batches lag in the paper's Figure 3 too
 
 CAUSES = "no warmup, a global batch beyond the elbow of the linear rule (Fig. 1), or weight decay on batch norm"
 
@@ -80,13 +80,13 @@ def limit(values: Sequence[float]) -> float:
     return mean(values) + max(student(s - 1) * stdev(values) * math.sqrt(1 + 1 / s), POINTS)
 
 
-def distances(row: Group, baseline: Group) -> list[float]:
+def distances(row: Group, baseline: Group, left_out: float = FIRST_PART) -> list[float]:
     """Return how many points each finished run's training error lies from the baseline's mean, on average:
 
-    mean over epochs of |error - mean of the baseline's seeds|        the first third of the epochs is left out
+    mean over epochs of |error - mean of the baseline's seeds|        the first part of the epochs is left out
     """
     center = {epoch: mean(values) for epoch, values in of_epochs(baseline.finished, TRAIN_TOP1).items() if values}
-    counted = [epoch for epoch in center if epoch > FIRST_PART * max(center)]
+    counted = [epoch for epoch in center if epoch > left_out * max(center)]
     curves = [run.curve(TRAIN_TOP1) for run in row.finished]
     apart = [[abs(error - center[e]) for e in counted if (error := curve.get(e)) is not None] for curve in curves]
     return [mean(each) for each in apart if each]
