@@ -21,7 +21,7 @@ from PIL import Image, ImageFile
 from setuptools import find_packages
 
 from lbsgd.data.native import kernels
-from lbsgd.data.native.kernels import DONE, NO_MEMORY, NOT_DECODED, ffcv_crops, our_crops
+from lbsgd.data.native.kernels import DAMAGED, DONE, NO_MEMORY, NOT_DECODED, ffcv_crops, our_crops
 from lbsgd.data.native.library import LIBRARY, library
 from lbsgd.data.share import Pixels
 from lbsgd.data.to_device import Prefetcher, ReusedMemory
@@ -191,6 +191,16 @@ def test_damage_within_the_crop_is_noticed(both, damage):
     assert both[0].of_jpeg(undamaged, 200, 300, *whole, False, pixels) == DONE  # the damage leaves no trace
     assert both[0].of_jpeg(data, 200, 300, *whole, False, again)
     assert np.array_equal(first, again)  # made-up pixels do not depend on what was there before
+
+
+@pytest.mark.parametrize("quality, subsampling", [(75, 2), (90, 0), (95, 2)])
+def test_bits_that_begin_no_code_are_noticed_where_libjpeg_is_silent(both, quality, subsampling):
+    """No code has 16 ones. libjpeg-turbo warns of them only near the end of the data."""
+    data = jpeg(picture(200, 300), quality, subsampling=subsampling).tobytes()
+    half, pixels, given_up = len(data) // 2, np.empty((200, 200, 3), np.uint8), times_given_up()
+    ones = np.frombuffer(data[:half] + b"\xff\x00" * 8 + data[half:], np.uint8)
+    assert both[0].of_jpeg(ones, 200, 300, 0, 0, 200, 200, False, pixels) == DAMAGED
+    assert times_given_up() == given_up + 1
 
 
 def test_an_image_that_is_none_is_black(both):

@@ -44,7 +44,8 @@ static void give_up(j_common_ptr image)
     longjmp(((struct errors *)image->err)->back, 1);
 }
 
-/* libjpeg only warns when it makes up pixels because data is missing or is no code of any kind. */
+/* libjpeg only warns when it makes up pixels because data is missing or is no code of any kind. Of bits that begin no code it
+ * says nothing if many bytes of the scan are left; our own decoder notices them. */
 static void take_note(j_common_ptr image, int level)
 {
     struct errors *found = (struct errors *)image->err;
@@ -201,14 +202,15 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, l
     if (!state)
         return 3;
     struct jpeg_decompress_struct *image = &state->image;
-    volatile int ours = 1;
+    volatile int ours = 1, taken_over = 0;
     if (setjmp(state->errors.back)) {
         jpeg_destroy_decompress(image);
         if (state->errors.base.msg_code == JERR_OUT_OF_MEMORY)
             return 3;
         if (!ours)
             return 2;
-        ours = 0; /* libjpeg takes over where our Huffman decoder gives up */
+        ours = 0; /* libjpeg takes over where our Huffman decoder gives up, and may find nothing wrong */
+        taken_over = 1;
         __atomic_fetch_add(&lbsgd_times_given_up, 1, __ATOMIC_RELAXED);
     }
     state->errors.damaged = state->errors.base.msg_code = 0;
@@ -250,5 +252,5 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, l
     jpeg_destroy_decompress(image); /* without reading what is below the crop */
     long status = lbsgd_resize(state->pixels, 3 * w, scale * top - begin, scale * left - x, scale * height, scale * width,
                                mirrored, destination, resolution);
-    return status ? status : state->errors.damaged;
+    return status ? status : taken_over || state->errors.damaged;
 }
