@@ -50,7 +50,7 @@ void *lbsgd_watch(const void *begin, long num_bytes, const char *line, long exit
     pthread_once(&once, install);
     pthread_mutex_lock(&changing);
     struct mapping *mapping = mappings;
-    while (mapping && mapping->end)
+    while (mapping && __atomic_load_n(&mapping->end, __ATOMIC_ACQUIRE)) /* lbsgd_forget takes no lock */
         mapping = mapping->next;
     char *copy = strdup(line);
     int is_new = !mapping;
