@@ -189,6 +189,21 @@ static int smallest_scale(long height, long width, long resolution)
     return eighths;
 }
 
+/* Whether libjpeg-turbo may be asked for some columns. At a smaller scale it transforms some colours to a larger one. Before
+ * 3.0 jpeg_crop_scanline ignores that in their width, so it leaves columns unwritten if such a colour is interpolated as well.
+ * Of the usual samplings, only 4:1:0 has one. */
+static int can_crop_columns(const struct jpeg_decompress_struct *image)
+{
+    for (int i = 0; i < image->num_components; i++) {
+        const jpeg_component_info *colour = &image->comp_info[i];
+        JDIMENSION taken_for = (image->output_width * colour->h_samp_factor - 1) / image->max_h_samp_factor + 1;
+        int is_whole = colour->downsampled_width == image->output_width && colour->downsampled_height == image->output_height;
+        if (colour->downsampled_width != taken_for && !is_whole)
+            return 0;
+    }
+    return 1;
+}
+
 /* Decodes the crop height x width at (top, left) of a JPEG of num_bytes with image_height x image_width pixels, resizes it to
  * resolution x resolution RGB pixels, mirrors it, and writes it to destination.
  *
@@ -231,6 +246,8 @@ long lbsgd_decode_crop(const uint8_t *data, long num_bytes, long image_height, l
     double scale = image->scale_num / 8.0;
     long begin = at_least(0, scale * top - 2), end = at_most(image->output_height, scale * (top + height) + 3);
     JDIMENSION x = at_least(0, scale * left - 2), w = at_most(image->output_width, scale * (left + width) + 3) - x;
+    if (!can_crop_columns(image))
+        x = 0, w = image->output_width;
     if (w < image->output_width)
         jpeg_crop_scanline(image, &x, &w); /* to whole MCUs, so it may be more columns than asked for */
     if (ours) {
