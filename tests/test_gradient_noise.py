@@ -139,10 +139,13 @@ def test_the_spread_of_batch_norm_over_workers_whatever_the_processes():
         assert found == expected
 
 
-def test_a_single_chunk_is_refused():
-    plan = Plan.read(config(0), 1, overrides=Overrides(micro_batch=16))
-    with pytest.raises(ConfigError, match="16 images is one chunk on 1 process.*; use --micro_batch 8 or"):
-        GradientNoise(None, plan)
+def test_a_plan_with_a_single_chunk_is_refused_before_anything_runs():
+    with pytest.raises(ConfigError, match=r"16 images in one pass are one chunk; micro .* several: 4, 8 \[F09\]"):
+        Plan.read(config(0), 1, overrides=Overrides(micro_batch=16))
+    in_one_pass = config(0) | {"train_micro_batch_size_per_gpu": 16}
+    assert Plan.read(in_one_pass, 1, overrides=Overrides(micro_batch=8)).accumulation_steps == 2
+    with pytest.raises(ConfigError, match=r"4 images .* one chunk; use a larger train_batch_size"):
+        Plan.read(config(0), 1, overrides=Overrides(global_batch=4, micro_batch=4))
 
 
 def test_what_is_measured_is_of_one_iteration_and_taken_once(monkeypatch):

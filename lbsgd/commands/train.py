@@ -1,6 +1,7 @@
 """The command behind every recipe: from its flags to a trained network.
 
-Everything that can be wrong with the flags, the JSON or the data is found before PyTorch and DeepSpeed are imported.
+What is wrong with the flags, the JSON or the data is found before PyTorch and DeepSpeed are imported, except what only
+the network or the device can tell.
 """
 
 from __future__ import annotations

@@ -183,6 +183,32 @@ def schedule_within_run(planned: Planned) -> Iterator[Hit]:
         yield Hit(f"lbsgd.decay.{unit}", f"has {', '.join(missed)}, but the run of {written} {unit} ends before")
 
 
+@rule(
+    "F09",
+    "gradient noise of an update that is one chunk",
+    lbsgd="error",
+    why="The noise is the difference between the gradients of an update's chunks, one per process and pass. An update "
+    "whose images all go through one pass of one process has a single chunk.",
+    fix="use a smaller micro batch or a larger global batch, or delete lbsgd.diagnostics.gradient_noise",
+    example={
+        "train_batch_size": 256,
+        "train_micro_batch_size_per_gpu": 256,
+        "optimizer": {"params": {"lr": 0.1}},
+        "scheduler": {"params": {"warmup_max_lr": 0.1, "warmup_num_steps": 1}},
+        "fp16": None,
+        "zero_optimization": {"stage": 0},
+        "lbsgd": {"warmup": {"kind": "none", "epochs": 0}, "diagnostics": {"gradient_noise": 100}},
+    },
+)
+def noise_of_one_chunk(planned: Planned) -> Iterator[Hit]:
+    every, kn, n = planned.recipe.diagnostics.gradient_noise, planned.global_batch, planned.per_worker_batch
+    if every is not None and planned.micro_batch == kn:
+        fitting = [n * d for d in divisors(kn // n)][:-1]
+        more = f"micro batches that make several: {on_one_line(fitting)}"
+        fix = more if fitting else "use a larger train_batch_size, or delete lbsgd.diagnostics.gradient_noise"
+        yield Hit("lbsgd.diagnostics.gradient_noise", f"is {every}, but {kn} images in one pass are one chunk", fix)
+
+
 def on_one_line(numbers: list[int]) -> str:
     """Return numbers as a list; of more than 12 the first 11 and the last."""
     return ", ".join(map(str, numbers if len(numbers) <= 12 else [*numbers[:11], f"... {numbers[-1]}"]))
@@ -196,6 +222,7 @@ RULES = (
     an_iteration,
     schedule_within_run,
     no_iteration_of_warmup,
+    noise_of_one_chunk,
 )
 PASSES_RULES = (passes,)  # apart, because flags that divide kn otherwise make the written number void
 FILE_RULES = (impossible_passes,)  # for a file alone, where nobody knows the number of processes
