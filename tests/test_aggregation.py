@@ -19,7 +19,7 @@ from aggregating import (
 )
 from oracle import BOUND, ITERATIONS, distance, network
 from processes import in_processes
-from small_engine import recipe, train
+from small_engine import recipe, trained
 from torch import nn
 
 import lbsgd
@@ -191,6 +191,7 @@ def test_what_back_propagation_waits_for_aggregation_is_counted(of_two):
 
 
 HOSTS = {"4x1": (1, 1, 1, 1), "2x2": (2, 2), "1x4": (4,)}
+OF_THE_ORACLE = [(stage, micro_batch) for stage in (0, 1, 2) for micro_batch in (8, 16)]  # 2 passes and 1
 
 
 def four():
@@ -211,7 +212,7 @@ def four():
     engine = run(config(4, block=OURS))
     found["cyclic"] = parameters(engine), str(engine.aggregation.choice), engine.aggregation.placement
     play_hosts(2, 2)
-    return found | {"resumed": resumed(), "oracle": of_oracle()}
+    return found | {"resumed": resumed()} | {case: of_oracle(*case) for case in OF_THE_ORACLE}
 
 
 def sums():
@@ -235,14 +236,12 @@ def sums():
     return found
 
 
-def of_oracle():
-    values = recipe()
+def of_oracle(stage, micro_batch):
+    """The state after the oracle's run; at stage 2 DeepSpeed reduces by itself."""
+    values = recipe(stage, micro_batch=micro_batch)
     values["lbsgd"]["aggregation"] = OURS
     values["zero_optimization"] |= {"reduce_bucket_size": 500, "overlap_comm": True}
-    engine, plan = lbsgd.initialize(network(), values)
-    train(engine, plan)
-    lbsgd.agree_statistics(engine.module)
-    return gather_state(engine).weights
+    return trained(values)[0]
 
 
 def resumed():
@@ -287,8 +286,11 @@ def test_a_rings_bits_depend_on_placement(of_four):
     assert all(distance(ring, of_four["own"]) < BOUND for ring in rings)
 
 
-def test_four_processes_are_the_oracle(of_four):
-    assert distance(of_four["oracle"], oracle.train(network(), ITERATIONS)[0]) < BOUND
+def test_four_processes_hold_the_oracles_weights_statistics_and_momentum(of_four):
+    weights, momentum = oracle.train(network(), ITERATIONS)
+    for case in OF_THE_ORACLE:
+        state = of_four[case]
+        assert distance(state.weights, weights) < BOUND and distance(state.momentum, momentum) < BOUND, case
 
 
 def test_unequal_hosts_go_flat(of_four):
