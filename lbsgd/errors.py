@@ -1,4 +1,4 @@
-"""Errors that end a run early; each is one line that says what, where, and what to do."""
+"""Errors that end a run early; each of their lines says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class LostProcessError(LbsgdError):
 
 
 class Stopped(LbsgdError):
-    """The run was asked to stop, as by SIGTERM, and has saved what it had."""
+    """The run was asked to stop, as by SIGTERM; the error says what it has saved."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
     label = "stopped"

@@ -1,7 +1,7 @@
 """The tables of docs/scaling.md, predicted by the code of `lbsgd plan`.
 
-python tools/scaling.py            prints them
-python tools/scaling.py --write    puts them into docs/scaling.md
+    python tools/scaling.py            prints them
+    python tools/scaling.py --write    puts them into docs/scaling.md
 """
 
 from __future__ import annotations

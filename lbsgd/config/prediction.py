@@ -76,7 +76,7 @@ class Prediction:
     compute_seconds: float
     gradient_seconds: float  # all aggregations of an iteration
     weight_seconds: float
-    exposed_seconds: float  # the part of it that back-propagation cannot hide
+    exposed_seconds: float  # the part of gradient_seconds that back-propagation cannot hide
 
     @property
     def without_overlap(self) -> float:
