@@ -178,7 +178,7 @@ def webdataset(folder, extra=(), within=False):
     return folder
 
 
-def parquet(folder, named=True, compression="snappy"):
+def parquet(folder, named=True):
     """Hugging Face's folder data/, with its names of images and of classes, one of these twice, as in imagenet-1k."""
     (folder / "data").mkdir(parents=True)
     features = {"image": {"_type": "Image"}, "label": {"names": ["tench", "crane", "crane"], "_type": "ClassLabel"}}
@@ -195,7 +195,7 @@ def parquet(folder, named=True, compression="snappy"):
                 }
             ).replace_schema_metadata(metadata)
             path = folder / "data" / f"{prefix}-{number:05}-of-00002.parquet"
-            pyarrow.parquet.write_table(table, path, compression=compression, row_group_size=3)
+            pyarrow.parquet.write_table(table, path, row_group_size=3)
     return folder
 
 

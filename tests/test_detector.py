@@ -237,13 +237,16 @@ def test_two_processes_have_the_gradient_of_one_from_equal_weights():
 # --- over 20 iterations, where ReLU, suppression and top-k allow no bound (minutes) -----------------------------------
 
 
-def trained(seed, micro_batch, iterations=20):
+ITERATIONS = 20
+
+
+def trained(seed, micro_batch):
     """The weights after some updates of 8 images by the recipe, on this group of processes."""
     processes = start_processes()
     engine, ours = lbsgd.initialize(detector(seed), plan(processes.world_size, micro_batch))
     engine.train()
     share = torch.arange(8).chunk(ours.world_size)[processes.rank]
-    for iteration in range(iterations):
+    for iteration in range(ITERATIONS):
         batch = examples(8, seed=100 * seed + iteration)
         for part in share.split(ours.micro_batch):
             engine.backward(engine([batch[i].pixels for i in part], [batch[i].target for i in part]))
@@ -255,14 +258,14 @@ def all_trained(seeds, micro_batch):
     return [trained(seed, micro_batch) for seed in seeds]
 
 
-def in_plain_pytorch(seed, halves, iterations=20):
+def in_plain_pytorch(seed, halves):
     """The same by torch.optim.SGD; with halves, gradients are summed in the order of two processes."""
     network, ours = detector(seed), plan(1, 2)
     lay_out(network)  # as the engine does: another layout rounds each convolution otherwise
     weights = [p for name, p in network.named_parameters() if p.requires_grad and not name.endswith("bias")]
     biases = [p for name, p in network.named_parameters() if p.requires_grad and name.endswith("bias")]
     sgd = torch.optim.SGD([{"params": weights, "weight_decay": 1e-4}, {"params": biases}], lr=0.1, momentum=0.9)
-    for iteration in range(iterations):
+    for iteration in range(ITERATIONS):
         for group, times in zip(sgd.param_groups, (1, 2), strict=True):
             group["lr"] = times * learning_rate(iteration, ours.schedule)
         batch, sums = examples(8, seed=100 * seed + iteration), []

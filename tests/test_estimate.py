@@ -74,10 +74,10 @@ def test_all_is_done_in_a_process_whose_opencv_has_threads(tmp_path):
     assert subprocess.run(command, cwd=ROOT, timeout=60).returncode == 0
 
 
-def photographs(folder, count=60):
+def photographs(folder):
     """Make JPEGs whose sizes and sides differ as those of ImageNet do: 100 to 900 pixels, smooth to noisy."""
     rng = np.random.default_rng(0)
-    for number in range(count):
+    for number in range(60):
         height, width = rng.integers(100, 900, 2)
         noise = rng.normal(0, rng.uniform(1, 30), (height, width, 3))
         path = folder / ("val" if number % 5 == 0 else "train") / "a" / f"{number:03}.JPEG"

@@ -446,7 +446,7 @@ def stock_loader(photos, threads):
     from ffcv.loader import Loader
 
     image = [CenterCropRGBImageDecoder((24, 24), 224 / 256)]
-    pipelines = {photos.val.image_field: image, photos.val.label_field: None}
+    pipelines = {"image": image, "label": None}
     return Loader(str(photos.val.path), 7, num_workers=threads, pipelines=pipelines)
 
 

@@ -2,6 +2,8 @@
 
     python tools/scaling.py            prints them
     python tools/scaling.py --write    puts them into docs/scaling.md
+
+tests/test_predict.py compares the page with them.
 """
 
 from __future__ import annotations

@@ -44,7 +44,6 @@ class BetonFile:
     sizes: np.ndarray  # uint64, (num_images,): bytes of each image
     checksums: np.ndarray | None  # uint32, (num_images,); None if FFCV's own writer made the file
     image_field: str
-    label_field: str
     survey: Survey
     identity: Identity
 
@@ -104,7 +103,6 @@ def _mapped(layout: Layout, found: Survey) -> BetonFile:
         column(layout.allocations_at, ALLOCATION)["num_bytes"] if found.in_order else sizes_by_image(layout),
         None if layout.checksums_at is None else column(layout.checksums_at, CHECKSUM),
         image_field=layout.name(IMAGE_FIELD),
-        label_field=layout.name(INT_FIELD),
         survey=found,
         identity=layout.identity,
     )

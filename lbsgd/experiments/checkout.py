@@ -164,9 +164,9 @@ def last_line(done: subprocess.CompletedProcess[str]) -> str:
     return (done.stderr.strip() or done.stdout.strip() or "no reason given").splitlines()[-1]
 
 
-def unsaved_changes(root: Path = ROOT) -> str:
+def unsaved_changes() -> str:
     """Return the files of the code that differ from HEAD, and so are not in a new checkout."""
-    return git(root, "status", "--porcelain", "--", *CODE)
+    return git(ROOT, "status", "--porcelain", "--", *CODE)
 
 
 def git(folder: Path, *arguments: str) -> str:
