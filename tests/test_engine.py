@@ -225,6 +225,15 @@ def test_what_is_trained_is_what_was_when_the_engine_was_made(stage, was, words)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("name", ["added", "fc"])
+def test_a_layer_that_came_after_the_engine_was_made_is_refused_at_the_first_update(stage, name):
+    engine, plan = lbsgd.initialize(network(), recipe(stage))
+    setattr(engine.module, name, torch.nn.Linear(16, 5, device=engine.device))
+    with pytest.raises(TrainingError, match=f"{name}.weight was added or replaced after .* would not be trained"):
+        train(engine, plan, last=1)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
 def test_one_engine_may_be_frozen_in_the_pass_of_another_as_in_a_gan(stage):
     torch.manual_seed(0)
     judge, plan = lbsgd.initialize(network(), recipe(stage, micro_batch=K * N))

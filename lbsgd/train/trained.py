@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,15 +15,16 @@ def hold_to_plan(engine: Any) -> None:
 
     If a loss does not use a parameter, its gradient counts as zeros, as on several processes and under ZeRO. A frozen
     parameter stays where it is. ZeRO's update would still move it by its momentum, so under ZeRO the update raises
-    TrainingError. At any stage it does so if a parameter was unfrozen that no engine trains. Between updates anything
-    may be frozen. Another batch size is refused, because learning rate and batch norm are the plan's, and so is a step
-    of the optimizer outside of engine.step.
+    TrainingError. At any stage it does so if a parameter was unfrozen that no engine trains, and the first update also
+    if one was added or replaced. Between updates anything may be frozen. Another batch size is refused, because
+    learning rate and batch norm are the plan's, and so is a step of the optimizer outside of engine.step.
     """
     engine.trained = trained(engine)
     fixed = {name: each for name, each in engine.module.named_parameters() if name not in engine.trained}
     for parameter in engine.trained.values():
         parameter.is_trained_by_lbsgd = True
     zero = engine.zero_optimization()
+    is_first = True
 
     def before_update(*_: Any) -> None:
         if not engine._running_engine_step:
@@ -30,9 +32,13 @@ def hold_to_plan(engine: Any) -> None:
                 "engine.optimizer.step() leaves out the mean over processes, the schedule and the count of passes;"
                 " call engine.step() after each engine.backward(loss)"
             )
-        for name, parameter in fixed.items():
-            if parameter.requires_grad and not hasattr(parameter, "is_trained_by_lbsgd"):
-                refuse(name, "unfrozen", "would not be trained")
+        nonlocal is_first
+        if is_first:  # not before each update, where the host would look for all parameters while a GPU waits
+            known = {id(each) for each in (*engine.trained.values(), *fixed.values())}
+            later = {name: each for name, each in engine.module.named_parameters() if id(each) not in known}
+            refuse_untrained(later, "added or replaced")
+            is_first = False
+        refuse_untrained(fixed, "unfrozen")
         for name, parameter in engine.trained.items():
             if zero and not parameter.requires_grad:
                 refuse(name, "frozen", "ZeRO would go on moving it by its momentum")
@@ -41,6 +47,13 @@ def hold_to_plan(engine: Any) -> None:
 
     engine.basic_optimizer.register_step_pre_hook(before_update)
     engine.set_train_batch_size = engine.set_train_micro_batch_size = refuse_another_batch
+
+
+def refuse_untrained(parameters: Mapping[str, torch.nn.Parameter], became: str) -> None:
+    """Raise TrainingError for the first of these that asks for gradients and that no engine trains."""
+    for name, parameter in parameters.items():
+        if parameter.requires_grad and not hasattr(parameter, "is_trained_by_lbsgd"):
+            refuse(name, became, "would not be trained")
 
 
 def refuse(name: str, became: str, hence: str) -> None:
