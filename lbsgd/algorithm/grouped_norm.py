@@ -2,9 +2,9 @@
 
         y = γ · (x − mean(x)) / √(var(x) + ε) + β
 
-Each group is normalised by itself. Both functions take x (N, C, ...) in any layout, and γ and β, each (C) or None. They
-return y, the G groups' means and unbiased variances as one tensor (2, G, C), and the number of values per channel in
-each group.
+Each group is normalised by itself. `normalise_groups` and `normalise_over_processes` take x (N, C, ...) in any layout,
+and γ and β, each (C) or None. They return y, the G groups' means and unbiased variances as one tensor (2, G, C), and
+the number of values per channel in each group.
 """
 
 from __future__ import annotations

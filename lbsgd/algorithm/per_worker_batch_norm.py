@@ -73,7 +73,7 @@ class PerWorkerBatchNorm(RunningStatistics):
         passes: int,
         statistics: Statistics,
         scope: Scope,
-        implementation: Implementation = "loop",
+        implementation: Implementation,
     ) -> None:
         if per_worker_batch < 1 or passes < 1:
             raise ValueError(f"per_worker_batch ({per_worker_batch}) and passes ({passes}) must be at least 1")

@@ -65,7 +65,8 @@ def micro_batch(planned: Planned) -> Iterator[Hit]:
     kn, n, micro, world_size = planned.global_batch, planned.per_worker_batch, planned.micro_batch, planned.world_size
     share = kn // world_size
     if kn % (n * world_size) == 0 and (micro % n or share % micro):
-        said = f"is {micro}, no multiple of n = {n} that divides the {share} images of each of {world_size} processes"
+        whose = f"each of {world_size} processes" if world_size > 1 else "one process"
+        said = f"is {micro}, no multiple of n = {n} that divides the {share} images of {whose}"
         fitting = [n * d for d in divisors(share // n)]
         yield Hit("train_micro_batch_size_per_gpu", said, f"micro batches that fit: {on_one_line(fitting)}")
 
