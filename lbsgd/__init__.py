@@ -1,9 +1,11 @@
 """Large-batch SGD for image networks (Goyal et al. 2017) on DeepSpeed. Start with `initialize`; see the README.
 
-Each name is imported on first use, together with what it needs, so `import lbsgd` itself costs nothing.
+Each name is imported on first use, together with what it needs, so `import lbsgd` itself costs nothing. Names whose
+library is not installed are not listed, so `help(lbsgd)` and `from lbsgd import *` work without it.
 """
 
-import importlib
+import importlib.util
+import sys
 from typing import TYPE_CHECKING
 
 _HOMES = {
@@ -29,10 +31,17 @@ _HOMES = {
     "epoch_order": "algorithm.shuffle",
     "rank_batches": "algorithm.shuffle",
     "SharedShuffleSampler": "algorithm.sampler",
-    "SharedShuffleOrder": "data.ffcv_loader",
+    "SharedShuffleOrder": "loader",
     "resnet": "algorithm.resnet",
 }
-__all__ = sorted(_HOMES)
+_LIBRARIES = {"initialize": "deepspeed", "LinearScalingWarmupLR": "deepspeed", "SharedShuffleOrder": "ffcv"}
+
+
+def _is_installed(library: str) -> bool:
+    return library in sys.modules or importlib.util.find_spec(library) is not None
+
+
+__all__ = sorted(name for name in _HOMES if name not in _LIBRARIES or _is_installed(_LIBRARIES[name]))
 __version__: str
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says that they are public
@@ -54,7 +63,7 @@ if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says tha
     from lbsgd.config.libraries.needs import needs_of as needs_of
     from lbsgd.config.overrides import Overrides as Overrides
     from lbsgd.config.plan import Plan as Plan
-    from lbsgd.data.ffcv_loader import SharedShuffleOrder as SharedShuffleOrder
+    from lbsgd.loader import SharedShuffleOrder as SharedShuffleOrder
     from lbsgd.train.engine import LinearScalingWarmupLR as LinearScalingWarmupLR
     from lbsgd.train.engine import initialize as initialize
     from lbsgd.train.hugging_face import LargeMinibatchTrainer as LargeMinibatchTrainer
@@ -75,4 +84,6 @@ else:  # hidden from type checkers, which would let any misspelt name pass
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "__version__", *__all__])
+    """List the public names, and what Python itself keeps in a module."""
+    private = {name for name in globals() if name.startswith("_") and not name.startswith("__")}
+    return sorted({*globals(), "__version__", *__all__} - private - {"TYPE_CHECKING", "importlib", "sys"})

@@ -1,5 +1,10 @@
 """The public home of `SharedShuffleOrder`: one shuffle of all workers for FFCV's own Loader (Remark 4)."""
 
-from lbsgd.data.ffcv_loader import SharedShuffleOrder
+from lbsgd.errors import missing_ffcv
+
+try:
+    from lbsgd.data.ffcv_loader import SharedShuffleOrder
+except ImportError as error:  # still an ImportError, because that is what other projects catch
+    raise ImportError(str(missing_ffcv(error)), name=error.name) from error
 
 __all__ = ["SharedShuffleOrder"]

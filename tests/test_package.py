@@ -3,8 +3,11 @@
 import ast
 import configparser
 import importlib.resources
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -30,6 +33,61 @@ def test_the_names_are_listed_and_no_others_exist():
     assert set(lbsgd.__all__) <= set(dir(lbsgd))
     with pytest.raises(AttributeError, match="no attribute 'inititalise'"):
         _ = lbsgd.inititalise
+
+
+def test_nothing_private_is_listed():
+    names = {name for name in dir(lbsgd) if not name.startswith("__")}
+    submodules = {path.stem for path in (ROOT / "lbsgd").iterdir()}
+    assert names <= set(lbsgd.__all__) | submodules
+
+
+@pytest.mark.parametrize(
+    "missing, names, words",
+    [
+        (("ffcv", "numba"), {"SharedShuffleOrder"}, r"FFCV cannot be imported .*; run .*"),
+        (("deepspeed",), {"initialize", "LinearScalingWarmupLR"}, "No module named 'deepspeed'"),
+    ],
+)
+def test_a_name_whose_library_is_missing_is_not_listed_and_says_what_to_install(missing, names, words):
+    code = f"""
+import importlib.abc, pydoc, sys
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {missing}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+real = __import__("importlib.util").util.find_spec
+importlib.util.find_spec = lambda name: None if name in {missing} else real(name)
+sys.meta_path.insert(0, Missing())
+import lbsgd
+assert {names}.isdisjoint(dir(lbsgd))
+from lbsgd import *
+pydoc.render_doc(lbsgd)
+for name in {names}:
+    try:
+        getattr(lbsgd, name)
+    except ImportError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == len(names) and all(re.fullmatch(words, line) for line in said)
+
+
+def test_the_source_archive_holds_what_a_build_needs_and_no_tests(tmp_path):
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.splitlines():
+        if not name.startswith(("results/", "docs/")):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / name)
+    build = [sys.executable, "setup.py", "-q", "sdist"]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    [archive] = tmp_path.glob("dist/*.tar.gz")
+    with tarfile.open(archive) as packed:
+        held = {name.partition("/")[2] for name in packed.getnames()}
+    package = {name for name in tracked.splitlines() if name.startswith("lbsgd/")}
+    assert package <= held and {"LICENSE", "README.md", "setup.cfg", "setup.py", "pyproject.toml"} <= held
+    assert not any(name.startswith(("tests", "tools", "recipes")) for name in held)
 
 
 def test_the_version_is_that_of_the_installation():
