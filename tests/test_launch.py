@@ -31,7 +31,7 @@ from lbsgd.processes.launcher import (
 )
 from lbsgd.processes.ports import free_port
 from lbsgd.processes.start import Stopwatch
-from lbsgd.train.engine import require_device
+from lbsgd.train.deepspeed_setup import require_device
 
 ROOT = Path(__file__).parent.parent
 DEEPSPEED = ["/usr/bin/python3", "/venv/bin/deepspeed"]

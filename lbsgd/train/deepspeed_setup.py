@@ -12,6 +12,36 @@ from pydantic import ValidationError
 
 from lbsgd.config.plan import Plan
 from lbsgd.errors import ConfigError
+from lbsgd.processes.environment import WAY_OUT, Processes
+from lbsgd.units import counted
+
+
+def require_device(processes: Processes) -> None:
+    """Raise ConfigError if this host has fewer GPUs than processes."""
+    if torch.cuda.is_available() and processes.local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {processes.local_rank} finds {torch.cuda.device_count()} GPUs on its host; give the host "
+            "fewer slots, or start tasks that see all GPUs of their host"
+        )
+
+
+def require_met(processes: Processes) -> None:
+    """Raise ConfigError if a program's own processes have met, and the environment does not tell each its place."""
+    met = torch.distributed.get_world_size()
+    if met != processes.world_size:
+        raise ConfigError(
+            f"torch.distributed has {counted(met, 'process')}, and this one's environment tells of "
+            f"{processes.world_size}; {WAY_OUT}"
+        )
+
+
+def require_arithmetic(precision: str, accelerator: Any) -> None:
+    """Raise ConfigError, naming what the device can do, if fp16 is asked for and it cannot compute in it."""
+    if precision == "fp16" and not accelerator.is_fp16_supported():
+        raise ConfigError(
+            f"this device ({accelerator.device_name()}) cannot compute in fp16; use --precision bf16 or "
+            "--precision fp32"
+        )
 
 
 def require_real(model: torch.nn.Module, plan: Plan) -> None:

@@ -39,10 +39,19 @@ from lbsgd.algorithm.sgd import lr_factor
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan, plan_for
 from lbsgd.errors import ConfigError, one_line
-from lbsgd.processes.environment import Processes
+from lbsgd.processes.environment import Processes, master
 from lbsgd.train.aggregation.aggregation import attach
 from lbsgd.train.aggregation.alike import require_alike
-from lbsgd.train.deepspeed_setup import building, deepspeed_config, refusal, require_planned_passes, require_real
+from lbsgd.train.deepspeed_setup import (
+    building,
+    deepspeed_config,
+    refusal,
+    require_arithmetic,
+    require_device,
+    require_met,
+    require_planned_passes,
+    require_real,
+)
 from lbsgd.train.device_rules import lay_out, norm_implementation
 from lbsgd.train.loss_scale import grow_after_the_update
 from lbsgd.train.parts import build_optimizer, convert_network
@@ -104,12 +113,19 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
     processes = Processes.from_environment()
     accelerator = deepspeed.accelerator.get_accelerator()
     require_device(processes)
-    if not torch.distributed.is_initialized():
-        # DeepSpeed's shared-memory all-reduce serves inference only, and compiles for a minute on the first CPU start.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # DeepSpeed's shared-memory all-reduce serves inference only, and compiles for a minute on the first CPU start.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if processes.alone:
+        os.environ["LOCAL_RANK"] = "0"  # DeepSpeed's engine wants it
+    if torch.distributed.is_initialized():
+        require_met(processes)
+    else:
+        if deepspeed.comm.comm.cdb is not None:  # of processes that have parted again, as after a test
+            deepspeed.utils.groups._release_process_group_references()
         if processes.alone:
             store = HashStore()  # no port: what we set in the environment, our children would take for a launcher's
-            os.environ["LOCAL_RANK"] = "0"  # DeepSpeed's engine wants it
+        elif store is None:
+            master()  # else DeepSpeed asks for mpi4py
         timeout = timedelta(seconds=timeout_seconds)
         if store is not None:
             torch.distributed.init_process_group(
@@ -130,15 +146,6 @@ def start_processes(timeout_seconds: float = 600, store: Store | None = None) ->
     return processes
 
 
-def require_device(processes: Processes) -> None:
-    """Raise ConfigError if this host has fewer GPUs than processes."""
-    if torch.cuda.is_available() and processes.local_rank >= torch.cuda.device_count():
-        raise ConfigError(
-            f"local rank {processes.local_rank} finds {torch.cuda.device_count()} GPUs on its host; give the host "
-            "fewer slots, or start tasks that see all GPUs of their host"
-        )
-
-
 def initialize(
     model: torch.nn.Module,
     config: Plan | str | Path | dict,
@@ -157,7 +164,7 @@ def initialize(
     """
     start_processes()
     plan = plan_for(torch.distributed.get_world_size(), config, num_images, overrides)
-    require_arithmetic(plan.precision)
+    require_arithmetic(plan.precision, deepspeed.accelerator.get_accelerator())
     require_real(model, plan)
     how, _ = norm_implementation(plan, deepspeed.accelerator.get_accelerator().device_name())
     convert_network(model, plan, how)
@@ -197,16 +204,6 @@ def deepspeed_engine(model: torch.nn.Module, plan: Plan) -> tuple[deepspeed.Deep
     if plan.precision == "fp16":  # at ZeRO stage 1 or 2, because the rules refuse it at 0
         grow_after_the_update(engine.optimizer)
     return engine, scheduler
-
-
-def require_arithmetic(precision: str) -> None:
-    """Raise ConfigError, naming what the device can do, if fp16 is asked for and it cannot compute in it."""
-    accelerator = deepspeed.accelerator.get_accelerator()
-    if precision == "fp16" and not accelerator.is_fp16_supported():
-        raise ConfigError(
-            f"this device ({accelerator.device_name()}) cannot compute in fp16; use --precision bf16 or "
-            "--precision fp32"
-        )
 
 
 # --- access to ZeRO's state, for engine_state.py ----------------------------------------------------------------------
