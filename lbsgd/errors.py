@@ -52,6 +52,12 @@ class Stopped(LbsgdError):
     label = "stopped"
 
 
+def require_type(value: object, kind: type | tuple[type, ...], what: str, way_out: str) -> None:
+    """Raise ConfigError if a caller gave something of another type, such as arguments in another order."""
+    if not isinstance(value, kind):
+        raise ConfigError(f"{what} is of type {type(value).__name__}; {way_out}")
+
+
 def missing_ffcv(error: ImportError) -> DataError:
     """Return the error for a missing FFCV, which classifiers need."""
     return DataError(

@@ -10,7 +10,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lbsgd.algorithm.schedule import Schedule, learning_rate
 from lbsgd.algorithm.sgd import lr_factor
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, require_type
 
 
 class LargeMinibatchLR(LRScheduler):
@@ -32,6 +32,7 @@ class LargeMinibatchLR(LRScheduler):
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, schedule: Schedule, last_epoch: int = -1) -> None:
+        require_type(schedule, Schedule, "the schedule", "give plan.schedule, or that of LargeMinibatchSGD")
         _require_one_lr(optimizer.param_groups)
         self.schedule = schedule
         super().__init__(optimizer, last_epoch)

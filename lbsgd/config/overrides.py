@@ -151,7 +151,7 @@ def apply(values: Mapping[str, Any], num_images: int | None, config: dict[str, A
 def require_images(values: Mapping[str, Any], num_images: int | None) -> None:
     """Raise ConfigError where an override gives another number of images than there are."""
     key = KEYS["num_images"]
-    if num_images is not None and values.get(key, num_images) != num_images:
+    if num_images is not None and key in values and values[key] != num_images:
         raise ConfigError(
             f"--set {key}={json.dumps(values[key])} disagrees with the {num_images} images of the data; leave it out"
         )

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ from lbsgd.config.keypath import BUCKET, DEFAULT_BUCKET, differences, get
 from lbsgd.config.overrides import PASSES, Overrides, override, require_passes
 from lbsgd.config.precision import precision_of
 from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
-from lbsgd.errors import ConfigError
+from lbsgd.errors import ConfigError, require_type
 from lbsgd.units import counted
 
 NO_OVERRIDES = Overrides()
@@ -68,7 +70,7 @@ class Plan(DecidesReduction):
         source: str | Path | Mapping[str, Any],
         world_size: int,
         num_images: int | None = None,
-        overrides: Overrides = NO_OVERRIDES,
+        overrides: Overrides | None = None,
     ) -> Plan:
         """Read, check and resolve a DeepSpeed JSON (its path, or the parsed object).
 
@@ -77,6 +79,12 @@ class Plan(DecidesReduction):
 
         Raises ConfigError, one line per finding, where the JSON, the processes and the data cannot go together.
         """
+        overrides = NO_OVERRIDES if overrides is None else overrides
+        require_type(source, (str, PathLike, Mapping), "the JSON", "give its path, or the parsed object")
+        require_type(world_size, Integral, "world_size", "give the number of processes as an int")
+        require_type(overrides, Overrides, "overrides", "give lbsgd.Overrides(...)")
+        if isinstance(num_images, Integral) and not isinstance(num_images, bool):
+            num_images = int(num_images)  # one of numpy's would be no number of a JSON
         if world_size < 1:
             raise ConfigError(f"world_size is {world_size}; give the number of processes, 1 or more")
         if isinstance(source, Mapping):
@@ -167,7 +175,7 @@ def plan_for(
 ) -> Plan:
     """Return the plan of a JSON for so many processes, or the one given. Raises ConfigError if it is for others."""
     if not isinstance(config, Plan):
-        return Plan.read(config, world_size, num_images, overrides or Overrides())
+        return Plan.read(config, world_size, num_images, overrides)
     if num_images is not None or overrides is not None:
         raise ConfigError(f"{config.name}: a plan has its num_images and overrides; give them to Plan.read")
     if config.world_size != world_size:
@@ -175,6 +183,11 @@ def plan_for(
             f"the plan is for {counted(config.world_size, 'process')}, but {world_size} run; read it for {world_size}"
         )
     return config
+
+
+def require_plan(plan: Plan) -> None:
+    """Raise ConfigError for what is no plan, such as the path of its JSON."""
+    require_type(plan, Plan, "the plan", "make one by lbsgd.Plan.read(FILE, world_size, num_images)")
 
 
 def require_sound(where: str, config: Mapping[str, Any], world_size: int | None) -> None:

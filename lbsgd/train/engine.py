@@ -54,7 +54,7 @@ from lbsgd.train.deepspeed_setup import (
 )
 from lbsgd.train.device_rules import lay_out, norm_implementation
 from lbsgd.train.loss_scale import grow_after_the_update
-from lbsgd.train.parts import build_optimizer, convert_network
+from lbsgd.train.parts import build_optimizer, convert_network, require_network
 from lbsgd.train.trained import hold_to_plan
 from lbsgd.train.zero_host import spare_the_host
 
@@ -162,6 +162,9 @@ def initialize(
 
     Raises ConfigError if JSON, processes, data or device cannot go together, or networks differ between processes.
     """
+    require_network(model)
+    if isinstance(model, deepspeed.DeepSpeedEngine):
+        raise ConfigError("the network is an engine already; give engine.module to train it anew")
     start_processes()
     plan = plan_for(torch.distributed.get_world_size(), config, num_images, overrides)
     require_arithmetic(plan.precision, deepspeed.accelerator.get_accelerator())

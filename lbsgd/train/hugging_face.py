@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.config.libraries.needs import needs_of
-from lbsgd.config.plan import Plan
+from lbsgd.config.plan import Plan, require_plan
 from lbsgd.errors import ConfigError
 from lbsgd.train.parts import Parts, parts_for, require_images
 
@@ -53,6 +53,9 @@ class LargeMinibatchTrainer:
     _get_collator_with_removed_columns: Any
 
     def __init__(self, *args: Any, plan: Plan, **kwargs: Any) -> None:
+        require_plan(plan)
+        if type(self).__mro__[-2] is LargeMinibatchTrainer:  # only object comes after it
+            raise ConfigError("make a class of both: class Trainer(lbsgd.LargeMinibatchTrainer, transformers.Trainer)")
         super().__init__(*args, **kwargs)
         if self.optimizer is not None or self.lr_scheduler is not None or self.optimizer_cls_and_kwargs is not None:
             raise ConfigError(

@@ -23,8 +23,8 @@ from lbsgd.algorithm.process_group import world_size
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.algorithm.torch_scheduler import LargeMinibatchLR
-from lbsgd.config.plan import Plan
-from lbsgd.errors import ConfigError
+from lbsgd.config.plan import Plan, require_plan
+from lbsgd.errors import ConfigError, require_type
 from lbsgd.train.pace import watch_pace
 
 
@@ -51,6 +51,8 @@ def parts_for(model: nn.Module, plan: Plan, num_images: int | None = None) -> Pa
     optimizer's first step raises it if the model has come by a parameter that the optimizer does not have, or if its
     batch norms were converted again.
     """
+    require_network(model)
+    require_plan(plan)
     if num_images is not None:
         require_images(plan, num_images, "the training data")
     if world_size() != plan.world_size:
@@ -150,6 +152,12 @@ def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> M
     if not groups:
         raise ConfigError(f"{plan.name}: the network has no parameter to train; all are frozen")
     return MomentumCorrectedSGD(groups, **params, form=recipe.momentum.form, correction=recipe.momentum.correction)
+
+
+def require_network(model: nn.Module) -> None:
+    """Raise ConfigError for what is no network, or has weights without values."""
+    require_type(model, nn.Module, "the network", "give a torch.nn.Module, then the plan or its JSON")
+    require_values(model)
 
 
 def require_values(model: torch.nn.Module) -> None:

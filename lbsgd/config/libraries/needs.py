@@ -6,12 +6,13 @@ Tried with transformers 5.24.0, accelerate 1.15.0, lightning 2.6.6 and DeepSpeed
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 from lbsgd.config.keypath import put
 from lbsgd.config.libraries.arguments import CALLS, HUGGING_FACE, Library, arguments_of, require_library
-from lbsgd.config.plan import Plan
+from lbsgd.config.plan import Plan, require_plan
 
 FROM_PARTS = ("optimizer", "scheduler", "lbsgd")  # the parts in the code take their place
 
@@ -88,8 +89,9 @@ def needs_of(plan: Plan, library: Library, parts: bool = False) -> Needs:
     optimizer and schedule come from `parts_for` or `LargeMinibatchTrainer`, and the JSON leaves them to the code.
     Raises ConfigError for an unknown library.
     """
+    require_plan(plan)
     require_library(library)
-    config = {key: value for key, value in plan.config.items() if not parts or key not in FROM_PARTS}
+    config = {key: deepcopy(value) for key, value in plan.config.items() if not parts or key not in FROM_PARTS}
     if library in HUGGING_FACE and "lbsgd" in config:  # they refuse the word auto anywhere, and this block has it
         config["lbsgd"] = {key: value for key, value in config["lbsgd"].items() if key != "aggregation"}
     put(config, "gradient_accumulation_steps", plan.accumulation_steps)
