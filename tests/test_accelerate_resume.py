@@ -17,7 +17,7 @@ SAVED = (
 )
 RESUMED = [
     (PREPARED, f"{PREPARED}accelerator.load_state('state')\nt = parts.scheduler.last_epoch\n"),
-    ("in range(plan.recipe.epochs)", "in range(t // plan.iterations_per_epoch, plan.recipe.epochs)"),
+    ("in range(plan.epochs)", "in range(t // plan.iterations_per_epoch, plan.epochs)"),
     ("set_epoch(epoch)", "set_epoch(epoch, max(0, t - epoch * plan.iterations_per_epoch))"),
 ]
 

@@ -103,6 +103,13 @@ def test_a_warmup_or_a_decay_beyond_the_end_is_warned_of():
     assert findings(16 * 300) == [("F06", "lbsgd.warmup.iterations")]  # 533 iterations, the decay at 400
 
 
+def test_a_loop_over_epochs_is_told_where_a_plan_has_none():
+    plan = Plan.read(recipe(), 1)
+    assert list(range(plan.epochs)) == list(range(10))
+    with pytest.raises(ConfigError, match="is counted in iterations; end your loop after plan.num_iterations updates$"):
+        range(counted(16).epochs)
+
+
 def test_a_run_ends_with_its_iterations_or_earlier():
     plan = counted(16)
     assert last_iteration(plan, None, None) == 160_000

@@ -36,8 +36,6 @@ from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
 from lbsgd.errors import ConfigError, require_type
 from lbsgd.units import counted
 
-NO_OVERRIDES = Overrides()
-
 
 @dataclass(frozen=True)
 class Plan(DecidesReduction):
@@ -79,7 +77,7 @@ class Plan(DecidesReduction):
 
         Raises ConfigError, one line per finding, where the JSON, the processes and the data cannot go together.
         """
-        overrides = NO_OVERRIDES if overrides is None else overrides
+        overrides = Overrides() if overrides is None else overrides
         require_type(source, (str, PathLike, Mapping), "the JSON", "give its path, or the parsed object")
         require_type(world_size, Integral, "world_size", "give the number of processes as an int")
         require_type(overrides, Overrides, "overrides", "give lbsgd.Overrides(...)")
@@ -110,6 +108,13 @@ class Plan(DecidesReduction):
     def num_epochs(self) -> float:
         """The epochs of the run; one that is counted in iterations may end inside an epoch."""
         return self.recipe.epochs or self.num_iterations / self.iterations_per_epoch
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of a loop over them. Raises ConfigError for a run that is counted in iterations."""
+        if self.recipe.epochs is None:
+            raise ConfigError(f"{self.name} is counted in iterations; end your loop after plan.num_iterations updates")
+        return self.recipe.epochs
 
     @property
     def steps_per_print(self) -> int:
