@@ -38,7 +38,10 @@ _LIBRARIES = {"initialize": "deepspeed", "LinearScalingWarmupLR": "deepspeed", "
 
 
 def _is_installed(library: str) -> bool:
-    return library in sys.modules or importlib.util.find_spec(library) is not None
+    try:
+        return library in sys.modules or importlib.util.find_spec(library) is not None
+    except ImportError:  # a finder of the program's own refuses it
+        return False
 
 
 __all__ = sorted(name for name in _HOMES if name not in _LIBRARIES or _is_installed(_LIBRARIES[name]))

@@ -55,8 +55,6 @@ class Missing(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {missing}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-real = __import__("importlib.util").util.find_spec
-importlib.util.find_spec = lambda name: None if name in {missing} else real(name)
 sys.meta_path.insert(0, Missing())
 import lbsgd
 assert {names}.isdisjoint(dir(lbsgd))
