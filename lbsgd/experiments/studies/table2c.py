@@ -1,6 +1,6 @@
 """Table 2c: the linear rule holds for a deeper network, with the learning rate of the other (Sec. 5.2).
 
-The paper has ResNet-101 in place of ResNet-50; the digits have 14 layers in place of 8. Learning rate, epochs and decay
+The paper has ResNet-101 in place of ResNet-50; ours has 14 layers in place of 8. Learning rate, epochs and decay
 are the data set's, which were chosen for its own network, so nothing is tuned for the deeper one. Hypothesis: the large
 batch ends at the baseline's error. Stated before any run.
 """
