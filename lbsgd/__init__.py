@@ -34,7 +34,7 @@ _HOMES = {
     "SharedShuffleOrder": "loader",
     "resnet": "algorithm.resnet",
 }
-_LIBRARIES = {"initialize": "deepspeed", "LinearScalingWarmupLR": "deepspeed", "SharedShuffleOrder": "ffcv"}
+_NEED = {"deepspeed": ("initialize", "LinearScalingWarmupLR"), "ffcv": ("SharedShuffleOrder",)}
 
 
 def _is_installed(library: str) -> bool:
@@ -44,7 +44,8 @@ def _is_installed(library: str) -> bool:
         return False
 
 
-__all__ = sorted(name for name in _HOMES if name not in _LIBRARIES or _is_installed(_LIBRARIES[name]))
+_unlisted = {name for library, names in _NEED.items() if not _is_installed(library) for name in names}
+__all__ = sorted(_HOMES.keys() - _unlisted)
 __version__: str
 
 if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says that they are public

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 RECIPE = "recipes/resnet50.py"
 LAUNCHER = str(Path(sys.executable).with_name("deepspeed"))
 DIGITS = str(ROOT / "ds_configs/digits.json")
-LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR", "LOCAL_RANK", "LOCAL_SIZE")
+LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_PORT", "MASTER_ADDR", "LOCAL_RANK", "LOCAL_SIZE", "LOCAL_WORLD_SIZE")
 NOT_KEPT = ("IMAGENET_DIR", "IMAGENET_FFCV_DIR", "CUDA_VISIBLE_DEVICES", *LAUNCHERS)
 PATIENCE_SECONDS = 400
 

@@ -1,7 +1,6 @@
 """`initialize` in a program whose processes have met, have parted again, or know their place only in part."""
 
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -9,13 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing
+from commands import LAUNCHERS, ROOT, command
 from small_engine import recipe
 
 import lbsgd
 from lbsgd.errors import ConfigError
 
-ROOT = Path(__file__).parent.parent
-OF_A_LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 NETWORK = """
 import deepspeed, torch, lbsgd
 from small_engine import recipe
@@ -32,14 +30,8 @@ def train():
 
 def done(code, stage=0, **environment):
     """Run a program that no launcher has started."""
-    kept = {name: value for name, value in os.environ.items() if name not in OF_A_LAUNCHER}
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", NETWORK.replace("STAGE", str(stage)) + code],
-        cwd=ROOT,
-        env={**kept, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", **environment},
-        capture_output=True,
-        text=True,
-    )
+    program = NETWORK.replace("STAGE", str(stage)) + code
+    return command(sys.executable, "-W", "ignore", "-c", program, PYTHONPATH=f"{ROOT}:{ROOT / 'tests'}", **environment)
 
 
 @pytest.mark.parametrize("stage", [0, 1])
@@ -63,7 +55,7 @@ def test_without_an_address_to_meet_at_the_variable_is_named():
 
 def initialize(rank, file, said):
     """Meet by a file, and tell what `initialize` raises."""
-    for name in OF_A_LAUNCHER:
+    for name in LAUNCHERS:
         os.environ.pop(name, None)
     torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
     with pytest.raises(ConfigError) as caught:

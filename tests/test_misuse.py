@@ -1,4 +1,4 @@
-"""What callers of the public names give in the wrong place is refused in one line that says what to give."""
+"""Public functions refuse a wrong argument in one line, which says what to give."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""What ZeRO's host is spared changes no answer: whether fp16 overflowed, and where the weights lie."""
+"""Sparing ZeRO's host work changes nothing: an overflow is seen alike, and the weights lie in the same places."""
 
 from types import SimpleNamespace
 

@@ -93,7 +93,7 @@ def needs_of(plan: Plan, library: Library, parts: bool = False) -> Needs:
     require_library(library)
     config = {key: deepcopy(value) for key, value in plan.config.items() if not parts or key not in FROM_PARTS}
     if library in HUGGING_FACE and "lbsgd" in config:  # they refuse the word auto anywhere, and this block has it
-        config["lbsgd"] = {key: value for key, value in config["lbsgd"].items() if key != "aggregation"}
+        config["lbsgd"].pop("aggregation", None)
     put(config, "gradient_accumulation_steps", plan.accumulation_steps)
     arguments = arguments_of(config, library)
     if library == "lightning":  # which writes them itself, and refuses a JSON that has them
