@@ -128,7 +128,6 @@ def convert_network(model: torch.nn.Module, plan: Plan, implementation: Implemen
 
     Raises ConfigError for a network that could not be trained afterwards.
     """
-    require_values(model)
     norm = plan.recipe.batch_norm
     passes = plan.accumulation_steps
     try:
@@ -155,13 +154,11 @@ def build_optimizer(model: torch.nn.Module, plan: Plan, fused: bool = True) -> M
 
 
 def require_network(model: nn.Module) -> None:
-    """Raise ConfigError for what is no network, or has weights without values."""
+    """Raise ConfigError for what is no network, or has weights without values.
+
+    An optimizer would keep such weights, and the network get others.
+    """
     require_type(model, nn.Module, "the network", "give a torch.nn.Module, then the plan or its JSON")
-    require_values(model)
-
-
-def require_values(model: torch.nn.Module) -> None:
-    """Raise ConfigError for weights without values: an optimizer would keep these, and the network get others."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter) or parameter.is_meta:
             raise ConfigError(
