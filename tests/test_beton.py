@@ -228,7 +228,7 @@ def test_a_folder_without_data_says_what_to_run(tmp_path, present, missing):
             path.unlink()
     with pytest.raises(DataError, match=missing) as error:
         open_data(folder)
-    assert f"python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir {folder}" in str(error.value)
+    assert f"lbsgd convert --source IMAGENET --data_dir {folder}" in str(error.value)
 
 
 def test_an_evaluation_reads_val_beton_and_the_manifest_alone(tmp_path):

@@ -65,7 +65,7 @@ def test_the_command_says_what_it_looked_for(command, monkeypatch, flags, enviro
     assert result.returncode == 2
     assert result.stderr.startswith(f"error: {looked_for}: does not exist; name your copy of ImageNet with: ")
     assert result.stderr.count("\n") == 1
-    assert "python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir data/imagenet_ffcv" in result.stderr
+    assert "lbsgd convert --source IMAGENET --data_dir data/imagenet_ffcv" in result.stderr
 
 
 def test_the_command_looks_converts_and_verifies_in_plain_lines(tree, tmp_path):

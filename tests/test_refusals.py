@@ -15,7 +15,7 @@ from lbsgd.data import beton, beton_format
 
 def test_without_data_one_line_says_what_was_looked_for_and_what_to_run(tmp_path):
     looked_for = tmp_path / "nothing"
-    refused(recipe(DIGITS, "--data_dir", looked_for), looked_for, "train.beton", "tools/convert_imagenet_to_ffcv.py")
+    refused(recipe(DIGITS, "--data_dir", looked_for), looked_for, "train.beton", "lbsgd convert")
     refused(recipe(DIGITS, IMAGENET_FFCV_DIR=str(looked_for)), looked_for)
     (tmp_path / "empty").mkdir()
     refused(recipe(DIGITS, "--data_dir", tmp_path / "empty"), tmp_path / "empty", "train.beton")

@@ -31,7 +31,7 @@ MAGIC = b"lbsgd-1"
 CHECKSUM = np.dtype("<u4")
 JPEG, RAW = 0, 1  # modes of an image: the bytes of a JPEG, or its RGB pixels, row by row
 
-CONVERT = "python tools/convert_imagenet_to_ffcv.py --source IMAGENET --data_dir {}"
+CONVERT = "lbsgd convert --source IMAGENET --data_dir {}"
 
 
 def metadata_record(types: list[int]) -> np.dtype:

@@ -21,10 +21,10 @@ def require_usable(beton: BetonFile, image: int, status: int) -> None:
     if not beton.is_as_converted(image):
         raise DataError(
             f"image {image} of {beton.path} is damaged; copy the file again, or find all damaged images with "
-            "tools/convert_imagenet_to_ffcv.py --verify"
+            "lbsgd convert --verify"
         )
     if status == NOT_DECODED:
         raise DataError(
             f"image {image} of {beton.path} cannot be decoded, and its source was as damaged; make the data again "
-            "without it: tools/convert_imagenet_to_ffcv.py --reencode --on_error skip lists and leaves out such images"
+            "without it: lbsgd convert --reencode --on_error skip lists and leaves out such images"
         )
