@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from contextlib import suppress
+from numbers import Integral, Real
 
 from lbsgd.units import printable
 
@@ -56,6 +58,12 @@ def require_type(value: object, kind: type | tuple[type, ...], what: str, way_ou
     """Raise ConfigError if a caller gave something of another type, such as arguments in another order."""
     if not isinstance(value, kind):
         raise ConfigError(f"{what} is of type {type(value).__name__}; {way_out}")
+
+
+def require_number(value: object, what: str, at_least: int = 0, *, whole: bool = False) -> None:
+    """Raise ConfigError unless a caller's value is a finite number of at least `at_least`, and whole if it must be."""
+    if not isinstance(value, Integral if whole else Real) or not math.isfinite(value) or value < at_least:
+        raise ConfigError(f"{what} is {value!r}, and must be a {'whole ' * whole}number of at least {at_least}")
 
 
 def missing_ffcv(error: ImportError) -> DataError:

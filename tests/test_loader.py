@@ -26,8 +26,9 @@ from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 from lbsgd.convert.convert import convert
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.crops import centre_crop, crop_key, random_resized_crop
-from lbsgd.data.ffcv_loader import DecodingThread, SharedShuffleOrder, keeping_threads
+from lbsgd.data.ffcv_loader import DecodingThread, SharedShuffleOrder
 from lbsgd.data.folder import open_data
+from lbsgd.data.kept_threads import keeping_threads
 from lbsgd.data.loaders import EvalLoader, TrainLoader
 from lbsgd.data.native.kernels import NO_MEMORY, Crops
 from lbsgd.data.read_ahead import ReadAhead, ReadFrom, read_whole

@@ -47,6 +47,53 @@ def test_an_argument_of_another_type_is_one_line(call, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+RULE = lbsgd.LargeMinibatchSGD()
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: lbsgd.scaled_lr(-5, 0.1, 256), "global_batch is -5, and must be a number of at least 1"),
+        (lambda: lbsgd.scaled_lr(256, 0.1, 0), "base_batch is 0, and must be a number of at least 1"),
+        (lambda: lbsgd.scaled_lr(256, float("nan"), 256), "base_lr is nan, and must be a number of at least 0"),
+        (lambda: lbsgd.learning_rate(-1, PLAN.schedule), "update -1 is before the first, which is update 0"),
+        (lambda: lbsgd.Schedule(0.1, float("inf")), "reference_lr is inf, and must be"),
+        (lambda: lbsgd.Schedule(0.1, 0.1, decay_iterations=(5, -5)), "a point of decay_iterations is -5, and must be"),
+        (lambda: lbsgd.Schedule(0.1, 0.1, decay_factor=-0.1), "decay_factor is -0.1, and must be"),
+        (lambda: lbsgd.LargeMinibatchSGD(base_lr=-1), "base_lr is -1, and must be"),
+        (lambda: lbsgd.LargeMinibatchSGD(target_batch_size=0), "global_batch is 0, and must be"),
+        (lambda: lbsgd.LargeMinibatchSGD(warmup_epochs=-5), "warmup_epochs is -5, and must be"),
+        (lambda: RULE.warmup_schedule(0, 0, 0), "iters_per_epoch is 0, and must be a number of at least 1"),
+        (lambda: lbsgd.decay_groups(NETWORK, -1e-4), "weight_decay is -0.0001, and must be"),
+        (lambda: lbsgd.decay_groups(NETWORK, 1e-4, bias_lr_factor=-2), "bias_lr_factor is -2, and must be"),
+        (
+            lambda: lbsgd.parts_for(NETWORK, PLAN, "1437"),
+            "num_images is '1437', and must be a whole number of at least",
+        ),
+    ],
+)
+def test_a_number_that_cannot_be_is_one_line(call, words):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong, words",
+    [
+        (dict(per_worker_batch=32.5), "per_worker_batch is 32.5, and must be a whole number of at least 1"),
+        (dict(per_worker_batch="32"), "per_worker_batch is '32', and must be"),
+        (dict(per_worker_batch=32, passes=0), "passes is 0, and must be a whole number of at least 1"),
+        (dict(per_worker_batch=32, scope="rank"), "scope 'rank' must be one of"),
+    ],
+)
+def test_a_refused_conversion_leaves_the_network_as_it_was(wrong, words):
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with pytest.raises(ValueError, match=words):
+        lbsgd.convert_batch_norm(network, **wrong)
+    assert type(network[1]) is nn.BatchNorm2d
+
+
 def test_an_engine_is_no_network():
     engine, _ = lbsgd.initialize(nn.Linear(2, 2), recipe())
     with pytest.raises(ConfigError, match="^the network is an engine already; give engine.module to train it anew$"):

@@ -14,6 +14,7 @@ from lbsgd.algorithm.per_worker_batch_norm import (
     PerWorkerBatchNorm1d,
     PerWorkerBatchNorm2d,
     PerWorkerBatchNorm3d,
+    require_choices,
 )
 
 _KINDS: dict[type[_BatchNorm], type[PerWorkerBatchNorm]] = {
@@ -38,8 +39,9 @@ def convert_batch_norm(
     timm's BatchNormAct2d keeps its drop and its activation. Give the module that is called once per pass, because hooks
     on it tell the passes apart if one forward uses a batch norm twice.
     Raises ValueError for a trained batch norm in TorchScript, for a lazy one that has seen no images, and for a batch
-    norm of any other class, because whatever it does beyond torch's would be lost.
+    norm of any other class, because whatever it does beyond torch's would be lost. The model is then as it was.
     """
+    require_choices(per_worker_batch, passes, statistics, scope, implementation)
     require_python(model)
     norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
     # By type: torchvision names the shortcuts' batch norms `downsample.1`, so a search for "bn" misses them.

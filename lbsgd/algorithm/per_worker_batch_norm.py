@@ -18,6 +18,7 @@ from lbsgd.algorithm.batch_norm_statistics import RunningStatistics
 from lbsgd.algorithm.choices import Implementation, Scope, Statistics
 from lbsgd.algorithm.grouped_norm import at_least_float32, normalise_groups, normalise_over_processes
 from lbsgd.algorithm.process_group import world_size
+from lbsgd.errors import require_number
 
 
 class PerWorkerBatchNorm(RunningStatistics):
@@ -75,15 +76,7 @@ class PerWorkerBatchNorm(RunningStatistics):
         scope: Scope,
         implementation: Implementation,
     ) -> None:
-        if per_worker_batch < 1 or passes < 1:
-            raise ValueError(f"per_worker_batch ({per_worker_batch}) and passes ({passes}) must be at least 1")
-        for name, value, choices in (
-            ("statistics", statistics, Statistics),
-            ("scope", scope, Scope),
-            ("implementation", implementation, Implementation),
-        ):
-            if value not in get_args(choices):
-                raise ValueError(f"{name} {value!r} must be one of {get_args(choices)}")
+        require_choices(per_worker_batch, passes, statistics, scope, implementation)
         self.per_worker_batch, self.passes, self.statistics, self.scope = per_worker_batch, passes, statistics, scope
         self.implementation = implementation
         self._start_statistics()
@@ -142,6 +135,21 @@ class PerWorkerBatchNorm(RunningStatistics):
                 f" rows from another's: give each pass the images of one worker, a micro batch of {n}"
             )
         return rows
+
+
+def require_choices(
+    per_worker_batch: int, passes: int, statistics: Statistics, scope: Scope, implementation: Implementation
+) -> None:
+    """Raise ValueError for arguments that no `PerWorkerBatchNorm` can have."""
+    require_number(per_worker_batch, "per_worker_batch", 1, whole=True)
+    require_number(passes, "passes", 1, whole=True)
+    for name, value, choices in (
+        ("statistics", statistics, Statistics),
+        ("scope", scope, Scope),
+        ("implementation", implementation, Implementation),
+    ):
+        if value not in get_args(choices):
+            raise ValueError(f"{name} {value!r} must be one of {get_args(choices)}")
 
 
 def as_leaf(module: nn.Module, input: Proxy) -> Tensor:

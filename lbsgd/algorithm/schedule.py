@@ -6,6 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from lbsgd.errors import require_number
+
 ScalingRule = Literal["linear", "sqrt", "fixed"]
 WarmupKind = Literal["gradual", "constant", "none"]
 
@@ -17,8 +19,11 @@ def scaled_lr(global_batch: int, base_lr: float, base_batch: int, rule: ScalingR
         sqrt     η = base_lr · √(kn/base_batch)     26.22 % error at 8,192 images, for comparison
         fixed    η = base_lr                        41.67 % error at 8,192 images, for comparison
 
-    Raises ValueError for any other rule.
+    Raises ValueError for any other rule, for a batch below 1, and for a base_lr that is negative or not finite.
     """
+    require_number(global_batch, "global_batch", 1)
+    require_number(base_batch, "base_batch", 1)
+    require_number(base_lr, "base_lr")
     if rule == "linear":
         return base_lr * global_batch / base_batch
     if rule == "sqrt":
@@ -35,7 +40,8 @@ class Schedule:
     Warmup goes from base_lr (η0) to reference_lr (η) and takes warmup_iterations updates (W), 0 for none. Each of
     decay_iterations multiplies η by decay_factor once that many updates are done.
 
-    Raises ValueError for an unknown warmup_kind, and for "none" with a warmup that takes updates.
+    Raises ValueError for an unknown warmup_kind, for "none" with a warmup that takes updates, and for a number that is
+    negative or not finite.
     """
 
     base_lr: float
@@ -53,6 +59,10 @@ class Schedule:
             raise ValueError(
                 f"warmup_kind none does not go with {self.warmup_iterations} warmup_iterations: use gradual"
             )
+        for name in ("base_lr", "reference_lr", "warmup_iterations", "decay_factor"):
+            require_number(getattr(self, name), name)
+        for point in self.decay_iterations:
+            require_number(point, "a point of decay_iterations")
 
 
 def learning_rate(iteration: int, schedule: Schedule) -> float:
@@ -63,7 +73,10 @@ def learning_rate(iteration: int, schedule: Schedule) -> float:
         t ≥ W    η · factor^d             d = how many of the decay points have been reached
 
     Every global batch follows the same curve over epochs: the warmup does not shift the decay points.
+    Raises ValueError for an update before the first.
     """
+    if iteration < 0:
+        raise ValueError(f"update {iteration} is before the first, which is update 0")
     if iteration < schedule.warmup_iterations:
         if schedule.warmup_kind == "constant":
             return schedule.base_lr
@@ -81,6 +94,7 @@ class LargeMinibatchSGD:
         rule.warmup_schedule(epoch, iteration, iters_per_epoch)   # the lr of that update, both counted from 0
 
     Up to base_batch_size images there is no warmup. This class updates no weights; `MomentumCorrectedSGD` does.
+    Raises ValueError for a batch below 1, and for another number that is negative or not finite.
     """
 
     def __init__(
@@ -96,6 +110,8 @@ class LargeMinibatchSGD:
         self.base_lr, self.base_batch_size, self.target_batch_size = base_lr, base_batch_size, target_batch_size
         self.warmup_epochs = warmup_epochs if target_batch_size > base_batch_size else 0
         self.decay_epochs, self.decay_factor = decay_epochs, decay_factor
+        require_number(warmup_epochs, "warmup_epochs")
+        self.schedule(iters_per_epoch=1)  # which looks at all other numbers
 
     @property
     def scaled_lr(self) -> float:
@@ -104,6 +120,7 @@ class LargeMinibatchSGD:
 
     def schedule(self, iters_per_epoch: int) -> Schedule:
         """Return the same numbers in iterations, as `learning_rate` and `LargeMinibatchLR` take them."""
+        require_number(iters_per_epoch, "iters_per_epoch", 1)
         return Schedule(
             self.base_lr,
             self.scaled_lr,

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import ParamsT
 
 from lbsgd.algorithm.choices import MomentumForm
+from lbsgd.errors import require_number
 
 
 class MomentumCorrectedSGD(torch.optim.SGD):
@@ -180,8 +181,11 @@ def decay_groups(
     another bias_lr_factor, biases outside batch norm are a third group, {..., "name": "biases", "lr_factor": 2.0}. The
     schedule multiplies the learning rate of a group by its lr_factor, 1 if it has none.
 
-    Raises ValueError for a batch norm whose γ or β is part of another parameter, as in FSDP without use_orig_params.
+    Raises ValueError for a batch norm whose γ or β is part of another parameter, as in FSDP without use_orig_params,
+    and for a weight_decay or a bias_lr_factor that is negative or not finite.
     """
+    require_number(weight_decay, "weight_decay")
+    require_number(bias_lr_factor, "bias_lr_factor")
     gamma_beta = {
         p for name, norm in model.named_modules() if isinstance(norm, _BatchNorm) for p in _affine(name, norm)
     }

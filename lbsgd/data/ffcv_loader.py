@@ -12,39 +12,25 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from queue import Empty, Full
 from types import SimpleNamespace
 
 import numba
 import numpy as np
-import torch
 from numba.extending import is_jitted
 
 from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.data.beton import BetonFile
 from lbsgd.data.kept_code import keep, kept_dictionaries
+from lbsgd.data.kept_threads import keeping_threads
 from lbsgd.data.native.kernels import DONE, Crops, crop_batch, ffcv_crops, our_crops
 from lbsgd.data.native.library import library
 from lbsgd.data.read_ahead import ReadAhead
 from lbsgd.data.undecoded import require_usable
 from lbsgd.errors import DataError
-
-
-@contextlib.contextmanager
-def keeping_threads() -> Iterator[None]:
-    """Keep the numbers of torch's and Numba's threads. FFCV sets both on import and whenever a Loader is built.
-
-    Sums over another number of threads differ in their last bits.
-    """
-    torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
-    try:
-        yield
-    finally:
-        torch.set_num_threads(torch_threads)
-        numba.set_num_threads(numba_threads)
-
 
 with keeping_threads(), kept_dictionaries():
     from ffcv.fields.rgb_image import RGBImageField, SimpleRGBImageDecoder
@@ -229,17 +215,33 @@ class SharedShuffleOrder(TraversalOrder):
     The arguments are those of `SharedShuffleSampler`. FFCV counts epochs; loader.next_epoch = 5 goes on with the sixth.
     """
 
-    def __init__(self, **cut) -> None:
-        self.cut = cut
+    def __init__(
+        self,
+        *,
+        global_batch: int,
+        micro_batch: int,
+        seed: int = 0,
+        world_size: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        self.micro_batch = micro_batch
+        self.sampler_of = partial(
+            SharedShuffleSampler,
+            global_batch=global_batch,
+            micro_batch=micro_batch,
+            seed=seed,
+            world_size=world_size,
+            rank=rank,
+        )
 
     def __call__(self, loader: Loader) -> SharedShuffleOrder:
         """Called by FFCV's Loader, which knows its images. Raises ValueError if its batches are no micro batches."""
-        if loader.batch_size != self.cut["micro_batch"]:
+        if loader.batch_size != self.micro_batch:
             raise ValueError(
-                f"the Loader has batch_size={loader.batch_size}, and the order micro_batch={self.cut['micro_batch']}"
+                f"the Loader has batch_size={loader.batch_size}, and the order micro_batch={self.micro_batch}"
             )
         self.indices = loader.indices
-        self.sampler = SharedShuffleSampler(len(self.indices), **self.cut)
+        self.sampler = self.sampler_of(len(self.indices))
         return self
 
     def sample_order(self, epoch: int) -> np.ndarray:

@@ -24,7 +24,7 @@ from lbsgd.algorithm.sampler import SharedShuffleSampler
 from lbsgd.algorithm.sgd import MomentumCorrectedSGD, decay_groups
 from lbsgd.algorithm.torch_scheduler import LargeMinibatchLR
 from lbsgd.config.plan import Plan, require_plan
-from lbsgd.errors import ConfigError, require_type
+from lbsgd.errors import ConfigError, require_number, require_type
 from lbsgd.train.pace import watch_pace
 
 
@@ -117,6 +117,7 @@ def parameters_of(optimizer: torch.optim.Optimizer) -> set[torch.Tensor]:
 
 def require_images(plan: Plan, num_images: int, what: str) -> None:
     """Raise ConfigError, which names the data, if they have another number of images than the plan."""
+    require_number(num_images, "num_images", 1, whole=True)
     if num_images != plan.num_images:
         raise ConfigError(
             f"{what} has {num_images:,} images and the plan {plan.num_images:,}; give Plan.read the size of the data"

@@ -1,0 +1,23 @@
+"""The numbers of threads that torch and Numba compute with, kept while FFCV changes them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numba
+import torch
+
+
+@contextlib.contextmanager
+def keeping_threads() -> Iterator[None]:
+    """Keep the numbers of torch's and Numba's threads. FFCV sets both on import and whenever a Loader is built.
+
+    Sums over another number of threads differ in their last bits.
+    """
+    torch_threads, numba_threads = torch.get_num_threads(), numba.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(torch_threads)
+        numba.set_num_threads(numba_threads)
