@@ -150,10 +150,20 @@ def test_weights_that_the_last_update_has_lost_are_not_evaluated():
 
 def test_flags_that_a_simulation_does_not_read_are_refused():
     """The parser is that of all recipes, so it takes flags that only the trainer reads."""
-    given = ["--cuda_graphs", "--max_iterations", "3", "--checkpoint_every", "10m", "--evaluate_every", "2"]
+    given = [
+        "--cuda_graphs",
+        "--max_iterations",
+        "3",
+        "--checkpoint_every",
+        "10m",
+        "--evaluate_every",
+        "2",
+        "--hang_timeout",
+        "60",
+    ]
     arguments = ["--fake_data", "--updates", "sync", "--deepspeed_config", ROOT / "ds_configs/digits/256.json", *given]
     done = script("recipes/asynchronous.py", *arguments)
-    refused(done, "--max_iterations, --checkpoint_every, --cuda_graphs, --evaluate_every", "leave")
+    refused(done, "--max_iterations, --checkpoint_every, --evaluate_every, --hang_timeout, --cuda_graphs", "leave")
 
 
 @pytest.mark.parametrize("recipe, flags", [("asynchronous", ("--updates", "sync")), ("update_magnitude", ())])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lbsgd.commands.plain_letters import print_plain_letters_where_needed
 from lbsgd.commands.plan_lines import print_plan
+from lbsgd.commands.recipe_flags import parser
 from lbsgd.commands.train import Request
 from lbsgd.disk import OutputError, is_there, require_output, say
 from lbsgd.errors import ConfigError, LbsgdError
@@ -30,6 +31,8 @@ NOT_SIMULATED = (
     "evaluate_only",
     "max_iterations",
     "checkpoint_every",
+    "evaluate_every",
+    "hang_timeout",
     "compile",
     "cuda_graphs",
     "deterministic",
@@ -114,9 +117,8 @@ def opened(
 
 def require_simulable(request: Request) -> None:
     """Raise ConfigError for what the simulation would only seem to do: flags, keys of the JSON, several processes."""
-    given = [flag for flag in NOT_SIMULATED if getattr(request.flags, flag)]
-    if request.flags.evaluate_every > 1:
-        given.append("evaluate_every")
+    usual = parser("").get_default
+    given = [flag for flag in NOT_SIMULATED if getattr(request.flags, flag) not in (usual(flag), False)]
     if given:
         raise ConfigError(f"the simulation does not know --{', --'.join(given)}; leave it out")
     if request.processes.world_size > 1:
