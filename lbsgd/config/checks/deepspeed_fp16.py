@@ -35,7 +35,7 @@ SCALE_FREE = frozenset(
     example={"zero_optimization": {"stage": 0}},
 )
 def fp16_at_stage_0(json: Document) -> Iterator[Hit]:
-    if is_unscaled(json) and not (json.plain and (is_scale_free(json) or is_unnamed(json))):
+    if is_unscaled(json) and not (json.plain and (is_scale_free(json) or not json.names_optimizer)):
         yield Hit(
             "zero_optimization.stage",
             f"is 0 with fp16, where DeepSpeed does not scale the loss, yet divides the gradients by its scale: "
@@ -67,13 +67,13 @@ def failing_adam(json: Document) -> str | None:
     example={"optimizer": {"type": "Adam", "params": {"lr": 0.001}}, "fp16": {"enabled": True}},
 )
 def unscaled_gradients(json: Document) -> Iterator[Hit]:
-    if is_unscaled(json) and (is_scale_free(json) or is_unnamed(json)):
+    if is_unscaled(json) and (is_scale_free(json) or not json.names_optimizer):
         scale = scale_of(json)
-        if is_unnamed(json):
+        if json.names_optimizer:
+            then = f"{json.get(TYPE)} moves the weights, and small gradients are lost"
+        else:
             then = "Adam moves the weights but loses small gradients, "
             then += f"and SGD makes every update {scale:g} times too small"
-        else:
-            then = f"{json.get(TYPE)} moves the weights, and small gradients are lost"
         said = f"is 0 with fp16, where DeepSpeed divides gradients by {scale:g} but never multiplied the loss by it"
         yield Hit("zero_optimization.stage", f"{said}: {then}")
 
@@ -158,15 +158,9 @@ def is_scale_free(json: Document) -> bool:
     return json.optimizer in SCALE_FREE
 
 
-def is_unnamed(json: Document) -> bool:
-    """Whether the file leaves the optimizer to the program, which mostly passes an Adam."""
-    return json.get(TYPE) in (None, "auto")
-
-
 def is_refused(json: Document) -> bool:
     """Whether DeepSpeed knows no optimizer by this name (D06), so that nothing can be said of its updates."""
-    kind = json.get(TYPE)
-    return kind not in (None, "auto") and not json.is_sgd and json.accepted.optimizer(kind) is None
+    return json.names_optimizer and not json.is_sgd and json.optimizer_entry is None
 
 
 def static_scale(json: Document) -> float | None:

@@ -68,6 +68,5 @@ def bf16_refusal(json: Document, key: str, masters: str, states: str) -> str | N
 
 def offloads_adam(json: Document) -> bool:
     """Whether DeepSpeed's own Adam runs on the CPU, or may: the program may bring it."""
-    kind = json.get("optimizer.type")
-    own = kind in (None, "auto") or json.optimizer in ("adam", "adamw")
+    own = json.optimizer in ("adam", "adamw") or not json.names_optimizer
     return own and bool(offloading(json, "offload_optimizer"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from lbsgd.config.checks.deepspeed_keys import in_another_case, similar
 from lbsgd.config.checks.finding import DELETE
@@ -14,11 +13,6 @@ from lbsgd.config.keypath import shown, stated
 TYPE, PARAMS = "optimizer.type", "optimizer.params"
 SGD_PARAMS = frozenset("lr momentum nesterov weight_decay foreach fused".split())
 REMOVED_OPTIMIZERS = frozenset("onebitadam zerooneadam onebitlamb".split())  # since 0.19
-
-
-def is_known(json: Document, kind: Any) -> bool:
-    """Whether DeepSpeed knows an optimizer by this name: its own in any case, torch's letter for letter."""
-    return json.accepted.optimizer(kind) is not None
 
 
 def own_class(json: Document, name: str) -> str | None:
@@ -39,7 +33,7 @@ def own_class(json: Document, name: str) -> str | None:
 )
 def unknown_optimizer(json: Document) -> Iterator[Hit]:
     kind, name = json.get(TYPE), json.optimizer
-    if kind in (None, "auto") or is_known(json, kind):
+    if json.optimizer_entry or not json.names_optimizer:
         return
     torch_names = frozenset(json.accepted.torch_optimizers)
     if name in REMOVED_OPTIMIZERS:
@@ -64,7 +58,7 @@ def unknown_optimizer(json: Document) -> Iterator[Hit]:
 )
 def other_optimizer(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
-    if kind != "SGD" and (kind in (None, "auto") or is_known(json, kind)):
+    if kind != "SGD" and (json.optimizer_entry or not json.names_optimizer):
         yield Hit(TYPE, f'{stated(kind)}, and the paper\'s recipe is "SGD"')
 
 
@@ -148,7 +142,7 @@ def block_without_type(json: Document) -> Iterator[Hit]:
     example={"optimizer": {"type": "AdamW", "params": {"lr": 0.001}}},
 )
 def overridden_block(json: Document) -> Iterator[Hit]:
-    if json.get(TYPE) not in (None, "auto"):
+    if json.names_optimizer:
         yield Hit("optimizer", "is a dead block where your program passes an optimizer to deepspeed.initialize")
 
 
@@ -181,7 +175,7 @@ def misplaced_clipping(json: Document) -> Iterator[Hit]:
 def untested_with_zero(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
     name = json.optimizer if json.optimizer in json.accepted.optimizers else kind
-    untested = (is_known(json, kind) or json.is_sgd) and name not in json.accepted.zero_tested
+    untested = (json.optimizer_entry or json.is_sgd) and name not in json.accepted.zero_tested
     if json.stage and untested and not json.get("zero_allow_untested_optimizer"):
         said = f"is not true, and ZeRO then refuses {kind}"
         yield Hit("zero_allow_untested_optimizer", said, correction={"zero_allow_untested_optimizer": True})

@@ -39,7 +39,7 @@ def other_scheduler(json: Document) -> Iterator[Hit]:
 )
 def unknown_scheduler(json: Document) -> Iterator[Hit]:
     kind = json.get(TYPE)
-    if kind is not None and kind != "auto" and json.accepted.scheduler(kind) is None:
+    if kind is not None and kind != "auto" and json.scheduler_entry is None:
         known = [*json.accepted.schedulers, *json.accepted.torch_schedulers]
         meant = in_another_case(kind, known)
         near, named = meant or similar(str(kind), frozenset(known)), SCHEDULERS.get(str(kind))
@@ -73,8 +73,7 @@ def torch_scheduler_on_wrapped_optimizer(json: Document) -> Iterator[Hit]:
     example={"scheduler": {"type": "OneCycle"}},
 )
 def missing_parameters(json: Document) -> Iterator[Hit]:
-    kind = json.get(TYPE)
-    entry = json.accepted.scheduler(kind)
+    kind, entry = json.get(TYPE), json.scheduler_entry
     needed = sorted(set(entry["required"]) - set(json.block(PARAMS))) if entry else []
     ways = entry.get("either", ()) if entry else ()
     if kind is not None and not isinstance(json.get(PARAMS), dict):
@@ -98,11 +97,10 @@ def missing_parameters(json: Document) -> Iterator[Hit]:
     example={"scheduler": {"params": {"warmup_typ": "linear"}}},
 )
 def unknown_parameter(json: Document) -> Iterator[Hit]:
-    kind, params = json.get(TYPE), json.block(PARAMS)
-    entry = json.accepted.scheduler(kind)
+    entry = json.scheduler_entry
     if entry is None:
         return
     known = frozenset(entry["params"])
-    if unknown := sorted(set(params) - known):
+    if unknown := sorted(set(json.block(PARAMS)) - known):
         fix = nearest(unknown[0], known) if len(unknown) == 1 else f"known are {', '.join(sorted(known))}"
-        yield Hit(PARAMS, f"has {', '.join(map(shown, unknown))}, unknown to {kind}", fix)
+        yield Hit(PARAMS, f"has {', '.join(map(shown, unknown))}, unknown to {json.get(TYPE)}", fix)

@@ -189,7 +189,7 @@ def unknown_zenflow(json: Document) -> Iterator[Hit]:
 )
 def two_implementations(json: Document) -> Iterator[Hit]:
     params = json.block("optimizer.params")
-    entry = json.accepted.optimizer(json.get("optimizer.type"), params)
+    entry = json.optimizer_entry
     has_both = entry is not None and {"fused", "foreach"} <= set(entry.get("params", ()))
     if has_both and params.get("fused") and params.get("foreach"):
         yield Hit("optimizer.params.fused", f"is {shown(params['fused'])} together with foreach")

@@ -18,7 +18,7 @@ from lbsgd.config.checks.deepspeed_warmup import ENDING_AT_A_RATE
 from lbsgd.config.checks.elsewhere import ARGUMENTS
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import get, is_number, put, shown
+from lbsgd.config.keypath import is_number, put, shown
 
 WHOLE = "elasticity."  # its keys are right together or not at all, so no key was tried by itself
 OTHER_RULES = frozenset(  # keys that a rule of their own judges
@@ -56,40 +56,48 @@ def refused_value(json: Document) -> Iterator[Hit]:
 
 def refused_values(json: Document) -> Iterator[tuple[str, str]]:
     """Yield the key path of each value that DeepSpeed refuses, and why."""
-    accepted = json.accepted
-    for name, model in accepted.blocks.items():
-        for path, why in model_refusals(accepted.models, model, json.block(name)):
-            yield f"{name}.{path}", why
-    blocks = set(block_names(json))  # D29 judges them
-    features = {key for key in accepted_by(NEWEST).removed if isinstance(json.get(key), dict)}  # not tried key by key
-    for key in features & accepted.keys.keys():
-        if not takes(accepted.keys[key], {}) and "enabled" not in json.block(key):
-            yield key, f"is {shown(json.get(key))}, and DeepSpeed wants its enabled"
-    blocks |= features
-    for key, description in accepted.keys.items():
-        value = get(json.config, key, "auto")
-        judged = value != "auto" and key not in blocks and not key.startswith(WHOLE) and not is_taken_beside(json, key)
-        if judged and not (takes(description, value) or is_untried(description, value)):
-            yield key, f"is {shown(value)}, which DeepSpeed does not take"
+    yield from refused_by_models(json)
+    yield from refused_in_trials(json)
     yield from refused_beside(json)
     yield from refused_later(json)
-    for block, entry in (
-        ("optimizer", accepted.optimizer(json.get("optimizer.type"), json.get("optimizer.params"))),
-        ("scheduler", accepted.scheduler(json.get("scheduler.type"))),
-    ):
-        yield from refused_arguments(json, f"{block}.params", entry or {})
+    yield from refused_arguments(json, "optimizer", json.optimizer_entry)
+    yield from refused_arguments(json, "scheduler", json.scheduler_entry)
 
 
-def refused_arguments(json: Document, key: str, entry: Entry) -> Iterator[tuple[str, str]]:
-    """Yield the arguments of an optimizer or a scheduler that it refuses."""
-    params: Any = json.block(key)
+def refused_by_models(json: Document) -> Iterator[tuple[str, str]]:
+    """Yield what DeepSpeed's own models of its blocks refuse."""
+    for name, model in json.accepted.blocks.items():
+        for path, why in model_refusals(json.accepted.models, model, json.block(name)):
+            yield f"{name}.{path}", why
+
+
+def refused_in_trials(json: Document) -> Iterator[tuple[str, str]]:
+    """Yield what DeepSpeed refused when each key was tried by itself."""
+    keys = json.accepted.keys
+    features = {key for key in accepted_by(NEWEST).removed if isinstance(json.get(key), dict)}  # not tried key by key
+    for key in features & keys.keys():
+        if not takes(keys[key], {}) and "enabled" not in json.block(key):
+            yield key, f"is {shown(json.get(key))}, and DeepSpeed wants its enabled"
+    untried = features.union(block_names(json))  # D29 judges the blocks
+    for key, description in keys.items():
+        value = json.get(key, "auto")
+        judged = value != "auto" and key not in untried and not key.startswith(WHOLE) and not is_taken_beside(json, key)
+        if judged and not (takes(description, value) or is_untried(description, value)):
+            yield key, f"is {shown(value)}, which DeepSpeed does not take"
+
+
+def refused_arguments(json: Document, block: str, entry: Entry | None) -> Iterator[tuple[str, str]]:
+    """Yield the arguments that the optimizer or the scheduler of a block refuses."""
+    if entry is None:
+        return
+    params: Any = json.block(f"{block}.params")
     unset = {name for way in entry.get("either", ()) for name in way if params.get(name) is None}  # D45 wants one way
     for name, description in entry.get("params", {}).items():
-        if name in unset or is_taken_beside(json, f"{key}.{name}"):
+        key, value = f"{block}.params.{name}", params.get(name, "auto")
+        if name in unset or is_taken_beside(json, key) or value == "auto" or takes(description, value):
             continue
-        if name in params and params[name] != "auto" and not takes(description, params[name]):
-            said = "needs a program: it is no value of a JSON" if not description else "is not taken"
-            yield f"{key}.{name}", f"is {shown(params[name])}, which {said} by {json.get(key.split('.')[0] + '.type')}"
+        said = "is not taken" if description else "needs a program: it is no value of a JSON"
+        yield key, f"is {shown(value)}, which {said} by {json.get(f'{block}.type')}"
 
 
 def number_in_text(json: Document, key: str) -> dict[str, Any] | None:
@@ -122,8 +130,7 @@ def numbers_meant(value: Any) -> Iterator[int | float]:
     example={"optimizer": {"type": "AdamW", "params": {"lr": 0.001, "momentum": 0.9}}},
 )
 def unknown_argument(json: Document) -> Iterator[Hit]:
-    kind, params = json.get("optimizer.type"), json.get("optimizer.params", {})
-    entry = json.accepted.optimizer(kind, params)
+    kind, params, entry = json.get("optimizer.type"), json.get("optimizer.params", {}), json.optimizer_entry
     if entry is None or "params" not in entry or params is None:
         return
     if not isinstance(params, dict):
@@ -162,10 +169,7 @@ def ignored_by_muon(json: Document) -> Iterator[Hit]:
     example={"optimizer": {"type": "SparseAdam", "params": {"lr": 0.01}}},
 )
 def unusable_class(json: Document) -> Iterator[Hit]:
-    for key, entry in (
-        ("optimizer.type", json.accepted.optimizer(json.get("optimizer.type"))),
-        ("scheduler.type", json.accepted.scheduler(json.get("scheduler.type"))),
-    ):
+    for key, entry in (("optimizer.type", json.optimizer_entry), ("scheduler.type", json.scheduler_entry)):
         if entry and "refused" in entry:
             yield Hit(key, f"is {json.get(key)}: {entry['refused']}")
 
@@ -191,7 +195,7 @@ def no_learning_rate(json: Document) -> Iterator[Hit]:
 def decisive_rates(json: Document) -> Iterator[str]:
     """Yield the keys of the learning rates that make all others 0 where they are 0."""
     kind = json.get("scheduler.type")
-    if kind in (None, *MULTIPLYING) and json.accepted.optimizer(json.get("optimizer.type")):
+    if kind in (None, *MULTIPLYING) and json.optimizer_entry:
         yield "optimizer.params.lr"
     if kind == "OneCycleLR":
         yield "scheduler.params.max_lr"
@@ -214,12 +218,10 @@ def decisive_rates(json: Document) -> Iterator[str]:
     },
 )
 def missing_momentum(json: Document) -> Iterator[Hit]:
-    kind = json.get("optimizer.type")
-    entry = json.accepted.optimizer(kind)
-    cycles = json.get("scheduler.type") in ("CyclicLR", "OneCycleLR")
-    if entry and "params" in entry and cycles and json.get("scheduler.params.cycle_momentum", True):
-        if not entry.get("cycles_momentum"):
-            yield Hit("scheduler.params.cycle_momentum", f"is true, and {kind} has no momentum to cycle")
+    key, entry = "scheduler.params.cycle_momentum", json.optimizer_entry
+    cycles = json.get("scheduler.type") in ("CyclicLR", "OneCycleLR") and json.get(key, True)
+    if cycles and entry and "params" in entry and not entry.get("cycles_momentum"):
+        yield Hit(key, f"is true, and {json.get('optimizer.type')} has no momentum to cycle")
 
 
 @rule(
@@ -236,6 +238,6 @@ def missing_momentum(json: Document) -> Iterator[Hit]:
 )
 def scattered_muon(json: Document) -> Iterator[Hit]:
     key = "zero_optimization.reduce_scatter"
-    muon = json.optimizer == "muon" and json.accepted.optimizer(json.get("optimizer.type"))
+    muon = json.optimizer == "muon" and json.optimizer_entry
     if muon and json.stage == 3 and json.is_on(key, True) and json.refused("D76"):
         yield Hit(key, "is not false, and Muon at stage 3 needs whole gradients")

@@ -6,7 +6,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lbsgd.config.accepted.schema import VERSIONS, Accepted, accepted, first_to_read, short
+from lbsgd.config.accepted.schema import VERSIONS, Accepted, Entry, accepted, first_to_read, short
 from lbsgd.config.accepted.values import as_bool, as_whole_number
 from lbsgd.config.aggregation import DecidesReduction
 from lbsgd.config.keypath import block_of, enabled, get
@@ -86,6 +86,21 @@ class Document:
     def optimizer(self) -> str:
         """The optimizer's type in small letters, as DeepSpeed looks up its own."""
         return str(self.get("optimizer.type")).lower()
+
+    @property
+    def names_optimizer(self) -> bool:
+        """Whether the file names an optimizer, known or not, and does not leave it to the program."""
+        return self.get("optimizer.type") not in (None, "auto")
+
+    @property
+    def optimizer_entry(self) -> Entry | None:
+        """What DeepSpeed knows of the optimizer, None where it knows none by this name (D06)."""
+        return self.accepted.optimizer(self.get("optimizer.type"), self.get("optimizer.params"))
+
+    @property
+    def scheduler_entry(self) -> Entry | None:
+        """What DeepSpeed knows of the scheduler, None where it knows none by this name (D48)."""
+        return self.accepted.scheduler(self.get("scheduler.type"))
 
     @property
     def is_sgd(self) -> bool:
