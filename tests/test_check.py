@@ -24,7 +24,8 @@ from lbsgd.config.keypath import differences, get, put
 from lbsgd.config.memory import NETWORKS, memory
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
-from lbsgd.config.prediction import Machines, predict, reduction_of
+from lbsgd.config.prediction import predict, reduction_of
+from lbsgd.config.traffic import Machines
 from lbsgd.errors import ConfigError
 
 FOREIGN = Path(__file__).parent / "fixtures" / "foreign"

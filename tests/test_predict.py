@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lbsgd.algorithm.published import IMAGES_PER_SECOND
 from lbsgd.commands.plan import add_machines
 from lbsgd.config.json_file import read_json
 from lbsgd.config.memory import NETWORKS, memory, network
@@ -14,8 +15,6 @@ from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.config.prediction import (
     BACKWARD_SHARE,
-    PAPER_IMAGES_PER_SECOND,
-    Machines,
     Reduction,
     bytes_per_iteration,
     gradient_seconds,
@@ -24,7 +23,7 @@ from lbsgd.config.prediction import (
     reduction_of,
     weight_seconds,
 )
-from lbsgd.config.traffic import PRESETS, running, share_over_a_link, steps
+from lbsgd.config.traffic import PRESETS, Machines, running, share_over_a_link, steps
 from lbsgd.errors import ConfigError
 
 CONFIGS = Path(__file__).parent.parent / "ds_configs"
@@ -42,9 +41,9 @@ def plan(name, gpus, **overrides):
 
 
 def test_the_speed_of_a_p100_is_that_of_29_hours_on_eight():
-    assert PAPER_IMAGES_PER_SECOND == pytest.approx(138.05, abs=0.01)
-    assert 32 / PAPER_IMAGES_PER_SECOND == pytest.approx(0.2318, abs=1e-4)
-    assert BACKWARD_SHARE * 32 / PAPER_IMAGES_PER_SECOND == pytest.approx(0.120)
+    assert IMAGES_PER_SECOND == pytest.approx(138.05, abs=0.01)
+    assert 32 / IMAGES_PER_SECOND == pytest.approx(0.2318, abs=1e-4)
+    assert BACKWARD_SHARE * 32 / IMAGES_PER_SECOND == pytest.approx(0.120)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +112,7 @@ def test_aggregation_hides_behind_the_back_propagation_but_for_its_last_bucket()
 
 def test_inside_one_server_nothing_is_added():
     it = predict(1024, 4, 8, Reduction(1e8), Machines(), "ring")
-    assert it.without_overlap == it.with_overlap == pytest.approx(1024 / PAPER_IMAGES_PER_SECOND)
+    assert it.without_overlap == it.with_overlap == pytest.approx(1024 / IMAGES_PER_SECOND)
     assert it.efficiency(True) == 1
 
 
@@ -177,7 +176,7 @@ def test_the_prediction_is_of_the_algorithm_that_runs(settings, algorithm, words
 
 
 def test_every_preset_names_its_sources():
-    assert PRESETS["p100-2017"].images_per_second == PAPER_IMAGES_PER_SECOND
+    assert PRESETS["p100-2017"].images_per_second == IMAGES_PER_SECOND
     for preset in PRESETS.values():
         assert "speed:" in preset.source and "link:" in preset.source
 

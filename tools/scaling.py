@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lbsgd.commands.flag_types import OneLineParser
 from lbsgd.config.memory import network
-from lbsgd.config.prediction import BACKWARD_SHARE, Machines, Prediction, Reduction, predict
+from lbsgd.config.prediction import BACKWARD_SHARE, Prediction, Reduction, predict
 from lbsgd.config.traffic import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link
 from lbsgd.units import markdown_table
 
@@ -29,16 +29,11 @@ def reduction(name: str) -> Reduction:
     return Reduction(BYTES_PER_WEIGHT[name] * parameters, -(-parameters // BUCKET))
 
 
-def machines(name: str) -> Machines:
-    preset = PRESETS[name]
-    return Machines(preset.images_per_second, preset.gpus_per_server, preset.link_gbit)
-
-
 def limit(name: str, gpus: int, it: Prediction) -> str:
     """Tell what an iteration waits for when all is hidden that can be."""
     if it.gradient_seconds == 0:
         return "nothing: one server"
-    where, traffic = machines(name), reduction(name)
+    where, traffic = PRESETS[name], reduction(name)
     moved = (
         share_over_a_link(it.algorithm, where.servers(gpus), gpus)
         * traffic.gradient_bytes
@@ -51,7 +46,7 @@ def limit(name: str, gpus: int, it: Prediction) -> str:
 
 
 def row(name: str, gpus: int) -> list[str]:
-    found = [predict(IMAGES, 1, gpus, reduction(name), machines(name), each) for each in (FLAT_RING, RING, HALVING)]
+    found = [predict(IMAGES, 1, gpus, reduction(name), PRESETS[name], each) for each in (FLAT_RING, RING, HALVING)]
     cells = [f"{it.efficiency(False):.0%} to {it.efficiency(True):.0%}" for it in found]
     return [f"{gpus:,}", *cells, limit(name, gpus, found[0]), limit(name, gpus, found[-1])]
 

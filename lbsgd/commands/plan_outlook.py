@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lbsgd.commands.plan_figure import stretches
@@ -15,7 +15,6 @@ from lbsgd.config.overrides import KEYS, PASSES, Given, Overrides, override, req
 from lbsgd.config.plan import Plan, require_sound
 from lbsgd.config.prediction import (
     ALGORITHMS,
-    Machines,
     Prediction,
     Reduction,
     bytes_per_iteration,
@@ -23,7 +22,7 @@ from lbsgd.config.prediction import (
     predict,
     reduction_of,
 )
-from lbsgd.config.traffic import PRESETS, running
+from lbsgd.config.traffic import PRESETS, Machines, running
 
 
 @dataclass(frozen=True)
@@ -104,13 +103,13 @@ def prediction_as_dict(prediction: Prediction, has_speed: bool) -> dict[str, Any
 
 def machines_of(given: argparse.Namespace) -> Machines:
     preset = PRESETS[given.machine]
-    return Machines(
-        given.images_per_second or preset.images_per_second,
-        given.gpus_per_server or preset.gpus_per_server,
-        given.link_gbit or preset.link_gbit,
-        given.latency_us * 1e-6,
-        preset.source,
-        None if given.images_per_second else preset.precision,
+    return replace(
+        preset,
+        images_per_second=given.images_per_second or preset.images_per_second,
+        gpus_per_server=given.gpus_per_server or preset.gpus_per_server,
+        link_gbit=given.link_gbit or preset.link_gbit,
+        latency_seconds=given.latency_us * 1e-6,
+        precision=None if given.images_per_second else preset.precision,
     )
 
 

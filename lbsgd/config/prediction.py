@@ -9,34 +9,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lbsgd.algorithm.published import IMAGES_PER_SECOND as PAPER_IMAGES_PER_SECOND
+from lbsgd.algorithm.published import IMAGES_PER_SECOND
 from lbsgd.config.memory import Network, bytes_per_weight
 from lbsgd.config.plan import Plan
-from lbsgd.config.traffic import FLAT_RING, HALVING, PRESETS, RING, share_over_a_link, steps
+from lbsgd.config.traffic import FLAT_RING, HALVING, RING, Machines, share_over_a_link, steps
 
-PAPER = PRESETS["p100-2017"]  # the paper's machines
-# Back-propagation takes 120 ms of that server's iteration of 8 x 32 images (Sec. 4).
-BACKWARD_SHARE = 0.120 / (32 / PAPER_IMAGES_PER_SECOND)
+# Back-propagation takes 120 ms of the paper's iteration of 8 x 32 images (Sec. 4).
+BACKWARD_SHARE = 0.120 / (32 / IMAGES_PER_SECOND)
 OWN_BUCKET_AT_STAGE_0 = 500_000_000  # elements_per_buffer of DeepSpeed 0.19.8's allreduce_gradients
-
-
-@dataclass(frozen=True)
-class Machines:
-    """Servers with some GPUs and one link each.
-
-    The latency of one message between servers is an assumption; the paper does not tell it.
-    """
-
-    images_per_second: float = PAPER.images_per_second  # one GPU, as measured inside its server
-    gpus_per_server: int = PAPER.gpus_per_server
-    link_gbit: float = PAPER.link_gbit
-    latency_seconds: float = 20e-6
-    source: str = ""  # of the defaults; a flag stands above it
-    precision: str | None = None  # of a default speed, which is ResNet-50's at 224 pixels; None: a flag gave the speed
-
-    def servers(self, gpus: int) -> int:
-        """Return how many servers hold so many GPUs."""
-        return math.ceil(gpus / self.gpus_per_server)
 
 
 @dataclass(frozen=True)

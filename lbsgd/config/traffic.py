@@ -19,42 +19,43 @@ MIXED = "mixed precision"  # fp16 or bf16
 
 
 @dataclass(frozen=True)
-class Preset:
-    """Machines of a kind: a GPU's speed, GPUs per server, Gbit/s of a server's links together, and sources.
+class Machines:
+    """Servers with some GPUs and one link each; by default the paper's (Sec. 4 and abstract).
 
-    The speeds are all of ResNet-50 at 224 pixels, in the precision that stands beside them.
+    The latency of one message between servers is an assumption; the paper does not tell it.
     """
 
-    images_per_second: float
-    precision: str
-    gpus_per_server: int
-    link_gbit: float
-    source: str
+    images_per_second: float = published.IMAGES_PER_SECOND  # one GPU, as measured inside its server
+    gpus_per_server: int = 8
+    link_gbit: float = 50.0  # of a server's links together
+    latency_seconds: float = 20e-6
+    source: str = ""  # of a preset's numbers; a flag stands above it
+    precision: str | None = None  # of a preset's speed, which is ResNet-50's at 224 pixels; None: a flag gave the speed
+
+    def servers(self, gpus: int) -> int:
+        """Return how many servers hold so many GPUs."""
+        return math.ceil(gpus / self.gpus_per_server)
 
 
 PRESETS = {
-    "p100-2017": Preset(
-        published.IMAGES_PER_SECOND,
-        "fp32",
-        8,
-        50.0,
-        "speed: 90 epochs in 29 h on a server of 8 P100; link: 50 Gbit/s Ethernet (the paper, Sec. 4 and abstract)",
+    "p100-2017": Machines(
+        precision="fp32",
+        source="speed: 90 epochs in 29 h on a server of 8 P100; link: 50 Gbit/s Ethernet (the paper, Sec. 4 and "
+        "abstract)",
     ),
-    "dgx-a100": Preset(
-        16_621 / 8,
-        MIXED,
-        8,
-        8 * 200.0,
-        "speed: 16,621 images/s on 8 GPUs in mixed precision (NVIDIA, DeepLearningExamples, ResNet50 v1.5 for "
+    "dgx-a100": Machines(
+        images_per_second=16_621 / 8,
+        link_gbit=8 * 200.0,
+        precision=MIXED,
+        source="speed: 16,621 images/s on 8 GPUs in mixed precision (NVIDIA, DeepLearningExamples, ResNet50 v1.5 for "
         "PyTorch); link: 8 x 200 Gbit/s InfiniBand (NVIDIA, DGX A100 datasheet)",
     ),
-    "dgx-h100": Preset(
-        2 * 16_621 / 8,
-        MIXED,
-        8,
-        8 * 400.0,
-        "speed: twice the A100's, an assumption, because NVIDIA publishes none for this network; link: 8 x 400 Gbit/s "
-        "InfiniBand (NVIDIA, DGX H100 datasheet)",
+    "dgx-h100": Machines(
+        images_per_second=2 * 16_621 / 8,
+        link_gbit=8 * 400.0,
+        precision=MIXED,
+        source="speed: twice the A100's, an assumption, because NVIDIA publishes none for this network; link: 8 x 400 "
+        "Gbit/s InfiniBand (NVIDIA, DGX H100 datasheet)",
     ),
 }
 

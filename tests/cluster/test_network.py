@@ -14,8 +14,8 @@ from aggregating import config, noise, run
 from torch.nn import functional as F
 
 from lbsgd.config.aggregation import Choice
-from lbsgd.config.prediction import Machines, Reduction, gradient_seconds
-from lbsgd.config.traffic import FLAT_RING, HALVING, RING, share_over_a_link
+from lbsgd.config.prediction import Reduction, gradient_seconds
+from lbsgd.config.traffic import FLAT_RING, HALVING, RING, Machines, share_over_a_link
 from lbsgd.train.aggregation.phases import phases_of, runner
 from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.engine import start_processes
