@@ -109,6 +109,13 @@ def test_a_measurement_is_switched_off():
     assert corrected(config) == edited()
 
 
+def test_a_scheduler_that_is_missing_is_written_and_another_one_stays():
+    missing = {key: value for key, value in edited().items() if key != "scheduler"}
+    assert errors(missing) == ["D09"] and corrected(missing) == edited()
+    other = edited(scheduler__type="OneCycle")
+    assert corrected(other)["scheduler"] == other["scheduler"]
+
+
 def test_offload_is_deleted_under_its_old_names_too():
     for name in ("cpu_offload", "cpu_offload_param"):
         config = changed(**{f"zero_optimization__{name}": True})

@@ -14,7 +14,7 @@ from lbsgd.config.checks.finding import Finding, refuse
 from lbsgd.config.checks.recognise import misspelt_blocks
 from lbsgd.config.checks.rule import Hit, findings_by, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import shown
+from lbsgd.config.keypath import get, shown
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
@@ -39,6 +39,7 @@ WANTED = {  # by the type of a complaint
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
 }
+PAPERS = {"epochs": 90, "num_images": 1281167, "warmup": {"kind": "gradual", "epochs": 5}}  # keys without a default
 
 
 def require_block(where: str, config: Mapping[str, Any]) -> None:
@@ -80,7 +81,7 @@ def key_of(complaint: Mapping[str, Any]) -> str:
     plain="error",
     why="Nothing reads the block under another name, so the recipe that it states is lost without a word.",
     fix="rename it to lbsgd",
-    example={"lbsg": {"epochs": 90, "num_images": 1281167, "warmup": {"kind": "gradual", "epochs": 5}}},
+    example={"lbsg": PAPERS},
 )
 def misspelt_block(document: Document) -> Iterator[Hit]:
     for key in misspelt_blocks(document.config):
@@ -115,7 +116,8 @@ def unknown_block_key(complaints: Complaints) -> Iterator[Hit]:
 def missing_block_key(complaints: Complaints) -> Iterator[Hit]:
     for complaint in complaints:
         if complaint["type"] == "missing":
-            yield Hit(key_of(complaint), "is missing")
+            paper = get(PAPERS, ".".join(map(str, complaint["loc"])))
+            yield Hit(key_of(complaint), "is missing", paper and f"give it; the paper has {json.dumps(paper)}")
 
 
 def keys_beside(path: Sequence[str | int]) -> frozenset[str]:

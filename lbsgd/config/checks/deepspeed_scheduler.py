@@ -25,7 +25,7 @@ TYPE, PARAMS = "scheduler.type", "scheduler.params"
 )
 def other_scheduler(json: Document) -> Iterator[Hit]:
     if json.get(TYPE) != "WarmupLR":
-        yield Hit(TYPE, stated(json.get(TYPE)))
+        yield Hit(TYPE, stated(json.get(TYPE)), correction=None if json.get(TYPE) else {TYPE: "WarmupLR"})
 
 
 @rule(
