@@ -78,7 +78,7 @@ def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -
     """
     from lbsgd.report.families import families_of
     from lbsgd.report.groups import read_rows
-    from lbsgd.report.paper_tables import paper_tables, wanted, why_not
+    from lbsgd.report.paper_tables import tables_of, why_not
     from lbsgd.report.printer import Printer
     from lbsgd.report.tables import error_table
     from lbsgd.report.write import write_report
@@ -86,7 +86,7 @@ def show(runs: Sequence[LoggedRun], given: argparse.Namespace, bad: list[str]) -
     rows, without_row = read_rows(runs)
     bad += without_row  # two runs of a row differ in code, say
     families = families_of(rows)
-    tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
+    tables = tables_of(families, given.table)
     printer = Printer(PIPE_WIDTH)  # rich would take 80 columns and leave half of a table out
     if not tables or len(runs) <= 20:
         printer.print(error_table(runs, printer.width))

@@ -31,7 +31,7 @@ from lbsgd.experiments.same_data import require_same_data
 from lbsgd.report.families import Family
 from lbsgd.report.lines import say_fact, warn
 from lbsgd.report.page import PAGE_NAME, Section
-from lbsgd.report.paper_tables import paper_tables, wanted
+from lbsgd.report.paper_tables import tables_of
 from lbsgd.report.write import families_at, rows_by_name, write_report
 
 
@@ -154,7 +154,7 @@ def report(request: Request, commit: str) -> None:
             raise DataError(f"{request.logs} holds no run of {study.name}, so there is nothing to report")
         families = families_at(places)
         found = answers(study, request.data, rows_by_name(families), len(request.seeds))
-        print_study([table for family in families for table in wanted(paper_tables(family), study.tables)], found)
+        print_study(tables_of(families, study.tables), found)
         folder = (request.grid if request.epochs else request.results / request.data.name) / study.name
         try:
             write_study(folder, study, request.data, families, found, commit)

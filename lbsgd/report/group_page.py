@@ -10,7 +10,7 @@ from lbsgd.report.groups import Group
 from lbsgd.report.match import MEANING, mean_curve, of_epochs, std_curve
 from lbsgd.report.page import Chart, Fact, Page, Section, Series
 from lbsgd.report.paper_table import FIRST_OF_OURS, PaperTable, note_of_codes, without_result
-from lbsgd.report.paper_tables import COLUMNS, LAYOUTS, our_cells, paper_tables, wanted
+from lbsgd.report.paper_tables import COLUMNS, LAYOUTS, our_cells, tables_of
 from lbsgd.report.run_log import LoggedRun
 from lbsgd.report.run_page import configuration, facts_of, lr_chart
 
@@ -32,7 +32,7 @@ def group_page(
 
 
 def sections_of(family: Family, tables: Sequence[str]) -> list[Section]:
-    found = wanted(paper_tables(family), tables)
+    found = tables_of([family], tables)
     if found:
         return list(map(table_section, found))
     labels = family.labels()
@@ -78,7 +78,7 @@ def curve_charts(names: Sequence[str], rows: Sequence[Group]) -> list[Chart]:
 def curve_keys(run: LoggedRun) -> list[tuple[str, str, str]]:
     """Return name, key in the log and unit of the curves over epochs that a run has."""
     found = []
-    for measure in (measure for measure in run.measures if measure.headline):
+    for measure in run.headlines:
         found.append((f"validation {measure.short}", measure.key, measure.unit))
         found += [(f"training {measure.short}", measure.training, measure.unit)] if measure.training else []
     return found

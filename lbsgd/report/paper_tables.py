@@ -119,9 +119,9 @@ def name_at(name: str, factor: float | None, factors: Sequence[float | None]) ->
     return f"{name}_x{factor:g}" if len(factors) > 1 and factor else name
 
 
-def wanted(tables: Iterable[PaperTable], names: Sequence[str]) -> list[PaperTable]:
-    """Return the tables of these names, or all; a table per large batch has the name of all of them."""
-    return [table for table in tables if not names or name_of(table) in names]
+def tables_of(families: Sequence[Family], names: Sequence[str] = ()) -> list[PaperTable]:
+    """Return the tables of these names, or all, that families make; one per large batch has the name of all of them."""
+    return [table for family in families for table in paper_tables(family) if not names or name_of(table) in names]
 
 
 def name_of(table: PaperTable) -> str:
@@ -130,7 +130,7 @@ def name_of(table: PaperTable) -> str:
 
 def why_not(families: Sequence[Family], names: Sequence[str]) -> list[str]:
     """Say of each of these tables that no family makes what it would be made of, and what is wrong if that is known."""
-    made = {name_of(table) for family in families for table in paper_tables(family)}
+    made = set(map(name_of, tables_of(families)))
     lacks = lacking(families)
     return [
         f"no {name} can be made of these runs: it takes {NEEDS[name]}"

@@ -20,7 +20,7 @@ from lbsgd.disk import rewrite_file
 from lbsgd.errors import ConfigError
 from lbsgd.report.bench_tables import bench_tables
 from lbsgd.report.groups import BadLogs
-from lbsgd.report.paper_tables import NEEDS, lacking, paper_tables, wanted, why_not
+from lbsgd.report.paper_tables import NEEDS, lacking, tables_of, why_not
 from lbsgd.report.write import families_at
 
 FENCE = r"^[ \t]*(?P<fence>`{3,}|~{3,})[^`\n]*\n.*?(?:^[ \t]*(?P=fence)|\Z)"  # code, whose markers are examples
@@ -112,7 +112,7 @@ def body(arguments: str, file: Path) -> str:
     families = families_at(places)
     if unmade := why_not(families, given.table):
         raise ConfigError(f"{file}: {'; '.join(unmade)}")
-    tables = [table for family in families for table in wanted(paper_tables(family), given.table)]
+    tables = tables_of(families, given.table)
     if not tables:
         why = lacking(families) or "Give more rows"
         raise ConfigError(f"{file}: no table of the paper can be made of {' '.join(given.places)}. {why}")

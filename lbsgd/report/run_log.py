@@ -142,6 +142,11 @@ class LoggedRun:
         return measures_of(self.header)
 
     @property
+    def headlines(self) -> list[Measure]:
+        """Those of its measures that screen and tables show."""
+        return [measure for measure in self.measures if measure.headline]
+
+    @property
     def value(self) -> float | None:
         """The run's number of its first measure: a classifier's error."""
         return self.measures[0].of(self.epochs)

@@ -68,7 +68,7 @@ def charts_of(run: LoggedRun) -> list[Chart]:
     planned = run.planned_epochs
     losses = [series_of(run, name, key) for name, key in (("validation", "val_loss"), ("training", "train_loss"))]
     return [
-        *(judged_chart(run, measure) for measure in run.measures if measure.headline),
+        *(judged_chart(run, measure) for measure in run.headlines),
         Chart("loss", losses, xmax=planned),
         lr_chart([("learning rate", run)], planned),
     ]

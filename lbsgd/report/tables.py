@@ -28,7 +28,7 @@ def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
     The numbers are those of each run's first measure; other headlines, such as mask AP, have columns of their own. A
     narrow terminal gets the columns that matter most. Several means have the names of their rows' folders.
     """
-    further = list(dict.fromkeys(measure for run in runs for measure in headlines(run)[1:]))
+    further = list(dict.fromkeys(measure for run in runs for measure in run.headlines[1:]))
     table = Table(
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -59,10 +59,6 @@ def error_table(runs: Sequence[LoggedRun], width: int = WIDE) -> Table:
         which = f"{escape(name)}: " if len(rows) > 1 else ""
         add(f"{which}mean of {len(row.values)} ± std", *recipe_cells(row.finished[0]), str(row.spread))
     return table
-
-
-def headlines(run: LoggedRun) -> list[Measure]:
-    return [measure for measure in run.measures if measure.headline]
 
 
 def caption(measure: Measure) -> str:

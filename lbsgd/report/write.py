@@ -16,7 +16,7 @@ from lbsgd.report.groups import Group, find_runs, group_runs
 from lbsgd.report.names import row_place_of
 from lbsgd.report.page import Section
 from lbsgd.report.paper_table import PaperTable, error_cell
-from lbsgd.report.paper_tables import paper_tables, wanted
+from lbsgd.report.paper_tables import tables_of
 from lbsgd.units import markdown_table
 
 Cells = tuple[str, ...]
@@ -40,9 +40,7 @@ def write_report(
     tables: names of those wanted, such as table1; all by default.
     Raises ConfigError where the folder cannot be written.
     """
-    found = [
-        (family, wanted(paper_tables(family), tables), ending_of(number)) for number, family in enumerate(families, 1)
-    ]
+    found = [(family, tables_of([family], tables), ending_of(number)) for number, family in enumerate(families, 1)]
     rows = rows_of([family for family, made, _ in found if not made])
     in_markdown = [table.markdown() for _, made, _ in found for table in made]
     in_markdown += [markdown_table(*given) + "\n" for given in rows]
