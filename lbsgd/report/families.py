@@ -11,7 +11,7 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from lbsgd.report.groups import NOT_A_ROW, Group, by_batch, data_of, scaling_of, with_diverged
+from lbsgd.report.groups import NOT_A_ROW, Group, by_batch, with_diverged
 from lbsgd.report.names import places_of, row_names
 from lbsgd.report.recipe import flat
 
@@ -47,8 +47,8 @@ class Family:
         if self.baseline:
             return ""
         small = [f"that with kn {row.global_batch:,} has {self.label(row)}" for row in self.rows if row.factor == 1]
-        base = scaling_of(self.rows[0].recipe)["base_batch"]
-        return f"No row is the baseline: {', '.join(small) or f'none has {base:,} images per update'}."
+        none = f"none has {self.rows[0].base_batch:,} images per update"
+        return f"No row is the baseline: {', '.join(small) or none}."
 
     def find(self, factor: float, *changes: str) -> Group | None:
         """Return the row with this factor and exactly these changes (`changes_of`)."""
@@ -61,15 +61,15 @@ class Family:
 
     def changes_of(self, row: Group) -> set[str]:
         """Return what is not the paper's recipe in a row, in the words of the tables."""
-        recipe, scaling = row.recipe, scaling_of(row.recipe)
-        warmup, rule, changes = recipe["warmup"]["kind"], scaling["rule"], set()
+        recipe, changes = row.recipe, set()
+        warmup, rule = recipe["warmup"]["kind"], recipe["linear_scaling"]["rule"]
         if rule != "linear":
             changes.add({"fixed": "lr not scaled", "sqrt": "square-root rule"}[rule])
         if row.factor > 1 and warmup != "gradual" and rule != "fixed":
             changes.add({"none": "no warmup", "constant": "constant warmup"}[warmup])
         if self.base_lr is None:
             changes.add(f"lr {row.lr:g}")
-        elif not 0.999 < (times := scaling["base_lr"] / self.base_lr) < 1.001:
+        elif not 0.999 < (times := row.base_lr / self.base_lr) < 1.001:
             changes.add({0.5: "half the lr", 2.0: "twice the lr"}.get(round(times, 3), f"lr x {times:g}"))
         if not recipe["batch_norm"]["zero_last_gamma"]:
             changes.add("γ = 1")
@@ -167,11 +167,9 @@ def families_of(groups: Sequence[Group]) -> list[Family]:
 
 def family_key(group: Group) -> str:
     """Return what the rows of a family share, but for where they ended."""
-    recipe = group.recipe
-    shared = {key: recipe.get(key) for key in SHARED}
-    n, base = recipe["batch_norm"]["per_worker_batch"], scaling_of(recipe)["base_batch"]
-    [run, *_] = group.runs
-    return json.dumps([group.header["model"], shared, n, base, data_of(run)], sort_keys=True)
+    shared = {key: group.recipe.get(key) for key in SHARED}
+    n, fingerprint = group.recipe["batch_norm"]["per_worker_batch"], group.runs[0].fingerprint
+    return json.dumps([group.header["model"], shared, n, group.base_batch, fingerprint], sort_keys=True)
 
 
 def common_lr(rows: Sequence[Group]) -> float | None:
@@ -179,7 +177,7 @@ def common_lr(rows: Sequence[Group]) -> float | None:
 
     Small batches alone, several lrs of which are equally common, are candidates: none is the reference yet.
     """
-    counts = Counter(scaling_of(row.recipe)["base_lr"] for row in rows)
+    counts = Counter(row.base_lr for row in rows)
     most = max(counts.values())
     common = sorted(lr for lr, count in counts.items() if count == most)
     candidates = len(common) > 1 and all(row.factor <= 1 for row in rows)

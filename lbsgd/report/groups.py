@@ -102,7 +102,15 @@ class Group:
     @property
     def factor(self) -> float:
         """Times the batch that the learning rate is given for."""
-        return self.global_batch / scaling_of(self.recipe)["base_batch"]
+        return self.global_batch / self.base_batch
+
+    @property
+    def base_batch(self) -> int:
+        return self.recipe["linear_scaling"]["base_batch"]
+
+    @property
+    def base_lr(self) -> float:
+        return self.recipe["linear_scaling"]["base_lr"]
 
     @property
     def lr(self) -> float:
@@ -213,18 +221,9 @@ def row_key(run: LoggedRun) -> str:
     """Return what the runs of one recipe share. How processes divided the work is not part of it."""
     numbers = {key: run.header.get(key) for key in (*SAME_IN_A_ROW, "started_from")}
     recipe = {key: value for key, value in run.header["recipe"].items() if key not in NOT_A_ROW}
-    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], data_of(run)], sort_keys=True)
+    return json.dumps([numbers, recipe, run.header["config"]["optimizer"], run.fingerprint], sort_keys=True)
 
 
 def ended_after(run: LoggedRun) -> float | None:
     """Return the epochs of a run that ended early, by --epochs; None of one that was trained to its end, or goes on."""
     return run.epochs_done if run.result is not None and not run.reached_its_plan else None
-
-
-def data_of(run: LoggedRun) -> str | None:
-    """Return the fingerprint of a run's images; logs of earlier versions have none."""
-    return run.header.get("data")
-
-
-def scaling_of(recipe: dict[str, Any]) -> dict[str, Any]:
-    return recipe["linear_scaling"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lbsgd.algorithm.published import IMAGENET_IMAGES
-from lbsgd.report.groups import Group, data_of, scaling_of
+from lbsgd.report.groups import Group
 from lbsgd.report.recipe import shown, that_counts
 from lbsgd.report.run_log import LOG_NAME, LoggedRun
 from lbsgd.units import printable
@@ -81,6 +81,6 @@ def settings_of(row: Group) -> dict[str, Any]:
     """Return what the rows of a family share besides (`families.family_key`)."""
     leaves = that_counts(row.recipe)
     found = {key: value for key, value in leaves.items() if key.split(".")[0] in ("decay", "augmentation")}
-    found["n"], found["base_batch"] = row.recipe["batch_norm"]["per_worker_batch"], scaling_of(row.recipe)["base_batch"]
-    data = data_of(row.runs[0])
+    found["n"], found["base_batch"] = row.recipe["batch_norm"]["per_worker_batch"], row.base_batch
+    data = row.runs[0].fingerprint
     return {**found, "fingerprint": data[:8] if data else "unknown"}

@@ -151,6 +151,11 @@ class LoggedRun:
         """The run's number of its first measure: a classifier's error."""
         return self.measures[0].of(self.epochs)
 
+    @property
+    def fingerprint(self) -> str | None:
+        """That of its images; logs of earlier versions have none."""
+        return self.header.get("data")
+
     def curve(self, key: str) -> dict[float, Any]:
         """Return a number by the epochs that have it: those of an evaluation stand where there was one."""
         return {record["epoch"]: record[key] for record in self.epochs if key in record}

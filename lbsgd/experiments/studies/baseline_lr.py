@@ -6,7 +6,7 @@ The linear rule has no number of its own to tune (Sec. 2.1): what is chosen here
 from __future__ import annotations
 
 from lbsgd.experiments.grid import Claim, DataSet, Row, Study, setting
-from lbsgd.report.groups import Group, scaling_of
+from lbsgd.report.groups import Group
 from lbsgd.report.page import Section
 
 
@@ -20,7 +20,7 @@ def claims(data: DataSet) -> tuple[Claim, ...]:
 
 def sections(data: DataSet, groups: dict[str, Group]) -> list[Section]:
     """Say which learning rate these runs choose, and where the data set has another."""
-    errors = {scaling_of(row.recipe)["base_lr"]: row.spread.mean for row in groups.values() if row.spread and row.whole}
+    errors = {row.base_lr: row.spread.mean for row in groups.values() if row.spread and row.whole}
     if not errors:
         return []
     chosen = max(lr for lr, error in errors.items() if error <= min(errors.values()) + data.margin_pct)
