@@ -111,7 +111,7 @@ def test_a_measurement_is_switched_off():
 
 def test_a_scheduler_that_is_missing_is_written_and_another_one_stays():
     missing = {key: value for key, value in edited().items() if key != "scheduler"}
-    assert errors(missing) == ["D09"] and corrected(missing) == edited()
+    assert "D09" in errors(missing) and corrected(missing) == edited()
     other = edited(scheduler__type="OneCycle")
     assert corrected(other)["scheduler"] == other["scheduler"]
 
