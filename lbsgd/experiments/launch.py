@@ -22,7 +22,7 @@ from lbsgd.experiments.checkout import CODE_FOLDER, ROOT, Checkout
 from lbsgd.experiments.grid import DataSet, Job
 from lbsgd.processes.control_groups import usable_cores
 from lbsgd.processes.ports import free_port
-from lbsgd.processes.signals import STOP_SIGNALS, end_with, ignored_by_nohup
+from lbsgd.processes.signals import catch, end_with
 from lbsgd.report.run_log import DIVERGED, LOG_NAME, read_run
 
 # What the last words of a diverged run hold, which a run of an earlier commit does not write as DIVERGED itself.
@@ -202,9 +202,7 @@ def end_with_grid(grid: int) -> None:
     Ctrl-C reaches the grid, which tells them. Until the recipe has its own handlers other signals end it: the grid's,
     which a fork takes along, would only note them.
     """
-    for number in STOP_SIGNALS:
-        if not ignored_by_nohup(number):
-            signal.signal(number, signal.SIG_DFL)
+    catch(signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with(grid)
 

@@ -8,7 +8,8 @@ import os
 import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from lbsgd.errors import Stopped
 
@@ -31,8 +32,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe()
         os.set_blocking(self.writer, False)
-        caught = [number for number in STOP_SIGNALS if not ignored_by_nohup(number)]
-        self.handlers_before = {number: signal.signal(number, lambda *_: None) for number in caught}
+        self.handlers_before = catch(lambda *_: None)
         self.writer_before = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
 
     def wait(self, seconds: float) -> list[signal.Signals]:
@@ -44,8 +44,7 @@ class StopSignals:
     def restore(self) -> None:
         """Restore the former handlers; call this in the main thread."""
         signal.set_wakeup_fd(self.writer_before)
-        for number, handler in self.handlers_before.items():
-            signal.signal(number, handler or signal.SIG_DFL)  # None: set by others than Python
+        give_back(self.handlers_before)
 
     def wake(self) -> None:
         """Let the thread that waits return at once."""
@@ -79,25 +78,31 @@ def stoppable(then: str) -> Iterator[None]:
 @contextlib.contextmanager
 def calling(handler: Callable[[int, object], None]) -> Iterator[None]:
     """Call a handler at each stop signal while the block lasts; call this in the main thread."""
-    caught = [number for number in STOP_SIGNALS if not ignored_by_nohup(number)]
-    before = {number: signal.signal(number, handler) for number in caught}
+    before = catch(handler)
     try:
         yield
     finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier or signal.SIG_DFL)  # None: set by others than Python
+        give_back(before)
 
 
-def ignored_by_nohup(number: signal.Signals) -> bool:
-    """Whether this is the signal of a closed terminal, which `nohup` asks to ignore."""
-    return number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN
+def catch(handler: Callable[[int, object], None] | signal.Handlers) -> dict[signal.Signals, Any]:
+    """Give the stop signals this handler, in the main thread; return what they had before.
+
+    That of a closed terminal stays ignored where `nohup` asked for it.
+    """
+    nohup = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
+    return {number: signal.signal(number, handler) for number in STOP_SIGNALS if number not in nohup}
+
+
+def give_back(before: Mapping[signal.Signals, Any]) -> None:
+    """Give the stop signals the handlers that `catch` has returned."""
+    for number, handler in before.items():
+        signal.signal(number, handler or signal.SIG_DFL)  # None: set by others than Python
 
 
 def at_a_signal(do: Callable[[int], None]) -> None:
     """Call `do` with the number of each stop signal from now on, in the main thread."""
-    for number in STOP_SIGNALS:
-        if not ignored_by_nohup(number):
-            signal.signal(number, lambda number, _: do(number))
+    catch(lambda number, _: do(number))
 
 
 @contextlib.contextmanager
