@@ -23,9 +23,9 @@ from tool_modules import load_tool
 
 from lbsgd.bench import correctness, speed
 from lbsgd.bench.correctness import OUTCOME, SPARE_SECONDS, lines_of
-from lbsgd.bench.family import end_family
 from lbsgd.bench.figure import Figure, Goal, mean_figure, ratio_figure
 from lbsgd.bench.parts import NotRun, Part, run_parts
+from lbsgd.bench.process_tree import end_family
 from lbsgd.bench.results import Results
 from lbsgd.bench.sizes import ON_A_CPU
 from lbsgd.bench.speed import measured

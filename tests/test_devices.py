@@ -14,7 +14,7 @@ from lbsgd.config.generate import generate
 from lbsgd.config.overrides import Overrides
 from lbsgd.config.plan import Plan
 from lbsgd.errors import DataError
-from lbsgd.processes.start import Stopwatch
+from lbsgd.processes.stopwatch import Stopwatch
 from lbsgd.train.device_rules import emulated_bf16
 from lbsgd.train.facts import unused_gpu
 

@@ -30,7 +30,7 @@ from lbsgd.processes.launcher import (
     require_no_hostfile,
 )
 from lbsgd.processes.ports import free_port
-from lbsgd.processes.start import Stopwatch
+from lbsgd.processes.stopwatch import Stopwatch
 from lbsgd.train.deepspeed_setup import require_device
 
 ROOT = Path(__file__).parent.parent

@@ -14,7 +14,7 @@ from lbsgd.commands import convert, detect, recipe_flags
 from lbsgd.data.coco_annotations import CocoSplit
 from lbsgd.data.folder import ValData
 from lbsgd.experiments.catalogue import STUDIES
-from lbsgd.processes.start import Stopwatch
+from lbsgd.processes.stopwatch import Stopwatch
 from lbsgd.report.measure import TOP1
 from lbsgd.report.run_log import read_run
 from lbsgd.train import session
@@ -124,7 +124,7 @@ def launcher(create_time):
 def test_a_start_of_more_than_20_seconds_is_told_once_with_what_its_parts_took(monkeypatch, seconds, told):
     stopwatch, records = Stopwatch(), Records()
     assert [name for name, _ in stopwatch.parts] == ["Python"]
-    monkeypatch.setattr("lbsgd.processes.start.time", SimpleNamespace(time=lambda: 1000.0))
+    monkeypatch.setattr("lbsgd.processes.stopwatch.time", SimpleNamespace(time=lambda: 1000.0))
     stopwatch.parts, stopwatch.last = [("launcher", 2.0), ("Python", 3.0)], 1000.0 - seconds
     reporter = Reporter(records, records, None, stopwatch=stopwatch)
     reporter.advance(), reporter.advance()

@@ -14,9 +14,9 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from lbsgd.bench.family import end_family
 from lbsgd.bench.figure import Figure, Goal
 from lbsgd.bench.parts import Part, Say
+from lbsgd.bench.process_tree import end_family
 from lbsgd.bench.sizes import BenchSettings
 from lbsgd.errors import TrainingError
 from lbsgd.experiments.data_sets.digits import DATA_SET as DIGITS

@@ -14,8 +14,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from lbsgd.bench.family import descendants, end_family
 from lbsgd.bench.figure import Figure
+from lbsgd.bench.process_tree import descendants, end_family
 from lbsgd.bench.results import PartResult, Results
 from lbsgd.processes.signals import handled_afterwards
 

@@ -32,7 +32,7 @@ from lbsgd.processes.ending import (
 )
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import end_with_launcher, launchers, require_hosts, require_no_hostfile
-from lbsgd.processes.start import Stopwatch
+from lbsgd.processes.stopwatch import Stopwatch
 from lbsgd.processes.surroundings import importing, require_compiling, require_surroundings
 from lbsgd.report.lines import say_fact, warn
 from lbsgd.train.checkpoint_names import named_at_start

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lbsgd.errors import ConfigError, DataError
-from lbsgd.processes.start import Stopwatch
+from lbsgd.processes.stopwatch import Stopwatch
 from lbsgd.report.curves import curves
 from lbsgd.report.measure import Measure
 from lbsgd.report.page import PAGE_NAME

@@ -20,7 +20,7 @@ from lbsgd.processes.ending import from_rank_0
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.guard import Guard
 from lbsgd.processes.peers import Peers
-from lbsgd.processes.start import Stopwatch
+from lbsgd.processes.stopwatch import Stopwatch
 from lbsgd.processes.surroundings import require_devices
 from lbsgd.report.lines import warn
 from lbsgd.report.run_log import RunLog, read_run
