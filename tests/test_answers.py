@@ -11,7 +11,7 @@ from lbsgd.experiments.grid import Claim
 from lbsgd.report.measure import TOP1
 
 
-def cells(kind, row, against):
+def cells(kind, row, against, num_seeds=None):
     """The answer about two rows, each given by its values and how many of its runs diverged."""
     study = replace(STUDIES["table1"], claims=lambda data: (Claim("a claim", "a", kind, "b"),))
     names = ("a", "b")
@@ -19,7 +19,7 @@ def cells(kind, row, against):
         name: SimpleNamespace(values=values, num_diverged=diverged, measure=TOP1)
         for name, (values, diverged) in zip(names, (row, against), strict=True)
     }
-    num_seeds = min(len(values) + diverged for values, diverged in (row, against))
+    num_seeds = num_seeds or min(len(values) + diverged for values, diverged in (row, against))
     [answer] = answers(study, DATA_SETS["digits"], rows, num_seeds=max(2, num_seeds))
     return answer.cells[2], answer.cells[1]
 
@@ -46,6 +46,8 @@ def test_a_row_that_diverged_is_worse(kind, holds):
 def test_a_single_diverged_seed_answers_nothing(kind):
     assert cells(kind, ONE_OF_FIVE, FIVE) == ("1 of 5 seeds of a diverged", OPEN)  # p = 0.5
     assert cells(kind, FIVE, ONE_OF_FIVE) == ("1 of 5 seeds of b diverged", OPEN)
+    # the three that are left, as many as the other row has, do not stand for all four
+    assert cells(kind, ([1.0, 2.0, 1.0], 1), FINISHED) == ("1 of 4 seeds of a diverged", OPEN)  # p = 4/7
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,6 +79,10 @@ def test_equal_seeds_answer_nothing(kind):
 def test_a_claim_is_open_while_a_run_goes_on():
     assert cells("worse", ([1.0], 0), ONE_OF_TWO) == ("1 of 2 seeds of b diverged", "not known yet")
     assert cells("worse", ([], 1), TWO) == ("1 of 1 seeds of a diverged", "not known yet")
+    # p = 1/56 and p = 1/20, and two runs of five go on
+    for row in ([], 5), ([], 3):
+        words = f"{row[1]} of {row[1]} seeds of a diverged"
+        assert cells("worse", row, FINISHED, num_seeds=5) == (words, "not known yet")
 
 
 def test_a_study_without_claims_has_no_empty_table():

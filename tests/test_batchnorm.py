@@ -16,6 +16,7 @@ from torch.optim import swa_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lbsgd.algorithm.batch_norm import convert_batch_norm
+from lbsgd.algorithm.batch_norm_moves import Move, move_together
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
 from lbsgd.algorithm.per_worker_batch_norm import (
     PerWorkerBatchNorm,
@@ -336,6 +337,31 @@ def test_the_statistics_of_a_network_move_at_once_and_as_each_layer_s_by_itself(
     assert calls.count["_foreach_lerp_"] == 2 and calls.count["lerp_"] == 0  # one for each momentum
     for ours, theirs in zip(together.buffers(), apart.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)  # the mean over workers may add in another order
+
+
+def test_moves_of_any_kind_are_those_of_one_after_the_other(monkeypatch):
+    """Of layers that differ in type, momentum or number of groups, and of some that a forward uses twice."""
+    lerp = torch._foreach_lerp_
+
+    def each_once(tensors, *arguments):  # else they would race on a GPU
+        assert len(set(map(id, tensors))) == len(tensors)
+        lerp(tensors, *arguments)
+
+    monkeypatch.setattr(torch, "_foreach_lerp_", each_once)
+    kinds = [(torch.float32, 0.1), (torch.float32, 0.3), (torch.float32, 0.1), (torch.float64, 0.1)]  # of layers
+    uses = [(0, 1), (0, 1), (1, 2), (1, 2), (2, 2), (2, 1), (3, 2)]  # layer, number of groups
+    together, apart = (
+        [(torch.zeros(4, dtype=dtype), torch.ones(4, dtype=dtype), torch.tensor(0)) for dtype, _ in kinds] for _ in "12"
+    )
+    torch.manual_seed(0)
+    moments = [torch.rand(2, groups, 4, dtype=kinds[layer][0]) for layer, groups in uses]
+    move_together([Move(*together[n], part, kinds[n][1]) for (n, _), part in zip(uses, moments, strict=True)])
+    for (n, _), part in zip(uses, moments, strict=True):
+        for statistic, average in zip(apart[n][:2], part.mean(1), strict=True):
+            statistic.lerp_(average, kinds[n][1])
+        apart[n][2].add_(1)
+    for ours, theirs in zip(together, apart, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_forward_that_ends_in_another_mode_moves_them_too():

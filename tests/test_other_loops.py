@@ -313,9 +313,10 @@ def test_loading_a_state_begins_an_iteration():
     assert torch.equal(statistics(model), statistics(undisturbed)) and model[1].num_batches_tracked == 1
 
 
+@pytest.mark.parametrize("momentum", [None, 1.0])  # the mean over all iterations, and the last one
 @pytest.mark.parametrize("workers", [1, 2])
-def test_without_a_momentum_the_statistics_are_the_mean_over_all_iterations(workers):
-    model, plain = ours(passes=2, momentum=None), ours(momentum=None)
+def test_without_a_momentum_or_with_1_the_statistics_are_of_whole_iterations(workers, momentum):
+    model, plain = ours(passes=2, momentum=momentum), ours(momentum=momentum)
     for seed in range(3):
         plain(images(2 * workers * N, seed))
         for half in images(2 * workers * N, seed).split(workers * N):
@@ -323,6 +324,7 @@ def test_without_a_momentum_the_statistics_are_the_mean_over_all_iterations(work
     for ours_, theirs in zip(norms(model).values(), norms(plain).values(), strict=True):
         torch.testing.assert_close(ours_.running_mean, theirs.running_mean)
         torch.testing.assert_close(ours_.running_var, theirs.running_var)
+        assert ours_.last is not None
         torch.testing.assert_close(ours_.last, theirs.last)
 
 

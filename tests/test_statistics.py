@@ -13,6 +13,8 @@ def test_a_run_s_error_is_the_median_of_its_last_five_epochs():
     errors = [90.0, 24.0, 26.0, 22.0, 25.0, 30.0]
     assert TOP1.of([{"val_top1_error_pct": error} for error in errors]) == 25.0
     assert mean(errors[-5:]) == 25.4  # the mean is another number, and the last epoch's 30
+    goes_on = [{"val_top1_error_pct": error} for error in (90.0, 24.0)] + 5 * [{}]  # --evaluate_every 7, say
+    assert TOP1.of(goes_on) == 24.0 and TOP1.of(5 * [{}]) is None
 
 
 def test_a_row_is_the_mean_and_the_sample_standard_deviation_over_seeds():
@@ -60,6 +62,10 @@ def test_seeds_that_are_equal_by_chance_make_no_interval_of_width_zero():
         ("no worse", -5.0, 1.1, False),
         ("worse", 0.1, 3.0, True),
         ("worse", -0.1, 3.0, False),
+        ("same", -1.0, 0.9, False),  # inside, and not on the border
+        ("same", -0.9, 1.0, False),
+        ("no worse", -5.0, 1.0, False),
+        ("worse", 0.0, 3.0, False),
     ],
 )
 def test_a_claim_holds_where_the_interval_lies(kind, low, high, holds):
@@ -72,5 +78,7 @@ def test_fisher_s_exact_test_is_one_sided():
     # 4 lost of 10 seeds, all in one row of 5: C(5, 4) / C(10, 4) = 5/210; of 3 and 3 seeds 2: C(3, 2) / C(6, 2) = 3/15
     assert fisher(4, 5, 0, 5) == pytest.approx(5 / 210) and fisher(2, 3, 0, 3) == pytest.approx(0.2)
     assert fisher(0, 5, 4, 5) == 1 and fisher(0, 5, 0, 5) == 1  # no fewer than none
+    # rows of 2 and 4 seeds, 2 lost: C(2, 2) / C(6, 2), and the other way round C(4, 2) / C(6, 2)
+    assert fisher(2, 2, 0, 4) == pytest.approx(1 / 15) and fisher(2, 4, 0, 2) == pytest.approx(6 / 15)
     # 5 of 5 against 1 of 5: C(5, 5) · C(5, 1) / C(10, 6)
     assert fisher(5, 5, 1, 5) == pytest.approx(5 / 210)

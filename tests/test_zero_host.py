@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from oracle import network
 from small_engine import in_precision, train
@@ -26,13 +27,14 @@ def optimizer(*groups):
 
 @pytest.mark.parametrize("bad", [None, *BAD])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_the_answer_is_deepspeeds(bad, dtype):
+@pytest.mark.parametrize("group, gradient", [(0, 2), (1, 1)])
+def test_the_answer_is_deepspeeds(bad, dtype, group, gradient):
     groups = [
         [torch.ones(3, 2, dtype=dtype), None, torch.full((4,), -60000.0, dtype=dtype)],
         [torch.zeros(0), torch.ones(1)],
     ]
     if bad is not None:
-        groups[0][2][1] = bad
+        groups[group][gradient][-1] = bad
     ours = optimizer(*groups)
     see_overflow_at_once(ours)
     found = ours.has_overflow_partitioned_grads_serial()
@@ -48,8 +50,6 @@ def test_a_process_without_gradients_of_its_own_saw_no_overflow():
 
 @pytest.mark.parametrize("bad", [None, *BAD])
 def test_an_engine_in_fp16_skips_an_update_with_such_a_gradient(monkeypatch, bad):
-    from deepspeed.accelerator import get_accelerator
-
     monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     monkeypatch.setattr(torch.Tensor, "amax", None)  # of DeepSpeed's own way
     engine, plan = lbsgd.initialize(torch.nn.Linear(3, 2), in_precision("fp16", 1))
@@ -75,9 +75,10 @@ def given(monkeypatch):
     return calls
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_weights_that_lie_in_their_places_are_left_there(given, stage, precision):
+def test_weights_that_lie_in_their_places_are_left_there(given, monkeypatch, stage, precision):
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
     config = in_precision(precision)
     config["zero_optimization"]["stage"] = stage
     engine, plan = lbsgd.initialize(network(), config)

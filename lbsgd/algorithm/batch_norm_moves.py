@@ -46,7 +46,6 @@ class Move(NamedTuple):
     momentum: float
 
 
-@torch.no_grad()
 def move_together(moves: Sequence[Move]) -> None:
     """Move the statistics of all layers: running ← (1 − m) · running + m · mean of the moments over the groups."""
     alike: dict[tuple[Any, ...], list[Move]] = {}

@@ -23,7 +23,7 @@ def see_overflow_at_once(optimizer: Any) -> None:
     """
 
     def overflowed() -> torch.Tensor:
-        kept = [each for group in optimizer.averaged_gradients.values() for each in group or () if each is not None]
+        kept = [each for group in optimizer.averaged_gradients.values() for each in group if each is not None]
         if not (kept := [each for each in kept if each.numel()]):
             return torch.zeros(1, dtype=torch.bool, device=optimizer.device)
         largest = torch._foreach_norm(kept, float("inf"))  # NaN passes
@@ -45,9 +45,7 @@ def leave_weights_in_place(optimizer: Any) -> None:
         parameters = optimizer.round_robin_bit16_groups[group_index]
         offsets = optimizer.round_robin_bit16_offsets[group_index]
         if any(
-            parameter.data_ptr() != begin + size * offset
-            for parameter, offset in zip(parameters, offsets, strict=True)
-            if parameter.numel()
+            parameter.data_ptr() != begin + size * offset for parameter, offset in zip(parameters, offsets, strict=True)
         ):
             give_places(group_index)
 
