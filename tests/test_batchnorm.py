@@ -5,6 +5,7 @@ import itertools
 import sys
 import warnings
 from collections import Counter
+from typing import get_args
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lbsgd.algorithm.batch_norm import convert_batch_norm
 from lbsgd.algorithm.batch_norm_moves import Move, move_together
 from lbsgd.algorithm.batch_norm_statistics import agree_statistics, recomputing_statistics
+from lbsgd.algorithm.choices import Statistics
 from lbsgd.algorithm.per_worker_batch_norm import (
     PerWorkerBatchNorm,
     PerWorkerBatchNorm1d,
@@ -652,8 +654,7 @@ def one_process(rank, folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     results = {
-        "average": agreed(rank, "average"),
-        "first_worker": agreed(rank, "first_worker"),
+        **{statistics: agreed(rank, statistics) for statistics in get_args(Statistics)},
         "EMA": averaged([images(32, seed=seed) for seed in range(2)], rank),
         "torch's": of_torchs_batch_norms(),
         "shared": recomputed(rank, share=8),
@@ -674,7 +675,7 @@ def two_processes(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.parametrize("statistics", ["average", "first_worker"])
+@pytest.mark.parametrize("statistics", get_args(Statistics))  # those to be recomputed agree until then, too
 def test_agreed_statistics_are_those_of_one_process_with_all_workers(two_processes, statistics):
     alone = PerWorkerBatchNorm2d(5, per_worker_batch=N, statistics=statistics)
     for iteration in range(3):
