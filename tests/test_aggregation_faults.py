@@ -23,7 +23,6 @@ from torch.nn import functional as F
 import lbsgd
 from lbsgd.config.aggregation import Choice
 from lbsgd.config.keypath import put
-from lbsgd.config.neutral import completed
 from lbsgd.config.plan import Plan
 from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError, ConfigError, TrainingError
@@ -35,6 +34,7 @@ from lbsgd.train.aggregation.placement import Placement
 from lbsgd.train.aggregation.resume import same_order, say_other_sums, tell_of_another_order
 from lbsgd.train.engine import start_processes
 from lbsgd.train.engine_state import gather_state
+from lbsgd.train.identity import completed
 from lbsgd.train.saver import Saver
 
 ALONE, FLAT = Placement(((0,),)), Choice("flat", "backend", "backend")

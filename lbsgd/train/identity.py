@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lbsgd.config.neutral import completed
+from pydantic import BaseModel
+
+from lbsgd.config.schema import Recipe
 from lbsgd.errors import CheckpointError
 
 MODEL = "model"  # in an identity: the name of the network, for messages
@@ -36,6 +39,23 @@ def with_defaults(identity: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(identity.get("recipe"), dict):
         return identity
     return {**identity, "recipe": completed(identity["recipe"])}
+
+
+def completed(saved: Mapping[str, Any], block: type[BaseModel] = Recipe) -> dict[str, Any]:
+    """Return a saved block with the default of every key that it does not have, blocks inside it included.
+
+    A key's default must be what the code did before the key existed. A key without a default stays missing.
+    """
+    found = dict(saved)
+    for name, field in block.model_fields.items():
+        inner = field.annotation if isinstance(field.annotation, type) else None
+        if name not in found:
+            if not field.is_required():
+                default = field.get_default(call_default_factory=True)
+                found[name] = default.model_dump() if isinstance(default, BaseModel) else default
+        elif inner and issubclass(inner, BaseModel) and isinstance(found[name], Mapping):
+            found[name] = completed(found[name], inner)
+    return found
 
 
 def require_same(other: str, saved: Any, now: Any, what: str) -> None:
