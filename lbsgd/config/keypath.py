@@ -62,10 +62,9 @@ class MISSING:
 def differences(before: Any, after: Any, path: str = "", written: Callable[[Any], str] = json.dumps) -> tuple[str, ...]:
     """Return a line `key: old -> new` for every leaf in which two JSON values differ, each as `written` writes it."""
     if isinstance(before, dict) and isinstance(after, dict):
-        keys = [*before, *(key for key in after if key not in before)]
         return tuple(
             line
-            for key in keys
+            for key in before | after
             for line in differences(
                 before.get(key, MISSING), after.get(key, MISSING), f"{path}.{key}" if path else key, written
             )

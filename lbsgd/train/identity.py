@@ -66,7 +66,7 @@ def require_same(other: str, saved: Any, now: Any, what: str) -> None:
     if what == MODEL:
         return
     if isinstance(saved, dict) and isinstance(now, dict):
-        for key in [*saved, *(key for key in now if key not in saved)]:
+        for key in saved | now:
             require_same(other, saved.get(key), now.get(key), f"{what}.{key}" if what else key)
     elif saved != now:
         raise CheckpointError(

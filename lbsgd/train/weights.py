@@ -62,7 +62,7 @@ def put_weights(network: Module, weights: dict[str, Any], path: Path) -> None:
     here = network.state_dict()
     counters = {name: value for name, value in here.items() if name.endswith("num_batches_tracked")}
     weights = counters | weights
-    for name in [*here, *(name for name in weights if name not in here)]:
+    for name in here | weights:
         theirs, ours = (shape_words(tensors.get(name)) for tensors in (weights, here))
         if theirs != ours:
             raise DataError(f"{path} is of another network: {name} is {theirs} there and {ours} here")
