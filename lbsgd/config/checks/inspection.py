@@ -156,10 +156,10 @@ def inspect_unstrict(file: str, error: ConfigError, fix: bool, version: str | No
     if config is not None and "lbsgd" in config:
         config = None
     kind: Kind = "lbsgd" if config is None else "plain"
-    reason = str(error).removeprefix(file).lstrip(":, ")
+    problem, _, advice = str(error).removeprefix(file).lstrip(":, ").rpartition("; ")
     if fix:
-        reason += ", and then run --fix again: it changes strict JSON only, because comments would be lost"
-    found = findings_by(rules_of(strictness), UnstrictFile(reason, readable=config is not None), kind)
+        advice += ", and then run --fix again: it changes strict JSON only, because comments would be lost"
+    found = findings_by(rules_of(strictness), UnstrictFile(problem, advice, readable=config is not None), kind)
     about = findings_of(config, version) if config is not None else ()
     return Inspection(file, config, (*about, *found), version=version)
 

@@ -10,12 +10,10 @@ from lbsgd.config.checks.rule import Hit, rule
 
 @dataclass(frozen=True)
 class UnstrictFile:
-    """A file that is no strict JSON: why not, and whether DeepSpeed, which reads Hjson, can read it all the same.
+    """A file that is no strict JSON: why not, what to do, and whether DeepSpeed, which reads Hjson, reads it."""
 
-    reason    of the error that `read_json` raises: what is wrong, and behind a semicolon what to do
-    """
-
-    reason: str
+    problem: str
+    fix: str
     readable: bool
 
 
@@ -31,8 +29,7 @@ class UnstrictFile:
 )
 def unreadable(file: UnstrictFile) -> Iterator[Hit]:
     if not file.readable:
-        problem, _, fix = file.reason.rpartition("; ")
-        yield Hit("file", problem, fix)
+        yield Hit("file", file.problem, file.fix)
 
 
 @rule(
@@ -47,5 +44,4 @@ def unreadable(file: UnstrictFile) -> Iterator[Hit]:
 )
 def hjson(file: UnstrictFile) -> Iterator[Hit]:
     if file.readable:
-        problem, _, fix = file.reason.rpartition("; ")
-        yield Hit("file", f"{problem}: DeepSpeed reads it, and most other tools do not", fix)
+        yield Hit("file", f"{file.problem}: DeepSpeed reads it, and most other tools do not", file.fix)
