@@ -41,22 +41,25 @@ def print_inspections(inspections: Sequence[Inspection], console: Console | None
         from rich.console import Console
 
         console = Console(highlight=False)
-    width = console.width if console else None
+    for line in lines_of_all(inspections, passed_over, width=console.width if console else None):
+        print_line(line, console)
+
+
+def lines_of_all(inspections: Sequence[Inspection], passed_over: int, width: int | None) -> Iterator[Line]:
+    """Yield the lines of all files, then what is noted of many of them, and the totals."""
     common = common_notes(inspections)
     for each in inspections:
-        for line in lines_of(each, width, common.keys()):
-            print_line(line, console)
+        yield from lines_of(each, width, common.keys())
     for note, number in common.values():
-        print_line([(f"in {number} of {len(inspections)} files:", "bold")], console)
-        for line in lines_of_finding(note, width):
-            print_line(line, console)
+        yield [(f"in {number} of {len(inspections)} files:", "bold")]
+        yield from lines_of_finding(note, width)
     if len(inspections) > 1:
         totals = (counted(sum(each.count(severity) for each in inspections), severity) for severity in SEVERITIES)
         for text in wrapped(f"{len(inspections)} files: {', '.join(totals)}", "", width):
-            print_line([(text, "")], console)
+            yield [(text, "")]
     if passed_over:
         for text in wrapped(others_passed_over(passed_over), "", width):
-            print_line([(text, "dim")], console)
+            yield [(text, "dim")]
 
 
 def common_notes(inspections: Sequence[Inspection]) -> dict[str, tuple[Finding, int]]:
