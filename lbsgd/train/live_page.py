@@ -25,23 +25,22 @@ def baseline_limits(runs: Sequence[str | Path]) -> Limits:
     Raises ConfigError if they are not at least 3 finished runs of one recipe with different seeds, or one of them has
     diverged, DataError for a log that cannot be read.
     """
-    groups = group_runs(find_runs(runs))
+    groups, given = group_runs(find_runs(runs)), f"--baseline {' '.join(map(str, runs))}"
     for group in groups:
         if group.measure != TOP1:
             raise ConfigError(
-                f"--baseline {' '.join(map(str, runs))}: {group.header['model']} has no training error to compare "
-                "with; leave the flag out"
+                f"{given}: {group.header['model']} has no training error to compare with; leave the flag out"
             )
     if len(groups) != 1 or len(groups[0].finished) < SEEDS:
         finished = counted(sum(len(group.finished) for group in groups), "finished run")
         raise ConfigError(
-            f"--baseline {' '.join(map(str, runs))}: {finished} of {counted(len(groups), 'recipe')}; give at least "
-            f"{SEEDS} finished runs of one recipe that differ in their seed"
+            f"{given}: {finished} of {counted(len(groups), 'recipe')}; give at least {SEEDS} finished runs of one "
+            "recipe that differ in their seed"
         )
     if not groups[0].whole:
         raise ConfigError(
-            f"--baseline {' '.join(map(str, runs))}: {groups[0].num_diverged} of {len(groups[0].runs)} seeds diverged, "
-            "and the curves of the others are not the recipe's; give a recipe whose seeds all finish"
+            f"{given}: {groups[0].num_diverged} of {len(groups[0].runs)} seeds diverged, and the curves of the others "
+            "are not the recipe's; give a recipe whose seeds all finish"
         )
     return limits(groups[0].finished)
 
