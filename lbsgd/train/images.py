@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from lbsgd.config.plan import Plan
@@ -84,41 +85,53 @@ def ffcv_files(data: ImageNetData | ValData, threads: int, in_memory: bool = Fal
             f"the decoder is {FFCVS}: install libjpeg-turbo's header and a C compiler, and then lbsgd again; "
             "its own decoder is about 2.5 times as fast"
         )
-
-    def opened(plan: Plan, processes: Processes, pixels: Pixels, stack: ExitStack) -> Images:
-        """Raise DataError if FFCV is missing, and ConfigError if in_memory is asked for and does not fit."""
-        try:
-            from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
-        except ImportError as error:
-            raise missing_ffcv(error) from error
-        augmentation, cut = plan.recipe.augmentation, cut_of(plan, processes)
-        train = None
-        if isinstance(data, ImageNetData):
-            train = TrainLoader(
-                data.train,
-                cut,
-                from_disk=is_read_from_disk(data.train, in_memory, processes),
-                crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
-                flip=augmentation.flip,
-                threads=threads,
-                pixels=pixels,
-            )
-            stack.enter_context(closing(train))
-        val = EvalLoader(
-            data.val,
-            from_disk=is_read_from_disk(data.val, in_memory, processes),
-            batch=plan.micro_batch,
-            threads=threads,
-            share=cut.share,
-            pixels=pixels,
-        )
-        stack.enter_context(closing(val))
-        return Images(train, val, data.val_classes)
-
     place, errors = str(data.val.path.parent), ""
     if data.val_classes:
         errors = f"among the {len(data.val_classes):,} of {data.num_classes:,} classes that have validation images"
+    opened = partial(open_files, data, threads, in_memory)
     return ImageSource(data.num_classes, data.classes, data.fingerprint, place, advice, opened, decoder, errors)
+
+
+def open_files(
+    data: ImageNetData | ValData,
+    threads: int,
+    in_memory: bool,
+    plan: Plan,
+    processes: Processes,
+    pixels: Pixels,
+    stack: ExitStack,
+) -> Images:
+    """Open this process's share of train.beton, if data has it, and of val.beton.
+
+    Raises DataError if FFCV is missing, and ConfigError if in_memory is asked for and does not fit.
+    """
+    try:
+        from lbsgd.data.loaders import EvalLoader, TrainLoader  # imports FFCV: seconds that fake data need not wait
+    except ImportError as error:
+        raise missing_ffcv(error) from error
+    augmentation, cut = plan.recipe.augmentation, cut_of(plan, processes)
+    train = None
+    if isinstance(data, ImageNetData):
+        train = TrainLoader(
+            data.train,
+            cut,
+            from_disk=is_read_from_disk(data.train, in_memory, processes),
+            crop_scale=(augmentation.crop_scale[0], augmentation.crop_scale[1]),
+            flip=augmentation.flip,
+            threads=threads,
+            pixels=pixels,
+        )
+        stack.enter_context(closing(train))
+    val = EvalLoader(
+        data.val,
+        from_disk=is_read_from_disk(data.val, in_memory, processes),
+        batch=plan.micro_batch,
+        threads=threads,
+        share=cut.share,
+        pixels=pixels,
+    )
+    stack.enter_context(closing(val))
+    return Images(train, val, data.val_classes)
 
 
 def is_read_from_disk(file: BetonFile, in_memory: bool, processes: Processes) -> bool:
