@@ -6,11 +6,12 @@ import bz2
 import contextlib
 import errno
 import gzip
+import hashlib
 import lzma
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -62,6 +63,11 @@ def version(path: Path) -> str:
     """Return a name for the content of a file, which changes with it."""
     info = path.stat()
     return f"{path.name}.{info.st_size}.{info.st_mtime_ns}"
+
+
+def versions_digest(paths: Iterable[Path]) -> str:
+    """Return a digest of the versions of files."""
+    return hashlib.sha256("\n".join(map(version, paths)).encode(errors="surrogateescape")).hexdigest()
 
 
 def say_if_long(what: str, *sources: Path) -> None:

@@ -11,7 +11,6 @@ images of one name, such as 0000.jpg of every folder that was pushed to Hugging 
 
 from __future__ import annotations
 
-import hashlib
 import re
 import stat
 from collections.abc import Iterator, Sequence
@@ -20,7 +19,7 @@ from pathlib import Path
 
 from lbsgd.convert.archives import listed_once
 from lbsgd.convert.by_class import ByClass
-from lbsgd.convert.compressed import version
+from lbsgd.convert.compressed import versions_digest
 from lbsgd.convert.files import Files
 from lbsgd.convert.folders import followed
 from lbsgd.convert.parquet import copy_images
@@ -54,8 +53,7 @@ class Shards:
 
     def copy_path(self, split: str, scratch: Path) -> Path:
         """Return the path for the images of parquet in a scratch folder; its name changes with the shards."""
-        versions = "\n".join(version(self.path / name) for name in self.names[split])
-        digest = hashlib.sha256(versions.encode(errors="surrogateescape")).hexdigest()
+        digest = versions_digest(self.path / name for name in self.names[split])
         return scratch / f"{split}.{digest:.16}.images"
 
 

@@ -12,7 +12,6 @@ The parts may be mixed, such as training folders and a validation archive. Image
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -22,7 +21,7 @@ from lbsgd.convert import cifar10
 from lbsgd.convert.annotations import ANNOTATIONS, labels_in_folder, labels_in_tar
 from lbsgd.convert.archives import cached_members
 from lbsgd.convert.by_class import ByClass
-from lbsgd.convert.compressed import no_room, uncompressed, version
+from lbsgd.convert.compressed import no_room, uncompressed, versions_digest
 from lbsgd.convert.folders import has_class_folders, has_images, in_folders
 from lbsgd.convert.imagenet_labels import devkit_labels, kaggle_labels
 from lbsgd.convert.left_out import OTHER_SOURCE
@@ -102,7 +101,7 @@ def source_version(path: Path) -> str:
     Empty if any part of the source lies in a folder of images. Raises DataError if shards are missing, OSError.
     """
     files = _archives_of(path)
-    return hashlib.sha256("\n".join(map(version, files)).encode(errors="surrogateescape")).hexdigest() if files else ""
+    return versions_digest(files) if files else ""
 
 
 def _archives_of(path: Path) -> list[Path]:
