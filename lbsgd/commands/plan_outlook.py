@@ -9,9 +9,9 @@ from typing import Any
 from lbsgd.commands.plan_figure import stretches
 from lbsgd.commands.recipe_flags import overrides_of
 from lbsgd.config.json_file import read_json
-from lbsgd.config.keypath import is_count
+from lbsgd.config.keypath import PASSES, is_count
 from lbsgd.config.memory import Memory, memory, network
-from lbsgd.config.overrides import KEYS, PASSES, Given, Overrides, override, require_agreement
+from lbsgd.config.overrides import KEYS, Given, Overrides, override, require_agreement
 from lbsgd.config.plan import Plan, require_sound
 from lbsgd.config.prediction import (
     ALGORITHMS,

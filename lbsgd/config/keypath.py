@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 from lbsgd.errors import ConfigError
 
 LARGEST = 10**12  # no count or factor of a run is larger
+BATCH, MICRO, PASSES = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 LR, BUCKET = "optimizer.params.lr", "zero_optimization.reduce_bucket_size"
 DEFAULT_BUCKET = 500_000_000  # of DeepSpeed, in elements
 OWN_AUTO = frozenset(  # where "auto" is a value of DeepSpeed's own

@@ -14,7 +14,7 @@ from lbsgd.config.checks.finding import refuse
 from lbsgd.config.checks.registry import deepspeed_findings
 from lbsgd.config.derive import derive, is_close
 from lbsgd.config.json_file import NumberError, finite, refuse_constant
-from lbsgd.config.keypath import get, is_number, put
+from lbsgd.config.keypath import BATCH, MICRO, PASSES, get, is_number, put
 from lbsgd.config.precision import precision_of, set_precision
 from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
 from lbsgd.disk import MOST_LEVELS, require_shallow
@@ -22,15 +22,14 @@ from lbsgd.errors import ConfigError
 
 WHERE = "the flags"
 KEYS = {  # the key that each flag is about
-    "global_batch": "train_batch_size",
-    "micro_batch": "train_micro_batch_size_per_gpu",
+    "global_batch": BATCH,
+    "micro_batch": MICRO,
     "resolution": "lbsgd.augmentation.resolution",
     "seed": "lbsgd.seed",
     "zero_stage": "zero_optimization.stage",
     "epochs": "lbsgd.epochs",
     "num_images": "lbsgd.num_images",
 }
-PASSES = "gradient_accumulation_steps"
 
 
 class Given(NamedTuple):

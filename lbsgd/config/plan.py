@@ -29,8 +29,8 @@ from lbsgd.config.derive import (
     warmup_in_iterations,
 )
 from lbsgd.config.json_file import read_json
-from lbsgd.config.keypath import BUCKET, DEFAULT_BUCKET, differences, get
-from lbsgd.config.overrides import PASSES, Overrides, override, require_passes
+from lbsgd.config.keypath import BUCKET, DEFAULT_BUCKET, PASSES, differences, get
+from lbsgd.config.overrides import Overrides, override, require_passes
 from lbsgd.config.precision import precision_of
 from lbsgd.config.schema import NO_NUMBER, PROSE, Recipe
 from lbsgd.errors import ConfigError, require_type

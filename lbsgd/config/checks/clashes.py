@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lbsgd.config.checks.rule import Hit, rule
-from lbsgd.config.keypath import automatic_keys, is_count, paths_to_auto
+from lbsgd.config.keypath import BATCH, MICRO, PASSES, automatic_keys, is_count, paths_to_auto
 from lbsgd.config.libraries.arguments import CALLS, HUGGING_FACE, Library, arguments_of
 from lbsgd.config.libraries.automatic import DEFAULTS, FILLED, FROM_HIDDEN_SIZE
 from lbsgd.units import counted
@@ -31,7 +31,7 @@ class InLibrary:
 
         The number of passes is none of them where Lightning refuses any value.
         """
-        refused = {"gradient_accumulation_steps"} if self.library == "lightning" else set()
+        refused = {PASSES} if self.library == "lightning" else set()
         found = paths_to_auto(self.config) if self.library in HUGGING_FACE else automatic_keys(self.config)
         return [key for key in found if key not in refused]
 
@@ -48,12 +48,12 @@ class InLibrary:
     example={"gradient_accumulation_steps": None},
 )
 def passes_left_out(use: InLibrary) -> Iterator[Hit]:
-    kn, micro = use.config.get("train_batch_size"), use.config.get("train_micro_batch_size_per_gpu")
-    left_out = use.library in HUGGING_FACE and "gradient_accumulation_steps" not in use.config
+    kn, micro = use.config.get(BATCH), use.config.get(MICRO)
+    left_out = use.library in HUGGING_FACE and PASSES not in use.config
     if left_out and is_count(kn) and is_count(micro):
         on = f"{counted(kn // micro, 'process')} only" if kn % micro == 0 else "no number of processes"
         said = f"is left out, and {use.library} takes 1: {kn} = {micro} x 1 x N holds on {on}"
-        yield Hit("gradient_accumulation_steps", said)
+        yield Hit(PASSES, said)
 
 
 @rule(
@@ -67,8 +67,8 @@ def passes_left_out(use: InLibrary) -> Iterator[Hit]:
     example={"gradient_accumulation_steps": 32},
 )
 def passes_given(use: InLibrary) -> Iterator[Hit]:
-    if use.library == "lightning" and "gradient_accumulation_steps" in use.config:
-        yield Hit("gradient_accumulation_steps", "stands in the file, and Lightning refuses that")
+    if use.library == "lightning" and PASSES in use.config:
+        yield Hit(PASSES, "stands in the file, and Lightning refuses that")
 
 
 @rule(

@@ -11,7 +11,7 @@ from lbsgd.config.checks.deepspeed_keys import similar
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import LARGEST, is_count, shown, stated
+from lbsgd.config.keypath import BATCH, LARGEST, MICRO, PASSES, is_count, shown, stated
 
 NAMES_OF_TYPES = {
     "fp16": ("fp16", "float16", "torch.float16", "half"),
@@ -19,7 +19,6 @@ NAMES_OF_TYPES = {
     "fp32": ("fp32", "float32", "torch.float32", "float"),
 }
 FACTOR = "gradient_predivide_factor"
-BATCH, MICRO, PASSES = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 
 
 @rule(

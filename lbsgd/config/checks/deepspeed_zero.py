@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from lbsgd.config.accepted.values import as_whole_number
-from lbsgd.config.checks.deepspeed_batch import BATCH, FACTOR, MICRO, PASSES, is_divisor
+from lbsgd.config.checks.deepspeed_batch import FACTOR, is_divisor
 from lbsgd.config.checks.deepspeed_beside import OLD_NAMES, copies_weights_itself, offloading, reads_factor
 from lbsgd.config.checks.deepspeed_values import numbers_meant
 from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
-from lbsgd.config.keypath import BUCKET, DEFAULT_BUCKET, is_count, is_number, shown
+from lbsgd.config.keypath import BATCH, BUCKET, DEFAULT_BUCKET, MICRO, PASSES, is_count, is_number, shown
 
 ZERO = "zero_optimization"
 STAGE, GATHERED = f"{ZERO}.stage", f"{ZERO}.allgather_bucket_size"

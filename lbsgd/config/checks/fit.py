@@ -15,7 +15,7 @@ from lbsgd.config.derive import (
     length_in_iterations,
     warmup_in_iterations,
 )
-from lbsgd.config.keypath import shown
+from lbsgd.config.keypath import BATCH, MICRO, PASSES, shown
 from lbsgd.units import counted
 
 
@@ -32,7 +32,7 @@ def whole_workers(planned: Planned) -> Iterator[Hit]:
     if not planned.has_whole_workers:
         fitting = " or ".join(str(k * n) for k in (kn // n, kn // n + 1) if k)
         fix = f"k = kn/n workers must be whole: use {fitting}"
-        yield Hit("train_batch_size", f"is {kn}, no multiple of n = {n}", fix)
+        yield Hit(BATCH, f"is {kn}, no multiple of n = {n}", fix)
 
 
 @rule(
@@ -49,7 +49,7 @@ def dividable_workers(planned: Planned) -> Iterator[Hit]:
     k = kn // n
     if planned.has_whole_workers and k % world_size:
         said = f"is {kn}, whose k = {k} workers of n = {n} cannot be divided among {world_size} processes"
-        yield Hit("train_batch_size", said, f"numbers of processes that fit: {on_one_line(divisors(k))}")
+        yield Hit(BATCH, said, f"numbers of processes that fit: {on_one_line(divisors(k))}")
 
 
 @rule(
@@ -68,7 +68,7 @@ def micro_batch(planned: Planned) -> Iterator[Hit]:
         whose = f"each of {world_size} processes" if world_size > 1 else "one process"
         said = f"is {micro}, no multiple of n = {n} that divides the {share} images of {whose}"
         fitting = [n * d for d in divisors(share // n)]
-        yield Hit("train_micro_batch_size_per_gpu", said, f"micro batches that fit: {on_one_line(fitting)}")
+        yield Hit(MICRO, said, f"micro batches that fit: {on_one_line(fitting)}")
 
 
 @rule(
@@ -83,7 +83,7 @@ def an_iteration(planned: Planned) -> Iterator[Hit]:
     kn, num_images = planned.global_batch, planned.recipe.num_images
     if num_images < kn:
         said = f"is {kn}, more than the {num_images} images of the training data"
-        yield Hit("train_batch_size", said)
+        yield Hit(BATCH, said)
 
 
 @rule(
@@ -112,13 +112,12 @@ def statistics_images(planned: Planned) -> Iterator[Hit]:
     processes=8,
 )
 def passes(planned: Planned) -> Iterator[Hit]:
-    key = "gradient_accumulation_steps"
-    written, kn, micro, world_size = planned.get(key), planned.global_batch, planned.micro_batch, planned.world_size
+    written, kn, micro, world_size = planned.get(PASSES), planned.global_batch, planned.micro_batch, planned.world_size
     following = kn / (world_size * micro)
     if written is not None and written != following:
         on = f"{counted(world_size, 'process')} x {micro}"
         said = f"is {shown(written)}, but {kn} images on {on} are {following:g} passes"
-        yield Hit(key, said, correction={key: DELETE})
+        yield Hit(PASSES, said, correction={PASSES: DELETE})
 
 
 @rule(
@@ -131,13 +130,12 @@ def passes(planned: Planned) -> Iterator[Hit]:
     example={"gradient_accumulation_steps": 7},
 )
 def impossible_passes(planned: Planned) -> Iterator[Hit]:
-    key, kn, micro = "gradient_accumulation_steps", planned.global_batch, planned.micro_batch
-    written = planned.get(key)
+    written, kn, micro = planned.get(PASSES), planned.global_batch, planned.micro_batch
     if written is None or kn % micro:
         return
     if not is_divisor(written) or kn % (micro * written):
         said = f"is {shown(written)}, and {kn} images are {kn // micro} passes of {micro} on all processes together"
-        yield Hit(key, said, correction={key: DELETE})
+        yield Hit(PASSES, said, correction={PASSES: DELETE})
 
 
 @rule(
