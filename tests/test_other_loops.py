@@ -376,9 +376,10 @@ def test_switching_tracking_off_keeps_the_statistics_that_there_are():
     torch.testing.assert_close(model.eval()(images(3)), plain.eval()(images(3)))
 
 
-def test_frozen_batch_norms_stay_and_the_others_are_recomputed():
+@pytest.mark.parametrize("freeze", [nn.Module.eval, lambda norm: setattr(norm, "track_running_stats", False)])
+def test_frozen_batch_norms_stay_and_the_others_are_recomputed(freeze):
     model = ours().train()
-    model[1].eval()
+    freeze(model[1])
     frozen, moving = (model[i].running_mean.clone() for i in (1, 4))
     with torch.no_grad(), lbsgd.recomputing_statistics(model):
         model(images(2 * N))

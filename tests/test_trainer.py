@@ -224,6 +224,13 @@ def test_what_rank_0_finds_wrong_ends_every_process():
     assert in_processes(2, fail_on_rank_0) == ["no complete checkpoint"] * 2
 
 
+def test_the_first_iteration_whose_loss_is_no_number_is_remembered():
+    ours = SimpleNamespace(first_bad=torch.tensor(NEVER), totals=Totals("cpu", 0), plan=SimpleNamespace(micro_batch=1))
+    for ours.iteration, loss in enumerate([1.0, math.inf, 1.0, math.nan, 1.0]):
+        Trainer.note(ours, torch.tensor(loss), [])
+    assert ours.first_bad == 1
+
+
 def stopped_by_a_loss():
     """Return what stops this process if only rank 1's loss of iteration 3 is not a number."""
     start_processes()
