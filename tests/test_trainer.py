@@ -318,6 +318,14 @@ def test_the_wait_for_the_first_batch_of_a_run_is_no_advice():
     assert clock.data.of_epoch >= 0.02  # a later epoch's first batch counts: nothing is compiled for it
 
 
+def test_what_was_saved_is_asked_for_no_longer_and_a_stop_still_is(tmp_path):
+    """Among several processes the next decision may be many iterations away, and each would save."""
+    ours = trainer(tmp_path)
+    ours.decision = Decision(stop=True, save=True)
+    ours.save(), ours.saver.wait()
+    assert ours.decision == Decision(stop=True)
+
+
 def test_a_given_up_iteration_leaves_the_random_states_and_the_totals_from_before_it(tmp_path, monkeypatch):
     ours = trainer(tmp_path)
     ours.engine.train(), ours.start_epoch()
