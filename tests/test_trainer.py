@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from oracle import N, network
+from oracle import K, N, network
 from processes import in_processes
 from small_engine import recipe
 from test_checkpoint import complete
@@ -98,6 +98,8 @@ def test_a_record_says_how_many_iterations_it_is_the_mean_of_also_after_a_resume
     again.train(last_iteration=8)
     records = ours.reporter.log.iterations + again.reporter.log.iterations
     assert [(record["iteration"], record["num_iterations"]) for record in records] == [(0, 1), (3, 3), (6, 2)]
+    seconds = [K * N / record["images_per_second"] for record in each.reporter.log.iterations]
+    assert len(seconds) == 8 and sum(seconds) < each.reporter.log.epochs[0]["seconds"]  # each of its own iteration
     losses = [record["train_loss"] for record in each.reporter.log.iterations]
     for record in records:
         first, last = record["iteration"] - record["num_iterations"] + 1, record["iteration"]
