@@ -6,7 +6,9 @@ import argparse
 import errno
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 # Each command imports what it needs when it runs, and none imports torch or deepspeed: every command starts at once.
 from lbsgd.commands import check, config, convert, plan, report, reproduce
@@ -94,12 +96,24 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class CommandParser(OneLineParser):
+    """The parser of one command, which gets its flags when it is asked for: those of `reproduce` take long to load."""
+
+    def __init__(self, *, add_arguments: Callable[[argparse.ArgumentParser], None], **given: Any) -> None:
+        super().__init__(**given)
+        self.add_arguments = add_arguments
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self.add_arguments(self)
+        return super().parse_known_args(args, namespace)
+
+
 def parser() -> argparse.ArgumentParser:
     """Return the parser of all commands; each command's module adds its own flags."""
     top = OneLineParser(prog="lbsgd", description=DESCRIPTION, epilog=EPILOG)
     top.add_argument("--version", action=Version, nargs=0, help="print the version")
     top.set_defaults(run=None)
-    commands = top.add_subparsers(title="commands", metavar="COMMAND")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", parser_class=CommandParser)
     for name, module, summary in (
         ("plan", plan, "show what a JSON means on N GPUs, and predict how long it takes"),
         ("check", check, "find what is wrong in DeepSpeed JSONs, why it hurts, and the fix"),
@@ -108,7 +122,6 @@ def parser() -> argparse.ArgumentParser:
         ("report", report, "make tables and curves of runs from their logs"),
         ("reproduce", reproduce, "run a table or figure of the paper, and report it"),
     ):
-        command = commands.add_parser(name, help=summary, description=summary)
-        module.add_arguments(command)
+        command = commands.add_parser(name, help=summary, description=summary, add_arguments=module.add_arguments)
         command.set_defaults(run=module.run)
     return top
