@@ -142,7 +142,7 @@ def test_stock_ffcv_reads_every_kind_with_the_pixels_that_pil_sees(tmp_path, ffc
         path.write_bytes(data)
     shutil.copytree(tmp_path / "source/train", tmp_path / "source/val")
     convert(tmp_path / "source", tmp_path / "data", raw_fraction=0.25, **SETTINGS)
-    pixels, labels = read_by_stock_ffcv(tmp_path / "data/train.beton", len(images), True)
+    [(pixels, labels)] = read_by_stock_ffcv(tmp_path / "data/train.beton", len(images))
     expected = images[0::2] + images[1::2]
     assert labels == [0] * len(images[0::2]) + [1] * len(images[1::2])
     for found, data in zip(pixels, expected, strict=True):

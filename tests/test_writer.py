@@ -44,8 +44,7 @@ def picture(number):
 # --- the file ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("os_cache", [True, False])
-def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
+def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path):
     """By a memory map, and by pages. FFCV's fast inverse DCT puts its pixels some steps beside PIL's, in any file."""
     jpegs = [picture(number) for number in range(40)]
     expected = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in jpegs]
@@ -53,11 +52,11 @@ def test_stock_ffcv_reads_grey_and_colour_jpegs_and_pixels(tmp_path, os_cache):
     columns = kinds, expected, jpegs
     contents = [pixels.tobytes() if kind == PIXELS else data for kind, pixels, data in zip(*columns, strict=True)]
     append_images(tmp_path / "a.beton", contents, kinds=kinds)
-    images, labels = read_by_stock_ffcv(tmp_path / "a.beton", 40, os_cache)
-    for number, (image, pixels) in enumerate(zip(images, expected, strict=True)):
-        distance = np.abs(image.astype(int) - pixels)
-        assert distance.max() <= (0 if kinds[number] == PIXELS else 8) and distance.mean() <= 1.5
-    assert labels == [number % 5 for number in range(40)]
+    for images, labels in read_by_stock_ffcv(tmp_path / "a.beton", 40, os_caches=(True, False)):
+        for number, (image, pixels) in enumerate(zip(images, expected, strict=True)):
+            distance = np.abs(image.astype(int) - pixels)
+            assert distance.max() <= (0 if kinds[number] == PIXELS else 8) and distance.mean() <= 1.5
+        assert labels == [number % 5 for number in range(40)]
 
 
 def test_no_image_lies_in_two_pages(tmp_path):
