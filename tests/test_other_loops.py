@@ -444,7 +444,7 @@ class Tokens(nn.Module):
         x = self.conv(x).flatten(2).transpose(1, 2)  # (N, tokens, C)
         return self.norm(x.flatten(0, 1)).reshape_as(x)
 
-    def forward(self, name=None, x=None):
+    def forward(self, name=None, x=None, scales=None):
         return checkpoint(self.rows, x, use_reentrant=False) if self.checkpointing else self.rows(x)
 
 
@@ -464,7 +464,7 @@ def test_rows_of_one_worker_s_images_are_normalised_together(compiler, checkpoin
 def test_rows_of_several_workers_are_refused_with_the_numbers():
     model = convert_batch_norm(Tokens(), N)
     with pytest.raises(ValueError, match=r"makes 288 rows of 8 images .* a micro batch of 4$"):
-        model(x=images(2 * N))
+        model(x=images(2 * N), scales=torch.ones(N))  # the first tensor is the images, whatever follows it
     assert model.rows(images(2 * N)).shape == (2 * N, 36, 4)  # outside of any forward nobody knows the images
 
 
