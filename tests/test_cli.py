@@ -37,22 +37,16 @@ def run(*arguments):
     )
 
 
-def cpu_seconds(*arguments, enough=0.0):
-    """Measure the CPU time of a command, the least of three runs, because machines are shared.
-
-    Once a run takes less than is enough, no other need be made.
-    """
+def cpu_seconds(*arguments):
+    """Measure the CPU time of a command."""
 
     def children():
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)
         return usage.ru_utime + usage.ru_stime
 
-    times = []
-    while len(times) < 3 and min(times, default=enough) >= enough:
-        before = children()
-        assert run(*arguments).returncode == 0
-        times.append(children() - before)
-    return min(times)
+    before = children()
+    assert run(*arguments).returncode == 0
+    return children() - before
 
 
 # --- plan -------------------------------------------------------------------------------------------------------------
@@ -471,26 +465,27 @@ def test_a_flag_refuses_anything_else(kind, refused, reason):
 # --- the command itself -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def half_a_second():
-    """Half a second of CPU time or, where others use the cores too, six times what pydantic and rich take to load."""
-    reference = cpu_seconds("-c", "import pydantic, rich.console")
-    return max(0.5, 6 * reference)  # 0.12 s beside 0.41 s for a check of 31 files
+def starts_in_half_a_second(*command):
+    """Whether one of five runs does or, where others use the cores too, takes six times what pydantic and rich take."""
+
+    def limit():
+        return 6 * cpu_seconds("-c", "import pydantic, rich.console")  # 0.12 s beside 0.41 s for a check of 31 files
+
+    return any((found := cpu_seconds(*command)) < 0.5 or found < limit() for _ in range(5))
 
 
 @pytest.mark.parametrize("command", [["-m", "lbsgd", "plan"], ["tools/plan.py"]])
-def test_plan_starts_in_half_a_second(command, half_a_second):
-    assert cpu_seconds(*command, EIGHT_K, "--gpus", 256, enough=half_a_second) < half_a_second
+def test_plan_starts_in_half_a_second(command):
+    assert starts_in_half_a_second(*command, EIGHT_K, "--gpus", 256)
 
 
 @pytest.mark.parametrize("command", [["-m", "lbsgd", "check"], ["tools/check.py"]])
-def test_check_starts_in_half_a_second(command, half_a_second):
-    files = sorted((ROOT / "ds_configs").glob("**/*.json"))
-    assert cpu_seconds(*command, *files, enough=half_a_second) < half_a_second
+def test_check_starts_in_half_a_second(command):
+    assert starts_in_half_a_second(*command, *sorted((ROOT / "ds_configs").glob("**/*.json")))
 
 
 def test_import_takes_no_time_and_loads_nothing_heavy():
-    assert cpu_seconds("-c", "import lbsgd", enough=0.3) < 0.3
+    assert any(cpu_seconds("-c", "import lbsgd") < 0.3 for _ in range(5))
     loaded = run(
         "-c",
         "import lbsgd, lbsgd.commands.main, sys; lbsgd.commands.main.main(['plan', 'ds_configs/8k.json', '--json']); "
