@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -47,6 +48,35 @@ def hold_to_plan(engine: Any) -> None:
 
     engine.basic_optimizer.register_step_pre_hook(before_update)
     engine.set_train_batch_size = engine.set_train_micro_batch_size = refuse_another_batch
+    warn_of_missing_steps(engine)
+
+
+def warn_of_missing_steps(engine: Any) -> None:
+    """Warn, once, of a loop that calls engine.step only in the last pass of an update, as torch's loops do.
+
+    DeepSpeed counts the calls: such a loop would update as many times too rarely as an update has passes.
+    """
+    backward, passes = engine.backward, max(2, engine.gradient_accumulation_steps())
+    step, pending, told = engine.micro_steps, 0, False
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal step, pending, told
+        if engine.inside_no_sync_ctxt:  # where DeepSpeed allows no step
+            return backward(*arguments, **options)
+        if engine.micro_steps != step:  # also after a checkpoint was loaded
+            step, pending = engine.micro_steps, 0
+        pending += 1
+        if pending == passes and not told and engine.global_rank == 0:
+            told = True
+            warnings.warn(
+                f"lbsgd: {pending} calls of engine.backward and none of engine.step; call engine.step() after each"
+                " engine.backward(loss), with the sum of a pass's losses: it counts the passes, and moves the weights"
+                " in the last one of an update",
+                stacklevel=2,
+            )
+        return backward(*arguments, **options)
+
+    engine.backward = counted
 
 
 def refuse_untrained(parameters: Mapping[str, torch.nn.Parameter], became: str) -> None:
