@@ -255,6 +255,21 @@ def test_a_misspelt_key_of_autocast_is_told_in_plain_deepspeed_too():
 
 
 @pytest.mark.parametrize(
+    "sent_as, scaled, told",
+    [
+        ("fp16", False, True),
+        ("FP16", False, True),
+        ("fp16", True, False),
+        ("fp16", "auto", False),
+        ("bf16", False, False),
+    ],
+)
+def test_unscaled_gradients_that_are_sent_in_float16_are_told_in_plain_deepspeed_too(sent_as, scaled, told):
+    config = {**PLAIN, "optimizer": SGD, "communication_data_type": sent_as, "fp16": {"enabled": scaled}}
+    assert found(config, "communication_data_type") == [("D22", "warning")] * told
+
+
+@pytest.mark.parametrize(
     "key, switch",
     [
         ("optimizer.params.maximize", "false"),

@@ -151,13 +151,16 @@ def rounded_by_zero(json: Document) -> Iterator[Hit]:
     "D22",
     "gradients rounded for communication",
     lbsgd="error",
+    plain="warning",
     why="A 16-bit type for communication rounds every gradient. Without fp16 the loss is not scaled, so small "
-    "gradients are rounded to zero.",
+    "gradients are rounded to zero: in float16 all below 3e-8.",
     fix="delete it",
     example={"communication_data_type": "fp16", "fp16": None, "lbsgd": {"aggregation": None}},
 )
 def rounded_communication(json: Document) -> Iterator[Hit]:
-    if str(json.get("communication_data_type")).lower() in ("fp16", "bf16") and not json.enabled("fp16"):
+    rounding = ("fp16",) if json.plain else ("fp16", "bf16")
+    is_scaled = json.enabled("fp16") or (json.plain and json.get("fp16.enabled") == "auto")
+    if str(json.get("communication_data_type")).lower() in rounding and not is_scaled:
         said = "rounds gradients whose loss was not scaled"
         yield Hit("communication_data_type", said, correction={"communication_data_type": DELETE})
 
