@@ -246,14 +246,14 @@ def test_numba_gives_different_functions_of_different_processes_one_name():
 def hosts_of_a_second_agent_that_comes_late():
     """Return how many hosts the second agent meets, where the first has already begun alone."""
     server = TCPStore("localhost", 0, is_master=True)
-    agents = []
+    agents, timeout = [], RendezvousTimeout(last_call=timedelta(seconds=2))
     for _ in range(2):
         store = TCPStore("localhost", server.port, timeout=timedelta(seconds=5))
-        timeout = RendezvousTimeout(last_call=timedelta(seconds=2))
         backend = C10dRendezvousBackend(store, "run")
         agents.append(DynamicRendezvousHandler.from_backend("run", store, backend, 1, 2, "localhost", timeout))
     first, second = agents
     assert first.next_rendezvous().world_size == 1
+    timeout._set_timeouts(last_call=timedelta(minutes=1))  # neither begins alone, however slow the other is
     with ThreadPoolExecutor() as pool:
         met = pool.submit(second.next_rendezvous)
         while not first.num_nodes_waiting():
