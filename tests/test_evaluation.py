@@ -17,10 +17,10 @@ from lbsgd.algorithm.shuffle import rank_share
 from lbsgd.data.fake import FakeEval, FakeImages
 from lbsgd.data.share import Cut, Pixels, Share
 from lbsgd.errors import DataError
-from lbsgd.report.measure import CLASSIFIER, DETECTOR
+from lbsgd.report.measure import CLASSIFIER, DETECTOR, Measure
 from lbsgd.train import evaluation
 from lbsgd.train.engine_state import gather_state
-from lbsgd.train.evaluation import is_due
+from lbsgd.train.evaluation import is_due, without_number
 from lbsgd.train.images import Images
 from lbsgd.train.saver import Saver
 from lbsgd.train.session import evaluate_only
@@ -176,6 +176,12 @@ def test_the_real_loader_gives_the_digits_once_on_any_number_of_ranks(digits_dat
     labels, correct = counted(1)
     assert len(labels) == 360 and 0 < correct < 360
     assert all(counted(world_size) == (labels, correct) for world_size in (2, 3, 5, 7))
+
+
+@pytest.mark.parametrize("value, broken", [(math.nan, "loss"), (-math.inf, "loss"), (0.5, None), (None, None)])
+def test_a_run_is_judged_by_finite_numbers_only(value, broken):
+    lbsgd.initialize(network(), config(1))
+    assert without_number({"val_loss": value}, [Measure("val_loss", "loss", "loss", of_run="last")]) == broken
 
 
 @pytest.mark.parametrize(

@@ -163,11 +163,16 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
     ours.train(last_iteration=1)
     with torch.no_grad():
         ours.engine.module.fc.weight[0, 0] = float("nan")
-    with pytest.raises(
-        TrainingError, match=r"the weights fc.weight are not numbers; the newest checkpoint is .*_00000001"
-    ):
+    words = r"the weights fc.weight are not numbers; the newest checkpoint is .*_00000001"
+    with pytest.raises(TrainingError, match=words):
         ours.save()
     assert len(complete(tmp_path)) == 1
+    resumed = trainer(tmp_path)
+    resumed.saver.restore()
+    with torch.no_grad():
+        resumed.engine.module.fc.weight[0, 0] = float("nan")
+    with pytest.raises(TrainingError, match=words):  # before the first save of its own
+        resumed.save()
 
 
 def test_complex_weights_that_are_no_numbers_are_not_saved(tmp_path):
