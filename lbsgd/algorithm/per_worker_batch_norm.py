@@ -66,6 +66,7 @@ class PerWorkerBatchNorm(RunningStatistics):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        require_choices(per_worker_batch, passes, statistics, scope, implementation)
         self._configure(per_worker_batch, passes, statistics, scope, implementation)
 
     def _configure(
@@ -76,7 +77,6 @@ class PerWorkerBatchNorm(RunningStatistics):
         scope: Scope,
         implementation: Implementation,
     ) -> None:
-        require_choices(per_worker_batch, passes, statistics, scope, implementation)
         self.per_worker_batch, self.passes, self.statistics, self.scope = per_worker_batch, passes, statistics, scope
         self.implementation = implementation
         self._start_statistics()
