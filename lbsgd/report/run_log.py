@@ -143,7 +143,7 @@ class LoggedRun:
 
     @property
     def headlines(self) -> list[Measure]:
-        """Those of its measures that screen and tables show."""
+        """The measures that screen and tables show."""
         return [measure for measure in self.measures if measure.headline]
 
     @property
@@ -153,7 +153,7 @@ class LoggedRun:
 
     @property
     def fingerprint(self) -> str | None:
-        """That of its images; logs of earlier versions have none."""
+        """The fingerprint of the images; logs of earlier versions have none."""
         return self.header.get("data")
 
     def curve(self, key: str) -> dict[float, Any]:

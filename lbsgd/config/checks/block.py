@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from lbsgd.algorithm.published import EPOCHS, IMAGENET_IMAGES
 from lbsgd.config.checks.deepspeed_keys import similar
 from lbsgd.config.checks.finding import Finding, refuse
 from lbsgd.config.checks.recognise import misspelt_blocks
@@ -39,7 +40,11 @@ WANTED = {  # by the type of a complaint
     "less_than": "less than {lt}",
     "less_than_equal": "at most {le}",
 }
-PAPERS = {"epochs": 90, "num_images": 1281167, "warmup": {"kind": "gradual", "epochs": 5}}  # keys without a default
+PAPERS = {  # keys without a default
+    "epochs": EPOCHS,
+    "num_images": IMAGENET_IMAGES,
+    "warmup": {"kind": "gradual", "epochs": 5},
+}
 
 
 def require_block(where: str, config: Mapping[str, Any]) -> None:

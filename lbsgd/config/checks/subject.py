@@ -94,12 +94,12 @@ class Document:
 
     @property
     def optimizer_entry(self) -> Entry | None:
-        """What DeepSpeed knows of the optimizer, None where it knows none by this name (D06)."""
+        """What DeepSpeed knows of the optimizer; None if it knows no optimizer of this name (D06)."""
         return self.accepted.optimizer(self.get("optimizer.type"), self.get("optimizer.params"))
 
     @property
     def scheduler_entry(self) -> Entry | None:
-        """What DeepSpeed knows of the scheduler, None where it knows none by this name (D48)."""
+        """What DeepSpeed knows of the scheduler; None if it knows no scheduler of this name (D48)."""
         return self.accepted.scheduler(self.get("scheduler.type"))
 
     @property
