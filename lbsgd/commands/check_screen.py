@@ -106,8 +106,6 @@ def lines_of(inspection: Inspection, width: int | None, elsewhere: Collection[st
             yield from ([(f"    {part}", style)] for part in wrapped(text.strip(), "    ", width) if part)
     for change in inspection.fixed:
         yield from named("fixed", printable(change), width)
-    if inspection.relaid:
-        yield from named("layout", "of the whole file is written anew, with the values as they were", width)
     if inspection.kept:
         yield from named("kept", f"the file as it was in {printable(inspection.kept)}", width)
     for finding in inspection.findings:

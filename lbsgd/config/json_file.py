@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lbsgd.config.json_layout import with_values
 from lbsgd.config.keypath import shown
 from lbsgd.disk import require_shallow, rewrite_file
 from lbsgd.errors import ConfigError
@@ -164,7 +165,18 @@ def text_written(config: Mapping[str, Any]) -> bytes:
 
 def write_json(path: str | Path, config: Mapping[str, Any]) -> None:
     """Write a JSON file in UTF-8 that is whole or as it was; ConfigError where it cannot be written."""
+    write_bytes(path, text_written(config))
+
+
+def write_values(path: str | Path, config: Mapping[str, Any]) -> None:
+    """Write other values into a JSON file, which keeps its layout; it is whole or as it was, as by `write_json`."""
+    text = Path(path).read_bytes().decode()
+    write_bytes(path, with_values(text, config).encode("utf-8", "backslashreplace"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write a file that is whole or as it was; ConfigError where it cannot be written."""
     try:
-        rewrite_file(Path(path), text_written(config))
+        rewrite_file(Path(path), data)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another place") from None

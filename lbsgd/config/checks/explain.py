@@ -75,10 +75,10 @@ What DeepSpeed accepts is read from DeepSpeed itself (`tools/deepspeed_schema.py
 0.19.8: `lbsgd check --deepspeed 0.18` asks one of them, by default the installed one, and `--deepspeed 0.16..0.19`
 prints a table of what changes.
 
-`lbsgd check --explain CODE` prints one entry. `lbsgd check --fix FILE` keeps the file as `FILE.orig`, lays it out anew
-and corrects what has one right answer; in a plain JSON only what DeepSpeed refuses, and no number that DeepSpeed uses
-is lost. In a folder only DeepSpeed's JSONs are looked at; `node_modules`, `.git` and virtual environments are not
-entered.
+`lbsgd check --explain CODE` prints one entry. `lbsgd check --fix FILE` keeps the file as `FILE.orig` and corrects what
+has one right answer, in the layout that the file has; in a plain JSON only what DeepSpeed refuses, and no number that
+DeepSpeed uses is lost. In a folder only DeepSpeed's JSONs are looked at; `node_modules`, `.git` and virtual
+environments are not entered.
 
 Every example triggers its own code and no other. It is laid over a file in the manner of a JSON merge patch: blocks are
 merged, `null` deletes a key. The file is `ds_configs/8k.json` where the rule applies beside an `lbsgd` block, else

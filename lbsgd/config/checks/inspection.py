@@ -22,9 +22,8 @@ from lbsgd.config.json_file import (
     keep_original,
     read_json,
     text_of,
-    text_written,
     without_repetition,
-    write_json,
+    write_values,
 )
 from lbsgd.config.keypath import differences, put, shown
 from lbsgd.config.schema import Recipe
@@ -38,8 +37,7 @@ IN_PYTHON = ", in a program that reads the file with Python's json"  # and not w
 class Inspection:
     """A file with its findings, the worst first; config is None where it is unreadable.
 
-    fixed     the lines that --fix changed; kept is where the file is as it was before
-    relaid    whether --fix broke its lines, and wrote its numbers, in other places and ways than before
+    fixed names the values that --fix changed; kept is where the file is as it was before.
     """
 
     file: str
@@ -48,7 +46,6 @@ class Inspection:
     fixed: tuple[str, ...] = ()
     kept: str | None = None
     version: str | None = None  # of DeepSpeed; None: the installed one
-    relaid: bool = False
 
     @property
     def ours(self) -> bool:
@@ -135,11 +132,10 @@ def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspect
         return Inspection(file, config, findings_of_file(config, version), version=version)
     mended = corrected(config, version)
     changes, kept = differences(config, mended, written=shown), None
-    relaid = bool(changes) and text_of(file).encode() != text_written(config)
     if changes:
         kept = str(keep_original(file))
-        write_json(file, mended)
-    return Inspection(file, mended, findings_of_file(mended, version), changes, kept, version, relaid)
+        write_values(file, mended)
+    return Inspection(file, mended, findings_of_file(mended, version), changes, kept, version)
 
 
 def inspect_unstrict(file: str, error: ConfigError, fix: bool, version: str | None) -> Inspection:
