@@ -195,3 +195,36 @@ def test_d59_zero_3_divides_twice_by_a_factor_that_is_the_number_of_processes():
     ]
     assert [severity(config, "D59") for config in configs] == ["warning", None, None]
     assert in_processes(2, biases_after_an_update, configs) == [[0.5, 1.0, 1.0]] * 2
+
+
+@pytest.mark.parametrize("maximize", [False, True])
+def test_d69_an_optimizer_with_maximize_climbs(weights_after, maximize):
+    import deepspeed
+    import torch
+
+    optimizer = {"type": "SGD", "params": {"lr": 0.1, "maximize": maximize}}
+    config = {**SMALL, "optimizer": optimizer}
+    assert severity(config, "D69") == ("warning" if maximize else None)
+    network = torch.nn.Linear(4, 2)
+    before = network(torch.ones(1, 4)).sum().item()
+    engine = deepspeed.initialize(model=network, model_parameters=network.parameters(), config=config)[0]
+    engine.backward(engine(torch.ones(1, 4)).sum())
+    engine.step()
+    assert (network(torch.ones(1, 4)).sum().item() > before) == maximize
+
+
+@pytest.mark.parametrize("least, most, falls", [(0.1, 0.4, False), (0.4, 0.1, True), (0.4, None, True)])
+def test_d68_a_warmup_from_above_its_end_goes_down(weights_after, least, most, falls):
+    params = {"warmup_min_lr": least, "warmup_max_lr": most, "warmup_num_steps": 4, "warmup_type": "linear"}
+    params = {name: value for name, value in params.items() if value is not None}
+    optimizer = {"type": "SGD", "params": {"lr": 0.1}}
+    config = {**SMALL, "optimizer": optimizer, "scheduler": {"type": "WarmupLR", "params": params}}
+    assert severity(config, "D68") == ("warning" if falls else None)
+    first, *_, before, last = weights_after(config, 8)
+    assert first == pytest.approx(least) and last - before == pytest.approx(most or 0.1)
+
+
+@pytest.mark.parametrize("steps, said", [(2, "note"), (10, "note"), (11, None), (1, None)])
+def test_d38_a_warmup_of_a_few_updates_is_noted(steps, said):
+    params = {"warmup_min_lr": 0.01, "warmup_num_steps": steps, "warmup_type": "linear"}
+    assert severity({**SMALL, "scheduler": {"type": "WarmupLR", "params": params}}, "D38") == said

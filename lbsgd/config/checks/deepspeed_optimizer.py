@@ -80,6 +80,21 @@ def unknown_sgd_parameter(json: Document) -> Iterator[Hit]:
 
 
 @rule(
+    "D69",
+    "an optimizer that climbs",
+    plain="warning",
+    why="Optimizers of torch.optim with maximize add the gradient instead of subtracting it, so the loss grows. "
+    "DeepSpeed passes the key on without a word.",
+    fix="delete it, unless your program negates its loss",
+    example={"optimizer": {"type": "SGD", "params": {"lr": 0.1, "maximize": True}}},
+)
+def climbing_optimizer(json: Document) -> Iterator[Hit]:
+    entry = json.optimizer_entry
+    if entry and "maximize" in entry["params"] and json.block(PARAMS).get("maximize") is True:
+        yield Hit(f"{PARAMS}.maximize", "is on, and every update then makes the loss larger")
+
+
+@rule(
     "D25",
     "Nesterov without momentum",
     lbsgd="error",

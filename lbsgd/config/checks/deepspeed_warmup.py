@@ -16,6 +16,7 @@ HIGHEST = {"OneCycle": "cycle_max_lr", "OneCycleLR": "max_lr", "CyclicLR": "max_
     ENDING_AT_A_RATE, "warmup_max_lr"
 )
 DEFAULT_HIGHEST = 0.001  # of WarmupDecayLR, and of WarmupLR before 0.17
+A_FEW = 10  # updates
 WARMUPS = frozenset("WarmupLR WarmupDecayLR WarmupCosineLR".split())
 
 
@@ -101,6 +102,48 @@ def warmup_steps(json: Document) -> Iterator[Hit]:
     if entry and steps != "auto" and not takes(entry["params"]["warmup_num_steps"], steps):
         whole = {key: int(steps)} if is_number(steps) and steps >= 1 and steps == int(steps) else None
         yield Hit(key, f"is {shown(steps)}, and DeepSpeed wants a positive whole number", correction=whole)
+
+
+@rule(
+    "D38",
+    "a warmup of a few updates",
+    plain="note",
+    why="DeepSpeed counts a warmup in updates. The paper's takes 5 epochs (Sec. 2.2), which are 780 updates of 8192 "
+    "images on ImageNet.",
+    fix="if epochs are meant, give warmup epochs * images / train_batch_size",
+    example={
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.1}},
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": 0.01, "warmup_max_lr": 0.1, "warmup_num_steps": 5, "warmup_type": "linear"},
+        },
+    },
+)
+def short_warmup(json: Document) -> Iterator[Hit]:
+    steps = json.get(f"{PARAMS}.warmup_num_steps")
+    if warmup_of(json) and is_count(steps) and 1 < steps <= A_FEW:
+        yield Hit(f"{PARAMS}.warmup_num_steps", f"is {steps}, and a step is one update, not an epoch")
+
+
+@rule(
+    "D68",
+    "a warmup that goes down",
+    plain="warning",
+    why="Warmup starts with a smaller learning rate than it ends with, because the weights change fastest at the start "
+    "(Sec. 2.2). From warmup_min_lr above warmup_max_lr DeepSpeed goes down without a word.",
+    fix="exchange the two",
+    example={
+        "optimizer": {"type": "AdamW", "params": {"lr": 0.01}},
+        "scheduler": {
+            "type": "WarmupLR",
+            "params": {"warmup_min_lr": 0.1, "warmup_max_lr": 0.01, "warmup_type": "linear"},
+        },
+    },
+)
+def falling_warmup(json: Document) -> Iterator[Hit]:
+    key, least, (where, most) = f"{PARAMS}.warmup_min_lr", json.get(f"{PARAMS}.warmup_min_lr"), highest_rate(json)
+    if json.get(SCHEDULER_TYPE) in ENDING_AT_A_RATE and is_number(least) and is_number(most) and least > most:
+        yield Hit(key, f"is {least:g}, above {where}, which is {most:g}: the learning rate falls during warmup")
 
 
 @rule(
