@@ -2,14 +2,17 @@
 
 import copy
 import pickle
+import warnings
 
 import pytest
 import timm
 import torch
 import torch._dynamo
 import torchvision
+from processes import in_processes
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import swa_utils
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
@@ -570,3 +573,24 @@ def test_vmap_is_refused_in_one_line_as_long_as_statistics_would_move():
     for mode in (True, False):
         model.train(mode)
         torch.testing.assert_close(torch.vmap(model)(x), torch.stack([model(part) for part in x]))
+
+
+def in_ddp(compiled):
+    torch.distributed.init_process_group("gloo")
+    said = {}
+    for broadcast in (True, False):
+        network = torch.compile(ours(), backend="eager") if compiled else ours()
+        network = DistributedDataParallel(network, broadcast_buffers=broadcast)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(2):
+                backward(network, images(N))
+        said[broadcast] = sum("broadcast_buffers=False" in str(each.message) for each in caught)
+    return said
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_ddp_that_overwrites_the_statistics_is_warned_of_once_by_the_first_process(processes, compiled):
+    first, *others = in_processes(processes, in_ddp, compiled)
+    assert first == {True: processes - 1, False: 0} and others == [{True: 0, False: 0}] * (processes - 1)

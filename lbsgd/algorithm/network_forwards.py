@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lbsgd.algorithm.compiled_record import exporting, mark_forward, numbered
 
@@ -21,6 +23,7 @@ class NetworkForwards:
 
     images: int | None = None
     last_images: int | None = None  # of the last forward, which gradient checkpointing may repeat in part
+    warned = False
 
     def __init__(self) -> None:
         self.begun = 0
@@ -50,6 +53,8 @@ class NetworkForwards:
         self._due.setdefault(do, []).append(item)
 
     def mark(self, begins: bool) -> None:
+        if begins and not self.warned:
+            self.warned = warn_of_broadcast()
         self.begun += begins
         self.current = self.begun if begins else None
         due, self._due = self._due, {}
@@ -75,3 +80,17 @@ class NetworkForwards:
             self.mark(begins)
         elif not exporting():
             mark_forward(self.number, begins)
+
+
+def warn_of_broadcast() -> bool:
+    """Warn, and return True, if the forward under way is that of a DDP which overwrites the workers' statistics."""
+    ddp = DistributedDataParallel._active_ddp_module
+    if ddp is None or not ddp.broadcast_buffers or ddp.process_group.size() == 1:
+        return False
+    if ddp.process_group.rank() == 0:
+        warnings.warn(
+            "lbsgd: before each forward DistributedDataParallel overwrites the running statistics of all processes with"
+            " those of the first; give it broadcast_buffers=False",
+            stacklevel=2,
+        )
+    return True
