@@ -1,7 +1,7 @@
 """Large-batch SGD for image networks (Goyal et al. 2017) on DeepSpeed. Start with `initialize`; see the README.
 
-Each name is imported on first use, together with what it needs, so `import lbsgd` itself costs nothing. Names whose
-library is not installed are not listed, so `help(lbsgd)` and `from lbsgd import *` work without it.
+Each name is imported on first use, so `import lbsgd` itself costs nothing. A name is not listed if its library is not
+installed, so `help(lbsgd)` and `from lbsgd import *` always work.
 """
 
 import importlib.util
@@ -40,7 +40,7 @@ _NEED = {"deepspeed": ("initialize", "LinearScalingWarmupLR"), "ffcv": ("SharedS
 def _is_installed(library: str) -> bool:
     try:
         return library in sys.modules or importlib.util.find_spec(library) is not None
-    except ImportError:  # a finder of the program's own refuses it
+    except ImportError:  # the program's own import hook refuses the library
         return False
 
 
@@ -48,7 +48,7 @@ _unlisted = {name for library, names in _NEED.items() if not _is_installed(libra
 __all__ = sorted(_HOMES.keys() - _unlisted)
 __version__: str
 
-if TYPE_CHECKING:  # the same names for editors and type checkers; "as" says that they are public
+if TYPE_CHECKING:  # the same names for editors and type checkers; "as" marks them as public
     from lbsgd.algorithm.batch_norm import convert_batch_norm as convert_batch_norm
     from lbsgd.algorithm.batch_norm_statistics import agree_statistics as agree_statistics
     from lbsgd.algorithm.batch_norm_statistics import recomputing_statistics as recomputing_statistics
@@ -88,6 +88,6 @@ else:  # hidden from type checkers, which would let any misspelt name pass
 
 
 def __dir__() -> list[str]:
-    """List the public names, and what Python itself keeps in a module."""
+    """List the public names and Python's own module attributes."""
     private = {name for name in globals() if name.startswith("_") and not name.startswith("__")}
     return sorted({*globals(), "__version__", *__all__} - private - {"TYPE_CHECKING", "importlib", "sys"})

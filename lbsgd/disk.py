@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whatever dies, and JSON in them; how many may be open; and the output."""
+"""Atomic file writes, JSON files, file locks, the limit of open files, and standard output."""
 
 import contextlib
 import fcntl
@@ -14,11 +14,11 @@ from typing import IO, Any
 
 from lbsgd.errors import ConfigError, DataError
 
-MOST_LEVELS = 100  # of blocks inside each other, of any JSON
+MOST_LEVELS = 100  # of nested blocks in any JSON
 
 
 def is_there(path: Path) -> bool:
-    """Return whether a path exists. Raises DataError where this user may not look, or the disk does not answer."""
+    """Return whether a path exists. Raises DataError if this user may not look, or if the disk does not answer."""
     try:
         return path.exists()
     except OSError as error:
@@ -26,7 +26,7 @@ def is_there(path: Path) -> bool:
 
 
 def to_disk(path: Path) -> None:
-    """Force a file, or the names in a folder such as one that a rename has just given, out of the page cache."""
+    """Flush a file from the page cache to the disk, or a folder's names, for example after a rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,25 +35,25 @@ def to_disk(path: Path) -> None:
 
 
 class OutputError(Exception):
-    """Standard output takes no more; the cause is its OSError.
+    """Standard output cannot be written to; its OSError is the cause.
 
-    This is no OSError, so that no caller blames a file for it.
+    This class is not an OSError, so that no caller blames a file.
     """
 
     def refusal(self) -> ConfigError:
-        """Return it as the error that ends a command."""
+        """Return the ConfigError that ends a command for this reason."""
         reason = self.__cause__.strerror if isinstance(self.__cause__, OSError) else self
         return ConfigError(f"the output cannot be written ({reason})")
 
 
 def require_output() -> None:
-    """Raise ConfigError where the caller has closed standard output: the next file opened would take its place."""
+    """Raise ConfigError if standard output is closed, because the next file opened would take its place."""
     if sys.stdout is None:
         raise ConfigError("standard output is closed; send it to a file, or to /dev/null")
 
 
 def say(line: str) -> None:
-    """Print a line at once. Raises OutputError, where an OSError would be taken for one of a file."""
+    """Print a line at once. Raises OutputError, because callers would take an OSError for a file's."""
     try:
         print(line, flush=True)
     except OSError as error:
@@ -62,7 +62,7 @@ def say(line: str) -> None:
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """Give the place to write a file that gets its name when it is whole and on the disk; else nothing stays."""
+    """Yield a temporary path to write; rename it to `path` once it is on the disk, or remove it after an error."""
     partial = path.with_suffix(".partial")
     try:
         yield partial
@@ -73,30 +73,31 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def replace_file(path: Path, data: bytes) -> None:
-    """Write a whole file: it holds the old bytes or the new ones, whenever the process or the machine dies.
+    """Write a file atomically: it holds the old bytes or the new ones, whenever the process or the machine dies.
 
-    One process at a time may write it (`rewrite_file`, several): a later call overwrites what a killed one has left.
+    Only one process at a time may write the file (`rewrite_file` allows several). A later call overwrites the
+    temporary file of a killed one.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
         temporary.write_bytes(data)
         to_disk(temporary)
         os.replace(temporary, path)
-    except OSError:  # a full disk, say, which must not keep the half
+    except OSError:  # a full disk, say, which must not keep half a file
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
 
 
 def read_note(path: Path) -> Any:
-    """Return the JSON that a file holds. Raises OSError, and ValueError as `parse_note`."""
+    """Return a file's JSON. Raises OSError, and ValueError as `parse_note` does."""
     return parse_note(path.read_bytes())
 
 
 def parse_note(text: str | bytes) -> Any:
-    """Return the JSON that a text holds. Raises ValueError where it holds none, or one that no command writes.
+    """Return a text's JSON. Raises ValueError if it is not JSON, or nested more deeply than any command writes.
 
-    Python's own json raises RecursionError, which no reader expects, for one that is nested deeply.
+    Python's json raises RecursionError for deep nesting, which no caller expects.
     """
     try:
         value = json.loads(text)
@@ -107,7 +108,7 @@ def parse_note(text: str | bytes) -> Any:
 
 
 def require_shallow(value: Any, levels: int = MOST_LEVELS) -> None:
-    """Raise RecursionError for a JSON value of more levels, in which a walk through it may end so."""
+    """Raise RecursionError if a JSON value has more levels, before a recursive walk through it fails."""
     if isinstance(value, (dict, list)):
         if not levels:
             raise RecursionError
@@ -116,9 +117,9 @@ def require_shallow(value: Any, levels: int = MOST_LEVELS) -> None:
 
 
 def locked(file: IO | int, *, wait: bool) -> bool:
-    """Take the lock of an open file, which lasts until it is closed; return False where another process has it.
+    """Lock an open file until it is closed; return False if another process holds the lock.
 
-    A file system without locks lets all in.
+    On a file system without locks every process gets True.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
@@ -129,7 +130,7 @@ def locked(file: IO | int, *, wait: bool) -> bool:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process that asks for this folder is in it. A file system without locks lets all in."""
+    """Hold a folder's lock inside, waiting for other processes first. A file system without locks lets all in."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         locked(descriptor, wait=True)
@@ -139,17 +140,18 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def rewrite_file(path: Path, data: bytes, like: Path | None = None, to_the_disk: bool = True) -> None:
-    """Write a whole file that a user named: the one behind a symbolic link, and with the mode that it has.
+    """Write a file that a user named atomically. It keeps its mode, and a symbolic link is followed.
 
-    A new file gets the mode of `like`, or the usual one. What is no file, such as /dev/stdout, is written into.
-    Several processes may write it at once: one of them is the last. Without to_the_disk a dying machine may lose it.
+    A new file gets the mode of `like`, or the usual one. A path that is not a file, such as /dev/stdout, is written
+    into. Several processes may write at once; the last one wins. Without to_the_disk a machine that dies may lose the
+    file.
     """
     path = Path(os.path.realpath(path))
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
     model = path if path.exists() else like
-    temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # nobody else's
+    temporary = path.with_name(f".lbsgd-{secrets.token_hex(8)}.tmp")  # no other process has this name
     try:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
             if model is not None:
@@ -165,9 +167,9 @@ def rewrite_file(path: Path, data: bytes, like: Path | None = None, to_the_disk:
 
 
 def allow_open_files(needed: int) -> int | None:
-    """Raise this process's limit of open files, on many systems 1,024, to `needed`.
+    """Raise this process's limit of open files (1,024 on many systems) to `needed`.
 
-    Return the most that the system allows if that is fewer, else None.
+    Return None, or the system's limit if it is lower than `needed`.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= needed:

@@ -1,4 +1,4 @@
-"""Errors that end a run early; each of their lines says what is wrong, where, and what to do."""
+"""Errors that end a run early; each line of their messages says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lbsgd.units import printable
 
 
 class LbsgdError(ValueError):
-    """Base of what is the user's to mend or to know; the recipes print it without a traceback."""
+    """Base of the errors that a user can mend or should know of; recipes print them without a traceback."""
 
     exit_code = 2
     label = "error"
-    of_rank_0 = False  # whether the other processes cannot have found it
+    of_rank_0 = False  # whether only process 0 can have found the error
 
 
 class ConfigError(LbsgdError):
@@ -32,36 +32,36 @@ class CheckpointError(LbsgdError):
 
 
 class TrainingError(LbsgdError):
-    """Training cannot go on, such as after a loss that is not a number."""
+    """Training cannot go on, for example after a loss that is not a number."""
 
     exit_code = 3
 
 
 class DivergedError(TrainingError):
-    """The loss, the weights or the scaled gradients of a run are not numbers any more."""
+    """The loss, the weights or the scaled gradients of a run are no longer numbers."""
 
 
 class LostProcessError(LbsgdError):
-    """Another process, or its host, is not there any more or does not answer."""
+    """Another process or its host is gone or does not answer."""
 
     exit_code = 4
 
 
 class Stopped(LbsgdError):
-    """The run was asked to stop, as by SIGTERM; the error says what it has saved."""
+    """The run was asked to stop, for example by SIGTERM; the error says what it has saved."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again later
     label = "stopped"
 
 
 def require_type(value: object, kind: type | tuple[type, ...], what: str, way_out: str) -> None:
-    """Raise ConfigError if a caller gave something of another type, such as arguments in another order."""
+    """Raise ConfigError if a caller's value has another type, for example because arguments are in the wrong order."""
     if not isinstance(value, kind):
         raise ConfigError(f"{what} is of type {type(value).__name__}; {way_out}")
 
 
 def require_number(value: object, what: str, at_least: int = 0, *, whole: bool = False) -> None:
-    """Raise ConfigError unless a caller's value is a finite number of at least `at_least`, and whole if it must be."""
+    """Raise ConfigError unless a caller's value is a finite number of at least `at_least`, and whole if asked for."""
     if not isinstance(value, Integral if whole else Real) or not math.isfinite(value) or value < at_least:
         raise ConfigError(f"{what} is {value!r}, and must be a {'whole ' * whole}number of at least {at_least}")
 
@@ -80,19 +80,19 @@ def missing_pycocotools(error: ImportError) -> DataError:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the first line of an error's words that is not empty, or its type's name where it has none."""
+    """Return the first line of an error's message that is not empty, or the name of its type."""
     return next(filter(str.strip, str(error).splitlines()), "") or type(error).__name__
 
 
 def print_error(error: LbsgdError) -> None:
     """Print each line of an error on stderr, after its label: `error: FILE: what is wrong; what to do`.
 
-    What a file or its name holds moves no cursor. Where the console is gone or full, the process still ends with the
-    error's exit code.
+    Control characters from a file or its name cannot move the cursor. If stderr cannot be written to, the process still
+    ends with the error's exit code.
     """
     text = "".join(f"{error.label}: {printable(line)}\n" for line in str(error).splitlines())
     with suppress(OSError, ValueError):
         try:
             print(text, end="", file=sys.stderr, flush=True)
-        except RuntimeError:  # this is a signal's handler, and the signal came while stderr was being written
+        except RuntimeError:  # we are in a signal handler, and the signal came while stderr was being written
             os.write(sys.stderr.fileno(), text.encode())

@@ -1,4 +1,4 @@
-"""Durations, sizes, counts, names and tables as people read them, and the versions of packages."""
+"""Format durations, sizes, counts, names and tables for people, and read the versions of packages."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ NOT_INSTALLED = "lbsgd is not installed, so it has no version; run `pip install 
 
 
 def clock(seconds: float, with_hours: bool = False) -> str:
-    """`2:05` or `1:02:05`, to the second, as a counter shows it; `0:02:05` with_hours."""
+    """Format a duration to the second, as a counter does: `2:05` or `1:02:05`, or `0:02:05` with_hours."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours or with_hours else f"{minutes}:{seconds:02}"
 
 
 def duration(seconds: float) -> str:
-    """`45 s`, `12 min` or `3.2 h`, as an estimate is told."""
+    """Format a duration as an estimate: `45 s`, `12 min` or `3.2 h`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     if seconds < 3600:
@@ -25,35 +25,35 @@ def duration(seconds: float) -> str:
 
 
 def size(num_bytes: float) -> str:
-    """`12.3 MB` or `1.2 GB`, in powers of 1,000."""
+    """Format a number of bytes in powers of 1,000: `12.3 MB` or `1.2 GB`."""
     return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 error`, `2,000 errors`, `2 processes`."""
+    """Format a count: `1 error`, `2,000 errors`, `2 processes`."""
     plural = "es" if noun.endswith("s") else "s"
     return f"{number:,} {noun}{plural * (number != 1)}"
 
 
 def shortened(names: Sequence[str], num_names: int | None = None) -> str:
-    """`a, b, c and 2 more`. num_names: of all, if only the first three are given."""
+    """Format a list: `a, b, c and 2 more`. num_names: how many there are, if only the first three are given."""
     more = (len(names) if num_names is None else num_names) - 3
     return ", ".join(names[:3]) + (f" and {more:,} more" if more > 0 else "")
 
 
 def printable(text: str) -> str:
-    """Return a text without characters that move a terminal's cursor, or that no font and no encoding has."""
+    """Replace by ? the characters that move a terminal's cursor or that no font and no encoding has."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown, a line per row, without a line break at the end; a bar in a cell is no border."""
+    """Return a Markdown table, one line per row, without a final line break. Bars in cells are escaped."""
     lines = [heads, ["---"] * len(heads), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
 def installed(package: str) -> str | None:
-    """Return the version of a package by its metadata, which loads none of it; None where it is not installed."""
+    """Return a package's version from its metadata, without importing it; None if it is not installed."""
     from importlib.metadata import PackageNotFoundError, version  # late, because it takes milliseconds
 
     try:
@@ -63,5 +63,5 @@ def installed(package: str) -> str | None:
 
 
 def numbers(version: str | None) -> tuple[int, ...]:
-    """Return (2, 11) for 2.11.0+cu130; empty for None."""
+    """Return a version's first two numbers, such as (2, 11) for 2.11.0+cu130; empty for None."""
     return tuple(map(int, re.findall(r"\d+", version or "")[:2]))

@@ -35,11 +35,11 @@ def convert_batch_norm(
 ) -> nn.Module:
     """Turn every batch norm of a model, at any depth, into a `PerWorkerBatchNorm` (arguments there); return the model.
 
-    Only a module's class changes: parameters, buffers, hooks, momentum, ε and mode remain the very same objects.
+    Only a module's class changes: parameters, buffers, hooks, momentum, ε and mode stay the same objects.
     timm's BatchNormAct2d keeps its drop and its activation. Give the module that is called once per pass, because hooks
     on it tell the passes apart if one forward uses a batch norm twice.
     Raises ValueError for a trained batch norm in TorchScript, for a lazy one that has seen no images, and for a batch
-    norm of any other class, because whatever it does beyond torch's would be lost. The model is then as it was.
+    norm of any other class, because its own behaviour would be lost. The model is then unchanged.
     """
     require_choices(per_worker_batch, passes, statistics, scope, implementation)
     require_python(model)
@@ -55,9 +55,9 @@ def convert_batch_norm(
 
 
 def require_python(model: nn.Module) -> None:
-    """Raise ValueError for a batch norm in TorchScript that is trained: its class is fixed, so it would stay torch's.
+    """Raise ValueError for a trained batch norm in TorchScript, because its class cannot be changed.
 
-    A frozen one may stay, as in a teacher.
+    A frozen one, as in a teacher network, may stay.
     """
     for name, module in model.named_modules():
         in_torchscript = isinstance(module, torch.jit.ScriptModule) and "BatchNorm" in module.original_name
@@ -74,7 +74,7 @@ def _kind_of(name: str, norm: _BatchNorm) -> type[PerWorkerBatchNorm]:
         return kind
     kinds = _KINDS
     if kind.__module__.startswith("timm."):
-        from lbsgd.algorithm import timm_batch_norm  # here, because only its users have timm
+        from lbsgd.algorithm import timm_batch_norm  # imported late, because timm may not be installed
 
         kinds = _KINDS | timm_batch_norm.KINDS
     if isinstance(norm, LazyModuleMixin):

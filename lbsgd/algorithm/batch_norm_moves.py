@@ -1,7 +1,7 @@
-"""The running statistics of a network's layers, moved all at once when its forward ends (Sec. 2.3).
+"""Move the running statistics of all layers at once when the network's forward ends (Sec. 2.3).
 
-Layer by layer, the host would launch eight small kernels for each of ResNet-50's 53 layers. That takes longer than an
-H100 computes for an update of 32 images (docs/experiments.md).
+Layer by layer, the host would launch eight small kernels for each of ResNet-50's 53 layers. The launches take longer
+than an H100 needs to compute an update of 32 images (docs/experiments.md).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 class Kept:
     """What a layer keeps from one training forward to the next.
 
-    An object of its own, because the host takes microseconds to set an attribute of a module.
+    These are not attributes of the layer, because setting a module's attribute takes the host microseconds.
 
     pending    the moments (2, G, C) of each pass of the iteration under way, by use within a forward
-    last       those that moved the statistics last
+    last       the moments that moved the statistics last
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Kept:
         self.use = 0
 
     def use_in(self, forward: int | None) -> int:
-        """Return which use of the layer in the network's forward under way this is, from 0; 0 outside of any."""
+        """Return how often the network's forward under way has used the layer before; 0 outside of any forward."""
         self.use = self.use + 1 if forward is not None and forward == self.forward else 0
         self.forward = forward
         return self.use
@@ -60,7 +60,7 @@ def move_together(moves: Sequence[Move]) -> None:
 
 
 def move_alike(moves: Sequence[Move]) -> None:
-    """Move statistics that have the momentum, the number of groups, the type and the device in common."""
+    """Move statistics that share the momentum, the number of groups, the type and the device."""
     means, variances = [move.running_mean for move in moves], [move.running_var for move in moves]
     averages = torch.cat([move.moments for move in moves], dim=2).mean(1)
     targets = [part for row in averages for part in row.split([len(mean) for mean in means])]

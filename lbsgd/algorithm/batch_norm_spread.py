@@ -17,9 +17,9 @@ def batch_norm_spread(model: nn.Module) -> dict[str, float]:
         √ mean_c(s²_c) / √ mean_c(v_c)     s²_c the unbiased variance over the k workers of channel c's mean,
                                            v_c the mean over them of its variance
 
-    Without unit. For n independent values per channel it is about 1/√n; the values of one image are not independent, so
-    n images count for more than n and for less than n·H·W. A layer is left out if no iteration has moved it, or if its
-    k is 1.
+    The ratio has no unit. For n independent values per channel it is about 1/√n. The values of one image are not
+    independent, so n images count for more than n values and for less than n·H·W. A layer is left out if no iteration
+    has moved it, or if its k is 1.
     """
     sums = {
         name: sums_over_workers(module.last)

@@ -21,10 +21,10 @@ from lbsgd.algorithm.process_group import world_size
 
 
 class RunningStatistics(_BatchNorm):
-    """The part of `PerWorkerBatchNorm` that keeps running_mean and running_var, in float32 at least.
+    """The part of `PerWorkerBatchNorm` that keeps running_mean and running_var, in at least float32.
 
-    `_record` takes the moments of each training forward. The running statistics move once every `passes` forwards. So a
-    training forward outside of any iteration shifts the count, until load_state_dict resets it.
+    `_record` takes the moments of each training forward. The running statistics move once every `passes` forwards. A
+    training forward outside of any iteration therefore shifts the count until load_state_dict resets it.
     """
 
     passes: int
@@ -32,7 +32,7 @@ class RunningStatistics(_BatchNorm):
     scope: Scope
 
     def _start_statistics(self) -> None:
-        # Plain attributes, because they outlive no iteration and no recomputation: not in the state_dict, never cast.
+        # Plain attributes, neither in the state_dict nor cast, because they outlive no iteration and no recomputation.
         self._kept = Kept()
         self._pool: Tensor | None = None  # while recomputing: count, mean and squared deviations so far (3, C)
         self._built_with = self.momentum
@@ -44,7 +44,7 @@ class RunningStatistics(_BatchNorm):
     def last(self) -> Tensor | None:
         """The groups' means and variances (2, G, C) that moved the statistics last.
 
-        With CUDA graphs and a single pass they are the recording's own, which the next forward writes over.
+        With CUDA graphs and a single pass they are the graph's own memory, which the next forward overwrites.
         """
         return self._kept.last
 
@@ -80,16 +80,16 @@ class RunningStatistics(_BatchNorm):
     def take_in(
         self, moments: Tensor, count: int, running: tuple[Tensor, Tensor], tracked: Tensor, *, together: bool = False
     ) -> None:
-        """Do the work of `_record` on these statistics, which are the layer's own or a compiler's stand-ins.
+        """Do the work of `_record` on the given statistics: the layer's own or a compiler's stand-ins.
 
         together: whether all layers' statistics may move at once when the network's forward ends.
         """
         if torch._C._current_graph_task_id() != -1:
-            return  # inside backward, where gradient checkpointing repeats a forward that is recorded already
+            return  # inside backward, where gradient checkpointing repeats a forward that is already recorded
         if self._pool is not None:
             self._pool = self._pooled(self._pool, moments.double(), count)
             return
-        # Somebody re-estimates the statistics, as update_bn does, and each forward counts.
+        # The caller re-estimates the statistics, as update_bn does, and each forward counts.
         if self.momentum in (None, 1.0) and self.momentum != self._built_with:
             self._move(moments, running, tracked)
             return
@@ -122,24 +122,24 @@ class RunningStatistics(_BatchNorm):
         tracked.add_(1)
         # momentum None is torch's cumulative average
         momentum = 1 / tracked.item() if self.momentum is None else self.momentum
-        # One mean over all the iteration's groups: the split into passes leaves no trace, not even a bit.
+        # One mean over all the iteration's groups, so that the split into passes changes no bit.
         for statistic, average in zip(running, moments.mean(1), strict=True):
             statistic.lerp_(average, momentum)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Load as torch does. The next forward begins an iteration; the moments of earlier passes are forgotten."""
+        """Load as torch does. The next forward begins an iteration; the moments of earlier passes are dropped."""
         self._kept.pending.clear()
         super()._load_from_state_dict(*args, **kwargs)
         self._widen()  # with assign=True they are the file's own tensors
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RunningStatistics:
-        """Move or cast as every module does, but keep a cast to half away from the running statistics."""
+        """Move or cast as every module does, but never cast the running statistics to half precision."""
         before = {name: self._buffers[name] for name in ("running_mean", "running_var")}
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's has no types
         for name, buffer in before.items():
             cast = self._buffers[name]
             if buffer is not None and cast is not None and at_least_float32(cast) is not cast:
-                self._buffers[name] = buffer.to(cast.device)  # the values before the cast: no round trip through half
+                self._buffers[name] = buffer.to(cast.device)  # the values from before the cast, not rounded to half
         return self
 
 
@@ -168,7 +168,7 @@ def agree_statistics(model: nn.Module) -> None:
 
 @contextmanager
 def recomputing_statistics(model: nn.Module) -> Iterator[None]:
-    """Replace the running statistics by the exact ones of the images seen inside (Sec. 5.2, Fig. 4).
+    """Replace the running statistics by the exact statistics of the images seen inside (Sec. 5.2, Fig. 4).
 
         with torch.no_grad(), recomputing_statistics(model.train()):
             for images in training_images:
@@ -225,7 +225,7 @@ def _tracking_layers(model: nn.Module) -> list[RunningStatistics]:
 
 
 def _running_statistics(layers: Sequence[RunningStatistics]) -> Tensor:
-    """Put all layers' running means and variances side by side (2, ΣC), so that one collective call serves them all."""
+    """Put all layers' running means and variances side by side (2, ΣC), for a single collective call."""
     return torch.cat([torch.stack(layer._running()) for layer in layers], dim=1)
 
 

@@ -1,10 +1,10 @@
-"""Operators that a graph of torch.compile calls to move running statistics: the compiler does not look into them.
+"""Operators that a graph of torch.compile calls to move running statistics; the compiler does not look into them.
 
-A graph reads and writes tensors. The moments of the passes so far and the forward under way are Python's. If the graph
-read them, they would become its guards, and every pass would be compiled again. So each object that keeps them has a
-number in a tensor. The graph takes the tensor as an input, and the operators find the object by the number.
+A graph reads and writes tensors, but the moments of the passes so far and the forward under way are Python objects. If
+the graph read those, they would become its guards, and every pass would be compiled again. So each such object has a
+number in a tensor. The graph takes the tensor as an input, and the operators find the object by its number.
 
-torch.func calls them too: an operator sees the tensors beneath its transforms, so statistics can move there as well.
+torch.func calls the operators too: they see the tensors beneath its transforms, so statistics can move there as well.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ _TAGS = [getattr(torch.Tag, name) for name in ("cudagraph_unsafe",) if hasattr(t
 
 
 def numbered(thing: object) -> Tensor:
-    """Give an object a number of its own; a copy of it needs another."""
+    """Give an object its own number; a copy of the object needs another."""
     number = next(_numbers)
     _by_number[number] = thing
     return torch.tensor(number, device="cpu")
 
 
 def exporting() -> bool:
-    """Whether torch.export looks at what runs. Versions of torch before 2.7 cannot tell."""
-    # Not torch.compiler.is_exporting(): Dynamo takes it for true wherever it finds it, in torch.compile too.
+    """Whether torch.export traces the code that runs. Versions of torch before 2.7 cannot tell."""
+    # Not torch.compiler.is_exporting(): Dynamo takes it for true everywhere, in torch.compile too.
     return bool(getattr(torch.compiler, "_is_exporting_flag", False))
 
 
-# `_disable_dynamo` keeps the compiler from what they run as well; torch.compiler.disable would load it for everyone.
-# Both write to `forwards`, in name only, so that no compiler leaves one out or puts one before the other.
+# `_disable_dynamo` keeps the compiler out of the Python that the operators run; torch.compiler.disable would load the
+# compiler for everyone. Both operators declare that they write to `forwards`, so that no compiler drops or reorders
+# them.
 
 
 @torch.library.custom_op(
@@ -67,7 +68,7 @@ def record_moments(
     num_batches_tracked: Tensor,
 ) -> None:
     """Have a layer take in the moments of one training forward; the tensors may stand in for the layer's own."""
-    # A copy, because the memory of the graph's own tensors goes to others after the call.
+    # A copy, because the graph reuses the memory of its own tensors after the call.
     _by_number[int(layer)].take_in(moments.clone(), count, (running_mean, running_var), num_batches_tracked)
 
 

@@ -1,9 +1,9 @@
 """torchvision's residual blocks with ReLU and residual fused into their batch norms (`fused_norm`).
 
-`fuse_blocks` changes the class of exactly torchvision's BasicBlock and Bottleneck, as `convert_batch_norm` does for
-batch norms: parameters, buffers, hooks and names stay the same objects. torchvision's own forward runs wherever the
-fused one could be noticed: in evaluation, on a CPU, under torch.fx, torch.compile or torch.func, with hooks on a batch
-norm or a ReLU of the block, and with any other batch norm than ours.
+`fuse_blocks` changes the class of torchvision's BasicBlock and Bottleneck, but of no class derived from them. As in
+`convert_batch_norm`, parameters, buffers, hooks and names stay the same objects. torchvision's own forward runs if the
+fused one does not apply or could be noticed: in evaluation, on a CPU, under torch.fx, torch.compile or torch.func, with
+hooks on a batch norm or a ReLU of the block, and with any batch norm but ours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from lbsgd.algorithm.process_group import world_size
 
 
 class FusedBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's BasicBlock; its two batch norms take the ReLU, and the last one the residual, with them."""
+    """torchvision's BasicBlock; its two batch norms apply the ReLU, and the last one adds the residual."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not can_fuse(self, x, self.bn1, self.bn2):
@@ -34,7 +34,7 @@ class FusedBasicBlock(BasicBlock):  # type: ignore[misc]  # torchvision has no t
 
 
 class FusedBottleneck(Bottleneck):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's Bottleneck; its three batch norms take the ReLU, and the last one the residual, with them."""
+    """torchvision's Bottleneck; its three batch norms apply the ReLU, and the last one adds the residual."""
 
     def forward(self, x: Tensor) -> Tensor:
         if not can_fuse(self, x, self.bn1, self.bn2, self.bn3):
@@ -50,7 +50,7 @@ _FUSED: dict[type[nn.Module], type[nn.Module]] = {BasicBlock: FusedBasicBlock, B
 
 
 def residual_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return all of a network's blocks of torchvision's classes, or of classes derived from them."""
+    """Return a network's blocks of torchvision's classes or of classes derived from them."""
     return [module for module in model.modules() if isinstance(module, (BasicBlock, Bottleneck))]
 
 
@@ -63,7 +63,7 @@ def fuse_blocks(model: nn.Module) -> nn.Module:
 
 def can_fuse(block: nn.Module, x: Tensor, *norms: nn.Module) -> bool:
     """Whether the fused forward of a block differs from torchvision's in speed and rounding only."""
-    if torch.compiler.is_compiling():  # before anything that would become a guard of the compiled block
+    if torch.compiler.is_compiling():  # first, because any later test would become a guard of the compiled block
         return False
     if isinstance(x, Proxy) or not block.training:
         return False
@@ -73,7 +73,7 @@ def can_fuse(block: nn.Module, x: Tensor, *norms: nn.Module) -> bool:
 
 
 def is_fusable(norm: nn.Module) -> bool:
-    """Whether the kernels can compute all that a call of this batch norm does in training."""
+    """Whether the kernels can do everything that a call of this batch norm does in training."""
     return (
         type(norm) is PerWorkerBatchNorm2d
         and norm.training
@@ -90,7 +90,7 @@ def is_bare(module: nn.Module) -> bool:
 
 
 def through_relu(block: nn.Module, norm: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
-    """Return relu(norm(x) + residual), fused if both have one type: autocast may leave the residual in float32."""
+    """Return relu(norm(x) + residual), fused if both have the same type: autocast may leave the residual in float32."""
     if triton_takes(x) and (residual is None or (residual.dtype == x.dtype and residual.shape == x.shape)):
         y: Tensor = norm.forward_in_training(x, relu=True, residual=residual)
         return y

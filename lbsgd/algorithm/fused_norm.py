@@ -2,9 +2,9 @@
 
         y = γ · (x − mean(x)) / √(var(x) + ε) + β        or relu(that)        or relu(that + residual)
 
-One kernel reads x for the moments, one writes y. Backward, one reads dy and x for Σdz and Σdz·x̂, where dz is dy behind
-the ReLU, and one writes dx. Two small kernels add up in between. So ReLU and residual cost no pass over memory of their
-own. Importing this module imports triton.
+One kernel reads x for the moments, and one writes y. In the backward, one kernel reads dy and x for Σdz and Σdz·x̂,
+where dz is dy through the ReLU's gradient, and one writes dx. A small kernel adds up the partial sums in between. So
+the ReLU and the residual need no extra pass over memory. Importing this module imports triton.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ FEWEST_PIXELS = 512  # in NCHW; smaller maps take the kernels up to 1.9 times as
 def can_take(x: Tensor) -> bool:
     """Whether the kernels can run on a tensor: in fp16, bf16 or fp32 on a GPU, or in Triton's interpreter on a CPU.
 
-    Maps of more than a million pixels, such as large volumes, have more splits than one program adds up. Small maps in
-    NCHW are left to the loop.
+    They cannot run on maps of more than a million pixels, such as large volumes, which have more splits than one
+    program adds up. Small maps in NCHW are left to the loop.
     """
     there, pixels = x.device.type == ("cpu" if kernels.INTERPRETED else "cuda"), x.shape[2:].numel()
     if not there or x.dtype not in DTYPES or pixels > MOST_PIXELS:
@@ -57,10 +57,10 @@ def normalise_fused(
     relu: bool = False,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Normalise every n images by themselves; return y, and the groups' means and unbiased variances (2, G, C).
+    """Normalise each group of n images; return y, and the groups' means and unbiased variances (2, G, C).
 
-    x is (N, C, ...), N a multiple of n; γ and β are (C), in any precision, or None. A residual has the shape and
-    type of x and goes with relu. A gradient of gradients raises RuntimeError.
+    x is (N, C, ...), N a multiple of n. γ and β are (C), in any precision, or None. A residual has the shape and
+    type of x and needs relu=True. A gradient of gradients raises RuntimeError.
     """
     assert residual is None or (relu and residual.dtype == x.dtype and residual.shape == x.shape)
     weight, bias = (None if each is None else aligned(each.contiguous()) for each in (weight, bias))
@@ -78,12 +78,12 @@ class _FusedNorm(torch.autograd.Function):
         run = launches(view, x.size(0) // n, eps, relu, residual is not None, types, x.get_device())
         residual = None if residual is None else in_the_layout_of(x, residual)
         y, parts, stats = torch.empty_like(x), run.parts(x), run.sums(3, x)
-        with torch.cuda.device_of(x):  # Triton launches on the current one; autograd's thread has x's
+        with torch.cuda.device_of(x):  # Triton launches on the current device; autograd's thread sets x's itself
             stream = kernels.current_stream(x)
             run.moments(x, parts, stream=stream)
             run.pool_moments(parts, stats, stream=stream)
             run.normalise(x, residual, y, stats, weight, bias, stream=stream)
-        # Without a residual, x itself tells where the ReLU let pass.
+        # Without a residual, x itself tells which values passed the ReLU.
         ctx.save_for_backward(x, None if residual is None else y, stats, weight, bias)
         ctx.run = run
         ctx.mark_non_differentiable(stats)
@@ -110,15 +110,15 @@ class _FusedNorm(torch.autograd.Function):
 
 
 def in_the_layout_of(x: Tensor, other: Tensor) -> Tensor:
-    """Return the other tensor with the strides of x, a copy if it has others."""
+    """Return the other tensor with the strides of x, copied if its own differ."""
     return aligned(other) if other.stride() == x.stride() else torch.empty_like(x).copy_(other)
 
 
 class Launches:
-    """The launches of the kernels over G groups of one shape; each call gives the tensors.
+    """The launches of the kernels over G groups of one shape; the tensors are given in each call.
 
-    types: of x, γ and β. They and the device are part of the key under which `launches` keeps an object, because a
-    kernel is found for one type and one device.
+    types: of x, γ and β. The types and the device are part of the key under which `launches` keeps an object, because
+    Triton compiles a kernel for one type and one device.
     """
 
     def __init__(
@@ -149,22 +149,22 @@ class Launches:
         self.normalise = over_tiles(kernels.normalise, *values("normalise"), RELU=relu)
         self.gradients = over_tiles(kernels.partial_gradients, *(gradients := sums("gradients")), RELU=relu)
         self.pool_gradients = over_splits(kernels.pool_gradients, gradients[0].splits)
-        # With a residual, it is given dz, which is behind the ReLU.
+        # With a residual, this kernel is given dz, which has already been through the ReLU's gradient.
         behind = relu and not residual
         self.input_gradient = over_tiles(kernels.input_gradient, *values("input gradient"), count, RELU=behind)
         self.splits, self.splits_of_gradients = moments[0].splits, gradients[0].splits
 
     def parts(self, x: Tensor) -> Tensor:
-        """Return room for the moments of each split."""
+        """Allocate the moments of each split."""
         return x.new_empty(3, self.groups, self.splits, self.channels, dtype=torch.float32)
 
     def parts_of_gradients(self, x: Tensor) -> Tensor:
-        """Return room for the sums of each split over the gradients."""
+        """Allocate the sums over the gradients of each split."""
         return x.new_empty(2, self.groups, self.splits_of_gradients, self.channels, dtype=torch.float32)
 
     def sums(self, num: int, x: Tensor) -> Tensor:
-        """Return room for so many sums of each group: (num, G, C)."""
+        """Allocate `num` sums of each group: (num, G, C)."""
         return x.new_empty(num, self.groups, self.channels, dtype=torch.float32)
 
 
-launches = lru_cache(4096)(Launches)  # so that the kernels found for a shape are kept; ResNet-50 has 18
+launches = lru_cache(4096)(Launches)  # keeps the kernels found for each shape; ResNet-50 has 18 shapes

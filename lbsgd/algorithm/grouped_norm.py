@@ -2,7 +2,7 @@
 
         y = γ · (x − mean(x)) / √(var(x) + ε) + β
 
-Each group is normalised by itself. `normalise_groups` and `normalise_over_processes` take x (N, C, ...) in any layout,
+Each group is normalised on its own. `normalise_groups` and `normalise_over_processes` take x (N, C, ...) in any layout,
 and γ and β, each (C) or None. They return y, the G groups' means and unbiased variances as one tensor (2, G, C), and
 the number of values per channel in each group.
 """
@@ -33,10 +33,10 @@ def normalise_groups(
     relu: bool = False,
     residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Normalise every n images by themselves.
+    """Normalise each group of n images.
 
-    Triton's kernels do so if implementation is "triton" and they take x. Only if they do (`triton_takes`), y may go
-    through a ReLU, before which a residual may be added. γ and β may be in half precision and act in float32.
+    Triton's kernels compute it if implementation is "triton" and they can take x (`triton_takes`). Only they can apply
+    a ReLU, before which a residual may be added. γ and β may be in half precision and act in float32.
 
     Raises ValueError if N is no multiple of n, or if n images hold a single value per channel.
     """
@@ -50,8 +50,8 @@ def normalise_groups(
     count = n * x.shape[2:].numel()
     if count < 2:
         raise ValueError(f"{n} images of shape {tuple(x.shape[1:])} have one value per channel and so no variance")
-    if relu or (implementation == "triton" and triton_takes(x)):  # for a ReLU the caller has asked
-        from lbsgd.algorithm.fused_norm import normalise_fused  # here, because triton may not be installed
+    if relu or (implementation == "triton" and triton_takes(x)):  # the caller of a ReLU has asked triton_takes
+        from lbsgd.algorithm.fused_norm import normalise_fused  # imported late, because triton may not be installed
 
         return *normalise_fused(x, weight, bias, n, eps, relu=relu, residual=residual), count
     assert residual is None
@@ -59,7 +59,7 @@ def normalise_groups(
     by_formula = num_images != n if torch.compiler.is_compiling() else torch._C._are_functorch_transforms_active()
     if by_formula:
         return _normalise_by_formula(x, weight, bias, n, eps)
-    # With momentum 1, batch norm leaves the batch's own moments in the tensors given as its running statistics.
+    # With momentum 1, batch norm writes the batch's own moments into the tensors given as its running statistics.
     dtype = torch.float32 if x.dtype in HALF else x.dtype
     moments = torch.zeros(2, num_images // n, x.size(1), dtype=dtype, device=x.device)
     if num_images == n:
@@ -71,9 +71,9 @@ def normalise_groups(
 
 
 def densely(x: Tensor) -> Tensor:
-    """Return x, contiguous or in channels_last; a contiguous copy if it lies in any other way.
+    """Return x if it is contiguous or in channels_last, else a contiguous copy.
 
-    In any other layout aten's batch norm on a CPU takes the mean from the memory that it should write it to.
+    In any other layout aten's batch norm on a CPU reads the mean from the memory that it should write it to.
     """
     channels_last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.dim())
     if channels_last is not None and x.is_contiguous(memory_format=channels_last):
@@ -87,17 +87,17 @@ def triton_takes(x: Tensor) -> bool:
         return False
     try:
         from lbsgd.algorithm.fused_norm import can_take
-    except ImportError:  # no package triton, as beside PyTorch for CPUs: a network from a GPU's host must still train
+    except ImportError:  # PyTorch for CPUs comes without triton, and a network from a GPU's host must still train
         return False
     return can_take(x)
 
 
 class _GroupedBatchNorm(torch.autograd.Function):
-    """Batch norm of every n images, written side by side into one output: a loop and a cat would write it twice.
+    """Batch norm of each group of n images, all written into one output: a loop and a cat would write it twice.
 
-    These are aten's native kernels: on the CPU those of F.batch_norm, bit for bit. They exist on CUDA as well, but
-    there the kernels of `fused_norm` are faster (docs/gpu.md).
-    The backward is made of differentiable operators, so gradients of gradients are right too.
+    These are aten's native kernels; on the CPU they are those of F.batch_norm, bit for bit. They exist on CUDA as well,
+    but the kernels of `fused_norm` are faster there (docs/gpu.md).
+    The backward consists of differentiable operators, so gradients of gradients are right too.
     """
 
     @staticmethod
@@ -119,7 +119,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
         grad_x = torch.empty_like(x) if needed[0] else None
         grads_affine = []
         for g, (x_g, grad_y_g) in enumerate(zip(x.split(ctx.n), grad_y.split(ctx.n), strict=True)):
-            # Not the overload with out=: it copies just the same, and it cannot leave a gradient out.
+            # Not the overload with out=: it copies too, and it cannot leave out a gradient.
             grad_x_g, *grad_affine = torch.ops.aten.native_batch_norm_backward(
                 grad_y_g, x_g, weight, None, None, *saved[:, g], True, ctx.eps, needed
             )
@@ -136,7 +136,7 @@ class _GroupedBatchNorm(torch.autograd.Function):
 def _normalise_by_formula(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, n: int, eps: float
 ) -> tuple[Tensor, Tensor, int]:
-    """Do the same in plain operators, which torch.compile can fuse and torch.func can transform.
+    """Normalise the groups in plain operators, which torch.compile can fuse and torch.func can transform.
 
     All groups are normalised at once, so that a graph is as small for many workers as for one.
     """
@@ -160,8 +160,8 @@ def normalise_over_processes(
 ) -> tuple[Tensor, Tensor, int]:
     """Normalise the images of all processes as one group; differentiable; a collective call.
 
-    Every process must hold equally many images. The mean comes first, then the squared deviations from it, so that
-    nothing cancels as in E[x²] − E[x]². Unlike torch.nn.SyncBatchNorm it runs on the CPU too.
+    Every process must hold equally many images. The mean comes first, then the squared deviations from it, which avoids
+    the cancellation of E[x²] − E[x]². Unlike torch.nn.SyncBatchNorm it also runs on the CPU.
     """
     dims = [dim for dim in range(x.dim()) if dim != 1]
     count = x[:, 0].numel() * world_size()

@@ -1,7 +1,7 @@
-"""Mask R-CNN with a feature pyramid, as the paper's Sec. 5.4 trains it, out of torchvision's parts.
+"""Mask R-CNN with a feature pyramid (Sec. 5.4), built of torchvision's parts.
 
-A forward takes n images (n = 2): the losses are means over the regions sampled in one forward, and a forward pads its
-images to the largest. So n is a hyper-parameter, as batch norm's n is (Sec. 2.3), and never the size of a GPU's share.
+A forward takes n images (n = 2). The losses are means over the regions sampled in one forward, and a forward pads its
+images to the largest. So n is a hyper-parameter, as batch norm's n is (Sec. 2.3), and not the size of a GPU's share.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from lbsgd.algorithm.seeded import seeded
 from lbsgd.units import shortened
 
 FROZEN = ("conv1", "bn1", "layer1")  # Detectron's FREEZE_AT 2: the stem and the first stage keep their weights
-LEVELS = (2, 3, 4, 5)  # of the pyramid, that regions are pooled from: their maps have 1/2^level of the pixels a side
-CLASSIFIER = {"fc.weight", "fc.bias"}  # of a pre-trained backbone; a detector has none
+LEVELS = (2, 3, 4, 5)  # of the pyramid that regions are pooled from: a side of their maps has 1/2^level of the pixels
+CLASSIFIER = {"fc.weight", "fc.bias"}  # of a pre-trained backbone; a detector has no such layer
 
 
 @dataclass(frozen=True)
 class Sizes:
     """The sizes of a detector; the defaults are the paper's.
 
-    shorter_side, longer_side    the shorter side in pixels, or less if the longer side would exceed the other number
+    shorter_side, longer_side    an image's shorter side in pixels, or less if its longer side would exceed longer_side
     anchors                      sides of the anchors in pixels, one per level of the pyramid
-    proposals                    kept per level before suppression and per image after it, in training twice as many
-    regions                      sampled per image, a quarter of them objects
+    proposals                    kept per level before suppression and per image after it; twice as many in training
+    regions                      sampled per image; a quarter of them are objects
     """
 
     backbone: str = "resnet50"
@@ -56,8 +56,8 @@ class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has 
     """torchvision's anchors, in float32 under autocast too: bf16 has no number between 1024 and 1032.
 
     They lie 2^level pixels apart. torchvision divides the image's side by the map's, which is rounded up at the last
-    level: of 800 rows it has 13 there, and anchors 61 pixels apart instead of 64. An image beside a larger one, with
-    more padding, would get other anchors.
+    level: 800 rows become 13 there, which puts the anchors 61 pixels apart instead of 64. With more padding, next to a
+    larger image, the same image would get other anchors.
     """
 
     def set_cell_anchors(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -70,7 +70,7 @@ class Float32Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision has 
 
 
 class Float32Boxes(BoxCoder):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's boxes out of the network's outputs, in float32 under autocast, too."""
+    """torchvision's decoding of boxes from the network's outputs, in float32 under autocast too."""
 
     def decode_single(self, rel_codes: torch.Tensor, boxes: torch.Tensor) -> torch.Tensor:
         decoded: torch.Tensor = super().decode_single(rel_codes.float(), boxes)
@@ -78,7 +78,7 @@ class Float32Boxes(BoxCoder):  # type: ignore[misc]  # torchvision has no types
 
 
 class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no types
-    """torchvision's frozen batch norm, but its float32 buffers do not turn a map under autocast into float32 again."""
+    """torchvision's frozen batch norm, but its float32 buffers do not turn a map back into float32 under autocast."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         scale = self.weight * (self.running_var + self.eps).rsqrt()
@@ -89,9 +89,9 @@ class FrozenNorm(FrozenBatchNorm2d):  # type: ignore[misc]  # torchvision has no
 
 
 class DrawnSampler:
-    """torchvision's sampler of positives and negatives, drawn per image and not from torch's global generator.
+    """torchvision's sampler of positives and negatives, with a generator per image instead of torch's global one.
 
-    That generator would give an image other samples on another number of processes. `begin` says which images
+    The global generator would give an image other samples on another number of processes. `begin` says which images
     the next call is about. Numbers are drawn on the host, so that every device takes the same samples.
     """
 
@@ -103,13 +103,13 @@ class DrawnSampler:
         self.draws = draws
 
     def __call__(self, matched: list[torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Return a mask of the positives and one of the negatives for each image's list of matches (0: background)."""
+        """Return a mask of the positives and one of the negatives for each image's matches (0: background)."""
         assert len(matched) == len(self.draws), "begin() must name the images of this forward"
         masks = [self.sample(matches, draw) for matches, draw in zip(matched, self.draws, strict=True)]
         return [positive for positive, _ in masks], [negative for _, negative in masks]
 
     def sample(self, matches: torch.Tensor, draw: int) -> tuple[torch.Tensor, torch.Tensor]:
-        # NumPy's, because torch's generator takes 32 bits of a seed, which anchors and regions would have in common.
+        # NumPy's, because torch's generator takes 32 bits of a seed, which anchors and regions would share.
         generator = np.random.default_rng([self.purpose, draw])
         positive, negative = torch.where(matches >= 1)[0], torch.where(matches == 0)[0]
         wanted = min(len(positive), int(self.num_samples * self.positive_fraction))
@@ -126,10 +126,10 @@ class DrawnSampler:
 
 
 class PerForwardMaskRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no types
-    """Mask R-CNN that trains on any number of images as forwards of n, each with losses of its own.
+    """Mask R-CNN that splits a training batch into forwards of n images, each with its own losses.
 
-    In training it takes images and targets (with `draw`, the key of an image's samples) and returns the loss: the sum
-    of torchvision's five, the mean over the forwards. In evaluation it takes any images, as torchvision's does.
+    In training it takes images and targets (with `draw`, the key of an image's samples). It returns the sum of
+    torchvision's five losses, averaged over the forwards. In evaluation it takes any images, as torchvision's does.
     """
 
     def __init__(self, *arguments: Any, per_forward: int, **options: Any):
@@ -141,7 +141,7 @@ class PerForwardMaskRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no 
         rpn.fg_bg_sampler = DrawnSampler(rpn.fg_bg_sampler.batch_size_per_image, 0.5, purpose=1)
         heads.fg_bg_sampler = DrawnSampler(heads.fg_bg_sampler.batch_size_per_image, 0.25, purpose=2)
         for pool in (heads.box_roi_pool, heads.mask_roi_pool):
-            # torchvision guesses both from the first images, without their padding: 40 pixels would double all scales.
+            # torchvision guesses both from the first images without their padding: 40 pixels would double all scales.
             pool.scales = [2.0**-level for level in LEVELS]
             pool.map_levels = initLevelMapper(LEVELS[0], LEVELS[-1], pool.canonical_scale, pool.canonical_level)
 
@@ -166,9 +166,9 @@ class PerForwardMaskRCNN(MaskRCNN):  # type: ignore[misc]  # torchvision has no 
 def mask_rcnn(num_classes: int, per_forward: int, sizes: Sizes, seed: int) -> PerForwardMaskRCNN:
     """Return a detector of num_classes and the background, with frozen batch norm and a backbone without weights.
 
-    Initialised as Detectron's: the pyramid and the boxes' hidden layers uniformly by their inputs alone, ± √(3/inputs),
-    which is Caffe2's XavierFill; the boxes' outputs normal with 0.01 and 0.001; everything else as torchvision does.
-    The weights are drawn from `seed` alone, on the CPU. The caller's random state stays as it was, that of GPUs too.
+    It is initialised as Detectron's: the pyramid and the boxes' hidden layers uniformly in ± √(3/inputs), which is
+    Caffe2's XavierFill; the boxes' outputs normally with std 0.01 and 0.001; everything else as torchvision does.
+    The weights are drawn from `seed` alone, on the CPU. The caller's random state does not change, on GPUs either.
     """
     device = torch.get_default_device()
     with seeded(seed):
@@ -203,7 +203,7 @@ def mask_rcnn(num_classes: int, per_forward: int, sizes: Sizes, seed: int) -> Pe
 
 
 def pyramid(name: str, channels: int) -> BackboneWithFPN:
-    """Return a ResNet with a feature pyramid; batch norm is frozen, and so are the stem and the first stage."""
+    """Return a ResNet with a feature pyramid; batch norm, the stem and the first stage are frozen."""
     resnet = getattr(torchvision.models, name)(weights=None, norm_layer=FrozenNorm)
     for part, parameter in resnet.named_parameters():
         parameter.requires_grad_(part.split(".")[0] not in FROZEN)
@@ -213,10 +213,10 @@ def pyramid(name: str, channels: int) -> BackboneWithFPN:
 
 
 def load_backbone(detector: PerForwardMaskRCNN, weights: dict[str, Any], where: str) -> None:
-    """Load a classifier's weights into the ResNet below the pyramid; only its classifier may be left over.
+    """Load a classifier's weights into the ResNet below the pyramid; only its last layer may be left over.
 
-    Raises ValueError that names `where` they come from and what is missing or does not fit: a backbone that is partly
-    random would train, badly.
+    Raises ValueError if a weight is missing or does not fit, because a partly random backbone would train, but badly.
+    The error names `where` the weights come from.
     """
     body = detector.backbone.body
     own = body.state_dict()

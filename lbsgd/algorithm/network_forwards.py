@@ -14,11 +14,11 @@ from lbsgd.algorithm.compiled_record import exporting, mark_forward, numbered
 
 
 class NetworkForwards:
-    """The training forwards of one network, counted by hooks on it; the network's batch norms share it.
+    """The training forwards of one network, counted by hooks on it; the network's batch norms share this object.
 
     current: the number of the forward under way. None between forwards, and if the network does not run as a whole, as
     in a graph of torch.fx or when a user calls its parts.
-    images: how many images that forward has, the length of its first tensor. None as above, and if no argument is one.
+    images: how many images this forward has: the length of its first tensor. None as above, and without a tensor.
     """
 
     images: int | None = None
@@ -38,18 +38,18 @@ class NetworkForwards:
 
     @classmethod
     def of(cls, network: nn.Module) -> NetworkForwards:
-        """Return the counter of this network. There is one for each, however often the network is converted."""
+        """Return this network's only counter, however often the network is converted."""
         for hook in network._forward_pre_hooks.values():
             if isinstance(counter := getattr(hook, "__self__", None), cls):
                 return counter
         counter = cls()
         network.register_forward_pre_hook(counter.before, with_kwargs=True)
-        # Before other hooks, because those may read what is due at the forward's end.
+        # Before other hooks, because they may read the results of the calls that are due at the forward's end.
         network.register_forward_hook(counter.after, always_call=True, prepend=True)
         return counter
 
     def at_the_end(self, do: Callable[[list[Any]], None], item: Any) -> None:
-        """Call `do` once when the forward under way ends, with everything that was given for it."""
+        """Call `do` once when the forward under way ends, with the list of all items given for it."""
         self._due.setdefault(do, []).append(item)
 
     def mark(self, begins: bool) -> None:
@@ -69,7 +69,7 @@ class NetworkForwards:
 
     def after(self, network: nn.Module, inputs: Any, output: Any) -> None:
         self.images = None
-        if self.current is not None and not network.training:  # somebody changed the mode inside
+        if self.current is not None and not network.training:  # the mode changed inside the forward
             self.mark(begins=False)
         self._mark_training(network, begins=False)
 

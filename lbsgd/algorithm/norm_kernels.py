@@ -3,12 +3,12 @@
 `fused_norm` launches them. They read x as (G, outer, C, inner), which is (G, n·H·W, C, 1) in channels_last and
 (G, n, C, H·W) otherwise. A program has one group, a block of channels and one split of a group's values. It walks over
 its split in `steps` tiles of OUTER x INNER values of CHANNELS channels. Programs never add to the same place: each
-writes the sums of its split, and the pool_ kernels add the splits up in one order. So a group's bits depend on its
+writes the sums of its split, and the pool_ kernels add up the splits in a fixed order. So a group's bits depend on its
 values and its shape alone.
 
-Tiles have two dimensions, because Triton 3.6 cannot compile the sums over two of three.
+Tiles have two dimensions, because Triton 3.6 cannot compile sums over two of three.
 
-Half precision is read and written; everything in between is float32.
+The kernels read and write half precision, and compute in float32.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# Triton asks the same: then the kernels run in NumPy, on a CPU.
+# Triton's own test: if it holds, the kernels run in NumPy on a CPU.
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
-# The version whose compiled kernels are run as `KernelLaunch` does (tests/test_norm_kernels.py).
+# The version whose compiled kernels `KernelLaunch` knows how to run (tests/test_norm_kernels.py).
 RUNS_COMPILED = triton.__version__.startswith("3.6.") and not INTERPRETED
 
 
 class KernelLaunch:
     """A kernel with all its arguments except the tensors; a call launches it on the current device.
 
-    One object is for tensors of the same types, at addresses that are multiples of 16, on the same device. The first
-    call has Triton compile the kernel, or find it. Later calls reuse it, because Triton's search takes 60 µs of the
-    host's time per launch, and ResNet-50 has 318 launches in a pass.
+    One object serves tensors of the same types, on the same device, at addresses that are multiples of 16. In the first
+    call Triton compiles or finds the kernel. Later calls reuse it, because Triton's search takes 60 µs of the host's
+    time per launch, and ResNet-50 has 318 launches in a pass.
     """
 
     def __init__(self, kernel: Any, grid: tuple[int, ...], numbers: tuple[float, ...], warps: int, **constants: Any):
@@ -42,25 +42,25 @@ class KernelLaunch:
         self.found: Any = None
 
     def __call__(self, *tensors: Tensor | None, stream: int) -> None:
-        """Launch the kernel on these tensors, in its order; None stands for an optional one that is not given."""
+        """Launch the kernel on these tensors, in its order; None stands for an optional tensor that is not given."""
         found = self.found
         if found is None:
             found = self.kernel[self.grid](*tensors, *self.numbers, **self.constants, num_warps=self.warps)
             self.found = found if RUNS_COMPILED else None
             return
         addresses = [None if each is None else each.data_ptr() for each in tensors]
-        of_kernel = found.function, found.packed_metadata, None, None, None  # no hooks of a profiler
+        of_kernel = found.function, found.packed_metadata, None, None, None  # no profiler's hooks
         found.run(*self.grid, stream, *of_kernel, *addresses, *self.after_tensors)
 
 
 def current_stream(x: Tensor) -> int:
-    """Return the stream on which kernels on x are launched, 0 if they are interpreted."""
+    """Return the stream for kernels on x; 0 if the kernels are interpreted."""
     return 0 if INTERPRETED else torch._C._cuda_getCurrentRawStream(x.get_device())
 
 
 @triton.jit
 def _place(outer, channels, inner, steps, OUTER: tl.constexpr, CHANNELS: tl.constexpr, INNER: tl.constexpr):
-    """Return a program's c, the offset of its first tile, the offsets within it, its `o`s, and which c and i exist."""
+    """Return a program's c, the offset of its first tile, the offsets in the tile, its `o`s, and which c, i exist."""
     blocks = tl.cdiv(inner, INNER)
     split = tl.program_id(1)
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)[None, :]
@@ -88,14 +88,14 @@ def _pooled(count, mean, m2):
 
 @triton.jit
 def _standardised(x, mean, rstd, weight, bias):
-    """Return x̂ = (x − mean) · rstd and γ · x̂ + β. Forward and backward must agree on its sign."""
+    """Return x̂ = (x − mean) · rstd and γ · x̂ + β. Forward and backward must agree on the sign of the latter."""
     x_hat = (x - mean) * rstd
     return x_hat, x_hat * weight + bias
 
 
 @triton.jit
 def _statistics(stats, weight, bias, c, channels):
-    """Return a group's mean and 1/√(var + ε), and γ and β, of these channels, in float32."""
+    """Return a group's mean and 1/√(var + ε), and γ and β, for these channels in float32."""
     own = stats + tl.program_id(2) * channels + c
     mean = tl.load(own, c < channels, 0.0)
     rstd = tl.load(own + 2 * tl.num_programs(2) * channels, c < channels, 0.0)
@@ -118,7 +118,7 @@ def partial_moments(
     for step in range(steps):
         inside = exists & (o < outer)
         value = tl.load(x + at + within, inside, 0.0).to(tl.float32)
-        # A lane that is outside once stays outside, so a lane inside has seen `step` values before this one.
+        # A lane that is once outside stays outside, so a lane inside has seen `step` values before this one.
         delta = tl.where(inside, value - mean, 0.0)
         mean += delta * (1.0 / (step + 1))
         m2 += delta * (value - mean)
@@ -154,7 +154,7 @@ def normalise(
     x, residual, y, stats, weight, bias, outer, channels, inner, steps,
     RELU: tl.constexpr, OUTER: tl.constexpr, CHANNELS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """y = γ · x̂ + β, plus the residual if there is one, through a ReLU if asked for."""
+    """Write y = γ · x̂ + β, plus the residual if there is one, through a ReLU if asked for."""
     c, at, within, o, exists = _place(outer, channels, inner, steps, OUTER, CHANNELS, INNER)
     mean, rstd, gamma, beta = _statistics(stats, weight, bias, c, channels)
     for _ in range(steps):
@@ -219,7 +219,7 @@ def input_gradient(
     grad_z, x, grad_x, sums, stats, weight, bias, count, outer, channels, inner, steps,
     RELU: tl.constexpr, OUTER: tl.constexpr, CHANNELS: tl.constexpr, INNER: tl.constexpr,
 ):  # fmt: skip
-    """dx = γ/√(var + ε) · (dz − mean(dz) − x̂ · mean(dz · x̂)); with RELU, grad_z is dy, still to pass the ReLU."""
+    """Write dx = γ/√(var + ε) · (dz − mean(dz) − x̂ · mean(dz · x̂)). With RELU, grad_z is dy, not yet dz."""
     c, at, within, o, exists = _place(outer, channels, inner, steps, OUTER, CHANNELS, INNER)
     mean, rstd, gamma, beta = _statistics(stats, weight, bias, c, channels)
     own = sums + tl.program_id(2) * channels + c

@@ -1,6 +1,6 @@
-"""The rule that says what computes batch norm in training: by device, layout and Triton, never by measuring in a run.
+"""Choose what computes batch norm in training by device, layout and Triton, never by measuring during a run.
 
-So all processes of a run, and a run resumed from its checkpoint, compute the same if the same packages are installed.
+So all processes of a run, and a resumed run, compute the same if the same packages are installed.
 The JSON's `lbsgd.batch_norm.implementation` overrides it.
 """
 
@@ -13,8 +13,8 @@ from lbsgd.units import installed, numbers
 
 TRIED = 3, 6  # the oldest Triton that the kernels have run with
 
-# Written from measurements on an H100 (docs/gpu.md): in channels_last a step with the Triton kernels takes the GPU 0.4
-# to 0.8 of its time with the loop, and less than with torch's batch norm. In NCHW they win on large maps only.
+# From measurements on an H100 (docs/gpu.md): in channels_last a step with the Triton kernels takes the GPU 0.4 to 0.8
+# of its time with the loop, and less than with torch's batch norm. In NCHW they win on large maps only.
 RULE: dict[tuple[str, torch.memory_format], Implementation] = {
     ("cpu", torch.channels_last): "loop",
     ("cpu", torch.contiguous_format): "loop",
@@ -24,16 +24,16 @@ RULE: dict[tuple[str, torch.memory_format], Implementation] = {
 
 
 def triton_version() -> tuple[int, ...]:
-    """Return the installed Triton's version, such as (3, 6); empty if there is none."""
+    """Return the installed Triton's version, such as (3, 6); empty if Triton is not installed."""
     return numbers(installed("triton"))
 
 
 def implementation_for(
     asked: ImplementationOrRule, device: str, layout: torch.memory_format
 ) -> tuple[Implementation, str]:
-    """Return what computes batch norm on a kind of device, and why in words.
+    """Return the implementation of batch norm for a kind of device, and the reason in words.
 
-    Raises ValueError for Triton on a CPU, or if it is not installed.
+    Raises ValueError if "triton" is asked for on a CPU, or if Triton is not installed.
     """
     if asked == "rule":
         where, found = f"{device}, {str(layout).removeprefix('torch.')}", RULE.get((device, layout), "loop")

@@ -1,4 +1,4 @@
-"""How the programs of a Triton kernel divide groups of images among them (`norm_kernels`)."""
+"""How the programs of a Triton kernel divide groups of images among themselves (`norm_kernels`)."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from torch import Tensor
 
 
 class Tile(NamedTuple):
-    """How many values a program works on at a time, and by how many warps of 32 threads."""
+    """The number of values that a program works on at a time, and its number of warps (32 threads each)."""
 
     values: int
     warps: int
 
 
-# The fastest of twenty on ResNet-50's layers, on an H100 and an H200 (docs/experiments.md).
+# The fastest of twenty sizes on ResNet-50's layers, on an H100 and an H200 (docs/experiments.md).
 TILES = {
     "moments": Tile(1024, 2),
     "normalise": Tile(4096, 8),
     "gradients": Tile(1024, 4),
     "input gradient": Tile(8192, 8),
 }
-# How many programs a kernel is divided into, at most: the kernels that add up per group, about eight for each
-# multiprocessor of an H100; those that do not, over all groups together.
+# The most programs that a kernel is divided into. A kernel that adds up has this many per group, about eight for each
+# multiprocessor of an H100; any other kernel has the second number over all groups together.
 PROGRAMS = 1024
 VALUE_PROGRAMS = 2048
-# Each program of a kernel that adds up writes the sums of one split; one program of the pool_ kernel after it adds up
-# all splits of its channels, so there are no more of them.
+# The most splits: each program of a kernel that adds up writes the sums of one split, and then one program of the pool_
+# kernel adds up all splits of its channels.
 MOST_SPLITS = 512
-# A program that adds up goes through this many tiles at least, because writing its sums takes as long as several tiles.
+# A program that adds up handles at least this many tiles, because writing its sums takes as long as several tiles.
 FEWEST_STEPS = 8
 
 
@@ -43,7 +43,7 @@ class View(NamedTuple):
 
 
 def laid_out(x: Tensor, n: int) -> tuple[Tensor, View]:
-    """Return x (N, C, ...) and the view of n of its images; a contiguous copy of x if it lies in any other way."""
+    """Return x (N, C, ...), or a contiguous copy if its layout is neither, and the view of n of its images."""
     pixels, channels = x.shape[2:].numel(), x.size(1)
     if not x.is_contiguous():
         if is_channels_last(x):
@@ -53,14 +53,14 @@ def laid_out(x: Tensor, n: int) -> tuple[Tensor, View]:
 
 
 def is_channels_last(x: Tensor) -> bool:
-    """Whether the channels of an image's pixel lie side by side, and the tensor has no gaps."""
-    if x.dim() == 4:  # asked often, and torch answers without a view
+    """Whether the channels of a pixel are adjacent in memory, and the tensor has no gaps."""
+    if x.dim() == 4:  # the frequent case, which torch answers without a view
         return x.is_contiguous(memory_format=torch.channels_last)
     return x.movedim(1, -1).is_contiguous()
 
 
 def aligned(x: Tensor) -> Tensor:
-    """Return x, or a copy if its address is no multiple of 16, as that of part of a tensor may be."""
+    """Return x, or a copy if its address is not a multiple of 16, as a slice's may be."""
     return x.clone() if x.data_ptr() % 16 else x
 
 
@@ -76,15 +76,15 @@ class Tiling:
 
     @classmethod
     def of_sums(cls, view: View, values: int) -> Tiling:
-        """Return how sums are divided. It depends on the shape of a group alone.
+        """Return how sums are divided.
 
-        So a worker's bits are the same in a micro batch of any size.
+        The division depends on the shape of a group alone, so a worker's bits are the same in any micro batch.
         """
         return cls._of(view, values, PROGRAMS, FEWEST_STEPS)
 
     @classmethod
     def of_values(cls, view: View, values: int, groups: int) -> Tiling:
-        """Return how values that depend on no order are divided, all groups together."""
+        """Return how the values of all groups are divided if no result depends on the order."""
         return cls._of(view, values, ceil_div(VALUE_PROGRAMS, groups), fewest_steps=1)
 
     @classmethod

@@ -1,7 +1,7 @@
-"""Which images share a forward: n of one orientation, out of the epoch's one shuffle (Sec. 5.4, Remark 4).
+"""Group n images of one orientation into a forward, from the epoch's one shuffle (Sec. 5.4, Remark 4).
 
-A forward of a detector pads its images to the largest, so images of one orientation waste less. The groups must not
-depend on how the work is divided, so they are formed from the shared permutation before iterations are cut from it.
+A detector's forward pads its images to the largest, so images of one orientation waste less. The groups must not
+depend on how the work is divided, so they are formed from the shared permutation before it is cut into iterations.
 """
 
 from __future__ import annotations
@@ -10,14 +10,15 @@ import numpy as np
 
 
 def grouped_order(order: np.ndarray, kinds: np.ndarray, n: int) -> np.ndarray:
-    """Return the same images so that each n in a row, from a multiple of n on, are of one kind.
+    """Return the images reordered so that each group of n, counted from the start, has one kind.
 
-    order    a permutation of the images; kinds has the kind of each image, by its number
+    order    a permutation of the images
+    kinds    the kind of each image, by its number
     n        images of a forward
 
-    The images of a kind keep their order, and the groups stand in the order in which `order` completes them, so a
-    random permutation stays one. Fewer than n images of each kind are left over. They come last, in their order, and
-    only their groups can have several kinds.
+    The images of a kind keep their order, and the groups come in the order in which `order` completes them, so a
+    random permutation stays random. The fewer than n images left over of each kind come last, in their order. Only
+    their groups can mix kinds.
 
     Raises ValueError if n is not positive.
     """

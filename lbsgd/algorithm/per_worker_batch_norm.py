@@ -1,8 +1,8 @@
 """Batch normalisation over one worker's n images, on any hardware (Sec. 2.3).
 
-The paper's loss of an image depends on the n - 1 other images that its worker normalises with it. So n = 32 is a
-hyper-parameter of the network and no property of a GPU. Here a process may hold several of the k workers in one micro
-batch and take several passes per iteration. Neither shows in the outputs, the gradients or the running statistics.
+In the paper, an image's loss depends on the n - 1 other images that its worker normalises with it. So n = 32 is a
+hyper-parameter of the network, not a property of a GPU. Here a process may hold several of the k workers in one micro
+batch and take several passes per iteration. Neither affects the outputs, the gradients or the running statistics.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from lbsgd.errors import require_number
 
 
 class PerWorkerBatchNorm(RunningStatistics):
-    """Batch norm of every n images by themselves; parameters, buffers and state_dict are torch's.
+    """Batch norm of each group of n images; parameters, buffers and state_dict are torch's.
 
         y = γ · (x − mean(x)) / √(var(x) + ε) + β     over images g·n .. (g+1)·n of the micro batch, those of worker g
 
-    x is (N, C, ...) with N a multiple of n, in fp16, bf16, fp32 or fp64; γ, β and statistics act in float32 at least.
-    If the network has made more rows of its images, such as tokens or windows, a pass must hold one worker's n images:
-    then all rows are normalised together.
-    In eval mode the running statistics normalise; without any, all N images at once, as torch's batch norm does. They
-    move once every `passes` training forwards, once per iteration:
+    x is (N, C, ...) with N a multiple of n, in fp16, bf16, fp32 or fp64; γ, β and statistics act in at least float32.
+    If the network has made more rows of its images, such as tokens or windows, a pass must hold one worker's n images.
+    Then all rows are normalised together.
+    Eval mode uses the running statistics; without any it normalises all N images together, as torch's batch norm does.
+    The running statistics move once every `passes` training forwards, which is once per iteration:
 
         running ← (1 − momentum) · running + momentum · average over the iteration's workers of mean(x), unbiased var(x)
 
-    Inside a forward of the converted network all layers' statistics move together, when it ends.
-    A module that one forward uses twice moves them twice per iteration, first by all passes' first uses. A forward that
-    gradient checkpointing repeats inside backward does not count. A training forward outside of any iteration does
-    count, and shifts the count of later ones until load_state_dict resets it. If momentum is None, or has become 1
-    since the layer was built, somebody averages over forwards, as torch.optim.swa_utils.update_bn does: then every
-    forward moves the statistics.
+    All layers' statistics move together at the end of a forward of the converted network.
+    A module that one forward uses twice moves its statistics twice per iteration, first by all passes' first uses. A
+    forward that gradient checkpointing repeats inside backward does not count. A training forward outside of any
+    iteration does count, and shifts the count of later ones until load_state_dict resets it. If momentum is None, or
+    has become 1 since the layer was built, the caller averages over forwards, as torch.optim.swa_utils.update_bn does,
+    and every forward moves the statistics.
 
-    Arguments beside those of torch's batch norm:
+    Arguments in addition to those of torch's batch norm:
         per_worker_batch: n.
         passes: training forwards per iteration, the accumulation_steps.
         statistics: "average" over workers as above; "first_worker": process 0's first worker of each iteration alone;
             "recomputed": as average, to be replaced by `recomputing_statistics`.
         scope: "worker" (the paper); "all" (for comparison) normalises over all processes' images of one pass.
-        implementation: "loop"; "triton" computes training forwards on a GPU by the kernels of `fused_norm`.
+        implementation: "loop"; "triton" computes training forwards on a GPU with the kernels of `fused_norm`.
 
-    Raises ValueError for arguments that are none of these, and in forward if N is no multiple of n, if n images hold a
-    single value per channel, or if there are more rows than images, of several workers.
+    Raises ValueError for any other argument. forward raises it if N is not a multiple of n, if n images hold a single
+    value per channel, or if several workers' images have become more rows than images.
     """
 
-    implementation: Implementation = "loop"  # of layers pickled before there was a choice, too
+    implementation: Implementation = "loop"  # also of layers pickled before there was a choice
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class PerWorkerBatchNorm(RunningStatistics):
         return output
 
     def _rows_of_a_worker(self, rows: int) -> int:
-        """Return n, or all rows where the network has made more rows of one worker's images, as tokens or windows."""
+        """Return n, or all rows if the network has made more rows of one worker's images, such as tokens or windows."""
         images, n = self._forwards.images, self.per_worker_batch
         if images is None and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             images = self._forwards.last_images  # gradient checkpointing repeats a part of the network's forward
@@ -153,7 +153,7 @@ def require_choices(
 
 
 def as_leaf(module: nn.Module, input: Proxy) -> Tensor:
-    """Have torch.fx note a call of the whole module, as it does for torch's own layers."""
+    """Have torch.fx record a call of the whole module, as it does for torch's own layers."""
     tracer: Any = input.tracer
     output: Tensor = tracer.create_proxy("call_module", tracer.path_of_module(module), (input,), {})
     return output

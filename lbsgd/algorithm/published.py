@@ -1,6 +1,6 @@
-"""The paper's numbers, to compare with: errors on ImageNet, AP on COCO, the size of both, and a GPU's speed.
+"""The paper's numbers, to compare with: errors on ImageNet, AP on COCO, the sizes of both, and a GPU's speed.
 
-Errors are top-1 in %, mean and std of 5 runs, with ResNet-50 where no other network is named.
+Errors are top-1 in %, mean and std of 5 runs, of ResNet-50 unless another network is named.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 MeanAndStd = tuple[float, float]
 
 IMAGENET_IMAGES, EPOCHS = 1_281_167, 90
-COCO_IMAGES = 117_266  # of train2017 that have an object (Sec. 5.4)
-# A GPU's speed: those epochs in 29 hours on one server of 8 P100. It includes aggregation inside the server.
+COCO_IMAGES = 117_266  # images of train2017 that have an object (Sec. 5.4)
+# A GPU's speed: the paper's epochs in 29 hours on one server of 8 P100, including aggregation inside the server.
 IMAGES_PER_SECOND = IMAGENET_IMAGES * EPOCHS / (29 * 3600) / 8
 
 # Figures 1 and 3: linear scaling rule, gradual warmup above 256. None: no number to compare with.
@@ -30,7 +30,7 @@ ERROR_PCT: dict[int, MeanAndStd | None] = {
     65536: (33.96, 0.80),
 }
 
-# Tables 1, 2a and 2b: one thing changed, by the global batch at which it was measured.
+# Tables 1, 2a and 2b: errors with one change, by the global batch at which it was measured.
 NO_WARMUP = {8192: (24.84, 0.37)}
 CONSTANT_WARMUP = {8192: (25.88, 0.56)}
 SQRT_RULE = {8192: (26.22, 0.03)}
@@ -64,29 +64,29 @@ class Loss:
     global_batch: int
 
     def points_at(self, global_batch: int) -> float | None:
-        """Return the points where they were measured at this very batch."""
+        """Return the points if they were measured at this very batch, else None."""
         return self.points if global_batch == self.global_batch else None
 
 
 def loss_of(measured: Mapping[int, MeanAndStd], global_batch: int) -> Loss:
-    """Return what a change cost at the measured batch nearest to this one.
+    """Return the loss from a change at the measured batch nearest to this one.
 
-    measured: errors with the change, by global batch. They are compared with the recipe at the same batch.
+    measured: errors with the change, by global batch. Each is compared with the recipe at the same batch.
     """
     nearest = min(measured, key=lambda kn: abs(kn.bit_length() - global_batch.bit_length()))
     return Loss(_points_between(measured[nearest], ERROR_PCT[nearest]), nearest)
 
 
 def loss_to_size(global_batch: int) -> Loss | None:
-    """Return what the largest measured batch beyond 8,192 and up to this one loses to the baseline, 256 images."""
+    """Return the loss at the largest measured batch beyond 8,192 and up to this one, against 256 images."""
     measured = [kn for kn in ERROR_PCT if LARGEST_GOOD_BATCH < kn <= global_batch]
     return Loss(_points_between(ERROR_PCT[max(measured)], ERROR_PCT[256]), max(measured)) if measured else None
 
 
 def points_of_lr(global_batch: int, lr: float) -> tuple[float, str] | None:
-    """Return the points lost by a learning rate that the paper tried at this global batch, and its name.
+    """Return the points lost by a learning rate that the paper tried at this global batch, and the rate's name.
 
-    The names are fixed, sqrt, half and double (Table 2a). None for any other learning rate or batch.
+    The names are fixed, sqrt, half and double (Table 2a). Returns None for any other learning rate or batch.
     """
     linear = 0.1 * global_batch / 256
     tried = {

@@ -17,7 +17,7 @@ def resnet(name: str, num_classes: int, zero_last_gamma: bool = True, seed: int 
         batch norm               γ = 1, β = 0; γ = 0 in the last one of each residual block if zero_last_gamma
 
     The weights are drawn from `seed` alone, on the CPU whatever the default device, so every process builds the same
-    network. The caller's random state stays as it was, that of GPUs too.
+    network. The caller's random state does not change, on GPUs either.
 
     Raises ConfigError for any other name.
     """

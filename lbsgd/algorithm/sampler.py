@@ -1,4 +1,4 @@
-"""The shared shuffle of Remark 4 as a sampler of torch's DataLoader, for any data set."""
+"""The shared shuffle of Remark 4 as a sampler for torch's DataLoader, with any data set."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbsgd.algorithm.shuffle import epoch_order, rank_batches
 
 @dataclass
 class Pass:
-    """One pass through an epoch's batches: the update it begins with, and how many batches were taken from it."""
+    """One pass through an epoch's batches: its first update, and the number of batches taken from it."""
 
     first_update: int
     earlier: int  # batches that the sampler gave in passes before this one
@@ -26,14 +26,14 @@ class SharedShuffleSampler(Sampler[list[int]]):
         sampler = SharedShuffleSampler(len(dataset), global_batch=256, micro_batch=32, seed=0)
         loader = DataLoader(dataset, batch_sampler=sampler)
         for epoch in range(90):
-            sampler.set_epoch(epoch)            # or every epoch is the same; first_iteration starts in its middle
+            sampler.set_epoch(epoch)            # else every epoch is the same; first_iteration starts in mid-epoch
             for images, labels in loader: ...   # accumulation_steps batches of micro_batch images per iteration
 
-    All processes cut one permutation of (seed, epoch). Iteration t takes its images t·kn ... (t+1)·kn, the same set for
-    any number of processes. No image comes twice in an epoch, and none is padded. By default world_size and rank come
-    from torch.distributed, or are 1 and 0 without it. Raises ValueError if global_batch is no multiple of
-    world_size · micro_batch, if rank is not below world_size, if the images do not fill one global batch, or if a
-    launcher has started several processes, which have not met.
+    All processes cut the same permutation, drawn from (seed, epoch). Iteration t takes its images t·kn ... (t+1)·kn,
+    the same set for any number of processes. No image comes twice in an epoch, and there is no padding. By default
+    world_size and rank come from torch.distributed, or are 1 and 0 without it. Raises ValueError if global_batch is not
+    a multiple of world_size · micro_batch, if rank is not below world_size, if the images do not fill one global batch,
+    or if a launcher has started several processes, but they have no process group.
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class SharedShuffleSampler(Sampler[list[int]]):
             rank=rank if rank is not None else process_group.rank(),
         )
         self.begun: Pass | None = None
-        self.given = 0  # batches in all passes
+        self.given = 0  # batches given in all passes
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int, first_iteration: int = 0) -> None:
-        """Choose the epoch to go through next, from first_iteration on."""
+        """Choose the next epoch, from first_iteration on."""
         order = epoch_order(self.num_images, self.seed, epoch)
         batches = rank_batches(order, first_iteration=first_iteration, **self.cut)
         self.batches = batches.reshape(-1, self.cut["micro_batch"])
@@ -78,7 +78,7 @@ class SharedShuffleSampler(Sampler[list[int]]):
         return self
 
     def __iter__(self) -> Iterator[list[int]]:
-        batches = self.batches.tolist()  # of the epoch that is set when the first is asked for, as by Lightning
+        batches = self.batches.tolist()  # of the epoch set by the time of the first batch; Lightning sets it late
         self.begun = begun = Pass(self.next_update, self.given)
         for batch in batches:
             begun.given += 1

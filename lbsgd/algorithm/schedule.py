@@ -35,12 +35,12 @@ def scaled_lr(global_batch: int, base_lr: float, base_batch: int, rule: ScalingR
 
 @dataclass(frozen=True)
 class Schedule:
-    """The numbers that decide every learning rate of a run; `Plan.schedule` has those of a JSON.
+    """The numbers that determine every learning rate of a run; `Plan.schedule` has those of a JSON.
 
-    Warmup goes from base_lr (η0) to reference_lr (η) and takes warmup_iterations updates (W), 0 for none. Each of
+    Warmup goes from base_lr (η0) to reference_lr (η) in warmup_iterations updates (W), 0 for no warmup. Each of
     decay_iterations multiplies η by decay_factor once that many updates are done.
 
-    Raises ValueError for an unknown warmup_kind, for "none" with a warmup that takes updates, and for a number that is
+    Raises ValueError for an unknown warmup_kind, for "none" with warmup_iterations above 0, and for a number that is
     negative or not finite.
     """
 
@@ -73,7 +73,7 @@ def learning_rate(iteration: int, schedule: Schedule) -> float:
         t ≥ W    η · factor^d             d = how many of the decay points have been reached
 
     Every global batch follows the same curve over epochs: the warmup does not shift the decay points.
-    Raises ValueError for an update before the first.
+    Raises ValueError for a negative iteration.
     """
     if iteration < 0:
         raise ValueError(f"update {iteration} is before the first, which is update 0")
@@ -94,7 +94,7 @@ class LargeMinibatchSGD:
         rule.warmup_schedule(epoch, iteration, iters_per_epoch)   # the lr of that update, both counted from 0
 
     Up to base_batch_size images there is no warmup. This class updates no weights; `MomentumCorrectedSGD` does.
-    Raises ValueError for a batch below 1, and for another number that is negative or not finite.
+    Raises ValueError for a batch below 1, and for any other number that is negative or not finite.
     """
 
     def __init__(
@@ -111,11 +111,11 @@ class LargeMinibatchSGD:
         self.warmup_epochs = warmup_epochs if target_batch_size > base_batch_size else 0
         self.decay_epochs, self.decay_factor = decay_epochs, decay_factor
         require_number(warmup_epochs, "warmup_epochs")
-        self.schedule(iters_per_epoch=1)  # which looks at all other numbers
+        self.schedule(iters_per_epoch=1)  # checks all other numbers
 
     @property
     def scaled_lr(self) -> float:
-        """η of the target batch by the linear scaling rule."""
+        """The target batch's η by the linear scaling rule."""
         return scaled_lr(self.target_batch_size, self.base_lr, self.base_batch_size)
 
     def schedule(self, iters_per_epoch: int) -> Schedule:

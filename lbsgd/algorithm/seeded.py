@@ -10,9 +10,9 @@ import torch
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` inside, on the CPU whatever the default device; the caller's random state stays as it was.
+    """Draw from `seed` inside, on the CPU whatever the default device; the caller's random state does not change.
 
-    That of GPUs stays, too: torch.manual_seed would seed them, and nothing would set them back.
+    Nor does that of GPUs, which torch.manual_seed would seed and nothing would restore.
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)

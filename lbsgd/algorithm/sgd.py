@@ -22,17 +22,17 @@ class MomentumCorrectedSGD(torch.optim.SGD):
 
     Both are the same, v = η·u, as long as (10) has the factor η_t/η_last, the momentum correction of Remark 2.
     `correction=False` leaves the factor out of (10), for comparison. (9) never needs it and is torch.optim.SGD, with
-    its fused or foreach kernels. Putting the factor on (9) is a well-known bug.
+    its fused or foreach kernels. Applying the factor to (9) is a well-known bug.
 
-    An update with η = 0 leaves w alone and changes the momentum only, except in (10) without correction. With
-    correction (10) then takes the last η that was not 0: v ← m·v + η_last·g, so that v = η_last·u still holds.
+    An update with η = 0 leaves w alone and changes only the momentum, except in (10) without correction. With
+    correction, (10) then takes the last η that was not 0: v ← m·v + η_last·g, so that v = η_last·u still holds.
 
     Raises ValueError for an unknown form, for (9) with correction=False, for (10) with fused or foreach=False, and for
     a state_dict whose momentum has the other form.
     """
 
-    # Under ZeRO, `step` runs several times per iteration, each time on one group of flat slices. So η_last is kept
-    # beside each parameter's momentum, in state[p]["last_lr"], and nothing here counts calls or looks at shapes.
+    # Under ZeRO, `step` runs several times per iteration, each time on one group of flat slices. So η_last is kept with
+    # each parameter's momentum, in state[p]["last_lr"], and nothing here counts calls or looks at shapes.
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
             )
         if form == "lr_inside" and (fused or foreach is False):
             raise ValueError("momentum form 'lr_inside' runs on foreach kernels only: leave fused and foreach unset")
-        self.form, self.correction = form, correction  # before torch adds the groups, which the form limits
+        self.form, self.correction = form, correction  # before torch adds the groups, whose options depend on the form
         super().__init__(
             params, lr, momentum, weight_decay=weight_decay, nesterov=nesterov, foreach=foreach, fused=fused
         )
@@ -72,7 +72,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         return super().__getstate__() | {"form": self.form, "correction": self.correction}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load momentum and groups as torch does. Raises ValueError for momentum of the other form."""
+        """Load momentum and groups as torch does. Raises ValueError if the momentum has the other form."""
         for state in state_dict["state"].values():
             if state.get("momentum_buffer") is not None and ("last_lr" in state) != (self.form == "lr_inside"):
                 other = "lr_outside" if self.form == "lr_inside" else "lr_inside"
@@ -86,7 +86,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
     def step(  # type: ignore[override]  # one signature says what the supertype's two overloads say
         self, closure: Callable[[], float] | None = None
     ) -> float | None:
-        """Update every parameter that has a gradient; return the closure's loss, if there is a closure."""
+        """Update every parameter that has a gradient; return the closure's loss, or None without a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -102,9 +102,9 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         return loss
 
     def _lay_out(self, params: list[torch.Tensor]) -> None:
-        """Give gradients and momentum the strides of their weights; torch's fused kernel on a CPU looks at no strides.
+        """Give gradients and momentum the strides of their weights, because torch's fused CPU kernel ignores strides.
 
-        A hook may leave a gradient in another layout; momentum read from a file is contiguous.
+        A hook may leave a gradient in another layout, and momentum read from a file is contiguous.
         """
         for p in params:
             if p.grad is not None and p.grad.stride() != p.stride():
@@ -124,7 +124,7 @@ class MomentumCorrectedSGD(torch.optim.SGD):
         velocities = [self._velocity(p) for p in params]
         if lr == 0 and self.correction:
             for p, velocity, gradient in zip(params, velocities, gradients, strict=True):
-                # Before any η but 0 the unit is the group's factor, because checkpoints keep one η for all groups.
+                # Until η is first not 0, the group's factor takes its place: checkpoints keep one η for all groups.
                 last_lr = self.state[p]["last_lr"] = self.state[p].get("last_lr") or lr_factor(group)
                 velocity.mul_(momentum).add_(gradient, alpha=last_lr)
             return
@@ -154,8 +154,8 @@ class MomentumCorrectedSGD(torch.optim.SGD):
 def _torch_step() -> Callable[..., Any]:
     """Return torch.optim.SGD.step without the step hooks, which run around `MomentumCorrectedSGD.step` already.
 
-    torch puts the hooks around a class's step when it first builds that very class. So SGD.step has them as soon as
-    anyone has built a plain SGD, and they would run twice per step.
+    torch wraps a class's step with the hooks when it first builds an object of that class. So SGD.step has them as soon
+    as anyone has built a plain SGD, and they would run twice per step.
     """
     step: Any = torch.optim.SGD.step
     unhooked: Callable[..., Any] = step.__wrapped__ if getattr(step, "hooked", False) else step
@@ -169,17 +169,17 @@ def decay_groups(
     on_biases: bool = True,
     bias_lr_factor: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Return parameter groups for an optimizer: λ on all but batch norm's γ and β (Sec. 5.1), or on these too.
+    """Return an optimizer's parameter groups: λ on everything but batch norm's γ and β (Sec. 5.1), or on these too.
 
         [{"params": [...], "weight_decay": λ, "name": "decay"}, {..., "weight_decay": 0.0, "name": "batch_norm"}]
 
     The fully connected bias decays, and so do LayerNorm's and GroupNorm's parameters, because the paper exempts batch
-    norm only. Frozen parameters and empty groups are left out, and a shared parameter stands once. Batch norm is found
-    by its type, at any depth and under any name.
+    norm only. Frozen parameters and empty groups are left out, and a shared parameter is listed once. Batch norm is
+    found by its type, at any depth and under any name.
 
     Detectors (Sec. 5.4) leave biases out of decay and train them at twice the learning rate: with on_biases=False or
-    another bias_lr_factor, biases outside batch norm are a third group, {..., "name": "biases", "lr_factor": 2.0}. The
-    schedule multiplies the learning rate of a group by its lr_factor, 1 if it has none.
+    another bias_lr_factor, biases outside batch norm form a third group, {..., "name": "biases", "lr_factor": 2.0}. The
+    schedule multiplies a group's learning rate by its lr_factor, 1 by default.
 
     Raises ValueError for a batch norm whose γ or β is part of another parameter, as in FSDP without use_orig_params,
     and for a weight_decay or a bias_lr_factor that is negative or not finite.
@@ -206,7 +206,7 @@ def decay_groups(
 
 
 def _affine(name: str, norm: _BatchNorm) -> list[nn.Parameter]:
-    """Return γ and β, as far as the batch norm has them."""
+    """Return the batch norm's γ and β, or those of the two that it has."""
     own, fixed = dict(norm.named_parameters(recurse=False)), dict(norm.named_buffers(recurse=False))
     for part in ("weight", "bias"):
         if getattr(norm, part, None) is not None and part not in own | fixed:
@@ -223,6 +223,6 @@ def bias_of(module: nn.Module) -> list[nn.Parameter]:
 
 
 def lr_factor(group: dict[str, Any]) -> float:
-    """Return what the learning rate of a parameter group is multiplied by; timm's layer decay calls it lr_scale."""
+    """Return the factor on a parameter group's learning rate; timm's layer decay calls it lr_scale."""
     factor: float = group.get("lr_factor", 1.0) * group.get("lr_scale", 1.0)
     return factor

@@ -1,7 +1,7 @@
 """Remark 4: one random shuffle of the training images per epoch, divided among all k workers.
 
-This module alone decides which images a process sees. It depends on nothing but its arguments: there is no state and
-no lasting random generator, so a restart can lose nothing.
+This module alone decides which images a process sees. Its functions depend only on their arguments: there is no state
+and no lasting random generator, so a restart loses nothing.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ import numpy as np
 
 
 def epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
-    """Return the permutation of all images that every worker shares in this epoch (Remark 4).
+    """Return the permutation of all images that all workers share in this epoch (Remark 4).
 
     It is drawn from (seed, epoch) alone, so it is the same in every process and after every restart.
     """
-    order = np.arange(int(num_images))  # an int, because NumPy counts uint64, FFCV's type for it, in another type
+    order = np.arange(int(num_images))  # FFCV's num_images is a uint64, which would change the array's type
     shuffle(order, seed, epoch)
     return order
 
@@ -29,8 +29,8 @@ def rank_batches(
 ) -> np.ndarray:
     """Return the images of one rank, an array of shape (iterations, accumulation_steps, micro_batch) (Remark 4).
 
-    Iteration t takes order[t·kn : (t+1)·kn]. Each rank takes one contiguous part of it, each pass one contiguous part
-    of that. The epoch has floor(N/kn) iterations; the rest of the permutation is left out.
+    Iteration t takes order[t·kn : (t+1)·kn]. Each rank takes one contiguous part of it, and each pass one contiguous
+    part of the rank's. The epoch has floor(N/kn) iterations; the rest of the permutation is left out.
 
     Since a micro batch is a multiple of n, the paper's worker w of iteration t always normalises the same n images,
 
@@ -39,8 +39,8 @@ def rank_batches(
     for any world size, micro batch and number of passes: these only say where worker w lives.
 
     first_iteration leaves out the iterations before it, to continue in the middle of an epoch.
-    Raises ValueError if kn is no positive multiple of world_size · micro_batch, or if there is no such iteration or
-    rank.
+    Raises ValueError if kn is not a positive multiple of world_size · micro_batch, or if the iteration or the rank does
+    not exist.
     """
     _require_rank(rank, world_size)
     if global_batch < 1 or micro_batch < 1:
@@ -62,7 +62,7 @@ def rank_groups(order: np.ndarray, *, num_images: int, per_worker_batch: int, wo
 
     Rank r takes groups r, r + world_size, ... Together the ranks see each of these images once, in the groups that a
     single rank would see. The ranks' shares differ by at most one group.
-    Raises ValueError if num_images is no multiple of n or more than there are, or if there is no such rank.
+    Raises ValueError if num_images is not a multiple of n or exceeds the order's length, or if the rank does not exist.
     """
     _require_rank(rank, world_size)
     if num_images % per_worker_batch or not 0 < num_images <= len(order):
@@ -73,8 +73,8 @@ def rank_groups(order: np.ndarray, *, num_images: int, per_worker_batch: int, wo
 def rank_share(num_images: int, *, world_size: int, rank: int) -> np.ndarray:
     """Return this rank's contiguous share of images 0 ... num_images - 1; all shares together hold each exactly once.
 
-    The shares differ by at most one image, and are empty for some ranks if there are fewer images than ranks.
-    Raises ValueError if there is no such rank.
+    The shares differ by at most one image. Some are empty if there are fewer images than ranks.
+    Raises ValueError if the rank does not exist.
     """
     _require_rank(rank, world_size)
     smaller, larger_shares = divmod(num_images, world_size)  # the first shares hold one image more

@@ -1,4 +1,4 @@
-"""Per-worker batch norm for timm's layers that hold their activation; imported only where timm's own are converted."""
+"""Per-worker batch norm for timm's layers with an activation; imported only if a timm layer is converted."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from lbsgd.algorithm.per_worker_batch_norm import PerWorkerBatchNorm, PerWorkerB
 
 
 class PerWorkerBatchNormAct2d(BatchNormAct2d, PerWorkerBatchNorm2d):
-    """`PerWorkerBatchNorm2d`, then timm's own drop and activation; `convert_batch_norm` makes it of a BatchNormAct2d.
+    """`PerWorkerBatchNorm2d`, then timm's own drop and activation; `convert_batch_norm` turns BatchNormAct2d into it.
 
-    It stays a BatchNormAct2d, so that timm still knows it, for example when it freezes batch norms.
+    It is still a BatchNormAct2d, so that timm recognises it, for example when it freezes batch norms.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ class PerWorkerBatchNormAct2d(BatchNormAct2d, PerWorkerBatchNorm2d):
 
 
 class PerWorkerSyncBatchNormAct(SyncBatchNormAct, PerWorkerBatchNorm):
-    """`PerWorkerBatchNorm`, then drop and activation if it has them, made of timm's SyncBatchNormAct."""
+    """`PerWorkerBatchNorm`, then drop and activation if it has them; converted from timm's SyncBatchNormAct."""
 
     def forward(self, x: Tensor) -> Tensor:
         if isinstance(x, Proxy):

@@ -21,12 +21,12 @@ class LargeMinibatchLR(LRScheduler):
         for images, labels in loader:
             ...
             optimizer.step()
-            scheduler.step()                # after the last pass of an update, as optimizer.step()
+            scheduler.step()                # after the last pass of an update, like optimizer.step()
 
     In update t every parameter group takes learning_rate(t, schedule) times its lr_factor (`decay_groups`) and its
-    lr_scale (timm's layer decay), each 1 if it has none. The constructor sets the learning rate of update 0. torch's
-    last_epoch counts updates here. After load_state_dict the schedule goes on from where the state_dict was saved. If a
-    learning rate is a tensor, it stays the same tensor.
+    lr_scale (timm's layer decay), each 1 by default. The constructor sets the learning rate of update 0. torch's
+    last_epoch counts updates here. After load_state_dict the schedule goes on from the update at which the state_dict
+    was saved. A learning rate that is a tensor stays the same tensor.
 
     Raises ValueError for a parameter group with a learning rate of its own, because the schedule would replace it.
     """
@@ -68,7 +68,7 @@ class LargeMinibatchLR(LRScheduler):
 
 
 def _require_one_lr(groups: list[dict[str, Any]]) -> None:
-    """Raise ValueError unless all groups have one learning rate, as when built, or times lr_factor, as scheduled."""
+    """Raise ValueError unless all groups have one learning rate, multiplied by lr_factor if already scheduled."""
     lrs, factors = [float(group["lr"]) for group in groups], [lr_factor(group) for group in groups]
     scheduled = (math.isclose(lr * factors[0], lrs[0] * factor) for lr, factor in zip(lrs, factors, strict=True))
     if all(scheduled) or len(set(lrs)) == 1:
