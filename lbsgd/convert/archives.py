@@ -1,7 +1,7 @@
-"""Archives as data: the places of a tar's members, to be read there. Nothing is unpacked to a name from an archive.
+"""List where a tar's members lie, so that they are read in place. Nothing is unpacked to a name from an archive.
 
-A member is refused, by its name, if it is not a plain file or folder, if its path leaves the archive, or if it is too
-large for anything that belongs in a data set of images. A hard link counts as the file that it names.
+A member is refused if it is not a plain file or folder, if its path leaves the archive, or if it is too large to belong
+in a data set of images. The message names the member. A hard link counts as the file that it names.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from lbsgd.convert.left_out import path_reason
 from lbsgd.errors import DataError
 
 MAX_IMAGE_BYTES = 1 << 28  # 256 MiB; ImageNet's largest file has 15 MB
-MAX_CLASS_BYTES = 1 << 36  # 64 GiB, the tar of one class within a tar
-MAX_DEVKIT_BYTES = 1 << 26  # 64 MiB, one file of the devkit
-MAX_DEVKIT_TAR_BYTES = 1 << 28  # 256 MiB, the devkit's archive, uncompressed
-MAX_HEADER_BYTES = 1 << 20  # 1 MiB, the most that tarfile reads in one piece: names and attributes
+MAX_CLASS_BYTES = 1 << 36  # 64 GiB, for the tar of one class within a tar
+MAX_DEVKIT_BYTES = 1 << 26  # 64 MiB, for one file of the devkit
+MAX_DEVKIT_TAR_BYTES = 1 << 28  # 256 MiB, for the devkit's archive, uncompressed
+MAX_HEADER_BYTES = 1 << 20  # 1 MiB, for one read of tarfile, which reads only names and attributes
 TRUNCATED = "reaches beyond the end of the archive, which is truncated"
 
 
 def cached_members(path: Path, scratch: Path, origin: Path | None = None) -> Files:
-    """Return members(), kept in the folder scratch: reading a million headers takes a minute, on a slow disk hours."""
+    """Return members(), cached in `scratch`: reading a million headers takes a minute, or hours on a slow disk."""
     cache = scratch / f"{version(path)}.listing"
     return listed_once(cache, lambda: members(path, origin), f"listing what {origin or path} holds", [path])
 
 
 def listed_once(cache: Path, make: Callable[[], Files], what: str, sources: list[Path]) -> Files:
-    """Return the files of a listing that is kept, or make it and keep it, and say so if the sources are large."""
+    """Return the listing kept at `cache`, or make and keep it. If the sources are large, say that this takes long."""
     with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return Files.load(cache)
     say_if_long(what, *sources)
@@ -48,9 +48,9 @@ def listed_once(cache: Path, make: Callable[[], Files], what: str, sources: list
 
 
 def members(path: Path, origin: Path | None = None) -> Files:
-    """Return all plain files of a tar in its order, with the files of inner tars in their places, and hard links last.
+    """Return a tar's plain files, in the tar's order. Inner tars are replaced by their files. Hard links come last.
 
-    origin: the archive whose content the tar is, for messages. Raises DataError.
+    origin: the archive that messages name, which may be compressed. Raises DataError for a refused or damaged archive.
     """
     refuse_other(path, origin)
     found, links = Files("offsets"), _HardLinks()
@@ -62,7 +62,7 @@ def members(path: Path, origin: Path | None = None) -> Files:
 
 
 class _HardLinks:
-    """Members that are second names of files, as tar writes files with several names."""
+    """Members that are further names of a file: tar stores a file with several names once."""
 
     def __init__(self) -> None:
         self.names, self.targets = Names(), Names()
@@ -72,7 +72,7 @@ class _HardLinks:
         self.targets.append(target)
 
     def add_to(self, found: Files, path: Path) -> None:
-        """Add each link as the file that it names. Raises DataError if the archive does not hold that."""
+        """Add each link as the file that it names. Raises DataError if the archive does not hold that file."""
         wanted = set(self.targets)
         rows = {name: row for row, name in enumerate(found.names) if name in wanted} if wanted else {}
         for name, target in zip(self.names, self.targets, strict=True):
@@ -84,13 +84,13 @@ class _HardLinks:
 
 
 def _members(part: _Part, path: Path, within: str, links: _HardLinks) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset, bytes) of each file that is no link."""
+    """Yield (name, offset, number of bytes) of each file, and collect the links."""
     for info in _checked(part, path, within):
         name = within + info.name
         if info.islnk():
             links.append(name, within + posixpath.normpath(info.linkname))
             continue
-        # As of ImageNet's training images: n01440764.tar holds n01440764_18.JPEG and others. ._n01440764.tar is no tar.
+        # In ImageNet's training archive, n01440764.tar holds n01440764_18.JPEG and others. ._n01440764.tar is no tar.
         if name.endswith(".tar") and not path_reason(f"{name}.jpg"):
             if within:
                 raise _refused(path, name, "is a tar in a tar in a tar")
@@ -103,7 +103,7 @@ def _members(part: _Part, path: Path, within: str, links: _HardLinks) -> Iterato
 
 
 def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
-    """Yield the plain files and hard links of one tar, their paths without doubled slashes and dots."""
+    """Yield the plain files and hard links of one tar, with doubled slashes and dots removed from their paths."""
     after = f" in {within}" if within else ""
     try:
         with tarfile.open(fileobj=part, mode="r:") as tar:
@@ -115,13 +115,13 @@ def _checked(part: _Part, path: Path, within: str) -> Iterator[tarfile.TarInfo]:
                 if info.isfile() or info.islnk():
                     yield info
                 after = f" after member {within + info.name!r}"
-                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep them all, a kilobyte each
-            part.seek(tar.offset)  # where tarfile saw the end: it takes half a header for an end, too
+                tar.members = []  # type: ignore[attr-defined]  # tarfile would keep all of them, a kilobyte each
+            part.seek(tar.offset)  # where tarfile saw the end: it also takes half a header for the end
             if (end := part.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(WHY_IT_ENDS.get(len(end), "it ends within a header"))
     except DataError:
         raise
-    except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: of no number in a sparse member's header
+    except (tarfile.TarError, EOFError, ValueError) as error:  # ValueError: a sparse member's header lacks a number
         advice = "it is truncated or damaged: fetch it again" if after else "name a folder or a tar, or fetch it again"
         raise DataError(f"{path} cannot be read as a tar ({error}{after}); {advice}") from error
 
@@ -134,7 +134,7 @@ def _check(info: tarfile.TarInfo, path: Path, within: str) -> None:
         raise _refused(path, within + info.name, "is a symbolic link")
     if not (info.isfile() or info.islnk() or info.isdir()) or info.issparse():
         raise _refused(path, within + info.name, "is not a plain file or folder")
-    if info.size < 0:  # with which tarfile would go round in circles
+    if info.size < 0:  # tarfile would loop forever
         raise _refused(path, within + info.name, "has a size below zero")
     if info.size > MAX_CLASS_BYTES:
         raise _refused(path, within + info.name, f"is larger than {MAX_CLASS_BYTES:,} bytes")
@@ -147,14 +147,14 @@ def _refused(path: Path, name: str, reason: str) -> DataError:
     )
 
 
-WHY_IT_ENDS = {  # by the number of bytes that are there in place of a block of zeros
+WHY_IT_ENDS = {  # by the number of bytes found instead of a block of zeros
     0: "it ends without the zeros that a whole tar has there",
     tarfile.BLOCKSIZE: "a header is damaged",
 }
 
 
 class _Part(io.RawIOBase):
-    """A stretch of a file as a file of its own, from which tarfile reads the headers and nothing else."""
+    """A part of a file, as a file object. tarfile reads only headers from it."""
 
     def __init__(self, file: IO[bytes], start: int, num_bytes: int) -> None:
         self.file, self.start, self.num_bytes, self.position = file, start, num_bytes, 0
@@ -176,7 +176,7 @@ class _Part(io.RawIOBase):
 
 
 def read_members(path: Path, endings: list[str]) -> list[bytes]:
-    """Return the first member with each ending of a small tar, compressed or not, such as ImageNet's devkit."""
+    """Return the first member with each ending from a small tar such as ImageNet's devkit, compressed or not."""
     found: dict[str, bytes] = {}
     with tempfile.TemporaryFile() as file:
         decompress_to(path, decompressor(path) or open, file, limit=MAX_DEVKIT_TAR_BYTES)

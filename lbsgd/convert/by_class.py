@@ -1,4 +1,4 @@
-"""Files of a source -> its images, class by class and sorted by name, with the labels that folders or tables give."""
+"""Order a source's images class by class and by name, and label them by their folders or by a table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lbsgd.convert.source_images import Images
 from lbsgd.errors import DataError
 from lbsgd.units import shortened
 
-# Of a name and the number of its shard, by which the images of a class are sorted.
+# (name, number of the shard) -> the key that sorts the images of a class.
 Key = Callable[[str, int], Any]
 
 
@@ -25,10 +25,10 @@ def by_path(name: str, _shard: int) -> tuple[str, str]:
 
 
 class ByClass:
-    """Rows of some files, each with its class, and what the split leaves out.
+    """The rows of one split's files, each with its class, and what the split leaves out.
 
-    files: of a split or of more than one. container: holds the files. origin: what a person would call it.
-    place: of the split in it, for messages. stamp: of an archive, for all its members.
+    files: of one split or of several. container: the folder or file that holds them. origin: its name for people.
+    place: where the split lies in it, for messages. stamp: an archive's, which counts for all its members.
     """
 
     def __init__(
@@ -37,8 +37,8 @@ class ByClass:
         self.files, self.container, self.origin = files, container, origin
         self.place, self.stamp = place or origin, stamp
         self.rows, self.numbers_of_rows = array("I"), array("I")
-        self.numbers: dict[str, int] = {}  # of the classes, in the order in which they were found
-        self.loose = array("I")  # rows of images that lie in no class folder
+        self.numbers: dict[str, int] = {}  # of the classes, in the order found
+        self.loose = array("I")  # rows of images outside any class folder
         self.left_out = LeftOut()
 
     def add(self, row: int, class_name: str) -> None:
@@ -46,7 +46,7 @@ class ByClass:
         self.numbers_of_rows.append(self.numbers.setdefault(class_name, len(self.numbers)))
 
     def add_by_folder(self, row: int, path: str) -> None:
-        """Add an image to the class that the first folder of its path names; anything else is left out, or loose."""
+        """Add an image to the class that its first folder names, or to the loose ones. Leave out other files."""
         if reason := path_reason(path):
             self.left_out.add(*reason)
         elif "/" in path:
@@ -55,13 +55,13 @@ class ByClass:
             self.loose.append(row)
 
     def label_loose(self, labels: Mapping[str, str], classes: list[str]) -> None:
-        """Add the loose images to the classes that a table gives them, by their names without suffix.
+        """Add the loose images to their classes. labels: classes by the images' names without suffix.
 
-        Images that the table lists and that are missing are counted, because a copy may have been interrupted.
+        Missing images, which only the table lists, are counted, because a copy may have been interrupted.
         Raises DataError for an image whose class is unknown or has no training images.
         """
         known, missing = set(classes), set(labels)
-        self.numbers = {}  # of folders that hold no images
+        self.numbers = {}  # drop the classes of folders without images
         for row in self.loose:
             name = self.files.names[row]
             stem = Path(name).stem
@@ -80,11 +80,11 @@ class ByClass:
             self.left_out.add(MISSING_IMAGE, name)
 
     def images(self, key: Key = by_path, classes: list[str] | None = None, *, may_repeat: bool = False) -> Images:
-        """Return all that was added.
+        """Return all images that were added.
 
-        classes: in their order, also those without images; by default those that were found, sorted by name.
-        Raises DataError if there are no images, if a class folder has none, and if images share a key. Where keys may
-        repeat, such images come in the order in which they were found.
+        classes: all classes in order, with or without images; by default those found, sorted by name.
+        may_repeat: whether images may share a key. They then come in the order found.
+        Raises DataError if there are no images, if a class folder has none, or if keys repeat that may not.
         """
         for row in self.loose:
             self.left_out.add(STRAY_FILE, self.files.names[row])

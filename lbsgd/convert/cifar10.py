@@ -1,6 +1,6 @@
-"""CIFAR-10 as its authors publish it: cifar-10-python.tar.gz, pickled arrays of 32x32 pixels.
+"""Read CIFAR-10 as its authors publish it: cifar-10-python.tar.gz, pickled arrays of 32x32 pixels.
 
-Its images become PNG files, which lose nothing, in a tar of train/<class>/* and val/<class>/*: a source as any other.
+Its images become lossless PNG files in a tar of train/<class>/* and val/<class>/*, a source like any other.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from lbsgd.errors import DataError, one_line
 FOLDER = "cifar-10-batches-py"
 BATCHES = {**{f"data_batch_{number}": "train" for number in range(1, 6)}, "test_batch": "val"}
 SIDE = 32
-DAMAGED = (lzma.LZMAError, zlib.error)  # what decompressing raises, besides OSError and EOFError
+DAMAGED = (lzma.LZMAError, zlib.error)  # raised by decompression, as are OSError and EOFError
 
 
 def is_cifar10(path: Path) -> bool:
-    """Return whether a file is the archive, by the name of its first member."""
+    """Return whether a file is CIFAR-10's archive, judged by the name of its first member."""
     try:
         with tarfile.open(fileobj=io.BytesIO(_start_of(path)), mode="r:") as archive:
             first = archive.next()
     except (tarfile.TarError, OSError, EOFError, ValueError):
-        return False  # whatever it is, the reader of tars says what is wrong with it
+        return False  # the reader of tars says what is wrong with the file
     return first is not None and first.name.split("/")[0] == FOLDER
 
 
 def _start_of(path: Path) -> bytes:
-    """Return the first bytes of a file, uncompressed, as far as they can be read: a header may claim 3 GB."""
+    """Return the readable first bytes of a file, uncompressed. They are limited, because a header may claim 3 GB."""
     start = io.BytesIO()
     with (decompressor(path) or open)(path, "rb") as file, contextlib.suppress(OSError, EOFError, *DAMAGED):
         while start.tell() < MAX_HEADER_BYTES and (data := file.read(tarfile.BLOCKSIZE)):
@@ -49,9 +49,9 @@ def _start_of(path: Path) -> bytes:
 
 
 def as_tar(path: Path, scratch: Path) -> Path:
-    """Write the archive's images as a tar into `scratch`, the same bytes each time; keep a tar that is there.
+    """Write the archive's images as a tar into `scratch`, with the same bytes each time. Keep an existing tar.
 
-    Raises DataError for an archive that is incomplete, or that is not CIFAR-10 despite its name.
+    Raises DataError if the archive is incomplete, or not CIFAR-10 despite its name.
     """
     target = scratch / "cifar10.tar"
     if target.exists() and target.stat().st_mtime_ns == path.stat().st_mtime_ns:
@@ -79,7 +79,7 @@ def _write_images(content: Path, target: Path) -> None:
 
 
 def images_of(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and the PNG of every image: train/cat/01234.png, numbered within its split as the batches are."""
+    """Yield (name, PNG) of every image, such as train/cat/01234.png. Numbers follow the batches within each split."""
     names = [name.decode() for name in unpickled(archive, "batches.meta")[b"label_names"]]
     numbers = {"train": 0, "val": 0}
     for batch, split in BATCHES.items():
@@ -101,7 +101,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def unpickled(archive: tarfile.TarFile, name: str) -> dict[bytes, Any]:
-    """Return the content of one of the archive's pickles. Raises ValueError for a damaged one, KeyError for none."""
+    """Return the content of one of the archive's pickles. Raises ValueError if it is damaged, KeyError if missing."""
     file = archive.extractfile(f"{FOLDER}/{name}")
     if file is None:
         raise ValueError(f"{name} is no file")
@@ -114,12 +114,12 @@ def unpickled(archive: tarfile.TarFile, name: str) -> dict[bytes, Any]:
 
 
 class Built:
-    """Keeps the state that a pickle would have NumPy build an array from; a damaged one may crash NumPy."""
+    """Keeps the state from which NumPy would build an array, because a damaged state may crash NumPy."""
 
     state: Any = None
 
     def __init__(self, *_: Any) -> None:
-        """Take the arguments, which say no more than the state."""
+        """Ignore the arguments, because the state says the same."""
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -134,7 +134,7 @@ def bytes_of(array: Any) -> bytes:
 
 
 class ArraysOnly(pickle.Unpickler):
-    """Builds nothing, and keeps of an array what it is built of: a pickle may otherwise run any code."""
+    """Keeps the state of each array and builds nothing else, because a pickle may run any code."""
 
     HOMES = {"_reconstruct": "numpy.core.multiarray", "ndarray": "numpy", "dtype": "numpy", "encode": "_codecs"}
 

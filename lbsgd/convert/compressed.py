@@ -1,4 +1,4 @@
-"""Unpack a compressed archive into a tar in a scratch folder, and refuse files that are no readable archive."""
+"""Unpack a compressed archive into a tar in a scratch folder, and refuse files that are not readable archives."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from lbsgd.disk import appearing, say
 from lbsgd.errors import DataError
 from lbsgd.units import size
 
-MAX_EXPANSION = 100  # times its size that a compressed tar may hold: gzip reaches 1,000, images hardly more than 1
-MIN_TAR_BYTES = 1 << 20  # that a small one may hold in any case: mostly padding
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # what a disk says that takes no more
+MAX_EXPANSION = 100  # of a compressed tar: gzip reaches 1,000, images hardly more than 1
+MIN_TAR_BYTES = 1 << 20  # allowed for any compressed tar: a small one holds mostly padding
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the errors of a full disk
 ROOM = "while it is read; make room, or name another folder: with --data_dir, or TMPDIR where --data_dir is only read"
-LONG_BYTES = 1 << 30  # of an archive that takes so long to go through that we say so
-CONTENT = (".tar", ".images")  # suffixes of files in a scratch folder that hold what an archive or shards hold
+LONG_BYTES = 1 << 30  # an archive of more takes so long to read that we say so
+CONTENT = (".tar", ".images")  # suffixes, in a scratch folder, of the content of an archive or of shards
 Opener = Callable[..., IO[bytes]]
 COMPRESSIONS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 UNPACK = "unpack it and name the folder with --source"
 FETCH = "as you get when a download needs a login; fetch the archive again"
-OTHERS = {  # the first bytes of files that people take for a tar: what they are, what to do
+OTHERS = {  # the first bytes of files that people take for a tar -> what they are, what to do
     b"PK\x03\x04": ("a zip", UNPACK),
     b"7z\xbc\xaf\x27\x1c": ("a 7z archive", UNPACK),
     b"Rar!": ("a rar archive", UNPACK),
@@ -43,9 +43,9 @@ OTHERS = {  # the first bytes of files that people take for a tar: what they are
 
 
 def refuse_other(path: Path, origin: Path | None = None) -> None:
-    """Raise DataError for a file that is known to be something else than a tar, compressed or not.
+    """Raise DataError if a file is known to be neither a tar nor a compressed tar.
 
-    origin: the archive whose content the file is, for the message.
+    origin: the archive that the message names, if the file is its content.
     """
     start = first_bytes(path)
     for magic, (what, help_) in OTHERS.items():
@@ -60,7 +60,7 @@ def first_bytes(path: Path) -> bytes:
 
 
 def version(path: Path) -> str:
-    """Return a name for the content of a file, which changes with it."""
+    """Return a name that changes with a file's content."""
     info = path.stat()
     return f"{path.name}.{info.st_size}.{info.st_mtime_ns}"
 
@@ -76,9 +76,9 @@ def say_if_long(what: str, *sources: Path) -> None:
 
 
 def uncompressed(path: Path, scratch: Path) -> Path:
-    """Return the archive or, if it is compressed, its content as a tar in the folder scratch, to be read in place.
+    """Return the path of a tar to read in place: the archive or, if it is compressed, its content in `scratch`.
 
-    Raises DataError for a damaged archive, for one too large for a data set, and for a file that is no tar.
+    Raises DataError if the archive is damaged, not a tar, or too large for a data set.
     """
     refuse_other(path)
     decompress = decompressor(path)
@@ -97,16 +97,16 @@ def uncompressed(path: Path, scratch: Path) -> Path:
 
 
 def drop_content(scratch: Path, names: str) -> None:
-    """Remove from the scratch folder what a killed process has left, and files whose names match a regular expression.
+    """Remove partial files of a killed process from the scratch folder, and files whose names match a regex.
 
-    One process at a time has the folder.
+    This is safe because only one process at a time uses the folder.
     """
     for path in [path for path in scratch.iterdir() if path.suffix == ".partial" or re.fullmatch(names, path.name)]:
         path.unlink()
 
 
 def require_room(folder: Path, source: Path, num_bytes: int) -> None:
-    """Raise DataError if the disk of a scratch folder has less than num_bytes free."""
+    """Raise DataError if a scratch folder's disk has less than num_bytes free."""
     if (free := shutil.disk_usage(folder).free) < num_bytes:
         raise DataError(
             f"{folder} has {size(free)} free, and the content of {source} needs about {size(num_bytes)} there {ROOM}"
@@ -115,7 +115,7 @@ def require_room(folder: Path, source: Path, num_bytes: int) -> None:
 
 @contextlib.contextmanager
 def telling_what_stays(scratch: Path) -> Iterator[None]:
-    """Say what content a refused command leaves in its hidden scratch folder, because it may be large."""
+    """Say how much content a refused command leaves in its hidden scratch folder, because it may be large."""
     try:
         yield
     except DataError:
@@ -125,7 +125,7 @@ def telling_what_stays(scratch: Path) -> Iterator[None]:
 
 
 def no_room(folder: Path, source: Path, error: OSError) -> DataError | None:
-    """Return what to say about an error of a full disk, None if it is another error."""
+    """Return what to say about the error of a full disk, or None for any other error."""
     if error.errno not in FULL:
         return None
     return DataError(f"{folder} has no room ({error.strerror}) for the content of {source} {ROOM}")

@@ -1,8 +1,7 @@
-"""A person's copy of ImageNet -> train.beton, val.beton and manifest.json.
+"""Convert your copy of ImageNet to train.beton, val.beton and manifest.json.
 
-A data folder is complete or absent. All work is done in its folder .converting, which records the progress. So the same
-command goes on from there, and gives the same bytes. Complete files are forced to the disk and renamed, the manifest
-last.
+A data folder is complete or absent. All work is done in its folder .converting, which records the progress, so the same
+command resumes there and gives the same bytes. Complete files are forced to the disk, then renamed, the manifest last.
 """
 
 from __future__ import annotations
@@ -63,15 +62,15 @@ def convert(
     commit_seconds: float = 2.0,
     **settings: Any,
 ) -> None:
-    """Make the data folder from a source that `sources.find_source` understands, or go on after an interruption.
+    """Make the data folder from a source that `sources.find_source` understands, or resume after an interruption.
 
     num_processes: by default one per core.
-    on_error: "fail" or "skip", what to do about images that cannot be decoded, once all have been tried.
-    val_subset: whether classes may have no validation images; errors are then among the others.
-    commit_seconds: the most work that is lost when the process or the machine dies.
+    on_error: "fail" or "skip", what to do about undecodable images once all images have been tried.
+    val_subset: whether classes may have no validation images; errors are then among the other classes.
+    commit_seconds: the most work that is lost if the process or the machine dies.
     settings: those of `Settings`.
-    Raises ConfigError for settings that cannot be right, Stopped after a stop signal, and DataError, with nothing
-    under the final names, if the source or one of its images cannot be used.
+    Raises ConfigError for settings that cannot be right, Stopped after a stop signal, and DataError if the source or
+    one of its images cannot be used. After a DataError, nothing has a final name.
     """
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     if on_error not in ("fail", "skip"):
@@ -101,7 +100,7 @@ def convert(
 
 
 def _is_complete_and_read_only(source: Path, data_dir: Path, settings: Settings) -> bool:
-    """Return whether a folder is complete and cannot be written: then no lock can be taken, and none is needed."""
+    """Return whether a folder is complete and read-only. No lock can be taken there, and none is needed."""
     if not is_read_only(data_dir):
         return False
     if by_version := complete_by_version(data_dir, source, settings):
@@ -116,7 +115,7 @@ def _is_complete_and_read_only(source: Path, data_dir: Path, settings: Settings)
 
 
 def _found_to_convert(source: Path, data_dir: Path, work: Path, settings: Settings, overwrite: bool) -> Source | None:
-    """Return the source, None if the folder already holds what it becomes. Raises DataError for other data.
+    """Return the source, or None if the folder already holds its conversion. Raises DataError for other data.
 
     Differences that show without the source are reported first, because an archive may take hours to unpack.
     """
@@ -150,7 +149,7 @@ def look(
     val_subset: bool = False,
     **settings: Any,
 ) -> str:
-    """Return, in some lines, what `convert` would do (--dry_run). Leaves nothing behind."""
+    """Return lines on what `convert` would do (--dry_run). Leaves nothing behind."""
     wanted, num_processes = Settings(**settings), checked_num_processes(num_processes)
     with stoppable(NOTHING_KEPT), tempfile.TemporaryDirectory() as scratch:
         found = find_source(Path(source), Path(scratch), data_dir)
@@ -163,7 +162,7 @@ def _say_all(lines: list[str]) -> None:
 
 
 class Conversion:
-    """The work in the work folder: train.beton, val.beton and manifest.json, from where an earlier run left them."""
+    """Makes train.beton, val.beton and manifest.json in the work folder, from where an earlier run left them."""
 
     def __init__(self, source: Source, settings: Settings, work: Path) -> None:
         self.source, self.settings, self.work = source, settings, work
@@ -174,13 +173,13 @@ class Conversion:
         }
 
     def run(self, num_processes: int, commit_seconds: float, on_error: str) -> None:
-        """Do all the work except giving the files their final names (`publish`)."""
+        """Do all the work except `publish`, which gives the files their final names."""
         self.convert_images(num_processes, commit_seconds)
         report_undecodable(self.source, self.undecodable(), self.settings, self.page_size, on_error)
         self.finish()
 
     def convert_images(self, num_processes: int, commit_seconds: float) -> None:
-        """Raises DataError if the disk has no room for the result, or if a process dies."""
+        """Convert both splits. Raises DataError if the disk has no room for the result, or if a process dies."""
         done = sum(writer.image_bytes() for writer in self.writers.values())
         check_disk(self.source, self.settings, self.work, done)
         for name, images in self.source.splits.items():
@@ -221,7 +220,7 @@ class Conversion:
 
 
 def _stored_as(writer: BetonWriter) -> dict[str, int]:
-    """Return how many images are kept in each way, and how many of all were scaled from 16 bits to 8."""
+    """Return how many images are kept in each way, and how many in all were scaled from 16 bits to 8."""
     kinds = writer.records["kind"]
     scaled = {name: int(np.count_nonzero(kinds == kind + SCALED)) for name, kind in KINDS.items()}
     ways = {name: int(np.count_nonzero(kinds == kind)) + scaled[name] for name, kind in KINDS.items()}

@@ -1,4 +1,4 @@
-"""Converts the images of one split: processes read and encode them in chunks, one writer puts them into the file."""
+"""Convert the images of one split: processes read and encode them in chunks, and one writer puts them into the file."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from lbsgd.data.process_lock import process_lock
 from lbsgd.disk import say
 from lbsgd.units import size
 
-CHUNK_BYTES = 6 << 20  # of the source that a process is given at a time
-CHUNK_RAW_BYTES = 24 << 20  # that may come of a chunk, at most, if images are kept as pixels
+CHUNK_BYTES = 6 << 20  # of the source, for one process at a time
+CHUNK_RAW_BYTES = 24 << 20  # the most that a chunk may become if images are kept as pixels
 
 Chunk = list[tuple[int, Member]]  # (number, place) of some images
 
 
 class ConvertedChunk(NamedTuple):
     records: np.ndarray  # of RECORD, one per image
-    num_in_slot: int  # so many images, from the first on, have their bytes in the slot
-    rest: bytes  # of the other images
+    num_in_slot: int  # number of images, from the first on, whose bytes are in the slot
+    rest: bytes  # the bytes of the other images
 
 
 def convert_split(
@@ -49,7 +49,7 @@ def convert_split(
 ) -> None:
     """Convert the images that the writer does not have yet.
 
-    commit_seconds: the most work that is lost when the machine dies. Raises DataError if a process dies or fails.
+    commit_seconds: the most work that is lost if the machine dies. Raises DataError if a process dies or fails.
     """
     done = writer.done
     if done == len(images):
@@ -79,13 +79,13 @@ def convert_split(
 
 
 def _kept_bytes(images: Images, settings: Settings, page_size: int) -> int:
-    """Return the most bytes that may be kept of an image."""
+    """Return the most bytes that one image may be kept in."""
     most = 3 * settings.side**2 if settings.raw_fraction else int(images.sizes.max())
     return max(1, min(most, page_size))
 
 
 def _fitting(name: str, num_processes: int, kept_bytes: int) -> int:
-    """Return the number of processes that memory has room for, and say so if it is fewer than asked for."""
+    """Return how many processes fit into memory, and say so if they are fewer than asked for."""
     fewer = with_room(num_processes, kept_bytes)
     if fewer < num_processes:
         reason = f"because one image may need {size(kept_bytes)}"
@@ -98,7 +98,7 @@ def _images_per_chunk(settings: Settings, kept_bytes: int) -> int:
 
 
 def _chunks(images: Images, first: int, most_images: int) -> Iterator[Chunk]:
-    """Yield the images from number `first` on, some at a time.
+    """Yield chunks of the images from number `first` on.
 
     Each image comes with its name, because a look-up in the process would copy the memory that holds the name.
     """
@@ -115,7 +115,7 @@ def _chunks(images: Images, first: int, most_images: int) -> Iterator[Chunk]:
 
 
 class ChunkConverter:
-    """The job of a process: reads and converts the images of a chunk, and puts their bytes into the slot."""
+    """A process's job: reads and converts the images of a chunk, and puts their bytes into the slot."""
 
     def __init__(self, images: Images, settings: Settings, page_size: int, memory_lock: Lock) -> None:
         quiet_opencv()
@@ -149,10 +149,10 @@ class ChunkConverter:
 
 
 class Commits:
-    """Forces what is done to the disk every so many seconds, in a thread, so that the conversion goes on meanwhile.
+    """Forces the work to the disk every `seconds`, in a thread, so that the conversion goes on meanwhile.
 
-    An OSError of the thread is raised by the next call. Leaving waits for the thread, because the next conversion in
-    the folder may begin then; without an exception it commits the rest.
+    The next call raises an OSError of the thread. Leaving the context waits for the thread, because the next conversion
+    in the folder may begin then. If there was no exception, leaving also commits the rest.
     """
 
     def __init__(self, writer: BetonWriter, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""What a conversion will take, before it begins, estimated from some images that are evenly spread over the source."""
+"""Estimate what a conversion will take before it begins, from a sample of images evenly spread over the source."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from lbsgd.errors import DataError
 from lbsgd.units import counted, duration, size
 
 TABLES_BYTES = beton_writer.METADATA.itemsize + ALLOCATION.itemsize + CHECKSUM.itemsize  # per image
-MARGIN = 1.05  # of an estimate, when the disk is checked
+MARGIN = 1.05  # the estimated size is multiplied by it when the disk is checked
 SAMPLE_SECONDS = 3
-PACKED_IMAGES = 10_000  # that are put into pages to see what is left at the ends of these
+PACKED_IMAGES = 10_000  # put into pages to see how much of the pages' ends stays unused
 WRITING_SECONDS = 1e-4  # per image, on its way from a process to the file
 
 
@@ -49,9 +49,9 @@ class Estimate:
     encoded: float
     raw: float
     scaled: float  # from 16 bits to 8
-    looked_at: int  # how many images all this is estimated from
-    damaged: int  # of these, how many cannot be decoded
-    broken: str  # an image that cannot be decoded; empty without any
+    looked_at: int  # number of images in the sample
+    damaged: int  # number of these that cannot be decoded
+    broken: str  # one of these that cannot be decoded; empty if there is none
 
 
 def page_size_for(source: Source, settings: Settings) -> int:
@@ -61,9 +61,9 @@ def page_size_for(source: Source, settings: Settings) -> int:
 
 
 def estimate(source: Source, settings: Settings, num_images: int) -> Estimate:
-    """Convert num_images images of each split, or as many as SAMPLE_SECONDS allow, and keep none.
+    """Convert num_images images of each split, or as many as SAMPLE_SECONDS allows, and keep none.
 
-    A process of its own, in which OpenCV prints nothing, does this. Raises DataError if the process dies.
+    This happens in a separate process, in which OpenCV prints nothing. Raises DataError if the process dies.
     """
     sample = partial(_sample, source, settings, page_size_for(source, settings), num_images)
     origins, then = {name: images.origin for name, images in source.splits.items()}, "see that more memory is free"
@@ -141,11 +141,10 @@ def _in_pages(sizes: Sequence[int], num_images: int, page_size: int) -> float:
 
 
 def _mean_size(found: Sequence[tuple[int, int]], sizes: np.ndarray) -> float:
-    """Return the mean size of all results.
+    """Return the mean size of all results, by linear regression on the sizes in the source.
 
-    found: (size in the source, size of the result) of some. sizes: in the source, of all.
-    By linear regression: for images that are kept as they are, the sizes in the source tell everything; for images
-    that are shrunk to one size, nothing.
+    The sizes in the source tell everything if images are kept untouched, and nothing if images are shrunk to one size.
+    found: (size in the source, size of the result) of some images. sizes: those of all images in the source.
     """
     if not found:
         return 0.0
@@ -155,19 +154,19 @@ def _mean_size(found: Sequence[tuple[int, int]], sizes: np.ndarray) -> float:
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk that the folder is on, or will be."""
+    """Return the free bytes of the disk that the folder is, or will be, on."""
     return shutil.disk_usage(next(place for place in (folder, *folder.absolute().parents) if place.exists())).free
 
 
 def check_disk(source: Source, settings: Settings, work: Path, done: int) -> None:
-    """Raises DataError if the result will not fit on the disk, where `done` bytes of it are already."""
+    """Raise DataError if the result will not fit on the disk, which already holds `done` bytes of it."""
     needed = int(MARGIN * max(0, estimate(source, settings, num_images=24).num_bytes - done))
     if full := _no_room(work.parent, needed):
         raise DataError(full)
 
 
 def _no_room(data_dir: Path, needed: int) -> str | None:
-    """Return what to say of a disk with less than `needed` bytes free, None if it has them."""
+    """Return what to say if the disk has less than `needed` bytes free, else None."""
     free = free_bytes(data_dir)
     if free >= needed:
         return None
@@ -186,7 +185,7 @@ def dry_run(
     on_error: str,
     val_subset: bool,
 ) -> str:
-    """Return, in some lines, what was found, the size of the result, the time it will take, and what is in its way."""
+    """Return lines on what was found, the result's size, the time it will take, and what stands in the way."""
     found, classes = estimate(source, settings, num_images=200), source.train.classes
     in_the_way = _in_the_way(source, found) if on_error == "fail" else []
     if not val_subset and (unvalidated := unvalidated_line(source)):
@@ -207,7 +206,7 @@ def dry_run(
 
 
 def _in_the_way(source: Source, found: Estimate) -> list[str]:
-    """Return which images end the conversion unless they are left out."""
+    """Return lines on the images that end the conversion unless they are left out."""
     unusable = unusable_images(source)
     lines = [unusable_line(unusable)] if unusable else []
     if found.broken and not unusable:
@@ -217,7 +216,7 @@ def _in_the_way(source: Source, found: Estimate) -> list[str]:
 
 
 def _bytes_in(work: Path) -> int:
-    """Return the bytes of an earlier run's work: the conversion goes on from them, or deletes them."""
+    """Return the bytes of an earlier run's work. The conversion continues from that work or deletes it."""
     return sum(512 * path.stat().st_blocks for path in work.glob("*.beton"))  # their tables are holes at first
 
 

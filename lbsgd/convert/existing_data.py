@@ -1,4 +1,4 @@
-"""What a data folder holds already: the result of this very conversion, other data, or nothing."""
+"""Find what a data folder already holds: the result of this very conversion, other data, or nothing."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from lbsgd.units import counted
 
 
 def made_with(data_dir: Path, source: Path, settings: Settings) -> Manifest | None:
-    """Return the folder's manifest if the same command made it, None if it holds nothing.
+    """Return the folder's manifest if the same command made it, None if the folder holds no data.
 
-    Raises DataError for other data, if that shows before the source is listed.
+    Raises DataError for other data, if the difference shows before the source is listed.
     """
     if not is_there(data_dir / "manifest.json"):
         existing = [name for name in SPLITS if (data_dir / f"{name}.beton").exists()]
@@ -46,7 +46,7 @@ def made_with(data_dir: Path, source: Path, settings: Settings) -> Manifest | No
 
 
 def complete_data(data_dir: Path, source: Source, settings: Settings) -> Manifest | None:
-    """Return what the folder holds if it is what this conversion would make. Raises DataError for other data."""
+    """Return the folder's manifest if its data are intact and this conversion's. Raises DataError for other data."""
     manifest = made_with(data_dir, source.path, settings)
     if manifest is None:
         return None
@@ -62,28 +62,28 @@ def complete_data(data_dir: Path, source: Source, settings: Settings) -> Manifes
 
 
 def complete_by_version(data_dir: Path, source: Path, settings: Settings) -> Manifest | None:
-    """Return the same without opening the source, None if its manifest cannot tell. Raises DataError for other data.
+    """Return the same without opening the source, None if the manifest does not tell. Raises DataError for other data.
 
-    Only archives and shards have a version. To list them again may take an hour, and as much disk as their content.
+    Only archives and shards have a version. Listing them again may take an hour, and as much disk as their content.
     """
     manifest = made_with(data_dir, source, settings)
     if manifest is None or not manifest.source_version:
         return None
-    with contextlib.suppress(OSError, DataError):  # of the source, of which its listing tells more
+    with contextlib.suppress(OSError, DataError):  # listing the source gives a better message
         if source_version(source) == manifest.source_version and _is_intact(data_dir, manifest):
             return manifest
     return None
 
 
 def is_finished(work: Path, source: Path, settings: Settings) -> bool:
-    """Return whether a work folder holds all that the same command makes, as far as its manifest tells."""
+    """Return whether a work folder holds the finished result of the same command, according to its manifest."""
     with damage_passed_over():
         return made_with(work, source, settings) is not None
     return False
 
 
 def before_the_conversion(data_dir: Path, source: Source, settings: Settings, overwrite: bool) -> list[str]:
-    """Return lines on what keeps a conversion from its work: that it is done, or why it would be refused."""
+    """Return lines on why a conversion would not start: it is already done, or would be refused."""
     identity = conversion_identity(source, settings)
     to_be_published = is_partly_published(data_dir, data_dir / ".converting", identity)
     try:
@@ -103,7 +103,7 @@ def _require_writable(data_dir: Path) -> None:
 
 
 def complete_lines(data_dir: Path, data: Manifest, source: Source | None = None) -> list[str]:
-    """Return what the folder holds and, if the source was listed, whether images may have been replaced since."""
+    """Return lines on what the folder holds and, if the source was listed, whether images may have changed since."""
     skipped = sum(map(len, data.skipped.values()))
     told = f", {counted(skipped, 'image')} skipped" if skipped else ""
     lines = [
@@ -128,7 +128,7 @@ def _refuse_other(data_dir: Path, same: Mapping[str, bool]) -> None:
 
 
 def is_read_only(data_dir: Path) -> bool:
-    """Return whether a folder has a manifest and cannot be written to: then it is of use only if it is complete."""
+    """Return whether a folder has a manifest and cannot be written to. It is then useful only if it is complete."""
     return is_there(data_dir / "manifest.json") and not os.access(data_dir, os.W_OK)
 
 

@@ -1,6 +1,6 @@
-"""Files of a source in columns. A million tuples take 300 MB, a million rows of columns 60.
+"""A source's files in columns. A million tuples take 300 MB, a million rows of columns 60.
 
-Names lie one after the other in a single piece of memory. They are sorted in runs, which are then merged. So only the
+Names lie one after the other in a single piece of memory. They are sorted in runs, which are then merged, so only the
 order itself takes memory that grows with the number of files.
 """
 
@@ -18,21 +18,21 @@ import numpy as np
 from lbsgd.convert.left_out import LeftOut
 from lbsgd.disk import appearing, parse_note
 
-RUN = 50_000  # names that are sorted at a time
+RUN = 50_000  # names sorted at a time
 TYPES = {"sizes": "I", "offsets": "Q", "stamps": "q", "shards": "I", "labels": "i"}
 
 
 class Member(NamedTuple):
-    """Where the bytes of a file are."""
+    """Where a file's bytes are."""
 
-    name: str  # in its container; class/name for a member of a tar in a tar
-    offset: int  # of its first byte, in its shard; 0 for a file in a folder
+    name: str  # within the container; class/name for a member of a tar in a tar
+    offset: int  # of the first byte, in the shard; 0 for a file in a folder
     num_bytes: int
     shard: int = 0  # which of the container's files holds it
 
 
 class Names(Sequence[str]):
-    """Names, packed. They may hold bytes that are no UTF-8, as Python's names of files do."""
+    """Packed names. Like Python's file names, they may hold bytes that are not UTF-8."""
 
     def __init__(self, packed: Any = None, ends: Any = None) -> None:
         self.packed = bytearray() if packed is None else packed
@@ -57,7 +57,7 @@ class Names(Sequence[str]):
             start = int(end)
 
     def of_rows(self, rows: np.ndarray) -> Names:
-        """Return some of the names, in the order of the rows, without a copy of any."""
+        """Return some of the names, in the order of the rows, without copying them."""
         return _SomeNames(self, rows)
 
 
@@ -76,10 +76,10 @@ class _SomeNames(Names):
 
 
 class Files:
-    """Files in the order in which they were found: names, sizes in bytes, and whichever other columns they need.
+    """Files in the order found: names, sizes in bytes, and any other columns they need.
 
     offsets: of the first byte in a shard. stamps: times of modification. shards: which file of the container.
-    labels: numbers of the classes, as the container gives them; class_names: the names of the classes that have one.
+    labels: the container's numbers of the classes. class_names: {number: name} of the classes with a name.
     """
 
     def __init__(self, *columns: str) -> None:
@@ -98,7 +98,7 @@ class Files:
         return len(self.names)
 
     def save(self, path: Path) -> None:
-        """Write the files so that a reader finds all of them or nothing."""
+        """Write the files atomically: a reader finds all of them or nothing."""
         notes = json.dumps([list(self.class_names.items()), self.left_out.counts, self.left_out.examples])
         columns: dict[str, Any] = {name: self.column(name) for name in self.columns}
         columns["names"] = np.asarray(self.names.packed, np.uint8)
@@ -109,7 +109,7 @@ class Files:
 
     @classmethod
     def load(cls, path: Path) -> Files:
-        """Return the files that were saved. Raises OSError, ValueError, EOFError, KeyError or BadZipFile if not."""
+        """Return saved files. Raises OSError, ValueError, EOFError, KeyError or BadZipFile if they cannot be read."""
         files = cls()
         with np.load(path, allow_pickle=False) as saved:
             files.names = Names(saved["names"], saved["ends"])
@@ -119,7 +119,7 @@ class Files:
         return files
 
     def column(self, name: str) -> np.ndarray:
-        """Return a column, not copied; if the files lack it, zeros that take no memory."""
+        """Return a column without copying it. If the files lack it, return zeros that take no memory."""
         if name in self.columns:
             return np.asarray(self.columns[name])
         return np.broadcast_to(np.zeros((), TYPES[name]), len(self))

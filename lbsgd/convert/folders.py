@@ -1,7 +1,8 @@
-"""Images in folders on a real disk: one folder per class, images at any depth, also through symbolic links.
+"""Find images in folders: one folder per class, with images at any depth and behind symbolic links.
 
-People make subsets by links to class folders elsewhere, so links are followed. A link is left out if it leads back to a
-folder that holds it, or to a folder that its class has already. A folder that would belong to two classes is refused.
+People make subsets out of links to class folders elsewhere, so links are followed. A link is left out if it leads back
+to a folder that holds it, or to a folder that its class already has. A folder that would belong to two classes is
+refused.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Identity = tuple[int, int]  # device and inode
 
 
 def in_folders(folder: Path) -> ByClass | None:
-    """Return the images of a folder by its class folders; others are loose. None if the folder is not there."""
+    """Return a folder's images by its class folders, other images as loose. None if the folder does not exist."""
     if not folder.is_dir():
         return None
     walk = _Walk(folder)
@@ -31,26 +32,26 @@ def in_folders(folder: Path) -> ByClass | None:
 
 
 def has_class_folders(folder: Path) -> bool:
-    """Return whether a folder is there and holds any that may be a class."""
+    """Return whether a folder exists and holds a folder that may be a class."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
         return any(_is_folder(entry) and not folder_reason(entry.name) for entry in entries)
     return False
 
 
 def has_images(folder: Path) -> bool:
-    """Return whether a folder is there and holds class folders, or images that lie in none."""
+    """Return whether a folder exists and holds class folders or loose images."""
     return has_class_folders(folder) or folder.is_dir() and not all(map(file_reason, os.listdir(folder)))
 
 
 class _Walk:
-    """Goes through a folder. Real folders come before links, so that an image goes by the name of its own place."""
+    """Walks a folder, real folders before links, so that each image is named by its own place."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.files = folder, Files("stamps")
         self.found = ByClass(self.files, folder, str(folder))
         real = folder.resolve()
         self.above = {_identity(place) for place in (real, *real.parents)}
-        self.class_of: dict[Identity, str] = {}  # of each folder that has been entered
+        self.class_of: dict[Identity, str] = {}  # of each folder entered
         self.links: list[str] = []  # to folders, not yet followed
 
     def add_class(self, name: str) -> None:
@@ -62,13 +63,13 @@ class _Walk:
                 self.links.sort()
 
     def _is_new(self, place: str, class_name: str) -> bool:
-        """Return whether to enter a folder. Raises DataError if another class has it already."""
+        """Return whether to enter a folder. Raises DataError if another class already has it."""
         identity = _identity(self.folder / place)
         if identity in self.above or self.class_of.get(identity) == class_name:
             self.found.left_out.add(REPEATED_FOLDER, place)
             return False
         if place == class_name:
-            self.found.numbers[class_name] = len(self.found.numbers)  # also if it is empty, which is refused later
+            self.found.numbers[class_name] = len(self.found.numbers)  # even if it is empty, which is refused later
         if other := self.class_of.get(identity):
             raise DataError(
                 f"{self.folder / place} is a folder that class {other} holds as well, so its images would have two "
@@ -78,13 +79,13 @@ class _Walk:
         return True
 
     def list_folder(self, place: str, class_name: str | None) -> list[str]:
-        """Add the images of a folder, and return the folders in it; links to folders wait in `links`."""
+        """Add a folder's images and return the folders in it. Links to folders go to `links`."""
         folders: list[str] = []
         with os.scandir(self.folder / place) as entries:
             for entry in entries:
                 path = f"{place}/{entry.name}" if place else entry.name
                 if entry.is_symlink() and not folder_reason(entry.name):
-                    followed(self.folder / path)  # a broken one may have been a class folder, whatever its name
+                    followed(self.folder / path)  # raises if it is broken: it may have been a class folder
                 if not _is_folder(entry):
                     self._add_file(path, class_name)
                 elif reason := folder_reason(entry.name):
@@ -94,7 +95,7 @@ class _Walk:
         return folders
 
     def _add_file(self, name: str, class_name: str | None) -> None:
-        """Raises DataError for anything but a plain file: to read a pipe, for example, would wait for ever."""
+        """Add a file if it is an image. Raises DataError for a pipe or the like, because reading it may never end."""
         if reason := file_reason(name.rpartition("/")[2]):
             self.found.left_out.add(reason, name)
             return
@@ -113,7 +114,7 @@ class _Walk:
 
 
 def followed(path: Path) -> os.stat_result:
-    """Return the status of what a path leads to. Raises DataError for a link to nothing, else OSError."""
+    """Return the status of the file that a path leads to. Raises DataError for a broken link, else OSError."""
     try:
         return os.stat(path)
     except OSError as error:
@@ -126,7 +127,7 @@ def followed(path: Path) -> os.stat_result:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    with contextlib.suppress(OSError):  # a link that leads nowhere or in a circle
+    with contextlib.suppress(OSError):  # a broken or circular link
         return entry.is_dir()
     return False
 

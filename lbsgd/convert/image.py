@@ -1,13 +1,13 @@
-"""One image of the source -> the bytes that a .beton file keeps of it.
+"""Turn one image of the source into the bytes that a .beton file keeps.
 
     plain JPEG, no resize needed    its own bytes, untouched: no generation loss, and no time
     plain JPEG                      decoded (very large ones at 1/2, 1/4 or 1/8), shrunk, encoded again
     anything else                   the same, decoded by PIL: CMYK, PNG, an incomplete JPEG, ... (see pil_image)
     by --raw_fraction               its pixels, unless they exceed a page
 
-`jpeg_header` says which JPEGs are plain. FFCV's pixels differ from PIL's by 1.2/255 on average, whoever wrote the file,
-because FFCV asks for libjpeg's fast inverse DCT. EXIF orientation is ignored, as FFCV and torchvision's loaders do.
-Only a TIFF comes out turned: PIL itself turns it, for torchvision's loaders too.
+`jpeg_header` says which JPEGs are plain. FFCV's pixels differ from PIL's by 1.2/255 on average in any .beton file,
+because FFCV asks for libjpeg's fast inverse DCT. EXIF orientation is ignored, as by FFCV and torchvision's loaders.
+Only a TIFF is turned, because PIL itself turns it, for torchvision's loaders too.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ Size = tuple[int, int]  # (width, height)
 Lock = AbstractContextManager[Any]
 
 COPIED, ENCODED, PIXELS, UNDECODABLE = 0, 1, 2, 255  # what became of an image
-SCALED = 16  # is added to the kind of an image whose samples had 16 bits
+SCALED = 16  # added to the kind of an image whose samples had 16 bits
 KINDS = {"copied": COPIED, "encoded": ENCODED, "raw": PIXELS}
 MODES = {COPIED: JPEG, ENCODED: JPEG, PIXELS: RAW}
 JPEG_SIDE = 65_500  # the most that libjpeg writes
-BIG = 60_000_000  # bytes; one process at a time does what needs more, which bounds the memory of all
-PIL_BYTES = 12  # per pixel that PIL decodes, at most: its own two copies, and NumPy's
+BIG = 60_000_000  # bytes; work that needs more is done by one process at a time, to bound the memory of all
+PIL_BYTES = 12  # the most per pixel that PIL decodes: its own two copies, and NumPy's
 NO_LOCK: Lock = contextlib.nullcontext()
 
 
@@ -49,15 +49,15 @@ class Stored(NamedTuple):
 
     @property
     def view(self) -> memoryview:
-        """The bytes, not copied."""
+        """The bytes, without a copy."""
         return memoryview(self.data) if isinstance(self.data, bytes) else self.data.data
 
 
 def stored_image(data: bytes, index: int, settings: Settings, page_size: int, memory_lock: Lock = NO_LOCK) -> Stored:
-    """Return what is kept of image `index` with these bytes. Raises ImageError.
+    """Return what is kept of image `index`, whose bytes are `data`. Raises ImageError if it cannot be kept.
 
-    memory_lock: shared by all processes; its holder may take it again. It is held while a big image is decoded, until
-    only the result is left.
+    memory_lock: shared by all processes and reentrant. It is held from the decoding of a big image until only the
+    result is left.
     """
     size = plain_size(data)
     target = settings.size(*size) if size else None
@@ -84,7 +84,7 @@ def stored_image(data: bytes, index: int, settings: Settings, page_size: int, me
 
 @contextlib.contextmanager
 def out_of_memory_is_told(place: Callable[[], str]) -> Iterator[None]:
-    """Name the place of an image if its decoding runs out of memory; it is not damaged, so it is not left out."""
+    """Name an image whose decoding runs out of memory. It is not damaged, so it is not left out."""
     try:
         yield
     except MemoryError as error:
@@ -92,7 +92,7 @@ def out_of_memory_is_told(place: Callable[[], str]) -> Iterator[None]:
 
 
 def quiet_opencv() -> None:
-    """Give OpenCV one core of this process, and send libjpeg's warnings nowhere, as PIL does."""
+    """Limit OpenCV to one core in this process, and discard libjpeg's warnings, as PIL does."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -101,7 +101,7 @@ def quiet_opencv() -> None:
 
 @contextlib.contextmanager
 def without_opencv_threads() -> Iterator[None]:
-    """End OpenCV's threads meanwhile, if it has any: a forked process would wait for threads that it does not have."""
+    """Run without OpenCV's threads, because a forked process would wait for threads that it does not have."""
     import cv2
 
     threads = cv2.getNumThreads()
@@ -113,7 +113,7 @@ def without_opencv_threads() -> Iterator[None]:
 
 
 def libraries() -> dict[str, str]:
-    """Return the versions of the libraries that decode and encode; others may give other bytes."""
+    """Return the versions of the libraries that decode and encode. Other versions may give other bytes."""
     import cv2
     import PIL
 
@@ -124,32 +124,35 @@ def libraries() -> dict[str, str]:
 
 
 def lock_if_big(memory_lock: Lock, num_bytes: int) -> Lock:
-    """Return the lock that bounds the memory of all processes if an image needs much memory, else no lock."""
+    """Return memory_lock, which bounds the memory of all processes, if an image needs much memory, else no lock."""
     return memory_lock if num_bytes > BIG else NO_LOCK
 
 
 def _needed_bytes(data: bytes, plain: Size | None, target: Size | None) -> int:
-    """Return the memory that decoding takes. plain is the size of a plain JPEG, decoded to the target or more."""
+    """Return the bytes of memory that decoding takes. plain: the size of a plain JPEG, decoded to at least `target`."""
     if plain is None or target is None:
         image = opened(data)
         return PIL_BYTES * image.width * image.height
     num_pixels = math.prod(plain)
-    # A progressive JPEG's coefficients, two bytes each, are all kept until its last scan, whatever it is decoded to.
+    # A progressive JPEG's coefficients, two bytes each, are all kept until the last scan, at any decoded size.
     coefficients = 6 * num_pixels if 6 * num_pixels > BIG and b"\xff\xc2" in data else 0
     return 3 * num_pixels // _fraction(plain, target) ** 2 + coefficients
 
 
 def _fraction(size: Size, target: Size) -> int:
-    """Return 2, 4 or 8 if decoding 1/2, 1/4 or 1/8 of each side, as libjpeg can, leaves twice the target; else 1."""
+    """Return the largest of 8, 4 and 2 such that 1/8, 1/4 or 1/2 of each side is still twice the target, else 1.
+
+    libjpeg can decode a JPEG at these fractions.
+    """
     fits = (f for f in (8, 4, 2) if size[0] >= 2 * f * target[0] and size[1] >= 2 * f * target[1])
     return next(fits, 1)
 
 
-# --- pixels: uint8 (height, width, 3) in OpenCV's order, blue first, which spares two conversions ---------------------
+# --- pixels: uint8 (height, width, 3) in OpenCV's order, blue first, which saves two conversions ----------------------
 
 
 def decode(data: bytes, memory_lock: Lock = NO_LOCK) -> np.ndarray:
-    """Return the pixels as PIL sees them, in OpenCV's order; the content counts, not the name. Raises ImageError."""
+    """Return PIL's pixels in OpenCV's order. The content decides the format, not the name. Raises ImageError."""
     size = plain_size(data)
     with lock_if_big(memory_lock, _needed_bytes(data, size, size)):
         return _decoded(data, size, size, memory_lock)[0]
@@ -162,10 +165,10 @@ def _decoded(data: bytes, plain: Size | None, target: Size | None, memory_lock: 
 
 
 def _decode_plain(data: bytes, size: Size, target: Size) -> np.ndarray | None:
-    """Return libjpeg-turbo's pixels by way of OpenCV, in two thirds of PIL's time; None if it refuses the file.
+    """Return libjpeg-turbo's pixels through OpenCV, in two thirds of PIL's time. None if OpenCV refuses the file.
 
-    Decoding 1/2, 1/4 or 1/8 of each side is cheaper still. It is done if at least twice the target remains to be
-    shrunk, and moves pixels by 0.04/255 on average at max_side 500 and by 0.006/255 at short_side 256 (300 images of
+    Decoding at 1/2, 1/4 or 1/8 of each side is cheaper still. It is done if the result is still at least twice the
+    target. It moves pixels by 0.04/255 on average at max_side 500 and by 0.006/255 at short_side 256 (300 images of
     ImageNet).
     """
     import cv2

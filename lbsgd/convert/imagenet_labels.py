@@ -1,8 +1,8 @@
-"""The labels of ImageNet's validation images, which come without class folders.
+"""Read the labels of ImageNet's validation images, which come without class folders.
 
-The official devkit numbers the classes in an order of its own: line i of its ground truth is the ILSVRC2012_ID, 1 to
-1,000, of validation image i, and data/meta.mat says which WordNet id that is. Kaggle's LOC_val_solution.csv gives the
-WordNet id itself. Training labels are positions in the sorted WordNet ids (torchvision's order), another order again.
+The official devkit numbers the classes in its own order. Line i of its ground truth is the ILSVRC2012_ID, 1 to 1,000,
+of validation image i, and data/meta.mat maps that to a WordNet id. Kaggle's LOC_val_solution.csv gives the WordNet id
+itself. Training labels follow another order: they are positions in the sorted WordNet ids (torchvision's order).
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ META, GROUND_TRUTH = "data/meta.mat", "data/ILSVRC2012_validation_ground_truth.t
 
 
 def devkit_labels(path: Path) -> dict[str, str]:
-    """Return the WordNet ids of the validation images by their names without suffix.
+    """Return {name of a validation image without its suffix: its WordNet id}.
 
-    path: the devkit's archive or folder. Raises DataError.
+    path: the devkit's archive or folder. Raises DataError if it does not give the classes.
     """
     meta, truth = (
         [(path / name).read_bytes() for name in (META, GROUND_TRUTH)]
@@ -45,7 +45,7 @@ def devkit_labels(path: Path) -> dict[str, str]:
 
 
 def kaggle_labels(path: Path) -> dict[str, str]:
-    """Return the same from LOC_val_solution.csv: ImageId,PredictionString; the string begins with the WordNet id."""
+    """Return the same from LOC_val_solution.csv (ImageId,PredictionString). The string begins with the WordNet id."""
     try:
         rows = csv.DictReader(_decoded(path.read_bytes()).splitlines())
         return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
@@ -56,22 +56,22 @@ def kaggle_labels(path: Path) -> dict[str, str]:
 
 
 def _decoded(text: bytes) -> str:
-    """Return text with or without the byte order mark that Windows' editors and spreadsheets write."""
+    """Decode text that may begin with a byte order mark, as Windows editors and spreadsheets write it."""
     is_utf16 = text.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return text.decode("utf-16" if is_utf16 else "utf-8-sig")
 
 
 # --- MATLAB 5 files, as far as meta.mat needs them: a struct array of numbers and strings -----------------------------
-# scipy.io.loadmat reads them too, but a damaged file can end the process (SIGSEGV in one of 35 with random bytes
-# changed, scipy 1.17), and nothing bounds what it uncompresses.
+# scipy.io.loadmat reads them too, but a damaged file can crash the process (SIGSEGV for one of 35 with random bytes
+# changed, scipy 1.17), and nothing limits the uncompressed size.
 
-STRUCT, CHARACTERS = 2, 4  # classes of an array
-COMPRESSED = 15  # type of an element that holds a compressed one
+STRUCT, CHARACTERS = 2, 4  # classes of arrays
+COMPRESSED = 15  # the type of an element that holds a compressed element
 NUMBERS = dict(enumerate("<i1 <u1 <i2 <u2 <i4 <u4 <f4".split(), 1)) | {9: "<f8", 12: "<i8", 13: "<u8", 16: "<u1"}
 
 
 def synsets(data: bytes) -> dict[int, str]:
-    """Return the WordNet ids by ILSVRC2012_ID. Raises ValueError, KeyError and their like for a damaged file."""
+    """Return {ILSVRC2012_ID: WordNet id}. Raises ValueError, KeyError and similar for a damaged file."""
     if data[126:128] != b"IM":
         raise ValueError("not a MATLAB 5 file of little endian numbers")
     for _, element in _elements(data[128:]):
@@ -82,7 +82,7 @@ def synsets(data: bytes) -> dict[int, str]:
 
 
 def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield (type, content) of each element: a tag of 8 bytes and the content, padded to 8; or both within 8 bytes."""
+    """Yield (type, content) of each element: an 8-byte tag, then the content padded to 8 bytes; or both in 8 bytes."""
     at = 0
     while at + 8 <= len(data):
         kind, num_bytes = struct.unpack_from("<II", data, at)
@@ -99,7 +99,7 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _array(data: bytes) -> Any:
-    """Return a list of dictionaries, a string or a number, the first of several; None for what is not needed."""
+    """Return a list of dictionaries, a string, or the first number. None for other arrays, which are not needed."""
     elements = _elements(data)
     kind = next(elements)[1][0]
     dimensions = np.frombuffer(next(elements)[1], "<i4")

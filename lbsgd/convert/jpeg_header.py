@@ -1,22 +1,21 @@
-"""The header of a JPEG: whether the file is plain, and its size.
+"""Read a JPEG's header: whether the file is plain, and its size.
 
-A JPEG is plain if every libjpeg-turbo takes it for the same pixels without being told anything: YCbCr or grey, eight
-bits, Huffman coding, usual subsampling, whole tables, and its end. PIL and OpenCV then decode it to equal pixels, bit
-for bit.
+A JPEG is plain if every libjpeg-turbo reads the same pixels from it without hints: YCbCr or grey, eight bits, Huffman
+coding, usual subsampling, whole tables, and not truncated. PIL and OpenCV then decode it to equal pixels, bit for bit.
 """
 
 from __future__ import annotations
 
 import contextlib
 
-MAX_PIXELS = 178_956_970  # PIL takes an image of more pixels for an attack
+MAX_PIXELS = 178_956_970  # PIL takes a larger image for an attack
 HUFFMAN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 DQT, DHT, SOS, DRI, APP0, APP14, COM = 0xDB, 0xC4, 0xDA, 0xDD, 0xE0, 0xEE, 0xFE
 SUBSAMPLING = {(h, v, 1, 1, 1, 1) for h, v in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))}
 
 
 def plain_size(data: bytes) -> tuple[int, int] | None:
-    """Return the (width, height) of a plain JPEG, and None for everything else."""
+    """Return the (width, height) of a plain JPEG, or None for anything else."""
     if data[:2] != b"\xff\xd8":
         return None
     with contextlib.suppress(IndexError):  # the data end within the header
@@ -29,7 +28,7 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _segments(data: bytes) -> tuple[dict[int, bytes], int]:
-    """Return the header's segments by marker and the first scan's start, 0 if something unusual comes before it."""
+    """Return the header's segments by marker, and where the first scan starts, 0 after anything unusual."""
     segments: dict[int, bytes] = {}
     at = 2
     while data[at] == 0xFF:
@@ -48,7 +47,7 @@ def _segments(data: bytes) -> tuple[dict[int, bytes], int]:
 
 
 def _whole_tables(marker: int, tables: bytes) -> bool:
-    """Whether a segment holds whole tables with numbers that libjpeg has room for: it refuses an image of others."""
+    """Whether a segment holds whole tables with valid numbers. libjpeg refuses an image with other tables."""
     at = 0
     while at < len(tables):
         kind, number = tables[at] >> 4, tables[at] & 15

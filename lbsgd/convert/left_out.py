@@ -1,26 +1,26 @@
-"""What lies among images and is none: which names are left out, why, and how many there were.
+"""Decide which names among the images are left out and why, and count them.
 
-Real disks hold folders of thumbnails, of editors and of file systems, and the ._NAME files in which macOS keeps
-attributes. None of these becomes a class or an image; all of them are counted, and an example of each is told.
+Real disks hold folders of thumbnails, of editors and of file systems, and ._NAME files in which macOS keeps attributes.
+None of these becomes a class or an image. All of them are counted, and an example of each kind is printed.
 """
 
 from __future__ import annotations
 
 from lbsgd.units import counted
 
-# torchvision's, and .jfif, which is what browsers on Windows call a JPEG
+# torchvision's suffixes, and .jfif, which browsers on Windows give to JPEGs
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 HIDDEN_FOLDER = "hidden folder"  # .git, .ipynb_checkpoints, @eaDir
 SYSTEM_FOLDER = "system folder"
-REPEATED_FOLDER = "repeated folder"  # a link to a folder that is in already, or that holds the link itself
+REPEATED_FOLDER = "repeated folder"  # a link to a folder that is already included, or that holds the link
 APPLE_DOUBLE = "AppleDouble file"
 HIDDEN_FILE = "hidden file"
 OTHER_FILE = "non-image file"  # by its suffix
-PHOTOS = tuple(".gif .heic .heif .avif .jxl .jp2 .dng .cr2 .nef .arw".split())  # that are not read
-STRAY_FILE = "stray file"  # an image beside the class folders
-MISSING_IMAGE = "missing image"  # one that has a label in a table, and is not there
-OTHER_SOURCE = "other source"  # of the split, beside the one that is read: an archive that was unpacked there
+PHOTOS = tuple(".gif .heic .heif .avif .jxl .jp2 .dng .cr2 .nef .arw".split())  # images that are not read
+STRAY_FILE = "stray file"  # an image next to the class folders
+MISSING_IMAGE = "missing image"  # in a table of labels, but not on the disk
+OTHER_SOURCE = "other source"  # of the same split, next to the one that is read, such as an archive unpacked there
 SYSTEM_FOLDERS = frozenset(
     ("__macosx", "__pycache__", "lost+found", "$recycle.bin", "#recycle", "#snapshot", "~snapshot")
     + ("system volume information", "found.000")
@@ -28,14 +28,14 @@ SYSTEM_FOLDERS = frozenset(
 
 
 def folder_reason(name: str) -> str | None:
-    """Return why a folder of this name is left out, None if it is not."""
+    """Return why a folder of this name is left out, or None if it is kept."""
     if name.startswith((".", "@")):
         return HIDDEN_FOLDER
     return SYSTEM_FOLDER if name.lower() in SYSTEM_FOLDERS else None
 
 
 def file_reason(name: str) -> str | None:
-    """Return why a file of this name is left out, None if it is taken for an image."""
+    """Return why a file of this name is left out, or None if it counts as an image."""
     if name.startswith("._"):
         return APPLE_DOUBLE
     if name.startswith("."):
@@ -46,7 +46,7 @@ def file_reason(name: str) -> str | None:
 
 
 def path_reason(path: str) -> tuple[str, str] | None:
-    """Return (reason, the folder or file that it is about) for a file that is left out, None for an image."""
+    """Return (reason, the folder or file to blame) for a file that is left out, or None for an image."""
     *folders, name = path.split("/")
     for depth, folder in enumerate(folders, 1):
         if reason := folder_reason(folder):
@@ -64,7 +64,7 @@ class LeftOut:
         self._folders: set[str] = set()
 
     def add(self, reason: str, path: str) -> None:
-        """Count a file, or a folder, which an archive names once for each file in it."""
+        """Count a file or a folder. A folder counts once, although an archive names it once per file."""
         if reason in (HIDDEN_FOLDER, SYSTEM_FOLDER):
             if path in self._folders:
                 return

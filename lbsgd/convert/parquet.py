@@ -1,7 +1,7 @@
-"""Hugging Face's parquet shards of images, such as those of imagenet-1k: a column of files and one of labels.
+"""Read Hugging Face's parquet shards of images, such as imagenet-1k's: a column of files and a column of labels.
 
-Parquet compresses its pages, in the order of the shards. So the images are copied once into a file of the scratch
-folder, and read from there in the order of the classes.
+Parquet compresses its pages, and they follow the order of the shards. So the images are copied once into a file in the
+scratch folder, and read from there in the order of the classes.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from lbsgd.convert.files import Files
 from lbsgd.disk import appearing, parse_note
 from lbsgd.errors import DataError, one_line
 
-ROWS = 64  # that are read at a time
-BUFFER_BYTES = 1 << 20  # of a shard that are read at a time; by default PyArrow reads all of it
+ROWS = 64  # read at a time
+BUFFER_BYTES = 1 << 20  # read from a shard at a time; by default PyArrow reads all of it
 IMAGE, LABEL = "image", "label"
 
 
 def copy_images(folder: Path, shard_names: list[str], target: Path) -> Files:
-    """Write the images of some shards into `target`, and return their places there.
+    """Write the shards' images into `target`, and return their places there.
 
-    Raises DataError without PyArrow, for a damaged shard, and for one that does not hold images and labels.
+    Raises DataError without PyArrow, and for a shard that is damaged or does not hold images and labels.
     """
     pyarrow = _pyarrow()
     split = target.name.partition(".")[0]
@@ -37,7 +37,7 @@ def copy_images(folder: Path, shard_names: list[str], target: Path) -> Files:
             try:
                 _copy_shard(files, shard, folder / name, file)
             except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as error:
-                if isinstance(error, OSError) and error.errno is not None:  # of the disk, and not of the content
+                if isinstance(error, OSError) and error.errno is not None:  # an error of the disk, not of the content
                     raise
                 raise DataError(
                     f"{folder / name} cannot be read as parquet ({one_line(error)}); fetch it again"
@@ -86,7 +86,7 @@ def _rows(file: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> list[str]:
-    """Return the names of the labels that Hugging Face keeps beside the schema; none if it has none."""
+    """Return the names of the labels that Hugging Face keeps with the schema, empty if it keeps none."""
     with contextlib.suppress(KeyError, ValueError, TypeError):
         return [str(name) for name in parse_note(metadata[b"huggingface"])["info"]["features"][LABEL]["names"]]
     return []

@@ -1,4 +1,4 @@
-"""What is said, or refused, before the first image is converted."""
+"""Report or refuse a source's defects before the first image is converted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lbsgd.data.pil_image import ImageError, opened, unusable_depth
 from lbsgd.errors import DataError
 from lbsgd.units import counted, shortened
 
-ANY_DEPTH = (".tif", ".tiff", ".pgm", ".ppm")  # formats whose samples may be anything, floats among it
+ANY_DEPTH = (".tif", ".tiff", ".pgm", ".ppm")  # formats whose samples may have any type, even float
 
 
 def left_out_lines(source: Source) -> list[str]:
@@ -19,9 +19,9 @@ def left_out_lines(source: Source) -> list[str]:
 
 
 def unusable_images(source: Source) -> list[str]:
-    """Return the images whose samples are no 8 or 16 bits, each with its reason, from their headers alone.
+    """Return the images whose samples do not have 8 or 16 bits, each with its reason, from their headers alone.
 
-    Only files of the suffixes of ANY_DEPTH are read. A header that PIL does not take is left to the conversion.
+    Only files with a suffix in ANY_DEPTH are read. A header that PIL cannot read is left to the conversion.
     """
     return [wrong for images in source.splits.values() for wrong in _unusable(images)]
 
@@ -48,7 +48,7 @@ def unusable_line(unusable: list[str]) -> str:
 
 
 def unvalidated_line(source: Source) -> str | None:
-    """Return what to say of classes without validation images, None if all classes have some."""
+    """Return what to say of classes without validation images, or None if there are none."""
     images = source.val
     counts = np.bincount(images.labels, minlength=len(images.classes))
     without = [name for name, count in zip(images.classes, counts, strict=True) if not count]
@@ -68,6 +68,6 @@ def refuse_unvalidated(source: Source) -> None:
 
 
 def refuse_unusable(source: Source) -> None:
-    """Raise DataError if there are images whose samples are no 8 or 16 bits."""
+    """Raise DataError if there are images whose samples do not have 8 or 16 bits."""
     if unusable := unusable_images(source):
         raise DataError(f"{source.path}: {unusable_line(unusable)}")

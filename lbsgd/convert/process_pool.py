@@ -1,8 +1,8 @@
 """Processes that do a job on chunks of work. Results come in the chunks' order, and a dead process is noticed.
 
-Each process shares a few slots of memory with its parent, and results of many bytes lie there instead of being sent.
-Chunk c goes to process c mod N: results are awaited in turn, and a process works ahead as far as its slots reach. A
-process whose parent is gone ends within a second.
+Each process shares a few slots of memory with its parent. Large results are put there instead of being sent. Chunk c
+goes to process c mod N: results are awaited in turn, and a process works ahead as far as its slots allow. A process
+ends within a second of its parent's death.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from lbsgd.errors import ConfigError, DataError, LbsgdError
 from lbsgd.processes.control_groups import usable_cores
 from lbsgd.processes.signals import STOP_SIGNALS, held_back
 
-CHUNK_IMAGES = 32  # what a process is given at a time
-SLOTS = 3  # a chunk at work, one that waits for its turn, one to begin with meanwhile
+CHUNK_IMAGES = 32  # images per chunk
+SLOTS = 3  # for a chunk at work, one whose result waits for its turn, and one to begin next
 SLOT_BYTES = 1 << 23
-PIPE_BYTES = 1 << 16  # that a pipe takes in any case: a process that sends a result reads none of what it is sent
-OPEN_FILES = 3  # of a process in its parent, and in the processes that start later
-OTHER_FILES = 128  # that a process may have open beside them, such as shards
-RESULT_BYTES = 40 << 20  # a process may hold three results of this size, beside its slots, and stays below 200 MB
+PIPE_BYTES = 1 << 16  # always fits into a pipe: a process does not read while it sends a result
+OPEN_FILES = 3  # per process, open in its parent and in the processes that start later
+OTHER_FILES = 128  # that a process may also have open, such as shards
+RESULT_BYTES = 40 << 20  # a process stays below 200 MB with three results of this size and its slots
 GOES_ON = "what is done is kept, and the same command goes on from there; --num_processes sets how many there are"
 
 Chunk = TypeVar("Chunk")
 Result = TypeVar("Result")
-Job = Callable[[Chunk, memoryview], Result]  # a chunk, and a slot for its many bytes -> the result
+Job = Callable[[Chunk, memoryview], Result]  # a chunk, and a slot for the result's many bytes -> the result
 
 
 class Running(NamedTuple, Generic[Chunk]):
-    """A chunk that a process has been sent and not yet answered."""
+    """A chunk that was sent to a process and not yet answered."""
 
     process: int
     slot: int
@@ -50,9 +50,9 @@ class Running(NamedTuple, Generic[Chunk]):
 
 
 class ProcessPool(Generic[Chunk, Result]):
-    """N processes, each of which calls make_job() once and the job that this returns for each of its chunks.
+    """N processes. Each calls make_job() once, then the returned job for each of its chunks.
 
-    If a process dies, `place` says where the images of its chunk are, and `then` what becomes of the work.
+    For the message about a dead process, `place` says where its chunk's images are, and `then` what to do.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class ProcessPool(Generic[Chunk, Result]):
         try:
             for slots in self.slots:
                 self._start(slots, make_job)
-        except BaseException:  # nobody calls __exit__ of what could not be made
+        except BaseException:  # __exit__ is not called if __init__ fails
             self.__exit__()
             raise
 
@@ -78,7 +78,7 @@ class ProcessPool(Generic[Chunk, Result]):
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         process = context.Process(target=_live, args=(theirs, slots, make_job, os.getpid()), daemon=True)
-        # At first a new process has its parent's handlers, which would raise there; or it would lose a signal.
+        # A new process first has its parent's handlers. Without this, a signal would raise there, or be lost.
         with held_back():
             try:
                 process.start()
@@ -102,15 +102,15 @@ class ProcessPool(Generic[Chunk, Result]):
             pipe.close()
 
     def results(self, chunks: Iterable[Chunk]) -> Iterator[tuple[Result, memoryview]]:
-        """Yield (result, slot) of each chunk, in order. A slot keeps its content until the next result is asked for.
+        """Yield (result, slot) of each chunk, in order. A slot keeps its content until the next result is requested.
 
         Raises the LbsgdError that a job raised, RuntimeError with the traceback of any other exception, and DataError
         if a process has died.
         """
         waiting, running = iter(chunks), deque[Running[Chunk]]()
         free = deque((process, slot) for slot in range(SLOTS) for process in range(len(self.processes)))
-        unanswered = [0] * len(self.processes)  # bytes that lie in each pipe, at most
-        message = b""  # a chunk for the first of the free slots, which its process cannot be sent yet
+        unanswered = [0] * len(self.processes)  # the most bytes that may lie in each pipe
+        message = b""  # a chunk for the first free slot, which cannot be sent yet
         while True:
             while free:
                 process, slot = free[0]
@@ -137,7 +137,7 @@ class ProcessPool(Generic[Chunk, Result]):
             raise self._death(running) from None
 
     def _receive(self, running: Sequence[Running[Chunk]]) -> Result:
-        """Return the result of the first chunk of all that are running.
+        """Return the result of the first running chunk.
 
         Raises DataError if a process has died: its pipe then ends, breaks off or, with a chunk unread, is reset.
         """
@@ -153,7 +153,7 @@ class ProcessPool(Generic[Chunk, Result]):
     def _death(self, running: Iterable[Running[Chunk]]) -> DataError:
         [sentinel, *_] = wait([process.sentinel for process in self.processes])
         dead = next(number for number, process in enumerate(self.processes) if process.sentinel == sentinel)
-        self.processes[dead].join()  # its code is there a moment after its death
+        self.processes[dead].join()  # its exit code is available a moment after its death
         code = self.processes[dead].exitcode or 0
         reason = f"killed by signal {-code}, as when memory runs out" if code < 0 else f"exit code {code}"
         chunks = [each.chunk for each in running if each.process == dead][self._unread_results(dead) :]
@@ -162,7 +162,7 @@ class ProcessPool(Generic[Chunk, Result]):
 
     def _unread_results(self, process: int) -> int:
         num_results, pipe = 0, self.pipes[process]
-        with contextlib.suppress(EOFError, OSError):  # at the end, and where a result breaks off
+        with contextlib.suppress(EOFError, OSError):  # the pipe ends, or a result breaks off
             while pipe.poll():
                 pipe.recv_bytes()
                 num_results += 1
@@ -177,7 +177,7 @@ def checked_num_processes(asked_for: int | None) -> int:
 
 
 def _allow_files(num_processes: int) -> None:
-    """Raises ConfigError if the system allows fewer open files than the processes need."""
+    """Allow enough open files for the processes. Raises ConfigError if the system allows fewer."""
     needed = OPEN_FILES * num_processes + OTHER_FILES
     if (most := allow_open_files(needed)) is not None:
         raise ConfigError(
@@ -187,16 +187,16 @@ def _allow_files(num_processes: int) -> None:
 
 
 def with_room(num_processes: int, result_bytes: int) -> int:
-    """Return how many processes take no more memory than num_processes with results of the usual size."""
+    """Return how many processes take no more memory than num_processes with results of RESULT_BYTES."""
     return max(1, min(num_processes, num_processes * RESULT_BYTES // result_bytes))
 
 
 def _live(pipe: Connection, slots: list[mmap.mmap], make_job: Callable[[], Job], parent: int) -> None:
-    """Do the job for every chunk that the pipe brings, as long as the parent lives."""
-    gc.freeze()  # what the parent has dropped but not freed stays: gloo's groups end threads that no fork has
-    for number in STOP_SIGNALS:  # a terminal sends some to all processes; the parent ends the others, by SIGTERM
+    """Do the job for every chunk from the pipe, as long as the parent lives."""
+    gc.freeze()  # never free the parent's garbage here: gloo's groups would end threads that a fork does not have
+    for number in STOP_SIGNALS:  # a terminal sends some to all processes, but the parent ends this one, by SIGTERM
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # which the fork has kept waiting
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)  # held back during the fork
     try:
         job = make_job()
         while True:
@@ -212,5 +212,5 @@ def _live(pipe: Connection, slots: list[mmap.mmap], make_job: Callable[[], Job],
         pipe.send(error)
     except Exception:  # noqa: BLE001  a bug: the parent raises it, with the traceback from here
         pipe.send(RuntimeError(traceback.format_exc()))
-    while os.getppid() == parent:  # which would take our end for the failure before it reads what failed
+    while os.getppid() == parent:  # or the parent would see our end before it reads what failed
         time.sleep(1)

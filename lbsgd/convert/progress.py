@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 LINE_SECONDS = 30
-WIDE = 80  # columns of a terminal that hold all
+WIDE = 80  # columns that hold the whole bar
 
 
 class Meter:
@@ -60,14 +60,14 @@ class Meter:
         )
 
     def failures(self) -> str:
-        """Return `, 3 failed`; nothing if none has."""
+        """Return `, 3 failed`, empty if there are none."""
         return f", {self.failed:,} failed" if self.failed else ""
 
     def seconds(self) -> float:
         return max(time.monotonic() - self.start, 1e-9)
 
     def left(self) -> float:
-        """Return the seconds that are left at the speed so far."""
+        """Return the seconds left at the speed so far."""
         return self.seconds() * (self.num_bytes - self.done_bytes) / max(self.done_bytes - self.first_bytes, 1)
 
     def speed(self) -> str:
@@ -80,7 +80,7 @@ class Meter:
 
 
 def _bar(title: str, num_bytes: int, done_bytes: int) -> Progress | None:
-    """Return a bar that makes way for the line of the result when it stops; None on a terminal that cannot draw."""
+    """Return a bar that disappears when it stops, to make way for the result. None if the terminal cannot draw it."""
     import rich
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column

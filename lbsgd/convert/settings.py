@@ -1,4 +1,4 @@
-"""The settings that the result of a conversion depends on, besides its source."""
+"""The settings that determine a conversion's result, together with its source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Settings:
     """How images are shrunk and encoded. Raises ConfigError for settings that cannot be right."""
 
     max_side: int | None = None  # pixels of the longer side, FFCV's convention
-    short_side: int | None = None  # pixels of the shorter side, as torchvision's Resize
+    short_side: int | None = None  # pixels of the shorter side, like torchvision's Resize
     quality: int = 90
     raw_fraction: float = 0.0  # of the images, kept as pixels (FFCV's proportion mode)
     reencode: bool = False  # every JPEG, even one that could be kept untouched
@@ -32,19 +32,19 @@ class Settings:
 
     @property
     def side(self) -> int:
-        """The one of max_side and short_side that is given."""
+        """The given one of max_side and short_side."""
         return self.max_side or self.short_side or 0
 
     def size(self, width: int, height: int) -> tuple[int, int]:
-        """Return the (width, height) that an image is kept at: never enlarged, and at least one pixel each way."""
+        """Return the (width, height) at which an image is kept. It is never enlarged, and each is at least 1 pixel."""
         now = max(width, height) if self.short_side is None else min(width, height)
         if now <= self.side:
             return width, height
         if self.short_side is None:
-            ratio = self.side / now  # FFCV's arithmetic, so that the sizes are FFCV's
+            ratio = self.side / now  # FFCV's arithmetic, to get FFCV's sizes
             return max(1, int(ratio * width)), max(1, int(ratio * height))
         return max(1, self.side * width // now), max(1, self.side * height // now)  # rounded down, as torchvision does
 
     def is_raw(self, index: int) -> bool:
-        """Return whether image `index` is kept as pixels: evenly spread, so that each class has its share of them."""
+        """Return whether image `index` is kept as pixels. These images are evenly spread, so each class has a share."""
         return int((index + 1) * self.raw_fraction) > int(index * self.raw_fraction)

@@ -1,4 +1,4 @@
-"""Find shards that are missing, or there twice, by the numbers in their names."""
+"""Find missing and repeated shards by the numbers in their names."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from lbsgd.units import shortened
 
 COUNTED = re.compile(r"(?P<number>\d+)-of-(?P<total>\d+)")
 NUMBERED = re.compile(r"(?:^|[-_.]|train|val|validation)(?P<number>\d+)(?P<total>)(?:\.\w+)*$")
-FIRST_YEAR = 1000  # a lowest number from here on, without a zero before it, is a year or a date, and counts nothing
+FIRST_YEAR = 1000  # if the lowest number is at least this, without a leading zero, it is a year or date and no count
 
 
 def refuse_copies(path: Path, names: list[str]) -> None:
-    """Raise DataError if two shards have one place in a series: one is a copy, or of the same images cut otherwise.
+    """Raise DataError if two shards have the same place in a series: one is a copy, or the images are cut otherwise.
 
     Examples: train-00000-of-01024 in two folders, or together with train-00000-of-00256.
     """
@@ -33,9 +33,9 @@ def refuse_copies(path: Path, names: list[str]) -> None:
 
 
 def refuse_missing(path: Path, names: list[str]) -> None:
-    """Raise DataError if names such as train-00003-of-01024 or imagenet-train-000002.tar tell of more shards.
+    """Raise DataError if names such as train-00003-of-01024 or imagenet-train-000002.tar imply more shards.
 
-    Without a total, nothing tells of shards after the last one.
+    Without a total in the names, shards that are missing at the end go unnoticed.
     """
     series: dict[tuple[str, str], list[re.Match[str]]] = {}
     for name in map(os.path.basename, names):
@@ -54,7 +54,7 @@ def _number(name: str) -> re.Match[str] | None:
 
 
 def _expected(matches: list[re.Match[str]], total: str) -> range:
-    """Return the numbers that a series has: up to its total, else up to the highest, from 0 or 1 on."""
+    """Return the numbers of a whole series: below its total or, without a total, from 0 or 1 to the highest."""
     numbers = [int(match["number"]) for match in matches]
     padded = any(match["number"].startswith("0") for match in matches)
     if total or not padded and min(numbers) >= FIRST_YEAR:
@@ -63,7 +63,7 @@ def _expected(matches: list[re.Match[str]], total: str) -> range:
 
 
 def _with_number(match: re.Match[str], number: int) -> str:
-    """Return the name of another shard of a series; only a part of it if the rest may differ, too."""
+    """Return the name of another shard of the series, or only its number and total if the rest may differ too."""
     digits = f"{number:0{len(match['number'])}}"
     if match["total"]:
         return f"{digits}-of-{match['total']}"

@@ -1,12 +1,12 @@
-"""Data sets that come as numbered shards: TFRecords, WebDataset's tars, Hugging Face's parquet.
+"""Read data sets that come as numbered shards: TFRecords, WebDataset's tars, Hugging Face's parquet.
 
     train-00000-of-01024, validation-00000-of-00128         TFRecords; .tfrecord may stand anywhere in the name
     imagenet-train-000000.tar, imagenet-val-000000.tar      WebDataset
     train-00000-of-00294.parquet, validation-...            parquet
 
-All shards lie in one folder, in its folder data/, or in folders train/ and val/ or validation/ of it. Classes are
-numbers; they get names if the shards hold names. Images come class by class and sorted by name, as from any source;
-images of one name, such as 0000.jpg of every folder that was pushed to Hugging Face, in the order of the shards.
+All shards lie in one folder, in its folder data/, or in its folders train/ and val/ or validation/. Classes are
+numbers, with names if the shards hold names. Images come class by class and sorted by name, as from any source. Images
+of the same name, such as 0000.jpg in every folder that was pushed to Hugging Face, come in the order of the shards.
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ KINDS = {  # what the names of shards look like
     "parquet": re.compile(r"\.parquet$"),
     "tfrecord": re.compile(r"-\d+-of-\d+$|\.tfrecords?(-\d+-of-\d+)?$"),
 }
-COUNTED_AS = {"parquet": "row", "tfrecord": "record"}  # the images of shards in which names may repeat
+COUNTED_AS = {"parquet": "row", "tfrecord": "record"}  # what an image is called in shards whose names may repeat
 SPLIT_WORDS = {"train": "train", "val": "val", "validation": "val"}
 SPLIT = re.compile(r"(?:^|[-_.])(train|validation|val)(?=[-_.\d]|$)")
-CLASS_TAR = re.compile(r"(?:^|/)n\d{8}\.tar$")  # as lies in ImageNet's own archive, and is no shard
-SYNSET = re.compile(r"_n\d{8}(?=\.\w+$)")  # that Hugging Face appends to ImageNet's own names
+CLASS_TAR = re.compile(r"(?:^|/)n\d{8}\.tar$")  # from ImageNet's own archive, not a shard
+SYNSET = re.compile(r"_n\d{8}(?=\.\w+$)")  # Hugging Face appends it to ImageNet's own names
 
 NamesBySplit = dict[str, list[str]]
 
 
 @dataclass(frozen=True)
 class Shards:
-    """The shards of a data set, which are of one of KINDS, by their names in a folder."""
+    """A data set's shards, all of one kind of KINDS, by their names in a folder."""
 
     path: Path
     kind: str
     names: NamesBySplit
 
     def copy_path(self, split: str, scratch: Path) -> Path:
-        """Return the path for the images of parquet in a scratch folder; its name changes with the shards."""
+        """Return the path in a scratch folder for the images of parquet. Its name changes with the shards."""
         digest = versions_digest(self.path / name for name in self.names[split])
         return scratch / f"{split}.{digest:.16}.images"
 
 
 def find_shards(path: Path) -> Shards | None:
-    """Return the shards of both splits in a folder; None without shards.
+    """Return the shards of both splits in a folder, or None without shards.
 
-    Raises DataError if shards of several kinds are there, if some are there twice, or if some are missing, such as all
-    of one split.
+    Raises DataError if there are several kinds of shards, if shards repeat, or if shards are missing, such as all of
+    one split.
     """
     found: dict[str, NamesBySplit] = {}
     for kind, split, name in _shards_in(path):
@@ -82,12 +82,12 @@ def find_shards(path: Path) -> Shards | None:
 
 
 def shards_beside(path: Path, split: str) -> list[Path]:
-    """Return the shards of a split in a folder or in its data/, and not in its train/ or val/."""
+    """Return a split's shards in a folder or in its data/, but not in its train/ or val/."""
     return [path / name for _, of, name in _shards_in(path, ("", "data")) if of == split]
 
 
 def _shards_in(path: Path, folders: Sequence[str] = ("", "data", *SPLIT_WORDS)) -> Iterator[tuple[str, str, str]]:
-    """Yield (kind, split, name) of each shard, once per split whatever names links give it, as of val -> validation."""
+    """Yield (kind, split, name) of each shard, once per split even if links such as val -> validation repeat it."""
     seen = set()
     for folder in folders:
         for place in sorted((path / folder).iterdir()) if (path / folder).is_dir() else []:
@@ -100,7 +100,7 @@ def _shards_in(path: Path, folders: Sequence[str] = ("", "data", *SPLIT_WORDS)) 
 
 
 def _refuse_class_tars(path: Path, shards: NamesBySplit) -> None:
-    """Raise DataError if ImageNet's archive of training images was unpacked, and the tars that it holds were not."""
+    """Raise DataError if ImageNet's archive of training images was unpacked, but not the tars in it."""
     if tars := [path / name for names in shards.values() for name in names if CLASS_TAR.search(name)]:
         unpack = "for tar in n*.tar; do mkdir -p ${tar%.tar} && tar xf $tar -C ${tar%.tar}; done"
         raise DataError(
@@ -110,7 +110,7 @@ def _refuse_class_tars(path: Path, shards: NamesBySplit) -> None:
 
 
 def is_shard(path: Path) -> bool:
-    """Return whether a file is a shard by its name alone; a tar may be many other things."""
+    """Return whether a file is a shard by its name alone. A tar is not, because it may be many other things."""
     return path.is_file() and _kind(path.name) in ("tfrecord", "parquet") and bool(_split(path.name))
 
 
@@ -128,7 +128,7 @@ def _split(name: str) -> str | None:
 def images_of_shards(shards: Shards, scratch: Path) -> tuple[Images, Images]:
     """Return the training and the validation images.
 
-    Raises DataError if a class has no training images, or two names.
+    Raises DataError if a class has no training images or has two names.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     listed = {split: _listed(shards, split, scratch) for split in SPLITS}
@@ -187,5 +187,5 @@ def _by_base_name(name: str, shard: int) -> tuple[str, int, str]:
 
 
 def _by_own_name(name: str, shard: int) -> tuple[str, int, str]:
-    """Sort n01440764_18_n01440764.JPEG as n01440764_18.JPEG, in the order that ImageNet's own files have."""
+    """Sort n01440764_18_n01440764.JPEG as n01440764_18.JPEG, in the order of ImageNet's own files."""
     return SYNSET.sub("", name), shard, name

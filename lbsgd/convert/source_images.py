@@ -1,4 +1,4 @@
-"""The images of a source in their order, and their bytes, read in place."""
+"""A source's images in order, and their bytes, read in place."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lbsgd.convert.left_out import LeftOut
 from lbsgd.errors import DataError
 
 SPLITS = ("train", "val")
-BLOCK = 1 << 12  # rows that are turned into bytes at a time
+BLOCK = 1 << 12  # rows turned into bytes at a time
 OPEN_SHARDS = 64  # at a time, in each process
 
 
@@ -28,15 +28,15 @@ class Images:
 
     container: Path  # a folder, or a tar
     classes: list[str]
-    files: Files  # of the container, in any order, also of the other split
-    rows: np.ndarray  # uint32, of the images among the files
+    files: Files  # of the container, in any order, including those of the other split
+    rows: np.ndarray  # uint32, the images' rows in files
     labels: np.ndarray  # uint32
     sizes: np.ndarray  # uint32, bytes
-    origin: str  # the container as a person would call it
-    shard_names: Sequence[str] = ()  # files in the container that hold the images; none if each is a file of its own
+    origin: str  # the container's name for people
+    shard_names: Sequence[str] = ()  # files in the container that hold the images; empty if each image is a file
     copied_from: Sequence[str] = ()  # shards whose images the container holds
-    counted_as: str = ""  # what an image's number in its shard is called; nothing where names do not repeat in a shard
-    stamp: int | None = None  # time of modification of a tar, for all its members
+    counted_as: str = ""  # what an image is called with its number in a shard; empty if names do not repeat in a shard
+    stamp: int | None = None  # a tar's time of modification, for all its members
     left_out: LeftOut = field(default_factory=LeftOut)
 
     def __len__(self) -> int:
@@ -49,12 +49,12 @@ class Images:
 
     @property
     def offsets(self) -> np.ndarray:
-        """uint64, of the first byte in the tar or shard; 0 in a folder."""
+        """Where each image's first byte lies in its tar or shard, uint64; 0 in a folder."""
         return self.files.taken("offsets", self.rows)
 
     @property
     def stamps(self) -> np.ndarray:
-        """int64, times of modification."""
+        """Times of modification, int64."""
         if self.stamp is not None:
             return np.broadcast_to(np.int64(self.stamp), len(self))
         return self.files.taken("stamps", self.rows)
@@ -63,7 +63,7 @@ class Images:
         return self.files.member(int(self.rows[index]))
 
     def where(self, index: int) -> str:
-        """Return image `index` as a person would call it."""
+        """Return the name of image `index` for people."""
         return f"{self.origin}/{self.within(index)}"
 
     def within(self, index: int) -> str:
@@ -73,7 +73,7 @@ class Images:
         place = f"{shards[member.shard]}/{member.name}" if shards else member.name
         if not self.counted_as:
             return place
-        first = int(np.searchsorted(self.files.column("shards"), member.shard))  # of the shard, whose rows lie together
+        first = int(np.searchsorted(self.files.column("shards"), member.shard))  # of the shard's consecutive rows
         return f"{place} ({self.counted_as} {int(self.rows[index]) - first})"
 
     def digest(self, *columns: np.ndarray) -> str:
@@ -88,7 +88,7 @@ class Images:
         return digest.hexdigest()
 
     def reader(self) -> ImageReader:
-        """Return a reader of these images; each process needs its own."""
+        """Return a reader of these images. Each process needs its own."""
         return ImageReader(self.container, self.shard_names)
 
 
@@ -98,13 +98,13 @@ def _update(digest: hashlib._Hash, column: np.ndarray) -> None:
 
 
 def blocks(num_rows: int, most: int = BLOCK) -> Iterator[range]:
-    """Yield the numbers of rows, at most so many at a time."""
+    """Yield the numbers of the rows, at most `most` at a time."""
     return (range(at, min(at + most, num_rows)) for at in range(0, num_rows, most))
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """The user's data set: where it is, and the images of its two splits."""
+    """The user's data set: its path and the images of its two splits."""
 
     path: Path
     train: Images
@@ -131,7 +131,7 @@ class Source:
 
 
 class Stretch(io.RawIOBase):
-    """Some bytes of an open file as a file of their own; closing it closes the open file."""
+    """A part of an open file, as a file object. Closing it closes the open file."""
 
     def __init__(self, descriptor: int, start: int, num_bytes: int) -> None:
         self.descriptor, self.start, self.num_bytes, self.position = descriptor, start, num_bytes, 0
@@ -168,10 +168,10 @@ class ImageReader:
     def __init__(self, container: Path, shard_names: Sequence[str] = ()) -> None:
         self.container, self.shard_names = str(container), shard_names
         self.is_file = container.is_file()
-        self._open: dict[str, int] = {}  # shards by their paths
+        self._open: dict[str, int] = {}  # descriptors of the shards by path
 
     def read(self, member: Member) -> bytes:
-        """Return the bytes of an image. Raises DataError if the file is not what it was when the source was listed."""
+        """Return an image's bytes. Raises DataError if the file has changed since the source was listed."""
         shard = self._shard(member)
         path = shard or f"{self.container}/{member.name}"
         try:
@@ -187,7 +187,7 @@ class ImageReader:
         return data
 
     def file(self, member: Member) -> io.BufferedReader:
-        """Return an image as a file that reads no more than asked for. Raises DataError if the image is not there."""
+        """Return an image as a file that reads only what is asked for. Raises DataError if it cannot be opened."""
         shard = self._shard(member)
         path = shard or f"{self.container}/{member.name}"
         try:
@@ -196,7 +196,7 @@ class ImageReader:
             raise DataError(f"cannot read {path}: {error.strerror}") from error
 
     def _shard(self, member: Member) -> str | None:
-        """Return the path of the file that holds the image among others, None if it is a file of its own."""
+        """Return the path of the tar or shard that holds the image, or None if the image is a file of its own."""
         if self.shard_names:
             return f"{self.container}/{self.shard_names[member.shard]}"
         return self.container if self.is_file else None

@@ -1,13 +1,13 @@
-"""Finds ImageNet, or any data set with one folder per class, in the forms people hold it, to be read in place.
+"""Find ImageNet, or any data set with one folder per class, in its usual forms, to be read in place.
 
     train/<class>/*, val/<class>/*                      folders, or a tar of them, compressed or not
-    ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar    the official archives, beside the devkit's
+    ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar    the official archives, next to the devkit's
     ILSVRC/Data/CLS-LOC/train/<class>/*, val/*          Kaggle's folders or archive
     cifar-10-python.tar.gz                              CIFAR-10 as its authors publish it
     train-00000-of-01024, ...                           shards: TFRecords, WebDataset, parquet (see shards)
 
-The parts may be mixed, such as training folders and a validation archive. Images come class by class and sorted by name
-(torchvision's order), in any of these forms.
+The forms may be mixed, such as training folders and a validation archive. In any form, images come class by class and
+sorted by name (torchvision's order).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from lbsgd.units import shortened
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 DEVKITS = ("ILSVRC2012_devkit_t12.tar.gz", "ILSVRC2012_devkit_t12.tar", "ILSVRC2012_devkit_t12")
-# Of each split: whether its folder has images, and the archive that is read if it has none.
+# For each split: a test whether its folder has images, and the archive to read if it has none.
 FORMS = {"train": (has_class_folders, TRAIN_TAR), "val": (has_images, VAL_TAR)}
 KAGGLE, KAGGLE_LABELS = "ILSVRC/Data/CLS-LOC", "LOC_val_solution.csv"
 
@@ -45,12 +45,12 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
     """Find the images of a folder or a tar.
 
     scratch: a folder for the content of a compressed archive. data_dir: the data folder, for the commands in messages.
-    Raises DataError if there are none, or if validation images are of a class that has no training images. Classes
-    without validation images are `preflight.refuse_unvalidated`'s to refuse.
+    Raises DataError if there are no images, or if a class of validation images has no training images. Classes without
+    validation images are refused later, by `preflight.refuse_unvalidated`.
     """
     path = source_path(path)
     try:
-        version_ = source_version(path)  # of before it is read, so that a later change is noticed
+        version_ = source_version(path)  # before reading, so that a later change is noticed
         train, val = _from_archive(path, scratch, data_dir) if path.is_file() else _from_folder(path, scratch, data_dir)
     except OSError as error:
         if full := no_room(scratch, path, error):
@@ -66,10 +66,9 @@ def find_source(path: Path, scratch: Path, data_dir: Path) -> Source:
 
 
 def source_path(path: Path) -> Path:
-    """Return a source's name: the folder's, if several files in it are read together.
+    """Return a source's path. If `path` is one of several files that are read together, this is their folder.
 
-    Raises DataError if something beside a file that is named would be read in its place, and if this user may not look
-    there.
+    Raises DataError if something else in the folder would be read instead of `path`, or if the folder cannot be read.
     """
     try:
         is_part = path.name in (TRAIN_TAR, VAL_TAR, *DEVKITS) and not path.is_dir()
@@ -83,7 +82,7 @@ def source_path(path: Path) -> Path:
 
 
 def _read_instead(named: Path) -> Path | None:
-    """Return what is read in place of an archive or a shard that is named as the source, None if that itself is."""
+    """Return what would be read instead of the archive or shard that was named, or None if that itself is read."""
     base = _base_of(named.parent)
     for split, (is_unpacked, archive) in FORMS.items():
         if named.name == archive and base != named.parent:
@@ -98,14 +97,15 @@ def _read_instead(named: Path) -> Path | None:
 def source_version(path: Path) -> str:
     """Return a text that changes with the archives or shards of a source, without opening them.
 
-    Empty if any part of the source lies in a folder of images. Raises DataError if shards are missing, OSError.
+    It is empty if any part of the source lies in a folder of images. Raises DataError if shards are missing, and
+    OSError.
     """
     files = _archives_of(path)
     return versions_digest(files) if files else ""
 
 
 def _archives_of(path: Path) -> list[Path]:
-    """Return the archives or shards of a source and the tables of labels beside them; none if it includes a folder."""
+    """Return a source's archives or shards and the tables of labels next to them, empty if it includes a folder."""
     if path.is_file():
         archives, places = [path], [path.parent]
     else:
@@ -133,7 +133,7 @@ def _from_archive(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Im
 
 
 def _labelled(val: ByClass, classes: list[str], labels: Labels) -> Images:
-    """Return the validation images by their class folders or, without any, by a table of labels."""
+    """Return the validation images, labelled by their class folders or, without any, by a table."""
     if val.loose and not val.rows:
         val.label_loose(labels(), classes)
         return val.images(lambda name, _: os.path.basename(name), classes)
@@ -151,7 +151,7 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
         ]
         raise _nothing_found(path, missing, data_dir)
     images, above, places = train.images(), path, [base, path]
-    whole = Path(os.path.abspath(base))  # a relative one may lack a name
+    whole = Path(os.path.abspath(base))  # a relative path may lack the folder's name
     if whole.name == "CLS-LOC":  # Kaggle's
         above = whole.parent.parent
         places.append(above.parent)
@@ -161,7 +161,7 @@ def _from_folder(path: Path, scratch: Path, data_dir: Path) -> tuple[Images, Ima
 
 
 def _noting_others(found: tuple[Images, Images], base: Path, path: Path) -> tuple[Images, Images]:
-    """Note what else in a folder could be taken for the images of a split, such as the archive beside its content."""
+    """Note what else in a folder could be a split's images, such as the archive next to its unpacked content."""
     for (split, (is_unpacked, archive)), images in zip(FORMS.items(), found, strict=True):
         others = [place / split for place in (base, path) if is_unpacked(place / split)]
         others += [place / archive for place in (base, path) if (place / archive).is_file()]
@@ -174,17 +174,17 @@ def _noting_others(found: tuple[Images, Images], base: Path, path: Path) -> tupl
 
 
 def _base_of(path: Path) -> Path:
-    """Return the folder of train/ and val/, or of their archives, in a source."""
+    """Return the folder in a source that holds train/ and val/, or their archives."""
     return next((path / inner for inner in (KAGGLE, "Data/CLS-LOC") if (path / inner).is_dir()), path)
 
 
 def _shards_of(base: Path, path: Path) -> Shards | None:
-    """Return the shards of a source, None if it has images in another form."""
+    """Return a source's shards, or None if it has images in another form."""
     return None if (base / TRAIN_TAR).exists() or has_class_folders(base / "train") else find_shards(path)
 
 
 def _split_of(split: str, base: Path, scratch: Path) -> ByClass | None:
-    """Return the images of a folder or, if it is not unpacked yet, of ImageNet's archive; None without either."""
+    """Return a split's images from its folder or, if this is not unpacked yet, from ImageNet's archive, else None."""
     is_unpacked, archive = FORMS[split]
     folder, tar = base / split, base / archive
     if is_unpacked(folder) or not tar.is_file():
@@ -197,7 +197,7 @@ def _split_of(split: str, base: Path, scratch: Path) -> ByClass | None:
 
 
 def _labels_for(images: Path, folders: list[Path], annotated: Labels, data_dir: Path) -> Mapping[str, str]:
-    """Return the class of each validation image, from a table in one of the folders, or else by the annotations."""
+    """Return the class of each validation image, from a table in one of the folders, else from the annotations."""
     for folder in folders:
         if (folder / KAGGLE_LABELS).is_file():
             return kaggle_labels(folder / KAGGLE_LABELS)

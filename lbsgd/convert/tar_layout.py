@@ -1,4 +1,4 @@
-"""Where train/ and val/ lie in a tar: at its top, in a folder, or as deep as in Kaggle's ILSVRC/Data/CLS-LOC."""
+"""Find train/ and val/ in a tar: at the top, in a folder, or as deep as in Kaggle's ILSVRC/Data/CLS-LOC."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def splits_in(members: Files, tar: Path, path: Path) -> Splits:
     """Return the images of train/ and val/ in one folder of a tar.
 
     tar: the archive, or its content if it is compressed. path: the archive. Raises DataError if several folders hold
-    them, because only one can be meant.
+    train/ or val/, because only one can be meant.
     """
     bases: dict[str, Splits] = {}  # by the folder that train/ and val/ lie in, such as ILSVRC/Data/CLS-LOC/
     for row, name in enumerate(members.names):

@@ -1,11 +1,11 @@
-"""ImageNet as TFRecords, the shards of build_imagenet_data.py: train-00000-of-01024, validation-00000-of-00128.
+"""Read ImageNet from TFRecords, the shards of build_imagenet_data.py: train-00000-of-01024, validation-00000-of-00128.
 
     shard      records, one after the other
     record     length, uint64 | its CRC | data | their CRC          CRC-32C, rotated and shifted by a constant
     data       a tf.train.Example in protobuf: a map from names to lists of bytes, floats or whole numbers
 
-Every record is read once, when the source is listed, and both CRCs are compared, so a damaged shard is refused before
-the work begins. The images are then read in place.
+When the source is listed, every record is read once and both CRCs are compared, so a damaged shard is refused before
+the conversion begins. The images are then read in place.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ Span = tuple[int, int]  # from the first byte to the one after the last
 
 
 def list_tfrecords(folder: Path, shard_names: list[str]) -> Files:
-    """Return the images of some shards; their class_names are WordNet ids if the records hold these.
+    """Return the shards' images. Their class_names are WordNet ids if the records hold them.
 
-    Raises DataError for a damaged record, and for one that is no Example of an image and its label.
+    Raises DataError for a record that is damaged or is not an Example of an image and its label.
     """
     files = Files("offsets", "shards", "labels")
     for shard, name in enumerate(shard_names):
@@ -51,7 +51,7 @@ def list_tfrecords(folder: Path, shard_names: list[str]) -> Files:
 
 
 def _records(file: BinaryIO, path: Path, num_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (place of the first byte, data) of each record. A cut exactly between two records leaves no trace."""
+    """Yield (place of the first byte, data) of each record. A cut exactly between two records goes unnoticed."""
     masked_crc, at, number = _masked_crc(), 0, 0
     if not num_bytes:
         raise DataError(f"{path} is empty; fetch it again")
@@ -103,7 +103,7 @@ def _add_example(files: Files, shard: int, start: int, data: bytes, number: str)
 
 
 def _features(data: bytes) -> dict[str, Span]:
-    """Return the places of the lists of an Example by their names: Example.features, Features.feature, map entries."""
+    """Return the places of an Example's lists by name: Example.features, Features.feature, map entries."""
     found = {}
     for features in _messages(data, (0, len(data)), 1):
         for entry in _messages(data, features, 1):
@@ -120,7 +120,7 @@ def _feature(features: dict[str, Span], names: tuple[str, ...]) -> Span:
 
 
 def _text(data: bytes, features: dict[str, Span], names: tuple[str, ...]) -> str:
-    """Return the first text of a list, empty if the Example has no such list, or the list no text."""
+    """Return the first text of a list, empty if the Example lacks the list or the list is empty."""
     if not any(name in features for name in names):
         return ""
     lists = _messages(data, _feature(features, names), 1)
@@ -136,20 +136,20 @@ def _first_bytes(data: bytes, feature: Span) -> Span:
 
 
 def _first_number(data: bytes, feature: Span) -> int:
-    """Return the one number of an Int64List, which writers may pack or not."""
+    """Return the single number of an Int64List, packed or not."""
     numbers: list[int] = []
     for each in _messages(data, feature, 3):
         for _, kind, (start, end) in _fields(data, each):
             while kind in (VARINT, LENGTH) and start < end:
                 value, start = _varint(data, start)
                 numbers.append(value)
-    if len(numbers) != 1 or numbers[0] >= 1 << 31:  # a negative one is written as 2^64 less
+    if len(numbers) != 1 or numbers[0] >= 1 << 31:  # a negative number n is written as 2^64 + n
         raise ValueError(f"{LABEL[0]} is {numbers}, not one number from 0 on")
     return numbers[0]
 
 
 def _messages(data: bytes, span: Span, number: int) -> Iterator[Span]:
-    """Yield the places of the fields of a message that have this number and a length."""
+    """Yield the places of a message's fields that have this number and a length."""
     return (place for field, kind, place in _fields(data, span) if field == number and kind == LENGTH)
 
 
@@ -174,7 +174,7 @@ def _fields(data: bytes, span: Span) -> Iterator[tuple[int, int, Span]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """Return a number and the place after it; each byte holds seven bits of the number, the lowest first."""
+    """Return a number and the place after it. Each byte holds seven bits of the number, the lowest first."""
     value = shift = 0
     while True:
         byte = data[at]

@@ -1,4 +1,4 @@
-"""Report the images of a conversion that cannot be decoded: all of them, the first ones with the reason."""
+"""Report all images of a conversion that cannot be decoded, the first ones with the reason."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from lbsgd.disk import say
 from lbsgd.errors import DataError, LbsgdError, one_line
 from lbsgd.units import shortened
 
-REASONS = 100  # that are told of each split: an image is decoded once more, because only that it failed was kept
+REASONS = 100  # printed per split; limited because each image is decoded again, as only the failure was recorded
 
 Numbers = Mapping[str, Sequence[int]]  # of images, by split
 Failed = tuple[int, Member]  # number and place of an image
 
 
 def names_of(source: Source, numbers: Numbers) -> dict[str, list[str]]:
-    """Return the images as a person would call them, by split."""
+    """Return the images' names for people, by split."""
     return {name: [images.where(number) for number in numbers[name]] for name, images in source.splits.items()}
 
 
@@ -49,7 +49,7 @@ def report_undecodable(source: Source, numbers: Numbers, settings: Settings, pag
 
 
 def _reasons(images: Images, numbers: Sequence[int], settings: Settings, page_size: int) -> Iterator[str]:
-    """Yield why each image cannot be decoded, until decoding one ends the process."""
+    """Yield why each image cannot be decoded. Stop early if decoding one ends the process."""
     if not numbers:
         return
     with (

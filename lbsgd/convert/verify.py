@@ -1,8 +1,8 @@
-"""Reads a data folder back, image by image, and names the first that is not as it was made.
+"""Read a data folder back, image by image, and name the first image that differs from what was made.
 
-open_data has compared sizes, labels and checksums with the manifest by their fingerprints. What remains to check is
-that each image's bytes have the checksum and decode to the size that the file keeps. With the source at hand, each
-image is also made from the source once more, and its label compared.
+open_data compares sizes, labels and checksums with the manifest, by their fingerprints. This module then checks that
+each image's bytes have the checksum, and decode to the size, that the file keeps. If the source is given, each image is
+also made from it again, and its label compared.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def verify(data_dir: Path, num_processes: int | None = None, source: Path | None
     """Verify all images of a data folder. Raises DataError for the first damaged one.
 
     num_processes: by default one per core.
-    source: the images must also be those that this source gives with the manifest's settings. Raises Stopped after
-    a stop signal.
+    source: if given, the images must also be those that it gives with the manifest's settings.
+    Also raises Stopped after a stop signal.
     """
     libraries()  # raises ImportError here, before any process does
     data_dir, num_processes = Path(data_dir), checked_num_processes(num_processes)
@@ -72,7 +72,7 @@ def _verify(data_dir: Path, num_processes: int, source: Path | None) -> None:
 
 
 def _opened(data_dir: Path, num_processes: int) -> ImageNetData:
-    """Return open_data's result. If a file is not the manifest's, try to name the image that is wrong."""
+    """Return open_data's result. If a file does not match the manifest, try to name the wrong image."""
     try:
         return open_data(data_dir)
     except DataError:
@@ -83,7 +83,7 @@ def _opened(data_dir: Path, num_processes: int) -> ImageNetData:
 
 
 def _other_files(data_dir: Path) -> list[tuple[BetonFile, Manifest]]:
-    """Return the files that can be read and differ from the manifest."""
+    """Return the readable files that differ from the manifest."""
     with contextlib.suppress(DataError):
         manifest = Manifest.read(data_dir / "manifest.json")
         files = [BetonFile.open(data_dir / f"{name}.beton") for name in SPLITS]
@@ -101,12 +101,12 @@ def _print_agreement(beton: BetonFile, origin: Origin | None, manifest: Manifest
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """The images of the source that a file's images were made from."""
+    """The source's images from which a file's images were made."""
 
     images: Images
-    numbers: np.ndarray  # of the file's images among those of the source
+    numbers: np.ndarray  # the file's images among the source's
     settings: Settings
-    libraries: dict[str, str]  # with which the file was made
+    libraries: dict[str, str]  # that made the file
 
     @classmethod
     def of(cls, beton: BetonFile, source: Source, manifest: Manifest) -> Origin:
@@ -129,7 +129,7 @@ class Origin:
 
 
 def _settings(manifest: Manifest, data_dir: Path) -> Settings:
-    """Return the settings of a manifest. Raises DataError for settings of an unknown kind."""
+    """Return a manifest's settings. Raises DataError for unknown settings."""
     try:
         return Settings(**cast(dict[str, Any], manifest.settings))
     except (TypeError, ConfigError) as error:
@@ -140,7 +140,7 @@ def _settings(manifest: Manifest, data_dir: Path) -> Settings:
 
 
 def _kept_numbers(source: Source, images: Images, manifest: Manifest, split: str) -> np.ndarray:
-    """Return the numbers of the images that are not among the skipped ones, however the source was spelled then.
+    """Return the numbers of the images that were not skipped, however the source was spelled then.
 
     The manifest names a skipped image by the source, as it was given with --source, and by its place within. The image
     still has its number unless the source has changed since, for example because skipped images were removed.
@@ -162,7 +162,7 @@ def _kept_numbers(source: Source, images: Images, manifest: Manifest, split: str
 
 
 def _names(images: Images, number: int) -> Iterator[str]:
-    """Yield the name of an image in its source, now and as earlier converters named an image in a shard."""
+    """Yield an image's name in its source, then the name that earlier converters gave to an image in a shard."""
     name = images.within(number)
     yield name
     if images.counted_as:
@@ -170,7 +170,7 @@ def _names(images: Images, number: int) -> Iterator[str]:
 
 
 def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -> Meter:
-    """Check all images of a file. Raises DataError for the first that is wrong."""
+    """Check all images of a file. Raises DataError for the first wrong one."""
     sizes = beton.sizes.astype(np.int64)
     num_processes = min(with_room(num_processes, int(sizes.max())), -(-beton.num_images // CHUNK_IMAGES))
     make_job = partial(ChunkVerifier, beton, origin, process_lock())
@@ -194,7 +194,7 @@ def _check_images(beton: BetonFile, origin: Origin | None, num_processes: int) -
 
 
 class ChunkVerifier:
-    """The job of a process: checks the images of a chunk."""
+    """A process's job: checks the images of a chunk."""
 
     def __init__(self, beton: BetonFile, origin: Origin | None, memory_lock: Lock) -> None:
         quiet_opencv()
@@ -204,7 +204,7 @@ class ChunkVerifier:
         self.reader = origin.images.reader() if origin else None
 
     def __call__(self, chunk: range, _slot: memoryview) -> tuple[tuple[int, str] | None, int]:
-        """Return (image, what is wrong with it), or None, and the number of images read."""
+        """Return (first wrong image, what is wrong with it), or None, and the number of images read."""
         for index in chunk:
             with out_of_memory_is_told(partial("{}: image {}".format, self.beton.path, index)):
                 if reason := self.wrong(index):
@@ -235,7 +235,7 @@ class ChunkVerifier:
             return None
 
     def _differs(self, origin: Origin, reader: ImageReader, index: int, checksum: int) -> str | None:
-        """Return how an image differs from what the source gives."""
+        """Return how an image differs from what the source gives, None if it does not."""
         number = int(origin.numbers[index])
         data = reader.read(origin.images.member(number))
         with contextlib.suppress(ImageError):
@@ -243,6 +243,6 @@ class ChunkVerifier:
             if zlib.crc32(stored.view) == checksum:
                 return None
         gives = f"is not what {origin.images.where(number)} gives with the manifest's settings and {libraries()}"
-        if origin.libraries in ({}, libraries()):  # {}: of a manifest of an earlier converter
+        if origin.libraries in ({}, libraries()):  # {}: an earlier converter's manifest
             return gives
         return f"{gives} (it was made with {origin.libraries}, which may give other bytes)"

@@ -1,4 +1,4 @@
-"""WebDataset shards: tars in which KEY.jpg is an image and KEY.cls its class, a whole number from 0 on."""
+"""Read WebDataset shards: tars in which KEY.jpg is an image and KEY.cls its class, a whole number from 0 on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_CLASS_DIGITS = 9
 
 
 def list_webdataset(folder: Path, shard_names: list[str]) -> Files:
-    """Return the images of some shards. Raises DataError for a damaged shard and for an image without a class."""
+    """Return the shards' images. Raises DataError for a damaged shard or an image without a class."""
     files = Files("offsets", "shards", "labels")
     for shard, name in enumerate(shard_names):
         _add_shard(files, shard, folder / name)

@@ -1,4 +1,4 @@
-"""A conversion's work folder, and the data folder in which its result appears complete or not at all.
+"""A conversion's work folder, and the data folder, in which its result appears complete or not at all.
 
 data folder/.converting/    identity.json  the conversion that the work is for; work for any other is dropped
                             train.beton, val.beton with a .journal each (see beton_writer.py)
@@ -28,7 +28,7 @@ from lbsgd.data.folder import Manifest
 from lbsgd.disk import read_note, replace_file, say, to_disk
 from lbsgd.errors import DataError
 
-HELD = (errno.EACCES, errno.EAGAIN)  # what lockf says of a lock that another process has
+HELD = (errno.EACCES, errno.EAGAIN)  # lockf's errors if another process has the lock
 ABSENT = (FileNotFoundError, NotADirectoryError)
 CONVERTER_VERSION = 3  # raise it when the same source and settings would give other files
 
@@ -37,7 +37,7 @@ CONVERTER_VERSION = 3  # raise it when the same source and settings would give o
 
 
 def conversion_identity(source: Source, settings: Settings) -> dict[str, object]:
-    """Return all that the bytes of the result depend on; work that was done for another identity is of no use."""
+    """Return everything that the result's bytes depend on. Work for another identity cannot be reused."""
     return {
         "settings": asdict(settings),
         "converter_version": CONVERTER_VERSION,
@@ -52,13 +52,13 @@ def _read_identity(work: Path) -> dict[str, Any] | None:
         return read_note(path)
     except (*ABSENT, ValueError):
         return None
-    except OSError as error:  # the work may be the right one
+    except OSError as error:  # the work may still be the right one
         raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 @contextlib.contextmanager
 def damage_passed_over() -> Iterator[None]:
-    """Pass over a DataError of damaged or missing files, which are made again, and not one of files that are locked."""
+    """Ignore a DataError about damaged or missing files, which are made again, but not about unreadable ones."""
     try:
         yield
     except DataError as error:
@@ -67,9 +67,9 @@ def damage_passed_over() -> Iterator[None]:
 
 
 def is_partly_published(data_dir: Path, work: Path, identity: Mapping[str, object]) -> bool:
-    """Return whether an earlier run had finished all files and was interrupted while it gave them their names.
+    """Return whether an earlier run finished all files and was interrupted while giving them their final names.
 
-    Each file must still be where that run left it, in one of the two folders: it may have been removed meanwhile.
+    Each file must still be in one of the two folders, because it may have been removed meanwhile.
     """
     if _read_identity(work) != identity or not (work / "manifest.json").exists():
         return False
@@ -85,34 +85,34 @@ def _finished(data_dir: Path, work: Path, name: str) -> BetonFile:
 
 
 def start_over_if_other(work: Path, identity: Mapping[str, object], source: Source) -> None:
-    """Drop the work of another conversion, and finished work with a part missing; keep the content of the source."""
+    """Drop another conversion's work, and finished work that lacks a part. Keep the content of the source."""
     if same := _read_identity(work) == identity:
         if not (work / "manifest.json").exists():
             return
         say(f"{work} has lost files that were finished: it begins again")
     if any(work.glob("*.journal")) and not same:
         say(f"{work} holds work on other images or settings, or of another version: it begins again")
-    for name in ("identity.json", "manifest.json"):  # first, so that a part of the work never passes for all of it
+    for name in ("identity.json", "manifest.json"):  # first, so that partial work never passes for complete work
         (work / name).unlink(missing_ok=True)
     in_use = [work / "lock", *(images.container for images in source.splits.values())]
     for path in work.iterdir():
         if path not in in_use and path.suffix != ".listing":
             path.unlink()
-    to_disk(work)  # so that no old journal comes back beside the new identity when the machine dies
+    to_disk(work)  # so that no old journal reappears next to the new identity if the machine dies
     replace_file(work / "identity.json", json.dumps(identity).encode())
 
 
 # --- the data folder --------------------------------------------------------------------------------------------------
 
 
-NOTHING_KEPT = "nothing of it is kept: the same command begins again"  # what a signal leaves of looking and verifying
+NOTHING_KEPT = "nothing of it is kept: the same command begins again"  # said if a dry run or --verify is stopped
 
 
 @contextlib.contextmanager
 def writing_to(data_dir: Path) -> Iterator[None]:
     """Make the data folder, and remove it if it stays empty.
 
-    Raises DataError if it, or something in it, cannot be written, or if a file elsewhere cannot be used.
+    Raises DataError if the folder or something in it cannot be written, or if a file elsewhere cannot be used.
     """
     made: list[Path] = []
     try:
@@ -145,10 +145,10 @@ def _is_elsewhere(name: Any, data_dir: Path) -> bool:
 
 @contextlib.contextmanager
 def converting_alone(work: Path) -> Iterator[None]:
-    """Keep a second conversion out of the folder (DataError).
+    """Make the work folder and lock it. Remove it if nothing is left in it. Raises DataError if it is already locked.
 
-    The lock ends with this process: the processes that decode do not inherit lockf's, as they would the flock of
-    `disk.locked`. The work folder is made, and removed if nothing is left in it.
+    The lock ends with this process, because the decoding processes do not inherit a lockf lock. They would inherit the
+    flock of `disk.locked`.
     """
     with _locked_file(work) as lock:
         try:
@@ -159,7 +159,7 @@ def converting_alone(work: Path) -> Iterator[None]:
 
 
 def _locked_file(work: Path) -> IO[str]:
-    """Return the lock that others will find, too: its last holder may have removed the folder meanwhile."""
+    """Return the lock that other processes also find. The last holder may have removed the folder meanwhile."""
     while True:
         work.mkdir(parents=True, exist_ok=True)
         try:
@@ -186,13 +186,13 @@ def _is_there(lock: IO[str]) -> bool:
 
 
 def remove_added(work: Path, there: set[Path]) -> None:
-    """Remove what this command has added to the work folder; the rest may be the work of another command."""
+    """Remove what this command has added to the work folder. The rest may be another command's work."""
     for path in set(work.iterdir()) - there:
         path.unlink()
 
 
 def remove_work(work: Path) -> None:
-    """Remove the work folder, the lock last. From then on another process may have a new folder of that name."""
+    """Remove the work folder, the lock last. After that, another process may make a new folder of this name."""
     for path in work.iterdir():
         if path.name != "lock":
             path.unlink()
@@ -202,10 +202,10 @@ def remove_work(work: Path) -> None:
 
 
 def publish(data_dir: Path, work: Path) -> None:
-    """Give complete files their final names, the manifest last, so that a reader who sees it sees its files.
+    """Give complete files their final names, the manifest last, so that a reader who sees it also sees its files.
 
-    Old files go before the first new one comes, so that the folder never holds one of each. The work folder's own
-    manifest says that all is done: after an interruption, the next run only finishes this.
+    All old files are removed before the first new one appears, so that the folder never mixes the two. The work
+    folder's own manifest says that all is done, so after an interruption the next run only finishes this step.
     """
     waiting = [f"{name}.beton" for name in SPLITS if (work / f"{name}.beton").exists()]
     for name in (*waiting, "manifest.json"):
