@@ -1,4 +1,4 @@
-"""Which aggregation runs (Sec. 4): one fixed rule from the JSON, the servers' sizes and the backend; needs no torch."""
+"""Choose how gradients are aggregated (Sec. 4) from the JSON, the servers' sizes and the backend, without torch."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Choice:
 
     hierarchy    "servers": sum inside each server, all-reduce between them, gather inside; "flat": all processes alike
     between      how servers (flat: processes) all-reduce: "halving_doubling", or "backend": gloo's ring, NCCL's choice
-    inside       how the processes of a server reduce-scatter and gather: the same two words
-    reason       why it is not something faster, or why it is this; for the reader
+    inside       how the processes of a server reduce-scatter and gather: one of the same two words
+    reason       why this algorithm, or why not a faster one; for the reader
     """
 
     hierarchy: str
@@ -33,7 +33,7 @@ class Choice:
         return self.between == "halving_doubling" and (self.hierarchy == "flat" or self.inside == "halving_doubling")
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the choice as plain data, without the words."""
+        """Return the choice as plain data, without the reason."""
         return {key: value for key, value in asdict(self).items() if key != "reason"}
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Choice:
 
 
 def own_reduction(config: Mapping[str, Any], recipe: Recipe) -> str | None:
-    """Return why DeepSpeed's own reduction runs with this JSON, or None where lbsgd aggregates."""
+    """Return why DeepSpeed's own reduction runs with this JSON, or None if lbsgd aggregates."""
     stage = get(config, "zero_optimization.stage", 0)
     if recipe.aggregation is None:
         return "the JSON has no lbsgd.aggregation"
@@ -64,7 +64,7 @@ class DecidesReduction:
 
     @property
     def own_reduction(self) -> str | None:
-        """Why DeepSpeed's own reduction runs, or None where lbsgd aggregates."""
+        """Why DeepSpeed's own reduction runs, or None if lbsgd aggregates."""
         return own_reduction(self.config, self.recipe)
 
     @property
@@ -74,7 +74,7 @@ class DecidesReduction:
 
 
 def choose(wanted: Aggregation, sizes: Sequence[int], backend: str) -> Choice:
-    """Return the algorithm for servers with so many processes each.
+    """Return the algorithm for servers with these numbers of processes.
 
         gloo, 2^m processes on equal servers    halving/doubling over all bits of the rank, inside servers too
         gloo, other equal servers               phases, the backend's ring between servers
@@ -82,7 +82,7 @@ def choose(wanted: Aggregation, sizes: Sequence[int], backend: str) -> Choice:
         unequal servers, one server             flat
 
     wanted: what the JSON says; "auto" leaves the decision to this rule. backend: torch's, "gloo" or "nccl".
-    Raises ConfigError if the JSON demands halving/doubling between a number that is no power of two, or phases on
+    Raises ConfigError if the JSON demands halving/doubling between a number that is not a power of two, or phases on
     servers of unequal size.
     """
     if wanted.hierarchy == "servers" and len(set(sizes)) > 1:
@@ -111,7 +111,7 @@ def choose(wanted: Aggregation, sizes: Sequence[int], backend: str) -> Choice:
 
 
 def is_flat(wanted: Aggregation, sizes: Sequence[int], backend: str) -> tuple[bool, str]:
-    """Return whether the phases inside servers are left out, and why."""
+    """Return whether there are no phases inside servers, and why."""
     shape = f"{len(sizes)} servers x {sizes[0]} processes"
     if len(sizes) == 1:
         return True, f"one server of {sizes[0]} processes"
@@ -128,7 +128,7 @@ def is_flat(wanted: Aggregation, sizes: Sequence[int], backend: str) -> tuple[bo
 
 
 def in_order(sizes: Sequence[int]) -> str:
-    """Return the sizes of servers in their order, equal neighbours together: `31 x 8, 2`."""
+    """Format the sizes of servers in their order, with equal neighbours grouped: `31 x 8, 2`."""
     runs = [(size, len(list(alike))) for size, alike in itertools.groupby(sizes)]
     return ", ".join(f"{number} x {size}" if number > 1 else str(size) for size, number in runs)
 

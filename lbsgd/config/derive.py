@@ -1,4 +1,4 @@
-"""The numbers that follow from a recipe: what must stand in DeepSpeed's own blocks (Sec. 2.1, 2.2)."""
+"""Derive the numbers in DeepSpeed's own blocks from a recipe (Sec. 2.1, 2.2)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NO_WARMUP = {"kind": "none", "epochs": 0}
 
 
 def length_in_iterations(recipe: Recipe, global_batch: int) -> int:
-    """Return the iterations of a run: those of whole epochs, or as many as make the recipe's number of images."""
+    """Return a run's iterations: those of its whole epochs, or of as many images as the recipe's iterations take."""
     if recipe.epochs is not None:
         return recipe.epochs * iterations_per_epoch(recipe.num_images, global_batch)
     assert recipe.iterations is not None
@@ -21,7 +21,7 @@ def length_in_iterations(recipe: Recipe, global_batch: int) -> int:
 
 
 def warmup_in_iterations(recipe: Recipe, global_batch: int) -> int:
-    """Return W. Iterations are of any global batch, unless the recipe says that they are scaled as the run's are."""
+    """Return W. A warmup in iterations has the same number at every global batch, unless the recipe scales it."""
     warmup = recipe.warmup
     if warmup.iterations is not None:
         return of_batch(warmup.iterations, recipe, global_batch) if warmup.scaled else warmup.iterations
@@ -37,18 +37,18 @@ def decay_in_iterations(recipe: Recipe, global_batch: int) -> tuple[int, ...]:
 
 
 def of_batch(iterations: int, recipe: Recipe, global_batch: int) -> int:
-    """Return iterations of base_batch images as those of kn images: the same number of images."""
+    """Convert iterations of base_batch images to iterations of kn images: the same number of images."""
     return round(iterations * recipe.linear_scaling.base_batch / global_batch)
 
 
 def start_lr(recipe: Recipe, reference_lr: float) -> float:
-    """Return η0, the learning rate that a warmup begins with."""
+    """Return η0, the first learning rate of a warmup."""
     fraction = recipe.warmup.start_fraction
     return recipe.linear_scaling.base_lr if fraction is None else fraction * reference_lr
 
 
 def is_needless(recipe: Recipe, global_batch: int) -> bool:
-    """Whether there is a warmup from base_lr to a learning rate that is no larger."""
+    """Whether the warmup goes from base_lr to a learning rate that is no larger."""
     begins_at_base = recipe.warmup.kind != "none" and recipe.warmup.start_fraction is None
     return begins_at_base and global_batch <= recipe.linear_scaling.base_batch
 
@@ -59,7 +59,7 @@ def iterations_per_epoch(num_images: int, global_batch: int) -> int:
 
 
 def explicit_numbers(recipe: Recipe, global_batch: int) -> dict[str, float]:
-    """Return the numbers that must stand in DeepSpeed's blocks for this recipe and global batch, by key path.
+    """Return the numbers that DeepSpeed's blocks must hold for this recipe and global batch, by key path.
 
         optimizer.params.lr              η, by the scaling rule
         scheduler.params.warmup_min_lr   η0 with gradual warmup, else η
@@ -67,7 +67,7 @@ def explicit_numbers(recipe: Recipe, global_batch: int) -> dict[str, float]:
         scheduler.params.warmup_num_steps   W, at least 1
         optimizer.params.weight_decay    base · η0/η, with weight_decay.scaling inverse_lr only
 
-    WarmupLR can say gradual warmup in full. It cannot say constant or no warmup; plain DeepSpeed then holds η.
+    WarmupLR can express gradual warmup in full, but not constant or no warmup; plain DeepSpeed then holds η.
     """
     scaling, decay = recipe.linear_scaling, recipe.weight_decay
     gradual = recipe.warmup.kind == "gradual"
@@ -84,9 +84,9 @@ def explicit_numbers(recipe: Recipe, global_batch: int) -> dict[str, float]:
 
 
 def derive(config: dict[str, Any], recipe: Recipe) -> Recipe:
-    """Put into a JSON everything that follows from its recipe and global batch, and return the recipe that results.
+    """Put everything that follows from the recipe and the global batch into a JSON, and return the resulting recipe.
 
-    Up to base_batch images there is nothing to warm up to, so the warmup goes.
+    Up to base_batch images there is nothing to warm up to, so the warmup is removed.
     """
     kn = config["train_batch_size"]
     if is_needless(recipe, kn):
@@ -115,7 +115,7 @@ def divisors(number: int) -> list[int]:
 
 
 def images_per_pass(global_batch: int, per_worker_batch: int, gpus: int, most: int) -> int:
-    """Return the largest micro batch of whole workers that divides a GPU's share of kn, of at most so many images."""
+    """Return the largest micro batch of whole workers, at most `most` images, that divides a GPU's share of kn."""
     workers = global_batch // (gpus * per_worker_batch)
     fitting = [d for d in divisors(workers) if d * per_worker_batch <= most]
     return per_worker_batch * max(fitting, default=1)

@@ -1,4 +1,4 @@
-"""`lbsgd config`: a complete, checked DeepSpeed JSON from a global batch. Nobody writes these files by hand."""
+"""`lbsgd config`: generate a complete, checked DeepSpeed JSON from a global batch."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
 WHERE = "lbsgd config"
-# ResNet-50 at 224 pixels then has 11 GB of activations in half precision, 22 in float32 (config/memory.py).
+# With it ResNet-50 at 224 pixels has 11 GB of activations in half precision, 22 in float32 (config/memory.py).
 MOST_IMAGES_PER_PASS = 256
 
-# The paper's recipe (Sec. 5.1) in fp16; `override` puts in what the flags say, and the numbers that follow.
+# The paper's recipe (Sec. 5.1) in fp16; `override` puts in the flags' values and derives the rest.
 PAPER: dict[str, Any] = {
     "train_batch_size": 256,
     "train_micro_batch_size_per_gpu": 32,
@@ -60,7 +60,7 @@ PAPER: dict[str, Any] = {
 }
 
 SHARED = "scheduler gradient_clipping zero_allow_untested_optimizer zero_optimization timers steps_per_print".split()
-# Mask R-CNN's (Sec. 5.4, Table 3b) in fp32: Detectron's 2x schedule for 16 images an update.
+# Mask R-CNN's recipe (Sec. 5.4, Table 3b) in fp32: Detectron's 2x schedule for 16 images per update.
 DETECTOR: dict[str, Any] = {
     "train_batch_size": 16,
     "train_micro_batch_size_per_gpu": 2,
@@ -87,12 +87,12 @@ DETECTOR: dict[str, Any] = {
 
 
 def generate(overrides: Overrides, *, gpus: int | None = None, detection: bool = False) -> dict[str, Any]:
-    """Return a checked JSON with what the overrides say of the paper's; `lbsgd check` finds no error in it.
+    """Return the paper's JSON with the overrides, checked: `lbsgd check` finds no error in it.
 
-    gpus: the number of GPUs that the micro batch is chosen for, by default k with one worker each. Where no override
-    is about it, the micro batch is the largest of at most 256 images that divides a GPU's share, and the ZeRO stage is
-    1 in fp16, else 0. detection: Mask R-CNN on COCO in fp32 and forwards of 2, in place of a classifier on ImageNet in
-    fp16. Raises ConfigError where the numbers cannot go together, or two of them say different things of one key.
+    gpus: the number of GPUs to choose the micro batch for, by default k with one worker each. Unless overridden, the
+    micro batch is the largest of at most 256 images that divides a GPU's share, and the ZeRO stage is 1 in fp16, else
+    0. detection: Mask R-CNN on COCO in fp32 and forwards of 2, instead of a classifier on ImageNet in fp16. Raises
+    ConfigError if the numbers do not fit together, or if two overrides give different values for one key.
     """
     if detection and overrides.epochs:
         raise ConfigError(f"{WHERE}: a detector's run is counted in iterations: use --set lbsgd.iterations=N")
@@ -101,7 +101,7 @@ def generate(overrides: Overrides, *, gpus: int | None = None, detection: bool =
     asked = overrides.values()
     put_defaults(config, defaults_of(config, recipe, gpus), asked)
     if get(config, "zero_optimization.stage", 0) not in (0, 1) and not is_asked("lbsgd.aggregation", asked):
-        config["lbsgd"].pop("aggregation", None)  # ZeRO-2 reduces in every pass by itself
+        config["lbsgd"].pop("aggregation", None)  # ZeRO-2 itself reduces in every pass
     require_kept(config, asked)
     require_passes(config, asked, gpus)
     planned = Planned(config, recipe, gpus)
@@ -112,7 +112,7 @@ def generate(overrides: Overrides, *, gpus: int | None = None, detection: bool =
 
 
 def paper_scaled_to(overrides: Overrides) -> dict[str, Any]:
-    """Return PAPER with the warmup and the decay points of a run of other epochs."""
+    """Return PAPER, with warmup and decay points scaled to the overrides' number of epochs."""
     paper = copy.deepcopy(PAPER)
     for key, value in scaled_epochs(overrides).items():
         put(paper, key, value)
@@ -120,9 +120,10 @@ def paper_scaled_to(overrides: Overrides) -> dict[str, Any]:
 
 
 def scaled_epochs(overrides: Overrides) -> dict[str, Any]:
-    """Return the paper's warmup and decay, by key path, as the same parts of a run of other epochs.
+    """Return the paper's warmup and decay, by key path, as the same fractions of a run with other epochs.
 
-    To a tenth of an epoch, and without those that a flag is about. None where the epochs are the paper's, or no count.
+    They are rounded to a tenth of an epoch; those that a flag sets are left out. The result is empty if the epochs are
+    the paper's or not a count.
     """
     asked = overrides.values()
     epochs = asked.get("lbsgd.epochs", EPOCHS)
@@ -141,7 +142,7 @@ def scaled_epochs(overrides: Overrides) -> dict[str, Any]:
 
 
 def defaults_of(config: Mapping[str, Any], recipe: Recipe, gpus: int) -> dict[str, Any]:
-    """Return the values, by key path, that follow from batch, data and precision where nobody says otherwise."""
+    """Return the default values, by key path, that follow from batch, data and precision."""
     kn, n = config["train_batch_size"], recipe.batch_norm.per_worker_batch
     most = MOST_IMAGES_PER_PASS if recipe.detection is None else n
     return {
@@ -152,19 +153,19 @@ def defaults_of(config: Mapping[str, Any], recipe: Recipe, gpus: int) -> dict[st
 
 
 def put_defaults(config: dict[str, Any], defaults: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
-    """Put in the defaults of those keys that no flag is about."""
+    """Put in the defaults of the keys that no flag sets."""
     for key, default in defaults.items():
         if not is_asked(key, asked):
             put(config, key, default)
 
 
 def is_asked(key: str, asked: Mapping[str, Any]) -> bool:
-    """Whether a flag is about a key, about the block around it, or about a key inside it."""
+    """Whether a flag sets a key, the block around it, or a key inside it."""
     return any(f"{key}.".startswith(f"{each}.") or each.startswith(f"{key}.") for each in asked)
 
 
 def in_paper_order(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON with its keys in the order of PAPER, and those of the block in the order of `Recipe`."""
+    """Return a JSON with its keys in the order of PAPER, and the lbsgd block's in the order of `Recipe`."""
     order, fields = list(PAPER), list(Recipe.model_fields)
     config["lbsgd"] = dict(sorted(config["lbsgd"].items(), key=lambda item: fields.index(item[0])))
     return dict(sorted(config.items(), key=lambda item: order.index(item[0] if item[0] in order else "fp16")))

@@ -1,4 +1,4 @@
-"""A JSON as a file: read strictly, and written for people to read."""
+"""Read JSON files strictly, and write them for people to read."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from lbsgd.disk import require_shallow, rewrite_file
 from lbsgd.errors import ConfigError
 
 INSTEAD = "give a DeepSpeed JSON such as ds_configs/8k.json"
-WIDTH = 127  # of a line in the shipped files
+WIDTH = 127  # of the lines in the shipped files
 
 
 class RepeatedKeyError(ConfigError):
-    """A JSON object has the same key twice, so nobody can say which value counts."""
+    """A JSON object has the same key twice, so it is unclear which value counts."""
 
 
 class NumberError(Exception):
-    """A token stands for a number in a JSON, and is none that can be read."""
+    """A token that stands for a number in a JSON cannot be read as one."""
 
     def __init__(self, token: str, problem: str):
         super().__init__(problem)
@@ -36,8 +36,8 @@ class NumberError(Exception):
 def read_json(path: str | Path) -> dict[str, Any]:
     """Return the JSON object in a file, read strictly.
 
-    Raises ConfigError, with line and column where there is one, for a file that cannot be read or holds anything but a
-    strict JSON object; RepeatedKeyError for a key that stands there twice.
+    Raises ConfigError, with line and column if known, if the file cannot be read or does not hold a strict JSON object.
+    Raises RepeatedKeyError if an object has a key twice.
     """
     try:
         return strict_object(text_of(path))
@@ -56,7 +56,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def text_of(path: str | Path) -> str:
-    """Return the text of a file, of a pipe also when it is asked for again. Raises OSError and UnicodeDecodeError."""
+    """Return a file's text. A pipe is read once and its text kept. Raises OSError and UnicodeDecodeError."""
     if Path(path).is_file():
         return Path(path).read_text(encoding="utf-8")
     return text_of_pipe(str(path), os.stat(path).st_ino)
@@ -64,12 +64,12 @@ def text_of(path: str | Path) -> str:
 
 @cache
 def text_of_pipe(path: str, inode: int) -> str:
-    """Return what a pipe holds, and the same again; another pipe may have its path later, but not its inode."""
+    """Return a pipe's text, cached. The inode is part of the key because a later pipe may have the same path."""
     return Path(path).read_text(encoding="utf-8")
 
 
 def strict_object(text: str) -> dict[str, Any]:
-    """Return the JSON object that a text holds; ConfigError and json's own errors say what is wrong with it."""
+    """Return a text's JSON object. Raises ConfigError or json's own errors if it is not strict JSON."""
     if not text.strip():
         raise ConfigError(f"is empty; {INSTEAD}")
     if text.startswith("\ufeff"):
@@ -93,7 +93,7 @@ def strict_object(text: str) -> dict[str, Any]:
 
 
 def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return the pairs of a JSON object as a dict; RepeatedKeyError names a key that stands there twice."""
+    """Return the pairs of a JSON object as a dict. Raises RepeatedKeyError if a key comes twice."""
     keys = [key for key, _ in pairs]
     repeated = sorted(key for key in set(keys) if keys.count(key) > 1)
     if repeated:
@@ -102,12 +102,12 @@ def without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def refuse_constant(name: str) -> None:
-    """Raise NumberError for NaN, Infinity and -Infinity, which Python's json would accept."""
+    """Raise NumberError for NaN, Infinity or -Infinity, which Python's json would accept."""
     raise NumberError(name, f"{name}, which is no strict JSON; write a number")
 
 
 def finite(digits: str) -> float:
-    """Return a number with a fraction or an exponent; NumberError for one that no float holds, such as 1e999."""
+    """Parse a number with a fraction or an exponent. Raises NumberError if it exceeds floats, such as 1e999."""
     number = float(digits)
     if not math.isfinite(number):
         raise NumberError(digits, f"{digits[:36]}, which is too large for a number; write a smaller one")
@@ -115,7 +115,7 @@ def finite(digits: str) -> float:
 
 
 def whole(digits: str) -> int:
-    """Return a whole number; NumberError for one with more digits than Python reads."""
+    """Parse a whole number. Raises NumberError if it has more digits than Python reads."""
     try:
         return int(digits)
     except ValueError:
@@ -123,16 +123,16 @@ def whole(digits: str) -> int:
 
 
 def line_of(token: str, text: str) -> int:
-    """Return the number of the first line that has a token outside of strings."""
+    """Return the number of the first line that contains a token outside of strings."""
     places = re.finditer(rf'"(?:\\.|[^"\\])*"|({re.escape(token)})', text)
     return text.count("\n", 0, next(place.start() for place in places if place[1])) + 1
 
 
 def format_json(value: Any, indent: str = "", used: int = 0, ascii_only: bool = True) -> str:
-    """Return JSON as in ds_configs: a block of plain values on one line where it fits, else a line for each key.
+    """Format JSON as in ds_configs: a block of plain values on one line if it fits, else one line per key.
 
-    used is the number of characters that already stand before the value on its line. With ascii_only other letters are
-    escapes, because not every terminal has them.
+    used is the number of characters before the value on its line. With ascii_only all other letters are escaped,
+    because not every terminal has them.
     """
     inline = json.dumps(value, ensure_ascii=ascii_only)
     flat = isinstance(value, dict) and not any(isinstance(item, dict) for item in value.values())
@@ -145,9 +145,9 @@ def format_json(value: Any, indent: str = "", used: int = 0, ascii_only: bool = 
 
 
 def keep_original(path: str | Path) -> Path:
-    """Copy a file to FILE.orig beside it, or to FILE.orig.2 where that exists, and return that place.
+    """Copy a file to FILE.orig, or to FILE.orig.2 and so on if that exists, and return the copy's path.
 
-    Raises ConfigError where it cannot be.
+    Raises ConfigError if the copy cannot be written.
     """
     names = itertools.chain([f"{path}.orig"], (f"{path}.orig.{number}" for number in itertools.count(2)))
     copied = next(Path(name) for name in names if not os.path.lexists(name))
@@ -159,23 +159,23 @@ def keep_original(path: str | Path) -> Path:
 
 
 def text_written(config: Mapping[str, Any]) -> bytes:
-    """Return a JSON as `write_json` writes it; half a surrogate pair, which UTF-8 lacks, stays JSON's own escape."""
+    """Return a JSON as `write_json` writes it; a lone surrogate, which UTF-8 cannot encode, stays a JSON escape."""
     return (format_json(config, ascii_only=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def write_json(path: str | Path, config: Mapping[str, Any]) -> None:
-    """Write a JSON file in UTF-8 that is whole or as it was; ConfigError where it cannot be written."""
+    """Write a JSON file atomically, in UTF-8. Raises ConfigError if it cannot be written."""
     write_bytes(path, text_written(config))
 
 
 def write_values(path: str | Path, config: Mapping[str, Any]) -> None:
-    """Write other values into a JSON file, which keeps its layout; it is whole or as it was, as by `write_json`."""
+    """Write other values into a JSON file atomically, and keep its layout. Raises as `write_json` does."""
     text = Path(path).read_bytes().decode()
     write_bytes(path, with_values(text, config).encode("utf-8", "backslashreplace"))
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write a file that is whole or as it was; ConfigError where it cannot be written."""
+    """Write a file atomically. Raises ConfigError if it cannot be written."""
     try:
         rewrite_file(Path(path), data)
     except OSError as error:

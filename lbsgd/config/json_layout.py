@@ -1,4 +1,4 @@
-"""The layout of a JSON's text: change values in it, and leave everything else as a person wrote it."""
+"""Change values in a JSON's text, and leave everything else as its author wrote it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ DECODER = json.JSONDecoder()
 
 @dataclass(frozen=True)
 class Member:
-    """A key of a JSON object and its value, as the text has them."""
+    """The text of a key of a JSON object and of its value."""
 
-    before: str  # all that stands before the name: space, and the comma of every member but the first
-    name: str  # in its quotation marks
+    before: str  # the text before the name: space, and a comma except before the first member
+    name: str  # with its quotation marks
     colon: str  # with the space around it
     value: str
 
@@ -29,9 +29,9 @@ class Member:
 
 
 def with_values(text: str, values: Mapping[str, Any]) -> str:
-    """Return the text of an object in strict JSON with other values.
+    """Return the text of a strict JSON object with other values.
 
-    What is equal keeps its characters. A new key is written like those beside it; a deleted one goes with its comma.
+    Unchanged values keep their text. A new key is written like its neighbours; a deleted key takes its comma with it.
     """
     newline = "\r\n" if "\r\n" in text else "\n"
     text = text.replace(newline, "\n")
@@ -41,9 +41,9 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
 
 
 def changed(text: str, value: Any) -> str:
-    """Return the text of a value that is to be another one."""
+    """Return a value's text, changed to express another value."""
     before = json.loads(text)
-    if json.dumps(before) == json.dumps(value):  # 5 == 5.0, and True == 1
+    if json.dumps(before) == json.dumps(value):  # as text, because in Python 5 == 5.0 and True == 1
         return text
     if not (before and value and isinstance(before, dict) and isinstance(value, dict)):
         return json.dumps(value, ensure_ascii=False)
@@ -58,24 +58,24 @@ def changed(text: str, value: Any) -> str:
             member = Member(between, json.dumps(key, ensure_ascii=False), first.colon, written(item, between))
         if not new:
             member = replace(member, before=first.before)
-        elif "," not in member.before:  # it was the first
+        elif "," not in member.before:  # the member was the first
             member = replace(member, before=between)
         new.append(member)
     return "{" + "".join(map(str, new)) + end + "}"
 
 
 def written(value: Any, before: str) -> str:
-    """Return the text of a new value: blocks in a block on lines of their own, where keys have such a line."""
+    """Return the text of a new value: a block with blocks inside on several lines, if the keys around it are too."""
     has_blocks = isinstance(value, dict) and any(isinstance(item, dict) for item in value.values())
     indents = INDENT.findall(before)
     if not has_blocks or not indents:
         return json.dumps(value, ensure_ascii=False)
-    indent = indents[-1]  # at the top of the file, where new blocks belong, it is also one step
+    indent = indents[-1]  # new blocks belong at the top level, where the indent is also one step
     return json.dumps(value, ensure_ascii=False, indent=indent).replace("\n", "\n" + indent)
 
 
 def members_of(text: str) -> tuple[dict[str, Member], str]:
-    """Return the members of an object that has some, by their keys, and the space before its closing brace."""
+    """Return the members of a non-empty object by key, and the space before its closing brace."""
     members: dict[str, Member] = {}
     place = 1
     while True:
@@ -91,7 +91,7 @@ def members_of(text: str) -> tuple[dict[str, Member], str]:
 
 
 def end_of(pattern: re.Pattern[str], text: str, place: int) -> int:
-    """Return where a pattern that matches at a place of a text ends."""
+    """Return the end of a pattern's match at a place in a text."""
     match = pattern.match(text, place)
     assert match, "the text is strict JSON"
     return match.end()

@@ -1,4 +1,4 @@
-"""Dotted key paths into a JSON, such as `optimizer.params.lr`: read, write, compare, and show the values."""
+"""Read, write, compare and show the values of a JSON by dotted key paths, such as `optimizer.params.lr`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, TypeGuard
 
 from lbsgd.errors import ConfigError
 
-LARGEST = 10**12  # no count or factor of a run is larger
+LARGEST = 10**12  # the largest count or factor of a run
 BATCH, MICRO, PASSES = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
 LR, BUCKET = "optimizer.params.lr", "zero_optimization.reduce_bucket_size"
-DEFAULT_BUCKET = 500_000_000  # of DeepSpeed, in elements
-OWN_AUTO = frozenset(  # where "auto" is a value of DeepSpeed's own
+DEFAULT_BUCKET = 500_000_000  # DeepSpeed's, in elements
+OWN_AUTO = frozenset(  # keys that DeepSpeed itself takes as "auto"
     "data_types.keep_in_fp32_modules pipeline.stages zero_optimization.zenflow.select_strategy "
     "zero_optimization.zenflow.select_interval zero_optimization.zenflow.update_interval".split()
 )
 
 
 def get(config: Any, key: str, default: Any = None) -> Any:
-    """Return the value at a key path, or the default where the path breaks off."""
+    """Return the value at a key path, or the default if the path breaks off."""
     for part in key.split("."):
         if not isinstance(config, dict) or part not in config:
             return default
@@ -28,7 +28,7 @@ def get(config: Any, key: str, default: Any = None) -> Any:
 
 
 def block_of(config: Any, name: str) -> Mapping[str, Any]:
-    """Return the block at a key path, or an empty one where there is none."""
+    """Return the block at a key path, or an empty block if there is none."""
     block = get(config, name)
     return block if isinstance(block, dict) else {}
 
@@ -39,9 +39,9 @@ def enabled(config: Any, block: str) -> bool:
 
 
 def put(config: dict[str, Any], key: str, value: Any) -> None:
-    """Put a value at a key path and make the blocks on the way; None deletes the key.
+    """Put a value at a key path, and create the blocks on the way; None deletes the key.
 
-    Raises ConfigError where the path runs through a value that is no block.
+    Raises ConfigError if the path runs through a value that is not a block.
     """
     *blocks, last = key.split(".")
     for depth, name in enumerate(blocks):
@@ -57,11 +57,11 @@ def put(config: dict[str, Any], key: str, value: Any) -> None:
 
 
 class MISSING:
-    """Stands for the value of a key that is not there, which null is not."""
+    """Stands for the value of a missing key, as opposed to null."""
 
 
 def differences(before: Any, after: Any, path: str = "", written: Callable[[Any], str] = json.dumps) -> tuple[str, ...]:
-    """Return a line `key: old -> new` for every leaf in which two JSON values differ, each as `written` writes it."""
+    """Return a line `key: old -> new` for every leaf that differs between two JSON values, formatted by `written`."""
     if isinstance(before, dict) and isinstance(after, dict):
         return tuple(
             line
@@ -70,14 +70,14 @@ def differences(before: Any, after: Any, path: str = "", written: Callable[[Any]
                 before.get(key, MISSING), after.get(key, MISSING), f"{path}.{key}" if path else key, written
             )
         )
-    if MISSING not in (before, after) and json.dumps(before) == json.dumps(after):  # 5 == 5.0, and True == 1
+    if MISSING not in (before, after) and json.dumps(before) == json.dumps(after):  # as text: in Python True == 1
         return ()
     old, new = ("(none)" if value is MISSING else written(value) for value in (before, after))
     return (f"{path}: {old} -> {new}",)
 
 
 def paths_to_auto(config: Any, path: str = "") -> Iterator[str]:
-    """Yield the key paths of all values "auto"; lists are not looked into."""
+    """Yield the key paths of all values "auto" that are not inside a list."""
     if isinstance(config, dict):
         for key, value in config.items():
             yield from paths_to_auto(value, f"{path}.{key}" if path else key)
@@ -86,12 +86,12 @@ def paths_to_auto(config: Any, path: str = "") -> Iterator[str]:
 
 
 def automatic_keys(config: Mapping[str, Any]) -> list[str]:
-    """Return the key paths of all values "auto", but for the lbsgd block's and those that DeepSpeed itself knows."""
+    """Return the key paths of all values "auto", except in the lbsgd block and those that DeepSpeed itself knows."""
     return [path for path in paths_to_auto(config) if path.partition(".")[0] != "lbsgd" and path not in OWN_AUTO]
 
 
 def is_number(value: Any) -> TypeGuard[int | float]:
-    """Whether a JSON value is a number to calculate with: no boolean, no NaN, nothing beyond floats."""
+    """Whether a JSON value is a number to calculate with: not a boolean, not NaN, within the range of floats."""
     return type(value) in (int, float) and -1e300 < value < 1e300
 
 
@@ -101,7 +101,7 @@ def is_count(value: Any) -> TypeGuard[int]:
 
 
 def stated(value: Any) -> str:
-    """Return what a message says of the value of a key, None where the key is not there."""
+    """Return a key's value in the words of a message; None stands for a missing key."""
     return "is not set" if value is None else f"is {shown(value)}"
 
 

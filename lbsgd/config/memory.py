@@ -1,12 +1,12 @@
 """Estimate a GPU's memory by ZeRO stage from counts.
 
-Without CUDA graphs ResNet-50's peak on an H100 was 1.03 to 1.04 of it. With them it was not measured on a GPU. Counted
-on a CPU (tests/test_graphs_memory.py), the peak of the graphs' pool and that of the rest add up to 1.10 times the peak
-of a plain step for ResNet-50, which is 1.0 of the estimate, and to 1.17 times for ResNet-18.
+Without CUDA graphs ResNet-50's peak on an H100 was 1.03 to 1.04 times the estimate. With graphs it was not measured on
+a GPU. Counted on a CPU (tests/test_graphs_memory.py), the peaks of the graphs' pool and of the rest add up to 1.10
+times the peak of a plain step for ResNet-50, which is 1.0 times the estimate, and to 1.17 times for ResNet-18.
 
-Activations are counted: they are the values that autograd keeps for the backward pass of torchvision's networks, seen
-through torch.autograd.graph.saved_tensors_hooks (tests/test_predict.py counts them again). The estimate leaves out
-what a GPU's allocator and cuDNN's workspaces add.
+Activations are counted: they are the values that autograd keeps for the backward of torchvision's networks, seen
+through torch.autograd.graph.saved_tensors_hooks (tests/test_predict.py counts them again). The estimate leaves out the
+overhead of a GPU's allocator and cuDNN's workspaces.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Network:
     """Counts for one image of 224 x 224.
 
     num_parameters    of the whole network
-    kept_values       kept for the backward pass
+    kept_values       values kept for the backward
     """
 
     num_parameters: int
@@ -78,14 +78,14 @@ def bytes_per_activation(precision: str) -> int:
 def memory(plan: Plan, size: Network, stage: int) -> Memory:
     """Estimate the memory for P parameters on W GPUs, with w bytes per weight and 4 per master and per momentum:
 
-        stage 0      weights w·P   gradients w·P     momentum 4·P (and masters 4·P where w = 2)
+        stage 0      weights w·P   gradients w·P     momentum 4·P (and masters 4·P if w = 2)
         stage 1      weights w·P   gradients w·P     masters and momentum 8·P/W
         stage 2      weights w·P   gradients w·P/W   masters and momentum 8·P/W
 
-    Under ZeRO, DeepSpeed keeps masters of float32 weights, too. Buckets: lbsgd's hold all gradients, and ZeRO-1 has one
-    of reduce_bucket_size beside them. DeepSpeed's own are two of that size where aggregation overlaps
-    back-propagation, else one; at stage 0 it copies all gradients into one buffer. Whose buckets they are depends on
-    the stage asked for, which need not be the plan's.
+    Under ZeRO, DeepSpeed keeps masters of float32 weights too. lbsgd's buckets hold all gradients, and ZeRO-1 has one
+    more bucket of reduce_bucket_size. DeepSpeed's own buckets are two of that size if aggregation overlaps
+    back-propagation, else one; at stage 0 DeepSpeed copies all gradients into one buffer. Whose buckets are counted
+    depends on `stage`, which need not be the plan's.
     """
     P, W, w = size.num_parameters, plan.world_size, bytes_per_weight(plan.precision)
     share = math.ceil(P / W)
@@ -93,7 +93,7 @@ def memory(plan: Plan, size: Network, stage: int) -> Memory:
     buckets = bucket * (1 + plan.overlaps) if stage else P if W > 1 else 0
     if stage == 1 and W > 1 and own_reduction(at_stage(plan.config, stage), plan.recipe) is None:
         buckets = P + bucket
-    images = plan.micro_batch * (plan.recipe.augmentation.resolution / 224) ** 2  # of 224 pixels
+    images = plan.micro_batch * (plan.recipe.augmentation.resolution / 224) ** 2  # as many of 224 pixels
     return Memory(
         stage=stage,
         weights=w * P,

@@ -1,4 +1,4 @@
-"""Flags laid over a JSON: each number that depends on them is derived again."""
+"""Apply flags to a JSON and derive each number that depends on them again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from lbsgd.disk import MOST_LEVELS, require_shallow
 from lbsgd.errors import ConfigError
 
 WHERE = "the flags"
-KEYS = {  # the key that each flag is about
+KEYS = {  # the key that each flag sets
     "global_batch": BATCH,
     "micro_batch": MICRO,
     "resolution": "lbsgd.augmentation.resolution",
@@ -33,7 +33,7 @@ KEYS = {  # the key that each flag is about
 
 
 class Given(NamedTuple):
-    """A value for a key path, and the flag that gave it, as a user types it; the value None deletes."""
+    """A value for a key path, and the flag that gave it, as a user types it; the value None deletes the key."""
 
     flag: str
     key: str
@@ -44,8 +44,8 @@ class Given(NamedTuple):
 class Overrides:
     """Flags that replace numbers of the JSON; every number that depends on them is derived again.
 
-    precision is fp32, bf16 or fp16. settings are those of --set, such as "lbsgd.warmup.epochs=2". num_images is what a
-    flag says; `override` takes the size of the data at hand.
+    precision is fp32, bf16 or fp16. settings are the texts of --set, such as "lbsgd.warmup.epochs=2". num_images is a
+    flag's value; `override` takes the size of the data at hand.
     """
 
     global_batch: int | None = None
@@ -59,32 +59,32 @@ class Overrides:
     num_images: int | None = None
 
     def given(self) -> list[Given]:
-        """Return what the flags give, --set last."""
+        """Return the values that the flags give, --set last."""
         flags = {name: getattr(self, name) for name in KEYS}
         named = [Given(f"--{name} {value}", KEYS[name], value) for name, value in flags.items() if value is not None]
         return [*named, *(Given(f"--set {text}", *setting(text)) for text in self.settings)]
 
     def values(self) -> dict[str, Any]:
-        """Return the values to put into the JSON, by key path; None deletes. ConfigError where two flags disagree."""
+        """Return the JSON's new values by key path; None deletes. Raises ConfigError if two flags disagree."""
         given = self.given()
         require_agreement(given)
         return {key: value for _, key, value in given}
 
     def divide_otherwise(self) -> bool:
-        """Whether they give batch sizes or a number of passes, so that the JSON's number of passes does not count."""
+        """Whether the flags set batch sizes or the number of passes, so that the JSON's number of passes is void."""
         return any(key.startswith("train_") or key == PASSES for key in self.values())
 
 
 def setting(text: str) -> tuple[str, Any]:
     """Return the key path and the value of one --set: JSON, else the text itself; null deletes the key.
 
-    Raises ConfigError where the text is no KEY=VALUE, the key is one of the lbsgd block without its first word, or the
+    Raises ConfigError if the text is not KEY=VALUE, if the key is one of the lbsgd block's without `lbsgd.`, or if the
     value is NaN or infinite.
     """
     key, equals, value = text.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(f"--set {text!r}: give a key path and a value, such as lbsgd.warmup.epochs=2")
-    if key.partition(".")[0] in Recipe.model_fields and value != "null":  # DeepSpeed has none of these
+    if key.partition(".")[0] in Recipe.model_fields and value != "null":  # DeepSpeed has no such key
         raise ConfigError(f"--set {text!r}: DeepSpeed has no key {key} and ignores it; did you mean lbsgd.{key}?")
     try:
         require_shallow([], levels=max(0, MOST_LEVELS - key.count(".")))  # the blocks of the key path
@@ -100,7 +100,7 @@ def setting(text: str) -> tuple[str, Any]:
 
 
 def require_agreement(given: Iterable[Given]) -> None:
-    """Raise ConfigError where two flags give different values to one key, or to a block and to a key inside it."""
+    """Raise ConfigError if two flags give different values to one key, or to a block and a key inside it."""
     for one, other in itertools.combinations(given, 2):
         block, inner = sorted((one, other), key=lambda each: len(each.key))
         if f"{inner.key}.".startswith(f"{block.key}.") and value_inside(block, inner.key) != inner.value:
@@ -108,7 +108,7 @@ def require_agreement(given: Iterable[Given]) -> None:
 
 
 def value_inside(given: Given, key: str) -> Any:
-    """Return what a flag gives to its own key path, or to one inside its block."""
+    """Return the value that a flag gives to its own key path or to one inside its block."""
     rest = key.removeprefix(given.key).removeprefix(".")
     return get(given.value, rest) if rest else given.value
 
@@ -116,11 +116,11 @@ def value_inside(given: Given, key: str) -> Any:
 def override(
     config: Mapping[str, Any], overrides: Overrides, num_images: int | None = None
 ) -> tuple[dict[str, Any], Recipe]:
-    """Return the JSON with the overrides in it and everything that depends on them derived again, and its recipe.
+    """Return the JSON with the overrides applied and everything that depends on them derived again, and its recipe.
 
-    num_images is the size of the data at hand, by default the `lbsgd` block's own. A file's purpose and the paper's
-    error are dropped where the run is no longer the file's.
-    Raises ConfigError where overrides disagree, cannot be right, or set a number that follows from others.
+    num_images is the size of the data at hand, by default the `lbsgd` block's own. The file's purpose and the paper's
+    error are dropped if the run is no longer the file's.
+    Raises ConfigError if overrides disagree, cannot be right, or set a number that follows from others.
     """
     values = overrides.values()
     require_images(values, num_images)
@@ -139,7 +139,7 @@ def override(
 
 
 def apply(values: Mapping[str, Any], num_images: int | None, config: dict[str, Any]) -> None:
-    """Put the values into a JSON, and take out the number of passes, which follows from the processes."""
+    """Put the values into a JSON, and remove the number of passes, which follows from the processes."""
     for key, value in values.items():
         put(config, key, value)
     if num_images is not None:
@@ -148,7 +148,7 @@ def apply(values: Mapping[str, Any], num_images: int | None, config: dict[str, A
 
 
 def require_images(values: Mapping[str, Any], num_images: int | None) -> None:
-    """Raise ConfigError where an override gives another number of images than there are."""
+    """Raise ConfigError if an override gives another number of images than the data has."""
     key = KEYS["num_images"]
     if num_images is not None and key in values and values[key] != num_images:
         raise ConfigError(
@@ -157,14 +157,14 @@ def require_images(values: Mapping[str, Any], num_images: int | None) -> None:
 
 
 def require_precision(config: Mapping[str, Any], asked: str | None) -> None:
-    """Raise ConfigError where --set chose another precision than --precision did."""
+    """Raise ConfigError if --set chose another precision than --precision."""
     found = precision_of(config)
     if asked and found != asked:
         raise ConfigError(f"--precision {asked} and --set disagree, which gives {found}; leave one of them out")
 
 
 def require_passes(config: Mapping[str, Any], values: Mapping[str, Any], world_size: int) -> None:
-    """Raise ConfigError for an override of the number of passes that is not the one that follows."""
+    """Raise ConfigError if an override of the number of passes is not the number that follows from the batches."""
     passes = config["train_batch_size"] / (world_size * config["train_micro_batch_size_per_gpu"])
     if values.get(PASSES) not in (None, passes):
         raise ConfigError(
@@ -174,7 +174,7 @@ def require_passes(config: Mapping[str, Any], values: Mapping[str, Any], world_s
 
 
 def require_kept(config: Mapping[str, Any], values: Mapping[str, Any]) -> None:
-    """Raise ConfigError for an override that did not survive the derivation of numbers."""
+    """Raise ConfigError if the derivation of numbers has changed an override."""
     for key, value in values.items():
         found = get(config, key)
         if key != PASSES and found != value and not (is_number(value) and is_close(found, value)):
@@ -200,7 +200,7 @@ def meaning(config: Mapping[str, Any]) -> Any:
 
 
 def drop_prose(config: dict[str, Any], recipe: Recipe, kept: Mapping[str, Any]) -> Recipe:
-    """Take purpose and paper's error out of a JSON, unless an override gave them; return the recipe without them."""
+    """Remove purpose and paper's error from a JSON, unless an override gave them; return the recipe without them."""
     dropped = [name for name in PROSE if f"lbsgd.{name}" not in kept]
     for name in dropped:
         config["lbsgd"].pop(name, None)

@@ -41,7 +41,7 @@ from lbsgd.units import counted
 class Plan(DecidesReduction):
     """A resolved run. Names are the glossary's; `config` is DeepSpeed's own JSON, `recipe` its `lbsgd` block.
 
-    changes are lines `key: old -> new` where overrides or other data changed the JSON; warnings are lines, too.
+    changes are lines `key: old -> new` for what overrides or other data changed in the JSON; warnings are lines too.
     """
 
     name: str
@@ -72,17 +72,17 @@ class Plan(DecidesReduction):
     ) -> Plan:
         """Read, check and resolve a DeepSpeed JSON (its path, or the parsed object).
 
-        num_images is the size of the training data at hand, by default the `lbsgd` block's own. On other data, and
-        under overrides, the dependent numbers are derived again and the differences kept in `changes`.
+        num_images is the size of the training data at hand, by default the `lbsgd` block's own. For other data and
+        with overrides, the dependent numbers are derived again and the differences kept in `changes`.
 
-        Raises ConfigError, one line per finding, where the JSON, the processes and the data cannot go together.
+        Raises ConfigError, one line per finding, if the JSON, the processes and the data do not fit together.
         """
         overrides = Overrides() if overrides is None else overrides
         require_type(source, (str, PathLike, Mapping), "the JSON", "give its path, or the parsed object")
         require_type(world_size, Integral, "world_size", "give the number of processes as an int")
         require_type(overrides, Overrides, "overrides", "give lbsgd.Overrides(...)")
         if isinstance(num_images, Integral) and not isinstance(num_images, bool):
-            num_images = int(num_images)  # one of numpy's would be no number of a JSON
+            num_images = int(num_images)  # because JSON has no numpy integers
         if world_size < 1:
             raise ConfigError(f"world_size is {world_size}; give the number of processes, 1 or more")
         if isinstance(source, Mapping):
@@ -106,24 +106,24 @@ class Plan(DecidesReduction):
 
     @property
     def num_epochs(self) -> float:
-        """The epochs of the run; one that is counted in iterations may end inside an epoch."""
+        """The epochs of the run; a run that is counted in iterations may end inside an epoch."""
         return self.recipe.epochs or self.num_iterations / self.iterations_per_epoch
 
     @property
     def epochs(self) -> int:
-        """The epochs of a loop over them. Raises ConfigError for a run that is counted in iterations."""
+        """The number of epochs to loop over. Raises ConfigError for a run that is counted in iterations."""
         if self.recipe.epochs is None:
             raise ConfigError(f"{self.name} is counted in iterations; end your loop after plan.num_iterations updates")
         return self.recipe.epochs
 
     @property
     def steps_per_print(self) -> int:
-        """Iterations between two lines of the log; only then do numbers come to the host."""
+        """Iterations between two lines of the log; only for these are numbers copied to the host."""
         return int(self.config.get("steps_per_print") or 10)
 
     @property
     def bucket_elements(self) -> int:
-        """Gradients that are reduced at a time."""
+        """The number of gradient elements that are reduced at a time."""
         return int(get(self.config, BUCKET, DEFAULT_BUCKET))
 
     @property
@@ -134,7 +134,7 @@ class Plan(DecidesReduction):
     def summary(self, training: bool = True) -> dict[str, str]:
         """Return the numbers that a reader of the paper looks for first, as printed at the start.
 
-        training: with the updates and their schedule, which an evaluation has not.
+        training: whether to include the updates and their schedule, which an evaluation does not have.
         """
         schedule, recipe = self.schedule, self.recipe
         described = {} if recipe.purpose is None else {"purpose": recipe.purpose}
@@ -166,7 +166,7 @@ class Plan(DecidesReduction):
         return plan
 
     def identity(self) -> dict[str, Any]:
-        """Return what of the plan must not change when a run is resumed: all but the division among processes."""
+        """Return the part of the plan that a resumed run must keep: everything but the division among processes."""
         params = ("lr", "momentum", "nesterov", "weight_decay")
         return {
             "recipe": self.recipe.model_dump(exclude=set(NO_NUMBER)),
@@ -178,7 +178,7 @@ class Plan(DecidesReduction):
 def plan_for(
     world_size: int, config: Plan | str | Path | dict[str, Any], num_images: int | None, overrides: Overrides | None
 ) -> Plan:
-    """Return the plan of a JSON for so many processes, or the one given. Raises ConfigError if it is for others."""
+    """Return a JSON's plan for world_size processes, or the plan given. Raises ConfigError if that is for others."""
     if not isinstance(config, Plan):
         return Plan.read(config, world_size, num_images, overrides)
     if num_images is not None or overrides is not None:
@@ -191,13 +191,13 @@ def plan_for(
 
 
 def require_plan(plan: Plan) -> None:
-    """Raise ConfigError for what is no plan, such as the path of its JSON."""
+    """Raise ConfigError for anything but a plan, such as the path of a JSON."""
     require_type(plan, Plan, "the plan", "make one by lbsgd.Plan.read(FILE, world_size, num_images)")
 
 
 def require_sound(where: str, config: Mapping[str, Any], world_size: int | None) -> None:
-    """Raise ConfigError for a JSON that contradicts itself, or, where a number is given, that number of processes."""
-    require_block(where, config)  # first, because whatever else is wrong may follow from it
+    """Raise ConfigError for a JSON that contradicts itself or, if given, the number of processes."""
+    require_block(where, config)  # first, because other errors may follow from a missing block
     refuse(where, deepspeed_findings(config))
     planned = Planned(config, parse_recipe(where, config), world_size or 1)
     refuse(where, findings_by(CONSISTENCY, planned))
@@ -206,7 +206,7 @@ def require_sound(where: str, config: Mapping[str, Any], world_size: int | None)
 
 
 def without_prose(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON without the keys that explain it, and without the number of passes, which follows."""
+    """Return a JSON without the keys that explain it, and without the number of passes, which is derived."""
     block = {key: value for key, value in config["lbsgd"].items() if key not in PROSE}
     return {**{key: value for key, value in config.items() if key != PASSES}, "lbsgd": block}
 
@@ -238,7 +238,7 @@ def resolve(planned: Planned, *, name: str, changes: tuple[str, ...], warnings: 
 
 
 def schedule_of(recipe: Recipe, reference_lr: float, global_batch: int) -> Schedule:
-    """Return the learning rates of a recipe: its lengths in iterations, and η as DeepSpeed's blocks have it."""
+    """Return the schedule of a recipe, with its lengths in iterations and η from DeepSpeed's blocks."""
     return Schedule(
         base_lr=start_lr(recipe, reference_lr),
         reference_lr=reference_lr,

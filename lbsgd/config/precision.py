@@ -20,7 +20,7 @@ FP16 = {  # DeepSpeed's own loss scale, written out
 
 
 def precision_of(config: Mapping[str, Any]) -> str:
-    """Return fp32, bf16 or fp16, as the JSON's blocks say."""
+    """Return the precision that a JSON's blocks choose: fp32, bf16 or fp16."""
     if enabled(config, "fp16"):
         return "fp16"
     return "bf16" if enabled(config, "torch_autocast") else "fp32"
@@ -40,7 +40,7 @@ def set_precision(config: dict[str, Any], precision: str) -> None:
         config["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         zero = config.setdefault("zero_optimization", {})
         zero["stage"] = 0
-        if zero.get("compute_grad_norm") is False:  # which stage 0 refuses
+        if zero.get("compute_grad_norm") is False:  # stage 0 refuses false
             del zero["compute_grad_norm"]
     if precision == "fp16":
         config["fp16"] = dict(FP16)

@@ -29,7 +29,7 @@ class Reduction:
     times: int = 1  # aggregations per iteration
 
 
-ALGORITHMS = (RING, HALVING, FLAT_RING)  # three phases with a ring or halving/doubling between servers; no phases
+ALGORITHMS = (RING, HALVING, FLAT_RING)  # three phases with a ring or with halving/doubling between servers; no phases
 
 
 def gradient_seconds(reduction: Reduction, machines: Machines, gpus: int, algorithm: str) -> float:
@@ -74,10 +74,10 @@ class Prediction:
 def predict(
     images_per_gpu: int, passes: int, gpus: int, reduction: Reduction, machines: Machines, algorithm: str
 ) -> Prediction:
-    """Predict one iteration in which each GPU takes images_per_gpu images in some passes.
+    """Predict one iteration in which each GPU takes images_per_gpu images in `passes` passes.
 
     Aggregation overlaps the back-propagation of its own pass, except for the last bucket, which is full only once
-    back-propagation is over. So max(aggregation − back-propagation, one bucket) shows.
+    back-propagation is over. So max(aggregation − back-propagation, one bucket) is exposed.
     """
     servers = machines.servers(gpus)
     compute = images_per_gpu / machines.images_per_second
@@ -98,8 +98,8 @@ def predict(
 def reduction_of(plan: Plan, size: Network) -> Reduction:
     """Return the traffic of a network's gradients at a plan's ZeRO stage and precision.
 
-    Stage 2 aggregates in every pass, stages 0 and 1 once per iteration; 1 and 2 gather the weights afterwards. At
-    stage 0 DeepSpeed's own reduction reads no reduce_bucket_size.
+    Stage 2 aggregates in every pass, stages 0 and 1 once per iteration; stages 1 and 2 then gather the weights. At
+    stage 0 DeepSpeed's own reduction ignores reduce_bucket_size.
     """
     P, w = size.num_parameters, bytes_per_weight(plan.precision)
     own_at_stage_0 = plan.zero_stage == 0 and not plan.aggregates
@@ -115,13 +115,13 @@ def reduction_of(plan: Plan, size: Network) -> Reduction:
 def bytes_per_iteration(reduction: Reduction, gpus: int) -> float:
     """Return the bytes that each of W GPUs would send per iteration in a network without hierarchy.
 
-    They are 2·(W−1)/W of the gradients and (W−1)/W of the weights.
+    These are 2·(W−1)/W of the gradients and (W−1)/W of the weights.
     """
     return (gpus - 1) / gpus * (2 * reduction.gradient_bytes * reduction.times + reduction.weight_bytes)
 
 
 def no_overlap(plan: Plan, reduction: Reduction) -> str | None:
-    """Return why aggregation cannot overlap back-propagation with this JSON in DeepSpeed 0.19.8; None where it can."""
+    """Return why this JSON keeps aggregation from overlapping back-propagation in DeepSpeed 0.19.8, or None."""
     if plan.zero_stage == 0 and not plan.aggregates:
         return "at stage 0 DeepSpeed aggregates after back-propagation"
     if not plan.overlaps:
@@ -130,7 +130,7 @@ def no_overlap(plan: Plan, reduction: Reduction) -> str | None:
 
 
 def overlap_in_words(plan: Plan, reduction: Reduction) -> str:
-    """Tell whether this JSON lets aggregation overlap back-propagation, and if not, why."""
+    """Say whether this JSON lets aggregation overlap back-propagation, and if not, why."""
     if reason := no_overlap(plan, reduction):
         return f"no: {reason}"
     if plan.aggregates:

@@ -1,7 +1,7 @@
 """The `lbsgd` block of a DeepSpeed JSON: the intent of a run, in the paper's terms (Sec. 2, 3 and 5.1).
 
-Plain DeepSpeed ignores the block. A value that this schema accepts is right by itself; checks/consistency.py compares
-it with the numbers in DeepSpeed's own blocks.
+Plain DeepSpeed ignores the block. This schema checks each value on its own; checks/consistency.py compares the block
+with the numbers in DeepSpeed's own blocks.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NO_NUMBER = (*PROSE, "aggregation", "diagnostics")  # keys that change no number
 
 # Bounded, so that no product of them is infinite or zero.
 Positive = Annotated[int, Field(gt=0, le=10**12)]
-Pixels = Annotated[int, Field(gt=0, le=10_000)]  # of a side that images are resized to
+Pixels = Annotated[int, Field(gt=0, le=10_000)]  # a side of resized images
 PositiveFloat = Annotated[float, Field(ge=1e-12, le=1e9)]
 NonNegativeFloat = Annotated[float, Field(ge=0, le=1e9)]
 
@@ -31,9 +31,9 @@ class _Block(BaseModel):
 
 
 def one_length(epochs: Any, info: ValidationInfo) -> Any:
-    """Return the epochs, checked: a length is in epochs or in iterations, not in both.
+    """Check that a length is given in epochs or in iterations, not in both; return the epochs.
 
-    Iterations are those of base_batch images; a run of kn images takes base_batch/kn as many, the same images.
+    Iterations are those of base_batch images; a run of kn images takes base_batch/kn times as many, the same images.
     """
     iterations = info.data.get("iterations")
     if epochs is None and iterations is None:
@@ -44,7 +44,7 @@ def one_length(epochs: Any, info: ValidationInfo) -> Any:
 
 
 class LinearScaling(_Block):
-    """Where η comes from (Sec. 2.1): scaled by `rule` from `base_lr`, which belongs to `base_batch` images."""
+    """The source of η (Sec. 2.1): scaled by `rule` from `base_lr`, which belongs to `base_batch` images."""
 
     rule: ScalingRule = "linear"
     base_lr: PositiveFloat = 0.1
@@ -55,7 +55,7 @@ class Warmup(_Block):
     """The first epochs or iterations (Sec. 2.2): gradual (from η0 to η), constant (η0, then η) or none.
 
     start_fraction    η0 = start_fraction · η; by default η0 is base_lr, and up to base_batch images there is no warmup
-    scaled            whether iterations are those of base_batch images, as the run's are, or of any global batch
+    scaled            whether iterations are scaled from base_batch images like the run's, or the same for any kn
     """
 
     kind: WarmupKind
@@ -124,14 +124,14 @@ class WeightDecay(_Block):
 
 
 class Biases(_Block):
-    """Biases, which Detectron trains at twice the learning rate and without decay; by default as all other weights."""
+    """Biases, which Detectron trains at twice the learning rate and without decay; by default like other weights."""
 
     lr_factor: PositiveFloat = 1.0
     weight_decay: bool = True
 
 
 class BatchNorm(_Block):
-    """Batch norm over n images (Sec. 2.3), the statistics for evaluation, and γ = 0 in last layers (Sec. 5.1).
+    """Batch norm over n images (Sec. 2.3), its statistics for evaluation, and γ = 0 in last layers (Sec. 5.1).
 
     implementation: what computes it; "rule" chooses by the device alone (algorithm/norm_rule.py).
     """
@@ -157,7 +157,7 @@ class BatchNorm(_Block):
 
 
 class Augmentation(_Block):
-    """Random crop of a share `crop_scale` of the area, resized to `resolution`, then a random flip (Sec. 5.1)."""
+    """A random crop with a share `crop_scale` of the area, resized to `resolution`, then a random flip (Sec. 5.1)."""
 
     resolution: Pixels = 224
     crop_scale: list[PositiveFloat] = [0.08, 1.0]
@@ -171,9 +171,9 @@ class Augmentation(_Block):
 
 
 class Detection(_Block):
-    """Mask R-CNN (Sec. 5.4): pixels of an image's sides. A JSON with this block trains a detector.
+    """Mask R-CNN (Sec. 5.4): the pixels of an image's sides. A JSON with this block trains a detector.
 
-    batch_norm.per_worker_batch is then the images of a forward, whose losses are means over it; batch norm is frozen.
+    batch_norm.per_worker_batch is then the images of a forward, over which the losses are means. Batch norm is frozen.
     """
 
     shorter_side: Pixels = 800
@@ -187,7 +187,7 @@ class Detection(_Block):
 
 
 class Diagnostics(_Block):
-    """What is measured while training, every so many iterations; changes no number of the run.
+    """Measurements during training, with their interval in iterations; they change no number of the run.
 
     gradient_noise    the gradient's variance over chunks, the noise scale, |w|/|g| and the spread of batch-norm
                       statistics over workers (`train.gradient_noise`)
@@ -197,10 +197,10 @@ class Diagnostics(_Block):
 
 
 class Aggregation(_Block):
-    """How gradients become means over all processes at ZeRO stages 0 and 1 (Sec. 4); part of no run's identity.
+    """How gradients are averaged over all processes at ZeRO stages 0 and 1 (Sec. 4); not part of a run's identity.
 
-    hierarchy: phases inside and between servers, or all processes alike. between: the all-reduce between servers. The
-    rule that "auto" follows is in config/aggregation.py. A JSON without the block keeps DeepSpeed's own reduction.
+    hierarchy: phases inside and between servers, or all processes alike. between: the all-reduce between servers.
+    config/aggregation.py has the rule for "auto". A JSON without the block keeps DeepSpeed's own reduction.
     """
 
     hierarchy: Literal["servers", "flat", "auto"] = "auto"
@@ -208,7 +208,7 @@ class Aggregation(_Block):
 
 
 class Recipe(_Block):
-    """The whole `lbsgd` block; every default is the paper's. A recipe counts in epochs or in iterations, not in both.
+    """The whole `lbsgd` block; every default is the paper's. A recipe counts in epochs or in iterations, not both.
 
     purpose and paper_error_pct (mean and std of the paper's 5 runs) explain a file and change no number.
     """

@@ -19,7 +19,7 @@ from lbsgd.units import counted, markdown_table
 
 @dataclass(frozen=True)
 class Shipped:
-    """A shipped file: its name in ds_configs without .json, the arguments of `lbsgd config`, error and purpose."""
+    """A shipped file: its name in ds_configs without .json, its arguments for `lbsgd config`, its error and purpose."""
 
     name: str
     arguments: str
@@ -27,7 +27,7 @@ class Shipped:
     purpose: str
 
     def command(self) -> list[str]:
-        """Return all arguments with which `lbsgd config` prints the file."""
+        """Return all arguments that make `lbsgd config` print the file."""
         error = [] if self.error is None else ["--set", f"lbsgd.paper_error_pct={list(self.error)}"]
         return [*shlex.split(self.arguments), "--set", f"lbsgd.purpose={self.purpose}", *error]
 
@@ -40,7 +40,7 @@ def of_figure_1(global_batch: int) -> Shipped:
 
 
 def purpose_in_figure_1(global_batch: int) -> str:
-    """Return what a file of Fig. 1 shows."""
+    """Return the purpose of a file of Fig. 1."""
     if global_batch == 256:
         return "the baseline: one server of 8 GPUs, lr 0.1, no warmup (Table 1)"
     if global_batch == published.LARGEST_GOOD_BATCH:
@@ -53,7 +53,7 @@ def purpose_in_figure_1(global_batch: int) -> str:
 
 
 def of_table_3b(global_batch: int) -> Shipped:
-    """Return the entry for a detector's global batch: those of Table 3b, and up to where the rule is known to hold."""
+    """Return the entry for a detector's global batch: Table 3b's, or one at which the rule is known to hold."""
     ap = published.DETECTOR_AP.get(global_batch)
     purpose = "Table 3b: box AP {}, mask AP {} in the paper".format(*ap) if ap else "beyond the paper's Table 3b"
     return Shipped(f"detection/mask_rcnn_{global_batch}", f"--detection --global_batch {global_batch}", None, purpose)
@@ -65,7 +65,7 @@ def variant_of_8k(name: str, arguments: str, purpose: str) -> Shipped:
 
 
 def ablation(name: str, setting: str, measured: Mapping[int, tuple[float, float]], purpose: str) -> Shipped:
-    """Return the entry for a file in which 256.json or 8k.json is changed, as a rule in one thing."""
+    """Return the entry for a file that changes 256.json or 8k.json, as a rule in one thing."""
     kn = 8192 if name.startswith("8k") else 256
     settings = "".join(f" --set {part}" for part in setting.split())
     arguments = f"--global_batch {kn}{settings}"
@@ -149,12 +149,12 @@ GRID = (
 )
 
 
-FOLDERS = ("ablations", "detection")  # with tables of their own in the README
+FOLDERS = ("ablations", "detection")  # with their own tables in the README
 HEADS = ("file", "kn", "k × n", "η", "warmup", "precision, ZeRO stage", "paper, top-1 error %", "what for")
 
 
 def write_grid(folder: Path, write: Callable[[list[str]], dict[str, Any]]) -> None:
-    """Write every file of the grid, as `write` makes it from arguments of `lbsgd config`, and the README."""
+    """Write the README and every file of the grid, which `write` makes from arguments of `lbsgd config`."""
     for shipped in GRID:
         path = folder / f"{shipped.name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -172,18 +172,18 @@ def readme(folder: Path) -> str:
 
 
 def folder_of(shipped: Shipped) -> str:
-    """Return the table that a file belongs to."""
+    """Return the folder whose table a file belongs to."""
     folder = shipped.name.rpartition("/")[0]
     return folder if folder in FOLDERS else ""
 
 
 def link(shipped: Shipped) -> str:
-    """Return a link to a file, named by its path from the folder of its table."""
+    """Return a link to a file, labelled with its path from the folder of its table."""
     return f"[{shipped.name.removeprefix(f'{folder_of(shipped)}/')}]({shipped.name}.json)"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Return the files' rows as Markdown, without a column in which no file says anything."""
+    """Return the files' rows as Markdown, without columns that are empty for all files."""
     columns = [column for column in zip(HEADS, *rows, strict=True) if set(column[1:]) != {"-"}]
     heads, *others = zip(*columns, strict=True)
     return markdown_table(heads, others)

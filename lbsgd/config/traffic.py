@@ -1,8 +1,8 @@
-"""What an aggregation moves over each server's link, by the algorithm that runs, and machines to predict for (Sec. 4).
+"""The traffic of an aggregation over each server's link, by algorithm, and machines to predict for (Sec. 4).
 
-Ranks run through the servers in blocks, so a ring of all W processes leaves each server once, and all that a ring
+Each server has consecutive ranks, so a ring of all W processes leaves each server once, and everything that a ring
 moves, 2·(W−1)/W of the gradients, goes over each link. Three phases move 2·(p−1)/p between p servers: as much for many
-servers, 1.875 times less for two servers of eight.
+servers, but 1.875 times less for two servers of eight.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ MIXED = "mixed precision"  # fp16 or bf16
 class Machines:
     """Servers with some GPUs and one link each; by default the paper's (Sec. 4 and abstract).
 
-    The latency of one message between servers is an assumption; the paper does not tell it.
+    The latency of one message between servers is an assumption, because the paper does not state it.
     """
 
-    images_per_second: float = published.IMAGES_PER_SECOND  # one GPU, as measured inside its server
+    images_per_second: float = published.IMAGES_PER_SECOND  # one GPU's, measured inside its server
     gpus_per_server: int = 8
-    link_gbit: float = 50.0  # of a server's links together
+    link_gbit: float = 50.0  # all links of a server together
     latency_seconds: float = 20e-6
-    source: str = ""  # of a preset's numbers; a flag stands above it
+    source: str = ""  # of a preset's numbers; a flag overrides them
     precision: str | None = None  # of a preset's speed, which is ResNet-50's at 224 pixels; None: a flag gave the speed
 
     def servers(self, gpus: int) -> int:
-        """Return how many servers hold so many GPUs."""
+        """Return the number of servers that hold this number of GPUs."""
         return math.ceil(gpus / self.gpus_per_server)
 
 
@@ -67,23 +67,23 @@ def share_over_a_link(algorithm: str, servers: int, gpus: int) -> float:
 
 
 def steps(algorithm: str, servers: int, gpus: int) -> int:
-    """Count the consecutive messages between servers of one all-reduce: 2·(W−1), 2·(p−1) or 2·⌈log2 p⌉."""
+    """Count the consecutive messages between servers in one all-reduce: 2·(W−1), 2·(p−1) or 2·⌈log2 p⌉."""
     if algorithm == HALVING:
         return 2 * math.ceil(math.log2(servers))
     return 2 * ((gpus if algorithm == FLAT_RING else servers) - 1)
 
 
 def algorithm_of(choice: Choice) -> str:
-    """Return the name under which an algorithm is predicted; halving in blocks moves what phases move, flat or not."""
+    """Return the predicted algorithm of a choice; halving in blocks has the traffic of phases, even if it is flat."""
     if choice.between == "halving_doubling":
         return HALVING
     return RING if choice.hierarchy == "servers" else FLAT_RING
 
 
 def running(plan: Plan, gpus_per_server: int) -> tuple[str, str]:
-    """Return the algorithm that runs with a plan and NCCL on such servers, and why.
+    """Return the algorithm that runs with a plan and NCCL on servers of this size, and why.
 
-    Raises ConfigError if the JSON demands one that cannot run there.
+    Raises ConfigError if the JSON demands an algorithm that cannot run there.
     """
     reason = plan.own_reduction
     if reason is not None or plan.recipe.aggregation is None:

@@ -1,6 +1,6 @@
-"""What one version of DeepSpeed accepts: written by tools/deepspeed_schema.py from DeepSpeed itself, read here.
+"""The keys and values that one version of DeepSpeed accepts, as tools/deepspeed_schema.py wrote them from DeepSpeed.
 
-Neither torch nor DeepSpeed is imported, so that `lbsgd check` starts at once and judges files for any version.
+This module imports neither torch nor DeepSpeed, so that `lbsgd check` starts at once and judges files for any version.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lbsgd.errors import ConfigError
 
 VERSIONS = ("0.16", "0.17", "0.18", "0.19")  # the newest patch of each
 NEWEST = VERSIONS[-1]
-PROGRAM_KEYS = frozenset({"lbsgd"})  # that no version reads, and that lbsgd does
+PROGRAM_KEYS = frozenset({"lbsgd"})  # read by lbsgd, by no version of DeepSpeed
 
 Entry = Mapping[str, Any]
 
@@ -27,31 +27,31 @@ Entry = Mapping[str, Any]
 class Accepted:
     """The keys, optimizers and schedulers of one version of DeepSpeed, and the values that they take."""
 
-    version: str  # with the patch
+    version: str  # with the patch number
     keys: Mapping[str, Entry]  # by path, with the description of their values
     removed: frozenset[str]
     removed_zero: frozenset[str]
     blocks: Mapping[str, str]  # the pydantic model that parses a top-level block
     models: Mapping[str, Entry]
-    optimizers: Mapping[str, Entry]  # DeepSpeed's own, in small letters
+    optimizers: Mapping[str, Entry]  # DeepSpeed's own, in lower case
     schedulers: Mapping[str, Entry]
     torch_optimizers: Mapping[str, Entry]
     torch_schedulers: Mapping[str, Entry]
     zero_tested: frozenset[str]  # optimizers that ZeRO takes without zero_allow_untested_optimizer
     default_clipping: float
-    refuses: frozenset[str]  # codes of the rules about several keys whose case this version refuses
+    refuses: frozenset[str]  # codes of rules about several keys whose violation this version refuses
 
     @cached_property
     def top_level(self) -> frozenset[str]:
-        """The keys that are read at the top level."""
+        """The keys that DeepSpeed or lbsgd reads at the top level."""
         return frozenset(path for path in (*self.keys, *self.blocks) if "." not in path) | PROGRAM_KEYS
 
     def inside(self, block: str) -> frozenset[str]:
-        """The keys that are read one by one inside a block, which ignores all others."""
+        """The keys that DeepSpeed reads one by one inside a block; it ignores all others there."""
         return frozenset(path.partition(".")[2] for path in self.keys if path.startswith(f"{block}."))
 
     def reads(self, key: str) -> bool:
-        """Whether a key at the top level, or one just inside a block of it, is read."""
+        """Whether a key at the top level, or directly inside a block there, is read."""
         block, _, inner = key.partition(".")
         if not inner:
             return key in self.top_level
@@ -60,7 +60,7 @@ class Accepted:
         return inner in {path.partition(".")[0] for path in self.inside(block)}
 
     def optimizer(self, kind: Any, params: Any = None) -> Entry | None:
-        """Return an optimizer: DeepSpeed's own in any case, torch's letter for letter, or in place of DeepSpeed's."""
+        """Return an optimizer: DeepSpeed's in any case, torch's by its exact name or in place of DeepSpeed's."""
         if not isinstance(kind, str):
             return None
         if kind.lower() in ("adam", "adamw") and isinstance(params, dict) and params.get("torch_adam"):
@@ -80,7 +80,7 @@ class Accepted:
 
 @lru_cache
 def accepted(version: str | None = None) -> Accepted:
-    """Return what a version such as 0.18 accepts; None is the installed version, or the newest known one."""
+    """Return the schema of a version such as 0.18; None stands for the installed version, or the newest known one."""
     version = version or installed()
     if version not in VERSIONS:
         raise ConfigError(f"DeepSpeed {version} is not known here; known are {', '.join(VERSIONS)}")
@@ -110,14 +110,14 @@ def read(name: str) -> dict[str, Any]:
 
 @lru_cache
 def installed() -> str:
-    """Return the installed version of DeepSpeed as 0.19; the newest known one where there is none, or an unknown."""
+    """Return the installed version of DeepSpeed, such as 0.19; the newest known one if it is missing or unknown."""
     version = short(units.installed("deepspeed") or NEWEST)
     return version if version in VERSIONS else NEWEST
 
 
 @lru_cache(maxsize=1024)
 def first_to_read(key: str, version: str) -> str | None:
-    """Return the first version after one, such as 0.16.9, that reads a key; None where no later one does."""
+    """Return the first version after `version` (such as 0.16.9) that reads a key; None if no later one does."""
     later = VERSIONS[VERSIONS.index(short(version)) + 1 :]
     return next((each for each in later if accepted(each).reads(key)), None)
 

@@ -1,7 +1,7 @@
-"""Whether a JSON value is one that DeepSpeed takes: by a description of trials, or by a type of pydantic's.
+"""Decide whether DeepSpeed takes a JSON value, by a description from trials or by the type of a pydantic field.
 
-A description says for each kind of JSON value what is taken (tools/deepspeed_probe.py); a type is that of a field of
-one of DeepSpeed's pydantic models, and pydantic itself converts the value here as it does there.
+A description says which values of each kind of JSON DeepSpeed takes (tools/deepspeed_probe.py). A type is that of a
+field in one of DeepSpeed's pydantic models; pydantic itself converts the value, here as in DeepSpeed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 from lbsgd.config.keypath import shown
 
 Refusal = tuple[str, str]  # the key path inside the value, and what is wrong there
-NUMERALS = frozenset({"0.5", "1", "1e-3"})  # that trials of texts try (tools/deepspeed_probe.py)
-LENIENT = frozenset({"DeepSpeedZeroLeafModuleConfig"})  # models that make a block of null, and a list of a text
+NUMERALS = frozenset({"0.5", "1", "1e-3"})  # that trials of texts include (tools/deepspeed_probe.py)
+LENIENT = frozenset({"DeepSpeedZeroLeafModuleConfig"})  # models that take null as a block, and a text as a list
 
 
 def takes(description: Mapping[str, Any], value: Any) -> bool:
@@ -40,14 +40,14 @@ def takes(description: Mapping[str, Any], value: Any) -> bool:
 
 
 def is_untried(description: Mapping[str, Any], value: Any) -> bool:
-    """Whether a value is a block with content where trials found nothing accepted: they tried an empty block alone."""
+    """Whether a value is a non-empty block and trials, which tried only an empty one, found nothing accepted."""
     kinds = ("bool", "int", "float", "list", "block")
     accepts = any(description.get(kind) for kind in kinds) or any(description.get("text", {}).values())
     return isinstance(value, dict) and bool(value) and not accepts
 
 
 def takes_text(description: Mapping[str, Any], value: str) -> bool:
-    """Whether a text is taken: as a word, or as a number where trials took all numbers that are texts."""
+    """Whether a text is taken: as a word, or as a number if trials took all numbers as texts."""
     text = description["text"]
     if not text["any"] and set(text["but"]) >= NUMERALS:
         with contextlib.suppress(ValueError):
@@ -57,12 +57,12 @@ def takes_text(description: Mapping[str, Any], value: str) -> bool:
 
 
 def inside(intervals: list[list[Any]], value: float) -> bool:
-    """Whether a number lies in one of the intervals, whose ends belong to them."""
+    """Whether a number lies in one of the intervals, ends included."""
     return any((least is None or value >= least) and (most is None or value <= most) for least, most in intervals)
 
 
 def takes_as(kind: Any, description: Mapping[str, Any], value: Any) -> bool:
-    """Whether a field takes a value. Trials know the range of a number and a few texts, so a number is converted."""
+    """Whether a field takes a value. A text is converted to a number first, because trials tried only a few texts."""
     if kind not in ("int", "float") or not description or value is None or isinstance(value, bool):
         return takes(description, value)
     try:
@@ -73,7 +73,7 @@ def takes_as(kind: Any, description: Mapping[str, Any], value: Any) -> bool:
 
 
 def takes_list(description: Any, value: list[Any]) -> bool:
-    """Whether a list has an accepted length, and accepted items."""
+    """Whether a list has an accepted length and accepted items."""
     if not description:
         return False
     lengths, items = description["lengths"], description["items"]
@@ -83,7 +83,7 @@ def takes_list(description: Any, value: list[Any]) -> bool:
 
 
 def model_refusals(models: Mapping[str, Any], model: str, value: Mapping[str, Any]) -> Iterator[Refusal]:
-    """Yield what one of DeepSpeed's models refuses in the values of a block: unknown keys apart (unknown_fields)."""
+    """Yield the values of a block that one of DeepSpeed's models refuses (`unknown_fields` yields unknown keys)."""
     fields = models[model]["fields"]
     for name, field in fields.items():
         alias = field.get("alias", name)
@@ -105,7 +105,7 @@ def model_refusals(models: Mapping[str, Any], model: str, value: Mapping[str, An
 
 
 def unknown_fields(models: Mapping[str, Any], model: str, value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each key of a block, or of a block inside it, that its model refuses as unknown; and the model's name."""
+    """Yield each key of a block, or of a block inside it, that its model refuses as unknown, with the model's name."""
     fields = models[model]["fields"]
     known = field_names(models[model])
     if models[model]["extra"] == "forbid":
@@ -123,7 +123,7 @@ def field_names(model: Mapping[str, Any]) -> frozenset[str]:
 
 
 def model_within(kind: Any) -> str | None:
-    """Return the model that a type is, or may be."""
+    """Return the model that a type is or may be, or None."""
     if isinstance(kind, dict):
         for inner in (kind, kind.get("of"), *kind.get("any_of", ())):
             if isinstance(inner, dict) and "model" in inner:
@@ -132,7 +132,7 @@ def model_within(kind: Any) -> str | None:
 
 
 def type_refusals(models: Mapping[str, Any], kind: Any, value: Any) -> Iterator[Refusal]:
-    """Yield what a type refuses in a value: nothing, one thing, or several inside a block or a list."""
+    """Yield what a type refuses in a value: one thing at most, or several inside a block or a list."""
     if kind == "any":
         return
     if isinstance(kind, str):
@@ -192,7 +192,7 @@ PYTHON_TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 
 @lru_cache
 def adapter(kind: str) -> Any:
-    """Return pydantic's own conversion to a plain type."""
+    """Return pydantic's conversion to a plain type."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(PYTHON_TYPES[kind])
@@ -200,7 +200,7 @@ def adapter(kind: str) -> Any:
 
 @lru_cache
 def enum_adapter(values: tuple[Any, ...]) -> Any:
-    """Return pydantic's own conversion to an enumeration of these values."""
+    """Return pydantic's conversion to an enumeration of these values."""
     from pydantic import TypeAdapter
 
     names = [(f"value_{at}", value) for at, value in enumerate(values)]
@@ -209,7 +209,7 @@ def enum_adapter(values: tuple[Any, ...]) -> Any:
 
 
 def converted(adapter: Any, value: Any) -> Any:
-    """Return what one of pydantic's conversions makes of a value; None where it refuses it."""
+    """Return a value as one of pydantic's conversions converts it; None if it refuses the value."""
     from pydantic import ValidationError
 
     with contextlib.suppress(ValidationError):
@@ -223,17 +223,17 @@ def converts(kind: str, value: Any) -> bool:
 
 
 def as_bool(value: Any) -> bool:
-    """Return what pydantic makes of a switch, such as "yes" or 1; False where it refuses it."""
+    """Return a switch, such as "yes" or 1, as pydantic converts it; False if it refuses the value."""
     return bool(converted(adapter("bool"), value))
 
 
 def as_whole_number(value: Any) -> int | None:
-    """Return what pydantic makes of a whole number, such as "2" or 1.0; None where it refuses it."""
+    """Return a whole number, such as "2" or 1.0, as pydantic converts it; None if it refuses the value."""
     number: int | None = converted(adapter("int"), value)
     return number
 
 
 def as_number(value: Any) -> float | None:
-    """Return what pydantic makes of a number, such as "0.5" or 1; None where it refuses it."""
+    """Return a number, such as "0.5" or 1, as pydantic converts it; None if it refuses the value."""
     number: float | None = converted(adapter("float"), value)
     return number

@@ -1,4 +1,4 @@
-"""The `lbsgd` block: parsed into a recipe, or into findings that name each key that cannot be right."""
+"""Parse the `lbsgd` block into a recipe, or into findings that name each wrong key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lbsgd.config.schema import Recipe
 from lbsgd.errors import ConfigError
 
 Complaints = Sequence[Mapping[str, Any]]  # pydantic's, of one ValidationError
-WANTED = {  # by the type of a complaint
+WANTED = {  # by the type of complaint
     "model_type": "a block of keys",
     "dict_type": "a block of keys",
     "int_type": "a whole number",
@@ -48,7 +48,7 @@ PAPERS = {  # keys without a default
 
 
 def require_block(where: str, config: Mapping[str, Any]) -> None:
-    """Raise ConfigError for a JSON without an `lbsgd` block, or with one under another name."""
+    """Raise ConfigError if a JSON has no `lbsgd` block, or has it under another name."""
     if "lbsgd" not in config:
         refuse(where, findings_by(NAME_RULES, Document(config), "plain"))
         raise ConfigError(
@@ -57,7 +57,7 @@ def require_block(where: str, config: Mapping[str, Any]) -> None:
 
 
 def parse_recipe(where: str, config: Mapping[str, Any]) -> Recipe:
-    """Return the recipe in the `lbsgd` block; ConfigError names each key that cannot be right."""
+    """Return the recipe in the `lbsgd` block. Raises ConfigError, which names each wrong key."""
     require_block(where, config)
     parsed = recipe_or_findings(config)
     if isinstance(parsed, Recipe):
@@ -76,7 +76,7 @@ def recipe_or_findings(config: Mapping[str, Any]) -> Recipe | list[Finding]:
 
 
 def key_of(complaint: Mapping[str, Any]) -> str:
-    """Return the key path that one of pydantic's complaints is about."""
+    """Return the key path of one of pydantic's complaints."""
     return ".".join(["lbsgd", *map(str, complaint["loc"])])
 
 
@@ -126,7 +126,7 @@ def missing_block_key(complaints: Complaints) -> Iterator[Hit]:
 
 
 def keys_beside(path: Sequence[str | int]) -> frozenset[str]:
-    """Return the keys of the block in which a path of the `lbsgd` block ends."""
+    """Return all keys of the block that holds the last key of a path in the `lbsgd` block."""
     block: type[BaseModel] = Recipe
     for name in path[:-1]:
         annotation = block.model_fields[str(name)].annotation
@@ -154,7 +154,7 @@ def impossible_block_value(complaints: Complaints) -> Iterator[Hit]:
 
 
 def place_and_words(complaint: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the key that a complaint is about, and what it says; one of ours about a block may begin with its key."""
+    """Return a complaint's key and its words; our own complaint about a block may begin with a key inside it."""
     key, words = key_of(complaint), in_words(complaint)
     inner, _, rest = words.partition(" ")
     is_ours = complaint["type"] == "value_error" and isinstance(complaint["input"], Mapping)
@@ -162,7 +162,7 @@ def place_and_words(complaint: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def written_right(block: Any, complaint: Mapping[str, Any], beside: Complaints) -> str | None:
-    """Return how a text is written as the list, or the number, that it stands for; None if that is refused as well.
+    """Return the fix for a text that stands for a list or a number; None if that would be refused too.
 
     block is the whole `lbsgd` block, and beside are all complaints about it.
     """
@@ -183,7 +183,7 @@ def written_right(block: Any, complaint: Mapping[str, Any], beside: Complaints) 
 
 
 def with_value(block: Any, path: Sequence[str | int], value: Any) -> Any:
-    """Return a copy of a block, or of a list, with a value at a path that it has."""
+    """Return a copy of a block or a list, with a new value at an existing path."""
     if not path:
         return value
     changed = copy.copy(block)
@@ -192,7 +192,7 @@ def with_value(block: Any, path: Sequence[str | int], value: Any) -> Any:
 
 
 def in_words(complaint: Mapping[str, Any]) -> str:
-    """Say what a value is and must be; what a validator of ours says stands for itself."""
+    """Say what a value is and must be; our own validators' messages are complete."""
     is_, wanted = f"is {shown(complaint['input'])}", WANTED.get(complaint["type"])
     if wanted is None:
         message = complaint["msg"].removeprefix("Value error, ")
@@ -204,5 +204,5 @@ def in_words(complaint: Mapping[str, Any]) -> str:
     return f"{is_}, and must be {must_be}"
 
 
-NAME_RULES = (misspelt_block,)  # apart, because they look at a JSON whose block may not be there
+NAME_RULES = (misspelt_block,)  # apart, because they judge a JSON that may have no block
 RULES = (unknown_block_key, missing_block_key, impossible_block_value)

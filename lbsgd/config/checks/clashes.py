@@ -1,4 +1,4 @@
-"""Rules about a DeepSpeed JSON in the hands of another library: what it refuses there, or silently takes for another.
+"""Rules about a DeepSpeed JSON in another library: values that the library refuses or silently replaces.
 
 Read from, and tried with, transformers 5.24.0, accelerate 1.15.0, lightning 2.6.6 and DeepSpeed 0.19.8.
 """
@@ -20,16 +20,16 @@ WRITE_IT = "let `lbsgd config --from FILE --for LIBRARY --gpus N` write the file
 
 @dataclass(frozen=True)
 class InLibrary:
-    """A DeepSpeed JSON, and the library that is given it."""
+    """A DeepSpeed JSON, and the library that will read it."""
 
     config: Mapping[str, Any]
     library: Library
 
     @property
     def automatic(self) -> list[str]:
-        """Key paths of all values "auto" that somebody must fill in: in Hugging Face's libraries wherever it stands.
+        """Key paths of all values "auto" that must be filled in; in Hugging Face's libraries these are all "auto".
 
-        The number of passes is none of them where Lightning refuses any value.
+        With Lightning, which refuses any number of passes, that key is left out.
         """
         refused = {PASSES} if self.library == "lightning" else set()
         found = paths_to_auto(self.config) if self.library in HUGGING_FACE else automatic_keys(self.config)

@@ -1,4 +1,4 @@
-"""Rules that compare DeepSpeed's own blocks with the intent in the `lbsgd` block beside them."""
+"""Rules that compare DeepSpeed's own blocks with the intent in the JSON's `lbsgd` block."""
 
 from __future__ import annotations
 

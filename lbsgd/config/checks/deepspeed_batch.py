@@ -1,4 +1,4 @@
-"""Rules about the batch and the gradients: how many images make an update, and how their gradients become one."""
+"""Rules about the batch and the gradients: how many images make an update, and how their gradients are combined."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def unresolvable_batch(json: Document) -> Iterator[Hit]:
 
 
 def is_divisor(value: object) -> TypeGuard[int | float]:
-    """Whether DeepSpeed can divide by a value and get whole numbers: 8, and 8.0 and true as well."""
+    """Whether DeepSpeed can divide by a value and get whole numbers: 8, but also 8.0 and true."""
     return isinstance(value, (int, float)) and 1 <= value <= LARGEST and value == int(value)
 
 
 def misspelt_batch(json: Document) -> dict[str, Any] | None:
-    """Return the correction of the one unknown key that resembles a batch size and holds one."""
+    """Return the correction of the only unknown key that resembles a batch size and holds one."""
     known = frozenset({BATCH, MICRO})
     found = {key: similar(key, known) for key in json.config if key not in json.accepted.top_level}
     named = [(key, right) for key, right in found.items() if right and is_count(json.config[key]) and "." not in key]
@@ -103,7 +103,7 @@ def summed_gradients(json: Document) -> Iterator[Hit]:
 
 
 def sums(json: Document) -> bool:
-    """Whether DeepSpeed sums gradients over the processes in place of their mean, as it can since 0.19."""
+    """Whether DeepSpeed sums gradients over the processes instead of averaging them, as it can since 0.19."""
     return str(json.get("gradient_allreduce_op")).lower() == "sum" and json.since("0.19")
 
 
@@ -140,10 +140,10 @@ def sum_that_is_refused(json: Document) -> Iterator[Hit]:
     example={"fp16": None, "torch_autocast": {"enabled": True, "dtype": "bfloat16"}, "zero_optimization": {"stage": 1}},
 )
 def rounded_by_zero(json: Document) -> Iterator[Hit]:
-    alone = json.enabled("torch_autocast") and json.weights == "fp32"  # else D15
+    alone = json.enabled("torch_autocast") and json.weights == "fp32"  # D15 judges the rest
     rounds = json.get("torch_autocast.lower_precision_safe_modules") != [] and json.since("0.17")
     dtype = json.get("torch_autocast.dtype", "bfloat16")
-    if alone and rounds and json.stage and dtype not in NAMES_OF_TYPES["fp16"]:  # which D14 refuses
+    if alone and rounds and json.stage and dtype not in NAMES_OF_TYPES["fp16"]:  # D14 refuses float16
         yield Hit("zero_optimization.stage", f"is {json.stage} under torch_autocast: ZeRO reduces gradients in {dtype}")
 
 
@@ -229,6 +229,6 @@ def gradient_type(json: Document) -> Iterator[Hit]:
 
 
 def types_of_sums(json: Document) -> tuple[str, ...]:
-    """Return the names of the types in which ZeRO adds gradients up; 0.19 no longer does in int8 at stage 1."""
+    """Return the names of the types in which ZeRO sums gradients; at stage 1, 0.19 no longer accepts int8."""
     int8 = () if json.stage == 1 and json.since("0.19") else ("int8", "torch.int8")
     return (*itertools.chain(*NAMES_OF_TYPES.values()), *int8)

@@ -1,6 +1,6 @@
-"""Judge a value by the keys beside it: they may keep DeepSpeed from reading it, replace it, or change its use.
+"""Judge a value by other keys, which may keep DeepSpeed from reading it, replace it, or change its use.
 
-The schema knows each value by itself (lbsgd/config/accepted); nothing here is a rule of its own.
+The schema judges each value on its own (lbsgd/config/accepted). This module defines no rules.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ BETAS = "optimizer.params.betas"
 GAMMA, POWER = "scheduler.params.gamma", "scheduler.params.power"
 FUSION, WRITER = "optimizer.legacy_fusion", "checkpoint.writer"
 OF_WRITER = {"type": ("mock", "python", "fast"), "data_parallel": ("replica", "socket", "machine")}
-TRIED = 50  # updates of a trial: what fails later was not seen
+TRIED = 50  # updates of a trial; later failures were not seen
 OLD_NAMES = {"offload_optimizer": "cpu_offload", "offload_param": "cpu_offload_param"}
 REPLACING = ("OneCycle", "LRRangeTest", "OneCycleLR", "CyclicLR")  # schedulers that never read the first lr
 
 
 def refused_beside(json: Document) -> Iterator[tuple[str, str]]:
-    """Yield each value that other keys make one that DeepSpeed refuses, and why."""
+    """Yield each value that DeepSpeed refuses because of other keys, and why."""
     key, gamma = "zero_optimization.legacy_stage1", json.get(GAMMA, 0.1)
     if json.stage and json.is_on(key):
         yield key, "is true, and the old ZeRO stage 1 is gone"
@@ -39,7 +39,7 @@ def refused_beside(json: Document) -> Iterator[tuple[str, str]]:
 
 
 def refused_in_writer(json: Document) -> Iterator[tuple[str, str]]:
-    """Yield what DeepSpeed refuses in checkpoint.writer, whose keys were not tried one by one."""
+    """Yield each value that DeepSpeed refuses in checkpoint.writer, whose keys were not tried one by one."""
     for name, known in OF_WRITER.items():
         value = json.get(f"{WRITER}.{name}")
         if value is not None and str(value).lower() not in known:
@@ -49,7 +49,7 @@ def refused_in_writer(json: Document) -> Iterator[tuple[str, str]]:
 
 
 def is_taken_beside(json: Document, key: str) -> bool:
-    """Whether DeepSpeed takes any value here, because other keys keep it from calculating with it as usual."""
+    """Whether DeepSpeed takes any value for a key, because other keys keep it from using the value as usual."""
     return (
         (key == FACTOR and not reads_factor(json))
         or (key == LR and is_replaced(json))
@@ -61,28 +61,28 @@ def is_taken_beside(json: Document, key: str) -> bool:
 def reads_factor(json: Document) -> bool:
     """Whether DeepSpeed divides by gradient_predivide_factor.
 
-    It does not before it scales, nor where ZeRO-1 scatters, nor where it sums.
+    It does not if it prescales gradients, if it sums them, or if ZeRO-1 scatters them.
     """
     scatters = json.stage == 1 and json.is_on("zero_optimization.reduce_scatter", True)
     return not json.get("prescale_gradients") and not sums(json) and not (scatters and not copies_weights_itself(json))
 
 
 def copies_weights_itself(json: Document) -> bool:
-    """Whether DeepSpeed's fp16 or bf16 optimizer keeps float32 weights, and not that of a ZeRO stage."""
+    """Whether the float32 weights are kept by DeepSpeed's fp16 or bf16 optimizer, not by a ZeRO optimizer."""
     float32 = json.get("data_types.grad_accum_dtype") in NAMES_OF_TYPES["fp32"]
     return (json.stage == 0 and json.weights != "fp32") or (json.stage == 1 and json.enabled("bf16") and float32)
 
 
 def is_replaced(json: Document) -> bool:
-    """Whether a scheduler writes over the learning rate of an optimizer of DeepSpeed's before anything reads it."""
+    """Whether a scheduler overwrites the learning rate of DeepSpeed's own optimizer before anything reads it."""
     kind, params = json.get("scheduler.type"), json.block("scheduler.params")
     warms_up = kind in ENDING_AT_A_RATE and params.get("warmup_max_lr") is not None
-    own = json.accepted.optimizers.keys() - {"adagrad"}  # which is torch's, and looks at it
+    own = json.accepted.optimizers.keys() - {"adagrad"}  # Adagrad is torch's, and checks its learning rate
     return (warms_up or kind in REPLACING) and json.has_own_optimizer(own)
 
 
 def offloading(json: Document, name: str) -> list[str]:
-    """Return the keys inside zero_optimization, of today's name and of the old one, that switch an offload on."""
+    """Return the keys inside zero_optimization, under today's name or the old one, that switch on an offload."""
     device = json.get(f"zero_optimization.{name}.device", "none")
     old = OLD_NAMES[name]
     switches = {name: device not in ("none", None), old: json.is_on(f"zero_optimization.{old}")}
@@ -90,7 +90,7 @@ def offloading(json: Document, name: str) -> list[str]:
 
 
 def is_cycled(json: Document) -> bool:
-    """Whether OneCycle writes over the betas of an optimizer of DeepSpeed's before anything reads them."""
+    """Whether OneCycle overwrites the betas of DeepSpeed's own optimizer before anything reads them."""
     cycles = json.get("scheduler.type") == "OneCycle" and json.get("scheduler.params.cycle_momentum", True)
     own = json.has_own_optimizer(("adam", "adamw", "lamb", "lion"))
     return bool(own and cycles) and not copies_weights_itself(json)
@@ -104,14 +104,14 @@ def is_power_of_no_zero(json: Document) -> bool:
 
 
 def wraps_fused_adam(json: Document) -> bool:
-    """Whether DeepSpeed's fused Adam runs inside its fp16 optimizer, which 0.17 and later use for bf16 as well."""
+    """Whether DeepSpeed's fused Adam runs inside its fp16 optimizer, which 0.17 and later also use for bf16."""
     half = json.enabled("fp16") or (json.enabled("bf16") and json.since("0.17"))
     on_gpu = json.stage == 0 and not offloading(json, "offload_optimizer")
     return json.has_own_optimizer(("adam", "adamw")) and half and on_gpu
 
 
 def moves_without_rate(json: Document) -> bool:
-    """Whether the optimizer moves the weights at a learning rate of 0: Rprop, by its smallest step."""
+    """Whether the optimizer moves the weights at a learning rate of 0, as Rprop does by its smallest step."""
     sizes = json.get("optimizer.params.step_sizes")
     least = sizes[0] if isinstance(sizes, list) and sizes else 1e-6
     return json.get("optimizer.type") == "Rprop" and is_number(least) and least > 0

@@ -1,4 +1,4 @@
-"""Rules about features of DeepSpeed for other kinds of training or other loops, and about what they need."""
+"""Rules about DeepSpeed's features for other kinds of training or other loops, and about the keys that they need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lbsgd.config.keypath import shown
 
 ZENFLOW, HYBRID = "zero_optimization.zenflow", "hybrid_engine.enabled"
 BUILT_FOR_CPU = ("adam", "adamw", "adagrad", "lion", "muon")
-NEEDED = {  # the keys without which a feature fails where it is on; the last three are gone in 0.19
+NEEDED = {  # the keys without which a feature fails if it is on; the last three features are gone in 0.19
     "data_efficiency.data_sampling.curriculum_learning": ("curriculum_metrics",),
     "data_efficiency.data_sampling.dynamic_batching": ("max_tokens",),
     "data_efficiency.data_routing.random_ltd": ("total_layer_num", "random_ltd_layer_num", "random_ltd_schedule"),

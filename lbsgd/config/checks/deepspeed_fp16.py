@@ -1,4 +1,4 @@
-"""Rules about the loss scale of fp16: forgotten at ZeRO stage 0, asked for by Lamb, and one that cannot train."""
+"""Rules about fp16's loss scale: forgotten at ZeRO stage 0, required by Lamb, or unable to train."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbsgd.config.precision import FP16
 
 TYPE = "optimizer.type"
 DYNAMIC = ("initial_scale_power", "loss_scale_window", "min_loss_scale", "hysteresis")
-LEAST_POWER, LARGEST_POWER = -24, 63  # float16 holds no smaller number, and torch no larger whole one
+LEAST_POWER, LARGEST_POWER = -24, 63  # of float16's smallest number and torch's largest integer
 LARGEST_STATIC = 2**32
 MOST_SKIPPED = 1000
 SCALE_FREE = frozenset(
@@ -47,7 +47,7 @@ def fp16_at_stage_0(json: Document) -> Iterator[Hit]:
 
 
 def failing_adam(json: Document) -> str | None:
-    """Return how the fp16 optimizer of an earlier version fails around DeepSpeed's own Adam, None where it does not."""
+    """Return how an earlier version's fp16 optimizer fails with DeepSpeed's own Adam, or None."""
     if not (json.plain and json.enabled("fp16") and wraps_fused_adam(json)) or json.since("0.18"):
         return None
     if json.since("0.17"):
@@ -126,7 +126,7 @@ def unusable_loss_scale(json: Document) -> Iterator[Hit]:
 
 
 def stuck(json: Document) -> Iterator[Hit]:
-    """Yield what keeps a dynamic loss scale from its start, or from its changes."""
+    """Yield a hit for each value that keeps a dynamic loss scale from starting or from changing."""
     scale = {name: as_whole_number(json.get(f"fp16.{name}", FP16[name])) for name in DYNAMIC}
     power, least, hysteresis = scale["initial_scale_power"], scale["min_loss_scale"], scale["hysteresis"]
     can_start = power is not None and LEAST_POWER <= power <= LARGEST_POWER
@@ -154,17 +154,17 @@ def is_unscaled(json: Document) -> bool:
 
 
 def is_scale_free(json: Document) -> bool:
-    """Whether the optimizer's updates are the same for gradients that are a multiple."""
+    """Whether the optimizer's updates do not change if all gradients are multiplied by a factor."""
     return json.optimizer in SCALE_FREE
 
 
 def is_refused(json: Document) -> bool:
-    """Whether DeepSpeed knows no optimizer by this name (D06), so that nothing can be said of its updates."""
+    """Whether DeepSpeed knows no optimizer of this name (D06), so that nothing is known about its updates."""
     return json.names_optimizer and not json.is_sgd and json.optimizer_entry is None
 
 
 def static_scale(json: Document) -> float | None:
-    """Return the scale that stays as it is, 0 for a dynamic one, None for what is no number."""
+    """Return the static scale, 0 if it is dynamic, or None if the value is not a number."""
     return as_number(json.get("fp16.loss_scale", 0))
 
 

@@ -1,4 +1,4 @@
-"""Rules about keys: those that DeepSpeed refuses at the start, and those that it ignores in silence."""
+"""Rules about keys that DeepSpeed refuses at the start or silently ignores."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import automatic_keys, shown
 
-OPTIMIZER_BLOCKS = ("optimizer", "scheduler")  # whose keys beside type and params are ignored
-NOT_JUDGED = ("torch_autocast", "elasticity")  # D28 judges the first; no key of the second was tried by itself
+OPTIMIZER_BLOCKS = ("optimizer", "scheduler")  # of whose keys only type and params are read
+NOT_JUDGED = ("torch_autocast", "elasticity")  # D28 judges the first; the second's keys were not tried one by one
 
 
 @lru_cache(maxsize=1024)
 def similar(key: str, known: frozenset[str]) -> str | None:
-    """Return the known word that resembles a key most, if any does."""
+    """Return the known word that is most similar to a key, or None."""
     return next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.8)), None)
 
 
@@ -31,7 +31,7 @@ def nearest(key: str, known: frozenset[str]) -> str:
 
 
 def in_another_case(word: object, known: Iterable[str]) -> str | None:
-    """Return the known word that differs from this one in its capitals alone, if any does."""
+    """Return the known word that differs from this one only in case, or None."""
     return next((each for each in known if each.lower() == str(word).lower()), None)
 
 
@@ -41,19 +41,19 @@ def unread_at_the_top(json: Document) -> list[str]:
 
 
 def unknown_at_the_top(json: Document) -> list[str]:
-    """Return those of them that no later version reads either (D87), and that are no misspelt lbsgd block (R21)."""
+    """Return the unread keys at the top level, except those of later versions (D87) and misspelt lbsgd blocks (R21)."""
     unread, ours = unread_at_the_top(json), misspelt_blocks(json.config)
     unread = [key for key in unread if not is_comment(key)]
     return [key for key in unread if key not in ours and ("." in key or not json.reader_to_come(key))]
 
 
 def is_comment(key: str) -> bool:
-    """Whether a key is one of those in which people write comments, because a strict JSON has none."""
+    """Whether a key looks like a comment, which people write as a key because strict JSON has no comments."""
     return key.startswith(("_", "//", "#", "$")) or key in ("comment", "comments")
 
 
 def lax_blocks(json: Document) -> Iterator[tuple[str, list[str]]]:
-    """Yield each block whose keys DeepSpeed looks up one by one, and the keys in it that it never looks at."""
+    """Yield each block whose keys DeepSpeed looks up one by one, and the block's keys that DeepSpeed never reads."""
     for name in block_names(json):
         known = known_inside(json, name)
         if known and name not in json.accepted.blocks and name not in NOT_JUDGED:
@@ -61,13 +61,13 @@ def lax_blocks(json: Document) -> Iterator[tuple[str, list[str]]]:
 
 
 def known_inside(json: Document, name: str) -> frozenset[str]:
-    """Return the keys that are looked up just inside a block."""
+    """Return the keys that DeepSpeed looks up directly inside a block."""
     known = frozenset(key.partition(".")[0] for key in json.accepted.inside(name))
     return known | {"type", "params"} if name in OPTIMIZER_BLOCKS else known
 
 
 def fits(json: Document, key: str, value: object) -> bool:
-    """Whether DeepSpeed takes a value at a key of the top level."""
+    """Whether DeepSpeed takes a value for a top-level key."""
     return isinstance(value, dict) if is_block(json, key) else takes(json.accepted.keys.get(key, {}), value)
 
 
@@ -76,7 +76,7 @@ def is_block(json: Document, key: str) -> bool:
 
 
 def meant(json: Document, key: str) -> str | None:
-    """Return the known key that an unknown one may stand for: one that takes its value, or the number in its text."""
+    """Return the similar known key that takes an unknown key's value or the number in its text, or None."""
     near, value = similar(key, json.accepted.top_level), json.config[key]
     if near is None or key in FIXES or isinstance(value, dict) != is_block(json, near):
         return None
@@ -141,7 +141,7 @@ def no_block(json: Document) -> Iterator[Hit]:
 
 
 def as_block(json: Document, name: str, value: object) -> str | None:
-    """Return how a switch, or a stage, is written as the block that it stands for."""
+    """Return the fix for a switch or a stage that stands for a block: write it as the block."""
     if name == "zero_optimization" and type(value) is int and 0 <= value <= 3:
         return f'write {{"stage": {value}}}'
     return (
@@ -152,14 +152,14 @@ def as_block(json: Document, name: str, value: object) -> str | None:
 
 
 def passes_for_block(json: Document, name: str, value: object) -> bool:
-    """Whether DeepSpeed takes a value in the place of a block, such as true for zero_optimization."""
+    """Whether DeepSpeed takes a value instead of a block, such as true for zero_optimization."""
     if name in OPTIMIZER_BLOCKS or name == "autotuning":
         return False
     if name == "zero_optimization" and isinstance(value, bool):
         return True
     places = (*json.accepted.keys, *json.accepted.blocks)
     inner = [place.partition(".")[2] for place in places if place.startswith(f"{name}.")]
-    if isinstance(value, str) and any(key in value for key in inner):  # it finds the key in the text, then fails
+    if isinstance(value, str) and any(key in value for key in inner):  # DeepSpeed finds the key in the text, then fails
         return False
     return takes(json.accepted.keys.get(name, NOTHING), value)
 
@@ -231,7 +231,7 @@ NOTHING = {"null": False, "bool": [], "int": [], "float": [], "text": {"any": Fa
 
 
 def block_names(json: Document) -> list[str]:
-    """Return the keys of the top level that hold blocks."""
+    """Return the top-level keys that hold blocks."""
     accepted = json.accepted
     lax = {path.partition(".")[0] for path in accepted.keys if "." in path}
     return sorted({*accepted.blocks, *lax, *OPTIMIZER_BLOCKS, "lbsgd"})

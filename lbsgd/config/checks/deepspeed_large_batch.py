@@ -1,4 +1,4 @@
-"""Rules for SGD over large minibatches in a plain JSON, whose intent only its numbers show (Sec. 2.1, 2.2, 5.1)."""
+"""Rules for large-minibatch SGD in a plain JSON, which shows its intent by its numbers only (Sec. 2.1, 2.2, 5.1)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lbsgd.config.keypath import is_count, is_number
 
 
 def large_batch(json: Document) -> int | None:
-    """Return the global batch of SGD where it is larger than the paper's baseline of 256 images."""
+    """Return SGD's global batch if it is larger than the paper's baseline of 256 images, else None."""
     kn = json.get("train_batch_size")
     return kn if json.is_sgd and is_count(kn) and kn > 256 else None
 

@@ -1,6 +1,6 @@
-"""Find values that DeepSpeed takes when it starts, and fails with when it calculates with them.
+"""Find values that DeepSpeed takes at the start but fails on when it calculates with them.
 
-The schema knows what was tried at the start (lbsgd/config/accepted); nothing here is a rule of its own.
+The schema covers the start (lbsgd/config/accepted). This module defines no rules.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import BUCKET, LARGEST, get, shown
 
 MODULES = "torch_autocast.lower_precision_safe_modules"
-COUNTS = {  # the least of each
+COUNTS = {  # the smallest of each
     "aio.block_size": 1,
     "aio.queue_depth": 1,
     "aio.intra_op_parallelism": 1,
@@ -23,12 +23,12 @@ COUNTS = {  # the least of each
     "data_efficiency.data_sampling.num_epochs": 1,
     "data_efficiency.data_sampling.num_workers": 0,
 }
-NS_METHODS = ("standard", "gram")  # of Muon
+NS_METHODS = ("standard", "gram")  # Muon's
 OFFLOADS = ("zero_optimization.offload_optimizer.device", "zero_optimization.offload_param.device")
 
 
 def refused_later(json: Document) -> Iterator[tuple[str, str]]:
-    """Yield the key path of each value with which DeepSpeed fails, and why."""
+    """Yield the key path of each value on which DeepSpeed fails, and why."""
     yield from too_large(json)
     for key, least in COUNTS.items():
         value = get(json.config, key)
@@ -43,11 +43,11 @@ def refused_later(json: Document) -> Iterator[tuple[str, str]]:
 
 
 def too_large(json: Document) -> Iterator[tuple[str, str]]:
-    """Yield each number that no network survives, and the bucket that no memory holds."""
+    """Yield each number that is too large for any network, and a bucket that is too large for any memory."""
     for block, accepted in (("optimizer", json.accepted.optimizer), ("scheduler", json.accepted.scheduler)):
         for name, value in json.block(f"{block}.params").items() if accepted(json.get(f"{block}.type")) else ():
             key, is_rate = f"{block}.params.{name}", block == "optimizer" or name.endswith("lr")
-            limit = LARGEST if is_rate else 10**300  # a number of steps may be any that is a float
+            limit = LARGEST if is_rate else 10**300  # a number of steps may be any float
             if any(abs(each) >= limit for each in numbers_in(value)) and not is_taken_beside(json, key):
                 yield key, f"is {shown(value)}, and no network survives updates with numbers of 10^12 or more"
     bucket = as_whole_number(json.get(BUCKET))
@@ -57,12 +57,12 @@ def too_large(json: Document) -> Iterator[tuple[str, str]]:
 
 
 def numbers_in(value: Any) -> list[int | float]:
-    """Return a number, or the numbers of a list."""
+    """Return a value's numbers: itself, or those of a list."""
     return [each for each in (value if isinstance(value, list) else [value]) if isinstance(each, (int, float))]
 
 
 def is_read(json: Document, key: str) -> bool:
-    """Whether DeepSpeed reads a count by itself; a file with an lbsgd block is judged anyway."""
+    """Whether DeepSpeed itself reads a count; a file with an lbsgd block is judged anyway."""
     return not json.plain or (key.startswith("aio.") and "nvme" in [json.get(device) for device in OFFLOADS])
 
 
@@ -71,10 +71,10 @@ def is_count_from(least: int, value: Any) -> bool:
 
 
 def no_classes(modules: Any) -> Iterator[tuple[str, str]]:
-    """Yield why autocast cannot import what should be a list of classes."""
+    """Yield the reasons why autocast cannot import a value as a list of classes."""
     wanted = 'and DeepSpeed wants classes with their modules, such as ["torch.nn.Linear"]'
     if isinstance(modules, str):
         yield MODULES, f"is {shown(modules)}, {wanted}"
     for each in modules if isinstance(modules, (list, dict)) else ():
-        if isinstance(each, str) and not all(each.rpartition(".")[::2]):  # module and class
+        if isinstance(each, str) and not all(each.rpartition(".")[::2]):  # needs both a module and a class
             yield MODULES, f"has {shown(each)}, {wanted}"

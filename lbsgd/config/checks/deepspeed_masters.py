@@ -35,13 +35,13 @@ def half_master_weights(json: Document) -> Iterator[Hit]:
 
 
 def bf16_keys(json: Document) -> tuple[str, str]:
-    """Return the two keys of the block that DeepSpeed reads: bf16, or where it is not there its old name."""
+    """Return the two keys of the block that DeepSpeed reads: bf16, or if that is missing, its old name."""
     block = "bfloat16" if json.get("bf16") is None else "bf16"
     return f"{block}.bf16_master_weights_and_grads", f"{block}.bf16_optimizer_states"
 
 
 def fp16_refusal(json: Document, bf16_masters: str) -> str | None:
-    """Return why DeepSpeed refuses master weights in float16, None where it does not, or never reads the key."""
+    """Return why DeepSpeed refuses master weights in float16; None if it takes them or never reads the key."""
     if not json.is_on(FP16_MASTERS) or not (json.since("0.17") or json.enabled("fp16")):
         return None
     stages = (1, 2, 3) if json.since("0.18") else (2,)
@@ -55,7 +55,7 @@ def fp16_refusal(json: Document, bf16_masters: str) -> str | None:
 
 
 def bf16_refusal(json: Document, key: str, masters: str, states: str) -> str | None:
-    """Return why DeepSpeed refuses one of the two keys of bfloat16, None where it does not."""
+    """Return why DeepSpeed refuses one of the two keys of bfloat16, or None."""
     if not json.is_on(key) or not json.since("0.18"):
         return None
     if json.stage == 0:
@@ -67,6 +67,6 @@ def bf16_refusal(json: Document, key: str, masters: str, states: str) -> str | N
 
 
 def offloads_adam(json: Document) -> bool:
-    """Whether DeepSpeed's own Adam runs on the CPU, or may: the program may bring it."""
+    """Whether DeepSpeed's own Adam runs on the CPU, or may run there because the program may bring it."""
     own = json.optimizer in ("adam", "adamw") or not json.names_optimizer
     return own and bool(offloading(json, "offload_optimizer"))

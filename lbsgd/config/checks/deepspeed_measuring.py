@@ -1,4 +1,4 @@
-"""Rules about measurements left switched on, which make every iteration wait, and about tuning in place of training."""
+"""Rules about measurements left switched on, which make every iteration wait, and about tuning instead of training."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import shown
 
 TIMER, FLOPS = "timers.throughput", "flops_profiler"
-PROFILER: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, and whether it is
+PROFILER: dict[str, tuple[str, Callable[[Any], bool]]] = {  # what a value must be, in words and as a test
     "profile_step": ("a number", lambda value: isinstance(value, (int, float))),
     "module_depth": ("a whole number below 100", lambda value: isinstance(value, int) and value < 100),
     "top_modules": ("a whole number", lambda value: isinstance(value, int)),
@@ -33,7 +33,7 @@ SWITCHES = ("wall_clock_breakdown", f"{FLOPS}.enabled", "memory_breakdown")
 )
 def measurement(json: Document) -> Iterator[Hit]:
     for key in SWITCHES:
-        broken = key.startswith(FLOPS) and wrong_in_profiler(json)  # D97 says so
+        broken = key.startswith(FLOPS) and wrong_in_profiler(json)  # D97 reports it
         if json.is_on(key) and not broken:
             yield Hit(key, "makes the host wait for the GPU in every pass", correction={key: DELETE})
     if json.is_on("comms_logger.enabled"):
@@ -60,7 +60,7 @@ def unusable_profiler(json: Document) -> Iterator[Hit]:
 
 
 def wrong_in_profiler(json: Document) -> dict[str, Any]:
-    """Return the values that the profiler cannot compute with; in a plain JSON only where it runs."""
+    """Return the values that the profiler cannot compute with; in a plain JSON only if it runs."""
     if json.plain and not json.is_on(f"{FLOPS}.enabled"):
         return {}
     values = json.block(FLOPS).items()
@@ -83,7 +83,7 @@ def timer_by_default(json: Document) -> Iterator[Hit]:
 
 
 def synchronizes(json: Document) -> bool:
-    """Whether the throughput timer waits for the GPU where it is on."""
+    """Whether the throughput timer waits for the GPU if it is on."""
     return json.is_on(f"{TIMER}.synchronized", True)
 
 

@@ -1,4 +1,4 @@
-"""Rules about the optimizer block: which optimizer it names, what it gives it, and whether DeepSpeed uses it at all."""
+"""Rules about the optimizer block: which optimizer it names, with which arguments, and whether DeepSpeed uses it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ REMOVED_OPTIMIZERS = frozenset("onebitadam zerooneadam onebitlamb".split())  # s
 
 
 def own_class(json: Document, name: str) -> str | None:
-    """Return the type whose class of DeepSpeed's somebody names, such as Adam of FusedAdam and of DeepSpeedCPUAdam."""
+    """Return the type that a name of a DeepSpeed class means, such as Adam for FusedAdam and DeepSpeedCPUAdam."""
     stem = name.removeprefix("deepspeed").removeprefix("cpu").removeprefix("fused")
     return stem.capitalize() if stem in json.accepted.optimizers else None
 
@@ -105,7 +105,7 @@ def climbing_optimizer(json: Document) -> Iterator[Hit]:
 )
 def nesterov_without_momentum(json: Document) -> Iterator[Hit]:
     params = json.block(PARAMS)
-    momentum = params.get("momentum", 0 if json.plain else None)  # R05 asks for one beside an lbsgd block
+    momentum = params.get("momentum", 0 if json.plain else None)  # R05 asks for one if there is an lbsgd block
     refused = momentum == 0 or (json.plain and params.get("dampening", 0))
     if json.get(TYPE) == "SGD" and params.get("nesterov") and refused:
         yield Hit(f"{PARAMS}.nesterov", "is true with momentum 0 or with dampening")

@@ -1,4 +1,4 @@
-"""Rules about half precision: where it does not train, is ambiguous, or rounds what must not be rounded."""
+"""Rules about half precision that does not train, is ambiguous, or rounds values that must not be rounded."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def precision_left_off(json: Document) -> Iterator[Hit]:
 )
 def images_not_cast(json: Document) -> Iterator[Hit]:
     cast = json.get("fp16.auto_cast", False)
-    if json.enabled("fp16") and converts("bool", cast) and not as_bool(cast):  # else D70 says more
+    if json.enabled("fp16") and converts("bool", cast) and not as_bool(cast):  # D70 judges other values
         said = f"is {shown(cast)}, so plain DeepSpeed feeds float32 images to half weights"
         yield Hit("fp16.auto_cast", said, correction={"fp16.auto_cast": True})
 
@@ -91,7 +91,7 @@ def half_batch_norm(json: Document) -> Iterator[Hit]:
 
 
 def rounds_statistics(json: Document) -> bool:
-    """Whether batch norm's buffers get the type of its weights, all of them."""
+    """Whether all of batch norm's buffers get the type of its weights."""
     kept = json.get("data_types.keep_in_fp32_modules")
     return json.get("data_types.buffer_dtype") in NAMES_OF_TYPES[json.weights] and kept in (None, "auto", [])
 
@@ -110,7 +110,7 @@ def rounds_statistics(json: Document) -> bool:
 )
 def images_cast_alone(json: Document) -> Iterator[Hit]:
     switch = json.get("fp16.enabled", False)
-    unclear = switch == "auto" or (not json.plain and type(switch) is not bool)  # D27
+    unclear = switch == "auto" or (not json.plain and type(switch) is not bool)  # D27 judges it
     fits = unclear or json.enabled("fp16") or (json.plain and json.enabled("torch_autocast"))
     if json.is_on("fp16.auto_cast") and not fits and json.since("0.17"):
         yield Hit(
@@ -136,7 +136,7 @@ def bfloat16_weights(json: Document) -> Iterator[Hit]:
 
 
 def as_autocast(json: Document, block: str) -> dict[str, Any] | None:
-    """Return the correction to autocast, None where another precision is on, too, or autocast is to another type."""
+    """Return the correction to autocast; None if another precision is also on, or autocast has another type."""
     dtype = json.get("torch_autocast.dtype", "bfloat16")
     if json.enabled("fp16") or json.enabled("torch_autocast") or dtype not in BFLOAT16:
         return None

@@ -1,4 +1,4 @@
-"""The rule about features that DeepSpeed dropped: what their keys become, and when nothing is lost without them."""
+"""The rule about features that DeepSpeed dropped: what replaces their keys, and when nothing is lost without them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lbsgd.config.checks.finding import DELETE
 from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 
-ALTERS_PRECISION = "amp"  # without it the same file trains in float32, beside an lbsgd block too
+ALTERS_PRECISION = "amp"  # without it a file trains in float32, even with an lbsgd block
 SUCCESSORS = {  # as DeepSpeed's own error messages name them
     "amp": "switch on fp16, bf16 or torch_autocast in its place",
     "curriculum_learning": "use data_efficiency.data_sampling.curriculum_learning in its place",
@@ -39,10 +39,10 @@ def removed_key(document: Document) -> Iterator[Hit]:
 
 
 def is_off(value: object) -> bool:
-    """Whether a removed feature is switched off in every block of it, so that nothing is lost with its key.
+    """Whether a removed feature is switched off in all its blocks, so that nothing is lost with its key.
 
-    Some features, such as sparse attention, are on where their block is there; and the techniques of a compression
-    have their switch in shared_parameters.
+    Some features, such as sparse attention, are on if their block exists. The techniques of compression have their
+    switch in shared_parameters.
     """
     if not isinstance(value, dict):
         return not value

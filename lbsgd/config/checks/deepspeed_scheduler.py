@@ -1,4 +1,4 @@
-"""Rules about the scheduler block: which scheduler it names, and the parameters that it gives it."""
+"""Rules about the scheduler block: which scheduler it names, and with which parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The rule about switches: what stands where true or false should, and what DeepSpeed makes of it."""
+"""The rule about switches that are neither true nor false, and what DeepSpeed takes them for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lbsgd.config.keypath import shown
 AUTOCAST = "torch_autocast.enabled"
 CONVERTED = ("fp16.enabled", "bf16.enabled", "bfloat16.enabled")  # by pydantic, which knows "yes" and "off"
 OF_ZERO = ("overlap_comm", "contiguous_gradients", "reduce_scatter", "compute_grad_norm")
-UNCONVERTED = (  # DeepSpeed, torch or C++ asks whether they are true as Python does
+UNCONVERTED = (  # judged by Python's truth value, in DeepSpeed, torch or C++
     "wall_clock_breakdown memory_breakdown dump_state disable_allgather disable_python_gc dataloader_drop_last "
     "prescale_gradients managed_gradient_accumulation use_data_before_expert_parallelism zero_allow_untested_optimizer "
     "zero_force_ds_cpu_optimizer flops_profiler.enabled flops_profiler.detailed aio.overlap_events aio.single_submit "
@@ -23,7 +23,7 @@ UNCONVERTED = (  # DeepSpeed, torch or C++ asks whether they are true as Python 
     "checkpoint.checkpoint_serialization data_efficiency.enabled data_efficiency.data_sampling.enabled "
     "data_efficiency.data_sampling.pin_memory data_efficiency.data_routing.enabled optimizer.legacy_fusion"
 ).split()
-OF_OPTIMIZER = (  # of torch's and DeepSpeed's
+OF_OPTIMIZER = (  # arguments of torch's and DeepSpeed's optimizers
     "adam_w_mode amsgrad bias_correction capturable centered decoupled_weight_decay differentiable eps_inside_sqrt "
     "foreach fp32_optimizer_states fused maximize nesterov set_grad_none torch_adam"
 ).split()
@@ -47,19 +47,19 @@ def ambiguous_switch(json: Document) -> Iterator[Hit]:
             yield Hit(key, taken_for(value, unconverted=key == AUTOCAST))
     for key in (f"zero_optimization.{name}" for name in OF_ZERO):
         value = json.get(key)
-        if not json.plain and type(value) is not bool and converts("bool", value):  # else D70 says more
+        if not json.plain and type(value) is not bool and converts("bool", value):  # D70 judges other values
             yield Hit(key, taken_for(value))
     params = [f"optimizer.params.{name}" for name in OF_OPTIMIZER]
     params += [f"scheduler.params.{name}" for name in OF_SCHEDULER]
     for key in (*params, *(name for name in UNCONVERTED if name in json.accepted.keys)):
         value = json.get(key)
-        unclear = value not in (None, False, True, "auto")  # nor 0 and 1, which are False and True
+        unclear = value not in (None, False, True, "auto")  # 0 == False and 1 == True
         if unclear and takes(json.accepted.keys.get(key, {}), value):
             yield Hit(key, taken_for(value, unconverted=True))
 
 
 def taken_for(value: Any, unconverted: bool = False) -> str:
-    """Say what a value is, and what DeepSpeed takes it for where it does not refuse it."""
+    """Say what a value is, and what DeepSpeed takes it for unless it refuses the value."""
     if not unconverted and not converts("bool", value):
         return f"is {shown(value)}"
     return f"is {shown(value)}, and DeepSpeed takes it for {shown(bool(value) if unconverted else as_bool(value))}"

@@ -1,4 +1,4 @@
-"""Rules about keys that are right by themselves and not together: one for each validator of DeepSpeed and torch.
+"""Rules about keys that are right alone but not together: one for each validator of DeepSpeed and torch.
 
 Tried with the sources of 0.16.9, 0.17.6, 0.18.9 and 0.19.8.
 """
@@ -20,7 +20,7 @@ from lbsgd.units import installed, numbers
 
 PARAM_DTYPE, BUFFER_DTYPE = "data_types.param_dtype", "data_types.buffer_dtype"
 GRAD_NORM, RATIO = "zero_optimization.compute_grad_norm", "zero_optimization.offload_optimizer.ratio"
-BOUNDED_STEPS = ("Rprop", "Adafactor")  # whose steps do not grow with the learning rate
+BOUNDED_STEPS = ("Rprop", "Adafactor")  # their steps do not grow with the learning rate
 FLOAT32_DIGITS = math.log10(3.4028235e38)
 
 
@@ -65,7 +65,7 @@ def infinite_weights(json: Document) -> Iterator[Hit]:
 
 
 def digits_after_50(factor: float) -> float:
-    """Return by how many decimal digits a number has grown in the 50th update that multiplies it."""
+    """Return the decimal digits by which a number that every update multiplies has grown in the 50th update."""
     return 49 * math.log10(max(1, abs(factor)))
 
 

@@ -1,4 +1,4 @@
-"""Rules about single values: what one version of DeepSpeed takes at a key, by its own types or by trials."""
+"""Rules about single values: what one version of DeepSpeed takes for a key, by its own types or by trials."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from lbsgd.config.checks.rule import Hit, rule
 from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import is_number, put, shown
 
-WHOLE = "elasticity."  # its keys are right together or not at all, so no key was tried by itself
-OTHER_RULES = frozenset(  # keys that a rule of their own judges
+WHOLE = "elasticity."  # its keys are right only together, so no key was tried alone
+OTHER_RULES = frozenset(  # keys with their own rule
     "train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps zero_optimization.stage "
     "scheduler.params.warmup_num_steps data_types.grad_accum_dtype data_types.param_dtype".split()
 )
-BESIDE_BLOCK = frozenset(  # keys that a rule of their own judges where an lbsgd block stands beside them
+BESIDE_BLOCK = frozenset(  # keys with their own rule in a file with an lbsgd block
     "optimizer.params.lr optimizer.params.momentum optimizer.params.weight_decay optimizer.params.nesterov "
     "scheduler.params.warmup_min_lr scheduler.params.warmup_max_lr gradient_predivide_factor".split()
 )
@@ -33,7 +33,7 @@ OF_MUON = frozenset(
     "lr muon_lr adam_lr momentum weight_decay ns_method betas eps "
     "adam_w_mode torch_adam foreach fp32_optimizer_states".split()
 )
-MULTIPLYING = tuple(  # schedulers whose learning rate is the optimizer's times a factor
+MULTIPLYING = tuple(  # schedulers that multiply the optimizer's learning rate by a factor
     "WarmupCosineLR StepLR MultiStepLR ExponentialLR LinearLR ConstantLR PolynomialLR ReduceLROnPlateau".split()
 )
 
@@ -65,20 +65,20 @@ def refused_values(json: Document) -> Iterator[tuple[str, str]]:
 
 
 def refused_by_models(json: Document) -> Iterator[tuple[str, str]]:
-    """Yield what DeepSpeed's own models of its blocks refuse."""
+    """Yield each value that DeepSpeed's own models of its blocks refuse, and why."""
     for name, model in json.accepted.blocks.items():
         for path, why in model_refusals(json.accepted.models, model, json.block(name)):
             yield f"{name}.{path}", why
 
 
 def refused_in_trials(json: Document) -> Iterator[tuple[str, str]]:
-    """Yield what DeepSpeed refused when each key was tried by itself."""
+    """Yield each value that DeepSpeed refused when its key was tried alone, and why."""
     keys = json.accepted.keys
     features = {key for key in accepted_by(NEWEST).removed if isinstance(json.get(key), dict)}  # not tried key by key
     for key in features & keys.keys():
         if not takes(keys[key], {}) and "enabled" not in json.block(key):
             yield key, f"is {shown(json.get(key))}, and DeepSpeed wants its enabled"
-    untried = features.union(block_names(json))  # D29 judges the blocks
+    untried = features.union(block_names(json))  # D29 judges blocks
     for key, description in keys.items():
         value = json.get(key, "auto")
         judged = value != "auto" and key not in untried and not key.startswith(WHOLE) and not is_taken_beside(json, key)
@@ -101,7 +101,7 @@ def refused_arguments(json: Document, block: str, entry: Entry | None) -> Iterat
 
 
 def number_in_text(json: Document, key: str) -> dict[str, Any] | None:
-    """Return the correction of a number that stands there as a text, or of a float that is whole, if it is taken."""
+    """Return the correction of a text that stands for a number, or of a whole float, if DeepSpeed takes the number."""
     for number in numbers_meant(json.get(key)):
         config = copy.deepcopy(dict(json.config))
         put(config, key, number)
@@ -111,7 +111,7 @@ def number_in_text(json: Document, key: str) -> dict[str, Any] | None:
 
 
 def numbers_meant(value: Any) -> Iterator[int | float]:
-    """Yield the finite numbers that a text may stand for, or the whole one that a float is."""
+    """Yield the finite numbers that a text may stand for, or the integer that equals a float."""
     for kind in (int, float) if isinstance(value, str) else ():
         with contextlib.suppress(ValueError):
             if is_number(number := kind(value)):
@@ -155,7 +155,7 @@ def unknown_argument(json: Document) -> Iterator[Hit]:
 )
 def ignored_by_muon(json: Document) -> Iterator[Hit]:
     if json.optimizer == "muon" and json.since("0.19"):
-        for name in sorted(set(json.block("optimizer.params")) - OF_MUON - {"max_grad_norm"}):  # which D33 refuses
+        for name in sorted(set(json.block("optimizer.params")) - OF_MUON - {"max_grad_norm"}):  # D33 refuses it
             yield Hit(f"optimizer.params.{name}", "is unknown to Muon, and ignored in silence", nearest(name, OF_MUON))
 
 
@@ -186,14 +186,14 @@ def no_learning_rate(json: Document) -> Iterator[Hit]:
     said = "is 0: no update moves the weights"
     for key in () if moves_without_rate(json) else decisive_rates(json):
         value = json.get(key)
-        if value == 0 or value == [0]:  # false as well
+        if value == 0 or value == [0]:  # false too
             yield Hit(key, said)
     if json.get("optimizer.type") == "Adadelta" and json.get("optimizer.params.eps", 1) == 0:
         yield Hit("optimizer.params.eps", "is 0: Adadelta starts at it, and no update moves the weights")
 
 
 def decisive_rates(json: Document) -> Iterator[str]:
-    """Yield the keys of the learning rates that make all others 0 where they are 0."""
+    """Yield the keys of the learning rates that make all others 0 if they are 0."""
     kind = json.get("scheduler.type")
     if kind in (None, *MULTIPLYING) and json.optimizer_entry:
         yield "optimizer.params.lr"

@@ -1,4 +1,4 @@
-"""The rule about keys that only a later version of DeepSpeed reads: no typing errors, and yet without effect."""
+"""The rule about keys that only a later version of DeepSpeed reads: spelt right, but without effect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules about DeepSpeed's warmups: what their ramp and their learning rates really are (Sec. 2.2)."""
+"""Rules about DeepSpeed's warmups: their actual ramps and learning rates (Sec. 2.2)."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from lbsgd.config.checks.subject import Document
 from lbsgd.config.keypath import LR, is_count, is_number, shown
 
 SCHEDULER_TYPE, PARAMS = "scheduler.type", "scheduler.params"
-ENDING_AT_A_RATE = ("WarmupLR", "WarmupDecayLR")  # of their own, WarmupCosineLR at the optimizer's
+ENDING_AT_A_RATE = ("WarmupLR", "WarmupDecayLR")  # their own; WarmupCosineLR ends at the optimizer's
 HIGHEST = {"OneCycle": "cycle_max_lr", "OneCycleLR": "max_lr", "CyclicLR": "max_lr"} | dict.fromkeys(
     ENDING_AT_A_RATE, "warmup_max_lr"
 )
-DEFAULT_HIGHEST = 0.001  # of WarmupDecayLR, and of WarmupLR before 0.17
+DEFAULT_HIGHEST = 0.001  # WarmupDecayLR's, and WarmupLR's before 0.17
 A_FEW = 10  # updates
 WARMUPS = frozenset("WarmupLR WarmupDecayLR WarmupCosineLR".split())
 
 
 def warmup_of(json: Document) -> str | None:
-    """Return the scheduler's type where it is one of DeepSpeed's warmups."""
+    """Return the scheduler's type if it is one of DeepSpeed's warmups, else None."""
     kind = json.get(SCHEDULER_TYPE)
     return kind if isinstance(kind, str) and kind in WARMUPS else None
 
 
 def highest_rate(json: Document) -> tuple[str, Any]:
-    """Return key and value of the highest learning rate of a run: the scheduler's, or the optimizer's."""
+    """Return the key and the value of a run's highest learning rate: the scheduler's, or the optimizer's."""
     kind = json.get(SCHEDULER_TYPE)
     key = f"{PARAMS}.{HIGHEST[kind]}" if isinstance(kind, str) and kind in HIGHEST else LR
-    if json.get(key) == "auto":  # Hugging Face's libraries fill in the optimizer's
+    if json.get(key) == "auto":  # Hugging Face's libraries fill in the optimizer's rate
         return LR, json.get(LR)
     if json.get(key) is None and kind in ENDING_AT_A_RATE:
         return (LR, json.get(LR)) if kind == "WarmupLR" and json.since("0.17") else (key, DEFAULT_HIGHEST)
@@ -61,7 +61,7 @@ def other_ramp(json: Document) -> Iterator[Hit]:
 
 
 def halfway(steps: Any) -> str:
-    """Return after how many steps log(t+1)/log(W) is a half: √W, as 32 of 1000."""
+    """Return the number of steps after which log(t+1)/log(W) is a half: √W, such as 32 of 1000."""
     return f"{round(steps**0.5)} of {steps}" if is_count(steps) else "a few"
 
 

@@ -1,4 +1,4 @@
-"""Rules about ZeRO: its stages, its buckets, and what it moves to the CPU (Sec. 4)."""
+"""Rules about ZeRO: its stages, its buckets, and its offloading to the CPU (Sec. 4)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lbsgd.config.keypath import BATCH, BUCKET, DEFAULT_BUCKET, MICRO, PASSES, i
 ZERO = "zero_optimization"
 STAGE, GATHERED = f"{ZERO}.stage", f"{ZERO}.allgather_bucket_size"
 OF_STAGE_3 = ("sub_group_size", "zero_hpz_partition_size")
-RESNET50_BUCKET = 6_000_000  # a fourth of its 25.6 million parameters
+RESNET50_BUCKET = 6_000_000  # a fourth of ResNet-50's 25.6 million parameters
 LARGEST_BUCKET = 25_000_000
 
 
@@ -76,7 +76,7 @@ def idle_keys(json: Document) -> Iterator[Hit]:
 )
 def offloaded_sgd(json: Document) -> Iterator[Hit]:
     for name in OLD_NAMES if json.is_sgd else ():
-        if json.plain and name == "offload_param":  # which moves the weights, at stage 3
+        if json.plain and name == "offload_param":  # it moves the weights, at stage 3
             continue
         for key in offloading(json, name):
             said = "is made for Adam on the CPU; SGD's one state is small"
@@ -98,7 +98,7 @@ def bucket_size(json: Document) -> Iterator[Hit]:
 
 
 def bucket_meant(bucket: Any) -> dict[str, Any] | None:
-    """Return the correction to the whole number in a text, or of a word to ResNet-50's size; None for other numbers."""
+    """Return the correction of a text to its whole number, or of a word to ResNet-50's size; None for other numbers."""
     numbers = list(numbers_meant(bucket))
     if numbers or is_number(bucket):
         whole = [int(number) for number in numbers if number >= 1 and number == int(number)]
@@ -203,6 +203,6 @@ def divided_twice(json: Document) -> Iterator[Hit]:
 
 
 def processes_of(json: Document) -> int | None:
-    """Return the number of processes that follows from three batch sizes; None where one is not given."""
+    """Return the number of processes that follows from three batch sizes; None if one of them is missing."""
     kn, micro, passes = (json.get(key) for key in (BATCH, MICRO, PASSES))
     return kn // (micro * passes) if is_count(kn) and is_count(micro) and is_count(passes) else None

@@ -1,4 +1,4 @@
-"""Rules about detectors, JSONs with an lbsgd.detection block (Sec. 5.4)."""
+"""Rules about detectors, which are JSONs with an lbsgd.detection block (Sec. 5.4)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from lbsgd.config.checks.subject import Planned
 from lbsgd.config.precision import precision_of
 
 LR_OF_AN_IMAGE = 0.02 / 16  # Detectron's, on COCO
-FEWEST_IMAGES = 100_000  # of a data set of COCO's size; smaller ones have learning rates of their own
+FEWEST_IMAGES = 100_000  # of a data set of COCO's size; smaller ones need other learning rates
 LARGEST_KNOWN_BATCH = 128
 IMAGES_OF_A_FORWARD = 2
 
 
 def over_8k(**changes: Any) -> dict[str, Any]:
-    """Return the patch that makes ds_configs/8k.json a detector's without findings, with changes by key path."""
+    """Return the patch that turns ds_configs/8k.json into a detector's JSON without findings, plus some changes.
+
+    changes: by key path.
+    """
     patch: dict[str, Any] = {
         "train_batch_size": 16,
         "train_micro_batch_size_per_gpu": 2,
@@ -131,7 +134,7 @@ def images_of_a_forward(planned: Planned) -> Iterator[Hit]:
 def frozen_batch_norm(planned: Planned) -> Iterator[Hit]:
     if planned.recipe.detection:
         for key, value in planned.recipe.batch_norm.model_dump(exclude_defaults=True).items():
-            if key not in ("per_worker_batch", "statistics_images"):  # which goes with statistics
+            if key not in ("per_worker_batch", "statistics_images"):  # goes with statistics
                 yield Hit(f"lbsgd.batch_norm.{key}", f"is {json.dumps(value)}, but batch norm is frozen")
 
 

@@ -1,7 +1,7 @@
 """Rules about intents that the paper measured as worse, or argues against.
 
-They are warnings, also in ds_configs/ablations, where each file exists to break one of them. `lbsgd check --fix` leaves
-them alone, because they are what somebody asked for. Points are those of ResNet-50 on ImageNet.
+They are warnings even in ds_configs/ablations, where each file exists to break one of them. `lbsgd check --fix` leaves
+such intents alone, because the user asked for them. Points are those of ResNet-50 on ImageNet.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from lbsgd.config.derive import explicit_numbers
 
 
 def deviation(key: str, message: str, source: str, planned: Planned, lost: published.Loss | None = None) -> Hit:
-    """Return the hit for an intent that is not the paper's: where the paper says so, and what it lost at what batch."""
+    """Return the hit for an intent that deviates from the paper, with the source and the points lost at which batch."""
     if lost is None:
         return Hit(key, f"{message} ({source})")
     said = f"{message}; with this the paper lost {lost.points:g} points at {lost.global_batch} images ({source})"
@@ -24,12 +24,12 @@ def deviation(key: str, message: str, source: str, planned: Planned, lost: publi
 
 
 def loss_of(measured: Mapping[int, tuple[float, float]], planned: Planned) -> published.Loss:
-    """Return what the paper lost at the measured global batch next to this one."""
+    """Return the paper's loss at the measured global batch nearest to this one."""
     return published.loss_of(measured, planned.global_batch)
 
 
 def is_scaled_up(planned: Planned) -> bool:
-    """Whether the global batch is larger than the one that base_lr belongs to."""
+    """Whether the global batch is larger than base_lr's."""
     return planned.global_batch > planned.recipe.linear_scaling.base_batch
 
 

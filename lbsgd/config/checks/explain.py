@@ -1,4 +1,4 @@
-"""The codes of `lbsgd check` explained: one on the screen, all of them as docs/checks.md."""
+"""Explain the codes of `lbsgd check`, on the screen or as docs/checks.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WIDTH, LEAST_WIDTH = 100, 30
 
 
 def explain(code: str, width: int = WIDTH) -> str:
-    """Return the entry of one code for a screen of a width; ConfigError names near codes where there is no such one."""
+    """Format one code's entry for a screen. Raises ConfigError for an unknown code, which names similar codes."""
     rule = CODES.get(code.upper())
     if rule is None:
         near = difflib.get_close_matches(code.upper(), CODES, n=4, cutoff=0.5)
@@ -28,7 +28,7 @@ def explain(code: str, width: int = WIDTH) -> str:
 
 
 def part(name: str, text: str, width: int) -> list[str]:
-    """Return a text beside its name, broken between words."""
+    """Return the lines of a text next to its name, wrapped between words."""
     return textwrap.wrap(
         text,
         max(LEAST_WIDTH, min(width, WIDTH)),
@@ -40,12 +40,12 @@ def part(name: str, text: str, width: int) -> list[str]:
 
 
 def explain_all(width: int = WIDTH) -> str:
-    """Return the entries of all codes for a screen of a width."""
+    """Format the entries of all codes for a screen."""
     return "\n\n".join(explain(code, width) for code in CODES)
 
 
 def severities(rule: Rule[Any]) -> str:
-    """Return a rule's severity in either kind of JSON, in words."""
+    """Return a rule's severity in both kinds of JSON, in words."""
     said = ((rule.lbsgd, "with an lbsgd block"), (rule.plain, "in plain DeepSpeed"))
     if rule.lbsgd == rule.plain:
         return f"{rule.lbsgd} in every JSON"
@@ -53,12 +53,12 @@ def severities(rule: Rule[Any]) -> str:
 
 
 def written(rule: Rule[Any]) -> str:
-    """Return a rule's example as JSON, or as the text that it is."""
+    """Return a rule's example as JSON, or as it is if it is a text."""
     return rule.example if isinstance(rule.example, str) else json.dumps(rule.example)
 
 
 def where(rule: Rule[Any]) -> str:
-    """Return on how many processes, or for which version, an example triggers its rule, where that matters."""
+    """Return the number of processes or the version with which an example triggers its rule, if that matters."""
     on = f" on {rule.processes} processes" if rule.processes > 1 else ""
     return on + (f" for DeepSpeed {rule.version}" if rule.version else "")
 
@@ -102,7 +102,7 @@ def group(title: str, rules: tuple[Rule[Any], ...]) -> str:
 
 
 def entry(rule: Rule[Any]) -> str:
-    """Return the entry of one rule: what it finds, why it hurts, an example, the fix."""
+    """Return the entry of one rule: what it finds, why it hurts, an example and the fix."""
     on = where(rule).strip()
     on = f" {on[0].upper()}{on[1:]}:" if on else ""
     return f"""\

@@ -1,4 +1,4 @@
-"""Findings: what `lbsgd check` prints, and `Plan` refuses or warns of."""
+"""Findings, which `lbsgd check` prints and which `Plan` refuses or warns of."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from lbsgd.errors import ConfigError
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")  # the worst first
-DELETE = None  # in a correction, as for `keypath.put`: the key goes
+DELETE = None  # in a correction, as in `keypath.put`: deletes the key
 
 
 @dataclass(frozen=True)
 class Finding:
     """One thing in a JSON that is wrong (error), doubtful (warning) or good to know (note).
 
-    points is the top-1 error that the paper lost with it. correction holds values by key path, DELETE for none, where a
-    program can mend it.
+    points is the top-1 error that it cost the paper. correction holds new values by key path, or DELETE, if a program
+    can correct the fault.
     """
 
     code: str

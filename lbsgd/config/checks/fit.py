@@ -1,4 +1,4 @@
-"""Rules that ask whether a run fits its processes and its data: kn = k·n = world_size · micro_batch · passes."""
+"""Rules about a run's fit to its processes and its data: kn = k·n = world_size · micro_batch · passes."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def impossible_passes(planned: Planned) -> Iterator[Hit]:
 )
 def no_iteration_of_warmup(planned: Planned) -> Iterator[Hit]:
     recipe, kn, warmup = planned.recipe, planned.global_batch, planned.recipe.warmup
-    has_epochs = iterations_per_epoch(recipe.num_images, kn) > 0  # F03 says so otherwise
+    has_epochs = iterations_per_epoch(recipe.num_images, kn) > 0  # else F03 reports it
     if has_epochs and warmup.kind != "none" and warmup_in_iterations(recipe, kn) == 0:
         unit = "epochs" if warmup.iterations is None else "iterations"
         said = f"is {getattr(warmup, unit):g}, which is no iteration of {kn} images"
@@ -168,7 +168,7 @@ def no_iteration_of_warmup(planned: Planned) -> Iterator[Hit]:
 def schedule_within_run(planned: Planned) -> Iterator[Hit]:
     recipe, kn = planned.recipe, planned.global_batch
     length, warmup = length_in_iterations(recipe, kn), warmup_in_iterations(recipe, kn)
-    if not length:  # F03 says so
+    if not length:  # F03 reports it
         return
     unit = "epochs" if recipe.iterations is None else "iterations"
     first = min([length, *decay_in_iterations(recipe, kn)])
@@ -209,7 +209,7 @@ def noise_of_one_chunk(planned: Planned) -> Iterator[Hit]:
 
 
 def on_one_line(numbers: list[int]) -> str:
-    """Return numbers as a list; of more than 12 the first 11 and the last."""
+    """Format a list of numbers; of more than 12, the first 11 and the last."""
     return ", ".join(map(str, numbers if len(numbers) <= 12 else [*numbers[:11], f"... {numbers[-1]}"]))
 
 
@@ -223,5 +223,5 @@ RULES = (
     no_iteration_of_warmup,
     noise_of_one_chunk,
 )
-PASSES_RULES = (passes,)  # apart, because flags that divide kn otherwise make the written number void
-FILE_RULES = (impossible_passes,)  # for a file alone, where nobody knows the number of processes
+PASSES_RULES = (passes,)  # apart, because the JSON's number is void if flags divide kn otherwise
+FILE_RULES = (impossible_passes,)  # for a file alone, if the number of processes is unknown

@@ -1,4 +1,4 @@
-"""The rule about files of another kind, which somebody takes for a DeepSpeed JSON: accelerate's, a model's, npm's."""
+"""The rule about other files that are mistaken for a DeepSpeed JSON, such as accelerate's, a model's or npm's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lbsgd.config.checks.finding import Finding
 from lbsgd.config.checks.recognise import is_meant_as_deepspeed_json
 from lbsgd.config.checks.rule import Hit, findings_by, rule
 
-OF_ACCELERATE = ("compute_environment", "distributed_type")  # keys at the top of what `accelerate config` writes
+OF_ACCELERATE = ("compute_environment", "distributed_type")  # top-level keys that `accelerate config` writes
 ITS_DEEPSPEED_JSON = re.compile(r"""\bdeepspeed_config_file["']?\s*:\s*["']?([^\s"',}]+)""")
 
 
@@ -47,7 +47,7 @@ def no_deepspeed_json(file: ForeignFile) -> Iterator[Hit]:
 
 
 def foreign_findings(text: str, config: Mapping[str, Any] | None) -> tuple[Finding, ...]:
-    """Return that a file is of another kind, if it is; config is the JSON or Hjson in it, None where it is neither."""
+    """Return a finding if a file is not a DeepSpeed JSON. config is its JSON or Hjson, None if it is neither."""
     keys = re.findall(r"^(\w+):", text, re.MULTILINE) if config is None else config
     file = ForeignFile(text, any(key in keys for key in OF_ACCELERATE))
     is_ours = config is None or is_meant_as_deepspeed_json(config)

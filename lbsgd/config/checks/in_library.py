@@ -1,4 +1,4 @@
-"""`lbsgd check --for LIBRARY`: the findings of an inspected file, with those of the library that is given it."""
+"""`lbsgd check --for LIBRARY`: the findings of an inspected file, adapted to the library that reads it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from lbsgd.config.checks.rule import findings_by, rules_of
 from lbsgd.config.libraries.arguments import Library
 
 CASTS_BY_POSITION = "D94"
-AUTOMATIC = "D21"  # says that only Hugging Face fills in "auto"; the rules here know which keys
-WRITTEN_BY_LIGHTNING = ("D08", "D49")  # it writes clipping and micro batch where they are left out
+AUTOMATIC = "D21"  # says that only Hugging Face fills in "auto"; the library's rules know which keys
+WRITTEN_BY_LIGHTNING = ("D08", "D49")  # Lightning writes clipping and micro batch if they are left out
 
 
 def in_library(inspection: Inspection, library: Library) -> Inspection:
-    """Return an inspection with what would clash in this library."""
+    """Return an inspection with the findings that apply in this library."""
     if inspection.config is None:
         return inspection
     found = findings_by(
@@ -33,14 +33,14 @@ def in_library(inspection: Inspection, library: Library) -> Inspection:
 
 
 def given_by(library: Library, finding: Finding) -> Finding:
-    """Return a finding as it is for a network that gets its inputs by keyword, as the Trainer of transformers does."""
+    """Return a finding, adapted to transformers' Trainer, which gives the network its inputs by keyword."""
     if library != "transformers" or finding.code != CASTS_BY_POSITION:
         return finding
     return replace(finding, message=f"{finding.message}; the Trainer gives them by keyword", severity="note")
 
 
 def read_by(library: Library, finding: Finding) -> Finding:
-    """Return a finding as it is in a library: all but DeepSpeed itself read the file with Python's json."""
+    """Return a finding, adapted to the library's parser: all but DeepSpeed itself use Python's json."""
     if library == "deepspeed" or not finding.message.endswith(IN_PYTHON):
         return finding
     return replace(finding, message=finding.message.removesuffix(IN_PYTHON), severity="error")

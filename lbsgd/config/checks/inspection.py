@@ -1,4 +1,4 @@
-"""Inspect DeepSpeed JSONs, ours and other people's: find all that is wrong in a file, and correct what can be."""
+"""Inspect DeepSpeed JSONs, with an lbsgd block or without: find all faults, and correct those that a program can."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from lbsgd.config.schema import Recipe
 from lbsgd.disk import require_shallow
 from lbsgd.errors import ConfigError
 
-IN_PYTHON = ", in a program that reads the file with Python's json"  # and not with hjson, as DeepSpeed does
+IN_PYTHON = ", in a program that reads the file with Python's json"  # DeepSpeed reads it with hjson
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """A file with its findings, the worst first; config is None where it is unreadable.
+    """A file with its findings, the worst first; config is None if the file is unreadable.
 
-    fixed names the values that --fix changed; kept is where the file is as it was before.
+    fixed: the lines that --fix changed. kept: the path of the copy of the original file.
     """
 
     file: str
@@ -45,7 +45,7 @@ class Inspection:
     findings: tuple[Finding, ...]
     fixed: tuple[str, ...] = ()
     kept: str | None = None
-    version: str | None = None  # of DeepSpeed; None: the installed one
+    version: str | None = None  # DeepSpeed's; None is the installed one
 
     @property
     def ours(self) -> bool:
@@ -70,16 +70,16 @@ class Inspection:
 
 
 def findings_of(config: Mapping[str, Any], version: str | None = None) -> tuple[Finding, ...]:
-    """Return everything to say about a parsed JSON, the worst first; it has an `lbsgd` block, or it has none."""
+    """Return all findings about a parsed JSON, with an `lbsgd` block or without, the worst first."""
     found = our_findings(config, version) if "lbsgd" in config else deepspeed_findings(config, version)
     return worst_first(found)
 
 
 def findings_of_file(config: Mapping[str, Any], version: str | None) -> tuple[Finding, ...]:
-    """Return everything to say about the JSON in a file, which plain DeepSpeed does not read as Python does.
+    """Return all findings about a JSON file, which plain DeepSpeed reads as Hjson.
 
-    Hjson makes 5 of 5.0. What is an error about 5.0 alone is a warning, because it is one in a program that reads the
-    file with Python's json, such as Hugging Face's Trainer.
+    Hjson turns 5.0 into 5. An error about 5.0 alone becomes a warning, because it is an error only in a program that
+    reads the file with Python's json, such as Hugging Face's Trainer.
     """
     found, as_read = findings_of(config, version), as_hjson(config)
     if "lbsgd" in config or json.dumps(as_read) == json.dumps(config):
@@ -96,7 +96,7 @@ def findings_of_file(config: Mapping[str, Any], version: str | None) -> tuple[Fi
 
 
 def as_hjson(value: Any) -> Any:
-    """Return a JSON value as hjson reads it: whole numbers below 10^10 are ints, however they are written."""
+    """Return a JSON value as hjson reads it: whole numbers below 10^10 become ints, however they are written."""
     if isinstance(value, dict):
         return {key: as_hjson(each) for key, each in value.items()}
     if isinstance(value, list):
@@ -105,7 +105,7 @@ def as_hjson(value: Any) -> Any:
 
 
 def our_findings(config: Mapping[str, Any], version: str | None) -> list[Finding]:
-    """Return at once all that `Plan.read` would refuse or warn of, on any number of processes."""
+    """Return everything that `Plan.read` would refuse or warn of, on any number of processes."""
     found, parsed = deepspeed_findings(config, version), recipe_or_findings(config)
     if not isinstance(parsed, Recipe):
         return found + parsed
@@ -116,12 +116,12 @@ def our_findings(config: Mapping[str, Any], version: str | None) -> list[Finding
 
 
 def worst_first(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Return findings by severity, and as they came within one."""
+    """Sort findings by severity, and keep their order otherwise."""
     return tuple(sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 
 def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspection:
-    """Read and check a file for a version of DeepSpeed; with fix, write back what a program can correct."""
+    """Read and check a file for a version of DeepSpeed; with fix, write the corrections that a program can make."""
     try:
         config = read_json(file)
     except ConfigError as error:
@@ -139,9 +139,9 @@ def inspect(file: str, fix: bool = False, version: str | None = None) -> Inspect
 
 
 def inspect_unstrict(file: str, error: ConfigError, fix: bool, version: str | None) -> Inspection:
-    """Check a file that is no strict JSON. DeepSpeed reads Hjson; we take it from files without an lbsgd block only.
+    """Check a file that is not strict JSON. DeepSpeed reads Hjson; we accept it only without an lbsgd block.
 
-    Nothing is written back, with fix either: comments would be lost.
+    Nothing is written back, even with fix, because comments would be lost.
     """
     try:
         config = None if isinstance(error, RepeatedKeyError) else read_hjson(file)
@@ -161,7 +161,7 @@ def inspect_unstrict(file: str, error: ConfigError, fix: bool, version: str | No
 
 
 def text_if_there(file: str) -> str:
-    """Return the text of a file, nothing where it cannot be read."""
+    """Return a file's text, or "" if it cannot be read."""
     try:
         return text_of(file)
     except (OSError, UnicodeDecodeError):
@@ -169,9 +169,9 @@ def text_if_there(file: str) -> str:
 
 
 def read_hjson(file: str) -> dict[str, Any] | None:
-    """Return the object in an Hjson file; None where there is none, or hjson, which DeepSpeed brings, is missing.
+    """Return the object in an Hjson file; None if it holds none or if hjson, which DeepSpeed brings, is missing.
 
-    Raises RepeatedKeyError for a key that stands there twice, as DeepSpeed refuses it.
+    Raises RepeatedKeyError if an object has a key twice, which DeepSpeed refuses.
     """
     try:
         import hjson
@@ -179,7 +179,7 @@ def read_hjson(file: str) -> dict[str, Any] | None:
         text = text_of(file)
         config = hjson.loads(text, object_pairs_hook=without_repetition)
         if not config and "{" not in text:
-            return None  # to hjson comments alone, or nothing, are an empty object, and to nobody else
+            return None  # only hjson takes a file of nothing but comments for an empty object
         require_shallow(config)
         config = json.loads(json.dumps(config, allow_nan=False))
     except RepeatedKeyError:
@@ -190,14 +190,14 @@ def read_hjson(file: str) -> dict[str, Any] | None:
 
 
 def corrected(config: Mapping[str, Any], version: str | None = None) -> dict[str, Any]:
-    """Return the JSON with every correction that one right answer allows, until none is left.
+    """Return the JSON with every unambiguous correction applied, until none is left.
 
-    Beside an lbsgd block, which says what is meant, errors and warnings are corrected. Without one only errors are:
-    what DeepSpeed takes stays as it is, and a correction keeps all numbers.
+    With an lbsgd block, which states the intent, errors and warnings are corrected. Without one only errors are:
+    values that DeepSpeed takes do not change, and a correction keeps all numbers.
     """
     mended = copy.deepcopy(dict(config))
     severities = ("error", "warning") if "lbsgd" in config else ("error",)
-    for _ in range(10):  # one correction may bring another to light
+    for _ in range(10):  # one correction may reveal another
         before = copy.deepcopy(mended)
         for finding in findings_of(mended, version):
             if finding.correction and finding.severity in severities:
@@ -208,9 +208,9 @@ def corrected(config: Mapping[str, Any], version: str | None = None) -> dict[str
 
 
 def apply(config: dict[str, Any], correction: Mapping[str, Any]) -> None:
-    """Put a correction's values into a JSON, up to the first that has no place."""
+    """Put a correction's values into a JSON, up to the first that has no block to go into."""
     for key, value in correction.items():
         try:
             put(config, key, copy.deepcopy(value))
-        except ConfigError:  # it lies in a block that is none, which is a finding of its own
+        except ConfigError:  # the path runs through a value that is not a block, which is another finding
             return

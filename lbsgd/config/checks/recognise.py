@@ -1,4 +1,4 @@
-"""Tell a DeepSpeed JSON from the other JSONs of a project, which nobody asked to be checked or changed."""
+"""Tell a DeepSpeed JSON from a project's other JSONs, which are not to be checked or changed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lbsgd.config.accepted.schema import VERSIONS, accepted
 from lbsgd.config.keypath import block_of
 from lbsgd.config.schema import Recipe
 
-# A key of these is DeepSpeed's alone; others, such as optimizer or checkpoint, stand in everybody's files.
+# Keys that only DeepSpeed's files have; others, such as optimizer or checkpoint, are common in other files too.
 OWN_KEYS = frozenset(
     """lbsgd train_batch_size train_micro_batch_size_per_gpu zero_optimization zero_allow_untested_optimizer
     zero_force_ds_cpu_optimizer gradient_clipping gradient_predivide_factor prescale_gradients steps_per_print
@@ -22,7 +22,7 @@ TYPED_BLOCKS = ("optimizer", "scheduler")  # {"type": ..., "params": {...}}
 
 
 def is_deepspeed_json(config: Mapping[str, Any]) -> bool:
-    """Whether a JSON object has a key, or a block of the shape, that only DeepSpeed's files have."""
+    """Whether a JSON object has a key or a form of block that only DeepSpeed's files have."""
     return (
         bool(OWN_KEYS & set(config))
         or any("enabled" in block_of(config, name) for name in SWITCHED_BLOCKS)
@@ -31,23 +31,23 @@ def is_deepspeed_json(config: Mapping[str, Any]) -> bool:
 
 
 def is_meant_as_deepspeed_json(config: Mapping[str, Any]) -> bool:
-    """Whether a JSON that somebody names is to be judged: DeepSpeed's files, and those of typing errors alone."""
+    """Whether to check a JSON that the user named: a DeepSpeed JSON, or one whose keys are all misspelt."""
     resembling = any(get_close_matches(key, OWN_KEYS, n=1, cutoff=0.8) for key in config)
     known = sum(any(key in accepted(version).top_level for version in VERSIONS) for key in config)
     return is_deepspeed_json(config) or resembling or 2 * known >= len(config)
 
 
 def may_be_deepspeed_json(text: str) -> bool:
-    """Whether a text that is no JSON names a key that only DeepSpeed's files have."""
+    """Whether a text that is not JSON contains a key that only DeepSpeed's files have."""
     return any(f'"{key}"' in text for key in OWN_KEYS)
 
 
 def misspelt_blocks(config: Mapping[str, Any]) -> list[str]:
-    """Return the keys of the top level that are the `lbsgd` block under another spelling, where there is none."""
+    """Return the top-level keys that are a misspelt `lbsgd` block, if there is no `lbsgd` block."""
     return [] if "lbsgd" in config else [key for key, value in config.items() if is_misspelt_block(key, value)]
 
 
 def is_misspelt_block(key: str, value: object) -> bool:
-    """Whether a key is nearly `lbsgd`, and its value several keys of a recipe: others have blocks of such names."""
+    """Whether a key is nearly `lbsgd` and its block has several keys of a recipe, unlike other blocks of such names."""
     near = SequenceMatcher(None, key.lower(), "lbsgd").ratio() >= 0.8
     return near and isinstance(value, Mapping) and len(Recipe.model_fields.keys() & value.keys()) > 1

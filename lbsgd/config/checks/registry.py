@@ -1,4 +1,4 @@
-"""All rules, in the order in which their findings are printed, and the table of their codes."""
+"""All rules, in the order of their printed findings, and the table of their codes."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ DEEPSPEED_RULES = tuple(rule for rules in DEEPSPEED_GROUPS.values() for rule in 
 
 
 def deepspeed_findings(config: Mapping[str, Any], version: str | None = None) -> list[Finding]:
-    """Return everything to say about DeepSpeed's own blocks; the severity depends on the kind of the JSON."""
+    """Return all findings about DeepSpeed's own blocks; the severity depends on the kind of JSON."""
     document = Document(config, version)
     return without_doubles(findings_by(DEEPSPEED_RULES, document, "plain" if document.plain else "lbsgd"))
 
 
 def without_doubles(findings: list[Finding]) -> list[Finding]:
-    """Return findings without the refused values (D70) of which another error says more, and D27 beside D70."""
+    """Drop a refused value (D70) if another error says more about its key, and D27 if D70 has the same key."""
     told = {finding.key for finding in findings if finding.severity == "error" and finding.code != "D70"}
     kept = [finding for finding in findings if finding.code != "D70" or finding.key not in told]
     refused = {finding.key for finding in kept if finding.code == "D70"}

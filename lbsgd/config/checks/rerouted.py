@@ -1,7 +1,7 @@
-"""Rules about keys that send DeepSpeed's gradients another way than through lbsgd's aggregation (Sec. 4).
+"""Rules about keys that send DeepSpeed's gradients past lbsgd's aggregation (Sec. 4).
 
-prescale_gradients and gradient_predivide_factor are honoured instead (train/aggregation/); gradient_allreduce_op and
-managed_gradient_accumulation are refused with or without it (D05, D23).
+prescale_gradients and gradient_predivide_factor are not among them, because lbsgd honours them (train/aggregation/).
+gradient_allreduce_op and managed_gradient_accumulation are refused with or without lbsgd's aggregation (D05, D23).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def hit(key: str, message: str) -> Hit:
 
 
 def has_another_type(planned: Planned, key: str) -> bool:
-    """Whether a type other than the gradients' own stands at a key, and lbsgd aggregates."""
+    """Whether lbsgd aggregates, and a key holds a type other than the gradients' own."""
     value, own = planned.get(key), "fp16" if enabled(planned.config, "fp16") else "fp32"
     return planned.aggregates and value is not None and str(value).lower() not in NAMES_OF_TYPES[own]
 

@@ -1,4 +1,4 @@
-"""Rules: each has one code, one function that looks for one fault, and the page that `lbsgd check --explain` prints."""
+"""Rules: each has a code, a function that looks for one fault, and the page that `lbsgd check --explain` prints."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, Generic, Literal, TypeVar
 
 from lbsgd.config.checks.finding import Finding, Severity
 
-Kind = Literal["lbsgd", "plain"]  # of a JSON: with an lbsgd block beside DeepSpeed's own, or without
+Kind = Literal["lbsgd", "plain"]  # of a JSON: with an lbsgd block or without
 Subject = TypeVar("Subject")
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One place where a rule is broken; the rule adds code and severity, and its own fix where the hit has none."""
+    """One place where a rule is broken; the rule adds code and severity, and its own fix if the hit has none."""
 
     key: str
     message: str
@@ -26,11 +26,11 @@ class Hit:
 
 @dataclass(frozen=True)
 class Rule(Generic[Subject]):
-    """One rule: its code, its severity in either kind of JSON (None: it does not apply), and why it is there.
+    """One rule: its code, its severity in each kind of JSON (None: it does not apply), and the reason for it.
 
-    example triggers this rule and no other: a JSON merge patch (null deletes) over ds_configs/8k.json where the rule
-    applies to JSONs with an lbsgd block, else over a plain JSON without findings; or the text of a whole file.
-    processes is the number of processes on which it does, version the version of DeepSpeed: None is the newest.
+    example triggers this rule and no other. It is a JSON merge patch (null deletes) for ds_configs/8k.json if the rule
+    applies to JSONs with an lbsgd block, else for a plain JSON without findings; or it is the text of a whole file.
+    processes and version (of DeepSpeed; None is the newest) are those with which the example triggers the rule.
     """
 
     code: str
@@ -48,7 +48,7 @@ class Rule(Generic[Subject]):
         return self.lbsgd if kind == "lbsgd" else self.plain
 
     def findings(self, subject: Subject, kind: Kind) -> Iterable[Finding]:
-        """Yield a finding for every hit, none where the rule does not apply to this kind of JSON."""
+        """Yield a finding for every hit, or none if the rule does not apply to this kind of JSON."""
         severity = self.severity(kind)
         if severity is None:
             return
@@ -69,7 +69,7 @@ def rule(
     processes: int = 1,
     version: str | None = None,
 ) -> Callable[[Callable[[Subject], Iterable[Hit]]], Rule[Subject]]:
-    """Make a rule of the function below, which yields a hit for each place where it is broken."""
+    """Make a rule of the decorated function, which yields a hit for each place where the rule is broken."""
 
     def declare(look: Callable[[Subject], Iterable[Hit]]) -> Rule[Subject]:
         return Rule(code, title, lbsgd, plain, why, fix, example, processes, version, look)
@@ -78,10 +78,10 @@ def rule(
 
 
 def rules_of(*modules: ModuleType) -> tuple[Rule[Any], ...]:
-    """Return the rules that some modules define, in their order there."""
+    """Return the rules that the modules define, in order."""
     return tuple(value for module in modules for value in vars(module).values() if isinstance(value, Rule))
 
 
 def findings_by(rules: Iterable[Rule[Subject]], subject: Subject, kind: Kind = "lbsgd") -> list[Finding]:
-    """Return all findings of some rules about one subject."""
+    """Return the findings of all rules about one subject."""
     return [finding for each in rules for finding in each.findings(subject, kind)]

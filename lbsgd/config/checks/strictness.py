@@ -1,4 +1,4 @@
-"""Rules about the file itself: whether it is strict JSON, which every tool reads alike."""
+"""Rules about the file itself: whether it is strict JSON, which all tools read alike."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lbsgd.config.checks.rule import Hit, rule
 
 @dataclass(frozen=True)
 class UnstrictFile:
-    """A file that is no strict JSON: why not, what to do, and whether DeepSpeed, which reads Hjson, reads it."""
+    """A file that is not strict JSON: the reason, what to do, and whether DeepSpeed can read it as Hjson."""
 
     problem: str
     fix: str

@@ -12,7 +12,7 @@ Library = Literal["transformers", "accelerate", "lightning", "deepspeed"]
 HUGGING_FACE: tuple[Library, ...] = ("transformers", "accelerate")
 LIBRARIES: tuple[Library, ...] = get_args(Library)
 
-# The class of each library that takes them.
+# Each library's class that takes these arguments.
 CALLS: dict[Library, str] = {
     "transformers": "TrainingArguments",
     "accelerate": "Accelerator",
@@ -20,7 +20,7 @@ CALLS: dict[Library, str] = {
     "deepspeed": "",
 }
 
-# TrainingArguments' names of the JSON's numbers. transformers refuses a file that says otherwise.
+# TrainingArguments' names for the JSON's numbers. transformers refuses a file that disagrees with them.
 TRAINING_ARGUMENTS = {
     "per_device_train_batch_size": "train_micro_batch_size_per_gpu",
     "gradient_accumulation_steps": "gradient_accumulation_steps",
@@ -34,13 +34,13 @@ HALF_PRECISIONS = ("fp16", "bf16")
 
 
 def require_library(library: str) -> None:
-    """Raise ConfigError for a library that is none of these."""
+    """Raise ConfigError for an unknown library."""
     if library not in LIBRARIES:
         raise ConfigError(f"{library!r} is none of the libraries {', '.join(LIBRARIES)}")
 
 
 def training_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of transformers' TrainingArguments."""
+    """Return the arguments of transformers' TrainingArguments."""
     values = {name: get(config, key) for name, key in TRAINING_ARGUMENTS.items()}
     betas = get(config, "optimizer.params.betas")
     if isinstance(betas, list) and len(betas) == 2:
@@ -49,21 +49,21 @@ def training_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def accelerator(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of accelerate's Accelerator."""
+    """Return the arguments of accelerate's Accelerator."""
     passes = get(config, "gradient_accumulation_steps")
     return given({"gradient_accumulation_steps": passes, "mixed_precision": half_precision(config)})
 
 
 def trainer(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those of lightning's Trainer."""
+    """Return the arguments of lightning's Trainer."""
     names = {"fp16": "16-mixed", "bf16": "bf16-mixed", "no": "32-true"}
     return given({"precision": names.get(half_precision(config))})
 
 
 def half_precision(config: Mapping[str, Any]) -> str:
-    """Return fp16 or bf16 where one of these blocks is on, "auto" where the library chooses, else "no".
+    """Return fp16 or bf16 if one of these blocks is on, "auto" if the library chooses, else "no".
 
-    "no" under torch_autocast, too, which needs no argument; with one, a bf16 block would come beside it.
+    torch_autocast gives "no" too: it needs no argument, and with one the library would add a bf16 block.
     """
     values = {name: get(config, f"{name}.enabled", False) for name in HALF_PRECISIONS}
     on = [name for name, value in values.items() if value is True]
@@ -71,7 +71,7 @@ def half_precision(config: Mapping[str, Any]) -> str:
 
 
 def given(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values that a file gives as such."""
+    """Return the values that a file gives, without the missing ones and "auto"."""
     return {name: value for name, value in values.items() if value is not None and value != "auto"}
 
 
@@ -83,5 +83,5 @@ ARGUMENTS: dict[Library, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
 
 
 def arguments_of(config: Mapping[str, Any], library: Library) -> dict[str, Any]:
-    """Return the arguments that must be the JSON's numbers; those that the file leaves out, or to "auto", are free."""
+    """Return the arguments that must equal the JSON's numbers; those that are missing there or "auto" are free."""
     return ARGUMENTS[library](config) if library in ARGUMENTS else {}

@@ -1,11 +1,11 @@
-"""The values "auto" that Hugging Face's libraries replace before DeepSpeed sees the JSON, and by what."""
+"""The values "auto" that Hugging Face's libraries replace before DeepSpeed sees the JSON, and what they become."""
 
 from __future__ import annotations
 
 from lbsgd.config.libraries.arguments import Library
 
-# From model.config.hidden_size, or the largest of hidden_sizes; and a number for an image network, which has neither:
-# of ResNet-50's 25.6 million weights a fourth at a time, and DeepSpeed's own default for those that stay whole.
+# The libraries compute these from model.config.hidden_size or the largest of hidden_sizes. For an image network, which
+# has neither: a fourth of ResNet-50's 25.6 million weights at a time, and DeepSpeed's own persistence threshold.
 FROM_HIDDEN_SIZE = {
     "zero_optimization.reduce_bucket_size": 6_000_000,
     "zero_optimization.stage3_prefetch_bucket_size": 6_000_000,
@@ -39,7 +39,7 @@ FILLED: dict[Library, frozenset[str]] = {
     "deepspeed": frozenset(),
 }
 
-# What they become where the user says nothing else, as far as training depends on it.
+# The values that "auto" becomes by default, as far as training depends on them.
 DEFAULTS: dict[Library, dict[str, str]] = {
     "transformers": {
         "gradient_clipping": "max_grad_norm, by default 1.0",

@@ -1,4 +1,4 @@
-"""What a library of others needs to train a plan: its DeepSpeed JSON, and the arguments of its own beside it.
+"""What another library needs to train a plan: a DeepSpeed JSON, and the library's own arguments.
 
 Tried with transformers 5.24.0, accelerate 1.15.0, lightning 2.6.6 and DeepSpeed 0.19.8.
 """
@@ -14,7 +14,7 @@ from lbsgd.config.keypath import put
 from lbsgd.config.libraries.arguments import CALLS, HUGGING_FACE, Library, arguments_of, require_library
 from lbsgd.config.plan import Plan, require_plan
 
-FROM_PARTS = ("optimizer", "scheduler", "lbsgd")  # the parts in the code take their place
+FROM_PARTS = ("optimizer", "scheduler", "lbsgd")  # blocks that the parts in the code replace
 
 # Where each call takes the JSON.
 FILE_ARGUMENT: dict[str, dict[str, str]] = {
@@ -23,8 +23,8 @@ FILE_ARGUMENT: dict[str, dict[str, str]] = {
     "Trainer": {"strategy": "DeepSpeedStrategy(config=FILE)"},
 }
 
-# With DDP in DeepSpeed's place, process 0's running statistics would overwrite the others' in each pass. Lightning
-# would deal out the images a second time, to processes that have their own share already.
+# If DDP runs instead of DeepSpeed, process 0's running statistics would overwrite the others' in each pass. Lightning
+# would divide the images a second time among processes that already have their own share.
 FOR_PARTS: dict[Library, dict[str, Any]] = {
     "transformers": {"ddp_broadcast_buffers": False},
     "lightning": {"use_distributed_sampler": False},
@@ -64,9 +64,9 @@ WITH_PARTS: dict[Library, tuple[str, ...]] = {
 class Needs:
     """What a library needs for a plan.
 
-    config       the DeepSpeed JSON that it is given
-    call         the class of its own that takes `arguments`, by keyword; empty where there is none
-    remarks      lines to know besides
+    config       its DeepSpeed JSON
+    call         its class that takes `arguments`, by keyword; empty if there is none
+    remarks      further lines for the user
     """
 
     config: dict[str, Any]
@@ -85,22 +85,22 @@ class Needs:
 def needs_of(plan: Plan, library: Library, parts: bool = False) -> Needs:
     """Return what a library needs for a plan on its number of processes.
 
-    Without parts the JSON works where lbsgd is not installed, with DeepSpeed's own optimizer and warmup. With parts,
-    optimizer and schedule come from `parts_for` or `LargeMinibatchTrainer`, and the JSON leaves them to the code.
+    Without parts the JSON works without lbsgd, with DeepSpeed's own optimizer and warmup. With parts, optimizer and
+    schedule come from `parts_for` or `LargeMinibatchTrainer`, and the JSON leaves them to the code.
     Raises ConfigError for an unknown library.
     """
     require_plan(plan)
     require_library(library)
     config = {key: deepcopy(value) for key, value in plan.config.items() if not parts or key not in FROM_PARTS}
-    if library in HUGGING_FACE and "lbsgd" in config:  # they refuse the word auto anywhere, and this block has it
+    if library in HUGGING_FACE and "lbsgd" in config:  # they refuse "auto" anywhere, and aggregation has it
         config["lbsgd"].pop("aggregation", None)
     put(config, "gradient_accumulation_steps", plan.accumulation_steps)
     arguments = arguments_of(config, library)
-    if library == "lightning":  # which writes them itself, and refuses a JSON that has them
+    if library == "lightning":  # it writes the number of passes itself, and refuses a JSON that has it
         arguments["accumulate_grad_batches"] = config.pop("gradient_accumulation_steps")
     if parts:
         arguments |= FOR_PARTS.get(library, {})
-    if parts and library == "transformers":  # which seeds augmentation by it, and the weights of model_init
+    if parts and library == "transformers":  # it seeds augmentation and model_init with it
         arguments["seed"] = plan.recipe.seed
     if library in EPOCHS and plan.recipe.epochs is not None:
         arguments[EPOCHS[library]] = plan.recipe.epochs
@@ -111,13 +111,13 @@ def needs_of(plan: Plan, library: Library, parts: bool = False) -> Needs:
 
 
 def batches_first(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a JSON with the number of passes beside the batch sizes."""
+    """Return a JSON with the batch sizes and the number of passes first."""
     first = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
     return {key: config[key] for key in (*first, *config) if key in config}
 
 
 def missing(plan: Plan) -> tuple[str, ...]:
-    """Say what of a plan no JSON can say to DeepSpeed's own optimizer and scheduler."""
+    """List the parts of a plan that no JSON can tell DeepSpeed's own optimizer and scheduler."""
     recipe, is_frozen = plan.recipe, plan.recipe.detection is not None
     images = "all" if recipe.batch_norm.scope == "all" else "n"
     can_be_lost = {
