@@ -15,10 +15,10 @@ from lbsgd.disk import allow_open_files, say
 from lbsgd.errors import ConfigError, LbsgdError, LostProcessError, one_line
 from lbsgd.processes.environment import Processes, master
 
-CONNECTIONS = 3  # of a process to the store: for these messages, for torch's group, and one more while it fails
-OTHER_FILES = 512  # that rank 0 may have open beside the connections
-QUESTIONS_PER_SECOND = 2000  # of all waiting processes together; a store could answer ten times as many
-ATTEMPT_SECONDS = 5.0  # for a connection
+CONNECTIONS = 3  # per process to the store: for these messages, for torch's group, and one more while it fails
+OTHER_FILES = 512  # that rank 0 may have open in addition to the connections
+QUESTIONS_PER_SECOND = 2000  # from all waiting processes together; a store could answer ten times as many
+ATTEMPT_SECONDS = 5.0  # to connect
 TOLD_AFTER_SECONDS = 20.0  # of waiting for an unknown name
 MEETING = "the meeting of all processes"
 
@@ -28,7 +28,7 @@ def meeting_point(
 ) -> TCPStore:
     """Return the store at MASTER_ADDR:MASTER_PORT, which rank 0 serves if torchrun's agent does not.
 
-    alive: called again and again while this waits.
+    alive: called repeatedly while this waits.
 
     Raises ConfigError if the address is not known, or if rank 0 cannot open the port, is not at that address or may not
     open enough files. Raises LostProcessError if another rank cannot reach rank 0.
@@ -40,12 +40,12 @@ def meeting_point(
     deadline = time.monotonic() + timeout_seconds
     wait_for_name(address, timeout_seconds, alive, tells=processes.local_rank == 0)
     served = serve(address, port, timeout_seconds) if serves else None
-    port = served.port if served else port  # a single process may ask for any
+    port = served.port if served else port  # a single process may ask for any port
     try:
         wait_for_port(address, port, deadline, pause(processes.world_size), alive)
-        alive(f"the connection to {address}:{port}")  # torch waits for ever where something else listens
+        alive(f"the connection to {address}:{port}")  # torch waits forever if something else listens there
         store = served or TCPStore(
-            # torch's client may try again after its own timeout, which doubles the time; the guard waits for all of it.
+            # torch's client may retry after its timeout, which doubles the time. The guard waits for all of it.
             address,
             port,
             wait_for_workers=False,
@@ -58,7 +58,7 @@ def meeting_point(
 
 
 def serve(address: str, port: int, timeout_seconds: float) -> TCPStore:
-    """Open the store on rank 0, which listens on all addresses of its host. Raises ConfigError if the port is taken."""
+    """Open rank 0's store, which listens on all addresses of the host. Raises ConfigError if the port is taken."""
     try:
         return TCPStore(
             "localhost",
@@ -76,7 +76,7 @@ def serve(address: str, port: int, timeout_seconds: float) -> TCPStore:
 
 
 def wait_for_port(address: str, port: int, deadline: float, between: float, alive: Callable[[str], None]) -> None:
-    """Wait until somebody listens there, and ask every `between` seconds. Raises OSError if nobody does in time.
+    """Try to connect every `between` seconds until something listens. Raises OSError if nothing does in time.
 
     torch's own client would wait as well, but it prints a stack trace for every attempt that fails.
     """
@@ -93,7 +93,7 @@ def wait_for_port(address: str, port: int, deadline: float, between: float, aliv
 
 
 def unreachable(address: str, port: int, processes: Processes, seconds: float, reason: str) -> LbsgdError:
-    """Return the error of a process that has waited in vain for the store of rank 0."""
+    """Return the error of a process that waited in vain for rank 0's store."""
     if processes.is_rank_0 and not of_agent():
         return ConfigError(
             f"rank 0 runs on {socket.gethostname()}, and {address}:{port} does not lead there ({reason}); give the "
@@ -107,22 +107,22 @@ def unreachable(address: str, port: int, processes: Processes, seconds: float, r
 
 
 def is_loopback(address: str) -> bool:
-    """Return whether an address that this host knows leads to the host itself, wherever it is asked."""
+    """Return whether an address that this host knows is a loopback address, which leads to the asking host itself."""
     found = socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][4][0]
     return ipaddress.ip_address(found).is_loopback
 
 
 def pause(world_size: int) -> float:
-    """Return the seconds between two questions of a waiting process."""
+    """Return the seconds between a waiting process's questions."""
     return max(0.1, world_size / QUESTIONS_PER_SECOND)
 
 
 def wait_for_name(address: str, seconds: float, alive: Callable[[str], None], tells: bool) -> None:
-    """Wait until this host knows the address of rank 0: a cluster may create a host's name only when the host is up.
+    """Wait until this host knows rank 0's address. A cluster may create a host's name only when the host is up.
 
-    tells: whether this process tells the user about the wait, which one process of each host does.
+    tells: whether this process tells the user about the wait, as one process of each host does.
 
-    Raises ConfigError if the address stays unknown for so many seconds, and at once for an impossible name.
+    Raises ConfigError if the address stays unknown for `seconds`, and at once for an impossible name.
     """
     began = time.monotonic()
     while True:
@@ -146,7 +146,7 @@ def wait_for_name(address: str, seconds: float, alive: Callable[[str], None], te
 def allow_connections(world_size: int) -> None:
     """Raise this process's limit of open files, so that all processes can connect to it.
 
-    A store that has reached the limit refuses silently. Raises ConfigError if the system forbids a higher limit.
+    At the limit, a store refuses connections silently. Raises ConfigError if the system forbids a higher limit.
     """
     needed = CONNECTIONS * world_size + OTHER_FILES
     if (most := allow_open_files(needed)) is not None:

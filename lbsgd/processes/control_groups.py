@@ -1,4 +1,4 @@
-"""Find this process's control groups, by which containers and Slurm jobs limit memory and cores."""
+"""Find this process's control groups, with which containers and Slurm jobs limit memory and cores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
-    """Yield the folder and the version of each group: this process's own group, then the groups above it.
+    """Yield (folder, version) of this process's own group, then of the groups above it.
 
     Containers may hide the process's own group, but not those above. root: the folder that holds /proc and /sys.
     """
@@ -25,7 +25,7 @@ def groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]
 
 
 def usable_cores(root: Path = Path("/")) -> int:
-    """Return how many cores this process may use, alone or together with all others in its container or job."""
+    """Return how many cores this process may use, alone or shared with the others in its container or job."""
     return int(min(len(os.sched_getaffinity(0)), quota_of_cores(root)))
 
 
@@ -41,5 +41,5 @@ def _quotas(root: Path) -> Iterator[int]:
                 quota, period = map(int, (folder / "cpu.max").read_text().split())
             else:
                 quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
-            if quota > 0 and period > 0:  # version 1 says -1 for none
+            if quota > 0 and period > 0:  # version 1 says -1 if there is no quota
                 yield -(-quota // period)

@@ -1,4 +1,4 @@
-"""End the processes of a run together: with one error message, and with its exit code on all of them."""
+"""End all processes of a run together, with one error message and the same exit code."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from lbsgd.processes.environment import Processes
 from lbsgd.processes.launcher import launchers
 from lbsgd.processes.signals import at_a_signal
 
-LAST_WORDS_SECONDS = 5.0  # in which the console must take an error, or the process ends without it
+LAST_WORDS_SECONDS = 5.0  # for the console to take an error; then the process ends without it
 
 
 def from_rank_0(function: Callable[[], Any]) -> Any:
-    """Return on every process what `function` returns on rank 0, or raise its LbsgdError; all processes must call it.
+    """Return rank 0's result of `function` on every process, or raise its LbsgdError. All processes must call this.
 
     An error that only rank 0 can find, such as a wrong output folder, then ends all hosts at once. Otherwise the others
     would wait for rank 0 until the collective call times out.
@@ -35,7 +35,7 @@ def from_rank_0(function: Callable[[], Any]) -> Any:
             box = [error]
     torch.distributed.broadcast_object_list(box)
     if torch.cuda.is_available():
-        torch.cuda.synchronize()  # NCCL has only queued the message of rank 0, which may end now
+        torch.cuda.synchronize()  # NCCL has only queued rank 0's message, and rank 0 may end now
     if isinstance(box[0], LbsgdError):
         raise box[0]
     return box[0]
@@ -52,24 +52,24 @@ def found_by_rank_0() -> Iterator[None]:
 
 
 def end_before_joining(error: LbsgdError) -> NoReturn:
-    """End this process before it has met the others, and all of them with it.
+    """End this process before it has met the others, and end the others too.
 
     Usually all processes of a host find the same error at the same time, and the launcher ends them when the first one
     ends. So the process with local rank 0 prints its error at once. The others print theirs only if they are still
     alive after a while, because then the error was theirs alone. No launcher ends the processes of other hosts, and
-    some launchers end none at all, so processes that wait for this one are told.
+    some launchers end none at all, so this process tells those that wait for it.
     """
-    at_a_signal(lambda number: end_with_error(error, quiet=True))  # srun, say, which ends all after the first
+    at_a_signal(lambda number: end_with_error(error, quiet=True))  # from srun, for example, once the first has ended
     try:
         processes = Processes.from_environment()
-    except ConfigError:  # the environment is wrong, so nobody can say where the others wait
+    except ConfigError:  # the environment is wrong, so it does not tell where the others wait
         end_with_error(error)
     if processes.local_rank:
         time.sleep(5)
     print_error(error)
     waited_for = error.of_rank_0 and processes.world_size > 1 and not launchers()
     if waited_for or processes.world_size > processes.local_world_size:
-        with suppress(ValueError):  # the error may be PyTorch's own, at its import
+        with suppress(ValueError):  # PyTorch's own import may be what failed
             from lbsgd.processes.peers import tell_before_joining  # late, because it loads PyTorch
 
             tell_before_joining(processes, error)
@@ -79,8 +79,8 @@ def end_before_joining(error: LbsgdError) -> NoReturn:
 def end_despite_threads() -> None:
     """End this process, whose work is done, if one of our threads still waits in torch's C++ code.
 
-    On a busy machine the store of the job may answer too late for a thread to end in time. Python would then abort with
-    exit code -6.
+    On a busy machine the job's store may answer too late for a thread to end in time. Python would then abort with exit
+    code -6.
     """
     if any(thread.name.startswith("lbsgd") for thread in threading.enumerate()):
         with suppress(OSError, ValueError):
@@ -92,7 +92,7 @@ def end_despite_threads() -> None:
 def end_at_a_signal(words: str, quiet: bool = False) -> None:
     """Let a stop signal end this process at once, with exit code 75, until a `Guard` takes over.
 
-    Ctrl-C would print a traceback otherwise, and no signal would end the first process of a container.
+    Otherwise Ctrl-C would print a traceback, and no signal would end the first process of a container.
     """
 
     def end(number: int) -> None:
@@ -103,19 +103,19 @@ def end_at_a_signal(words: str, quiet: bool = False) -> None:
 
 
 def end_with_error(error: LbsgdError, quiet: bool = False) -> NoReturn:
-    """End this process with the error's exit code; unless quiet, print the error's lines on stderr.
+    """End this process with the error's exit code. Unless quiet, print the error's lines on stderr.
 
-    Nothing is cleaned up, because that could wait for the other processes or for a loader's threads. The process ends
-    even if its console is gone, or takes no more while another thread writes to it.
+    Nothing is cleaned up, because that could wait for other processes or for a loader's threads. The process ends even
+    if its console is gone, or blocks while another thread writes to it.
     """
     cut_off = threading.Timer(LAST_WORDS_SECONDS, os._exit, (error.exit_code,))
     cut_off.daemon = True
-    with suppress(RuntimeError):  # where no thread may be started any more
+    with suppress(RuntimeError):  # no thread can be started any more
         cut_off.start()
     with suppress(OSError, ValueError, RuntimeError):  # RuntimeError: a signal came while stdout was being written
         if sys.stdout and sys.stdout.isatty():
             sys.stdout.write("\033[?25h")  # show the cursor, which the progress bar hides
-        if sys.stdout:  # none where it was closed at the start
+        if sys.stdout:  # None if it was closed at the start
             sys.stdout.flush()
     if not quiet:
         print_error(error)

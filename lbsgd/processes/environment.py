@@ -16,7 +16,7 @@ WAY_OUT = (
 
 @dataclass(frozen=True)
 class Processes:
-    """This process's place among all of a run (rank of world_size) and among those of its host."""
+    """This process's place among all processes of a run (rank of world_size) and among those of its host."""
 
     rank: int
     world_size: int
@@ -25,19 +25,19 @@ class Processes:
 
     @classmethod
     def from_environment(cls) -> Processes:
-        """Read the variables of DeepSpeed's launcher or torchrun; without them, this is a single process.
+        """Read the variables of DeepSpeed's launcher or torchrun. Without them, this is a single process.
 
         If no variable says how many processes this host has, all are assumed to be on one host.
 
-        Raises ConfigError, which names the variable, for values that make no sense, for a local rank that contradicts
-        that assumption, and if another launcher has started several processes of which each would train alone.
+        Raises ConfigError, which names the variable, if a value makes no sense, if the local rank contradicts that
+        assumption, or if another launcher started several processes, each of which would train alone.
         """
         if not os.environ.get("RANK"):
             require_single_process()
             return cls(rank=0, world_size=1, local_rank=0, local_world_size=1)
         world_size = required_number("WORLD_SIZE", at_least=1)
         local_name = next(filter(os.environ.get, ("LOCAL_WORLD_SIZE", "LOCAL_SIZE")), None)  # torchrun's, DeepSpeed's
-        # A single process that is started inside another run inherits that run's LOCAL_WORLD_SIZE.
+        # A single process started inside another run inherits that run's LOCAL_WORLD_SIZE.
         most = (world_size, f"WORLD_SIZE is {world_size}") if world_size > 1 else None
         local_world_size = required_number(local_name, 1, most) if local_name else world_size
         rank = required_number("RANK", at_most=(world_size - 1, f"WORLD_SIZE is {world_size}"))
@@ -58,7 +58,7 @@ class Processes:
 
     @property
     def is_rank_0(self) -> bool:
-        """Whether this process prints and writes for all."""
+        """Whether this process prints and writes for all processes."""
         return self.rank == 0
 
     @property
@@ -85,7 +85,7 @@ def are_bound(cores: set[int]) -> bool:
     """
     per_task, world_size = os.environ.get("SLURM_CPUS_PER_TASK", ""), os.environ.get("WORLD_SIZE")
     each_is_a_task = os.environ.get("SLURM_STEP_NUM_TASKS", world_size) == world_size  # else a task starts several
-    by_torchrun = os.environ.get("TORCHELASTIC_RUN_ID")  # which may be a task, whatever the number of tasks
+    by_torchrun = os.environ.get("TORCHELASTIC_RUN_ID")  # the task may be torchrun, even if the numbers are equal
     if os.environ.get("SLURM_STEP_ID") and each_is_a_task and not by_torchrun:
         return per_task.isdecimal() and len(cores) <= int(per_task)
     try:
@@ -95,7 +95,7 @@ def are_bound(cores: set[int]) -> bool:
 
 
 def master() -> tuple[str, int]:
-    """Return address and port of rank 0, where the processes of a run meet. Raises ConfigError without them.
+    """Return rank 0's address and port, where the processes of a run meet. Raises ConfigError if they are not set.
 
     Port 0 means any free port. Only a single process may use it, because others could not know the port.
     """
@@ -114,31 +114,31 @@ def require_single_process() -> None:
 
 
 def slurm_variable() -> str | None:
-    """Return the name of the variable with the number of processes that srun has started, None without srun.
+    """Return the name of the variable that says how many processes srun has started, None without srun.
 
     `salloc` and `sbatch` set SLURM_NTASKS for the whole allocation, even though only one shell or script runs in it;
     sbatch also sets SLURM_PROCID to 0 for its script. srun adds the number of its step and the step's number of tasks,
     which may be fewer than those of the allocation.
     """
-    number("SLURM_NTASKS", at_least=1)  # raises if it is no number, even if it does not count
+    number("SLURM_NTASKS", at_least=1)  # raises if it is not a number, even if it is not used
     if os.environ.get("SLURM_STEP_NUM_TASKS"):
         return "SLURM_STEP_NUM_TASKS"
     return "SLURM_NTASKS" if os.environ.get("SLURM_STEP_ID") else None
 
 
 def jobs() -> dict[str, str]:
-    """Return the variables that say which job of Slurm, and which start of mpirun, this process belongs to.
+    """Return the variables that say which Slurm job, and which start of mpirun, this process belongs to.
 
-    An ssh forwards neither, so other processes of the same run may lack them.
+    ssh forwards neither, so other processes of the same run may lack them.
     """
-    slurm = "SLURM_HET_JOB_ID" if os.environ.get("SLURM_HET_JOB_ID") else "SLURM_JOB_ID"  # each part of it has its own
+    slurm = "SLURM_HET_JOB_ID" if os.environ.get("SLURM_HET_JOB_ID") else "SLURM_JOB_ID"  # each part has its own
     return {name: value for name in (slurm, "PMIX_NAMESPACE") if (value := os.environ.get(name))}
 
 
 def required_number(name: str, at_least: int = 0, at_most: tuple[int, str] | None = None) -> int:
-    """Return the whole number in a variable that a launcher always sets beside RANK.
+    """Return the whole number in a variable that a launcher always sets together with RANK.
 
-    at_most: the largest value that makes sense, and why. Raises ConfigError for any other value and for none.
+    at_most: the largest value that makes sense, and why. Raises ConfigError if the value is missing or out of range.
     """
     required(name)
     value = number(name, at_least) or 0
@@ -148,14 +148,14 @@ def required_number(name: str, at_least: int = 0, at_most: tuple[int, str] | Non
 
 
 def required(name: str) -> str:
-    """Return the text in a variable that a launcher always sets beside RANK. Raises ConfigError if it is not set."""
+    """Return a variable that a launcher always sets together with RANK. Raises ConfigError if it is not set."""
     if text := os.environ.get(name):
         return text
     raise ConfigError(f"{name} is not set, but RANK is {os.environ['RANK']}; {WAY_OUT}; or unset RANK to run alone")
 
 
 def number(name: str, at_least: int = 0) -> int | None:
-    """Return the whole number in an environment variable, None if it is not set or empty."""
+    """Return the whole number in an environment variable, None if it is unset or empty. Raises ConfigError."""
     if not (text := os.environ.get(name)):
         return None
     if not (text.isascii() and text.isdigit()) or int(text) < at_least:

@@ -1,4 +1,4 @@
-"""Find out why a run cannot go on: a bug, or another process that failed, died or does not answer."""
+"""Find out why a run cannot go on: a bug, or another process that has failed, has died or does not answer."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ FIRST_CAUSE_SECONDS = 8.0
 TOLD_SECONDS = 2.0  # of these 8, for a failed process to tell the others
 FROM_CHECKPOINT = "--resume goes on from the newest checkpoint"
 WORDS_OF_COMMUNICATION = ("gloo", "Gloo", "NCCL", "ProcessGroup", "Connection", "connection", "Broken pipe")
-NO_MEMORY = "can't allocate memory"  # as torch's allocator on a CPU says in a RuntimeError
+NO_MEMORY = "can't allocate memory"  # in a RuntimeError of torch's CPU allocator
 
 
 def explained(error: BaseException, position: str, peers: Peers | None) -> LbsgdError:
-    """Return an exception of another library as one of ours.
+    """Return one of our errors for another library's exception.
 
-    It means that the output cannot be written, a process was lost, or memory is full. Any other is a bug, and its
-    traceback is printed.
+    It says that the output cannot be written, a process was lost, or memory is full. Any other exception is a bug, and
+    its traceback is printed.
     """
     if isinstance(error, OutputError):
         return error.refusal()
     text = one_line(error)
-    if reason := " ".join(str(error).partition("Last error:")[2].split()):  # NCCL's, which its first line lacks
+    if reason := " ".join(str(error).partition("Last error:")[2].split()):  # NCCL's reason, which its first line lacks
         text = f"{text}: {reason}"
     if peers and isinstance(error, RuntimeError) and any(word in str(error) for word in WORDS_OF_COMMUNICATION):
         return LostProcessError(f"lost another process at {position} ({text})")
@@ -39,7 +39,7 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
         return memory_is_full("the GPU's", position, text, others)
     if isinstance(error, MemoryError) or NO_MEMORY in text:
         return memory_is_full("the host's", position, text, "or fewer --loader_threads")
-    with suppress(OSError, ValueError):  # a console that is gone
+    with suppress(OSError, ValueError):  # the console may be gone
         traceback.print_exception(error)
     bug = LbsgdError(f"{type(error).__name__}: {text}")
     bug.exit_code = 1
@@ -47,7 +47,7 @@ def explained(error: BaseException, position: str, peers: Peers | None) -> Lbsgd
 
 
 def memory_is_full(whose: str, position: str, text: str, others: str) -> ConfigError:
-    """Return the refusal for a full memory; `others` are the ways out besides a smaller micro batch."""
+    """Return the error for full memory. others: the ways out other than a smaller micro batch."""
     return ConfigError(
         f"{whose} memory is full at {position} ({text}); take fewer images a pass by --micro_batch, which leaves the "
         f"iteration as it is, {others}"
@@ -55,7 +55,7 @@ def memory_is_full(whose: str, position: str, text: str, others: str) -> ConfigE
 
 
 def first_cause(peers: Peers, position: str) -> LbsgdError | None:
-    """Return the first failure that another process reported, or name one that does not answer; else None."""
+    """Return the first failure that another process reported, or name processes that do not answer, else None."""
     return ask(lambda: look_for_cause(peers, position), FIRST_CAUSE_SECONDS)
 
 
@@ -73,7 +73,7 @@ def look_for_cause(peers: Peers, position: str) -> LbsgdError | None:
 
 
 def told(peers: Peers, seconds: float) -> LbsgdError | None:
-    """Wait for the first failure that another process reports; None if none does."""
+    """Wait for the first failure that another process reports. None if there is none within `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if failure := peers.failure():
@@ -83,7 +83,7 @@ def told(peers: Peers, seconds: float) -> LbsgdError | None:
 
 
 def ask(function: Callable[[], Any], seconds: float) -> Any:
-    """Return the answer of the store; None if the store is gone, or if it takes too long, as over a cut network."""
+    """Return the store's answer, or None if the store is gone or takes too long, for example if the network is cut."""
     answer: list[Any] = []
 
     def wait() -> None:

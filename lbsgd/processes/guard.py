@@ -1,7 +1,7 @@
 """End this process when it should not go on: it was told to stop, another process failed, or nothing moves.
 
-The main thread may be stuck in a collective call that never returns. So the guard has threads of its own, which never
-wait for the main thread.
+The main thread may be stuck in a collective call that never returns, so the guard has its own threads, which never wait
+for the main thread.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from lbsgd.processes.launcher import is_gone
 from lbsgd.processes.peers import OtherFailed, Peers
 from lbsgd.processes.signals import StopSignals
 
-SAME_REQUEST_SECONDS = 1.0  # a launcher may pass on a signal that the terminal has sent to this process as well
+SAME_REQUEST_SECONDS = 1.0  # a launcher may pass on a signal that the terminal has also sent to this process
 SAVE_SECONDS = 25.0  # DeepSpeed's launcher kills 30 s after SIGTERM
 LAST_WORDS_SECONDS = 2.0  # the store ends with rank 0, and the others look once a second
 
@@ -37,10 +37,10 @@ class Guard:
             guard.alive("iteration 12")     whenever the main thread makes progress
             guard.stop_requested            why the run should save and end, if it should
             guard.nothing_to_save = True    while a checkpoint holds everything
-            guard.saved = True              once the run has saved because of a request, and only has to end
+            guard.saved = True              once the run has saved on request and only has to end
 
-    launchers: this process ends when one of its launchers ends. An exception that leaves the `with` block ends the
-    process with its exit code and prints the first cause. Within hang_timeout seconds all other processes end, too.
+    launchers: this process ends when one of its launchers ends. An exception that leaves the `with` block prints the
+    first cause and ends the process with its exit code. All other processes end too, within hang_timeout seconds.
     """
 
     signals: StopSignals  # inside the `with` block
@@ -64,7 +64,7 @@ class Guard:
         return self
 
     def follow(self, peers: Peers) -> None:
-        """Tell the other processes from now on how this one ends, and end this one when another has failed."""
+        """From now on, tell the other processes how this one ends, and end this one if another fails."""
         self.peers = peers
         self.peers_thread = threading.Thread(target=self.follow_peers, args=(peers,), name="lbsgd peers", daemon=True)
         self.peers_thread.start()
@@ -86,13 +86,13 @@ class Guard:
         self.closing.set()
         self.signals.wake()
         self.thread.join()
-        # Python aborts if it ends while a thread is in the store's C++ code. A store may never answer, hence the limit.
+        # Python aborts if it ends while a thread is in the store's C++ code. A limit, because a store may never answer.
         if self.peers_thread:
             self.peers_thread.join(LAST_WORDS_SECONDS)
         self.signals.close()
 
     def alive(self, position: str) -> None:
-        """Note how far the main thread has got; as long as this is called, nothing counts as hanging."""
+        """Note how far the main thread has got. As long as this is called, nothing counts as hanging."""
         self.position, self.moved = position, time.monotonic()
 
     # --- what can end the process ------------------------------------------------------------------------------------
@@ -128,13 +128,13 @@ class Guard:
         return f"its launcher (process {dead.pid}) is gone" if dead else None
 
     def request_stop(self, reason: str) -> None:
-        """Ask the main thread to save and end; only the first request counts."""
+        """Ask the main thread to save and end. Only the first request counts."""
         if not self.stop_requested:
             self.stop_began = time.monotonic()
             self.stop_requested = reason
 
     def stop(self, reason: str) -> None:
-        """End the process if there is nothing to save, or if the main thread has not saved in time."""
+        """End the process if there is nothing to save, or if the main thread does not save in time."""
         if self.nothing_to_save:
             self.last_words(lambda peers: peers.request_stop(reason))  # the others will not meet this process again
             self.end(Stopped(f"{reason} at {self.position}; the same command with --resume goes on"))
@@ -165,8 +165,8 @@ class Guard:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def end(self, error: LbsgdError) -> None:
-        """End this process. One process of all prints why, and so does one on each other host that ends with it."""
-        self.ending.acquire()  # never released, so that only the first thread to come prints
+        """End this process. One process of the run prints why, and so does one on each other host that ends with it."""
+        self.ending.acquire()  # never released, so that only the first thread prints
         self.closing.set()
         if isinstance(error, Stopped):
             quiet = not self.processes.is_rank_0
@@ -178,7 +178,7 @@ class Guard:
         end_with_error(error, quiet)
 
     def last_words(self, tell: Callable[[Peers], Any]) -> Any:
-        """Tell the others something before this process ends; return the answer, None without peers or an answer.
+        """Tell the others something before this process ends. Return the answer, None without peers or an answer.
 
         Rank 0 then waits until the others have read it, because the store ends with rank 0.
         """

@@ -1,4 +1,4 @@
-"""Find the launcher that started this process, DeepSpeed's or torch's, by its command line; end when it ends."""
+"""Find the launcher that started this process, DeepSpeed's or torch's, by its command line. End when it ends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lbsgd.errors import ConfigError
 from lbsgd.processes.environment import Processes
 from lbsgd.processes.signals import end_with
 
-# Flags of DeepSpeed's launcher besides --hostfile and the flags of one letter.
+# Flags of DeepSpeed's launcher, except --hostfile and the one-letter flags.
 WITH_VALUE = (
     "num_nodes num_gpus num_accelerators master_port master_addr node_rank launcher launcher_args enable_each_rank_log "
     "autotuning bind_core_list ssh_port venv_script log_level"
@@ -30,15 +30,15 @@ def launchers() -> list[psutil.Process]:
 
 
 def is_launcher(arguments: Sequence[str]) -> bool:
-    """Return whether a command line is that of `deepspeed`, `torchrun`, or one of the modules behind them."""
+    """Return whether a command line runs `deepspeed`, `torchrun`, or one of the modules behind them."""
     return program_of(arguments)[0] in (*DEEPSPEED, "torchrun", "deepspeed.launcher.launch", "torch.distributed.run")
 
 
 def program_of(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     """Return the name of the program that a command line runs, and the program's arguments.
 
-    The program is the first word, or after Python the first argument that is no flag. Other arguments do not count,
-    because they may have a program's name by chance.
+    The program is the first word or, after Python, the first argument that is not a flag. Other arguments do not count,
+    because they may equal a program's name by chance.
     """
     name, rest = os.path.basename(next(iter(arguments), "")), arguments[1:]
     if not name.startswith("python"):
@@ -50,7 +50,7 @@ def program_of(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
 
 
 def is_gone(process: psutil.Process) -> bool:
-    """Return whether a process has ended, even if nobody has asked for its exit code yet."""
+    """Return whether a process has ended, even if its parent has not yet collected its exit code."""
     try:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -60,14 +60,14 @@ def is_gone(process: psutil.Process) -> bool:
 def command_line(process: psutil.Process) -> list[str]:
     try:
         return process.cmdline()
-    except psutil.Error:  # another user's process is no launcher of ours
+    except psutil.Error:  # another user's process is not our launcher
         return []
 
 
 def end_with_launcher(started_by: Sequence[psutil.Process]) -> None:
     """Ask the kernel for SIGTERM when the launcher that started this process dies (Linux), to leave no orphan.
 
-    If the launcher is dead already, it is no longer the parent. The guard watches all launchers and notices that.
+    A launcher that is already dead is no longer the parent. The guard watches all launchers and notices that.
     """
     if started_by and started_by[0].pid == os.getppid():
         end_with(started_by[0].pid)
@@ -77,11 +77,11 @@ def end_with_launcher(started_by: Sequence[psutil.Process]) -> None:
 
 
 def require_hosts(processes: Processes, expect_world_size: int | None) -> None:
-    """Refuse to train on fewer hosts than were meant.
+    """Refuse to train on fewer hosts than intended.
 
     If the launcher's --hostfile does not exist, DeepSpeed only warns and trains on this host alone, with the same
-    global batch in many more passes. Raises ConfigError for a missing hostfile, for a hostfile in which DeepSpeed
-    misreads the first name, and if the world size is not --expect_world_size.
+    global batch in many more passes. Raises ConfigError if the hostfile is missing, if DeepSpeed would misread its
+    first name, or if the world size is not --expect_world_size.
     """
     if expect_world_size not in (None, processes.world_size):
         raise ConfigError(
@@ -94,7 +94,7 @@ def require_hosts(processes: Processes, expect_world_size: int | None) -> None:
 
 
 def require_readable(hostfile: str, folder: str) -> None:
-    """Raise ConfigError if DeepSpeed finds no hostfile (relative to a folder), or reads another first host from it."""
+    """Raise ConfigError if DeepSpeed does not find the hostfile (relative to `folder`) or misreads its first name."""
     path = os.path.join(folder, hostfile)
     if not os.path.isfile(path):
         raise ConfigError(
@@ -112,14 +112,14 @@ def require_readable(hostfile: str, folder: str) -> None:
 def folder_of(process: psutil.Process) -> str:
     try:
         return process.cwd()
-    except psutil.Error:  # it has just ended, which the guard will notice
+    except psutil.Error:  # it has just ended, as the guard will notice
         return os.getcwd()
 
 
 def named_hostfile(arguments: Sequence[str]) -> str | None:
-    """Return the value of --hostfile as DeepSpeed's launcher reads it; None if the launcher refuses its arguments.
+    """Return the value of --hostfile as DeepSpeed's launcher reads it, None if the launcher refuses its arguments.
 
-    Arguments after the name of the script (with --module, of the module) are not the launcher's.
+    Arguments after the name of the script (or of the module, with --module) are not the launcher's.
     """
     program, given = program_of(arguments)
     if program not in DEEPSPEED:
@@ -145,7 +145,7 @@ def named_hostfile(arguments: Sequence[str]) -> str | None:
 def require_no_hostfile(arguments: Sequence[str]) -> None:
     """Raise ConfigError for a --hostfile among a recipe's arguments (`sys.argv`), which the launcher does not see."""
     script, *flags = arguments
-    words = [word for flag in flags for word in flag.split("=", 1)]  # not --host or -Hx: they may be this recipe's own
+    words = [word for flag in flags for word in flag.split("=", 1)]  # --host and -Hx may be the recipe's own
     hostfile = next((after for flag, after in pairwise(words) if flag in ("--hostfile", "-H")), None)
     if hostfile:
         raise ConfigError(

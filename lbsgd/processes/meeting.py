@@ -1,8 +1,8 @@
 """Let the processes of a run meet at one store, and agree on a part of the store that is theirs alone.
 
-Thousands of processes may wait at the store of one process. So each asks for a key of its own, less often the more
-processes there are, and only rank 0 reads the list of all. They do not use the store's own blocking wait, because it
-prints warnings whenever it times out.
+Thousands of processes may wait at one process's store. So each asks for its own key, less often the more processes
+there are, and only rank 0 reads the whole list. They do not use the store's own blocking wait, because it prints
+warnings whenever it times out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lbsgd.processes.launcher import launchers
 
 
 class OtherFailed(LbsgdError):
-    """Another process failed first. This one ends with the same exit code, and says that the error was the other's."""
+    """Another process failed first. This one ends with the same exit code, and says whose error it was."""
 
     label = "ended"
 
@@ -42,7 +42,7 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
 
     No process returns before all have come, so a waiting process learns if another one will never come.
     Raises LostProcessError, which names the missing processes, after timeout_seconds. Raises OtherFailed if another
-    process ended before it came, and ConfigError if this process has another world size than rank 0.
+    process ended before it came, and ConfigError if this process's world size differs from rank 0's.
     """
     name, rank = uuid.uuid4().hex, processes.rank
     prefix: str | None = None
@@ -71,12 +71,12 @@ def fresh_prefix(store: Store, processes: Processes, timeout_seconds: float, ali
 
 
 def is_of_same_run(store: Store, processes: Processes) -> bool:
-    """Publish what this run is, on rank 0, or compare with it; return whether rank 0 has published it yet.
+    """On rank 0, publish this run's facts. On others, compare with them. Return whether rank 0 has published them yet.
 
-    Raises ConfigError if the two differ. No other process ends then, because this one may have come to the store of
-    another run by its port. But if rank 0 waits in vain, its error says so.
+    Raises ConfigError if they differ. No other process ends then, because this process may have reached another run's
+    store through its port. But if rank 0 waits in vain, its error says so.
     """
-    if of_agent():  # torchrun gives all its processes one world size, but another after a restart
+    if of_agent():  # torchrun gives all its processes one world size, which may change at a restart
         return True
     if processes.is_rank_0:
         store.set("run", json.dumps(run_of(processes)))
@@ -98,9 +98,9 @@ def is_of_same_run(store: Store, processes: Processes) -> bool:
 
 
 def run_of(processes: Processes) -> dict[str, str]:
-    """Return what the processes of a run have in common and those of another one mostly have not, as far as known.
+    """Return the known facts that the processes of a run share, and that usually differ in another run.
 
-    Only a launcher on the same host is known to be the same for all of them.
+    The launcher is known to be the same for all processes only if all are on one host.
     """
     run = {**jobs(), "WORLD_SIZE": str(processes.world_size)}
     if processes.world_size == processes.local_world_size and (started_by := launchers()):
@@ -109,7 +109,7 @@ def run_of(processes: Processes) -> dict[str, str]:
 
 
 def some_did_not_come(store: Store, name: str, processes: Processes, timeout_seconds: float) -> LostProcessError:
-    """Return the error of a process that has waited in vain; rank 0 can name the missing ones. name: of rank 0."""
+    """Return the error of a process that waited in vain. Rank 0, whose name is `name`, can say who is missing."""
     missing = [] if processes.rank else not_joined(store, name, processes.world_size)
     refused = read(store, "refused")
     return LostProcessError(
@@ -122,14 +122,14 @@ def some_did_not_come(store: Store, name: str, processes: Processes, timeout_sec
 def news_of(store: Store, prefix: str) -> Store:
     """Return the part of the store in which waiting processes look for a failure.
 
-    Normally this is the whole store, because processes that rank 0 has not answered must be able to read it. torchrun's
-    agent keeps the store over restarts, with the failures of earlier starts, so there it is the part of this start.
+    Normally this is the whole store, because processes that rank 0 has not answered must be able to read it. With
+    torchrun it is only this start's part, because the agent keeps earlier starts' failures in the store.
     """
     return PrefixStore(prefix, store) if of_agent() else store
 
 
 def lead(store: Store, name: str, world_size: int) -> str | None:
-    """Do rank 0's part: answer the processes that have come; return rank 0's name once all have joined."""
+    """Do rank 0's part: answer the processes that have come. Return rank 0's name once all have joined."""
     missing = not_joined(store, name, world_size)
     if missing:
         names = dict(line.split() for line in read(store, "arrived").splitlines())  # the newest name of each rank
@@ -142,7 +142,7 @@ def lead(store: Store, name: str, world_size: int) -> str | None:
 
 
 def join(store: Store, name: str, rank: int) -> str | None:
-    """Do another rank's part: once rank 0 has answered, say which host this is, and return rank 0's name."""
+    """Do another rank's part: once rank 0 has answered, tell it this host's name, and return rank 0's name."""
     if not (prefix := read(store, f"answer/{name}")):
         return None
     store.set(f"{prefix}/host/{rank}", socket.gethostname())
@@ -151,13 +151,13 @@ def join(store: Store, name: str, rank: int) -> str | None:
 
 
 def not_joined(store: Store, name: str, world_size: int) -> list[int]:
-    """Return the ranks that have not joined the rank 0 of this name."""
+    """Return the ranks that have not joined the rank 0 with this name."""
     joined = set(map(int, read(store, f"{name}/joined").split()))
     return [rank for rank in range(1, world_size) if rank not in joined]
 
 
 def tell(store: Store, rank: int, error: LbsgdError) -> int:
-    """Store what ends this process, unless another one was first; return the rank of the first."""
+    """Store what ends this process, unless another process was first. Return the rank of the first."""
     mine = {"rank": rank, "host": socket.gethostname(), "error": str(error), "exit_code": error.exit_code}
     return json.loads(store.compare_set("failure", "", json.dumps(mine)))["rank"]
 
@@ -169,7 +169,7 @@ def let_others_read(processes: Processes) -> None:
 
 
 def in_words(ranks: Sequence[int]) -> str:
-    """Return rising numbers as a list in words; three or more in a row become one entry: 1, 2, 8 to 15."""
+    """Return ascending numbers in words. Three or more consecutive ones become one entry: 1, 2, 8 to 15."""
     entries: list[str] = []
     for _, row in groupby(enumerate(ranks), lambda pair: pair[1] - pair[0]):
         first, *rest = [rank for _, rank in row]
@@ -178,5 +178,5 @@ def in_words(ranks: Sequence[int]) -> str:
 
 
 def read(store: Store, key: str) -> str:
-    """Return the value of a key, "" if it is not set; `get` alone would wait for it."""
+    """Return the value of a key, "" if it is not set. `get` alone would wait for it."""
     return store.get(key).decode() if store.check([key]) else ""

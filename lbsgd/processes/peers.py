@@ -1,4 +1,4 @@
-"""Let processes tell each other, outside of collective calls, who is there, who failed first, and who is silent.
+"""Let processes tell each other, outside collective calls, who is there, who failed first, and who is silent.
 
 Collective calls wait for every process, so they cannot say that one is missing. These messages go through the key-value
 store at which torch's processes meet, served by rank 0 or by torchrun's agent.
@@ -51,7 +51,7 @@ class Peers:
         """Compare facts (name -> fingerprint, such as the code's). Raises ConfigError if they differ from rank 0's."""
         if self.rank == 0:
             self.store.set("facts", json.dumps(facts))
-        first = json.loads(self.store.get("facts"))  # a short wait for rank 0, because all have come
+        first = json.loads(self.store.get("facts"))  # waits for rank 0, but not long, because all have come
         for name, fingerprint in facts.items():
             if first[name] != fingerprint:
                 raise ConfigError(
@@ -60,7 +60,7 @@ class Peers:
                 )
 
     def require_address(self) -> None:
-        """Raise ConfigError if there are other hosts, and gloo would tell them an address that only this host reaches.
+        """Raise ConfigError if there are other hosts and gloo would give them an address that only this host reaches.
 
         gloo takes the address of the host's own name, which is 127.0.1.1 on a fresh Debian.
         """
@@ -76,7 +76,7 @@ class Peers:
             )
 
     def own_connection(self) -> Store:
-        """Return another connection to the store: a thread that waits on one blocks all other users of it."""
+        """Return another connection to the store, because a thread that waits on one blocks its other users."""
         return self.store.clone()  # type: ignore[attr-defined]  # torch's type stubs lack it
 
     def name(self, rank: int) -> str:
@@ -88,9 +88,9 @@ class Peers:
     # --- the first failure -------------------------------------------------------------------------------------------
 
     def fail(self, error: LbsgdError) -> bool:
-        """Tell the others what ends this process; return False if another one failed first.
+        """Tell the others what ends this process. Return False if another process failed first.
 
-        Return True if the store is gone, because then no other process can have told.
+        Return True if the store is gone, because then no other process can have reported a failure.
         """
         try:
             return tell(self.store, self.rank, error) == self.rank
@@ -98,26 +98,26 @@ class Peers:
             return True
 
     def failure(self) -> OtherFailed | None:
-        """Return the first failure if it is another process's. Raises RuntimeError if the store is gone."""
+        """Return the first failure if it was another process's. Raises RuntimeError if the store is gone."""
         found = json.loads(read(self.store, "failure") or "null")
         return OtherFailed(**found) if found and found["rank"] != self.rank else None
 
     # --- signs of life -----------------------------------------------------------------------------------------------
 
     def beat(self, position: str) -> None:
-        """Give a sign of life, with how far this process has got."""
+        """Give a sign of life that says how far this process has got."""
         self.beats += 1
         self.store.set(f"beat/{self.rank}", f"{self.beats} {position}")
 
     @cached_property
     def may_look(self) -> bool:
-        """Whether this process is among the first that ask; the others will be told what these find."""
+        """Whether this process is among the first that ask. The others wait for what these find."""
         return self.store.add("looks", 1) <= self.LOOKERS
 
     def silent(self) -> list[str]:
         """Return the names of the processes that give no sign of life within three beats.
 
-        This compares values and not times, because clocks differ between hosts.
+        This compares values, not times, because clocks differ between hosts.
         """
         before = self.all_beats()
         time.sleep(3 * self.BEAT_SECONDS)
@@ -143,11 +143,11 @@ class Peers:
 
 
 def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
-    """Tell the processes that wait for this one, and are not ended by a launcher, why it never comes."""
+    """Tell the processes that wait for this one, and that no launcher ends, why it never comes."""
     seconds = 20
     try:
         store = meeting_point(processes, seconds)
-        is_of_same_run(store, processes)  # raises ConfigError where the store is another run's
+        is_of_same_run(store, processes)  # raises ConfigError if the store is another run's
         Peers(processes, store).fail(error)
     except LbsgdError:
         return  # nobody to tell
@@ -156,7 +156,7 @@ def tell_before_joining(processes: Processes, error: LbsgdError) -> None:
 
 
 def own_address() -> str:
-    """Return the address to which this host's own name leads; without one, torch takes this address, too."""
+    """Return the address of this host's own name. If it has none, return 127.0.0.1, as torch does."""
     try:
         return str(socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0][4][0])
     except OSError:

@@ -9,9 +9,9 @@ from lbsgd.errors import ConfigError
 
 
 def free_port() -> int:
-    """Return a free port of this host; a launcher's default, 29500, is taken if another run goes on.
+    """Return a free port of this host. A launcher's default, 29500, may be in use by another run.
 
-    Linux itself hands out ports from 32768 on, so one of those could be taken before the run opens it.
+    The port is below 32768, because Linux itself hands out ports from there on, perhaps before the run opens its own.
     """
     for port in random.SystemRandom().sample(range(10240, 32768), 100):
         with socket.socket() as listener:

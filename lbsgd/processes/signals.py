@@ -1,4 +1,4 @@
-"""Receive the signals that ask to stop, also in another thread; ask for a signal when the parent dies."""
+"""Receive stop signals, even outside the main thread, and ask for a signal when the parent dies."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from typing import Any
 from lbsgd.errors import Stopped
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
-PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 class StopSignals:
-    """Catches the stop signals as soon as it is made, and hands them to the thread that waits for them.
+    """Catches the stop signals from its creation on, and hands them to the thread that waits for them.
 
         signals = StopSignals()         in the main thread
-        signals.wait(seconds)           in the other thread, again and again
-        signals.restore()               signals mean again what they did before
+        signals.wait(seconds)           in the other thread, repeatedly
+        signals.restore()               in the main thread, to restore the previous handlers
         signals.wake(); thread.join(); signals.close()
 
     Python runs its signal handlers in the main thread only, which may be stuck in a collective call. So the handlers do
@@ -36,18 +36,18 @@ class StopSignals:
         self.writer_before = signal.set_wakeup_fd(self.writer, warn_on_full_buffer=False)
 
     def wait(self, seconds: float) -> list[signal.Signals]:
-        """Return the stop signals that have arrived, at the latest after the given seconds."""
+        """Return the stop signals that have arrived. Wait for one for at most `seconds`."""
         if not select.select([self.reader], [], [], seconds)[0]:
             return []
         return [signal.Signals(number) for number in os.read(self.reader, 64) if number in STOP_SIGNALS]
 
     def restore(self) -> None:
-        """Restore the former handlers; call this in the main thread."""
+        """Restore the previous handlers. Call this in the main thread."""
         signal.set_wakeup_fd(self.writer_before)
         give_back(self.handlers_before)
 
     def wake(self) -> None:
-        """Let the thread that waits return at once."""
+        """Let the waiting thread return at once."""
         os.close(self.writer)
 
     def close(self) -> None:
@@ -55,12 +55,12 @@ class StopSignals:
 
 
 class _Stop(BaseException):
-    """Not an Exception, so that nothing between the signal and `stoppable` catches it."""
+    """A stop signal. Not an Exception, so that nothing between the signal and `stoppable` catches it."""
 
 
 @contextlib.contextmanager
 def stoppable(then: str) -> Iterator[None]:
-    """End the work at once on a stop signal. Raises Stopped, which says how to go on; does nothing in other threads."""
+    """End the work at once on a stop signal: raise Stopped, which says how to go on. Only works in the main thread."""
 
     def stop(number: int, _frame: object) -> None:
         raise _Stop(signal.Signals(number).name)
@@ -77,7 +77,7 @@ def stoppable(then: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def calling(handler: Callable[[int, object], None]) -> Iterator[None]:
-    """Call a handler at each stop signal while the block lasts; call this in the main thread."""
+    """Call a handler at each stop signal within the block. Use this in the main thread."""
     before = catch(handler)
     try:
         yield
@@ -86,18 +86,18 @@ def calling(handler: Callable[[int, object], None]) -> Iterator[None]:
 
 
 def catch(handler: Callable[[int, object], None] | signal.Handlers) -> dict[signal.Signals, Any]:
-    """Give the stop signals this handler, in the main thread; return what they had before.
+    """Give the stop signals this handler, in the main thread. Return the previous handlers.
 
-    That of a closed terminal stays ignored where `nohup` asked for it.
+    SIGHUP, from a closed terminal, stays ignored if it is, as `nohup` asks for it.
     """
     nohup = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()
     return {number: signal.signal(number, handler) for number in STOP_SIGNALS if number not in nohup}
 
 
 def give_back(before: Mapping[signal.Signals, Any]) -> None:
-    """Give the stop signals the handlers that `catch` has returned."""
+    """Restore the handlers that `catch` returned."""
     for number, handler in before.items():
-        signal.signal(number, handler or signal.SIG_DFL)  # None: set by others than Python
+        signal.signal(number, handler or signal.SIG_DFL)  # None: not set by Python
 
 
 def at_a_signal(do: Callable[[int], None]) -> None:
@@ -107,10 +107,10 @@ def at_a_signal(do: Callable[[int], None]) -> None:
 
 @contextlib.contextmanager
 def handled_afterwards() -> Iterator[None]:
-    """Delay the Python handlers of the stop signals until the block ends; call this in the main thread.
+    """Delay the Python handlers of the stop signals until the block ends. Use this in the main thread.
 
-    Blocking the signals would not work: the kernel gives them to another thread that does not block them, such as one
-    of numpy's, and Python still runs the handler in the main thread.
+    Blocking the signals would not work: the kernel gives them to a thread that does not block them, such as one of
+    NumPy's, and Python still runs the handler in the main thread.
     """
     arrived: list[int] = []
     handlers = {each: before for each in STOP_SIGNALS if callable(before := signal.getsignal(each))}
@@ -127,7 +127,7 @@ def handled_afterwards() -> Iterator[None]:
 
 @contextlib.contextmanager
 def held_back() -> Iterator[None]:
-    """Block the stop signals in this thread until the end, in what it forks meanwhile until it unblocks them.
+    """Block the stop signals in this thread within the block. A process forked there has to unblock them itself.
 
     Another thread of this process may still take them, as `handled_afterwards` says.
     """
@@ -139,7 +139,7 @@ def held_back() -> Iterator[None]:
 
 
 def end_with(parent: int, by: signal.Signals = signal.SIGTERM) -> None:
-    """Ask the kernel for a signal when the parent process dies (Linux); send it now if the parent is dead."""
+    """Ask the kernel for a signal when the parent process dies (Linux). Send it now if the parent is already dead."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, by)
     if os.getppid() != parent:
         os.kill(os.getpid(), by)

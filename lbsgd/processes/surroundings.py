@@ -1,4 +1,4 @@
-"""Refuse variables and folders with which a library would end in a traceback."""
+"""Refuse environment variables and folders that would end a library in a traceback."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ACCELERATORS = ("cuda", "cpu")
 
 
 def require_surroundings() -> None:
-    """Raise ConfigError for what no recipe can begin with, before PyTorch is imported."""
+    """Raise ConfigError, before PyTorch is imported, for an environment in which no recipe can start."""
     require_temporary_folder()
     accelerator = os.environ.get("DS_ACCELERATOR")
     if accelerator not in (None, *ACCELERATORS):
@@ -25,7 +25,7 @@ def require_surroundings() -> None:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """Raise ConfigError where a library refuses, when it is imported, what a variable tells it: TORCH_LOGS, say."""
+    """Raise ConfigError if a library, at its import, refuses the value of a variable such as TORCH_LOGS."""
     try:
         yield
     except LbsgdError:
@@ -37,7 +37,7 @@ def importing() -> Iterator[None]:
 
 
 def require_temporary_folder() -> None:
-    """Raise ConfigError if no folder for temporary files can be written: torchvision's import makes one."""
+    """Raise ConfigError if no folder for temporary files is writable, because torchvision's import makes one."""
     try:
         tempfile.gettempdir()
     except OSError:
@@ -48,9 +48,9 @@ def require_temporary_folder() -> None:
 
 
 def require_devices(kind: str) -> None:
-    """Raise ConfigError if variables name devices that are not there; kind: of what computes, `cuda` or `cpu`.
+    """Raise ConfigError if variables name missing devices. kind: the device that computes, `cuda` or `cpu`.
 
-    The processes meet by gloo where the CPU computes.
+    GLOO_SOCKET_IFNAME is checked because the processes communicate through gloo if the CPU computes.
     """
     if kind != "cpu":
         return
@@ -71,7 +71,7 @@ def require_devices(kind: str) -> None:
 
 
 def require_compiling() -> None:
-    """Raise ConfigError for variables with which Numba compiles no loader. Of what is no number it warns itself."""
+    """Raise ConfigError for variables that keep Numba from compiling a loader. Numba itself warns of non-numbers."""
     for name, is_wrong, what in (
         ("NUMBA_DISABLE_JIT", lambda number: number != 0, "nothing decodes images"),
         ("NUMBA_NUM_THREADS", lambda number: number < 1, "no thread decodes images"),
